@@ -1,0 +1,277 @@
+//! The one error of the crate.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::key::KeyHash;
+
+/// What went wrong.
+///
+/// ```
+/// use idempotent_runtime::{Error, ErrorKind};
+///
+/// fn status(error: &Error) -> u16 {
+///     match error.kind() {
+///         ErrorKind::InProgress | ErrorKind::InDoubt => 409,
+///         ErrorKind::Mismatch => 422,
+///         ErrorKind::MissingKey | ErrorKind::InvalidKey => 400,
+///         _ => 503,
+///     }
+/// }
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// Another caller is running this call, and the caller refuses to wait or waited long enough.
+    InProgress,
+    /// The key was used before with another fingerprint.
+    Mismatch,
+    /// The body started and nobody knows whether it finished.
+    InDoubt,
+    /// A part of the key is `None`.
+    MissingKey,
+    /// The key or the scope cannot be used.
+    InvalidKey,
+    /// The store did not give a usable answer. The body did not run.
+    StoreUnavailable,
+    /// The body ran and its result could not be stored.
+    NotStored,
+    /// The body ran and its result is larger than the limit; a marker is stored in its place.
+    TooLarge,
+    /// The store has no room for another record. The body did not run.
+    Full,
+    /// A value could not be encoded.
+    Encode,
+    /// A stored record or result cannot be read. The body did not run again.
+    Decode,
+    /// The body ran here, but another caller had taken the call over, and its result is not known.
+    Superseded,
+    /// A step that runs at most once was interrupted.
+    StepInterrupted,
+    /// The retention of the record is over, and the operation refuses late retries.
+    Expired,
+    /// The body called its own operation with its own key.
+    Reentrant,
+    /// The configuration is wrong.
+    Config,
+    /// The store cannot do what was asked.
+    Unsupported,
+    /// No engine is installed and none is in scope.
+    NotInstalled,
+    /// The engine is shutting down and takes no new calls.
+    ShuttingDown,
+}
+
+impl ErrorKind {
+    /// What happened, and what to do.
+    const fn text(self) -> (&'static str, &'static str) {
+        match self {
+            Self::InProgress => ("another caller is running this call", "retry later with the same key"),
+            Self::Mismatch => {
+                ("the key was used before for another request", "use a new key for a new request, or repeat the first request unchanged")
+            }
+            Self::InDoubt => (
+                "an earlier attempt started and nobody knows whether it finished",
+                "find out whether the effect happened, then answer with `record(…).resolve(…)`",
+            ),
+            Self::MissingKey => ("the call has no key", "give every part of the key a value"),
+            Self::InvalidKey => ("the key cannot be used", "use a shorter key of a supported type"),
+            Self::StoreUnavailable => ("the store did not answer, the body did not run", "retry with the same key"),
+            Self::NotStored => (
+                "the body ran but its result could not be stored",
+                "do not run it under another key; retry with the same key to learn the outcome",
+            ),
+            Self::TooLarge => (
+                "the body ran and its result is larger than the limit",
+                "return a smaller result or raise `max_result_size`; the body will not run again for this key",
+            ),
+            Self::Full => ("the store is full, the body did not run", "raise the store's limits or shorten `ttl`, then retry"),
+            Self::Encode => ("a value could not be encoded", "make its `Serialize` succeed"),
+            Self::Decode => (
+                "the stored record cannot be read, the body did not run again",
+                "read it with the version that wrote it, or set `version` and `upgrade`",
+            ),
+            Self::Superseded => (
+                "another caller took the call over while the body ran here",
+                "retry with the same key to get that caller's result",
+            ),
+            Self::StepInterrupted => ("a step that runs at most once was interrupted", "find out whether its effect happened"),
+            Self::Expired => ("the call was made too late, its record has expired", "use a new key for a new request"),
+            Self::Reentrant => ("the body called its own operation with its own key", "call the inner function without the guard"),
+            Self::Config => ("the configuration is wrong", "correct it as described"),
+            Self::Unsupported => ("the store cannot do what was asked", "use a store with that capability"),
+            Self::NotInstalled => (
+                "no engine is installed",
+                "call `engine.install()?` at start, or wrap the call in `engine.scope(…)`",
+            ),
+            Self::ShuttingDown => ("the engine is shutting down", "retry with the same key at another instance"),
+        }
+    }
+}
+
+/// Why a call, or an operation on a record, has no result.
+///
+/// `Display` says what happened, to which operation and key, and what to do. The message is for people; programs
+/// look at [`kind`](Self::kind).
+///
+/// ```
+/// use idempotent_runtime::{Error, ErrorKind};
+///
+/// fn retry_later(error: &anyhow_like::Error) -> bool {
+///     Error::find(error.as_ref()).is_some_and(Error::is_retryable)
+/// }
+/// # mod anyhow_like {
+/// #     pub struct Error(Box<dyn std::error::Error + 'static>);
+/// #     impl Error { pub fn as_ref(&self) -> &(dyn std::error::Error + 'static) { &*self.0 } }
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Error(Box<Parts>);
+
+#[derive(Clone)]
+struct Parts {
+    kind: ErrorKind,
+    operation: Option<Arc<str>>,
+    key: Option<Box<str>>,
+    detail: Option<String>,
+    store: Option<&'static str>,
+    retry_after: Option<Duration>,
+    source: Option<Arc<dyn StdError + Send + Sync>>,
+}
+
+impl Error {
+    pub(crate) fn new(kind: ErrorKind) -> Self {
+        Self(Box::new(Parts {
+            kind,
+            operation: None,
+            key: None,
+            detail: None,
+            store: None,
+            retry_after: None,
+            source: None,
+        }))
+    }
+
+    pub(crate) fn config(detail: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Config).with_detail(detail)
+    }
+
+    pub(crate) fn with_detail(mut self, detail: impl Into<String>) -> Self {
+        self.0.detail = Some(detail.into());
+        self
+    }
+
+    pub(crate) fn with_source(mut self, source: impl StdError + Send + Sync + 'static) -> Self {
+        self.0.source = Some(Arc::new(source));
+        self
+    }
+
+    pub(crate) fn with_store(mut self, store: &'static str) -> Self {
+        self.0.store = Some(store);
+        self
+    }
+
+    pub(crate) fn with_retry_after(mut self, retry_after: Duration) -> Self {
+        self.0.retry_after = Some(retry_after);
+        self
+    }
+
+    pub(crate) fn of_operation(mut self, operation: &Arc<str>) -> Self {
+        self.0.operation = Some(operation.clone());
+        self
+    }
+
+    pub(crate) fn of_record(mut self, operation: Option<&Arc<str>>, key: &KeyHash) -> Self {
+        self.0.operation = operation.cloned();
+        self.0.key = Some(key.to_string().into());
+        self
+    }
+
+    /// What went wrong.
+    pub fn kind(&self) -> ErrorKind {
+        self.0.kind
+    }
+
+    /// The operation that was called, if the error is about one.
+    pub fn operation(&self) -> Option<&str> {
+        self.0.operation.as_deref()
+    }
+
+    /// The first twelve characters of the key's hash, if there was a key. Never the key itself.
+    pub fn key(&self) -> Option<&str> {
+        self.0.key.as_deref()
+    }
+
+    /// The name of the store that failed, if one did.
+    pub fn store(&self) -> Option<&str> {
+        self.0.store
+    }
+
+    /// How long to wait before a retry can succeed, as far as it is known.
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.0.retry_after
+    }
+
+    /// Whether the same call can succeed later without anybody's action.
+    pub fn is_retryable(&self) -> bool {
+        matches!(
+            self.0.kind,
+            ErrorKind::InProgress
+                | ErrorKind::StoreUnavailable
+                | ErrorKind::NotStored
+                | ErrorKind::Superseded
+                | ErrorKind::Full
+                | ErrorKind::ShuttingDown
+        )
+    }
+
+    /// The error of this crate in a chain of sources: finds it inside `anyhow::Error` and `#[from]` wrappers.
+    pub fn find<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a Self> {
+        std::iter::successors(Some(error), |&error| StdError::source(error)).find_map(|error| error.downcast_ref())
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (happened, advice) = self.0.kind.text();
+        if let Some(operation) = self.operation() {
+            write!(f, "{operation}")?;
+            if let Some(key) = self.key() {
+                write!(f, " [{key}]")?;
+            }
+            f.write_str(": ")?;
+        } else if let Some(key) = self.key() {
+            write!(f, "record [{key}]: ")?;
+        }
+        f.write_str(happened)?;
+        if let Some(store) = self.store() {
+            write!(f, " (store: {store})")?;
+        }
+        if let Some(detail) = &self.0.detail {
+            write!(f, ": {detail}")?;
+        }
+        write!(f, "; {advice}")
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Error")
+            .field("kind", &self.0.kind)
+            .field("operation", &self.0.operation)
+            .field("key", &self.0.key)
+            .field("detail", &self.0.detail)
+            .field("store", &self.0.store)
+            .field("retry_after", &self.0.retry_after)
+            .field("source", &self.0.source)
+            .finish()
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.0.source.as_deref().map(|source| source as _)
+    }
+}

@@ -1,0 +1,154 @@
+//! The hash under which a store keeps a record.
+
+use std::fmt;
+use std::str::FromStr;
+
+use sha2::{Digest as _, Sha256};
+
+const DOMAIN: &[u8] = b"idempotency/1";
+const DERIVE_DOMAIN: &[u8] = b"idempotency/derive/1";
+
+/// The 256-bit hash of namespace, scope, operation and key: the name of a record in its store.
+///
+/// `Display` shows the first twelve of its 64 hexadecimal characters, which is what logs and errors carry;
+/// [`to_hex`](Self::to_hex) gives all of them.
+///
+/// ```
+/// use idempotent_runtime::key::KeyHash;
+///
+/// let hash: KeyHash = "ab".repeat(32).parse()?;
+/// assert_eq!(hash.to_string(), "abababababab");
+/// assert_eq!(hash.to_hex().parse(), Ok(hash));
+/// # Ok::<(), idempotent_runtime::key::ParseKeyHashError>(())
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct KeyHash([u8; 32]);
+
+impl KeyHash {
+    /// The hash with these bytes.
+    pub const fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// The bytes of the hash.
+    pub const fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    /// All 64 hexadecimal characters, lower case.
+    pub fn to_hex(&self) -> String {
+        hex(&self.0)
+    }
+}
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    use fmt::Write as _;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+impl fmt::Display for KeyHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0[..6].iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for KeyHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "KeyHash({self})")
+    }
+}
+
+/// The text is not 64 hexadecimal characters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ParseKeyHashError;
+
+impl fmt::Display for ParseKeyHashError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a key hash is written as 64 hexadecimal characters")
+    }
+}
+
+impl std::error::Error for ParseKeyHashError {}
+
+impl FromStr for KeyHash {
+    type Err = ParseKeyHashError;
+
+    fn from_str(text: &str) -> Result<Self, ParseKeyHashError> {
+        let mut bytes = [0; 32];
+        if text.len() != 64 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return Err(ParseKeyHashError);
+        }
+        for (byte, pair) in bytes.iter_mut().zip(0..) {
+            *byte = u8::from_str_radix(&text[pair * 2..pair * 2 + 2], 16).map_err(|_| ParseKeyHashError)?;
+        }
+        Ok(Self(bytes))
+    }
+}
+
+fn update_prefixed(hasher: &mut Sha256, bytes: &[u8]) {
+    hasher.update((bytes.len() as u64).to_be_bytes());
+    hasher.update(bytes);
+}
+
+/// `scope` and `key` are canonical encodings; the empty scope is none.
+pub(crate) fn hash_key(namespace: &str, scope: &[u8], operation: &str, key: &[u8]) -> KeyHash {
+    let mut hasher = Sha256::new();
+    hasher.update(DOMAIN);
+    update_prefixed(&mut hasher, namespace.as_bytes());
+    update_prefixed(&mut hasher, scope);
+    update_prefixed(&mut hasher, operation.as_bytes());
+    hasher.update(key);
+    KeyHash(hasher.finalize().into())
+}
+
+/// A key for a service downstream: 64 characters, the same over all attempts, another for each purpose.
+pub(crate) fn derive(key: &KeyHash, purpose: &str) -> String {
+    let mut hasher = Sha256::new();
+    hasher.update(DERIVE_DOMAIN);
+    hasher.update(key.0);
+    update_prefixed(&mut hasher, purpose.as_bytes());
+    hex(&hasher.finalize())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{derive, hash_key};
+    use crate::key::Key;
+
+    fn canonical(key: &Key) -> Vec<u8> {
+        key.canonical("key", 1024).unwrap().to_vec()
+    }
+
+    #[test]
+    fn golden_hash_of_a_released_format() {
+        let key = canonical(&Key::of(&("order", 7, true)));
+        let hash = hash_key("default", &canonical(&Key::of("tenant-7")), "payments.charge", &key);
+        assert_eq!(hash.to_hex(), "GOLDEN");
+    }
+
+    #[test]
+    fn every_part_counts() {
+        let key = canonical(&Key::of(&7));
+        let hashes = [
+            hash_key("a", b"", "b", &key),
+            hash_key("a", b"b", "", &key),
+            hash_key("ab", b"", "", &key),
+            hash_key("", b"", "ab", &key),
+            hash_key("a", b"", "b", &canonical(&Key::of(&8))),
+        ];
+        for (position, one) in hashes.iter().enumerate() {
+            assert!(!hashes[position + 1..].contains(one));
+        }
+    }
+
+    #[test]
+    fn derived_keys_differ_by_purpose_and_fit_64_characters() {
+        let key = hash_key("a", b"", "b", b"c");
+        assert_eq!(derive(&key, "psp"), derive(&key, "psp"));
+        assert_ne!(derive(&key, "psp"), derive(&key, "mail"));
+        assert_eq!(derive(&key, "psp").len(), 64);
+    }
+}

@@ -1,0 +1,92 @@
+//! Keys: which call of an operation this is.
+//!
+//! A key is any value that is [`IntoKey`]. It is encoded with type tags and length prefixes, so that
+//! `("a", "bc")` and `("ab", "c")` are two keys, and so are `1` and `"1"`; then it is hashed together with the
+//! namespace, the scope and the operation's name:
+//!
+//! ```text
+//! sha256("idempotency/1" ‖ len‖namespace ‖ len‖scope ‖ len‖operation ‖ canonical(key))
+//! ```
+//!
+//! Stores see the hash alone. People see its first twelve characters.
+
+mod digest;
+mod encode;
+mod hash;
+mod into_key;
+
+pub use digest::{Digest, digest};
+pub use encode::{KeyEncoder, KeyParts};
+pub use hash::{KeyHash, ParseKeyHashError};
+pub(crate) use hash::{derive, hash_key};
+pub use into_key::IntoKey;
+
+use crate::error::{Error, ErrorKind};
+
+/// An encoded key or scope, or the reason why there is none.
+///
+/// The reason is kept until the call is made, which then fails with it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Key {
+    canonical: Result<Vec<u8>, InvalidKey>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum InvalidKey {
+    Missing,
+    Unfit(String),
+}
+
+impl Key {
+    /// Encodes `value`.
+    ///
+    /// ```
+    /// use idempotent_runtime::key::Key;
+    ///
+    /// assert_ne!(Key::of(&("a", "bc")), Key::of(&("ab", "c")));
+    /// assert_ne!(Key::of(&1), Key::of(&"1"));
+    /// assert_eq!(Key::of(&1_u8), Key::of(&1_i64));
+    /// ```
+    pub fn of<K: IntoKey + ?Sized>(value: &K) -> Self {
+        let mut encoder = KeyEncoder::new();
+        value.encode(&mut encoder);
+        Self::from_encoder(encoder)
+    }
+
+    /// Encodes a tuple whose parts are added one by one: the same key as [`Key::of`] the tuple.
+    ///
+    /// ```
+    /// use idempotent_runtime::key::Key;
+    ///
+    /// let (user, order) = ("ada", 7);
+    /// assert_eq!(Key::from_parts(|parts| parts.add(&user).add(&order)), Key::of(&("ada", 7)));
+    /// ```
+    pub fn from_parts(add: impl for<'a, 'b> FnOnce(&'b mut KeyParts<'a>) -> &'b mut KeyParts<'a>) -> Self {
+        let mut encoder = KeyEncoder::new();
+        encoder.tuple(|parts| {
+            add(parts);
+        });
+        Self::from_encoder(encoder)
+    }
+
+    fn from_encoder(encoder: KeyEncoder) -> Self {
+        Self { canonical: encoder.finish() }
+    }
+
+    /// The encoding, at most `limit` bytes of it.
+    pub(crate) fn canonical(&self, what: &str, limit: usize) -> Result<&[u8], Error> {
+        match &self.canonical {
+            Ok(bytes) if bytes.len() > limit => Err(Error::new(ErrorKind::InvalidKey).with_detail(format!(
+                "the {what} takes {} bytes and the limit is {limit}; use `idempotency::key::digest` for large values, \
+                 or raise the limit with `max_key_size`",
+                bytes.len()
+            ))),
+            Ok(bytes) => Ok(bytes),
+            Err(InvalidKey::Missing) => Err(Error::new(ErrorKind::MissingKey)
+                .with_detail(format!("a part of the {what} is `None`; give a value, or refuse the request before the call"))),
+            Err(InvalidKey::Unfit(reason)) => {
+                Err(Error::new(ErrorKind::InvalidKey).with_detail(format!("the {what} cannot be used: {reason}")))
+            }
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! What the user decides: conflicts, crashes, errors.
+
+use std::time::Duration;
+
+/// What a call does when another caller is already running it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum OnConflict {
+    /// Waits for the other caller's result at most this long, then fails with
+    /// [`InProgress`](crate::ErrorKind::InProgress).
+    Wait(Duration),
+    /// Fails with [`InProgress`](crate::ErrorKind::InProgress) at once.
+    Reject,
+}
+
+/// What the next call does when an earlier one started and nobody knows whether it finished.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum OnCrash {
+    /// Fails with [`InDoubt`](crate::ErrorKind::InDoubt) until somebody resolves the record: effects at most once.
+    Hold,
+    /// Runs the body again: effects at least once. For bodies whose effect may happen twice.
+    Retry,
+}
+
+/// What happens to the claim when the body returns an `Err`. Storing asks serde of the error type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum OnError {
+    /// The error says that nothing happened: the claim is released, the next call runs the body.
+    Release,
+    /// The error is the result, a declined card for example: it is stored and replayed.
+    Store,
+    /// The error may hide an effect, a provider's timeout for example: the record is held in doubt.
+    Hold,
+}
+
+/// [`OnError`] without `Store`: asks nothing of the error type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Unstored {
+    /// The error says that nothing happened: the claim is released, the next call runs the body.
+    Release,
+    /// The error may hide an effect, a provider's timeout for example: the record is held in doubt.
+    Hold,
+}

@@ -1,0 +1,86 @@
+//! The twin of [`Store`] that can be a trait object: sealed, and implemented for every store.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use super::{
+    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Page, Park, Purged, Record, Release, Remove, Renewal,
+    Resolve, Scan, Store, StoreError, Token, Watch, Written,
+};
+use crate::key::KeyHash;
+
+type StoreFuture<T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send>>;
+
+mod sealed {
+    pub trait Sealed {}
+    impl<S: super::Store> Sealed for S {}
+}
+
+macro_rules! twin {
+    ($($method:ident($($argument:ident: $type:ty),*) -> $answer:ty;)*) => {
+        /// [`Store`] as a trait object: `Arc<dyn DynStore>`.
+        ///
+        /// Implemented for every store and for nothing else. The futures own what they need, so that one that was
+        /// sent can be followed to its answer after its caller is gone.
+        pub trait DynStore: sealed::Sealed + Send + Sync + 'static {
+            #[doc = "See [`Store::name`]."]
+            fn name(&self) -> &'static str;
+            #[doc = "See [`Store::capabilities`]."]
+            fn capabilities(&self) -> Capabilities;
+            $(
+                #[doc = concat!("See [`Store::", stringify!($method), "`].")]
+                fn $method(self: Arc<Self>, $($argument: $type),*) -> StoreFuture<$answer>;
+            )*
+        }
+
+        impl<S: Store> DynStore for S {
+            fn name(&self) -> &'static str {
+                Store::name(self)
+            }
+
+            fn capabilities(&self) -> Capabilities {
+                Store::capabilities(self)
+            }
+            $(
+                fn $method(self: Arc<Self>, $($argument: $type),*) -> StoreFuture<$answer> {
+                    Box::pin(async move { Store::$method(&*self, $($argument),*).await })
+                }
+            )*
+        }
+
+        /// Every operation goes to the store inside.
+        #[deny(clippy::missing_trait_methods)]
+        impl<S: Store> Store for Arc<S> {
+            fn name(&self) -> &'static str {
+                Store::name(&**self)
+            }
+
+            fn capabilities(&self) -> Capabilities {
+                Store::capabilities(&**self)
+            }
+            $(
+                async fn $method(&self, $($argument: $type),*) -> Result<$answer, StoreError> {
+                    Store::$method(&**self, $($argument),*).await
+                }
+            )*
+        }
+    };
+}
+
+twin! {
+    claim(claim: Claim) -> Claimed;
+    renew(renewals: Vec<Renewal>) -> Vec<Written>;
+    complete(commit: Commit) -> Written;
+    release(release: Release) -> Written;
+    abandon(abandon: Abandon) -> Written;
+    park(park: Park) -> Written;
+    checkpoint(checkpoint: Checkpoint) -> Written;
+    fence(key: KeyHash, token: Token) -> Option<u64>;
+    read(key: KeyHash) -> Option<Record>;
+    watch(key: KeyHash) -> Watch;
+    resolve(resolve: Resolve) -> Changed;
+    remove(remove: Remove) -> Changed;
+    scan(scan: Scan) -> Page;
+    purge(limit: usize) -> Purged;
+}

@@ -1,0 +1,1 @@
+//! The versioned bytes of a record, for stores that keep each record as one value.

@@ -1,0 +1,102 @@
+//! How a store fails.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::sync::Arc;
+
+/// What kind of failure a store met.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum StoreErrorKind {
+    /// No answer, or a broken one: the request may have been applied or not.
+    Unavailable,
+    /// The store refused the request before it applied anything; the same request can succeed later.
+    Refused,
+    /// No room for another record; nothing was applied.
+    Full,
+    /// The stored bytes are no record that this version can read; nothing was applied.
+    Corrupt,
+    /// The store cannot do this; nothing was applied.
+    Unsupported,
+    /// The store is configured so that it cannot keep its promise; nothing was applied.
+    Config,
+}
+
+/// A failure of a store: kind, what was tried, and the client's own error as `source()`.
+///
+/// ```
+/// use idempotent_runtime::store::{StoreError, StoreErrorKind};
+///
+/// let error = StoreError::new(StoreErrorKind::Unavailable, "claim").with_source(std::io::Error::other("reset"));
+/// assert!(error.is_outcome_unknown());
+/// assert_eq!(error.to_string(), "claim: the store did not answer");
+/// ```
+#[derive(Clone, Debug)]
+pub struct StoreError {
+    kind: StoreErrorKind,
+    operation: &'static str,
+    detail: Option<String>,
+    source: Option<Arc<dyn StdError + Send + Sync>>,
+}
+
+impl StoreError {
+    /// A failure of the store operation `operation` (`"claim"`, `"renew"`, …).
+    pub const fn new(kind: StoreErrorKind, operation: &'static str) -> Self {
+        Self { kind, operation, detail: None, source: None }
+    }
+
+    /// Adds what a person needs to know. Must contain no key, no body and no result.
+    #[must_use]
+    pub fn with_detail(mut self, detail: impl Into<String>) -> Self {
+        self.detail = Some(detail.into());
+        self
+    }
+
+    /// Keeps the client's own error.
+    #[must_use]
+    pub fn with_source(mut self, source: impl StdError + Send + Sync + 'static) -> Self {
+        self.source = Some(Arc::new(source));
+        self
+    }
+
+    /// What kind of failure.
+    pub fn kind(&self) -> StoreErrorKind {
+        self.kind
+    }
+
+    /// The store operation that failed.
+    pub fn operation(&self) -> &'static str {
+        self.operation
+    }
+
+    /// Whether the request may have been applied although it failed.
+    pub fn is_outcome_unknown(&self) -> bool {
+        self.kind == StoreErrorKind::Unavailable
+    }
+
+    /// Whether the same request can succeed later.
+    pub fn is_transient(&self) -> bool {
+        matches!(self.kind, StoreErrorKind::Unavailable | StoreErrorKind::Refused)
+    }
+}
+
+impl fmt::Display for StoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = match self.kind {
+            StoreErrorKind::Unavailable => "the store did not answer",
+            StoreErrorKind::Refused => "the store refused",
+            StoreErrorKind::Full => "the store is full",
+            StoreErrorKind::Corrupt => "the stored bytes are no readable record",
+            StoreErrorKind::Unsupported => "the store cannot do this",
+            StoreErrorKind::Config => "the store's configuration is unfit",
+        };
+        write!(f, "{}: {text}", self.operation)?;
+        self.detail.as_ref().map_or(Ok(()), |detail| write!(f, ": {detail}"))
+    }
+}
+
+impl StdError for StoreError {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.source.as_deref().map(|source| source as _)
+    }
+}

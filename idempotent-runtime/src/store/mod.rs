@@ -1,0 +1,156 @@
+//! Stores: where claims and results live.
+//!
+//! A store is a set of atomic operations on one record per key. The rules that it must keep are at each method of
+//! [`Store`] under "To be correct"; `idempotency::testing::conformance!` (feature `testing`) checks them.
+
+mod capability;
+mod dynamic;
+pub mod envelope;
+mod error;
+mod record;
+mod request;
+
+use std::future::Future;
+
+pub use capability::{Capabilities, StoreClock};
+pub use dynamic::DynStore;
+pub use error::{StoreError, StoreErrorKind};
+pub use record::{CrashPolicy, Reason, Record, State, Token};
+pub use request::{
+    Abandon, Adoption, Changed, Checkpoint, Claim, Claimed, Commit, Grant, Page, Park, Purged, Release, Remove, Renewal,
+    Resolve, ResolveAnswer, Scan, Watch, Written,
+};
+
+use crate::key::KeyHash;
+
+/// A place that keeps records. All operations on one key are linearizable.
+///
+/// Implementers write `async fn`. There are no default methods: each operation is atomic in the store, and a default
+/// made of several would not be.
+///
+/// Every error of kind [`Unavailable`](StoreErrorKind::Unavailable) is an unknown outcome: the engine repeats the
+/// operation with the same token until it knows. All other kinds promise that nothing was applied.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not an idempotency store",
+    note = "implement `idempotency::store::Store`, or use one of the stores in `idempotency::store`"
+)]
+pub trait Store: Send + Sync + 'static {
+    /// The store's name in errors and metrics: `"memory"`, `"redis"`.
+    fn name(&self) -> &'static str;
+
+    /// What the store can do.
+    fn capabilities(&self) -> Capabilities;
+
+    /// Takes the claim, or says what stands in the way (T1–T6).
+    ///
+    /// To be correct, decided in one atomic step on the store's time:
+    /// - No record, an expired one or [`State::Released`]: the caller owns a new record. `Released` keeps `created` and
+    ///   the fence, and counts `attempts` and the fence up. An expired record with `after_expiry` is a tombstone for that long.
+    /// - In progress with the caller's token: the caller owns it, nothing changes (T4), also when the lease is over.
+    /// - In progress, lease over, and the stricter of the record's and the caller's policy
+    ///   [allows takeover](CrashPolicy::allows_takeover): the caller owns it, with the fence and the attempts counted up,
+    ///   the stricter policy, the caller's lease and linger, and the checkpoint kept (T5). Not if the fingerprints
+    ///   [contradict](crate::Fingerprint::contradicts) each other.
+    /// - In progress, lease over, and the stricter policy is hold: the record is parked with
+    ///   [`Reason::Crashed`] unless it has a reason (T6), and returned as held.
+    /// - In doubt, the stricter policy is verify, `lease_until` has passed, fingerprints do not contradict: as T5 (T5b).
+    /// - Everything else: nothing changes, the record is returned as held.
+    /// - `linger` is written on the record; whether an unfinished record is over is judged by that figure alone.
+    /// - An answer [`Claimed::Mine`] is given to one token at a time.
+    fn claim(&self, claim: Claim) -> impl Future<Output = Result<Claimed, StoreError>> + Send;
+
+    /// Prolongs leases (T7), all in one round trip where the store can. One answer for each renewal, in order.
+    ///
+    /// The engine calls this from a thread of its own with its own Tokio runtime. A store with connections opens one
+    /// for renewals there, so that a blocked executor of the user does not lose its leases.
+    ///
+    /// To be correct:
+    /// - Only P with this token: `lease_until` becomes now + lease, also when the lease was over. Otherwise [`Written::Lost`] or [`Written::Gone`].
+    /// - The expiry grows to at least the end of the lease plus the record's linger, and never shrinks.
+    fn renew(&self, renewals: Vec<Renewal>) -> impl Future<Output = Result<Vec<Written>, StoreError>> + Send;
+
+    /// Stores the result (T8, T9).
+    ///
+    /// To be correct:
+    /// - P and X with this token become the commit's state with its body; the expiry is at least now + `ttl`.
+    ///   Whether the lease is over does not matter.
+    /// - C and F with this token: [`Written::AlreadyApplied`], nothing changes.
+    /// - No record and no tombstone: with `adopt` the record is written anew ([`Written::Adopted`]), else [`Written::Gone`].
+    /// - Everything else: [`Written::Lost`].
+    fn complete(&self, commit: Commit) -> impl Future<Output = Result<Written, StoreError>> + Send;
+
+    /// Gives a claim back (T10).
+    ///
+    /// To be correct:
+    /// - P and X with this token: the record is gone, or [`State::Released`] with its attempts where `keep_attempts` is set.
+    /// - No record, and R with this token: [`Written::Gone`] and [`Written::AlreadyApplied`]. Everything else: [`Written::Lost`].
+    fn release(&self, release: Release) -> impl Future<Output = Result<Written, StoreError>> + Send;
+
+    /// Ends the own lease (T11): the next claim decides by policy at once.
+    ///
+    /// To be correct:
+    /// - Only P with this token, and only where the record's policy allows takeover: the lease is over, the reason is written.
+    /// - Under the policy hold, and for everything else: [`Written::Lost`] or [`Written::Gone`], nothing changes.
+    fn abandon(&self, abandon: Abandon) -> impl Future<Output = Result<Written, StoreError>> + Send;
+
+    /// Makes the record in doubt (T6, T6b).
+    ///
+    /// To be correct:
+    /// - P with this token becomes X with the reason; with `only_orphaned` only if its lease is over.
+    ///   `lease_until` becomes now + `ask_again_after`. The checkpoint stays.
+    /// - X with this token: [`Written::AlreadyApplied`]. Everything else: [`Written::Lost`] or [`Written::Gone`].
+    fn park(&self, park: Park) -> impl Future<Output = Result<Written, StoreError>> + Send;
+
+    /// Replaces the checkpoint.
+    ///
+    /// To be correct:
+    /// - Only P with this token. `sequence` equal to the record's `checkpoints`: the body is replaced, the count grows by one.
+    /// - `sequence` one less and the body the same: [`Written::AlreadyApplied`]. Any other sequence: [`Written::Lost`].
+    /// - Lease and expiry stay.
+    fn checkpoint(&self, checkpoint: Checkpoint) -> impl Future<Output = Result<Written, StoreError>> + Send;
+
+    /// The fence of the owner's claim, `None` if the claim is not the token's any more.
+    ///
+    /// To be correct:
+    /// - Only P with this token.
+    /// - The same figure for one claim however often it is asked; larger than that of every earlier claim of the record
+    ///   for which it was asked. A store may allocate it at the first question.
+    fn fence(&self, key: KeyHash, token: Token) -> impl Future<Output = Result<Option<u64>, StoreError>> + Send;
+
+    /// The record as it is, tombstones included; `None` when there is none or it has expired.
+    ///
+    /// To be correct: reads from where claims are decided, never from a replica.
+    fn read(&self, key: KeyHash) -> impl Future<Output = Result<Option<Record>, StoreError>> + Send;
+
+    /// Reads the record after registering for its changes.
+    ///
+    /// To be correct:
+    /// - No change of state or owner after the read goes unnoticed: the watch resolves then, or after a bounded time by itself.
+    /// - A lost connection to the store resolves it.
+    fn watch(&self, key: KeyHash) -> impl Future<Output = Result<Watch, StoreError>> + Send;
+
+    /// Answers for an owner that cannot (T12).
+    ///
+    /// To be correct:
+    /// - Only X on which the observed token stands. The new token takes its place and the fence grows by one, so that
+    ///   the late owner's commit, release and park are [`Written::Lost`]. The reason is [`Reason::Resolved`].
+    /// - [`ResolveAnswer::NotExecuted`] removes the record.
+    /// - P whose lease runs: [`Changed::Running`]. No record: [`Changed::Absent`]. Everything else: [`Changed::Conflict`].
+    fn resolve(&self, resolve: Resolve) -> impl Future<Output = Result<Changed, StoreError>> + Send;
+
+    /// Removes a record (T14).
+    ///
+    /// To be correct:
+    /// - Only with the observed token. P whose lease runs is [`Changed::Running`] unless forced.
+    /// - Leaves a tombstone where asked for; forced removals leave one for at least the remaining lease, so that the
+    ///   owner's commit does not bring the record back.
+    fn remove(&self, remove: Remove) -> impl Future<Output = Result<Changed, StoreError>> + Send;
+
+    /// Lists records that have not expired.
+    fn scan(&self, scan: Scan) -> impl Future<Output = Result<Page, StoreError>> + Send;
+
+    /// Removes at most `limit` expired records. Stores whose server expires records itself do nothing.
+    ///
+    /// To be correct: never takes a record that is P or X before its expiry, and leaves the tombstones that `after_expiry` asks for.
+    fn purge(&self, limit: usize) -> impl Future<Output = Result<Purged, StoreError>> + Send;
+}

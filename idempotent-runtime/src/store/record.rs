@@ -1,0 +1,205 @@
+//! What a store keeps for one key.
+
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::clock::Timestamp;
+use crate::fingerprint::Fingerprint;
+use crate::key::KeyHash;
+
+/// Names the owner of a claim: 128 random bits, new for each attempt. Every write of an owner is guarded by it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Token(u128);
+
+impl Token {
+    /// The token with these bits.
+    pub const fn from_bits(bits: u128) -> Self {
+        Self(bits)
+    }
+
+    /// The bits of the token.
+    pub const fn bits(self) -> u128 {
+        self.0
+    }
+}
+
+impl fmt::Debug for Token {
+    /// Shows the first eight characters: a whole token is the right to write.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Token({:08x}…)", self.0 >> 96)
+    }
+}
+
+/// The state of a record. `Absent` is no record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum State {
+    /// Somebody holds the claim (P). Whether the lease still runs is told by [`Record::lease_until`].
+    InProgress,
+    /// The body started and nobody knows whether it finished (X).
+    InDoubt,
+    /// The result is stored (C). Never changes until it expires.
+    Completed,
+    /// An error that counts as the result is stored (F). Never changes until it expires.
+    Failed,
+    /// Released by an operation that counts attempts (R). Can be claimed.
+    Released,
+    /// The record is gone and must not come back for a while (G).
+    Tombstone,
+}
+
+impl State {
+    /// Whether the record holds a result that is replayed: completed or failed.
+    pub const fn is_answer(self) -> bool {
+        matches!(self, Self::Completed | Self::Failed)
+    }
+}
+
+/// What a claim does to a record whose owner is gone. The derived order is by strictness.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum CrashPolicy {
+    /// The next caller takes the claim over and runs the body again.
+    Retry,
+    /// The next caller takes the claim over with the checkpoint and goes on from there.
+    Resume,
+    /// The next caller takes the claim over and asks the outside world.
+    Verify,
+    /// The record is in doubt until somebody resolves it.
+    Hold,
+}
+
+impl CrashPolicy {
+    /// Whether a claim may take over from a dead owner.
+    pub const fn allows_takeover(self) -> bool {
+        !matches!(self, Self::Hold)
+    }
+}
+
+/// Why a record is what it is, beyond its state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Reason {
+    /// The lease ran out: the process died, hung or lost the store.
+    Crashed,
+    /// The future of the body was dropped.
+    Dropped,
+    /// The body panicked.
+    Panicked,
+    /// The owner could not renew its lease, and gave up.
+    LeaseLost,
+    /// The body returned an error that may hide an effect.
+    Error,
+    /// The body finished, but its result could not be stored.
+    NotStored,
+    /// The engine was shut down while the body ran.
+    ShutDown,
+    /// The body finished; its result was larger than the limit and is not kept.
+    TooLarge,
+    /// The body finished; its result could not be encoded and is not kept.
+    NotEncodable,
+    /// An operator or a verdict resolved the record.
+    Resolved,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Crashed => "its lease ran out",
+            Self::Dropped => "its future was dropped",
+            Self::Panicked => "the body panicked",
+            Self::LeaseLost => "it lost its lease",
+            Self::Error => "the body returned an error that may hide an effect",
+            Self::NotStored => "its result could not be stored",
+            Self::ShutDown => "the engine was shut down",
+            Self::TooLarge => "its result was larger than the limit",
+            Self::NotEncodable => "its result could not be encoded",
+            Self::Resolved => "it was resolved by hand",
+        })
+    }
+}
+
+/// One record, as a store returns it. Bodies are opaque bytes to a store.
+///
+/// All times are the store's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Record {
+    /// The name of the record.
+    pub key: KeyHash,
+    /// The state.
+    pub state: State,
+    /// Who holds, or last held, the claim.
+    pub owner: Token,
+    /// Grows with every change of ownership while the record exists.
+    pub fence: u64,
+    /// The operation's name.
+    pub operation: Arc<str>,
+    /// What a retry must repeat, if the operation has a fingerprint.
+    pub fingerprint: Option<Fingerprint>,
+    /// What happens when the owner is gone.
+    pub policy: CrashPolicy,
+    /// When the first claim was made.
+    pub created: Timestamp,
+    /// How often the call was claimed, this one included.
+    pub attempts: u32,
+    /// Why the record is what it is, where there is more to say than the state.
+    pub reason: Option<Reason>,
+    /// Milliseconds for which an unfinished record is kept after its lease (`in_doubt_retention`).
+    pub linger: u64,
+    /// Milliseconds for which a tombstone refuses late retries after expiry; zero leaves none.
+    pub after_expiry: u64,
+    /// In progress: when the lease ends. In doubt under [`CrashPolicy::Verify`]: when the question may be asked again.
+    pub lease_until: Timestamp,
+    /// When the store may forget the record.
+    pub expires: Timestamp,
+    /// The store's time when it read the record.
+    pub read_at: Timestamp,
+    /// The schema version of the stored result.
+    pub schema: u32,
+    /// How many checkpoints were accepted from all owners so far.
+    pub checkpoints: u32,
+    /// Trace context of the call that made the claim (W3C `traceparent`), if there was any.
+    pub trace: Option<Arc<str>>,
+    /// Completed and failed: the encoded result. In progress and in doubt: the last checkpoint. Else empty.
+    pub body: Bytes,
+}
+
+impl Record {
+    /// A record in progress with nothing else set: what a first claim writes. Stores fill in the rest.
+    pub fn new(key: KeyHash, owner: Token, operation: Arc<str>) -> Self {
+        Self {
+            key,
+            state: State::InProgress,
+            owner,
+            fence: 0,
+            operation,
+            fingerprint: None,
+            policy: CrashPolicy::Hold,
+            created: Timestamp::default(),
+            attempts: 1,
+            reason: None,
+            linger: 0,
+            after_expiry: 0,
+            lease_until: Timestamp::default(),
+            expires: Timestamp::default(),
+            read_at: Timestamp::default(),
+            schema: 0,
+            checkpoints: 0,
+            trace: None,
+            body: Bytes::new(),
+        }
+    }
+
+    /// In progress, and the lease still runs.
+    pub fn is_running(&self) -> bool {
+        self.state == State::InProgress && self.lease_until > self.read_at
+    }
+
+    /// In progress, and the lease is over.
+    pub fn is_orphaned(&self) -> bool {
+        self.state == State::InProgress && self.lease_until <= self.read_at
+    }
+}

@@ -1,0 +1,1 @@
+//! Makes any async function safe to retry.
