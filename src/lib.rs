@@ -1,1 +1,10 @@
 //! Makes any async function safe to retry.
+
+pub use idempotent_runtime::{
+    Builder, Call, CallError, Context, Decision, Drained, Duplicate, Error, ErrorKind, ErrorPolicy, Fingerprint,
+    Idempotency, InCurrentScope, OnConflict, OnCrash, OnError, RecordHandle, RecordView, Report, Resolution, Revision,
+    Run, State, StoredValue, Unstored, Upgrade, clock, key, observe, store,
+};
+
+#[doc(hidden)]
+pub use idempotent_runtime::private as __private;

@@ -112,8 +112,7 @@ impl Default for SystemClock {
 #[expect(clippy::disallowed_methods, reason = "this is the one place that asks the machine")]
 impl Clock for SystemClock {
     fn now(&self) -> Timestamp {
-        let since_epoch =
-            std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         Timestamp::default() + since_epoch
     }
 

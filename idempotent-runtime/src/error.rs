@@ -69,9 +69,10 @@ impl ErrorKind {
     const fn text(self) -> (&'static str, &'static str) {
         match self {
             Self::InProgress => ("another caller is running this call", "retry later with the same key"),
-            Self::Mismatch => {
-                ("the key was used before for another request", "use a new key for a new request, or repeat the first request unchanged")
-            }
+            Self::Mismatch => (
+                "the key was used before for another request",
+                "use a new key for a new request, or repeat the first request unchanged",
+            ),
             Self::InDoubt => (
                 "an earlier attempt started and nobody knows whether it finished",
                 "find out whether the effect happened, then answer with `record(…).resolve(…)`",
@@ -87,7 +88,9 @@ impl ErrorKind {
                 "the body ran and its result is larger than the limit",
                 "return a smaller result or raise `max_result_size`; the body will not run again for this key",
             ),
-            Self::Full => ("the store is full, the body did not run", "raise the store's limits or shorten `ttl`, then retry"),
+            Self::Full => {
+                ("the store is full, the body did not run", "raise the store's limits or shorten `ttl`, then retry")
+            }
             Self::Encode => ("a value could not be encoded", "make its `Serialize` succeed"),
             Self::Decode => (
                 "the stored record cannot be read, the body did not run again",
@@ -97,15 +100,18 @@ impl ErrorKind {
                 "another caller took the call over while the body ran here",
                 "retry with the same key to get that caller's result",
             ),
-            Self::StepInterrupted => ("a step that runs at most once was interrupted", "find out whether its effect happened"),
+            Self::StepInterrupted => {
+                ("a step that runs at most once was interrupted", "find out whether its effect happened")
+            }
             Self::Expired => ("the call was made too late, its record has expired", "use a new key for a new request"),
-            Self::Reentrant => ("the body called its own operation with its own key", "call the inner function without the guard"),
+            Self::Reentrant => {
+                ("the body called its own operation with its own key", "call the inner function without the guard")
+            }
             Self::Config => ("the configuration is wrong", "correct it as described"),
             Self::Unsupported => ("the store cannot do what was asked", "use a store with that capability"),
-            Self::NotInstalled => (
-                "no engine is installed",
-                "call `engine.install()?` at start, or wrap the call in `engine.scope(…)`",
-            ),
+            Self::NotInstalled => {
+                ("no engine is installed", "call `engine.install()?` at start, or wrap the call in `engine.scope(…)`")
+            }
             Self::ShuttingDown => ("the engine is shutting down", "retry with the same key at another instance"),
         }
     }

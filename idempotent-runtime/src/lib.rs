@@ -1,13 +1,26 @@
 //! The engine and the stores of the crate [`idempotency`](https://docs.rs/idempotency). Depend on that crate, not on this one.
+#![warn(clippy::disallowed_methods)]
 
-pub mod clock;
 mod canonical;
+pub mod clock;
+mod context;
+mod engine;
 mod error;
 mod fingerprint;
 pub mod key;
+mod outcome;
 mod policy;
+#[doc(hidden)]
+pub mod private;
 pub mod store;
 
+pub use context::{Context, InCurrentScope};
+pub use engine::{
+    Builder, Call, Drained, Duplicate, Idempotency, RecordHandle, RecordView, Report, Resolution, Revision, Run,
+    observe,
+};
 pub use error::{Error, ErrorKind};
 pub use fingerprint::Fingerprint;
+pub use outcome::{CallError, Decision, ErrorPolicy, StoredValue, Upgrade};
 pub use policy::{OnConflict, OnCrash, OnError, Unstored};
+pub use store::State;

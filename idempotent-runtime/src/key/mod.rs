@@ -82,8 +82,9 @@ impl Key {
                 bytes.len()
             ))),
             Ok(bytes) => Ok(bytes),
-            Err(InvalidKey::Missing) => Err(Error::new(ErrorKind::MissingKey)
-                .with_detail(format!("a part of the {what} is `None`; give a value, or refuse the request before the call"))),
+            Err(InvalidKey::Missing) => Err(Error::new(ErrorKind::MissingKey).with_detail(format!(
+                "a part of the {what} is `None`; give a value, or refuse the request before the call"
+            ))),
             Err(InvalidKey::Unfit(reason)) => {
                 Err(Error::new(ErrorKind::InvalidKey).with_detail(format!("the {what} cannot be used: {reason}")))
             }

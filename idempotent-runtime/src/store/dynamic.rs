@@ -5,8 +5,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use super::{
-    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Page, Park, Purged, Record, Release, Remove, Renewal,
-    Resolve, Scan, Store, StoreError, Token, Watch, Written,
+    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Page, Park, Purged, Record, Release, Remove,
+    Renewal, Resolve, Scan, Store, StoreError, Token, Watch, Written,
 };
 use crate::key::KeyHash;
 

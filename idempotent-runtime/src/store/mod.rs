@@ -17,8 +17,8 @@ pub use dynamic::DynStore;
 pub use error::{StoreError, StoreErrorKind};
 pub use record::{CrashPolicy, Reason, Record, State, Token};
 pub use request::{
-    Abandon, Adoption, Changed, Checkpoint, Claim, Claimed, Commit, Grant, Page, Park, Purged, Release, Remove, Renewal,
-    Resolve, ResolveAnswer, Scan, Watch, Written,
+    Abandon, Adoption, Changed, Checkpoint, Claim, Claimed, Commit, Grant, Page, Park, Purged, Release, Remove,
+    Renewal, Resolve, ResolveAnswer, Scan, Watch, Written,
 };
 
 use crate::key::KeyHash;

@@ -1,0 +1,171 @@
+//! What a running body can know and ask: its attempt, its fence, keys for services downstream.
+
+use std::fmt;
+use std::future::Future;
+use std::sync::{Arc, Weak};
+
+use crate::engine::keeper::Lease;
+use crate::engine::scope::Scope;
+use crate::engine::{Inner, retry};
+use crate::error::{Error, ErrorKind};
+use crate::key::{KeyHash, derive};
+use crate::outcome::refused;
+use crate::store::{Grant, Token};
+
+/// The running call, seen from inside its body.
+///
+/// ```
+/// # use std::time::Duration;
+/// # use idempotent_runtime::{Context, Error, Idempotency, store::MemoryStore};
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Error> {
+/// # let engine = Idempotency::new(MemoryStore::new());
+/// let charge = engine.call("payments.charge", 7).ttl(Duration::from_secs(60)).run(|| async {
+///     let context = Context::current();
+///     assert_eq!(context.attempt(), 1);
+///     // The same text in every attempt: the provider recognises a repeated charge by it.
+///     let provider_key = context.derive_key("provider");
+///     Ok::<_, Error>(provider_key)
+/// });
+/// assert_eq!(charge.await?.len(), 64);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Context(Arc<Parts>);
+
+struct Parts {
+    engine: Weak<Inner>,
+    operation: Arc<str>,
+    key: KeyHash,
+    token: Token,
+    attempt: u32,
+    lease: Arc<Lease>,
+    parent: Option<Context>,
+}
+
+impl Context {
+    pub(crate) fn new(engine: &Arc<Inner>, operation: &Arc<str>, grant: &Grant, lease: Arc<Lease>) -> Self {
+        Self(Arc::new(Parts {
+            engine: Arc::downgrade(engine),
+            operation: operation.clone(),
+            key: grant.record.key,
+            token: grant.record.owner,
+            attempt: grant.record.attempts,
+            lease,
+            parent: Scope::current().context().cloned(),
+        }))
+    }
+
+    /// The innermost guarded call that runs the current code.
+    ///
+    /// # Panics
+    /// Outside the body of a guarded call, and in a task that the body spawned without
+    /// [`in_current_scope`](InCurrentScope::in_current_scope). [`try_current`](Self::try_current) does not panic.
+    #[track_caller]
+    pub fn current() -> Self {
+        Self::try_current().expect(
+            "`Context::current()` is called in the body of a guarded call; spawned futures need `.in_current_scope()`",
+        )
+    }
+
+    /// The innermost guarded call that runs the current code, `None` outside of one.
+    pub fn try_current() -> Option<Self> {
+        Scope::current().context().cloned()
+    }
+
+    /// How often the call has been claimed, this attempt included: 1 in the first. A released claim leaves no count.
+    pub fn attempt(&self) -> u32 {
+        self.0.attempt
+    }
+
+    /// The name of the record. `Display` shows its first twelve characters.
+    pub fn key(&self) -> KeyHash {
+        self.0.key
+    }
+
+    /// The operation's name.
+    pub fn operation(&self) -> &str {
+        &self.0.operation
+    }
+
+    /// A number that grows with every takeover of the call. A resource that refuses smaller numbers than it has seen
+    /// is safe from an owner that was paused and overtaken.
+    ///
+    /// # Errors
+    /// [`Superseded`](ErrorKind::Superseded) when the claim is not this attempt's any more, and the store's errors.
+    pub async fn fence(&self) -> Result<u64, Error> {
+        let superseded = || refused(ErrorKind::Superseded, &self.0.operation, &self.0.key);
+        let engine = self.0.engine.upgrade().ok_or_else(superseded)?;
+        let fence = retry::until(&engine, engine.settings.claim_timeout, || {
+            engine.store.clone().fence(self.0.key, self.0.token)
+        });
+        fence
+            .await
+            .map_err(|error| engine.store_error(error).of_record(Some(&self.0.operation), &self.0.key))?
+            .ok_or_else(superseded)
+    }
+
+    /// A key for a service downstream: 64 characters, the same in every attempt of this call, another for each `purpose`.
+    pub fn derive_key(&self, purpose: &str) -> String {
+        derive(&self.0.key, purpose)
+    }
+
+    /// Whether the lease is over as far as this process knows: another caller may have taken the call over.
+    pub fn lease_lost(&self) -> bool {
+        self.0.lease.is_lost()
+    }
+
+    /// Resolves when the lease is over as far as this process knows. For bodies that can stop.
+    pub async fn lease_ended(&self) {
+        self.0.lease.ended().await;
+    }
+
+    /// Whether a call of `key` in `engine`'s store would wait for this body.
+    pub(crate) fn is_running(&self, engine: &Arc<Inner>, key: &KeyHash) -> bool {
+        let same_store = || self.0.engine.upgrade().is_some_and(|own| Arc::ptr_eq(&own.store, &engine.store));
+        (self.0.key == *key && same_store())
+            || self.0.parent.as_ref().is_some_and(|parent| parent.is_running(engine, key))
+    }
+
+    /// Whether this call, or one around it, belongs to `engine`.
+    pub(crate) fn is_inside(&self, engine: &Arc<Inner>) -> bool {
+        std::ptr::eq(self.0.engine.as_ptr(), Arc::as_ptr(engine))
+            || self.0.parent.as_ref().is_some_and(|parent| parent.is_inside(engine))
+    }
+}
+
+impl fmt::Debug for Context {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Context")
+            .field("operation", &self.0.operation)
+            .field("key", &self.0.key)
+            .field("attempt", &self.0.attempt)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Takes the running call along into another task.
+pub trait InCurrentScope: Future + Sized {
+    /// The future with the engine and the [`Context`] of the code that calls this, wherever it is polled.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use idempotent_runtime::{Context, Error, Idempotency, InCurrentScope, store::MemoryStore};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Error> {
+    /// # let engine = Idempotency::new(MemoryStore::new());
+    /// let call = engine.call("reports.build", 7).ttl(Duration::from_secs(60)).run(|| async {
+    ///     let part = tokio::spawn(async { Context::current().attempt() }.in_current_scope());
+    ///     Ok::<_, Error>(part.await.unwrap_or_default())
+    /// });
+    /// assert_eq!(call.await?, 1);
+    /// # Ok(())
+    /// # }
+    /// ```
+    fn in_current_scope(self) -> impl Future<Output = Self::Output> + use<Self> {
+        Scope::current().wrap(self)
+    }
+}
+
+impl<F: Future> InCurrentScope for F {}

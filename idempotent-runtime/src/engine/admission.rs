@@ -1,0 +1,265 @@
+//! The way of a call to its answer or to its body.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use super::call::{Checked, Request};
+use super::flight::{Leader, Seat, Stage};
+use super::report::Report;
+use super::running::Running;
+use super::scope::Scope;
+use super::{Waiting, claim, wait};
+use crate::error::{Error, ErrorKind};
+use crate::fingerprint::Fingerprint;
+use crate::outcome::{Answer, stored};
+use crate::store::{Claim, Claimed, Grant, Record, State, StoreError};
+
+/// What a call may do.
+pub(crate) enum Admission {
+    /// Return this.
+    Answer(Answer),
+    /// Run the body under this claim.
+    Run(Box<Running>),
+    /// Run the body without any protection: the operation is disabled.
+    Bypass,
+}
+
+/// A claim that was granted, and when it was sent first.
+pub(super) struct Granted {
+    pub(super) claim: Claim,
+    pub(super) grant: Grant,
+    pub(super) sent: Duration,
+}
+
+/// What the leader of a flight learned.
+enum Led {
+    Granted(Box<Granted>),
+    Found(Arc<Record>),
+    Refused(Error),
+}
+
+/// Claims that came too late are sent anew this often.
+const LATE_CLAIMS: usize = 1;
+
+pub(crate) async fn admit(request: Request) -> Admission {
+    let call = match request.check() {
+        Ok(call) => Arc::new(call),
+        Err(error) => return Admission::Answer(Answer::Refused(error)),
+    };
+    let scope = Scope::current();
+    let mut report = Report::new(call.operation.clone(), call.key);
+    let observe = |report: Report| scope.observer().into_iter().for_each(|observer| observer.report(report.clone()));
+    if call.engine.operations.is_disabled(&call.operation) {
+        tracing::warn!(operation = %call.operation, key = %call.key, "the operation is disabled: the body runs unprotected");
+        report.bypassed = true;
+        observe(report);
+        return Admission::Bypass;
+    }
+    match seek(&call, &scope, &mut report).await {
+        Ok(Sought::Found(record)) => {
+            report.replayed = record.state.is_answer();
+            report.attempt = record.attempts;
+            tracing::debug!(operation = %call.operation, key = %call.key, attempt = record.attempts, "replayed");
+            observe(report);
+            Admission::Answer(stored(record, call.version))
+        }
+        Ok(Sought::Running(running)) => Admission::Run(running),
+        Err(error) => {
+            tracing::debug!(operation = %call.operation, key = %call.key, kind = ?error.kind(), "refused");
+            observe(report);
+            Admission::Answer(Answer::Refused(error))
+        }
+    }
+}
+
+enum Sought {
+    Found(Arc<Record>),
+    Running(Box<Running>),
+}
+
+/// Leads or follows until there is an answer or a claim.
+async fn seek(call: &Arc<Checked>, scope: &Scope, report: &mut Report) -> Result<Sought, Error> {
+    let engine = &call.engine;
+    if scope.context().is_some_and(|context| context.is_running(engine, &call.key)) {
+        return Err(call.refused(ErrorKind::Reentrant));
+    }
+    // What a running body calls belongs to its drain.
+    if engine.is_closing() && !scope.context().is_some_and(|context| context.is_inside(engine)) {
+        return Err(call.refused(ErrorKind::ShuttingDown));
+    }
+    engine.keeper.start().map_err(|error| {
+        call.refused(ErrorKind::StoreUnavailable)
+            .with_detail("the thread that renews leases could not be started")
+            .with_source(error)
+    })?;
+    let deadline = call.patience().map(|patience| engine.clock.monotonic() + patience);
+    loop {
+        match engine.flights.join((call.key, call.fingerprint)) {
+            Seat::Leader(leader) => match lead(call, &leader, deadline, report).await {
+                Led::Granted(granted) => {
+                    leader.busy();
+                    let observer = scope.observer().cloned();
+                    return Ok(Sought::Running(Box::new(Running::new(
+                        call.clone(),
+                        *granted,
+                        leader,
+                        observer,
+                        report.clone(),
+                    ))));
+                }
+                Led::Found(record) => {
+                    leader.answer(stored(record.clone(), call.version));
+                    return Ok(Sought::Found(record));
+                }
+                Led::Refused(error) => {
+                    // What concerns this caller's time alone says nothing to the others.
+                    if !matches!(error.kind(), ErrorKind::InProgress | ErrorKind::ShuttingDown) {
+                        leader.answer(Answer::Refused(error.clone()));
+                    }
+                    return Err(error);
+                }
+            },
+            Seat::Follower(stage) => match follow(call, stage, deadline, report).await? {
+                Some(Answer::Stored(answer)) => {
+                    report.joined = true;
+                    return Ok(Sought::Found(answer.record));
+                }
+                Some(Answer::Refused(error)) => return Err(error),
+                None => {}
+            },
+        }
+    }
+}
+
+/// Asks the store until it grants the claim, has an answer, or time is over.
+async fn lead(call: &Arc<Checked>, leader: &Leader, deadline: Option<Duration>, report: &mut Report) -> Led {
+    let engine = &call.engine;
+    let mut late = 0;
+    loop {
+        let claim = match new_claim(call) {
+            Ok(claim) => claim,
+            Err(error) => return Led::Refused(error),
+        };
+        let sent = engine.clock.monotonic();
+        let mut found = match claim::send(engine, claim.clone()).await {
+            Err(error) => return Led::Refused(store_error(call, error)),
+            Ok(Claimed::Mine(grant)) if engine.may_start(sent, call.lease) => {
+                return Led::Granted(Box::new(Granted { claim, grant, sent }));
+            }
+            Ok(Claimed::Mine(_)) => {
+                engine.release_later(&claim);
+                if late == LATE_CLAIMS {
+                    let detail = "the claim was granted so late that its lease could end before the body starts";
+                    return Led::Refused(call.refused(ErrorKind::StoreUnavailable).with_detail(detail));
+                }
+                late += 1;
+                continue;
+            }
+            Ok(Claimed::Held(record)) => Some(Arc::new(record)),
+        };
+        // Goes round while the record is read without a claim.
+        while let Some(record) = found {
+            match judge(call, &record) {
+                Judged::Final => return Led::Found(record),
+                Judged::Refused(error) => return Led::Refused(error),
+                Judged::Busy => {
+                    leader.busy();
+                    let in_progress =
+                        || in_progress(call, Some(record.lease_until.saturating_duration_since(record.read_at)));
+                    let Some(deadline) = deadline else { return Led::Refused(in_progress()) };
+                    let Some(_waiting) = Waiting::enter(engine) else { return Led::Refused(in_progress()) };
+                    report.waited = true;
+                    found = match wait::for_change(engine, call.key, deadline).await {
+                        Ok(wait::Changed::Record(record)) => Some(record),
+                        Ok(wait::Changed::Claimable) => None,
+                        Ok(wait::Changed::OutOfTime) => return Led::Refused(in_progress()),
+                        Err(error) => return Led::Refused(store_error(call, error)),
+                    };
+                }
+            }
+        }
+    }
+}
+
+fn new_claim(call: &Checked) -> Result<Claim, Error> {
+    let token = call.engine.token().map_err(|error| {
+        call.refused(ErrorKind::StoreUnavailable).with_detail("no random numbers for the claim").with_source(error)
+    })?;
+    let mut claim = Claim::new(call.key, token, call.operation.clone());
+    claim.fingerprint = call.fingerprint;
+    claim.policy = call.policy;
+    claim.lease = call.lease;
+    claim.linger = call.linger();
+    Ok(claim)
+}
+
+fn store_error(call: &Checked, error: StoreError) -> Error {
+    call.engine.store_error(error).of_record(Some(&call.operation), &call.key)
+}
+
+fn in_progress(call: &Checked, retry_after: Option<Duration>) -> Error {
+    let error = call.refused(ErrorKind::InProgress);
+    match retry_after {
+        Some(retry_after) => error.with_retry_after(retry_after),
+        None => error,
+    }
+}
+
+enum Judged {
+    Final,
+    Busy,
+    Refused(Error),
+}
+
+/// What a record that stands in the way means to this call.
+fn judge(call: &Checked, record: &Record) -> Judged {
+    if record.state != State::Tombstone && Fingerprint::contradicts(record.fingerprint, call.fingerprint) {
+        return Judged::Refused(call.refused(ErrorKind::Mismatch));
+    }
+    match record.state {
+        State::Completed | State::Failed => Judged::Final,
+        State::InDoubt => Judged::Refused(in_doubt(call, record)),
+        State::Tombstone => Judged::Refused(call.refused(ErrorKind::Expired)),
+        State::InProgress | State::Released => Judged::Busy,
+    }
+}
+
+fn in_doubt(call: &Checked, record: &Record) -> Error {
+    let age = record.read_at.saturating_duration_since(record.created);
+    let reason = record.reason.map_or_else(|| "its owner is gone".to_owned(), |reason| reason.to_string());
+    call.refused(ErrorKind::InDoubt).with_detail(format!(
+        "{reason}; attempt {}, first claimed {}s ago",
+        record.attempts,
+        age.as_secs()
+    ))
+}
+
+/// Waits for the leader's answer. `None`: it has none, and the seat is free.
+async fn follow(
+    call: &Checked,
+    mut stage: watch::Receiver<Stage>,
+    deadline: Option<Duration>,
+    report: &mut Report,
+) -> Result<Option<Answer>, Error> {
+    let clock = &call.engine.clock;
+    let Some(_waiting) = Waiting::enter(&call.engine) else { return Err(in_progress(call, None)) };
+    // Who refuses to wait still learns what the store answers to the leader: that takes no longer than an own claim.
+    let deadline_or_answer = deadline.unwrap_or_else(|| clock.monotonic() + call.engine.settings.claim_timeout);
+    let out_of_time = clock.sleep(deadline_or_answer.saturating_sub(clock.monotonic()));
+    tokio::pin!(out_of_time);
+    loop {
+        match &*stage.borrow_and_update() {
+            Stage::Asking => {}
+            Stage::Busy if deadline.is_none() => return Err(in_progress(call, None)),
+            Stage::Busy => report.waited = true,
+            Stage::Answered(answer) => return Ok(Some(answer.clone())),
+            Stage::Vacant => return Ok(None),
+        }
+        tokio::select! {
+            changed = stage.changed() => if changed.is_err() { return Ok(None) },
+            () = &mut out_of_time => return Err(in_progress(call, None)),
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! Building an engine.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::duplicate::Duplicate;
+use super::settings::Settings;
+use super::{Idempotency, Inner};
+use crate::clock::{Clock, Randomness, SystemClock, SystemRandomness};
+use crate::error::Error;
+use crate::policy::OnConflict;
+use crate::store::{DynStore, Store};
+
+/// Builds an [`Idempotency`]. Made by [`Idempotency::builder`].
+///
+/// ```
+/// use std::time::Duration;
+/// use idempotent_runtime::{Idempotency, OnConflict, store::MemoryStore};
+///
+/// let engine = Idempotency::builder(MemoryStore::new())
+///     .namespace("shop")
+///     .lease(Duration::from_secs(30))
+///     .on_conflict(OnConflict::Wait(Duration::from_secs(10)))
+///     .build();
+/// ```
+#[derive(Clone)]
+#[must_use = "`build` makes the engine"]
+pub struct Builder {
+    store: Arc<dyn DynStore>,
+    clock: Arc<dyn Clock>,
+    randomness: Arc<dyn Randomness>,
+    settings: Settings,
+}
+
+impl std::fmt::Debug for Builder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Builder").field("store", &self.store.name()).finish_non_exhaustive()
+    }
+}
+
+impl Builder {
+    pub(super) fn new(store: impl Store) -> Self {
+        Self {
+            store: Arc::new(store),
+            clock: Arc::new(SystemClock::new()),
+            randomness: Arc::new(SystemRandomness),
+            settings: Settings::default(),
+        }
+    }
+
+    /// Keeps the records of services apart that share a store: 1 to 64 characters of `a-z 0-9 . _ -`. The default is
+    /// `"default"`.
+    pub fn namespace(mut self, namespace: impl Into<String>) -> Self {
+        self.settings.namespace = namespace.into();
+        self
+    }
+
+    /// How long a claim lives without renewal. It is renewed three times as often while the body runs. The default is
+    /// 15 seconds.
+    pub fn lease(mut self, lease: Duration) -> Self {
+        self.settings.lease = lease;
+        self
+    }
+
+    /// What a call does when another caller is running it. The default is to wait 30 seconds.
+    pub fn on_conflict(mut self, on_conflict: OnConflict) -> Self {
+        self.settings.on_conflict = on_conflict;
+        self
+    }
+
+    /// How long the store may take to answer a claim before the call fails with
+    /// [`StoreUnavailable`](crate::ErrorKind::StoreUnavailable). The default is 2 seconds.
+    pub fn claim_timeout(mut self, timeout: Duration) -> Self {
+        self.settings.claim_timeout = timeout;
+        self
+    }
+
+    /// How long a caller waits for its result to be stored before it gets [`NotStored`](crate::ErrorKind::NotStored).
+    /// The default is 10 seconds.
+    pub fn commit_timeout(mut self, timeout: Duration) -> Self {
+        self.settings.commit_timeout = timeout;
+        self
+    }
+
+    /// How long the background goes on storing, and renewing the lease, after `commit_timeout`. Then the record is in
+    /// doubt. The default is 10 minutes.
+    pub fn background_commit(mut self, duration: Duration) -> Self {
+        self.settings.background_commit = duration;
+        self
+    }
+
+    /// After how long the lease of a body that still runs is renewed no more. The default is an hour.
+    pub fn max_run(mut self, duration: Duration) -> Self {
+        self.settings.max_run = duration;
+        self
+    }
+
+    /// How many bytes a key, and a scope, may take. The default is 1 KiB.
+    pub fn max_key_size(mut self, bytes: usize) -> Self {
+        self.settings.max_key_size = bytes;
+        self
+    }
+
+    /// How many bytes a result may take. The default is 256 KiB, the most is 8 MiB.
+    pub fn max_result_size(mut self, bytes: usize) -> Self {
+        self.settings.max_result_size = bytes;
+        self
+    }
+
+    /// The longest `ttl` that a call may ask for. The default is 400 days.
+    pub fn max_ttl(mut self, duration: Duration) -> Self {
+        self.settings.max_ttl = duration;
+        self
+    }
+
+    /// How long the record of an unfinished call is kept after its lease. The default is the longer of `ttl` and 30 days.
+    pub fn in_doubt_retention(mut self, duration: Duration) -> Self {
+        self.settings.in_doubt_retention = Some(duration);
+        self
+    }
+
+    /// How many callers may wait at once before more of them get [`InProgress`](crate::ErrorKind::InProgress). The
+    /// default is 10 000.
+    pub fn max_waiters(mut self, waiters: usize) -> Self {
+        self.settings.max_waiters = waiters;
+        self
+    }
+
+    /// Is called when a body finishes after its call had been taken over: its effect may have happened twice.
+    pub fn on_duplicate(mut self, hook: impl Fn(&Duplicate) + Send + Sync + 'static) -> Self {
+        self.settings.on_duplicate = Some(Arc::new(hook));
+        self
+    }
+
+    /// Where the engine takes time from. A store without a clock of its own has to get the same one.
+    pub fn clock(mut self, clock: impl Clock) -> Self {
+        self.clock = Arc::new(clock);
+        self
+    }
+
+    /// Where owner tokens come from.
+    pub fn randomness(mut self, randomness: impl Randomness) -> Self {
+        self.randomness = Arc::new(randomness);
+        self
+    }
+
+    /// The engine. If a setting is out of its range, every call fails with [`Config`](crate::ErrorKind::Config) and says
+    /// which; [`try_build`](Self::try_build) tells at once.
+    pub fn build(self) -> Idempotency {
+        let validity = self.settings.validate();
+        Idempotency { inner: Arc::new(Inner::new(self.store, self.clock, self.randomness, self.settings, validity)) }
+    }
+
+    /// The engine.
+    ///
+    /// # Errors
+    /// [`Config`](crate::ErrorKind::Config) when a setting is out of its range.
+    pub fn try_build(self) -> Result<Idempotency, Error> {
+        self.settings.validate()?;
+        Ok(self.build())
+    }
+}

@@ -1,0 +1,316 @@
+//! One call of an operation: what the user says about it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::operations::Site;
+use super::run::{Run, run};
+use super::{Idempotency, Inner, scope};
+use crate::error::{Error, ErrorKind};
+use crate::fingerprint::Fingerprint;
+use crate::key::{IntoKey, Key, KeyHash, hash_key};
+use crate::outcome::{CallError, ErrorPolicy, Outcome, StoredValue, Upgrade};
+use crate::policy::{OnConflict, OnCrash, Unstored};
+use crate::store::CrashPolicy;
+
+/// One call of an operation, made by [`Idempotency::call`]. [`run`](Self::run) makes it.
+///
+/// ```
+/// # use std::time::Duration;
+/// # use idempotent_runtime::{Error, Idempotency, OnCrash, store::MemoryStore};
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Error> {
+/// let engine = Idempotency::new(MemoryStore::new());
+/// let receipt: Result<String, Error> = engine
+///     .call("payments.charge", ("shop-1", 4711))
+///     .ttl(Duration::from_secs(86_400))
+///     .fingerprint(&("EUR", 49_99))
+///     .on_crash(OnCrash::Retry)
+///     .run(|| async { Ok("receipt".to_owned()) })
+///     .await;
+/// assert_eq!(receipt?, "receipt");
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+#[must_use = "a call does nothing until it runs"]
+pub struct Call<P = Unstored> {
+    pub(crate) request: Request,
+    policy: P,
+}
+
+/// What a call asks for, before anything is checked.
+#[derive(Debug)]
+pub(crate) struct Request {
+    engine: Result<Idempotency, Error>,
+    operation: Operation,
+    key: Key,
+    scope: Option<Key>,
+    fingerprint: Result<Option<Fingerprint>, Error>,
+    ttl: Option<Duration>,
+    lease: Option<Duration>,
+    on_conflict: Option<Conflict>,
+    policy: CrashPolicy,
+    version: u32,
+    count_attempts: bool,
+}
+
+#[derive(Debug)]
+enum Operation {
+    Named(Arc<str>),
+    Site(&'static Site),
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Conflict {
+    /// Wait for as long as the engine says.
+    Wait,
+    As(OnConflict),
+}
+
+impl Call {
+    pub(crate) fn named(engine: &Idempotency, operation: &str, key: Key) -> Self {
+        Self::new(Ok(engine.clone()), Operation::Named(operation.into()), key)
+    }
+
+    pub(crate) fn at(site: &'static Site, engine: Option<&Idempotency>, key: Key) -> Self {
+        let engine = engine.map_or_else(scope::current_engine, |engine| Ok(engine.clone()));
+        Self::new(engine, Operation::Site(site), key)
+    }
+
+    fn new(engine: Result<Idempotency, Error>, operation: Operation, key: Key) -> Self {
+        let request = Request {
+            engine,
+            operation,
+            key,
+            scope: None,
+            fingerprint: Ok(None),
+            ttl: None,
+            lease: None,
+            on_conflict: None,
+            policy: CrashPolicy::Hold,
+            version: 0,
+            count_attempts: false,
+        };
+        Self { request, policy: Unstored::Release }
+    }
+
+    /// Decides what becomes of an `Err` of the body: [`OnError`](crate::OnError), [`Unstored`], or a function over
+    /// the error that returns one of them. The default is [`Unstored::Release`].
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use idempotent_runtime::{Error, Idempotency, Unstored, store::MemoryStore};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Error> {
+    /// # let engine = Idempotency::new(MemoryStore::new());
+    /// # #[derive(Debug)] enum PayError { ProviderTimeout, Idempotency(Error) }
+    /// # impl From<Error> for PayError { fn from(error: Error) -> Self { Self::Idempotency(error) } }
+    /// let result: Result<u32, PayError> = engine
+    ///     .call("payments.charge", 7)
+    ///     .ttl(Duration::from_secs(60))
+    ///     .on_error(|error: &PayError| match error {
+    ///         PayError::ProviderTimeout => Unstored::Hold,
+    ///         _ => Unstored::Release,
+    ///     })
+    ///     .run(|| async { Err(PayError::ProviderTimeout) })
+    ///     .await;
+    /// # assert!(result.is_err());
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn on_error<P>(self, policy: P) -> Call<P> {
+        Call { request: self.request, policy }
+    }
+}
+
+impl<P> Call<P> {
+    /// How long the result is kept, counted from the end of the body; required. From a millisecond up to the
+    /// engine's ceiling of 400 days, else the call fails with [`Config`](ErrorKind::Config).
+    pub fn ttl(mut self, ttl: Duration) -> Self {
+        self.request.ttl = Some(ttl);
+        self
+    }
+
+    /// The tenant part of the key. Two scopes never see each other's records.
+    pub fn scope<K: IntoKey>(mut self, scope: K) -> Self {
+        self.request.scope = Some(Key::of(&scope));
+        self
+    }
+
+    /// What a retry must repeat: the same key with another fingerprint fails with [`Mismatch`](ErrorKind::Mismatch).
+    pub fn fingerprint<T: Serialize + ?Sized>(mut self, value: &T) -> Self {
+        self.request.fingerprint = Fingerprint::of(value).map(Some);
+        self
+    }
+
+    /// How long the claim lives without renewal. The default is the engine's, 15 seconds.
+    pub fn lease(mut self, lease: Duration) -> Self {
+        self.request.lease = Some(lease);
+        self
+    }
+
+    /// What to do when another caller is running the call. The default is the engine's: wait 30 seconds.
+    pub fn on_conflict(mut self, on_conflict: OnConflict) -> Self {
+        self.request.on_conflict = Some(Conflict::As(on_conflict));
+        self
+    }
+
+    /// Waits for another caller that is running the call, for as long as the engine says.
+    pub fn wait_on_conflict(mut self) -> Self {
+        self.request.on_conflict = Some(Conflict::Wait);
+        self
+    }
+
+    /// What the next caller does when this one is gone in the middle of the body. The default is [`OnCrash::Hold`].
+    pub fn on_crash(mut self, on_crash: OnCrash) -> Self {
+        self.request.policy = match on_crash {
+            OnCrash::Hold => CrashPolicy::Hold,
+            OnCrash::Retry => CrashPolicy::Retry,
+        };
+        self
+    }
+
+    /// The schema version of the result. A stored result of another version is [`Decode`](ErrorKind::Decode). The
+    /// default is zero.
+    pub fn version(mut self, version: u32) -> Self {
+        self.request.version = version;
+        self
+    }
+
+    /// Keeps counting attempts when a claim is released, so that [`Context::attempt`](crate::Context::attempt) counts
+    /// failed ones too.
+    pub fn count_attempts(mut self) -> Self {
+        self.request.count_attempts = true;
+        self
+    }
+
+    /// Makes the call: replays the stored result if there is one, else runs `body` under the claim and stores what it
+    /// returns. Takes `|| async { … }` and `async || { … }`.
+    ///
+    /// Nothing happens until the future is polled. If it is dropped while the body runs, the outcome is unknown and
+    /// the next call decides by [`on_crash`](Self::on_crash).
+    ///
+    /// # Errors
+    /// The body's own, and [`Error`] converted into `E`: every [`ErrorKind`] can occur.
+    pub fn run<T, E, F, B>(self, body: B) -> Run<Result<T, E>, B, F, P>
+    where
+        B: FnOnce() -> F,
+        F: Future<Output = Result<T, E>>,
+        T: StoredValue,
+        E: CallError,
+        P: ErrorPolicy<E>,
+    {
+        run(
+            Call { request: self.request, policy: Unstored::Release },
+            Result::<T, E>::codec().on_error(self.policy),
+            body,
+        )
+    }
+
+    /// As [`run`](Self::run); results of another schema [`version`](Self::version) are read by `upgrade`, which gets
+    /// their version and bytes, and answers `None` for those that it cannot read.
+    pub fn run_with_upgrade<T, E, F, B>(self, upgrade: Upgrade<Result<T, E>>, body: B) -> Run<Result<T, E>, B, F, P>
+    where
+        B: FnOnce() -> F,
+        F: Future<Output = Result<T, E>>,
+        T: StoredValue,
+        E: CallError,
+        P: ErrorPolicy<E>,
+    {
+        let codec = Result::<T, E>::codec().on_error(self.policy).upgrade(upgrade);
+        run(Call { request: self.request, policy: Unstored::Release }, codec, body)
+    }
+}
+
+/// A call whose words were checked.
+pub(crate) struct Checked {
+    pub(crate) engine: Arc<Inner>,
+    pub(crate) operation: Arc<str>,
+    pub(crate) key: KeyHash,
+    pub(crate) fingerprint: Option<Fingerprint>,
+    pub(crate) ttl: Duration,
+    pub(crate) lease: Duration,
+    pub(crate) on_conflict: OnConflict,
+    pub(crate) policy: CrashPolicy,
+    pub(crate) version: u32,
+    pub(crate) count_attempts: bool,
+}
+
+impl Request {
+    pub(crate) fn check(self) -> Result<Checked, Error> {
+        let named = |error: Error, operation: &Arc<str>| error.of_operation(operation);
+        let operation: Arc<str> = match &self.operation {
+            Operation::Named(name) => name.clone(),
+            Operation::Site(site) => match &self.engine {
+                Ok(engine) => engine.inner.operations.name_of(site)?,
+                Err(_) => site.name().into(),
+            },
+        };
+        let engine = self.engine.map_err(|error| named(error, &operation))?.inner;
+        let settings = &engine.settings;
+        let checked = || -> Result<_, Error> {
+            engine.validity()?;
+            if operation.is_empty() {
+                return Err(Error::config("the operation has no name"));
+            }
+            let ttl =
+                self.ttl.ok_or_else(|| Error::config("the call has no `ttl`; say how long its result is kept"))?;
+            if ttl < Duration::from_millis(1) || ttl > settings.max_ttl {
+                return Err(Error::config(format!("`ttl` is {ttl:?}; it goes from 1ms to {:?}", settings.max_ttl)));
+            }
+            let lease = self.lease.unwrap_or(settings.lease);
+            if lease < Duration::from_millis(1) {
+                return Err(Error::config("`lease` must be at least a millisecond"));
+            }
+            if self.lease.is_some_and(|lease| lease > ttl) {
+                return Err(Error::config(format!("`ttl` ({ttl:?}) is shorter than `lease` ({lease:?})")));
+            }
+            let scope =
+                self.scope.as_ref().map_or(Ok(&[][..]), |scope| scope.canonical("scope", settings.max_key_size))?;
+            let key = self.key.canonical("key", settings.max_key_size)?;
+            let key = hash_key(&settings.namespace, scope, &operation, key);
+            Ok((ttl, lease, key, self.fingerprint?))
+        };
+        let (ttl, lease, key, fingerprint) = checked().map_err(|error| named(error, &operation))?;
+        let on_conflict = match self.on_conflict {
+            None => settings.on_conflict,
+            Some(Conflict::Wait) => OnConflict::Wait(settings.wait()),
+            Some(Conflict::As(on_conflict)) => on_conflict,
+        };
+        let (policy, version, count_attempts) = (self.policy, self.version, self.count_attempts);
+        Ok(Checked {
+            engine: engine.clone(),
+            operation,
+            key,
+            fingerprint,
+            ttl,
+            lease,
+            on_conflict,
+            policy,
+            version,
+            count_attempts,
+        })
+    }
+}
+
+impl Checked {
+    pub(crate) fn refused(&self, kind: ErrorKind) -> Error {
+        Error::new(kind).of_record(Some(&self.operation), &self.key)
+    }
+
+    /// How long an unfinished record of this call is kept.
+    pub(crate) fn linger(&self) -> Duration {
+        self.engine.settings.linger(self.ttl)
+    }
+
+    /// How long this call waits for another caller; `None` if it refuses to.
+    pub(crate) fn patience(&self) -> Option<Duration> {
+        match self.on_conflict {
+            OnConflict::Wait(patience) => Some(patience),
+            OnConflict::Reject => None,
+        }
+    }
+}

@@ -1,0 +1,24 @@
+//! The hook for results that came too late.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::key::KeyHash;
+
+/// A body finished here after another caller had taken the call over: its effect may have happened twice.
+/// Handed to the hook that [`Builder::on_duplicate`](super::Builder::on_duplicate) sets.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Duplicate {
+    /// The operation's name.
+    pub operation: Arc<str>,
+    /// The name of the record.
+    pub key: KeyHash,
+    /// The encoded result of the body that came too late. It is stored nowhere.
+    pub result: Bytes,
+    /// The encoded result that all callers get, if it is known.
+    pub winner: Option<Bytes>,
+}
+
+pub(crate) type DuplicateHook = dyn Fn(&Duplicate) + Send + Sync;

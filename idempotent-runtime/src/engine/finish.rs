@@ -1,0 +1,215 @@
+//! The end of a body: its result is stored, its claim released or its record parked.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::duplicate::Duplicate;
+use super::running::{Running, give_up};
+use super::{Waiting, retry, wait};
+use crate::error::{Error, ErrorKind};
+use crate::outcome::{Answer, Ending, StoredAnswer, stored};
+use crate::store::{Commit, Park, Reason, Record, Release, State, StoreError, Written};
+
+/// What the caller gets.
+pub(crate) enum Verdict {
+    /// Its own result.
+    Own,
+    /// The result of another owner, or an error.
+    Instead(Answer),
+}
+
+impl Verdict {
+    fn refused(error: Error) -> Self {
+        Self::Instead(Answer::Refused(error))
+    }
+}
+
+pub(super) async fn finish(mut running: Box<Running>, ending: Ending) -> Verdict {
+    let (state, body) = match ending {
+        Ending::Answer { state, body } => (state, body),
+        Ending::Release => {
+            release(&running).await;
+            return conclude(&mut running, Verdict::Own, None);
+        }
+        Ending::Hold => {
+            hold(&running).await;
+            return conclude(&mut running, Verdict::Own, None);
+        }
+    };
+    let (commit, marker) = commit(&running, state, body);
+    match store(&running, &commit, running.call.engine.settings.commit_timeout).await {
+        Ok(written) if written.is_done() => {
+            if written == Written::Adopted {
+                tracing::warn!(operation = %running.call.operation, key = %running.call.key,
+                    "the record had vanished and was written anew: the store loses records");
+            }
+            let record = answered(&running, &commit);
+            let verdict = marker.map_or(Verdict::Own, Verdict::refused);
+            conclude(&mut running, verdict, Some(Arc::new(record)))
+        }
+        Ok(_) => {
+            let verdict = overtaken(&mut running, &commit).await;
+            let winner = match &verdict {
+                Verdict::Instead(Answer::Stored(stored)) => Some(stored.record.clone()),
+                _ => None,
+            };
+            conclude(&mut running, verdict, winner)
+        }
+        Err(error) => not_stored(running, commit, error),
+    }
+}
+
+fn conclude(running: &mut Running, verdict: Verdict, record: Option<Arc<Record>>) -> Verdict {
+    running.tell(&verdict);
+    running.conclude(record);
+    verdict
+}
+
+/// What to store, and the error for the caller if a marker stands in place of the result.
+fn commit(running: &Running, state: State, body: Result<Bytes, serde_json::Error>) -> (Commit, Option<Error>) {
+    let (call, record) = (&running.call, &running.grant.record);
+    let limit = call.engine.settings.max_result_size;
+    let mut commit = Commit::new(record.key, record.owner, Bytes::new(), call.ttl);
+    commit.state = state;
+    commit.schema = call.version;
+    let marker = match body {
+        Ok(body) if body.len() <= limit => {
+            commit.body = body;
+            None
+        }
+        Ok(body) => {
+            commit.reason = Some(Reason::TooLarge);
+            let detail = format!("it takes {} bytes and the limit is {limit}", body.len());
+            Some(call.refused(ErrorKind::TooLarge).with_detail(detail))
+        }
+        Err(error) => {
+            commit.reason = Some(Reason::NotEncodable);
+            let detail = "the body ran and its result is lost; it will not run again for this key";
+            Some(call.refused(ErrorKind::Encode).with_detail(detail).with_source(error))
+        }
+    };
+    (commit, marker)
+}
+
+/// The record as it stands in the store now, for the followers of this call.
+fn answered(running: &Running, commit: &Commit) -> Record {
+    let mut record = running.grant.record.clone();
+    record.state = commit.state;
+    record.body = commit.body.clone();
+    record.schema = commit.schema;
+    record.reason = commit.reason;
+    record
+}
+
+async fn store(running: &Running, commit: &Commit, budget: Duration) -> Result<Written, StoreError> {
+    let engine = &running.call.engine;
+    retry::until(engine, budget, || {
+        let mut commit = commit.clone();
+        // Once the lease may be over, a record that is gone may be somebody else's next.
+        commit.adopt = (!running.lease.is_lost()).then(|| running.adoption.clone());
+        engine.store.clone().complete(commit)
+    })
+    .await
+}
+
+async fn release(running: &Running) {
+    let engine = &running.call.engine;
+    let mut release = Release::new(running.grant.record.key, running.grant.record.owner);
+    release.keep_attempts = running.call.count_attempts;
+    let released = retry::until(engine, engine.settings.commit_timeout, || engine.store.clone().release(release)).await;
+    if let Err(error) = released {
+        tracing::warn!(operation = %running.call.operation, key = %running.call.key, %error,
+            "the claim of a body that returned an error could not be released; it ends with its lease");
+    }
+}
+
+async fn hold(running: &Running) {
+    let engine = &running.call.engine;
+    let park = Park::own(running.grant.record.key, running.grant.record.owner, Reason::Error);
+    let parked = retry::until(engine, engine.settings.commit_timeout, || engine.store.clone().park(park)).await;
+    if let Err(error) = parked {
+        tracing::warn!(operation = %running.call.operation, key = %running.call.key, %error,
+            "the record of a held error could not be parked; its policy applies when the lease is over");
+    }
+}
+
+/// The commit was refused: somebody else decided. Returns the winner's result if there is or will be one.
+async fn overtaken(running: &mut Running, commit: &Commit) -> Verdict {
+    let call = running.call.clone();
+    let found = winner(running).await;
+    if let Ok(Some(record)) = &found {
+        // A late answer to an earlier try of this very commit.
+        if record.owner == commit.token && record.state.is_answer() {
+            return StoredAnswer { record: record.clone(), version: call.version }
+                .marker()
+                .map_or(Verdict::Own, Verdict::refused);
+        }
+    }
+    let winner = found.as_ref().ok().and_then(Option::as_ref);
+    tracing::warn!(operation = %call.operation, key = %call.key, winner = winner.is_some(),
+        "a body finished after its call had been taken over: its effect may have happened twice");
+    call.engine.duplicates.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    if let Some(hook) = &call.engine.settings.on_duplicate {
+        let winner = winner.map(|record| record.body.clone());
+        let (operation, key, result) = (call.operation.clone(), call.key, commit.body.clone());
+        hook(&Duplicate { operation, key, result, winner });
+    }
+    match found {
+        Ok(Some(record)) => Verdict::Instead(stored(record, call.version)),
+        Ok(None) => Verdict::refused(call.refused(ErrorKind::Superseded)),
+        Err(error) => Verdict::refused(call.refused(ErrorKind::Superseded).with_source(error)),
+    }
+}
+
+/// The result of the owner that took over; waits for it as any caller would.
+async fn winner(running: &mut Running) -> Result<Option<Arc<Record>>, StoreError> {
+    let call = running.call.clone();
+    let engine = &call.engine;
+    let record = retry::until(engine, engine.settings.commit_timeout, || engine.store.clone().read(call.key)).await?;
+    let record = match record {
+        Some(record) if record.is_running() => {
+            let (Some(patience), Some(_waiting)) = (call.patience(), Waiting::enter(engine)) else { return Ok(None) };
+            running.report.waited = true;
+            match wait::for_change(engine, call.key, engine.clock.monotonic() + patience).await? {
+                wait::Changed::Record(record) => record,
+                wait::Changed::Claimable | wait::Changed::OutOfTime => return Ok(None),
+            }
+        }
+        Some(record) => Arc::new(record),
+        None => return Ok(None),
+    };
+    Ok(record.state.is_answer().then_some(record))
+}
+
+/// Tells the caller, and goes on storing in the background. If that fails too, the record is in doubt.
+fn not_stored(mut running: Box<Running>, commit: Commit, error: StoreError) -> Verdict {
+    let call = running.call.clone();
+    let engine = call.engine.clone();
+    tracing::error!(operation = %call.operation, key = %call.key, %error,
+        "a result could not be stored; storing goes on in the background");
+    let refused = engine.store_error(error);
+    let verdict =
+        Verdict::refused(call.refused(ErrorKind::NotStored).with_store(engine.store.name()).with_source(refused));
+    let keeper = engine.keeper.clone();
+    let lease = running.lease.clone();
+    running.tell(&verdict);
+    keeper.spawn(async move {
+        let stored = store(&running, &commit, engine.settings.background_commit).await;
+        match stored {
+            Ok(written) if written.is_done() => {
+                tracing::info!(key = %lease.key, "a result was stored in the background");
+            }
+            Ok(_) => {
+                overtaken(&mut running, &commit).await;
+            }
+            Err(error) => {
+                tracing::error!(key = %lease.key, %error, "a result was never stored: the record is left in doubt");
+                give_up(&engine, &lease, Reason::NotStored, running.call.lease).await;
+            }
+        }
+        running.conclude(None);
+    });
+    verdict
+}

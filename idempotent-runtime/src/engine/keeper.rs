@@ -1,0 +1,369 @@
+//! The thread that keeps leases alive and finishes what callers left behind.
+//!
+//! Renewals run here, on a thread and a Tokio runtime of their own, so that a blocked executor of the user does not
+//! lose its leases. So do claims and commits whose caller is gone: they are followed to their answer.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, mpsc, watch};
+
+use crate::clock::Clock;
+use crate::key::KeyHash;
+use crate::store::{CrashPolicy, DynStore, Renewal, Token, Written};
+
+/// How many leases one request to the store renews at most.
+const BATCH: usize = 1000;
+/// A renewal that failed is tried again after this share of the lease.
+const RETRY_SHARE: u32 = 10;
+
+type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// One claim of this process, from its grant to the end of its commit.
+pub(crate) struct Lease {
+    pub(crate) key: KeyHash,
+    pub(crate) token: Token,
+    pub(crate) policy: CrashPolicy,
+    length: Duration,
+    /// Monotonic time after which the lease is not renewed any more.
+    renew_until: Duration,
+    /// Monotonic time until which nobody else can own the claim, in nanoseconds.
+    valid_until: AtomicU64,
+    /// Monotonic time of the next renewal, in nanoseconds.
+    due: AtomicU64,
+    lost: watch::Sender<bool>,
+    clock: Arc<dyn Clock>,
+}
+
+impl Lease {
+    /// The lease of a claim that was sent first at `sent` on the monotonic clock.
+    pub(crate) fn new(
+        (key, token): (KeyHash, Token),
+        policy: CrashPolicy,
+        length: Duration,
+        sent: Duration,
+        max_run: Duration,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        Self {
+            key,
+            token,
+            policy,
+            length,
+            renew_until: sent + max_run,
+            valid_until: AtomicU64::new(nanos(sent + length)),
+            due: AtomicU64::new(nanos(sent + length / 3)),
+            lost: watch::Sender::new(false),
+            clock,
+        }
+    }
+
+    /// Whether another caller may own the claim by now.
+    pub(crate) fn is_lost(&self) -> bool {
+        *self.lost.borrow() || nanos(self.clock.monotonic()) > self.valid_until.load(Ordering::Acquire)
+    }
+
+    pub(crate) async fn ended(&self) {
+        let mut lost = self.lost.subscribe();
+        while !self.is_lost() {
+            let left = self.valid_until.load(Ordering::Acquire).saturating_sub(nanos(self.clock.monotonic()));
+            tokio::select! {
+                _ = lost.changed() => {}
+                () = self.clock.sleep(Duration::from_nanos(left + 1)) => {}
+            }
+        }
+    }
+
+    fn renewed(&self, sent: Duration) {
+        self.valid_until.store(nanos(sent + self.length), Ordering::Release);
+        self.due.store(nanos(sent + self.length / 3), Ordering::Release);
+    }
+
+    fn retry_renewal(&self, now: Duration) {
+        self.due.store(nanos(now + (self.length / RETRY_SHARE).max(Duration::from_millis(1))), Ordering::Release);
+    }
+
+    fn stop_renewal(&self) {
+        self.due.store(u64::MAX, Ordering::Release);
+    }
+
+    fn due(&self) -> u64 {
+        self.due.load(Ordering::Acquire)
+    }
+}
+
+impl fmt::Debug for Lease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lease").field("key", &self.key).field("token", &self.token).finish_non_exhaustive()
+    }
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// The thread's handle. The thread starts with the first claim and ends after the engine.
+pub(crate) struct Keeper {
+    shared: Arc<Shared>,
+    tasks: OnceLock<mpsc::UnboundedSender<Task>>,
+    starting: Mutex<()>,
+}
+
+struct Shared {
+    store: Arc<dyn DynStore>,
+    clock: Arc<dyn Clock>,
+    leases: Mutex<Leases>,
+    earlier: Notify,
+    background: AtomicUsize,
+    idle: Notify,
+    renewing: AtomicBool,
+}
+
+#[derive(Default)]
+struct Leases {
+    by_token: HashMap<Token, Arc<Lease>>,
+    /// When the thread looks next by itself, in monotonic nanoseconds.
+    next_look: u64,
+}
+
+impl Keeper {
+    pub(crate) fn new(store: Arc<dyn DynStore>, clock: Arc<dyn Clock>) -> Self {
+        let leases = Mutex::new(Leases { by_token: HashMap::new(), next_look: u64::MAX });
+        let shared = Shared {
+            store,
+            clock,
+            leases,
+            earlier: Notify::new(),
+            background: AtomicUsize::new(0),
+            idle: Notify::new(),
+            renewing: AtomicBool::new(true),
+        };
+        Self { shared: Arc::new(shared), tasks: OnceLock::new(), starting: Mutex::new(()) }
+    }
+
+    /// Starts the thread, once.
+    pub(crate) fn start(&self) -> std::io::Result<()> {
+        if self.tasks.get().is_some() {
+            return Ok(());
+        }
+        let _starting = self.starting.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.tasks.get().is_some() {
+            return Ok(());
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let shared = self.shared.clone();
+        std::thread::Builder::new()
+            .name("idempotency-keeper".into())
+            .spawn(move || runtime.block_on(shared.keep(receiver)))?;
+        let _ = self.tasks.set(sender);
+        Ok(())
+    }
+
+    /// Runs `task` on the thread, whatever becomes of the caller.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let Some(tasks) = self.tasks.get() else { return };
+        self.shared.background.fetch_add(1, Ordering::AcqRel);
+        let counted = Counted(self.shared.clone());
+        let _ = tasks.send(Box::pin(async move {
+            let _counted = counted;
+            task.await;
+        }));
+    }
+
+    /// Renews `lease` from now on.
+    pub(crate) fn keep(&self, lease: &Arc<Lease>) {
+        let mut leases = self.shared.leases();
+        leases.by_token.insert(lease.token, lease.clone());
+        if lease.due() < leases.next_look {
+            self.shared.earlier.notify_one();
+        }
+    }
+
+    /// Ends the renewals of `lease`.
+    pub(crate) fn forget(&self, lease: &Lease) {
+        self.shared.leases().by_token.remove(&lease.token);
+        self.shared.idle.notify_waiters();
+    }
+
+    /// The claims that this process holds.
+    pub(crate) fn held(&self) -> Vec<Arc<Lease>> {
+        self.shared.leases().by_token.values().cloned().collect()
+    }
+
+    /// Resolves when no claim is held and nothing runs in the background.
+    pub(crate) async fn idle(&self) {
+        loop {
+            let idle = self.shared.idle.notified();
+            tokio::pin!(idle);
+            idle.as_mut().enable();
+            if self.shared.leases().by_token.is_empty() && self.shared.background.load(Ordering::Acquire) == 0 {
+                return;
+            }
+            idle.await;
+        }
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.shared.renewing.store(false, Ordering::Release);
+        self.shared.earlier.notify_one();
+    }
+}
+
+struct Counted(Arc<Shared>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.background.fetch_sub(1, Ordering::AcqRel);
+        self.0.idle.notify_waiters();
+    }
+}
+
+impl Shared {
+    fn leases(&self) -> std::sync::MutexGuard<'_, Leases> {
+        self.leases.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs until the engine is gone and the tasks are done.
+    async fn keep(self: Arc<Self>, mut tasks: mpsc::UnboundedReceiver<Task>) {
+        let renewals = tokio::spawn(self.clone().renew_while_needed());
+        let mut running = tokio::task::JoinSet::new();
+        while let Some(task) = tasks.recv().await {
+            running.spawn(task);
+            while running.try_join_next().is_some() {}
+        }
+        while running.join_next().await.is_some() {}
+        renewals.abort();
+    }
+
+    async fn renew_while_needed(self: Arc<Self>) {
+        while self.renewing.load(Ordering::Acquire) {
+            let due = self.due();
+            if due.is_empty() {
+                let next_look = self.leases().next_look;
+                let pause = Duration::from_nanos(next_look.saturating_sub(nanos(self.clock.monotonic())));
+                tokio::select! {
+                    () = self.earlier.notified() => {}
+                    () = self.clock.sleep(pause), if next_look < u64::MAX => {}
+                }
+            }
+            for batch in due.chunks(BATCH) {
+                self.renew(batch).await;
+            }
+        }
+    }
+
+    /// The leases to renew now: those that are due, and those that soon will be.
+    fn due(&self) -> Vec<Arc<Lease>> {
+        let mut leases = self.leases();
+        let now = self.clock.monotonic();
+        for lease in leases.by_token.values().filter(|lease| now >= lease.renew_until) {
+            lease.stop_renewal();
+        }
+        let next = leases.by_token.values().map(|lease| lease.due()).min().unwrap_or(u64::MAX);
+        leases.next_look = next;
+        if next > nanos(now) {
+            return Vec::new();
+        }
+        let soon = |lease: &&Arc<Lease>| lease.due() <= nanos(now + lease.length / 6);
+        leases.by_token.values().filter(soon).cloned().collect()
+    }
+
+    async fn renew(&self, batch: &[Arc<Lease>]) {
+        let renewals = batch.iter().map(|lease| Renewal::new(lease.key, lease.token, lease.length)).collect();
+        let patience = batch.iter().map(|lease| lease.length / 3).min().unwrap_or_default();
+        let sent = self.clock.monotonic();
+        let answer = tokio::select! {
+            answer = self.store.clone().renew(renewals) => answer.map_err(Some),
+            () = self.clock.sleep(patience) => Err(None),
+        };
+        match answer {
+            Ok(written) => {
+                for (lease, written) in batch.iter().zip(written) {
+                    self.note(lease, written, sent);
+                }
+            }
+            Err(error) => {
+                tracing::warn!(
+                    store = self.store.name(),
+                    leases = batch.len(),
+                    error = error.map(tracing::field::display),
+                    "leases could not be renewed"
+                );
+                let now = self.clock.monotonic();
+                for lease in batch {
+                    lease.retry_renewal(now);
+                }
+            }
+        }
+    }
+
+    fn note(&self, lease: &Lease, written: Written, sent: Duration) {
+        if written.is_done() {
+            lease.renewed(sent);
+        } else {
+            lease.stop_renewal();
+            // A record that is gone is nobody's: the claim stays valid for what is left of the lease.
+            let still_owned = self.leases().by_token.contains_key(&lease.token);
+            if written == Written::Lost && still_owned {
+                tracing::warn!(key = %lease.key, "the lease was lost: another caller may have taken the call over");
+                lease.lost.send_replace(true);
+            }
+        }
+    }
+}
+
+/// A future that goes on in the background when its owner is dropped: a request that was sent is followed to its answer.
+pub(crate) struct Followed<T: Send + 'static> {
+    future: Option<Pin<Box<dyn Future<Output = T> + Send>>>,
+    keeper: Arc<Keeper>,
+    afterwards: Option<Afterwards<T>>,
+}
+
+type Afterwards<T> = Box<dyn FnOnce(T) -> Task + Send>;
+
+impl<T: Send + 'static> Followed<T> {
+    pub(crate) fn new(keeper: &Arc<Keeper>, future: impl Future<Output = T> + Send + 'static) -> Self {
+        Self { future: Some(Box::pin(future)), keeper: keeper.clone(), afterwards: None }
+    }
+
+    /// Hands the answer to `afterwards` if nobody else is there to take it.
+    pub(crate) fn and_if_dropped<F>(mut self, afterwards: impl FnOnce(T) -> F + Send + 'static) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        self.afterwards = Some(Box::new(move |answer| Box::pin(afterwards(answer))));
+        self
+    }
+}
+
+impl<T: Send + 'static> Future for Followed<T> {
+    type Output = T;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> std::task::Poll<T> {
+        let Some(future) = self.future.as_mut() else { return std::task::Poll::Pending };
+        let answer = std::task::ready!(future.as_mut().poll(cx));
+        self.future = None;
+        std::task::Poll::Ready(answer)
+    }
+}
+
+impl<T: Send + 'static> Drop for Followed<T> {
+    fn drop(&mut self) {
+        let Some(future) = self.future.take() else { return };
+        let afterwards = self.afterwards.take();
+        self.keeper.spawn(async move {
+            let answer = future.await;
+            if let Some(afterwards) = afterwards {
+                afterwards(answer).await;
+            }
+        });
+    }
+}

@@ -1,0 +1,281 @@
+//! The engine: from a call to its answer.
+
+mod admission;
+mod builder;
+mod call;
+mod claim;
+mod duplicate;
+mod finish;
+mod flight;
+pub(crate) mod keeper;
+mod operations;
+mod record;
+mod report;
+pub(crate) mod retry;
+mod run;
+mod running;
+pub(crate) mod scope;
+mod settings;
+mod wait;
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+pub use builder::Builder;
+pub use call::Call;
+pub use duplicate::Duplicate;
+pub use operations::Site;
+pub use record::{RecordHandle, RecordView, Resolution, Revision};
+pub use report::{Report, observe};
+pub use run::{Run, run, run_detached};
+
+use flight::Flights;
+use keeper::Keeper;
+use operations::Operations;
+use settings::Settings;
+
+use crate::clock::{Clock, Randomness};
+use crate::error::{Error, ErrorKind};
+use crate::key::{IntoKey, Key};
+use crate::store::{Claim, DynStore, Reason, Store, StoreError, StoreErrorKind, Token};
+
+/// The engine: a handle that is cheap to clone. One per store and process is enough.
+///
+/// ```
+/// # use std::time::Duration;
+/// # use idempotent_runtime::{Error, Idempotency, store::MemoryStore};
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Error> {
+/// let engine = Idempotency::new(MemoryStore::new());
+/// for _ in 0..2 {
+///     let receipt = engine.call("payments.charge", 4711).ttl(Duration::from_secs(86_400)).run(|| async {
+///         Ok::<_, Error>("charged once".to_owned())
+///     });
+///     assert_eq!(receipt.await?, "charged once");
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Idempotency {
+    pub(crate) inner: Arc<Inner>,
+}
+
+/// What all handles of an engine share.
+pub(crate) struct Inner {
+    pub(crate) store: Arc<dyn DynStore>,
+    pub(crate) clock: Arc<dyn Clock>,
+    randomness: Arc<dyn Randomness>,
+    pub(crate) settings: Settings,
+    validity: Result<(), Error>,
+    flights: Arc<Flights>,
+    operations: Operations,
+    keeper: Arc<Keeper>,
+    closing: AtomicBool,
+    waiters: AtomicUsize,
+    duplicates: AtomicU64,
+}
+
+impl Inner {
+    fn new(
+        store: Arc<dyn DynStore>,
+        clock: Arc<dyn Clock>,
+        randomness: Arc<dyn Randomness>,
+        settings: Settings,
+        validity: Result<(), Error>,
+    ) -> Self {
+        Self {
+            keeper: Arc::new(Keeper::new(store.clone(), clock.clone())),
+            store,
+            clock,
+            randomness,
+            settings,
+            validity,
+            flights: Arc::default(),
+            operations: Operations::default(),
+            closing: AtomicBool::new(false),
+            waiters: AtomicUsize::new(0),
+            duplicates: AtomicU64::new(0),
+        }
+    }
+
+    fn validity(&self) -> Result<(), Error> {
+        self.validity.clone()
+    }
+
+    fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Acquire)
+    }
+
+    fn token(&self) -> std::io::Result<Token> {
+        let mut bytes = [0; 16];
+        self.randomness.fill(&mut bytes)?;
+        Ok(Token::from_bits(u128::from_be_bytes(bytes)))
+    }
+
+    /// Whether a body may start whose claim was sent first at `sent`: not when more than 80 % of its lease are over.
+    fn may_start(&self, sent: Duration, lease: Duration) -> bool {
+        self.clock.monotonic().saturating_sub(sent) <= lease / 5 * 4
+    }
+
+    /// Gives back a claim that was granted and that nobody uses.
+    fn release_later(self: &Arc<Self>, claim: &Claim) {
+        let (engine, key, token, lease) = (self.clone(), claim.key, claim.token, claim.lease);
+        self.keeper.spawn(async move { claim::release(&engine, key, token, lease).await });
+    }
+
+    pub(crate) fn store_error(&self, error: StoreError) -> Error {
+        let kind = match error.kind() {
+            StoreErrorKind::Unavailable | StoreErrorKind::Refused => ErrorKind::StoreUnavailable,
+            StoreErrorKind::Full => ErrorKind::Full,
+            StoreErrorKind::Corrupt => ErrorKind::Decode,
+            StoreErrorKind::Unsupported => ErrorKind::Unsupported,
+            StoreErrorKind::Config => ErrorKind::Config,
+        };
+        Error::new(kind).with_store(self.store.name()).with_detail(error.to_string()).with_source(error)
+    }
+}
+
+/// One caller that waits. The number of them is bounded.
+struct Waiting(Arc<Inner>);
+
+impl Waiting {
+    /// `None` when too many wait already.
+    fn enter(engine: &Arc<Inner>) -> Option<Self> {
+        let waiting = Self(engine.clone());
+        let before = engine.waiters.fetch_add(1, Ordering::AcqRel);
+        (before < engine.settings.max_waiters).then_some(waiting)
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.waiters.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// What a shutdown left behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Drained {
+    /// How many bodies still ran at the end of the time, and were given up: in doubt under `hold`, left to the next
+    /// caller under the other policies. Zero when all had finished.
+    pub abandoned: usize,
+}
+
+impl Idempotency {
+    /// An engine on `store` with the default settings.
+    pub fn new(store: impl Store) -> Self {
+        Self::builder(store).build()
+    }
+
+    /// An engine on `store` with settings.
+    pub fn builder(store: impl Store) -> Builder {
+        Builder::new(store)
+    }
+
+    /// An engine on the store that `url` names, with the default settings. `memory:` is the embedded store.
+    ///
+    /// # Errors
+    /// [`Config`](ErrorKind::Config) when the scheme is unknown or its feature is off.
+    ///
+    /// ```
+    /// # use idempotent_runtime::{Error, Idempotency};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Error> {
+    /// let engine = Idempotency::connect("memory:").await?;
+    /// assert!(Idempotency::connect("gopher://example.com").await.is_err());
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[expect(clippy::unused_async, reason = "every store but the embedded one connects")]
+    pub async fn connect(url: &str) -> Result<Self, Error> {
+        let scheme = url.split_once(':').map_or(url, |(scheme, _)| scheme);
+        match scheme {
+            #[cfg(feature = "memory")]
+            "memory" => Err(Error::config("not yet")),
+            #[cfg(not(feature = "memory"))]
+            "memory" => Err(Error::config("`memory:` needs the feature `memory` of the crate `idempotency`")),
+            _ => Err(Error::config(format!("no store is known for the scheme `{scheme}:`; known is `memory:`"))),
+        }
+    }
+
+    /// Makes this engine the one of every call in the process that names none and runs in no
+    /// [`scope`](Self::scope).
+    ///
+    /// # Errors
+    /// [`Config`](ErrorKind::Config) when one is installed already, or when this one's settings are wrong.
+    pub fn install(self) -> Result<(), Error> {
+        self.inner.validity()?;
+        scope::install(self)
+    }
+
+    /// Runs `future` with this engine in place of the installed one. Tests swap the store here.
+    ///
+    /// Tasks that the future spawns do not inherit it: see [`InCurrentScope`](crate::InCurrentScope).
+    pub fn scope<F: Future>(&self, future: F) -> impl Future<Output = F::Output> + use<F> {
+        scope::Scope::current().with_engine(self.clone()).wrap(future)
+    }
+
+    /// A call of `operation` with `key`. What is wrong with the key is told when the call is made.
+    pub fn call<K: IntoKey>(&self, operation: &str, key: K) -> Call {
+        Call::named(self, operation, Key::of(&key))
+    }
+
+    /// The record of a call.
+    pub fn record<K: IntoKey>(&self, operation: &str, key: K) -> RecordHandle {
+        RecordHandle::of_call(self.inner.clone(), operation, Key::of(&key))
+    }
+
+    /// The record with this name: the 64 hexadecimal characters of [`KeyHash::to_hex`](crate::key::KeyHash::to_hex).
+    pub fn record_by_hash(&self, hash: &str) -> RecordHandle {
+        RecordHandle::of_hash(self.inner.clone(), hash)
+    }
+
+    /// Switches the protection of `operation` off, for emergencies: its bodies run at every call, without claim and
+    /// without record, and every such call is logged as a warning.
+    pub fn disable(&self, operation: &str) {
+        self.inner.operations.disable(operation);
+    }
+
+    /// Switches the protection of `operation` on again.
+    pub fn enable(&self, operation: &str) {
+        self.inner.operations.enable(operation);
+    }
+
+    /// How many bodies of this engine finished after their call had been taken over.
+    pub fn duplicates(&self) -> u64 {
+        self.inner.duplicates.load(Ordering::Relaxed)
+    }
+
+    /// Takes no new calls, waits at most `timeout` for the bodies that run, and gives the rest up.
+    ///
+    /// New calls get [`ShuttingDown`](ErrorKind::ShuttingDown); calls that a running body makes still work. A body that
+    /// was given up is not stopped: if it finishes after all and nobody has taken over, its result is stored.
+    pub async fn shutdown(&self, timeout: Duration) -> Drained {
+        let engine = &self.inner;
+        engine.closing.store(true, Ordering::Release);
+        tokio::select! {
+            biased;
+            () = engine.keeper.idle() => {}
+            () = engine.clock.sleep(timeout) => {}
+        }
+        let rest = engine.keeper.held();
+        for lease in &rest {
+            engine.keeper.forget(lease);
+            running::give_up(engine, lease, Reason::ShutDown, engine.settings.claim_timeout).await;
+        }
+        Drained { abandoned: rest.len() }
+    }
+}
+
+impl std::fmt::Debug for Idempotency {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Idempotency")
+            .field("store", &self.inner.store.name())
+            .field("namespace", &self.inner.settings.namespace)
+            .finish_non_exhaustive()
+    }
+}

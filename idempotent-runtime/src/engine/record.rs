@@ -1,0 +1,284 @@
+//! One record, for operators: look, answer, forget.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::Serialize;
+
+use super::{Inner, retry};
+use crate::clock::Timestamp;
+use crate::error::{Error, ErrorKind};
+use crate::key::{IntoKey, Key, KeyHash, hash_key};
+use crate::store::{Changed, Park, Reason, Record, Remove, Resolve, ResolveAnswer, State, Token};
+
+/// The record of one call. Made by [`Idempotency::record`](super::Idempotency::record).
+///
+/// ```
+/// # use std::time::Duration;
+/// # use idempotent_runtime::{Error, Idempotency, State, store::MemoryStore};
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Error> {
+/// let engine = Idempotency::new(MemoryStore::new());
+/// engine.call("payments.charge", 7).ttl(Duration::from_secs(60)).run(|| async { Ok::<_, Error>(()) }).await?;
+///
+/// let record = engine.record("payments.charge", 7);
+/// assert_eq!(record.inspect().await?.unwrap().state, State::Completed);
+/// record.forget().await?;
+/// assert!(record.inspect().await?.is_none());
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct RecordHandle {
+    engine: Arc<Inner>,
+    name: Name,
+}
+
+#[derive(Clone)]
+enum Name {
+    Call { operation: Arc<str>, key: Key, scope: Option<Key> },
+    Hash(Result<KeyHash, Error>),
+}
+
+/// What a record shows to people: never its key, its body or its result.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct RecordView {
+    /// The name of the record.
+    pub key: KeyHash,
+    /// The operation's name.
+    pub operation: Arc<str>,
+    /// The state. A record whose lease is over under the policy hold is shown as in doubt, which it is.
+    pub state: State,
+    /// When the call was claimed first, in the store's time.
+    pub created: Timestamp,
+    /// When the store may forget the record, in the store's time.
+    pub expires: Timestamp,
+    /// How often the call was claimed.
+    pub attempts: u32,
+    /// Grows with every change of ownership.
+    pub fence: u64,
+    /// The size of the stored result or checkpoint in bytes.
+    pub size: usize,
+    /// Why the record is what it is, where there is more to say than the state.
+    pub reason: Option<Reason>,
+    /// Stands for exactly what was seen: [`resolve`](RecordHandle::resolve) refuses if it changed since.
+    pub revision: Revision,
+}
+
+/// Stands for what was seen of a record. Opaque.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Revision(Token);
+
+impl fmt::Debug for Revision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Revision(…)")
+    }
+}
+
+impl RecordView {
+    fn new(record: &Record) -> Self {
+        let orphaned = record.is_orphaned() && !record.policy.allows_takeover();
+        Self {
+            key: record.key,
+            operation: record.operation.clone(),
+            state: if orphaned { State::InDoubt } else { record.state },
+            created: record.created,
+            expires: record.expires,
+            attempts: record.attempts,
+            fence: record.fence,
+            size: record.body.len(),
+            reason: record.reason.or(orphaned.then_some(Reason::Crashed)),
+            revision: Revision(record.owner),
+        }
+    }
+}
+
+/// An operator's answer to a record in doubt.
+///
+/// Read as an enum: `Resolution::Completed(value)`, `Resolution::Failed(error)`, `Resolution::NotExecuted`.
+#[derive(Debug)]
+pub struct Resolution(Kind);
+
+#[derive(Debug)]
+enum Kind {
+    Finished(State, Result<Bytes, serde_json::Error>),
+    NotExecuted,
+}
+
+#[allow(
+    non_snake_case,
+    non_upper_case_globals,
+    reason = "they are read as the variants of an enum, which could not take any `Serialize` value"
+)]
+impl Resolution {
+    /// It did not happen: the next call runs the body.
+    pub const NotExecuted: Self = Self(Kind::NotExecuted);
+
+    /// It happened, and this is the result that every caller gets from now on.
+    pub fn Completed<T: Serialize>(value: T) -> Self {
+        Self(Kind::Finished(State::Completed, serde_json::to_vec(&value).map(Bytes::from)))
+    }
+
+    /// It failed, and this is the error that every caller gets from now on. The operation has to store errors
+    /// (`on_error = store`) to read it.
+    pub fn Failed<E: Serialize>(error: E) -> Self {
+        Self(Kind::Finished(State::Failed, serde_json::to_vec(&error).map(Bytes::from)))
+    }
+}
+
+impl RecordHandle {
+    pub(super) fn of_call(engine: Arc<Inner>, operation: &str, key: Key) -> Self {
+        Self { engine, name: Name::Call { operation: operation.into(), key, scope: None } }
+    }
+
+    pub(super) fn of_hash(engine: Arc<Inner>, hash: &str) -> Self {
+        let hash = hash
+            .parse()
+            .map_err(|error| Error::new(ErrorKind::InvalidKey).with_source(error).with_detail("it is no key hash"));
+        Self { engine, name: Name::Hash(hash) }
+    }
+
+    /// The tenant part of the key, as the call has it.
+    #[must_use]
+    pub fn scope<K: IntoKey>(mut self, value: K) -> Self {
+        if let Name::Call { scope, .. } = &mut self.name {
+            *scope = Some(Key::of(&value));
+        }
+        self
+    }
+
+    /// The name under which the store keeps the record.
+    ///
+    /// # Errors
+    /// [`MissingKey`](ErrorKind::MissingKey) and [`InvalidKey`](ErrorKind::InvalidKey).
+    pub fn hash(&self) -> Result<KeyHash, Error> {
+        match &self.name {
+            Name::Hash(hash) => hash.clone(),
+            Name::Call { operation, key, scope } => {
+                let settings = &self.engine.settings;
+                self.engine.validity()?;
+                let scope =
+                    scope.as_ref().map_or(Ok(&[][..]), |scope| scope.canonical("scope", settings.max_key_size))?;
+                Ok(hash_key(&settings.namespace, scope, operation, key.canonical("key", settings.max_key_size)?))
+            }
+        }
+        .map_err(|error| self.operation().map_or(error.clone(), |operation| error.of_operation(operation)))
+    }
+
+    fn operation(&self) -> Option<&Arc<str>> {
+        match &self.name {
+            Name::Call { operation, .. } => Some(operation),
+            Name::Hash(_) => None,
+        }
+    }
+
+    fn error(&self, key: &KeyHash, error: Error) -> Error {
+        error.of_record(self.operation(), key)
+    }
+
+    async fn read(&self, key: KeyHash) -> Result<Option<Record>, Error> {
+        let engine = &self.engine;
+        retry::until(engine, engine.settings.claim_timeout, || engine.store.clone().read(key))
+            .await
+            .map_err(|error| self.error(&key, engine.store_error(error)))
+    }
+
+    /// The record as it is, `None` if there is none or it has expired.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn inspect(&self) -> Result<Option<RecordView>, Error> {
+        Ok(self.read(self.hash()?).await?.as_ref().map(RecordView::new))
+    }
+
+    /// Answers for an owner that cannot. The answer is kept as long as the record was going to be; a late owner can
+    /// neither overwrite it nor return another value.
+    ///
+    /// # Errors
+    /// [`InProgress`](ErrorKind::InProgress) when an owner is alive. [`Superseded`](ErrorKind::Superseded) when the
+    /// record is not as `view` shows it any more, or is not in doubt: inspect it again. [`Encode`](ErrorKind::Encode)
+    /// and [`TooLarge`](ErrorKind::TooLarge) when the answer cannot be stored; nothing has changed then. The store's.
+    pub async fn resolve(&self, view: &RecordView, resolution: Resolution) -> Result<(), Error> {
+        let key = self.hash()?;
+        let engine = &self.engine;
+        let Revision(observed) = view.revision;
+        let record = self.read(key).await?.filter(|record| record.owner == observed);
+        let record = record.ok_or_else(|| self.changed(&key))?;
+        let answer = self.answer(&key, &record, resolution)?;
+        if record.is_orphaned() && !record.policy.allows_takeover() {
+            let park = Park::orphan(key, observed);
+            retry::until(engine, engine.settings.claim_timeout, || engine.store.clone().park(park))
+                .await
+                .map_err(|error| self.error(&key, engine.store_error(error)))?;
+        }
+        let token = engine.token().map_err(|error| {
+            let error = Error::new(ErrorKind::StoreUnavailable)
+                .with_detail("no random numbers for the answer")
+                .with_source(error);
+            self.error(&key, error)
+        })?;
+        let resolve = Resolve::new(key, observed, token, answer);
+        let changed =
+            retry::until(engine, engine.settings.claim_timeout, || engine.store.clone().resolve(resolve.clone()))
+                .await
+                .map_err(|error| self.error(&key, engine.store_error(error)))?;
+        match changed {
+            Changed::Applied => Ok(()),
+            Changed::Running => Err(self.error(&key, Error::new(ErrorKind::InProgress))),
+            // The first try may have been applied and its answer lost.
+            _ if self.read(key).await?.is_some_and(|record| record.owner == token) => Ok(()),
+            _ => Err(self.changed(&key)),
+        }
+    }
+
+    fn answer(&self, key: &KeyHash, record: &Record, resolution: Resolution) -> Result<ResolveAnswer, Error> {
+        let Kind::Finished(state, body) = resolution.0 else { return Ok(ResolveAnswer::NotExecuted) };
+        let body = body.map_err(|error| {
+            let error = Error::new(ErrorKind::Encode).with_source(error).with_detail("the answer was not stored");
+            self.error(key, error)
+        })?;
+        let limit = self.engine.settings.max_result_size;
+        if body.len() > limit {
+            let detail = format!("the answer takes {} bytes, the limit is {limit}, and it was not stored", body.len());
+            return Err(self.error(key, Error::new(ErrorKind::TooLarge).with_detail(detail)));
+        }
+        Ok(ResolveAnswer::Finished { state, body, schema: record.schema, ttl: Duration::from_millis(record.linger) })
+    }
+
+    fn changed(&self, key: &KeyHash) -> Error {
+        let detail = "the record is not as it was seen, or is not in doubt; inspect it again";
+        self.error(key, Error::new(ErrorKind::Superseded).with_detail(detail))
+    }
+
+    /// Removes the record: the next call with this key runs the body. Nothing happens if there is none.
+    ///
+    /// # Errors
+    /// [`InProgress`](ErrorKind::InProgress) when its body runs. [`Superseded`](ErrorKind::Superseded) when it changed
+    /// meanwhile. The store's.
+    pub async fn forget(&self) -> Result<(), Error> {
+        let key = self.hash()?;
+        let engine = &self.engine;
+        let Some(record) = self.read(key).await? else { return Ok(()) };
+        let remove = Remove::new(key, record.owner);
+        let changed = retry::until(engine, engine.settings.claim_timeout, || engine.store.clone().remove(remove))
+            .await
+            .map_err(|error| self.error(&key, engine.store_error(error)))?;
+        match changed {
+            Changed::Applied | Changed::Absent => Ok(()),
+            Changed::Running => {
+                let left = record.lease_until.saturating_duration_since(record.read_at);
+                Err(self.error(&key, Error::new(ErrorKind::InProgress).with_retry_after(left)))
+            }
+            Changed::Conflict => Err(self.changed(&key)),
+        }
+    }
+}
+
+impl fmt::Debug for RecordHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RecordHandle").field("operation", &self.operation()).field("key", &self.hash().ok()).finish()
+    }
+}

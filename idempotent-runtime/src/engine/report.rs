@@ -1,0 +1,80 @@
+//! What a call did, for tests and for people who want to know.
+
+use std::fmt;
+use std::future::Future;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::scope::Scope;
+use crate::key::KeyHash;
+
+/// What one guarded call did. Made by [`observe`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+#[expect(clippy::struct_excessive_bools, reason = "each answers a question of its own")]
+pub struct Report {
+    /// The operation's name.
+    pub operation: Arc<str>,
+    /// The name of the record.
+    pub key: KeyHash,
+    /// The answer came from the record: this call did not run the body.
+    pub replayed: bool,
+    /// This call waited for another caller that was running the body, in this process or elsewhere.
+    pub waited: bool,
+    /// The answer was shared by another call in this process, without asking the store.
+    pub joined: bool,
+    /// How often the call has been claimed, the attempt that gave the answer included. Zero when no claim is known.
+    pub attempt: u32,
+    /// The operation was disabled: the body ran without any protection.
+    pub bypassed: bool,
+}
+
+impl Report {
+    pub(crate) fn new(operation: Arc<str>, key: KeyHash) -> Self {
+        Self { operation, key, replayed: false, waited: false, joined: false, attempt: 0, bypassed: false }
+    }
+}
+
+/// Where the calls of an observed future report to.
+#[derive(Clone, Default)]
+pub(crate) struct Observer(Arc<Mutex<Option<Report>>>);
+
+impl Observer {
+    pub(crate) fn report(&self, report: Report) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(report);
+    }
+
+    fn take(&self) -> Option<Report> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+impl fmt::Debug for Observer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Observer")
+    }
+}
+
+/// Runs `future` and tells what its guarded call did: `None` if it made none, the last one if it made several.
+/// Calls that the body of a guarded call makes do not count.
+///
+/// ```
+/// # use std::time::Duration;
+/// # use idempotent_runtime::{Error, Idempotency, observe, store::MemoryStore};
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Error> {
+/// let engine = Idempotency::new(MemoryStore::new());
+/// let charge = || engine.call("payments.charge", 7).ttl(Duration::from_secs(60)).run(|| async { Ok::<_, Error>("paid".to_owned()) });
+///
+/// let (first, report) = observe(charge()).await;
+/// assert!(!report.unwrap().replayed);
+/// let (second, report) = observe(charge()).await;
+/// assert!(report.unwrap().replayed);
+/// assert_eq!(first?, second?);
+/// # Ok(())
+/// # }
+/// ```
+pub async fn observe<F: Future>(future: F) -> (F::Output, Option<Report>) {
+    let observer = Observer::default();
+    let output = Scope::current().with_observer(observer.clone()).wrap(future).await;
+    (output, observer.take())
+}

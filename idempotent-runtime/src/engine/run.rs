@@ -1,0 +1,153 @@
+//! The generic shell around a body: a thin future over the engine's core, one instance per annotated function.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use pin_project_lite::pin_project;
+use tracing::Instrument as _;
+
+use super::admission::{Admission, admit};
+use super::call::Call;
+use super::finish::Verdict;
+use super::keeper::Followed;
+use super::running::Running;
+use super::scope::Scope;
+use crate::outcome::{Answer, Codec, Reader, Writer};
+
+type Core<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+pin_project! {
+    /// The future of a guarded call.
+    ///
+    /// Nothing happens until it is polled. Dropped before the body started, it gives its claim back. Dropped while the
+    /// body runs, it leaves an unknown outcome. Dropped after that, the result is stored in the background.
+    #[must_use = "futures do nothing unless polled"]
+    pub struct Run<R, B, F, P> {
+        reader: Reader<R>,
+        #[pin]
+        stage: Stage<R, B, F, P>,
+    }
+}
+
+pin_project! {
+    // The body closure and the body's future share their place: the whole is as large as the larger of both.
+    #[project = StageProjection]
+    #[project_replace = StageOwned]
+    enum Stage<R, B, F, P> {
+        Admission { core: Core<Admission>, body: B, writer: Writer<R, P> },
+        Body { #[pin] future: F, guard: Guard, writer: Writer<R, P> },
+        Bypass { #[pin] future: F },
+        Finish { core: Followed<Verdict>, result: R },
+        Over,
+    }
+}
+
+/// The claim and the scope of a body that started. Dropped with the body, it leaves the outcome to the policy.
+struct Guard {
+    running: Box<Running>,
+    scope: Scope,
+}
+
+/// Makes `call`. See [`Call::run`].
+pub fn run<R, P, F, B>(call: Call, codec: Codec<R, P>, body: B) -> Run<R, B, F, P>
+where
+    B: FnOnce() -> F,
+    F: Future<Output = R>,
+{
+    let core = Box::pin(admit(call.request));
+    Run { reader: codec.reader, stage: Stage::Admission { core, body, writer: codec.writer } }
+}
+
+impl<R, P, F, B> Future for Run<R, B, F, P>
+where
+    B: FnOnce() -> F,
+    F: Future<Output = R>,
+{
+    type Output = R;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<R> {
+        let mut this = self.project();
+        loop {
+            match this.stage.as_mut().project() {
+                StageProjection::Admission { core, .. } => {
+                    let admission = ready!(core.as_mut().poll(cx));
+                    let StageOwned::Admission { body, writer, .. } = this.stage.as_mut().project_replace(Stage::Over)
+                    else {
+                        continue;
+                    };
+                    let next = match admission {
+                        Admission::Answer(answer) => return Poll::Ready(this.reader.answer(answer)),
+                        Admission::Bypass => Stage::Bypass { future: body() },
+                        Admission::Run(mut running) => match running.start() {
+                            Err(error) => return Poll::Ready(this.reader.answer(Answer::Refused(error))),
+                            Ok(scope) => {
+                                let guard = Guard { running, scope };
+                                let future = guard.scope.enter(body);
+                                Stage::Body { future, guard, writer }
+                            }
+                        },
+                    };
+                    this.stage.set(next);
+                }
+                StageProjection::Body { future, guard, .. } => {
+                    let result = ready!(guard.scope.enter(|| future.poll(cx)));
+                    let StageOwned::Body { guard, writer, .. } = this.stage.as_mut().project_replace(Stage::Over)
+                    else {
+                        continue;
+                    };
+                    let core = guard.running.finish(writer.ending(&result));
+                    this.stage.set(Stage::Finish { core, result });
+                }
+                StageProjection::Bypass { future } => {
+                    let result = ready!(future.poll(cx));
+                    this.stage.set(Stage::Over);
+                    return Poll::Ready(result);
+                }
+                StageProjection::Finish { core, .. } => {
+                    let verdict = ready!(Pin::new(core).poll(cx));
+                    let StageOwned::Finish { result, .. } = this.stage.as_mut().project_replace(Stage::Over) else {
+                        continue;
+                    };
+                    return Poll::Ready(match verdict {
+                        Verdict::Own => result,
+                        Verdict::Instead(answer) => this.reader.answer(answer),
+                    });
+                }
+                StageProjection::Over => panic!("a guarded call was polled after it had returned"),
+            }
+        }
+    }
+}
+
+impl<R, B, F, P> fmt::Debug for Run<R, B, F, P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Run")
+    }
+}
+
+/// Makes `call` in a task of its own from the moment that its body may start: the body goes on when the caller is gone.
+pub async fn run_detached<R, P, F, B>(call: Call, codec: Codec<R, P>, body: B) -> R
+where
+    R: Send + 'static,
+    P: Send + 'static,
+    B: FnOnce() -> F + Send + 'static,
+    F: Future<Output = R> + Send + 'static,
+{
+    let reader = codec.reader;
+    let admission = match admit(call.request).await {
+        Admission::Answer(answer) => return reader.answer(answer),
+        admission => admission,
+    };
+    let core: Core<Admission> = Box::pin(std::future::ready(admission));
+    let run = Run { reader, stage: Stage::Admission { core, body, writer: codec.writer } };
+    match tokio::spawn(Scope::current().wrap(run).in_current_span()).await {
+        Ok(result) => result,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // Only the end of the runtime cancels the task, and it ends this one as well.
+            Err(_) => std::future::pending().await,
+        },
+    }
+}

@@ -1,0 +1,152 @@
+//! A claim that this process holds, from its grant to its end.
+//!
+//! Dropped before the body started, it is given back. Dropped afterwards, the outcome is unknown: the record goes in
+//! doubt or to the next caller, by its policy, and is never deleted.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::admission::Granted;
+use super::call::Checked;
+use super::finish::{self, Verdict};
+use super::flight::Leader;
+use super::keeper::{Followed, Lease};
+use super::report::{Observer, Report};
+use super::scope::Scope;
+use super::{claim, retry};
+use crate::context::Context;
+use crate::error::{Error, ErrorKind};
+use crate::outcome::{Answer, Ending, stored};
+use crate::store::{Abandon, Adoption, Grant, Park, Reason, Record};
+
+pub(crate) struct Running {
+    pub(super) call: Arc<Checked>,
+    pub(super) grant: Grant,
+    pub(super) lease: Arc<Lease>,
+    pub(super) adoption: Arc<Adoption>,
+    /// Monotonic time at which the claim was sent first.
+    sent: Duration,
+    leader: Option<Leader>,
+    observer: Option<Observer>,
+    pub(super) report: Report,
+    phase: Phase,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Granted,
+    Started,
+    /// The body ended; what follows is in the hands of `finish`.
+    Ended,
+}
+
+impl Running {
+    pub(super) fn new(
+        call: Arc<Checked>,
+        Granted { claim, grant, sent }: Granted,
+        leader: Leader,
+        observer: Option<Observer>,
+        mut report: Report,
+    ) -> Self {
+        let engine = &call.engine;
+        let owner = (grant.record.key, grant.record.owner);
+        let policy = grant.record.policy;
+        let lease = Lease::new(owner, policy, call.lease, sent, engine.settings.max_run, engine.clock.clone());
+        let lease = Arc::new(lease);
+        engine.keeper.keep(&lease);
+        report.attempt = grant.record.attempts;
+        let adoption = Arc::new(Adoption::new(claim, &grant));
+        Self { call, grant, lease, adoption, sent, leader: Some(leader), observer, report, phase: Phase::Granted }
+    }
+
+    /// The scope for the body, if there is enough of the lease left to start it.
+    pub(crate) fn start(&mut self) -> Result<Scope, Error> {
+        let engine = &self.call.engine;
+        if !engine.may_start(self.sent, self.call.lease) {
+            let detail = "most of the lease was over before the body could start";
+            return Err(self.call.refused(ErrorKind::StoreUnavailable).with_detail(detail));
+        }
+        self.phase = Phase::Started;
+        let context = Context::new(engine, &self.call.operation, &self.grant, self.lease.clone());
+        Ok(Scope::current().of_body(context))
+    }
+
+    /// Stores, releases or parks, as the body's end asks for. Goes on in the background if it is dropped.
+    pub(crate) fn finish(mut self: Box<Self>, ending: Ending) -> Followed<Verdict> {
+        self.phase = Phase::Ended;
+        let keeper = self.call.engine.keeper.clone();
+        Followed::new(&keeper, finish::finish(self, ending))
+    }
+
+    /// Tells the observer what the caller gets.
+    pub(super) fn tell(&mut self, verdict: &Verdict) {
+        self.report.replayed = matches!(verdict, Verdict::Instead(Answer::Stored(_)));
+        if let Some(observer) = self.observer.take() {
+            observer.report(self.report.clone());
+        }
+    }
+
+    /// Ends the renewals, and hands the record to the followers if it is their answer too.
+    pub(super) fn conclude(&mut self, record: Option<Arc<Record>>) {
+        self.call.engine.keeper.forget(&self.lease);
+        let Some(leader) = self.leader.take() else { return };
+        if let Some(record) = record {
+            leader.answer(stored(record, self.call.version));
+        }
+    }
+
+    fn reason(&self) -> Reason {
+        if std::thread::panicking() {
+            Reason::Panicked
+        } else if self.lease.is_lost() {
+            Reason::LeaseLost
+        } else {
+            Reason::Dropped
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if self.phase == Phase::Ended {
+            return;
+        }
+        let engine = self.call.engine.clone();
+        let (lease, budget) = (self.lease.clone(), self.call.lease);
+        // The followers wait until the store knows, so that the next of them finds the record as it is left.
+        let leader = self.leader.take();
+        if self.phase == Phase::Granted {
+            let keeper = engine.keeper.clone();
+            keeper.spawn(async move {
+                claim::release(&engine, lease.key, lease.token, budget).await;
+                engine.keeper.forget(&lease);
+                drop(leader);
+            });
+            return;
+        }
+        let reason = self.reason();
+        tracing::warn!(operation = %self.call.operation, key = %self.call.key, %reason, "the outcome of a body is unknown");
+        if let Some(observer) = &self.observer {
+            observer.report(self.report.clone());
+        }
+        let keeper = engine.keeper.clone();
+        keeper.spawn(async move {
+            give_up(&engine, &lease, reason, budget).await;
+            engine.keeper.forget(&lease);
+            drop(leader);
+        });
+    }
+}
+
+/// Leaves a record whose outcome is unknown to its policy, at once. Without success the lease runs out.
+pub(super) async fn give_up(engine: &super::Inner, lease: &Lease, reason: Reason, budget: Duration) {
+    let (key, token) = (lease.key, lease.token);
+    let written = if lease.policy.allows_takeover() {
+        retry::until(engine, budget, || engine.store.clone().abandon(Abandon::new(key, token, reason))).await
+    } else {
+        retry::until(engine, budget, || engine.store.clone().park(Park::own(key, token, reason))).await
+    };
+    if let Err(error) = written {
+        tracing::warn!(%key, %error, "an unknown outcome could not be recorded; the policy applies when the lease is over");
+    }
+}

@@ -1,0 +1,79 @@
+//! What a task carries: the engine that overrides the installed one, the running call, the observer.
+
+use std::future::Future;
+use std::sync::{Arc, OnceLock};
+
+use super::Idempotency;
+use super::report::Observer;
+use crate::context::Context;
+use crate::error::{Error, ErrorKind};
+
+tokio::task_local! {
+    static SCOPE: Scope;
+}
+
+static INSTALLED: OnceLock<Idempotency> = OnceLock::new();
+
+#[derive(Clone, Default)]
+pub(crate) struct Scope(Arc<Parts>);
+
+#[derive(Clone, Default)]
+struct Parts {
+    engine: Option<Idempotency>,
+    context: Option<Context>,
+    observer: Option<Observer>,
+}
+
+impl Scope {
+    pub(crate) fn current() -> Self {
+        SCOPE.try_with(Self::clone).unwrap_or_default()
+    }
+
+    pub(crate) fn with_engine(&self, engine: Idempotency) -> Self {
+        Self(Arc::new(Parts { engine: Some(engine), ..(*self.0).clone() }))
+    }
+
+    /// The scope of a body. An observer outside does not see the calls that the body makes.
+    pub(crate) fn of_body(&self, context: Context) -> Self {
+        Self(Arc::new(Parts { context: Some(context), observer: None, ..(*self.0).clone() }))
+    }
+
+    pub(crate) fn with_observer(&self, observer: Observer) -> Self {
+        Self(Arc::new(Parts { observer: Some(observer), ..(*self.0).clone() }))
+    }
+
+    pub(crate) fn context(&self) -> Option<&Context> {
+        self.0.context.as_ref()
+    }
+
+    pub(crate) fn observer(&self) -> Option<&Observer> {
+        self.0.observer.as_ref()
+    }
+
+    /// Runs `function` with this scope as the current one.
+    pub(crate) fn enter<R>(&self, function: impl FnOnce() -> R) -> R {
+        SCOPE.sync_scope(self.clone(), function)
+    }
+
+    /// Runs `future` with this scope as the current one, in whatever task polls it.
+    pub(crate) fn wrap<F: Future>(self, future: F) -> impl Future<Output = F::Output> + use<F> {
+        SCOPE.scope(self, future)
+    }
+}
+
+/// Makes `engine` the one of every call that names none and runs in no scope.
+pub(crate) fn install(engine: Idempotency) -> Result<(), Error> {
+    INSTALLED
+        .set(engine)
+        .map_err(|_| Error::config("an engine is installed already; call `install` once, at the start of the process"))
+}
+
+/// The engine of the task, else the installed one.
+pub(crate) fn current_engine() -> Result<Idempotency, Error> {
+    Scope::current()
+        .0
+        .engine
+        .clone()
+        .or_else(|| INSTALLED.get().cloned())
+        .ok_or_else(|| Error::new(ErrorKind::NotInstalled))
+}

@@ -1,0 +1,89 @@
+//! The bounds of an engine and their defaults.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::duplicate::DuplicateHook;
+use crate::error::Error;
+use crate::policy::OnConflict;
+
+const DAY: Duration = Duration::from_secs(86_400);
+/// The largest `max_result_size`.
+pub(crate) const RESULT_CEILING: usize = 8 * 1024 * 1024;
+
+#[derive(Clone)]
+pub(crate) struct Settings {
+    pub(crate) namespace: String,
+    pub(crate) lease: Duration,
+    pub(crate) on_conflict: OnConflict,
+    pub(crate) claim_timeout: Duration,
+    pub(crate) commit_timeout: Duration,
+    pub(crate) background_commit: Duration,
+    pub(crate) max_run: Duration,
+    pub(crate) max_key_size: usize,
+    pub(crate) max_result_size: usize,
+    pub(crate) max_ttl: Duration,
+    pub(crate) in_doubt_retention: Option<Duration>,
+    pub(crate) max_waiters: usize,
+    pub(crate) on_duplicate: Option<Arc<DuplicateHook>>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            namespace: "default".into(),
+            lease: Duration::from_secs(15),
+            on_conflict: OnConflict::Wait(Self::WAIT),
+            claim_timeout: Duration::from_secs(2),
+            commit_timeout: Duration::from_secs(10),
+            background_commit: Duration::from_secs(600),
+            max_run: Duration::from_secs(3600),
+            max_key_size: 1024,
+            max_result_size: 256 * 1024,
+            max_ttl: 400 * DAY,
+            in_doubt_retention: None,
+            max_waiters: 10_000,
+            on_duplicate: None,
+        }
+    }
+}
+
+impl Settings {
+    /// How long a call waits where it was told to wait and nobody said how long.
+    pub(crate) const WAIT: Duration = Duration::from_secs(30);
+
+    pub(crate) fn validate(&self) -> Result<(), Error> {
+        let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"._-".contains(&byte);
+        if self.namespace.is_empty() || self.namespace.len() > 64 || !self.namespace.bytes().all(allowed) {
+            return Err(Error::config("a namespace is 1 to 64 characters of `a-z 0-9 . _ -`"));
+        }
+        for (name, duration) in [
+            ("lease", self.lease),
+            ("claim_timeout", self.claim_timeout),
+            ("commit_timeout", self.commit_timeout),
+            ("max_run", self.max_run),
+            ("max_ttl", self.max_ttl),
+        ] {
+            if duration < Duration::from_millis(1) {
+                return Err(Error::config(format!("`{name}` must be at least a millisecond")));
+            }
+        }
+        if self.max_result_size > RESULT_CEILING {
+            return Err(Error::config(format!("`max_result_size` can be at most {RESULT_CEILING} bytes")));
+        }
+        Ok(())
+    }
+
+    /// How long a call waits that was told to wait.
+    pub(crate) fn wait(&self) -> Duration {
+        match self.on_conflict {
+            OnConflict::Wait(wait) => wait,
+            OnConflict::Reject => Self::WAIT,
+        }
+    }
+
+    /// How long an unfinished record is kept for a call with this `ttl`.
+    pub(crate) fn linger(&self, ttl: Duration) -> Duration {
+        self.in_doubt_retention.unwrap_or_else(|| ttl.max(30 * DAY))
+    }
+}

@@ -1,0 +1,43 @@
+//! Waiting for a caller elsewhere.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Inner, retry};
+use crate::key::KeyHash;
+use crate::store::{Record, State, StoreError};
+
+/// A waiter looks by itself this often, whatever the store's pushes say.
+const SAFETY_POLL: Duration = Duration::from_secs(2);
+/// Store and process may round a lease's end differently.
+const ROUNDING: Duration = Duration::from_millis(1);
+
+pub(crate) enum Changed {
+    /// The record is in another state than in progress.
+    Record(Arc<Record>),
+    /// Nobody holds the claim.
+    Claimable,
+    /// The deadline is over.
+    OutOfTime,
+}
+
+/// Waits until the call that holds `key` is over, or until `deadline` on the monotonic clock.
+pub(crate) async fn for_change(engine: &Arc<Inner>, key: KeyHash, deadline: Duration) -> Result<Changed, StoreError> {
+    loop {
+        let left = deadline.saturating_sub(engine.clock.monotonic());
+        if left.is_zero() {
+            return Ok(Changed::OutOfTime);
+        }
+        let watch = retry::until(engine, left, || engine.store.clone().watch(key)).await?;
+        let lease_left = match &watch.record {
+            None => return Ok(Changed::Claimable),
+            Some(record) if record.state == State::Released || record.is_orphaned() => return Ok(Changed::Claimable),
+            Some(record) if record.state != State::InProgress => return Ok(Changed::Record(Arc::new(record.clone()))),
+            Some(record) => record.lease_until.saturating_duration_since(record.read_at) + ROUNDING,
+        };
+        tokio::select! {
+            () = watch => {}
+            () = engine.clock.sleep(lease_left.min(SAFETY_POLL).min(left)) => {}
+        }
+    }
+}

@@ -1,0 +1,334 @@
+//! The return type of a guarded function: how its results become bytes and come back.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::error::{Error, ErrorKind};
+use crate::key::KeyHash;
+use crate::policy::{OnError, Unstored};
+use crate::store::{Reason, Record, State};
+
+/// The return type of a guarded function: `Result<T, E>`.
+#[diagnostic::on_unimplemented(
+    message = "a function with `#[idempotent]` returns `Result<T, E>`",
+    label = "not a `Result` that can be stored",
+    note = "write `-> Result<T, E>`, where `T: Serialize + DeserializeOwned` and `E: From<idempotency::Error>`"
+)]
+pub trait Outcome: Sized {
+    /// What is stored and replayed.
+    type Value;
+    /// What the caller gets instead.
+    type Failure;
+
+    /// How results of this type become bytes and come back. Errors are not stored.
+    fn codec() -> Codec<Self>;
+}
+
+/// A result that can be stored: `Serialize + DeserializeOwned`.
+#[diagnostic::on_unimplemented(
+    message = "the result `{Self}` cannot be stored",
+    label = "cannot be stored",
+    note = "derive it: `#[derive(serde::Serialize, serde::Deserialize)]`"
+)]
+pub trait StoredValue: Serialize + DeserializeOwned {}
+
+#[diagnostic::do_not_recommend]
+impl<T: Serialize + DeserializeOwned> StoredValue for T {}
+
+/// An error that can carry [`Error`]: `From<idempotency::Error>`.
+#[diagnostic::on_unimplemented(
+    message = "the error `{Self}` cannot carry `idempotency::Error`",
+    label = "is not `From<idempotency::Error>`",
+    note = "add a variant: `#[error(transparent)] Idempotency(#[from] idempotency::Error)`"
+)]
+pub trait CallError: From<Error> {}
+
+#[diagnostic::do_not_recommend]
+impl<E: From<Error>> CallError for E {}
+
+#[diagnostic::do_not_recommend]
+impl<T: StoredValue, E: CallError> Outcome for Result<T, E> {
+    type Value = T;
+    type Failure = E;
+
+    fn codec() -> Codec<Self> {
+        Codec::new(Unstored::Release)
+    }
+}
+
+/// How results of type `R` become bytes and come back, and what becomes of errors.
+#[derive(Debug)]
+#[must_use]
+pub struct Codec<R, P = Unstored> {
+    pub(crate) writer: Writer<R, P>,
+    pub(crate) reader: Reader<R>,
+}
+
+/// How a result of type `R` becomes bytes.
+#[derive(Debug)]
+pub(crate) struct Writer<R, P> {
+    policy: P,
+    ending: fn(&R, P) -> Ending,
+}
+
+impl<R, P> Writer<R, P> {
+    pub(crate) fn ending(self, result: &R) -> Ending {
+        (self.ending)(result, self.policy)
+    }
+}
+
+/// How a result of type `R` comes back.
+#[derive(Debug)]
+pub(crate) struct Reader<R> {
+    upgrade: Option<Upgrade<R>>,
+    answer: fn(Answer, Option<Upgrade<R>>) -> R,
+}
+
+impl<R> Reader<R> {
+    pub(crate) fn answer(&self, answer: Answer) -> R {
+        (self.answer)(answer, self.upgrade)
+    }
+}
+
+/// Reads a result that another schema version wrote.
+pub type Upgrade<R> = fn(u32, &[u8]) -> Option<R>;
+
+impl<R, P> Codec<R, P> {
+    /// Reads results of other schema versions with `upgrade`.
+    pub fn upgrade(mut self, upgrade: Upgrade<R>) -> Self {
+        self.reader.upgrade = Some(upgrade);
+        self
+    }
+}
+
+impl<T: StoredValue, E: CallError, P: ErrorPolicy<E>> Codec<Result<T, E>, P> {
+    fn new(policy: P) -> Self {
+        Self {
+            writer: Writer { policy, ending: ending::<T, E, P> },
+            reader: Reader { upgrade: None, answer: answer::<T, E, P> },
+        }
+    }
+}
+
+impl<T: StoredValue, E: CallError> Codec<Result<T, E>> {
+    /// Decides by `policy` what becomes of errors.
+    pub fn on_error<P: ErrorPolicy<E>>(self, policy: P) -> Codec<Result<T, E>, P> {
+        let mut codec = Codec::new(policy);
+        codec.reader.upgrade = self.reader.upgrade;
+        codec
+    }
+
+    /// Decides by a function over the error what becomes of it.
+    pub fn classify<P, D>(self, policy: P) -> Codec<Result<T, E>, P>
+    where
+        P: FnOnce(&E) -> D,
+        D: Decision<E>,
+    {
+        self.on_error(policy)
+    }
+}
+
+/// How a body ended, in bytes.
+#[derive(Debug)]
+pub(crate) enum Ending {
+    /// The result, or the error that counts as one.
+    Answer { state: State, body: Result<Bytes, serde_json::Error> },
+    /// An error that says that nothing happened.
+    Release,
+    /// An error that may hide an effect.
+    Hold,
+}
+
+/// What a call returns without running the body, or instead of its own result.
+#[derive(Clone, Debug)]
+pub(crate) enum Answer {
+    Stored(StoredAnswer),
+    Refused(Error),
+}
+
+/// A result that was read from a record.
+#[derive(Clone, Debug)]
+pub(crate) struct StoredAnswer {
+    pub(crate) record: Arc<Record>,
+    /// The schema version that the caller reads.
+    pub(crate) version: u32,
+}
+
+impl StoredAnswer {
+    fn error(&self, kind: ErrorKind) -> Error {
+        Error::new(kind).of_record(Some(&self.record.operation), &self.record.key)
+    }
+
+    /// The error that a marker in place of the result stands for.
+    pub(crate) fn marker(&self) -> Option<Error> {
+        match self.record.reason {
+            Some(Reason::TooLarge) => Some(self.error(ErrorKind::TooLarge)),
+            Some(Reason::NotEncodable) => {
+                Some(self.error(ErrorKind::Encode).with_detail("the body ran once and its result could not be stored"))
+            }
+            _ => None,
+        }
+    }
+}
+
+fn ending<T: StoredValue, E, P: ErrorPolicy<E>>(result: &Result<T, E>, policy: P) -> Ending {
+    match result {
+        Ok(value) => Ending::Answer { state: State::Completed, body: encode(value) },
+        Err(error) => match policy.decide(error) {
+            Decided::Release => Ending::Release,
+            Decided::Hold => Ending::Hold,
+            Decided::Store(body) => Ending::Answer { state: State::Failed, body },
+        },
+    }
+}
+
+fn answer<T: StoredValue, E: CallError, P: ErrorPolicy<E>>(
+    answer: Answer,
+    upgrade: Option<Upgrade<Result<T, E>>>,
+) -> Result<T, E> {
+    match answer {
+        Answer::Refused(error) => Err(error.into()),
+        Answer::Stored(stored) => replay::<T, E, P>(&stored, upgrade).unwrap_or_else(|error| Err(error.into())),
+    }
+}
+
+fn replay<T: StoredValue, E: CallError, P: ErrorPolicy<E>>(
+    stored: &StoredAnswer,
+    upgrade: Option<Upgrade<Result<T, E>>>,
+) -> Result<Result<T, E>, Error> {
+    if let Some(error) = stored.marker() {
+        return Err(error);
+    }
+    let Record { state, schema, body, .. } = &*stored.record;
+    let unreadable = |detail: String| stored.error(ErrorKind::Decode).with_detail(detail);
+    if *schema != stored.version {
+        return upgrade
+            .filter(|_| *state == State::Completed)
+            .and_then(|upgrade| upgrade(*schema, body))
+            .ok_or_else(|| unreadable(format!("it has schema version {schema}, this call reads {}", stored.version)));
+    }
+    let source =
+        |error: serde_json::Error| unreadable("it does not fit the type".into()).with_source(Redacted::of(&error));
+    match state {
+        State::Completed => serde_json::from_slice(body).map(Ok).map_err(source),
+        State::Failed => P::decode(body)
+            .ok_or_else(|| unreadable("it is a stored error, and this call stores none".into()))?
+            .map(Err)
+            .map_err(source),
+        _ => Err(unreadable(format!("a record in the state {state:?} has no result"))),
+    }
+}
+
+/// Where decoding failed, without the stored text that serde's message quotes.
+#[derive(Debug)]
+struct Redacted {
+    category: serde_json::error::Category,
+    column: usize,
+}
+
+impl Redacted {
+    fn of(error: &serde_json::Error) -> Self {
+        Self { category: error.classify(), column: error.column() }
+    }
+}
+
+impl std::fmt::Display for Redacted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?} error at byte {} of the stored result", self.category, self.column)
+    }
+}
+
+impl std::error::Error for Redacted {}
+
+fn encode<T: Serialize>(value: &T) -> Result<Bytes, serde_json::Error> {
+    serde_json::to_vec(value).map(Bytes::from)
+}
+
+/// What becomes of an error of type `E`: [`OnError`], [`Unstored`], or a function over `&E` that returns one of them.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` does not decide what becomes of `{E}`",
+    note = "use `OnError::…` when `{E}` is `Serialize + DeserializeOwned`, `Unstored::…` otherwise, or a function over `&{E}` that returns one of them"
+)]
+pub trait ErrorPolicy<E> {
+    /// Decides about one error.
+    fn decide(self, error: &E) -> Decided;
+
+    /// Reads a stored error; `None` where this policy stores none.
+    fn decode(body: &[u8]) -> Option<Result<E, serde_json::Error>>;
+}
+
+/// What was decided about one error.
+#[derive(Debug)]
+pub enum Decided {
+    /// Nothing happened.
+    Release,
+    /// There may be an effect.
+    Hold,
+    /// The error is the result.
+    Store(Result<Bytes, serde_json::Error>),
+}
+
+/// What a function over `&E` may return: [`OnError`], which asks serde of `E`, or [`Unstored`].
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` does not say what becomes of `{E}`",
+    note = "return `idempotency::OnError` when the error is `Serialize + DeserializeOwned`, `idempotency::Unstored` otherwise"
+)]
+pub trait Decision<E>: ErrorPolicy<E> {}
+
+impl<E: Serialize + DeserializeOwned> Decision<E> for OnError {}
+
+impl<E> Decision<E> for Unstored {}
+
+impl<E: Serialize + DeserializeOwned> ErrorPolicy<E> for OnError {
+    fn decide(self, error: &E) -> Decided {
+        match self {
+            Self::Release => Decided::Release,
+            Self::Hold => Decided::Hold,
+            Self::Store => Decided::Store(encode(error)),
+        }
+    }
+
+    fn decode(body: &[u8]) -> Option<Result<E, serde_json::Error>> {
+        Some(serde_json::from_slice(body))
+    }
+}
+
+impl<E> ErrorPolicy<E> for Unstored {
+    fn decide(self, _: &E) -> Decided {
+        match self {
+            Self::Release => Decided::Release,
+            Self::Hold => Decided::Hold,
+        }
+    }
+
+    fn decode(_: &[u8]) -> Option<Result<E, serde_json::Error>> {
+        None
+    }
+}
+
+impl<E, F, D> ErrorPolicy<E> for F
+where
+    F: FnOnce(&E) -> D,
+    D: Decision<E>,
+{
+    fn decide(self, error: &E) -> Decided {
+        self(error).decide(error)
+    }
+
+    fn decode(body: &[u8]) -> Option<Result<E, serde_json::Error>> {
+        D::decode(body)
+    }
+}
+
+/// The answer that `record` holds, for a call that reads schema `version`.
+pub(crate) fn stored(record: Arc<Record>, version: u32) -> Answer {
+    Answer::Stored(StoredAnswer { record, version })
+}
+
+/// The error of a call that has an operation and a key.
+pub(crate) fn refused(kind: ErrorKind, operation: &Arc<str>, key: &KeyHash) -> Error {
+    Error::new(kind).of_record(Some(operation), key)
+}
