@@ -195,7 +195,7 @@ impl Idempotency {
         let scheme = url.split_once(':').map_or(url, |(scheme, _)| scheme);
         match scheme {
             #[cfg(feature = "memory")]
-            "memory" => Err(Error::config("not yet")),
+            "memory" => Ok(Self::new(crate::store::MemoryStore::new())),
             #[cfg(not(feature = "memory"))]
             "memory" => Err(Error::config("`memory:` needs the feature `memory` of the crate `idempotency`")),
             _ => Err(Error::config(format!("no store is known for the scheme `{scheme}:`; known is `memory:`"))),
