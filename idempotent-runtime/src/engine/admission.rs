@@ -149,7 +149,8 @@ async fn lead(call: &Arc<Checked>, leader: &Leader, deadline: Option<Duration>, 
                 return Led::Granted(Box::new(Granted { claim, grant, sent }));
             }
             Ok(Claimed::Mine(_)) => {
-                engine.release_later(&claim);
+                // Released before the next claim, which would wait for this one otherwise.
+                engine.release_unused(&claim).await;
                 if late == LATE_CLAIMS {
                     let detail = "the claim was granted so late that its lease could end before the body starts";
                     return Led::Refused(call.refused(ErrorKind::StoreUnavailable).with_detail(detail));

@@ -32,7 +32,7 @@ pub use report::{Report, observe};
 pub use run::{Run, run, run_detached};
 
 use flight::Flights;
-use keeper::Keeper;
+use keeper::{Followed, Keeper};
 use operations::Operations;
 use settings::Settings;
 
@@ -121,9 +121,9 @@ impl Inner {
     }
 
     /// Gives back a claim that was granted and that nobody uses.
-    fn release_later(self: &Arc<Self>, claim: &Claim) {
+    async fn release_unused(self: &Arc<Self>, claim: &Claim) {
         let (engine, key, token, lease) = (self.clone(), claim.key, claim.token, claim.lease);
-        self.keeper.spawn(async move { claim::release(&engine, key, token, lease).await });
+        Followed::new(&self.keeper, async move { claim::release(&engine, key, token, lease).await }).await;
     }
 
     pub(crate) fn store_error(&self, error: StoreError) -> Error {
