@@ -265,6 +265,8 @@ impl Idempotency {
         let rest = engine.keeper.held();
         for lease in &rest {
             engine.keeper.forget(lease);
+            // A record that is gone from now on was taken away by an answer, and is not written anew.
+            lease.give_up();
             running::give_up(engine, lease, Reason::ShutDown, engine.settings.claim_timeout).await;
         }
         Drained { abandoned: rest.len() }
