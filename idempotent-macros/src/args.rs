@@ -3,7 +3,6 @@
 use proc_macro2::{Span, TokenStream};
 use syn::ext::IdentExt;
 use syn::parse::{ParseStream, Parser};
-use syn::spanned::Spanned;
 use syn::{Expr, ExprLit, Ident, Lit, LitInt, LitStr, Path, Token};
 
 use crate::duration::{self, Time};
@@ -55,8 +54,7 @@ pub(crate) enum OnCrash {
 pub(crate) enum OnError {
     Release,
     Hold,
-    /// The word `store`, whose place is where a missing serde implementation is reported.
-    Store(Span),
+    Store,
     /// A path or a closure that answers for each error.
     Classify(Box<Expr>),
 }
@@ -258,7 +256,7 @@ fn on_error(value: Expr, errors: &mut Errors) -> Option<OnError> {
     match word(&value).as_deref() {
         Some("release") => return Some(OnError::Release),
         Some("hold") => return Some(OnError::Hold),
-        Some("store") => return Some(OnError::Store(value.span())),
+        Some("store") => return Some(OnError::Store),
         _ => {}
     }
     if matches!(plain(&value), Expr::Path(_) | Expr::Closure(_)) && string(&value).is_none() {

@@ -70,7 +70,7 @@ fn call(args: &Args, function: &Function, private: &TokenStream, output: &Type) 
         None => quote!(#private::call(#site, #key)),
     };
     let settings = settings(args, private);
-    let witness = witness(private, output);
+    let witness = witness(args, private, output);
     let upgrade = args.upgrade.as_ref().map(|upgrade| quote!(.upgrade(#upgrade)));
     quote! {
         let #key = #encoded;
@@ -81,9 +81,8 @@ fn call(args: &Args, function: &Function, private: &TokenStream, output: &Type) 
 
 fn run(args: &Args, private: &TokenStream, body: &TokenStream) -> TokenStream {
     let (call, codec) = (local("__call"), local("__codec"));
-    let policy = policy(args, private);
     let function = if args.detach.is_some() { quote!(run_detached) } else { quote!(run) };
-    quote!(#private::#function(#call, #codec, #policy, #body))
+    quote!(#private::#function(#call, #codec, #body))
 }
 
 /// The one `static` of the function. It is alone in a block, so the body does not see its name.
@@ -118,35 +117,26 @@ fn settings(args: &Args, private: &TokenStream) -> TokenStream {
     quote!(#ttl #scope #fingerprint #lease #on_conflict #on_crash #version)
 }
 
-/// What happens to an error: fixed for all errors, or asked for each.
-fn policy(args: &Args, private: &TokenStream) -> TokenStream {
+/// The one place that asks for the bounds of the return type, and of the error type if errors are stored. All of its
+/// path is located at the return type, or a missing bound would be reported at the attribute.
+fn witness(args: &Args, private: &TokenStream, output: &Type) -> TokenStream {
+    let span = output.span();
+    let private = located_at(private, span);
+    let output = erased(output);
     match &args.on_error {
-        None | Some(OnError::Release) => quote!(#private::Unstored::Release),
-        Some(OnError::Hold) => quote!(#private::Unstored::Hold),
-        Some(OnError::Store(span)) => {
-            let private = located_at(private, *span);
-            quote_spanned!(*span=> #private::OnError::Store)
-        }
+        None | Some(OnError::Release) => quote_spanned!(span=> #private::outcome::<#output>()),
+        Some(OnError::Hold) => quote_spanned!(span=> #private::outcome_holding_errors::<#output>()),
+        Some(OnError::Store) => quote_spanned!(span=> #private::outcome_storing_errors::<#output>()),
         Some(OnError::Classify(classify)) => {
-            let codec = local("__codec");
             let mut classify = classify.clone();
             if args.detach.is_some()
                 && let Expr::Closure(closure) = &mut *classify
             {
                 closure.capture.get_or_insert(Token![move](closure.inputs_begin.span));
             }
-            quote!(#codec.classify(#classify))
+            quote_spanned!(span=> #private::outcome_classifying_errors::<#output, _, _>(#classify))
         }
     }
-}
-
-/// The one place that asks for the bounds of the return type. All of its path is located at the return type, or a
-/// missing bound would be reported at the attribute.
-fn witness(private: &TokenStream, output: &Type) -> TokenStream {
-    let span = output.span();
-    let private = located_at(private, span);
-    let output = erased(output);
-    quote_spanned!(span=> #private::outcome::<#output>())
 }
 
 /// Never runs, but tells the compiler the type of the async block, so that mistakes in the body are reported there and
