@@ -9,11 +9,15 @@ mod engine;
 mod error;
 mod fingerprint;
 pub mod key;
+#[cfg(feature = "memory")]
+pub mod memory;
 mod outcome;
 mod policy;
 #[doc(hidden)]
 pub mod private;
 pub mod store;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 pub use context::{Context, InCurrentScope};
 pub use engine::{

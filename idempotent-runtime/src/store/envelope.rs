@@ -1,1 +1,509 @@
 //! The versioned bytes of a record, for stores that keep each record as one value.
+//!
+//! [`encode`] writes everything but the key, under which the store keeps the value, and
+//! [`read_at`](Record::read_at). [`decode`] accepts what `encode` wrote, now and in every earlier release, and nothing
+//! else: any other bytes are an [`EnvelopeError`].
+//!
+//! Version 1 is these fields one after the other, numbers in big-endian order:
+//!
+//! | bytes | field |
+//! |---|---|
+//! | 1 | format version, `1` |
+//! | 1 | state: in progress 1, in doubt 2, completed 3, failed 4, released 5, tombstone 6 |
+//! | 16 | owner |
+//! | 8 | fence |
+//! | 8 + 8 | `linger` and `after_expiry`, milliseconds |
+//! | 1, or 1 + 1 + 16 | fingerprint: 0, or 1 and its version and bits |
+//! | 1 | policy: retry 1, resume 2, verify 3, hold 4 |
+//! | 8 | `created`, milliseconds since 1970 |
+//! | 4 | attempts |
+//! | 1 | reason: none 0, crashed 1, dropped 2, panicked 3, lease lost 4, error 5, not stored 6, shut down 7, too large 8, not encodable 9, resolved 10 |
+//! | 8 + 8 | `lease_until` and `expires`, milliseconds since 1970; a store that keeps them elsewhere overwrites them after decoding |
+//! | 4 | schema |
+//! | 4 | checkpoints |
+//! | 1 | the state from which the claim was taken over, or 0 |
+//! | 8 + n | operation: length and UTF-8 text |
+//! | 1, or 1 + 8 + n | trace context: 0, or 1 and length and UTF-8 text |
+//! | 8 + n | body: length and bytes |
+
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::{Buf as _, BufMut as _, Bytes};
+
+use super::{CrashPolicy, Reason, Record, State, StoreError, StoreErrorKind, Token};
+use crate::clock::Timestamp;
+use crate::fingerprint::Fingerprint;
+use crate::key::KeyHash;
+
+/// The format version that [`encode`] writes.
+pub const VERSION: u8 = 1;
+
+const STATES: [(State, u8); 6] = [
+    (State::InProgress, 1),
+    (State::InDoubt, 2),
+    (State::Completed, 3),
+    (State::Failed, 4),
+    (State::Released, 5),
+    (State::Tombstone, 6),
+];
+
+const POLICIES: [(CrashPolicy, u8); 4] =
+    [(CrashPolicy::Retry, 1), (CrashPolicy::Resume, 2), (CrashPolicy::Verify, 3), (CrashPolicy::Hold, 4)];
+
+const REASONS: [(Reason, u8); 10] = [
+    (Reason::Crashed, 1),
+    (Reason::Dropped, 2),
+    (Reason::Panicked, 3),
+    (Reason::LeaseLost, 4),
+    (Reason::Error, 5),
+    (Reason::NotStored, 6),
+    (Reason::ShutDown, 7),
+    (Reason::TooLarge, 8),
+    (Reason::NotEncodable, 9),
+    (Reason::Resolved, 10),
+];
+
+/// Zero for what the table does not have; it has all values.
+fn code<T: Copy + PartialEq>(table: &[(T, u8)], value: T) -> u8 {
+    table.iter().find(|(known, _)| *known == value).map_or(0, |(_, code)| *code)
+}
+
+fn value<T: Copy>(table: &[(T, u8)], code: u8, field: &'static str) -> Result<T, EnvelopeError> {
+    table
+        .iter()
+        .find(|(_, known)| *known == code)
+        .map(|(value, _)| *value)
+        .ok_or(EnvelopeError::UnknownCode { field, code })
+}
+
+/// The bytes of `record`.
+///
+/// ```
+/// use bytes::Bytes;
+/// use idempotent_runtime::clock::Timestamp;
+/// use idempotent_runtime::key::KeyHash;
+/// use idempotent_runtime::store::{Record, Token, envelope};
+///
+/// let record = Record::new(KeyHash::from_bytes([7; 32]), Token::from_bits(1), "payments.charge".into());
+/// let bytes = Bytes::from(envelope::encode(&record));
+/// assert_eq!(envelope::decode(record.key, bytes.clone(), Timestamp::default())?, record);
+/// assert!(envelope::decode(record.key, bytes.slice(1..), Timestamp::default()).is_err());
+/// # Ok::<(), envelope::EnvelopeError>(())
+/// ```
+pub fn encode(record: &Record) -> Vec<u8> {
+    let variable = record.operation.len() + record.trace.as_ref().map_or(0, |trace| trace.len()) + record.body.len();
+    let mut bytes = Vec::with_capacity(128 + variable);
+    bytes.put_u8(VERSION);
+    bytes.put_u8(code(&STATES, record.state));
+    bytes.put_u128(record.owner.bits());
+    bytes.put_u64(record.fence);
+    bytes.put_u64(record.linger);
+    bytes.put_u64(record.after_expiry);
+    bytes.put_u8(record.fingerprint.is_some().into());
+    if let Some(fingerprint) = record.fingerprint {
+        bytes.put_u8(fingerprint.version);
+        bytes.put_u128(fingerprint.bits);
+    }
+    bytes.put_u8(code(&POLICIES, record.policy));
+    bytes.put_u64(record.created.as_millis());
+    bytes.put_u32(record.attempts);
+    bytes.put_u8(record.reason.map_or(0, |reason| code(&REASONS, reason)));
+    bytes.put_u64(record.lease_until.as_millis());
+    bytes.put_u64(record.expires.as_millis());
+    bytes.put_u32(record.schema);
+    bytes.put_u32(record.checkpoints);
+    bytes.put_u8(record.taken_over.map_or(0, |state| code(&STATES, state)));
+    put_prefixed(&mut bytes, record.operation.as_bytes());
+    bytes.put_u8(record.trace.is_some().into());
+    if let Some(trace) = &record.trace {
+        put_prefixed(&mut bytes, trace.as_bytes());
+    }
+    put_prefixed(&mut bytes, &record.body);
+    bytes
+}
+
+fn put_prefixed(bytes: &mut Vec<u8>, part: &[u8]) {
+    bytes.put_u64(part.len() as u64);
+    bytes.extend_from_slice(part);
+}
+
+/// The record that [`encode`] wrote, read under `key` at `read_at` of the store's time. Its body shares `bytes`.
+///
+/// # Errors
+/// When the bytes are no envelope of a version that this release reads.
+pub fn decode(key: KeyHash, bytes: Bytes, read_at: Timestamp) -> Result<Record, EnvelopeError> {
+    let mut reader = Reader(bytes);
+    let version = reader.u8("version")?;
+    if version != VERSION {
+        return Err(EnvelopeError::UnknownVersion(version));
+    }
+    let state = value(&STATES, reader.u8("state")?, "state")?;
+    let owner = Token::from_bits(reader.number("owner", Bytes::get_u128)?);
+    let mut record = Record::new(key, owner, Arc::default());
+    record.state = state;
+    record.fence = reader.u64("fence")?;
+    record.linger = reader.u64("linger")?;
+    record.after_expiry = reader.u64("after_expiry")?;
+    record.fingerprint = if reader.flag("fingerprint")? {
+        let version = reader.u8("fingerprint")?;
+        Some(Fingerprint { version, bits: reader.number("fingerprint", Bytes::get_u128)? })
+    } else {
+        None
+    };
+    record.policy = value(&POLICIES, reader.u8("policy")?, "policy")?;
+    record.created = Timestamp::from_millis(reader.u64("created")?);
+    record.attempts = reader.u32("attempts")?;
+    record.reason = reader.optional("reason", &REASONS)?;
+    record.lease_until = Timestamp::from_millis(reader.u64("lease_until")?);
+    record.expires = Timestamp::from_millis(reader.u64("expires")?);
+    record.schema = reader.u32("schema")?;
+    record.checkpoints = reader.u32("checkpoints")?;
+    record.taken_over = reader.optional("taken_over", &STATES)?;
+    record.operation = reader.text("operation")?;
+    record.trace = if reader.flag("trace")? { Some(reader.text("trace")?) } else { None };
+    record.body = reader.prefixed("body")?;
+    record.read_at = read_at;
+    if reader.0.is_empty() { Ok(record) } else { Err(EnvelopeError::Trailing(reader.0.len())) }
+}
+
+struct Reader(Bytes);
+
+impl Reader {
+    fn number<T>(&mut self, field: &'static str, get: impl FnOnce(&mut Bytes) -> T) -> Result<T, EnvelopeError> {
+        if self.0.len() < size_of::<T>() {
+            return Err(EnvelopeError::Truncated(field));
+        }
+        Ok(get(&mut self.0))
+    }
+
+    fn u8(&mut self, field: &'static str) -> Result<u8, EnvelopeError> {
+        self.number(field, Bytes::get_u8)
+    }
+
+    fn u32(&mut self, field: &'static str) -> Result<u32, EnvelopeError> {
+        self.number(field, Bytes::get_u32)
+    }
+
+    fn u64(&mut self, field: &'static str) -> Result<u64, EnvelopeError> {
+        self.number(field, Bytes::get_u64)
+    }
+
+    fn flag(&mut self, field: &'static str) -> Result<bool, EnvelopeError> {
+        value(&[(false, 0), (true, 1)], self.u8(field)?, field)
+    }
+
+    fn optional<T: Copy>(&mut self, field: &'static str, table: &[(T, u8)]) -> Result<Option<T>, EnvelopeError> {
+        match self.u8(field)? {
+            0 => Ok(None),
+            code => value(table, code, field).map(Some),
+        }
+    }
+
+    fn prefixed(&mut self, field: &'static str) -> Result<Bytes, EnvelopeError> {
+        let length = usize::try_from(self.u64(field)?).ok().filter(|length| *length <= self.0.len());
+        Ok(self.0.split_to(length.ok_or(EnvelopeError::Truncated(field))?))
+    }
+
+    fn text(&mut self, field: &'static str) -> Result<Arc<str>, EnvelopeError> {
+        let bytes = self.prefixed(field)?;
+        std::str::from_utf8(&bytes).map(Arc::from).map_err(|_| EnvelopeError::NotText(field))
+    }
+}
+
+/// Why bytes are no record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum EnvelopeError {
+    /// The format version is not one that this release reads: a newer release wrote it, or it is no envelope.
+    UnknownVersion(u8),
+    /// A field holds a code that this format version does not have.
+    UnknownCode {
+        /// The field.
+        field: &'static str,
+        /// What it holds.
+        code: u8,
+    },
+    /// The bytes end within this field.
+    Truncated(&'static str),
+    /// This field is not UTF-8.
+    NotText(&'static str),
+    /// So many bytes follow the record.
+    Trailing(usize),
+}
+
+impl EnvelopeError {
+    /// The error of kind [`Corrupt`](StoreErrorKind::Corrupt) of the store operation that met the bytes.
+    #[must_use]
+    pub fn during(self, operation: &'static str) -> StoreError {
+        StoreError::new(StoreErrorKind::Corrupt, operation).with_source(self)
+    }
+}
+
+impl fmt::Display for EnvelopeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::UnknownVersion(version) => {
+                write!(f, "the record has format version {version}, this release reads version {VERSION}")
+            }
+            Self::UnknownCode { field, code } => write!(f, "the record's field {field} holds the unknown code {code}"),
+            Self::Truncated(field) => write!(f, "the record ends within its field {field}"),
+            Self::NotText(field) => write!(f, "the record's field {field} is not UTF-8"),
+            Self::Trailing(count) => write!(f, "{count} bytes follow the record"),
+        }
+    }
+}
+
+impl std::error::Error for EnvelopeError {}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use bytes::Bytes;
+    use proptest::prelude::*;
+    use proptest::sample::select;
+
+    use super::{EnvelopeError, POLICIES, REASONS, STATES, decode, encode};
+    use crate::clock::Timestamp;
+    use crate::fingerprint::Fingerprint;
+    use crate::key::KeyHash;
+    use crate::store::{CrashPolicy, Reason, Record, State, StoreErrorKind, Token};
+
+    const KEY: KeyHash = KeyHash::from_bytes([7; 32]);
+    const READ_AT: Timestamp = Timestamp::from_millis(99);
+
+    fn decoded(bytes: &[u8]) -> Result<Record, EnvelopeError> {
+        decode(KEY, Bytes::copy_from_slice(bytes), READ_AT)
+    }
+
+    fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    fn full_record() -> Record {
+        let mut record = Record::new(KEY, Token::from_bits(0x0102_0304_0506_0708_090a_0b0c_0d0e_0f10), "op".into());
+        record.state = State::InDoubt;
+        record.fence = 3;
+        record.linger = 0x1111;
+        record.after_expiry = 0x2222;
+        record.fingerprint = Some(Fingerprint { version: 1, bits: 0xfeed });
+        record.policy = CrashPolicy::Verify;
+        record.created = Timestamp::from_millis(0x3333);
+        record.attempts = 4;
+        record.reason = Some(Reason::LeaseLost);
+        record.lease_until = Timestamp::from_millis(0x4444);
+        record.expires = Timestamp::from_millis(0x5555);
+        record.schema = 5;
+        record.checkpoints = 6;
+        record.taken_over = Some(State::InProgress);
+        record.trace = Some("tr".into());
+        record.body = Bytes::from_static(b"body");
+        record.read_at = READ_AT;
+        record
+    }
+
+    const FULL_RECORD: &str = concat!(
+        "01",
+        "02",
+        "0102030405060708090a0b0c0d0e0f10",
+        "0000000000000003",
+        "0000000000001111",
+        "0000000000002222",
+        "01010000000000000000000000000000feed",
+        "03",
+        "0000000000003333",
+        "00000004",
+        "04",
+        "0000000000004444",
+        "0000000000005555",
+        "00000005",
+        "00000006",
+        "01",
+        "00000000000000026f70",
+        "0100000000000000027472",
+        "0000000000000004626f6479",
+    );
+
+    #[test]
+    fn golden_bytes_of_version_1() {
+        assert_eq!(hex(&encode(&full_record())), FULL_RECORD);
+        let empty = Record::new(KEY, Token::from_bits(0), "".into());
+        let expected =
+            ["01", "01", &"0".repeat(2 * 41), "04", &"0".repeat(16), "00000001", &"0".repeat(2 * 43)].concat();
+        assert_eq!(hex(&encode(&empty)), expected);
+    }
+
+    #[test]
+    fn codes_of_version_1_do_not_change() {
+        assert_eq!(STATES.map(|(_, code)| code), [1, 2, 3, 4, 5, 6]);
+        assert_eq!(
+            STATES.map(|(state, _)| state),
+            [State::InProgress, State::InDoubt, State::Completed, State::Failed, State::Released, State::Tombstone]
+        );
+        assert_eq!(
+            POLICIES,
+            [(CrashPolicy::Retry, 1), (CrashPolicy::Resume, 2), (CrashPolicy::Verify, 3), (CrashPolicy::Hold, 4)]
+        );
+        assert_eq!(REASONS.map(|(_, code)| code), [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]);
+        assert_eq!(
+            REASONS.map(|(reason, _)| reason),
+            [
+                Reason::Crashed,
+                Reason::Dropped,
+                Reason::Panicked,
+                Reason::LeaseLost,
+                Reason::Error,
+                Reason::NotStored,
+                Reason::ShutDown,
+                Reason::TooLarge,
+                Reason::NotEncodable,
+                Reason::Resolved
+            ]
+        );
+    }
+
+    /// Fails to compile when a value is added, which then needs a code in the table.
+    #[test]
+    fn every_value_has_a_code() {
+        let all = |state| match state {
+            State::InProgress
+            | State::InDoubt
+            | State::Completed
+            | State::Failed
+            | State::Released
+            | State::Tombstone => STATES.len() == 6,
+        };
+        assert!(all(State::InProgress));
+        let all = |reason| match reason {
+            Reason::Crashed
+            | Reason::Dropped
+            | Reason::Panicked
+            | Reason::LeaseLost
+            | Reason::Error
+            | Reason::NotStored
+            | Reason::ShutDown
+            | Reason::TooLarge
+            | Reason::NotEncodable
+            | Reason::Resolved => REASONS.len() == 10,
+        };
+        assert!(all(Reason::Crashed));
+        let all = |policy| match policy {
+            CrashPolicy::Retry | CrashPolicy::Resume | CrashPolicy::Verify | CrashPolicy::Hold => POLICIES.len() == 4,
+        };
+        assert!(all(CrashPolicy::Hold));
+    }
+
+    #[test]
+    fn an_unknown_version_is_named() {
+        let mut bytes = encode(&full_record());
+        bytes[0] = 9;
+        let error = decoded(&bytes).unwrap_err();
+        assert_eq!(error, EnvelopeError::UnknownVersion(9));
+        assert!(error.to_string().contains("format version 9"), "{error}");
+        let error = error.during("read");
+        assert_eq!((error.kind(), error.operation()), (StoreErrorKind::Corrupt, "read"));
+    }
+
+    #[test]
+    fn unknown_codes_are_errors_of_their_field() {
+        for (position, field) in
+            [(1, "state"), (42, "fingerprint"), (60, "policy"), (73, "reason"), (98, "taken_over"), (109, "trace")]
+        {
+            let mut bytes = encode(&full_record());
+            bytes[position] = 77;
+            assert_eq!(decoded(&bytes), Err(EnvelopeError::UnknownCode { field, code: 77 }));
+        }
+    }
+
+    #[test]
+    fn a_length_beyond_the_end_allocates_nothing() {
+        let mut bytes = encode(&full_record());
+        let body_length = bytes.len() - 12;
+        bytes[body_length..body_length + 8].copy_from_slice(&u64::MAX.to_be_bytes());
+        assert_eq!(decoded(&bytes), Err(EnvelopeError::Truncated("body")));
+    }
+
+    #[test]
+    fn trailing_bytes_and_bytes_that_are_no_text_are_errors() {
+        let mut bytes = encode(&full_record());
+        bytes.push(0);
+        assert_eq!(decoded(&bytes), Err(EnvelopeError::Trailing(1)));
+        bytes.pop();
+        bytes[107] = 0xff;
+        assert_eq!(decoded(&bytes), Err(EnvelopeError::NotText("operation")));
+    }
+
+    #[test]
+    fn every_truncation_is_an_error() {
+        let bytes = encode(&full_record());
+        for length in 0..bytes.len() {
+            assert!(matches!(decoded(&bytes[..length]), Err(EnvelopeError::Truncated(_))), "{length}");
+        }
+    }
+
+    prop_compose! {
+        fn numbers()(
+            owner: u128, fence: u64, linger: u64, after_expiry: u64, created: u64, attempts: u32,
+            lease_until: u64, expires: u64, schema: u32, checkpoints: u32,
+        ) -> Record {
+            let mut record = Record::new(KEY, Token::from_bits(owner), "".into());
+            record.fence = fence;
+            record.linger = linger;
+            record.after_expiry = after_expiry;
+            record.created = Timestamp::from_millis(created);
+            record.attempts = attempts;
+            record.lease_until = Timestamp::from_millis(lease_until);
+            record.expires = Timestamp::from_millis(expires);
+            record.schema = schema;
+            record.checkpoints = checkpoints;
+            record.read_at = READ_AT;
+            record
+        }
+    }
+
+    prop_compose! {
+        fn records()(
+            record in numbers(),
+            state in select(STATES.map(|(state, _)| state).to_vec()),
+            policy in select(POLICIES.map(|(policy, _)| policy).to_vec()),
+            reason in proptest::option::of(select(REASONS.map(|(reason, _)| reason).to_vec())),
+            taken_over in proptest::option::of(select(STATES.map(|(state, _)| state).to_vec())),
+            fingerprint: Option<(u8, u128)>,
+            operation: String,
+            trace: Option<String>,
+            body: Vec<u8>,
+        ) -> Record {
+            Record {
+                state, policy, reason, taken_over,
+                fingerprint: fingerprint.map(|(version, bits)| Fingerprint { version, bits }),
+                operation: operation.into(),
+                trace: trace.map(Arc::from),
+                body: body.into(),
+                ..record
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_was_written_is_read(record in records()) {
+            prop_assert_eq!(decoded(&encode(&record)), Ok(record));
+        }
+
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes: Vec<u8>, version in 0_u8..3) {
+            let _ = decoded(&bytes);
+            let _ = decoded(&[&[version], &bytes[..]].concat());
+        }
+
+        #[test]
+        fn changed_bytes_never_panic_and_never_read_as_the_same(record in records(), at: prop::sample::Index, to: u8) {
+            let mut bytes = encode(&record);
+            let at = at.index(bytes.len());
+            prop_assume!(bytes[at] != to);
+            bytes[at] = to;
+            prop_assert_ne!(decoded(&bytes), Ok(record));
+        }
+    }
+}

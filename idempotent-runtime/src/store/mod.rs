@@ -9,9 +9,12 @@ pub mod envelope;
 mod error;
 mod record;
 mod request;
+pub mod transition;
 
 use std::future::Future;
 
+#[cfg(feature = "memory")]
+pub use crate::memory::{MemoryStore, MemoryStoreBuilder};
 pub use capability::{Capabilities, StoreClock};
 pub use dynamic::DynStore;
 pub use error::{StoreError, StoreErrorKind};
@@ -46,7 +49,8 @@ pub trait Store: Send + Sync + 'static {
     /// To be correct, decided in one atomic step on the store's time:
     /// - No record, an expired one or [`State::Released`]: the caller owns a new record. `Released` keeps `created` and
     ///   the fence, and counts `attempts` and the fence up. An expired record with `after_expiry` is a tombstone for that long.
-    /// - In progress with the caller's token: the caller owns it, nothing changes (T4), also when the lease is over.
+    /// - In progress with the caller's token: the caller owns it, nothing changes (T4), also when the lease is over. The
+    ///   answer tells again from which state the claim was taken over.
     /// - In progress, lease over, and the stricter of the record's and the caller's policy
     ///   [allows takeover](CrashPolicy::allows_takeover): the caller owns it, with the fence and the attempts counted up,
     ///   the stricter policy, the caller's lease and linger, and the checkpoint kept (T5). Not if the fingerprints
@@ -76,14 +80,17 @@ pub trait Store: Send + Sync + 'static {
     ///   Whether the lease is over does not matter.
     /// - C and F with this token: [`Written::AlreadyApplied`], nothing changes.
     /// - No record and no tombstone: with `adopt` the record is written anew ([`Written::Adopted`]), else [`Written::Gone`].
-    /// - Everything else: [`Written::Lost`].
+    /// - A tombstone: [`Written::Gone`], also with `adopt`. Everything else: [`Written::Lost`].
+    /// - A limit on the store's size never refuses a result: the effect has happened.
     fn complete(&self, commit: Commit) -> impl Future<Output = Result<Written, StoreError>> + Send;
 
     /// Gives a claim back (T10).
     ///
     /// To be correct:
     /// - P and X with this token: the record is gone, or [`State::Released`] with its attempts where `keep_attempts` is set.
-    /// - No record, and R with this token: [`Written::Gone`] and [`Written::AlreadyApplied`]. Everything else: [`Written::Lost`].
+    /// - No record or a tombstone: [`Written::Gone`]. R with this token: [`Written::AlreadyApplied`]. Everything else:
+    ///   [`Written::Lost`].
+    /// - A claim that arrives a second time, after its release, owns a new record, which a second release removes.
     fn release(&self, release: Release) -> impl Future<Output = Result<Written, StoreError>> + Send;
 
     /// Ends the own lease (T11): the next claim decides by policy at once.
@@ -97,7 +104,8 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// To be correct:
     /// - P with this token becomes X with the reason; with `only_orphaned` only if its lease is over.
-    ///   `lease_until` becomes now + `ask_again_after`. The checkpoint stays.
+    ///   `lease_until` becomes now + `ask_again_after`. The checkpoint stays. With `only_orphaned` so does a reason that
+    ///   the owner left.
     /// - X with this token: [`Written::AlreadyApplied`]. Everything else: [`Written::Lost`] or [`Written::Gone`].
     fn park(&self, park: Park) -> impl Future<Output = Result<Written, StoreError>> + Send;
 
@@ -125,7 +133,8 @@ pub trait Store: Send + Sync + 'static {
     /// Reads the record after registering for its changes.
     ///
     /// To be correct:
-    /// - No change of state or owner after the read goes unnoticed: the watch resolves then, or after a bounded time by itself.
+    /// - No change of state or owner and no abandoned lease after the read goes unnoticed: the watch resolves then, or
+    ///   after a bounded time by itself. The same for the record's expiry.
     /// - A lost connection to the store resolves it.
     fn watch(&self, key: KeyHash) -> impl Future<Output = Result<Watch, StoreError>> + Send;
 
@@ -135,15 +144,17 @@ pub trait Store: Send + Sync + 'static {
     /// - Only X on which the observed token stands. The new token takes its place and the fence grows by one, so that
     ///   the late owner's commit, release and park are [`Written::Lost`]. The reason is [`Reason::Resolved`].
     /// - [`ResolveAnswer::NotExecuted`] removes the record.
-    /// - P whose lease runs: [`Changed::Running`]. No record: [`Changed::Absent`]. Everything else: [`Changed::Conflict`].
+    /// - P whose lease runs: [`Changed::Running`]. No record or a tombstone: [`Changed::Absent`]. The same answer again
+    ///   (its token stands on the record): [`Changed::Applied`], nothing changes. Everything else: [`Changed::Conflict`].
     fn resolve(&self, resolve: Resolve) -> impl Future<Output = Result<Changed, StoreError>> + Send;
 
     /// Removes a record (T14).
     ///
     /// To be correct:
     /// - Only with the observed token. P whose lease runs is [`Changed::Running`] unless forced.
-    /// - Leaves a tombstone where asked for; forced removals leave one for at least the remaining lease, so that the
-    ///   owner's commit does not bring the record back.
+    /// - Leaves a tombstone where asked for; where the owner runs, one stays for at least the rest of its lease, so that
+    ///   the owner's commit does not bring the record back.
+    /// - A tombstone: [`Changed::Absent`], it stays.
     fn remove(&self, remove: Remove) -> impl Future<Output = Result<Changed, StoreError>> + Send;
 
     /// Lists records that have not expired.

@@ -151,7 +151,7 @@ pub struct Record {
     pub linger: u64,
     /// Milliseconds for which a tombstone refuses late retries after expiry; zero leaves none.
     pub after_expiry: u64,
-    /// In progress: when the lease ends. In doubt under [`CrashPolicy::Verify`]: when the question may be asked again.
+    /// In progress: when the lease ends, zero once the owner has given it up. In doubt under [`CrashPolicy::Verify`]: when the question may be asked again.
     pub lease_until: Timestamp,
     /// When the store may forget the record.
     pub expires: Timestamp,
@@ -161,6 +161,8 @@ pub struct Record {
     pub schema: u32,
     /// How many checkpoints were accepted from all owners so far.
     pub checkpoints: u32,
+    /// The state in which the last owner but one left the record, if the claim was taken over (T5, T5b).
+    pub taken_over: Option<State>,
     /// Trace context of the call that made the claim (W3C `traceparent`), if there was any.
     pub trace: Option<Arc<str>>,
     /// Completed and failed: the encoded result. In progress and in doubt: the last checkpoint. Else empty.
@@ -188,6 +190,7 @@ impl Record {
             read_at: Timestamp::default(),
             schema: 0,
             checkpoints: 0,
+            taken_over: None,
             trace: None,
             body: Bytes::new(),
         }

@@ -80,14 +80,10 @@ pub struct Grant {
 }
 
 impl Grant {
-    /// A first claim, or an answer to a repeated one.
+    /// The claim of the owner that stands on `record`. [`Record::taken_over`] tells whether it was taken over, also
+    /// when a lost answer is given again.
     pub fn new(record: Record) -> Self {
-        Self { record, taken_over: None }
-    }
-
-    /// A claim taken over from an owner that left the record in `state`.
-    pub fn taken_over(record: Record, state: State) -> Self {
-        Self { record, taken_over: Some(state) }
+        Self { taken_over: record.taken_over, record }
     }
 }
 
@@ -320,7 +316,7 @@ pub struct Remove {
     pub observed: Token,
     /// Also while its owner runs.
     pub force: bool,
-    /// How long a tombstone stays in its place; zero leaves none. Forced removals always leave one.
+    /// How long a tombstone stays in the record's place; zero leaves none. Where the owner runs, one stays for at least the rest of its lease.
     pub tombstone: Duration,
 }
 
@@ -341,7 +337,7 @@ pub enum Changed {
     Running,
     /// The record is not as it was seen, or its state does not allow this. Nothing changed.
     Conflict,
-    /// There is no record.
+    /// There is no record, or only a tombstone. Nothing changed.
     Absent,
 }
 

@@ -1,0 +1,146 @@
+//! Sequences in their order, maps and structs in the order of their encoded keys.
+
+use serde::Serialize;
+use serde::ser::{
+    SerializeMap, SerializeSeq, SerializeStruct, SerializeStructVariant, SerializeTuple, SerializeTupleStruct,
+    SerializeTupleVariant,
+};
+
+use super::CanonicalError;
+use super::serializer::Encoder;
+
+const SEQUENCE: u8 = b'[';
+const MAP: u8 = b'{';
+
+/// Elements one after the other. Their count is written at the end, because serde need not know it before.
+pub(super) struct Sequence<'a> {
+    encoder: &'a mut Encoder,
+    start: usize,
+    count: usize,
+}
+
+impl<'a> Sequence<'a> {
+    pub(super) fn new(encoder: &'a mut Encoder) -> Self {
+        encoder.bytes.push(SEQUENCE);
+        let start = encoder.bytes.len();
+        encoder.length(0);
+        Self { encoder, start, count: 0 }
+    }
+
+    fn add<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), CanonicalError> {
+        self.count += 1;
+        self.encoder.nested(value)
+    }
+
+    fn finish(self) {
+        let count = (self.count as u64).to_be_bytes();
+        self.encoder.bytes[self.start..self.start + count.len()].copy_from_slice(&count);
+    }
+}
+
+/// Entries that are put in order at the end.
+pub(super) struct Entries<'a> {
+    encoder: &'a mut Encoder,
+    start: usize,
+    /// Where each entry begins.
+    entries: Vec<usize>,
+}
+
+impl<'a> Entries<'a> {
+    pub(super) fn new(encoder: &'a mut Encoder) -> Self {
+        encoder.bytes.push(MAP);
+        let start = encoder.bytes.len();
+        Self { encoder, start, entries: Vec::new() }
+    }
+
+    fn key<T: Serialize + ?Sized>(&mut self, key: &T) -> Result<(), CanonicalError> {
+        self.entries.push(self.encoder.bytes.len());
+        self.encoder.nested(key)
+    }
+
+    fn value<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), CanonicalError> {
+        self.encoder.nested(value)
+    }
+
+    /// No encoded key is the beginning of another one, so the order of whole entries is the order of their keys.
+    fn finish(self) {
+        let unordered = self.encoder.bytes.split_off(self.start);
+        let ends = self.entries.iter().skip(1).copied().chain([self.start + unordered.len()]);
+        let range = |(begin, end)| &unordered[begin - self.start..end - self.start];
+        let mut entries: Vec<&[u8]> = self.entries.iter().copied().zip(ends).map(range).collect();
+        entries.sort_unstable();
+        self.encoder.length(entries.len());
+        entries.iter().for_each(|entry| self.encoder.bytes.extend_from_slice(entry));
+    }
+}
+
+macro_rules! sequences {
+    ($($shape:ident: $method:ident;)*) => {$(
+        impl $shape for Sequence<'_> {
+            type Ok = ();
+            type Error = CanonicalError;
+
+            fn $method<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), CanonicalError> {
+                self.add(value)
+            }
+
+            fn end(self) -> Result<(), CanonicalError> {
+                self.finish();
+                Ok(())
+            }
+        }
+    )*};
+}
+
+sequences! {
+    SerializeSeq: serialize_element;
+    SerializeTuple: serialize_element;
+    SerializeTupleStruct: serialize_field;
+    SerializeTupleVariant: serialize_field;
+}
+
+macro_rules! structs {
+    ($($shape:ident;)*) => {$(
+        impl $shape for Entries<'_> {
+            type Ok = ();
+            type Error = CanonicalError;
+
+            fn serialize_field<T: Serialize + ?Sized>(
+                &mut self,
+                name: &'static str,
+                value: &T,
+            ) -> Result<(), CanonicalError> {
+                self.key(name)?;
+                self.value(value)
+            }
+
+            fn end(self) -> Result<(), CanonicalError> {
+                self.finish();
+                Ok(())
+            }
+        }
+    )*};
+}
+
+structs! {
+    SerializeStruct;
+    SerializeStructVariant;
+}
+
+impl SerializeMap for Entries<'_> {
+    type Ok = ();
+    type Error = CanonicalError;
+
+    fn serialize_key<T: Serialize + ?Sized>(&mut self, key: &T) -> Result<(), CanonicalError> {
+        self.key(key)
+    }
+
+    fn serialize_value<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), CanonicalError> {
+        self.value(value)
+    }
+
+    fn end(self) -> Result<(), CanonicalError> {
+        self.finish();
+        Ok(())
+    }
+}

@@ -1,0 +1,62 @@
+//! The canonical encoding of any `Serialize` value, for fingerprints and digests.
+//!
+//! Serialized JSON would not do: its maps come in any order, `NaN` becomes `null`, `Some(())` is `None`, and the key
+//! `1` is the key `"1"`. Here every value starts with a tag, everything of variable length has its length in front,
+//! and
+//!
+//! - the entries of maps and structs are sorted by their encoded keys, and a struct is a map of its fields' names;
+//! - an integer is a sign and a magnitude, whatever its width; an `f32` is an `f64`; `-0.0` is `0.0`;
+//! - `Some` is a tag of its own; newtype structs are what they wrap; tuples, arrays and sequences are the same;
+//! - variants go by their names, not by their numbers.
+//!
+//! The encoding is part of the stored format: what changes it needs a new [`Fingerprint::VERSION`](crate::Fingerprint).
+
+mod collection;
+mod serializer;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+
+use serde::Serialize;
+
+use serializer::Encoder;
+
+/// How deep values may be nested. Deeper ones would exhaust the stack, which ends the process.
+const MAX_DEPTH: usize = 128;
+
+/// Why a value has no canonical encoding.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum CanonicalError {
+    /// A floating point number is `NaN` or infinite.
+    NotFinite,
+    /// The value is nested deeper than [`MAX_DEPTH`].
+    TooDeep,
+    /// What the value's own `Serialize` says.
+    Custom(String),
+}
+
+impl fmt::Display for CanonicalError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotFinite => f.write_str("a floating point number is NaN or infinite, which equals nothing"),
+            Self::TooDeep => write!(f, "the value is nested deeper than {MAX_DEPTH} levels"),
+            Self::Custom(message) => f.write_str(message),
+        }
+    }
+}
+
+impl std::error::Error for CanonicalError {}
+
+impl serde::ser::Error for CanonicalError {
+    fn custom<T: fmt::Display>(message: T) -> Self {
+        Self::Custom(message.to_string())
+    }
+}
+
+/// The encoding of `value`.
+pub(crate) fn to_bytes<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, CanonicalError> {
+    let mut encoder = Encoder::default();
+    value.serialize(&mut encoder)?;
+    Ok(encoder.into_bytes())
+}

@@ -1,0 +1,262 @@
+//! The embedded store: records in this process's memory.
+
+mod builder;
+mod shard;
+#[cfg(test)]
+mod tests;
+mod usage;
+mod watchers;
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+pub use builder::MemoryStoreBuilder;
+use shard::Shard;
+use usage::{Cost, Usage};
+use watchers::Registration;
+
+use crate::clock::{Clock, Timestamp};
+use crate::key::KeyHash;
+use crate::store::{
+    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Page, Park, Purged, Record, Release, Remove,
+    Renewal, Resolve, Scan, Store, StoreError, StoreErrorKind, Token, Watch, Written, transition,
+};
+
+/// A power of two; a shard holds the keys that share their first six bits, so shards are in the order of keys.
+const SHARDS: usize = 64;
+const SHARD_SHIFT: u32 = 2;
+/// How many expired records each operation removes from the shard that it visits.
+const EXPIRED_PER_OPERATION: usize = 4;
+/// How many expired records of each shard a claim removes when the store is full.
+const EXPIRED_WHEN_FULL: usize = 64;
+/// The page size of a scan that leaves it to the store.
+const DEFAULT_PAGE: usize = 100;
+
+/// Keeps records in this process's memory, and forgets them with the process.
+///
+/// Right for tests, for command-line tools and for one process whose restarts may run a call again. Several processes
+/// need a shared store.
+///
+/// Cloning is cheap, and all clones share the records.
+///
+/// **Bounds.** At most [`max_records`](MemoryStoreBuilder::max_records) records and
+/// [`max_bytes`](MemoryStoreBuilder::max_bytes) bytes. A claim beyond that is refused with
+/// [`StoreErrorKind::Full`]; a record that has not expired is never dropped. A call that was admitted can always store
+/// its result, so the bytes may exceed their limit by the results and checkpoints of the calls that are running.
+///
+/// **Expiry** is counted on the wall clock of the injected [`Clock`]. Expired records are removed a few at a time by
+/// the operations that follow, and by [`Store::purge`].
+///
+/// ```
+/// use idempotent_runtime::store::MemoryStore;
+///
+/// let default = MemoryStore::new();
+/// let small = MemoryStore::builder().max_records(10_000).max_bytes(64 * 1024 * 1024).build();
+/// # let _ = (default, small);
+/// ```
+#[derive(Clone)]
+pub struct MemoryStore {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    shards: Vec<Mutex<Shard>>,
+    usage: Usage,
+    clock: Arc<dyn Clock>,
+}
+
+impl MemoryStore {
+    /// An empty store with the default bounds on the machine's clock.
+    pub fn new() -> Self {
+        Self::builder().build()
+    }
+
+    /// An empty store with the default bounds on `clock`.
+    pub fn with_clock(clock: impl Clock) -> Self {
+        Self::builder().clock(clock).build()
+    }
+
+    /// Sets bounds and clock.
+    pub fn builder() -> MemoryStoreBuilder {
+        MemoryStoreBuilder::default()
+    }
+
+    fn from_parts(usage: Usage, clock: Arc<dyn Clock>) -> Self {
+        let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
+        Self { inner: Arc::new(Inner { shards, usage, clock }) }
+    }
+
+    /// Applies one transition to the slot of `key`.
+    fn apply<R>(&self, key: &KeyHash, transition: impl FnOnce(&mut Option<Record>, Timestamp) -> R) -> R {
+        let now = self.inner.clock.now();
+        self.inner.visit(shard_number(key), |shard, usage| {
+            shard.remove_expired(EXPIRED_PER_OPERATION, now, usage);
+            shard.apply(key, Cost::default(), usage, |slot| transition(slot, now))
+        })
+    }
+
+    /// `None` if there is no room for a new record.
+    fn try_claim(&self, claim: &Claim) -> Option<Claimed> {
+        let now = self.inner.clock.now();
+        self.inner.visit(shard_number(&claim.key), |shard, usage| {
+            shard.remove_expired(EXPIRED_PER_OPERATION, now, usage);
+            let reserved = if shard.holds(&claim.key, now) { Cost::default() } else { Cost::of_claim(claim) };
+            usage
+                .reserve(reserved)
+                .then(|| shard.apply(&claim.key, reserved, usage, |slot| transition::claim(slot, claim, now)))
+        })
+    }
+
+    fn remove_expired_everywhere(&self) {
+        let now = self.inner.clock.now();
+        for number in 0..SHARDS {
+            self.inner.visit(number, |shard, usage| shard.remove_expired(EXPIRED_WHEN_FULL, now, usage));
+        }
+    }
+}
+
+impl Inner {
+    /// Locks a shard for `visit`, then wakes who watches what `visit` changed: with the lock gone, because a waker may
+    /// run anything.
+    fn visit<R>(&self, number: usize, visit: impl FnOnce(&mut Shard, &Usage) -> R) -> R {
+        let mut shard = lock(&self.shards[number]);
+        let answer = visit(&mut shard, &self.usage);
+        let changed = shard.watchers.take_changed();
+        drop(shard);
+        changed.iter().for_each(|changed| changed.notify_waiters());
+        answer
+    }
+}
+
+fn shard_number(key: &KeyHash) -> usize {
+    usize::from(key.as_bytes()[0] >> SHARD_SHIFT)
+}
+
+/// Transitions do not panic; if one did, it would have left the slot as it was.
+fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
+    shard.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Default for MemoryStore {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for MemoryStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MemoryStore")
+            .field("usage", &self.inner.usage)
+            .field("clock", &self.inner.clock)
+            .finish_non_exhaustive()
+    }
+}
+
+#[deny(clippy::missing_trait_methods)]
+impl Store for MemoryStore {
+    fn name(&self) -> &'static str {
+        "memory"
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::in_process()
+    }
+
+    async fn claim(&self, claim: Claim) -> Result<Claimed, StoreError> {
+        if let Some(claimed) = self.try_claim(&claim) {
+            return Ok(claimed);
+        }
+        self.remove_expired_everywhere();
+        self.try_claim(&claim)
+            .ok_or_else(|| StoreError::new(StoreErrorKind::Full, "claim").with_detail(self.inner.usage.to_string()))
+    }
+
+    async fn renew(&self, renewals: Vec<Renewal>) -> Result<Vec<Written>, StoreError> {
+        let renew = |renewal: &Renewal| self.apply(&renewal.key, |slot, now| transition::renew(slot, renewal, now));
+        Ok(renewals.iter().map(renew).collect())
+    }
+
+    async fn complete(&self, commit: Commit) -> Result<Written, StoreError> {
+        Ok(self.apply(&commit.key, |slot, now| transition::complete(slot, &commit, now)))
+    }
+
+    async fn release(&self, release: Release) -> Result<Written, StoreError> {
+        Ok(self.apply(&release.key, |slot, now| transition::release(slot, &release, now)))
+    }
+
+    async fn abandon(&self, abandon: Abandon) -> Result<Written, StoreError> {
+        Ok(self.apply(&abandon.key, |slot, now| transition::abandon(slot, &abandon, now)))
+    }
+
+    async fn park(&self, park: Park) -> Result<Written, StoreError> {
+        Ok(self.apply(&park.key, |slot, now| transition::park(slot, &park, now)))
+    }
+
+    async fn checkpoint(&self, checkpoint: Checkpoint) -> Result<Written, StoreError> {
+        Ok(self.apply(&checkpoint.key, |slot, now| transition::checkpoint(slot, &checkpoint, now)))
+    }
+
+    async fn fence(&self, key: KeyHash, token: Token) -> Result<Option<u64>, StoreError> {
+        Ok(self.apply(&key, |slot, now| transition::fence(slot, token, now)))
+    }
+
+    async fn read(&self, key: KeyHash) -> Result<Option<Record>, StoreError> {
+        Ok(self.apply(&key, transition::read))
+    }
+
+    async fn watch(&self, key: KeyHash) -> Result<Watch, StoreError> {
+        let clock = Arc::clone(&self.inner.clock);
+        let now = clock.now();
+        let (record, notified) = self.inner.visit(shard_number(&key), |shard, usage| {
+            let record = shard.apply(&key, Cost::default(), usage, |slot| transition::read(slot, now));
+            (record, shard.watchers.register(key))
+        });
+        let registration = Registration::new(Arc::downgrade(&self.inner), key);
+        let expires_in = record.as_ref().map(|record| record.expires.saturating_duration_since(now));
+        let changed = async move {
+            match expires_in {
+                // Nobody may come by to notice the expiry.
+                Some(expires_in) => watchers::either(notified, clock.sleep(expires_in)).await,
+                None => notified.await,
+            }
+        };
+        Ok(Watch::new(record, changed).with_registration(registration))
+    }
+
+    async fn resolve(&self, resolve: Resolve) -> Result<Changed, StoreError> {
+        Ok(self.apply(&resolve.key, |slot, now| transition::resolve(slot, &resolve, now)))
+    }
+
+    async fn remove(&self, remove: Remove) -> Result<Changed, StoreError> {
+        Ok(self.apply(&remove.key, |slot, now| transition::remove(slot, &remove, now)))
+    }
+
+    async fn scan(&self, scan: Scan) -> Result<Page, StoreError> {
+        let now = self.inner.clock.now();
+        let limit = if scan.limit == 0 { DEFAULT_PAGE } else { scan.limit };
+        let mut records = Vec::new();
+        for shard in &self.inner.shards[scan.after.as_ref().map_or(0, shard_number)..] {
+            lock(shard).list(&scan, limit + 1, now, &mut records);
+            if records.len() > limit {
+                records.truncate(limit);
+                let next = records.last().map(|last| last.key);
+                return Ok(Page::new(records, next));
+            }
+        }
+        Ok(Page::new(records, None))
+    }
+
+    async fn purge(&self, limit: usize) -> Result<Purged, StoreError> {
+        let now = self.inner.clock.now();
+        let mut removed = 0;
+        let mut lag: Option<Duration> = None;
+        for number in 0..SHARDS {
+            self.inner.visit(number, |shard, usage| {
+                removed += shard.remove_expired(limit - removed, now, usage);
+                lag = lag.max(shard.lag(now));
+            });
+        }
+        Ok(Purged::new(removed, lag))
+    }
+}

@@ -1,0 +1,113 @@
+//! A part of the keys with the order in which they expire.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::usage::{Cost, Usage};
+use super::watchers::Watchers;
+use crate::clock::Timestamp;
+use crate::key::KeyHash;
+use crate::store::{Reason, Record, Scan, State, Token, transition};
+
+/// Ordered maps, because they grow without the pause in which a hash table moves its entries.
+#[derive(Default)]
+pub(super) struct Shard {
+    /// `None` stands only while a transition runs.
+    slots: BTreeMap<KeyHash, Option<Record>>,
+    by_expiry: BTreeSet<(Timestamp, KeyHash)>,
+    pub(super) watchers: Watchers,
+}
+
+/// What the shard must know of a slot when it changes.
+#[derive(PartialEq)]
+struct Summary {
+    cost: Cost,
+    expires: Option<Timestamp>,
+    /// What watches are about; the reason tells of an abandoned lease.
+    holder: Option<(State, Token, Option<Reason>)>,
+}
+
+impl Summary {
+    fn of(slot: Option<&Record>) -> Self {
+        Self {
+            cost: Cost::of_slot(slot),
+            expires: slot.map(|record| record.expires),
+            holder: slot.map(|record| (record.state, record.owner, record.reason)),
+        }
+    }
+}
+
+impl Shard {
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        assert_eq!(self.slots.len(), self.by_expiry.len());
+        self.slots.len()
+    }
+
+    /// Whether there is a record that has not expired.
+    pub(super) fn holds(&self, key: &KeyHash, now: Timestamp) -> bool {
+        self.slots.get(key).and_then(Option::as_ref).is_some_and(|record| record.expires > now)
+    }
+
+    /// Changes the slot of `key`; `reserved` is in the totals already.
+    pub(super) fn apply<R>(
+        &mut self,
+        key: &KeyHash,
+        reserved: Cost,
+        usage: &Usage,
+        change: impl FnOnce(&mut Option<Record>) -> R,
+    ) -> R {
+        let slot = self.slots.entry(*key).or_default();
+        let before = Summary::of(slot.as_ref());
+        let answer = change(slot);
+        let after = Summary::of(slot.as_ref());
+        if slot.is_none() {
+            self.slots.remove(key);
+        }
+        if before.expires != after.expires {
+            before.expires.map(|expires| self.by_expiry.remove(&(expires, *key)));
+            after.expires.map(|expires| self.by_expiry.insert((expires, *key)));
+        }
+        if before.holder != after.holder {
+            self.watchers.changed(key);
+        }
+        usage.replace(reserved, Cost::default());
+        usage.replace(before.cost, after.cost);
+        answer
+    }
+
+    /// Removes at most `limit` expired records, or turns them into their tombstones. Says how many.
+    pub(super) fn remove_expired(&mut self, limit: usize, now: Timestamp, usage: &Usage) -> usize {
+        for removed in 0..limit {
+            match self.by_expiry.first() {
+                Some(&(expires, key)) if expires <= now => {
+                    self.apply(&key, Cost::default(), usage, |slot| transition::expire(slot, now));
+                }
+                _ => return removed,
+            }
+        }
+        limit
+    }
+
+    /// How long ago the oldest expired record expired.
+    pub(super) fn lag(&self, now: Timestamp) -> Option<Duration> {
+        let &(expires, _) = self.by_expiry.first()?;
+        (expires <= now).then(|| now.saturating_duration_since(expires))
+    }
+
+    /// Adds what `scan` asks for until there are `limit` records.
+    pub(super) fn list(&self, scan: &Scan, limit: usize, now: Timestamp, records: &mut Vec<Record>) {
+        let start = scan.after.map_or(Bound::Unbounded, Bound::Excluded);
+        let found = self.slots.range((start, Bound::Unbounded)).filter_map(|(_, slot)| {
+            let mut record = slot.clone();
+            let record = transition::read(&mut record, now)?;
+            let wanted = scan.state.is_none_or(|state| state == record.state)
+                && scan.operation.as_ref().is_none_or(|operation| *operation == record.operation);
+            wanted.then_some(Record { body: Bytes::new(), ..record })
+        });
+        records.extend(found.take(limit - records.len()));
+    }
+}

@@ -1,0 +1,99 @@
+//! How much the records take, and how much they may take.
+
+use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::store::{Claim, Record};
+
+/// An estimate of what a record takes beside its variable parts: itself, its place in the map and in the index.
+const OVERHEAD: usize = size_of::<Record>() + 128;
+
+/// What one record takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Cost {
+    records: usize,
+    bytes: usize,
+}
+
+impl Cost {
+    pub(super) fn of_claim(claim: &Claim) -> Self {
+        Self::with_parts(&claim.operation, claim.trace.as_deref(), 0)
+    }
+
+    pub(super) fn of_slot(slot: Option<&Record>) -> Self {
+        slot.map_or_else(Self::default, |record| {
+            Self::with_parts(&record.operation, record.trace.as_deref(), record.body.len())
+        })
+    }
+
+    fn with_parts(operation: &str, trace: Option<&str>, body: usize) -> Self {
+        Self { records: 1, bytes: OVERHEAD + operation.len() + trace.map_or(0, str::len) + body }
+    }
+}
+
+/// The totals over all shards.
+pub(super) struct Usage {
+    records: Counter,
+    bytes: Counter,
+}
+
+struct Counter {
+    used: AtomicUsize,
+    limit: usize,
+}
+
+impl Usage {
+    pub(super) fn new(max_records: usize, max_bytes: usize) -> Self {
+        let counter = |limit| Counter { used: AtomicUsize::new(0), limit };
+        Self { records: counter(max_records), bytes: counter(max_bytes) }
+    }
+
+    /// Whether there was room. Then `cost` is taken.
+    pub(super) fn reserve(&self, cost: Cost) -> bool {
+        if !self.records.reserve(cost.records) {
+            return false;
+        }
+        let fits = self.bytes.reserve(cost.bytes);
+        if !fits {
+            self.records.replace(cost.records, 0);
+        }
+        fits
+    }
+
+    /// Replaces `before`, which is part of the totals, by `after`, which may exceed the limits.
+    pub(super) fn replace(&self, before: Cost, after: Cost) {
+        self.records.replace(before.records, after.records);
+        self.bytes.replace(before.bytes, after.bytes);
+    }
+}
+
+impl Counter {
+    fn reserve(&self, amount: usize) -> bool {
+        let reserve = |used: usize| used.checked_add(amount).filter(|&sum| amount == 0 || sum <= self.limit);
+        self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, reserve).is_ok()
+    }
+
+    fn replace(&self, before: usize, after: usize) {
+        // The amounts were counted before they are given back, so the difference never passes zero.
+        self.used.fetch_add(after.wrapping_sub(before), Ordering::Relaxed);
+    }
+}
+
+impl fmt::Display for Counter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of {}", self.used.load(Ordering::Relaxed), self.limit)
+    }
+}
+
+/// What a refused claim says.
+impl fmt::Display for Usage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} records and {} bytes are in use", self.records, self.bytes)
+    }
+}
+
+impl fmt::Debug for Usage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}

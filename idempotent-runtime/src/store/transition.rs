@@ -1,0 +1,335 @@
+//! The rules of the protocol as functions on one record: a store that locks the record, calls one of these and writes
+//! the slot back keeps every rule of [`Store`](super::Store) that is about a single record.
+//!
+//! Each function takes the slot, `None` for no record, the request and the store's time. A slot may hold a record that
+//! has expired: every function treats it as expired, whether or not somebody has removed it.
+//! Answers carry `now` as [`Record::read_at`].
+//!
+//! ```
+//! use std::time::Duration;
+//! use idempotent_runtime::clock::Timestamp;
+//! use idempotent_runtime::key::KeyHash;
+//! use idempotent_runtime::store::{Claim, Claimed, Commit, State, Token, Written, transition};
+//!
+//! let (key, token) = (KeyHash::from_bytes([7; 32]), Token::from_bits(1));
+//! let now = Timestamp::from_millis(1_000);
+//! let mut slot = None;
+//!
+//! let claimed = transition::claim(&mut slot, &Claim::new(key, token, "payments.charge".into()), now);
+//! assert!(matches!(claimed, Claimed::Mine(_)));
+//!
+//! let commit = Commit::new(key, token, "receipt 1".into(), Duration::from_secs(60));
+//! assert_eq!(transition::complete(&mut slot, &commit, now), Written::Applied);
+//! assert_eq!(transition::complete(&mut slot, &commit, now), Written::AlreadyApplied);
+//! assert_eq!(transition::read(&mut slot, now).unwrap().state, State::Completed);
+//! assert_eq!(transition::read(&mut slot, now + Duration::from_secs(60)), None);
+//! ```
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::{
+    Abandon, Changed, Checkpoint, Claim, Claimed, Commit, CrashPolicy, Grant, Park, Reason, Record, Release, Remove,
+    Renewal, Resolve, ResolveAnswer, State, Token, Written,
+};
+use crate::clock::Timestamp;
+use crate::fingerprint::Fingerprint;
+
+/// Expiry (T13): a record whose time is over becomes a tombstone where it asks for one, else nothing.
+///
+/// The other functions begin with this, so a store needs it only for removing what nobody asks for.
+pub fn expire(slot: &mut Option<Record>, now: Timestamp) {
+    if let Some(record) = slot.as_mut().filter(|record| record.expires <= now) {
+        let ends = record.expires + Duration::from_millis(record.after_expiry);
+        if matches!(record.state, State::Released | State::Tombstone) || ends <= now {
+            *slot = None;
+        } else {
+            bury(record, ends);
+        }
+    }
+}
+
+/// The record, tombstones included.
+pub fn read(slot: &mut Option<Record>, now: Timestamp) -> Option<Record> {
+    expire(slot, now);
+    slot.as_ref().map(|record| seen(record, now))
+}
+
+/// Takes the claim, or says what stands in the way (T1–T6).
+pub fn claim(slot: &mut Option<Record>, claim: &Claim, now: Timestamp) -> Claimed {
+    expire(slot, now);
+    let record = match slot {
+        Some(record) if record.state != State::Released => record,
+        _ => return Claimed::Mine(Grant::new(first_claim(slot, claim, now))),
+    };
+    if record.state == State::InProgress && record.owner == claim.token {
+        return Claimed::Mine(Grant::new(seen(record, now)));
+    }
+    let policy = record.policy.max(claim.policy);
+    let lease_over = record.lease_until <= now;
+    let may_take_over = lease_over
+        && !Fingerprint::contradicts(record.fingerprint, claim.fingerprint)
+        && match record.state {
+            State::InProgress => policy.allows_takeover(),
+            State::InDoubt => policy == CrashPolicy::Verify,
+            _ => false,
+        };
+    if may_take_over {
+        take_over(record, claim, policy, now);
+        return Claimed::Mine(Grant::new(seen(record, now)));
+    }
+    if record.state == State::InProgress && lease_over && policy == CrashPolicy::Hold {
+        record.state = State::InDoubt;
+        record.reason = record.reason.or(Some(Reason::Crashed));
+    }
+    Claimed::Held(seen(record, now))
+}
+
+/// Prolongs the lease (T7).
+pub fn renew(slot: &mut Option<Record>, renewal: &Renewal, now: Timestamp) -> Written {
+    match owned(slot, renewal.token, now) {
+        Ok(record) if record.state == State::InProgress => {
+            lease(record, renewal.lease, now);
+            Written::Applied
+        }
+        Ok(_) => Written::Lost,
+        Err(written) => written,
+    }
+}
+
+/// Stores the result (T8, T9).
+pub fn complete(slot: &mut Option<Record>, commit: &Commit, now: Timestamp) -> Written {
+    if !commit.state.is_answer() {
+        return Written::Lost;
+    }
+    expire(slot, now);
+    let (record, written) = match (slot.as_mut(), &commit.adopt) {
+        (None, Some(adoption)) => {
+            let mut record = record_of(&adoption.claim, now);
+            record.owner = commit.token;
+            record.fence = adoption.fence;
+            record.attempts = adoption.attempts;
+            record.created = adoption.created;
+            (slot.insert(record), Written::Adopted)
+        }
+        _ => match owned(slot, commit.token, now) {
+            Ok(record) if is_unfinished(record) => (record, Written::Applied),
+            Ok(record) if record.state.is_answer() => return Written::AlreadyApplied,
+            Ok(_) => return Written::Lost,
+            Err(written) => return written,
+        },
+    };
+    record.reason = commit.reason;
+    answer(record, commit.state, &commit.body, commit.schema, now + commit.ttl);
+    written
+}
+
+/// Gives the claim back (T10).
+pub fn release(slot: &mut Option<Record>, release: &Release, now: Timestamp) -> Written {
+    match owned(slot, release.token, now) {
+        Ok(record) if is_unfinished(record) => {
+            if release.keep_attempts {
+                record.state = State::Released;
+                record.reason = None;
+                record.lease_until = Timestamp::default();
+                record.checkpoints = 0;
+                record.taken_over = None;
+                record.body = Bytes::new();
+            } else {
+                *slot = None;
+            }
+            Written::Applied
+        }
+        Ok(record) if record.state == State::Released => Written::AlreadyApplied,
+        Ok(_) => Written::Lost,
+        Err(written) => written,
+    }
+}
+
+/// Ends the own lease and leaves the record to the next caller (T11).
+pub fn abandon(slot: &mut Option<Record>, abandon: &Abandon, now: Timestamp) -> Written {
+    match owned(slot, abandon.token, now) {
+        Ok(record) if record.state == State::InProgress && record.policy.allows_takeover() => {
+            // Zero rather than `now`: a clock that is set back must not revive a lease that was given up.
+            record.lease_until = Timestamp::default();
+            record.reason = Some(abandon.reason);
+            Written::Applied
+        }
+        Ok(_) => Written::Lost,
+        Err(written) => written,
+    }
+}
+
+/// Makes the record in doubt (T6, T6b).
+pub fn park(slot: &mut Option<Record>, park: &Park, now: Timestamp) -> Written {
+    match owned(slot, park.token, now) {
+        Ok(record) if record.state == State::InDoubt => Written::AlreadyApplied,
+        Ok(record) if record.state == State::InProgress && (!park.only_orphaned || record.lease_until <= now) => {
+            record.state = State::InDoubt;
+            // An observer knows only that the lease is over; what the owner wrote says more.
+            let known = record.reason.filter(|_| park.only_orphaned);
+            record.reason = known.or(Some(park.reason));
+            record.lease_until = now + park.ask_again_after;
+            Written::Applied
+        }
+        Ok(_) => Written::Lost,
+        Err(written) => written,
+    }
+}
+
+/// Replaces the checkpoint.
+pub fn checkpoint(slot: &mut Option<Record>, checkpoint: &Checkpoint, now: Timestamp) -> Written {
+    match owned(slot, checkpoint.token, now) {
+        Ok(record) if record.state == State::InProgress => {
+            let Some(next) = checkpoint.sequence.checked_add(1) else { return Written::Lost };
+            if checkpoint.sequence == record.checkpoints {
+                record.checkpoints = next;
+                record.body = checkpoint.body.clone();
+                Written::Applied
+            } else if next == record.checkpoints && checkpoint.body == record.body {
+                Written::AlreadyApplied
+            } else {
+                Written::Lost
+            }
+        }
+        Ok(_) => Written::Lost,
+        Err(written) => written,
+    }
+}
+
+/// The fence of the owner's claim.
+pub fn fence(slot: &mut Option<Record>, token: Token, now: Timestamp) -> Option<u64> {
+    let record = owned(slot, token, now).ok()?;
+    (record.state == State::InProgress).then_some(record.fence)
+}
+
+/// Answers for an owner that cannot (T12).
+pub fn resolve(slot: &mut Option<Record>, resolve: &Resolve, now: Timestamp) -> Changed {
+    let Some(record) = present(slot, now) else { return Changed::Absent };
+    if record.state == State::InProgress && record.lease_until > now {
+        return Changed::Running;
+    }
+    if record.state != State::InDoubt || record.owner != resolve.observed {
+        let again = record.owner == resolve.token && record.reason == Some(Reason::Resolved);
+        return if again { Changed::Applied } else { Changed::Conflict };
+    }
+    match &resolve.answer {
+        ResolveAnswer::NotExecuted => *slot = None,
+        ResolveAnswer::Finished { state, body, schema, ttl } if state.is_answer() => {
+            record.owner = resolve.token;
+            record.fence = record.fence.saturating_add(1);
+            record.reason = Some(Reason::Resolved);
+            answer(record, *state, body, *schema, now + *ttl);
+        }
+        ResolveAnswer::Finished { .. } => return Changed::Conflict,
+    }
+    Changed::Applied
+}
+
+/// Removes the record (T14).
+pub fn remove(slot: &mut Option<Record>, remove: &Remove, now: Timestamp) -> Changed {
+    let Some(record) = present(slot, now) else { return Changed::Absent };
+    if record.owner != remove.observed {
+        return Changed::Conflict;
+    }
+    let lease_left = match record.state {
+        State::InProgress => record.lease_until.saturating_duration_since(now),
+        _ => Duration::ZERO,
+    };
+    if !lease_left.is_zero() && !remove.force {
+        return Changed::Running;
+    }
+    let ends = now + remove.tombstone.max(lease_left);
+    if ends > now {
+        bury(record, ends);
+    } else {
+        *slot = None;
+    }
+    Changed::Applied
+}
+
+fn seen(record: &Record, now: Timestamp) -> Record {
+    let mut record = record.clone();
+    record.read_at = now;
+    record
+}
+
+fn is_unfinished(record: &Record) -> bool {
+    matches!(record.state, State::InProgress | State::InDoubt)
+}
+
+/// The record, if it has not expired and is no tombstone.
+fn present(slot: &mut Option<Record>, now: Timestamp) -> Option<&mut Record> {
+    expire(slot, now);
+    slot.as_mut().filter(|record| record.state != State::Tombstone)
+}
+
+/// The record, if `token` stands on it.
+fn owned(slot: &mut Option<Record>, token: Token, now: Timestamp) -> Result<&mut Record, Written> {
+    let record = present(slot, now).ok_or(Written::Gone)?;
+    if record.owner == token { Ok(record) } else { Err(Written::Lost) }
+}
+
+fn record_of(claim: &Claim, now: Timestamp) -> Record {
+    let mut record = Record::new(claim.key, claim.token, claim.operation.clone());
+    record.fence = 1;
+    record.fingerprint = claim.fingerprint;
+    record.policy = claim.policy;
+    record.created = now;
+    record.trace.clone_from(&claim.trace);
+    retention(&mut record, claim);
+    record
+}
+
+fn first_claim(slot: &mut Option<Record>, claim: &Claim, now: Timestamp) -> Record {
+    let mut record = record_of(claim, now);
+    if let Some(released) = slot.take() {
+        record.created = released.created;
+        record.fence = released.fence.saturating_add(1);
+        record.attempts = released.attempts.saturating_add(1);
+    }
+    lease(&mut record, claim.lease, now);
+    seen(slot.insert(record), now)
+}
+
+fn take_over(record: &mut Record, claim: &Claim, policy: CrashPolicy, now: Timestamp) {
+    record.taken_over = Some(record.state);
+    record.state = State::InProgress;
+    record.owner = claim.token;
+    record.fence = record.fence.saturating_add(1);
+    record.attempts = record.attempts.saturating_add(1);
+    record.fingerprint = claim.fingerprint.or(record.fingerprint);
+    record.policy = policy;
+    record.reason = None;
+    record.trace.clone_from(&claim.trace);
+    retention(record, claim);
+    lease(record, claim.lease, now);
+}
+
+fn retention(record: &mut Record, claim: &Claim) {
+    let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    record.linger = millis(claim.linger);
+    record.after_expiry = millis(claim.after_expiry);
+}
+
+/// The lease runs from now, and the record outlives it by its linger.
+fn lease(record: &mut Record, lease: Duration, now: Timestamp) {
+    record.lease_until = now + lease;
+    record.expires = record.expires.max(record.lease_until + Duration::from_millis(record.linger));
+}
+
+fn answer(record: &mut Record, state: State, body: &Bytes, schema: u32, expires: Timestamp) {
+    record.state = state;
+    record.body = body.clone();
+    record.schema = schema;
+    record.expires = expires;
+}
+
+fn bury(record: &mut Record, ends: Timestamp) {
+    record.state = State::Tombstone;
+    record.reason = None;
+    record.after_expiry = 0;
+    record.expires = ends;
+    record.body = Bytes::new();
+}

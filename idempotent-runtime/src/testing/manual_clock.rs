@@ -1,0 +1,273 @@
+//! A clock that moves only when a test says so.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+use crate::clock::{Clock, Sleep, Timestamp};
+
+/// Where the wall clock of a new [`ManualClock`] stands: 2026-01-01 00:00:00 UTC.
+const START: Timestamp = Timestamp::from_millis(1_767_225_600_000);
+
+/// A clock that moves by hand. Clones are the same clock.
+///
+/// A test waits until the code under test sleeps, moves the clock and sees what happens; nothing waits for real.
+/// [`advance`](Self::advance) takes the whole step at once: code that sleeps again after it woke starts from the end
+/// of the step, so a test of something periodic advances one period at a time.
+///
+/// ```
+/// use std::time::Duration;
+/// use idempotent_runtime::clock::Clock;
+/// use idempotent_runtime::testing::ManualClock;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// let clock = ManualClock::new();
+/// let alarm = tokio::spawn({
+///     let clock = clock.clone();
+///     async move { clock.sleep(Duration::from_secs(3600)).await }
+/// });
+///
+/// clock.wait_for_sleepers(1).await;
+/// clock.advance(Duration::from_secs(3599));
+/// assert_eq!(clock.sleepers(), 1);
+/// clock.advance(Duration::from_secs(1));
+/// alarm.await.unwrap();
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct ManualClock {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    hands: Mutex<Hands>,
+    sleepers_changed: Notify,
+}
+
+struct Hands {
+    /// Since 1970-01-01 UTC, finer than a [`Timestamp`] so that small steps add up.
+    wall: Duration,
+    monotonic: Duration,
+    next_sleeper: u64,
+    sleepers: BTreeMap<Alarm, Waker>,
+}
+
+/// When a sleeper wakes, and which one it is.
+type Alarm = (Duration, u64);
+
+impl ManualClock {
+    /// A clock that stands at 2026-01-01 00:00:00 UTC.
+    pub fn new() -> Self {
+        let hands = Hands {
+            wall: Duration::from_millis(START.as_millis()),
+            monotonic: Duration::ZERO,
+            next_sleeper: 0,
+            sleepers: BTreeMap::new(),
+        };
+        Self { shared: Arc::new(Shared { hands: Mutex::new(hands), sleepers_changed: Notify::new() }) }
+    }
+
+    /// Lets `duration` pass on both sides of the clock, and wakes who has slept long enough.
+    pub fn advance(&self, duration: Duration) {
+        let due = {
+            let mut hands = self.hands();
+            hands.wall = hands.wall.saturating_add(duration);
+            hands.monotonic = hands.monotonic.saturating_add(duration);
+            let after_now = (hands.monotonic + Duration::from_nanos(1), 0);
+            let later = hands.sleepers.split_off(&after_now);
+            std::mem::replace(&mut hands.sleepers, later)
+        };
+        self.shared.sleepers_changed.notify_waiters();
+        due.into_values().for_each(Waker::wake);
+    }
+
+    /// Sets the wall clock, as an administrator does. The monotonic side and the sleepers notice nothing.
+    pub fn set_wall(&self, wall: Timestamp) {
+        self.hands().wall = Duration::from_millis(wall.as_millis());
+    }
+
+    /// Sets the wall clock forward. The monotonic side and the sleepers notice nothing.
+    pub fn jump_forward(&self, by: Duration) {
+        let mut hands = self.hands();
+        hands.wall = hands.wall.saturating_add(by);
+    }
+
+    /// Sets the wall clock back, at most to 1970. The monotonic side and the sleepers notice nothing.
+    pub fn jump_back(&self, by: Duration) {
+        let mut hands = self.hands();
+        hands.wall = hands.wall.saturating_sub(by);
+    }
+
+    /// How many futures of [`Clock::sleep`] were polled and still sleep.
+    pub fn sleepers(&self) -> usize {
+        self.hands().sleepers.len()
+    }
+
+    /// Resolves once at least `count` futures sleep.
+    pub async fn wait_for_sleepers(&self, count: usize) {
+        loop {
+            let changed = self.shared.sleepers_changed.notified();
+            if self.sleepers() >= count {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    fn hands(&self) -> MutexGuard<'_, Hands> {
+        self.shared.hands.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Default for ManualClock {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for ManualClock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ManualClock")
+            .field("now", &self.now())
+            .field("monotonic", &self.monotonic())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Clock for ManualClock {
+    fn now(&self) -> Timestamp {
+        Timestamp::default() + self.hands().wall
+    }
+
+    fn monotonic(&self) -> Duration {
+        self.hands().monotonic
+    }
+
+    fn sleep(&self, duration: Duration) -> Sleep {
+        let mut hands = self.hands();
+        let alarm = (hands.monotonic.saturating_add(duration), hands.next_sleeper);
+        hands.next_sleeper += 1;
+        Box::pin(Sleeper { clock: self.clone(), alarm })
+    }
+}
+
+struct Sleeper {
+    clock: ManualClock,
+    alarm: Alarm,
+}
+
+impl Future for Sleeper {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let mut hands = self.clock.hands();
+        if hands.monotonic >= self.alarm.0 {
+            hands.sleepers.remove(&self.alarm);
+            return Poll::Ready(());
+        }
+        let is_new = hands.sleepers.insert(self.alarm, cx.waker().clone()).is_none();
+        drop(hands);
+        if is_new {
+            self.clock.shared.sleepers_changed.notify_waiters();
+        }
+        Poll::Pending
+    }
+}
+
+impl Drop for Sleeper {
+    fn drop(&mut self) {
+        if self.clock.hands().sleepers.remove(&self.alarm).is_some() {
+            self.clock.shared.sleepers_changed.notify_waiters();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::ManualClock;
+    use crate::clock::{Clock as _, Timestamp};
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn sleepers_of_other_threads_wake_when_their_time_has_come() {
+        let clock = ManualClock::new();
+        let sleep = |seconds| {
+            let clock = clock.clone();
+            tokio::spawn(async move {
+                clock.sleep(SECOND * seconds).await;
+                clock.monotonic()
+            })
+        };
+        let (short, long) = (sleep(1), sleep(3));
+        clock.wait_for_sleepers(2).await;
+        clock.advance(SECOND);
+        assert_eq!(short.await.unwrap(), SECOND);
+        assert_eq!(clock.sleepers(), 1);
+        assert!(!long.is_finished());
+        clock.advance(2 * SECOND);
+        assert_eq!(long.await.unwrap(), 3 * SECOND);
+        assert_eq!(clock.sleepers(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_sleep_counts_from_the_call_and_not_from_the_first_poll() {
+        let clock = ManualClock::new();
+        let sleep = clock.sleep(SECOND);
+        clock.advance(SECOND);
+        sleep.await;
+    }
+
+    #[tokio::test]
+    async fn a_dropped_sleep_is_no_sleeper() {
+        let clock = ManualClock::new();
+        let task = tokio::spawn({
+            let clock = clock.clone();
+            async move { clock.sleep(SECOND).await }
+        });
+        clock.wait_for_sleepers(1).await;
+        task.abort();
+        assert!(task.await.unwrap_err().is_cancelled());
+        assert_eq!(clock.sleepers(), 0);
+    }
+
+    #[tokio::test]
+    async fn the_wall_clock_jumps_without_the_monotonic_one() {
+        let clock = ManualClock::new();
+        let start = clock.now();
+        let task = tokio::spawn({
+            let clock = clock.clone();
+            async move { clock.sleep(SECOND).await }
+        });
+        clock.wait_for_sleepers(1).await;
+        clock.jump_forward(60 * SECOND);
+        assert_eq!(clock.now(), start + 60 * SECOND);
+        clock.jump_back(90 * SECOND);
+        assert_eq!(clock.now() + 30 * SECOND, start);
+        clock.set_wall(Timestamp::from_millis(5));
+        assert_eq!(clock.now(), Timestamp::from_millis(5));
+        assert_eq!((clock.monotonic(), clock.sleepers()), (Duration::ZERO, 1));
+        clock.advance(SECOND);
+        task.await.unwrap();
+        assert_eq!(clock.now(), Timestamp::from_millis(1005));
+    }
+
+    #[test]
+    fn steps_below_a_millisecond_add_up() {
+        let clock = ManualClock::new();
+        let start = clock.now();
+        for _ in 0..4 {
+            clock.advance(Duration::from_micros(250));
+        }
+        assert_eq!(clock.now(), start + Duration::from_millis(1));
+    }
+}
