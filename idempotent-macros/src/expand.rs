@@ -35,8 +35,8 @@ fn native(args: &Args, function: &Function, body: &Body, private: &TokenStream, 
     let copies = copied.iter().map(|argument| argument.copy(private));
     let borrows = copied.iter().map(Copied::borrow);
     let edge = return_type_edge(output);
-    let statements = &body.statements;
-    let inner = body.braced(&quote!(#edge #(#borrows)*), statements);
+    let wholes = function.mutable_values().map(|argument| quote!(let _ = &#argument;));
+    let inner = body.braced(&quote!(#edge #(#wholes)* #(#borrows)*), &body.statements);
     let checks = if args.detach.is_some() { detach::checks(function, private) } else { TokenStream::new() };
     let call = call(args, function, private, output);
     let body = quote!(move || async move #inner);
@@ -55,8 +55,17 @@ fn boxed(
 ) -> TokenStream {
     let inner = body.braced(&TokenStream::new(), &body.statements);
     let call = call(args, function, private, output);
-    let run = run(args, private, &quote!(move || -> #future #inner));
-    quote!(::std::boxed::Box::pin(async move { #call #run.await }))
+    let closure = local("__body");
+    let run = run(args, private, &closure.to_token_stream());
+    // `#[async_trait]` binds every argument again inside of `inner`, also those that only the key uses.
+    quote! {
+        ::std::boxed::Box::pin(async move {
+            #call
+            #[allow(unused_variables)]
+            let #closure = move || -> #future #inner;
+            #run.await
+        })
+    }
 }
 
 /// Statements that make `__call` and `__codec`. The key comes first, before anything is moved; each statement ends

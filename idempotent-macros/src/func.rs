@@ -1,7 +1,7 @@
 //! Reads the function under the attribute. Its body is not looked into: it stays the tokens that the user wrote.
 
 use proc_macro2::{Delimiter, Group, Span, TokenStream, TokenTree};
-use quote::quote;
+use quote::{ToTokens, quote};
 use syn::parse::{Parse, ParseStream, Parser};
 use syn::{Attribute, FnArg, GenericParam, Ident, Pat, ReturnType, Signature, Token, Type, Visibility};
 
@@ -65,6 +65,18 @@ impl Function {
         self.signature.inputs.iter().filter_map(|argument| match argument {
             FnArg::Typed(argument) => Some((&*argument.pat, &*argument.ty)),
             FnArg::Receiver(_) => None,
+        })
+    }
+
+    /// The arguments that the body owns and may assign to. A closure that only assigns to a field would capture that
+    /// field alone, and the compiler would warn that it is never read.
+    pub(crate) fn mutable_values(&self) -> impl Iterator<Item = TokenStream> {
+        self.signature.inputs.iter().filter_map(|argument| match argument {
+            FnArg::Receiver(receiver) => receiver.mutability.map(|_| receiver.self_token.to_token_stream()),
+            FnArg::Typed(argument) => match &*argument.pat {
+                Pat::Ident(name) if name.mutability.is_some() => Some(name.ident.to_token_stream()),
+                _ => None,
+            },
         })
     }
 
