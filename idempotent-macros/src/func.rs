@@ -1,11 +1,13 @@
 //! Reads the function under the attribute. Its body is not looked into: it stays the tokens that the user wrote.
 
 use proc_macro2::{Delimiter, Group, Span, TokenStream, TokenTree};
-use quote::{ToTokens, quote};
+use quote::quote;
 use syn::parse::{Parse, ParseStream, Parser};
-use syn::{Attribute, FnArg, GenericParam, Ident, Pat, ReturnType, Signature, Token, Type, Visibility};
+use syn::{
+    Attribute, FnArg, GenericParam, Ident, Pat, Receiver, ReceiverKind, ReturnType, Signature, Token, Type, Visibility,
+};
 
-use crate::types::{self, Output};
+use crate::types::{self, Output, unwrapped};
 
 pub(crate) struct Function {
     pub(crate) attributes: Vec<Attribute>,
@@ -68,15 +70,13 @@ impl Function {
         })
     }
 
-    /// The arguments that the body owns and may assign to. A closure that only assigns to a field would capture that
-    /// field alone, and the compiler would warn that it is never read.
-    pub(crate) fn mutable_values(&self) -> impl Iterator<Item = TokenStream> {
+    /// The arguments that move into the body.
+    pub(crate) fn moved_arguments(&self) -> impl Iterator<Item = Ident> {
         self.signature.inputs.iter().filter_map(|argument| match argument {
-            FnArg::Receiver(receiver) => receiver.mutability.map(|_| receiver.self_token.to_token_stream()),
-            FnArg::Typed(argument) => match &*argument.pat {
-                Pat::Ident(name) if name.mutability.is_some() => Some(name.ident.to_token_stream()),
-                _ => None,
-            },
+            FnArg::Receiver(Receiver { kind: ReceiverKind::Reference(..), .. }) => None,
+            FnArg::Receiver(receiver) => Some(receiver.self_token.into()),
+            FnArg::Typed(argument) if matches!(unwrapped(&argument.ty), Type::Reference(_)) => None,
+            FnArg::Typed(argument) => argument_name(&argument.pat).cloned(),
         })
     }
 
@@ -107,6 +107,18 @@ pub(crate) fn argument_name(pattern: &Pat) -> Option<&Ident> {
 }
 
 impl Body {
+    /// Whether the name is somewhere in the body.
+    pub(crate) fn mentions(&self, name: &Ident) -> bool {
+        fn mentioned(tokens: TokenStream, name: &Ident) -> bool {
+            tokens.into_iter().any(|token| match token {
+                TokenTree::Ident(ident) => ident == *name,
+                TokenTree::Group(group) => mentioned(group.stream(), name),
+                _ => false,
+            })
+        }
+        mentioned(self.statements.clone(), name)
+    }
+
     /// Braces at the place of the user's, with other contents. A brace from elsewhere would silence lints about the
     /// whole function.
     pub(crate) fn braced(&self, before: &TokenStream, contents: &TokenStream) -> TokenTree {
