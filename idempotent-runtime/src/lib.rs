@@ -1,12 +1,14 @@
 //! The engine and the stores of the crate [`idempotency`](https://docs.rs/idempotency). Depend on that crate, not on this one.
 #![warn(clippy::disallowed_methods)]
 
+mod argument;
 mod canonical;
 pub mod clock;
 mod context;
 mod engine;
 mod error;
 mod fingerprint;
+mod first_poll;
 pub mod key;
 #[cfg(feature = "memory")]
 mod memory;

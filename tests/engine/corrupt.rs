@@ -195,7 +195,7 @@ async fn a_result_of_another_schema_version_is_decode_unless_it_can_be_upgraded(
     let newer = world.call(1).version(1).run(|| async { world.effect(1) }).await;
     assert_eq!(newer.unwrap_err().kind(), ErrorKind::Decode);
     let upgraded = world.call(1).version(1).run_with_upgrade(
-        |version, bytes| (version == 0).then(|| Ok(format!("was {}", String::from_utf8_lossy(bytes)))),
+        |version, bytes| (version == 0).then(|| format!("was {}", String::from_utf8_lossy(bytes))),
         || async { world.effect(1) },
     );
     assert_eq!(upgraded.await.unwrap(), "was 7");
