@@ -403,7 +403,7 @@ pub struct Watch {
     /// The record, read after the interest in its changes was registered.
     pub record: Option<Record>,
     changed: Pin<Box<dyn Future<Output = ()> + Send>>,
-    #[expect(dead_code, reason = "deregisters when the watch is dropped")]
+    /// Deregisters when the watch is dropped.
     registration: Option<Box<dyn Any + Send>>,
 }
 
