@@ -124,7 +124,9 @@ impl Inner {
         let answer = visit(&mut shard, &self.usage);
         let changed = shard.watchers.take_changed();
         drop(shard);
-        changed.iter().for_each(|changed| changed.notify_waiters());
+        for changed in changed {
+            changed.notify_waiters();
+        }
         answer
     }
 }

@@ -403,20 +403,20 @@ pub struct Watch {
     /// The record, read after the interest in its changes was registered.
     pub record: Option<Record>,
     changed: Pin<Box<dyn Future<Output = ()> + Send>>,
-    // Deregisters when the watch is dropped.
-    _registration: Option<Box<dyn Any + Send>>,
+    /// Deregisters when the watch is dropped.
+    registration: Option<Box<dyn Any + Send>>,
 }
 
 impl Watch {
     /// `changed` resolves at the first change after `record` was read; it may resolve too often.
     pub fn new(record: Option<Record>, changed: impl Future<Output = ()> + Send + 'static) -> Self {
-        Self { record, changed: Box::pin(changed), _registration: None }
+        Self { record, changed: Box::pin(changed), registration: None }
     }
 
     /// Keeps `registration` until the watch is dropped.
     #[must_use]
     pub fn with_registration(mut self, registration: impl Any + Send) -> Self {
-        self._registration = Some(Box::new(registration));
+        self.registration = Some(Box::new(registration));
         self
     }
 }
