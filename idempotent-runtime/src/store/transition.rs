@@ -329,7 +329,6 @@ fn answer(record: &mut Record, state: State, body: &Bytes, schema: u32, expires:
 fn bury(record: &mut Record, ends: Timestamp, reason: Option<Reason>) {
     record.state = State::Tombstone;
     record.reason = reason;
-    record.after_expiry = 0;
     record.expires = ends;
     record.body = Bytes::new();
 }
