@@ -140,7 +140,8 @@ pub trait Store: Send + Sync + 'static {
     /// To be correct:
     /// - Only P with this token.
     /// - The same figure for one claim however often it is asked; larger than that of every earlier claim of the record
-    ///   for which it was asked. A store may allocate it at the first question.
+    ///   for which it was asked, and of the key's records that are gone meanwhile. A store may allocate it at the first
+    ///   question, from its clock.
     fn fence(&self, key: KeyHash, token: Token) -> impl Future<Output = Result<Option<u64>, StoreError>> + Send;
 
     /// The record as it is, tombstones included; `None` when there is none or it has expired.

@@ -248,3 +248,16 @@ pub async fn fences_grow_over_takeovers<S: Subject>(scene: Scene<S>) {
         last = fence;
     }
 }
+
+/// S4: what a resource that checks fences has seen of records that are gone.
+pub async fn fences_grow_over_records_that_are_gone<S: Subject>(scene: Scene<S>) {
+    let rule = "the fence of a new record is larger than those of the key's earlier records";
+    scene.orphaned(CrashPolicy::Retry).await;
+    scene.mine(&scene.claim_under(2, CrashPolicy::Retry), rule).await;
+    let before = scene.fence(2).await;
+    assert_eq!(scene.release(crate::store::Release::new(KEY, token(2))).await, Written::Applied, "{rule}");
+    scene.pass(1).await;
+    scene.mine(&scene.claim_by(3), rule).await;
+    let after = scene.fence(3).await;
+    assert!(before.is_some() && after > before, "{rule}: {after:?} after {before:?}");
+}
