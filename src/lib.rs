@@ -10,3 +10,7 @@ pub use idempotent_runtime::{
 
 #[doc(hidden)]
 pub use idempotent_runtime::private as __private;
+
+#[cfg(feature = "macros")]
+#[doc = include_str!("attribute.md")]
+pub use idempotent_macros::idempotent;

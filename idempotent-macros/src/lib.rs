@@ -1,1 +1,48 @@
-//! The `#[idempotent]` attribute.
+//! The `#[idempotent]` attribute of the crate [`idempotency`](https://docs.rs/idempotency). Depend on that crate, not
+//! on this one.
+//!
+//! The work is in three steps: `args` and `func` read what the user wrote, `check` judges it, `expand` writes the
+//! function anew. Mistakes are collected on the way and shown together; the function is then left as it was, so that
+//! its callers do not fail as well.
+
+mod args;
+mod check;
+mod detach;
+mod duration;
+mod errors;
+mod expand;
+mod fresh;
+mod func;
+mod key;
+mod nearest;
+mod template;
+mod types;
+
+use proc_macro::TokenStream;
+
+/// Makes an async function safe to retry. See the documentation of the crate `idempotency`.
+#[proc_macro_attribute]
+pub fn idempotent(args: TokenStream, item: TokenStream) -> TokenStream {
+    rewrite(args.into(), item.into()).into()
+}
+
+/// The attribute on tokens that work outside of the compiler.
+fn rewrite(args: proc_macro2::TokenStream, item: proc_macro2::TokenStream) -> proc_macro2::TokenStream {
+    let mut errors = errors::Errors::default();
+    let args = args::parse(args, &mut errors);
+    let function = match syn::parse2::<func::Function>(item.clone()) {
+        Ok(function) => function,
+        Err(_) => {
+            errors.at(proc_macro2::Span::call_site(), "`#[idempotent]` goes on an `async fn`, free or in an `impl`");
+            let mistakes = errors.into_compile_errors();
+            return quote::quote!(#mistakes #item);
+        }
+    };
+    check::check(&args, &function, &mut errors);
+    if errors.is_empty() {
+        return expand::expand(&args, &function);
+    }
+    let mistakes = errors.into_compile_errors();
+    let unchanged = function.unexpanded();
+    quote::quote!(#mistakes #unchanged)
+}

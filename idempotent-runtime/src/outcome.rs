@@ -1,5 +1,6 @@
 //! The return type of a guarded function: how its results become bytes and come back.
 
+use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -13,9 +14,9 @@ use crate::store::{Reason, Record, State};
 
 /// The return type of a guarded function: `Result<T, E>`.
 #[diagnostic::on_unimplemented(
-    message = "a function with `#[idempotent]` returns `Result<T, E>`",
-    label = "not a `Result` that can be stored",
-    note = "write `-> Result<T, E>`, where `T: Serialize + DeserializeOwned` and `E: From<idempotency::Error>`"
+    message = "an idempotent function returns a `Result`, and `{Self}` is none",
+    label = "not a `Result`",
+    note = "the call itself can fail: write `-> Result<{Self}, idempotency::Error>`"
 )]
 pub trait Outcome: Sized {
     /// What is stored and replayed.
@@ -23,15 +24,15 @@ pub trait Outcome: Sized {
     /// What the caller gets instead.
     type Failure;
 
-    /// How results of this type become bytes and come back. Errors are not stored.
-    fn codec() -> Codec<Self>;
+    /// How results of this type become bytes and come back, and by `policy` what becomes of errors.
+    fn codec<P: ErrorPolicy<Self::Failure>>(policy: P) -> Codec<Self, P>;
 }
 
 /// A result that can be stored: `Serialize + DeserializeOwned`.
 #[diagnostic::on_unimplemented(
-    message = "the result `{Self}` cannot be stored",
-    label = "cannot be stored",
-    note = "derive it: `#[derive(serde::Serialize, serde::Deserialize)]`"
+    message = "the result `{Self}` cannot be stored for a retry",
+    label = "not `Serialize + DeserializeOwned`",
+    note = "derive both on `{Self}`: `#[derive(serde::Serialize, serde::Deserialize)]`"
 )]
 pub trait StoredValue: Serialize + DeserializeOwned {}
 
@@ -40,22 +41,37 @@ impl<T: Serialize + DeserializeOwned> StoredValue for T {}
 
 /// An error that can carry [`Error`]: `From<idempotency::Error>`.
 #[diagnostic::on_unimplemented(
-    message = "the error `{Self}` cannot carry `idempotency::Error`",
-    label = "is not `From<idempotency::Error>`",
-    note = "add a variant: `#[error(transparent)] Idempotency(#[from] idempotency::Error)`"
+    message = "the error `{Self}` cannot say that the call was refused",
+    label = "not `From<idempotency::Error>`",
+    note = "with thiserror, add a variant to `{Self}`: `#[error(transparent)] Idempotency(#[from] idempotency::Error)`",
+    note = "or write it: `impl From<idempotency::Error> for {Self} {{ … }}`"
 )]
 pub trait CallError: From<Error> {}
 
 #[diagnostic::do_not_recommend]
 impl<E: From<Error>> CallError for E {}
 
+/// An error that can be stored in place of a result: `Serialize + DeserializeOwned`.
+#[diagnostic::on_unimplemented(
+    message = "the error `{Self}` cannot be stored for a retry",
+    label = "not `Serialize + DeserializeOwned`",
+    note = "derive both on `{Self}`: `#[derive(serde::Serialize, serde::Deserialize)]`",
+    note = "or store no errors: `on_error = release`, or a function that returns `idempotency::Unstored`"
+)]
+pub trait StoredError: Serialize + DeserializeOwned {}
+
 #[diagnostic::do_not_recommend]
+impl<E: Serialize + DeserializeOwned> StoredError for E {}
+
 impl<T: StoredValue, E: CallError> Outcome for Result<T, E> {
     type Value = T;
     type Failure = E;
 
-    fn codec() -> Codec<Self> {
-        Codec::new(Unstored::Release)
+    fn codec<P: ErrorPolicy<E>>(policy: P) -> Codec<Self, P> {
+        Codec {
+            writer: Writer { policy, ending: ending::<T, E, P> },
+            reader: Reader { upgrade: None, answer: answer::<T, E, P> },
+        }
     }
 }
 
@@ -81,53 +97,34 @@ impl<R, P> Writer<R, P> {
 }
 
 /// How a result of type `R` comes back.
-#[derive(Debug)]
 pub(crate) struct Reader<R> {
-    upgrade: Option<Upgrade<R>>,
-    answer: fn(Answer, Option<Upgrade<R>>) -> R,
+    upgrade: Option<BoxedUpgrade<R>>,
+    answer: fn(Answer, Option<&BoxedUpgrade<R>>) -> R,
 }
 
 impl<R> Reader<R> {
     pub(crate) fn answer(&self, answer: Answer) -> R {
-        (self.answer)(answer, self.upgrade)
+        (self.answer)(answer, self.upgrade.as_ref())
     }
 }
 
-/// Reads a result that another schema version wrote.
-pub type Upgrade<R> = fn(u32, &[u8]) -> Option<R>;
+impl<R> fmt::Debug for Reader<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reader").field("upgrade", &self.upgrade.is_some()).finish_non_exhaustive()
+    }
+}
 
-impl<R, P> Codec<R, P> {
+/// Reads a result that another schema version wrote: the version, then the stored bytes.
+pub type Upgrade<T> = fn(u32, &[u8]) -> Option<T>;
+
+/// The same, for the whole return type.
+type BoxedUpgrade<R> = Box<dyn Fn(u32, &[u8]) -> Option<R> + Send + Sync>;
+
+impl<T: 'static, E, P> Codec<Result<T, E>, P> {
     /// Reads results of other schema versions with `upgrade`.
-    pub fn upgrade(mut self, upgrade: Upgrade<R>) -> Self {
-        self.reader.upgrade = Some(upgrade);
+    pub fn upgrade(mut self, upgrade: Upgrade<T>) -> Self {
+        self.reader.upgrade = Some(Box::new(move |version, body| upgrade(version, body).map(Ok)));
         self
-    }
-}
-
-impl<T: StoredValue, E: CallError, P: ErrorPolicy<E>> Codec<Result<T, E>, P> {
-    fn new(policy: P) -> Self {
-        Self {
-            writer: Writer { policy, ending: ending::<T, E, P> },
-            reader: Reader { upgrade: None, answer: answer::<T, E, P> },
-        }
-    }
-}
-
-impl<T: StoredValue, E: CallError> Codec<Result<T, E>> {
-    /// Decides by `policy` what becomes of errors.
-    pub fn on_error<P: ErrorPolicy<E>>(self, policy: P) -> Codec<Result<T, E>, P> {
-        let mut codec = Codec::new(policy);
-        codec.reader.upgrade = self.reader.upgrade;
-        codec
-    }
-
-    /// Decides by a function over the error what becomes of it.
-    pub fn classify<P, D>(self, policy: P) -> Codec<Result<T, E>, P>
-    where
-        P: FnOnce(&E) -> D,
-        D: Decision<E>,
-    {
-        self.on_error(policy)
     }
 }
 
@@ -187,7 +184,7 @@ fn ending<T: StoredValue, E, P: ErrorPolicy<E>>(result: &Result<T, E>, policy: P
 
 fn answer<T: StoredValue, E: CallError, P: ErrorPolicy<E>>(
     answer: Answer,
-    upgrade: Option<Upgrade<Result<T, E>>>,
+    upgrade: Option<&BoxedUpgrade<Result<T, E>>>,
 ) -> Result<T, E> {
     match answer {
         Answer::Refused(error) => Err(error.into()),
@@ -197,7 +194,7 @@ fn answer<T: StoredValue, E: CallError, P: ErrorPolicy<E>>(
 
 fn replay<T: StoredValue, E: CallError, P: ErrorPolicy<E>>(
     stored: &StoredAnswer,
-    upgrade: Option<Upgrade<Result<T, E>>>,
+    upgrade: Option<&BoxedUpgrade<Result<T, E>>>,
 ) -> Result<Result<T, E>, Error> {
     if let Some(error) = stored.marker() {
         return Err(error);
@@ -235,8 +232,8 @@ impl Redacted {
     }
 }
 
-impl std::fmt::Display for Redacted {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for Redacted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?} error at byte {} of the stored result", self.category, self.column)
     }
 }

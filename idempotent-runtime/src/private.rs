@@ -1,8 +1,10 @@
 //! What the expansion of `#[idempotent]` calls. Not for people: it changes without notice.
 
+pub use crate::argument::{Copied, Detachable, DetachableCopy, assert_detachable};
 pub use crate::engine::{Call, Site, run, run_detached};
 pub use crate::key::Key;
-pub use crate::outcome::{CallError, Codec, Decision, ErrorPolicy, Outcome, StoredValue};
+pub use crate::outcome::{CallError, Codec, Decision, ErrorPolicy, Outcome, StoredError, StoredValue};
+pub use crate::policy::{OnConflict, OnCrash, OnError, Unstored};
 
 use crate::engine::Idempotency;
 
@@ -16,7 +18,27 @@ pub fn call_on(site: &'static Site, engine: &Idempotency, key: Key) -> Call {
     Call::at(site, Some(engine), key)
 }
 
-/// The witness: the return type of a guarded function can be stored and replayed.
+/// The witness: the return type of a guarded function can be stored and replayed. Errors are released.
 pub fn outcome<R: Outcome>() -> Codec<R> {
-    R::codec()
+    R::codec(Unstored::Release)
+}
+
+/// [`outcome`] for `on_error = hold`.
+pub fn outcome_holding_errors<R: Outcome>() -> Codec<R> {
+    R::codec(Unstored::Hold)
+}
+
+/// [`outcome`] for `on_error = store`.
+pub fn outcome_storing_errors<R: Outcome<Failure: StoredError>>() -> Codec<R, OnError> {
+    R::codec(OnError::Store)
+}
+
+/// [`outcome`] for a function that decides about each error.
+pub fn outcome_classifying_errors<R, P, D>(policy: P) -> Codec<R, P>
+where
+    R: Outcome,
+    P: FnOnce(&R::Failure) -> D,
+    D: Decision<R::Failure>,
+{
+    R::codec(policy)
 }

@@ -205,22 +205,22 @@ impl<P> Call<P> {
     {
         run(
             Call { request: self.request, policy: Unstored::Release },
-            Result::<T, E>::codec().on_error(self.policy),
+            Result::<T, E>::codec(self.policy),
             body,
         )
     }
 
     /// As [`run`](Self::run); results of another schema [`version`](Self::version) are read by `upgrade`, which gets
     /// their version and bytes, and answers `None` for those that it cannot read.
-    pub fn run_with_upgrade<T, E, F, B>(self, upgrade: Upgrade<Result<T, E>>, body: B) -> Run<Result<T, E>, B, F, P>
+    pub fn run_with_upgrade<T, E, F, B>(self, upgrade: Upgrade<T>, body: B) -> Run<Result<T, E>, B, F, P>
     where
         B: FnOnce() -> F,
         F: Future<Output = Result<T, E>>,
-        T: StoredValue,
+        T: StoredValue + 'static,
         E: CallError,
         P: ErrorPolicy<E>,
     {
-        let codec = Result::<T, E>::codec().on_error(self.policy).upgrade(upgrade);
+        let codec = Result::<T, E>::codec(self.policy).upgrade(upgrade);
         run(Call { request: self.request, policy: Unstored::Release }, codec, body)
     }
 }

@@ -1,0 +1,307 @@
+//! Reads the options of the attribute: each with its place in the source, all mistakes at once.
+
+use proc_macro2::{Span, TokenStream};
+use syn::ext::IdentExt;
+use syn::parse::{ParseStream, Parser};
+use syn::{Expr, ExprLit, Ident, Lit, LitInt, LitStr, Path, Token};
+
+use crate::duration::{self, Time};
+use crate::errors::Errors;
+use crate::key::{self, Key};
+use crate::nearest::nearest;
+
+/// The options as written, each checked by itself. Rules across options are in `check`.
+#[derive(Default)]
+pub(crate) struct Args {
+    pub(crate) key: Option<Key>,
+    pub(crate) ttl: Option<Time>,
+    pub(crate) name: Option<Expr>,
+    pub(crate) scope: Option<Key>,
+    pub(crate) fingerprint: Option<Expr>,
+    pub(crate) lease: Option<Time>,
+    pub(crate) on_conflict: Option<OnConflict>,
+    pub(crate) on_crash: Option<OnCrash>,
+    pub(crate) on_error: Option<OnError>,
+    pub(crate) version: Option<LitInt>,
+    pub(crate) upgrade: Option<Expr>,
+    pub(crate) engine: Option<Expr>,
+    pub(crate) facade: Option<Path>,
+    pub(crate) detach: Option<Span>,
+    pub(crate) tx: Option<Span>,
+    /// Every option that was named, even with a value that is wrong: it is not missing.
+    named: Vec<Ident>,
+}
+
+impl Args {
+    /// Where the option was named, if it was.
+    pub(crate) fn named(&self, option: &str) -> Option<Span> {
+        self.named.iter().find(|ident| *ident == option).map(Ident::span)
+    }
+}
+
+pub(crate) enum OnConflict {
+    /// As long as the engine's setting says.
+    Wait,
+    WaitFor(Time),
+    Reject,
+}
+
+pub(crate) enum OnCrash {
+    Hold,
+    Retry,
+}
+
+pub(crate) enum OnError {
+    Release,
+    Hold,
+    Store,
+    /// A path or a closure that answers for each error.
+    Classify(Box<Expr>),
+}
+
+/// The options with one correct use of each.
+const OPTIONS: [(&str, &str); 15] = [
+    ("key", "key = order.id"),
+    ("ttl", "ttl = \"24h\""),
+    ("name", "name = \"payments.charge\""),
+    ("scope", "scope = order.tenant"),
+    ("fingerprint", "fingerprint = order"),
+    ("lease", "lease = \"30s\""),
+    ("on_conflict", "on_conflict = wait(\"5s\")"),
+    ("on_crash", "on_crash = retry"),
+    ("on_error", "on_error = store"),
+    ("detach", "detach"),
+    ("version", "version = 1"),
+    ("upgrade", "upgrade = read_old_receipt"),
+    ("engine", "engine = &self.engine"),
+    ("tx", "tx = tx"),
+    ("crate", "crate = crate::reexported::idempotency"),
+];
+
+/// Reads the tokens between the parentheses of the attribute.
+pub(crate) fn parse(tokens: TokenStream, errors: &mut Errors) -> Args {
+    let mut args = Args::default();
+    let parser = |input: ParseStream| {
+        while !input.is_empty() {
+            if let Err(error) = option(&mut args, input, errors).and_then(|()| separator(input)) {
+                errors.push(error);
+                skip_option(input)?;
+            }
+        }
+        Ok(())
+    };
+    if let Err(error) = parser.parse2(tokens) {
+        errors.push(error);
+    }
+    args
+}
+
+/// Goes on after the next comma, so that a mistake in one option does not hide the mistakes in the others.
+fn skip_option(input: ParseStream) -> syn::Result<()> {
+    while !input.is_empty() {
+        if input.parse::<Option<Token![,]>>()?.is_some() {
+            break;
+        }
+        input.parse::<proc_macro2::TokenTree>()?;
+    }
+    Ok(())
+}
+
+fn separator(input: ParseStream) -> syn::Result<()> {
+    if input.is_empty() || input.parse::<Option<Token![,]>>()?.is_some() {
+        return Ok(());
+    }
+    Err(input.error("options are separated by commas: `#[idempotent(key = order.id, ttl = \"24h\")]`"))
+}
+
+fn option(args: &mut Args, input: ParseStream, errors: &mut Errors) -> syn::Result<()> {
+    let name = input
+        .call(Ident::parse_any)
+        .map_err(|error| syn::Error::new(error.span(), "expected an option: `#[idempotent(key = order.id, ttl = \"24h\")]`"))?;
+    let text = name.to_string();
+    let Some((_, example)) = OPTIONS.iter().find(|(option, _)| *option == text) else {
+        return Err(unknown(&name));
+    };
+    if args.named(&text).is_some() {
+        return Err(syn::Error::new(name.span(), format!("`{text}` is given twice: keep one `{example}`")));
+    }
+    args.named.push(name.clone());
+
+    if text == "detach" {
+        args.detach = Some(name.span());
+        if input.is_empty() || input.peek(Token![,]) {
+            return Ok(());
+        }
+        return Err(syn::Error::new(name.span(), "`detach` takes no value: write `detach`, or leave it out"));
+    }
+    if input.parse::<Option<Token![=]>>()?.is_none() {
+        return Err(syn::Error::new(name.span(), format!("`{text}` takes a value: write `{example}`")));
+    }
+    if text == "crate" {
+        args.facade = Some(facade(input, &name)?);
+        return Ok(());
+    }
+    let value: Expr = input.parse().map_err(|error| {
+        syn::Error::new(error.span(), format!("{error}: `{text}` takes an expression, as in `{example}`"))
+    })?;
+    match text.as_str() {
+        "key" => args.key = Some(key::parse("key", value, errors)),
+        "scope" => args.scope = Some(key::parse("scope", value, errors)),
+        "ttl" => args.ttl = duration::parse("ttl", "ttl = \"24h\"", value, errors),
+        "lease" => args.lease = duration::parse("lease", "lease = \"30s\"", value, errors),
+        "name" => args.name = operation_name(value, errors),
+        "fingerprint" => args.fingerprint = fingerprint(value, errors),
+        "on_conflict" => args.on_conflict = on_conflict(&value, errors),
+        "on_crash" => args.on_crash = on_crash(&value, errors),
+        "on_error" => args.on_error = on_error(value, errors),
+        "version" => args.version = version(&value, errors),
+        "upgrade" => args.upgrade = Some(value),
+        "engine" => args.engine = Some(value),
+        _ => args.tx = Some(name.span()),
+    }
+    Ok(())
+}
+
+fn unknown(name: &Ident) -> syn::Error {
+    let options = OPTIONS.map(|(option, _)| option);
+    let text = name.to_string();
+    let example = |option: &str| OPTIONS.iter().find(|(name, _)| *name == option).map_or("", |(_, example)| example);
+    let message = match nearest(&text, &options) {
+        Some(meant) => format!(
+            "unknown option `{text}`; the options are {}; did you mean `{}`?",
+            options.join(", "),
+            example(meant)
+        ),
+        None => format!("unknown option `{text}`; write one of {}", options.join(", ")),
+    };
+    syn::Error::new(name.span(), message)
+}
+
+fn facade(input: ParseStream, name: &Ident) -> syn::Result<Path> {
+    input.call(Path::parse_mod_style).map_err(|_| {
+        syn::Error::new(name.span(), "`crate` takes the path of the facade: write `crate = crate::reexported::idempotency`")
+    })
+}
+
+fn operation_name(value: Expr, errors: &mut Errors) -> Option<Expr> {
+    if let Some(literal) = string(&value) {
+        let text = literal.value();
+        if text.trim().is_empty() {
+            errors.at(literal.span(), "an operation needs a name: write `name = \"payments.charge\"`");
+            return None;
+        }
+        if text.contains(['{', '}']) {
+            errors.at(
+                literal.span(),
+                "a name has no values in it, it is the same in every call: write `name = \"payments.charge\"`, and put the value into `key` or `scope`",
+            );
+            return None;
+        }
+    } else if let Expr::Lit(other) = plain(&value) {
+        errors.over(other, "a name is a text: write `name = \"payments.charge\"`");
+        return None;
+    }
+    Some(value)
+}
+
+fn fingerprint(value: Expr, errors: &mut Errors) -> Option<Expr> {
+    if let Expr::Lit(literal) = plain(&value) {
+        errors.over(
+            literal,
+            "a constant fingerprint tells no two requests apart: write `fingerprint = order`, or the fields that a retry must repeat, `fingerprint = (order.amount, order.currency)`",
+        );
+        return None;
+    }
+    key::refuse_fresh_value("fingerprint", &value, errors);
+    Some(value)
+}
+
+fn on_conflict(value: &Expr, errors: &mut Errors) -> Option<OnConflict> {
+    match word(value).as_deref() {
+        Some("wait") => return Some(OnConflict::Wait),
+        Some("reject") => return Some(OnConflict::Reject),
+        _ => {}
+    }
+    if let Expr::Call(call) = plain(value)
+        && word(&call.func).as_deref() == Some("wait")
+        && let [time] = &call.args.iter().collect::<Vec<_>>()[..]
+    {
+        return duration::parse("wait", "on_conflict = wait(\"5s\")", (*time).clone(), errors).map(OnConflict::WaitFor);
+    }
+    errors.over(
+        value,
+        "unknown answer to a conflict: write `on_conflict = wait`, `on_conflict = wait(\"5s\")` or `on_conflict = reject`",
+    );
+    None
+}
+
+fn on_crash(value: &Expr, errors: &mut Errors) -> Option<OnCrash> {
+    let called = match plain(value) {
+        Expr::Call(call) => word(&call.func),
+        _ => None,
+    };
+    match word(value).or(called).as_deref() {
+        Some("hold") => return Some(OnCrash::Hold),
+        Some("retry") => return Some(OnCrash::Retry),
+        Some(later @ ("verify" | "resume")) => errors.over(
+            value,
+            format!("`on_crash = {later}` is not available yet: write `on_crash = hold`, or `on_crash = retry` if the effect may happen twice"),
+        ),
+        _ => errors.over(value, "unknown answer to a crash: write `on_crash = hold` or `on_crash = retry`"),
+    }
+    None
+}
+
+fn on_error(value: Expr, errors: &mut Errors) -> Option<OnError> {
+    match word(&value).as_deref() {
+        Some("release") => return Some(OnError::Release),
+        Some("hold") => return Some(OnError::Hold),
+        Some("store") => return Some(OnError::Store),
+        _ => {}
+    }
+    if matches!(plain(&value), Expr::Path(_) | Expr::Closure(_)) && string(&value).is_none() {
+        return Some(OnError::Classify(Box::new(value)));
+    }
+    errors.over(
+        value,
+        "unknown answer to an error: write `on_error = release`, `on_error = store`, `on_error = hold`, or a function over `&E`, `on_error = |error| …`",
+    );
+    None
+}
+
+fn version(value: &Expr, errors: &mut Errors) -> Option<LitInt> {
+    if let Expr::Lit(ExprLit { lit: Lit::Int(number), .. }) = plain(value)
+        && number.base10_parse::<u32>().is_ok()
+    {
+        return Some(number.clone());
+    }
+    errors.over(value, "a version is a number from 0 to 4294967295: write `version = 1`");
+    None
+}
+
+/// The value without the invisible delimiters of macro fragments and without parentheses.
+pub(crate) fn plain(mut value: &Expr) -> &Expr {
+    loop {
+        value = match value {
+            Expr::Group(group) => &group.expr,
+            Expr::Paren(paren) => &paren.expr,
+            other => return other,
+        };
+    }
+}
+
+/// The string literal that the value is, if it is one.
+pub(crate) fn string(value: &Expr) -> Option<&LitStr> {
+    match plain(value) {
+        Expr::Lit(ExprLit { lit: Lit::Str(literal), .. }) => Some(literal),
+        _ => None,
+    }
+}
+
+/// The one word that the value is, if it is one, like `retry`.
+fn word(value: &Expr) -> Option<String> {
+    match plain(value) {
+        Expr::Path(path) => path.path.get_ident().map(Ident::to_string),
+        _ => None,
+    }
+}

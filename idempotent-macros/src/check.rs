@@ -1,0 +1,194 @@
+//! The rules across options, and between the options and the function.
+
+use proc_macro2::Span;
+use quote::ToTokens;
+use syn::{FnArg, Pat, Receiver, ReceiverKind, Type};
+
+use crate::args::Args;
+use crate::errors::Errors;
+use crate::func::{Function, argument_name, is_idempotent};
+use crate::types::{self, Borrow, Output, text, unwrapped};
+
+/// Reports every rule that is broken.
+pub(crate) fn check(args: &Args, function: &Function, errors: &mut Errors) {
+    options(args, function, errors);
+    qualifiers(function, errors);
+    output(function, errors);
+    if let Some(detach) = args.detach {
+        detached(detach, function, errors);
+    }
+}
+
+fn options(args: &Args, function: &Function, errors: &mut Errors) {
+    let key = function.example_key();
+    let whole = format!("`#[idempotent(key = {key}, ttl = \"24h\")]`");
+    match (args.named("key"), args.named("ttl")) {
+        (None, None) => errors.at(
+            Span::call_site(),
+            format!("`key` and `ttl` are missing: which calls are the same, and for how long that is known; write {whole}"),
+        ),
+        (None, Some(_)) => errors.at(
+            Span::call_site(),
+            format!("`key` is missing, which says what calls are retries of each other: write {whole}"),
+        ),
+        (Some(_), None) => errors.at(
+            Span::call_site(),
+            format!("`ttl` is missing, which says how long a retry can come after the first call: write {whole}"),
+        ),
+        (Some(_), Some(_)) => {}
+    }
+    if let (Some(ttl), Some(lease)) = (&args.ttl, &args.lease)
+        && let (Some(kept), Some(leased)) = (ttl.known(), lease.known())
+        && kept < leased
+    {
+        errors.over(ttl, "`ttl` is shorter than `lease`, so a record could expire under its owner: write a longer one, `ttl = \"24h\"`");
+    }
+    if args.name.is_none() && args.named("name").is_none() && function.is_generic() {
+        let name = &function.signature.ident;
+        errors.at(
+            name.span(),
+            format!("`{name}` is generic, so it is many functions, which share one operation: name it, `name = \"payments.{name}\"`"),
+        );
+    }
+    if let (Some(upgrade), None) = (args.named("upgrade"), args.named("version")) {
+        errors.at(
+            upgrade,
+            "`upgrade` reads results of other versions, so this one needs a number: write `version = 1, upgrade = read_old_receipt`",
+        );
+    }
+    if let Some(tx) = args.tx {
+        let conflict = match (args.named("detach"), args.named("on_crash")) {
+            (Some(_), _) => "`tx` and `detach` exclude each other, because a detached body outlives the caller's transaction: leave one of them out",
+            (None, Some(_)) => "`tx` and `on_crash` exclude each other, because a crash rolls the transaction back: leave `on_crash` out",
+            (None, None) => "`tx` is not available yet: leave it out, and make the call before the transaction",
+        };
+        errors.at(tx, conflict);
+    }
+}
+
+fn qualifiers(function: &Function, errors: &mut Errors) {
+    let signature = &function.signature;
+    let name = &signature.ident;
+    for attribute in &function.attributes {
+        if is_idempotent(attribute) {
+            errors.over(attribute, "a function is one operation: keep one `#[idempotent(…)]` and remove this one");
+        }
+    }
+    if function.body.is_none() {
+        errors.at(
+            name.span(),
+            format!("`{name}` has no body to protect: put `#[idempotent(…)]` on the method in each `impl`"),
+        );
+    }
+    if let Some(constness) = &signature.constness {
+        errors.over(constness, format!("a `const fn` cannot ask a store: write `async fn {name}`"));
+    }
+    if let Some(abi) = &signature.abi {
+        errors.over(abi, format!("an `extern` function cannot be awaited by its caller: write `async fn {name}`"));
+    }
+}
+
+fn output(function: &Function, errors: &mut Errors) {
+    let name = &function.signature.ident;
+    // Other qualifiers than `async` have been reported, and the correction is the same.
+    let is_reported = function.signature.constness.is_some() || function.signature.abi.is_some();
+    match function.output() {
+        Output::Async(output) | Output::Boxed { output, .. } => result(output, errors),
+        Output::Nothing => errors.at(
+            name.span(),
+            format!("the result is what a retry gets, and the call can fail: write `async fn {name}(…) -> Result<(), idempotency::Error>`"),
+        ),
+        Output::ImplFuture(output) => {
+            let written = function.return_type().map(ToTokens::to_token_stream);
+            errors.over(written, format!("write `async fn {name}(…) -> {}`", text(output)));
+        }
+        Output::NotAsync if is_reported => {}
+        Output::NotAsync => errors.over(
+            function.signature.fn_token,
+            format!("`{name}` is not async, and asking a store takes time: write `async fn {name}`"),
+        ),
+    }
+}
+
+fn result(output: &Type, errors: &mut Errors) {
+    if types::is_surely_no_result(output) {
+        errors.over(
+            output,
+            format!("the call itself can fail, so it returns a `Result`: write `-> Result<{}, idempotency::Error>`", text(output)),
+        );
+        return;
+    }
+    match types::borrow_in(output) {
+        Some(Borrow::Reference(reference)) => errors.over(
+            reference,
+            format!("the result is stored for the next caller, so it cannot borrow: return `{}`", types::owned_text(reference)),
+        ),
+        Some(Borrow::Lifetime(lifetime)) => errors.over(
+            lifetime,
+            "the result is stored for the next caller, so it cannot borrow: return an owned type, for example `String` or `Cow<'static, str>`",
+        ),
+        None => {}
+    }
+}
+
+/// A detached body must own all that it uses.
+fn detached(detach: Span, function: &Function, errors: &mut Errors) {
+    if let Output::Boxed { future, .. } = function.output()
+        && matches!(types::borrow_in(future), Some(Borrow::Lifetime(_)))
+    {
+        errors.at(
+            detach,
+            "the future of this method borrows, so it cannot be detached: put the attribute on an inherent `async fn` that takes `self: Arc<Self>`, and call that one here",
+        );
+        return;
+    }
+    for argument in &function.signature.inputs {
+        match argument {
+            FnArg::Receiver(receiver) => detached_receiver(receiver, errors),
+            FnArg::Typed(argument) => detached_argument(&argument.pat, &argument.ty, errors),
+        }
+    }
+}
+
+fn detached_receiver(receiver: &Receiver, errors: &mut Errors) {
+    let borrows = match &receiver.kind {
+        ReceiverKind::Value => false,
+        ReceiverKind::Typed(_, of_type) => types::borrow_in(of_type).is_some(),
+        _ => true,
+    };
+    if borrows {
+        errors.over(receiver, "`detach` needs a body that owns what it uses: take `self: Arc<Self>` or `self`");
+    }
+}
+
+fn detached_argument(pattern: &Pat, of_type: &Type, errors: &mut Errors) {
+    let owned = |errors: &mut Errors, of_type: &Type| match types::borrow_in(of_type) {
+        Some(Borrow::Reference(reference)) if types::is_static(reference) => {}
+        Some(Borrow::Reference(reference)) => errors.over(
+            reference,
+            format!("`detach` needs a body that owns what it uses: take `{}` here", types::owned_text(reference)),
+        ),
+        Some(Borrow::Lifetime(lifetime)) => errors.over(
+            lifetime,
+            "`detach` needs a body that owns what it uses: take an owned type, for example `String`, or one with `'static` here",
+        ),
+        None => {}
+    };
+    match unwrapped(of_type) {
+        Type::Reference(reference) if reference.mutability.is_some() => errors.over(
+            reference,
+            format!("`detach` needs a body that owns what it uses: take `{}` and return the changed value", types::owned_text(reference)),
+        ),
+        Type::Reference(reference) if types::is_static(reference) => {}
+        Type::Reference(reference) => {
+            if argument_name(pattern).is_none() && !matches!(pattern, Pat::Wild(_)) {
+                errors.over(
+                    pattern,
+                    format!("`detach` copies what this borrows, so it needs a name: write `value: {}`", text(reference)),
+                );
+            }
+            owned(errors, &reference.elem);
+        }
+        other => owned(errors, other),
+    }
+}

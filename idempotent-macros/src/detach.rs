@@ -1,0 +1,104 @@
+//! `detach`: what the body borrows is copied, so that the body can go on without its caller.
+
+use proc_macro2::{Ident, Span, TokenStream};
+use quote::{format_ident, quote, quote_spanned};
+use syn::spanned::Spanned;
+use syn::{Attribute, FnArg, Pat, PatType, Receiver, ReceiverKind, Signature, Type};
+
+use crate::func::{Function, argument_name};
+use crate::types::{is_static, unwrapped};
+
+/// An argument of type `&T`, which the body gets as a reference to a copy.
+pub(crate) struct Copied<'a> {
+    name: &'a Ident,
+    /// The body may assign to the name.
+    mutability: Option<syn::Token![mut]>,
+    /// `#[cfg]` on the argument goes for its copy as well.
+    attributes: Vec<&'a Attribute>,
+    place: Span,
+}
+
+/// The arguments that the body cannot take along.
+pub(crate) fn copied(function: &Function) -> Vec<Copied<'_>> {
+    typed(&function.signature)
+        .filter(|argument| matches!(unwrapped(&argument.ty), Type::Reference(reference) if !is_static(reference)))
+        .filter_map(|argument| {
+            let name = argument_name(&argument.pat)?;
+            Some(Copied {
+                name,
+                mutability: mutability(&argument.pat),
+                attributes: conditions(argument).collect(),
+                place: argument.ty.span(),
+            })
+        })
+        .collect()
+}
+
+impl Copied<'_> {
+    fn local(&self) -> Ident {
+        format_ident!("__copied_{}", self.name, span = Span::mixed_site())
+    }
+
+    /// The copy, made before the body's task.
+    pub(crate) fn copy(&self, private: &TokenStream) -> TokenStream {
+        let Self { name, attributes, place, .. } = self;
+        let local = self.local();
+        quote_spanned!(*place=> #(#attributes)* let #local = #private::Copied::new(#name);)
+    }
+
+    /// The argument as the body knows it.
+    pub(crate) fn borrow(&self) -> TokenStream {
+        let Self { name, mutability, attributes, .. } = self;
+        let local = self.local();
+        quote!(#(#attributes)* #[allow(unused_variables)] let #mutability #name = #local.get();)
+    }
+}
+
+/// One check for each argument that moves into the task, so that a mistake is reported at the argument.
+pub(crate) fn checks(function: &Function, private: &TokenStream) -> TokenStream {
+    let receiver = function.signature.receiver().map(|Receiver { self_token, kind, .. }| {
+        let place = if let ReceiverKind::Typed(_, of_type) = kind { of_type.span() } else { self_token.span };
+        quote_spanned!(place=> #private::assert_detachable(&#self_token);)
+    });
+    let arguments = typed(&function.signature).filter_map(|argument| {
+        let name = argument_name(&argument.pat)?;
+        let attributes = conditions(argument);
+        let reference = quote_spanned!(argument.ty.span()=> &#name);
+        (!matches!(unwrapped(&argument.ty), Type::Reference(_)))
+            .then(|| quote!(#(#attributes)* #private::assert_detachable(#reference);))
+    });
+    quote!(#receiver #(#arguments)*)
+}
+
+/// The signature without `mut` on the arguments that the body gets anew: out here it would be unused.
+pub(crate) fn signature(signature: &Signature) -> Signature {
+    let mut signature = signature.clone();
+    for argument in &mut signature.inputs {
+        if let FnArg::Typed(argument) = argument
+            && matches!(unwrapped(&argument.ty), Type::Reference(_))
+            && let Pat::Ident(name) = &mut *argument.pat
+        {
+            name.mutability = None;
+        }
+    }
+    signature
+}
+
+fn typed(signature: &Signature) -> impl Iterator<Item = &PatType> {
+    signature.inputs.iter().filter_map(|argument| match argument {
+        FnArg::Typed(argument) => Some(argument),
+        FnArg::Receiver(_) => None,
+    })
+}
+
+fn conditions(argument: &PatType) -> impl Iterator<Item = &Attribute> {
+    argument.attrs.iter().filter(|attribute| attribute.path().is_ident("cfg"))
+}
+
+fn mutability(pattern: &Pat) -> Option<syn::Token![mut]> {
+    match pattern {
+        Pat::Ident(name) => name.mutability,
+        Pat::Paren(paren) => mutability(&paren.pat),
+        _ => None,
+    }
+}

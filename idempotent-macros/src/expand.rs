@@ -1,0 +1,179 @@
+//! Writes the function anew: the same signature, and a body that is one call into the runtime.
+
+use proc_macro2::{Span, TokenStream};
+use quote::{ToTokens, quote, quote_spanned};
+use syn::ext::IdentExt;
+use syn::spanned::Spanned;
+use syn::{Expr, Ident, Token, Type};
+
+use crate::args::{Args, OnConflict, OnCrash, OnError};
+use crate::detach::{self, Copied};
+use crate::func::{Body, Function};
+use crate::key::{Key, borrowed};
+use crate::types::{Output, erased};
+
+/// The expansion of a function that passed every check.
+pub(crate) fn expand(args: &Args, function: &Function) -> TokenStream {
+    let Function { attributes, visibility, signature, body: Some(body) } = function else {
+        return function.unchanged();
+    };
+    let private = private_path(args);
+    let signature = if args.detach.is_some() { &detach::signature(signature) } else { signature };
+    let contents = match function.output() {
+        Output::Async(output) => native(args, function, body, &private, output),
+        Output::Boxed { future, output } => boxed(args, function, body, &private, future, output),
+        _ => return function.unchanged(),
+    };
+    let body = body.braced(&body.inner_attributes, &contents);
+    quote!(#(#attributes)* #visibility #signature #body)
+}
+
+/// `async fn`: the body becomes a closure that makes the future where it is run, since a future that is passed by
+/// value takes its room twice.
+fn native(args: &Args, function: &Function, body: &Body, private: &TokenStream, output: &Type) -> TokenStream {
+    let copied = if args.detach.is_some() { detach::copied(function) } else { Vec::new() };
+    let copies = copied.iter().map(|argument| argument.copy(private));
+    let borrows = copied.iter().map(Copied::borrow);
+    let edge = return_type_edge(output);
+    let statements = &body.statements;
+    let inner = body.braced(&quote!(#edge #(#borrows)*), statements);
+    let checks = if args.detach.is_some() { detach::checks(function, private) } else { TokenStream::new() };
+    let call = call(args, function, private, output);
+    let body = quote!(move || async move #inner);
+    let run = run(args, private, &body);
+    quote!(#call #checks #(#copies)* #run.await)
+}
+
+/// `fn … -> Pin<Box<dyn Future>>`: the body gives a future, and whatever it does before is part of the run.
+fn boxed(
+    args: &Args,
+    function: &Function,
+    body: &Body,
+    private: &TokenStream,
+    future: &Type,
+    output: &Type,
+) -> TokenStream {
+    let inner = body.braced(&TokenStream::new(), &body.statements);
+    let call = call(args, function, private, output);
+    let run = run(args, private, &quote!(move || -> #future #inner));
+    quote!(::std::boxed::Box::pin(async move { #call #run.await }))
+}
+
+/// Statements that make `__call` and `__codec`. The key comes first, before anything is moved; each statement ends
+/// its temporaries, so that no guard or borrow crosses the body.
+fn call(args: &Args, function: &Function, private: &TokenStream, output: &Type) -> TokenStream {
+    let (key, call, codec) = (local("__key"), local("__call"), local("__codec"));
+    let site = site(args, function, private);
+    let encoded = args.key.as_ref().map(|key| key.encoded(private));
+    let start = match &args.engine {
+        Some(engine) => quote!(#private::call_on(#site, #engine, #key)),
+        None => quote!(#private::call(#site, #key)),
+    };
+    let settings = settings(args, private);
+    let witness = witness(args, private, output);
+    let upgrade = args.upgrade.as_ref().map(|upgrade| quote!(.upgrade(#upgrade)));
+    quote! {
+        let #key = #encoded;
+        let #call = #start #settings;
+        let #codec = #witness #upgrade;
+    }
+}
+
+fn run(args: &Args, private: &TokenStream, body: &TokenStream) -> TokenStream {
+    let (call, codec) = (local("__call"), local("__codec"));
+    let function = if args.detach.is_some() { quote!(run_detached) } else { quote!(run) };
+    quote!(#private::#function(#call, #codec, #body))
+}
+
+/// The one `static` of the function. It is alone in a block, so the body does not see its name.
+fn site(args: &Args, function: &Function, private: &TokenStream) -> TokenStream {
+    let name = if let Some(name) = &args.name {
+        name.to_token_stream()
+    } else {
+        let name = function.signature.ident.unraw().to_string();
+        quote!(::core::concat!(::core::module_path!(), "::", #name))
+    };
+    quote! {{
+        static SITE: #private::Site = #private::Site::new(#name, ::core::file!(), ::core::line!());
+        &SITE
+    }}
+}
+
+fn settings(args: &Args, private: &TokenStream) -> TokenStream {
+    let ttl = args.ttl.as_ref().map(|ttl| quote!(.ttl(#ttl)));
+    let scope = args.scope.as_ref().map(Key::borrowed).map(|scope| quote!(.scope(#scope)));
+    let fingerprint = args.fingerprint.as_ref().map(borrowed).map(|value| quote!(.fingerprint(#value)));
+    let lease = args.lease.as_ref().map(|lease| quote!(.lease(#lease)));
+    let on_conflict = args.on_conflict.as_ref().map(|answer| match answer {
+        OnConflict::Wait => quote!(.wait_on_conflict()),
+        OnConflict::WaitFor(time) => quote!(.on_conflict(#private::OnConflict::Wait(#time))),
+        OnConflict::Reject => quote!(.on_conflict(#private::OnConflict::Reject)),
+    });
+    let on_crash = args.on_crash.as_ref().map(|answer| match answer {
+        OnCrash::Hold => quote!(.on_crash(#private::OnCrash::Hold)),
+        OnCrash::Retry => quote!(.on_crash(#private::OnCrash::Retry)),
+    });
+    let version = args.version.as_ref().map(|version| quote!(.version(#version)));
+    quote!(#ttl #scope #fingerprint #lease #on_conflict #on_crash #version)
+}
+
+/// The one place that asks for the bounds of the return type, and of the error type if errors are stored. All of its
+/// path is located at the return type, or a missing bound would be reported at the attribute.
+fn witness(args: &Args, private: &TokenStream, output: &Type) -> TokenStream {
+    let span = output.span();
+    let private = located_at(private, span);
+    let output = erased(output);
+    match &args.on_error {
+        None | Some(OnError::Release) => quote_spanned!(span=> #private::outcome::<#output>()),
+        Some(OnError::Hold) => quote_spanned!(span=> #private::outcome_holding_errors::<#output>()),
+        Some(OnError::Store) => quote_spanned!(span=> #private::outcome_storing_errors::<#output>()),
+        Some(OnError::Classify(classify)) => {
+            let mut classify = classify.clone();
+            if args.detach.is_some()
+                && let Expr::Closure(closure) = &mut *classify
+            {
+                closure.capture.get_or_insert(Token![move](closure.inputs_begin.span));
+            }
+            quote_spanned!(span=> #private::outcome_classifying_errors::<#output, _, _>(#classify))
+        }
+    }
+}
+
+/// Never runs, but tells the compiler the type of the async block, so that mistakes in the body are reported there and
+/// coercions like the one to `Box<dyn Trait>` go on to work.
+fn return_type_edge(output: &Type) -> TokenStream {
+    let output = erased(output);
+    let result = local("__result");
+    quote_spanned! {output.span()=>
+        #[allow(unknown_lints, unreachable_code, clippy::all, clippy::nursery, clippy::pedantic, clippy::restriction)]
+        if false {
+            let #result: #output = loop {};
+            return #result;
+        }
+    }
+}
+
+/// `::idempotency::__private`, or the same below the path that `crate = …` gives.
+fn private_path(args: &Args) -> TokenStream {
+    match &args.facade {
+        Some(facade) => quote!(#facade::__private),
+        None => quote!(::idempotency::__private),
+    }
+}
+
+/// The same names, found as before, but reported at `span`.
+fn located_at(tokens: &TokenStream, span: Span) -> TokenStream {
+    tokens
+        .clone()
+        .into_iter()
+        .map(|mut token| {
+            token.set_span(token.span().located_at(span));
+            token
+        })
+        .collect()
+}
+
+/// A local variable that the user's tokens cannot see.
+fn local(name: &str) -> Ident {
+    Ident::new(name, Span::mixed_site())
+}

@@ -1,0 +1,108 @@
+//! Keys and scopes: any expression, a tuple whose parts are borrowed one by one, or a template.
+
+use proc_macro2::{Ident, Span, TokenStream};
+use quote::{ToTokens, quote, quote_spanned};
+use syn::spanned::Spanned;
+use syn::{Expr, ExprReference, LitStr, Token};
+
+use crate::args::{plain, string};
+use crate::errors::Errors;
+use crate::fresh::fresh_value;
+use crate::template::{self, Part};
+
+pub(crate) enum Key {
+    Constant(LitStr),
+    Value(Box<Expr>),
+    Parts(Vec<Part>),
+}
+
+/// Reads the value of the option `name`.
+pub(crate) fn parse(name: &str, value: Expr, errors: &mut Errors) -> Key {
+    if let Some(literal) = string(&value) {
+        let mut parts = template::parts(literal, errors);
+        for part in &parts {
+            if let Part::Value(value) = part {
+                refuse_fresh_value(name, value, errors);
+            }
+        }
+        return match &mut parts[..] {
+            [Part::Text(text)] => Key::Constant(text.clone()),
+            _ => Key::Parts(parts),
+        };
+    }
+    refuse_fresh_value(name, &value, errors);
+    match plain(&value) {
+        Expr::Tuple(tuple) if !tuple.elems.is_empty() => {
+            Key::Parts(tuple.elems.iter().map(|part| Part::Value(Box::new(part.clone()))).collect())
+        }
+        plain => Key::Value(Box::new(plain.clone())),
+    }
+}
+
+/// Reports a value that is new in every call.
+pub(crate) fn refuse_fresh_value(name: &str, value: &Expr, errors: &mut Errors) {
+    if let Some((path, span)) = fresh_value(value.to_token_stream()) {
+        errors.at(
+            span,
+            format!(
+                "`{path}` gives another value in every call, so no retry would be recognised: make `{name}` of what the caller repeats, `{name} = order.id`"
+            ),
+        );
+    }
+}
+
+impl Key {
+    /// The expression of type `Key`.
+    pub(crate) fn encoded(&self, private: &TokenStream) -> TokenStream {
+        match self {
+            Self::Constant(text) => quote!(#private::Key::of(#text)),
+            Self::Value(value) => {
+                let value = borrowed(value);
+                quote!(#private::Key::of(#value))
+            }
+            Self::Parts(parts) => {
+                let parts = parts.iter().map(Part::borrowed);
+                let encoder = Ident::new("__parts", Span::mixed_site());
+                quote!(#private::Key::from_parts(|#encoder| #encoder #(.add(#parts))*))
+            }
+        }
+    }
+
+    /// A reference to a value that can be a key.
+    pub(crate) fn borrowed(&self) -> TokenStream {
+        match self {
+            Self::Constant(text) => text.to_token_stream(),
+            Self::Value(value) => borrowed(value),
+            Self::Parts(parts) => {
+                let parts = parts.iter().map(Part::borrowed);
+                quote!(&(#(#parts,)*))
+            }
+        }
+    }
+}
+
+impl Part {
+    fn borrowed(&self) -> TokenStream {
+        match self {
+            Self::Text(text) => text.to_token_stream(),
+            Self::Value(value) => borrowed(value),
+        }
+    }
+}
+
+/// `&value`, where the parts of a tuple are borrowed one by one, so that nothing is moved out of an argument.
+pub(crate) fn borrowed(value: &Expr) -> TokenStream {
+    let span = value.span();
+    if let Expr::Tuple(tuple) = plain(value) {
+        let parts = tuple.elems.iter().map(borrowed);
+        return quote_spanned!(span=> &(#(#parts,)*));
+    }
+    // Built as a syntax tree, which knows when `&` needs parentheses.
+    let reference = ExprReference {
+        attrs: Vec::new(),
+        and_token: Token![&](span),
+        mutability: None,
+        expr: Box::new(value.clone()),
+    };
+    reference.into_token_stream()
+}

@@ -1,0 +1,172 @@
+//! Key templates: `"order:{order.id}:{user}"` is the tuple of its literal parts and its values.
+
+use std::ops::Range;
+
+use proc_macro2::{Span, TokenStream};
+use syn::parse::{ParseStream, Parser};
+use syn::{Expr, LitStr, Token};
+
+use crate::errors::Errors;
+
+/// A piece of a template.
+pub(crate) enum Part {
+    Text(LitStr),
+    Value(Box<Expr>),
+}
+
+/// Takes `literal` apart. No part is a value if and only if the literal has no braces but escaped ones; the text is
+/// then the one part.
+pub(crate) fn parts(literal: &LitStr, errors: &mut Errors) -> Vec<Part> {
+    let text = literal.value();
+    let mut parts = Vec::new();
+    let mut pending = String::new();
+    let mut rest = text.char_indices().peekable();
+    while let Some((at, character)) = rest.next() {
+        match character {
+            '{' | '}' if rest.next_if(|(_, next)| *next == character).is_some() => pending.push(character),
+            '{' => {
+                let start = at + 1;
+                let Some(end) = closing_brace(&text, start) else {
+                    errors.at(span_of(literal, &text, at..text.len()), "this `{` has no `}`; a brace that is text is doubled: `{{`");
+                    return Vec::new();
+                };
+                if !pending.is_empty() {
+                    parts.push(Part::Text(LitStr::new(&std::mem::take(&mut pending), literal.span())));
+                }
+                match value(&text[start..end], span_of(literal, &text, start..end)) {
+                    Ok(value) => parts.push(Part::Value(Box::new(value))),
+                    Err(error) => errors.push(error),
+                }
+                while rest.next_if(|(next, _)| *next <= end).is_some() {}
+            }
+            '}' => {
+                errors.at(span_of(literal, &text, at..at + 1), "this `}` has no `{`; a brace that is text is doubled: `}}`");
+                return Vec::new();
+            }
+            _ => pending.push(character),
+        }
+    }
+    if !pending.is_empty() || parts.is_empty() {
+        parts.push(Part::Text(LitStr::new(&pending, literal.span())));
+    }
+    parts
+}
+
+/// Where the value that begins at `start` ends. The value may have braces of its own, in pairs.
+fn closing_brace(text: &str, start: usize) -> Option<usize> {
+    let mut depth = 0_usize;
+    for (at, character) in text[start..].char_indices() {
+        match character {
+            '{' => depth += 1,
+            '}' if depth == 0 => return Some(start + at),
+            '}' => depth -= 1,
+            _ => {}
+        }
+    }
+    None
+}
+
+/// The expression between two braces.
+fn value(source: &str, span: Span) -> syn::Result<Expr> {
+    if source.trim().is_empty() {
+        return Err(syn::Error::new(span, "these braces name no value: write `{order.id}`"));
+    }
+    let tokens: TokenStream = LitStr::new(source, span)
+        .parse()
+        .map_err(|_| syn::Error::new(span, format!("`{{{source}}}` is not an expression: write `{{order.id}}`")))?;
+    let parser = |input: ParseStream| {
+        let value: Expr = input
+            .parse()
+            .map_err(|_| syn::Error::new(span, format!("`{{{source}}}` is not an expression: write `{{order.id}}`")))?;
+        if input.is_empty() {
+            return Ok(value);
+        }
+        let message = if input.peek(Token![:]) {
+            let name = source.split(':').next().unwrap_or(source).trim();
+            format!("a key is made of values, not of formatted text, so it has no formats: write `{{{name}}}`")
+        } else {
+            format!("`{{{source}}}` is not one expression: write `{{order.id}}`")
+        };
+        // What is left has been judged; leaving it would add an error about an unexpected token.
+        input.parse::<TokenStream>()?;
+        Err(syn::Error::new(span, message))
+    };
+    match parser.parse2(tokens)? {
+        Expr::Lit(literal) => {
+            Err(syn::Error::new_spanned(literal, "a key template has no positions and no constants in braces: write `{order.id}`"))
+        }
+        value => Ok(value),
+    }
+}
+
+/// The place of `range` of the literal's text, where the compiler can tell; else the whole literal.
+fn span_of(literal: &LitStr, text: &str, range: Range<usize>) -> Span {
+    let token = literal.token();
+    let is_verbatim = token.to_string() == format!("\"{text}\"");
+    // The opening quote comes before the text.
+    is_verbatim.then(|| token.subspan(range.start + 1..range.end + 1)).flatten().unwrap_or_else(|| literal.span())
+}
+
+#[cfg(test)]
+mod tests {
+    use quote::ToTokens;
+
+    use super::{Part, parts};
+    use crate::errors::Errors;
+
+    fn split(text: &str) -> Result<Vec<String>, String> {
+        let mut errors = Errors::default();
+        let parts = parts(&syn::LitStr::new(text, proc_macro2::Span::call_site()), &mut errors);
+        if !errors.is_empty() {
+            return Err(errors.into_compile_errors().to_string());
+        }
+        Ok(parts
+            .iter()
+            .map(|part| match part {
+                Part::Text(text) => format!("text {}", text.value()),
+                Part::Value(value) => format!("value {}", value.to_token_stream()),
+            })
+            .collect())
+    }
+
+    #[test]
+    fn text_and_values_are_parts_and_empty_text_is_none() {
+        assert_eq!(split("order:{order.id}:{user}").unwrap(), ["text order:", "value order . id", "text :", "value user"]);
+        assert_eq!(split("{a}/{b}").unwrap(), ["value a", "text /", "value b"]);
+        assert_eq!(split("{a}{b}").unwrap(), ["value a", "value b"]);
+        assert_eq!(split("{a}").unwrap(), ["value a"]);
+    }
+
+    #[test]
+    fn without_values_the_text_is_the_key() {
+        assert_eq!(split("nightly").unwrap(), ["text nightly"]);
+        assert_eq!(split("").unwrap(), ["text "]);
+        assert_eq!(split("{{a}}").unwrap(), ["text {a}"]);
+    }
+
+    #[test]
+    fn doubled_braces_are_text() {
+        assert_eq!(split("{{{a}}}").unwrap(), ["text {", "value a", "text }"]);
+        assert_eq!(split("é{{{a}ß").unwrap(), ["text é{", "value a", "text ß"]);
+    }
+
+    #[test]
+    fn values_are_any_expression() {
+        assert_eq!(split("{items[0].id}-{Kind::of(a)}").unwrap(), ["value items [0] . id", "text -", "value Kind :: of (a)"]);
+        assert_eq!(split("{match a { A { id } => id }}").unwrap(), ["value match a { A { id } => id }"]);
+        assert_eq!(split("{ a }").unwrap(), ["value a"]);
+    }
+
+    #[test]
+    fn what_is_no_expression_is_refused() {
+        assert!(split("{}").unwrap_err().contains("name no value"));
+        assert!(split("{a").unwrap_err().contains("this `{` has no `}`"));
+        assert!(split("a}").unwrap_err().contains("this `}` has no `{`"));
+        assert!(split("{a:?}").unwrap_err().contains("write `{a}`"));
+        assert!(split("{a:>5}").unwrap_err().contains("no formats"));
+        assert!(split("{a b}").unwrap_err().contains("not one expression"));
+        assert!(split("{+}").unwrap_err().contains("not an expression"));
+        assert!(split("{(}").unwrap_err().contains("not an expression"));
+        assert!(split("{0}").unwrap_err().contains("no positions"));
+    }
+}
