@@ -16,7 +16,7 @@ use std::sync::Arc;
 use futures::stream::{self, StreamExt as _};
 use idempotency::store::MemoryStore;
 use idempotency::{Error, ErrorKind, Idempotency, OnError, Report, idempotent, observe};
-use payments::{Answer, CardProvider, Event, Payment, ProviderError, bundled_events, read_events, sums};
+use payments::{Answer, CardProvider, Event, Payment, ProviderError, bundled_events, exit_code, read_events, sums};
 use serde::{Deserialize, Serialize};
 
 #[derive(Debug, Serialize, Deserialize, thiserror::Error)]
@@ -40,22 +40,14 @@ async fn charge(provider: &CardProvider, payment: &Payment) -> Result<(), PayErr
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    run().await.map_or_else(
-        |error| {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        },
-        |()| ExitCode::SUCCESS,
-    )
+    exit_code(run().await)
 }
 
 async fn run() -> anyhow::Result<()> {
     let mut arguments = std::env::args_os().skip(1).map(PathBuf::from);
     let path = arguments.next().unwrap_or_else(bundled_events);
-    let scratch = tempfile::tempdir()?;
-    let ledger = arguments.next().unwrap_or_else(|| scratch.path().join("ledger.jsonl"));
     let (events, malformed) = read_events(&path)?;
-    let provider = Arc::new(CardProvider::open(ledger)?);
+    let provider = Arc::new(CardProvider::open(arguments.next())?);
     Idempotency::new(MemoryStore::new()).install()?;
 
     println!("{} events from {}, 64 at a time; {malformed} malformed lines", events.len(), path.display());
@@ -88,11 +80,15 @@ impl Account {
     fn enter(&mut self, Event { payment, answer }: Event, result: Result<(), PayError>, replay: Option<Report>) {
         self.lost += usize::from(answer == Answer::Lost);
         match (result, replay) {
+            (Err(PayError::Idempotency(error)), _) if error.kind() == ErrorKind::Mismatch => self.refused += 1,
+            (Ok(()) | Err(PayError::Provider(ProviderError::Declined)), Some(replay))
+                if replay.joined || replay.waited =>
+            {
+                self.joined += 1
+            }
+            (Ok(()) | Err(PayError::Provider(ProviderError::Declined)), Some(_)) => self.replayed += 1,
             (Ok(()), None) => self.charges.push(payment),
             (Err(PayError::Provider(ProviderError::Declined)), None) => self.declined += 1,
-            (_, Some(replay)) if replay.joined || replay.waited => self.joined += 1,
-            (_, Some(_)) => self.replayed += 1,
-            (Err(PayError::Idempotency(error)), _) if error.kind() == ErrorKind::Mismatch => self.refused += 1,
             (Err(error), _) => {
                 eprintln!("payment {:?} failed: {error}", payment.id);
                 self.failed += 1;

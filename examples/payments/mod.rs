@@ -5,10 +5,12 @@ use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
+use tempfile::TempDir;
 
 /// One line of the file; `examples/data/README.md` describes the fields.
 #[derive(Deserialize)]
@@ -62,6 +64,13 @@ pub(crate) fn read_events(path: &Path) -> anyhow::Result<(Vec<Event>, usize)> {
     Ok((events, malformed))
 }
 
+/// Says on stderr what went wrong.
+pub(crate) fn exit_code(outcome: anyhow::Result<()>) -> ExitCode {
+    let Err(error) = outcome else { return ExitCode::SUCCESS };
+    eprintln!("error: {error:#}");
+    ExitCode::FAILURE
+}
+
 /// How many cents of each currency these charges have moved, and how many of them there are.
 pub(crate) fn sums(charges: &[Payment]) -> BTreeMap<&str, (u128, usize)> {
     charges.iter().fold(BTreeMap::new(), |mut sums, charge| {
@@ -76,6 +85,8 @@ pub(crate) fn sums(charges: &[Payment]) -> BTreeMap<&str, (u128, usize)> {
 pub(crate) struct CardProvider {
     path: PathBuf,
     ledger: File,
+    /// Where the ledger is, if nobody wants to keep it.
+    _scratch: TempDir,
 }
 
 #[derive(Debug, Serialize, Deserialize, thiserror::Error)]
@@ -93,11 +104,13 @@ impl From<io::Error> for ProviderError {
 }
 
 impl CardProvider {
-    /// A provider whose ledger is the file at `path`, which must not be there yet.
-    pub(crate) fn open(path: PathBuf) -> anyhow::Result<Self> {
+    /// A provider with an empty ledger: a new file at `keep`, or one that is gone at the end.
+    pub(crate) fn open(keep: Option<PathBuf>) -> anyhow::Result<Self> {
+        let scratch = tempfile::tempdir().context("cannot make a directory for the ledger")?;
+        let path = keep.unwrap_or_else(|| scratch.path().join("ledger.jsonl"));
         let ledger = OpenOptions::new().append(true).create_new(true).open(&path);
         let ledger = ledger.with_context(|| format!("cannot make the ledger {}", path.display()))?;
-        Ok(Self { path, ledger })
+        Ok(Self { path, ledger, _scratch: scratch })
     }
 
     pub(crate) async fn charge(&self, payment: &Payment) -> Result<(), ProviderError> {
