@@ -1,16 +1,17 @@
-//! Records as files: one file for each, in one directory.
+//! Records as files: one file for each, in one directory, read and written on the machine's time.
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
-use idempotency::clock::Timestamp;
+use idempotency::clock::{Clock as _, SystemClock, Timestamp};
 use idempotency::key::KeyHash;
 use idempotency::store::{Record, StoreError, StoreErrorKind, envelope};
 
 pub(crate) struct Directory {
     path: PathBuf,
+    clock: SystemClock,
     /// Held from reading a record to writing it back.
     step: Mutex<()>,
 }
@@ -18,10 +19,11 @@ pub(crate) struct Directory {
 impl Directory {
     pub(crate) fn open(path: PathBuf) -> io::Result<Self> {
         fs::create_dir_all(&path)?;
-        Ok(Self { path, step: Mutex::new(()) })
+        Ok(Self { path, clock: SystemClock::new(), step: Mutex::new(()) })
     }
 
-    /// Reads the record, lets `transition` change it, and writes it back, all as one step.
+    /// Reads the record, lets `transition` change it, and writes it back, all as one step. Files are quick enough to
+    /// block for; a store behind a network is asked with `.await` here.
     ///
     /// `operation` is for the error. Every error but a damaged record is an unknown outcome to the engine, which then
     /// repeats the operation with the same token: what was written already is recognised by it.
@@ -29,17 +31,17 @@ impl Directory {
         &self,
         operation: &'static str,
         key: KeyHash,
-        now: Timestamp,
-        transition: impl FnOnce(&mut Option<Record>) -> R,
+        transition: impl FnOnce(&mut Option<Record>, Timestamp) -> R,
     ) -> Result<R, StoreError> {
         let _step = self.step.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = self.clock.now();
         let before = match fs::read(self.file(key)) {
             Ok(bytes) => Some(envelope::decode(key, bytes.into(), now).map_err(|error| error.during(operation))?),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(unavailable(operation, error)),
         };
         let mut slot = before.clone();
-        let answer = transition(&mut slot);
+        let answer = transition(&mut slot, now);
         if slot != before {
             self.write(key, slot.as_ref()).map_err(|error| unavailable(operation, error))?;
         }
