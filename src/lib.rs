@@ -1,4 +1,4 @@
-//! Makes any async function safe to retry.
+#![doc = include_str!("../README.md")]
 
 #[cfg(feature = "testing")]
 pub use idempotent_runtime::testing;

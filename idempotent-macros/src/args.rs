@@ -115,9 +115,9 @@ fn separator(input: ParseStream) -> syn::Result<()> {
 }
 
 fn option(args: &mut Args, input: ParseStream, errors: &mut Errors) -> syn::Result<()> {
-    let name = input
-        .call(Ident::parse_any)
-        .map_err(|error| syn::Error::new(error.span(), "expected an option: `#[idempotent(key = order.id, ttl = \"24h\")]`"))?;
+    let name = input.call(Ident::parse_any).map_err(|error| {
+        syn::Error::new(error.span(), "expected an option: `#[idempotent(key = order.id, ttl = \"24h\")]`")
+    })?;
     let text = name.to_string();
     let Some((_, example)) = OPTIONS.iter().find(|(option, _)| *option == text) else {
         return Err(unknown(&name));
@@ -179,7 +179,10 @@ fn unknown(name: &Ident) -> syn::Error {
 
 fn facade(input: ParseStream, name: &Ident) -> syn::Result<Path> {
     input.call(Path::parse_mod_style).map_err(|_| {
-        syn::Error::new(name.span(), "`crate` takes the path of the facade: write `crate = crate::reexported::idempotency`")
+        syn::Error::new(
+            name.span(),
+            "`crate` takes the path of the facade: write `crate = crate::reexported::idempotency`",
+        )
     })
 }
 

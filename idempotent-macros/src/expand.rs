@@ -31,17 +31,20 @@ pub(crate) fn expand(args: &Args, function: &Function) -> TokenStream {
 /// `async fn`: the body becomes a closure that makes the future where it is run, since a future that is passed by
 /// value takes its room twice.
 fn native(args: &Args, function: &Function, body: &Body, private: &TokenStream, output: &Type) -> TokenStream {
-    let copied = if args.detach.is_some() { detach::copied(function) } else { Vec::new() };
+    let is_detached = args.detach.is_some();
+    let copied = if is_detached { detach::copied(function) } else { Vec::new() };
     let copies = copied.iter().map(|argument| argument.copy(private));
     let borrows = copied.iter().map(Copied::borrow);
+    let checks = is_detached.then(|| detach::checks(function, private));
+    // A closure captures only the fields that it uses. What is left of the argument would be kept outside, at its full
+    // size, and a field that is only assigned to would be reported as never read.
+    let wholes = function.moved_arguments().filter(|name| body.mentions(name)).map(|name| quote!(let _ = &#name;));
     let edge = return_type_edge(output);
-    let statements = &body.statements;
-    let inner = body.braced(&quote!(#edge #(#borrows)*), statements);
-    let checks = if args.detach.is_some() { detach::checks(function, private) } else { TokenStream::new() };
-    let call = call(args, function, private, output);
-    let body = quote!(move || async move #inner);
-    let run = run(args, private, &body);
-    quote!(#call #checks #(#copies)* #run.await)
+    let inner = body.braced(&quote!(#edge #(#wholes)* #(#borrows)*), &body.statements);
+    let local = local("__body");
+    let closure = quote!(#checks #(#copies)* let #local = move || async move #inner;);
+    let call = call(args, function, private, output, &closure);
+    quote!(#call.await)
 }
 
 /// `fn … -> Pin<Box<dyn Future>>`: the body gives a future, and whatever it does before is part of the run.
@@ -54,15 +57,19 @@ fn boxed(
     output: &Type,
 ) -> TokenStream {
     let inner = body.braced(&TokenStream::new(), &body.statements);
-    let call = call(args, function, private, output);
-    let run = run(args, private, &quote!(move || -> #future #inner));
-    quote!(::std::boxed::Box::pin(async move { #call #run.await }))
+    let local = local("__body");
+    // `#[async_trait]` binds every argument again inside of `inner`, also those that only the key uses.
+    let closure = quote!(#[allow(unused_variables)] let #local = move || -> #future #inner;);
+    let call = call(args, function, private, output, &closure);
+    quote!(::std::boxed::Box::pin(#call))
 }
 
-/// Statements that make `__call` and `__codec`. The key comes first, before anything is moved; each statement ends
-/// its temporaries, so that no guard or borrow crosses the body.
-fn call(args: &Args, function: &Function, private: &TokenStream, output: &Type) -> TokenStream {
-    let (key, call, codec) = (local("__key"), local("__call"), local("__codec"));
+/// The future of the call. The key comes first, before anything is moved.
+///
+/// All of it is in a closure: an argument that was borrowed for the key would else keep its place in the state of the
+/// outer future, though it was moved into the body since.
+fn call(args: &Args, function: &Function, private: &TokenStream, output: &Type, closure: &TokenStream) -> TokenStream {
+    let (key, call, codec, body) = (local("__key"), local("__call"), local("__codec"), local("__body"));
     let site = site(args, function, private);
     let encoded = args.key.as_ref().map(|key| key.encoded(private));
     let start = match &args.engine {
@@ -72,17 +79,16 @@ fn call(args: &Args, function: &Function, private: &TokenStream, output: &Type) 
     let settings = settings(args, private);
     let witness = witness(args, private, output);
     let upgrade = args.upgrade.as_ref().map(|upgrade| quote!(.upgrade(#upgrade)));
+    let run = if args.detach.is_some() { quote!(run_detached) } else { quote!(run) };
     quote! {
-        let #key = #encoded;
-        let #call = #start #settings;
-        let #codec = #witness #upgrade;
+        #private::on_first_poll(move || {
+            let #key = #encoded;
+            let #call = #start #settings;
+            let #codec = #witness #upgrade;
+            #closure
+            #private::#run(#call, #codec, #body)
+        })
     }
-}
-
-fn run(args: &Args, private: &TokenStream, body: &TokenStream) -> TokenStream {
-    let (call, codec) = (local("__call"), local("__codec"));
-    let function = if args.detach.is_some() { quote!(run_detached) } else { quote!(run) };
-    quote!(#private::#function(#call, #codec, #body))
 }
 
 /// The one `static` of the function. It is alone in a block, so the body does not see its name.
@@ -129,9 +135,7 @@ fn witness(args: &Args, private: &TokenStream, output: &Type) -> TokenStream {
         Some(OnError::Store) => quote_spanned!(span=> #private::outcome_storing_errors::<#output>()),
         Some(OnError::Classify(classify)) => {
             let mut classify = classify.clone();
-            if args.detach.is_some()
-                && let Expr::Closure(closure) = &mut *classify
-            {
+            if let Expr::Closure(closure) = &mut *classify {
                 closure.capture.get_or_insert(Token![move](closure.inputs_begin.span));
             }
             quote_spanned!(span=> #private::outcome_classifying_errors::<#output, _, _>(#classify))

@@ -3,9 +3,11 @@
 use proc_macro2::{Delimiter, Group, Span, TokenStream, TokenTree};
 use quote::quote;
 use syn::parse::{Parse, ParseStream, Parser};
-use syn::{Attribute, FnArg, GenericParam, Ident, Pat, ReturnType, Signature, Token, Type, Visibility};
+use syn::{
+    Attribute, FnArg, GenericParam, Ident, Pat, Receiver, ReceiverKind, ReturnType, Signature, Token, Type, Visibility,
+};
 
-use crate::types::{self, Output};
+use crate::types::{self, Output, unwrapped};
 
 pub(crate) struct Function {
     pub(crate) attributes: Vec<Attribute>,
@@ -68,6 +70,16 @@ impl Function {
         })
     }
 
+    /// The arguments that move into the body.
+    pub(crate) fn moved_arguments(&self) -> impl Iterator<Item = Ident> {
+        self.signature.inputs.iter().filter_map(|argument| match argument {
+            FnArg::Receiver(Receiver { kind: ReceiverKind::Reference(..), .. }) => None,
+            FnArg::Receiver(receiver) => Some(receiver.self_token.into()),
+            FnArg::Typed(argument) if matches!(unwrapped(&argument.ty), Type::Reference(_)) => None,
+            FnArg::Typed(argument) => argument_name(&argument.pat).cloned(),
+        })
+    }
+
     /// A key that this function could have, for messages.
     pub(crate) fn example_key(&self) -> String {
         let named = self.arguments().find_map(|(pattern, of_type)| Some((argument_name(pattern)?, of_type)));
@@ -95,6 +107,18 @@ pub(crate) fn argument_name(pattern: &Pat) -> Option<&Ident> {
 }
 
 impl Body {
+    /// Whether the name is somewhere in the body.
+    pub(crate) fn mentions(&self, name: &Ident) -> bool {
+        fn mentioned(tokens: TokenStream, name: &Ident) -> bool {
+            tokens.into_iter().any(|token| match token {
+                TokenTree::Ident(ident) => ident == *name,
+                TokenTree::Group(group) => mentioned(group.stream(), name),
+                _ => false,
+            })
+        }
+        mentioned(self.statements.clone(), name)
+    }
+
     /// Braces at the place of the user's, with other contents. A brace from elsewhere would silence lints about the
     /// whole function.
     pub(crate) fn braced(&self, before: &TokenStream, contents: &TokenStream) -> TokenTree {

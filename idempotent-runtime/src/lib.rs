@@ -8,6 +8,7 @@ mod context;
 mod engine;
 mod error;
 mod fingerprint;
+mod first_poll;
 pub mod key;
 #[cfg(feature = "memory")]
 mod memory;

@@ -2,6 +2,7 @@
 
 pub use crate::argument::{Copied, Detachable, DetachableCopy, assert_detachable};
 pub use crate::engine::{Call, Site, run, run_detached};
+pub use crate::first_poll::on_first_poll;
 pub use crate::key::Key;
 pub use crate::outcome::{CallError, Codec, Decision, ErrorPolicy, Outcome, StoredError, StoredValue};
 pub use crate::policy::{OnConflict, OnCrash, OnError, Unstored};

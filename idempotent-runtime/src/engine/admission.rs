@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::call::{Checked, Request};
+use super::claim::Answered;
 use super::flight::{Leader, Seat, Stage};
 use super::report::Report;
 use super::running::Running;
@@ -14,7 +15,7 @@ use super::{Waiting, claim, wait};
 use crate::error::{Error, ErrorKind};
 use crate::fingerprint::Fingerprint;
 use crate::outcome::{Answer, stored};
-use crate::store::{Claim, Claimed, Grant, Record, State, StoreError};
+use crate::store::{Claim, Claimed, Grant, Reason, Record, State, StoreError};
 
 /// What a call may do.
 pub(crate) enum Admission {
@@ -31,6 +32,8 @@ pub(super) struct Granted {
     pub(super) claim: Claim,
     pub(super) grant: Grant,
     pub(super) sent: Duration,
+    /// An earlier try of the claim may still be on its way.
+    pub(super) repeated: bool,
 }
 
 /// What the leader of a flight learned.
@@ -145,12 +148,12 @@ async fn lead(call: &Arc<Checked>, leader: &Leader, deadline: Option<Duration>, 
         let sent = engine.clock.monotonic();
         let mut found = match claim::send(engine, claim.clone()).await {
             Err(error) => return Led::Refused(store_error(call, error)),
-            Ok(Claimed::Mine(grant)) if engine.may_start(sent, call.lease) => {
-                return Led::Granted(Box::new(Granted { claim, grant, sent }));
+            Ok(Answered { claimed: Claimed::Mine(grant), repeated }) if engine.may_start(sent, call.lease) => {
+                return Led::Granted(Box::new(Granted { claim, grant, sent, repeated }));
             }
-            Ok(Claimed::Mine(_)) => {
+            Ok(Answered { claimed: Claimed::Mine(_), repeated }) => {
                 // Released before the next claim, which would wait for this one otherwise.
-                engine.release_unused(&claim).await;
+                engine.give_back(&claim, repeated).await;
                 if late == LATE_CLAIMS {
                     let detail = "the claim was granted so late that its lease could end before the body starts";
                     return Led::Refused(call.refused(ErrorKind::StoreUnavailable).with_detail(detail));
@@ -158,7 +161,12 @@ async fn lead(call: &Arc<Checked>, leader: &Leader, deadline: Option<Duration>, 
                 late += 1;
                 continue;
             }
-            Ok(Claimed::Held(record)) => Some(Arc::new(record)),
+            Ok(Answered { claimed: Claimed::Held(record), repeated }) => {
+                if repeated {
+                    engine.give_back_later(&claim);
+                }
+                Some(Arc::new(record))
+            }
         };
         // Goes round while the record is read without a claim.
         while let Some(record) = found {
@@ -222,6 +230,11 @@ fn judge(call: &Checked, record: &Record) -> Judged {
     match record.state {
         State::Completed | State::Failed => Judged::Final,
         State::InDoubt => Judged::Refused(in_doubt(call, record)),
+        State::Tombstone if record.reason == Some(Reason::Resolved) => {
+            let left = record.expires.saturating_duration_since(record.read_at);
+            let detail = "its record was removed while its body ran";
+            Judged::Refused(call.refused(ErrorKind::InProgress).with_detail(detail).with_retry_after(left))
+        }
         State::Tombstone => Judged::Refused(call.refused(ErrorKind::Expired)),
         State::InProgress | State::Released => Judged::Busy,
     }

@@ -1,0 +1,37 @@
+//! Counts what bodies do to the world, outside of the code under test.
+
+use std::fmt::Debug;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use idempotency::Idempotency;
+use idempotency::store::MemoryStore;
+
+/// The world that a body changes.
+#[derive(Debug, Default)]
+pub(crate) struct Effects(AtomicUsize);
+
+impl Effects {
+    /// Changes the world once. Gives the number of the change, so that a second run would give another result.
+    pub(crate) fn happen(&self) -> usize {
+        self.0.fetch_add(1, Ordering::SeqCst) + 1
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+/// Makes the same call twice on an engine of its own: one effect, and the second answer is the first.
+pub(crate) async fn once<T, E>(call: impl AsyncFn(&Effects) -> Result<T, E>) -> T
+where
+    T: PartialEq + Debug,
+    E: Debug,
+{
+    let effects = Effects::default();
+    let (first, second) = Idempotency::new(MemoryStore::new())
+        .scope(async { (call(&effects).await.unwrap(), call(&effects).await.unwrap()) })
+        .await;
+    assert_eq!(first, second, "a replay gives the stored result");
+    assert_eq!(effects.count(), 1, "the body ran once");
+    first
+}

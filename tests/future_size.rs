@@ -1,0 +1,124 @@
+//! The future of an annotated function is at most 256 bytes larger than the plain one, for each level of nesting.
+
+use idempotency::{Error, idempotent};
+
+const ALLOWED: usize = 256;
+
+struct Order {
+    _id: u64,
+    _bytes: [u8; 1024],
+}
+
+/// Stays in the future while it waits.
+async fn hold(buffer: &mut [u8]) {
+    tokio::task::yield_now().await;
+    buffer[0] = 1;
+}
+
+mod plain {
+    use super::{Error, Order, hold};
+
+    pub(crate) async fn small(id: u64) -> Result<u64, Error> {
+        tokio::task::yield_now().await;
+        Ok(id)
+    }
+
+    pub(crate) async fn buffer(id: u64) -> Result<u64, Error> {
+        let mut buffer = [0; 1024];
+        hold(&mut buffer).await;
+        Ok(id + u64::from(buffer[0]))
+    }
+
+    pub(crate) async fn two(id: u64) -> Result<u64, Error> {
+        buffer(id).await
+    }
+
+    pub(crate) async fn three(id: u64) -> Result<u64, Error> {
+        two(id).await
+    }
+
+    pub(crate) async fn owned(name: String, items: Vec<String>) -> Result<usize, Error> {
+        tokio::task::yield_now().await;
+        Ok(name.len() + items.len())
+    }
+
+    pub(crate) async fn large_argument(order: Order) -> Result<u8, Error> {
+        tokio::task::yield_now().await;
+        Ok(order._bytes[0])
+    }
+}
+
+mod annotated {
+    use super::{Error, Order, hold, idempotent};
+
+    #[idempotent(key = id, ttl = "24h")]
+    pub(crate) async fn small(id: u64) -> Result<u64, Error> {
+        tokio::task::yield_now().await;
+        Ok(id)
+    }
+
+    #[idempotent(key = id, ttl = "24h")]
+    pub(crate) async fn buffer(id: u64) -> Result<u64, Error> {
+        let mut buffer = [0; 1024];
+        hold(&mut buffer).await;
+        Ok(id + u64::from(buffer[0]))
+    }
+
+    #[idempotent(key = id, ttl = "24h")]
+    pub(crate) async fn two(id: u64) -> Result<u64, Error> {
+        buffer(id).await
+    }
+
+    #[idempotent(key = id, ttl = "24h")]
+    pub(crate) async fn three(id: u64) -> Result<u64, Error> {
+        two(id).await
+    }
+
+    #[idempotent(key = name, ttl = "24h")]
+    pub(crate) async fn owned(name: String, items: Vec<String>) -> Result<usize, Error> {
+        tokio::task::yield_now().await;
+        Ok(name.len() + items.len())
+    }
+
+    #[idempotent(key = order._id, ttl = "24h")]
+    pub(crate) async fn large_argument(order: Order) -> Result<u8, Error> {
+        tokio::task::yield_now().await;
+        Ok(order._bytes[0])
+    }
+}
+
+fn assert_within<P, A>(what: &str, levels: usize, plain: &P, annotated: &A) {
+    let (plain, annotated) = (size_of_val(plain), size_of_val(annotated));
+    println!("{what}: plain {plain}, annotated {annotated}");
+    assert!(
+        annotated <= plain + levels * ALLOWED,
+        "{what}: {annotated} bytes are more than {plain} and {levels} times {ALLOWED}"
+    );
+}
+
+#[test]
+fn a_small_body() {
+    assert_within("small", 1, &plain::small(1), &annotated::small(1));
+}
+
+#[test]
+fn a_buffer_across_an_await() {
+    assert_within("buffer", 1, &plain::buffer(1), &annotated::buffer(1));
+}
+
+#[test]
+fn two_and_three_levels() {
+    assert_within("two", 2, &plain::two(1), &annotated::two(1));
+    assert_within("three", 3, &plain::three(1), &annotated::three(1));
+}
+
+#[test]
+fn owned_arguments() {
+    assert_within("owned", 1, &plain::owned(String::new(), Vec::new()), &annotated::owned(String::new(), Vec::new()));
+}
+
+#[test]
+fn a_large_argument() {
+    let order = || Order { _id: 1, _bytes: [0; 1024] };
+    assert_within("large argument", 1, &plain::large_argument(order()), &annotated::large_argument(order()));
+}
