@@ -43,14 +43,14 @@ impl Copied<'_> {
     pub(crate) fn copy(&self, private: &TokenStream) -> TokenStream {
         let Self { name, attributes, place, .. } = self;
         let local = self.local();
-        quote_spanned!(*place=> #(#attributes)* let #local = #private::Copied::new(#name);)
+        quote_spanned!(*place=> #(#attributes)* let #local = #private::copied(#name);)
     }
 
     /// The argument as the body knows it.
     pub(crate) fn borrow(&self) -> TokenStream {
         let Self { name, mutability, attributes, .. } = self;
         let local = self.local();
-        quote!(#(#attributes)* #[allow(unused_variables)] let #mutability #name = #local.get();)
+        quote!(#(#attributes)* #[allow(unused_variables)] let #mutability #name = &*#local;)
     }
 }
 
