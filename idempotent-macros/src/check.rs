@@ -103,11 +103,17 @@ fn output(function: &Function, errors: &mut Errors) {
             let written = function.return_type().map(ToTokens::to_token_stream);
             errors.over(written, format!("an `impl Future` is written with `async` here: write `async fn {name}(…) -> {}`", text(output)));
         }
-        Output::NotAsync if is_reported => {}
-        Output::NotAsync => errors.over(
-            function.signature.fn_token,
-            format!("`{name}` is not async, and asking a store takes time: write `async fn {name}`"),
-        ),
+        Output::NotAsync => {
+            if !is_reported {
+                errors.over(
+                    function.signature.fn_token,
+                    format!("`{name}` is not async, and asking a store takes time: write `async fn {name}`"),
+                );
+            }
+            if let Some(output) = function.return_type() {
+                result(output, errors);
+            }
+        }
     }
 }
 
