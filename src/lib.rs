@@ -1,5 +1,7 @@
-//! Makes any async function safe to retry.
+#![doc = include_str!("../README.md")]
 
+#[cfg(feature = "testing")]
+pub use idempotent_runtime::testing;
 pub use idempotent_runtime::{
     Builder, Call, CallError, Context, Decision, Drained, Duplicate, Error, ErrorKind, ErrorPolicy, Fingerprint,
     Idempotency, InCurrentScope, OnConflict, OnCrash, OnError, RecordHandle, RecordView, Report, Resolution, Revision,

@@ -114,12 +114,7 @@ fn two_and_three_levels() {
 
 #[test]
 fn owned_arguments() {
-    assert_within(
-        "owned",
-        1,
-        &plain::owned(String::new(), Vec::new()),
-        &annotated::owned(String::new(), Vec::new()),
-    );
+    assert_within("owned", 1, &plain::owned(String::new(), Vec::new()), &annotated::owned(String::new(), Vec::new()));
 }
 
 #[test]

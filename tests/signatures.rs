@@ -11,8 +11,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use effects::{Effects, once};
-use idempotency::{Error, ErrorKind, Idempotency, idempotent};
 use idempotency::store::MemoryStore;
+use idempotency::{Error, ErrorKind, Idempotency, idempotent};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -251,7 +251,11 @@ mod generics {
     }
 
     #[idempotent(key = "{id.to_string()}", ttl = "24h", name = "signatures.impl_trait")]
-    async fn impl_trait(id: impl Display, mut more: impl Iterator<Item = u64>, effects: &Effects) -> Result<u64, Error> {
+    async fn impl_trait(
+        id: impl Display,
+        mut more: impl Iterator<Item = u64>,
+        effects: &Effects,
+    ) -> Result<u64, Error> {
         effects.happen();
         Ok(more.next().unwrap_or(0) + id.to_string().len() as u64)
     }
@@ -323,7 +327,12 @@ mod patterns {
     }
 
     #[idempotent(key = whole.id, ttl = "24h")]
-    async fn binds_with_at(whole @ Order { amount, .. }: &Order, _: u64, _unused: u64, effects: &Effects) -> Result<u32, Error> {
+    async fn binds_with_at(
+        whole @ Order { amount, .. }: &Order,
+        _: u64,
+        _unused: u64,
+        effects: &Effects,
+    ) -> Result<u32, Error> {
         effects.happen();
         Ok(whole.amount + amount)
     }

@@ -158,8 +158,8 @@ fn option(args: &mut Args, input: ParseStream, errors: &mut Errors) -> syn::Resu
     })?;
     refuse_leaving(&text, &value, errors);
     match text.as_str() {
-        "key" => args.key = Some(key::parse("key", value, errors)),
-        "scope" => args.scope = Some(key::parse("scope", value, errors)),
+        "key" => args.key = Some(key::parse("key", &value, errors)),
+        "scope" => args.scope = Some(key::parse("scope", &value, errors)),
         "ttl" => args.ttl = duration::parse("ttl", "ttl = \"24h\"", value, errors),
         "lease" => args.lease = duration::parse("lease", "lease = \"30s\"", value, errors),
         "name" => args.name = operation_name(value, errors),
@@ -209,7 +209,10 @@ fn unknown(name: &Ident, meant: Option<&str>) -> syn::Error {
 
 fn facade(input: ParseStream, name: &Ident) -> syn::Result<Path> {
     input.call(Path::parse_mod_style).map_err(|_| {
-        syn::Error::new(name.span(), "`crate` takes the path of the facade: write `crate = crate::reexported::idempotency`")
+        syn::Error::new(
+            name.span(),
+            "`crate` takes the path of the facade: write `crate = crate::reexported::idempotency`",
+        )
     })
 }
 

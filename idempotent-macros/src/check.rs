@@ -59,8 +59,12 @@ fn options(args: &Args, function: &Function, errors: &mut Errors) {
     }
     if let Some(tx) = args.tx {
         let conflict = match (args.named("detach"), args.named("on_crash")) {
-            (Some(_), _) => "`tx` and `detach` exclude each other, because a detached body outlives the caller's transaction: leave one of them out",
-            (None, Some(_)) => "`tx` and `on_crash` exclude each other, because a crash rolls the transaction back: leave `on_crash` out",
+            (Some(_), _) => {
+                "`tx` and `detach` exclude each other, because a detached body outlives the caller's transaction: leave one of them out"
+            }
+            (None, Some(_)) => {
+                "`tx` and `on_crash` exclude each other, because a crash rolls the transaction back: leave `on_crash` out"
+            }
             (None, None) => "`tx` is not available yet: leave it out, and make the call before the transaction",
         };
         errors.at(tx, conflict);
@@ -121,7 +125,10 @@ fn result(output: &Type, errors: &mut Errors) {
     if types::is_surely_no_result(output) {
         errors.over(
             output,
-            format!("the call itself can fail, so it returns a `Result`: write `-> Result<{}, idempotency::Error>`", text(output)),
+            format!(
+                "the call itself can fail, so it returns a `Result`: write `-> Result<{}, idempotency::Error>`",
+                text(output)
+            ),
         );
         return;
     }
@@ -169,7 +176,8 @@ fn detached_receiver(receiver: &Receiver, errors: &mut Errors) {
 }
 
 fn detached_argument(pattern: &Pat, of_type: &Type, errors: &mut Errors) {
-    let owned = |errors: &mut Errors, of_type: &Type| match types::borrow_in(of_type) {
+    let owned = |errors: &mut Errors, of_type: &Type| {
+        match types::borrow_in(of_type) {
         Some(Borrow::Reference(reference)) if types::is_static(reference) => {}
         Some(Borrow::Reference(reference)) => errors.over(
             reference,
@@ -180,18 +188,25 @@ fn detached_argument(pattern: &Pat, of_type: &Type, errors: &mut Errors) {
             "`detach` needs a body that owns what it uses: take an owned type, for example `String`, or one with `'static` here",
         ),
         None => {}
+    }
     };
     match unwrapped(of_type) {
         Type::Reference(reference) if reference.mutability.is_some() => errors.over(
             reference,
-            format!("`detach` needs a body that owns what it uses: take `{}` and return the changed value", types::owned_text(reference)),
+            format!(
+                "`detach` needs a body that owns what it uses: take `{}` and return the changed value",
+                types::owned_text(reference)
+            ),
         ),
         Type::Reference(reference) if types::is_static(reference) => {}
         Type::Reference(reference) => {
             if argument_name(pattern).is_none() && !matches!(pattern, Pat::Wild(_)) {
                 errors.over(
                     pattern,
-                    format!("`detach` copies what this borrows, so it needs a name: write `value: {}`", text(reference)),
+                    format!(
+                        "`detach` copies what this borrows, so it needs a name: write `value: {}`",
+                        text(reference)
+                    ),
                 );
             }
             owned(errors, &reference.elem);

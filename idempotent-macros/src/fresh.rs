@@ -49,7 +49,8 @@ fn collect_paths(tokens: TokenStream, paths: &mut Vec<Vec<Ident>>) {
                 path.push(ident);
                 // `::` is two colons of which the first is joint.
                 let colon = |token: &TokenTree| matches!(token, TokenTree::Punct(punct) if punct.as_char() == ':');
-                let joint = |token: &TokenTree| matches!(token, TokenTree::Punct(punct) if punct.spacing() == Spacing::Joint);
+                let joint =
+                    |token: &TokenTree| matches!(token, TokenTree::Punct(punct) if punct.spacing() == Spacing::Joint);
                 if tokens.next_if(|token| colon(token) && joint(token)).is_some() {
                     tokens.next_if(colon);
                     if matches!(tokens.peek(), Some(TokenTree::Ident(_))) {

@@ -37,9 +37,10 @@ impl Function {
 
     pub(crate) fn unchanged(&self) -> TokenStream {
         let Self { attributes, visibility, signature, body } = self;
-        let body = match body {
-            Some(body) => body.braced(&body.inner_attributes, &body.statements).into(),
-            None => quote!(;),
+        let body = if let Some(body) = body {
+            body.braced(&body.inner_attributes, &body.statements).into()
+        } else {
+            quote!(;)
         };
         quote!(#(#attributes)* #visibility #signature #body)
     }

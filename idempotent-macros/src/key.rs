@@ -17,8 +17,8 @@ pub(crate) enum Key {
 }
 
 /// Reads the value of the option `name`.
-pub(crate) fn parse(name: &str, value: Expr, errors: &mut Errors) -> Key {
-    if let Some(literal) = string(&value) {
+pub(crate) fn parse(name: &str, value: &Expr, errors: &mut Errors) -> Key {
+    if let Some(literal) = string(value) {
         let mut parts = template::parts(literal, errors);
         for part in &parts {
             if let Part::Value(value) = part {
@@ -30,8 +30,8 @@ pub(crate) fn parse(name: &str, value: Expr, errors: &mut Errors) -> Key {
             _ => Key::Parts(parts),
         };
     }
-    refuse_fresh_value(name, &value, errors);
-    match plain(&value) {
+    refuse_fresh_value(name, value, errors);
+    match plain(value) {
         Expr::Tuple(tuple) if !tuple.elems.is_empty() => {
             Key::Parts(tuple.elems.iter().map(|part| Part::Value(Box::new(part.clone()))).collect())
         }

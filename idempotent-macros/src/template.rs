@@ -27,7 +27,10 @@ pub(crate) fn parts(literal: &LitStr, errors: &mut Errors) -> Vec<Part> {
             '{' => {
                 let start = at + 1;
                 let Some(end) = closing_brace(&text, start) else {
-                    errors.at(span_of(literal, &text, at..text.len()), "this `{` has no `}`; a brace that is text is doubled: `{{`");
+                    errors.at(
+                        span_of(literal, &text, at..text.len()),
+                        "this `{` has no `}`; a brace that is text is doubled: `{{`",
+                    );
                     return Vec::new();
                 };
                 if !pending.is_empty() {
@@ -40,7 +43,10 @@ pub(crate) fn parts(literal: &LitStr, errors: &mut Errors) -> Vec<Part> {
                 while rest.next_if(|(next, _)| *next <= end).is_some() {}
             }
             '}' => {
-                errors.at(span_of(literal, &text, at..at + 1), "this `}` has no `{`; a brace that is text is doubled: `}}`");
+                errors.at(
+                    span_of(literal, &text, at..at + 1),
+                    "this `}` has no `{`; a brace that is text is doubled: `}}`",
+                );
                 return Vec::new();
             }
             _ => pending.push(character),
@@ -92,9 +98,10 @@ fn value(source: &str, span: Span) -> syn::Result<Expr> {
         Err(syn::Error::new(span, message))
     };
     match parser.parse2(tokens)? {
-        Expr::Lit(literal) => {
-            Err(syn::Error::new_spanned(literal, "a key template has no positions and no constants in braces: write `{order.id}`"))
-        }
+        Expr::Lit(literal) => Err(syn::Error::new_spanned(
+            literal,
+            "a key template has no positions and no constants in braces: write `{order.id}`",
+        )),
         value => Ok(value),
     }
 }
@@ -104,7 +111,7 @@ fn span_of(literal: &LitStr, text: &str, range: Range<usize>) -> Span {
     let token = literal.token();
     let is_verbatim = token.to_string() == format!("\"{text}\"");
     // The opening quote comes before the text.
-    is_verbatim.then(|| token.subspan(range.start + 1..range.end + 1)).flatten().unwrap_or_else(|| literal.span())
+    is_verbatim.then(|| token.subspan(range.start + 1..=range.end)).flatten().unwrap_or_else(|| literal.span())
 }
 
 #[cfg(test)]
@@ -131,7 +138,10 @@ mod tests {
 
     #[test]
     fn text_and_values_are_parts_and_empty_text_is_none() {
-        assert_eq!(split("order:{order.id}:{user}").unwrap(), ["text order:", "value order . id", "text :", "value user"]);
+        assert_eq!(
+            split("order:{order.id}:{user}").unwrap(),
+            ["text order:", "value order . id", "text :", "value user"]
+        );
         assert_eq!(split("{a}/{b}").unwrap(), ["value a", "text /", "value b"]);
         assert_eq!(split("{a}{b}").unwrap(), ["value a", "value b"]);
         assert_eq!(split("{a}").unwrap(), ["value a"]);
@@ -152,7 +162,10 @@ mod tests {
 
     #[test]
     fn values_are_any_expression() {
-        assert_eq!(split("{items[0].id}-{Kind::of(a)}").unwrap(), ["value items [0] . id", "text -", "value Kind :: of (a)"]);
+        assert_eq!(
+            split("{items[0].id}-{Kind::of(a)}").unwrap(),
+            ["value items [0] . id", "text -", "value Kind :: of (a)"]
+        );
         assert_eq!(split("{match a { A { id } => id }}").unwrap(), ["value match a { A { id } => id }"]);
         assert_eq!(split("{ a }").unwrap(), ["value a"]);
     }

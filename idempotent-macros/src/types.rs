@@ -118,13 +118,14 @@ pub(crate) fn is_surely_no_result(of_type: &Type) -> bool {
 /// Whether the type looks like a value that can be a key as it is.
 pub(crate) fn is_plain_value(of_type: &Type) -> bool {
     const PLAIN: [&str; 16] = [
-        "bool", "char", "str", "String", "Uuid", "u8", "u16", "u32", "u64", "u128", "usize", "i32", "i64", "i128", "isize",
-        "i16",
+        "bool", "char", "str", "String", "Uuid", "u8", "u16", "u32", "u64", "u128", "usize", "i32", "i64", "i128",
+        "isize", "i16",
     ];
     match unwrapped(of_type) {
         Type::Reference(reference) => is_plain_value(&reference.elem),
-        other => last_segment(other)
-            .is_some_and(|segment| PLAIN.iter().any(|name| segment.ident == name) || segment.ident.to_string().ends_with("Id")),
+        other => last_segment(other).is_some_and(|segment| {
+            PLAIN.iter().any(|name| segment.ident == name) || segment.ident.to_string().ends_with("Id")
+        }),
     }
 }
 
@@ -205,7 +206,9 @@ pub(crate) fn erased(of_type: &Type) -> Type {
 pub(crate) fn text(of_type: impl ToTokens) -> String {
     let tokens: TokenStream = of_type.into_token_stream();
     let mut text = tokens.to_string();
-    for (loose, tight) in [(" < ", "<"), (" <", "<"), ("< ", "<"), (" >", ">"), (" ,", ","), (" :: ", "::"), ("& ", "&"), ("' ", "'")] {
+    for (loose, tight) in
+        [(" < ", "<"), (" <", "<"), ("< ", "<"), (" >", ">"), (" ,", ","), (" :: ", "::"), ("& ", "&"), ("' ", "'")]
+    {
         text = text.replace(loose, tight);
     }
     text

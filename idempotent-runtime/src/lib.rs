@@ -11,7 +11,7 @@ mod fingerprint;
 mod first_poll;
 pub mod key;
 #[cfg(feature = "memory")]
-pub mod memory;
+mod memory;
 mod outcome;
 mod policy;
 #[doc(hidden)]

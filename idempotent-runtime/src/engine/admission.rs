@@ -14,7 +14,7 @@ use super::{Waiting, claim, wait};
 use crate::error::{Error, ErrorKind};
 use crate::fingerprint::Fingerprint;
 use crate::outcome::{Answer, stored};
-use crate::store::{Claim, Claimed, Grant, Record, State, StoreError};
+use crate::store::{Claim, Claimed, Grant, Reason, Record, State, StoreError};
 
 /// What a call may do.
 pub(crate) enum Admission {
@@ -149,7 +149,8 @@ async fn lead(call: &Arc<Checked>, leader: &Leader, deadline: Option<Duration>, 
                 return Led::Granted(Box::new(Granted { claim, grant, sent }));
             }
             Ok(Claimed::Mine(_)) => {
-                engine.release_later(&claim);
+                // Released before the next claim, which would wait for this one otherwise.
+                engine.release_unused(&claim).await;
                 if late == LATE_CLAIMS {
                     let detail = "the claim was granted so late that its lease could end before the body starts";
                     return Led::Refused(call.refused(ErrorKind::StoreUnavailable).with_detail(detail));
@@ -221,6 +222,11 @@ fn judge(call: &Checked, record: &Record) -> Judged {
     match record.state {
         State::Completed | State::Failed => Judged::Final,
         State::InDoubt => Judged::Refused(in_doubt(call, record)),
+        State::Tombstone if record.reason == Some(Reason::Resolved) => {
+            let left = record.expires.saturating_duration_since(record.read_at);
+            let detail = "its record was removed while its body ran";
+            Judged::Refused(call.refused(ErrorKind::InProgress).with_detail(detail).with_retry_after(left))
+        }
         State::Tombstone => Judged::Refused(call.refused(ErrorKind::Expired)),
         State::InProgress | State::Released => Judged::Busy,
     }

@@ -203,11 +203,7 @@ impl<P> Call<P> {
         E: CallError,
         P: ErrorPolicy<E>,
     {
-        run(
-            Call { request: self.request, policy: Unstored::Release },
-            Result::<T, E>::codec(self.policy),
-            body,
-        )
+        run(Call { request: self.request, policy: Unstored::Release }, Result::<T, E>::codec(self.policy), body)
     }
 
     /// As [`run`](Self::run); results of another schema [`version`](Self::version) are read by `upgrade`, which gets

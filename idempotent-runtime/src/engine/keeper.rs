@@ -79,6 +79,11 @@ impl Lease {
         }
     }
 
+    /// From now on another caller may own the claim.
+    pub(crate) fn give_up(&self) {
+        self.lost.send_replace(true);
+    }
+
     fn renewed(&self, sent: Duration) {
         self.valid_until.store(nanos(sent + self.length), Ordering::Release);
         self.due.store(nanos(sent + self.length / 3), Ordering::Release);
@@ -314,7 +319,7 @@ impl Shared {
             let still_owned = self.leases().by_token.contains_key(&lease.token);
             if written == Written::Lost && still_owned {
                 tracing::warn!(key = %lease.key, "the lease was lost: another caller may have taken the call over");
-                lease.lost.send_replace(true);
+                lease.give_up();
             }
         }
     }

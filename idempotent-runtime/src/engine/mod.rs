@@ -32,7 +32,7 @@ pub use report::{Report, observe};
 pub use run::{Run, run, run_detached};
 
 use flight::Flights;
-use keeper::Keeper;
+use keeper::{Followed, Keeper};
 use operations::Operations;
 use settings::Settings;
 
@@ -121,9 +121,9 @@ impl Inner {
     }
 
     /// Gives back a claim that was granted and that nobody uses.
-    fn release_later(self: &Arc<Self>, claim: &Claim) {
+    async fn release_unused(self: &Arc<Self>, claim: &Claim) {
         let (engine, key, token, lease) = (self.clone(), claim.key, claim.token, claim.lease);
-        self.keeper.spawn(async move { claim::release(&engine, key, token, lease).await });
+        Followed::new(&self.keeper, async move { claim::release(&engine, key, token, lease).await }).await;
     }
 
     pub(crate) fn store_error(&self, error: StoreError) -> Error {
@@ -195,7 +195,7 @@ impl Idempotency {
         let scheme = url.split_once(':').map_or(url, |(scheme, _)| scheme);
         match scheme {
             #[cfg(feature = "memory")]
-            "memory" => Err(Error::config("not yet")),
+            "memory" => Ok(Self::new(crate::store::MemoryStore::new())),
             #[cfg(not(feature = "memory"))]
             "memory" => Err(Error::config("`memory:` needs the feature `memory` of the crate `idempotency`")),
             _ => Err(Error::config(format!("no store is known for the scheme `{scheme}:`; known is `memory:`"))),
@@ -265,6 +265,8 @@ impl Idempotency {
         let rest = engine.keeper.held();
         for lease in &rest {
             engine.keeper.forget(lease);
+            // A record that is gone from now on was taken away by an answer, and is not written anew.
+            lease.give_up();
             running::give_up(engine, lease, Reason::ShutDown, engine.settings.claim_timeout).await;
         }
         Drained { abandoned: rest.len() }

@@ -220,6 +220,7 @@ impl RecordHandle {
                 .with_source(error);
             self.error(&key, error)
         })?;
+        let not_executed = matches!(answer, ResolveAnswer::NotExecuted);
         let resolve = Resolve::new(key, observed, token, answer);
         let changed =
             retry::until(engine, engine.settings.claim_timeout, || engine.store.clone().resolve(resolve.clone()))
@@ -229,6 +230,7 @@ impl RecordHandle {
             Changed::Applied => Ok(()),
             Changed::Running => Err(self.error(&key, Error::new(ErrorKind::InProgress))),
             // The first try may have been applied and its answer lost.
+            Changed::Absent if not_executed => Ok(()),
             _ if self.read(key).await?.is_some_and(|record| record.owner == token) => Ok(()),
             _ => Err(self.changed(&key)),
         }

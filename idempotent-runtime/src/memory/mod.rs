@@ -206,18 +206,18 @@ impl Store for MemoryStore {
     }
 
     async fn watch(&self, key: KeyHash) -> Result<Watch, StoreError> {
-        let clock = Arc::clone(&self.inner.clock);
+        let clock = &self.inner.clock;
         let now = clock.now();
         let (record, notified) = self.inner.visit(shard_number(&key), |shard, usage| {
             let record = shard.apply(&key, Cost::default(), usage, |slot| transition::read(slot, now));
             (record, shard.watchers.register(key))
         });
         let registration = Registration::new(Arc::downgrade(&self.inner), key);
-        let expires_in = record.as_ref().map(|record| record.expires.saturating_duration_since(now));
+        // Nobody may come by to notice the expiry.
+        let expiry = record.as_ref().map(|record| clock.sleep(record.expires.saturating_duration_since(now)));
         let changed = async move {
-            match expires_in {
-                // Nobody may come by to notice the expiry.
-                Some(expires_in) => watchers::either(notified, clock.sleep(expires_in)).await,
+            match expiry {
+                Some(expiry) => watchers::either(notified, expiry).await,
                 None => notified.await,
             }
         };

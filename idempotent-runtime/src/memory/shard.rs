@@ -104,9 +104,7 @@ impl Shard {
         let found = self.slots.range((start, Bound::Unbounded)).filter_map(|(_, slot)| {
             let mut record = slot.clone();
             let record = transition::read(&mut record, now)?;
-            let wanted = scan.state.is_none_or(|state| state == record.state)
-                && scan.operation.as_ref().is_none_or(|operation| *operation == record.operation);
-            wanted.then_some(Record { body: Bytes::new(), ..record })
+            scan.includes(&record).then_some(Record { body: Bytes::new(), ..record })
         });
         records.extend(found.take(limit - records.len()));
     }

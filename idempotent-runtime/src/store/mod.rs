@@ -1,7 +1,22 @@
 //! Stores: where claims and results live.
 //!
 //! A store is a set of atomic operations on one record per key. The rules that it must keep are at each method of
-//! [`Store`] under "To be correct"; `idempotency::testing::conformance!` (feature `testing`) checks them.
+//! [`Store`] under "To be correct".
+//!
+//! # A store of your own
+//!
+//! A store that can lock one record needs no rule of its own: it reads the record, lets [`transition`] change it and
+//! writes it back before anybody else sees it. [`envelope`] makes the record into bytes. This one keeps them in a map;
+//! where the lock is a transaction or a compare-and-swap, `change` is the only function that differs.
+//!
+//! ```
+//! # use idempotent_runtime as idempotency;
+#![doc = include_str!("custom_store.rs")]
+//! ```
+//!
+//! Then prove it: `idempotency::testing::conformance!` (feature `testing`) makes one test for each rule.
+//! A store that decides inside its server, in SQL or in a script, writes the rules down once more, and the suite
+//! tells whether they are the same.
 
 mod capability;
 mod dynamic;
@@ -79,6 +94,7 @@ pub trait Store: Send + Sync + 'static {
     /// - P and X with this token become the commit's state with its body; the expiry is at least now + `ttl`.
     ///   Whether the lease is over does not matter.
     /// - C and F with this token: [`Written::AlreadyApplied`], nothing changes.
+    /// - A commit of a state that is no answer changes nothing: [`Written::Lost`].
     /// - No record and no tombstone: with `adopt` the record is written anew ([`Written::Adopted`]), else [`Written::Gone`].
     /// - A tombstone: [`Written::Gone`], also with `adopt`. Everything else: [`Written::Lost`].
     /// - A limit on the store's size never refuses a result: the effect has happened.

@@ -100,7 +100,7 @@ pub enum Reason {
     TooLarge,
     /// The body finished; its result could not be encoded and is not kept.
     NotEncodable,
-    /// An operator or a verdict resolved the record.
+    /// An operator or a verdict resolved the record, or removed it and left a tombstone.
     Resolved,
 }
 

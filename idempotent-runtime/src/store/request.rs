@@ -355,6 +355,14 @@ pub struct Scan {
     pub operation: Option<Arc<str>>,
 }
 
+impl Scan {
+    /// Whether `record` is of the state and the operation that are asked for.
+    pub fn includes(&self, record: &Record) -> bool {
+        self.state.is_none_or(|state| state == record.state)
+            && self.operation.as_ref().is_none_or(|operation| *operation == record.operation)
+    }
+}
+
 /// One page of records, in the order of their keys.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]

@@ -45,7 +45,7 @@ pub fn expire(slot: &mut Option<Record>, now: Timestamp) {
         if matches!(record.state, State::Released | State::Tombstone) || ends <= now {
             *slot = None;
         } else {
-            bury(record, ends);
+            bury(record, ends, None);
         }
     }
 }
@@ -242,7 +242,7 @@ pub fn remove(slot: &mut Option<Record>, remove: &Remove, now: Timestamp) -> Cha
     }
     let ends = now + remove.tombstone.max(lease_left);
     if ends > now {
-        bury(record, ends);
+        bury(record, ends, Some(Reason::Resolved));
     } else {
         *slot = None;
     }
@@ -326,9 +326,9 @@ fn answer(record: &mut Record, state: State, body: &Bytes, schema: u32, expires:
     record.expires = expires;
 }
 
-fn bury(record: &mut Record, ends: Timestamp) {
+fn bury(record: &mut Record, ends: Timestamp, reason: Option<Reason>) {
     record.state = State::Tombstone;
-    record.reason = None;
+    record.reason = reason;
     record.after_expiry = 0;
     record.expires = ends;
     record.body = Bytes::new();

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
+use super::ClockJump;
 use crate::clock::{Clock, Sleep, Timestamp};
 
 /// Where the wall clock of a new [`ManualClock`] stands: 2026-01-01 00:00:00 UTC.
@@ -93,16 +94,13 @@ impl ManualClock {
         self.hands().wall = Duration::from_millis(wall.as_millis());
     }
 
-    /// Sets the wall clock forward. The monotonic side and the sleepers notice nothing.
-    pub fn jump_forward(&self, by: Duration) {
+    /// Sets the wall clock forward, or back at most to 1970. The monotonic side and the sleepers notice nothing.
+    pub fn jump(&self, jump: ClockJump) {
         let mut hands = self.hands();
-        hands.wall = hands.wall.saturating_add(by);
-    }
-
-    /// Sets the wall clock back, at most to 1970. The monotonic side and the sleepers notice nothing.
-    pub fn jump_back(&self, by: Duration) {
-        let mut hands = self.hands();
-        hands.wall = hands.wall.saturating_sub(by);
+        hands.wall = match jump {
+            ClockJump::Forward(by) => hands.wall.saturating_add(by),
+            ClockJump::Back(by) => hands.wall.saturating_sub(by),
+        };
     }
 
     /// How many futures of [`Clock::sleep`] were polled and still sleep.
@@ -195,6 +193,7 @@ mod tests {
 
     use super::ManualClock;
     use crate::clock::{Clock as _, Timestamp};
+    use crate::testing::ClockJump;
 
     const SECOND: Duration = Duration::from_secs(1);
 
@@ -249,9 +248,9 @@ mod tests {
             async move { clock.sleep(SECOND).await }
         });
         clock.wait_for_sleepers(1).await;
-        clock.jump_forward(60 * SECOND);
+        clock.jump(ClockJump::Forward(60 * SECOND));
         assert_eq!(clock.now(), start + 60 * SECOND);
-        clock.jump_back(90 * SECOND);
+        clock.jump(ClockJump::Back(90 * SECOND));
         assert_eq!(clock.now() + 30 * SECOND, start);
         clock.set_wall(Timestamp::from_millis(5));
         assert_eq!(clock.now(), Timestamp::from_millis(5));

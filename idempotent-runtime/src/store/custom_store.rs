@@ -1,0 +1,152 @@
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use idempotency::clock::{Clock, Timestamp};
+use idempotency::key::KeyHash;
+use idempotency::store::{
+    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Page, Park, Purged, Record, Release, Remove,
+    Renewal, Resolve, Scan, Store, StoreError, Token, Watch, Written, envelope, transition,
+};
+use tokio::sync::Notify;
+
+/// Keeps each record as one value of bytes, as a key-value database does.
+pub struct CustomStore {
+    values: Mutex<BTreeMap<KeyHash, Vec<u8>>>,
+    changed: Arc<Notify>,
+    clock: Arc<dyn Clock>,
+}
+
+impl CustomStore {
+    pub fn new(clock: impl Clock) -> Self {
+        Self { values: Mutex::default(), changed: Arc::default(), clock: Arc::new(clock) }
+    }
+
+    /// Everything that makes a store correct: nobody else sees or writes the value between the reading and the writing.
+    fn change<R>(
+        &self,
+        operation: &'static str,
+        key: KeyHash,
+        transition: impl FnOnce(&mut Option<Record>, Timestamp) -> R,
+    ) -> Result<R, StoreError> {
+        let now = self.clock.now();
+        let mut values = self.values.lock().unwrap_or_else(PoisonError::into_inner);
+        let read = values.get(&key).map(|bytes| envelope::decode(key, bytes.clone().into(), now)).transpose();
+        let before = read.map_err(|error| error.during(operation))?;
+        let mut slot = before.clone();
+        let answer = transition(&mut slot, now);
+        if slot != before {
+            match &slot {
+                Some(record) => values.insert(key, envelope::encode(record)),
+                None => values.remove(&key),
+            };
+            self.changed.notify_waiters();
+        }
+        Ok(answer)
+    }
+
+    fn keys(&self) -> Vec<KeyHash> {
+        self.values.lock().unwrap_or_else(PoisonError::into_inner).keys().copied().collect()
+    }
+}
+
+impl Store for CustomStore {
+    fn name(&self) -> &'static str {
+        "custom"
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::in_process()
+    }
+
+    async fn claim(&self, claim: Claim) -> Result<Claimed, StoreError> {
+        self.change("claim", claim.key, |slot, now| transition::claim(slot, &claim, now))
+    }
+
+    async fn renew(&self, renewals: Vec<Renewal>) -> Result<Vec<Written>, StoreError> {
+        let renew =
+            |renewal: &Renewal| self.change("renew", renewal.key, |slot, now| transition::renew(slot, renewal, now));
+        renewals.iter().map(renew).collect()
+    }
+
+    async fn complete(&self, commit: Commit) -> Result<Written, StoreError> {
+        self.change("complete", commit.key, |slot, now| transition::complete(slot, &commit, now))
+    }
+
+    async fn release(&self, release: Release) -> Result<Written, StoreError> {
+        self.change("release", release.key, |slot, now| transition::release(slot, &release, now))
+    }
+
+    async fn abandon(&self, abandon: Abandon) -> Result<Written, StoreError> {
+        self.change("abandon", abandon.key, |slot, now| transition::abandon(slot, &abandon, now))
+    }
+
+    async fn park(&self, park: Park) -> Result<Written, StoreError> {
+        self.change("park", park.key, |slot, now| transition::park(slot, &park, now))
+    }
+
+    async fn checkpoint(&self, checkpoint: Checkpoint) -> Result<Written, StoreError> {
+        self.change("checkpoint", checkpoint.key, |slot, now| transition::checkpoint(slot, &checkpoint, now))
+    }
+
+    async fn fence(&self, key: KeyHash, token: Token) -> Result<Option<u64>, StoreError> {
+        self.change("fence", key, |slot, now| transition::fence(slot, token, now))
+    }
+
+    async fn read(&self, key: KeyHash) -> Result<Option<Record>, StoreError> {
+        self.change("read", key, transition::read)
+    }
+
+    async fn watch(&self, key: KeyHash) -> Result<Watch, StoreError> {
+        // Registered first, read second; and after a second the watch resolves by itself, which covers expiry.
+        let (changed, second) = (self.changed.clone().notified_owned(), self.clock.sleep(Duration::from_secs(1)));
+        let record = self.change("watch", key, transition::read)?;
+        Ok(Watch::new(record, async {
+            tokio::select! {
+                () = changed => {}
+                () = second => {}
+            }
+        }))
+    }
+
+    async fn resolve(&self, resolve: Resolve) -> Result<Changed, StoreError> {
+        self.change("resolve", resolve.key, |slot, now| transition::resolve(slot, &resolve, now))
+    }
+
+    async fn remove(&self, remove: Remove) -> Result<Changed, StoreError> {
+        self.change("remove", remove.key, |slot, now| transition::remove(slot, &remove, now))
+    }
+
+    async fn scan(&self, scan: Scan) -> Result<Page, StoreError> {
+        let limit = if scan.limit == 0 { 100 } else { scan.limit };
+        let mut records: Vec<Record> = Vec::new();
+        for key in self.keys().into_iter().filter(|key| scan.after.is_none_or(|after| *key > after)) {
+            let Some(mut record) = self.change("scan", key, transition::read)? else { continue };
+            if !scan.includes(&record) {
+                continue;
+            }
+            if records.len() == limit {
+                let next = records.last().map(|last| last.key);
+                return Ok(Page::new(records, next));
+            }
+            record.body.clear();
+            records.push(record);
+        }
+        Ok(Page::new(records, None))
+    }
+
+    async fn purge(&self, limit: usize) -> Result<Purged, StoreError> {
+        let mut removed = 0;
+        for key in self.keys() {
+            let expired = self.change("purge", key, |slot, now| {
+                let expired = removed < limit && slot.as_ref().is_some_and(|record| record.expires <= now);
+                if expired {
+                    transition::expire(slot, now);
+                }
+                expired
+            })?;
+            removed += usize::from(expired);
+        }
+        Ok(Purged::new(removed, None))
+    }
+}

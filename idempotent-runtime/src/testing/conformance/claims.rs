@@ -1,0 +1,200 @@
+//! Claims of what nobody holds, of what somebody holds, and of what is finished (T1–T4, rule 5).
+
+use super::Scene;
+use super::scene::{KEY, OPERATION, fingerprint, key, token};
+use crate::store::{Claim, Claimed, CrashPolicy, Record, Release, State, Store as _, Written};
+use crate::testing::Subject;
+
+/// T1: no record, and the caller owns a new one with what it asked for.
+pub async fn a_first_claim_is_granted<S: Subject>(scene: Scene<S>) {
+    let rule = "T1: a claim of no record is granted and writes what was asked for";
+    assert_eq!(scene.read().await, None, "the store under test must be empty");
+    let claim = Claim {
+        fingerprint: fingerprint(1, 7),
+        policy: CrashPolicy::Verify,
+        after_expiry: scene.leases(3),
+        trace: Some("00-trace-01".into()),
+        ..scene.claim_by(1)
+    };
+    let grant = scene.mine(&claim, rule).await;
+    let record = scene.record().await;
+    for record in [&grant.record, &record] {
+        assert_eq!(record.key, KEY, "{rule}");
+        assert_eq!(record.state, State::InProgress, "{rule}");
+        assert_eq!(record.owner, token(1), "{rule}");
+        assert_eq!(&*record.operation, OPERATION, "{rule}");
+        assert_eq!(record.fingerprint, fingerprint(1, 7), "{rule}");
+        assert_eq!(record.policy, CrashPolicy::Verify, "{rule}");
+        assert_eq!(record.attempts, 1, "{rule}");
+        assert_eq!(record.reason, None, "{rule}");
+        assert_eq!(u128::from(record.linger), scene.leases(16).as_millis(), "{rule}");
+        assert_eq!(u128::from(record.after_expiry), scene.leases(3).as_millis(), "{rule}");
+        assert_eq!((record.schema, record.checkpoints), (0, 0), "{rule}");
+        assert_eq!(record.trace.as_deref(), Some("00-trace-01"), "{rule}");
+        assert!(record.body.is_empty(), "{rule}");
+        assert!(record.is_running(), "{rule}");
+        assert!(record.created <= record.read_at, "{rule}");
+        scene.kept_for(record, scene.leases(17), rule);
+    }
+    assert_eq!((grant.taken_over, record.taken_over), (None, None), "{rule}");
+}
+
+/// One record per key.
+pub async fn keys_are_independent<S: Subject>(scene: Scene<S>) {
+    let rule = "a record of one key is not in the way of another key";
+    let other = Claim { key: key(1), ..scene.claim_by(2) };
+    scene.running(CrashPolicy::Hold).await;
+    scene.mine(&other, rule).await;
+    assert_eq!(scene.complete(scene.commit_by(1, "one")).await, Written::Applied, "{rule}");
+    let record = scene.read_key(other.key).await.expect(rule);
+    assert_eq!((record.key, record.state, record.owner), (other.key, State::InProgress, token(2)), "{rule}");
+}
+
+/// T3: a running claim is nobody else's, whatever the policies.
+pub async fn a_running_claim_is_held<S: Subject>(scene: Scene<S>) {
+    let rule = "T3: a claim whose lease runs is held";
+    scene.running(CrashPolicy::Retry).await;
+    let before = scene.record().await;
+    for policy in [CrashPolicy::Retry, CrashPolicy::Resume, CrashPolicy::Verify, CrashPolicy::Hold] {
+        let record = scene.held(&scene.claim_under(2, policy), rule).await;
+        assert_eq!((record.state, record.owner), (State::InProgress, token(1)), "{rule}");
+        assert!(record.is_running(), "{rule}");
+    }
+    scene.unchanged(&before, rule).await;
+}
+
+/// T4: the answer was lost, and the claim is asked again.
+pub async fn a_repeated_claim_is_granted_again<S: Subject>(scene: Scene<S>) {
+    let rule = "T4: a claim by the token that owns it is granted again, and nothing changes";
+    let claim = scene.claim_by(1);
+    scene.mine(&claim, rule).await;
+    let before = scene.record().await;
+    let longer = Claim { lease: scene.leases(8), linger: scene.leases(64), ..claim };
+    let grant = scene.mine(&longer, rule).await;
+    assert_eq!((grant.record.attempts, grant.record.fence, grant.taken_over), (1, before.fence, None), "{rule}");
+    scene.unchanged(&before, rule).await;
+}
+
+/// T4, also when the lease is over: then it is not parked by its own token.
+pub async fn a_repeated_claim_is_granted_after_its_lease<S: Subject>(scene: Scene<S>) {
+    let rule = "T4: a claim by the token that owns it is granted again also when the lease is over";
+    for policy in [CrashPolicy::Hold, CrashPolicy::Retry] {
+        let grant = scene.orphaned(policy).await;
+        let before = scene.record().await;
+        let again = scene.mine(&scene.claim_under(1, policy), rule).await;
+        assert_eq!((again.record.attempts, again.record.fence), (1, grant.record.fence), "{rule}");
+        assert_eq!(again.taken_over, None, "{rule}");
+        scene.unchanged(&before, rule).await;
+        assert_eq!(scene.release(Release::new(KEY, token(1))).await, Written::Applied, "{rule}");
+    }
+}
+
+/// T2: what is finished is returned with its body to everybody, also to its owner and to another fingerprint.
+pub async fn an_answer_is_replayed<S: Subject>(scene: Scene<S>) {
+    let rule = "T2: a claim of a finished record returns it and changes nothing";
+    for state in [State::Completed, State::Failed] {
+        let claim = Claim { fingerprint: fingerprint(1, 7), ..scene.claim_under(1, CrashPolicy::Retry) };
+        scene.mine(&claim, "T1: a claim of no record is granted").await;
+        scene.complete(crate::store::Commit { state, schema: 3, ..scene.commit_by(1, "first") }).await;
+        let before = scene.record().await;
+        scene.pass(2).await;
+        for (caller, bits) in [(1, 7), (2, 7), (3, 8)] {
+            let claim = Claim { fingerprint: fingerprint(1, bits), ..scene.claim_under(caller, CrashPolicy::Retry) };
+            let record = scene.held(&claim, rule).await;
+            assert_eq!((record.state, record.schema, &record.body[..]), (state, 3, &b"first"[..]), "{rule}");
+            assert_eq!((record.owner, record.fingerprint), (token(1), fingerprint(1, 7)), "{rule}");
+        }
+        let after = scene.record().await;
+        assert!(after.expires.saturating_duration_since(before.expires) < scene.leases(1), "{rule}: expiry stays");
+        assert_eq!(after.attempts, before.attempts, "{rule}");
+        scene.pass_expiry().await;
+    }
+}
+
+/// Rule 5: a claim that was transmitted twice and arrives after its release is released again.
+pub async fn a_late_duplicate_claim_can_be_released_again<S: Subject>(scene: Scene<S>) {
+    let rule = "rule 5: a claim that arrives again after its release is released by a second release";
+    for keep_attempts in [false, true] {
+        let claim = scene.claim_by(1);
+        let release = Release { keep_attempts, ..Release::new(KEY, token(1)) };
+        scene.mine(&claim, rule).await;
+        assert_eq!(scene.release(release).await, Written::Applied, "{rule}");
+        scene.mine(&claim, rule).await;
+        scene.held(&scene.claim_by(2), rule).await;
+        assert_eq!(scene.release(release).await, Written::Applied, "{rule}");
+        scene.mine(&scene.claim_by(2), rule).await;
+        assert_eq!(scene.release(Release::new(KEY, token(2))).await, Written::Applied, "{rule}");
+    }
+}
+
+/// Rule 5: the late duplicate meets another owner and does it no harm.
+pub async fn a_late_duplicate_claim_harms_nobody<S: Subject>(scene: Scene<S>) {
+    let rule = "rule 5: a claim that arrives again after its release does not touch the next owner";
+    let claim = scene.claim_by(1);
+    scene.mine(&claim, rule).await;
+    assert_eq!(scene.release(Release::new(KEY, token(1))).await, Written::Applied, "{rule}");
+    scene.mine(&scene.claim_by(2), rule).await;
+    let before = scene.record().await;
+    scene.held(&claim, rule).await;
+    assert_eq!(scene.release(Release::new(KEY, token(1))).await, Written::Lost, "{rule}");
+    scene.unchanged(&before, rule).await;
+}
+
+/// T1 from R: the attempts go on.
+pub async fn a_released_record_is_claimed_with_its_attempts<S: Subject>(scene: Scene<S>) {
+    let rule = "T1: a released record is claimed; created stays, fence and attempts grow, the rest is new";
+    let released = scene.released().await;
+    let claim = Claim { fingerprint: fingerprint(1, 9), ..scene.claim_under(2, CrashPolicy::Retry) };
+    let grant = scene.mine(&claim, rule).await;
+    let Record { state, owner, attempts, created, policy, .. } = grant.record;
+    assert_eq!((state, owner, attempts), (State::InProgress, token(2), 2), "{rule}");
+    assert_eq!((created, policy), (released.created, CrashPolicy::Retry), "{rule}");
+    assert_eq!(grant.record.fingerprint, fingerprint(1, 9), "{rule}");
+    assert!(grant.record.fence > released.fence, "{rule}");
+    assert!(grant.record.is_running(), "{rule}");
+    assert_eq!(grant.taken_over, None, "{rule}: it was not taken over");
+}
+
+/// T1 from nothing after a release that keeps nothing.
+pub async fn a_release_forgets_the_attempts_unless_asked<S: Subject>(scene: Scene<S>) {
+    let rule = "T10: a release that keeps no attempts leaves nothing";
+    scene.running(CrashPolicy::Hold).await;
+    assert_eq!(scene.release(Release::new(KEY, token(1))).await, Written::Applied, "{rule}");
+    assert_eq!(scene.read().await, None, "{rule}");
+    assert_eq!(scene.mine(&scene.claim_by(2), rule).await.record.attempts, 1, "{rule}");
+}
+
+/// One `Mine` among 64 claims at once.
+pub async fn one_of_64_concurrent_claims_is_granted<S: Subject>(scene: Scene<S>) {
+    let rule = "T1: of 64 claims at once one is granted, and the others see its owner";
+    let claims = (1..=64).map(|caller| scene.claim_by(caller)).collect();
+    race(&scene, claims, rule).await;
+}
+
+/// Claims all at once; exactly one may be granted, and the record is its.
+pub(super) async fn race<S: Subject>(scene: &Scene<S>, claims: Vec<Claim>, rule: &str) {
+    let start = std::sync::Arc::new(tokio::sync::Barrier::new(claims.len()));
+    let tasks: Vec<_> = claims
+        .into_iter()
+        .map(|claim| {
+            let (scene, start) = (scene.clone(), std::sync::Arc::clone(&start));
+            tokio::spawn(async move {
+                start.wait().await;
+                let claimed = scene.store().claim(claim.clone()).await.expect("the store failed");
+                (claim.token, claimed)
+            })
+        })
+        .collect();
+    let mut answers = Vec::new();
+    for task in tasks {
+        answers.push(task.await.expect("the store panicked"));
+    }
+    let winners: Vec<_> = answers.iter().filter(|(_, claimed)| matches!(claimed, Claimed::Mine(_))).collect();
+    assert_eq!(winners.len(), 1, "{rule}");
+    let winner = winners[0].0;
+    for (_, claimed) in &answers {
+        let (Claimed::Held(record) | Claimed::Mine(crate::store::Grant { record, .. })) = claimed;
+        assert_eq!((record.owner, record.state), (winner, State::InProgress), "{rule}");
+    }
+    assert_eq!(scene.record().await.owner, winner, "{rule}");
+}

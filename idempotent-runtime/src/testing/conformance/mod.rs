@@ -1,0 +1,229 @@
+//! The suite that every store must pass: one test for each rule of [`Store`](crate::store::Store).
+
+pub mod claims;
+pub mod clocks;
+pub mod operators;
+pub mod owners;
+pub mod results;
+pub mod retention;
+mod scene;
+pub mod takeovers;
+pub mod watches;
+
+use std::sync::Arc;
+
+pub use scene::Scene;
+
+use super::Subject;
+
+/// Makes one test for each rule that a store must keep.
+///
+/// Takes a function that starts a fresh [`Subject`]: `async fn() -> impl Subject`, or a closure. The tests need the
+/// feature `testing` and no runtime of their own. A failure names the rule that was broken.
+///
+/// ```no_run
+/// use std::time::Duration;
+/// use idempotent_runtime as idempotency;
+/// use idempotency::store::MemoryStore;
+/// use idempotency::testing::{ClockJump, ManualClock, Subject};
+///
+/// struct Memory {
+///     store: MemoryStore,
+///     clock: ManualClock,
+/// }
+///
+/// impl Memory {
+///     async fn start() -> Self {
+///         let clock = ManualClock::new();
+///         Self { store: MemoryStore::with_clock(clock.clone()), clock }
+///     }
+/// }
+///
+/// impl Subject for Memory {
+///     type Store = MemoryStore;
+///
+///     fn store(&self) -> &MemoryStore {
+///         &self.store
+///     }
+///
+///     async fn advance(&self, duration: Duration) {
+///         self.clock.advance(duration);
+///     }
+///
+///     fn jump_clock(&self, jump: ClockJump) -> bool {
+///         self.clock.jump(jump);
+///         true
+///     }
+/// }
+///
+/// idempotency::testing::conformance!(Memory::start);
+/// ```
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __conformance {
+    ($start:expr) => {
+        $crate::__conformance_cases! {
+            $start;
+            claims:
+                a_first_claim_is_granted
+                keys_are_independent
+                a_running_claim_is_held
+                a_repeated_claim_is_granted_again
+                a_repeated_claim_is_granted_after_its_lease
+                an_answer_is_replayed
+                a_late_duplicate_claim_can_be_released_again
+                a_late_duplicate_claim_harms_nobody
+                a_released_record_is_claimed_with_its_attempts
+                a_release_forgets_the_attempts_unless_asked
+                one_of_64_concurrent_claims_is_granted;
+            takeovers:
+                an_orphan_is_taken_over
+                a_takeover_keeps_the_checkpoint
+                a_repeated_takeover_tells_that_it_was_one
+                a_takeover_writes_its_own_linger
+                an_orphan_under_hold_is_parked
+                the_stricter_policy_decides
+                a_contradicting_fingerprint_takes_nothing_over
+                an_absent_or_older_fingerprint_contradicts_nothing
+                a_doubt_is_asked_again_after_its_backoff
+                a_doubt_is_held_under_every_other_policy
+                a_contradicting_fingerprint_asks_nothing_again
+                a_takeover_forgets_the_reason
+                parking_an_abandoned_record_keeps_its_reason
+                one_of_64_concurrent_takeovers_is_granted
+                fences_grow_over_takeovers;
+            owners:
+                a_stale_owner_writes_nothing_after_a_takeover
+                a_stranger_writes_nothing
+                an_owner_without_record_is_told_so
+                a_renewal_prolongs_the_lease
+                a_late_renewal_revives_the_lease
+                only_a_claim_in_progress_is_renewed
+                a_renewal_extends_the_expiry_and_never_shortens_it
+                renewals_are_answered_one_by_one
+                an_owner_releases_its_claim
+                a_late_owner_releases_its_claim
+                an_abandoned_claim_is_taken_over_at_once
+                nothing_is_abandoned_under_hold
+                only_a_claim_in_progress_is_abandoned
+                an_owner_parks_its_record
+                an_observer_parks_only_an_orphan
+                checkpoints_are_accepted_in_order
+                a_checkpoint_sent_twice_counts_once
+                a_checkpoint_keeps_lease_and_expiry
+                only_the_owner_in_progress_writes_checkpoints
+                only_a_claim_in_progress_has_a_fence;
+            results:
+                an_owner_stores_its_result
+                a_result_replaces_the_checkpoint
+                bodies_are_opaque
+                a_late_result_is_stored
+                a_parked_owner_stores_its_result
+                a_result_sent_twice_is_stored_once
+                an_answer_never_changes
+                a_stale_owners_result_is_refused
+                a_released_claim_stores_no_result
+                a_result_is_completed_or_failed
+                a_result_is_kept_for_its_ttl
+                a_vanished_record_is_written_anew
+                a_vanished_record_is_not_written_unless_asked
+                an_adoption_replaces_nobody
+                an_adoption_opens_no_tombstone
+                an_adopting_commit_is_a_commit;
+            operators:
+                a_doubt_is_resolved_with_an_answer
+                a_doubt_is_resolved_as_not_executed
+                a_late_owner_does_not_undo_an_answer
+                an_answer_sent_twice_counts_once
+                only_a_doubt_is_resolved
+                an_answer_to_another_owner_is_a_conflict
+                a_record_is_removed_unless_its_owner_runs
+                a_running_record_is_not_removed
+                a_record_of_another_owner_is_not_removed
+                a_removal_leaves_the_tombstone_that_was_asked_for
+                a_record_removed_by_force_does_not_come_back
+                a_scan_lists_every_record_once
+                a_scan_lists_what_was_asked_for;
+            retention:
+                an_expired_result_is_absent
+                an_expired_unfinished_record_is_absent
+                expired_attempts_are_forgotten
+                the_records_own_linger_decides
+                an_expired_record_leaves_its_tombstone
+                a_purge_takes_only_what_has_expired;
+            watches:
+                a_watch_begins_with_the_record
+                a_watch_is_woken_by_a_result
+                a_watch_is_woken_by_a_release
+                a_watch_is_woken_by_an_abandonment
+                a_watch_is_woken_by_parking
+                a_watch_is_woken_by_claims_and_takeovers
+                a_watch_is_woken_by_operators
+                a_watch_is_woken_by_expiry;
+            clocks:
+                a_clock_set_back_keeps_the_owner
+                a_clock_set_back_revives_no_abandoned_claim
+                a_clock_set_forward_makes_no_second_result
+                a_clock_set_forward_loses_no_result_under_hold
+                a_renewal_after_a_jump_keeps_the_claim;
+        }
+    };
+}
+
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __conformance_cases {
+    ($start:expr; $($module:ident: $($case:ident)*;)*) => {$($(
+        #[test]
+        fn $case() {
+            $crate::testing::conformance::run($start, $crate::testing::conformance::$module::$case);
+        }
+    )*)*};
+}
+
+/// Runs one case and cleans up, whether or not it fails.
+#[doc(hidden)]
+pub fn run<S, B, F>(start: impl FnOnce() -> B, case: impl FnOnce(Scene<S>) -> F)
+where
+    S: Subject,
+    B: Future<Output = S>,
+    F: Future<Output = ()> + Send + 'static,
+{
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build();
+    runtime.expect("a runtime for the test").block_on(async {
+        let subject = Arc::new(start().await);
+        let outcome = tokio::spawn(case(Scene::new(Arc::clone(&subject)))).await;
+        subject.clean_up().await;
+        if let Err(failure) = outcome {
+            std::panic::resume_unwind(failure.into_panic());
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn every_case_is_in_the_suite() {
+        let list = include_str!("mod.rs");
+        let (_, list) = list.split_once("$start;\n").unwrap();
+        let (list, _) = list.split_once("        }\n").unwrap();
+        let listed: Vec<&str> = list.split_whitespace().filter(|word| !word.ends_with(':')).collect();
+        let sources = [
+            include_str!("claims.rs"),
+            include_str!("clocks.rs"),
+            include_str!("operators.rs"),
+            include_str!("owners.rs"),
+            include_str!("results.rs"),
+            include_str!("retention.rs"),
+            include_str!("takeovers.rs"),
+            include_str!("watches.rs"),
+        ];
+        let mut defined = 0;
+        for definition in sources.iter().flat_map(|source| source.split("pub async fn ").skip(1)) {
+            let name = definition.split('<').next().unwrap();
+            assert!(listed.iter().any(|listed| listed.trim_end_matches(';') == name), "{name} is not in the suite");
+            defined += 1;
+        }
+        assert_eq!(listed.len(), defined);
+    }
+}

@@ -1,0 +1,270 @@
+//! What others than the owner may do: resolve, remove, list (T12, T14).
+
+use bytes::Bytes;
+
+use super::Scene;
+use super::scene::{KEY, key, token};
+use crate::store::{
+    Changed, Claim, Commit, CrashPolicy, Park, Reason, Release, Remove, Resolve, ResolveAnswer, Scan, State, Written,
+};
+use crate::testing::Subject;
+
+fn finished<S: Subject>(scene: &Scene<S>, state: State) -> Resolve {
+    let body = Bytes::from_static(b"resolved");
+    Resolve::new(KEY, token(1), token(9), ResolveAnswer::Finished { state, body, schema: 5, ttl: scene.leases(16) })
+}
+
+fn not_executed() -> Resolve {
+    Resolve::new(KEY, token(1), token(9), ResolveAnswer::NotExecuted)
+}
+
+/// T12: it happened.
+pub async fn a_doubt_is_resolved_with_an_answer<S: Subject>(scene: Scene<S>) {
+    let rule = "T12: an answer to a record in doubt is stored under a token of its own, with the fence counted up";
+    for state in [State::Completed, State::Failed] {
+        let doubt = scene.in_doubt(CrashPolicy::Hold).await;
+        assert_eq!(scene.resolve(finished(&scene, state)).await, Changed::Applied, "{rule}");
+        let record = scene.record().await;
+        assert_eq!((record.state, record.owner), (state, token(9)), "{rule}");
+        assert_eq!((record.reason, record.schema), (Some(Reason::Resolved), 5), "{rule}");
+        assert_eq!((&record.body[..], record.attempts), (&b"resolved"[..], 1), "{rule}");
+        assert!(record.fence > doubt.fence, "{rule}");
+        scene.kept_for(&record, scene.leases(16), rule);
+        assert_eq!(&scene.held(&scene.claim_by(2), rule).await.body[..], b"resolved", "{rule}");
+        scene.pass_expiry().await;
+    }
+}
+
+/// T12: it did not happen.
+pub async fn a_doubt_is_resolved_as_not_executed<S: Subject>(scene: Scene<S>) {
+    let rule = "T12: the answer that nothing happened removes the record, and the next call runs";
+    scene.in_doubt(CrashPolicy::Hold).await;
+    assert_eq!(scene.resolve(not_executed()).await, Changed::Applied, "{rule}");
+    assert_eq!(scene.read().await, None, "{rule}");
+    scene.refuses_owner(1, Written::Gone, rule).await;
+    let grant = scene.mine(&scene.claim_by(2), rule).await;
+    assert_eq!((grant.record.attempts, grant.taken_over), (1, None), "{rule}");
+    scene.refuses_owner(1, Written::Lost, rule).await;
+}
+
+/// Rule 1, T12: the operator has spoken.
+pub async fn a_late_owner_does_not_undo_an_answer<S: Subject>(scene: Scene<S>) {
+    let rule = "T12: after an operator's answer every write of the late owner is lost";
+    scene.in_doubt(CrashPolicy::Retry).await;
+    assert_eq!(scene.resolve(finished(&scene, State::Failed)).await, Changed::Applied, "{rule}");
+    let before = scene.record().await;
+    scene.refuses_owner(1, Written::Lost, rule).await;
+    scene.unchanged(&before, rule).await;
+}
+
+/// T12: the same answer again, because its own answer was lost.
+pub async fn an_answer_sent_twice_counts_once<S: Subject>(scene: Scene<S>) {
+    let rule = "T12: an answer that is sent again is applied already; one by somebody else is a conflict";
+    scene.in_doubt(CrashPolicy::Hold).await;
+    assert_eq!(scene.resolve(finished(&scene, State::Completed)).await, Changed::Applied, "{rule}");
+    let before = scene.record().await;
+    assert_eq!(scene.resolve(finished(&scene, State::Completed)).await, Changed::Applied, "{rule}");
+    let other = Resolve { token: token(8), ..finished(&scene, State::Failed) };
+    assert_eq!(scene.resolve(other).await, Changed::Conflict, "{rule}");
+    let other = Resolve { observed: token(9), token: token(8), ..finished(&scene, State::Failed) };
+    assert_eq!(scene.resolve(other).await, Changed::Conflict, "{rule}");
+    scene.unchanged(&before, rule).await;
+}
+
+/// T12: only X, and only as it was seen.
+pub async fn only_a_doubt_is_resolved<S: Subject>(scene: Scene<S>) {
+    let rule = "T12: only a record in doubt is resolved";
+    for answer in [finished(&scene, State::Completed), not_executed()] {
+        assert_eq!(scene.resolve(answer.clone()).await, Changed::Absent, "{rule}: no record");
+        scene.running(CrashPolicy::Hold).await;
+        let before = scene.record().await;
+        assert_eq!(scene.resolve(answer.clone()).await, Changed::Running, "{rule}: running");
+        scene.pass(2).await;
+        assert_eq!(scene.resolve(answer.clone()).await, Changed::Conflict, "{rule}: orphaned");
+        scene.unchanged(&before, rule).await;
+        assert_eq!(scene.complete(scene.commit_by(1, "first")).await, Written::Applied, "{rule}");
+        assert_eq!(scene.resolve(answer.clone()).await, Changed::Conflict, "{rule}: completed");
+        assert_eq!(&scene.record().await.body[..], b"first", "{rule}");
+        scene.pass_expiry().await;
+        scene.released().await;
+        assert_eq!(scene.resolve(answer.clone()).await, Changed::Conflict, "{rule}: released");
+        scene.pass_expiry().await;
+        scene.buried(4).await;
+        assert_eq!(scene.resolve(answer).await, Changed::Absent, "{rule}: tombstone");
+        assert_eq!(scene.record().await.state, State::Tombstone, "{rule}");
+        scene.pass_expiry().await;
+    }
+}
+
+/// T12: guarded by the observed token.
+pub async fn an_answer_to_another_owner_is_a_conflict<S: Subject>(scene: Scene<S>) {
+    let rule = "T12: an answer about another owner than the one on the record is a conflict";
+    let before = scene.in_doubt(CrashPolicy::Verify).await;
+    for answer in [finished(&scene, State::Completed), not_executed()] {
+        let other = Resolve { observed: token(2), ..answer };
+        assert_eq!(scene.resolve(other).await, Changed::Conflict, "{rule}");
+    }
+    scene.unchanged(&before, rule).await;
+    scene.mine(&scene.claim_under(2, CrashPolicy::Verify), rule).await;
+    assert_eq!(scene.park(Park::own(KEY, token(2), Reason::Error)).await, Written::Applied, "{rule}");
+    assert_eq!(scene.resolve(not_executed()).await, Changed::Conflict, "{rule}: it was taken over and parked again");
+}
+
+/// T14: what nobody runs can be forgotten.
+pub async fn a_record_is_removed_unless_its_owner_runs<S: Subject>(scene: Scene<S>) {
+    let rule = "T14: a record that nobody runs is removed and leaves nothing";
+    let removed = async |observed: u128| {
+        assert_eq!(scene.remove(Remove::new(KEY, token(observed))).await, Changed::Applied, "{rule}");
+        assert_eq!(scene.read().await, None, "{rule}");
+        assert_eq!(scene.remove(Remove::new(KEY, token(observed))).await, Changed::Absent, "{rule}: asked again");
+        let grant = scene.mine(&scene.claim_by(5), rule).await;
+        assert_eq!((grant.record.attempts, grant.taken_over), (1, None), "{rule}");
+        assert_eq!(scene.release(Release::new(KEY, token(5))).await, Written::Applied, "{rule}");
+    };
+    for state in [State::Completed, State::Failed] {
+        scene.completed(state).await;
+        removed(1).await;
+    }
+    scene.in_doubt(CrashPolicy::Hold).await;
+    removed(1).await;
+    scene.orphaned(CrashPolicy::Hold).await;
+    removed(1).await;
+    scene.released().await;
+    removed(1).await;
+}
+
+/// T14: forget of a running record.
+pub async fn a_running_record_is_not_removed<S: Subject>(scene: Scene<S>) {
+    let rule = "T14: a record whose owner runs is not removed";
+    scene.running(CrashPolicy::Retry).await;
+    let before = scene.record().await;
+    for tombstone in [scene.leases(0), scene.leases(4)] {
+        let remove = Remove { tombstone, ..Remove::new(KEY, token(1)) };
+        assert_eq!(scene.remove(remove).await, Changed::Running, "{rule}");
+    }
+    scene.unchanged(&before, rule).await;
+    assert_eq!(scene.complete(scene.commit_by(1, "first")).await, Written::Applied, "{rule}");
+}
+
+/// T14: guarded by the observed token.
+pub async fn a_record_of_another_owner_is_not_removed<S: Subject>(scene: Scene<S>) {
+    let rule = "T14: a record with another owner than the one that was seen is not removed, not even by force";
+    for force in [false, true] {
+        let before = scene.completed(State::Completed).await;
+        let remove = Remove { force, ..Remove::new(KEY, token(2)) };
+        assert_eq!(scene.remove(remove).await, Changed::Conflict, "{rule}");
+        scene.unchanged(&before, rule).await;
+        scene.pass_expiry().await;
+        scene.running(CrashPolicy::Retry).await;
+        assert_eq!(scene.remove(remove).await, Changed::Conflict, "{rule}: running");
+        assert_eq!(scene.release(Release::new(KEY, token(1))).await, Written::Applied, "{rule}: the owner goes on");
+    }
+}
+
+/// T14: a tombstone keeps the record away for a while.
+pub async fn a_removal_leaves_the_tombstone_that_was_asked_for<S: Subject>(scene: Scene<S>) {
+    let rule = "T14: a tombstone holds claims off until it ends, and is not lifted by another removal";
+    let tombstone = scene.buried(4).await;
+    assert_eq!((tombstone.state, tombstone.owner, tombstone.body.len()), (State::Tombstone, token(1), 0), "{rule}");
+    for policy in [CrashPolicy::Retry, CrashPolicy::Verify] {
+        assert_eq!(scene.held(&scene.claim_under(1, policy), rule).await.state, State::Tombstone, "{rule}");
+        assert_eq!(scene.held(&scene.claim_under(2, policy), rule).await.state, State::Tombstone, "{rule}");
+    }
+    for force in [false, true] {
+        let again = Remove { force, ..Remove::new(KEY, token(1)) };
+        assert_eq!(scene.remove(again).await, Changed::Absent, "{rule}");
+    }
+    scene.unchanged(&tombstone, rule).await;
+    scene.pass(2).await;
+    scene.held(&scene.claim_by(2), rule).await;
+    scene.pass_expiry().await;
+    assert_eq!(scene.mine(&scene.claim_by(2), rule).await.record.attempts, 1, "{rule}");
+}
+
+/// T14 and T9: the owner that was removed by force comes back.
+pub async fn a_record_removed_by_force_does_not_come_back<S: Subject>(scene: Scene<S>) {
+    let rule = "T14: a forced removal of a running record leaves a tombstone for the rest of its lease, \
+                and the late owner's commit does not bring the record back";
+    let claim = scene.claim_under(1, CrashPolicy::Retry);
+    let grant = scene.mine(&claim, rule).await;
+    assert_eq!(scene.renew(1, scene.leases(4)).await, Written::Applied, "{rule}");
+    let remove = Remove { force: true, ..Remove::new(KEY, token(1)) };
+    assert_eq!(scene.remove(remove).await, Changed::Applied, "{rule}");
+    assert_eq!(scene.remove(remove).await, Changed::Absent, "{rule}: asked again");
+    scene.pass(2).await;
+    assert_eq!(scene.record().await.state, State::Tombstone, "{rule}");
+    assert_eq!(scene.complete(scene.adopting_commit(&claim, &grant)).await, Written::Gone, "{rule}");
+    scene.refuses_owner(1, Written::Gone, rule).await;
+    assert_eq!(scene.held(&scene.claim_by(2), rule).await.state, State::Tombstone, "{rule}");
+    scene.pass_expiry().await;
+    scene.mine(&scene.claim_by(2), rule).await;
+    let longer = Remove { tombstone: scene.leases(8), force: true, ..Remove::new(KEY, token(2)) };
+    assert_eq!(scene.remove(longer).await, Changed::Applied, "{rule}");
+    scene.kept_for(&scene.record().await, scene.leases(8), rule);
+}
+
+/// Scan: every record once, in the order of the keys.
+pub async fn a_scan_lists_every_record_once<S: Subject>(scene: Scene<S>) {
+    let rule = "a scan lists every record once, in the order of the keys, without bodies";
+    assert_eq!(scene.scan(Scan::default()).await.records.len(), 0, "{rule}: an empty store");
+    for number in [200, 1, 70, 3, 2, 128, 64] {
+        let claim = Claim { key: key(number), ..scene.claim_by(number.into()) };
+        scene.mine(&claim, rule).await;
+        let commit = Commit { key: key(number), ..scene.commit_by(number.into(), "body") };
+        assert_eq!(scene.complete(commit).await, Written::Applied, "{rule}");
+    }
+    let all = [1, 2, 3, 64, 70, 128, 200].map(key);
+    for limit in [1, 2, 3, 7, 100, 0] {
+        let mut listed = Vec::new();
+        let mut scan = Scan { limit, ..Scan::default() };
+        loop {
+            let page = scene.scan(scan.clone()).await;
+            assert!(limit == 0 || page.records.len() <= limit, "{rule}: at most {limit} on a page");
+            assert!(page.records.iter().all(|record| record.body.is_empty()), "{rule}");
+            assert!(page.records.iter().all(|record| record.state == State::Completed), "{rule}");
+            listed.extend(page.records.iter().map(|record| record.key));
+            assert!(listed.len() <= all.len(), "{rule}: the pages come to an end");
+            scan.after = page.next;
+            if page.next.is_none() {
+                break;
+            }
+        }
+        assert_eq!(listed, all, "{rule} (pages of {limit})");
+    }
+}
+
+/// Scan: by state and by operation.
+pub async fn a_scan_lists_what_was_asked_for<S: Subject>(scene: Scene<S>) {
+    let rule = "a scan lists only records of the state and the operation that were asked for, page by page";
+    for number in 1..=12 {
+        let operation = if number % 3 == 0 { "mail" } else { "pay" };
+        let caller = number.into();
+        let claim = Claim { key: key(number), operation: operation.into(), ..scene.claim_by(caller) };
+        scene.mine(&claim, rule).await;
+        if number % 2 == 0 {
+            let commit = Commit { key: key(number), ..scene.commit_by(caller, "body") };
+            assert_eq!(scene.complete(commit).await, Written::Applied, "{rule}");
+        }
+    }
+    for (state, operation, expected) in [
+        (Some(State::Completed), None, vec![2, 4, 6, 8, 10, 12]),
+        (Some(State::InProgress), Some("mail"), vec![3, 9]),
+        (None, Some("mail"), vec![3, 6, 9, 12]),
+        (Some(State::InDoubt), None, vec![]),
+        (None, Some("ma"), vec![]),
+    ] {
+        let mut scan = Scan { limit: 2, state, operation: operation.map(Into::into), ..Scan::default() };
+        let mut listed = Vec::new();
+        for _ in 0..20 {
+            let page = scene.scan(scan.clone()).await;
+            listed.extend(page.records.iter().map(|record| record.key));
+            scan.after = page.next;
+            if page.next.is_none() {
+                break;
+            }
+        }
+        assert_eq!(scan.after, None, "{rule}: the pages come to an end");
+        let expected: Vec<_> = expected.into_iter().map(key).collect();
+        assert_eq!(listed, expected, "{rule} ({state:?}, {operation:?})");
+    }
+}

@@ -1,0 +1,242 @@
+//! Results: storing, storing again, storing too late, storing what vanished (T8, T9, rules 1, 2 and 7).
+
+use bytes::Bytes;
+
+use super::Scene;
+use super::scene::{KEY, OPERATION, fingerprint, token};
+use crate::store::{
+    Changed, Claim, Commit, CrashPolicy, Park, Reason, Release, Remove, Resolve, ResolveAnswer, State, Written,
+};
+use crate::testing::Subject;
+
+/// T8: the owner stores its result.
+pub async fn an_owner_stores_its_result<S: Subject>(scene: Scene<S>) {
+    let rule = "T8: a commit by the owner stores state, body, schema and reason";
+    for state in [State::Completed, State::Failed] {
+        let grant = scene.running(CrashPolicy::Hold).await;
+        let commit = Commit { state, schema: 5, reason: Some(Reason::TooLarge), ..scene.commit_by(1, "first") };
+        assert_eq!(scene.complete(commit).await, Written::Applied, "{rule}");
+        let record = scene.record().await;
+        assert_eq!((record.state, record.owner), (state, token(1)), "{rule}");
+        assert_eq!((record.schema, record.reason), (5, Some(Reason::TooLarge)), "{rule}");
+        assert_eq!((&record.body[..], record.attempts), (&b"first"[..], 1), "{rule}");
+        assert_eq!((record.created, &*record.operation), (grant.record.created, OPERATION), "{rule}");
+        scene.pass_expiry().await;
+    }
+}
+
+/// T8: the result replaces the checkpoint.
+pub async fn a_result_replaces_the_checkpoint<S: Subject>(scene: Scene<S>) {
+    let rule = "T8: the body of a finished record is the result, also an empty one";
+    scene.running(CrashPolicy::Resume).await;
+    assert_eq!(scene.checkpoint(1, 0, "half").await, Written::Applied, "{rule}");
+    assert_eq!(scene.complete(scene.commit_by(1, "")).await, Written::Applied, "{rule}");
+    assert_eq!(scene.record().await.body, Bytes::new(), "{rule}");
+}
+
+/// T8: bodies are opaque.
+pub async fn bodies_are_opaque<S: Subject>(scene: Scene<S>) {
+    let rule = "T8: a body is any bytes, up to a mebibyte and more";
+    let all: Vec<u8> = (0..=255).collect();
+    let large: Vec<u8> =
+        (0..1 << 20).map(|position: u32| position.to_le_bytes()[usize::from(position % 3 == 0)]).collect();
+    for body in [Bytes::new(), Bytes::from_static(b"\0"), Bytes::from_static(b"'\"\\{}\r\n"), all.into(), large.into()]
+    {
+        scene.running(CrashPolicy::Hold).await;
+        let checkpoint = crate::store::Checkpoint::new(KEY, token(1), 0, body.clone());
+        let written = crate::store::Store::checkpoint(scene.store(), checkpoint).await;
+        assert_eq!(written.ok(), Some(Written::Applied), "{rule}");
+        assert!(scene.record().await.body == body, "{rule}: {} bytes as checkpoint", body.len());
+        let commit = Commit { body: body.clone(), ..scene.commit_by(1, "") };
+        assert_eq!(scene.complete(commit).await, Written::Applied, "{rule}");
+        assert!(scene.record().await.body == body, "{rule}: {} bytes", body.len());
+        assert!(scene.held(&scene.claim_by(2), rule).await.body == body, "{rule}: {} bytes replayed", body.len());
+        scene.pass_expiry().await;
+    }
+}
+
+/// T8: a lease does not guard a result, the token does.
+pub async fn a_late_result_is_stored<S: Subject>(scene: Scene<S>) {
+    let rule = "T8: a commit by the owner counts also when its lease is over";
+    for policy in [CrashPolicy::Hold, CrashPolicy::Retry] {
+        scene.orphaned(policy).await;
+        assert_eq!(scene.complete(scene.commit_by(1, "late")).await, Written::Applied, "{rule}");
+        assert_eq!(scene.held(&scene.claim_under(2, policy), rule).await.state, State::Completed, "{rule}");
+        scene.pass_expiry().await;
+    }
+}
+
+/// T8 from X: a slow owner resolves its own doubt.
+pub async fn a_parked_owner_stores_its_result<S: Subject>(scene: Scene<S>) {
+    let rule = "T8: a commit by the owner counts also when the record was parked, by itself or by an observer";
+    for by_owner in [true, false] {
+        scene.orphaned(CrashPolicy::Hold).await;
+        if by_owner {
+            assert_eq!(scene.park(Park::own(KEY, token(1), Reason::Error)).await, Written::Applied, "{rule}");
+        } else {
+            assert_eq!(scene.held(&scene.claim_by(2), rule).await.state, State::InDoubt, "{rule}");
+        }
+        assert_eq!(scene.complete(scene.commit_by(1, "mine")).await, Written::Applied, "{rule}");
+        let record = scene.record().await;
+        assert_eq!((record.state, record.reason, &record.body[..]), (State::Completed, None, &b"mine"[..]), "{rule}");
+        scene.pass_expiry().await;
+    }
+}
+
+/// Rule 7: a commit whose answer was lost is sent again.
+pub async fn a_result_sent_twice_is_stored_once<S: Subject>(scene: Scene<S>) {
+    let rule = "rule 7: a commit that is sent again is answered with already applied and changes nothing";
+    for state in [State::Completed, State::Failed] {
+        let before = scene.completed(state).await;
+        for again in [State::Completed, State::Failed] {
+            let commit = Commit { state: again, schema: 9, ttl: scene.leases(64), ..scene.commit_by(1, "second") };
+            assert_eq!(scene.complete(commit).await, Written::AlreadyApplied, "{rule}");
+        }
+        scene.unchanged(&before, rule).await;
+        scene.pass_expiry().await;
+    }
+}
+
+/// S1: C and F never change until they expire.
+pub async fn an_answer_never_changes<S: Subject>(scene: Scene<S>) {
+    let rule = "a finished record never changes until it expires";
+    for state in [State::Completed, State::Failed] {
+        let before = scene.completed(state).await;
+        scene.pass(2).await;
+        assert_eq!(scene.renew(1, scene.leases(64)).await, Written::Lost, "{rule} (renew)");
+        assert_eq!(scene.checkpoint(1, 0, "late").await, Written::Lost, "{rule} (checkpoint)");
+        assert_eq!(scene.abandon(1, Reason::Dropped).await, Written::Lost, "{rule} (abandon)");
+        assert_eq!(scene.park(Park::own(KEY, token(1), Reason::Error)).await, Written::Lost, "{rule} (park)");
+        assert_eq!(scene.park(Park::orphan(KEY, token(1))).await, Written::Lost, "{rule} (park by an observer)");
+        assert_eq!(scene.release(Release::new(KEY, token(1))).await, Written::Lost, "{rule} (release)");
+        assert_eq!(scene.complete(scene.commit_by(2, "other")).await, Written::Lost, "{rule} (complete by another)");
+        let resolve = Resolve::new(KEY, token(1), token(9), ResolveAnswer::NotExecuted);
+        assert_eq!(scene.resolve(resolve).await, Changed::Conflict, "{rule} (resolve)");
+        for policy in [CrashPolicy::Retry, CrashPolicy::Verify] {
+            scene.held(&scene.claim_under(2, policy), rule).await;
+        }
+        scene.unchanged(&before, rule).await;
+        scene.pass_expiry().await;
+    }
+}
+
+/// Rule 1: one result per record, the taker's.
+pub async fn a_stale_owners_result_is_refused<S: Subject>(scene: Scene<S>) {
+    let rule = "rule 1: a commit by an owner that was replaced is lost, before and after the taker's commit";
+    scene.orphaned(CrashPolicy::Retry).await;
+    scene.mine(&scene.claim_under(2, CrashPolicy::Retry), rule).await;
+    assert_eq!(scene.complete(scene.commit_by(1, "stale")).await, Written::Lost, "{rule}");
+    assert_eq!(scene.complete(scene.commit_by(2, "winner")).await, Written::Applied, "{rule}");
+    assert_eq!(scene.complete(scene.commit_by(1, "stale")).await, Written::Lost, "{rule}");
+    let record = scene.record().await;
+    assert_eq!((record.owner, &record.body[..]), (token(2), &b"winner"[..]), "{rule}");
+}
+
+/// T8: what was given back is not finished afterwards.
+pub async fn a_released_claim_stores_no_result<S: Subject>(scene: Scene<S>) {
+    let rule = "T8: a commit after the own release is lost";
+    let before = scene.released().await;
+    assert_eq!(scene.complete(scene.commit_by(1, "late")).await, Written::Lost, "{rule}");
+    scene.unchanged(&before, rule).await;
+}
+
+/// T8: P and X become C or F and nothing else.
+pub async fn a_result_is_completed_or_failed<S: Subject>(scene: Scene<S>) {
+    let rule = "T8: a commit of a state that is no answer is lost";
+    scene.running(CrashPolicy::Hold).await;
+    let before = scene.record().await;
+    for state in [State::InProgress, State::InDoubt, State::Released, State::Tombstone] {
+        let commit = Commit { state, ..scene.commit_by(1, "odd") };
+        assert_eq!(scene.complete(commit).await, Written::Lost, "{rule} ({state:?})");
+    }
+    scene.unchanged(&before, rule).await;
+}
+
+/// Rule 2: `ttl` counts from the commit.
+pub async fn a_result_is_kept_for_its_ttl<S: Subject>(scene: Scene<S>) {
+    let rule = "rule 2: a result is kept for at least its ttl from the commit, whatever the linger";
+    let claim = Claim { linger: scene.leases(1), ..scene.claim_by(1) };
+    scene.mine(&claim, rule).await;
+    assert_eq!(scene.renew(1, scene.leases(4)).await, Written::Applied, "{rule}");
+    scene.pass(3).await;
+    assert_eq!(scene.complete(scene.commit_by(1, "kept")).await, Written::Applied, "{rule}");
+    scene.kept_for(&scene.record().await, scene.leases(16), rule);
+    scene.pass(14).await;
+    assert_eq!(&scene.held(&claim, rule).await.body[..], b"kept", "{rule}");
+}
+
+/// T9: the record vanished under its living owner.
+pub async fn a_vanished_record_is_written_anew<S: Subject>(scene: Scene<S>) {
+    let rule = "T9: a commit that may adopt writes a vanished record anew, with what the claim said";
+    let claim = Claim {
+        fingerprint: fingerprint(1, 7),
+        after_expiry: scene.leases(3),
+        trace: Some("trace".into()),
+        ..scene.claim_under(1, CrashPolicy::Resume)
+    };
+    let grant = scene.mine(&claim, rule).await;
+    vanish(&scene, 1).await;
+    let commit = Commit { schema: 5, reason: Some(Reason::TooLarge), ..scene.adopting_commit(&claim, &grant) };
+    assert_eq!(scene.complete(commit.clone()).await, Written::Adopted, "{rule}");
+    let record = scene.record().await;
+    assert_eq!((record.state, record.owner, &record.body[..]), (State::Completed, token(1), &b"adopted"[..]), "{rule}");
+    assert_eq!((record.schema, record.reason), (5, Some(Reason::TooLarge)), "{rule}");
+    assert_eq!((record.fence, record.attempts), (grant.record.fence, grant.record.attempts), "{rule}");
+    assert_eq!((record.created, &*record.operation), (grant.record.created, OPERATION), "{rule}");
+    assert_eq!((record.fingerprint, record.policy), (fingerprint(1, 7), CrashPolicy::Resume), "{rule}");
+    assert_eq!((record.after_expiry, record.trace.as_deref()), (grant.record.after_expiry, Some("trace")), "{rule}");
+    scene.kept_for(&record, scene.leases(16), rule);
+    assert_eq!(scene.complete(commit).await, Written::AlreadyApplied, "{rule}: sent again");
+    scene.held(&scene.claim_by(2), rule).await;
+}
+
+/// T9: not unless asked for.
+pub async fn a_vanished_record_is_not_written_unless_asked<S: Subject>(scene: Scene<S>) {
+    let rule = "T9: a commit without adoption writes no vanished record";
+    scene.running(CrashPolicy::Hold).await;
+    vanish(&scene, 1).await;
+    assert_eq!(scene.complete(scene.commit_by(1, "late")).await, Written::Gone, "{rule}");
+    assert_eq!(scene.read().await, None, "{rule}");
+}
+
+/// T9: only where nothing is.
+pub async fn an_adoption_replaces_nobody<S: Subject>(scene: Scene<S>) {
+    let rule = "T9: a commit that may adopt is lost where somebody else's record is";
+    let claim = scene.claim_by(1);
+    let grant = scene.mine(&claim, rule).await;
+    vanish(&scene, 1).await;
+    scene.mine(&scene.claim_by(2), rule).await;
+    let commit = scene.adopting_commit(&claim, &grant);
+    assert_eq!(scene.complete(commit.clone()).await, Written::Lost, "{rule}: running");
+    assert_eq!(scene.complete(scene.commit_by(2, "winner")).await, Written::Applied, "{rule}");
+    assert_eq!(scene.complete(commit).await, Written::Lost, "{rule}: completed");
+    assert_eq!(&scene.record().await.body[..], b"winner", "{rule}");
+}
+
+/// T9: a tombstone says that the record must not come back.
+pub async fn an_adoption_opens_no_tombstone<S: Subject>(scene: Scene<S>) {
+    let rule = "T9: a commit that may adopt is answered with gone where a tombstone is";
+    let claim = scene.claim_by(1);
+    let grant = scene.mine(&claim, rule).await;
+    scene.pass(2).await;
+    let remove = Remove { tombstone: scene.leases(8), ..Remove::new(KEY, token(1)) };
+    assert_eq!(scene.remove(remove).await, Changed::Applied, "{rule}");
+    assert_eq!(scene.complete(scene.adopting_commit(&claim, &grant)).await, Written::Gone, "{rule}");
+    assert_eq!(scene.record().await.state, State::Tombstone, "{rule}");
+}
+
+/// T9 does not matter while the record is there.
+pub async fn an_adopting_commit_is_a_commit<S: Subject>(scene: Scene<S>) {
+    let rule = "T8: a commit that may adopt is an ordinary one while the record is there";
+    let claim = scene.claim_by(1);
+    let grant = scene.mine(&claim, rule).await;
+    assert_eq!(scene.complete(scene.adopting_commit(&claim, &grant)).await, Written::Applied, "{rule}");
+    assert_eq!(scene.complete(scene.adopting_commit(&claim, &grant)).await, Written::AlreadyApplied, "{rule}");
+}
+
+/// The suite cannot make a store lose a record, but an owner's release leaves the same nothing.
+async fn vanish<S: Subject>(scene: &Scene<S>, caller: u128) {
+    let released = scene.release(Release::new(KEY, token(caller))).await;
+    assert_eq!(released, Written::Applied, "T10: an owner releases its claim");
+    assert_eq!(scene.read().await, None, "T10: a release leaves nothing");
+}

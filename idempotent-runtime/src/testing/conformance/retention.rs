@@ -1,0 +1,147 @@
+//! How long records are kept, and what is left of them (T13, rule 2).
+
+use super::Scene;
+use super::scene::{KEY, key, token};
+use crate::store::{
+    Changed, Claim, Commit, CrashPolicy, Park, Reason, Release, Remove, Resolve, ResolveAnswer, Scan, State, Written,
+};
+use crate::testing::Subject;
+
+/// T13: a record whose time is over is absent, also while it is still in the store.
+pub async fn an_expired_result_is_absent<S: Subject>(scene: Scene<S>) {
+    let rule = "T13: an expired record is absent for everybody, whether or not it was removed";
+    let record = scene.completed(State::Completed).await;
+    scene.pass(14).await;
+    assert!(scene.read().await.is_some(), "T13: a record is kept until it expires");
+    scene.pass_expiry().await;
+    assert_eq!(scene.read().await, None, "{rule} (read)");
+    is_absent(&scene, rule).await;
+    let grant = scene.mine(&scene.claim_by(1), rule).await;
+    assert_eq!((grant.record.attempts, grant.taken_over), (1, None), "{rule} (claim)");
+    assert!(grant.record.created > record.created, "{rule}: it is a new record");
+}
+
+/// T13 for records that nobody finished.
+pub async fn an_expired_unfinished_record_is_absent<S: Subject>(scene: Scene<S>) {
+    let rule = "T13: an expired record in progress or in doubt is absent for everybody, its owner included";
+    for parked in [false, true] {
+        scene.running(CrashPolicy::Retry).await;
+        if parked {
+            assert_eq!(scene.park(Park::own(KEY, token(1), Reason::Error)).await, Written::Applied, "{rule}");
+        }
+        scene.pass_expiry().await;
+        is_absent(&scene, rule).await;
+        let grant = scene.mine(&scene.claim_under(2, CrashPolicy::Retry), rule).await;
+        assert_eq!((grant.record.attempts, grant.taken_over), (1, None), "{rule} (claim)");
+        assert_eq!(scene.release(Release::new(KEY, token(2))).await, Written::Applied, "{rule}");
+    }
+}
+
+/// T13: released attempts are forgotten too.
+pub async fn expired_attempts_are_forgotten<S: Subject>(scene: Scene<S>) {
+    let rule = "T13: the attempts of a released record are forgotten when it expires";
+    let claim = Claim { after_expiry: scene.leases(8), ..scene.claim_by(1) };
+    scene.mine(&claim, rule).await;
+    let release = Release { keep_attempts: true, ..Release::new(KEY, token(1)) };
+    assert_eq!(scene.release(release).await, Written::Applied, "{rule}");
+    scene.pass_expiry().await;
+    assert_eq!(scene.read().await, None, "{rule}, without a tombstone");
+    assert_eq!(scene.mine(&scene.claim_by(2), rule).await.record.attempts, 1, "{rule}");
+}
+
+/// Rule 2: another `ttl` at the reader neither steals nor forgets.
+pub async fn the_records_own_linger_decides<S: Subject>(scene: Scene<S>) {
+    let rule = "rule 2: how long an unfinished record is kept is its own figure, not the reader's";
+    let patient = Claim { linger: scene.leases(16), ..scene.claim_by(1) };
+    let hasty = |caller| Claim { linger: scene.leases(1), ..scene.claim_by(caller) };
+    scene.mine(&patient, rule).await;
+    scene.pass(6).await;
+    let held = scene.held(&hasty(2), rule).await;
+    assert_eq!((held.state, held.owner), (State::InDoubt, token(1)), "{rule}: not forgotten");
+    scene.pass(6).await;
+    let held = scene.held(&hasty(3), rule).await;
+    assert_eq!((held.state, u128::from(held.linger)), (State::InDoubt, scene.leases(16).as_millis()), "{rule}");
+    scene.pass_expiry().await;
+    scene.mine(&hasty(4), rule).await;
+    scene.pass_expiry().await;
+    let reader = Claim { linger: scene.leases(64), ..scene.claim_by(5) };
+    assert_eq!(scene.mine(&reader, rule).await.taken_over, None, "{rule}: not kept any longer");
+}
+
+/// T13 with `after_expiry`: late retries are refused for a while.
+pub async fn an_expired_record_leaves_its_tombstone<S: Subject>(scene: Scene<S>) {
+    let rule = "T13: an expired record that asks for it is a tombstone for that long, and absent afterwards";
+    for state in [State::Completed, State::Failed, State::InDoubt, State::InProgress] {
+        let rule = format!("{rule} ({state:?})");
+        let claim = Claim { after_expiry: scene.leases(8), ..scene.claim_under(1, CrashPolicy::Retry) };
+        let grant = scene.mine(&claim, &rule).await;
+        match state {
+            State::InProgress => {}
+            State::InDoubt => {
+                assert_eq!(scene.park(Park::own(KEY, token(1), Reason::Error)).await, Written::Applied, "{rule}");
+            }
+            _ => {
+                let commit = Commit { state, ..scene.commit_by(1, "first") };
+                assert_eq!(scene.complete(commit).await, Written::Applied, "{rule}");
+            }
+        }
+        scene.pass_expiry().await;
+        let tombstone = scene.held(&scene.claim_under(2, CrashPolicy::Retry), &rule).await;
+        assert_eq!((tombstone.state, tombstone.body.len()), (State::Tombstone, 0), "{rule}");
+        assert_eq!(scene.record().await.state, State::Tombstone, "{rule}");
+        scene.refuses_owner(1, Written::Gone, &rule).await;
+        assert_eq!(scene.complete(scene.adopting_commit(&claim, &grant)).await, Written::Gone, "{rule}");
+        scene.purge().await;
+        scene.pass(5).await;
+        assert_eq!(scene.record().await.state, State::Tombstone, "{rule}: purging leaves it");
+        scene.pass_expiry().await;
+        assert_eq!(scene.read().await, None, "{rule}");
+        scene.purge().await;
+        assert_eq!(scene.mine(&scene.claim_by(3), &rule).await.record.attempts, 1, "{rule}");
+        assert_eq!(scene.release(Release::new(KEY, token(3))).await, Written::Applied, "{rule}");
+    }
+}
+
+/// Rule 2: a purge takes what has expired and nothing else.
+pub async fn a_purge_takes_only_what_has_expired<S: Subject>(scene: Scene<S>) {
+    let rule = "rule 2: a purge never takes a record before its expiry";
+    let claim = |number: u8| Claim { key: key(number), ..scene.claim_by(number.into()) };
+    for number in 1..=4 {
+        scene.mine(&claim(number), rule).await;
+    }
+    scene.mine(&Claim { linger: scene.leases(1), ..claim(5) }, rule).await;
+    assert_eq!(scene.park(Park { key: key(2), ..Park::own(KEY, token(2), Reason::Error) }).await, Written::Applied);
+    assert_eq!(scene.complete(Commit { key: key(3), ..scene.commit_by(3, "kept") }).await, Written::Applied, "{rule}");
+    let short = Commit { key: key(4), ttl: scene.leases(1), ..scene.commit_by(4, "short") };
+    let release = Release { keep_attempts: true, ..Release::new(key(5), token(5)) };
+    assert_eq!(scene.release(release).await, Written::Applied, "{rule}");
+    assert_eq!(scene.complete(short).await, Written::Applied, "{rule}");
+    scene.pass(4).await;
+    scene.purge().await;
+    scene.purge().await;
+    for (number, state) in [(1, State::InProgress), (2, State::InDoubt), (3, State::Completed)] {
+        assert_eq!(scene.read_key(key(number)).await.map(|record| record.state), Some(state), "{rule}");
+    }
+    assert_eq!(scene.read_key(key(5)).await, None, "{rule}");
+    scene.pass(20).await;
+    scene.purge().await;
+    for number in 1..=5 {
+        assert_eq!(scene.read_key(key(number)).await, None, "T13: what has expired is absent after a purge");
+    }
+}
+
+/// Everything but a claim finds no record.
+async fn is_absent<S: Subject>(scene: &Scene<S>, rule: &str) {
+    let page = scene.scan(Scan::default()).await;
+    assert_eq!(page.records.len(), 0, "{rule} (scan)");
+    scene.refuses_owner(1, Written::Gone, rule).await;
+    assert_eq!(scene.park(Park::orphan(KEY, token(1))).await, Written::Gone, "{rule} (park by an observer)");
+    let resolve = Resolve::new(KEY, token(1), token(9), ResolveAnswer::NotExecuted);
+    assert_eq!(scene.resolve(resolve).await, Changed::Absent, "{rule} (resolve)");
+    for force in [false, true] {
+        let remove = Remove { force, tombstone: scene.leases(4), ..Remove::new(KEY, token(1)) };
+        assert_eq!(scene.remove(remove).await, Changed::Absent, "{rule} (remove)");
+    }
+    assert_eq!(scene.watch().await.record, None, "{rule} (watch)");
+    assert_eq!(scene.read().await, None, "{rule} (read)");
+}

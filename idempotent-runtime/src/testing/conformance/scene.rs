@@ -1,0 +1,294 @@
+//! A store under test with one record in its middle, and short words for what the cases do.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::fingerprint::Fingerprint;
+use crate::key::KeyHash;
+use crate::store::{
+    Abandon, Adoption, Changed, Checkpoint, Claim, Claimed, Commit, CrashPolicy, Grant, Page, Park, Reason, Record,
+    Release, Remove, Renewal, Resolve, Scan, State, Store as _, Token, Watch, Written,
+};
+use crate::testing::{ClockJump, Subject};
+
+/// The key that a case is about. Other keys are [`key`] of a number.
+pub(super) const KEY: KeyHash = KeyHash::from_bytes([0x77; 32]);
+pub(super) const OPERATION: &str = "conformance.case";
+
+/// The keys grow with their numbers.
+pub(super) fn key(number: u8) -> KeyHash {
+    let mut bytes = [0x11; 32];
+    bytes[0] = number;
+    KeyHash::from_bytes(bytes)
+}
+
+pub(super) fn token(number: u128) -> Token {
+    Token::from_bits(number)
+}
+
+pub(super) fn fingerprint(version: u8, bits: u128) -> Option<Fingerprint> {
+    Some(Fingerprint { version, bits })
+}
+
+/// What a case works with.
+#[derive(Debug)]
+pub struct Scene<S> {
+    subject: Arc<S>,
+}
+
+impl<S> Clone for Scene<S> {
+    fn clone(&self) -> Self {
+        Self { subject: Arc::clone(&self.subject) }
+    }
+}
+
+/// A server can fail a request for reasons of its own; the suite then stops with that error.
+fn expect<T>(answer: Result<T, crate::store::StoreError>) -> T {
+    answer.unwrap_or_else(|error| panic!("the store failed: {error} ({error:?})"))
+}
+
+impl<S: Subject> Scene<S> {
+    pub(super) fn new(subject: Arc<S>) -> Self {
+        Self { subject }
+    }
+
+    pub(super) fn store(&self) -> &S::Store {
+        self.subject.store()
+    }
+
+    /// So many leases.
+    pub(super) fn leases(&self, count: u32) -> Duration {
+        self.subject.lease() * count
+    }
+
+    /// Lets so many leases pass.
+    pub(super) async fn pass(&self, leases: u32) {
+        self.subject.advance(self.leases(leases)).await;
+    }
+
+    /// Lets the record of `KEY` expire.
+    pub(super) async fn pass_expiry(&self) {
+        let record = self.record().await;
+        self.subject.advance(record.expires.saturating_duration_since(record.read_at) + self.leases(1)).await;
+    }
+
+    /// Whether the store's clock could be set. Where it is injected it must be possible.
+    pub(super) fn jump(&self, jump: ClockJump) -> bool {
+        let jumped = self.subject.jump_clock(jump);
+        let injected = self.store().capabilities().clock == crate::store::StoreClock::Injected;
+        assert!(jumped || !injected, "a store with an injected clock needs `Subject::jump_clock`");
+        jumped
+    }
+
+    /// A claim by caller number `caller`: policy hold, one lease, kept for 16 more.
+    pub(super) fn claim_by(&self, caller: u128) -> Claim {
+        let mut claim = Claim::new(KEY, token(caller), OPERATION.into());
+        claim.lease = self.leases(1);
+        claim.linger = self.leases(16);
+        claim
+    }
+
+    pub(super) fn claim_under(&self, caller: u128, policy: CrashPolicy) -> Claim {
+        Claim { policy, ..self.claim_by(caller) }
+    }
+
+    /// A result of caller number `caller`, kept for 16 leases.
+    pub(super) fn commit_by(&self, caller: u128, body: &'static str) -> Commit {
+        Commit::new(KEY, token(caller), Bytes::from_static(body.as_bytes()), self.leases(16))
+    }
+
+    /// A result that says how to write a vanished record anew.
+    pub(super) fn adopting_commit(&self, claim: &Claim, grant: &Grant) -> Commit {
+        let mut commit = Commit::new(KEY, claim.token, Bytes::from_static(b"adopted"), self.leases(16));
+        commit.adopt = Some(Arc::new(Adoption::new(claim.clone(), grant)));
+        commit
+    }
+
+    pub(super) async fn claim(&self, claim: &Claim) -> Claimed {
+        expect(self.store().claim(claim.clone()).await)
+    }
+
+    #[track_caller]
+    pub(super) fn granted(claimed: Claimed, rule: &str) -> Grant {
+        match claimed {
+            Claimed::Mine(grant) => grant,
+            Claimed::Held(record) => panic!("{rule}\nthe claim was refused by {record:#?}"),
+        }
+    }
+
+    #[track_caller]
+    pub(super) fn refused(claimed: Claimed, rule: &str) -> Record {
+        match claimed {
+            Claimed::Held(record) => record,
+            Claimed::Mine(grant) => panic!("{rule}\nthe claim was granted with {grant:#?}"),
+        }
+    }
+
+    /// The claim must be granted.
+    pub(super) async fn mine(&self, claim: &Claim, rule: &str) -> Grant {
+        Self::granted(self.claim(claim).await, rule)
+    }
+
+    /// The claim must be refused.
+    pub(super) async fn held(&self, claim: &Claim, rule: &str) -> Record {
+        Self::refused(self.claim(claim).await, rule)
+    }
+
+    /// Caller 1 owns `KEY` under `policy`.
+    pub(super) async fn running(&self, policy: CrashPolicy) -> Grant {
+        self.mine(&self.claim_under(1, policy), "T1: a claim of no record is granted").await
+    }
+
+    /// Caller 1 owns `KEY` under `policy`, and its lease is over.
+    pub(super) async fn orphaned(&self, policy: CrashPolicy) -> Grant {
+        let grant = self.running(policy).await;
+        self.pass(2).await;
+        grant
+    }
+
+    /// Caller 1 has parked `KEY`.
+    pub(super) async fn in_doubt(&self, policy: CrashPolicy) -> Record {
+        self.running(policy).await;
+        let parked = self.park(Park::own(KEY, token(1), Reason::Error)).await;
+        assert_eq!(parked, Written::Applied, "T6b: an owner parks its own record");
+        self.record().await
+    }
+
+    /// Caller 1 has stored the result `first`.
+    pub(super) async fn completed(&self, state: State) -> Record {
+        self.running(CrashPolicy::Hold).await;
+        let commit = Commit { state, ..self.commit_by(1, "first") };
+        assert_eq!(self.complete(commit).await, Written::Applied, "T8: an owner stores its result");
+        self.record().await
+    }
+
+    /// Caller 1 has released `KEY` and keeps its attempts.
+    pub(super) async fn released(&self) -> Record {
+        self.running(CrashPolicy::Hold).await;
+        let release = Release { keep_attempts: true, ..Release::new(KEY, token(1)) };
+        assert_eq!(self.release(release).await, Written::Applied, "T10: an owner releases its claim");
+        self.record().await
+    }
+
+    /// Caller 1's record was removed and left a tombstone for `leases`.
+    pub(super) async fn buried(&self, leases: u32) -> Record {
+        let record = self.completed(State::Completed).await;
+        let remove = Remove { tombstone: self.leases(leases), ..Remove::new(KEY, record.owner) };
+        assert_eq!(self.remove(remove).await, Changed::Applied, "T14: a finished record is removed");
+        self.record().await
+    }
+
+    pub(super) async fn read(&self) -> Option<Record> {
+        self.read_key(KEY).await
+    }
+
+    pub(super) async fn read_key(&self, key: KeyHash) -> Option<Record> {
+        expect(self.store().read(key).await)
+    }
+
+    pub(super) async fn record(&self) -> Record {
+        self.read().await.expect("the record must be there")
+    }
+
+    /// The record must be as it was, but for the time at which it is read. A store that computes its times from the time
+    /// that is left may be off by less than a lease.
+    pub(super) async fn unchanged(&self, before: &Record, rule: &str) {
+        let after = self.record().await;
+        for (before, after) in [(before.expires, after.expires), (before.lease_until, after.lease_until)] {
+            let difference = before.max(after).saturating_duration_since(before.min(after));
+            assert!(difference < self.leases(1), "{rule}: the record's times must not change ({before:?}, {after:?})");
+        }
+        let after =
+            Record { read_at: before.read_at, expires: before.expires, lease_until: before.lease_until, ..after };
+        assert_eq!(after, *before, "{rule}: the record must not change");
+    }
+
+    /// How long the record is kept from when it was read.
+    pub(super) fn kept(record: &Record) -> Duration {
+        record.expires.saturating_duration_since(record.read_at)
+    }
+
+    /// The record must be kept for about this long, or longer.
+    pub(super) fn kept_for(&self, record: &Record, at_least: Duration, rule: &str) {
+        let kept = Self::kept(record) + self.leases(1);
+        assert!(kept > at_least, "{rule}: the record is kept for {:?}, not for {at_least:?}", Self::kept(record));
+    }
+
+    pub(super) async fn renew(&self, caller: u128, lease: Duration) -> Written {
+        let answers = self.renew_all(vec![Renewal::new(KEY, token(caller), lease)]).await;
+        assert_eq!(answers.len(), 1, "T7: one answer for each renewal");
+        answers[0]
+    }
+
+    pub(super) async fn renew_all(&self, renewals: Vec<Renewal>) -> Vec<Written> {
+        expect(self.store().renew(renewals).await)
+    }
+
+    pub(super) async fn complete(&self, commit: Commit) -> Written {
+        expect(self.store().complete(commit).await)
+    }
+
+    pub(super) async fn release(&self, release: Release) -> Written {
+        expect(self.store().release(release).await)
+    }
+
+    pub(super) async fn abandon(&self, caller: u128, reason: Reason) -> Written {
+        expect(self.store().abandon(Abandon::new(KEY, token(caller), reason)).await)
+    }
+
+    pub(super) async fn park(&self, park: Park) -> Written {
+        expect(self.store().park(park).await)
+    }
+
+    pub(super) async fn checkpoint(&self, caller: u128, sequence: u32, body: &'static str) -> Written {
+        let body = Bytes::from_static(body.as_bytes());
+        expect(self.store().checkpoint(Checkpoint::new(KEY, token(caller), sequence, body)).await)
+    }
+
+    pub(super) async fn fence(&self, caller: u128) -> Option<u64> {
+        expect(self.store().fence(KEY, token(caller)).await)
+    }
+
+    pub(super) async fn resolve(&self, resolve: Resolve) -> Changed {
+        expect(self.store().resolve(resolve).await)
+    }
+
+    pub(super) async fn remove(&self, remove: Remove) -> Changed {
+        expect(self.store().remove(remove).await)
+    }
+
+    pub(super) async fn scan(&self, scan: Scan) -> Page {
+        expect(self.store().scan(scan).await)
+    }
+
+    pub(super) async fn purge(&self) {
+        expect(self.store().purge(10_000).await);
+    }
+
+    pub(super) async fn watch(&self) -> Watch {
+        expect(self.store().watch(KEY).await)
+    }
+
+    /// Every write that only an owner may do, with what it is called in a failure. None of them changes anything when
+    /// it is refused.
+    pub(super) async fn owner_writes(&self, caller: u128) -> [(&'static str, Written); 6] {
+        [
+            ("complete", self.complete(self.commit_by(caller, "stale")).await),
+            ("renew", self.renew(caller, self.leases(8)).await),
+            ("checkpoint", self.checkpoint(caller, 0, "stale").await),
+            ("abandon", self.abandon(caller, Reason::Dropped).await),
+            ("park", self.park(Park::own(KEY, token(caller), Reason::Dropped)).await),
+            ("release", self.release(Release::new(KEY, token(caller))).await),
+        ]
+    }
+
+    /// Every write of caller number `caller` must be answered with `expected`.
+    pub(super) async fn refuses_owner(&self, caller: u128, expected: Written, rule: &str) {
+        for (write, written) in self.owner_writes(caller).await {
+            assert_eq!(written, expected, "{rule} ({write})");
+        }
+        assert_eq!(self.fence(caller).await, None, "{rule} (fence)");
+    }
+}

@@ -1,0 +1,253 @@
+//! What becomes of a claim whose owner is gone: takeover, parking, asking again (T5, T5b, T6, rule 3).
+
+use super::Scene;
+use super::claims::race;
+use super::scene::{KEY, fingerprint, token};
+use crate::store::{Claim, CrashPolicy, Park, Reason, State, Written};
+use crate::testing::Subject;
+
+const TAKING: [CrashPolicy; 3] = [CrashPolicy::Retry, CrashPolicy::Resume, CrashPolicy::Verify];
+
+/// T5: every policy but hold hands the claim to the next caller.
+pub async fn an_orphan_is_taken_over<S: Subject>(scene: Scene<S>) {
+    let rule = "T5: a claim whose lease is over is taken over, with fence and attempts counted up";
+    let mut fence = scene.orphaned(CrashPolicy::Retry).await.record.fence;
+    for (attempts, policy) in (2..).zip(TAKING) {
+        let claim = Claim { trace: Some("taker".into()), ..scene.claim_under(attempts.into(), policy) };
+        let grant = scene.mine(&claim, rule).await;
+        let record = &grant.record;
+        assert_eq!(grant.taken_over, Some(State::InProgress), "{rule}");
+        assert_eq!((record.state, record.owner, record.policy), (State::InProgress, claim.token, policy), "{rule}");
+        assert_eq!((record.attempts, record.trace.as_deref()), (attempts, Some("taker")), "{rule}");
+        assert!(record.fence > fence, "{rule}");
+        assert!(record.is_running(), "{rule}: the taker has a lease of its own");
+        fence = record.fence;
+        scene.held(&scene.claim_under(99, CrashPolicy::Retry), rule).await;
+        scene.pass(2).await;
+    }
+}
+
+/// T5: what the first owner reached is not lost.
+pub async fn a_takeover_keeps_the_checkpoint<S: Subject>(scene: Scene<S>) {
+    let rule = "T5: a takeover keeps the checkpoint and its count";
+    scene.running(CrashPolicy::Resume).await;
+    assert_eq!(scene.checkpoint(1, 0, "half").await, Written::Applied, "{rule}");
+    scene.pass(2).await;
+    let grant = scene.mine(&scene.claim_under(2, CrashPolicy::Resume), rule).await;
+    assert_eq!((&grant.record.body[..], grant.record.checkpoints), (&b"half"[..], 1), "{rule}");
+    assert_eq!(scene.checkpoint(2, 1, "whole").await, Written::Applied, "{rule}");
+    assert_eq!(&scene.record().await.body[..], b"whole", "{rule}");
+}
+
+/// T5 then T4: a taker whose answer was lost must not think that it is the first.
+pub async fn a_repeated_takeover_tells_that_it_was_one<S: Subject>(scene: Scene<S>) {
+    let rule = "T4: the answer to a repeated takeover tells again from which state it took over";
+    scene.orphaned(CrashPolicy::Verify).await;
+    let claim = scene.claim_under(2, CrashPolicy::Verify);
+    let grant = scene.mine(&claim, rule).await;
+    assert_eq!(scene.mine(&claim, rule).await.taken_over, Some(State::InProgress), "{rule}");
+    assert_eq!(scene.record().await.attempts, grant.record.attempts, "{rule}");
+    assert_eq!(scene.park(Park::own(KEY, token(2), Reason::Error)).await, Written::Applied, "{rule}");
+    let claim = scene.claim_under(3, CrashPolicy::Verify);
+    scene.mine(&claim, rule).await;
+    assert_eq!(scene.mine(&claim, rule).await.taken_over, Some(State::InDoubt), "{rule}");
+}
+
+/// Rule 2: the record has the figures of the claim that took it over, and is not forgotten earlier than before.
+pub async fn a_takeover_writes_its_own_linger<S: Subject>(scene: Scene<S>) {
+    let rule = "T5: a takeover writes the caller's linger and never shortens how long the record is kept";
+    scene.orphaned(CrashPolicy::Retry).await;
+    let before = scene.record().await;
+    let shorter = Claim { linger: scene.leases(2), ..scene.claim_under(2, CrashPolicy::Retry) };
+    let record = scene.mine(&shorter, rule).await.record;
+    assert_eq!(u128::from(record.linger), scene.leases(2).as_millis(), "{rule}");
+    assert!(record.expires + scene.leases(1) > before.expires, "{rule}");
+    scene.pass(2).await;
+    let longer = Claim { linger: scene.leases(64), ..scene.claim_under(3, CrashPolicy::Retry) };
+    let record = scene.mine(&longer, rule).await.record;
+    assert_eq!(u128::from(record.linger), scene.leases(64).as_millis(), "{rule}");
+    scene.kept_for(&record, scene.leases(65), rule);
+}
+
+/// T6: under hold the record is in doubt, and stays.
+pub async fn an_orphan_under_hold_is_parked<S: Subject>(scene: Scene<S>) {
+    let rule = "T6: under hold a claim whose lease is over is parked as crashed and held";
+    scene.running(CrashPolicy::Hold).await;
+    assert_eq!(scene.checkpoint(1, 0, "half").await, Written::Applied, "{rule}");
+    scene.pass(2).await;
+    let held = scene.held(&scene.claim_by(2), rule).await;
+    assert_eq!((held.state, held.owner, held.reason), (State::InDoubt, token(1), Some(Reason::Crashed)), "{rule}");
+    let record = scene.record().await;
+    assert_eq!(
+        (record.state, record.owner, record.reason),
+        (State::InDoubt, token(1), Some(Reason::Crashed)),
+        "{rule}"
+    );
+    assert_eq!((&record.body[..], record.attempts), (&b"half"[..], 1), "{rule}");
+    assert_eq!(scene.held(&scene.claim_by(3), rule).await.state, State::InDoubt, "{rule}");
+}
+
+/// Rule 3: the stricter of the record's and the caller's policy.
+pub async fn the_stricter_policy_decides<S: Subject>(scene: Scene<S>) {
+    let rule = "rule 3: where caller and record differ, the stricter policy wins";
+    let all = [CrashPolicy::Retry, CrashPolicy::Resume, CrashPolicy::Verify, CrashPolicy::Hold];
+    for recorded in all {
+        for asked in all {
+            let rule = format!("{rule} (record {recorded:?}, caller {asked:?})");
+            scene.orphaned(recorded).await;
+            let claim = scene.claim_under(2, asked);
+            let owner = if recorded == CrashPolicy::Hold || asked == CrashPolicy::Hold {
+                assert_eq!(scene.held(&claim, &rule).await.state, State::InDoubt, "{rule}");
+                token(1)
+            } else {
+                assert_eq!(scene.mine(&claim, &rule).await.record.policy, recorded.max(asked), "{rule}");
+                token(2)
+            };
+            assert_eq!(scene.release(crate::store::Release::new(KEY, owner)).await, Written::Applied, "{rule}");
+        }
+    }
+}
+
+/// T5: another request may not continue this one.
+pub async fn a_contradicting_fingerprint_takes_nothing_over<S: Subject>(scene: Scene<S>) {
+    let rule = "T5: a claim with another fingerprint takes nothing over";
+    let recorded = Claim { fingerprint: fingerprint(1, 7), ..scene.claim_under(1, CrashPolicy::Retry) };
+    scene.mine(&recorded, "T1: a claim of no record is granted").await;
+    scene.pass(2).await;
+    let before = scene.record().await;
+    let claim = Claim { fingerprint: fingerprint(1, 8), ..scene.claim_under(2, CrashPolicy::Retry) };
+    let record = scene.held(&claim, rule).await;
+    assert_eq!(
+        (record.state, record.owner, record.fingerprint),
+        (State::InProgress, token(1), fingerprint(1, 7)),
+        "{rule}"
+    );
+    scene.unchanged(&before, rule).await;
+}
+
+/// T5: fingerprints that cannot be compared are not in the way.
+pub async fn an_absent_or_older_fingerprint_contradicts_nothing<S: Subject>(scene: Scene<S>) {
+    let rule = "T5: the same fingerprint, none, and one of another version take over";
+    let mut attempts = 1;
+    for (recorded, asked, then) in [
+        (fingerprint(1, 7), fingerprint(1, 7), fingerprint(1, 7)),
+        (fingerprint(1, 7), None, fingerprint(1, 7)),
+        (None, fingerprint(1, 7), fingerprint(1, 7)),
+        (fingerprint(1, 7), fingerprint(2, 8), fingerprint(2, 8)),
+    ] {
+        let owner = attempts * 2;
+        let first = Claim { fingerprint: recorded, ..scene.claim_under(owner, CrashPolicy::Retry) };
+        scene.mine(&first, "T1: a claim of no record is granted").await;
+        scene.pass(2).await;
+        let claim = Claim { fingerprint: asked, ..scene.claim_under(owner + 1, CrashPolicy::Retry) };
+        assert_eq!(scene.mine(&claim, rule).await.record.fingerprint, then, "{rule}");
+        let release = crate::store::Release::new(KEY, claim.token);
+        assert_eq!(scene.release(release).await, Written::Applied, "{rule}");
+        attempts += 1;
+    }
+}
+
+/// T5b: the outside world is asked again once the backoff is over, not before.
+pub async fn a_doubt_is_asked_again_after_its_backoff<S: Subject>(scene: Scene<S>) {
+    let rule = "T5b: under verify a record in doubt is taken over once its backoff is over";
+    let first = scene.running(CrashPolicy::Verify).await;
+    let park = Park { ask_again_after: scene.leases(4), ..Park::own(KEY, token(1), Reason::Error) };
+    assert_eq!(scene.park(park).await, Written::Applied, "{rule}");
+    scene.pass(2).await;
+    assert_eq!(scene.held(&scene.claim_under(2, CrashPolicy::Verify), rule).await.state, State::InDoubt, "{rule}");
+    scene.pass(3).await;
+    let grant = scene.mine(&scene.claim_under(2, CrashPolicy::Verify), rule).await;
+    assert_eq!(grant.taken_over, Some(State::InDoubt), "{rule}");
+    assert_eq!(
+        (grant.record.state, grant.record.owner, grant.record.attempts),
+        (State::InProgress, token(2), 2),
+        "{rule}"
+    );
+    assert_eq!(grant.record.reason, None, "{rule}");
+    assert!(grant.record.is_running() && grant.record.fence > first.record.fence, "{rule}");
+}
+
+/// T5b: only under verify.
+pub async fn a_doubt_is_held_under_every_other_policy<S: Subject>(scene: Scene<S>) {
+    let rule = "T5b: a record in doubt is held unless the stricter policy is verify";
+    let all = [CrashPolicy::Retry, CrashPolicy::Resume, CrashPolicy::Verify, CrashPolicy::Hold];
+    for recorded in all {
+        for asked in all {
+            let rule = format!("{rule} (record {recorded:?}, caller {asked:?})");
+            scene.in_doubt(recorded).await;
+            scene.pass(2).await;
+            let claim = scene.claim_under(2, asked);
+            let owner = if recorded.max(asked) == CrashPolicy::Verify {
+                scene.mine(&claim, &rule).await;
+                token(2)
+            } else {
+                assert_eq!(scene.held(&claim, &rule).await.state, State::InDoubt, "{rule}");
+                token(1)
+            };
+            assert_eq!(scene.release(crate::store::Release::new(KEY, owner)).await, Written::Applied, "{rule}");
+        }
+    }
+}
+
+/// T5b: the verdict is about one request.
+pub async fn a_contradicting_fingerprint_asks_nothing_again<S: Subject>(scene: Scene<S>) {
+    let rule = "T5b: a claim with another fingerprint does not take a record in doubt over";
+    let recorded = Claim { fingerprint: fingerprint(1, 7), ..scene.claim_under(1, CrashPolicy::Verify) };
+    scene.mine(&recorded, "T1: a claim of no record is granted").await;
+    assert_eq!(scene.park(Park::own(KEY, token(1), Reason::Error)).await, Written::Applied, "{rule}");
+    scene.pass(1).await;
+    let claim = Claim { fingerprint: fingerprint(1, 8), ..scene.claim_under(2, CrashPolicy::Verify) };
+    assert_eq!(scene.held(&claim, rule).await.owner, token(1), "{rule}");
+}
+
+/// T5, T11: an owner that panicked and was replaced says nothing about the next one.
+pub async fn a_takeover_forgets_the_reason<S: Subject>(scene: Scene<S>) {
+    let rule = "T5: the reason of the owner before does not stay on a claim that was taken over";
+    scene.running(CrashPolicy::Retry).await;
+    assert_eq!(scene.abandon(1, Reason::Panicked).await, Written::Applied, "{rule}");
+    assert_eq!(scene.mine(&scene.claim_under(2, CrashPolicy::Retry), rule).await.record.reason, None, "{rule}");
+    scene.pass(2).await;
+    assert_eq!(scene.held(&scene.claim_by(3), rule).await.reason, Some(Reason::Crashed), "{rule}");
+}
+
+/// T6: what the owner said is more than what an observer sees.
+pub async fn parking_an_abandoned_record_keeps_its_reason<S: Subject>(scene: Scene<S>) {
+    let rule = "T6: a record that its owner abandoned keeps that reason when it is parked";
+    for by_claim in [true, false] {
+        scene.running(CrashPolicy::Retry).await;
+        assert_eq!(scene.abandon(1, Reason::Panicked).await, Written::Applied, "{rule}");
+        if by_claim {
+            scene.held(&scene.claim_by(2), rule).await;
+        } else {
+            assert_eq!(scene.park(Park::orphan(KEY, token(1))).await, Written::Applied, "{rule}");
+        }
+        let record = scene.record().await;
+        assert_eq!((record.state, record.reason), (State::InDoubt, Some(Reason::Panicked)), "{rule}");
+        assert_eq!(scene.release(crate::store::Release::new(KEY, token(1))).await, Written::Applied, "{rule}");
+    }
+}
+
+/// One `Mine` among 64 takeovers at once.
+pub async fn one_of_64_concurrent_takeovers_is_granted<S: Subject>(scene: Scene<S>) {
+    let rule = "T5: of 64 takeovers at once one is granted, and the others see its owner";
+    scene.orphaned(CrashPolicy::Retry).await;
+    let claims = (2..=65).map(|caller| scene.claim_under(caller, CrashPolicy::Retry)).collect();
+    race(&scene, claims, rule).await;
+    assert_eq!(scene.record().await.attempts, 2, "{rule}");
+}
+
+/// S4: what a body hands to the resource that checks fences.
+pub async fn fences_grow_over_takeovers<S: Subject>(scene: Scene<S>) {
+    let rule = "the fence of a claim is one figure, and larger than that of every earlier claim";
+    scene.running(CrashPolicy::Retry).await;
+    let mut last = None;
+    for caller in 1..=5 {
+        let fence = scene.fence(caller).await;
+        assert!(fence.is_some() && fence > last, "{rule}: {fence:?} after {last:?}");
+        assert_eq!(scene.fence(caller).await, fence, "{rule}");
+        scene.pass(2).await;
+        scene.mine(&scene.claim_under(caller + 1, CrashPolicy::Retry), rule).await;
+        assert_eq!(scene.fence(caller).await, None, "{rule}: an owner that was replaced has none");
+        last = fence;
+    }
+}

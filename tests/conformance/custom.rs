@@ -1,0 +1,42 @@
+//! The store that the documentation of `idempotency::store` shows keeps every rule.
+
+use std::time::Duration;
+
+use idempotency::testing::{ClockJump, ManualClock, Subject};
+
+#[path = "../../idempotent-runtime/src/store/custom_store.rs"]
+#[expect(unreachable_pub, reason = "the documentation shows a store as a library would export it")]
+mod custom_store;
+
+use custom_store::CustomStore;
+
+struct Custom {
+    store: CustomStore,
+    clock: ManualClock,
+}
+
+impl Custom {
+    async fn start() -> Self {
+        let clock = ManualClock::new();
+        Self { store: CustomStore::new(clock.clone()), clock }
+    }
+}
+
+impl Subject for Custom {
+    type Store = CustomStore;
+
+    fn store(&self) -> &CustomStore {
+        &self.store
+    }
+
+    async fn advance(&self, duration: Duration) {
+        self.clock.advance(duration);
+    }
+
+    fn jump_clock(&self, jump: ClockJump) -> bool {
+        self.clock.jump(jump);
+        true
+    }
+}
+
+idempotency::testing::conformance!(Custom::start);

@@ -1,0 +1,176 @@
+//! Callers of one call in one process share one claim.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use futures::future::join_all;
+use idempotency::{Error, ErrorKind, OnConflict, observe};
+
+use crate::faults::{Fault, Gate};
+use crate::world::{World, eventually, poll_once};
+
+#[tokio::test]
+async fn sixty_four_callers_cost_one_claim_and_one_effect() {
+    let (world, gate) = (World::new(), Gate::new());
+    let callers = (0..64).map(|_| {
+        observe(world.call(1).run(|| async {
+            gate.wait().await;
+            world.effect(1)
+        }))
+    });
+    let open = async {
+        world.record_is(1, |record| record.is_some()).await;
+        gate.open();
+    };
+    let (answers, ()) = tokio::join!(join_all(callers), open);
+    let joined = answers.iter().filter(|(_, report)| report.as_ref().unwrap().joined).count();
+    assert!(answers.iter().all(|(result, _)| result.as_ref().unwrap() == "receipt 1.1"));
+    assert_eq!((joined, world.store.requests("claim"), world.ledger.count()), (63, 1, 1));
+}
+
+#[tokio::test]
+async fn a_leader_that_goes_before_the_body_leaves_its_place_to_a_follower() {
+    let (world, gate) = (World::new(), Gate::new());
+    world.store.next("claim", Fault::Late(gate.clone()));
+    let mut leader = Box::pin(world.charge(1));
+    assert!(poll_once(&mut leader).is_pending());
+    let mut follower = Box::pin(world.charge(1));
+    assert!(poll_once(&mut follower).is_pending());
+    drop(leader);
+    // The follower's own claim meets no gate.
+    assert_eq!(follower.await.unwrap(), "receipt 1.1");
+    gate.open();
+    eventually("the late claim to be settled", async || world.store.requests("claim") == 2).await;
+    assert_eq!(world.charge(1).await.unwrap(), "receipt 1.1");
+    assert_eq!(world.ledger.count(), 1);
+}
+
+#[tokio::test]
+async fn a_leader_that_goes_in_the_body_sends_its_followers_to_the_store() {
+    let world = World::new();
+    let mut leader = Box::pin(world.call(1).run(|| async {
+        world.effect(1)?;
+        std::future::pending::<Result<String, Error>>().await
+    }));
+    eventually("the effect", async || {
+        assert!(poll_once(&mut leader).is_pending());
+        world.ledger.count() == 1
+    })
+    .await;
+    let mut followers: Vec<_> = (0..8).map(|_| Box::pin(world.charge(1))).collect();
+    for follower in &mut followers {
+        assert!(poll_once(follower).is_pending());
+    }
+    drop(leader);
+    for answer in join_all(followers).await {
+        assert_eq!(answer.unwrap_err().kind(), ErrorKind::InDoubt);
+    }
+    assert_eq!(world.ledger.count(), 1);
+}
+
+#[tokio::test]
+async fn a_leader_that_is_out_of_time_takes_nobody_along() {
+    let (world, gate) = (World::new(), Gate::new());
+    let elsewhere = world.other_process();
+    let owner = elsewhere.call(1).run(|| async {
+        gate.wait().await;
+        elsewhere.effect(1)
+    });
+    let here = async {
+        world.record_is(1, |record| record.is_some()).await;
+        let hasty = world.call(1).on_conflict(OnConflict::Wait(Duration::from_millis(100)));
+        let mut hasty = Box::pin(hasty.run(|| async { world.effect(1) }));
+        assert!(poll_once(&mut hasty).is_pending());
+        let mut patient = Box::pin(world.charge(1));
+        assert!(poll_once(&mut patient).is_pending());
+        eventually("the leader to wait", async || {
+            assert!(poll_once(&mut hasty).is_pending());
+            world.store.requests("watch") > 0
+        })
+        .await;
+        world.clock.advance(Duration::from_millis(101));
+        assert_eq!(hasty.await.unwrap_err().kind(), ErrorKind::InProgress);
+        gate.open();
+        patient.await
+    };
+    let (owner, patient) = tokio::join!(owner, here);
+    assert_eq!(owner.unwrap(), patient.unwrap());
+    assert_eq!(world.ledger.count(), 1);
+}
+
+#[tokio::test]
+async fn after_a_leader_s_released_error_the_next_follower_runs() {
+    let (world, gate) = (World::new(), Gate::new());
+    let attempts = Arc::new(AtomicUsize::new(0));
+    let callers = (0..3).map(|_| {
+        world.call(1).run(|| async {
+            gate.wait().await;
+            if attempts.fetch_add(1, Ordering::SeqCst) == 0 {
+                return Err(anyhow::anyhow!("busy"));
+            }
+            Ok(world.effect(1)?)
+        })
+    });
+    let open = async {
+        world.record_is(1, |record| record.is_some()).await;
+        gate.open();
+    };
+    let (answers, ()) = tokio::join!(join_all(callers), open);
+    let (failed, succeeded): (Vec<_>, Vec<_>) = answers.into_iter().partition(Result::is_err);
+    assert_eq!((failed.len(), succeeded.len()), (1, 2));
+    assert_eq!((attempts.load(Ordering::SeqCst), world.ledger.count()), (2, 1));
+}
+
+#[tokio::test]
+async fn a_follower_that_refuses_to_wait_is_told_at_once() {
+    let (world, gate) = (World::new(), Gate::new());
+    let leader = world.call(1).run(|| async {
+        gate.wait().await;
+        world.effect(1)
+    });
+    let follower = async {
+        world.record_is(1, |record| record.is_some()).await;
+        let call = world.call(1).on_conflict(OnConflict::Reject).run(|| async { world.effect(1) });
+        let before = world.clock_now();
+        assert_eq!(call.await.unwrap_err().kind(), ErrorKind::InProgress);
+        assert_eq!(world.clock_now(), before);
+        gate.open();
+    };
+    let (leader, ()) = tokio::join!(leader, follower);
+    leader.unwrap();
+    assert_eq!((world.store.requests("claim"), world.ledger.count()), (1, 1));
+}
+
+#[tokio::test]
+async fn a_follower_that_refuses_to_wait_still_gets_a_replay_that_is_on_its_way() {
+    let (world, gate) = (World::new(), Gate::new());
+    world.charge(1).await.unwrap();
+    world.store.next("claim", Fault::LateAnswer(gate.clone()));
+    let mut leader = Box::pin(world.charge(1));
+    assert!(poll_once(&mut leader).is_pending());
+    let call = world.call(1).on_conflict(OnConflict::Reject);
+    let mut follower = Box::pin(call.run(|| async { world.effect(1) }));
+    assert!(poll_once(&mut follower).is_pending());
+    gate.open();
+    let (leader, follower) = tokio::join!(leader, follower);
+    assert_eq!((leader.unwrap(), follower.unwrap()), ("receipt 1.1".into(), "receipt 1.1".into()));
+}
+
+#[tokio::test]
+async fn callers_with_another_fingerprint_do_not_share() {
+    let (world, gate) = (World::new(), Gate::new());
+    let leader = world.call(1).fingerprint("EUR 100").run(|| async {
+        gate.wait().await;
+        world.effect(1)
+    });
+    let other = async {
+        world.record_is(1, |record| record.is_some()).await;
+        let call = world.call(1).fingerprint("EUR 101").run(|| async { world.effect(1) });
+        assert_eq!(call.await.unwrap_err().kind(), ErrorKind::Mismatch);
+        gate.open();
+    };
+    let (leader, ()) = tokio::join!(leader, other);
+    leader.unwrap();
+    assert_eq!(world.ledger.count(), 1);
+}

@@ -1,0 +1,211 @@
+//! Storing a result when the store fails, and when somebody else was faster.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use idempotency::store::{Commit, Reason, Remove, Store as _, Written};
+use idempotency::{ErrorKind, OnCrash, State, observe};
+
+use crate::faults::{Fault, Gate};
+use crate::world::{DAY, LEASE, World, eventually};
+
+#[tokio::test]
+async fn a_commit_whose_answer_was_lost_is_repeated_and_is_the_same_commit() {
+    let world = World::new();
+    world.store.next("complete", Fault::LostAnswer);
+    let first = world.while_time_passes(world.charge(1)).await.unwrap();
+    assert_eq!(world.store.requests("complete"), 2);
+    assert_eq!(world.charge(1).await.unwrap(), first);
+    assert_eq!(world.ledger.count(), 1);
+}
+
+#[tokio::test]
+async fn a_commit_that_fails_for_a_while_is_repeated_until_it_is_stored() {
+    let world = World::new();
+    for _ in 0..5 {
+        world.store.next("complete", Fault::LostRequest);
+    }
+    let first = world.while_time_passes(world.charge(1)).await.unwrap();
+    assert_eq!(world.record(1).await.unwrap().state, State::Completed);
+    assert_eq!(world.charge(1).await.unwrap(), first);
+}
+
+#[tokio::test]
+async fn a_result_that_cannot_be_stored_in_time_is_not_stored_and_the_background_goes_on() {
+    let world = World::new();
+    world.store.always("complete", Some(Fault::LostRequest));
+    let error = world.while_time_passes(world.charge(1)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotStored);
+    assert_eq!(world.record(1).await.unwrap().state, State::InProgress);
+    world.store.always("complete", None);
+    let stored = world.record_is(1, |record| record.is_some_and(|record| record.state == State::Completed));
+    world.while_time_passes(stored).await;
+    assert_eq!(world.charge(1).await.unwrap(), "receipt 1.1", "the result that the caller never saw");
+    assert_eq!(world.ledger.count(), 1);
+}
+
+#[tokio::test]
+async fn a_result_that_can_never_be_stored_leaves_the_record_in_doubt() {
+    let world = World::with(|builder| builder.background_commit(Duration::from_secs(20)));
+    world.store.always("complete", Some(Fault::LostRequest));
+    let error = world.while_time_passes(world.charge(1)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotStored);
+    let parked = world.record_is(1, |record| record.is_some_and(|record| record.state == State::InDoubt));
+    world.while_time_passes(parked).await;
+    assert_eq!(world.record(1).await.unwrap().reason, Some(Reason::NotStored));
+    assert_eq!(world.charge(1).await.unwrap_err().kind(), ErrorKind::InDoubt);
+    assert_eq!(world.ledger.count(), 1);
+}
+
+#[tokio::test]
+async fn a_caller_that_is_dropped_while_its_result_is_stored_loses_nothing() {
+    let world = World::new();
+    let gate = Gate::new();
+    world.store.next("complete", Fault::Late(gate.clone()));
+    {
+        let mut call = Box::pin(world.charge(1));
+        eventually("the commit to be sent", async || {
+            assert!(crate::world::poll_once(&mut call).is_pending());
+            world.store.requests("complete") == 1
+        })
+        .await;
+    }
+    gate.open();
+    world.record_is(1, |record| record.is_some_and(|record| record.state == State::Completed)).await;
+    assert_eq!(world.charge(1).await.unwrap(), "receipt 1.1");
+    assert_eq!(world.ledger.count(), 1);
+}
+
+type Seen = Arc<Mutex<Vec<(String, Option<String>)>>>;
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+fn with_hook(seen: &Seen) -> World {
+    let seen = seen.clone();
+    World::with(|builder| {
+        builder.on_duplicate(move |duplicate| {
+            let winner = duplicate.winner.as_deref().map(text);
+            seen.lock().unwrap().push((text(&duplicate.result), winner));
+        })
+    })
+}
+
+/// An owner that stalls for longer than its lease, while renewals fail, and another one that takes over and finishes.
+#[tokio::test]
+async fn an_owner_that_was_overtaken_returns_the_winner_s_result_and_reports_its_own() {
+    let seen = Seen::default();
+    let (here, gate) = (with_hook(&seen), Gate::new());
+    let there = here.other_process();
+    here.store.always("renew", Some(Fault::LostRequest));
+    let stalled = observe(here.call(1).on_crash(OnCrash::Retry).run(|| async {
+        let result = here.effect(1);
+        gate.wait().await;
+        result
+    }));
+    let taker = async {
+        here.record_is(1, |record| record.is_some()).await;
+        here.clock.advance(LEASE + Duration::from_millis(1));
+        let result = there.call(1).on_crash(OnCrash::Retry).run(|| async { there.effect(1) }).await;
+        gate.open();
+        result
+    };
+    let ((stalled, report), winner) = tokio::join!(stalled, taker);
+    let (stalled, winner) = (stalled.unwrap(), winner.unwrap());
+    assert_eq!((&*stalled, &*winner), ("receipt 1.2", "receipt 1.2"));
+    assert!(report.unwrap().replayed);
+    assert_eq!(*seen.lock().unwrap(), [("\"receipt 1.1\"".to_owned(), Some("\"receipt 1.2\"".to_owned()))]);
+    assert_eq!(here.engine.duplicates(), 1);
+    assert_eq!(here.ledger.count(), 2, "under retry the effect can happen twice");
+}
+
+#[tokio::test]
+async fn an_owner_that_was_overtaken_waits_for_the_winner_that_still_runs() {
+    let (here, gate, finish) = (World::new(), Gate::new(), Gate::new());
+    let there = here.other_process();
+    here.store.always("renew", Some(Fault::LostRequest));
+    let stalled = here.call(1).on_crash(OnCrash::Retry).run(|| async {
+        gate.wait().await;
+        here.effect(1)
+    });
+    let taker = async {
+        here.record_is(1, |record| record.is_some()).await;
+        here.clock.advance(LEASE + Duration::from_millis(1));
+        let call = there.call(1).on_crash(OnCrash::Retry).run(|| async {
+            gate.open();
+            finish.wait().await;
+            Ok::<_, idempotency::Error>("winner".to_owned())
+        });
+        call.await
+    };
+    let end = async {
+        eventually("the stalled owner to wait", async || here.store.requests("watch") > 0).await;
+        finish.open();
+    };
+    let (stalled, winner, ()) = tokio::join!(stalled, taker, end);
+    assert_eq!((stalled.unwrap(), winner.unwrap()), ("winner".to_owned(), "winner".to_owned()));
+}
+
+#[tokio::test]
+async fn an_owner_whose_record_was_taken_away_gets_superseded_and_brings_nothing_back() {
+    let seen = Seen::default();
+    let (world, gate) = (with_hook(&seen), Gate::new());
+    let call = world.call(1).run(|| async {
+        gate.wait().await;
+        world.effect(1)
+    });
+    let remover = async {
+        world.record_is(1, |record| record.is_some()).await;
+        let record = world.record(1).await.unwrap();
+        let mut remove = Remove::new(record.key, record.owner);
+        remove.force = true;
+        world.memory.remove(remove).await.unwrap();
+        gate.open();
+    };
+    let (result, ()) = tokio::join!(call, remover);
+    assert_eq!(result.unwrap_err().kind(), ErrorKind::Superseded);
+    assert_eq!(*seen.lock().unwrap(), [("\"receipt 1.1\"".to_owned(), None)]);
+    assert!(world.record(1).await.is_none_or(|record| record.state == State::Tombstone));
+}
+
+#[tokio::test]
+async fn a_record_that_vanished_under_its_living_owner_is_written_anew() {
+    let (world, gate) = (World::new(), Gate::new());
+    let call = world.call(1).run(|| async {
+        gate.wait().await;
+        world.effect(1)
+    });
+    let loser = async {
+        world.record_is(1, |record| record.is_some()).await;
+        let record = world.record(1).await.unwrap();
+        // What an eviction or a failover does: the record goes, and no tombstone tells.
+        let release = idempotency::store::Release::new(record.key, record.owner);
+        world.memory.release(release).await.unwrap();
+        gate.open();
+    };
+    let (result, ()) = tokio::join!(call, loser);
+    assert_eq!(result.unwrap(), "receipt 1.1");
+    assert_eq!(world.charge(1).await.unwrap(), "receipt 1.1");
+    assert_eq!(world.ledger.count(), 1);
+}
+
+#[tokio::test]
+async fn an_own_commit_that_is_found_as_lost_is_still_the_own_result() {
+    // Applied twice by a store that answers the second one with "lost", as a statement on a stale snapshot does.
+    let (world, gate) = (World::new(), Gate::new());
+    let call = world.call(1).run(|| async {
+        gate.wait().await;
+        world.effect(1)
+    });
+    let other = async {
+        world.record_is(1, |record| record.is_some()).await;
+        let record = world.record(1).await.unwrap();
+        let commit = Commit::new(record.key, record.owner, "\"receipt 1.1\"".into(), DAY);
+        assert_eq!(world.memory.complete(commit).await.unwrap(), Written::Applied);
+        gate.open();
+    };
+    let (result, ()) = tokio::join!(call, other);
+    assert_eq!(result.unwrap(), "receipt 1.1");
+    assert_eq!(world.engine.duplicates(), 0);
+}

@@ -1,0 +1,115 @@
+//! What a body can know about its call.
+
+use idempotency::{Context, Error, ErrorKind, InCurrentScope as _, OnCrash};
+
+use crate::faults::Fault;
+use crate::world::{DAY, OPERATION, World, eventually, poll_once};
+
+#[tokio::test]
+async fn a_body_that_calls_itself_with_its_own_key_is_refused() {
+    let world = World::new();
+    let call = world.call(1).run(|| async {
+        let inner = world.charge(1).await.unwrap_err();
+        assert_eq!(inner.kind(), ErrorKind::Reentrant);
+        // From a task that took the scope along, too.
+        let spawned = world.engine.call(OPERATION, 1_u64).ttl(DAY).run(|| async { Ok::<_, Error>(()) });
+        let spawned = tokio::spawn(spawned.in_current_scope()).await.unwrap();
+        assert_eq!(spawned.unwrap_err().kind(), ErrorKind::Reentrant);
+        // Another key is another call, and there the outer key is still running.
+        world
+            .call(2)
+            .run(|| async {
+                assert_eq!(world.charge(1).await.unwrap_err().kind(), ErrorKind::Reentrant);
+                world.effect(2)
+            })
+            .await?;
+        world.effect(1)
+    });
+    call.await.unwrap();
+    assert_eq!(world.ledger.charges(), ["charge 2", "charge 1"]);
+}
+
+#[tokio::test]
+async fn attempts_and_fences_grow_and_derived_keys_stay() {
+    let world = World::new();
+    let attempt = async |hang: bool| {
+        let mut seen = None;
+        {
+            let mut call = Box::pin(world.call(1).on_crash(OnCrash::Retry).run(|| async {
+                let context = Context::current();
+                let fence = context.fence().await?;
+                assert_eq!(context.fence().await?, fence, "one fence for one claim");
+                seen = Some((context.attempt(), fence, context.derive_key("provider"), context.derive_key("mail")));
+                world.ledger.charge("attempt");
+                if hang {
+                    std::future::pending::<()>().await;
+                }
+                Ok::<_, Error>(())
+            }));
+            let count = world.ledger.count();
+            eventually("the attempt", async || {
+                let _ = poll_once(&mut call);
+                world.ledger.count() > count
+            })
+            .await;
+        }
+        seen.unwrap()
+    };
+    let first = attempt(true).await;
+    let second = attempt(true).await;
+    assert_eq!((first.0, second.0), (1, 2));
+    assert!(second.1 > first.1, "{} must be larger than {}", second.1, first.1);
+    assert_eq!((&first.2, &first.3), (&second.2, &second.3));
+    assert_ne!(first.2, first.3);
+    assert!(first.2.len() <= 64);
+}
+
+#[tokio::test]
+async fn a_fence_of_a_claim_that_was_lost_is_superseded() {
+    let world = World::new();
+    let call = world.call(1).run(|| async {
+        let record = world.record(1).await.unwrap();
+        let release = idempotency::store::Release::new(record.key, record.owner);
+        idempotency::store::Store::release(&world.memory, release).await.unwrap();
+        assert_eq!(Context::current().fence().await.unwrap_err().kind(), ErrorKind::Superseded);
+        Ok::<_, Error>(())
+    });
+    call.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_fence_is_asked_again_when_its_answer_was_lost() {
+    let world = World::new();
+    world.store.next("fence", Fault::LostAnswer);
+    let call = world.call(1).run(|| async { Context::current().fence().await });
+    assert!(world.while_time_passes(call).await.is_ok());
+    assert_eq!(world.store.requests("fence"), 2);
+}
+
+#[tokio::test]
+async fn there_is_no_context_outside_of_a_body_and_in_tasks_that_did_not_take_it() {
+    assert!(Context::try_current().is_none());
+    let world = World::new();
+    let call = world.call(1).run(|| async {
+        let bare = tokio::spawn(async { Context::try_current().is_none() });
+        let scoped = tokio::spawn(async { Context::current().key() }.in_current_scope());
+        assert!(bare.await.unwrap());
+        assert_eq!(scoped.await.unwrap(), Context::current().key());
+        assert_eq!(Context::current().operation(), OPERATION);
+        Ok::<_, Error>(())
+    });
+    call.await.unwrap();
+    assert!(Context::try_current().is_none());
+}
+
+#[tokio::test]
+async fn attempts_that_released_count_when_asked_to() {
+    let world = World::new();
+    for expected in [1, 2, 3] {
+        let call = world.call(1).count_attempts().run(|| async {
+            assert_eq!(Context::current().attempt(), expected);
+            Err::<(), _>(anyhow::anyhow!("busy"))
+        });
+        call.await.unwrap_err();
+    }
+}

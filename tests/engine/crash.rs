@@ -1,0 +1,260 @@
+//! Bodies that started and did not end: dropped, panicked, killed.
+
+use std::time::Duration;
+
+use idempotency::store::{Claim, Claimed, Reason, Store as _, Token};
+use idempotency::{Error, ErrorKind, OnConflict, OnCrash, State};
+
+use crate::faults::{Fault, Gate};
+use crate::world::{DAY, LEASE, OPERATION, World, eventually, poll_once};
+
+/// Starts a body that has its effect and then hangs, and drops it there.
+async fn drop_in_the_body(world: &World, on_crash: OnCrash) {
+    let mut call = Box::pin(world.call(1).on_crash(on_crash).run(|| async {
+        world.effect(1)?;
+        std::future::pending::<Result<String, Error>>().await
+    }));
+    eventually("the effect", async || {
+        assert!(poll_once(&mut call).is_pending());
+        world.ledger.count() == 1
+    })
+    .await;
+    drop(call);
+}
+
+#[tokio::test]
+async fn under_hold_a_call_after_a_dropped_body_is_in_doubt_and_never_runs() {
+    let world = World::new();
+    drop_in_the_body(&world, OnCrash::Hold).await;
+    for _ in 0..2 {
+        let error = world.charge(1).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InDoubt);
+        assert!(!error.is_retryable());
+        assert!(error.to_string().contains("its future was dropped"), "{error}");
+    }
+    let record = world.record(1).await.unwrap();
+    assert_eq!((record.state, record.reason), (State::InDoubt, Some(Reason::Dropped)));
+    assert_eq!(world.ledger.count(), 1);
+}
+
+#[tokio::test]
+async fn under_retry_the_next_call_runs_at_once_after_a_dropped_body() {
+    let world = World::new();
+    drop_in_the_body(&world, OnCrash::Retry).await;
+    let before = world.clock_now();
+    let result = world.call(1).on_crash(OnCrash::Retry).run(|| async { world.effect(1) }).await;
+    assert_eq!(result.unwrap(), "receipt 1.2");
+    assert_eq!(world.clock_now(), before, "nobody waited for the lease");
+    assert_eq!(world.record(1).await.unwrap().attempts, 2);
+}
+
+#[tokio::test]
+async fn the_stricter_policy_of_caller_and_record_wins() {
+    let world = World::new();
+    drop_in_the_body(&world, OnCrash::Retry).await;
+    assert_eq!(world.charge(1).await.unwrap_err().kind(), ErrorKind::InDoubt, "a caller that holds");
+    let world = World::new();
+    drop_in_the_body(&world, OnCrash::Hold).await;
+    let retried = world.call(1).on_crash(OnCrash::Retry).run(|| async { world.effect(1) }).await;
+    assert_eq!(retried.unwrap_err().kind(), ErrorKind::InDoubt, "a record that holds");
+}
+
+#[tokio::test]
+async fn a_panic_is_an_unknown_outcome_and_reaches_the_caller() {
+    let world = World::new();
+    let (engine, ledger) = (world.engine.clone(), world.ledger.clone());
+    let task = tokio::spawn(async move {
+        let call = engine.call(OPERATION, 1_u64).ttl(DAY).run(|| async {
+            ledger.charge("charge 1");
+            tokio::task::yield_now().await;
+            panic!("the body breaks")
+        });
+        let _: Result<String, Error> = call.await;
+    });
+    assert!(task.await.unwrap_err().is_panic());
+    let error = world.charge(1).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InDoubt);
+    assert!(error.to_string().contains("panicked"), "{error}");
+    assert_eq!(world.ledger.count(), 1);
+}
+
+#[tokio::test]
+async fn a_call_that_is_dropped_while_it_claims_leaves_nothing() {
+    let world = World::new();
+    let gate = Gate::new();
+    world.store.next("claim", Fault::LateAnswer(gate.clone()));
+    let mut call = Box::pin(world.charge(1));
+    eventually("the claim to be applied", async || {
+        assert!(poll_once(&mut call).is_pending());
+        world.record(1).await.is_some()
+    })
+    .await;
+    drop(call);
+    gate.open();
+    world.record_is(1, |record| record.is_none()).await;
+    assert_eq!(world.charge(1).await.unwrap(), "receipt 1.1");
+}
+
+#[tokio::test]
+async fn a_claim_that_arrives_after_its_caller_is_gone_is_released() {
+    let world = World::new();
+    let gate = Gate::new();
+    world.store.next("claim", Fault::Late(gate.clone()));
+    let mut call = Box::pin(world.charge(1));
+    assert!(poll_once(&mut call).is_pending());
+    drop(call);
+    gate.open();
+    eventually("the release", async || world.store.requests("release") == 1).await;
+    world.record_is(1, |record| record.is_none()).await;
+    assert_eq!(world.ledger.count(), 0);
+}
+
+#[tokio::test]
+async fn a_call_that_is_dropped_while_it_waits_changes_nothing() {
+    let world = World::new();
+    let there = world.other_process();
+    let gate = Gate::new();
+    let owner = world.call(1).run(|| async {
+        gate.wait().await;
+        world.effect(1)
+    });
+    let waiter = async {
+        world.record_is(1, |record| record.is_some()).await;
+        let mut waiter = Box::pin(there.charge(1));
+        eventually("the waiter to wait", async || {
+            assert!(poll_once(&mut waiter).is_pending());
+            there.store.requests("watch") > 0
+        })
+        .await;
+        drop(waiter);
+        gate.open();
+    };
+    let (owner, ()) = tokio::join!(owner, waiter);
+    assert_eq!(owner.unwrap(), "receipt 1.1");
+    assert_eq!(there.store.requests("release"), 0);
+}
+
+/// An owner whose process is gone: it claimed, and is never heard of again.
+async fn dead_owner(world: &World, on_crash: OnCrash) -> Token {
+    let hash = world.engine.record(OPERATION, 1).hash().unwrap();
+    let mut claim = Claim::new(hash, Token::from_bits(7), OPERATION.into());
+    claim.lease = LEASE;
+    claim.policy = match on_crash {
+        OnCrash::Retry => idempotency::store::CrashPolicy::Retry,
+        _ => idempotency::store::CrashPolicy::Hold,
+    };
+    assert!(matches!(world.memory.claim(claim).await, Ok(Claimed::Mine(_))));
+    Token::from_bits(7)
+}
+
+#[tokio::test]
+async fn a_key_whose_owner_died_is_blocked_no_longer_than_its_lease() {
+    let world = World::new();
+    dead_owner(&world, OnCrash::Retry).await;
+    let call = world.call(1).on_crash(OnCrash::Retry).run(|| async { world.effect(1) });
+    let before = world.clock_now();
+    assert_eq!(world.while_time_passes(call).await.unwrap(), "receipt 1.1");
+    let blocked = world.clock_now() - before;
+    assert!(blocked >= LEASE && blocked < LEASE + Duration::from_secs(5), "blocked for {blocked:?}");
+    assert_eq!(world.record(1).await.unwrap().attempts, 2);
+}
+
+#[tokio::test]
+async fn under_hold_the_record_of_a_dead_owner_is_in_doubt_when_its_lease_is_over() {
+    let world = World::new();
+    dead_owner(&world, OnCrash::Hold).await;
+    let early = world.call(1).on_conflict(OnConflict::Reject).run(|| async { world.effect(1) }).await;
+    assert_eq!(early.unwrap_err().kind(), ErrorKind::InProgress);
+    world.clock.advance(LEASE + Duration::from_millis(1));
+    let late = world.charge(1).await.unwrap_err();
+    assert_eq!(late.kind(), ErrorKind::InDoubt);
+    assert_eq!(world.record(1).await.unwrap().reason, Some(Reason::Crashed));
+    // The fact outlives the operation's ttl.
+    world.clock.advance(DAY * 20);
+    assert_eq!(world.charge(1).await.unwrap_err().kind(), ErrorKind::InDoubt);
+    assert_eq!(world.ledger.count(), 0);
+}
+
+#[tokio::test]
+async fn a_claim_granted_after_80_percent_of_its_lease_starts_no_body_and_is_released() {
+    let world = World::with(|builder| builder.claim_timeout(LEASE * 2));
+    let gate = Gate::new();
+    world.store.next("claim", Fault::LateAnswer(gate.clone()));
+    let mut call = Box::pin(world.charge(1));
+    assert!(poll_once(&mut call).is_pending());
+    world.clock.advance(LEASE / 5 * 4 + Duration::from_millis(1));
+    gate.open();
+    let result = call.await;
+    // One late answer is forgiven: the call claims anew, in time.
+    assert_eq!(result.unwrap(), "receipt 1.1");
+    assert_eq!(world.store.requests("claim"), 2);
+    assert_eq!(world.ledger.count(), 1);
+}
+
+#[tokio::test]
+async fn a_claim_whose_answer_was_lost_is_recognised_by_its_token() {
+    let world = World::new();
+    world.store.next("claim", Fault::LostAnswer);
+    let result = world.while_time_passes(world.charge(1)).await;
+    assert_eq!(result.unwrap(), "receipt 1.1");
+    let record = world.record(1).await.unwrap();
+    assert_eq!((record.attempts, world.store.requests("claim")), (1, 2));
+}
+
+#[tokio::test]
+async fn a_store_that_does_not_answer_never_runs_the_body_and_leaves_no_claim_behind() {
+    for fault in [Fault::LostRequest, Fault::LostAnswer] {
+        let world = World::new();
+        world.store.always("claim", Some(fault));
+        let error = world.while_time_passes(world.charge(1)).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::StoreUnavailable);
+        assert!(error.is_retryable());
+        assert_eq!(error.store(), Some("faulty"));
+        world.record_is(1, |record| record.is_none()).await;
+        assert_eq!(world.ledger.count(), 0);
+        world.store.always("claim", None);
+        assert_eq!(world.charge(1).await.unwrap(), "receipt 1.1");
+    }
+}
+
+#[tokio::test]
+async fn a_claim_that_hangs_is_given_up_and_released_when_it_is_answered() {
+    let world = World::new();
+    let gate = Gate::new();
+    world.store.next("claim", Fault::LateAnswer(gate.clone()));
+    let error = world.while_time_passes(world.charge(1)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::StoreUnavailable);
+    assert!(world.record(1).await.is_some(), "it was applied");
+    gate.open();
+    world.record_is(1, |record| record.is_none()).await;
+    assert_eq!(world.ledger.count(), 0);
+}
+
+#[tokio::test]
+async fn a_detached_body_goes_on_when_its_caller_is_gone() {
+    use idempotency::__private::{Key, Site, call_on, outcome, run_detached};
+    static SITE: Site = Site::new(OPERATION, file!(), line!());
+    let world = World::new();
+    let (gate, started) = (Gate::new(), Gate::new());
+    let body = {
+        let (gate, started, ledger) = (gate.clone(), started.clone(), world.ledger.clone());
+        move || async move {
+            started.open();
+            gate.wait().await;
+            ledger.charge("detached");
+            Ok::<_, Error>("detached".to_owned())
+        }
+    };
+    let call = call_on(&SITE, &world.engine, Key::of(&1_u64)).ttl(DAY);
+    let mut call = Box::pin(run_detached(call, outcome(), body));
+    tokio::select! {
+        biased;
+        _ = &mut call => panic!("the body waits"),
+        () = started.wait() => {}
+    }
+    drop(call);
+    gate.open();
+    world.record_is(1, |record| record.is_some_and(|record| record.state == State::Completed)).await;
+    assert_eq!(world.charge(1).await.unwrap(), "detached");
+    assert_eq!(world.ledger.charges(), ["detached"]);
+}

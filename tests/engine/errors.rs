@@ -1,0 +1,164 @@
+//! What becomes of an `Err` of the body, and of results that cannot be kept.
+
+use idempotency::{Error, ErrorKind, OnError, State, Unstored};
+use serde::{Deserialize, Serialize};
+
+use crate::world::World;
+
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+enum PayError {
+    Declined {
+        code: u16,
+    },
+    ProviderTimeout,
+    Busy,
+    #[serde(skip)]
+    Guard(ErrorKindOnly),
+}
+
+#[derive(Debug, PartialEq)]
+struct ErrorKindOnly(ErrorKind);
+
+impl From<Error> for PayError {
+    fn from(error: Error) -> Self {
+        Self::Guard(ErrorKindOnly(error.kind()))
+    }
+}
+
+fn fails(world: &World, error: PayError) -> Result<String, PayError> {
+    world.ledger.charge("attempt");
+    Err(error)
+}
+
+#[tokio::test]
+async fn by_default_an_error_releases_the_claim() {
+    let world = World::new();
+    for _ in 0..2 {
+        let result = world.call(1).run(|| async { fails(&world, PayError::Busy) }).await;
+        assert_eq!(result, Err(PayError::Busy));
+        assert!(world.record(1).await.is_none());
+    }
+    assert_eq!(world.ledger.count(), 2);
+    assert_eq!(world.charge(1).await.unwrap(), "receipt 1.3");
+}
+
+#[tokio::test]
+async fn a_stored_error_replays_as_the_same_typed_error() {
+    let world = World::new();
+    for _ in 0..2 {
+        let call =
+            world.call(1).on_error(OnError::Store).run(|| async { fails(&world, PayError::Declined { code: 51 }) });
+        assert_eq!(call.await, Err(PayError::Declined { code: 51 }));
+    }
+    assert_eq!(world.ledger.count(), 1);
+    assert_eq!(world.record(1).await.unwrap().state, State::Failed);
+}
+
+#[tokio::test]
+async fn a_held_error_leaves_the_call_in_doubt() {
+    let world = World::new();
+    let call = world.call(1).on_error(Unstored::Hold).run(|| async { fails(&world, PayError::ProviderTimeout) });
+    assert_eq!(call.await, Err(PayError::ProviderTimeout));
+    let error = world.charge(1).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InDoubt);
+    assert!(error.to_string().contains("an error that may hide an effect"), "{error}");
+    assert_eq!(world.ledger.count(), 1);
+}
+
+#[tokio::test]
+async fn a_function_over_the_error_decides_for_each() {
+    let policy = |error: &PayError| match error {
+        PayError::Declined { .. } => OnError::Store,
+        PayError::ProviderTimeout => OnError::Hold,
+        _ => OnError::Release,
+    };
+    for (error, again, attempts) in [
+        (|| PayError::Declined { code: 5 }, PayError::Declined { code: 5 }, 1),
+        (|| PayError::ProviderTimeout, PayError::Guard(ErrorKindOnly(ErrorKind::InDoubt)), 1),
+        (|| PayError::Busy, PayError::Busy, 2),
+    ] as [(fn() -> PayError, PayError, usize); 3]
+    {
+        let world = World::new();
+        let call = async || world.call(1).on_error(policy).run(|| async { fails(&world, error()) }).await;
+        assert_eq!(call().await, Err(error()));
+        assert_eq!(call().await, Err(again));
+        assert_eq!(world.ledger.count(), attempts);
+    }
+}
+
+#[tokio::test]
+async fn a_policy_that_stores_nothing_takes_any_error_type() {
+    let world = World::new();
+    let policy = |error: &anyhow::Error| if error.is::<std::io::Error>() { Unstored::Hold } else { Unstored::Release };
+    let call = world.call(1).on_error(policy).run(|| async { Err::<u8, _>(std::io::Error::other("cut").into()) });
+    assert!(call.await.unwrap_err().is::<std::io::Error>());
+    let again = world.call(1).on_error(policy).run(|| async { Ok::<u8, anyhow::Error>(1) }).await.unwrap_err();
+    let error = Error::find(again.as_ref()).expect("ours is found inside");
+    assert_eq!(error.kind(), ErrorKind::InDoubt);
+}
+
+#[tokio::test]
+async fn a_stored_error_that_the_call_does_not_store_is_decode_and_never_a_rerun() {
+    let world = World::new();
+    let call = world.call(1).on_error(OnError::Store).run(|| async { fails(&world, PayError::Busy) });
+    call.await.unwrap_err();
+    assert_eq!(world.charge(1).await.unwrap_err().kind(), ErrorKind::Decode);
+    assert_eq!(world.ledger.count(), 1);
+}
+
+#[tokio::test]
+async fn a_result_over_the_limit_leaves_a_marker_and_never_runs_again() {
+    let world = World::with(|builder| builder.max_result_size(10));
+    for _ in 0..2 {
+        let call = world.call(1).run(|| async {
+            world.effect(1)?;
+            Ok::<_, Error>("x".repeat(20))
+        });
+        let error = call.await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::TooLarge);
+        assert!(!error.is_retryable());
+    }
+    assert_eq!(world.ledger.count(), 1);
+    let record = world.record(1).await.unwrap();
+    assert_eq!((record.state, record.body.len()), (State::Completed, 0));
+}
+
+#[derive(Debug, Deserialize)]
+struct Unserializable;
+
+impl Serialize for Unserializable {
+    fn serialize<S: serde::Serializer>(&self, _: S) -> Result<S::Ok, S::Error> {
+        Err(serde::ser::Error::custom("it refuses"))
+    }
+}
+
+#[tokio::test]
+async fn a_result_that_cannot_be_encoded_leaves_a_marker_and_never_runs_again() {
+    let world = World::new();
+    for _ in 0..2 {
+        let call = world.call(1).run(|| async {
+            world.effect(1)?;
+            Ok::<_, Error>(Unserializable)
+        });
+        assert_eq!(call.await.unwrap_err().kind(), ErrorKind::Encode);
+    }
+    assert_eq!(world.ledger.count(), 1);
+}
+
+#[tokio::test]
+async fn errors_show_operation_and_short_hash_and_never_the_key() {
+    let world = World::new();
+    let secret = "card-4242424242424242";
+    let hash = world.engine.record("payments.charge", secret).hash().unwrap();
+    let charge = async |amount: u32| {
+        let call = world.engine.call("payments.charge", secret).ttl(crate::world::DAY).fingerprint(&amount);
+        call.run(|| async { Ok::<_, Error>(amount) }).await
+    };
+    charge(1).await.unwrap();
+    let error = charge(2).await.unwrap_err();
+    assert_eq!(error.operation(), Some("payments.charge"));
+    assert_eq!(error.key(), Some(&hash.to_hex()[..12]));
+    for text in [error.to_string(), format!("{error:?}")] {
+        assert!(!text.contains("4242") && text.contains(&hash.to_hex()[..12]), "{text}");
+    }
+}

@@ -1,0 +1,19 @@
+//! The engine on the embedded store, through the public interface.
+//!
+//! Effects are lines in a file outside of the code under test. Time is a clock that moves by hand.
+
+mod coalescing;
+mod commit;
+mod conflict;
+mod context;
+mod corrupt;
+mod crash;
+mod errors;
+mod faults;
+mod ledger;
+mod limits;
+mod records;
+mod renewal;
+mod replay;
+mod shutdown;
+mod world;

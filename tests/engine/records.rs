@@ -1,0 +1,175 @@
+//! Looking at records, answering for them, forgetting them.
+
+use std::time::Duration;
+
+use idempotency::{Error, ErrorKind, OnError, RecordHandle, Resolution, State, Unstored};
+use serde::{Deserialize, Serialize};
+
+use crate::faults::{Fault, Gate};
+use crate::world::{DAY, OPERATION, World};
+
+impl World {
+    fn handle(&self, key: u64) -> RecordHandle {
+        self.engine.record(OPERATION, key)
+    }
+}
+
+/// A call that ended in a held error: its record is in doubt.
+async fn in_doubt(world: &World) {
+    let call = world.call(1).on_error(Unstored::Hold).run(|| async {
+        world.effect(1)?;
+        Err::<String, _>(anyhow::anyhow!("the provider did not answer"))
+    });
+    call.await.unwrap_err();
+}
+
+#[tokio::test]
+async fn a_record_shows_what_it_is_and_never_its_content() {
+    let world = World::new();
+    assert!(world.handle(1).inspect().await.unwrap().is_none());
+    world.charge(1).await.unwrap();
+    let view = world.handle(1).inspect().await.unwrap().unwrap();
+    assert_eq!((view.state, view.attempts, view.reason, &*view.operation), (State::Completed, 1, None, OPERATION));
+    assert_eq!(view.expires.saturating_duration_since(view.created), DAY);
+    assert_eq!(view.size, "\"receipt 1.1\"".len());
+    assert!(!format!("{view:?}").contains("receipt"));
+    let by_hash = world.engine.record_by_hash(&view.key.to_hex()).inspect().await.unwrap().unwrap();
+    assert_eq!(by_hash.revision, view.revision);
+    assert_eq!(world.engine.record_by_hash("abc").inspect().await.unwrap_err().kind(), ErrorKind::InvalidKey);
+    assert!(world.handle(1).scope("tenant-7").inspect().await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn an_operator_says_that_it_happened_and_every_caller_gets_the_answer() {
+    let world = World::new();
+    in_doubt(&world).await;
+    let view = world.handle(1).inspect().await.unwrap().unwrap();
+    assert_eq!(view.state, State::InDoubt);
+    world.handle(1).resolve(&view, Resolution::Completed("from the provider's books")).await.unwrap();
+    assert_eq!(world.charge(1).await.unwrap(), "from the provider's books");
+    assert_eq!(world.ledger.count(), 1);
+    let again = world.handle(1).resolve(&view, Resolution::Completed("another")).await.unwrap_err();
+    assert_eq!(again.kind(), ErrorKind::Superseded);
+    assert_eq!(world.charge(1).await.unwrap(), "from the provider's books");
+}
+
+#[tokio::test]
+async fn an_operator_says_that_nothing_happened_and_the_next_call_runs() {
+    let world = World::new();
+    in_doubt(&world).await;
+    let view = world.handle(1).inspect().await.unwrap().unwrap();
+    world.handle(1).resolve(&view, Resolution::NotExecuted).await.unwrap();
+    assert_eq!(world.charge(1).await.unwrap(), "receipt 1.2");
+}
+
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+enum Declined {
+    Declined,
+    #[serde(skip)]
+    Guard,
+}
+
+impl From<Error> for Declined {
+    fn from(_: Error) -> Self {
+        Self::Guard
+    }
+}
+
+#[tokio::test]
+async fn an_operator_says_that_it_failed_and_every_caller_gets_the_error() {
+    let world = World::new();
+    in_doubt(&world).await;
+    let view = world.handle(1).inspect().await.unwrap().unwrap();
+    world.handle(1).resolve(&view, Resolution::Failed(Declined::Declined)).await.unwrap();
+    let call = world.call(1).on_error(OnError::Store).run(|| async {
+        world.ledger.charge("again");
+        Ok(())
+    });
+    assert_eq!(call.await, Err(Declined::Declined));
+    assert_eq!(world.ledger.count(), 1);
+}
+
+#[tokio::test]
+async fn an_answer_whose_answer_was_lost_is_the_same_answer() {
+    for resolution in [|| Resolution::Completed("found"), || Resolution::NotExecuted] {
+        let world = World::new();
+        in_doubt(&world).await;
+        let view = world.handle(1).inspect().await.unwrap().unwrap();
+        world.store.next("resolve", Fault::LostAnswer);
+        let handle = world.handle(1);
+        world.while_time_passes(handle.resolve(&view, resolution())).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_late_owner_neither_overwrites_an_operator_s_answer_nor_returns_another() {
+    let (world, gate) = (World::new(), Gate::new());
+    world.store.always("renew", Some(Fault::LostRequest));
+    let late = world.call(1).run(|| async {
+        gate.wait().await;
+        world.effect(1)
+    });
+    let operator = async {
+        world.record_is(1, |record| record.is_some()).await;
+        let early = world.handle(1).inspect().await.unwrap().unwrap();
+        assert_eq!(early.state, State::InProgress);
+        let refused = world.handle(1).resolve(&early, Resolution::NotExecuted).await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::InProgress);
+        world.clock.advance(crate::world::LEASE + Duration::from_millis(1));
+        let view = world.handle(1).inspect().await.unwrap().unwrap();
+        assert_eq!(
+            view.state,
+            State::InDoubt,
+            "nobody has asked since the lease ended, and it is in doubt all the same"
+        );
+        world.handle(1).resolve(&view, Resolution::Completed("operator")).await.unwrap();
+        gate.open();
+    };
+    let (late, ()) = tokio::join!(late, operator);
+    assert_eq!(late.unwrap(), "operator");
+    assert_eq!(world.charge(1).await.unwrap(), "operator");
+}
+
+#[tokio::test]
+async fn forgetting_is_for_records_that_do_not_run() {
+    let (world, gate) = (World::new(), Gate::new());
+    world.handle(1).forget().await.unwrap();
+    let running = world.call(1).run(|| async {
+        gate.wait().await;
+        world.effect(1)
+    });
+    let operator = async {
+        world.record_is(1, |record| record.is_some()).await;
+        let error = world.handle(1).forget().await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InProgress);
+        assert!(error.retry_after().is_some());
+        gate.open();
+    };
+    let (running, ()) = tokio::join!(running, operator);
+    running.unwrap();
+    world.handle(1).forget().await.unwrap();
+    assert_eq!(world.charge(1).await.unwrap(), "receipt 1.2", "forgotten on request");
+}
+
+#[tokio::test]
+async fn after_a_forced_removal_callers_wait_for_the_end_of_the_lease() {
+    let (world, gate) = (World::new(), Gate::new());
+    let running = world.call(1).run(|| async {
+        gate.wait().await;
+        world.effect(1)
+    });
+    let there = world.other_process();
+    let operator = async {
+        world.record_is(1, |record| record.is_some()).await;
+        let record = world.record(1).await.unwrap();
+        let mut remove = idempotency::store::Remove::new(record.key, record.owner);
+        remove.force = true;
+        idempotency::store::Store::remove(&world.memory, remove).await.unwrap();
+        let error = there.charge(1).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InProgress);
+        assert_eq!(error.retry_after(), Some(crate::world::LEASE));
+        gate.open();
+    };
+    let (running, ()) = tokio::join!(running, operator);
+    assert_eq!(running.unwrap_err().kind(), ErrorKind::Superseded);
+}

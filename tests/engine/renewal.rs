@@ -1,0 +1,186 @@
+//! Leases that are renewed, and leases that are lost.
+
+use std::time::Duration;
+
+use idempotency::clock::Clock as _;
+use idempotency::{Context, Error, ErrorKind, Idempotency, OnConflict, OnCrash};
+
+use crate::faults::{Fault, Gate};
+use crate::world::{DAY, LEASE, OPERATION, World, eventually};
+
+/// Lets `duration` pass in steps, each followed by the renewals that it makes due.
+async fn pass_with_renewals(world: &World, duration: Duration) {
+    let step = LEASE / 3;
+    let mut passed = Duration::ZERO;
+    while passed < duration {
+        world.clock.advance(step);
+        passed += step;
+        world
+            .record_is(1, |record| {
+                record.is_some_and(|record| record.lease_until.saturating_duration_since(record.read_at) > LEASE / 2)
+            })
+            .await;
+    }
+}
+
+#[tokio::test]
+async fn a_body_of_three_leases_runs_once() {
+    let (world, gate) = (World::new(), Gate::new());
+    let there = world.other_process();
+    let long = world.call(1).run(|| async {
+        gate.wait().await;
+        world.effect(1)
+    });
+    let time = async {
+        world.record_is(1, |record| record.is_some()).await;
+        pass_with_renewals(&world, LEASE * 3).await;
+        let rejected = there.call(1).on_conflict(OnConflict::Reject).run(|| async { there.effect(1) }).await;
+        assert_eq!(rejected.unwrap_err().kind(), ErrorKind::InProgress);
+        gate.open();
+    };
+    let (long, ()) = tokio::join!(long, time);
+    assert_eq!(long.unwrap(), "receipt 1.1");
+    assert_eq!(there.charge(1).await.unwrap(), "receipt 1.1");
+    assert_eq!(world.ledger.count(), 1);
+}
+
+/// The test's runtime has one thread, and the body blocks it.
+#[tokio::test(flavor = "current_thread")]
+async fn a_body_that_blocks_its_executor_keeps_its_lease() {
+    let world = World::new();
+    let long = world.call(1).run(|| async {
+        for _ in 0..9 {
+            let renewals = world.store.requests("renew");
+            world.clock.advance(LEASE / 3);
+            let deadline = std::time::Instant::now() + Duration::from_secs(20);
+            while world.store.requests("renew") == renewals {
+                assert!(std::time::Instant::now() < deadline, "no renewal while the executor is blocked");
+                std::thread::yield_now();
+            }
+        }
+        assert!(!Context::current().lease_lost());
+        world.effect(1)
+    });
+    assert_eq!(long.await.unwrap(), "receipt 1.1");
+    assert_eq!(world.record(1).await.unwrap().attempts, 1);
+}
+
+#[tokio::test]
+async fn a_body_learns_that_its_lease_is_over() {
+    let world = World::new();
+    world.store.always("renew", Some(Fault::LostRequest));
+    let call = world.call(1).run(|| async {
+        let context = Context::current();
+        assert!(!context.lease_lost());
+        world.clock.advance(LEASE / 2);
+        assert!(!context.lease_lost());
+        let mut ended = Box::pin(context.lease_ended());
+        assert!(crate::world::poll_once(&mut ended).is_pending());
+        world.clock.advance(LEASE / 2 + Duration::from_millis(1));
+        ended.await;
+        assert!(context.lease_lost());
+        Ok::<_, Error>(())
+    });
+    // Nobody took the call over: the result is still stored.
+    call.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_body_that_hangs_loses_its_lease_after_max_run() {
+    let world = World::with(|builder| builder.max_run(LEASE * 2));
+    let there = world.other_process();
+    let mut hanging = Box::pin(world.call(1).on_crash(OnCrash::Retry).run(|| async {
+        world.effect(1)?;
+        std::future::pending::<Result<String, Error>>().await
+    }));
+    eventually("the effect", async || {
+        assert!(crate::world::poll_once(&mut hanging).is_pending());
+        world.ledger.count() == 1
+    })
+    .await;
+    pass_with_renewals(&world, LEASE).await;
+    world.clock.advance(LEASE);
+    let renewals = world.store.requests("renew");
+    let taken = there.call(1).on_crash(OnCrash::Retry).run(|| async { there.effect(1) });
+    assert_eq!(there.while_time_passes(taken).await.unwrap(), "receipt 1.2");
+    assert!(world.store.requests("renew") <= renewals + 1);
+    drop(hanging);
+    assert_eq!(there.charge(1).await.unwrap(), "receipt 1.2", "the drop takes nothing away from the new owner");
+}
+
+#[tokio::test]
+async fn renewals_of_many_calls_are_sent_together() {
+    let (world, gate) = (World::new(), Gate::new());
+    let calls = (0..100).map(|key| {
+        let (gate, world) = (&gate, &world);
+        world.call(key).run(move || async move {
+            gate.wait().await;
+            world.effect(key)
+        })
+    });
+    let time = async {
+        world.record_is(99, |record| record.is_some()).await;
+        world.clock.advance(LEASE / 3);
+        world.record_is(99, |record| record.unwrap().lease_until > world.clock.now() + LEASE / 2).await;
+        world.record_is(0, |record| record.unwrap().lease_until > world.clock.now() + LEASE / 2).await;
+        gate.open();
+    };
+    let (answers, ()) = tokio::join!(futures::future::join_all(calls), time);
+    assert!(answers.iter().all(Result::is_ok));
+    assert_eq!(world.store.requests("renew"), 1);
+}
+
+#[tokio::test]
+async fn a_finished_call_is_renewed_no_more() {
+    let world = World::new();
+    world.charge(1).await.unwrap();
+    world.clock.advance(LEASE);
+    let (gate, engine) = (Gate::new(), world.engine.clone());
+    // A second call makes the thread look again.
+    let call = engine.call(OPERATION, 2).ttl(DAY).run(|| async {
+        gate.wait().await;
+        Ok::<_, Error>(())
+    });
+    let time = async {
+        let hash = world.engine.record(OPERATION, 2).hash().unwrap();
+        eventually("the second claim", async || {
+            idempotency::store::Store::read(&world.memory, hash).await.unwrap().is_some()
+        })
+        .await;
+        world.clock.advance(LEASE / 3);
+        eventually("a renewal", async || world.store.requests("renew") == 1).await;
+        gate.open();
+    };
+    let (call, ()) = tokio::join!(call, time);
+    call.unwrap();
+}
+
+/// With the machine's clock and a lease that is short enough to wait for.
+#[tokio::test]
+async fn leases_are_renewed_on_the_machine_s_clock_too() {
+    let store = idempotency::store::MemoryStore::new();
+    let lease = Duration::from_millis(300);
+    let engine = || Idempotency::builder(store.clone()).lease(lease).build();
+    let (here, there) = (engine(), engine());
+    let ledger = crate::ledger::Ledger::new();
+    let long = here.call(OPERATION, 1).ttl(DAY).on_crash(OnCrash::Retry).run(|| async {
+        ledger.charge("long");
+        tokio::time::sleep(lease * 3).await;
+        Ok::<_, Error>("long".to_owned())
+    });
+    let other = async {
+        eventually("the first effect", async || ledger.count() == 1).await;
+        there
+            .call(OPERATION, 1)
+            .ttl(DAY)
+            .on_crash(OnCrash::Retry)
+            .run(|| async {
+                ledger.charge("other");
+                Ok::<_, Error>("other".to_owned())
+            })
+            .await
+    };
+    let (long, other) = tokio::join!(long, other);
+    assert_eq!((long.unwrap(), other.unwrap()), ("long".to_owned(), "long".to_owned()));
+    assert_eq!(ledger.charges(), ["long"]);
+}

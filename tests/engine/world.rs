@@ -1,0 +1,105 @@
+//! An engine, its store, its clock and a ledger: what every test starts from.
+
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use idempotency::clock::Clock as _;
+use idempotency::store::{MemoryStore, Record, Store as _};
+use idempotency::testing::ManualClock;
+use idempotency::{Builder, Call, Error, Idempotency};
+
+use crate::faults::FaultyStore;
+use crate::ledger::Ledger;
+
+pub const LEASE: Duration = Duration::from_secs(15);
+pub const DAY: Duration = Duration::from_secs(86_400);
+pub const OPERATION: &str = "payments.charge";
+
+/// How long a condition may take to come true, in real time.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+pub struct World {
+    pub clock: ManualClock,
+    pub memory: MemoryStore,
+    pub store: FaultyStore,
+    pub engine: Idempotency,
+    pub ledger: Arc<Ledger>,
+}
+
+impl World {
+    pub fn new() -> Self {
+        Self::with(|builder| builder)
+    }
+
+    pub fn with(configure: impl FnOnce(Builder) -> Builder) -> Self {
+        let clock = ManualClock::new();
+        let memory = MemoryStore::with_clock(clock.clone());
+        let store = FaultyStore::new(memory.clone());
+        let engine = configure(Idempotency::builder(store.clone()).clock(clock.clone())).build();
+        Self { clock, memory, store, engine, ledger: Arc::new(Ledger::new()) }
+    }
+
+    /// Another process on the same store.
+    pub fn other_process(&self) -> Self {
+        let store = FaultyStore::new(self.memory.clone());
+        let engine = Idempotency::builder(store.clone()).clock(self.clock.clone()).build();
+        Self { clock: self.clock.clone(), memory: self.memory.clone(), store, engine, ledger: self.ledger.clone() }
+    }
+
+    pub fn call(&self, key: u64) -> Call {
+        self.engine.call(OPERATION, key).ttl(DAY)
+    }
+
+    /// Charges once, and returns what the ledger then shows.
+    pub async fn charge(&self, key: u64) -> Result<String, Error> {
+        self.call(key).run(|| async { self.effect(key) }).await
+    }
+
+    pub fn effect(&self, key: u64) -> Result<String, Error> {
+        self.ledger.charge(&format!("charge {key}"));
+        Ok(format!("receipt {key}.{}", self.ledger.count()))
+    }
+
+    pub async fn record(&self, key: u64) -> Option<Record> {
+        let hash = self.engine.record(OPERATION, key).hash().expect("the key is fine");
+        self.memory.read(hash).await.expect("the store works")
+    }
+
+    pub fn clock_now(&self) -> Duration {
+        self.clock.monotonic()
+    }
+
+    /// Waits until the record is as asked.
+    pub async fn record_is(&self, key: u64, condition: impl Fn(Option<&Record>) -> bool) {
+        eventually("the record to be as asked", async || condition(self.record(key).await.as_ref())).await;
+    }
+
+    /// Finishes `future` while time passes, slowly enough for renewals to keep up.
+    pub async fn while_time_passes<F: Future>(&self, future: F) -> F::Output {
+        let mut future = pin!(future);
+        loop {
+            tokio::select! {
+                biased;
+                output = &mut future => return output,
+                () = tokio::time::sleep(Duration::from_millis(1)) => self.clock.advance(Duration::from_millis(20)),
+            }
+        }
+    }
+}
+
+/// Waits until `condition` is true, for at most a deadline of real time.
+pub async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while !condition().await {
+        assert!(tokio::time::Instant::now() < deadline, "waited in vain for {what}");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// Polls `future` once.
+pub fn poll_once<F: Future + Unpin>(future: &mut F) -> Poll<F::Output> {
+    std::pin::Pin::new(future).poll(&mut Context::from_waker(Waker::noop()))
+}

@@ -1,0 +1,110 @@
+//! The command line.
+
+use std::fmt::Write as _;
+
+use lexopt::prelude::{Long, Short, Value, ValueExt as _};
+
+use crate::parts::{PARTS, Part};
+
+/// What to do.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Task {
+    Help,
+    Test(Options),
+}
+
+/// What `test` shall run.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Options {
+    /// In the order of [`PARTS`], each once.
+    pub(crate) parts: Vec<&'static Part>,
+    pub(crate) long: bool,
+}
+
+pub(crate) fn parse(mut parser: lexopt::Parser) -> Result<Task, lexopt::Error> {
+    let mut task = None;
+    let mut names = Vec::new();
+    let mut long = false;
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Long("help") | Short('h') => return Ok(Task::Help),
+            Long("long") => long = true,
+            Value(value) if task.is_none() => task = Some(value.string()?),
+            Value(value) => names.push(value.string()?),
+            _ => return Err(argument.unexpected()),
+        }
+    }
+    match task.as_deref() {
+        Some("test") => Ok(Task::Test(Options { parts: select(&names)?, long })),
+        Some("help") => Ok(Task::Help),
+        Some(other) => Err(format!("there is no task `{other}`").into()),
+        None => Err("which task?".into()),
+    }
+}
+
+fn select(names: &[String]) -> Result<Vec<&'static Part>, lexopt::Error> {
+    if let Some(unknown) = names.iter().find(|name| PARTS.iter().all(|part| part.name != **name)) {
+        return Err(format!("there is no part `{unknown}`").into());
+    }
+    Ok(PARTS.iter().filter(|part| names.is_empty() || names.iter().any(|name| name == part.name)).collect())
+}
+
+pub(crate) fn help() -> String {
+    let mut text = String::from(
+        "Usage: cargo xtask test [--long] [PART]...\n\n\
+         Runs all parts, or the named ones, in this order, and stops at the first that fails:\n",
+    );
+    for part in PARTS {
+        let _ = write!(text, "\n  {:<10}{}", part.name, part.about);
+    }
+    text.push_str(
+        "\n\n  --long    let the tests run their long versions too (sets IDEMPOTENCY_LONG=1)\n  \
+         -h, --help\n\n\
+         Each command is printed as it can be typed. Exit code: 0 passed, 1 failed, 2 wrong arguments.",
+    );
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Task, parse};
+
+    fn parse_words(words: &str) -> Result<Task, String> {
+        parse(lexopt::Parser::from_args(words.split_whitespace())).map_err(|error| error.to_string())
+    }
+
+    fn selected(words: &str) -> (Vec<&'static str>, bool) {
+        match parse_words(words) {
+            Ok(Task::Test(options)) => (options.parts.iter().map(|part| part.name).collect(), options.long),
+            other => panic!("{words}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn without_names_all_parts_run() {
+        let (names, long) = selected("test");
+        assert_eq!(names, crate::parts::PARTS.iter().map(|part| part.name).collect::<Vec<_>>());
+        assert!(!long);
+    }
+
+    #[test]
+    fn named_parts_run_in_the_fixed_order_and_once() {
+        assert_eq!(selected("test clippy --long fmt clippy"), (vec!["fmt", "clippy"], true));
+    }
+
+    #[test]
+    fn what_is_unknown_is_named() {
+        assert!(parse_words("test --fast").unwrap_err().contains("--fast"));
+        assert!(parse_words("test --long=yes").unwrap_err().contains("--long"));
+        assert!(parse_words("test lint").unwrap_err().contains("lint"));
+        assert!(parse_words("deploy").unwrap_err().contains("deploy"));
+        assert!(parse_words("").is_err());
+    }
+
+    #[test]
+    fn help_wins_over_everything_valid_before_it() {
+        for words in ["--help", "-h", "help", "test --help", "test --long fmt -h"] {
+            assert_eq!(parse_words(words), Ok(Task::Help), "{words}");
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! Commands that are printed as a person would type them, then run.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::process::Stdio;
+
+use anyhow::{Context as _, bail};
+
+/// A cargo command with its environment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Command {
+    variables: Vec<(&'static str, &'static str)>,
+    arguments: Vec<String>,
+}
+
+impl Command {
+    /// `cargo` with the words of `line`.
+    pub(crate) fn cargo(line: &str) -> Self {
+        Self { variables: Vec::new(), arguments: line.split_whitespace().map(String::from).collect() }
+    }
+
+    pub(crate) fn with_variable(mut self, name: &'static str, value: &'static str) -> Self {
+        self.variables.push((name, value));
+        self
+    }
+
+    /// Runs it with the terminal of this process.
+    pub(crate) fn run(&self) -> anyhow::Result<()> {
+        println!("\n$ {self}");
+        let status = self.process().status().with_context(|| format!("could not start `{self}`"))?;
+        if !status.success() {
+            bail!("`{self}` failed ({status})");
+        }
+        Ok(())
+    }
+
+    /// Runs it without output and tells whether it succeeded.
+    pub(crate) fn succeeds(&self) -> bool {
+        self.process().stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+    }
+
+    /// Runs it and returns what it printed.
+    pub(crate) fn output(&self) -> anyhow::Result<Vec<u8>> {
+        let output =
+            self.process().stderr(Stdio::inherit()).output().with_context(|| format!("could not start `{self}`"))?;
+        if !output.status.success() {
+            bail!("`{self}` failed ({})", output.status);
+        }
+        Ok(output.stdout)
+    }
+
+    fn process(&self) -> std::process::Command {
+        // The cargo that started this process, which need not be the first one in PATH.
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
+        let mut process = std::process::Command::new(cargo);
+        process.args(&self.arguments).envs(self.variables.iter().copied());
+        process
+    }
+}
+
+impl fmt::Display for Command {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (name, value) in &self.variables {
+            if value.contains(' ') {
+                write!(f, "{name}='{value}' ")?;
+            } else {
+                write!(f, "{name}={value} ")?;
+            }
+        }
+        write!(f, "cargo {}", self.arguments.join(" "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Command;
+
+    #[test]
+    fn is_shown_as_it_is_typed() {
+        let command = Command::cargo("doc  --no-deps").with_variable("RUSTDOCFLAGS", "-D warnings");
+        assert_eq!(command.with_variable("A", "1").to_string(), "RUSTDOCFLAGS='-D warnings' A=1 cargo doc --no-deps");
+    }
+
+    #[test]
+    fn a_failing_command_is_an_error_that_names_it() {
+        let command = Command::cargo("no-such-command-of-cargo");
+        assert!(!command.succeeds());
+        assert!(command.output().unwrap_err().to_string().contains("`cargo no-such-command-of-cargo` failed"));
+    }
+}

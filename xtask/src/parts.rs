@@ -1,0 +1,107 @@
+//! The parts of `cargo xtask test`. A new part is a new entry of [`PARTS`].
+
+#![allow(clippy::unnecessary_wraps, reason = "all parts have the signature of those that can fail")]
+
+use crate::arguments::Options;
+use crate::command::Command;
+use crate::features::feature_sets;
+
+/// Commands that are selected, timed and reported together.
+#[derive(Debug)]
+pub(crate) struct Part {
+    /// What is typed to select it.
+    pub(crate) name: &'static str,
+    /// One line for `--help`.
+    pub(crate) about: &'static str,
+    /// The component of the toolchain that it needs, and the cargo command that the component brings.
+    pub(crate) component: Option<(&'static str, &'static str)>,
+    /// The commands, in order.
+    pub(crate) commands: fn(&Options) -> anyhow::Result<Vec<Command>>,
+}
+
+impl PartialEq for Part {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+
+impl Eq for Part {}
+
+/// The quick ones first. Examples are built before the tests that start them.
+pub(crate) const PARTS: &[Part] = &[
+    Part { name: "fmt", about: "the formatting", component: Some(("rustfmt", "fmt")), commands: fmt },
+    Part {
+        name: "clippy",
+        about: "clippy, for each feature set",
+        component: Some(("clippy", "clippy")),
+        commands: clippy,
+    },
+    Part { name: "docs", about: "the documentation builds without a warning", component: None, commands: docs },
+    Part { name: "examples", about: "the examples build", component: None, commands: examples },
+    Part { name: "tests", about: "unit, integration and UI tests", component: None, commands: tests },
+    Part { name: "doctests", about: "the code in the documentation", component: None, commands: doctests },
+];
+
+fn fmt(_: &Options) -> anyhow::Result<Vec<Command>> {
+    Ok(vec![Command::cargo("fmt --all --check")])
+}
+
+fn clippy(_: &Options) -> anyhow::Result<Vec<Command>> {
+    let everything = String::from("--workspace --all-features --all-targets");
+    let sets = feature_sets()?.into_iter().chain([everything]);
+    Ok(sets.map(|set| Command::cargo(&format!("clippy {set} -- -D warnings"))).collect())
+}
+
+fn docs(_: &Options) -> anyhow::Result<Vec<Command>> {
+    let command = Command::cargo("doc --workspace --all-features --no-deps");
+    Ok(vec![command.with_variable("RUSTDOCFLAGS", "-D warnings")])
+}
+
+fn examples(_: &Options) -> anyhow::Result<Vec<Command>> {
+    Ok(vec![Command::cargo("build --workspace --all-features --examples")])
+}
+
+fn tests(options: &Options) -> anyhow::Result<Vec<Command>> {
+    Ok(vec![test(options, "test --workspace --all-features --lib --bins --tests")])
+}
+
+fn doctests(options: &Options) -> anyhow::Result<Vec<Command>> {
+    Ok(vec![test(options, "test --workspace --all-features --doc")])
+}
+
+fn test(options: &Options, line: &str) -> Command {
+    let command = Command::cargo(line);
+    if options.long { command.with_variable("IDEMPOTENCY_LONG", "1") } else { command }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::PARTS;
+    use crate::arguments::Options;
+
+    fn commands(name: &str, long: bool) -> Vec<String> {
+        let part = PARTS.iter().find(|part| part.name == name).unwrap();
+        let options = Options { parts: vec![part], long };
+        (part.commands)(&options).unwrap().iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn long_reaches_the_tests_alone() {
+        for part in PARTS {
+            let told = commands(part.name, true).iter().any(|command| command.contains("IDEMPOTENCY_LONG=1"));
+            assert_eq!(told, part.name.contains("tests"), "{}", part.name);
+            assert!(!commands(part.name, false).concat().contains("IDEMPOTENCY_LONG"), "{}", part.name);
+        }
+    }
+
+    #[test]
+    fn clippy_sees_every_feature_of_the_facade_alone_and_all_targets_at_the_end() {
+        let commands = commands("clippy", false);
+        for set in ["", " --features macros", " --features memory", " --features testing"] {
+            let command = format!("cargo clippy --package idempotency --no-default-features{set} -- -D warnings");
+            assert!(commands.contains(&command), "{command} is not in {commands:#?}");
+        }
+        let last = "cargo clippy --workspace --all-features --all-targets -- -D warnings";
+        assert_eq!(commands.last().map(String::as_str), Some(last));
+    }
+}
