@@ -5,7 +5,7 @@ use quote::{format_ident, quote, quote_spanned};
 use syn::spanned::Spanned;
 use syn::{Attribute, FnArg, Pat, PatType, Receiver, ReceiverKind, Signature, Type};
 
-use crate::func::{Function, argument_name};
+use crate::func::{Function, argument_name, conditions};
 use crate::types::{is_static, unwrapped};
 
 /// An argument of type `&T`, which the body gets as a reference to a copy.
@@ -89,10 +89,6 @@ fn typed(signature: &Signature) -> impl Iterator<Item = &PatType> {
         FnArg::Typed(argument) => Some(argument),
         FnArg::Receiver(_) => None,
     })
-}
-
-fn conditions(argument: &PatType) -> impl Iterator<Item = &Attribute> {
-    argument.attrs.iter().filter(|attribute| attribute.path().is_ident("cfg"))
 }
 
 fn mutability(pattern: &Pat) -> Option<syn::Token![mut]> {

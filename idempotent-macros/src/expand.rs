@@ -38,7 +38,10 @@ fn native(args: &Args, function: &Function, body: &Body, private: &TokenStream, 
     let checks = is_detached.then(|| detach::checks(function, private));
     // A closure captures only the fields that it uses. What is left of the argument would be kept outside, at its full
     // size, and a field that is only assigned to would be reported as never read.
-    let wholes = function.moved_arguments().filter(|name| body.mentions(name)).map(|name| quote!(let _ = &#name;));
+    let wholes = function
+        .moved_arguments()
+        .filter(|(_, name)| body.mentions(name))
+        .map(|(conditions, name)| quote!(#(#conditions)* let _ = &#name;));
     let edge = return_type_edge(output);
     let inner = body.braced(&quote!(#edge #(#wholes)* #(#borrows)*), &body.statements);
     let local = local("__body");

@@ -15,6 +15,8 @@ mod fresh;
 mod func;
 mod key;
 mod nearest;
+#[cfg(test)]
+mod snapshots;
 mod template;
 mod types;
 
