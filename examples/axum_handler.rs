@@ -36,9 +36,7 @@ async fn pay(bank: Arc<Bank>, key: Option<String>, charge: Charge) -> Result<Str
 
 async fn post_charge(State(bank): State<Arc<Bank>>, headers: HeaderMap, Json(charge): Json<Charge>) -> Response {
     let key = headers.get("idempotency-key").and_then(|key| key.to_str().ok()).map(str::to_owned);
-    pay(bank, key, charge)
-        .await
-        .map_or_else(|error| refusal(&error), |receipt| (StatusCode::CREATED, receipt).into_response())
+    pay(bank, key, charge).await.map_or_else(|error| refusal(&error), IntoResponse::into_response)
 }
 
 fn refusal(error: &Error) -> Response {

@@ -81,12 +81,10 @@ impl Account {
         self.lost += usize::from(answer == Answer::Lost);
         match (result, replay) {
             (Err(PayError::Idempotency(error)), _) if error.kind() == ErrorKind::Mismatch => self.refused += 1,
-            (Ok(()) | Err(PayError::Provider(ProviderError::Declined)), Some(replay))
-                if replay.joined || replay.waited =>
-            {
-                self.joined += 1
+            (Ok(()) | Err(PayError::Provider(ProviderError::Declined)), Some(replay)) => {
+                let count = if replay.joined || replay.waited { &mut self.joined } else { &mut self.replayed };
+                *count += 1;
             }
-            (Ok(()) | Err(PayError::Provider(ProviderError::Declined)), Some(_)) => self.replayed += 1,
             (Ok(()), None) => self.charges.push(payment),
             (Err(PayError::Provider(ProviderError::Declined)), None) => self.declined += 1,
             (Err(error), _) => {

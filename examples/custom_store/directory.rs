@@ -1,25 +1,25 @@
-//! Records as files: one file for each, in one directory, read and written on the machine's time.
+//! Records as files: one file for each, in one directory.
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use idempotency::clock::{Clock as _, SystemClock, Timestamp};
+use idempotency::clock::{Clock, Timestamp};
 use idempotency::key::KeyHash;
 use idempotency::store::{Record, StoreError, StoreErrorKind, envelope};
 
 pub(crate) struct Directory {
     path: PathBuf,
-    clock: SystemClock,
+    clock: Arc<dyn Clock>,
     /// Held from reading a record to writing it back.
     step: Mutex<()>,
 }
 
 impl Directory {
-    pub(crate) fn open(path: PathBuf) -> io::Result<Self> {
+    pub(crate) fn open(path: PathBuf, clock: impl Clock) -> io::Result<Self> {
         fs::create_dir_all(&path)?;
-        Ok(Self { path, clock: SystemClock::new(), step: Mutex::new(()) })
+        Ok(Self { path, clock: Arc::new(clock), step: Mutex::new(()) })
     }
 
     /// Reads the record, lets `transition` change it, and writes it back, all as one step. Files are quick enough to

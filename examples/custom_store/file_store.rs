@@ -6,19 +6,20 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
+use idempotency::clock::Clock;
 use idempotency::key::KeyHash;
 use idempotency::store::{
     Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Page, Park, Purged, Record, Release, Remove,
     Renewal, Resolve, Scan, Store, StoreError, Token, Watch, Written, transition,
 };
 
-use crate::directory::Directory;
+use super::directory::Directory;
 
 pub(crate) struct FileStore(Directory);
 
 impl FileStore {
-    pub(crate) fn open(directory: impl Into<PathBuf>) -> io::Result<Self> {
-        Directory::open(directory.into()).map(Self)
+    pub(crate) fn open(directory: impl Into<PathBuf>, clock: impl Clock) -> io::Result<Self> {
+        Directory::open(directory.into(), clock).map(Self)
     }
 }
 

@@ -5,7 +5,8 @@
 //! cargo run --example custom_store
 //! ```
 //!
-//! `idempotency::testing::conformance!` (feature `testing`) checks such a store against every rule of the protocol.
+//! `tests/conformance/file.rs` proves it against every rule of the protocol, with
+//! `idempotency::testing::conformance!` (feature `testing`).
 
 mod directory;
 mod file_store;
@@ -17,6 +18,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use anyhow::Context as _;
 use file_store::FileStore;
 use futures::future::join_all;
+use idempotency::clock::SystemClock;
 use idempotency::{Error, ErrorKind, Idempotency, idempotent};
 
 /// What is outside of the service: labels that were printed stay printed.
@@ -73,6 +75,7 @@ async fn main() -> anyhow::Result<()> {
 }
 
 fn open(directory: &Path) -> anyhow::Result<Idempotency> {
-    let store = FileStore::open(directory).with_context(|| format!("cannot open {}", directory.display()))?;
+    let store = FileStore::open(directory, SystemClock::new());
+    let store = store.with_context(|| format!("cannot open {}", directory.display()))?;
     Ok(Idempotency::new(store))
 }
