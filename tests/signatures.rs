@@ -345,6 +345,8 @@ mod patterns {
         effects: &Effects,
     ) -> Result<u64, Error> {
         effects.happen();
+        #[cfg(any())]
+        drop(absent);
         Ok(id + present)
     }
 

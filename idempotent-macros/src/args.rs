@@ -3,6 +3,7 @@
 use proc_macro2::{Span, TokenStream};
 use syn::ext::IdentExt;
 use syn::parse::{ParseStream, Parser};
+use syn::visit::{self, Visit};
 use syn::{Expr, ExprLit, Ident, Lit, LitInt, LitStr, Path, Token};
 
 use crate::duration::{self, Time};
@@ -30,6 +31,8 @@ pub(crate) struct Args {
     pub(crate) tx: Option<Span>,
     /// Every option that was named, even with a value that is wrong: it is not missing.
     named: Vec<Ident>,
+    /// Something that was meant as an option cannot be read: it may be any of them.
+    pub(crate) has_unreadable: bool,
 }
 
 impl Args {
@@ -83,9 +86,15 @@ pub(crate) fn parse(tokens: TokenStream, errors: &mut Errors) -> Args {
     let mut args = Args::default();
     let parser = |input: ParseStream| {
         while !input.is_empty() {
-            if let Err(error) = option(&mut args, input, errors).and_then(|()| separator(input)) {
+            if let Err(error) = option(&mut args, input, errors) {
                 errors.push(error);
                 skip_option(input)?;
+            } else if let Err(error) = separator(input) {
+                errors.push(error);
+                let is_option_next = input.peek(Ident::peek_any) && input.peek2(Token![=]);
+                if !is_option_next {
+                    skip_option(input)?;
+                }
             }
         }
         Ok(())
@@ -116,11 +125,14 @@ fn separator(input: ParseStream) -> syn::Result<()> {
 
 fn option(args: &mut Args, input: ParseStream, errors: &mut Errors) -> syn::Result<()> {
     let name = input.call(Ident::parse_any).map_err(|error| {
+        args.has_unreadable = true;
         syn::Error::new(error.span(), "expected an option: `#[idempotent(key = order.id, ttl = \"24h\")]`")
     })?;
     let text = name.to_string();
     let Some((_, example)) = OPTIONS.iter().find(|(option, _)| *option == text) else {
-        return Err(unknown(&name));
+        let meant = nearest(&text, &OPTIONS.map(|(option, _)| option));
+        args.named.extend(meant.map(|meant| Ident::new(meant, name.span())));
+        return Err(unknown(&name, meant));
     };
     if args.named(&text).is_some() {
         return Err(syn::Error::new(name.span(), format!("`{text}` is given twice: keep one `{example}`")));
@@ -144,9 +156,10 @@ fn option(args: &mut Args, input: ParseStream, errors: &mut Errors) -> syn::Resu
     let value: Expr = input.parse().map_err(|error| {
         syn::Error::new(error.span(), format!("{error}: `{text}` takes an expression, as in `{example}`"))
     })?;
+    refuse_leaving(&text, &value, errors);
     match text.as_str() {
-        "key" => args.key = Some(key::parse("key", value, errors)),
-        "scope" => args.scope = Some(key::parse("scope", value, errors)),
+        "key" => args.key = Some(key::parse("key", &value, errors)),
+        "scope" => args.scope = Some(key::parse("scope", &value, errors)),
         "ttl" => args.ttl = duration::parse("ttl", "ttl = \"24h\"", value, errors),
         "lease" => args.lease = duration::parse("lease", "lease = \"30s\"", value, errors),
         "name" => args.name = operation_name(value, errors),
@@ -162,17 +175,34 @@ fn option(args: &mut Args, input: ParseStream, errors: &mut Errors) -> syn::Resu
     Ok(())
 }
 
-fn unknown(name: &Ident) -> syn::Error {
-    let options = OPTIONS.map(|(option, _)| option);
-    let text = name.to_string();
-    let example = |option: &str| OPTIONS.iter().find(|(name, _)| *name == option).map_or("", |(_, example)| example);
-    let message = match nearest(&text, &options) {
-        Some(meant) => format!(
-            "unknown option `{text}`; the options are {}; did you mean `{}`?",
-            options.join(", "),
-            example(meant)
-        ),
-        None => format!("unknown option `{text}`; write one of {}", options.join(", ")),
+/// The values are computed in a closure, which `?`, `return` and `.await` cannot leave.
+fn refuse_leaving(option: &str, value: &Expr, errors: &mut Errors) {
+    struct Finder<'a>(Option<&'a Expr>);
+    impl<'a> Visit<'a> for Finder<'a> {
+        fn visit_expr(&mut self, value: &'a Expr) {
+            match value {
+                Expr::Try(_) | Expr::Await(_) | Expr::Return(_) => self.0 = self.0.or(Some(value)),
+                Expr::Closure(_) | Expr::Async(_) => {}
+                _ => visit::visit_expr(self, value),
+            }
+        }
+    }
+    let mut finder = Finder(None);
+    finder.visit_expr(value);
+    if let Some(leaving) = finder.0 {
+        errors.over(
+            leaving,
+            format!("`{option}` is read before the call can fail or wait: take what this gives as an argument, as in `{option} = id`"),
+        );
+    }
+}
+
+fn unknown(name: &Ident, meant: Option<&str>) -> syn::Error {
+    let options = OPTIONS.map(|(option, _)| option).join(", ");
+    let example = OPTIONS.iter().find(|(option, _)| meant == Some(option)).map(|(_, example)| example);
+    let message = match example {
+        Some(example) => format!("unknown option `{name}`; the options are {options}; did you mean `{example}`?"),
+        None => format!("unknown option `{name}`; write one of {options}"),
     };
     syn::Error::new(name.span(), message)
 }

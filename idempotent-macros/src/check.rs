@@ -23,19 +23,18 @@ fn options(args: &Args, function: &Function, errors: &mut Errors) {
     let key = function.example_key();
     let whole = format!("`#[idempotent(key = {key}, ttl = \"24h\")]`");
     match (args.named("key"), args.named("ttl")) {
+        _ if args.has_unreadable => {}
         (None, None) => errors.at(
             Span::call_site(),
-            format!(
-                "`key` and `ttl` are missing: which calls are the same, and for how long that is known; write {whole}"
-            ),
+            format!("`key` and `ttl` are missing: they say which calls are retries of each other, and for how long; write {whole}"),
         ),
         (None, Some(_)) => errors.at(
             Span::call_site(),
-            format!("`key` is missing, which says what calls are retries of each other: write {whole}"),
+            format!("`key` is missing: it says which calls are retries of each other; write {whole}"),
         ),
         (Some(_), None) => errors.at(
             Span::call_site(),
-            format!("`ttl` is missing, which says how long a retry can come after the first call: write {whole}"),
+            format!("`ttl` is missing: it says for how long after a call its retries are recognised; write {whole}"),
         ),
         (Some(_), Some(_)) => {}
     }
@@ -106,13 +105,19 @@ fn output(function: &Function, errors: &mut Errors) {
         ),
         Output::ImplFuture(output) => {
             let written = function.return_type().map(ToTokens::to_token_stream);
-            errors.over(written, format!("write `async fn {name}(…) -> {}`", text(output)));
+            errors.over(written, format!("an `impl Future` is written with `async` here: write `async fn {name}(…) -> {}`", text(output)));
         }
-        Output::NotAsync if is_reported => {}
-        Output::NotAsync => errors.over(
-            function.signature.fn_token,
-            format!("`{name}` is not async, and asking a store takes time: write `async fn {name}`"),
-        ),
+        Output::NotAsync => {
+            if !is_reported {
+                errors.over(
+                    function.signature.fn_token,
+                    format!("`{name}` is not async, and asking a store takes time: write `async fn {name}`"),
+                );
+            }
+            if let Some(output) = function.return_type() {
+                result(output, errors);
+            }
+        }
     }
 }
 

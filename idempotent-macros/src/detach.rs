@@ -5,7 +5,7 @@ use quote::{format_ident, quote, quote_spanned};
 use syn::spanned::Spanned;
 use syn::{Attribute, FnArg, Pat, PatType, Receiver, ReceiverKind, Signature, Type};
 
-use crate::func::{Function, argument_name};
+use crate::func::{Function, argument_name, conditions};
 use crate::types::{is_static, unwrapped};
 
 /// An argument of type `&T`, which the body gets as a reference to a copy.
@@ -43,14 +43,14 @@ impl Copied<'_> {
     pub(crate) fn copy(&self, private: &TokenStream) -> TokenStream {
         let Self { name, attributes, place, .. } = self;
         let local = self.local();
-        quote_spanned!(*place=> #(#attributes)* let #local = #private::Copied::new(#name);)
+        quote_spanned!(*place=> #(#attributes)* let #local = #private::copied(#name);)
     }
 
     /// The argument as the body knows it.
     pub(crate) fn borrow(&self) -> TokenStream {
         let Self { name, mutability, attributes, .. } = self;
         let local = self.local();
-        quote!(#(#attributes)* #[allow(unused_variables)] let #mutability #name = #local.get();)
+        quote!(#(#attributes)* #[allow(unused_variables)] let #mutability #name = &*#local;)
     }
 }
 
@@ -89,10 +89,6 @@ fn typed(signature: &Signature) -> impl Iterator<Item = &PatType> {
         FnArg::Typed(argument) => Some(argument),
         FnArg::Receiver(_) => None,
     })
-}
-
-fn conditions(argument: &PatType) -> impl Iterator<Item = &Attribute> {
-    argument.attrs.iter().filter(|attribute| attribute.path().is_ident("cfg"))
 }
 
 fn mutability(pattern: &Pat) -> Option<syn::Token![mut]> {

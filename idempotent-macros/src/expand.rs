@@ -32,13 +32,16 @@ pub(crate) fn expand(args: &Args, function: &Function) -> TokenStream {
 /// value takes its room twice.
 fn native(args: &Args, function: &Function, body: &Body, private: &TokenStream, output: &Type) -> TokenStream {
     let is_detached = args.detach.is_some();
-    let copied = if is_detached { detach::copied(function) } else { Vec::new() };
-    let copies = copied.iter().map(|argument| argument.copy(private));
-    let borrows = copied.iter().map(Copied::borrow);
+    let arguments = if is_detached { detach::copied(function) } else { Vec::new() };
+    let copies = arguments.iter().map(|argument| argument.copy(private));
+    let borrows = arguments.iter().map(Copied::borrow);
     let checks = is_detached.then(|| detach::checks(function, private));
     // A closure captures only the fields that it uses. What is left of the argument would be kept outside, at its full
     // size, and a field that is only assigned to would be reported as never read.
-    let wholes = function.moved_arguments().filter(|name| body.mentions(name)).map(|name| quote!(let _ = &#name;));
+    let wholes = function
+        .moved_arguments()
+        .filter(|(_, name)| body.mentions(name))
+        .map(|(conditions, name)| quote!(#(#conditions)* let _ = &#name;));
     let edge = return_type_edge(output);
     let inner = body.braced(&quote!(#edge #(#wholes)* #(#borrows)*), &body.statements);
     let local = local("__body");
@@ -72,9 +75,10 @@ fn call(args: &Args, function: &Function, private: &TokenStream, output: &Type, 
     let (key, call, codec, body) = (local("__key"), local("__call"), local("__codec"), local("__body"));
     let site = site(args, function, private);
     let encoded = args.key.as_ref().map(|key| key.encoded(private));
-    let start = match &args.engine {
-        Some(engine) => quote!(#private::call_on(#site, #engine, #key)),
-        None => quote!(#private::call(#site, #key)),
+    let start = if let Some(engine) = &args.engine {
+        quote!(#private::call_on(#site, #engine, #key))
+    } else {
+        quote!(#private::call(#site, #key))
     };
     let settings = settings(args, private);
     let witness = witness(args, private, output);
@@ -159,10 +163,7 @@ fn return_type_edge(output: &Type) -> TokenStream {
 
 /// `::idempotency::__private`, or the same below the path that `crate = …` gives.
 fn private_path(args: &Args) -> TokenStream {
-    match &args.facade {
-        Some(facade) => quote!(#facade::__private),
-        None => quote!(::idempotency::__private),
-    }
+    if let Some(facade) = &args.facade { quote!(#facade::__private) } else { quote!(::idempotency::__private) }
 }
 
 /// The same names, found as before, but reported at `span`.

@@ -4,7 +4,8 @@ use proc_macro2::{Delimiter, Group, Span, TokenStream, TokenTree};
 use quote::quote;
 use syn::parse::{Parse, ParseStream, Parser};
 use syn::{
-    Attribute, FnArg, GenericParam, Ident, Pat, Receiver, ReceiverKind, ReturnType, Signature, Token, Type, Visibility,
+    Attribute, FnArg, GenericParam, Ident, Pat, PatType, Receiver, ReceiverKind, ReturnType, Signature, Token, Type,
+    Visibility,
 };
 
 use crate::types::{self, Output, unwrapped};
@@ -37,9 +38,10 @@ impl Function {
 
     pub(crate) fn unchanged(&self) -> TokenStream {
         let Self { attributes, visibility, signature, body } = self;
-        let body = match body {
-            Some(body) => body.braced(&body.inner_attributes, &body.statements).into(),
-            None => quote!(;),
+        let body = if let Some(body) = body {
+            body.braced(&body.inner_attributes, &body.statements).into()
+        } else {
+            quote!(;)
         };
         quote!(#(#attributes)* #visibility #signature #body)
     }
@@ -70,13 +72,15 @@ impl Function {
         })
     }
 
-    /// The arguments that move into the body.
-    pub(crate) fn moved_arguments(&self) -> impl Iterator<Item = Ident> {
+    /// The arguments that move into the body, with the `#[cfg]`s that they are under.
+    pub(crate) fn moved_arguments(&self) -> impl Iterator<Item = (Vec<&Attribute>, Ident)> {
         self.signature.inputs.iter().filter_map(|argument| match argument {
             FnArg::Receiver(Receiver { kind: ReceiverKind::Reference(..), .. }) => None,
-            FnArg::Receiver(receiver) => Some(receiver.self_token.into()),
+            FnArg::Receiver(receiver) => Some((Vec::new(), receiver.self_token.into())),
             FnArg::Typed(argument) if matches!(unwrapped(&argument.ty), Type::Reference(_)) => None,
-            FnArg::Typed(argument) => argument_name(&argument.pat).cloned(),
+            FnArg::Typed(argument) => {
+                argument_name(&argument.pat).map(|name| (conditions(argument).collect(), name.clone()))
+            }
         })
     }
 
@@ -104,6 +108,11 @@ pub(crate) fn argument_name(pattern: &Pat) -> Option<&Ident> {
         Pat::Paren(paren) => argument_name(&paren.pat),
         _ => None,
     }
+}
+
+/// The `#[cfg]`s on an argument: what the expansion says about it is under the same.
+pub(crate) fn conditions(argument: &PatType) -> impl Iterator<Item = &Attribute> {
+    argument.attrs.iter().filter(|attribute| attribute.path().is_ident("cfg"))
 }
 
 impl Body {

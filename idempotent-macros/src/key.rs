@@ -17,8 +17,8 @@ pub(crate) enum Key {
 }
 
 /// Reads the value of the option `name`.
-pub(crate) fn parse(name: &str, value: Expr, errors: &mut Errors) -> Key {
-    if let Some(literal) = string(&value) {
+pub(crate) fn parse(name: &str, value: &Expr, errors: &mut Errors) -> Key {
+    if let Some(literal) = string(value) {
         let mut parts = template::parts(literal, errors);
         for part in &parts {
             if let Part::Value(value) = part {
@@ -30,8 +30,8 @@ pub(crate) fn parse(name: &str, value: Expr, errors: &mut Errors) -> Key {
             _ => Key::Parts(parts),
         };
     }
-    refuse_fresh_value(name, &value, errors);
-    match plain(&value) {
+    refuse_fresh_value(name, value, errors);
+    match plain(value) {
         Expr::Tuple(tuple) if !tuple.elems.is_empty() => {
             Key::Parts(tuple.elems.iter().map(|part| Part::Value(Box::new(part.clone()))).collect())
         }
@@ -61,9 +61,9 @@ impl Key {
                 quote!(#private::Key::of(#value))
             }
             Self::Parts(parts) => {
-                let parts = parts.iter().map(Part::borrowed);
-                let encoder = Ident::new("__parts", Span::mixed_site());
-                quote!(#private::Key::from_parts(|#encoder| #encoder #(.add(#parts))*))
+                let encoder = encoder();
+                let added = parts.iter().map(Part::added);
+                quote!(#private::Key::from_parts(|#encoder| #encoder #(#added)*))
             }
         }
     }
@@ -81,7 +81,34 @@ impl Key {
     }
 }
 
+/// What the parts of a key are added to.
+fn encoder() -> Ident {
+    Ident::new("__parts", Span::mixed_site())
+}
+
+/// Method calls that add one part, each part of a tuple by itself, so that a part that cannot be one is reported there.
+fn added(value: &Expr) -> TokenStream {
+    match plain(value) {
+        Expr::Tuple(tuple) if !tuple.elems.is_empty() => {
+            let encoder = encoder();
+            let parts = tuple.elems.iter().map(added);
+            quote!(.tuple(|#encoder| { #encoder #(#parts)*; }))
+        }
+        _ => {
+            let value = borrowed(value);
+            quote!(.add(#value))
+        }
+    }
+}
+
 impl Part {
+    fn added(&self) -> TokenStream {
+        match self {
+            Self::Text(text) => quote!(.add(#text)),
+            Self::Value(value) => added(value),
+        }
+    }
+
     fn borrowed(&self) -> TokenStream {
         match self {
             Self::Text(text) => text.to_token_stream(),

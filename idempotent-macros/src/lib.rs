@@ -15,34 +15,37 @@ mod fresh;
 mod func;
 mod key;
 mod nearest;
+#[cfg(test)]
+mod snapshots;
 mod template;
 mod types;
 
-use proc_macro::TokenStream;
+use proc_macro2::{Span, TokenStream};
+
+use crate::errors::Errors;
+use crate::func::Function;
 
 /// Makes an async function safe to retry. See the documentation of the crate `idempotency`.
 #[proc_macro_attribute]
-pub fn idempotent(args: TokenStream, item: TokenStream) -> TokenStream {
+pub fn idempotent(args: proc_macro::TokenStream, item: proc_macro::TokenStream) -> proc_macro::TokenStream {
     rewrite(args.into(), item.into()).into()
 }
 
 /// The attribute on tokens that work outside of the compiler.
-fn rewrite(args: proc_macro2::TokenStream, item: proc_macro2::TokenStream) -> proc_macro2::TokenStream {
-    let mut errors = errors::Errors::default();
+fn rewrite(args: TokenStream, item: TokenStream) -> TokenStream {
+    let mut errors = Errors::default();
     let args = args::parse(args, &mut errors);
-    let function = match syn::parse2::<func::Function>(item.clone()) {
-        Ok(function) => function,
-        Err(_) => {
-            errors.at(proc_macro2::Span::call_site(), "`#[idempotent]` goes on an `async fn`, free or in an `impl`");
-            let mistakes = errors.into_compile_errors();
-            return quote::quote!(#mistakes #item);
-        }
+    let Ok(function) = syn::parse2::<Function>(item.clone()) else {
+        errors.at(Span::call_site(), "`#[idempotent]` goes on an `async fn`, free or in an `impl`");
+        let mut output = errors.into_compile_errors();
+        output.extend(item);
+        return output;
     };
     check::check(&args, &function, &mut errors);
     if errors.is_empty() {
         return expand::expand(&args, &function);
     }
-    let mistakes = errors.into_compile_errors();
-    let unchanged = function.unexpanded();
-    quote::quote!(#mistakes #unchanged)
+    let mut output = errors.into_compile_errors();
+    output.extend(function.unexpanded());
+    output
 }

@@ -111,7 +111,7 @@ fn span_of(literal: &LitStr, text: &str, range: Range<usize>) -> Span {
     let token = literal.token();
     let is_verbatim = token.to_string() == format!("\"{text}\"");
     // The opening quote comes before the text.
-    is_verbatim.then(|| token.subspan(range.start + 1..range.end + 1)).flatten().unwrap_or_else(|| literal.span())
+    is_verbatim.then(|| token.subspan(range.start + 1..=range.end)).flatten().unwrap_or_else(|| literal.span())
 }
 
 #[cfg(test)]

@@ -1,5 +1,8 @@
 //! The arguments of a detached body: it outlives its caller, so it owns what it uses.
 
+use std::borrow::Borrow;
+use std::ops::Deref;
+
 /// An argument that can move into the task of a detached body.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot move into the task of a detached body",
@@ -17,7 +20,7 @@ impl<T: Send + 'static> Detachable for T {}
     label = "`{Self}` is not `Clone + Send + Sync + 'static`",
     note = "derive `Clone`, or take `Arc<{Self}>`, or leave `detach` out"
 )]
-pub trait DetachableCopy: ToOwned {}
+pub trait DetachableCopy: ToOwned<Owned: Send> {}
 
 #[diagnostic::do_not_recommend]
 impl<T: ToOwned<Owned: Send> + Sync + ?Sized + 'static> DetachableCopy for T {}
@@ -25,20 +28,17 @@ impl<T: ToOwned<Owned: Send> + Sync + ?Sized + 'static> DetachableCopy for T {}
 /// Compiles if the argument can move into the task of a detached body.
 pub const fn assert_detachable<T: Detachable>(_: &T) {}
 
-/// What an argument of type `&T` becomes in the task of a detached body.
-#[derive(Debug)]
-pub struct Copied<T: ToOwned + ?Sized>(T::Owned);
-
-impl<T: DetachableCopy + ?Sized> Copied<T> {
-    /// Copies the argument.
-    pub fn new(argument: &T) -> Self {
-        Self(argument.to_owned())
-    }
+/// A copy of an argument of type `&T`, which the body of a detached call knows as `&*copy`.
+pub fn copied<T: DetachableCopy + ?Sized>(argument: &T) -> impl Deref<Target = T> + Send + use<T> {
+    Copied::<T>(argument.to_owned())
 }
 
-impl<T: ToOwned + ?Sized> Copied<T> {
-    /// The argument as the body knows it.
-    pub fn get(&self) -> &T {
-        std::borrow::Borrow::borrow(&self.0)
+struct Copied<T: ToOwned + ?Sized>(T::Owned);
+
+impl<T: ToOwned + ?Sized> Deref for Copied<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        self.0.borrow()
     }
 }

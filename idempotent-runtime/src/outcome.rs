@@ -275,11 +275,11 @@ pub enum Decided {
 )]
 pub trait Decision<E>: ErrorPolicy<E> {}
 
-impl<E: Serialize + DeserializeOwned> Decision<E> for OnError {}
+impl<E: StoredError> Decision<E> for OnError {}
 
 impl<E> Decision<E> for Unstored {}
 
-impl<E: Serialize + DeserializeOwned> ErrorPolicy<E> for OnError {
+impl<E: StoredError> ErrorPolicy<E> for OnError {
     fn decide(self, error: &E) -> Decided {
         match self {
             Self::Release => Decided::Release,

@@ -1,6 +1,6 @@
 //! What the expansion of `#[idempotent]` calls. Not for people: it changes without notice.
 
-pub use crate::argument::{Copied, Detachable, DetachableCopy, assert_detachable};
+pub use crate::argument::{Detachable, DetachableCopy, assert_detachable, copied};
 pub use crate::engine::{Call, Site, run, run_detached};
 pub use crate::first_poll::on_first_poll;
 pub use crate::key::Key;

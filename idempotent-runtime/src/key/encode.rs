@@ -117,4 +117,11 @@ impl KeyParts<'_> {
         self.count += 1;
         self
     }
+
+    /// Adds one part that is a tuple of the parts that `add` adds.
+    pub fn tuple(&mut self, add: impl FnOnce(&mut KeyParts<'_>)) -> &mut Self {
+        self.encoder.tuple(add);
+        self.count += 1;
+        self
+    }
 }

@@ -1,0 +1,10 @@
+use idempotency::{Error, Unstored, idempotent};
+
+struct Receipt(u64);
+
+#[idempotent(key = id, ttl = "24h", on_error = |_| Unstored::Hold)]
+async fn charge(id: u64) -> Result<Receipt, Error> {
+    Ok(Receipt(id))
+}
+
+fn main() {}

@@ -1,0 +1,12 @@
+use idempotency::{Error, idempotent};
+
+struct Payments;
+
+impl Payments {
+    #[idempotent(key = id, ttl = "24h", detach)]
+    async fn charge(&self, id: u64) -> Result<u64, Error> {
+        Ok(id)
+    }
+}
+
+fn main() {}
