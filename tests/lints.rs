@@ -56,6 +56,16 @@ mod clean {
         Ok(order.clone())
     }
 
+    #[idempotent(key = id, ttl = "24h")]
+    pub(super) async fn items_first(id: u64) -> Result<u64, Error> {
+        const STEP: u64 = 1;
+        const fn next(id: u64) -> u64 {
+            id + STEP
+        }
+        tokio::task::yield_now().await;
+        Ok(next(id))
+    }
+
     #[idempotent(key = (order.id, order.user), ttl = TTL, lease = TTL / 60, scope = order.user, fingerprint = order)]
     pub(super) async fn owned(order: Order, mut steps: Vec<u64>) -> Result<Vec<u64>, Error> {
         steps.push(order.id);
@@ -266,6 +276,7 @@ async fn everything_that_is_clean_also_works() {
         clean::borrowed(&order).await.unwrap();
         clean::owned(order.clone(), Vec::new()).await.unwrap();
         clean::every_option(&engine, order.clone()).await.unwrap();
+        clean::items_first(1).await.unwrap();
         clean::closure(1).await.unwrap();
         clean::without_arguments().await.unwrap();
         clean::detached(&order, "text", Vec::new()).await.unwrap();
