@@ -16,7 +16,7 @@ struct Custom {
 }
 
 impl Custom {
-    async fn start() -> Self {
+    fn new() -> Self {
         let clock = ManualClock::new();
         Self { store: CustomStore::new(clock.clone()), clock }
     }
@@ -39,4 +39,4 @@ impl Subject for Custom {
     }
 }
 
-idempotency::testing::conformance!(Custom::start);
+idempotency::testing::conformance!(|| async { Custom::new() });

@@ -11,7 +11,7 @@ struct Memory {
 }
 
 impl Memory {
-    async fn start() -> Self {
+    fn new() -> Self {
         let clock = ManualClock::new();
         Self { store: MemoryStore::with_clock(clock.clone()), clock }
     }
@@ -34,4 +34,4 @@ impl Subject for Memory {
     }
 }
 
-idempotency::testing::conformance!(Memory::start);
+idempotency::testing::conformance!(|| async { Memory::new() });

@@ -258,3 +258,17 @@ async fn a_detached_body_goes_on_when_its_caller_is_gone() {
     assert_eq!(world.charge(1).await.unwrap(), "detached");
     assert_eq!(world.ledger.charges(), ["detached"]);
 }
+
+/// The first try is believed lost, and arrives when everything is over.
+#[tokio::test]
+async fn a_claim_that_arrives_again_after_its_release_is_released_again() {
+    let world = World::new();
+    world.store.next("claim", Fault::LostRequest);
+    let call = world.call(1).run(|| async { Err::<(), _>(anyhow::anyhow!("busy")) });
+    world.while_time_passes(call).await.unwrap_err();
+    assert!(world.record(1).await.is_none());
+    let late = world.store.sent_claims().remove(0);
+    assert!(matches!(world.memory.claim(late).await, Ok(Claimed::Mine(_))));
+    world.while_time_passes(world.record_is(1, |record| record.is_none())).await;
+    assert_eq!(world.charge(1).await.unwrap(), "receipt 1.1");
+}

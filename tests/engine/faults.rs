@@ -52,6 +52,7 @@ struct Script {
     faults: HashMap<&'static str, VecDeque<Fault>>,
     always: HashMap<&'static str, Fault>,
     requests: HashMap<&'static str, usize>,
+    claims: Vec<Claim>,
 }
 
 impl FaultyStore {
@@ -76,6 +77,11 @@ impl FaultyStore {
     /// How many requests of this kind were made.
     pub fn requests(&self, operation: &'static str) -> usize {
         self.script.lock().unwrap().requests.get(operation).copied().unwrap_or_default()
+    }
+
+    /// The claims that were sent, in order, whether or not they arrived.
+    pub fn sent_claims(&self) -> Vec<Claim> {
+        self.script.lock().unwrap().claims.clone()
     }
 
     async fn pass<T>(
@@ -121,6 +127,11 @@ macro_rules! through {
             fn capabilities(&self) -> Capabilities {
                 self.inner.capabilities()
             }
+
+            async fn claim(&self, claim: Claim) -> Result<Claimed, StoreError> {
+                self.script.lock().unwrap().claims.push(claim.clone());
+                self.pass("claim", self.inner.claim(claim)).await
+            }
             $(
                 async fn $method(&self, $($argument: $type),*) -> Result<$answer, StoreError> {
                     self.pass(stringify!($method), self.inner.$method($($argument),*)).await
@@ -131,7 +142,6 @@ macro_rules! through {
 }
 
 through! {
-    claim(claim: Claim) -> Claimed;
     renew(renewals: Vec<Renewal>) -> Vec<Written>;
     complete(commit: Commit) -> Written;
     release(release: Release) -> Written;

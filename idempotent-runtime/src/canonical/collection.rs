@@ -43,18 +43,18 @@ pub(super) struct Entries<'a> {
     encoder: &'a mut Encoder,
     start: usize,
     /// Where each entry begins.
-    entries: Vec<usize>,
+    begins: Vec<usize>,
 }
 
 impl<'a> Entries<'a> {
     pub(super) fn new(encoder: &'a mut Encoder) -> Self {
         encoder.bytes.push(MAP);
         let start = encoder.bytes.len();
-        Self { encoder, start, entries: Vec::new() }
+        Self { encoder, start, begins: Vec::new() }
     }
 
     fn key<T: Serialize + ?Sized>(&mut self, key: &T) -> Result<(), CanonicalError> {
-        self.entries.push(self.encoder.bytes.len());
+        self.begins.push(self.encoder.bytes.len());
         self.encoder.nested(key)
     }
 
@@ -65,12 +65,14 @@ impl<'a> Entries<'a> {
     /// No encoded key is the beginning of another one, so the order of whole entries is the order of their keys.
     fn finish(self) {
         let unordered = self.encoder.bytes.split_off(self.start);
-        let ends = self.entries.iter().skip(1).copied().chain([self.start + unordered.len()]);
+        let ends = self.begins.iter().skip(1).copied().chain([self.start + unordered.len()]);
         let range = |(begin, end)| &unordered[begin - self.start..end - self.start];
-        let mut entries: Vec<&[u8]> = self.entries.iter().copied().zip(ends).map(range).collect();
+        let mut entries: Vec<&[u8]> = self.begins.iter().copied().zip(ends).map(range).collect();
         entries.sort_unstable();
         self.encoder.length(entries.len());
-        entries.iter().for_each(|entry| self.encoder.bytes.extend_from_slice(entry));
+        for entry in entries {
+            self.encoder.bytes.extend_from_slice(entry);
+        }
     }
 }
 

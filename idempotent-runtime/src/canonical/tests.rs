@@ -97,8 +97,10 @@ fn golden_bytes_of_version_1() {
         "66 3ff8000000000000",
         "63 00000078",
     ];
-    let hex: String = bytes(value).iter().map(|byte| format!("{byte:02x}")).collect();
-    assert_eq!(hex, expected.concat().replace(' ', ""));
+    let expected = expected.concat().replace(' ', "");
+    let expected: Vec<u8> =
+        (0..expected.len()).step_by(2).map(|at| u8::from_str_radix(&expected[at..at + 2], 16).unwrap()).collect();
+    assert_eq!(bytes(value), expected);
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::call::{Checked, Request};
+use super::claim::Answered;
 use super::flight::{Leader, Seat, Stage};
 use super::report::Report;
 use super::running::Running;
@@ -31,6 +32,8 @@ pub(super) struct Granted {
     pub(super) claim: Claim,
     pub(super) grant: Grant,
     pub(super) sent: Duration,
+    /// An earlier try of the claim may still be on its way.
+    pub(super) repeated: bool,
 }
 
 /// What the leader of a flight learned.
@@ -145,12 +148,12 @@ async fn lead(call: &Arc<Checked>, leader: &Leader, deadline: Option<Duration>, 
         let sent = engine.clock.monotonic();
         let mut found = match claim::send(engine, claim.clone()).await {
             Err(error) => return Led::Refused(store_error(call, error)),
-            Ok(Claimed::Mine(grant)) if engine.may_start(sent, call.lease) => {
-                return Led::Granted(Box::new(Granted { claim, grant, sent }));
+            Ok(Answered { claimed: Claimed::Mine(grant), repeated }) if engine.may_start(sent, call.lease) => {
+                return Led::Granted(Box::new(Granted { claim, grant, sent, repeated }));
             }
-            Ok(Claimed::Mine(_)) => {
+            Ok(Answered { claimed: Claimed::Mine(_), repeated }) => {
                 // Released before the next claim, which would wait for this one otherwise.
-                engine.release_unused(&claim).await;
+                engine.give_back(&claim, repeated).await;
                 if late == LATE_CLAIMS {
                     let detail = "the claim was granted so late that its lease could end before the body starts";
                     return Led::Refused(call.refused(ErrorKind::StoreUnavailable).with_detail(detail));
@@ -158,7 +161,12 @@ async fn lead(call: &Arc<Checked>, leader: &Leader, deadline: Option<Duration>, 
                 late += 1;
                 continue;
             }
-            Ok(Claimed::Held(record)) => Some(Arc::new(record)),
+            Ok(Answered { claimed: Claimed::Held(record), repeated }) => {
+                if repeated {
+                    engine.give_back_later(&claim);
+                }
+                Some(Arc::new(record))
+            }
         };
         // Goes round while the record is read without a claim.
         while let Some(record) = found {

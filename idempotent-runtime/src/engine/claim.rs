@@ -6,20 +6,28 @@ use std::time::Duration;
 use super::Inner;
 use super::keeper::Followed;
 use super::retry;
-use crate::key::KeyHash;
-use crate::store::{Claim, Claimed, Release, StoreError, StoreErrorKind, Token};
+use crate::store::{Claim, Claimed, Release, StoreError, StoreErrorKind};
+
+/// The answer to a claim.
+pub(crate) struct Answered {
+    pub(crate) claimed: Claimed,
+    /// An earlier try may still be on its way, and be applied after a release.
+    pub(crate) repeated: bool,
+}
 
 /// Sends `claim` until its answer is known, for at most `claim_timeout`.
 ///
 /// A claim that was sent is followed to its answer: if the caller goes, or the time is over, the background releases
 /// what was granted to nobody.
-pub(crate) async fn send(engine: &Arc<Inner>, claim: Claim) -> Result<Claimed, StoreError> {
-    let (key, token, lease) = (claim.key, claim.token, claim.lease);
+pub(crate) async fn send(engine: &Arc<Inner>, claim: Claim) -> Result<Answered, StoreError> {
+    let (release, lease) = (Release::new(claim.key, claim.token), claim.lease);
     let for_release = engine.clone();
     let mut followed =
         Followed::new(&engine.keeper, repeat(engine.clone(), claim)).and_if_dropped(move |answer| async move {
-            if !matches!(answer, Ok(Claimed::Held(_))) {
-                release(&for_release, key, token, lease).await;
+            match answer {
+                Ok(Answered { claimed: Claimed::Held(_), repeated: false }) => {}
+                Ok(Answered { repeated, .. }) => give_back(&for_release, release, lease, repeated).await,
+                Err(_) => give_back(&for_release, release, lease, true).await,
             }
         });
     let timeout = engine.settings.claim_timeout;
@@ -31,15 +39,14 @@ pub(crate) async fn send(engine: &Arc<Inner>, claim: Claim) -> Result<Claimed, S
         }
     };
     if answer.as_ref().is_err_and(StoreError::is_outcome_unknown) {
-        let engine = engine.clone();
-        let keeper = engine.keeper.clone();
-        keeper.spawn(async move { release(&engine, key, token, lease).await });
+        let for_release = engine.clone();
+        engine.keeper.spawn(async move { give_back(&for_release, release, lease, true).await });
     }
     answer
 }
 
 /// Repeats the claim with its token while it fails in a way that can pass.
-async fn repeat(engine: Arc<Inner>, claim: Claim) -> Result<Claimed, StoreError> {
+async fn repeat(engine: Arc<Inner>, claim: Claim) -> Result<Answered, StoreError> {
     let end = engine.clock.monotonic() + engine.settings.claim_timeout;
     let mut unknown = None;
     for pause in retry::pauses() {
@@ -52,16 +59,24 @@ async fn repeat(engine: Arc<Inner>, claim: Claim) -> Result<Claimed, StoreError>
             }
             // An earlier try may have been applied: this refusal does not tell.
             Err(error) => return Err(unknown.unwrap_or(error)),
-            answer => return answer,
+            Ok(claimed) => return Ok(Answered { claimed, repeated: unknown.is_some() }),
         }
     }
     Err(unknown.unwrap_or_else(|| StoreError::new(StoreErrorKind::Unavailable, "claim")))
 }
 
-/// Gives back what `token` may own. Without success the lease runs out.
-pub(crate) async fn release(engine: &Inner, key: KeyHash, token: Token, budget: Duration) {
-    let released = retry::until(engine, budget, || engine.store.clone().release(Release::new(key, token))).await;
-    if let Err(error) = released {
-        tracing::warn!(%key, %error, "a claim that nobody uses could not be released; it ends with its lease");
+/// Gives back what the owner may hold, for at most `budget`. Without success the lease runs out.
+///
+/// A claim that was `repeated` is given back again later: a try that was believed lost may arrive after the release, and
+/// would leave a record that nobody owns.
+pub(crate) async fn give_back(engine: &Inner, release: Release, budget: Duration, repeated: bool) {
+    if let Err(error) = retry::until(engine, budget, || engine.store.clone().release(release)).await {
+        tracing::warn!(key = %release.key, %error, "a claim could not be released; it ends with its lease");
+    }
+    if repeated {
+        engine.clock.sleep(engine.settings.claim_timeout).await;
+        if let Err(error) = retry::until(engine, budget, || engine.store.clone().release(release)).await {
+            tracing::warn!(key = %release.key, %error, "a claim that was sent twice could not be released again");
+        }
     }
 }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::duplicate::Duplicate;
 use super::running::{Running, give_up};
-use super::{Waiting, retry, wait};
+use super::{Waiting, claim, retry, wait};
 use crate::error::{Error, ErrorKind};
 use crate::outcome::{Answer, Ending, StoredAnswer, stored};
 use crate::store::{Commit, Park, Reason, Record, Release, State, StoreError, Written};
@@ -119,6 +119,11 @@ async fn release(running: &Running) {
     let mut release = Release::new(running.grant.record.key, running.grant.record.owner);
     release.keep_attempts = running.call.count_attempts;
     let released = retry::until(engine, engine.settings.commit_timeout, || engine.store.clone().release(release)).await;
+    if running.repeated {
+        let engine = engine.clone();
+        let (keeper, budget) = (engine.keeper.clone(), running.call.lease);
+        keeper.spawn(async move { claim::give_back(&engine, release, budget, true).await });
+    }
     if let Err(error) = released {
         tracing::warn!(operation = %running.call.operation, key = %running.call.key, %error,
             "the claim of a body that returned an error could not be released; it ends with its lease");

@@ -39,7 +39,7 @@ use settings::Settings;
 use crate::clock::{Clock, Randomness};
 use crate::error::{Error, ErrorKind};
 use crate::key::{IntoKey, Key};
-use crate::store::{Claim, DynStore, Reason, Store, StoreError, StoreErrorKind, Token};
+use crate::store::{Claim, DynStore, Reason, Release, Store, StoreError, StoreErrorKind, Token};
 
 /// The engine: a handle that is cheap to clone. One per store and process is enough.
 ///
@@ -121,9 +121,18 @@ impl Inner {
     }
 
     /// Gives back a claim that was granted and that nobody uses.
-    async fn release_unused(self: &Arc<Self>, claim: &Claim) {
-        let (engine, key, token, lease) = (self.clone(), claim.key, claim.token, claim.lease);
-        Followed::new(&self.keeper, async move { claim::release(&engine, key, token, lease).await }).await;
+    async fn give_back(self: &Arc<Self>, claim: &Claim, repeated: bool) {
+        let (engine, release, lease) = (self.clone(), Release::new(claim.key, claim.token), claim.lease);
+        Followed::new(&self.keeper, async move { claim::give_back(&engine, release, lease, false).await }).await;
+        if repeated {
+            self.give_back_later(claim);
+        }
+    }
+
+    /// Gives back a claim that was sent more than once, and that is not ours: a late try may still take it.
+    fn give_back_later(self: &Arc<Self>, claim: &Claim) {
+        let (engine, release, lease) = (self.clone(), Release::new(claim.key, claim.token), claim.lease);
+        self.keeper.spawn(async move { claim::give_back(&engine, release, lease, true).await });
     }
 
     pub(crate) fn store_error(&self, error: StoreError) -> Error {

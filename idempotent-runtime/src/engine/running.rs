@@ -17,7 +17,7 @@ use super::{claim, retry};
 use crate::context::Context;
 use crate::error::{Error, ErrorKind};
 use crate::outcome::{Answer, Ending, stored};
-use crate::store::{Abandon, Adoption, Grant, Park, Reason, Record};
+use crate::store::{Abandon, Adoption, Grant, Park, Reason, Record, Release};
 
 pub(crate) struct Running {
     pub(super) call: Arc<Checked>,
@@ -26,6 +26,8 @@ pub(crate) struct Running {
     pub(super) adoption: Arc<Adoption>,
     /// Monotonic time at which the claim was sent first.
     sent: Duration,
+    /// An earlier try of the claim may still be on its way.
+    pub(super) repeated: bool,
     leader: Option<Leader>,
     observer: Option<Observer>,
     pub(super) report: Report,
@@ -43,7 +45,7 @@ enum Phase {
 impl Running {
     pub(super) fn new(
         call: Arc<Checked>,
-        Granted { claim, grant, sent }: Granted,
+        Granted { claim, grant, sent, repeated }: Granted,
         leader: Leader,
         observer: Option<Observer>,
         mut report: Report,
@@ -56,7 +58,18 @@ impl Running {
         engine.keeper.keep(&lease);
         report.attempt = grant.record.attempts;
         let adoption = Arc::new(Adoption::new(claim, &grant));
-        Self { call, grant, lease, adoption, sent, leader: Some(leader), observer, report, phase: Phase::Granted }
+        Self {
+            call,
+            grant,
+            lease,
+            adoption,
+            sent,
+            repeated,
+            leader: Some(leader),
+            observer,
+            report,
+            phase: Phase::Granted,
+        }
     }
 
     /// The scope for the body, if there is enough of the lease left to start it.
@@ -117,10 +130,14 @@ impl Drop for Running {
         let leader = self.leader.take();
         if self.phase == Phase::Granted {
             let keeper = engine.keeper.clone();
+            let (release, repeated) = (Release::new(lease.key, lease.token), self.repeated);
             keeper.spawn(async move {
-                claim::release(&engine, lease.key, lease.token, budget).await;
+                claim::give_back(&engine, release, budget, false).await;
                 engine.keeper.forget(&lease);
                 drop(leader);
+                if repeated {
+                    claim::give_back(&engine, release, budget, true).await;
+                }
             });
             return;
         }

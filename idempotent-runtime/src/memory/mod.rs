@@ -124,7 +124,9 @@ impl Inner {
         let answer = visit(&mut shard, &self.usage);
         let changed = shard.watchers.take_changed();
         drop(shard);
-        changed.iter().for_each(|changed| changed.notify_waiters());
+        for changed in changed {
+            changed.notify_waiters();
+        }
         answer
     }
 }
@@ -216,12 +218,13 @@ impl Store for MemoryStore {
         // Nobody may come by to notice the expiry.
         let expiry = record.as_ref().map(|record| clock.sleep(record.expires.saturating_duration_since(now)));
         let changed = async move {
+            let _deregisters = registration;
             match expiry {
                 Some(expiry) => watchers::either(notified, expiry).await,
                 None => notified.await,
             }
         };
-        Ok(Watch::new(record, changed).with_registration(registration))
+        Ok(Watch::new(record, changed))
     }
 
     async fn resolve(&self, resolve: Resolve) -> Result<Changed, StoreError> {

@@ -3,7 +3,6 @@
 //! The structs are `#[non_exhaustive]`: they grow without breaking stores. A store reads the fields; the engine and
 //! tests build them with `new` and assign the optional fields.
 
-use std::any::Any;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
@@ -403,21 +402,13 @@ pub struct Watch {
     /// The record, read after the interest in its changes was registered.
     pub record: Option<Record>,
     changed: Pin<Box<dyn Future<Output = ()> + Send>>,
-    // Deregisters when the watch is dropped.
-    _registration: Option<Box<dyn Any + Send>>,
 }
 
 impl Watch {
-    /// `changed` resolves at the first change after `record` was read; it may resolve too often.
+    /// `changed` resolves at the first change after `record` was read; it may resolve too often. What
+    /// it owns is kept until the watch is dropped: a registration deregisters itself then.
     pub fn new(record: Option<Record>, changed: impl Future<Output = ()> + Send + 'static) -> Self {
-        Self { record, changed: Box::pin(changed), _registration: None }
-    }
-
-    /// Keeps `registration` until the watch is dropped.
-    #[must_use]
-    pub fn with_registration(mut self, registration: impl Any + Send) -> Self {
-        self._registration = Some(Box::new(registration));
-        self
+        Self { record, changed: Box::pin(changed) }
     }
 }
 

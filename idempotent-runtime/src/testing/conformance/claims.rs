@@ -10,7 +10,7 @@ pub async fn a_first_claim_is_granted<S: Subject>(scene: Scene<S>) {
     let rule = "T1: a claim of no record is granted and writes what was asked for";
     assert_eq!(scene.read().await, None, "the store under test must be empty");
     let claim = Claim {
-        fingerprint: fingerprint(1, 7),
+        fingerprint: Some(fingerprint(1, 7)),
         policy: CrashPolicy::Verify,
         after_expiry: scene.leases(3),
         trace: Some("00-trace-01".into()),
@@ -23,7 +23,7 @@ pub async fn a_first_claim_is_granted<S: Subject>(scene: Scene<S>) {
         assert_eq!(record.state, State::InProgress, "{rule}");
         assert_eq!(record.owner, token(1), "{rule}");
         assert_eq!(&*record.operation, OPERATION, "{rule}");
-        assert_eq!(record.fingerprint, fingerprint(1, 7), "{rule}");
+        assert_eq!(record.fingerprint, Some(fingerprint(1, 7)), "{rule}");
         assert_eq!(record.policy, CrashPolicy::Verify, "{rule}");
         assert_eq!(record.attempts, 1, "{rule}");
         assert_eq!(record.reason, None, "{rule}");
@@ -93,16 +93,17 @@ pub async fn a_repeated_claim_is_granted_after_its_lease<S: Subject>(scene: Scen
 pub async fn an_answer_is_replayed<S: Subject>(scene: Scene<S>) {
     let rule = "T2: a claim of a finished record returns it and changes nothing";
     for state in [State::Completed, State::Failed] {
-        let claim = Claim { fingerprint: fingerprint(1, 7), ..scene.claim_under(1, CrashPolicy::Retry) };
+        let claim = Claim { fingerprint: Some(fingerprint(1, 7)), ..scene.claim_under(1, CrashPolicy::Retry) };
         scene.mine(&claim, "T1: a claim of no record is granted").await;
         scene.complete(crate::store::Commit { state, schema: 3, ..scene.commit_by(1, "first") }).await;
         let before = scene.record().await;
         scene.pass(2).await;
         for (caller, bits) in [(1, 7), (2, 7), (3, 8)] {
-            let claim = Claim { fingerprint: fingerprint(1, bits), ..scene.claim_under(caller, CrashPolicy::Retry) };
+            let claim =
+                Claim { fingerprint: Some(fingerprint(1, bits)), ..scene.claim_under(caller, CrashPolicy::Retry) };
             let record = scene.held(&claim, rule).await;
             assert_eq!((record.state, record.schema, &record.body[..]), (state, 3, &b"first"[..]), "{rule}");
-            assert_eq!((record.owner, record.fingerprint), (token(1), fingerprint(1, 7)), "{rule}");
+            assert_eq!((record.owner, record.fingerprint), (token(1), Some(fingerprint(1, 7))), "{rule}");
         }
         let after = scene.record().await;
         assert!(after.expires.saturating_duration_since(before.expires) < scene.leases(1), "{rule}: expiry stays");
@@ -144,12 +145,12 @@ pub async fn a_late_duplicate_claim_harms_nobody<S: Subject>(scene: Scene<S>) {
 pub async fn a_released_record_is_claimed_with_its_attempts<S: Subject>(scene: Scene<S>) {
     let rule = "T1: a released record is claimed; created stays, fence and attempts grow, the rest is new";
     let released = scene.released().await;
-    let claim = Claim { fingerprint: fingerprint(1, 9), ..scene.claim_under(2, CrashPolicy::Retry) };
+    let claim = Claim { fingerprint: Some(fingerprint(1, 9)), ..scene.claim_under(2, CrashPolicy::Retry) };
     let grant = scene.mine(&claim, rule).await;
     let Record { state, owner, attempts, created, policy, .. } = grant.record;
     assert_eq!((state, owner, attempts), (State::InProgress, token(2), 2), "{rule}");
     assert_eq!((created, policy), (released.created, CrashPolicy::Retry), "{rule}");
-    assert_eq!(grant.record.fingerprint, fingerprint(1, 9), "{rule}");
+    assert_eq!(grant.record.fingerprint, Some(fingerprint(1, 9)), "{rule}");
     assert!(grant.record.fence > released.fence, "{rule}");
     assert!(grant.record.is_running(), "{rule}");
     assert_eq!(grant.taken_over, None, "{rule}: it was not taken over");

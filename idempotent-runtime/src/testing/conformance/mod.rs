@@ -18,7 +18,7 @@ use super::Subject;
 
 /// Makes one test for each rule that a store must keep.
 ///
-/// Takes a function that starts a fresh [`Subject`]: `async fn() -> impl Subject`, or a closure. The tests need the
+/// Takes a closure or an `async fn` that starts a fresh [`Subject`]. The tests need the
 /// feature `testing` and no runtime of their own. A failure names the rule that was broken.
 ///
 /// ```no_run
@@ -33,7 +33,7 @@ use super::Subject;
 /// }
 ///
 /// impl Memory {
-///     async fn start() -> Self {
+///     fn new() -> Self {
 ///         let clock = ManualClock::new();
 ///         Self { store: MemoryStore::with_clock(clock.clone()), clock }
 ///     }
@@ -56,7 +56,7 @@ use super::Subject;
 ///     }
 /// }
 ///
-/// idempotency::testing::conformance!(Memory::start);
+/// idempotency::testing::conformance!(|| async { Memory::new() });
 /// ```
 #[doc(hidden)]
 #[macro_export]

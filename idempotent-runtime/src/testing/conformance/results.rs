@@ -39,7 +39,7 @@ pub async fn bodies_are_opaque<S: Subject>(scene: Scene<S>) {
     let rule = "T8: a body is any bytes, up to a mebibyte and more";
     let all: Vec<u8> = (0..=255).collect();
     let large: Vec<u8> =
-        (0..1 << 20).map(|position: u32| position.to_le_bytes()[usize::from(position % 3 == 0)]).collect();
+        (0..1 << 20).map(|position: u32| position.to_le_bytes()[usize::from(position.is_multiple_of(3))]).collect();
     for body in [Bytes::new(), Bytes::from_static(b"\0"), Bytes::from_static(b"'\"\\{}\r\n"), all.into(), large.into()]
     {
         scene.running(CrashPolicy::Hold).await;
@@ -169,7 +169,7 @@ pub async fn a_result_is_kept_for_its_ttl<S: Subject>(scene: Scene<S>) {
 pub async fn a_vanished_record_is_written_anew<S: Subject>(scene: Scene<S>) {
     let rule = "T9: a commit that may adopt writes a vanished record anew, with what the claim said";
     let claim = Claim {
-        fingerprint: fingerprint(1, 7),
+        fingerprint: Some(fingerprint(1, 7)),
         after_expiry: scene.leases(3),
         trace: Some("trace".into()),
         ..scene.claim_under(1, CrashPolicy::Resume)
@@ -183,7 +183,7 @@ pub async fn a_vanished_record_is_written_anew<S: Subject>(scene: Scene<S>) {
     assert_eq!((record.schema, record.reason), (5, Some(Reason::TooLarge)), "{rule}");
     assert_eq!((record.fence, record.attempts), (grant.record.fence, grant.record.attempts), "{rule}");
     assert_eq!((record.created, &*record.operation), (grant.record.created, OPERATION), "{rule}");
-    assert_eq!((record.fingerprint, record.policy), (fingerprint(1, 7), CrashPolicy::Resume), "{rule}");
+    assert_eq!((record.fingerprint, record.policy), (Some(fingerprint(1, 7)), CrashPolicy::Resume), "{rule}");
     assert_eq!((record.after_expiry, record.trace.as_deref()), (grant.record.after_expiry, Some("trace")), "{rule}");
     scene.kept_for(&record, scene.leases(16), rule);
     assert_eq!(scene.complete(commit).await, Written::AlreadyApplied, "{rule}: sent again");

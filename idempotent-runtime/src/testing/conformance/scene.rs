@@ -28,8 +28,8 @@ pub(super) fn token(number: u128) -> Token {
     Token::from_bits(number)
 }
 
-pub(super) fn fingerprint(version: u8, bits: u128) -> Option<Fingerprint> {
-    Some(Fingerprint { version, bits })
+pub(super) fn fingerprint(version: u8, bits: u128) -> Fingerprint {
+    Fingerprint { version, bits }
 }
 
 /// What a case works with.

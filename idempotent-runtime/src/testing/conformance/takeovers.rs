@@ -111,15 +111,15 @@ pub async fn the_stricter_policy_decides<S: Subject>(scene: Scene<S>) {
 /// T5: another request may not continue this one.
 pub async fn a_contradicting_fingerprint_takes_nothing_over<S: Subject>(scene: Scene<S>) {
     let rule = "T5: a claim with another fingerprint takes nothing over";
-    let recorded = Claim { fingerprint: fingerprint(1, 7), ..scene.claim_under(1, CrashPolicy::Retry) };
+    let recorded = Claim { fingerprint: Some(fingerprint(1, 7)), ..scene.claim_under(1, CrashPolicy::Retry) };
     scene.mine(&recorded, "T1: a claim of no record is granted").await;
     scene.pass(2).await;
     let before = scene.record().await;
-    let claim = Claim { fingerprint: fingerprint(1, 8), ..scene.claim_under(2, CrashPolicy::Retry) };
+    let claim = Claim { fingerprint: Some(fingerprint(1, 8)), ..scene.claim_under(2, CrashPolicy::Retry) };
     let record = scene.held(&claim, rule).await;
     assert_eq!(
         (record.state, record.owner, record.fingerprint),
-        (State::InProgress, token(1), fingerprint(1, 7)),
+        (State::InProgress, token(1), Some(fingerprint(1, 7))),
         "{rule}"
     );
     scene.unchanged(&before, rule).await;
@@ -128,14 +128,12 @@ pub async fn a_contradicting_fingerprint_takes_nothing_over<S: Subject>(scene: S
 /// T5: fingerprints that cannot be compared are not in the way.
 pub async fn an_absent_or_older_fingerprint_contradicts_nothing<S: Subject>(scene: Scene<S>) {
     let rule = "T5: the same fingerprint, none, and one of another version take over";
-    let mut attempts = 1;
-    for (recorded, asked, then) in [
-        (fingerprint(1, 7), fingerprint(1, 7), fingerprint(1, 7)),
-        (fingerprint(1, 7), None, fingerprint(1, 7)),
-        (None, fingerprint(1, 7), fingerprint(1, 7)),
-        (fingerprint(1, 7), fingerprint(2, 8), fingerprint(2, 8)),
+    for (owner, recorded, asked, then) in [
+        (10, Some(fingerprint(1, 7)), Some(fingerprint(1, 7)), Some(fingerprint(1, 7))),
+        (20, Some(fingerprint(1, 7)), None, Some(fingerprint(1, 7))),
+        (30, None, Some(fingerprint(1, 7)), Some(fingerprint(1, 7))),
+        (40, Some(fingerprint(1, 7)), Some(fingerprint(2, 8)), Some(fingerprint(2, 8))),
     ] {
-        let owner = attempts * 2;
         let first = Claim { fingerprint: recorded, ..scene.claim_under(owner, CrashPolicy::Retry) };
         scene.mine(&first, "T1: a claim of no record is granted").await;
         scene.pass(2).await;
@@ -143,7 +141,6 @@ pub async fn an_absent_or_older_fingerprint_contradicts_nothing<S: Subject>(scen
         assert_eq!(scene.mine(&claim, rule).await.record.fingerprint, then, "{rule}");
         let release = crate::store::Release::new(KEY, claim.token);
         assert_eq!(scene.release(release).await, Written::Applied, "{rule}");
-        attempts += 1;
     }
 }
 
@@ -192,11 +189,11 @@ pub async fn a_doubt_is_held_under_every_other_policy<S: Subject>(scene: Scene<S
 /// T5b: the verdict is about one request.
 pub async fn a_contradicting_fingerprint_asks_nothing_again<S: Subject>(scene: Scene<S>) {
     let rule = "T5b: a claim with another fingerprint does not take a record in doubt over";
-    let recorded = Claim { fingerprint: fingerprint(1, 7), ..scene.claim_under(1, CrashPolicy::Verify) };
+    let recorded = Claim { fingerprint: Some(fingerprint(1, 7)), ..scene.claim_under(1, CrashPolicy::Verify) };
     scene.mine(&recorded, "T1: a claim of no record is granted").await;
     assert_eq!(scene.park(Park::own(KEY, token(1), Reason::Error)).await, Written::Applied, "{rule}");
     scene.pass(1).await;
-    let claim = Claim { fingerprint: fingerprint(1, 8), ..scene.claim_under(2, CrashPolicy::Verify) };
+    let claim = Claim { fingerprint: Some(fingerprint(1, 8)), ..scene.claim_under(2, CrashPolicy::Verify) };
     assert_eq!(scene.held(&claim, rule).await.owner, token(1), "{rule}");
 }
 
