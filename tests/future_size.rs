@@ -5,8 +5,8 @@ use idempotency::{Error, idempotent};
 const ALLOWED: usize = 256;
 
 struct Order {
-    _id: u64,
-    _bytes: [u8; 1024],
+    id: u64,
+    bytes: [u8; 1024],
 }
 
 /// Stays in the future while it waits.
@@ -44,7 +44,7 @@ mod plain {
 
     pub(crate) async fn large_argument(order: Order) -> Result<u8, Error> {
         tokio::task::yield_now().await;
-        Ok(order._bytes[0])
+        Ok(order.bytes[0])
     }
 }
 
@@ -80,10 +80,10 @@ mod annotated {
         Ok(name.len() + items.len())
     }
 
-    #[idempotent(key = order._id, ttl = "24h")]
+    #[idempotent(key = order.id, ttl = "24h")]
     pub(crate) async fn large_argument(order: Order) -> Result<u8, Error> {
         tokio::task::yield_now().await;
-        Ok(order._bytes[0])
+        Ok(order.bytes[0])
     }
 }
 
@@ -119,6 +119,6 @@ fn owned_arguments() {
 
 #[test]
 fn a_large_argument() {
-    let order = || Order { _id: 1, _bytes: [0; 1024] };
+    let order = || Order { id: 1, bytes: [0; 1024] };
     assert_within("large argument", 1, &plain::large_argument(order()), &annotated::large_argument(order()));
 }

@@ -24,7 +24,7 @@ mod macro_bodies {
         (inner $name:ident) => {
             #[idempotent(key = (id, "{id}"), ttl = "24h")]
             async fn $name(id: u64, effects: &Effects) -> Result<usize, Error> {
-                Ok(effects.happen() + id as usize)
+                Ok(effects.happen() + usize::try_from(id).unwrap_or(0))
             }
         };
     }

@@ -361,11 +361,11 @@ mod patterns {
 mod attributes {
     use super::*;
 
-    #[must_use]
+    #[must_use = "it is the answer"]
     #[inline]
     #[idempotent(key = id, ttl = "24h")]
     #[doc = "After."]
-    #[allow(clippy::unused_async, reason = "it stands after the attribute")]
+    #[allow(clippy::mixed_attributes_style, reason = "it stands after the attribute")]
     async fn before_and_after(id: u64, effects: &Effects) -> Result<usize, Error> {
         #![allow(unused_variables, reason = "inner attributes are the function's")]
         let unused = id;

@@ -43,7 +43,7 @@ fn native(args: &Args, function: &Function, body: &Body, private: &TokenStream, 
         .filter(|(_, name)| body.mentions(name))
         .map(|(conditions, name)| quote!(#(#conditions)* let _ = &#name;));
     let edge = return_type_edge(output);
-    let inner = body.braced(&quote!(#edge #(#wholes)* #(#borrows)*), &body.statements);
+    let inner = body.following(&quote!(#edge #(#wholes)* #(#borrows)*));
     let local = local("__body");
     let closure = quote!(#checks #(#copies)* let #local = move || async move #inner;);
     let call = call(args, function, private, output, &closure);

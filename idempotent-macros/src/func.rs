@@ -128,13 +128,23 @@ impl Body {
         mentioned(self.statements.clone(), name)
     }
 
-    /// Braces at the place of the user's, with other contents. A brace from elsewhere would silence lints about the
-    /// whole function.
+    /// The user's braces with other contents. Braces from elsewhere would silence lints about the whole function.
     pub(crate) fn braced(&self, before: &TokenStream, contents: &TokenStream) -> TokenTree {
-        let mut group = Group::new(Delimiter::Brace, quote!(#before #contents));
-        group.set_span(self.span);
-        group.into()
+        braces(self.span, quote!(#before #contents))
     }
+
+    /// Braces of ours in the place of the user's, around the user's statements after some of ours. Clippy must not
+    /// take all of them for the user's: an item at the beginning of the body would come after statements.
+    pub(crate) fn following(&self, statements: &TokenStream) -> TokenTree {
+        let following = &self.statements;
+        braces(Span::call_site().located_at(self.span), quote!(#statements #following))
+    }
+}
+
+fn braces(span: Span, contents: TokenStream) -> TokenTree {
+    let mut group = Group::new(Delimiter::Brace, contents);
+    group.set_span(span);
+    group.into()
 }
 
 impl Parse for Function {
