@@ -174,6 +174,7 @@ pub trait Store: Send + Sync + 'static {
     /// - Only with the observed token. P whose lease runs is [`Changed::Running`] unless forced.
     /// - Leaves a tombstone where asked for; where the owner runs, one stays for at least the rest of its lease, so that
     ///   the owner's commit does not bring the record back.
+    /// - The tombstone of a removal has [`Reason::Resolved`], that of an expiry has no reason.
     /// - A tombstone: [`Changed::Absent`], it stays.
     fn remove(&self, remove: Remove) -> impl Future<Output = Result<Changed, StoreError>> + Send;
 

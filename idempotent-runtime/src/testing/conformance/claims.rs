@@ -145,6 +145,7 @@ pub async fn a_late_duplicate_claim_harms_nobody<S: Subject>(scene: Scene<S>) {
 pub async fn a_released_record_is_claimed_with_its_attempts<S: Subject>(scene: Scene<S>) {
     let rule = "T1: a released record is claimed; created stays, fence and attempts grow, the rest is new";
     let released = scene.released().await;
+    scene.pass(1).await;
     let claim = Claim { fingerprint: Some(fingerprint(1, 9)), ..scene.claim_under(2, CrashPolicy::Retry) };
     let grant = scene.mine(&claim, rule).await;
     let Record { state, owner, attempts, created, policy, .. } = grant.record;

@@ -104,6 +104,7 @@ macro_rules! __conformance {
                 renewals_are_answered_one_by_one
                 an_owner_releases_its_claim
                 a_late_owner_releases_its_claim
+                a_released_claim_is_written_no_more
                 an_abandoned_claim_is_taken_over_at_once
                 nothing_is_abandoned_under_hold
                 only_a_claim_in_progress_is_abandoned
@@ -123,7 +124,6 @@ macro_rules! __conformance {
                 a_result_sent_twice_is_stored_once
                 an_answer_never_changes
                 a_stale_owners_result_is_refused
-                a_released_claim_stores_no_result
                 a_result_is_completed_or_failed
                 a_result_is_kept_for_its_ttl
                 a_vanished_record_is_written_anew

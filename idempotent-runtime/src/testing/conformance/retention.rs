@@ -87,7 +87,7 @@ pub async fn an_expired_record_leaves_its_tombstone<S: Subject>(scene: Scene<S>)
         }
         scene.pass_expiry().await;
         let tombstone = scene.held(&scene.claim_under(2, CrashPolicy::Retry), &rule).await;
-        assert_eq!((tombstone.state, tombstone.body.len()), (State::Tombstone, 0), "{rule}");
+        assert_eq!((tombstone.state, tombstone.body.len(), tombstone.reason), (State::Tombstone, 0, None), "{rule}");
         assert_eq!(scene.record().await.state, State::Tombstone, "{rule}");
         scene.refuses_owner(1, Written::Gone, &rule).await;
         assert_eq!(scene.complete(scene.adopting_commit(&claim, &grant)).await, Written::Gone, "{rule}");
