@@ -14,6 +14,8 @@ pub mod key;
 mod memory;
 mod outcome;
 mod policy;
+#[cfg(feature = "redis")]
+mod redis;
 #[doc(hidden)]
 pub mod private;
 pub mod store;

@@ -130,6 +130,42 @@ pub fn encode(record: &Record) -> Vec<u8> {
     bytes
 }
 
+/// The code of `state`, for a store's scripts.
+#[cfg(feature = "redis")]
+pub(crate) fn state_code(state: State) -> u8 {
+    code(&STATES, state)
+}
+
+/// The code of `reason`, zero for none.
+#[cfg(feature = "redis")]
+pub(crate) fn reason_code(reason: Option<Reason>) -> u8 {
+    reason.map_or(0, |reason| code(&REASONS, reason))
+}
+
+/// How many bytes the fields take that have a fixed place.
+#[cfg(feature = "redis")]
+const FIELDS: usize = 115;
+
+/// So many bytes of a record hold everything but its body, unless a name is longer than any reasonable one.
+#[cfg(feature = "redis")]
+pub(crate) const LONGEST_HEAD: usize = FIELDS + 4096;
+
+/// Cuts the body off the first bytes of a record, and tells how long it is. What is left is a record without body.
+#[cfg(feature = "redis")]
+pub(crate) fn cut_body(bytes: &mut Vec<u8>) -> Result<u64, EnvelopeError> {
+    let lengths = bytes.get(99..FIELDS).ok_or(EnvelopeError::Truncated("body"))?;
+    let mut lengths = Bytes::copy_from_slice(lengths);
+    let words = u64::from(lengths.get_u32()) + u64::from(lengths.get_u32());
+    let body = lengths.get_u64();
+    let end = usize::try_from(words).unwrap_or(usize::MAX).saturating_add(FIELDS);
+    if end > bytes.len() {
+        return Err(EnvelopeError::Truncated("operation"));
+    }
+    bytes.truncate(end);
+    bytes[107..FIELDS].fill(0);
+    Ok(body)
+}
+
 /// The text, or so much of it as its length field can tell. Names and trace contexts are for people.
 fn beginning(text: &str) -> &[u8] {
     let end = text.floor_char_boundary(u32::MAX as usize);

@@ -1,0 +1,60 @@
+//! What is asked of a server when a store connects to it.
+
+use redis::InfoDict;
+
+use super::RedisStore;
+use crate::store::{StoreError, StoreErrorKind};
+
+/// The oldest release with `SET … NX GET`.
+const OLDEST: u32 = 7;
+
+pub(super) async fn server(store: &RedisStore, allow_eviction: bool) -> Result<(), StoreError> {
+    let link = &store.0.commands;
+    let mut connected = link.connected("connect").await?;
+    let info: redis::RedisResult<InfoDict> = redis::cmd("INFO").query_async(&mut connected.connection).await;
+    let info = match link.answer("connect", &connected, info) {
+        Ok(info) => info,
+        Err(error) if error.kind() == StoreErrorKind::Config => {
+            tracing::warn!(%error, "the server does not tell its settings: whether it can lose records is not known");
+            return Ok(());
+        }
+        Err(error) => return Err(error),
+    };
+    version(&info)?;
+    eviction(&info, allow_eviction)?;
+    persistence(&info);
+    Ok(())
+}
+
+fn version(info: &InfoDict) -> Result<(), StoreError> {
+    let version: String = info.get("redis_version").unwrap_or_default();
+    let major = version.split('.').next().and_then(|major| major.parse::<u32>().ok());
+    if major.is_none_or(|major| major < OLDEST) {
+        return Err(StoreError::new(StoreErrorKind::Unsupported, "connect")
+            .with_detail(format!("the server is Redis {version}; it takes Redis 7.0 or later, or Valkey")));
+    }
+    Ok(())
+}
+
+fn eviction(info: &InfoDict, allowed: bool) -> Result<(), StoreError> {
+    let limit: u64 = info.get("maxmemory").unwrap_or_default();
+    let policy: String = info.get("maxmemory_policy").unwrap_or_default();
+    if limit == 0 || policy == "noeviction" {
+        return Ok(());
+    }
+    let detail = format!(
+        "the server may evict records (`maxmemory-policy {policy}`), and each evicted record is a call that runs again: \
+         set `maxmemory-policy noeviction`"
+    );
+    if allowed {
+        tracing::warn!("{detail}");
+        return Ok(());
+    }
+    Err(StoreError::new(StoreErrorKind::Config, "connect").with_detail(format!("{detail}, or say `allow_eviction()`")))
+}
+
+fn persistence(info: &InfoDict) {
+    if info.get::<u8>("aof_enabled") == Some(0) {
+        tracing::warn!("the server has no append-only file: records are lost when it restarts, and their calls run again");
+    }
+}

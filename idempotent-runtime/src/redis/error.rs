@@ -1,0 +1,51 @@
+//! What the client's errors mean for a request.
+
+use redis::{ErrorKind, RedisError, ServerErrorKind};
+
+use crate::store::{StoreError, StoreErrorKind};
+
+/// The script's own error for a value that is no record.
+const UNREADABLE: &str = "UNREADABLE";
+
+pub(super) fn store_error(operation: &'static str, error: RedisError) -> StoreError {
+    let (kind, detail) = meaning(&error);
+    let store_error = StoreError::new(kind, operation);
+    let store_error = match detail {
+        Some(detail) => store_error.with_detail(detail),
+        None => store_error,
+    };
+    store_error.with_source(error)
+}
+
+fn meaning(error: &RedisError) -> (StoreErrorKind, Option<&'static str>) {
+    use StoreErrorKind::{Config, Corrupt, Refused, Unavailable, Unsupported};
+    match (error.kind(), error.code()) {
+        (_, Some(UNREADABLE | "WRONGTYPE")) => (Corrupt, Some("another program or a newer release wrote this key")),
+        (_, Some("OOM")) => (Refused, Some("the server is out of memory: raise `maxmemory`, or shorten `ttl`")),
+        (_, Some("NOREPLICAS")) => (Refused, Some("too few replicas are connected (`min-replicas-to-write`)")),
+        (_, Some("MISCONF")) => (Refused, Some("the server cannot persist and refuses writes")),
+        (_, Some("BUSY")) => (Refused, Some("the server is busy with a script")),
+        (_, Some("NOAUTH" | "WRONGPASS")) | (ErrorKind::AuthenticationFailed, _) => {
+            (Config, Some("the server refuses the user or the password in the URL"))
+        }
+        (ErrorKind::Server(ServerErrorKind::NoPerm), _) => {
+            (Config, Some("the server's ACL refuses a command that the store needs; see the store's documentation"))
+        }
+        (ErrorKind::Server(ServerErrorKind::ReadOnly), _) => (Refused, Some("the server is a read-only replica")),
+        (
+            ErrorKind::Server(
+                ServerErrorKind::BusyLoading
+                | ServerErrorKind::MasterDown
+                | ServerErrorKind::ClusterDown
+                | ServerErrorKind::TryAgain
+                | ServerErrorKind::Moved
+                | ServerErrorKind::Ask,
+            ),
+            _,
+        ) => (Refused, None),
+        (ErrorKind::RESP3NotSupported, _) => (Unsupported, Some("the server is older than Redis 7.0")),
+        (ErrorKind::InvalidClientConfig, _) => (Config, Some("the connection URL or its certificates are unfit")),
+        (ErrorKind::Parse, _) => (Unavailable, Some("the answer is not of the Redis protocol: is it a Redis server?")),
+        _ => (Unavailable, None),
+    }
+}

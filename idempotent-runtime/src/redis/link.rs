@@ -1,0 +1,112 @@
+//! One connection to the server, made when it is needed and made anew when it is broken.
+//!
+//! The client's own `ConnectionManager` keeps a connection on which an answer timed out; on a half-open connection
+//! nothing would ever be answered again. Here a time-out ends the connection.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, Client, ErrorKind, RedisError, RedisResult};
+
+use super::error::store_error;
+use crate::clock::{Clock, Timestamp};
+use crate::store::StoreError;
+
+/// What a connection does when it is made.
+pub(super) type Setup = fn(MultiplexedConnection) -> super::SetupFuture;
+
+pub(super) struct Link {
+    client: Client,
+    config: AsyncConnectionConfig,
+    clock: Arc<dyn Clock>,
+    setup: Option<Setup>,
+    current: RwLock<Option<Connected>>,
+    connecting: tokio::sync::Mutex<()>,
+    generations: AtomicU64,
+}
+
+/// A connection that was made, and the server's clock as it was then.
+#[derive(Clone)]
+pub(super) struct Connected {
+    pub(super) connection: MultiplexedConnection,
+    generation: u64,
+    server_time: Duration,
+    read_at: Duration,
+}
+
+impl Link {
+    pub(super) fn new(client: Client, config: AsyncConnectionConfig, clock: Arc<dyn Clock>, setup: Option<Setup>) -> Self {
+        Self {
+            client,
+            config,
+            clock,
+            setup,
+            current: RwLock::new(None),
+            connecting: tokio::sync::Mutex::new(()),
+            generations: AtomicU64::new(0),
+        }
+    }
+
+    /// The connection, for the store operation `operation`.
+    pub(super) async fn connected(&self, operation: &'static str) -> Result<Connected, StoreError> {
+        if let Some(connected) = self.current() {
+            return Ok(connected);
+        }
+        let _connecting = self.connecting.lock().await;
+        if let Some(connected) = self.current() {
+            return Ok(connected);
+        }
+        let connected = self.connect().await.map_err(|error| store_error(operation, error))?;
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = Some(connected.clone());
+        Ok(connected)
+    }
+
+    fn current(&self) -> Option<Connected> {
+        self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    async fn connect(&self) -> RedisResult<Connected> {
+        let mut connection = self.client.get_multiplexed_async_connection_with_config(&self.config).await?;
+        let (seconds, micros): (u64, u64) = redis::cmd("TIME").query_async(&mut connection).await?;
+        let read_at = self.clock.monotonic();
+        if let Some(setup) = self.setup {
+            setup(connection.clone()).await?;
+        }
+        let server_time = Duration::from_secs(seconds) + Duration::from_micros(micros);
+        let generation = self.generations.fetch_add(1, Ordering::AcqRel);
+        Ok(Connected { connection, generation, server_time, read_at })
+    }
+
+    /// The server's time, as far as it is known without asking.
+    pub(super) fn now(&self, connected: &Connected) -> Timestamp {
+        let passed = self.clock.monotonic().saturating_sub(connected.read_at);
+        Timestamp::default() + connected.server_time + passed
+    }
+
+    /// The answer to a request on `connected`. An error that leaves the connection in doubt ends it.
+    pub(super) fn answer<T>(
+        &self,
+        operation: &'static str,
+        connected: &Connected,
+        answer: RedisResult<T>,
+    ) -> Result<T, StoreError> {
+        answer.map_err(|error| {
+            if ends_connection(&error) {
+                let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
+                if current.as_ref().is_some_and(|current| current.generation == connected.generation) {
+                    *current = None;
+                }
+            }
+            store_error(operation, error)
+        })
+    }
+}
+
+fn ends_connection(error: &RedisError) -> bool {
+    // A demoted primary stays a replica: the next connection may reach its successor.
+    matches!(error.kind(), ErrorKind::Io | ErrorKind::Parse | ErrorKind::AuthenticationFailed)
+        || error.kind() == ErrorKind::Server(redis::ServerErrorKind::ReadOnly)
+        || error.is_unrecoverable_error()
+}

@@ -1,0 +1,398 @@
+//! The Redis store: one string per record, first claims and replays by one plain command, everything else by scripts.
+
+mod builder;
+mod check;
+mod error;
+mod link;
+mod scan;
+mod script;
+mod tracking;
+mod writes;
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use redis::aio::MultiplexedConnection;
+use redis::{IntoConnectionInfo, RedisResult};
+
+pub use builder::RedisStoreBuilder;
+use link::{Connected, Link};
+use tracking::Waiters;
+
+use crate::clock::{Clock, Timestamp};
+use crate::key::{KeyHash, hex};
+use crate::store::{
+    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Grant, Page, Park, Purged, Record, Release, Remove,
+    Renewal, Resolve, Scan, State, Store, StoreClock, StoreError, StoreErrorKind, Token, Watch, Written, envelope,
+};
+
+type SetupFuture = Pin<Box<dyn Future<Output = RedisResult<()>> + Send>>;
+
+/// Where a record says that its lease ends `linger` before the key does. See `scripts/record.lua`.
+const BY_EXPIRY: Timestamp = Timestamp::from_millis(u64::MAX);
+/// How often a waiter looks where the server does not push.
+const POLL: Duration = Duration::from_millis(100);
+
+/// Records in Redis 7.0 or later, or in Valkey.
+///
+/// Commands, renewals and pushes have a connection each. A connection that breaks, or on which an answer takes too long,
+/// is made anew with the next request; what was on its way is an unknown outcome, which the engine settles by token.
+///
+/// # What Redis can lose
+/// A record that Redis loses is a call that runs again. Redis acknowledges a write before it is on disk
+/// (`appendfsync everysec` loses up to a second, no append-only file loses all) and before a replica has it: a failover
+/// loses what the replica had not received. Eviction, `FLUSHALL` and a restored backup lose records too.
+/// [`connect`](Self::connect) refuses a server that may evict, and warns about one that has no append-only file.
+///
+/// # Rights
+/// The least that an ACL user needs, for the default prefix:
+///
+/// ```text
+/// ACL SETUSER idempotency on >password ~idempotency:* resetchannels -@all +get +set +getrange +setrange +del +unlink
+///     +exists +rename +pexpire +pttl +evalsha +script|load +time +info +hello +auth +select +multi +exec +client|tracking
+///     +client|setinfo +scan
+/// ```
+///
+/// Without `client|tracking`, waiters poll. Without `info`, nothing is checked at connecting.
+#[derive(Clone)]
+pub struct RedisStore(Arc<Inner>);
+
+struct Inner {
+    commands: Link,
+    renewals: Link,
+    tracking: Link,
+    waiters: Arc<Waiters>,
+    /// The server refuses tracking.
+    polls: AtomicBool,
+    scripts: script::Scripts,
+    prefix: String,
+    clock: Arc<dyn Clock>,
+}
+
+impl RedisStore {
+    /// Connects to the server that `url` names: `redis://[user:password@]host[:port][/database]`, `rediss://` with TLS.
+    ///
+    /// # Errors
+    /// See [`RedisStoreBuilder::connect`].
+    pub async fn connect(url: &str) -> Result<Self, StoreError> {
+        Self::builder(url).connect().await
+    }
+
+    /// A store with settings, on the server that a URL or a [`redis::Client`]'s connection information names.
+    pub fn builder(server: impl IntoConnectionInfo) -> RedisStoreBuilder {
+        RedisStoreBuilder::new(server)
+    }
+
+    fn key(&self, key: &KeyHash) -> String {
+        format!("{}{{{}}}", self.0.prefix, key.to_hex())
+    }
+
+    fn staged_key(&self, key: &KeyHash, token: Token) -> String {
+        format!("{}:{}", self.key(key), hex(&token.bits().to_be_bytes()))
+    }
+}
+
+/// Times that Redis keeps in the key's expiry are put on the record.
+fn placed(mut record: Record, remaining: i64, now: Timestamp) -> Record {
+    let now_millis = i128::from(now.as_millis());
+    let at = |millis: i128| Timestamp::from_millis(u64::try_from(millis.max(0)).unwrap_or(u64::MAX));
+    let left = i128::from(remaining) - i128::from(record.after_expiry);
+    record.read_at = now;
+    record.expires = at(now_millis + left);
+    if record.lease_until == BY_EXPIRY {
+        record.lease_until = at(now_millis + left - i128::from(record.linger));
+    }
+    record
+}
+
+/// The record in `bytes`, unless it has expired.
+fn decoded(
+    operation: &'static str,
+    key: KeyHash,
+    bytes: Vec<u8>,
+    remaining: i64,
+    now: Timestamp,
+) -> Result<Option<Record>, StoreError> {
+    let record = envelope::decode(key, bytes.into(), now).map_err(|error| error.during(operation))?;
+    let mut record = placed(record, remaining, now);
+    if record.expires > now {
+        return Ok(Some(record));
+    }
+    // Expired, and what is left of the key's time is its tombstone.
+    if record.state == State::Released || remaining <= 0 {
+        return Ok(None);
+    }
+    record.state = State::Tombstone;
+    record.reason = None;
+    record.after_expiry = 0;
+    record.body = Bytes::new();
+    Ok(Some(placed(record, remaining, now)))
+}
+
+fn start_tracking(mut connection: MultiplexedConnection) -> SetupFuture {
+    Box::pin(async move { redis::cmd("CLIENT").arg("TRACKING").arg("ON").query_async(&mut connection).await })
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// What a first claim writes.
+fn pending(claim: &Claim, created: Timestamp) -> Record {
+    let mut record = Record::new(claim.key, claim.token, claim.operation.clone());
+    record.fingerprint = claim.fingerprint;
+    record.policy = claim.policy;
+    record.created = created;
+    record.linger = millis(claim.linger);
+    record.after_expiry = millis(claim.after_expiry);
+    record.lease_until = BY_EXPIRY;
+    record.trace.clone_from(&claim.trace);
+    record
+}
+
+impl RedisStore {
+    /// The record by plain commands, which a server without memory or replicas still answers.
+    async fn get(&self, operation: &'static str, link: &Link, key: KeyHash) -> Result<Option<Record>, StoreError> {
+        let mut connected = link.connected(operation).await?;
+        let name = self.key(&key);
+        let answer = redis::pipe()
+            .atomic()
+            .get(&name)
+            .pttl(&name)
+            .query_async::<(Option<Vec<u8>>, i64)>(&mut connected.connection)
+            .await;
+        let (bytes, remaining) = link.answer(operation, &connected, answer)?;
+        let now = link.now(&connected);
+        bytes.map_or(Ok(None), |bytes| decoded(operation, key, bytes, remaining, now))
+    }
+
+    /// Everything that `SET … NX GET` does not decide.
+    async fn claim_by_script(&self, claim: &Claim, pending: &[u8]) -> Result<Claimed, StoreError> {
+        const OPERATION: &str = "claim";
+        let link = &self.0.commands;
+        let mut connected = link.connected(OPERATION).await?;
+        let mut script = self.0.scripts.claim.key(self.key(&claim.key));
+        let answer = script.arg(pending).arg(millis(claim.lease)).invoke_async(&mut connected.connection).await;
+        let (verdict, mut bytes, remaining, now): (String, Vec<u8>, i64, u64) = link.answer(OPERATION, &connected, answer)?;
+        let now = Timestamp::from_millis(now);
+        let body_length = envelope::cut_body(&mut bytes).map_err(|error| error.during(OPERATION))?;
+        let record = envelope::decode(claim.key, bytes.into(), now).map_err(|error| error.during(OPERATION))?;
+        let mut record = placed(record, remaining, now);
+        if body_length > 0 {
+            // A body does not pass through the script. It is the same as long as the owner and the state are.
+            let read = self.get(OPERATION, link, claim.key).await?;
+            match read {
+                Some(read) if read.owner == record.owner && read.state == record.state => record.body = read.body,
+                _ => {
+                    return Err(StoreError::new(StoreErrorKind::Refused, OPERATION).with_detail("the record changed meanwhile"));
+                }
+            }
+        }
+        Ok(if verdict == "mine" {
+            let taken_over = record.taken_over;
+            let mut grant = Grant::new(record);
+            grant.taken_over = taken_over;
+            Claimed::Mine(grant)
+        } else {
+            Claimed::Held(record)
+        })
+    }
+}
+
+impl Store for RedisStore {
+    fn name(&self) -> &'static str {
+        "redis"
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        let mut capabilities = Capabilities::server();
+        capabilities.clock = StoreClock::Own;
+        capabilities.push = !self.0.polls.load(Ordering::Relaxed);
+        capabilities
+    }
+
+    async fn claim(&self, claim: Claim) -> Result<Claimed, StoreError> {
+        const OPERATION: &str = "claim";
+        let link = &self.0.commands;
+        let mut connected = link.connected(OPERATION).await?;
+        let created = link.now(&connected);
+        let pending = pending(&claim, created);
+        let bytes = envelope::encode(&pending);
+        let total = millis(claim.lease + claim.linger + claim.after_expiry);
+        let answer = redis::cmd("SET")
+            .arg(self.key(&claim.key))
+            .arg(&bytes)
+            .arg("NX")
+            .arg("GET")
+            .arg("PX")
+            .arg(total)
+            .query_async::<Option<Vec<u8>>>(&mut connected.connection)
+            .await;
+        let found = match link.answer(OPERATION, &connected, answer) {
+            // Without memory or replicas nothing was claimed, and what is stored can still be read.
+            Err(error) if error.kind() == StoreErrorKind::Refused => {
+                return match self.get(OPERATION, link, claim.key).await {
+                    Ok(Some(record)) if record.state.is_answer() => Ok(Claimed::Held(record)),
+                    _ => Err(error),
+                };
+            }
+            found => found?,
+        };
+        let Some(found) = found else {
+            let remaining = i64::try_from(total).unwrap_or(i64::MAX);
+            return Ok(Claimed::Mine(Grant::new(placed(pending, remaining, created))));
+        };
+        let record = envelope::decode(claim.key, found.into(), created).map_err(|error| error.during(OPERATION))?;
+        // With a tombstone to come, only the key's expiry tells whether the record still counts.
+        if record.state.is_answer() && record.after_expiry == 0 {
+            return Ok(Claimed::Held(record));
+        }
+        if record.state.is_answer()
+            && let Some(record) = self.get(OPERATION, link, claim.key).await?
+        {
+            return Ok(Claimed::Held(record));
+        }
+        self.claim_by_script(&claim, &bytes).await
+    }
+
+    async fn renew(&self, renewals: Vec<Renewal>) -> Result<Vec<Written>, StoreError> {
+        self.renew_all(&renewals).await
+    }
+
+    async fn complete(&self, commit: Commit) -> Result<Written, StoreError> {
+        self.complete_record(&commit).await
+    }
+
+    async fn release(&self, release: Release) -> Result<Written, StoreError> {
+        let script = &self.0.scripts.release;
+        self.write("release", script, &release.key, release.token, &[flag(release.keep_attempts)]).await
+    }
+
+    async fn abandon(&self, abandon: Abandon) -> Result<Written, StoreError> {
+        let script = &self.0.scripts.abandon;
+        self.write("abandon", script, &abandon.key, abandon.token, &[reason(Some(abandon.reason))]).await
+    }
+
+    async fn park(&self, park: Park) -> Result<Written, StoreError> {
+        let arguments = [reason(Some(park.reason)), flag(park.only_orphaned), millis(park.ask_again_after).to_string()];
+        self.write("park", &self.0.scripts.park, &park.key, park.token, &arguments).await
+    }
+
+    async fn checkpoint(&self, checkpoint: Checkpoint) -> Result<Written, StoreError> {
+        self.checkpoint_record(&checkpoint).await
+    }
+
+    async fn fence(&self, key: KeyHash, token: Token) -> Result<Option<u64>, StoreError> {
+        let link = &self.0.commands;
+        let mut connected = link.connected("fence").await?;
+        let mut script = self.0.scripts.fence.key(self.key(&key));
+        let answer = script.arg(&token.bits().to_be_bytes()[..]).invoke_async(&mut connected.connection).await;
+        link.answer("fence", &connected, answer)
+    }
+
+    async fn read(&self, key: KeyHash) -> Result<Option<Record>, StoreError> {
+        self.get("read", &self.0.commands, key).await
+    }
+
+    async fn watch(&self, key: KeyHash) -> Result<Watch, StoreError> {
+        const OPERATION: &str = "watch";
+        if self.0.polls.load(Ordering::Relaxed) {
+            return self.poll(key).await;
+        }
+        let waiter = self.0.waiters.register(&self.key(&key));
+        let link = &self.0.tracking;
+        let connected = match link.connected(OPERATION).await {
+            Err(error) if error.kind() == StoreErrorKind::Config => {
+                tracing::warn!(%error, "the server refuses tracking: waiters poll");
+                self.0.polls.store(true, Ordering::Relaxed);
+                return self.poll(key).await;
+            }
+            connected => connected?,
+        };
+        let record = self.look(OPERATION, link, connected, key).await?;
+        Ok(Watch::new(record, waiter.woken()))
+    }
+
+    async fn resolve(&self, resolve: Resolve) -> Result<Changed, StoreError> {
+        self.resolve_record(&resolve).await
+    }
+
+    async fn remove(&self, remove: Remove) -> Result<Changed, StoreError> {
+        let script = &self.0.scripts.remove;
+        let arguments = [flag(remove.force), millis(remove.tombstone).to_string()];
+        let answer = self.invoke("remove", script, &remove.key, remove.observed, &arguments).await?;
+        changed("remove", &answer)
+    }
+
+    async fn scan(&self, scan: Scan) -> Result<Page, StoreError> {
+        self.scan_records(&scan).await
+    }
+
+    /// The server expires records itself.
+    async fn purge(&self, _: usize) -> Result<Purged, StoreError> {
+        Ok(Purged::default())
+    }
+}
+
+impl RedisStore {
+    /// Two commands instead of the four of a transaction: a change between them is pushed.
+    async fn look(
+        &self,
+        operation: &'static str,
+        link: &Link,
+        mut connected: Connected,
+        key: KeyHash,
+    ) -> Result<Option<Record>, StoreError> {
+        let name = self.key(&key);
+        let answer = redis::pipe()
+            .get(&name)
+            .pttl(&name)
+            .query_async::<(Option<Vec<u8>>, i64)>(&mut connected.connection)
+            .await;
+        let (bytes, remaining) = link.answer(operation, &connected, answer)?;
+        let now = link.now(&connected);
+        bytes.map_or(Ok(None), |bytes| decoded(operation, key, bytes, remaining, now))
+    }
+
+    /// A watch that resolves after a while, at another moment for each key so that waiters do not come all at once.
+    async fn poll(&self, key: KeyHash) -> Result<Watch, StoreError> {
+        let link = &self.0.commands;
+        let connected = link.connected("watch").await?;
+        let record = self.look("watch", link, connected, key).await?;
+        let moment = self.0.clock.monotonic().subsec_nanos() ^ u32::from(key.as_bytes()[0]) << 16;
+        let pause = POLL / 2 + POLL * (moment % 1000) / 1000;
+        Ok(Watch::new(record, self.0.clock.sleep(pause)))
+    }
+}
+
+fn flag(value: bool) -> String {
+    u8::from(value).to_string()
+}
+
+fn reason(reason: Option<crate::store::Reason>) -> String {
+    envelope::reason_code(reason).to_string()
+}
+
+fn changed(operation: &'static str, answer: &str) -> Result<Changed, StoreError> {
+    match answer {
+        "applied" => Ok(Changed::Applied),
+        "running" => Ok(Changed::Running),
+        "conflict" => Ok(Changed::Conflict),
+        "absent" => Ok(Changed::Absent),
+        other => Err(unexpected(operation, other)),
+    }
+}
+
+fn unexpected(operation: &'static str, answer: &str) -> StoreError {
+    StoreError::new(StoreErrorKind::Unavailable, operation).with_detail(format!("the script answered `{answer}`"))
+}
+
+impl std::fmt::Debug for RedisStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RedisStore").field("prefix", &self.0.prefix).finish_non_exhaustive()
+    }
+}

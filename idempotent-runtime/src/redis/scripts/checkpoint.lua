@@ -1,0 +1,23 @@
+-- KEYS 1 record 2 staged record. ARGV 1 token 2 sequence 3 '1' if staged 4 body.
+local staged, body, sequence = ARGV[3] == '1', ARGV[4], tonumber(ARGV[2])
+local r = read()
+local refused = refusal(r, ARGV[1])
+if not refused and r.state ~= IN_PROGRESS then refused = 'lost' end
+if staged and not refused and redis.call('EXISTS', KEYS[2]) == 0 then return 'unstaged' end
+if not refused and sequence == r.checkpoints then
+  r.checkpoints = r.checkpoints + 1
+  replace(r, body, staged, r.remaining)
+  return 'applied'
+end
+if not refused then
+  -- Only a repeated checkpoint gets here, so that reading the bodies is rare.
+  local stored = redis.call('GETRANGE', key, HEADER + r.words, -1)
+  if staged then
+    body = redis.call('GET', KEYS[2])
+    local w = number(string.sub(body, 100, 103)) + number(string.sub(body, 104, 107))
+    body = string.sub(body, HEADER + w + 1)
+  end
+  refused = (sequence + 1 == r.checkpoints and stored == body) and 'already' or 'lost'
+end
+if staged then redis.call('UNLINK', KEYS[2]) end
+return refused

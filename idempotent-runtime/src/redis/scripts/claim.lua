@@ -1,0 +1,44 @@
+-- KEYS 1 record. ARGV 1 the record to write: fields and words, no body; 2 its lease.
+local mine, lease = ARGV[1], tonumber(ARGV[2])
+local m = parse(mine)
+local r = read()
+
+local function shown(verdict)
+  return { verdict, redis.call('GETRANGE', key, 0, HEADER + r.words - 1), redis.call('PTTL', key), now }
+end
+
+if not r or r.state == RELEASED then
+  m.lease = BY_EXPIRY
+  if r then m.created, m.attempts, m.fence = r.created, r.attempts + 1, next_fence(r) end
+  local total = lease + m.linger + m.after
+  if r and r.remaining > total then m.lease, total = u64(now + lease), r.remaining end
+  local record = fixed(m) .. string.sub(mine, FIXED + 1)
+  redis.call('SET', key, record, 'PX', total)
+  return { 'mine', record, total, now }
+end
+if r.state == IN_PROGRESS and r.owner == m.owner then return shown('mine') end
+
+local policy = math.max(r.policy, m.policy)
+local contradicts = string.byte(r.fingerprint, 1) == 1 and string.byte(m.fingerprint, 1) == 1
+  and string.byte(r.fingerprint, 2) == string.byte(m.fingerprint, 2) and r.fingerprint ~= m.fingerprint
+local over = r.ends <= now
+if over and not contradicts
+  and ((r.state == IN_PROGRESS and policy < HOLD) or (r.state == IN_DOUBT and policy == VERIFY)) then
+  m.fence, m.attempts, m.created, m.policy = next_fence(r), r.attempts + 1, r.created, policy
+  m.checkpoints, m.taken, m.schema, m.remaining = r.checkpoints, r.state, r.schema, r.remaining
+  if string.byte(m.fingerprint, 1) == 0 then m.fingerprint = r.fingerprint end
+  -- The words change with the owner where there is no checkpoint to be moved with them.
+  if r.body_length == 0 then
+    redis.call('SET', key, mine, 'KEEPTTL')
+    r.words = #mine - HEADER
+  end
+  renew(m, lease)
+  write(m)
+  return shown('mine')
+end
+if r.state == IN_PROGRESS and over and policy == HOLD then
+  r.state, r.lease = IN_DOUBT, u64(math.max(r.ends, 0))
+  if r.reason == 0 then r.reason = CRASHED end
+  write(r)
+end
+return shown('held')

@@ -1,0 +1,103 @@
+-- What all scripts share. The places of the fields are those of store/envelope.rs, counted from one here.
+-- Time is the server's. The lease of a first claim is not written down: it ends `linger` before the key does.
+local key = KEYS[1]
+local clock = redis.call('TIME')
+local micros = clock[1] * 1000000 + clock[2]
+local now = math.floor(micros / 1000)
+
+local IN_PROGRESS, IN_DOUBT, COMPLETED, FAILED, RELEASED, TOMBSTONE = 1, 2, 3, 4, 5, 6
+local HOLD, VERIFY = 4, 3
+local CRASHED, RESOLVED = 1, 10
+local FIXED, HEADER = 99, 115
+local BY_EXPIRY = string.rep('\255', 8)
+
+local function u32(value) return struct.pack('>I4', value) end
+local function u64(value) return struct.pack('>I8', value) end
+local function number(text)
+  local value = 0
+  for i = 1, #text do value = value * 256 + string.byte(text, i) end
+  return value
+end
+
+-- The first FIXED bytes of a record as fields.
+local function parse(head)
+  return {
+    state = string.byte(head, 2), owner = string.sub(head, 3, 18), fence = number(string.sub(head, 19, 26)),
+    linger = number(string.sub(head, 27, 34)), after = number(string.sub(head, 35, 42)),
+    fingerprint = string.sub(head, 43, 60), policy = string.byte(head, 61), created = string.sub(head, 62, 69),
+    attempts = number(string.sub(head, 70, 73)), reason = string.byte(head, 74), lease = string.sub(head, 75, 82),
+    schema = string.sub(head, 91, 94), checkpoints = number(string.sub(head, 95, 98)), taken = string.byte(head, 99),
+  }
+end
+
+local function fixed(r)
+  return '\1' .. string.char(r.state) .. r.owner .. u64(r.fence) .. u64(r.linger) .. u64(r.after) .. r.fingerprint
+    .. string.char(r.policy) .. r.created .. u32(r.attempts) .. string.char(r.reason) .. r.lease .. u64(0) .. r.schema
+    .. u32(r.checkpoints) .. string.char(r.taken)
+end
+
+-- Operation and trace context with their lengths, and the body's length as given.
+local function words(head, text, body_length)
+  return string.sub(head, 100, 107) .. u64(body_length) .. text
+end
+
+-- The record, or nil. One that has expired becomes a tombstone here where it asks for one.
+local function read()
+  local head = redis.call('GETRANGE', key, 0, HEADER - 1)
+  if #head == 0 then return nil end
+  if #head < HEADER or string.byte(head, 1) ~= 1 then error({ err = 'UNREADABLE the value is no record of this version' }) end
+  local r = parse(head)
+  r.head = head
+  r.words = number(string.sub(head, 100, 103)) + number(string.sub(head, 104, 107))
+  r.body_length = number(string.sub(head, 108, 115))
+  r.remaining = redis.call('PTTL', key)
+  r.left = r.remaining - r.after
+  if r.left <= 0 and r.state ~= TOMBSTONE then
+    if r.state == RELEASED then redis.call('DEL', key); return nil end
+    r.state, r.reason, r.after, r.left = TOMBSTONE, 0, 0, r.remaining
+    local text = redis.call('GETRANGE', key, HEADER, HEADER + r.words - 1)
+    redis.call('SET', key, fixed(r) .. words(head, text, 0), 'KEEPTTL')
+    r.body_length = 0
+  end
+  if r.lease == BY_EXPIRY then r.ends = now + r.left - r.linger else r.ends = number(r.lease) end
+  return r
+end
+
+local function text_of(r)
+  if r.words == 0 then return '' end
+  return redis.call('GETRANGE', key, HEADER, HEADER + r.words - 1)
+end
+
+-- Writes the fields, and leaves words, body and expiry as they are.
+local function write(r) redis.call('SETRANGE', key, 0, fixed(r)) end
+
+-- The lease runs from now, and the record outlives it by its linger. An expiry that is later already stays.
+local function renew(r, lease)
+  local wanted = lease + r.linger + r.after
+  if r.remaining > wanted then
+    r.lease = u64(now + lease)
+  else
+    r.lease, r.remaining = BY_EXPIRY, wanted
+    redis.call('PEXPIRE', key, wanted)
+  end
+end
+
+-- Replaces the whole record. A staged body is a whole record of its own under KEYS[2], written just before.
+local function replace(r, body, staged, expiry)
+  if staged then
+    redis.call('RENAME', KEYS[2], key)
+    write(r)
+    redis.call('PEXPIRE', key, expiry)
+  else
+    redis.call('SET', key, fixed(r) .. words(r.head, text_of(r), #body) .. body, 'PX', expiry)
+  end
+end
+
+local function is_unfinished(r) return r.state == IN_PROGRESS or r.state == IN_DOUBT end
+local function is_answer(r) return r.state == COMPLETED or r.state == FAILED end
+local function next_fence(r) return math.max(r.fence + 1, micros) end
+-- What an owner finds: 'gone', 'lost', or nil when the record is its own.
+local function refusal(r, token)
+  if not r or r.state == TOMBSTONE then return 'gone' end
+  if r.owner ~= token then return 'lost' end
+end

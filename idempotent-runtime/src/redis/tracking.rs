@@ -1,0 +1,83 @@
+//! Waking those who wait for a record: invalidation messages of the server's `CLIENT TRACKING`.
+//!
+//! `GET` on the tracking connection registers the interest, so that no change after it goes unnoticed. A message without
+//! keys, and the end of the connection, wake everybody: they read again.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use redis::{PushInfo, PushKind, Value};
+use tokio::sync::oneshot;
+
+/// Who waits for which key.
+#[derive(Default)]
+pub(super) struct Waiters {
+    by_key: Mutex<HashMap<Vec<u8>, HashMap<u64, oneshot::Sender<()>>>>,
+    numbers: AtomicU64,
+}
+
+/// One waiter. Leaves when it is dropped.
+pub(super) struct Waiter {
+    waiters: Arc<Waiters>,
+    key: Vec<u8>,
+    number: u64,
+    woken: oneshot::Receiver<()>,
+}
+
+impl Waiters {
+    pub(super) fn register(self: &Arc<Self>, key: &str) -> Waiter {
+        let (wake, woken) = oneshot::channel();
+        let key = key.as_bytes().to_vec();
+        let number = self.numbers.fetch_add(1, Ordering::Relaxed);
+        self.lock().entry(key.clone()).or_default().insert(number, wake);
+        Waiter { waiters: self.clone(), key, number, woken }
+    }
+
+    /// Hands a message of the server, or the end of the connection, to whom it concerns.
+    pub(super) fn push(&self, push: &PushInfo) {
+        match push.kind {
+            PushKind::Disconnection => self.wake_all(),
+            PushKind::Invalidate => match push.data.first() {
+                Some(Value::Array(keys)) => {
+                    let mut waiters = self.lock();
+                    for key in keys {
+                        if let Value::BulkString(key) = key {
+                            waiters.remove(key);
+                        }
+                    }
+                }
+                // The server forgot what it tracked: a flush, or a full table.
+                _ => self.wake_all(),
+            },
+            _ => {}
+        }
+    }
+
+    fn wake_all(&self) {
+        self.lock().clear();
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Vec<u8>, HashMap<u64, oneshot::Sender<()>>>> {
+        self.by_key.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Waiter {
+    /// Resolves when the record may have changed: the other end of the channel is dropped then.
+    pub(super) async fn woken(mut self) {
+        let _ = (&mut self.woken).await;
+    }
+}
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        let mut waiters = self.waiters.lock();
+        if let Some(of_key) = waiters.get_mut(&self.key) {
+            of_key.remove(&self.number);
+            if of_key.is_empty() {
+                waiters.remove(&self.key);
+            }
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! An owner's writes. Bodies over [`INLINE`] bytes never pass through a script: they are staged under a key of their own
+//! with a plain `SET`, and the script renames it.
+
+use redis::{Script, ScriptInvocation};
+
+use super::{RedisStore, changed, flag, millis, pending, reason, unexpected};
+use crate::key::KeyHash;
+use crate::store::{
+    Changed, Checkpoint, Commit, Record, Renewal, Resolve, ResolveAnswer, StoreError, StoreErrorKind, Token, Written,
+    envelope,
+};
+
+/// The largest body that goes with the script.
+const INLINE: usize = 8 * 1024;
+/// How long a staged body lives that no script takes.
+const STAGED_MILLIS: u64 = 60_000;
+
+impl RedisStore {
+    pub(super) async fn renew_all(&self, renewals: &[Renewal]) -> Result<Vec<Written>, StoreError> {
+        const OPERATION: &str = "renew";
+        let link = &self.0.renewals;
+        let script = &self.0.scripts.renew;
+        let mut connected = link.connected(OPERATION).await?;
+        let mut pipeline = redis::pipe();
+        for renewal in renewals {
+            pipeline.cmd("EVALSHA").arg(script.get_hash()).arg(1).arg(self.key(&renewal.key));
+            pipeline.arg(&renewal.token.bits().to_be_bytes()[..]).arg(millis(renewal.lease));
+        }
+        let mut answer = pipeline.query_async::<Vec<String>>(&mut connected.connection).await;
+        if answer.as_ref().is_err_and(is_unknown_script) {
+            let loaded = script.load_async(&mut connected.connection).await;
+            link.answer(OPERATION, &connected, loaded)?;
+            answer = pipeline.query_async(&mut connected.connection).await;
+        }
+        let answers = link.answer(OPERATION, &connected, answer)?;
+        answers.iter().map(|answer| written(OPERATION, answer)).collect()
+    }
+
+    /// Runs a script that takes a token and words.
+    pub(super) async fn invoke(
+        &self,
+        operation: &'static str,
+        script: &Script,
+        key: &KeyHash,
+        token: Token,
+        arguments: &[String],
+    ) -> Result<String, StoreError> {
+        let mut invocation = script.key(self.key(key));
+        invocation.arg(&token.bits().to_be_bytes()[..]);
+        for argument in arguments {
+            invocation.arg(argument);
+        }
+        self.run(operation, &invocation).await
+    }
+
+    async fn run(&self, operation: &'static str, invocation: &ScriptInvocation<'_>) -> Result<String, StoreError> {
+        let link = &self.0.commands;
+        let mut connected = link.connected(operation).await?;
+        let answer = invocation.invoke_async(&mut connected.connection).await;
+        link.answer(operation, &connected, answer)
+    }
+
+    pub(super) async fn write(
+        &self,
+        operation: &'static str,
+        script: &Script,
+        key: &KeyHash,
+        token: Token,
+        arguments: &[String],
+    ) -> Result<Written, StoreError> {
+        written(operation, &self.invoke(operation, script, key, token, arguments).await?)
+    }
+
+    /// Puts a large body under a key of its own; tells whether it did.
+    async fn stage(&self, operation: &'static str, record: &Record, token: Token) -> Result<bool, StoreError> {
+        if record.body.len() <= INLINE {
+            return Ok(false);
+        }
+        let link = &self.0.commands;
+        let mut connected = link.connected(operation).await?;
+        let answer = redis::cmd("SET")
+            .arg(self.staged_key(&record.key, token))
+            .arg(envelope::encode(record))
+            .arg("PX")
+            .arg(STAGED_MILLIS)
+            .query_async::<()>(&mut connected.connection)
+            .await;
+        link.answer(operation, &connected, answer)?;
+        Ok(true)
+    }
+
+    /// The body as the script's argument; nothing where it is staged.
+    fn inline(staged: bool, body: &[u8]) -> &[u8] {
+        if staged { &[] } else { body }
+    }
+
+    pub(super) async fn complete_record(&self, commit: &Commit) -> Result<Written, StoreError> {
+        const OPERATION: &str = "complete";
+        if !commit.state.is_answer() {
+            return Ok(Written::Lost);
+        }
+        let adopted = commit.adopt.as_ref().map(|adoption| {
+            let mut record = pending(&adoption.claim, adoption.created);
+            record.fence = adoption.fence;
+            record.attempts = adoption.attempts;
+            record
+        });
+        let plain = Record::new(commit.key, commit.token, std::sync::Arc::default());
+        let mut record = adopted.clone().unwrap_or(plain);
+        record.body = commit.body.clone();
+        let staged = self.stage(OPERATION, &record, commit.token).await?;
+        let mut invocation = self.0.scripts.complete.key(self.key(&commit.key));
+        invocation.key(self.staged_key(&commit.key, commit.token));
+        invocation
+            .arg(&commit.token.bits().to_be_bytes()[..])
+            .arg(envelope::state_code(commit.state))
+            .arg(reason(commit.reason))
+            .arg(&commit.schema.to_be_bytes()[..])
+            .arg(millis(commit.ttl))
+            .arg(flag(staged))
+            .arg(Self::inline(staged, &commit.body))
+            .arg(adopted.as_ref().map(envelope::encode).unwrap_or_default());
+        written(OPERATION, &self.run(OPERATION, &invocation).await?)
+    }
+
+    pub(super) async fn checkpoint_record(&self, checkpoint: &Checkpoint) -> Result<Written, StoreError> {
+        const OPERATION: &str = "checkpoint";
+        let mut record = Record::new(checkpoint.key, checkpoint.token, std::sync::Arc::default());
+        record.body = checkpoint.body.clone();
+        let staged = self.stage(OPERATION, &record, checkpoint.token).await?;
+        let mut invocation = self.0.scripts.checkpoint.key(self.key(&checkpoint.key));
+        invocation.key(self.staged_key(&checkpoint.key, checkpoint.token));
+        invocation
+            .arg(&checkpoint.token.bits().to_be_bytes()[..])
+            .arg(checkpoint.sequence)
+            .arg(flag(staged))
+            .arg(Self::inline(staged, &checkpoint.body));
+        written(OPERATION, &self.run(OPERATION, &invocation).await?)
+    }
+
+    pub(super) async fn resolve_record(&self, resolve: &Resolve) -> Result<Changed, StoreError> {
+        const OPERATION: &str = "resolve";
+        let mut record = Record::new(resolve.key, resolve.token, std::sync::Arc::default());
+        let (state, schema, ttl) = match &resolve.answer {
+            ResolveAnswer::NotExecuted => (0, 0, 0),
+            ResolveAnswer::Finished { state, body, schema, ttl } => {
+                if !state.is_answer() {
+                    return Ok(Changed::Conflict);
+                }
+                record.body = body.clone();
+                (envelope::state_code(*state), *schema, millis(*ttl))
+            }
+        };
+        let staged = self.stage(OPERATION, &record, resolve.token).await?;
+        let mut invocation = self.0.scripts.resolve.key(self.key(&resolve.key));
+        invocation.key(self.staged_key(&resolve.key, resolve.token));
+        invocation
+            .arg(&resolve.observed.bits().to_be_bytes()[..])
+            .arg(&resolve.token.bits().to_be_bytes()[..])
+            .arg(state)
+            .arg(&schema.to_be_bytes()[..])
+            .arg(ttl)
+            .arg(flag(staged))
+            .arg(Self::inline(staged, &record.body));
+        changed(OPERATION, &self.run(OPERATION, &invocation).await?)
+    }
+}
+
+fn is_unknown_script(error: &redis::RedisError) -> bool {
+    error.kind() == redis::ErrorKind::Server(redis::ServerErrorKind::NoScript)
+}
+
+fn written(operation: &'static str, answer: &str) -> Result<Written, StoreError> {
+    match answer {
+        "applied" => Ok(Written::Applied),
+        "already" => Ok(Written::AlreadyApplied),
+        "adopted" => Ok(Written::Adopted),
+        "lost" => Ok(Written::Lost),
+        "gone" => Ok(Written::Gone),
+        // The staged body's time was over before the script came: the engine sends both again.
+        "unstaged" => Err(StoreError::new(StoreErrorKind::Refused, operation).with_detail("the staged body had expired")),
+        other => Err(unexpected(operation, other)),
+    }
+}
