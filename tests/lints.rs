@@ -136,6 +136,14 @@ mod clean {
         Ok(id + first + second + third)
     }
 
+    #[idempotent(key = order.id, ttl = "24h")]
+    pub(super) async fn assigns_only(mut order: Order, (mut id, _): (u64, u64)) -> Result<u64, Error> {
+        order.id = id;
+        tokio::task::yield_now().await;
+        id += 1;
+        Ok(id)
+    }
+
     #[derive(Clone)]
     pub(super) struct Payments {
         pub(super) shop: u64,
@@ -160,6 +168,13 @@ mod clean {
             tokio::task::yield_now().await;
             self.shop += 1;
             Ok(self.shop)
+        }
+
+        #[idempotent(key = (self.shop, id), ttl = "24h")]
+        pub(super) async fn only_assigns(mut self, id: u64) -> Result<u64, Error> {
+            self.shop += id;
+            tokio::task::yield_now().await;
+            Ok(id)
         }
 
         #[idempotent(key = (self.shop, id), ttl = "24h", detach)]
@@ -229,6 +244,12 @@ mod told {
         Ok(id)
     }
 
+    #[expect(unused_variables, reason = "neither the key nor the body uses it")]
+    #[idempotent(key = id, ttl = "24h", detach)]
+    pub(super) async fn unused_detached(id: u64, unused: u64, lent: &str) -> Result<u64, Error> {
+        Ok(id)
+    }
+
     #[expect(unused_mut, reason = "nothing changes it")]
     #[idempotent(key = id, ttl = "24h")]
     pub(super) async fn unused_mut(mut id: u64) -> Result<u64, Error> {
@@ -282,15 +303,18 @@ async fn everything_that_is_clean_also_works() {
         clean::detached(&order, "text", Vec::new()).await.unwrap();
         clean::generic(1, &[1_u8]).await.unwrap();
         clean::patterns(order.clone(), (1, 2), &3).await.unwrap();
+        clean::assigns_only(order.clone(), (1, 2)).await.unwrap();
         payments.by_reference(1).await.unwrap();
         payments.clone().by_mutable_reference(1).await.unwrap();
         payments.clone().by_value(1).await.unwrap();
+        payments.clone().only_assigns(1).await.unwrap();
         Arc::new(payments.clone()).by_arc(1).await.unwrap();
         payments.charge(1, &order).await.unwrap();
         payments.provided(1).await.unwrap();
         clean::boxed(1).await.unwrap();
         told::unused_argument(1, 1).await.unwrap();
         told::unused_variable(1).await.unwrap();
+        told::unused_detached(1, 1, "").await.unwrap();
         told::unused_mut(1).await.unwrap();
         told::unreachable(1).await.unwrap();
         told::excessive(true, true, true, true).await.unwrap();

@@ -9,7 +9,7 @@ use std::time::Duration;
 use effects::{Effects, once};
 use idempotency::store::{MemoryStore, Store as _};
 use idempotency::testing::ManualClock;
-use idempotency::{Error, ErrorKind, Idempotency, OnError, State, Unstored, idempotent};
+use idempotency::{Error, ErrorKind, Idempotency, OnConflict, OnError, State, Unstored, idempotent, observe};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
@@ -459,20 +459,26 @@ mod conflicts_and_crashes {
     }
 
     #[tokio::test]
-    async fn a_conflict_is_refused_or_waited_for() {
+    async fn a_conflict_is_refused_at_once() {
         let (gate, engine) = (Gate::new(), engine());
         let first = tokio::spawn(engine.scope(rejects(gate.clone())));
         gate.started().await;
-        let second = engine.scope(rejects(gate.clone())).await;
+        let (second, report) = observe(engine.scope(rejects(gate.clone()))).await;
         assert_eq!(second.unwrap_err().kind(), ErrorKind::InProgress);
+        assert!(!report.unwrap().waited);
         gate.open.add_permits(1);
         assert_eq!(first.await.unwrap().unwrap(), 1);
+    }
 
+    #[tokio::test]
+    async fn a_conflict_is_waited_for_as_long_as_it_says() {
         let gate = Gate::new();
+        let engine = Idempotency::builder(MemoryStore::new()).on_conflict(OnConflict::Reject).build();
         let first = tokio::spawn(engine.scope(waits_shortly(gate.clone())));
         gate.started().await;
-        let second = engine.scope(waits_shortly(gate.clone())).await;
+        let (second, report) = observe(engine.scope(waits_shortly(gate.clone()))).await;
         assert_eq!(second.unwrap_err().kind(), ErrorKind::InProgress);
+        assert!(report.unwrap().waited);
         gate.open.add_permits(1);
         assert_eq!(first.await.unwrap().unwrap(), 1);
     }
@@ -480,7 +486,7 @@ mod conflicts_and_crashes {
     #[tokio::test]
     async fn waiting_is_said_although_the_engine_refuses() {
         let gate = Gate::new();
-        let engine = Idempotency::builder(MemoryStore::new()).on_conflict(idempotency::OnConflict::Reject).build();
+        let engine = Idempotency::builder(MemoryStore::new()).on_conflict(OnConflict::Reject).build();
         let first = tokio::spawn(engine.scope(waits(gate.clone())));
         gate.started().await;
         let second = tokio::spawn(engine.scope(waits(gate.clone())));

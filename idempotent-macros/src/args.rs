@@ -31,6 +31,8 @@ pub(crate) struct Args {
     pub(crate) tx: Option<Span>,
     /// Every option that was named, even with a value that is wrong: it is not missing.
     named: Vec<Ident>,
+    /// All that was written.
+    pub(crate) tokens: TokenStream,
     /// Something that was meant as an option cannot be read: it may be any of them.
     pub(crate) has_unreadable: bool,
 }
@@ -83,7 +85,7 @@ const OPTIONS: [(&str, &str); 15] = [
 
 /// Reads the tokens between the parentheses of the attribute.
 pub(crate) fn parse(tokens: TokenStream, errors: &mut Errors) -> Args {
-    let mut args = Args::default();
+    let mut args = Args { tokens: tokens.clone(), ..Args::default() };
     let parser = |input: ParseStream| {
         while !input.is_empty() {
             if let Err(error) = option(&mut args, input, errors) {

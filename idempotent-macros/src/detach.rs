@@ -5,7 +5,7 @@ use quote::{format_ident, quote, quote_spanned};
 use syn::spanned::Spanned;
 use syn::{Attribute, FnArg, Pat, PatType, Receiver, ReceiverKind, Signature, Type};
 
-use crate::func::{Function, argument_name, conditions};
+use crate::func::{Body, Function, argument_name, conditions, mentions};
 use crate::types::{is_static, unwrapped};
 
 /// An argument of type `&T`, which the body gets as a reference to a copy.
@@ -18,12 +18,12 @@ pub(crate) struct Copied<'a> {
     place: Span,
 }
 
-/// The arguments that the body cannot take along.
-pub(crate) fn copied(function: &Function) -> Vec<Copied<'_>> {
+/// The arguments that the body uses and cannot take along.
+pub(crate) fn copied<'a>(function: &'a Function, body: &Body) -> Vec<Copied<'a>> {
     typed(&function.signature)
         .filter(|argument| matches!(unwrapped(&argument.ty), Type::Reference(reference) if !is_static(reference)))
         .filter_map(|argument| {
-            let name = argument_name(&argument.pat)?;
+            let name = argument_name(&argument.pat).filter(|name| mentions(&body.statements, name))?;
             Some(Copied {
                 name,
                 mutability: mutability(&argument.pat),
@@ -55,19 +55,25 @@ impl Copied<'_> {
 }
 
 /// One check for each argument that moves into the task, so that a mistake is reported at the argument.
-pub(crate) fn checks(function: &Function, private: &TokenStream) -> TokenStream {
-    let receiver = function.signature.receiver().map(|Receiver { self_token, kind, .. }| {
-        let place = if let ReceiverKind::Typed(_, of_type) = kind { of_type.span() } else { self_token.span };
-        quote_spanned!(place=> #private::assert_detachable(&#self_token);)
-    });
-    let arguments = typed(&function.signature).filter_map(|argument| {
-        let name = argument_name(&argument.pat)?;
-        let attributes = conditions(argument);
-        let reference = quote_spanned!(argument.ty.span()=> &#name);
-        (!matches!(unwrapped(&argument.ty), Type::Reference(_)))
-            .then(|| quote!(#(#attributes)* #private::assert_detachable(#reference);))
-    });
-    quote!(#receiver #(#arguments)*)
+pub(crate) fn checks(
+    function: &Function,
+    is_used: impl Fn(&Ident) -> bool,
+    private: &TokenStream,
+) -> impl Iterator<Item = TokenStream> {
+    function.signature.inputs.iter().filter_map(move |argument| {
+        let (name, place, conditions) = match argument {
+            FnArg::Receiver(Receiver { self_token, kind, .. }) => {
+                let place = if let ReceiverKind::Typed(_, of_type) = kind { of_type.span() } else { self_token.span };
+                (Ident::from(*self_token), place, Vec::new())
+            }
+            FnArg::Typed(argument) if matches!(unwrapped(&argument.ty), Type::Reference(_)) => return None,
+            FnArg::Typed(argument) => {
+                (argument_name(&argument.pat)?.clone(), argument.ty.span(), conditions(argument).collect())
+            }
+        };
+        let reference = quote_spanned!(place=> &#name);
+        is_used(&name).then(|| quote!(#(#conditions)* #private::assert_detachable(#reference);))
+    })
 }
 
 /// The signature without `mut` on the arguments that the body gets anew: out here it would be unused.

@@ -8,7 +8,7 @@ use syn::{Expr, Ident, Token, Type};
 
 use crate::args::{Args, OnConflict, OnCrash, OnError};
 use crate::detach::{self, Copied};
-use crate::func::{Body, Function};
+use crate::func::{Body, Function, mentions};
 use crate::key::{Key, borrowed};
 use crate::types::{Output, erased};
 
@@ -32,20 +32,26 @@ pub(crate) fn expand(args: &Args, function: &Function) -> TokenStream {
 /// value takes its room twice.
 fn native(args: &Args, function: &Function, body: &Body, private: &TokenStream, output: &Type) -> TokenStream {
     let is_detached = args.detach.is_some();
-    let arguments = if is_detached { detach::copied(function) } else { Vec::new() };
+    let arguments = if is_detached { detach::copied(function, body) } else { Vec::new() };
     let copies = arguments.iter().map(|argument| argument.copy(private));
     let borrows = arguments.iter().map(Copied::borrow);
-    let checks = is_detached.then(|| detach::checks(function, private));
-    // A closure captures only the fields that it uses. What is left of the argument would be kept outside, at its full
-    // size, and a field that is only assigned to would be reported as never read.
+    let is_used = |name: &Ident| mentions(&body.statements, name) || mentions(&args.tokens, name);
+    let checks = is_detached.then(|| detach::checks(function, is_used, private));
+    let checks = checks.into_iter().flatten();
+    // A closure captures only the fields that it uses, and what only the key uses would be gone before the body runs:
+    // a guard among the arguments would be dropped too early. What nobody mentions stays outside until the end, and is
+    // reported as unused.
     let wholes = function
-        .moved_arguments()
-        .filter(|(_, name)| body.mentions(name))
+        .moved_names()
+        .into_iter()
+        .filter(|(_, name)| is_used(name))
         .map(|(conditions, name)| quote!(#(#conditions)* let _ = &#name;));
     let edge = return_type_edge(output);
     let inner = body.following(&quote!(#edge #(#wholes)* #(#borrows)*));
     let local = local("__body");
-    let closure = quote!(#checks #(#copies)* let #local = move || async move #inner;);
+    // Of a captured variable the compiler says that an assigned field is never read; of an argument it does not.
+    let lint = function.has_mutable_argument().then(|| quote!(#[allow(unused_assignments)]));
+    let closure = quote!(#(#checks)* #(#copies)* #lint let #local = move || async move #inner;);
     let call = call(args, function, private, output, &closure);
     quote!(#call.await)
 }

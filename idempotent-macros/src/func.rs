@@ -2,10 +2,12 @@
 
 use proc_macro2::{Delimiter, Group, Span, TokenStream, TokenTree};
 use quote::quote;
+use syn::ext::IdentExt;
 use syn::parse::{Parse, ParseStream, Parser};
+use syn::visit::{self, Visit};
 use syn::{
-    Attribute, FnArg, GenericParam, Ident, Pat, PatType, Receiver, ReceiverKind, ReturnType, Signature, Token, Type,
-    Visibility,
+    Attribute, FnArg, GenericParam, Ident, Pat, PatIdent, PatType, Receiver, ReceiverKind, ReturnType, Signature,
+    Token, Type, Visibility,
 };
 
 use crate::types::{self, Output, unwrapped};
@@ -72,16 +74,35 @@ impl Function {
         })
     }
 
-    /// The arguments that move into the body, with the `#[cfg]`s that they are under.
-    pub(crate) fn moved_arguments(&self) -> impl Iterator<Item = (Vec<&Attribute>, Ident)> {
-        self.signature.inputs.iter().filter_map(|argument| match argument {
-            FnArg::Receiver(Receiver { kind: ReceiverKind::Reference(..), .. }) => None,
-            FnArg::Receiver(receiver) => Some((Vec::new(), receiver.self_token.into())),
-            FnArg::Typed(argument) if matches!(unwrapped(&argument.ty), Type::Reference(_)) => None,
-            FnArg::Typed(argument) => {
-                argument_name(&argument.pat).map(|name| (conditions(argument).collect(), name.clone()))
+    /// Whether the body may assign to what it was given.
+    pub(crate) fn has_mutable_argument(&self) -> bool {
+        struct Finder(bool);
+        impl Visit<'_> for Finder {
+            fn visit_pat_ident(&mut self, pattern: &PatIdent) {
+                self.0 |= pattern.mutability.is_some();
+                visit::visit_pat_ident(self, pattern);
             }
-        })
+        }
+        let mut finder = Finder(self.signature.receiver().is_some_and(|receiver| receiver.mutability.is_some()));
+        self.arguments().for_each(|(pattern, _)| finder.visit_pat(pattern));
+        finder.0
+    }
+
+    /// The names that arguments by value are bound to, with the `#[cfg]`s that they are under.
+    pub(crate) fn moved_names(&self) -> Vec<(Vec<&Attribute>, Ident)> {
+        let mut names = Vec::new();
+        for argument in &self.signature.inputs {
+            match argument {
+                FnArg::Receiver(Receiver { kind: ReceiverKind::Reference(..), .. }) => {}
+                FnArg::Receiver(receiver) => names.push((Vec::new(), receiver.self_token.into())),
+                FnArg::Typed(argument) if matches!(unwrapped(&argument.ty), Type::Reference(_)) => {}
+                FnArg::Typed(argument) => {
+                    let bound = bound_names(&argument.pat).into_iter();
+                    names.extend(bound.map(|name| (conditions(argument).collect(), name.clone())));
+                }
+            }
+        }
+        names
     }
 
     /// A key that this function could have, for messages.
@@ -110,24 +131,49 @@ pub(crate) fn argument_name(pattern: &Pat) -> Option<&Ident> {
     }
 }
 
+/// All names that a pattern binds.
+fn bound_names(pattern: &Pat) -> Vec<&Ident> {
+    struct Finder<'a>(Vec<&'a Ident>);
+    impl<'a> Visit<'a> for Finder<'a> {
+        fn visit_pat_ident(&mut self, pattern: &'a PatIdent) {
+            // A name in capitals is a constant.
+            if !pattern.ident.unraw().to_string().starts_with(char::is_uppercase) {
+                self.0.push(&pattern.ident);
+            }
+            visit::visit_pat_ident(self, pattern);
+        }
+    }
+    let mut finder = Finder(Vec::new());
+    finder.visit_pat(pattern);
+    finder.0
+}
+
+/// Whether the tokens use the name: not as a field or method of something else, but also in a text like `"{name}"`.
+pub(crate) fn mentions(tokens: &TokenStream, name: &Ident) -> bool {
+    let in_text = format!("{{{}", name.unraw());
+    let mut dots = 0;
+    for token in tokens.clone() {
+        let is_mentioned = match &token {
+            TokenTree::Ident(ident) => ident == name && dots != 1,
+            TokenTree::Group(group) => mentions(&group.stream(), name),
+            TokenTree::Literal(literal) => literal.to_string().contains(&in_text),
+            TokenTree::Punct(_) => false,
+        };
+        if is_mentioned {
+            return true;
+        }
+        let is_dot = matches!(&token, TokenTree::Punct(punct) if punct.as_char() == '.');
+        dots = if is_dot { dots + 1 } else { 0 };
+    }
+    false
+}
+
 /// The `#[cfg]`s on an argument: what the expansion says about it is under the same.
 pub(crate) fn conditions(argument: &PatType) -> impl Iterator<Item = &Attribute> {
     argument.attrs.iter().filter(|attribute| attribute.path().is_ident("cfg"))
 }
 
 impl Body {
-    /// Whether the name is somewhere in the body.
-    pub(crate) fn mentions(&self, name: &Ident) -> bool {
-        fn mentioned(tokens: TokenStream, name: &Ident) -> bool {
-            tokens.into_iter().any(|token| match token {
-                TokenTree::Ident(ident) => ident == *name,
-                TokenTree::Group(group) => mentioned(group.stream(), name),
-                _ => false,
-            })
-        }
-        mentioned(self.statements.clone(), name)
-    }
-
     /// The user's braces with other contents. Braces from elsewhere would silence lints about the whole function.
     pub(crate) fn braced(&self, before: &TokenStream, contents: &TokenStream) -> TokenTree {
         braces(self.span, quote!(#before #contents))
@@ -183,4 +229,25 @@ fn visible(group: Group) -> Group {
         return visible(inner);
     }
     group
+}
+
+#[cfg(test)]
+mod tests {
+    use proc_macro2::{Ident, Span};
+
+    use super::mentions;
+
+    #[test]
+    fn a_name_is_mentioned_where_it_is_a_variable() {
+        let name = Ident::new("id", Span::call_site());
+        let mentioned = |source: &str| mentions(&source.parse().unwrap(), &name);
+        for source in
+            ["id", "f(id)", "{ [id.x] }", "0..id", "format!(\"{id}\")", "format!(\"{id:?}\")", "&id", "a.f(id)"]
+        {
+            assert!(mentioned(source), "{source}");
+        }
+        for source in ["order.id", "order.id()", "f(order . id)", "\"id\"", "ids", "\"{ids }\".id"] {
+            assert_eq!(mentioned(source), source.contains("{id"), "{source}");
+        }
+    }
 }

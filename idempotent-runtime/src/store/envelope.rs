@@ -168,7 +168,8 @@ pub(crate) fn cut_body(bytes: &mut Vec<u8>) -> Result<u64, EnvelopeError> {
 
 /// The text, or so much of it as its length field can tell. Names and trace contexts are for people.
 fn beginning(text: &str) -> &[u8] {
-    let end = text.floor_char_boundary(u32::MAX as usize);
+    let longest = text.len().min(u32::MAX as usize);
+    let end = (0..=longest).rev().find(|end| text.is_char_boundary(*end)).unwrap_or_default();
     &text.as_bytes()[..end]
 }
 

@@ -2,6 +2,7 @@
 
 use super::Scene;
 use super::scene::{KEY, OPERATION, fingerprint, key, token};
+use crate::key::KeyHash;
 use crate::store::{Claim, Claimed, CrashPolicy, Record, Release, State, Store as _, Written};
 use crate::testing::Subject;
 
@@ -42,12 +43,17 @@ pub async fn a_first_claim_is_granted<S: Subject>(scene: Scene<S>) {
 /// One record per key.
 pub async fn keys_are_independent<S: Subject>(scene: Scene<S>) {
     let rule = "a record of one key is not in the way of another key";
-    let other = Claim { key: key(1), ..scene.claim_by(2) };
+    let mut neighbour = *KEY.as_bytes();
+    neighbour[31] += 1;
     scene.running(CrashPolicy::Hold).await;
-    scene.mine(&other, rule).await;
+    for (caller, other) in [(2, key(1)), (3, KeyHash::from_bytes(neighbour))] {
+        scene.mine(&Claim { key: other, ..scene.claim_by(caller) }, rule).await;
+    }
     assert_eq!(scene.complete(scene.commit_by(1, "one")).await, Written::Applied, "{rule}");
-    let record = scene.read_key(other.key).await.expect(rule);
-    assert_eq!((record.key, record.state, record.owner), (other.key, State::InProgress, token(2)), "{rule}");
+    for (caller, other) in [(2, key(1)), (3, KeyHash::from_bytes(neighbour))] {
+        let record = scene.read_key(other).await.expect(rule);
+        assert_eq!((record.key, record.state, record.owner), (other, State::InProgress, token(caller)), "{rule}");
+    }
 }
 
 /// T3: a running claim is nobody else's, whatever the policies.

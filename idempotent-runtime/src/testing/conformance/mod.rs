@@ -148,6 +148,7 @@ macro_rules! __conformance {
             retention:
                 an_expired_result_is_absent
                 an_expired_unfinished_record_is_absent
+                no_operation_needs_another_to_notice_the_expiry
                 expired_attempts_are_forgotten
                 the_records_own_linger_decides
                 an_expired_record_leaves_its_tombstone
