@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::key::KeyHash;
+use crate::store::{StoreError, StoreErrorKind};
 
 /// What went wrong.
 ///
@@ -158,6 +159,18 @@ impl Error {
             retry_after: None,
             source: None,
         }))
+    }
+
+    /// What a failure of the store called `store` means to a call.
+    pub(crate) fn from_store(error: StoreError, store: &'static str) -> Self {
+        let kind = match error.kind() {
+            StoreErrorKind::Unavailable | StoreErrorKind::Refused => ErrorKind::StoreUnavailable,
+            StoreErrorKind::Full => ErrorKind::Full,
+            StoreErrorKind::Corrupt => ErrorKind::Decode,
+            StoreErrorKind::Unsupported => ErrorKind::Unsupported,
+            StoreErrorKind::Config => ErrorKind::Config,
+        };
+        Self::new(kind).with_store(store).with_detail(error.to_string()).with_source(error)
     }
 
     pub(crate) fn config(detail: impl Into<String>) -> Self {

@@ -14,10 +14,10 @@ pub mod key;
 mod memory;
 mod outcome;
 mod policy;
-#[cfg(feature = "redis")]
-mod redis;
 #[doc(hidden)]
 pub mod private;
+#[cfg(feature = "redis")]
+mod redis;
 pub mod store;
 #[cfg(feature = "testing")]
 pub mod testing;

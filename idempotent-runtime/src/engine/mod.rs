@@ -4,6 +4,7 @@ mod admission;
 mod builder;
 mod call;
 mod claim;
+mod connect;
 mod duplicate;
 mod finish;
 mod flight;
@@ -37,9 +38,9 @@ use operations::Operations;
 use settings::Settings;
 
 use crate::clock::{Clock, Randomness};
-use crate::error::{Error, ErrorKind};
+use crate::error::Error;
 use crate::key::{IntoKey, Key};
-use crate::store::{Claim, DynStore, Reason, Release, Store, StoreError, StoreErrorKind, Token};
+use crate::store::{Claim, DynStore, Reason, Release, Store, StoreError, Token};
 
 /// The engine: a handle that is cheap to clone. One per store and process is enough.
 ///
@@ -136,14 +137,7 @@ impl Inner {
     }
 
     pub(crate) fn store_error(&self, error: StoreError) -> Error {
-        let kind = match error.kind() {
-            StoreErrorKind::Unavailable | StoreErrorKind::Refused => ErrorKind::StoreUnavailable,
-            StoreErrorKind::Full => ErrorKind::Full,
-            StoreErrorKind::Corrupt => ErrorKind::Decode,
-            StoreErrorKind::Unsupported => ErrorKind::Unsupported,
-            StoreErrorKind::Config => ErrorKind::Config,
-        };
-        Error::new(kind).with_store(self.store.name()).with_detail(error.to_string()).with_source(error)
+        Error::from_store(error, self.store.name())
     }
 }
 
@@ -185,10 +179,12 @@ impl Idempotency {
         Builder::new(store)
     }
 
-    /// An engine on the store that `url` names, with the default settings. `memory:` is the embedded store.
+    /// An engine on the store that `url` names, with the default settings: `memory:`, `redis://…`, `rediss://…`.
     ///
     /// # Errors
-    /// [`Config`](ErrorKind::Config) when the scheme is unknown or its feature is off.
+    /// [`Config`](crate::ErrorKind::Config) when the scheme is unknown, its feature is off, or the store is configured so that
+    /// it cannot keep the promise; [`StoreUnavailable`](crate::ErrorKind::StoreUnavailable) when the store does not answer;
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) when it is too old.
     ///
     /// ```
     /// # use idempotent_runtime::{Error, Idempotency};
@@ -199,23 +195,23 @@ impl Idempotency {
     /// # Ok(())
     /// # }
     /// ```
-    #[expect(clippy::unused_async, reason = "every store but the embedded one connects")]
     pub async fn connect(url: &str) -> Result<Self, Error> {
-        let scheme = url.split_once(':').map_or(url, |(scheme, _)| scheme);
-        match scheme {
-            #[cfg(feature = "memory")]
-            "memory" => Ok(Self::new(crate::store::MemoryStore::new())),
-            #[cfg(not(feature = "memory"))]
-            "memory" => Err(Error::config("`memory:` needs the feature `memory` of the crate `idempotency`")),
-            _ => Err(Error::config(format!("no store is known for the scheme `{scheme}:`; known is `memory:`"))),
-        }
+        Ok(connect::builder(url).await?.build())
+    }
+
+    /// As [`connect`](Self::connect), for an engine with settings.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect).
+    pub async fn connect_builder(url: &str) -> Result<Builder, Error> {
+        connect::builder(url).await
     }
 
     /// Makes this engine the one of every call in the process that names none and runs in no
     /// [`scope`](Self::scope).
     ///
     /// # Errors
-    /// [`Config`](ErrorKind::Config) when one is installed already, or when this one's settings are wrong.
+    /// [`Config`](crate::ErrorKind::Config) when one is installed already, or when this one's settings are wrong.
     pub fn install(self) -> Result<(), Error> {
         self.inner.validity()?;
         scope::install(self)
@@ -263,7 +259,7 @@ impl Idempotency {
 
     /// Takes no new calls, waits at most `timeout` for the bodies that run, and gives the rest up.
     ///
-    /// New calls get [`ShuttingDown`](ErrorKind::ShuttingDown); calls that a running body makes still work. A body that
+    /// New calls get [`ShuttingDown`](crate::ErrorKind::ShuttingDown); calls that a running body makes still work. A body that
     /// was given up is not stopped: if it finishes after all and nobody has taken over, its result is stored.
     pub async fn shutdown(&self, timeout: Duration) -> Drained {
         let engine = &self.inner;

@@ -17,9 +17,9 @@ mod into_key;
 
 pub use digest::{Digest, digest};
 pub use encode::{KeyEncoder, KeyParts};
-pub use hash::{KeyHash, ParseKeyHashError};
 #[cfg(feature = "redis")]
 pub(crate) use hash::hex;
+pub use hash::{KeyHash, ParseKeyHashError};
 pub(crate) use hash::{derive, hash_key};
 pub use into_key::IntoKey;
 

@@ -55,6 +55,8 @@ fn eviction(info: &InfoDict, allowed: bool) -> Result<(), StoreError> {
 
 fn persistence(info: &InfoDict) {
     if info.get::<u8>("aof_enabled") == Some(0) {
-        tracing::warn!("the server has no append-only file: records are lost when it restarts, and their calls run again");
+        tracing::warn!(
+            "the server has no append-only file: records are lost when it restarts, and their calls run again"
+        );
     }
 }

@@ -37,7 +37,12 @@ pub(super) struct Connected {
 }
 
 impl Link {
-    pub(super) fn new(client: Client, config: AsyncConnectionConfig, clock: Arc<dyn Clock>, setup: Option<Setup>) -> Self {
+    pub(super) fn new(
+        client: Client,
+        config: AsyncConnectionConfig,
+        clock: Arc<dyn Clock>,
+        setup: Option<Setup>,
+    ) -> Self {
         Self {
             client,
             config,

@@ -26,8 +26,9 @@ use tracking::Waiters;
 use crate::clock::{Clock, Timestamp};
 use crate::key::{KeyHash, hex};
 use crate::store::{
-    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Grant, Page, Park, Purged, Record, Release, Remove,
-    Renewal, Resolve, Scan, State, Store, StoreClock, StoreError, StoreErrorKind, Token, Watch, Written, envelope,
+    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Grant, Page, Park, Purged, Record, Release,
+    Remove, Renewal, Resolve, Scan, State, Store, StoreClock, StoreError, StoreErrorKind, Token, Watch, Written,
+    envelope,
 };
 
 type SetupFuture = Pin<Box<dyn Future<Output = RedisResult<()>> + Send>>;
@@ -177,7 +178,8 @@ impl RedisStore {
         let mut connected = link.connected(OPERATION).await?;
         let mut script = self.0.scripts.claim.key(self.key(&claim.key));
         let answer = script.arg(pending).arg(millis(claim.lease)).invoke_async(&mut connected.connection).await;
-        let (verdict, mut bytes, remaining, now): (String, Vec<u8>, i64, u64) = link.answer(OPERATION, &connected, answer)?;
+        let (verdict, mut bytes, remaining, now): (String, Vec<u8>, i64, u64) =
+            link.answer(OPERATION, &connected, answer)?;
         let now = Timestamp::from_millis(now);
         let body_length = envelope::cut_body(&mut bytes).map_err(|error| error.during(OPERATION))?;
         let record = envelope::decode(claim.key, bytes.into(), now).map_err(|error| error.during(OPERATION))?;
@@ -188,7 +190,9 @@ impl RedisStore {
             match read {
                 Some(read) if read.owner == record.owner && read.state == record.state => record.body = read.body,
                 _ => {
-                    return Err(StoreError::new(StoreErrorKind::Refused, OPERATION).with_detail("the record changed meanwhile"));
+                    return Err(
+                        StoreError::new(StoreErrorKind::Refused, OPERATION).with_detail("the record changed meanwhile")
+                    );
                 }
             }
         }
@@ -348,11 +352,8 @@ impl RedisStore {
         key: KeyHash,
     ) -> Result<Option<Record>, StoreError> {
         let name = self.key(&key);
-        let answer = redis::pipe()
-            .get(&name)
-            .pttl(&name)
-            .query_async::<(Option<Vec<u8>>, i64)>(&mut connected.connection)
-            .await;
+        let answer =
+            redis::pipe().get(&name).pttl(&name).query_async::<(Option<Vec<u8>>, i64)>(&mut connected.connection).await;
         let (bytes, remaining) = link.answer(operation, &connected, answer)?;
         let now = link.now(&connected);
         bytes.map_or(Ok(None), |bytes| decoded(operation, key, bytes, remaining, now))

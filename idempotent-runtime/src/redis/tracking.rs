@@ -10,10 +10,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use redis::{PushInfo, PushKind, Value};
 use tokio::sync::oneshot;
 
+type ByKey = HashMap<Vec<u8>, HashMap<u64, oneshot::Sender<()>>>;
+
 /// Who waits for which key.
 #[derive(Default)]
 pub(super) struct Waiters {
-    by_key: Mutex<HashMap<Vec<u8>, HashMap<u64, oneshot::Sender<()>>>>,
+    by_key: Mutex<ByKey>,
     numbers: AtomicU64,
 }
 
@@ -58,7 +60,7 @@ impl Waiters {
         self.lock().clear();
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Vec<u8>, HashMap<u64, oneshot::Sender<()>>>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, ByKey> {
         self.by_key.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

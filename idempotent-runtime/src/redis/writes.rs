@@ -18,6 +18,9 @@ const STAGED_MILLIS: u64 = 60_000;
 impl RedisStore {
     pub(super) async fn renew_all(&self, renewals: &[Renewal]) -> Result<Vec<Written>, StoreError> {
         const OPERATION: &str = "renew";
+        if renewals.is_empty() {
+            return Ok(Vec::new());
+        }
         let link = &self.0.renewals;
         let script = &self.0.scripts.renew;
         let mut connected = link.connected(OPERATION).await?;
@@ -178,7 +181,9 @@ fn written(operation: &'static str, answer: &str) -> Result<Written, StoreError>
         "lost" => Ok(Written::Lost),
         "gone" => Ok(Written::Gone),
         // The staged body's time was over before the script came: the engine sends both again.
-        "unstaged" => Err(StoreError::new(StoreErrorKind::Refused, operation).with_detail("the staged body had expired")),
+        "unstaged" => {
+            Err(StoreError::new(StoreErrorKind::Refused, operation).with_detail("the staged body had expired"))
+        }
         other => Err(unexpected(operation, other)),
     }
 }

@@ -1,0 +1,35 @@
+//! Choosing a store by its URL.
+
+use super::Builder;
+use crate::error::Error;
+
+/// The schemes, and the feature that each needs.
+const SCHEMES: [(&str, &str); 3] = [("memory", "memory"), ("redis", "redis"), ("rediss", "redis")];
+
+#[cfg_attr(not(feature = "redis"), expect(clippy::unused_async, reason = "every store but the embedded one connects"))]
+pub(super) async fn builder(url: &str) -> Result<Builder, Error> {
+    let scheme = url.split_once(':').map_or(url, |(scheme, _)| scheme);
+    match scheme {
+        #[cfg(feature = "memory")]
+        "memory" => Ok(Builder::new(crate::store::MemoryStore::new())),
+        #[cfg(feature = "redis")]
+        "redis" | "rediss" => {
+            let store = crate::store::RedisStore::connect(url).await;
+            Ok(Builder::new(store.map_err(|error| Error::from_store(error, "redis"))?))
+        }
+        _ => Err(unknown(scheme)),
+    }
+}
+
+fn unknown(scheme: &str) -> Error {
+    let known = SCHEMES.iter().find(|(known, _)| *known == scheme);
+    if let Some((_, feature)) = known {
+        return Error::config(format!(
+            "`{scheme}:` needs the feature `{feature}`: `idempotency = {{ version = \"…\", features = [\"{feature}\"] }}`"
+        ));
+    }
+    let schemes: Vec<String> =
+        SCHEMES.iter().map(|(scheme, feature)| format!("`{scheme}:` (feature `{feature}`)")).collect();
+    // The URL itself may hold a password.
+    Error::config(format!("no store is known for a URL that begins with `{scheme}:`; known are {}", schemes.join(", ")))
+}
