@@ -463,7 +463,7 @@ mod conflicts_and_crashes {
         let (gate, engine) = (Gate::new(), engine());
         let first = tokio::spawn(engine.scope(rejects(gate.clone())));
         gate.started().await;
-        let (second, report) = observe(engine.scope(rejects(gate.clone()))).await;
+        let (second, report) = engine.scope(observe(rejects(gate.clone()))).await;
         assert_eq!(second.unwrap_err().kind(), ErrorKind::InProgress);
         assert!(!report.unwrap().waited);
         gate.open.add_permits(1);
@@ -476,7 +476,7 @@ mod conflicts_and_crashes {
         let engine = Idempotency::builder(MemoryStore::new()).on_conflict(OnConflict::Reject).build();
         let first = tokio::spawn(engine.scope(waits_shortly(gate.clone())));
         gate.started().await;
-        let (second, report) = observe(engine.scope(waits_shortly(gate.clone()))).await;
+        let (second, report) = engine.scope(observe(waits_shortly(gate.clone()))).await;
         assert_eq!(second.unwrap_err().kind(), ErrorKind::InProgress);
         assert!(report.unwrap().waited);
         gate.open.add_permits(1);
