@@ -175,3 +175,12 @@ async fn a_local_set_runs_bodies_that_are_not_send() {
         7
     );
 }
+
+#[tokio::test]
+async fn a_scope_and_an_observer_may_surround_each_other_in_any_order() {
+    let world = World::new();
+    let call = || world.charge(1);
+    let (_, outside) = observe(world.engine.scope(call())).await;
+    let (_, inside) = world.engine.scope(observe(call())).await;
+    assert!(!outside.unwrap().replayed && inside.unwrap().replayed);
+}

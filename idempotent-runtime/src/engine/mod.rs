@@ -225,7 +225,9 @@ impl Idempotency {
     ///
     /// Tasks that the future spawns do not inherit it: see [`InCurrentScope`](crate::InCurrentScope).
     pub fn scope<F: Future>(&self, future: F) -> impl Future<Output = F::Output> + use<F> {
-        scope::Scope::current().with_engine(self.clone()).wrap(future)
+        let engine = self.clone();
+        // What surrounds the future is what surrounds it when it runs, not when it was made.
+        async move { scope::Scope::current().with_engine(engine).wrap(future).await }
     }
 
     /// A call of `operation` with `key`. What is wrong with the key is told when the call is made.

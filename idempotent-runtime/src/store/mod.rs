@@ -68,8 +68,9 @@ pub trait Store: Send + Sync + 'static {
     ///   answer tells again from which state the claim was taken over.
     /// - In progress, lease over, and the stricter of the record's and the caller's policy
     ///   [allows takeover](CrashPolicy::allows_takeover): the caller owns it, with the fence and the attempts counted up,
-    ///   the stricter policy, the caller's lease and linger, and the checkpoint kept (T5). Not if the fingerprints
-    ///   [contradict](crate::Fingerprint::contradicts) each other.
+    ///   the stricter policy, the caller's lease, linger, `after_expiry` and trace, and the checkpoint kept (T5). The
+    ///   fingerprint becomes the caller's where it has one, the reason is forgotten, `taken_over` tells the state before,
+    ///   and the expiry does not shrink. Not if the fingerprints [contradict](crate::Fingerprint::contradicts) each other.
     /// - In progress, lease over, and the stricter policy is hold: the record is parked with
     ///   [`Reason::Crashed`] unless it has a reason (T6), and returned as held.
     /// - In doubt, the stricter policy is verify, `lease_until` has passed, fingerprints do not contradict: as T5 (T5b).
@@ -112,7 +113,8 @@ pub trait Store: Send + Sync + 'static {
     /// Ends the own lease (T11): the next claim decides by policy at once.
     ///
     /// To be correct:
-    /// - Only P with this token, and only where the record's policy allows takeover: the lease is over, the reason is written.
+    /// - Only P with this token, and only where the record's policy allows takeover: the lease is over, also on a clock
+    ///   that is set back later, and the reason is written.
     /// - Under the policy hold, and for everything else: [`Written::Lost`] or [`Written::Gone`], nothing changes.
     fn abandon(&self, abandon: Abandon) -> impl Future<Output = Result<Written, StoreError>> + Send;
 
@@ -138,7 +140,8 @@ pub trait Store: Send + Sync + 'static {
     /// To be correct:
     /// - Only P with this token.
     /// - The same figure for one claim however often it is asked; larger than that of every earlier claim of the record
-    ///   for which it was asked. A store may allocate it at the first question.
+    ///   for which it was asked, and of the key's records that are gone meanwhile. A store may allocate it at the first
+    ///   question, from its clock.
     fn fence(&self, key: KeyHash, token: Token) -> impl Future<Output = Result<Option<u64>, StoreError>> + Send;
 
     /// The record as it is, tombstones included; `None` when there is none or it has expired.
@@ -161,7 +164,8 @@ pub trait Store: Send + Sync + 'static {
     ///   the late owner's commit, release and park are [`Written::Lost`]. The reason is [`Reason::Resolved`].
     /// - [`ResolveAnswer::NotExecuted`] removes the record.
     /// - P whose lease runs: [`Changed::Running`]. No record or a tombstone: [`Changed::Absent`]. The same answer again
-    ///   (its token stands on the record): [`Changed::Applied`], nothing changes. Everything else: [`Changed::Conflict`].
+    ///   (its token stands on the record): [`Changed::Applied`], nothing changes. Everything else, also P whose lease is
+    ///   over, which is [parked](Self::park) first: [`Changed::Conflict`].
     fn resolve(&self, resolve: Resolve) -> impl Future<Output = Result<Changed, StoreError>> + Send;
 
     /// Removes a record (T14).
@@ -170,10 +174,13 @@ pub trait Store: Send + Sync + 'static {
     /// - Only with the observed token. P whose lease runs is [`Changed::Running`] unless forced.
     /// - Leaves a tombstone where asked for; where the owner runs, one stays for at least the rest of its lease, so that
     ///   the owner's commit does not bring the record back.
+    /// - The tombstone of a removal has [`Reason::Resolved`], that of an expiry has no reason.
     /// - A tombstone: [`Changed::Absent`], it stays.
     fn remove(&self, remove: Remove) -> impl Future<Output = Result<Changed, StoreError>> + Send;
 
-    /// Lists records that have not expired.
+    /// Lists records that have not expired, tombstones included.
+    ///
+    /// To be correct: in the order of the keys, each record that [is asked for](Scan::includes) once, without its body.
     fn scan(&self, scan: Scan) -> impl Future<Output = Result<Page, StoreError>> + Send;
 
     /// Removes at most `limit` expired records. Stores whose server expires records itself do nothing.

@@ -273,7 +273,7 @@ fn owned(slot: &mut Option<Record>, token: Token, now: Timestamp) -> Result<&mut
 
 fn record_of(claim: &Claim, now: Timestamp) -> Record {
     let mut record = Record::new(claim.key, claim.token, claim.operation.clone());
-    record.fence = 1;
+    record.fence = next_fence(0, now);
     record.fingerprint = claim.fingerprint;
     record.policy = claim.policy;
     record.created = now;
@@ -282,11 +282,17 @@ fn record_of(claim: &Claim, now: Timestamp) -> Record {
     record
 }
 
+/// Larger than the fence before, and than those of records of this key that are gone: a resource that has seen those
+/// must not refuse the next owner.
+fn next_fence(before: u64, now: Timestamp) -> u64 {
+    now.as_millis().saturating_mul(1000).max(before.saturating_add(1))
+}
+
 fn first_claim(slot: &mut Option<Record>, claim: &Claim, now: Timestamp) -> Record {
     let mut record = record_of(claim, now);
     if let Some(released) = slot.take() {
         record.created = released.created;
-        record.fence = released.fence.saturating_add(1);
+        record.fence = next_fence(released.fence, now);
         record.attempts = released.attempts.saturating_add(1);
     }
     lease(&mut record, claim.lease, now);
@@ -297,7 +303,7 @@ fn take_over(record: &mut Record, claim: &Claim, policy: CrashPolicy, now: Times
     record.taken_over = Some(record.state);
     record.state = State::InProgress;
     record.owner = claim.token;
-    record.fence = record.fence.saturating_add(1);
+    record.fence = next_fence(record.fence, now);
     record.attempts = record.attempts.saturating_add(1);
     record.fingerprint = claim.fingerprint.or(record.fingerprint);
     record.policy = policy;
@@ -329,7 +335,6 @@ fn answer(record: &mut Record, state: State, body: &Bytes, schema: u32, expires:
 fn bury(record: &mut Record, ends: Timestamp, reason: Option<Reason>) {
     record.state = State::Tombstone;
     record.reason = reason;
-    record.after_expiry = 0;
     record.expires = ends;
     record.body = Bytes::new();
 }

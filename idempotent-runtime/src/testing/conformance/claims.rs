@@ -2,6 +2,7 @@
 
 use super::Scene;
 use super::scene::{KEY, OPERATION, fingerprint, key, token};
+use crate::key::KeyHash;
 use crate::store::{Claim, Claimed, CrashPolicy, Record, Release, State, Store as _, Written};
 use crate::testing::Subject;
 
@@ -42,12 +43,17 @@ pub async fn a_first_claim_is_granted<S: Subject>(scene: Scene<S>) {
 /// One record per key.
 pub async fn keys_are_independent<S: Subject>(scene: Scene<S>) {
     let rule = "a record of one key is not in the way of another key";
-    let other = Claim { key: key(1), ..scene.claim_by(2) };
+    let mut neighbour = *KEY.as_bytes();
+    neighbour[31] += 1;
     scene.running(CrashPolicy::Hold).await;
-    scene.mine(&other, rule).await;
+    for (caller, other) in [(2, key(1)), (3, KeyHash::from_bytes(neighbour))] {
+        scene.mine(&Claim { key: other, ..scene.claim_by(caller) }, rule).await;
+    }
     assert_eq!(scene.complete(scene.commit_by(1, "one")).await, Written::Applied, "{rule}");
-    let record = scene.read_key(other.key).await.expect(rule);
-    assert_eq!((record.key, record.state, record.owner), (other.key, State::InProgress, token(2)), "{rule}");
+    for (caller, other) in [(2, key(1)), (3, KeyHash::from_bytes(neighbour))] {
+        let record = scene.read_key(other).await.expect(rule);
+        assert_eq!((record.key, record.state, record.owner), (other, State::InProgress, token(caller)), "{rule}");
+    }
 }
 
 /// T3: a running claim is nobody else's, whatever the policies.
@@ -145,6 +151,7 @@ pub async fn a_late_duplicate_claim_harms_nobody<S: Subject>(scene: Scene<S>) {
 pub async fn a_released_record_is_claimed_with_its_attempts<S: Subject>(scene: Scene<S>) {
     let rule = "T1: a released record is claimed; created stays, fence and attempts grow, the rest is new";
     let released = scene.released().await;
+    scene.pass(1).await;
     let claim = Claim { fingerprint: Some(fingerprint(1, 9)), ..scene.claim_under(2, CrashPolicy::Retry) };
     let grant = scene.mine(&claim, rule).await;
     let Record { state, owner, attempts, created, policy, .. } = grant.record;

@@ -30,8 +30,10 @@ pub async fn a_clock_set_back_revives_no_abandoned_claim<S: Subject>(scene: Scen
     let rule = "T11: an abandoned claim is taken over at once, also after the clock was set back";
     scene.running(CrashPolicy::Retry).await;
     assert_eq!(scene.abandon(1, Reason::Dropped).await, Written::Applied, "{rule}");
+    let before = scene.record().await.fence;
     if scene.jump(ClockJump::Back(scene.leases(100))) {
-        scene.mine(&scene.claim_under(2, CrashPolicy::Retry), rule).await;
+        let grant = scene.mine(&scene.claim_under(2, CrashPolicy::Retry), rule).await;
+        assert!(grant.record.fence > before, "{rule}, and the fence grows");
     }
 }
 

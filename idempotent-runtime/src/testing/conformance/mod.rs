@@ -91,7 +91,8 @@ macro_rules! __conformance {
                 a_takeover_forgets_the_reason
                 parking_an_abandoned_record_keeps_its_reason
                 one_of_64_concurrent_takeovers_is_granted
-                fences_grow_over_takeovers;
+                fences_grow_over_takeovers
+                fences_grow_over_records_that_are_gone;
             owners:
                 a_stale_owner_writes_nothing_after_a_takeover
                 a_stranger_writes_nothing
@@ -103,6 +104,7 @@ macro_rules! __conformance {
                 renewals_are_answered_one_by_one
                 an_owner_releases_its_claim
                 a_late_owner_releases_its_claim
+                a_released_claim_is_written_no_more
                 an_abandoned_claim_is_taken_over_at_once
                 nothing_is_abandoned_under_hold
                 only_a_claim_in_progress_is_abandoned
@@ -122,7 +124,6 @@ macro_rules! __conformance {
                 a_result_sent_twice_is_stored_once
                 an_answer_never_changes
                 a_stale_owners_result_is_refused
-                a_released_claim_stores_no_result
                 a_result_is_completed_or_failed
                 a_result_is_kept_for_its_ttl
                 a_vanished_record_is_written_anew
@@ -147,6 +148,7 @@ macro_rules! __conformance {
             retention:
                 an_expired_result_is_absent
                 an_expired_unfinished_record_is_absent
+                no_operation_needs_another_to_notice_the_expiry
                 expired_attempts_are_forgotten
                 the_records_own_linger_decides
                 an_expired_record_leaves_its_tombstone

@@ -154,6 +154,20 @@ pub async fn a_late_owner_releases_its_claim<S: Subject>(scene: Scene<S>) {
     scene.mine(&scene.claim_by(2), rule).await;
 }
 
+/// T10: what was given back is given back.
+pub async fn a_released_claim_is_written_no_more<S: Subject>(scene: Scene<S>) {
+    let rule = "T10: after its release an owner writes nothing, and releasing again is applied already";
+    let before = scene.released().await;
+    for (write, written) in scene.owner_writes(1).await {
+        let expected = if write == "release" { Written::AlreadyApplied } else { Written::Lost };
+        assert_eq!(written, expected, "{rule} ({write})");
+    }
+    scene.pass(2).await;
+    assert_eq!(scene.park(Park::orphan(KEY, token(1))).await, Written::Lost, "{rule} (park by an observer)");
+    assert_eq!(scene.fence(1).await, None, "{rule} (fence)");
+    scene.unchanged(&before, rule).await;
+}
+
 /// T11: the next caller need not wait for the lease.
 pub async fn an_abandoned_claim_is_taken_over_at_once<S: Subject>(scene: Scene<S>) {
     let rule = "T11: under every policy but hold an abandoned claim is taken over at once";

@@ -132,14 +132,6 @@ pub async fn a_stale_owners_result_is_refused<S: Subject>(scene: Scene<S>) {
     assert_eq!((record.owner, &record.body[..]), (token(2), &b"winner"[..]), "{rule}");
 }
 
-/// T8: what was given back is not finished afterwards.
-pub async fn a_released_claim_stores_no_result<S: Subject>(scene: Scene<S>) {
-    let rule = "T8: a commit after the own release is lost";
-    let before = scene.released().await;
-    assert_eq!(scene.complete(scene.commit_by(1, "late")).await, Written::Lost, "{rule}");
-    scene.unchanged(&before, rule).await;
-}
-
 /// T8: P and X become C or F and nothing else.
 pub async fn a_result_is_completed_or_failed<S: Subject>(scene: Scene<S>) {
     let rule = "T8: a commit of a state that is no answer is lost";

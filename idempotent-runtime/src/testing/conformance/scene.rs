@@ -158,7 +158,7 @@ impl<S: Subject> Scene<S> {
 
     /// Caller 1 has stored the result `first`.
     pub(super) async fn completed(&self, state: State) -> Record {
-        self.running(CrashPolicy::Hold).await;
+        self.running(CrashPolicy::Retry).await;
         let commit = Commit { state, ..self.commit_by(1, "first") };
         assert_eq!(self.complete(commit).await, Written::Applied, "T8: an owner stores its result");
         self.record().await
@@ -166,7 +166,7 @@ impl<S: Subject> Scene<S> {
 
     /// Caller 1 has released `KEY` and keeps its attempts.
     pub(super) async fn released(&self) -> Record {
-        self.running(CrashPolicy::Hold).await;
+        self.running(CrashPolicy::Retry).await;
         let release = Release { keep_attempts: true, ..Release::new(KEY, token(1)) };
         assert_eq!(self.release(release).await, Written::Applied, "T10: an owner releases its claim");
         self.record().await

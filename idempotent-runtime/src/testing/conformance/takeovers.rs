@@ -55,7 +55,8 @@ pub async fn a_repeated_takeover_tells_that_it_was_one<S: Subject>(scene: Scene<
 
 /// Rule 2: the record has the figures of the claim that took it over, and is not forgotten earlier than before.
 pub async fn a_takeover_writes_its_own_linger<S: Subject>(scene: Scene<S>) {
-    let rule = "T5: a takeover writes the caller's linger and never shortens how long the record is kept";
+    let rule =
+        "T5: a takeover writes the caller's linger and after_expiry and never shortens how long the record is kept";
     scene.orphaned(CrashPolicy::Retry).await;
     let before = scene.record().await;
     let shorter = Claim { linger: scene.leases(2), ..scene.claim_under(2, CrashPolicy::Retry) };
@@ -63,9 +64,11 @@ pub async fn a_takeover_writes_its_own_linger<S: Subject>(scene: Scene<S>) {
     assert_eq!(u128::from(record.linger), scene.leases(2).as_millis(), "{rule}");
     assert!(record.expires + scene.leases(1) > before.expires, "{rule}");
     scene.pass(2).await;
-    let longer = Claim { linger: scene.leases(64), ..scene.claim_under(3, CrashPolicy::Retry) };
+    let longer =
+        Claim { linger: scene.leases(64), after_expiry: scene.leases(32), ..scene.claim_under(3, CrashPolicy::Retry) };
     let record = scene.mine(&longer, rule).await.record;
     assert_eq!(u128::from(record.linger), scene.leases(64).as_millis(), "{rule}");
+    assert_eq!(u128::from(record.after_expiry), scene.leases(32).as_millis(), "{rule}");
     scene.kept_for(&record, scene.leases(65), rule);
 }
 
@@ -242,9 +245,26 @@ pub async fn fences_grow_over_takeovers<S: Subject>(scene: Scene<S>) {
         let fence = scene.fence(caller).await;
         assert!(fence.is_some() && fence > last, "{rule}: {fence:?} after {last:?}");
         assert_eq!(scene.fence(caller).await, fence, "{rule}");
-        scene.pass(2).await;
+        if caller % 2 == 0 {
+            scene.pass(2).await;
+        } else {
+            assert_eq!(scene.abandon(caller, Reason::Dropped).await, Written::Applied, "{rule}, also without any time");
+        }
         scene.mine(&scene.claim_under(caller + 1, CrashPolicy::Retry), rule).await;
         assert_eq!(scene.fence(caller).await, None, "{rule}: an owner that was replaced has none");
         last = fence;
     }
+}
+
+/// S4: what a resource that checks fences has seen of records that are gone.
+pub async fn fences_grow_over_records_that_are_gone<S: Subject>(scene: Scene<S>) {
+    let rule = "the fence of a new record is larger than those of the key's earlier records";
+    scene.orphaned(CrashPolicy::Retry).await;
+    scene.mine(&scene.claim_under(2, CrashPolicy::Retry), rule).await;
+    let before = scene.fence(2).await;
+    assert_eq!(scene.release(crate::store::Release::new(KEY, token(2))).await, Written::Applied, "{rule}");
+    scene.pass(1).await;
+    scene.mine(&scene.claim_by(3), rule).await;
+    let after = scene.fence(3).await;
+    assert!(before.is_some() && after > before, "{rule}: {after:?} after {before:?}");
 }

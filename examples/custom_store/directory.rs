@@ -1,0 +1,78 @@
+//! Records as files: one file for each, in one directory.
+
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use idempotency::clock::{Clock, Timestamp};
+use idempotency::key::KeyHash;
+use idempotency::store::{Record, StoreError, StoreErrorKind, envelope};
+
+pub(crate) struct Directory {
+    path: PathBuf,
+    clock: Arc<dyn Clock>,
+    /// Held from reading a record to writing it back.
+    step: Mutex<()>,
+}
+
+impl Directory {
+    pub(crate) fn open(path: PathBuf, clock: impl Clock) -> io::Result<Self> {
+        fs::create_dir_all(&path)?;
+        Ok(Self { path, clock: Arc::new(clock), step: Mutex::new(()) })
+    }
+
+    /// Reads the record, lets `transition` change it, and writes it back, all as one step. Files are quick enough to
+    /// block for; a store behind a network is asked with `.await` here.
+    ///
+    /// `operation` is for the error. Every error but a damaged record is an unknown outcome to the engine, which then
+    /// repeats the operation with the same token: what was written already is recognised by it.
+    pub(crate) fn step<R>(
+        &self,
+        operation: &'static str,
+        key: KeyHash,
+        transition: impl FnOnce(&mut Option<Record>, Timestamp) -> R,
+    ) -> Result<R, StoreError> {
+        let _step = self.step.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = self.clock.now();
+        let before = match fs::read(self.file(key)) {
+            Ok(bytes) => Some(envelope::decode(key, bytes.into(), now).map_err(|error| error.during(operation))?),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(unavailable(operation, error)),
+        };
+        let mut slot = before.clone();
+        let answer = transition(&mut slot, now);
+        if slot != before {
+            self.write(key, slot.as_ref()).map_err(|error| unavailable(operation, error))?;
+        }
+        Ok(answer)
+    }
+
+    /// A crash in the middle leaves the old record or the new one, never a part of one.
+    fn write(&self, key: KeyHash, record: Option<&Record>) -> io::Result<()> {
+        let Some(record) = record else { return fs::remove_file(self.file(key)) };
+        let new = self.path.join("new");
+        let mut file = File::create(&new)?;
+        file.write_all(&envelope::encode(record))?;
+        file.sync_all()?;
+        fs::rename(new, self.file(key))
+    }
+
+    /// The keys of all records, in order.
+    pub(crate) fn keys(&self, operation: &'static str) -> Result<Vec<KeyHash>, StoreError> {
+        let names = fs::read_dir(&self.path)
+            .and_then(|entries| entries.map(|entry| Ok(entry?.file_name())).collect::<io::Result<Vec<_>>>());
+        let names = names.map_err(|error| unavailable(operation, error))?;
+        let mut keys: Vec<_> = names.iter().filter_map(|name| name.to_str()?.parse().ok()).collect();
+        keys.sort_unstable();
+        Ok(keys)
+    }
+
+    fn file(&self, key: KeyHash) -> PathBuf {
+        self.path.join(key.to_hex())
+    }
+}
+
+fn unavailable(operation: &'static str, error: io::Error) -> StoreError {
+    StoreError::new(StoreErrorKind::Unavailable, operation).with_source(error)
+}

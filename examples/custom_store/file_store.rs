@@ -1,0 +1,119 @@
+//! A complete store, for one process at a time. The rules of the protocol are in [`transition`]; what is left to a store
+//! is to apply each as one step.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytes::Bytes;
+use idempotency::clock::Clock;
+use idempotency::key::KeyHash;
+use idempotency::store::{
+    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Page, Park, Purged, Record, Release, Remove,
+    Renewal, Resolve, Scan, Store, StoreError, Token, Watch, Written, transition,
+};
+
+use super::directory::Directory;
+
+pub(crate) struct FileStore(Directory);
+
+impl FileStore {
+    pub(crate) fn open(directory: impl Into<PathBuf>, clock: impl Clock) -> io::Result<Self> {
+        Directory::open(directory.into(), clock).map(Self)
+    }
+}
+
+impl Store for FileStore {
+    fn name(&self) -> &'static str {
+        "file"
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        let mut capabilities = Capabilities::in_process();
+        (capabilities.durable, capabilities.push) = (true, false);
+        capabilities
+    }
+
+    async fn claim(&self, claim: Claim) -> Result<Claimed, StoreError> {
+        self.0.step("claim", claim.key, |slot, now| transition::claim(slot, &claim, now))
+    }
+
+    async fn renew(&self, renewals: Vec<Renewal>) -> Result<Vec<Written>, StoreError> {
+        let renew = |one: &Renewal| self.0.step("renew", one.key, |slot, now| transition::renew(slot, one, now));
+        renewals.iter().map(renew).collect()
+    }
+
+    async fn complete(&self, commit: Commit) -> Result<Written, StoreError> {
+        self.0.step("complete", commit.key, |slot, now| transition::complete(slot, &commit, now))
+    }
+
+    async fn release(&self, release: Release) -> Result<Written, StoreError> {
+        self.0.step("release", release.key, |slot, now| transition::release(slot, &release, now))
+    }
+
+    async fn abandon(&self, abandon: Abandon) -> Result<Written, StoreError> {
+        self.0.step("abandon", abandon.key, |slot, now| transition::abandon(slot, &abandon, now))
+    }
+
+    async fn park(&self, park: Park) -> Result<Written, StoreError> {
+        self.0.step("park", park.key, |slot, now| transition::park(slot, &park, now))
+    }
+
+    async fn checkpoint(&self, checkpoint: Checkpoint) -> Result<Written, StoreError> {
+        self.0.step("checkpoint", checkpoint.key, |slot, now| transition::checkpoint(slot, &checkpoint, now))
+    }
+
+    async fn fence(&self, key: KeyHash, token: Token) -> Result<Option<u64>, StoreError> {
+        self.0.step("fence", key, |slot, now| transition::fence(slot, token, now))
+    }
+
+    async fn read(&self, key: KeyHash) -> Result<Option<Record>, StoreError> {
+        self.0.step("read", key, transition::read)
+    }
+
+    /// Files wake nobody: who waits looks again after a while.
+    async fn watch(&self, key: KeyHash) -> Result<Watch, StoreError> {
+        Ok(Watch::new(self.read(key).await?, tokio::time::sleep(Duration::from_millis(20))))
+    }
+
+    async fn resolve(&self, resolve: Resolve) -> Result<Changed, StoreError> {
+        self.0.step("resolve", resolve.key, |slot, now| transition::resolve(slot, &resolve, now))
+    }
+
+    async fn remove(&self, remove: Remove) -> Result<Changed, StoreError> {
+        self.0.step("remove", remove.key, |slot, now| transition::remove(slot, &remove, now))
+    }
+
+    async fn scan(&self, scan: Scan) -> Result<Page, StoreError> {
+        let mut page = Page::default();
+        for key in self.0.keys("scan")?.into_iter().filter(|&key| Some(key) > scan.after) {
+            let Some(mut record) = self.read(key).await? else { continue };
+            let wanted = scan.state.is_none_or(|state| state == record.state)
+                && scan.operation.as_ref().is_none_or(|operation| *operation == record.operation);
+            if wanted && scan.limit != 0 && page.records.len() == scan.limit {
+                page.next = page.records.last().map(|last| last.key);
+                break;
+            }
+            record.body = Bytes::new();
+            page.records.extend(wanted.then_some(record));
+        }
+        Ok(page)
+    }
+
+    async fn purge(&self, limit: usize) -> Result<Purged, StoreError> {
+        let mut purged = Purged::default();
+        for key in self.0.keys("purge")? {
+            let room = purged.removed < limit;
+            let (gone, overdue) = self.0.step("purge", key, |slot, now| {
+                if room {
+                    transition::expire(slot, now);
+                }
+                let expired = slot.as_ref().filter(|record| record.expires <= now);
+                (slot.is_none(), expired.map(|record| now.saturating_duration_since(record.expires)))
+            })?;
+            purged.removed += usize::from(gone);
+            purged.lag = purged.lag.max(overdue);
+        }
+        Ok(purged)
+    }
+}

@@ -1,0 +1,243 @@
+//! The examples, started as a user starts them: what they print, what they leave outside, and how they exit.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+/// The program that `cargo test` has built from the example.
+fn example(name: &str) -> Command {
+    let test = std::env::current_exe().expect("the test knows its own program");
+    let profile = test.parent().and_then(Path::parent).expect("tests are built into `deps` of the profile's directory");
+    let program = profile.join("examples").join(name).with_extension(std::env::consts::EXE_EXTENSION);
+    let built = fs::metadata(&program).and_then(|metadata| metadata.modified());
+    let newest = sources(name).iter().filter_map(|source| source.metadata().ok()?.modified().ok()).max();
+    assert!(
+        built.is_ok_and(|built| newest.is_some_and(|newest| newest <= built)),
+        "{} is missing or older than its source: `cargo build --examples` builds it, and so does `cargo test` without `--test`",
+        program.display()
+    );
+    let mut command = Command::new(program);
+    // A user has no backtraces switched on, and starts the examples from anywhere.
+    command.env_remove("RUST_BACKTRACE").current_dir(std::env::temp_dir());
+    command
+}
+
+fn sources(name: &str) -> Vec<PathBuf> {
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
+    let file = examples.join(name).with_extension("rs");
+    if file.exists() {
+        return vec![file, examples.join("payments/mod.rs")];
+    }
+    let files = fs::read_dir(examples.join(name)).expect("an example is a file or a directory");
+    files.map(|file| file.expect("the directory can be read").path()).collect()
+}
+
+fn data(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/data").join(name)
+}
+
+fn run(command: &mut Command) -> Output {
+    command.output().expect("the example starts")
+}
+
+/// What an example that succeeds prints.
+fn printed(command: &mut Command) -> String {
+    let Output { status, stdout, stderr } = run(command);
+    let stdout = String::from_utf8(stdout).expect("the example prints text");
+    assert!(status.success(), "{status}\n{stdout}\n{}", String::from_utf8_lossy(&stderr));
+    stdout
+}
+
+/// The rows of an account: the last word of each line under the words before it.
+fn rows(text: &str) -> HashMap<String, String> {
+    let rows = text.lines().filter_map(|line| line.rsplit_once(' '));
+    rows.map(|(name, figure)| (name.trim().to_owned(), figure.to_owned())).collect()
+}
+
+fn count(rows: &HashMap<String, String>, name: &str) -> u32 {
+    let figure = rows.get(name).unwrap_or_else(|| panic!("no row `{name}` in {rows:?}"));
+    figure.parse().unwrap_or_else(|_| panic!("`{name}` is {figure}"))
+}
+
+/// A kept ledger: how often each payment was charged, and the cents of each currency.
+fn ledger(path: &Path) -> (HashMap<String, u32>, HashMap<String, u64>) {
+    let (mut payments, mut cents) = (HashMap::new(), HashMap::new());
+    for line in fs::read_to_string(path).expect("the ledger was kept").lines() {
+        let charge: Value = serde_json::from_str(line).expect("the ledger is JSON");
+        let text = |field: &str| charge[field].as_str().expect("a text").to_owned();
+        *payments.entry(text("payment")).or_default() += 1;
+        *cents.entry(text("currency")).or_default() += charge["amount"].as_u64().expect("an amount");
+    }
+    (payments, cents)
+}
+
+/// `examples/data/README.md` has the figures.
+fn assert_ledger_of_the_bundled_day(path: &Path) {
+    let (payments, cents) = ledger(path);
+    assert_eq!(payments.len(), 228);
+    assert!(payments.values().all(|&times| times == 1), "charged twice: {payments:?}");
+    let expected = [("EUR", 1_203_258), ("GBP", 677_099), ("USD", 101_317)];
+    assert_eq!(cents, expected.map(|(currency, cents)| (currency.to_owned(), cents)).into());
+}
+
+#[test]
+fn quickstart_accounts_for_every_bundled_event() {
+    let text = printed(&mut example("quickstart"));
+    assert!(text.starts_with("329 events from "), "{text}");
+    let rows = rows(&text);
+    assert_eq!(count(&rows, "charges made"), 228);
+    assert_eq!(count(&rows, "declined by the provider"), 12);
+    assert_eq!(count(&rows, "repeats: replayed") + count(&rows, "repeats: joined in flight"), 88);
+    assert_eq!(count(&rows, "refused: content differs"), 1);
+    assert_eq!(count(&rows, "answers lost on the way"), 15);
+    assert_eq!(rows["moved, EUR"], "12032.58");
+    assert_eq!(rows["moved, GBP"], "6770.99");
+    assert_eq!(rows["moved, USD"], "1013.17");
+    assert!(text.ends_with("every payment was charged once\n"), "{text}");
+}
+
+#[test]
+fn quickstart_joins_double_submits_that_overlap() {
+    let rows = rows(&printed(&mut example("quickstart")));
+    // 23 events are second and third submits on lines next to their first, and 64 events run at a time.
+    assert!(count(&rows, "repeats: joined in flight") > 0, "{rows:?}");
+}
+
+#[test]
+fn quickstart_charges_each_payment_once_in_the_ledger_outside() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let kept = directory.path().join("ledger");
+    printed(example("quickstart").arg(data("events.jsonl")).arg(&kept));
+    assert_ledger_of_the_bundled_day(&kept);
+}
+
+#[test]
+fn quickstart_reports_malformed_lines_by_number_and_goes_on() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let kept = directory.path().join("ledger");
+    let Output { status, stdout, stderr } = run(example("quickstart").arg(data("malformed.jsonl")).arg(&kept));
+    let (stdout, stderr) = (String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
+    assert!(status.success(), "{status}: {stderr}");
+
+    let reported: Vec<_> = stderr.lines().collect();
+    assert_eq!(reported.len(), 3, "{stderr}");
+    for (line, number, reason) in [(0, 2, "EOF"), (1, 4, "missing field `payment`"), (2, 5, "-500")] {
+        let start = format!("line {number}, column ");
+        assert!(reported[line].starts_with(&start) && reported[line].contains(reason), "{stderr}");
+    }
+
+    assert!(stdout.starts_with("3 events from ") && stdout.contains("; 3 malformed lines\n"), "{stdout}");
+    let rows = rows(&stdout);
+    assert_eq!(count(&rows, "charges made"), 2);
+    assert_eq!(count(&rows, "repeats: replayed") + count(&rows, "repeats: joined in flight"), 1);
+    assert_eq!(rows["moved, EUR"], "62.49");
+    let (payments, cents) = ledger(&kept);
+    assert_eq!(payments, HashMap::from([("pay_AAAAAAAAA1".to_owned(), 1), ("pay_AAAAAAAAA3".to_owned(), 1)]));
+    assert_eq!(cents, HashMap::from([("EUR".to_owned(), 6249)]));
+}
+
+#[test]
+fn quickstart_takes_bytes_that_are_no_text_for_a_malformed_line() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("events");
+    let event = fs::read(data("events.jsonl")).expect("the bundled events");
+    let event = event.split(|&byte| byte == b'\n').next().expect("a line");
+    fs::write(&path, [b"\xff\xfe\n", event, b"\r\n\n"].concat()).expect("the file can be written");
+    let Output { status, stdout, stderr } = run(example("quickstart").arg(&path));
+    let (stdout, stderr) = (String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
+    assert!(status.success(), "{status}: {stderr}");
+    assert!(stderr.starts_with("line 1, column ") && stderr.lines().count() == 1, "{stderr}");
+    assert_eq!(count(&rows(&stdout), "charges made"), 1);
+}
+
+#[test]
+fn an_unreadable_file_is_a_clear_error() {
+    for name in ["quickstart", "without_macro"] {
+        let Output { status, stdout, stderr } = run(example(name).arg("no-such-file.jsonl"));
+        let stderr = String::from_utf8_lossy(&stderr);
+        assert_eq!(status.code(), Some(1), "{stderr}");
+        assert!(stderr.starts_with("error: cannot read no-such-file.jsonl: "), "{stderr}");
+        assert_eq!((stderr.lines().count(), stdout.len()), (1, 0), "{stderr}");
+    }
+}
+
+#[test]
+fn a_ledger_that_is_there_already_is_not_touched() {
+    let kept = tempfile::NamedTempFile::new().expect("a file");
+    fs::write(&kept, "the books of last year").expect("the file can be written");
+    let Output { status, stderr, .. } = run(example("quickstart").arg(data("events.jsonl")).arg(kept.path()));
+    let stderr = String::from_utf8_lossy(&stderr);
+    assert_eq!(status.code(), Some(1), "{stderr}");
+    assert!(stderr.starts_with("error: cannot make the ledger "), "{stderr}");
+    assert_eq!(fs::read_to_string(&kept).expect("the file is there"), "the books of last year");
+}
+
+#[test]
+fn without_macro_gives_the_same_account() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let kept = directory.path().join("ledger");
+    let text = printed(example("without_macro").arg(data("events.jsonl")).arg(&kept));
+    let rows = rows(&text);
+    assert_eq!(count(&rows, "charges made"), 228);
+    assert_eq!(count(&rows, "declined by the provider"), 12);
+    assert_eq!(count(&rows, "repeats, replayed"), 88);
+    assert_eq!(count(&rows, "refused: content differs"), 1);
+    assert_eq!(count(&rows, "answers lost on the way"), 15);
+    assert!(text.contains("Completed"), "{text}");
+    assert_ledger_of_the_bundled_day(&kept);
+}
+
+#[test]
+fn custom_store_survives_a_restart_and_a_damaged_record() {
+    let text = printed(&mut example("custom_store"));
+    let lines: Vec<_> = text.lines().collect();
+    assert_eq!(lines[0], "first call:     label 1 for parcel-1");
+    assert_eq!(lines[1], "second call:    label 1 for parcel-1");
+    assert_eq!(lines[2], "32 at once:     label 2 for parcel-2");
+    assert_eq!(lines[3], "after restart:  label 1 for parcel-1");
+    assert!(lines[4].contains("the stored record cannot be read, the body did not run again"), "{text}");
+    assert_eq!(lines[5], "labels printed: 2 for 2 parcels");
+}
+
+#[test]
+fn testing_your_service_passes_its_checks() {
+    let text = printed(&mut example("testing_your_service"));
+    let sold: Vec<_> = text.lines().filter_map(|line| line.strip_suffix(" sold")?.rsplit(' ').next()).collect();
+    assert_eq!(sold, ["1", "1", "1", "0", "2"], "{text}");
+}
+
+#[test]
+fn axum_handler_answers_with_the_status_of_each_error() {
+    let text = printed(&mut example("axum_handler"));
+    let lines: Vec<_> = text.lines().collect();
+    let status = |line: usize, what: &str| lines[line].strip_prefix(what).unwrap_or_else(|| panic!("{text}")).trim();
+    assert_eq!(status(0, "a charge "), "200 OK");
+    assert_eq!(status(1, "the same again "), "200 OK");
+    assert_eq!(status(2, "the key, another amount "), "422 Unprocessable Entity");
+    assert_eq!(status(3, "no key "), "400 Bad Request");
+    let (conflict, wait) =
+        status(4, "a double submit ").split_once(", retry after ").unwrap_or_else(|| panic!("{text}"));
+    assert_eq!(conflict, "409 Conflict");
+    assert!(wait.strip_suffix(" s").and_then(|wait| wait.parse().ok()).is_some_and(|wait: u64| wait >= 1), "{text}");
+    assert_eq!(status(5, "a double submit "), "200 OK");
+    assert!(status(6, "at shutdown ").starts_with("503 Service Unavailable, retry after "), "{text}");
+    assert_eq!(lines[7], "the bank made 2 charges");
+}
+
+#[test]
+fn error_policy_stores_holds_and_releases() {
+    let text = printed(&mut example("error_policy"));
+    let lines: Vec<_> = text.lines().collect();
+    assert_eq!(lines[0], "declined  first try  the bank was asked 1x: the card was declined");
+    assert_eq!(lines[1], "declined  retry      the bank was asked 1x: the card was declined");
+    assert_eq!(lines[2], "timeout   first try  the bank was asked 1x: the bank gave no answer in time");
+    assert!(lines[3].starts_with("timeout   retry      the bank was asked 1x: payments.charge ["), "{text}");
+    assert!(lines[3].contains("nobody knows whether it finished"), "{text}");
+    assert_eq!(lines[4], "busy      first try  the bank was asked 1x: the bank is busy");
+    assert_eq!(lines[5], "busy      retry      the bank was asked 2x: receipt for `busy`");
+    assert!(lines[7].contains(" is InDoubt because "), "{text}");
+    assert_eq!(lines[8], "timeout   retry      the bank was asked 1x: receipt from the bank's books");
+}
