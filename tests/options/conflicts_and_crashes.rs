@@ -1,0 +1,108 @@
+//! `on_conflict` and `on_crash`.
+
+use super::*;
+
+/// A body that says that it started and waits until it may end.
+struct Gate {
+    started: Semaphore,
+    open: Semaphore,
+    effects: Effects,
+}
+
+impl Gate {
+    fn new() -> Arc<Self> {
+        Arc::new(Self { started: Semaphore::new(0), open: Semaphore::new(0), effects: Effects::default() })
+    }
+
+    async fn pass(&self) -> Result<usize, Error> {
+        self.started.add_permits(1);
+        self.open.acquire().await.unwrap().forget();
+        Ok(self.effects.happen())
+    }
+
+    async fn started(&self) {
+        self.started.acquire().await.unwrap().forget();
+    }
+}
+
+#[idempotent(key = 1, ttl = "1h", on_conflict = reject)]
+async fn rejects(gate: Arc<Gate>) -> Result<usize, Error> {
+    gate.pass().await
+}
+
+#[idempotent(key = 1, ttl = "1h", on_conflict = wait("1ms"))]
+async fn waits_shortly(gate: Arc<Gate>) -> Result<usize, Error> {
+    gate.pass().await
+}
+
+#[idempotent(key = 1, ttl = "1h", on_conflict = wait)]
+async fn waits(gate: Arc<Gate>) -> Result<usize, Error> {
+    gate.pass().await
+}
+
+#[idempotent(key = 1, ttl = "1h", on_crash = hold)]
+async fn holds(gate: Arc<Gate>) -> Result<usize, Error> {
+    gate.pass().await
+}
+
+#[idempotent(key = 1, ttl = "1h", on_crash = retry)]
+async fn retries(gate: Arc<Gate>) -> Result<usize, Error> {
+    gate.pass().await
+}
+
+#[tokio::test]
+async fn a_conflict_is_refused_at_once() {
+    let (gate, engine) = (Gate::new(), engine());
+    let first = tokio::spawn(engine.scope(rejects(gate.clone())));
+    gate.started().await;
+    let (second, report) = engine.scope(observe(rejects(gate.clone()))).await;
+    assert_eq!(second.unwrap_err().kind(), ErrorKind::InProgress);
+    assert!(!report.unwrap().waited);
+    gate.open.add_permits(1);
+    assert_eq!(first.await.unwrap().unwrap(), 1);
+}
+
+#[tokio::test]
+async fn a_conflict_is_waited_for_as_long_as_it_says() {
+    let gate = Gate::new();
+    let engine = Idempotency::builder(MemoryStore::new()).on_conflict(OnConflict::Reject).build();
+    let first = tokio::spawn(engine.scope(waits_shortly(gate.clone())));
+    gate.started().await;
+    let (second, report) = engine.scope(observe(waits_shortly(gate.clone()))).await;
+    assert_eq!(second.unwrap_err().kind(), ErrorKind::InProgress);
+    assert!(report.unwrap().waited);
+    gate.open.add_permits(1);
+    assert_eq!(first.await.unwrap().unwrap(), 1);
+}
+
+#[tokio::test]
+async fn waiting_is_said_although_the_engine_refuses() {
+    let gate = Gate::new();
+    let engine = Idempotency::builder(MemoryStore::new()).on_conflict(OnConflict::Reject).build();
+    let first = tokio::spawn(engine.scope(waits(gate.clone())));
+    gate.started().await;
+    let second = tokio::spawn(engine.scope(waits(gate.clone())));
+    tokio::task::yield_now().await;
+    gate.open.add_permits(1);
+    assert_eq!(first.await.unwrap().unwrap(), 1);
+    assert_eq!(second.await.unwrap().unwrap(), 1);
+    assert_eq!(gate.effects.count(), 1);
+}
+
+#[tokio::test]
+async fn after_a_crash_the_call_is_in_doubt_or_runs_again() {
+    let (gate, engine) = (Gate::new(), engine());
+    let crashed = tokio::spawn(engine.scope(holds(gate.clone())));
+    gate.started().await;
+    crashed.abort();
+    assert!(crashed.await.unwrap_err().is_cancelled());
+    let second = engine.scope(holds(gate.clone())).await;
+    assert_eq!(second.unwrap_err().kind(), ErrorKind::InDoubt);
+
+    let crashed = tokio::spawn(engine.scope(retries(gate.clone())));
+    gate.started().await;
+    crashed.abort();
+    assert!(crashed.await.unwrap_err().is_cancelled());
+    gate.open.add_permits(1);
+    assert_eq!(engine.scope(retries(gate.clone())).await.unwrap(), 1);
+}

@@ -1,0 +1,45 @@
+//! What each option of the attribute does, seen from outside.
+
+mod conflicts_and_crashes;
+#[path = "../effects/mod.rs"]
+mod effects;
+mod engines;
+mod errors;
+mod keys;
+mod names;
+mod scopes_and_fingerprints;
+mod times;
+mod versions;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use effects::{Effects, once};
+use idempotency::store::{MemoryStore, Store as _};
+use idempotency::testing::ManualClock;
+use idempotency::{
+    Error, ErrorKind, Idempotency, OnConflict, OnError, RecordHandle, State, Unstored, idempotent, observe,
+};
+use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Order {
+    id: u64,
+    user: String,
+    tenant: Option<String>,
+}
+
+fn order() -> Order {
+    Order { id: 7, user: "ada".to_owned(), tenant: Some("eu".to_owned()) }
+}
+
+fn engine() -> Idempotency {
+    Idempotency::new(MemoryStore::new())
+}
+
+/// The state of the record, if there is one.
+async fn state(record: RecordHandle) -> Option<State> {
+    record.inspect().await.unwrap().map(|view| view.state)
+}
