@@ -15,5 +15,6 @@ mod limits;
 mod records;
 mod renewal;
 mod replay;
+mod runtimes;
 mod shutdown;
 mod world;
