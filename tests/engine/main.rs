@@ -12,6 +12,7 @@ mod errors;
 mod faults;
 mod ledger;
 mod limits;
+mod panics;
 mod records;
 mod renewal;
 mod replay;

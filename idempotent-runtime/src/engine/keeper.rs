@@ -353,10 +353,13 @@ impl<T: Send + 'static> Future for Followed<T> {
     type Output = T;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> std::task::Poll<T> {
-        let Some(future) = self.future.as_mut() else { return std::task::Poll::Pending };
-        let answer = std::task::ready!(future.as_mut().poll(cx));
-        self.future = None;
-        std::task::Poll::Ready(answer)
+        // Taken out while it is polled: one that panics is over, and not handed to the background.
+        let Some(mut future) = self.future.take() else { return std::task::Poll::Pending };
+        let polled = future.as_mut().poll(cx);
+        if polled.is_pending() {
+            self.future = Some(future);
+        }
+        polled
     }
 }
 

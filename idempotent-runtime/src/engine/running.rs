@@ -38,8 +38,12 @@ pub(crate) struct Running {
 enum Phase {
     Granted,
     Started,
+    /// The body panicked.
+    Panicked,
     /// The body ended; what follows is in the hands of `finish`.
     Ended,
+    /// The store knows, or was told for as long as it makes sense.
+    Concluded,
 }
 
 impl Running {
@@ -99,8 +103,14 @@ impl Running {
         }
     }
 
+    /// The body will not come to an end.
+    pub(super) fn panicked(&mut self) {
+        self.phase = Phase::Panicked;
+    }
+
     /// Ends the renewals, and hands the record to the followers if it is their answer too.
     pub(super) fn conclude(&mut self, record: Option<Arc<Record>>) {
+        self.phase = Phase::Concluded;
         self.call.engine.keeper.forget(&self.lease);
         let Some(leader) = self.leader.take() else { return };
         if let Some(record) = record {
@@ -109,19 +119,18 @@ impl Running {
     }
 
     fn reason(&self) -> Reason {
-        if std::thread::panicking() {
-            Reason::Panicked
-        } else if self.lease.is_lost() {
-            Reason::LeaseLost
-        } else {
-            Reason::Dropped
+        match self.phase {
+            Phase::Panicked => Reason::Panicked,
+            Phase::Ended => Reason::NotStored,
+            _ if self.lease.is_lost() => Reason::LeaseLost,
+            _ => Reason::Dropped,
         }
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        if self.phase == Phase::Ended {
+        if self.phase == Phase::Concluded {
             return;
         }
         let engine = self.call.engine.clone();
