@@ -97,7 +97,7 @@ async fn seek(call: &Arc<Checked>, scope: &Scope, report: &mut Report) -> Result
             .with_detail("the thread that renews leases could not be started")
             .with_source(error)
     })?;
-    let deadline = call.patience().map(|patience| engine.clock.monotonic() + patience);
+    let deadline = call.patience().map(|patience| engine.clock.monotonic().saturating_add(patience));
     loop {
         match engine.flights.join((call.key, call.fingerprint)) {
             Seat::Leader(leader) => match lead(call, &leader, deadline, report).await {
@@ -260,7 +260,8 @@ async fn follow(
     let clock = &call.engine.clock;
     let Some(_waiting) = Waiting::enter(&call.engine) else { return Err(in_progress(call, None)) };
     // Who refuses to wait still learns what the store answers to the leader: that takes no longer than an own claim.
-    let deadline_or_answer = deadline.unwrap_or_else(|| clock.monotonic() + call.engine.settings.claim_timeout);
+    let deadline_or_answer =
+        deadline.unwrap_or_else(|| clock.monotonic().saturating_add(call.engine.settings.claim_timeout));
     let out_of_time = clock.sleep(deadline_or_answer.saturating_sub(clock.monotonic()));
     tokio::pin!(out_of_time);
     loop {

@@ -55,8 +55,8 @@ impl Lease {
             token,
             policy,
             length,
-            renew_until: sent + max_run,
-            valid_until: AtomicU64::new(nanos(sent + length)),
+            renew_until: sent.saturating_add(max_run),
+            valid_until: AtomicU64::new(nanos(sent.saturating_add(length))),
             due: AtomicU64::new(nanos(sent + length / 3)),
             lost: watch::Sender::new(false),
             clock,
@@ -74,7 +74,7 @@ impl Lease {
             let left = self.valid_until.load(Ordering::Acquire).saturating_sub(nanos(self.clock.monotonic()));
             tokio::select! {
                 _ = lost.changed() => {}
-                () = self.clock.sleep(Duration::from_nanos(left + 1)) => {}
+                () = self.clock.sleep(Duration::from_nanos(left.saturating_add(1))) => {}
             }
         }
     }
@@ -85,7 +85,7 @@ impl Lease {
     }
 
     fn renewed(&self, sent: Duration) {
-        self.valid_until.store(nanos(sent + self.length), Ordering::Release);
+        self.valid_until.store(nanos(sent.saturating_add(self.length)), Ordering::Release);
         self.due.store(nanos(sent + self.length / 3), Ordering::Release);
     }
 
