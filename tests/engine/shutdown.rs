@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use idempotency::store::Reason;
-use idempotency::{Error, ErrorKind, OnCrash, State};
+use idempotency::{Error, ErrorKind, OnCrash, State, observe};
 
 use crate::faults::{Fault, Gate};
-use crate::world::{World, eventually, poll_once};
+use crate::world::{DAY, World, eventually, poll_once};
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -80,4 +80,47 @@ async fn a_shutdown_waits_for_what_dropped_calls_left_behind() {
     gate.open();
     assert_eq!(shutdown.await.abandoned, 0);
     assert_eq!(world.record(1).await.unwrap().state, State::InDoubt);
+}
+
+#[tokio::test]
+async fn a_claim_that_is_on_its_way_at_the_shutdown_starts_no_body() {
+    let (world, gate) = (World::new(), Gate::new());
+    world.store.next("claim", Fault::LateAnswer(gate.clone()));
+    let mut call = Box::pin(observe(world.charge(1)));
+    eventually("the claim to be applied", async || {
+        assert!(poll_once(&mut call).is_pending());
+        world.record(1).await.is_some()
+    })
+    .await;
+    let mut shutdown = Box::pin(world.engine.shutdown(LONG));
+    assert!(poll_once(&mut shutdown).is_pending(), "the claim may yet be granted");
+    gate.open();
+    let (result, report) = call.await;
+    assert_eq!(result.unwrap_err().kind(), ErrorKind::ShuttingDown);
+    assert!(report.is_some_and(|report| !report.replayed));
+    assert_eq!(shutdown.await.abandoned, 0);
+    assert!(world.record(1).await.is_none());
+    assert_eq!(world.ledger.count(), 0);
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_body_whose_claim_was_given_up_before_it_started_never_starts() {
+    use idempotency::__private::{Key, Site, call_on, outcome, run_detached};
+    static SITE: Site = Site::new("shutdown.detached", file!(), line!());
+    let world = World::new();
+    let ledger = world.ledger.clone();
+    let call = call_on(&SITE, &world.engine, Key::of(&1_u64)).ttl(DAY).on_crash(OnCrash::Retry);
+    let body = move || async move {
+        ledger.charge("detached");
+        Ok::<_, Error>(())
+    };
+    let mut call = Box::pin(run_detached(call, outcome(), body));
+    assert!(poll_once(&mut call).is_pending(), "granted, and its task has not run yet");
+    let mut shutdown = Box::pin(world.engine.shutdown(Duration::ZERO));
+    while poll_once(&mut shutdown).is_pending() {
+        std::thread::yield_now();
+        world.clock.advance(Duration::from_millis(1));
+    }
+    assert_eq!(call.await.unwrap_err().kind(), ErrorKind::ShuttingDown);
+    assert_eq!(world.ledger.count(), 0);
 }

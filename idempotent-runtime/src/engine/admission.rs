@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use super::call::{Checked, Request};
 use super::claim::Answered;
 use super::flight::{Leader, Seat, Stage};
+use super::keeper::Busy;
 use super::report::Report;
 use super::running::Running;
 use super::scope::Scope;
@@ -34,6 +35,8 @@ pub(super) struct Granted {
     pub(super) sent: Duration,
     /// An earlier try of the claim may still be on its way.
     pub(super) repeated: bool,
+    /// Until the claim is kept.
+    pub(super) _busy: Busy,
 }
 
 /// What the leader of a flight learned.
@@ -88,8 +91,7 @@ async fn seek(call: &Arc<Checked>, scope: &Scope, report: &mut Report) -> Result
     if scope.context().is_some_and(|context| context.is_running(engine, &call.key)) {
         return Err(call.refused(ErrorKind::Reentrant));
     }
-    // What a running body calls belongs to its drain.
-    if engine.is_closing() && !scope.context().is_some_and(|context| context.is_inside(engine)) {
+    if scope.is_shut_out(engine) {
         return Err(call.refused(ErrorKind::ShuttingDown));
     }
     engine.keeper.start().map_err(|error| {
@@ -145,11 +147,12 @@ async fn lead(call: &Arc<Checked>, leader: &Leader, deadline: Option<Duration>, 
             Ok(claim) => claim,
             Err(error) => return Led::Refused(error),
         };
+        let busy = engine.keeper.busy();
         let sent = engine.clock.monotonic();
         let mut found = match claim::send(engine, claim.clone()).await {
             Err(error) => return Led::Refused(store_error(call, error)),
             Ok(Answered { claimed: Claimed::Mine(grant), repeated }) if engine.may_start(sent, call.lease) => {
-                return Led::Granted(Box::new(Granted { claim, grant, sent, repeated }));
+                return Led::Granted(Box::new(Granted { claim, grant, sent, repeated, _busy: busy }));
             }
             Ok(Answered { claimed: Claimed::Mine(_), repeated }) => {
                 // Released before the next claim, which would wait for this one otherwise.
@@ -168,6 +171,7 @@ async fn lead(call: &Arc<Checked>, leader: &Leader, deadline: Option<Duration>, 
                 Some(Arc::new(record))
             }
         };
+        drop(busy);
         // Goes round while the record is read without a claim.
         while let Some(record) = found {
             match judge(call, &record) {

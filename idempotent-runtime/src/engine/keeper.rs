@@ -124,7 +124,7 @@ struct Shared {
     clock: Arc<dyn Clock>,
     leases: Mutex<Leases>,
     earlier: Notify,
-    background: AtomicUsize,
+    under_way: AtomicUsize,
     idle: Notify,
     renewing: AtomicBool,
 }
@@ -144,7 +144,7 @@ impl Keeper {
             clock,
             leases,
             earlier: Notify::new(),
-            background: AtomicUsize::new(0),
+            under_way: AtomicUsize::new(0),
             idle: Notify::new(),
             renewing: AtomicBool::new(true),
         };
@@ -173,12 +173,17 @@ impl Keeper {
     /// Runs `task` on the thread, whatever becomes of the caller.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         let Some(tasks) = self.tasks.get() else { return };
-        self.shared.background.fetch_add(1, Ordering::AcqRel);
-        let counted = Counted(self.shared.clone());
+        let busy = self.busy();
         let _ = tasks.send(Box::pin(async move {
-            let _counted = counted;
+            let _busy = busy;
             task.await;
         }));
+    }
+
+    /// Something is under way that a shutdown waits for.
+    pub(crate) fn busy(&self) -> Busy {
+        self.shared.under_way.fetch_add(1, Ordering::AcqRel);
+        Busy(self.shared.clone())
     }
 
     /// Renews `lease` from now on.
@@ -201,13 +206,15 @@ impl Keeper {
         self.shared.leases().by_token.values().cloned().collect()
     }
 
-    /// Resolves when no claim is held and nothing runs in the background.
+    /// Resolves when no claim is held, none is on its way, and nothing runs in the background.
     pub(crate) async fn idle(&self) {
         loop {
             let idle = self.shared.idle.notified();
             tokio::pin!(idle);
             idle.as_mut().enable();
-            if self.shared.leases().by_token.is_empty() && self.shared.background.load(Ordering::Acquire) == 0 {
+            let none_under_way = || self.shared.under_way.load(Ordering::Acquire) == 0;
+            // Asked twice: a claim is held before it stops being on its way, and in the background before it is forgotten.
+            if none_under_way() && self.shared.leases().by_token.is_empty() && none_under_way() {
                 return;
             }
             idle.await;
@@ -222,11 +229,12 @@ impl Drop for Keeper {
     }
 }
 
-struct Counted(Arc<Shared>);
+/// What a shutdown waits for: a claim on its way, or a task in the background.
+pub(crate) struct Busy(Arc<Shared>);
 
-impl Drop for Counted {
+impl Drop for Busy {
     fn drop(&mut self) {
-        self.0.background.fetch_sub(1, Ordering::AcqRel);
+        self.0.under_way.fetch_sub(1, Ordering::AcqRel);
         self.0.idle.notify_waiters();
     }
 }

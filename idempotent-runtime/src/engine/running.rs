@@ -49,7 +49,7 @@ enum Phase {
 impl Running {
     pub(super) fn new(
         call: Arc<Checked>,
-        Granted { claim, grant, sent, repeated }: Granted,
+        Granted { claim, grant, sent, repeated, _busy }: Granted,
         leader: Leader,
         observer: Option<Observer>,
         mut report: Report,
@@ -76,16 +76,20 @@ impl Running {
         }
     }
 
-    /// The scope for the body, if there is enough of the lease left to start it.
+    /// The scope for the body, if it may start: the engine is not closing, and there is enough of the lease left.
     pub(crate) fn start(&mut self) -> Result<Scope, Error> {
-        let engine = &self.call.engine;
-        if !engine.may_start(self.sent, self.call.lease) {
+        let (engine, scope) = (&self.call.engine, Scope::current());
+        // Asked again with the claim in hand: a shutdown that did not see it sees to it that this does.
+        if scope.is_shut_out(engine) {
+            return Err(self.call.refused(ErrorKind::ShuttingDown));
+        }
+        if self.lease.is_lost() || !engine.may_start(self.sent, self.call.lease) {
             let detail = "most of the lease was over before the body could start";
             return Err(self.call.refused(ErrorKind::StoreUnavailable).with_detail(detail));
         }
         self.phase = Phase::Started;
         let context = Context::new(engine, &self.call.operation, &self.grant, self.lease.clone());
-        Ok(Scope::current().of_body(context))
+        Ok(scope.of_body(context))
     }
 
     /// Stores, releases or parks, as the body's end asks for. Goes on in the background if it is dropped.
@@ -135,6 +139,9 @@ impl Drop for Running {
         }
         let engine = self.call.engine.clone();
         let (lease, budget) = (self.lease.clone(), self.call.lease);
+        if let Some(observer) = &self.observer {
+            observer.report(self.report.clone());
+        }
         // The followers wait until the store knows, so that the next of them finds the record as it is left.
         let leader = self.leader.take();
         if self.phase == Phase::Granted {
@@ -152,9 +159,6 @@ impl Drop for Running {
         }
         let reason = self.reason();
         tracing::warn!(operation = %self.call.operation, key = %self.call.key, %reason, "the outcome of a body is unknown");
-        if let Some(observer) = &self.observer {
-            observer.report(self.report.clone());
-        }
         let keeper = engine.keeper.clone();
         keeper.spawn(async move {
             give_up(&engine, &lease, reason, budget).await;
