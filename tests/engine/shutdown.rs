@@ -124,3 +124,21 @@ async fn a_body_whose_claim_was_given_up_before_it_started_never_starts() {
     assert_eq!(call.await.unwrap_err().kind(), ErrorKind::ShuttingDown);
     assert_eq!(world.ledger.count(), 0);
 }
+
+#[tokio::test]
+async fn a_shutdown_on_a_store_that_does_not_answer_ends_all_the_same() {
+    let world = World::new();
+    let hanging: Vec<_> = (0..50)
+        .map(|key| {
+            let mut call = Box::pin(world.call(key).run(|| std::future::pending::<Result<String, Error>>()));
+            assert!(poll_once(&mut call).is_pending());
+            call
+        })
+        .collect();
+    world.store.always("park", Some(Fault::LostRequest));
+    let before = world.clock_now();
+    let drained = world.while_time_passes(world.engine.shutdown(Duration::from_secs(1))).await;
+    assert_eq!(drained.abandoned, hanging.len());
+    let took = world.clock_now() - before;
+    assert!(took < Duration::from_secs(10), "took {took:?}");
+}
