@@ -124,13 +124,13 @@ impl Context {
     /// Whether a call of `key` in `engine`'s store would wait for this body.
     pub(crate) fn is_running(&self, engine: &Arc<Inner>, key: &KeyHash) -> bool {
         let same_store = || self.0.engine.upgrade().is_some_and(|own| Arc::ptr_eq(&own.store, &engine.store));
-        (self.0.key == *key && same_store())
+        (self.0.key == *key && !self.0.lease.has_body_ended() && same_store())
             || self.0.parent.as_ref().is_some_and(|parent| parent.is_running(engine, key))
     }
 
-    /// Whether this call, or one around it, belongs to `engine`.
+    /// Whether the body of this call, or of one around it, is one of `engine`'s and still runs.
     pub(crate) fn is_inside(&self, engine: &Arc<Inner>) -> bool {
-        std::ptr::eq(self.0.engine.as_ptr(), Arc::as_ptr(engine))
+        (std::ptr::eq(self.0.engine.as_ptr(), Arc::as_ptr(engine)) && !self.0.lease.has_body_ended())
             || self.0.parent.as_ref().is_some_and(|parent| parent.is_inside(engine))
     }
 }

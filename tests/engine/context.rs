@@ -2,7 +2,7 @@
 
 use idempotency::{Context, Error, ErrorKind, InCurrentScope as _, OnCrash};
 
-use crate::faults::Fault;
+use crate::faults::{Fault, Gate};
 use crate::world::{DAY, OPERATION, World, eventually, poll_once};
 
 #[tokio::test]
@@ -112,4 +112,24 @@ async fn attempts_that_released_count_when_asked_to() {
         });
         call.await.unwrap_err();
     }
+}
+
+#[tokio::test]
+async fn a_task_that_outlives_its_body_may_make_the_same_call() {
+    let (world, gate) = (World::new(), Gate::new());
+    let (sender, receiver) = tokio::sync::oneshot::channel();
+    let call = world.call(1).run(|| async {
+        let again = world.engine.call(OPERATION, 1_u64).ttl(DAY);
+        let gate = gate.clone();
+        let task = async move {
+            gate.wait().await;
+            again.run(|| async { Ok::<_, Error>("again".to_owned()) }).await
+        };
+        sender.send(tokio::spawn(task.in_current_scope())).unwrap();
+        world.effect(1)
+    });
+    let first = call.await.unwrap();
+    gate.open();
+    assert_eq!(receiver.await.unwrap().await.unwrap().unwrap(), first);
+    assert_eq!(world.ledger.count(), 1);
 }

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use idempotency::store::Reason;
-use idempotency::{Error, ErrorKind, OnCrash, State, observe};
+use idempotency::{Error, ErrorKind, InCurrentScope as _, OnCrash, State, observe};
 
 use crate::faults::{Fault, Gate};
-use crate::world::{DAY, World, eventually, poll_once};
+use crate::world::{DAY, OPERATION, World, eventually, poll_once};
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -141,4 +141,24 @@ async fn a_shutdown_on_a_store_that_does_not_answer_ends_all_the_same() {
     assert_eq!(drained.abandoned, hanging.len());
     let took = world.clock_now() - before;
     assert!(took < Duration::from_secs(10), "took {took:?}");
+}
+
+#[tokio::test]
+async fn what_a_finished_body_left_running_makes_no_new_calls_during_the_shutdown() {
+    let (world, gate) = (World::new(), Gate::new());
+    let (sender, left_running) = tokio::sync::oneshot::channel();
+    let call = world.call(1).run(|| async {
+        let (later, gate, ledger) = (world.engine.call(OPERATION, 2).ttl(DAY), gate.clone(), world.ledger.clone());
+        let task = async move {
+            gate.wait().await;
+            later.run(|| async { Ok::<_, Error>(ledger.charge("left running")) }).await
+        };
+        sender.send(tokio::spawn(task.in_current_scope())).unwrap();
+        Ok::<_, Error>(())
+    });
+    call.await.unwrap();
+    assert_eq!(world.engine.shutdown(LONG).await.abandoned, 0);
+    gate.open();
+    assert_eq!(left_running.await.unwrap().await.unwrap().unwrap_err().kind(), ErrorKind::ShuttingDown);
+    assert_eq!(world.ledger.count(), 0);
 }

@@ -37,6 +37,8 @@ pub(crate) struct Lease {
     /// Monotonic time of the next renewal, in nanoseconds.
     due: AtomicU64,
     lost: watch::Sender<bool>,
+    /// Whether the body has come to its end.
+    body_ended: AtomicBool,
     clock: Arc<dyn Clock>,
 }
 
@@ -59,6 +61,7 @@ impl Lease {
             valid_until: AtomicU64::new(nanos(sent.saturating_add(length))),
             due: AtomicU64::new(nanos(sent + length / 3)),
             lost: watch::Sender::new(false),
+            body_ended: AtomicBool::new(false),
             clock,
         }
     }
@@ -82,6 +85,14 @@ impl Lease {
     /// From now on another caller may own the claim.
     pub(crate) fn give_up(&self) {
         self.lost.send_replace(true);
+    }
+
+    pub(crate) fn end_body(&self) {
+        self.body_ended.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn has_body_ended(&self) -> bool {
+        self.body_ended.load(Ordering::Acquire)
     }
 
     fn renewed(&self, sent: Duration) {

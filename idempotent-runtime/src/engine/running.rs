@@ -95,6 +95,7 @@ impl Running {
     /// Stores, releases or parks, as the body's end asks for. Goes on in the background if it is dropped.
     pub(crate) fn finish(mut self: Box<Self>, ending: Ending) -> Followed<Verdict> {
         self.phase = Phase::Ended;
+        self.lease.end_body();
         let keeper = self.call.engine.keeper.clone();
         Followed::new(&keeper, finish::finish(self, ending))
     }
@@ -137,6 +138,7 @@ impl Drop for Running {
         if self.phase == Phase::Concluded {
             return;
         }
+        self.lease.end_body();
         let engine = self.call.engine.clone();
         let (lease, budget) = (self.lease.clone(), self.call.lease);
         if let Some(observer) = &self.observer {
