@@ -13,6 +13,7 @@ use super::report::Report;
 use super::running::Running;
 use super::scope::Scope;
 use super::{Waiting, claim, wait};
+use crate::context::Context;
 use crate::error::{Error, ErrorKind};
 use crate::fingerprint::Fingerprint;
 use crate::outcome::{Answer, stored};
@@ -25,7 +26,7 @@ pub(crate) enum Admission {
     /// Run the body under this claim.
     Run(Box<Running>),
     /// Run the body without any protection: the operation is disabled.
-    Bypass,
+    Bypass(Scope),
 }
 
 /// A claim that was granted, and when it was sent first.
@@ -61,7 +62,7 @@ pub(crate) async fn admit(request: Request) -> Admission {
         tracing::warn!(operation = %call.operation, key = %call.key, "the operation is disabled: the body runs unprotected");
         report.bypassed = true;
         observe(report);
-        return Admission::Bypass;
+        return Admission::Bypass(scope.of_body(Context::unprotected(&call.engine, &call.operation, call.key)));
     }
     match seek(&call, &scope, &mut report).await {
         Ok(Sought::Found(record)) => {

@@ -39,7 +39,7 @@ pin_project! {
     enum Stage<R, B, F, P> {
         Admission { core: Core<Admission>, body: B, writer: Writer<R, P> },
         Body { #[pin] future: F, guard: Guard, writer: Writer<R, P> },
-        Bypass { #[pin] future: F },
+        Bypass { #[pin] future: F, scope: Scope },
         Finish { core: Followed<Verdict>, result: R },
         Over,
     }
@@ -91,7 +91,7 @@ where
                     };
                     let next = match admission {
                         Admission::Answer(answer) => return Poll::Ready(this.reader.answer(answer)),
-                        Admission::Bypass => Stage::Bypass { future: body() },
+                        Admission::Bypass(scope) => Stage::Bypass { future: scope.enter(body), scope },
                         Admission::Run(mut running) => match running.start() {
                             Err(error) => return Poll::Ready(this.reader.answer(Answer::Refused(error))),
                             Ok(scope) => {
@@ -117,8 +117,8 @@ where
                     let ending = guard.run(|| writer.ending(&result)).unwrap_or_else(|panic| resume_unwind(panic));
                     this.stage.set(Stage::Finish { core: guard.running.finish(ending), result });
                 }
-                StageProjection::Bypass { future } => {
-                    let result = ready!(future.poll(cx));
+                StageProjection::Bypass { future, scope } => {
+                    let result = ready!(scope.enter(|| future.poll(cx)));
                     this.stage.set(Stage::Over);
                     return Poll::Ready(result);
                 }
