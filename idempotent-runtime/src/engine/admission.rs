@@ -204,6 +204,7 @@ fn new_claim(call: &Checked) -> Result<Claim, Error> {
     let mut claim = Claim::new(call.key, token, call.operation.clone());
     claim.fingerprint = call.fingerprint;
     claim.policy = call.policy;
+    claim.schema = call.version;
     claim.lease = call.lease;
     claim.linger = call.linger();
     Ok(claim)
