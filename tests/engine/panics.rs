@@ -55,7 +55,7 @@ async fn a_panic_before_the_first_await_of_the_body_is_an_unknown_outcome() {
 #[tokio::test]
 async fn a_body_that_is_dropped_by_another_panic_was_dropped() {
     let world = World::new();
-    let mut call = Box::pin(world.call(1).run(|| std::future::pending::<Result<String, Error>>()));
+    let mut call = Box::pin(world.call(1).run(std::future::pending::<Result<String, Error>>));
     assert!(poll_once(&mut call).is_pending());
     let other = async move {
         let _dropped_by_the_panic = call;

@@ -204,7 +204,7 @@ async fn a_body_whose_claim_was_lost_before_it_started_never_starts() {
     claim.token = Token::from_bits(7);
     assert!(matches!(world.memory.claim(claim).await, Ok(Claimed::Mine(_))));
     // The second renewal is sent when the answer to the first is known.
-    let mut other = Box::pin(world.call(2).run(|| std::future::pending::<Result<String, Error>>()));
+    let mut other = Box::pin(world.call(2).run(std::future::pending::<Result<String, Error>>));
     assert!(crate::world::poll_once(&mut other).is_pending());
     for renewals in [1, 2] {
         world.clock.advance(LEASE / 3);
