@@ -4,7 +4,11 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
+
+use pin_project_lite::pin_project;
+use tokio::runtime::Handle;
 
 /// A point in time in milliseconds since 1970-01-01 UTC, on the clock of whoever wrote it.
 ///
@@ -121,7 +125,35 @@ impl Clock for SystemClock {
     }
 
     fn sleep(&self, duration: Duration) -> Sleep {
-        Box::pin(tokio::time::sleep(duration))
+        let timer = tokio::time::sleep(duration);
+        let ends = self.monotonic().saturating_add(duration);
+        Box::pin(SystemSleep { timer, ends, clock: *self, runtime: Handle::current().id() })
+    }
+}
+
+pin_project! {
+    /// A timer belongs to one runtime, and is of no use when that has ended. Polled on another one, the sleep goes on
+    /// there for what is left: the engine finishes on a runtime of its own what callers left behind.
+    struct SystemSleep {
+        #[pin]
+        timer: tokio::time::Sleep,
+        ends: Duration,
+        clock: SystemClock,
+        runtime: tokio::runtime::Id,
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "this is the one place that asks the machine")]
+impl Future for SystemSleep {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let mut this = self.project();
+        if let Some(runtime) = Handle::try_current().ok().map(|handle| handle.id()).filter(|id| id != this.runtime) {
+            *this.runtime = runtime;
+            this.timer.set(tokio::time::sleep(this.ends.saturating_sub(this.clock.monotonic())));
+        }
+        this.timer.poll(cx)
     }
 }
 

@@ -38,23 +38,33 @@ struct Parts {
     engine: Weak<Inner>,
     operation: Arc<str>,
     key: KeyHash,
-    token: Token,
     attempt: u32,
-    lease: Arc<Lease>,
+    /// `None` where the operation is disabled.
+    claim: Option<(Token, Arc<Lease>)>,
     parent: Option<Context>,
 }
 
 impl Context {
     pub(crate) fn new(engine: &Arc<Inner>, operation: &Arc<str>, grant: &Grant, lease: Arc<Lease>) -> Self {
-        Self(Arc::new(Parts {
-            engine: Arc::downgrade(engine),
-            operation: operation.clone(),
-            key: grant.record.key,
-            token: grant.record.owner,
-            attempt: grant.record.attempts,
-            lease,
-            parent: Scope::current().context().cloned(),
-        }))
+        let claim = Some((grant.record.owner, lease));
+        Self::of_parts(engine, operation, grant.record.key, grant.record.attempts, claim)
+    }
+
+    /// Of a call of a disabled operation.
+    pub(crate) fn unprotected(engine: &Arc<Inner>, operation: &Arc<str>, key: KeyHash) -> Self {
+        Self::of_parts(engine, operation, key, 0, None)
+    }
+
+    fn of_parts(
+        engine: &Arc<Inner>,
+        operation: &Arc<str>,
+        key: KeyHash,
+        attempt: u32,
+        claim: Option<(Token, Arc<Lease>)>,
+    ) -> Self {
+        let (engine, operation) = (Arc::downgrade(engine), operation.clone());
+        let parent = Scope::current().context().cloned();
+        Self(Arc::new(Parts { engine, operation, key, attempt, claim, parent }))
     }
 
     /// The innermost guarded call that runs the current code.
@@ -75,6 +85,7 @@ impl Context {
     }
 
     /// How often the call has been claimed, this attempt included: 1 in the first. A released claim leaves no count.
+    /// Zero where the operation is [disabled](crate::Idempotency::disable), which claims nothing.
     pub fn attempt(&self) -> u32 {
         self.0.attempt
     }
@@ -93,13 +104,17 @@ impl Context {
     /// is safe from an owner that was paused and overtaken.
     ///
     /// # Errors
-    /// [`Superseded`](ErrorKind::Superseded) when the claim is not this attempt's any more, and the store's errors.
+    /// [`Superseded`](ErrorKind::Superseded) when the claim is not this attempt's any more,
+    /// [`Unsupported`](ErrorKind::Unsupported) where the operation is disabled, and the store's errors.
     pub async fn fence(&self) -> Result<u64, Error> {
+        let Some((token, _)) = self.0.claim else {
+            let error = refused(ErrorKind::Unsupported, &self.0.operation, &self.0.key);
+            return Err(error.with_detail("the operation is disabled, so there is no claim and no fence"));
+        };
         let superseded = || refused(ErrorKind::Superseded, &self.0.operation, &self.0.key);
         let engine = self.0.engine.upgrade().ok_or_else(superseded)?;
-        let fence = retry::until(&engine, engine.settings.claim_timeout, || {
-            engine.store.clone().fence(self.0.key, self.0.token)
-        });
+        let fence =
+            retry::until(&engine, engine.settings.claim_timeout, || engine.store.clone().fence(self.0.key, token));
         fence
             .await
             .map_err(|error| engine.store_error(error).of_record(Some(&self.0.operation), &self.0.key))?
@@ -113,24 +128,31 @@ impl Context {
 
     /// Whether the lease is over as far as this process knows: another caller may have taken the call over.
     pub fn lease_lost(&self) -> bool {
-        self.0.lease.is_lost()
+        self.0.claim.as_ref().is_some_and(|(_, lease)| lease.is_lost())
     }
 
     /// Resolves when the lease is over as far as this process knows. For bodies that can stop.
     pub async fn lease_ended(&self) {
-        self.0.lease.ended().await;
+        match &self.0.claim {
+            Some((_, lease)) => lease.ended().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    fn holds_claim(&self) -> bool {
+        self.0.claim.as_ref().is_some_and(|(_, lease)| !lease.has_body_ended())
     }
 
     /// Whether a call of `key` in `engine`'s store would wait for this body.
     pub(crate) fn is_running(&self, engine: &Arc<Inner>, key: &KeyHash) -> bool {
         let same_store = || self.0.engine.upgrade().is_some_and(|own| Arc::ptr_eq(&own.store, &engine.store));
-        (self.0.key == *key && same_store())
+        (self.0.key == *key && self.holds_claim() && same_store())
             || self.0.parent.as_ref().is_some_and(|parent| parent.is_running(engine, key))
     }
 
-    /// Whether this call, or one around it, belongs to `engine`.
+    /// Whether the body of this call, or of one around it, is one of `engine`'s and still runs.
     pub(crate) fn is_inside(&self, engine: &Arc<Inner>) -> bool {
-        std::ptr::eq(self.0.engine.as_ptr(), Arc::as_ptr(engine))
+        (std::ptr::eq(self.0.engine.as_ptr(), Arc::as_ptr(engine)) && self.holds_claim())
             || self.0.parent.as_ref().is_some_and(|parent| parent.is_inside(engine))
     }
 }

@@ -1,8 +1,8 @@
 //! What a body can know about its call.
 
-use idempotency::{Context, Error, ErrorKind, InCurrentScope as _, OnCrash};
+use idempotency::{Context, Error, ErrorKind, InCurrentScope as _, OnCrash, observe};
 
-use crate::faults::Fault;
+use crate::faults::{Fault, Gate};
 use crate::world::{DAY, OPERATION, World, eventually, poll_once};
 
 #[tokio::test]
@@ -112,4 +112,57 @@ async fn attempts_that_released_count_when_asked_to() {
         });
         call.await.unwrap_err();
     }
+}
+
+#[tokio::test]
+async fn a_task_that_outlives_its_body_may_make_the_same_call() {
+    let (world, gate) = (World::new(), Gate::new());
+    let (sender, receiver) = tokio::sync::oneshot::channel();
+    let call = world.call(1).run(|| async {
+        let again = world.engine.call(OPERATION, 1_u64).ttl(DAY);
+        let gate = gate.clone();
+        let task = async move {
+            gate.wait().await;
+            again.run(|| async { Ok::<_, Error>("again".to_owned()) }).await
+        };
+        sender.send(tokio::spawn(task.in_current_scope())).unwrap();
+        world.effect(1)
+    });
+    let first = call.await.unwrap();
+    gate.open();
+    assert_eq!(receiver.await.unwrap().await.unwrap().unwrap(), first);
+    assert_eq!(world.ledger.count(), 1);
+}
+
+#[tokio::test]
+async fn a_body_of_a_disabled_operation_knows_its_own_call() {
+    let world = World::new();
+    world.engine.disable("payments.refund");
+    let refund = || {
+        world.engine.call("payments.refund", 7).ttl(DAY).run(|| async {
+            let context = Context::current();
+            assert_eq!((context.operation(), context.attempt()), ("payments.refund", 0));
+            assert!(!context.lease_lost());
+            assert!(poll_once(&mut Box::pin(context.lease_ended())).is_pending());
+            assert_eq!(context.fence().await.unwrap_err().kind(), ErrorKind::Unsupported);
+            Ok::<_, Error>(context.derive_key("provider"))
+        })
+    };
+    let disabled = world.call(1).run(|| async { refund().await }).await.unwrap();
+    world.engine.enable("payments.refund");
+    let enabled = world.engine.call("payments.refund", 7).ttl(DAY);
+    let enabled = enabled.run(|| async { Ok::<_, Error>(Context::current().derive_key("provider")) }).await;
+    assert_eq!(disabled, enabled.unwrap(), "the provider recognises the call");
+}
+
+#[tokio::test]
+async fn calls_that_the_body_of_a_disabled_operation_makes_are_not_reported() {
+    let world = World::new();
+    world.engine.disable("payments.refund");
+    let refund = world.engine.call("payments.refund", 7).ttl(DAY).run(|| async { world.charge(1).await });
+    let (result, report) = observe(refund).await;
+    result.unwrap();
+    let report = report.unwrap();
+    assert!(report.bypassed);
+    assert_eq!(&*report.operation, "payments.refund");
 }

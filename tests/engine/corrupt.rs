@@ -180,9 +180,10 @@ proptest! {
             });
             (call.await, world.ledger.count())
         });
-        match readable {
-            Some(value) => prop_assert_eq!(result.unwrap(), value),
-            None => prop_assert_eq!(result.unwrap_err().kind(), ErrorKind::Decode),
+        if let Some(value) = readable {
+            prop_assert_eq!(result.unwrap(), value);
+        } else {
+            prop_assert_eq!(result.unwrap_err().kind(), ErrorKind::Decode);
         }
         prop_assert_eq!(charges, 0);
     }

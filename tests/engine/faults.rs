@@ -2,12 +2,15 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
+use idempotency::clock::Clock as _;
 use idempotency::key::KeyHash;
 use idempotency::store::{
     Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, MemoryStore, Page, Park, Purged, Record,
     Release, Remove, Renewal, Resolve, Scan, Store, StoreError, StoreErrorKind, Token, Watch, Written,
 };
+use idempotency::testing::ManualClock;
 use tokio::sync::Semaphore;
 
 /// What happens to one request.
@@ -21,6 +24,10 @@ pub enum Fault {
     Late(Gate),
     /// It is applied, and its answer waits for the gate.
     LateAnswer(Gate),
+    /// It takes this long on this clock.
+    Slow(ManualClock, Duration),
+    /// The store's client breaks.
+    Panic,
 }
 
 /// Closed until it is opened.
@@ -53,6 +60,7 @@ struct Script {
     always: HashMap<&'static str, Fault>,
     requests: HashMap<&'static str, usize>,
     claims: Vec<Claim>,
+    renewals_are_unanswered: bool,
 }
 
 impl FaultyStore {
@@ -84,6 +92,11 @@ impl FaultyStore {
         self.script.lock().unwrap().claims.clone()
     }
 
+    /// Renewals are applied, and their answers are fewer than they were.
+    pub fn leave_renewals_unanswered(&self) {
+        self.script.lock().unwrap().renewals_are_unanswered = true;
+    }
+
     async fn pass<T>(
         &self,
         operation: &'static str,
@@ -112,6 +125,11 @@ impl FaultyStore {
                 gate.wait().await;
                 answer
             }
+            Some(Fault::Slow(clock, duration)) => {
+                clock.sleep(duration).await;
+                request.await
+            }
+            Some(Fault::Panic) => panic!("the store's client breaks at {operation}"),
         }
     }
 }
@@ -132,6 +150,14 @@ macro_rules! through {
                 self.script.lock().unwrap().claims.push(claim.clone());
                 self.pass("claim", self.inner.claim(claim)).await
             }
+
+            async fn renew(&self, renewals: Vec<Renewal>) -> Result<Vec<Written>, StoreError> {
+                let mut answers = self.pass("renew", self.inner.renew(renewals)).await?;
+                if self.script.lock().unwrap().renewals_are_unanswered {
+                    answers.clear();
+                }
+                Ok(answers)
+            }
             $(
                 async fn $method(&self, $($argument: $type),*) -> Result<$answer, StoreError> {
                     self.pass(stringify!($method), self.inner.$method($($argument),*)).await
@@ -142,7 +168,6 @@ macro_rules! through {
 }
 
 through! {
-    renew(renewals: Vec<Renewal>) -> Vec<Written>;
     complete(commit: Commit) -> Written;
     release(release: Release) -> Written;
     abandon(abandon: Abandon) -> Written;

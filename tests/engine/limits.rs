@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use idempotency::store::MemoryStore;
-use idempotency::{Call, Error, ErrorKind, Idempotency};
+use idempotency::{Call, Context, Error, ErrorKind, Idempotency, OnConflict};
 
-use crate::world::{DAY, OPERATION, World};
+use crate::faults::Gate;
+use crate::world::{DAY, OPERATION, World, poll_once};
 
 async fn refusal(world: &World, call: Call) -> Error {
     let error = call.run(|| async { world.effect(1) }).await.unwrap_err();
@@ -90,4 +91,36 @@ async fn a_full_store_refuses_new_calls_and_keeps_the_old_ones() {
     assert_eq!((error.kind(), error.store()), (ErrorKind::Full, Some("memory")));
     assert_eq!(charge(1).await.unwrap(), 1);
     assert_eq!(ledger.count(), 1);
+}
+
+#[tokio::test]
+async fn the_longest_durations_mean_forever() {
+    let forever = Duration::MAX;
+    let configure = |builder: idempotency::Builder| {
+        let builder = builder.lease(forever).max_run(forever).claim_timeout(forever).commit_timeout(forever);
+        builder.background_commit(forever).in_doubt_retention(forever).on_conflict(OnConflict::Wait(forever))
+    };
+    let (world, gate) = (World::with(configure), Gate::new());
+    let leader = world.call(1).run(|| async {
+        let context = Context::current();
+        assert!(!context.lease_lost());
+        assert!(poll_once(&mut Box::pin(context.lease_ended())).is_pending());
+        gate.wait().await;
+        world.effect(1)
+    });
+    let follower = async {
+        world.record_is(1, |record| record.is_some()).await;
+        let mut follower = Box::pin(world.charge(1));
+        assert!(poll_once(&mut follower).is_pending());
+        world.clock.advance(DAY);
+        let there = world.other_process_with(configure);
+        let mut waiter = Box::pin(there.charge(1));
+        assert!(poll_once(&mut waiter).is_pending());
+        gate.open();
+        tokio::join!(follower, waiter)
+    };
+    let (leader, (follower, waiter)) = tokio::join!(leader, follower);
+    assert_eq!(leader.unwrap(), "receipt 1.1");
+    assert_eq!((follower.unwrap(), waiter.unwrap()), ("receipt 1.1".to_owned(), "receipt 1.1".to_owned()));
+    assert_eq!(world.engine.shutdown(forever).await.abandoned, 0);
 }

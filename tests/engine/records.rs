@@ -173,3 +173,15 @@ async fn after_a_forced_removal_callers_wait_for_the_end_of_the_lease() {
     let (running, ()) = tokio::join!(running, operator);
     assert_eq!(running.unwrap_err().kind(), ErrorKind::Superseded);
 }
+
+#[tokio::test]
+async fn an_operator_s_answer_has_the_schema_version_of_the_call() {
+    let world = World::new();
+    let call = || world.call(1).version(3).on_error(Unstored::Hold);
+    let held = call().run(|| async { Err::<String, _>(anyhow::anyhow!("the provider did not answer")) }).await;
+    held.unwrap_err();
+    let view = world.handle(1).inspect().await.unwrap().unwrap();
+    world.handle(1).resolve(&view, Resolution::Completed("found")).await.unwrap();
+    let replayed: anyhow::Result<String> = call().run(|| async { Ok(world.effect(1)?) }).await;
+    assert_eq!(replayed.unwrap(), "found");
+}

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use idempotency::clock::Clock as _;
+use idempotency::store::{Claimed, Release, Store as _, Token};
 use idempotency::{Context, Error, ErrorKind, Idempotency, OnConflict, OnCrash};
 
 use crate::faults::{Fault, Gate};
@@ -183,4 +184,36 @@ async fn leases_are_renewed_on_the_machine_s_clock_too() {
     let (long, other) = tokio::join!(long, other);
     assert_eq!((long.unwrap(), other.unwrap()), ("long".to_owned(), "long".to_owned()));
     assert_eq!(ledger.charges(), ["long"]);
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_body_whose_claim_was_lost_before_it_started_never_starts() {
+    use idempotency::__private::{Key, Site, call_on, outcome, run_detached};
+    static SITE: Site = Site::new(OPERATION, file!(), line!());
+    let world = World::new();
+    let ledger = world.ledger.clone();
+    let call = call_on(&SITE, &world.engine, Key::of(&1_u64)).ttl(DAY).on_conflict(OnConflict::Reject);
+    let mut call = Box::pin(run_detached(call, outcome(), move || async move {
+        ledger.charge("detached");
+        Ok::<_, Error>(())
+    }));
+    assert!(crate::world::poll_once(&mut call).is_pending(), "granted, and its task has not run yet");
+    // A store that forgets gave the claim to another owner, and the next renewal tells.
+    let mut claim = world.store.sent_claims().remove(0);
+    world.memory.release(Release::new(claim.key, claim.token)).await.unwrap();
+    claim.token = Token::from_bits(7);
+    assert!(matches!(world.memory.claim(claim).await, Ok(Claimed::Mine(_))));
+    // The second renewal is sent when the answer to the first is known.
+    let mut other = Box::pin(world.call(2).run(std::future::pending::<Result<String, Error>>));
+    assert!(crate::world::poll_once(&mut other).is_pending());
+    for renewals in [1, 2] {
+        world.clock.advance(LEASE / 3);
+        let deadline = std::time::Instant::now() + Duration::from_secs(20);
+        while world.store.requests("renew") < renewals {
+            assert!(std::time::Instant::now() < deadline, "no renewal");
+            std::thread::yield_now();
+        }
+    }
+    assert_eq!(call.await.unwrap_err().kind(), ErrorKind::StoreUnavailable);
+    assert_eq!(world.ledger.count(), 0);
 }

@@ -44,8 +44,12 @@ impl World {
 
     /// Another process on the same store.
     pub fn other_process(&self) -> Self {
+        self.other_process_with(|builder| builder)
+    }
+
+    pub fn other_process_with(&self, configure: impl FnOnce(Builder) -> Builder) -> Self {
         let store = FaultyStore::new(self.memory.clone());
-        let engine = Idempotency::builder(store.clone()).clock(self.clock.clone()).build();
+        let engine = configure(Idempotency::builder(store.clone()).clock(self.clock.clone())).build();
         Self { clock: self.clock.clone(), memory: self.memory.clone(), store, engine, ledger: self.ledger.clone() }
     }
 
@@ -58,6 +62,7 @@ impl World {
         self.call(key).run(|| async { self.effect(key) }).await
     }
 
+    #[expect(clippy::unnecessary_wraps, reason = "it is what a body returns")]
     pub fn effect(&self, key: u64) -> Result<String, Error> {
         self.ledger.charge(&format!("charge {key}"));
         Ok(format!("receipt {key}.{}", self.ledger.count()))

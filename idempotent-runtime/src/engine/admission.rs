@@ -8,10 +8,12 @@ use tokio::sync::watch;
 use super::call::{Checked, Request};
 use super::claim::Answered;
 use super::flight::{Leader, Seat, Stage};
+use super::keeper::Busy;
 use super::report::Report;
 use super::running::Running;
 use super::scope::Scope;
 use super::{Waiting, claim, wait};
+use crate::context::Context;
 use crate::error::{Error, ErrorKind};
 use crate::fingerprint::Fingerprint;
 use crate::outcome::{Answer, stored};
@@ -24,7 +26,7 @@ pub(crate) enum Admission {
     /// Run the body under this claim.
     Run(Box<Running>),
     /// Run the body without any protection: the operation is disabled.
-    Bypass,
+    Bypass(Scope),
 }
 
 /// A claim that was granted, and when it was sent first.
@@ -34,6 +36,8 @@ pub(super) struct Granted {
     pub(super) sent: Duration,
     /// An earlier try of the claim may still be on its way.
     pub(super) repeated: bool,
+    /// Until the claim is kept.
+    pub(super) _busy: Busy,
 }
 
 /// What the leader of a flight learned.
@@ -58,7 +62,7 @@ pub(crate) async fn admit(request: Request) -> Admission {
         tracing::warn!(operation = %call.operation, key = %call.key, "the operation is disabled: the body runs unprotected");
         report.bypassed = true;
         observe(report);
-        return Admission::Bypass;
+        return Admission::Bypass(scope.of_body(Context::unprotected(&call.engine, &call.operation, call.key)));
     }
     match seek(&call, &scope, &mut report).await {
         Ok(Sought::Found(record)) => {
@@ -88,8 +92,7 @@ async fn seek(call: &Arc<Checked>, scope: &Scope, report: &mut Report) -> Result
     if scope.context().is_some_and(|context| context.is_running(engine, &call.key)) {
         return Err(call.refused(ErrorKind::Reentrant));
     }
-    // What a running body calls belongs to its drain.
-    if engine.is_closing() && !scope.context().is_some_and(|context| context.is_inside(engine)) {
+    if scope.is_shut_out(engine) {
         return Err(call.refused(ErrorKind::ShuttingDown));
     }
     engine.keeper.start().map_err(|error| {
@@ -97,7 +100,7 @@ async fn seek(call: &Arc<Checked>, scope: &Scope, report: &mut Report) -> Result
             .with_detail("the thread that renews leases could not be started")
             .with_source(error)
     })?;
-    let deadline = call.patience().map(|patience| engine.clock.monotonic() + patience);
+    let deadline = call.patience().map(|patience| engine.clock.monotonic().saturating_add(patience));
     loop {
         match engine.flights.join((call.key, call.fingerprint)) {
             Seat::Leader(leader) => match lead(call, &leader, deadline, report).await {
@@ -145,11 +148,12 @@ async fn lead(call: &Arc<Checked>, leader: &Leader, deadline: Option<Duration>, 
             Ok(claim) => claim,
             Err(error) => return Led::Refused(error),
         };
+        let busy = engine.keeper.busy();
         let sent = engine.clock.monotonic();
         let mut found = match claim::send(engine, claim.clone()).await {
             Err(error) => return Led::Refused(store_error(call, error)),
             Ok(Answered { claimed: Claimed::Mine(grant), repeated }) if engine.may_start(sent, call.lease) => {
-                return Led::Granted(Box::new(Granted { claim, grant, sent, repeated }));
+                return Led::Granted(Box::new(Granted { claim, grant, sent, repeated, _busy: busy }));
             }
             Ok(Answered { claimed: Claimed::Mine(_), repeated }) => {
                 // Released before the next claim, which would wait for this one otherwise.
@@ -168,6 +172,7 @@ async fn lead(call: &Arc<Checked>, leader: &Leader, deadline: Option<Duration>, 
                 Some(Arc::new(record))
             }
         };
+        drop(busy);
         // Goes round while the record is read without a claim.
         while let Some(record) = found {
             match judge(call, &record) {
@@ -199,6 +204,7 @@ fn new_claim(call: &Checked) -> Result<Claim, Error> {
     let mut claim = Claim::new(call.key, token, call.operation.clone());
     claim.fingerprint = call.fingerprint;
     claim.policy = call.policy;
+    claim.schema = call.version;
     claim.lease = call.lease;
     claim.linger = call.linger();
     Ok(claim)
@@ -260,7 +266,8 @@ async fn follow(
     let clock = &call.engine.clock;
     let Some(_waiting) = Waiting::enter(&call.engine) else { return Err(in_progress(call, None)) };
     // Who refuses to wait still learns what the store answers to the leader: that takes no longer than an own claim.
-    let deadline_or_answer = deadline.unwrap_or_else(|| clock.monotonic() + call.engine.settings.claim_timeout);
+    let deadline_or_answer =
+        deadline.unwrap_or_else(|| clock.monotonic().saturating_add(call.engine.settings.claim_timeout));
     let out_of_time = clock.sleep(deadline_or_answer.saturating_sub(clock.monotonic()));
     tokio::pin!(out_of_time);
     loop {

@@ -47,7 +47,7 @@ pub(crate) async fn send(engine: &Arc<Inner>, claim: Claim) -> Result<Answered, 
 
 /// Repeats the claim with its token while it fails in a way that can pass.
 async fn repeat(engine: Arc<Inner>, claim: Claim) -> Result<Answered, StoreError> {
-    let end = engine.clock.monotonic() + engine.settings.claim_timeout;
+    let end = engine.clock.monotonic().saturating_add(engine.settings.claim_timeout);
     let mut unknown = None;
     for pause in retry::pauses() {
         match engine.store.clone().claim(claim.clone()).await {

@@ -177,7 +177,7 @@ async fn winner(running: &mut Running) -> Result<Option<Arc<Record>>, StoreError
         Some(record) if record.is_running() => {
             let (Some(patience), Some(_waiting)) = (call.patience(), Waiting::enter(engine)) else { return Ok(None) };
             running.report.waited = true;
-            match wait::for_change(engine, call.key, engine.clock.monotonic() + patience).await? {
+            match wait::for_change(engine, call.key, engine.clock.monotonic().saturating_add(patience)).await? {
                 wait::Changed::Record(record) => record,
                 wait::Changed::Claimable | wait::Changed::OutOfTime => return Ok(None),
             }

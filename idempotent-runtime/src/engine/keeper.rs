@@ -37,6 +37,8 @@ pub(crate) struct Lease {
     /// Monotonic time of the next renewal, in nanoseconds.
     due: AtomicU64,
     lost: watch::Sender<bool>,
+    /// Whether the body has come to its end.
+    body_ended: AtomicBool,
     clock: Arc<dyn Clock>,
 }
 
@@ -55,10 +57,11 @@ impl Lease {
             token,
             policy,
             length,
-            renew_until: sent + max_run,
-            valid_until: AtomicU64::new(nanos(sent + length)),
+            renew_until: sent.saturating_add(max_run),
+            valid_until: AtomicU64::new(nanos(sent.saturating_add(length))),
             due: AtomicU64::new(nanos(sent + length / 3)),
             lost: watch::Sender::new(false),
+            body_ended: AtomicBool::new(false),
             clock,
         }
     }
@@ -74,7 +77,7 @@ impl Lease {
             let left = self.valid_until.load(Ordering::Acquire).saturating_sub(nanos(self.clock.monotonic()));
             tokio::select! {
                 _ = lost.changed() => {}
-                () = self.clock.sleep(Duration::from_nanos(left + 1)) => {}
+                () = self.clock.sleep(Duration::from_nanos(left.saturating_add(1))) => {}
             }
         }
     }
@@ -84,8 +87,16 @@ impl Lease {
         self.lost.send_replace(true);
     }
 
+    pub(crate) fn end_body(&self) {
+        self.body_ended.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn has_body_ended(&self) -> bool {
+        self.body_ended.load(Ordering::Acquire)
+    }
+
     fn renewed(&self, sent: Duration) {
-        self.valid_until.store(nanos(sent + self.length), Ordering::Release);
+        self.valid_until.store(nanos(sent.saturating_add(self.length)), Ordering::Release);
         self.due.store(nanos(sent + self.length / 3), Ordering::Release);
     }
 
@@ -124,7 +135,7 @@ struct Shared {
     clock: Arc<dyn Clock>,
     leases: Mutex<Leases>,
     earlier: Notify,
-    background: AtomicUsize,
+    under_way: AtomicUsize,
     idle: Notify,
     renewing: AtomicBool,
 }
@@ -144,7 +155,7 @@ impl Keeper {
             clock,
             leases,
             earlier: Notify::new(),
-            background: AtomicUsize::new(0),
+            under_way: AtomicUsize::new(0),
             idle: Notify::new(),
             renewing: AtomicBool::new(true),
         };
@@ -173,12 +184,17 @@ impl Keeper {
     /// Runs `task` on the thread, whatever becomes of the caller.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         let Some(tasks) = self.tasks.get() else { return };
-        self.shared.background.fetch_add(1, Ordering::AcqRel);
-        let counted = Counted(self.shared.clone());
+        let busy = self.busy();
         let _ = tasks.send(Box::pin(async move {
-            let _counted = counted;
+            let _busy = busy;
             task.await;
         }));
+    }
+
+    /// Something is under way that a shutdown waits for.
+    pub(crate) fn busy(&self) -> Busy {
+        self.shared.under_way.fetch_add(1, Ordering::AcqRel);
+        Busy(self.shared.clone())
     }
 
     /// Renews `lease` from now on.
@@ -201,13 +217,15 @@ impl Keeper {
         self.shared.leases().by_token.values().cloned().collect()
     }
 
-    /// Resolves when no claim is held and nothing runs in the background.
+    /// Resolves when no claim is held, none is on its way, and nothing runs in the background.
     pub(crate) async fn idle(&self) {
         loop {
             let idle = self.shared.idle.notified();
             tokio::pin!(idle);
             idle.as_mut().enable();
-            if self.shared.leases().by_token.is_empty() && self.shared.background.load(Ordering::Acquire) == 0 {
+            let none_under_way = || self.shared.under_way.load(Ordering::Acquire) == 0;
+            // Asked twice: a claim is held before it stops being on its way, and in the background before it is forgotten.
+            if none_under_way() && self.shared.leases().by_token.is_empty() && none_under_way() {
                 return;
             }
             idle.await;
@@ -222,11 +240,12 @@ impl Drop for Keeper {
     }
 }
 
-struct Counted(Arc<Shared>);
+/// What a shutdown waits for: a claim on its way, or a task in the background.
+pub(crate) struct Busy(Arc<Shared>);
 
-impl Drop for Counted {
+impl Drop for Busy {
     fn drop(&mut self) {
-        self.0.background.fetch_sub(1, Ordering::AcqRel);
+        self.0.under_way.fetch_sub(1, Ordering::AcqRel);
         self.0.idle.notify_waiters();
     }
 }
@@ -353,10 +372,13 @@ impl<T: Send + 'static> Future for Followed<T> {
     type Output = T;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> std::task::Poll<T> {
-        let Some(future) = self.future.as_mut() else { return std::task::Poll::Pending };
-        let answer = std::task::ready!(future.as_mut().poll(cx));
-        self.future = None;
-        std::task::Poll::Ready(answer)
+        // Taken out while it is polled: one that panics is over, and not handed to the background.
+        let Some(mut future) = self.future.take() else { return std::task::Poll::Pending };
+        let polled = future.as_mut().poll(cx);
+        if polled.is_pending() {
+            self.future = Some(future);
+        }
+        polled
     }
 }
 

@@ -257,7 +257,8 @@ impl Idempotency {
         self.inner.duplicates.load(Ordering::Relaxed)
     }
 
-    /// Takes no new calls, waits at most `timeout` for the bodies that run, and gives the rest up.
+    /// Takes no new calls, waits at most `timeout` for the bodies that run, and gives the rest up, which takes at most
+    /// [`claim_timeout`](Builder::claim_timeout) more.
     ///
     /// New calls get [`ShuttingDown`](crate::ErrorKind::ShuttingDown); calls that a running body makes still work. A body that
     /// was given up is not stopped: if it finishes after all and nobody has taken over, its result is stored.
@@ -274,7 +275,16 @@ impl Idempotency {
             engine.keeper.forget(lease);
             // A record that is gone from now on was taken away by an answer, and is not written anew.
             lease.give_up();
-            running::give_up(engine, lease, Reason::ShutDown, engine.settings.claim_timeout).await;
+            let (keeper, engine, lease) = (&engine.keeper, engine.clone(), lease.clone());
+            keeper.spawn(async move {
+                running::give_up(&engine, &lease, Reason::ShutDown, engine.settings.claim_timeout).await;
+            });
+        }
+        // All at once, and no longer than for one: a store that does not answer would keep the process for each of them.
+        tokio::select! {
+            biased;
+            () = engine.keeper.idle() => {}
+            () = engine.clock.sleep(engine.settings.claim_timeout) => {}
         }
         Drained { abandoned: rest.len() }
     }

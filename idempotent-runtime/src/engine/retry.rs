@@ -30,7 +30,7 @@ where
     F: Future<Output = Result<T, StoreError>>,
 {
     let clock = &engine.clock;
-    let end = clock.monotonic() + budget;
+    let end = clock.monotonic().saturating_add(budget);
     let mut pauses = pauses();
     loop {
         let patience = engine.settings.claim_timeout.min(end.saturating_sub(clock.monotonic()));

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -38,7 +39,7 @@ pin_project! {
     enum Stage<R, B, F, P> {
         Admission { core: Core<Admission>, body: B, writer: Writer<R, P> },
         Body { #[pin] future: F, guard: Guard, writer: Writer<R, P> },
-        Bypass { #[pin] future: F },
+        Bypass { #[pin] future: F, scope: Scope },
         Finish { core: Followed<Verdict>, result: R },
         Over,
     }
@@ -48,6 +49,17 @@ pin_project! {
 struct Guard {
     running: Box<Running>,
     scope: Scope,
+}
+
+impl Guard {
+    /// Runs the user's code in its scope, and notes its panic.
+    fn run<T>(&mut self, code: impl FnOnce() -> T) -> std::thread::Result<T> {
+        let answer = catch_unwind(AssertUnwindSafe(|| self.scope.enter(code)));
+        if answer.is_err() {
+            self.running.panicked();
+        }
+        answer
+    }
 }
 
 /// Makes `call`. See [`Call::run`].
@@ -79,12 +91,12 @@ where
                     };
                     let next = match admission {
                         Admission::Answer(answer) => return Poll::Ready(this.reader.answer(answer)),
-                        Admission::Bypass => Stage::Bypass { future: body() },
+                        Admission::Bypass(scope) => Stage::Bypass { future: scope.enter(body), scope },
                         Admission::Run(mut running) => match running.start() {
                             Err(error) => return Poll::Ready(this.reader.answer(Answer::Refused(error))),
                             Ok(scope) => {
-                                let guard = Guard { running, scope };
-                                let future = guard.scope.enter(body);
+                                let mut guard = Guard { running, scope };
+                                let future = guard.run(body).unwrap_or_else(|panic| resume_unwind(panic));
                                 Stage::Body { future, guard, writer }
                             }
                         },
@@ -92,16 +104,21 @@ where
                     this.stage.set(next);
                 }
                 StageProjection::Body { future, guard, .. } => {
-                    let result = ready!(guard.scope.enter(|| future.poll(cx)));
-                    let StageOwned::Body { guard, writer, .. } = this.stage.as_mut().project_replace(Stage::Over)
+                    let result = match guard.run(|| future.poll(cx)) {
+                        Ok(polled) => Ok(ready!(polled)),
+                        Err(panic) => Err(panic),
+                    };
+                    // The outcome of a panic is settled now, whatever the caller does with it and with this future.
+                    let StageOwned::Body { mut guard, writer, .. } = this.stage.as_mut().project_replace(Stage::Over)
                     else {
                         continue;
                     };
-                    let core = guard.running.finish(writer.ending(&result));
-                    this.stage.set(Stage::Finish { core, result });
+                    let result = result.unwrap_or_else(|panic| resume_unwind(panic));
+                    let ending = guard.run(|| writer.ending(&result)).unwrap_or_else(|panic| resume_unwind(panic));
+                    this.stage.set(Stage::Finish { core: guard.running.finish(ending), result });
                 }
-                StageProjection::Bypass { future } => {
-                    let result = ready!(future.poll(cx));
+                StageProjection::Bypass { future, scope } => {
+                    let result = ready!(scope.enter(|| future.poll(cx)));
                     this.stage.set(Stage::Over);
                     return Poll::Ready(result);
                 }
@@ -145,7 +162,7 @@ where
     match tokio::spawn(Scope::current().wrap(run).in_current_span()).await {
         Ok(result) => result,
         Err(error) => match error.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
+            Ok(panic) => resume_unwind(panic),
             // Only the end of the runtime cancels the task, and it ends this one as well.
             Err(_) => std::future::pending().await,
         },

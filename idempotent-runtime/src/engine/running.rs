@@ -38,14 +38,18 @@ pub(crate) struct Running {
 enum Phase {
     Granted,
     Started,
+    /// The body panicked.
+    Panicked,
     /// The body ended; what follows is in the hands of `finish`.
     Ended,
+    /// The store knows, or was told for as long as it makes sense.
+    Concluded,
 }
 
 impl Running {
     pub(super) fn new(
         call: Arc<Checked>,
-        Granted { claim, grant, sent, repeated }: Granted,
+        Granted { claim, grant, sent, repeated, _busy }: Granted,
         leader: Leader,
         observer: Option<Observer>,
         mut report: Report,
@@ -72,21 +76,26 @@ impl Running {
         }
     }
 
-    /// The scope for the body, if there is enough of the lease left to start it.
+    /// The scope for the body, if it may start: the engine is not closing, and there is enough of the lease left.
     pub(crate) fn start(&mut self) -> Result<Scope, Error> {
-        let engine = &self.call.engine;
-        if !engine.may_start(self.sent, self.call.lease) {
+        let (engine, scope) = (&self.call.engine, Scope::current());
+        // Asked again with the claim in hand: a shutdown that did not see it sees to it that this does.
+        if scope.is_shut_out(engine) {
+            return Err(self.call.refused(ErrorKind::ShuttingDown));
+        }
+        if self.lease.is_lost() || !engine.may_start(self.sent, self.call.lease) {
             let detail = "most of the lease was over before the body could start";
             return Err(self.call.refused(ErrorKind::StoreUnavailable).with_detail(detail));
         }
         self.phase = Phase::Started;
         let context = Context::new(engine, &self.call.operation, &self.grant, self.lease.clone());
-        Ok(Scope::current().of_body(context))
+        Ok(scope.of_body(context))
     }
 
     /// Stores, releases or parks, as the body's end asks for. Goes on in the background if it is dropped.
     pub(crate) fn finish(mut self: Box<Self>, ending: Ending) -> Followed<Verdict> {
         self.phase = Phase::Ended;
+        self.lease.end_body();
         let keeper = self.call.engine.keeper.clone();
         Followed::new(&keeper, finish::finish(self, ending))
     }
@@ -99,8 +108,14 @@ impl Running {
         }
     }
 
+    /// The body will not come to an end.
+    pub(super) fn panicked(&mut self) {
+        self.phase = Phase::Panicked;
+    }
+
     /// Ends the renewals, and hands the record to the followers if it is their answer too.
     pub(super) fn conclude(&mut self, record: Option<Arc<Record>>) {
+        self.phase = Phase::Concluded;
         self.call.engine.keeper.forget(&self.lease);
         let Some(leader) = self.leader.take() else { return };
         if let Some(record) = record {
@@ -109,23 +124,26 @@ impl Running {
     }
 
     fn reason(&self) -> Reason {
-        if std::thread::panicking() {
-            Reason::Panicked
-        } else if self.lease.is_lost() {
-            Reason::LeaseLost
-        } else {
-            Reason::Dropped
+        match self.phase {
+            Phase::Panicked => Reason::Panicked,
+            Phase::Ended => Reason::NotStored,
+            _ if self.lease.is_lost() => Reason::LeaseLost,
+            _ => Reason::Dropped,
         }
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        if self.phase == Phase::Ended {
+        if self.phase == Phase::Concluded {
             return;
         }
+        self.lease.end_body();
         let engine = self.call.engine.clone();
         let (lease, budget) = (self.lease.clone(), self.call.lease);
+        if let Some(observer) = &self.observer {
+            observer.report(self.report.clone());
+        }
         // The followers wait until the store knows, so that the next of them finds the record as it is left.
         let leader = self.leader.take();
         if self.phase == Phase::Granted {
@@ -143,9 +161,6 @@ impl Drop for Running {
         }
         let reason = self.reason();
         tracing::warn!(operation = %self.call.operation, key = %self.call.key, %reason, "the outcome of a body is unknown");
-        if let Some(observer) = &self.observer {
-            observer.report(self.report.clone());
-        }
         let keeper = engine.keeper.clone();
         keeper.spawn(async move {
             give_up(&engine, &lease, reason, budget).await;

@@ -3,8 +3,8 @@
 use std::future::Future;
 use std::sync::{Arc, OnceLock};
 
-use super::Idempotency;
 use super::report::Observer;
+use super::{Idempotency, Inner};
 use crate::context::Context;
 use crate::error::{Error, ErrorKind};
 
@@ -44,6 +44,11 @@ impl Scope {
 
     pub(crate) fn context(&self) -> Option<&Context> {
         self.0.context.as_ref()
+    }
+
+    /// Whether `engine` is closing and takes no new calls from here. What a running body calls belongs to its drain.
+    pub(crate) fn is_shut_out(&self, engine: &Arc<Inner>) -> bool {
+        engine.is_closing() && !self.context().is_some_and(|context| context.is_inside(engine))
     }
 
     pub(crate) fn observer(&self) -> Option<&Observer> {

@@ -70,14 +70,15 @@ pub trait Store: Send + Sync + 'static {
     ///   answer tells again from which state the claim was taken over.
     /// - In progress, lease over, and the stricter of the record's and the caller's policy
     ///   [allows takeover](CrashPolicy::allows_takeover): the caller owns it, with the fence and the attempts counted up,
-    ///   the stricter policy, the caller's lease, linger, `after_expiry` and trace, and the checkpoint kept (T5). The
-    ///   fingerprint becomes the caller's where it has one, the reason is forgotten, `taken_over` tells the state before,
+    ///   the stricter policy, the caller's schema version, lease, linger, `after_expiry` and trace, and the checkpoint kept
+    ///   (T5). The fingerprint becomes the caller's where it has one, the reason is forgotten, `taken_over` tells the state before,
     ///   and the expiry does not shrink. Not if the fingerprints [contradict](crate::Fingerprint::contradicts) each other.
     /// - In progress, lease over, and the stricter policy is hold: the record is parked with
     ///   [`Reason::Crashed`] unless it has a reason (T6), and returned as held.
     /// - In doubt, the stricter policy is verify, `lease_until` has passed, fingerprints do not contradict: as T5 (T5b).
     /// - Everything else: nothing changes, the record is returned as held.
     /// - `linger` is written on the record; whether an unfinished record is over is judged by that figure alone.
+    /// - `schema` is written on the record.
     /// - An answer [`Claimed::Mine`] is given to one token at a time.
     fn claim(&self, claim: Claim) -> impl Future<Output = Result<Claimed, StoreError>> + Send;
 

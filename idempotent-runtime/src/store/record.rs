@@ -157,7 +157,7 @@ pub struct Record {
     pub expires: Timestamp,
     /// The store's time when it read the record.
     pub read_at: Timestamp,
-    /// The schema version of the stored result.
+    /// The schema version of the stored result, or of the one to come.
     pub schema: u32,
     /// How many checkpoints were accepted from all owners so far.
     pub checkpoints: u32,

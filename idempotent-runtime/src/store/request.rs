@@ -31,6 +31,8 @@ pub struct Claim {
     pub fingerprint: Option<Fingerprint>,
     /// What this caller does to a dead owner's claim. The stricter of this and the record's wins.
     pub policy: CrashPolicy,
+    /// The schema version of the result to come, kept on the record: an operator's answer has it too.
+    pub schema: u32,
     /// How long the claim lives without renewal.
     pub lease: Duration,
     /// How long an unfinished record is kept after its lease.
@@ -50,6 +52,7 @@ impl Claim {
             operation,
             fingerprint: None,
             policy: CrashPolicy::Hold,
+            schema: 0,
             lease: Duration::from_secs(15),
             linger: Duration::from_secs(30 * 86_400),
             after_expiry: Duration::ZERO,

@@ -276,6 +276,7 @@ fn record_of(claim: &Claim, now: Timestamp) -> Record {
     record.fence = next_fence(0, now);
     record.fingerprint = claim.fingerprint;
     record.policy = claim.policy;
+    record.schema = claim.schema;
     record.created = now;
     record.trace.clone_from(&claim.trace);
     retention(&mut record, claim);
@@ -307,6 +308,7 @@ fn take_over(record: &mut Record, claim: &Claim, policy: CrashPolicy, now: Times
     record.attempts = record.attempts.saturating_add(1);
     record.fingerprint = claim.fingerprint.or(record.fingerprint);
     record.policy = policy;
+    record.schema = claim.schema;
     record.reason = None;
     record.trace.clone_from(&claim.trace);
     retention(record, claim);

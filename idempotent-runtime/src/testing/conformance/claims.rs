@@ -13,6 +13,7 @@ pub async fn a_first_claim_is_granted<S: Subject>(scene: Scene<S>) {
     let claim = Claim {
         fingerprint: Some(fingerprint(1, 7)),
         policy: CrashPolicy::Verify,
+        schema: 5,
         after_expiry: scene.leases(3),
         trace: Some("00-trace-01".into()),
         ..scene.claim_by(1)
@@ -30,7 +31,7 @@ pub async fn a_first_claim_is_granted<S: Subject>(scene: Scene<S>) {
         assert_eq!(record.reason, None, "{rule}");
         assert_eq!(u128::from(record.linger), scene.leases(16).as_millis(), "{rule}");
         assert_eq!(u128::from(record.after_expiry), scene.leases(3).as_millis(), "{rule}");
-        assert_eq!((record.schema, record.checkpoints), (0, 0), "{rule}");
+        assert_eq!((record.schema, record.checkpoints), (5, 0), "{rule}");
         assert_eq!(record.trace.as_deref(), Some("00-trace-01"), "{rule}");
         assert!(record.body.is_empty(), "{rule}");
         assert!(record.is_running(), "{rule}");

@@ -13,12 +13,14 @@ pub async fn an_orphan_is_taken_over<S: Subject>(scene: Scene<S>) {
     let rule = "T5: a claim whose lease is over is taken over, with fence and attempts counted up";
     let mut fence = scene.orphaned(CrashPolicy::Retry).await.record.fence;
     for (attempts, policy) in (2..).zip(TAKING) {
-        let claim = Claim { trace: Some("taker".into()), ..scene.claim_under(attempts.into(), policy) };
+        let taker = scene.claim_under(attempts.into(), policy);
+        let claim = Claim { trace: Some("taker".into()), schema: attempts, ..taker };
         let grant = scene.mine(&claim, rule).await;
         let record = &grant.record;
         assert_eq!(grant.taken_over, Some(State::InProgress), "{rule}");
         assert_eq!((record.state, record.owner, record.policy), (State::InProgress, claim.token, policy), "{rule}");
         assert_eq!((record.attempts, record.trace.as_deref()), (attempts, Some("taker")), "{rule}");
+        assert_eq!(record.schema, attempts, "{rule}");
         assert!(record.fence > fence, "{rule}");
         assert!(record.is_running(), "{rule}: the taker has a lease of its own");
         fence = record.fence;

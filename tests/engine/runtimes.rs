@@ -1,0 +1,82 @@
+//! Runtimes that end before the engine does, and engines that end before their runtime.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use idempotency::clock::{Clock, Sleep, SystemClock, Timestamp};
+use idempotency::store::{MemoryStore, Store as _};
+use idempotency::{Error, Idempotency, State};
+use tokio::runtime::{Builder, Runtime};
+
+use crate::faults::{Fault, FaultyStore};
+use crate::ledger::Ledger;
+use crate::world::{DAY, OPERATION, eventually};
+
+fn runtime() -> Runtime {
+    Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+/// The pauses between two tries of a commit are on the timer of the caller's runtime.
+#[test]
+fn a_commit_goes_on_when_the_runtime_of_its_caller_has_ended() {
+    let (memory, ledger) = (MemoryStore::new(), Arc::new(Ledger::new()));
+    let store = FaultyStore::new(memory.clone());
+    let engine = Idempotency::new(store.clone());
+    store.always("complete", Some(Fault::LostRequest));
+    let (first, second) = (runtime(), runtime());
+    first.block_on(async {
+        let (engine, ledger) = (engine.clone(), ledger.clone());
+        tokio::spawn(async move {
+            let call = engine.call(OPERATION, 1).ttl(DAY).run(|| async {
+                ledger.charge("charge 1");
+                Ok::<_, Error>("paid".to_owned())
+            });
+            call.await
+        });
+        eventually("the commit to be tried", async || store.requests("complete") >= 3).await;
+    });
+    drop(first);
+    store.always("complete", None);
+    second.block_on(async {
+        let key = engine.record(OPERATION, 1).hash().unwrap();
+        eventually("the result to be stored", async || {
+            memory.read(key).await.unwrap().is_some_and(|record| record.state == State::Completed)
+        })
+        .await;
+        let call = engine.call(OPERATION, 1).ttl(DAY).run(|| async {
+            ledger.charge("charge again");
+            Ok::<_, Error>("again".to_owned())
+        });
+        assert_eq!(call.await.unwrap(), "paid");
+        assert_eq!(engine.shutdown(Duration::ZERO).await.abandoned, 0, "no lease is left behind");
+    });
+    assert_eq!(ledger.charges(), ["charge 1"]);
+}
+
+/// The machine's clock, and whether somebody still holds it.
+#[derive(Debug)]
+struct Held(SystemClock, #[expect(dead_code, reason = "it is held")] Arc<()>);
+
+impl Clock for Held {
+    fn now(&self) -> Timestamp {
+        self.0.now()
+    }
+
+    fn monotonic(&self) -> Duration {
+        self.0.monotonic()
+    }
+
+    fn sleep(&self, duration: Duration) -> Sleep {
+        self.0.sleep(duration)
+    }
+}
+
+#[tokio::test]
+async fn an_engine_that_is_dropped_takes_its_thread_along() {
+    let held = Arc::new(());
+    let clock = Held(SystemClock::new(), held.clone());
+    let engine = Idempotency::builder(MemoryStore::new()).clock(clock).build();
+    engine.call(OPERATION, 1).ttl(DAY).run(|| async { Ok::<_, Error>(()) }).await.unwrap();
+    drop(engine);
+    eventually("the thread to end", async || Arc::strong_count(&held) == 1).await;
+}
