@@ -3,6 +3,7 @@
 use redis::InfoDict;
 
 use super::RedisStore;
+use super::error::is_refused_command;
 use crate::store::{StoreError, StoreErrorKind};
 
 /// The oldest release with `SET … NX GET`.
@@ -14,7 +15,7 @@ pub(super) async fn server(store: &RedisStore, allow_eviction: bool) -> Result<(
     let info: redis::RedisResult<InfoDict> = redis::cmd("INFO").query_async(&mut connected.connection).await;
     let info = match link.answer("connect", &connected, info) {
         Ok(info) => info,
-        Err(error) if error.kind() == StoreErrorKind::Config => {
+        Err(error) if is_refused_command(&error) => {
             tracing::warn!(%error, "the server does not tell its settings: whether it can lose records is not known");
             return Ok(());
         }

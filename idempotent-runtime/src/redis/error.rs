@@ -49,3 +49,9 @@ fn meaning(error: &RedisError) -> (StoreErrorKind, Option<&'static str>) {
         _ => (Unavailable, None),
     }
 }
+
+/// Whether the server's ACL refuses a command: the user is known, and may not do this.
+pub(super) fn is_refused_command(error: &StoreError) -> bool {
+    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<RedisError>());
+    source.is_some_and(|source| source.kind() == ErrorKind::Server(ServerErrorKind::NoPerm))
+}

@@ -151,6 +151,7 @@ fn pending(claim: &Claim, created: Timestamp) -> Record {
     record.linger = millis(claim.linger);
     record.after_expiry = millis(claim.after_expiry);
     record.lease_until = BY_EXPIRY;
+    record.schema = claim.schema;
     record.trace.clone_from(&claim.trace);
     record
 }
@@ -310,7 +311,7 @@ impl Store for RedisStore {
         let waiter = self.0.waiters.register(&self.key(&key));
         let link = &self.0.tracking;
         let connected = match link.connected(OPERATION).await {
-            Err(error) if error.kind() == StoreErrorKind::Config => {
+            Err(error) if error::is_refused_command(&error) => {
                 tracing::warn!(%error, "the server refuses tracking: waiters poll");
                 self.0.polls.store(true, Ordering::Relaxed);
                 return self.poll(key).await;

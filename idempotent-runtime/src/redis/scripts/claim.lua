@@ -25,7 +25,7 @@ local over = r.ends <= now
 if over and not contradicts
   and ((r.state == IN_PROGRESS and policy < HOLD) or (r.state == IN_DOUBT and policy == VERIFY)) then
   m.fence, m.attempts, m.created, m.policy = next_fence(r), r.attempts + 1, r.created, policy
-  m.checkpoints, m.taken, m.schema, m.remaining = r.checkpoints, r.state, r.schema, r.remaining
+  m.checkpoints, m.taken, m.remaining = r.checkpoints, r.state, r.remaining
   if string.byte(m.fingerprint, 1) == 0 then m.fingerprint = r.fingerprint end
   -- The words change with the owner where there is no checkpoint to be moved with them.
   if r.body_length == 0 then
