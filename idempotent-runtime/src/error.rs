@@ -163,14 +163,17 @@ impl Error {
 
     /// What a failure of the store called `store` means to a call.
     pub(crate) fn from_store(error: StoreError, store: &'static str) -> Self {
-        let kind = match error.kind() {
+        Self::from(error).with_store(store)
+    }
+
+    fn kind_of(error: &StoreError) -> ErrorKind {
+        match error.kind() {
             StoreErrorKind::Unavailable | StoreErrorKind::Refused => ErrorKind::StoreUnavailable,
             StoreErrorKind::Full => ErrorKind::Full,
             StoreErrorKind::Corrupt => ErrorKind::Decode,
             StoreErrorKind::Unsupported => ErrorKind::Unsupported,
             StoreErrorKind::Config => ErrorKind::Config,
-        };
-        Self::new(kind).with_store(store).with_detail(error.to_string()).with_source(error)
+        }
     }
 
     pub(crate) fn config(detail: impl Into<String>) -> Self {
@@ -249,6 +252,14 @@ impl Error {
     /// The error of this crate in a chain of sources: finds it inside `anyhow::Error` and `#[from]` wrappers.
     pub fn find<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a Self> {
         std::iter::successors(Some(error), |&error| StdError::source(error)).find_map(|error| error.downcast_ref())
+    }
+}
+
+/// A store that could not be made: `RedisStore::connect(url).await?`.
+impl From<StoreError> for Error {
+    fn from(error: StoreError) -> Self {
+        let kind = Self::kind_of(&error);
+        Self::new(kind).with_detail(error.to_string()).with_source(error)
     }
 }
 

@@ -1,5 +1,6 @@
 //! The Redis store: one string per record, first claims and replays by one plain command, everything else by scripts.
 
+mod address;
 mod builder;
 mod check;
 mod error;
@@ -16,9 +17,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use redis::RedisResult;
 use redis::aio::MultiplexedConnection;
-use redis::{IntoConnectionInfo, RedisResult};
 
+pub use address::RedisAddress;
 pub use builder::RedisStoreBuilder;
 use link::{Connected, Link};
 use tracking::Waiters;
@@ -83,8 +85,8 @@ impl RedisStore {
         Self::builder(url).connect().await
     }
 
-    /// A store with settings, on the server that a URL or a [`redis::Client`]'s connection information names.
-    pub fn builder(server: impl IntoConnectionInfo) -> RedisStoreBuilder {
+    /// A store with settings, on the server that a URL or a [`redis::Client`] names.
+    pub fn builder(server: impl RedisAddress) -> RedisStoreBuilder {
         RedisStoreBuilder::new(server)
     }
 
