@@ -129,7 +129,6 @@ async fn an_error_tells_kind_operation_key_store_and_source() {
     let Err(Stored::Idempotency(error)) = result else { panic!("the call has no key") };
     assert_eq!((error.kind(), error.operation(), error.key()), (ErrorKind::MissingKey, Some("payments.charge"), None));
     assert!(!error.is_retryable() && error.retry_after().is_none() && error.store().is_none());
-    assert!(std::error::Error::source(&error).is_none());
     let wrapped = anyhow::Error::from(PayError::from(error));
     assert!(Error::find(wrapped.as_ref()).is_some());
     let kinds = [
