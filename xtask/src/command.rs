@@ -6,9 +6,10 @@ use std::process::Stdio;
 
 use anyhow::{Context as _, bail};
 
-/// A cargo command with its environment.
+/// A command with its environment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Command {
+    program: String,
     variables: Vec<(&'static str, &'static str)>,
     arguments: Vec<String>,
 }
@@ -16,7 +17,13 @@ pub(crate) struct Command {
 impl Command {
     /// `cargo` with the words of `line`.
     pub(crate) fn cargo(line: &str) -> Self {
-        Self { variables: Vec::new(), arguments: line.split_whitespace().map(String::from).collect() }
+        Self::program(&format!("cargo {line}"))
+    }
+
+    /// The words of `line`, the first of which is the program.
+    pub(crate) fn program(line: &str) -> Self {
+        let mut words = line.split_whitespace().map(String::from);
+        Self { program: words.next().unwrap_or_default(), variables: Vec::new(), arguments: words.collect() }
     }
 
     pub(crate) fn with_variable(mut self, name: &'static str, value: &'static str) -> Self {
@@ -51,8 +58,8 @@ impl Command {
 
     fn process(&self) -> std::process::Command {
         // The cargo that started this process, which need not be the first one in PATH.
-        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
-        let mut process = std::process::Command::new(cargo);
+        let cargo = std::env::var_os("CARGO").filter(|_| self.program == "cargo");
+        let mut process = std::process::Command::new(cargo.unwrap_or_else(|| OsString::from(&self.program)));
         process.args(&self.arguments).envs(self.variables.iter().copied());
         process
     }
@@ -67,7 +74,7 @@ impl fmt::Display for Command {
                 write!(f, "{name}={value} ")?;
             }
         }
-        write!(f, "cargo {}", self.arguments.join(" "))
+        write!(f, "{} {}", self.program, self.arguments.join(" "))
     }
 }
 

@@ -5,6 +5,7 @@
 use crate::arguments::Options;
 use crate::command::Command;
 use crate::features::feature_sets;
+use crate::servers;
 
 /// Commands that are selected, timed and reported together.
 #[derive(Debug)]
@@ -29,6 +30,12 @@ impl Eq for Part {}
 
 /// The quick ones first. Examples are built before the tests that start them.
 pub(crate) const PARTS: &[Part] = &[
+    Part {
+        name: "servers",
+        about: "the servers that the tests start are found, or installed",
+        component: None,
+        commands: servers::commands,
+    },
     Part { name: "fmt", about: "the formatting", component: Some(("rustfmt", "fmt")), commands: fmt },
     Part {
         name: "clippy",
