@@ -159,7 +159,7 @@ fn pending(claim: &Claim, created: Timestamp) -> Record {
 }
 
 impl RedisStore {
-    /// The record by plain commands, which a server without memory or replicas still answers.
+    /// The record and its expiry, of one moment.
     async fn get(&self, operation: &'static str, link: &Link, key: KeyHash) -> Result<Option<Record>, StoreError> {
         let mut connected = link.connected(operation).await?;
         let name = self.key(&key);
@@ -242,7 +242,8 @@ impl Store for RedisStore {
         let found = match link.answer(OPERATION, &connected, answer) {
             // Without memory or replicas nothing was claimed, and what is stored can still be read.
             Err(error) if error.kind() == StoreErrorKind::Refused => {
-                return match self.get(OPERATION, link, claim.key).await {
+                // No transaction: a server without memory does not even take its first word.
+                return match self.look(OPERATION, link, connected, claim.key).await {
                     Ok(Some(record)) if record.state.is_answer() => Ok(Claimed::Held(record)),
                     _ => Err(error),
                 };
