@@ -310,3 +310,28 @@ async fn a_call_that_was_given_up_is_renewed_no_more() {
     assert_eq!(record.lease_until.saturating_duration_since(record.read_at), LEASE - LEASE / 3);
     gate.open();
 }
+
+#[tokio::test]
+async fn no_two_owners_believe_in_their_leases_at_once() {
+    // The store counts whole milliseconds, this process counts finer.
+    for offset in [Duration::ZERO, Duration::from_micros(900)] {
+        let world = World::new();
+        let there = world.other_process();
+        world.store.always("renew", Some(Fault::LostRequest));
+        world.clock.advance(offset);
+        let call = world.call(1).on_crash(OnCrash::Retry).run(|| async {
+            let context = Context::current();
+            world.clock.advance(LEASE - Duration::from_millis(2) - offset);
+            assert!(!context.lease_lost());
+            world.clock.advance(Duration::from_millis(2));
+            let taken = there.call(1).on_crash(OnCrash::Retry).on_conflict(OnConflict::Reject);
+            let taken = taken.run(|| async {
+                assert!(context.lease_lost(), "{offset:?}");
+                there.effect(1)
+            });
+            tokio::spawn(async {}).await.unwrap();
+            taken.await
+        });
+        assert_eq!(call.await.unwrap(), "receipt 1.1");
+    }
+}
