@@ -102,7 +102,10 @@ impl Running {
 
     /// Tells the observer what the caller gets.
     pub(super) fn tell(&mut self, verdict: &Verdict) {
-        self.report.replayed = matches!(verdict, Verdict::Instead(Answer::Stored(_)));
+        if let Verdict::Instead(Answer::Stored(stored)) = verdict {
+            self.report.replayed = true;
+            self.report.attempt = stored.record.attempts;
+        }
         if let Some(observer) = self.observer.take() {
             observer.report(self.report.clone());
         }
