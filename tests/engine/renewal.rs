@@ -289,3 +289,49 @@ async fn a_short_lease_does_not_cost_the_long_ones_their_renewals() {
     short.unwrap();
     long.unwrap();
 }
+
+#[tokio::test]
+async fn a_call_that_was_given_up_is_renewed_no_more() {
+    let (world, gate) = (World::new(), Gate::new());
+    world.store.always("abandon", Some(Fault::Late(gate.clone())));
+    let hang = || std::future::pending::<Result<String, Error>>();
+    let mut dropped = Box::pin(world.call(1).on_crash(OnCrash::Retry).run(hang));
+    let mut other = Box::pin(world.call(2).run(hang));
+    assert!(crate::world::poll_once(&mut dropped).is_pending());
+    assert!(crate::world::poll_once(&mut other).is_pending());
+    drop(dropped);
+    eventually("the abandonment", async || world.store.requests("abandon") == 1).await;
+    world.clock.advance(LEASE / 3);
+    eventually("the other's renewal", async || {
+        world.record(2).await.is_some_and(|record| record.lease_until > world.clock.now() + LEASE * 9 / 10)
+    })
+    .await;
+    let record = world.record(1).await.unwrap();
+    assert_eq!(record.lease_until.saturating_duration_since(record.read_at), LEASE / 3 * 2);
+    gate.open();
+}
+
+#[tokio::test]
+async fn no_two_owners_believe_in_their_leases_at_once() {
+    // The store counts whole milliseconds, this process counts finer.
+    for offset in [Duration::ZERO, Duration::from_micros(900)] {
+        let world = World::new();
+        let there = world.other_process();
+        world.store.always("renew", Some(Fault::LostRequest));
+        world.clock.advance(offset);
+        let call = world.call(1).on_crash(OnCrash::Retry).run(|| async {
+            let context = Context::current();
+            world.clock.advance(LEASE.saturating_sub(Duration::from_millis(2)).saturating_sub(offset));
+            assert!(!context.lease_lost());
+            world.clock.advance(Duration::from_millis(2));
+            let taken = there.call(1).on_crash(OnCrash::Retry).on_conflict(OnConflict::Reject);
+            let taken = taken.run(|| async {
+                assert!(context.lease_lost(), "{offset:?}");
+                there.effect(1)
+            });
+            tokio::spawn(async {}).await.unwrap();
+            taken.await
+        });
+        assert_eq!(call.await.unwrap(), "receipt 1.1");
+    }
+}

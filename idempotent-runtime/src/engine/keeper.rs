@@ -21,6 +21,8 @@ use crate::store::{CrashPolicy, DynStore, Renewal, Token, Written};
 const BATCH: usize = 1000;
 /// A renewal that failed is tried again after this share of the lease.
 const RETRY_SHARE: u32 = 10;
+/// A store may round the time of a request down by this much.
+const ROUNDING: Duration = Duration::from_millis(1);
 
 type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 
@@ -32,7 +34,7 @@ pub(crate) struct Lease {
     length: Duration,
     /// Monotonic time after which the lease is not renewed any more.
     renew_until: Duration,
-    /// Monotonic time until which nobody else can own the claim, in nanoseconds.
+    /// Monotonic time before which nobody else can own the claim, in nanoseconds.
     valid_until: AtomicU64,
     /// Monotonic time of the next renewal, in nanoseconds.
     due: AtomicU64,
@@ -58,7 +60,7 @@ impl Lease {
             policy,
             length,
             renew_until: sent.saturating_add(max_run),
-            valid_until: AtomicU64::new(nanos(sent.saturating_add(length))),
+            valid_until: AtomicU64::new(end_of(sent, length)),
             due: AtomicU64::new(nanos(sent + length / 3)),
             lost: watch::Sender::new(false),
             body_ended: AtomicBool::new(false),
@@ -68,7 +70,7 @@ impl Lease {
 
     /// Whether another caller may own the claim by now.
     pub(crate) fn is_lost(&self) -> bool {
-        *self.lost.borrow() || nanos(self.clock.monotonic()) > self.valid_until.load(Ordering::Acquire)
+        *self.lost.borrow() || nanos(self.clock.monotonic()) >= self.valid_until.load(Ordering::Acquire)
     }
 
     pub(crate) async fn ended(&self) {
@@ -77,7 +79,7 @@ impl Lease {
             let left = self.valid_until.load(Ordering::Acquire).saturating_sub(nanos(self.clock.monotonic()));
             tokio::select! {
                 _ = lost.changed() => {}
-                () = self.clock.sleep(Duration::from_nanos(left.saturating_add(1))) => {}
+                () = self.clock.sleep(Duration::from_nanos(left)) => {}
             }
         }
     }
@@ -96,7 +98,7 @@ impl Lease {
     }
 
     fn renewed(&self, sent: Duration) {
-        self.valid_until.store(nanos(sent.saturating_add(self.length)), Ordering::Release);
+        self.valid_until.store(end_of(sent, self.length), Ordering::Release);
         self.due.store(nanos(sent + self.length / 3), Ordering::Release);
     }
 
@@ -117,6 +119,13 @@ impl fmt::Debug for Lease {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Lease").field("key", &self.key).field("token", &self.token).finish_non_exhaustive()
     }
+}
+
+/// When to stop believing in a lease that was asked for at `sent`, in monotonic nanoseconds: a little before a store that
+/// counts whole milliseconds gives it to somebody else.
+fn end_of(sent: Duration, length: Duration) -> u64 {
+    let whole = Duration::from_millis(u64::try_from(length.as_millis()).unwrap_or(u64::MAX));
+    nanos(sent.saturating_add(whole.saturating_sub(ROUNDING.min(whole / 10))))
 }
 
 fn nanos(duration: Duration) -> u64 {
