@@ -45,6 +45,7 @@ impl Setup {
         call(engine, key).on_crash(on_crash).run(|| async { self.effect(key) }).await
     }
 
+    #[expect(clippy::unnecessary_wraps, reason = "it is what a body returns")]
     pub fn effect(&self, key: u64) -> Result<String, Error> {
         self.ledger.append(&format!("charge-{key}")).expect("the ledger takes a line");
         Ok(format!("receipt {key}.{}", self.effects(key)))
