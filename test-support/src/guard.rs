@@ -1,0 +1,58 @@
+//! Ends a process when the test process is gone, however it went.
+
+use std::io::{self, Write as _};
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+/// Reads the process id, then waits: for a line, which means that all is well, or for the end of the pipe, which means
+/// that the test process has died. Signals of the terminal are not for it: it would be gone when it is needed.
+const SCRIPT: &str = r#"
+trap '' HUP INT TERM
+read -r pid || exit 0
+read -r _ && exit 0
+kill -9 "$pid"
+[ -z "$1" ] || rm -rf -- "$1"
+"#;
+
+/// A shell on the other end of a pipe. The kernel closes the pipe when this process ends, also by SIGKILL, where no
+/// destructor runs; the shell then kills the process it was told to watch.
+#[derive(Debug)]
+pub(crate) struct Guard {
+    shell: Child,
+}
+
+impl Guard {
+    /// Started before the process that it watches, so that only the moment between the start of the process and
+    /// [`watch`](Self::watch) is without a guard. `directory` is removed as well.
+    pub(crate) fn start(directory: Option<&Path>) -> io::Result<Self> {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", SCRIPT, "guard"]);
+        if let Some(directory) = directory {
+            command.arg(directory);
+        }
+        // In a group of its own: what is sent to the group of the test process does not reach it.
+        command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        Ok(Self { shell: command.spawn()? })
+    }
+
+    pub(crate) fn watch(&mut self, pid: u32) -> io::Result<()> {
+        self.tell(&pid.to_string())
+    }
+
+    fn tell(&mut self, line: &str) -> io::Result<()> {
+        // One write: half a line followed by the end of the pipe would be taken for a whole one.
+        let pipe = self.shell.stdin.as_mut().ok_or(io::ErrorKind::BrokenPipe)?;
+        pipe.write_all(format!("{line}\n").as_bytes())
+    }
+}
+
+impl Drop for Guard {
+    /// Only after the watched process is reaped: until then its id cannot be another's.
+    fn drop(&mut self) {
+        if self.tell("done").is_ok() {
+            drop(self.shell.stdin.take());
+            let _ = self.shell.wait();
+        }
+    }
+}

@@ -1,0 +1,16 @@
+//! Servers, worker processes, faults and checks for the project's own tests. Not published, Unix only.
+//!
+//! - [`server`]: private servers that end with the test, also when it is killed.
+//! - [`worker`]: processes that stop at named points, to be killed exactly there.
+//! - [`proxy`]: a connection that delays, cuts, resets and swallows as told.
+//! - [`effects`]: what happened, counted outside the code under test.
+//! - [`history`]: whether what happened was allowed.
+//! - [`deadline`]: waiting for something without a fixed sleep and without waiting for ever.
+#![cfg(unix)]
+
+pub mod deadline;
+pub mod effects;
+mod guard;
+mod resp;
+pub mod server;
+pub mod worker;

@@ -1,0 +1,138 @@
+//! One process of a server.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+use anyhow::{Context as _, bail};
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+
+use crate::deadline::eventually;
+use crate::guard::Guard;
+
+/// How much of its output a server that failed is quoted with.
+const QUOTED_LINES: usize = 20;
+
+/// A server's process. It ends with this value, and also when the test process is killed before that.
+#[derive(Debug)]
+pub struct ServerProcess {
+    name: String,
+    child: Child,
+    output: PathBuf,
+    // After the child: the guard stands down when the process is reaped.
+    _guard: Guard,
+}
+
+impl ServerProcess {
+    /// Starts `command` as the server `name`. Its output goes to a file in `directory`, which is removed together with
+    /// the process if the test process is killed.
+    ///
+    /// # Errors
+    /// When the program cannot be started.
+    pub fn spawn(name: &str, mut command: Command, directory: &Path) -> anyhow::Result<Self> {
+        let output = directory.join("output.log");
+        let file = File::options().create(true).append(true).open(&output)?;
+        command.current_dir(directory).stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
+        let mut guard = Guard::start(Some(directory)).context("could not start the guard of a server")?;
+        let mut child = command.spawn().with_context(|| format!("could not start {name}"))?;
+        if let Err(error) = guard.watch(child.id()) {
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err(error).context("the guard of a server has ended");
+        }
+        Ok(Self { name: String::from(name), child, output, _guard: guard })
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// How it ended, if it has ended.
+    ///
+    /// # Errors
+    /// When the system does not tell.
+    pub fn ended(&mut self) -> anyhow::Result<Option<ExitStatus>> {
+        Ok(self.child.try_wait()?)
+    }
+
+    /// The last lines that it printed.
+    pub fn last_output(&self) -> String {
+        let output = std::fs::read(&self.output).unwrap_or_default();
+        let text = String::from_utf8_lossy(&output);
+        let lines: Vec<_> = text.lines().collect();
+        lines[lines.len().saturating_sub(QUOTED_LINES)..].join("\n")
+    }
+
+    /// Stops it where it stands (SIGSTOP). Its connections stay open, nothing answers.
+    ///
+    /// # Errors
+    /// When the process has ended.
+    pub fn pause(&self) -> anyhow::Result<()> {
+        self.signal(Signal::STOP)
+    }
+
+    /// Lets it go on (SIGCONT).
+    ///
+    /// # Errors
+    /// When the process has ended.
+    pub fn resume(&self) -> anyhow::Result<()> {
+        self.signal(Signal::CONT)
+    }
+
+    /// Asks it to end (SIGTERM) and waits until it has.
+    ///
+    /// # Errors
+    /// When it does not end; it is then killed when this value is dropped.
+    pub async fn stop(mut self) -> anyhow::Result<()> {
+        self.signal(Signal::TERM)?;
+        // A paused process would see the first signal only after this one.
+        self.signal(Signal::CONT)?;
+        let what = format!("{} to end", self.name);
+        eventually(what, || !matches!(self.child.try_wait(), Ok(None))).await
+    }
+
+    /// Kills it (SIGKILL) and waits until it is gone.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn kill(mut self) -> anyhow::Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    fn signal(&self, signal: Signal) -> anyhow::Result<()> {
+        kill_process(pid_of(self.pid())?, signal)
+            .with_context(|| format!("could not send {signal:?} to {} ({})", self.name, self.pid()))
+    }
+}
+
+impl Drop for ServerProcess {
+    fn drop(&mut self) {
+        // Nothing happens to a process that was reaped before: its id may be another's by now.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Whether a process with this id exists and has not ended. One that has ended and waits for its parent has ended.
+///
+/// # Errors
+/// When the id cannot be that of a process.
+pub fn is_running(pid: u32) -> anyhow::Result<bool> {
+    if test_kill_process(pid_of(pid)?).is_err() {
+        return Ok(false);
+    }
+    // The state follows the name, which is in parentheses and may contain some.
+    let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok();
+    let state = state.as_deref().and_then(|stat| stat.rsplit_once(") ")).map(|(_, state)| state);
+    Ok(!state.is_some_and(|state| state.starts_with(['Z', 'X'])))
+}
+
+pub(crate) fn pid_of(id: u32) -> anyhow::Result<Pid> {
+    match i32::try_from(id).ok().and_then(Pid::from_raw) {
+        Some(pid) => Ok(pid),
+        None => bail!("{id} is not the id of a process"),
+    }
+}

@@ -1,0 +1,70 @@
+//! The worker's side of kill points.
+
+use std::collections::HashMap;
+use std::io::{self, BufRead as _, Write as _};
+use std::sync::Arc;
+use std::thread;
+
+use tokio::sync::Semaphore;
+
+use super::{AT, GO, POINTS_VARIABLE};
+
+/// The points at which this process waits. A point that the test did not name costs nothing.
+///
+/// ```
+/// # tokio::runtime::Builder::new_current_thread().build()?.block_on(async {
+/// use idempotency_test_support::worker::{BEFORE_EFFECT, KillPoints};
+///
+/// let points = KillPoints::from_env();
+/// points.reach(BEFORE_EFFECT).await; // returns at once here: no test has named the point
+/// # });
+/// # Ok::<(), std::io::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct KillPoints {
+    /// One permit for each `go`.
+    armed: Arc<HashMap<String, Semaphore>>,
+}
+
+impl KillPoints {
+    /// The points that [`Worker::spawn`](super::Worker::spawn) was given; none if this process is nobody's worker.
+    ///
+    /// Reads standard input from now on. When it ends, the test is gone, and so is this process.
+    pub fn from_env() -> Self {
+        let names = std::env::var(POINTS_VARIABLE).unwrap_or_default();
+        let armed = names.split(',').filter(|name| !name.is_empty());
+        let armed = Arc::new(armed.map(|name| (String::from(name), Semaphore::new(0))).collect::<HashMap<_, _>>());
+        if !armed.is_empty() {
+            let points = Arc::clone(&armed);
+            thread::spawn(move || listen(&points));
+        }
+        Self { armed }
+    }
+
+    /// Says that this point is reached and waits for the test to let it go on, if the test wants to know.
+    ///
+    /// Several tasks may wait at one point; each `go` is for one of them.
+    pub async fn reach(&self, point: &str) {
+        let Some(permits) = self.armed.get(point) else { return };
+        // A test that is gone reads nothing; the listener ends this process then.
+        let _ = announce(point);
+        if let Ok(permit) = permits.acquire().await {
+            permit.forget();
+        }
+    }
+}
+
+fn announce(point: &str) -> io::Result<()> {
+    let mut output = io::stdout().lock();
+    writeln!(output, "{AT}{point}")?;
+    output.flush()
+}
+
+fn listen(points: &HashMap<String, Semaphore>) {
+    for line in io::stdin().lock().lines().map_while(Result::ok) {
+        if let Some(permits) = line.strip_prefix(GO).and_then(|point| points.get(point)) {
+            permits.add_permits(1);
+        }
+    }
+    std::process::exit(0);
+}

@@ -1,0 +1,43 @@
+//! Worker processes that can be killed at named points.
+//!
+//! The test starts a program with [`Worker::spawn`] and says at which points it shall stop. The program makes
+//! [`KillPoints::from_env`] and awaits [`reach`](KillPoints::reach) where a kill would be interesting; with
+//! [`KillPointStore`] around its store, the points of the store's requests are there already. Each side knows the other
+//! by lines: the worker prints `at <point>` and waits; the test writes `go <point>`. All other lines that the worker
+//! prints are its output.
+
+mod kill_point_store;
+mod kill_points;
+mod process;
+
+pub use kill_point_store::KillPointStore;
+pub use kill_points::KillPoints;
+pub use process::{Worker, example};
+
+/// The points that every test of crashes goes through, in the order in which one call reaches them.
+pub const POINTS: [&str; 8] =
+    [BEFORE_SEND, AFTER_SEND, AFTER_CLAIM, BEFORE_EFFECT, DURING_RENEWAL, AFTER_EFFECT, BEFORE_COMMIT, AFTER_COMMIT];
+
+/// The claim has not been sent.
+pub const BEFORE_SEND: &str = "before_send";
+/// The claim is on its way, its answer has not been read.
+pub const AFTER_SEND: &str = "after_send";
+/// The claim was granted, the engine does not know it yet.
+pub const AFTER_CLAIM: &str = "after_claim";
+/// In the body, before the effect. Reached by the body itself.
+pub const BEFORE_EFFECT: &str = "before_effect";
+/// A renewal is on its way, its answer has not been read.
+pub const DURING_RENEWAL: &str = "during_renewal";
+/// In the body, after the effect. Reached by the body itself.
+pub const AFTER_EFFECT: &str = "after_effect";
+/// The commit has not been sent.
+pub const BEFORE_COMMIT: &str = "before_commit";
+/// The commit was applied, the engine does not know it yet.
+pub const AFTER_COMMIT: &str = "after_commit";
+
+/// Names the points at which a worker waits, separated by commas.
+const POINTS_VARIABLE: &str = "IDEMPOTENCY_KILL_POINTS";
+/// Begins the line of a worker that has reached a point.
+const AT: &str = "at ";
+/// Begins the line of a test that lets the worker go on.
+const GO: &str = "go ";
