@@ -11,6 +11,8 @@
 pub mod deadline;
 pub mod effects;
 mod guard;
+mod port;
+pub mod proxy;
 mod resp;
 pub mod server;
 pub mod worker;

@@ -3,6 +3,9 @@
 /// Deeper than any real answer, and far from the end of the stack.
 const MAX_DEPTH: usize = 32;
 
+/// The first bytes of all messages.
+const KINDS: &[u8] = b"+-:_,#($=!*~>%|";
+
 /// A length that is not yet known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Length {
@@ -27,7 +30,10 @@ pub(crate) fn request_length(bytes: &[u8]) -> Length {
     match bytes.first() {
         None => Length::Incomplete,
         Some(b'*') => message_length(bytes),
-        Some(_) => line(bytes, 0).map_or_else(|stop| stop, |(_, end)| Length::Complete(end)),
+        Some(byte) if byte.is_ascii_alphabetic() => {
+            line(bytes, 0).map_or_else(|stop| stop, |(_, end)| Length::Complete(end))
+        }
+        Some(_) => Length::Invalid,
     }
 }
 
@@ -50,6 +56,10 @@ pub(crate) fn words(request: &[u8]) -> Vec<&[u8]> {
 fn value(bytes: &[u8], at: usize, depth: usize) -> Result<usize, Length> {
     let depth = depth.checked_sub(1).ok_or(Length::Invalid)?;
     let kind = *bytes.get(at).ok_or(Length::Incomplete)?;
+    if !KINDS.contains(&kind) {
+        // Not after the end of the line, which may never come.
+        return Err(Length::Invalid);
+    }
     let (content, end) = line(bytes, at)?;
     match kind {
         b'+' | b'-' | b':' | b'_' | b',' | b'#' | b'(' => Ok(end),
@@ -120,7 +130,9 @@ mod tests {
 
     #[test]
     fn what_is_not_the_protocol_is_said_to_be_none() {
-        for bytes in [&b"HTTP/1.1 400 Bad Request\r\n"[..], b"$x\r\n", b"$-2\r\n", b"$99999999999999999999\r\n"] {
+        for bytes in
+            [&b"\x16\x03\x01"[..], b"HTTP/1.1 400 Bad Request\r\n", b"$x\r\n", b"$-2\r\n", b"$99999999999999999999\r\n"]
+        {
             assert_eq!(message_length(bytes), Invalid, "{}", bytes.escape_ascii());
         }
         assert_eq!(message_length(&b"*1\r\n".repeat(100)), Invalid);
@@ -134,5 +146,6 @@ mod tests {
         assert_eq!(words(request), [&b"SET"[..], b"k", b"a\r\nb"]);
         assert_eq!(request_length(b"PING  now\r\nPING\r\n"), Complete(11));
         assert_eq!(words(b"PING  now\r\n"), [&b"PING"[..], b"now"]);
+        assert_eq!(request_length(b"\x16\x03\x01"), Invalid);
     }
 }

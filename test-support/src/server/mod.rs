@@ -6,7 +6,6 @@
 mod admin;
 mod binary;
 mod certificates;
-mod port;
 pub(crate) mod process;
 mod redis;
 mod redis_options;

@@ -9,8 +9,9 @@ use tempfile::TempDir;
 use super::certificates::Certificates;
 use super::process::ServerProcess;
 use super::redis_options::RedisOptions;
-use super::{admin, binary, port};
+use super::{admin, binary};
 use crate::deadline::eventually_async;
+use crate::port;
 
 /// Names a server to use where any will do.
 const URL_VARIABLE: &str = "IDEMPOTENCY_REDIS_URL";

@@ -14,7 +14,7 @@ const PORTS: Range<u16> = 20_000..32_000;
 static NEXT: AtomicU16 = AtomicU16::new(0);
 
 /// A port of the loopback interface on which nobody listens. Somebody may take it before the caller does.
-pub(super) fn free() -> anyhow::Result<u16> {
+pub(crate) fn free() -> anyhow::Result<u16> {
     let count = PORTS.end - PORTS.start;
     // Far apart for process ids that are close together.
     let offset = std::process::id().wrapping_mul(7_919) % u32::from(count);

@@ -1,0 +1,103 @@
+//! The thread of a proxy: accepts connections and starts their forwarding.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+
+use super::connection::{self, Shared};
+use crate::port;
+
+/// How often another port is tried when somebody was faster.
+const PORT_ATTEMPTS: usize = 10;
+
+/// Whether new connections are accepted. Answered when it is so.
+pub(super) enum Door {
+    Open(oneshot::Sender<anyhow::Result<()>>),
+    Close(oneshot::Sender<anyhow::Result<()>>),
+}
+
+pub(super) fn run(
+    server: String,
+    shared: Arc<Shared>,
+    orders: mpsc::UnboundedReceiver<Door>,
+    started: oneshot::Sender<anyhow::Result<SocketAddr>>,
+) {
+    // Whoever started it may have gone, then nobody needs the error.
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return drop(started.send(Err(error.into()))),
+    };
+    runtime.block_on(async {
+        match listen().await {
+            Ok((listener, address)) => {
+                let _ = started.send(Ok(address));
+                serve(listener, address, &server, &shared, orders).await;
+            }
+            Err(error) => drop(started.send(Err(error))),
+        }
+    });
+}
+
+async fn listen() -> anyhow::Result<(TcpListener, SocketAddr)> {
+    let mut failure = None;
+    for _ in 0..PORT_ATTEMPTS {
+        match TcpListener::bind((Ipv4Addr::LOCALHOST, port::free()?)).await {
+            Ok(listener) => {
+                let address = listener.local_addr()?;
+                return Ok((listener, address));
+            }
+            Err(error) => failure = Some(error),
+        }
+    }
+    Err(failure.unwrap_or_else(|| io::ErrorKind::AddrInUse.into())).context("the proxy found no free port")
+}
+
+/// Until the proxy is dropped; its connections go with it.
+async fn serve(
+    listener: TcpListener,
+    address: SocketAddr,
+    server: &str,
+    shared: &Arc<Shared>,
+    mut orders: mpsc::UnboundedReceiver<Door>,
+) {
+    let mut listener = Some(listener);
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            order = orders.recv() => match order {
+                None => return,
+                Some(Door::Close(done)) => {
+                    listener = None;
+                    let _ = done.send(Ok(()));
+                }
+                Some(Door::Open(done)) => {
+                    let opened = open(&mut listener, address).await;
+                    let _ = done.send(opened);
+                }
+            },
+            Ok(client) = next(listener.as_ref()) => {
+                connections.spawn(connection::run(client, String::from(server), Arc::clone(shared)));
+            }
+            Some(_) = connections.join_next() => {}
+        }
+    }
+}
+
+async fn next(listener: Option<&TcpListener>) -> io::Result<TcpStream> {
+    match listener {
+        Some(listener) => Ok(listener.accept().await?.0),
+        None => std::future::pending().await,
+    }
+}
+
+async fn open(listener: &mut Option<TcpListener>, address: SocketAddr) -> anyhow::Result<()> {
+    if listener.is_none() {
+        *listener = Some(TcpListener::bind(address).await.context("the port of the proxy was taken")?);
+    }
+    Ok(())
+}

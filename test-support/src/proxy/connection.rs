@@ -1,0 +1,261 @@
+//! One connection through a proxy.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::net::tcp::{ReadHalf, WriteHalf};
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+
+use super::fault::{self, Action, Moment, Plan, Struck};
+use super::request::Request;
+use crate::resp::{Length, message_length, request_length};
+
+/// What all connections of a proxy know.
+#[derive(Debug, Default)]
+pub(super) struct Shared {
+    plans: Mutex<Vec<Plan>>,
+    counts: Mutex<BTreeMap<String, usize>>,
+    connections: AtomicUsize,
+    conditions: watch::Sender<Conditions>,
+}
+
+/// What the test can change while connections are open.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Conditions {
+    pub(super) request_delay: Duration,
+    pub(super) answer_delay: Duration,
+    pub(super) flows: bool,
+    /// Grows when all connections shall end.
+    pub(super) ended: u64,
+    pub(super) end: Ending,
+}
+
+impl Default for Conditions {
+    fn default() -> Self {
+        let none = Duration::ZERO;
+        Self { request_delay: none, answer_delay: none, flows: true, ended: 0, end: Ending::Close }
+    }
+}
+
+/// How a connection ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ending {
+    Close,
+    Reset,
+}
+
+impl Shared {
+    pub(super) fn plans(&self) -> MutexGuard<'_, Vec<Plan>> {
+        // A matching function that panicked has left the list whole.
+        self.plans.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn counts(&self) -> MutexGuard<'_, BTreeMap<String, usize>> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn connections(&self) -> usize {
+        self.connections.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn change(&self, change: impl FnOnce(&mut Conditions)) {
+        self.conditions.send_modify(change);
+    }
+
+    /// Counts the request and says which fault it meets.
+    fn meet(&self, request: &Request) -> Option<Struck> {
+        *self.counts().entry(request.command()).or_default() += 1;
+        fault::meet(&mut self.plans(), request)
+    }
+
+    async fn until_due_and_flowing(&self, due: Instant) {
+        tokio::time::sleep_until(due).await;
+        // The sender lives as long as `self`.
+        let _ = self.conditions.subscribe().wait_for(|conditions| conditions.flows).await;
+    }
+
+    async fn until_all_end(&self, since: u64) -> Ending {
+        let mut conditions = self.conditions.subscribe();
+        match conditions.wait_for(|conditions| conditions.ended != since).await {
+            Ok(conditions) => conditions.end,
+            Err(_) => Ending::Close,
+        }
+    }
+}
+
+/// Counts a connection as long as it lives.
+struct Counted<'a>(&'a Shared);
+
+impl<'a> Counted<'a> {
+    fn new(shared: &'a Shared) -> Self {
+        shared.connections.fetch_add(1, Ordering::SeqCst);
+        Self(shared)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+pub(super) async fn run(mut client: TcpStream, server: String, shared: Arc<Shared>) {
+    let _counted = Counted::new(&shared);
+    let since = shared.conditions.borrow().ended;
+    let ending = tokio::select! {
+        ending = shared.until_all_end(since) => ending,
+        // A connection that fails is closed.
+        ending = forward(&mut client, &server, &shared) => ending.unwrap_or(Ending::Close),
+    };
+    if ending == Ending::Reset {
+        // Not towards the server: a reset there can take back a request that it has not read.
+        let _ = client.set_zero_linger();
+    }
+}
+
+/// What the request direction tells the answer direction: for each request without an answer, the fault that its answer
+/// meets.
+type Unanswered = Mutex<VecDeque<Option<Struck>>>;
+
+async fn forward(client: &mut TcpStream, server: &str, shared: &Shared) -> io::Result<Ending> {
+    let mut server = TcpStream::connect(server).await?;
+    client.set_nodelay(true)?;
+    server.set_nodelay(true)?;
+    let action = {
+        let (from_client, to_client) = client.split();
+        let (from_server, to_server) = server.split();
+        let unanswered = Unanswered::default();
+        let (request, requests) = mpsc::unbounded_channel();
+        let (answer, answers) = mpsc::unbounded_channel();
+        let request_delay = || shared.conditions.borrow().request_delay;
+        let answer_delay = || shared.conditions.borrow().answer_delay;
+        tokio::select! {
+            action = write_requests(requests, to_server, &unanswered, shared) => action?,
+            action = write_answers(answers, to_client, &unanswered, shared) => action?,
+            // A side that says no more: what it has said is still passed on, which ends the connection.
+            never = read(from_client, request, request_length, request_delay) => match never? {},
+            never = read(from_server, answer, message_length, answer_delay) => match never? {},
+        }
+    };
+    match action {
+        Action::Close => Ok(Ending::Close),
+        Action::Reset => Ok(Ending::Reset),
+        // Both sockets stay open until the proxy ends them.
+        Action::Silence => std::future::pending().await,
+    }
+}
+
+/// What is passed on as a whole.
+struct Message {
+    /// When it may be passed on.
+    due: Instant,
+    bytes: Vec<u8>,
+    /// Of the Redis protocol. If not, these are just the bytes that came together.
+    understood: bool,
+}
+
+/// Reads whole messages until the stream ends, then waits for the messages to be passed on.
+async fn read(
+    mut from: ReadHalf<'_>,
+    to: mpsc::UnboundedSender<Message>,
+    length: fn(&[u8]) -> Length,
+    delay: impl Fn() -> Duration,
+) -> io::Result<std::convert::Infallible> {
+    let mut buffer = Vec::new();
+    // Once lost, the beginning of a message is never found again.
+    let mut understood = true;
+    while from.read_buf(&mut buffer).await? > 0 {
+        while !buffer.is_empty() {
+            let end = match length(&buffer) {
+                Length::Complete(end) if understood => end,
+                Length::Incomplete if understood => break,
+                Length::Complete(_) | Length::Incomplete | Length::Invalid => {
+                    understood = false;
+                    buffer.len()
+                }
+            };
+            let rest = buffer.split_off(end);
+            let bytes = std::mem::replace(&mut buffer, rest);
+            // Nobody receives when the connection has ended.
+            let _ = to.send(Message { due: Instant::now() + delay(), bytes, understood });
+        }
+    }
+    if !buffer.is_empty() {
+        let _ = to.send(Message { due: Instant::now() + delay(), bytes: buffer, understood: false });
+    }
+    drop(to);
+    std::future::pending().await
+}
+
+async fn write_requests(
+    mut requests: mpsc::UnboundedReceiver<Message>,
+    mut to: WriteHalf<'_>,
+    unanswered: &Unanswered,
+    shared: &Shared,
+) -> io::Result<Action> {
+    while let Some(message) = requests.recv().await {
+        shared.until_due_and_flowing(message.due).await;
+        let request = Request::new(message.bytes, message.understood);
+        let mut struck = shared.meet(&request);
+        match struck.as_ref().map(|struck| struck.fault.moment) {
+            Some(Moment::BeforeRequest) => return Ok(announce(struck)),
+            Some(Moment::InsideRequest) => {
+                let bytes = request.bytes();
+                to.write_all(&bytes[..bytes.len() / 2]).await?;
+                return Ok(announce(struck));
+            }
+            Some(Moment::AfterRequest | Moment::InsideAnswer) | None => {
+                lock(unanswered).push_back(struck.take());
+                to.write_all(request.bytes()).await?;
+            }
+        }
+    }
+    Ok(Action::Close)
+}
+
+async fn write_answers(
+    mut answers: mpsc::UnboundedReceiver<Message>,
+    mut to: WriteHalf<'_>,
+    unanswered: &Unanswered,
+    shared: &Shared,
+) -> io::Result<Action> {
+    while let Some(answer) = answers.recv().await {
+        shared.until_due_and_flowing(answer.due).await;
+        let struck = struck_by(&answer, unanswered);
+        let answer = answer.bytes;
+        match struck.as_ref().map(|struck| struck.fault.moment) {
+            None => to.write_all(&answer).await?,
+            Some(Moment::InsideAnswer) => {
+                to.write_all(&answer[..answer.len() / 2]).await?;
+                return Ok(announce(struck));
+            }
+            Some(_) => return Ok(announce(struck)),
+        }
+    }
+    Ok(Action::Close)
+}
+
+/// The fault of the request to which this is the answer.
+fn struck_by(answer: &Message, unanswered: &Unanswered) -> Option<Struck> {
+    let mut unanswered = lock(unanswered);
+    match answer.bytes.first() {
+        _ if !answer.understood => unanswered.drain(..).flatten().next(),
+        // The server speaks unasked.
+        Some(b'>') => None,
+        _ => unanswered.pop_front().flatten(),
+    }
+}
+
+fn announce(struck: Option<Struck>) -> Action {
+    struck.map_or(Action::Close, Struck::announce)
+}
+
+fn lock(unanswered: &Unanswered) -> MutexGuard<'_, VecDeque<Option<Struck>>> {
+    unanswered.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,202 @@
+//! A TCP proxy between a client and a server that fails as told.
+//!
+//! It knows where requests and answers of the Redis protocol begin and end, so that a fault strikes exactly between two
+//! of them, and so that requests can be counted and recognized. It takes the first answer for that of the first request,
+//! and so on; messages that the server pushes in RESP3 are no answers. (Commands with more or fewer answers than one,
+//! such as `SUBSCRIBE` in RESP2, `MONITOR` and `CLIENT REPLY OFF`, put that out of step.) A stream that is not the Redis
+//! protocol, TLS for example, is passed on as it comes, and each piece that was read counts as one nameless request or
+//! as the answer to all requests before it.
+//!
+//! It runs in a thread of its own: a test may block its executor, and the proxy goes on.
+
+mod accept;
+mod connection;
+mod fault;
+mod request;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio::sync::{mpsc, oneshot};
+
+pub use fault::{Action, Fault, Moment, Planned};
+pub use request::Request;
+
+use accept::Door;
+use connection::{Ending, Shared};
+use fault::Plan;
+
+/// The proxy. Its connections end with it.
+///
+/// ```no_run
+/// # async fn test(server: idempotency_test_support::server::RedisServer) -> anyhow::Result<()> {
+/// use idempotency_test_support::proxy::{Action, Fault, Moment, Proxy};
+///
+/// let proxy = Proxy::start(server.address()?).await?;
+/// let url = proxy.url(&server.url()); // for the client
+/// let lost = proxy.next("SET", Fault::new(Moment::AfterRequest, Action::Close));
+/// // … the client sends a SET, which the server applies …
+/// lost.happened().await?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Proxy {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    /// Closed to end the thread.
+    doors: Option<mpsc::UnboundedSender<Door>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Proxy {
+    /// Starts one in front of `server`, which is host and port.
+    ///
+    /// While the server refuses connections, the proxy accepts them and closes them at once.
+    ///
+    /// # Errors
+    /// When no port is free.
+    pub async fn start(server: impl Into<String>) -> anyhow::Result<Self> {
+        let shared = Arc::new(Shared::default());
+        let (doors, orders) = mpsc::unbounded_channel();
+        let (started, address) = oneshot::channel();
+        let thread = std::thread::Builder::new().name(String::from("test-proxy")).spawn({
+            let (server, shared) = (server.into(), Arc::clone(&shared));
+            move || accept::run(server, shared, orders, started)
+        })?;
+        let address = address.await.context("the proxy has ended")??;
+        Ok(Self { address, shared, doors: Some(doors), thread: Some(thread) })
+    }
+
+    /// Where clients connect to.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// `url` with the proxy's host and port in place of the server's.
+    pub fn url(&self, url: &str) -> String {
+        let (scheme, rest) = url.split_once("://").unwrap_or(("redis", url));
+        let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+        let user = authority.rfind('@').map_or("", |at| &authority[..=at]);
+        format!("{scheme}://{user}{}{path}", self.address)
+    }
+
+    /// The next request of this command meets the fault. The name counts whatever its case.
+    pub fn next(&self, command: &str, fault: Fault) -> Planned {
+        let command = command.to_ascii_uppercase();
+        self.nth(1, move |request| request.command() == command, fault)
+    }
+
+    /// The `nth` request from now for which `matches` holds meets the fault, over all connections. The first is 1.
+    ///
+    /// Faults that wait are looked at in the order in which they were planned. A request that meets one is not counted
+    /// by those behind it.
+    pub fn nth(&self, nth: usize, matches: impl Fn(&Request) -> bool + Send + 'static, fault: Fault) -> Planned {
+        let (plan, planned) = Plan::new(nth, Box::new(matches), fault);
+        self.shared.plans().push(plan);
+        planned
+    }
+
+    /// Every request for which `matches` holds meets the fault, until [`clear`](Self::clear).
+    pub fn every(&self, matches: impl Fn(&Request) -> bool + Send + 'static, fault: Fault) {
+        self.shared.plans().push(Plan::always(Box::new(matches), fault));
+    }
+
+    /// Forgets all faults that have not struck.
+    pub fn clear(&self) {
+        self.shared.plans().clear();
+    }
+
+    /// Every request that arrives from now on reaches the server this much later. Order is kept.
+    pub fn delay_requests(&self, delay: Duration) {
+        self.shared.change(|conditions| conditions.request_delay = delay);
+    }
+
+    /// Every answer that arrives from now on reaches the client this much later. Order is kept.
+    pub fn delay_answers(&self, delay: Duration) {
+        self.shared.change(|conditions| conditions.answer_delay = delay);
+    }
+
+    /// Nothing is passed on any more, in both directions, on all connections, new ones included. They stay open.
+    pub fn half_open(&self) {
+        self.shared.change(|conditions| conditions.flows = false);
+    }
+
+    /// Ends [`half_open`](Self::half_open): what has waited is passed on.
+    pub fn heal(&self) {
+        self.shared.change(|conditions| conditions.flows = true);
+    }
+
+    /// Closes all connections, as a server that ends does.
+    pub fn close_all(&self) {
+        self.end_all(Ending::Close);
+    }
+
+    /// Resets all connections towards their clients (RST), as a server that has crashed or a firewall does.
+    pub fn reset_all(&self) {
+        self.end_all(Ending::Reset);
+    }
+
+    fn end_all(&self, ending: Ending) {
+        self.shared.change(|conditions| {
+            conditions.end = ending;
+            conditions.ended += 1;
+        });
+    }
+
+    /// New connections are refused from now on. Open ones stay.
+    ///
+    /// # Errors
+    /// When the proxy has ended.
+    pub async fn refuse(&self) -> anyhow::Result<()> {
+        self.order(Door::Close).await
+    }
+
+    /// New connections are accepted again, at the same address.
+    ///
+    /// # Errors
+    /// When somebody has taken the port.
+    pub async fn accept(&self) -> anyhow::Result<()> {
+        self.order(Door::Open).await
+    }
+
+    async fn order(&self, door: fn(oneshot::Sender<anyhow::Result<()>>) -> Door) -> anyhow::Result<()> {
+        let (answer, done) = oneshot::channel();
+        let doors = self.doors.as_ref().context("the proxy has ended")?;
+        doors.send(door(answer)).ok().context("the proxy has ended")?;
+        done.await.context("the proxy has ended")?
+    }
+
+    /// How many connections are open.
+    pub fn connections(&self) -> usize {
+        self.shared.connections()
+    }
+
+    /// How many requests have come so far, those that met a fault included.
+    pub fn requests(&self) -> usize {
+        self.shared.counts().values().sum()
+    }
+
+    /// How many requests of this command have come so far.
+    pub fn requests_of(&self, command: &str) -> usize {
+        self.shared.counts().get(&command.to_ascii_uppercase()).copied().unwrap_or_default()
+    }
+
+    /// How many requests have come so far, by command.
+    pub fn requests_by_command(&self) -> BTreeMap<String, usize> {
+        self.shared.counts().clone()
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        drop(self.doors.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
