@@ -183,8 +183,8 @@ async fn half_open_connections_hear_nothing_until_they_heal() -> anyhow::Result<
 
 #[tokio::test]
 async fn all_connections_can_be_closed_or_reset() -> anyhow::Result<()> {
-    let scene = Scene::new().await?;
     type End = fn(&Proxy);
+    let scene = Scene::new().await?;
     let ends = [(Proxy::close_all as End, None), (Proxy::reset_all as End, Some(ErrorKind::ConnectionReset))];
     for (end, expected) in ends {
         let (mut first, mut second) = (scene.client().await?, scene.client().await?);

@@ -22,8 +22,8 @@ pub(super) enum Door {
 }
 
 pub(super) fn run(
-    server: String,
-    shared: Arc<Shared>,
+    server: &str,
+    shared: &Arc<Shared>,
     orders: mpsc::UnboundedReceiver<Door>,
     started: oneshot::Sender<anyhow::Result<SocketAddr>>,
 ) {
@@ -36,7 +36,7 @@ pub(super) fn run(
         match listen().await {
             Ok((listener, address)) => {
                 let _ = started.send(Ok(address));
-                serve(listener, address, &server, &shared, orders).await;
+                serve(listener, address, server, shared, orders).await;
             }
             Err(error) => drop(started.send(Err(error))),
         }

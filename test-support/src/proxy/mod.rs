@@ -66,7 +66,7 @@ impl Proxy {
         let (started, address) = oneshot::channel();
         let thread = std::thread::Builder::new().name(String::from("test-proxy")).spawn({
             let (server, shared) = (server.into(), Arc::clone(&shared));
-            move || accept::run(server, shared, orders, started)
+            move || accept::run(&server, &shared, orders, started)
         })?;
         let address = address.await.context("the proxy has ended")??;
         Ok(Self { address, shared, doors: Some(doors), thread: Some(thread) })

@@ -19,6 +19,9 @@ const URL_VARIABLE: &str = "IDEMPOTENCY_REDIS_URL";
 /// Names the program to start, which may be a Valkey server.
 const PROGRAM_VARIABLE: &str = "REDIS_SERVER";
 
+/// What the server says of itself when it has read its files. Before that, it answers but has no keys.
+const LOADED: &str = "\nloading:0\r";
+
 /// How often another port is tried when somebody was faster.
 const PORT_ATTEMPTS: usize = 10;
 
@@ -271,7 +274,8 @@ impl Private {
         let mut ended = None;
         let answered = eventually_async("redis-server to answer", async || {
             ended = process.ended().ok().flatten();
-            ended.is_some() || self.ask(&["INFO", "server"]).await.is_ok_and(|answer| answer.contains(&ours))
+            let answer = self.ask(&["INFO", "all"]).await.unwrap_or_default();
+            ended.is_some() || answer.contains(&ours) && answer.contains(LOADED)
         });
         let answered = answered.await;
         if let Some(status) = ended {
