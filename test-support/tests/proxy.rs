@@ -256,6 +256,7 @@ async fn other_protocols_pass_piece_by_piece() -> anyhow::Result<()> {
     assert_eq!(proxy.requests_of(""), 2);
     let planned = proxy.nth(1, |_| true, Fault::new(Moment::AfterRequest, Action::Close));
     client.write_all(b"\x17").await?;
+    within("the request", server.read_u8()).await??;
     server.write_all(b"\x16answer").await?;
     assert_eq!(rest(&mut client).await?, (Vec::new(), None));
     planned.happened().await

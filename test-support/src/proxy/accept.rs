@@ -72,7 +72,11 @@ async fn serve(
             order = orders.recv() => match order {
                 None => return,
                 Some(Door::Close(done)) => {
-                    listener = None;
+                    if let Some(listener) = listener.take() {
+                        // A process that is being started at this moment has a copy of the socket until it executes its
+                        // program, and closing would take effect only then.
+                        let _ = rustix::net::shutdown(&listener, rustix::net::Shutdown::Both);
+                    }
                     let _ = done.send(Ok(()));
                 }
                 Some(Door::Open(done)) => {
