@@ -60,7 +60,8 @@ async fn what_was_answered_survives_a_kill_with_append_only_and_not_without() ->
 
 #[tokio::test]
 async fn a_stopped_server_refuses_connections_until_it_is_started_again() -> anyhow::Result<()> {
-    let mut server = RedisServer::start(private().append_only()).await?;
+    // Slow to read its files, in microseconds for each key: before that it has none.
+    let mut server = RedisServer::start(private().append_only().setting("key-load-delay", "200000")).await?;
     server.command(&["SET", "key", "value"]).await?;
     server.stop().await?;
     assert!(TcpStream::connect(("127.0.0.1", server.port()?)).is_err());
