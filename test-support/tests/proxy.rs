@@ -230,13 +230,13 @@ async fn pushed_messages_are_no_answers() -> anyhow::Result<()> {
     while !heard.ends_with(b"+OK\r\n") {
         within("the greeting", client.read_buf(&mut heard)).await??;
     }
+    // The message is held up until the request has passed: were it an answer, it would be taken for that of the request.
+    scene.proxy.delay_answers(Duration::from_millis(100));
     scene.server.command(&["SET", "key", "other"]).await?;
-    answer(&mut client, b"", b">2\r\n$10\r\ninvalidate\r\n*1\r\n$3\r\nkey\r\n").await?;
-    // Were the push an answer, this fault would meet the answer to the first PING.
-    let planned =
-        scene.proxy.nth(2, |request| request.command() == "PING", Fault::new(Moment::AfterRequest, Action::Close));
-    client.write_all(&[PING, PING].concat()).await?;
-    assert_eq!(rest(&mut client).await?, (b"+PONG\r\n".to_vec(), None));
+    let planned = scene.proxy.next("PING", Fault::new(Moment::AfterRequest, Action::Close));
+    client.write_all(PING).await?;
+    let pushed = b">2\r\n$10\r\ninvalidate\r\n*1\r\n$3\r\nkey\r\n";
+    assert_eq!(rest(&mut client).await?, (pushed.to_vec(), None));
     planned.happened().await
 }
 

@@ -72,6 +72,16 @@ async fn a_stopped_server_refuses_connections_until_it_is_started_again() -> any
 }
 
 #[tokio::test]
+async fn a_restarted_server_has_read_its_files() -> anyhow::Result<()> {
+    // Reading takes half a second then: a pause, in microseconds, for each key.
+    let mut server = RedisServer::start(private().append_only().setting("key-load-delay", "50")).await?;
+    server.command(&["EVAL", "for i = 1, 5000 do redis.call('SET', i, i) end", "0"]).await?;
+    server.restart().await?;
+    assert_eq!(server.command(&["DBSIZE"]).await?, "5000");
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_paused_server_keeps_its_connections_and_answers_later() -> anyhow::Result<()> {
     let server = RedisServer::start(private()).await?;
     server.pause()?;

@@ -1,7 +1,7 @@
 //! Worker processes that stop where they are told to.
 
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use idempotency_test_support::deadline::{eventually, within};
@@ -9,6 +9,7 @@ use idempotency_test_support::effects::EffectLog;
 use idempotency_test_support::server::is_running;
 use idempotency_test_support::worker::{AFTER_CLAIM, AFTER_EFFECT, POINTS, Worker, example};
 use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
 
 struct Scene {
     effects: EffectLog,
@@ -116,6 +117,22 @@ async fn a_dropped_worker_is_killed_also_when_it_is_stopped() -> anyhow::Result<
         eventually("the worker to end", || !is_running(pid).unwrap()).await?;
     }
     Ok(())
+}
+
+#[tokio::test]
+async fn a_worker_ends_with_the_process_that_started_it_also_when_both_cannot_act() -> anyhow::Result<()> {
+    let scene = Scene::new()?;
+    let mut holder = tokio::process::Command::new(env!("CARGO_BIN_EXE_hold_worker"))
+        .arg(env!("CARGO_BIN_EXE_sample_worker"))
+        .arg(scene.effects.path())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()?;
+    let mut lines = BufReader::new(holder.stdout.take().unwrap()).lines();
+    let pid = within("the worker's id", lines.next_line()).await??.unwrap().parse()?;
+    assert!(is_running(pid)?);
+    holder.kill().await?;
+    eventually("the worker to end", || !is_running(pid).unwrap()).await
 }
 
 #[tokio::test]
