@@ -163,15 +163,13 @@ where
     let run = Run { reader, stage: Stage::Admission { core, body, writer: codec.writer } };
     match tokio::spawn(Scope::current().wrap(run).in_current_span()).await {
         Ok(result) => result,
-        Err(error) => match error.try_into_panic() {
-            Ok(panic) => resume_unwind(panic),
-            // Only the end of its runtime cancels the task. The caller may be on another one.
-            Err(_) => {
-                let error =
-                    call.map_or_else(|| Error::new(ErrorKind::InDoubt), |call| call.refused(ErrorKind::InDoubt));
-                let error = error.with_detail("the runtime of its task ended");
-                refusals.answer(Answer::Refused(error))
+        Err(error) => {
+            if let Ok(panic) = error.try_into_panic() {
+                resume_unwind(panic)
             }
-        },
+            // Only the end of its runtime cancels the task. The caller may be on another one.
+            let error = call.map_or_else(|| Error::new(ErrorKind::InDoubt), |call| call.refused(ErrorKind::InDoubt));
+            refusals.answer(Answer::Refused(error.with_detail("the runtime of its task ended")))
+        }
     }
 }
