@@ -143,7 +143,7 @@ impl Inner {
             StoreErrorKind::Unsupported => ErrorKind::Unsupported,
             StoreErrorKind::Config => ErrorKind::Config,
         };
-        Error::new(kind).with_store(self.store.name()).with_detail(error.to_string()).with_source(error)
+        Error::new(kind).with_store(DynStore::name(&*self.store)).with_detail(error.to_string()).with_source(error)
     }
 }
 
@@ -297,7 +297,7 @@ impl Idempotency {
 impl std::fmt::Debug for Idempotency {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Idempotency")
-            .field("store", &self.inner.store.name())
+            .field("store", &DynStore::name(&*self.inner.store))
             .field("namespace", &self.inner.settings.namespace)
             .finish_non_exhaustive()
     }
