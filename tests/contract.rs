@@ -1,8 +1,9 @@
 //! The names and shapes that programs are compiled against.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use idempotency::store::MemoryStore;
+use idempotency::store::{DynStore, MemoryStore};
 use idempotency::{
     Context, Error, ErrorKind, Idempotency, InCurrentScope as _, OnConflict, OnCrash, OnError, Resolution, State,
     Unstored, idempotent,
@@ -39,6 +40,16 @@ async fn an_engine_is_made_from_a_store_with_settings_and_from_a_url() -> Result
     let from_url = Idempotency::connect("memory:").await?;
     assert_eq!(from_url.clone().scope(charge(&Order { id: 1 })).await.unwrap(), Receipt("receipt 1".into()));
     Ok(())
+}
+
+#[tokio::test]
+async fn an_engine_takes_a_store_that_is_chosen_while_the_program_runs() {
+    let store: Arc<dyn DynStore> = Arc::new(MemoryStore::new());
+    let engine = Idempotency::new(store.clone());
+    let first = engine.scope(charge(&Order { id: 7 })).await.unwrap();
+    // Both engines see the records of the store inside.
+    let record = Idempotency::new(store).record("contract::charge", 7_u64).inspect().await.unwrap();
+    assert_eq!((first, record.unwrap().state), (Receipt("receipt 7".into()), State::Completed));
 }
 
 #[tokio::test]

@@ -106,6 +106,11 @@ impl<R> Reader<R> {
     pub(crate) fn answer(&self, answer: Answer) -> R {
         (self.answer)(answer, self.upgrade.as_ref())
     }
+
+    /// A reader that is good for refusals.
+    pub(crate) fn of_refusals(&self) -> Self {
+        Self { upgrade: None, answer: self.answer }
+    }
 }
 
 impl<R> fmt::Debug for Reader<R> {

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use idempotency::clock::{Clock, Sleep, SystemClock, Timestamp};
 use idempotency::store::{MemoryStore, Store as _};
-use idempotency::{Error, Idempotency, State};
+use idempotency::{Error, ErrorKind, Idempotency, State};
 use tokio::runtime::{Builder, Runtime};
 
-use crate::faults::{Fault, FaultyStore};
+use crate::faults::{Fault, FaultyStore, Gate};
 use crate::ledger::Ledger;
-use crate::world::{DAY, OPERATION, eventually};
+use crate::world::{DAY, OPERATION, World, eventually};
 
 fn runtime() -> Runtime {
     Builder::new_current_thread().enable_all().build().unwrap()
@@ -51,6 +51,33 @@ fn a_commit_goes_on_when_the_runtime_of_its_caller_has_ended() {
         assert_eq!(engine.shutdown(Duration::ZERO).await.abandoned, 0, "no lease is left behind");
     });
     assert_eq!(ledger.charges(), ["charge 1"]);
+}
+
+#[tokio::test]
+async fn a_detached_call_whose_runtime_ends_is_told_that_its_outcome_is_unknown() {
+    use idempotency::__private::{Key, Site, call_on, outcome, run_detached};
+    static SITE: Site = Site::new(OPERATION, file!(), line!());
+    let (world, started) = (World::new(), Gate::new());
+    let body = {
+        let (started, ledger) = (started.clone(), world.ledger.clone());
+        move || async move {
+            ledger.charge("detached");
+            started.open();
+            std::future::pending::<Result<String, Error>>().await
+        }
+    };
+    let call = call_on(&SITE, &world.engine, Key::of(&1_u64)).ttl(DAY);
+    let mut call = Box::pin(run_detached(call, outcome(), body));
+    let other = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    eventually("the body to start", async || {
+        let _inside = other.enter();
+        assert!(crate::world::poll_once(&mut call).is_pending());
+        world.ledger.count() == 1
+    })
+    .await;
+    other.shutdown_background();
+    assert_eq!(call.await.unwrap_err().kind(), ErrorKind::InDoubt);
+    world.record_is(1, |record| record.is_some_and(|record| record.state == State::InDoubt)).await;
 }
 
 /// The machine's clock, and whether somebody still holds it.

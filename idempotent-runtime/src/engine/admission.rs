@@ -29,6 +29,16 @@ pub(crate) enum Admission {
     Bypass(Scope),
 }
 
+impl Admission {
+    /// The call that runs under a claim.
+    pub(super) fn call(&self) -> Option<Arc<Checked>> {
+        match self {
+            Self::Run(running) => Some(running.call.clone()),
+            Self::Answer(_) | Self::Bypass(_) => None,
+        }
+    }
+}
+
 /// A claim that was granted, and when it was sent first.
 pub(super) struct Granted {
     pub(super) claim: Claim,

@@ -34,7 +34,7 @@ pub struct Builder {
 
 impl std::fmt::Debug for Builder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Builder").field("store", &self.store.name()).finish_non_exhaustive()
+        f.debug_struct("Builder").field("store", &DynStore::name(&*self.store)).finish_non_exhaustive()
     }
 }
 

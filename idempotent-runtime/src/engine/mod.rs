@@ -137,7 +137,7 @@ impl Inner {
     }
 
     pub(crate) fn store_error(&self, error: StoreError) -> Error {
-        Error::from_store(error, self.store.name())
+        Error::from_store(error, DynStore::name(&*self.store))
     }
 }
 
@@ -293,7 +293,7 @@ impl Idempotency {
 impl std::fmt::Debug for Idempotency {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Idempotency")
-            .field("store", &self.inner.store.name())
+            .field("store", &DynStore::name(&*self.inner.store))
             .field("namespace", &self.inner.settings.namespace)
             .finish_non_exhaustive()
     }

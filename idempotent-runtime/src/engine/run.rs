@@ -15,6 +15,7 @@ use super::finish::Verdict;
 use super::keeper::Followed;
 use super::running::Running;
 use super::scope::Scope;
+use crate::error::{Error, ErrorKind};
 use crate::outcome::{Answer, Codec, Reader, Writer};
 
 type Core<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -157,14 +158,18 @@ where
         Admission::Answer(answer) => return reader.answer(answer),
         admission => admission,
     };
+    let (refusals, call) = (reader.of_refusals(), admission.call());
     let core: Core<Admission> = Box::pin(std::future::ready(admission));
     let run = Run { reader, stage: Stage::Admission { core, body, writer: codec.writer } };
     match tokio::spawn(Scope::current().wrap(run).in_current_span()).await {
         Ok(result) => result,
-        Err(error) => match error.try_into_panic() {
-            Ok(panic) => resume_unwind(panic),
-            // Only the end of the runtime cancels the task, and it ends this one as well.
-            Err(_) => std::future::pending().await,
-        },
+        Err(error) => {
+            if let Ok(panic) = error.try_into_panic() {
+                resume_unwind(panic)
+            }
+            // Only the end of its runtime cancels the task. The caller may be on another one.
+            let error = call.map_or_else(|| Error::new(ErrorKind::InDoubt), |call| call.refused(ErrorKind::InDoubt));
+            refusals.answer(Answer::Refused(error.with_detail("the runtime of its task ended")))
+        }
     }
 }

@@ -65,6 +65,23 @@ macro_rules! twin {
                 }
             )*
         }
+
+        /// A store that is chosen while the program runs. Every operation goes to the store inside.
+        #[deny(clippy::missing_trait_methods)]
+        impl Store for Arc<dyn DynStore> {
+            fn name(&self) -> &'static str {
+                DynStore::name(&**self)
+            }
+
+            fn capabilities(&self) -> Capabilities {
+                DynStore::capabilities(&**self)
+            }
+            $(
+                async fn $method(&self, $($argument: $type),*) -> Result<$answer, StoreError> {
+                    DynStore::$method(Self::clone(self), $($argument),*).await
+                }
+            )*
+        }
     };
 }
 
