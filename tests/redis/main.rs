@@ -5,4 +5,6 @@
 mod commands;
 mod cuts;
 mod interleavings;
+mod outages;
+mod refusals;
 mod world;
