@@ -2,7 +2,7 @@
 
 use std::error::Error as StdError;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use crate::key::KeyHash;
@@ -146,6 +146,9 @@ struct Parts {
     store: Option<&'static str>,
     retry_after: Option<Duration>,
     source: Option<Arc<dyn StdError + Send + Sync>>,
+    /// The same error once more as its own source, which wrappers that are transparent show in place of this one.
+    twin: OnceLock<Box<Error>>,
+    is_twin: bool,
 }
 
 impl Error {
@@ -158,19 +161,24 @@ impl Error {
             store: None,
             retry_after: None,
             source: None,
+            twin: OnceLock::new(),
+            is_twin: false,
         }))
     }
 
     /// What a failure of the store called `store` means to a call.
     pub(crate) fn from_store(error: StoreError, store: &'static str) -> Self {
-        let kind = match error.kind() {
+        Self::from(error).with_store(store)
+    }
+
+    fn kind_of(error: &StoreError) -> ErrorKind {
+        match error.kind() {
             StoreErrorKind::Unavailable | StoreErrorKind::Refused => ErrorKind::StoreUnavailable,
             StoreErrorKind::Full => ErrorKind::Full,
             StoreErrorKind::Corrupt => ErrorKind::Decode,
             StoreErrorKind::Unsupported => ErrorKind::Unsupported,
             StoreErrorKind::Config => ErrorKind::Config,
-        };
-        Self::new(kind).with_store(store).with_detail(error.to_string()).with_source(error)
+        }
     }
 
     pub(crate) fn config(detail: impl Into<String>) -> Self {
@@ -246,14 +254,27 @@ impl Error {
         )
     }
 
-    /// The error of this crate in a chain of sources: finds it inside `anyhow::Error` and `#[from]` wrappers.
+    /// The error of this crate in a chain of sources: finds it inside `anyhow::Error` and `#[from]` wrappers, also
+    /// transparent ones. Those show the source of what they wrap as their own, so an error of this crate is its own
+    /// first source; what the store's client said is the one after.
     pub fn find<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a Self> {
         std::iter::successors(Some(error), |&error| StdError::source(error)).find_map(|error| error.downcast_ref())
     }
 }
 
+/// A store that could not be made: `RedisStore::connect(url).await?`.
+impl From<StoreError> for Error {
+    fn from(error: StoreError) -> Self {
+        let kind = Self::kind_of(&error);
+        Self::new(kind).with_detail(error.to_string()).with_source(error)
+    }
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_twin {
+            return write!(f, "an idempotency error of the kind {:?}", self.0.kind);
+        }
         let (happened, advice) = self.0.kind.text();
         if let Some(operation) = self.operation() {
             write!(f, "{operation}")?;
@@ -291,6 +312,10 @@ impl fmt::Debug for Error {
 
 impl StdError for Error {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        self.0.source.as_deref().map(|source| source as _)
+        if self.0.is_twin {
+            return self.0.source.as_deref().map(|source| source as _);
+        }
+        let twin = || Box::new(Self(Box::new(Parts { is_twin: true, ..(*self.0).clone() })));
+        Some(&**self.0.twin.get_or_init(twin))
     }
 }

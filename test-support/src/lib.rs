@@ -11,6 +11,7 @@
 pub mod deadline;
 pub mod effects;
 mod guard;
+pub mod history;
 mod port;
 pub mod proxy;
 mod resp;

@@ -174,3 +174,58 @@ async fn callers_with_another_fingerprint_do_not_share() {
     leader.unwrap();
     assert_eq!(world.ledger.count(), 1);
 }
+
+#[tokio::test]
+async fn a_leader_whose_lease_is_too_short_for_the_store_takes_nobody_along() {
+    let world = World::new();
+    let gates = [Gate::new(), Gate::new()];
+    for gate in &gates {
+        world.store.next("claim", Fault::LateAnswer(gate.clone()));
+    }
+    let short = world.call(1).lease(Duration::from_secs(1));
+    let mut short = Box::pin(short.run(|| async { world.effect(1) }));
+    assert!(poll_once(&mut short).is_pending());
+    let mut follower = Box::pin(world.charge(1));
+    assert!(poll_once(&mut follower).is_pending());
+    for (sent, gate) in gates.iter().enumerate() {
+        eventually("the claim", async || {
+            assert!(poll_once(&mut short).is_pending());
+            world.store.requests("claim") == sent + 1
+        })
+        .await;
+        world.clock.advance(Duration::from_millis(900));
+        gate.open();
+    }
+    assert_eq!(short.await.unwrap_err().kind(), ErrorKind::StoreUnavailable);
+    assert_eq!(follower.await.unwrap(), "receipt 1.1");
+}
+
+#[tokio::test]
+async fn a_leader_that_is_out_of_time_while_the_store_is_slow_takes_nobody_along() {
+    let (world, gate) = (World::new(), Gate::new());
+    let elsewhere = world.other_process();
+    let owner = elsewhere.call(1).run(|| async {
+        gate.wait().await;
+        elsewhere.effect(1)
+    });
+    let here = async {
+        world.record_is(1, |record| record.is_some()).await;
+        world.store.next("watch", Fault::Late(Gate::new()));
+        let hasty = world.call(1).on_conflict(OnConflict::Wait(Duration::from_millis(100)));
+        let mut hasty = Box::pin(hasty.run(|| async { world.effect(1) }));
+        let mut patient = Box::pin(world.charge(1));
+        eventually("the leader to wait", async || {
+            assert!(poll_once(&mut hasty).is_pending());
+            world.store.requests("watch") == 1
+        })
+        .await;
+        assert!(poll_once(&mut patient).is_pending());
+        world.clock.advance(Duration::from_millis(101));
+        assert_eq!(hasty.await.unwrap_err().kind(), ErrorKind::InProgress);
+        gate.open();
+        patient.await
+    };
+    let (owner, patient) = tokio::join!(owner, here);
+    assert_eq!(owner.unwrap(), patient.unwrap());
+    assert_eq!(world.ledger.count(), 1);
+}

@@ -114,7 +114,9 @@ async fn an_owner_that_was_overtaken_returns_the_winner_s_result_and_reports_its
     let ((stalled, report), winner) = tokio::join!(stalled, taker);
     let (stalled, winner) = (stalled.unwrap(), winner.unwrap());
     assert_eq!((&*stalled, &*winner), ("receipt 1.2", "receipt 1.2"));
-    assert!(report.unwrap().replayed);
+    let report = report.unwrap();
+    assert!(report.replayed);
+    assert_eq!(report.attempt, 2, "the attempt that gave the answer");
     assert_eq!(*seen.lock().unwrap(), [("\"receipt 1.1\"".to_owned(), Some("\"receipt 1.2\"".to_owned()))]);
     assert_eq!(here.engine.duplicates(), 1);
     assert_eq!(here.ledger.count(), 2, "under retry the effect can happen twice");

@@ -166,3 +166,21 @@ async fn calls_that_the_body_of_a_disabled_operation_makes_are_not_reported() {
     assert!(report.bypassed);
     assert_eq!(&*report.operation, "payments.refund");
 }
+
+#[tokio::test]
+async fn an_answer_that_is_there_is_taken_although_its_time_is_over() {
+    for _ in 0..20 {
+        let (world, gate) = (World::new(), Gate::new());
+        world.store.next("fence", Fault::LateAnswer(gate.clone()));
+        let call = world.call(1).run(|| async {
+            let context = Context::current();
+            let mut fence = Box::pin(context.fence());
+            assert!(poll_once(&mut fence).is_pending());
+            world.clock.advance(crate::world::LEASE / 5);
+            gate.open();
+            fence.await
+        });
+        call.await.unwrap();
+        assert_eq!(world.store.requests("fence"), 1);
+    }
+}

@@ -18,7 +18,8 @@ async fn pass_with_renewals(world: &World, duration: Duration) {
         passed += step;
         world
             .record_is(1, |record| {
-                record.is_some_and(|record| record.lease_until.saturating_duration_since(record.read_at) > LEASE / 2)
+                record
+                    .is_some_and(|record| record.lease_until.saturating_duration_since(record.read_at) > LEASE * 9 / 10)
             })
             .await;
     }
@@ -122,8 +123,8 @@ async fn renewals_of_many_calls_are_sent_together() {
     let time = async {
         world.record_is(99, |record| record.is_some()).await;
         world.clock.advance(LEASE / 3);
-        world.record_is(99, |record| record.unwrap().lease_until > world.clock.now() + LEASE / 2).await;
-        world.record_is(0, |record| record.unwrap().lease_until > world.clock.now() + LEASE / 2).await;
+        world.record_is(99, |record| record.unwrap().lease_until > world.clock.now() + LEASE * 9 / 10).await;
+        world.record_is(0, |record| record.unwrap().lease_until > world.clock.now() + LEASE * 9 / 10).await;
         gate.open();
     };
     let (answers, ()) = tokio::join!(futures::future::join_all(calls), time);
@@ -216,4 +217,121 @@ async fn a_body_whose_claim_was_lost_before_it_started_never_starts() {
     }
     assert_eq!(call.await.unwrap_err().kind(), ErrorKind::StoreUnavailable);
     assert_eq!(world.ledger.count(), 0);
+}
+
+#[tokio::test]
+async fn renewals_go_on_after_the_store_s_client_panicked() {
+    let (world, gate) = (World::new(), Gate::new());
+    world.store.next("renew", Fault::Panic);
+    let long = world.call(1).run(|| async {
+        gate.wait().await;
+        assert!(!Context::current().lease_lost());
+        world.effect(1)
+    });
+    let time = async {
+        world.record_is(1, |record| record.is_some()).await;
+        world.clock.advance(LEASE / 3);
+        eventually("the panic", async || world.store.requests("renew") == 1).await;
+        let renewed = world.record_is(1, |record| {
+            record.is_some_and(|record| record.lease_until.saturating_duration_since(record.read_at) > LEASE * 9 / 10)
+        });
+        world.while_time_passes(renewed).await;
+        gate.open();
+    };
+    let (long, ()) = tokio::join!(long, time);
+    assert_eq!(long.unwrap(), "receipt 1.1");
+}
+
+#[tokio::test]
+async fn a_store_that_leaves_renewals_unanswered_is_asked_again_later() {
+    let (world, gate) = (World::new(), Gate::new());
+    world.store.leave_renewals_unanswered();
+    let long = world.call(1).run(|| async {
+        gate.wait().await;
+        world.effect(1)
+    });
+    let time = async {
+        world.record_is(1, |record| record.is_some()).await;
+        world.clock.advance(LEASE / 3);
+        eventually("a renewal", async || world.store.requests("renew") > 0).await;
+        world.clock.wait_for_sleepers(1).await;
+        assert_eq!(world.store.requests("renew"), 1, "the clock stands still, and nobody asks again");
+        world.clock.advance(LEASE / 9);
+        eventually("the next try", async || world.store.requests("renew") == 2).await;
+        gate.open();
+    };
+    let (long, ()) = tokio::join!(long, time);
+    long.unwrap();
+}
+
+#[tokio::test]
+async fn a_short_lease_does_not_cost_the_long_ones_their_renewals() {
+    let (world, gate) = (World::new(), Gate::new());
+    // Slower than the short lease allows, and fast enough for the long one.
+    let slow = Fault::Slow(world.clock.clone(), Duration::from_millis(200));
+    world.store.always("renew", Some(slow));
+    let short = world.call(2).lease(Duration::from_millis(300)).run(|| async {
+        gate.wait().await;
+        Ok::<_, Error>(())
+    });
+    let long = world.call(1).run(|| async {
+        gate.wait().await;
+        assert!(!Context::current().lease_lost());
+        world.effect(1)
+    });
+    let time = async {
+        world.record_is(1, |record| record.is_some()).await;
+        let end = world.clock_now() + LEASE * 2;
+        world.while_time_passes(eventually("time to pass", async || world.clock_now() >= end)).await;
+        gate.open();
+    };
+    let (short, long, ()) = tokio::join!(short, long, time);
+    short.unwrap();
+    long.unwrap();
+}
+
+#[tokio::test]
+async fn a_call_that_was_given_up_is_renewed_no_more() {
+    let (world, gate) = (World::new(), Gate::new());
+    world.store.always("abandon", Some(Fault::Late(gate.clone())));
+    let hang = || std::future::pending::<Result<String, Error>>();
+    let mut dropped = Box::pin(world.call(1).on_crash(OnCrash::Retry).run(hang));
+    let mut other = Box::pin(world.call(2).run(hang));
+    assert!(crate::world::poll_once(&mut dropped).is_pending());
+    assert!(crate::world::poll_once(&mut other).is_pending());
+    drop(dropped);
+    eventually("the abandonment", async || world.store.requests("abandon") == 1).await;
+    world.clock.advance(LEASE / 3);
+    eventually("the other's renewal", async || {
+        world.record(2).await.is_some_and(|record| record.lease_until > world.clock.now() + LEASE * 9 / 10)
+    })
+    .await;
+    let record = world.record(1).await.unwrap();
+    assert_eq!(record.lease_until.saturating_duration_since(record.read_at), LEASE / 3 * 2);
+    gate.open();
+}
+
+#[tokio::test]
+async fn no_two_owners_believe_in_their_leases_at_once() {
+    // The store counts whole milliseconds, this process counts finer.
+    for offset in [Duration::ZERO, Duration::from_micros(900)] {
+        let world = World::new();
+        let there = world.other_process();
+        world.store.always("renew", Some(Fault::LostRequest));
+        world.clock.advance(offset);
+        let call = world.call(1).on_crash(OnCrash::Retry).run(|| async {
+            let context = Context::current();
+            world.clock.advance(LEASE.saturating_sub(Duration::from_millis(2)).saturating_sub(offset));
+            assert!(!context.lease_lost());
+            world.clock.advance(Duration::from_millis(2));
+            let taken = there.call(1).on_crash(OnCrash::Retry).on_conflict(OnConflict::Reject);
+            let taken = taken.run(|| async {
+                assert!(context.lease_lost(), "{offset:?}");
+                there.effect(1)
+            });
+            tokio::spawn(async {}).await.unwrap();
+            taken.await
+        });
+        assert_eq!(call.await.unwrap(), "receipt 1.1");
+    }
 }

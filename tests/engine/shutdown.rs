@@ -130,7 +130,7 @@ async fn a_shutdown_on_a_store_that_does_not_answer_ends_all_the_same() {
     let world = World::new();
     let hanging: Vec<_> = (0..50)
         .map(|key| {
-            let mut call = Box::pin(world.call(key).run(|| std::future::pending::<Result<String, Error>>()));
+            let mut call = Box::pin(world.call(key).run(std::future::pending::<Result<String, Error>>));
             assert!(poll_once(&mut call).is_pending());
             call
         })
@@ -139,7 +139,7 @@ async fn a_shutdown_on_a_store_that_does_not_answer_ends_all_the_same() {
     let before = world.clock_now();
     let drained = world.while_time_passes(world.engine.shutdown(Duration::from_secs(1))).await;
     assert_eq!(drained.abandoned, hanging.len());
-    let took = world.clock_now() - before;
+    let took = world.clock_now().saturating_sub(before);
     assert!(took < Duration::from_secs(10), "took {took:?}");
 }
 
@@ -151,7 +151,12 @@ async fn what_a_finished_body_left_running_makes_no_new_calls_during_the_shutdow
         let (later, gate, ledger) = (world.engine.call(OPERATION, 2).ttl(DAY), gate.clone(), world.ledger.clone());
         let task = async move {
             gate.wait().await;
-            later.run(|| async { Ok::<_, Error>(ledger.charge("left running")) }).await
+            later
+                .run(|| async {
+                    ledger.charge("left running");
+                    Ok::<_, Error>(())
+                })
+                .await
         };
         sender.send(tokio::spawn(task.in_current_scope())).unwrap();
         Ok::<_, Error>(())

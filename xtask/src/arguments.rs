@@ -46,7 +46,9 @@ fn select(names: &[String]) -> Result<Vec<&'static Part>, lexopt::Error> {
     if let Some(unknown) = names.iter().find(|name| PARTS.iter().all(|part| part.name != **name)) {
         return Err(format!("there is no part `{unknown}`").into());
     }
-    Ok(PARTS.iter().filter(|part| names.is_empty() || names.iter().any(|name| name == part.name)).collect())
+    let wanted = |part: &&Part| names.is_empty() || names.iter().any(|name| name == part.name);
+    let needed = |part: &&Part| PARTS.iter().filter(wanted).any(|other| other.after == Some(part.name));
+    Ok(PARTS.iter().filter(|part| wanted(part) || needed(part)).collect())
 }
 
 pub(crate) fn help() -> String {
@@ -90,6 +92,14 @@ mod tests {
     #[test]
     fn named_parts_run_in_the_fixed_order_and_once() {
         assert_eq!(selected("test clippy --long fmt clippy"), (vec!["fmt", "clippy"], true));
+    }
+
+    #[test]
+    fn servers_are_provided_for_those_that_need_them_alone() {
+        assert_eq!(selected("test tests"), (vec!["servers", "tests"], false));
+        for part in ["fmt", "clippy", "docs", "examples", "doctests"] {
+            assert_eq!(selected(&format!("test {part}")), (vec![part], false));
+        }
     }
 
     #[test]

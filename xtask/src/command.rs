@@ -6,9 +6,10 @@ use std::process::Stdio;
 
 use anyhow::{Context as _, bail};
 
-/// A cargo command with its environment.
+/// A command with its environment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Command {
+    program: String,
     variables: Vec<(&'static str, &'static str)>,
     arguments: Vec<String>,
 }
@@ -16,7 +17,13 @@ pub(crate) struct Command {
 impl Command {
     /// `cargo` with the words of `line`.
     pub(crate) fn cargo(line: &str) -> Self {
-        Self { variables: Vec::new(), arguments: line.split_whitespace().map(String::from).collect() }
+        Self::program("cargo", line)
+    }
+
+    /// `program` with the words of `line`.
+    pub(crate) fn program(program: &str, line: &str) -> Self {
+        let arguments = line.split_whitespace().map(String::from).collect();
+        Self { program: String::from(program), variables: Vec::new(), arguments }
     }
 
     pub(crate) fn with_variable(mut self, name: &'static str, value: &'static str) -> Self {
@@ -51,8 +58,8 @@ impl Command {
 
     fn process(&self) -> std::process::Command {
         // The cargo that started this process, which need not be the first one in PATH.
-        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
-        let mut process = std::process::Command::new(cargo);
+        let this_cargo = std::env::var_os("CARGO").filter(|_| self.program == "cargo");
+        let mut process = std::process::Command::new(this_cargo.unwrap_or_else(|| OsString::from(&self.program)));
         process.args(&self.arguments).envs(self.variables.iter().copied());
         process
     }
@@ -67,7 +74,8 @@ impl fmt::Display for Command {
                 write!(f, "{name}={value} ")?;
             }
         }
-        write!(f, "cargo {}", self.arguments.join(" "))
+        f.write_str(&self.program)?;
+        self.arguments.iter().try_for_each(|argument| write!(f, " {argument}"))
     }
 }
 
@@ -79,6 +87,12 @@ mod tests {
     fn is_shown_as_it_is_typed() {
         let command = Command::cargo("doc  --no-deps").with_variable("RUSTDOCFLAGS", "-D warnings");
         assert_eq!(command.with_variable("A", "1").to_string(), "RUSTDOCFLAGS='-D warnings' A=1 cargo doc --no-deps");
+        assert_eq!(Command::program("id", "").to_string(), "id");
+    }
+
+    #[test]
+    fn other_programs_than_cargo_run_too() {
+        assert_eq!(Command::program("echo", "some words").output().unwrap(), b"some words\n");
     }
 
     #[test]

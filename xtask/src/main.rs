@@ -5,6 +5,7 @@ mod command;
 mod features;
 mod parts;
 mod report;
+mod servers;
 mod test;
 
 use std::process::ExitCode;

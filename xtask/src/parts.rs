@@ -5,6 +5,7 @@
 use crate::arguments::Options;
 use crate::command::Command;
 use crate::features::feature_sets;
+use crate::servers;
 
 /// Commands that are selected, timed and reported together.
 #[derive(Debug)]
@@ -15,8 +16,12 @@ pub(crate) struct Part {
     pub(crate) about: &'static str,
     /// The component of the toolchain that it needs, and the cargo command that the component brings.
     pub(crate) component: Option<(&'static str, &'static str)>,
+    /// The part that runs before it, also when only this one is named.
+    pub(crate) after: Option<&'static str>,
     /// The commands, in order.
     pub(crate) commands: fn(&Options) -> anyhow::Result<Vec<Command>>,
+    /// What must hold when the commands have run, beyond their success.
+    pub(crate) result: fn() -> anyhow::Result<()>,
 }
 
 impl PartialEq for Part {
@@ -27,20 +32,38 @@ impl PartialEq for Part {
 
 impl Eq for Part {}
 
-/// The quick ones first. Examples are built before the tests that start them.
+/// What others need and the quick ones first. Examples are built before the tests that start them.
 pub(crate) const PARTS: &[Part] = &[
-    Part { name: "fmt", about: "the formatting", component: Some(("rustfmt", "fmt")), commands: fmt },
+    Part {
+        name: servers::NAME,
+        about: "the servers that tests start are installed",
+        commands: servers::install,
+        result: servers::check,
+        ..PART
+    },
+    Part { name: "fmt", about: "the formatting", component: Some(("rustfmt", "fmt")), commands: fmt, ..PART },
     Part {
         name: "clippy",
         about: "clippy, for each feature set",
         component: Some(("clippy", "clippy")),
         commands: clippy,
+        ..PART
     },
-    Part { name: "docs", about: "the documentation builds without a warning", component: None, commands: docs },
-    Part { name: "examples", about: "the examples build", component: None, commands: examples },
-    Part { name: "tests", about: "unit, integration and UI tests", component: None, commands: tests },
-    Part { name: "doctests", about: "the code in the documentation", component: None, commands: doctests },
+    Part { name: "docs", about: "the documentation builds without a warning", commands: docs, ..PART },
+    Part { name: "examples", about: "the examples build", commands: examples, ..PART },
+    Part {
+        name: "tests",
+        about: "unit, integration and UI tests, after `servers`",
+        after: Some(servers::NAME),
+        commands: tests,
+        ..PART
+    },
+    Part { name: "doctests", about: "the code in the documentation", commands: doctests, ..PART },
 ];
+
+/// What most parts have in common.
+const PART: Part =
+    Part { name: "", about: "", component: None, after: None, commands: |_| Ok(Vec::new()), result: || Ok(()) };
 
 fn fmt(_: &Options) -> anyhow::Result<Vec<Command>> {
     Ok(vec![Command::cargo("fmt --all --check")])
@@ -87,7 +110,8 @@ mod tests {
 
     #[test]
     fn long_reaches_the_tests_alone() {
-        for part in PARTS {
+        // What installs servers depends on the machine.
+        for part in PARTS.iter().filter(|part| part.name != crate::servers::NAME) {
             let told = commands(part.name, true).iter().any(|command| command.contains("IDEMPOTENCY_LONG=1"));
             assert_eq!(told, part.name.contains("tests"), "{}", part.name);
             assert!(!commands(part.name, false).concat().contains("IDEMPOTENCY_LONG"), "{}", part.name);

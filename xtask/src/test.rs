@@ -44,5 +44,6 @@ fn require_components(parts: &[&'static Part]) -> anyhow::Result<()> {
 }
 
 fn run_part(part: &Part, options: &Options) -> anyhow::Result<()> {
-    (part.commands)(options)?.iter().try_for_each(Command::run)
+    (part.commands)(options)?.iter().try_for_each(Command::run)?;
+    (part.result)()
 }

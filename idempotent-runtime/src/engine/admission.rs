@@ -44,7 +44,10 @@ pub(super) struct Granted {
 enum Led {
     Granted(Box<Granted>),
     Found(Arc<Record>),
+    /// True for every caller of this key.
     Refused(Error),
+    /// Says nothing to the others: it comes from this caller's own patience or lease.
+    OutOfTime(Error),
 }
 
 /// Claims that came too late are sent anew this often.
@@ -120,12 +123,10 @@ async fn seek(call: &Arc<Checked>, scope: &Scope, report: &mut Report) -> Result
                     return Ok(Sought::Found(record));
                 }
                 Led::Refused(error) => {
-                    // What concerns this caller's time alone says nothing to the others.
-                    if !matches!(error.kind(), ErrorKind::InProgress | ErrorKind::ShuttingDown) {
-                        leader.answer(Answer::Refused(error.clone()));
-                    }
+                    leader.answer(Answer::Refused(error.clone()));
                     return Err(error);
                 }
+                Led::OutOfTime(error) => return Err(error),
             },
             Seat::Follower(stage) => match follow(call, stage, deadline, report).await? {
                 Some(Answer::Stored(answer)) => {
@@ -160,7 +161,7 @@ async fn lead(call: &Arc<Checked>, leader: &Leader, deadline: Option<Duration>, 
                 engine.give_back(&claim, repeated).await;
                 if late == LATE_CLAIMS {
                     let detail = "the claim was granted so late that its lease could end before the body starts";
-                    return Led::Refused(call.refused(ErrorKind::StoreUnavailable).with_detail(detail));
+                    return Led::OutOfTime(call.refused(ErrorKind::StoreUnavailable).with_detail(detail));
                 }
                 late += 1;
                 continue;
@@ -182,13 +183,15 @@ async fn lead(call: &Arc<Checked>, leader: &Leader, deadline: Option<Duration>, 
                     leader.busy();
                     let in_progress =
                         || in_progress(call, Some(record.lease_until.saturating_duration_since(record.read_at)));
-                    let Some(deadline) = deadline else { return Led::Refused(in_progress()) };
-                    let Some(_waiting) = Waiting::enter(engine) else { return Led::Refused(in_progress()) };
+                    let Some(deadline) = deadline else { return Led::OutOfTime(in_progress()) };
+                    let Some(_waiting) = Waiting::enter(engine) else { return Led::OutOfTime(in_progress()) };
                     report.waited = true;
                     found = match wait::for_change(engine, call.key, deadline).await {
                         Ok(wait::Changed::Record(record)) => Some(record),
                         Ok(wait::Changed::Claimable) => None,
-                        Ok(wait::Changed::OutOfTime) => return Led::Refused(in_progress()),
+                        Ok(wait::Changed::OutOfTime) => return Led::OutOfTime(in_progress()),
+                        // The store was asked for no longer than this caller waits.
+                        Err(_) if engine.clock.monotonic() >= deadline => return Led::OutOfTime(in_progress()),
                         Err(error) => return Led::Refused(store_error(call, error)),
                     };
                 }

@@ -211,6 +211,7 @@ fn not_stored(mut running: Box<Running>, commit: Commit, error: StoreError) -> V
             }
             Err(error) => {
                 tracing::error!(key = %lease.key, %error, "a result was never stored: the record is left in doubt");
+                engine.keeper.forget(&lease);
                 give_up(&engine, &lease, Reason::NotStored, running.call.lease).await;
             }
         }

@@ -21,6 +21,8 @@ use crate::store::{CrashPolicy, DynStore, Renewal, Token, Written};
 const BATCH: usize = 1000;
 /// A renewal that failed is tried again after this share of the lease.
 const RETRY_SHARE: u32 = 10;
+/// A store may round the time of a request down by this much.
+const ROUNDING: Duration = Duration::from_millis(1);
 
 type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 
@@ -32,7 +34,7 @@ pub(crate) struct Lease {
     length: Duration,
     /// Monotonic time after which the lease is not renewed any more.
     renew_until: Duration,
-    /// Monotonic time until which nobody else can own the claim, in nanoseconds.
+    /// Monotonic time before which nobody else can own the claim, in nanoseconds.
     valid_until: AtomicU64,
     /// Monotonic time of the next renewal, in nanoseconds.
     due: AtomicU64,
@@ -58,7 +60,7 @@ impl Lease {
             policy,
             length,
             renew_until: sent.saturating_add(max_run),
-            valid_until: AtomicU64::new(nanos(sent.saturating_add(length))),
+            valid_until: AtomicU64::new(end_of(sent, length)),
             due: AtomicU64::new(nanos(sent + length / 3)),
             lost: watch::Sender::new(false),
             body_ended: AtomicBool::new(false),
@@ -68,7 +70,7 @@ impl Lease {
 
     /// Whether another caller may own the claim by now.
     pub(crate) fn is_lost(&self) -> bool {
-        *self.lost.borrow() || nanos(self.clock.monotonic()) > self.valid_until.load(Ordering::Acquire)
+        *self.lost.borrow() || nanos(self.clock.monotonic()) >= self.valid_until.load(Ordering::Acquire)
     }
 
     pub(crate) async fn ended(&self) {
@@ -77,7 +79,7 @@ impl Lease {
             let left = self.valid_until.load(Ordering::Acquire).saturating_sub(nanos(self.clock.monotonic()));
             tokio::select! {
                 _ = lost.changed() => {}
-                () = self.clock.sleep(Duration::from_nanos(left.saturating_add(1))) => {}
+                () = self.clock.sleep(Duration::from_nanos(left)) => {}
             }
         }
     }
@@ -96,7 +98,7 @@ impl Lease {
     }
 
     fn renewed(&self, sent: Duration) {
-        self.valid_until.store(nanos(sent.saturating_add(self.length)), Ordering::Release);
+        self.valid_until.store(end_of(sent, self.length), Ordering::Release);
         self.due.store(nanos(sent + self.length / 3), Ordering::Release);
     }
 
@@ -117,6 +119,13 @@ impl fmt::Debug for Lease {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Lease").field("key", &self.key).field("token", &self.token).finish_non_exhaustive()
     }
+}
+
+/// When to stop believing in a lease that was asked for at `sent`, in monotonic nanoseconds: a little before a store that
+/// counts whole milliseconds gives it to somebody else.
+fn end_of(sent: Duration, length: Duration) -> u64 {
+    let whole = Duration::from_millis(u64::try_from(length.as_millis()).unwrap_or(u64::MAX));
+    nanos(sent.saturating_add(whole.saturating_sub(ROUNDING.min(whole / 10))))
 }
 
 fn nanos(duration: Duration) -> u64 {
@@ -269,64 +278,75 @@ impl Shared {
 
     async fn renew_while_needed(self: Arc<Self>) {
         while self.renewing.load(Ordering::Acquire) {
-            let due = self.due();
-            if due.is_empty() {
-                let next_look = self.leases().next_look;
-                let pause = Duration::from_nanos(next_look.saturating_sub(nanos(self.clock.monotonic())));
-                tokio::select! {
-                    () = self.earlier.notified() => {}
-                    () = self.clock.sleep(pause), if next_look < u64::MAX => {}
-                }
+            for batch in self.due() {
+                tokio::spawn(self.clone().renew(batch));
             }
-            for batch in due.chunks(BATCH) {
-                self.renew(batch).await;
+            let next_look = self.leases().next_look;
+            let pause = Duration::from_nanos(next_look.saturating_sub(nanos(self.clock.monotonic())));
+            let sleep = self.clock.sleep(pause);
+            if nanos(self.clock.monotonic()) >= next_look {
+                // The clock moved between the two questions.
+                continue;
+            }
+            tokio::select! {
+                () = self.earlier.notified() => {}
+                () = sleep, if next_look < u64::MAX => {}
             }
         }
     }
 
-    /// The leases to renew now: those that are due, and those that soon will be.
-    fn due(&self) -> Vec<Arc<Lease>> {
+    /// The leases to renew now: those that are due, and those that soon will be. Only leases of one length share a
+    /// batch, because it waits for the store as long as they can.
+    fn due(&self) -> Vec<Vec<Arc<Lease>>> {
         let mut leases = self.leases();
         let now = self.clock.monotonic();
         for lease in leases.by_token.values().filter(|lease| now >= lease.renew_until) {
             lease.stop_renewal();
         }
-        let next = leases.by_token.values().map(|lease| lease.due()).min().unwrap_or(u64::MAX);
-        leases.next_look = next;
-        if next > nanos(now) {
-            return Vec::new();
+        let next = |leases: &Leases| leases.by_token.values().map(|lease| lease.due()).min().unwrap_or(u64::MAX);
+        let mut due: HashMap<Duration, Vec<Arc<Lease>>> = HashMap::new();
+        if next(&leases) <= nanos(now) {
+            let soon = |lease: &&Arc<Lease>| lease.due() <= nanos(now + lease.length / 6);
+            for lease in leases.by_token.values().filter(soon) {
+                // Until the answer says when the next is due.
+                lease.stop_renewal();
+                due.entry(lease.length).or_default().push(lease.clone());
+            }
         }
-        let soon = |lease: &&Arc<Lease>| lease.due() <= nanos(now + lease.length / 6);
-        leases.by_token.values().filter(soon).cloned().collect()
+        leases.next_look = next(&leases);
+        due.values().flat_map(|leases| leases.chunks(BATCH)).map(<[_]>::to_vec).collect()
     }
 
-    async fn renew(&self, batch: &[Arc<Lease>]) {
+    /// Renews leases of one length.
+    async fn renew(self: Arc<Self>, batch: Vec<Arc<Lease>>) {
         let renewals = batch.iter().map(|lease| Renewal::new(lease.key, lease.token, lease.length)).collect();
-        let patience = batch.iter().map(|lease| lease.length / 3).min().unwrap_or_default();
+        let patience = batch.first().map(|lease| lease.length / 3).unwrap_or_default();
         let sent = self.clock.monotonic();
+        // In a task of its own: a store that panics ends nothing but this.
+        let mut request = tokio::spawn(self.store.clone().renew(renewals));
         let answer = tokio::select! {
-            answer = self.store.clone().renew(renewals) => answer.map_err(Some),
-            () = self.clock.sleep(patience) => Err(None),
+            biased;
+            answer = &mut request => match answer {
+                Ok(answer) => answer.map_err(|error| error.to_string()),
+                Err(panic) => Err(panic.to_string()),
+            },
+            () = self.clock.sleep(patience) => Err(format!("no answer within {patience:?}")),
         };
-        match answer {
-            Ok(written) => {
-                for (lease, written) in batch.iter().zip(written) {
-                    self.note(lease, written, sent);
-                }
-            }
-            Err(error) => {
-                tracing::warn!(
-                    store = self.store.name(),
-                    leases = batch.len(),
-                    error = error.map(tracing::field::display),
-                    "leases could not be renewed"
-                );
-                let now = self.clock.monotonic();
-                for lease in batch {
-                    lease.retry_renewal(now);
-                }
+        request.abort();
+        let (written, error) = answer.map_or_else(|error| (Vec::new(), Some(error)), |written| (written, None));
+        let (answered, unanswered) = batch.split_at(written.len().min(batch.len()));
+        for (lease, written) in answered.iter().zip(written) {
+            self.note(lease, written, sent);
+        }
+        if !unanswered.is_empty() {
+            let error = error.as_deref().unwrap_or("they were not answered");
+            tracing::warn!(store = self.store.name(), leases = unanswered.len(), error, "leases could not be renewed");
+            let now = self.clock.monotonic();
+            for lease in unanswered {
+                lease.retry_renewal(now);
             }
         }
+        self.earlier.notify_one();
     }
 
     fn note(&self, lease: &Lease, written: Written, sent: Duration) {
@@ -337,7 +357,10 @@ impl Shared {
             // A record that is gone is nobody's: the claim stays valid for what is left of the lease.
             let still_owned = self.leases().by_token.contains_key(&lease.token);
             if written == Written::Lost && still_owned {
-                tracing::warn!(key = %lease.key, "the lease was lost: another caller may have taken the call over");
+                // The own commit answers the same.
+                if !lease.has_body_ended() {
+                    tracing::warn!(key = %lease.key, "the lease was lost: another caller may have taken the call over");
+                }
                 lease.give_up();
             }
         }

@@ -35,6 +35,8 @@ where
     loop {
         let patience = engine.settings.claim_timeout.min(end.saturating_sub(clock.monotonic()));
         let answer = tokio::select! {
+            // An answer that is there is taken, however late this was polled.
+            biased;
             answer = operation() => answer,
             () = clock.sleep(patience) => Err(StoreError::new(StoreErrorKind::Unavailable, "wait for the store")
                 .with_detail(format!("no answer within {patience:?}"))),

@@ -102,7 +102,10 @@ impl Running {
 
     /// Tells the observer what the caller gets.
     pub(super) fn tell(&mut self, verdict: &Verdict) {
-        self.report.replayed = matches!(verdict, Verdict::Instead(Answer::Stored(_)));
+        if let Verdict::Instead(Answer::Stored(stored)) = verdict {
+            self.report.replayed = true;
+            self.report.attempt = stored.record.attempts;
+        }
         if let Some(observer) = self.observer.take() {
             observer.report(self.report.clone());
         }
@@ -150,8 +153,8 @@ impl Drop for Running {
             let keeper = engine.keeper.clone();
             let (release, repeated) = (Release::new(lease.key, lease.token), self.repeated);
             keeper.spawn(async move {
-                claim::give_back(&engine, release, budget, false).await;
                 engine.keeper.forget(&lease);
+                claim::give_back(&engine, release, budget, false).await;
                 drop(leader);
                 if repeated {
                     claim::give_back(&engine, release, budget, true).await;
@@ -163,8 +166,9 @@ impl Drop for Running {
         tracing::warn!(operation = %self.call.operation, key = %self.call.key, %reason, "the outcome of a body is unknown");
         let keeper = engine.keeper.clone();
         keeper.spawn(async move {
-            give_up(&engine, &lease, reason, budget).await;
+            // First, or a renewal brings back the lease that was given up.
             engine.keeper.forget(&lease);
+            give_up(&engine, &lease, reason, budget).await;
             drop(leader);
         });
     }

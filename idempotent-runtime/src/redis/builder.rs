@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use redis::io::tcp::TcpSettings;
-use redis::{AsyncConnectionConfig, Client, ClientTlsConfig, IntoConnectionInfo, ProtocolVersion, TlsCertificates};
+use redis::{AsyncConnectionConfig, Client, ClientTlsConfig, ConnectionInfo, ProtocolVersion, TlsCertificates};
 
 use super::link::{Link, Setup};
 use super::tracking::Waiters;
-use super::{Inner, RedisStore, check, script};
+use super::{Inner, RedisAddress, RedisStore, check, script};
 use crate::clock::{Clock, SystemClock};
 use crate::store::{StoreError, StoreErrorKind};
 
@@ -28,7 +28,7 @@ use crate::store::{StoreError, StoreErrorKind};
 #[derive(Clone)]
 #[must_use = "`connect` makes the store"]
 pub struct RedisStoreBuilder {
-    client: Result<Client, StoreError>,
+    server: Result<ConnectionInfo, StoreError>,
     prefix: String,
     tls_ca: Option<Vec<u8>>,
     tls_client: Option<ClientTlsConfig>,
@@ -45,9 +45,9 @@ impl std::fmt::Debug for RedisStoreBuilder {
 }
 
 impl RedisStoreBuilder {
-    pub(super) fn new(server: impl IntoConnectionInfo) -> Self {
+    pub(super) fn new(server: impl RedisAddress) -> Self {
         Self {
-            client: Client::open(server).map_err(unfit),
+            server: server.connection_info().map_err(unfit),
             prefix: "idempotency:".into(),
             tls_ca: None,
             tls_client: None,
@@ -115,7 +115,7 @@ impl RedisStoreBuilder {
     /// # Errors
     /// [`Config`](StoreErrorKind::Config) when the URL or the certificates are unfit.
     pub fn build(self) -> Result<RedisStore, StoreError> {
-        let info = self.client?.get_connection_info().clone();
+        let info = self.server?;
         let redis = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
         let tcp = TcpSettings::default().set_nodelay(true);
         let info = info.set_redis_settings(redis).set_tcp_settings(tcp);

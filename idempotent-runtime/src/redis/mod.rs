@@ -1,5 +1,6 @@
 //! The Redis store: one string per record, first claims and replays by one plain command, everything else by scripts.
 
+mod address;
 mod builder;
 mod check;
 mod error;
@@ -16,9 +17,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use redis::RedisResult;
 use redis::aio::MultiplexedConnection;
-use redis::{IntoConnectionInfo, RedisResult};
 
+pub use address::RedisAddress;
 pub use builder::RedisStoreBuilder;
 use link::{Connected, Link};
 use tracking::Waiters;
@@ -83,8 +85,8 @@ impl RedisStore {
         Self::builder(url).connect().await
     }
 
-    /// A store with settings, on the server that a URL or a [`redis::Client`]'s connection information names.
-    pub fn builder(server: impl IntoConnectionInfo) -> RedisStoreBuilder {
+    /// A store with settings, on the server that a URL or a [`redis::Client`] names.
+    pub fn builder(server: impl RedisAddress) -> RedisStoreBuilder {
         RedisStoreBuilder::new(server)
     }
 
@@ -157,7 +159,7 @@ fn pending(claim: &Claim, created: Timestamp) -> Record {
 }
 
 impl RedisStore {
-    /// The record by plain commands, which a server without memory or replicas still answers.
+    /// The record and its expiry, of one moment.
     async fn get(&self, operation: &'static str, link: &Link, key: KeyHash) -> Result<Option<Record>, StoreError> {
         let mut connected = link.connected(operation).await?;
         let name = self.key(&key);
@@ -247,7 +249,8 @@ impl Store for RedisStore {
         let found = match link.answer(OPERATION, &connected, answer) {
             // Without memory or replicas nothing was claimed, and what is stored can still be read.
             Err(error) if error.kind() == StoreErrorKind::Refused => {
-                return match self.get(OPERATION, link, claim.key).await {
+                // No transaction: a server without memory does not even take its first word.
+                return match self.look(OPERATION, link, connected, claim.key).await {
                     Ok(Some(record)) if record.state.is_answer() => Ok(Claimed::Held(record)),
                     _ => Err(error),
                 };

@@ -31,7 +31,7 @@ use std::future::Future;
 #[cfg(feature = "memory")]
 pub use crate::memory::{MemoryStore, MemoryStoreBuilder};
 #[cfg(feature = "redis")]
-pub use crate::redis::{RedisStore, RedisStoreBuilder};
+pub use crate::redis::{RedisAddress, RedisStore, RedisStoreBuilder};
 pub use capability::{Capabilities, StoreClock};
 pub use dynamic::DynStore;
 pub use error::{StoreError, StoreErrorKind};

@@ -1,0 +1,148 @@
+//! What is recorded.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+/// One thing that happened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Event {
+    /// A caller called and came back.
+    Call(Call),
+    /// A body ran.
+    Effect(Effect),
+    /// A claim was taken over from an earlier owner. Only needed where no body tells its attempt.
+    Takeover {
+        /// The key.
+        key: String,
+        /// See [`Call::retention`].
+        retention: u32,
+    },
+}
+
+/// A call that has come back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Call {
+    /// The key, as the test names it.
+    pub key: String,
+    /// Counts how often the record of the key has ended by expiry or by removal. The test knows, because it ended it.
+    pub retention: u32,
+    /// Whatever tells requests under one key apart, if there is such a thing.
+    pub fingerprint: Option<String>,
+    /// Who called.
+    pub caller: String,
+    /// When the call began, in microseconds of the machine's clock.
+    pub started: u64,
+    /// When it came back, in microseconds of the machine's clock.
+    pub ended: u64,
+    /// What the caller got.
+    pub outcome: Outcome,
+}
+
+/// What a caller got.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Outcome {
+    /// A value, its own or replayed.
+    Value(Vec<u8>),
+    /// An error of the body that is stored as the result, its own or replayed.
+    StoredError(Vec<u8>),
+    /// Anything else, by kind: says nothing about the result.
+    Error(String),
+}
+
+impl Outcome {
+    /// Whether this is the result of the key.
+    pub fn is_result(&self) -> bool {
+        matches!(self, Self::Value(_) | Self::StoredError(_))
+    }
+}
+
+/// One run of a body.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Effect {
+    /// The key, as the test names it.
+    pub key: String,
+    /// See [`Call::retention`].
+    pub retention: u32,
+    /// The fingerprint of the call whose body ran, as in [`Call::fingerprint`].
+    pub fingerprint: Option<String>,
+    /// `Context::attempt` of the body: 1 in the first.
+    pub attempt: u32,
+    /// When, in microseconds of the machine's clock.
+    pub at: u64,
+}
+
+impl Effect {
+    /// An effect that happens now, in the first retention.
+    pub fn now(key: impl Into<String>, attempt: u32) -> Self {
+        Self { key: key.into(), retention: 0, fingerprint: None, attempt, at: now() }
+    }
+
+    /// With the fingerprint of the call.
+    #[must_use]
+    pub fn with_fingerprint(mut self, fingerprint: impl Into<String>) -> Self {
+        self.fingerprint = Some(fingerprint.into());
+        self
+    }
+
+    /// In another retention than the first.
+    #[must_use]
+    pub fn in_retention(mut self, retention: u32) -> Self {
+        self.retention = retention;
+        self
+    }
+}
+
+/// A call that has not come back. One that never does leaves no record, and needs none.
+#[derive(Clone, Debug)]
+#[must_use = "the call is recorded when it ends"]
+pub struct OpenCall {
+    key: String,
+    retention: u32,
+    fingerprint: Option<String>,
+    caller: String,
+    started: u64,
+}
+
+impl OpenCall {
+    /// A call that starts now, in the first retention.
+    pub fn start(key: impl Into<String>, caller: impl Into<String>) -> Self {
+        Self { key: key.into(), retention: 0, fingerprint: None, caller: caller.into(), started: now() }
+    }
+
+    /// With what tells this request apart from others under the key.
+    pub fn with_fingerprint(mut self, fingerprint: impl Into<String>) -> Self {
+        self.fingerprint = Some(fingerprint.into());
+        self
+    }
+
+    /// In another retention than the first.
+    pub fn in_retention(mut self, retention: u32) -> Self {
+        self.retention = retention;
+        self
+    }
+
+    /// The call comes back now.
+    pub fn end(self, outcome: Outcome) -> Call {
+        let Self { key, retention, fingerprint, caller, started } = self;
+        Call { key, retention, fingerprint, caller, started, ended: now(), outcome }
+    }
+}
+
+impl From<Call> for Event {
+    fn from(call: Call) -> Self {
+        Self::Call(call)
+    }
+}
+
+impl From<Effect> for Event {
+    fn from(effect: Effect) -> Self {
+        Self::Effect(effect)
+    }
+}
+
+/// All processes of a machine have the same clock.
+fn now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,46 @@
+//! A history that several processes write.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+
+use super::event::Event;
+use crate::effects::EffectLog;
+
+/// Events in a file, one per line, under the same promises as an [`EffectLog`].
+#[derive(Debug)]
+pub struct EventLog(EffectLog);
+
+impl EventLog {
+    /// The log at `path`, which is created if it is missing.
+    ///
+    /// # Errors
+    /// When the file cannot be opened for appending.
+    pub fn open(path: impl Into<PathBuf>) -> anyhow::Result<Self> {
+        let path = path.into();
+        let shown = path.display().to_string();
+        EffectLog::open(path).map(Self).with_context(|| format!("could not open {shown}"))
+    }
+
+    /// Where the log is, to hand it to worker processes.
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// Appends one event.
+    ///
+    /// # Errors
+    /// When it was not written as a whole.
+    pub fn append(&self, event: impl Into<Event>) -> anyhow::Result<()> {
+        Ok(self.0.append(&serde_json::to_string(&event.into())?)?)
+    }
+
+    /// The events so far.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or holds something else.
+    pub fn events(&self) -> anyhow::Result<Vec<Event>> {
+        let lines = self.0.lines()?;
+        lines.iter().map(|line| serde_json::from_str(line).with_context(|| format!("no event: {line}"))).collect()
+    }
+}

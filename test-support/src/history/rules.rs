@@ -1,0 +1,158 @@
+//! The rules, on the events of one key and retention.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::event::{Call, Effect, Event, Outcome};
+use super::violation::{Rule, Violation, Violations};
+
+/// Longer results are cut in messages.
+const SHOWN_BYTES: usize = 60;
+
+/// What happens to a call whose owner died.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Policy {
+    /// It waits for somebody to resolve it.
+    Hold,
+    /// Another caller takes it over and runs the body again.
+    Retry,
+}
+
+/// Looks at the events in any order.
+///
+/// # Errors
+/// All rules that are broken, with what was seen.
+///
+/// ```
+/// use idempotency_test_support::history::{Effect, Event, OpenCall, Outcome, Policy, check};
+///
+/// let call = OpenCall::start("order-1", "caller-1");
+/// let effect = Effect::now("order-1", 1);
+/// let call = call.end(Outcome::Value(b"receipt 1".to_vec()));
+/// check(&[Event::from(call.clone()), Event::from(effect)], Policy::Hold)?;
+///
+/// let broken = check(&[Event::from(call)], Policy::Hold).unwrap_err();
+/// assert!(broken.to_string().contains("S8 at order-1"));
+/// # Ok::<(), idempotency_test_support::history::Violations>(())
+/// ```
+pub fn check(events: &[Event], policy: Policy) -> Result<(), Violations> {
+    let mut groups: BTreeMap<(&str, u32), Group> = BTreeMap::new();
+    for event in events {
+        match event {
+            Event::Call(call) => groups.entry((&call.key, call.retention)).or_default().calls.push(call),
+            Event::Effect(effect) => groups.entry((&effect.key, effect.retention)).or_default().effects.push(effect),
+            Event::Takeover { key, retention } => groups.entry((key, *retention)).or_default().takeovers += 1,
+        }
+    }
+    let violations = groups.iter().flat_map(|((key, retention), group)| {
+        let violation = |(rule, seen)| Violation { rule, key: String::from(*key), retention: *retention, seen };
+        group.broken(policy).into_iter().map(violation)
+    });
+    let violations: Vec<_> = violations.collect();
+    if violations.is_empty() { Ok(()) } else { Err(Violations(violations)) }
+}
+
+/// The events of one key in one retention.
+#[derive(Default)]
+struct Group<'a> {
+    calls: Vec<&'a Call>,
+    effects: Vec<&'a Effect>,
+    takeovers: usize,
+}
+
+impl Group<'_> {
+    fn broken(&self, policy: Policy) -> Vec<(Rule, String)> {
+        let rules = [
+            (Rule::SameValue, self.different_values()),
+            (Rule::OneResult, self.different_results()),
+            (Rule::EffectsWithinTakeovers, self.too_many_effects()),
+            (Rule::OneEffectUnderHold, self.repeated_under_hold(policy)),
+            (Rule::NoResultWithoutEffect, self.result_from_nowhere()),
+            (Rule::FingerprintsKeptApart, self.mixed_fingerprints()),
+        ];
+        rules.into_iter().filter_map(|(rule, seen)| Some((rule, seen?))).collect()
+    }
+
+    fn different_values(&self) -> Option<String> {
+        let values: Vec<_> = self.results().filter(|call| matches!(call.outcome, Outcome::Value(_))).collect();
+        different(&values).then(|| format!("callers got different values: {}", shown(&values)))
+    }
+
+    fn different_results(&self) -> Option<String> {
+        let results: Vec<_> = self.results().collect();
+        let with_errors = results.iter().any(|call| matches!(call.outcome, Outcome::StoredError(_)));
+        (with_errors && different(&results)).then(|| format!("callers got different results: {}", shown(&results)))
+    }
+
+    fn too_many_effects(&self) -> Option<String> {
+        let attempts: Vec<_> = self.effects.iter().map(|effect| effect.attempt).collect();
+        let distinct: BTreeSet<_> = attempts.iter().collect();
+        if distinct.len() < attempts.len() {
+            return Some(format!("one attempt had several effects: the effects are of the attempts {attempts:?}"));
+        }
+        // The n-th attempt is the owner after n - 1 takeovers, some of which may have left no other trace.
+        let highest = attempts.iter().max().map_or(0, |attempt| attempt.saturating_sub(1));
+        let takeovers = self.takeovers.max(usize::try_from(highest).unwrap_or(usize::MAX));
+        (attempts.len() > takeovers.saturating_add(1))
+            .then(|| format!("{} effects with {takeovers} takeovers", attempts.len()))
+    }
+
+    fn repeated_under_hold(&self, policy: Policy) -> Option<String> {
+        (policy == Policy::Hold && self.effects.len() > 1)
+            .then(|| format!("{} effects, although nobody may take over", self.effects.len()))
+    }
+
+    fn result_from_nowhere(&self) -> Option<String> {
+        let earliest = self.results().min_by_key(|call| call.ended)?;
+        match self.effects.iter().map(|effect| effect.at).min() {
+            None => Some(format!("{} got a result, and there is no effect", earliest.caller)),
+            Some(first) if earliest.ended < first => {
+                let early = first - earliest.ended;
+                Some(format!("{} got a result {early} µs before the first effect", earliest.caller))
+            }
+            Some(_) => None,
+        }
+    }
+
+    fn mixed_fingerprints(&self) -> Option<String> {
+        let mut ran: Vec<_> = self.effects.iter().collect();
+        ran.sort_by_key(|effect| effect.at);
+        let mut got: Vec<_> = self.results().collect();
+        got.sort_by_key(|call| call.ended);
+        let effects = ran.iter().filter_map(|effect| Some((effect.fingerprint.as_deref()?, "ran the body")));
+        let calls = got.iter().filter_map(|call| Some((call.fingerprint.as_deref()?, "got the result")));
+        let mut all = effects.chain(calls);
+        let (first, _) = all.next()?;
+        let (other, did) = all.find(|(fingerprint, _)| *fingerprint != first)?;
+        Some(format!("the key is that of {first}, and a call with {other} {did}"))
+    }
+
+    fn results(&self) -> impl Iterator<Item = &Call> {
+        self.calls.iter().copied().filter(|call| call.outcome.is_result())
+    }
+}
+
+fn different(calls: &[&Call]) -> bool {
+    calls.windows(2).any(|pair| pair[0].outcome != pair[1].outcome)
+}
+
+/// Each outcome once, with the first caller that got it.
+fn shown(calls: &[&Call]) -> String {
+    let mut callers: BTreeMap<&Outcome, &str> = BTreeMap::new();
+    for call in calls {
+        callers.entry(&call.outcome).or_insert(&call.caller);
+    }
+    let outcomes: Vec<_> = callers.iter().map(|(outcome, caller)| format!("{caller} {}", show(outcome))).collect();
+    outcomes.join(", ")
+}
+
+fn show(outcome: &Outcome) -> String {
+    let quote = |bytes: &[u8]| {
+        let rest = if bytes.len() > SHOWN_BYTES { "…" } else { "" };
+        format!("`{}`{rest}", bytes[..bytes.len().min(SHOWN_BYTES)].escape_ascii())
+    };
+    match outcome {
+        Outcome::Value(bytes) => quote(bytes),
+        Outcome::StoredError(bytes) => format!("the error {}", quote(bytes)),
+        Outcome::Error(kind) => kind.clone(),
+    }
+}

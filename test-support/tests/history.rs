@@ -1,0 +1,175 @@
+//! Each rule finds what breaks it, and nothing else.
+
+use idempotency_test_support::history::{Call, Effect, Event, EventLog, Outcome, Policy, Rule, Violations, check};
+
+/// A call that comes back at `ended`.
+fn call(caller: &str, ended: u64, outcome: Outcome) -> Call {
+    Call {
+        key: String::from("key"),
+        retention: 0,
+        fingerprint: None,
+        caller: String::from(caller),
+        started: 0,
+        ended,
+        outcome,
+    }
+}
+
+fn value(caller: &str, bytes: &str) -> Event {
+    call(caller, 100, Outcome::Value(bytes.into())).into()
+}
+
+fn stored_error(caller: &str, bytes: &str) -> Event {
+    call(caller, 100, Outcome::StoredError(bytes.into())).into()
+}
+
+fn error(caller: &str, kind: &str) -> Event {
+    call(caller, 100, Outcome::Error(kind.into())).into()
+}
+
+fn effect(attempt: u32) -> Event {
+    Effect { key: String::from("key"), retention: 0, fingerprint: None, attempt, at: 50 }.into()
+}
+
+fn takeover() -> Event {
+    Event::Takeover { key: String::from("key"), retention: 0 }
+}
+
+fn rules(broken: &Violations) -> Vec<Rule> {
+    broken.0.iter().map(|violation| violation.rule).collect()
+}
+
+/// That `events` break this rule alone, and say so with these words.
+#[track_caller]
+fn breaks(events: &[Event], policy: Policy, rule: Rule, words: &str) {
+    let broken = check(events, policy).unwrap_err();
+    assert_eq!(rules(&broken), [rule], "{broken}");
+    assert!(broken.to_string().contains(words), "{broken}");
+    assert!(broken.to_string().contains("at key (retention 0)"), "{broken}");
+}
+
+#[test]
+fn what_is_allowed_passes() {
+    let run_and_replay = vec![effect(1), value("a", "1"), value("b", "1"), error("c", "InProgress")];
+    let stored_error = vec![effect(1), stored_error("a", "declined"), stored_error("b", "declined")];
+    let crashed = vec![effect(1), error("a", "InDoubt")];
+    let never_ran = vec![error("a", "StoreUnavailable"), error("b", "Mismatch")];
+    for events in [vec![], run_and_replay, stored_error, crashed, never_ran] {
+        check(&events, Policy::Hold).unwrap();
+        check(&events, Policy::Retry).unwrap();
+    }
+}
+
+#[test]
+fn takeovers_allow_effects_under_retry() {
+    for events in [
+        vec![effect(1), effect(2), value("a", "2")],
+        // The second attempt died before its effect.
+        vec![effect(1), effect(3), value("a", "3")],
+        vec![takeover(), takeover(), effect(2), value("a", "2")],
+    ] {
+        check(&events, Policy::Retry).unwrap();
+    }
+}
+
+#[test]
+fn s1_finds_different_values() {
+    let events = [effect(1), value("a", "1"), value("b", "1"), value("c", "2")];
+    breaks(
+        &events,
+        Policy::Retry,
+        Rule::SameValue,
+        "S1 at key (retention 0): callers got different values: a `1`, c `2`",
+    );
+}
+
+#[test]
+fn s2_finds_a_second_result() {
+    let words = "S2 at key (retention 0): callers got different results";
+    let events = [effect(1), value("a", "1"), stored_error("b", "declined")];
+    breaks(&events, Policy::Retry, Rule::OneResult, words);
+    let events = [effect(1), stored_error("a", "declined"), stored_error("b", "expired")];
+    breaks(&events, Policy::Retry, Rule::OneResult, words);
+}
+
+#[test]
+fn s3_finds_more_effects_than_takeovers_explain() {
+    breaks(&[effect(1), effect(1)], Policy::Retry, Rule::EffectsWithinTakeovers, "S3");
+    breaks(&[effect(2), effect(2), takeover()], Policy::Retry, Rule::EffectsWithinTakeovers, "one attempt");
+    let events = [effect(0), effect(1), effect(2)];
+    breaks(&events, Policy::Retry, Rule::EffectsWithinTakeovers, "3 effects with 1 takeovers");
+}
+
+#[test]
+fn s5_finds_a_second_effect_under_hold() {
+    let events = [effect(1), effect(2), value("a", "2")];
+    breaks(&events, Policy::Hold, Rule::OneEffectUnderHold, "S5 at key (retention 0): 2 effects");
+}
+
+#[test]
+fn s8_finds_results_that_come_from_nowhere() {
+    for result in [value("a", "1"), stored_error("a", "declined")] {
+        breaks(
+            &[result],
+            Policy::Hold,
+            Rule::NoResultWithoutEffect,
+            "S8 at key (retention 0): a got a result, and there is no",
+        );
+    }
+    let early = call("a", 20, Outcome::Value(b"1".to_vec()));
+    let events = [effect(1), early.into(), value("b", "1")];
+    breaks(&events, Policy::Hold, Rule::NoResultWithoutEffect, "a got a result 30 µs before the first effect");
+}
+
+#[test]
+fn s9_finds_calls_with_another_fingerprint() {
+    let ran = |fingerprint: &str, attempt, at| {
+        let key = String::from("key");
+        Event::from(Effect { key, retention: 0, fingerprint: Some(fingerprint.into()), attempt, at })
+    };
+    let got = |fingerprint: &str, outcome| {
+        let call = call("a", 100, outcome);
+        Event::from(Call { fingerprint: Some(fingerprint.into()), ..call })
+    };
+    let value = || Outcome::Value(b"1".to_vec());
+
+    let events = [ran("EUR 1", 1, 50), got("EUR 1", value()), got("EUR 2", value())];
+    let words = "S9 at key (retention 0): the key is that of EUR 1, and a call with EUR 2 got the result";
+    breaks(&events, Policy::Retry, Rule::FingerprintsKeptApart, words);
+    let events = [ran("EUR 2", 2, 60), ran("EUR 1", 1, 50)];
+    breaks(&events, Policy::Retry, Rule::FingerprintsKeptApart, "a call with EUR 2 ran the body");
+
+    let refused = got("EUR 2", Outcome::Error(String::from("Mismatch")));
+    check(&[ran("EUR 1", 1, 50), got("EUR 1", value()), refused], Policy::Hold).unwrap();
+}
+
+#[test]
+fn keys_and_retentions_are_judged_apart() {
+    let retained = |retention, bytes: &str| {
+        let call = Call { retention, ..call("a", 100, Outcome::Value(bytes.into())) };
+        let effect = Effect { key: String::from("key"), retention, fingerprint: None, attempt: 1, at: 50 };
+        [Event::from(effect), Event::from(call)]
+    };
+    check(&[retained(0, "1"), retained(1, "2")].concat(), Policy::Hold).unwrap();
+
+    let other = Effect { key: String::from("other"), retention: 0, fingerprint: None, attempt: 1, at: 50 };
+    breaks(&[value("a", "1"), other.into()], Policy::Hold, Rule::NoResultWithoutEffect, "no effect");
+}
+
+#[test]
+fn all_violations_are_told() {
+    let broken = check(&[value("a", "1"), value("b", "2")], Policy::Hold).unwrap_err();
+    assert_eq!(rules(&broken), [Rule::SameValue, Rule::NoResultWithoutEffect]);
+    assert_eq!(broken.to_string().lines().count(), 3, "{broken}");
+}
+
+#[test]
+fn events_come_back_from_the_log_as_they_were() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = EventLog::open(directory.path().join("events")).unwrap();
+    let events = [value("a", "line\nbreak"), effect(1).clone(), takeover(), error("b", "InDoubt")];
+    for event in &events {
+        log.append(event.clone()).unwrap();
+    }
+    assert_eq!(EventLog::open(log.path()).unwrap().events().unwrap(), events);
+}
