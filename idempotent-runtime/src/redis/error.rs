@@ -34,7 +34,8 @@ fn meaning(error: &RedisError) -> (StoreErrorKind, Option<&'static str>) {
         (ErrorKind::Server(ServerErrorKind::ReadOnly), _) => (Refused, Some("the server is a read-only replica")),
         (
             ErrorKind::Server(
-                ServerErrorKind::BusyLoading
+                ServerErrorKind::ExecAbort
+                | ServerErrorKind::BusyLoading
                 | ServerErrorKind::MasterDown
                 | ServerErrorKind::ClusterDown
                 | ServerErrorKind::TryAgain

@@ -169,7 +169,14 @@ impl RedisStore {
             .pttl(&name)
             .query_async::<(Option<Vec<u8>>, i64)>(&mut connected.connection)
             .await;
-        let (bytes, remaining) = link.answer(operation, &connected, answer)?;
+        let (bytes, remaining) = match link.answer(operation, &connected, answer) {
+            // A server without memory queues no commands, and still answers them one by one.
+            Err(error) if error.kind() == StoreErrorKind::Refused => {
+                let connected = link.connected(operation).await?;
+                return self.look(operation, link, connected, key).await;
+            }
+            answer => answer?,
+        };
         let now = link.now(&connected);
         bytes.map_or(Ok(None), |bytes| decoded(operation, key, bytes, remaining, now))
     }

@@ -1,0 +1,10 @@
+//! The engine on a real Redis server: what goes wrong between them, and how it is settled.
+//!
+//! Effects are lines in a file outside of the code under test. Time is real, and leases are short.
+
+mod commands;
+mod cuts;
+mod interleavings;
+mod outages;
+mod refusals;
+mod world;
