@@ -1,0 +1,156 @@
+//! SIGKILL at each point of a call, under each policy: the failure table, cell by cell.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use idempotency::{ErrorKind, OnCrash};
+use idempotency_test_support::worker::{
+    AFTER_CLAIM, AFTER_COMMIT, AFTER_EFFECT, AFTER_SEND, BEFORE_COMMIT, BEFORE_EFFECT, BEFORE_SEND, DURING_RENEWAL,
+    POINTS,
+};
+use tokio::sync::Semaphore;
+
+use crate::history::effects;
+use crate::scene::Scene;
+use crate::worker::LEASE;
+
+/// How many workers live at once.
+const AT_ONCE: usize = 6;
+/// What a claim may take on a machine that is busy with other things, above the lease.
+const MARGIN: Duration = Duration::from_secs(5);
+/// What half of the claims take at most above the lease: less than any slow look of a waiter that nothing wakes.
+const USUAL_MARGIN: Duration = Duration::from_millis(300);
+
+/// What the next caller finds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Next {
+    /// No trace of the dead owner: its own claim is the first.
+    Owns,
+    /// The lease is over, and the body runs again.
+    RunsAgain,
+    /// The lease is over, and nobody runs the body any more.
+    InDoubt,
+    /// The answer of the dead owner.
+    Replays,
+}
+
+/// Where the owner died, and under each policy what the next caller finds and how many effects there are in the end.
+struct Row {
+    point: &'static str,
+    hold: (Next, usize),
+    retry: (Next, usize),
+}
+
+const NOTHING_SENT: Row = Row { point: BEFORE_SEND, hold: (Next::Owns, 1), retry: (Next::Owns, 1) };
+const CLAIMED: Row = Row { point: AFTER_CLAIM, hold: (Next::InDoubt, 0), retry: (Next::RunsAgain, 1) };
+/// `after_send` is not here: the kill races with the network, and it is one of the first two rows that holds.
+const TABLE: [Row; 7] = [
+    NOTHING_SENT,
+    CLAIMED,
+    Row { point: BEFORE_EFFECT, hold: (Next::InDoubt, 0), retry: (Next::RunsAgain, 1) },
+    Row { point: DURING_RENEWAL, hold: (Next::InDoubt, 1), retry: (Next::RunsAgain, 2) },
+    Row { point: AFTER_EFFECT, hold: (Next::InDoubt, 1), retry: (Next::RunsAgain, 2) },
+    Row { point: BEFORE_COMMIT, hold: (Next::InDoubt, 1), retry: (Next::RunsAgain, 2) },
+    Row { point: AFTER_COMMIT, hold: (Next::Replays, 1), retry: (Next::Replays, 1) },
+];
+
+impl Row {
+    fn of(point: &str, claimed: bool) -> &'static Self {
+        match TABLE.iter().find(|row| row.point == point) {
+            Some(row) => row,
+            None if claimed => &CLAIMED,
+            None => &NOTHING_SENT,
+        }
+    }
+
+    fn cell(&self, on_crash: OnCrash) -> (Next, usize) {
+        if on_crash == OnCrash::Retry { self.retry } else { self.hold }
+    }
+}
+
+/// Kills one owner at `point` and compares what follows with the table. Gives how long the key was blocked, and whether
+/// the claim had reached the server.
+async fn kill_one(scene: &Scene, point: &str, on_crash: OnCrash, key: &str) -> anyhow::Result<(Duration, bool)> {
+    let mut worker = scene.caller(on_crash, key, point, point == DURING_RENEWAL)?;
+    worker.wait_for_point(point).await?;
+    let died = Instant::now();
+    worker.kill().await?;
+
+    let before = scene.effects.count(key)?;
+    let (result, report) = scene.call(on_crash, key).await?;
+    let blocked = died.elapsed();
+    let found = match &result {
+        Err(error) if error.kind() == ErrorKind::InDoubt => Next::InDoubt,
+        Err(error) => anyhow::bail!("an error that is in no cell: {error}"),
+        Ok(_) if report.replayed => Next::Replays,
+        Ok(_) if report.attempt == 1 => Next::Owns,
+        Ok(_) => Next::RunsAgain,
+    };
+    // A claim on its way may arrive when its sender is dead already: only the answer tells whether it did.
+    let claimed = found != Next::Owns;
+    let (next, expected_effects) = Row::of(point, claimed).cell(on_crash);
+    ensure!(found == next, "the next caller found {found:?}, not {next:?}");
+    let effects = effects(&scene.effects.lines()?).remove(key).unwrap_or_default();
+    ensure!(effects.len() == expected_effects, "{} effects, not {expected_effects}", effects.len());
+    let own = usize::from(matches!(next, Next::Owns | Next::RunsAgain));
+    ensure!(effects.len() == before + own, "the dead owner had {before} effects");
+    ensure!(blocked < LEASE + MARGIN, "the key was blocked for {blocked:?}");
+
+    // Whatever it was, it is settled: a third caller gets the same at once.
+    let (third, report) = scene.call(on_crash, key).await?;
+    match (&result, &third) {
+        (Ok(receipt), Ok(again)) => {
+            ensure!(receipt == again && report.replayed, "{again:?} after {receipt:?}");
+            ensure!(effects.last() == Some(receipt), "{receipt:?} is not the last effect");
+        }
+        (Err(_), Err(error)) => ensure!(error.kind() == ErrorKind::InDoubt, "{error}"),
+        _ => anyhow::bail!("{third:?} after {result:?}"),
+    }
+    ensure!(scene.effects.count(key)? == expected_effects, "the third caller had an effect");
+    Ok((blocked, claimed))
+}
+
+/// At least 15, a thousand in the long version.
+fn kills() -> usize {
+    if std::env::var_os("IDEMPOTENCY_LONG").is_some() { 1_000 } else { 15 }
+}
+
+async fn kill_at_each_point(on_crash: OnCrash) -> anyhow::Result<()> {
+    let scene = Arc::new(Scene::new().await?);
+    let places = Arc::new(Semaphore::new(AT_ONCE));
+    for point in POINTS {
+        let mut deaths = tokio::task::JoinSet::new();
+        for number in 0..kills() {
+            let (scene, place) = (scene.clone(), places.clone().acquire_owned().await?);
+            deaths.spawn(async move {
+                let _place = place;
+                let death = kill_one(&scene, point, on_crash, &format!("{point}-{number}")).await;
+                death.with_context(|| format!("killed at {point} under {on_crash:?}, number {number}"))
+            });
+        }
+        let mut blocked = Vec::new();
+        let mut claims = 0;
+        while let Some(death) = deaths.join_next().await {
+            let (duration, claimed) = death??;
+            blocked.push(duration);
+            claims += usize::from(claimed);
+        }
+        ensure!(blocked.len() == kills());
+        blocked.sort();
+        let median = blocked[blocked.len() / 2];
+        ensure!(median < LEASE + USUAL_MARGIN, "at {point} keys were blocked for {median:?}");
+        ensure!(point != AFTER_SEND || claims > 0, "no claim that was sent has arrived");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn under_hold_a_kill_leaves_what_the_table_says() -> anyhow::Result<()> {
+    kill_at_each_point(OnCrash::Hold).await
+}
+
+#[tokio::test]
+async fn under_retry_a_kill_leaves_what_the_table_says() -> anyhow::Result<()> {
+    kill_at_each_point(OnCrash::Retry).await
+}
