@@ -4,7 +4,10 @@
 
 mod commands;
 mod cuts;
+mod dropped;
 mod interleavings;
+mod leases;
 mod outages;
 mod refusals;
+mod waiters;
 mod world;

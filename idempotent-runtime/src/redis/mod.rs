@@ -22,7 +22,7 @@ use redis::aio::MultiplexedConnection;
 
 pub use address::RedisAddress;
 pub use builder::RedisStoreBuilder;
-use link::{Connected, Link};
+use link::Link;
 use tracking::Waiters;
 
 use crate::clock::{Clock, Timestamp};
@@ -116,11 +116,11 @@ fn placed(mut record: Record, remaining: i64, now: Timestamp) -> Record {
 fn decoded(
     operation: &'static str,
     key: KeyHash,
-    bytes: Vec<u8>,
+    bytes: Bytes,
     remaining: i64,
     now: Timestamp,
 ) -> Result<Option<Record>, StoreError> {
-    let record = envelope::decode(key, bytes.into(), now).map_err(|error| error.during(operation))?;
+    let record = envelope::decode(key, bytes, now).map_err(|error| error.during(operation))?;
     let mut record = placed(record, remaining, now);
     if record.expires > now {
         return Ok(Some(record));
@@ -172,13 +172,12 @@ impl RedisStore {
         let (bytes, remaining) = match link.answer(operation, &connected, answer) {
             // A server without memory queues no commands, and still answers them one by one.
             Err(error) if error.kind() == StoreErrorKind::Refused => {
-                let connected = link.connected(operation).await?;
-                return self.look(operation, link, connected, key).await;
+                return self.look(operation, link, key).await;
             }
             answer => answer?,
         };
         let now = link.now(&connected);
-        bytes.map_or(Ok(None), |bytes| decoded(operation, key, bytes, remaining, now))
+        bytes.map_or(Ok(None), |bytes| decoded(operation, key, bytes.into(), remaining, now))
     }
 
     /// Everything that `SET … NX GET` does not decide.
@@ -250,7 +249,7 @@ impl Store for RedisStore {
             // Without memory or replicas nothing was claimed, and what is stored can still be read.
             Err(error) if error.kind() == StoreErrorKind::Refused => {
                 // No transaction: a server without memory does not even take its first word.
-                return match self.look(OPERATION, link, connected, claim.key).await {
+                return match self.look(OPERATION, link, claim.key).await {
                     Ok(Some(record)) if record.state.is_answer() => Ok(Claimed::Held(record)),
                     _ => Err(error),
                 };
@@ -320,15 +319,15 @@ impl Store for RedisStore {
         }
         let waiter = self.0.waiters.register(&self.key(&key));
         let link = &self.0.tracking;
-        let connected = match link.connected(OPERATION).await {
+        match link.connected(OPERATION).await {
             Err(error) if error::is_refused_command(&error) => {
                 tracing::warn!(%error, "the server refuses tracking: waiters poll");
                 self.0.polls.store(true, Ordering::Relaxed);
                 return self.poll(key).await;
             }
-            connected => connected?,
-        };
-        let record = self.look(OPERATION, link, connected, key).await?;
+            connected => drop(connected?),
+        }
+        let record = self.look(OPERATION, link, key).await?;
         Ok(Watch::new(record, waiter.woken()))
     }
 
@@ -354,27 +353,28 @@ impl Store for RedisStore {
 }
 
 impl RedisStore {
-    /// Two commands instead of the four of a transaction: a change between them is pushed.
-    async fn look(
-        &self,
-        operation: &'static str,
-        link: &Link,
-        mut connected: Connected,
-        key: KeyHash,
-    ) -> Result<Option<Record>, StoreError> {
+    /// The record for a waiter, by as few commands as it takes: an answer needs no second one, and a change between the
+    /// two is pushed.
+    async fn look(&self, operation: &'static str, link: &Link, key: KeyHash) -> Result<Option<Record>, StoreError> {
+        let mut connected = link.connected(operation).await?;
         let name = self.key(&key);
-        let answer =
-            redis::pipe().get(&name).pttl(&name).query_async::<(Option<Vec<u8>>, i64)>(&mut connected.connection).await;
-        let (bytes, remaining) = link.answer(operation, &connected, answer)?;
+        let answer = redis::cmd("GET").arg(&name).query_async::<Option<Vec<u8>>>(&mut connected.connection).await;
+        let Some(bytes) = link.answer(operation, &connected, answer)? else { return Ok(None) };
         let now = link.now(&connected);
-        bytes.map_or(Ok(None), |bytes| decoded(operation, key, bytes, remaining, now))
+        let bytes = Bytes::from(bytes);
+        let record = envelope::decode(key, bytes.clone(), now).map_err(|error| error.during(operation))?;
+        if record.state.is_answer() && record.after_expiry == 0 {
+            return Ok(Some(record));
+        }
+        let answer = redis::cmd("PTTL").arg(&name).query_async::<i64>(&mut connected.connection).await;
+        let remaining = link.answer(operation, &connected, answer)?;
+        decoded(operation, key, bytes, remaining, link.now(&connected))
     }
 
     /// A watch that resolves after a while, at another moment for each key so that waiters do not come all at once.
     async fn poll(&self, key: KeyHash) -> Result<Watch, StoreError> {
         let link = &self.0.commands;
-        let connected = link.connected("watch").await?;
-        let record = self.look("watch", link, connected, key).await?;
+        let record = self.look("watch", link, key).await?;
         let moment = self.0.clock.monotonic().subsec_nanos() ^ u32::from(key.as_bytes()[0]) << 16;
         let pause = POLL / 2 + POLL * (moment % 1000) / 1000;
         Ok(Watch::new(record, self.0.clock.sleep(pause)))

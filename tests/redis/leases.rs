@@ -1,0 +1,62 @@
+//! Bodies that take several leases.
+
+use std::time::{Duration, Instant};
+
+use idempotency::store::RedisStore;
+use idempotency::{Error, OnConflict, OnCrash};
+use idempotency_test_support::server::RedisOptions;
+use tokio::sync::oneshot;
+
+use crate::world::{DAY, OPERATION, SHORT_LEASE, World, engine_on};
+
+/// Another process waits to take over all the while.
+async fn runs_once(world: &World, body: impl AsyncFnOnce() + Send) -> anyhow::Result<()> {
+    let url = world.server.url();
+    let (start, started) = oneshot::channel();
+    let effects = world.effects.clone();
+    // On a thread and a runtime of its own: the owner's executor may be blocked.
+    let waiter = std::thread::spawn(move || -> anyhow::Result<String> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async {
+            let elsewhere = engine_on(RedisStore::connect(&url).await?).lease(SHORT_LEASE).build();
+            started.await?;
+            let call = elsewhere.call(OPERATION, 1_u64).ttl(DAY).on_crash(OnCrash::Retry);
+            let call = call.on_conflict(OnConflict::Wait(Duration::from_secs(20)));
+            Ok(call
+                .run(|| async {
+                    effects.append("1 charged").expect("the log takes a line");
+                    Ok::<_, Error>("taken over".to_owned())
+                })
+                .await?)
+        })
+    });
+    let owner = world.call(1).on_crash(OnCrash::Retry).run(|| async {
+        let _ = start.send(());
+        body().await;
+        Ok::<_, Error>(world.effect(1))
+    });
+    assert_eq!(owner.await?, "receipt 1.1");
+    let waited = tokio::task::spawn_blocking(|| waiter.join()).await?;
+    assert_eq!(waited.expect("the waiter does not panic")?, "receipt 1.1");
+    assert_eq!((world.count(1), world.engine.duplicates()), (1, 0));
+    Ok(())
+}
+
+async fn world() -> anyhow::Result<World> {
+    World::with(RedisOptions::new().private(), |builder| builder.lease(SHORT_LEASE)).await
+}
+
+#[tokio::test]
+async fn a_body_of_three_leases_runs_once() -> anyhow::Result<()> {
+    runs_once(&world().await?, async || tokio::time::sleep(SHORT_LEASE * 3).await).await
+}
+
+#[tokio::test]
+async fn a_body_of_three_leases_runs_once_on_a_blocked_executor() -> anyhow::Result<()> {
+    let blocked = async || {
+        let before = Instant::now();
+        std::thread::sleep(SHORT_LEASE * 3);
+        assert!(before.elapsed() >= SHORT_LEASE * 3);
+    };
+    runs_once(&world().await?, blocked).await
+}

@@ -1,0 +1,207 @@
+//! Callers that wait for another process: woken by pushes, however the connection fares.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use idempotency::store::{Claim, CrashPolicy, RedisStore, Store as _, Token};
+use idempotency::{Error, ErrorKind, Idempotency, OnConflict, OnCrash};
+use idempotency_test_support::deadline::{eventually_async, within};
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinHandle;
+
+use crate::world::{DAY, LONG_LEASE, OPERATION, SHORT_LEASE, World, engine_on};
+
+/// The engine looks by itself this often. What is faster was pushed.
+const SAFETY_POLL: Duration = Duration::from_secs(2);
+
+/// A caller of `engine` that waits in the background.
+fn waiter(engine: &Idempotency, key: u64) -> JoinHandle<Result<String, Error>> {
+    let call = engine.call(OPERATION, key).ttl(DAY).on_crash(OnCrash::Retry);
+    let call = call.on_conflict(OnConflict::Wait(Duration::from_secs(60)));
+    tokio::spawn(call.run(|| async { Ok::<_, Error>("not waited".to_owned()) }))
+}
+
+/// An owner elsewhere, whose body ends when it is told to.
+struct Owner {
+    finish: oneshot::Sender<()>,
+    task: JoinHandle<Result<String, Error>>,
+}
+
+impl Owner {
+    async fn start(engine: Idempotency, key: u64) -> anyhow::Result<Self> {
+        let (start, started) = oneshot::channel();
+        let (finish, finished) = oneshot::channel();
+        let task = tokio::spawn(async move {
+            let call = engine.call(OPERATION, key).ttl(DAY).run(|| async {
+                let _ = start.send(());
+                let _ = finished.await;
+                Ok::<_, Error>("receipt".to_owned())
+            });
+            call.await
+        });
+        started.await?;
+        Ok(Self { finish, task })
+    }
+
+    async fn end(self) -> anyhow::Result<()> {
+        let _ = self.finish.send(());
+        assert_eq!(self.task.await??, "receipt");
+        Ok(())
+    }
+}
+
+async fn tracked_keys(world: &World) -> Option<usize> {
+    let stats = world.server.command(&["INFO", "stats"]).await.ok()?;
+    stats.lines().find_map(|line| line.strip_prefix("tracking_total_keys:"))?.trim().parse().ok()
+}
+
+async fn until_tracked(world: &World, keys: usize) -> anyhow::Result<()> {
+    eventually_async("the server to track the keys", async || tracked_keys(world).await == Some(keys)).await
+}
+
+/// An owner and a waiter that is registered at the server.
+async fn waiting(world: &World) -> anyhow::Result<(Owner, JoinHandle<Result<String, Error>>)> {
+    let owner = Owner::start(world.elsewhere(), 1).await?;
+    let waiter = waiter(&world.engine, 1);
+    until_tracked(world, 1).await?;
+    Ok((owner, waiter))
+}
+
+#[tokio::test]
+async fn a_commit_wakes_a_waiter_long_before_it_looks_by_itself() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    // One wait could be short because the waiter was about to look by itself.
+    let mut longest = Duration::ZERO;
+    for key in 1..=5 {
+        let owner = Owner::start(world.elsewhere(), key).await?;
+        let waiter = waiter(&world.engine, key);
+        until_tracked(&world, 1).await?;
+        let before = Instant::now();
+        owner.end().await?;
+        assert_eq!(within("the waiter", waiter).await???, "receipt");
+        longest = longest.max(before.elapsed());
+    }
+    assert!(longest < SAFETY_POLL / 4, "woken after {longest:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_waiter_whose_connection_is_killed_registers_anew_and_is_woken() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    let (owner, waiter) = waiting(&world).await?;
+    let before = Instant::now();
+    world.server.command(&["CLIENT", "KILL", "TYPE", "normal"]).await?;
+    // The server forgets what it tracked for a connection only when the key changes, so that counting says nothing.
+    eventually_async("another connection that tracks", async || {
+        let stats = world.server.command(&["INFO", "clients"]).await.unwrap_or_default();
+        stats.contains("tracking_clients:1\r") && before.elapsed() > Duration::from_millis(50)
+    })
+    .await?;
+    owner.end().await?;
+    assert_eq!(within("the waiter", waiter).await???, "receipt");
+    assert!(before.elapsed() < SAFETY_POLL, "woken after {:?}", before.elapsed());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_commit_while_the_connection_is_down_is_found_when_it_is_back() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    let (owner, waiter) = waiting(&world).await?;
+    world.proxy.refuse().await?;
+    world.proxy.close_all();
+    owner.end().await?;
+    let before = Instant::now();
+    world.proxy.accept().await?;
+    assert_eq!(within("the waiter", waiter).await???, "receipt");
+    assert!(before.elapsed() < SAFETY_POLL, "woken after {:?}", before.elapsed());
+    Ok(())
+}
+
+#[tokio::test]
+async fn flushing_the_server_wakes_a_waiter_which_finds_the_key_free() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    let (owner, waiter) = waiting(&world).await?;
+    let before = Instant::now();
+    world.server.command(&["FLUSHALL"]).await?;
+    assert_eq!(within("the waiter", waiter).await???, "not waited");
+    assert!(before.elapsed() < SAFETY_POLL / 4, "woken after {:?}", before.elapsed());
+    owner.task.abort();
+    Ok(())
+}
+
+/// Nobody tells the waiter: the owner is gone without a word.
+#[tokio::test]
+async fn a_waiter_takes_over_when_the_lease_ends_and_not_before() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    let mut claim = Claim::new(world.engine.record(OPERATION, 1).hash()?, Token::from_bits(7), OPERATION.into());
+    (claim.lease, claim.linger, claim.policy) = (SHORT_LEASE, DAY, CrashPolicy::Retry);
+    let before = Instant::now();
+    world.direct.claim(claim).await?;
+    let waiter = waiter(&world.engine, 1);
+    assert_eq!(within("the waiter", waiter).await???, "not waited");
+    let blocked = before.elapsed();
+    assert!(blocked >= SHORT_LEASE, "the lease was not over after {blocked:?}");
+    assert!(blocked < SHORT_LEASE + SAFETY_POLL / 2, "blocked for {blocked:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_waiter_that_runs_out_of_time_is_told_that_the_call_is_in_progress() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    let owner = Owner::start(world.elsewhere(), 1).await?;
+    let call = world.call(1).on_conflict(OnConflict::Wait(Duration::from_millis(100)));
+    let error = call.run(|| async { Ok::<_, Error>("not waited".to_owned()) }).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InProgress);
+    assert!(error.retry_after().is_some_and(|left| left <= LONG_LEASE), "{:?}", error.retry_after());
+    owner.end().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn five_thousand_waiters_are_woken_by_one_commit_each_with_five_commands_each() -> anyhow::Result<()> {
+    const WAITERS: u64 = 5_000;
+    let world = World::new().await?;
+    let patient = |builder: idempotency::Builder| builder.claim_timeout(Duration::from_secs(20)).build();
+    let store = RedisStore::builder(world.proxy.url(&world.server.url())).response_timeout(Duration::from_secs(20));
+    let waiting = patient(engine_on(store.connect().await?));
+    world.charge_on(&waiting, u64::MAX).await?;
+    let elsewhere = patient(engine_on(world.direct.clone()));
+    let (finish, finished) = watch::channel(false);
+    let (started, effects) = (Arc::new(tokio::sync::Semaphore::new(0)), world.effects.clone());
+    let owners: Vec<_> = (0..WAITERS)
+        .map(|key| {
+            let (engine, mut finished) = (elsewhere.clone(), finished.clone());
+            let (started, effects) = (started.clone(), effects.clone());
+            tokio::spawn(async move {
+                let call = engine.call(OPERATION, key).ttl(DAY).run(|| async {
+                    started.add_permits(1);
+                    let _ = finished.wait_for(|finished| *finished).await;
+                    effects.append(&format!("{key} charged")).expect("the log takes a line");
+                    Ok::<_, Error>(format!("receipt {key}"))
+                });
+                call.await
+            })
+        })
+        .collect();
+    let all = u32::try_from(WAITERS)?;
+    within("all owners to start", started.acquire_many(all)).await??.forget();
+
+    let before = world.proxy.requests();
+    let waiters: Vec<_> = (0..WAITERS).map(|key| waiter(&waiting, key)).collect();
+    until_tracked(&world, usize::try_from(WAITERS)?).await?;
+    finish.send(true)?;
+    for (key, waiter) in waiters.into_iter().enumerate() {
+        assert_eq!(within("the waiter", waiter).await???, format!("receipt {key}"));
+    }
+    let commands = world.proxy.requests() - before;
+    for owner in owners {
+        owner.await??;
+    }
+    let counts = world.effects.count_by_key()?;
+    assert_eq!((counts.len(), counts.values().sum::<usize>()), (5_001, 5_001));
+    assert!(
+        commands <= 5 * usize::try_from(WAITERS)? + 100,
+        "{commands} commands: {:?}",
+        world.proxy.requests_by_command()
+    );
+    Ok(())
+}
