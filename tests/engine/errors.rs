@@ -3,7 +3,7 @@
 use idempotency::{Error, ErrorKind, OnError, State, Unstored};
 use serde::{Deserialize, Serialize};
 
-use crate::world::World;
+use crate::world::{DAY, OPERATION, World};
 
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 enum PayError {
@@ -151,7 +151,7 @@ async fn errors_show_operation_and_short_hash_and_never_the_key() {
     let secret = "card-4242424242424242";
     let hash = world.engine.record("payments.charge", secret).hash().unwrap();
     let charge = async |amount: u32| {
-        let call = world.engine.call("payments.charge", secret).ttl(crate::world::DAY).fingerprint(&amount);
+        let call = world.engine.call("payments.charge", secret).ttl(DAY).fingerprint(&amount);
         call.run(|| async { Ok::<_, Error>(amount) }).await
     };
     charge(1).await.unwrap();
@@ -160,5 +160,48 @@ async fn errors_show_operation_and_short_hash_and_never_the_key() {
     assert_eq!(error.key(), Some(&hash.to_hex()[..12]));
     for text in [error.to_string(), format!("{error:?}")] {
         assert!(!text.contains("4242") && text.contains(&hash.to_hex()[..12]), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn what_a_person_logs_shows_neither_keys_nor_results() {
+    use idempotency::Resolution;
+    use idempotency::store::{Checkpoint, Commit, Park, Reason, Resolve, ResolveAnswer, Store as _, Token};
+    let logged = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let log = logged.clone();
+    let world = World::with(|builder| {
+        builder.on_duplicate(move |duplicate| log.lock().unwrap().push(format!("{duplicate:?} {duplicate:#?}")))
+    });
+    let secret = "card-4242";
+    let call = || world.engine.call(OPERATION, secret).scope(secret).fingerprint(secret).ttl(DAY);
+    // Overtaken by an operator, so that there is a duplicate.
+    let key = world.engine.record(OPERATION, secret).scope(secret).hash().unwrap();
+    let result = call().run(|| async {
+        let record = world.memory.read(key).await.unwrap().unwrap();
+        world.memory.park(Park::own(key, record.owner, Reason::Crashed)).await.unwrap();
+        let body = bytes::Bytes::from(format!("{secret:?}"));
+        let answer = ResolveAnswer::Finished { state: State::Completed, body, schema: 0, ttl: DAY };
+        world.memory.resolve(Resolve::new(key, record.owner, Token::from_bits(7), answer)).await.unwrap();
+        Ok::<_, Error>(secret.to_owned())
+    });
+    assert_eq!(result.await.unwrap(), secret);
+    let body = || bytes::Bytes::from_static(secret.as_bytes());
+    let finished = ResolveAnswer::Finished { state: State::Completed, body: body(), schema: 0, ttl: DAY };
+    let mut texts = logged.lock().unwrap().clone();
+    assert_eq!(texts.len(), 1);
+    texts.extend([
+        format!("{:?}", call()),
+        format!("{:?}", idempotency::key::Key::of(secret)),
+        format!("{:?}", world.engine.record(OPERATION, secret)),
+        format!("{:?}", world.memory.read(key).await.unwrap().unwrap()),
+        format!("{:?}", world.memory.watch(key).await.unwrap()),
+        format!("{:?}", Commit::new(key, Token::from_bits(7), body(), DAY)),
+        format!("{:?}", Checkpoint::new(key, Token::from_bits(7), 0, body())),
+        format!("{:?}", Resolve::new(key, Token::from_bits(7), Token::from_bits(8), finished)),
+        format!("{:?}", Resolution::Completed(secret)),
+    ]);
+    let as_numbers = format!("{:?}", secret.as_bytes()).trim_matches(['[', ']']).to_owned();
+    for text in texts {
+        assert!(!text.contains("4242") && !text.contains(&as_numbers), "{text}");
     }
 }

@@ -1,5 +1,6 @@
 //! The hook for results that came too late.
 
+use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -8,7 +9,8 @@ use crate::key::KeyHash;
 
 /// A body finished here after another caller had taken the call over: its effect may have happened twice.
 /// Handed to the hook that [`Builder::on_duplicate`](super::Builder::on_duplicate) sets.
-#[derive(Clone, Debug)]
+/// `Debug` shows the sizes of the results in their place.
+#[derive(Clone)]
 #[non_exhaustive]
 pub struct Duplicate {
     /// The operation's name.
@@ -19,6 +21,17 @@ pub struct Duplicate {
     pub result: Bytes,
     /// The encoded result that all callers get, if it is known.
     pub winner: Option<Bytes>,
+}
+
+impl fmt::Debug for Duplicate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Duplicate")
+            .field("operation", &self.operation)
+            .field("key", &self.key)
+            .field("result", &format_args!("{} bytes", self.result.len()))
+            .field("winner", &self.winner.as_ref().map(|winner| format!("{} bytes", winner.len())))
+            .finish()
+    }
 }
 
 pub(crate) type DuplicateHook = dyn Fn(&Duplicate) + Send + Sync;

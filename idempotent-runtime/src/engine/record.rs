@@ -99,13 +99,21 @@ impl RecordView {
 /// An operator's answer to a record in doubt.
 ///
 /// Read as an enum: `Resolution::Completed(value)`, `Resolution::Failed(error)`, `Resolution::NotExecuted`.
-#[derive(Debug)]
 pub struct Resolution(Kind);
 
-#[derive(Debug)]
 enum Kind {
     Finished(State, Result<Bytes, serde_json::Error>),
     NotExecuted,
+}
+
+/// Shows the kind of the answer alone.
+impl fmt::Debug for Resolution {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Kind::Finished(state, _) => write!(f, "Resolution({state:?})"),
+            Kind::NotExecuted => f.write_str("Resolution(NotExecuted)"),
+        }
+    }
 }
 
 #[allow(

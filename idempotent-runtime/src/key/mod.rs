@@ -23,12 +23,14 @@ pub use hash::{KeyHash, ParseKeyHashError};
 pub(crate) use hash::{derive, hash_key};
 pub use into_key::IntoKey;
 
+use std::fmt;
+
 use crate::error::{Error, ErrorKind};
 
 /// An encoded key or scope, or the reason why there is none.
 ///
 /// The reason is kept until the call is made, which then fails with it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Key {
     canonical: Result<Vec<u8>, InvalidKey>,
 }
@@ -37,6 +39,16 @@ pub struct Key {
 enum InvalidKey {
     Missing,
     Unfit(String),
+}
+
+/// Shows the size: keys are not for logs.
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.canonical {
+            Ok(bytes) => write!(f, "Key({} bytes)", bytes.len()),
+            Err(invalid) => write!(f, "Key({invalid:?})"),
+        }
+    }
 }
 
 impl Key {

@@ -123,8 +123,8 @@ impl fmt::Display for Reason {
 
 /// One record, as a store returns it. Bodies are opaque bytes to a store.
 ///
-/// All times are the store's.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// All times are the store's. `Debug` shows the size of the body in its place: results are not for logs.
+#[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Record {
     /// The name of the record.
@@ -167,6 +167,33 @@ pub struct Record {
     pub trace: Option<Arc<str>>,
     /// Completed and failed: the encoded result. In progress and in doubt: the last checkpoint. Else empty.
     pub body: Bytes,
+}
+
+impl fmt::Debug for Record {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Record")
+            .field("key", &self.key)
+            .field("state", &self.state)
+            .field("owner", &self.owner)
+            .field("fence", &self.fence)
+            .field("operation", &self.operation)
+            .field("fingerprint", &self.fingerprint)
+            .field("policy", &self.policy)
+            .field("created", &self.created)
+            .field("attempts", &self.attempts)
+            .field("reason", &self.reason)
+            .field("linger", &self.linger)
+            .field("after_expiry", &self.after_expiry)
+            .field("lease_until", &self.lease_until)
+            .field("expires", &self.expires)
+            .field("read_at", &self.read_at)
+            .field("schema", &self.schema)
+            .field("checkpoints", &self.checkpoints)
+            .field("taken_over", &self.taken_over)
+            .field("trace", &self.trace)
+            .field("body", &format_args!("{} bytes", self.body.len()))
+            .finish()
+    }
 }
 
 impl Record {

@@ -131,8 +131,8 @@ impl Written {
     }
 }
 
-/// Stores a result (T8, T9).
-#[derive(Clone, Debug)]
+/// Stores a result (T8, T9). `Debug` shows the size of the body in its place.
+#[derive(Clone)]
 #[non_exhaustive]
 pub struct Commit {
     /// The name of the record.
@@ -151,6 +151,21 @@ pub struct Commit {
     pub ttl: Duration,
     /// Write the record anew if it is gone: only set while the owner's own view of its lease holds.
     pub adopt: Option<Arc<Adoption>>,
+}
+
+impl fmt::Debug for Commit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Commit")
+            .field("key", &self.key)
+            .field("token", &self.token)
+            .field("state", &self.state)
+            .field("body", &format_args!("{} bytes", self.body.len()))
+            .field("schema", &self.schema)
+            .field("reason", &self.reason)
+            .field("ttl", &self.ttl)
+            .field("adopt", &self.adopt)
+            .finish()
+    }
 }
 
 impl Commit {
@@ -248,7 +263,7 @@ impl Park {
 }
 
 /// Replaces the record's checkpoint. Checkpoints of one record are numbered from zero, over all its owners.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 #[non_exhaustive]
 pub struct Checkpoint {
     /// The name of the record.
@@ -259,6 +274,17 @@ pub struct Checkpoint {
     pub sequence: u32,
     /// The whole checkpoint.
     pub body: Bytes,
+}
+
+impl fmt::Debug for Checkpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Checkpoint")
+            .field("key", &self.key)
+            .field("token", &self.token)
+            .field("sequence", &self.sequence)
+            .field("body", &format_args!("{} bytes", self.body.len()))
+            .finish()
+    }
 }
 
 impl Checkpoint {
@@ -290,7 +316,7 @@ impl Resolve {
 }
 
 /// The answer of an operator or a verdict.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ResolveAnswer {
     /// It happened: [`State::Completed`] or [`State::Failed`] with this body, kept for `ttl` from now.
@@ -306,6 +332,21 @@ pub enum ResolveAnswer {
     },
     /// It did not happen: the record is removed and the next call runs the body.
     NotExecuted,
+}
+
+impl fmt::Debug for ResolveAnswer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Finished { state, body, schema, ttl } => f
+                .debug_struct("Finished")
+                .field("state", state)
+                .field("body", &format_args!("{} bytes", body.len()))
+                .field("schema", schema)
+                .field("ttl", ttl)
+                .finish(),
+            Self::NotExecuted => f.write_str("NotExecuted"),
+        }
+    }
 }
 
 /// Removes a record (T14).
