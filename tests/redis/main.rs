@@ -3,11 +3,13 @@
 //! Effects are lines in a file outside of the code under test. Time is real, and leases are short.
 
 mod commands;
+mod connecting;
 mod cuts;
 mod dropped;
 mod interleavings;
 mod leases;
 mod outages;
 mod refusals;
+mod rights;
 mod waiters;
 mod world;

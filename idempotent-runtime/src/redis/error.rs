@@ -1,5 +1,8 @@
 //! What the client's errors mean for a request.
 
+use std::error::Error;
+use std::sync::Arc;
+
 use redis::{ErrorKind, RedisError, ServerErrorKind};
 
 use crate::store::{StoreError, StoreErrorKind};
@@ -46,13 +49,45 @@ fn meaning(error: &RedisError) -> (StoreErrorKind, Option<&'static str>) {
         ) => (Refused, None),
         (ErrorKind::RESP3NotSupported, _) => (Unsupported, Some("the server is older than Redis 7.0")),
         (ErrorKind::InvalidClientConfig, _) => (Config, Some("the connection URL or its certificates are unfit")),
+        (ErrorKind::Io, _) if is_certificate_refused(error) => {
+            (Config, Some("a certificate is refused: the server's by this client, or this client's by the server"))
+        }
         (ErrorKind::Parse, _) => (Unavailable, Some("the answer is not of the Redis protocol: is it a Redis server?")),
+        _ if error.to_string().contains("has no permissions to run") => {
+            (Config, Some("the server's ACL refuses a command that the store needs; see the store's documentation"))
+        }
+        // What the script did before is not known.
+        _ if error.to_string().contains("can't run this command") => {
+            (Unavailable, Some("the server's ACL refuses a command of a script; see the store's documentation"))
+        }
         _ => (Unavailable, None),
     }
 }
 
 /// Whether the server's ACL refuses a command: the user is known, and may not do this.
 pub(super) fn is_refused_command(error: &StoreError) -> bool {
-    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<RedisError>());
+    let source = Error::source(error).and_then(|source| source.downcast_ref::<RedisError>());
     source.is_some_and(|source| source.kind() == ErrorKind::Server(ServerErrorKind::NoPerm))
+}
+
+/// Whether TLS failed for a reason that another try does not change.
+fn is_certificate_refused(error: &RedisError) -> bool {
+    use rustls::AlertDescription as Alert;
+    let shared = error.source().and_then(|source| source.downcast_ref::<Arc<dyn Error + Send + Sync>>());
+    let io = shared.and_then(|cause| cause.downcast_ref::<std::io::Error>()).and_then(std::io::Error::get_ref);
+    io.and_then(|cause| cause.downcast_ref()).is_some_and(|cause| match cause {
+        rustls::Error::InvalidCertificate(_) => true,
+        rustls::Error::AlertReceived(alert) => matches!(
+            alert,
+            Alert::CertificateRequired
+                | Alert::NoCertificate
+                | Alert::BadCertificate
+                | Alert::UnsupportedCertificate
+                | Alert::CertificateRevoked
+                | Alert::CertificateExpired
+                | Alert::CertificateUnknown
+                | Alert::UnknownCA
+        ),
+        _ => false,
+    })
 }

@@ -56,8 +56,7 @@ const POLL: Duration = Duration::from_millis(100);
 ///
 /// ```text
 /// ACL SETUSER idempotency on >password ~idempotency:* resetchannels -@all +get +set +getrange +setrange +del +unlink
-///     +exists +rename +pexpire +pttl +evalsha +script|load +time +info +hello +auth +select +multi +exec +client|tracking
-///     +client|setinfo +scan
+///     +exists +rename +pexpire +pttl +evalsha +script|load +time +info +select +multi +exec +client|tracking +scan
 /// ```
 ///
 /// Without `client|tracking`, waiters poll. Without `info`, nothing is checked at connecting.
