@@ -29,7 +29,12 @@ fn sources(name: &str) -> Vec<PathBuf> {
     let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
     let file = examples.join(name).with_extension("rs");
     if file.exists() {
-        return vec![file, examples.join("payments/mod.rs")];
+        let modules: &[&str] = match name {
+            "redis_shared" => &["payments/mod.rs", "fleet/mod.rs"],
+            "quickstart" | "without_macro" => &["payments/mod.rs"],
+            _ => &[],
+        };
+        return modules.iter().map(|module| examples.join(module)).chain([file]).collect();
     }
     let files = fs::read_dir(examples.join(name)).expect("an example is a file or a directory");
     files.map(|file| file.expect("the directory can be read").path()).collect()
@@ -240,4 +245,66 @@ fn error_policy_stores_holds_and_releases() {
     assert_eq!(lines[5], "busy      retry      the bank was asked 2x: receipt for `busy`");
     assert!(lines[7].contains(" is InDoubt because "), "{text}");
     assert_eq!(lines[8], "timeout   retry      the bank was asked 1x: receipt from the bank's books");
+}
+
+#[test]
+fn swap_store_runs_the_same_service_on_the_store_of_the_variable() {
+    let text = printed(&mut example("swap_store"));
+    assert!(text.starts_with("store:          memory\n"), "{text}");
+    assert!(text.contains("second call:    parcel with a lamp for order-1\n"), "{text}");
+    assert!(text.contains("another item:   refused, Mismatch\n"), "{text}");
+    assert!(text.ends_with("parcels packed: 2\n"), "{text}");
+
+    let Output { status, stdout, stderr } = run(example("swap_store").env("STORE_URL", "floppy:secret"));
+    let stderr = String::from_utf8_lossy(&stderr);
+    assert!(!status.success() && stdout.is_empty(), "{stderr}");
+    assert!(stderr.contains("`floppy:`") && !stderr.contains("secret"), "{stderr}");
+}
+
+#[cfg(feature = "redis")]
+mod redis {
+    use std::process::Output;
+
+    use idempotency_test_support::server::{RedisOptions, RedisServer};
+
+    use super::{example, printed, run};
+
+    #[tokio::test]
+    async fn swap_store_keeps_its_parcels_in_redis() -> anyhow::Result<()> {
+        let server = RedisServer::start(RedisOptions::new().private()).await?;
+        for packed in [2, 0] {
+            let text = printed(example("swap_store").env("STORE_URL", server.url()));
+            assert!(text.starts_with("store:          redis\n"), "{text}");
+            assert!(text.ends_with(&format!("parcels packed: {packed}\n")), "{text}");
+        }
+        Ok(())
+    }
+
+    fn assert_account_of_the_day(text: &str) {
+        assert!(text.starts_with("worker 1 was killed (SIGKILL)"), "{text}");
+        let resolved = text.lines().filter(|line| line.contains(" was in doubt: the ledger ")).count();
+        assert!(resolved > 0, "the dead worker left nothing: {text}");
+        for total in ["moved, EUR   12032.58 ", "moved, GBP    6770.99 ", "moved, USD    1013.17 "] {
+            assert!(text.contains(total), "{text}");
+        }
+        assert!(text.ends_with("every payment was charged once: 228 charges\n"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn redis_shared_has_the_right_total_although_a_worker_was_killed() -> anyhow::Result<()> {
+        let server = RedisServer::start(RedisOptions::new().private()).await?;
+        assert_account_of_the_day(&printed(example("redis_shared").env_remove("REDIS_URL").arg(server.url())));
+        assert_account_of_the_day(&printed(example("redis_shared").env("REDIS_URL", server.url())));
+        Ok(())
+    }
+
+    #[test]
+    fn redis_shared_starts_a_server_of_its_own_or_says_how_to_get_one() {
+        assert_account_of_the_day(&printed(example("redis_shared").env_remove("REDIS_URL")));
+        let mut command = example("redis_shared");
+        let Output { status, stderr, .. } = run(command.env_remove("REDIS_URL").env("PATH", "/nowhere"));
+        let stderr = String::from_utf8_lossy(&stderr);
+        assert_eq!(status.code(), Some(1), "{stderr}");
+        assert!(stderr.contains("apt install redis-server") && stderr.contains("REDIS_URL"), "{stderr}");
+    }
 }

@@ -60,7 +60,7 @@ pub(crate) struct Worker {
 impl Worker {
     pub(crate) fn start(number: usize, url: &str, ledger: &Path) -> anyhow::Result<Self> {
         let mut command = Command::new(std::env::current_exe()?);
-        command.args(["worker", url]).arg(ledger).stdout(Stdio::piped()).kill_on_drop(true);
+        command.args(["worker", &number.to_string(), url]).arg(ledger).stdout(Stdio::piped()).kill_on_drop(true);
         let mut child = command.spawn().context("cannot start a worker")?;
         let output = child.stdout.take().context("a worker without output")?;
         Ok(Self { number, child, lines: BufReader::new(output).lines() })
@@ -113,7 +113,7 @@ impl Ledger {
 
     /// Whether the card was good.
     pub(crate) async fn charge(&self, payment: &Payment) -> anyhow::Result<bool> {
-        tokio::time::sleep(Duration::from_millis(5)).await; // the way there
+        tokio::time::sleep(Duration::from_millis(3 + payment.amount % 10)).await; // the way there
         if payment.card.ends_with("-0002") {
             return Ok(false);
         }
