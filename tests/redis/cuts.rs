@@ -97,7 +97,7 @@ async fn renewal_cut(world: &World, round: usize, fault: Fault) -> anyhow::Resul
         request.command() == "EVALSHA" && request.arguments().len() == 5 && request.mentions(&name)
     };
     let (start, started) = tokio::sync::oneshot::channel();
-    let owned = owner.call(OPERATION, key).ttl(DAY).on_crash(OnCrash::Retry).run(|| async {
+    let running = owner.call(OPERATION, key).ttl(DAY).on_crash(OnCrash::Retry).run(|| async {
         let cut = proxy.nth(1, is_renewal, fault);
         let _ = start.send(());
         cut.happened().await.expect("the renewal is cut");
@@ -110,8 +110,8 @@ async fn renewal_cut(world: &World, round: usize, fault: Fault) -> anyhow::Resul
         let call = call.on_conflict(OnConflict::Wait(Duration::from_secs(20)));
         Ok::<_, anyhow::Error>(call.run(|| async { Ok::<_, Error>(world.effect(key)) }).await?)
     };
-    let (owned, waited) = tokio::join!(owned, waiting);
-    assert_eq!((owned?, waited?), (format!("receipt {key}.1"), format!("receipt {key}.1")), "{fault:?}");
+    let (answer, replay) = tokio::join!(running, waiting);
+    assert_eq!((answer?, replay?), (format!("receipt {key}.1"), format!("receipt {key}.1")), "{fault:?}");
     assert_eq!((world.count(key), owner.duplicates()), (1, 0), "{fault:?}");
     Ok(())
 }

@@ -36,8 +36,8 @@ async fn runs_once(world: &World, body: impl AsyncFnOnce() + Send) -> anyhow::Re
         Ok::<_, Error>(world.effect(1))
     });
     assert_eq!(owner.await?, "receipt 1.1");
-    let waited = tokio::task::spawn_blocking(|| waiter.join()).await?;
-    assert_eq!(waited.expect("the waiter does not panic")?, "receipt 1.1");
+    let replay = tokio::task::spawn_blocking(|| waiter.join()).await?;
+    assert_eq!(replay.expect("the waiter does not panic")?, "receipt 1.1");
     assert_eq!((world.count(1), world.engine.duplicates()), (1, 0));
     Ok(())
 }

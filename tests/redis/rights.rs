@@ -88,7 +88,7 @@ async fn the_documented_rights_are_enough_and_each_is_needed() -> anyhow::Result
             Ok(()) => needless.push(*right),
             // The client does not understand what it is told of a transaction that is refused.
             Err(error) => {
-                assert!(error.to_string().contains("ACL") || ["+multi", "+exec"].contains(right), "{right}: {error:?}")
+                assert!(error.to_string().contains("ACL") || ["+multi", "+exec"].contains(right), "{right}: {error:?}");
             }
         }
     }
@@ -119,8 +119,8 @@ async fn without_the_right_to_track_waiters_poll() -> anyhow::Result<()> {
         assert!(report.is_some_and(|report| report.waited));
         anyhow::Ok(answer?)
     };
-    let (owner, waited) = within("both", async { tokio::join!(owner, waiter) }).await?;
-    assert_eq!((owner?, waited?), ("receipt 1.1".to_owned(), "receipt 1.1".to_owned()));
+    let (answer, replay) = within("both", async { tokio::join!(owner, waiter) }).await?;
+    assert_eq!((answer?, replay?), ("receipt 1.1".to_owned(), "receipt 1.1".to_owned()));
     Ok(())
 }
 
