@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use idempotency::store::{Commit, Reason, Remove, Store as _, Written};
+use idempotency::store::{Commit, Reason, Release, Remove, Store as _, Written};
 use idempotency::{ErrorKind, OnCrash, State, observe};
 
 use crate::faults::{Fault, Gate};
@@ -36,7 +36,10 @@ async fn a_result_that_cannot_be_stored_in_time_is_not_stored_and_the_background
     world.store.always("complete", Some(Fault::LostRequest));
     let error = world.while_time_passes(world.charge(1)).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotStored);
-    assert_eq!(world.record(1).await.unwrap().state, State::InProgress);
+    let end = world.clock_now() + LEASE * 3;
+    world.while_time_passes(eventually("time to pass", async || world.clock_now() >= end)).await;
+    let record = world.record(1).await.unwrap();
+    assert!(record.is_running(), "its lease is renewed as long as storing goes on: {record:?}");
     world.store.always("complete", None);
     let stored = world.record_is(1, |record| record.is_some_and(|record| record.state == State::Completed));
     world.while_time_passes(stored).await;
@@ -182,7 +185,7 @@ async fn a_record_that_vanished_under_its_living_owner_is_written_anew() {
         world.record_is(1, |record| record.is_some()).await;
         let record = world.record(1).await.unwrap();
         // What an eviction or a failover does: the record goes, and no tombstone tells.
-        let release = idempotency::store::Release::new(record.key, record.owner);
+        let release = Release::new(record.key, record.owner);
         world.memory.release(release).await.unwrap();
         gate.open();
     };
@@ -190,6 +193,28 @@ async fn a_record_that_vanished_under_its_living_owner_is_written_anew() {
     assert_eq!(result.unwrap(), "receipt 1.1");
     assert_eq!(world.charge(1).await.unwrap(), "receipt 1.1");
     assert_eq!(world.ledger.count(), 1);
+}
+
+#[tokio::test]
+async fn a_record_that_vanished_when_the_lease_was_over_is_not_written_anew() {
+    let (world, gate) = (World::new(), Gate::new());
+    world.store.always("renew", Some(Fault::LostRequest));
+    let call = world.call(1).run(|| async {
+        gate.wait().await;
+        world.effect(1)
+    });
+    let loser = async {
+        world.record_is(1, |record| record.is_some()).await;
+        world.clock.advance(LEASE);
+        // Somebody may have taken the call over, and may have given it back since.
+        let record = world.record(1).await.unwrap();
+        world.memory.release(Release::new(record.key, record.owner)).await.unwrap();
+        gate.open();
+    };
+    let (result, ()) = tokio::join!(call, loser);
+    assert_eq!(result.unwrap_err().kind(), ErrorKind::Superseded);
+    assert!(world.record(1).await.is_none());
+    assert_eq!(world.engine.duplicates(), 1);
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! What a body can know about its call.
 
-use idempotency::{Context, Error, ErrorKind, InCurrentScope as _, OnCrash, observe};
+use idempotency::{Context, Error, ErrorKind, InCurrentScope as _, OnConflict, OnCrash, observe};
 
 use crate::faults::{Fault, Gate};
 use crate::world::{DAY, OPERATION, World, eventually, poll_once};
@@ -9,17 +9,17 @@ use crate::world::{DAY, OPERATION, World, eventually, poll_once};
 async fn a_body_that_calls_itself_with_its_own_key_is_refused() {
     let world = World::new();
     let call = world.call(1).run(|| async {
-        let inner = world.charge(1).await.unwrap_err();
-        assert_eq!(inner.kind(), ErrorKind::Reentrant);
+        let again = || world.call(1).on_conflict(OnConflict::Reject).run(|| async { world.effect(1) });
+        assert_eq!(again().await.unwrap_err().kind(), ErrorKind::Reentrant);
         // From a task that took the scope along, too.
-        let spawned = world.engine.call(OPERATION, 1_u64).ttl(DAY).run(|| async { Ok::<_, Error>(()) });
+        let spawned = world.call(1).on_conflict(OnConflict::Reject).run(|| async { Ok::<_, Error>(()) });
         let spawned = tokio::spawn(spawned.in_current_scope()).await.unwrap();
         assert_eq!(spawned.unwrap_err().kind(), ErrorKind::Reentrant);
         // Another key is another call, and there the outer key is still running.
         world
             .call(2)
             .run(|| async {
-                assert_eq!(world.charge(1).await.unwrap_err().kind(), ErrorKind::Reentrant);
+                assert_eq!(again().await.unwrap_err().kind(), ErrorKind::Reentrant);
                 world.effect(2)
             })
             .await?;

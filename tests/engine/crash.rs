@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use idempotency::store::{Claim, Claimed, Reason, Store as _, Token};
-use idempotency::{Error, ErrorKind, OnConflict, OnCrash, State};
+use idempotency::{Builder, Error, ErrorKind, OnConflict, OnCrash, State, Unstored};
 
 use crate::faults::{Fault, Gate};
 use crate::world::{DAY, LEASE, OPERATION, World, eventually, poll_once};
@@ -271,4 +271,44 @@ async fn a_claim_that_arrives_again_after_its_release_is_released_again() {
     assert!(matches!(world.memory.claim(late).await, Ok(Claimed::Mine(_))));
     world.while_time_passes(world.record_is(1, |record| record.is_none())).await;
     assert_eq!(world.charge(1).await.unwrap(), "receipt 1.1");
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_body_whose_task_runs_after_80_percent_of_the_lease_never_starts() {
+    use idempotency::__private::{Key, Site, call_on, outcome, run_detached};
+    static SITE: Site = Site::new(OPERATION, file!(), line!());
+    let world = World::new();
+    let ledger = world.ledger.clone();
+    let call = call_on(&SITE, &world.engine, Key::of(&1_u64)).ttl(DAY);
+    let mut call = Box::pin(run_detached(call, outcome(), move || async move {
+        ledger.charge("detached");
+        Ok::<_, Error>(())
+    }));
+    assert!(poll_once(&mut call).is_pending(), "granted, and its task has not run yet");
+    world.clock.advance(LEASE / 5 * 4 + Duration::from_millis(1));
+    assert_eq!(call.await.unwrap_err().kind(), ErrorKind::StoreUnavailable);
+    world.record_is(1, |record| record.is_none()).await;
+    assert_eq!(world.ledger.count(), 0);
+}
+
+#[tokio::test]
+async fn an_unfinished_call_is_remembered_for_the_longer_of_ttl_and_30_days_or_as_configured() {
+    let configured: [(fn(Builder) -> Builder, Duration, Duration); 3] = [
+        (|builder| builder, DAY, DAY * 30),
+        (|builder| builder, DAY * 50, DAY * 50),
+        (|builder| builder.in_doubt_retention(DAY * 3), DAY * 50, DAY * 3),
+    ];
+    for (configure, ttl, remembered) in configured {
+        let world = World::with(configure);
+        let charge = || world.call(1).ttl(ttl).on_error(Unstored::Hold);
+        let held = charge().run(|| async {
+            world.effect(1)?;
+            Err::<String, _>(anyhow::anyhow!("the provider did not answer"))
+        });
+        held.await.unwrap_err();
+        world.clock.advance(remembered);
+        assert_eq!(world.charge(1).await.unwrap_err().kind(), ErrorKind::InDoubt);
+        world.clock.advance(LEASE);
+        assert_eq!(world.charge(1).await.unwrap(), "receipt 1.2");
+    }
 }

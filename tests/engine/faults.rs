@@ -43,6 +43,11 @@ impl Gate {
         self.0.close();
     }
 
+    /// Whether the request that waited here is over.
+    pub fn is_passed(&self) -> bool {
+        Arc::strong_count(&self.0) == 1
+    }
+
     pub async fn wait(&self) {
         let _ = self.0.acquire().await;
     }

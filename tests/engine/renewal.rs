@@ -335,3 +335,50 @@ async fn no_two_owners_believe_in_their_leases_at_once() {
         assert_eq!(call.await.unwrap(), "receipt 1.1");
     }
 }
+
+#[tokio::test]
+async fn a_lease_counts_from_when_it_was_asked_for_and_not_from_the_answer() {
+    let (world, gate) = (World::new(), Gate::new());
+    world.store.always("renew", Some(Fault::LostRequest));
+    world.store.next("claim", Fault::LateAnswer(gate.clone()));
+    let mut call = Box::pin(world.call(1).run(|| async {
+        let context = Context::current();
+        assert!(!context.lease_lost());
+        world.clock.advance(LEASE / 3);
+        assert!(context.lease_lost());
+        Ok::<_, Error>(())
+    }));
+    eventually("the claim to be applied", async || {
+        assert!(crate::world::poll_once(&mut call).is_pending());
+        world.record(1).await.is_some()
+    })
+    .await;
+    world.clock.advance(LEASE / 3 * 2);
+    gate.open();
+    call.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_renewed_lease_counts_from_when_the_renewal_was_sent() {
+    let (world, gate) = (World::new(), Gate::new());
+    let late = LEASE / 15 * 4;
+    world.store.next("renew", Fault::LateAnswer(gate.clone()));
+    let call = world.call(1).run(|| async {
+        let context = Context::current();
+        world.clock.advance(LEASE / 3);
+        eventually("the renewal", async || world.store.requests("renew") == 1).await;
+        world.store.always("renew", Some(Fault::LostRequest));
+        world.clock.advance(late);
+        gate.open();
+        eventually("the answer", async || gate.is_passed()).await;
+        // The next renewal is sent when the answer to the first is known.
+        world.clock.advance(LEASE / 15);
+        eventually("the next renewal", async || world.store.requests("renew") == 2).await;
+        world.clock.advance(LEASE / 3);
+        assert!(!context.lease_lost());
+        world.clock.advance(LEASE / 3);
+        assert!(context.lease_lost(), "a lease after the renewal was sent");
+        Ok::<_, Error>(())
+    });
+    call.await.unwrap();
+}
