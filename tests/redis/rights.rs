@@ -88,7 +88,7 @@ async fn the_documented_rights_are_enough_and_each_is_needed() -> anyhow::Result
             Ok(()) => needless.push(*right),
             // The client does not understand what it is told of a transaction that is refused.
             Err(error) => {
-                assert!(error.to_string().contains("ACL") || ["+multi", "+exec"].contains(right), "{right}: {error:?}")
+                assert!(error.to_string().contains("ACL") || ["+multi", "+exec"].contains(right), "{right}: {error:?}");
             }
         }
     }
@@ -112,14 +112,14 @@ async fn without_the_right_to_track_waiters_poll() -> anyhow::Result<()> {
         eventually_async("the warning", async || warnings.mention("waiters poll")).await.expect("the waiter waits");
         Ok::<_, Error>(world.effect(1))
     });
-    let waiter = async {
+    let waiting = async {
         started.await?;
         let call = there.call(OPERATION, 1_u64).ttl(DAY).on_conflict(OnConflict::Wait(Duration::from_secs(20)));
         let (answer, report) = observe(call.run(|| async { Ok::<_, Error>("not waited".to_owned()) })).await;
         assert!(report.is_some_and(|report| report.waited));
         anyhow::Ok(answer?)
     };
-    let (owner, waited) = within("both", async { tokio::join!(owner, waiter) }).await?;
+    let (owner, waited) = within("both", async { tokio::join!(owner, waiting) }).await?;
     assert_eq!((owner?, waited?), ("receipt 1.1".to_owned(), "receipt 1.1".to_owned()));
     Ok(())
 }
