@@ -91,13 +91,13 @@ async fn renewal_cut(world: &World, round: usize, fault: Fault) -> anyhow::Resul
     let proxy = Proxy::start(world.server.address()?).await?;
     let store = impatient(&proxy.url(&world.server.url())).connect().await?;
     let owner = engine_on(store).lease(SHORT_LEASE).build();
-    let other = engine_on(RedisStore::connect(&world.server.url()).await?).lease(SHORT_LEASE).build();
+    let elsewhere = engine_on(RedisStore::connect(&world.server.url()).await?).lease(SHORT_LEASE).build();
     let name = world.name(key);
     let is_renewal = move |request: &idempotency_test_support::proxy::Request| {
         request.command() == "EVALSHA" && request.arguments().len() == 5 && request.mentions(&name)
     };
     let (start, started) = tokio::sync::oneshot::channel();
-    let running = owner.call(OPERATION, key).ttl(DAY).on_crash(OnCrash::Retry).run(|| async {
+    let body = owner.call(OPERATION, key).ttl(DAY).on_crash(OnCrash::Retry).run(|| async {
         let cut = proxy.nth(1, is_renewal, fault);
         let _ = start.send(());
         cut.happened().await.expect("the renewal is cut");
@@ -106,12 +106,12 @@ async fn renewal_cut(world: &World, round: usize, fault: Fault) -> anyhow::Resul
     });
     let waiting = async {
         started.await?;
-        let call = other.call(OPERATION, key).ttl(DAY).on_crash(OnCrash::Retry);
+        let call = elsewhere.call(OPERATION, key).ttl(DAY).on_crash(OnCrash::Retry);
         let call = call.on_conflict(OnConflict::Wait(Duration::from_secs(20)));
         Ok::<_, anyhow::Error>(call.run(|| async { Ok::<_, Error>(world.effect(key)) }).await?)
     };
-    let (answer, replay) = tokio::join!(running, waiting);
-    assert_eq!((answer?, replay?), (format!("receipt {key}.1"), format!("receipt {key}.1")), "{fault:?}");
+    let (answer, waited) = tokio::join!(body, waiting);
+    assert_eq!((answer?, waited?), (format!("receipt {key}.1"), format!("receipt {key}.1")), "{fault:?}");
     assert_eq!((world.count(key), owner.duplicates()), (1, 0), "{fault:?}");
     Ok(())
 }

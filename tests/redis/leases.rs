@@ -15,7 +15,7 @@ async fn runs_once(world: &World, body: impl AsyncFnOnce() + Send) -> anyhow::Re
     let (start, started) = oneshot::channel();
     let effects = world.effects.clone();
     // On a thread and a runtime of its own: the owner's executor may be blocked.
-    let waiter = std::thread::spawn(move || -> anyhow::Result<String> {
+    let thread = std::thread::spawn(move || -> anyhow::Result<String> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
             let elsewhere = engine_on(RedisStore::connect(&url).await?).lease(SHORT_LEASE).build();
@@ -36,8 +36,8 @@ async fn runs_once(world: &World, body: impl AsyncFnOnce() + Send) -> anyhow::Re
         Ok::<_, Error>(world.effect(1))
     });
     assert_eq!(owner.await?, "receipt 1.1");
-    let replay = tokio::task::spawn_blocking(|| waiter.join()).await?;
-    assert_eq!(replay.expect("the waiter does not panic")?, "receipt 1.1");
+    let waited = tokio::task::spawn_blocking(|| thread.join()).await?;
+    assert_eq!(waited.expect("the waiter does not panic")?, "receipt 1.1");
     assert_eq!((world.count(1), world.engine.duplicates()), (1, 0));
     Ok(())
 }

@@ -112,15 +112,15 @@ async fn without_the_right_to_track_waiters_poll() -> anyhow::Result<()> {
         eventually_async("the warning", async || warnings.mention("waiters poll")).await.expect("the waiter waits");
         Ok::<_, Error>(world.effect(1))
     });
-    let waiter = async {
+    let waiting = async {
         started.await?;
         let call = there.call(OPERATION, 1_u64).ttl(DAY).on_conflict(OnConflict::Wait(Duration::from_secs(20)));
         let (answer, report) = observe(call.run(|| async { Ok::<_, Error>("not waited".to_owned()) })).await;
         assert!(report.is_some_and(|report| report.waited));
         anyhow::Ok(answer?)
     };
-    let (answer, replay) = within("both", async { tokio::join!(owner, waiter) }).await?;
-    assert_eq!((answer?, replay?), ("receipt 1.1".to_owned(), "receipt 1.1".to_owned()));
+    let (owner, waited) = within("both", async { tokio::join!(owner, waiting) }).await?;
+    assert_eq!((owner?, waited?), ("receipt 1.1".to_owned(), "receipt 1.1".to_owned()));
     Ok(())
 }
 
