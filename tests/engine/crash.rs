@@ -293,7 +293,8 @@ async fn a_body_whose_task_runs_after_80_percent_of_the_lease_never_starts() {
 
 #[tokio::test]
 async fn an_unfinished_call_is_remembered_for_the_longer_of_ttl_and_30_days_or_as_configured() {
-    let configured: [(fn(Builder) -> Builder, Duration, Duration); 3] = [
+    type Configure = fn(Builder) -> Builder;
+    let configured: [(Configure, Duration, Duration); 3] = [
         (|builder| builder, DAY, DAY * 30),
         (|builder| builder, DAY * 50, DAY * 50),
         (|builder| builder.in_doubt_retention(DAY * 3), DAY * 50, DAY * 3),
