@@ -313,3 +313,20 @@ async fn an_unfinished_call_is_remembered_for_the_longer_of_ttl_and_30_days_or_a
         assert_eq!(world.charge(1).await.unwrap(), "receipt 1.2");
     }
 }
+
+#[tokio::test]
+async fn a_takeover_that_starts_no_body_keeps_what_the_earlier_owner_left() {
+    let world = World::new();
+    dead_owner(&world, OnCrash::Retry).await;
+    world.clock.advance(LEASE + Duration::from_millis(1));
+    let gate = Gate::new();
+    world.store.next("claim", Fault::LateAnswer(gate.clone()));
+    let mut taker = Box::pin(world.call(1).on_crash(OnCrash::Retry).run(|| async { world.effect(1) }));
+    assert!(poll_once(&mut taker).is_pending());
+    drop(taker);
+    gate.open();
+    eventually("the claim to be given back", async || world.store.requests("abandon") == 1).await;
+    // Nobody knows whether the dead owner had its effect: a caller that holds must not run.
+    assert_eq!(world.charge(1).await.unwrap_err().kind(), ErrorKind::InDoubt);
+    assert_eq!((world.ledger.count(), world.record(1).await.unwrap().attempts), (0, 2));
+}
