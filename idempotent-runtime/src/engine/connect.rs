@@ -33,3 +33,23 @@ fn unknown(scheme: &str) -> Error {
     // The URL itself may hold a password.
     Error::config(format!("no store is known for a URL that begins with `{scheme}:`; known are {}", schemes.join(", ")))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::unknown;
+
+    #[test]
+    fn a_scheme_whose_feature_is_off_names_the_feature() {
+        for (scheme, feature) in [("redis", "redis"), ("rediss", "redis"), ("memory", "memory")] {
+            let error = unknown(scheme);
+            assert_eq!(error.kind(), crate::ErrorKind::Config);
+            assert!(error.to_string().contains(&format!("needs the feature `{feature}`")), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_scheme_names_the_known_ones() {
+        let error = unknown("gopher").to_string();
+        assert!(error.contains("`gopher:`") && error.contains("`rediss:` (feature `redis`)"), "{error}");
+    }
+}
