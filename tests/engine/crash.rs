@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use idempotency::store::{Claim, Claimed, Reason, Store as _, Token};
+use idempotency::store::{Claim, Claimed, Reason, Store as _, StoreErrorKind, Token};
 use idempotency::{Builder, Error, ErrorKind, OnConflict, OnCrash, State, Unstored};
 
 use crate::faults::{Fault, Gate};
@@ -311,4 +311,26 @@ async fn an_unfinished_call_is_remembered_for_the_longer_of_ttl_and_30_days_or_a
         world.clock.advance(LEASE);
         assert_eq!(world.charge(1).await.unwrap(), "receipt 1.2");
     }
+}
+
+#[tokio::test]
+async fn a_claim_whose_answer_is_lost_after_its_caller_is_gone_is_released() {
+    let world = World::new();
+    world.store.always("claim", Some(Fault::LostAnswer));
+    let mut call = Box::pin(world.charge(1));
+    assert!(poll_once(&mut call).is_pending());
+    assert!(world.record(1).await.is_some());
+    drop(call);
+    world.while_time_passes(world.record_is(1, |record| record.is_none())).await;
+    assert_eq!(world.ledger.count(), 0);
+}
+
+#[tokio::test]
+async fn a_refusal_does_not_tell_what_became_of_the_try_before_it() {
+    let world = World::new();
+    world.store.next("claim", Fault::LostAnswer);
+    world.store.next("claim", Fault::Refused(StoreErrorKind::Full));
+    let error = world.while_time_passes(world.charge(1)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::StoreUnavailable);
+    world.record_is(1, |record| record.is_none()).await;
 }
