@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -166,7 +167,8 @@ async fn callers_with_another_fingerprint_do_not_share() {
     });
     let other = async {
         world.record_is(1, |record| record.is_some()).await;
-        let call = world.call(1).fingerprint("EUR 101").run(|| async { world.effect(1) });
+        let call = world.call(1).fingerprint("EUR 101").on_conflict(OnConflict::Reject);
+        let call = call.run(|| async { world.effect(1) });
         assert_eq!(call.await.unwrap_err().kind(), ErrorKind::Mismatch);
         gate.open();
     };
@@ -228,4 +230,47 @@ async fn a_leader_that_is_out_of_time_while_the_store_is_slow_takes_nobody_along
     let (owner, patient) = tokio::join!(owner, here);
     assert_eq!(owner.unwrap(), patient.unwrap());
     assert_eq!(world.ledger.count(), 1);
+}
+
+#[tokio::test]
+async fn a_follower_waits_no_longer_than_its_own_patience() {
+    let world = World::new();
+    let mut leader = Box::pin(world.call(1).run(std::future::pending::<Result<String, Error>>));
+    assert!(poll_once(&mut leader).is_pending());
+    let call = world.call(1).on_conflict(OnConflict::Wait(Duration::from_secs(1)));
+    let mut follower = Box::pin(call.run(|| async { world.effect(1) }));
+    assert!(poll_once(&mut follower).is_pending());
+    world.clock.advance(Duration::from_millis(999));
+    assert!(poll_once(&mut follower).is_pending());
+    world.clock.advance(Duration::from_millis(1));
+    assert!(matches!(poll_once(&mut follower), Poll::Ready(Err(error)) if error.kind() == ErrorKind::InProgress));
+    assert_eq!(world.store.requests("claim"), 1);
+}
+
+#[tokio::test]
+async fn followers_share_that_the_store_does_not_answer() {
+    let world = World::new();
+    world.store.always("claim", Some(Fault::LostRequest));
+    let before = world.clock_now();
+    let answers = world.while_time_passes(join_all((0..8).map(|_| world.charge(1)))).await;
+    assert!(answers.into_iter().all(|answer| answer.unwrap_err().kind() == ErrorKind::StoreUnavailable));
+    let took = world.clock_now().saturating_sub(before);
+    assert!(took < Duration::from_secs(4), "one claim_timeout for all of them, not {took:?}");
+}
+
+#[tokio::test]
+async fn followers_of_a_leader_that_is_gone_ask_when_the_store_knows_of_it() {
+    let (world, gate) = (World::new(), Gate::new());
+    world.store.next("park", Fault::Late(gate.clone()));
+    let mut leader = Box::pin(world.call(1).run(std::future::pending::<Result<String, Error>>));
+    assert!(poll_once(&mut leader).is_pending());
+    let call = world.call(1).on_conflict(OnConflict::Wait(Duration::from_secs(1)));
+    let mut follower = Box::pin(call.run(|| async { world.effect(1) }));
+    assert!(poll_once(&mut follower).is_pending());
+    drop(leader);
+    eventually("the parking", async || world.store.requests("park") == 1).await;
+    assert!(poll_once(&mut follower).is_pending());
+    assert_eq!(world.store.requests("claim"), 1);
+    gate.open();
+    assert_eq!(follower.await.unwrap_err().kind(), ErrorKind::InDoubt);
 }

@@ -216,3 +216,14 @@ async fn a_decode_error_does_not_quote_the_stored_result() {
     assert_eq!(texts.len(), 3, "the error, itself as its source, and where decoding failed");
     assert!(!texts.concat().contains("4242"));
 }
+
+#[tokio::test]
+async fn a_result_is_stored_with_the_schema_version_of_its_call() {
+    let world = World::new();
+    for _ in 0..2 {
+        let result = world.call(1).version(3).run(|| async { world.effect(1) }).await;
+        assert_eq!(result.unwrap(), "receipt 1.1");
+    }
+    assert_eq!(world.charge(1).await.unwrap_err().kind(), ErrorKind::Decode);
+    assert_eq!(world.ledger.count(), 1);
+}

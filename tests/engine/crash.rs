@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use idempotency::store::{Claim, Claimed, Reason, Store as _, Token};
+use idempotency::store::{Claim, Claimed, Reason, Store as _, StoreErrorKind, Token};
 use idempotency::{Builder, Error, ErrorKind, OnConflict, OnCrash, State, Unstored};
 
 use crate::faults::{Fault, Gate};
@@ -329,4 +329,26 @@ async fn a_takeover_that_starts_no_body_keeps_what_the_earlier_owner_left() {
     // Nobody knows whether the dead owner had its effect: a caller that holds must not run.
     assert_eq!(world.charge(1).await.unwrap_err().kind(), ErrorKind::InDoubt);
     assert_eq!((world.ledger.count(), world.record(1).await.unwrap().attempts), (0, 2));
+}
+
+#[tokio::test]
+async fn a_claim_whose_answer_is_lost_after_its_caller_is_gone_is_released() {
+    let world = World::new();
+    world.store.always("claim", Some(Fault::LostAnswer));
+    let mut call = Box::pin(world.charge(1));
+    assert!(poll_once(&mut call).is_pending());
+    assert!(world.record(1).await.is_some());
+    drop(call);
+    world.while_time_passes(world.record_is(1, |record| record.is_none())).await;
+    assert_eq!(world.ledger.count(), 0);
+}
+
+#[tokio::test]
+async fn a_refusal_does_not_tell_what_became_of_the_try_before_it() {
+    let world = World::new();
+    world.store.next("claim", Fault::LostAnswer);
+    world.store.next("claim", Fault::Refused(StoreErrorKind::Full));
+    let error = world.while_time_passes(world.charge(1)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::StoreUnavailable);
+    world.record_is(1, |record| record.is_none()).await;
 }

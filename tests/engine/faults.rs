@@ -26,6 +26,8 @@ pub enum Fault {
     LateAnswer(Gate),
     /// It takes this long on this clock.
     Slow(ManualClock, Duration),
+    /// It is answered with this error, and not applied.
+    Refused(StoreErrorKind),
     /// The store's client breaks.
     Panic,
 }
@@ -134,6 +136,7 @@ impl FaultyStore {
                 clock.sleep(duration).await;
                 request.await
             }
+            Some(Fault::Refused(kind)) => Err(StoreError::new(kind, operation)),
             Some(Fault::Panic) => panic!("the store's client breaks at {operation}"),
         }
     }
