@@ -268,7 +268,21 @@ async fn urls_lead_through_the_proxy() -> anyhow::Result<()> {
     let address = proxy.address();
     assert_eq!(proxy.url("redis://localhost:6379"), format!("redis://{address}"));
     assert_eq!(proxy.url("rediss://u:p@h:1/2?protocol=resp3"), format!("rediss://u:p@{address}/2?protocol=resp3"));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_proxy_that_is_dropped_ends_its_connections_and_takes_no_more() -> anyhow::Result<()> {
+    let server = TcpListener::bind("127.0.0.1:0").await?;
+    let proxy = Proxy::start(server.local_addr()?.to_string()).await?;
+    let address = proxy.address();
+    let mut client = TcpStream::connect(address).await?;
+    let (_server, _) = within("the connection", server.accept()).await??;
     drop(proxy);
-    assert!(TcpStream::connect(address).await.is_err());
+    assert_eq!(rest(&mut client).await?.0, b"");
+    // Another test may have been given the port by now: whoever is there, it is no proxy to this server.
+    let _ = TcpStream::connect(address).await;
+    let late = tokio::time::timeout(Duration::from_millis(200), server.accept()).await;
+    assert!(late.is_err(), "the proxy still takes connections");
     Ok(())
 }

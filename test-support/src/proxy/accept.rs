@@ -70,13 +70,12 @@ async fn serve(
     loop {
         tokio::select! {
             order = orders.recv() => match order {
-                None => return,
+                None => {
+                    close(&mut listener);
+                    return;
+                }
                 Some(Door::Close(done)) => {
-                    if let Some(listener) = listener.take() {
-                        // A process that is being started at this moment has a copy of the socket until it executes its
-                        // program, and closing would take effect only then.
-                        let _ = rustix::net::shutdown(&listener, rustix::net::Shutdown::Both);
-                    }
+                    close(&mut listener);
                     let _ = done.send(Ok(()));
                 }
                 Some(Door::Open(done)) => {
@@ -96,6 +95,14 @@ async fn next(listener: Option<&TcpListener>) -> io::Result<TcpStream> {
     match listener {
         Some(listener) => Ok(listener.accept().await?.0),
         None => std::future::pending().await,
+    }
+}
+
+fn close(listener: &mut Option<TcpListener>) {
+    if let Some(listener) = listener.take() {
+        // A process that is being started at this moment has a copy of the socket until it executes its program, and
+        // closing would take effect only then.
+        let _ = rustix::net::shutdown(&listener, rustix::net::Shutdown::Both);
     }
 }
 
