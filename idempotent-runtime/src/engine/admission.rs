@@ -220,6 +220,7 @@ fn new_claim(call: &Checked) -> Result<Claim, Error> {
     claim.schema = call.version;
     claim.lease = call.lease;
     claim.linger = call.linger();
+    claim.ttl = call.ttl;
     Ok(claim)
 }
 

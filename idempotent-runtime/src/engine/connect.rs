@@ -4,9 +4,13 @@ use super::Builder;
 use crate::error::Error;
 
 /// The schemes, and the feature that each needs.
-const SCHEMES: [(&str, &str); 3] = [("memory", "memory"), ("redis", "redis"), ("rediss", "redis")];
+const SCHEMES: [(&str, &str); 4] =
+    [("memory", "memory"), ("redis", "redis"), ("rediss", "redis"), ("sqlite", "sqlite")];
 
-#[cfg_attr(not(feature = "redis"), expect(clippy::unused_async, reason = "every store but the embedded one connects"))]
+#[cfg_attr(
+    not(any(feature = "redis", feature = "sqlite")),
+    expect(clippy::unused_async, reason = "every store but the embedded one connects")
+)]
 pub(super) async fn builder(url: &str) -> Result<Builder, Error> {
     let scheme = url.split_once(':').map_or(url, |(scheme, _)| scheme);
     match scheme {
@@ -16,6 +20,11 @@ pub(super) async fn builder(url: &str) -> Result<Builder, Error> {
         "redis" | "rediss" => {
             let store = crate::store::RedisStore::connect(url).await;
             Ok(Builder::new(store.map_err(|error| Error::from_store(error, "redis"))?))
+        }
+        #[cfg(feature = "sqlite")]
+        "sqlite" => {
+            let store = crate::store::SqliteStore::connect(url).await;
+            Ok(Builder::new(store.map_err(|error| Error::from_store(error, "sqlite"))?))
         }
         _ => Err(unknown(scheme)),
     }
@@ -40,7 +49,7 @@ mod tests {
 
     #[test]
     fn a_scheme_whose_feature_is_off_names_the_feature() {
-        for (scheme, feature) in [("redis", "redis"), ("rediss", "redis"), ("memory", "memory")] {
+        for (scheme, feature) in [("redis", "redis"), ("rediss", "redis"), ("memory", "memory"), ("sqlite", "sqlite")] {
             let error = unknown(scheme);
             assert_eq!(error.kind(), crate::ErrorKind::Config);
             assert!(error.to_string().contains(&format!("needs the feature `{feature}`")), "{error}");

@@ -29,7 +29,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::key::{KeyHash, hex};
 use crate::store::{
     Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Grant, Page, Park, Purged, Record, Release,
-    Remove, Renewal, Resolve, Scan, State, Store, StoreClock, StoreError, StoreErrorKind, Token, Watch, Written,
+    Remove, Renewal, Resolve, Scan, State, Store, StoreClock, StoreError, StoreErrorKind, Token, Watch, Written, codes,
     envelope,
 };
 
@@ -385,7 +385,7 @@ fn flag(value: bool) -> String {
 }
 
 fn reason(reason: Option<crate::store::Reason>) -> String {
-    envelope::reason_code(reason).to_string()
+    codes::reason_code(reason).to_string()
 }
 
 fn changed(operation: &'static str, answer: &str) -> Result<Changed, StoreError> {

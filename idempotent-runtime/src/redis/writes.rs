@@ -116,7 +116,7 @@ impl RedisStore {
         invocation.key(self.staged_key(&commit.key, commit.token));
         invocation
             .arg(&commit.token.bits().to_be_bytes()[..])
-            .arg(envelope::state_code(commit.state))
+            .arg(codes::state_code(commit.state))
             .arg(reason(commit.reason))
             .arg(&commit.schema.to_be_bytes()[..])
             .arg(millis(commit.ttl))
@@ -151,7 +151,7 @@ impl RedisStore {
                     return Ok(Changed::Conflict);
                 }
                 record.body = body.clone();
-                (envelope::state_code(*state), *schema, millis(*ttl))
+                (codes::state_code(*state), *schema, millis(*ttl))
             }
         };
         let staged = self.stage(OPERATION, &record, resolve.token).await?;

@@ -34,7 +34,8 @@ use std::sync::Arc;
 
 use bytes::{Buf as _, BufMut as _, Bytes};
 
-use super::{CrashPolicy, Reason, Record, State, StoreError, StoreErrorKind, Token};
+use super::codes::{self, POLICIES, REASONS, STATES, code};
+use super::{Record, StoreError, StoreErrorKind, Token};
 use crate::clock::Timestamp;
 use crate::fingerprint::Fingerprint;
 use crate::key::KeyHash;
@@ -45,42 +46,8 @@ pub const VERSION: u8 = 1;
 /// What stands in the place of a fingerprint where there is none.
 const NO_FINGERPRINT: Fingerprint = Fingerprint { version: 0, bits: 0 };
 
-const STATES: [(State, u8); 6] = [
-    (State::InProgress, 1),
-    (State::InDoubt, 2),
-    (State::Completed, 3),
-    (State::Failed, 4),
-    (State::Released, 5),
-    (State::Tombstone, 6),
-];
-
-const POLICIES: [(CrashPolicy, u8); 4] =
-    [(CrashPolicy::Retry, 1), (CrashPolicy::Resume, 2), (CrashPolicy::Verify, 3), (CrashPolicy::Hold, 4)];
-
-const REASONS: [(Reason, u8); 10] = [
-    (Reason::Crashed, 1),
-    (Reason::Dropped, 2),
-    (Reason::Panicked, 3),
-    (Reason::LeaseLost, 4),
-    (Reason::Error, 5),
-    (Reason::NotStored, 6),
-    (Reason::ShutDown, 7),
-    (Reason::TooLarge, 8),
-    (Reason::NotEncodable, 9),
-    (Reason::Resolved, 10),
-];
-
-/// Zero for what the table does not have; it has all values.
-fn code<T: Copy + PartialEq>(table: &[(T, u8)], value: T) -> u8 {
-    table.iter().find(|(known, _)| *known == value).map_or(0, |(_, code)| *code)
-}
-
 fn value<T: Copy>(table: &[(T, u8)], code: u8, field: &'static str) -> Result<T, EnvelopeError> {
-    table
-        .iter()
-        .find(|(_, known)| *known == code)
-        .map(|(value, _)| *value)
-        .ok_or(EnvelopeError::UnknownCode { field, code })
+    codes::value(table, code).ok_or(EnvelopeError::UnknownCode { field, code })
 }
 
 /// The bytes of `record`.
@@ -128,18 +95,6 @@ pub fn encode(record: &Record) -> Vec<u8> {
     bytes.extend_from_slice(trace);
     bytes.extend_from_slice(&record.body);
     bytes
-}
-
-/// The code of `state`, for a store's scripts.
-#[cfg(feature = "redis")]
-pub(crate) fn state_code(state: State) -> u8 {
-    code(&STATES, state)
-}
-
-/// The code of `reason`, zero for none.
-#[cfg(feature = "redis")]
-pub(crate) fn reason_code(reason: Option<Reason>) -> u8 {
-    reason.map_or(0, |reason| code(&REASONS, reason))
 }
 
 /// How many bytes the fields take that have a fixed place.

@@ -19,6 +19,7 @@
 //! tells whether they are the same.
 
 mod capability;
+pub(crate) mod codes;
 mod dynamic;
 pub mod envelope;
 mod error;
@@ -32,6 +33,8 @@ use std::future::Future;
 pub use crate::memory::{MemoryStore, MemoryStoreBuilder};
 #[cfg(feature = "redis")]
 pub use crate::redis::{RedisAddress, RedisStore, RedisStoreBuilder};
+#[cfg(feature = "sqlite")]
+pub use crate::sqlite::{SqliteStore, SqliteStoreBuilder};
 pub use capability::{Capabilities, StoreClock};
 pub use dynamic::DynStore;
 pub use error::{StoreError, StoreErrorKind};

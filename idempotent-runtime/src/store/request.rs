@@ -39,12 +39,15 @@ pub struct Claim {
     pub linger: Duration,
     /// How long a tombstone refuses late retries after the record expired; zero leaves none.
     pub after_expiry: Duration,
+    /// How long the result will be kept, as far as the caller knows. The [commit](Commit::ttl) decides; a store that
+    /// plans ahead when it removes a record goes by this.
+    pub ttl: Duration,
     /// Trace context to keep on the record.
     pub trace: Option<Arc<str>>,
 }
 
 impl Claim {
-    /// A claim with the policy [`CrashPolicy::Hold`], a lease of 15 seconds and a linger of 30 days.
+    /// A claim with the policy [`CrashPolicy::Hold`], a lease of 15 seconds, a linger of 30 days and a `ttl` of one.
     pub fn new(key: KeyHash, token: Token, operation: Arc<str>) -> Self {
         Self {
             key,
@@ -56,6 +59,7 @@ impl Claim {
             lease: Duration::from_secs(15),
             linger: Duration::from_secs(30 * 86_400),
             after_expiry: Duration::ZERO,
+            ttl: Duration::from_secs(86_400),
             trace: None,
         }
     }

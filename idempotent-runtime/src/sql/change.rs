@@ -1,0 +1,106 @@
+//! Changing one record by the rules of the protocol, without a lock.
+
+use std::time::Duration;
+
+use crate::clock::Timestamp;
+use crate::key::KeyHash;
+use crate::store::{Record, StoreError, StoreErrorKind, Token};
+
+use super::row::{Row, integer};
+
+/// How often a change is decided anew because somebody else was faster. Each time somebody else's change succeeded, so
+/// this many in a row are only met on a key that thousands write at once.
+const ATTEMPTS: usize = 100;
+
+/// A record as it stands in its row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Stored {
+    pub(crate) record: Record,
+    pub(crate) revision: i64,
+    /// When a purge looks at the row, in milliseconds of the store's time.
+    pub(crate) purge_at: i64,
+}
+
+/// What a read found, expired records included, and the store's time of the read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Found {
+    pub(crate) now: Timestamp,
+    pub(crate) stored: Option<Stored>,
+}
+
+/// What must still stand in a row for a write to take effect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Guard {
+    pub(crate) key: KeyHash,
+    pub(crate) owner: Token,
+    pub(crate) revision: i64,
+}
+
+/// The statements on one row that a change is made of, each of them atomic.
+pub(crate) trait Table: Send {
+    /// The row of `key` and the store's time.
+    fn read(&mut self, operation: &'static str, key: KeyHash)
+    -> impl Future<Output = Result<Found, StoreError>> + Send;
+
+    /// Writes a row; false, and nothing changed, if there is one with its key.
+    fn insert(&mut self, operation: &'static str, row: &Row) -> impl Future<Output = Result<bool, StoreError>> + Send;
+
+    /// Puts `row` in the place of the one that `guard` describes; false, and nothing changed, if that is not there.
+    fn replace(
+        &mut self,
+        operation: &'static str,
+        guard: Guard,
+        row: &Row,
+    ) -> impl Future<Output = Result<bool, StoreError>> + Send;
+
+    /// Removes the row that `guard` describes; false, and nothing changed, if that is not there.
+    fn delete(
+        &mut self,
+        operation: &'static str,
+        guard: Guard,
+    ) -> impl Future<Output = Result<bool, StoreError>> + Send;
+}
+
+/// Lets `transition` decide on the record of `key`, beginning with what was `found` already, and writes its decision.
+///
+/// `retention` tells how long the result of a claim will be kept, for the purge to come by then.
+pub(crate) async fn change<A>(
+    table: &mut impl Table,
+    operation: &'static str,
+    key: KeyHash,
+    found: Option<Found>,
+    retention: Option<Duration>,
+    mut transition: impl FnMut(&mut Option<Record>, Timestamp) -> A,
+) -> Result<A, StoreError> {
+    let mut found = found;
+    for _ in 0..ATTEMPTS {
+        let Found { now, stored } = match found.take() {
+            Some(found) => found,
+            None => table.read(operation, key).await?,
+        };
+        let answer_ends = retention.map(|ttl| now + ttl);
+        let mut slot = stored.as_ref().map(|stored| stored.record.clone());
+        let answer = transition(&mut slot, now);
+        let guard = stored.as_ref().map(|stored| Guard { key, owner: stored.record.owner, revision: stored.revision });
+        let written = match (guard, slot) {
+            (None, None) => true,
+            (None, Some(record)) => {
+                let revision = integer(now.as_millis().saturating_mul(1000));
+                let row = Row::new(&record, revision, None, answer_ends);
+                table.insert(operation, &row).await?
+            }
+            (Some(_), Some(record)) if stored.as_ref().is_some_and(|stored| stored.record == record) => true,
+            (Some(guard), Some(record)) => {
+                let revision = guard.revision.saturating_add(1);
+                let before = stored.as_ref().map(|stored| stored.purge_at);
+                table.replace(operation, guard, &Row::new(&record, revision, before, answer_ends)).await?
+            }
+            (Some(guard), None) => table.delete(operation, guard).await?,
+        };
+        if written {
+            return Ok(answer);
+        }
+    }
+    Err(StoreError::new(StoreErrorKind::Refused, operation)
+        .with_detail(format!("others changed the record {ATTEMPTS} times while it was read")))
+}

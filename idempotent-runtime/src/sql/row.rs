@@ -1,0 +1,314 @@
+//! A record as a row: one column per field, numbers, bytes and text only, the same in every dialect.
+//!
+//! Times are milliseconds since 1970 on the store's clock, durations are milliseconds; codes are those of
+//! [`envelope`](crate::store::envelope), whose version is also the row's format.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use sqlx::query::Query;
+use sqlx::{ColumnIndex, Database, Decode, Encode, Type};
+
+use super::change::{Found, Stored};
+use crate::clock::Timestamp;
+use crate::fingerprint::Fingerprint;
+use crate::key::KeyHash;
+use crate::store::codes::{self, POLICIES, REASONS, STATES};
+use crate::store::envelope::{self, EnvelopeError};
+use crate::store::{Reason, Record, State, StoreError, StoreErrorKind, Token};
+
+/// The columns, in the order in which [`bind`] binds and [`found`] reads them.
+pub(crate) const COLUMNS: [&str; 22] = [
+    "key_hash",
+    "format",
+    "state",
+    "owner",
+    "fence",
+    "revision",
+    "operation",
+    "fingerprint",
+    "policy",
+    "created_at",
+    "attempts",
+    "reason",
+    "linger",
+    "after_expiry",
+    "lease_until",
+    "expires_at",
+    "purge_at",
+    "schema_version",
+    "checkpoints",
+    "taken_over",
+    "trace",
+    "body",
+];
+
+/// The version of the row's format that this release writes, and the only one that it reads.
+pub(crate) const FORMAT: i16 = envelope::VERSION as i16;
+
+/// No time and no duration in a row is larger, so that the sum of several is still a number of 64 bits. In the year
+/// 36 million nothing will be kept from now.
+const LATEST: i64 = 1 << 60;
+
+/// A record as it is written.
+#[derive(Clone, Debug)]
+pub(crate) struct Row {
+    key: [u8; 32],
+    state: i16,
+    owner: [u8; 16],
+    fence: i64,
+    revision: i64,
+    operation: Arc<str>,
+    fingerprint: Option<[u8; 17]>,
+    policy: i16,
+    created_at: i64,
+    attempts: i64,
+    reason: i16,
+    linger: i64,
+    after_expiry: i64,
+    lease_until: i64,
+    expires_at: i64,
+    purge_at: i64,
+    schema_version: i64,
+    checkpoints: i64,
+    taken_over: i16,
+    trace: Option<Arc<str>>,
+    body: Bytes,
+}
+
+impl Row {
+    /// The row of `record`. `purge_at` is when a purge would have looked at it so far; `answer_ends` is how long its
+    /// result would be kept if it came now, where a claim told that.
+    pub(crate) fn new(record: &Record, revision: i64, purge_at: Option<i64>, answer_ends: Option<Timestamp>) -> Self {
+        Self {
+            key: *record.key.as_bytes(),
+            state: state_code(record.state),
+            owner: record.owner.bits().to_be_bytes(),
+            fence: integer(record.fence),
+            revision,
+            operation: record.operation.clone(),
+            fingerprint: record.fingerprint.map(fingerprint_bytes),
+            policy: codes::code(&POLICIES, record.policy).into(),
+            created_at: integer(record.created.as_millis()),
+            attempts: record.attempts.into(),
+            reason: reason_code(record.reason),
+            linger: integer(record.linger),
+            after_expiry: integer(record.after_expiry),
+            lease_until: integer(record.lease_until.as_millis()),
+            expires_at: integer(record.expires.as_millis()),
+            purge_at: next_purge(record, purge_at, answer_ends),
+            schema_version: record.schema.into(),
+            checkpoints: record.checkpoints.into(),
+            taken_over: record.taken_over.map_or(0, state_code),
+            trace: record.trace.clone(),
+            body: record.body.clone(),
+        }
+    }
+}
+
+/// When a purge looks at a row: never later than the record may be forgotten. The figure is in an index, and writing it
+/// anew is what makes an update expensive: it is chosen at the claim so that the commit need not touch it. Coming early
+/// does no harm, the purge puts the row off.
+fn next_purge(record: &Record, purge_at: Option<i64>, answer_ends: Option<Timestamp>) -> i64 {
+    let forgotten = forgotten_at(record);
+    if record.state != State::InProgress {
+        return forgotten;
+    }
+    let after_expiry = Duration::from_millis(record.after_expiry);
+    let planned = answer_ends.map(|ends| integer((ends + after_expiry).as_millis())).or(purge_at);
+    planned.map_or(forgotten, |purge_at| purge_at.min(forgotten))
+}
+
+/// When nothing is left of the record, not even a tombstone.
+fn forgotten_at(record: &Record) -> i64 {
+    let after = match record.state {
+        State::Released | State::Tombstone => 0,
+        _ => record.after_expiry,
+    };
+    integer((record.expires + Duration::from_millis(after)).as_millis())
+}
+
+/// Binds all columns in their order.
+pub(crate) fn bind<'q, DB>(
+    query: Query<'q, DB, <DB as Database>::Arguments>,
+    row: &Row,
+) -> Query<'q, DB, <DB as Database>::Arguments>
+where
+    DB: Database,
+    for<'t> &'t [u8]: Encode<'t, DB> + Type<DB>,
+    for<'t> Option<&'t [u8]>: Encode<'t, DB> + Type<DB>,
+    for<'t> &'t str: Encode<'t, DB> + Type<DB>,
+    for<'t> Option<&'t str>: Encode<'t, DB> + Type<DB>,
+    for<'t> i16: Encode<'t, DB> + Type<DB>,
+    for<'t> i64: Encode<'t, DB> + Type<DB>,
+{
+    query
+        .bind(&row.key[..])
+        .bind(FORMAT)
+        .bind(row.state)
+        .bind(&row.owner[..])
+        .bind(row.fence)
+        .bind(row.revision)
+        .bind(&*row.operation)
+        .bind(row.fingerprint.as_ref().map(|bytes| &bytes[..]))
+        .bind(row.policy)
+        .bind(row.created_at)
+        .bind(row.attempts)
+        .bind(row.reason)
+        .bind(row.linger)
+        .bind(row.after_expiry)
+        .bind(row.lease_until)
+        .bind(row.expires_at)
+        .bind(row.purge_at)
+        .bind(row.schema_version)
+        .bind(row.checkpoints)
+        .bind(row.taken_over)
+        .bind(row.trace.as_deref())
+        .bind(&row.body[..])
+}
+
+/// What a row of a result says that consists of the store's time and all columns, empty where there is no record.
+pub(crate) fn found<R>(operation: &'static str, row: &R) -> Result<Found, StoreError>
+where
+    R: sqlx::Row,
+    usize: ColumnIndex<R>,
+    for<'r> &'r [u8]: Decode<'r, R::Database> + Type<R::Database>,
+    for<'r> &'r str: Decode<'r, R::Database> + Type<R::Database>,
+    for<'r> i16: Decode<'r, R::Database> + Type<R::Database>,
+    for<'r> i64: Decode<'r, R::Database> + Type<R::Database>,
+{
+    let mut columns = Columns { operation, row, next: 0 };
+    let now = timestamp(columns.value()?);
+    let Some(key) = columns.value::<Option<&[u8]>>()? else { return Ok(Found { now, stored: None }) };
+    let key = KeyHash::from_bytes(columns.exactly("key_hash", key)?);
+    let format = columns.value::<i16>()?;
+    if format != FORMAT {
+        let version = u8::try_from(format).unwrap_or_default();
+        return Err(EnvelopeError::UnknownVersion(version).during(operation));
+    }
+    let state = columns.code("state", &STATES)?;
+    let owner = columns.value::<&[u8]>()?;
+    let owner = Token::from_bits(u128::from_be_bytes(columns.exactly("owner", owner)?));
+    let fence = number(columns.value()?);
+    let revision = columns.value()?;
+    let mut record = Record::new(key, owner, Arc::from(columns.value::<&str>()?));
+    record.state = state;
+    record.fence = fence;
+    record.fingerprint = match columns.value::<Option<&[u8]>>()? {
+        None => None,
+        Some(bytes) => Some(fingerprint(columns.exactly("fingerprint", bytes)?)),
+    };
+    record.policy = columns.code("policy", &POLICIES)?;
+    record.created = timestamp(columns.value()?);
+    record.attempts = columns.count("attempts")?;
+    record.reason = columns.optional_code("reason", &REASONS)?;
+    record.linger = number(columns.value()?);
+    record.after_expiry = number(columns.value()?);
+    record.lease_until = timestamp(columns.value()?);
+    record.expires = timestamp(columns.value()?);
+    let purge_at = columns.value()?;
+    record.schema = columns.count("schema_version")?;
+    record.checkpoints = columns.count("checkpoints")?;
+    record.taken_over = columns.optional_code("taken_over", &STATES)?;
+    record.trace = columns.value::<Option<&str>>()?.map(Arc::from);
+    record.body = Bytes::copy_from_slice(columns.value::<&[u8]>()?);
+    record.read_at = now;
+    Ok(Found { now, stored: Some(Stored { record, revision, purge_at }) })
+}
+
+/// Reads the columns of a row one after the other.
+struct Columns<'r, R> {
+    operation: &'static str,
+    row: &'r R,
+    next: usize,
+}
+
+impl<'r, R> Columns<'r, R>
+where
+    R: sqlx::Row,
+    usize: ColumnIndex<R>,
+{
+    fn value<T>(&mut self) -> Result<T, StoreError>
+    where
+        T: Decode<'r, R::Database> + Type<R::Database>,
+    {
+        let column = self.next;
+        self.next += 1;
+        self.row.try_get(column).map_err(|error| {
+            StoreError::new(StoreErrorKind::Corrupt, self.operation)
+                .with_detail("the table is not as this release made it: has it been changed, or made by another one?")
+                .with_source(error)
+        })
+    }
+
+    fn exactly<const LENGTH: usize>(&self, field: &'static str, bytes: &[u8]) -> Result<[u8; LENGTH], StoreError> {
+        bytes.try_into().map_err(|_| EnvelopeError::Truncated(field).during(self.operation))
+    }
+
+    fn code<T: Copy>(&mut self, field: &'static str, table: &[(T, u8)]) -> Result<T, StoreError>
+    where
+        i16: Decode<'r, R::Database> + Type<R::Database>,
+    {
+        let code = self.value::<i16>()?;
+        let known = u8::try_from(code).ok().and_then(|code| codes::value(table, code));
+        known.ok_or_else(|| {
+            let code = u8::try_from(code).unwrap_or(u8::MAX);
+            EnvelopeError::UnknownCode { field, code }.during(self.operation)
+        })
+    }
+
+    fn optional_code<T: Copy>(&mut self, field: &'static str, table: &[(T, u8)]) -> Result<Option<T>, StoreError>
+    where
+        i16: Decode<'r, R::Database> + Type<R::Database>,
+    {
+        let column = self.next;
+        if self.value::<i16>()? == 0 {
+            return Ok(None);
+        }
+        self.next = column;
+        self.code(field, table).map(Some)
+    }
+
+    fn count(&mut self, field: &'static str) -> Result<u32, StoreError>
+    where
+        i64: Decode<'r, R::Database> + Type<R::Database>,
+    {
+        let count = self.value::<i64>()?;
+        u32::try_from(count).map_err(|_| EnvelopeError::UnknownCode { field, code: u8::MAX }.during(self.operation))
+    }
+}
+
+/// The code of `state` in a column.
+pub(crate) fn state_code(state: State) -> i16 {
+    codes::state_code(state).into()
+}
+
+/// The code of `reason` in a column.
+pub(crate) fn reason_code(reason: Option<Reason>) -> i16 {
+    codes::reason_code(reason).into()
+}
+
+/// A figure as it stands in a row.
+pub(crate) fn integer(figure: u64) -> i64 {
+    i64::try_from(figure).map_or(LATEST, |figure| figure.min(LATEST))
+}
+
+/// A time of a row.
+pub(crate) fn timestamp(millis: i64) -> Timestamp {
+    Timestamp::from_millis(number(millis))
+}
+
+fn number(figure: i64) -> u64 {
+    u64::try_from(figure).unwrap_or_default()
+}
+
+fn fingerprint_bytes(fingerprint: Fingerprint) -> [u8; 17] {
+    let mut bytes = [fingerprint.version; 17];
+    bytes[1..].copy_from_slice(&fingerprint.bits.to_be_bytes());
+    bytes
+}
+
+fn fingerprint([version, bits @ ..]: [u8; 17]) -> Fingerprint {
+    Fingerprint { version, bits: u128::from_be_bytes(bits) }
+}

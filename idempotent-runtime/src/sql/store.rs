@@ -1,0 +1,296 @@
+//! The operations of [`Store`](crate::store::Store), made of what each SQL store provides.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::change::{Found, Table, change};
+use super::watchers::Watchers;
+use crate::clock::Timestamp;
+use crate::key::KeyHash;
+use crate::store::{
+    Abandon, Changed, Checkpoint, Claim, Claimed, Commit, Grant, Page, Park, Record, Release, Remove, Resolve, Scan,
+    StoreError, StoreErrorKind, Token, Watch, Written, transition,
+};
+
+/// How often a first claim is sent again because somebody else was faster, and was gone when it looked.
+const ATTEMPTS: usize = 100;
+/// How many records a page has where the caller leaves it to the store.
+const DEFAULT_PAGE: usize = 500;
+
+/// What one statement made of a claim.
+#[derive(Debug)]
+#[cfg_attr(not(feature = "postgres"), allow(dead_code, reason = "only PostgreSQL claims in the statement that reads"))]
+pub(crate) enum First {
+    /// There was no row: this is the one that it wrote.
+    Mine(Record),
+    /// What is there; nothing was written.
+    Found(Found),
+    /// Somebody else was faster, and what they wrote could not be seen yet.
+    Raced,
+}
+
+/// What an SQL store provides.
+pub(crate) trait Rows: Send + Sync + 'static {
+    /// A connection for several statements on one row.
+    type Table: Table;
+
+    /// A connection that writes.
+    fn table(&self, operation: &'static str) -> impl Future<Output = Result<Self::Table, StoreError>> + Send;
+
+    /// Gives the connection back. `answered`: its last request was answered, so that it can be used again.
+    fn end(&self, table: Self::Table, answered: bool);
+
+    /// How long a request may take.
+    fn response_timeout(&self) -> Duration;
+
+    fn watchers(&self) -> &Arc<Watchers>;
+
+    /// The row of `key` and the store's time, in one statement.
+    fn row(&self, operation: &'static str, key: KeyHash) -> impl Future<Output = Result<Found, StoreError>> + Send;
+
+    /// Writes the row of a first claim if there is none, or tells what is there, in one statement where the dialect has
+    /// one for that.
+    fn first_claim(&self, claim: &Claim) -> impl Future<Output = Result<First, StoreError>> + Send {
+        async { self.row("claim", claim.key).await.map(First::Found) }
+    }
+
+    /// Stores the result on the owner's own unfinished record, in one statement; false, and nothing changed, if it is
+    /// not there.
+    fn commit_own(&self, commit: &Commit) -> impl Future<Output = Result<bool, StoreError>> + Send;
+
+    /// Records after a key in the order of the keys, expired ones included, without their bodies.
+    fn page(&self, after: Option<KeyHash>, limit: usize)
+    -> impl Future<Output = Result<Vec<Found>, StoreError>> + Send;
+
+    /// Removes the owner's own unfinished record, in one statement; false, and nothing changed, if it is not there.
+    fn release_own(&self, release: &Release) -> impl Future<Output = Result<bool, StoreError>> + Send;
+}
+
+/// An answer from the server within the time that it has.
+#[expect(clippy::disallowed_methods, reason = "the patience with a server is real time, whatever clock records have")]
+pub(crate) async fn in_time<A>(
+    operation: &'static str,
+    limit: Duration,
+    request: impl Future<Output = Result<A, StoreError>>,
+) -> Result<A, StoreError> {
+    tokio::time::timeout(limit, request).await.unwrap_or_else(|_| {
+        let detail = format!("no answer within {limit:?}; whether the request took effect is not known");
+        Err(StoreError::new(StoreErrorKind::Unavailable, operation).with_detail(detail))
+    })
+}
+
+/// Whether the connection can be used again after `result`.
+pub(crate) fn is_answered<A>(result: &Result<A, StoreError>) -> bool {
+    result.as_ref().map_or_else(|error| !error.is_outcome_unknown(), |_| true)
+}
+
+/// Decides on what was found, and leases a connection only if something has to be written.
+async fn change_row<A>(
+    rows: &impl Rows,
+    operation: &'static str,
+    found: Found,
+    key: KeyHash,
+    retention: Option<Duration>,
+    mut transition: impl FnMut(&mut Option<Record>, Timestamp) -> A + Send,
+) -> Result<A, StoreError> {
+    let before = found.stored.as_ref().map(|stored| &stored.record);
+    let mut slot = before.cloned();
+    let answer = transition(&mut slot, found.now);
+    if slot.as_ref() == before {
+        return Ok(answer);
+    }
+    let mut table = rows.table(operation).await?;
+    let changing = change(&mut table, operation, key, Some(found), retention, transition);
+    let result = in_time(operation, rows.response_timeout(), changing).await;
+    rows.end(table, is_answered(&result));
+    result
+}
+
+/// Reads the row and decides on it.
+async fn read_and_change<A>(
+    rows: &impl Rows,
+    operation: &'static str,
+    key: KeyHash,
+    transition: impl FnMut(&mut Option<Record>, Timestamp) -> A + Send,
+) -> Result<A, StoreError> {
+    let found = rows.row(operation, key).await?;
+    let answer = change_row(rows, operation, found, key, None, transition).await?;
+    rows.watchers().changed(&key);
+    Ok(answer)
+}
+
+pub(crate) async fn claim(rows: &impl Rows, claim: Claim) -> Result<Claimed, StoreError> {
+    for _ in 0..ATTEMPTS {
+        match rows.first_claim(&claim).await? {
+            First::Mine(record) => return Ok(Claimed::Mine(Grant::new(record))),
+            First::Found(found) => {
+                let decide = |slot: &mut Option<Record>, now| transition::claim(slot, &claim, now);
+                return change_row(rows, "claim", found, claim.key, Some(claim.ttl), decide).await;
+            }
+            First::Raced => {}
+        }
+    }
+    Err(StoreError::new(StoreErrorKind::Refused, "claim").with_detail("others claimed and released the key meanwhile"))
+}
+
+pub(crate) async fn complete(rows: &impl Rows, commit: Commit) -> Result<Written, StoreError> {
+    if commit.state.is_answer() && rows.commit_own(&commit).await? {
+        rows.watchers().changed(&commit.key);
+        return Ok(Written::Applied);
+    }
+    let decide = |slot: &mut Option<Record>, now| transition::complete(slot, &commit, now);
+    read_and_change(rows, "complete", commit.key, decide).await
+}
+
+pub(crate) async fn release(rows: &impl Rows, release: Release) -> Result<Written, StoreError> {
+    if !release.keep_attempts && rows.release_own(&release).await? {
+        rows.watchers().changed(&release.key);
+        return Ok(Written::Applied);
+    }
+    read_and_change(rows, "release", release.key, |slot, now| transition::release(slot, &release, now)).await
+}
+
+pub(crate) async fn abandon(rows: &impl Rows, abandon: Abandon) -> Result<Written, StoreError> {
+    read_and_change(rows, "abandon", abandon.key, |slot, now| transition::abandon(slot, &abandon, now)).await
+}
+
+pub(crate) async fn park(rows: &impl Rows, park: Park) -> Result<Written, StoreError> {
+    read_and_change(rows, "park", park.key, |slot, now| transition::park(slot, &park, now)).await
+}
+
+pub(crate) async fn checkpoint(rows: &impl Rows, checkpoint: Checkpoint) -> Result<Written, StoreError> {
+    let decide = |slot: &mut Option<Record>, now| transition::checkpoint(slot, &checkpoint, now);
+    let found = rows.row("checkpoint", checkpoint.key).await?;
+    change_row(rows, "checkpoint", found, checkpoint.key, None, decide).await
+}
+
+pub(crate) async fn fence(rows: &impl Rows, key: KeyHash, token: Token) -> Result<Option<u64>, StoreError> {
+    let found = rows.row("fence", key).await?;
+    let mut slot = found.stored.map(|stored| stored.record);
+    Ok(transition::fence(&mut slot, token, found.now))
+}
+
+pub(crate) async fn read(
+    rows: &impl Rows,
+    operation: &'static str,
+    key: KeyHash,
+) -> Result<Option<Record>, StoreError> {
+    let found = rows.row(operation, key).await?;
+    let mut slot = found.stored.map(|stored| stored.record);
+    Ok(transition::read(&mut slot, found.now))
+}
+
+pub(crate) async fn watch(rows: &impl Rows, key: KeyHash) -> Result<Watch, StoreError> {
+    let record = read(rows, "watch", key).await?;
+    Ok(rows.watchers().watch(key, record))
+}
+
+pub(crate) async fn resolve(rows: &impl Rows, resolve: Resolve) -> Result<Changed, StoreError> {
+    read_and_change(rows, "resolve", resolve.key, |slot, now| transition::resolve(slot, &resolve, now)).await
+}
+
+pub(crate) async fn remove(rows: &impl Rows, remove: Remove) -> Result<Changed, StoreError> {
+    read_and_change(rows, "remove", remove.key, |slot, now| transition::remove(slot, &remove, now)).await
+}
+
+pub(crate) async fn scan(rows: &impl Rows, scan: Scan) -> Result<Page, StoreError> {
+    let limit = if scan.limit == 0 { DEFAULT_PAGE } else { scan.limit };
+    let (mut records, mut after) = (Vec::new(), scan.after);
+    loop {
+        let found = rows.page(after, limit).await?;
+        let is_last = found.len() < limit;
+        for Found { now, stored } in found {
+            let mut slot = stored.map(|stored| stored.record);
+            after = slot.as_ref().map(|record| record.key).or(after);
+            records.extend(transition::read(&mut slot, now).filter(|record| scan.includes(record)));
+            if records.len() == limit {
+                return Ok(Page::new(records, after));
+            }
+        }
+        if is_last {
+            return Ok(Page::new(records, None));
+        }
+    }
+}
+
+/// Implements [`Store`](crate::store::Store) for a type that is [`Rows`] and has `renew_rows` and `purge_rows`.
+macro_rules! store_of_rows {
+    ($store:ty, $name:literal, $capabilities:expr) => {
+        impl $crate::store::Store for $store {
+            fn name(&self) -> &'static str {
+                $name
+            }
+
+            fn capabilities(&self) -> $crate::store::Capabilities {
+                $capabilities
+            }
+
+            async fn claim(&self, claim: $crate::store::Claim) -> $crate::sql::Answer<$crate::store::Claimed> {
+                $crate::sql::store::claim(self, claim).await
+            }
+
+            async fn renew(
+                &self,
+                renewals: Vec<$crate::store::Renewal>,
+            ) -> $crate::sql::Answer<Vec<$crate::store::Written>> {
+                self.renew_rows(&renewals).await
+            }
+
+            async fn complete(&self, commit: $crate::store::Commit) -> $crate::sql::Answer<$crate::store::Written> {
+                $crate::sql::store::complete(self, commit).await
+            }
+
+            async fn release(&self, release: $crate::store::Release) -> $crate::sql::Answer<$crate::store::Written> {
+                $crate::sql::store::release(self, release).await
+            }
+
+            async fn abandon(&self, abandon: $crate::store::Abandon) -> $crate::sql::Answer<$crate::store::Written> {
+                $crate::sql::store::abandon(self, abandon).await
+            }
+
+            async fn park(&self, park: $crate::store::Park) -> $crate::sql::Answer<$crate::store::Written> {
+                $crate::sql::store::park(self, park).await
+            }
+
+            async fn checkpoint(
+                &self,
+                checkpoint: $crate::store::Checkpoint,
+            ) -> $crate::sql::Answer<$crate::store::Written> {
+                $crate::sql::store::checkpoint(self, checkpoint).await
+            }
+
+            async fn fence(
+                &self,
+                key: $crate::key::KeyHash,
+                token: $crate::store::Token,
+            ) -> $crate::sql::Answer<Option<u64>> {
+                $crate::sql::store::fence(self, key, token).await
+            }
+
+            async fn read(&self, key: $crate::key::KeyHash) -> $crate::sql::Answer<Option<$crate::store::Record>> {
+                $crate::sql::store::read(self, "read", key).await
+            }
+
+            async fn watch(&self, key: $crate::key::KeyHash) -> $crate::sql::Answer<$crate::store::Watch> {
+                $crate::sql::store::watch(self, key).await
+            }
+
+            async fn resolve(&self, resolve: $crate::store::Resolve) -> $crate::sql::Answer<$crate::store::Changed> {
+                $crate::sql::store::resolve(self, resolve).await
+            }
+
+            async fn remove(&self, remove: $crate::store::Remove) -> $crate::sql::Answer<$crate::store::Changed> {
+                $crate::sql::store::remove(self, remove).await
+            }
+
+            async fn scan(&self, scan: $crate::store::Scan) -> $crate::sql::Answer<$crate::store::Page> {
+                $crate::sql::store::scan(self, scan).await
+            }
+
+            async fn purge(&self, limit: usize) -> $crate::sql::Answer<$crate::store::Purged> {
+                self.purge_rows(limit).await
+            }
+        }
+    };
+}
+pub(crate) use store_of_rows;

@@ -1,0 +1,145 @@
+//! Opening a store: the file, the table's name, and how its connections are set up.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::SqlitePool;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+
+use super::error::store_error;
+use super::statements::Statements;
+use super::{Inner, SqliteStore, look};
+use crate::clock::{Clock, SystemClock};
+use crate::sql::{TableName, Watchers};
+use crate::store::{StoreError, StoreErrorKind};
+
+/// How long a request may take.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a statement waits for the file's lock: shorter, so that the answer says that nothing happened.
+const BUSY_TIMEOUT: Duration = Duration::from_millis(1_500);
+const READERS: u32 = 4;
+
+/// Builds a [`SqliteStore`]. Made by [`SqliteStore::builder`].
+///
+/// ```no_run
+/// # use idempotent_runtime::store::{SqliteStore, StoreError};
+/// # async fn open() -> Result<(), StoreError> {
+/// let store = SqliteStore::builder("shop.db").table("payments_idempotency").open().await?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+#[must_use = "`open` makes the store"]
+pub struct SqliteStoreBuilder {
+    path: PathBuf,
+    table: String,
+    clock: Arc<dyn Clock>,
+}
+
+impl SqliteStoreBuilder {
+    pub(super) fn at(path: &Path) -> Self {
+        Self { path: path.to_owned(), table: TableName::DEFAULT.into(), clock: Arc::new(SystemClock::new()) }
+    }
+
+    /// The table's name. Services that share a file get a table each, or a namespace of the engine each. The default is
+    /// `idempotency_records`.
+    pub fn table(mut self, name: impl Into<String>) -> Self {
+        self.table = name.into();
+        self
+    }
+
+    /// The clock that leases and expiry are judged on. All processes that share a file need the same time. The default
+    /// is the machine's.
+    pub fn clock(mut self, clock: impl Clock) -> Self {
+        self.clock = Arc::new(clock);
+        self
+    }
+
+    /// Opens the file; it and the table are made if they are not there.
+    ///
+    /// # Errors
+    /// [`Config`](StoreErrorKind::Config) when the file cannot be opened or made, the table's name is unfit, or the table
+    /// was made by a newer release.
+    pub async fn open(self) -> Result<SqliteStore, StoreError> {
+        let table = TableName::parse(&self.table)?;
+        let options = SqliteConnectOptions::new()
+            .filename(&self.path)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .busy_timeout(BUSY_TIMEOUT);
+        // Nothing is sent over a network: a connection that is open works.
+        let pool = || SqlitePoolOptions::new().test_before_acquire(false).acquire_timeout(RESPONSE_TIMEOUT);
+        let failed = |error| store_error("connect", error);
+        let writer = pool().max_connections(1).connect_with(options.clone()).await.map_err(failed)?;
+        let readers = pool().max_connections(READERS).connect_lazy_with(options);
+        let store = store(readers, writer, table, self.clock);
+        store.migrate().await?;
+        Ok(store)
+    }
+
+    pub(super) fn in_pool(pool: SqlitePool) -> SqliteStore {
+        let clock = Arc::new(SystemClock::new());
+        store(pool.clone(), pool, TableName::default(), clock)
+    }
+}
+
+fn store(readers: SqlitePool, writer: SqlitePool, table: TableName, clock: Arc<dyn Clock>) -> SqliteStore {
+    let statements = Statements::new(&table);
+    let watchers = {
+        let (pool, statement, clock) = (readers.clone(), Arc::clone(&statements.seen), Arc::clone(&clock));
+        // Others write at their own time, whatever clock records are judged on.
+        Watchers::new(Arc::new(SystemClock::new()), move |keys| {
+            look(pool.clone(), Arc::clone(&statement), Arc::clone(&clock), keys)
+        })
+    };
+    SqliteStore(Arc::new(Inner {
+        readers,
+        writer,
+        statements,
+        table,
+        watchers,
+        clock,
+        response_timeout: RESPONSE_TIMEOUT,
+    }))
+}
+
+/// The path in `sqlite:path` or `sqlite://path`.
+pub(super) fn path_of(url: &str) -> Result<PathBuf, StoreError> {
+    let unfit = |detail: &str| Err(StoreError::new(StoreErrorKind::Config, "connect").with_detail(detail));
+    let Some(path) = url.strip_prefix("sqlite:") else {
+        return unfit("the URL of an SQLite store begins with `sqlite:`");
+    };
+    let path = path.strip_prefix("//").unwrap_or(path);
+    match path {
+        "" => unfit("the URL names no file: write `sqlite:events.db`"),
+        ":memory:" => unfit("a database in memory is forgotten with the process: use `memory:`"),
+        _ if path.contains('?') => {
+            unfit("the URL of an SQLite store has no parameters; `SqliteStore::builder` has settings")
+        }
+        _ => Ok(PathBuf::from(path)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::path_of;
+
+    #[test]
+    fn urls_name_files() {
+        for (url, path) in [
+            ("sqlite:events.db", "events.db"),
+            ("sqlite://events.db", "events.db"),
+            ("sqlite:///var/events.db", "/var/events.db"),
+            ("sqlite:/var/events.db", "/var/events.db"),
+        ] {
+            assert_eq!(path_of(url).unwrap(), Path::new(path), "{url}");
+        }
+        for url in ["sqlite:", "sqlite://", "sqlite::memory:", "sqlite:a.db?mode=ro", "postgres://a"] {
+            assert!(path_of(url).is_err(), "{url}");
+        }
+    }
+}

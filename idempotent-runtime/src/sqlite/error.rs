@@ -1,0 +1,47 @@
+//! What the client's errors mean for a request.
+
+use sqlx::Error;
+
+use crate::store::{StoreError, StoreErrorKind};
+
+/// Primary result codes of SQLite (<https://www.sqlite.org/rescode.html>).
+const BUSY: i32 = 5;
+const LOCKED: i32 = 6;
+const READ_ONLY: i32 = 8;
+const CORRUPT: i32 = 11;
+const FULL: i32 = 13;
+const CANNOT_OPEN: i32 = 14;
+const NO_DATABASE: i32 = 26;
+
+pub(super) fn store_error(operation: &'static str, error: Error) -> StoreError {
+    let (kind, detail) = meaning(&error);
+    let store_error = StoreError::new(kind, operation);
+    match detail {
+        Some(detail) => store_error.with_detail(detail),
+        None => store_error,
+    }
+    .with_source(error)
+}
+
+fn meaning(error: &Error) -> (StoreErrorKind, Option<&'static str>) {
+    use StoreErrorKind::{Config, Corrupt, Refused, Unavailable};
+    match error {
+        Error::Database(database) if database.message().starts_with("no such table") => {
+            (Config, Some("the table is missing: call `migrate` on the store once, or run the shipped SQL"))
+        }
+        Error::Database(database) => {
+            match database.code().and_then(|code| code.parse::<i32>().ok()).unwrap_or(0) & 0xff {
+                BUSY | LOCKED => (Refused, Some("another connection holds the file's lock")),
+                READ_ONLY => (Config, Some("the file or its directory cannot be written")),
+                CANNOT_OPEN => (Config, Some("the file cannot be opened: does its directory exist?")),
+                CORRUPT | NO_DATABASE => (Corrupt, Some("the file is no intact SQLite database")),
+                FULL => (Refused, Some("the disk is full")),
+                _ => (Unavailable, None),
+            }
+        }
+        Error::Configuration(_) => (Config, None),
+        Error::PoolTimedOut => (Refused, Some("all connections are busy")),
+        Error::PoolClosed => (Refused, Some("the pool was closed")),
+        _ => (Unavailable, None),
+    }
+}

@@ -1,0 +1,320 @@
+//! The SQLite store: one file, one writer, many readers.
+
+mod builder;
+mod error;
+mod migrate;
+mod purge;
+mod statements;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::query::Query;
+use sqlx::sqlite::SqliteArguments;
+use sqlx::{AssertSqlSafe, Row as _, Sqlite, SqliteConnection, SqlitePool};
+
+pub use builder::SqliteStoreBuilder;
+use error::store_error;
+use statements::Statements;
+
+use crate::clock::Clock;
+use crate::key::KeyHash;
+use crate::sql::{
+    self, Answer, Found, Guard, Lease, Look, Row, Rows, Seen, Table, TableName, Watchers, in_time, integer,
+    is_answered, reason_code, state_code, store_of_rows, timestamp,
+};
+use crate::store::codes::{self, STATES};
+use crate::store::{
+    Capabilities, Commit, Release, Renewal, StoreClock, StoreError, StoreErrorKind, Token, Written, transition,
+};
+
+/// Records in a table of an SQLite database: the durable store for one machine that needs no server.
+///
+/// The file is in WAL mode with `synchronous = FULL`: what was acknowledged survives a crash of the process and of the
+/// machine. Several processes can share the file, on one machine and never on a network file system. One connection
+/// writes, several read; each write is one statement that takes the file's lock at once, and everything of several
+/// statements begins with `BEGIN IMMEDIATE`.
+///
+/// SQLite has no clock: leases and expiry are judged on the injected clock, which is the machine's.
+///
+/// ```
+/// # use idempotent_runtime::{Error, Idempotency, store::SqliteStore};
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let directory = tempfile::tempdir()?;
+/// # let path = directory.path().join("events.db");
+/// let engine = Idempotency::new(SqliteStore::open(path).await?);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct SqliteStore(Arc<Inner>);
+
+struct Inner {
+    readers: SqlitePool,
+    writer: SqlitePool,
+    statements: Statements,
+    table: TableName,
+    watchers: Arc<Watchers>,
+    clock: Arc<dyn Clock>,
+    response_timeout: Duration,
+}
+
+impl SqliteStore {
+    /// Opens the file at `path`; it and the table are made if they are not there.
+    ///
+    /// # Errors
+    /// [`Config`](StoreErrorKind::Config) when the file cannot be opened or made.
+    pub async fn open(path: impl AsRef<Path>) -> Result<Self, StoreError> {
+        Self::builder(path).open().await
+    }
+
+    /// Opens the file that `url` names: `sqlite:events.db`, `sqlite:///var/lib/shop/events.db`.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open); [`Config`](StoreErrorKind::Config) when the URL names a database in memory, which is
+    /// what [`MemoryStore`](crate::store::MemoryStore) is for, or has parameters.
+    pub async fn connect(url: &str) -> Result<Self, StoreError> {
+        Self::builder(builder::path_of(url)?).open().await
+    }
+
+    /// A store with settings, in the file at `path`.
+    pub fn builder(path: impl AsRef<Path>) -> SqliteStoreBuilder {
+        SqliteStoreBuilder::at(path.as_ref())
+    }
+
+    /// A store in the database of `pool`, whose settings (WAL, busy timeout, `synchronous`) are the caller's. Call
+    /// [`migrate`](Self::migrate) once before the first use.
+    pub fn from_pool(pool: SqlitePool) -> Self {
+        SqliteStoreBuilder::in_pool(pool)
+    }
+
+    /// Creates the table, or brings that of an earlier release up to date. Many processes may call it at once.
+    ///
+    /// # Errors
+    /// [`Config`](StoreErrorKind::Config) when the table was made by a newer release.
+    pub async fn migrate(&self) -> Result<(), StoreError> {
+        migrate::migrate(&self.0).await
+    }
+}
+
+type Bound<'q> = Query<'q, Sqlite, SqliteArguments>;
+
+fn query(statement: &Arc<str>) -> Bound<'static> {
+    sqlx::query(AssertSqlSafe(Arc::clone(statement)))
+}
+
+fn key_of(key: &KeyHash) -> &[u8] {
+    &key.as_bytes()[..]
+}
+
+fn owner_of(owner: Token) -> Vec<u8> {
+    owner.bits().to_be_bytes().to_vec()
+}
+
+impl Inner {
+    fn now(&self) -> i64 {
+        integer(self.clock.now().as_millis())
+    }
+
+    async fn lease(&self, operation: &'static str, pool: &SqlitePool) -> Answer<Lease<Sqlite>> {
+        let connecting = async { pool.acquire().await.map_err(|error| store_error(operation, error)) };
+        in_time(operation, self.response_timeout, connecting).await.map(Lease::new)
+    }
+
+    /// How many rows one writing statement changed.
+    async fn write(&self, operation: &'static str, statement: Bound<'_>) -> Answer<u64> {
+        let mut lease = self.lease(operation, &self.writer).await?;
+        let result = in_time(operation, self.response_timeout, execute(operation, &mut lease, statement)).await;
+        if is_answered(&result) {
+            lease.end();
+        }
+        result
+    }
+}
+
+async fn execute(operation: &'static str, connection: &mut SqliteConnection, statement: Bound<'_>) -> Answer<u64> {
+    let result = statement.execute(connection).await.map_err(|error| store_error(operation, error))?;
+    Ok(result.rows_affected())
+}
+
+async fn read(
+    operation: &'static str,
+    connection: &mut SqliteConnection,
+    statements: &Statements,
+    key: &KeyHash,
+    now: i64,
+) -> Answer<Found> {
+    let reading = query(&statements.read).bind(now).bind(key_of(key)).fetch_optional(connection);
+    match reading.await.map_err(|error| store_error(operation, error))? {
+        Some(row) => sql::found(operation, &row),
+        None => Ok(Found { now: timestamp(now), stored: None }),
+    }
+}
+
+/// A connection for several statements on one row.
+pub(crate) struct SqliteTable {
+    connection: Lease<Sqlite>,
+    store: Arc<Inner>,
+}
+
+impl Table for SqliteTable {
+    async fn read(&mut self, operation: &'static str, key: KeyHash) -> Answer<Found> {
+        let now = self.store.now();
+        read(operation, &mut self.connection, &self.store.statements, &key, now).await
+    }
+
+    async fn insert(&mut self, operation: &'static str, row: &Row) -> Answer<bool> {
+        let statement = sql::bind(query(&self.store.statements.insert), row);
+        Ok(execute(operation, &mut self.connection, statement).await? == 1)
+    }
+
+    async fn replace(&mut self, operation: &'static str, guard: Guard, row: &Row) -> Answer<bool> {
+        let statement = sql::bind(query(&self.store.statements.replace), row);
+        let statement = statement.bind(owner_of(guard.owner)).bind(guard.revision);
+        Ok(execute(operation, &mut self.connection, statement).await? == 1)
+    }
+
+    async fn delete(&mut self, operation: &'static str, guard: Guard) -> Answer<bool> {
+        let statement = query(&self.store.statements.delete).bind(key_of(&guard.key));
+        let statement = statement.bind(owner_of(guard.owner)).bind(guard.revision);
+        Ok(execute(operation, &mut self.connection, statement).await? == 1)
+    }
+}
+
+impl Rows for SqliteStore {
+    type Table = SqliteTable;
+
+    async fn table(&self, operation: &'static str) -> Answer<SqliteTable> {
+        let connection = self.0.lease(operation, &self.0.writer).await?;
+        Ok(SqliteTable { connection, store: Arc::clone(&self.0) })
+    }
+
+    fn end(&self, table: SqliteTable, answered: bool) {
+        if answered {
+            table.connection.end();
+        }
+    }
+
+    fn response_timeout(&self) -> Duration {
+        self.0.response_timeout
+    }
+
+    fn watchers(&self) -> &Arc<Watchers> {
+        &self.0.watchers
+    }
+
+    async fn row(&self, operation: &'static str, key: KeyHash) -> Answer<Found> {
+        let mut lease = self.0.lease(operation, &self.0.readers).await?;
+        let now = self.0.now();
+        let reading = read(operation, &mut lease, &self.0.statements, &key, now);
+        let result = in_time(operation, self.0.response_timeout, reading).await;
+        if is_answered(&result) {
+            lease.end();
+        }
+        result
+    }
+
+    async fn commit_own(&self, commit: &Commit) -> Answer<bool> {
+        let now = self.0.clock.now();
+        let statement = query(&self.0.statements.commit)
+            .bind(key_of(&commit.key))
+            .bind(owner_of(commit.token))
+            .bind(integer(now.as_millis()))
+            .bind(state_code(commit.state))
+            .bind(&commit.body[..])
+            .bind(i64::from(commit.schema))
+            .bind(reason_code(commit.reason))
+            .bind(integer((now + commit.ttl).as_millis()));
+        Ok(self.0.write("complete", statement).await? == 1)
+    }
+
+    async fn release_own(&self, release: &Release) -> Answer<bool> {
+        let statement = query(&self.0.statements.release)
+            .bind(key_of(&release.key))
+            .bind(owner_of(release.token))
+            .bind(self.0.now());
+        Ok(self.0.write("release", statement).await? == 1)
+    }
+
+    async fn page(&self, after: Option<KeyHash>, limit: usize) -> Answer<Vec<Found>> {
+        const OPERATION: &str = "scan";
+        let mut lease = self.0.lease(OPERATION, &self.0.readers).await?;
+        let after = after.map(|key| key.as_bytes().to_vec()).unwrap_or_default();
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let statement = query(&self.0.statements.page).bind(self.0.now()).bind(after).bind(limit);
+        let reading = async { statement.fetch_all(&mut *lease).await.map_err(|error| store_error(OPERATION, error)) };
+        let rows = in_time(OPERATION, self.0.response_timeout, reading).await?;
+        lease.end();
+        rows.iter().map(|row| sql::found(OPERATION, row)).collect()
+    }
+}
+
+impl SqliteStore {
+    async fn renew_rows(&self, renewals: &[Renewal]) -> Answer<Vec<Written>> {
+        const OPERATION: &str = "renew";
+        let mut written = Vec::with_capacity(renewals.len());
+        for renewal in renewals {
+            let now = self.0.clock.now();
+            let statement = query(&self.0.statements.renew)
+                .bind(key_of(&renewal.key))
+                .bind(owner_of(renewal.token))
+                .bind(integer(now.as_millis()))
+                .bind(integer((now + renewal.lease).as_millis()));
+            written.push(if self.0.write(OPERATION, statement).await? == 1 {
+                Written::Applied
+            } else {
+                let found = self.row(OPERATION, renewal.key).await?;
+                let mut slot = found.stored.map(|stored| stored.record);
+                match transition::renew(&mut slot, renewal, found.now) {
+                    // It can be renewed after all: it was written between the two statements. The next try finds it.
+                    Written::Applied => {
+                        return Err(StoreError::new(StoreErrorKind::Refused, OPERATION)
+                            .with_detail("the record changed meanwhile"));
+                    }
+                    lost => lost,
+                }
+            });
+        }
+        Ok(written)
+    }
+}
+
+/// What a watcher needs to know of the records of `keys`.
+fn look(pool: SqlitePool, statements: Arc<str>, clock: Arc<dyn Clock>, keys: Vec<KeyHash>) -> Look {
+    const OPERATION: &str = "watch";
+    Box::pin(async move {
+        let list: Vec<_> = keys.iter().map(|key| format!("\"{}\"", key.to_hex())).collect();
+        let statement = query(&statements).bind(format!("[{}]", list.join(","))).bind(integer(clock.now().as_millis()));
+        let failed = |error| store_error(OPERATION, error);
+        let rows = statement.fetch_all(&pool).await.map_err(failed)?;
+        let mut seen = HashMap::with_capacity(rows.len());
+        for row in rows {
+            let key = <[u8; 32]>::try_from(row.try_get::<&[u8], _>(0).map_err(failed)?);
+            let owner = <[u8; 16]>::try_from(row.try_get::<&[u8], _>(1).map_err(failed)?);
+            let state = u8::try_from(row.try_get::<i16, _>(2).map_err(failed)?).ok();
+            let given_up = row.try_get::<i64, _>(3).map_err(failed)? == 0;
+            if let (Ok(key), Ok(owner), Some(state)) = (key, owner, state.and_then(|code| codes::value(&STATES, code)))
+            {
+                let owner = Token::from_bits(u128::from_be_bytes(owner));
+                seen.insert(KeyHash::from_bytes(key), Seen { owner, state, given_up });
+            }
+        }
+        Ok(seen)
+    })
+}
+
+store_of_rows!(SqliteStore, "sqlite", {
+    let mut capabilities = Capabilities::server();
+    capabilities.clock = StoreClock::Injected;
+    capabilities
+});
+
+impl fmt::Debug for SqliteStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SqliteStore").field("table", &self.0.table.to_string()).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,76 @@
+//! The statements, with the table's name in its place.
+
+use std::sync::Arc;
+
+use crate::sql::{COLUMNS, TableName};
+
+/// The states in which a record is unfinished: in progress and in doubt.
+const UNFINISHED: &str = "state IN (1, 2)";
+/// When nothing is left of a record: released ones and tombstones have no tombstone of their own.
+const FORGOTTEN: &str = "expires_at + CASE WHEN state IN (5, 6) THEN 0 ELSE after_expiry END";
+
+type Statement = Arc<str>;
+
+#[derive(Debug)]
+pub(super) struct Statements {
+    pub(super) read: Statement,
+    pub(super) insert: Statement,
+    pub(super) replace: Statement,
+    pub(super) delete: Statement,
+    pub(super) commit: Statement,
+    pub(super) release: Statement,
+    pub(super) renew: Statement,
+    pub(super) page: Statement,
+    pub(super) seen: Statement,
+    pub(super) purge: Statement,
+    pub(super) put_off: Statement,
+    pub(super) lag: Statement,
+}
+
+impl Statements {
+    pub(super) fn new(name: &TableName) -> Self {
+        let table = name.quoted('"');
+        let columns = COLUMNS.join(", ");
+        let without_body = columns.replace(", body", ", x''");
+        let places: Vec<_> = (1..=COLUMNS.len()).map(|number| format!("?{number}")).collect();
+        let assignments: Vec<_> =
+            COLUMNS.iter().zip(&places).skip(1).map(|(column, place)| format!("{column} = {place}")).collect();
+        let due =
+            format!("SELECT key_hash FROM {table} WHERE purge_at <= ?1 AND format = 1 ORDER BY purge_at LIMIT ?2");
+        let statement = |text: String| Statement::from(text);
+        Self {
+            read: statement(format!("SELECT ?1, {columns} FROM {table} WHERE key_hash = ?2")),
+            insert: statement(format!(
+                "INSERT INTO {table} ({columns}) VALUES ({}) ON CONFLICT (key_hash) DO NOTHING",
+                places.join(", ")
+            )),
+            replace: statement(format!(
+                "UPDATE {table} SET {} WHERE key_hash = ?1 AND owner = ?23 AND revision = ?24",
+                assignments.join(", ")
+            )),
+            delete: statement(format!("DELETE FROM {table} WHERE key_hash = ?1 AND owner = ?2 AND revision = ?3")),
+            commit: statement(format!(
+                "UPDATE {table} SET state = ?4, body = ?5, schema_version = ?6, reason = ?7, expires_at = ?8,
+                     revision = revision + 1, purge_at = min(purge_at, ?8 + after_expiry)
+                 WHERE key_hash = ?1 AND owner = ?2 AND {UNFINISHED} AND expires_at > ?3 AND format = 1"
+            )),
+            release: statement(format!(
+                "DELETE FROM {table} WHERE key_hash = ?1 AND owner = ?2 AND {UNFINISHED} AND expires_at > ?3 AND format = 1"
+            )),
+            renew: statement(format!(
+                "UPDATE {table} SET lease_until = ?4, expires_at = max(expires_at, ?4 + linger), revision = revision + 1
+                 WHERE key_hash = ?1 AND owner = ?2 AND state = 1 AND expires_at > ?3 AND format = 1"
+            )),
+            page: statement(format!(
+                "SELECT ?1, {without_body} FROM {table} WHERE key_hash > ?2 ORDER BY key_hash LIMIT ?3"
+            )),
+            seen: statement(format!(
+                "SELECT key_hash, owner, state, lease_until FROM {table}
+                 WHERE key_hash IN (SELECT unhex(value) FROM json_each(?1)) AND expires_at > ?2"
+            )),
+            purge: statement(format!("DELETE FROM {table} WHERE key_hash IN ({due}) AND {FORGOTTEN} <= ?1")),
+            put_off: statement(format!("UPDATE {table} SET purge_at = {FORGOTTEN} WHERE key_hash IN ({due})")),
+            lag: statement(format!("SELECT min(purge_at) FROM {table} WHERE purge_at <= ?1 AND format = 1")),
+        }
+    }
+}
