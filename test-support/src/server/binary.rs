@@ -5,6 +5,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 
+/// Names the server's program of MariaDB.
+const MARIADB_VARIABLE: &str = "MARIADB_SERVER";
+/// Where servers are that not everybody has in `PATH`.
+const SYSTEM_PROGRAMS: &str = "/usr/sbin";
+
 /// Names the directory of PostgreSQL's programs.
 const POSTGRES_VARIABLE: &str = "POSTGRES_BIN";
 /// Where PostgreSQL is that is not in `PATH`: folders of all versions, and what precedes a version's number.
@@ -39,6 +44,28 @@ fn highest(folder: &Path, prefix: &str) -> Option<PathBuf> {
         is_program(&directory.join("postgres")).then_some((version, directory))
     });
     Some(versions.max()?.1)
+}
+
+/// A program of MariaDB: with the server that the environment variable `MARIADB_SERVER` names if that is set, else in
+/// `PATH`.
+///
+/// # Errors
+/// When there is none, with what to do about it.
+pub(super) fn mariadb(name: &str) -> anyhow::Result<PathBuf> {
+    let configured = std::env::var_os(MARIADB_VARIABLE);
+    if name == "mariadbd" && configured.is_some() {
+        return find(name, MARIADB_VARIABLE);
+    }
+    // A version that was unpacked by itself has its programs in several folders.
+    let server = configured.map(PathBuf::from);
+    let folder = server.as_deref().and_then(Path::parent);
+    let beside = folder.into_iter().flat_map(|folder| ["", "../bin", "../scripts"].map(|other| folder.join(other)));
+    let beside = beside.map(|folder| folder.join(name)).find(|program| is_program(program));
+    let path = std::env::var_os("PATH");
+    beside
+        .or_else(|| first_in(name, path.as_deref()))
+        .or_else(|| first_in(name, Some(OsStr::new(SYSTEM_PROGRAMS))))
+        .with_context(|| missing(name, MARIADB_VARIABLE, "the path of `mariadbd`"))
 }
 
 /// The program `name`: the path in the environment variable `variable` if that is set, else the first in `PATH`.

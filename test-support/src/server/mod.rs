@@ -1,11 +1,13 @@
 //! Private servers: each on a free port in a temporary directory, ended by its own process id.
 //!
 //! [`Server`] is what all kinds have in common: starting, signals, and an end that is certain. A kind adds its options,
-//! its address and how to tell that it is ready: [`RedisServer`], [`PostgresServer`].
+//! its address and how to tell that it is ready: [`RedisServer`], [`PostgresServer`],
+//! [`MariaDbServer`].
 
 mod binary;
 mod family;
 mod lifecycle;
+mod mariadb;
 mod postgres;
 pub(crate) mod process;
 mod redis;
@@ -14,6 +16,7 @@ mod system_user;
 mod url;
 
 pub use lifecycle::{Kind, Server};
+pub use mariadb::{MariaDb, MariaDbOptions, MariaDbServer};
 pub use postgres::{Postgres, PostgresOptions, PostgresServer};
 pub use process::{ServerProcess, Signals, is_running};
 pub use redis::{Certificates, Redis, RedisOptions, RedisServer, TlsClients};
