@@ -1,19 +1,76 @@
-//! Where the programs of servers are.
+//! Where the programs of servers are. `cargo xtask test servers` looks in the same places: it compiles this file too.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
+
+/// Names the server's program of MariaDB.
+const MARIADB_VARIABLE: &str = "MARIADB_SERVER";
+
+/// Names the directory of PostgreSQL's programs.
+const POSTGRES_VARIABLE: &str = "POSTGRES_BIN";
+/// Where PostgreSQL is that is not in `PATH`: folders of all versions, and what precedes a version's number.
+const POSTGRES_FOLDERS: [(&str, &str); 3] =
+    [("/usr/lib/postgresql", ""), ("/opt/homebrew/opt", "postgresql@"), ("/usr/local/opt", "postgresql@")];
+
+/// A program of PostgreSQL: in the directory that the environment variable `POSTGRES_BIN` names if that is set, else
+/// where the server is in `PATH`, else of the highest version in the usual places. A client may also be in `PATH` alone.
+///
+/// # Errors
+/// When there is none, with what to do about it.
+pub(crate) fn postgres(name: &str) -> anyhow::Result<PathBuf> {
+    let path = search_path();
+    let directory = match std::env::var_os(POSTGRES_VARIABLE) {
+        Some(directory) => Some(PathBuf::from(directory)),
+        None => first_in("postgres", &path)
+            .and_then(|server| Some(server.parent()?.to_path_buf()))
+            .or_else(|| POSTGRES_FOLDERS.iter().find_map(|(folder, prefix)| highest(Path::new(folder), prefix))),
+    };
+    let beside = directory.map(|directory| directory.join(name)).filter(|program| is_program(program));
+    beside.or_else(|| first_in(name, &path)).with_context(|| missing(name, POSTGRES_VARIABLE, "its directory"))
+}
+
+/// The directory of programs of the highest version in `folder`, whose entries begin with `prefix`.
+fn highest(folder: &Path, prefix: &str) -> Option<PathBuf> {
+    let entries = folder.read_dir().ok()?.flatten();
+    let versions = entries.filter_map(|entry| {
+        let version: u32 = entry.file_name().to_str()?.strip_prefix(prefix)?.parse().ok()?;
+        let directory = entry.path().join("bin");
+        is_program(&directory.join("postgres")).then_some((version, directory))
+    });
+    Some(versions.max()?.1)
+}
+
+/// A program of MariaDB: with the server that the environment variable `MARIADB_SERVER` names if that is set, else in
+/// `PATH`.
+///
+/// # Errors
+/// When there is none, with what to do about it.
+pub(crate) fn mariadb(name: &str) -> anyhow::Result<PathBuf> {
+    let configured = std::env::var_os(MARIADB_VARIABLE);
+    if name == "mariadbd" && configured.is_some() {
+        return find(name, MARIADB_VARIABLE);
+    }
+    // A version that was unpacked by itself has its programs in several folders.
+    let server = configured.map(PathBuf::from);
+    let folder = server.as_deref().and_then(Path::parent);
+    let beside = folder.into_iter().flat_map(|folder| ["", "../bin", "../scripts"].map(|other| folder.join(other)));
+    let beside = beside.map(|folder| folder.join(name)).find(|program| is_program(program));
+    beside
+        .or_else(|| first_in(name, &search_path()))
+        .with_context(|| missing(name, MARIADB_VARIABLE, "the path of `mariadbd`"))
+}
 
 /// The program `name`: the path in the environment variable `variable` if that is set, else the first in `PATH`.
 ///
 /// # Errors
 /// When there is none, with what to do about it.
-pub(super) fn find(name: &str, variable: &str) -> anyhow::Result<PathBuf> {
-    find_in(name, variable, std::env::var_os(variable).as_deref(), std::env::var_os("PATH").as_deref())
+pub(crate) fn find(name: &str, variable: &str) -> anyhow::Result<PathBuf> {
+    find_in(name, variable, std::env::var_os(variable).as_deref(), &search_path())
 }
 
-fn find_in(name: &str, variable: &str, configured: Option<&OsStr>, path: Option<&OsStr>) -> anyhow::Result<PathBuf> {
+fn find_in(name: &str, variable: &str, configured: Option<&OsStr>, path: &OsStr) -> anyhow::Result<PathBuf> {
     if let Some(configured) = configured {
         let program = PathBuf::from(configured);
         if !program.is_file() {
@@ -21,13 +78,26 @@ fn find_in(name: &str, variable: &str, configured: Option<&OsStr>, path: Option<
         }
         return Ok(program);
     }
-    let directories = path.into_iter().flat_map(std::env::split_paths);
-    directories.map(|directory| directory.join(name)).find(|program| is_program(program)).with_context(|| {
-        format!(
-            "{name} is missing: `cargo xtask test servers` installs it where it can and says how where it cannot; \
-             or set {variable} to its path"
-        )
-    })
+    first_in(name, path).with_context(|| missing(name, variable, "its path"))
+}
+
+/// `PATH`, and where servers are that not everybody has in it.
+fn search_path() -> OsString {
+    let mut path = std::env::var_os("PATH").unwrap_or_default();
+    path.push(":/usr/sbin");
+    path
+}
+
+fn first_in(name: &str, path: &OsStr) -> Option<PathBuf> {
+    let directories = std::env::split_paths(path);
+    directories.map(|directory| directory.join(name)).find(|program| is_program(program))
+}
+
+fn missing(name: &str, variable: &str, value: &str) -> String {
+    format!(
+        "{name} is missing: `cargo xtask test servers` installs it where it can and says how where it cannot; \
+         or set {variable} to {value}"
+    )
 }
 
 fn is_program(path: &Path) -> bool {
@@ -40,11 +110,11 @@ mod tests {
     use std::ffi::OsStr;
     use std::path::Path;
 
-    use super::find_in;
+    use super::{find_in, highest};
 
     #[test]
     fn a_missing_program_is_named_with_the_way_to_get_it() {
-        let error = find_in("redis-server", "REDIS_SERVER", None, Some(OsStr::new("/nowhere"))).unwrap_err();
+        let error = find_in("redis-server", "REDIS_SERVER", None, OsStr::new("/nowhere")).unwrap_err();
         let message = error.to_string();
         for part in ["redis-server is missing", "cargo xtask test servers", "REDIS_SERVER"] {
             assert!(message.contains(part), "{message}");
@@ -52,8 +122,22 @@ mod tests {
     }
 
     #[test]
+    fn of_several_versions_the_highest_that_has_the_server_is_taken() {
+        let folder = tempfile::tempdir().unwrap();
+        for (version, program) in
+            [("postgresql@9", "postgres"), ("postgresql@16", "postgres"), ("postgresql@17", "psql")]
+        {
+            let directory = folder.path().join(version).join("bin");
+            std::fs::create_dir_all(&directory).unwrap();
+            std::os::unix::fs::symlink("/bin/sh", directory.join(program)).unwrap();
+        }
+        assert_eq!(highest(folder.path(), "postgresql@"), Some(folder.path().join("postgresql@16/bin")));
+        assert_eq!(highest(folder.path(), ""), None);
+    }
+
+    #[test]
     fn the_variable_wins_and_is_checked() {
-        let path = Some(OsStr::new("/bin"));
+        let path = OsStr::new("/bin");
         assert_eq!(find_in("sh", "SHELL", None, path).unwrap(), Path::new("/bin/sh"));
         assert_eq!(find_in("redis-server", "R", Some(OsStr::new("/bin/sh")), path).unwrap(), Path::new("/bin/sh"));
         let error = find_in("sh", "SHELL", Some(OsStr::new("/nowhere/sh")), path).unwrap_err();
