@@ -28,8 +28,8 @@ pub mod testing;
 
 pub use context::{Context, InCurrentScope};
 pub use engine::{
-    Builder, Call, Drained, Duplicate, Idempotency, RecordHandle, RecordView, Report, Resolution, Revision, Run,
-    observe,
+    Builder, Call, Drained, Duplicate, Idempotency, Purging, RecordHandle, RecordView, Report, Resolution, Revision,
+    Run, observe,
 };
 pub use error::{Error, ErrorKind};
 pub use fingerprint::Fingerprint;
