@@ -30,6 +30,8 @@ use accept::Door;
 use connection::{Ending, Shared};
 use fault::Plan;
 
+use crate::server::with_address;
+
 /// The proxy. Its connections end with it.
 ///
 /// ```no_run
@@ -79,10 +81,7 @@ impl Proxy {
 
     /// `url` with the proxy's host and port in place of the server's.
     pub fn url(&self, url: &str) -> String {
-        let (scheme, rest) = url.split_once("://").unwrap_or(("redis", url));
-        let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
-        let user = authority.rfind('@').map_or("", |at| &authority[..=at]);
-        format!("{scheme}://{user}{}{path}", self.address)
+        with_address(url, &self.address.to_string())
     }
 
     /// The next request of this command meets the fault. The name counts whatever its case.
