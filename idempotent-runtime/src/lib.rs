@@ -14,6 +14,8 @@ pub mod key;
 mod memory;
 mod outcome;
 mod policy;
+#[cfg(feature = "postgres")]
+mod postgres;
 #[doc(hidden)]
 pub mod private;
 #[cfg(feature = "redis")]

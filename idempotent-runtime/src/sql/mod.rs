@@ -22,7 +22,13 @@ pub(crate) use change::{Found, Guard, Table};
 pub use in_transaction::{OpenTransaction, TransactionDatabase, in_transaction};
 pub(crate) use lease::Lease;
 pub(crate) use name::TableName;
-pub(crate) use row::{COLUMNS, Row, bind, found, integer, reason_code, state_code, timestamp};
+#[cfg(feature = "postgres")]
+pub(crate) use row::Value;
+pub(crate) use row::{COLUMNS, Row, found, integer, reason_code, state_code};
+#[cfg(any(feature = "mysql", feature = "sqlite"))]
+pub(crate) use row::{bind, timestamp};
+#[cfg(feature = "postgres")]
+pub(crate) use store::First;
 pub(crate) use store::{Rows, in_time, is_answered, store_of_rows};
 pub(crate) use watchers::{Look, Seen, Watchers};
 

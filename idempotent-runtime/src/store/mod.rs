@@ -32,6 +32,8 @@ use std::future::Future;
 
 #[cfg(feature = "memory")]
 pub use crate::memory::{MemoryStore, MemoryStoreBuilder};
+#[cfg(feature = "postgres")]
+pub use crate::postgres::{PostgresAddress, PostgresStore, PostgresStoreBuilder};
 #[cfg(feature = "redis")]
 pub use crate::redis::{RedisAddress, RedisStore, RedisStoreBuilder};
 #[cfg(feature = "sqlite")]
