@@ -4,11 +4,17 @@ use super::Builder;
 use crate::error::Error;
 
 /// The schemes, and the feature that each needs.
-const SCHEMES: [(&str, &str); 4] =
-    [("memory", "memory"), ("redis", "redis"), ("rediss", "redis"), ("sqlite", "sqlite")];
+const SCHEMES: [(&str, &str); 6] = [
+    ("memory", "memory"),
+    ("redis", "redis"),
+    ("rediss", "redis"),
+    ("mysql", "mysql"),
+    ("mariadb", "mysql"),
+    ("sqlite", "sqlite"),
+];
 
 #[cfg_attr(
-    not(any(feature = "redis", feature = "sqlite")),
+    not(any(feature = "mysql", feature = "redis", feature = "sqlite")),
     expect(clippy::unused_async, reason = "every store but the embedded one connects")
 )]
 pub(super) async fn builder(url: &str) -> Result<Builder, Error> {
@@ -20,6 +26,13 @@ pub(super) async fn builder(url: &str) -> Result<Builder, Error> {
         "redis" | "rediss" => {
             let store = crate::store::RedisStore::connect(url).await;
             Ok(Builder::new(store.map_err(|error| Error::from_store(error, "redis"))?))
+        }
+        #[cfg(feature = "mysql")]
+        "mysql" | "mariadb" => {
+            let failed = |error| Error::from_store(error, "mysql");
+            let store = crate::store::MySqlStore::connect(url).await.map_err(failed)?;
+            store.migrate().await.map_err(failed)?;
+            Ok(Builder::new(store))
         }
         #[cfg(feature = "sqlite")]
         "sqlite" => {
@@ -45,11 +58,11 @@ fn unknown(scheme: &str) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use super::unknown;
+    use super::{SCHEMES, unknown};
 
     #[test]
     fn a_scheme_whose_feature_is_off_names_the_feature() {
-        for (scheme, feature) in [("redis", "redis"), ("rediss", "redis"), ("memory", "memory"), ("sqlite", "sqlite")] {
+        for (scheme, feature) in SCHEMES {
             let error = unknown(scheme);
             assert_eq!(error.kind(), crate::ErrorKind::Config);
             assert!(error.to_string().contains(&format!("needs the feature `{feature}`")), "{error}");

@@ -12,6 +12,8 @@
 mod change;
 mod lease;
 mod name;
+#[cfg(any(feature = "mysql", feature = "postgres"))]
+mod renewal_pool;
 mod row;
 pub(crate) mod store;
 mod watchers;
@@ -19,7 +21,13 @@ mod watchers;
 pub(crate) use change::{Found, Guard, Table};
 pub(crate) use lease::Lease;
 pub(crate) use name::TableName;
-pub(crate) use row::{COLUMNS, Row, bind, found, integer, reason_code, state_code, timestamp};
+#[cfg(any(feature = "mysql", feature = "postgres"))]
+pub(crate) use renewal_pool::{RENEWAL_CONNECTIONS, RenewalPool};
+#[cfg(feature = "mysql")]
+pub(crate) use row::bind_values;
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+pub(crate) use row::timestamp;
+pub(crate) use row::{COLUMNS, Row, bind, found, integer, reason_code, state_code};
 pub(crate) use store::{Rows, in_time, is_answered, store_of_rows};
 pub(crate) use watchers::{Look, Seen, Watchers};
 

@@ -143,8 +143,24 @@ where
     for<'t> i16: Encode<'t, DB> + Type<DB>,
     for<'t> i64: Encode<'t, DB> + Type<DB>,
 {
+    bind_values(query.bind(&row.key[..]), row)
+}
+
+/// Binds all columns but the key, in their order.
+pub(crate) fn bind_values<'q, DB>(
+    query: Query<'q, DB, <DB as Database>::Arguments>,
+    row: &Row,
+) -> Query<'q, DB, <DB as Database>::Arguments>
+where
+    DB: Database,
+    for<'t> &'t [u8]: Encode<'t, DB> + Type<DB>,
+    for<'t> Option<&'t [u8]>: Encode<'t, DB> + Type<DB>,
+    for<'t> &'t str: Encode<'t, DB> + Type<DB>,
+    for<'t> Option<&'t str>: Encode<'t, DB> + Type<DB>,
+    for<'t> i16: Encode<'t, DB> + Type<DB>,
+    for<'t> i64: Encode<'t, DB> + Type<DB>,
+{
     query
-        .bind(&row.key[..])
         .bind(FORMAT)
         .bind(row.state)
         .bind(&row.owner[..])

@@ -31,6 +31,8 @@ use std::future::Future;
 
 #[cfg(feature = "memory")]
 pub use crate::memory::{MemoryStore, MemoryStoreBuilder};
+#[cfg(feature = "mysql")]
+pub use crate::mysql::{MySqlStore, MySqlStoreBuilder};
 #[cfg(feature = "redis")]
 pub use crate::redis::{RedisAddress, RedisStore, RedisStoreBuilder};
 #[cfg(feature = "sqlite")]
