@@ -5,14 +5,25 @@ use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
+use rustix::process::Signal;
+
 /// Reads the process id, then waits: for a line, which means that all is well, or for the end of the pipe, which means
 /// that the test process has died. Signals of the terminal are not for it: it would be gone when it is needed.
 const SCRIPT: &str = r#"
 trap '' HUP INT TERM
 read -r pid || exit 0
 read -r _ && exit 0
-kill -9 "$pid"
-[ -z "$1" ] || rm -rf -- "$1"
+kill -"$1" "$pid"
+if [ "$1" != 9 ]; then
+    kill -CONT "$pid"
+    left=100
+    while [ "$left" -gt 0 ] && kill -0 "$pid"; do
+        sleep 0.1
+        left=$((left - 1))
+    done
+    kill -9 "$pid"
+fi
+[ -z "$2" ] || rm -rf -- "$2"
 "#;
 
 /// A shell on the other end of a pipe. The kernel closes the pipe when this process ends, also by SIGKILL, where no
@@ -24,10 +35,11 @@ pub(crate) struct Guard {
 
 impl Guard {
     /// Started before the process that it watches, so that only the moment between the start of the process and
-    /// [`watch`](Self::watch) is without a guard. `directory` is removed as well.
-    pub(crate) fn start(directory: Option<&Path>) -> io::Result<Self> {
+    /// [`watch`](Self::watch) is without a guard. The process is sent `signal`, and killed if it has not ended after ten
+    /// seconds. `directory` is removed as well.
+    pub(crate) fn start(directory: Option<&Path>, signal: Signal) -> io::Result<Self> {
         let mut command = Command::new("/bin/sh");
-        command.args(["-c", SCRIPT, "guard"]);
+        command.args(["-c", SCRIPT, "guard"]).arg(signal.as_raw().to_string());
         if let Some(directory) = directory {
             command.arg(directory);
         }

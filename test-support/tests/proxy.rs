@@ -20,7 +20,7 @@ struct Scene {
 impl Scene {
     async fn new() -> anyhow::Result<Self> {
         let server = RedisServer::start(RedisOptions::new().private()).await?;
-        let proxy = Proxy::start(server.address()?).await?;
+        let proxy = Proxy::start(server.address()).await?;
         Ok(Self { server, proxy })
     }
 

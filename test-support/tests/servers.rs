@@ -1,4 +1,4 @@
-//! Private servers on real programs.
+//! Private servers, by the example of Redis.
 
 use std::net::TcpStream;
 use std::path::Path;
@@ -18,9 +18,9 @@ fn private() -> RedisOptions {
 async fn a_server_answers_and_ends_when_it_is_dropped() -> anyhow::Result<()> {
     let server = RedisServer::start(private()).await?;
     assert_eq!(server.command(&["PING"]).await?, "PONG");
-    assert_eq!(server.url(), format!("redis://127.0.0.1:{}", server.port()?));
+    assert_eq!(server.url(), format!("redis://127.0.0.1:{}", server.port()));
 
-    let (pid, port) = (server.pid().unwrap(), server.port()?);
+    let (pid, port) = (server.pid().unwrap(), server.port());
     let directory = server.directory()?.to_path_buf();
     assert!(is_running(pid)?);
     drop(server);
@@ -33,7 +33,7 @@ async fn a_server_answers_and_ends_when_it_is_dropped() -> anyhow::Result<()> {
 #[tokio::test]
 async fn two_servers_do_not_know_each_other() -> anyhow::Result<()> {
     let (first, second) = tokio::try_join!(RedisServer::start(private()), RedisServer::start(private()))?;
-    assert_ne!(first.port()?, second.port()?);
+    assert_ne!(first.port(), second.port());
     first.command(&["SET", "key", "first"]).await?;
     second.command(&["SET", "key", "second"]).await?;
     assert_eq!(first.command(&["GET", "key"]).await?, "first");
@@ -63,7 +63,7 @@ async fn a_stopped_server_refuses_connections_until_it_is_started_again() -> any
     let mut server = RedisServer::start(private().append_only()).await?;
     server.command(&["SET", "key", "value"]).await?;
     server.stop().await?;
-    assert!(TcpStream::connect(("127.0.0.1", server.port()?)).is_err());
+    assert!(TcpStream::connect(("127.0.0.1", server.port())).is_err());
     assert!(server.stop().await.unwrap_err().to_string().contains("does not run"));
     server.restart().await?;
     server.restart().await?;
@@ -128,7 +128,7 @@ async fn options_reach_the_server() -> anyhow::Result<()> {
         assert!(answer.ends_with(value), "{setting}: {answer:?}");
     }
     assert!(server.command(&["ACL", "LIST"]).await?.contains("user app on"));
-    assert_eq!(server.url(), format!("redis://:secret@127.0.0.1:{}", server.port()?));
+    assert_eq!(server.url(), format!("redis://:secret@127.0.0.1:{}", server.port()));
     Ok(())
 }
 
@@ -161,7 +161,7 @@ async fn a_server_that_does_not_start_says_why() {
 #[tokio::test]
 async fn a_server_ends_with_the_process_that_started_it_also_when_that_is_killed() -> anyhow::Result<()> {
     let mut holder = Command::new(env!("CARGO_BIN_EXE_hold_server"))
-        .env_remove("IDEMPOTENCY_REDIS_URL")
+        .arg("redis")
         .stdout(Stdio::piped())
         .kill_on_drop(true)
         .spawn()?;

@@ -82,7 +82,7 @@ async fn a_commit_whose_staged_body_is_missing_stages_it_again() -> anyhow::Resu
     let world = World::new().await?;
     world.warm_up().await?;
     let stagings = Arc::new(AtomicUsize::new(0));
-    let (staged, address) = (stagings.clone(), world.server.address()?);
+    let (staged, address) = (stagings.clone(), world.server.address());
     let removed = AtomicUsize::new(0);
     world.proxy.every(
         move |request| {

@@ -88,7 +88,7 @@ async fn a_renewal_cut_at_any_boundary_does_not_lose_the_lease() -> anyhow::Resu
 async fn renewal_cut(world: &World, round: usize, fault: Fault) -> anyhow::Result<()> {
     let key = u64::try_from(round)?;
     // A proxy of its own: the rounds run at the same time.
-    let proxy = Proxy::start(world.server.address()?).await?;
+    let proxy = Proxy::start(world.server.address()).await?;
     let store = impatient(&proxy.url(&world.server.url())).connect().await?;
     let owner = engine_on(store).lease(SHORT_LEASE).build();
     let elsewhere = engine_on(RedisStore::connect(&world.server.url()).await?).lease(SHORT_LEASE).build();

@@ -83,7 +83,7 @@ async fn a_claim_transmitted_twice_that_arrives_late_is_released_again() -> anyh
     assert!(world.record(1).await.is_none(), "the claim was released");
 
     let late = sent.lock().unwrap().clone();
-    let mut connection = std::net::TcpStream::connect(world.server.address()?)?;
+    let mut connection = std::net::TcpStream::connect(world.server.address())?;
     connection.write_all(&late)?;
     let mut answer = [0; 3];
     connection.read_exact(&mut answer)?;

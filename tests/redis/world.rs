@@ -34,7 +34,7 @@ impl World {
 
     pub async fn with(options: RedisOptions, configure: impl FnOnce(Builder) -> Builder) -> anyhow::Result<Self> {
         let server = RedisServer::start(options).await?;
-        let proxy = Proxy::start(server.address()?).await?;
+        let proxy = Proxy::start(server.address()).await?;
         let direct = RedisStore::connect(&server.url()).await?;
         let store = impatient(&proxy.url(&server.url())).connect().await?;
         let engine = configure(engine_on(store)).build();

@@ -36,7 +36,7 @@ use fault::Plan;
 /// # async fn test(server: idempotency_test_support::server::RedisServer) -> anyhow::Result<()> {
 /// use idempotency_test_support::proxy::{Action, Fault, Moment, Proxy};
 ///
-/// let proxy = Proxy::start(server.address()?).await?;
+/// let proxy = Proxy::start(server.address()).await?;
 /// let url = proxy.url(&server.url()); // for the client
 /// let lost = proxy.next("SET", Fault::new(Moment::AfterRequest, Action::Close));
 /// // … the client sends a SET, which the server applies …

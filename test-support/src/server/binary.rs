@@ -5,6 +5,69 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 
+/// Names the server's program of MariaDB.
+const MARIADB_VARIABLE: &str = "MARIADB_SERVER";
+/// Where servers are that not everybody has in `PATH`.
+const SYSTEM_PROGRAMS: &str = "/usr/sbin";
+
+/// Names the directory of PostgreSQL's programs.
+const POSTGRES_VARIABLE: &str = "POSTGRES_BIN";
+/// Where PostgreSQL is that is not in `PATH`: folders of all versions, and what precedes a version's number.
+const POSTGRES_FOLDERS: [(&str, &str); 3] =
+    [("/usr/lib/postgresql", ""), ("/opt/homebrew/opt", "postgresql@"), ("/usr/local/opt", "postgresql@")];
+
+/// A program of PostgreSQL: in the directory that the environment variable `POSTGRES_BIN` names if that is set, else
+/// where the server is in `PATH`, else of the highest version in the usual places. A client may also be in `PATH` alone.
+///
+/// # Errors
+/// When there is none, with what to do about it.
+pub(super) fn postgres(name: &str) -> anyhow::Result<PathBuf> {
+    let path = std::env::var_os("PATH");
+    let directory = match std::env::var_os(POSTGRES_VARIABLE) {
+        Some(directory) => Some(PathBuf::from(directory)),
+        None => first_in("postgres", path.as_deref())
+            .and_then(|server| Some(server.parent()?.to_path_buf()))
+            .or_else(|| POSTGRES_FOLDERS.iter().find_map(|(folder, prefix)| highest(Path::new(folder), prefix))),
+    };
+    let beside = directory.map(|directory| directory.join(name)).filter(|program| is_program(program));
+    beside
+        .or_else(|| first_in(name, path.as_deref()))
+        .with_context(|| missing(name, POSTGRES_VARIABLE, "its directory"))
+}
+
+/// The directory of programs of the highest version in `folder`, whose entries begin with `prefix`.
+fn highest(folder: &Path, prefix: &str) -> Option<PathBuf> {
+    let entries = folder.read_dir().ok()?.flatten();
+    let versions = entries.filter_map(|entry| {
+        let version: u32 = entry.file_name().to_str()?.strip_prefix(prefix)?.parse().ok()?;
+        let directory = entry.path().join("bin");
+        is_program(&directory.join("postgres")).then_some((version, directory))
+    });
+    Some(versions.max()?.1)
+}
+
+/// A program of MariaDB: with the server that the environment variable `MARIADB_SERVER` names if that is set, else in
+/// `PATH`.
+///
+/// # Errors
+/// When there is none, with what to do about it.
+pub(super) fn mariadb(name: &str) -> anyhow::Result<PathBuf> {
+    let configured = std::env::var_os(MARIADB_VARIABLE);
+    if name == "mariadbd" && configured.is_some() {
+        return find(name, MARIADB_VARIABLE);
+    }
+    // A version that was unpacked by itself has its programs in several folders.
+    let server = configured.map(PathBuf::from);
+    let folder = server.as_deref().and_then(Path::parent);
+    let beside = folder.into_iter().flat_map(|folder| ["", "../bin", "../scripts"].map(|other| folder.join(other)));
+    let beside = beside.map(|folder| folder.join(name)).find(|program| is_program(program));
+    let path = std::env::var_os("PATH");
+    beside
+        .or_else(|| first_in(name, path.as_deref()))
+        .or_else(|| first_in(name, Some(OsStr::new(SYSTEM_PROGRAMS))))
+        .with_context(|| missing(name, MARIADB_VARIABLE, "the path of `mariadbd`"))
+}
+
 /// The program `name`: the path in the environment variable `variable` if that is set, else the first in `PATH`.
 ///
 /// # Errors
@@ -21,13 +84,19 @@ fn find_in(name: &str, variable: &str, configured: Option<&OsStr>, path: Option<
         }
         return Ok(program);
     }
+    first_in(name, path).with_context(|| missing(name, variable, "its path"))
+}
+
+fn first_in(name: &str, path: Option<&OsStr>) -> Option<PathBuf> {
     let directories = path.into_iter().flat_map(std::env::split_paths);
-    directories.map(|directory| directory.join(name)).find(|program| is_program(program)).with_context(|| {
-        format!(
-            "{name} is missing: `cargo xtask test servers` installs it where it can and says how where it cannot; \
-             or set {variable} to its path"
-        )
-    })
+    directories.map(|directory| directory.join(name)).find(|program| is_program(program))
+}
+
+fn missing(name: &str, variable: &str, value: &str) -> String {
+    format!(
+        "{name} is missing: `cargo xtask test servers` installs it where it can and says how where it cannot; \
+         or set {variable} to {value}"
+    )
 }
 
 fn is_program(path: &Path) -> bool {
@@ -40,7 +109,7 @@ mod tests {
     use std::ffi::OsStr;
     use std::path::Path;
 
-    use super::find_in;
+    use super::{find_in, highest};
 
     #[test]
     fn a_missing_program_is_named_with_the_way_to_get_it() {
@@ -49,6 +118,20 @@ mod tests {
         for part in ["redis-server is missing", "cargo xtask test servers", "REDIS_SERVER"] {
             assert!(message.contains(part), "{message}");
         }
+    }
+
+    #[test]
+    fn of_several_versions_the_highest_that_has_the_server_is_taken() {
+        let folder = tempfile::tempdir().unwrap();
+        for (version, program) in
+            [("postgresql@9", "postgres"), ("postgresql@16", "postgres"), ("postgresql@17", "psql")]
+        {
+            let directory = folder.path().join(version).join("bin");
+            std::fs::create_dir_all(&directory).unwrap();
+            std::os::unix::fs::symlink("/bin/sh", directory.join(program)).unwrap();
+        }
+        assert_eq!(highest(folder.path(), "postgresql@"), Some(folder.path().join("postgresql@16/bin")));
+        assert_eq!(highest(folder.path(), ""), None);
     }
 
     #[test]

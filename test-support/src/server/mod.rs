@@ -1,16 +1,23 @@
 //! Private servers: each on a free port in a temporary directory, ended by its own process id.
 //!
-//! [`ServerProcess`] is what all kinds of servers share: starting, signals, and an end that is certain. A kind of server
-//! adds its options, its address and how to tell that it is ready; see [`RedisServer`].
+//! [`Server`] is what all kinds have in common: starting, signals, and an end that is certain. A kind adds its options,
+//! its address and how to tell that it is ready: [`RedisServer`], [`PostgresServer`],
+//! [`MariaDbServer`].
 
-mod admin;
 mod binary;
-mod certificates;
+mod family;
+mod lifecycle;
+mod mariadb;
+mod postgres;
 pub(crate) mod process;
 mod redis;
-mod redis_options;
+mod sql;
+mod system_user;
+mod url;
 
-pub use certificates::Certificates;
-pub use process::{ServerProcess, is_running};
-pub use redis::RedisServer;
-pub use redis_options::{RedisOptions, TlsClients};
+pub use lifecycle::{Kind, Server};
+pub use mariadb::{MariaDb, MariaDbOptions, MariaDbServer};
+pub use postgres::{Postgres, PostgresOptions, PostgresServer};
+pub use process::{ServerProcess, Signals, is_running};
+pub use redis::{Certificates, Redis, RedisOptions, RedisServer, TlsClients};
+pub use sql::Rows;

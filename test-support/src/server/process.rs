@@ -1,22 +1,40 @@
-//! One process of a server.
+//! One server: its process, and those that it starts.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
+use super::family::signal_children;
 use crate::deadline::eventually;
 use crate::guard::Guard;
 
 /// How much of its output a server that failed is quoted with.
 const QUOTED_LINES: usize = 20;
 
+/// How long a server that is dropped may take to end by itself before it is killed.
+const LAST_MOMENTS: Duration = Duration::from_secs(10);
+
+/// How long to wait before it is looked at again.
+const PAUSE: Duration = Duration::from_millis(2);
+
+/// The signals that make a server end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Signals {
+    /// Ends it in good order, without waiting for its clients.
+    pub stop: Signal,
+    /// Ends it at once when nobody needs its data any more. SIGKILL where that leaves nothing behind.
+    pub discard: Signal,
+}
+
 /// A server's process. It ends with this value, and also when the test process is killed before that.
 #[derive(Debug)]
 pub struct ServerProcess {
     name: String,
+    signals: Signals,
     child: Child,
     output: PathBuf,
     // After the child: the guard stands down when the process is reaped.
@@ -29,18 +47,19 @@ impl ServerProcess {
     ///
     /// # Errors
     /// When the program cannot be started.
-    pub fn spawn(name: &str, mut command: Command, directory: &Path) -> anyhow::Result<Self> {
+    pub fn spawn(name: &str, mut command: Command, directory: &Path, signals: Signals) -> anyhow::Result<Self> {
         let output = directory.join("output.log");
         let file = File::options().create(true).append(true).open(&output)?;
         command.current_dir(directory).stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
-        let mut guard = Guard::start(Some(directory)).context("could not start the guard of a server")?;
+        let mut guard =
+            Guard::start(Some(directory), signals.discard).context("could not start the guard of a server")?;
         let mut child = command.spawn().with_context(|| format!("could not start {name}"))?;
         if let Err(error) = guard.watch(child.id()) {
             let _ = child.kill();
             let _ = child.wait();
             return Err(error).context("the guard of a server has ended");
         }
-        Ok(Self { name: String::from(name), child, output, _guard: guard })
+        Ok(Self { name: String::from(name), signals, child, output, _guard: guard })
     }
 
     /// Its process id.
@@ -64,12 +83,15 @@ impl ServerProcess {
         lines[lines.len().saturating_sub(QUOTED_LINES)..].join("\n")
     }
 
-    /// Stops it where it stands (SIGSTOP). Its connections stay open, nothing answers.
+    /// Stops it where it stands with all that it has started (SIGSTOP). Its connections stay open, nothing answers.
     ///
     /// # Errors
     /// When the process has ended.
     pub fn pause(&self) -> anyhow::Result<()> {
-        self.signal(Signal::STOP)
+        // First itself: it starts no more children then.
+        self.signal(Signal::STOP)?;
+        signal_children(self.pid(), Signal::STOP);
+        Ok(())
     }
 
     /// Lets it go on (SIGCONT).
@@ -77,29 +99,56 @@ impl ServerProcess {
     /// # Errors
     /// When the process has ended.
     pub fn resume(&self) -> anyhow::Result<()> {
+        signal_children(self.pid(), Signal::CONT);
         self.signal(Signal::CONT)
     }
 
-    /// Asks it to end (SIGTERM) and waits until it has.
+    /// Asks it to end and waits until it has.
     ///
     /// # Errors
     /// When it does not end; it is then killed when this value is dropped.
     pub async fn stop(mut self) -> anyhow::Result<()> {
-        self.signal(Signal::TERM)?;
+        self.signal(self.signals.stop)?;
         // A paused process would see the first signal only after this one.
-        self.signal(Signal::CONT)?;
+        self.resume()?;
         let what = format!("{} to end", self.name);
         eventually(what, || !matches!(self.child.try_wait(), Ok(None))).await
     }
 
-    /// Kills it (SIGKILL) and waits until it is gone.
+    /// Kills it with all that it has started (SIGKILL) and waits until they are gone.
     ///
     /// # Errors
     /// When the system refuses.
     pub fn kill(mut self) -> anyhow::Result<()> {
+        self.kill_all()
+    }
+
+    fn kill_all(&mut self) -> anyhow::Result<()> {
+        if self.child.try_wait()?.is_some() {
+            return Ok(());
+        }
+        self.signal(Signal::STOP)?;
+        let children = signal_children(self.pid(), Signal::KILL);
         self.child.kill()?;
         self.child.wait()?;
+        for child in children {
+            while is_running(child)? {
+                std::thread::sleep(PAUSE);
+            }
+        }
         Ok(())
+    }
+
+    fn discard(&mut self) -> anyhow::Result<()> {
+        if self.signals.discard != Signal::KILL && self.child.try_wait()?.is_none() {
+            self.signal(self.signals.discard)?;
+            self.resume()?;
+            let start = Instant::now();
+            while self.child.try_wait()?.is_none() && start.elapsed() < LAST_MOMENTS {
+                std::thread::sleep(PAUSE);
+            }
+        }
+        self.kill_all()
     }
 
     fn signal(&self, signal: Signal) -> anyhow::Result<()> {
@@ -111,8 +160,10 @@ impl ServerProcess {
 impl Drop for ServerProcess {
     fn drop(&mut self) {
         // Nothing happens to a process that was reaped before: its id may be another's by now.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        if self.discard().is_err() {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
     }
 }
 

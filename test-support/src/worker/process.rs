@@ -48,7 +48,7 @@ impl Worker {
     pub fn spawn(command: impl Into<Command>, points: &[&str]) -> anyhow::Result<Self> {
         let mut command = command.into();
         command.env(POINTS_VARIABLE, points.join(",")).stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
-        let mut guard = Guard::start(None).context("could not start the guard of a worker")?;
+        let mut guard = Guard::start(None, Signal::KILL).context("could not start the guard of a worker")?;
         let mut child = command.spawn().with_context(|| format!("could not start the worker {command:?}"))?;
         let pid = child.id().context("the worker has no process id")?;
         guard.watch(pid).context("the guard of a worker has ended")?;

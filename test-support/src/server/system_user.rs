@@ -1,0 +1,46 @@
+//! The user as whom servers run that refuse to run as the administrator.
+
+use std::os::unix::fs::chown;
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::Context as _;
+
+/// Somebody without rights. `None` stands for the user of this process.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct SystemUser(Option<(u32, u32)>);
+
+impl SystemUser {
+    /// The first of `names` that exists if this process is the administrator's, else its own user.
+    ///
+    /// # Errors
+    /// When it is the administrator's and there is no such user.
+    pub(super) fn without_rights(names: &[&str]) -> anyhow::Result<Self> {
+        if !rustix::process::geteuid().is_root() {
+            return Ok(Self(None));
+        }
+        let ids = names.iter().find_map(|name| Some((id("-u", name)?, id("-g", name)?)));
+        let ids = ids.with_context(|| format!("the server does not run as root, and no user is named {names:?}"))?;
+        Ok(Self(Some(ids)))
+    }
+
+    /// `command` runs as this user.
+    pub(super) fn runs(self, command: &mut Command) {
+        if let Self(Some((user, group))) = self {
+            // The standard library takes the administrator's other groups away too.
+            command.uid(user).gid(group);
+        }
+    }
+
+    /// `path` is this user's.
+    pub(super) fn owns(self, path: &Path) -> anyhow::Result<()> {
+        let Self(Some((user, group))) = self else { return Ok(()) };
+        chown(path, Some(user), Some(group)).with_context(|| format!("could not give {} away", path.display()))
+    }
+}
+
+fn id(which: &str, name: &str) -> Option<u32> {
+    let printed = Command::new("id").args([which, name]).output().ok()?.stdout;
+    String::from_utf8(printed).ok()?.trim().parse().ok()
+}
