@@ -8,6 +8,9 @@ pub use idempotent_runtime::{
     Run, State, StoredValue, Unstored, Upgrade, clock, key, observe, store,
 };
 
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
+pub use idempotent_runtime::{OpenTransaction, TransactionDatabase, in_transaction};
+
 #[doc(hidden)]
 pub use idempotent_runtime::private as __private;
 

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::future::Future;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
 use crate::engine::keeper::Lease;
@@ -39,29 +40,45 @@ struct Parts {
     operation: Arc<str>,
     key: KeyHash,
     attempt: u32,
-    /// `None` where the operation is disabled.
-    claim: Option<(Token, Arc<Lease>)>,
+    claim: Held,
     parent: Option<Context>,
+}
+
+/// What protects the body.
+enum Held {
+    Claim(Token, Arc<Lease>),
+    /// The row of the record, until the body is over.
+    Transaction {
+        fence: u64,
+        ended: Arc<AtomicBool>,
+    },
+    /// The operation is disabled.
+    Nothing,
 }
 
 impl Context {
     pub(crate) fn new(engine: &Arc<Inner>, operation: &Arc<str>, grant: &Grant, lease: Arc<Lease>) -> Self {
-        let claim = Some((grant.record.owner, lease));
+        let claim = Held::Claim(grant.record.owner, lease);
+        Self::of_parts(engine, operation, grant.record.key, grant.record.attempts, claim)
+    }
+
+    /// Of a call whose record is in the user's transaction.
+    pub(crate) fn in_transaction(
+        engine: &Arc<Inner>,
+        operation: &Arc<str>,
+        grant: &Grant,
+        ended: Arc<AtomicBool>,
+    ) -> Self {
+        let claim = Held::Transaction { fence: grant.record.fence, ended };
         Self::of_parts(engine, operation, grant.record.key, grant.record.attempts, claim)
     }
 
     /// Of a call of a disabled operation.
     pub(crate) fn unprotected(engine: &Arc<Inner>, operation: &Arc<str>, key: KeyHash) -> Self {
-        Self::of_parts(engine, operation, key, 0, None)
+        Self::of_parts(engine, operation, key, 0, Held::Nothing)
     }
 
-    fn of_parts(
-        engine: &Arc<Inner>,
-        operation: &Arc<str>,
-        key: KeyHash,
-        attempt: u32,
-        claim: Option<(Token, Arc<Lease>)>,
-    ) -> Self {
+    fn of_parts(engine: &Arc<Inner>, operation: &Arc<str>, key: KeyHash, attempt: u32, claim: Held) -> Self {
         let (engine, operation) = (Arc::downgrade(engine), operation.clone());
         let parent = Scope::current().context().cloned();
         Self(Arc::new(Parts { engine, operation, key, attempt, claim, parent }))
@@ -107,9 +124,13 @@ impl Context {
     /// [`Superseded`](ErrorKind::Superseded) when the claim is not this attempt's any more,
     /// [`Unsupported`](ErrorKind::Unsupported) where the operation is disabled, and the store's errors.
     pub async fn fence(&self) -> Result<u64, Error> {
-        let Some((token, _)) = self.0.claim else {
-            let error = refused(ErrorKind::Unsupported, &self.0.operation, &self.0.key);
-            return Err(error.with_detail("the operation is disabled, so there is no claim and no fence"));
+        let token = match &self.0.claim {
+            Held::Claim(token, _) => *token,
+            Held::Transaction { fence, .. } => return Ok(*fence),
+            Held::Nothing => {
+                let error = refused(ErrorKind::Unsupported, &self.0.operation, &self.0.key);
+                return Err(error.with_detail("the operation is disabled, so there is no claim and no fence"));
+            }
         };
         let superseded = || refused(ErrorKind::Superseded, &self.0.operation, &self.0.key);
         let engine = self.0.engine.upgrade().ok_or_else(superseded)?;
@@ -126,27 +147,41 @@ impl Context {
         derive(&self.0.key, purpose)
     }
 
-    /// Whether the lease is over as far as this process knows: another caller may have taken the call over.
+    /// Whether the lease is over as far as this process knows: another caller may have taken the call over. Never in the
+    /// user's transaction, where there is none.
     pub fn lease_lost(&self) -> bool {
-        self.0.claim.as_ref().is_some_and(|(_, lease)| lease.is_lost())
+        matches!(&self.0.claim, Held::Claim(_, lease) if lease.is_lost())
     }
 
     /// Resolves when the lease is over as far as this process knows. For bodies that can stop.
     pub async fn lease_ended(&self) {
         match &self.0.claim {
-            Some((_, lease)) => lease.ended().await,
-            None => std::future::pending().await,
+            Held::Claim(_, lease) => lease.ended().await,
+            Held::Transaction { .. } | Held::Nothing => std::future::pending().await,
         }
     }
 
     fn holds_claim(&self) -> bool {
-        self.0.claim.as_ref().is_some_and(|(_, lease)| !lease.has_body_ended())
+        match &self.0.claim {
+            Held::Claim(_, lease) => !lease.has_body_ended(),
+            Held::Transaction { ended, .. } => !ended.load(Ordering::Acquire),
+            Held::Nothing => false,
+        }
+    }
+
+    fn is_of_store(&self, engine: &Inner) -> bool {
+        self.0.engine.upgrade().is_some_and(|own| Arc::ptr_eq(&own.store, &engine.store))
+    }
+
+    /// Whether this body, or one around it, runs in a transaction of `engine`'s store.
+    pub(crate) fn is_in_transaction_of(&self, engine: &Inner) -> bool {
+        (matches!(self.0.claim, Held::Transaction { .. }) && self.holds_claim() && self.is_of_store(engine))
+            || self.0.parent.as_ref().is_some_and(|parent| parent.is_in_transaction_of(engine))
     }
 
     /// Whether a call of `key` in `engine`'s store would wait for this body.
     pub(crate) fn is_running(&self, engine: &Arc<Inner>, key: &KeyHash) -> bool {
-        let same_store = || self.0.engine.upgrade().is_some_and(|own| Arc::ptr_eq(&own.store, &engine.store));
-        (self.0.key == *key && self.holds_claim() && same_store())
+        (self.0.key == *key && self.holds_claim() && self.is_of_store(engine))
             || self.0.parent.as_ref().is_some_and(|parent| parent.is_running(engine, key))
     }
 

@@ -37,4 +37,6 @@ pub use error::{Error, ErrorKind};
 pub use fingerprint::Fingerprint;
 pub use outcome::{CallError, Decision, ErrorPolicy, StoredValue, Upgrade};
 pub use policy::{OnConflict, OnCrash, OnError, Unstored};
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
+pub use sql::{OpenTransaction, TransactionDatabase, in_transaction};
 pub use store::State;

@@ -108,6 +108,13 @@ async fn seek(call: &Arc<Checked>, scope: &Scope, report: &mut Report) -> Result
     if scope.is_shut_out(engine) {
         return Err(call.refused(ErrorKind::ShuttingDown));
     }
+    if engine.store.capabilities().single_writer
+        && scope.context().is_some_and(|context| context.is_in_transaction_of(engine))
+    {
+        let detail = "the call would wait for the transaction around it, which keeps all other writers of this store \
+                      waiting: give it the transaction too (`tx = tx`)";
+        return Err(call.refused(ErrorKind::Unsupported).with_detail(detail));
+    }
     engine.keeper.start().map_err(|error| {
         call.refused(ErrorKind::StoreUnavailable)
             .with_detail("the thread that renews leases could not be started")
@@ -210,7 +217,7 @@ async fn lead(call: &Arc<Checked>, leader: &Leader, deadline: Option<Duration>, 
     }
 }
 
-fn new_claim(call: &Checked) -> Result<Claim, Error> {
+pub(super) fn new_claim(call: &Checked) -> Result<Claim, Error> {
     let token = call.engine.token().map_err(|error| {
         call.refused(ErrorKind::StoreUnavailable).with_detail("no random numbers for the claim").with_source(error)
     })?;
@@ -236,14 +243,14 @@ fn in_progress(call: &Checked, retry_after: Option<Duration>) -> Error {
     }
 }
 
-enum Judged {
+pub(super) enum Judged {
     Final,
     Busy,
     Refused(Error),
 }
 
 /// What a record that stands in the way means to this call.
-fn judge(call: &Checked, record: &Record) -> Judged {
+pub(super) fn judge(call: &Checked, record: &Record) -> Judged {
     if record.state != State::Tombstone && Fingerprint::contradicts(record.fingerprint, call.fingerprint) {
         return Judged::Refused(call.refused(ErrorKind::Mismatch));
     }

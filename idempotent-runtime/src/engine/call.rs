@@ -203,7 +203,8 @@ impl<P> Call<P> {
         E: CallError,
         P: ErrorPolicy<E>,
     {
-        run(Call { request: self.request, policy: Unstored::Release }, Result::<T, E>::codec(self.policy), body)
+        let (call, policy) = self.parts();
+        run(call, Result::<T, E>::codec(policy), body)
     }
 
     /// As [`run`](Self::run); results of another schema [`version`](Self::version) are read by `upgrade`, which gets
@@ -216,8 +217,13 @@ impl<P> Call<P> {
         E: CallError,
         P: ErrorPolicy<E>,
     {
-        let codec = Result::<T, E>::codec(self.policy).upgrade(upgrade);
-        run(Call { request: self.request, policy: Unstored::Release }, codec, body)
+        let (call, policy) = self.parts();
+        run(call, Result::<T, E>::codec(policy).upgrade(upgrade), body)
+    }
+
+    /// The request, and what becomes of errors, which the codec takes.
+    pub(super) fn parts(self) -> (Call, P) {
+        (Call { request: self.request, policy: Unstored::Release }, self.policy)
     }
 }
 
@@ -236,6 +242,11 @@ pub(crate) struct Checked {
 }
 
 impl Request {
+    /// The schema version that the caller reads.
+    pub(super) fn version(&self) -> u32 {
+        self.version
+    }
+
     pub(crate) fn check(self) -> Result<Checked, Error> {
         let named = |error: Error, operation: &Arc<str>| error.of_operation(operation);
         let operation: Arc<str> = match &self.operation {

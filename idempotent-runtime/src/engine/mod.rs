@@ -17,6 +17,7 @@ mod run;
 mod running;
 pub(crate) mod scope;
 mod settings;
+mod transaction;
 mod wait;
 
 use std::future::Future;
@@ -31,6 +32,9 @@ pub use operations::Site;
 pub use record::{RecordHandle, RecordView, Resolution, Revision};
 pub use report::{Report, observe};
 pub use run::{Run, run, run_detached};
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
+pub(crate) use transaction::watched;
+pub use transaction::{Begun, InTransaction, begin};
 
 use flight::Flights;
 use keeper::{Followed, Keeper};

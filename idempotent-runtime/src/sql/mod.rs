@@ -10,15 +10,18 @@
 //! `transition` would write, and change nothing where it could decide otherwise; then the slow way follows.
 
 mod change;
+mod in_transaction;
 mod lease;
 mod name;
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 mod renewal_pool;
 mod row;
 pub(crate) mod store;
+pub(crate) mod transaction;
 mod watchers;
 
 pub(crate) use change::{Found, Guard, Table};
+pub use in_transaction::{OpenTransaction, TransactionDatabase, in_transaction};
 pub(crate) use lease::Lease;
 pub(crate) use name::TableName;
 #[cfg(any(feature = "mysql", feature = "postgres"))]

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use sqlx::SqlitePool;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use tokio::sync::OnceCell;
 
 use super::error::store_error;
 use super::statements::Statements;
@@ -102,6 +103,7 @@ fn store(readers: SqlitePool, writer: SqlitePool, table: TableName, clock: Arc<d
         watchers,
         clock,
         response_timeout: RESPONSE_TIMEOUT,
+        identity: OnceCell::new(),
     }))
 }
 

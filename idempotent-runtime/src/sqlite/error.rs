@@ -1,6 +1,7 @@
 //! What the client's errors mean for a request.
 
 use sqlx::Error;
+use sqlx::error::DatabaseError;
 
 use crate::store::{StoreError, StoreErrorKind};
 
@@ -44,4 +45,11 @@ fn meaning(error: &Error) -> (StoreErrorKind, Option<&'static str>) {
         Error::PoolClosed => (Refused, Some("the pool was closed")),
         _ => (Unavailable, None),
     }
+}
+
+/// Whether another connection held the file's lock for too long. Nothing was applied.
+pub(super) fn is_busy(error: &StoreError) -> bool {
+    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<Error>());
+    let code = source.and_then(Error::as_database_error).and_then(DatabaseError::code);
+    code.and_then(|code| code.parse::<i32>().ok()).is_some_and(|code| matches!(code & 0xff, BUSY | LOCKED))
 }

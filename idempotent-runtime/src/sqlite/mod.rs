@@ -5,6 +5,7 @@ mod error;
 mod migrate;
 mod purge;
 mod statements;
+mod transaction;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -15,6 +16,7 @@ use std::time::Duration;
 use sqlx::query::Query;
 use sqlx::sqlite::SqliteArguments;
 use sqlx::{AssertSqlSafe, Row as _, Sqlite, SqliteConnection, SqlitePool};
+use tokio::sync::OnceCell;
 
 pub use builder::SqliteStoreBuilder;
 use error::store_error;
@@ -22,6 +24,7 @@ use statements::Statements;
 
 use crate::clock::Clock;
 use crate::key::KeyHash;
+use crate::sql::transaction::Identity;
 use crate::sql::{
     self, Answer, Found, Guard, Lease, Look, Row, Rows, Seen, Table, TableName, Watchers, in_time, integer,
     is_answered, reason_code, state_code, store_of_rows, timestamp,
@@ -61,6 +64,8 @@ struct Inner {
     watchers: Arc<Watchers>,
     clock: Arc<dyn Clock>,
     response_timeout: Duration,
+    /// Which database the records are in, once it was asked for.
+    identity: OnceCell<Identity>,
 }
 
 impl SqliteStore {
@@ -168,21 +173,60 @@ impl Table for SqliteTable {
     }
 
     async fn insert(&mut self, operation: &'static str, row: &Row) -> Answer<bool> {
-        let statement = sql::bind(query(&self.store.statements.insert), row);
-        Ok(execute(operation, &mut self.connection, statement).await? == 1)
+        insert(operation, &mut self.connection, &self.store.statements, row).await
     }
 
     async fn replace(&mut self, operation: &'static str, guard: Guard, row: &Row) -> Answer<bool> {
-        let statement = sql::bind(query(&self.store.statements.replace), row);
-        let statement = statement.bind(owner_of(guard.owner)).bind(guard.revision);
-        Ok(execute(operation, &mut self.connection, statement).await? == 1)
+        replace(operation, &mut self.connection, &self.store.statements, guard, row).await
     }
 
     async fn delete(&mut self, operation: &'static str, guard: Guard) -> Answer<bool> {
-        let statement = query(&self.store.statements.delete).bind(key_of(&guard.key));
-        let statement = statement.bind(owner_of(guard.owner)).bind(guard.revision);
-        Ok(execute(operation, &mut self.connection, statement).await? == 1)
+        delete(operation, &mut self.connection, &self.store.statements, guard).await
     }
+}
+
+async fn insert(
+    operation: &'static str,
+    connection: &mut SqliteConnection,
+    statements: &Statements,
+    row: &Row,
+) -> Answer<bool> {
+    Ok(execute(operation, connection, sql::bind(query(&statements.insert), row)).await? == 1)
+}
+
+async fn replace(
+    operation: &'static str,
+    connection: &mut SqliteConnection,
+    statements: &Statements,
+    guard: Guard,
+    row: &Row,
+) -> Answer<bool> {
+    let statement = sql::bind(query(&statements.replace), row).bind(owner_of(guard.owner)).bind(guard.revision);
+    Ok(execute(operation, connection, statement).await? == 1)
+}
+
+async fn delete(
+    operation: &'static str,
+    connection: &mut SqliteConnection,
+    statements: &Statements,
+    guard: Guard,
+) -> Answer<bool> {
+    let statement = query(&statements.delete).bind(key_of(&guard.key)).bind(owner_of(guard.owner)).bind(guard.revision);
+    Ok(execute(operation, connection, statement).await? == 1)
+}
+
+/// Stores a result on its owner's own unfinished record.
+fn commit_statement<'q>(store: &Inner, commit: &Commit) -> Bound<'q> {
+    let now = store.clock.now();
+    query(&store.statements.commit)
+        .bind(key_of(&commit.key))
+        .bind(owner_of(commit.token))
+        .bind(integer(now.as_millis()))
+        .bind(state_code(commit.state))
+        .bind(&commit.body[..])
+        .bind(i64::from(commit.schema))
+        .bind(reason_code(commit.reason))
+        .bind(integer((now + commit.ttl).as_millis()))
 }
 
 impl Rows for SqliteStore {
@@ -219,16 +263,7 @@ impl Rows for SqliteStore {
     }
 
     async fn commit_own(&self, commit: &Commit) -> Answer<bool> {
-        let now = self.0.clock.now();
-        let statement = query(&self.0.statements.commit)
-            .bind(key_of(&commit.key))
-            .bind(owner_of(commit.token))
-            .bind(integer(now.as_millis()))
-            .bind(state_code(commit.state))
-            .bind(&commit.body[..])
-            .bind(i64::from(commit.schema))
-            .bind(reason_code(commit.reason))
-            .bind(integer((now + commit.ttl).as_millis()));
+        let statement = commit_statement(&self.0, commit);
         Ok(self.0.write("complete", statement).await? == 1)
     }
 
@@ -310,6 +345,8 @@ fn look(pool: SqlitePool, statements: Arc<str>, clock: Arc<dyn Clock>, keys: Vec
 store_of_rows!(SqliteStore, "sqlite", {
     let mut capabilities = Capabilities::server();
     capabilities.clock = StoreClock::Injected;
+    capabilities.single_writer = true;
+    capabilities.needs_purging = true;
     capabilities
 });
 

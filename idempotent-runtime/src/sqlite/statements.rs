@@ -25,6 +25,7 @@ pub(super) struct Statements {
     pub(super) purge: Statement,
     pub(super) put_off: Statement,
     pub(super) lag: Statement,
+    pub(super) identity: Statement,
 }
 
 impl Statements {
@@ -71,6 +72,7 @@ impl Statements {
             purge: statement(format!("DELETE FROM {table} WHERE key_hash IN ({due}) AND {FORGOTTEN} <= ?1")),
             put_off: statement(format!("UPDATE {table} SET purge_at = {FORGOTTEN} WHERE key_hash IN ({due})")),
             lag: statement(format!("SELECT min(purge_at) FROM {table} WHERE purge_at <= ?1 AND format = 1")),
+            identity: statement(format!("SELECT identity FROM {} WHERE id = 1", name.with_suffix("meta").quoted('"'))),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The twin of [`Store`] that can be a trait object: sealed, and implemented for every store.
 
+use std::any::Any;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -28,6 +29,8 @@ macro_rules! twin {
             fn name(&self) -> &'static str;
             #[doc = "See [`Store::capabilities`]."]
             fn capabilities(&self) -> Capabilities;
+            #[doc(hidden)]
+            fn as_any(&self) -> &dyn Any;
             $(
                 #[doc = concat!("See [`Store::", stringify!($method), "`].")]
                 fn $method(self: Arc<Self>, $($argument: $type),*) -> StoreFuture<$answer>;
@@ -41,6 +44,10 @@ macro_rules! twin {
 
             fn capabilities(&self) -> Capabilities {
                 Store::capabilities(self)
+            }
+
+            fn as_any(&self) -> &dyn Any {
+                self
             }
             $(
                 fn $method(self: Arc<Self>, $($argument: $type),*) -> StoreFuture<$answer> {
@@ -100,4 +107,14 @@ twin! {
     remove(remove: Remove) -> Changed;
     scan(scan: Scan) -> Page;
     purge(limit: usize) -> Purged;
+}
+
+/// The store of type `S` in `store`, also behind an `Arc` or two.
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
+pub(crate) fn find<S: Store>(store: &dyn DynStore) -> Option<&S> {
+    let any = store.as_any();
+    if let Some(erased) = any.downcast_ref::<Arc<dyn DynStore>>() {
+        return find(&**erased);
+    }
+    any.downcast_ref::<S>().or_else(|| any.downcast_ref::<Arc<S>>().map(|shared| &**shared))
 }

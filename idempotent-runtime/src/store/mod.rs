@@ -25,6 +25,7 @@ pub mod envelope;
 mod error;
 mod record;
 mod request;
+pub(crate) mod transaction;
 pub mod transition;
 
 use std::future::Future;
@@ -39,12 +40,16 @@ pub use crate::redis::{RedisAddress, RedisStore, RedisStoreBuilder};
 pub use crate::sqlite::{SqliteStore, SqliteStoreBuilder};
 pub use capability::{Capabilities, StoreClock};
 pub use dynamic::DynStore;
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
+pub(crate) use dynamic::find;
 pub use error::{StoreError, StoreErrorKind};
 pub use record::{CrashPolicy, Reason, Record, State, Token};
 pub use request::{
     Abandon, Adoption, Changed, Checkpoint, Claim, Claimed, Commit, Grant, Page, Park, Purged, Release, Remove,
     Renewal, Resolve, ResolveAnswer, Scan, Watch, Written,
 };
+
+pub use transaction::SqlTransaction;
 
 use crate::key::KeyHash;
 

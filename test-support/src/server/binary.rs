@@ -1,14 +1,12 @@
-//! Where the programs of servers are.
+//! Where the programs of servers are. `cargo xtask test servers` looks in the same places: it compiles this file too.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 
 /// Names the server's program of MariaDB.
 const MARIADB_VARIABLE: &str = "MARIADB_SERVER";
-/// Where servers are that not everybody has in `PATH`.
-const SYSTEM_PROGRAMS: &str = "/usr/sbin";
 
 /// Names the directory of PostgreSQL's programs.
 const POSTGRES_VARIABLE: &str = "POSTGRES_BIN";
@@ -21,18 +19,16 @@ const POSTGRES_FOLDERS: [(&str, &str); 3] =
 ///
 /// # Errors
 /// When there is none, with what to do about it.
-pub(super) fn postgres(name: &str) -> anyhow::Result<PathBuf> {
-    let path = std::env::var_os("PATH");
+pub(crate) fn postgres(name: &str) -> anyhow::Result<PathBuf> {
+    let path = search_path();
     let directory = match std::env::var_os(POSTGRES_VARIABLE) {
         Some(directory) => Some(PathBuf::from(directory)),
-        None => first_in("postgres", path.as_deref())
+        None => first_in("postgres", &path)
             .and_then(|server| Some(server.parent()?.to_path_buf()))
             .or_else(|| POSTGRES_FOLDERS.iter().find_map(|(folder, prefix)| highest(Path::new(folder), prefix))),
     };
     let beside = directory.map(|directory| directory.join(name)).filter(|program| is_program(program));
-    beside
-        .or_else(|| first_in(name, path.as_deref()))
-        .with_context(|| missing(name, POSTGRES_VARIABLE, "its directory"))
+    beside.or_else(|| first_in(name, &path)).with_context(|| missing(name, POSTGRES_VARIABLE, "its directory"))
 }
 
 /// The directory of programs of the highest version in `folder`, whose entries begin with `prefix`.
@@ -51,7 +47,7 @@ fn highest(folder: &Path, prefix: &str) -> Option<PathBuf> {
 ///
 /// # Errors
 /// When there is none, with what to do about it.
-pub(super) fn mariadb(name: &str) -> anyhow::Result<PathBuf> {
+pub(crate) fn mariadb(name: &str) -> anyhow::Result<PathBuf> {
     let configured = std::env::var_os(MARIADB_VARIABLE);
     if name == "mariadbd" && configured.is_some() {
         return find(name, MARIADB_VARIABLE);
@@ -61,10 +57,8 @@ pub(super) fn mariadb(name: &str) -> anyhow::Result<PathBuf> {
     let folder = server.as_deref().and_then(Path::parent);
     let beside = folder.into_iter().flat_map(|folder| ["", "../bin", "../scripts"].map(|other| folder.join(other)));
     let beside = beside.map(|folder| folder.join(name)).find(|program| is_program(program));
-    let path = std::env::var_os("PATH");
     beside
-        .or_else(|| first_in(name, path.as_deref()))
-        .or_else(|| first_in(name, Some(OsStr::new(SYSTEM_PROGRAMS))))
+        .or_else(|| first_in(name, &search_path()))
         .with_context(|| missing(name, MARIADB_VARIABLE, "the path of `mariadbd`"))
 }
 
@@ -72,11 +66,11 @@ pub(super) fn mariadb(name: &str) -> anyhow::Result<PathBuf> {
 ///
 /// # Errors
 /// When there is none, with what to do about it.
-pub(super) fn find(name: &str, variable: &str) -> anyhow::Result<PathBuf> {
-    find_in(name, variable, std::env::var_os(variable).as_deref(), std::env::var_os("PATH").as_deref())
+pub(crate) fn find(name: &str, variable: &str) -> anyhow::Result<PathBuf> {
+    find_in(name, variable, std::env::var_os(variable).as_deref(), &search_path())
 }
 
-fn find_in(name: &str, variable: &str, configured: Option<&OsStr>, path: Option<&OsStr>) -> anyhow::Result<PathBuf> {
+fn find_in(name: &str, variable: &str, configured: Option<&OsStr>, path: &OsStr) -> anyhow::Result<PathBuf> {
     if let Some(configured) = configured {
         let program = PathBuf::from(configured);
         if !program.is_file() {
@@ -87,8 +81,15 @@ fn find_in(name: &str, variable: &str, configured: Option<&OsStr>, path: Option<
     first_in(name, path).with_context(|| missing(name, variable, "its path"))
 }
 
-fn first_in(name: &str, path: Option<&OsStr>) -> Option<PathBuf> {
-    let directories = path.into_iter().flat_map(std::env::split_paths);
+/// `PATH`, and where servers are that not everybody has in it.
+fn search_path() -> OsString {
+    let mut path = std::env::var_os("PATH").unwrap_or_default();
+    path.push(":/usr/sbin");
+    path
+}
+
+fn first_in(name: &str, path: &OsStr) -> Option<PathBuf> {
+    let directories = std::env::split_paths(path);
     directories.map(|directory| directory.join(name)).find(|program| is_program(program))
 }
 
@@ -113,7 +114,7 @@ mod tests {
 
     #[test]
     fn a_missing_program_is_named_with_the_way_to_get_it() {
-        let error = find_in("redis-server", "REDIS_SERVER", None, Some(OsStr::new("/nowhere"))).unwrap_err();
+        let error = find_in("redis-server", "REDIS_SERVER", None, OsStr::new("/nowhere")).unwrap_err();
         let message = error.to_string();
         for part in ["redis-server is missing", "cargo xtask test servers", "REDIS_SERVER"] {
             assert!(message.contains(part), "{message}");
@@ -136,7 +137,7 @@ mod tests {
 
     #[test]
     fn the_variable_wins_and_is_checked() {
-        let path = Some(OsStr::new("/bin"));
+        let path = OsStr::new("/bin");
         assert_eq!(find_in("sh", "SHELL", None, path).unwrap(), Path::new("/bin/sh"));
         assert_eq!(find_in("redis-server", "R", Some(OsStr::new("/bin/sh")), path).unwrap(), Path::new("/bin/sh"));
         let error = find_in("sh", "SHELL", Some(OsStr::new("/nowhere/sh")), path).unwrap_err();

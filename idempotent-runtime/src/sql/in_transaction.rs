@@ -1,0 +1,244 @@
+//! Making a whole transaction again when the database asks for it.
+
+use std::error::Error as StdError;
+use std::future::Future;
+use std::ops::{Deref, DerefMut};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use backon::{BackoffBuilder as _, ExponentialBuilder};
+use sqlx::{Database, Pool, Transaction};
+
+use crate::clock::{Clock as _, SystemClock};
+use crate::engine::watched;
+use crate::error::{Error, ErrorKind};
+use crate::outcome::CallError;
+use crate::store::SqlTransaction;
+
+/// How often a transaction is made again.
+const RETRIES: usize = 12;
+
+/// A database in which [`in_transaction`] makes transactions: `sqlx::Postgres`, `sqlx::MySql` and `sqlx::Sqlite`, each
+/// with the feature of that name.
+pub trait TransactionDatabase: Database {
+    /// The statement that begins a transaction in which calls keep their records.
+    #[doc(hidden)]
+    const BEGIN: &'static str;
+}
+
+/// Runs `body` in a transaction of `pool` and commits it; makes the whole transaction again, after a pause that grows,
+/// when the database could not go on with it: deadlocks, serialization failures, a lost connection.
+///
+/// An `Err` of the body that is none of these rolls the transaction back and is returned. When the answer to the commit
+/// is lost, nobody knows whether it happened: if a guarded call was made in the transaction
+/// ([`Call::run_in`](crate::Call::run_in), or the attribute's `tx`), the body runs once more, and the call replays if
+/// it happened and runs if not. So **everything that the body writes belongs into guarded calls**. Without any, the error
+/// is returned.
+///
+/// On SQLite the transaction begins with `BEGIN IMMEDIATE`.
+///
+/// # Errors
+/// The body's own, and [`StoreUnavailable`](ErrorKind::StoreUnavailable) converted into `E` when the transaction could not
+/// be begun or committed, also not after 12 more tries.
+///
+/// ```
+/// # #[cfg(feature = "sqlite")] {
+/// # use std::time::Duration;
+/// # use idempotent_runtime::{Error, Idempotency, in_transaction, store::SqliteStore};
+/// # #[derive(Debug)] enum StockError { Client(sqlx::Error), Idempotency(Error) }
+/// # impl std::fmt::Display for StockError { fn fmt(&self, _: &mut std::fmt::Formatter<'_>) -> std::fmt::Result { Ok(()) } }
+/// # impl std::error::Error for StockError {}
+/// # impl From<Error> for StockError { fn from(error: Error) -> Self { Self::Idempotency(error) } }
+/// # impl From<sqlx::Error> for StockError { fn from(error: sqlx::Error) -> Self { Self::Client(error) } }
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let pool = sqlx::sqlite::SqlitePoolOptions::new().max_connections(1).connect("sqlite::memory:").await?;
+/// # sqlx::query("CREATE TABLE stock (item TEXT, left INTEGER)").execute(&pool).await?;
+/// # sqlx::query("INSERT INTO stock VALUES ('book', 3)").execute(&pool).await?;
+/// let store = SqliteStore::from_pool(pool.clone());
+/// store.migrate().await?;
+/// let engine = Idempotency::new(store);
+/// let engine = &engine;
+/// let reserve = |order: u64| {
+///     in_transaction(&pool, move |mut tx| async move {
+///         let call = engine.call("stock.reserve", order).ttl(Duration::from_secs(86_400));
+///         call.run_in(&mut tx, async |connection| {
+///             let taken = sqlx::query("UPDATE stock SET left = left - 1 WHERE left > 0").execute(connection).await?;
+///             Ok::<_, StockError>(taken.rows_affected())
+///         })
+///         .await
+///     })
+/// };
+/// assert_eq!(reserve(7).await?, 1);
+/// assert_eq!(reserve(7).await?, 1);
+/// let (left,): (i64,) = sqlx::query_as("SELECT left FROM stock").fetch_one(&pool).await?;
+/// assert_eq!(left, 2);
+/// # Ok(())
+/// # }
+/// # }
+/// ```
+pub async fn in_transaction<DB, T, E, B, F>(pool: &Pool<DB>, mut body: B) -> Result<T, E>
+where
+    DB: TransactionDatabase,
+    B: FnMut(OpenTransaction<DB>) -> F,
+    F: Future<Output = Result<T, E>>,
+    E: CallError + StdError + 'static,
+{
+    let mut pauses = pauses();
+    loop {
+        let failed = match attempt(pool, &mut body).await {
+            Attempt::Done(result) => return result,
+            Attempt::Again(failed) => failed,
+        };
+        let Some(pause) = pauses.next() else { return Err(failed) };
+        tracing::debug!(error = %failed, ?pause, "a transaction is made again");
+        SystemClock::new().sleep(pause).await;
+    }
+}
+
+/// The transaction that [`in_transaction`] has begun: a `sqlx::Transaction` that is committed when the body is over. The
+/// body drops it, and cannot end it.
+#[derive(Debug)]
+pub struct OpenTransaction<DB: TransactionDatabase> {
+    /// `None` only while it is dropped.
+    transaction: Option<Transaction<'static, DB>>,
+    home: Home<DB>,
+}
+
+/// Where the transaction is found again when the body is over.
+type Home<DB> = Arc<Mutex<Option<Transaction<'static, DB>>>>;
+
+const THERE: &str = "the transaction is there until it is dropped";
+
+impl<DB: TransactionDatabase> Deref for OpenTransaction<DB> {
+    type Target = Transaction<'static, DB>;
+
+    fn deref(&self) -> &Self::Target {
+        self.transaction.as_ref().expect(THERE)
+    }
+}
+
+impl<DB: TransactionDatabase> DerefMut for OpenTransaction<DB> {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        self.transaction.as_mut().expect(THERE)
+    }
+}
+
+impl<DB: TransactionDatabase> SqlTransaction for OpenTransaction<DB>
+where
+    Transaction<'static, DB>: SqlTransaction,
+{
+    type Connection = <Transaction<'static, DB> as SqlTransaction>::Connection;
+
+    fn connection(&mut self) -> &mut Self::Connection {
+        SqlTransaction::connection(&mut **self)
+    }
+}
+
+impl<DB: TransactionDatabase> Drop for OpenTransaction<DB> {
+    fn drop(&mut self) {
+        *self.home.lock().unwrap_or_else(PoisonError::into_inner) = self.transaction.take();
+    }
+}
+
+enum Attempt<T, E> {
+    Done(Result<T, E>),
+    /// Nothing was committed, or a guarded call tells whether it was.
+    Again(E),
+}
+
+async fn attempt<DB, T, E, B, F>(pool: &Pool<DB>, body: &mut B) -> Attempt<T, E>
+where
+    DB: TransactionDatabase,
+    B: FnMut(OpenTransaction<DB>) -> F,
+    F: Future<Output = Result<T, E>>,
+    E: CallError + StdError + 'static,
+{
+    let transaction = match pool.begin_with(DB::BEGIN).await {
+        Ok(transaction) => transaction,
+        Err(error) => {
+            let is_passing = is_passing(&error);
+            let error = failed("the transaction could not be begun", error).into();
+            return if is_passing { Attempt::Again(error) } else { Attempt::Done(Err(error)) };
+        }
+    };
+    let home = Home::<DB>::default();
+    let open = OpenTransaction { transaction: Some(transaction), home: Arc::clone(&home) };
+    let (result, has_record) = watched(body(open)).await;
+    let transaction = home.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let value = match result {
+        Ok(value) => value,
+        // Nothing was committed, whatever it was.
+        Err(error) if is_passing(&error) => return Attempt::Again(error),
+        Err(error) => return Attempt::Done(Err(error)),
+    };
+    let Some(transaction) = transaction else {
+        let detail = "the body was over and its transaction still in use, so it was not committed";
+        return Attempt::Done(Err(Error::config(detail).into()));
+    };
+    match transaction.commit().await {
+        Ok(()) => Attempt::Done(Ok(value)),
+        Err(error) if is_rolled_back(&error) => Attempt::Again(failed("the database rolled back", error).into()),
+        Err(error) if has_record => Attempt::Again(failed("the answer to the commit was lost", error).into()),
+        Err(error) => {
+            let detail =
+                "the answer to the commit was lost, and no guarded call in the transaction tells whether it happened";
+            Attempt::Done(Err(failed(detail, error).into()))
+        }
+    }
+}
+
+fn failed(detail: &str, error: sqlx::Error) -> Error {
+    Error::new(ErrorKind::StoreUnavailable).with_detail(detail).with_source(error)
+}
+
+/// 10 ms, doubling up to a second, with jitter: those who met in a deadlock should not meet again.
+fn pauses() -> impl Iterator<Item = Duration> + Send {
+    ExponentialBuilder::default()
+        .with_min_delay(Duration::from_millis(10))
+        .with_max_delay(Duration::from_secs(1))
+        .with_factor(2.0)
+        .with_max_times(RETRIES)
+        .with_jitter()
+        .build()
+}
+
+/// Whether the transaction can succeed when it is made again: a deadlock, a serialization failure, a lock that was held
+/// for too long or a connection that was lost before the commit.
+fn is_passing(error: &(dyn StdError + 'static)) -> bool {
+    client_errors(error).any(|error| is_rolled_back(error) || is_connection_lost(error))
+}
+
+fn client_errors<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a sqlx::Error> {
+    std::iter::successors(Some(error), |&error| StdError::source(error)).filter_map(|error| error.downcast_ref())
+}
+
+/// Whether the database says that it has undone the transaction, or the statement that made the transaction fail.
+fn is_rolled_back(error: &sqlx::Error) -> bool {
+    let Some(error) = error.as_database_error() else { return false };
+    #[cfg(feature = "mysql")]
+    if let Some(error) = error.try_downcast_ref::<sqlx::mysql::MySqlDatabaseError>() {
+        // Deadlock, and a lock that was held for too long.
+        return matches!(error.number(), 1205 | 1213);
+    }
+    #[cfg(feature = "sqlite")]
+    if let Some(error) = error.try_downcast_ref::<sqlx::sqlite::SqliteError>() {
+        // The file or a table is locked; the extended codes have more bits.
+        let code =
+            sqlx::error::DatabaseError::code(error).and_then(|code| code.parse::<u32>().ok()).unwrap_or_default();
+        return matches!(code & 0xff, 5 | 6);
+    }
+    // Serialization failure and deadlock (PostgreSQL manual, appendix A).
+    error.code().is_some_and(|code| matches!(&*code, "40001" | "40P01"))
+}
+
+fn is_connection_lost(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(_) | sqlx::Error::Protocol(_) | sqlx::Error::WorkerCrashed | sqlx::Error::PoolTimedOut => true,
+        // The server ends the connection, or does not take one now (PostgreSQL manual, appendix A).
+        sqlx::Error::Database(error) => {
+            error.code().is_some_and(|code| matches!(&*code, "57P01" | "57P02" | "57P03" | "53300"))
+        }
+        _ => false,
+    }
+}

@@ -1,0 +1,126 @@
+//! A call whose claim, effect and record are in the user's own transaction.
+//!
+//! The claim is a row that nobody else sees before the commit. Another transaction that claims the same key waits in its
+//! own insert until this one is over, and then replays or becomes the owner. There is no lease, and nothing is in doubt:
+//! what is not committed has not happened.
+//!
+//! Two savepoints frame the call: one before the claim, to which an error of the body rolls back, and one after it, for
+//! errors that are stored. A row that is committed without a result (the body's future was dropped, and the transaction
+//! committed all the same) reads as in doubt: its lease was over from the start.
+
+use std::time::Duration;
+
+use super::Answer;
+use super::change::{Found, Table, change};
+use crate::clock::Timestamp;
+use crate::store::transaction::End;
+use crate::store::{Claim, Claimed, Commit, Record, StoreError, StoreErrorKind, Token, Written, transition};
+
+const OPERATION: &str = "claim in a transaction";
+
+/// Which database a table is in: written once into its `meta` table.
+pub(crate) type Identity = [u8; 16];
+
+/// A table on the connection of the user's transaction.
+pub(crate) trait Transactional: Table {
+    /// The identity in the `meta` table.
+    fn identity(&mut self) -> impl Future<Output = Answer<Identity>> + Send;
+
+    /// Runs a statement without arguments, like `SAVEPOINT`.
+    fn run(&mut self, statement: String) -> impl Future<Output = Answer<()>> + Send;
+
+    /// From now on the transaction waits for locks of others for `patience` at most.
+    fn bound_waits(&mut self, patience: Duration) -> impl Future<Output = Answer<()>> + Send;
+
+    /// Waits are bounded as they were before [`bound_waits`](Self::bound_waits).
+    fn restore_waits(&mut self) -> impl Future<Output = Answer<()>> + Send;
+
+    /// Whether `error` says that a wait was longer than its bound.
+    fn is_out_of_patience(error: &StoreError) -> bool;
+
+    /// Stores the result on the owner's own unfinished record; false if it is not there.
+    fn commit_own(&mut self, commit: &Commit) -> impl Future<Output = Answer<bool>> + Send;
+}
+
+/// See [`Keep::begin`](crate::store::transaction::Keep::begin). `expected` is the identity of the store's own database.
+pub(crate) async fn begin<T: Transactional>(
+    table: &mut T,
+    expected: Identity,
+    claim: &Claim,
+    patience: Duration,
+) -> Answer<Option<Claimed>> {
+    if table.identity().await? != expected {
+        return Err(StoreError::new(StoreErrorKind::Config, OPERATION).with_detail(
+            "the transaction is one of another database than the engine's store: the record would not be where other \
+             calls look for it",
+        ));
+    }
+    let decide = |slot: &mut Option<Record>, now: Timestamp| transition::claim(slot, claim, now);
+    let found = table.read(OPERATION, claim.key).await?;
+    if let Some(claimed) = unchanged(&found, decide) {
+        return Ok(Some(claimed));
+    }
+    let savepoint = savepoint(claim.token);
+    table.run(format!("SAVEPOINT {savepoint}")).await?;
+    table.bound_waits(patience).await?;
+    match change(table, OPERATION, claim.key, Some(found), Some(claim.ttl), decide).await {
+        Ok(claimed) => {
+            table.restore_waits().await?;
+            let next = match &claimed {
+                Claimed::Mine(_) => format!("SAVEPOINT {savepoint}_body"),
+                Claimed::Held(_) => format!("RELEASE SAVEPOINT {savepoint}"),
+            };
+            table.run(next).await?;
+            Ok(Some(claimed))
+        }
+        Err(error) => {
+            let undone = undo(table, &savepoint).await;
+            // Where a savepoint does not bring the bound back.
+            let restored = table.restore_waits().await;
+            if T::is_out_of_patience(&error) && undone.is_ok() && restored.is_ok() { Ok(None) } else { Err(error) }
+        }
+    }
+}
+
+/// The answer to a claim that needs no write.
+fn unchanged(found: &Found, decide: impl FnOnce(&mut Option<Record>, Timestamp) -> Claimed) -> Option<Claimed> {
+    let before = found.stored.as_ref().map(|stored| &stored.record);
+    let mut slot = before.cloned();
+    let claimed = decide(&mut slot, found.now);
+    (slot.as_ref() == before).then_some(claimed)
+}
+
+/// See [`Keep::end`](crate::store::transaction::Keep::end).
+pub(crate) async fn end(table: &mut impl Transactional, token: Token, end: End) -> Answer<bool> {
+    let savepoint = savepoint(token);
+    let kept = match end {
+        End::Undo => {
+            undo(table, &savepoint).await?;
+            return Ok(true);
+        }
+        End::Keep(commit) => table.commit_own(&commit).await?,
+        End::KeepError(commit) => {
+            table.run(format!("ROLLBACK TO SAVEPOINT {savepoint}_body")).await?;
+            table.commit_own(&commit).await?
+        }
+        End::Hold(park) => {
+            table.run(format!("ROLLBACK TO SAVEPOINT {savepoint}_body")).await?;
+            let parked =
+                change(table, OPERATION, park.key, None, None, |slot, now| transition::park(slot, &park, now)).await?;
+            parked == Written::Applied
+        }
+    };
+    table.run(format!("RELEASE SAVEPOINT {savepoint}")).await?;
+    Ok(kept)
+}
+
+async fn undo(table: &mut impl Transactional, savepoint: &str) -> Answer<()> {
+    table.run(format!("ROLLBACK TO SAVEPOINT {savepoint}")).await?;
+    table.run(format!("RELEASE SAVEPOINT {savepoint}")).await
+}
+
+/// A name of its own for each call: calls can be nested in one transaction, and MySQL replaces a savepoint by a later
+/// one of the same name.
+fn savepoint(token: Token) -> String {
+    format!("idempotency_{:016x}", token.bits() >> 64)
+}

@@ -1,0 +1,140 @@
+//! A record in the user's own transaction.
+
+use std::time::Duration;
+
+use sqlx::{AssertSqlSafe, Row as _, Sqlite, SqliteConnection, Transaction};
+
+use super::error::{is_busy, store_error};
+use super::{Inner, SqliteStore, commit_statement, execute, insert, query, read, replace};
+use crate::key::KeyHash;
+use crate::sql::transaction::{self, Identity, Transactional};
+use crate::sql::{Answer, Found, Guard, Row, Table, TransactionDatabase};
+use crate::store::transaction::{End, Keep, Kept};
+use crate::store::{Claim, Claimed, Commit, DynStore, SqlTransaction, StoreError, StoreErrorKind, Token, find};
+
+const OPERATION: &str = "claim in a transaction";
+
+impl TransactionDatabase for Sqlite {
+    // A transaction that begins by reading cannot write any more once somebody else has.
+    const BEGIN: &'static str = "BEGIN IMMEDIATE";
+}
+
+struct InTransaction<'a> {
+    connection: &'a mut SqliteConnection,
+    store: &'a Inner,
+}
+
+impl Table for InTransaction<'_> {
+    async fn read(&mut self, operation: &'static str, key: KeyHash) -> Answer<Found> {
+        read(operation, self.connection, &self.store.statements, &key, self.store.now()).await
+    }
+
+    async fn insert(&mut self, operation: &'static str, row: &Row) -> Answer<bool> {
+        insert(operation, self.connection, &self.store.statements, row).await
+    }
+
+    async fn replace(&mut self, operation: &'static str, guard: Guard, row: &Row) -> Answer<bool> {
+        replace(operation, self.connection, &self.store.statements, guard, row).await
+    }
+
+    async fn delete(&mut self, operation: &'static str, guard: Guard) -> Answer<bool> {
+        super::delete(operation, self.connection, &self.store.statements, guard).await
+    }
+}
+
+impl Transactional for InTransaction<'_> {
+    async fn identity(&mut self) -> Answer<Identity> {
+        identity(OPERATION, self.connection, self.store).await
+    }
+
+    async fn run(&mut self, statement: String) -> Answer<()> {
+        execute(OPERATION, self.connection, sqlx::query(AssertSqlSafe(statement))).await.map(drop)
+    }
+
+    /// Only `BEGIN` waits: a transaction that writes is the only one.
+    async fn bound_waits(&mut self, _: Duration) -> Answer<()> {
+        Ok(())
+    }
+
+    async fn restore_waits(&mut self) -> Answer<()> {
+        Ok(())
+    }
+
+    fn is_out_of_patience(error: &StoreError) -> bool {
+        is_busy(error)
+    }
+
+    async fn commit_own(&mut self, commit: &Commit) -> Answer<bool> {
+        let statement = commit_statement(self.store, commit);
+        Ok(execute("complete", self.connection, statement).await? == 1)
+    }
+}
+
+async fn identity(operation: &'static str, connection: &mut SqliteConnection, store: &Inner) -> Answer<Identity> {
+    let row = query(&store.statements.identity).fetch_one(connection).await;
+    let identity = row.and_then(|row| row.try_get::<Vec<u8>, _>(0)).map_err(|error| store_error(operation, error))?;
+    Identity::try_from(identity).map_err(|_| {
+        StoreError::new(StoreErrorKind::Config, operation)
+            .with_detail("the identity in the `meta` table has another length")
+    })
+}
+
+impl Inner {
+    /// The identity of the store's own database.
+    async fn own_identity(&self) -> Answer<Identity> {
+        let asking = async {
+            let mut lease = self.lease(OPERATION, &self.readers).await?;
+            let identity = identity(OPERATION, &mut lease, self).await?;
+            lease.end();
+            Ok(identity)
+        };
+        self.identity.get_or_try_init(|| asking).await.copied()
+    }
+}
+
+fn store_of(store: &dyn DynStore) -> Answer<&SqliteStore> {
+    find::<SqliteStore>(store).ok_or_else(|| {
+        StoreError::new(StoreErrorKind::Config, OPERATION).with_detail(format!(
+            "the transaction is one of SQLite and the engine's store is `{}`: record and effect would not be in one database",
+            store.name()
+        ))
+    })
+}
+
+impl Keep for SqliteConnection {
+    fn begin<'a>(
+        &'a mut self,
+        store: &'a dyn DynStore,
+        claim: &'a Claim,
+        patience: Duration,
+    ) -> Kept<'a, Option<Claimed>> {
+        Box::pin(async move {
+            let store = &store_of(store)?.0;
+            let expected = store.own_identity().await?;
+            transaction::begin(&mut InTransaction { connection: self, store }, expected, claim, patience).await
+        })
+    }
+
+    fn end<'a>(&'a mut self, store: &'a dyn DynStore, token: Token, end: End) -> Kept<'a, bool> {
+        Box::pin(async move {
+            let store = &store_of(store)?.0;
+            transaction::end(&mut InTransaction { connection: self, store }, token, end).await
+        })
+    }
+}
+
+impl SqlTransaction for SqliteConnection {
+    type Connection = Self;
+
+    fn connection(&mut self) -> &mut Self {
+        self
+    }
+}
+
+impl SqlTransaction for Transaction<'_, Sqlite> {
+    type Connection = SqliteConnection;
+
+    fn connection(&mut self) -> &mut SqliteConnection {
+        self
+    }
+}

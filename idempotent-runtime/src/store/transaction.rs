@@ -1,0 +1,54 @@
+//! A record in the user's own transaction.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::time::Duration;
+
+use super::{Claim, Claimed, Commit, DynStore, Park, StoreError, Token};
+
+/// A transaction in which a record can be kept together with what the body writes: `sqlx::Transaction` or the
+/// connection of PostgreSQL, MySQL or SQLite, each with the feature of that name. Nobody else implements it.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is no transaction in which a record can be kept",
+    label = "not a transaction of PostgreSQL, MySQL or SQLite",
+    note = "pass a `sqlx::Transaction` of `Postgres`, `MySql` or `Sqlite`, or the connection of one, and enable the feature `postgres`, `mysql` or `sqlite`"
+)]
+pub trait SqlTransaction: Send {
+    /// The connection on which the transaction is.
+    type Connection: Keep;
+
+    /// The connection on which the transaction is.
+    fn connection(&mut self) -> &mut Self::Connection;
+}
+
+/// What a transaction answers to the engine.
+pub type Kept<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
+
+/// The steps of a call that keeps its record in a transaction of `store`'s database.
+pub trait Keep: Send {
+    /// Takes the claim, waiting for other transactions for at most `patience`; `None` if they are not done by then.
+    ///
+    /// What was claimed is undone by [`End::Undo`]. If the answer is anything but a grant, the transaction is as it was.
+    fn begin<'a>(
+        &'a mut self,
+        store: &'a dyn DynStore,
+        claim: &'a Claim,
+        patience: Duration,
+    ) -> Kept<'a, Option<Claimed>>;
+
+    /// Ends what `begin` granted to `token`. False if the record is not as `begin` left it.
+    fn end<'a>(&'a mut self, store: &'a dyn DynStore, token: Token, end: End) -> Kept<'a, bool>;
+}
+
+/// How a call in a transaction ends.
+#[derive(Clone, Debug)]
+pub enum End {
+    /// What the body wrote stays, with its result.
+    Keep(Commit),
+    /// What the body wrote is undone; its error is stored as the result.
+    KeepError(Commit),
+    /// What the body wrote is undone; the record is in doubt.
+    Hold(Park),
+    /// Everything since `begin` is undone.
+    Undo,
+}

@@ -1,0 +1,138 @@
+//! What is there after a call in a transaction, by how its body and the transaction ended.
+
+use idempotency::{Context, ErrorKind, State, Unstored, in_transaction, observe};
+
+use crate::world::{DAY, Fault, OPERATION, World, add};
+
+#[tokio::test]
+async fn what_is_committed_is_replayed_and_has_one_effect() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    for round in 0..3 {
+        let mut transaction = world.begin().await?;
+        let call = world.call("a").run_in(&mut transaction, async |transaction| add(transaction, "a").await);
+        let (result, report) = observe(call).await;
+        assert_eq!(result?, "added a");
+        assert_eq!(report.expect("the call reports").replayed, round > 0);
+        transaction.commit().await?;
+        assert_eq!((world.entries("a").await?, world.state("a").await?), (1, Some(State::Completed)));
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_is_rolled_back_has_not_happened() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    let mut transaction = world.begin().await?;
+    world.call("a").run_in(&mut transaction, async |transaction| add(transaction, "a").await).await?;
+    transaction.rollback().await?;
+    assert_eq!((world.entries("a").await?, world.state("a").await?), (0, None));
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_error_leaves_neither_effect_nor_record_under_the_callers_commit() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    let mut transaction = world.begin().await?;
+    add(&mut transaction, "before").await?;
+    let failing = world.call("a").run_in(&mut transaction, async |transaction| {
+        add(transaction, "a").await?;
+        Err::<String, _>(Fault::No)
+    });
+    assert!(matches!(failing.await, Err(Fault::No)));
+    add(&mut transaction, "after").await?;
+    transaction.commit().await?;
+    assert_eq!((world.entries("a").await?, world.state("a").await?), (0, None));
+    assert_eq!((world.entries("before").await?, world.entries("after").await?), (1, 1));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_held_error_undoes_the_effect_and_leaves_the_record_in_doubt() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    let mut transaction = world.begin().await?;
+    let failing = world.call("a").on_error(Unstored::Hold).run_in(&mut transaction, async |transaction| {
+        add(transaction, "a").await?;
+        Err::<String, _>(Fault::No)
+    });
+    assert!(failing.await.is_err());
+    transaction.commit().await?;
+    assert_eq!((world.entries("a").await?, world.state("a").await?), (0, Some(State::InDoubt)));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_future_that_is_dropped_in_the_body_and_committed_reads_as_in_doubt() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    let mut transaction = world.begin().await?;
+    {
+        let call = world.call("a").run_in(&mut transaction, async |transaction| {
+            add(transaction, "a").await?;
+            std::future::pending::<Result<String, Fault>>().await
+        });
+        tokio::select! {
+            _ = call => unreachable!("the body never ends"),
+            () = tokio::time::sleep(std::time::Duration::from_millis(200)) => {}
+        }
+    }
+    transaction.commit().await?;
+    let mut transaction = world.begin().await?;
+    let call = world.call("a").run_in(&mut transaction, async |transaction| add(transaction, "a").await);
+    let Err(Fault::Idempotency(error)) = call.await else { panic!("the record says nothing") };
+    assert_eq!(error.kind(), ErrorKind::InDoubt);
+    transaction.commit().await?;
+    assert_eq!((world.entries("a").await?, world.state("a").await?), (1, Some(State::InDoubt)));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_call_without_the_transaction_inside_of_one_is_refused_and_one_with_it_is_part_of_it() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    let mut transaction = world.begin().await?;
+    let outer = world.call("outer").run_in(&mut transaction, async |transaction| {
+        assert_eq!(Context::current().attempt(), 1);
+        let refused = world.call("alone").run(async || Ok::<_, Fault>(String::new())).await;
+        let Err(Fault::Idempotency(error)) = refused else { panic!("it would wait for itself") };
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+        let again = world.call("outer").run_in(transaction, async |_| Ok::<_, Fault>(String::new())).await;
+        let Err(Fault::Idempotency(error)) = again else { panic!("it is running") };
+        assert_eq!(error.kind(), ErrorKind::Reentrant);
+        world.call("inner").run_in(transaction, async |transaction| add(transaction, "inner").await).await
+    });
+    assert_eq!(outer.await?, "added inner");
+    transaction.commit().await?;
+    assert_eq!((world.entries("inner").await?, world.state("inner").await?), (1, Some(State::Completed)));
+    assert_eq!(world.state("outer").await?, Some(State::Completed));
+    assert_eq!(world.state("alone").await?, None);
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_future_can_be_spawned() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    let (call, mut transaction) = (world.call("a"), world.begin().await?);
+    let task = tokio::spawn(async move {
+        let result = call.run_in(&mut transaction, async |transaction| add(transaction, "a").await).await?;
+        transaction.commit().await?;
+        Ok::<_, Fault>(result)
+    });
+    assert_eq!(task.await??, "added a");
+    assert_eq!(world.entries("a").await?, 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_transaction_that_makes_itself_again_can_be_spawned() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    let (engine, pool) = (world.engine.clone(), world.pool.clone());
+    let task = tokio::spawn(async move {
+        let engine = &engine;
+        in_transaction(&pool, |mut transaction| async move {
+            let call = engine.call(OPERATION, "a").ttl(DAY);
+            call.run_in(&mut transaction, async |transaction| add(transaction, "a").await).await
+        })
+        .await
+    });
+    assert_eq!(task.await??, "added a");
+    assert_eq!(world.entries("a").await?, 1);
+    Ok(())
+}

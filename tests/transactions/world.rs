@@ -1,0 +1,67 @@
+//! A database with a ledger: what is in its table has happened, and nothing else.
+
+use std::time::Duration;
+
+use idempotency::store::SqliteStore;
+use idempotency::{Call, Error, Idempotency, State};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions};
+use sqlx::{Sqlite, SqliteConnection, SqlitePool, Transaction};
+use tempfile::TempDir;
+
+pub const DAY: Duration = Duration::from_secs(86_400);
+pub const OPERATION: &str = "ledger.add";
+
+pub struct World {
+    pub engine: Idempotency,
+    pub pool: SqlitePool,
+    // Removed last.
+    _directory: TempDir,
+}
+
+impl World {
+    pub async fn new() -> anyhow::Result<Self> {
+        let directory = tempfile::tempdir()?;
+        let path = directory.path().join("ledger.db");
+        let options = SqliteConnectOptions::new().filename(&path).create_if_missing(true);
+        let options = options.journal_mode(SqliteJournalMode::Wal).busy_timeout(Duration::from_millis(200));
+        let pool = SqlitePoolOptions::new().max_connections(4).connect_with(options).await?;
+        sqlx::query("CREATE TABLE ledger (entry TEXT NOT NULL)").execute(&pool).await?;
+        let engine = Idempotency::new(SqliteStore::open(&path).await?);
+        Ok(Self { engine, pool, _directory: directory })
+    }
+
+    pub fn call(&self, key: &str) -> Call {
+        self.engine.call(OPERATION, key).ttl(DAY)
+    }
+
+    pub async fn begin(&self) -> anyhow::Result<Transaction<'static, Sqlite>> {
+        Ok(self.pool.begin_with("BEGIN IMMEDIATE").await?)
+    }
+
+    /// How often `entry` was added, as another connection sees it.
+    pub async fn entries(&self, entry: &str) -> anyhow::Result<i64> {
+        let count = sqlx::query_as("SELECT count(*) FROM ledger WHERE entry = ?").bind(entry);
+        let (count,): (i64,) = count.fetch_one(&self.pool).await?;
+        Ok(count)
+    }
+
+    pub async fn state(&self, key: &str) -> anyhow::Result<Option<State>> {
+        Ok(self.engine.record(OPERATION, key).inspect().await?.map(|view| view.state))
+    }
+}
+
+/// The effect.
+pub async fn add(connection: &mut SqliteConnection, entry: &str) -> Result<String, Fault> {
+    sqlx::query("INSERT INTO ledger VALUES (?)").bind(entry).execute(connection).await?;
+    Ok(format!("added {entry}"))
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Fault {
+    #[error("no")]
+    No,
+    #[error(transparent)]
+    Client(#[from] sqlx::Error),
+    #[error(transparent)]
+    Idempotency(#[from] Error),
+}

@@ -1,0 +1,83 @@
+//! The servers that the tests start.
+
+use std::path::PathBuf;
+
+use super::binary;
+
+/// A server, and how to get it.
+pub(super) struct Wanted {
+    /// What people call it.
+    pub(super) name: &'static str,
+    /// What runs.
+    pub(super) program: &'static str,
+    /// Where its program is. The tests look there too.
+    pub(super) find: fn() -> anyhow::Result<PathBuf>,
+    pub(super) apt: &'static str,
+    pub(super) brew: &'static str,
+    /// The environment variable that says where the program is, and what its value is.
+    pub(super) variable: (&'static str, &'static str),
+    /// The environment variable that names a server to use, so that none is installed.
+    pub(super) url_variable: Option<&'static str>,
+    /// The lowest version on which the stores run: major and minor.
+    pub(super) lowest: (u32, u32),
+}
+
+pub(super) const WANTED: [Wanted; 4] = [
+    Wanted {
+        name: "Redis, or Valkey,",
+        program: "redis-server",
+        find: || binary::find("redis-server", "REDIS_SERVER"),
+        apt: "redis-server",
+        brew: "redis",
+        variable: ("REDIS_SERVER", "the path of the program"),
+        url_variable: Some("IDEMPOTENCY_REDIS_URL"),
+        lowest: (7, 0),
+    },
+    Wanted {
+        name: "PostgreSQL",
+        program: "postgres",
+        find: || binary::postgres("postgres"),
+        apt: "postgresql",
+        brew: "postgresql@16",
+        variable: ("POSTGRES_BIN", "the directory of its programs"),
+        url_variable: Some("IDEMPOTENCY_POSTGRES_URL"),
+        lowest: (13, 0),
+    },
+    Wanted {
+        name: "MariaDB",
+        program: "mariadbd",
+        find: || binary::mariadb("mariadbd"),
+        apt: "mariadb-server",
+        brew: "mariadb",
+        variable: ("MARIADB_SERVER", "the path of the program"),
+        url_variable: Some("IDEMPOTENCY_MARIADB_URL"),
+        lowest: (10, 5),
+    },
+    Wanted {
+        name: "PgBouncer",
+        program: "pgbouncer",
+        find: || binary::find("pgbouncer", "PGBOUNCER"),
+        apt: "pgbouncer",
+        brew: "pgbouncer",
+        variable: ("PGBOUNCER", "the path of the program"),
+        url_variable: None,
+        lowest: (1, 12),
+    },
+];
+
+impl Wanted {
+    /// What to do where it cannot be installed.
+    pub(super) fn advice(&self) -> String {
+        let (major, minor) = self.lowest;
+        let (variable, value) = self.variable;
+        let instead =
+            self.url_variable.map(|variable| format!("; or set {variable} to the URL of one that may be written to"));
+        format!(
+            "- install {} {major}.{minor} or newer with the package manager of your system, so that `{}` is in PATH; \
+             or set {variable} to {value}{}",
+            self.name,
+            self.program,
+            instead.unwrap_or_default()
+        )
+    }
+}
