@@ -211,7 +211,11 @@ impl Rows for MySqlStore {
     }
 }
 
-store_of_rows!(MySqlStore, "mysql", Capabilities::server());
+store_of_rows!(MySqlStore, "mysql", {
+    let mut capabilities = Capabilities::server();
+    capabilities.needs_purging = true;
+    capabilities
+});
 
 impl fmt::Debug for MySqlStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
