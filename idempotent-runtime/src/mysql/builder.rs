@@ -24,8 +24,9 @@ const CONNECTIONS: u32 = 10;
 const TRUSTED: Duration = Duration::from_secs(1);
 /// Every statement is its own transaction. A lock is waited for shorter than an answer, so that the answer says that
 /// nothing happened.
-const SESSION: &str =
-    "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED; SET SESSION autocommit = 1, innodb_lock_wait_timeout = 1";
+const SESSION: &str = "
+    SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED;
+    SET SESSION autocommit = 1, innodb_lock_wait_timeout = 1, sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION'";
 
 /// Builds a [`MySqlStore`]. Made by [`MySqlStore::builder`].
 ///

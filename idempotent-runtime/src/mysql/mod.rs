@@ -73,7 +73,8 @@ impl MySqlStore {
     }
 
     /// A store in the database of `pool`. The settings of its connections are the caller's: any isolation level, time
-    /// zone and `sql_mode` will do, but `autocommit` has to be on, as it is by default. The server is not checked.
+    /// zone and `sql_mode` will do, except MariaDB's `EMPTY_STRING_IS_NULL`, but `autocommit` has to be on, as it is by
+    /// default. The server is not checked. Call [`migrate`](Self::migrate) once before the first use.
     pub fn from_pool(pool: MySqlPool) -> Self {
         MySqlStoreBuilder::in_pool(pool)
     }

@@ -13,6 +13,8 @@ use crate::sql::{Answer, in_time, is_answered};
 use crate::store::{Purged, StoreError, StoreErrorKind};
 
 const OPERATION: &str = "purge";
+/// `BEGIN` is no statement in MariaDB's `sql_mode` ORACLE.
+const START: &str = "START TRANSACTION";
 
 /// What one batch did.
 struct Batch {
@@ -63,7 +65,7 @@ impl MySqlStore {
     /// for this batch.
     async fn try_batch(&self, connection: &mut MySqlConnection, most: usize) -> Result<Batch, Error> {
         let statements = &self.0.statements;
-        let mut transaction = connection.begin().await?;
+        let mut transaction = connection.begin_with(START).await?;
         let due = if self.0.skips_locked.load(Relaxed) { &statements.due_unlocked } else { &statements.due };
         let rows = query(due).bind(i64::try_from(most).unwrap_or(i64::MAX)).fetch_all(&mut *transaction).await?;
         let keys: Vec<Vec<u8>> = rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;

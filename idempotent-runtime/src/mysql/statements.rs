@@ -38,10 +38,12 @@ pub(super) struct Statements {
 impl Statements {
     pub(super) fn new(name: &TableName) -> Self {
         let table = name.quoted('`');
-        let columns = COLUMNS.join(", ");
-        let without_body = columns.replace(", body", ", X''");
-        let places = vec!["?"; COLUMNS.len()].join(", ");
-        let assignments: Vec<_> = COLUMNS.iter().skip(1).map(|column| format!("{column} = ?")).collect();
+        // Some are words of one or another `sql_mode`.
+        let columns = COLUMNS.map(|column| format!("`{column}`"));
+        let assignments: Vec<_> = columns.iter().skip(1).map(|column| format!("{column} = ?")).collect();
+        let places = ["?"; COLUMNS.len()].join(", ");
+        let columns = columns.join(", ");
+        let without_body = columns.replace(", `body`", ", X''");
         let is_own = format!("key_hash = ? AND owner = ? AND {UNFINISHED} AND expires_at > {NOW} AND format = 1");
         let due =
             format!("SELECT key_hash FROM {table} WHERE purge_at <= {NOW} AND format = 1 ORDER BY purge_at LIMIT ?");
@@ -59,7 +61,7 @@ impl Statements {
             delete: statement(format!("DELETE FROM {table} WHERE key_hash = ? AND owner = ? AND revision = ?")),
             commit: statement(format!(
                 "UPDATE {table} SET purge_at = LEAST(purge_at, {NOW} + ? + after_expiry), expires_at = {NOW} + ?,
-                     state = ?, body = ?, schema_version = ?, reason = ?, revision = revision + 1
+                     state = ?, `body` = ?, schema_version = ?, reason = ?, revision = revision + 1
                  WHERE {is_own}"
             )),
             release: statement(format!("DELETE FROM {table} WHERE {is_own}")),
