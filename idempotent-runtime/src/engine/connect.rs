@@ -4,17 +4,19 @@ use super::Builder;
 use crate::error::Error;
 
 /// The schemes, and the feature that each needs.
-const SCHEMES: [(&str, &str); 6] = [
+const SCHEMES: [(&str, &str); 8] = [
     ("memory", "memory"),
     ("redis", "redis"),
     ("rediss", "redis"),
     ("postgres", "postgres"),
     ("postgresql", "postgres"),
+    ("mysql", "mysql"),
+    ("mariadb", "mysql"),
     ("sqlite", "sqlite"),
 ];
 
 #[cfg_attr(
-    not(any(feature = "redis", feature = "postgres", feature = "sqlite")),
+    not(any(feature = "redis", feature = "postgres", feature = "mysql", feature = "sqlite")),
     expect(clippy::unused_async, reason = "every store but the embedded one connects")
 )]
 pub(super) async fn builder(url: &str) -> Result<Builder, Error> {
@@ -33,6 +35,13 @@ pub(super) async fn builder(url: &str) -> Result<Builder, Error> {
             let store = crate::store::PostgresStore::connect(url).await.map_err(refused)?;
             // Whoever has only the engine cannot call it.
             store.migrate().await.map_err(refused)?;
+            Ok(Builder::new(store))
+        }
+        #[cfg(feature = "mysql")]
+        "mysql" | "mariadb" => {
+            let failed = |error| Error::from_store(error, "mysql");
+            let store = crate::store::MySqlStore::connect(url).await.map_err(failed)?;
+            store.migrate().await.map_err(failed)?;
             Ok(Builder::new(store))
         }
         #[cfg(feature = "sqlite")]

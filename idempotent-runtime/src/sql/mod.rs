@@ -13,6 +13,8 @@ mod change;
 mod in_transaction;
 mod lease;
 mod name;
+#[cfg(feature = "mysql")]
+mod renewal_pool;
 mod row;
 pub(crate) mod store;
 pub(crate) mod transaction;
@@ -22,11 +24,17 @@ pub(crate) use change::{Found, Guard, Table};
 pub use in_transaction::{OpenTransaction, TransactionDatabase, in_transaction};
 pub(crate) use lease::Lease;
 pub(crate) use name::TableName;
+#[cfg(feature = "mysql")]
+pub(crate) use renewal_pool::{RENEWAL_CONNECTIONS, RenewalPool};
 #[cfg(feature = "postgres")]
 pub(crate) use row::Value;
-pub(crate) use row::{COLUMNS, Row, found, integer, reason_code, state_code};
 #[cfg(any(feature = "mysql", feature = "sqlite"))]
-pub(crate) use row::{bind, timestamp};
+pub(crate) use row::bind;
+#[cfg(feature = "mysql")]
+pub(crate) use row::bind_values;
+#[cfg(feature = "sqlite")]
+pub(crate) use row::timestamp;
+pub(crate) use row::{COLUMNS, Row, found, integer, reason_code, state_code};
 #[cfg(feature = "postgres")]
 pub(crate) use store::First;
 pub(crate) use store::{Rows, in_time, is_answered, store_of_rows};
