@@ -16,6 +16,8 @@ mod memory;
 mod mysql;
 mod outcome;
 mod policy;
+#[cfg(feature = "postgres")]
+mod postgres;
 #[doc(hidden)]
 pub mod private;
 #[cfg(feature = "redis")]
@@ -30,8 +32,8 @@ pub mod testing;
 
 pub use context::{Context, InCurrentScope};
 pub use engine::{
-    Builder, Call, Drained, Duplicate, Idempotency, RecordHandle, RecordView, Report, Resolution, Revision, Run,
-    observe,
+    Builder, Call, Drained, Duplicate, Idempotency, Purging, RecordHandle, RecordView, Report, Resolution, Revision,
+    Run, observe,
 };
 pub use error::{Error, ErrorKind};
 pub use fingerprint::Fingerprint;

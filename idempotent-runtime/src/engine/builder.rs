@@ -126,6 +126,25 @@ impl Builder {
         self
     }
 
+    /// Whether the engine removes expired records from stores that do not do so themselves (PostgreSQL, MySQL, SQLite).
+    /// Where many processes share a store, all of them may, or one. The default is yes.
+    pub fn background_purge(mut self, purge: bool) -> Self {
+        self.settings.background_purge = purge;
+        self
+    }
+
+    /// How long the background waits between two looks for expired records. The default is 60 seconds.
+    pub fn purge_interval(mut self, interval: Duration) -> Self {
+        self.settings.purge_interval = interval;
+        self
+    }
+
+    /// How many records one statement of the background removes at most. The default is 1 000.
+    pub fn purge_batch(mut self, records: usize) -> Self {
+        self.settings.purge_batch = records;
+        self
+    }
+
     /// Is called when a body finishes after its call had been taken over: its effect may have happened twice.
     pub fn on_duplicate(mut self, hook: impl Fn(&Duplicate) + Send + Sync + 'static) -> Self {
         self.settings.on_duplicate = Some(Arc::new(hook));

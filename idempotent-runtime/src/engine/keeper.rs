@@ -1,7 +1,8 @@
 //! The thread that keeps leases alive and finishes what callers left behind.
 //!
 //! Renewals run here, on a thread and a Tokio runtime of their own, so that a blocked executor of the user does not
-//! lose its leases. So do claims and commits whose caller is gone: they are followed to their answer.
+//! lose its leases. So do claims and commits whose caller is gone: they are followed to their answer. And expired records
+//! are removed from here.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -13,6 +14,7 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, watch};
 
+use super::purge::{Purge, Purging};
 use crate::clock::Clock;
 use crate::key::KeyHash;
 use crate::store::{CrashPolicy, DynStore, Renewal, Token, Written};
@@ -137,6 +139,7 @@ pub(crate) struct Keeper {
     shared: Arc<Shared>,
     tasks: OnceLock<mpsc::UnboundedSender<Task>>,
     starting: Mutex<()>,
+    purge: Option<Arc<Purge>>,
 }
 
 struct Shared {
@@ -157,7 +160,7 @@ struct Leases {
 }
 
 impl Keeper {
-    pub(crate) fn new(store: Arc<dyn DynStore>, clock: Arc<dyn Clock>) -> Self {
+    pub(crate) fn new(store: Arc<dyn DynStore>, clock: Arc<dyn Clock>, purge: Option<Arc<Purge>>) -> Self {
         let leases = Mutex::new(Leases { by_token: HashMap::new(), next_look: u64::MAX });
         let shared = Shared {
             store,
@@ -168,7 +171,7 @@ impl Keeper {
             idle: Notify::new(),
             renewing: AtomicBool::new(true),
         };
-        Self { shared: Arc::new(shared), tasks: OnceLock::new(), starting: Mutex::new(()) }
+        Self { shared: Arc::new(shared), tasks: OnceLock::new(), starting: Mutex::new(()), purge }
     }
 
     /// Starts the thread, once.
@@ -182,10 +185,10 @@ impl Keeper {
         }
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (sender, receiver) = mpsc::unbounded_channel();
-        let shared = self.shared.clone();
+        let (shared, purge) = (self.shared.clone(), self.purge.clone());
         std::thread::Builder::new()
             .name("idempotency-keeper".into())
-            .spawn(move || runtime.block_on(shared.keep(receiver)))?;
+            .spawn(move || runtime.block_on(shared.keep(receiver, purge)))?;
         let _ = self.tasks.set(sender);
         Ok(())
     }
@@ -204,6 +207,11 @@ impl Keeper {
     pub(crate) fn busy(&self) -> Busy {
         self.shared.under_way.fetch_add(1, Ordering::AcqRel);
         Busy(self.shared.clone())
+    }
+
+    /// What the background has removed.
+    pub(crate) fn purging(&self) -> Purging {
+        self.purge.as_ref().map(|purge| purge.done()).unwrap_or_default()
     }
 
     /// Renews `lease` from now on.
@@ -265,12 +273,16 @@ impl Shared {
     }
 
     /// Runs until the engine is gone and the tasks are done.
-    async fn keep(self: Arc<Self>, mut tasks: mpsc::UnboundedReceiver<Task>) {
+    async fn keep(self: Arc<Self>, mut tasks: mpsc::UnboundedReceiver<Task>, purge: Option<Arc<Purge>>) {
         let renewals = tokio::spawn(self.clone().renew_while_needed());
+        let purges = purge.map(|purge| tokio::spawn(purge.run(self.store.clone(), self.clock.clone())));
         let mut running = tokio::task::JoinSet::new();
         while let Some(task) = tasks.recv().await {
             running.spawn(task);
             while running.try_join_next().is_some() {}
+        }
+        if let Some(purges) = purges {
+            purges.abort();
         }
         while running.join_next().await.is_some() {}
         renewals.abort();

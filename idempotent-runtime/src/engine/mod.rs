@@ -10,6 +10,7 @@ mod finish;
 mod flight;
 pub(crate) mod keeper;
 mod operations;
+mod purge;
 mod record;
 mod report;
 pub(crate) mod retry;
@@ -29,6 +30,7 @@ pub use builder::Builder;
 pub use call::Call;
 pub use duplicate::Duplicate;
 pub use operations::Site;
+pub use purge::Purging;
 pub use record::{RecordHandle, RecordView, Resolution, Revision};
 pub use report::{Report, observe};
 pub use run::{Run, run, run_detached};
@@ -39,6 +41,7 @@ pub use transaction::{Begun, InTransaction, begin};
 use flight::Flights;
 use keeper::{Followed, Keeper};
 use operations::Operations;
+use purge::Purge;
 use settings::Settings;
 
 use crate::clock::{Clock, Randomness};
@@ -92,7 +95,7 @@ impl Inner {
         validity: Result<(), Error>,
     ) -> Self {
         Self {
-            keeper: Arc::new(Keeper::new(store.clone(), clock.clone())),
+            keeper: Arc::new(Keeper::new(store.clone(), clock.clone(), Purge::new(&*store, &settings))),
             store,
             clock,
             randomness,
@@ -183,7 +186,8 @@ impl Idempotency {
         Builder::new(store)
     }
 
-    /// An engine on the store that `url` names, with the default settings: `memory:`, `redis://…`, `rediss://…`.
+    /// An engine on the store that `url` names, with the default settings: `memory:`, `redis://…`, `rediss://…`,
+    /// `postgres://…`, `mysql://…`, `sqlite:…`.
     ///
     /// # Errors
     /// [`Config`](crate::ErrorKind::Config) when the scheme is unknown, its feature is off, or the store is configured so that
@@ -259,6 +263,13 @@ impl Idempotency {
     /// How many bodies of this engine finished after their call had been taken over.
     pub fn duplicates(&self) -> u64 {
         self.inner.duplicates.load(Ordering::Relaxed)
+    }
+
+    /// What the background has removed of records that had expired, and whether it keeps up. All zero where the store's
+    /// server removes them itself, where [`background_purge`](Builder::background_purge) is off, and before the first
+    /// call.
+    pub fn purging(&self) -> Purging {
+        self.inner.keeper.purging()
     }
 
     /// Takes no new calls, waits at most `timeout` for the bodies that run, and gives the rest up, which takes at most

@@ -25,6 +25,9 @@ pub(crate) struct Settings {
     pub(crate) max_ttl: Duration,
     pub(crate) in_doubt_retention: Option<Duration>,
     pub(crate) max_waiters: usize,
+    pub(crate) background_purge: bool,
+    pub(crate) purge_interval: Duration,
+    pub(crate) purge_batch: usize,
     pub(crate) on_duplicate: Option<Arc<DuplicateHook>>,
 }
 
@@ -43,6 +46,9 @@ impl Default for Settings {
             max_ttl: 400 * DAY,
             in_doubt_retention: None,
             max_waiters: 10_000,
+            background_purge: true,
+            purge_interval: Duration::from_secs(60),
+            purge_batch: 1_000,
             on_duplicate: None,
         }
     }
@@ -63,10 +69,14 @@ impl Settings {
             ("commit_timeout", self.commit_timeout),
             ("max_run", self.max_run),
             ("max_ttl", self.max_ttl),
+            ("purge_interval", self.purge_interval),
         ] {
             if duration < Duration::from_millis(1) {
                 return Err(Error::config(format!("`{name}` must be at least a millisecond")));
             }
+        }
+        if self.purge_batch == 0 {
+            return Err(Error::config("`purge_batch` must be at least one"));
         }
         if self.max_result_size > RESULT_CEILING {
             return Err(Error::config(format!("`max_result_size` can be at most {RESULT_CEILING} bytes")));

@@ -123,6 +123,10 @@ async fn seek<X: SqlTransaction + ?Sized>(request: Request, transaction: &mut X)
     if scope.is_shut_out(&engine) {
         return Err(call.refused(ErrorKind::ShuttingDown));
     }
+    // No lease is renewed, but expired records are removed from there.
+    if let Err(error) = engine.keeper.start() {
+        tracing::warn!(%error, "the background thread could not be started: expired records are not removed");
+    }
     let busy = engine.keeper.busy();
     let mut claim = new_claim(&call)?;
     // A row that is committed without a result belongs to nobody from the start, and nobody runs it again.

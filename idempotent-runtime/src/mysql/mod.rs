@@ -1,5 +1,6 @@
 //! The MySQL and MariaDB store: plain reads, and writes of one guarded statement each.
 
+mod address;
 mod builder;
 mod check;
 mod error;
@@ -7,6 +8,7 @@ mod migrate;
 mod purge;
 mod query;
 mod renew;
+mod renewal_pool;
 mod statements;
 mod watch;
 
@@ -17,15 +19,17 @@ use std::time::Duration;
 
 use sqlx::{MySql, MySqlConnection, MySqlPool};
 
+pub use address::MySqlAddress;
 pub use builder::MySqlStoreBuilder;
 use error::{DUPLICATE_KEY, number, store_error};
 use query::{Connections, execute, query};
+use renewal_pool::RenewalPool;
 use statements::Statements;
 
 use crate::key::KeyHash;
 use crate::sql::{
-    self, Answer, Found, Guard, Lease, RenewalPool, Row, Rows, Table, TableName, Watchers, in_time, integer,
-    is_answered, reason_code, state_code, store_of_rows,
+    self, Answer, Found, Guard, Lease, Row, Rows, Table, TableName, Watchers, in_time, integer, is_answered,
+    reason_code, state_code, store_of_rows,
 };
 use crate::store::{Capabilities, Commit, Release, StoreError, Token};
 
@@ -49,7 +53,7 @@ pub struct MySqlStore(Arc<Inner>);
 
 struct Inner {
     connections: Connections,
-    renewals: RenewalPool<MySql>,
+    renewals: RenewalPool,
     statements: Arc<Statements>,
     table: TableName,
     watchers: Arc<Watchers>,
@@ -67,12 +71,14 @@ impl MySqlStore {
         Self::builder(url).connect().await
     }
 
-    /// A store with settings, on the server that `url` names.
-    pub fn builder(url: impl Into<String>) -> MySqlStoreBuilder {
-        MySqlStoreBuilder::at(url.into())
+    /// A store with settings, on the server that `address` names: a URL, [`sqlx::mysql::MySqlConnectOptions`] or a
+    /// [`sqlx::MySqlPool`].
+    pub fn builder(address: impl MySqlAddress) -> MySqlStoreBuilder {
+        MySqlStoreBuilder::new(address)
     }
 
-    /// A store in the database of `pool`. The settings of its connections are the caller's: any isolation level, time
+    /// A store that takes its connections from `pool`. Renewals have at most two of their own, made as the pool makes
+    /// its connections. The settings of connections are the caller's: any isolation level, time
     /// zone and `sql_mode` will do, except MariaDB's `EMPTY_STRING_IS_NULL`, but `autocommit` has to be on, as it is by
     /// default. The server is not checked. Call [`migrate`](Self::migrate) once before the first use.
     pub fn from_pool(pool: MySqlPool) -> Self {

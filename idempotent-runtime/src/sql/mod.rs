@@ -13,8 +13,6 @@ mod change;
 mod in_transaction;
 mod lease;
 mod name;
-#[cfg(any(feature = "mysql", feature = "postgres"))]
-mod renewal_pool;
 mod row;
 pub(crate) mod store;
 pub(crate) mod transaction;
@@ -24,13 +22,17 @@ pub(crate) use change::{Found, Guard, Table};
 pub use in_transaction::{OpenTransaction, TransactionDatabase, in_transaction};
 pub(crate) use lease::Lease;
 pub(crate) use name::TableName;
-#[cfg(any(feature = "mysql", feature = "postgres"))]
-pub(crate) use renewal_pool::{RENEWAL_CONNECTIONS, RenewalPool};
+#[cfg(feature = "postgres")]
+pub(crate) use row::Value;
+#[cfg(any(feature = "mysql", feature = "sqlite"))]
+pub(crate) use row::bind;
 #[cfg(feature = "mysql")]
 pub(crate) use row::bind_values;
-#[cfg(any(feature = "postgres", feature = "sqlite"))]
+#[cfg(feature = "sqlite")]
 pub(crate) use row::timestamp;
-pub(crate) use row::{COLUMNS, Row, bind, found, integer, reason_code, state_code};
+pub(crate) use row::{COLUMNS, Row, found, integer, reason_code, state_code};
+#[cfg(feature = "postgres")]
+pub(crate) use store::First;
 pub(crate) use store::{Rows, in_time, is_answered, store_of_rows};
 pub(crate) use watchers::{Look, Seen, Watchers};
 

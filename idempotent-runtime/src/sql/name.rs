@@ -43,6 +43,12 @@ impl TableName {
         Self { schema: self.schema.clone(), table: format!("{}_{suffix}", self.table) }
     }
 
+    /// The schema, where the name has one.
+    #[cfg(feature = "postgres")]
+    pub(crate) fn schema(&self) -> Option<&str> {
+        self.schema.as_deref()
+    }
+
     /// `script`, which makes the default table, for this one. Names of indexes have no schema.
     pub(crate) fn in_script(&self, script: &str, quote: char) -> String {
         script

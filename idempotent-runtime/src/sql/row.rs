@@ -7,8 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use sqlx::query::Query;
-use sqlx::{ColumnIndex, Database, Decode, Encode, Type};
+use sqlx::{ColumnIndex, Decode, Type};
 
 use super::change::{Found, Stored};
 use crate::clock::Timestamp;
@@ -18,7 +17,7 @@ use crate::store::codes::{self, POLICIES, REASONS, STATES};
 use crate::store::envelope::{self, EnvelopeError};
 use crate::store::{Reason, Record, State, StoreError, StoreErrorKind, Token};
 
-/// The columns, in the order in which [`bind`] binds and [`found`] reads them.
+/// The columns, in the order in which [`Row::values`] lists and [`found`] reads them.
 pub(crate) const COLUMNS: [&str; 22] = [
     "key_hash",
     "format",
@@ -105,6 +104,34 @@ impl Row {
             body: record.body.clone(),
         }
     }
+
+    /// All columns in their order.
+    pub(crate) fn values(&self) -> [Value<'_>; COLUMNS.len()] {
+        [
+            Value::Bytes(Some(&self.key)),
+            Value::Small(FORMAT),
+            Value::Small(self.state),
+            Value::Bytes(Some(&self.owner)),
+            Value::Integer(self.fence),
+            Value::Integer(self.revision),
+            Value::Text(Some(&self.operation)),
+            Value::Bytes(self.fingerprint.as_ref().map(|bytes| &bytes[..])),
+            Value::Small(self.policy),
+            Value::Integer(self.created_at),
+            Value::Integer(self.attempts),
+            Value::Small(self.reason),
+            Value::Integer(self.linger),
+            Value::Integer(self.after_expiry),
+            Value::Integer(self.lease_until),
+            Value::Integer(self.expires_at),
+            Value::Integer(self.purge_at),
+            Value::Integer(self.schema_version),
+            Value::Integer(self.checkpoints),
+            Value::Small(self.taken_over),
+            Value::Text(self.trace.as_deref()),
+            Value::Bytes(Some(&self.body)),
+        ]
+    }
 }
 
 /// When a purge looks at a row: never later than the record may be forgotten. The figure is in an index, and writing it
@@ -129,59 +156,47 @@ fn forgotten_at(record: &Record) -> i64 {
     integer((record.expires + Duration::from_millis(after)).as_millis())
 }
 
+/// What a column holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Value<'a> {
+    Small(i16),
+    Integer(i64),
+    Bytes(Option<&'a [u8]>),
+    Text(Option<&'a str>),
+}
+
+#[cfg(any(feature = "mysql", feature = "sqlite"))]
+type Bound<'q, DB> = sqlx::query::Query<'q, DB, <DB as sqlx::Database>::Arguments>;
+
 /// Binds all columns in their order.
-pub(crate) fn bind<'q, DB>(
-    query: Query<'q, DB, <DB as Database>::Arguments>,
-    row: &Row,
-) -> Query<'q, DB, <DB as Database>::Arguments>
+#[cfg(any(feature = "mysql", feature = "sqlite"))]
+pub(crate) fn bind<'q, DB>(query: Bound<'q, DB>, row: &Row) -> Bound<'q, DB>
 where
-    DB: Database,
-    for<'t> &'t [u8]: Encode<'t, DB> + Type<DB>,
-    for<'t> Option<&'t [u8]>: Encode<'t, DB> + Type<DB>,
-    for<'t> &'t str: Encode<'t, DB> + Type<DB>,
-    for<'t> Option<&'t str>: Encode<'t, DB> + Type<DB>,
-    for<'t> i16: Encode<'t, DB> + Type<DB>,
-    for<'t> i64: Encode<'t, DB> + Type<DB>,
+    DB: sqlx::Database,
+    for<'t> Option<&'t [u8]>: sqlx::Encode<'t, DB> + Type<DB>,
+    for<'t> Option<&'t str>: sqlx::Encode<'t, DB> + Type<DB>,
+    for<'t> i16: sqlx::Encode<'t, DB> + Type<DB>,
+    for<'t> i64: sqlx::Encode<'t, DB> + Type<DB>,
 {
-    bind_values(query.bind(&row.key[..]), row)
+    bind_values(query.bind(Some(&row.key[..])), row)
 }
 
 /// Binds all columns but the key, in their order.
-pub(crate) fn bind_values<'q, DB>(
-    query: Query<'q, DB, <DB as Database>::Arguments>,
-    row: &Row,
-) -> Query<'q, DB, <DB as Database>::Arguments>
+#[cfg(any(feature = "mysql", feature = "sqlite"))]
+pub(crate) fn bind_values<'q, DB>(query: Bound<'q, DB>, row: &Row) -> Bound<'q, DB>
 where
-    DB: Database,
-    for<'t> &'t [u8]: Encode<'t, DB> + Type<DB>,
-    for<'t> Option<&'t [u8]>: Encode<'t, DB> + Type<DB>,
-    for<'t> &'t str: Encode<'t, DB> + Type<DB>,
-    for<'t> Option<&'t str>: Encode<'t, DB> + Type<DB>,
-    for<'t> i16: Encode<'t, DB> + Type<DB>,
-    for<'t> i64: Encode<'t, DB> + Type<DB>,
+    DB: sqlx::Database,
+    for<'t> Option<&'t [u8]>: sqlx::Encode<'t, DB> + Type<DB>,
+    for<'t> Option<&'t str>: sqlx::Encode<'t, DB> + Type<DB>,
+    for<'t> i16: sqlx::Encode<'t, DB> + Type<DB>,
+    for<'t> i64: sqlx::Encode<'t, DB> + Type<DB>,
 {
-    query
-        .bind(FORMAT)
-        .bind(row.state)
-        .bind(&row.owner[..])
-        .bind(row.fence)
-        .bind(row.revision)
-        .bind(&*row.operation)
-        .bind(row.fingerprint.as_ref().map(|bytes| &bytes[..]))
-        .bind(row.policy)
-        .bind(row.created_at)
-        .bind(row.attempts)
-        .bind(row.reason)
-        .bind(row.linger)
-        .bind(row.after_expiry)
-        .bind(row.lease_until)
-        .bind(row.expires_at)
-        .bind(row.purge_at)
-        .bind(row.schema_version)
-        .bind(row.checkpoints)
-        .bind(row.taken_over)
-        .bind(row.trace.as_deref())
-        .bind(&row.body[..])
+    row.values().into_iter().skip(1).fold(query, |query, value| match value {
+        Value::Small(value) => query.bind(value),
+        Value::Integer(value) => query.bind(value),
+        Value::Bytes(value) => query.bind(value),
+        Value::Text(value) => query.bind(value),
+    })
 }
 
 /// What a row of a result says that consists of the store's time and all columns, empty where there is no record.
@@ -189,14 +204,14 @@ pub(crate) fn found<R>(operation: &'static str, row: &R) -> Result<Found, StoreE
 where
     R: sqlx::Row,
     usize: ColumnIndex<R>,
-    for<'r> &'r [u8]: Decode<'r, R::Database> + Type<R::Database>,
+    for<'r> Vec<u8>: Decode<'r, R::Database> + Type<R::Database>,
     for<'r> &'r str: Decode<'r, R::Database> + Type<R::Database>,
     for<'r> i16: Decode<'r, R::Database> + Type<R::Database>,
     for<'r> i64: Decode<'r, R::Database> + Type<R::Database>,
 {
     let mut columns = Columns { operation, row, next: 0 };
     let now = timestamp(columns.value()?);
-    let Some(key) = columns.value::<Option<&[u8]>>()? else { return Ok(Found { now, stored: None }) };
+    let Some(key) = columns.value::<Option<Vec<u8>>>()? else { return Ok(Found { now, stored: None }) };
     let key = KeyHash::from_bytes(columns.exactly("key_hash", key)?);
     let format = columns.value::<i16>()?;
     if format != FORMAT {
@@ -204,14 +219,14 @@ where
         return Err(EnvelopeError::UnknownVersion(version).during(operation));
     }
     let state = columns.code("state", &STATES)?;
-    let owner = columns.value::<&[u8]>()?;
+    let owner = columns.value::<Vec<u8>>()?;
     let owner = Token::from_bits(u128::from_be_bytes(columns.exactly("owner", owner)?));
     let fence = number(columns.value()?);
     let revision = columns.value()?;
     let mut record = Record::new(key, owner, Arc::from(columns.value::<&str>()?));
     record.state = state;
     record.fence = fence;
-    record.fingerprint = match columns.value::<Option<&[u8]>>()? {
+    record.fingerprint = match columns.value::<Option<Vec<u8>>>()? {
         None => None,
         Some(bytes) => Some(fingerprint(columns.exactly("fingerprint", bytes)?)),
     };
@@ -228,7 +243,7 @@ where
     record.checkpoints = columns.count("checkpoints")?;
     record.taken_over = columns.optional_code("taken_over", &STATES)?;
     record.trace = columns.value::<Option<&str>>()?.map(Arc::from);
-    record.body = Bytes::copy_from_slice(columns.value::<&[u8]>()?);
+    record.body = Bytes::from(columns.value::<Vec<u8>>()?);
     record.read_at = now;
     Ok(Found { now, stored: Some(Stored { record, revision, purge_at }) })
 }
@@ -258,7 +273,7 @@ where
         })
     }
 
-    fn exactly<const LENGTH: usize>(&self, field: &'static str, bytes: &[u8]) -> Result<[u8; LENGTH], StoreError> {
+    fn exactly<const LENGTH: usize>(&self, field: &'static str, bytes: Vec<u8>) -> Result<[u8; LENGTH], StoreError> {
         bytes.try_into().map_err(|_| EnvelopeError::Truncated(field).during(self.operation))
     }
 

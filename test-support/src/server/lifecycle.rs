@@ -22,8 +22,8 @@ pub trait Kind: Sized {
 
     /// The name of its program.
     const NAME: &'static str;
-    /// The environment variable that names a server to use where any will do.
-    const URL_VARIABLE: &'static str;
+    /// The environment variable that names a server to use where any will do, if there is one.
+    const URL_VARIABLE: Option<&'static str>;
     /// The options that ask for a private server.
     const PRIVATE: &'static str;
     /// The port where a URL names none.
@@ -86,14 +86,14 @@ impl<K: Kind> Server<K> {
     /// # Errors
     /// When its program is missing, with the way to get it, or when it does not start, with what it printed.
     pub async fn start(options: K::Options) -> anyhow::Result<Self> {
-        Self::start_or_use(options, std::env::var(K::URL_VARIABLE).ok()).await
+        Self::start_or_use(options, K::URL_VARIABLE.and_then(|name| std::env::var(name).ok())).await
     }
 
     pub(super) async fn start_or_use(options: K::Options, url: Option<String>) -> anyhow::Result<Self> {
         let place = match url {
             Some(url) if K::any_server_will_do(&options) => {
                 let url = ServerUrl::parse(&url, K::PORT);
-                Place::Elsewhere(url.with_context(|| format!("{} is no URL of a server", K::URL_VARIABLE))?)
+                Place::Elsewhere(url.with_context(|| format!("{} is no URL of a server", variable::<K>()))?)
             }
             _ => Place::Private(Box::new(Private::start(options).await?)),
         };
@@ -110,9 +110,14 @@ impl<K: Kind> Server<K> {
 
     /// Host and port, for connections that speak no URL, such as a proxy's.
     pub fn address(&self) -> String {
+        format!("{}:{}", self.host(), self.port())
+    }
+
+    /// The host on which it is.
+    pub fn host(&self) -> &str {
         match &self.place {
-            Place::Private(server) => format!("127.0.0.1:{}", server.port),
-            Place::Elsewhere(url) => format!("{}:{}", url.host, url.port),
+            Place::Private(_) => "127.0.0.1",
+            Place::Elsewhere(url) => &url.host,
         }
     }
 
@@ -212,7 +217,11 @@ impl<K: Kind> Server<K> {
 }
 
 fn not_ours<K: Kind>(refusal: &str) -> String {
-    format!("the server that {} names {refusal}: ask for one of your own with {}", K::URL_VARIABLE, K::PRIVATE)
+    format!("the server that {} names {refusal}: ask for one of your own with {}", variable::<K>(), K::PRIVATE)
+}
+
+fn variable<K: Kind>() -> &'static str {
+    K::URL_VARIABLE.unwrap_or_default()
 }
 
 impl<K: Kind> Private<K> {

@@ -2,12 +2,13 @@
 //!
 //! [`Server`] is what all kinds have in common: starting, signals, and an end that is certain. A kind adds its options,
 //! its address and how to tell that it is ready: [`RedisServer`], [`PostgresServer`],
-//! [`MariaDbServer`].
+//! [`MariaDbServer`], [`PgBouncer`].
 
 mod binary;
 mod family;
 mod lifecycle;
 mod mariadb;
+mod pgbouncer;
 mod postgres;
 pub(crate) mod process;
 mod redis;
@@ -17,7 +18,9 @@ mod url;
 
 pub use lifecycle::{Kind, Server};
 pub use mariadb::{MariaDb, MariaDbOptions, MariaDbServer};
+pub use pgbouncer::{PgBouncer, PgBouncerOptions, Pooler};
 pub use postgres::{Postgres, PostgresOptions, PostgresServer};
 pub use process::{ServerProcess, Signals, is_running};
 pub use redis::{Certificates, Redis, RedisOptions, RedisServer, TlsClients};
 pub use sql::Rows;
+pub(crate) use url::with_address;

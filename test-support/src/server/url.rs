@@ -53,6 +53,14 @@ impl ServerUrl {
     }
 }
 
+/// `url` with another host and port.
+pub(crate) fn with_address(url: &str, address: &str) -> String {
+    let (scheme, rest) = url.split_once("://").unwrap_or(("redis", url));
+    let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+    let user = authority.rfind('@').map_or("", |at| &authority[..=at]);
+    format!("{scheme}://{user}{address}{path}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::ServerUrl;

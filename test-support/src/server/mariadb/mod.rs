@@ -51,7 +51,7 @@ impl Kind for MariaDb {
     type Options = MariaDbOptions;
 
     const NAME: &'static str = "mariadbd";
-    const URL_VARIABLE: &'static str = "IDEMPOTENCY_MARIADB_URL";
+    const URL_VARIABLE: Option<&'static str> = Some("IDEMPOTENCY_MARIADB_URL");
     const PRIVATE: &'static str = "MariaDbOptions::private";
     const PORT: u16 = 3306;
     const SIGNALS: Signals = Signals { stop: Signal::TERM, discard: Signal::KILL };

@@ -9,7 +9,7 @@ use crate::server::sql::{Rows, feed};
 const COLUMN: &str = "\u{1f}";
 const NULL: &str = "\u{1d}";
 
-pub(super) async fn run(url: &str, statements: &str) -> anyhow::Result<Rows> {
+pub(in crate::server) async fn run(url: &str, statements: &str) -> anyhow::Result<Rows> {
     let mut command = Command::new(binary::postgres("psql")?);
     command.args(["--no-psqlrc", "--quiet", "--no-align", "--tuples-only", "--no-password", "--set=ON_ERROR_STOP=1"]);
     // Every row ends with a zero byte, which no text of PostgreSQL contains.

@@ -1,6 +1,6 @@
 //! A PostgreSQL server: a private one, or the one that the environment names.
 
-mod client;
+pub(super) mod client;
 mod options;
 
 use std::path::Path;
@@ -44,7 +44,7 @@ pub struct Postgres {
 }
 
 /// The role that owns the server, and the database in which it begins.
-const OWNER: &str = "idempotency";
+pub(super) const OWNER: &str = "idempotency";
 
 /// The file in which a server says which process it is and how far it has come.
 const STATUS: &str = "data/postmaster.pid";
@@ -53,7 +53,7 @@ impl Kind for Postgres {
     type Options = PostgresOptions;
 
     const NAME: &'static str = "postgres";
-    const URL_VARIABLE: &'static str = "IDEMPOTENCY_POSTGRES_URL";
+    const URL_VARIABLE: Option<&'static str> = Some("IDEMPOTENCY_POSTGRES_URL");
     const PRIVATE: &'static str = "PostgresOptions::private";
     const PORT: u16 = 5432;
     // SIGTERM would wait for the clients to go. SIGKILL would leave shared memory behind.

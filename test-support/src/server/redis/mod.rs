@@ -64,7 +64,7 @@ impl Kind for Redis {
     type Options = RedisOptions;
 
     const NAME: &'static str = "redis-server";
-    const URL_VARIABLE: &'static str = "IDEMPOTENCY_REDIS_URL";
+    const URL_VARIABLE: Option<&'static str> = Some("IDEMPOTENCY_REDIS_URL");
     const PRIVATE: &'static str = "RedisOptions::private";
     const PORT: u16 = 6379;
     const SIGNALS: Signals = Signals { stop: Signal::TERM, discard: Signal::KILL };

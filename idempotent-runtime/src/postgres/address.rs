@@ -1,0 +1,55 @@
+//! What names a server: a URL, or what the user already has.
+
+use std::str::FromStr as _;
+
+use sqlx::PgPool;
+use sqlx::postgres::PgConnectOptions;
+
+use super::error::connection_error;
+use crate::store::StoreError;
+
+/// Where a store's connections come from.
+#[derive(Clone, Debug)]
+pub enum Source {
+    Server(Box<PgConnectOptions>),
+    Pool(PgPool),
+}
+
+mod sealed {
+    pub trait Sealed {
+        fn source(self) -> Result<super::Source, super::StoreError>;
+    }
+}
+
+pub(super) use sealed::Sealed;
+
+/// What names a PostgreSQL server: a URL, [`PgConnectOptions`] or a [`PgPool`].
+pub trait PostgresAddress: Sealed {}
+
+macro_rules! addresses {
+    ($($type:ty: |$address:ident| $source:expr;)*) => {$(
+        impl Sealed for $type {
+            fn source(self) -> Result<Source, StoreError> {
+                let $address = self;
+                $source
+            }
+        }
+
+        impl PostgresAddress for $type {}
+    )*};
+}
+
+addresses! {
+    &str: |url| of_url(url);
+    &String: |url| of_url(url);
+    String: |url| of_url(&url);
+    PgConnectOptions: |options| Ok(Source::Server(Box::new(options)));
+    &PgConnectOptions: |options| Ok(Source::Server(Box::new(options.clone())));
+    PgPool: |pool| Ok(Source::Pool(pool));
+    &PgPool: |pool| Ok(Source::Pool(pool.clone()));
+}
+
+fn of_url(url: &str) -> Result<Source, StoreError> {
+    let options = PgConnectOptions::from_str(url).map_err(|error| connection_error("connect", error))?;
+    Ok(Source::Server(Box::new(options)))
+}

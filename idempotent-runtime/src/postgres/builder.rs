@@ -1,0 +1,162 @@
+//! Building a store: the server, the table's name, and how its connections are set up.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{Connection as _, PgPool};
+
+use super::address::Source;
+use super::renew::Renewals;
+use super::session::Sessions;
+use super::statements::Statements;
+use super::{Inner, PostgresAddress, PostgresStore, check, look};
+use crate::clock::SystemClock;
+use crate::sql::{TableName, Watchers};
+use crate::store::StoreError;
+
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
+const CONNECTIONS: u32 = 10;
+/// A connection that was used this short a time ago is taken to be alive.
+const FRESH: Duration = Duration::from_secs(1);
+/// How long a connection that was not used for longer may take to show that it is alive.
+const PING: Duration = Duration::from_millis(500);
+
+/// Builds a [`PostgresStore`]. Made by [`PostgresStore::builder`].
+///
+/// ```no_run
+/// # use idempotent_runtime::store::{PostgresStore, StoreError};
+/// # async fn connect() -> Result<(), StoreError> {
+/// let store = PostgresStore::builder("postgres://shop:password@db.internal/shop?sslmode=verify-full")
+///     .table("shop.payments_idempotency")
+///     .max_connections(20)
+///     .connect()
+///     .await?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+#[must_use = "`connect` makes the store"]
+pub struct PostgresStoreBuilder {
+    source: Result<Source, StoreError>,
+    table: String,
+    max_connections: u32,
+    response_timeout: Duration,
+    prepares: bool,
+}
+
+impl PostgresStoreBuilder {
+    pub(super) fn new(address: impl PostgresAddress) -> Self {
+        Self::of(address.source())
+    }
+
+    fn of(source: Result<Source, StoreError>) -> Self {
+        Self {
+            source,
+            table: TableName::DEFAULT.into(),
+            max_connections: CONNECTIONS,
+            response_timeout: RESPONSE_TIMEOUT,
+            prepares: true,
+        }
+    }
+
+    /// The table's name, `table` or `schema.table`. Services that share a database get a table each, or a namespace of
+    /// the engine each. The default is `idempotency_records`, where the role's `search_path` puts it.
+    pub fn table(mut self, name: impl Into<String>) -> Self {
+        self.table = name.into();
+        self
+    }
+
+    /// How many connections the store opens at most, beside two for renewals. The default is 10. A pool that the store
+    /// was given has its own limit.
+    pub fn max_connections(mut self, connections: u32) -> Self {
+        self.max_connections = connections.max(1);
+        self
+    }
+
+    /// How long a request may wait for a connection, and then for its answer, before it is given up. The default is 2
+    /// seconds.
+    pub fn response_timeout(mut self, timeout: Duration) -> Self {
+        self.response_timeout = timeout;
+        self
+    }
+
+    /// Sends every statement as one text, with its values in it, and asks nothing of the session: for poolers that give
+    /// each transaction another one and know no prepared statements, as `PgBouncer` before 1.21 does. Costs the server the
+    /// planning of each statement.
+    pub fn without_prepared_statements(mut self) -> Self {
+        self.prepares = false;
+        self
+    }
+
+    /// Connects, and checks that the server can keep the promise.
+    ///
+    /// # Errors
+    /// [`Config`](crate::store::StoreErrorKind::Config) when the address or the table's name is unfit or the server
+    /// refuses the role, [`Refused`](crate::store::StoreErrorKind::Refused) when there is no connection to it or it is a
+    /// standby, [`Unsupported`](crate::store::StoreErrorKind::Unsupported) when it is older than version 13.
+    pub async fn connect(self) -> Result<PostgresStore, StoreError> {
+        let store = self.build()?;
+        check::server(&store.0).await?;
+        Ok(store)
+    }
+
+    /// A store that connects when it is used first. Nothing is checked.
+    ///
+    /// # Errors
+    /// [`Config`](crate::store::StoreErrorKind::Config) when the address or the table's name is unfit.
+    pub fn build(self) -> Result<PostgresStore, StoreError> {
+        let table = TableName::parse(&self.table)?;
+        let pool = match self.source? {
+            Source::Server(options) => own_pool(*options, self.max_connections, self.response_timeout, self.prepares),
+            Source::Pool(pool) => pool,
+        };
+        Ok(store(Sessions::new(pool, self.prepares, self.response_timeout), table))
+    }
+
+    pub(super) fn in_pool(pool: PgPool) -> PostgresStore {
+        store(Sessions::new(pool, true, RESPONSE_TIMEOUT), TableName::default())
+    }
+}
+
+fn own_pool(options: PgConnectOptions, connections: u32, response_timeout: Duration, prepares: bool) -> PgPool {
+    // A pooler refuses settings that it does not know; no column is a floating-point number.
+    let mut options = options.extra_float_digits(None);
+    if options.get_application_name().is_none() {
+        options = options.application_name("idempotency");
+    }
+    if prepares {
+        let patience = response_timeout.as_millis();
+        // A statement that the server gives up before we do has certainly not taken effect.
+        options = options.options([
+            ("default_transaction_isolation", String::from("read committed")),
+            ("lock_timeout", (patience * 3 / 4).max(1).to_string()),
+            ("statement_timeout", (patience * 9 / 10).max(1).to_string()),
+        ]);
+    } else {
+        options = options.statement_cache_capacity(0);
+    }
+    PgPoolOptions::new()
+        .max_connections(connections)
+        .acquire_timeout(response_timeout)
+        .test_before_acquire(false)
+        .before_acquire(|connection, metadata| {
+            Box::pin(async move { Ok(metadata.idle_for < FRESH || is_alive(connection.ping()).await) })
+        })
+        .connect_lazy_with(options)
+}
+
+#[expect(clippy::disallowed_methods, reason = "the patience with a server is real time, whatever clock records have")]
+async fn is_alive(ping: impl Future<Output = Result<(), sqlx::Error>>) -> bool {
+    tokio::time::timeout(PING, ping).await.is_ok_and(|answer| answer.is_ok())
+}
+
+fn store(sessions: Sessions, table: TableName) -> PostgresStore {
+    let statements = Statements::new(&table);
+    let watchers = {
+        let (sessions, statement) = (sessions.clone(), Arc::clone(&statements.seen));
+        Watchers::new(Arc::new(SystemClock::new()), move |keys| look(sessions.clone(), Arc::clone(&statement), keys))
+    };
+    let renewals = Renewals::new(&sessions);
+    PostgresStore(Arc::new(Inner { sessions, renewals, statements, table, watchers }))
+}

@@ -1,0 +1,47 @@
+//! What is asked of a server when a store connects to it.
+
+use std::sync::Arc;
+
+use sqlx::Row as _;
+
+use super::Inner;
+use super::error::store_error;
+use super::request::Request;
+use crate::store::{StoreError, StoreErrorKind};
+
+const OPERATION: &str = "connect";
+/// PostgreSQL 13, as the server writes it.
+const OLDEST: i32 = 130_000;
+const QUESTION: &str = "SELECT current_setting('server_version_num')::int4, current_setting('server_version'),
+    pg_is_in_recovery(), current_setting('fsync') = 'on', current_setting('synchronous_commit') <> 'off',
+    coalesce((SELECT relpersistence = 'u' FROM pg_class WHERE oid = to_regclass($1)), false)";
+
+pub(super) async fn server(store: &Inner) -> Result<(), StoreError> {
+    let (question, table) = (Arc::from(QUESTION), store.table.quoted('"'));
+    let request = Request::new(&question).text(&table);
+    let rows = store.sessions.rows(OPERATION, request).await?;
+    let Some(row) = rows.first() else { return Ok(()) };
+    let failed = |error| store_error(OPERATION, error);
+    if row.try_get::<i32, _>(0).map_err(failed)? < OLDEST {
+        let version: &str = row.try_get(1).map_err(failed)?;
+        return Err(StoreError::new(StoreErrorKind::Unsupported, OPERATION)
+            .with_detail(format!("the server is PostgreSQL {version}; it takes version 13 or later")));
+    }
+    if row.try_get(2).map_err(failed)? {
+        return Err(StoreError::new(StoreErrorKind::Refused, OPERATION)
+            .with_detail("the server is a standby: it takes no writes, and its records are old"));
+    }
+    let [fsync, synchronous] = [row.try_get::<bool, _>(3).map_err(failed)?, row.try_get(4).map_err(failed)?];
+    if !fsync || !synchronous {
+        tracing::warn!(
+            "the server acknowledges before its disk has it (`fsync` or `synchronous_commit` is off): records are lost \
+             when it crashes, and their calls run again"
+        );
+    }
+    if row.try_get(5).map_err(failed)? {
+        tracing::warn!(
+            "the table is UNLOGGED: all records are lost when the server crashes, and their calls run again"
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,76 @@
+//! Creating the table.
+
+use std::time::Duration;
+
+use sqlx::postgres::PgConnection;
+use sqlx::{AssertSqlSafe, Error, Row as _, raw_sql};
+
+use super::Inner;
+use super::error::{is_missing_table, store_error};
+use crate::sql::in_time;
+use crate::store::{StoreError, StoreErrorKind};
+
+const OPERATION: &str = "migrate";
+/// The version of the table that this release makes.
+const VERSION: i64 = 1;
+const SCRIPT: &str = include_str!("../../migrations/postgres/0001_records.sql");
+/// How long the table may take, and others who make it at the same time.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// The advisory lock of those who make tables; held in no call but this one.
+const LOCK: i64 = 0x6964_656d_706f_7465;
+
+pub(super) async fn migrate(store: &Inner) -> Result<(), StoreError> {
+    let mut lease = store.sessions.lease(OPERATION).await?;
+    let result = in_time(OPERATION, PATIENCE, make(store, &mut lease)).await;
+    // Else the connection is closed, and with it the transaction.
+    if result.is_ok() {
+        lease.end();
+    }
+    result
+}
+
+async fn make(store: &Inner, connection: &mut PgConnection) -> Result<(), StoreError> {
+    let failed = |error| store_error(OPERATION, error);
+    // Where the table is there, a role without the right to make one may call this too.
+    match version(store, connection).await {
+        Ok(Some(version)) => return known(version),
+        Ok(None) => {}
+        Err(error) if is_missing_table(&error) => {}
+        Err(error) => return Err(failed(error)),
+    }
+    let begin = format!(
+        "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = 0; SET LOCAL statement_timeout = 0;
+         SELECT pg_advisory_xact_lock({LOCK})"
+    );
+    run(connection, begin).await.map_err(failed)?;
+    if let Some(schema) = store.table.schema() {
+        // The right to make one is not asked for where it is there.
+        let there = raw_sql(AssertSqlSafe(format!("SELECT to_regnamespace('\"{schema}\"') IS NOT NULL")));
+        if !there.fetch_one(&mut *connection).await.and_then(|row| row.try_get(0)).map_err(failed)? {
+            run(connection, format!("CREATE SCHEMA \"{schema}\"")).await.map_err(failed)?;
+        }
+    }
+    run(connection, store.table.in_script(SCRIPT, '"')).await.map_err(failed)?;
+    let version = version(store, connection).await.map_err(failed)?;
+    known(version.unwrap_or_default())?;
+    run(connection, String::from("COMMIT")).await.map_err(failed)
+}
+
+async fn run(connection: &mut PgConnection, statements: String) -> Result<(), Error> {
+    raw_sql(AssertSqlSafe(statements)).execute(connection).await.map(drop)
+}
+
+async fn version(store: &Inner, connection: &mut PgConnection) -> Result<Option<i64>, Error> {
+    let meta = store.table.with_suffix("meta").quoted('"');
+    let row = raw_sql(AssertSqlSafe(format!("SELECT version FROM {meta}"))).fetch_optional(connection).await?;
+    row.map(|row| row.try_get(0)).transpose()
+}
+
+fn known(version: i64) -> Result<(), StoreError> {
+    if version > VERSION {
+        return Err(StoreError::new(StoreErrorKind::Config, OPERATION).with_detail(format!(
+            "the table has version {version}, made by a newer release; this one knows version {VERSION}"
+        )));
+    }
+    Ok(())
+}

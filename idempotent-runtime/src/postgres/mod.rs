@@ -1,0 +1,264 @@
+//! The PostgreSQL store: a row for each record, one statement for each of the frequent transitions.
+
+mod address;
+mod builder;
+mod check;
+mod error;
+mod migrate;
+mod purge;
+mod renew;
+mod request;
+mod session;
+mod statements;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::postgres::PgRow;
+use sqlx::{PgPool, Postgres, Row as _};
+
+pub use address::PostgresAddress;
+pub use builder::PostgresStoreBuilder;
+use renew::Renewals;
+use request::Request;
+use session::Sessions;
+use statements::Statements;
+
+use crate::clock::Timestamp;
+use crate::key::KeyHash;
+use crate::sql::{
+    self, Answer, First, Found, Guard, Lease, Look, Row, Rows, Seen, Table, TableName, Watchers, integer, reason_code,
+    state_code, store_of_rows,
+};
+use crate::store::codes::{self, STATES};
+use crate::store::{Capabilities, Claim, Claimed, Commit, Release, StoreError, StoreErrorKind, Token, transition};
+
+/// Records in a table of a PostgreSQL database, version 13 or later.
+///
+/// A replay is one statement that locks no row and writes nothing; a call that runs is one more statement, which commits.
+/// Each statement is a transaction of its own, and no session is asked to remember anything beyond it. Leases and expiry
+/// are judged on the server's clock.
+///
+/// What has to be known of a server that can lose what it has acknowledged, of poolers and of rights is said in the
+/// repository's `docs/postgres.md`.
+///
+/// ```no_run
+/// # use idempotent_runtime::{Idempotency, store::PostgresStore};
+/// # async fn open() -> Result<(), Box<dyn std::error::Error>> {
+/// let store = PostgresStore::connect("postgres://shop:password@db.internal/shop").await?;
+/// store.migrate().await?; // once, where the service is deployed or started
+/// let engine = Idempotency::new(store);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct PostgresStore(Arc<Inner>);
+
+struct Inner {
+    sessions: Sessions,
+    renewals: Renewals,
+    statements: Statements,
+    table: TableName,
+    watchers: Arc<Watchers>,
+}
+
+impl PostgresStore {
+    /// Connects to the server that `url` names, as `postgres://user:password@host:5432/database?sslmode=verify-full`,
+    /// and checks that it can keep the promise. The table is not made: see [`migrate`](Self::migrate).
+    ///
+    /// # Errors
+    /// [`Config`](StoreErrorKind::Config) when the URL is unfit or the server refuses the role,
+    /// [`Refused`](StoreErrorKind::Refused) when there is no connection to it, [`Unsupported`](StoreErrorKind::Unsupported)
+    /// when it is older than version 13.
+    pub async fn connect(url: &str) -> Result<Self, StoreError> {
+        Self::builder(url).connect().await
+    }
+
+    /// A store with settings, on the server that `address` names: a URL, [`sqlx::postgres::PgConnectOptions`] or a
+    /// [`sqlx::PgPool`].
+    pub fn builder(address: impl PostgresAddress) -> PostgresStoreBuilder {
+        PostgresStoreBuilder::new(address)
+    }
+
+    /// A store that takes its connections from `pool`. Renewals have at most two of their own, made as the pool makes
+    /// its connections. Nothing is checked, and nothing is sent before the first call.
+    ///
+    /// Any isolation will do. What the pool does when it makes or lends a connection must leave it outside of a
+    /// transaction.
+    pub fn from_pool(pool: PgPool) -> Self {
+        PostgresStoreBuilder::in_pool(pool)
+    }
+
+    /// Creates the table, and its schema if that is missing, or brings the table of an earlier release up to date. Many
+    /// processes may call it at once; where there is nothing to do, it needs no right but to read.
+    ///
+    /// # Errors
+    /// [`Config`](StoreErrorKind::Config) when the table was made by a newer release, or the role may not create it.
+    pub async fn migrate(&self) -> Result<(), StoreError> {
+        migrate::migrate(&self.0).await
+    }
+}
+
+fn found_one(operation: &'static str, rows: &[PgRow]) -> Answer<Found> {
+    match rows.first() {
+        Some(row) => sql::found(operation, row),
+        None => Err(StoreError::new(StoreErrorKind::Unavailable, operation).with_detail("the answer has no row")),
+    }
+}
+
+/// A connection for several statements on one row.
+pub(crate) struct PostgresTable {
+    connection: Lease<Postgres>,
+    store: Arc<Inner>,
+}
+
+impl PostgresTable {
+    async fn wrote(&mut self, operation: &'static str, request: Request<'_>) -> Answer<bool> {
+        let rows = request.send(operation, &mut self.connection, self.store.sessions.prepares()).await?;
+        Ok(!rows.is_empty())
+    }
+}
+
+impl Table for PostgresTable {
+    async fn read(&mut self, operation: &'static str, key: KeyHash) -> Answer<Found> {
+        let store = Arc::clone(&self.store);
+        let request = Request::new(&store.statements.read).bytes(key.as_bytes());
+        let rows = request.send(operation, &mut self.connection, store.sessions.prepares()).await?;
+        found_one(operation, &rows)
+    }
+
+    async fn insert(&mut self, operation: &'static str, row: &Row) -> Answer<bool> {
+        let store = Arc::clone(&self.store);
+        self.wrote(operation, Request::new(&store.statements.insert).values(row.values())).await
+    }
+
+    async fn replace(&mut self, operation: &'static str, guard: Guard, row: &Row) -> Answer<bool> {
+        let (store, owner) = (Arc::clone(&self.store), owner_bytes(guard.owner));
+        let request = Request::new(&store.statements.replace).values(row.values());
+        self.wrote(operation, request.bytes(&owner).integer(guard.revision)).await
+    }
+
+    async fn delete(&mut self, operation: &'static str, guard: Guard) -> Answer<bool> {
+        let (store, owner) = (Arc::clone(&self.store), owner_bytes(guard.owner));
+        let request = Request::new(&store.statements.delete).bytes(guard.key.as_bytes());
+        self.wrote(operation, request.bytes(&owner).integer(guard.revision)).await
+    }
+}
+
+impl Rows for PostgresStore {
+    type Table = PostgresTable;
+
+    async fn table(&self, operation: &'static str) -> Answer<PostgresTable> {
+        let connection = self.0.sessions.lease(operation).await?;
+        Ok(PostgresTable { connection, store: Arc::clone(&self.0) })
+    }
+
+    fn end(&self, table: PostgresTable, answered: bool) {
+        if answered {
+            table.connection.end();
+        }
+    }
+
+    fn response_timeout(&self) -> Duration {
+        self.0.sessions.response_timeout()
+    }
+
+    fn watchers(&self) -> &Arc<Watchers> {
+        &self.0.watchers
+    }
+
+    async fn row(&self, operation: &'static str, key: KeyHash) -> Answer<Found> {
+        let request = Request::new(&self.0.statements.read).bytes(key.as_bytes());
+        found_one(operation, &self.0.sessions.rows(operation, request).await?)
+    }
+
+    async fn first_claim(&self, claim: &Claim) -> Answer<First> {
+        const OPERATION: &str = "claim";
+        const INSERTED: usize = sql::COLUMNS.len() + 1;
+        // The row as it would be at the time zero; the server adds its time.
+        let zero = Timestamp::default();
+        let Claimed::Mine(grant) = transition::claim(&mut None, claim, zero) else { return Ok(First::Raced) };
+        let row = Row::new(&grant.record, 0, None, Some(zero + claim.ttl));
+        let request = Request::new(&self.0.statements.claim).values(row.values());
+        let rows = self.0.sessions.rows(OPERATION, request).await?;
+        let Some(row) = rows.first() else { return Ok(First::Raced) };
+        let found = sql::found(OPERATION, row)?;
+        let inserted = row.try_get(INSERTED).map_err(|error| error::store_error(OPERATION, error))?;
+        Ok(match found {
+            Found { stored: Some(stored), .. } if inserted => First::Mine(stored.record),
+            found => First::Found(found),
+        })
+    }
+
+    async fn commit_own(&self, commit: &Commit) -> Answer<bool> {
+        let owner = owner_bytes(commit.token);
+        let request = Request::new(&self.0.statements.commit)
+            .bytes(commit.key.as_bytes())
+            .bytes(&owner)
+            .small(state_code(commit.state))
+            .bytes(&commit.body)
+            .integer(commit.schema.into())
+            .small(reason_code(commit.reason))
+            .integer(millis(commit.ttl));
+        Ok(!self.0.sessions.rows("complete", request).await?.is_empty())
+    }
+
+    async fn release_own(&self, release: &Release) -> Answer<bool> {
+        let owner = owner_bytes(release.token);
+        let request = Request::new(&self.0.statements.release).bytes(release.key.as_bytes()).bytes(&owner);
+        Ok(!self.0.sessions.rows("release", request).await?.is_empty())
+    }
+
+    async fn page(&self, after: Option<KeyHash>, limit: usize) -> Answer<Vec<Found>> {
+        const OPERATION: &str = "scan";
+        let after = after.as_ref().map_or(&[][..], |key| &key.as_bytes()[..]);
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let request = Request::new(&self.0.statements.page).bytes(after).integer(limit);
+        let rows = self.0.sessions.rows(OPERATION, request).await?;
+        rows.iter().map(|row| sql::found(OPERATION, row)).collect()
+    }
+}
+
+fn owner_bytes(owner: Token) -> [u8; 16] {
+    owner.bits().to_be_bytes()
+}
+
+fn millis(duration: Duration) -> i64 {
+    integer(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// What a watcher needs to know of the records of `keys`.
+fn look(sessions: Sessions, statement: Arc<str>, keys: Vec<KeyHash>) -> Look {
+    const OPERATION: &str = "watch";
+    Box::pin(async move {
+        let request = Request::new(&statement).keys(&keys);
+        let rows = sessions.rows(OPERATION, request).await?;
+        let failed = |error| error::store_error(OPERATION, error);
+        let mut seen = HashMap::with_capacity(rows.len());
+        for row in rows {
+            let key = row.try_get(0).map_err(failed)?;
+            let owner = row.try_get(1).map_err(failed)?;
+            let state = u8::try_from(row.try_get::<i16, _>(2).map_err(failed)?).ok();
+            let given_up = row.try_get::<i64, _>(3).map_err(failed)? == 0;
+            if let Some(state) = state.and_then(|code| codes::value(&STATES, code)) {
+                let owner = Token::from_bits(u128::from_be_bytes(owner));
+                seen.insert(KeyHash::from_bytes(key), Seen { owner, state, given_up });
+            }
+        }
+        Ok(seen)
+    })
+}
+
+store_of_rows!(PostgresStore, "postgres", {
+    let mut capabilities = Capabilities::server();
+    capabilities.needs_purging = true;
+    capabilities
+});
+
+impl fmt::Debug for PostgresStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PostgresStore").field("table", &self.0.table.to_string()).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,114 @@
+//! Prolonging leases, on connections of their own.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Mutex, PoisonError};
+
+use sqlx::Row as _;
+use sqlx::postgres::PgPoolOptions;
+use tokio::task::JoinHandle;
+
+use super::error::store_error;
+use super::request::Request;
+use super::session::Sessions;
+use super::{PostgresStore, millis, owner_bytes};
+use crate::key::KeyHash;
+use crate::sql::{self, Answer};
+use crate::store::{Record, Renewal, StoreError, StoreErrorKind, Written, transition};
+
+const OPERATION: &str = "renew";
+const CONNECTIONS: u32 = 2;
+
+/// The connections for renewals.
+///
+/// Connections belong to the runtime that made them, and work while that one works. So they are made where renewals are
+/// asked for, which is a thread with nothing else to do, and made anew when its runtime has ended.
+#[derive(Debug)]
+pub(super) struct Renewals {
+    like: Sessions,
+    options: PgPoolOptions,
+    current: Mutex<Option<Current>>,
+}
+
+#[derive(Debug)]
+struct Current {
+    sessions: Sessions,
+    /// Ends with its runtime and not before.
+    runtime: JoinHandle<()>,
+}
+
+impl Renewals {
+    /// Connections as those of `sessions`.
+    pub(super) fn new(sessions: &Sessions) -> Self {
+        let options = sessions.pool().options().clone().min_connections(0).max_connections(CONNECTIONS);
+        Self { like: sessions.clone(), options, current: Mutex::default() }
+    }
+
+    fn sessions(&self) -> Sessions {
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(current) = current.as_ref().filter(|current| !current.runtime.is_finished()) {
+            return current.sessions.clone();
+        }
+        let connecting = self.like.pool().connect_options();
+        let pool = self.options.clone().connect_lazy_with((*connecting).clone());
+        let sessions = self.like.in_pool(pool);
+        let runtime = tokio::spawn(std::future::pending());
+        *current = Some(Current { sessions: sessions.clone(), runtime });
+        sessions
+    }
+}
+
+impl Drop for Renewals {
+    fn drop(&mut self) {
+        if let Some(current) = self.current.get_mut().unwrap_or_else(PoisonError::into_inner) {
+            current.runtime.abort();
+        }
+    }
+}
+
+impl PostgresStore {
+    pub(super) async fn renew_rows(&self, renewals: &[Renewal]) -> Answer<Vec<Written>> {
+        let sessions = self.0.renewals.sessions();
+        let keys: Vec<_> = renewals.iter().map(|renewal| renewal.key).collect();
+        let owners: Vec<_> = renewals.iter().map(|renewal| owner_bytes(renewal.token)).collect();
+        let leases = renewals.iter().map(|renewal| millis(renewal.lease)).collect();
+        let request = Request::new(&self.0.statements.renew).keys(&keys).owners(&owners).integers(leases);
+        let mut renewed: HashSet<([u8; 32], [u8; 16])> = HashSet::with_capacity(renewals.len());
+        for row in sessions.rows(OPERATION, request).await? {
+            let failed = |error| store_error(OPERATION, error);
+            renewed.insert((row.try_get(0).map_err(failed)?, row.try_get(1).map_err(failed)?));
+        }
+        let is_renewed = |renewal: &Renewal| renewed.contains(&(*renewal.key.as_bytes(), owner_bytes(renewal.token)));
+        let refused = renewals.iter().filter(|renewal| !is_renewed(renewal));
+        let found = self.found(&sessions, refused.map(|renewal| renewal.key).collect()).await?;
+        let written = |renewal| if is_renewed(renewal) { Ok(Written::Applied) } else { refusal(renewal, &found) };
+        renewals.iter().map(written).collect()
+    }
+
+    /// The records of those who could not renew.
+    async fn found(&self, sessions: &Sessions, keys: Vec<KeyHash>) -> Answer<HashMap<KeyHash, Record>> {
+        if keys.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let request = Request::new(&self.0.statements.renewed).keys(&keys);
+        let rows = sessions.rows(OPERATION, request).await?;
+        let mut records = HashMap::with_capacity(rows.len());
+        for row in rows {
+            let record = sql::found(OPERATION, &row)?.stored.map(|stored| stored.record);
+            records.extend(record.map(|record| (record.key, record)));
+        }
+        Ok(records)
+    }
+}
+
+/// Why a renewal did nothing.
+fn refusal(renewal: &Renewal, found: &HashMap<KeyHash, Record>) -> Answer<Written> {
+    let mut slot = found.get(&renewal.key).cloned();
+    let now = slot.as_ref().map(|record| record.read_at).unwrap_or_default();
+    match transition::renew(&mut slot, renewal, now) {
+        // It can be renewed after all: it was written between the two statements. The next try finds it.
+        Written::Applied => {
+            Err(StoreError::new(StoreErrorKind::Refused, OPERATION).with_detail("the record changed meanwhile"))
+        }
+        lost => Ok(lost),
+    }
+}

@@ -1,0 +1,142 @@
+//! The statements, with the table's name in its place.
+
+use std::sync::Arc;
+
+use crate::sql::{COLUMNS, TableName};
+
+/// The server's time in milliseconds. It goes on within a statement: one that waited for a lock sees when that is over.
+const NOW: &str = "floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint";
+/// A row with the server's time in milliseconds and microseconds, the same for the whole statement.
+const CLOCK: &str = "SELECT micros / 1000 AS now, micros
+    FROM (SELECT floor(extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS micros) AS tick";
+/// The states in which a record is unfinished: in progress and in doubt.
+const UNFINISHED: &str = "state IN (1, 2)";
+/// When nothing is left of a record: released ones and tombstones have no tombstone of their own.
+const FORGOTTEN: &str = "expires_at + CASE WHEN state IN (5, 6) THEN 0 ELSE after_expiry END";
+/// The columns of a first claim that are times, or made of the time. The claim is made for the time zero, and the server
+/// adds its own.
+const TIMES: [&str; 4] = ["created_at", "lease_until", "expires_at", "purge_at"];
+const TICKS: [&str; 2] = ["fence", "revision"];
+
+type Statement = Arc<str>;
+
+#[derive(Debug)]
+pub(super) struct Statements {
+    pub(super) claim: Statement,
+    pub(super) read: Statement,
+    pub(super) insert: Statement,
+    pub(super) replace: Statement,
+    pub(super) delete: Statement,
+    pub(super) commit: Statement,
+    pub(super) release: Statement,
+    pub(super) renew: Statement,
+    pub(super) renewed: Statement,
+    pub(super) page: Statement,
+    pub(super) seen: Statement,
+    pub(super) purge: Statement,
+}
+
+impl Statements {
+    pub(super) fn new(name: &TableName) -> Self {
+        let table = name.quoted('"');
+        let columns = COLUMNS.join(", ");
+        let without_body = columns.replace(", body", ", ''::bytea");
+        let places: Vec<_> = (1..=COLUMNS.len()).map(|number| format!("${number}")).collect();
+        let assignments: Vec<_> =
+            COLUMNS.iter().zip(&places).skip(1).map(|(column, place)| format!("{column} = {place}")).collect();
+        let first: Vec<_> = COLUMNS.iter().zip(&places).map(|(column, place)| first_value(column, place)).collect();
+        let statement = |text: String| Statement::from(text);
+        Self {
+            // Two branches of one snapshot: what `found` does not see and `claimed` cannot insert was written in between,
+            // and there is no row.
+            claim: statement(format!(
+                "WITH clock AS MATERIALIZED ({CLOCK}),
+                 found AS MATERIALIZED (SELECT {columns} FROM {table} WHERE key_hash = $1),
+                 claimed AS (
+                     INSERT INTO {table} ({columns})
+                     SELECT {} FROM clock WHERE NOT EXISTS (SELECT 1 FROM found)
+                     ON CONFLICT (key_hash) DO NOTHING
+                     RETURNING {columns}
+                 )
+                 SELECT now, {columns}, true FROM claimed CROSS JOIN clock
+                 UNION ALL SELECT now, {columns}, false FROM found CROSS JOIN clock",
+                first.join(", ")
+            )),
+            read: statement(format!(
+                "SELECT now, {columns} FROM ({CLOCK}) AS clock LEFT JOIN {table} ON key_hash = $1"
+            )),
+            insert: statement(format!(
+                "INSERT INTO {table} ({columns}) VALUES ({}) ON CONFLICT (key_hash) DO NOTHING RETURNING 1",
+                places.join(", ")
+            )),
+            replace: statement(format!(
+                "UPDATE {table} SET {} WHERE key_hash = $1 AND owner = $23 AND revision = $24 RETURNING 1",
+                assignments.join(", ")
+            )),
+            delete: statement(format!(
+                "DELETE FROM {table} WHERE key_hash = $1 AND owner = $2 AND revision = $3 RETURNING 1"
+            )),
+            commit: statement(format!(
+                "UPDATE {table} SET state = $3, body = $4, schema_version = $5, reason = $6, expires_at = {NOW} + $7,
+                     revision = revision + 1, purge_at = least(purge_at, {NOW} + $7 + after_expiry)
+                 WHERE key_hash = $1 AND owner = $2 AND {UNFINISHED} AND expires_at > {NOW} AND format = 1
+                 RETURNING 1"
+            )),
+            release: statement(format!(
+                "DELETE FROM {table}
+                 WHERE key_hash = $1 AND owner = $2 AND {UNFINISHED} AND expires_at > {NOW} AND format = 1
+                 RETURNING 1"
+            )),
+            renew: statement(format!(
+                "UPDATE {table} AS record SET lease_until = {NOW} + lease, revision = revision + 1,
+                     expires_at = greatest(expires_at, {NOW} + lease + linger)
+                 FROM unnest($1, $2, $3) AS renewal (key, token, lease)
+                 WHERE key_hash = key AND owner = token AND state = 1 AND expires_at > {NOW} AND format = 1
+                 RETURNING key_hash, owner"
+            )),
+            renewed: statement(format!(
+                "SELECT now, {without_body} FROM ({CLOCK}) AS clock CROSS JOIN {table} WHERE key_hash = ANY ($1)"
+            )),
+            page: statement(format!(
+                "SELECT now, {without_body} FROM ({CLOCK}) AS clock CROSS JOIN {table}
+                 WHERE key_hash > $1 ORDER BY key_hash LIMIT $2"
+            )),
+            seen: statement(format!(
+                "SELECT key_hash, owner, state, lease_until FROM {table}
+                 WHERE key_hash = ANY ($1) AND expires_at > (SELECT {NOW})"
+            )),
+            // What somebody else has locked is being written, or purged.
+            purge: statement(format!(
+                "WITH clock AS MATERIALIZED ({CLOCK}),
+                 due AS MATERIALIZED (
+                     SELECT key_hash AS key FROM {table}
+                     WHERE purge_at <= (SELECT now FROM clock) AND format = 1
+                     ORDER BY purge_at LIMIT $1 FOR UPDATE SKIP LOCKED
+                 ),
+                 removed AS (
+                     DELETE FROM {table} USING due, clock WHERE key_hash = key AND {FORGOTTEN} <= now RETURNING 1
+                 ),
+                 put_off AS (
+                     UPDATE {table} SET purge_at = {FORGOTTEN} FROM due, clock
+                     WHERE key_hash = key AND {FORGOTTEN} > now RETURNING 1
+                 )
+                 SELECT (SELECT count(*) FROM removed), now - (
+                     SELECT purge_at FROM {table}
+                     WHERE purge_at <= now AND format = 1 AND key_hash NOT IN (SELECT key FROM due)
+                     ORDER BY purge_at LIMIT 1
+                 ) FROM clock"
+            )),
+        }
+    }
+}
+
+/// What a first claim writes into `column`.
+fn first_value(column: &str, place: &str) -> String {
+    if TIMES.contains(&column) {
+        format!("now + {place}")
+    } else if TICKS.contains(&column) {
+        String::from("micros")
+    } else {
+        String::from(place)
+    }
+}

@@ -1,0 +1,54 @@
+//! The PostgreSQL store keeps every rule, on a real server.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use idempotency::store::PostgresStore;
+use idempotency::testing::Subject;
+use idempotency_test_support::server::{PostgresOptions, PostgresServer};
+
+/// One server for all cases. It ends with this process.
+fn server() -> &'static PostgresServer {
+    static SERVER: OnceLock<PostgresServer> = OnceLock::new();
+    SERVER.get_or_init(|| {
+        let start = || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            runtime.block_on(PostgresServer::start(PostgresOptions::new())).expect("the server starts")
+        };
+        std::thread::spawn(start).join().expect("the server starts")
+    })
+}
+
+struct Postgres(PostgresStore);
+
+impl Postgres {
+    async fn new() -> Self {
+        static CASES: AtomicU32 = AtomicU32::new(0);
+        let case = CASES.fetch_add(1, Ordering::Relaxed);
+        let url = tokio::task::spawn_blocking(|| server().url()).await.expect("the server starts");
+        let table = format!("conformance_{}_{case}", std::process::id());
+        let builder = PostgresStore::builder(url).table(table).max_connections(4);
+        let store = builder.connect().await.expect("the store connects");
+        store.migrate().await.expect("the table is made");
+        Self(store)
+    }
+}
+
+impl Subject for Postgres {
+    type Store = PostgresStore;
+
+    fn store(&self) -> &PostgresStore {
+        &self.0
+    }
+
+    async fn advance(&self, duration: Duration) {
+        tokio::time::sleep(duration).await;
+    }
+
+    fn lease(&self) -> Duration {
+        Duration::from_millis(400)
+    }
+}
+
+idempotency::testing::conformance!(|| async { Postgres::new().await });

@@ -1,0 +1,76 @@
+//! Rows of released formats are read for ever; those of unknown ones are refused and left alone.
+
+use std::time::Duration;
+
+use idempotency::Fingerprint;
+use idempotency::clock::Timestamp;
+use idempotency::key::KeyHash;
+use idempotency::store::{Claim, Commit, CrashPolicy, Reason, Record, Scan, State, Store as _, StoreErrorKind, Token};
+
+use crate::world::{DAY, World};
+
+/// Rows as format 1 has them, one with every field set and one with none.
+const FORMAT_1: &str = include_str!("format_1.sql");
+
+const FULL: KeyHash = KeyHash::from_bytes([0x11; 32]);
+const BARE: KeyHash = KeyHash::from_bytes([0x22; 32]);
+
+#[tokio::test]
+async fn golden_rows_of_format_1_are_read() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    sqlx::raw_sql(FORMAT_1).execute(&world.pool).await?;
+    let read_at = Timestamp::from_millis(1_700_000_000_000);
+
+    let mut full =
+        Record::new(FULL, Token::from_bits(0x0102_0304_0506_0708_090a_0b0c_0d0e_0f10), "payments.charge".into());
+    full.state = State::InDoubt;
+    full.fence = 1_699_999_000_000_001;
+    full.fingerprint = Some(Fingerprint { version: 1, bits: 0xfeed });
+    full.policy = CrashPolicy::Verify;
+    full.created = Timestamp::from_millis(1_699_999_000_000);
+    full.attempts = 4;
+    full.reason = Some(Reason::LeaseLost);
+    full.linger = 2_592_000_000;
+    full.after_expiry = 86_400_000;
+    full.lease_until = Timestamp::from_millis(1_699_999_900_000);
+    full.expires = Timestamp::from_millis(1_702_591_900_000);
+    full.schema = 5;
+    full.checkpoints = 6;
+    full.taken_over = Some(State::InProgress);
+    full.trace = Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".into());
+    full.body = "body".into();
+    full.read_at = read_at;
+    assert_eq!(world.store.read(FULL).await?, Some(full));
+
+    let mut bare = Record::new(BARE, Token::from_bits(1), "".into());
+    bare.state = State::Completed;
+    bare.policy = CrashPolicy::Retry;
+    bare.expires = Timestamp::from_millis(1_700_000_000_001);
+    bare.read_at = read_at;
+    assert_eq!(world.store.read(BARE).await?, Some(bare));
+    Ok(())
+}
+
+#[tokio::test]
+async fn rows_of_an_unknown_format_are_refused_and_left_alone() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    sqlx::raw_sql(FORMAT_1).execute(&world.pool).await?;
+    sqlx::query("UPDATE idempotency_records SET format = 2, purge_at = 0").execute(&world.pool).await?;
+    let owner = Token::from_bits(0x0102_0304_0506_0708_090a_0b0c_0d0e_0f10);
+    let errors = [
+        world.store.read(FULL).await.unwrap_err(),
+        world.store.claim(Claim::new(FULL, Token::from_bits(9), "payments.charge".into())).await.unwrap_err(),
+        world.store.complete(Commit::new(FULL, owner, "x".into(), DAY)).await.unwrap_err(),
+        world.store.watch(FULL).await.unwrap_err(),
+        world.store.scan(Scan::default()).await.unwrap_err(),
+    ];
+    for error in errors {
+        assert_eq!(error.kind(), StoreErrorKind::Corrupt, "{error}");
+        let source = std::error::Error::source(&error).expect("the reason");
+        assert!(source.to_string().contains("format version 2"), "{source}");
+    }
+    world.clock.advance(Duration::from_secs(400 * 86_400));
+    let purged = world.store.purge(10).await?;
+    assert_eq!((purged.removed, world.rows().await?), (0, 2));
+    Ok(())
+}

@@ -1,0 +1,7 @@
+//! What is special about the SQLite store.
+
+mod files;
+mod formats;
+mod migrations;
+mod purging;
+mod world;

@@ -1,0 +1,66 @@
+//! Making the table.
+
+use idempotency::key::KeyHash;
+use idempotency::store::{SqliteStore, Store as _, StoreErrorKind};
+use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
+
+use crate::world::World;
+
+#[tokio::test]
+async fn many_make_the_table_at_once() -> anyhow::Result<()> {
+    let directory = tempfile::tempdir()?;
+    let path = directory.path().join("records.db");
+    let tasks: Vec<_> = (0..16)
+        .map(|_| {
+            let path = path.clone();
+            tokio::spawn(async move { SqliteStore::open(path).await?.migrate().await })
+        })
+        .collect();
+    for task in tasks {
+        task.await??;
+    }
+    let pool = SqlitePoolOptions::new().connect_with(SqliteConnectOptions::new().filename(&path)).await?;
+    let (versions, identity): (i64, Vec<u8>) =
+        sqlx::query_as("SELECT count(*), identity FROM idempotency_records_meta").fetch_one(&pool).await?;
+    assert_eq!((versions, identity.len()), (1, 16));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_pool_without_the_table_says_what_to_do_and_the_table_has_any_name() -> anyhow::Result<()> {
+    let pool = SqlitePoolOptions::new().max_connections(1).connect("sqlite::memory:").await?;
+    let store = SqliteStore::from_pool(pool);
+    let error = store.read(KeyHash::from_bytes([1; 32])).await.unwrap_err();
+    assert_eq!(error.kind(), StoreErrorKind::Config);
+    assert!(error.to_string().contains("call `migrate`"), "{error}");
+    store.migrate().await?;
+    assert_eq!(store.read(KeyHash::from_bytes([1; 32])).await?, None);
+
+    let world = World::new().await?;
+    let named = SqliteStore::builder(&world.path).table("payments_records").open().await?;
+    assert_eq!(named.read(KeyHash::from_bytes([1; 32])).await?, None);
+    let tables = "SELECT count(*) FROM sqlite_schema WHERE tbl_name LIKE 'payments_records%' AND sql IS NOT NULL";
+    let (count,): (i64,) = sqlx::query_as(tables).fetch_one(&world.pool).await?;
+    assert_eq!(count, 3, "the table, its index and its meta table");
+    let error = SqliteStore::builder(&world.path).table("records; DROP").open().await.unwrap_err();
+    assert_eq!(error.kind(), StoreErrorKind::Config);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_table_of_a_newer_release_is_refused() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    sqlx::query("UPDATE idempotency_records_meta SET version = 2").execute(&world.pool).await?;
+    let error = SqliteStore::open(&world.path).await.unwrap_err();
+    assert_eq!(error.kind(), StoreErrorKind::Config);
+    assert!(error.to_string().contains("made by a newer release"), "{error}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_shipped_script_makes_the_table_that_the_store_needs() -> anyhow::Result<()> {
+    let pool = SqlitePoolOptions::new().max_connections(1).connect("sqlite::memory:").await?;
+    sqlx::raw_sql(include_str!("../../idempotent-runtime/migrations/sqlite/0001_records.sql")).execute(&pool).await?;
+    assert_eq!(SqliteStore::from_pool(pool).read(KeyHash::from_bytes([1; 32])).await?, None);
+    Ok(())
+}
