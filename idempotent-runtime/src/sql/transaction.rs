@@ -14,7 +14,7 @@ use super::Answer;
 use super::change::{Found, Table, change};
 use crate::clock::Timestamp;
 use crate::store::transaction::End;
-use crate::store::{Claim, Claimed, Commit, Record, StoreError, StoreErrorKind, Token, Written, transition};
+use crate::store::{Claim, Claimed, Commit, DynStore, Record, StoreError, StoreErrorKind, Token, Written, transition};
 
 const OPERATION: &str = "claim in a transaction";
 
@@ -112,6 +112,15 @@ pub(crate) async fn end(table: &mut impl Transactional, token: Token, end: End) 
     };
     table.run(format!("RELEASE SAVEPOINT {savepoint}")).await?;
     Ok(kept)
+}
+
+/// The engine's store is not one of `database`.
+pub(crate) fn other_store(operation: &'static str, database: &str, store: &dyn DynStore) -> StoreError {
+    StoreError::new(StoreErrorKind::Config, operation).with_detail(format!(
+        "the transaction is one of {database} and the engine's store is `{}`: record and effect would not be in one \
+         database",
+        store.name()
+    ))
 }
 
 async fn undo(table: &mut impl Transactional, savepoint: &str) -> Answer<()> {

@@ -93,12 +93,7 @@ impl Inner {
 }
 
 fn store_of(store: &dyn DynStore) -> Answer<&SqliteStore> {
-    find::<SqliteStore>(store).ok_or_else(|| {
-        StoreError::new(StoreErrorKind::Config, OPERATION).with_detail(format!(
-            "the transaction is one of SQLite and the engine's store is `{}`: record and effect would not be in one database",
-            store.name()
-        ))
-    })
+    find::<SqliteStore>(store).ok_or_else(|| transaction::other_store(OPERATION, "SQLite", store))
 }
 
 impl Keep for SqliteConnection {
