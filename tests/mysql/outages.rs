@@ -98,7 +98,7 @@ async fn a_server_that_hangs_is_given_up_and_found_again() -> anyhow::Result<()>
     let mut world = World::private(MariaDbOptions::new()).await?;
     mine(world.store.claim(claim(key(1), fresh())).await?);
     world.own_server().pause()?;
-    let error = within("the answer", world.store.read(key(1))).await?.unwrap_err();
+    let error = within("the answer", Box::pin(world.store.read(key(1)))).await?.unwrap_err();
     assert!(error.is_transient(), "{error}");
     world.own_server().resume()?;
     let store = world.store.clone();

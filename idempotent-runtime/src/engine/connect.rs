@@ -8,15 +8,15 @@ const SCHEMES: [(&str, &str); 8] = [
     ("memory", "memory"),
     ("redis", "redis"),
     ("rediss", "redis"),
-    ("postgres", "postgres"),
-    ("postgresql", "postgres"),
     ("mysql", "mysql"),
     ("mariadb", "mysql"),
+    ("postgres", "postgres"),
+    ("postgresql", "postgres"),
     ("sqlite", "sqlite"),
 ];
 
 #[cfg_attr(
-    not(any(feature = "redis", feature = "postgres", feature = "mysql", feature = "sqlite")),
+    not(any(feature = "mysql", feature = "postgres", feature = "redis", feature = "sqlite")),
     expect(clippy::unused_async, reason = "every store but the embedded one connects")
 )]
 pub(super) async fn builder(url: &str) -> Result<Builder, Error> {
@@ -29,19 +29,20 @@ pub(super) async fn builder(url: &str) -> Result<Builder, Error> {
             let store = crate::store::RedisStore::connect(url).await;
             Ok(Builder::new(store.map_err(|error| Error::from_store(error, "redis"))?))
         }
+        #[cfg(feature = "mysql")]
+        "mysql" | "mariadb" => {
+            let refused = |error| Error::from_store(error, "mysql");
+            let store = crate::store::MySqlStore::connect(url).await.map_err(refused)?;
+            // Whoever has only the engine cannot call it.
+            store.migrate().await.map_err(refused)?;
+            Ok(Builder::new(store))
+        }
         #[cfg(feature = "postgres")]
         "postgres" | "postgresql" => {
             let refused = |error| Error::from_store(error, "postgres");
             let store = crate::store::PostgresStore::connect(url).await.map_err(refused)?;
             // Whoever has only the engine cannot call it.
             store.migrate().await.map_err(refused)?;
-            Ok(Builder::new(store))
-        }
-        #[cfg(feature = "mysql")]
-        "mysql" | "mariadb" => {
-            let failed = |error| Error::from_store(error, "mysql");
-            let store = crate::store::MySqlStore::connect(url).await.map_err(failed)?;
-            store.migrate().await.map_err(failed)?;
             Ok(Builder::new(store))
         }
         #[cfg(feature = "sqlite")]

@@ -1,4 +1,4 @@
-//! Connecting: the URL, the table's name, and how connections are set up.
+//! Building a store: the server, the table's name, and how its connections are set up.
 
 use std::fmt;
 use std::sync::Arc;
@@ -6,22 +6,24 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use sqlx::mysql::{MySqlConnectOptions, MySqlPoolOptions};
-use sqlx::{ConnectOptions as _, Connection as _, Executor as _, MySqlPool};
+use sqlx::{Connection as _, Executor as _, MySqlPool};
+use tokio::sync::OnceCell;
 
-use super::error::connection_error;
+use super::address::Source;
 use super::query::Connections;
+use super::renewal_pool::RenewalPool;
 use super::statements::Statements;
-use super::{Inner, MySqlStore, check, watch};
+use super::{Inner, MySqlAddress, MySqlStore, check, watch};
 use crate::clock::SystemClock;
-use crate::sql::{RENEWAL_CONNECTIONS, RenewalPool, TableName, Watchers, in_time};
-use crate::store::{StoreError, StoreErrorKind};
+use crate::sql::{TableName, Watchers};
+use crate::store::StoreError;
 
-const OPERATION: &str = "connect";
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
 const CONNECTIONS: u32 = 10;
-/// A connection that was used within this time is taken to work: asking costs a round trip.
-const TRUSTED: Duration = Duration::from_secs(1);
+/// A connection that was used this short a time ago is taken to be alive: asking costs a round trip.
+const FRESH: Duration = Duration::from_secs(1);
+/// How long a connection that was not used for longer may take to show that it is alive.
+const PING: Duration = Duration::from_millis(500);
 /// Every statement is its own transaction. A lock is waited for shorter than an answer, so that the answer says that
 /// nothing happened.
 const SESSION: &str = "
@@ -33,119 +35,114 @@ const SESSION: &str = "
 /// ```no_run
 /// # use idempotent_runtime::store::{MySqlStore, StoreError};
 /// # async fn connect() -> Result<(), StoreError> {
-/// let builder = MySqlStore::builder("mysql://user:password@mysql.internal/shop");
-/// let store = builder.table("payments_idempotency").max_connections(20).connect().await?;
+/// let store = MySqlStore::builder("mysql://user:password@mysql.internal/shop")
+///     .table("payments_idempotency")
+///     .max_connections(20)
+///     .connect()
+///     .await?;
 /// # Ok(())
 /// # }
 /// ```
 #[derive(Clone)]
 #[must_use = "`connect` makes the store"]
 pub struct MySqlStoreBuilder {
-    url: String,
+    source: Result<Source, StoreError>,
     table: String,
     max_connections: u32,
-    connect_timeout: Duration,
     response_timeout: Duration,
 }
 
 impl MySqlStoreBuilder {
-    pub(super) fn at(url: String) -> Self {
+    pub(super) fn new(address: impl MySqlAddress) -> Self {
         Self {
-            url,
+            source: address.source(),
             table: TableName::DEFAULT.into(),
             max_connections: CONNECTIONS,
-            connect_timeout: CONNECT_TIMEOUT,
             response_timeout: RESPONSE_TIMEOUT,
         }
     }
 
-    /// The table's name, as `table` or `database.table`. Services that share a database get a table each, or a namespace
-    /// of the engine each. The default is `idempotency_records` in the database that the URL names.
+    /// The table's name, `table` or `database.table`. Services that share a database get a table each, or a namespace of
+    /// the engine each. The default is `idempotency_records` in the connection's database.
     pub fn table(mut self, name: impl Into<String>) -> Self {
         self.table = name.into();
         self
     }
 
-    /// How many connections requests have at most, at least 1. The default is 10. Renewals have up to two of their own.
+    /// How many connections the store opens at most, beside two for renewals. The default is 10. A pool that the store
+    /// was given has its own limit.
     pub fn max_connections(mut self, connections: u32) -> Self {
         self.max_connections = connections.max(1);
         self
     }
 
-    /// How long connecting may take. The default is 5 seconds.
-    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
-        self.connect_timeout = timeout;
-        self
-    }
-
-    /// How long an answer may take before its connection is given up. The default is 2 seconds. The server waits for a
-    /// lock for one second.
+    /// How long a request may wait for a connection, and then for its answer, before it is given up. The default is 2
+    /// seconds. The server waits for a lock for one second.
     pub fn response_timeout(mut self, timeout: Duration) -> Self {
         self.response_timeout = timeout;
         self
     }
 
-    /// Connects, and checks that the server can keep what the store promises.
+    /// Connects, and checks that the server can keep the promise.
     ///
     /// # Errors
-    /// [`Config`](StoreErrorKind::Config) when the URL or the table's name is unfit, the server refuses the user, or is
-    /// older than MariaDB 10.5 or MySQL 8.0; [`Refused`](StoreErrorKind::Refused) when it cannot be reached.
+    /// [`Config`](crate::store::StoreErrorKind::Config) when the address or the table's name is unfit, the server refuses
+    /// the user, or is older than MariaDB 10.5 or MySQL 8.0; [`Refused`](crate::store::StoreErrorKind::Refused) when there
+    /// is no connection to it.
     pub async fn connect(self) -> Result<MySqlStore, StoreError> {
+        let store = self.build()?;
+        check::server(&store.0).await?;
+        Ok(store)
+    }
+
+    /// A store that connects when it is used first. Nothing is checked. Called in the Tokio runtime in which the store is
+    /// used.
+    ///
+    /// # Errors
+    /// [`Config`](crate::store::StoreErrorKind::Config) when the address or the table's name is unfit.
+    pub fn build(self) -> Result<MySqlStore, StoreError> {
         let table = TableName::parse(&self.table)?;
-        let options = options_of(&self.url)?;
-        let checking = async {
-            let failed = |error| connection_error(OPERATION, error);
-            let mut connection = options.connect().await.map_err(failed)?;
-            check::server(&mut connection).await?;
-            // The server closes it by itself if this does not reach it.
-            let _ = connection.close().await;
-            Ok(())
+        let pool = match self.source? {
+            Source::Server(options) => own_pool(*options, self.max_connections, self.response_timeout),
+            Source::Pool(pool) => pool,
         };
-        in_time(OPERATION, self.connect_timeout, checking).await?;
-        let pool = pool_options(self.response_timeout).max_connections(self.max_connections).connect_lazy_with(options);
-        Ok(store(pool, table, self.response_timeout))
+        Ok(store(Connections { pool, response_timeout: self.response_timeout }, table))
     }
 
     pub(super) fn in_pool(pool: MySqlPool) -> MySqlStore {
-        store(pool, TableName::default(), RESPONSE_TIMEOUT)
+        store(Connections { pool, response_timeout: RESPONSE_TIMEOUT }, TableName::default())
     }
 }
 
 impl fmt::Debug for MySqlStoreBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The URL may hold a password.
+        // The client's options print their password.
         f.debug_struct("MySqlStoreBuilder").field("table", &self.table).finish_non_exhaustive()
     }
 }
 
-fn pool_options(acquire_timeout: Duration) -> MySqlPoolOptions {
+fn own_pool(options: MySqlConnectOptions, connections: u32, response_timeout: Duration) -> MySqlPool {
     MySqlPoolOptions::new()
-        .acquire_timeout(acquire_timeout)
+        .max_connections(connections)
+        .acquire_timeout(response_timeout)
         .test_before_acquire(false)
         .before_acquire(|connection, metadata| {
-            Box::pin(async move {
-                if metadata.idle_for > TRUSTED {
-                    connection.ping().await?;
-                }
-                Ok(true)
-            })
+            Box::pin(async move { Ok(metadata.idle_for < FRESH || is_alive(connection.ping()).await) })
         })
         .after_connect(|connection, _| {
             Box::pin(async move { connection.execute(sqlx::raw_sql(SESSION)).await.map(|_| ()) })
         })
+        .connect_lazy_with(options)
 }
 
-fn store(pool: MySqlPool, table: TableName, response_timeout: Duration) -> MySqlStore {
+#[expect(clippy::disallowed_methods, reason = "the patience with a server is real time, whatever clock records have")]
+async fn is_alive(ping: impl Future<Output = Result<(), sqlx::Error>>) -> bool {
+    tokio::time::timeout(PING, ping).await.is_ok_and(|answer| answer.is_ok())
+}
+
+fn store(connections: Connections, table: TableName) -> MySqlStore {
     let statements = Arc::new(Statements::new(&table));
-    let renewals = {
-        // The settings of the caller's connections are those of renewals too.
-        let (options, connect_options) = (pool.options().clone(), pool.connect_options());
-        RenewalPool::new(move || {
-            let options = options.clone().min_connections(0).max_connections(RENEWAL_CONNECTIONS);
-            options.connect_lazy_with((*connect_options).clone())
-        })
-    };
-    let connections = Connections { pool, response_timeout };
+    let renewals = RenewalPool::new(connections.pool.clone());
     let watchers = {
         let (connections, statements) = (connections.clone(), Arc::clone(&statements));
         Watchers::new(Arc::new(SystemClock::new()), move |keys| {
@@ -153,36 +150,24 @@ fn store(pool: MySqlPool, table: TableName, response_timeout: Duration) -> MySql
         })
     };
     let skips_locked = AtomicBool::new(true);
-    MySqlStore(Arc::new(Inner { connections, renewals, statements, table, watchers, skips_locked }))
-}
-
-fn options_of(url: &str) -> Result<MySqlConnectOptions, StoreError> {
-    let unfit = |detail| StoreError::new(StoreErrorKind::Config, OPERATION).with_detail(detail);
-    if !["mysql://", "mariadb://"].iter().any(|scheme| url.starts_with(scheme)) {
-        return Err(unfit("the URL of a MySQL store begins with `mysql://` or `mariadb://`"));
-    }
-    url.parse::<MySqlConnectOptions>().map_err(|error| unfit("the URL is unfit").with_source(error))
+    MySqlStore(Arc::new(Inner {
+        connections,
+        renewals,
+        statements,
+        table,
+        watchers,
+        skips_locked,
+        identity: OnceCell::new(),
+    }))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{MySqlStoreBuilder, options_of};
-    use crate::store::StoreErrorKind;
-
-    #[test]
-    fn urls_of_other_stores_are_refused() {
-        for url in ["mysql://user:password@host:3307/shop?ssl-mode=REQUIRED", "mariadb://host/shop"] {
-            assert_eq!(options_of(url).unwrap().get_database(), Some("shop"), "{url}");
-        }
-        for url in ["postgres://host/shop", "mysql:shop", "mysql://ho st/", "mysql://host/?ssl-mode=perhaps", ""] {
-            let error = options_of(url).unwrap_err();
-            assert_eq!(error.kind(), StoreErrorKind::Config, "{url}");
-        }
-    }
+    use super::MySqlStoreBuilder;
 
     #[test]
     fn passwords_are_not_printed() {
-        let builder = MySqlStoreBuilder::at(String::from("mysql://user:secret@host/shop"));
+        let builder = MySqlStoreBuilder::new("mysql://user:secret@host/shop");
         assert!(!format!("{builder:?}").contains("secret"));
     }
 }

@@ -2,19 +2,30 @@
 
 use sqlx::{MySqlConnection, Row as _};
 
+use super::Inner;
 use super::error::store_error;
+use crate::sql::{in_time, is_answered};
 use crate::store::{StoreError, StoreErrorKind};
 
 const OPERATION: &str = "connect";
 const OLDEST_MARIADB: (u32, u32) = (10, 5);
 const OLDEST_MYSQL: (u32, u32) = (8, 0);
 
-pub(super) async fn server(connection: &mut MySqlConnection) -> Result<(), StoreError> {
-    let row = sqlx::query("SELECT VERSION()").fetch_one(&mut *connection).await;
+pub(super) async fn server(store: &Inner) -> Result<(), StoreError> {
+    let mut lease = store.connections.lease(OPERATION).await?;
+    let result = in_time(OPERATION, store.connections.response_timeout, connected(&mut lease)).await;
+    if is_answered(&result) {
+        lease.end();
+    }
+    result
+}
+
+async fn connected(connection: &mut MySqlConnection) -> Result<(), StoreError> {
+    let row = sqlx::query("SELECT VERSION()").persistent(false).fetch_one(&mut *connection).await;
     let version: String = row.and_then(|row| row.try_get(0)).map_err(|error| store_error(OPERATION, error))?;
     supported(&version)?;
-    let row = sqlx::query("SELECT @@innodb_flush_log_at_trx_commit + 0").fetch_one(&mut *connection).await;
-    match row.and_then(|row| row.try_get::<i64, _>(0)) {
+    let flush = sqlx::query("SELECT @@innodb_flush_log_at_trx_commit + 0").persistent(false);
+    match flush.fetch_one(&mut *connection).await.and_then(|row| row.try_get::<i64, _>(0)) {
         Ok(1) => {}
         Ok(flush) => tracing::warn!(
             "`innodb_flush_log_at_trx_commit` is {flush}: records that were acknowledged are lost when the server's \

@@ -13,8 +13,6 @@ mod change;
 mod in_transaction;
 mod lease;
 mod name;
-#[cfg(feature = "mysql")]
-mod renewal_pool;
 mod row;
 pub(crate) mod store;
 pub(crate) mod transaction;
@@ -24,8 +22,6 @@ pub(crate) use change::{Found, Guard, Table};
 pub use in_transaction::{OpenTransaction, TransactionDatabase, in_transaction};
 pub(crate) use lease::Lease;
 pub(crate) use name::TableName;
-#[cfg(feature = "mysql")]
-pub(crate) use renewal_pool::{RENEWAL_CONNECTIONS, RenewalPool};
 #[cfg(feature = "postgres")]
 pub(crate) use row::Value;
 #[cfg(any(feature = "mysql", feature = "sqlite"))]

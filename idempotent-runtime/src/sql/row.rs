@@ -178,11 +178,11 @@ where
     for<'t> i16: sqlx::Encode<'t, DB> + Type<DB>,
     for<'t> i64: sqlx::Encode<'t, DB> + Type<DB>,
 {
-    row.values().into_iter().fold(query, bind_value)
+    bind_values(query.bind(Some(&row.key[..])), row)
 }
 
 /// Binds all columns but the key, in their order.
-#[cfg(feature = "mysql")]
+#[cfg(any(feature = "mysql", feature = "sqlite"))]
 pub(crate) fn bind_values<'q, DB>(query: Bound<'q, DB>, row: &Row) -> Bound<'q, DB>
 where
     DB: sqlx::Database,
@@ -191,24 +191,12 @@ where
     for<'t> i16: sqlx::Encode<'t, DB> + Type<DB>,
     for<'t> i64: sqlx::Encode<'t, DB> + Type<DB>,
 {
-    row.values().into_iter().skip(1).fold(query, bind_value)
-}
-
-#[cfg(any(feature = "mysql", feature = "sqlite"))]
-fn bind_value<'q, DB>(query: Bound<'q, DB>, value: Value<'_>) -> Bound<'q, DB>
-where
-    DB: sqlx::Database,
-    for<'t> Option<&'t [u8]>: sqlx::Encode<'t, DB> + Type<DB>,
-    for<'t> Option<&'t str>: sqlx::Encode<'t, DB> + Type<DB>,
-    for<'t> i16: sqlx::Encode<'t, DB> + Type<DB>,
-    for<'t> i64: sqlx::Encode<'t, DB> + Type<DB>,
-{
-    match value {
+    row.values().into_iter().skip(1).fold(query, |query, value| match value {
         Value::Small(value) => query.bind(value),
         Value::Integer(value) => query.bind(value),
         Value::Bytes(value) => query.bind(value),
         Value::Text(value) => query.bind(value),
-    }
+    })
 }
 
 /// What a row of a result says that consists of the store's time and all columns, empty where there is no record.
