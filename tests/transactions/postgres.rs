@@ -66,9 +66,9 @@ async fn a_second_transaction_waits_and_replays_or_runs() -> anyhow::Result<()> 
             })
             .await?;
             if commits {
-                first.commit().await?
+                first.commit().await?;
             } else {
-                first.rollback().await?
+                first.rollback().await?;
             }
             anyhow::Ok(())
         };

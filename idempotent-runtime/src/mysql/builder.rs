@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use sqlx::mysql::{MySqlConnectOptions, MySqlPoolOptions};
 use sqlx::{Connection as _, Executor as _, MySqlPool};
+use tokio::sync::OnceCell;
 
 use super::address::Source;
 use super::query::Connections;
@@ -149,7 +150,15 @@ fn store(connections: Connections, table: TableName) -> MySqlStore {
         })
     };
     let skips_locked = AtomicBool::new(true);
-    MySqlStore(Arc::new(Inner { connections, renewals, statements, table, watchers, skips_locked }))
+    MySqlStore(Arc::new(Inner {
+        connections,
+        renewals,
+        statements,
+        table,
+        watchers,
+        skips_locked,
+        identity: OnceCell::new(),
+    }))
 }
 
 #[cfg(test)]

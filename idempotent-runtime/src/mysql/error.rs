@@ -7,6 +7,10 @@ use crate::store::{StoreError, StoreErrorKind};
 
 /// Two transactions waited for each other; this one was rolled back as a whole.
 pub(super) const DEADLOCK: u16 = 1213;
+/// Somebody else held a lock for as long as `innodb_lock_wait_timeout` says.
+pub(super) const LOCK_WAIT_TIMEOUT: u16 = 1205;
+/// There is no savepoint of that name.
+pub(super) const NO_SAVEPOINT: u16 = 1305;
 /// A row with this primary key is there.
 pub(super) const DUPLICATE_KEY: u16 = 1062;
 /// The server's parser does not know the statement.
@@ -75,7 +79,7 @@ fn meaning_of_number(number: u16) -> (StoreErrorKind, Option<&'static str>) {
         1665 => (Config, Some("the server's `binlog_format` is STATEMENT: use MIXED or ROW")),
         1114 => (Full, Some("the table or the disk is full")),
         DEADLOCK => (Refused, Some("the server chose the request to resolve a deadlock, again and again")),
-        1205 => (Refused, Some("somebody else holds the lock of the row or the table")),
+        LOCK_WAIT_TIMEOUT => (Refused, Some("somebody else holds the lock of the row or the table")),
         1290 | 1792 | 1836 => (Refused, Some("the server is read-only")),
         1040 | 1203 | 1226 => (Refused, Some("the server has no more connections for this user")),
         1047 => (Refused, Some("the node is not part of a working cluster")),

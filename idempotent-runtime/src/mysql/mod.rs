@@ -10,6 +10,7 @@ mod query;
 mod renew;
 mod renewal_pool;
 mod statements;
+mod transaction;
 mod watch;
 
 use std::fmt;
@@ -18,15 +19,17 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use sqlx::{MySql, MySqlConnection, MySqlPool};
+use tokio::sync::OnceCell;
 
 pub use address::MySqlAddress;
 pub use builder::MySqlStoreBuilder;
 use error::{DUPLICATE_KEY, number, store_error};
-use query::{Connections, execute, query};
+use query::{Bound, Connections, execute, query};
 use renewal_pool::RenewalPool;
 use statements::Statements;
 
 use crate::key::KeyHash;
+use crate::sql::transaction::Identity;
 use crate::sql::{
     self, Answer, Found, Guard, Lease, Row, Rows, Table, TableName, Watchers, in_time, integer, is_answered,
     reason_code, state_code, store_of_rows,
@@ -59,6 +62,8 @@ struct Inner {
     watchers: Arc<Watchers>,
     /// Whether the server knows `SKIP LOCKED`, as far as is known.
     skips_locked: AtomicBool,
+    /// Which database the records are in, once it was asked for.
+    identity: OnceCell<Identity>,
 }
 
 impl MySqlStore {
@@ -117,6 +122,29 @@ async fn read_row(
     sql::found(operation, &reading.map_err(|error| store_error(operation, error))?)
 }
 
+fn replace_statement(statements: &Statements, guard: Guard, row: &Row) -> Bound<'static> {
+    let statement = sql::bind_values(query(&statements.replace), row);
+    statement.bind(key_of(&guard.key)).bind(owner_of(guard.owner)).bind(guard.revision)
+}
+
+fn delete_statement(statements: &Statements, guard: Guard) -> Bound<'static> {
+    let statement = query(&statements.delete);
+    statement.bind(key_of(&guard.key)).bind(owner_of(guard.owner)).bind(guard.revision)
+}
+
+/// Stores a result on its owner's own unfinished record.
+fn commit_statement(statements: &Statements, commit: &Commit) -> Bound<'static> {
+    query(&statements.commit)
+        .bind(integer_of(commit.ttl))
+        .bind(integer_of(commit.ttl))
+        .bind(state_code(commit.state))
+        .bind(&commit.body[..])
+        .bind(i64::from(commit.schema))
+        .bind(reason_code(commit.reason))
+        .bind(key_of(&commit.key))
+        .bind(owner_of(commit.token))
+}
+
 /// A connection for several statements on one row.
 pub(crate) struct MySqlTable {
     connection: Lease<MySql>,
@@ -138,19 +166,13 @@ impl Table for MySqlTable {
     }
 
     async fn replace(&mut self, operation: &'static str, guard: Guard, row: &Row) -> Answer<bool> {
-        let replacing = || {
-            let statement = sql::bind_values(query(&self.statements.replace), row);
-            statement.bind(key_of(&guard.key)).bind(owner_of(guard.owner)).bind(guard.revision)
-        };
+        let replacing = || replace_statement(&self.statements, guard, row);
         let written = execute(&mut self.connection, replacing).await;
         Ok(written.map_err(|error| store_error(operation, error))? == 1)
     }
 
     async fn delete(&mut self, operation: &'static str, guard: Guard) -> Answer<bool> {
-        let deleting = || {
-            let statement = query(&self.statements.delete);
-            statement.bind(key_of(&guard.key)).bind(owner_of(guard.owner)).bind(guard.revision)
-        };
+        let deleting = || delete_statement(&self.statements, guard);
         let written = execute(&mut self.connection, deleting).await;
         Ok(written.map_err(|error| store_error(operation, error))? == 1)
     }
@@ -189,17 +211,7 @@ impl Rows for MySqlStore {
     }
 
     async fn commit_own(&self, commit: &Commit) -> Answer<bool> {
-        let committing = || {
-            query(&self.0.statements.commit)
-                .bind(integer_of(commit.ttl))
-                .bind(integer_of(commit.ttl))
-                .bind(state_code(commit.state))
-                .bind(&commit.body[..])
-                .bind(i64::from(commit.schema))
-                .bind(reason_code(commit.reason))
-                .bind(key_of(&commit.key))
-                .bind(owner_of(commit.token))
-        };
+        let committing = || commit_statement(&self.0.statements, commit);
         Ok(self.0.connections.write("complete", committing).await? == 1)
     }
 

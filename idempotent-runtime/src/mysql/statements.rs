@@ -24,6 +24,7 @@ pub(super) struct Statements {
     table: String,
     without_body: String,
     pub(super) read: Statement,
+    pub(super) read_latest: Statement,
     pub(super) insert: Statement,
     pub(super) replace: Statement,
     pub(super) delete: Statement,
@@ -33,6 +34,7 @@ pub(super) struct Statements {
     pub(super) due: Statement,
     pub(super) due_unlocked: Statement,
     pub(super) lag: Statement,
+    pub(super) identity: Statement,
 }
 
 impl Statements {
@@ -47,12 +49,17 @@ impl Statements {
         let is_own = format!("key_hash = ? AND owner = ? AND {UNFINISHED} AND expires_at > {NOW} AND format = 1");
         let due =
             format!("SELECT key_hash FROM {table} WHERE purge_at <= {NOW} AND format = 1 ORDER BY purge_at LIMIT ?");
+        let read = format!(
+            "SELECT server.time_now, {columns} FROM (SELECT {NOW} AS time_now) AS server
+             LEFT JOIN {table} AS kept ON kept.key_hash = ?"
+        );
+        let identity = format!("SELECT identity FROM {} WHERE id = 1", name.with_suffix("meta").quoted('`'));
         let statement = |text: String| Statement::from(text);
         Self {
-            read: statement(format!(
-                "SELECT server.time_now, {columns} FROM (SELECT {NOW} AS time_now) AS server
-                 LEFT JOIN {table} AS kept ON kept.key_hash = ?"
-            )),
+            identity: statement(identity),
+            // What is committed now, also where the transaction's snapshot is older.
+            read_latest: statement(format!("{read} LOCK IN SHARE MODE")),
+            read: statement(read),
             insert: statement(format!("INSERT INTO {table} ({columns}) VALUES ({places})")),
             replace: statement(format!(
                 "UPDATE {table} SET {} WHERE key_hash = ? AND owner = ? AND revision = ?",

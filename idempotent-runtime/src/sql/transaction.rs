@@ -29,6 +29,11 @@ pub(crate) trait Transactional: Table {
     /// Runs a statement without arguments, like `SAVEPOINT`.
     fn run(&mut self, statement: String) -> impl Future<Output = Answer<()>> + Send;
 
+    /// Sets a savepoint.
+    fn set_savepoint(&mut self, name: &str) -> impl Future<Output = Answer<()>> + Send {
+        self.run(format!("SAVEPOINT {name}"))
+    }
+
     /// From now on the transaction waits for locks of others for `patience` at most.
     fn bound_waits(&mut self, patience: Duration) -> impl Future<Output = Answer<()>> + Send;
 
@@ -61,7 +66,7 @@ pub(crate) async fn begin<T: Transactional>(
         return Ok(Some(claimed));
     }
     let savepoint = savepoint(claim.token);
-    table.run(format!("SAVEPOINT {savepoint}")).await?;
+    table.set_savepoint(&savepoint).await?;
     table.bound_waits(patience).await?;
     match change(table, OPERATION, claim.key, Some(found), Some(claim.ttl), decide).await {
         Ok(claimed) => {
