@@ -1,8 +1,9 @@
 //! The rights that the documentation names are enough, and each of them is needed.
 
-use idempotency::store::{MySqlStore, StoreErrorKind};
+use idempotency::store::{MySqlStore, Store as _, StoreErrorKind};
+use idempotency_test_support::server::MariaDbOptions;
 
-use crate::world::{World, everything};
+use crate::world::{World, claim, everything, fresh, held, key, mine};
 
 /// The statements in `docs/mysql.md` that give rights, for `user` in the database of `world`.
 fn documented(world: &World, user: &str) -> Vec<String> {
@@ -47,5 +48,30 @@ async fn a_user_who_may_not_make_the_table_is_told_so() -> anyhow::Result<()> {
     let error = store.migrate().await.unwrap_err();
     assert_eq!(error.kind(), StoreErrorKind::Config, "{error}");
     assert!(error.to_string().contains("lacks a right"), "{error}");
+
+    // What the documentation says is needed for it.
+    let (table, meta) = ("idempotency_records", "idempotency_records_meta");
+    for (rights, table) in [("CREATE", table), ("CREATE, INSERT", meta)] {
+        world.sql(&format!("GRANT {rights} ON {database}.{table} TO '{name}'@'%'")).await?;
+    }
+    store.migrate().await?;
+    world.sql(&format!("DROP USER '{name}'@'%'")).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_server_that_takes_no_writes_replays_and_refuses_claims() -> anyhow::Result<()> {
+    let world = World::private(MariaDbOptions::new()).await?;
+    let grants = documented(&world, "'shop'@'%'");
+    world.sql(&format!("CREATE USER 'shop'@'%'; {}", grants.join(" "))).await?;
+    let store = MySqlStore::connect(&world.url.replace("root@", "shop@")).await?;
+    world.completed(key(1)).await?;
+    world.sql("SET GLOBAL read_only = 1").await?;
+    assert_eq!(held(store.claim(claim(key(1), fresh())).await?).body, "receipt 1");
+    let error = store.claim(claim(key(2), fresh())).await.unwrap_err();
+    assert_eq!(error.kind(), StoreErrorKind::Refused, "{error}");
+    assert!(error.to_string().contains("read-only"), "{error}");
+    world.sql("SET GLOBAL read_only = 0").await?;
+    mine(store.claim(claim(key(2), fresh())).await?);
     Ok(())
 }
