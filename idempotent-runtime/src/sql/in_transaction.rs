@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use backon::{BackoffBuilder as _, ExponentialBuilder};
+use sqlx::error::DatabaseError;
 use sqlx::{Database, Pool, Transaction};
 
 use crate::clock::{Clock as _, SystemClock};
@@ -41,8 +42,8 @@ pub trait TransactionDatabase: Database {
 /// The body's own, and [`StoreUnavailable`](ErrorKind::StoreUnavailable) converted into `E` when the transaction could not
 /// be begun or committed, also not after 12 more tries.
 ///
-/// ```
-/// # #[cfg(feature = "sqlite")] {
+#[cfg_attr(feature = "sqlite", doc = "```")]
+#[cfg_attr(not(feature = "sqlite"), doc = "```ignore")]
 /// # use std::time::Duration;
 /// # use idempotent_runtime::{Error, Idempotency, in_transaction, store::SqliteStore};
 /// # #[derive(Debug)] enum StockError { Client(sqlx::Error), Idempotency(Error) }
@@ -74,7 +75,6 @@ pub trait TransactionDatabase: Database {
 /// let (left,): (i64,) = sqlx::query_as("SELECT left FROM stock").fetch_one(&pool).await?;
 /// assert_eq!(left, 2);
 /// # Ok(())
-/// # }
 /// # }
 /// ```
 pub async fn in_transaction<DB, T, E, B, F>(pool: &Pool<DB>, mut body: B) -> Result<T, E>
@@ -206,17 +206,46 @@ fn pauses() -> impl Iterator<Item = Duration> + Send {
 
 /// Whether the transaction can succeed when it is made again: a deadlock, a serialization failure, a lock that was held
 /// for too long or a connection that was lost before the commit.
+///
+/// A wrapper that is transparent shows the source of the client's error in its place, so that one is looked at too.
 fn is_passing(error: &(dyn StdError + 'static)) -> bool {
-    client_errors(error).any(|error| is_rolled_back(error) || is_connection_lost(error))
+    std::iter::successors(Some(error), |&error| StdError::source(error)).any(|error| {
+        if let Some(error) = error.downcast_ref::<sqlx::Error>() {
+            return is_rolled_back(error) || is_connection_lost(error);
+        }
+        if let Some(error) = error.downcast_ref::<std::io::Error>() {
+            return is_broken(error);
+        }
+        database_error(error).is_some_and(|error| is_conflict(error) || is_farewell(error))
+    })
 }
 
-fn client_errors<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a sqlx::Error> {
-    std::iter::successors(Some(error), |&error| StdError::source(error)).filter_map(|error| error.downcast_ref())
+/// The server's error, whichever server it is.
+fn database_error<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a dyn DatabaseError> {
+    if let Some(error) = error.downcast_ref::<Box<dyn DatabaseError>>() {
+        return Some(&**error);
+    }
+    #[cfg(feature = "postgres")]
+    if let Some(error) = error.downcast_ref::<sqlx::postgres::PgDatabaseError>() {
+        return Some(error);
+    }
+    #[cfg(feature = "mysql")]
+    if let Some(error) = error.downcast_ref::<sqlx::mysql::MySqlDatabaseError>() {
+        return Some(error);
+    }
+    #[cfg(feature = "sqlite")]
+    if let Some(error) = error.downcast_ref::<sqlx::sqlite::SqliteError>() {
+        return Some(error);
+    }
+    None
 }
 
-/// Whether the database says that it has undone the transaction, or the statement that made the transaction fail.
+/// Whether the server says that it has undone the transaction, or the statement that made the transaction fail.
 fn is_rolled_back(error: &sqlx::Error) -> bool {
-    let Some(error) = error.as_database_error() else { return false };
+    error.as_database_error().is_some_and(is_conflict)
+}
+
+fn is_conflict(error: &dyn DatabaseError) -> bool {
     #[cfg(feature = "mysql")]
     if let Some(error) = error.try_downcast_ref::<sqlx::mysql::MySqlDatabaseError>() {
         // Deadlock, and a lock that was held for too long.
@@ -225,8 +254,7 @@ fn is_rolled_back(error: &sqlx::Error) -> bool {
     #[cfg(feature = "sqlite")]
     if let Some(error) = error.try_downcast_ref::<sqlx::sqlite::SqliteError>() {
         // The file or a table is locked; the extended codes have more bits.
-        let code =
-            sqlx::error::DatabaseError::code(error).and_then(|code| code.parse::<u32>().ok()).unwrap_or_default();
+        let code = DatabaseError::code(error).and_then(|code| code.parse::<u32>().ok()).unwrap_or_default();
         return matches!(code & 0xff, 5 | 6);
     }
     // Serialization failure and deadlock (PostgreSQL manual, appendix A).
@@ -235,11 +263,63 @@ fn is_rolled_back(error: &sqlx::Error) -> bool {
 
 fn is_connection_lost(error: &sqlx::Error) -> bool {
     match error {
-        sqlx::Error::Io(_) | sqlx::Error::Protocol(_) | sqlx::Error::WorkerCrashed | sqlx::Error::PoolTimedOut => true,
-        // The server ends the connection, or does not take one now (PostgreSQL manual, appendix A).
-        sqlx::Error::Database(error) => {
-            error.code().is_some_and(|code| matches!(&*code, "57P01" | "57P02" | "57P03" | "53300"))
-        }
+        sqlx::Error::Io(error) => is_broken(error),
+        sqlx::Error::Protocol(_) | sqlx::Error::WorkerCrashed | sqlx::Error::PoolTimedOut => true,
+        sqlx::Error::Database(error) => is_farewell(&**error),
         _ => false,
+    }
+}
+
+/// Whether the server ends the connection, or does not take one now (PostgreSQL manual, appendix A; MySQL: too many
+/// connections, shutdown, a connection that was killed).
+fn is_farewell(error: &dyn DatabaseError) -> bool {
+    #[cfg(feature = "mysql")]
+    if let Some(error) = error.try_downcast_ref::<sqlx::mysql::MySqlDatabaseError>() {
+        return matches!(error.number(), 1040 | 1053 | 1927 | 4031);
+    }
+    error.code().is_some_and(|code| matches!(&*code, "57P01" | "57P02" | "57P03" | "53300"))
+}
+
+fn is_broken(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{
+        BrokenPipe, ConnectionAborted, ConnectionRefused, ConnectionReset, NotConnected, TimedOut, UnexpectedEof,
+    };
+    matches!(
+        error.kind(),
+        BrokenPipe | ConnectionAborted | ConnectionRefused | ConnectionReset | NotConnected | TimedOut | UnexpectedEof
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error as StdError;
+    use std::fmt;
+    use std::io;
+
+    use super::is_passing;
+
+    /// As `#[error(transparent)] #[from] sqlx::Error`.
+    #[derive(Debug)]
+    struct Transparent(sqlx::Error);
+
+    impl fmt::Display for Transparent {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            self.0.fmt(f)
+        }
+    }
+
+    impl StdError for Transparent {
+        fn source(&self) -> Option<&(dyn StdError + 'static)> {
+            self.0.source()
+        }
+    }
+
+    #[test]
+    fn a_lost_connection_is_found_in_a_transparent_wrapper() {
+        let lost = || sqlx::Error::Io(io::ErrorKind::ConnectionReset.into());
+        assert!(is_passing(&lost()) && is_passing(&Transparent(lost())));
+        let missing = || sqlx::Error::Io(io::ErrorKind::NotFound.into());
+        assert!(!is_passing(&missing()) && !is_passing(&Transparent(missing())));
+        assert!(!is_passing(&Transparent(sqlx::Error::RowNotFound)));
     }
 }
