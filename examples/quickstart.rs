@@ -4,6 +4,7 @@
 //! cargo run --example quickstart                   # the bundled day of a shop
 //! cargo run --example quickstart -- my.jsonl       # your own events, in the format of examples/data/README.md
 //! cargo run --example quickstart -- my.jsonl kept  # and keeps the card provider's ledger in the new file `kept`
+//! cargo run --features sqlite --example quickstart -- --store sqlite:events.db   # run it twice: the second run replays
 //! ```
 
 mod payments;
@@ -13,8 +14,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use anyhow::Context as _;
 use futures::stream::{self, StreamExt as _};
-use idempotency::store::MemoryStore;
 use idempotency::{Error, ErrorKind, Idempotency, OnError, Report, idempotent, observe};
 use payments::{Answer, CardProvider, Event, Payment, ProviderError, bundled_events, exit_code, read_events, sums};
 use serde::{Deserialize, Serialize};
@@ -44,11 +45,20 @@ async fn main() -> ExitCode {
 }
 
 async fn run() -> anyhow::Result<()> {
-    let mut arguments = std::env::args_os().skip(1).map(PathBuf::from);
-    let path = arguments.next().unwrap_or_else(bundled_events);
+    let (mut store, mut files) = (String::from("memory:"), Vec::new());
+    let mut arguments = std::env::args_os().skip(1);
+    while let Some(argument) = arguments.next() {
+        if argument == "--store" {
+            store = arguments.next().and_then(|url| url.into_string().ok()).context("`--store` needs a URL")?;
+        } else {
+            files.push(PathBuf::from(argument));
+        }
+    }
+    let mut files = files.into_iter();
+    let path = files.next().unwrap_or_else(bundled_events);
     let (events, malformed) = read_events(&path)?;
-    let provider = Arc::new(CardProvider::open(arguments.next())?);
-    Idempotency::new(MemoryStore::new()).install()?;
+    let provider = Arc::new(CardProvider::open(files.next())?);
+    Idempotency::connect(&store).await?.install()?;
 
     println!("{} events from {}, 64 at a time; {malformed} malformed lines", events.len(), path.display());
     let mut account = Account::default();

@@ -104,6 +104,24 @@ fn quickstart_accounts_for_every_bundled_event() {
     assert!(text.ends_with("every payment was charged once\n"), "{text}");
 }
 
+#[cfg(feature = "sqlite")]
+#[test]
+fn quickstart_on_a_file_charges_nothing_in_a_second_run() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let store = format!("sqlite:{}", directory.path().join("events.db").display());
+    let mut charged = HashMap::new();
+    for (run, charges) in [("first", 228), ("second", 0)] {
+        let kept = directory.path().join(run);
+        printed(example("quickstart").arg(data("events.jsonl")).arg(&kept).args(["--store", &store]));
+        let (payments, _) = ledger(&kept);
+        assert_eq!(payments.len(), charges, "{run} run");
+        for (payment, count) in payments {
+            *charged.entry(payment).or_insert(0) += count;
+        }
+    }
+    assert!(charged.len() == 228 && charged.values().all(|count| *count == 1), "{charged:?}");
+}
+
 #[test]
 fn quickstart_joins_double_submits_that_overlap() {
     let rows = rows(&printed(&mut example("quickstart")));

@@ -54,8 +54,8 @@ impl Purge {
 
     /// Up to a tenth earlier than asked for: processes that start together should not come together.
     fn next_look(&self, clock: &dyn Clock) -> Duration {
-        let earlier = self.interval / 10 * (clock.monotonic().subsec_nanos() / 1_000 % 1_000) / 1_000;
-        self.interval - earlier
+        let share = clock.monotonic().subsec_micros() % 1_000;
+        self.interval.saturating_sub(self.interval / 10 * share / 1_000)
     }
 
     /// Removes one batch. True when there may be more.

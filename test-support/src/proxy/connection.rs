@@ -12,13 +12,15 @@ use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
+use super::conversation::{Conversation, Protocol};
 use super::fault::{self, Action, Moment, Plan, Struck};
 use super::request::Request;
-use crate::resp::{Length, message_length, request_length};
+use crate::resp::Length;
 
 /// What all connections of a proxy know.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Shared {
+    protocol: Protocol,
     plans: Mutex<Vec<Plan>>,
     counts: Mutex<BTreeMap<String, usize>>,
     connections: AtomicUsize,
@@ -51,6 +53,16 @@ pub(super) enum Ending {
 }
 
 impl Shared {
+    pub(super) fn new(protocol: Protocol) -> Self {
+        Self {
+            protocol,
+            plans: Mutex::default(),
+            counts: Mutex::default(),
+            connections: AtomicUsize::default(),
+            conditions: watch::Sender::default(),
+        }
+    }
+
     pub(super) fn plans(&self) -> MutexGuard<'_, Vec<Plan>> {
         // A matching function that panicked has left the list whole.
         self.plans.lock().unwrap_or_else(PoisonError::into_inner)
@@ -131,16 +143,19 @@ async fn forward(client: &mut TcpStream, server: &str, shared: &Shared) -> io::R
         let (from_client, to_client) = client.split();
         let (from_server, to_server) = server.split();
         let unanswered = Unanswered::default();
+        let conversation = Mutex::new(Conversation::new(shared.protocol));
+        let request_length = |bytes: &[u8]| lock(&conversation).request_length(bytes);
+        let answer_length = |bytes: &[u8]| lock(&conversation).answer_length(bytes);
         let (request, requests) = mpsc::unbounded_channel();
         let (answer, answers) = mpsc::unbounded_channel();
         let request_delay = || shared.conditions.borrow().request_delay;
         let answer_delay = || shared.conditions.borrow().answer_delay;
         tokio::select! {
-            action = write_requests(requests, to_server, &unanswered, shared) => action?,
-            action = write_answers(answers, to_client, &unanswered, shared) => action?,
+            action = write_requests(requests, to_server, &conversation, &unanswered, shared) => action?,
+            action = write_answers(answers, to_client, &conversation, &unanswered, shared) => action?,
             // A side that says no more: what it has said is still passed on, which ends the connection.
             never = read(from_client, request, request_length, request_delay) => match never? {},
-            never = read(from_server, answer, message_length, answer_delay) => match never? {},
+            never = read(from_server, answer, answer_length, answer_delay) => match never? {},
         }
     };
     match action {
@@ -156,7 +171,7 @@ struct Message {
     /// When it may be passed on.
     due: Instant,
     bytes: Vec<u8>,
-    /// Of the Redis protocol. If not, these are just the bytes that came together.
+    /// Of the protocol. If not, these are just the bytes that came together.
     understood: bool,
 }
 
@@ -164,7 +179,7 @@ struct Message {
 async fn read(
     mut from: ReadHalf<'_>,
     to: mpsc::UnboundedSender<Message>,
-    length: fn(&[u8]) -> Length,
+    length: impl Fn(&[u8]) -> Length,
     delay: impl Fn() -> Duration,
 ) -> io::Result<std::convert::Infallible> {
     let mut buffer = Vec::new();
@@ -196,12 +211,17 @@ async fn read(
 async fn write_requests(
     mut requests: mpsc::UnboundedReceiver<Message>,
     mut to: WriteHalf<'_>,
+    conversation: &Mutex<Conversation>,
     unanswered: &Unanswered,
     shared: &Shared,
 ) -> io::Result<Action> {
     while let Some(message) = requests.recv().await {
         shared.until_due_and_flowing(message.due).await;
-        let request = Request::new(message.bytes, message.understood);
+        let (request, has_answer) = if message.understood {
+            lock(conversation).request(message.bytes)
+        } else {
+            (Request::unknown(message.bytes), true)
+        };
         let mut struck = shared.meet(&request);
         match struck.as_ref().map(|struck| struck.fault.moment) {
             Some(Moment::BeforeRequest) => return Ok(announce(struck)),
@@ -211,8 +231,13 @@ async fn write_requests(
                 return Ok(announce(struck));
             }
             Some(Moment::AfterRequest | Moment::InsideAnswer) | None => {
-                lock(unanswered).push_back(struck.take());
+                if has_answer {
+                    lock(unanswered).push_back(struck.take());
+                }
                 to.write_all(request.bytes()).await?;
+                if struck.is_some() {
+                    return Ok(announce(struck));
+                }
             }
         }
     }
@@ -222,12 +247,13 @@ async fn write_requests(
 async fn write_answers(
     mut answers: mpsc::UnboundedReceiver<Message>,
     mut to: WriteHalf<'_>,
+    conversation: &Mutex<Conversation>,
     unanswered: &Unanswered,
     shared: &Shared,
 ) -> io::Result<Action> {
     while let Some(answer) = answers.recv().await {
         shared.until_due_and_flowing(answer.due).await;
-        let struck = struck_by(&answer, unanswered);
+        let struck = struck_by(&answer, conversation, unanswered);
         let answer = answer.bytes;
         match struck.as_ref().map(|struck| struck.fault.moment) {
             None => to.write_all(&answer).await?,
@@ -242,20 +268,17 @@ async fn write_answers(
 }
 
 /// The fault of the request to which this is the answer.
-fn struck_by(answer: &Message, unanswered: &Unanswered) -> Option<Struck> {
-    let mut unanswered = lock(unanswered);
-    match answer.bytes.first() {
-        _ if !answer.understood => unanswered.drain(..).flatten().next(),
-        // The server speaks unasked.
-        Some(b'>') => None,
-        _ => unanswered.pop_front().flatten(),
+fn struck_by(answer: &Message, conversation: &Mutex<Conversation>, unanswered: &Unanswered) -> Option<Struck> {
+    if !answer.understood {
+        return lock(unanswered).drain(..).flatten().next();
     }
+    if lock(conversation).is_answer(&answer.bytes) { lock(unanswered).pop_front().flatten() } else { None }
 }
 
 fn announce(struck: Option<Struck>) -> Action {
     struck.map_or(Action::Close, Struck::announce)
 }
 
-fn lock(unanswered: &Unanswered) -> MutexGuard<'_, VecDeque<Option<Struck>>> {
-    unanswered.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,16 +1,17 @@
 //! A TCP proxy between a client and a server that fails as told.
 //!
-//! It knows where requests and answers of the Redis protocol begin and end, so that a fault strikes exactly between two
-//! of them, and so that requests can be counted and recognized. It takes the first answer for that of the first request,
-//! and so on; messages that the server pushes in RESP3 are no answers. (Commands with more or fewer answers than one,
-//! such as `SUBSCRIBE` in RESP2, `MONITOR` and `CLIENT REPLY OFF`, put that out of step.) A stream that is not the Redis
-//! protocol, TLS for example, is passed on as it comes, and each piece that was read counts as one nameless request or
-//! as the answer to all requests before it.
+//! It knows where requests and answers of a [`Protocol`] begin and end, so that a fault strikes exactly between two of
+//! them, and so that requests can be counted and recognized. It takes the first answer for that of the first request,
+//! and so on; what a server says unasked is no answer. (Commands of Redis with more or fewer answers than one, such as
+//! `SUBSCRIBE` in RESP2, `MONITOR` and `CLIENT REPLY OFF`, put that out of step.) A stream that is not of the protocol, TLS
+//! for example, is passed on as it comes, and each piece that was read counts as one nameless request or as the answer
+//! to all requests before it.
 //!
 //! It runs in a thread of its own: a test may block its executor, and the proxy goes on.
 
 mod accept;
 mod connection;
+mod conversation;
 mod fault;
 mod request;
 
@@ -23,6 +24,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use tokio::sync::{mpsc, oneshot};
 
+pub use conversation::Protocol;
 pub use fault::{Action, Fault, Moment, Planned};
 pub use request::Request;
 
@@ -56,14 +58,22 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Starts one in front of `server`, which is host and port.
+    /// Starts one in front of a Redis server, whose host and port are `server`.
     ///
     /// While the server refuses connections, the proxy accepts them and closes them at once.
     ///
     /// # Errors
     /// When no port is free.
     pub async fn start(server: impl Into<String>) -> anyhow::Result<Self> {
-        let shared = Arc::new(Shared::default());
+        Self::start_for(Protocol::Redis, server).await
+    }
+
+    /// As [`start`](Self::start), in front of a server that speaks `protocol`.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub async fn start_for(protocol: Protocol, server: impl Into<String>) -> anyhow::Result<Self> {
+        let shared = Arc::new(Shared::new(protocol));
         let (doors, orders) = mpsc::unbounded_channel();
         let (started, address) = oneshot::channel();
         let thread = std::thread::Builder::new().name(String::from("test-proxy")).spawn({
@@ -84,7 +94,7 @@ impl Proxy {
         with_address(url, &self.address.to_string())
     }
 
-    /// The next request of this command meets the fault. The name counts whatever its case.
+    /// The next request of this command, as in [`Request::command`], meets the fault. The name counts whatever its case.
     pub fn next(&self, command: &str, fault: Fault) -> Planned {
         let command = command.to_ascii_uppercase();
         self.nth(1, move |request| request.command() == command, fault)

@@ -6,13 +6,32 @@ use crate::resp;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
     bytes: Vec<u8>,
-    /// Of the Redis protocol.
-    understood: bool,
+    meaning: Meaning,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Meaning {
+    /// Some bytes that came together.
+    Unknown,
+    /// The words are in the bytes.
+    Redis,
+    Sql {
+        command: String,
+        statements: Vec<String>,
+    },
 }
 
 impl Request {
-    pub(super) fn new(bytes: Vec<u8>, understood: bool) -> Self {
-        Self { bytes, understood }
+    pub(super) fn unknown(bytes: Vec<u8>) -> Self {
+        Self { bytes, meaning: Meaning::Unknown }
+    }
+
+    pub(super) fn of_redis(bytes: Vec<u8>) -> Self {
+        Self { bytes, meaning: Meaning::Redis }
+    }
+
+    pub(super) fn of_sql(bytes: Vec<u8>, command: String, statements: Vec<String>) -> Self {
+        Self { bytes, meaning: Meaning::Sql { command, statements } }
     }
 
     /// As it was sent.
@@ -20,22 +39,41 @@ impl Request {
         &self.bytes
     }
 
-    /// The command in upper case: `"SET"`. Empty for what is not the Redis protocol.
+    /// The command in upper case: `"SET"`, or the first word of the statement that is run: `"UPDATE"`.
+    ///
+    /// Of SQL databases also what runs no statement: `"LOGIN"`, `"PREPARE"` for a statement that is only prepared, and
+    /// so on. Empty for what is of another protocol.
     pub fn command(&self) -> String {
-        self.words().first().map(|word| word.escape_ascii().to_string().to_ascii_uppercase()).unwrap_or_default()
+        match &self.meaning {
+            Meaning::Sql { command, .. } => command.clone(),
+            _ => self.words().first().map(|word| word.escape_ascii().to_string().to_uppercase()).unwrap_or_default(),
+        }
     }
 
-    /// What follows the command.
+    /// What follows the command of Redis.
     pub fn arguments(&self) -> Vec<&[u8]> {
         self.words().into_iter().skip(1).collect()
     }
 
-    /// Whether one of the words is this one, for example the hash of a script or a key.
+    /// Whether one of the words of a command of Redis is this one, for example the hash of a script or a key.
     pub fn mentions(&self, word: &str) -> bool {
         self.words().contains(&word.as_bytes())
     }
 
+    /// The SQL statements that are run, also where the request only names one that was prepared before.
+    pub fn statements(&self) -> &[String] {
+        match &self.meaning {
+            Meaning::Sql { statements, .. } => statements,
+            _ => &[],
+        }
+    }
+
+    /// Whether an SQL statement is run that contains `text`.
+    pub fn runs(&self, text: &str) -> bool {
+        self.statements().iter().any(|statement| statement.contains(text))
+    }
+
     fn words(&self) -> Vec<&[u8]> {
-        if self.understood { resp::words(&self.bytes) } else { Vec::new() }
+        if self.meaning == Meaning::Redis { resp::words(&self.bytes) } else { Vec::new() }
     }
 }
