@@ -1,5 +1,7 @@
 //! Whatever isolation a pool of the user's brings, one caller owns the claim.
 
+use std::sync::Arc;
+
 use idempotency::store::{Claim, Claimed, PostgresStore, Store as _, Token};
 use idempotency_test_support::server::Rows;
 use sqlx::postgres::PgPoolOptions;
@@ -26,24 +28,21 @@ async fn under_every_isolation_one_of_64_tasks_owns_a_claim() -> anyhow::Result<
         assert_eq!(world.server.sql_at(&url, "SHOW transaction_isolation").await?, one(isolation));
         let pool = PgPoolOptions::new().max_connections(16).connect(&url).await?;
         let store = PostgresStore::from_pool(pool);
-        let barrier = std::sync::Arc::new(Barrier::new(64));
-        let tasks: Vec<_> = (0..64_u128)
-            .map(|number| {
-                let (store, barrier) = (store.clone(), std::sync::Arc::clone(&barrier));
-                tokio::spawn(async move {
-                    let mut owned = 0;
-                    for round in 0..10 {
-                        barrier.wait().await;
-                        let claim = Claim::new(key(round), Token::from_bits(number + 1), OPERATION.into());
-                        owned += usize::from(matches!(store.claim(claim).await?, Claimed::Mine(_)));
-                    }
-                    Ok::<_, idempotency::store::StoreError>(owned)
-                })
-            })
-            .collect();
         let mut owners = 0;
-        for task in tasks {
-            owners += task.await??;
+        for round in 0..10 {
+            let barrier = Arc::new(Barrier::new(64));
+            let tasks: Vec<_> = (0..64_u128)
+                .map(|number| {
+                    let (store, barrier) = (store.clone(), Arc::clone(&barrier));
+                    tokio::spawn(async move {
+                        barrier.wait().await;
+                        store.claim(Claim::new(key(round), Token::from_bits(number + 1), OPERATION.into())).await
+                    })
+                })
+                .collect();
+            for task in tasks {
+                owners += usize::from(matches!(task.await??, Claimed::Mine(_)));
+            }
         }
         assert_eq!((owners, world.rows().await?), (10, 10), "{isolation}");
     }

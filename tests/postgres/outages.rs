@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use idempotency::store::{PostgresStore, State, Store as _, StoreErrorKind};
 use idempotency::{Error, ErrorKind, Idempotency};
 use idempotency_test_support::deadline::within;
-use idempotency_test_support::proxy::Proxy;
+use idempotency_test_support::proxy::{Protocol, Proxy};
 use idempotency_test_support::server::{PostgresOptions, PostgresServer};
 
 use crate::world::{DAY, OPERATION, World, claim, key, migrated, run};
@@ -51,7 +51,7 @@ async fn a_server_that_is_away_is_refused_and_nothing_was_sent() -> anyhow::Resu
 #[tokio::test]
 async fn a_half_open_connection_is_an_unknown_outcome_and_is_not_used_again() -> anyhow::Result<()> {
     let world = World::new().await?;
-    let proxy = Proxy::start(world.server.address()).await?;
+    let proxy = Proxy::start_for(Protocol::Postgres, world.server.address()).await?;
     let store = impatient(&proxy.url(&world.url))?;
     run(&store, 1, "one", DAY).await?;
     let before = proxy.connections();
@@ -72,7 +72,7 @@ async fn a_half_open_connection_is_an_unknown_outcome_and_is_not_used_again() ->
 #[tokio::test]
 async fn an_idle_connection_is_tried_before_it_is_used() -> anyhow::Result<()> {
     let world = World::new().await?;
-    let proxy = Proxy::start(world.server.address()).await?;
+    let proxy = Proxy::start_for(Protocol::Postgres, world.server.address()).await?;
     let store = impatient(&proxy.url(&world.url))?;
     run(&store, 1, "one", DAY).await?;
     proxy.reset_all();
@@ -85,7 +85,7 @@ async fn an_idle_connection_is_tried_before_it_is_used() -> anyhow::Result<()> {
 #[tokio::test]
 async fn a_request_that_is_dropped_takes_its_connection_with_it() -> anyhow::Result<()> {
     let world = World::new().await?;
-    let proxy = Proxy::start(world.server.address()).await?;
+    let proxy = Proxy::start_for(Protocol::Postgres, world.server.address()).await?;
     let store = PostgresStore::builder(proxy.url(&world.url)).max_connections(1).build()?;
     run(&store, 1, "one", DAY).await?;
     proxy.half_open();
