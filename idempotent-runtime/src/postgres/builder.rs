@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{Connection as _, PgPool};
+use tokio::runtime::Handle;
 use tokio::sync::OnceCell;
 
 use super::address::Source;
@@ -14,7 +15,7 @@ use super::statements::Statements;
 use super::{Inner, PostgresAddress, PostgresStore, check, look};
 use crate::clock::SystemClock;
 use crate::sql::{TableName, Watchers};
-use crate::store::StoreError;
+use crate::store::{StoreError, StoreErrorKind};
 
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
 const CONNECTIONS: u32 = 10;
@@ -93,9 +94,9 @@ impl PostgresStoreBuilder {
     /// Connects, and checks that the server can keep the promise.
     ///
     /// # Errors
-    /// [`Config`](crate::store::StoreErrorKind::Config) when the address or the table's name is unfit or the server
-    /// refuses the role, [`Refused`](crate::store::StoreErrorKind::Refused) when there is no connection to it or it is a
-    /// standby, [`Unsupported`](crate::store::StoreErrorKind::Unsupported) when it is older than version 13.
+    /// [`Config`](StoreErrorKind::Config) when the address or the table's name is unfit or the server
+    /// refuses the role, [`Refused`](StoreErrorKind::Refused) when there is no connection to it or it is a
+    /// standby, [`Unsupported`](StoreErrorKind::Unsupported) when it is older than version 13.
     pub async fn connect(self) -> Result<PostgresStore, StoreError> {
         let store = self.build()?;
         check::server(&store.0).await?;
@@ -105,9 +106,14 @@ impl PostgresStoreBuilder {
     /// A store that connects when it is used first. Nothing is checked.
     ///
     /// # Errors
-    /// [`Config`](crate::store::StoreErrorKind::Config) when the address or the table's name is unfit.
+    /// [`Config`](StoreErrorKind::Config) when the address or the table's name is unfit, or this is called outside of a
+    /// Tokio runtime, which a pool of connections needs.
     pub fn build(self) -> Result<PostgresStore, StoreError> {
         let table = TableName::parse(&self.table)?;
+        if Handle::try_current().is_err() {
+            return Err(StoreError::new(StoreErrorKind::Config, "connect")
+                .with_detail("a pool of connections is made inside a Tokio runtime"));
+        }
         let pool = match self.source? {
             Source::Server(options) => own_pool(*options, self.max_connections, self.response_timeout, self.prepares),
             Source::Pool(pool) => pool,

@@ -36,7 +36,9 @@ use crate::sql::{
     state_code, store_of_rows,
 };
 use crate::store::codes::{self, STATES};
-use crate::store::{Capabilities, Claim, Claimed, Commit, Release, StoreError, StoreErrorKind, Token, transition};
+use crate::store::{
+    Capabilities, Claim, Claimed, Commit, Record, Release, StoreError, StoreErrorKind, Token, transition,
+};
 
 /// Records in a table of a PostgreSQL database, version 13 or later.
 ///
@@ -187,7 +189,10 @@ impl Rows for PostgresStore {
         let Claimed::Mine(grant) = transition::claim(&mut None, claim, zero) else { return Ok(First::Raced) };
         let row = Row::new(&grant.record, 0, None, Some(zero + claim.ttl));
         let request = Request::new(&self.0.statements.claim).values(row.values());
-        let rows = self.0.sessions.rows(OPERATION, request).await?;
+        let rows = match self.0.sessions.rows(OPERATION, request).await {
+            Err(error) if error::is_read_only(&error) => return self.stored_result(claim, error).await,
+            rows => rows?,
+        };
         let Some(row) = rows.first() else { return Ok(First::Raced) };
         let found = sql::found(OPERATION, row)?;
         let inserted = row.try_get(INSERTED).map_err(|error| error::store_error(OPERATION, error))?;
@@ -216,6 +221,19 @@ impl Rows for PostgresStore {
         let request = Request::new(&self.0.statements.page).bytes(after).integer(limit);
         let rows = self.0.sessions.rows(OPERATION, request).await?;
         rows.iter().map(|row| sql::found(OPERATION, row)).collect()
+    }
+}
+
+impl PostgresStore {
+    /// The answer to a claim from a server that takes no writes: what is stored is still told, everything else would be
+    /// decided on what may be old.
+    async fn stored_result(&self, claim: &Claim, refusal: StoreError) -> Answer<First> {
+        let found = self.row(refusal.operation(), claim.key).await?;
+        let is_answer = |record: &Record| record.state.is_answer() && record.expires > found.now;
+        if found.stored.as_ref().is_some_and(|stored| is_answer(&stored.record)) {
+            return Ok(First::Found(found));
+        }
+        Err(refusal)
     }
 }
 

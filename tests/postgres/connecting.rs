@@ -1,0 +1,61 @@
+//! What is told of a server or an address that is unfit.
+
+use idempotency::store::{PostgresStore, Store as _, StoreErrorKind};
+use idempotency::{ErrorKind, Idempotency};
+use idempotency_test_support::server::{PostgresOptions, PostgresServer};
+
+use crate::world::{World, claim, key, shared_server};
+
+#[tokio::test]
+async fn addresses_roles_and_databases_that_are_not_there_are_configuration() -> anyhow::Result<()> {
+    let server = shared_server().await?;
+    let url = server.url();
+    let cases = [
+        ("no URL".to_owned(), "URL is unfit"),
+        ("postgres://127.0.0.1:port/x".to_owned(), "URL is unfit"),
+        (url.replace("idempotency@", "nobody_such@"), "role"),
+        (format!("{}_not_there", server.url()), "no such database"),
+        (format!("{}?sslmode=require", server.url()), "TLS"),
+    ];
+    for (url, expected) in cases {
+        let error = PostgresStore::connect(&url).await.unwrap_err();
+        assert_eq!(error.kind(), StoreErrorKind::Config, "{url}: {error}");
+        assert!(error.to_string().contains(expected), "{url}: {error}");
+    }
+    let error = PostgresStore::builder(&url).table("a; b").connect().await.unwrap_err();
+    assert_eq!(error.kind(), StoreErrorKind::Config, "{error}");
+    let error = Idempotency::connect("postgres://nobody_such@127.0.0.1:1x/").await.unwrap_err();
+    assert_eq!((error.kind(), error.store()), (ErrorKind::Config, Some("postgres")), "{error}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_wrong_password_is_configuration() -> anyhow::Result<()> {
+    let server = PostgresServer::start(PostgresOptions::new().private()).await?;
+    server.sql("CREATE ROLE shop LOGIN PASSWORD 'right'").await?;
+    let access = server.directory()?.join("data/pg_hba.conf");
+    let rest = std::fs::read_to_string(&access)?;
+    std::fs::write(&access, format!("host all shop 127.0.0.1/32 scram-sha-256\n{rest}"))?;
+    server.sql("SELECT pg_reload_conf()").await?;
+    let url = |password: &str| format!("postgres://shop:{password}@{}/idempotency", server.address());
+    idempotency_test_support::deadline::eventually_async("passwords to be asked for", async || {
+        PostgresStore::connect(&url("wrong")).await.is_err()
+    })
+    .await?;
+    let error = PostgresStore::connect(&url("wrong")).await.unwrap_err();
+    assert_eq!(error.kind(), StoreErrorKind::Config, "{error}");
+    assert!(!format!("{error:?}").contains("wrong"), "the password is not told: {error:?}");
+    PostgresStore::connect(&url("right")).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_name_that_text_cannot_hold_is_refused_and_nothing_happens() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    let mut claim = claim(1);
+    claim.operation = "zero \0 byte".into();
+    let error = world.store.claim(claim).await.unwrap_err();
+    assert_eq!(error.kind(), StoreErrorKind::Unsupported, "{error}");
+    assert_eq!(world.store.read(key(1)).await?, None);
+    Ok(())
+}

@@ -1,0 +1,88 @@
+//! Rows of released formats are read for ever; those of unknown ones are refused and left alone.
+
+use idempotency::Fingerprint;
+use idempotency::clock::Timestamp;
+use idempotency::key::KeyHash;
+use idempotency::store::{
+    Claim, Commit, CrashPolicy, PostgresStore, Reason, Record, Scan, State, Store as _, StoreErrorKind, Token,
+};
+
+use crate::world::{DAY, World};
+
+/// Rows as format 1 has them, one with every field set and one with none.
+const FORMAT_1: &str = include_str!("format_1.sql");
+
+const FULL: KeyHash = KeyHash::from_bytes([0x11; 32]);
+const BARE: KeyHash = KeyHash::from_bytes([0x22; 32]);
+const OWNER: Token = Token::from_bits(0x0102_0304_0506_0708_090a_0b0c_0d0e_0f10);
+
+fn full() -> Record {
+    let mut full = Record::new(FULL, OWNER, "payments.charge".into());
+    full.state = State::InDoubt;
+    full.fence = 1_699_999_000_000_001;
+    full.fingerprint = Some(Fingerprint { version: 1, bits: 0xfeed });
+    full.policy = CrashPolicy::Verify;
+    full.created = Timestamp::from_millis(1_699_999_000_000);
+    full.attempts = 4;
+    full.reason = Some(Reason::LeaseLost);
+    full.linger = 2_592_000_000;
+    full.after_expiry = 86_400_000;
+    full.lease_until = Timestamp::from_millis(4_102_444_800_000);
+    full.expires = Timestamp::from_millis(4_105_036_800_000);
+    full.schema = 5;
+    full.checkpoints = 6;
+    full.taken_over = Some(State::InProgress);
+    full.trace = Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".into());
+    full.body = "body".into();
+    full
+}
+
+fn bare() -> Record {
+    let mut bare = Record::new(BARE, Token::from_bits(1), "".into());
+    bare.state = State::Completed;
+    bare.policy = CrashPolicy::Retry;
+    bare.expires = Timestamp::from_millis(4_102_444_800_001);
+    bare
+}
+
+/// The record as it is but for the time of the read.
+async fn read(store: &PostgresStore, key: KeyHash) -> anyhow::Result<Option<Record>> {
+    Ok(store.read(key).await?.map(|mut record| {
+        assert_ne!(std::mem::take(&mut record.read_at), Timestamp::default());
+        record
+    }))
+}
+
+#[tokio::test]
+async fn golden_rows_of_format_1_are_read() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    world.sql(FORMAT_1).await?;
+    let unprepared = PostgresStore::builder(&world.url).without_prepared_statements().connect().await?;
+    for store in [&world.store, &unprepared] {
+        assert_eq!(read(store, FULL).await?, Some(full()));
+        assert_eq!(read(store, BARE).await?, Some(bare()));
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn rows_of_an_unknown_format_are_refused_and_left_alone() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    world.sql(FORMAT_1).await?;
+    world.sql("UPDATE idempotency_records SET format = 2, purge_at = 0, expires_at = 1, after_expiry = 0").await?;
+    let errors = [
+        world.store.read(FULL).await.unwrap_err(),
+        world.store.claim(Claim::new(FULL, Token::from_bits(9), "payments.charge".into())).await.unwrap_err(),
+        world.store.complete(Commit::new(FULL, OWNER, "x".into(), DAY)).await.unwrap_err(),
+        world.store.watch(FULL).await.unwrap_err(),
+        world.store.scan(Scan::default()).await.unwrap_err(),
+    ];
+    for error in errors {
+        assert_eq!(error.kind(), StoreErrorKind::Corrupt, "{error}");
+        let source = std::error::Error::source(&error).expect("the reason");
+        assert!(source.to_string().contains("format version 2"), "{source}");
+    }
+    let purged = world.store.purge(10).await?;
+    assert_eq!((purged.removed, world.rows().await?), (0, 2));
+    Ok(())
+}

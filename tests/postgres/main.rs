@@ -1,0 +1,15 @@
+//! What is special about the PostgreSQL store, on real servers.
+
+mod connecting;
+mod formats;
+mod isolation;
+mod migrations;
+mod outages;
+mod poolers;
+mod purging;
+mod renewals;
+mod rights;
+mod statements;
+mod statistics;
+mod waiters;
+mod world;

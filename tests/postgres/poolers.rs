@@ -1,0 +1,67 @@
+//! Behind a pooler that gives every transaction another session.
+
+use idempotency::store::{PostgresStore, Remove, Renewal, Scan, State, Store as _, StoreErrorKind, Written};
+use idempotency::{Error, Idempotency};
+use idempotency_test_support::deadline::within;
+use idempotency_test_support::server::{PgBouncer, PgBouncerOptions};
+
+use crate::world::{DAY, HOUR, OPERATION, World, claim, key, run, token};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_prepared_statements_everything_works_in_transaction_mode() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    // Refuses every startup parameter that it does not know.
+    let options = PgBouncerOptions::before(world.server).setting("ignore_startup_parameters", "");
+    let pooler = PgBouncer::start(options.setting("default_pool_size", "2")).await?;
+    let url = pooler.through(&world.url);
+    let unprepared = || PostgresStore::builder(&url).without_prepared_statements();
+    let store = unprepared().connect().await?;
+    store.migrate().await?;
+    let other = unprepared().table("pooled.records").connect().await?;
+    other.migrate().await?;
+    run(&other, 1, "elsewhere", DAY).await?;
+
+    let engine = Idempotency::builder(store.clone()).build();
+    let tasks: Vec<_> = (0..64_u32)
+        .map(|number| {
+            let call = engine.call(OPERATION, number % 8).ttl(DAY);
+            tokio::spawn(call.run(move || async move { Ok::<_, Error>(number % 8) }))
+        })
+        .collect();
+    for (number, task) in tasks.into_iter().enumerate() {
+        assert_eq!(task.await??, u32::try_from(number % 8)?);
+    }
+    assert_eq!(world.rows().await?, 8);
+
+    // Names and bodies are data, whatever is in them.
+    let mut odd = claim(100);
+    odd.operation = "'); DROP TABLE idempotency_records; -- $1 \\ é".into();
+    odd.trace = Some("\\'$2".into());
+    store.claim(odd.clone()).await?;
+    let record = store.read(key(100)).await?.expect("the record");
+    assert_eq!((&record.operation, &record.trace), (&odd.operation, &odd.trace));
+    let renewal = Renewal::new(key(100), token(100), HOUR);
+    let nobodys = Renewal::new(key(101), token(100), HOUR);
+    assert_eq!(store.renew(vec![renewal, nobodys]).await?, [Written::Applied, Written::Gone]);
+    run(&store, 102, "\0\u{1}'\\", DAY).await?;
+    let record = store.read(key(102)).await?.expect("the record");
+    assert_eq!((record.state, &record.body[..]), (State::Completed, &b"\0\x01'\\"[..]));
+    assert_eq!(store.scan(Scan::default()).await?.records.len(), 10);
+    assert_eq!(store.purge(10).await?.removed, 0);
+    let watch = store.watch(key(100)).await?;
+    let mut remove = Remove::new(key(100), token(100));
+    remove.force = true;
+    store.remove(remove).await?;
+    within("the wake", watch).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_pooler_that_refuses_the_settings_of_a_session_is_named() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    let pooler = PgBouncer::start(PgBouncerOptions::before(world.server)).await?;
+    let error = PostgresStore::connect(&pooler.through(&world.url)).await.unwrap_err();
+    assert_eq!(error.kind(), StoreErrorKind::Config, "{error}");
+    assert!(error.to_string().contains("without_prepared_statements"), "{error}");
+    Ok(())
+}
