@@ -12,7 +12,7 @@ use idempotency::{Error, OnConflict, observe};
 use idempotency_test_support::deadline::{eventually_async, within};
 use tokio::sync::oneshot;
 
-use crate::connecting::Warnings;
+use crate::warnings::Warnings;
 use crate::world::{DAY, OPERATION, World, engine_on, large};
 
 /// The commands in the documentation of `RedisStore`.
