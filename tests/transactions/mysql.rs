@@ -59,8 +59,7 @@ async fn a_second_transaction_waits_and_replays_or_runs() -> anyhow::Result<()> 
             anyhow::Ok(())
         };
         let end = async {
-            let waits =
-                "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()";
+            let waits = "SELECT count(*) FROM information_schema.processlist WHERE info LIKE 'INSERT INTO `idempotency_records`%'";
             idempotency_test_support::deadline::eventually_async("the second to wait", async || {
                 sqlx::query_as(waits).fetch_one(&world.pool).await.is_ok_and(|(waiting,): (i64,)| waiting > 0)
             })

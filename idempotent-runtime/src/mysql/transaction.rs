@@ -173,6 +173,7 @@ impl Keep for MySqlConnection {
     }
 }
 
+#[diagnostic::do_not_recommend]
 impl SqlTransaction for MySqlConnection {
     type Connection = Self;
 
@@ -181,6 +182,7 @@ impl SqlTransaction for MySqlConnection {
     }
 }
 
+#[diagnostic::do_not_recommend]
 impl SqlTransaction for Transaction<'_, MySql> {
     type Connection = MySqlConnection;
 

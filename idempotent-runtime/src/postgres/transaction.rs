@@ -145,6 +145,7 @@ impl Keep for PgConnection {
     }
 }
 
+#[diagnostic::do_not_recommend]
 impl SqlTransaction for PgConnection {
     type Connection = Self;
 
@@ -153,6 +154,7 @@ impl SqlTransaction for PgConnection {
     }
 }
 
+#[diagnostic::do_not_recommend]
 impl SqlTransaction for Transaction<'_, Postgres> {
     type Connection = PgConnection;
 

@@ -118,6 +118,7 @@ impl Keep for SqliteConnection {
     }
 }
 
+#[diagnostic::do_not_recommend]
 impl SqlTransaction for SqliteConnection {
     type Connection = Self;
 
@@ -126,6 +127,7 @@ impl SqlTransaction for SqliteConnection {
     }
 }
 
+#[diagnostic::do_not_recommend]
 impl SqlTransaction for Transaction<'_, Sqlite> {
     type Connection = SqliteConnection;
 
