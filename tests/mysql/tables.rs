@@ -107,8 +107,7 @@ async fn a_server_that_can_lose_records_is_warned_of() -> anyhow::Result<()> {
     let setting = "innodb_flush_log_at_trx_commit";
     for (flush, warns) in [("0", true), ("2", true), ("1", false)] {
         let world = World::private(MariaDbOptions::new().setting(setting, flush)).await?;
-        let warnings = Warnings::default();
-        let _guard = tracing::subscriber::set_default(warnings.clone());
+        let warnings = Warnings::listen();
         MySqlStore::connect(&world.url).await?;
         assert_eq!(warnings.mention(&format!("`{setting}` is {flush}: records")), warns, "{flush}");
         assert_eq!(warnings.mention("innodb"), warns, "{flush}");

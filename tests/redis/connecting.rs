@@ -12,8 +12,7 @@ use crate::world::{World, engine_on};
 
 #[tokio::test]
 async fn a_server_that_may_evict_records_is_refused_unless_that_is_allowed() -> anyhow::Result<()> {
-    let warnings = Warnings::default();
-    let _guard = tracing::subscriber::set_default(warnings.clone());
+    let warnings = Warnings::listen();
     let evicting = RedisServer::start(RedisOptions::new().max_memory(100_000_000, "allkeys-lru")).await?;
     let error = RedisStore::connect(&evicting.url()).await.unwrap_err();
     assert_eq!(error.kind(), StoreErrorKind::Config);
@@ -33,8 +32,7 @@ async fn a_server_that_may_evict_records_is_refused_unless_that_is_allowed() -> 
 
 #[tokio::test]
 async fn a_server_without_an_append_only_file_is_warned_about() -> anyhow::Result<()> {
-    let warnings = Warnings::default();
-    let _guard = tracing::subscriber::set_default(warnings.clone());
+    let warnings = Warnings::listen();
     let durable = RedisServer::start(RedisOptions::new().append_only()).await?;
     RedisStore::connect(&durable.url()).await?;
     assert!(!warnings.mention("append-only"));

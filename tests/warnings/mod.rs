@@ -1,20 +1,36 @@
-//! What is logged as a warning.
+//! What a test's thread logs as a warning.
 
+use std::cell::RefCell;
 use std::fmt::Debug;
-use std::sync::{Arc, Mutex};
+use std::sync::Once;
 
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Metadata, Subscriber, span};
 
-/// Keeps the warnings of this thread.
-#[derive(Clone, Default)]
-pub struct Warnings(Arc<Mutex<Vec<String>>>);
+thread_local! {
+    static HEARD: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The warnings of this thread since it listens.
+pub struct Warnings {
+    heard_before: usize,
+}
 
 impl Warnings {
+    /// The listener is one for the whole process. With one for each thread, a thread without any that comes first to a
+    /// place that warns would switch that place off for all.
+    pub fn listen() -> Self {
+        static LISTENER: Once = Once::new();
+        LISTENER.call_once(|| tracing::subscriber::set_global_default(Listener).expect("nobody else listens"));
+        Self { heard_before: HEARD.with_borrow(Vec::len) }
+    }
+
     pub fn mention(&self, part: &str) -> bool {
-        self.0.lock().unwrap().iter().any(|warning| warning.contains(part))
+        HEARD.with_borrow(|heard| heard.iter().skip(self.heard_before).any(|warning| warning.contains(part)))
     }
 }
+
+struct Listener;
 
 struct Message<'a>(&'a mut String);
 
@@ -25,7 +41,7 @@ impl Visit for Message<'_> {
     }
 }
 
-impl Subscriber for Warnings {
+impl Subscriber for Listener {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         *metadata.level() <= Level::WARN
     }
@@ -41,7 +57,7 @@ impl Subscriber for Warnings {
     fn event(&self, event: &Event<'_>) {
         let mut message = String::new();
         event.record(&mut Message(&mut message));
-        self.0.lock().unwrap().push(message);
+        HEARD.with_borrow_mut(|heard| heard.push(message));
     }
 
     fn enter(&self, _: &span::Id) {}
