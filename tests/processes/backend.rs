@@ -5,8 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::bail;
-use idempotency::store::{DynStore, PostgresStore, RedisStore, SqliteStore};
-use idempotency_test_support::server::{PostgresOptions, PostgresServer, RedisOptions, RedisServer};
+use idempotency::store::{DynStore, MySqlStore, PostgresStore, RedisStore, SqliteStore};
+use idempotency_test_support::server::{
+    MariaDbOptions, MariaDbServer, PostgresOptions, PostgresServer, RedisOptions, RedisServer,
+};
 use tempfile::TempDir;
 
 /// A kind of store.
@@ -14,6 +16,7 @@ use tempfile::TempDir;
 pub enum Backend {
     Redis,
     Postgres,
+    MariaDb,
     Sqlite,
 }
 
@@ -21,6 +24,7 @@ pub enum Backend {
 pub enum Place {
     Redis(RedisServer),
     Postgres(PostgresServer),
+    MariaDb(MariaDbServer),
     Sqlite(TempDir),
 }
 
@@ -29,6 +33,7 @@ impl Backend {
         Ok(match self {
             Self::Redis => Place::Redis(RedisServer::start(RedisOptions::new().private()).await?),
             Self::Postgres => Place::Postgres(PostgresServer::start(PostgresOptions::new().private()).await?),
+            Self::MariaDb => Place::MariaDb(MariaDbServer::start(MariaDbOptions::new().private()).await?),
             Self::Sqlite => Place::Sqlite(memory_directory()?),
         })
     }
@@ -37,7 +42,7 @@ impl Backend {
     pub fn usual_margin(self) -> Duration {
         match self {
             Self::Redis => Duration::from_millis(300),
-            Self::Postgres | Self::Sqlite => Duration::from_millis(600),
+            Self::Postgres | Self::MariaDb | Self::Sqlite => Duration::from_millis(600),
         }
     }
 }
@@ -54,6 +59,7 @@ impl Place {
         match self {
             Self::Redis(server) => server.url(),
             Self::Postgres(server) => server.url(),
+            Self::MariaDb(server) => server.url(),
             Self::Sqlite(directory) => format!("sqlite:{}", directory.path().join("records.db").display()),
         }
     }
@@ -65,6 +71,11 @@ pub async fn connect(url: &str) -> anyhow::Result<Arc<dyn DynStore>> {
         Some("redis") => Arc::new(RedisStore::connect(url).await?),
         Some("postgres") => {
             let store = PostgresStore::connect(url).await?;
+            store.migrate().await?;
+            Arc::new(store)
+        }
+        Some("mysql") => {
+            let store = MySqlStore::connect(url).await?;
             store.migrate().await?;
             Arc::new(store)
         }

@@ -40,4 +40,5 @@ macro_rules! on {
 
 on!(redis, Backend::Redis);
 on!(postgres, Backend::Postgres);
+on!(mariadb, Backend::MariaDb);
 on!(sqlite, Backend::Sqlite);
