@@ -40,7 +40,7 @@ async fn a_server_that_is_away_is_refused_and_nothing_was_sent() -> anyhow::Resu
     let mut server = PostgresServer::start(PostgresOptions::new().private()).await?;
     let store = impatient(&server.url())?;
     server.stop().await?;
-    let error = within("the refusal", store.claim(claim(1))).await?.unwrap_err();
+    let error = within("the refusal", Box::pin(store.claim(claim(1)))).await?.unwrap_err();
     assert_eq!(error.kind(), StoreErrorKind::Refused, "{error}");
     let error = PostgresStore::connect(&server.url()).await.unwrap_err();
     assert_eq!((error.kind(), error.operation()), (StoreErrorKind::Refused, "connect"), "{error}");
