@@ -33,7 +33,7 @@ fn results_from_nowhere(key: &Key) -> Option<String> {
     });
     let mut results = outcomes.filter_map(|(caller, outcome)| match outcome {
         Outcome::Value(bytes) | Outcome::StoredError(bytes) => Some((caller, bytes)),
-        Outcome::Error(_) => None,
+        Outcome::Mismatch | Outcome::Error(_) => None,
     });
     let (caller, bytes) = results.find(|(_, bytes)| !key.results.iter().any(|result| result == &bytes[..]))?;
     Some(format!("{caller} got `{}`, which nobody has made", bytes.escape_ascii()))
