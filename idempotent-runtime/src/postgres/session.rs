@@ -40,17 +40,18 @@ impl Sessions {
         self.response_timeout
     }
 
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "the patience with a server is real time, whatever clock records have"
-    )]
     pub(super) async fn lease(&self, operation: &'static str) -> Answer<Lease<Postgres>> {
-        let Ok(acquired) = tokio::time::timeout(self.response_timeout, self.pool.acquire()).await else {
+        let connecting = async { self.pool.acquire().await.map_err(|error| connection_error(operation, error)) };
+        let connection = in_time(operation, self.response_timeout, connecting).await;
+        connection.map(Lease::new).map_err(|error| {
+            // The one error of an unknown outcome here is that of the time limit, and nothing was sent.
+            if !error.is_outcome_unknown() {
+                return error;
+            }
             let detail =
                 format!("no connection within {:?}: all are busy, or the server takes none", self.response_timeout);
-            return Err(StoreError::new(StoreErrorKind::Refused, operation).with_detail(detail));
-        };
-        acquired.map(Lease::new).map_err(|error| connection_error(operation, error))
+            StoreError::new(StoreErrorKind::Refused, operation).with_detail(detail).with_source(error)
+        })
     }
 
     /// The rows that the one statement of `request` returns.

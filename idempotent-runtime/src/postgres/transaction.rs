@@ -119,7 +119,8 @@ impl Inner {
             let _ = connection.close().await;
             Ok(identity)
         };
-        let asking = || in_time(OPERATION, self.sessions.response_timeout(), asking);
+        // It is asked for once, and connecting takes a large future.
+        let asking = || in_time(OPERATION, self.sessions.response_timeout(), Box::pin(asking));
         self.identity.get_or_try_init(asking).await.copied()
     }
 }

@@ -14,6 +14,7 @@ mod in_transaction;
 mod lease;
 mod name;
 mod row;
+mod runtime;
 pub(crate) mod store;
 pub(crate) mod transaction;
 mod watchers;

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::change::{Found, Table, change};
+use super::runtime::while_runtime_lives;
 use super::watchers::Watchers;
 use crate::clock::Timestamp;
 use crate::key::KeyHash;
@@ -74,16 +75,21 @@ pub(crate) trait Rows: Send + Sync + 'static {
 }
 
 /// An answer from the server within the time that it has.
+///
+/// When the runtime ends in which the request was sent, its answer will not come: another try on another runtime
+/// settles it.
 #[expect(clippy::disallowed_methods, reason = "the patience with a server is real time, whatever clock records have")]
 pub(crate) async fn in_time<A>(
     operation: &'static str,
     limit: Duration,
     request: impl Future<Output = Result<A, StoreError>>,
 ) -> Result<A, StoreError> {
-    tokio::time::timeout(limit, request).await.unwrap_or_else(|_| {
-        let detail = format!("no answer within {limit:?}; whether the request took effect is not known");
-        Err(StoreError::new(StoreErrorKind::Unavailable, operation).with_detail(detail))
-    })
+    let unknown = |detail: String| Err(StoreError::new(StoreErrorKind::Unavailable, operation).with_detail(detail));
+    match while_runtime_lives(tokio::time::timeout(limit, request)).await {
+        Some(Ok(answer)) => answer,
+        Some(Err(_)) => unknown(format!("no answer within {limit:?}; whether the request took effect is not known")),
+        None => unknown(String::from("the runtime in which the request was sent has ended")),
+    }
 }
 
 /// Whether the connection can be used again after `result`.
