@@ -36,7 +36,7 @@ mod clean {
         }
     }
 
-    const TTL: Duration = Duration::from_secs(3600);
+    const TTL: Duration = Duration::from_hours(1);
 
     const fn on_error(error: &PayError) -> OnError {
         match error {

@@ -10,6 +10,7 @@ use crate::duration::{self, Time};
 use crate::errors::Errors;
 use crate::key::{self, Key};
 use crate::nearest::nearest;
+use crate::transaction;
 
 /// The options as written, each checked by itself. Rules across options are in `check`.
 #[derive(Default)]
@@ -28,7 +29,7 @@ pub(crate) struct Args {
     pub(crate) engine: Option<Expr>,
     pub(crate) facade: Option<Path>,
     pub(crate) detach: Option<Span>,
-    pub(crate) tx: Option<Span>,
+    pub(crate) tx: Option<Expr>,
     /// Every option that was named, even with a value that is wrong: it is not missing.
     named: Vec<Ident>,
     /// All that was written.
@@ -158,6 +159,10 @@ fn option(args: &mut Args, input: ParseStream, errors: &mut Errors) -> syn::Resu
     let value: Expr = input.parse().map_err(|error| {
         syn::Error::new(error.span(), format!("{error}: `{text}` takes an expression, as in `{example}`"))
     })?;
+    if text == "tx" {
+        args.tx = transaction::parse(value, errors);
+        return Ok(());
+    }
     refuse_leaving(&text, &value, errors);
     match text.as_str() {
         "key" => args.key = Some(key::parse("key", &value, errors)),
@@ -171,8 +176,7 @@ fn option(args: &mut Args, input: ParseStream, errors: &mut Errors) -> syn::Resu
         "on_error" => args.on_error = on_error(value, errors),
         "version" => args.version = version(&value, errors),
         "upgrade" => args.upgrade = Some(value),
-        "engine" => args.engine = Some(value),
-        _ => args.tx = Some(name.span()),
+        _ => args.engine = Some(value),
     }
     Ok(())
 }

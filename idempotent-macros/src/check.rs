@@ -7,11 +7,13 @@ use syn::{FnArg, Pat, Receiver, ReceiverKind, Type};
 use crate::args::Args;
 use crate::errors::Errors;
 use crate::func::{Function, argument_name, is_idempotent};
+use crate::transaction;
 use crate::types::{self, Borrow, Output, text, unwrapped};
 
 /// Reports every rule that is broken.
 pub(crate) fn check(args: &Args, function: &Function, errors: &mut Errors) {
     options(args, function, errors);
+    in_transaction(args, function, errors);
     qualifiers(function, errors);
     output(function, errors);
     if let Some(detach) = args.detach {
@@ -57,17 +59,22 @@ fn options(args: &Args, function: &Function, errors: &mut Errors) {
             "`upgrade` reads results of other versions, so this one needs a number: write `version = 1, upgrade = read_old_receipt`",
         );
     }
-    if let Some(tx) = args.tx {
-        let conflict = match (args.named("detach"), args.named("on_crash")) {
-            (Some(_), _) => {
-                "`tx` and `detach` exclude each other, because a detached body outlives the caller's transaction: leave one of them out"
-            }
-            (None, Some(_)) => {
-                "`tx` and `on_crash` exclude each other, because a crash rolls the transaction back: leave `on_crash` out"
-            }
-            (None, None) => "`tx` is not available yet: leave it out, and make the call before the transaction",
-        };
-        errors.at(tx, conflict);
+}
+
+/// What has no meaning in a transaction, or cannot reach it.
+fn in_transaction(args: &Args, function: &Function, errors: &mut Errors) {
+    let Some(option) = args.named("tx") else { return };
+    for (excluded, reason) in [
+        ("detach", "a detached body outlives the caller's transaction: leave one of them out"),
+        ("on_crash", "a crash rolls the transaction back: leave `on_crash` out"),
+        ("lease", "a claim in a transaction lives as long as the transaction: leave `lease` out"),
+    ] {
+        if args.named(excluded).is_some() {
+            errors.at(option, format!("`tx` and `{excluded}` exclude each other, because {reason}"));
+        }
+    }
+    if let Some(tx) = &args.tx {
+        transaction::check(tx, function, errors);
     }
 }
 

@@ -10,7 +10,8 @@ use crate::args::{Args, OnConflict, OnCrash, OnError};
 use crate::detach::{self, Copied};
 use crate::func::{Body, Function, mentions};
 use crate::key::{Key, borrowed};
-use crate::types::{Output, erased};
+use crate::transaction;
+use crate::types::{self, Output, erased};
 
 /// The expansion of a function that passed every check.
 pub(crate) fn expand(args: &Args, function: &Function) -> TokenStream {
@@ -19,9 +20,13 @@ pub(crate) fn expand(args: &Args, function: &Function) -> TokenStream {
     };
     let private = private_path(args);
     let signature = if args.detach.is_some() { &detach::signature(signature) } else { signature };
-    let contents = match function.output() {
-        Output::Async(output) => native(args, function, body, &private, output),
-        Output::Boxed { future, output } => boxed(args, function, body, &private, future, output),
+    let contents = match (function.output(), &args.tx) {
+        (Output::Async(output), Some(tx)) => native_in_transaction(args, tx, function, body, &private, output),
+        (Output::Boxed { future, output }, Some(tx)) => {
+            boxed_in_transaction(args, tx, function, body, &private, future, output)
+        }
+        (Output::Async(output), None) => native(args, function, body, &private, output),
+        (Output::Boxed { future, output }, None) => boxed(args, function, body, &private, future, output),
         _ => return function.unchanged(),
     };
     let body = body.braced(&body.inner_attributes, &contents);
@@ -49,8 +54,7 @@ fn native(args: &Args, function: &Function, body: &Body, private: &TokenStream, 
     let edge = return_type_edge(output);
     let inner = body.following(&quote!(#edge #(#wholes)* #(#borrows)*));
     let local = local("__body");
-    // Of a captured variable the compiler says that an assigned field is never read; of an argument it does not.
-    let lint = function.has_mutable_argument().then(|| quote!(#[allow(unused_assignments)]));
+    let lint = assignments_lint(function);
     let closure = quote!(#(#checks)* #(#copies)* #lint let #local = move || async move #inner;);
     let call = call(args, function, private, output, &closure);
     quote!(#call.await)
@@ -73,12 +77,91 @@ fn boxed(
     quote!(::std::boxed::Box::pin(#call))
 }
 
-/// The future of the call. The key comes first, before anything is moved.
+/// `async fn` with `tx`: the body borrows the transaction and gives it back. What it borrows else stays an argument of
+/// the outer function, so nothing has to be moved along.
+fn native_in_transaction(
+    args: &Args,
+    tx: &Expr,
+    function: &Function,
+    body: &Body,
+    private: &TokenStream,
+    output: &Type,
+) -> TokenStream {
+    let edge = return_type_edge(output);
+    let loan = transaction::loan(tx, function, body);
+    let inner = body.following(&quote!(#edge #loan));
+    let lint = assignments_lint(function);
+    call_in_transaction(args, tx, function, private, output, &lint, &quote!(|| async #inner))
+}
+
+/// A boxed future with `tx`. It takes a loan of the transaction, which is shorter than the lifetimes of the signature.
+fn boxed_in_transaction(
+    args: &Args,
+    tx: &Expr,
+    function: &Function,
+    body: &Body,
+    private: &TokenStream,
+    future: &Type,
+    output: &Type,
+) -> TokenStream {
+    let loan = transaction::loan(tx, function, body);
+    let inner = body.following(&loan.unwrap_or_default());
+    let future = types::without_lifetimes(future);
+    // `#[async_trait]` binds every argument again inside of `inner`, also those that only the key uses.
+    let lint = quote!(#[allow(unused_variables)]);
+    let call = call_in_transaction(args, tx, function, private, output, &lint, &quote!(|| -> #future #inner));
+    quote!(::std::boxed::Box::pin(async move { #call }))
+}
+
+/// Begin, body and finish, each with its own loan of the transaction.
+fn call_in_transaction(
+    args: &Args,
+    tx: &Expr,
+    function: &Function,
+    private: &TokenStream,
+    output: &Type,
+    lint: &TokenStream,
+    closure: &TokenStream,
+) -> TokenStream {
+    let (call, codec) = (local("__call"), local("__codec"));
+    let (begun, claim, result) = (local("__begun"), local("__claim"), local("__result"));
+    let start = start(args, function, private, output);
+    let lend = located_at(&quote!(#private::lend), tx.span());
+    let tx = transaction::borrowed(tx, &lend);
+    quote! {
+        #start
+        let #begun = #private::begin(#call, #codec, #tx).await;
+        match #begun {
+            #private::Begun::Answered(#result) => #result,
+            #private::Begun::Mine(#claim) => {
+                #lint
+                let #result = #claim.body(#closure).await;
+                #claim.finish(#result, #tx).await
+            }
+        }
+    }
+}
+
+/// The future of the call.
 ///
 /// All of it is in a closure: an argument that was borrowed for the key would else keep its place in the state of the
 /// outer future, though it was moved into the body since.
 fn call(args: &Args, function: &Function, private: &TokenStream, output: &Type, closure: &TokenStream) -> TokenStream {
-    let (key, call, codec, body) = (local("__key"), local("__call"), local("__codec"), local("__body"));
+    let (call, codec, body) = (local("__call"), local("__codec"), local("__body"));
+    let start = start(args, function, private, output);
+    let run = if args.detach.is_some() { quote!(run_detached) } else { quote!(run) };
+    quote! {
+        #private::on_first_poll(move || {
+            #start
+            #closure
+            #private::#run(#call, #codec, #body)
+        })
+    }
+}
+
+/// What the runtime is told about the call. The key comes first, before anything is moved.
+fn start(args: &Args, function: &Function, private: &TokenStream, output: &Type) -> TokenStream {
+    let (key, call, codec) = (local("__key"), local("__call"), local("__codec"));
     let site = site(args, function, private);
     let encoded = args.key.as_ref().map(|key| key.encoded(private));
     let start = if let Some(engine) = &args.engine {
@@ -89,16 +172,16 @@ fn call(args: &Args, function: &Function, private: &TokenStream, output: &Type, 
     let settings = settings(args, private);
     let witness = witness(args, private, output);
     let upgrade = args.upgrade.as_ref().map(|upgrade| quote!(.upgrade(#upgrade)));
-    let run = if args.detach.is_some() { quote!(run_detached) } else { quote!(run) };
     quote! {
-        #private::on_first_poll(move || {
-            let #key = #encoded;
-            let #call = #start #settings;
-            let #codec = #witness #upgrade;
-            #closure
-            #private::#run(#call, #codec, #body)
-        })
+        let #key = #encoded;
+        let #call = #start #settings;
+        let #codec = #witness #upgrade;
     }
+}
+
+/// Of a captured variable the compiler says that an assigned field is never read; of an argument it does not.
+fn assignments_lint(function: &Function) -> TokenStream {
+    if function.has_mutable_argument() { quote!(#[allow(unused_assignments)]) } else { TokenStream::new() }
 }
 
 /// The one `static` of the function. It is alone in a block, so the body does not see its name.

@@ -18,6 +18,7 @@ mod nearest;
 #[cfg(test)]
 mod snapshots;
 mod template;
+mod transaction;
 mod types;
 
 use proc_macro2::{Span, TokenStream};

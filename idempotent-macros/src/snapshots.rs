@@ -1,4 +1,4 @@
-//! The expansion of six canonical signatures, whole.
+//! The expansion of canonical signatures, whole.
 
 use proc_macro2::TokenStream;
 
@@ -71,6 +71,26 @@ fn boxed_future() {
         "fn charge<'a, 'async_trait>(&'a self, order: Order) \
          -> ::core::pin::Pin<Box<dyn ::core::future::Future<Output = Result<Receipt, PayError>> + Send + 'async_trait>> \
          where 'a: 'async_trait { Box::pin(async move { let order = order; self.pay(order).await }) }",
+    ));
+}
+
+#[test]
+fn function_in_a_transaction() {
+    insta::assert_snapshot!(expanded(
+        r#"key = order.id, ttl = "24h", tx = tx, on_error = store"#,
+        "async fn transfer(tx: &mut Transaction<'_, Postgres>, mut order: Order) -> Result<Receipt, PayError> \
+         { order.book(); write(tx, order).await }",
+    ));
+}
+
+#[test]
+fn boxed_future_in_a_transaction() {
+    insta::assert_snapshot!(expanded_method(
+        r#"key = order.id, ttl = "24h", tx = tx"#,
+        "fn transfer<'a, 'b, 'async_trait>(&'a self, tx: &'b mut PgConnection, order: Order) \
+         -> ::core::pin::Pin<Box<dyn ::core::future::Future<Output = Result<Receipt, PayError>> + Send + 'async_trait>> \
+         where 'a: 'async_trait, 'b: 'async_trait \
+         { Box::pin(async move { let tx = tx; let order = order; self.write(tx, order).await }) }",
     ));
 }
 

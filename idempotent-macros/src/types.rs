@@ -85,7 +85,7 @@ fn type_argument(segment: &PathSegment) -> Option<&Type> {
     })
 }
 
-fn last_segment(of_type: &Type) -> Option<&PathSegment> {
+pub(crate) fn last_segment(of_type: &Type) -> Option<&PathSegment> {
     match unwrapped(of_type) {
         Type::Path(path) if path.qself.is_none() => path.path.segments.last(),
         _ => None,
@@ -194,6 +194,21 @@ pub(crate) fn erased(of_type: &Type) -> Type {
                 *of_type = Type::Infer(syn::TypeInfer { attrs: Vec::new(), underscore_token: syn::Token![_](span) });
             } else {
                 visit_mut::visit_type_mut(self, of_type);
+            }
+        }
+    }
+    let mut erased = of_type.clone();
+    Eraser.visit_type_mut(&mut erased);
+    erased
+}
+
+/// The type with every lifetime but `'static` left to the compiler, for the return type of a closure.
+pub(crate) fn without_lifetimes(of_type: &Type) -> Type {
+    struct Eraser;
+    impl VisitMut for Eraser {
+        fn visit_lifetime_mut(&mut self, lifetime: &mut Lifetime) {
+            if lifetime.ident != "static" {
+                lifetime.ident = syn::Ident::new("_", lifetime.ident.span());
             }
         }
     }

@@ -12,6 +12,8 @@ mod first_poll;
 pub mod key;
 #[cfg(feature = "memory")]
 mod memory;
+#[cfg(feature = "mysql")]
+mod mysql;
 mod outcome;
 mod policy;
 #[cfg(feature = "postgres")]

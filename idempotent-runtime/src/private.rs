@@ -1,7 +1,7 @@
 //! What the expansion of `#[idempotent]` calls. Not for people: it changes without notice.
 
 pub use crate::argument::{Detachable, DetachableCopy, assert_detachable, copied};
-pub use crate::engine::{Begun, Call, InTransaction, Site, begin, run, run_detached};
+pub use crate::engine::{Begun, Call, InTransaction, Loan, Site, begin, lend, run, run_detached};
 pub use crate::first_poll::on_first_poll;
 pub use crate::key::Key;
 pub use crate::outcome::{CallError, Codec, Decision, ErrorPolicy, Outcome, StoredError, StoredValue};

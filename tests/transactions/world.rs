@@ -1,5 +1,6 @@
 //! A database with a ledger: what is in its table has happened, and nothing else.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use idempotency::store::SqliteStore;
@@ -14,6 +15,7 @@ pub const OPERATION: &str = "ledger.add";
 pub struct World {
     pub engine: Idempotency,
     pub pool: SqlitePool,
+    path: PathBuf,
     // Removed last.
     _directory: TempDir,
 }
@@ -27,7 +29,12 @@ impl World {
         let pool = SqlitePoolOptions::new().max_connections(4).connect_with(options).await?;
         sqlx::query("CREATE TABLE ledger (entry TEXT NOT NULL)").execute(&pool).await?;
         let engine = Idempotency::new(SqliteStore::open(&path).await?);
-        Ok(Self { engine, pool, _directory: directory })
+        Ok(Self { engine, pool, path, _directory: directory })
+    }
+
+    /// An engine on the same database, as another version of the program has it.
+    pub async fn another_engine(&self) -> anyhow::Result<Idempotency> {
+        Ok(Idempotency::new(SqliteStore::open(&self.path).await?))
     }
 
     pub fn call(&self, key: &str) -> Call {

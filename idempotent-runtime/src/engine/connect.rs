@@ -4,17 +4,19 @@ use super::Builder;
 use crate::error::Error;
 
 /// The schemes, and the feature that each needs.
-const SCHEMES: [(&str, &str); 6] = [
+const SCHEMES: [(&str, &str); 8] = [
     ("memory", "memory"),
     ("redis", "redis"),
     ("rediss", "redis"),
+    ("mysql", "mysql"),
+    ("mariadb", "mysql"),
     ("postgres", "postgres"),
     ("postgresql", "postgres"),
     ("sqlite", "sqlite"),
 ];
 
 #[cfg_attr(
-    not(any(feature = "redis", feature = "postgres", feature = "sqlite")),
+    not(any(feature = "mysql", feature = "postgres", feature = "redis", feature = "sqlite")),
     expect(clippy::unused_async, reason = "every store but the embedded one connects")
 )]
 pub(super) async fn builder(url: &str) -> Result<Builder, Error> {
@@ -26,6 +28,14 @@ pub(super) async fn builder(url: &str) -> Result<Builder, Error> {
         "redis" | "rediss" => {
             let store = crate::store::RedisStore::connect(url).await;
             Ok(Builder::new(store.map_err(|error| Error::from_store(error, "redis"))?))
+        }
+        #[cfg(feature = "mysql")]
+        "mysql" | "mariadb" => {
+            let refused = |error| Error::from_store(error, "mysql");
+            let store = crate::store::MySqlStore::connect(url).await.map_err(refused)?;
+            // Whoever has only the engine cannot call it.
+            store.migrate().await.map_err(refused)?;
+            Ok(Builder::new(store))
         }
         #[cfg(feature = "postgres")]
         "postgres" | "postgresql" => {

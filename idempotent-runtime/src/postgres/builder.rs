@@ -6,6 +6,7 @@ use std::time::Duration;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{Connection as _, PgPool};
 use tokio::runtime::Handle;
+use tokio::sync::OnceCell;
 
 use super::address::Source;
 use super::renew::Renewals;
@@ -164,5 +165,5 @@ fn store(sessions: Sessions, table: TableName) -> PostgresStore {
         Watchers::new(Arc::new(SystemClock::new()), move |keys| look(sessions.clone(), Arc::clone(&statement), keys))
     };
     let renewals = Renewals::new(&sessions);
-    PostgresStore(Arc::new(Inner { sessions, renewals, statements, table, watchers }))
+    PostgresStore(Arc::new(Inner { sessions, renewals, statements, table, watchers, identity: OnceCell::new() }))
 }

@@ -40,6 +40,11 @@ pub(super) fn is_read_only(error: &StoreError) -> bool {
     source.is_some_and(|source| refusal(source) == Some("25006"))
 }
 
+/// Whether the statement waited for a lock for as long as `lock_timeout` says.
+pub(super) fn is_lock_timeout(error: &Error) -> bool {
+    refusal(error) == Some("55P03")
+}
+
 /// Whether the server says that there is no such table.
 pub(super) fn is_missing_table(error: &Error) -> bool {
     matches!(refusal(error), Some("42P01" | "3F000"))

@@ -10,6 +10,7 @@ mod renew;
 mod request;
 mod session;
 mod statements;
+mod transaction;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -18,6 +19,7 @@ use std::time::Duration;
 
 use sqlx::postgres::PgRow;
 use sqlx::{PgPool, Postgres, Row as _};
+use tokio::sync::OnceCell;
 
 pub use address::PostgresAddress;
 pub use builder::PostgresStoreBuilder;
@@ -28,6 +30,7 @@ use statements::Statements;
 
 use crate::clock::Timestamp;
 use crate::key::KeyHash;
+use crate::sql::transaction::Identity;
 use crate::sql::{
     self, Answer, First, Found, Guard, Lease, Look, Row, Rows, Seen, Table, TableName, Watchers, integer, reason_code,
     state_code, store_of_rows,
@@ -64,6 +67,8 @@ struct Inner {
     statements: Statements,
     table: TableName,
     watchers: Arc<Watchers>,
+    /// Which database the records are in, once it was asked for.
+    identity: OnceCell<Identity>,
 }
 
 impl PostgresStore {
@@ -185,7 +190,7 @@ impl Rows for PostgresStore {
         let row = Row::new(&grant.record, 0, None, Some(zero + claim.ttl));
         let request = Request::new(&self.0.statements.claim).values(row.values());
         let rows = match self.0.sessions.rows(OPERATION, request).await {
-            Err(error) if error::is_read_only(&error) => return self.stored_result(claim, error).await,
+            Err(error) if error::is_read_only(&error) => return Box::pin(self.stored_result(claim, error)).await,
             rows => rows?,
         };
         let Some(row) = rows.first() else { return Ok(First::Raced) };
@@ -199,14 +204,7 @@ impl Rows for PostgresStore {
 
     async fn commit_own(&self, commit: &Commit) -> Answer<bool> {
         let owner = owner_bytes(commit.token);
-        let request = Request::new(&self.0.statements.commit)
-            .bytes(commit.key.as_bytes())
-            .bytes(&owner)
-            .small(state_code(commit.state))
-            .bytes(&commit.body)
-            .integer(commit.schema.into())
-            .small(reason_code(commit.reason))
-            .integer(millis(commit.ttl));
+        let request = commit_request(&self.0, commit, &owner);
         Ok(!self.0.sessions.rows("complete", request).await?.is_empty())
     }
 
@@ -237,6 +235,18 @@ impl PostgresStore {
         }
         Err(refusal)
     }
+}
+
+/// Stores a result on its owner's own unfinished record.
+fn commit_request<'a>(store: &'a Inner, commit: &'a Commit, owner: &'a [u8; 16]) -> Request<'a> {
+    Request::new(&store.statements.commit)
+        .bytes(commit.key.as_bytes())
+        .bytes(owner)
+        .small(state_code(commit.state))
+        .bytes(&commit.body)
+        .integer(commit.schema.into())
+        .small(reason_code(commit.reason))
+        .integer(millis(commit.ttl))
 }
 
 fn owner_bytes(owner: Token) -> [u8; 16] {

@@ -77,12 +77,25 @@ impl<'a> Request<'a> {
     ) -> Answer<Vec<PgRow>> {
         let mut attempt = 1;
         loop {
-            let result = if prepared { self.bound(connection).await } else { self.written(connection).await };
-            match result {
+            match self.try_once(connection, prepared).await {
                 Err(error) if is_conflict(&error) && attempt < ATTEMPTS => attempt += 1,
                 result => return result.map_err(|error| store_error(operation, error)),
             }
         }
+    }
+
+    /// The rows of the result, in a transaction of the user's.
+    pub(super) async fn send_once(
+        self,
+        operation: &'static str,
+        connection: &mut PgConnection,
+        prepared: bool,
+    ) -> Answer<Vec<PgRow>> {
+        self.try_once(connection, prepared).await.map_err(|error| store_error(operation, error))
+    }
+
+    async fn try_once(&self, connection: &mut PgConnection, prepared: bool) -> Result<Vec<PgRow>, Error> {
+        if prepared { self.bound(connection).await } else { self.written(connection).await }
     }
 
     async fn bound(&self, connection: &mut PgConnection) -> Result<Vec<PgRow>, Error> {

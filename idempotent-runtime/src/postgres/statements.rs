@@ -34,6 +34,7 @@ pub(super) struct Statements {
     pub(super) page: Statement,
     pub(super) seen: Statement,
     pub(super) purge: Statement,
+    pub(super) identity: Statement,
 }
 
 impl Statements {
@@ -126,6 +127,7 @@ impl Statements {
                      ORDER BY purge_at LIMIT 1
                  ) FROM clock"
             )),
+            identity: statement(format!("SELECT identity FROM {} WHERE id = 1", name.with_suffix("meta").quoted('"'))),
         }
     }
 }

@@ -7,7 +7,7 @@ use super::{RedisStore, changed, flag, millis, pending, reason, unexpected};
 use crate::key::KeyHash;
 use crate::store::{
     Changed, Checkpoint, Commit, Record, Renewal, Resolve, ResolveAnswer, StoreError, StoreErrorKind, Token, Written,
-    envelope,
+    codes, envelope,
 };
 
 /// The largest body that goes with the script.

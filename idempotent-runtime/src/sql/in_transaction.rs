@@ -124,6 +124,7 @@ impl<DB: TransactionDatabase> DerefMut for OpenTransaction<DB> {
     }
 }
 
+#[diagnostic::do_not_recommend]
 impl<DB: TransactionDatabase> SqlTransaction for OpenTransaction<DB>
 where
     Transaction<'static, DB>: SqlTransaction,

@@ -24,9 +24,13 @@ pub(crate) use lease::Lease;
 pub(crate) use name::TableName;
 #[cfg(feature = "postgres")]
 pub(crate) use row::Value;
-pub(crate) use row::{COLUMNS, Row, found, integer, reason_code, state_code};
 #[cfg(any(feature = "mysql", feature = "sqlite"))]
-pub(crate) use row::{bind, timestamp};
+pub(crate) use row::bind;
+#[cfg(feature = "mysql")]
+pub(crate) use row::bind_values;
+#[cfg(feature = "sqlite")]
+pub(crate) use row::timestamp;
+pub(crate) use row::{COLUMNS, Row, found, integer, reason_code, state_code};
 #[cfg(feature = "postgres")]
 pub(crate) use store::First;
 pub(crate) use store::{Rows, in_time, is_answered, store_of_rows};

@@ -14,7 +14,7 @@ use super::Answer;
 use super::change::{Found, Table, change};
 use crate::clock::Timestamp;
 use crate::store::transaction::End;
-use crate::store::{Claim, Claimed, Commit, Record, StoreError, StoreErrorKind, Token, Written, transition};
+use crate::store::{Claim, Claimed, Commit, DynStore, Record, StoreError, StoreErrorKind, Token, Written, transition};
 
 const OPERATION: &str = "claim in a transaction";
 
@@ -28,6 +28,11 @@ pub(crate) trait Transactional: Table {
 
     /// Runs a statement without arguments, like `SAVEPOINT`.
     fn run(&mut self, statement: String) -> impl Future<Output = Answer<()>> + Send;
+
+    /// Sets a savepoint.
+    fn set_savepoint(&mut self, name: &str) -> impl Future<Output = Answer<()>> + Send {
+        self.run(format!("SAVEPOINT {name}"))
+    }
 
     /// From now on the transaction waits for locks of others for `patience` at most.
     fn bound_waits(&mut self, patience: Duration) -> impl Future<Output = Answer<()>> + Send;
@@ -61,7 +66,7 @@ pub(crate) async fn begin<T: Transactional>(
         return Ok(Some(claimed));
     }
     let savepoint = savepoint(claim.token);
-    table.run(format!("SAVEPOINT {savepoint}")).await?;
+    table.set_savepoint(&savepoint).await?;
     table.bound_waits(patience).await?;
     match change(table, OPERATION, claim.key, Some(found), Some(claim.ttl), decide).await {
         Ok(claimed) => {
@@ -112,6 +117,15 @@ pub(crate) async fn end(table: &mut impl Transactional, token: Token, end: End) 
     };
     table.run(format!("RELEASE SAVEPOINT {savepoint}")).await?;
     Ok(kept)
+}
+
+/// The engine's store is not one of `database`.
+pub(crate) fn other_store(operation: &'static str, database: &str, store: &dyn DynStore) -> StoreError {
+    StoreError::new(StoreErrorKind::Config, operation).with_detail(format!(
+        "the transaction is one of {database} and the engine's store is `{}`: record and effect would not be in one \
+         database",
+        store.name()
+    ))
 }
 
 async fn undo(table: &mut impl Transactional, savepoint: &str) -> Answer<()> {

@@ -93,12 +93,7 @@ impl Inner {
 }
 
 fn store_of(store: &dyn DynStore) -> Answer<&SqliteStore> {
-    find::<SqliteStore>(store).ok_or_else(|| {
-        StoreError::new(StoreErrorKind::Config, OPERATION).with_detail(format!(
-            "the transaction is one of SQLite and the engine's store is `{}`: record and effect would not be in one database",
-            store.name()
-        ))
-    })
+    find::<SqliteStore>(store).ok_or_else(|| transaction::other_store(OPERATION, "SQLite", store))
 }
 
 impl Keep for SqliteConnection {
@@ -123,6 +118,7 @@ impl Keep for SqliteConnection {
     }
 }
 
+#[diagnostic::do_not_recommend]
 impl SqlTransaction for SqliteConnection {
     type Connection = Self;
 
@@ -131,6 +127,7 @@ impl SqlTransaction for SqliteConnection {
     }
 }
 
+#[diagnostic::do_not_recommend]
 impl SqlTransaction for Transaction<'_, Sqlite> {
     type Connection = SqliteConnection;
 

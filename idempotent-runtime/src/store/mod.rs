@@ -32,6 +32,8 @@ use std::future::Future;
 
 #[cfg(feature = "memory")]
 pub use crate::memory::{MemoryStore, MemoryStoreBuilder};
+#[cfg(feature = "mysql")]
+pub use crate::mysql::{MySqlAddress, MySqlStore, MySqlStoreBuilder};
 #[cfg(feature = "postgres")]
 pub use crate::postgres::{PostgresAddress, PostgresStore, PostgresStoreBuilder};
 #[cfg(feature = "redis")]

@@ -1,0 +1,46 @@
+//! The user's transaction, borrowed for one step of a call: before the body, or after it.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::store::transaction::{End, Keep, Kept};
+use crate::store::{Claim, Claimed, DynStore, SqlTransaction, Token};
+
+/// A transaction whose type is forgotten. The expansion asks for the bound once, at what the user wrote, so a mistake
+/// is one error; and the steps are compiled once, not for each type of transaction.
+pub struct Loan<'a>(&'a mut dyn Keep);
+
+/// Borrows `transaction` for one step.
+pub fn lend<X: SqlTransaction + ?Sized>(transaction: &mut X) -> Loan<'_> {
+    Loan(transaction.connection())
+}
+
+#[diagnostic::do_not_recommend]
+impl SqlTransaction for Loan<'_> {
+    type Connection = Self;
+
+    fn connection(&mut self) -> &mut Self {
+        self
+    }
+}
+
+impl Keep for Loan<'_> {
+    fn begin<'a>(
+        &'a mut self,
+        store: &'a dyn DynStore,
+        claim: &'a Claim,
+        patience: Duration,
+    ) -> Kept<'a, Option<Claimed>> {
+        self.0.begin(store, claim, patience)
+    }
+
+    fn end<'a>(&'a mut self, store: &'a dyn DynStore, token: Token, end: End) -> Kept<'a, bool> {
+        self.0.end(store, token, end)
+    }
+}
+
+impl fmt::Debug for Loan<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Loan")
+    }
+}

@@ -1,0 +1,173 @@
+//! Building a store: the server, the table's name, and how its connections are set up.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use sqlx::mysql::{MySqlConnectOptions, MySqlPoolOptions};
+use sqlx::{Connection as _, Executor as _, MySqlPool};
+use tokio::sync::OnceCell;
+
+use super::address::Source;
+use super::query::Connections;
+use super::renewal_pool::RenewalPool;
+use super::statements::Statements;
+use super::{Inner, MySqlAddress, MySqlStore, check, watch};
+use crate::clock::SystemClock;
+use crate::sql::{TableName, Watchers};
+use crate::store::StoreError;
+
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
+const CONNECTIONS: u32 = 10;
+/// A connection that was used this short a time ago is taken to be alive: asking costs a round trip.
+const FRESH: Duration = Duration::from_secs(1);
+/// How long a connection that was not used for longer may take to show that it is alive.
+const PING: Duration = Duration::from_millis(500);
+/// Every statement is its own transaction. A lock is waited for shorter than an answer, so that the answer says that
+/// nothing happened.
+const SESSION: &str = "
+    SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED;
+    SET SESSION autocommit = 1, innodb_lock_wait_timeout = 1, sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION'";
+
+/// Builds a [`MySqlStore`]. Made by [`MySqlStore::builder`].
+///
+/// ```no_run
+/// # use idempotent_runtime::store::{MySqlStore, StoreError};
+/// # async fn connect() -> Result<(), StoreError> {
+/// let store = MySqlStore::builder("mysql://user:password@mysql.internal/shop")
+///     .table("payments_idempotency")
+///     .max_connections(20)
+///     .connect()
+///     .await?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+#[must_use = "`connect` makes the store"]
+pub struct MySqlStoreBuilder {
+    source: Result<Source, StoreError>,
+    table: String,
+    max_connections: u32,
+    response_timeout: Duration,
+}
+
+impl MySqlStoreBuilder {
+    pub(super) fn new(address: impl MySqlAddress) -> Self {
+        Self {
+            source: address.source(),
+            table: TableName::DEFAULT.into(),
+            max_connections: CONNECTIONS,
+            response_timeout: RESPONSE_TIMEOUT,
+        }
+    }
+
+    /// The table's name, `table` or `database.table`. Services that share a database get a table each, or a namespace of
+    /// the engine each. The default is `idempotency_records` in the connection's database.
+    pub fn table(mut self, name: impl Into<String>) -> Self {
+        self.table = name.into();
+        self
+    }
+
+    /// How many connections the store opens at most, beside two for renewals. The default is 10. A pool that the store
+    /// was given has its own limit.
+    pub fn max_connections(mut self, connections: u32) -> Self {
+        self.max_connections = connections.max(1);
+        self
+    }
+
+    /// How long a request may wait for a connection, and then for its answer, before it is given up. The default is 2
+    /// seconds. The server waits for a lock for one second.
+    pub fn response_timeout(mut self, timeout: Duration) -> Self {
+        self.response_timeout = timeout;
+        self
+    }
+
+    /// Connects, and checks that the server can keep the promise.
+    ///
+    /// # Errors
+    /// [`Config`](crate::store::StoreErrorKind::Config) when the address or the table's name is unfit, the server refuses
+    /// the user, or is older than MariaDB 10.5 or MySQL 8.0; [`Refused`](crate::store::StoreErrorKind::Refused) when there
+    /// is no connection to it.
+    pub async fn connect(self) -> Result<MySqlStore, StoreError> {
+        let store = self.build()?;
+        check::server(&store.0).await?;
+        Ok(store)
+    }
+
+    /// A store that connects when it is used first. Nothing is checked. Called in the Tokio runtime in which the store is
+    /// used.
+    ///
+    /// # Errors
+    /// [`Config`](crate::store::StoreErrorKind::Config) when the address or the table's name is unfit.
+    pub fn build(self) -> Result<MySqlStore, StoreError> {
+        let table = TableName::parse(&self.table)?;
+        let pool = match self.source? {
+            Source::Server(options) => own_pool(*options, self.max_connections, self.response_timeout),
+            Source::Pool(pool) => pool,
+        };
+        Ok(store(Connections { pool, response_timeout: self.response_timeout }, table))
+    }
+
+    pub(super) fn in_pool(pool: MySqlPool) -> MySqlStore {
+        store(Connections { pool, response_timeout: RESPONSE_TIMEOUT }, TableName::default())
+    }
+}
+
+impl fmt::Debug for MySqlStoreBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The client's options print their password.
+        f.debug_struct("MySqlStoreBuilder").field("table", &self.table).finish_non_exhaustive()
+    }
+}
+
+fn own_pool(options: MySqlConnectOptions, connections: u32, response_timeout: Duration) -> MySqlPool {
+    MySqlPoolOptions::new()
+        .max_connections(connections)
+        .acquire_timeout(response_timeout)
+        .test_before_acquire(false)
+        .before_acquire(|connection, metadata| {
+            Box::pin(async move { Ok(metadata.idle_for < FRESH || is_alive(connection.ping()).await) })
+        })
+        .after_connect(|connection, _| {
+            Box::pin(async move { connection.execute(sqlx::raw_sql(SESSION)).await.map(|_| ()) })
+        })
+        .connect_lazy_with(options)
+}
+
+#[expect(clippy::disallowed_methods, reason = "the patience with a server is real time, whatever clock records have")]
+async fn is_alive(ping: impl Future<Output = Result<(), sqlx::Error>>) -> bool {
+    tokio::time::timeout(PING, ping).await.is_ok_and(|answer| answer.is_ok())
+}
+
+fn store(connections: Connections, table: TableName) -> MySqlStore {
+    let statements = Arc::new(Statements::new(&table));
+    let renewals = RenewalPool::new(connections.pool.clone());
+    let watchers = {
+        let (connections, statements) = (connections.clone(), Arc::clone(&statements));
+        Watchers::new(Arc::new(SystemClock::new()), move |keys| {
+            watch::look(connections.clone(), Arc::clone(&statements), keys)
+        })
+    };
+    let skips_locked = AtomicBool::new(true);
+    MySqlStore(Arc::new(Inner {
+        connections,
+        renewals,
+        statements,
+        table,
+        watchers,
+        skips_locked,
+        identity: OnceCell::new(),
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::MySqlStoreBuilder;
+
+    #[test]
+    fn passwords_are_not_printed() {
+        let builder = MySqlStoreBuilder::new("mysql://user:secret@host/shop");
+        assert!(!format!("{builder:?}").contains("secret"));
+    }
+}

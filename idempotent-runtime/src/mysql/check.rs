@@ -1,0 +1,73 @@
+//! What is asked of a server when a store connects to it.
+
+use sqlx::{MySqlConnection, Row as _};
+
+use super::Inner;
+use super::error::store_error;
+use crate::sql::{in_time, is_answered};
+use crate::store::{StoreError, StoreErrorKind};
+
+const OPERATION: &str = "connect";
+const OLDEST_MARIADB: (u32, u32) = (10, 5);
+const OLDEST_MYSQL: (u32, u32) = (8, 0);
+
+pub(super) async fn server(store: &Inner) -> Result<(), StoreError> {
+    let mut lease = store.connections.lease(OPERATION).await?;
+    let result = in_time(OPERATION, store.connections.response_timeout, connected(&mut lease)).await;
+    if is_answered(&result) {
+        lease.end();
+    }
+    result
+}
+
+async fn connected(connection: &mut MySqlConnection) -> Result<(), StoreError> {
+    let row = sqlx::query("SELECT VERSION()").persistent(false).fetch_one(&mut *connection).await;
+    let version: String = row.and_then(|row| row.try_get(0)).map_err(|error| store_error(OPERATION, error))?;
+    supported(&version)?;
+    let flush = sqlx::query("SELECT @@innodb_flush_log_at_trx_commit + 0").persistent(false);
+    match flush.fetch_one(&mut *connection).await.and_then(|row| row.try_get::<i64, _>(0)) {
+        Ok(1) => {}
+        Ok(flush) => tracing::warn!(
+            "`innodb_flush_log_at_trx_commit` is {flush}: records that were acknowledged are lost when the server's \
+             machine crashes, and their calls run again"
+        ),
+        Err(error) => tracing::warn!(
+            %error,
+            "the server does not tell `innodb_flush_log_at_trx_commit`: whether it can lose records is not known"
+        ),
+    }
+    Ok(())
+}
+
+fn supported(version: &str) -> Result<(), StoreError> {
+    let is_mariadb = version.to_ascii_lowercase().contains("mariadb");
+    let oldest = if is_mariadb { OLDEST_MARIADB } else { OLDEST_MYSQL };
+    let mut parts = version.split(|char: char| !char.is_ascii_digit()).map(str::parse::<u32>);
+    let found = match (parts.next(), parts.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => Some((major, minor)),
+        _ => None,
+    };
+    if found.is_some_and(|found| found >= oldest) {
+        return Ok(());
+    }
+    Err(StoreError::new(StoreErrorKind::Config, OPERATION)
+        .with_detail(format!("the server is `{version}`; the store takes MariaDB 10.5, MySQL 8.0 and later ones")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::supported;
+
+    #[test]
+    fn old_servers_are_refused() {
+        for version in
+            ["10.5.0-MariaDB", "10.11.19-MariaDB-0+deb12u1", "11.4.2-MariaDB-log", "8.0.36", "8.4.0-log", "9.7.4"]
+        {
+            assert!(supported(version).is_ok(), "{version}");
+        }
+        for version in ["10.4.34-MariaDB-log", "5.5.68-MariaDB", "5.7.44-log", "", "PostgreSQL"] {
+            let error = supported(version).unwrap_err();
+            assert!(error.to_string().contains("MariaDB 10.5, MySQL 8.0"), "{error}");
+        }
+    }
+}

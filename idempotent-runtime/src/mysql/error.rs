@@ -1,0 +1,101 @@
+//! What the client's errors mean for a request.
+
+use sqlx::Error;
+use sqlx::mysql::MySqlDatabaseError;
+
+use crate::store::{StoreError, StoreErrorKind};
+
+/// Two transactions waited for each other; this one was rolled back as a whole.
+pub(super) const DEADLOCK: u16 = 1213;
+/// Somebody else held a lock for as long as `innodb_lock_wait_timeout` says.
+pub(super) const LOCK_WAIT_TIMEOUT: u16 = 1205;
+/// There is no savepoint of that name.
+pub(super) const NO_SAVEPOINT: u16 = 1305;
+/// A row with this primary key is there.
+pub(super) const DUPLICATE_KEY: u16 = 1062;
+/// The server's parser does not know the statement.
+pub(super) const SYNTAX: u16 = 1064;
+/// A table is missing.
+pub(super) const NO_TABLE: u16 = 1146;
+
+/// The error of a request that was sent.
+pub(super) fn store_error(operation: &'static str, error: Error) -> StoreError {
+    let (kind, detail) = meaning(&error);
+    let store_error = StoreError::new(kind, operation);
+    match detail {
+        Some(detail) => store_error.with_detail(detail),
+        None => store_error,
+    }
+    .with_source(error)
+}
+
+/// The error of getting a connection: no request was sent, so nothing was applied.
+pub(super) fn connection_error(operation: &'static str, error: Error) -> StoreError {
+    match meaning(&error) {
+        (StoreErrorKind::Unavailable, _) => no_connection(operation).with_source(error),
+        _ => store_error(operation, error),
+    }
+}
+
+pub(super) fn no_connection(operation: &'static str) -> StoreError {
+    StoreError::new(StoreErrorKind::Refused, operation).with_detail("there is no connection to the server")
+}
+
+/// The server's number of an error that it answered with.
+pub(super) fn number(error: &Error) -> Option<u16> {
+    let database = error.as_database_error()?;
+    database.try_downcast_ref::<MySqlDatabaseError>().map(MySqlDatabaseError::number)
+}
+
+/// `Refused` and the others that promise it only where it is certain that nothing was applied: the statement was never
+/// begun, or was rolled back before its error was sent. A statement that was interrupted may have been committed.
+fn meaning(error: &Error) -> (StoreErrorKind, Option<&'static str>) {
+    use StoreErrorKind::{Config, Refused, Unavailable};
+    match error {
+        Error::Database(_) => number(error).map_or((Unavailable, None), meaning_of_number),
+        Error::Configuration(_) => (Config, Some("the URL is unfit")),
+        Error::Tls(_) => (Config, Some("no encrypted connection: see `ssl-mode` and `ssl-ca` in the URL")),
+        Error::PoolTimedOut => (Refused, Some("no connection was free or could be made in time")),
+        Error::PoolClosed => (Refused, Some("the pool was closed")),
+        _ => (Unavailable, None),
+    }
+}
+
+fn meaning_of_number(number: u16) -> (StoreErrorKind, Option<&'static str>) {
+    use StoreErrorKind::{Config, Full, Refused, Unavailable, Unsupported};
+    match number {
+        NO_TABLE => (Config, Some("the table is missing: run `store.migrate()` once, or the shipped SQL")),
+        1046 => (Config, Some("no database is chosen: name it in the URL, or in the table's name")),
+        1049 => (Config, Some("the server has no database of that name")),
+        1045 | 1251 | 1698 => (Config, Some("the server refuses the user or the password")),
+        1044 | 1142 | 1143 | 1227 => {
+            (Config, Some("the user lacks a right that the store needs; see the store's documentation"))
+        }
+        1048 | 1054 | 1136 | 1264 | 1364 | 1366 | 1406 => {
+            (Config, Some("the table is not as `store.migrate()` makes it"))
+        }
+        SYNTAX => (Unsupported, Some("the server's dialect is not that of MariaDB 10.5 or MySQL 8.0")),
+        1153 => (Config, Some("the record is larger than the server takes: raise `max_allowed_packet`")),
+        1665 => (Config, Some("the server's `binlog_format` is STATEMENT: use MIXED or ROW")),
+        1114 => (Full, Some("the table or the disk is full")),
+        DEADLOCK => (Refused, Some("the server chose the request to resolve a deadlock, again and again")),
+        LOCK_WAIT_TIMEOUT => (Refused, Some("somebody else holds the lock of the row or the table")),
+        1290 | 1792 | 1836 => (Refused, Some("the server is read-only")),
+        1040 | 1203 | 1226 => (Refused, Some("the server has no more connections for this user")),
+        1047 => (Refused, Some("the node is not part of a working cluster")),
+        _ => (Unavailable, None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{StoreErrorKind, meaning_of_number};
+
+    #[test]
+    fn what_the_server_may_have_applied_is_unknown() {
+        // A killed connection, a shutdown, an interrupted statement, a failed COMMIT.
+        for number in [1053, 1152, 1158, 1159, 1160, 1161, 1180, 1317, 1927, 1969, 3024] {
+            assert_eq!(meaning_of_number(number).0, StoreErrorKind::Unavailable, "{number}");
+        }
+    }
+}

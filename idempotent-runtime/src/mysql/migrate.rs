@@ -1,0 +1,60 @@
+//! Creating the table.
+
+use sqlx::{AssertSqlSafe, Error, MySqlConnection, Row as _};
+
+use super::Inner;
+use super::error::{DEADLOCK, NO_TABLE, number, store_error};
+use super::query::ATTEMPTS;
+use crate::sql::{in_time, is_answered};
+use crate::store::{StoreError, StoreErrorKind};
+
+const OPERATION: &str = "migrate";
+/// The version of the table that this release makes.
+const VERSION: i64 = 1;
+const SCRIPT: &str = include_str!("../../migrations/mysql/0001_records.sql");
+
+pub(super) async fn migrate(store: &Inner) -> Result<(), StoreError> {
+    let mut lease = store.connections.lease(OPERATION).await?;
+    let result = in_time(OPERATION, store.connections.response_timeout, up_to_date(store, &mut lease)).await;
+    if is_answered(&result) {
+        lease.end();
+    }
+    match result? {
+        VERSION => Ok(()),
+        version => Err(StoreError::new(StoreErrorKind::Config, OPERATION).with_detail(format!(
+            "the table has version {version}, made by a newer release; this one knows version {VERSION}"
+        ))),
+    }
+}
+
+/// The version of the table, which is made if it is not there. A user who may not make tables can ask all the same.
+///
+/// Each statement of the script takes effect by itself, since the server commits around every `CREATE TABLE`, and does
+/// nothing where somebody else was faster.
+async fn up_to_date(store: &Inner, connection: &mut MySqlConnection) -> Result<i64, StoreError> {
+    let failed = |error| store_error(OPERATION, error);
+    for _ in 0..ATTEMPTS {
+        match version(store, connection).await {
+            Ok(Some(version)) => return Ok(version),
+            Ok(None) => {}
+            Err(error) if number(&error) == Some(NO_TABLE) => {}
+            Err(error) => return Err(failed(error)),
+        }
+        let script = store.table.in_script(SCRIPT, '`');
+        match sqlx::raw_sql(AssertSqlSafe(script)).execute(&mut *connection).await {
+            Err(error) if number(&error) != Some(DEADLOCK) => return Err(failed(error)),
+            _ => {}
+        }
+    }
+    Err(StoreError::new(StoreErrorKind::Refused, OPERATION).with_detail("others changed the table meanwhile"))
+}
+
+async fn version(store: &Inner, connection: &mut MySqlConnection) -> Result<Option<i64>, Error> {
+    let (table, meta) = (store.table.quoted('`'), store.table.with_suffix("meta").quoted('`'));
+    // The join reads nothing, but needs both tables.
+    let statement = format!(
+        "SELECT meta.version FROM {meta} AS meta LEFT JOIN {table} AS kept ON kept.key_hash = X'' WHERE meta.id = 1"
+    );
+    let row = sqlx::query(AssertSqlSafe(statement)).persistent(false).fetch_optional(connection).await?;
+    row.map(|row| row.try_get(0)).transpose()
+}

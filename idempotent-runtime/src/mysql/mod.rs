@@ -1,0 +1,243 @@
+//! The MySQL and MariaDB store: plain reads, and writes of one guarded statement each.
+
+mod address;
+mod builder;
+mod check;
+mod error;
+mod migrate;
+mod purge;
+mod query;
+mod renew;
+mod renewal_pool;
+mod statements;
+mod transaction;
+mod watch;
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use sqlx::{MySql, MySqlConnection, MySqlPool};
+use tokio::sync::OnceCell;
+
+pub use address::MySqlAddress;
+pub use builder::MySqlStoreBuilder;
+use error::{DUPLICATE_KEY, number, store_error};
+use query::{Bound, Connections, execute, query};
+use renewal_pool::RenewalPool;
+use statements::Statements;
+
+use crate::key::KeyHash;
+use crate::sql::transaction::Identity;
+use crate::sql::{
+    self, Answer, Found, Guard, Lease, Row, Rows, Table, TableName, Watchers, in_time, integer, is_answered,
+    reason_code, state_code, store_of_rows,
+};
+use crate::store::{Capabilities, Commit, Release, StoreError, Token};
+
+/// Records in a table of a MySQL or MariaDB server.
+///
+/// It takes MariaDB 10.5, MySQL 8.0 and later ones, with statements that both know. A hit is one plain read, which takes
+/// no lock and writes nothing; a first call is a read, an insert and, for the result, an update by primary key. Leases
+/// and expiry are judged on the server's clock.
+///
+/// ```no_run
+/// # use idempotent_runtime::{Idempotency, store::MySqlStore};
+/// # async fn start() -> Result<(), Box<dyn std::error::Error>> {
+/// let store = MySqlStore::connect("mysql://user:password@mysql.internal/shop").await?;
+/// store.migrate().await?;
+/// let engine = Idempotency::new(store);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct MySqlStore(Arc<Inner>);
+
+struct Inner {
+    connections: Connections,
+    renewals: RenewalPool,
+    statements: Arc<Statements>,
+    table: TableName,
+    watchers: Arc<Watchers>,
+    /// Whether the server knows `SKIP LOCKED`, as far as is known.
+    skips_locked: AtomicBool,
+    /// Which database the records are in, once it was asked for.
+    identity: OnceCell<Identity>,
+}
+
+impl MySqlStore {
+    /// Connects to the server and the database that `url` names: `mysql://user:password@host:3306/database`, or the same
+    /// with `mariadb://`. `?ssl-mode=VERIFY_IDENTITY&ssl-ca=ca.pem` checks the server's certificate.
+    ///
+    /// # Errors
+    /// As [`MySqlStoreBuilder::connect`].
+    pub async fn connect(url: &str) -> Result<Self, StoreError> {
+        Self::builder(url).connect().await
+    }
+
+    /// A store with settings, on the server that `address` names: a URL, [`sqlx::mysql::MySqlConnectOptions`] or a
+    /// [`sqlx::MySqlPool`].
+    pub fn builder(address: impl MySqlAddress) -> MySqlStoreBuilder {
+        MySqlStoreBuilder::new(address)
+    }
+
+    /// A store that takes its connections from `pool`. Renewals have at most two of their own, made as the pool makes
+    /// its connections. The settings of connections are the caller's: any isolation level, time
+    /// zone and `sql_mode` will do, except MariaDB's `EMPTY_STRING_IS_NULL`, but `autocommit` has to be on, as it is by
+    /// default. The server is not checked. Call [`migrate`](Self::migrate) once before the first use.
+    pub fn from_pool(pool: MySqlPool) -> Self {
+        MySqlStoreBuilder::in_pool(pool)
+    }
+
+    /// Creates the table, or brings that of an earlier release up to date. Many processes may call it at once. Where
+    /// nothing is to be done, the user needs no right to make tables.
+    ///
+    /// # Errors
+    /// [`Config`](StoreErrorKind::Config) when the table was made by a newer release, or the user may not make it.
+    pub async fn migrate(&self) -> Result<(), StoreError> {
+        migrate::migrate(&self.0).await
+    }
+}
+
+fn key_of(key: &KeyHash) -> Vec<u8> {
+    key.as_bytes().to_vec()
+}
+
+fn owner_of(owner: Token) -> Vec<u8> {
+    owner.bits().to_be_bytes().to_vec()
+}
+
+fn integer_of(duration: Duration) -> i64 {
+    integer(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
+}
+
+async fn read_row(
+    operation: &'static str,
+    connection: &mut MySqlConnection,
+    statements: &Statements,
+    key: &KeyHash,
+) -> Answer<Found> {
+    let reading = query(&statements.read).bind(key_of(key)).fetch_one(connection).await;
+    sql::found(operation, &reading.map_err(|error| store_error(operation, error))?)
+}
+
+fn replace_statement(statements: &Statements, guard: Guard, row: &Row) -> Bound<'static> {
+    let statement = sql::bind_values(query(&statements.replace), row);
+    statement.bind(key_of(&guard.key)).bind(owner_of(guard.owner)).bind(guard.revision)
+}
+
+fn delete_statement(statements: &Statements, guard: Guard) -> Bound<'static> {
+    let statement = query(&statements.delete);
+    statement.bind(key_of(&guard.key)).bind(owner_of(guard.owner)).bind(guard.revision)
+}
+
+/// Stores a result on its owner's own unfinished record.
+fn commit_statement(statements: &Statements, commit: &Commit) -> Bound<'static> {
+    query(&statements.commit)
+        .bind(integer_of(commit.ttl))
+        .bind(integer_of(commit.ttl))
+        .bind(state_code(commit.state))
+        .bind(&commit.body[..])
+        .bind(i64::from(commit.schema))
+        .bind(reason_code(commit.reason))
+        .bind(key_of(&commit.key))
+        .bind(owner_of(commit.token))
+}
+
+/// A connection for several statements on one row.
+pub(crate) struct MySqlTable {
+    connection: Lease<MySql>,
+    statements: Arc<Statements>,
+}
+
+impl Table for MySqlTable {
+    async fn read(&mut self, operation: &'static str, key: KeyHash) -> Answer<Found> {
+        read_row(operation, &mut self.connection, &self.statements, &key).await
+    }
+
+    async fn insert(&mut self, operation: &'static str, row: &Row) -> Answer<bool> {
+        let inserting = execute(&mut self.connection, || sql::bind(query(&self.statements.insert), row)).await;
+        match inserting {
+            Ok(_) => Ok(true),
+            Err(error) if number(&error) == Some(DUPLICATE_KEY) => Ok(false),
+            Err(error) => Err(store_error(operation, error)),
+        }
+    }
+
+    async fn replace(&mut self, operation: &'static str, guard: Guard, row: &Row) -> Answer<bool> {
+        let replacing = || replace_statement(&self.statements, guard, row);
+        let written = execute(&mut self.connection, replacing).await;
+        Ok(written.map_err(|error| store_error(operation, error))? == 1)
+    }
+
+    async fn delete(&mut self, operation: &'static str, guard: Guard) -> Answer<bool> {
+        let deleting = || delete_statement(&self.statements, guard);
+        let written = execute(&mut self.connection, deleting).await;
+        Ok(written.map_err(|error| store_error(operation, error))? == 1)
+    }
+}
+
+impl Rows for MySqlStore {
+    type Table = MySqlTable;
+
+    async fn table(&self, operation: &'static str) -> Answer<MySqlTable> {
+        let connection = self.0.connections.lease(operation).await?;
+        Ok(MySqlTable { connection, statements: Arc::clone(&self.0.statements) })
+    }
+
+    fn end(&self, table: MySqlTable, answered: bool) {
+        if answered {
+            table.connection.end();
+        }
+    }
+
+    fn response_timeout(&self) -> Duration {
+        self.0.connections.response_timeout
+    }
+
+    fn watchers(&self) -> &Arc<Watchers> {
+        &self.0.watchers
+    }
+
+    async fn row(&self, operation: &'static str, key: KeyHash) -> Answer<Found> {
+        let mut lease = self.0.connections.lease(operation).await?;
+        let reading = read_row(operation, &mut lease, &self.0.statements, &key);
+        let result = in_time(operation, self.0.connections.response_timeout, reading).await;
+        if is_answered(&result) {
+            lease.end();
+        }
+        result
+    }
+
+    async fn commit_own(&self, commit: &Commit) -> Answer<bool> {
+        let committing = || commit_statement(&self.0.statements, commit);
+        Ok(self.0.connections.write("complete", committing).await? == 1)
+    }
+
+    async fn release_own(&self, release: &Release) -> Answer<bool> {
+        let releasing = || query(&self.0.statements.release).bind(key_of(&release.key)).bind(owner_of(release.token));
+        Ok(self.0.connections.write("release", releasing).await? == 1)
+    }
+
+    async fn page(&self, after: Option<KeyHash>, limit: usize) -> Answer<Vec<Found>> {
+        const OPERATION: &str = "scan";
+        let after = after.as_ref().map(key_of).unwrap_or_default();
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let statement = query(&self.0.statements.page).bind(after).bind(limit);
+        let rows = self.0.connections.rows(OPERATION, statement).await?;
+        rows.iter().map(|row| sql::found(OPERATION, row)).collect()
+    }
+}
+
+store_of_rows!(MySqlStore, "mysql", {
+    let mut capabilities = Capabilities::server();
+    capabilities.needs_purging = true;
+    capabilities
+});
+
+impl fmt::Debug for MySqlStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MySqlStore").field("table", &self.0.table.to_string()).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,78 @@
+//! Sending one statement, and a pooled connection to send it on.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::mysql::{MySqlArguments, MySqlRow};
+use sqlx::query::Query;
+use sqlx::{AssertSqlSafe, Error, MySql, MySqlConnection, MySqlPool};
+
+use super::error::{DEADLOCK, connection_error, no_connection, number, store_error};
+use crate::sql::{Answer, Lease, in_time, is_answered};
+
+/// How often a statement is sent again that the server rolled back to resolve a deadlock.
+pub(super) const ATTEMPTS: usize = 10;
+
+pub(super) type Bound<'q> = Query<'q, MySql, MySqlArguments>;
+
+pub(super) fn query(statement: &Arc<str>) -> Bound<'static> {
+    sqlx::query(AssertSqlSafe(Arc::clone(statement)))
+}
+
+/// A pool, and how long a request on one of its connections may take.
+#[derive(Clone, Debug)]
+pub(super) struct Connections {
+    pub(super) pool: MySqlPool,
+    pub(super) response_timeout: Duration,
+}
+
+impl Connections {
+    pub(super) async fn lease(&self, operation: &'static str) -> Answer<Lease<MySql>> {
+        let connecting = async { self.pool.acquire().await.map_err(|error| connection_error(operation, error)) };
+        let connection = in_time(operation, self.response_timeout, connecting).await;
+        connection.map(Lease::new).map_err(|error| {
+            // The one error of an unknown outcome here is that of the time limit, and nothing was sent.
+            if error.is_outcome_unknown() { no_connection(operation).with_source(error) } else { error }
+        })
+    }
+
+    /// How many rows one writing statement found. Safe to call again after every error.
+    pub(super) async fn write<'q>(
+        &self,
+        operation: &'static str,
+        statement: impl Fn() -> Bound<'q> + Send,
+    ) -> Answer<u64> {
+        let mut lease = self.lease(operation).await?;
+        let writing = async { execute(&mut lease, statement).await.map_err(|error| store_error(operation, error)) };
+        let result = in_time(operation, self.response_timeout, writing).await;
+        if is_answered(&result) {
+            lease.end();
+        }
+        result
+    }
+
+    /// The rows that one reading statement finds.
+    pub(super) async fn rows(&self, operation: &'static str, statement: Bound<'_>) -> Answer<Vec<MySqlRow>> {
+        let mut lease = self.lease(operation).await?;
+        let reading = async { statement.fetch_all(&mut *lease).await.map_err(|error| store_error(operation, error)) };
+        let result = in_time(operation, self.response_timeout, reading).await;
+        if is_answered(&result) {
+            lease.end();
+        }
+        result
+    }
+}
+
+/// How many rows a statement of its own transaction found: a deadlock rolled back all of it, so it is sent again.
+pub(super) async fn execute<'q>(
+    connection: &mut MySqlConnection,
+    statement: impl Fn() -> Bound<'q> + Send,
+) -> Result<u64, Error> {
+    let mut attempts = 1..ATTEMPTS;
+    loop {
+        match statement().execute(&mut *connection).await {
+            Err(error) if number(&error) == Some(DEADLOCK) && attempts.next().is_some() => {}
+            result => return result.map(|done| done.rows_affected()),
+        }
+    }
+}

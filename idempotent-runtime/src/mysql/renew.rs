@@ -1,0 +1,109 @@
+//! Renewing many leases in one statement.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use sqlx::Row as _;
+
+use super::error::store_error;
+use super::query::{ATTEMPTS, Bound, Connections, query};
+use super::statements::{MOST, filled_up};
+use super::{MySqlStore, integer_of, key_of, owner_of};
+use crate::key::KeyHash;
+use crate::sql::{self, Answer};
+use crate::store::{Renewal, StoreError, StoreErrorKind, Token, Written, transition};
+
+const OPERATION: &str = "renew";
+
+type Owner = (KeyHash, Token);
+
+impl MySqlStore {
+    /// One statement for the owners of leases of the same length. How many rows it found tells whether all of them were
+    /// renewed; only if not, each row is read.
+    pub(super) async fn renew_rows(&self, renewals: &[Renewal]) -> Answer<Vec<Written>> {
+        let pool = self.0.renewals.get();
+        let connections = Connections { pool, response_timeout: self.0.connections.response_timeout };
+        let mut leases: HashMap<Duration, Vec<&Renewal>> = HashMap::new();
+        for renewal in renewals {
+            let owners = leases.entry(renewal.lease).or_default();
+            owners.push(renewal);
+        }
+        let mut lost = HashMap::new();
+        for (lease, renewals) in leases {
+            for renewals in renewals.chunks(MOST) {
+                self.renew_owners(&connections, lease, renewals, &mut lost).await?;
+            }
+        }
+        Ok(renewals.iter().map(|renewal| lost.get(&owner(renewal)).copied().unwrap_or(Written::Applied)).collect())
+    }
+
+    /// Prolongs the leases, and adds those to `lost` that cannot be prolonged.
+    async fn renew_owners(
+        &self,
+        connections: &Connections,
+        lease: Duration,
+        renewals: &[&Renewal],
+        lost: &mut HashMap<Owner, Written>,
+    ) -> Answer<()> {
+        let mut pending: HashMap<Owner, &Renewal> = renewals.iter().map(|renewal| (owner(renewal), *renewal)).collect();
+        for _ in 0..ATTEMPTS {
+            let owners: Vec<_> = pending.keys().copied().collect();
+            let renewed = connections.write(OPERATION, || self.renewing(lease, &owners)).await?;
+            if renewed == owners.len() as u64 {
+                return Ok(());
+            }
+            // Who can still be renewed now was renewed by the statement, or wrote the row after it. The next one tells:
+            // to renew twice does no harm.
+            lost.extend(self.lost(connections, &mut pending).await?);
+            if pending.is_empty() {
+                return Ok(());
+            }
+        }
+        Err(StoreError::new(StoreErrorKind::Refused, OPERATION).with_detail("the records changed meanwhile"))
+    }
+
+    fn renewing(&self, lease: Duration, owners: &[Owner]) -> Bound<'static> {
+        let owners = filled_up(owners);
+        let statement = query(&self.0.statements.renew(owners.len())).bind(integer_of(lease)).bind(integer_of(lease));
+        let statement = owners.iter().fold(statement, |query, (key, _)| query.bind(key_of(key)));
+        owners.iter().fold(statement, |query, (key, token)| query.bind(key_of(key)).bind(owner_of(*token)))
+    }
+
+    /// Takes those out of `pending` whose record says that they cannot be renewed.
+    async fn lost(
+        &self,
+        connections: &Connections,
+        pending: &mut HashMap<Owner, &Renewal>,
+    ) -> Answer<Vec<(Owner, Written)>> {
+        let keys: Vec<_> = pending.keys().map(|(key, _)| key_of(key)).collect();
+        let keys = filled_up(&keys.iter().map(|key| &key[..]).collect::<Vec<_>>());
+        let statement = self.0.statements.rows(keys.len());
+        let statement = keys.iter().fold(query(&statement), |query, key| query.bind(*key));
+        let rows = connections.rows(OPERATION, statement).await?;
+        // A record that this release cannot read is not its owner's any more, and no reason to give up the others.
+        let found = rows.iter().map(|row| {
+            let key = row.try_get::<Vec<u8>, _>(1).map_err(|error| store_error(OPERATION, error))?;
+            Ok((key, sql::found(OPERATION, row).ok()))
+        });
+        let found: HashMap<_, _> = found.collect::<Answer<_>>()?;
+        let mut lost = Vec::new();
+        pending.retain(|owner, renewal| {
+            let written = match found.get(&owner.0.as_bytes()[..]) {
+                None => Written::Gone,
+                Some(None) => Written::Lost,
+                Some(Some(found)) => {
+                    let mut slot = found.stored.as_ref().map(|stored| stored.record.clone());
+                    transition::renew(&mut slot, renewal, found.now)
+                }
+            };
+            let is_lost = written != Written::Applied;
+            lost.extend(is_lost.then_some((*owner, written)));
+            !is_lost
+        });
+        Ok(lost)
+    }
+}
+
+fn owner(renewal: &Renewal) -> Owner {
+    (renewal.key, renewal.token)
+}

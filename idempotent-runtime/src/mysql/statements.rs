@@ -1,0 +1,170 @@
+//! The statements, with the table's name in its place.
+//!
+//! Only what the manuals of MariaDB 10.5 and MySQL 8.0 describe alike. `UPDATE` assigns from left to right, and later
+//! assignments see what earlier ones wrote: what is computed from a column stands before the column.
+
+use std::sync::Arc;
+
+use crate::sql::{COLUMNS, TableName};
+
+/// The server's time, in milliseconds. The same in every time zone and `sql_mode` of a session; `NOW()` is not, and
+/// repeats an hour at the end of summer time.
+const NOW: &str = "(TIMESTAMPDIFF(MICROSECOND, '1970-01-01 00:00:00', UTC_TIMESTAMP(6)) DIV 1000)";
+/// The states in which a record is unfinished: in progress and in doubt.
+const UNFINISHED: &str = "state IN (1, 2)";
+/// When nothing is left of a record: released ones and tombstones have no tombstone of their own.
+const FORGOTTEN: &str = "(expires_at + CASE WHEN state IN (5, 6) THEN 0 ELSE after_expiry END)";
+/// What one statement about many records names at most.
+pub(super) const MOST: usize = 512;
+
+pub(super) type Statement = Arc<str>;
+
+#[derive(Debug)]
+pub(super) struct Statements {
+    table: String,
+    without_body: String,
+    pub(super) read: Statement,
+    pub(super) read_latest: Statement,
+    pub(super) insert: Statement,
+    pub(super) replace: Statement,
+    pub(super) delete: Statement,
+    pub(super) commit: Statement,
+    pub(super) release: Statement,
+    pub(super) page: Statement,
+    pub(super) due: Statement,
+    pub(super) due_unlocked: Statement,
+    pub(super) lag: Statement,
+    pub(super) identity: Statement,
+}
+
+impl Statements {
+    pub(super) fn new(name: &TableName) -> Self {
+        let table = name.quoted('`');
+        // Some are words of one or another `sql_mode`.
+        let columns = COLUMNS.map(|column| format!("`{column}`"));
+        let assignments: Vec<_> = columns.iter().skip(1).map(|column| format!("{column} = ?")).collect();
+        let places = ["?"; COLUMNS.len()].join(", ");
+        let columns = columns.join(", ");
+        let without_body = columns.replace(", `body`", ", X''");
+        let is_own = format!("key_hash = ? AND owner = ? AND {UNFINISHED} AND expires_at > {NOW} AND format = 1");
+        let due =
+            format!("SELECT key_hash FROM {table} WHERE purge_at <= {NOW} AND format = 1 ORDER BY purge_at LIMIT ?");
+        let read = format!(
+            "SELECT server.time_now, {columns} FROM (SELECT {NOW} AS time_now) AS server
+             LEFT JOIN {table} AS kept ON kept.key_hash = ?"
+        );
+        let identity = format!("SELECT identity FROM {} WHERE id = 1", name.with_suffix("meta").quoted('`'));
+        let statement = |text: String| Statement::from(text);
+        Self {
+            identity: statement(identity),
+            // What is committed now, also where the transaction's snapshot is older.
+            read_latest: statement(format!("{read} LOCK IN SHARE MODE")),
+            read: statement(read),
+            insert: statement(format!("INSERT INTO {table} ({columns}) VALUES ({places})")),
+            replace: statement(format!(
+                "UPDATE {table} SET {} WHERE key_hash = ? AND owner = ? AND revision = ?",
+                assignments.join(", ")
+            )),
+            delete: statement(format!("DELETE FROM {table} WHERE key_hash = ? AND owner = ? AND revision = ?")),
+            commit: statement(format!(
+                "UPDATE {table} SET purge_at = LEAST(purge_at, {NOW} + ? + after_expiry), expires_at = {NOW} + ?,
+                     state = ?, `body` = ?, schema_version = ?, reason = ?, revision = revision + 1
+                 WHERE {is_own}"
+            )),
+            release: statement(format!("DELETE FROM {table} WHERE {is_own}")),
+            page: statement(format!(
+                "SELECT {NOW}, {without_body} FROM {table} WHERE key_hash > ? ORDER BY key_hash LIMIT ?"
+            )),
+            due_unlocked: statement(format!("{due} FOR UPDATE SKIP LOCKED")),
+            due: statement(due),
+            lag: statement(format!(
+                "SELECT {NOW} - purge_at FROM {table} WHERE purge_at <= {NOW} AND format = 1 ORDER BY purge_at LIMIT 1"
+            )),
+            table,
+            without_body,
+        }
+    }
+
+    /// The rows of as many keys as they are, without their bodies.
+    pub(super) fn rows(&self, keys: usize) -> Statement {
+        Statement::from(format!(
+            "SELECT {NOW}, {columns} FROM {table} FORCE INDEX (PRIMARY) WHERE key_hash IN ({keys})",
+            columns = self.without_body,
+            table = self.table,
+            keys = places("?", keys)
+        ))
+    }
+
+    /// Prolongs the leases of as many owners: the lease twice, the keys, then each key with its owner.
+    ///
+    /// The primary key is forced here and below because for a small table the server may prefer to go through all of
+    /// it, and would wait for the locks of rows that have nothing to do with it.
+    pub(super) fn renew(&self, owners: usize) -> Statement {
+        let (keys, pairs) = (places("?", owners), places("(?, ?)", owners));
+        Statement::from(format!(
+            "UPDATE {table} FORCE INDEX (PRIMARY)
+             SET expires_at = GREATEST(expires_at, {NOW} + ? + linger), lease_until = {NOW} + ?, revision = revision + 1
+             WHERE key_hash IN ({keys}) AND (key_hash, owner) IN ({pairs})
+                 AND state = 1 AND expires_at > {NOW} AND format = 1",
+            table = self.table
+        ))
+    }
+
+    /// What a watcher needs to know of the records of as many keys.
+    pub(super) fn seen(&self, keys: usize) -> Statement {
+        Statement::from(format!(
+            "SELECT key_hash, owner, state, lease_until FROM {table} FORCE INDEX (PRIMARY)
+             WHERE key_hash IN ({keys}) AND expires_at > {NOW}",
+            table = self.table,
+            keys = places("?", keys)
+        ))
+    }
+
+    /// Removes those of as many records of which nothing is left.
+    pub(super) fn purge(&self, keys: usize) -> Statement {
+        Statement::from(format!(
+            "DELETE FROM {table} WHERE key_hash IN ({keys}) AND purge_at <= {NOW} AND format = 1 AND {FORGOTTEN} <= {NOW}",
+            table = self.table,
+            keys = places("?", keys)
+        ))
+    }
+
+    /// Lets the purge come back to those of as many records that are still needed.
+    pub(super) fn put_off(&self, keys: usize) -> Statement {
+        Statement::from(format!(
+            "UPDATE {table} FORCE INDEX (PRIMARY) SET purge_at = {FORGOTTEN}
+             WHERE key_hash IN ({keys}) AND purge_at <= {NOW} AND format = 1 AND {FORGOTTEN} > {NOW}",
+            table = self.table,
+            keys = places("?", keys)
+        ))
+    }
+}
+
+fn places(place: &str, count: usize) -> String {
+    vec![place; count].join(", ")
+}
+
+/// `items`, filled up with the last one to a power of two: each number of places is a statement that the server prepares
+/// and the connection keeps, so there are only a few of them.
+pub(super) fn filled_up<T: Copy>(items: &[T]) -> Vec<T> {
+    let mut filled = items.to_vec();
+    filled.extend(items.last().into_iter().flat_map(|last| std::iter::repeat_n(*last, padding(items.len()))));
+    filled
+}
+
+fn padding(count: usize) -> usize {
+    count.next_power_of_two() - count
+}
+
+#[cfg(test)]
+mod tests {
+    use super::filled_up;
+
+    #[test]
+    fn few_numbers_of_places_are_used() {
+        assert_eq!(filled_up(&[7, 8, 9]), [7, 8, 9, 9]);
+        assert_eq!(filled_up(&[7]), [7]);
+        assert_eq!(filled_up(&[0; 200]).len(), 256);
+        assert!(filled_up::<u8>(&[]).is_empty());
+    }
+}

@@ -1,0 +1,192 @@
+//! A record in the user's own transaction.
+
+use std::error::Error as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::{AssertSqlSafe, Error, MySql, MySqlConnection, Row as _, Transaction};
+
+use super::error::{DUPLICATE_KEY, LOCK_WAIT_TIMEOUT, NO_SAVEPOINT, number, store_error};
+use super::query::{Bound, query};
+use super::{Inner, MySqlStore, commit_statement, delete_statement, replace_statement};
+use crate::key::KeyHash;
+use crate::sql::transaction::{self, Identity, Transactional};
+use crate::sql::{self, Answer, Found, Guard, Row, Table, TransactionDatabase};
+use crate::store::transaction::{End, Keep, Kept};
+use crate::store::{Claim, Claimed, Commit, DynStore, SqlTransaction, StoreError, StoreErrorKind, Token, find};
+
+const OPERATION: &str = "claim in a transaction";
+
+const RESTORE_WAITS: &str = "SET SESSION innodb_lock_wait_timeout = @idempotency_lock_wait_timeout";
+
+impl TransactionDatabase for MySql {
+    // Fewer locks and fewer deadlocks than under the server's default, and nothing here needs more.
+    const BEGIN: &'static str = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; START TRANSACTION";
+}
+
+struct InTransaction<'a> {
+    connection: &'a mut MySqlConnection,
+    store: &'a Inner,
+    /// Whether a write has met what a plain read does not show: the snapshot of the transaction may be older.
+    is_behind: bool,
+}
+
+impl InTransaction<'_> {
+    /// How many rows the statement found. It is sent once: a deadlock has rolled back the whole transaction.
+    async fn write(&mut self, operation: &'static str, statement: Bound<'_>) -> Answer<u64> {
+        let done = statement.execute(&mut *self.connection).await;
+        done.map(|done| done.rows_affected()).map_err(|error| store_error(operation, error))
+    }
+
+    async fn write_one(&mut self, operation: &'static str, statement: Bound<'_>) -> Answer<bool> {
+        let is_written = self.write(operation, statement).await? == 1;
+        self.is_behind |= !is_written;
+        Ok(is_written)
+    }
+}
+
+impl Table for InTransaction<'_> {
+    async fn read(&mut self, operation: &'static str, key: KeyHash) -> Answer<Found> {
+        let statements = &self.store.statements;
+        let statement = if self.is_behind { &statements.read_latest } else { &statements.read };
+        let row = query(statement).bind(super::key_of(&key)).fetch_one(&mut *self.connection).await;
+        sql::found(operation, &row.map_err(|error| store_error(operation, error))?)
+    }
+
+    async fn insert(&mut self, operation: &'static str, row: &Row) -> Answer<bool> {
+        let inserted = sql::bind(query(&self.store.statements.insert), row).execute(&mut *self.connection).await;
+        match inserted {
+            Ok(_) => Ok(true),
+            Err(error) if number(&error) == Some(DUPLICATE_KEY) => {
+                self.is_behind = true;
+                Ok(false)
+            }
+            Err(error) => Err(store_error(operation, error)),
+        }
+    }
+
+    async fn replace(&mut self, operation: &'static str, guard: Guard, row: &Row) -> Answer<bool> {
+        let statement = replace_statement(&self.store.statements, guard, row);
+        self.write_one(operation, statement).await
+    }
+
+    async fn delete(&mut self, operation: &'static str, guard: Guard) -> Answer<bool> {
+        let statement = delete_statement(&self.store.statements, guard);
+        self.write_one(operation, statement).await
+    }
+}
+
+impl Transactional for InTransaction<'_> {
+    async fn identity(&mut self) -> Answer<Identity> {
+        identity(OPERATION, self.connection, self.store).await
+    }
+
+    async fn run(&mut self, statement: String) -> Answer<()> {
+        let done = sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut *self.connection).await;
+        done.map(drop).map_err(|error| store_error(OPERATION, error))
+    }
+
+    /// Outside of a transaction the server makes no savepoint and says nothing, and each statement would be committed.
+    async fn set_savepoint(&mut self, name: &str) -> Answer<()> {
+        self.run(format!("SAVEPOINT {name}")).await?;
+        self.run(format!("ROLLBACK TO SAVEPOINT {name}")).await.map_err(|error| {
+            let is_missing = server_error(&error).and_then(number) == Some(NO_SAVEPOINT);
+            let detail = "the connection is in no transaction: begin one first";
+            if is_missing { StoreError::new(StoreErrorKind::Config, OPERATION).with_detail(detail) } else { error }
+        })
+    }
+
+    /// The server counts whole seconds.
+    async fn bound_waits(&mut self, patience: Duration) -> Answer<()> {
+        let seconds = patience.as_millis().div_ceil(1_000).clamp(1, 1 << 30);
+        self.run(format!(
+            "SET @idempotency_lock_wait_timeout = @@SESSION.innodb_lock_wait_timeout, \
+             SESSION innodb_lock_wait_timeout = {seconds}"
+        ))
+        .await
+    }
+
+    async fn restore_waits(&mut self) -> Answer<()> {
+        self.run(RESTORE_WAITS.into()).await
+    }
+
+    fn is_out_of_patience(error: &StoreError) -> bool {
+        server_error(error).and_then(number) == Some(LOCK_WAIT_TIMEOUT)
+    }
+
+    async fn commit_own(&mut self, commit: &Commit) -> Answer<bool> {
+        Ok(self.write("complete", commit_statement(&self.store.statements, commit)).await? == 1)
+    }
+}
+
+fn server_error(error: &StoreError) -> Option<&Error> {
+    error.source().and_then(|source| source.downcast_ref())
+}
+
+async fn identity(operation: &'static str, connection: &mut MySqlConnection, store: &Inner) -> Answer<Identity> {
+    let row = query(&store.statements.identity).fetch_one(connection).await;
+    let identity = row.and_then(|row| row.try_get::<Vec<u8>, _>(0)).map_err(|error| store_error(operation, error))?;
+    Identity::try_from(identity).map_err(|_| {
+        StoreError::new(StoreErrorKind::Config, operation).with_detail("the `meta` table holds no identity of 16 bytes")
+    })
+}
+
+impl Inner {
+    /// The identity of the store's own database.
+    async fn own_identity(&self) -> Answer<Identity> {
+        let asking = async {
+            let mut lease = self.connections.lease(OPERATION).await?;
+            let identity = identity(OPERATION, &mut lease, self).await?;
+            lease.end();
+            Ok(identity)
+        };
+        self.identity.get_or_try_init(|| asking).await.copied()
+    }
+}
+
+fn store_of(store: &dyn DynStore) -> Answer<&Arc<Inner>> {
+    let store = find::<MySqlStore>(store).ok_or_else(|| transaction::other_store(OPERATION, "MySQL", store));
+    store.map(|store| &store.0)
+}
+
+impl Keep for MySqlConnection {
+    fn begin<'a>(
+        &'a mut self,
+        store: &'a dyn DynStore,
+        claim: &'a Claim,
+        patience: Duration,
+    ) -> Kept<'a, Option<Claimed>> {
+        Box::pin(async move {
+            let store = store_of(store)?;
+            let expected = store.own_identity().await?;
+            let mut table = InTransaction { connection: self, store, is_behind: false };
+            transaction::begin(&mut table, expected, claim, patience).await
+        })
+    }
+
+    fn end<'a>(&'a mut self, store: &'a dyn DynStore, token: Token, end: End) -> Kept<'a, bool> {
+        Box::pin(async move {
+            let store = store_of(store)?;
+            let mut table = InTransaction { connection: self, store, is_behind: false };
+            transaction::end(&mut table, token, end).await
+        })
+    }
+}
+
+#[diagnostic::do_not_recommend]
+impl SqlTransaction for MySqlConnection {
+    type Connection = Self;
+
+    fn connection(&mut self) -> &mut Self {
+        self
+    }
+}
+
+#[diagnostic::do_not_recommend]
+impl SqlTransaction for Transaction<'_, MySql> {
+    type Connection = MySqlConnection;
+
+    fn connection(&mut self) -> &mut MySqlConnection {
+        self
+    }
+}

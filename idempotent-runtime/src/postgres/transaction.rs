@@ -1,0 +1,164 @@
+//! A record in the user's own transaction.
+
+use std::error::Error as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::{AssertSqlSafe, PgConnection, Postgres, Row as _, Transaction};
+
+use super::error::{is_lock_timeout, store_error};
+use super::request::Request;
+use super::{Inner, PostgresStore, commit_request, found_one, owner_bytes};
+use crate::key::KeyHash;
+use crate::sql::transaction::{self, Identity, Transactional};
+use crate::sql::{Answer, Found, Guard, Row, Table, TransactionDatabase};
+use crate::store::transaction::{End, Keep, Kept};
+use crate::store::{Claim, Claimed, Commit, DynStore, SqlTransaction, StoreError, StoreErrorKind, Token, find};
+
+const OPERATION: &str = "claim in a transaction";
+
+/// Remembers the user's bound in a setting of the transaction, and sets ours.
+const BOUND_WAITS: &str = "SELECT set_config('idempotency.lock_timeout', current_setting('lock_timeout'), true),
+    set_config('lock_timeout', $1, true)";
+/// The rollback to a savepoint has brought the bound back already, and forgotten what was remembered.
+const RESTORE_WAITS: &str = "SELECT set_config('lock_timeout',
+    coalesce(nullif(current_setting('idempotency.lock_timeout', true), ''), current_setting('lock_timeout')), true)";
+
+impl TransactionDatabase for Postgres {
+    const BEGIN: &'static str = "BEGIN";
+}
+
+struct InTransaction<'a> {
+    connection: &'a mut PgConnection,
+    store: &'a Inner,
+}
+
+impl InTransaction<'_> {
+    /// Whether the statement returned a row. It is sent once: what it fails with has broken the whole transaction.
+    async fn wrote(&mut self, operation: &'static str, request: Request<'_>) -> Answer<bool> {
+        let rows = request.send_once(operation, self.connection, self.store.sessions.prepares()).await?;
+        Ok(!rows.is_empty())
+    }
+}
+
+impl Table for InTransaction<'_> {
+    async fn read(&mut self, operation: &'static str, key: KeyHash) -> Answer<Found> {
+        let request = Request::new(&self.store.statements.read).bytes(key.as_bytes());
+        found_one(operation, &request.send_once(operation, self.connection, self.store.sessions.prepares()).await?)
+    }
+
+    async fn insert(&mut self, operation: &'static str, row: &Row) -> Answer<bool> {
+        self.wrote(operation, Request::new(&self.store.statements.insert).values(row.values())).await
+    }
+
+    async fn replace(&mut self, operation: &'static str, guard: Guard, row: &Row) -> Answer<bool> {
+        let owner = owner_bytes(guard.owner);
+        let request = Request::new(&self.store.statements.replace).values(row.values());
+        self.wrote(operation, request.bytes(&owner).integer(guard.revision)).await
+    }
+
+    async fn delete(&mut self, operation: &'static str, guard: Guard) -> Answer<bool> {
+        let owner = owner_bytes(guard.owner);
+        let request = Request::new(&self.store.statements.delete).bytes(guard.key.as_bytes());
+        self.wrote(operation, request.bytes(&owner).integer(guard.revision)).await
+    }
+}
+
+impl Transactional for InTransaction<'_> {
+    async fn identity(&mut self) -> Answer<Identity> {
+        identity(OPERATION, self.connection, self.store).await
+    }
+
+    async fn run(&mut self, statement: String) -> Answer<()> {
+        let done = sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut *self.connection).await;
+        done.map(drop).map_err(|error| store_error(OPERATION, error))
+    }
+
+    async fn bound_waits(&mut self, patience: Duration) -> Answer<()> {
+        // Zero would wait for ever.
+        let millis = patience.as_millis().clamp(1, i32::MAX as u128);
+        let bound = format!("{millis}ms");
+        self.wrote(OPERATION, Request::new(&Arc::from(BOUND_WAITS)).text(&bound)).await.map(drop)
+    }
+
+    async fn restore_waits(&mut self) -> Answer<()> {
+        self.wrote(OPERATION, Request::new(&Arc::from(RESTORE_WAITS))).await.map(drop)
+    }
+
+    fn is_out_of_patience(error: &StoreError) -> bool {
+        error.source().and_then(|source| source.downcast_ref()).is_some_and(is_lock_timeout)
+    }
+
+    async fn commit_own(&mut self, commit: &Commit) -> Answer<bool> {
+        let owner = owner_bytes(commit.token);
+        self.wrote("complete", commit_request(self.store, commit, &owner)).await
+    }
+}
+
+async fn identity(operation: &'static str, connection: &mut PgConnection, store: &Inner) -> Answer<Identity> {
+    let request = Request::new(&store.statements.identity);
+    let rows = request.send_once(operation, connection, store.sessions.prepares()).await?;
+    let unfit = || {
+        StoreError::new(StoreErrorKind::Config, operation).with_detail("the `meta` table holds no identity of 16 bytes")
+    };
+    let identity: Vec<u8> =
+        rows.first().ok_or_else(unfit)?.try_get(0).map_err(|error| store_error(operation, error))?;
+    Identity::try_from(identity).map_err(|_| unfit())
+}
+
+impl Inner {
+    /// The identity of the store's own database.
+    async fn own_identity(&self) -> Answer<Identity> {
+        let asking = async {
+            let mut lease = self.sessions.lease(OPERATION).await?;
+            let identity = identity(OPERATION, &mut lease, self).await?;
+            lease.end();
+            Ok(identity)
+        };
+        self.identity.get_or_try_init(|| asking).await.copied()
+    }
+}
+
+fn store_of(store: &dyn DynStore) -> Answer<&PostgresStore> {
+    find::<PostgresStore>(store).ok_or_else(|| transaction::other_store(OPERATION, "PostgreSQL", store))
+}
+
+impl Keep for PgConnection {
+    fn begin<'a>(
+        &'a mut self,
+        store: &'a dyn DynStore,
+        claim: &'a Claim,
+        patience: Duration,
+    ) -> Kept<'a, Option<Claimed>> {
+        Box::pin(async move {
+            let store = &store_of(store)?.0;
+            let expected = store.own_identity().await?;
+            transaction::begin(&mut InTransaction { connection: self, store }, expected, claim, patience).await
+        })
+    }
+
+    fn end<'a>(&'a mut self, store: &'a dyn DynStore, token: Token, end: End) -> Kept<'a, bool> {
+        Box::pin(async move {
+            let store = &store_of(store)?.0;
+            transaction::end(&mut InTransaction { connection: self, store }, token, end).await
+        })
+    }
+}
+
+#[diagnostic::do_not_recommend]
+impl SqlTransaction for PgConnection {
+    type Connection = Self;
+
+    fn connection(&mut self) -> &mut Self {
+        self
+    }
+}
+
+#[diagnostic::do_not_recommend]
+impl SqlTransaction for Transaction<'_, Postgres> {
+    type Connection = PgConnection;
+
+    fn connection(&mut self) -> &mut PgConnection {
+        self
+    }
+}

@@ -1,0 +1,56 @@
+//! The MySQL store keeps every rule, on a real MariaDB server.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use idempotency::store::MySqlStore;
+use idempotency::testing::Subject;
+use idempotency_test_support::server::{MariaDbOptions, MariaDbServer};
+
+/// One server for all cases, and a database that is theirs. It ends with this process.
+fn server() -> &'static (MariaDbServer, String) {
+    static SERVER: OnceLock<(MariaDbServer, String)> = OnceLock::new();
+    SERVER.get_or_init(|| {
+        let start = || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            runtime.block_on(async {
+                let server = MariaDbServer::start(MariaDbOptions::new()).await.expect("the server starts");
+                let url = server.database("conformance").await.expect("the server makes a database");
+                (server, url)
+            })
+        };
+        std::thread::spawn(start).join().expect("the server starts")
+    })
+}
+
+struct MySql(MySqlStore);
+
+impl MySql {
+    async fn new() -> Self {
+        static CASES: AtomicU32 = AtomicU32::new(0);
+        let table = format!("records_{}", CASES.fetch_add(1, Ordering::Relaxed));
+        let url = tokio::task::spawn_blocking(|| &server().1).await.expect("the server starts");
+        let store = MySqlStore::builder(url).table(table).connect().await.expect("the store connects");
+        store.migrate().await.expect("the table is made");
+        Self(store)
+    }
+}
+
+impl Subject for MySql {
+    type Store = MySqlStore;
+
+    fn store(&self) -> &MySqlStore {
+        &self.0
+    }
+
+    async fn advance(&self, duration: Duration) {
+        tokio::time::sleep(duration).await;
+    }
+
+    fn lease(&self) -> Duration {
+        Duration::from_millis(400)
+    }
+}
+
+idempotency::testing::conformance!(|| async { MySql::new().await });

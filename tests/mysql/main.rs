@@ -1,0 +1,11 @@
+//! The MySQL store on a real MariaDB server: what it costs, what it leaves alone, and how it fails.
+
+mod deadlocks;
+mod outages;
+mod purging;
+mod rights;
+mod rows;
+mod sessions;
+mod statements;
+mod tables;
+mod world;

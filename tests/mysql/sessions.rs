@@ -1,0 +1,67 @@
+//! The settings of a session, which are the user's where the pool is, change nothing.
+
+use std::time::{Duration, SystemTime};
+
+use futures::future::try_join_all;
+use idempotency::store::{Claimed, MySqlStore, Store as _};
+
+use crate::world::{World, claim, everything, fresh, held, key, mine};
+
+#[tokio::test]
+async fn time_zones_and_modes_change_nothing() -> anyhow::Result<()> {
+    const SESSIONS: [&str; 12] = [
+        "SET time_zone = '+13:00', sql_mode = ''",
+        "SET time_zone = '-12:59', sql_mode = 'ANSI'",
+        "SET sql_mode = 'TRADITIONAL'",
+        "SET sql_mode = 'ORACLE'",
+        "SET sql_mode = 'MSSQL'",
+        "SET sql_mode = 'PAD_CHAR_TO_FULL_LENGTH,NO_BACKSLASH_ESCAPES'",
+        "SET sql_mode = 'IGNORE_SPACE,HIGH_NOT_PRECEDENCE,PIPES_AS_CONCAT'",
+        "SET sql_mode = 'TIME_ROUND_FRACTIONAL,NO_UNSIGNED_SUBTRACTION,STRICT_ALL_TABLES'",
+        "SET sql_safe_updates = 1, sql_select_limit = 1",
+        "SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ",
+        "SET SESSION TRANSACTION ISOLATION LEVEL SERIALIZABLE",
+        "SET SESSION TRANSACTION ISOLATION LEVEL READ UNCOMMITTED",
+    ];
+    let world = World::new().await?;
+    let running = mine(world.store.claim(claim(key(1), fresh())).await?);
+    for (number, session) in (1..).zip(SESSIONS) {
+        let store = MySqlStore::from_pool(world.pool(session).await?);
+        everything(&store, 1_000 * number).await.unwrap_or_else(|error| panic!("{session}: {error:?}"));
+        // Judged on the same time as by everybody else.
+        let seen = held(store.claim(claim(key(1), fresh())).await?);
+        assert!(seen.is_running() && seen.lease_until == running.lease_until, "{session}: {seen:?}");
+        let behind = seen.read_at.saturating_duration_since(running.read_at);
+        assert!(behind < Duration::from_secs(60), "{session}: {behind:?}");
+    }
+    let since = SystemTime::from(running.read_at).duration_since(SystemTime::now() - Duration::from_secs(60))?;
+    assert!(since < Duration::from_secs(90), "it is the time in UTC");
+    Ok(())
+}
+
+#[tokio::test]
+async fn one_of_64_owns_the_key_in_every_isolation_level() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    let sessions = [
+        "SET SESSION TRANSACTION ISOLATION LEVEL READ UNCOMMITTED",
+        "SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ",
+        "SET SESSION TRANSACTION ISOLATION LEVEL SERIALIZABLE",
+    ];
+    for (number, session) in (1..).zip(sessions) {
+        let store = MySqlStore::from_pool(world.pool(session).await?);
+        for round in 0..5 {
+            let key = key(number * 100 + round);
+            let claims = (0..64).map(|_| {
+                let store = store.clone();
+                tokio::spawn(async move { store.claim(claim(key, fresh())).await })
+            });
+            let claims: Vec<_> = claims.collect();
+            let mut owners = 0;
+            for claimed in try_join_all(claims).await? {
+                owners += usize::from(matches!(claimed?, Claimed::Mine(_)));
+            }
+            assert_eq!(owners, 1, "{session}");
+        }
+    }
+    Ok(())
+}

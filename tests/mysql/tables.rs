@@ -1,0 +1,101 @@
+//! Making the table, where it is, and what is said when it is missing or another release's.
+
+use futures::future::try_join_all;
+use idempotency::store::{MySqlStore, Store as _, StoreErrorKind};
+use idempotency::{Error, ErrorKind, Idempotency};
+
+use crate::world::{DAY, World, claim, everything, fresh, key, mine};
+
+#[tokio::test]
+async fn many_processes_make_the_table_at_once() -> anyhow::Result<()> {
+    let world = World::without_table().await?;
+    let processes = (0..16).map(|number| {
+        let url = world.url.clone();
+        async move {
+            let store = MySqlStore::connect(&url).await?;
+            store.migrate().await?;
+            mine(store.claim(claim(key(number), fresh())).await?);
+            anyhow::Ok(())
+        }
+    });
+    try_join_all(processes.map(tokio::spawn)).await?.into_iter().collect::<anyhow::Result<()>>()?;
+    assert_eq!(world.figure("SELECT COUNT(*) FROM idempotency_records").await?, 16);
+    let identity = "SELECT HEX(identity) FROM idempotency_records_meta";
+    let first = world.sql(identity).await?;
+    world.store.migrate().await?;
+    assert_eq!(world.sql(identity).await?, first, "the database stays the same one");
+    assert_eq!(first[0][0].as_ref().map(String::len), Some(32));
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_table_can_be_in_another_database() -> anyhow::Result<()> {
+    let (world, elsewhere) = (World::without_table().await?, World::without_table().await?);
+    let (_, database) = elsewhere.url.rsplit_once('/').expect("the URL names a database");
+    let store = MySqlStore::builder(&world.url).table(format!("{database}.claims")).connect().await?;
+    store.migrate().await?;
+    everything(&store, 1).await?;
+    assert_eq!(elsewhere.figure("SELECT COUNT(*) FROM claims").await?, 2);
+    assert_eq!(elsewhere.figure("SELECT version FROM claims_meta").await?, 1);
+    assert!(world.sql("SHOW TABLES").await?.is_empty());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_missing_table_is_told_with_the_way_to_make_it() -> anyhow::Result<()> {
+    let world = World::without_table().await?;
+    let error = world.store.claim(claim(key(1), fresh())).await.unwrap_err();
+    assert_eq!(error.kind(), StoreErrorKind::Config);
+    assert!(error.to_string().contains("run `store.migrate()`"), "{error}");
+    let call = Idempotency::new(world.store.clone()).call("payments.charge", 1_u64).ttl(DAY);
+    let error = call.run(|| async { Ok::<_, Error>(()) }).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_table_of_a_newer_release_is_refused() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    world.sql("UPDATE idempotency_records_meta SET version = 2").await?;
+    let error = world.store.migrate().await.unwrap_err();
+    assert_eq!(error.kind(), StoreErrorKind::Config);
+    assert!(error.to_string().contains("version 2, made by a newer release"), "{error}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_engine_is_connected_by_url() -> anyhow::Result<()> {
+    for scheme in ["mysql://", "mariadb://"] {
+        let world = World::without_table().await?;
+        let engine = Idempotency::connect(&world.url.replace("mysql://", scheme)).await?;
+        let charge = || engine.call("payments.charge", 1_u64).ttl(DAY).run(|| async { Ok::<_, Error>(fresh().bits()) });
+        assert_eq!(charge().await?, charge().await?);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_cannot_be_connected_says_why() -> anyhow::Result<()> {
+    let world = World::without_table().await?;
+    let (address, _) = world.url.rsplit_once('/').expect("the URL names a database");
+    let stranger = address.replace("root@", "nobody:wrong@");
+    let cases = [
+        ("redis://127.0.0.1/", "begins with `mysql://`"),
+        (&*stranger, "refuses the user or the password"),
+        (&*format!("{address}/nowhere"), "no database of that name"),
+        (&*format!("{address}/?ssl-mode=VERIFY_CA"), "encrypted"),
+    ];
+    for (url, reason) in cases {
+        let error = MySqlStore::connect(url).await.unwrap_err();
+        assert_eq!(error.kind(), StoreErrorKind::Config, "{error}");
+        assert!(error.to_string().contains(reason), "{url}: {error}");
+    }
+    let error = MySqlStore::connect("mysql://127.0.0.1:1/shop").await.unwrap_err();
+    assert_eq!(error.kind(), StoreErrorKind::Refused, "{error}");
+    let error = MySqlStore::builder(&world.url).table("a; DROP TABLE b").connect().await.unwrap_err();
+    assert_eq!(error.kind(), StoreErrorKind::Config);
+    let nowhere = MySqlStore::connect(address).await?;
+    let error = nowhere.claim(claim(key(1), fresh())).await.unwrap_err();
+    assert!(error.to_string().contains("no database is chosen"), "{error}");
+    Ok(())
+}

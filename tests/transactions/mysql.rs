@@ -1,0 +1,160 @@
+//! What is special about transactions of MySQL and MariaDB.
+
+use std::time::{Duration, Instant};
+
+use idempotency::store::MySqlStore;
+use idempotency::{Call, ErrorKind, Idempotency, OnConflict, State};
+use idempotency_test_support::server::{MariaDbOptions, MariaDbServer};
+use sqlx::{MySqlConnection, MySqlPool};
+
+use crate::world::{DAY, Fault, OPERATION};
+
+struct World {
+    engine: Idempotency,
+    pool: MySqlPool,
+    server: MariaDbServer,
+}
+
+impl World {
+    async fn new() -> anyhow::Result<Self> {
+        let server = MariaDbServer::start(MariaDbOptions::new()).await?;
+        let (engine, pool) = database(&server).await?;
+        Ok(Self { engine, pool, server })
+    }
+
+    fn call(&self, key: &str) -> Call {
+        self.engine.call(OPERATION, key).ttl(DAY)
+    }
+
+    async fn entries(&self) -> anyhow::Result<i64> {
+        let (count,): (i64,) = sqlx::query_as("SELECT count(*) FROM ledger").fetch_one(&self.pool).await?;
+        Ok(count)
+    }
+}
+
+/// A database of its own with a ledger and the store's table.
+async fn database(server: &MariaDbServer) -> anyhow::Result<(Idempotency, MySqlPool)> {
+    let pool = MySqlPool::connect(&server.database("ledger").await?).await?;
+    sqlx::query("CREATE TABLE ledger (entry TEXT NOT NULL)").execute(&pool).await?;
+    let store = MySqlStore::from_pool(pool.clone());
+    store.migrate().await?;
+    Ok((Idempotency::new(store), pool))
+}
+
+async fn add(connection: &mut MySqlConnection) -> Result<(), Fault> {
+    sqlx::query("INSERT INTO ledger VALUES ('entry')").execute(connection).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_second_transaction_waits_and_replays_or_runs() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    for (key, commits, entries) in [("committed", true, 1), ("rolled back", false, 2)] {
+        let mut first = world.pool.begin().await?;
+        world.call(key).run_in(&mut first, add_in).await?;
+        let second = async {
+            let mut second = world.pool.begin().await?;
+            world.call(key).run_in(&mut second, add_in).await?;
+            second.commit().await?;
+            anyhow::Ok(())
+        };
+        let end = async {
+            let waits = "SELECT count(*) FROM information_schema.processlist WHERE info LIKE 'INSERT INTO `idempotency_records`%'";
+            idempotency_test_support::deadline::eventually_async("the second to wait", async || {
+                sqlx::query_as(waits).fetch_one(&world.pool).await.is_ok_and(|(waiting,): (i64,)| waiting > 0)
+            })
+            .await?;
+            if commits {
+                first.commit().await?;
+            } else {
+                first.rollback().await?;
+            }
+            anyhow::Ok(())
+        };
+        let (second, end) = tokio::join!(second, end);
+        second?;
+        end?;
+        assert_eq!(world.entries().await?, entries, "{key}");
+        assert_eq!(world.engine.record(OPERATION, key).inspect().await?.map(|view| view.state), Some(State::Completed));
+    }
+    Ok(())
+}
+
+async fn add_in(connection: &mut MySqlConnection) -> Result<(), Fault> {
+    add(connection).await
+}
+
+#[tokio::test]
+async fn a_wait_is_bounded_and_leaves_the_transaction_as_it_was() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    let mut first = world.pool.begin().await?;
+    world.call("a").run_in(&mut first, add_in).await?;
+    let mut second = world.pool.begin().await?;
+    sqlx::query("SET SESSION innodb_lock_wait_timeout = 17").execute(&mut *second).await?;
+    add(&mut second).await?;
+    let started = Instant::now();
+    let patience = OnConflict::Wait(Duration::from_millis(300));
+    let refused = world.call("a").on_conflict(patience).run_in(&mut second, add_in).await;
+    let Err(Fault::Idempotency(error)) = refused else { panic!("somebody else holds it") };
+    assert_eq!(error.kind(), ErrorKind::InProgress, "{error}");
+    let waited = started.elapsed();
+    assert!((Duration::from_millis(250)..Duration::from_secs(5)).contains(&waited), "{waited:?}");
+    world.call("b").run_in(&mut second, add_in).await?;
+    let bound = sqlx::query_as("SELECT CAST(@@SESSION.innodb_lock_wait_timeout AS SIGNED)");
+    let (bound,): (i64,) = bound.fetch_one(&mut *second).await?;
+    assert_eq!(bound, 17, "the user's own bound is back");
+    second.commit().await?;
+    first.commit().await?;
+    assert_eq!(world.entries().await?, 3);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_connection_in_no_transaction_is_refused_before_anything_is_written() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    let mut connection = world.pool.acquire().await?;
+    let refused = world.call("a").run_in(&mut *connection, add_in).await;
+    let Err(Fault::Idempotency(error)) = refused else { panic!("each statement would be committed") };
+    assert_eq!(error.kind(), ErrorKind::Config);
+    assert!(error.to_string().contains("in no transaction"), "{error}");
+    assert_eq!(world.entries().await?, 0);
+    assert!(world.engine.record(OPERATION, "a").inspect().await?.is_none());
+    Ok(())
+}
+
+#[tokio::test]
+async fn under_repeatable_read_an_older_snapshot_sees_what_was_committed_since() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    let mut old = world.pool.begin().await?;
+    let (count,): (i64,) = sqlx::query_as("SELECT count(*) FROM ledger").fetch_one(&mut *old).await?;
+    assert_eq!(count, 0);
+    let mut new = world.pool.begin().await?;
+    world.call("a").run_in(&mut new, add_in).await?;
+    new.commit().await?;
+    world.call("a").run_in(&mut old, add_in).await?;
+    old.commit().await?;
+    assert_eq!(world.entries().await?, 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_transaction_of_another_database_is_refused() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    let (_, other) = database(&world.server).await?;
+    let mut transaction = other.begin().await?;
+    let refused = world.call("a").run_in(&mut transaction, add_in).await;
+    let Err(Fault::Idempotency(error)) = refused else { panic!("it is another database") };
+    assert_eq!(error.kind(), ErrorKind::Config);
+    assert!(error.to_string().contains("another database"), "{error}");
+    transaction.commit().await?;
+    let (count,): (i64,) = sqlx::query_as("SELECT count(*) FROM idempotency_records").fetch_one(&other).await?;
+    assert_eq!((count, world.entries().await?), (0, 0));
+
+    let elsewhere = Idempotency::new(idempotency::store::MemoryStore::new());
+    let mut transaction = other.begin().await?;
+    let refused = elsewhere.call(OPERATION, "a").ttl(DAY).run_in(&mut transaction, add_in).await;
+    let Err(Fault::Idempotency(error)) = refused else { panic!("it is no PostgreSQL store") };
+    assert_eq!(error.kind(), ErrorKind::Config);
+    assert!(error.to_string().contains("`memory`"), "{error}");
+    Ok(())
+}

@@ -1,0 +1,150 @@
+//! What is special about transactions of PostgreSQL.
+
+use std::time::{Duration, Instant};
+
+use idempotency::store::PostgresStore;
+use idempotency::{Call, ErrorKind, Idempotency, OnConflict, State};
+use idempotency_test_support::server::{PostgresOptions, PostgresServer};
+use sqlx::{PgConnection, PgPool};
+
+use crate::world::{DAY, Fault, OPERATION};
+
+struct World {
+    engine: Idempotency,
+    pool: PgPool,
+    server: PostgresServer,
+}
+
+impl World {
+    async fn new() -> anyhow::Result<Self> {
+        let server = PostgresServer::start(PostgresOptions::new()).await?;
+        let (engine, pool) = database(&server).await?;
+        Ok(Self { engine, pool, server })
+    }
+
+    fn call(&self, key: &str) -> Call {
+        self.engine.call(OPERATION, key).ttl(DAY)
+    }
+
+    async fn entries(&self) -> anyhow::Result<i64> {
+        let (count,): (i64,) = sqlx::query_as("SELECT count(*) FROM ledger").fetch_one(&self.pool).await?;
+        Ok(count)
+    }
+}
+
+/// A database of its own with a ledger and the store's table.
+async fn database(server: &PostgresServer) -> anyhow::Result<(Idempotency, PgPool)> {
+    let pool = PgPool::connect(&server.database("ledger").await?).await?;
+    sqlx::query("CREATE TABLE ledger (entry TEXT NOT NULL)").execute(&pool).await?;
+    let store = PostgresStore::from_pool(pool.clone());
+    store.migrate().await?;
+    Ok((Idempotency::new(store), pool))
+}
+
+async fn add(connection: &mut PgConnection) -> Result<(), Fault> {
+    sqlx::query("INSERT INTO ledger VALUES ('entry')").execute(connection).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_second_transaction_waits_and_replays_or_runs() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    for (key, commits, entries) in [("committed", true, 1), ("rolled back", false, 2)] {
+        let mut first = world.pool.begin().await?;
+        world.call(key).run_in(&mut first, add_in).await?;
+        let second = async {
+            let mut second = world.pool.begin().await?;
+            world.call(key).run_in(&mut second, add_in).await?;
+            second.commit().await?;
+            anyhow::Ok(())
+        };
+        let end = async {
+            let waits =
+                "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()";
+            idempotency_test_support::deadline::eventually_async("the second to wait", async || {
+                sqlx::query_as(waits).fetch_one(&world.pool).await.is_ok_and(|(waiting,): (i64,)| waiting > 0)
+            })
+            .await?;
+            if commits {
+                first.commit().await?;
+            } else {
+                first.rollback().await?;
+            }
+            anyhow::Ok(())
+        };
+        let (second, end) = tokio::join!(second, end);
+        second?;
+        end?;
+        assert_eq!(world.entries().await?, entries, "{key}");
+        assert_eq!(world.engine.record(OPERATION, key).inspect().await?.map(|view| view.state), Some(State::Completed));
+    }
+    Ok(())
+}
+
+async fn add_in(connection: &mut PgConnection) -> Result<(), Fault> {
+    add(connection).await
+}
+
+#[tokio::test]
+async fn a_wait_is_bounded_and_leaves_the_transaction_as_it_was() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    let mut first = world.pool.begin().await?;
+    world.call("a").run_in(&mut first, add_in).await?;
+    let mut second = world.pool.begin().await?;
+    sqlx::query("SET LOCAL lock_timeout = '17s'").execute(&mut *second).await?;
+    add(&mut second).await?;
+    let started = Instant::now();
+    let patience = OnConflict::Wait(Duration::from_millis(300));
+    let refused = world.call("a").on_conflict(patience).run_in(&mut second, add_in).await;
+    let Err(Fault::Idempotency(error)) = refused else { panic!("somebody else holds it") };
+    assert_eq!(error.kind(), ErrorKind::InProgress, "{error}");
+    let waited = started.elapsed();
+    assert!((Duration::from_millis(250)..Duration::from_secs(5)).contains(&waited), "{waited:?}");
+    world.call("b").run_in(&mut second, add_in).await?;
+    let (bound,): (String,) = sqlx::query_as("SHOW lock_timeout").fetch_one(&mut *second).await?;
+    assert_eq!(bound, "17s", "the user's own bound is back");
+    second.commit().await?;
+    first.commit().await?;
+    assert_eq!(world.entries().await?, 3);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_statement_that_fails_in_the_body_is_undone_under_the_callers_commit() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    let mut transaction = world.pool.begin().await?;
+    add(&mut transaction).await?;
+    let failed = world.call("a").run_in(&mut transaction, async |connection| {
+        add(connection).await?;
+        sqlx::query("SELECT 1 / 0").execute(connection).await?;
+        Ok::<_, Fault>(())
+    });
+    assert!(matches!(failed.await, Err(Fault::Client(_))));
+    add(&mut transaction).await?;
+    transaction.commit().await?;
+    assert_eq!(world.entries().await?, 2);
+    assert!(world.engine.record(OPERATION, "a").inspect().await?.is_none());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_transaction_of_another_database_is_refused() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    let (_, other) = database(&world.server).await?;
+    let mut transaction = other.begin().await?;
+    let refused = world.call("a").run_in(&mut transaction, add_in).await;
+    let Err(Fault::Idempotency(error)) = refused else { panic!("it is another database") };
+    assert_eq!(error.kind(), ErrorKind::Config);
+    assert!(error.to_string().contains("another database"), "{error}");
+    transaction.commit().await?;
+    let (count,): (i64,) = sqlx::query_as("SELECT count(*) FROM idempotency_records").fetch_one(&other).await?;
+    assert_eq!((count, world.entries().await?), (0, 0));
+
+    let elsewhere = Idempotency::new(idempotency::store::MemoryStore::new());
+    let mut transaction = other.begin().await?;
+    let refused = elsewhere.call(OPERATION, "a").ttl(DAY).run_in(&mut transaction, add_in).await;
+    let Err(Fault::Idempotency(error)) = refused else { panic!("it is no PostgreSQL store") };
+    assert_eq!(error.kind(), ErrorKind::Config);
+    assert!(error.to_string().contains("`memory`"), "{error}");
+    Ok(())
+}
