@@ -326,3 +326,46 @@ mod redis {
         assert!(stderr.contains("apt install redis-server") && stderr.contains("REDIS_URL"), "{stderr}");
     }
 }
+
+#[cfg(feature = "sqlite")]
+#[test]
+fn inventory_happens_once_also_in_a_second_run_on_the_same_file() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("warehouse.db");
+    for _ in 0..2 {
+        let text = printed(example("inventory").arg(&path));
+        assert!(text.contains("360 sent, 300 accepted, 60 sold out"), "{text}");
+        assert!(text.contains("0 lamps left, 40 serial numbers, chairs at 2090 in version 10"), "{text}");
+        assert!(text.ends_with("everything happened once\n"), "{text}");
+    }
+}
+
+#[cfg(feature = "postgres")]
+mod postgres {
+    use idempotency_test_support::server::{PostgresOptions, PostgresServer};
+
+    use super::{example, printed, run};
+
+    #[tokio::test]
+    async fn postgres_transfer_keeps_the_sums_although_a_worker_was_killed() -> anyhow::Result<()> {
+        let server = PostgresServer::start(PostgresOptions::new()).await?;
+        let url = server.database("transfer").await?;
+        for command in [
+            example("postgres_transfer").env_remove("DATABASE_URL").arg(&url),
+            example("postgres_transfer").env("DATABASE_URL", &url),
+        ] {
+            let text = printed(command);
+            assert!(text.contains("killed (SIGKILL) after 40 of 300 transfers"), "{text}");
+            assert!(text.contains("transfers made: 300, postings: 600, records: 300"), "{text}");
+            assert!(text.ends_with("every transfer was made once\n"), "{text}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn postgres_transfer_without_a_database_says_how_to_give_one() {
+        let output = run(example("postgres_transfer").env_remove("DATABASE_URL"));
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && stderr.contains("DATABASE_URL"), "{stderr}");
+    }
+}

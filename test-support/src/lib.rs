@@ -5,6 +5,7 @@
 //! - [`proxy`]: a connection that delays, cuts, resets and swallows as told.
 //! - [`effects`]: what happened, counted outside the code under test.
 //! - [`history`]: whether what happened was allowed.
+//! - [`random`]: choices that a seed repeats.
 //! - [`deadline`]: waiting for something without a fixed sleep and without waiting for ever.
 #![cfg(unix)]
 
@@ -14,6 +15,7 @@ mod guard;
 pub mod history;
 mod port;
 pub mod proxy;
+pub mod random;
 mod resp;
 pub mod server;
 pub mod worker;

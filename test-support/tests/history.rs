@@ -1,6 +1,8 @@
 //! Each rule finds what breaks it, and nothing else.
 
-use idempotency_test_support::history::{Call, Effect, Event, EventLog, Outcome, Policy, Rule, Violations, check};
+use idempotency_test_support::history::{
+    Call, Effect, Event, EventLog, Outcome, Policy, Rule, Stored, Violations, check,
+};
 
 /// A call that comes back at `ended`.
 fn call(caller: &str, ended: u64, outcome: Outcome) -> Call {
@@ -28,7 +30,16 @@ fn error(caller: &str, kind: &str) -> Event {
 }
 
 fn effect(attempt: u32) -> Event {
-    Effect { key: String::from("key"), retention: 0, fingerprint: None, attempt, at: 50 }.into()
+    happened("key", attempt).into()
+}
+
+fn happened(key: &str, attempt: u32) -> Effect {
+    Effect { at: 50, ..Effect::now(key, attempt) }
+}
+
+fn stored(attempts: u32, result: Option<&str>) -> Event {
+    let result = result.map(|bytes| Outcome::Value(bytes.into()));
+    Stored { key: String::from("key"), retention: 0, attempts, result }.into()
 }
 
 fn takeover() -> Event {
@@ -67,6 +78,8 @@ fn takeovers_allow_effects_under_retry() {
         // The second attempt died before its effect.
         vec![effect(1), effect(3), value("a", "3")],
         vec![takeover(), takeover(), effect(2), value("a", "2")],
+        // Two bodies that do not know their attempts, and a record that does.
+        vec![effect(0), effect(1), stored(2, None)],
     ] {
         check(&events, Policy::Retry).unwrap();
     }
@@ -90,6 +103,15 @@ fn s2_finds_a_second_result() {
     breaks(&events, Policy::Retry, Rule::OneResult, words);
     let events = [effect(1), stored_error("a", "declined"), stored_error("b", "expired")];
     breaks(&events, Policy::Retry, Rule::OneResult, words);
+}
+
+#[test]
+fn s2_finds_a_result_that_is_not_the_stored_one() {
+    let words = "S2 at key (retention 0): a got `1`, and the store has ";
+    breaks(&[effect(1), value("a", "1"), stored(1, Some("2"))], Policy::Hold, Rule::OneResult, &format!("{words}`2`"));
+    breaks(&[effect(1), value("a", "1"), stored(1, None)], Policy::Hold, Rule::OneResult, &format!("{words}no result"));
+    check(&[effect(1), value("a", "1"), stored(1, Some("1"))], Policy::Hold).unwrap();
+    check(&[effect(1), error("a", "InDoubt"), stored(1, None)], Policy::Hold).unwrap();
 }
 
 #[test]
@@ -122,10 +144,17 @@ fn s8_finds_results_that_come_from_nowhere() {
 }
 
 #[test]
+fn s8_finds_results_that_no_effect_had() {
+    let events = [happened("key", 1).with_result("1").into(), happened("key", 2).with_result("2").into()];
+    check(&[&events[..], &[value("a", "2")]].concat(), Policy::Retry).unwrap();
+    let words = "S8 at key (retention 0): a got `3`, which is the result of no effect";
+    breaks(&[&events[..], &[value("a", "3")]].concat(), Policy::Retry, Rule::NoResultWithoutEffect, words);
+}
+
+#[test]
 fn s9_finds_calls_with_another_fingerprint() {
     let ran = |fingerprint: &str, attempt, at| {
-        let key = String::from("key");
-        Event::from(Effect { key, retention: 0, fingerprint: Some(fingerprint.into()), attempt, at })
+        Event::from(Effect { at, ..happened("key", attempt).with_fingerprint(fingerprint) })
     };
     let got = |fingerprint: &str, outcome| {
         let call = call("a", 100, outcome);
@@ -139,21 +168,27 @@ fn s9_finds_calls_with_another_fingerprint() {
     let events = [ran("EUR 2", 2, 60), ran("EUR 1", 1, 50)];
     breaks(&events, Policy::Retry, Rule::FingerprintsKeptApart, "a call with EUR 2 ran the body");
 
-    let refused = got("EUR 2", Outcome::Error(String::from("Mismatch")));
+    let refused = got("EUR 2", Outcome::Mismatch);
     check(&[ran("EUR 1", 1, 50), got("EUR 1", value()), refused], Policy::Hold).unwrap();
+    let events = [ran("EUR 1", 1, 50), got("EUR 1", Outcome::Mismatch)];
+    breaks(
+        &events,
+        Policy::Hold,
+        Rule::FingerprintsKeptApart,
+        "the key is that of EUR 1, and a was refused with the same",
+    );
 }
 
 #[test]
 fn keys_and_retentions_are_judged_apart() {
     let retained = |retention, bytes: &str| {
         let call = Call { retention, ..call("a", 100, Outcome::Value(bytes.into())) };
-        let effect = Effect { key: String::from("key"), retention, fingerprint: None, attempt: 1, at: 50 };
+        let effect = happened("key", 1).in_retention(retention);
         [Event::from(effect), Event::from(call)]
     };
     check(&[retained(0, "1"), retained(1, "2")].concat(), Policy::Hold).unwrap();
 
-    let other = Effect { key: String::from("other"), retention: 0, fingerprint: None, attempt: 1, at: 50 };
-    breaks(&[value("a", "1"), other.into()], Policy::Hold, Rule::NoResultWithoutEffect, "no effect");
+    breaks(&[value("a", "1"), happened("other", 1).into()], Policy::Hold, Rule::NoResultWithoutEffect, "no effect");
 }
 
 #[test]
@@ -167,9 +202,15 @@ fn all_violations_are_told() {
 fn events_come_back_from_the_log_as_they_were() {
     let directory = tempfile::tempdir().unwrap();
     let log = EventLog::open(directory.path().join("events")).unwrap();
-    let events = [value("a", "line\nbreak"), effect(1).clone(), takeover(), error("b", "InDoubt")];
+    let events =
+        [value("a", "line\nbreak"), effect(1).clone(), takeover(), error("b", "InDoubt"), stored(1, Some("1"))];
     for event in &events {
         log.append(event.clone()).unwrap();
     }
-    assert_eq!(EventLog::open(log.path()).unwrap().events().unwrap(), events);
+    let log = EventLog::open(log.path()).unwrap();
+    assert_eq!(log.events().unwrap(), events);
+    // Another key that contains this one, and a value that is like the key.
+    log.append(happened("other key", 1)).unwrap();
+    log.append(happened("other", 1).with_fingerprint("key")).unwrap();
+    assert_eq!(log.events_of("key").unwrap(), events);
 }

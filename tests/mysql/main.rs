@@ -8,4 +8,6 @@ mod rows;
 mod sessions;
 mod statements;
 mod tables;
+#[path = "../warnings/mod.rs"]
+mod warnings;
 mod world;

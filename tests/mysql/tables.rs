@@ -3,7 +3,9 @@
 use futures::future::try_join_all;
 use idempotency::store::{MySqlStore, Store as _, StoreErrorKind};
 use idempotency::{Error, ErrorKind, Idempotency};
+use idempotency_test_support::server::MariaDbOptions;
 
+use crate::warnings::Warnings;
 use crate::world::{DAY, World, claim, everything, fresh, key, mine};
 
 #[tokio::test]
@@ -97,5 +99,18 @@ async fn what_cannot_be_connected_says_why() -> anyhow::Result<()> {
     let nowhere = MySqlStore::connect(address).await?;
     let error = nowhere.claim(claim(key(1), fresh())).await.unwrap_err();
     assert!(error.to_string().contains("no database is chosen"), "{error}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_server_that_can_lose_records_is_warned_of() -> anyhow::Result<()> {
+    let setting = "innodb_flush_log_at_trx_commit";
+    for (flush, warns) in [("0", true), ("2", true), ("1", false)] {
+        let world = World::private(MariaDbOptions::new().setting(setting, flush)).await?;
+        let warnings = Warnings::listen();
+        MySqlStore::connect(&world.url).await?;
+        assert_eq!(warnings.mention(&format!("`{setting}` is {flush}: records")), warns, "{flush}");
+        assert_eq!(warnings.mention("innodb"), warns, "{flush}");
+    }
     Ok(())
 }

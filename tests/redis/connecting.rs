@@ -1,65 +1,18 @@
 //! What connecting checks, refuses and warns about; TLS; prefixes and databases.
 
-use std::fmt::Debug;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
 
 use idempotency::store::{RedisStore, StoreErrorKind};
 use idempotency::{Error, ErrorKind, Idempotency};
 use idempotency_test_support::server::{RedisOptions, RedisServer, TlsClients};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tracing::field::{Field, Visit};
-use tracing::{Event, Level, Metadata, Subscriber, span};
 
+use crate::warnings::Warnings;
 use crate::world::{World, engine_on};
-
-/// Keeps the warnings of this thread.
-#[derive(Clone, Default)]
-pub struct Warnings(Arc<Mutex<Vec<String>>>);
-
-impl Warnings {
-    pub fn mention(&self, part: &str) -> bool {
-        self.0.lock().unwrap().iter().any(|warning| warning.contains(part))
-    }
-}
-
-struct Message<'a>(&'a mut String);
-
-impl Visit for Message<'_> {
-    fn record_debug(&mut self, _: &Field, value: &dyn Debug) {
-        use std::fmt::Write as _;
-        let _ = write!(self.0, "{value:?} ");
-    }
-}
-
-impl Subscriber for Warnings {
-    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        *metadata.level() <= Level::WARN
-    }
-
-    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
-        span::Id::from_u64(1)
-    }
-
-    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
-
-    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
-
-    fn event(&self, event: &Event<'_>) {
-        let mut message = String::new();
-        event.record(&mut Message(&mut message));
-        self.0.lock().unwrap().push(message);
-    }
-
-    fn enter(&self, _: &span::Id) {}
-
-    fn exit(&self, _: &span::Id) {}
-}
 
 #[tokio::test]
 async fn a_server_that_may_evict_records_is_refused_unless_that_is_allowed() -> anyhow::Result<()> {
-    let warnings = Warnings::default();
-    let _guard = tracing::subscriber::set_default(warnings.clone());
+    let warnings = Warnings::listen();
     let evicting = RedisServer::start(RedisOptions::new().max_memory(100_000_000, "allkeys-lru")).await?;
     let error = RedisStore::connect(&evicting.url()).await.unwrap_err();
     assert_eq!(error.kind(), StoreErrorKind::Config);
@@ -79,8 +32,7 @@ async fn a_server_that_may_evict_records_is_refused_unless_that_is_allowed() -> 
 
 #[tokio::test]
 async fn a_server_without_an_append_only_file_is_warned_about() -> anyhow::Result<()> {
-    let warnings = Warnings::default();
-    let _guard = tracing::subscriber::set_default(warnings.clone());
+    let warnings = Warnings::listen();
     let durable = RedisServer::start(RedisOptions::new().append_only()).await?;
     RedisStore::connect(&durable.url()).await?;
     assert!(!warnings.mention("append-only"));

@@ -12,4 +12,6 @@ mod outages;
 mod refusals;
 mod rights;
 mod waiters;
+#[path = "../warnings/mod.rs"]
+mod warnings;
 mod world;

@@ -12,7 +12,7 @@ use idempotency::{Error, OnConflict, observe};
 use idempotency_test_support::deadline::{eventually_async, within};
 use tokio::sync::oneshot;
 
-use crate::connecting::Warnings;
+use crate::warnings::Warnings;
 use crate::world::{DAY, OPERATION, World, engine_on, large};
 
 /// The commands in the documentation of `RedisStore`.
@@ -98,8 +98,7 @@ async fn the_documented_rights_are_enough_and_each_is_needed() -> anyhow::Result
 
 #[tokio::test]
 async fn without_the_right_to_track_waiters_poll() -> anyhow::Result<()> {
-    let warnings = Warnings::default();
-    let _guard = tracing::subscriber::set_default(warnings.clone());
+    let warnings = Warnings::listen();
     let world = World::new().await?;
     let mut rights = documented();
     assert!(rights.remove("+client|tracking"));
@@ -126,8 +125,7 @@ async fn without_the_right_to_track_waiters_poll() -> anyhow::Result<()> {
 
 #[tokio::test]
 async fn without_the_right_to_ask_for_settings_the_store_connects_and_warns() -> anyhow::Result<()> {
-    let warnings = Warnings::default();
-    let _guard = tracing::subscriber::set_default(warnings.clone());
+    let warnings = Warnings::listen();
     let world = World::new().await?;
     let mut rights = documented();
     assert!(rights.remove("+info"));

@@ -1,5 +1,6 @@
 //! What is special about the SQLite store.
 
+mod fences;
 mod files;
 mod formats;
 mod migrations;

@@ -1,11 +1,19 @@
 //! Claim, effect and record in the user's own transaction.
 
 mod attribute;
+mod clients;
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+mod commits;
+mod databases;
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+mod deadlocks;
+mod exactness;
 mod lints;
 #[cfg(feature = "mysql")]
 mod mysql;
 mod outcomes;
 #[cfg(feature = "postgres")]
 mod postgres;
+mod scene;
 mod signatures;
 mod world;

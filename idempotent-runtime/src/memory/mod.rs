@@ -102,9 +102,7 @@ impl MemoryStore {
         self.inner.visit(shard_number(&claim.key), |shard, usage| {
             shard.remove_expired(EXPIRED_PER_OPERATION, now, usage);
             let reserved = if shard.holds(&claim.key, now) { Cost::default() } else { Cost::of_claim(claim) };
-            usage
-                .reserve(reserved)
-                .then(|| shard.apply(&claim.key, reserved, usage, |slot| transition::claim(slot, claim, now)))
+            usage.reserve(reserved).then(|| shard.claim(claim, reserved, usage, now))
         })
     }
 

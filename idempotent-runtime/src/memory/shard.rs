@@ -10,7 +10,7 @@ use super::usage::{Cost, Usage};
 use super::watchers::Watchers;
 use crate::clock::Timestamp;
 use crate::key::KeyHash;
-use crate::store::{Reason, Record, Scan, State, Token, transition};
+use crate::store::{Claim, Claimed, Reason, Record, Scan, State, Token, transition};
 
 /// Ordered maps, because they grow without the pause in which a hash table moves its entries.
 #[derive(Default)]
@@ -19,6 +19,8 @@ pub(super) struct Shard {
     slots: BTreeMap<KeyHash, Option<Record>>,
     by_expiry: BTreeSet<(Timestamp, KeyHash)>,
     pub(super) watchers: Watchers,
+    /// That of the last claim of any key.
+    last_fence: u64,
 }
 
 /// What the shard must know of a slot when it changes.
@@ -50,6 +52,17 @@ impl Shard {
     /// Whether there is a record that has not expired.
     pub(super) fn holds(&self, key: &KeyHash, now: Timestamp) -> bool {
         self.slots.get(key).and_then(Option::as_ref).is_some_and(|record| record.expires > now)
+    }
+
+    /// Takes a claim, or says what stands in the way; `reserved` is in the totals already.
+    pub(super) fn claim(&mut self, claim: &Claim, reserved: Cost, usage: &Usage, now: Timestamp) -> Claimed {
+        let last_fence = self.last_fence;
+        let claimed =
+            self.apply(&claim.key, reserved, usage, |slot| transition::claim_above(slot, claim, now, last_fence));
+        if let Claimed::Mine(grant) = &claimed {
+            self.last_fence = last_fence.max(grant.record.fence);
+        }
+        claimed
     }
 
     /// Changes the slot of `key`; `reserved` is in the totals already.

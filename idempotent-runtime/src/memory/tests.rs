@@ -240,3 +240,14 @@ async fn concurrent_claims_never_pass_the_bound() {
     assert_eq!((admitted, stored_records(&store)), (100, 100));
     assert_eq!(store.scan(Scan { limit: 1000, ..Scan::default() }).await.unwrap().records.len(), 100);
 }
+
+#[tokio::test]
+async fn fences_grow_over_records_that_are_gone_while_the_clock_stands_still() {
+    let store = MemoryStore::builder().clock(Wall::default()).build();
+    let mut fences = Vec::new();
+    for _ in 0..3 {
+        fences.push(claimed(&store, 1).await.record.fence);
+        store.release(Release::new(key(1), Token::from_bits(1))).await.unwrap();
+    }
+    assert!(fences.is_sorted_by(|before, after| before < after), "{fences:?}");
+}

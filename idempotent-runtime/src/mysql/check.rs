@@ -24,7 +24,7 @@ async fn connected(connection: &mut MySqlConnection) -> Result<(), StoreError> {
     let row = sqlx::query("SELECT VERSION()").persistent(false).fetch_one(&mut *connection).await;
     let version: String = row.and_then(|row| row.try_get(0)).map_err(|error| store_error(OPERATION, error))?;
     supported(&version)?;
-    let flush = sqlx::query("SELECT @@innodb_flush_log_at_trx_commit + 0").persistent(false);
+    let flush = sqlx::query("SELECT CAST(@@innodb_flush_log_at_trx_commit AS SIGNED)").persistent(false);
     match flush.fetch_one(&mut *connection).await.and_then(|row| row.try_get::<i64, _>(0)) {
         Ok(1) => {}
         Ok(flush) => tracing::warn!(

@@ -28,7 +28,9 @@ pub(super) struct Connections {
 
 impl Connections {
     pub(super) async fn lease(&self, operation: &'static str) -> Answer<Lease<MySql>> {
-        let connecting = async { self.pool.acquire().await.map_err(|error| connection_error(operation, error)) };
+        // Of many kilobytes, because it may have to make a connection, and part of every request's future.
+        let connecting = Box::pin(self.pool.acquire());
+        let connecting = async { connecting.await.map_err(|error| connection_error(operation, error)) };
         let connection = in_time(operation, self.response_timeout, connecting).await;
         connection.map(Lease::new).map_err(|error| {
             // The one error of an unknown outcome here is that of the time limit, and nothing was sent.

@@ -4,14 +4,14 @@ use std::error::Error as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::{AssertSqlSafe, Error, MySql, MySqlConnection, Row as _, Transaction};
+use sqlx::{AssertSqlSafe, Connection as _, Error, MySql, MySqlConnection, Row as _, Transaction};
 
-use super::error::{DUPLICATE_KEY, LOCK_WAIT_TIMEOUT, NO_SAVEPOINT, number, store_error};
+use super::error::{DUPLICATE_KEY, LOCK_WAIT_TIMEOUT, NO_SAVEPOINT, connection_error, number, store_error};
 use super::query::{Bound, query};
 use super::{Inner, MySqlStore, commit_statement, delete_statement, replace_statement};
 use crate::key::KeyHash;
 use crate::sql::transaction::{self, Identity, Transactional};
-use crate::sql::{self, Answer, Found, Guard, Row, Table, TransactionDatabase};
+use crate::sql::{self, Answer, Found, Guard, Row, Table, TransactionDatabase, in_time};
 use crate::store::transaction::{End, Keep, Kept};
 use crate::store::{Claim, Claimed, Commit, DynStore, SqlTransaction, StoreError, StoreErrorKind, Token, find};
 
@@ -132,15 +132,21 @@ async fn identity(operation: &'static str, connection: &mut MySqlConnection, sto
 }
 
 impl Inner {
-    /// The identity of the store's own database.
+    /// The identity of the store's own database. It is asked for once, on a connection outside of the pool: all
+    /// of the pool's may be in transactions that wait for this.
     async fn own_identity(&self) -> Answer<Identity> {
         let asking = async {
-            let mut lease = self.connections.lease(OPERATION).await?;
-            let identity = identity(OPERATION, &mut lease, self).await?;
-            lease.end();
+            let options = self.connections.pool.connect_options();
+            let connected = MySqlConnection::connect_with(&options).await;
+            let mut connection = connected.map_err(|error| connection_error(OPERATION, error))?;
+            let identity = identity(OPERATION, &mut connection, self).await?;
+            // The server notices the end of a connection that did not say goodbye.
+            let _ = connection.close().await;
             Ok(identity)
         };
-        self.identity.get_or_try_init(|| asking).await.copied()
+        // It is asked for once, and connecting takes a large future.
+        let asking = || in_time(OPERATION, self.connections.response_timeout, Box::pin(asking));
+        self.identity.get_or_try_init(asking).await.copied()
     }
 }
 

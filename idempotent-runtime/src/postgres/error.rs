@@ -34,15 +34,15 @@ pub(super) fn is_conflict(error: &Error) -> bool {
     matches!(refusal(error), Some("40001" | "40P01"))
 }
 
+/// Whether the statement waited for a lock for as long as `lock_timeout` says.
+pub(super) fn is_lock_timeout(error: &Error) -> bool {
+    refusal(error) == Some("55P03")
+}
+
 /// Whether the server takes no writes. It still answers what it has.
 pub(super) fn is_read_only(error: &StoreError) -> bool {
     let source = std::error::Error::source(error).and_then(|source| source.downcast_ref());
     source.is_some_and(|source| refusal(source) == Some("25006"))
-}
-
-/// Whether the statement waited for a lock for as long as `lock_timeout` says.
-pub(super) fn is_lock_timeout(error: &Error) -> bool {
-    refusal(error) == Some("55P03")
 }
 
 /// Whether the server says that there is no such table.

@@ -4,14 +4,14 @@ use std::error::Error as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::{AssertSqlSafe, PgConnection, Postgres, Row as _, Transaction};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Postgres, Row as _, Transaction};
 
-use super::error::{is_lock_timeout, store_error};
+use super::error::{connection_error, is_lock_timeout, store_error};
 use super::request::Request;
 use super::{Inner, PostgresStore, commit_request, found_one, owner_bytes};
 use crate::key::KeyHash;
 use crate::sql::transaction::{self, Identity, Transactional};
-use crate::sql::{Answer, Found, Guard, Row, Table, TransactionDatabase};
+use crate::sql::{Answer, Found, Guard, Row, Table, TransactionDatabase, in_time};
 use crate::store::transaction::{End, Keep, Kept};
 use crate::store::{Claim, Claimed, Commit, DynStore, SqlTransaction, StoreError, StoreErrorKind, Token, find};
 
@@ -107,15 +107,20 @@ async fn identity(operation: &'static str, connection: &mut PgConnection, store:
 }
 
 impl Inner {
-    /// The identity of the store's own database.
+    /// The identity of the store's own database. It is asked for once, on a connection outside of the pool: all
+    /// of the pool's may be in transactions that wait for this.
     async fn own_identity(&self) -> Answer<Identity> {
         let asking = async {
-            let mut lease = self.sessions.lease(OPERATION).await?;
-            let identity = identity(OPERATION, &mut lease, self).await?;
-            lease.end();
+            let options = self.sessions.pool().connect_options();
+            let connected = PgConnection::connect_with(&options).await;
+            let mut connection = connected.map_err(|error| connection_error(OPERATION, error))?;
+            let identity = identity(OPERATION, &mut connection, self).await?;
+            // The server notices the end of a connection that did not say goodbye.
+            let _ = connection.close().await;
             Ok(identity)
         };
-        self.identity.get_or_try_init(|| asking).await.copied()
+        let asking = || in_time(OPERATION, self.sessions.response_timeout(), asking);
+        self.identity.get_or_try_init(asking).await.copied()
     }
 }
 

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use backon::{BackoffBuilder as _, ExponentialBuilder};
+use sqlx::error::DatabaseError;
 use sqlx::{Database, Pool, Transaction};
 
 use crate::clock::{Clock as _, SystemClock};
@@ -41,8 +42,8 @@ pub trait TransactionDatabase: Database {
 /// The body's own, and [`StoreUnavailable`](ErrorKind::StoreUnavailable) converted into `E` when the transaction could not
 /// be begun or committed, also not after 12 more tries.
 ///
-/// ```
-/// # #[cfg(feature = "sqlite")] {
+#[cfg_attr(feature = "sqlite", doc = "```")]
+#[cfg_attr(not(feature = "sqlite"), doc = "```ignore")]
 /// # use std::time::Duration;
 /// # use idempotent_runtime::{Error, Idempotency, in_transaction, store::SqliteStore};
 /// # #[derive(Debug)] enum StockError { Client(sqlx::Error), Idempotency(Error) }
@@ -74,7 +75,6 @@ pub trait TransactionDatabase: Database {
 /// let (left,): (i64,) = sqlx::query_as("SELECT left FROM stock").fetch_one(&pool).await?;
 /// assert_eq!(left, 2);
 /// # Ok(())
-/// # }
 /// # }
 /// ```
 pub async fn in_transaction<DB, T, E, B, F>(pool: &Pool<DB>, mut body: B) -> Result<T, E>
@@ -171,6 +171,7 @@ where
         Ok(value) => value,
         // Nothing was committed, whatever it was.
         Err(error) if is_passing(&error) => return Attempt::Again(error),
+        Err(error) if is_lost(transaction).await => return Attempt::Again(error),
         Err(error) => return Attempt::Done(Err(error)),
     };
     let Some(transaction) = transaction else {
@@ -179,7 +180,9 @@ where
     };
     match transaction.commit().await {
         Ok(()) => Attempt::Done(Ok(value)),
-        Err(error) if is_rolled_back(&error) => Attempt::Again(failed("the database rolled back", error).into()),
+        Err(error) if error.as_database_error().is_some_and(is_rolled_back) => {
+            Attempt::Again(failed("the database rolled back", error).into())
+        }
         Err(error) if has_record => Attempt::Again(failed("the answer to the commit was lost", error).into()),
         Err(error) => {
             let detail =
@@ -204,19 +207,29 @@ fn pauses() -> impl Iterator<Item = Duration> + Send {
         .build()
 }
 
-/// Whether the transaction can succeed when it is made again: a deadlock, a serialization failure, a lock that was held
-/// for too long or a connection that was lost before the commit.
-fn is_passing(error: &(dyn StdError + 'static)) -> bool {
-    client_errors(error).any(|error| is_rolled_back(error) || is_connection_lost(error))
+/// Rolls back; whether the connection was lost, which an error of the body's own type need not tell.
+async fn is_lost<DB: TransactionDatabase>(transaction: Option<Transaction<'static, DB>>) -> bool {
+    let Some(transaction) = transaction else { return false };
+    transaction.rollback().await.is_err_and(|error| is_connection_lost(&error))
 }
 
-fn client_errors<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a sqlx::Error> {
-    std::iter::successors(Some(error), |&error| StdError::source(error)).filter_map(|error| error.downcast_ref())
+/// Whether the transaction can succeed when it is made again: a deadlock, a serialization failure, a lock that was held
+/// for too long or a connection that was lost before the commit.
+///
+/// The client's error is one of the sources of the body's. Error types that show their source as if they were it
+/// (`#[error(transparent)]`) hide the client's own error and leave that of the server in it.
+fn is_passing(error: &(dyn StdError + 'static)) -> bool {
+    std::iter::successors(Some(error), |&error| error.source()).any(|error| {
+        let of_client = error.downcast_ref::<sqlx::Error>();
+        let of_server = of_client.and_then(sqlx::Error::as_database_error);
+        let of_server = of_server.or_else(|| error.downcast_ref::<Box<dyn DatabaseError>>().map(Box::as_ref));
+        of_client.is_some_and(is_connection_lost)
+            || of_server.is_some_and(|error| is_rolled_back(error) || is_session_ended(error))
+    })
 }
 
 /// Whether the database says that it has undone the transaction, or the statement that made the transaction fail.
-fn is_rolled_back(error: &sqlx::Error) -> bool {
-    let Some(error) = error.as_database_error() else { return false };
+fn is_rolled_back(error: &(dyn DatabaseError + 'static)) -> bool {
     #[cfg(feature = "mysql")]
     if let Some(error) = error.try_downcast_ref::<sqlx::mysql::MySqlDatabaseError>() {
         // Deadlock, and a lock that was held for too long.
@@ -225,8 +238,7 @@ fn is_rolled_back(error: &sqlx::Error) -> bool {
     #[cfg(feature = "sqlite")]
     if let Some(error) = error.try_downcast_ref::<sqlx::sqlite::SqliteError>() {
         // The file or a table is locked; the extended codes have more bits.
-        let code =
-            sqlx::error::DatabaseError::code(error).and_then(|code| code.parse::<u32>().ok()).unwrap_or_default();
+        let code = DatabaseError::code(error).and_then(|code| code.parse::<u32>().ok()).unwrap_or_default();
         return matches!(code & 0xff, 5 | 6);
     }
     // Serialization failure and deadlock (PostgreSQL manual, appendix A).
@@ -236,10 +248,18 @@ fn is_rolled_back(error: &sqlx::Error) -> bool {
 fn is_connection_lost(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Io(_) | sqlx::Error::Protocol(_) | sqlx::Error::WorkerCrashed | sqlx::Error::PoolTimedOut => true,
-        // The server ends the connection, or does not take one now (PostgreSQL manual, appendix A).
-        sqlx::Error::Database(error) => {
-            error.code().is_some_and(|code| matches!(&*code, "57P01" | "57P02" | "57P03" | "53300"))
-        }
+        sqlx::Error::Database(error) => is_session_ended(&**error),
         _ => false,
     }
+}
+
+/// Whether the server ends the connection, or does not take one now.
+fn is_session_ended(error: &(dyn DatabaseError + 'static)) -> bool {
+    #[cfg(feature = "mysql")]
+    if let Some(error) = error.try_downcast_ref::<sqlx::mysql::MySqlDatabaseError>() {
+        // Too many connections, a shutdown, and a connection that was killed.
+        return matches!(error.number(), 1040 | 1053 | 1927);
+    }
+    // PostgreSQL manual, appendix A.
+    error.code().is_some_and(|code| matches!(&*code, "57P01" | "57P02" | "57P03" | "53300"))
 }

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use sqlx::SqlitePool;
@@ -104,6 +105,7 @@ fn store(readers: SqlitePool, writer: SqlitePool, table: TableName, clock: Arc<d
         clock,
         response_timeout: RESPONSE_TIMEOUT,
         identity: OnceCell::new(),
+        last_fence: AtomicU64::new(0),
     }))
 }
 

@@ -4,6 +4,7 @@ use sqlx::{AssertSqlSafe, Connection as _, Row as _};
 
 use super::Inner;
 use super::error::store_error;
+use super::transaction::identity;
 use crate::store::{StoreError, StoreErrorKind};
 
 const OPERATION: &str = "migrate";
@@ -26,7 +27,10 @@ pub(super) async fn migrate(store: &Inner) -> Result<(), StoreError> {
             "the table has version {version}, made by a newer release; this one knows version {VERSION}"
         )));
     }
+    let identity = identity(OPERATION, &mut transaction, store).await?;
     transaction.commit().await.map_err(failed)?;
     lease.end();
+    // It is there already if this is not the first time.
+    let _ = store.identity.set(identity);
     Ok(())
 }

@@ -11,6 +11,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use sqlx::query::Query;
@@ -66,6 +67,8 @@ struct Inner {
     response_timeout: Duration,
     /// Which database the records are in, once it was asked for.
     identity: OnceCell<Identity>,
+    /// The clock counts milliseconds, and a record can be claimed, released and claimed again within one.
+    last_fence: AtomicU64,
 }
 
 impl SqliteStore {
@@ -260,6 +263,10 @@ impl Rows for SqliteStore {
             lease.end();
         }
         result
+    }
+
+    fn last_fence(&self) -> Option<&AtomicU64> {
+        Some(&self.0.last_fence)
     }
 
     async fn commit_own(&self, commit: &Commit) -> Answer<bool> {

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use sqlx::{AssertSqlSafe, Row as _, Sqlite, SqliteConnection, Transaction};
+use sqlx::{AssertSqlSafe, Connection as _, Row as _, Sqlite, SqliteConnection, Transaction};
 
 use super::error::{is_busy, store_error};
 use super::{Inner, SqliteStore, commit_statement, execute, insert, query, read, replace};
 use crate::key::KeyHash;
 use crate::sql::transaction::{self, Identity, Transactional};
-use crate::sql::{Answer, Found, Guard, Row, Table, TransactionDatabase};
+use crate::sql::{Answer, Found, Guard, Row, Table, TransactionDatabase, in_time};
 use crate::store::transaction::{End, Keep, Kept};
 use crate::store::{Claim, Claimed, Commit, DynStore, SqlTransaction, StoreError, StoreErrorKind, Token, find};
 
@@ -70,25 +70,30 @@ impl Transactional for InTransaction<'_> {
     }
 }
 
-async fn identity(operation: &'static str, connection: &mut SqliteConnection, store: &Inner) -> Answer<Identity> {
+/// Which database `connection` is on.
+pub(super) async fn identity(
+    operation: &'static str,
+    connection: &mut SqliteConnection,
+    store: &Inner,
+) -> Answer<Identity> {
     let row = query(&store.statements.identity).fetch_one(connection).await;
     let identity = row.and_then(|row| row.try_get::<Vec<u8>, _>(0)).map_err(|error| store_error(operation, error))?;
     Identity::try_from(identity).map_err(|_| {
-        StoreError::new(StoreErrorKind::Config, operation)
-            .with_detail("the identity in the `meta` table has another length")
+        StoreError::new(StoreErrorKind::Config, operation).with_detail("the `meta` table holds no identity of 16 bytes")
     })
 }
 
 impl Inner {
-    /// The identity of the store's own database.
+    /// The identity of the store's own database. Where `migrate` has not told it, it is asked for once, on a connection
+    /// outside of the pool: all of the pool's may be in transactions that wait for this.
     async fn own_identity(&self) -> Answer<Identity> {
         let asking = async {
-            let mut lease = self.lease(OPERATION, &self.readers).await?;
-            let identity = identity(OPERATION, &mut lease, self).await?;
-            lease.end();
-            Ok(identity)
+            let options = self.readers.connect_options();
+            let connected = SqliteConnection::connect_with(&options).await;
+            let mut connection = connected.map_err(|error| store_error(OPERATION, error))?;
+            identity(OPERATION, &mut connection, self).await
         };
-        self.identity.get_or_try_init(|| asking).await.copied()
+        self.identity.get_or_try_init(|| in_time(OPERATION, self.response_timeout, asking)).await.copied()
     }
 }
 

@@ -57,11 +57,20 @@ pub fn read(slot: &mut Option<Record>, now: Timestamp) -> Option<Record> {
 }
 
 /// Takes the claim, or says what stands in the way (T1–T6).
+///
+/// The fence of a new record is made of `now`, so records of one key that follow each other within a millisecond have
+/// the same: see [`claim_above`].
 pub fn claim(slot: &mut Option<Record>, claim: &Claim, now: Timestamp) -> Claimed {
+    claim_above(slot, claim, now, 0)
+}
+
+/// As [`claim`], with a fence larger than `last_fence`: that of the last claim which the store granted, to this key or
+/// to any. A store that remembers it keeps the order of fences also where its clock has not gone on since.
+pub fn claim_above(slot: &mut Option<Record>, claim: &Claim, now: Timestamp, last_fence: u64) -> Claimed {
     expire(slot, now);
     let record = match slot {
         Some(record) if record.state != State::Released => record,
-        _ => return Claimed::Mine(Grant::new(first_claim(slot, claim, now))),
+        _ => return Claimed::Mine(Grant::new(first_claim(slot, claim, now, last_fence))),
     };
     if record.state == State::InProgress && record.owner == claim.token {
         return Claimed::Mine(Grant::new(seen(record, now)));
@@ -273,7 +282,6 @@ fn owned(slot: &mut Option<Record>, token: Token, now: Timestamp) -> Result<&mut
 
 fn record_of(claim: &Claim, now: Timestamp) -> Record {
     let mut record = Record::new(claim.key, claim.token, claim.operation.clone());
-    record.fence = next_fence(0, now);
     record.fingerprint = claim.fingerprint;
     record.policy = claim.policy;
     record.schema = claim.schema;
@@ -289,11 +297,12 @@ fn next_fence(before: u64, now: Timestamp) -> u64 {
     now.as_millis().saturating_mul(1000).max(before.saturating_add(1))
 }
 
-fn first_claim(slot: &mut Option<Record>, claim: &Claim, now: Timestamp) -> Record {
+fn first_claim(slot: &mut Option<Record>, claim: &Claim, now: Timestamp, last_fence: u64) -> Record {
     let mut record = record_of(claim, now);
+    record.fence = next_fence(last_fence, now);
     if let Some(released) = slot.take() {
         record.created = released.created;
-        record.fence = next_fence(released.fence, now);
+        record.fence = next_fence(released.fence.max(last_fence), now);
         record.attempts = released.attempts.saturating_add(1);
     }
     lease(&mut record, claim.lease, now);

@@ -18,6 +18,20 @@ pub enum Event {
         /// See [`Call::retention`].
         retention: u32,
     },
+    /// What the store keeps when everything is over.
+    Stored(Stored),
+}
+
+impl Event {
+    /// The key, as the test names it.
+    pub fn key(&self) -> &str {
+        match self {
+            Self::Call(call) => &call.key,
+            Self::Effect(effect) => &effect.key,
+            Self::Takeover { key, .. } => key,
+            Self::Stored(stored) => &stored.key,
+        }
+    }
 }
 
 /// A call that has come back.
@@ -46,6 +60,8 @@ pub enum Outcome {
     Value(Vec<u8>),
     /// An error of the body that is stored as the result, its own or replayed.
     StoredError(Vec<u8>),
+    /// The key is known with another fingerprint.
+    Mismatch,
     /// Anything else, by kind: says nothing about the result.
     Error(String),
 }
@@ -68,20 +84,42 @@ pub struct Effect {
     pub fingerprint: Option<String>,
     /// `Context::attempt` of the body: 1 in the first.
     pub attempt: u32,
+    /// What the body returns after it, if that tells this effect from all others.
+    pub result: Option<Vec<u8>>,
     /// When, in microseconds of the machine's clock.
     pub at: u64,
+}
+
+/// The record of a key, as an operator reads it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stored {
+    /// The key, as the test names it.
+    pub key: String,
+    /// See [`Call::retention`].
+    pub retention: u32,
+    /// How many owners there were.
+    pub attempts: u32,
+    /// The result, if there is one.
+    pub result: Option<Outcome>,
 }
 
 impl Effect {
     /// An effect that happens now, in the first retention.
     pub fn now(key: impl Into<String>, attempt: u32) -> Self {
-        Self { key: key.into(), retention: 0, fingerprint: None, attempt, at: now() }
+        Self { key: key.into(), retention: 0, fingerprint: None, attempt, result: None, at: now() }
     }
 
     /// With the fingerprint of the call.
     #[must_use]
     pub fn with_fingerprint(mut self, fingerprint: impl Into<String>) -> Self {
         self.fingerprint = Some(fingerprint.into());
+        self
+    }
+
+    /// With what the body returns after it.
+    #[must_use]
+    pub fn with_result(mut self, result: impl Into<Vec<u8>>) -> Self {
+        self.result = Some(result.into());
         self
     }
 
@@ -138,6 +176,12 @@ impl From<Call> for Event {
 impl From<Effect> for Event {
     fn from(effect: Effect) -> Self {
         Self::Effect(effect)
+    }
+}
+
+impl From<Stored> for Event {
+    fn from(stored: Stored) -> Self {
+        Self::Stored(stored)
     }
 }
 

@@ -35,12 +35,29 @@ impl EventLog {
         Ok(self.0.append(&serde_json::to_string(&event.into())?)?)
     }
 
+    /// The events so far of this key.
+    ///
+    /// # Errors
+    /// As [`events`](Self::events).
+    pub fn events_of(&self, key: &str) -> anyhow::Result<Vec<Event>> {
+        // Only lines that contain the key are read as events: the log may be long.
+        let quoted = serde_json::to_string(key)?;
+        let lines = self.0.lines()?;
+        let lines = lines.iter().filter(|line| line.contains(&quoted));
+        let events = lines.map(|line| read(line)).collect::<anyhow::Result<Vec<_>>>()?;
+        Ok(events.into_iter().filter(|event| event.key() == key).collect())
+    }
+
     /// The events so far.
     ///
     /// # Errors
     /// When the file cannot be read, or holds something else.
     pub fn events(&self) -> anyhow::Result<Vec<Event>> {
         let lines = self.0.lines()?;
-        lines.iter().map(|line| serde_json::from_str(line).with_context(|| format!("no event: {line}"))).collect()
+        lines.iter().map(|line| read(line)).collect()
     }
+}
+
+fn read(line: &str) -> anyhow::Result<Event> {
+    serde_json::from_str(line).with_context(|| format!("no event: {line}"))
 }

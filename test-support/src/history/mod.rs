@@ -1,17 +1,17 @@
 //! Whether what callers were told and what happened is allowed.
 //!
 //! A test records every call with what its caller got, and every run of a body as an effect, from inside the body and
-//! before it returns, whether it returns a result or an error. [`check`] then looks at all records of one key and one
+//! before it returns, whether it returns a result or an error; in the end, what the store keeps. [`check`] then looks at all records of one key and one
 //! retention together:
 //!
 //! | rule | |
 //! |---|---|
 //! | S1 | all callers that got a value got the same bytes |
-//! | S2 | there is one result: no value beside a stored error, no two stored errors |
+//! | S2 | there is one result: no value beside a stored error, no two stored errors, and it is the one that is stored |
 //! | S3 | there are at most as many effects as takeovers and one, and no two in one attempt |
 //! | S5 | under the policy hold there is at most one effect |
-//! | S8 | nobody got a result before an effect has happened |
-//! | S9 | a call with another fingerprint neither ran nor got the result |
+//! | S8 | nobody got a result before an effect has happened, or one that no effect had |
+//! | S9 | a call with another fingerprint neither ran nor got the result, and one with the same was not refused |
 //!
 //! Worker processes record into an [`EventLog`], which survives their being killed.
 
@@ -20,7 +20,7 @@ mod log;
 mod rules;
 mod violation;
 
-pub use event::{Call, Effect, Event, OpenCall, Outcome};
+pub use event::{Call, Effect, Event, OpenCall, Outcome, Stored};
 pub use log::EventLog;
 pub use rules::{Policy, check};
 pub use violation::{Rule, Violation, Violations};

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::event::{Call, Effect, Event, Outcome};
+use super::event::{Call, Effect, Event, Outcome, Stored};
 use super::violation::{Rule, Violation, Violations};
 
 /// Longer results are cut in messages.
@@ -40,6 +40,7 @@ pub fn check(events: &[Event], policy: Policy) -> Result<(), Violations> {
         match event {
             Event::Call(call) => groups.entry((&call.key, call.retention)).or_default().calls.push(call),
             Event::Effect(effect) => groups.entry((&effect.key, effect.retention)).or_default().effects.push(effect),
+            Event::Stored(stored) => groups.entry((&stored.key, stored.retention)).or_default().stored = Some(stored),
             Event::Takeover { key, retention } => groups.entry((key, *retention)).or_default().takeovers += 1,
         }
     }
@@ -57,17 +58,18 @@ struct Group<'a> {
     calls: Vec<&'a Call>,
     effects: Vec<&'a Effect>,
     takeovers: usize,
+    stored: Option<&'a Stored>,
 }
 
 impl Group<'_> {
     fn broken(&self, policy: Policy) -> Vec<(Rule, String)> {
         let rules = [
             (Rule::SameValue, self.different_values()),
-            (Rule::OneResult, self.different_results()),
+            (Rule::OneResult, self.different_results().or_else(|| self.not_what_is_stored())),
             (Rule::EffectsWithinTakeovers, self.too_many_effects()),
             (Rule::OneEffectUnderHold, self.repeated_under_hold(policy)),
-            (Rule::NoResultWithoutEffect, self.result_from_nowhere()),
-            (Rule::FingerprintsKeptApart, self.mixed_fingerprints()),
+            (Rule::NoResultWithoutEffect, self.result_from_nowhere().or_else(|| self.result_of_no_effect())),
+            (Rule::FingerprintsKeptApart, self.mixed_fingerprints().or_else(|| self.wrongly_refused())),
         ];
         rules.into_iter().filter_map(|(rule, seen)| Some((rule, seen?))).collect()
     }
@@ -83,6 +85,13 @@ impl Group<'_> {
         (with_errors && different(&results)).then(|| format!("callers got different results: {}", shown(&results)))
     }
 
+    fn not_what_is_stored(&self) -> Option<String> {
+        let stored = self.stored?.result.as_ref();
+        let other = self.results().find(|call| Some(&call.outcome) != stored)?;
+        let stored = stored.map_or_else(|| String::from("no result"), show);
+        Some(format!("{} got {}, and the store has {stored}", other.caller, show(&other.outcome)))
+    }
+
     fn too_many_effects(&self) -> Option<String> {
         let attempts: Vec<_> = self.effects.iter().map(|effect| effect.attempt).collect();
         let distinct: BTreeSet<_> = attempts.iter().collect();
@@ -90,7 +99,8 @@ impl Group<'_> {
             return Some(format!("one attempt had several effects: the effects are of the attempts {attempts:?}"));
         }
         // The n-th attempt is the owner after n - 1 takeovers, some of which may have left no other trace.
-        let highest = attempts.iter().max().map_or(0, |attempt| attempt.saturating_sub(1));
+        let stored = self.stored.map(|stored| stored.attempts);
+        let highest = attempts.iter().copied().chain(stored).max().map_or(0, |attempt| attempt.saturating_sub(1));
         let takeovers = self.takeovers.max(usize::try_from(highest).unwrap_or(usize::MAX));
         (attempts.len() > takeovers.saturating_add(1))
             .then(|| format!("{} effects with {takeovers} takeovers", attempts.len()))
@@ -111,6 +121,25 @@ impl Group<'_> {
             }
             Some(_) => None,
         }
+    }
+
+    fn result_of_no_effect(&self) -> Option<String> {
+        let results: Option<Vec<_>> = self.effects.iter().map(|effect| effect.result.as_deref()).collect();
+        let results = results?;
+        let is_foreign = |call: &&Call| match &call.outcome {
+            Outcome::Value(bytes) | Outcome::StoredError(bytes) => !results.contains(&&**bytes),
+            Outcome::Mismatch | Outcome::Error(_) => false,
+        };
+        let call = self.results().find(is_foreign)?;
+        Some(format!("{} got {}, which is the result of no effect", call.caller, show(&call.outcome)))
+    }
+
+    fn wrongly_refused(&self) -> Option<String> {
+        let ran: Vec<_> = self.effects.iter().filter_map(|effect| effect.fingerprint.as_deref()).collect();
+        let refused = self.calls.iter().filter(|call| call.outcome == Outcome::Mismatch);
+        let mut refused = refused.filter_map(|call| Some((call, call.fingerprint.as_deref()?)));
+        let (call, fingerprint) = refused.find(|(_, fingerprint)| ran.contains(fingerprint))?;
+        Some(format!("the key is that of {fingerprint}, and {} was refused with the same", call.caller))
     }
 
     fn mixed_fingerprints(&self) -> Option<String> {
@@ -153,6 +182,7 @@ fn show(outcome: &Outcome) -> String {
     match outcome {
         Outcome::Value(bytes) => quote(bytes),
         Outcome::StoredError(bytes) => format!("the error {}", quote(bytes)),
+        Outcome::Mismatch => String::from("Mismatch"),
         Outcome::Error(kind) => kind.clone(),
     }
 }

@@ -7,15 +7,15 @@ use std::fmt;
 pub enum Rule {
     /// S1: all callers that got a value got the same bytes.
     SameValue,
-    /// S2: there is one result.
+    /// S2: there is one result, and it is the one that is stored.
     OneResult,
     /// S3: at most as many effects as takeovers and one, and no two in one attempt.
     EffectsWithinTakeovers,
     /// S5: under the policy hold at most one effect.
     OneEffectUnderHold,
-    /// S8: no result before an effect.
+    /// S8: no result before an effect, and none that no effect had.
     NoResultWithoutEffect,
-    /// S9: a call with another fingerprint neither ran nor got the result.
+    /// S9: a call with another fingerprint neither ran nor got the result, and one with the same was not refused.
     FingerprintsKeptApart,
 }
 

@@ -1,38 +1,53 @@
 //! The points at the requests of a store.
 
-use std::pin::pin;
-use std::task::Poll;
+use std::fmt;
+use std::sync::Arc;
 
 use idempotent_runtime::key::KeyHash;
 use idempotent_runtime::store::{
-    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Page, Park, Purged, Record, Release, Remove,
-    Renewal, Resolve, Scan, Store, StoreError, Token, Watch, Written,
+    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, DynStore, Page, Park, Purged, Record, Release,
+    Remove, Renewal, Resolve, Scan, Store, StoreError, Token, Watch, Written,
 };
 
 use super::{AFTER_CLAIM, AFTER_COMMIT, AFTER_SEND, BEFORE_COMMIT, BEFORE_SEND, DURING_RENEWAL, KillPoints};
 
 /// Stops at the points around claims, renewals and commits. Everything goes to the store inside.
-#[derive(Clone, Debug)]
-pub struct KillPointStore<S> {
-    inner: S,
+#[derive(Clone)]
+pub struct KillPointStore {
+    inner: Arc<dyn DynStore>,
     points: KillPoints,
 }
 
-impl<S> KillPointStore<S> {
+impl fmt::Debug for KillPointStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KillPointStore").field("inner", &DynStore::name(&*self.inner)).finish_non_exhaustive()
+    }
+}
+
+impl KillPointStore {
     /// Around `inner`.
-    pub fn new(inner: S, points: KillPoints) -> Self {
+    pub fn new(inner: Arc<dyn DynStore>, points: KillPoints) -> Self {
         Self { inner, points }
     }
 
-    /// Reaches `point` after the request was handed to the client of the store, and before its answer is looked at.
-    /// Clients send in a task of their own, which goes on while this one waits.
-    async fn on_its_way<T>(&self, point: &str, request: impl Future<Output = T>) -> T {
-        let mut request = pin!(request);
-        let first = std::future::poll_fn(|context| Poll::Ready(request.as_mut().poll(context))).await;
+    /// Reaches `point` while the request is on its way, and before its answer is looked at.
+    async fn on_its_way<T: Send + 'static>(
+        &self,
+        point: &str,
+        request: impl Future<Output = Result<T, StoreError>> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        if !self.points.has(point) {
+            return request.await;
+        }
+        // In a task of its own, it goes on while this one waits.
+        let request = tokio::spawn(request);
         self.points.reach(point).await;
-        match first {
-            Poll::Ready(answer) => answer,
-            Poll::Pending => request.await,
+        match request.await {
+            Ok(answer) => answer,
+            Err(ended) => match ended.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(_) => std::future::pending().await,
+            },
         }
     }
 }
@@ -40,18 +55,18 @@ impl<S> KillPointStore<S> {
 macro_rules! through {
     ($($method:ident($($argument:ident: $type:ty),*) -> $answer:ty;)*) => {
         #[deny(clippy::missing_trait_methods)]
-        impl<S: Store> Store for KillPointStore<S> {
+        impl Store for KillPointStore {
             fn name(&self) -> &'static str {
-                self.inner.name()
+                DynStore::name(&*self.inner)
             }
 
             fn capabilities(&self) -> Capabilities {
-                self.inner.capabilities()
+                DynStore::capabilities(&*self.inner)
             }
 
             async fn claim(&self, claim: Claim) -> Result<Claimed, StoreError> {
                 self.points.reach(BEFORE_SEND).await;
-                let answer = self.on_its_way(AFTER_SEND, self.inner.claim(claim)).await;
+                let answer = self.on_its_way(AFTER_SEND, DynStore::claim(self.inner.clone(), claim)).await;
                 if matches!(answer, Ok(Claimed::Mine(_))) {
                     self.points.reach(AFTER_CLAIM).await;
                 }
@@ -59,12 +74,12 @@ macro_rules! through {
             }
 
             async fn renew(&self, renewals: Vec<Renewal>) -> Result<Vec<Written>, StoreError> {
-                self.on_its_way(DURING_RENEWAL, self.inner.renew(renewals)).await
+                self.on_its_way(DURING_RENEWAL, DynStore::renew(self.inner.clone(), renewals)).await
             }
 
             async fn complete(&self, commit: Commit) -> Result<Written, StoreError> {
                 self.points.reach(BEFORE_COMMIT).await;
-                let answer = self.inner.complete(commit).await;
+                let answer = DynStore::complete(self.inner.clone(), commit).await;
                 if answer.as_ref().is_ok_and(|written| written.is_done()) {
                     self.points.reach(AFTER_COMMIT).await;
                 }
@@ -72,7 +87,7 @@ macro_rules! through {
             }
             $(
                 async fn $method(&self, $($argument: $type),*) -> Result<$answer, StoreError> {
-                    self.inner.$method($($argument),*).await
+                    DynStore::$method(self.inner.clone(), $($argument),*).await
                 }
             )*
         }

@@ -41,6 +41,11 @@ impl KillPoints {
         Self { armed }
     }
 
+    /// Whether the test wants to know of this point.
+    pub fn has(&self, point: &str) -> bool {
+        self.armed.contains_key(point)
+    }
+
     /// Says that this point is reached and waits for the test to let it go on, if the test wants to know.
     ///
     /// Several tasks may wait at one point; each `go` is for one of them.

@@ -14,7 +14,7 @@ async fn main() -> anyhow::Result<()> {
     let path = std::env::args_os().nth(1).context("the path of the effect log is missing")?;
     let effects = EffectLog::open(path)?;
     let points = KillPoints::from_env();
-    let store = KillPointStore::new(MemoryStore::new(), points.clone());
+    let store = KillPointStore::new(Arc::new(MemoryStore::new()), points.clone());
     let (key, token) = (KeyHash::from_bytes([1; 32]), Token::from_bits(1));
 
     println!("started");

@@ -21,8 +21,12 @@ const ENCRYPTS: u8 = 0x08;
 #[derive(Debug, Default)]
 pub(in crate::proxy) struct MySql {
     is_encrypted: bool,
-    /// For each request without an answer, the statement that it prepares.
-    unanswered: VecDeque<Option<String>>,
+    /// How many requests have no answer yet.
+    unanswered: usize,
+    /// For each of them and for each answer that was read, the statement that the request prepares.
+    prepares: VecDeque<Option<String>>,
+    /// For each piece that was read and not yet looked at by [`is_answer`](Self::is_answer), whether it is one.
+    pieces: VecDeque<bool>,
     /// The statements that were prepared, by the numbers that the server gave them.
     prepared: HashMap<[u8; 4], String>,
 }
@@ -44,13 +48,14 @@ impl MySql {
         if self.is_encrypted {
             return Length::Invalid;
         }
-        if self.unanswered.is_empty() {
-            return Length::Complete(bytes.len());
+        let is_answer = self.unanswered > 0;
+        // The rest of an answer may begin in the middle of a packet.
+        if is_answer && packets_length(bytes) == Length::Incomplete {
+            return Length::Incomplete;
         }
-        match packets_length(bytes) {
-            Length::Complete(_) => Length::Complete(bytes.len()),
-            other => other,
-        }
+        self.unanswered -= usize::from(is_answer);
+        self.pieces.push_back(is_answer);
+        Length::Complete(bytes.len())
     }
 
     pub(super) fn request(&mut self, bytes: Vec<u8>) -> (Request, bool) {
@@ -89,13 +94,17 @@ impl MySql {
         }
         let has_answer = number != 0 || !matches!(kind, 0x01 | 0x18 | 0x19);
         if has_answer {
-            self.unanswered.push_back(prepares);
+            self.unanswered += 1;
+            self.prepares.push_back(prepares);
         }
         (Request::of_sql(bytes, name, statement.into_iter().collect()), has_answer)
     }
 
     pub(super) fn is_answer(&mut self, bytes: &[u8]) -> bool {
-        let Some(prepares) = self.unanswered.pop_front() else { return false };
+        if self.pieces.pop_front() != Some(true) {
+            return false;
+        }
+        let prepares = self.prepares.pop_front().flatten();
         let number = bytes.get(HEADER + 1..).and_then(<[u8]>::first_chunk::<4>);
         if let (Some(statement), Some(0), Some(number)) = (prepares, bytes.get(HEADER), number) {
             self.prepared.insert(*number, statement);
@@ -131,6 +140,11 @@ mod tests {
         [&length[..3], &[number], content].concat()
     }
 
+    fn answers(mysql: &mut MySql, bytes: &[u8]) -> bool {
+        assert_eq!(mysql.answer_length(bytes), Length::Complete(bytes.len()));
+        mysql.is_answer(bytes)
+    }
+
     #[test]
     fn a_request_is_one_command_however_long() {
         let long = [packet(0, &vec![3; FULL_PACKET]), packet(1, b"end")].concat();
@@ -153,8 +167,9 @@ mod tests {
         let answer = [packet(1, b"\x01"), packet(2, b"column")].concat();
         assert_eq!(mysql.answer_length(&answer[..4]), Length::Incomplete);
         assert_eq!(mysql.answer_length(&answer), Length::Complete(answer.len()));
-        assert!(mysql.is_answer(&answer));
+        // It may be read before the beginning is looked at.
         assert_eq!(mysql.answer_length(b"a row"), Length::Complete(5));
+        assert!(mysql.is_answer(&answer));
         assert!(!mysql.is_answer(b"a row"));
     }
 
@@ -172,10 +187,10 @@ mod tests {
     fn a_request_names_what_it_runs_also_when_that_was_prepared_before() {
         let mut mysql = MySql::default();
         assert_eq!(mysql.request(packet(1, b"\x03 who I am")).0.command(), "LOGIN");
-        assert!(mysql.is_answer(&packet(2, b"\0\0\0\x02\0\0\0")));
+        assert!(answers(&mut mysql, &packet(2, b"\0\0\0\x02\0\0\0")));
         let (prepare, _) = mysql.request(packet(0, b"\x16UPDATE t SET a = ?"));
         assert_eq!((prepare.command(), prepare.statements()), (String::from("PREPARE"), &[][..]));
-        assert!(mysql.is_answer(&packet(1, b"\0\x07\0\0\0\0\0\x01\0\0\0\0")));
+        assert!(answers(&mut mysql, &packet(1, b"\0\x07\0\0\0\0\0\x01\0\0\0\0")));
         let (run, has_answer) = mysql.request(packet(0, b"\x17\x07\0\0\0\0\x01\0\0\0"));
         assert_eq!((run.command(), run.runs("SET a"), has_answer), (String::from("UPDATE"), true, true));
         let (close, has_answer) = mysql.request(packet(0, b"\x19\x07\0\0\0"));

@@ -1,22 +1,24 @@
 //! Three processes that race for the same keys.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use idempotency::{ErrorKind, OnCrash};
+use anyhow::Context as _;
+use idempotency::{OnCrash, State};
 use idempotency_test_support::deadline::within;
+use idempotency_test_support::history::{Call, Event, Outcome, Policy, Stored, check};
 use idempotency_test_support::worker::Worker;
 
-use crate::history::{History, effects};
+use crate::backend::Backend;
 use crate::scene::Scene;
-use crate::worker::{Answer, Orders, Planned, START, answers, kind, spawn};
+use crate::worker::{Orders, Planned, Receipt, START, answers, spawn};
 
 const PROCESSES: usize = 3;
 /// Long enough that a busy machine loses no lease: nothing crashes here.
 const LEASE: Duration = Duration::from_secs(15);
 
 /// Starts a process for each list of calls, lets all go at once, and gives what their callers got.
-async fn race(scene: &Scene, lists: Vec<Vec<Planned>>) -> anyhow::Result<Vec<Answer>> {
+async fn race(scene: &Scene, lists: Vec<Vec<Planned>>) -> anyhow::Result<Vec<Call>> {
     let mut workers = Vec::new();
     for calls in lists {
         let orders = Orders { lease: LEASE, ..scene.orders(OnCrash::Hold, calls) };
@@ -42,25 +44,24 @@ async fn lines(worker: &mut Worker) -> anyhow::Result<Vec<String>> {
     Ok(lines)
 }
 
-#[tokio::test]
-async fn callers_of_three_processes_have_one_effect_and_one_answer() -> anyhow::Result<()> {
-    let scene = Scene::new().await?;
+pub async fn callers_of_three_processes_have_one_effect_and_one_answer(backend: Backend) -> anyhow::Result<()> {
+    let scene = Scene::new(backend).await?;
     let call = Planned { body: Duration::from_millis(20), ..Planned::now("one") };
     let answers = race(&scene, vec![vec![call; 64]; PROCESSES]).await?;
     assert_eq!(answers.len(), 64 * PROCESSES);
-    assert_eq!(scene.effects.count("one")?, 1);
-    let effects = effects(&scene.effects.lines()?);
-    for answer in &answers {
-        assert_eq!(answer.result.as_ref(), Ok(&effects["one"][0]));
+    let effects = scene.effects("one")?;
+    assert_eq!(effects.len(), 1);
+    let result = effects[0].result.clone().map(Outcome::Value);
+    for answer in answers {
+        assert_eq!(Some(answer.outcome), result);
     }
     Ok(())
 }
 
-#[tokio::test]
-async fn two_thousand_keys_have_one_effect_each() -> anyhow::Result<()> {
+pub async fn two_thousand_keys_have_one_effect_each(backend: Backend) -> anyhow::Result<()> {
     const KEYS: u64 = 2_000;
     const CALLERS: u64 = 8;
-    let scene = Scene::new().await?;
+    let scene = Scene::new(backend).await?;
     let mut random = Random(0x5EED);
     let mut calls: Vec<_> = (0..KEYS * CALLERS)
         .map(|call| Planned {
@@ -80,25 +81,30 @@ async fn two_thousand_keys_have_one_effect_each() -> anyhow::Result<()> {
     }
 
     let answers = race(&scene, lists).await?;
-    let mut effects = effects(&scene.effects.lines()?);
-    assert_eq!(effects.len() as u64, KEYS);
-    assert!(effects.values().all(|of_a_key| of_a_key.len() == 1), "an effect happened twice");
-    let mut by_key = BTreeMap::<_, Vec<_>>::new();
-    for answer in &answers {
-        by_key.entry(&answer.key).or_default().push(answer);
-    }
-    let mut refused = 0;
-    for (key, answers) in by_key {
-        assert_eq!(answers.len() as u64, CALLERS, "{key}");
-        refused += answers.iter().filter(|answer| answer.result == Err(kind(ErrorKind::Mismatch))).count();
-        let unexpected = |answer: &&&Answer| answer.result.as_ref().is_err_and(|e| *e != kind(ErrorKind::Mismatch));
-        assert_eq!(answers.iter().find(unexpected), None, "nothing failed");
-        let effects = effects.remove(key).unwrap_or_default();
-        let history = History { answers, effects, record: scene.record(key).await? };
-        assert_eq!(history.violations(), [""; 0], "{key}");
-    }
+    let effects = scene.all_effects()?;
+    let keys: BTreeSet<_> = effects.iter().map(|effect| effect.key.clone()).collect();
+    assert_eq!((keys.len() as u64, effects.len() as u64), (KEYS, KEYS), "every key has one effect");
+    assert_eq!(answers.len() as u64, KEYS * CALLERS);
+    let failed = answers.iter().find(|answer| matches!(answer.outcome, Outcome::StoredError(_) | Outcome::Error(_)));
+    assert_eq!(failed, None);
+    let refused = answers.iter().filter(|answer| answer.outcome == Outcome::Mismatch).count();
     assert!(refused as u64 >= KEYS / 10, "{refused} calls with other content were refused");
-    Ok(())
+
+    let mut events: Vec<_> = answers.into_iter().map(Event::from).chain(effects.into_iter().map(Event::from)).collect();
+    for key in keys {
+        events.push(stored(&scene, key).await?.into());
+    }
+    Ok(check(&events, Policy::Hold)?)
+}
+
+/// What the store keeps for `key`.
+async fn stored(scene: &Scene, key: String) -> anyhow::Result<Stored> {
+    let record = scene.record(&key).await?.with_context(|| format!("no record of {key}"))?;
+    let result = match record.state {
+        State::Completed => Some(Outcome::Value(serde_json::from_slice::<Receipt>(&record.body)?.bytes())),
+        _ => None,
+    };
+    Ok(Stored { key, retention: 0, attempts: record.attempts, result })
 }
 
 /// The same delays in each run: `SplitMix64`.

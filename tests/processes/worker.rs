@@ -4,12 +4,13 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use idempotency::store::RedisStore;
-use idempotency::{Duplicate, Error, ErrorKind, Idempotency, OnConflict, OnCrash};
-use idempotency_test_support::effects::EffectLog;
+use idempotency::{Context, Duplicate, Error, ErrorKind, Idempotency, OnConflict, OnCrash};
+use idempotency_test_support::history::{Call, Effect, EventLog, OpenCall, Outcome};
 use idempotency_test_support::worker::{AFTER_EFFECT, BEFORE_EFFECT, KillPointStore, KillPoints, Worker};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
+
+use crate::backend::connect;
 
 /// How long a claim lives in these tests.
 pub const LEASE: Duration = Duration::from_millis(300);
@@ -60,19 +61,17 @@ pub struct Receipt {
     pub payload: u32,
 }
 
-/// How one call ended.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Answer {
-    pub key: String,
-    pub payload: u32,
-    /// The receipt, or the kind of the error.
-    pub result: Result<Receipt, String>,
+impl Receipt {
+    /// As histories have it.
+    pub fn bytes(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("a receipt is written")
+    }
 }
 
 /// One process's engine with the world that its bodies change.
 pub struct Service {
     pub engine: Idempotency,
-    pub effects: EffectLog,
+    pub effects: EventLog,
     pub points: KillPoints,
     pub on_crash: OnCrash,
     pub endless: bool,
@@ -88,8 +87,9 @@ impl Service {
         tokio::time::sleep(planned.body).await;
         self.points.reach(BEFORE_EFFECT).await;
         let receipt = Receipt { effect: uuid::Uuid::new_v4().to_string(), payload: planned.payload };
-        let line = format!("{} {} {}", planned.key, receipt.effect, receipt.payload);
-        self.effects.append(&line).expect("the effect is written");
+        let effect = Effect::now(&*planned.key, Context::current().attempt()).with_result(receipt.bytes());
+        let effect = effect.with_fingerprint(planned.payload.to_string());
+        self.effects.append(effect).expect("the effect is written");
         self.points.reach(AFTER_EFFECT).await;
         if self.endless {
             std::future::pending::<()>().await;
@@ -110,8 +110,8 @@ pub fn spawn(orders: &Orders, points: &[&str]) -> anyhow::Result<Worker> {
     Worker::spawn(command, points)
 }
 
-/// The answers among the lines that a worker printed.
-pub fn answers(lines: &[String]) -> anyhow::Result<Vec<Answer>> {
+/// The calls among the lines that a worker printed.
+pub fn answers(lines: &[String]) -> anyhow::Result<Vec<Call>> {
     lines.iter().filter_map(|line| line.strip_prefix(ANSWER)).map(|line| Ok(serde_json::from_str(line)?)).collect()
 }
 
@@ -121,14 +121,14 @@ async fn obeys_its_orders() -> anyhow::Result<()> {
     let Some(orders) = std::env::var_os(ORDERS_VARIABLE) else { return Ok(()) };
     let orders: Orders = serde_json::from_slice(&std::fs::read(orders)?)?;
     let points = KillPoints::from_env();
-    let store = KillPointStore::new(RedisStore::connect(&orders.url).await?, points.clone());
+    let store = KillPointStore::new(connect(&orders.url).await?, points.clone());
     let engine = Idempotency::builder(store)
         .lease(orders.lease)
         .on_conflict(OnConflict::Wait(Duration::from_secs(25)))
         .on_duplicate(|_: &Duplicate| println!("{DUPLICATE}"))
         .build();
     let on_crash = if orders.retries { OnCrash::Retry } else { OnCrash::Hold };
-    let effects = EffectLog::open(&orders.effects)?;
+    let effects = EventLog::open(&orders.effects)?;
     let service = Arc::new(Service { engine, effects, points, on_crash, endless: orders.endless });
 
     service.points.reach(START).await;
@@ -138,9 +138,11 @@ async fn obeys_its_orders() -> anyhow::Result<()> {
         let (service, place) = (service.clone(), places.clone().acquire_owned().await?);
         calls.spawn(async move {
             tokio::time::sleep(planned.delay).await;
-            let result = service.charge(&planned).await.map_err(|error| format!("{:?}", error.kind()));
+            let call = OpenCall::start(&*planned.key, std::process::id().to_string());
+            let call = call.with_fingerprint(planned.payload.to_string());
+            let call = call.end(outcome(&service.charge(&planned).await));
             drop(place);
-            Answer { key: planned.key, payload: planned.payload, result }
+            call
         });
     }
     while let Some(answer) = calls.join_next().await {
@@ -149,7 +151,11 @@ async fn obeys_its_orders() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The name under which an answer has a kind of error.
-pub fn kind(kind: ErrorKind) -> String {
-    format!("{kind:?}")
+/// How a history has it.
+fn outcome(result: &Result<Receipt, Error>) -> Outcome {
+    match result {
+        Ok(receipt) => Outcome::Value(receipt.bytes()),
+        Err(error) if error.kind() == ErrorKind::Mismatch => Outcome::Mismatch,
+        Err(error) => Outcome::Error(format!("{:?}", error.kind())),
+    }
 }

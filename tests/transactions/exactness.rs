@@ -1,0 +1,183 @@
+//! Many callers of the same keys, of whom some roll back, fail, are dropped or lose their connection: in the end the
+//! effects in the database are those of the completed records, exactly.
+
+use std::cell::Cell;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use futures::future::join_all;
+use idempotency::store::SqlTransaction;
+use idempotency_test_support::random::{Random, seed};
+use sqlx::Transaction;
+use tokio::sync::Notify;
+
+use crate::databases;
+use crate::scene::{Connection, Database, Ending, Scene, charge, charge_by_hand, keys};
+use crate::world::Fault;
+
+const KEYS: usize = 60;
+const CALLERS: usize = 32;
+const CONNECTIONS: u32 = 16;
+
+/// What a caller does, and what is done to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    Ends(Ending),
+    /// Its future is dropped this long after its body began.
+    Dropped(Duration),
+}
+
+impl Fate {
+    fn choose(random: &mut Random) -> Self {
+        match random.below(100) {
+            0..15 => Self::Ends(Ending::CommitError),
+            15..30 => Self::Ends(Ending::RollBack),
+            30..40 => Self::Dropped(random.duration_below(Duration::from_millis(6))),
+            _ => Self::Ends(Ending::Commit),
+        }
+    }
+}
+
+async fn a_caller<D: Database>(scene: &Scene<D>, key: &str, fate: Fate) -> Result<Option<String>, Fault>
+where
+    Transaction<'static, D::Sqlx>: SqlTransaction<Connection = Connection<D>>,
+{
+    let (ending, limit) = match fate {
+        Fate::Ends(ending) => (ending, None),
+        Fate::Dropped(limit) => (Ending::Commit, Some(limit)),
+    };
+    let began = Notify::new();
+    let in_body = || began.notify_one();
+    let charged = charge::<D>(&scene.pool, &scene.engine, key, ending, &in_body);
+    let Some(limit) = limit else { return charged.await };
+    let drop = async {
+        began.notified().await;
+        tokio::time::sleep(limit).await;
+    };
+    tokio::select! {
+        result = charged => result,
+        () = drop => Err(Fault::No),
+    }
+}
+
+/// Kills connections on the side of the server as long as `callers` run. Gives how many.
+async fn with_a_killer<D: Database, T>(
+    scene: &Scene<D>,
+    random: &mut Random,
+    callers: impl Future<Output = T>,
+) -> anyhow::Result<(T, usize)> {
+    let killed = Cell::new(0);
+    let kills = async {
+        loop {
+            tokio::time::sleep(random.duration_below(Duration::from_millis(15))).await;
+            match scene.database.kill_a_backend().await {
+                Ok(has_killed) => killed.set(killed.get() + usize::from(has_killed)),
+                Err(error) => break error,
+            }
+        }
+    };
+    tokio::select! {
+        done = callers => Ok((done, killed.get())),
+        error = kills => Err(error),
+    }
+}
+
+async fn chaos<D: Database>(is_server: bool) -> anyhow::Result<()>
+where
+    Transaction<'static, D::Sqlx>: SqlTransaction<Connection = Connection<D>>,
+{
+    let seed = seed();
+    let run = chaos_of::<D>(is_server, Random::new(seed)).await;
+    run.with_context(|| format!("IDEMPOTENCY_SEED={seed} repeats the choices"))
+}
+
+async fn chaos_of<D: Database>(is_server: bool, mut random: Random) -> anyhow::Result<()>
+where
+    Transaction<'static, D::Sqlx>: SqlTransaction<Connection = Connection<D>>,
+{
+    let scene = Scene::<D>::new(CONNECTIONS, None).await?;
+    let keys = keys(KEYS);
+    let mut callers: Vec<_> = keys.iter().flat_map(|key| vec![key; CALLERS]).collect();
+    for at in (1..callers.len()).rev() {
+        callers.swap(at, usize::try_from(random.below(at as u64 + 1))?);
+    }
+    let calls = callers.into_iter().map(|key| (key, Fate::choose(&mut random))).collect::<Vec<_>>();
+    let scene_of = &scene;
+    let running = join_all(calls.iter().map(|(key, fate)| a_caller(scene_of, key, *fate)));
+    let (results, killed) = with_a_killer(&scene, &mut random, running).await?;
+    anyhow::ensure!(!is_server || killed >= 10, "only {killed} connections were killed");
+    let mut answers = Vec::new();
+    for ((key, fate), result) in calls.iter().zip(results) {
+        match result {
+            Ok(answer) => answers.extend(answer.map(|answer| ((*key).clone(), answer))),
+            Err(Fault::No) => {}
+            Err(error) => anyhow::bail!("{fate:?} at {key}: {error}"),
+        }
+    }
+    scene.is_exact(&keys, &answers).await?;
+    // Whatever was left, one more call settles it.
+    for key in &keys {
+        let answer = charge::<D>(&scene.pool, &scene.engine, key, Ending::Commit, &|| {}).await?;
+        answers.extend(answer.map(|answer| (key.clone(), answer)));
+    }
+    scene.is_exact(&keys, &answers).await?;
+    let effects = scene.effects().await?;
+    anyhow::ensure!(effects.len() == KEYS, "{} keys have effects", effects.len());
+    println!("{} answers, {killed} connections killed", answers.len());
+    Ok(())
+}
+
+#[tokio::test]
+async fn on_sqlite_effects_are_those_of_the_records_whatever_happens_to_callers() -> anyhow::Result<()> {
+    chaos::<databases::Sqlite>(false).await
+}
+
+#[cfg(feature = "postgres")]
+#[tokio::test]
+async fn on_postgresql_effects_are_those_of_the_records_whatever_happens_to_callers() -> anyhow::Result<()> {
+    chaos::<databases::Postgres>(true).await
+}
+
+#[cfg(feature = "mysql")]
+#[tokio::test]
+async fn on_mariadb_effects_are_those_of_the_records_whatever_happens_to_callers() -> anyhow::Result<()> {
+    chaos::<databases::MariaDb>(true).await
+}
+
+/// Transactions as the pool begins them, with the isolation that its sessions have.
+async fn under_isolation<D: Database>(levels: &[&str]) -> anyhow::Result<()>
+where
+    Transaction<'static, D::Sqlx>: SqlTransaction<Connection = Connection<D>>,
+{
+    for level in levels {
+        let scene = Scene::<D>::new(CONNECTIONS, Some(level)).await?;
+        let keys = keys(12);
+        let endings = [Ending::Commit, Ending::CommitError, Ending::RollBack, Ending::Commit];
+        let calls: Vec<_> = (0..keys.len() * 16).map(|number| (&keys[number % 12], endings[number / 12 % 4])).collect();
+        let charges = calls.iter().map(|(key, ending)| charge_by_hand::<D>(&scene.pool, &scene.engine, key, *ending));
+        let mut answers = Vec::new();
+        for ((key, ending), result) in calls.iter().zip(join_all(charges).await) {
+            match result {
+                Ok(answer) => answers.extend(answer.map(|answer| ((*key).clone(), answer))),
+                Err(Fault::No) if *ending != Ending::Commit => {}
+                Err(error) => anyhow::bail!("{ending:?} at {key} under {level}: {error}"),
+            }
+        }
+        scene.is_exact(&keys, &answers).await.with_context(|| format!("under {level}"))?;
+        let effects = scene.effects().await?;
+        anyhow::ensure!(effects.len() == keys.len(), "{} keys have effects under {level}", effects.len());
+    }
+    Ok(())
+}
+
+#[cfg(feature = "postgres")]
+#[tokio::test]
+async fn on_postgresql_any_isolation_is_exact() -> anyhow::Result<()> {
+    under_isolation::<databases::Postgres>(&["read committed", "repeatable read", "serializable"]).await
+}
+
+#[cfg(feature = "mysql")]
+#[tokio::test]
+async fn on_mariadb_any_isolation_is_exact() -> anyhow::Result<()> {
+    under_isolation::<databases::MariaDb>(&["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]).await
+}
