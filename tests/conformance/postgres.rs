@@ -28,7 +28,8 @@ impl Postgres {
         let case = CASES.fetch_add(1, Ordering::Relaxed);
         let url = tokio::task::spawn_blocking(|| server().url()).await.expect("the server starts");
         let table = format!("conformance_{}_{case}", std::process::id());
-        let builder = PostgresStore::builder(url).table(table).max_connections(4);
+        let builder =
+            PostgresStore::builder(url).table(table).max_connections(4).response_timeout(Duration::from_secs(20));
         let store = builder.connect().await.expect("the store connects");
         store.migrate().await.expect("the table is made");
         Self(store)

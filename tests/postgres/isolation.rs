@@ -1,6 +1,7 @@
 //! Whatever isolation a pool of the user's brings, one caller owns the claim.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use idempotency::store::{Claim, Claimed, PostgresStore, Store as _, Token};
 use idempotency_test_support::server::Rows;
@@ -27,7 +28,8 @@ async fn under_every_isolation_one_of_64_tasks_owns_a_claim() -> anyhow::Result<
         let url = world.url.replace("idempotency@", &format!("{role}@"));
         assert_eq!(world.server.sql_at(&url, "SHOW transaction_isolation").await?, one(isolation));
         let pool = PgPoolOptions::new().max_connections(16).connect(&url).await?;
-        let store = PostgresStore::from_pool(pool);
+        // 64 share 16 connections, and the machine may be busy.
+        let store = PostgresStore::builder(pool).response_timeout(Duration::from_secs(30)).build()?;
         let mut owners = 0;
         for round in 0..10 {
             let barrier = Arc::new(Barrier::new(64));

@@ -10,7 +10,7 @@ use idempotency_test_support::server::{PostgresOptions, PostgresServer};
 
 use crate::world::{DAY, OPERATION, World, claim, key, migrated, run};
 
-const PATIENCE: Duration = Duration::from_millis(400);
+const PATIENCE: Duration = Duration::from_secs(1);
 
 fn impatient(url: &str) -> anyhow::Result<PostgresStore> {
     Ok(PostgresStore::builder(url).response_timeout(PATIENCE).max_connections(4).build()?)
@@ -119,7 +119,7 @@ async fn a_session_that_the_server_ends_is_an_unknown_outcome() -> anyhow::Resul
     let other = sqlx::PgPool::connect(&world.url).await?;
     let mut transaction = other.begin().await?;
     sqlx::query("SELECT 1 FROM idempotency_records FOR UPDATE").execute(&mut *transaction).await?;
-    let store = world.store.clone();
+    let store = PostgresStore::builder(&world.url).response_timeout(Duration::from_secs(60)).build()?;
     let remove = idempotency::store::Remove::new(key(1), crate::world::token(1));
     let waiting = tokio::spawn(async move { store.remove(remove).await });
     let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity

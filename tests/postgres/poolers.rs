@@ -65,3 +65,16 @@ async fn a_pooler_that_refuses_the_settings_of_a_session_is_named() -> anyhow::R
     assert!(error.to_string().contains("without_prepared_statements"), "{error}");
     Ok(())
 }
+
+#[tokio::test]
+async fn in_session_mode_a_pooler_needs_to_let_the_settings_pass() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    let options = PgBouncerOptions::before(world.server).setting("pool_mode", "session");
+    let pooler = PgBouncer::start(options.setting("ignore_startup_parameters", "options")).await?;
+    let store = PostgresStore::connect(&pooler.through(&world.url)).await?;
+    for number in 0..10 {
+        run(&store, number, "one", DAY).await?;
+    }
+    assert_eq!(world.rows().await?, 10);
+    Ok(())
+}

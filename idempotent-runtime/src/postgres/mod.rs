@@ -190,7 +190,7 @@ impl Rows for PostgresStore {
         let row = Row::new(&grant.record, 0, None, Some(zero + claim.ttl));
         let request = Request::new(&self.0.statements.claim).values(row.values());
         let rows = match self.0.sessions.rows(OPERATION, request).await {
-            Err(error) if error::is_read_only(&error) => return self.stored_result(claim, error).await,
+            Err(error) if error::is_read_only(&error) => return Box::pin(self.stored_result(claim, error)).await,
             rows => rows?,
         };
         let Some(row) = rows.first() else { return Ok(First::Raced) };
