@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use idempotency::clock::{Clock, Sleep, SystemClock, Timestamp};
-use idempotency::store::DynStore;
+use idempotency::store::{Claim, Claimed, CrashPolicy, DynStore, Store, Token};
 use idempotency::{Error, ErrorKind, Idempotency, OnConflict, OnCrash, State, observe};
 use idempotency_test_support::deadline::eventually_async;
 
@@ -100,22 +100,20 @@ async fn a_running_call_is_not_taken_over(world: &World) -> Result<(), Error> {
 async fn a_dead_owner_blocks_its_key_for_its_lease(world: &World) -> Result<(), Error> {
     for (owner, other) in [(0, 1), (1, 0)] {
         let key = format!("dead owner {owner}");
-        let dead = world.engine(owner);
-        // Its renewals end at once.
-        let dead = {
-            let call = dead.call(OPERATION, key.as_str()).ttl(DAY).on_crash(OnCrash::Retry);
-            tokio::spawn(call.run(std::future::pending::<Result<u32, Error>>))
-        };
         let other = world.engine(other);
-        let record = other.record(OPERATION, key.as_str());
-        eventually_async("the claim", async || matches!(record.inspect().await, Ok(Some(_)))).await.expect("the claim");
-        let refused = other.call(OPERATION, key.as_str()).ttl(DAY).on_conflict(OnConflict::Reject);
-        let refused = refused.run(|| async { Ok::<_, Error>(0) }).await;
+        let hash = other.record(OPERATION, key.as_str()).hash()?;
+        let mut claim = Claim::new(hash, Token::from_bits(7), OPERATION.into());
+        (claim.lease, claim.policy) = (LEASE, CrashPolicy::Retry);
+        let claimed = Instant::now();
+        let claimed_first = Store::claim(&world.stores[owner], claim).await?;
+        assert!(matches!(claimed_first, Claimed::Mine(_)));
+
+        let call = || other.call(OPERATION, key.as_str()).ttl(DAY).on_crash(OnCrash::Retry);
+        let refused = call().on_conflict(OnConflict::Reject).run(|| async { Ok::<_, Error>(0) }).await;
         assert_eq!(refused.unwrap_err().kind(), ErrorKind::InProgress, "its lease runs");
-        dead.abort();
-        let call = other.call(OPERATION, key.as_str()).ttl(DAY).on_crash(OnCrash::Retry);
-        let taken_over = tokio::time::timeout(LEASE * 10, call.run(|| async { Ok::<_, Error>(7) }));
-        assert_eq!(taken_over.await.expect("its lease is over")?, 7);
+        assert_eq!(call().run(|| async { Ok::<_, Error>(7) }).await?, 7);
+        let blocked = claimed.elapsed();
+        assert!(blocked + Duration::from_millis(50) > LEASE, "taken over after {blocked:?}");
     }
     Ok(())
 }
@@ -152,7 +150,7 @@ async fn a_record_has_the_servers_times(world: &World) -> Result<(), Error> {
         engine.call(OPERATION, ("times", process as u64)).ttl(DAY).run(|| async { Ok::<_, Error>(1) }).await?;
         let hash = engine.record(OPERATION, ("times", process as u64)).hash()?;
         let record = world.stores[1 - process].clone();
-        let record = idempotency::store::Store::read(&record, hash).await?.expect("there is a record");
+        let record = Store::read(&record, hash).await?.expect("there is a record");
         let off = record.created.as_millis().abs_diff(now.as_millis());
         assert!(off < 60_000, "{off} ms off");
         assert_eq!(record.state, State::Completed);
