@@ -64,3 +64,12 @@ async fn the_shipped_script_makes_the_table_that_the_store_needs() -> anyhow::Re
     assert_eq!(SqliteStore::from_pool(pool).read(KeyHash::from_bytes([1; 32])).await?, None);
     Ok(())
 }
+
+#[tokio::test]
+async fn a_store_whose_table_is_there_opens_while_somebody_writes() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    let writing = world.pool.begin_with("BEGIN IMMEDIATE").await?;
+    SqliteStore::open(&world.path).await?;
+    writing.rollback().await?;
+    Ok(())
+}

@@ -30,7 +30,8 @@ pub trait TransactionDatabase: Database {
 /// Runs `body` in a transaction of `pool` and commits it; makes the whole transaction again, after a pause that grows,
 /// when the database could not go on with it: deadlocks, serialization failures, a lost connection.
 ///
-/// An `Err` of the body that is none of these rolls the transaction back and is returned. When the answer to the commit
+/// An `Err` of the body that is none of these rolls the transaction back and is returned. The body's error tells by its
+/// sources what it is, so it keeps the client's error as one (`#[from]`, `#[source]`). When the answer to the commit
 /// is lost, nobody knows whether it happened: if a guarded call was made in the transaction
 /// ([`Call::run_in`](crate::Call::run_in), or the attribute's `tx`), the body runs once more, and the call replays if
 /// it happened and runs if not. So **everything that the body writes belongs into guarded calls**. Without any, the error

@@ -27,7 +27,7 @@ pub(super) fn store_error(operation: &'static str, error: Error) -> StoreError {
 fn meaning(error: &Error) -> (StoreErrorKind, Option<&'static str>) {
     use StoreErrorKind::{Config, Corrupt, Refused, Unavailable};
     match error {
-        Error::Database(database) if database.message().starts_with("no such table") => {
+        error if is_missing_table(error) => {
             (Config, Some("the table is missing: call `migrate` on the store once, or run the shipped SQL"))
         }
         Error::Database(database) => {
@@ -45,6 +45,11 @@ fn meaning(error: &Error) -> (StoreErrorKind, Option<&'static str>) {
         Error::PoolClosed => (Refused, Some("the pool was closed")),
         _ => (Unavailable, None),
     }
+}
+
+/// Whether the file has no such table.
+pub(super) fn is_missing_table(error: &Error) -> bool {
+    error.as_database_error().is_some_and(|error| error.message().starts_with("no such table"))
 }
 
 /// Whether another connection held the file's lock for too long. Nothing was applied.
