@@ -130,7 +130,12 @@ impl Inner {
 
     async fn lease(&self, operation: &'static str, pool: &SqlitePool) -> Answer<Lease<Sqlite>> {
         let connecting = async { pool.acquire().await.map_err(|error| store_error(operation, error)) };
-        in_time(operation, self.response_timeout, connecting).await.map(Lease::new)
+        let connection = in_time(operation, self.response_timeout, connecting).await;
+        connection.map(Lease::new).map_err(|error| {
+            // Whatever kept it, no statement was begun.
+            let is_unknown = error.is_outcome_unknown();
+            if is_unknown { StoreError::new(StoreErrorKind::Refused, operation).with_source(error) } else { error }
+        })
     }
 
     /// How many rows one writing statement changed.
