@@ -94,7 +94,7 @@ impl MySqlStore {
     /// nothing is to be done, the user needs no right to make tables.
     ///
     /// # Errors
-    /// [`Config`](StoreErrorKind::Config) when the table was made by a newer release, or the user may not make it.
+    /// [`Config`](crate::store::StoreErrorKind::Config) when the table was made by a newer release, or the user may not make it.
     pub async fn migrate(&self) -> Result<(), StoreError> {
         migrate::migrate(&self.0).await
     }

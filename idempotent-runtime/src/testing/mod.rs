@@ -1,11 +1,16 @@
-//! For tests of services and of stores: a clock that moves by hand, and the suite that every store must pass.
+//! For tests of services and of stores: calling twice, at once and with callers that are gone, a store with faults, a
+//! clock that moves by hand, and the suite that every store must pass.
 
 #[doc(hidden)]
 pub mod conformance;
+mod faulty_store;
 mod manual_clock;
+mod retries;
 mod subject;
 
 #[doc(inline)]
 pub use crate::__conformance as conformance;
+pub use faulty_store::{Fault, FaultyStore, Gate};
 pub use manual_clock::ManualClock;
+pub use retries::{assert_runs_once, crash_at_every_await, run_concurrently};
 pub use subject::{ClockJump, Subject};
