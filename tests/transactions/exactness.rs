@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use futures::future::join_all;
+use idempotency::ErrorKind;
 use idempotency::store::SqlTransaction;
 use idempotency_test_support::random::{Random, seed};
 use sqlx::Transaction;
 use tokio::sync::Notify;
 
 use crate::databases;
-use crate::scene::{Connection, Database, Ending, Scene, charge, charge_by_hand, keys};
+use crate::scene::{Connection, Database, Ending, Scene, charge, keys};
 use crate::world::Fault;
 
 const KEYS: usize = 60;
@@ -111,6 +112,9 @@ where
         match result {
             Ok(answer) => answers.extend(answer.map(|answer| ((*key).clone(), answer))),
             Err(Fault::No) => {}
+            // No record stays that could tell whether a commit happened whose answer was lost.
+            Err(Fault::Idempotency(error))
+                if *fate == Fate::Ends(Ending::CommitError) && error.kind() == ErrorKind::StoreUnavailable => {}
             Err(error) => anyhow::bail!("{fate:?} at {key}: {error}"),
         }
     }
@@ -142,42 +146,4 @@ async fn on_postgresql_effects_are_those_of_the_records_whatever_happens_to_call
 #[tokio::test]
 async fn on_mariadb_effects_are_those_of_the_records_whatever_happens_to_callers() -> anyhow::Result<()> {
     chaos::<databases::MariaDb>(true).await
-}
-
-/// Transactions as the pool begins them, with the isolation that its sessions have.
-async fn under_isolation<D: Database>(levels: &[&str]) -> anyhow::Result<()>
-where
-    Transaction<'static, D::Sqlx>: SqlTransaction<Connection = Connection<D>>,
-{
-    for level in levels {
-        let scene = Scene::<D>::new(CONNECTIONS, Some(level)).await?;
-        let keys = keys(12);
-        let endings = [Ending::Commit, Ending::CommitError, Ending::RollBack, Ending::Commit];
-        let calls: Vec<_> = (0..keys.len() * 16).map(|number| (&keys[number % 12], endings[number / 12 % 4])).collect();
-        let charges = calls.iter().map(|(key, ending)| charge_by_hand::<D>(&scene.pool, &scene.engine, key, *ending));
-        let mut answers = Vec::new();
-        for ((key, ending), result) in calls.iter().zip(join_all(charges).await) {
-            match result {
-                Ok(answer) => answers.extend(answer.map(|answer| ((*key).clone(), answer))),
-                Err(Fault::No) if *ending != Ending::Commit => {}
-                Err(error) => anyhow::bail!("{ending:?} at {key} under {level}: {error}"),
-            }
-        }
-        scene.is_exact(&keys, &answers).await.with_context(|| format!("under {level}"))?;
-        let effects = scene.effects().await?;
-        anyhow::ensure!(effects.len() == keys.len(), "{} keys have effects under {level}", effects.len());
-    }
-    Ok(())
-}
-
-#[cfg(feature = "postgres")]
-#[tokio::test]
-async fn on_postgresql_any_isolation_is_exact() -> anyhow::Result<()> {
-    under_isolation::<databases::Postgres>(&["read committed", "repeatable read", "serializable"]).await
-}
-
-#[cfg(feature = "mysql")]
-#[tokio::test]
-async fn on_mariadb_any_isolation_is_exact() -> anyhow::Result<()> {
-    under_isolation::<databases::MariaDb>(&["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]).await
 }

@@ -8,6 +8,8 @@ mod databases;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 mod deadlocks;
 mod exactness;
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+mod isolation;
 mod lints;
 #[cfg(feature = "mysql")]
 mod mysql;

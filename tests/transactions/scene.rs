@@ -5,15 +5,13 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use idempotency::store::SqlTransaction;
-use idempotency::{Call, ErrorKind, Idempotency, OnConflict, State, TransactionDatabase, in_transaction};
+use idempotency::{Call, Idempotency, OnConflict, State, TransactionDatabase, in_transaction};
 use sqlx::{Pool, Transaction};
 
 use crate::world::{DAY, Fault, OPERATION};
 
 /// How long a caller waits for the transactions of others.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// How often a transaction is made again by hand.
-const TRIES: usize = 100;
 
 pub type Connection<D> = <<D as Database>::Sqlx as sqlx::Database>::Connection;
 
@@ -143,54 +141,4 @@ where
         }
     })
     .await
-}
-
-/// The same without the help of `in_transaction`, in a transaction as the pool begins it.
-pub async fn charge_by_hand<D: Database>(
-    pool: &Pool<D::Sqlx>,
-    engine: &Idempotency,
-    key: &str,
-    ending: Ending,
-) -> Result<Option<String>, Fault>
-where
-    Transaction<'static, D::Sqlx>: SqlTransaction<Connection = Connection<D>>,
-{
-    let mut tries = 0;
-    loop {
-        tries += 1;
-        match try_by_hand::<D>(pool, engine, key, ending).await {
-            Err(Fault::Client(_)) if tries < TRIES => {}
-            Err(Fault::Idempotency(error)) if error.kind() == ErrorKind::StoreUnavailable && tries < TRIES => {}
-            result => return result,
-        }
-        // Those who met should not meet again.
-        tokio::time::sleep(Duration::from_millis(tries as u64)).await;
-    }
-}
-
-async fn try_by_hand<D: Database>(
-    pool: &Pool<D::Sqlx>,
-    engine: &Idempotency,
-    key: &str,
-    ending: Ending,
-) -> Result<Option<String>, Fault>
-where
-    Transaction<'static, D::Sqlx>: SqlTransaction<Connection = Connection<D>>,
-{
-    let mut transaction = pool.begin().await?;
-    let call = call(engine, key).run_in(&mut transaction, async |connection| {
-        let value = uuid::Uuid::new_v4().to_string();
-        D::add(connection, key, &value).await?;
-        if ending == Ending::CommitError { Err(Fault::No) } else { Ok(value) }
-    });
-    let answer = match (call.await, ending) {
-        (Err(Fault::No), Ending::CommitError) => None,
-        (result, _) => Some(result?),
-    };
-    if ending == Ending::RollBack {
-        transaction.rollback().await?;
-        return Err(Fault::No);
-    }
-    transaction.commit().await?;
-    Ok(answer)
 }
