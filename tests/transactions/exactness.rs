@@ -114,7 +114,7 @@ where
             Err(Fault::No) => {}
             // No record stays that could tell whether a commit happened whose answer was lost.
             Err(Fault::Idempotency(error))
-                if *fate == Fate::Ends(Ending::CommitError) && error.kind() == ErrorKind::StoreUnavailable => {}
+                if *fate == Fate::Ends(Ending::CommitError) && error.kind() == ErrorKind::NotStored => {}
             Err(error) => anyhow::bail!("{fate:?} at {key}: {error}"),
         }
     }

@@ -40,7 +40,8 @@ pub trait TransactionDatabase: Database {
 /// On SQLite the transaction begins with `BEGIN IMMEDIATE`.
 ///
 /// # Errors
-/// The body's own, and [`StoreUnavailable`](ErrorKind::StoreUnavailable) converted into `E` when the transaction could not
+/// The body's own, [`NotStored`](ErrorKind::NotStored) when nobody knows whether the transaction was committed, and
+/// [`StoreUnavailable`](ErrorKind::StoreUnavailable), both converted into `E`, when the transaction could not
 /// be begun or committed, also not after 12 more tries.
 ///
 #[cfg_attr(feature = "sqlite", doc = "```")]
@@ -184,17 +185,22 @@ where
         Err(error) if error.as_database_error().is_some_and(is_rolled_back) => {
             Attempt::Again(failed("the database rolled back", error).into())
         }
-        Err(error) if has_record => Attempt::Again(failed("the answer to the commit was lost", error).into()),
+        Err(error) if has_record => Attempt::Again(not_stored("the answer to the commit was lost", error).into()),
         Err(error) => {
             let detail =
                 "the answer to the commit was lost, and no guarded call in the transaction tells whether it happened";
-            Attempt::Done(Err(failed(detail, error).into()))
+            Attempt::Done(Err(not_stored(detail, error).into()))
         }
     }
 }
 
 fn failed(detail: &str, error: sqlx::Error) -> Error {
     Error::new(ErrorKind::StoreUnavailable).with_detail(detail).with_source(error)
+}
+
+/// The body ran, and nobody knows whether the transaction was committed.
+fn not_stored(detail: &str, error: sqlx::Error) -> Error {
+    Error::new(ErrorKind::NotStored).with_detail(detail).with_source(error)
 }
 
 /// 10 ms, doubling up to a second, with jitter: those who met in a deadlock should not meet again.
