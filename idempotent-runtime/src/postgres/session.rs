@@ -50,7 +50,8 @@ impl Sessions {
                 format!("no connection within {:?}: all are busy, or the server takes none", self.response_timeout);
             return Err(StoreError::new(StoreErrorKind::Refused, operation).with_detail(detail));
         };
-        acquired.map(Lease::new).map_err(|error| connection_error(operation, error))
+        let connection = acquired.map_err(|error| connection_error(operation, error))?;
+        Ok(Lease::new(connection, self.response_timeout))
     }
 
     /// The rows that the one statement of `request` returns.

@@ -130,7 +130,8 @@ impl Inner {
 
     async fn lease(&self, operation: &'static str, pool: &SqlitePool) -> Answer<Lease<Sqlite>> {
         let connecting = async { pool.acquire().await.map_err(|error| store_error(operation, error)) };
-        in_time(operation, self.response_timeout, connecting).await.map(Lease::new)
+        let connection = in_time(operation, self.response_timeout, connecting).await?;
+        Ok(Lease::new(connection, self.response_timeout))
     }
 
     /// How many rows one writing statement changed.
