@@ -73,11 +73,6 @@ impl<B: Backend> World<B> {
         Ok(way)
     }
 
-    /// Where the server is.
-    pub fn address(&self) -> &str {
-        &self.address
-    }
-
     /// Another process, past all proxies.
     pub fn elsewhere(&self) -> Builder {
         engine_on(self.direct.clone())
