@@ -32,7 +32,7 @@ impl Connections {
         let connecting = Box::pin(self.pool.acquire());
         let connecting = async { connecting.await.map_err(|error| connection_error(operation, error)) };
         let connection = in_time(operation, self.response_timeout, connecting).await;
-        connection.map(Lease::new).map_err(|error| {
+        connection.map(|connection| Lease::new(connection, self.response_timeout)).map_err(|error| {
             // The one error of an unknown outcome here is that of the time limit, and nothing was sent.
             if error.is_outcome_unknown() { no_connection(operation).with_source(error) } else { error }
         })

@@ -1,6 +1,7 @@
 //! A pooled connection for the time of one request.
 
 use std::ops::{Deref, DerefMut};
+use std::time::Duration;
 
 use sqlx::Database;
 use sqlx::pool::PoolConnection;
@@ -12,13 +13,15 @@ use tokio::runtime::Handle;
 pub(crate) struct Lease<DB: Database> {
     connection: Option<PoolConnection<DB>>,
     answered: bool,
+    patience: Duration,
     /// Pools give connections back in a task, and the future of a request may be dropped outside of its runtime.
     runtime: Handle,
 }
 
 impl<DB: Database> Lease<DB> {
-    pub(crate) fn new(connection: PoolConnection<DB>) -> Self {
-        Self { connection: Some(connection), answered: false, runtime: Handle::current() }
+    /// `patience`: how long the connection may take to answer when it is given back.
+    pub(crate) fn new(connection: PoolConnection<DB>, patience: Duration) -> Self {
+        Self { connection: Some(connection), answered: false, patience, runtime: Handle::current() }
     }
 
     /// Gives the connection back.
@@ -44,11 +47,19 @@ impl<DB: Database> DerefMut for Lease<DB> {
 }
 
 impl<DB: Database> Drop for Lease<DB> {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the patience with a server is real time, whatever clock records have"
+    )]
     fn drop(&mut self) {
         let _entered = self.runtime.enter();
-        if let Some(mut connection) = self.connection.take()
-            && !self.answered
-        {
+        let Some(mut connection) = self.connection.take() else { return };
+        if self.answered {
+            // The pool asks a connection that comes back whether it is alive, and by itself would wait for the answer
+            // without end, and let nobody have another connection in its place.
+            let returning = tokio::time::timeout(self.patience, connection.return_to_pool());
+            self.runtime.spawn(async { returning.await.is_ok() });
+        } else {
             connection.close_on_drop();
         }
     }

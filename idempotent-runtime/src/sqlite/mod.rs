@@ -131,7 +131,7 @@ impl Inner {
     async fn lease(&self, operation: &'static str, pool: &SqlitePool) -> Answer<Lease<Sqlite>> {
         let connecting = async { pool.acquire().await.map_err(|error| store_error(operation, error)) };
         let connection = in_time(operation, self.response_timeout, connecting).await;
-        connection.map(Lease::new).map_err(|error| {
+        connection.map(|connection| Lease::new(connection, self.response_timeout)).map_err(|error| {
             // Whatever kept it, no statement was begun.
             let is_unknown = error.is_outcome_unknown();
             if is_unknown { StoreError::new(StoreErrorKind::Refused, operation).with_source(error) } else { error }

@@ -1,0 +1,46 @@
+//! MariaDB.
+
+use std::sync::Arc;
+
+use idempotency::store::{DynStore, MySqlStore};
+use idempotency_test_support::proxy::Protocol;
+use idempotency_test_support::server::{MariaDb, MariaDbOptions, MariaDbServer};
+
+use crate::backend::{Backend, PATIENCE, Shared};
+
+impl Backend for MariaDb {
+    const PROTOCOL: Protocol = Protocol::MySql;
+    const STORE: &'static str = "mysql";
+    const READS: &'static str = "AS time_now";
+    const CLAIMS: &'static str = "INSERT INTO";
+    const COMMITS: &'static str = "SET purge_at = LEAST";
+    const PING: &'static str = "PING";
+    const RENEWS: &'static str = "lease_until = ";
+
+    fn shared() -> &'static Shared<Self> {
+        static SERVER: Shared<MariaDb> = Shared::new();
+        &SERVER
+    }
+
+    fn private() -> MariaDbOptions {
+        MariaDbOptions::new().private()
+    }
+
+    fn durable() -> MariaDbOptions {
+        MariaDbOptions::new().durable()
+    }
+
+    async fn database(server: &MariaDbServer) -> anyhow::Result<String> {
+        server.database("cuts").await
+    }
+
+    async fn migrated(url: &str) -> anyhow::Result<Arc<dyn DynStore>> {
+        let store = MySqlStore::connect(url).await?;
+        store.migrate().await?;
+        Ok(Arc::new(store))
+    }
+
+    fn impatient(url: &str) -> anyhow::Result<Arc<dyn DynStore>> {
+        Ok(Arc::new(MySqlStore::builder(url).response_timeout(PATIENCE).max_connections(1).build()?))
+    }
+}
