@@ -12,6 +12,7 @@ use super::keeper::Busy;
 use super::report::Report;
 use super::running::Running;
 use super::scope::Scope;
+use super::window::seek_in_windows;
 use super::{Waiting, claim, wait};
 use crate::context::Context;
 use crate::error::{Error, ErrorKind};
@@ -77,15 +78,19 @@ pub(crate) async fn admit(request: Request) -> Admission {
         observe(report);
         return Admission::Bypass(scope.of_body(Context::unprotected(&call.engine, &call.operation, call.key)));
     }
-    match seek(&call, &scope, &mut report).await {
-        Ok(Sought::Found(record)) => {
+    let sought = match &call.windowed {
+        None => seek(&call, &scope, &mut report).await.map(|sought| (call.clone(), sought)),
+        Some(windowed) => seek_in_windows(&call, windowed, &scope, &mut report).await,
+    };
+    match sought {
+        Ok((call, Sought::Found(record))) => {
             report.replayed = record.state.is_answer();
             report.attempt = record.attempts;
             tracing::debug!(operation = %call.operation, key = %call.key, attempt = record.attempts, "replayed");
             observe(report);
             Admission::Answer(stored(record, call.version))
         }
-        Ok(Sought::Running(running)) => Admission::Run(running),
+        Ok((_, Sought::Running(running))) => Admission::Run(running),
         Err(error) => {
             tracing::debug!(operation = %call.operation, key = %call.key, kind = ?error.kind(), "refused");
             observe(report);
@@ -94,13 +99,13 @@ pub(crate) async fn admit(request: Request) -> Admission {
     }
 }
 
-enum Sought {
+pub(super) enum Sought {
     Found(Arc<Record>),
     Running(Box<Running>),
 }
 
 /// Leads or follows until there is an answer or a claim.
-async fn seek(call: &Arc<Checked>, scope: &Scope, report: &mut Report) -> Result<Sought, Error> {
+pub(super) async fn seek(call: &Arc<Checked>, scope: &Scope, report: &mut Report) -> Result<Sought, Error> {
     let engine = &call.engine;
     if scope.context().is_some_and(|context| context.is_running(engine, &call.key)) {
         return Err(call.refused(ErrorKind::Reentrant));

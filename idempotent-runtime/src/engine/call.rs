@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::operations::Site;
 use super::run::{Run, run};
+use super::window::Windowed;
 use super::{Idempotency, Inner, scope};
 use crate::error::{Error, ErrorKind};
 use crate::fingerprint::Fingerprint;
@@ -228,10 +229,12 @@ impl<P> Call<P> {
 }
 
 /// A call whose words were checked.
+#[derive(Clone)]
 pub(crate) struct Checked {
     pub(crate) engine: Arc<Inner>,
     pub(crate) operation: Arc<str>,
     pub(crate) key: KeyHash,
+    pub(super) windowed: Option<Windowed>,
     pub(crate) fingerprint: Option<Fingerprint>,
     pub(crate) ttl: Duration,
     pub(crate) lease: Duration,
@@ -275,13 +278,20 @@ impl Request {
             if self.lease.is_some_and(|lease| lease > ttl) {
                 return Err(Error::config(format!("`ttl` ({ttl:?}) is shorter than `lease` ({lease:?})")));
             }
-            let scope =
-                self.scope.as_ref().map_or(Ok(&[][..]), |scope| scope.canonical("scope", settings.max_key_size))?;
-            let key = self.key.canonical("key", settings.max_key_size)?;
-            let key = hash_key(&settings.namespace, scope, &operation, key);
-            Ok((ttl, lease, key, self.fingerprint?))
+            let scope = self.scope.as_ref().map_or(Ok(&[][..]), |scope| scope.as_scope(settings.max_key_size))?;
+            let canonical = self.key.in_window(self.key.window_number(engine.clock.now()), settings.max_key_size)?;
+            let key = hash_key(&settings.namespace, scope, &operation, &canonical);
+            let windowed = match self.key.window() {
+                Some(length) if length > ttl => {
+                    let detail = format!("`ttl` ({ttl:?}) is shorter than the window of the key ({length:?})");
+                    return Err(Error::config(detail));
+                }
+                Some(_) => Some(Windowed { scope: scope.to_vec(), key: self.key.clone() }),
+                None => None,
+            };
+            Ok((ttl, lease, key, windowed, self.fingerprint?))
         };
-        let (ttl, lease, key, fingerprint) = checked().map_err(|error| named(error, &operation))?;
+        let (ttl, lease, key, windowed, fingerprint) = checked().map_err(|error| named(error, &operation))?;
         let on_conflict = match self.on_conflict {
             None => settings.on_conflict,
             Some(Conflict::Wait) => OnConflict::Wait(settings.wait()),
@@ -292,6 +302,7 @@ impl Request {
             engine: engine.clone(),
             operation,
             key,
+            windowed,
             fingerprint,
             ttl,
             lease,

@@ -21,6 +21,7 @@ pub(crate) mod scope;
 mod settings;
 mod transaction;
 mod wait;
+mod window;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -241,7 +242,7 @@ impl Idempotency {
         Call::named(self, operation, Key::of(&key))
     }
 
-    /// The record of a call.
+    /// The record of a call. Of a key with a [`window`](crate::key::window), the one in the window of now.
     pub fn record<K: IntoKey>(&self, operation: &str, key: K) -> RecordHandle {
         RecordHandle::of_call(self.inner.clone(), operation, Key::of(&key))
     }

@@ -168,9 +168,10 @@ impl RecordHandle {
             Name::Call { operation, key, scope } => {
                 let settings = &self.engine.settings;
                 self.engine.validity()?;
-                let scope =
-                    scope.as_ref().map_or(Ok(&[][..]), |scope| scope.canonical("scope", settings.max_key_size))?;
-                Ok(hash_key(&settings.namespace, scope, operation, key.canonical("key", settings.max_key_size)?))
+                let scope = scope.as_ref().map_or(Ok(&[][..]), |scope| scope.as_scope(settings.max_key_size))?;
+                let number = key.window_number(self.engine.clock.now());
+                let key = key.in_window(number, settings.max_key_size)?;
+                Ok(hash_key(&settings.namespace, scope, operation, &key))
             }
         }
         .map_err(|error| self.operation().map_or(error.clone(), |operation| error.of_operation(operation)))

@@ -92,6 +92,15 @@ impl Running {
         Ok(scope.of_body(context))
     }
 
+    /// Gives the claim back before anything was done under it. Goes on in the background if it is dropped.
+    pub(super) async fn give_back(mut self: Box<Self>) {
+        self.observer = None;
+        let engine = self.call.engine.clone();
+        engine.give_back(&self.adoption.claim, self.repeated).await;
+        self.lease.end_body();
+        self.conclude(None);
+    }
+
     /// Stores, releases or parks, as the body's end asks for. Goes on in the background if it is dropped.
     pub(crate) fn finish(mut self: Box<Self>, ending: Ending) -> Followed<Verdict> {
         self.phase = Phase::Ended;

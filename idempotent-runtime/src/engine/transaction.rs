@@ -107,6 +107,10 @@ enum Sought {
 
 async fn seek<X: SqlTransaction + ?Sized>(request: Request, transaction: &mut X) -> Result<Sought, Error> {
     let call = request.check()?;
+    if call.windowed.is_some() {
+        let detail = "a transaction sees one record, and a key with a window needs two: use a short `ttl`";
+        return Err(call.refused(ErrorKind::Unsupported).with_detail(detail));
+    }
     let (engine, scope) = (call.engine.clone(), Scope::current());
     let mut report = Report::new(call.operation.clone(), call.key);
     let observe = |report: &Report| scope.observer().into_iter().for_each(|observer| observer.report(report.clone()));

@@ -22,10 +22,18 @@ impl Digest {
 /// A key made of everything in `value`, for requests that carry no identifier.
 ///
 /// Two requests with equal content are one call then, also when the user meant to order the same thing twice: prefer
-/// an identifier that the client chose once per intent. The order of fields, of map entries and the width of
-/// integers do not count; the order of a sequence does, which for a `HashSet` is random: use a `BTreeSet`.
+/// an identifier that the client chose once per intent. What counts, and what does not:
 ///
-/// A value that has no canonical encoding (`NaN`) makes the call fail with
+/// - The order of fields and of map entries does not count. That of a sequence does, and for a `HashSet` it is random:
+///   use a `BTreeSet`.
+/// - The width of an integer does not count, `1_u8` is `1_i64`. An integer is no float: `1` and `1.0` are two keys. A
+///   float has one zero, and `0.1_f32` is another number than `0.1_f64`: digest cents, not euros.
+/// - `None` is a value here, other than in a key itself, and `Some(1)` is not `1`. A field that is
+///   added later as an `Option` changes the digest unless it has `#[serde(skip_serializing_if = "Option::is_none")]`.
+/// - Names of fields and variants count: renaming one makes new keys, and retries of earlier calls run again.
+/// - What changes from one try to the next (a time stamp, a trace identifier) makes every retry a new call.
+///
+/// A value that has no canonical encoding (`NaN`, an infinity) makes the call fail with
 /// [`InvalidKey`](crate::ErrorKind::InvalidKey).
 ///
 /// ```
@@ -36,4 +44,82 @@ impl Digest {
 /// ```
 pub fn digest<T: Serialize + ?Sized>(value: &T) -> Digest {
     Digest(canonical::to_bytes(value).map(|bytes| Sha256::digest(bytes).into()).map_err(|error| error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+    use serde::Serialize;
+
+    use super::digest;
+    use crate::ErrorKind;
+    use crate::key::Key;
+
+    #[test]
+    fn the_order_of_map_entries_does_not_count_and_that_of_a_sequence_does() {
+        let forward: HashMap<u32, u32> = (0..100).map(|number| (number, number)).collect();
+        let backward: HashMap<u32, u32> = (0..100).rev().map(|number| (number, number)).collect();
+        let sorted: BTreeMap<u32, u32> = forward.iter().map(|(key, value)| (*key, *value)).collect();
+        assert_eq!(digest(&forward), digest(&backward));
+        assert_eq!(digest(&forward), digest(&sorted));
+        assert_ne!(digest(&[1, 2]), digest(&[2, 1]));
+        assert_eq!(digest(&BTreeSet::from([1, 2])), digest(&BTreeSet::from([2, 1])));
+    }
+
+    #[test]
+    fn the_width_of_a_number_does_not_count_and_its_kind_does() {
+        assert_eq!(digest(&1_u8), digest(&1_i128));
+        assert_eq!(digest(&u64::MAX), digest(&u128::from(u64::MAX)));
+        assert_eq!(digest(&0.5_f32), digest(&0.5_f64));
+        assert_ne!(digest(&0.1_f32), digest(&0.1_f64), "two different numbers");
+        assert_ne!(digest(&1), digest(&1.0));
+        assert_ne!(digest(&1), digest(&"1"));
+    }
+
+    #[test]
+    fn both_zeros_are_one_value_and_what_equals_nothing_is_no_key() {
+        assert_eq!(digest(&-0.0), digest(&0.0));
+        for number in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            let error = Key::of(&("order", digest(&[number]))).in_window(0, 1024).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidKey);
+        }
+    }
+
+    #[test]
+    fn none_is_a_value_in_a_digest_and_a_missing_key_outside_of_one() {
+        assert_ne!(digest(&None::<()>), digest(&Some(())));
+        assert_ne!(digest(&Some(None::<u8>)), digest(&None::<Option<u8>>));
+        assert_ne!(digest(&Some(1)), digest(&1), "unlike in a key");
+        assert!(Key::of(&digest(&None::<u8>)).in_window(0, 1024).is_ok());
+        let missing = Key::of(&None::<u8>).in_window(0, 1024).unwrap_err();
+        assert_eq!(missing.kind(), ErrorKind::MissingKey);
+    }
+
+    #[test]
+    fn what_serde_skips_is_not_there() {
+        #[derive(Serialize)]
+        struct Order {
+            id: u8,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            note: Option<u8>,
+            #[serde(skip)]
+            #[expect(dead_code, reason = "it is skipped")]
+            seen: u8,
+        }
+        #[derive(Serialize)]
+        struct Older {
+            id: u8,
+        }
+        assert_eq!(digest(&Order { id: 1, note: None, seen: 1 }), digest(&Order { id: 1, note: None, seen: 2 }));
+        assert_eq!(digest(&Order { id: 1, note: None, seen: 1 }), digest(&Older { id: 1 }));
+        assert_ne!(digest(&Order { id: 1, note: Some(1), seen: 1 }), digest(&Older { id: 1 }));
+    }
+
+    #[test]
+    fn a_digest_is_no_other_key_and_fits_the_limit_whatever_the_size_of_the_value() {
+        let large = "a".repeat(1 << 20);
+        assert!(Key::of(&digest(&large)).in_window(0, 1024).is_ok());
+        assert_ne!(Key::of(&digest(&"a")), Key::of(&"a"));
+    }
 }

@@ -1,6 +1,8 @@
 //! The canonical encoding: type tags and length prefixes, so that different keys never share their bytes.
 
-use super::{IntoKey, InvalidKey};
+use std::time::Duration;
+
+use super::{IntoKey, InvalidKey, Slot};
 
 // Part of the stored format: a changed tag would make every record of a released version unreachable.
 const STRING: u8 = b's';
@@ -11,21 +13,23 @@ const BYTES: u8 = b'x';
 const UUID: u8 = b'u';
 const TUPLE: u8 = b't';
 const DIGEST: u8 = b'd';
+const WINDOW: u8 = b'w';
 
 /// Writes one value in the canonical encoding. Implementations of [`IntoKey`] call one of its methods, once.
 #[derive(Debug)]
 pub struct KeyEncoder {
     bytes: Vec<u8>,
     invalid: Option<InvalidKey>,
+    window: Option<Slot>,
 }
 
 impl KeyEncoder {
     pub(super) fn new() -> Self {
-        Self { bytes: Vec::with_capacity(48), invalid: None }
+        Self { bytes: Vec::with_capacity(48), invalid: None, window: None }
     }
 
-    pub(super) fn finish(self) -> Result<Vec<u8>, InvalidKey> {
-        self.invalid.map_or(Ok(self.bytes), Err)
+    pub(super) fn finish(self) -> (Result<Vec<u8>, InvalidKey>, Option<Slot>) {
+        (self.invalid.map_or(Ok(self.bytes), Err), self.window)
     }
 
     fn prefixed(&mut self, tag: u8, bytes: &[u8]) {
@@ -79,6 +83,21 @@ impl KeyEncoder {
     pub(super) fn digest(&mut self, value: [u8; 32]) {
         self.bytes.push(DIGEST);
         self.bytes.extend_from_slice(&value);
+    }
+
+    /// A window of time. Its number is known when the call is made.
+    pub(super) fn window(&mut self, length: Duration) {
+        let Some(length) = u64::try_from(length.as_millis()).ok().filter(|&length| length > 0) else {
+            self.invalid("its window is shorter than a millisecond, or longer than time");
+            return;
+        };
+        self.bytes.push(WINDOW);
+        self.bytes.extend_from_slice(&length.to_be_bytes());
+        let slot = Slot { number_at: self.bytes.len(), length };
+        self.bytes.extend_from_slice(&[0; 8]);
+        if self.window.replace(slot).is_some() {
+            self.invalid("it has two windows, and each looks at the one before it: keep one");
+        }
     }
 
     /// A tuple of the parts that `add` adds.

@@ -119,7 +119,7 @@ mod tests {
     use crate::key::Key;
 
     fn canonical(key: &Key) -> Vec<u8> {
-        key.canonical("key", 1024).unwrap().to_vec()
+        key.in_window(0, 1024).unwrap().to_vec()
     }
 
     #[test]

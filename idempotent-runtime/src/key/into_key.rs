@@ -5,11 +5,11 @@ use std::num::NonZero;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::{Digest, KeyEncoder};
+use super::{Digest, KeyEncoder, Window};
 
 /// A type whose values can be keys.
 ///
-/// Strings, integers, `bool`, `char`, `Uuid`, byte arrays, references, tuples and [`Digest`] are. `Option` is too,
+/// Strings, integers, `bool`, `char`, `Uuid`, byte arrays, references, tuples, [`Digest`] and [`Window`] are. `Option` is too,
 /// and `None` makes the call fail with [`MissingKey`](crate::ErrorKind::MissingKey). Floating point numbers are not:
 /// they have two zeros and a `NaN` that differs from itself.
 ///
@@ -78,6 +78,12 @@ impl IntoKey for uuid::Uuid {
 impl IntoKey for Digest {
     fn encode(&self, encoder: &mut KeyEncoder) {
         self.encode_into(encoder);
+    }
+}
+
+impl IntoKey for Window {
+    fn encode(&self, encoder: &mut KeyEncoder) {
+        encoder.window(self.length());
     }
 }
 
@@ -217,14 +223,14 @@ mod tests {
     #[test]
     fn none_anywhere_is_a_missing_key() {
         for missing in [key(None::<u8>), key(("a", (1, None::<&str>)))] {
-            let error = missing.canonical("key", 1024).unwrap_err();
+            let error = missing.in_window(0, 1024).unwrap_err();
             assert_eq!(error.kind(), crate::ErrorKind::MissingKey);
         }
     }
 
     #[test]
     fn a_key_over_the_limit_is_invalid() {
-        let error = key("a".repeat(1025)).canonical("key", 1024).unwrap_err();
+        let error = key("a".repeat(1025)).in_window(0, 1024).unwrap_err();
         assert_eq!(error.kind(), crate::ErrorKind::InvalidKey);
         assert!(error.to_string().contains("the limit is 1024"), "{error}");
     }

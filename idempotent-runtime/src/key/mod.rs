@@ -14,6 +14,7 @@ mod digest;
 mod encode;
 mod hash;
 mod into_key;
+mod window;
 
 pub use digest::{Digest, digest};
 pub use encode::{KeyEncoder, KeyParts};
@@ -22,9 +23,13 @@ pub(crate) use hash::hex;
 pub use hash::{KeyHash, ParseKeyHashError};
 pub(crate) use hash::{derive, hash_key};
 pub use into_key::IntoKey;
+pub use window::{Window, window};
 
+use std::borrow::Cow;
 use std::fmt;
+use std::time::Duration;
 
+use crate::clock::Timestamp;
 use crate::error::{Error, ErrorKind};
 
 /// An encoded key or scope, or the reason why there is none.
@@ -33,6 +38,15 @@ use crate::error::{Error, ErrorKind};
 #[derive(Clone, PartialEq, Eq)]
 pub struct Key {
     canonical: Result<Vec<u8>, InvalidKey>,
+    window: Option<Slot>,
+}
+
+/// Where the number of a window goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Slot {
+    number_at: usize,
+    /// In milliseconds.
+    length: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,11 +98,39 @@ impl Key {
     }
 
     fn from_encoder(encoder: KeyEncoder) -> Self {
-        Self { canonical: encoder.finish() }
+        let (canonical, window) = encoder.finish();
+        Self { canonical, window }
     }
 
-    /// The encoding, at most `limit` bytes of it.
-    pub(crate) fn canonical(&self, what: &str, limit: usize) -> Result<&[u8], Error> {
+    /// The length of the window in the key, if it has one.
+    pub(crate) fn window(&self) -> Option<Duration> {
+        self.window.map(|slot| Duration::from_millis(slot.length))
+    }
+
+    /// The number of the window that `now` is in; zero without one.
+    pub(crate) fn window_number(&self, now: Timestamp) -> u64 {
+        self.window.map_or(0, |slot| now.as_millis() / slot.length)
+    }
+
+    /// The encoding of a key, in the window with this number, at most `limit` bytes.
+    pub(crate) fn in_window(&self, number: u64, limit: usize) -> Result<Cow<'_, [u8]>, Error> {
+        let bytes = self.bytes("key", limit)?;
+        let Some(slot) = self.window else { return Ok(bytes.into()) };
+        let mut bytes = bytes.to_vec();
+        bytes[slot.number_at..slot.number_at + 8].copy_from_slice(&number.to_be_bytes());
+        Ok(bytes.into())
+    }
+
+    /// The encoding of a scope, at most `limit` bytes.
+    pub(crate) fn as_scope(&self, limit: usize) -> Result<&[u8], Error> {
+        if self.window.is_some() {
+            let detail = "the scope has a window; a window is a part of the key";
+            return Err(Error::new(ErrorKind::InvalidKey).with_detail(detail));
+        }
+        self.bytes("scope", limit)
+    }
+
+    fn bytes(&self, what: &str, limit: usize) -> Result<&[u8], Error> {
         match &self.canonical {
             Ok(bytes) if bytes.len() > limit => Err(Error::new(ErrorKind::InvalidKey).with_detail(format!(
                 "the {what} takes {} bytes and the limit is {limit}; use `idempotency::key::digest` for large values, \

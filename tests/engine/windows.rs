@@ -1,0 +1,219 @@
+//! Keys with a window of time, at the edges of windows.
+
+use std::time::Duration;
+
+use idempotency::clock::{Clock as _, Timestamp};
+use idempotency::key::{IntoKey, window};
+use idempotency::store::{Reason, StoreErrorKind};
+use idempotency::{Call, Error, ErrorKind, OnConflict, OnCrash, Unstored, observe};
+
+use crate::faults::{Fault, Gate};
+use crate::world::{DAY, LEASE, OPERATION, World, eventually, poll_once};
+
+const HOUR: Duration = Duration::from_secs(3600);
+const MILLI: Duration = Duration::from_millis(1);
+
+/// A world whose clock stands at the beginning of a window.
+fn world() -> World {
+    let world = World::new();
+    let now = world.clock.now().as_millis();
+    world.clock.advance(HOUR - Duration::from_millis(now % 3_600_000));
+    world
+}
+
+fn call(world: &World) -> Call {
+    world.engine.call(OPERATION, ("ada", window(HOUR))).ttl(DAY)
+}
+
+async fn send(world: &World) -> Result<String, Error> {
+    call(world).run(|| async { world.effect(1) }).await
+}
+
+#[tokio::test]
+async fn calls_in_one_window_are_one_call() {
+    let world = world();
+    assert_eq!(send(&world).await.unwrap(), "receipt 1.1");
+    world.clock.advance(HOUR - MILLI);
+    assert_eq!(send(&world).await.unwrap(), "receipt 1.1");
+    assert_eq!(world.store.requests("read"), 1, "the window before is asked by who would run the body");
+}
+
+#[tokio::test]
+async fn a_call_just_after_the_end_of_a_window_gets_the_result_of_the_one_before() {
+    let world = world();
+    world.clock.advance(HOUR - MILLI);
+    assert_eq!(send(&world).await.unwrap(), "receipt 1.1");
+    world.clock.advance(MILLI);
+    let (result, report) = observe(send(&world)).await;
+    assert_eq!(result.unwrap(), "receipt 1.1");
+    let report = report.unwrap();
+    assert!(report.replayed);
+    assert_ne!(report.key, world.engine.record(OPERATION, ("ada", window(HOUR))).hash().unwrap(), "the window before");
+    assert_eq!(world.ledger.count(), 1);
+}
+
+#[tokio::test]
+async fn a_repetition_within_the_length_is_always_recognised_and_one_after_twice_the_length_never() {
+    for start in [Duration::ZERO, HOUR / 2, HOUR - MILLI] {
+        for (later, runs) in [(HOUR - MILLI, 1), (HOUR, 1), (HOUR * 2, 2)] {
+            let world = world();
+            world.clock.advance(start);
+            send(&world).await.unwrap();
+            world.clock.advance(later);
+            send(&world).await.unwrap();
+            assert_eq!(world.ledger.count(), runs, "started at {start:?}, repeated after {later:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_replay_does_not_prolong_the_window() {
+    let world = world();
+    for runs in [1, 1, 2] {
+        send(&world).await.unwrap();
+        assert_eq!(world.ledger.count(), runs);
+        world.clock.advance(HOUR);
+    }
+}
+
+#[tokio::test]
+async fn a_call_waits_for_the_one_that_runs_in_the_window_before() {
+    let world = world();
+    world.clock.advance(HOUR - MILLI);
+    let there = world.other_process();
+    let (gate, started) = (Gate::new(), Gate::new());
+    let first = call(&world).run(|| async {
+        started.open();
+        gate.wait().await;
+        world.effect(1)
+    });
+    let second = async {
+        started.wait().await;
+        world.clock.advance(MILLI);
+        let refused = call(&there).on_conflict(OnConflict::Reject).run(|| async { world.effect(1) }).await;
+        assert_eq!(refused.unwrap_err().kind(), ErrorKind::InProgress);
+        let mut waiting = Box::pin(send(&there));
+        eventually("the second call to wait", async || {
+            assert!(poll_once(&mut waiting).is_pending());
+            there.store.requests("watch") > 0
+        })
+        .await;
+        gate.open();
+        waiting.await
+    };
+    let (first, second) = tokio::join!(first, second);
+    assert_eq!((first.unwrap(), second.unwrap()), ("receipt 1.1".to_owned(), "receipt 1.1".to_owned()));
+    assert_eq!(world.ledger.count(), 1);
+}
+
+#[tokio::test]
+async fn a_released_call_of_the_window_before_leaves_the_window_to_the_next() {
+    let world = world();
+    let refused: Result<String, Error> = call(&world).run(|| async { Err(Error::from(refusal())) }).await;
+    assert!(refused.is_err());
+    world.clock.advance(HOUR);
+    assert_eq!(send(&world).await.unwrap(), "receipt 1.1");
+    world.clock.advance(HOUR);
+    assert_eq!(send(&world).await.unwrap(), "receipt 1.1", "its record is in its own window");
+}
+
+fn refusal() -> idempotency::store::StoreError {
+    idempotency::store::StoreError::new(StoreErrorKind::Refused, "charge")
+}
+
+#[tokio::test]
+async fn a_call_in_doubt_in_the_window_before_keeps_the_next_from_running() {
+    let world = world();
+    let held = call(&world).on_error(Unstored::Hold).run(|| async { Err::<String, _>(Error::from(refusal())) });
+    held.await.unwrap_err();
+    world.clock.advance(HOUR);
+    let error = send(&world).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InDoubt);
+    assert_eq!(world.ledger.count(), 0);
+}
+
+#[tokio::test]
+async fn a_dead_owner_in_the_window_before_is_taken_over_there() {
+    let world = world();
+    let mut crashed = Box::pin(call(&world).on_crash(OnCrash::Retry).run(|| async {
+        world.effect(1)?;
+        std::future::pending::<Result<String, Error>>().await
+    }));
+    eventually("the effect", async || {
+        assert!(poll_once(&mut crashed).is_pending());
+        world.ledger.count() == 1
+    })
+    .await;
+    drop(crashed);
+    let record = world.engine.record(OPERATION, ("ada", window(HOUR)));
+    eventually("the claim to be given up", async || {
+        record.inspect().await.unwrap().is_some_and(|view| view.reason == Some(Reason::Dropped))
+    })
+    .await;
+    world.clock.advance(HOUR);
+    let (result, report) = observe(call(&world).on_crash(OnCrash::Retry).run(|| async { world.effect(1) })).await;
+    assert_eq!(result.unwrap(), "receipt 1.2");
+    assert_eq!(report.unwrap().attempt, 2);
+}
+
+#[tokio::test]
+async fn a_claim_that_is_granted_in_the_next_window_starts_anew_there() {
+    let world = world();
+    world.clock.advance(HOUR - MILLI);
+    let gate = Gate::new();
+    world.store.next("claim", Fault::LateAnswer(gate.clone()));
+    let mut first = Box::pin(send(&world));
+    assert!(poll_once(&mut first).is_pending());
+    world.clock.advance(MILLI);
+    gate.open();
+    assert_eq!(first.await.unwrap(), "receipt 1.1");
+    world.clock.advance(HOUR);
+    assert_eq!(send(&world).await.unwrap(), "receipt 1.1", "the record is in the window in which the body started");
+}
+
+#[tokio::test]
+async fn a_store_that_cannot_tell_about_the_window_before_runs_nothing_and_keeps_nothing() {
+    let world = world();
+    world.store.next("read", Fault::Refused(StoreErrorKind::Corrupt));
+    assert_eq!(send(&world).await.unwrap_err().kind(), ErrorKind::Decode);
+    assert_eq!(world.ledger.count(), 0);
+    let before = world.clock_now();
+    assert_eq!(send(&world).await.unwrap(), "receipt 1.1");
+    assert!(world.clock_now() - before < LEASE, "nobody waited for a lease");
+}
+
+#[tokio::test]
+async fn what_a_window_cannot_be_is_told() {
+    let world = world();
+    let refused = async |key: &dyn Fn() -> Call| key().run(|| async { world.effect(1) }).await.unwrap_err();
+    let with = |key: &dyn IntoKeyCall| key.call(&world);
+    let short = refused(&|| call(&world).ttl(HOUR - MILLI)).await;
+    assert_eq!(short.kind(), ErrorKind::Config);
+    assert!(short.to_string().contains("shorter than the window"), "{short}");
+    assert_eq!(refused(&|| with(&window(Duration::ZERO))).await.kind(), ErrorKind::InvalidKey);
+    assert_eq!(refused(&|| with(&window(Duration::MAX))).await.kind(), ErrorKind::InvalidKey);
+    assert_eq!(refused(&|| with(&(window(HOUR), window(DAY)))).await.kind(), ErrorKind::InvalidKey);
+    assert_eq!(refused(&|| call(&world).scope(window(HOUR))).await.kind(), ErrorKind::InvalidKey);
+    assert_eq!(world.ledger.count(), 0);
+}
+
+trait IntoKeyCall {
+    fn call(&self, world: &World) -> Call;
+}
+
+impl<K: IntoKey> IntoKeyCall for K {
+    fn call(&self, world: &World) -> Call {
+        world.engine.call(OPERATION, self).ttl(DAY)
+    }
+}
+
+#[tokio::test]
+async fn windows_of_two_lengths_are_two_keys() {
+    let world = world();
+    for (length, runs) in [(HOUR, 1), (HOUR * 2, 2), (HOUR, 2)] {
+        let call = world.engine.call(OPERATION, ("ada", window(length))).ttl(DAY);
+        call.run(|| async { world.effect(1) }).await.unwrap();
+        assert_eq!(world.ledger.count(), runs);
+    }
+    assert!(world.clock.now() > Timestamp::default());
+}
