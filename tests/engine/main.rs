@@ -18,4 +18,5 @@ mod renewal;
 mod replay;
 mod runtimes;
 mod shutdown;
+mod steps;
 mod world;
