@@ -55,6 +55,7 @@ pub(crate) enum OnConflict {
 pub(crate) enum OnCrash {
     Hold,
     Retry,
+    Resume,
 }
 
 pub(crate) enum OnError {
@@ -282,11 +283,12 @@ fn on_crash(value: &Expr, errors: &mut Errors) -> Option<OnCrash> {
     match word(value).or(called).as_deref() {
         Some("hold") => return Some(OnCrash::Hold),
         Some("retry") => return Some(OnCrash::Retry),
-        Some(later @ ("verify" | "resume")) => errors.over(
+        Some("resume") => return Some(OnCrash::Resume),
+        Some("verify") => errors.over(
             value,
-            format!("`on_crash = {later}` is not available yet: write `on_crash = hold`, or `on_crash = retry` if the effect may happen twice"),
+            "`on_crash = verify` is not available yet: write `on_crash = hold`, or `on_crash = retry` if the effect may happen twice",
         ),
-        _ => errors.over(value, "unknown answer to a crash: write `on_crash = hold` or `on_crash = retry`"),
+        _ => errors.over(value, "unknown answer to a crash: write `on_crash = hold`, `on_crash = retry` or `on_crash = resume`"),
     }
     None
 }

@@ -211,6 +211,7 @@ fn settings(args: &Args, private: &TokenStream) -> TokenStream {
     let on_crash = args.on_crash.as_ref().map(|answer| match answer {
         OnCrash::Hold => quote!(.on_crash(#private::OnCrash::Hold)),
         OnCrash::Retry => quote!(.on_crash(#private::OnCrash::Retry)),
+        OnCrash::Resume => quote!(.on_crash(#private::OnCrash::Resume)),
     });
     let version = args.version.as_ref().map(|version| quote!(.version(#version)));
     quote!(#ttl #scope #fingerprint #lease #on_conflict #on_crash #version)

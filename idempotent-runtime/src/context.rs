@@ -9,8 +9,9 @@ use crate::engine::keeper::Lease;
 use crate::engine::scope::Scope;
 use crate::engine::{Inner, retry};
 use crate::error::{Error, ErrorKind};
-use crate::key::{KeyHash, derive};
+use crate::key::{KeyHash, derive, derive_in_step};
 use crate::outcome::refused;
+use crate::steps::Journal;
 use crate::store::{Grant, Token};
 
 /// The running call, seen from inside its body.
@@ -46,7 +47,7 @@ struct Parts {
 
 /// What protects the body.
 enum Held {
-    Claim(Token, Arc<Lease>),
+    Claim(Token, Arc<Lease>, Arc<Journal>),
     /// The row of the record, until the body is over.
     Transaction {
         fence: u64,
@@ -57,8 +58,14 @@ enum Held {
 }
 
 impl Context {
-    pub(crate) fn new(engine: &Arc<Inner>, operation: &Arc<str>, grant: &Grant, lease: Arc<Lease>) -> Self {
-        let claim = Held::Claim(grant.record.owner, lease);
+    pub(crate) fn new(
+        engine: &Arc<Inner>,
+        operation: &Arc<str>,
+        grant: &Grant,
+        lease: Arc<Lease>,
+        journal: Arc<Journal>,
+    ) -> Self {
+        let claim = Held::Claim(grant.record.owner, lease, journal);
         Self::of_parts(engine, operation, grant.record.key, grant.record.attempts, claim)
     }
 
@@ -125,14 +132,14 @@ impl Context {
     /// [`Unsupported`](ErrorKind::Unsupported) where the operation is disabled, and the store's errors.
     pub async fn fence(&self) -> Result<u64, Error> {
         let token = match &self.0.claim {
-            Held::Claim(token, _) => *token,
+            Held::Claim(token, ..) => *token,
             Held::Transaction { fence, .. } => return Ok(*fence),
             Held::Nothing => {
-                let error = refused(ErrorKind::Unsupported, &self.0.operation, &self.0.key);
+                let error = self.refused(ErrorKind::Unsupported);
                 return Err(error.with_detail("the operation is disabled, so there is no claim and no fence"));
             }
         };
-        let superseded = || refused(ErrorKind::Superseded, &self.0.operation, &self.0.key);
+        let superseded = || self.refused(ErrorKind::Superseded);
         let engine = self.0.engine.upgrade().ok_or_else(superseded)?;
         let fence =
             retry::until(&engine, engine.settings.claim_timeout, || engine.store.clone().fence(self.0.key, token));
@@ -143,27 +150,54 @@ impl Context {
     }
 
     /// A key for a service downstream: 64 characters, the same in every attempt of this call, another for each `purpose`.
+    /// Inside of a [step](Self::step) of this call it is another for each step too, whichever `Context` is asked.
     pub fn derive_key(&self, purpose: &str) -> String {
-        derive(&self.0.key, purpose)
+        match Scope::current().step_of(self) {
+            Some(step) => derive_in_step(&self.0.key, &step.name, step.index, purpose),
+            None => derive(&self.0.key, purpose),
+        }
     }
 
     /// Whether the lease is over as far as this process knows: another caller may have taken the call over. Never in the
     /// user's transaction, where there is none.
     pub fn lease_lost(&self) -> bool {
-        matches!(&self.0.claim, Held::Claim(_, lease) if lease.is_lost())
+        matches!(&self.0.claim, Held::Claim(_, lease, _) if lease.is_lost())
     }
 
     /// Resolves when the lease is over as far as this process knows. For bodies that can stop.
     pub async fn lease_ended(&self) {
         match &self.0.claim {
-            Held::Claim(_, lease) => lease.ended().await,
+            Held::Claim(_, lease, _) => lease.ended().await,
             Held::Transaction { .. } | Held::Nothing => std::future::pending().await,
         }
     }
 
+    pub(crate) fn refused(&self, kind: ErrorKind) -> Error {
+        refused(kind, &self.0.operation, &self.0.key)
+    }
+
+    /// Whether both are of one attempt.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// Where the steps of this attempt are recorded; nowhere where the operation is disabled.
+    pub(crate) fn journal(&self) -> Result<(Arc<Inner>, Option<Arc<Journal>>), Error> {
+        let journal = match &self.0.claim {
+            Held::Claim(_, _, journal) => Some(journal.clone()),
+            Held::Transaction { .. } => {
+                let detail = "a call in a transaction has no steps: what it writes is committed at once or not at all";
+                return Err(self.refused(ErrorKind::Unsupported).with_detail(detail));
+            }
+            Held::Nothing => None,
+        };
+        let engine = self.0.engine.upgrade().ok_or_else(|| self.refused(ErrorKind::Superseded))?;
+        Ok((engine, journal))
+    }
+
     fn holds_claim(&self) -> bool {
         match &self.0.claim {
-            Held::Claim(_, lease) => !lease.has_body_ended(),
+            Held::Claim(_, lease, _) => !lease.has_body_ended(),
             Held::Transaction { ended, .. } => !ended.load(Ordering::Acquire),
             Held::Nothing => false,
         }

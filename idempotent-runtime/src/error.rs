@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use crate::key::KeyHash;
+use crate::steps::StepId;
 use crate::store::{StoreError, StoreErrorKind};
 
 /// What went wrong.
@@ -116,6 +117,33 @@ impl ErrorKind {
             Self::ShuttingDown => ("the engine is shutting down", "retry with the same key at another instance"),
         }
     }
+
+    /// The same where it is about one step, if that is another thing.
+    const fn text_of_step(self) -> Option<(&'static str, &'static str)> {
+        Some(match self {
+            Self::StoreUnavailable => ("the store did not answer, the step did not run", "retry with the same key"),
+            Self::NotStored => (
+                "the step ran but its result could not be stored",
+                "retry with the same key; the step runs again if its result did not reach the store",
+            ),
+            Self::TooLarge => (
+                "the recorded steps are larger than the limit",
+                "return less from the steps or raise `max_result_size`",
+            ),
+            Self::Encode => ("its result could not be encoded", "make its `Serialize` succeed"),
+            Self::Decode => (
+                "what is recorded does not fit the code",
+                "finish the call with the code that has begun it, or give changed steps another name in a new operation",
+            ),
+            Self::Config => ("a step is used twice", "give each step its own name, or number them with `step_at`"),
+            Self::Unsupported => ("a step cannot be used here", "call the function without a step"),
+            Self::StepInterrupted => (
+                "the step was interrupted and nobody knows whether its effect happened",
+                "find that out, then go on without it or `forget` the record",
+            ),
+            _ => return None,
+        })
+    }
 }
 
 /// Why a call, or an operation on a record, has no result.
@@ -142,6 +170,7 @@ struct Parts {
     kind: ErrorKind,
     operation: Option<Arc<str>>,
     key: Option<Box<str>>,
+    step: Option<Box<str>>,
     detail: Option<String>,
     store: Option<&'static str>,
     retry_after: Option<Duration>,
@@ -157,6 +186,7 @@ impl Error {
             kind,
             operation: None,
             key: None,
+            step: None,
             detail: None,
             store: None,
             retry_after: None,
@@ -216,6 +246,11 @@ impl Error {
         self
     }
 
+    pub(crate) fn of_step(mut self, step: &StepId) -> Self {
+        self.0.step = Some(step.to_string().into());
+        self
+    }
+
     /// What went wrong.
     pub fn kind(&self) -> ErrorKind {
         self.0.kind
@@ -229,6 +264,12 @@ impl Error {
     /// The first twelve characters of the key's hash, if there was a key. Never the key itself.
     pub fn key(&self) -> Option<&str> {
         self.0.key.as_deref()
+    }
+
+    /// The [step](crate::Context::step) that the error is about, if it is about one: its name, and its index if that is
+    /// not zero.
+    pub fn step(&self) -> Option<&str> {
+        self.0.step.as_deref()
     }
 
     /// The name of the store that failed, if one did.
@@ -275,7 +316,8 @@ impl fmt::Display for Error {
         if self.0.is_twin {
             return write!(f, "an idempotency error of the kind {:?}", self.0.kind);
         }
-        let (happened, advice) = self.0.kind.text();
+        let text = self.0.step.as_ref().and_then(|_| self.0.kind.text_of_step());
+        let (happened, advice) = text.unwrap_or_else(|| self.0.kind.text());
         if let Some(operation) = self.operation() {
             write!(f, "{operation}")?;
             if let Some(key) = self.key() {
@@ -284,6 +326,9 @@ impl fmt::Display for Error {
             f.write_str(": ")?;
         } else if let Some(key) = self.key() {
             write!(f, "record [{key}]: ")?;
+        }
+        if let Some(step) = self.step() {
+            write!(f, "step `{step}`: ")?;
         }
         f.write_str(happened)?;
         if let Some(store) = self.store() {
@@ -302,6 +347,7 @@ impl fmt::Debug for Error {
             .field("kind", &self.0.kind)
             .field("operation", &self.0.operation)
             .field("key", &self.0.key)
+            .field("step", &self.0.step)
             .field("detail", &self.0.detail)
             .field("store", &self.0.store)
             .field("retry_after", &self.0.retry_after)

@@ -26,6 +26,7 @@ mod redis;
 mod sql;
 #[cfg(feature = "sqlite")]
 mod sqlite;
+mod steps;
 pub mod store;
 #[cfg(feature = "testing")]
 pub mod testing;
@@ -41,4 +42,5 @@ pub use outcome::{CallError, Decision, ErrorPolicy, StoredValue, Upgrade};
 pub use policy::{OnConflict, OnCrash, OnError, Unstored};
 #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
 pub use sql::{OpenTransaction, TransactionDatabase, in_transaction};
+pub use steps::{Step, StepBody, StepOnce, StepRetried, StepRetry, StepRun};
 pub use store::State;

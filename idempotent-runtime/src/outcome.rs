@@ -226,13 +226,13 @@ fn replay<T: StoredValue, E: CallError, P: ErrorPolicy<E>>(
 
 /// Where decoding failed, without the stored text that serde's message quotes.
 #[derive(Debug)]
-struct Redacted {
+pub(crate) struct Redacted {
     category: serde_json::error::Category,
     column: usize,
 }
 
 impl Redacted {
-    fn of(error: &serde_json::Error) -> Self {
+    pub(crate) fn of(error: &serde_json::Error) -> Self {
         Self { category: error.classify(), column: error.column() }
     }
 }

@@ -21,6 +21,10 @@ pub enum OnCrash {
     Hold,
     /// Runs the body again: effects at least once. For bodies whose effect may happen twice.
     Retry,
+    /// Runs the body again with the [steps](crate::Context::step) that are recorded: those that finished are replayed,
+    /// and the first unfinished one runs. Each step's effect happens at least once, or
+    /// [at most once](crate::Step::at_most_once).
+    Resume,
 }
 
 /// What happens to the claim when the body returns an `Err`. Storing asks serde of the error type.

@@ -18,5 +18,6 @@ mod renewal;
 mod replay;
 mod runtimes;
 mod shutdown;
+mod steps;
 mod windows;
 mod world;

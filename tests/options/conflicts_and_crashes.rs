@@ -106,3 +106,21 @@ async fn after_a_crash_the_call_is_in_doubt_or_runs_again() {
     gate.open.add_permits(1);
     assert_eq!(engine.scope(retries(gate.clone())).await.unwrap(), 1);
 }
+
+#[idempotent(key = 1, ttl = "1h", on_crash = resume)]
+async fn resumes(gate: Arc<Gate>) -> Result<(usize, usize), Error> {
+    let reserve = async || Ok::<_, Error>(gate.effects.happen());
+    let reserved = Context::current().step("reserve", reserve).await?;
+    Ok((reserved, gate.pass().await?))
+}
+
+#[tokio::test]
+async fn after_a_crash_the_call_resumes_after_its_finished_steps() {
+    let (gate, engine) = (Gate::new(), engine());
+    let crashed = tokio::spawn(engine.scope(resumes(gate.clone())));
+    gate.started().await;
+    crashed.abort();
+    assert!(crashed.await.unwrap_err().is_cancelled());
+    gate.open.add_permits(1);
+    assert_eq!(engine.scope(resumes(gate.clone())).await.unwrap(), (1, 2));
+}

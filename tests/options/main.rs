@@ -19,7 +19,7 @@ use effects::{Effects, once};
 use idempotency::store::{MemoryStore, Store as _};
 use idempotency::testing::ManualClock;
 use idempotency::{
-    Error, ErrorKind, Idempotency, OnConflict, OnError, RecordHandle, State, Unstored, idempotent, observe,
+    Context, Error, ErrorKind, Idempotency, OnConflict, OnError, RecordHandle, State, Unstored, idempotent, observe,
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;

@@ -170,6 +170,7 @@ impl<P> Call<P> {
         self.request.policy = match on_crash {
             OnCrash::Hold => CrashPolicy::Hold,
             OnCrash::Retry => CrashPolicy::Retry,
+            OnCrash::Resume => CrashPolicy::Resume,
         };
         self
     }

@@ -28,9 +28,19 @@ impl Verdict {
 
 pub(super) async fn finish(mut running: Box<Running>, ending: Ending) -> Verdict {
     let (state, body) = match ending {
-        Ending::Answer { state, body } => (state, body),
+        Ending::Answer { state, body } => {
+            if let Some(error) = running.journal.as_ref().and_then(|journal| journal.unasked()) {
+                leave(&running, Reason::NotStored).await;
+                return conclude(&mut running, Verdict::refused(error), None);
+            }
+            (state, body)
+        }
         Ending::Release => {
-            release(&running).await;
+            if tells_of_effects(&running).await {
+                leave(&running, Reason::Error).await;
+            } else {
+                release(&running).await;
+            }
             return conclude(&mut running, Verdict::Own, None);
         }
         Ending::Hold => {
@@ -112,6 +122,22 @@ async fn store(running: &Running, commit: &Commit, budget: Duration) -> Result<W
         engine.store.clone().complete(commit)
     })
     .await
+}
+
+/// Whether the steps of the call contradict an error that says that nothing happened.
+async fn tells_of_effects(running: &Running) -> bool {
+    let Some(journal) = &running.journal else { return false };
+    // A step that was dropped may still be on its way to the record.
+    journal.settled().await;
+    journal.tells_of_effects()
+}
+
+/// Leaves the record with its steps to the next caller, or in doubt, by its policy.
+async fn leave(running: &Running, reason: Reason) {
+    let engine = &running.call.engine;
+    // First, or a renewal brings back the lease that is given up.
+    engine.keeper.forget(&running.lease);
+    give_up(engine, &running.lease, reason, engine.settings.commit_timeout).await;
 }
 
 async fn release(running: &Running) {

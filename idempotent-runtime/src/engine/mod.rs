@@ -83,7 +83,7 @@ pub(crate) struct Inner {
     validity: Result<(), Error>,
     flights: Arc<Flights>,
     operations: Operations,
-    keeper: Arc<Keeper>,
+    pub(crate) keeper: Arc<Keeper>,
     closing: AtomicBool,
     waiters: AtomicUsize,
     duplicates: AtomicU64,

@@ -17,6 +17,7 @@ use super::{claim, retry};
 use crate::context::Context;
 use crate::error::{Error, ErrorKind};
 use crate::outcome::{Answer, Ending, stored};
+use crate::steps::Journal;
 use crate::store::{Abandon, Adoption, Grant, Park, Reason, Record, Release};
 
 pub(crate) struct Running {
@@ -31,6 +32,8 @@ pub(crate) struct Running {
     leader: Option<Leader>,
     observer: Option<Observer>,
     pub(super) report: Report,
+    /// From the start of the body.
+    pub(super) journal: Option<Arc<Journal>>,
     phase: Phase,
 }
 
@@ -72,6 +75,7 @@ impl Running {
             leader: Some(leader),
             observer,
             report,
+            journal: None,
             phase: Phase::Granted,
         }
     }
@@ -87,8 +91,11 @@ impl Running {
             let detail = "most of the lease was over before the body could start";
             return Err(self.call.refused(ErrorKind::StoreUnavailable).with_detail(detail));
         }
+        let (operation, limit) = (&self.call.operation, engine.settings.max_result_size);
+        let journal = Arc::new(Journal::of(operation, &self.grant.record, self.lease.clone(), limit)?);
+        self.journal = Some(journal.clone());
         self.phase = Phase::Started;
-        let context = Context::new(engine, &self.call.operation, &self.grant, self.lease.clone());
+        let context = Context::new(engine, operation, &self.grant, self.lease.clone(), journal);
         Ok(scope.of_body(context))
     }
 
@@ -173,9 +180,12 @@ impl Drop for Running {
         }
         let reason = self.reason();
         tracing::warn!(operation = %self.call.operation, key = %self.call.key, %reason, "the outcome of a body is unknown");
-        let keeper = engine.keeper.clone();
+        let (keeper, journal) = (engine.keeper.clone(), self.journal.take());
         keeper.spawn(async move {
-            // First, or a renewal brings back the lease that was given up.
+            if let Some(journal) = journal {
+                journal.settled().await;
+            }
+            // Before that, or a renewal brings back the lease that was given up.
             engine.keeper.forget(&lease);
             give_up(&engine, &lease, reason, budget).await;
             drop(leader);

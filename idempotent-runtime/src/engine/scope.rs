@@ -7,6 +7,7 @@ use super::report::Observer;
 use super::{Idempotency, Inner};
 use crate::context::Context;
 use crate::error::{Error, ErrorKind};
+use crate::steps::StepId;
 
 tokio::task_local! {
     static SCOPE: Scope;
@@ -22,6 +23,7 @@ struct Parts {
     engine: Option<Idempotency>,
     context: Option<Context>,
     observer: Option<Observer>,
+    step: Option<(Context, StepId)>,
 }
 
 impl Scope {
@@ -36,6 +38,16 @@ impl Scope {
     /// The scope of a body. An observer outside does not see the calls that the body makes.
     pub(crate) fn of_body(&self, context: Context) -> Self {
         Self(Arc::new(Parts { context: Some(context), observer: None, ..(*self.0).clone() }))
+    }
+
+    /// The scope of the step `step` of the call that `context` is of.
+    pub(crate) fn of_step(&self, context: &Context, step: StepId) -> Self {
+        Self(Arc::new(Parts { step: Some((context.clone(), step)), ..(*self.0).clone() }))
+    }
+
+    /// The step of the call of `context` that runs here.
+    pub(crate) fn step_of(&self, context: &Context) -> Option<&StepId> {
+        self.0.step.as_ref().filter(|(of, _)| of.is(context)).map(|(_, step)| step)
     }
 
     pub(crate) fn with_observer(&self, observer: Observer) -> Self {

@@ -7,6 +7,7 @@ use sha2::{Digest as _, Sha256};
 
 const DOMAIN: &[u8] = b"idempotency/1";
 const DERIVE_DOMAIN: &[u8] = b"idempotency/derive/1";
+const DERIVE_IN_STEP_DOMAIN: &[u8] = b"idempotency/derive-in-step/1";
 
 /// The 256-bit hash of namespace, scope, operation and key: the name of a record in its store.
 ///
@@ -113,9 +114,20 @@ pub(crate) fn derive(key: &KeyHash, purpose: &str) -> String {
     hex(&hasher.finalize())
 }
 
+/// As [`derive`], another for each step of the call.
+pub(crate) fn derive_in_step(key: &KeyHash, step: &str, index: u64, purpose: &str) -> String {
+    let mut hasher = Sha256::new();
+    hasher.update(DERIVE_IN_STEP_DOMAIN);
+    hasher.update(key.0);
+    update_prefixed(&mut hasher, step.as_bytes());
+    hasher.update(index.to_be_bytes());
+    update_prefixed(&mut hasher, purpose.as_bytes());
+    hex(&hasher.finalize())
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{derive, hash_key};
+    use super::{derive, derive_in_step, hash_key};
     use crate::key::Key;
 
     fn canonical(key: &Key) -> Vec<u8> {
@@ -150,5 +162,29 @@ mod tests {
         assert_eq!(derive(&key, "psp"), derive(&key, "psp"));
         assert_ne!(derive(&key, "psp"), derive(&key, "mail"));
         assert_eq!(derive(&key, "psp").len(), 64);
+    }
+    #[test]
+    fn golden_key_of_a_step() {
+        let key = hash_key("a", b"", "b", b"c");
+        assert_eq!(
+            derive_in_step(&key, "charge", 3, "psp"),
+            "acb3ab65217f3d00f0627d222377a062026454d8223fe61df1e4c443adce80bd"
+        );
+    }
+
+    #[test]
+    fn keys_of_steps_differ_by_every_part() {
+        let key = hash_key("a", b"", "b", b"c");
+        let keys = [
+            derive(&key, "psp"),
+            derive_in_step(&key, "psp", 0, "psp"),
+            derive_in_step(&key, "psp", 0, ""),
+            derive_in_step(&key, "", 0, "psp"),
+            derive_in_step(&key, "psp", 1, "psp"),
+        ];
+        for (position, one) in keys.iter().enumerate() {
+            assert!(!keys[position + 1..].contains(one));
+            assert_eq!(one.len(), 64);
+        }
     }
 }

@@ -21,7 +21,7 @@ pub use encode::{KeyEncoder, KeyParts};
 #[cfg(feature = "redis")]
 pub(crate) use hash::hex;
 pub use hash::{KeyHash, ParseKeyHashError};
-pub(crate) use hash::{derive, hash_key};
+pub(crate) use hash::{derive, derive_in_step, hash_key};
 pub use into_key::IntoKey;
 pub use window::{Window, window};
 

@@ -1,0 +1,242 @@
+//! The steps of one attempt: which are recorded, which were asked for, and the one writer of their checkpoints.
+//!
+//! A checkpoint holds all recorded steps. One is under way at a time, and the next is not sent before the answer to the
+//! one before is known: steps that finish at the same time do not lose each other, and a lost answer does not either.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::checkpoint::{Recorded, Unreadable, decode, encode};
+use super::identity::StepId;
+use crate::engine::keeper::Lease;
+use crate::engine::{Inner, retry};
+use crate::error::{Error, ErrorKind};
+use crate::key::KeyHash;
+use crate::outcome::{Redacted, refused};
+use crate::store::{Checkpoint, Record, StoreError};
+
+pub(crate) struct Journal {
+    operation: Arc<str>,
+    lease: Arc<Lease>,
+    /// How many bytes a checkpoint may take.
+    limit: usize,
+    steps: Mutex<Steps>,
+    writer: tokio::sync::Mutex<Writer>,
+}
+
+#[derive(Default)]
+struct Steps {
+    recorded: BTreeMap<StepId, Recorded>,
+    /// The identities that this attempt has used.
+    asked: BTreeSet<StepId>,
+    /// The steps that run now, or are about to.
+    running: BTreeSet<StepId>,
+    /// A step may have had its effect and is not recorded.
+    unsettled: bool,
+    /// The store says that the claim is not this attempt's any more.
+    superseded: bool,
+}
+
+#[derive(Default)]
+struct Writer {
+    /// The number of the next checkpoint.
+    sequence: u32,
+    /// Sent, and perhaps applied.
+    unanswered: Option<Sent>,
+}
+
+struct Sent {
+    body: Bytes,
+    change: Change,
+}
+
+/// What a checkpoint changes about one step; `None` forgets it.
+pub(super) type Change = (StepId, Option<Recorded>);
+
+/// Why a checkpoint was not written, as far as it is known.
+#[derive(Debug)]
+pub(super) enum Unwritten {
+    Superseded,
+    /// The checkpoint would take this many bytes.
+    TooLarge(usize),
+    NotEncodable(serde_json::Error),
+    Unknown(StoreError),
+}
+
+impl Journal {
+    /// The journal of an attempt that goes on from the checkpoint on `record`.
+    pub(crate) fn of(operation: &Arc<str>, record: &Record, lease: Arc<Lease>, limit: usize) -> Result<Self, Error> {
+        let recorded = decode(&record.body).map_err(|unreadable| unread(operation, &record.key, unreadable))?;
+        let steps = Mutex::new(Steps { recorded, ..Steps::default() });
+        let writer = tokio::sync::Mutex::new(Writer { sequence: record.checkpoints, unanswered: None });
+        Ok(Self { operation: operation.clone(), lease, limit, steps, writer })
+    }
+
+    fn steps(&self) -> MutexGuard<'_, Steps> {
+        self.steps.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn refused(&self, kind: ErrorKind, step: &StepId) -> Error {
+        refused(kind, &self.operation, &self.lease.key).of_step(step)
+    }
+
+    pub(super) fn limit(&self) -> usize {
+        self.limit
+    }
+
+    /// What is recorded of `step`; `None` if it is to run, which it counts as doing until [`ended`](Self::ended).
+    pub(super) fn ask(&self, step: &StepId) -> Result<Option<Recorded>, Error> {
+        self.check_claim(step)?;
+        let mut steps = self.steps();
+        if !steps.asked.insert(step.clone()) {
+            return Err(self.refused(ErrorKind::Config, step).with_detail("this attempt has used its identity before"));
+        }
+        if let Some(recorded) = steps.recorded.get(step) {
+            return Ok(Some(recorded.clone()));
+        }
+        // Whatever becomes of it, there is room to say that it ran.
+        match steps.checkpoint((step, Some(&Recorded::NotEncodable)), true) {
+            Ok(body) if body.len() <= self.limit => {}
+            _ => {
+                let detail = format!("there is no room for it within {} bytes: it did not run", self.limit);
+                return Err(self.refused(ErrorKind::TooLarge, step).with_detail(detail));
+            }
+        }
+        steps.running.insert(step.clone());
+        Ok(None)
+    }
+
+    /// Refuses to run anything once another attempt may do so.
+    pub(super) fn check_claim(&self, step: &StepId) -> Result<(), Error> {
+        let superseded = || self.refused(ErrorKind::Superseded, step);
+        if self.lease.has_body_ended() {
+            return Err(superseded().with_detail("the body of the call is over"));
+        }
+        if self.steps().superseded || self.lease.is_lost() {
+            return Err(superseded());
+        }
+        Ok(())
+    }
+
+    /// `step` runs no more.
+    pub(super) fn ended(&self, step: &StepId) {
+        self.steps().running.remove(step);
+    }
+
+    /// A step may have had an effect that nothing tells of.
+    pub(super) fn unsettled(&self) {
+        self.steps().unsettled = true;
+    }
+
+    /// Whether releasing the claim would forget an effect.
+    pub(crate) fn tells_of_effects(&self) -> bool {
+        let steps = self.steps();
+        steps.unsettled || !steps.recorded.is_empty()
+    }
+
+    /// The error for a result that leaves out a step which an earlier attempt has recorded.
+    pub(crate) fn unasked(&self) -> Option<Error> {
+        let steps = self.steps();
+        let step = steps.recorded.keys().find(|step| !steps.asked.contains(step))?;
+        let detail = format!("`{step}` is recorded and the body did not ask for it, so its result was not stored");
+        Some(self.refused(ErrorKind::Decode, step).with_detail(detail))
+    }
+
+    /// Resolves when no checkpoint is under way.
+    pub(crate) async fn settled(&self) {
+        drop(self.writer.lock().await);
+    }
+
+    /// Makes sure that no answer is missing, unless another step is waiting for it at this moment.
+    pub(super) async fn catch_up(&self, engine: &Inner) -> Result<(), Unwritten> {
+        let end = engine.clock.monotonic().saturating_add(engine.settings.commit_timeout);
+        match self.writer.try_lock() {
+            Ok(mut writer) => self.follow(engine, &mut writer, end).await,
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// Records `change`, and waits at most `commit_timeout` for the store.
+    pub(super) async fn write(&self, engine: &Inner, change: Change) -> Result<(), Unwritten> {
+        let end = engine.clock.monotonic().saturating_add(engine.settings.commit_timeout);
+        let mut writer = self.writer.lock().await;
+        self.follow(engine, &mut writer, end).await?;
+        let body = {
+            let steps = self.steps();
+            let (step, recorded) = (&change.0, change.1.as_ref());
+            let size = steps.checkpoint((step, recorded), true).map_err(Unwritten::NotEncodable)?.len();
+            if size > self.limit {
+                return Err(Unwritten::TooLarge(size));
+            }
+            steps.checkpoint((step, recorded), false).map_err(Unwritten::NotEncodable)?
+        };
+        writer.unanswered = Some(Sent { body, change });
+        self.follow(engine, &mut writer, end).await
+    }
+
+    /// Sends what is unanswered until the answer is known, with the same number.
+    async fn follow(&self, engine: &Inner, writer: &mut Writer, end: Duration) -> Result<(), Unwritten> {
+        let Some(sent) = &writer.unanswered else { return Ok(()) };
+        let (key, token) = (self.lease.key, self.lease.token);
+        let checkpoint = Checkpoint::new(key, token, writer.sequence, sent.body.clone());
+        let left = end.saturating_sub(engine.clock.monotonic());
+        let written = retry::until(engine, left, || engine.store.clone().checkpoint(checkpoint.clone())).await;
+        if !written.map_err(Unwritten::Unknown)?.is_done() {
+            self.steps().superseded = true;
+            return Err(Unwritten::Superseded);
+        }
+        writer.sequence = writer.sequence.saturating_add(1);
+        if let Some(Sent { change: (step, recorded), .. }) = writer.unanswered.take() {
+            self.steps().apply(step, recorded);
+        }
+        Ok(())
+    }
+}
+
+impl Steps {
+    /// The checkpoint with one step changed; with `room` for what the running ones may have to say.
+    fn checkpoint(&self, change: (&StepId, Option<&Recorded>), room: bool) -> Result<Bytes, serde_json::Error> {
+        let mut steps: BTreeMap<_, _> = self.recorded.iter().collect();
+        if room {
+            for step in &self.running {
+                steps.entry(step).or_insert(&Recorded::NotEncodable);
+            }
+        }
+        match change {
+            (step, Some(recorded)) => steps.insert(step, recorded),
+            (step, None) => steps.remove(step),
+        };
+        encode(steps.into_iter())
+    }
+
+    fn apply(&mut self, step: StepId, recorded: Option<Recorded>) {
+        match recorded {
+            // The answer came too late, so the step was not run: the next checkpoint leaves it out.
+            Some(Recorded::Started) if !self.running.contains(&step) => {}
+            Some(recorded) => {
+                self.recorded.insert(step, recorded);
+            }
+            None => {
+                self.recorded.remove(&step);
+            }
+        }
+    }
+}
+
+fn unread(operation: &Arc<str>, key: &KeyHash, unreadable: Unreadable) -> Error {
+    let error = refused(ErrorKind::Decode, operation, key);
+    match unreadable {
+        Unreadable::Version(version) => {
+            error.with_detail(format!("its steps are recorded in version {version}, which this release does not know"))
+        }
+        Unreadable::Malformed(source) => {
+            error.with_detail("its recorded steps are damaged").with_source(Redacted::of(&source))
+        }
+        Unreadable::Twice(step) => {
+            error.with_detail(format!("its recorded steps are damaged: `{step}` is there twice"))
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! Steps of a body whose results are recorded one by one, so that a later attempt goes on where an earlier one ended.
+
+mod checkpoint;
+mod identity;
+mod journal;
+mod policy;
+mod run;
+mod underway;
+
+use std::fmt;
+use std::time::Duration;
+
+pub use policy::StepRetry;
+pub use run::{StepBody, StepOnce, StepRetried, StepRun};
+
+pub(crate) use identity::StepId;
+pub(crate) use journal::Journal;
+
+use underway::{Plan, admit};
+
+use crate::context::Context;
+use crate::outcome::{CallError, StoredValue};
+
+impl Context {
+    /// A part of the body whose result is recorded: runs `body`, unless an earlier attempt has recorded its result,
+    /// which is then returned in its place. [`OnCrash::Resume`](crate::OnCrash::Resume) is the policy that makes use of it.
+    ///
+    /// A step is recognised by its name and its index, which is zero here; [`step_at`](Self::step_at) takes one. Each
+    /// identity is used once in an attempt; steps can run at the same time, with `join!` for example.
+    ///
+    /// **Effects.** The result is recorded after `body` has returned. If the process dies in between, the next attempt
+    /// runs the step again, unless it is [`at_most_once`](Step::at_most_once). An `Err` says that nothing happened:
+    /// nothing is recorded of it. Where steps are recorded and the body returns an error that is released, the record is
+    /// not removed: the next call resumes, under [`OnCrash::Hold`](crate::OnCrash::Hold) it is in doubt.
+    ///
+    /// `body` is `|| async { … }` or `async || { … }` and returns `Result<T, E>`, `T` as the results of a call and `E` with
+    /// `From<Error>`. That is asked for where the step is awaited: with a bound here, the compiler would take every
+    /// closure for one that runs once, and none could be tried again.
+    ///
+    /// **Size.** All recorded steps of a call share one bound, [`max_result_size`](crate::Builder::max_result_size), and
+    /// each step writes all of them anew: return what later steps need and no more.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use idempotent_runtime::{Context, Error, Idempotency, OnCrash, store::MemoryStore};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Error> {
+    /// # let engine = Idempotency::new(MemoryStore::new());
+    /// # async fn reserve() -> Result<u32, Error> { Ok(17) }
+    /// # async fn pay(key: String) -> Result<String, Error> { Ok(key) }
+    /// let fulfil = engine.call("orders.fulfil", 7).ttl(Duration::from_secs(60)).on_crash(OnCrash::Resume).run(|| async {
+    ///     let context = Context::current();
+    ///     let place = context.step("reserve", || reserve()).await?;
+    ///     let payment = context.step("charge", || pay(context.derive_key("provider"))).at_most_once().await?;
+    ///     Ok::<_, Error>((place, payment))
+    /// });
+    /// assert_eq!(fulfil.await?.0, 17);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// Those of `body`, and [`Error`](crate::Error) converted into `E`:
+    ///
+    /// | [`ErrorKind`](crate::ErrorKind) | |
+    /// |---|---|
+    /// | `NotStored` | the step ran, and the store did not say in [`commit_timeout`](crate::Builder::commit_timeout) that its result is recorded |
+    /// | `StoreUnavailable` | the step did not run: the store does not say whether an earlier checkpoint, or the start of this step, is recorded |
+    /// | `Superseded` | the claim is not this attempt's any more; nothing further runs |
+    /// | `StepInterrupted` | see [`at_most_once`](Step::at_most_once) and [`timeout`](Step::timeout) |
+    /// | `Decode` | the recorded result does not fit the type |
+    /// | `TooLarge`, `Encode` | the result cannot be recorded. The step ran, is noted as such and never runs again: later attempts get the same error. Or there was no room for that note, and it did not run |
+    /// | `Config` | this attempt has used the identity before |
+    /// | `Unsupported` | in a transaction (`tx`), and inside of another step |
+    pub fn step<B>(&self, name: &str, body: B) -> Step<StepOnce<B>> {
+        self.step_at(name, 0, body)
+    }
+
+    /// As [`step`](Self::step), for steps of one name that an index tells apart: the position of an item, its number.
+    /// The index is part of the identity, so it must be the same in every attempt.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use idempotent_runtime::{Context, Error, Idempotency, OnCrash, store::MemoryStore};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Error> {
+    /// # let engine = Idempotency::new(MemoryStore::new());
+    /// # async fn pack(item: &str) -> Result<usize, Error> { Ok(item.len()) }
+    /// let pack_all = engine.call("orders.pack", 7).ttl(Duration::from_secs(60)).on_crash(OnCrash::Resume).run(|| async {
+    ///     let mut weight = 0;
+    ///     for (index, item) in (0..).zip(["lamp", "table"]) {
+    ///         weight += Context::current().step_at("item", index, || pack(item)).await?;
+    ///     }
+    ///     Ok::<_, Error>(weight)
+    /// });
+    /// assert_eq!(pack_all.await?, 9);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`step`](Self::step).
+    pub fn step_at<B>(&self, name: &str, index: u64, body: B) -> Step<StepOnce<B>> {
+        let id = StepId { name: name.into(), index };
+        Step { plan: Plan { context: self.clone(), id, at_most_once: false, timeout: None }, body: StepOnce::new(body) }
+    }
+}
+
+/// A step of a body, made by [`Context::step`]. `.await` runs or replays it.
+///
+/// `join!` of Tokio takes it as it is; what asks for a [`Future`] gets one from [`IntoFuture::into_future`].
+#[must_use = "a step does nothing until it is awaited"]
+pub struct Step<B> {
+    plan: Plan,
+    body: B,
+}
+
+impl<B> Step<B> {
+    /// Records that the step is about to run before it does. If the attempt ends after that without a result of the step,
+    /// later attempts get [`StepInterrupted`](crate::ErrorKind::StepInterrupted) in place of a second run. The body can
+    /// match on that, find out what happened and go on; an error policy can hold it for an operator.
+    ///
+    /// An `Err` of the step says that nothing happened and takes the note back. Where the store did not say whether it
+    /// has the note, the step does not run, and later attempts may find it interrupted all the same.
+    /// Where the operation is [disabled](crate::Idempotency::disable) nothing is recorded, and the step runs in every call.
+    pub fn at_most_once(mut self) -> Self {
+        self.plan.at_most_once = true;
+        self
+    }
+
+    /// Ends a try of the step that takes longer, on the engine's clock, and drops its future: its outcome is unknown.
+    /// After the last try the step gives [`StepInterrupted`](crate::ErrorKind::StepInterrupted). The next attempt runs
+    /// it again, unless it is [`at_most_once`](Self::at_most_once): then this attempt does not try it again either.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.plan.timeout = Some(timeout);
+        self
+    }
+}
+
+impl<B> Step<StepOnce<B>> {
+    /// Tries the step again after an `Err`, and after a [`timeout`](Self::timeout), as `policy` says. It returns the
+    /// error of the last try. The tries belong to one attempt of the call: they are not recorded.
+    ///
+    /// The body is called once for each try. It must be `FnMut`: clone inside of it what a try consumes.
+    pub fn retry<F>(self, policy: StepRetry) -> Step<StepRetried<B>>
+    where
+        B: FnMut() -> F,
+    {
+        Step { plan: self.plan, body: self.body.retried(policy.pauses()) }
+    }
+}
+
+impl<B, F, T, E> IntoFuture for Step<B>
+where
+    B: StepBody<Future = F>,
+    F: Future<Output = Result<T, E>>,
+    T: StoredValue,
+    E: CallError,
+{
+    type Output = Result<T, E>;
+    type IntoFuture = StepRun<B, F, T, E>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        StepRun::new(self.body, Box::pin(admit(self.plan)))
+    }
+}
+
+impl<B> fmt::Debug for Step<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Step").field("id", &self.plan.id).finish_non_exhaustive()
+    }
+}

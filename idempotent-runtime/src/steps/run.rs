@@ -1,0 +1,240 @@
+//! The future of a step: a thin shell over the core, one instance per step.
+
+use std::fmt;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use pin_project_lite::pin_project;
+
+use super::policy::Pauses;
+use super::underway::{Admitted, Core, Underway, Writing};
+use crate::clock::Sleep;
+use crate::error::{Error, ErrorKind};
+use crate::outcome::{CallError, Redacted, StoredValue};
+
+/// What a step runs: once, or again after an error.
+#[diagnostic::on_unimplemented(
+    message = "a step takes a closure that returns a future",
+    label = "not `|| async {{ … }}`",
+    note = "the future gives a `Result<T, E>`: `context.step(\"charge\", || async {{ Ok::<_, PayError>(charge().await?) }})`"
+)]
+pub trait StepBody: sealed::Sealed {
+    /// The future of one try.
+    type Future;
+
+    #[doc(hidden)]
+    fn start(&mut self) -> Option<Self::Future>;
+
+    #[doc(hidden)]
+    fn next_pause(&mut self) -> Option<Duration>;
+}
+
+mod sealed {
+    pub trait Sealed {}
+    impl<B> Sealed for super::StepOnce<B> {}
+    impl<B> Sealed for super::StepRetried<B> {}
+}
+
+/// A body that is tried once.
+pub struct StepOnce<B>(Option<B>);
+
+/// A body that is tried again after an error.
+pub struct StepRetried<B> {
+    body: Option<B>,
+    pauses: Pauses,
+}
+
+impl<B> StepOnce<B> {
+    pub(super) fn new(body: B) -> Self {
+        Self(Some(body))
+    }
+
+    pub(super) fn retried(self, pauses: Pauses) -> StepRetried<B> {
+        StepRetried { body: self.0, pauses }
+    }
+}
+
+impl<B: FnOnce() -> F, F> StepBody for StepOnce<B> {
+    type Future = F;
+
+    fn start(&mut self) -> Option<F> {
+        self.0.take().map(|body| body())
+    }
+
+    fn next_pause(&mut self) -> Option<Duration> {
+        None
+    }
+}
+
+impl<B: FnMut() -> F, F> StepBody for StepRetried<B> {
+    type Future = F;
+
+    fn start(&mut self) -> Option<F> {
+        self.body.as_mut().map(|body| body())
+    }
+
+    fn next_pause(&mut self) -> Option<Duration> {
+        self.pauses.next()
+    }
+}
+
+impl<B> fmt::Debug for StepOnce<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("StepOnce")
+    }
+}
+
+impl<B> fmt::Debug for StepRetried<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("StepRetried")
+    }
+}
+
+pin_project! {
+    /// The future of a step. Nothing happens until it is polled.
+    #[must_use = "futures do nothing unless polled"]
+    pub struct StepRun<B, F, T, E> {
+        body: B,
+        #[pin]
+        stage: Stage<F, T, E>,
+    }
+}
+
+pin_project! {
+    #[project = StageProjection]
+    #[project_replace = StageOwned]
+    enum Stage<F, T, E> {
+        Asking { core: Core<Result<Admitted, Error>> },
+        Starting { underway: Underway },
+        Running { #[pin] future: F, underway: Underway, timer: Option<Sleep> },
+        Pausing { sleep: Sleep, underway: Underway },
+        Recording { writing: Writing, result: Result<T, E> },
+        Over,
+    }
+}
+
+impl<B, F, T, E> StepRun<B, F, T, E> {
+    pub(super) fn new(body: B, core: Core<Result<Admitted, Error>>) -> Self {
+        Self { body, stage: Stage::Asking { core } }
+    }
+}
+
+impl<B, F, T, E> Future for StepRun<B, F, T, E>
+where
+    B: StepBody<Future = F>,
+    F: Future<Output = Result<T, E>>,
+    T: StoredValue,
+    E: CallError,
+{
+    type Output = Result<T, E>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<T, E>> {
+        let mut this = self.project();
+        loop {
+            let next = match this.stage.as_mut().project() {
+                StageProjection::Asking { core } => match ready!(core.as_mut().poll(cx)) {
+                    Ok(Admitted::Run(underway)) => Ok(Stage::Starting { underway }),
+                    Ok(Admitted::Replay(replay)) => Err(serde_json::from_str(replay.result.get()).map_err(|error| {
+                        let refused = replay.refused(ErrorKind::Decode);
+                        E::from(refused.with_detail("its type has changed").with_source(Redacted::of(&error)))
+                    })),
+                    Err(error) => Err(Err(E::from(error))),
+                },
+                StageProjection::Starting { .. } => {
+                    let StageOwned::Starting { mut underway } = this.stage.as_mut().project_replace(Stage::Over) else {
+                        continue;
+                    };
+                    let timer = underway.timer();
+                    let Some(future) = underway.enter(|| this.body.start()) else { continue };
+                    Ok(Stage::Running { future, underway, timer })
+                }
+                StageProjection::Running { future, underway, timer } => {
+                    let polled = underway.enter(|| future.poll(cx));
+                    if polled.is_pending() {
+                        match timer {
+                            Some(timer) => ready!(timer.as_mut().poll(cx)),
+                            None => return Poll::Pending,
+                        }
+                    }
+                    let StageOwned::Running { mut underway, .. } = this.stage.as_mut().project_replace(Stage::Over)
+                    else {
+                        continue;
+                    };
+                    match end_of_try(polled, &mut underway, this.body) {
+                        Ok(EndOfTry::Again(sleep)) => Ok(Stage::Pausing { sleep, underway }),
+                        Ok(EndOfTry::Failed(error)) => record(underway.failed(), Err(error)),
+                        Ok(EndOfTry::Finished(value)) => {
+                            let encoded = serde_json::value::to_raw_value(&value);
+                            record(underway.finished(encoded), Ok(value))
+                        }
+                        Err(error) => Err(Err(error)),
+                    }
+                }
+                StageProjection::Pausing { sleep, underway } => {
+                    ready!(sleep.as_mut().poll(cx));
+                    let claim = underway.check_claim();
+                    let StageOwned::Pausing { underway, .. } = this.stage.as_mut().project_replace(Stage::Over) else {
+                        continue;
+                    };
+                    claim.map(|()| Stage::Starting { underway }).map_err(|error| Err(error.into()))
+                }
+                StageProjection::Recording { writing, .. } => {
+                    let recorded = ready!(Pin::new(writing).poll(cx));
+                    let StageOwned::Recording { result, .. } = this.stage.as_mut().project_replace(Stage::Over) else {
+                        continue;
+                    };
+                    Err(recorded.map_err(E::from).and(result))
+                }
+                StageProjection::Over => panic!("a step was polled after it had returned"),
+            };
+            match next {
+                Ok(stage) => this.stage.set(stage),
+                Err(result) => {
+                    this.stage.set(Stage::Over);
+                    return Poll::Ready(result);
+                }
+            }
+        }
+    }
+}
+
+enum EndOfTry<T, E> {
+    Again(Sleep),
+    Failed(E),
+    Finished(T),
+}
+
+/// What follows from one try, `Pending` if it took too long. `Err` is the step's own, at once.
+fn end_of_try<B: StepBody, T, E: CallError>(
+    polled: Poll<Result<T, E>>,
+    underway: &mut Underway,
+    body: &mut B,
+) -> Result<EndOfTry<T, E>, E> {
+    match polled {
+        Poll::Ready(Ok(value)) => Ok(EndOfTry::Finished(value)),
+        Poll::Ready(Err(error)) => Ok(match body.next_pause() {
+            Some(pause) => EndOfTry::Again(underway.pause(pause)),
+            None => EndOfTry::Failed(error),
+        }),
+        Poll::Pending => {
+            underway.timed_out()?;
+            let pause = body.next_pause().ok_or_else(|| underway.interrupted())?;
+            Ok(EndOfTry::Again(underway.pause(pause)))
+        }
+    }
+}
+
+/// Records the end of a step where there is something to record, else returns the result.
+fn record<F, T, E>(writing: Option<Writing>, result: Result<T, E>) -> Result<Stage<F, T, E>, Result<T, E>> {
+    match writing {
+        Some(writing) => Ok(Stage::Recording { writing, result }),
+        None => Err(result),
+    }
+}
+
+impl<B, F, T, E> fmt::Debug for StepRun<B, F, T, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("StepRun")
+    }
+}

@@ -1,0 +1,212 @@
+//! A step from its question to its record, without its types.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::value::RawValue;
+
+use super::checkpoint::Recorded;
+use super::identity::StepId;
+use super::journal::{Journal, Unwritten};
+use crate::clock::Sleep;
+use crate::context::Context;
+use crate::engine::Inner;
+use crate::engine::keeper::Followed;
+use crate::engine::scope::Scope;
+use crate::error::{Error, ErrorKind};
+
+pub(super) type Core<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+/// Goes on in the background when it is dropped: a checkpoint that was sent is followed to its answer.
+pub(super) type Writing = Followed<Result<(), Error>>;
+
+/// What was asked for.
+pub(super) struct Plan {
+    pub(super) context: Context,
+    pub(super) id: StepId,
+    pub(super) at_most_once: bool,
+    pub(super) timeout: Option<Duration>,
+}
+
+/// What is to be done.
+pub(super) enum Admitted {
+    /// An earlier attempt has recorded this result.
+    Replay(Replay),
+    Run(Underway),
+}
+
+/// A recorded result, and what its error needs if it does not decode.
+pub(super) struct Replay {
+    pub(super) result: Box<RawValue>,
+    context: Context,
+    id: StepId,
+}
+
+impl Replay {
+    pub(super) fn refused(&self, kind: ErrorKind) -> Error {
+        self.context.refused(kind).of_step(&self.id)
+    }
+}
+
+pub(super) async fn admit(plan: Plan) -> Result<Admitted, Error> {
+    let Plan { context, id, at_most_once, timeout } = plan;
+    let scope = Scope::current();
+    if let Some(around) = scope.step_of(&context) {
+        let detail =
+            format!("it is in the step `{around}`, whose replay would leave it out: give it a place of its own");
+        return Err(context.refused(ErrorKind::Unsupported).of_step(&id).with_detail(detail));
+    }
+    let (engine, journal) = context.journal().map_err(|error| error.of_step(&id))?;
+    let recorded = journal.as_ref().map_or(Ok(None), |journal| journal.ask(&id))?;
+    let refused = |kind, detail: &str| Err(context.refused(kind).of_step(&id).with_detail(detail));
+    let has_run = "an earlier attempt has run it, and it does not run again";
+    match recorded {
+        None => {}
+        Some(Recorded::Finished(result)) => return Ok(Admitted::Replay(Replay { result, context, id })),
+        Some(Recorded::Started) => {
+            let detail = "an earlier attempt started it, and it runs at most once";
+            return refused(ErrorKind::StepInterrupted, detail);
+        }
+        Some(Recorded::TooLarge) => return refused(ErrorKind::TooLarge, has_run),
+        Some(Recorded::NotEncodable) => return refused(ErrorKind::Encode, has_run),
+    }
+    let scope = scope.of_step(&context, id.clone());
+    let underway = Underway { context, engine, journal, id, scope, at_most_once, timeout, phase: Phase::Asked };
+    underway.prepare().await?;
+    Ok(Admitted::Run(underway))
+}
+
+/// A step that is to run, runs, or has run. Dropped while it runs, its outcome is unknown.
+pub(super) struct Underway {
+    context: Context,
+    engine: Arc<Inner>,
+    /// `None` where the operation is disabled: nothing is recorded.
+    journal: Option<Arc<Journal>>,
+    id: StepId,
+    scope: Scope,
+    at_most_once: bool,
+    timeout: Option<Duration>,
+    phase: Phase,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Asked,
+    Running,
+    Ended,
+}
+
+impl Underway {
+    /// What has to be known before the step runs.
+    async fn prepare(&self) -> Result<(), Error> {
+        let Some(journal) = &self.journal else { return Ok(()) };
+        let did_not_run = |unwritten| self.unwritten(journal, unwritten, ErrorKind::StoreUnavailable);
+        journal.catch_up(&self.engine).await.map_err(did_not_run)?;
+        if self.at_most_once {
+            let (journal, engine) = (journal.clone(), self.engine.clone());
+            let change = (self.id.clone(), Some(Recorded::Started));
+            let written = Followed::new(&self.engine.keeper, async move { journal.write(&engine, change).await });
+            written.await.map_err(did_not_run)?;
+        }
+        journal.check_claim(&self.id)
+    }
+
+    fn refused(&self, kind: ErrorKind) -> Error {
+        self.context.refused(kind).of_step(&self.id)
+    }
+
+    fn unwritten(&self, journal: &Journal, unwritten: Unwritten, unknown: ErrorKind) -> Error {
+        match unwritten {
+            Unwritten::Superseded => self.refused(ErrorKind::Superseded),
+            Unwritten::TooLarge(size) => self
+                .refused(ErrorKind::TooLarge)
+                .with_detail(format!("with it the steps take {size} bytes and the limit is {}", journal.limit())),
+            Unwritten::NotEncodable(source) => self.refused(ErrorKind::Encode).with_source(source),
+            Unwritten::Unknown(error) => {
+                let error = self.engine.store_error(error);
+                self.refused(unknown).with_store(self.engine.store.name()).with_source(error)
+            }
+        }
+    }
+
+    /// Runs the user's code as this step's.
+    pub(super) fn enter<T>(&mut self, code: impl FnOnce() -> T) -> T {
+        self.phase = Phase::Running;
+        self.scope.enter(code)
+    }
+
+    /// The time that one try has.
+    pub(super) fn timer(&self) -> Option<Sleep> {
+        self.timeout.map(|timeout| self.engine.clock.sleep(timeout))
+    }
+
+    /// A try took too long and was dropped. Whether another one may follow.
+    pub(super) fn timed_out(&mut self) -> Result<(), Error> {
+        self.phase = Phase::Asked;
+        if let Some(journal) = &self.journal {
+            journal.unsettled();
+        }
+        if self.at_most_once { Err(self.interrupted()) } else { Ok(()) }
+    }
+
+    /// The error of a try that took too long.
+    pub(super) fn interrupted(&self) -> Error {
+        let detail = format!("it took longer than {:?}", self.timeout.unwrap_or_default());
+        self.refused(ErrorKind::StepInterrupted).with_detail(detail)
+    }
+
+    /// The pause before the next try.
+    pub(super) fn pause(&mut self, pause: Duration) -> Sleep {
+        self.phase = Phase::Asked;
+        self.engine.clock.sleep(pause)
+    }
+
+    pub(super) fn check_claim(&self) -> Result<(), Error> {
+        self.journal.as_ref().map_or(Ok(()), |journal| journal.check_claim(&self.id))
+    }
+
+    /// The step returned an error, which says that nothing happened: nothing stays recorded of it.
+    pub(super) fn failed(mut self) -> Option<Writing> {
+        self.phase = Phase::Ended;
+        let journal = self.journal.clone().filter(|_| self.at_most_once)?;
+        let keeper = self.engine.keeper.clone();
+        Some(Followed::new(&keeper, async move {
+            if let Err(unwritten) = journal.write(&self.engine, (self.id.clone(), None)).await {
+                tracing::warn!(step = %self.id, ?unwritten, "a step that failed stays recorded as started");
+            }
+            Ok(())
+        }))
+    }
+
+    /// The step returned this result.
+    pub(super) fn finished(mut self, result: Result<Box<RawValue>, serde_json::Error>) -> Option<Writing> {
+        self.phase = Phase::Ended;
+        let journal = self.journal.clone()?;
+        let keeper = self.engine.keeper.clone();
+        Some(Followed::new(&keeper, async move {
+            let (outcome, encoded) = match result {
+                Ok(result) => (Recorded::Finished(result), Ok(())),
+                Err(error) => (Recorded::NotEncodable, Err(Unwritten::NotEncodable(error))),
+            };
+            let mut written = journal.write(&self.engine, (self.id.clone(), Some(outcome))).await;
+            if let Err(Unwritten::TooLarge(size)) = written {
+                let marker = (self.id.clone(), Some(Recorded::TooLarge));
+                written = journal.write(&self.engine, marker).await.and(Err(Unwritten::TooLarge(size)));
+            }
+            written.and(encoded).map_err(|unwritten| {
+                journal.unsettled();
+                self.unwritten(&journal, unwritten, ErrorKind::NotStored)
+            })
+        }))
+    }
+}
+
+impl Drop for Underway {
+    fn drop(&mut self) {
+        let Some(journal) = &self.journal else { return };
+        if self.phase == Phase::Running {
+            journal.unsettled();
+        }
+        journal.ended(&self.id);
+    }
+}

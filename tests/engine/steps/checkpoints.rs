@@ -1,0 +1,255 @@
+//! Checkpoints whose answer is lost, late or a refusal, and their size.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use idempotency::store::{Checkpoint, Claim, CrashPolicy, Release, Store as _, StoreErrorKind, Token};
+use idempotency::{Context, Error, ErrorKind, State, StepRetry};
+
+use super::hang;
+use crate::faults::{Fault, Gate};
+use crate::world::{LEASE, OPERATION, World, eventually, poll_once};
+
+#[tokio::test]
+async fn a_checkpoint_whose_answer_is_lost_is_sent_again_with_its_number() {
+    for fault in [Fault::LostAnswer, Fault::LostRequest] {
+        let world = World::new();
+        world.store.next("checkpoint", fault.clone());
+        world.store.next("checkpoint", fault);
+        let call = world.fulfil().run(async || {
+            world.step("reserve").await?;
+            world.step("ship").await
+        });
+        assert_eq!(world.while_time_passes(call).await.unwrap(), "ship done");
+        assert_eq!(world.store.requests("checkpoint"), 4);
+        assert_eq!(world.ledger.charges(), ["reserve", "ship"]);
+    }
+}
+
+#[tokio::test]
+async fn steps_that_finish_while_an_answer_is_missing_wait_for_it() {
+    let world = World::new();
+    let gate = Gate::new();
+    world.store.next("checkpoint", Fault::LateAnswer(gate.clone()));
+    let mut call = Box::pin(world.fulfil().run(async || {
+        let (one, other) = tokio::join!(world.step("one"), world.step("other"));
+        Ok::<_, Error>((one?, other?))
+    }));
+    eventually("both effects", async || {
+        assert!(poll_once(&mut call).is_pending());
+        world.ledger.count() == 2 && world.checkpoints().await == 1
+    })
+    .await;
+    for _ in 0..20 {
+        assert!(poll_once(&mut call).is_pending());
+    }
+    assert_eq!(world.store.requests("checkpoint"), 1, "one at a time");
+    gate.open();
+    call.await.unwrap();
+    assert_eq!(world.store.requests("checkpoint"), 2);
+}
+
+#[tokio::test]
+async fn a_step_whose_record_is_not_confirmed_in_time_is_not_stored() {
+    let world = World::with(|builder| builder.commit_timeout(Duration::from_secs(3)));
+    world.store.always("checkpoint", Some(Fault::LostRequest));
+    let start = world.clock_now();
+    let call = world.fulfil().run(async || {
+        let error = world.step("reserve").await.unwrap_err();
+        assert_eq!(
+            (error.kind(), error.step(), error.store()),
+            (ErrorKind::NotStored, Some("reserve"), Some("faulty"))
+        );
+        assert!(error.is_retryable());
+        Err::<(), _>(error)
+    });
+    assert_eq!(world.while_time_passes(call).await.unwrap_err().kind(), ErrorKind::NotStored);
+    let took = world.clock_now().saturating_sub(start);
+    assert!(took >= Duration::from_secs(3) && took < Duration::from_secs(5), "{took:?}");
+    assert_eq!(world.record(1).await.unwrap().state, State::InProgress, "the step ran, so the record stays");
+    world.store.always("checkpoint", None);
+    assert_eq!(world.fulfil().run(async || world.step("reserve").await).await.unwrap(), "reserve done");
+    assert_eq!(world.ledger.charges(), ["reserve", "reserve"]);
+}
+
+#[tokio::test]
+async fn a_result_that_reached_the_store_unconfirmed_is_replayed() {
+    let world = World::new();
+    world.store.always("checkpoint", Some(Fault::LostAnswer));
+    let call = world.fulfil().run(async || world.step("reserve").await);
+    assert_eq!(world.while_time_passes(call).await.unwrap_err().kind(), ErrorKind::NotStored);
+    world.store.always("checkpoint", None);
+    assert_eq!(world.fulfil().run(async || world.step("reserve").await).await.unwrap(), "reserve done");
+    assert_eq!(world.ledger.charges(), ["reserve"]);
+}
+
+#[tokio::test]
+async fn nothing_further_runs_while_an_answer_is_missing_and_nothing_is_lost_when_it_comes() {
+    let world = World::new();
+    let attempt = |crash: bool| {
+        let world = &world;
+        world.fulfil().run(async move || {
+            if crash {
+                world.store.always("checkpoint", Some(Fault::LostAnswer));
+                assert_eq!(world.step("reserve").await.unwrap_err().kind(), ErrorKind::NotStored);
+                let error = world.step("charge").await.unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::StoreUnavailable);
+                world.store.always("checkpoint", None);
+                world.step("ship").await?;
+                return Err(error);
+            }
+            for step in ["reserve", "charge", "ship"] {
+                world.step(step).await?;
+            }
+            Ok(())
+        })
+    };
+    assert!(world.while_time_passes(attempt(true)).await.is_err());
+    assert_eq!(world.ledger.charges(), ["reserve", "ship"]);
+    attempt(false).await.unwrap();
+    assert_eq!(world.ledger.charges(), ["reserve", "ship", "charge"]);
+}
+
+#[tokio::test]
+async fn after_the_claim_was_lost_nothing_further_runs() {
+    let world = World::new();
+    let call = world.fulfil().run(async || {
+        world.step("reserve").await?;
+        // Another caller takes over behind this one's back.
+        let record = world.record(1).await.unwrap();
+        world.memory.release(Release::new(record.key, record.owner)).await.unwrap();
+        let mut claim = Claim::new(record.key, Token::from_bits(7), OPERATION.into());
+        claim.policy = CrashPolicy::Resume;
+        world.memory.claim(claim).await.unwrap();
+        let late = world.step("charge").await.unwrap_err();
+        assert_eq!((late.kind(), late.step()), (ErrorKind::Superseded, Some("charge")));
+        let never = world.step("ship").await.unwrap_err();
+        assert_eq!(never.kind(), ErrorKind::Superseded);
+        Err::<(), _>(never)
+    });
+    assert_eq!(call.await.unwrap_err().kind(), ErrorKind::Superseded);
+    assert_eq!(world.ledger.charges(), ["reserve", "charge"]);
+    let record = world.record(1).await.unwrap();
+    assert_eq!((record.owner, record.checkpoints), (Token::from_bits(7), 0), "the other's record is untouched");
+}
+
+#[tokio::test]
+async fn a_lease_that_may_be_over_starts_no_step_and_no_further_try() {
+    let world = World::new();
+    world.store.always("renew", Some(Fault::LostRequest));
+    let call = world.fulfil().run(async || {
+        let charge = || async {
+            world.ledger.charge("charge");
+            world.clock.advance(LEASE);
+            Err::<(), Error>(Context::current().step("nested", hang::<Result<(), Error>>).await.unwrap_err())
+        };
+        let policy = StepRetry::tries(3).first_pause(Duration::ZERO);
+        let error = Context::current().step("charge", charge).retry(policy).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Superseded);
+        world.step("ship").await
+    });
+    assert_eq!(call.await.unwrap_err().kind(), ErrorKind::Superseded);
+    assert_eq!(world.ledger.charges(), ["charge"]);
+}
+
+#[tokio::test]
+async fn a_step_after_the_end_of_the_body_runs_nothing() {
+    let world = World::new();
+    let kept = std::sync::Mutex::new(None);
+    let call = world.fulfil().run(async || {
+        *kept.lock().unwrap() = Some(Context::current());
+        Ok::<_, Error>(())
+    });
+    call.await.unwrap();
+    let context = kept.lock().unwrap().take().unwrap();
+    let error = context.step("late", || world.act("late")).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Superseded);
+    assert_eq!(world.ledger.count(), 0);
+}
+
+#[tokio::test]
+async fn a_result_that_does_not_fit_is_too_large_and_the_step_never_runs_again() {
+    let world = World::with(|builder| builder.max_result_size(300));
+    let attempt = || {
+        world.fulfil().run(async || {
+            world.step("reserve").await?;
+            let large = async || {
+                world.ledger.charge("charge");
+                Ok::<_, Error>("x".repeat(300))
+            };
+            Context::current().step("charge", large).await
+        })
+    };
+    for _ in 0..2 {
+        let error = attempt().await.unwrap_err();
+        assert_eq!((error.kind(), error.step()), (ErrorKind::TooLarge, Some("charge")));
+    }
+    assert_eq!(world.ledger.charges(), ["reserve", "charge"]);
+}
+
+#[tokio::test]
+async fn a_result_that_cannot_be_encoded_is_an_error_and_the_step_never_runs_again() {
+    let world = World::new();
+    for _ in 0..2 {
+        let call = world.fulfil().run(async || {
+            let charge = async || {
+                world.ledger.charge("charge");
+                Ok::<_, Error>(BTreeMap::from([((1, 2), 3)]))
+            };
+            Context::current().step("charge", charge).await?;
+            Ok::<_, Error>(())
+        });
+        let error = call.await.unwrap_err();
+        assert_eq!((error.kind(), error.step()), (ErrorKind::Encode, Some("charge")));
+    }
+    assert_eq!(world.ledger.charges(), ["charge"]);
+}
+
+#[tokio::test]
+async fn a_step_for_whose_record_there_is_no_room_does_not_run() {
+    let world = World::with(|builder| builder.max_result_size(300));
+    let name = "n".repeat(80);
+    let world = &world;
+    let call = world.fulfil().run(async || {
+        let context = Context::current();
+        let step = |index| context.step_at(&name, index, move || world.act(format!("{index}"))).into_future();
+        // Room is kept for those that run.
+        let results = futures::future::join_all((0..3).map(step)).await;
+        let refused = |result: &Result<String, Error>| {
+            result.as_ref().err().map(|error| (error.kind(), error.to_string().contains("did not run")))
+        };
+        assert_eq!(results.iter().map(refused).collect::<Vec<_>>(), [None, None, Some((ErrorKind::TooLarge, true))]);
+        Ok::<_, Error>(())
+    });
+    call.await.unwrap();
+    assert_eq!(world.ledger.charges(), ["0", "1"]);
+}
+
+#[tokio::test]
+async fn a_store_that_refuses_checkpoints_leaves_the_record_to_its_policy() {
+    let world = World::new();
+    world.store.always("checkpoint", Some(Fault::Refused(StoreErrorKind::Full)));
+    let call = world.fulfil().run(async || world.step("reserve").await);
+    assert_eq!(call.await.unwrap_err().kind(), ErrorKind::NotStored);
+    assert_eq!(world.record(1).await.unwrap().state, State::InProgress);
+}
+
+#[tokio::test]
+async fn a_checkpoint_of_another_version_runs_nothing_and_stays() {
+    let world = World::new();
+    let hash = world.engine.record(OPERATION, 1).hash().unwrap();
+    let mut claim = Claim::new(hash, Token::from_bits(7), OPERATION.into());
+    claim.policy = CrashPolicy::Resume;
+    world.memory.claim(claim).await.unwrap();
+    let later = Checkpoint::new(hash, Token::from_bits(7), 0, r#"{"version":2}"#.into());
+    world.memory.checkpoint(later).await.unwrap();
+    world.clock.advance(LEASE * 2);
+    for _ in 0..2 {
+        let error = world.fulfil().run(async || world.step("reserve").await).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Decode);
+        assert!(error.to_string().contains("version 2"), "{error}");
+        world.record_is(1, |record| record.is_some_and(idempotency::store::Record::is_orphaned)).await;
+    }
+    assert_eq!(world.ledger.count(), 0);
+    assert_eq!(world.record(1).await.unwrap().body, r#"{"version":2}"#);
+}

@@ -1,0 +1,173 @@
+//! Steps that run at most once.
+
+use idempotency::{Context, Error, ErrorKind, State};
+
+use super::hang;
+use crate::faults::{Fault, Gate};
+use crate::world::{World, eventually, poll_once};
+
+impl World {
+    async fn charge_once(&self) -> Result<String, Error> {
+        Context::current().step("charge", || self.act("charge")).at_most_once().await
+    }
+}
+
+/// Dies after the effect and before its record.
+async fn die_in_the_step(world: &World) {
+    let died = world.fulfil().run(async || {
+        let charge = async || {
+            world.act("charge").await?;
+            hang::<Result<String, Error>>().await
+        };
+        Context::current().step("charge", charge).at_most_once().await
+    });
+    world.crash_after(1, 1, died).await;
+}
+
+#[tokio::test]
+async fn the_start_is_recorded_before_the_step_runs_and_the_result_after_it() {
+    let world = World::new();
+    let call = world.fulfil().run(async || {
+        let charge = async || {
+            assert_eq!(world.checkpoints().await, 1);
+            world.act("charge").await
+        };
+        let charged = Context::current().step("charge", charge).at_most_once().await?;
+        assert_eq!(world.checkpoints().await, 2);
+        Ok::<_, Error>(charged)
+    });
+    assert_eq!(call.await.unwrap(), "charge done");
+}
+
+#[tokio::test]
+async fn a_step_that_was_interrupted_never_runs_again() {
+    let world = World::new();
+    die_in_the_step(&world).await;
+    for _ in 0..2 {
+        let error = world.fulfil().run(async || world.charge_once().await).await.unwrap_err();
+        assert_eq!((error.kind(), error.step()), (ErrorKind::StepInterrupted, Some("charge")));
+        assert!(!error.is_retryable());
+    }
+    // Nor under code that asks for less.
+    let error = world.fulfil().run(async || world.step("charge").await).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::StepInterrupted);
+    assert_eq!(world.ledger.charges(), ["charge"]);
+}
+
+#[tokio::test]
+async fn a_body_that_finds_out_what_happened_can_go_on() {
+    let world = World::new();
+    die_in_the_step(&world).await;
+    let call = world.fulfil().run(async || {
+        let charged = match world.charge_once().await {
+            Err(error) if error.kind() == ErrorKind::StepInterrupted => {
+                Context::current()
+                    .step("look up the charge", async || Ok::<_, Error>(world.ledger.charges().join(",")))
+                    .await?
+            }
+            other => other?,
+        };
+        Ok::<_, Error>(charged)
+    });
+    assert_eq!(call.await.unwrap(), "charge");
+    assert_eq!(world.record(1).await.unwrap().state, State::Completed);
+}
+
+#[tokio::test]
+async fn a_finished_one_is_replayed() {
+    let world = World::new();
+    let attempt = |crash: bool| {
+        let world = &world;
+        world.fulfil().run(async move || {
+            let charged = world.charge_once().await?;
+            if crash {
+                hang::<()>().await;
+            }
+            Ok::<_, Error>(charged)
+        })
+    };
+    world.crash_after(1, 2, attempt(true)).await;
+    assert_eq!(attempt(false).await.unwrap(), "charge done");
+    assert_eq!(world.ledger.count(), 1);
+}
+
+#[tokio::test]
+async fn an_error_takes_the_note_of_the_start_back() {
+    let world = World::new();
+    let failed = world.fulfil().run(async || {
+        world.step("reserve").await?;
+        Context::current().step("charge", async || Err::<String, _>(Declined)).at_most_once().await
+    });
+    assert!(failed.await.is_err());
+    assert_eq!(world.record(1).await.unwrap().state, State::InProgress);
+    let again = world.fulfil().run(async || {
+        world.step("reserve").await?;
+        world.charge_once().await
+    });
+    assert_eq!(again.await.unwrap(), "charge done");
+    assert_eq!(world.ledger.charges(), ["reserve", "charge"]);
+}
+
+#[derive(Debug)]
+struct Declined;
+
+impl From<Error> for Declined {
+    fn from(error: Error) -> Self {
+        panic!("{error}")
+    }
+}
+
+#[tokio::test]
+async fn a_start_that_the_store_does_not_confirm_runs_nothing() {
+    let world = World::new();
+    world.store.always("checkpoint", Some(Fault::LostRequest));
+    let call = world.fulfil().run(async || {
+        let error = world.charge_once().await.unwrap_err();
+        assert_eq!((error.kind(), error.step()), (ErrorKind::StoreUnavailable, Some("charge")));
+        assert!(error.to_string().contains("the step did not run"), "{error}");
+        // Another step does not run either while that answer is missing.
+        assert_eq!(world.step("ship").await.unwrap_err().kind(), ErrorKind::StoreUnavailable);
+        world.store.always("checkpoint", None);
+        world.step("note").await
+    });
+    assert_eq!(world.while_time_passes(call).await.unwrap(), "note done");
+    assert_eq!(world.ledger.charges(), ["note"]);
+}
+
+#[tokio::test]
+async fn a_start_whose_answer_came_too_late_is_left_out_of_the_next_checkpoint() {
+    let world = World::new();
+    world.store.always("checkpoint", Some(Fault::LostAnswer));
+    let call = world.fulfil().run(async || {
+        assert_eq!(world.charge_once().await.unwrap_err().kind(), ErrorKind::StoreUnavailable);
+        world.store.always("checkpoint", None);
+        world.step("note").await.unwrap();
+        Err::<String, _>(Declined)
+    });
+    assert!(world.while_time_passes(call).await.is_err());
+    // It was known in the end that the step had not run.
+    let again = world.fulfil().run(async || {
+        world.step("note").await?;
+        world.charge_once().await
+    });
+    assert_eq!(again.await.unwrap(), "charge done");
+}
+
+#[tokio::test]
+async fn a_step_that_is_dropped_before_its_start_is_confirmed_does_not_run() {
+    let world = World::new();
+    let gate = Gate::new();
+    world.store.next("checkpoint", Fault::Late(gate.clone()));
+    {
+        let mut call = Box::pin(world.fulfil().run(async || world.charge_once().await));
+        eventually("the checkpoint", async || {
+            assert!(poll_once(&mut call).is_pending());
+            world.store.requests("checkpoint") == 1
+        })
+        .await;
+    }
+    gate.open();
+    let error = world.fulfil().run(async || world.charge_once().await).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::StepInterrupted, "the note says no more than that it was about to run");
+    assert_eq!(world.ledger.count(), 0);
+}

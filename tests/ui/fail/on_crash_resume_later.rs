@@ -1,8 +1,0 @@
-use idempotency::{Error, idempotent};
-
-#[idempotent(key = id, ttl = "24h", on_crash = resume)]
-async fn charge(id: u64) -> Result<u64, Error> {
-    Ok(id)
-}
-
-fn main() {}
