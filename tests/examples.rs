@@ -329,6 +329,24 @@ mod redis {
 
 #[cfg(feature = "sqlite")]
 #[test]
+fn fulfil_order_goes_on_after_the_last_finished_step() {
+    let text = printed(&mut example("fulfil_order"));
+    let processes: Vec<Vec<_>> = text
+        .split("a process starts\n")
+        .skip(1)
+        .map(|process| process.lines().filter_map(|line| line.strip_prefix("  ")).collect())
+        .collect();
+    let steps = |process: usize| &processes[process][..4];
+    assert_eq!(steps(0), ["reserve ran", "charge ran", "ship started", "killed"], "{text}");
+    assert_eq!(steps(1), ["reserve replayed", "charge replayed", "ship ran", "notify ran"], "{text}");
+    assert_eq!(steps(2), ["reserve ran", "charge ran", "ship failed", "not fulfilled: no truck today"], "{text}");
+    assert_eq!(steps(3), ["reserve replayed", "charge replayed", "ship ran", "notify ran"], "{text}");
+    assert!(processes[1][4].starts_with("fulfilled: parcel from shelf 11, paid with ch_"), "{text}");
+    assert!(text.ends_with("each effect happened once\n"), "{text}");
+}
+
+#[cfg(feature = "sqlite")]
+#[test]
 fn inventory_happens_once_also_in_a_second_run_on_the_same_file() {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("warehouse.db");

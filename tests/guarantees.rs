@@ -18,9 +18,8 @@ fn file_of(tests: &Path, name: &str) -> Option<(PathBuf, String)> {
     let parts: Vec<_> = name.split("::").collect();
     let (test, modules) = parts.split_last()?;
     let file = match modules {
-        [binary] => tests.join(binary).with_extension("rs"),
-        [binary, module] => tests.join(binary).join(module).with_extension("rs"),
-        _ => return None,
+        [] => return None,
+        modules => modules.iter().fold(tests.to_path_buf(), |path, module| path.join(module)).with_extension("rs"),
     };
     Some((file, format!("fn {test}(")))
 }

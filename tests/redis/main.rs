@@ -11,6 +11,7 @@ mod leases;
 mod outages;
 mod refusals;
 mod rights;
+mod steps;
 mod waiters;
 #[path = "../warnings/mod.rs"]
 mod warnings;

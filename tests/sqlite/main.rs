@@ -5,4 +5,5 @@ mod files;
 mod formats;
 mod migrations;
 mod purging;
+mod steps;
 mod world;
