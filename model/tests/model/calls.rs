@@ -1,0 +1,316 @@
+//! What each action does: the callers and their engine. What the store does with it is in `store`.
+
+use idempotent_runtime::store::State as RecordState;
+use stateright::{Model, Property};
+
+use crate::actions::{self, Action, truth};
+use crate::invariants::{self, Broken};
+use crate::protocol::{Mutant, Policy, Protocol};
+use crate::seen::Event;
+use crate::state::{Answer, Caller, Ending, Operator, Phase, Plan, RETENTIONS, State, Value, World};
+use crate::store::{self, token, value};
+use crate::time::{LEASE, START};
+
+impl Model for Protocol {
+    type State = State;
+    type Action = Action;
+
+    fn init_states(&self) -> Vec<State> {
+        vec![State {
+            now: START,
+            slot: None,
+            last_fence: 0,
+            callers: vec![Caller::default(); self.callers],
+            operator: Operator::Away,
+            faults: self.faults,
+            world: World::default(),
+        }]
+    }
+
+    fn actions(&self, state: &State, actions: &mut Vec<Action>) {
+        actions::actions(self, state, actions);
+    }
+
+    fn next_state(&self, state: &State, action: Action) -> Option<State> {
+        let mut next = state.clone();
+        if action.is_fault(state) {
+            next.faults -= 1;
+        }
+        self.act(&mut next, action);
+        self.forget_dead_letters(&mut next);
+        if next.slot.as_ref().is_some_and(|record| record.state == RecordState::InDoubt) {
+            self.seen.note(Event::InDoubt);
+        }
+        Some(next)
+    }
+
+    fn properties(&self) -> Vec<Property<Self>> {
+        invariants::properties()
+    }
+
+    fn within_boundary(&self, state: &State) -> bool {
+        state.world.retention < RETENTIONS
+    }
+}
+
+impl Protocol {
+    fn act(&self, state: &mut State, action: Action) {
+        let now = state.now;
+        match action {
+            Action::Tick => store::tick(state),
+            Action::SendClaim(index) => {
+                let caller = &mut state.callers[index];
+                (caller.phase, caller.sent) = (Phase::Claiming, now);
+                self.send_claim(caller, now);
+            }
+            Action::SendClaimAgain(index) => self.send_claim(&mut state.callers[index], now),
+            Action::ClaimArrives { caller, heard } => {
+                state.callers[caller].claims_under_way -= 1;
+                let answer = self.claim(state, caller);
+                if heard {
+                    self.hear(state, caller, answer);
+                }
+            }
+            Action::ClaimIsLost(index) => state.callers[index].claims_under_way -= 1,
+            Action::ReceiveAnswer(index) => self.receive(&mut state.callers[index], now),
+            Action::GiveUp(index) => self.give_back(&mut state.callers[index]),
+            Action::Start(index) => start(&mut state.callers[index], Phase::Body),
+            Action::Ask(index) => {
+                let first_effect = state.world.first_effect;
+                let caller = &mut state.callers[index];
+                caller.effect = first_effect;
+                start(caller, if first_effect.is_some() { Phase::Committing } else { Phase::Body });
+            }
+            Action::AskInVain(index) => settle(&mut state.callers[index], Plan::AskAgain),
+            Action::Effect(index) => self.effect(state, index),
+            Action::Checkpoint { caller, heard } => self.checkpoint(state, caller, heard),
+            Action::Renew { caller, heard } => {
+                let written = store::renew(state, caller);
+                if heard {
+                    state.callers[caller].believes_until = if written.is_done() { now + LEASE } else { now };
+                }
+            }
+            Action::ReturnError(index) => self.return_error(&mut state.callers[index]),
+            Action::ReturnHeldError(index) => settle(&mut state.callers[index], Plan::Park),
+            Action::Drop(index) if self.is(Mutant::DropDeletes) => {
+                settle(&mut state.callers[index], Plan::Release);
+            }
+            Action::Drop(index) | Action::NotStored(index) => {
+                let plan = if self.policy == Policy::Hold { Plan::Park } else { Plan::Abandon };
+                settle(&mut state.callers[index], plan);
+            }
+            Action::SendCommit(index) => send_commit(&mut state.callers[index], now),
+            Action::CommitArrives { caller, adopting, heard } => self.commit_arrives(state, caller, adopting, heard),
+            Action::ReadWinner(index) => {
+                let winner = store::read(state).filter(|record| record.state.is_answer());
+                if let Some(record) = winner {
+                    tell(state, value(&record));
+                }
+                state.callers[index].ends(Phase::Over { unused: false });
+            }
+            Action::ReadBeforeEnd(index) => read_before_end(state, index),
+            Action::EndArrives { caller, heard } => self.end_arrives(state, caller, heard),
+            Action::Crash(index) => state.callers[index].ends(Phase::Over { unused: false }),
+            Action::OperatorAnswers => {
+                let observed = state.slot.as_ref().map_or(0, |record| record.owner.bits());
+                let happened = truth(self, state) == Some(true);
+                state.operator = Operator::Answering { observed, happened, arrived: 0 };
+            }
+            Action::ResolveArrives => {
+                if let Operator::Answering { observed, happened, arrived } = state.operator {
+                    self.resolve(state, observed, happened);
+                    state.operator = match arrived {
+                        0 if state.faults > 0 => Operator::Answering { observed, happened, arrived: 1 },
+                        _ => Operator::Done,
+                    };
+                }
+            }
+            Action::Forget => state.slot = None,
+        }
+    }
+
+    /// Commits of somebody whose token is not on the record, and cannot come back to it, change nothing any more.
+    fn forget_dead_letters(&self, state: &mut State) {
+        let owner = state.slot.as_ref().map(|record| record.owner);
+        for (index, caller) in state.callers.iter_mut().enumerate() {
+            let is_over = matches!(caller.phase, Phase::Over { .. }) && caller.claims_under_way == 0;
+            if is_over && caller.adopting_under_way == 0 && owner != Some(token(index)) && self.mutant.is_none() {
+                (caller.commits_under_way, caller.effect) = (0, None);
+            }
+        }
+    }
+
+    fn send_claim(&self, caller: &mut Caller, now: u8) {
+        caller.claims_sent += 1;
+        caller.claims_under_way += 1;
+        if self.is(Mutant::DeadlineFromRetry) {
+            caller.sent_last = now;
+        }
+    }
+
+    /// A refusal is heard at once. A grant may be long on its way, which is what the owner's lease is about.
+    fn hear(&self, state: &mut State, index: usize, answer: Answer) {
+        match answer {
+            Answer::Granted(grant) => state.callers[index].answer = Some(grant),
+            Answer::Stored(value) => {
+                tell(state, value);
+                self.refused(&mut state.callers[index]);
+            }
+            Answer::Refused => self.refused(&mut state.callers[index]),
+        }
+    }
+
+    fn receive(&self, caller: &mut Caller, now: u8) {
+        let Some(grant) = caller.answer.take() else { return };
+        if self.is(Mutant::DeadlineFromAnswer) {
+            caller.sent = now;
+        } else if self.is(Mutant::DeadlineFromRetry) {
+            caller.sent = caller.sent_last;
+        }
+        caller.grant = grant;
+        caller.believes_until = caller.sent + LEASE;
+        caller.phase = Phase::Granted;
+    }
+
+    /// A claim that was believed lost may arrive yet.
+    fn may_come_again(&self, caller: &Caller) -> bool {
+        caller.claims_sent > 1 && !self.is(Mutant::GhostClaim)
+    }
+
+    /// The claim was not granted. One that is still on its way may be.
+    fn refused(&self, caller: &mut Caller) {
+        if self.may_come_again(caller) {
+            caller.ends(Phase::Ending(Ending { plan: Plan::GiveBack, rounds: 1, started: false }));
+        } else {
+            caller.ends(Phase::Over { unused: true });
+        }
+    }
+
+    /// The claim is ended at once, and once more when those that are still on their way have arrived or are lost.
+    fn give_back(&self, caller: &mut Caller) {
+        let is_unknown = caller.phase == Phase::Claiming && caller.answer.is_none() && !self.is(Mutant::GhostClaim);
+        let rounds = if is_unknown || self.may_come_again(caller) { 2 } else { 1 };
+        caller.ends(Phase::Ending(Ending { plan: Plan::GiveBack, rounds, started: false }));
+    }
+
+    /// The error says that nothing happened in this attempt. Steps that were finished stay so.
+    fn return_error(&self, caller: &mut Caller) {
+        let plan = match caller.grant.steps {
+            1.. if !self.is(Mutant::ErrorForgetsSteps) => Plan::Abandon,
+            _ if self.is(Mutant::ReleaseForgetsTakeover) => Plan::Release,
+            _ => Plan::NothingHappened,
+        };
+        let rounds = if plan != Plan::Abandon && self.may_come_again(caller) { 2 } else { 1 };
+        caller.ends(Phase::Ending(Ending { plan, rounds, started: true }));
+    }
+
+    fn effect(&self, state: &mut State, index: usize) {
+        let (world, caller) = (&mut state.world, &mut state.callers[index]);
+        if self.policy == Policy::VerifyWithKey && world.first_effect.is_some() {
+            caller.effect = world.first_effect;
+            return;
+        }
+        let attempt = u8::try_from(index).unwrap_or(u8::MAX);
+        if caller.retention > 0 && caller.retention == world.retention {
+            self.seen.note(Event::RanAgain);
+        }
+        world.effects[caller.retention][usize::from(caller.grant.steps)] += 1;
+        world.effected |= 1 << attempt;
+        world.first_effect = world.first_effect.or(Some(attempt));
+        caller.effect = Some(attempt);
+    }
+
+    fn checkpoint(&self, state: &mut State, index: usize, heard: bool) {
+        let written = store::checkpoint(state, index, state.callers[index].grant.steps);
+        if !heard {
+            return;
+        }
+        let caller = &mut state.callers[index];
+        if written.is_done() {
+            caller.grant.steps += 1;
+            if usize::from(caller.grant.steps) < self.steps() {
+                caller.effect = None;
+            }
+        } else {
+            // Its lease is lost: the body goes no further.
+            caller.ends(Phase::Over { unused: false });
+        }
+    }
+
+    fn commit_arrives(&self, state: &mut State, index: usize, adopting: bool, heard: bool) {
+        let caller = &mut state.callers[index];
+        if adopting {
+            caller.adopting_under_way -= 1;
+        } else {
+            caller.commits_under_way -= 1;
+        }
+        if caller.phase != Phase::Committing {
+            self.seen.note(Event::LateCommit);
+        }
+        let caller = &state.callers[index];
+        let own = caller.effect.unwrap_or_else(|| u8::try_from(index).unwrap_or(u8::MAX));
+        let written = self.complete(state, index, own, adopting.then_some(caller.grant));
+        if !heard {
+            return;
+        }
+        if written.is_done() {
+            tell(state, own);
+            state.callers[index].ends(Phase::Over { unused: false });
+        } else {
+            self.seen.note(Event::Overtaken);
+            state.callers[index].ends(Phase::Overtaken);
+        }
+    }
+
+    fn end_arrives(&self, state: &mut State, index: usize, heard: bool) {
+        let Phase::Ending(Ending { plan, rounds, started }) = state.callers[index].phase else { return };
+        self.end(state, index, plan);
+        if !heard {
+            return;
+        }
+        let phase = if rounds > 1 {
+            // What comes after a release can only be a claim that nobody uses.
+            Phase::Ending(Ending { plan: Plan::GiveBack, rounds: 1, started: false })
+        } else {
+            Phase::Over { unused: !started }
+        };
+        state.callers[index].ends(phase);
+    }
+}
+
+fn read_before_end(state: &mut State, index: usize) {
+    let record = store::read(state).filter(|record| record.owner == token(index));
+    let was_taken_over = record.is_some_and(|record| record.taken_over.is_some());
+    if let Phase::Ending(ending) = &mut state.callers[index].phase {
+        ending.plan = if was_taken_over { Plan::Abandon } else { Plan::Release };
+    }
+}
+
+/// From here on nobody asks when the claim was sent.
+fn start(caller: &mut Caller, phase: Phase) {
+    (caller.phase, caller.sent, caller.sent_last) = (phase, 0, 0);
+}
+
+/// A body that started comes to no result of its own.
+fn settle(caller: &mut Caller, plan: Plan) {
+    caller.ends(Phase::Ending(Ending { plan, rounds: 1, started: true }));
+}
+
+fn send_commit(caller: &mut Caller, now: u8) {
+    // Once the lease may be over, a record that is gone may be somebody else's next.
+    if now < caller.believes_until {
+        caller.adopting_under_way += 1;
+    } else {
+        caller.commits_under_way += 1;
+    }
+    caller.commits_sent += 1;
+    caller.phase = Phase::Committing;
+}
+
+fn tell(state: &mut State, value: Value) {
+    let told = &mut state.world.told;
+    if told.is_some_and(|told| told != value) {
+        state.world.broken |= Broken::TOLD_OTHERWISE;
+    }
+    *told = told.or(Some(value));
+}

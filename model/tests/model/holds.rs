@@ -1,0 +1,55 @@
+//! The protocol as it is.
+
+use crate::check::holds;
+use crate::protocol::{Policy, Protocol};
+use crate::seen::Event;
+use crate::transaction::Transactions;
+
+/// With 3 callers and 1 fault by default. The long run adds a second fault, and a fourth caller.
+///
+/// `floor` is about half of what the default run sees.
+fn all_hold(protocol: &Protocol, floor: usize) {
+    let is_long = std::env::var_os("IDEMPOTENCY_LONG").is_some();
+    let sizes: &[(usize, u8)] = if is_long { &[(3, 1), (3, 2), (4, 1)] } else { &[(3, 1)] };
+    for (callers, faults) in sizes {
+        let protocol = Protocol { callers: *callers, faults: *faults, ..protocol.clone() };
+        holds(&protocol, floor);
+        assert_eq!(protocol.seen.missing(), Vec::<Event>::new(), "what can happen did not");
+    }
+}
+
+#[test]
+fn hold_keeps_every_invariant() {
+    all_hold(&Protocol::new(Policy::Hold), 100_000);
+}
+
+#[test]
+fn retry_keeps_every_invariant() {
+    all_hold(&Protocol::new(Policy::Retry), 300_000);
+}
+
+#[test]
+fn retry_that_counts_attempts_keeps_every_invariant() {
+    all_hold(&Protocol::new(Policy::Retry).counting_attempts(), 300_000);
+}
+
+#[test]
+fn verify_with_an_outside_that_enforces_the_key_keeps_every_invariant() {
+    all_hold(&Protocol::new(Policy::VerifyWithKey), 300_000);
+}
+
+#[test]
+fn verify_that_waits_for_the_attempts_before_keeps_every_invariant() {
+    all_hold(&Protocol::new(Policy::VerifyWhenOver), 300_000);
+}
+
+#[test]
+fn resume_keeps_every_invariant() {
+    all_hold(&Protocol::new(Policy::Resume), 500_000);
+}
+
+#[test]
+fn transactions_keep_every_invariant() {
+    let is_long = std::env::var_os("IDEMPOTENCY_LONG").is_some();
+    holds(&Transactions::new(if is_long { 4 } else { 3 }), 1_000);
+}

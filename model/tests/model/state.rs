@@ -1,0 +1,228 @@
+//! What the model remembers: the store, the callers, what is on the wire, and what has happened in the world.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use idempotent_runtime::clock::Timestamp;
+use idempotent_runtime::store::Record;
+
+use crate::invariants::Broken;
+use crate::time::{LEASE, ticks_left, timestamp};
+
+/// How many retentions of the key the model tells apart.
+pub const RETENTIONS: usize = 3;
+/// How many steps the body of a resumable call has. Every other body has the first one alone.
+pub const STEPS: usize = 2;
+
+/// The bytes of a result: the attempt whose effect it tells of, or [`OPERATOR`].
+pub type Value = u8;
+
+/// The result that an operator stores, and the operator's token.
+pub const OPERATOR: Value = 100;
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct State {
+    /// Ticks of the one clock. The model has no skew: the owner's lease begins before the store's, that is all.
+    pub now: u8,
+    pub slot: Option<Record>,
+    /// That of the last claim which the store granted.
+    pub last_fence: u64,
+    pub callers: Vec<Caller>,
+    pub operator: Operator,
+    /// How many faults may still happen.
+    pub faults: u8,
+    pub world: World,
+}
+
+/// One call with one token.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Caller {
+    pub phase: Phase,
+    /// From when the owner counts its lease: the first send of the claim.
+    pub sent: u8,
+    /// When the claim was sent last.
+    pub sent_last: u8,
+    /// Up to when the owner believes in its lease.
+    pub believes_until: u8,
+    /// How often the claim was sent.
+    pub claims_sent: u8,
+    /// How many of these may still arrive.
+    pub claims_under_way: u8,
+    /// The store's grant, on its way back.
+    pub answer: Option<Granted>,
+    pub grant: Granted,
+    /// The retention in which the claim was granted.
+    pub retention: usize,
+    /// Whether the effect of the current step has happened, and what it answered.
+    pub effect: Option<Value>,
+    pub commits_sent: u8,
+    pub commits_under_way: u8,
+    /// Those that may write a record anew that is gone.
+    pub adopting_under_way: u8,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Phase {
+    #[default]
+    Idle,
+    Claiming,
+    /// It holds the claim and its body has not started.
+    Granted,
+    Body,
+    Committing,
+    /// Its commit was refused; it reads once more.
+    Overtaken,
+    /// The background ends a claim whose caller is gone or has its answer.
+    Ending(Ending),
+    Over {
+        /// It did not crash, and its body never started: nothing may be left of it.
+        unused: bool,
+    },
+}
+
+/// How a claim is ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Ending {
+    pub plan: Plan,
+    /// Rounds to go. The last one begins when no claim of this caller can arrive any more.
+    pub rounds: u8,
+    pub started: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Plan {
+    /// Releases, but leaves what an earlier owner left to the policy.
+    GiveBack,
+    /// As `GiveBack`, for a body that says that nothing happened.
+    NothingHappened,
+    Release,
+    Abandon,
+    Park,
+    /// Parks with a pause before the question is asked again.
+    AskAgain,
+}
+
+/// What the store answered to a claim.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Answer {
+    Granted(Granted),
+    Stored(Value),
+    Refused,
+}
+
+/// What an owner knows of its claim.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Granted {
+    pub fence: u64,
+    pub taken_over: bool,
+    /// Steps whose results are on the record.
+    pub steps: u8,
+}
+
+/// An operator with an answer to what it saw.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Operator {
+    #[default]
+    Away,
+    Answering {
+        observed: u128,
+        happened: bool,
+        /// How often the answer has arrived.
+        arrived: u8,
+    },
+    Done,
+}
+
+/// What really happened, which no caller sees.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct World {
+    /// The current retention: how often a record has expired.
+    pub retention: usize,
+    /// By the retention of the attempt, and by step.
+    pub effects: [[u8; STEPS]; RETENTIONS],
+    pub takeovers: [u8; RETENTIONS],
+    /// Results that were stored in this retention.
+    pub results: u8,
+    /// Checkpoints that were accepted in this retention.
+    pub checkpoints: u8,
+    /// What callers were told in this retention.
+    pub told: Option<Value>,
+    /// One bit for each attempt that had an effect.
+    pub effected: u16,
+    /// The attempt of the first effect: what the outside answers when asked.
+    pub first_effect: Option<Value>,
+    /// Invariants that a transition broke.
+    pub broken: Broken,
+}
+
+impl Caller {
+    /// Forgets what no longer matters, and ends in `phase`.
+    pub fn ends(&mut self, phase: Phase) {
+        *self = Self {
+            phase,
+            claims_under_way: self.claims_under_way,
+            commits_under_way: self.commits_under_way,
+            adopting_under_way: self.adopting_under_way,
+            // A late commit tells these two.
+            effect: self.effect.filter(|_| self.commits_under_way + self.adopting_under_way > 0),
+            grant: if self.adopting_under_way > 0 { self.grant } else { Granted::default() },
+            ..Self::default()
+        };
+    }
+
+    /// It may be at work under its claim.
+    pub fn is_owner(&self) -> bool {
+        matches!(self.phase, Phase::Granted | Phase::Body | Phase::Committing)
+    }
+}
+
+/// States that differ only in how long ago something was over, in the sizes of fences or in the numbers of callers are
+/// one state to the checker.
+impl Hash for State {
+    fn hash<H: Hasher>(&self, hasher: &mut H) {
+        self.now.hash(hasher);
+        if let Some(record) = &self.slot {
+            (record.state, record.policy, record.taken_over, record.reason, record.checkpoints).hash(hasher);
+            (ticks_left(record.lease_until, self.now), ticks_left(record.expires, self.now)).hash(hasher);
+            (record.lease_until == Timestamp::default(), record.body.len()).hash(hasher);
+            // The result of an operator, who is no caller.
+            (record.body.first() == Some(&OPERATOR)).hash(hasher);
+            self.last_fence.abs_diff(record.fence).hash(hasher);
+        }
+        self.last_fence.saturating_sub(timestamp(self.now).as_millis() * 1000).hash(hasher);
+        match self.operator {
+            Operator::Answering { happened, arrived, .. } => (happened, arrived).hash(hasher),
+            operator => operator.hash(hasher),
+        }
+        let world = &self.world;
+        (self.faults, world.retention, world.effects, world.takeovers, world.results).hash(hasher);
+        (world.checkpoints, world.told == Some(OPERATOR), world.broken).hash(hasher);
+        let mut callers: Vec<u64> = (0..self.callers.len()).map(|index| self.fingerprint_of(index)).collect();
+        callers.sort_unstable();
+        callers.hash(hasher);
+    }
+}
+
+impl State {
+    /// All that distinguishes a caller, wherever it is written, except its number.
+    fn fingerprint_of(&self, index: usize) -> u64 {
+        let (mut hasher, caller, world) = (DefaultHasher::new(), &self.callers[index], &self.world);
+        let age = |tick: u8| if tick == 0 { 0 } else { self.now.saturating_sub(tick).min(LEASE) + 1 };
+        (caller.phase, age(caller.sent), age(caller.sent_last)).hash(&mut hasher);
+        caller.believes_until.saturating_sub(self.now).hash(&mut hasher);
+        (caller.claims_sent, caller.claims_under_way, caller.retention).hash(&mut hasher);
+        (caller.commits_sent, caller.commits_under_way, caller.adopting_under_way).hash(&mut hasher);
+        for grant in [Some(caller.grant), caller.answer] {
+            grant.map(|grant| (grant.taken_over, grant.steps)).hash(&mut hasher);
+        }
+        let is_me = |value: Option<Value>| value.map(usize::from) == Some(index);
+        let effect = (caller.effect.is_some(), is_me(caller.effect), is_me(world.first_effect));
+        (effect, world.effected & (1 << index), is_me(world.told)).hash(&mut hasher);
+        if let Operator::Answering { observed, .. } = self.operator {
+            (observed == index as u128).hash(&mut hasher);
+        }
+        if let Some(record) = &self.slot {
+            (record.owner.bits() == index as u128, is_me(record.body.first().copied())).hash(&mut hasher);
+        }
+        hasher.finish()
+    }
+}

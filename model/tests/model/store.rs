@@ -1,0 +1,243 @@
+//! The store of the model: the crate's own transitions on one slot, and the mutants that spoil them.
+//!
+//! A mutant changes the request or the slot around the real transition, so no transition is written twice.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use idempotent_runtime::clock::Timestamp;
+use idempotent_runtime::key::KeyHash;
+use idempotent_runtime::store::{
+    Abandon, Adoption, Changed, Checkpoint, Claim, Claimed, Commit, CrashPolicy, Grant, Park, Reason, Record, Release,
+    Renewal, Resolve, ResolveAnswer, State as RecordState, Token, Written, transition,
+};
+
+use crate::invariants::Broken;
+use crate::protocol::{Mutant, Policy, Protocol};
+use crate::seen::Event;
+use crate::state::{Answer, Granted, OPERATOR, Phase, Plan, State, Value};
+use crate::time::{ASK_AGAIN, LEASE, LINGER, TTL, duration, timestamp};
+
+const KEY: KeyHash = KeyHash::from_bytes([7; 32]);
+
+pub fn token(caller: usize) -> Token {
+    Token::from_bits(caller as u128)
+}
+
+fn operation() -> Arc<str> {
+    // One allocation for all states.
+    static OPERATION: std::sync::LazyLock<Arc<str>> = std::sync::LazyLock::new(|| "payments.charge".into());
+    OPERATION.clone()
+}
+
+/// What a stored result tells.
+pub fn value(record: &Record) -> Value {
+    record.body.first().copied().unwrap_or_default()
+}
+
+impl Protocol {
+    fn claim_of(&self, caller: usize) -> Claim {
+        let mut claim = Claim::new(KEY, token(caller), operation());
+        claim.policy = match self.policy {
+            Policy::Hold => CrashPolicy::Hold,
+            Policy::Retry => CrashPolicy::Retry,
+            Policy::VerifyWithKey | Policy::VerifyWhenOver => CrashPolicy::Verify,
+            Policy::Resume => CrashPolicy::Resume,
+        };
+        claim.lease = duration(LEASE);
+        claim.linger = duration(LINGER);
+        claim.ttl = duration(TTL);
+        claim
+    }
+
+    /// A claim arrives.
+    pub fn claim(&self, state: &mut State, caller: usize) -> Answer {
+        let claim = self.claim_of(caller);
+        let now = timestamp(state.now);
+        if self.is(Mutant::OwnLinger)
+            && let Some(record) = state.slot.as_mut().filter(|record| record.state == RecordState::InProgress)
+        {
+            let end = record.expires.as_millis().saturating_sub(u64::from(LINGER + 1) * 1000);
+            record.lease_until = Timestamp::from_millis(end);
+        }
+        let before = state.slot.clone();
+        let last_fence = if self.is(Mutant::FenceForgotten) { 0 } else { state.last_fence };
+        match transition::claim_above(&mut state.slot, &claim, now, last_fence) {
+            Claimed::Mine(Grant { record, taken_over, .. }) => {
+                if before.as_ref().is_none_or(|before| before.owner != token(caller)) {
+                    self.granted(state, caller, before.as_ref(), &record);
+                }
+                let steps = u8::try_from(record.body.len()).unwrap_or(u8::MAX);
+                Answer::Granted(Granted { fence: record.fence, taken_over: taken_over.is_some(), steps })
+            }
+            Claimed::Held(record) if record.state.is_answer() => {
+                self.seen.note(Event::Replayed);
+                Answer::Stored(value(&record))
+            }
+            _ => Answer::Refused,
+        }
+    }
+
+    fn granted(&self, state: &mut State, caller: usize, before: Option<&Record>, record: &Record) {
+        let (retention, world) = (state.world.retention, &mut state.world);
+        if record.fence <= state.last_fence {
+            world.broken |= Broken::FENCES;
+        }
+        state.last_fence = state.last_fence.max(record.fence);
+        if before.is_some_and(|before| before.state != RecordState::Released) {
+            world.takeovers[retention] += 1;
+        }
+        if self.policy == Policy::Resume && record.body.len() < usize::from(world.checkpoints) {
+            world.broken |= Broken::STEPS;
+        }
+        // A late claim of a body that runs does not make it another attempt.
+        if state.callers[caller].phase == Phase::Claiming {
+            state.callers[caller].retention = retention;
+        }
+    }
+
+    /// A commit arrives.
+    pub fn complete(&self, state: &mut State, caller: usize, value: Value, adopt: Option<Granted>) -> Written {
+        let mut commit = Commit::new(KEY, token(caller), Bytes::copy_from_slice(&[value]), duration(TTL));
+        commit.adopt = adopt.map(|granted| {
+            let mut record = Record::new(KEY, token(caller), operation());
+            record.fence = granted.fence;
+            Arc::new(Adoption::new(self.claim_of(caller), &Grant::new(record)))
+        });
+        if self.is(Mutant::CommitOfAnybody)
+            && let Some(record) = &state.slot
+        {
+            commit.token = record.owner;
+        }
+        let written = owners_write(state, caller, |slot, now| {
+            if self.is(Mutant::CommitOverResult)
+                && let Some(record) = slot.as_mut().filter(|record| record.state.is_answer())
+            {
+                record.state = RecordState::InProgress;
+                record.owner = token(caller);
+            }
+            transition::complete(slot, &commit, now)
+        });
+        if matches!(written, Written::Applied | Written::Adopted) {
+            stored(state);
+        }
+        written
+    }
+
+    /// The end of a claim arrives. A release of a body that said "nothing happened" may count the attempts.
+    pub fn end(&self, state: &mut State, caller: usize, plan: Plan) {
+        let token = token(caller);
+        let abandon =
+            |slot: &mut Option<Record>, now| transition::abandon(slot, &Abandon::new(KEY, token, Reason::Dropped), now);
+        let was_taken_over =
+            |slot: Option<&Record>| slot.is_some_and(|record| record.owner == token && record.taken_over.is_some());
+        owners_write(state, caller, |slot, now| match plan {
+            Plan::GiveBack | Plan::NothingHappened | Plan::Release if self.is(Mutant::UnconditionalDelete) => {
+                *slot = None;
+                Written::Applied
+            }
+            Plan::GiveBack | Plan::NothingHappened if was_taken_over(slot.as_ref()) => abandon(slot, now),
+            Plan::GiveBack | Plan::Release => transition::release(slot, &Release::new(KEY, token), now),
+            Plan::NothingHappened => {
+                let mut release = Release::new(KEY, token);
+                release.keep_attempts = self.count_attempts;
+                transition::release(slot, &release, now)
+            }
+            Plan::Abandon => abandon(slot, now),
+            Plan::Park => transition::park(slot, &Park::own(KEY, token, Reason::Dropped), now),
+            Plan::AskAgain => {
+                let mut park = Park::own(KEY, token, Reason::Crashed);
+                park.ask_again_after = duration(ASK_AGAIN);
+                transition::park(slot, &park, now)
+            }
+        });
+    }
+
+    /// An operator's answer arrives.
+    pub fn resolve(&self, state: &mut State, observed: u128, happened: bool) {
+        let observed = Token::from_bits(observed);
+        let answer = if happened {
+            ResolveAnswer::Finished {
+                state: RecordState::Completed,
+                body: Bytes::from_static(&[OPERATOR]),
+                schema: 0,
+                ttl: duration(TTL),
+            }
+        } else {
+            ResolveAnswer::NotExecuted
+        };
+        let resolve = Resolve::new(KEY, observed, Token::from_bits(u128::from(OPERATOR)), answer);
+        let before = state.slot.clone();
+        if transition::resolve(&mut state.slot, &resolve, timestamp(state.now)) != Changed::Applied {
+            return;
+        }
+        self.seen.note(Event::Resolved);
+        if let Some(record) = state.slot.as_mut().filter(|_| self.is(Mutant::ResolveKeepsToken)) {
+            record.owner = observed;
+        }
+        if happened && before.as_ref().is_some_and(|record| record.state == RecordState::InDoubt) {
+            stored(state);
+        }
+        results_stay(state, before.as_ref());
+    }
+}
+
+/// A renewal arrives.
+pub fn renew(state: &mut State, caller: usize) -> Written {
+    let renewal = Renewal::new(KEY, token(caller), duration(LEASE));
+    owners_write(state, caller, |slot, now| transition::renew(slot, &renewal, now))
+}
+
+/// The result of step number `sequence` arrives, on top of those before.
+pub fn checkpoint(state: &mut State, caller: usize, sequence: u8) -> Written {
+    let checkpoint =
+        Checkpoint::new(KEY, token(caller), sequence.into(), Bytes::from(vec![0; usize::from(sequence) + 1]));
+    let written = owners_write(state, caller, |slot, now| transition::checkpoint(slot, &checkpoint, now));
+    if written == Written::Applied {
+        state.world.checkpoints = state.world.checkpoints.max(sequence + 1);
+    }
+    written
+}
+
+/// What somebody who asks sees.
+pub fn read(state: &mut State) -> Option<Record> {
+    transition::read(&mut state.slot, timestamp(state.now))
+}
+
+/// Time goes on, and with it perhaps the retention.
+pub fn tick(state: &mut State) {
+    state.now += 1;
+    let held = state.slot.is_some();
+    transition::expire(&mut state.slot, timestamp(state.now));
+    if held && state.slot.is_none() {
+        let world = &mut state.world;
+        world.retention += 1;
+        (world.results, world.checkpoints, world.told) = (0, 0, None);
+    }
+}
+
+/// A write that `caller` alone may make on its own record.
+fn owners_write(
+    state: &mut State,
+    caller: usize,
+    write: impl FnOnce(&mut Option<Record>, Timestamp) -> Written,
+) -> Written {
+    let before = state.slot.clone();
+    let written = write(&mut state.slot, timestamp(state.now));
+    if before.as_ref().is_some_and(|before| before.owner != token(caller)) && before != state.slot {
+        state.world.broken |= Broken::FOREIGN_WRITE;
+    }
+    results_stay(state, before.as_ref());
+    written
+}
+
+/// A result never changes while it is retained.
+fn results_stay(state: &mut State, before: Option<&Record>) {
+    if before.is_some_and(|before| before.state.is_answer()) && before != state.slot.as_ref() {
+        state.world.broken |= Broken::RESULT_CHANGED;
+    }
+}
+
+fn stored(state: &mut State) {
+    state.world.results += 1;
+}
