@@ -8,7 +8,7 @@ use idempotency_test_support::proxy::{Action, Fault, Moment};
 use idempotency_test_support::server::Server;
 use tokio::sync::oneshot;
 
-use crate::backend::{Backend, PATIENCE};
+use crate::backend::Backend;
 use crate::world::{OPERATION, Way, World, call};
 
 const SILENCE: Fault = Fault::new(Moment::BeforeRequest, Action::Silence);
@@ -125,10 +125,11 @@ pub async fn a_result_is_stored_after_the_server_was_restarted_since_the_claim<B
     Ok(())
 }
 
-/// Nobody waits for the old connection a second time.
+/// It is not asked once more whether it is alive, which would take as long again.
 pub async fn a_connection_that_owes_an_answer_is_replaced_at_once<B: Backend>() -> anyhow::Result<()> {
+    const LONG: Duration = Duration::from_secs(3);
     let world = World::<B>::new().await?;
-    let way = world.warm_way_with(|builder| builder.claim_timeout(PATIENCE * 9 / 5)).await?;
+    let way = world.patient_way(LONG, |builder| builder.claim_timeout(LONG * 11 / 6)).await?;
     let silent = way.proxy.nth(1, B::claims, SILENCE);
     world.recovers(&way.engine, 1).await?;
     silent.happened().await
