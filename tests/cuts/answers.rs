@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use idempotency::State;
+use idempotency::{Error, OnConflict, State};
 use idempotency_test_support::deadline::eventually_async;
 use idempotency_test_support::proxy::{Action, Fault, Moment, Request};
 
 use crate::backend::Backend;
-use crate::world::World;
+use crate::world::{World, call};
 
 const ACTIONS: [Action; 3] = [Action::Close, Action::Reset, Action::Silence];
 
@@ -41,7 +41,10 @@ pub async fn a_claim_whose_answer_is_lost_is_recognised_by_its_token<B: Backend>
     for (key, action) in (1..).zip(ACTIONS) {
         let way = world.warm_way().await?;
         let lost = way.proxy.nth(1, B::claims, Fault::new(Moment::AfterRequest, action));
-        assert_eq!(world.charge(&way.engine, key).await?, format!("receipt {key}.1"));
+        // Who takes its own claim for another's would be refused.
+        let call = call(&way.engine, key).on_conflict(OnConflict::Reject);
+        let receipt = call.run(|| async { Ok::<_, Error>(world.effect(key)) }).await?;
+        assert_eq!(receipt, format!("receipt {key}.1"));
         lost.happened().await?;
         let record = world.record(key).await.map(|record| (record.state, record.attempts));
         assert_eq!((record, world.count(key)), (Some((State::Completed, 1)), 1), "{action:?}");

@@ -7,7 +7,7 @@ use idempotency::store::DynStore;
 use idempotency_test_support::proxy::{Protocol, Request};
 use idempotency_test_support::server::{Kind, Server};
 
-/// How long a store of these tests waits for an answer.
+/// How long most stores of these tests wait for an answer.
 pub const PATIENCE: Duration = Duration::from_secs(1);
 
 pub type Shared<B> = OnceLock<Server<B>>;
@@ -41,9 +41,9 @@ pub trait Backend: Kind<Options: Default> + Send + Sync + 'static {
     /// A patient store in the database at `url`, with its table.
     async fn migrated(url: &str) -> anyhow::Result<Arc<dyn DynStore>>;
 
-    /// A store that has one connection, and waits [`PATIENCE`] for an answer. A connection that does not answer and is
+    /// A store that has one connection, and waits `patience` for an answer. A connection that does not answer and is
     /// used again would block it.
-    fn impatient(url: &str) -> anyhow::Result<Arc<dyn DynStore>>;
+    fn impatient(url: &str, patience: Duration) -> anyhow::Result<Arc<dyn DynStore>>;
 
     fn reads(request: &Request) -> bool {
         request.runs(Self::READS)

@@ -51,6 +51,7 @@ macro_rules! on {
                 outages::a_call_that_outlasts_a_stop_of_the_server_has_one_effect,
                 outages::a_commit_under_way_when_the_server_stops_is_stored_when_it_goes_on,
                 outages::a_connection_that_falls_silent_when_it_is_given_back_is_replaced,
+                outages::a_connection_that_owes_an_answer_is_replaced_at_once,
                 outages::a_connection_that_is_reset_is_made_anew_within_the_call,
                 outages::a_result_is_stored_after_the_server_was_restarted_since_the_claim,
                 outages::a_server_that_refuses_connections_runs_no_body_and_is_found_again,

@@ -1,12 +1,13 @@
 //! MariaDB.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use idempotency::store::{DynStore, MySqlStore};
 use idempotency_test_support::proxy::Protocol;
 use idempotency_test_support::server::{MariaDb, MariaDbOptions, MariaDbServer};
 
-use crate::backend::{Backend, PATIENCE, Shared};
+use crate::backend::{Backend, Shared};
 
 impl Backend for MariaDb {
     const PROTOCOL: Protocol = Protocol::MySql;
@@ -40,7 +41,7 @@ impl Backend for MariaDb {
         Ok(Arc::new(store))
     }
 
-    fn impatient(url: &str) -> anyhow::Result<Arc<dyn DynStore>> {
-        Ok(Arc::new(MySqlStore::builder(url).response_timeout(PATIENCE).max_connections(1).build()?))
+    fn impatient(url: &str, patience: Duration) -> anyhow::Result<Arc<dyn DynStore>> {
+        Ok(Arc::new(MySqlStore::builder(url).response_timeout(patience).max_connections(1).build()?))
     }
 }

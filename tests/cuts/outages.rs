@@ -125,6 +125,16 @@ pub async fn a_result_is_stored_after_the_server_was_restarted_since_the_claim<B
     Ok(())
 }
 
+/// It is not asked once more whether it is alive, which would take as long again.
+pub async fn a_connection_that_owes_an_answer_is_replaced_at_once<B: Backend>() -> anyhow::Result<()> {
+    const LONG: Duration = Duration::from_secs(3);
+    let world = World::<B>::new().await?;
+    let way = world.patient_way(LONG, |builder| builder.claim_timeout(LONG * 11 / 6)).await?;
+    let silent = way.proxy.nth(1, B::claims, SILENCE);
+    world.recovers(&way.engine, 1).await?;
+    silent.happened().await
+}
+
 /// The pool asks connections that come back whether they work. The only one must not be waited for without end.
 pub async fn a_connection_that_falls_silent_when_it_is_given_back_is_replaced<B: Backend>() -> anyhow::Result<()> {
     let world = World::<B>::new().await?;

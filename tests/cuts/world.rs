@@ -12,13 +12,13 @@ use idempotency_test_support::proxy::Proxy;
 use idempotency_test_support::server::Server;
 use tempfile::TempDir;
 
-use crate::backend::{Backend, shared};
+use crate::backend::{Backend, PATIENCE, shared};
 
 pub const OPERATION: &str = "payments.charge";
 pub const DAY: Duration = Duration::from_secs(86_400);
 /// Longer than any test takes: no renewal comes in between.
 pub const LONG_LEASE: Duration = Duration::from_secs(120);
-pub const CLAIM_TIMEOUT: Duration = Duration::from_secs(3);
+const CLAIM_TIMEOUT: Duration = Duration::from_secs(3);
 
 pub struct World<B> {
     url: String,
@@ -56,8 +56,17 @@ impl<B: Backend> World<B> {
     }
 
     pub async fn way_with(&self, configure: impl FnOnce(Builder) -> Builder) -> anyhow::Result<Way> {
+        self.patient_way(PATIENCE, configure).await
+    }
+
+    /// One whose store waits `patience` for an answer.
+    pub async fn patient_way(
+        &self,
+        patience: Duration,
+        configure: impl FnOnce(Builder) -> Builder,
+    ) -> anyhow::Result<Way> {
         let proxy = Proxy::start_for(B::PROTOCOL, &*self.address).await?;
-        let engine = configure(engine_on(B::impatient(&proxy.url(&self.url))?)).build();
+        let engine = configure(engine_on(B::impatient(&proxy.url(&self.url), patience)?)).build();
         Ok(Way { proxy, engine })
     }
 
@@ -68,6 +77,7 @@ impl<B: Backend> World<B> {
 
     pub async fn warm_way_with(&self, configure: impl FnOnce(Builder) -> Builder) -> anyhow::Result<Way> {
         let way = self.way_with(configure).await?;
+        // Nobody else's: a replay would not prepare them.
         let key = u64::MAX - u64::from(way.proxy.address().port());
         self.charge(&way.engine, key).await?;
         Ok(way)
@@ -80,7 +90,7 @@ impl<B: Backend> World<B> {
 
     /// A store that no engine uses, past all proxies.
     pub fn impatient(&self) -> anyhow::Result<Arc<dyn DynStore>> {
-        B::impatient(&self.url)
+        B::impatient(&self.url, PATIENCE)
     }
 
     /// Charges once, and returns how often it was done then.

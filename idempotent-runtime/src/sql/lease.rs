@@ -57,8 +57,8 @@ impl<DB: Database> Drop for Lease<DB> {
         if self.answered {
             // The pool asks a connection that comes back whether it is alive, and by itself would wait for the answer
             // without end, and let nobody have another connection in its place.
-            let returning = tokio::time::timeout(self.patience, connection.return_to_pool());
-            self.runtime.spawn(async { returning.await.is_ok() });
+            let (patience, returning) = (self.patience, connection.return_to_pool());
+            self.runtime.spawn(async move { tokio::time::timeout(patience, returning).await.is_ok() });
         } else {
             connection.close_on_drop();
         }
