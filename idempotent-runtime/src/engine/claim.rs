@@ -88,6 +88,9 @@ async fn end(engine: &Inner, release: Release) -> Result<Written, StoreError> {
         Some(record) if record.owner == token && record.taken_over.is_some() => {
             engine.store.clone().abandon(Abandon::new(key, token, Reason::Crashed)).await
         }
+        // Nothing of ours is there. A claim that is still on its way may take this record over before a release
+        // arrived, which would then delete it: the claim is given back once more later.
+        Some(record) if record.owner != token => Ok(Written::Lost),
         _ => engine.store.clone().release(release).await,
     }
 }
