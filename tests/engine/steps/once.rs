@@ -2,6 +2,7 @@
 
 use idempotency::{Context, Error, ErrorKind, State};
 
+use super::checkpoints::impatient;
 use super::hang;
 use crate::faults::{Fault, Gate};
 use crate::world::{World, eventually, poll_once};
@@ -119,7 +120,7 @@ impl From<Error> for Declined {
 
 #[tokio::test]
 async fn a_start_that_the_store_does_not_confirm_runs_nothing() {
-    let world = World::new();
+    let world = impatient();
     world.store.always("checkpoint", Some(Fault::LostRequest));
     let call = world.fulfil().run(async || {
         let error = world.charge_once().await.unwrap_err();
@@ -136,7 +137,7 @@ async fn a_start_that_the_store_does_not_confirm_runs_nothing() {
 
 #[tokio::test]
 async fn a_start_whose_answer_came_too_late_is_left_out_of_the_next_checkpoint() {
-    let world = World::new();
+    let world = impatient();
     world.store.always("checkpoint", Some(Fault::LostAnswer));
     let call = world.fulfil().run(async || {
         assert_eq!(world.charge_once().await.unwrap_err().kind(), ErrorKind::StoreUnavailable);
