@@ -76,8 +76,8 @@ async fn an_idle_connection_is_tried_before_it_is_used() -> anyhow::Result<()> {
     let store = impatient(&proxy.url(&world.url))?;
     run(&store, 1, "one", DAY).await?;
     proxy.reset_all();
-    // As long as a connection is taken to be alive without a try.
-    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    // Longer than a connection is taken to be alive without a try, which counts from when it was back in its pool.
+    tokio::time::sleep(Duration::from_millis(2_500)).await;
     store.claim(claim(2)).await?;
     Ok(())
 }
