@@ -18,4 +18,5 @@ pub mod proxy;
 pub mod random;
 mod resp;
 pub mod server;
+mod stop;
 pub mod worker;

@@ -20,6 +20,7 @@ pub use lifecycle::{Kind, Server};
 pub use mariadb::{MariaDb, MariaDbOptions, MariaDbServer};
 pub use pgbouncer::{PgBouncer, PgBouncerOptions, Pooler};
 pub use postgres::{Postgres, PostgresOptions, PostgresServer};
+pub(crate) use process::pid_of;
 pub use process::{ServerProcess, Signals, is_running};
 pub use redis::{Certificates, Redis, RedisOptions, RedisServer, TlsClients};
 pub use sql::Rows;

@@ -11,6 +11,7 @@ use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use super::family::signal_children;
 use crate::deadline::eventually;
 use crate::guard::Guard;
+use crate::stop::{state_of, stop_child, wait_until_stopped};
 
 /// How much of its output a server that failed is quoted with.
 const QUOTED_LINES: usize = 20;
@@ -83,15 +84,15 @@ impl ServerProcess {
         lines[lines.len().saturating_sub(QUOTED_LINES)..].join("\n")
     }
 
-    /// Stops it where it stands with all that it has started (SIGSTOP). Its connections stay open, nothing answers.
+    /// Stops it where it stands with all that it has started (SIGSTOP), and waits until they stand still. Its
+    /// connections stay open, nothing answers.
     ///
     /// # Errors
     /// When the process has ended.
     pub fn pause(&self) -> anyhow::Result<()> {
         // First itself: it starts no more children then.
-        self.signal(Signal::STOP)?;
-        signal_children(self.pid(), Signal::STOP);
-        Ok(())
+        stop_child(self.pid()).with_context(|| format!("could not stop {}", self.name))?;
+        signal_children(self.pid(), Signal::STOP).into_iter().try_for_each(wait_until_stopped)
     }
 
     /// Lets it go on (SIGCONT).
@@ -127,7 +128,10 @@ impl ServerProcess {
         if self.child.try_wait()?.is_some() {
             return Ok(());
         }
-        self.signal(Signal::STOP)?;
+        if let Err(error) = stop_child(self.pid()) {
+            // It may have ended by itself just now.
+            return if self.child.try_wait()?.is_some() { Ok(()) } else { Err(error) };
+        }
         let children = signal_children(self.pid(), Signal::KILL);
         self.child.kill()?;
         self.child.wait()?;
@@ -175,10 +179,7 @@ pub fn is_running(pid: u32) -> anyhow::Result<bool> {
     if test_kill_process(pid_of(pid)?).is_err() {
         return Ok(false);
     }
-    // The state follows the name, which is in parentheses and may contain some.
-    let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok();
-    let state = state.as_deref().and_then(|stat| stat.rsplit_once(") ")).map(|(_, state)| state);
-    Ok(!state.is_some_and(|state| state.starts_with(['Z', 'X'])))
+    Ok(!matches!(state_of(pid), Some('Z' | 'X')))
 }
 
 pub(crate) fn pid_of(id: u32) -> anyhow::Result<Pid> {

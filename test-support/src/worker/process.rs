@@ -12,7 +12,8 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use super::{AT, GO, POINTS_VARIABLE};
 use crate::deadline::within;
 use crate::guard::Guard;
-use crate::server::process::pid_of;
+use crate::server::pid_of;
+use crate::stop::stop_child;
 
 /// A worker process. It is killed when this value is dropped, and when the test process is gone.
 ///
@@ -125,12 +126,12 @@ impl Worker {
         Ok(lines)
     }
 
-    /// Stops it where it stands (SIGSTOP). Its clocks go on.
+    /// Stops it where it stands (SIGSTOP), and waits until it stands still. Its clocks go on.
     ///
     /// # Errors
-    /// When it was reaped.
+    /// When it has ended.
     pub fn stop(&self) -> anyhow::Result<()> {
-        self.signal(Signal::STOP)
+        stop_child(self.id()?).context("could not stop the worker")
     }
 
     /// Lets it go on after [`stop`](Self::stop) (SIGCONT).
@@ -161,9 +162,12 @@ impl Worker {
     }
 
     fn signal(&self, signal: Signal) -> anyhow::Result<()> {
-        // The id is the worker's as long as it is not reaped.
-        let pid = self.child.id().context("the worker has ended")?;
-        kill_process(pid_of(pid)?, signal).with_context(|| format!("could not send {signal:?} to the worker"))
+        kill_process(pid_of(self.id()?)?, signal).with_context(|| format!("could not send {signal:?} to the worker"))
+    }
+
+    /// Its process id, which is its own as long as it is not reaped.
+    fn id(&self) -> anyhow::Result<u32> {
+        self.child.id().context("the worker has ended")
     }
 }
 
