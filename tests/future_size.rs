@@ -122,3 +122,18 @@ fn a_large_argument() {
     let order = || Order { id: 1, bytes: [0; 1024] };
     assert_within("large argument", 1, &plain::large_argument(order()), &annotated::large_argument(order()));
 }
+
+#[test]
+fn a_question_takes_no_room_before_it_is_asked() {
+    #[idempotent(key = id, ttl = "24h", on_crash = verify(async |_| {
+        let mut buffer = [0; 1024];
+        hold(&mut buffer).await;
+        Ok(idempotency::Verdict::Completed(id))
+    }))]
+    async fn buffers(id: u64) -> Result<u64, Error> {
+        let mut buffer = [0; 1024];
+        hold(&mut buffer).await;
+        Ok(id + u64::from(buffer[0]))
+    }
+    assert_within("with a question", 1, &plain::buffer(1), &buffers(1));
+}

@@ -12,7 +12,7 @@ mod clean {
     use std::sync::Arc;
     use std::time::Duration;
 
-    use idempotency::{Error, Idempotency, OnError, Unstored, idempotent};
+    use idempotency::{Error, Idempotency, OnError, Unstored, Verdict, idempotent};
     use serde::de::DeserializeOwned;
     use serde::{Deserialize, Serialize};
 
@@ -100,6 +100,24 @@ mod clean {
     pub(super) async fn closure(id: u64) -> anyhow::Result<()> {
         tokio::task::yield_now().await;
         Ok(())
+    }
+
+    #[idempotent(
+        key = order.id,
+        ttl = "24h",
+        after_expiry = refuse("30d"),
+        on_crash = verify(
+            |context| async move {
+                let receipt = context.derive_key(&order.user);
+                tokio::task::yield_now().await;
+                Ok(Verdict::Completed(receipt))
+            },
+            settle = "5s"
+        )
+    )]
+    pub(super) async fn asks(order: Order) -> Result<String, Error> {
+        tokio::task::yield_now().await;
+        Ok(order.user)
     }
 
     #[idempotent(key = "constant", ttl = "24h", on_error = hold, on_conflict = reject)]
@@ -297,6 +315,7 @@ async fn everything_that_is_clean_also_works() {
         clean::borrowed(&order).await.unwrap();
         clean::owned(order.clone(), Vec::new()).await.unwrap();
         clean::every_option(&engine, order.clone()).await.unwrap();
+        clean::asks(order.clone()).await.unwrap();
         clean::items_first(1).await.unwrap();
         clean::closure(1).await.unwrap();
         clean::without_arguments().await.unwrap();

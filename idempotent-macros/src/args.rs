@@ -11,6 +11,7 @@ use crate::errors::Errors;
 use crate::key::{self, Key};
 use crate::nearest::nearest;
 use crate::transaction;
+use crate::verify::{self, Verify};
 
 /// The options as written, each checked by itself. Rules across options are in `check`.
 #[derive(Default)]
@@ -30,6 +31,7 @@ pub(crate) struct Args {
     pub(crate) facade: Option<Path>,
     pub(crate) detach: Option<Span>,
     pub(crate) tx: Option<Expr>,
+    pub(crate) after_expiry: Option<Time>,
     /// Every option that was named, even with a value that is wrong: it is not missing.
     named: Vec<Ident>,
     /// All that was written.
@@ -56,6 +58,7 @@ pub(crate) enum OnCrash {
     Hold,
     Retry,
     Resume,
+    Verify(Verify),
 }
 
 pub(crate) enum OnError {
@@ -67,7 +70,7 @@ pub(crate) enum OnError {
 }
 
 /// The options with one correct use of each.
-const OPTIONS: [(&str, &str); 15] = [
+const OPTIONS: [(&str, &str); 16] = [
     ("key", "key = order.id"),
     ("ttl", "ttl = \"24h\""),
     ("name", "name = \"payments.charge\""),
@@ -76,6 +79,7 @@ const OPTIONS: [(&str, &str); 15] = [
     ("lease", "lease = \"30s\""),
     ("on_conflict", "on_conflict = wait(\"5s\")"),
     ("on_crash", "on_crash = retry"),
+    ("after_expiry", "after_expiry = refuse(\"30d\")"),
     ("on_error", "on_error = store"),
     ("detach", "detach"),
     ("version", "version = 1"),
@@ -174,6 +178,7 @@ fn option(args: &mut Args, input: ParseStream, errors: &mut Errors) -> syn::Resu
         "fingerprint" => args.fingerprint = fingerprint(value, errors),
         "on_conflict" => args.on_conflict = on_conflict(&value, errors),
         "on_crash" => args.on_crash = on_crash(&value, errors),
+        "after_expiry" => args.after_expiry = after_expiry(&value, errors),
         "on_error" => args.on_error = on_error(value, errors),
         "version" => args.version = version(&value, errors),
         "upgrade" => args.upgrade = Some(value),
@@ -275,20 +280,42 @@ fn on_conflict(value: &Expr, errors: &mut Errors) -> Option<OnConflict> {
     None
 }
 
+fn after_expiry(value: &Expr, errors: &mut Errors) -> Option<Time> {
+    if let Expr::Call(call) = plain(value)
+        && word(&call.func).as_deref() == Some("refuse")
+        && let [time] = &call.args.iter().collect::<Vec<_>>()[..]
+    {
+        return duration::parse("refuse", "after_expiry = refuse(\"30d\")", (*time).clone(), errors);
+    }
+    errors.over(
+        value,
+        "unknown answer to a late retry: write `after_expiry = refuse(\"30d\")`, or leave it out to run the body again",
+    );
+    None
+}
+
 fn on_crash(value: &Expr, errors: &mut Errors) -> Option<OnCrash> {
     let called = match plain(value) {
         Expr::Call(call) => word(&call.func),
         _ => None,
     };
+    if let Expr::Call(call) = plain(value)
+        && called.as_deref() == Some("verify")
+    {
+        return verify::parse(call, errors).map(OnCrash::Verify);
+    }
     match word(value).or(called).as_deref() {
         Some("hold") => return Some(OnCrash::Hold),
         Some("retry") => return Some(OnCrash::Retry),
         Some("resume") => return Some(OnCrash::Resume),
         Some("verify") => errors.over(
             value,
-            "`on_crash = verify` is not available yet: write `on_crash = hold`, or `on_crash = retry` if the effect may happen twice",
+            "`verify` needs to know whom to ask: write `on_crash = verify(ask_provider)`, or a closure, which sees the arguments, `on_crash = verify(async |context| …)`",
         ),
-        _ => errors.over(value, "unknown answer to a crash: write `on_crash = hold`, `on_crash = retry` or `on_crash = resume`"),
+        _ => errors.over(
+            value,
+            "unknown answer to a crash: write `on_crash = hold`, `on_crash = retry`, `on_crash = resume` or `on_crash = verify(ask_provider)`",
+        ),
     }
     None
 }
@@ -340,7 +367,7 @@ pub(crate) fn string(value: &Expr) -> Option<&LitStr> {
 }
 
 /// The one word that the value is, if it is one, like `retry`.
-fn word(value: &Expr) -> Option<String> {
+pub(crate) fn word(value: &Expr) -> Option<String> {
     match plain(value) {
         Expr::Path(path) => path.path.get_ident().map(Ident::to_string),
         _ => None,

@@ -46,10 +46,12 @@ pub(crate) fn parse(name: &str, example: &str, value: Expr, errors: &mut Errors)
         return Some(Time::Expression(Box::new(value)));
     };
     match humantime::parse_duration(&literal.value()) {
-        Ok(Duration::ZERO) => {
+        // What settles at once may be asked at once.
+        Ok(Duration::ZERO) if name != "settle" => {
             let reason = match name {
                 "ttl" => "a record that is kept for no time protects nothing",
                 "lease" => "a claim without time is lost at once",
+                "refuse" => "to refuse for no time is to leave `after_expiry` out",
                 _ => "waiting for no time is `on_conflict = reject`",
             };
             errors.at(literal.span(), format!("`{name}` is zero, and {reason}: write `{example}`"));

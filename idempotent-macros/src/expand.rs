@@ -12,6 +12,7 @@ use crate::func::{Body, Function, mentions};
 use crate::key::{Key, borrowed};
 use crate::transaction;
 use crate::types::{self, Output, erased};
+use crate::verify::{self, Verify};
 
 /// The expansion of a function that passed every check.
 pub(crate) fn expand(args: &Args, function: &Function) -> TokenStream {
@@ -56,6 +57,9 @@ fn native(args: &Args, function: &Function, body: &Body, private: &TokenStream, 
     let local = local("__body");
     let lint = assignments_lint(function);
     let closure = quote!(#(#checks)* #(#copies)* #lint let #local = move || async move #inner;);
+    if let Some(OnCrash::Verify(verify)) = &args.on_crash {
+        return call_after_question(args, verify, function, private, output, &closure);
+    }
     let call = call(args, function, private, output, &closure);
     quote!(#call.await)
 }
@@ -73,6 +77,10 @@ fn boxed(
     let local = local("__body");
     // `#[async_trait]` binds every argument again inside of `inner`, also those that only the key uses.
     let closure = quote!(#[allow(unused_variables)] let #local = move || -> #future #inner;);
+    if let Some(OnCrash::Verify(verify)) = &args.on_crash {
+        let call = call_after_question(args, verify, function, private, output, &closure);
+        return quote!(::std::boxed::Box::pin(async move { #call }));
+    }
     let call = call(args, function, private, output, &closure);
     quote!(::std::boxed::Box::pin(#call))
 }
@@ -159,6 +167,35 @@ fn call(args: &Args, function: &Function, private: &TokenStream, output: &Type, 
     }
 }
 
+/// The call with `on_crash = verify`: the question borrows the arguments, and it is over before the body moves them.
+fn call_after_question(
+    args: &Args,
+    verify: &Verify,
+    function: &Function,
+    private: &TokenStream,
+    output: &Type,
+    closure: &TokenStream,
+) -> TokenStream {
+    let (call, codec, body) = (local("__call"), local("__codec"), local("__body"));
+    let (claim, result) = (local("__claim"), local("__result"));
+    let start = start(args, function, private, output);
+    let question = verify::question(&verify.question, private, output);
+    let span = verify.question.span();
+    let ask = located_at(&quote!(#private::verify), span);
+    let run = if args.detach.is_some() { quote!(run_detached) } else { quote!(run) };
+    let asked = quote_spanned!(span=> #ask(#call, #codec, #question).await);
+    quote! {
+        #start
+        match #asked {
+            #private::Verified::Answered(#result) => #result,
+            #private::Verified::Mine(#claim) => {
+                #closure
+                #claim.#run(#body).await
+            }
+        }
+    }
+}
+
 /// What the runtime is told about the call. The key comes first, before anything is moved.
 fn start(args: &Args, function: &Function, private: &TokenStream, output: &Type) -> TokenStream {
     let (key, call, codec) = (local("__key"), local("__call"), local("__codec"));
@@ -212,9 +249,11 @@ fn settings(args: &Args, private: &TokenStream) -> TokenStream {
         OnCrash::Hold => quote!(.on_crash(#private::OnCrash::Hold)),
         OnCrash::Retry => quote!(.on_crash(#private::OnCrash::Retry)),
         OnCrash::Resume => quote!(.on_crash(#private::OnCrash::Resume)),
+        OnCrash::Verify(Verify { settle, .. }) => settle.iter().map(|delay| quote!(.settle(#delay))).collect(),
     });
+    let after_expiry = args.after_expiry.as_ref().map(|time| quote!(.after_expiry(#time)));
     let version = args.version.as_ref().map(|version| quote!(.version(#version)));
-    quote!(#ttl #scope #fingerprint #lease #on_conflict #on_crash #version)
+    quote!(#ttl #scope #fingerprint #lease #on_conflict #on_crash #after_expiry #version)
 }
 
 /// The one place that asks for the bounds of the return type, and of the error type if errors are stored. All of its

@@ -20,6 +20,7 @@ mod snapshots;
 mod template;
 mod transaction;
 mod types;
+mod verify;
 
 use proc_macro2::{Span, TokenStream};
 

@@ -75,6 +75,25 @@ fn boxed_future() {
 }
 
 #[test]
+fn function_that_asks() {
+    insta::assert_snapshot!(expanded(
+        r#"key = order.id, ttl = "24h", on_crash = verify(|context| async move { ask(&order, context).await }, settle = "5s"),
+        after_expiry = refuse("30d")"#,
+        "async fn charge(order: Order) -> Result<Receipt, PayError> { pay(order).await }",
+    ));
+}
+
+#[test]
+fn boxed_future_that_asks() {
+    insta::assert_snapshot!(expanded_method(
+        r#"key = order.id, ttl = "24h", on_crash = verify(ask)"#,
+        "fn charge<'a, 'async_trait>(&'a self, order: Order) \
+         -> ::core::pin::Pin<Box<dyn ::core::future::Future<Output = Result<Receipt, PayError>> + Send + 'async_trait>> \
+         where 'a: 'async_trait { Box::pin(async move { let order = order; self.pay(order).await }) }",
+    ));
+}
+
+#[test]
 fn function_in_a_transaction() {
     insta::assert_snapshot!(expanded(
         r#"key = order.id, ttl = "24h", tx = tx, on_error = store"#,

@@ -47,12 +47,10 @@ struct Parts {
 
 /// What protects the body.
 enum Held {
-    Claim(Token, Arc<Lease>, Arc<Journal>),
+    /// With the journal of the body; none while the outside world is asked.
+    Claim(Token, Arc<Lease>, Option<Arc<Journal>>),
     /// The row of the record, until the body is over.
-    Transaction {
-        fence: u64,
-        ended: Arc<AtomicBool>,
-    },
+    Transaction { fence: u64, ended: Arc<AtomicBool> },
     /// The operation is disabled.
     Nothing,
 }
@@ -63,7 +61,7 @@ impl Context {
         operation: &Arc<str>,
         grant: &Grant,
         lease: Arc<Lease>,
-        journal: Arc<Journal>,
+        journal: Option<Arc<Journal>>,
     ) -> Self {
         let claim = Held::Claim(grant.record.owner, lease, journal);
         Self::of_parts(engine, operation, grant.record.key, grant.record.attempts, claim)
@@ -184,7 +182,11 @@ impl Context {
     /// Where the steps of this attempt are recorded; nowhere where the operation is disabled.
     pub(crate) fn journal(&self) -> Result<(Arc<Inner>, Option<Arc<Journal>>), Error> {
         let journal = match &self.0.claim {
-            Held::Claim(_, _, journal) => Some(journal.clone()),
+            Held::Claim(_, _, Some(journal)) => Some(journal.clone()),
+            Held::Claim(_, _, None) => {
+                let detail = "the question about an earlier attempt has no steps: only the body does";
+                return Err(self.refused(ErrorKind::Unsupported).with_detail(detail));
+            }
             Held::Transaction { .. } => {
                 let detail = "a call in a transaction has no steps: what it writes is committed at once or not at all";
                 return Err(self.refused(ErrorKind::Unsupported).with_detail(detail));

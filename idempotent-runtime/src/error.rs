@@ -77,7 +77,8 @@ impl ErrorKind {
             ),
             Self::InDoubt => (
                 "an earlier attempt started and nobody knows whether it finished",
-                "find out whether the effect happened, then answer with `record(…).resolve(…)`",
+                "find out whether the effect happened, then answer with `record(…).resolve(…)`: `Completed`, `Failed` or \
+                 `NotExecuted`",
             ),
             Self::MissingKey => ("the call has no key", "give every part of the key a value"),
             Self::InvalidKey => ("the key cannot be used", "use a shorter key of a supported type"),
@@ -282,17 +283,20 @@ impl Error {
         self.0.retry_after
     }
 
-    /// Whether the same call can succeed later without anybody's action.
+    /// Whether the same call can succeed later without anybody's action. Of [`InDoubt`](ErrorKind::InDoubt), only where
+    /// a later call asks the outside world (`on_crash = verify`); [`retry_after`](Self::retry_after) then says when.
     pub fn is_retryable(&self) -> bool {
-        matches!(
-            self.0.kind,
-            ErrorKind::InProgress
-                | ErrorKind::StoreUnavailable
-                | ErrorKind::NotStored
-                | ErrorKind::Superseded
-                | ErrorKind::Full
-                | ErrorKind::ShuttingDown
-        )
+        let will_ask = self.0.kind == ErrorKind::InDoubt && self.0.retry_after.is_some();
+        will_ask
+            || matches!(
+                self.0.kind,
+                ErrorKind::InProgress
+                    | ErrorKind::StoreUnavailable
+                    | ErrorKind::NotStored
+                    | ErrorKind::Superseded
+                    | ErrorKind::Full
+                    | ErrorKind::ShuttingDown
+            )
     }
 
     /// The error of this crate in a chain of sources: finds it inside `anyhow::Error` and `#[from]` wrappers, also

@@ -34,12 +34,12 @@ pub mod testing;
 pub use context::{Context, InCurrentScope};
 pub use engine::{
     Builder, Call, Drained, Duplicate, Idempotency, Purging, RecordHandle, RecordView, Report, Resolution, Revision,
-    Run, observe,
+    Run, Unasked, Verify, observe,
 };
 pub use error::{Error, ErrorKind};
 pub use fingerprint::Fingerprint;
 pub use outcome::{CallError, Decision, ErrorPolicy, StoredValue, Upgrade};
-pub use policy::{OnConflict, OnCrash, OnError, Unstored};
+pub use policy::{OnConflict, OnCrash, OnError, Unstored, Verdict};
 #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
 pub use sql::{OpenTransaction, TransactionDatabase, in_transaction};
 pub use steps::{Step, StepBody, StepOnce, StepRetried, StepRetry, StepRun};

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde::Serialize;
@@ -23,6 +24,12 @@ pub trait Outcome: Sized {
     type Value;
     /// What the caller gets instead.
     type Failure;
+
+    /// The result of a call of which the outside world says that it happened.
+    fn completed(value: Self::Value) -> Self;
+
+    /// The result of a call about which the outside world could not be asked.
+    fn failed(error: Self::Failure) -> Self;
 
     /// How results of this type become bytes and come back, and by `policy` what becomes of errors.
     fn codec<P: ErrorPolicy<Self::Failure>>(policy: P) -> Codec<Self, P>;
@@ -66,6 +73,14 @@ impl<E: Serialize + DeserializeOwned> StoredError for E {}
 impl<T: StoredValue, E: CallError> Outcome for Result<T, E> {
     type Value = T;
     type Failure = E;
+
+    fn completed(value: T) -> Self {
+        Ok(value)
+    }
+
+    fn failed(error: E) -> Self {
+        Err(error)
+    }
 
     fn codec<P: ErrorPolicy<E>>(policy: P) -> Codec<Self, P> {
         Codec {
@@ -142,6 +157,8 @@ pub(crate) enum Ending {
     Release,
     /// An error that may hide an effect.
     Hold,
+    /// Nobody knows what an earlier attempt did, and who was asked could not tell.
+    Unknown { reason: Reason, ask_again_after: Duration },
 }
 
 /// What a call returns without running the body, or instead of its own result.

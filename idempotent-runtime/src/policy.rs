@@ -27,6 +27,19 @@ pub enum OnCrash {
     Resume,
 }
 
+/// What the outside world says about an earlier attempt: the answer to the question of `on_crash = verify`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Verdict<T> {
+    /// The effect happened, and this is its result: it is stored, and every caller gets it.
+    Completed(T),
+    /// The effect did not happen and will not: the body runs now.
+    NotExecuted,
+    /// It cannot be told yet: the record stays in doubt, and is asked about again after a rest of 5 seconds, which
+    /// doubles with every attempt up to 10 minutes.
+    Unknown,
+}
+
 /// What happens to the claim when the body returns an `Err`. Storing asks serde of the error type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]

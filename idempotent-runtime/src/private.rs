@@ -1,7 +1,9 @@
 //! What the expansion of `#[idempotent]` calls. Not for people: it changes without notice.
 
 pub use crate::argument::{Detachable, DetachableCopy, assert_detachable, copied};
-pub use crate::engine::{Begun, Call, InTransaction, Loan, Site, begin, lend, run, run_detached};
+pub use crate::engine::{
+    Asked, Begun, Call, Cleared, InTransaction, Loan, Site, Verified, begin, lend, run, run_detached, verify,
+};
 pub use crate::first_poll::on_first_poll;
 pub use crate::key::Key;
 pub use crate::outcome::{CallError, Codec, Decision, ErrorPolicy, Outcome, StoredError, StoredValue};

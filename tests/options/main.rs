@@ -7,6 +7,7 @@ mod engines;
 mod errors;
 mod keys;
 mod names;
+mod questions;
 mod scopes_and_fingerprints;
 mod times;
 mod versions;

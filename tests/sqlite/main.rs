@@ -3,6 +3,7 @@
 mod fences;
 mod files;
 mod formats;
+mod late_retries;
 mod migrations;
 mod purging;
 mod steps;

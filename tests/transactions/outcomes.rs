@@ -20,6 +20,19 @@ async fn what_is_committed_is_replayed_and_has_one_effect() -> anyhow::Result<()
 }
 
 #[tokio::test]
+async fn a_key_with_a_window_is_refused() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    let mut transaction = world.begin().await?;
+    let call = world.engine.call(OPERATION, ("a", idempotency::key::window(DAY))).ttl(DAY);
+    let refused = call.run_in(&mut transaction, async |transaction| add(transaction, "a").await).await;
+    let Err(Fault::Idempotency(error)) = refused else { panic!("{refused:?}") };
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    transaction.commit().await?;
+    assert_eq!(world.entries("a").await?, 0);
+    Ok(())
+}
+
+#[tokio::test]
 async fn what_is_rolled_back_has_not_happened() -> anyhow::Result<()> {
     let world = World::new().await?;
     let mut transaction = world.begin().await?;

@@ -17,8 +17,8 @@ use super::{Waiting, claim, wait};
 use crate::context::Context;
 use crate::error::{Error, ErrorKind};
 use crate::fingerprint::Fingerprint;
-use crate::outcome::{Answer, stored};
-use crate::store::{Claim, Claimed, Grant, Reason, Record, State, StoreError};
+use crate::outcome::{Answer, Ending, stored};
+use crate::store::{Claim, Claimed, CrashPolicy, Grant, Reason, Record, State, StoreError};
 
 /// What a call may do.
 pub(crate) enum Admission {
@@ -89,6 +89,13 @@ pub(crate) async fn admit(request: Request) -> Admission {
             tracing::debug!(operation = %call.operation, key = %call.key, attempt = record.attempts, "replayed");
             observe(report);
             Admission::Answer(stored(record, call.version))
+        }
+        // The record wants the outside world to be asked, and this caller has no question.
+        Ok((call, Sought::Running(running))) if running.must_ask() && call.policy != CrashPolicy::Verify => {
+            let left = Record { reason: Some(Reason::Crashed), ..running.grant.record.clone() };
+            let ending = Ending::Unknown { reason: Reason::Crashed, ask_again_after: Duration::ZERO };
+            running.finish(ending).await;
+            Admission::Answer(Answer::Refused(in_doubt(&call, &left)))
         }
         Ok((_, Sought::Running(running))) => Admission::Run(running),
         Err(error) => {
@@ -209,7 +216,7 @@ async fn lead(call: &Arc<Checked>, leader: &Leader, deadline: Option<Duration>, 
                     let Some(_waiting) = Waiting::enter(engine) else { return Led::OutOfTime(in_progress()) };
                     report.waited = true;
                     found = match wait::for_change(engine, call.key, deadline).await {
-                        Ok(wait::Changed::Record(record)) => Some(record),
+                        Ok(wait::Changed::Record(record)) => Some(record).filter(|record| !may_ask(call, record)),
                         Ok(wait::Changed::Claimable) => None,
                         Ok(wait::Changed::OutOfTime) => return Led::OutOfTime(in_progress()),
                         // The store was asked for no longer than this caller waits.
@@ -233,6 +240,7 @@ pub(super) fn new_claim(call: &Checked) -> Result<Claim, Error> {
     claim.lease = call.lease;
     claim.linger = call.linger();
     claim.ttl = call.ttl;
+    claim.after_expiry = call.after_expiry;
     Ok(claim)
 }
 
@@ -272,14 +280,26 @@ pub(super) fn judge(call: &Checked, record: &Record) -> Judged {
     }
 }
 
-fn in_doubt(call: &Checked, record: &Record) -> Error {
+/// Whether this caller has a question, and the record's policy is content with an answer to it.
+fn asks(call: &Checked, record: &Record) -> bool {
+    call.policy == CrashPolicy::Verify && record.policy <= CrashPolicy::Verify
+}
+
+fn may_ask(call: &Checked, record: &Record) -> bool {
+    record.state == State::InDoubt && record.lease_until <= record.read_at && asks(call, record)
+}
+
+pub(super) fn in_doubt(call: &Checked, record: &Record) -> Error {
     let age = record.read_at.saturating_duration_since(record.created);
     let reason = record.reason.map_or_else(|| "its owner is gone".to_owned(), |reason| reason.to_string());
-    call.refused(ErrorKind::InDoubt).with_detail(format!(
-        "{reason}; attempt {}, first claimed {}s ago",
-        record.attempts,
-        age.as_secs()
-    ))
+    let detail = format!("{reason}; attempt {}, first claimed {}s ago", record.attempts, age.as_secs());
+    if !asks(call, record) {
+        return call.refused(ErrorKind::InDoubt).with_detail(detail);
+    }
+    let left = record.lease_until.saturating_duration_since(record.read_at);
+    let seconds = left.as_millis().div_ceil(1000);
+    let detail = format!("{detail}; a call with this key asks again, in {seconds}s at the earliest");
+    call.refused(ErrorKind::InDoubt).with_detail(detail).with_retry_after(left)
 }
 
 /// Waits for the leader's answer. `None`: it has none, and the seat is free.

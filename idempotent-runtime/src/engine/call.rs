@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::operations::Site;
 use super::run::{Run, run};
+use super::verify::{SETTLE, Unasked, Verify};
 use super::window::Windowed;
 use super::{Idempotency, Inner, scope};
 use crate::error::{Error, ErrorKind};
@@ -37,9 +38,10 @@ use crate::store::CrashPolicy;
 /// ```
 #[derive(Debug)]
 #[must_use = "a call does nothing until it runs"]
-pub struct Call<P = Unstored> {
+pub struct Call<P = Unstored, V = Unasked> {
     pub(crate) request: Request,
     policy: P,
+    question: V,
 }
 
 /// What a call asks for, before anything is checked.
@@ -54,6 +56,8 @@ pub(crate) struct Request {
     lease: Option<Duration>,
     on_conflict: Option<Conflict>,
     policy: CrashPolicy,
+    settle: Duration,
+    after_expiry: Option<Duration>,
     version: u32,
     count_attempts: bool,
 }
@@ -92,12 +96,16 @@ impl Call {
             lease: None,
             on_conflict: None,
             policy: CrashPolicy::Hold,
+            settle: SETTLE,
+            after_expiry: None,
             version: 0,
             count_attempts: false,
         };
-        Self { request, policy: Unstored::Release }
+        Self { request, policy: Unstored::Release, question: Unasked }
     }
+}
 
+impl<P, V> Call<P, V> {
     /// Decides what becomes of an `Err` of the body: [`OnError`](crate::OnError), [`Unstored`], or a function over
     /// the error that returns one of them. The default is [`Unstored::Release`].
     ///
@@ -122,12 +130,10 @@ impl Call {
     /// # Ok(())
     /// # }
     /// ```
-    pub fn on_error<P>(self, policy: P) -> Call<P> {
-        Call { request: self.request, policy }
+    pub fn on_error<D>(self, policy: D) -> Call<D, V> {
+        Call { request: self.request, policy, question: self.question }
     }
-}
 
-impl<P> Call<P> {
     /// How long the result is kept, counted from the end of the body; required. From a millisecond up to the
     /// engine's ceiling of 400 days, else the call fails with [`Config`](ErrorKind::Config).
     pub fn ttl(mut self, ttl: Duration) -> Self {
@@ -166,12 +172,71 @@ impl<P> Call<P> {
     }
 
     /// What the next caller does when this one is gone in the middle of the body. The default is [`OnCrash::Hold`].
-    pub fn on_crash(mut self, on_crash: OnCrash) -> Self {
+    pub fn on_crash(mut self, on_crash: OnCrash) -> Call<P> {
         self.request.policy = match on_crash {
             OnCrash::Hold => CrashPolicy::Hold,
             OnCrash::Retry => CrashPolicy::Retry,
             OnCrash::Resume => CrashPolicy::Resume,
         };
+        Call { request: self.request, policy: self.policy, question: Unasked }
+    }
+
+    /// Lets the next caller ask the outside world when this one is gone in the middle of the body: the effect of a call
+    /// may be known to a provider, a mailbox or a table.
+    ///
+    /// The next caller takes the claim over, waits for the [`settle`](Self::settle) delay and calls `question`, whose
+    /// [`Verdict`](crate::Verdict) is the result, lets the body run, or leaves the record in doubt. Callers then get
+    /// [`InDoubt`](ErrorKind::InDoubt) with a [`retry_after`](Error::retry_after), after which the next call asks again.
+    /// An `Err` of the question is returned, and leaves the record in doubt just so; as do its panic and its drop. The
+    /// question is asked by one caller at a time, and its lease is renewed meanwhile.
+    ///
+    /// **Nobody can tell a dead owner from a slow one.** "It did not happen" is true only at the moment of the answer: an
+    /// owner that was paused may still make the effect afterwards. So this is safe only where the outside world
+    /// enforces the key that both attempts sent ([`Context::derive_key`]), or the old attempt is known to be dead. The
+    /// settle delay covers requests that were on their way.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use idempotent_runtime::{Context, Error, Idempotency, Verdict, store::MemoryStore};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Error> {
+    /// # struct Provider;
+    /// # impl Provider {
+    /// #     async fn find(&self, _: &str) -> Result<Option<String>, Error> { Ok(None) }
+    /// #     async fn charge(&self, _: &str) -> Result<String, Error> { Ok("receipt".to_owned()) }
+    /// # }
+    /// # let (engine, provider) = (Idempotency::new(MemoryStore::new()), Provider);
+    /// let receipt = engine
+    ///     .call("payments.charge", 4711)
+    ///     .ttl(Duration::from_secs(86_400))
+    ///     .on_crash_verify(async |context: Context| match provider.find(&context.derive_key("charge")).await? {
+    ///         Some(receipt) => Ok(Verdict::Completed(receipt)),
+    ///         None => Ok(Verdict::NotExecuted),
+    ///     })
+    ///     .run(async || provider.charge(&Context::current().derive_key("charge")).await)
+    ///     .await?;
+    /// # assert_eq!(receipt, "receipt");
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn on_crash_verify<Q>(mut self, question: Q) -> Call<P, Verify<Q>> {
+        self.request.policy = CrashPolicy::Verify;
+        Call { request: self.request, policy: self.policy, question: Verify(question) }
+    }
+
+    /// How long to wait between the takeover and the question of [`on_crash_verify`](Self::on_crash_verify), so that a
+    /// request arrives that was on its way when its sender died. The default is one second; choose a time in which the
+    /// outside world answers or gives up.
+    pub fn settle(mut self, delay: Duration) -> Self {
+        self.request.settle = delay;
+        self
+    }
+
+    /// How long after its record has expired a late call is told [`Expired`](ErrorKind::Expired) instead of running the
+    /// body again: a small tombstone stays in the record's place. From a millisecond up to the engine's ceiling of 400
+    /// days, else the call fails with [`Config`](ErrorKind::Config). Without it, nothing stays.
+    pub fn after_expiry(mut self, refuse_for: Duration) -> Self {
+        self.request.after_expiry = Some(refuse_for);
         self
     }
 
@@ -189,6 +254,14 @@ impl<P> Call<P> {
         self
     }
 
+    /// The request, what becomes of errors, which the codec takes, and what is asked.
+    pub(super) fn parts(self) -> (Call, P, V) {
+        let call = Call { request: self.request, policy: Unstored::Release, question: Unasked };
+        (call, self.policy, self.question)
+    }
+}
+
+impl<P> Call<P> {
     /// Makes the call: replays the stored result if there is one, else runs `body` under the claim and stores what it
     /// returns. Takes `|| async { … }` and `async || { … }`.
     ///
@@ -205,7 +278,7 @@ impl<P> Call<P> {
         E: CallError,
         P: ErrorPolicy<E>,
     {
-        let (call, policy) = self.parts();
+        let (call, policy, Unasked) = self.parts();
         run(call, Result::<T, E>::codec(policy), body)
     }
 
@@ -219,13 +292,8 @@ impl<P> Call<P> {
         E: CallError,
         P: ErrorPolicy<E>,
     {
-        let (call, policy) = self.parts();
+        let (call, policy, Unasked) = self.parts();
         run(call, Result::<T, E>::codec(policy).upgrade(upgrade), body)
-    }
-
-    /// The request, and what becomes of errors, which the codec takes.
-    pub(super) fn parts(self) -> (Call, P) {
-        (Call { request: self.request, policy: Unstored::Release }, self.policy)
     }
 }
 
@@ -241,11 +309,19 @@ pub(crate) struct Checked {
     pub(crate) lease: Duration,
     pub(crate) on_conflict: OnConflict,
     pub(crate) policy: CrashPolicy,
+    pub(super) settle: Duration,
+    pub(super) after_expiry: Duration,
     pub(crate) version: u32,
     pub(crate) count_attempts: bool,
 }
 
 impl Request {
+    /// As a call that asks after a crash.
+    pub(super) fn verifying(mut self) -> Self {
+        self.policy = CrashPolicy::Verify;
+        self
+    }
+
     /// The schema version that the caller reads.
     pub(super) fn version(&self) -> u32 {
         self.version
@@ -276,6 +352,14 @@ impl Request {
             if lease < Duration::from_millis(1) {
                 return Err(Error::config("`lease` must be at least a millisecond"));
             }
+            let after_expiry = self.after_expiry.unwrap_or_default();
+            let refusable = Duration::from_millis(1)..=settings.max_ttl;
+            if self.after_expiry.is_some_and(|refused| !refusable.contains(&refused)) {
+                let ceiling = settings.max_ttl;
+                return Err(Error::config(format!(
+                    "`after_expiry` is {after_expiry:?}; it goes from 1ms to {ceiling:?}"
+                )));
+            }
             if self.lease.is_some_and(|lease| lease > ttl) {
                 return Err(Error::config(format!("`ttl` ({ttl:?}) is shorter than `lease` ({lease:?})")));
             }
@@ -290,9 +374,10 @@ impl Request {
                 Some(_) => Some(Windowed { scope: scope.to_vec(), key: self.key.clone() }),
                 None => None,
             };
-            Ok((ttl, lease, key, windowed, self.fingerprint?))
+            Ok((ttl, after_expiry, lease, key, windowed, self.fingerprint?))
         };
-        let (ttl, lease, key, windowed, fingerprint) = checked().map_err(|error| named(error, &operation))?;
+        let (ttl, after_expiry, lease, key, windowed, fingerprint) =
+            checked().map_err(|error| named(error, &operation))?;
         let on_conflict = match self.on_conflict {
             None => settings.on_conflict,
             Some(Conflict::Wait) => OnConflict::Wait(settings.wait()),
@@ -309,6 +394,8 @@ impl Request {
             lease,
             on_conflict,
             policy,
+            settle: self.settle,
+            after_expiry,
             version,
             count_attempts,
         })

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::call::Checked;
 use super::duplicate::Duplicate;
 use super::running::{Running, give_up};
 use super::{Waiting, claim, retry, wait};
@@ -44,7 +45,11 @@ pub(super) async fn finish(mut running: Box<Running>, ending: Ending) -> Verdict
             return conclude(&mut running, Verdict::Own, None);
         }
         Ending::Hold => {
-            hold(&running).await;
+            park(&running, Reason::Error, Duration::ZERO).await;
+            return conclude(&mut running, Verdict::Own, None);
+        }
+        Ending::Unknown { reason, ask_again_after } => {
+            park(&running, reason, ask_again_after).await;
             return conclude(&mut running, Verdict::Own, None);
         }
     };
@@ -156,13 +161,14 @@ async fn release(running: &Running) {
     }
 }
 
-async fn hold(running: &Running) {
+async fn park(running: &Running, reason: Reason, ask_again_after: Duration) {
     let engine = &running.call.engine;
-    let park = Park::own(running.grant.record.key, running.grant.record.owner, Reason::Error);
+    let mut park = Park::own(running.grant.record.key, running.grant.record.owner, reason);
+    park.ask_again_after = ask_again_after;
     let parked = retry::until(engine, engine.settings.commit_timeout, || engine.store.clone().park(park)).await;
     if let Err(error) = parked {
-        tracing::warn!(operation = %running.call.operation, key = %running.call.key, %error,
-            "the record of a held error could not be parked; its policy applies when the lease is over");
+        tracing::warn!(operation = %running.call.operation, key = %running.call.key, %error, %reason,
+            "a record in doubt could not be parked; its policy applies when the lease is over");
     }
 }
 
@@ -178,7 +184,18 @@ async fn overtaken(running: &mut Running, commit: &Commit) -> Verdict {
                 .map_or(Verdict::Own, Verdict::refused);
         }
     }
-    let winner = found.as_ref().ok().and_then(Option::as_ref);
+    // A verdict that came too late had no effect.
+    if running.has_run {
+        report_duplicate(&call, commit, found.as_ref().ok().and_then(Option::as_ref));
+    }
+    match found {
+        Ok(Some(record)) => Verdict::Instead(stored(record, call.version)),
+        Ok(None) => Verdict::refused(call.refused(ErrorKind::Superseded)),
+        Err(error) => Verdict::refused(call.refused(ErrorKind::Superseded).with_source(error)),
+    }
+}
+
+fn report_duplicate(call: &Checked, commit: &Commit, winner: Option<&Arc<Record>>) {
     tracing::warn!(operation = %call.operation, key = %call.key, winner = winner.is_some(),
         "a body finished after its call had been taken over: its effect may have happened twice");
     call.engine.duplicates.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
@@ -186,11 +203,6 @@ async fn overtaken(running: &mut Running, commit: &Commit) -> Verdict {
         let winner = winner.map(|record| record.body.clone());
         let (operation, key, result) = (call.operation.clone(), call.key, commit.body.clone());
         hook(&Duplicate { operation, key, result, winner });
-    }
-    match found {
-        Ok(Some(record)) => Verdict::Instead(stored(record, call.version)),
-        Ok(None) => Verdict::refused(call.refused(ErrorKind::Superseded)),
-        Err(error) => Verdict::refused(call.refused(ErrorKind::Superseded).with_source(error)),
     }
 }
 

@@ -75,6 +75,11 @@ impl Lease {
         *self.lost.borrow() || nanos(self.clock.monotonic()) >= self.valid_until.load(Ordering::Acquire)
     }
 
+    /// Monotonic time from which the lease is known to have run, at the latest.
+    pub(crate) fn known_since(&self) -> Duration {
+        Duration::from_nanos(self.valid_until.load(Ordering::Acquire)).saturating_sub(self.length)
+    }
+
     pub(crate) async fn ended(&self) {
         let mut lost = self.lost.subscribe();
         while !self.is_lost() {

@@ -20,6 +20,7 @@ mod running;
 pub(crate) mod scope;
 mod settings;
 mod transaction;
+pub(crate) mod verify;
 mod wait;
 mod window;
 
@@ -40,6 +41,7 @@ pub use run::{Run, run, run_detached};
 #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
 pub(crate) use transaction::watched;
 pub use transaction::{Begun, InTransaction, begin};
+pub use verify::{Asked, Cleared, Unasked, Verified, Verify, verify};
 
 use flight::Flights;
 use keeper::{Followed, Keeper};

@@ -63,6 +63,18 @@ impl Guard {
     }
 }
 
+impl<R, B, F, P> Run<R, B, F, P>
+where
+    B: FnOnce() -> F,
+    F: Future<Output = R>,
+{
+    /// The rest of a call that was admitted before.
+    pub(super) fn admitted(admission: Admission, codec: Codec<R, P>, body: B) -> Self {
+        let core: Core<Admission> = Box::pin(std::future::ready(admission));
+        Self { reader: codec.reader, stage: Stage::Admission { core, body, writer: codec.writer } }
+    }
+}
+
 /// Makes `call`. See [`Call::run`].
 pub fn run<R, P, F, B>(call: Call, codec: Codec<R, P>, body: B) -> Run<R, B, F, P>
 where
@@ -153,14 +165,22 @@ where
     B: FnOnce() -> F + Send + 'static,
     F: Future<Output = R> + Send + 'static,
 {
-    let reader = codec.reader;
-    let admission = match admit(call.request).await {
-        Admission::Answer(answer) => return reader.answer(answer),
-        admission => admission,
-    };
-    let (refusals, call) = (reader.of_refusals(), admission.call());
-    let core: Core<Admission> = Box::pin(std::future::ready(admission));
-    let run = Run { reader, stage: Stage::Admission { core, body, writer: codec.writer } };
+    match admit(call.request).await {
+        Admission::Answer(answer) => codec.reader.answer(answer),
+        admission => detach(admission, codec, body).await,
+    }
+}
+
+/// Runs the body of an admitted call in a task of its own.
+pub(super) async fn detach<R, P, F, B>(admission: Admission, codec: Codec<R, P>, body: B) -> R
+where
+    R: Send + 'static,
+    P: Send + 'static,
+    B: FnOnce() -> F + Send + 'static,
+    F: Future<Output = R> + Send + 'static,
+{
+    let (refusals, call) = (codec.reader.of_refusals(), admission.call());
+    let run = Run::admitted(admission, codec, body);
     match tokio::spawn(Scope::current().wrap(run).in_current_span()).await {
         Ok(result) => result,
         Err(error) => {

@@ -34,12 +34,16 @@ pub(crate) struct Running {
     pub(super) report: Report,
     /// From the start of the body.
     pub(super) journal: Option<Arc<Journal>>,
+    /// Whether the body started, which may leave an effect.
+    pub(super) has_run: bool,
     phase: Phase,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Granted,
+    /// The outside world is asked about an earlier attempt.
+    Asking,
     Started,
     /// The body panicked.
     Panicked,
@@ -76,6 +80,7 @@ impl Running {
             observer,
             report,
             journal: None,
+            has_run: false,
             phase: Phase::Granted,
         }
     }
@@ -95,8 +100,30 @@ impl Running {
         let journal = Arc::new(Journal::of(operation, &self.grant.record, self.lease.clone(), limit)?);
         self.journal = Some(journal.clone());
         self.phase = Phase::Started;
-        let context = Context::new(engine, operation, &self.grant, self.lease.clone(), journal);
+        self.has_run = true;
+        let context = Context::new(engine, operation, &self.grant, self.lease.clone(), Some(journal));
         Ok(scope.of_body(context))
+    }
+
+    /// The scope and the context of the question about an earlier attempt, if it may be asked.
+    pub(super) fn ask(&mut self) -> Result<(Scope, Context), Error> {
+        let (engine, scope) = (&self.call.engine, Scope::current());
+        if scope.is_shut_out(engine) {
+            return Err(self.call.refused(ErrorKind::ShuttingDown));
+        }
+        if self.lease.is_lost() {
+            let detail = "the lease was over before the outside world could be asked";
+            return Err(self.call.refused(ErrorKind::StoreUnavailable).with_detail(detail));
+        }
+        self.phase = Phase::Asking;
+        let context = Context::new(engine, &self.call.operation, &self.grant, self.lease.clone(), None);
+        Ok((scope.of_body(context.clone()), context))
+    }
+
+    /// The answer is that the body may run, under what is left of the lease now.
+    pub(super) fn may_run(&mut self) {
+        self.phase = Phase::Granted;
+        self.sent = self.lease.known_since();
     }
 
     /// Gives the claim back before anything was done under it. Goes on in the background if it is dropped.
@@ -175,6 +202,21 @@ impl Drop for Running {
                 if repeated {
                     claim::give_back(&engine, release, budget, true).await;
                 }
+            });
+            return;
+        }
+        if self.phase == Phase::Asking {
+            let (key, token) = (lease.key, lease.token);
+            let keeper = engine.keeper.clone();
+            let rest = self.rest();
+            keeper.spawn(async move {
+                engine.keeper.forget(&lease);
+                let mut park = Park::own(key, token, Reason::Unverified);
+                park.ask_again_after = rest;
+                if let Err(error) = retry::until(&engine, budget, || engine.store.clone().park(park)).await {
+                    tracing::warn!(%key, %error, "a question without an answer could not be recorded; the next caller asks when the lease is over");
+                }
+                drop(leader);
             });
             return;
         }

@@ -207,7 +207,8 @@ impl<R, P> InTransaction<R, P> {
 /// What the transaction is told, and the error for the caller if its result cannot be kept.
 fn end_of(call: &Checked, record: &Record, ending: Ending) -> (End, Option<Error>) {
     let (state, body) = match ending {
-        Ending::Release => return (End::Undo, None),
+        // Nothing is asked in a transaction.
+        Ending::Release | Ending::Unknown { .. } => return (End::Undo, None),
         Ending::Hold => return (End::Hold(Park::own(record.key, record.owner, Reason::Error)), None),
         Ending::Answer { state, body } => (state, body),
     };
@@ -253,7 +254,7 @@ impl<P> Call<P> {
         E: CallError,
         P: ErrorPolicy<E>,
     {
-        let (call, policy) = self.parts();
+        let (call, policy, _) = self.parts();
         match begin(call, Result::<T, E>::codec(policy), transaction).await {
             Begun::Answered(result) => result,
             Begun::Mine(claim) => {

@@ -14,7 +14,7 @@ pub(crate) const STATES: [(State, u8); 6] = [
 pub(crate) const POLICIES: [(CrashPolicy, u8); 4] =
     [(CrashPolicy::Retry, 1), (CrashPolicy::Resume, 2), (CrashPolicy::Verify, 3), (CrashPolicy::Hold, 4)];
 
-pub(crate) const REASONS: [(Reason, u8); 10] = [
+pub(crate) const REASONS: [(Reason, u8); 11] = [
     (Reason::Crashed, 1),
     (Reason::Dropped, 2),
     (Reason::Panicked, 3),
@@ -25,6 +25,7 @@ pub(crate) const REASONS: [(Reason, u8); 10] = [
     (Reason::TooLarge, 8),
     (Reason::NotEncodable, 9),
     (Reason::Resolved, 10),
+    (Reason::Unverified, 11),
 ];
 
 /// Zero for what the table does not have; it has all values.

@@ -362,7 +362,7 @@ mod tests {
             POLICIES,
             [(CrashPolicy::Retry, 1), (CrashPolicy::Resume, 2), (CrashPolicy::Verify, 3), (CrashPolicy::Hold, 4)]
         );
-        assert_eq!(REASONS.map(|(_, code)| code), [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]);
+        assert_eq!(REASONS.map(|(_, code)| code), [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]);
         assert_eq!(
             REASONS.map(|(reason, _)| reason),
             [
@@ -375,7 +375,8 @@ mod tests {
                 Reason::ShutDown,
                 Reason::TooLarge,
                 Reason::NotEncodable,
-                Reason::Resolved
+                Reason::Resolved,
+                Reason::Unverified
             ]
         );
     }
@@ -402,7 +403,8 @@ mod tests {
             | Reason::ShutDown
             | Reason::TooLarge
             | Reason::NotEncodable
-            | Reason::Resolved => REASONS.len() == 10,
+            | Reason::Resolved
+            | Reason::Unverified => REASONS.len() == 11,
         };
         assert!(all(Reason::Crashed));
         let all = |policy| match policy {

@@ -102,6 +102,8 @@ pub enum Reason {
     NotEncodable,
     /// An operator or a verdict resolved the record, or removed it and left a tombstone.
     Resolved,
+    /// An earlier attempt crashed, and the outside world, when asked, gave no answer.
+    Unverified,
 }
 
 impl fmt::Display for Reason {
@@ -117,6 +119,7 @@ impl fmt::Display for Reason {
             Self::TooLarge => "its result was larger than the limit",
             Self::NotEncodable => "its result could not be encoded",
             Self::Resolved => "it was resolved by hand",
+            Self::Unverified => "it crashed, and the question whether it had happened was not answered",
         })
     }
 }

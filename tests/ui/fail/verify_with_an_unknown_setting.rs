@@ -1,6 +1,6 @@
 use idempotency::{Error, idempotent};
 
-#[idempotent(key = id, ttl = "24h", on_crash = verify(ask_the_bank))]
+#[idempotent(key = id, ttl = "24h", on_crash = verify(ask_the_bank, delay = "5s"))]
 async fn charge(id: u64) -> Result<u64, Error> {
     Ok(id)
 }

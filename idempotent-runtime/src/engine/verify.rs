@@ -1,0 +1,204 @@
+//! `on_crash = verify`: after a crash, the next caller asks the outside world before anything else.
+//!
+//! It asks under a claim of its own, whose lease is renewed meanwhile. The answer is the result, or lets the body run
+//! under the same claim, or leaves the record in doubt until it may be asked again.
+
+use std::future::Future;
+use std::time::Duration;
+
+use super::admission::{Admission, admit, in_doubt};
+use super::call::Call;
+use super::finish;
+use super::run::{Run, detach};
+use super::running::Running;
+use crate::context::Context;
+use crate::error::Error;
+use crate::outcome::{Answer, CallError, Codec, Ending, ErrorPolicy, Outcome, StoredValue, Upgrade};
+use crate::policy::Verdict;
+use crate::store::{Reason, Record};
+
+/// How long a call waits before it asks, where nobody says: long enough for a request to arrive that was on its way when
+/// its sender died.
+pub(super) const SETTLE: Duration = Duration::from_secs(1);
+/// How long a question without an answer rests. Doubles with every attempt.
+const FIRST_REST: Duration = Duration::from_secs(5);
+const LONGEST_REST: Duration = Duration::from_secs(600);
+
+/// How long until the question of attempt number `attempts` may be asked again. The second attempt asks first.
+fn rest(attempts: u32) -> Duration {
+    let doublings = attempts.saturating_sub(2).min(16);
+    FIRST_REST.saturating_mul(1 << doublings).min(LONGEST_REST)
+}
+
+/// The question of a call, made by [`Call::on_crash_verify`].
+#[derive(Clone, Copy, Debug)]
+pub struct Verify<V>(pub(super) V);
+
+/// A call that asks nothing.
+#[derive(Clone, Copy, Debug)]
+pub struct Unasked;
+
+/// What a question to the outside world gives for a call that returns `R`.
+pub type Asked<R> = Result<Verdict<<R as Outcome>::Value>, <R as Outcome>::Failure>;
+
+/// What [`verify`] found.
+#[expect(missing_debug_implementations, reason = "a result of any type is in it, and the expansion alone sees it")]
+pub enum Verified<R, P> {
+    /// What the call returns.
+    Answered(R),
+    /// The body is to run.
+    Mine(Cleared<R, P>),
+}
+
+/// A call whose body may run.
+#[expect(missing_debug_implementations, reason = "the expansion alone sees it")]
+#[must_use = "dropped, it gives its claim back"]
+pub struct Cleared<R, P> {
+    admission: Admission,
+    codec: Codec<R, P>,
+}
+
+/// Takes the claim of `call` and asks `question` if an earlier attempt may have left an effect.
+pub async fn verify<R, P, V, Q>(call: Call, codec: Codec<R, P>, question: V) -> Verified<R, P>
+where
+    R: Outcome,
+    V: FnOnce(Context) -> Q,
+    Q: Future<Output = Asked<R>>,
+{
+    let mut running = match Box::pin(admit(call.request.verifying())).await {
+        Admission::Answer(answer) => return Verified::Answered(codec.reader.answer(answer)),
+        Admission::Run(running) if running.must_ask() => running,
+        admission => return Verified::Mine(Cleared { admission, codec }),
+    };
+    running.call.engine.clock.sleep(running.call.settle).await;
+    let (scope, context) = match running.ask() {
+        Ok(asking) => asking,
+        Err(error) => return Verified::Answered(codec.reader.answer(Answer::Refused(error))),
+    };
+    // Dropped from here on, also by a panic, it leaves the record in doubt.
+    // Boxed: it is rarely asked, and every future of the call would have room for it.
+    let answer = Box::pin(scope.clone().wrap(async move { question(context).await })).await;
+    let (result, ending) = match answer {
+        Ok(Verdict::NotExecuted) => {
+            running.may_run();
+            return Verified::Mine(Cleared { admission: Admission::Run(running), codec });
+        }
+        Ok(Verdict::Completed(value)) => {
+            let result = R::completed(value);
+            let ending = scope.enter(|| codec.writer.ending(&result));
+            (result, ending)
+        }
+        Ok(Verdict::Unknown) => {
+            (codec.reader.answer(Answer::Refused(running.without_answer())), running.ask_again_later())
+        }
+        Err(error) => (R::failed(error), running.ask_again_later()),
+    };
+    Verified::Answered(match running.finish(ending).await {
+        finish::Verdict::Own => result,
+        finish::Verdict::Instead(answer) => codec.reader.answer(answer),
+    })
+}
+
+impl<R, P> Cleared<R, P> {
+    /// Runs the body.
+    pub fn run<F, B>(self, body: B) -> Run<R, B, F, P>
+    where
+        B: FnOnce() -> F,
+        F: Future<Output = R>,
+    {
+        Run::admitted(self.admission, self.codec, body)
+    }
+
+    /// Runs the body in a task of its own.
+    pub async fn run_detached<F, B>(self, body: B) -> R
+    where
+        R: Send + 'static,
+        P: Send + 'static,
+        B: FnOnce() -> F + Send + 'static,
+        F: Future<Output = R> + Send + 'static,
+    {
+        detach(self.admission, self.codec, body).await
+    }
+}
+
+impl Running {
+    /// Whether an earlier attempt may have left an effect, and the outside world knows about it.
+    pub(super) fn must_ask(&self) -> bool {
+        self.grant.taken_over.is_some() && self.grant.record.policy == crate::store::CrashPolicy::Verify
+    }
+
+    /// The record as it is left without an answer.
+    fn without_answer(&self) -> Error {
+        let record = &self.grant.record;
+        let lease_until = record.read_at + self.rest();
+        let left = Record { reason: Some(Reason::Unverified), lease_until, ..record.clone() };
+        in_doubt(&self.call, &left)
+    }
+
+    fn ask_again_later(&self) -> Ending {
+        Ending::Unknown { reason: Reason::Unverified, ask_again_after: self.rest() }
+    }
+
+    /// How long a question without an answer rests.
+    pub(super) fn rest(&self) -> Duration {
+        rest(self.grant.record.attempts)
+    }
+}
+
+impl<P, V> Call<P, Verify<V>> {
+    /// Makes the call as [`Call::run`] does. After a crash it asks first, and runs `body` if the answer is
+    /// [`Verdict::NotExecuted`].
+    ///
+    /// # Errors
+    /// As [`Call::run`], and the question's own.
+    pub async fn run<T, E, F, B, Q>(self, body: B) -> Result<T, E>
+    where
+        B: FnOnce() -> F,
+        F: Future<Output = Result<T, E>>,
+        V: FnOnce(Context) -> Q,
+        Q: Future<Output = Result<Verdict<T>, E>>,
+        T: StoredValue,
+        E: CallError,
+        P: ErrorPolicy<E>,
+    {
+        let (call, policy, Verify(question)) = self.parts();
+        match verify(call, Result::<T, E>::codec(policy), question).await {
+            Verified::Answered(result) => result,
+            Verified::Mine(claim) => claim.run(body).await,
+        }
+    }
+
+    /// As [`run`](Self::run); results of another schema version are read by `upgrade`, as in
+    /// [`Call::run_with_upgrade`].
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub async fn run_with_upgrade<T, E, F, B, Q>(self, upgrade: Upgrade<T>, body: B) -> Result<T, E>
+    where
+        B: FnOnce() -> F,
+        F: Future<Output = Result<T, E>>,
+        V: FnOnce(Context) -> Q,
+        Q: Future<Output = Result<Verdict<T>, E>>,
+        T: StoredValue + 'static,
+        E: CallError,
+        P: ErrorPolicy<E>,
+    {
+        let (call, policy, Verify(question)) = self.parts();
+        match verify(call, Result::<T, E>::codec(policy).upgrade(upgrade), question).await {
+            Verified::Answered(result) => result,
+            Verified::Mine(claim) => claim.run(body).await,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{LONGEST_REST, rest};
+
+    #[test]
+    fn rests_grow_with_the_attempts_up_to_a_bound() {
+        let seconds: Vec<u64> = (1..=11).map(|attempts| rest(attempts).as_secs()).collect();
+        assert_eq!(seconds, [5, 5, 10, 20, 40, 80, 160, 320, 600, 600, 600]);
+        assert_eq!(rest(u32::MAX), LONGEST_REST);
+    }
+}
