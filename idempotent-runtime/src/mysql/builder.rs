@@ -11,11 +11,10 @@ use tokio::sync::OnceCell;
 
 use super::address::Source;
 use super::query::Connections;
-use super::renewal_pool::RenewalPool;
 use super::statements::Statements;
 use super::{Inner, MySqlAddress, MySqlStore, check, watch};
 use crate::clock::SystemClock;
-use crate::sql::{TableName, Watchers};
+use crate::sql::{RenewalPool, TableName, Watchers};
 use crate::store::StoreError;
 
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);

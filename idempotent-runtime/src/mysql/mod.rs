@@ -8,7 +8,6 @@ mod migrate;
 mod purge;
 mod query;
 mod renew;
-mod renewal_pool;
 mod statements;
 mod transaction;
 mod watch;
@@ -25,14 +24,13 @@ pub use address::MySqlAddress;
 pub use builder::MySqlStoreBuilder;
 use error::{DUPLICATE_KEY, number, store_error};
 use query::{Bound, Connections, execute, query};
-use renewal_pool::RenewalPool;
 use statements::Statements;
 
 use crate::key::KeyHash;
 use crate::sql::transaction::Identity;
 use crate::sql::{
-    self, Answer, Found, Guard, Lease, Row, Rows, Table, TableName, Watchers, in_time, integer, is_answered,
-    reason_code, state_code, store_of_rows,
+    self, Answer, Found, Guard, Lease, RenewalPool, Row, Rows, Table, TableName, Watchers, in_time, integer,
+    is_answered, reason_code, state_code, store_of_rows,
 };
 use crate::store::{Capabilities, Commit, Release, StoreError, Token};
 
@@ -56,7 +54,7 @@ pub struct MySqlStore(Arc<Inner>);
 
 struct Inner {
     connections: Connections,
-    renewals: RenewalPool,
+    renewals: RenewalPool<MySql>,
     statements: Arc<Statements>,
     table: TableName,
     watchers: Arc<Watchers>,

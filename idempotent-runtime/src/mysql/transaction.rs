@@ -1,7 +1,6 @@
 //! A record in the user's own transaction.
 
 use std::error::Error as _;
-use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::{AssertSqlSafe, Connection as _, Error, MySql, MySqlConnection, Row as _, Transaction};
@@ -10,10 +9,10 @@ use super::error::{DUPLICATE_KEY, LOCK_WAIT_TIMEOUT, NO_SAVEPOINT, connection_er
 use super::query::{Bound, query};
 use super::{Inner, MySqlStore, commit_statement, delete_statement, replace_statement};
 use crate::key::KeyHash;
-use crate::sql::transaction::{self, Identity, Transactional};
+use crate::sql::transaction::{self, Identity, TransactionStore, Transactional};
 use crate::sql::{self, Answer, Found, Guard, Row, Table, TransactionDatabase, in_time};
 use crate::store::transaction::{End, Keep, Kept};
-use crate::store::{Claim, Claimed, Commit, DynStore, SqlTransaction, StoreError, StoreErrorKind, Token, find};
+use crate::store::{Claim, Claimed, Commit, DynStore, SqlTransaction, StoreError, StoreErrorKind, Token};
 
 const OPERATION: &str = "claim in a transaction";
 
@@ -24,7 +23,7 @@ impl TransactionDatabase for MySql {
     const BEGIN: &'static str = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; START TRANSACTION";
 }
 
-struct InTransaction<'a> {
+pub(crate) struct InTransaction<'a> {
     connection: &'a mut MySqlConnection,
     store: &'a Inner,
     /// Whether a write has met what a plain read does not show: the snapshot of the transaction may be older.
@@ -131,28 +130,33 @@ async fn identity(operation: &'static str, connection: &mut MySqlConnection, sto
     })
 }
 
-impl Inner {
-    /// The identity of the store's own database. It is asked for once, on a connection outside of the pool: all
-    /// of the pool's may be in transactions that wait for this.
+impl TransactionStore for MySqlStore {
+    const DATABASE: &'static str = "MySQL";
+
+    type Connection = MySqlConnection;
+    type Table<'a> = InTransaction<'a>;
+
+    fn table_on<'a>(&'a self, connection: &'a mut MySqlConnection) -> InTransaction<'a> {
+        InTransaction { connection, store: &self.0, is_behind: false }
+    }
+
+    /// It is asked for once, on a connection outside of the pool: all of the pool's may be in transactions that wait for
+    /// this.
     async fn own_identity(&self) -> Answer<Identity> {
+        let store = &self.0;
         let asking = async {
-            let options = self.connections.pool.connect_options();
+            let options = store.connections.pool.connect_options();
             let connected = MySqlConnection::connect_with(&options).await;
             let mut connection = connected.map_err(|error| connection_error(OPERATION, error))?;
-            let identity = identity(OPERATION, &mut connection, self).await?;
+            let identity = identity(OPERATION, &mut connection, store).await?;
             // The server notices the end of a connection that did not say goodbye.
             let _ = connection.close().await;
             Ok(identity)
         };
         // It is asked for once, and connecting takes a large future.
-        let asking = || in_time(OPERATION, self.connections.response_timeout, Box::pin(asking));
-        self.identity.get_or_try_init(asking).await.copied()
+        let asking = || in_time(OPERATION, store.connections.response_timeout, Box::pin(asking));
+        store.identity.get_or_try_init(asking).await.copied()
     }
-}
-
-fn store_of(store: &dyn DynStore) -> Answer<&Arc<Inner>> {
-    let store = find::<MySqlStore>(store).ok_or_else(|| transaction::other_store(OPERATION, "MySQL", store));
-    store.map(|store| &store.0)
 }
 
 impl Keep for MySqlConnection {
@@ -162,20 +166,11 @@ impl Keep for MySqlConnection {
         claim: &'a Claim,
         patience: Duration,
     ) -> Kept<'a, Option<Claimed>> {
-        Box::pin(async move {
-            let store = store_of(store)?;
-            let expected = store.own_identity().await?;
-            let mut table = InTransaction { connection: self, store, is_behind: false };
-            transaction::begin(&mut table, expected, claim, patience).await
-        })
+        transaction::begin_on::<MySqlStore>(self, store, claim, patience)
     }
 
     fn end<'a>(&'a mut self, store: &'a dyn DynStore, token: Token, end: End) -> Kept<'a, bool> {
-        Box::pin(async move {
-            let store = store_of(store)?;
-            let mut table = InTransaction { connection: self, store, is_behind: false };
-            transaction::end(&mut table, token, end).await
-        })
+        transaction::end_on::<MySqlStore>(self, store, token, end)
     }
 }
 

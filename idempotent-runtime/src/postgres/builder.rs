@@ -9,12 +9,11 @@ use tokio::runtime::Handle;
 use tokio::sync::OnceCell;
 
 use super::address::Source;
-use super::renew::Renewals;
 use super::session::Sessions;
 use super::statements::Statements;
 use super::{Inner, PostgresAddress, PostgresStore, check, look};
 use crate::clock::SystemClock;
-use crate::sql::{TableName, Watchers};
+use crate::sql::{RenewalPool, TableName, Watchers};
 use crate::store::{StoreError, StoreErrorKind};
 
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -164,6 +163,6 @@ fn store(sessions: Sessions, table: TableName) -> PostgresStore {
         let (sessions, statement) = (sessions.clone(), Arc::clone(&statements.seen));
         Watchers::new(Arc::new(SystemClock::new()), move |keys| look(sessions.clone(), Arc::clone(&statement), keys))
     };
-    let renewals = Renewals::new(&sessions);
+    let renewals = RenewalPool::new(sessions.pool().clone());
     PostgresStore(Arc::new(Inner { sessions, renewals, statements, table, watchers, identity: OnceCell::new() }))
 }

@@ -23,7 +23,6 @@ use tokio::sync::OnceCell;
 
 pub use address::PostgresAddress;
 pub use builder::PostgresStoreBuilder;
-use renew::Renewals;
 use request::Request;
 use session::Sessions;
 use statements::Statements;
@@ -32,8 +31,8 @@ use crate::clock::Timestamp;
 use crate::key::KeyHash;
 use crate::sql::transaction::Identity;
 use crate::sql::{
-    self, Answer, First, Found, Guard, Lease, Look, Row, Rows, Seen, Table, TableName, Watchers, integer, reason_code,
-    state_code, store_of_rows,
+    self, Answer, First, Found, Guard, Lease, Look, RenewalPool, Row, Rows, Seen, Table, TableName, Watchers, integer,
+    reason_code, state_code, store_of_rows,
 };
 use crate::store::codes::{self, STATES};
 use crate::store::{
@@ -63,7 +62,7 @@ pub struct PostgresStore(Arc<Inner>);
 
 struct Inner {
     sessions: Sessions,
-    renewals: Renewals,
+    renewals: RenewalPool<Postgres>,
     statements: Statements,
     table: TableName,
     watchers: Arc<Watchers>,

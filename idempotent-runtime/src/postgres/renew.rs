@@ -1,11 +1,8 @@
 //! Prolonging leases, on connections of their own.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Mutex, PoisonError};
 
 use sqlx::Row as _;
-use sqlx::postgres::PgPoolOptions;
-use tokio::task::JoinHandle;
 
 use super::error::store_error;
 use super::request::Request;
@@ -16,58 +13,10 @@ use crate::sql::{self, Answer};
 use crate::store::{Record, Renewal, StoreError, StoreErrorKind, Written, transition};
 
 const OPERATION: &str = "renew";
-const CONNECTIONS: u32 = 2;
-
-/// The connections for renewals.
-///
-/// Connections belong to the runtime that made them, and work while that one works. So they are made where renewals are
-/// asked for, which is a thread with nothing else to do, and made anew when its runtime has ended.
-#[derive(Debug)]
-pub(super) struct Renewals {
-    like: Sessions,
-    options: PgPoolOptions,
-    current: Mutex<Option<Current>>,
-}
-
-#[derive(Debug)]
-struct Current {
-    sessions: Sessions,
-    /// Ends with its runtime and not before.
-    runtime: JoinHandle<()>,
-}
-
-impl Renewals {
-    /// Connections as those of `sessions`.
-    pub(super) fn new(sessions: &Sessions) -> Self {
-        let options = sessions.pool().options().clone().min_connections(0).max_connections(CONNECTIONS);
-        Self { like: sessions.clone(), options, current: Mutex::default() }
-    }
-
-    fn sessions(&self) -> Sessions {
-        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(current) = current.as_ref().filter(|current| !current.runtime.is_finished()) {
-            return current.sessions.clone();
-        }
-        let connecting = self.like.pool().connect_options();
-        let pool = self.options.clone().connect_lazy_with((*connecting).clone());
-        let sessions = self.like.in_pool(pool);
-        let runtime = tokio::spawn(std::future::pending());
-        *current = Some(Current { sessions: sessions.clone(), runtime });
-        sessions
-    }
-}
-
-impl Drop for Renewals {
-    fn drop(&mut self) {
-        if let Some(current) = self.current.get_mut().unwrap_or_else(PoisonError::into_inner) {
-            current.runtime.abort();
-        }
-    }
-}
 
 impl PostgresStore {
     pub(super) async fn renew_rows(&self, renewals: &[Renewal]) -> Answer<Vec<Written>> {
-        let sessions = self.0.renewals.sessions();
+        let sessions = self.0.sessions.in_pool(self.0.renewals.get());
         let keys: Vec<_> = renewals.iter().map(|renewal| renewal.key).collect();
         let owners: Vec<_> = renewals.iter().map(|renewal| owner_bytes(renewal.token)).collect();
         let leases = renewals.iter().map(|renewal| millis(renewal.lease)).collect();

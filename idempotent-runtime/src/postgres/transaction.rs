@@ -10,10 +10,10 @@ use super::error::{connection_error, is_lock_timeout, store_error};
 use super::request::Request;
 use super::{Inner, PostgresStore, commit_request, found_one, owner_bytes};
 use crate::key::KeyHash;
-use crate::sql::transaction::{self, Identity, Transactional};
+use crate::sql::transaction::{self, Identity, TransactionStore, Transactional};
 use crate::sql::{Answer, Found, Guard, Row, Table, TransactionDatabase, in_time};
 use crate::store::transaction::{End, Keep, Kept};
-use crate::store::{Claim, Claimed, Commit, DynStore, SqlTransaction, StoreError, StoreErrorKind, Token, find};
+use crate::store::{Claim, Claimed, Commit, DynStore, SqlTransaction, StoreError, StoreErrorKind, Token};
 
 const OPERATION: &str = "claim in a transaction";
 
@@ -28,7 +28,7 @@ impl TransactionDatabase for Postgres {
     const BEGIN: &'static str = "BEGIN";
 }
 
-struct InTransaction<'a> {
+pub(crate) struct InTransaction<'a> {
     connection: &'a mut PgConnection,
     store: &'a Inner,
 }
@@ -106,27 +106,33 @@ async fn identity(operation: &'static str, connection: &mut PgConnection, store:
     Identity::try_from(identity).map_err(|_| unfit())
 }
 
-impl Inner {
-    /// The identity of the store's own database. It is asked for once, on a connection outside of the pool: all
-    /// of the pool's may be in transactions that wait for this.
+impl TransactionStore for PostgresStore {
+    const DATABASE: &'static str = "PostgreSQL";
+
+    type Connection = PgConnection;
+    type Table<'a> = InTransaction<'a>;
+
+    fn table_on<'a>(&'a self, connection: &'a mut PgConnection) -> InTransaction<'a> {
+        InTransaction { connection, store: &self.0 }
+    }
+
+    /// It is asked for once, on a connection outside of the pool: all of the pool's may be in transactions that wait for
+    /// this.
     async fn own_identity(&self) -> Answer<Identity> {
+        let store = &self.0;
         let asking = async {
-            let options = self.sessions.pool().connect_options();
+            let options = store.sessions.pool().connect_options();
             let connected = PgConnection::connect_with(&options).await;
             let mut connection = connected.map_err(|error| connection_error(OPERATION, error))?;
-            let identity = identity(OPERATION, &mut connection, self).await?;
+            let identity = identity(OPERATION, &mut connection, store).await?;
             // The server notices the end of a connection that did not say goodbye.
             let _ = connection.close().await;
             Ok(identity)
         };
         // It is asked for once, and connecting takes a large future.
-        let asking = || in_time(OPERATION, self.sessions.response_timeout(), Box::pin(asking));
-        self.identity.get_or_try_init(asking).await.copied()
+        let asking = || in_time(OPERATION, store.sessions.response_timeout(), Box::pin(asking));
+        store.identity.get_or_try_init(asking).await.copied()
     }
-}
-
-fn store_of(store: &dyn DynStore) -> Answer<&PostgresStore> {
-    find::<PostgresStore>(store).ok_or_else(|| transaction::other_store(OPERATION, "PostgreSQL", store))
 }
 
 impl Keep for PgConnection {
@@ -136,18 +142,11 @@ impl Keep for PgConnection {
         claim: &'a Claim,
         patience: Duration,
     ) -> Kept<'a, Option<Claimed>> {
-        Box::pin(async move {
-            let store = &store_of(store)?.0;
-            let expected = store.own_identity().await?;
-            transaction::begin(&mut InTransaction { connection: self, store }, expected, claim, patience).await
-        })
+        transaction::begin_on::<PostgresStore>(self, store, claim, patience)
     }
 
     fn end<'a>(&'a mut self, store: &'a dyn DynStore, token: Token, end: End) -> Kept<'a, bool> {
-        Box::pin(async move {
-            let store = &store_of(store)?.0;
-            transaction::end(&mut InTransaction { connection: self, store }, token, end).await
-        })
+        transaction::end_on::<PostgresStore>(self, store, token, end)
     }
 }
 

@@ -13,6 +13,8 @@ mod change;
 mod in_transaction;
 mod lease;
 mod name;
+#[cfg(any(feature = "mysql", feature = "postgres"))]
+mod renewal_pool;
 mod row;
 mod runtime;
 pub(crate) mod store;
@@ -23,6 +25,8 @@ pub(crate) use change::{Found, Guard, Table};
 pub use in_transaction::{OpenTransaction, TransactionDatabase, in_transaction};
 pub(crate) use lease::Lease;
 pub(crate) use name::TableName;
+#[cfg(any(feature = "mysql", feature = "postgres"))]
+pub(crate) use renewal_pool::RenewalPool;
 #[cfg(feature = "postgres")]
 pub(crate) use row::Value;
 #[cfg(any(feature = "mysql", feature = "sqlite"))]

@@ -16,7 +16,8 @@ use tokio::task::JoinHandle;
 /// A task on each runtime that ends with its runtime and not before.
 static SENTINELS: LazyLock<Mutex<HashMap<Id, Arc<JoinHandle<()>>>>> = LazyLock::new(Mutex::default);
 
-fn sentinel(runtime: &Handle) -> Arc<JoinHandle<()>> {
+/// A task that ends when `runtime` does.
+pub(super) fn sentinel(runtime: &Handle) -> Arc<JoinHandle<()>> {
     let mut sentinels = SENTINELS.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(sentinel) = sentinels.get(&runtime.id()) {
         return Arc::clone(sentinel);

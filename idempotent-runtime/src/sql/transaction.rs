@@ -13,8 +13,10 @@ use std::time::Duration;
 use super::Answer;
 use super::change::{Found, Table, change};
 use crate::clock::Timestamp;
-use crate::store::transaction::End;
-use crate::store::{Claim, Claimed, Commit, DynStore, Record, StoreError, StoreErrorKind, Token, Written, transition};
+use crate::store::transaction::{End, Kept};
+use crate::store::{
+    Claim, Claimed, Commit, DynStore, Record, Store, StoreError, StoreErrorKind, Token, Written, find, transition,
+};
 
 const OPERATION: &str = "claim in a transaction";
 
@@ -48,7 +50,7 @@ pub(crate) trait Transactional: Table {
 }
 
 /// See [`Keep::begin`](crate::store::transaction::Keep::begin). `expected` is the identity of the store's own database.
-pub(crate) async fn begin<T: Transactional>(
+async fn begin<T: Transactional>(
     table: &mut T,
     expected: Identity,
     claim: &Claim,
@@ -96,7 +98,7 @@ fn unchanged(found: &Found, decide: impl FnOnce(&mut Option<Record>, Timestamp) 
 }
 
 /// See [`Keep::end`](crate::store::transaction::Keep::end).
-pub(crate) async fn end(table: &mut impl Transactional, token: Token, end: End) -> Answer<bool> {
+async fn end(table: &mut impl Transactional, token: Token, end: End) -> Answer<bool> {
     let savepoint = savepoint(token);
     let kept = match end {
         End::Undo => {
@@ -119,13 +121,53 @@ pub(crate) async fn end(table: &mut impl Transactional, token: Token, end: End) 
     Ok(kept)
 }
 
-/// The engine's store is not one of `database`.
-pub(crate) fn other_store(operation: &'static str, database: &str, store: &dyn DynStore) -> StoreError {
-    StoreError::new(StoreErrorKind::Config, operation).with_detail(format!(
-        "the transaction is one of {database} and the engine's store is `{}`: record and effect would not be in one \
-         database",
-        store.name()
-    ))
+/// A store whose records can be kept in transactions of the user's.
+pub(crate) trait TransactionStore: Store {
+    /// What people call its database.
+    const DATABASE: &'static str;
+
+    type Connection: Send;
+    type Table<'a>: Transactional;
+
+    /// The store's table on a connection of the user's.
+    fn table_on<'a>(&'a self, connection: &'a mut Self::Connection) -> Self::Table<'a>;
+
+    /// The identity of the store's own database.
+    fn own_identity(&self) -> impl Future<Output = Answer<Identity>> + Send;
+}
+
+/// [`Keep::begin`](crate::store::transaction::Keep::begin) on a connection of `S`'s database.
+pub(crate) fn begin_on<'a, S: TransactionStore>(
+    connection: &'a mut S::Connection,
+    store: &'a dyn DynStore,
+    claim: &'a Claim,
+    patience: Duration,
+) -> Kept<'a, Option<Claimed>> {
+    Box::pin(async move {
+        let store = store_of::<S>(store)?;
+        let expected = store.own_identity().await?;
+        begin(&mut store.table_on(connection), expected, claim, patience).await
+    })
+}
+
+/// [`Keep::end`](crate::store::transaction::Keep::end) on a connection of `S`'s database.
+pub(crate) fn end_on<'a, S: TransactionStore>(
+    connection: &'a mut S::Connection,
+    store: &'a dyn DynStore,
+    token: Token,
+    ending: End,
+) -> Kept<'a, bool> {
+    Box::pin(async move { end(&mut store_of::<S>(store)?.table_on(connection), token, ending).await })
+}
+
+fn store_of<S: TransactionStore>(store: &dyn DynStore) -> Answer<&S> {
+    find::<S>(store).ok_or_else(|| {
+        StoreError::new(StoreErrorKind::Config, OPERATION).with_detail(format!(
+            "the transaction is one of {} and the engine's store is `{}`: record and effect would not be in one database",
+            S::DATABASE,
+            store.name()
+        ))
+    })
 }
 
 async fn undo(table: &mut impl Transactional, savepoint: &str) -> Answer<()> {

@@ -7,10 +7,10 @@ use sqlx::{AssertSqlSafe, Connection as _, Row as _, Sqlite, SqliteConnection, T
 use super::error::{is_busy, store_error};
 use super::{Inner, SqliteStore, commit_statement, execute, insert, query, read, replace};
 use crate::key::KeyHash;
-use crate::sql::transaction::{self, Identity, Transactional};
+use crate::sql::transaction::{self, Identity, TransactionStore, Transactional};
 use crate::sql::{Answer, Found, Guard, Row, Table, TransactionDatabase, in_time};
 use crate::store::transaction::{End, Keep, Kept};
-use crate::store::{Claim, Claimed, Commit, DynStore, SqlTransaction, StoreError, StoreErrorKind, Token, find};
+use crate::store::{Claim, Claimed, Commit, DynStore, SqlTransaction, StoreError, StoreErrorKind, Token};
 
 const OPERATION: &str = "claim in a transaction";
 
@@ -19,7 +19,7 @@ impl TransactionDatabase for Sqlite {
     const BEGIN: &'static str = "BEGIN IMMEDIATE";
 }
 
-struct InTransaction<'a> {
+pub(crate) struct InTransaction<'a> {
     connection: &'a mut SqliteConnection,
     store: &'a Inner,
 }
@@ -83,22 +83,28 @@ pub(super) async fn identity(
     })
 }
 
-impl Inner {
-    /// The identity of the store's own database. Where `migrate` has not told it, it is asked for once, on a connection
-    /// outside of the pool: all of the pool's may be in transactions that wait for this.
+impl TransactionStore for SqliteStore {
+    const DATABASE: &'static str = "SQLite";
+
+    type Connection = SqliteConnection;
+    type Table<'a> = InTransaction<'a>;
+
+    fn table_on<'a>(&'a self, connection: &'a mut SqliteConnection) -> InTransaction<'a> {
+        InTransaction { connection, store: &self.0 }
+    }
+
+    /// Where `migrate` has not told it, it is asked for once, on a connection outside of the pool: all of the pool's may
+    /// be in transactions that wait for this.
     async fn own_identity(&self) -> Answer<Identity> {
+        let store = &self.0;
         let asking = async {
-            let options = self.readers.connect_options();
+            let options = store.readers.connect_options();
             let connected = SqliteConnection::connect_with(&options).await;
             let mut connection = connected.map_err(|error| store_error(OPERATION, error))?;
-            identity(OPERATION, &mut connection, self).await
+            identity(OPERATION, &mut connection, store).await
         };
-        self.identity.get_or_try_init(|| in_time(OPERATION, self.response_timeout, asking)).await.copied()
+        store.identity.get_or_try_init(|| in_time(OPERATION, store.response_timeout, asking)).await.copied()
     }
-}
-
-fn store_of(store: &dyn DynStore) -> Answer<&SqliteStore> {
-    find::<SqliteStore>(store).ok_or_else(|| transaction::other_store(OPERATION, "SQLite", store))
 }
 
 impl Keep for SqliteConnection {
@@ -108,18 +114,11 @@ impl Keep for SqliteConnection {
         claim: &'a Claim,
         patience: Duration,
     ) -> Kept<'a, Option<Claimed>> {
-        Box::pin(async move {
-            let store = &store_of(store)?.0;
-            let expected = store.own_identity().await?;
-            transaction::begin(&mut InTransaction { connection: self, store }, expected, claim, patience).await
-        })
+        transaction::begin_on::<SqliteStore>(self, store, claim, patience)
     }
 
     fn end<'a>(&'a mut self, store: &'a dyn DynStore, token: Token, end: End) -> Kept<'a, bool> {
-        Box::pin(async move {
-            let store = &store_of(store)?.0;
-            transaction::end(&mut InTransaction { connection: self, store }, token, end).await
-        })
+        transaction::end_on::<SqliteStore>(self, store, token, end)
     }
 }
 
