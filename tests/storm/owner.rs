@@ -20,14 +20,12 @@ pub struct Owner<'a, S> {
     scene: &'a Scene<S>,
     claim: Claim,
     attempt: u32,
-    taken_over: bool,
     granted: log::Grant,
 }
 
 impl<'a, S: Store> Owner<'a, S> {
     pub fn new(scene: &'a Scene<S>, claim: Claim, grant: &Grant, granted: log::Grant) -> Self {
-        let owner =
-            Self { scene, claim, attempt: grant.record.attempts, taken_over: grant.taken_over.is_some(), granted };
+        let owner = Self { scene, claim, attempt: grant.record.attempts, granted };
         owner.note(|known| known.grants.push(granted));
         owner.believes(granted.span);
         owner
@@ -122,19 +120,13 @@ impl<'a, S: Store> Owner<'a, S> {
         result
     }
 
-    /// Nothing has happened: the claim goes back, or to the next if an earlier owner may have done something.
+    /// Nothing has happened: the claim goes back, and to the next if an earlier owner may have done something.
     async fn gives_back(&self, random: &mut Random) -> anyhow::Result<Option<Outcome>> {
         self.gives_up();
-        if self.taken_over {
-            let abandon = Abandon::new(self.claim.key, self.claim.token, Reason::ShutDown);
-            let (written, span) = answered(|| self.scene.store.abandon(abandon)).await?;
-            self.wrote(Write::Abandon, written, span);
-        } else {
-            let mut release = Release::new(self.claim.key, self.claim.token);
-            release.keep_attempts = random.chance(30);
-            let (written, span) = answered(|| self.scene.store.release(release)).await?;
-            self.wrote(Write::Release, written, span);
-        }
+        let mut release = Release::new(self.claim.key, self.claim.token);
+        release.keep_attempts = random.chance(30);
+        let (written, span) = answered(|| self.scene.store.release(release)).await?;
+        self.wrote(Write::Release, written, span);
         Ok(Some(Outcome::Error("given back".into())))
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::Inner;
 use super::keeper::Followed;
 use super::retry;
-use crate::store::{Abandon, Claim, Claimed, Reason, Release, StoreError, StoreErrorKind, Written};
+use crate::store::{Claim, Claimed, Release, StoreError, StoreErrorKind};
 
 /// The answer to a claim.
 pub(crate) struct Answered {
@@ -70,27 +70,13 @@ async fn repeat(engine: Arc<Inner>, claim: Claim) -> Result<Answered, StoreError
 /// A claim that was `repeated` is given back again later: a try that was believed lost may arrive after the release, and
 /// would leave a record that nobody owns.
 pub(crate) async fn give_back(engine: &Inner, release: Release, budget: Duration, repeated: bool) {
-    if let Err(error) = retry::until(engine, budget, || end(engine, release)).await {
+    if let Err(error) = retry::until(engine, budget, || engine.store.clone().release(release)).await {
         tracing::warn!(key = %release.key, %error, "a claim could not be released; it ends with its lease");
     }
     if repeated {
         engine.clock.sleep(engine.settings.claim_timeout).await;
-        if let Err(error) = retry::until(engine, budget, || end(engine, release)).await {
+        if let Err(error) = retry::until(engine, budget, || engine.store.clone().release(release)).await {
             tracing::warn!(key = %release.key, %error, "a claim that was sent twice could not be released again");
         }
-    }
-}
-
-/// Ends a claim under which no body started. What an earlier owner left, an effect perhaps, stays on the record.
-async fn end(engine: &Inner, release: Release) -> Result<Written, StoreError> {
-    let (key, token) = (release.key, release.token);
-    match engine.store.clone().read(key).await? {
-        Some(record) if record.owner == token && record.taken_over.is_some() => {
-            engine.store.clone().abandon(Abandon::new(key, token, Reason::Crashed)).await
-        }
-        // Nothing of ours is there. A claim that is still on its way may take this record over before a release
-        // arrived, which would then delete it: the claim is given back once more later.
-        Some(record) if record.owner != token => Ok(Written::Lost),
-        _ => engine.store.clone().release(release).await,
     }
 }

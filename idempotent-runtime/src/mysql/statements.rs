@@ -71,7 +71,7 @@ impl Statements {
                      state = ?, `body` = ?, schema_version = ?, reason = ?, revision = revision + 1
                  WHERE {is_own}"
             )),
-            release: statement(format!("DELETE FROM {table} WHERE {is_own}")),
+            release: statement(format!("DELETE FROM {table} WHERE {is_own} AND taken_over = 0")),
             page: statement(format!(
                 "SELECT {NOW}, {without_body} FROM {table} WHERE key_hash > ? ORDER BY key_hash LIMIT ?"
             )),
@@ -105,7 +105,7 @@ impl Statements {
             "UPDATE {table} FORCE INDEX (PRIMARY)
              SET expires_at = GREATEST(expires_at, {NOW} + ? + linger), lease_until = {NOW} + ?, revision = revision + 1
              WHERE key_hash IN ({keys}) AND (key_hash, owner) IN ({pairs})
-                 AND state = 1 AND expires_at > {NOW} AND format = 1",
+                 AND state = 1 AND lease_until > 0 AND expires_at > {NOW} AND format = 1",
             table = self.table
         ))
     }

@@ -85,14 +85,16 @@ impl Statements {
             )),
             release: statement(format!(
                 "DELETE FROM {table}
-                 WHERE key_hash = $1 AND owner = $2 AND {UNFINISHED} AND expires_at > {NOW} AND format = 1
+                 WHERE key_hash = $1 AND owner = $2 AND {UNFINISHED} AND taken_over = 0 AND expires_at > {NOW}
+                     AND format = 1
                  RETURNING 1"
             )),
             renew: statement(format!(
                 "UPDATE {table} AS record SET lease_until = {NOW} + lease, revision = revision + 1,
                      expires_at = greatest(expires_at, {NOW} + lease + linger)
                  FROM unnest($1, $2, $3) AS renewal (key, token, lease)
-                 WHERE key_hash = key AND owner = token AND state = 1 AND expires_at > {NOW} AND format = 1
+                 WHERE key_hash = key AND owner = token AND state = 1 AND lease_until > 0 AND expires_at > {NOW}
+                     AND format = 1
                  RETURNING key_hash, owner"
             )),
             renewed: statement(format!(

@@ -56,11 +56,12 @@ impl Statements {
                  WHERE key_hash = ?1 AND owner = ?2 AND {UNFINISHED} AND expires_at > ?3 AND format = 1"
             )),
             release: statement(format!(
-                "DELETE FROM {table} WHERE key_hash = ?1 AND owner = ?2 AND {UNFINISHED} AND expires_at > ?3 AND format = 1"
+                "DELETE FROM {table}
+                 WHERE key_hash = ?1 AND owner = ?2 AND {UNFINISHED} AND taken_over = 0 AND expires_at > ?3 AND format = 1"
             )),
             renew: statement(format!(
                 "UPDATE {table} SET lease_until = ?4, expires_at = max(expires_at, ?4 + linger), revision = revision + 1
-                 WHERE key_hash = ?1 AND owner = ?2 AND state = 1 AND expires_at > ?3 AND format = 1"
+                 WHERE key_hash = ?1 AND owner = ?2 AND state = 1 AND lease_until > 0 AND expires_at > ?3 AND format = 1"
             )),
             page: statement(format!(
                 "SELECT ?1, {without_body} FROM {table} WHERE key_hash > ?2 ORDER BY key_hash LIMIT ?3"

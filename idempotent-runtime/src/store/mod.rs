@@ -101,6 +101,7 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// To be correct:
     /// - Only P with this token: `lease_until` becomes now + lease, also when the lease was over. Otherwise [`Written::Lost`] or [`Written::Gone`].
+    /// - A lease that was given up ([`abandon`](Self::abandon), [`release`](Self::release)) is not prolonged: [`Written::Lost`].
     /// - The expiry grows to at least the end of the lease plus the record's linger, and never shrinks.
     fn renew(&self, renewals: Vec<Renewal>) -> impl Future<Output = Result<Vec<Written>, StoreError>> + Send;
 
@@ -120,6 +121,8 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// To be correct:
     /// - P and X with this token: the record is gone, or [`State::Released`] with its attempts where `keep_attempts` is set.
+    /// - A record that was taken over stays as it is, because the owner before may have had an effect: only its lease is
+    ///   over, as after [`abandon`](Self::abandon), and the reason is [`Reason::Crashed`] where there is none.
     /// - No record or a tombstone: [`Written::Gone`]. R with this token: [`Written::AlreadyApplied`]. Everything else:
     ///   [`Written::Lost`].
     /// - A claim that arrives a second time, after its release, owns a new record, which a second release removes.

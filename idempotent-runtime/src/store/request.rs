@@ -200,7 +200,7 @@ impl Adoption {
     }
 }
 
-/// Gives the claim back: nothing happened (T10).
+/// Gives the claim back: nothing happened under it (T10).
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct Release {

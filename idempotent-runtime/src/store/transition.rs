@@ -36,6 +36,10 @@ use super::{
 use crate::clock::Timestamp;
 use crate::fingerprint::Fingerprint;
 
+/// The end of a lease that was given up. Not the time at which it was: a clock that is set back must not revive the lease,
+/// and neither must a renewal that was on its way.
+const GIVEN_UP: Timestamp = Timestamp::from_millis(0);
+
 /// Expiry (T13): a record whose time is over becomes a tombstone where it asks for one, else nothing.
 ///
 /// The other functions begin with this, so a store needs it only for removing what nobody asks for.
@@ -95,10 +99,10 @@ pub fn claim_above(slot: &mut Option<Record>, claim: &Claim, now: Timestamp, las
     Claimed::Held(seen(record, now))
 }
 
-/// Prolongs the lease (T7).
+/// Prolongs the lease (T7), unless it was given up.
 pub fn renew(slot: &mut Option<Record>, renewal: &Renewal, now: Timestamp) -> Written {
     match owned(slot, renewal.token, now) {
-        Ok(record) if record.state == State::InProgress => {
+        Ok(record) if record.state == State::InProgress && record.lease_until > GIVEN_UP => {
             lease(record, renewal.lease, now);
             Written::Applied
         }
@@ -134,14 +138,18 @@ pub fn complete(slot: &mut Option<Record>, commit: &Commit, now: Timestamp) -> W
     written
 }
 
-/// Gives the claim back (T10).
+/// Gives the claim back (T10). A record that was taken over stays, for the next caller.
 pub fn release(slot: &mut Option<Record>, release: &Release, now: Timestamp) -> Written {
     match owned(slot, release.token, now) {
         Ok(record) if is_unfinished(record) => {
-            if release.keep_attempts {
+            if record.taken_over.is_some() {
+                // The owner speaks for itself alone: what the one before it did is as unknown as it was.
+                record.lease_until = GIVEN_UP;
+                record.reason = record.reason.or(Some(Reason::Crashed));
+            } else if release.keep_attempts {
                 record.state = State::Released;
                 record.reason = None;
-                record.lease_until = Timestamp::default();
+                record.lease_until = GIVEN_UP;
                 record.checkpoints = 0;
                 record.taken_over = None;
                 record.body = Bytes::new();
@@ -160,8 +168,7 @@ pub fn release(slot: &mut Option<Record>, release: &Release, now: Timestamp) -> 
 pub fn abandon(slot: &mut Option<Record>, abandon: &Abandon, now: Timestamp) -> Written {
     match owned(slot, abandon.token, now) {
         Ok(record) if record.state == State::InProgress && record.policy.allows_takeover() => {
-            // Zero rather than `now`: a clock that is set back must not revive a lease that was given up.
-            record.lease_until = Timestamp::default();
+            record.lease_until = GIVEN_UP;
             record.reason = Some(abandon.reason);
             Written::Applied
         }

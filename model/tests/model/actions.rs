@@ -3,7 +3,7 @@
 use idempotent_runtime::store::State as RecordState;
 
 use crate::protocol::{Mutant, Policy, Protocol};
-use crate::state::{Caller, Operator, Phase, Plan, State};
+use crate::state::{Caller, Operator, Phase, State};
 use crate::time::LEASE;
 
 /// One thing that happens. The number is the caller's.
@@ -52,8 +52,6 @@ pub enum Action {
     NotStored(usize),
     /// The owner whose commit was refused reads what is there.
     ReadWinner(usize),
-    /// The background reads, and decides what to send.
-    ReadBeforeEnd(usize),
     EndArrives {
         caller: usize,
         heard: bool,
@@ -163,12 +161,8 @@ fn of_caller(protocol: &Protocol, state: &State, (index, caller): (usize, &Calle
         Phase::Ending(ending) => {
             let nothing_to_come = caller.claims_under_way == 0 || protocol.is(Mutant::GhostClaim);
             if ending.started || ending.rounds > 1 || nothing_to_come {
-                if ending.plan == Plan::GiveBack && protocol.is(Mutant::ReleaseInTwoSteps) {
-                    actions.push(Action::ReadBeforeEnd(index));
-                } else {
-                    let arrives = |heard| Action::EndArrives { caller: index, heard };
-                    actions.extend([arrives(true), arrives(false)]);
-                }
+                let arrives = |heard| Action::EndArrives { caller: index, heard };
+                actions.extend([arrives(true), arrives(false)]);
             }
         }
         Phase::Over { .. } => return,

@@ -93,7 +93,7 @@ impl Protocol {
             Action::ReturnError(index) => self.return_error(&mut state.callers[index]),
             Action::ReturnHeldError(index) => settle(&mut state.callers[index], Plan::Park),
             Action::Drop(index) if self.is(Mutant::DropDeletes) => {
-                settle(&mut state.callers[index], Plan::Release);
+                settle(&mut state.callers[index], Plan::GiveBack);
             }
             Action::Drop(index) | Action::NotStored(index) => {
                 let plan = if self.policy == Policy::Hold { Plan::Park } else { Plan::Abandon };
@@ -108,7 +108,6 @@ impl Protocol {
                 }
                 state.callers[index].ends(Phase::Over { unused: false });
             }
-            Action::ReadBeforeEnd(index) => read_before_end(state, index),
             Action::EndArrives { caller, heard } => self.end_arrives(state, caller, heard),
             Action::Crash(index) => state.callers[index].ends(Phase::Over { unused: false }),
             Action::OperatorAnswers => {
@@ -197,7 +196,6 @@ impl Protocol {
     fn return_error(&self, caller: &mut Caller) {
         let plan = match caller.grant.steps {
             1.. if !self.is(Mutant::ErrorForgetsSteps) => Plan::Abandon,
-            _ if self.is(Mutant::ReleaseForgetsTakeover) => Plan::Release,
             _ => Plan::NothingHappened,
         };
         let rounds = if plan != Plan::Abandon && self.may_come_again(caller) { 2 } else { 1 };
@@ -275,14 +273,6 @@ impl Protocol {
             Phase::Over { unused: !started }
         };
         state.callers[index].ends(phase);
-    }
-}
-
-fn read_before_end(state: &mut State, index: usize) {
-    let record = store::read(state).filter(|record| record.owner == token(index));
-    let was_taken_over = record.is_some_and(|record| record.taken_over.is_some());
-    if let Phase::Ending(ending) = &mut state.callers[index].phase {
-        ending.plan = if was_taken_over { Plan::Abandon } else { Plan::Release };
     }
 }
 

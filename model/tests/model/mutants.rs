@@ -84,11 +84,6 @@ fn a_release_of_what_an_earlier_owner_left_is_found() {
 }
 
 #[test]
-fn a_release_in_two_steps_is_found() {
-    fails(&protocol(Policy::VerifyWhenOver, Mutant::ReleaseInTwoSteps).faults(2), S5);
-}
-
-#[test]
 fn an_error_that_forgets_finished_steps_is_found() {
     fails(&protocol(Policy::Resume, Mutant::ErrorForgetsSteps), S3_STEPS);
 }

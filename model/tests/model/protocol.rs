@@ -60,8 +60,6 @@ pub enum Mutant {
     FenceForgotten,
     /// A release deletes what an earlier owner left.
     ReleaseForgetsTakeover,
-    /// A claim is given back in two steps: what was read is believed when the release arrives.
-    ReleaseInTwoSteps,
     /// A body's error forgets the finished steps.
     ErrorForgetsSteps,
 }

@@ -90,11 +90,10 @@ pub struct Ending {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Plan {
-    /// Releases, but leaves what an earlier owner left to the policy.
+    /// Releases a claim under which no body started.
     GiveBack,
-    /// As `GiveBack`, for a body that says that nothing happened.
+    /// Releases the claim of a body that says that nothing happened. It may count the attempts.
     NothingHappened,
-    Release,
     Abandon,
     Park,
     /// Parks with a pause before the question is asked again.

@@ -127,23 +127,22 @@ impl Protocol {
     /// The end of a claim arrives. A release of a body that said "nothing happened" may count the attempts.
     pub fn end(&self, state: &mut State, caller: usize, plan: Plan) {
         let token = token(caller);
-        let abandon =
-            |slot: &mut Option<Record>, now| transition::abandon(slot, &Abandon::new(KEY, token, Reason::Dropped), now);
-        let was_taken_over =
-            |slot: Option<&Record>| slot.is_some_and(|record| record.owner == token && record.taken_over.is_some());
         owners_write(state, caller, |slot, now| match plan {
-            Plan::GiveBack | Plan::NothingHappened | Plan::Release if self.is(Mutant::UnconditionalDelete) => {
+            Plan::GiveBack | Plan::NothingHappened if self.is(Mutant::UnconditionalDelete) => {
                 *slot = None;
                 Written::Applied
             }
-            Plan::GiveBack | Plan::NothingHappened if was_taken_over(slot.as_ref()) => abandon(slot, now),
-            Plan::GiveBack | Plan::Release => transition::release(slot, &Release::new(KEY, token), now),
-            Plan::NothingHappened => {
+            Plan::GiveBack | Plan::NothingHappened => {
+                if self.is(Mutant::ReleaseForgetsTakeover)
+                    && let Some(record) = slot
+                {
+                    record.taken_over = None;
+                }
                 let mut release = Release::new(KEY, token);
-                release.keep_attempts = self.count_attempts;
+                release.keep_attempts = plan == Plan::NothingHappened && self.count_attempts;
                 transition::release(slot, &release, now)
             }
-            Plan::Abandon => abandon(slot, now),
+            Plan::Abandon => transition::abandon(slot, &Abandon::new(KEY, token, Reason::Dropped), now),
             Plan::Park => transition::park(slot, &Park::own(KEY, token, Reason::Dropped), now),
             Plan::AskAgain => {
                 let mut park = Park::own(KEY, token, Reason::Crashed);

@@ -3,6 +3,6 @@ local r = read()
 local refused = refusal(r, ARGV[1])
 if refused then return refused end
 if r.state ~= IN_PROGRESS or r.policy >= HOLD then return 'lost' end
-r.lease, r.reason = u64(0), tonumber(ARGV[2])
+r.lease, r.reason = GIVEN_UP, tonumber(ARGV[2])
 write(r)
 return 'applied'

@@ -9,7 +9,7 @@ local IN_PROGRESS, IN_DOUBT, COMPLETED, FAILED, RELEASED, TOMBSTONE = 1, 2, 3, 4
 local HOLD, VERIFY = 4, 3
 local CRASHED, RESOLVED = 1, 10
 local FIXED, HEADER = 99, 115
-local BY_EXPIRY = string.rep('\255', 8)
+local BY_EXPIRY, GIVEN_UP = string.rep('\255', 8), string.rep('\0', 8)
 
 local function u32(value) return struct.pack('>I4', value) end
 local function u64(value) return struct.pack('>I8', value) end

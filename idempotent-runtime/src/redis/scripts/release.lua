@@ -4,8 +4,12 @@ local refused = refusal(r, ARGV[1])
 if refused then return refused end
 if r.state == RELEASED then return 'already' end
 if not is_unfinished(r) then return 'lost' end
-if ARGV[2] == '1' then
-  r.state, r.reason, r.lease, r.checkpoints, r.taken = RELEASED, 0, u64(0), 0, 0
+if r.taken ~= 0 then
+  r.lease = GIVEN_UP
+  if r.reason == 0 then r.reason = CRASHED end
+  write(r)
+elseif ARGV[2] == '1' then
+  r.state, r.reason, r.lease, r.checkpoints, r.taken = RELEASED, 0, GIVEN_UP, 0, 0
   replace(r, '', false, r.remaining)
 else
   redis.call('DEL', key)

@@ -2,7 +2,7 @@
 local r = read()
 local refused = refusal(r, ARGV[1])
 if refused then return refused end
-if r.state ~= IN_PROGRESS then return 'lost' end
+if r.state ~= IN_PROGRESS or r.lease == GIVEN_UP then return 'lost' end
 local lease_before = r.lease
 renew(r, tonumber(ARGV[2]))
 if r.lease ~= lease_before then write(r) end

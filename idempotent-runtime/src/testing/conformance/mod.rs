@@ -102,7 +102,10 @@ macro_rules! __conformance {
                 only_a_claim_in_progress_is_renewed
                 a_renewal_extends_the_expiry_and_never_shortens_it
                 renewals_are_answered_one_by_one
+                a_lease_that_was_given_up_is_not_renewed
                 an_owner_releases_its_claim
+                a_release_leaves_what_was_taken_over
+                a_release_leaves_a_doubt
                 a_late_owner_releases_its_claim
                 a_released_claim_is_written_no_more
                 an_abandoned_claim_is_taken_over_at_once

@@ -145,6 +145,49 @@ pub async fn an_owner_releases_its_claim<S: Subject>(scene: Scene<S>) {
     }
 }
 
+/// T10: "nothing happened" is about the owner's own attempt. What the one before did, and its checkpoint, stay.
+pub async fn a_release_leaves_what_was_taken_over<S: Subject>(scene: Scene<S>) {
+    let rule = "T10: a release of a record that was taken over leaves it to the next caller";
+    for policy in [CrashPolicy::Retry, CrashPolicy::Resume, CrashPolicy::Verify] {
+        for keep_attempts in [false, true] {
+            scene.running(policy).await;
+            assert_eq!(scene.checkpoint(1, 0, "half").await, Written::Applied, "{rule}");
+            scene.pass(2).await;
+            let claim = scene.claim_under(2, policy);
+            let taken_over = scene.mine(&claim, rule).await;
+            let release = Release { keep_attempts, ..Release::new(KEY, token(2)) };
+            for _ in 0..2 {
+                assert_eq!(scene.release(release).await, Written::Applied, "{rule}");
+                let record = scene.record().await;
+                assert!(record.is_orphaned(), "{rule}: {record:?}");
+                assert_eq!((record.owner, record.attempts), (token(2), 2), "{rule}");
+                assert_eq!((record.reason, record.fence), (Some(Reason::Crashed), taken_over.record.fence), "{rule}");
+            }
+            // A duplicate of the claim arrives late, and is given back as well.
+            scene.mine(&claim, rule).await;
+            assert_eq!(scene.release(release).await, Written::Applied, "{rule}");
+            let next = scene.mine(&scene.claim_under(3, policy), rule).await;
+            assert_eq!((next.taken_over, next.record.attempts), (Some(State::InProgress), 3), "{rule}");
+            assert_eq!((next.record.checkpoints, &next.record.body[..]), (1, &b"half"[..]), "{rule}");
+            assert!(next.record.is_running() && next.record.fence > taken_over.record.fence, "{rule}");
+            scene.cleared(token(3), rule).await;
+        }
+    }
+}
+
+/// T10, T5b: the same where the record was in doubt before, and is again.
+pub async fn a_release_leaves_a_doubt<S: Subject>(scene: Scene<S>) {
+    let rule = "T10: a release of a record that was in doubt before leaves it in doubt, to be asked about at once";
+    scene.in_doubt(CrashPolicy::Verify).await;
+    scene.mine(&scene.claim_under(2, CrashPolicy::Verify), rule).await;
+    let park = Park { ask_again_after: scene.leases(16), ..Park::own(KEY, token(2), Reason::Unverified) };
+    assert_eq!(scene.park(park).await, Written::Applied, "{rule}");
+    assert_eq!(scene.release(Release::new(KEY, token(2))).await, Written::Applied, "{rule}");
+    let record = scene.record().await;
+    assert_eq!((record.state, record.reason), (State::InDoubt, Some(Reason::Unverified)), "{rule}");
+    assert_eq!(scene.mine(&scene.claim_under(3, CrashPolicy::Verify), rule).await.taken_over, Some(State::InDoubt));
+}
+
 /// T10: also after the lease, as long as the token stands.
 pub async fn a_late_owner_releases_its_claim<S: Subject>(scene: Scene<S>) {
     let rule = "T10: a release counts also when the lease is over, or an observer has parked the record";
@@ -179,8 +222,21 @@ pub async fn an_abandoned_claim_is_taken_over_at_once<S: Subject>(scene: Scene<S
         assert!(record.is_orphaned(), "{rule}");
         let grant = scene.mine(&scene.claim_under(2, policy), rule).await;
         assert_eq!(grant.taken_over, Some(State::InProgress), "{rule}");
-        assert_eq!(scene.release(Release::new(KEY, token(2))).await, Written::Applied, "{rule}");
+        scene.cleared(token(2), rule).await;
     }
+}
+
+/// T7, T10, T11: a renewal that was on its way when the lease was given up does not bring it back.
+pub async fn a_lease_that_was_given_up_is_not_renewed<S: Subject>(scene: Scene<S>) {
+    let rule = "T7: a lease that its owner gave up is not renewed";
+    scene.running(CrashPolicy::Retry).await;
+    assert_eq!(scene.abandon(1, Reason::Dropped).await, Written::Applied, "{rule}");
+    assert_eq!(scene.renew(1, scene.leases(2)).await, Written::Lost, "{rule} (abandoned)");
+    scene.mine(&scene.claim_under(2, CrashPolicy::Retry), rule).await;
+    assert_eq!(scene.renew(2, scene.leases(2)).await, Written::Applied, "{rule}: the next owner renews its own");
+    assert_eq!(scene.release(Release::new(KEY, token(2))).await, Written::Applied, "{rule}");
+    assert_eq!(scene.renew(2, scene.leases(2)).await, Written::Lost, "{rule} (released)");
+    assert!(scene.record().await.is_orphaned(), "{rule}");
 }
 
 /// T11: hold has no next caller, so nothing is abandoned.

@@ -234,6 +234,14 @@ impl<S: Subject> Scene<S> {
         expect(self.store().release(release).await)
     }
 
+    /// The owner gives its claim back, and what it took over is removed.
+    pub(super) async fn cleared(&self, owner: Token, rule: &str) {
+        assert_eq!(self.release(Release::new(KEY, owner)).await, Written::Applied, "{rule}");
+        if self.read().await.is_some() {
+            assert_eq!(self.remove(Remove::new(KEY, owner)).await, Changed::Applied, "{rule}");
+        }
+    }
+
     pub(super) async fn abandon(&self, caller: u128, reason: Reason) -> Written {
         expect(self.store().abandon(Abandon::new(KEY, token(caller), reason)).await)
     }

@@ -108,7 +108,7 @@ pub async fn the_stricter_policy_decides<S: Subject>(scene: Scene<S>) {
                 assert_eq!(scene.mine(&claim, &rule).await.record.policy, recorded.max(asked), "{rule}");
                 token(2)
             };
-            assert_eq!(scene.release(crate::store::Release::new(KEY, owner)).await, Written::Applied, "{rule}");
+            scene.cleared(owner, &rule).await;
         }
     }
 }
@@ -144,8 +144,7 @@ pub async fn an_absent_or_older_fingerprint_contradicts_nothing<S: Subject>(scen
         scene.pass(2).await;
         let claim = Claim { fingerprint: asked, ..scene.claim_under(owner + 1, CrashPolicy::Retry) };
         assert_eq!(scene.mine(&claim, rule).await.record.fingerprint, then, "{rule}");
-        let release = crate::store::Release::new(KEY, claim.token);
-        assert_eq!(scene.release(release).await, Written::Applied, "{rule}");
+        scene.cleared(claim.token, rule).await;
     }
 }
 
@@ -186,7 +185,7 @@ pub async fn a_doubt_is_held_under_every_other_policy<S: Subject>(scene: Scene<S
                 assert_eq!(scene.held(&claim, &rule).await.state, State::InDoubt, "{rule}");
                 token(1)
             };
-            assert_eq!(scene.release(crate::store::Release::new(KEY, owner)).await, Written::Applied, "{rule}");
+            scene.cleared(owner, &rule).await;
         }
     }
 }
@@ -264,7 +263,7 @@ pub async fn fences_grow_over_records_that_are_gone<S: Subject>(scene: Scene<S>)
     scene.orphaned(CrashPolicy::Retry).await;
     scene.mine(&scene.claim_under(2, CrashPolicy::Retry), rule).await;
     let before = scene.fence(2).await;
-    assert_eq!(scene.release(crate::store::Release::new(KEY, token(2))).await, Written::Applied, "{rule}");
+    scene.cleared(token(2), rule).await;
     scene.pass(1).await;
     scene.mine(&scene.claim_by(3), rule).await;
     let after = scene.fence(3).await;
