@@ -192,8 +192,8 @@ impl<P, V> Call<P, V> {
     ///
     /// **Nobody can tell a dead owner from a slow one.** "It did not happen" is true only at the moment of the answer: an
     /// owner that was paused may still make the effect afterwards. So this is safe only where the outside world
-    /// enforces the key that both attempts sent ([`Context::derive_key`](crate::Context::derive_key)), or the old attempt is known to be dead. The
-    /// settle delay covers requests that were on their way.
+    /// enforces the key that both attempts sent ([`Context::derive_key`](crate::Context::derive_key)), or the old
+    /// attempt is known to be dead. The settle delay covers requests that were on their way.
     ///
     /// ```
     /// # use std::time::Duration;
