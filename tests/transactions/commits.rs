@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 
+use idempotency::ErrorKind;
 use idempotency::store::SqlTransaction;
 use idempotency_test_support::deadline::within;
 use idempotency_test_support::proxy::{Action, Fault, Moment, Proxy};
@@ -40,6 +41,37 @@ where
         }
     }
     Ok(())
+}
+
+/// The call in the transaction failed and left no record, and the rest of the transaction was committed.
+async fn a_commit_without_record_that_is_cut<D: Remote>() -> anyhow::Result<()>
+where
+    Transaction<'static, D::Sqlx>: SqlTransaction<Connection = Connection<D>>,
+{
+    let database = D::start().await?;
+    let proxy = Proxy::start_for(D::PROTOCOL, database.address()).await?;
+    let (_direct, engine) = D::open(&database.url(), 1, None).await?;
+    let (pool, _) = D::open(&proxy.url(&database.url()), 1, None).await?;
+    let runs = Cell::new(0);
+    let in_body = || runs.set(runs.get() + 1);
+    let cut = proxy.next("COMMIT", Fault::new(Moment::AfterRequest, Action::Close));
+    let answer = within("the call", charge::<D>(&pool, &engine, "a", Ending::CommitError, &in_body)).await?;
+    cut.happened().await?;
+    let Err(crate::world::Fault::Idempotency(error)) = answer else { panic!("nobody knows: {answer:?}") };
+    assert_eq!((error.kind(), runs.get()), (ErrorKind::NotStored, 1), "{error}");
+    Ok(())
+}
+
+#[cfg(feature = "postgres")]
+#[tokio::test]
+async fn on_postgresql_a_lost_commit_without_a_record_is_not_made_again() -> anyhow::Result<()> {
+    a_commit_without_record_that_is_cut::<databases::Postgres>().await
+}
+
+#[cfg(feature = "mysql")]
+#[tokio::test]
+async fn on_mariadb_a_lost_commit_without_a_record_is_not_made_again() -> anyhow::Result<()> {
+    a_commit_without_record_that_is_cut::<databases::MariaDb>().await
 }
 
 #[cfg(feature = "postgres")]

@@ -1,6 +1,8 @@
 //! What is there after a call in a transaction, by how its body and the transaction ended.
 
-use idempotency::{Context, ErrorKind, State, Unstored, in_transaction, observe};
+use idempotency::store::Reason;
+use idempotency::{Context, ErrorKind, OnCrash, State, Unstored, Verdict, in_transaction, observe};
+use idempotency_test_support::deadline::eventually_async;
 
 use crate::world::{DAY, Fault, OPERATION, World, add};
 
@@ -94,6 +96,63 @@ async fn a_future_that_is_dropped_in_the_body_and_committed_reads_as_in_doubt() 
     assert_eq!(error.kind(), ErrorKind::InDoubt);
     transaction.commit().await?;
     assert_eq!((world.entries("a").await?, world.state("a").await?), (1, Some(State::InDoubt)));
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_was_dropped_and_committed_is_in_doubt_under_every_policy() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    for policy in [OnCrash::Retry, OnCrash::Resume, OnCrash::Hold] {
+        let key = format!("{policy:?}");
+        let mut transaction = world.begin().await?;
+        let (added, is_added) = tokio::sync::oneshot::channel();
+        let call = world.call(&key).on_crash(policy).run_in(&mut transaction, async |transaction| {
+            add(transaction, &key).await?;
+            let _ = added.send(());
+            std::future::pending::<Result<String, Fault>>().await
+        });
+        tokio::select! {
+            _ = call => unreachable!("the body never ends"),
+            added = is_added => added?,
+        }
+        transaction.commit().await?;
+        let mut transaction = world.begin().await?;
+        let call = world.call(&key).on_crash(policy);
+        let refused = call.run_in(&mut transaction, async |transaction| add(transaction, &key).await).await;
+        let Err(Fault::Idempotency(error)) = refused else { panic!("{policy:?}: it ran again") };
+        assert_eq!(error.kind(), ErrorKind::InDoubt, "{policy:?}");
+        transaction.commit().await?;
+        assert_eq!(world.entries(&key).await?, 1, "{policy:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_a_call_outside_has_left_is_in_doubt_in_a_transaction() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    let (started, is_started) = tokio::sync::oneshot::channel();
+    let asking = world.call("a").on_crash_verify(async |_| Ok::<_, Fault>(Verdict::<String>::NotExecuted));
+    let outside = asking.run(async || {
+        let _ = started.send(());
+        std::future::pending::<Result<String, Fault>>().await
+    });
+    tokio::select! {
+        _ = outside => unreachable!("the body never ends"),
+        started = is_started => started?,
+    }
+    // Given up in the background.
+    let record = world.engine.record(OPERATION, "a");
+    let is_left = async || matches!(record.inspect().await, Ok(Some(view)) if view.reason == Some(Reason::Dropped));
+    eventually_async("the record to be left", is_left).await?;
+    for policy in [OnCrash::Retry, OnCrash::Resume, OnCrash::Hold] {
+        let mut transaction = world.begin().await?;
+        let call = world.call("a").on_crash(policy);
+        let refused = call.run_in(&mut transaction, async |transaction| add(transaction, "a").await).await;
+        let Err(Fault::Idempotency(error)) = refused else { panic!("{policy:?}: it ran, and nobody was asked") };
+        assert_eq!(error.kind(), ErrorKind::InDoubt, "{policy:?}");
+        transaction.commit().await?;
+    }
+    assert_eq!(world.entries("a").await?, 0);
     Ok(())
 }
 

@@ -21,7 +21,7 @@ use crate::outcome::{
     Answer, CallError, Codec, Ending, ErrorPolicy, Outcome as _, Reader, StoredValue, Writer, stored,
 };
 use crate::store::transaction::{End, Keep as _};
-use crate::store::{Claimed, Commit, Grant, Park, Reason, Record, SqlTransaction, State};
+use crate::store::{Claimed, Commit, CrashPolicy, Grant, Park, Reason, Record, SqlTransaction, State};
 
 tokio::task_local! {
     /// Whether a call has found or kept its record in the transaction that the task is in.
@@ -133,8 +133,10 @@ async fn seek<X: SqlTransaction + ?Sized>(request: Request, transaction: &mut X)
     }
     let busy = engine.keeper.busy();
     let mut claim = new_claim(&call)?;
-    // A row that is committed without a result belongs to nobody from the start, and nobody runs it again.
+    // A row that is committed without a result belongs to nobody from the start, and nobody runs it again. Nor is a
+    // record taken over of an owner outside: its question is not asked here, and its steps are not known.
     claim.lease = Duration::ZERO;
+    claim.policy = CrashPolicy::Hold;
     let patience = call.patience().unwrap_or(Duration::ZERO);
     let claimed = transaction.connection().begin(&*engine.store, &claim, patience).await;
     let claimed = claimed.map_err(|error| engine.store_error(error).of_record(Some(&call.operation), &call.key))?;
@@ -181,11 +183,14 @@ impl<R, P> InTransaction<R, P> {
         let (call, token) = (&claim.call, claim.grant.record.owner);
         let is_kept = matches!(ending, Ending::Answer { state: State::Completed, .. });
         let (end, refused) = end_of(call, &claim.grant.record, ending);
+        let leaves_record = !matches!(end, End::Undo);
         let ended = transaction.connection().end(&*call.engine.store, token, end).await;
         claim.ended.store(true, Ordering::Release);
         let error = match (ended, refused) {
             (Ok(true), None) => {
-                note_record();
+                if leaves_record {
+                    note_record();
+                }
                 return result;
             }
             // The body's own error comes first: it may be what broke the transaction.
@@ -240,6 +245,9 @@ impl<P> Call<P> {
     /// replays if the commit happened, and runs if not. [`in_transaction`](crate::in_transaction) does all that.
     ///
     /// Effects outside of the database are still made once for each attempt.
+    ///
+    /// The policy is always [`OnCrash::Hold`](crate::OnCrash::Hold), whatever [`on_crash`](Self::on_crash) says: what a
+    /// call outside of a transaction has left behind is in doubt here.
     ///
     /// # Errors
     /// The body's own, and [`Error`] converted into `E`: [`InProgress`](ErrorKind::InProgress) when others were not done
