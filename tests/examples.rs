@@ -345,6 +345,39 @@ fn fulfil_order_goes_on_after_the_last_finished_step() {
     assert!(text.ends_with("each effect happened once\n"), "{text}");
 }
 
+/// The provider's books are its own: each line is a request that arrived there, with the payment and the key.
+#[cfg(feature = "sqlite")]
+#[test]
+fn verify_with_provider_charges_once_whenever_the_worker_was_killed() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let kept = directory.path().join("kept");
+    let text = printed(example("verify_with_provider").arg(&kept));
+    let books = fs::read_to_string(kept.join("books")).expect("the provider has books");
+    let requests: Vec<[&str; 3]> = books
+        .lines()
+        .map(|line| line.split(' ').collect::<Vec<_>>().try_into().unwrap_or_else(|_| panic!("{line}")))
+        .collect();
+    for payment in ["1", "2", "3"] {
+        let of_payment: Vec<_> = requests.iter().filter(|[_, noted, _]| *noted == payment).collect();
+        let count = |what| of_payment.iter().filter(|[noted, ..]| *noted == what).count();
+        assert_eq!((count("charged"), count("repeated")), (1, 0), "payment {payment}: {books}");
+        assert!(count("asked") > 0, "payment {payment}: {books}");
+        assert!(of_payment.iter().all(|[.., key]| *key == of_payment[0][2]), "one key for all attempts: {books}");
+    }
+    let position = |line: &str| requests.iter().position(|request| request[..2].join(" ") == line).expect(line);
+    assert!(position("charged 1") < position("asked 1"), "killed after the charge: {books}");
+    assert!(position("asked 2") < position("charged 2"), "killed before the charge: {books}");
+
+    assert_eq!(text.lines().filter(|line| *line == "  killed").count(), 4, "{text}");
+    let (_, while_down) = text.split_once("the provider is down\n").expect("the provider goes down");
+    let (while_down, afterwards) = while_down.split_once("the provider is up again\n").expect("and up again");
+    assert!(while_down.contains("asked the provider, no answer: "), "{text}");
+    assert!(while_down.contains("nobody knows whether it finished") && !while_down.contains("paid"), "{text}");
+    assert!(afterwards.contains("asked the provider, it has charged: ch_3\n"), "{text}");
+    assert!(afterwards.contains("  paid, ch_3\n"), "{text}");
+    assert!(text.ends_with("every payment was charged once\n"), "{text}");
+}
+
 #[cfg(feature = "sqlite")]
 #[test]
 fn inventory_happens_once_also_in_a_second_run_on_the_same_file() {
