@@ -380,6 +380,29 @@ fn verify_with_provider_charges_once_whenever_the_worker_was_killed() {
 
 #[cfg(feature = "sqlite")]
 #[test]
+fn operator_resolve_answers_once_for_each_payment_in_doubt() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let kept = directory.path().join("kept");
+    let text = printed(example("operator_resolve").arg(&kept));
+    assert_eq!(fs::read_to_string(kept.join("books")).expect("the bank has books"), "charged 7\ncharged 8\n");
+
+    let count = |part: &str| text.lines().filter(|line| line.starts_with(part)).count();
+    let told = text.lines().filter(|line| line.starts_with("  refused: payments.charge ["));
+    for part in ["nobody knows whether it finished", "its lease ran out", "attempt 1", "first claimed ", "resolve("] {
+        assert_eq!(told.clone().filter(|line| line.contains(part)).count(), 2, "{part}: {text}");
+    }
+    assert!(text.contains("in doubt are 2 payments\n"), "{text}");
+    assert_eq!((count("  Ada "), count("  Bob answers too late: ")), (2, 2), "{text}");
+    let (_, afterwards) = text.rsplit_once("payment 7, a worker starts\n").expect("it is called again");
+    assert_eq!(
+        afterwards,
+        "  done: receipt of payment 7\npayment 8, a worker starts\n  charging\n  charged\n  done: receipt of payment \
+         8\nevery payment was charged once\n"
+    );
+}
+
+#[cfg(feature = "sqlite")]
+#[test]
 fn inventory_happens_once_also_in_a_second_run_on_the_same_file() {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("warehouse.db");
