@@ -402,6 +402,27 @@ fn operator_resolve_answers_once_for_each_payment_in_doubt() {
 }
 
 #[cfg(feature = "sqlite")]
+#[tokio::test]
+async fn advance_with_fence_refuses_the_late_owner_in_the_row() -> anyhow::Result<()> {
+    use sqlx::Connection as _;
+    let directory = tempfile::tempdir()?;
+    let kept = directory.path().join("kept");
+    let text = printed(example("advance_with_fence").arg(&kept));
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(kept.join("shop.db"));
+    let mut shop = sqlx::SqliteConnection::connect_with(&options).await?;
+    let tries: Vec<(String, i64, bool)> =
+        sqlx::query_as("SELECT owner, fence, written FROM tries ORDER BY rowid").fetch_all(&mut shop).await?;
+    let order: (String, i64) = sqlx::query_as("SELECT state, fence FROM orders").fetch_one(&mut shop).await?;
+    let [(next, larger, true), (slow, smaller, false)] = &tries[..] else { panic!("{tries:?}\n{text}") };
+    assert_eq!((&**next, &**slow), ("the next owner", "the slow owner"), "{text}");
+    assert!(larger > smaller, "{tries:?}");
+    assert_eq!(order, ("packed by the next owner".to_owned(), *larger));
+    assert!(text.contains("the slow owner wakes up; its lease is over\n"), "{text}");
+    assert!(text.contains("the slow owner returns an error: a later owner has written to the order\n"), "{text}");
+    Ok(())
+}
+
+#[cfg(feature = "sqlite")]
 #[test]
 fn inventory_happens_once_also_in_a_second_run_on_the_same_file() {
     let directory = tempfile::tempdir().expect("a directory");
