@@ -388,7 +388,8 @@ fn operator_resolve_answers_once_for_each_payment_in_doubt() {
 
     let count = |part: &str| text.lines().filter(|line| line.starts_with(part)).count();
     let told = text.lines().filter(|line| line.starts_with("  refused: payments.charge ["));
-    for part in ["nobody knows whether it finished", "its lease ran out", "attempt 1", "first claimed ", "resolve("] {
+    for part in ["nobody knows whether it finished", "and its lease ran out", "attempt 1", "first claimed ", "resolve("]
+    {
         assert_eq!(told.clone().filter(|line| line.contains(part)).count(), 2, "{part}: {text}");
     }
     assert!(text.contains("in doubt are 2 payments\n"), "{text}");
