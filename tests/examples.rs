@@ -412,9 +412,9 @@ async fn advance_with_fence_refuses_the_late_owner_in_the_row() -> anyhow::Resul
     let options = sqlx::sqlite::SqliteConnectOptions::new().filename(kept.join("shop.db"));
     let mut shop = sqlx::SqliteConnection::connect_with(&options).await?;
     let tries: Vec<(String, i64, bool)> =
-        sqlx::query_as("SELECT owner, fence, written FROM tries ORDER BY rowid").fetch_all(&mut shop).await?;
+        sqlx::query_as("SELECT owner, fence, written FROM tries ORDER BY fence").fetch_all(&mut shop).await?;
     let order: (String, i64) = sqlx::query_as("SELECT state, fence FROM orders").fetch_one(&mut shop).await?;
-    let [(next, larger, true), (slow, smaller, false)] = &tries[..] else { panic!("{tries:?}\n{text}") };
+    let [(slow, smaller, false), (next, larger, true)] = &tries[..] else { panic!("{tries:?}\n{text}") };
     assert_eq!((&**next, &**slow), ("the next owner", "the slow owner"), "{text}");
     assert!(larger > smaller, "{tries:?}");
     assert_eq!(order, ("packed by the next owner".to_owned(), *larger));
