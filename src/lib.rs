@@ -1,6 +1,8 @@
 #![doc = include_str!("../README.md")]
 
 #[cfg(feature = "testing")]
+#[doc(inline)]
+#[doc = include_str!("testing.md")]
 pub use idempotent_runtime::testing;
 pub use idempotent_runtime::{
     Builder, Call, CallError, Context, Decision, Drained, Duplicate, Error, ErrorKind, ErrorPolicy, Fingerprint,

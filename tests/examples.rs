@@ -345,6 +345,84 @@ fn fulfil_order_goes_on_after_the_last_finished_step() {
     assert!(text.ends_with("each effect happened once\n"), "{text}");
 }
 
+/// The provider's books are its own: each line is a request that arrived there, with the payment and the key.
+#[cfg(feature = "sqlite")]
+#[test]
+fn verify_with_provider_charges_once_whenever_the_worker_was_killed() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let kept = directory.path().join("kept");
+    let text = printed(example("verify_with_provider").arg(&kept));
+    let books = fs::read_to_string(kept.join("books")).expect("the provider has books");
+    let requests: Vec<[&str; 3]> = books
+        .lines()
+        .map(|line| line.split(' ').collect::<Vec<_>>().try_into().unwrap_or_else(|_| panic!("{line}")))
+        .collect();
+    for payment in ["1", "2", "3"] {
+        let of_payment: Vec<_> = requests.iter().filter(|[_, noted, _]| *noted == payment).collect();
+        let count = |what| of_payment.iter().filter(|[noted, ..]| *noted == what).count();
+        assert_eq!((count("charged"), count("repeated")), (1, 0), "payment {payment}: {books}");
+        assert!(count("asked") > 0, "payment {payment}: {books}");
+        assert!(of_payment.iter().all(|[.., key]| *key == of_payment[0][2]), "one key for all attempts: {books}");
+    }
+    let position = |line: &str| requests.iter().position(|request| request[..2].join(" ") == line).expect(line);
+    assert!(position("charged 1") < position("asked 1"), "killed after the charge: {books}");
+    assert!(position("asked 2") < position("charged 2"), "killed before the charge: {books}");
+
+    assert_eq!(text.lines().filter(|line| *line == "  killed").count(), 4, "{text}");
+    let (_, while_down) = text.split_once("the provider is down\n").expect("the provider goes down");
+    let (while_down, afterwards) = while_down.split_once("the provider is up again\n").expect("and up again");
+    assert!(while_down.contains("asked the provider, no answer: "), "{text}");
+    assert!(while_down.contains("nobody knows whether it finished") && !while_down.contains("paid"), "{text}");
+    assert!(afterwards.contains("asked the provider, it has charged: ch_3\n"), "{text}");
+    assert!(afterwards.contains("  paid, ch_3\n"), "{text}");
+    assert!(text.ends_with("every payment was charged once\n"), "{text}");
+}
+
+#[cfg(feature = "sqlite")]
+#[test]
+fn operator_resolve_answers_once_for_each_payment_in_doubt() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let kept = directory.path().join("kept");
+    let text = printed(example("operator_resolve").arg(&kept));
+    assert_eq!(fs::read_to_string(kept.join("books")).expect("the bank has books"), "charged 7\ncharged 8\n");
+
+    let count = |part: &str| text.lines().filter(|line| line.starts_with(part)).count();
+    let told = text.lines().filter(|line| line.starts_with("  refused: payments.charge ["));
+    for part in ["nobody knows whether it finished", "and its lease ran out", "attempt 1", "first claimed ", "resolve("]
+    {
+        assert_eq!(told.clone().filter(|line| line.contains(part)).count(), 2, "{part}: {text}");
+    }
+    assert!(text.contains("in doubt are 2 payments\n"), "{text}");
+    assert_eq!((count("  Ada "), count("  Bob answers too late: ")), (2, 2), "{text}");
+    let (_, afterwards) = text.rsplit_once("payment 7, a worker starts\n").expect("it is called again");
+    assert_eq!(
+        afterwards,
+        "  done: receipt of payment 7\npayment 8, a worker starts\n  charging\n  charged\n  done: receipt of payment \
+         8\nevery payment was charged once\n"
+    );
+}
+
+#[cfg(feature = "sqlite")]
+#[tokio::test]
+async fn advance_with_fence_refuses_the_late_owner_in_the_row() -> anyhow::Result<()> {
+    use sqlx::Connection as _;
+    let directory = tempfile::tempdir()?;
+    let kept = directory.path().join("kept");
+    let text = printed(example("advance_with_fence").arg(&kept));
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(kept.join("shop.db"));
+    let mut shop = sqlx::SqliteConnection::connect_with(&options).await?;
+    let tries: Vec<(String, i64, bool)> =
+        sqlx::query_as("SELECT owner, fence, written FROM tries ORDER BY fence").fetch_all(&mut shop).await?;
+    let order: (String, i64) = sqlx::query_as("SELECT state, fence FROM orders").fetch_one(&mut shop).await?;
+    let [(slow, smaller, false), (next, larger, true)] = &tries[..] else { panic!("{tries:?}\n{text}") };
+    assert_eq!((&**next, &**slow), ("the next owner", "the slow owner"), "{text}");
+    assert!(larger > smaller, "{tries:?}");
+    assert_eq!(order, ("packed by the next owner".to_owned(), *larger));
+    assert!(text.contains("the slow owner wakes up; its lease is over\n"), "{text}");
+    assert!(text.contains("the slow owner returns an error: a later owner has written to the order\n"), "{text}");
+    Ok(())
+}
+
 #[cfg(feature = "sqlite")]
 #[test]
 fn inventory_happens_once_also_in_a_second_run_on_the_same_file() {

@@ -122,8 +122,25 @@ impl Context {
         &self.0.operation
     }
 
-    /// A number that grows with every takeover of the call. A resource that refuses smaller numbers than it has seen
-    /// is safe from an owner that was paused and overtaken.
+    /// A number that grows with every claim of this key, also over records that are gone. A resource that refuses smaller
+    /// numbers than it has seen is safe from an owner that was paused and overtaken, which no lease is: the owner that
+    /// wakes up writes before it looks at the time.
+    ///
+    /// A row of a table becomes such a resource with a column for the fence and one condition, so that its state only
+    /// moves forward. No row updated: a later owner has written, and this one stops.
+    ///
+    /// ```sql
+    /// UPDATE orders SET state = ?, fence = ? WHERE id = ? AND fence < ?
+    /// ```
+    ///
+    /// - Ask before the work begins. A fence that is asked for after it names the claim just as well, but a call that
+    ///   was overtaken gets [`Superseded`](ErrorKind::Superseded) then and has worked for nothing.
+    /// - `fence < ?` lets an attempt write once, `fence <= ?` several times. Late owners are refused by both.
+    /// - Compare fences of one key alone. Those of two keys, or of two operations, say nothing about each other, so all
+    ///   writers of a row share one.
+    /// - It fits into a signed column of 64 bits.
+    ///
+    /// The example `advance_with_fence` runs this, with an owner that is late.
     ///
     /// # Errors
     /// [`Superseded`](ErrorKind::Superseded) when the claim is not this attempt's any more,
@@ -147,8 +164,13 @@ impl Context {
             .ok_or_else(superseded)
     }
 
-    /// A key for a service downstream: 64 characters, the same in every attempt of this call, another for each `purpose`.
-    /// Inside of a [step](Self::step) of this call it is another for each step too, whichever `Context` is asked.
+    /// A key for a service downstream: 64 lower-case hexadecimal characters, the same in every attempt of this call, in
+    /// every process and release, and another for each `purpose`. It is made of the [name](Self::key) of the record, and
+    /// shows nothing of the key.
+    ///
+    /// Inside of a [step](Self::step) of this call it is another for each step too, whichever `Context` is asked. The
+    /// question of [`on_crash_verify`](crate::Call::on_crash_verify) is outside of every step: what it asks about is
+    /// derived outside of steps as well, and taken along.
     pub fn derive_key(&self, purpose: &str) -> String {
         match Scope::current().step_of(self) {
             Some(step) => derive_in_step(&self.0.key, &step.name, step.index, purpose),

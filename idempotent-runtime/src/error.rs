@@ -172,6 +172,8 @@ struct Parts {
     operation: Option<Arc<str>>,
     key: Option<Box<str>>,
     step: Option<Box<str>>,
+    /// What happened and what to do, where the kind alone does not say it right.
+    text: Option<(&'static str, &'static str)>,
     detail: Option<String>,
     store: Option<&'static str>,
     retry_after: Option<Duration>,
@@ -188,6 +190,7 @@ impl Error {
             operation: None,
             key: None,
             step: None,
+            text: None,
             detail: None,
             store: None,
             retry_after: None,
@@ -218,6 +221,11 @@ impl Error {
 
     pub(crate) fn with_detail(mut self, detail: impl Into<String>) -> Self {
         self.0.detail = Some(detail.into());
+        self
+    }
+
+    pub(crate) fn with_text(mut self, happened: &'static str, advice: &'static str) -> Self {
+        self.0.text = Some((happened, advice));
         self
     }
 
@@ -320,8 +328,8 @@ impl fmt::Display for Error {
         if self.0.is_twin {
             return write!(f, "an idempotency error of the kind {:?}", self.0.kind);
         }
-        let text = self.0.step.as_ref().and_then(|_| self.0.kind.text_of_step());
-        let (happened, advice) = text.unwrap_or_else(|| self.0.kind.text());
+        let text_of_step = || self.0.step.as_ref().and_then(|_| self.0.kind.text_of_step());
+        let (happened, advice) = self.0.text.or_else(text_of_step).unwrap_or_else(|| self.0.kind.text());
         if let Some(operation) = self.operation() {
             write!(f, "{operation}")?;
             if let Some(key) = self.key() {

@@ -11,6 +11,8 @@ mod crash;
 mod errors;
 mod expiry;
 mod faults;
+mod helpers;
+mod in_doubt;
 mod ledger;
 mod limits;
 mod panics;

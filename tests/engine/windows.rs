@@ -5,6 +5,7 @@ use std::time::Duration;
 use idempotency::clock::{Clock as _, Timestamp};
 use idempotency::key::{IntoKey, window};
 use idempotency::store::{Reason, StoreErrorKind};
+use idempotency::testing::ClockJump;
 use idempotency::{Call, Error, ErrorKind, OnConflict, OnCrash, Unstored, observe};
 
 use crate::faults::{Fault, Gate};
@@ -64,6 +65,29 @@ async fn a_repetition_within_the_length_is_always_recognised_and_one_after_twice
             assert_eq!(world.ledger.count(), runs, "started at {start:?}, repeated after {later:?}");
         }
     }
+}
+
+#[tokio::test]
+async fn the_first_window_of_all_has_none_before_it() {
+    let world = World::new();
+    world.clock.set_wall(Timestamp::default());
+    assert_eq!(send(&world).await.unwrap(), "receipt 1.1");
+    assert_eq!(world.store.requests("read"), 0, "there is no window before to ask");
+    world.clock.advance(HOUR);
+    assert_eq!(send(&world).await.unwrap(), "receipt 1.1");
+    world.clock.advance(HOUR);
+    assert_eq!(send(&world).await.unwrap(), "receipt 1.2");
+}
+
+/// A pitfall that the documentation names.
+#[tokio::test]
+async fn a_clock_that_is_set_back_over_the_beginning_of_a_window_runs_again() {
+    let world = world();
+    send(&world).await.unwrap();
+    world.clock.jump(ClockJump::Back(MILLI));
+    assert_eq!(send(&world).await.unwrap(), "receipt 1.2", "its window is still to come");
+    world.clock.jump(ClockJump::Forward(MILLI));
+    assert_eq!(send(&world).await.unwrap(), "receipt 1.1", "the record of the window itself comes first");
 }
 
 #[tokio::test]

@@ -292,14 +292,29 @@ fn may_ask(call: &Checked, record: &Record) -> bool {
 pub(super) fn in_doubt(call: &Checked, record: &Record) -> Error {
     let age = record.read_at.saturating_duration_since(record.created);
     let reason = record.reason.map_or_else(|| "its owner is gone".to_owned(), |reason| reason.to_string());
-    let detail = format!("{reason}; attempt {}, first claimed {}s ago", record.attempts, age.as_secs());
-    if !asks(call, record) {
-        return call.refused(ErrorKind::InDoubt).with_detail(detail);
+    let detail = format!("{reason}; attempt {}, first claimed {} ago", record.attempts, in_words(age));
+    if asks(call, record) {
+        let left = record.lease_until.saturating_duration_since(record.read_at);
+        let seconds = Duration::from_secs(u64::try_from(left.as_millis().div_ceil(1000)).unwrap_or(u64::MAX));
+        let detail = format!("{detail}; a call with this key asks again, in {} at the earliest", in_words(seconds));
+        return call.refused(ErrorKind::InDoubt).with_detail(detail).with_retry_after(left);
     }
-    let left = record.lease_until.saturating_duration_since(record.read_at);
-    let seconds = left.as_millis().div_ceil(1000);
-    let detail = format!("{detail}; a call with this key asks again, in {seconds}s at the earliest");
-    call.refused(ErrorKind::InDoubt).with_detail(detail).with_retry_after(left)
+    let detail = match record.policy {
+        CrashPolicy::Verify => format!("{detail}; a call with `on_crash = verify` asks the outside world"),
+        _ => detail,
+    };
+    call.refused(ErrorKind::InDoubt).with_detail(detail)
+}
+
+/// Whole seconds, in the two largest units.
+fn in_words(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    match (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60, seconds % 60) {
+        (0, 0, 0, seconds) => format!("{seconds}s"),
+        (0, 0, minutes, seconds) => format!("{minutes}m {seconds}s"),
+        (0, hours, minutes, _) => format!("{hours}h {minutes}m"),
+        (days, hours, ..) => format!("{days}d {hours}h"),
+    }
 }
 
 /// Waits for the leader's answer. `None`: it has none, and the seat is free.

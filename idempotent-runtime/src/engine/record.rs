@@ -260,8 +260,8 @@ impl RecordHandle {
     }
 
     fn changed(&self, key: &KeyHash) -> Error {
-        let detail = "the record is not as it was seen, or is not in doubt; inspect it again";
-        self.error(key, Error::new(ErrorKind::Superseded).with_detail(detail))
+        let happened = "the record is not as it was seen, or is not in doubt; nothing has changed";
+        self.error(key, Error::new(ErrorKind::Superseded).with_text(happened, "inspect it again"))
     }
 
     /// Removes the record: the next call with this key runs the body. Nothing happens if there is none.

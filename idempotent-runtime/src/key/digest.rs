@@ -30,7 +30,9 @@ impl Digest {
 ///   float has one zero, and `0.1_f32` is another number than `0.1_f64`: digest cents, not euros.
 /// - `None` is a value here, other than in a key itself, and `Some(1)` is not `1`. A field that is
 ///   added later as an `Option` changes the digest unless it has `#[serde(skip_serializing_if = "Option::is_none")]`.
-/// - Names of fields and variants count: renaming one makes new keys, and retries of earlier calls run again.
+/// - Where one field ends and the next begins counts: `("ab", "c")` is not `("a", "bc")`.
+/// - Names of fields and variants count, that of the type does not: renaming a field makes new keys, and retries of
+///   earlier calls run again.
 /// - What changes from one try to the next (a time stamp, a trace identifier) makes every retry a new call.
 ///
 /// A value that has no canonical encoding (`NaN`, an infinity) makes the call fail with
@@ -65,6 +67,54 @@ mod tests {
         assert_eq!(digest(&forward), digest(&sorted));
         assert_ne!(digest(&[1, 2]), digest(&[2, 1]));
         assert_eq!(digest(&BTreeSet::from([1, 2])), digest(&BTreeSet::from([2, 1])));
+    }
+
+    #[test]
+    fn golden_bytes_of_a_released_format() {
+        let key = Key::of(&digest(&("ada", [1, 2])));
+        let bytes =
+            key.in_window(0, 1024).unwrap().iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}"));
+        assert_eq!(bytes, "645af9c1cf0470318c3b3931fa036ef6df80cb5f287ea4bbe50f0d967f4d354d9c");
+    }
+
+    #[test]
+    fn where_one_field_ends_and_the_next_begins_counts() {
+        assert_ne!(digest(&("ab", "c")), digest(&("a", "bc")));
+        assert_ne!(digest(&("abc", "")), digest(&("", "abc")));
+        assert_ne!(digest(&[vec![1], vec![2, 3]]), digest(&[vec![1, 2], vec![3]]));
+        assert_ne!(digest(&(1, (2, 3))), digest(&((1, 2), 3)));
+        assert_ne!(digest(&[""; 1]), digest(&[""; 2]));
+        let map = |key: &str, value: &str| BTreeMap::from([(key.to_owned(), value.to_owned())]);
+        assert_ne!(digest(&map("ab", "c")), digest(&map("a", "bc")));
+    }
+
+    #[test]
+    fn names_of_fields_and_variants_count_and_their_order_and_the_name_of_the_type_do_not() {
+        #[derive(Serialize)]
+        struct Order {
+            user: u8,
+            item: u8,
+        }
+        #[derive(Serialize)]
+        struct Turned {
+            item: u8,
+            user: u8,
+        }
+        #[derive(Serialize)]
+        struct Renamed {
+            user: u8,
+            article: u8,
+        }
+        #[derive(Serialize)]
+        enum Way {
+            Land(u8),
+            Sea(u8),
+        }
+        let order = digest(&Order { user: 1, item: 2 });
+        assert_eq!(order, digest(&Turned { item: 2, user: 1 }));
+        assert_ne!(order, digest(&Turned { item: 1, user: 2 }), "values belong to their names");
+        assert_ne!(order, digest(&Renamed { user: 1, article: 2 }));
+        assert_ne!(digest(&Way::Land(1)), digest(&Way::Sea(1)));
     }
 
     #[test]

@@ -163,6 +163,13 @@ mod tests {
         assert_ne!(derive(&key, "psp"), derive(&key, "mail"));
         assert_eq!(derive(&key, "psp").len(), 64);
     }
+
+    #[test]
+    fn golden_derived_key() {
+        let key = hash_key("a", b"", "b", b"c");
+        assert_eq!(derive(&key, "psp"), "688a2ed1dfaf1f99f0b1ad78aa228d0966b94853c0f69284acba84aafd87e238");
+    }
+
     #[test]
     fn golden_key_of_a_step() {
         let key = hash_key("a", b"", "b", b"c");

@@ -27,8 +27,12 @@ impl Window {
 ///
 /// - A first call costs one more question to the store. A call that the window before answers costs four requests
 ///   instead of one.
+/// - Windows are counted in UTC and have no calendar: one of a day begins at midnight UTC, and has 24 hours also on the
+///   two days of the year on which local clocks change. "Once per day of the customer" is the customer's date as a text
+///   in the key, computed by the caller, who then answers for retries around midnight.
 /// - The edge is as sharp as the clocks of the processes agree: where they differ by a second, two calls that meet within
-///   a second around the end of a window can both run.
+///   a second around the end of a window can both run. So can a call that is repeated after a clock was set back over
+///   the beginning of the window: nobody looks into windows that are still to come.
 /// - `ttl` is at least `length`, else the call fails with [`Config`](crate::ErrorKind::Config): a record that is
 ///   gone is not found in the window before.
 /// - A key has one window, of a millisecond or more. A scope has none, and a call in a transaction
@@ -67,6 +71,45 @@ mod tests {
         let key = Key::of(&(1, window(Duration::from_secs(1))));
         let bytes = key.in_window(258, 1024).unwrap();
         assert_eq!(bytes[bytes.len() - 17..], [b'w', 0, 0, 0, 0, 0, 0, 3, 0xe8, 0, 0, 0, 0, 0, 0, 1, 2]);
+    }
+
+    const DAY: u64 = 86_400_000;
+
+    #[test]
+    fn both_sides_of_an_edge_are_two_keys_and_all_of_a_window_is_one() {
+        let key = Key::of(&("ada", window(Duration::from_millis(DAY))));
+        let at = |millis| {
+            let number = key.window_number(Timestamp::from_millis(millis));
+            key.in_window(number, 1024).unwrap().into_owned()
+        };
+        for edge in [DAY, 20_454 * DAY] {
+            assert_ne!(at(edge - 1), at(edge));
+            assert_eq!(at(edge), at(edge + DAY - 1));
+            assert_ne!(at(edge), at(edge + DAY));
+        }
+    }
+
+    #[test]
+    fn days_on_which_local_clocks_change_are_windows_like_all_others() {
+        let day = Key::of(&window(Duration::from_millis(DAY)));
+        let hour = Key::of(&window(Duration::from_secs(3600)));
+        // Midnight UTC of 2026-03-29 and 2026-10-25, when clocks in Europe change at one o'clock UTC.
+        for midnight in [1_774_742_400_000, 1_792_886_400_000] {
+            let number = |key: &Key, millis| key.window_number(Timestamp::from_millis(midnight + millis));
+            assert_eq!(number(&day, 0) * DAY, midnight);
+            assert_eq!(number(&day, DAY - 1), number(&day, 0));
+            assert_eq!(number(&day, DAY), number(&day, 0) + 1);
+            let hours: Vec<_> = (0..24).map(|hours| number(&hour, hours * 3_600_000) - number(&hour, 0)).collect();
+            assert!(hours.iter().copied().eq(0..24), "{hours:?}");
+        }
+    }
+
+    #[test]
+    fn time_begins_with_window_zero_and_its_end_has_a_number_too() {
+        let key = Key::of(&window(Duration::from_millis(1)));
+        assert_eq!(key.window_number(Timestamp::default()), 0);
+        assert_eq!(key.window_number(Timestamp::from_millis(u64::MAX)), u64::MAX);
+        assert!(key.in_window(u64::MAX, 1024).is_ok());
     }
 
     #[test]

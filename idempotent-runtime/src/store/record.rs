@@ -109,13 +109,13 @@ pub enum Reason {
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Crashed => "its lease ran out",
-            Self::Dropped => "its future was dropped",
+            Self::Crashed => "its process died, hung or lost the store, and its lease ran out",
+            Self::Dropped => "its future was dropped while the body ran",
             Self::Panicked => "the body panicked",
-            Self::LeaseLost => "it lost its lease",
+            Self::LeaseLost => "it lost its lease while the body ran",
             Self::Error => "the body returned an error that may hide an effect",
-            Self::NotStored => "its result could not be stored",
-            Self::ShutDown => "the engine was shut down",
+            Self::NotStored => "the body finished, and its result could not be stored",
+            Self::ShutDown => "the engine was shut down while the body ran",
             Self::TooLarge => "its result was larger than the limit",
             Self::NotEncodable => "its result could not be encoded",
             Self::Resolved => "it was resolved by hand",
