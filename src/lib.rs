@@ -1,5 +1,7 @@
 #![doc = include_str!("../README.md")]
 
+#[cfg(feature = "http")]
+pub use idempotent_runtime::http;
 #[cfg(feature = "testing")]
 pub use idempotent_runtime::testing;
 pub use idempotent_runtime::{
