@@ -6,6 +6,7 @@ mod concurrency;
 mod coverage;
 mod crash;
 mod ends;
+mod handlers;
 mod keys;
 mod payload;
 mod process;
