@@ -166,7 +166,7 @@ async fn rule_56_when_storing_fails_the_client_gets_the_real_response() -> anyho
     let world = World::setup()
         .engine(|builder| {
             let brief = Duration::from_millis(50);
-            builder.claim_timeout(Duration::from_secs(20)).commit_timeout(brief).background_commit(brief * 4)
+            builder.commit_timeout(brief).background_commit(brief * 4)
         })
         .start()
         .await?;
@@ -201,7 +201,14 @@ async fn rule_56_when_storing_fails_the_client_gets_the_real_response() -> anyho
     // The store is back before that.
     world.store.always("complete", None);
     let first = world.pay("late").send().await?;
-    assert_eq!(world.pay("late").send().await?.answer(), first.answer());
+    let mut retry = world.pay("late").send().await?;
+    // A busy machine may have been too slow for the brief time as well.
+    eventually_async("the result", async || {
+        retry = world.pay("late").send().await.expect("the server answers");
+        retry.is_replayed()
+    })
+    .await?;
+    assert_eq!(retry.answer(), first.answer());
     assert_eq!((world.effects("lost answer"), world.effects("abc"), world.effects("late")), (1, 1, 1));
     assert_eq!(world.state("abc").await?, Some(RecordState::InDoubt));
     Ok(())

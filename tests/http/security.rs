@@ -146,12 +146,7 @@ fn log() -> &'static Mutex<String> {
 async fn rule_47_no_key_body_or_result_is_in_logs_or_error_bodies() -> anyhow::Result<()> {
     const SECRETS: [&str; 3] = ["k3y-of-mine", "b0dy-of-mine", "t3nant-of-mine"];
     let log = log();
-    let world = World::setup()
-        .scope(tenant())
-        .engine(|builder| builder.claim_timeout(Duration::from_millis(50)).commit_timeout(Duration::from_millis(50)))
-        .layer(|layer| layer.with_max_request_body(100))
-        .start()
-        .await?;
+    let world = World::setup().scope(tenant()).layer(|layer| layer.with_max_request_body(100)).start().await?;
     let send = |key: &str, body: &str| {
         world.pay(key).header("x-tenant", "t3nant-of-mine").body(format!("b0dy-of-mine {body}")).send()
     };
@@ -166,7 +161,7 @@ async fn rule_47_no_key_body_or_result_is_in_logs_or_error_bodies() -> anyhow::R
     assert_eq!(send("k3y-of-mine 2", "").await?.status, 201);
     world.store.always("claim", Some(Fault::Refused(StoreErrorKind::Corrupt)));
     said.push((500, send("k3y-of-mine 3", "").await?));
-    world.store.always("claim", Some(Fault::LostRequest));
+    world.store.always("claim", Some(Fault::Refused(StoreErrorKind::Full)));
     said.push((503, send("k3y-of-mine 4", "").await?));
 
     for (status, reply) in &said {
@@ -183,12 +178,7 @@ async fn rule_47_no_key_body_or_result_is_in_logs_or_error_bodies() -> anyhow::R
 #[tokio::test]
 async fn rule_48_errors_of_the_layer_are_problem_details() -> anyhow::Result<()> {
     // `assert_problem` looks at the content type, the status in the document and `Cache-Control` each time.
-    let world = World::setup()
-        .scope(tenant())
-        .engine(|builder| builder.claim_timeout(Duration::from_millis(50)))
-        .layer(|layer| layer.with_max_request_body(10))
-        .start()
-        .await?;
+    let world = World::setup().scope(tenant()).layer(|layer| layer.with_max_request_body(10)).start().await?;
     let pay = |key| world.pay(key).header("x-tenant", "one");
     world.client.post("/pay").send().await?.assert_problem(400, "missing")?;
     pay("").send().await?.assert_problem(400, "malformed")?;
@@ -199,7 +189,7 @@ async fn rule_48_errors_of_the_layer_are_problem_details() -> anyhow::Result<()>
     let running = pay("running").header("x-wait", "1").spawn();
     world.entered("running").await?;
     pay("running").send().await?.assert_problem(409, "in-progress")?;
-    world.store.always("claim", Some(Fault::LostRequest));
+    world.store.always("claim", Some(Fault::Refused(StoreErrorKind::Full)));
     let unavailable = pay("new").send().await?;
     unavailable.assert_problem(503, "unavailable")?;
     let document = unavailable.json()?;

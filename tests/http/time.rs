@@ -13,7 +13,7 @@ use idempotency_test_support::server::{RedisOptions, RedisServer};
 
 use crate::client::Reply;
 use crate::process::{Orders, Process};
-use crate::world::{DAY, Shop, World};
+use crate::world::{DAY, PATIENCE, Shop, World};
 
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3_600);
@@ -81,14 +81,16 @@ async fn rule_60_without_its_store_the_layer_refuses_unless_it_fails_open() -> a
     let mut redis = RedisServer::start(RedisOptions::new().private()).await?;
     let directory = tempfile::tempdir()?;
     let shop = Shop::open(directory.path())?;
-    let store = RedisStore::builder(redis.url()).connect_timeout(Duration::from_millis(200)).connect().await?;
-    let engine = Idempotency::builder(store).claim_timeout(Duration::from_millis(400)).build();
-    let layer = IdempotencyLayer::new(engine, Scope::global());
-    let (closed, open) = (shop.serve(layer.clone()).await?, shop.serve(layer.with_fail_open()).await?);
-    let protected = open.client().post("/pay").key("before").send().await?;
+    let store = RedisStore::connect(&redis.url()).await?;
+    let patient = Idempotency::builder(store.clone()).claim_timeout(PATIENCE).build();
+    let protected = shop.serve(IdempotencyLayer::new(patient, Scope::global()).with_fail_open()).await?;
+    let protected = protected.client().post("/pay").key("before").send().await?;
     assert_eq!((protected.status, protected.header("idempotency-bypassed")), (201, None));
     redis.kill()?;
 
+    let engine = Idempotency::builder(store).claim_timeout(Duration::from_millis(400)).build();
+    let layer = IdempotencyLayer::new(engine, Scope::global());
+    let (closed, open) = (shop.serve(layer.clone()).await?, shop.serve(layer.with_fail_open()).await?);
     let refused = closed.client().post("/pay").key("closed").send().await?;
     refused.assert_problem(503, "unavailable")?;
     let seconds: u64 = refused.header("retry-after").unwrap_or_default().parse()?;
@@ -113,7 +115,7 @@ async fn rule_61_when_the_store_is_back_all_goes_on_and_lost_answers_are_recogni
     let connecting = RedisStore::builder(proxy.url(&redis.url())).connect_timeout(Duration::from_secs(1));
     let store = connecting.response_timeout(Duration::from_millis(400)).connect().await?;
     // A busy machine may take long, but not for ever.
-    let engine = Idempotency::builder(store).claim_timeout(Duration::from_secs(20)).build();
+    let engine = Idempotency::builder(store).claim_timeout(PATIENCE).build();
     let server = shop.serve(IdempotencyLayer::new(engine.clone(), Scope::global())).await?;
     let pay = |key: &str| server.client().post("/pay").key(key).send();
     let first = pay("before").await?;
@@ -169,5 +171,33 @@ async fn rule_62_ten_minutes_of_skew_change_nothing() -> anyhow::Result<()> {
     let store = RedisStore::connect(&redis.url()).await?;
     let hash = orders.engine().await?.record("http", "ahead").hash()?;
     assert_eq!(store.read(hash).await?.map(|record| record.attempts), Some(1));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_first_request_costs_two_round_trips_and_a_replay_one() -> anyhow::Result<()> {
+    let redis = RedisServer::start(RedisOptions::new().private()).await?;
+    let proxy = Proxy::start(redis.address()).await?;
+    let directory = tempfile::tempdir()?;
+    let shop = Shop::open(directory.path())?;
+    let store = RedisStore::connect(&proxy.url(&redis.url())).await?;
+    // No renewal comes in between.
+    let engine = Idempotency::builder(store).claim_timeout(PATIENCE).lease(DAY).build();
+    let layer = IdempotencyLayer::new(engine, Scope::global()).with_ttl(DAY * 2);
+    let server = shop.serve(layer).await?;
+    let pay = |key: &str| server.client().post("/pay").key(key).send();
+    // Connects, and loads the script.
+    pay("warm-up").await?;
+    for (key, body) in [("small", 1), ("large", 100_000)] {
+        let pay = || server.client().post("/pay").key(key).body("x".repeat(body)).send();
+        let before = proxy.requests();
+        assert!(!pay().await?.is_replayed());
+        let after = proxy.requests();
+        assert!(pay().await?.is_replayed());
+        // A large result is staged by a command that is sent together with the script.
+        let most = if body > 8_192 { 3 } else { 2 };
+        assert!((after - before) <= most, "{key}: {:?}", proxy.requests_by_command());
+        assert_eq!(proxy.requests() - after, 1, "{key}: {:?}", proxy.requests_by_command());
+    }
     Ok(())
 }

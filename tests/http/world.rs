@@ -22,6 +22,8 @@ use tokio::task::JoinHandle;
 
 use crate::client::{Client, Outgoing};
 
+/// How long the engine waits for its store: a busy machine is no fault.
+pub const PATIENCE: Duration = Duration::from_secs(20);
 pub const DAY: Duration = Duration::from_secs(86_400);
 
 /// What handlers share: the world that they change, and a gate at which they wait if the request says so.
@@ -169,7 +171,7 @@ impl Setup {
         let clock = ManualClock::new();
         let memory = if self.by_hand { MemoryStore::with_clock(clock.clone()) } else { MemoryStore::new() };
         let store = FaultyStore::new(memory.clone());
-        let builder = Idempotency::builder(store.clone());
+        let builder = Idempotency::builder(store.clone()).claim_timeout(PATIENCE);
         let builder = if self.by_hand { builder.clock(clock.clone()) } else { builder };
         let engine = (self.engine)(builder).build();
         let directory = tempfile::tempdir()?;
@@ -210,7 +212,7 @@ impl World {
         &mut self,
         layer: impl FnOnce(IdempotencyLayer) -> IdempotencyLayer,
     ) -> anyhow::Result<Client> {
-        let engine = Idempotency::new(self.store.clone());
+        let engine = Idempotency::builder(self.store.clone()).claim_timeout(PATIENCE).build();
         let server = self.shop.serve(layer(IdempotencyLayer::new(engine, Scope::global()))).await?;
         let client = Client::new(server.address);
         self.servers.push(server);

@@ -66,12 +66,7 @@ impl IdempotencyLayer {
 
     /// Lets requests without a key through: each of them runs, and leaves no record. The default is to refuse them (400).
     pub fn with_optional_key(self) -> Self {
-        self.with_required_key(false)
-    }
-
-    /// Whether requests without a key are refused (400). The default is yes.
-    pub fn with_required_key(self, required: bool) -> Self {
-        self.set(|options| options.required = required)
+        self.set(|options| options.required = false)
     }
 
     /// Whose requests have keys. The default is POST and PATCH; GET, HEAD, OPTIONS and TRACE never have.

@@ -177,6 +177,15 @@ mod tests {
     }
 
     #[test]
+    fn what_somebody_vouches_for_has_no_credentials_either() {
+        let response =
+            Response::builder().header("set-cookie", "a=1").header("connection", "x-hop").header("x-hop", "1");
+        let (_, record) = of_response(response.header("etag", "\"1\"").body(Bytes::new()).unwrap(), None);
+        let Some(Stored::Whole(response, _)) = read(record) else { panic!("it is whole") };
+        assert_eq!(response.headers().keys().map(http::HeaderName::as_str).collect::<Vec<_>>(), ["etag"]);
+    }
+
+    #[test]
     fn what_is_cut_off_or_foreign_is_not_read() {
         let response = Response::builder().header("etag", "\"1\"").header("etag", "\"2\"").body(Bytes::new());
         let (_, record) = of_response(response.unwrap(), None);
