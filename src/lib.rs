@@ -1,5 +1,7 @@
 #![doc = include_str!("../README.md")]
 
+#[cfg(feature = "http")]
+pub use idempotent_runtime::http;
 #[cfg(feature = "testing")]
 #[doc(inline)]
 #[doc = include_str!("testing.md")]

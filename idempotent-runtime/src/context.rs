@@ -4,7 +4,9 @@ use std::fmt;
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
+use crate::clock::Timestamp;
 use crate::engine::keeper::Lease;
 use crate::engine::scope::Scope;
 use crate::engine::{Inner, retry};
@@ -41,6 +43,9 @@ struct Parts {
     operation: Arc<str>,
     key: KeyHash,
     attempt: u32,
+    /// The store's time when the claim was granted, and the monotonic time a little later.
+    #[cfg_attr(not(feature = "http"), expect(dead_code, reason = "responses tell it to clients"))]
+    granted: (Timestamp, Duration),
     claim: Held,
     parent: Option<Context>,
 }
@@ -64,7 +69,7 @@ impl Context {
         journal: Option<Arc<Journal>>,
     ) -> Self {
         let claim = Held::Claim(grant.record.owner, lease, journal);
-        Self::of_parts(engine, operation, grant.record.key, grant.record.attempts, claim)
+        Self::of_claim(engine, operation, grant, claim)
     }
 
     /// Of a call whose record is in the user's transaction.
@@ -75,18 +80,31 @@ impl Context {
         ended: Arc<AtomicBool>,
     ) -> Self {
         let claim = Held::Transaction { fence: grant.record.fence, ended };
-        Self::of_parts(engine, operation, grant.record.key, grant.record.attempts, claim)
+        Self::of_claim(engine, operation, grant, claim)
     }
 
     /// Of a call of a disabled operation.
     pub(crate) fn unprotected(engine: &Arc<Inner>, operation: &Arc<str>, key: KeyHash) -> Self {
-        Self::of_parts(engine, operation, key, 0, Held::Nothing)
+        Self::of_parts(engine, operation, key, 0, engine.clock.now(), Held::Nothing)
     }
 
-    fn of_parts(engine: &Arc<Inner>, operation: &Arc<str>, key: KeyHash, attempt: u32, claim: Held) -> Self {
+    fn of_claim(engine: &Arc<Inner>, operation: &Arc<str>, grant: &Grant, claim: Held) -> Self {
+        let record = &grant.record;
+        Self::of_parts(engine, operation, record.key, record.attempts, record.read_at, claim)
+    }
+
+    fn of_parts(
+        engine: &Arc<Inner>,
+        operation: &Arc<str>,
+        key: KeyHash,
+        attempt: u32,
+        granted: Timestamp,
+        claim: Held,
+    ) -> Self {
+        let granted = (granted, engine.clock.monotonic());
         let (engine, operation) = (Arc::downgrade(engine), operation.clone());
         let parent = Scope::current().context().cloned();
-        Self(Arc::new(Parts { engine, operation, key, attempt, claim, parent }))
+        Self(Arc::new(Parts { engine, operation, key, attempt, granted, claim, parent }))
     }
 
     /// The innermost guarded call that runs the current code.
@@ -190,6 +208,14 @@ impl Context {
             Held::Claim(_, lease, _) => lease.ended().await,
             Held::Transaction { .. } | Held::Nothing => std::future::pending().await,
         }
+    }
+
+    /// The store's time, or a little before it.
+    #[cfg(feature = "http")]
+    pub(crate) fn store_time(&self) -> Option<Timestamp> {
+        let (granted, at) = self.0.granted;
+        let engine = self.0.engine.upgrade()?;
+        Some(granted + engine.clock.monotonic().saturating_sub(at))
     }
 
     pub(crate) fn refused(&self, kind: ErrorKind) -> Error {

@@ -9,6 +9,8 @@ mod engine;
 mod error;
 mod fingerprint;
 mod first_poll;
+#[cfg(feature = "http")]
+pub mod http;
 pub mod key;
 #[cfg(feature = "memory")]
 mod memory;

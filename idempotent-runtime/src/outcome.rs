@@ -138,7 +138,19 @@ impl<R> fmt::Debug for Reader<R> {
 pub type Upgrade<T> = fn(u32, &[u8]) -> Option<T>;
 
 /// The same, for the whole return type.
-type BoxedUpgrade<R> = Box<dyn Fn(u32, &[u8]) -> Option<R> + Send + Sync>;
+pub(crate) type BoxedUpgrade<R> = Box<dyn Fn(u32, &[u8]) -> Option<R> + Send + Sync>;
+
+#[cfg(feature = "http")]
+impl<R, P> Codec<R, P> {
+    /// For results that make bytes of themselves.
+    pub(crate) fn of(
+        policy: P,
+        ending: fn(&R, P) -> Ending,
+        answer: fn(Answer, Option<&BoxedUpgrade<R>>) -> R,
+    ) -> Self {
+        Self { writer: Writer { policy, ending }, reader: Reader { upgrade: None, answer } }
+    }
+}
 
 impl<T: 'static, E, P> Codec<Result<T, E>, P> {
     /// Reads results of other schema versions with `upgrade`.
@@ -151,8 +163,8 @@ impl<T: 'static, E, P> Codec<Result<T, E>, P> {
 /// How a body ended, in bytes.
 #[derive(Debug)]
 pub(crate) enum Ending {
-    /// The result, or the error that counts as one.
-    Answer { state: State, body: Result<Bytes, serde_json::Error> },
+    /// The result, or the error that counts as one, and how long it is kept if not as long as the call says.
+    Answer { state: State, body: Result<Bytes, serde_json::Error>, ttl: Option<Duration> },
     /// An error that says that nothing happened.
     Release,
     /// An error that may hide an effect.
@@ -181,6 +193,12 @@ impl StoredAnswer {
         Error::new(kind).of_record(Some(&self.record.operation), &self.record.key)
     }
 
+    /// The result is none that the caller can read.
+    #[cfg(feature = "http")]
+    pub(crate) fn unreadable(&self, detail: &str) -> Error {
+        self.error(ErrorKind::Decode).with_detail(detail)
+    }
+
     /// The error that a marker in place of the result stands for.
     pub(crate) fn marker(&self) -> Option<Error> {
         match self.record.reason {
@@ -195,11 +213,11 @@ impl StoredAnswer {
 
 fn ending<T: StoredValue, E, P: ErrorPolicy<E>>(result: &Result<T, E>, policy: P) -> Ending {
     match result {
-        Ok(value) => Ending::Answer { state: State::Completed, body: encode(value) },
+        Ok(value) => Ending::Answer { state: State::Completed, body: encode(value), ttl: None },
         Err(error) => match policy.decide(error) {
             Decided::Release => Ending::Release,
             Decided::Hold => Ending::Hold,
-            Decided::Store(body) => Ending::Answer { state: State::Failed, body },
+            Decided::Store(body) => Ending::Answer { state: State::Failed, body, ttl: None },
         },
     }
 }

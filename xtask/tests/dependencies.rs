@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 
-/// The crates that only a store's client brings, and the feature that is meant to bring them.
-const CLIENTS: [(&str, &[&str]); 8] = [
+/// The crates that only some features bring, and the features that are meant to bring them.
+const CLIENTS: [(&str, &[&str]); 11] = [
     ("redis", &["redis"]),
     ("sqlx", &["postgres", "mysql", "sqlite"]),
     ("sqlx-postgres", &["postgres"]),
@@ -13,6 +13,10 @@ const CLIENTS: [(&str, &[&str]); 8] = [
     ("sqlx-sqlite", &["sqlite"]),
     ("libsqlite3-sys", &["sqlite"]),
     ("rustls", &["redis", "postgres", "mysql"]),
+    ("tower-service", &["http", "axum"]),
+    ("axum-core", &["axum"]),
+    // The layer needs neither a server nor a client.
+    ("hyper", &[]),
     // Neither its macros nor its migrations: they parse SQL while the user's crate is compiled.
     ("sqlx-macros", &[]),
 ];
@@ -33,7 +37,7 @@ fn crates(features: &str) -> BTreeSet<String> {
 
 #[test]
 fn each_feature_brings_its_own_client_and_no_other() {
-    for feature in ["memory", "macros", "testing", "redis", "postgres", "mysql", "sqlite"] {
+    for feature in ["memory", "macros", "testing", "redis", "postgres", "mysql", "sqlite", "http", "axum"] {
         let crates = crates(feature);
         for (client, features) in CLIENTS {
             assert_eq!(crates.contains(client), features.contains(&feature), "`{client}` with the feature `{feature}`");

@@ -254,6 +254,20 @@ impl<P, V> Call<P, V> {
         self
     }
 
+    /// As [`scope`](Self::scope), of a part that is encoded already; none is no scope.
+    #[cfg(feature = "http")]
+    pub(crate) fn in_scope(mut self, scope: Option<Key>) -> Self {
+        self.request.scope = scope;
+        self
+    }
+
+    /// As [`fingerprint`](Self::fingerprint), computed elsewhere.
+    #[cfg(feature = "http")]
+    pub(crate) fn with_fingerprint(mut self, fingerprint: Fingerprint) -> Self {
+        self.request.fingerprint = Ok(Some(fingerprint));
+        self
+    }
+
     /// The request, what becomes of errors, which the codec takes, and what is asked.
     pub(super) fn parts(self) -> (Call, P, V) {
         let call = Call { request: self.request, policy: Unstored::Release, question: Unasked };

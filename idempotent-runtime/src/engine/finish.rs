@@ -28,13 +28,13 @@ impl Verdict {
 }
 
 pub(super) async fn finish(mut running: Box<Running>, ending: Ending) -> Verdict {
-    let (state, body) = match ending {
-        Ending::Answer { state, body } => {
+    let (state, body, ttl) = match ending {
+        Ending::Answer { state, body, ttl } => {
             if let Some(error) = running.journal.as_ref().and_then(|journal| journal.unasked()) {
                 leave(&running, Reason::NotStored).await;
                 return conclude(&mut running, Verdict::refused(error), None);
             }
-            (state, body)
+            (state, body, ttl)
         }
         Ending::Release => {
             if tells_of_effects(&running).await {
@@ -53,7 +53,8 @@ pub(super) async fn finish(mut running: Box<Running>, ending: Ending) -> Verdict
             return conclude(&mut running, Verdict::Own, None);
         }
     };
-    let (commit, marker) = commit(&running, state, body);
+    let (mut commit, marker) = commit(&running, state, body);
+    commit.ttl = ttl.unwrap_or(commit.ttl);
     match store(&running, &commit, running.call.engine.settings.commit_timeout).await {
         Ok(written) if written.is_done() => {
             if written == Written::Adopted {

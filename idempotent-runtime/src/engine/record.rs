@@ -137,6 +137,14 @@ impl Resolution {
     }
 }
 
+impl Resolution {
+    /// A result of a call that makes bytes of its results itself.
+    #[cfg(feature = "http")]
+    pub(crate) fn finished(state: State, body: Bytes) -> Self {
+        Self(Kind::Finished(state, Ok(body)))
+    }
+}
+
 impl RecordHandle {
     pub(super) fn of_call(engine: Arc<Inner>, operation: &str, key: Key) -> Self {
         Self { engine, name: Name::Call { operation: operation.into(), key, scope: None } }
@@ -154,6 +162,15 @@ impl RecordHandle {
     pub fn scope<K: IntoKey>(mut self, value: K) -> Self {
         if let Name::Call { scope, .. } = &mut self.name {
             *scope = Some(Key::of(&value));
+        }
+        self
+    }
+
+    /// As [`scope`](Self::scope), of a part that is encoded already; none is no scope.
+    #[cfg(feature = "http")]
+    pub(crate) fn in_scope(mut self, part: Option<Key>) -> Self {
+        if let Name::Call { scope, .. } = &mut self.name {
+            *scope = part;
         }
         self
     }

@@ -24,6 +24,8 @@ struct Parts {
     context: Option<Context>,
     observer: Option<Observer>,
     step: Option<(Context, StepId)>,
+    #[cfg(feature = "http")]
+    request: Option<crate::http::IdempotencyKey>,
 }
 
 impl Scope {
@@ -52,6 +54,17 @@ impl Scope {
 
     pub(crate) fn with_observer(&self, observer: Observer) -> Self {
         Self(Arc::new(Parts { observer: Some(observer), ..(*self.0).clone() }))
+    }
+
+    /// The scope of the handler of a request with this key.
+    #[cfg(feature = "http")]
+    pub(crate) fn with_request(&self, key: crate::http::IdempotencyKey) -> Self {
+        Self(Arc::new(Parts { request: Some(key), ..(*self.0).clone() }))
+    }
+
+    #[cfg(feature = "http")]
+    pub(crate) fn request(&self) -> Option<&crate::http::IdempotencyKey> {
+        self.0.request.as_ref()
     }
 
     pub(crate) fn context(&self) -> Option<&Context> {

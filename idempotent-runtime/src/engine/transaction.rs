@@ -215,7 +215,7 @@ fn end_of(call: &Checked, record: &Record, ending: Ending) -> (End, Option<Error
         // Nothing is asked in a transaction.
         Ending::Release | Ending::Unknown { .. } => return (End::Undo, None),
         Ending::Hold => return (End::Hold(Park::own(record.key, record.owner, Reason::Error)), None),
-        Ending::Answer { state, body } => (state, body),
+        Ending::Answer { state, body, .. } => (state, body),
     };
     let limit = call.engine.settings.max_result_size;
     let undone = "what the body wrote is undone";

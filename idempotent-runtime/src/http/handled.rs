@@ -1,0 +1,103 @@
+//! What becomes of a request: the return type of the guarded call, in bytes and back.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::StatusCode;
+
+use super::stored::{FORMAT, not_kept, state};
+use crate::error::Error;
+use crate::outcome::{Answer, BoxedUpgrade, Codec, Ending, ErrorPolicy, Outcome};
+use crate::store::{Record, State};
+
+/// How one request ended.
+pub(super) enum Handled<E> {
+    /// The handler answered, and its response is on its way.
+    Answered { fate: Fate, _open: Option<Box<dyn Send>> },
+    /// The service behind the layer failed.
+    Failed { error: E, fate: Fate },
+    /// What happened is known from somebody else, whose response this is.
+    Vouched(Vouched),
+    /// An earlier request was answered.
+    Replayed(Arc<Record>),
+    /// The handler did not run, or its answer cannot be given.
+    Refused(Error),
+}
+
+/// What becomes of the claim.
+#[derive(Clone, Debug)]
+pub(super) enum Fate {
+    /// The record keeps this, for so long.
+    Store { state: State, record: Bytes, ttl: Duration },
+    /// Nothing happened, as far as the key is concerned.
+    Release,
+    /// There may be an effect.
+    Hold,
+}
+
+impl Fate {
+    /// There was a response with this status, and it cannot be sent again.
+    pub(super) fn not_kept(status: StatusCode, ttl: Duration) -> Self {
+        Self::Store { state: state(status), record: not_kept(status), ttl }
+    }
+
+    fn ending(&self) -> Ending {
+        match self {
+            Self::Store { state, record, ttl } => {
+                Ending::Answer { state: *state, body: Ok(record.clone()), ttl: Some(*ttl) }
+            }
+            Self::Release => Ending::Release,
+            Self::Hold => Ending::Hold,
+        }
+    }
+}
+
+/// A response that the question about an earlier attempt brought back.
+#[derive(Clone, Debug)]
+pub(super) struct Vouched {
+    pub(super) state: State,
+    pub(super) record: Bytes,
+    pub(super) ttl: Duration,
+}
+
+impl<E> Outcome for Handled<E> {
+    type Value = Vouched;
+    // A question without an answer says so.
+    type Failure = Infallible;
+
+    fn completed(value: Vouched) -> Self {
+        Self::Vouched(value)
+    }
+
+    fn failed(error: Infallible) -> Self {
+        match error {}
+    }
+
+    fn codec<P: ErrorPolicy<Infallible>>(policy: P) -> Codec<Self, P> {
+        Codec::of(policy, ending, answer)
+    }
+}
+
+fn ending<E, P>(handled: &Handled<E>, _: P) -> Ending {
+    match handled {
+        Handled::Answered { fate, .. } | Handled::Failed { fate, .. } => fate.ending(),
+        Handled::Vouched(Vouched { state, record, ttl, .. }) => {
+            Ending::Answer { state: *state, body: Ok(record.clone()), ttl: Some(*ttl) }
+        }
+        // No handler returns these.
+        Handled::Replayed(_) | Handled::Refused(_) => Ending::Hold,
+    }
+}
+
+fn answer<E>(answer: Answer, _: Option<&BoxedUpgrade<Handled<E>>>) -> Handled<E> {
+    match answer {
+        Answer::Refused(error) => Handled::Refused(error),
+        Answer::Stored(stored) => match stored.marker() {
+            Some(error) => Handled::Refused(error),
+            None if stored.record.schema == FORMAT => Handled::Replayed(stored.record),
+            None => Handled::Refused(stored.unreadable("it is no response of the HTTP layer")),
+        },
+    }
+}

@@ -1,0 +1,222 @@
+//! The handler of one request under its claim: what it answers is delivered and recorded.
+
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response, request, response};
+use http_body::Body;
+use http_body_util::BodyExt as _;
+use tokio::sync::oneshot;
+use tower_service::Service;
+
+use super::handled::{Fate, Handled};
+use super::options::{OnStatus, Options, Unreplayable, is_endless};
+use super::request_body::RequestBody;
+use super::response_body::ResponseBody;
+use super::stored::{Head, state};
+use super::{BoxError, headers};
+use crate::context::Context;
+
+/// The service and its request, until the handler begins.
+pub(super) type Unhandled<S, B> = Arc<Mutex<Option<(S, Request<RequestBody<B>>)>>>;
+
+/// Takes what was not handled yet.
+pub(super) fn take<S, B>(unhandled: &Unhandled<S, B>) -> Option<(S, Request<RequestBody<B>>)> {
+    unhandled.lock().unwrap_or_else(PoisonError::into_inner).take()
+}
+
+/// The response of the handler, for the one who waits for it.
+pub(super) enum Delivery<R> {
+    /// Sent when the record is as the response says.
+    Settled(Response<ResponseBody<R>>),
+    /// Sent at once, for its body comes in pieces. It ends when the record is written.
+    Live(Response<ResponseBody<R>>),
+}
+
+pub(super) struct Handler<S, B, R> {
+    pub(super) options: Arc<Options>,
+    pub(super) request: Arc<request::Parts>,
+    pub(super) unhandled: Unhandled<S, B>,
+    pub(super) delivery: oneshot::Sender<Delivery<R>>,
+}
+
+/// What is recorded of a response, once its body is known.
+struct Recording {
+    head: Head,
+    /// How many bytes of body fit.
+    room: usize,
+    ttl: Duration,
+}
+
+impl<S, B, R> Handler<S, B, R>
+where
+    S: Service<Request<RequestBody<B>>, Response = Response<R>>,
+    R: Body<Data = Bytes> + Send + 'static,
+    R::Error: Into<BoxError>,
+{
+    /// Runs the handler and reads its response as far as it is recorded.
+    pub(super) async fn run(self) -> Handled<S::Error> {
+        let Some((mut service, request)) = take(&self.unhandled) else {
+            // The engine runs a body once.
+            return Handled::Answered { fate: Fate::Hold, _open: None };
+        };
+        match service.call(request).await {
+            Ok(response) => self.answer(response).await,
+            // Nobody knows how far it got.
+            Err(error) => Handled::Failed { error, fate: self.options.unknown() },
+        }
+    }
+
+    async fn answer<E>(self, response: Response<R>) -> Handled<E> {
+        let (mut head, body) = response.into_parts();
+        let Some(context) = Context::try_current().filter(|context| context.attempt() > 0) else {
+            headers::mark_bypassed(&mut head.headers);
+            return self.settle(head, ResponseBody::untouched(body), Fate::Release);
+        };
+        match self.options.on_status(head.status, &self.request) {
+            OnStatus::Store => {}
+            OnStatus::Release => return self.settle(head, ResponseBody::untouched(body), Fate::Release),
+            OnStatus::Hold => {
+                let fate = self.options.unknown();
+                return self.settle(head, ResponseBody::untouched(body), fate);
+            }
+        }
+        let mut recording = self.recording(&head);
+        let hint = body.size_hint();
+        let is_too_large = usize::try_from(hint.lower()).map_or(true, |least| least > recording.room);
+        if is_too_large || is_endless(&head) {
+            let fate = self.not_kept(&head, recording.ttl);
+            return self.settle(head, ResponseBody::untouched(body), fate);
+        }
+        if let Some(now) = context.store_time() {
+            recording.head.expires(now + recording.ttl);
+            headers::mark_expiry(&mut head.headers, now + recording.ttl);
+        }
+        if hint.exact().is_some() {
+            self.collect(head, Box::pin(body), recording).await
+        } else {
+            self.pass_on(head, Box::pin(body), recording, &context).await
+        }
+    }
+
+    fn recording(&self, response: &response::Parts) -> Recording {
+        let mut replayed = headers::replayable(&response.headers);
+        replayed.retain(|(name, _)| self.options.replays(name));
+        let head = Head::new(response.status, &replayed);
+        let room = self.options.response_limit().saturating_sub(head.len());
+        Recording { head, room, ttl: self.options.ttl_of(response) }
+    }
+
+    fn not_kept(&self, response: &response::Parts, ttl: Duration) -> Fate {
+        match self.options.unreplayable {
+            Unreplayable::Mark => Fate::not_kept(response.status, ttl),
+            Unreplayable::Release => Fate::Release,
+        }
+    }
+
+    fn settle<E>(self, head: response::Parts, body: ResponseBody<R>, fate: Fate) -> Handled<E> {
+        // A client that is gone gets the answer when it comes back.
+        let _ = self.delivery.send(Delivery::Settled(Response::from_parts(head, body)));
+        Handled::Answered { fate, _open: None }
+    }
+
+    /// A body whose length is known, and fits.
+    async fn collect<E>(self, head: response::Parts, mut body: Pin<Box<R>>, recording: Recording) -> Handled<E> {
+        let mut chunks = Vec::new();
+        let mut size = 0;
+        loop {
+            match body.frame().await {
+                None => break,
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) if data.len() <= recording.room - size => {
+                        size += data.len();
+                        chunks.push(data);
+                    }
+                    Ok(data) => return self.give_up(head, chunks, http_body::Frame::data(data), body, recording.ttl),
+                    Err(frame) => return self.give_up(head, chunks, frame, body, recording.ttl),
+                },
+                Some(Err(error)) => {
+                    let (sender, live) = ResponseBody::live();
+                    sender.send_all(chunks);
+                    sender.fail(error.into());
+                    let fate = self.options.unknown();
+                    return self.settle(head, live, fate);
+                }
+            }
+        }
+        let (state, ttl) = (state(head.status), recording.ttl);
+        let (record, body) = recording.head.with_body(&chunks);
+        self.settle(head, ResponseBody::whole(body), Fate::Store { state, record, ttl })
+    }
+
+    /// Delivers what cannot be recorded.
+    fn give_up<E>(
+        self,
+        head: response::Parts,
+        chunks: Vec<Bytes>,
+        next: http_body::Frame<Bytes>,
+        rest: Pin<Box<R>>,
+        ttl: Duration,
+    ) -> Handled<E> {
+        let (sender, live) = ResponseBody::live();
+        sender.send_all(chunks);
+        sender.send(next);
+        sender.hand_over(rest);
+        let fate = self.not_kept(&head, ttl);
+        self.settle(head, live, fate)
+    }
+
+    /// A body whose length is not known: the client gets it as it comes.
+    async fn pass_on<E>(
+        self,
+        head: response::Parts,
+        mut body: Pin<Box<R>>,
+        recording: Recording,
+        context: &Context,
+    ) -> Handled<E> {
+        let (status, unknown, ttl) = (head.status, self.options.unknown(), recording.ttl);
+        let not_kept = self.not_kept(&head, ttl);
+        let (sender, live) = ResponseBody::live();
+        let _ = self.delivery.send(Delivery::Live(Response::from_parts(head, live)));
+        let mut chunks = Vec::new();
+        let mut size = 0;
+        loop {
+            let frame = tokio::select! {
+                biased;
+                frame = body.frame() => frame,
+                // Nothing is recorded under a claim that is over, and a body that never ends would be read for ever.
+                () = context.lease_ended() => {
+                    sender.hand_over(body);
+                    return Handled::Answered { fate: unknown, _open: None };
+                }
+            };
+            match frame {
+                None => break,
+                Some(Ok(frame)) => {
+                    let data = frame.data_ref().cloned();
+                    sender.send(frame);
+                    match data {
+                        Some(data) if data.len() <= recording.room - size => {
+                            size += data.len();
+                            chunks.push(data);
+                        }
+                        _ => {
+                            sender.hand_over(body);
+                            return Handled::Answered { fate: not_kept, _open: None };
+                        }
+                    }
+                }
+                Some(Err(error)) => {
+                    sender.fail(error.into());
+                    return Handled::Answered { fate: unknown, _open: None };
+                }
+            }
+        }
+        let (record, _) = recording.head.with_body(&chunks);
+        sender.complete();
+        // Held until the record is written: the client sees the end of its response after that.
+        Handled::Answered { fate: Fate::Store { state: state(status), record, ttl }, _open: Some(Box::new(sender)) }
+    }
+}

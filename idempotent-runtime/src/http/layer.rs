@@ -1,0 +1,239 @@
+//! The layer and its options.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::HeaderName;
+use http::{Method, Request, Response, StatusCode, request, response};
+use tower_layer::Layer;
+
+use super::fingerprint::RequestFingerprint;
+use super::headers;
+use super::key::KeyFormat;
+use super::options::{Crash, OnStatus, Options, Unreplayable};
+use super::scope::Scope;
+use super::service::IdempotencyService;
+use super::status::StatusService;
+use crate::context::Context;
+use crate::engine::Idempotency;
+use crate::policy::{OnConflict, OnCrash, Verdict};
+
+/// Answers each request with an `Idempotency-Key` once, and its retries from the record.
+///
+/// Give it the engine and say who is asking; everything else has a default. Authentication, rate limits and what else may
+/// refuse a request belong in front of it.
+///
+/// ```
+/// # use std::time::Duration;
+/// # use idempotent_runtime::{Idempotency, store::MemoryStore};
+/// use idempotent_runtime::http::{IdempotencyLayer, RequestFingerprint, Scope};
+///
+/// # let engine = Idempotency::new(MemoryStore::new());
+/// #[derive(Clone)]
+/// struct Tenant(String);
+///
+/// let layer = IdempotencyLayer::new(engine, Scope::of(|request| {
+///     request.extensions.get::<Tenant>().map(|tenant| tenant.0.clone())
+/// }))
+/// .with_fingerprint(RequestFingerprint::json())
+/// .with_ttl(Duration::from_secs(7 * 86_400));
+/// ```
+#[derive(Clone, Debug)]
+#[must_use = "a layer does nothing until it is around a service"]
+pub struct IdempotencyLayer {
+    options: Arc<Options>,
+}
+
+impl IdempotencyLayer {
+    /// The layer on `engine`, whose records are kept apart by `scope`: [`Scope::of`] a function of the request's head, or
+    /// [`Scope::global`].
+    pub fn new(engine: Idempotency, scope: impl Into<Scope>) -> Self {
+        Self { options: Arc::new(Options::new(engine, scope.into())) }
+    }
+
+    fn set(mut self, change: impl FnOnce(&mut Options)) -> Self {
+        change(Arc::make_mut(&mut self.options));
+        self
+    }
+
+    /// The name under which the records are kept, as the operation of a call. Layers with one name on one engine share
+    /// their records. The default is `"http"`.
+    pub fn with_operation(self, name: impl Into<Arc<str>>) -> Self {
+        self.set(|options| options.operation = name.into())
+    }
+
+    /// Lets requests without a key through: each of them runs, and leaves no record. The default is to refuse them (400).
+    pub fn with_optional_key(self) -> Self {
+        self.set(|options| options.required = false)
+    }
+
+    /// Whose requests have keys. The default is POST and PATCH; GET, HEAD, OPTIONS and TRACE never have.
+    pub fn with_methods(self, methods: impl IntoIterator<Item = Method>) -> Self {
+        self.set(|options| options.methods = methods.into_iter().collect())
+    }
+
+    /// What is asked of keys, checked before anything is looked up. The default is nothing.
+    pub fn with_key_format(self, format: KeyFormat) -> Self {
+        self.set(|options| options.keys.format = Some(format))
+    }
+
+    /// How many octets a key may have. The default is 255. The engine has a
+    /// [limit](crate::Builder::max_key_size) of its own.
+    pub fn with_max_key_length(self, octets: usize) -> Self {
+        self.set(|options| options.keys.longest = octets)
+    }
+
+    /// Takes keys only in quotes, as the draft of the standard has them: `Idempotency-Key: "abc"`. The default is to take
+    /// `abc` without quotes too, which names the same record.
+    pub fn require_structured_field(self) -> Self {
+        self.set(|options| options.keys.structured_only = true)
+    }
+
+    /// Takes the key from the body instead of the header: from the string to which this JSON pointer (RFC 6901) leads,
+    /// `"/request_id"` for example. Every body is then read into memory, also those without a key.
+    pub fn with_key_from_body(self, pointer: impl Into<Arc<str>>) -> Self {
+        self.set(|options| options.keys.in_body = Some(pointer.into()))
+    }
+
+    /// What a retry must repeat. The default is [`RequestFingerprint::body`].
+    pub fn with_fingerprint(self, fingerprint: RequestFingerprint) -> Self {
+        self.set(|options| options.fingerprint = fingerprint)
+    }
+
+    /// Lets a request wait for the first one with its key, for at most `patience`, and then replays its answer. The
+    /// default is to refuse it at once (409). How many may wait is bounded by
+    /// [`max_waiters`](crate::Builder::max_waiters); more are refused at once.
+    pub fn blocking(self, patience: Duration) -> Self {
+        self.with_wait(patience)
+    }
+
+    /// The same as [`blocking`](Self::blocking).
+    pub fn with_wait(self, patience: Duration) -> Self {
+        self.set(|options| options.on_conflict = OnConflict::Wait(patience))
+    }
+
+    /// What follows when a handler began and nobody knows whether it finished. The default is [`OnCrash::Hold`]: a retry
+    /// gets 409, `uncertain`, until an operator answers.
+    pub fn with_on_crash(self, on_crash: OnCrash) -> Self {
+        self.set(|options| options.crash = Crash::Policy(on_crash))
+    }
+
+    /// Lets the next request with the key ask the outside world when a handler began and nobody knows whether it finished:
+    /// see [`Call::on_crash_verify`](crate::Call::on_crash_verify), also for when this is safe. The question gets the
+    /// [`Context`] of the call and the request, and its answer is the response, lets the handler run, or leaves the record
+    /// in doubt.
+    ///
+    /// ```
+    /// # use idempotent_runtime::{Context, Idempotency, Verdict, store::MemoryStore};
+    /// # use idempotent_runtime::http::{IdempotencyLayer, Scope};
+    /// # use bytes::Bytes;
+    /// # use http::{Request, Response};
+    /// # async fn find_charge(_: &str) -> Option<String> { None }
+    /// # let engine = Idempotency::new(MemoryStore::new());
+    /// let layer = IdempotencyLayer::new(engine, Scope::global()).with_verify(
+    ///     |context: Context, _request: Request<Bytes>| async move {
+    ///         match find_charge(&context.derive_key("charge")).await {
+    ///             Some(receipt) => Verdict::Completed(Response::new(Bytes::from(receipt))),
+    ///             None => Verdict::NotExecuted,
+    ///         }
+    ///     },
+    /// );
+    /// ```
+    pub fn with_verify<Q, F>(self, question: Q) -> Self
+    where
+        Q: Fn(Context, Request<Bytes>) -> F + Send + Sync + 'static,
+        F: Future<Output = Verdict<Response<Bytes>>> + Send + 'static,
+    {
+        let question = move |context, request| Box::pin(question(context, request)) as _;
+        self.set(|options| options.crash = Crash::Verify(Arc::new(question)))
+    }
+
+    /// How long to wait before the question of [`with_verify`](Self::with_verify). The default is one second.
+    pub fn with_settle(self, delay: Duration) -> Self {
+        self.set(|options| options.settle = Some(delay))
+    }
+
+    /// What becomes of the key when a response has a certain status, by a function of the status and the request. The
+    /// default is [`OnStatus::standard`].
+    pub fn with_on_status(
+        self,
+        decide: impl Fn(StatusCode, &request::Parts) -> OnStatus + Send + Sync + 'static,
+    ) -> Self {
+        self.set(|options| options.on_status = Arc::new(decide))
+    }
+
+    /// Stores what Stripe's API stores: the [default](OnStatus::standard) and 500.
+    pub fn stripe(self) -> Self {
+        self.with_on_status(|status, _| OnStatus::stripe(status))
+    }
+
+    /// Further headers that a replay has. The defaults are `Cache-Control`, `Content-Disposition`, `Content-Encoding`,
+    /// `Content-Language`, `Content-Location`, `Content-Type`, `ETag`, `Last-Modified`, `Link`, `Location` and `Vary`.
+    ///
+    /// Credentials, cookies, `Date` and the headers of a connection are never replayed, also if they are named here.
+    pub fn with_replayed_headers(self, names: impl IntoIterator<Item = HeaderName>) -> Self {
+        self.set(|options| options.replayed.extend(names.into_iter().filter(headers::may_be_replayed)))
+    }
+
+    /// How many bytes the body of a request with a key may have; more are refused (413). The default is 2 MiB.
+    pub fn with_max_request_body(self, bytes: usize) -> Self {
+        self.set(|options| options.request_limit = bytes)
+    }
+
+    /// How many bytes of a response, its stored headers included, are kept. The default, and the most, is the engine's
+    /// [`max_result_size`](crate::Builder::max_result_size). See [`with_unreplayable`](Self::with_unreplayable) for what
+    /// becomes of larger ones.
+    pub fn with_max_response_body(self, bytes: usize) -> Self {
+        self.set(|options| options.response_limit = bytes)
+    }
+
+    /// What a response leaves that cannot be kept. The default is [`Unreplayable::Mark`].
+    pub fn with_unreplayable(self, unreplayable: Unreplayable) -> Self {
+        self.set(|options| options.unreplayable = unreplayable)
+    }
+
+    /// How long a response is replayed, counted from its end, and how long at least a record in doubt is kept. The default
+    /// is 24 hours.
+    pub fn with_ttl(self, ttl: Duration) -> Self {
+        self.set(|options| options.ttl = ttl)
+    }
+
+    /// How long a certain response is replayed, from a millisecond up to the engine's
+    /// [ceiling](crate::Builder::max_ttl). The default is the same for all.
+    pub fn with_ttl_of(self, ttl: impl Fn(&response::Parts) -> Duration + Send + Sync + 'static) -> Self {
+        self.set(|options| options.lifetime = Some(Arc::new(ttl)))
+    }
+
+    /// How long after a record has expired a late retry is told so (410) instead of running again. The default is not at
+    /// all: it runs.
+    pub fn with_refusal_after_expiry(self, duration: Duration) -> Self {
+        self.set(|options| options.after_expiry = Some(duration))
+    }
+
+    /// Runs the handler without protection when the store does not answer, and marks its response with
+    /// `Idempotency-Bypassed: true`. **A retry may then repeat the effect.** The default is to refuse the request (503).
+    pub fn with_fail_open(self) -> Self {
+        self.set(|options| options.fail_open = true)
+    }
+
+    /// The address of a page that explains the service's rules: the `type` of every problem is this, `#`, and the
+    /// [name](super::ProblemKind::name) of its kind. The default is the documentation of this crate.
+    pub fn with_documentation(self, address: impl Into<Arc<str>>) -> Self {
+        self.set(|options| options.documentation = address.into())
+    }
+
+    /// A service that tells the state of a request by its key. See [`StatusService`].
+    pub fn status_service(&self) -> StatusService {
+        StatusService::new(self.options.clone())
+    }
+}
+
+impl<S> Layer<S> for IdempotencyLayer {
+    type Service = IdempotencyService<S>;
+
+    fn layer(&self, service: S) -> IdempotencyService<S> {
+        IdempotencyService::new(service, self.options.clone())
+    }
+}

@@ -1,0 +1,103 @@
+//! The `Idempotency-Key` header: a [`tower`](https://docs.rs/tower) layer that answers each request once.
+//!
+//! A client sends `Idempotency-Key: "…"` with a request, and the same key with every retry of it. The layer runs the
+//! handler for the first one, keeps its response in the [engine](crate::Idempotency)'s store, and answers the retries from
+//! there: the same status, the same bytes, the headers that describe them, and `Idempotency-Replayed: true`.
+//!
+//! ```
+//! # use idempotent_runtime::{Idempotency, store::MemoryStore};
+//! # use idempotent_runtime::http::{IdempotencyLayer, Scope};
+//! # use tower_layer::Layer as _;
+//! let engine = Idempotency::new(MemoryStore::new());
+//! let layer = IdempotencyLayer::new(engine, Scope::of(|request| {
+//!     let principal = request.headers.get("x-principal")?;
+//!     principal.to_str().ok().map(str::to_owned)
+//! }));
+//! # let _ = layer.layer(());
+//! ```
+//!
+//! With axum: `Router::new().route("/payments", post(pay)).layer(layer)`, and authentication in a layer that is added
+//! after it, so that it runs before.
+//!
+//! - The handler runs in a task of its own: a client that leaves neither cuts it off nor loses its response, and
+//!   [`shutdown`](crate::Idempotency::shutdown) waits for it.
+//! - Handlers find the key as [`IdempotencyKey`] in the request's extensions, functions that they call with
+//!   [`IdempotencyKey::current`]. [`Context::derive_key`](crate::Context::derive_key) works in handlers.
+//! - The body of a request with a key is read into memory, up to a limit. A request without a key is not touched.
+//! - A response whose length is known is sent when its record is written. One that comes in pieces is passed on as it
+//!   comes, and ends when its record is written.
+//!
+//! # Problems
+//!
+//! What the layer refuses is answered with `application/problem+json` (RFC 9457). The `type` is the address of this page,
+//! or the one of [`with_documentation`](IdempotencyLayer::with_documentation), and one of these names:
+//!
+//! ## missing
+//! Status 400. The request has no key, and needs one.
+//!
+//! ## malformed
+//! Status 400. The key is blank, too long, not of the format that the service asks for, or there is more than one.
+//!
+//! ## no-principal
+//! Status 401. The layer's scope finds nobody to whom the key could belong.
+//!
+//! ## mismatch
+//! Status 422. The key was used for another request: another method, path, query, precondition or body.
+//!
+//! ## in-progress
+//! Status 409 with `Retry-After`. The first request with the key still runs.
+//!
+//! ## uncertain
+//! Status 409. The first request started, and nobody knows whether it finished. An operator decides with
+//! [`RecordHandle::resolve`](crate::RecordHandle::resolve) and [`Resolution::response`](crate::Resolution::response).
+//!
+//! ## expired
+//! Status 410. The key was used long ago, and the response is not kept any more.
+//!
+//! ## not-kept
+//! Status 409. The request was processed; its response was too large to be kept, or was a stream.
+//!
+//! ## too-large
+//! Status 413. The body of the request is larger than the limit. The key can be used again.
+//!
+//! ## unreadable
+//! Status 400. The body of the request ended too early. The key can be used again.
+//!
+//! ## unavailable
+//! Status 503 with `Retry-After`. The store does not answer, or the service is shutting down. The handler did not run.
+//!
+//! ## internal
+//! Status 500. The handler panicked, or the record cannot be read.
+
+#[cfg(feature = "axum")]
+mod axum;
+mod canonical_json;
+mod fingerprint;
+mod handled;
+mod handler;
+mod headers;
+mod key;
+mod layer;
+mod options;
+mod problem;
+mod request_body;
+mod response_body;
+mod scope;
+mod service;
+mod status;
+mod stored;
+
+pub use fingerprint::RequestFingerprint;
+pub use headers::{IDEMPOTENCY_BYPASSED, IDEMPOTENCY_KEY_EXPIRES, IDEMPOTENCY_REPLAYED};
+pub use key::{IDEMPOTENCY_KEY, IdempotencyKey, KeyFormat, RequestScope};
+pub use layer::IdempotencyLayer;
+pub use options::{OnStatus, Unreplayable};
+pub use problem::{Problem, ProblemKind};
+pub use request_body::RequestBody;
+pub use response_body::ResponseBody;
+pub use scope::Scope;
+pub use service::{IdempotencyService, ResponseFuture};
+pub use status::StatusService;
+
+/// An error of a body.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;

@@ -1,0 +1,186 @@
+//! What a service says about its layer.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HeaderName};
+use http::{Method, Request, Response, StatusCode, request, response};
+
+use super::fingerprint::RequestFingerprint;
+use super::handled::Fate;
+use super::headers;
+use super::key::KeyRules;
+use super::problem::{DOCUMENTATION, Problem};
+use super::scope::Scope;
+use crate::context::Context;
+use crate::engine::Idempotency;
+use crate::policy::{OnConflict, OnCrash, Verdict};
+
+/// What becomes of the key when a response has a certain status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum OnStatus {
+    /// The response is the result: it is stored and replayed.
+    Store,
+    /// The response says that nothing happened: the next request with the key runs the handler again.
+    Release,
+    /// The response may hide an effect, a gateway's timeout for example: the record is held in doubt. Under
+    /// [`OnCrash::Retry`] and [`OnCrash::Resume`] the next request runs the handler again.
+    Hold,
+}
+
+impl OnStatus {
+    /// The default: everything is stored but what a retry may change. Those are 401, 403, 408, 413, 425, 429 and 5xx, which
+    /// are released.
+    pub fn standard(status: StatusCode) -> Self {
+        match status {
+            StatusCode::UNAUTHORIZED
+            | StatusCode::FORBIDDEN
+            | StatusCode::REQUEST_TIMEOUT
+            | StatusCode::PAYLOAD_TOO_LARGE
+            | StatusCode::TOO_EARLY
+            | StatusCode::TOO_MANY_REQUESTS => Self::Release,
+            status if status.is_server_error() || status.is_informational() => Self::Release,
+            _ => Self::Store,
+        }
+    }
+
+    /// As [`standard`](Self::standard), but 500 is stored: a handler that failed does not run again.
+    pub fn stripe(status: StatusCode) -> Self {
+        if status == StatusCode::INTERNAL_SERVER_ERROR { Self::Store } else { Self::standard(status) }
+    }
+}
+
+/// What a response leaves that is to be stored and cannot be: it is larger than the limit, has trailers, or is a stream of
+/// events. The first caller gets it in any case.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Unreplayable {
+    /// The fact that the request was answered: the handler does not run again, and a retry is told so (409, `not-kept`).
+    #[default]
+    Mark,
+    /// Nothing: a retry runs the handler again.
+    Release,
+}
+
+type Question =
+    dyn Fn(Context, Request<Bytes>) -> Pin<Box<dyn Future<Output = Verdict<Response<Bytes>>> + Send>> + Send + Sync;
+
+/// What follows when nobody knows whether a handler finished.
+#[derive(Clone)]
+pub(super) enum Crash {
+    Policy(OnCrash),
+    Verify(Arc<Question>),
+}
+
+type Decide = dyn Fn(StatusCode, &request::Parts) -> OnStatus + Send + Sync;
+type Lifetime = dyn Fn(&response::Parts) -> Duration + Send + Sync;
+
+#[derive(Clone)]
+pub(super) struct Options {
+    pub(super) engine: Idempotency,
+    pub(super) scope: Scope,
+    pub(super) operation: Arc<str>,
+    pub(super) required: bool,
+    pub(super) methods: Vec<Method>,
+    pub(super) keys: KeyRules,
+    pub(super) fingerprint: RequestFingerprint,
+    pub(super) on_conflict: OnConflict,
+    pub(super) crash: Crash,
+    pub(super) settle: Option<Duration>,
+    pub(super) on_status: Arc<Decide>,
+    pub(super) replayed: Vec<HeaderName>,
+    pub(super) request_limit: usize,
+    pub(super) response_limit: usize,
+    pub(super) ttl: Duration,
+    pub(super) lifetime: Option<Arc<Lifetime>>,
+    pub(super) after_expiry: Option<Duration>,
+    pub(super) unreplayable: Unreplayable,
+    pub(super) fail_open: bool,
+    pub(super) documentation: Arc<str>,
+}
+
+impl Options {
+    pub(super) fn new(engine: Idempotency, scope: Scope) -> Self {
+        Self {
+            engine,
+            scope,
+            operation: "http".into(),
+            required: true,
+            methods: vec![Method::POST, Method::PATCH],
+            keys: KeyRules::default(),
+            fingerprint: RequestFingerprint::default(),
+            on_conflict: OnConflict::Reject,
+            crash: Crash::Policy(OnCrash::Hold),
+            settle: None,
+            on_status: Arc::new(|status, _| OnStatus::standard(status)),
+            replayed: headers::REPLAYED.to_vec(),
+            request_limit: 2 * 1024 * 1024,
+            response_limit: usize::MAX,
+            ttl: Duration::from_secs(86_400),
+            lifetime: None,
+            after_expiry: None,
+            unreplayable: Unreplayable::default(),
+            fail_open: false,
+            documentation: DOCUMENTATION.into(),
+        }
+    }
+
+    /// Whether requests with this method have keys. The safe ones never do.
+    pub(super) fn guards(&self, method: &Method) -> bool {
+        !method.is_safe() && self.methods.contains(method)
+    }
+
+    pub(super) fn on_status(&self, status: StatusCode, request: &request::Parts) -> OnStatus {
+        if status.is_informational() { OnStatus::Release } else { (self.on_status)(status, request) }
+    }
+
+    /// What becomes of a claim whose outcome nobody knows.
+    pub(super) fn unknown(&self) -> Fate {
+        match self.crash {
+            Crash::Policy(OnCrash::Retry | OnCrash::Resume) => Fate::Release,
+            Crash::Policy(OnCrash::Hold) | Crash::Verify(_) => Fate::Hold,
+        }
+    }
+
+    pub(super) fn replays(&self, name: &HeaderName) -> bool {
+        self.replayed.contains(name)
+    }
+
+    /// How many bytes of a response are stored at most.
+    pub(super) fn response_limit(&self) -> usize {
+        self.response_limit.min(self.engine.inner.settings.max_result_size)
+    }
+
+    pub(super) fn ttl_of(&self, response: &response::Parts) -> Duration {
+        let ttl = self.lifetime.as_ref().map_or(self.ttl, |lifetime| lifetime(response));
+        ttl.clamp(Duration::from_millis(1), self.engine.inner.settings.max_ttl)
+    }
+
+    pub(super) fn problem(&self, problem: Problem) -> Problem {
+        problem.with_documentation(self.documentation.to_string())
+    }
+}
+
+/// Whether the response never ends by itself.
+pub(super) fn is_endless(response: &response::Parts) -> bool {
+    let content_type = response.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    content_type.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("text/event-stream")
+}
+
+impl fmt::Debug for Options {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Options")
+            .field("engine", &self.engine)
+            .field("operation", &self.operation)
+            .field("scope", &self.scope)
+            .field("required", &self.required)
+            .field("methods", &self.methods)
+            .field("ttl", &self.ttl)
+            .finish_non_exhaustive()
+    }
+}

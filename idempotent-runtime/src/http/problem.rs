@@ -1,0 +1,242 @@
+//! Refusals as RFC 9457 has them.
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{ACCESS_CONTROL_EXPOSE_HEADERS, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use http::{Response, StatusCode};
+use http_body_util::Full;
+use serde::Serialize;
+
+use crate::error::{Error, ErrorKind};
+
+/// Where the types of problems are explained, if the service names no place of its own.
+pub(super) const DOCUMENTATION: &str = "https://docs.rs/idempotency/latest/idempotency/http/index.html";
+
+/// Why a request is refused. Each kind has a `type`: the documentation's address, `#`, and the kind's [name](Self::name).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ProblemKind {
+    /// The request has no key, and needs one.
+    Missing,
+    /// The key cannot be used.
+    Malformed,
+    /// The request is nobody's.
+    NoPrincipal,
+    /// The key was used for another request.
+    Mismatch,
+    /// The first request with this key still runs.
+    InProgress,
+    /// The first request with this key started, and nobody knows whether it finished.
+    Uncertain,
+    /// The answer to this key was kept for its time and is gone.
+    Expired,
+    /// The first request with this key was answered, and its answer could not be kept.
+    NotKept,
+    /// The body of the request is larger than the limit.
+    TooLarge,
+    /// The body of the request could not be read.
+    Unreadable,
+    /// The store of records does not answer, or the service is shutting down. The request was not run.
+    Unavailable,
+    /// The service is at fault.
+    Internal,
+}
+
+impl ProblemKind {
+    /// The last part of the `type`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Missing => "missing",
+            Self::Malformed => "malformed",
+            Self::NoPrincipal => "no-principal",
+            Self::Mismatch => "mismatch",
+            Self::InProgress => "in-progress",
+            Self::Uncertain => "uncertain",
+            Self::Expired => "expired",
+            Self::NotKept => "not-kept",
+            Self::TooLarge => "too-large",
+            Self::Unreadable => "unreadable",
+            Self::Unavailable => "unavailable",
+            Self::Internal => "internal",
+        }
+    }
+
+    /// The status of the answer.
+    pub const fn status(self) -> StatusCode {
+        match self {
+            Self::Missing | Self::Malformed | Self::Unreadable => StatusCode::BAD_REQUEST,
+            Self::NoPrincipal => StatusCode::UNAUTHORIZED,
+            Self::Mismatch => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::InProgress | Self::Uncertain | Self::NotKept => StatusCode::CONFLICT,
+            Self::Expired => StatusCode::GONE,
+            Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+
+    /// What happened, and what the client can do.
+    const fn text(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Missing => (
+                "The request has no Idempotency-Key",
+                "Send a key that is new for each request, and the same one with each retry of it.",
+            ),
+            Self::Malformed => {
+                ("The Idempotency-Key cannot be used", "Send one key as a quoted string, for example a UUID.")
+            }
+            Self::NoPrincipal => ("The request cannot be attributed to anybody", "Authenticate, then send it again."),
+            Self::Mismatch => (
+                "The Idempotency-Key was used for another request",
+                "Use a new key for a new request, or repeat the first request unchanged.",
+            ),
+            Self::InProgress => (
+                "A request with this Idempotency-Key is being processed",
+                "Retry later with the same key to get its answer.",
+            ),
+            Self::Uncertain => (
+                "The outcome of the request with this Idempotency-Key is not known",
+                "It will not run again by itself. Ask the operator of the service; do not send it with another key.",
+            ),
+            Self::Expired => (
+                "The Idempotency-Key is too old",
+                "The answer to it is not kept any more. Find out what became of the first request before you send another.",
+            ),
+            Self::NotKept => (
+                "The request was processed, and its answer was not kept",
+                "It will not run again. Read the state of the resource instead.",
+            ),
+            Self::TooLarge => ("The body of the request is too large", "Send a smaller one."),
+            Self::Unreadable => ("The body of the request could not be read", "Send it again, with the same key."),
+            Self::Unavailable => {
+                ("The service cannot process the request now", "It was not run. Retry later with the same key.")
+            }
+            Self::Internal => (
+                "The service failed",
+                "Retry with the same key to learn the outcome; do not send the request with another key.",
+            ),
+        }
+    }
+
+    const fn retry_after(self) -> Option<Duration> {
+        match self {
+            Self::InProgress | Self::Unavailable => Some(Duration::from_secs(1)),
+            _ => None,
+        }
+    }
+}
+
+/// A refusal, as `application/problem+json`. Neither keys nor anything of a request or a result is in it.
+///
+/// The layer makes these by itself. Without the layer, an [`Error`] becomes one:
+///
+/// ```
+/// use idempotent_runtime::http::{Problem, ProblemKind};
+/// use idempotent_runtime::Error;
+///
+/// fn refusal(error: &Error) -> http::Response<http_body_util::Full<bytes::Bytes>> {
+///     Problem::of(error).with_documentation("https://example.com/idempotency").to_response()
+/// }
+///
+/// let problem = Problem::new(ProblemKind::Mismatch);
+/// assert_eq!(problem.to_response().status(), 422);
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    kind: ProblemKind,
+    detail: Option<&'static str>,
+    documentation: Cow<'static, str>,
+    retry_after: Option<Duration>,
+}
+
+#[derive(Serialize)]
+struct Document<'a> {
+    r#type: String,
+    title: &'a str,
+    status: u16,
+    detail: String,
+}
+
+impl Problem {
+    /// A refusal of this kind.
+    pub const fn new(kind: ProblemKind) -> Self {
+        Self { kind, detail: None, documentation: Cow::Borrowed(DOCUMENTATION), retry_after: kind.retry_after() }
+    }
+
+    /// What `error` means to a client. What the store said is not in it.
+    pub fn of(error: &Error) -> Self {
+        let kind = match error.kind() {
+            ErrorKind::InProgress | ErrorKind::Superseded => ProblemKind::InProgress,
+            ErrorKind::Mismatch => ProblemKind::Mismatch,
+            ErrorKind::InDoubt | ErrorKind::NotStored | ErrorKind::StepInterrupted => ProblemKind::Uncertain,
+            ErrorKind::MissingKey => ProblemKind::Missing,
+            ErrorKind::InvalidKey => ProblemKind::Malformed,
+            ErrorKind::StoreUnavailable | ErrorKind::Full | ErrorKind::ShuttingDown => ProblemKind::Unavailable,
+            ErrorKind::TooLarge => ProblemKind::NotKept,
+            ErrorKind::Expired => ProblemKind::Expired,
+            ErrorKind::Encode
+            | ErrorKind::Decode
+            | ErrorKind::Reentrant
+            | ErrorKind::Config
+            | ErrorKind::Unsupported
+            | ErrorKind::NotInstalled => ProblemKind::Internal,
+        };
+        let mut problem = Self::new(kind);
+        // How long a lease still runs says nothing about the end of its handler, which is when a retry succeeds.
+        if kind != ProblemKind::InProgress {
+            problem.retry_after = error.retry_after().or(problem.retry_after);
+        }
+        problem
+    }
+
+    /// Says more about a key that cannot be used.
+    pub(super) fn because(mut self, detail: &'static str) -> Self {
+        self.detail = Some(detail);
+        self
+    }
+
+    /// Where the service explains its problems: the `type` is this, `#`, and the kind's [name](ProblemKind::name).
+    #[must_use]
+    pub fn with_documentation(mut self, address: impl Into<Cow<'static, str>>) -> Self {
+        self.documentation = address.into();
+        self
+    }
+
+    /// Why the request is refused.
+    pub fn kind(&self) -> ProblemKind {
+        self.kind
+    }
+
+    /// The answer, with `Cache-Control: no-store`, and `Retry-After` where a retry helps.
+    pub fn to_response(&self) -> Response<Full<Bytes>> {
+        let (title, advice) = self.kind.text();
+        let document = Document {
+            r#type: format!("{}#{}", self.documentation, self.kind.name()),
+            title,
+            status: self.kind.status().as_u16(),
+            detail: self.detail.map_or_else(|| advice.to_owned(), |detail| format!("{advice} Here {detail}.")),
+        };
+        // Strings and a number: there is nothing in it that cannot be written.
+        let body = serde_json::to_vec(&document).unwrap_or_default();
+        let mut response = Response::new(Full::from(body));
+        *response.status_mut() = self.kind.status();
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if let Some(retry_after) = self.retry_after {
+            let seconds = retry_after.as_millis().div_ceil(1000).max(1);
+            let seconds = u64::try_from(seconds).unwrap_or(u64::MAX);
+            headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+            headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static("Retry-After"));
+        }
+        response
+    }
+}
+
+impl From<&Error> for Problem {
+    fn from(error: &Error) -> Self {
+        Self::of(error)
+    }
+}

@@ -1,0 +1,456 @@
+//! The way of a request to its answer.
+
+use std::fmt;
+use std::future::{Future, poll_fn};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::{Pin, pin};
+use std::sync::{Arc, Mutex};
+use std::task::{Context as Task, Poll};
+
+use bytes::Bytes;
+use http::{Request, Response, request};
+use http_body::Body;
+use pin_project_lite::pin_project;
+use tokio::sync::oneshot;
+use tower_service::Service;
+use tracing::Instrument as _;
+
+use super::handled::{Handled, Vouched};
+use super::handler::{Delivery, Handler, Unhandled, take};
+use super::headers::{IDEMPOTENCY_KEY_EXPIRES, mark_bypassed, replay};
+use super::key::IdempotencyKey;
+use super::options::{Crash, Options};
+use super::problem::{Problem, ProblemKind};
+use super::request_body::{RequestBody, Unread};
+use super::response_body::ResponseBody;
+use super::stored::{FORMAT, Stored, of_response, read};
+use super::{BoxError, scope};
+use crate::clock::Timestamp;
+use crate::context::Context;
+use crate::engine::scope::{Scope, current_engine};
+use crate::engine::{Call, Verified, run_detached, verify};
+use crate::error::{Error, ErrorKind};
+use crate::outcome::{Codec, Outcome as _};
+use crate::policy::{Unstored, Verdict};
+
+/// A service behind an [`IdempotencyLayer`](super::IdempotencyLayer).
+#[derive(Clone)]
+pub struct IdempotencyService<S> {
+    service: S,
+    options: Arc<Options>,
+}
+
+impl<S> IdempotencyService<S> {
+    pub(super) fn new(service: S, options: Arc<Options>) -> Self {
+        Self { service, options }
+    }
+}
+
+impl<S: fmt::Debug> fmt::Debug for IdempotencyService<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("IdempotencyService").field("service", &self.service).field("options", &self.options).finish()
+    }
+}
+
+pin_project! {
+    /// The future of [`IdempotencyService`]. Dropped, it leaves a handler that began to finish by itself.
+    pub struct ResponseFuture<F, R, E> {
+        #[pin]
+        kind: Kind<F, R, E>,
+    }
+}
+
+type Guarded<R, E> = Pin<Box<dyn Future<Output = Result<Response<ResponseBody<R>>, E>> + Send>>;
+
+pin_project! {
+    #[project = KindProjection]
+    enum Kind<F, R, E> {
+        Untouched { #[pin] future: F },
+        Guarded { future: Guarded<R, E> },
+        Refused { response: Option<Response<ResponseBody<R>>> },
+    }
+}
+
+impl<F, R, E> Future for ResponseFuture<F, R, E>
+where
+    F: Future<Output = Result<Response<R>, E>>,
+{
+    type Output = Result<Response<ResponseBody<R>>, E>;
+
+    fn poll(self: Pin<&mut Self>, task: &mut Task<'_>) -> Poll<Self::Output> {
+        match self.project().kind.project() {
+            KindProjection::Untouched { future } => {
+                future.poll(task).map_ok(|response| response.map(ResponseBody::untouched))
+            }
+            KindProjection::Guarded { future } => future.as_mut().poll(task),
+            KindProjection::Refused { response } => {
+                response.take().map_or(Poll::Pending, |response| Poll::Ready(Ok(response)))
+            }
+        }
+    }
+}
+
+impl<F, R, E> fmt::Debug for ResponseFuture<F, R, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ResponseFuture")
+    }
+}
+
+impl<S, B, R> Service<Request<B>> for IdempotencyService<S>
+where
+    S: Service<Request<RequestBody<B>>, Response = Response<R>> + Clone + Send + 'static,
+    S::Future: Send + 'static,
+    S::Error: Send + 'static,
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+    R: Body<Data = Bytes> + Send + 'static,
+    R::Error: Into<BoxError>,
+{
+    type Response = Response<ResponseBody<R>>;
+    type Error = S::Error;
+    type Future = ResponseFuture<S::Future, R, S::Error>;
+
+    fn poll_ready(&mut self, task: &mut Task<'_>) -> Poll<Result<(), S::Error>> {
+        self.service.poll_ready(task)
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let kind = match self.plan(request) {
+            Plan::PassOn(request) => Kind::Untouched { future: self.service.call(request.map(RequestBody::untouched)) },
+            Plan::Refuse(problem) => Kind::Refused { response: Some(refusal(&self.options, problem)) },
+            Plan::Guard(request, key) => {
+                // The service that is ready is the one that is called.
+                let next = self.service.clone();
+                let service = std::mem::replace(&mut self.service, next);
+                let guarded = Exchange { options: self.options.clone(), service };
+                Kind::Guarded { future: Box::pin(guarded.answer(request, key)) }
+            }
+        };
+        ResponseFuture { kind }
+    }
+}
+
+/// What the head of a request says about its way.
+enum Plan<B> {
+    PassOn(Request<B>),
+    Refuse(Problem),
+    /// With its key, or without one if that is in the body.
+    Guard(Request<B>, Option<String>),
+}
+
+impl<S> IdempotencyService<S> {
+    fn plan<B>(&self, request: Request<B>) -> Plan<B> {
+        let options = &self.options;
+        if !options.guards(request.method()) {
+            return Plan::PassOn(request);
+        }
+        if options.keys.in_body.is_some() {
+            return Plan::Guard(request, None);
+        }
+        match options.keys.of_headers(request.headers()) {
+            Ok(Some(key)) => Plan::Guard(request, Some(key)),
+            Ok(None) if options.required => Plan::Refuse(Problem::new(ProblemKind::Missing)),
+            Ok(None) => Plan::PassOn(request),
+            Err(malformed) => Plan::Refuse(Problem::new(ProblemKind::Malformed).because(malformed.0)),
+        }
+    }
+}
+
+fn refusal<R>(options: &Options, problem: Problem) -> Response<ResponseBody<R>> {
+    options.problem(problem).to_response().map(ResponseBody::full)
+}
+
+/// One request with a key, and what it takes to answer it.
+struct Exchange<S> {
+    options: Arc<Options>,
+    service: S,
+}
+
+impl<S> Exchange<S> {
+    async fn answer<B, R>(
+        mut self,
+        request: Request<B>,
+        key: Option<String>,
+    ) -> Result<Response<ResponseBody<R>>, S::Error>
+    where
+        S: Service<Request<RequestBody<B>>, Response = Response<R>> + Send + 'static,
+        S::Future: Send + 'static,
+        S::Error: Send + 'static,
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+        R: Body<Data = Bytes> + Send + 'static,
+        R::Error: Into<BoxError>,
+    {
+        let options = self.options.clone();
+        let refuse = |kind| Ok(refusal(&options, Problem::new(kind)));
+        let (mut head, body) = request.into_parts();
+        let scope = match options.scope.of_request(&head) {
+            Ok(scope) => scope,
+            Err(scope::Nobody) => return refuse(ProblemKind::NoPrincipal),
+        };
+        let (bytes, body) = match RequestBody::read(body, options.request_limit).await {
+            Ok(read) => read,
+            Err(Unread::TooLarge) => return refuse(ProblemKind::TooLarge),
+            Err(Unread::Broken) => return refuse(ProblemKind::Unreadable),
+        };
+        let in_body = || {
+            let pointer = options.keys.in_body.as_deref()?;
+            options.keys.of_body(pointer, &bytes).transpose()
+        };
+        let key = match key.map(Ok).or_else(in_body) {
+            Some(Ok(key)) => IdempotencyKey::new(key, scope),
+            Some(Err(malformed)) => {
+                return Ok(refusal(&options, Problem::new(ProblemKind::Malformed).because(malformed.0)));
+            }
+            None if options.required => return refuse(ProblemKind::Missing),
+            None => {
+                let response = self.service.call(Request::from_parts(head, body)).await?;
+                return Ok(response.map(ResponseBody::untouched));
+            }
+        };
+        head.extensions.insert(key.clone());
+        let guarded = Guard { options, key, head: Arc::new(head), bytes };
+        guarded.run(self.service, body).await
+    }
+}
+
+/// One request whose key is known.
+struct Guard {
+    options: Arc<Options>,
+    key: IdempotencyKey,
+    head: Arc<request::Parts>,
+    bytes: Bytes,
+}
+
+impl Guard {
+    async fn run<S, B, R>(self, service: S, body: RequestBody<B>) -> Result<Response<ResponseBody<R>>, S::Error>
+    where
+        S: Service<Request<RequestBody<B>>, Response = Response<R>> + Send + 'static,
+        S::Future: Send + 'static,
+        S::Error: Send + 'static,
+        B: Send + 'static,
+        R: Body<Data = Bytes> + Send + 'static,
+        R::Error: Into<BoxError>,
+    {
+        let request = Request::from_parts((*self.head).clone(), body);
+        let unhandled: Unhandled<S, B> = Arc::new(Mutex::new(Some((service, request))));
+        let (delivery, delivered) = oneshot::channel();
+        let (options, head) = (self.options.clone(), self.head.clone());
+        let handler = Handler { options, request: head, unhandled: unhandled.clone(), delivery };
+        let guarded = self.scope().wrap(self.claim(handler));
+        match until_answered(guarded, delivered).await {
+            Outcome::Live(response) => Ok(response),
+            Outcome::Panicked => Ok(self.refuse(ProblemKind::Internal)),
+            Outcome::Ended(ending, response) => self.conclude(ending, response, &unhandled).await,
+        }
+    }
+
+    /// The answer to a request whose call is over. `response` is the handler's own, if it ran.
+    async fn conclude<S, B, R>(
+        &self,
+        ending: Handled<S::Error>,
+        response: Option<Response<ResponseBody<R>>>,
+        unhandled: &Unhandled<S, B>,
+    ) -> Result<Response<ResponseBody<R>>, S::Error>
+    where
+        S: Service<Request<RequestBody<B>>, Response = Response<R>>,
+        S::Future: Send + 'static,
+        S::Error: Send + 'static,
+        R: Send + 'static,
+    {
+        Ok(match ending {
+            Handled::Answered { .. } => response.unwrap_or_else(|| self.refuse(ProblemKind::Internal)),
+            Handled::Failed { error, .. } => return Err(error),
+            Handled::Replayed(record) => self.replay(record.body.clone()).await,
+            Handled::Vouched(Vouched { record, .. }) => self.replay(record).await,
+            Handled::Refused(error) => match (error.kind(), response) {
+                // The handler has done its work; its answer is the truth, though it may not be replayed.
+                (ErrorKind::NotStored | ErrorKind::TooLarge | ErrorKind::Encode, Some(mut response)) => {
+                    response.headers_mut().remove(IDEMPOTENCY_KEY_EXPIRES);
+                    response
+                }
+                (ErrorKind::StoreUnavailable, None) if self.options.fail_open => match take(unhandled) {
+                    Some((service, request)) => return self.bypass(service, request).await,
+                    None => self.refused(&error),
+                },
+                _ => self.refused(&error),
+            },
+        })
+    }
+
+    /// What the handler, and what it calls, find around them.
+    fn scope(&self) -> Scope {
+        let scope = Scope::current().with_request(self.key.clone());
+        // Functions that name no engine use the layer's, where no other was given to them.
+        if current_engine().is_err() { scope.with_engine(self.options.engine.clone()) } else { scope }
+    }
+
+    fn call(&self) -> Call {
+        let options = &self.options;
+        let call = options
+            .engine
+            .call(&options.operation, self.key.as_str())
+            .in_scope(self.key.tenant())
+            .with_fingerprint(options.fingerprint.of(&self.head, &self.bytes))
+            .on_conflict(options.on_conflict)
+            .ttl(options.ttl)
+            .version(FORMAT);
+        match options.after_expiry {
+            Some(duration) => call.after_expiry(duration),
+            None => call,
+        }
+    }
+
+    /// Runs the handler under the claim, in a task of its own.
+    async fn claim<S, B, R>(&self, handler: Handler<S, B, R>) -> Handled<S::Error>
+    where
+        S: Service<Request<RequestBody<B>>, Response = Response<R>> + Send + 'static,
+        S::Future: Send + 'static,
+        S::Error: Send + 'static,
+        B: Send + 'static,
+        R: Body<Data = Bytes> + Send + 'static,
+        R::Error: Into<BoxError>,
+    {
+        let codec: Codec<Handled<S::Error>> = Handled::codec(Unstored::Release);
+        let body = || handler.run();
+        match &self.options.crash {
+            Crash::Policy(policy) => run_detached(self.call().on_crash(*policy), codec, body).await,
+            Crash::Verify(question) => {
+                let mut call = self.call();
+                if let Some(delay) = self.options.settle {
+                    call = call.settle(delay);
+                }
+                let request = Request::from_parts((*self.head).clone(), self.bytes.clone());
+                let ask = async |asking: Context| {
+                    let verdict = question(asking.clone(), request).await;
+                    Ok(self.vouch(&asking, verdict))
+                };
+                match verify(call, codec, ask).await {
+                    Verified::Answered(ending) => ending,
+                    Verified::Mine(cleared) => cleared.run_detached(body).await,
+                }
+            }
+        }
+    }
+
+    fn vouch(&self, context: &Context, verdict: Verdict<Response<Bytes>>) -> Verdict<Vouched> {
+        let response = match verdict {
+            Verdict::Completed(response) => response,
+            Verdict::NotExecuted => return Verdict::NotExecuted,
+            Verdict::Unknown => return Verdict::Unknown,
+        };
+        let (head, body) = response.into_parts();
+        let ttl = self.options.ttl_of(&head);
+        let until = context.store_time().map(|now| now + ttl);
+        let (state, record) = of_response(Response::from_parts(head, body), until);
+        Verdict::Completed(Vouched { state, record, ttl })
+    }
+
+    async fn replay<R>(&self, record: Bytes) -> Response<ResponseBody<R>> {
+        match read(record) {
+            Some(Stored::Whole(response, until)) => {
+                let expires = match until {
+                    Some(until) => until,
+                    None => self.expiry().await,
+                };
+                replay(response, expires).map(ResponseBody::whole)
+            }
+            Some(Stored::NotKept) => self.refuse(ProblemKind::NotKept),
+            None => self.refuse(ProblemKind::Internal),
+        }
+    }
+
+    /// When the record expires, of one whose response somebody else has written.
+    async fn expiry(&self) -> Timestamp {
+        let options = &self.options;
+        let record = options.engine.record(&options.operation, self.key.as_str()).in_scope(self.key.tenant());
+        let view = record.inspect().await.ok().flatten();
+        view.map_or_else(|| options.engine.inner.clock.now(), |view| view.expires)
+    }
+
+    fn refuse<R>(&self, kind: ProblemKind) -> Response<ResponseBody<R>> {
+        refusal(&self.options, Problem::new(kind))
+    }
+
+    fn refused<R>(&self, error: &Error) -> Response<ResponseBody<R>> {
+        let problem = Problem::of(error);
+        if problem.kind() == ProblemKind::Internal {
+            tracing::error!(%error, "a request with an idempotency key could not be answered");
+        }
+        refusal(&self.options, problem)
+    }
+
+    /// Runs the handler without a claim, in a task of its own too.
+    async fn bypass<S, B, R>(
+        &self,
+        mut service: S,
+        request: Request<RequestBody<B>>,
+    ) -> Result<Response<ResponseBody<R>>, S::Error>
+    where
+        S: Service<Request<RequestBody<B>>, Response = Response<R>>,
+        S::Future: Send + 'static,
+        S::Error: Send + 'static,
+        R: Send + 'static,
+    {
+        tracing::warn!(operation = %self.options.operation, "the store does not answer: a request runs unprotected");
+        let handler = self.scope().wrap(service.call(request)).in_current_span();
+        match tokio::spawn(handler).await {
+            Ok(response) => {
+                let mut response = response?.map(ResponseBody::untouched);
+                mark_bypassed(response.headers_mut());
+                Ok(response)
+            }
+            Err(_) => Ok(self.refuse(ProblemKind::Internal)),
+        }
+    }
+}
+
+/// How a guarded call ended for the one who waits for it.
+enum Outcome<R, E> {
+    /// The response comes in pieces, and the call goes on by itself.
+    Live(Response<ResponseBody<R>>),
+    /// The hook has told it.
+    Panicked,
+    Ended(Handled<E>, Option<Response<ResponseBody<R>>>),
+}
+
+/// Waits for the end of `guarded`, or for a response that does not wait for it.
+async fn until_answered<R, E>(
+    guarded: impl Future<Output = Handled<E>>,
+    mut delivered: oneshot::Receiver<Delivery<R>>,
+) -> Outcome<R, E> {
+    let mut guarded = pin!(catching_panics(guarded));
+    let mut response = None;
+    let mut is_delivered = false;
+    loop {
+        tokio::select! {
+            biased;
+            delivery = &mut delivered, if !is_delivered => {
+                is_delivered = true;
+                match delivery {
+                    Ok(Delivery::Live(response)) => return Outcome::Live(response),
+                    Ok(Delivery::Settled(settled)) => response = Some(settled),
+                    // The handler does not run.
+                    Err(_) => {}
+                }
+            }
+            ending = &mut guarded => {
+                return match ending {
+                    Some(ending) => Outcome::Ended(ending, response),
+                    None => Outcome::Panicked,
+                };
+            }
+        }
+    }
+}
+
+/// The output of `future`, unless it panics. One that did is not polled again.
+async fn catching_panics<F: Future>(future: F) -> Option<F::Output> {
+    let mut future = pin!(future);
+    poll_fn(|task| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(task))) {
+        Ok(Poll::Pending) => Poll::Pending,
+        Ok(Poll::Ready(output)) => Poll::Ready(Some(output)),
+        Err(_) => Poll::Ready(None),
+    })
+    .await
+}

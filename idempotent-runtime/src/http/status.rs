@@ -1,0 +1,129 @@
+//! The state of a request, by its key.
+
+use std::convert::Infallible;
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use http::{Method, Request, Response, StatusCode, request};
+use http_body_util::Full;
+use serde::Serialize;
+use tower_service::Service;
+
+use super::options::Options;
+use super::problem::{Problem, ProblemKind};
+use crate::clock::Timestamp;
+use crate::engine::RecordView;
+use crate::store::State;
+
+/// Tells what became of a request with a key: a service for a route of its own.
+///
+/// `GET` with the key in `Idempotency-Key`, by the same principal as the request itself. The answer is JSON:
+///
+/// ```json
+/// {"state": "succeeded", "since": "2026-01-31T12:00:00Z", "expires": "2026-02-01T12:00:00Z"}
+/// ```
+///
+/// `state` is `processing`, `succeeded`, `failed` (the response had a status of 4xx or 5xx), `uncertain` (nobody knows
+/// whether it finished) or `expired`. `since` is when the first request came, `expires` until when the record is kept. The
+/// response itself is never shown. 404 when there is no record. Keys that are taken from a body are put into the header
+/// here.
+///
+/// ```
+/// # use idempotent_runtime::{Idempotency, store::MemoryStore};
+/// # use idempotent_runtime::http::{IdempotencyLayer, Scope};
+/// let layer = IdempotencyLayer::new(Idempotency::new(MemoryStore::new()), Scope::global());
+/// let status = layer.status_service(); // axum: `.route_service("/requests/status", status)`
+/// ```
+#[derive(Clone)]
+pub struct StatusService {
+    options: Arc<Options>,
+}
+
+#[derive(Serialize)]
+struct Status {
+    state: &'static str,
+    since: String,
+    expires: String,
+}
+
+impl StatusService {
+    pub(super) fn new(options: Arc<Options>) -> Self {
+        Self { options }
+    }
+
+    async fn answer(self, request: request::Parts) -> Response<Full<Bytes>> {
+        if request.method != Method::GET && request.method != Method::HEAD {
+            let mut response = status(StatusCode::METHOD_NOT_ALLOWED);
+            response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+            return response;
+        }
+        let refuse = |problem| self.options.problem(problem).to_response();
+        let key = match self.options.keys.of_headers(&request.headers) {
+            Ok(Some(key)) => key,
+            Ok(None) => return refuse(Problem::new(ProblemKind::Missing)),
+            Err(malformed) => return refuse(Problem::new(ProblemKind::Malformed).because(malformed.0)),
+        };
+        let Ok(scope) = self.options.scope.of_request(&request) else {
+            return refuse(Problem::new(ProblemKind::NoPrincipal));
+        };
+        let record = self.options.engine.record(&self.options.operation, key.as_str()).in_scope(scope);
+        match record.inspect().await {
+            Ok(view) => view.as_ref().and_then(describe).unwrap_or_else(|| status(StatusCode::NOT_FOUND)),
+            Err(error) => refuse(Problem::of(&error)),
+        }
+    }
+}
+
+fn status(status: StatusCode) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::default());
+    *response.status_mut() = status;
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+/// `None` where the record is only a memory of attempts.
+fn describe(record: &RecordView) -> Option<Response<Full<Bytes>>> {
+    let state = match record.state {
+        State::InProgress => "processing",
+        State::Completed => "succeeded",
+        State::Failed => "failed",
+        State::InDoubt => "uncertain",
+        State::Tombstone => "expired",
+        State::Released => return None,
+    };
+    let text = |time: Timestamp| humantime::format_rfc3339_seconds(SystemTime::from(time)).to_string();
+    let document = Status { state, since: text(record.created), expires: text(record.expires) };
+    let mut response = status(StatusCode::OK);
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    // Three strings: there is nothing in it that cannot be written.
+    *response.body_mut() = Full::from(serde_json::to_vec(&document).unwrap_or_default());
+    Some(response)
+}
+
+impl<B> Service<Request<B>> for StatusService {
+    type Response = Response<Full<Bytes>>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let (head, _) = request.into_parts();
+        let service = self.clone();
+        Box::pin(async move { Ok(service.answer(head).await) })
+    }
+}
+
+impl fmt::Debug for StatusService {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StatusService").field("options", &self.options).finish()
+    }
+}

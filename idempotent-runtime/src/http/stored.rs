@@ -1,0 +1,199 @@
+//! A response as the record keeps it.
+//!
+//! ```text
+//! kind 1 | until 8 | status 2 | number of headers 2 | { length 2, name, length 4, value } … | body
+//! ```
+//! All numbers are big-endian. The kind is 0 for a whole response, and 1 for one that was too large, or had trailers,
+//! and has neither headers nor body here. `until` is what the first caller was told about its lifetime, in milliseconds
+//! since 1970 of the store's time: a store need not tell it with every answer. It is zero where nobody was told.
+
+use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
+use http::header::{HeaderMap, HeaderName, HeaderValue};
+use http::{Response, StatusCode};
+
+use super::headers;
+use crate::clock::Timestamp;
+use crate::engine::Resolution;
+use crate::store::State;
+
+/// The version of the format, as the record's schema version.
+pub(super) const FORMAT: u32 = 1;
+
+const WHOLE: u8 = 0;
+const NOT_KEPT: u8 = 1;
+
+/// What a record tells about the response.
+#[derive(Debug)]
+pub(super) enum Stored {
+    /// It can be sent again, and until when as far as the record says.
+    Whole(Response<Bytes>, Option<Timestamp>),
+    /// There was one.
+    NotKept,
+}
+
+/// The response up to its body, written.
+pub(super) struct Head(BytesMut);
+
+/// Where `until` stands.
+const UNTIL: std::ops::Range<usize> = 1..9;
+
+impl Head {
+    pub(super) fn new(status: StatusCode, headers: &[(&HeaderName, &HeaderValue)]) -> Self {
+        let mut fields = BytesMut::with_capacity(256);
+        let mut count = 0;
+        for (name, value) in headers {
+            // A `HeaderMap` has fewer headers, names and values than these could count.
+            let lengths = (u16::try_from(name.as_str().len()), u32::try_from(value.len()));
+            let (Ok(name_length), Ok(value_length), Some(next)) = (lengths.0, lengths.1, u16::checked_add(count, 1))
+            else {
+                continue;
+            };
+            count = next;
+            fields.put_u16(name_length);
+            fields.put_slice(name.as_str().as_bytes());
+            fields.put_u32(value_length);
+            fields.put_slice(value.as_bytes());
+        }
+        let mut bytes = BytesMut::with_capacity(13 + fields.len());
+        bytes.put_u8(WHOLE);
+        bytes.put_u64(0);
+        bytes.put_u16(status.as_u16());
+        bytes.put_u16(count);
+        bytes.put(fields);
+        Self(bytes)
+    }
+
+    /// Notes what the first caller is told.
+    pub(super) fn expires(&mut self, until: Timestamp) {
+        self.0[UNTIL].copy_from_slice(&until.as_millis().to_be_bytes());
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// The whole record, and the body as a part of it.
+    pub(super) fn with_body(self, chunks: &[Bytes]) -> (Bytes, Bytes) {
+        let Self(mut bytes) = self;
+        let start = bytes.len();
+        bytes.reserve(chunks.iter().map(Bytes::len).sum());
+        for chunk in chunks {
+            bytes.put_slice(chunk);
+        }
+        let record = bytes.freeze();
+        let body = record.slice(start..);
+        (record, body)
+    }
+}
+
+/// The record of a response that cannot be sent again.
+pub(super) fn not_kept(status: StatusCode) -> Bytes {
+    let mut bytes = BytesMut::with_capacity(13);
+    bytes.put_u8(NOT_KEPT);
+    bytes.put_u64(0);
+    bytes.put_u16(status.as_u16());
+    bytes.put_u16(0);
+    bytes.freeze()
+}
+
+/// Reads a record; `None` if it is none of ours.
+pub(super) fn read(mut record: Bytes) -> Option<Stored> {
+    let kind = record.try_get_u8().ok()?;
+    let until = record.try_get_u64().ok()?;
+    let status = StatusCode::from_u16(record.try_get_u16().ok()?).ok()?;
+    let count = record.try_get_u16().ok()?;
+    let mut headers = HeaderMap::with_capacity(usize::from(count));
+    for _ in 0..count {
+        let length = usize::from(record.try_get_u16().ok()?);
+        let name = HeaderName::from_bytes(&take(&mut record, length)?).ok()?;
+        let length = usize::try_from(record.try_get_u32().ok()?).ok()?;
+        let value = HeaderValue::from_maybe_shared(take(&mut record, length)?).ok()?;
+        headers.append(name, value);
+    }
+    match kind {
+        WHOLE => {
+            let mut response = Response::new(record);
+            *response.status_mut() = status;
+            *response.headers_mut() = headers;
+            Some(Stored::Whole(response, (until > 0).then_some(Timestamp::from_millis(until))))
+        }
+        NOT_KEPT if record.is_empty() => Some(Stored::NotKept),
+        _ => None,
+    }
+}
+
+fn take(bytes: &mut Bytes, length: usize) -> Option<Bytes> {
+    (bytes.len() >= length).then(|| bytes.split_to(length))
+}
+
+/// Which end of a call a response with this status is.
+pub(super) fn state(status: StatusCode) -> State {
+    if status.is_client_error() || status.is_server_error() { State::Failed } else { State::Completed }
+}
+
+/// A response that somebody vouches for, as the record of it.
+pub(super) fn of_response(response: Response<Bytes>, until: Option<Timestamp>) -> (State, Bytes) {
+    let (parts, body) = response.into_parts();
+    let mut head = Head::new(parts.status, &headers::replayable(&parts.headers));
+    if let Some(until) = until {
+        head.expires(until);
+    }
+    let (record, _) = head.with_body(&[body]);
+    (state(parts.status), record)
+}
+
+impl Resolution {
+    /// It happened, and this is the response that every retry of the request gets from now on: the answer to a record in
+    /// doubt of the [HTTP layer](crate::http). Headers that are never replayed are left out.
+    pub fn response(response: Response<impl Into<Bytes>>) -> Self {
+        let (state, record) = of_response(response.map(Into::into), None);
+        Self::finished(state, record)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use http::Response;
+
+    use super::{Stored, not_kept, of_response, read};
+    use crate::clock::Timestamp;
+    use crate::store::State;
+
+    #[test]
+    fn the_format_is_what_released_versions_wrote() {
+        let response = Response::builder().status(201).header("location", "/1").body(Bytes::from_static(b"\0ok"));
+        let until = Timestamp::from_millis(0x0102);
+        let (state, record) = of_response(response.unwrap(), Some(until));
+        assert_eq!(state, State::Completed);
+        let (head, rest) = record.split_at(9);
+        assert_eq!(head, [0, 0, 0, 0, 0, 0, 0, 1, 2]);
+        assert_eq!(rest.escape_ascii().to_string(), r"\x00\xc9\x00\x01\x00\x08location\x00\x00\x00\x02/1\x00ok");
+        let Some(Stored::Whole(response, told)) = read(record) else { panic!("it is whole") };
+        assert_eq!(told, Some(until));
+        assert_eq!((response.status().as_u16(), response.headers()["location"].as_bytes()), (201, &b"/1"[..]));
+        assert_eq!(response.body(), &b"\0ok"[..]);
+        assert_eq!(not_kept(http::StatusCode::OK)[..], [1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xc8, 0, 0]);
+    }
+
+    #[test]
+    fn what_somebody_vouches_for_has_no_credentials_either() {
+        let response =
+            Response::builder().header("set-cookie", "a=1").header("connection", "x-hop").header("x-hop", "1");
+        let (_, record) = of_response(response.header("etag", "\"1\"").body(Bytes::new()).unwrap(), None);
+        let Some(Stored::Whole(response, _)) = read(record) else { panic!("it is whole") };
+        assert_eq!(response.headers().keys().map(http::HeaderName::as_str).collect::<Vec<_>>(), ["etag"]);
+    }
+
+    #[test]
+    fn what_is_cut_off_or_foreign_is_not_read() {
+        let response = Response::builder().header("etag", "\"1\"").header("etag", "\"2\"").body(Bytes::new());
+        let (_, record) = of_response(response.unwrap(), None);
+        assert!(matches!(read(record.clone()), Some(Stored::Whole(_, None))));
+        for length in 0..record.len() {
+            assert!(read(record.slice(..length)).is_none(), "{length} bytes of it");
+        }
+        assert!(read(Bytes::from_static(b"\"json\"")).is_none());
+        assert!(read([&not_kept(http::StatusCode::OK)[..], b"x"].concat().into()).is_none());
+    }
+}

@@ -1,0 +1,215 @@
+//! Rules 51 to 56: owners that are slow, stopped or killed.
+
+use std::time::Duration;
+
+use idempotency::store::{RedisStore, Store as _};
+use idempotency::testing::Fault;
+use idempotency::{Resolution, State as RecordState};
+use idempotency_test_support::deadline::eventually_async;
+use idempotency_test_support::server::{RedisOptions, RedisServer};
+use idempotency_test_support::worker::{AFTER_CLAIM, AFTER_EFFECT, BEFORE_COMMIT, BEFORE_SEND, DURING_RENEWAL, POINTS};
+
+use crate::process::{LEASE, Orders, Policy, Process};
+use crate::world::World;
+
+async fn redis() -> anyhow::Result<RedisServer> {
+    RedisServer::start(RedisOptions::new().private()).await
+}
+
+#[tokio::test]
+async fn rule_51_a_handler_that_outlives_its_lease_never_runs_twice() -> anyhow::Result<()> {
+    // So long that a busy machine does not miss its renewals.
+    const LONG: Duration = Duration::from_secs(3);
+    let redis = redis().await?;
+    let orders = Orders::new(redis.url())?.with(Policy::Retry, LONG);
+    let (owner, other) = (Process::start(&orders, &[]).await?, Process::start(&orders, &[]).await?);
+    let first = owner.client().post("/pay").key("abc").header("x-wait", "1").spawn();
+    orders.entered("abc").await?;
+    let store = RedisStore::connect(&redis.url()).await?;
+    let hash = orders.engine().await?.record("http", "abc").hash()?;
+    eventually_async("the first lease to be over", async || {
+        let record = store.read(hash).await.ok().flatten().expect("there is a record");
+        record.read_at > record.created + LONG * 3 / 2
+    })
+    .await?;
+    other.client().post("/pay").key("abc").send().await?.assert_problem(409, "in-progress")?;
+    orders.open_the_gate("abc")?;
+    let first = first.reply().await?;
+    let retry = other.client().post("/pay").key("abc").send().await?;
+    assert_eq!((first.status, retry.is_replayed(), retry.answer()), (201, true, first.answer()));
+    assert_eq!(orders.effects("abc")?, 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn rule_52_an_owner_that_was_stopped_and_taken_over_cannot_complete() -> anyhow::Result<()> {
+    let redis = redis().await?;
+    let orders = Orders::new(redis.url())?.with(Policy::Retry, LEASE);
+    let engine = orders.engine().await?;
+    let successor = Process::start(&orders, &[]).await?;
+    for point in [AFTER_EFFECT, BEFORE_COMMIT] {
+        let mut owner = Process::start(&orders, &[point]).await?;
+        let late = owner.client().post("/pay").key(point).spawn();
+        owner.worker().wait_for_point(point).await?;
+        owner.worker().stop()?;
+        let winner = successor.settled("/pay", point).await?;
+        assert_eq!((winner.status, winner.is_replayed()), (201, false), "{point}");
+        let record = engine.record("http", point).inspect().await?.expect("the response is stored");
+
+        owner.worker().go().await?;
+        owner.worker().cont()?;
+        let late = late.reply().await?;
+        assert_eq!((late.is_replayed(), late.answer()), (true, winner.answer()), "{point}");
+        let after = engine.record("http", point).inspect().await?.expect("the response is stored");
+        assert_eq!((after.revision == record.revision, after.fence), (true, record.fence), "{point}");
+        assert_eq!(successor.client().post("/pay").key(point).send().await?.answer(), winner.answer());
+        assert_eq!(orders.effects(point)?, 2, "{point}: the effect of a stopped handler cannot be taken back");
+    }
+    Ok(())
+}
+
+/// Kills a server while it handles `key`, at `point`.
+async fn kill_at(orders: &Orders, key: &str, point: &str) -> anyhow::Result<()> {
+    let mut server = Process::start(orders, &[point]).await?;
+    let request = server.client().post("/pay").key(key);
+    // Renewals happen to handlers that take long.
+    let request = if point == DURING_RENEWAL { request.header("x-wait", "1") } else { request };
+    let first = request.spawn();
+    server.worker().wait_for_point(point).await?;
+    server.kill().await?;
+    assert!(first.reply().await.is_err(), "{point}: nobody answered");
+    Ok(())
+}
+
+#[tokio::test]
+async fn rule_53_killed_before_the_handler_began_a_retry_runs_it() -> anyhow::Result<()> {
+    let redis = redis().await?;
+    let orders = Orders::new(redis.url())?;
+    for (policy, point) in [(Policy::Hold, BEFORE_SEND), (Policy::Retry, BEFORE_SEND), (Policy::Retry, AFTER_CLAIM)] {
+        let orders = orders.clone().with(policy, LEASE);
+        let key = format!("{policy:?}-{point}");
+        kill_at(&orders, &key, point).await?;
+        assert_eq!(orders.effects(&key)?, 0);
+        let retry = Process::start(&orders, &[]).await?.settled("/pay", &key).await?;
+        assert_eq!((retry.status, retry.is_replayed(), orders.effects(&key)?), (201, false, 1), "{key}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn rule_54_killed_after_the_effect_the_policy_decides() -> anyhow::Result<()> {
+    let redis = redis().await?;
+    let orders = Orders::new(redis.url())?;
+    for (policy, runs, asked) in [(Policy::Hold, 1, 0), (Policy::Retry, 2, 0), (Policy::Verify, 1, 1)] {
+        let orders = orders.clone().with(policy, LEASE);
+        let key = format!("{policy:?}");
+        kill_at(&orders, &key, AFTER_EFFECT).await?;
+        let server = Process::start(&orders, &[]).await?;
+        let next = server.settled("/pay", &key).await?;
+        match policy {
+            Policy::Hold => next.assert_problem(409, "uncertain")?,
+            Policy::Retry => assert_eq!((next.status, next.is_replayed()), (201, false)),
+            Policy::Verify => {
+                assert_eq!((next.status, next.is_replayed(), &next.body[..]), (200, true, &b"found in the books"[..]));
+                assert!(next.header("idempotency-key-expires").is_some());
+            }
+        }
+        let again = server.client().post("/pay").key(&key).send().await?;
+        assert_eq!(again.answer(), next.answer(), "{policy:?}");
+        assert_eq!((orders.effects(&key)?, orders.effects(&format!("asked-{key}"))?), (runs, asked), "{policy:?}");
+    }
+    // Asked before the effect, the world says no, and the handler runs.
+    let orders = orders.with(Policy::Verify, LEASE);
+    kill_at(&orders, "no", AFTER_CLAIM).await?;
+    let next = Process::start(&orders, &[]).await?.settled("/pay", "no").await?;
+    assert_eq!((next.status, orders.effects("no")?, orders.effects("asked-no")?), (201, 1, 1));
+    Ok(())
+}
+
+#[tokio::test]
+async fn rule_55_no_crash_leaves_a_key_stuck() -> anyhow::Result<()> {
+    let redis = redis().await?;
+    let orders = Orders::new(redis.url())?;
+    for policy in [Policy::Hold, Policy::Retry] {
+        let orders = orders.clone().with(policy, LEASE);
+        let engine = orders.engine().await?;
+        let server = Process::start(&orders, &[]).await?;
+        for point in POINTS {
+            let key = format!("{policy:?}-{point}");
+            kill_at(&orders, &key, point).await?;
+            let mut next = server.settled("/pay", &key).await?;
+            if policy == Policy::Hold && next.status == 409 {
+                next.assert_problem(409, "uncertain")?;
+                let record = engine.record("http", key.as_str());
+                let view = record.inspect().await?.expect("there is a record");
+                let resolution = if orders.effects(&key)? == 0 {
+                    Resolution::NotExecuted
+                } else {
+                    let response = axum::http::Response::builder().status(201).header("x-hop", "1");
+                    Resolution::response(response.body("found by hand")?)
+                };
+                record.resolve(&view, resolution).await?;
+                next = server.settled("/pay", &key).await?;
+            }
+            assert_eq!(next.status, 201, "{key}: {next:?}");
+            let again = server.client().post("/pay").key(&key).send().await?;
+            assert_eq!((again.is_replayed(), again.answer()), (true, next.answer()), "{key}");
+            let most = if policy == Policy::Hold { 1 } else { 2 };
+            assert!((1..=most).contains(&orders.effects(&key)?), "{key}");
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn rule_56_when_storing_fails_the_client_gets_the_real_response() -> anyhow::Result<()> {
+    let world = World::setup()
+        .engine(|builder| {
+            let brief = Duration::from_millis(50);
+            builder.commit_timeout(brief).background_commit(brief * 4)
+        })
+        .start()
+        .await?;
+    // It is stored, and nobody hears of it.
+    world.store.always("complete", Some(Fault::LostAnswer));
+    let first = world.pay("lost answer").send().await?;
+    assert_eq!((first.status, first.header("idempotency-key-expires")), (201, None));
+    let mut retry = world.pay("lost answer").send().await?;
+    eventually_async("the attempts to end", async || {
+        if retry.is_replayed() {
+            return true;
+        }
+        retry.assert_problem(409, "in-progress").expect("somebody still tries");
+        retry = world.pay("lost answer").send().await.expect("the server answers");
+        false
+    })
+    .await?;
+    assert_eq!(retry.answer(), first.answer());
+    // It is not stored, and after a while nobody tries any more.
+    world.store.always("complete", Some(Fault::LostRequest));
+    let first = world.pay("abc").send().await?;
+    assert_eq!((first.status, first.is_replayed()), (201, false));
+    let mut retry = world.pay("abc").send().await?;
+    eventually_async("the attempts to end", async || {
+        let name = retry.problem().expect("it is refused");
+        assert!(["in-progress", "uncertain"].contains(&&*name), "{name}");
+        retry = world.pay("abc").send().await.expect("the server answers");
+        name == "uncertain"
+    })
+    .await?;
+    retry.assert_problem(409, "uncertain")?;
+    // The store is back before that.
+    world.store.always("complete", None);
+    let first = world.pay("late").send().await?;
+    let mut retry = world.pay("late").send().await?;
+    // A busy machine may have been too slow for the brief time as well.
+    eventually_async("the result", async || {
+        retry = world.pay("late").send().await.expect("the server answers");
+        retry.is_replayed()
+    })
+    .await?;
+    assert_eq!(retry.answer(), first.answer());
+    assert_eq!((world.effects("lost answer"), world.effects("abc"), world.effects("late")), (1, 1, 1));
+    assert_eq!(world.state("abc").await?, Some(RecordState::InDoubt));
+    Ok(())
+}

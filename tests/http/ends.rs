@@ -1,0 +1,218 @@
+//! Rules 23 to 26: handlers that panic, clients that leave, bodies without end.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::State;
+use axum::http::Response;
+use axum::routing::post;
+use futures::stream;
+use idempotency::http::Unreplayable;
+use idempotency::{OnCrash, State as RecordState};
+use idempotency_test_support::deadline::{eventually_async, within};
+use tokio::io::AsyncReadExt as _;
+
+use crate::client::raw_post;
+use crate::world::{Shop, World};
+
+async fn panics_once(State(shop): State<Shop>) -> &'static str {
+    shop.effect("panicking");
+    assert!(shop.effects.count("panicking").is_ok_and(|count| count > 1), "the test asked for it");
+    "second"
+}
+
+#[tokio::test]
+async fn rule_23_a_panic_is_a_500_and_its_claim_is_resolved_by_policy() -> anyhow::Result<()> {
+    for (policy, status, runs) in [(OnCrash::Hold, 409, 1), (OnCrash::Retry, 200, 2)] {
+        // Far longer than the test: nothing here waits for its end.
+        let world = World::setup()
+            .engine(|builder| builder.lease(Duration::from_secs(600)))
+            .layer(move |layer| layer.with_on_crash(policy))
+            .routes(Router::new().route("/panic", post(panics_once)))
+            .start()
+            .await?;
+        let first = world.client.post("/panic").key("abc").send().await?;
+        first.assert_problem(500, "internal")?;
+        let mut retry = world.client.post("/panic").key("abc").send().await?;
+        eventually_async("the claim to be resolved", async || {
+            if retry.status == 409 && retry.problem().is_ok_and(|name| name == "in-progress") {
+                retry = world.client.post("/panic").key("abc").send().await.expect("the server answers");
+                return false;
+            }
+            true
+        })
+        .await?;
+        assert_eq!((retry.status, world.effects("panicking")), (status, runs), "{policy:?}");
+        if policy == OnCrash::Hold {
+            retry.assert_problem(409, "uncertain")?;
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn rule_24_a_client_that_leaves_neither_runs_it_twice_nor_loses_the_result() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    let headers = b"Idempotency-Key: \"abc\"\r\nx-wait: 1\r\n";
+    let connection = world.client.write(raw_post("/pay", headers, b"{}")).await?;
+    world.entered("abc").await?;
+    drop(connection);
+    // While the handler goes on for nobody.
+    world.pay("abc").send().await?.assert_problem(409, "in-progress")?;
+    world.shop.gate.open();
+    eventually_async("the result", async || world.state("abc").await.ok().flatten() == Some(RecordState::Completed))
+        .await?;
+    let retry = world.pay("abc").send().await?;
+    assert_eq!((retry.status, retry.is_replayed(), world.effects("abc")), (201, true, 1));
+    Ok(())
+}
+
+#[tokio::test]
+async fn shutdown_waits_for_handlers_whose_client_has_left() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    let headers = b"Idempotency-Key: \"abc\"\r\nx-wait: 1\r\n";
+    let connection = world.client.write(raw_post("/pay", headers, b"{}")).await?;
+    world.entered("abc").await?;
+    drop(connection);
+    let engine = world.engine.clone();
+    let shutdown = tokio::spawn(async move { engine.shutdown(Duration::from_secs(60)).await });
+    eventually_async("the engine to close", async || {
+        world.pay("other").send().await.is_ok_and(|reply| reply.status == 503)
+    })
+    .await?;
+    assert!(!shutdown.is_finished());
+    world.shop.gate.open();
+    assert_eq!(within("the drain", shutdown).await??.abandoned, 0);
+    assert_eq!((world.state("abc").await?, world.effects("abc")), (Some(RecordState::Completed), 1));
+    Ok(())
+}
+
+/// A body in pieces, whose length nobody knows. After the first piece it waits at the gate.
+fn in_pieces(shop: Shop, pieces: usize, size: usize) -> Body {
+    let piece = Bytes::from("p".repeat(size));
+    Body::from_stream(stream::unfold(0, move |sent| {
+        let (shop, piece) = (shop.clone(), piece.clone());
+        async move {
+            if sent == 1 {
+                shop.gate.wait().await;
+            }
+            (sent < pieces).then_some((Ok::<_, Infallible>(piece), sent + 1))
+        }
+    }))
+}
+
+fn streams() -> Router<Shop> {
+    async fn small(State(shop): State<Shop>) -> Response<Body> {
+        shop.effect("small");
+        Response::new(in_pieces(shop, 3, 10))
+    }
+    async fn large(State(shop): State<Shop>) -> Response<Body> {
+        shop.effect("large");
+        Response::new(in_pieces(shop, 40, 50))
+    }
+    async fn known(State(shop): State<Shop>) -> Response<Body> {
+        shop.effect("known");
+        Response::new(Body::from("k".repeat(1_001)))
+    }
+    async fn events(State(shop): State<Shop>) -> Response<Body> {
+        shop.effect("events");
+        let events = in_pieces(shop, 1, 1);
+        Response::builder()
+            .header("content-type", "text/event-stream; charset=utf-8")
+            .body(events)
+            .expect("well-formed")
+    }
+    async fn broken(State(shop): State<Shop>) -> Response<Body> {
+        shop.effect("broken");
+        let pieces = stream::iter([Ok(Bytes::from("half")), Err(std::io::Error::other("the disk is gone"))]);
+        Response::new(Body::from_stream(pieces))
+    }
+    Router::new()
+        .route("/small", post(small))
+        .route("/large", post(large))
+        .route("/known", post(known))
+        .route("/events", post(events))
+        .route("/broken", post(broken))
+}
+
+#[tokio::test]
+async fn rule_25_streams_and_large_answers_reach_the_first_caller_and_are_never_replayed_in_part() -> anyhow::Result<()>
+{
+    let world = World::setup().routes(streams()).layer(|layer| layer.with_max_response_body(1_000)).start().await?;
+    // The first piece comes before the last one is there.
+    let mut connection = world.client.write(raw_post("/small", b"Idempotency-Key: small\r\n", b"{}")).await?;
+    let mut read = Vec::new();
+    while !String::from_utf8_lossy(&read).contains("pppppppppp") {
+        assert!(within("the first piece", connection.read_buf(&mut read)).await?? > 0, "closed early");
+    }
+    world.client.post("/small").key("small").send().await?.assert_problem(409, "in-progress")?;
+    world.shop.gate.open();
+    within("the rest", connection.read_to_end(&mut read)).await??;
+    // When the first caller has all of it, so has the record.
+    let retry = world.client.post("/small").key("small").send().await?;
+    assert_eq!((retry.is_replayed(), retry.body.len()), (true, 30));
+
+    for (path, key, size) in [("/large", "large", 2_000), ("/known", "known", 1_001), ("/events", "events", 1)] {
+        let first = world.client.post(path).key(key).send().await?;
+        assert_eq!((first.status, first.body.len(), first.is_replayed()), (200, size, false), "{path}");
+        for _ in 0..2 {
+            let mut retry = world.client.post(path).key(key).send().await?;
+            eventually_async("the record", async || {
+                retry = world.client.post(path).key(key).send().await.expect("the server answers");
+                retry.problem().is_ok_and(|name| name != "in-progress")
+            })
+            .await?;
+            retry.assert_problem(409, "not-kept")?;
+        }
+        assert_eq!(world.effects(key), 1);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn rule_25_a_service_may_run_again_what_was_too_large_to_keep() -> anyhow::Result<()> {
+    let layer = |layer: idempotency::http::IdempotencyLayer| {
+        layer.with_max_response_body(1_000).with_unreplayable(Unreplayable::Release)
+    };
+    let world = World::setup().routes(streams()).layer(layer).start().await?;
+    for runs in 1..=2 {
+        let reply = world.client.post("/known").key("known").send().await?;
+        assert_eq!((reply.status, reply.body.len(), world.effects("known")), (200, 1_001, runs));
+        assert_eq!(reply.header("idempotency-key-expires"), None);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn rule_25_an_answer_that_breaks_off_is_neither_ended_nor_replayed() -> anyhow::Result<()> {
+    let world = World::setup().routes(streams()).start().await?;
+    let answer = world.client.exchange(raw_post("/broken", b"Idempotency-Key: broken\r\n", b"{}")).await?;
+    assert!(!answer.ends_with("0\r\n\r\n"), "{answer}");
+    eventually_async("the record", async || world.state("broken").await.ok().flatten() == Some(RecordState::InDoubt))
+        .await?;
+    world.client.post("/broken").key("broken").send().await?.assert_problem(409, "uncertain")?;
+    assert_eq!(world.effects("broken"), 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn rule_26_a_request_body_over_the_limit_is_refused_and_leaves_nothing() -> anyhow::Result<()> {
+    let world = World::with(|layer| layer.with_max_request_body(1_000)).await?;
+    world.pay("abc").body("x".repeat(1_001)).send().await?.assert_problem(413, "too-large")?;
+    // Without a length in front.
+    let chunk = format!("{:x}\r\n{}\r\n0\r\n\r\n", 1_001, "x".repeat(1_001));
+    let head = "POST /pay HTTP/1.1\r\nHost: test\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n";
+    let answer = world.client.exchange(format!("{head}Idempotency-Key: abc\r\n\r\n{chunk}")).await?;
+    assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
+    // A client that says more than it sends.
+    let head = "POST /pay HTTP/1.1\r\nHost: test\r\nConnection: close\r\nContent-Length: 10\r\n";
+    let mut connection = world.client.write(format!("{head}Idempotency-Key: abc\r\n\r\nhalf")).await?;
+    tokio::io::AsyncWriteExt::shutdown(&mut connection).await?;
+    within("the end", connection.read_to_end(&mut Vec::new())).await??;
+    assert_eq!((world.shop.effects.lines()?.len(), world.records().await?, world.store.requests("claim")), (0, 0, 0));
+
+    assert_eq!(world.pay("abc").body("x".repeat(1_000)).send().await?.status, 201);
+    Ok(())
+}

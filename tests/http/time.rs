@@ -1,0 +1,203 @@
+//! Rules 58 to 62: lifetimes, and stores that are away.
+
+use std::time::{Duration, SystemTime};
+
+use anyhow::Context as _;
+use idempotency::clock::Timestamp;
+use idempotency::http::{IdempotencyLayer, Scope};
+use idempotency::store::{RedisStore, SqliteStore, Store as _};
+use idempotency::testing::ManualClock;
+use idempotency::{Idempotency, State as RecordState};
+use idempotency_test_support::proxy::{Action, Fault, Moment, Proxy};
+use idempotency_test_support::server::{RedisOptions, RedisServer};
+
+use crate::client::Reply;
+use crate::process::{Orders, Process};
+use crate::world::{DAY, PATIENCE, Shop, World};
+
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3_600);
+
+fn expires(reply: &Reply) -> anyhow::Result<SystemTime> {
+    let date = reply.header("idempotency-key-expires").with_context(|| format!("no lifetime: {reply:?}"))?;
+    Ok(httpdate::parse_http_date(date)?)
+}
+
+#[tokio::test]
+async fn rule_58_the_lifetime_is_published_and_honoured() -> anyhow::Result<()> {
+    let world = World::setup()
+        .clock_by_hand()
+        .layer(|layer| layer.with_ttl(DAY).with_ttl_of(|response| if response.status == 402 { HOUR } else { DAY }))
+        .start()
+        .await?;
+    let start = Timestamp::from_millis(1_700_000_000_000);
+    world.clock.set_wall(start);
+    for (key, status, ttl) in [("paid", "201", DAY), ("declined", "402", HOUR)] {
+        let first = world.pay(key).header("x-status", status).send().await?;
+        assert_eq!(first.status.to_string(), status);
+        assert_eq!(expires(&first)?, SystemTime::from(start + ttl), "{key}");
+    }
+    world.clock.advance(MINUTE * 59);
+    for (key, ttl) in [("paid", DAY), ("declined", HOUR)] {
+        let retry = world.pay(key).send().await?;
+        assert_eq!((retry.is_replayed(), expires(&retry)?), (true, SystemTime::from(start + ttl)), "{key}");
+    }
+    world.clock.advance(MINUTE * 2);
+    assert!(world.pay("paid").send().await?.is_replayed());
+    assert!(!world.pay("declined").send().await?.is_replayed());
+    world.clock.advance(HOUR * 22 + MINUTE * 58);
+    assert!(world.pay("paid").send().await?.is_replayed());
+    world.clock.advance(MINUTE * 2);
+    assert!(!world.pay("paid").send().await?.is_replayed());
+    assert_eq!((world.effects("paid"), world.effects("declined")), (2, 2));
+    Ok(())
+}
+
+#[tokio::test]
+async fn rule_59_an_expired_record_that_is_still_there_is_not_replayed() -> anyhow::Result<()> {
+    let directory = tempfile::tempdir()?;
+    let clock = ManualClock::new();
+    let store = SqliteStore::builder(directory.path().join("records.db")).clock(clock.clone()).open().await?;
+    let engine = Idempotency::builder(store).clock(clock.clone()).background_purge(false).build();
+    let shop = Shop::open(directory.path())?;
+    let server = shop.serve(IdempotencyLayer::new(engine, Scope::global()).with_ttl(HOUR)).await?;
+    let pay = || server.client().post("/pay").key("abc").send();
+    let (first, retry) = (pay().await?, pay().await?);
+    assert_eq!((retry.is_replayed(), retry.answer()), (true, first.answer()));
+
+    clock.advance(HOUR * 2);
+    let url = format!("sqlite:{}", directory.path().join("records.db").display());
+    let pool = sqlx::SqlitePool::connect(&url).await?;
+    let (rows,): (i64,) = sqlx::query_as("SELECT count(*) FROM idempotency_records").fetch_one(&pool).await?;
+    assert_eq!(rows, 1, "nothing has removed it");
+    let later = pay().await?;
+    assert_eq!((later.status, later.is_replayed(), shop.count("abc")), (201, false, 2));
+    assert_ne!(later.body, first.body);
+    Ok(())
+}
+
+#[tokio::test]
+async fn rule_60_without_its_store_the_layer_refuses_unless_it_fails_open() -> anyhow::Result<()> {
+    let mut redis = RedisServer::start(RedisOptions::new().private()).await?;
+    let directory = tempfile::tempdir()?;
+    let shop = Shop::open(directory.path())?;
+    let store = RedisStore::connect(&redis.url()).await?;
+    let patient = Idempotency::builder(store.clone()).claim_timeout(PATIENCE).build();
+    let protected = shop.serve(IdempotencyLayer::new(patient, Scope::global()).with_fail_open()).await?;
+    let protected = protected.client().post("/pay").key("before").send().await?;
+    assert_eq!((protected.status, protected.header("idempotency-bypassed")), (201, None));
+    redis.kill()?;
+
+    let engine = Idempotency::builder(store).claim_timeout(Duration::from_millis(400)).build();
+    let layer = IdempotencyLayer::new(engine, Scope::global());
+    let (closed, open) = (shop.serve(layer.clone()).await?, shop.serve(layer.with_fail_open()).await?);
+    let refused = closed.client().post("/pay").key("closed").send().await?;
+    refused.assert_problem(503, "unavailable")?;
+    let seconds: u64 = refused.header("retry-after").unwrap_or_default().parse()?;
+    assert!(seconds >= 1 && shop.count("closed") == 0);
+
+    for runs in 1..=2 {
+        let reply = open.client().post("/pay").key("open").send().await?;
+        assert_eq!((reply.status, reply.is_replayed(), shop.count("open")), (201, false, runs));
+        assert_eq!(reply.header("idempotency-bypassed"), Some("true"));
+        assert_eq!(reply.header("idempotency-key-expires"), None);
+        assert_eq!(reply.json()?["key"], "open", "the handler knows the key all the same");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn rule_61_when_the_store_is_back_all_goes_on_and_lost_answers_are_recognised() -> anyhow::Result<()> {
+    let mut redis = RedisServer::start(RedisOptions::new().private().append_only()).await?;
+    let proxy = Proxy::start(redis.address()).await?;
+    let directory = tempfile::tempdir()?;
+    let shop = Shop::open(directory.path())?;
+    let connecting = RedisStore::builder(proxy.url(&redis.url())).connect_timeout(Duration::from_secs(1));
+    let store = connecting.response_timeout(Duration::from_millis(400)).connect().await?;
+    // A busy machine may take long, but not for ever.
+    let engine = Idempotency::builder(store).claim_timeout(PATIENCE).build();
+    let server = shop.serve(IdempotencyLayer::new(engine.clone(), Scope::global())).await?;
+    let pay = |key: &str| server.client().post("/pay").key(key).send();
+    let first = pay("before").await?;
+    assert_eq!(first.status, 201);
+
+    for action in [Action::Close, Action::Reset, Action::Silence] {
+        let key = format!("{action:?}");
+        let lost = proxy.next("SET", Fault::new(Moment::AfterRequest, action));
+        let reply = pay(&key).await?;
+        lost.happened().await?;
+        assert_eq!((reply.status, reply.is_replayed(), shop.count(&key)), (201, false, 1), "{key}");
+        let view = engine.record("http", key.as_str()).inspect().await?.expect("there is a record");
+        assert_eq!((view.state, view.attempts), (RecordState::Completed, 1), "{key}");
+    }
+
+    redis.kill()?;
+    redis.restart().await?;
+    let retry = pay("before").await?;
+    assert_eq!((retry.is_replayed(), retry.answer()), (true, first.answer()));
+    assert_eq!((pay("after").await?.status, shop.count("after"), shop.count("before")), (201, 1, 1));
+    Ok(())
+}
+
+#[tokio::test]
+async fn rule_62_ten_minutes_of_skew_change_nothing() -> anyhow::Result<()> {
+    const TEN_MINUTES: i64 = 600;
+    let redis = RedisServer::start(RedisOptions::new().private()).await?;
+    let orders = Orders::new(redis.url())?;
+    let ahead = Process::start(&orders.clone().skewed(TEN_MINUTES), &[]).await?;
+    let behind = Process::start(&orders.clone().skewed(-TEN_MINUTES), &[]).await?;
+    for (owner, other, key) in [(&ahead, &behind, "ahead"), (&behind, &ahead, "behind")] {
+        let (owner, other) = (owner.client(), other.client());
+        let running = owner.post("/pay").key(key).header("x-wait", "1").spawn();
+        orders.entered(key).await?;
+        other.post("/pay").key(key).send().await?.assert_problem(409, "in-progress")?;
+        other.post("/pay").key(key).body("other").send().await?.assert_problem(422, "mismatch")?;
+        orders.open_the_gate(key)?;
+        let first = running.reply().await?;
+        assert_eq!(first.status, 201);
+        let due = SystemTime::now() + DAY;
+        for client in [owner, other] {
+            let retry = client.post("/pay").key(key).send().await?;
+            assert_eq!((retry.is_replayed(), retry.answer()), (true, first.answer()), "{key}");
+            for reply in [&first, &retry] {
+                let expires = expires(reply)?;
+                let off = expires.duration_since(due).or_else(|_| due.duration_since(expires))?;
+                assert!(off < Duration::from_secs(120), "{key}: off by {off:?}");
+            }
+        }
+        assert_eq!(orders.effects(key)?, 1);
+    }
+    // Processes with another clock live under the same lease: nothing was taken over.
+    let store = RedisStore::connect(&redis.url()).await?;
+    let hash = orders.engine().await?.record("http", "ahead").hash()?;
+    assert_eq!(store.read(hash).await?.map(|record| record.attempts), Some(1));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_first_request_costs_two_round_trips_and_a_replay_one() -> anyhow::Result<()> {
+    let redis = RedisServer::start(RedisOptions::new().private()).await?;
+    let proxy = Proxy::start(redis.address()).await?;
+    let directory = tempfile::tempdir()?;
+    let shop = Shop::open(directory.path())?;
+    let store = RedisStore::connect(&proxy.url(&redis.url())).await?;
+    // No renewal comes in between.
+    let engine = Idempotency::builder(store).claim_timeout(PATIENCE).lease(DAY).build();
+    let layer = IdempotencyLayer::new(engine, Scope::global()).with_ttl(DAY * 2);
+    let server = shop.serve(layer).await?;
+    let pay = |key: &str| server.client().post("/pay").key(key).send();
+    // Connects, and loads the script.
+    pay("warm-up").await?;
+    for (key, body) in [("small", 1), ("large", 100_000)] {
+        let pay = || server.client().post("/pay").key(key).body("x".repeat(body)).send();
+        let before = proxy.requests();
+        assert!(!pay().await?.is_replayed());
+        let after = proxy.requests();
+        assert!(pay().await?.is_replayed());
+        // A large result is staged by a command that is sent together with the script.
+        let most = if body > 8_192 { 3 } else { 2 };
+        assert!((after - before) <= most, "{key}: {:?}", proxy.requests_by_command());
+        assert_eq!(proxy.requests() - after, 1, "{key}: {:?}", proxy.requests_by_command());
+    }
+    Ok(())
+}
