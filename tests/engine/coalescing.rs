@@ -123,6 +123,27 @@ async fn after_a_leader_s_released_error_the_next_follower_runs() {
     assert_eq!((attempts.load(Ordering::SeqCst), world.ledger.count()), (2, 1));
 }
 
+#[tokio::test(flavor = "current_thread")]
+async fn followers_take_the_lead_in_the_order_in_which_they_came() {
+    let (world, order) = (Arc::new(World::new()), Arc::new(std::sync::Mutex::new(Vec::new())));
+    let callers = (0..12).map(|number| {
+        let (world, order) = (world.clone(), order.clone());
+        tokio::spawn(async move {
+            let call = world.call(1).run(|| async {
+                order.lock().unwrap().push(number);
+                // All others come, or come back, before this one gives its place away.
+                tokio::task::yield_now().await;
+                Err::<String, _>(anyhow::anyhow!("nothing happened"))
+            });
+            call.await.unwrap_err();
+        })
+    });
+    for caller in callers.collect::<Vec<_>>() {
+        caller.await.unwrap();
+    }
+    assert_eq!(*order.lock().unwrap(), (0..12).collect::<Vec<_>>());
+}
+
 #[tokio::test]
 async fn a_follower_that_refuses_to_wait_is_told_at_once() {
     let (world, gate) = (World::new(), Gate::new());

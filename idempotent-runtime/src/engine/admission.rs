@@ -3,11 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
-
 use super::call::{Checked, Request};
 use super::claim::Answered;
-use super::flight::{Leader, Seat, Stage};
+use super::flight::{Flight, Leader, Seat, Stage};
 use super::keeper::Busy;
 use super::report::Report;
 use super::running::Running;
@@ -157,7 +155,7 @@ pub(super) async fn seek(call: &Arc<Checked>, scope: &Scope, report: &mut Report
                 }
                 Led::OutOfTime(error) => return Err(error),
             },
-            Seat::Follower(stage) => match follow(call, stage, deadline, report).await? {
+            Seat::Follower(flight) => match follow(call, &flight, deadline, report).await? {
                 Some(Answer::Stored(answer)) => {
                     report.joined = true;
                     return Ok(Sought::Found(answer.record));
@@ -320,7 +318,7 @@ fn in_words(duration: Duration) -> String {
 /// Waits for the leader's answer. `None`: it has none, and the seat is free.
 async fn follow(
     call: &Checked,
-    mut stage: watch::Receiver<Stage>,
+    flight: &Flight,
     deadline: Option<Duration>,
     report: &mut Report,
 ) -> Result<Option<Answer>, Error> {
@@ -332,15 +330,18 @@ async fn follow(
     let out_of_time = clock.sleep(deadline_or_answer.saturating_sub(clock.monotonic()));
     tokio::pin!(out_of_time);
     loop {
-        match &*stage.borrow_and_update() {
+        // Before the look: a change in between wakes it too.
+        let changed = flight.changed();
+        match flight.stage() {
             Stage::Asking => {}
             Stage::Busy if deadline.is_none() => return Err(in_progress(call, None)),
             Stage::Busy => report.waited = true,
-            Stage::Answered(answer) => return Ok(Some(answer.clone())),
+            Stage::Answered(answer) => return Ok(Some(answer)),
             Stage::Vacant => return Ok(None),
         }
         tokio::select! {
-            changed = stage.changed() => if changed.is_err() { return Ok(None) },
+            biased;
+            () = changed => {}
             () = &mut out_of_time => return Err(in_progress(call, None)),
         }
     }

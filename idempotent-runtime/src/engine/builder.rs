@@ -1,5 +1,7 @@
 //! Building an engine.
 
+#[cfg(feature = "testing")]
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -148,6 +150,36 @@ impl Builder {
     /// Is called when a body finishes after its call had been taken over: its effect may have happened twice.
     pub fn on_duplicate(mut self, hook: impl Fn(&Duplicate) + Send + Sync + 'static) -> Self {
         self.settings.on_duplicate = Some(Arc::new(hook));
+        self
+    }
+
+    /// Runs the engine's background as a task of the caller's choice instead of on a thread of its own: `spawn` gets its
+    /// future at the first call. For simulations, which run everything on one Tokio runtime with a paused clock, so that
+    /// a run can be repeated. The background spawns further tasks where it runs.
+    ///
+    /// Not for services: a blocked executor loses its leases then, and what callers left behind ends with their runtime.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use idempotent_runtime::{Error, Idempotency, store::MemoryStore};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Error> {
+    /// let engine = Idempotency::builder(MemoryStore::new())
+    ///     .background(|future| {
+    ///         tokio::spawn(future);
+    ///     })
+    ///     .build();
+    /// let call = engine.call("payments.charge", 7).ttl(Duration::from_secs(60));
+    /// assert_eq!(call.run(|| async { Ok::<_, Error>(1) }).await?, 1);
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[cfg(feature = "testing")]
+    pub fn background(
+        mut self,
+        spawn: impl Fn(Pin<Box<dyn Future<Output = ()> + Send>>) + Send + Sync + 'static,
+    ) -> Self {
+        self.settings.background = Some(Arc::new(spawn));
         self
     }
 

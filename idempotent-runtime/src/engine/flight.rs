@@ -6,7 +6,8 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::sync::watch;
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 
 use crate::fingerprint::Fingerprint;
 use crate::key::KeyHash;
@@ -16,7 +17,31 @@ type Key = (KeyHash, Option<Fingerprint>);
 
 /// The calls of one engine that are under way.
 #[derive(Default)]
-pub(crate) struct Flights(Mutex<HashMap<Key, watch::Sender<Stage>>>);
+pub(crate) struct Flights(Mutex<HashMap<Key, Arc<Flight>>>);
+
+/// One call that is under way.
+pub(crate) struct Flight {
+    stage: Mutex<Stage>,
+    /// Wakes the followers in the order in which they came, and not at random as a watch channel would: the next leader
+    /// is the one that waited longest, and a simulation can be repeated.
+    changed: Notify,
+}
+
+impl Flight {
+    pub(crate) fn stage(&self) -> Stage {
+        self.stage.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Resolves at the next change of the stage after this was called.
+    pub(crate) fn changed(&self) -> Notified<'_> {
+        self.changed.notified()
+    }
+
+    fn enter(&self, stage: Stage) {
+        *self.stage.lock().unwrap_or_else(PoisonError::into_inner) = stage;
+        self.changed.notify_waiters();
+    }
+}
 
 /// How far the leader is.
 #[derive(Clone, Debug)]
@@ -33,21 +58,21 @@ pub(crate) enum Stage {
 
 pub(crate) enum Seat {
     Leader(Leader),
-    Follower(watch::Receiver<Stage>),
+    Follower(Arc<Flight>),
 }
 
 impl Flights {
     pub(crate) fn join(self: &Arc<Self>, key: Key) -> Seat {
         let mut flights = self.lock();
-        if let Some(stage) = flights.get(&key) {
-            return Seat::Follower(stage.subscribe());
+        if let Some(flight) = flights.get(&key) {
+            return Seat::Follower(flight.clone());
         }
-        let stage = watch::Sender::new(Stage::Asking);
-        flights.insert(key, stage.clone());
-        Seat::Leader(Leader { flights: self.clone(), key, stage, ended: false })
+        let flight = Arc::new(Flight { stage: Mutex::new(Stage::Asking), changed: Notify::new() });
+        flights.insert(key, flight.clone());
+        Seat::Leader(Leader { flights: self.clone(), key, flight, ended: false })
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Key, watch::Sender<Stage>>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Key, Arc<Flight>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -56,13 +81,13 @@ impl Flights {
 pub(crate) struct Leader {
     flights: Arc<Flights>,
     key: Key,
-    stage: watch::Sender<Stage>,
+    flight: Arc<Flight>,
     ended: bool,
 }
 
 impl Leader {
     pub(crate) fn busy(&self) {
-        self.stage.send_replace(Stage::Busy);
+        self.flight.enter(Stage::Busy);
     }
 
     pub(crate) fn answer(mut self, answer: Answer) {
@@ -72,7 +97,7 @@ impl Leader {
     fn end(&mut self, stage: Stage) {
         if !std::mem::replace(&mut self.ended, true) {
             self.flights.lock().remove(&self.key);
-            self.stage.send_replace(stage);
+            self.flight.enter(stage);
         }
     }
 }

@@ -4,7 +4,7 @@
 //! lose its leases. So do claims and commits whose caller is gone: they are followed to their answer. And expired records
 //! are removed from here.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
@@ -26,7 +26,9 @@ const RETRY_SHARE: u32 = 10;
 /// A store may round the time of a request down by this much.
 const ROUNDING: Duration = Duration::from_millis(1);
 
-type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
+pub(super) type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
+/// Runs the background somewhere else than on a thread of its own.
+pub(super) type Spawn = dyn Fn(Task) + Send + Sync;
 
 /// One claim of this process, from its grant to the end of its commit.
 pub(crate) struct Lease {
@@ -85,6 +87,7 @@ impl Lease {
         while !self.is_lost() {
             let left = self.valid_until.load(Ordering::Acquire).saturating_sub(nanos(self.clock.monotonic()));
             tokio::select! {
+                biased;
                 _ = lost.changed() => {}
                 () = self.clock.sleep(Duration::from_nanos(left)) => {}
             }
@@ -145,6 +148,7 @@ pub(crate) struct Keeper {
     tasks: OnceLock<mpsc::UnboundedSender<Task>>,
     starting: Mutex<()>,
     purge: Option<Arc<Purge>>,
+    spawn: Option<Arc<Spawn>>,
 }
 
 struct Shared {
@@ -159,14 +163,20 @@ struct Shared {
 
 #[derive(Default)]
 struct Leases {
-    by_token: HashMap<Token, Arc<Lease>>,
+    /// In order, so that a simulation renews in the same order again.
+    by_token: BTreeMap<Token, Arc<Lease>>,
     /// When the thread looks next by itself, in monotonic nanoseconds.
     next_look: u64,
 }
 
 impl Keeper {
-    pub(crate) fn new(store: Arc<dyn DynStore>, clock: Arc<dyn Clock>, purge: Option<Arc<Purge>>) -> Self {
-        let leases = Mutex::new(Leases { by_token: HashMap::new(), next_look: u64::MAX });
+    pub(crate) fn new(
+        store: Arc<dyn DynStore>,
+        clock: Arc<dyn Clock>,
+        purge: Option<Arc<Purge>>,
+        spawn: Option<Arc<Spawn>>,
+    ) -> Self {
+        let leases = Mutex::new(Leases { by_token: BTreeMap::new(), next_look: u64::MAX });
         let shared = Shared {
             store,
             clock,
@@ -176,7 +186,7 @@ impl Keeper {
             idle: Notify::new(),
             renewing: AtomicBool::new(true),
         };
-        Self { shared: Arc::new(shared), tasks: OnceLock::new(), starting: Mutex::new(()), purge }
+        Self { shared: Arc::new(shared), tasks: OnceLock::new(), starting: Mutex::new(()), purge, spawn }
     }
 
     /// Starts the thread, once.
@@ -188,12 +198,16 @@ impl Keeper {
         if self.tasks.get().is_some() {
             return Ok(());
         }
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (sender, receiver) = mpsc::unbounded_channel();
-        let (shared, purge) = (self.shared.clone(), self.purge.clone());
-        std::thread::Builder::new()
-            .name("idempotency-keeper".into())
-            .spawn(move || runtime.block_on(shared.keep(receiver, purge)))?;
+        let background = self.shared.clone().keep(receiver, self.purge.clone());
+        if let Some(spawn) = &self.spawn {
+            spawn(Box::pin(background));
+        } else {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            std::thread::Builder::new()
+                .name("idempotency-keeper".into())
+                .spawn(move || runtime.block_on(background))?;
+        }
         let _ = self.tasks.set(sender);
         Ok(())
     }
@@ -306,6 +320,7 @@ impl Shared {
                 continue;
             }
             tokio::select! {
+                biased;
                 () = self.earlier.notified() => {}
                 () = sleep, if next_look < u64::MAX => {}
             }
@@ -321,7 +336,7 @@ impl Shared {
             lease.stop_renewal();
         }
         let next = |leases: &Leases| leases.by_token.values().map(|lease| lease.due()).min().unwrap_or(u64::MAX);
-        let mut due: HashMap<Duration, Vec<Arc<Lease>>> = HashMap::new();
+        let mut due: BTreeMap<Duration, Vec<Arc<Lease>>> = BTreeMap::new();
         if next(&leases) <= nanos(now) {
             let soon = |lease: &&Arc<Lease>| lease.due() <= nanos(now + lease.length / 6);
             for lease in leases.by_token.values().filter(soon) {

@@ -100,7 +100,12 @@ impl Inner {
         validity: Result<(), Error>,
     ) -> Self {
         Self {
-            keeper: Arc::new(Keeper::new(store.clone(), clock.clone(), Purge::new(&*store, &settings))),
+            keeper: Arc::new(Keeper::new(
+                store.clone(),
+                clock.clone(),
+                Purge::new(&*store, &settings),
+                settings.background.clone(),
+            )),
             store,
             clock,
             randomness,

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::duplicate::DuplicateHook;
+use super::keeper::Spawn;
 use crate::error::Error;
 use crate::policy::OnConflict;
 
@@ -29,6 +30,8 @@ pub(crate) struct Settings {
     pub(crate) purge_interval: Duration,
     pub(crate) purge_batch: usize,
     pub(crate) on_duplicate: Option<Arc<DuplicateHook>>,
+    /// `None`: on a thread of its own.
+    pub(super) background: Option<Arc<Spawn>>,
 }
 
 impl Default for Settings {
@@ -50,6 +53,7 @@ impl Default for Settings {
             purge_interval: Duration::from_secs(60),
             purge_batch: 1_000,
             on_duplicate: None,
+            background: None,
         }
     }
 }

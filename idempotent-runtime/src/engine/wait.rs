@@ -36,6 +36,7 @@ pub(crate) async fn for_change(engine: &Arc<Inner>, key: KeyHash, deadline: Dura
             Some(record) => record.lease_until.saturating_duration_since(record.read_at) + ROUNDING,
         };
         tokio::select! {
+            biased;
             () = watch => {}
             () = engine.clock.sleep(lease_left.min(SAFETY_POLL).min(left)) => {}
         }

@@ -13,14 +13,20 @@
 //! | S8 | nobody got a result before an effect has happened, or one that no effect had |
 //! | S9 | a call with another fingerprint neither ran nor got the result, and one with the same was not refused |
 //!
+//! Where a test sees each change of a record, before and after, [`check_transitions`] holds it against the rules about
+//! changes: S2, S4, S5, S8 and S9. The other [`Rule`]s need to see into processes; tests that do report them by the
+//! same names.
+//!
 //! Worker processes record into an [`EventLog`], which survives their being killed.
 
 mod event;
 mod log;
 mod rules;
+mod transitions;
 mod violation;
 
 pub use event::{Call, Effect, Event, OpenCall, Outcome, Stored};
 pub use log::EventLog;
 pub use rules::{Policy, check};
+pub use transitions::{Request, Transition, check_transitions};
 pub use violation::{Rule, Violation, Violations};

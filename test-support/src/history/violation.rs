@@ -11,12 +11,32 @@ pub enum Rule {
     OneResult,
     /// S3: at most as many effects as takeovers and one, and no two in one attempt.
     EffectsWithinTakeovers,
-    /// S5: under the policy hold at most one effect.
+    /// S4: fences grow in the order of ownership.
+    FencesGrow,
+    /// S5: under the policies hold and verify at most one effect, and nobody takes over under hold.
     OneEffectUnderHold,
+    /// S7: who believes in its lease is the owner.
+    OneOwner,
     /// S8: no result before an effect, and none that no effect had.
     NoResultWithoutEffect,
+    /// S8: nobody writes on, deletes or renews the record of another.
+    OwnRecordOnly,
     /// S9: a call with another fingerprint neither ran nor got the result, and one with the same was not refused.
     FingerprintsKeptApart,
+    /// S10: no body starts before its claim was acknowledged, or when most of its lease is over.
+    AcknowledgedBeforeBody,
+    /// S11: a claim that failed, or whose outcome is unknown, starts no body.
+    FailClosed,
+    /// L1: every call returns in time.
+    CallsReturn,
+    /// L2: a dead owner blocks a key for its lease and no longer.
+    DeadOwnersMakeRoom,
+    /// L3: a waiter notices the end of a call.
+    WaitersNotice,
+    /// L4: an owner that is alive and renews its lease is not taken over.
+    LivingOwnersStay,
+    /// L5: expired records are removed.
+    ExpiredAreRemoved,
 }
 
 impl fmt::Display for Rule {
@@ -25,16 +45,24 @@ impl fmt::Display for Rule {
             Self::SameValue => "S1",
             Self::OneResult => "S2",
             Self::EffectsWithinTakeovers => "S3",
+            Self::FencesGrow => "S4",
             Self::OneEffectUnderHold => "S5",
-            Self::NoResultWithoutEffect => "S8",
+            Self::OneOwner => "S7",
+            Self::NoResultWithoutEffect | Self::OwnRecordOnly => "S8",
             Self::FingerprintsKeptApart => "S9",
+            Self::AcknowledgedBeforeBody => "S10",
+            Self::FailClosed => "S11",
+            Self::CallsReturn => "L1",
+            Self::DeadOwnersMakeRoom => "L2",
+            Self::WaitersNotice => "L3",
+            Self::LivingOwnersStay => "L4",
+            Self::ExpiredAreRemoved => "L5",
         })
     }
 }
 
 /// One rule that was broken for one key.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
 pub struct Violation {
     /// The rule.
     pub rule: Rule,

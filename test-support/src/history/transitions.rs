@@ -1,0 +1,170 @@
+//! The rules about changes of one record, for tests that see the record before and after each request.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use idempotent_runtime::Fingerprint;
+use idempotent_runtime::store::{CrashPolicy, Record, State, Token};
+
+use super::violation::{Rule, Violation};
+
+/// A request that was applied to a record, and what it made of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Transition {
+    /// When, since the start of the test.
+    pub at: Duration,
+    /// Whose request it was.
+    pub from: String,
+    /// The key, as the test names it.
+    pub key: String,
+    /// Counts how often the record of the key has ended by expiry or by removal.
+    pub retention: u32,
+    /// What was asked for.
+    pub request: Request,
+    /// The record before.
+    pub before: Option<Record>,
+    /// The record after.
+    pub after: Option<Record>,
+}
+
+/// What was asked for, as far as the rules are about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "named as the operations of `Store` and their fields")]
+pub enum Request {
+    Claim { token: Token, policy: CrashPolicy, fingerprint: Option<Fingerprint> },
+    Renew { token: Token },
+    Complete { token: Token },
+    Release { token: Token },
+    Abandon { token: Token },
+    Park { token: Token, only_orphaned: bool },
+    Checkpoint { token: Token },
+    Resolve { observed: Token },
+    Remove { observed: Token },
+}
+
+impl Request {
+    /// The owner as which the sender speaks. A claim speaks as nobody, and who parks an orphan only says whom it saw.
+    fn owner(&self) -> Option<Token> {
+        match *self {
+            Self::Claim { .. } => None,
+            Self::Renew { token }
+            | Self::Complete { token }
+            | Self::Release { token }
+            | Self::Abandon { token }
+            | Self::Park { token, .. }
+            | Self::Checkpoint { token } => Some(token),
+            Self::Resolve { observed } | Self::Remove { observed } => Some(observed),
+        }
+    }
+}
+
+impl Transition {
+    /// Whether the request took effect.
+    pub fn has_changed(&self) -> bool {
+        self.before != self.after
+    }
+
+    /// The owner that the request put on the record.
+    pub fn granted(&self) -> Option<Token> {
+        let Request::Claim { token, .. } = self.request else { return None };
+        let owns = |record: &Option<Record>| record.as_ref().is_some_and(|record| record.owner == token);
+        (owns(&self.after) && !owns(&self.before)).then_some(token)
+    }
+
+    /// The record of the owner that was taken over.
+    pub fn taken_over(&self) -> Option<&Record> {
+        let unfinished = |record: &&Record| matches!(record.state, State::InProgress | State::InDoubt);
+        self.granted().and(self.before.as_ref()).filter(unfinished)
+    }
+
+    fn violation(&self, rule: Rule, seen: &str) -> Violation {
+        let seen = format!("{seen}, by {:?} of {} at {:?}", self.request, self.from, self.at);
+        Violation { rule, key: self.key.clone(), retention: self.retention, seen }
+    }
+}
+
+/// Looks at the changes in the order in which they were made.
+pub fn check_transitions(transitions: &[Transition]) -> Vec<Violation> {
+    let mut fences = BTreeMap::new();
+    let mut answers = BTreeMap::new();
+    let mut owners = BTreeMap::new();
+    let mut broken = Vec::new();
+    for transition in transitions.iter().filter(|transition| transition.has_changed()) {
+        if let Some(token) = transition.granted() {
+            owners.insert(&transition.key, (token, transition.retention));
+        }
+        let seen = [
+            (Rule::OneResult, changed_answer(transition)),
+            (Rule::OneResult, another_answer(transition, &mut answers)),
+            (Rule::FencesGrow, smaller_fence(transition, &mut fences)),
+            (Rule::OneEffectUnderHold, taken_over_under_hold(transition)),
+            (Rule::OwnRecordOnly, foreign_record(transition, owners.get(&transition.key))),
+            (Rule::FingerprintsKeptApart, taken_over_by_another_request(transition)),
+        ];
+        broken.extend(seen.into_iter().filter_map(|(rule, seen)| Some(transition.violation(rule, &seen?))));
+    }
+    broken
+}
+
+/// S2: an answer stays as it is until it expires or is removed.
+fn changed_answer(transition: &Transition) -> Option<String> {
+    let before = transition.before.as_ref().filter(|record| record.state.is_answer())?;
+    let is_removal = matches!(transition.request, Request::Remove { .. });
+    (!is_removal).then(|| format!("a record that was {:?} was changed", before.state))
+}
+
+/// S2: one answer is stored.
+fn another_answer<'a>(transition: &'a Transition, answers: &mut BTreeMap<(&'a str, u32), Token>) -> Option<String> {
+    let is_answer = |record: &Option<Record>| record.as_ref().is_some_and(|record| record.state.is_answer());
+    if is_answer(&transition.before) || !is_answer(&transition.after) {
+        return None;
+    }
+    let owner = transition.after.as_ref()?.owner;
+    let first = answers.insert((&transition.key, transition.retention), owner)?;
+    Some(format!("an answer of {owner:?} was stored after one of {first:?}"))
+}
+
+/// S4: each owner has a larger fence than all before it.
+fn smaller_fence<'a>(transition: &'a Transition, fences: &mut BTreeMap<&'a str, u64>) -> Option<String> {
+    transition.granted()?;
+    let fence = transition.after.as_ref()?.fence;
+    let before = fences.insert(&transition.key, fence)?;
+    (fence <= before).then(|| format!("the fence {fence} follows {before}"))
+}
+
+/// S5: the record of an owner that must not be repeated stays its own.
+fn taken_over_under_hold(transition: &Transition) -> Option<String> {
+    let policy = transition.taken_over()?.policy;
+    let Request::Claim { policy: of_claim, .. } = transition.request else { return None };
+    (policy.max(of_claim) == CrashPolicy::Hold).then(|| String::from("a claim under hold was taken over"))
+}
+
+/// S8: who writes as an owner is the one on the record, and nobody ends the lease of another.
+///
+/// A commit that was sent while its owner believed in its lease writes a record anew that is gone (T9), and may arrive
+/// when the retention is over, or when others have owned the record and given it back. But nothing vanishes under its
+/// last owner from a store that loses nothing.
+fn foreign_record(transition: &Transition, last: Option<&(Token, u32)>) -> Option<String> {
+    let writer = transition.request.owner()?;
+    match &transition.before {
+        None => {
+            let is_last = last == Some(&(writer, transition.retention));
+            is_last.then(|| String::from("a record that was gone was written anew"))
+        }
+        Some(record) if record.owner != writer => Some(format!("the record of {:?} was changed", record.owner)),
+        Some(record) => {
+            let is_observer = matches!(
+                transition.request,
+                Request::Park { only_orphaned: true, .. } | Request::Resolve { .. } | Request::Remove { .. }
+            );
+            (is_observer && record.is_running()).then(|| format!("the running {:?} lost its record", record.owner))
+        }
+    }
+}
+
+/// S9: who takes over repeats the request.
+fn taken_over_by_another_request(transition: &Transition) -> Option<String> {
+    let before = transition.taken_over()?.fingerprint;
+    let Request::Claim { fingerprint, .. } = transition.request else { return None };
+    Fingerprint::contradicts(before, fingerprint).then(|| String::from("another request has taken the call over"))
+}

@@ -1,0 +1,274 @@
+//! The way of one process to the store: requests and answers are lost, late, repeated and out of order.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use idempotency::State;
+use idempotency::clock::Clock as _;
+use idempotency::key::KeyHash;
+use idempotency::store::{
+    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Grant, Page, Park, Purged, Record, Release,
+    Remove, Renewal, Resolve, Scan, Store, StoreError, StoreErrorKind, Token, Watch, Written,
+};
+use idempotency_test_support::random::Random;
+use tokio::sync::oneshot;
+use tokio::time::sleep;
+
+use crate::life::{Acknowledged, Life};
+use crate::log::Entry;
+use crate::mutant::Mutant;
+use crate::plan::millis_below;
+use crate::server::Server;
+use crate::world::World;
+
+/// How long a link that hears nothing waits before it says so.
+const SILENCE: Duration = Duration::from_secs(10);
+/// How late a request can be at most.
+const LATEST: Duration = Duration::from_secs(30);
+/// How long a request and its answer take that meet no fault.
+const PROMPT: Duration = Duration::from_millis(5);
+
+#[derive(Clone)]
+pub struct Link {
+    pub world: Arc<World>,
+    pub life: Arc<Life>,
+    random: Arc<Mutex<Random>>,
+    first_sent: Arc<Mutex<BTreeMap<Token, Duration>>>,
+}
+
+/// What becomes of one request.
+#[derive(Clone, Copy, Debug, Default)]
+struct Fate {
+    fault: Option<&'static str>,
+    arrives: bool,
+    is_answered: bool,
+    there: Duration,
+    back: Duration,
+    /// It arrives once more, so long after the first time.
+    again: Option<Duration>,
+    /// When the link gives up and says that it does not know.
+    patience: Duration,
+}
+
+impl Link {
+    pub fn new(world: Arc<World>, life: Arc<Life>, random: Random) -> Self {
+        Self { world, life, random: Arc::new(Mutex::new(random)), first_sent: Arc::default() }
+    }
+
+    fn fate(&self) -> Fate {
+        let mut random = self.random.lock().unwrap_or_else(PoisonError::into_inner);
+        let random = &mut *random;
+        let mut fate = Fate { arrives: true, is_answered: true, patience: SILENCE, ..Fate::default() };
+        if random.chance(50) {
+            (fate.there, fate.back) = (millis_below(random, PROMPT), millis_below(random, PROMPT));
+        }
+        if self.world.is_calm() {
+            return fate;
+        }
+        let impatience = |random: &mut Random| {
+            let limit = if random.chance(60) { Duration::from_millis(50) } else { SILENCE };
+            millis_below(random, limit)
+        };
+        let faults = self.world.plan.faults;
+        if self.life.is_cut_off(self.world.clock.monotonic()) || random.chance(faults.lost_request) {
+            return Fate {
+                fault: Some("lost"),
+                arrives: false,
+                is_answered: false,
+                patience: impatience(random),
+                ..fate
+            };
+        }
+        if random.chance(faults.lost_answer) {
+            return Fate { fault: Some("answer lost"), is_answered: false, patience: impatience(random), ..fate };
+        }
+        if random.chance(faults.late) {
+            let there = millis_below(random, LATEST);
+            return Fate { fault: Some("late"), there, patience: impatience(random), ..fate };
+        }
+        if random.chance(faults.duplicate) {
+            let limit = if random.chance(50) { Duration::from_millis(100) } else { LATEST };
+            fate.again = Some(millis_below(random, limit));
+            // It counts as a fault only for the one who may be told so.
+            fate.fault = Some("twice");
+        }
+        if random.chance(faults.slow) {
+            let limit = self.world.plan.lease;
+            (fate.there, fate.back) = (millis_below(random, limit), millis_below(random, limit));
+            fate.fault = Some("slow");
+        }
+        fate
+    }
+
+    async fn pass<T: Send + 'static>(
+        &self,
+        request: &'static str,
+        apply: impl Fn(&Server, &str) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        self.life.goes_on().await;
+        let unknown = || StoreError::new(StoreErrorKind::Unavailable, request);
+        let fate = self.fate();
+        if let Some(fault) = fate.fault {
+            let (at, process) = (self.world.clock.monotonic(), self.life.name.clone());
+            self.world.log.write(Entry::Fault { at, process, request, fault });
+        }
+        let server = &self.world.server;
+        let is_prompt = fate.arrives && fate.is_answered && fate.again.is_none();
+        if is_prompt && fate.there.is_zero() && fate.back.is_zero() && !server.is_away() {
+            return apply(server, &self.life.name);
+        }
+        let (sender, answer) = oneshot::channel();
+        // Who hears nothing is not told that there is nothing to hear.
+        let (sender, _silent) = if fate.is_answered { (Some(sender), None) } else { (None, Some(sender)) };
+        if fate.arrives {
+            let (world, name) = (self.world.clone(), self.life.name.clone());
+            let on_its_way = world.on_its_way();
+            tokio::spawn(async move {
+                let _on_its_way = on_its_way;
+                sleep(fate.there).await;
+                if world.server.is_away() {
+                    return;
+                }
+                let answer = apply(&world.server, &name);
+                if let Some(sender) = sender {
+                    sleep(fate.back).await;
+                    let _ = sender.send(answer);
+                }
+                if let Some(again) = fate.again {
+                    sleep(again).await;
+                    let _ = apply(&world.server, &name);
+                }
+            });
+        }
+        let answer = tokio::select! {
+            biased;
+            answer = answer => answer.unwrap_or_else(|_| Err(unknown())),
+            () = sleep(fate.patience) => Err(unknown()),
+        };
+        self.life.goes_on().await;
+        answer
+    }
+
+    /// What a mutant makes of the answer to a claim.
+    fn altered(&self, claim: &Claim, answer: Result<Claimed, StoreError>) -> Result<Claimed, StoreError> {
+        match (self.world.mutant, answer) {
+            (Some(Mutant::GrantsInvented), Err(error)) if error.is_outcome_unknown() => {
+                let mut record = Record::new(claim.key, claim.token, claim.operation.clone());
+                record.policy = claim.policy;
+                Ok(Claimed::Mine(Grant::new(record)))
+            }
+            (Some(Mutant::AnswersMixedUp), Ok(Claimed::Held(record))) if record.is_running() => {
+                Ok(Claimed::Mine(Grant::new(record)))
+            }
+            (Some(Mutant::ReplaysAltered), Ok(Claimed::Held(mut record))) if record.state == State::Completed => {
+                record.body = br#""another result""#.as_slice().into();
+                Ok(Claimed::Held(record))
+            }
+            (_, answer) => answer,
+        }
+    }
+}
+
+#[deny(clippy::missing_trait_methods)]
+impl Store for Link {
+    fn name(&self) -> &'static str {
+        "simulated"
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        let mut capabilities = Capabilities::in_process();
+        capabilities.shared = true;
+        capabilities.needs_purging = true;
+        capabilities
+    }
+
+    async fn claim(&self, claim: Claim) -> Result<Claimed, StoreError> {
+        self.life.goes_on().await;
+        let now = self.world.clock.monotonic();
+        let first_sent = {
+            let mut sent = self.first_sent.lock().unwrap_or_else(PoisonError::into_inner);
+            *sent.entry(claim.token).or_insert(now)
+        };
+        let sent = claim.clone();
+        let answer = self.pass("claim", move |server, from| server.claim(from, sent.clone())).await;
+        let answer = self.altered(&claim, answer);
+        if let Ok(Claimed::Mine(grant)) = &answer {
+            let (key, owner, attempts) = (claim.key, grant.record.owner, grant.record.attempts);
+            self.life.acknowledge(Acknowledged { key, sent: claim.token, owner, attempts, first_sent });
+        }
+        answer
+    }
+
+    async fn renew(&self, renewals: Vec<Renewal>) -> Result<Vec<Written>, StoreError> {
+        self.pass("renew", move |server, from| server.renew(from, &renewals)).await
+    }
+
+    async fn complete(&self, commit: Commit) -> Result<Written, StoreError> {
+        self.pass("complete", move |server, from| server.complete(from, commit.clone())).await
+    }
+
+    async fn release(&self, release: Release) -> Result<Written, StoreError> {
+        self.pass("release", move |server, from| server.release(from, release)).await
+    }
+
+    async fn abandon(&self, abandon: Abandon) -> Result<Written, StoreError> {
+        self.pass("abandon", move |server, from| server.abandon(from, abandon)).await
+    }
+
+    async fn park(&self, park: Park) -> Result<Written, StoreError> {
+        self.pass("park", move |server, from| server.park(from, park)).await
+    }
+
+    async fn checkpoint(&self, checkpoint: Checkpoint) -> Result<Written, StoreError> {
+        self.pass("checkpoint", move |server, from| server.checkpoint(from, checkpoint.clone())).await
+    }
+
+    async fn fence(&self, key: KeyHash, token: Token) -> Result<Option<u64>, StoreError> {
+        self.pass("fence", move |server, _| server.fence(key, token)).await
+    }
+
+    async fn read(&self, key: KeyHash) -> Result<Option<Record>, StoreError> {
+        self.pass("read", move |server, _| Ok(server.record(key))).await
+    }
+
+    async fn watch(&self, key: KeyHash) -> Result<Watch, StoreError> {
+        if self.world.mutant == Some(Mutant::WatchesStale) {
+            let record = self.world.stale(key);
+            return Ok(Watch::new(record, std::future::pending()));
+        }
+        let mut watch = self.pass("watch", move |server, _| server.watch(key)).await?;
+        let (record, life, fate) = (watch.record.take(), self.life.clone(), self.fate());
+        Ok(Watch::new(record, async move {
+            // A connection that is lost ends the watch; else a change is told after a while.
+            let lost = async {
+                if fate.is_answered && fate.arrives { std::future::pending().await } else { sleep(fate.patience).await }
+            };
+            tokio::select! {
+                biased;
+                () = watch => sleep(fate.back).await,
+                () = lost => {}
+            }
+            life.goes_on().await;
+        }))
+    }
+
+    async fn resolve(&self, resolve: Resolve) -> Result<Changed, StoreError> {
+        self.pass("resolve", move |server, from| server.resolve(from, resolve.clone())).await
+    }
+
+    async fn remove(&self, remove: Remove) -> Result<Changed, StoreError> {
+        self.pass("remove", move |server, from| server.remove(from, remove)).await
+    }
+
+    async fn scan(&self, scan: Scan) -> Result<Page, StoreError> {
+        self.pass("scan", move |server, _| server.scan(scan.clone())).await
+    }
+
+    async fn purge(&self, limit: usize) -> Result<Purged, StoreError> {
+        if self.world.mutant == Some(Mutant::PurgesLost) {
+            return Err(StoreError::new(StoreErrorKind::Unavailable, "purge"));
+        }
+        self.pass("purge", move |server, _| server.purge(limit)).await
+    }
+}

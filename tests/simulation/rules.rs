@@ -1,0 +1,207 @@
+//! What a run has to keep, by the names of the design. The rules about results and changes are shared with other tests.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use idempotency::Fingerprint;
+use idempotency::store::{Record, State};
+use idempotency_test_support::history::{
+    self, Call, Event, Outcome, Policy, Rule, Stored, Transition, Violation, check, check_transitions,
+};
+
+use crate::body::Failure;
+use crate::liveness;
+use crate::log::{Called, Effect, Entry};
+use crate::plan::{Class, Key, Plan};
+
+/// All that is broken in a run.
+pub fn broken(plan: &Plan, entries: &[Entry]) -> Vec<Violation> {
+    let seen = entries.iter().filter_map(|entry| match entry {
+        Entry::Broken { violation, .. } => Some(violation.clone()),
+        _ => None,
+    });
+    let mut broken: Vec<_> = seen.collect();
+    let transitions: Vec<_> = applied(entries).cloned().collect();
+    broken.extend(check_transitions(&transitions));
+    for key in &plan.keys {
+        let story = Story::of(key, entries);
+        broken.extend(story.results());
+        broken.extend(story.fences());
+        broken.extend(story.fingerprints());
+    }
+    broken.extend(liveness::broken(plan, entries));
+    broken
+}
+
+pub fn applied(entries: &[Entry]) -> impl Iterator<Item = &Transition> {
+    entries.iter().filter_map(|entry| match entry {
+        Entry::Applied(transition) => Some(&**transition),
+        _ => None,
+    })
+}
+
+pub fn called(entries: &[Entry]) -> impl Iterator<Item = &Called> {
+    entries.iter().filter_map(|entry| match entry {
+        Entry::Called(called) => Some(called),
+        _ => None,
+    })
+}
+
+/// What happened to one key.
+struct Story<'a> {
+    key: &'a Key,
+    label: String,
+    entries: &'a [Entry],
+    effects: BTreeMap<&'a str, &'a Effect>,
+}
+
+impl<'a> Story<'a> {
+    fn of(key: &'a Key, entries: &'a [Entry]) -> Self {
+        let label = key.label();
+        let effects = entries.iter().filter_map(|entry| match entry {
+            Entry::Effect(effect) if effect.key == label => Some((effect.value.as_str(), effect)),
+            _ => None,
+        });
+        Self { effects: effects.collect(), label, key, entries }
+    }
+
+    fn changes(&self) -> impl Iterator<Item = &Transition> {
+        applied(self.entries).filter(|transition| transition.key == self.label)
+    }
+
+    fn calls(&self) -> impl Iterator<Item = &Called> {
+        called(self.entries).filter(|called| called.key == self.label)
+    }
+
+    /// S1, S2, S3, S5 and S8, for each step by itself.
+    fn results(&self) -> Vec<Violation> {
+        let steps: &[&str] = if self.key.class.has_steps() { &["reserve", "charge"] } else { &[""] };
+        let broken = steps.iter().enumerate().filter_map(|(place, step)| {
+            let events = self.events(place, step);
+            check(&events, policy(self.key.class, step)).err()
+        });
+        broken.flat_map(|violations| violations.0).collect()
+    }
+
+    /// The events of the step at `place`, whose part of a result stands there.
+    fn events(&self, place: usize, step: &str) -> Vec<Event> {
+        let key = if step.is_empty() { self.label.clone() } else { format!("{}/{step}", self.label) };
+        let effects = self.effects.values().filter(|effect| effect.step == step).map(|effect| {
+            Event::Effect(history::Effect {
+                key: key.clone(),
+                retention: effect.retention,
+                fingerprint: None,
+                attempt: effect.attempt,
+                result: Some(effect.value.clone().into()),
+                at: micros(effect.at),
+            })
+        });
+        let part = |outcome: &Outcome| part_of(outcome, place);
+        let retention = |outcome: &Outcome| self.retention_of(outcome);
+        let calls = self.calls().map(|called| {
+            let outcome = part(&called.outcome);
+            Event::Call(Call {
+                key: key.clone(),
+                retention: retention(&outcome),
+                fingerprint: None,
+                caller: called.process.clone(),
+                started: micros(called.started),
+                ended: micros(called.ended),
+                outcome,
+            })
+        });
+        let takeovers = self.changes().filter(|change| change.taken_over().is_some());
+        let takeovers = takeovers.map(|change| Event::Takeover { key: key.clone(), retention: change.retention });
+        let last = self.changes().last().and_then(|change| change.after.as_ref()).and_then(answer);
+        let stored = last.map(|answer| {
+            let result = part(&answer);
+            // The attempts count those that gave their claim back; the takeovers are told.
+            Event::Stored(Stored { key: key.clone(), retention: retention(&result), attempts: 0, result: Some(result) })
+        });
+        effects.chain(calls).chain(takeovers).chain(stored).collect()
+    }
+
+    /// A result belongs where its effect does.
+    fn retention_of(&self, outcome: &Outcome) -> u32 {
+        text(outcome).and_then(|value| self.effects.get(value)).map_or(0, |effect| effect.retention)
+    }
+
+    /// S4: what bodies are told grows in the order of ownership.
+    fn fences(&self) -> Option<Violation> {
+        let owned: Vec<_> = self.changes().filter_map(Transition::granted).collect();
+        let told = self.entries.iter().filter_map(|entry| match entry {
+            Entry::Fenced { key, token, fence, at } if *key == self.label => {
+                Some((owned.iter().position(|owner| owner == token)?, *fence, *at))
+            }
+            _ => None,
+        });
+        let mut told: Vec<_> = told.collect();
+        told.sort_unstable();
+        let pair = told.windows(2).find(|pair| pair[0].0 != pair[1].0 && pair[0].1 >= pair[1].1)?;
+        let seen = format!("at {:?} a body had the fence {}, and a later owner {}", pair[1].2, pair[0].1, pair[1].1);
+        Some(Violation { rule: Rule::FencesGrow, key: self.label.clone(), retention: 0, seen })
+    }
+
+    /// S9: results go to those who repeat the request, and only others are refused.
+    fn fingerprints(&self) -> Option<Violation> {
+        let broken = self.calls().find_map(|called| {
+            let fingerprint = called.fingerprint?;
+            let of_effect = text(&called.outcome).and_then(|value| self.effects.get(value)?.fingerprint);
+            let got_foreign = of_effect.is_some_and(|other| other != fingerprint);
+            let is_refused = called.outcome == Outcome::Mismatch && !self.was_another(fingerprint, called.ended);
+            (got_foreign || is_refused).then_some(called)
+        })?;
+        let seen = format!("a call with the fingerprint {:?} got {:?}", broken.fingerprint, broken.outcome);
+        Some(Violation { rule: Rule::FingerprintsKeptApart, key: self.label.clone(), retention: 0, seen })
+    }
+
+    /// Whether there was a record of another request up to `end`.
+    fn was_another(&self, fingerprint: u64, end: Duration) -> bool {
+        let own = Fingerprint::of(&fingerprint).ok();
+        let is_another =
+            |record: &Option<Record>| record.as_ref().is_some_and(|it| Fingerprint::contradicts(it.fingerprint, own));
+        self.changes().any(|change| change.at <= end && (is_another(&change.before) || is_another(&change.after)))
+    }
+}
+
+fn policy(class: Class, step: &str) -> Policy {
+    match class {
+        // Nobody repeats what may have happened: the question comes before.
+        Class::Hold | Class::VerifyByKey | Class::VerifyWhenOver => Policy::Hold,
+        Class::ResumeOnce if step == "charge" => Policy::Hold,
+        _ => Policy::Retry,
+    }
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+fn text(outcome: &Outcome) -> Option<&str> {
+    match outcome {
+        Outcome::Value(bytes) | Outcome::StoredError(bytes) => std::str::from_utf8(bytes).ok(),
+        Outcome::Mismatch | Outcome::Error(_) => None,
+    }
+}
+
+/// The part of a result that is of the step at `place`.
+fn part_of(outcome: &Outcome, place: usize) -> Outcome {
+    let part = |bytes: &[u8]| bytes.split(|byte| *byte == b'+').nth(place).unwrap_or(bytes).to_vec();
+    match outcome {
+        Outcome::Value(bytes) => Outcome::Value(part(bytes)),
+        Outcome::StoredError(bytes) => Outcome::StoredError(part(bytes)),
+        other => other.clone(),
+    }
+}
+
+/// The answer on a record, as a caller gets it.
+fn answer(record: &Record) -> Option<Outcome> {
+    match record.state {
+        State::Completed => Some(Outcome::Value(serde_json::from_slice::<String>(&record.body).ok()?.into())),
+        State::Failed => match serde_json::from_slice(&record.body).ok()? {
+            Failure::Declined(value) => Some(Outcome::StoredError(value.into())),
+            _ => None,
+        },
+        _ => None,
+    }
+}

@@ -1,0 +1,74 @@
+//! Many seeds, and the ones that have shown something.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::run::{Run, run};
+
+const SEEDS: u64 = 20_000;
+const LONG_SEEDS: u64 = 1_000_000;
+
+/// Seeds that found something, with what it was. They stay.
+const KEPT: &[(u64, &str)] = &[];
+
+fn named_seed() -> Option<u64> {
+    std::env::var("IDEMPOTENCY_SEED").ok()?.parse().ok()
+}
+
+/// What to say about a seed that failed; `None` if it did not.
+fn failure(seed: u64, run: &Run) -> Option<String> {
+    let broken: Vec<_> = run.broken.iter().map(|violation| format!("  {violation}")).collect();
+    (!broken.is_empty()).then(|| {
+        let command = format!("IDEMPOTENCY_SEED={seed} cargo test --features testing --test simulation -- --nocapture");
+        format!("seed {seed}:\n{}\n  to see it again: {command}", broken.join("\n"))
+    })
+}
+
+#[test]
+fn no_seed_breaks_a_rule() {
+    if let Some(seed) = named_seed() {
+        let run = run(seed, None);
+        run.entries.iter().for_each(|entry| println!("{entry:?}"));
+        let failure = failure(seed, &run);
+        assert!(failure.is_none(), "{}", failure.unwrap_or_default());
+        return;
+    }
+    let count = if std::env::var_os("IDEMPOTENCY_LONG").is_some() { LONG_SEEDS } else { SEEDS };
+    let (next, failures) = (AtomicU64::new(0), Mutex::new(Vec::new()));
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= count {
+                        return;
+                    }
+                    let found = failure(seed, &run(seed, None));
+                    failures.lock().expect("nobody panics with it").extend(found);
+                }
+            });
+        }
+    });
+    let failures = failures.into_inner().expect("nobody panics with it");
+    let shown: Vec<_> = failures.iter().take(20).cloned().collect();
+    assert!(failures.is_empty(), "{} of {count} seeds break rules:\n{}", failures.len(), shown.join("\n"));
+}
+
+#[test]
+fn kept_seeds_break_no_rule() {
+    let failures: Vec<_> = KEPT.iter().filter_map(|(seed, _)| failure(*seed, &run(*seed, None))).collect();
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+#[test]
+fn a_seed_repeats_its_run_to_the_millisecond() {
+    for seed in 0..200 {
+        let (first, second) = (run(seed, None), run(seed, None));
+        let differs = first.entries.iter().zip(&second.entries).position(|(one, other)| one != other);
+        if let Some(at) = differs {
+            panic!("seed {seed} differs at {at}:\n{:?}\n{:?}", first.entries[at], second.entries[at]);
+        }
+        assert_eq!(first.entries.len(), second.entries.len(), "seed {seed}");
+    }
+}
