@@ -13,7 +13,7 @@ use tokio::sync::Semaphore;
 
 use crate::backend::Backend;
 use crate::scene::Scene;
-use crate::worker::LEASE;
+use crate::service::LEASE;
 
 /// How many workers live at once.
 const AT_ONCE: usize = 6;

@@ -2,8 +2,13 @@
 
 mod agreement;
 mod backend;
+mod fulfilment;
 mod kills;
+mod provider;
+mod questions;
 mod scene;
+mod service;
+mod steps;
 mod stops;
 mod worker;
 
@@ -31,6 +36,11 @@ macro_rules! on {
                 agreement::two_thousand_keys_have_one_effect_each,
                 kills::under_hold_a_kill_leaves_what_the_table_says,
                 kills::under_retry_a_kill_leaves_what_the_table_says,
+                questions::under_verify_a_kill_of_owner_and_asker_leaves_one_effect,
+                questions::under_verify_nobody_asks_while_the_owner_lives,
+                steps::a_kill_at_each_point_of_each_step_leaves_what_the_table_says,
+                steps::a_kill_while_a_checkpoint_is_on_its_way_leaves_the_step_done_or_not,
+                steps::a_call_that_dies_again_and_again_gets_on_each_time,
                 stops::under_hold_an_owner_that_was_in_doubt_settles_its_own_record,
                 stops::under_retry_the_commit_of_an_owner_that_was_taken_over_is_refused,
             }

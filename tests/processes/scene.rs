@@ -8,13 +8,16 @@ use idempotency::{Error, Idempotency, OnConflict, OnCrash, Report, observe};
 use idempotency_test_support::history::{Effect, Event, EventLog};
 use idempotency_test_support::worker::{KillPoints, Worker};
 use tempfile::TempDir;
-use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard, Semaphore, SemaphorePermit};
 
 use crate::backend::{Backend, Place, connect};
-use crate::worker::{LEASE, OPERATION, Orders, Planned, Receipt, Service, spawn};
+use crate::service::{CHARGE, LEASE, Planned, Receipt, Service, questions_beside};
+use crate::worker::{Orders, PATIENCE, Work, spawn};
 
 /// Who measures times has the machine for itself.
 static TURNS: RwLock<()> = RwLock::const_new(());
+/// How many owners of the tests that measure nothing live at once.
+static PLACES: Semaphore = Semaphore::const_new(6);
 
 enum Turn {
     Shared(#[expect(dead_code, reason = "held")] RwLockReadGuard<'static, ()>),
@@ -23,6 +26,7 @@ enum Turn {
 
 pub struct Scene {
     effects: EventLog,
+    questions: EventLog,
     store: Arc<dyn DynStore>,
     place: Place,
     _turn: Turn,
@@ -44,36 +48,38 @@ impl Scene {
         let place = backend.start().await?;
         let directory = tempfile::tempdir()?;
         let effects = EventLog::open(directory.path().join("effects"))?;
+        let questions = EventLog::open(questions_beside(effects.path()))?;
         let store = connect(&place.url()).await?;
-        Ok(Self { effects, store, place, _turn: turn, _directory: directory })
+        Ok(Self { effects, questions, store, place, _turn: turn, _directory: directory })
     }
 
-    pub fn orders(&self, on_crash: OnCrash, calls: Vec<Planned>) -> Orders {
-        Orders {
-            url: self.place.url(),
-            effects: self.effects.path().to_owned(),
-            retries: on_crash == OnCrash::Retry,
-            lease: LEASE,
-            endless: false,
-            calls,
-        }
+    /// Room for one more owner: to be held until it is dead.
+    pub async fn room() -> anyhow::Result<SemaphorePermit<'static>> {
+        Ok(PLACES.acquire().await?)
+    }
+
+    /// A worker that waits at `points`.
+    pub fn worker(&self, lease: Duration, work: Work, points: &[&str]) -> anyhow::Result<Worker> {
+        let orders = Orders { url: self.place.url(), effects: self.effects.path().to_owned(), lease, work };
+        spawn(&orders, points)
     }
 
     /// A worker that makes one call, and waits at `point`.
     pub fn caller(&self, on_crash: OnCrash, key: &str, point: &str, endless: bool) -> anyhow::Result<Worker> {
-        let orders = self.orders(on_crash, vec![Planned::now(key)]);
-        spawn(&Orders { endless, ..orders }, &[point])
+        let calls = vec![Planned::now(key)];
+        self.worker(LEASE, Work::Charge { retries: on_crash == OnCrash::Retry, endless, calls }, &[point])
     }
 
-    /// The same call, made by the test process.
+    /// The service of the test process.
+    pub fn service(&self, lease: Duration) -> anyhow::Result<Service> {
+        let builder = Idempotency::builder(self.store.clone()).lease(lease).on_conflict(OnConflict::Wait(PATIENCE));
+        Service::new(builder.build(), self.effects.path(), KillPoints::from_env())
+    }
+
+    /// The call of [`caller`](Self::caller), made by the test process.
     pub async fn call(&self, on_crash: OnCrash, key: &str) -> anyhow::Result<(Result<Receipt, Error>, Report)> {
-        let engine = Idempotency::builder(self.store.clone())
-            .lease(LEASE)
-            .on_conflict(OnConflict::Wait(Duration::from_secs(25)))
-            .build();
-        let effects = EventLog::open(self.effects.path())?;
-        let service = Service { engine, effects, points: KillPoints::from_env(), on_crash, endless: false };
-        let (result, report) = observe(service.charge(&Planned::now(key))).await;
+        let service = self.service(LEASE)?;
+        let (result, report) = observe(service.charge(&Planned::now(key), on_crash, false)).await;
         Ok((result, report.expect("the call reports")))
     }
 
@@ -87,9 +93,24 @@ impl Scene {
         Ok(self.effects.events()?.into_iter().filter_map(effect).collect())
     }
 
-    /// What the store keeps for `key`.
+    /// What the outside world was asked about `key`.
+    pub fn questions(&self, key: &str) -> anyhow::Result<Vec<Effect>> {
+        Ok(self.questions.events_of(key)?.into_iter().filter_map(effect).collect())
+    }
+
+    /// What the outside world was asked.
+    pub fn all_questions(&self) -> anyhow::Result<Vec<Effect>> {
+        Ok(self.questions.events()?.into_iter().filter_map(effect).collect())
+    }
+
+    /// What the store keeps for `key` of the operation `payments.charge`.
     pub async fn record(&self, key: &str) -> anyhow::Result<Option<Record>> {
-        let hash = Idempotency::new(self.store.clone()).record(OPERATION, key).hash()?;
+        self.record_of(CHARGE, key).await
+    }
+
+    /// What the store keeps for `key`.
+    pub async fn record_of(&self, operation: &str, key: &str) -> anyhow::Result<Option<Record>> {
+        let hash = Idempotency::new(self.store.clone()).record(operation, key).hash()?;
         Ok(DynStore::read(self.store.clone(), hash).await?)
     }
 }
