@@ -1,9 +1,11 @@
 //! Real processes on real stores: many at once, killed at every point of a call, and stopped beyond their lease.
 
 mod agreement;
+mod answers;
 mod backend;
 mod fulfilment;
 mod kills;
+mod operator;
 mod provider;
 mod questions;
 mod scene;
@@ -34,6 +36,10 @@ macro_rules! on {
             tests! { $backend;
                 agreement::callers_of_three_processes_have_one_effect_and_one_answer,
                 agreement::two_thousand_keys_have_one_effect_each,
+                answers::a_kill_of_an_operator_leaves_the_answer_or_none,
+                answers::a_kill_while_an_answer_is_on_its_way_leaves_one_answer,
+                answers::an_answer_that_is_based_on_an_old_look_is_refused,
+                answers::an_owner_that_lives_is_not_answered_for,
                 kills::under_hold_a_kill_leaves_what_the_table_says,
                 kills::under_retry_a_kill_leaves_what_the_table_says,
                 questions::under_verify_a_kill_of_owner_and_asker_leaves_one_effect,

@@ -10,14 +10,14 @@ use idempotency::{Error, ErrorKind, Report, State, observe};
 use idempotency_test_support::deadline::{eventually_async, within};
 use idempotency_test_support::history::Outcome;
 use idempotency_test_support::worker::{
-    AFTER_CLAIM, AFTER_COMMIT, AFTER_EFFECT, AFTER_PARK, BEFORE_COMMIT, BEFORE_EFFECT, BEFORE_PARK, DURING_PARK, Worker,
+    AFTER_CLAIM, AFTER_COMMIT, AFTER_EFFECT, AFTER_PARK, BEFORE_COMMIT, BEFORE_EFFECT, BEFORE_PARK, DURING_PARK,
 };
 
 use crate::backend::Backend;
 use crate::provider::{AFTER_QUESTION, BEFORE_QUESTION, DELAY, DURING_QUESTION, SETTLE};
 use crate::scene::Scene;
 use crate::service::{Receipt, STEADY_LEASE};
-use crate::worker::{Work, answers, outcome};
+use crate::worker::{Work, only_answer, outcome};
 
 /// What the next caller finds when the one that asked is dead, too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -200,12 +200,6 @@ pub async fn under_verify_a_kill_of_owner_and_asker_leaves_one_effect(backend: B
     let questions: usize = TABLE.iter().map(|row| row.questions).sum();
     assert_eq!((scene.all_effects()?.len(), scene.all_questions()?.len()), (TABLE.len(), questions));
     Ok(())
-}
-
-async fn only_answer(worker: &mut Worker) -> anyhow::Result<Outcome> {
-    let answers = answers(&worker.lines().await?)?;
-    ensure!(answers.len() == 1, "{answers:?}");
-    Ok(answers[0].outcome.clone())
 }
 
 pub async fn under_verify_nobody_asks_while_the_owner_lives(backend: Backend) -> anyhow::Result<()> {

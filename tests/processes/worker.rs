@@ -13,6 +13,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use crate::backend::connect;
+use crate::operator::{self, Answer, Policy};
 use crate::service::{Planned, Service};
 
 /// How long a caller waits for another one.
@@ -51,6 +52,15 @@ pub enum Work {
         key: String,
         provider_knows: bool,
     },
+    Pay {
+        key: String,
+        policy: Policy,
+    },
+    /// Looks at the record of a payment whose owner is gone, and answers.
+    Answer {
+        key: String,
+        answer: Answer,
+    },
 }
 
 /// Starts a worker process that waits at `points`.
@@ -68,6 +78,13 @@ pub fn spawn(orders: &Orders, points: &[&str]) -> anyhow::Result<Worker> {
 /// The calls among the lines that a worker printed.
 pub fn answers(lines: &[String]) -> anyhow::Result<Vec<Call>> {
     lines.iter().filter_map(|line| line.strip_prefix(ANSWER)).map(|line| Ok(serde_json::from_str(line)?)).collect()
+}
+
+/// The answer of a worker that makes one call.
+pub async fn only_answer(worker: &mut Worker) -> anyhow::Result<Outcome> {
+    let answers = answers(&worker.lines().await?)?;
+    anyhow::ensure!(answers.len() == 1, "{answers:?}");
+    Ok(answers[0].outcome.clone())
 }
 
 /// What a worker process runs. In the test process it has no orders, and nothing to do.
@@ -115,6 +132,17 @@ async fn obeys_its_orders() -> anyhow::Result<()> {
                 let call = OpenCall::start(&*key, caller());
                 call.end(outcome(&service.settle(&key, provider_knows).await))
             });
+        }
+        Work::Pay { key, policy } => {
+            calls.spawn(async move {
+                let call = OpenCall::start(&*key, caller());
+                call.end(operator::outcome(&service.pay(&key, policy).await))
+            });
+        }
+        Work::Answer { key, answer } => {
+            let call = OpenCall::start(&*key, caller());
+            let answered = call.end(outcome(&service.answer(&key, &answer).await?));
+            println!("{ANSWER}{}", serde_json::to_string(&answered)?);
         }
     }
     while let Some(answer) = calls.join_next().await {
