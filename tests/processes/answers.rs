@@ -13,7 +13,7 @@ use idempotency_test_support::worker::{
 use crate::backend::Backend;
 use crate::operator::{AFTER_LOOK, Answer, PAY, POLICIES, PayError, Policy, outcome};
 use crate::scene::Scene;
-use crate::service::{Receipt, STEADY_LEASE, Service};
+use crate::service::{Receipt, Service};
 use crate::worker::{Work, only_answer};
 
 /// What the operator leaves behind.
@@ -41,7 +41,7 @@ const TABLE: [(&str, Left); 7] = [
 /// An owner that dies. It had its effect if `point` says so.
 async fn dead_owner(scene: &Scene, key: &str, policy: Policy, point: &str) -> anyhow::Result<()> {
     let _room = Scene::room().await?;
-    let mut owner = scene.worker(STEADY_LEASE, Work::Pay { key: String::from(key), policy }, &[point])?;
+    let mut owner = scene.steady(Work::Pay { key: String::from(key), policy }, &[point]).await?;
     owner.wait_for_point(point).await?;
     owner.kill().await
 }
@@ -50,7 +50,7 @@ async fn dead_owner(scene: &Scene, key: &str, policy: Policy, point: &str) -> an
 async fn dead_operator(scene: &Scene, key: &str, answer: &Answer, point: &str) -> anyhow::Result<()> {
     let _room = Scene::room().await?;
     let work = Work::Answer { key: String::from(key), answer: answer.clone() };
-    let mut operator = scene.worker(STEADY_LEASE, work, &[point])?;
+    let mut operator = scene.steady(work, &[point]).await?;
     operator.wait_for_point(point).await?;
     let state = async || scene.record_of(PAY, key).await.map(|record| record.map(|record| record.state));
     match point {
@@ -74,7 +74,7 @@ async fn follow(scene: &Scene, key: &str, policy: Policy, answer: &Answer, row: 
     dead_owner(scene, key, policy, if nothing_happened { BEFORE_EFFECT } else { AFTER_EFFECT }).await?;
     dead_operator(scene, key, answer, point).await?;
 
-    let service = scene.service(STEADY_LEASE * 10)?;
+    let service = scene.here();
     let view = service.payment(key).inspect().await?;
     let standing = match left {
         Left::Answer => answer.clone(),
@@ -124,13 +124,13 @@ pub async fn a_kill_while_an_answer_is_on_its_way_leaves_one_answer(backend: Bac
     let deaths = (0..6).map(async |number| {
         let key = format!("order-{number}");
         dead_owner(&scene, &key, Policy::Hold, AFTER_EFFECT).await?;
-        let service = scene.service(STEADY_LEASE * 10)?;
+        let service = scene.here();
         let view = service.look(&key).await?;
         let (first, second) = (Answer::completed(), Answer::completed());
         {
             let _room = Scene::room().await?;
             let work = Work::Answer { key: key.clone(), answer: first.clone() };
-            let mut operator = scene.worker(STEADY_LEASE, work, &[DURING_RESOLVE])?;
+            let mut operator = scene.steady(work, &[DURING_RESOLVE]).await?;
             operator.wait_for_point(DURING_RESOLVE).await?;
             operator.kill().await?;
         }
@@ -153,7 +153,7 @@ pub async fn a_kill_while_an_answer_is_on_its_way_leaves_one_answer(backend: Bac
 /// The record as it was seen is not there any more: answered by another operator, or run again by the next caller.
 pub async fn an_answer_that_is_based_on_an_old_look_is_refused(backend: Backend) -> anyhow::Result<()> {
     let scene = Scene::new(backend).await?;
-    let service = &scene.service(STEADY_LEASE * 10)?;
+    let service = scene.here();
     let refused = async |key: &str, operator: &mut Worker| {
         operator.go().await?;
         let answered = only_answer(operator).await?;
@@ -163,7 +163,7 @@ pub async fn an_answer_that_is_based_on_an_old_look_is_refused(backend: Backend)
     let late = async |key: &str| {
         dead_owner(&scene, key, Policy::Hold, AFTER_EFFECT).await?;
         let work = Work::Answer { key: String::from(key), answer: Answer::completed() };
-        let mut operator = scene.worker(STEADY_LEASE, work, &[AFTER_LOOK])?;
+        let mut operator = scene.steady(work, &[AFTER_LOOK]).await?;
         operator.wait_for_point(AFTER_LOOK).await?;
         anyhow::Ok(operator)
     };
@@ -210,11 +210,11 @@ async fn paid(service: &Service, key: &str, policy: Policy) -> anyhow::Result<Re
 /// A living owner cannot be answered for, under any policy.
 pub async fn an_owner_that_lives_is_not_answered_for(backend: Backend) -> anyhow::Result<()> {
     let scene = Scene::new(backend).await?;
-    let service = &scene.service(STEADY_LEASE * 10)?;
+    let service = scene.here();
     let owners = POLICIES.iter().map(async |policy| {
         let key = format!("{policy:?}");
         let _room = Scene::room().await?;
-        let mut owner = scene.worker(STEADY_LEASE, Work::Pay { key: key.clone(), policy: *policy }, &[AFTER_EFFECT])?;
+        let mut owner = scene.steady(Work::Pay { key: key.clone(), policy: *policy }, &[AFTER_EFFECT]).await?;
         owner.wait_for_point(AFTER_EFFECT).await?;
         let view = service.payment(&key).inspect().await?.context("the record of a living owner")?;
         ensure!((view.state, view.reason) == (State::InProgress, None), "{view:?}");

@@ -1,7 +1,7 @@
 //! SIGKILL of those who ask the outside world about somebody that was killed before: the failure table of
 //! `on_crash = verify`.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, ensure};
 use futures::future::try_join_all;
@@ -83,19 +83,21 @@ const TABLE: [Row; 24] = [
     unknown(BEFORE_EFFECT, AFTER_PARK, Rests),
 ];
 
-/// What a stopwatch of another clock may be off.
-const TOLERANCE: Duration = Duration::from_millis(50);
+/// What is lost where times are rounded.
+const ROUNDING: Duration = Duration::from_millis(5);
 
-/// The questions after the first `before` are asked when the lease is over that ends now, at this time at least.
+/// The questions after the first `before` are asked when the lease is over that ends then, or later.
 struct Bound {
     before: usize,
     lease_until: Duration,
 }
 
+/// By the clock of this machine, which the questions have too, and by how much of the lease the store says is left.
 async fn bound(scene: &Scene, key: &str) -> anyhow::Result<Option<Bound>> {
-    let record = scene.record_of(SETTLE, key).await?.context("the record of the dead")?;
-    let lease_until = Duration::from_millis(record.lease_until.as_millis());
     let before = scene.questions(key)?.len();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
+    let record = scene.record_of(SETTLE, key).await?.context("the record of the dead")?;
+    let lease_until = now + record.lease_until.saturating_duration_since(record.read_at);
     Ok((record.state == State::InProgress).then_some(Bound { before, lease_until }))
 }
 
@@ -103,7 +105,7 @@ async fn bound(scene: &Scene, key: &str) -> anyhow::Result<Option<Bound>> {
 async fn kill(scene: &Scene, key: &str, provider_knows: bool, point: &str) -> anyhow::Result<Option<Bound>> {
     let _room = Scene::room().await?;
     let work = Work::Settle { key: String::from(key), provider_knows };
-    let mut worker = scene.worker(STEADY_LEASE, work, &[point])?;
+    let mut worker = scene.steady(work, &[point]).await?;
     worker.wait_for_point(point).await?;
     if point == DURING_PARK {
         is_parked(scene, key).await?;
@@ -123,7 +125,7 @@ async fn is_parked(scene: &Scene, key: &str) -> anyhow::Result<()> {
 
 /// Makes the call from the test process, where the provider knows.
 async fn ask(scene: &Scene, key: &str) -> anyhow::Result<(Result<Receipt, Error>, Report)> {
-    let service = scene.service(STEADY_LEASE * 10)?;
+    let service = scene.here();
     let (result, report) = observe(service.settle(key, true)).await;
     Ok((result, report.context("the call reports")?))
 }
@@ -172,7 +174,7 @@ async fn follow(scene: &Scene, key: &str, row: &Row) -> anyhow::Result<Receipt> 
         for question in &questions[bound.before..] {
             let asked = Duration::from_micros(question.at);
             let earliest = bound.lease_until + DELAY;
-            ensure!(asked + TOLERANCE >= earliest, "asked {:?} too early", earliest.saturating_sub(asked));
+            ensure!(asked + ROUNDING >= earliest, "asked {:?} too early", earliest.saturating_sub(asked));
         }
     }
     Ok(receipt)
@@ -194,7 +196,7 @@ pub async fn under_verify_a_kill_of_owner_and_asker_leaves_one_effect(backend: B
     // For another process it is settled: the same answer, no further question and no further effect.
     for (key, receipt) in found.iter().step_by(6) {
         let work = Work::Settle { key: key.clone(), provider_knows: true };
-        let replayed = only_answer(&mut scene.worker(STEADY_LEASE, work, &[])?).await?;
+        let replayed = only_answer(&mut scene.steady(work, &[]).await?).await?;
         assert_eq!(replayed, Outcome::Value(receipt.bytes()));
     }
     let questions: usize = TABLE.iter().map(|row| row.questions).sum();
@@ -206,7 +208,7 @@ pub async fn under_verify_nobody_asks_while_the_owner_lives(backend: Backend) ->
     const KEY: &str = "order";
     let scene = Scene::new(backend).await?;
     let work = Work::Settle { key: String::from(KEY), provider_knows: true };
-    let mut owner = scene.worker(STEADY_LEASE, work, &[AFTER_EFFECT])?;
+    let mut owner = scene.steady(work, &[AFTER_EFFECT]).await?;
     owner.wait_for_point(AFTER_EFFECT).await?;
     let lease_until = async || scene.record_of(SETTLE, KEY).await.ok().flatten().map(|record| record.lease_until);
     let first = lease_until().await.context("the owner has a lease")?;

@@ -12,7 +12,6 @@ use idempotency_test_support::worker::{
 use crate::backend::Backend;
 use crate::fulfilment::{FULFIL, Fulfilled, ONCE, STEPS, effects_of};
 use crate::scene::Scene;
-use crate::service::STEADY_LEASE;
 use crate::worker::{Work, answers, outcome};
 
 /// What the next caller finds.
@@ -83,7 +82,7 @@ const TIMES: u32 = 2;
 /// Starts an owner and waits until its tasks stand at `stands_at`.
 async fn owner(scene: &Scene, order: &str, passed: &[&str], stands_at: &[&str]) -> anyhow::Result<Worker> {
     let work = Work::Fulfil(vec![String::from(order)]);
-    let mut worker = scene.worker(STEADY_LEASE, work, &[passed, stands_at].concat())?;
+    let mut worker = scene.steady(work, &[passed, stands_at].concat()).await?;
     wait_for_all(&mut worker, passed).await?;
     for point in passed {
         worker.go_from(point).await?;
@@ -102,7 +101,7 @@ async fn wait_for_all(worker: &mut Worker, points: &[&str]) -> anyhow::Result<()
 
 /// Makes the call from the test process. It does not lose its lease on a busy machine.
 async fn resume(scene: &Scene, order: &str) -> anyhow::Result<(Result<Fulfilled, Error>, Report)> {
-    let service = scene.service(STEADY_LEASE * 10)?;
+    let service = scene.here();
     let (result, report) = observe(service.fulfil(order)).await;
     Ok((result, report.context("the call reports")?))
 }
@@ -144,7 +143,7 @@ async fn next<'r>(scene: &Scene, order: &str, rows: &[&'r Row]) -> anyhow::Resul
 async fn settled(scene: &Scene, found: Vec<(String, Outcome)>) -> anyhow::Result<()> {
     let before = scene.all_effects()?.len();
     let orders: Vec<_> = found.iter().map(|(order, _)| order.clone()).collect();
-    let mut third = scene.worker(STEADY_LEASE, Work::Fulfil(orders), &[])?;
+    let mut third = scene.steady(Work::Fulfil(orders), &[]).await?;
     let mut answers: Vec<_> =
         answers(&third.lines().await?)?.into_iter().map(|answer| (answer.key, answer.outcome)).collect();
     let mut found = found;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use idempotency::{Duplicate, Error, ErrorKind, Idempotency, OnConflict, OnCrash};
+use idempotency_test_support::deadline::DEADLINE;
 use idempotency_test_support::history::{Call, OpenCall, Outcome};
 use idempotency_test_support::worker::{KillPointStore, KillPoints, Worker};
 use serde::{Deserialize, Serialize};
@@ -97,6 +98,9 @@ async fn obeys_its_orders() -> anyhow::Result<()> {
     let engine = Idempotency::builder(store)
         .lease(orders.lease)
         .on_conflict(OnConflict::Wait(PATIENCE))
+        // A request that waits at a point is not given up, and sent anew behind the back of the test.
+        .claim_timeout(2 * DEADLINE)
+        .commit_timeout(2 * DEADLINE)
         .on_duplicate(|_: &Duplicate| println!("{DUPLICATE}"))
         .build();
     let service = Arc::new(Service::new(engine, &orders.effects, points)?);
@@ -108,8 +112,10 @@ async fn obeys_its_orders() -> anyhow::Result<()> {
             let on_crash = if retries { OnCrash::Retry } else { OnCrash::Hold };
             let places = Arc::new(Semaphore::new(CALLS_AT_ONCE));
             for planned in planned {
-                let (service, place) = (service.clone(), places.clone().acquire_owned().await?);
+                let (service, places) = (service.clone(), places.clone());
                 calls.spawn(async move {
+                    // Waited for in here, so that the answers of the first calls are printed meanwhile.
+                    let place = places.acquire_owned().await;
                     tokio::time::sleep(planned.delay).await;
                     let call = OpenCall::start(&*planned.key, caller()).with_fingerprint(planned.payload.to_string());
                     let call = call.end(outcome(&service.charge(&planned, on_crash, endless).await));
