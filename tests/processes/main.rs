@@ -3,6 +3,7 @@
 mod agreement;
 mod answers;
 mod backend;
+mod expiry;
 mod fulfilment;
 mod kills;
 mod operator;
@@ -62,6 +63,7 @@ macro_rules! on {
                 answers::a_kill_while_an_answer_is_on_its_way_leaves_one_answer,
                 answers::an_answer_that_is_based_on_an_old_look_is_refused,
                 answers::an_owner_that_lives_is_not_answered_for,
+                expiry::a_retry_after_the_expiry_is_refused_and_never_runs,
                 questions::under_verify_a_kill_of_owner_and_asker_leaves_one_effect,
                 questions::under_verify_nobody_asks_while_the_owner_lives,
                 steps::a_kill_at_each_point_of_each_step_leaves_what_the_table_says,

@@ -49,6 +49,7 @@ pub enum Work {
         calls: Vec<Planned>,
     },
     Fulfil(Vec<String>),
+    Ship(String),
     Settle {
         key: String,
         provider_knows: bool,
@@ -132,6 +133,12 @@ async fn obeys_its_orders() -> anyhow::Result<()> {
                     call.end(outcome(&service.fulfil(&order).await))
                 });
             }
+        }
+        Work::Ship(order) => {
+            calls.spawn(async move {
+                let call = OpenCall::start(&*order, caller());
+                call.end(outcome(&service.ship(&order).await))
+            });
         }
         Work::Settle { key, provider_knows } => {
             calls.spawn(async move {
