@@ -3,6 +3,7 @@
 mod agreement;
 mod answers;
 mod backend;
+mod ends;
 mod expiry;
 mod fulfilment;
 mod kills;
@@ -63,6 +64,7 @@ macro_rules! on {
                 answers::a_kill_while_an_answer_is_on_its_way_leaves_one_answer,
                 answers::an_answer_that_is_based_on_an_old_look_is_refused,
                 answers::an_owner_that_lives_is_not_answered_for,
+                ends::a_body_that_ends_without_a_result_is_given_up_at_once_and_its_policy_decides,
                 expiry::a_retry_after_the_expiry_is_refused_and_never_runs,
                 questions::under_verify_a_kill_of_owner_and_asker_leaves_one_effect,
                 questions::under_verify_nobody_asks_while_the_owner_lives,

@@ -92,8 +92,22 @@ pub fn outcome(result: &Result<Receipt, PayError>) -> Outcome {
 impl Service {
     /// An operation with one effect, which stores its errors.
     pub async fn pay(&self, key: &str, policy: Policy) -> Result<Receipt, PayError> {
+        self.pay_and(key, policy, std::future::ready(())).await
+    }
+
+    /// As [`pay`](Self::pay), with a body that goes on with `rest` after its effect.
+    pub async fn pay_and(
+        &self,
+        key: &str,
+        policy: Policy,
+        rest: impl Future<Output = ()>,
+    ) -> Result<Receipt, PayError> {
         let call = self.engine.call(PAY, key).ttl(DAY).on_error(OnError::Store);
-        let body = || async { Ok(self.effect(&Planned::now(key)).await) };
+        let body = || async {
+            let receipt = self.effect(&Planned::now(key)).await;
+            rest.await;
+            Ok(receipt)
+        };
         match policy {
             Policy::Hold => call.on_crash(OnCrash::Hold).run(body).await,
             Policy::Retry => call.on_crash(OnCrash::Retry).run(body).await,

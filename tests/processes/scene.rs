@@ -91,9 +91,14 @@ impl Scene {
         &self.here
     }
 
+    /// Another one, as in a process of its own.
+    pub fn another(&self, lease: Duration) -> anyhow::Result<Service> {
+        service(self.store.clone(), lease, self.effects.path())
+    }
+
     /// The call of [`caller`](Self::caller), made by the test process.
     pub async fn call(&self, on_crash: OnCrash, key: &str) -> anyhow::Result<(Result<Receipt, Error>, Report)> {
-        let service = service(self.store.clone(), LEASE, self.effects.path())?;
+        let service = self.another(LEASE)?;
         let (result, report) = observe(service.charge(&Planned::now(key), on_crash, false)).await;
         Ok((result, report.expect("the call reports")))
     }
