@@ -12,6 +12,9 @@ use crate::scene::Database;
 
 /// Many callers wait for few connections.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(120);
+/// How long the store waits for an answer: longer than a busy machine keeps a process waiting.
+#[cfg(any(feature = "mysql", feature = "postgres"))]
+const PATIENCE: Duration = Duration::from_secs(20);
 
 pub struct Sqlite(TempDir);
 
@@ -61,7 +64,7 @@ mod postgres {
     use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
     use sqlx::{PgConnection, PgPool};
 
-    use super::ACQUIRE_TIMEOUT;
+    use super::{ACQUIRE_TIMEOUT, PATIENCE};
     use crate::scene::{Database, Remote};
 
     pub struct Postgres {
@@ -98,10 +101,10 @@ mod postgres {
             let isolation = isolation.map(|level| ("default_transaction_isolation", level));
             let pool = PgPoolOptions::new().max_connections(connections).acquire_timeout(ACQUIRE_TIMEOUT);
             let pool = pool.connect_with(options.options(isolation)).await?;
-            let store = PostgresStore::connect(url).await?;
+            let store = PostgresStore::builder(url).response_timeout(PATIENCE).connect().await?;
             store.migrate().await?;
             sqlx::query("CREATE TABLE IF NOT EXISTS effects (name text, value text)").execute(&pool).await?;
-            Ok((pool, Idempotency::new(store)))
+            Ok((pool, Idempotency::builder(store).claim_timeout(PATIENCE).build()))
         }
 
         async fn add(connection: &mut PgConnection, key: &str, value: &str) -> Result<(), sqlx::Error> {
@@ -136,7 +139,7 @@ mod mysql {
     use sqlx::mysql::MySqlPoolOptions;
     use sqlx::{AssertSqlSafe, MySqlConnection, MySqlPool};
 
-    use super::ACQUIRE_TIMEOUT;
+    use super::{ACQUIRE_TIMEOUT, PATIENCE};
     use crate::scene::{Database, Remote};
 
     pub struct MariaDb {
@@ -185,12 +188,12 @@ mod mysql {
                 })
             });
             let pool = pool.connect(url).await?;
-            let store = MySqlStore::connect(url).await?;
+            let store = MySqlStore::builder(url).response_timeout(PATIENCE).connect().await?;
             store.migrate().await?;
             sqlx::query("CREATE TABLE IF NOT EXISTS effects (name VARCHAR(64), value VARCHAR(64))")
                 .execute(&pool)
                 .await?;
-            Ok((pool, Idempotency::new(store)))
+            Ok((pool, Idempotency::builder(store).claim_timeout(PATIENCE).build()))
         }
 
         async fn add(connection: &mut MySqlConnection, key: &str, value: &str) -> Result<(), sqlx::Error> {
