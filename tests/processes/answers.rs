@@ -214,7 +214,7 @@ pub async fn an_owner_that_lives_is_not_answered_for(backend: Backend) -> anyhow
     let owners = POLICIES.iter().map(async |policy| {
         let key = format!("{policy:?}");
         let _room = Scene::room().await?;
-        let mut owner = scene.steady(Work::Pay { key: key.clone(), policy: *policy }, &[AFTER_EFFECT]).await?;
+        let mut owner = scene.living(Work::Pay { key: key.clone(), policy: *policy }, &[AFTER_EFFECT]).await?;
         owner.wait_for_point(AFTER_EFFECT).await?;
         let view = service.payment(&key).inspect().await?.context("the record of a living owner")?;
         ensure!((view.state, view.reason) == (State::InProgress, None), "{view:?}");

@@ -2,7 +2,6 @@
 
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
 use anyhow::bail;
 use idempotency::store::{DynStore, MySqlStore, PostgresStore, RedisStore, SqliteStore};
@@ -57,14 +56,6 @@ impl Backend {
                 shared(&MARIADB, start).await?.database("processes").await?
             }
         }))
-    }
-
-    /// What half of the claims take at most above the lease: less than any slow look of a waiter that nothing wakes.
-    pub fn usual_margin(self) -> Duration {
-        match self {
-            Self::Redis => Duration::from_millis(300),
-            Self::Postgres | Self::MariaDb | Self::Sqlite => Duration::from_millis(600),
-        }
     }
 }
 
@@ -124,7 +115,10 @@ pub async fn connect(url: &str) -> anyhow::Result<Arc<dyn DynStore>> {
             store.migrate().await?;
             Arc::new(store)
         }
-        Some("sqlite") => Arc::new(SqliteStore::connect(url).await?),
+        Some("sqlite") => {
+            let path = url.trim_start_matches("sqlite:");
+            Arc::new(SqliteStore::builder(path).response_timeout(DEADLINE).open().await?)
+        }
         _ => bail!("no store has the URL {url}"),
     })
 }

@@ -14,7 +14,7 @@ use crate::worker::Work;
 
 const SHIP: &str = "orders.ship";
 /// How long a result is kept: longer than the lease of its owner.
-const TTL: Duration = Duration::from_secs(3);
+const TTL: Duration = Duration::from_secs(4);
 
 impl Service {
     /// An operation whose late retries are refused.

@@ -16,7 +16,7 @@ use idempotency_test_support::worker::{
 use crate::backend::Backend;
 use crate::provider::{AFTER_QUESTION, BEFORE_QUESTION, DELAY, DURING_QUESTION, SETTLE};
 use crate::scene::Scene;
-use crate::service::{Receipt, STEADY_LEASE};
+use crate::service::Receipt;
 use crate::worker::{Work, only_answer, outcome};
 
 /// What the next caller finds when the one that asked is dead, too.
@@ -208,15 +208,14 @@ pub async fn under_verify_nobody_asks_while_the_owner_lives(backend: Backend) ->
     const KEY: &str = "order";
     let scene = Scene::new(backend).await?;
     let work = Work::Settle { key: String::from(KEY), provider_knows: true };
-    let mut owner = scene.steady(work, &[AFTER_EFFECT]).await?;
+    let mut owner = scene.living(work, &[AFTER_EFFECT]).await?;
     owner.wait_for_point(AFTER_EFFECT).await?;
-    let lease_until = async || scene.record_of(SETTLE, KEY).await.ok().flatten().map(|record| record.lease_until);
-    let first = lease_until().await.context("the owner has a lease")?;
+    let record = async || scene.record_of(SETTLE, KEY).await.ok().flatten();
+    let first = record().await.context("the owner has a lease")?.lease_until;
 
     let meanwhile = async {
-        // By renewals, long after the lease with which it began.
-        let end = first + STEADY_LEASE + STEADY_LEASE;
-        eventually_async("renewals", async || lease_until().await.is_some_and(|until| until > end)).await?;
+        let is_over = async || record().await.is_some_and(|record| record.read_at > first);
+        eventually_async("the lease with which it began to end", is_over).await?;
         ensure!(scene.all_questions()?.is_empty(), "somebody asked about an owner that lives");
         owner.go().await?;
         only_answer(&mut owner).await

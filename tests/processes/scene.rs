@@ -5,28 +5,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use idempotency::store::{DynStore, Record};
-use idempotency::{Error, Idempotency, OnConflict, OnCrash, Report, observe};
+use idempotency::{Idempotency, OnConflict};
 use idempotency_test_support::deadline::DEADLINE;
 use idempotency_test_support::history::{Effect, Event, EventLog};
 use idempotency_test_support::worker::{KillPoints, Worker};
 use tempfile::TempDir;
-use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard, Semaphore, SemaphorePermit};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::backend::{Backend, Place, connect};
-use crate::service::{CHARGE, LEASE, Planned, Receipt, STEADY_LEASE, Service, questions_beside};
+use crate::service::{CHARGE, LIVING_LEASE, STEADY_LEASE, Service, questions_beside};
 use crate::worker::{Orders, PATIENCE, START, Work, spawn};
 
-/// Who measures times has the machine for itself.
-static TURNS: RwLock<()> = RwLock::const_new(());
-/// How many workers of the tests that measure nothing live at once. Most of them wait.
+/// How many workers live at once. Most of them wait.
 static PLACES: Semaphore = Semaphore::const_new(16);
 /// How many of them start at once, which is work.
 static STARTS: Semaphore = Semaphore::const_new(4);
-
-enum Turn {
-    Shared(#[expect(dead_code, reason = "held")] RwLockReadGuard<'static, ()>),
-    Alone(#[expect(dead_code, reason = "held")] RwLockWriteGuard<'static, ()>),
-}
 
 pub struct Scene {
     effects: EventLog,
@@ -34,30 +27,19 @@ pub struct Scene {
     store: Arc<dyn DynStore>,
     here: Service,
     place: Place,
-    _turn: Turn,
     // Removed last.
     _directory: TempDir,
 }
 
 impl Scene {
     pub async fn new(backend: Backend) -> anyhow::Result<Self> {
-        let turn = Turn::Shared(TURNS.read().await);
-        Self::with(backend.share().await?, turn).await
-    }
-
-    /// One beside which no other runs in this process, for tests that measure times.
-    pub async fn alone(backend: Backend) -> anyhow::Result<Self> {
-        let turn = Turn::Alone(TURNS.write().await);
-        Self::with(backend.start().await?, turn).await
-    }
-
-    async fn with(place: Place, turn: Turn) -> anyhow::Result<Self> {
+        let place = backend.share().await?;
         let directory = tempfile::tempdir()?;
         let effects = EventLog::open(directory.path().join("effects"))?;
         let questions = EventLog::open(questions_beside(effects.path()))?;
         let store = connect(&place.url()).await?;
         let here = service(store.clone(), 10 * STEADY_LEASE, effects.path())?;
-        Ok(Self { effects, questions, store, here, place, _turn: turn, _directory: directory })
+        Ok(Self { effects, questions, store, here, place, _directory: directory })
     }
 
     /// Room for one more worker: to be held until it is dead, or stopped.
@@ -73,17 +55,20 @@ impl Scene {
 
     /// A worker whose lease is long enough for a busy machine, started and on its way to `points`.
     pub async fn steady(&self, work: Work, points: &[&str]) -> anyhow::Result<Worker> {
+        self.started(STEADY_LEASE, work, points).await
+    }
+
+    /// As [`steady`](Self::steady), and its lease is also long enough to be renewed in time.
+    pub async fn living(&self, work: Work, points: &[&str]) -> anyhow::Result<Worker> {
+        self.started(LIVING_LEASE, work, points).await
+    }
+
+    async fn started(&self, lease: Duration, work: Work, points: &[&str]) -> anyhow::Result<Worker> {
         let _start = STARTS.acquire().await?;
-        let mut worker = self.worker(STEADY_LEASE, work, &[&[START], points].concat())?;
+        let mut worker = self.worker(lease, work, &[&[START], points].concat())?;
         worker.wait_for_point(START).await?;
         worker.go().await?;
         Ok(worker)
-    }
-
-    /// A worker that makes one call, and waits at `point`.
-    pub fn caller(&self, on_crash: OnCrash, key: &str, point: &str, endless: bool) -> anyhow::Result<Worker> {
-        let calls = vec![Planned::now(key)];
-        self.worker(LEASE, Work::Charge { retries: on_crash == OnCrash::Retry, endless, calls }, &[point])
     }
 
     /// The service of the test process. It loses no lease on a busy machine.
@@ -94,13 +79,6 @@ impl Scene {
     /// Another one, as in a process of its own.
     pub fn another(&self, lease: Duration) -> anyhow::Result<Service> {
         service(self.store.clone(), lease, self.effects.path())
-    }
-
-    /// The call of [`caller`](Self::caller), made by the test process.
-    pub async fn call(&self, on_crash: OnCrash, key: &str) -> anyhow::Result<(Result<Receipt, Error>, Report)> {
-        let service = self.another(LEASE)?;
-        let (result, report) = observe(service.charge(&Planned::now(key), on_crash, false)).await;
-        Ok((result, report.expect("the call reports")))
     }
 
     /// The effects for `key`, in their order.

@@ -8,10 +8,11 @@ use idempotency_test_support::history::{Effect, EventLog};
 use idempotency_test_support::worker::{AFTER_EFFECT, BEFORE_EFFECT, KillPoints};
 use serde::{Deserialize, Serialize};
 
-/// How long a claim lives in tests that measure times.
-pub const LEASE: Duration = Duration::from_millis(300);
-/// How long a claim lives of an owner that must not lose it on a busy machine before it is killed.
-pub const STEADY_LEASE: Duration = Duration::from_secs(2);
+/// How long a claim lives of an owner that must not lose it on a busy machine before it is killed: an answer that is
+/// late by three seconds is not too late for a body.
+pub const STEADY_LEASE: Duration = Duration::from_secs(4);
+/// How long a claim lives that is renewed while others wait for its end: two thirds are left for a late renewal.
+pub const LIVING_LEASE: Duration = Duration::from_secs(9);
 pub const DAY: Duration = Duration::from_secs(86_400);
 pub const CHARGE: &str = "payments.charge";
 

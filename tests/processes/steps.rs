@@ -131,7 +131,7 @@ async fn next<'r>(scene: &Scene, order: &str, rows: &[&'r Row]) -> anyhow::Resul
     let (counts, last) = effects(scene, order)?;
     let row = rows.iter().find(|row| (row.effects, row.next) == (counts, found));
     let row = row.with_context(|| format!("the next caller {found:?}, and the effects are {counts:?}"))?;
-    ensure!(found == Replays || report.attempt == 2, "it was attempt {}", report.attempt);
+    ensure!(found == Replays || report.attempt >= 2, "it was attempt {}", report.attempt);
     if let Ok(fulfilled) = &result {
         // What ran again was recorded again: the result has no effect that was not the last of its step.
         ensure!(fulfilled.clone().map(Some) == last, "{fulfilled:?} are not the last effects, {last:?}");
@@ -230,7 +230,9 @@ pub async fn a_call_that_dies_again_and_again_gets_on_each_time(backend: Backend
     }
     let (result, report) = resume(&scene, ORDER).await?;
     let (counts, last) = effects(&scene, ORDER)?;
-    assert_eq!((result?.map(Some), counts, report.attempt), (last, [2, 1, 2, 1], 6));
+    assert_eq!((result?.map(Some), counts), (last, [2, 1, 2, 1]));
+    // A claim that came too late for its body was given back, and was an attempt.
+    assert!(report.attempt >= 6, "it was attempt {}", report.attempt);
     let (_, report) = resume(&scene, ORDER).await?;
     assert!(report.replayed);
     Ok(())

@@ -7,7 +7,7 @@ use std::time::Duration;
 use idempotency::store::{MemoryStore, Store};
 
 /// How long a store waits for an answer: a release whose answer is given up would find nothing when it is sent again.
-#[cfg(any(feature = "mysql", feature = "postgres", feature = "redis"))]
+#[cfg(any(feature = "mysql", feature = "postgres", feature = "redis", feature = "sqlite"))]
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A store, and what is removed after it.
@@ -31,7 +31,10 @@ pub fn memory() -> Subject<MemoryStore> {
 #[cfg(feature = "sqlite")]
 pub async fn sqlite() -> anyhow::Result<Subject<idempotency::store::SqliteStore>> {
     let directory = tempfile::tempdir()?;
-    let store = idempotency::store::SqliteStore::open(directory.path().join("records.db")).await?;
+    let store = idempotency::store::SqliteStore::builder(directory.path().join("records.db"))
+        .response_timeout(PATIENCE)
+        .open()
+        .await?;
     Ok(Subject::new(store, Duration::from_millis(400), directory))
 }
 

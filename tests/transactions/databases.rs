@@ -9,12 +9,10 @@ use sqlx::{SqliteConnection, SqlitePool};
 use tempfile::TempDir;
 
 use crate::scene::Database;
+use crate::world::PATIENCE;
 
 /// Many callers wait for few connections.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(120);
-/// How long the store waits for an answer: longer than a busy machine keeps a process waiting.
-#[cfg(any(feature = "mysql", feature = "postgres"))]
-const PATIENCE: Duration = Duration::from_secs(20);
 
 pub struct Sqlite(TempDir);
 
@@ -35,7 +33,8 @@ impl Database for Sqlite {
         let pool = SqlitePoolOptions::new().max_connections(connections).acquire_timeout(ACQUIRE_TIMEOUT);
         let pool = pool.connect_with(options).await?;
         sqlx::query("CREATE TABLE IF NOT EXISTS effects (name TEXT, value TEXT)").execute(&pool).await?;
-        Ok((pool, Idempotency::new(SqliteStore::open(url).await?)))
+        let store = SqliteStore::builder(url).response_timeout(PATIENCE).open().await?;
+        Ok((pool, Idempotency::builder(store).claim_timeout(PATIENCE).build()))
     }
 
     async fn add(connection: &mut SqliteConnection, key: &str, value: &str) -> Result<(), sqlx::Error> {
@@ -64,8 +63,9 @@ mod postgres {
     use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
     use sqlx::{PgConnection, PgPool};
 
-    use super::{ACQUIRE_TIMEOUT, PATIENCE};
+    use super::ACQUIRE_TIMEOUT;
     use crate::scene::{Database, Remote};
+    use crate::world::PATIENCE;
 
     pub struct Postgres {
         server: PostgresServer,
@@ -139,8 +139,9 @@ mod mysql {
     use sqlx::mysql::MySqlPoolOptions;
     use sqlx::{AssertSqlSafe, MySqlConnection, MySqlPool};
 
-    use super::{ACQUIRE_TIMEOUT, PATIENCE};
+    use super::ACQUIRE_TIMEOUT;
     use crate::scene::{Database, Remote};
+    use crate::world::PATIENCE;
 
     pub struct MariaDb {
         server: MariaDbServer,

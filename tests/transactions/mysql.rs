@@ -8,10 +8,7 @@ use idempotency_test_support::deadline::{eventually_async, within};
 use idempotency_test_support::server::{MariaDbOptions, MariaDbServer};
 use sqlx::{MySqlConnection, MySqlPool};
 
-use crate::world::{DAY, Fault, OPERATION};
-
-/// How long the store waits for an answer: longer than a busy machine keeps a process waiting.
-const PATIENCE: Duration = Duration::from_secs(20);
+use crate::world::{DAY, Fault, OPERATION, PATIENCE};
 
 struct World {
     engine: Idempotency,
