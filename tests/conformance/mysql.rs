@@ -31,7 +31,13 @@ impl MySql {
         static CASES: AtomicU32 = AtomicU32::new(0);
         let table = format!("records_{}", CASES.fetch_add(1, Ordering::Relaxed));
         let url = tokio::task::spawn_blocking(|| &server().1).await.expect("the server starts");
-        let store = MySqlStore::builder(url).table(table).connect().await.expect("the store connects");
+        let store = MySqlStore::builder(url)
+            .table(table)
+            .max_connections(4)
+            .response_timeout(Duration::from_secs(20))
+            .connect()
+            .await
+            .expect("the store connects");
         store.migrate().await.expect("the table is made");
         Self(store)
     }

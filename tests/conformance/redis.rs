@@ -28,7 +28,14 @@ impl Redis {
         let case = CASES.fetch_add(1, Ordering::Relaxed);
         let prefix = format!("conformance:{}:{case}:", std::process::id());
         let url = tokio::task::spawn_blocking(|| server().url()).await.expect("the server starts");
-        Self(RedisStore::builder(url).prefix(prefix).connect().await.expect("the store connects"))
+        Self(
+            RedisStore::builder(url)
+                .prefix(prefix)
+                .response_timeout(Duration::from_secs(20))
+                .connect()
+                .await
+                .expect("the store connects"),
+        )
     }
 }
 

@@ -18,6 +18,7 @@ impl Sqlite {
         let directory = tempfile::tempdir().expect("a directory");
         let clock = ManualClock::new();
         let builder = SqliteStore::builder(directory.path().join("records.db")).clock(clock.clone());
+        let builder = builder.response_timeout(Duration::from_secs(20));
         let store = builder.open().await.expect("the file is made");
         Self { store, clock, _directory: directory }
     }

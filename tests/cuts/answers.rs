@@ -62,7 +62,7 @@ pub async fn a_claim_whose_answers_are_all_lost_is_released_when_the_store_is_ba
     let claim = way.proxy.nth(1, is_claim, Fault::new(Moment::AfterRequest, Action::Silence));
     let all = Fault::new(Moment::BeforeRequest, Action::Silence);
     way.proxy.every(move |_| is_claimed.load(Ordering::SeqCst), all);
-    world.refused(&way.engine, 1).await?;
+    world.refused(&way, 1).await?;
     claim.happened().await?;
     assert!(world.record(1).await.is_some_and(|record| record.is_running()), "the claim was applied");
     way.proxy.clear();

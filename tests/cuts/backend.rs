@@ -25,6 +25,8 @@ pub trait Backend: Kind<Options: Default> + Send + Sync + 'static {
     /// The command that asks whether a connection works, as [`Request::command`] names it.
     const PING: &'static str;
     const RENEWS: &'static str;
+    /// What the statement says that removes a claim of one's own.
+    const RELEASES: &'static str;
 
     /// Where the server is kept of all tests that do nothing to it.
     fn shared() -> &'static Shared<Self>;
@@ -55,6 +57,10 @@ pub trait Backend: Kind<Options: Default> + Send + Sync + 'static {
 
     fn commits(request: &Request) -> bool {
         request.runs(Self::COMMITS)
+    }
+
+    fn releases(request: &Request) -> bool {
+        request.runs(Self::RELEASES)
     }
 
     fn renews(request: &Request) -> bool {

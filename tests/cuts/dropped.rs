@@ -2,7 +2,6 @@
 
 use std::future::Future;
 use std::task::{Context, Waker};
-use std::time::Duration;
 
 use idempotency_test_support::deadline::eventually_async;
 use idempotency_test_support::proxy::{Action, Fault, Moment};
@@ -17,7 +16,7 @@ fn poll_once<F: Future + Unpin>(future: &mut F) -> bool {
 /// The server has the claim, and nobody has its answer when the caller goes.
 pub async fn a_call_dropped_while_it_claims_leaves_nothing_behind<B: Backend>() -> anyhow::Result<()> {
     let world = World::<B>::new().await?;
-    let way = world.warm_way_with(|builder| builder.claim_timeout(Duration::from_secs(20))).await?;
+    let way = world.warm_way().await?;
     way.proxy.every(B::claims, Fault::new(Moment::AfterRequest, Action::Silence));
     let mut calling = Box::pin(world.charge(&way.engine, 1));
     eventually_async("the claim to be applied", async || {

@@ -17,6 +17,7 @@ impl Backend for MariaDb {
     const COMMITS: &'static str = "SET purge_at = LEAST";
     const PING: &'static str = "PING";
     const RENEWS: &'static str = "lease_until = ";
+    const RELEASES: &'static str = "AND taken_over = 0";
 
     fn shared() -> &'static Shared<Self> {
         static SERVER: Shared<MariaDb> = Shared::new();

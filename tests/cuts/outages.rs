@@ -26,7 +26,7 @@ pub async fn a_server_that_stops_runs_no_body_and_owes_no_answer_when_it_goes_on
     world.charge(&way.engine, 1).await?;
     let before = logins(&way);
     server.pause()?;
-    world.refused(&way.engine, 2).await?;
+    world.refused(&way, 2).await?;
     server.resume()?;
     assert_eq!(world.charge(&way.engine, 1).await?, "receipt 1.1");
     assert!(logins(&way) > before, "the connection that owes an answer was used again");
@@ -39,7 +39,7 @@ pub async fn a_server_that_stops_runs_no_body_and_owes_no_answer_when_it_goes_on
 pub async fn a_call_that_outlasts_a_stop_of_the_server_has_one_effect<B: Backend>() -> anyhow::Result<()> {
     let server = Server::<B>::start(B::private()).await?;
     let world = World::<B>::on(&server).await?;
-    let way = world.warm_way_with(|builder| builder.claim_timeout(Duration::from_secs(20))).await?;
+    let way = world.warm_way().await?;
     let bystander = world.impatient()?;
     let hash = way.engine.record(OPERATION, 1_u64).hash()?;
     server.pause()?;
@@ -75,7 +75,7 @@ pub async fn a_commit_under_way_when_the_server_stops_is_stored_when_it_goes_on<
     let meanwhile = async {
         stopped.await?;
         // Takes longer than the store waits for the answer to the commit.
-        world.refused(&way.engine, 2).await?;
+        world.refused(&way, 2).await?;
         server.resume()
     };
     let (receipt, resumed) = tokio::join!(owner, meanwhile);
@@ -116,7 +116,7 @@ pub async fn a_result_is_stored_after_the_server_was_restarted_since_the_claim<B
         assert_eq!((receipt?, world.count(key), way.engine.duplicates()), (format!("receipt {key}.1"), 1, 0));
     }
     server.kill()?;
-    world.refused(&way.engine, 3).await?;
+    world.refused(&way, 3).await?;
     server.restart().await?;
     for key in [1, 2, 3] {
         world.recovers(&way.engine, key).await?;
@@ -127,7 +127,7 @@ pub async fn a_result_is_stored_after_the_server_was_restarted_since_the_claim<B
 
 /// It is not asked once more whether it is alive, which would take as long again.
 pub async fn a_connection_that_owes_an_answer_is_replaced_at_once<B: Backend>() -> anyhow::Result<()> {
-    const LONG: Duration = Duration::from_secs(3);
+    const LONG: Duration = Duration::from_secs(9);
     let world = World::<B>::new().await?;
     let way = world.patient_way(LONG, |builder| builder.claim_timeout(LONG * 11 / 6)).await?;
     let silent = way.proxy.nth(1, B::claims, SILENCE);
@@ -161,7 +161,7 @@ pub async fn a_server_that_refuses_connections_runs_no_body_and_is_found_again<B
     world.charge(&way.engine, 1).await?;
     way.proxy.refuse().await?;
     way.proxy.close_all();
-    world.refused(&way.engine, 2).await?;
+    world.refused(&way, 2).await?;
     way.proxy.accept().await?;
     within("the recovery", world.recovers(&way.engine, 2)).await??;
     assert_eq!(world.charge(&way.engine, 1).await?, "receipt 1.1");

@@ -17,6 +17,7 @@ impl Backend for Postgres {
     const COMMITS: &'static str = "SET state = $3";
     const PING: &'static str = "";
     const RENEWS: &'static str = "AS renewal";
+    const RELEASES: &'static str = "AND taken_over = 0";
 
     fn shared() -> &'static Shared<Self> {
         static SERVER: Shared<Postgres> = Shared::new();

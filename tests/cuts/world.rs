@@ -18,7 +18,8 @@ pub const OPERATION: &str = "payments.charge";
 pub const DAY: Duration = Duration::from_secs(86_400);
 /// Longer than any test takes: no renewal comes in between.
 pub const LONG_LEASE: Duration = Duration::from_secs(120);
-const CLAIM_TIMEOUT: Duration = Duration::from_secs(3);
+/// Longer than a busy machine keeps a process waiting, and some times what most stores wait for an answer.
+const CLAIM_TIMEOUT: Duration = Duration::from_secs(20);
 
 pub struct World<B> {
     url: String,
@@ -34,6 +35,8 @@ pub struct World<B> {
 pub struct Way {
     pub proxy: Proxy,
     pub engine: Idempotency,
+    /// On the same store, for calls that are given up soon.
+    hasty: Idempotency,
 }
 
 impl<B: Backend> World<B> {
@@ -66,8 +69,10 @@ impl<B: Backend> World<B> {
         configure: impl FnOnce(Builder) -> Builder,
     ) -> anyhow::Result<Way> {
         let proxy = Proxy::start_for(B::PROTOCOL, &*self.address).await?;
-        let engine = configure(engine_on(B::impatient(&proxy.url(&self.url), patience)?)).build();
-        Ok(Way { proxy, engine })
+        let store = B::impatient(&proxy.url(&self.url), patience)?;
+        let hasty = engine_on(store.clone()).claim_timeout(PATIENCE * 3).build();
+        let engine = configure(engine_on(store)).build();
+        Ok(Way { proxy, engine, hasty })
     }
 
     /// One on which connections are open and all statements of a call are prepared.
@@ -113,8 +118,8 @@ impl<B: Backend> World<B> {
     }
 
     /// A call that the store does not answer: no effect, and the caller learns why.
-    pub async fn refused(&self, engine: &Idempotency, key: u64) -> anyhow::Result<()> {
-        let error = within("the refusal", self.charge(engine, key)).await?.unwrap_err();
+    pub async fn refused(&self, way: &Way, key: u64) -> anyhow::Result<()> {
+        let error = within("the refusal", self.charge(&way.hasty, key)).await?.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::StoreUnavailable, "{error}");
         assert!(error.is_retryable());
         assert_eq!(error.store(), Some(B::STORE));

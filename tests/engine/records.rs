@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use idempotency::{Error, ErrorKind, OnError, RecordHandle, Resolution, State, Unstored};
+use idempotency::store::{Claim, Claimed, CrashPolicy, Reason, Store as _, Token};
+use idempotency::{Error, ErrorKind, OnCrash, OnError, RecordHandle, Resolution, State, Unstored};
 use serde::{Deserialize, Serialize};
 
 use crate::faults::{Fault, Gate};
-use crate::world::{DAY, OPERATION, World};
+use crate::world::{DAY, LEASE, OPERATION, World, eventually, poll_once};
 
 impl World {
     fn handle(&self, key: u64) -> RecordHandle {
@@ -118,7 +119,7 @@ async fn a_late_owner_neither_overwrites_an_operator_s_answer_nor_returns_anothe
         assert_eq!(early.state, State::InProgress);
         let refused = world.handle(1).resolve(&early, Resolution::NotExecuted).await.unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::InProgress);
-        world.clock.advance(crate::world::LEASE + Duration::from_millis(1));
+        world.clock.advance(LEASE + Duration::from_millis(1));
         let view = world.handle(1).inspect().await.unwrap().unwrap();
         assert_eq!(
             view.state,
@@ -170,7 +171,7 @@ async fn after_a_forced_removal_callers_wait_for_the_end_of_the_lease() {
         idempotency::store::Store::remove(&world.memory, remove).await.unwrap();
         let error = there.charge(1).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InProgress);
-        assert_eq!(error.retry_after(), Some(crate::world::LEASE));
+        assert_eq!(error.retry_after(), Some(LEASE));
         gate.open();
     };
     let (running, ()) = tokio::join!(running, operator);
@@ -187,4 +188,93 @@ async fn an_operator_s_answer_has_the_schema_version_of_the_call() {
     world.handle(1).resolve(&view, Resolution::Completed("found")).await.unwrap();
     let replayed: anyhow::Result<String> = call().run(|| async { Ok(world.effect(1)?) }).await;
     assert_eq!(replayed.unwrap(), "found");
+}
+
+const POLICIES: [CrashPolicy; 4] = [CrashPolicy::Hold, CrashPolicy::Verify, CrashPolicy::Resume, CrashPolicy::Retry];
+
+/// An owner whose process is gone: it claimed, and is never heard of again.
+async fn dead_owner(world: &World, policy: CrashPolicy) {
+    let mut claim = Claim::new(world.handle(1).hash().unwrap(), Token::from_bits(7), OPERATION.into());
+    claim.lease = LEASE;
+    claim.policy = policy;
+    assert!(matches!(world.memory.claim(claim).await, Ok(Claimed::Mine(_))));
+}
+
+#[tokio::test]
+async fn an_operator_answers_for_a_dead_owner_under_every_policy() {
+    for policy in POLICIES {
+        let world = World::new();
+        dead_owner(&world, policy).await;
+        let alive = world.handle(1).inspect().await.unwrap().unwrap();
+        assert_eq!((alive.state, alive.reason), (State::InProgress, None), "{policy:?}");
+        let refused = world.handle(1).resolve(&alive, Resolution::Completed("operator")).await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::InProgress, "{policy:?}");
+
+        world.clock.advance(LEASE);
+        let view = world.handle(1).inspect().await.unwrap().unwrap();
+        assert_eq!(view.reason, Some(Reason::Crashed), "{policy:?}: it can be told from one that lives");
+        world.handle(1).resolve(&view, Resolution::Completed("operator")).await.unwrap();
+        let retry = world.call(1).on_crash(OnCrash::Retry).run(|| async { world.effect(1) }).await;
+        assert_eq!(retry.unwrap(), "operator", "{policy:?}");
+        assert_eq!(world.ledger.count(), 0, "{policy:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_about_an_owner_that_was_taken_over_is_refused() {
+    for policy in [CrashPolicy::Verify, CrashPolicy::Resume, CrashPolicy::Retry] {
+        let world = World::new();
+        dead_owner(&world, policy).await;
+        world.clock.advance(LEASE);
+        let view = world.handle(1).inspect().await.unwrap().unwrap();
+        let mut claim = Claim::new(view.key, Token::from_bits(8), OPERATION.into());
+        claim.policy = policy;
+        assert!(matches!(world.memory.claim(claim).await, Ok(Claimed::Mine(_))));
+        let refused = world.handle(1).resolve(&view, Resolution::NotExecuted).await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Superseded, "{policy:?}");
+        assert_eq!(world.record(1).await.unwrap().state, State::InProgress, "{policy:?}: the new owner runs");
+    }
+}
+
+#[tokio::test]
+async fn an_operator_answers_for_a_body_that_was_given_up() {
+    let world = World::new();
+    let call = world.call(1).on_crash(OnCrash::Resume);
+    let mut call = Box::pin(call.run(|| async {
+        world.effect(1)?;
+        std::future::pending::<Result<String, Error>>().await
+    }));
+    eventually("the effect", async || {
+        assert!(poll_once(&mut call).is_pending());
+        world.ledger.count() == 1
+    })
+    .await;
+    drop(call);
+    world.record_is(1, |record| record.is_some_and(|record| record.reason == Some(Reason::Dropped))).await;
+    let view = world.handle(1).inspect().await.unwrap().unwrap();
+    assert_eq!((view.state, view.reason), (State::InProgress, Some(Reason::Dropped)));
+    world.handle(1).resolve(&view, Resolution::Completed("operator")).await.unwrap();
+    assert_eq!(world.charge(1).await.unwrap(), "operator");
+}
+
+#[tokio::test]
+async fn an_operator_that_fails_in_the_middle_of_an_answer_leaves_the_record_in_doubt() {
+    for policy in POLICIES {
+        let world = World::new();
+        dead_owner(&world, policy).await;
+        world.clock.advance(LEASE);
+        let view = world.handle(1).inspect().await.unwrap().unwrap();
+        world.store.always("resolve", Some(Fault::LostRequest));
+        let resolve = world.handle(1);
+        let failed = world.while_time_passes(resolve.resolve(&view, Resolution::Completed("lost"))).await;
+        assert_eq!(failed.unwrap_err().kind(), ErrorKind::StoreUnavailable, "{policy:?}");
+        world.store.always("resolve", None);
+
+        let doubt = world.handle(1).inspect().await.unwrap().unwrap();
+        assert_eq!((doubt.state, doubt.reason), (State::InDoubt, Some(Reason::Crashed)), "{policy:?}");
+        assert_eq!(world.charge(1).await.unwrap_err().kind(), ErrorKind::InDoubt, "{policy:?}");
+        world.handle(1).resolve(&doubt, Resolution::Completed("operator")).await.unwrap();
+        assert_eq!(world.charge(1).await.unwrap(), "operator", "{policy:?}");
+        assert_eq!(world.ledger.count(), 0, "{policy:?}");
+    }
 }

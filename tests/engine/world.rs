@@ -1,13 +1,13 @@
 //! An engine, its store, its clock and a ledger: what every test starts from.
 
+use std::collections::HashMap;
 use std::future::Future;
-use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use idempotency::clock::Clock as _;
-use idempotency::store::{MemoryStore, Record, Store as _};
+use idempotency::clock::{Clock as _, Timestamp};
+use idempotency::store::{MemoryStore, Record, Store as _, Token};
 use idempotency::testing::ManualClock;
 use idempotency::{Builder, Call, Error, Idempotency};
 
@@ -17,6 +17,9 @@ use crate::ledger::Ledger;
 pub const LEASE: Duration = Duration::from_secs(15);
 pub const DAY: Duration = Duration::from_secs(86_400);
 pub const OPERATION: &str = "payments.charge";
+
+/// How long a renewal that is due may take to be sent, in real time. One that is never sent costs as much.
+const RENEWAL: Duration = Duration::from_secs(3);
 
 /// How long a condition may take to come true, in real time.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -82,14 +85,39 @@ impl World {
         eventually("the record to be as asked", async || condition(self.record(key).await.as_ref())).await;
     }
 
-    /// Finishes `future` while time passes, slowly enough for renewals to keep up.
+    /// Finishes `future` while time passes, no faster than this engine renews its leases.
     pub async fn while_time_passes<F: Future>(&self, future: F) -> F::Output {
-        let mut future = pin!(future);
-        loop {
-            tokio::select! {
-                biased;
-                output = &mut future => return output,
-                () = tokio::time::sleep(Duration::from_millis(1)) => self.clock.advance(Duration::from_millis(20)),
+        let time = async {
+            let mut seen = HashMap::new();
+            loop {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                self.renewals_are_sent(&mut seen).await;
+                self.clock.advance(Duration::from_millis(20));
+            }
+        };
+        tokio::select! {
+            biased;
+            output = future => output,
+            () = time => unreachable!("time passes for ever"),
+        }
+    }
+
+    /// Waits for renewals that are long due: the thread that sends them may be late on a busy machine. Some are never
+    /// sent, and each is waited for once: `seen` has the ends of leases, and how many renewals were sent before.
+    async fn renewals_are_sent(&self, seen: &mut HashMap<Token, (Timestamp, usize)>) {
+        for claim in self.store.sent_claims() {
+            let record = self.memory.read(claim.key).await.expect("the store works");
+            let Some(record) = record.filter(|record| record.owner == claim.token && record.is_running()) else {
+                continue;
+            };
+            let sent = self.store.requests("renew");
+            let (lease_until, before) = seen.entry(claim.token).or_insert((record.lease_until, sent));
+            if *lease_until != record.lease_until {
+                (*lease_until, *before) = (record.lease_until, sent);
+            } else if *before == sent && record.lease_until < record.read_at + claim.lease / 2 {
+                let renewal = eventually("the renewal", async || self.store.requests("renew") > sent);
+                let _ = tokio::time::timeout(RENEWAL, renewal).await;
+                *before = usize::MAX;
             }
         }
     }

@@ -1,12 +1,21 @@
 //! The server goes away, or a connection to it: what was acknowledged is there, and what is unknown is settled by the
 //! owner's token.
 
+use std::time::Duration;
+
 use idempotency::store::{MySqlStore, Store as _, StoreErrorKind, Written};
 use idempotency_test_support::deadline::{eventually_async, within};
 use idempotency_test_support::proxy::{Action, Fault, Moment, Proxy, Request};
 use idempotency_test_support::server::MariaDbOptions;
 
-use crate::world::{World, claim, commit, fresh, held, key, mine};
+use crate::world::{PATIENCE, World, claim, commit, fresh, held, key, mine, patient};
+
+/// A store with an open connection that soon gives an answer up.
+async fn impatient(world: &World) -> anyhow::Result<MySqlStore> {
+    let store = MySqlStore::builder(&world.url).response_timeout(Duration::from_secs(2)).build()?;
+    eventually_async("a connection", async || store.read(key(0)).await.is_ok()).await?;
+    Ok(store)
+}
 
 #[tokio::test]
 async fn every_record_is_there_after_the_server_was_killed() -> anyhow::Result<()> {
@@ -18,10 +27,10 @@ async fn every_record_is_there_after_the_server_was_killed() -> anyhow::Result<(
             world.store.complete(commit(key(number), token)).await?;
         }
     }
+    let store = impatient(&world).await?;
     world.own_server().kill()?;
-    let error = world.store.claim(claim(key(100), token)).await.unwrap_err();
+    let error = store.claim(claim(key(100), token)).await.unwrap_err();
     assert!(error.is_transient(), "{error}");
-    let store = world.store.clone();
     let is_refused = async || {
         let error = store.claim(claim(key(100), token)).await.unwrap_err();
         assert!(error.is_transient(), "{error}");
@@ -29,8 +38,8 @@ async fn every_record_is_there_after_the_server_was_killed() -> anyhow::Result<(
     };
     eventually_async("requests to be refused because there is no connection to send them on", is_refused).await?;
     world.own_server().restart().await?;
-    let store = world.store.clone();
     eventually_async("the store to recover", async || store.read(key(0)).await.is_ok()).await?;
+    let store = world.store.clone();
     for number in 0..50 {
         let record = held(store.claim(claim(key(number), fresh())).await?);
         assert_eq!(record.state.is_answer(), number % 2 == 0, "{number}");
@@ -49,7 +58,9 @@ async fn a_killed_connection_is_an_unknown_outcome_that_a_retry_settles() -> any
     let (_, database) = world.url.rsplit_once('/').expect("the URL names a database");
     // The commit waits for this lock when its connection is killed.
     let lock = world.lock(key(1)).await?;
-    let store = world.store.clone();
+    // Not in the second for which the store's own connections wait.
+    let pool = world.pool("SET SESSION innodb_lock_wait_timeout = 60").await?;
+    let store = MySqlStore::builder(pool).response_timeout(PATIENCE).build()?;
     let committing = tokio::spawn(async move { store.complete(commit(key(1), token)).await });
     let mut connection = 0;
     eventually_async("the commit to wait", async || {
@@ -75,7 +86,7 @@ async fn an_answer_that_is_lost_is_an_unknown_outcome_that_a_retry_settles() -> 
     const MARK: &[u8] = b"lost answer";
     let world = World::new().await?;
     let proxy = Proxy::start(world.server().address()).await?;
-    let store = MySqlStore::connect(&proxy.url(&world.url)).await?;
+    let store = patient(&proxy.url(&world.url)).connect().await?;
     let token = fresh();
     mine(store.claim(claim(key(1), token)).await?);
     // The proxy sees the statement in pieces: the mark is in one of them wherever they are cut.
@@ -97,11 +108,11 @@ async fn an_answer_that_is_lost_is_an_unknown_outcome_that_a_retry_settles() -> 
 async fn a_server_that_hangs_is_given_up_and_found_again() -> anyhow::Result<()> {
     let mut world = World::private(MariaDbOptions::new()).await?;
     mine(world.store.claim(claim(key(1), fresh())).await?);
+    let store = impatient(&world).await?;
     world.own_server().pause()?;
-    let error = within("the answer", Box::pin(world.store.read(key(1)))).await?.unwrap_err();
+    let error = within("the answer", Box::pin(store.read(key(1)))).await?.unwrap_err();
     assert!(error.is_transient(), "{error}");
     world.own_server().resume()?;
-    let store = world.store.clone();
     eventually_async("the store to recover", async || store.read(key(1)).await.is_ok_and(|record| record.is_some()))
         .await
 }

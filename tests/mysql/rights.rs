@@ -1,9 +1,9 @@
 //! The rights that the documentation names are enough, and each of them is needed.
 
-use idempotency::store::{MySqlStore, Store as _, StoreErrorKind};
+use idempotency::store::{Store as _, StoreErrorKind};
 use idempotency_test_support::server::MariaDbOptions;
 
-use crate::world::{World, claim, everything, fresh, held, key, mine};
+use crate::world::{World, claim, everything, fresh, held, key, mine, patient};
 
 /// The statements in `docs/mysql.md` that give rights, for `user` in the database of `world`.
 fn documented(world: &World, user: &str) -> Vec<String> {
@@ -21,7 +21,7 @@ async fn the_documented_rights_are_enough_and_all_needed() -> anyhow::Result<()>
     assert_eq!(grants.len(), 2, "{grants:?}");
     world.sql(&format!("CREATE USER {user} IDENTIFIED BY 'secret'; {}", grants.join(" "))).await?;
     let url = world.url.replace("root@", &format!("{name}:secret@"));
-    let store = MySqlStore::connect(&url).await?;
+    let store = patient(&url).connect().await?;
     store.migrate().await?;
     everything(&store, 1).await?;
 
@@ -44,7 +44,7 @@ async fn a_user_who_may_not_make_the_table_is_told_so() -> anyhow::Result<()> {
     let (_, database) = world.url.rsplit_once('/').expect("the URL names a database");
     let name = format!("user_{}", uuid::Uuid::new_v4().simple());
     world.sql(&format!("CREATE USER '{name}'@'%'; GRANT SELECT ON {database}.* TO '{name}'@'%'")).await?;
-    let store = MySqlStore::connect(&world.url.replace("root@", &format!("{name}@"))).await?;
+    let store = patient(&world.url.replace("root@", &format!("{name}@"))).connect().await?;
     let error = store.migrate().await.unwrap_err();
     assert_eq!(error.kind(), StoreErrorKind::Config, "{error}");
     assert!(error.to_string().contains("lacks a right"), "{error}");
@@ -64,7 +64,7 @@ async fn a_server_that_takes_no_writes_replays_and_refuses_claims() -> anyhow::R
     let world = World::private(MariaDbOptions::new()).await?;
     let grants = documented(&world, "'shop'@'%'");
     world.sql(&format!("CREATE USER 'shop'@'%'; {}", grants.join(" "))).await?;
-    let store = MySqlStore::connect(&world.url.replace("root@", "shop@")).await?;
+    let store = patient(&world.url.replace("root@", "shop@")).connect().await?;
     world.completed(key(1)).await?;
     world.sql("SET GLOBAL read_only = 1").await?;
     assert_eq!(held(store.claim(claim(key(1), fresh())).await?).body, "receipt 1");

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use futures::future::try_join_all;
 use idempotency::store::{Claimed, MySqlStore, Store as _};
 
-use crate::world::{World, claim, everything, fresh, held, key, mine};
+use crate::world::{PATIENCE, World, claim, everything, fresh, held, key, mine};
 
 #[tokio::test]
 async fn time_zones_and_modes_change_nothing() -> anyhow::Result<()> {
@@ -26,7 +26,7 @@ async fn time_zones_and_modes_change_nothing() -> anyhow::Result<()> {
     let world = World::new().await?;
     let running = mine(world.store.claim(claim(key(1), fresh())).await?);
     for (number, session) in (1..).zip(SESSIONS) {
-        let store = MySqlStore::from_pool(world.pool(session).await?);
+        let store = MySqlStore::builder(world.pool(session).await?).response_timeout(PATIENCE).build()?;
         everything(&store, 1_000 * number).await.unwrap_or_else(|error| panic!("{session}: {error:?}"));
         // Judged on the same time as by everybody else.
         let seen = held(store.claim(claim(key(1), fresh())).await?);
@@ -48,7 +48,7 @@ async fn one_of_64_owns_the_key_in_every_isolation_level() -> anyhow::Result<()>
         "SET SESSION TRANSACTION ISOLATION LEVEL SERIALIZABLE",
     ];
     for (number, session) in (1..).zip(sessions) {
-        let store = MySqlStore::from_pool(world.pool(session).await?);
+        let store = MySqlStore::builder(world.pool(session).await?).response_timeout(PATIENCE).build()?;
         for round in 0..5 {
             let key = key(number * 100 + round);
             let claims = (0..64).map(|_| {

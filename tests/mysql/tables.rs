@@ -6,7 +6,7 @@ use idempotency::{Error, ErrorKind, Idempotency};
 use idempotency_test_support::server::MariaDbOptions;
 
 use crate::warnings::Warnings;
-use crate::world::{DAY, World, claim, everything, fresh, key, mine};
+use crate::world::{DAY, World, claim, everything, fresh, key, mine, patient};
 
 #[tokio::test]
 async fn many_processes_make_the_table_at_once() -> anyhow::Result<()> {
@@ -14,7 +14,7 @@ async fn many_processes_make_the_table_at_once() -> anyhow::Result<()> {
     let processes = (0..16).map(|number| {
         let url = world.url.clone();
         async move {
-            let store = MySqlStore::connect(&url).await?;
+            let store = patient(&url).connect().await?;
             store.migrate().await?;
             mine(store.claim(claim(key(number), fresh())).await?);
             anyhow::Ok(())
@@ -34,7 +34,7 @@ async fn many_processes_make_the_table_at_once() -> anyhow::Result<()> {
 async fn the_table_can_be_in_another_database() -> anyhow::Result<()> {
     let (world, elsewhere) = (World::without_table().await?, World::without_table().await?);
     let (_, database) = elsewhere.url.rsplit_once('/').expect("the URL names a database");
-    let store = MySqlStore::builder(&world.url).table(format!("{database}.claims")).connect().await?;
+    let store = patient(&world.url).table(format!("{database}.claims")).connect().await?;
     store.migrate().await?;
     everything(&store, 1).await?;
     assert_eq!(elsewhere.figure("SELECT COUNT(*) FROM claims").await?, 2);
@@ -88,7 +88,7 @@ async fn what_cannot_be_connected_says_why() -> anyhow::Result<()> {
         (&*format!("{address}/?ssl-mode=VERIFY_CA"), "encrypted"),
     ];
     for (url, reason) in cases {
-        let error = MySqlStore::connect(url).await.unwrap_err();
+        let error = patient(url).connect().await.unwrap_err();
         assert_eq!(error.kind(), StoreErrorKind::Config, "{error}");
         assert!(error.to_string().contains(reason), "{url}: {error}");
     }
@@ -96,7 +96,7 @@ async fn what_cannot_be_connected_says_why() -> anyhow::Result<()> {
     assert_eq!(error.kind(), StoreErrorKind::Refused, "{error}");
     let error = MySqlStore::builder(&world.url).table("a; DROP TABLE b").connect().await.unwrap_err();
     assert_eq!(error.kind(), StoreErrorKind::Config);
-    let nowhere = MySqlStore::connect(address).await?;
+    let nowhere = patient(address).connect().await?;
     let error = nowhere.claim(claim(key(1), fresh())).await.unwrap_err();
     assert!(error.to_string().contains("no database is chosen"), "{error}");
     Ok(())
@@ -108,7 +108,7 @@ async fn a_server_that_can_lose_records_is_warned_of() -> anyhow::Result<()> {
     for (flush, warns) in [("0", true), ("2", true), ("1", false)] {
         let world = World::private(MariaDbOptions::new().setting(setting, flush)).await?;
         let warnings = Warnings::listen();
-        MySqlStore::connect(&world.url).await?;
+        patient(&world.url).connect().await?;
         assert_eq!(warnings.mention(&format!("`{setting}` is {flush}: records")), warns, "{flush}");
         assert_eq!(warnings.mention("innodb"), warns, "{flush}");
     }

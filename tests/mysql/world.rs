@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use idempotency::key::KeyHash;
 use idempotency::store::{
-    Claim, Claimed, Commit, CrashPolicy, MySqlStore, Record, Store as _, StoreError, Token, Written,
+    Claim, Claimed, Commit, CrashPolicy, MySqlStore, MySqlStoreBuilder, Record, Store as _, StoreError, Token, Written,
 };
 use idempotency_test_support::server::{MariaDbOptions, MariaDbServer};
 use sqlx::mysql::{MySqlConnectOptions, MySqlPoolOptions};
@@ -14,6 +14,9 @@ use sqlx::{MySql, MySqlPool, Transaction};
 
 pub const DAY: Duration = Duration::from_secs(86_400);
 pub const LEASE: Duration = Duration::from_secs(120);
+/// How long a store or a claim waits for an answer where that is not what a test is about: longer than a busy machine
+/// keeps a process waiting.
+pub const PATIENCE: Duration = Duration::from_secs(20);
 
 pub struct World {
     /// `None` where the server is the one of all tests.
@@ -45,7 +48,7 @@ impl World {
     pub async fn without_table() -> anyhow::Result<Self> {
         let server = tokio::task::spawn_blocking(shared).await?;
         let url = server.database("store").await?;
-        let store = MySqlStore::connect(&url).await?;
+        let store = patient(&url).connect().await?;
         Ok(Self { own: None, url, store })
     }
 
@@ -53,7 +56,7 @@ impl World {
     pub async fn private(options: MariaDbOptions) -> anyhow::Result<Self> {
         let server = MariaDbServer::start(options.private()).await?;
         let url = server.url();
-        let store = MySqlStore::connect(&url).await?;
+        let store = patient(&url).connect().await?;
         store.migrate().await?;
         Ok(Self { own: Some(server), url, store })
     }
@@ -103,6 +106,10 @@ impl World {
         assert_eq!(self.store.complete(commit(key, token)).await?, Written::Applied);
         Ok(())
     }
+}
+
+pub fn patient(url: &str) -> MySqlStoreBuilder {
+    MySqlStore::builder(url).response_timeout(PATIENCE)
 }
 
 pub fn key(number: u64) -> KeyHash {

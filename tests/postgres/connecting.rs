@@ -4,7 +4,7 @@ use idempotency::store::{PostgresStore, Store as _, StoreErrorKind};
 use idempotency::{ErrorKind, Idempotency};
 use idempotency_test_support::server::{PostgresOptions, PostgresServer};
 
-use crate::world::{World, claim, key, shared_server};
+use crate::world::{World, claim, key, patient, shared_server};
 
 #[tokio::test]
 async fn addresses_roles_and_databases_that_are_not_there_are_configuration() -> anyhow::Result<()> {
@@ -18,7 +18,7 @@ async fn addresses_roles_and_databases_that_are_not_there_are_configuration() ->
         (format!("{}?sslmode=require", server.url()), "TLS"),
     ];
     for (url, expected) in cases {
-        let error = PostgresStore::connect(&url).await.unwrap_err();
+        let error = patient(&url).connect().await.unwrap_err();
         assert_eq!(error.kind(), StoreErrorKind::Config, "{url}: {error}");
         assert!(error.to_string().contains(expected), "{url}: {error}");
     }
@@ -39,13 +39,13 @@ async fn a_wrong_password_is_configuration() -> anyhow::Result<()> {
     server.sql("SELECT pg_reload_conf()").await?;
     let url = |password: &str| format!("postgres://shop:{password}@{}/idempotency", server.address());
     idempotency_test_support::deadline::eventually_async("passwords to be asked for", async || {
-        PostgresStore::connect(&url("wrong")).await.is_err()
+        patient(&url("wrong")).connect().await.is_err()
     })
     .await?;
-    let error = PostgresStore::connect(&url("wrong")).await.unwrap_err();
+    let error = patient(&url("wrong")).connect().await.unwrap_err();
     assert_eq!(error.kind(), StoreErrorKind::Config, "{error}");
     assert!(!format!("{error:?}").contains("wrong"), "the password is not told: {error:?}");
-    PostgresStore::connect(&url("right")).await?;
+    patient(&url("right")).connect().await?;
     Ok(())
 }
 

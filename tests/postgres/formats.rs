@@ -7,7 +7,7 @@ use idempotency::store::{
     Claim, Commit, CrashPolicy, PostgresStore, Reason, Record, Scan, State, Store as _, StoreErrorKind, Token,
 };
 
-use crate::world::{DAY, World};
+use crate::world::{DAY, World, patient};
 
 /// Rows as format 1 has them, one with every field set and one with none.
 const FORMAT_1: &str = include_str!("format_1.sql");
@@ -57,7 +57,7 @@ async fn read(store: &PostgresStore, key: KeyHash) -> anyhow::Result<Option<Reco
 async fn golden_rows_of_format_1_are_read() -> anyhow::Result<()> {
     let world = World::new().await?;
     world.sql(FORMAT_1).await?;
-    let unprepared = PostgresStore::builder(&world.url).without_prepared_statements().connect().await?;
+    let unprepared = patient(&world.url).without_prepared_statements().connect().await?;
     for store in [&world.store, &unprepared] {
         assert_eq!(read(store, FULL).await?, Some(full()));
         assert_eq!(read(store, BARE).await?, Some(bare()));

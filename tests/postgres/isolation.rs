@@ -8,7 +8,7 @@ use idempotency_test_support::server::Rows;
 use sqlx::postgres::PgPoolOptions;
 use tokio::sync::Barrier;
 
-use crate::world::{OPERATION, World, key};
+use crate::world::{OPERATION, World, key, patient};
 
 fn one(value: &str) -> Rows {
     vec![vec![Some(String::from(value))]]
@@ -67,7 +67,7 @@ async fn own_connections_are_read_committed_and_carry_a_name() -> anyhow::Result
              CREATE TRIGGER look BEFORE INSERT ON idempotency_records FOR EACH ROW EXECUTE FUNCTION look()",
         )
         .await?;
-    let store = PostgresStore::connect(&world.url).await?;
+    let store = patient(&world.url).connect().await?;
     store.claim(crate::world::claim(1)).await?;
     let seen = world.sql("SELECT isolation, application FROM seen").await?;
     assert_eq!(seen, [[Some("read committed".to_owned()), Some("idempotency".to_owned())]]);

@@ -1,9 +1,9 @@
 //! Making the table.
 
-use idempotency::store::{PostgresStore, Store as _, StoreErrorKind};
+use idempotency::store::{Store as _, StoreErrorKind};
 use idempotency::{Error, Idempotency, observe};
 
-use crate::world::{DAY, OPERATION, World, claim, key, number, run, shared_server};
+use crate::world::{DAY, OPERATION, World, claim, key, number, patient, run, shared_server};
 
 const SCRIPT: &str = include_str!("../../idempotent-runtime/migrations/postgres/0001_records.sql");
 
@@ -16,7 +16,7 @@ async fn many_make_the_table_at_once() -> anyhow::Result<()> {
             .map(|_| {
                 let url = url.clone();
                 tokio::spawn(async move {
-                    let store = PostgresStore::builder(&url).table(table).connect().await?;
+                    let store = patient(&url).table(table).connect().await?;
                     store.migrate().await
                 })
             })
@@ -34,7 +34,7 @@ async fn many_make_the_table_at_once() -> anyhow::Result<()> {
 async fn a_missing_table_is_named_and_the_table_may_be_in_any_schema() -> anyhow::Result<()> {
     let server = shared_server().await?;
     let url = server.database("schemas").await?;
-    let store = PostgresStore::builder(&url).table("Shop.Payments").connect().await?;
+    let store = patient(&url).table("Shop.Payments").connect().await?;
     let missing = [
         store.read(key(1)).await.unwrap_err(),
         store.claim(claim(1)).await.unwrap_err(),
@@ -73,7 +73,7 @@ async fn the_shipped_script_makes_the_table_that_the_store_needs() -> anyhow::Re
     let url = server.database("script").await?;
     server.sql_at(&url, SCRIPT).await?;
     server.sql_at(&url, SCRIPT).await?;
-    let store = PostgresStore::connect(&url).await?;
+    let store = patient(&url).connect().await?;
     run(&store, 1, "one", DAY).await?;
     store.migrate().await?;
     Ok(())

@@ -8,19 +8,20 @@ use idempotency_test_support::deadline::within;
 use idempotency_test_support::proxy::{Protocol, Proxy};
 use idempotency_test_support::server::{PostgresOptions, PostgresServer};
 
-use crate::world::{DAY, OPERATION, World, claim, key, migrated, run};
+use crate::world::{DAY, OPERATION, PATIENCE, World, claim, key, migrated, patient, run};
 
-const PATIENCE: Duration = Duration::from_secs(1);
+/// Short enough to be waited for, and longer than a busy machine takes for an answer.
+const IMPATIENCE: Duration = Duration::from_secs(5);
 
 fn impatient(url: &str) -> anyhow::Result<PostgresStore> {
-    Ok(PostgresStore::builder(url).response_timeout(PATIENCE).max_connections(4).build()?)
+    Ok(PostgresStore::builder(url).response_timeout(IMPATIENCE).max_connections(4).build()?)
 }
 
 #[tokio::test]
 async fn results_replay_after_a_restart_and_after_a_kill() -> anyhow::Result<()> {
     let mut server = PostgresServer::start(PostgresOptions::new().private()).await?;
     migrated(&server.url()).await?;
-    let engine = Idempotency::builder(impatient(&server.url())?).claim_timeout(Duration::from_secs(2)).build();
+    let engine = Idempotency::builder(impatient(&server.url())?).claim_timeout(Duration::from_secs(10)).build();
     let call = |key: u32, value: u32| engine.call(OPERATION, key).ttl(DAY).run(async move || Ok::<_, Error>(value));
     assert_eq!(call(1, 1).await?, 1);
     server.restart().await?;
@@ -60,7 +61,7 @@ async fn a_half_open_connection_is_an_unknown_outcome_and_is_not_used_again() ->
     let error = store.claim(claim(2)).await.unwrap_err();
     assert_eq!(error.kind(), StoreErrorKind::Unavailable, "{error}");
     assert!(error.is_outcome_unknown());
-    assert!(started.elapsed() >= PATIENCE);
+    assert!(started.elapsed() >= IMPATIENCE);
     proxy.heal();
     // The late answer to the first claim must not be taken for that of this one.
     let record = store.read(key(1)).await?.expect("the record");
@@ -73,7 +74,7 @@ async fn a_half_open_connection_is_an_unknown_outcome_and_is_not_used_again() ->
 async fn an_idle_connection_is_tried_before_it_is_used() -> anyhow::Result<()> {
     let world = World::new().await?;
     let proxy = Proxy::start_for(Protocol::Postgres, world.server.address()).await?;
-    let store = impatient(&proxy.url(&world.url))?;
+    let store = patient(&proxy.url(&world.url)).build()?;
     run(&store, 1, "one", DAY).await?;
     proxy.reset_all();
     // Longer than a connection is taken to be alive without a try, which counts from when it was back in its pool.
@@ -86,7 +87,7 @@ async fn an_idle_connection_is_tried_before_it_is_used() -> anyhow::Result<()> {
 async fn a_request_that_is_dropped_takes_its_connection_with_it() -> anyhow::Result<()> {
     let world = World::new().await?;
     let proxy = Proxy::start_for(Protocol::Postgres, world.server.address()).await?;
-    let store = PostgresStore::builder(proxy.url(&world.url)).max_connections(1).build()?;
+    let store = patient(&proxy.url(&world.url)).max_connections(1).build()?;
     run(&store, 1, "one", DAY).await?;
     proxy.half_open();
     assert!(tokio::time::timeout(Duration::from_millis(100), store.read(key(2))).await.is_err());
@@ -99,7 +100,8 @@ async fn a_request_that_is_dropped_takes_its_connection_with_it() -> anyhow::Res
 #[tokio::test]
 async fn a_statement_that_waits_too_long_is_cancelled_by_the_server_and_has_not_happened() -> anyhow::Result<()> {
     let world = World::new().await?;
-    let store = impatient(&world.url)?;
+    // The server gives the lock up after three quarters of that: four seconds are left for its answer.
+    let store = PostgresStore::builder(&world.url).response_timeout(Duration::from_secs(16)).build()?;
     run(&store, 1, "one", DAY).await?;
     let other = sqlx::PgPool::connect(&world.url).await?;
     let mut transaction = other.begin().await?;
@@ -142,11 +144,11 @@ async fn a_server_without_writes_refuses_claims_and_replays_stored_results() -> 
     engine.call(OPERATION, 2_u32).ttl(DAY).run(async || Ok::<_, Error>(1)).await?;
     let database = world.url.rsplit('/').next().unwrap_or_default();
     world.sql(&format!("ALTER DATABASE {database} SET default_transaction_read_only = on")).await?;
-    let store = PostgresStore::connect(&world.url).await?;
+    let store = patient(&world.url).connect().await?;
     let error = store.claim(claim(2)).await.unwrap_err();
     assert_eq!(error.kind(), StoreErrorKind::Refused, "{error}");
     assert!(error.to_string().contains("read-only"), "{error}");
-    let engine = Idempotency::new(store);
+    let engine = Idempotency::builder(store).claim_timeout(PATIENCE).build();
     let old = engine.call(OPERATION, 2_u32).ttl(DAY).run(async || Ok::<_, Error>(2)).await?;
     assert_eq!(old, 1);
     Ok(())

@@ -1,11 +1,11 @@
 //! Behind a pooler that gives every transaction another session.
 
-use idempotency::store::{PostgresStore, Remove, Renewal, Scan, State, Store as _, StoreErrorKind, Written};
+use idempotency::store::{Remove, Renewal, Scan, State, Store as _, StoreErrorKind, Written};
 use idempotency::{Error, Idempotency};
 use idempotency_test_support::deadline::within;
 use idempotency_test_support::server::{PgBouncer, PgBouncerOptions};
 
-use crate::world::{DAY, HOUR, OPERATION, World, claim, key, run, token};
+use crate::world::{DAY, HOUR, OPERATION, PATIENCE, World, claim, key, patient, run, token};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_prepared_statements_everything_works_in_transaction_mode() -> anyhow::Result<()> {
@@ -14,14 +14,14 @@ async fn without_prepared_statements_everything_works_in_transaction_mode() -> a
     let options = PgBouncerOptions::before(world.server).setting("ignore_startup_parameters", "");
     let pooler = PgBouncer::start(options.setting("default_pool_size", "2")).await?;
     let url = pooler.through(&world.url);
-    let unprepared = || PostgresStore::builder(&url).without_prepared_statements();
+    let unprepared = || patient(&url).without_prepared_statements();
     let store = unprepared().connect().await?;
     store.migrate().await?;
     let other = unprepared().table("pooled.records").connect().await?;
     other.migrate().await?;
     run(&other, 1, "elsewhere", DAY).await?;
 
-    let engine = Idempotency::builder(store.clone()).build();
+    let engine = Idempotency::builder(store.clone()).claim_timeout(PATIENCE).build();
     let tasks: Vec<_> = (0..64_u32)
         .map(|number| {
             let call = engine.call(OPERATION, number % 8).ttl(DAY);
@@ -60,7 +60,7 @@ async fn without_prepared_statements_everything_works_in_transaction_mode() -> a
 async fn a_pooler_that_refuses_the_settings_of_a_session_is_named() -> anyhow::Result<()> {
     let world = World::new().await?;
     let pooler = PgBouncer::start(PgBouncerOptions::before(world.server)).await?;
-    let error = PostgresStore::connect(&pooler.through(&world.url)).await.unwrap_err();
+    let error = patient(&pooler.through(&world.url)).connect().await.unwrap_err();
     assert_eq!(error.kind(), StoreErrorKind::Config, "{error}");
     assert!(error.to_string().contains("without_prepared_statements"), "{error}");
     Ok(())
@@ -71,7 +71,7 @@ async fn in_session_mode_a_pooler_needs_to_let_the_settings_pass() -> anyhow::Re
     let world = World::new().await?;
     let options = PgBouncerOptions::before(world.server).setting("pool_mode", "session");
     let pooler = PgBouncer::start(options.setting("ignore_startup_parameters", "options")).await?;
-    let store = PostgresStore::connect(&pooler.through(&world.url)).await?;
+    let store = patient(&pooler.through(&world.url)).connect().await?;
     for number in 0..10 {
         run(&store, number, "one", DAY).await?;
     }

@@ -1,9 +1,9 @@
 //! The least rights with which the store works: those that `docs/postgres.md` names.
 
-use idempotency::store::{PostgresStore, Store as _, StoreErrorKind, Written};
+use idempotency::store::{Store as _, StoreErrorKind, Written};
 use idempotency::{Error, Idempotency};
 
-use crate::world::{DAY, OPERATION, World, claim, key, run, token};
+use crate::world::{DAY, OPERATION, World, claim, key, patient, run, token};
 
 const PAGE: &str = include_str!("../../docs/postgres.md");
 
@@ -20,13 +20,13 @@ async fn the_rights_of_the_documentation_are_enough() -> anyhow::Result<()> {
     let role = format!("app_{}", std::process::id());
     world.sql(&format!("CREATE ROLE {role} LOGIN; REVOKE ALL ON SCHEMA public FROM PUBLIC")).await?;
     let url = world.url.replace("idempotency@", &format!("{role}@"));
-    let refused = PostgresStore::connect(&url).await?.claim(claim(1)).await.unwrap_err();
+    let refused = patient(&url).connect().await?.claim(claim(1)).await.unwrap_err();
     assert_eq!(refused.kind(), StoreErrorKind::Config, "{refused}");
 
     let grants =
         grants().replace("shop_app", &role).replace("SCHEMA shop", "SCHEMA public").replace("shop.", "public.");
     world.sql(&grants).await?;
-    let store = PostgresStore::connect(&url).await?;
+    let store = patient(&url).connect().await?;
     // The table is there.
     store.migrate().await?;
     run(&store, 1, "one", DAY).await?;
@@ -38,7 +38,7 @@ async fn the_rights_of_the_documentation_are_enough() -> anyhow::Result<()> {
     let engine = Idempotency::connect(&url).await?;
     assert_eq!(engine.call(OPERATION, 3_u32).ttl(DAY).run(async || Ok::<_, Error>(3)).await?, 3);
 
-    let other = PostgresStore::builder(&url).table("other").connect().await?;
+    let other = patient(&url).table("other").connect().await?;
     let error = other.migrate().await.unwrap_err();
     assert_eq!(error.kind(), StoreErrorKind::Config, "{error}");
     assert!(error.to_string().contains("rights"), "{error}");

@@ -3,7 +3,7 @@
 use idempotency::{Error, Idempotency};
 use idempotency_test_support::server::PostgresServer;
 
-use crate::world::{DAY, OPERATION, migrated, number, quiet_server};
+use crate::world::{DAY, OPERATION, PATIENCE, migrated, number, quiet_server};
 
 async fn counted(server: &PostgresServer, url: &str) -> anyhow::Result<i64> {
     let database = url.rsplit('/').next().unwrap_or_default();
@@ -18,7 +18,7 @@ async fn counted(server: &PostgresServer, url: &str) -> anyhow::Result<i64> {
 async fn a_replay_is_one_statement_and_a_call_that_runs_is_two() -> anyhow::Result<()> {
     let server = quiet_server().await?;
     let url = server.database("statements").await?;
-    let engine = Idempotency::builder(migrated(&url).await?).background_purge(false).build();
+    let engine = Idempotency::builder(migrated(&url).await?).claim_timeout(PATIENCE).background_purge(false).build();
     let call = |key: u32| engine.call(OPERATION, key).ttl(DAY).run(async || Ok::<_, Error>(1));
     call(0).await?;
     let before = counted(&server, &url).await?;

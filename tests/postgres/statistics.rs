@@ -3,7 +3,7 @@
 use idempotency::store::{Claim, Claimed, PostgresStore, State, Store as _, Token};
 use sqlx::PgPool;
 
-use crate::world::{DAY, OPERATION, key, migrated, number, quiet_server, run};
+use crate::world::{DAY, OPERATION, PATIENCE, key, migrated, number, quiet_server, run};
 
 #[tokio::test]
 async fn replays_write_no_wal_and_wait_for_no_lock() -> anyhow::Result<()> {
@@ -49,7 +49,7 @@ async fn commits_stay_in_their_page_and_touch_no_index() -> anyhow::Result<()> {
     let url = server.database("commits").await?;
     migrated(&url).await?;
     let pool = PgPool::connect(&url).await?;
-    let store = PostgresStore::from_pool(pool.clone());
+    let store = PostgresStore::builder(pool.clone()).response_timeout(PATIENCE).build()?;
     let body = "x".repeat(200);
     for number in 0..500 {
         run(&store, number, &body, DAY).await?;

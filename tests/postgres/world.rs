@@ -4,13 +4,16 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use idempotency::key::KeyHash;
-use idempotency::store::{Claim, Commit, PostgresStore, Store as _, Token, Written};
+use idempotency::store::{Claim, Commit, PostgresStore, PostgresStoreBuilder, Store as _, Token, Written};
 use idempotency::{Builder, Idempotency};
 use idempotency_test_support::server::{PostgresOptions, PostgresServer, Rows};
 
 pub const DAY: Duration = Duration::from_secs(86_400);
 pub const HOUR: Duration = Duration::from_secs(3_600);
 pub const OPERATION: &str = "payments.charge";
+/// How long a store or a claim waits for an answer where that is not what a test is about: longer than a busy machine
+/// keeps a process waiting.
+pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// One server for the tests that do nothing to it. It ends with this process.
 pub async fn shared_server() -> anyhow::Result<&'static PostgresServer> {
@@ -63,13 +66,17 @@ impl World {
     }
 
     pub fn engine(&self, configure: impl FnOnce(Builder) -> Builder) -> Idempotency {
-        configure(Idempotency::builder(self.store.clone())).build()
+        configure(Idempotency::builder(self.store.clone()).claim_timeout(PATIENCE)).build()
     }
+}
+
+pub fn patient(url: &str) -> PostgresStoreBuilder {
+    PostgresStore::builder(url).response_timeout(PATIENCE)
 }
 
 /// A store on the database at `url`, which gets its table.
 pub async fn migrated(url: &str) -> anyhow::Result<PostgresStore> {
-    let store = PostgresStore::connect(url).await?;
+    let store = patient(url).connect().await?;
     store.migrate().await?;
     Ok(store)
 }

@@ -4,14 +4,15 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use idempotency::{OnCrash, State};
+use idempotency::State;
 use idempotency_test_support::deadline::within;
 use idempotency_test_support::history::{Call, Event, Outcome, Policy, Stored, check};
 use idempotency_test_support::worker::Worker;
 
 use crate::backend::Backend;
 use crate::scene::Scene;
-use crate::worker::{Orders, Planned, Receipt, START, answers, spawn};
+use crate::service::{Planned, Receipt};
+use crate::worker::{START, Work, answers};
 
 const PROCESSES: usize = 3;
 /// Long enough that a busy machine loses no lease: nothing crashes here.
@@ -21,8 +22,7 @@ const LEASE: Duration = Duration::from_secs(15);
 async fn race(scene: &Scene, lists: Vec<Vec<Planned>>) -> anyhow::Result<Vec<Call>> {
     let mut workers = Vec::new();
     for calls in lists {
-        let orders = Orders { lease: LEASE, ..scene.orders(OnCrash::Hold, calls) };
-        workers.push(spawn(&orders, &[START])?);
+        workers.push(scene.worker(LEASE, Work::Charge { retries: false, endless: false, calls }, &[START])?);
     }
     for worker in &mut workers {
         worker.wait_for_point(START).await?;

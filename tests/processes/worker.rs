@@ -1,21 +1,24 @@
 //! The program that the tests start: this test binary again, with its orders in a file that a variable names.
 
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use idempotency::{Context, Duplicate, Error, ErrorKind, Idempotency, OnConflict, OnCrash};
-use idempotency_test_support::history::{Call, Effect, EventLog, OpenCall, Outcome};
-use idempotency_test_support::worker::{AFTER_EFFECT, BEFORE_EFFECT, KillPointStore, KillPoints, Worker};
+use idempotency::{Duplicate, Error, ErrorKind, Idempotency, OnConflict, OnCrash};
+use idempotency_test_support::deadline::DEADLINE;
+use idempotency_test_support::history::{Call, OpenCall, Outcome};
+use idempotency_test_support::worker::{KillPointStore, KillPoints, Worker};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 
 use crate::backend::connect;
+use crate::operator::{self, Answer, Policy};
+use crate::service::{Planned, Service};
 
-/// How long a claim lives in these tests.
-pub const LEASE: Duration = Duration::from_millis(300);
-pub const DAY: Duration = Duration::from_secs(86_400);
-pub const OPERATION: &str = "payments.charge";
+/// How long a caller waits for another one.
+pub const PATIENCE: Duration = Duration::from_secs(25);
 /// Where a worker is ready, and has called nothing yet.
 pub const START: &str = "start";
 
@@ -27,75 +30,39 @@ const ANSWER: &str = "answer ";
 /// The line of the hook that is told of a body whose call was taken over.
 pub const DUPLICATE: &str = "duplicate";
 
-/// What a worker does.
+/// What a worker does, and where.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Orders {
     pub url: String,
-    pub effects: std::path::PathBuf,
-    pub retries: bool,
+    pub effects: PathBuf,
     pub lease: Duration,
-    /// The body waits after its effect, until the worker is killed.
-    pub endless: bool,
-    pub calls: Vec<Planned>,
+    pub work: Work,
 }
 
-/// One call, and when it is made.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Planned {
-    pub key: String,
-    pub payload: u32,
-    pub delay: Duration,
-    pub body: Duration,
-}
-
-impl Planned {
-    pub fn now(key: &str) -> Self {
-        Self { key: String::from(key), payload: 0, delay: Duration::ZERO, body: Duration::ZERO }
-    }
-}
-
-/// What a body returns: names its effect, so that a second run would give another receipt.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Receipt {
-    pub effect: String,
-    pub payload: u32,
-}
-
-impl Receipt {
-    /// As histories have it.
-    pub fn bytes(&self) -> Vec<u8> {
-        serde_json::to_vec(self).expect("a receipt is written")
-    }
-}
-
-/// One process's engine with the world that its bodies change.
-pub struct Service {
-    pub engine: Idempotency,
-    pub effects: EventLog,
-    pub points: KillPoints,
-    pub on_crash: OnCrash,
-    pub endless: bool,
-}
-
-impl Service {
-    pub async fn charge(&self, planned: &Planned) -> Result<Receipt, Error> {
-        let call = self.engine.call(OPERATION, planned.key.as_str()).ttl(DAY).fingerprint(&planned.payload);
-        call.on_crash(self.on_crash).run(|| self.body(planned)).await
-    }
-
-    async fn body(&self, planned: &Planned) -> Result<Receipt, Error> {
-        tokio::time::sleep(planned.body).await;
-        self.points.reach(BEFORE_EFFECT).await;
-        let receipt = Receipt { effect: uuid::Uuid::new_v4().to_string(), payload: planned.payload };
-        let effect = Effect::now(&*planned.key, Context::current().attempt()).with_result(receipt.bytes());
-        let effect = effect.with_fingerprint(planned.payload.to_string());
-        self.effects.append(effect).expect("the effect is written");
-        self.points.reach(AFTER_EFFECT).await;
-        if self.endless {
-            std::future::pending::<()>().await;
-        }
-        Ok(receipt)
-    }
+/// The calls that a worker makes.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Work {
+    Charge {
+        retries: bool,
+        /// The body waits after its effect, until the worker is killed.
+        endless: bool,
+        calls: Vec<Planned>,
+    },
+    Fulfil(Vec<String>),
+    Ship(String),
+    Settle {
+        key: String,
+        provider_knows: bool,
+    },
+    Pay {
+        key: String,
+        policy: Policy,
+    },
+    /// Looks at the record of a payment whose owner is gone, and answers.
+    Answer {
+        key: String,
+        answer: Answer,
+    },
 }
 
 /// Starts a worker process that waits at `points`.
@@ -115,6 +82,13 @@ pub fn answers(lines: &[String]) -> anyhow::Result<Vec<Call>> {
     lines.iter().filter_map(|line| line.strip_prefix(ANSWER)).map(|line| Ok(serde_json::from_str(line)?)).collect()
 }
 
+/// The answer of a worker that makes one call.
+pub async fn only_answer(worker: &mut Worker) -> anyhow::Result<Outcome> {
+    let answers = answers(&worker.lines().await?)?;
+    anyhow::ensure!(answers.len() == 1, "{answers:?}");
+    Ok(answers[0].outcome.clone())
+}
+
 /// What a worker process runs. In the test process it has no orders, and nothing to do.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn obeys_its_orders() -> anyhow::Result<()> {
@@ -124,26 +98,65 @@ async fn obeys_its_orders() -> anyhow::Result<()> {
     let store = KillPointStore::new(connect(&orders.url).await?, points.clone());
     let engine = Idempotency::builder(store)
         .lease(orders.lease)
-        .on_conflict(OnConflict::Wait(Duration::from_secs(25)))
+        .on_conflict(OnConflict::Wait(PATIENCE))
+        // A request that waits at a point is not given up, and sent anew behind the back of the test.
+        .claim_timeout(2 * DEADLINE)
+        .commit_timeout(2 * DEADLINE)
         .on_duplicate(|_: &Duplicate| println!("{DUPLICATE}"))
         .build();
-    let on_crash = if orders.retries { OnCrash::Retry } else { OnCrash::Hold };
-    let effects = EventLog::open(&orders.effects)?;
-    let service = Arc::new(Service { engine, effects, points, on_crash, endless: orders.endless });
+    let service = Arc::new(Service::new(engine, &orders.effects, points)?);
 
     service.points.reach(START).await;
-    let places = Arc::new(Semaphore::new(CALLS_AT_ONCE));
-    let mut calls = tokio::task::JoinSet::new();
-    for planned in orders.calls {
-        let (service, place) = (service.clone(), places.clone().acquire_owned().await?);
-        calls.spawn(async move {
-            tokio::time::sleep(planned.delay).await;
-            let call = OpenCall::start(&*planned.key, std::process::id().to_string());
-            let call = call.with_fingerprint(planned.payload.to_string());
-            let call = call.end(outcome(&service.charge(&planned).await));
-            drop(place);
-            call
-        });
+    let mut calls = JoinSet::new();
+    match orders.work {
+        Work::Charge { retries, endless, calls: planned } => {
+            let on_crash = if retries { OnCrash::Retry } else { OnCrash::Hold };
+            let places = Arc::new(Semaphore::new(CALLS_AT_ONCE));
+            for planned in planned {
+                let (service, places) = (service.clone(), places.clone());
+                calls.spawn(async move {
+                    // Waited for in here, so that the answers of the first calls are printed meanwhile.
+                    let place = places.acquire_owned().await;
+                    tokio::time::sleep(planned.delay).await;
+                    let call = OpenCall::start(&*planned.key, caller()).with_fingerprint(planned.payload.to_string());
+                    let call = call.end(outcome(&service.charge(&planned, on_crash, endless).await));
+                    drop(place);
+                    call
+                });
+            }
+        }
+        Work::Fulfil(orders) => {
+            for order in orders {
+                let service = service.clone();
+                calls.spawn(async move {
+                    let call = OpenCall::start(&*order, caller());
+                    call.end(outcome(&service.fulfil(&order).await))
+                });
+            }
+        }
+        Work::Ship(order) => {
+            calls.spawn(async move {
+                let call = OpenCall::start(&*order, caller());
+                call.end(outcome(&service.ship(&order).await))
+            });
+        }
+        Work::Settle { key, provider_knows } => {
+            calls.spawn(async move {
+                let call = OpenCall::start(&*key, caller());
+                call.end(outcome(&service.settle(&key, provider_knows).await))
+            });
+        }
+        Work::Pay { key, policy } => {
+            calls.spawn(async move {
+                let call = OpenCall::start(&*key, caller());
+                call.end(operator::outcome(&service.pay(&key, policy).await))
+            });
+        }
+        Work::Answer { key, answer } => {
+            let call = OpenCall::start(&*key, caller());
+            let answered = call.end(outcome(&service.answer(&key, &answer).await?));
+            println!("{ANSWER}{}", serde_json::to_string(&answered)?);
+        }
     }
     while let Some(answer) = calls.join_next().await {
         println!("{ANSWER}{}", serde_json::to_string(&answer?)?);
@@ -151,10 +164,14 @@ async fn obeys_its_orders() -> anyhow::Result<()> {
     Ok(())
 }
 
+fn caller() -> String {
+    std::process::id().to_string()
+}
+
 /// How a history has it.
-fn outcome(result: &Result<Receipt, Error>) -> Outcome {
+pub fn outcome(result: &Result<impl Serialize, Error>) -> Outcome {
     match result {
-        Ok(receipt) => Outcome::Value(receipt.bytes()),
+        Ok(value) => Outcome::Value(serde_json::to_vec(value).expect("a result is written")),
         Err(error) if error.kind() == ErrorKind::Mismatch => Outcome::Mismatch,
         Err(error) => Outcome::Error(format!("{:?}", error.kind())),
     }

@@ -13,7 +13,7 @@ pub const NEVER: Fault = Fault::new(Moment::BeforeRequest, Action::Close);
 
 #[tokio::test]
 async fn a_miss_takes_two_commands_and_a_hit_one_plain_set() -> anyhow::Result<()> {
-    let world = World::new().await?;
+    let world = World::patient().await?;
     world.warm_up().await?;
     let sets = Arc::new(Mutex::new(Vec::new()));
     let seen = sets.clone();
@@ -43,7 +43,7 @@ async fn a_miss_takes_two_commands_and_a_hit_one_plain_set() -> anyhow::Result<(
 
 #[tokio::test]
 async fn a_body_over_8_kib_never_passes_through_a_script() -> anyhow::Result<()> {
-    let world = World::new().await?;
+    let world = World::patient().await?;
     let longest = Arc::new(AtomicUsize::new(0));
     let seen = longest.clone();
     world.proxy.every(
@@ -79,7 +79,7 @@ async fn a_body_over_8_kib_never_passes_through_a_script() -> anyhow::Result<()>
 /// The staged body is removed between the two commands of a commit.
 #[tokio::test]
 async fn a_commit_whose_staged_body_is_missing_stages_it_again() -> anyhow::Result<()> {
-    let world = World::new().await?;
+    let world = World::patient().await?;
     world.warm_up().await?;
     let stagings = Arc::new(AtomicUsize::new(0));
     let (staged, address) = (stagings.clone(), world.server.address());

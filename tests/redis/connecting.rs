@@ -2,19 +2,19 @@
 
 use std::path::Path;
 
-use idempotency::store::{RedisStore, StoreErrorKind};
+use idempotency::store::StoreErrorKind;
 use idempotency::{Error, ErrorKind, Idempotency};
 use idempotency_test_support::server::{RedisOptions, RedisServer, TlsClients};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::warnings::Warnings;
-use crate::world::{World, engine_on};
+use crate::world::{World, engine_on, patient};
 
 #[tokio::test]
 async fn a_server_that_may_evict_records_is_refused_unless_that_is_allowed() -> anyhow::Result<()> {
     let warnings = Warnings::listen();
     let evicting = RedisServer::start(RedisOptions::new().max_memory(100_000_000, "allkeys-lru")).await?;
-    let error = RedisStore::connect(&evicting.url()).await.unwrap_err();
+    let error = patient(&evicting.url()).connect().await.unwrap_err();
     assert_eq!(error.kind(), StoreErrorKind::Config);
     for part in ["maxmemory-policy allkeys-lru", "maxmemory-policy noeviction", "allow_eviction()"] {
         assert!(error.to_string().contains(part), "{error}");
@@ -22,11 +22,11 @@ async fn a_server_that_may_evict_records_is_refused_unless_that_is_allowed() -> 
     let error = Idempotency::connect(&evicting.url()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Config, "{error}");
     assert!(!warnings.mention("may evict"));
-    RedisStore::builder(evicting.url()).allow_eviction().connect().await?;
+    patient(&evicting.url()).allow_eviction().connect().await?;
     assert!(warnings.mention("may evict"));
 
     let keeping = RedisServer::start(RedisOptions::new().max_memory(100_000_000, "noeviction")).await?;
-    RedisStore::connect(&keeping.url()).await?;
+    patient(&keeping.url()).connect().await?;
     Ok(())
 }
 
@@ -34,10 +34,10 @@ async fn a_server_that_may_evict_records_is_refused_unless_that_is_allowed() -> 
 async fn a_server_without_an_append_only_file_is_warned_about() -> anyhow::Result<()> {
     let warnings = Warnings::listen();
     let durable = RedisServer::start(RedisOptions::new().append_only()).await?;
-    RedisStore::connect(&durable.url()).await?;
+    patient(&durable.url()).connect().await?;
     assert!(!warnings.mention("append-only"));
     let forgetful = RedisServer::start(RedisOptions::new().private()).await?;
-    RedisStore::connect(&forgetful.url()).await?;
+    patient(&forgetful.url()).connect().await?;
     assert!(warnings.mention("the server has no append-only file"));
     Ok(())
 }
@@ -68,7 +68,7 @@ async fn the_message_for_a_server_that_is_too_old_names_the_versions() -> anyhow
             });
         }
     });
-    let error = RedisStore::connect(&url).await.unwrap_err();
+    let error = patient(&url).connect().await.unwrap_err();
     assert_eq!(error.kind(), StoreErrorKind::Unsupported, "{error}");
     assert!(error.to_string().contains("6.2.14") && error.to_string().contains("Redis 7.0 or later"), "{error}");
     Ok(())
@@ -93,7 +93,7 @@ async fn tls_takes_the_own_authority_and_the_clients_certificate_and_refuses_wit
     let (url, certificates) = (server.tls_url()?, server.certificates()?);
     let (authority, client, key) =
         (pem(&certificates.authority), pem(&certificates.client), pem(&certificates.client_key));
-    let builder = || RedisStore::builder(url.as_str());
+    let builder = || patient(url.as_str());
 
     let store = builder().tls_ca(authority.clone()).tls_client(client.clone(), key.clone()).connect().await?;
     let engine = engine_on(store).build();
@@ -118,9 +118,9 @@ async fn prefixes_and_databases_keep_records_apart() -> anyhow::Result<()> {
     let world = World::new().await?;
     let url = world.server.url();
     let stores = [
-        RedisStore::connect(&url).await?,
-        RedisStore::builder(url.as_str()).prefix("shop:").connect().await?,
-        RedisStore::connect(&format!("{url}/3")).await?,
+        patient(&url).connect().await?,
+        patient(url.as_str()).prefix("shop:").connect().await?,
+        patient(&format!("{url}/3")).connect().await?,
     ];
     for (number, store) in stores.into_iter().enumerate() {
         let engine = engine_on(store).build();

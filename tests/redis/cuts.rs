@@ -2,12 +2,11 @@
 
 use std::time::Duration;
 
-use idempotency::store::RedisStore;
 use idempotency::{Error, ErrorKind, Idempotency, OnConflict, OnCrash, State};
-use idempotency_test_support::deadline::within;
+use idempotency_test_support::deadline::{eventually_async, within};
 use idempotency_test_support::proxy::{Action, Fault, Moment, Proxy};
 
-use crate::world::{DAY, OPERATION, SHORT_LEASE, World, engine_on, impatient, large};
+use crate::world::{DAY, OPERATION, STEADY_LEASE, World, engine_on, impatient, large, patient};
 
 /// Cuts the whole way of a call, from the connection to the commit, at each request and each moment of it.
 async fn cut_everywhere(action: Action, body: &str) -> anyhow::Result<()> {
@@ -89,25 +88,27 @@ async fn renewal_cut(world: &World, round: usize, fault: Fault) -> anyhow::Resul
     let key = u64::try_from(round)?;
     // A proxy of its own: the rounds run at the same time.
     let proxy = Proxy::start(world.server.address()).await?;
-    let store = impatient(&proxy.url(&world.server.url())).connect().await?;
-    let owner = engine_on(store).lease(SHORT_LEASE).build();
-    let elsewhere = engine_on(RedisStore::connect(&world.server.url()).await?).lease(SHORT_LEASE).build();
+    let store = impatient(&proxy.url(&world.server.url())).build()?;
+    let owner = engine_on(store).lease(STEADY_LEASE).build();
+    let elsewhere = engine_on(patient(&world.server.url()).connect().await?).lease(STEADY_LEASE).build();
     let name = world.name(key);
     let is_renewal = move |request: &idempotency_test_support::proxy::Request| {
         request.command() == "EVALSHA" && request.arguments().len() == 5 && request.mentions(&name)
     };
     let (start, started) = tokio::sync::oneshot::channel();
     let body = owner.call(OPERATION, key).ttl(DAY).on_crash(OnCrash::Retry).run(|| async {
+        let first = world.record(key).await.expect("the claim is there").lease_until;
         let cut = proxy.nth(1, is_renewal, fault);
         let _ = start.send(());
         cut.happened().await.expect("the renewal is cut");
-        tokio::time::sleep(SHORT_LEASE * 2).await;
+        let is_over = async || world.record(key).await.is_some_and(|record| record.read_at > first);
+        eventually_async("the first lease to end", is_over).await.expect("the server's clock goes on");
         Ok::<_, Error>(world.effect(key))
     });
     let waiting = async {
         started.await?;
         let call = elsewhere.call(OPERATION, key).ttl(DAY).on_crash(OnCrash::Retry);
-        let call = call.on_conflict(OnConflict::Wait(Duration::from_secs(20)));
+        let call = call.on_conflict(OnConflict::Wait(Duration::from_secs(60)));
         Ok::<_, anyhow::Error>(call.run(|| async { Ok::<_, Error>(world.effect(key)) }).await?)
     };
     let (answer, waited) = tokio::join!(body, waiting);

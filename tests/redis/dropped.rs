@@ -3,12 +3,12 @@
 use std::future::Future;
 use std::sync::Arc;
 use std::task::{Context, Waker};
-use std::time::Duration;
 
 use idempotency::store::Reason;
 use idempotency::{Error, ErrorKind, Idempotency, OnCrash, State, idempotent};
 use idempotency_test_support::deadline::eventually_async;
 use idempotency_test_support::effects::EffectLog;
+use idempotency_test_support::proxy::{Action, Fault, Moment};
 use tokio::sync::Semaphore;
 
 use crate::world::{DAY, OPERATION, World};
@@ -59,7 +59,7 @@ fn both(world: &World, gate: &Arc<Gate>) -> [(u64, Call); 2] {
     ]
 }
 
-/// The server has the claim, and its answer is on the way when the caller goes.
+/// The server has the claim, and nobody has its answer when the caller goes.
 #[tokio::test]
 async fn a_call_dropped_while_it_claims_leaves_nothing_behind() -> anyhow::Result<()> {
     let world = World::new().await?;
@@ -67,14 +67,15 @@ async fn a_call_dropped_while_it_claims_leaves_nothing_behind() -> anyhow::Resul
     let gate = Gate::new(&world);
     gate.open.close();
     for (key, mut call) in both(&world, &gate) {
-        world.proxy.delay_answers(Duration::from_millis(200));
+        let silence = Fault::new(Moment::AfterRequest, Action::Silence);
+        world.proxy.every(|request| request.command() == "SET", silence);
         eventually_async("the claim to be applied", async || {
-            assert!(!poll_once(&mut call), "the answer is late");
+            assert!(!poll_once(&mut call), "the answer is lost");
             world.record(key).await.is_some()
         })
         .await?;
         drop(call);
-        world.proxy.delay_answers(Duration::ZERO);
+        world.proxy.clear();
         eventually_async("the release", async || world.record(key).await.is_none()).await?;
         assert!(!gate.has_started());
         assert_eq!(world.charge(key).await?, format!("receipt {key}.1"));

@@ -1,13 +1,13 @@
-//! Bodies that take several leases.
+//! Bodies that take longer than their lease.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use idempotency::store::RedisStore;
 use idempotency::{Error, OnConflict, OnCrash};
+use idempotency_test_support::deadline::eventually_async;
 use idempotency_test_support::server::RedisOptions;
 use tokio::sync::oneshot;
 
-use crate::world::{DAY, OPERATION, SHORT_LEASE, World, engine_on};
+use crate::world::{DAY, OPERATION, STEADY_LEASE, World, engine_on, patient};
 
 /// Another process waits to take over all the while.
 async fn runs_once(world: &World, body: impl AsyncFnOnce() + Send) -> anyhow::Result<()> {
@@ -18,10 +18,10 @@ async fn runs_once(world: &World, body: impl AsyncFnOnce() + Send) -> anyhow::Re
     let thread = std::thread::spawn(move || -> anyhow::Result<String> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
-            let elsewhere = engine_on(RedisStore::connect(&url).await?).lease(SHORT_LEASE).build();
+            let elsewhere = engine_on(patient(&url).connect().await?).lease(STEADY_LEASE).build();
             started.await?;
             let call = elsewhere.call(OPERATION, 1_u64).ttl(DAY).on_crash(OnCrash::Retry);
-            let call = call.on_conflict(OnConflict::Wait(Duration::from_secs(20)));
+            let call = call.on_conflict(OnConflict::Wait(Duration::from_secs(60)));
             Ok(call
                 .run(|| async {
                     effects.append("1 charged").expect("the log takes a line");
@@ -43,20 +43,21 @@ async fn runs_once(world: &World, body: impl AsyncFnOnce() + Send) -> anyhow::Re
 }
 
 async fn world() -> anyhow::Result<World> {
-    World::with(RedisOptions::new().private(), |builder| builder.lease(SHORT_LEASE)).await
+    World::with(RedisOptions::new().private(), |builder| builder.lease(STEADY_LEASE)).await
 }
 
 #[tokio::test]
-async fn a_body_of_three_leases_runs_once() -> anyhow::Result<()> {
-    runs_once(&world().await?, async || tokio::time::sleep(SHORT_LEASE * 3).await).await
-}
-
-#[tokio::test]
-async fn a_body_of_three_leases_runs_once_on_a_blocked_executor() -> anyhow::Result<()> {
-    let blocked = async || {
-        let before = Instant::now();
-        std::thread::sleep(SHORT_LEASE * 3);
-        assert!(before.elapsed() >= SHORT_LEASE * 3);
+async fn a_body_that_outlives_its_lease_runs_once() -> anyhow::Result<()> {
+    let world = world().await?;
+    let body = async || {
+        let first = world.record(1).await.expect("the claim is there").lease_until;
+        let is_over = async || world.record(1).await.is_some_and(|record| record.read_at > first);
+        eventually_async("the first lease to end", is_over).await.expect("the server's clock goes on");
     };
-    runs_once(&world().await?, blocked).await
+    runs_once(&world, body).await
+}
+
+#[tokio::test]
+async fn a_body_that_outlives_its_lease_runs_once_on_a_blocked_executor() -> anyhow::Result<()> {
+    runs_once(&world().await?, async || std::thread::sleep(STEADY_LEASE * 4 / 3)).await
 }

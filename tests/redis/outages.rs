@@ -17,7 +17,7 @@ fn durable() -> RedisOptions {
 
 /// A call that the store does not answer: no effect, and the caller learns why.
 async fn refused(world: &World, key: u64) -> anyhow::Result<Error> {
-    let error = within("the refusal", world.charge(key)).await?.unwrap_err();
+    let error = within("the refusal", world.charge_on(&world.hasty, key)).await?.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::StoreUnavailable, "{error}");
     assert!(error.is_retryable());
     assert_eq!(error.store(), Some("redis"));
@@ -154,7 +154,7 @@ async fn what_is_no_redis_server_is_said_to_be_none() -> anyhow::Result<()> {
     assert!(error.to_string().contains("is it a Redis server?"), "{error}");
 
     let world = World::new().await?;
-    let engine = engine_on(impatient(&url).build()?).build();
+    let engine = engine_on(impatient(&url).build()?).claim_timeout(Duration::from_secs(2)).build();
     let error = within("the refusal", world.charge_on(&engine, 1)).await?.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::StoreUnavailable);
     assert!(error.to_string().contains("is it a Redis server?"), "{error}");
@@ -166,7 +166,7 @@ async fn what_is_no_redis_server_is_said_to_be_none() -> anyhow::Result<()> {
 #[tokio::test]
 async fn a_waiter_outlives_an_outage_of_the_server() -> anyhow::Result<()> {
     let mut world = World::with(durable(), |builder| builder).await?;
-    let there = engine_on(impatient(&world.server.url()).connect().await?).build();
+    let there = engine_on(impatient(&world.server.url()).build()?).build();
     let (start, started) = oneshot::channel();
     let (finish, finished) = oneshot::channel::<()>();
     let (engine, effects) = (world.engine.clone(), world.effects.clone());
@@ -181,7 +181,7 @@ async fn a_waiter_outlives_an_outage_of_the_server() -> anyhow::Result<()> {
     });
     started.await?;
     let waiter = tokio::spawn(async move {
-        let call = there.call(OPERATION, 1_u64).ttl(DAY).on_conflict(OnConflict::Wait(Duration::from_secs(20)));
+        let call = there.call(OPERATION, 1_u64).ttl(DAY).on_conflict(OnConflict::Wait(Duration::from_secs(60)));
         call.run(|| async { Ok::<_, Error>("not waited".to_owned()) }).await
     });
     tracked(&world).await?;

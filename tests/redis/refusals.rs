@@ -5,7 +5,7 @@ use idempotency::{Error, ErrorKind};
 use idempotency_test_support::server::RedisOptions;
 use tokio::sync::oneshot;
 
-use crate::world::{World, engine_on, impatient, large};
+use crate::world::{World, engine_on, large, patient};
 
 /// What is stored is served, new calls are refused and have no effect; afterwards all is as before.
 async fn refuses_new_calls(refuse: &[&str], allow: &[&str], named: &str) -> anyhow::Result<()> {
@@ -27,7 +27,7 @@ async fn refuses_new_calls(refuse: &[&str], allow: &[&str], named: &str) -> anyh
         for _ in 0..2 {
             assert_eq!(world.charge(1).await?, "receipt 1.1");
             assert_eq!(world.charge(2).await?, large());
-            let error = world.charge(4).await.unwrap_err();
+            let error = world.charge_on(&world.hasty, 4).await.unwrap_err();
             assert_eq!(error.kind(), ErrorKind::StoreUnavailable);
             assert!(error.is_retryable() && error.to_string().contains(named), "{error}");
         }
@@ -68,11 +68,11 @@ async fn a_refused_password_is_a_configuration_error_until_it_is_right() -> anyh
     let rules = "on >right ~* &* +@all";
     let world = World::with(RedisOptions::new().user("app", rules), |builder| builder).await?;
     let url = |password| world.proxy.url(&world.server.url()).replace("redis://", &format!("redis://app:{password}@"));
-    let error = impatient(&url("wrong")).connect().await.unwrap_err();
+    let error = patient(&url("wrong")).connect().await.unwrap_err();
     assert_eq!(error.kind(), StoreErrorKind::Config, "{error}");
     assert!(error.to_string().contains("refuses the user or the password"), "{error}");
 
-    let engine = engine_on(impatient(&url("right")).connect().await?).build();
+    let engine = engine_on(patient(&url("right")).connect().await?).build();
     assert_eq!(world.charge_on(&engine, 1).await?, "receipt 1.1");
     world.server.command(&["ACL", "SETUSER", "app", "resetpass", ">another"]).await?;
     world.server.command(&["CLIENT", "KILL", "USER", "app"]).await?;

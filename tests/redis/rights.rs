@@ -5,15 +5,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use idempotency::store::{
-    Abandon, Checkpoint, Claim, CrashPolicy, Park, Reason, RedisStore, Release, Remove, Renewal, Scan, Store as _,
-    StoreError, Token,
+    Abandon, Checkpoint, Claim, CrashPolicy, Park, Reason, Release, Remove, Renewal, Scan, Store as _, StoreError,
+    Token,
 };
 use idempotency::{Error, OnConflict, observe};
 use idempotency_test_support::deadline::{eventually_async, within};
 use tokio::sync::oneshot;
 
 use crate::warnings::Warnings;
-use crate::world::{DAY, OPERATION, World, engine_on, large};
+use crate::world::{DAY, OPERATION, World, engine_on, large, patient};
 
 /// The commands in the documentation of `RedisStore`.
 fn documented() -> BTreeSet<&'static str> {
@@ -34,7 +34,7 @@ async fn user(world: &World, name: &str, commands: &BTreeSet<&str>) -> anyhow::R
 /// Everything that a store does.
 async fn everything(world: &World, url: &str, key: u64) -> Result<(), StoreError> {
     world.server.command(&["SCRIPT", "FLUSH"]).await.expect("the server answers");
-    let store = RedisStore::connect(url).await?;
+    let store = patient(url).connect().await?;
     let hash = world.engine.record(OPERATION, key).hash().expect("the key is fine");
     let token = Token::from_bits(u128::from(key) + 1);
     let claim = |policy| {
@@ -104,7 +104,7 @@ async fn without_the_right_to_track_waiters_poll() -> anyhow::Result<()> {
     assert!(rights.remove("+client|tracking"));
     let url = user(&world, "polls", &rights).await?;
     // The owner's database.
-    let there = engine_on(RedisStore::connect(url.trim_end_matches("/1")).await?).build();
+    let there = engine_on(patient(url.trim_end_matches("/1")).connect().await?).build();
     let (start, started) = oneshot::channel();
     let owner = world.call(1).run(|| async {
         let _ = start.send(());
@@ -113,7 +113,7 @@ async fn without_the_right_to_track_waiters_poll() -> anyhow::Result<()> {
     });
     let waiting = async {
         started.await?;
-        let call = there.call(OPERATION, 1_u64).ttl(DAY).on_conflict(OnConflict::Wait(Duration::from_secs(20)));
+        let call = there.call(OPERATION, 1_u64).ttl(DAY).on_conflict(OnConflict::Wait(Duration::from_secs(60)));
         let (answer, report) = observe(call.run(|| async { Ok::<_, Error>("not waited".to_owned()) })).await;
         assert!(report.is_some_and(|report| report.waited));
         anyhow::Ok(answer?)
@@ -130,7 +130,7 @@ async fn without_the_right_to_ask_for_settings_the_store_connects_and_warns() ->
     let mut rights = documented();
     assert!(rights.remove("+info"));
     let url = user(&world, "blind", &rights).await?;
-    let engine = engine_on(RedisStore::connect(&url).await?).build();
+    let engine = engine_on(patient(&url).connect().await?).build();
     assert!(warnings.mention("does not tell its settings"));
     assert_eq!(world.charge_on(&engine, 1).await?, "receipt 1.1");
     Ok(())

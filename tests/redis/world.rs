@@ -14,8 +14,13 @@ pub const OPERATION: &str = "payments.charge";
 pub const DAY: Duration = Duration::from_secs(86_400);
 /// Longer than any test takes: no renewal comes in between.
 pub const LONG_LEASE: Duration = Duration::from_secs(120);
-/// For tests in which a lease ends or is renewed.
-pub const SHORT_LEASE: Duration = Duration::from_millis(900);
+/// For tests in which a lease ends. No claim is answered so late that its body does not start.
+pub const SHORT_LEASE: Duration = Duration::from_secs(4);
+/// For tests in which a lease is renewed: two thirds of it are left for a renewal that comes late on a busy machine.
+pub const STEADY_LEASE: Duration = Duration::from_secs(9);
+/// How long a claim, or a store that is not impatient, waits for an answer: longer than a busy machine keeps a process
+/// waiting.
+pub const PATIENCE: Duration = Duration::from_secs(20);
 
 pub struct World {
     pub server: RedisServer,
@@ -23,6 +28,8 @@ pub struct World {
     /// Past the proxy.
     pub direct: RedisStore,
     pub engine: Idempotency,
+    /// On the same store, for calls that are given up soon.
+    pub hasty: Idempotency,
     pub effects: Arc<EffectLog>,
     _directory: TempDir,
 }
@@ -32,15 +39,30 @@ impl World {
         Self::with(RedisOptions::new().private(), |builder| builder).await
     }
 
+    /// One whose engine waits long for each answer, so that it sends nothing twice.
+    pub async fn patient() -> anyhow::Result<Self> {
+        Self::on(RedisOptions::new().private(), patient, |builder| builder).await
+    }
+
     pub async fn with(options: RedisOptions, configure: impl FnOnce(Builder) -> Builder) -> anyhow::Result<Self> {
+        Self::on(options, impatient, configure).await
+    }
+
+    async fn on(
+        options: RedisOptions,
+        store: impl FnOnce(&str) -> RedisStoreBuilder,
+        configure: impl FnOnce(Builder) -> Builder,
+    ) -> anyhow::Result<Self> {
         let server = RedisServer::start(options).await?;
         let proxy = Proxy::start(server.address()).await?;
-        let direct = RedisStore::connect(&server.url()).await?;
-        let store = impatient(&proxy.url(&server.url())).connect().await?;
+        let direct = patient(&server.url()).connect().await?;
+        // Connecting asks for more than one answer, and asks once.
+        let store = store(&proxy.url(&server.url())).build()?;
+        let hasty = engine_on(store.clone()).claim_timeout(Duration::from_secs(2)).build();
         let engine = configure(engine_on(store)).build();
         let directory = tempfile::tempdir()?;
         let effects = Arc::new(EffectLog::open(directory.path().join("effects"))?);
-        Ok(Self { server, proxy, direct, engine, effects, _directory: directory })
+        Ok(Self { server, proxy, direct, engine, hasty, effects, _directory: directory })
     }
 
     /// Another process, past the proxy.
@@ -97,8 +119,12 @@ pub fn impatient(url: &str) -> RedisStoreBuilder {
     RedisStore::builder(url).connect_timeout(Duration::from_secs(1)).response_timeout(Duration::from_millis(400))
 }
 
+pub fn patient(url: &str) -> RedisStoreBuilder {
+    RedisStore::builder(url).connect_timeout(PATIENCE).response_timeout(PATIENCE)
+}
+
 pub fn engine_on(store: RedisStore) -> Builder {
-    Idempotency::builder(store).lease(LONG_LEASE).claim_timeout(Duration::from_secs(2))
+    Idempotency::builder(store).lease(LONG_LEASE).claim_timeout(PATIENCE)
 }
 
 /// Whether this runs the script that stores a result.

@@ -5,7 +5,7 @@ use idempotency::store::{Commit, SqliteStore, Store as _, StoreErrorKind, Token}
 use idempotency::{Error, ErrorKind, Idempotency, State, observe};
 use sqlx::{Connection as _, Row as _};
 
-use crate::world::{DAY, OPERATION, World};
+use crate::world::{DAY, OPERATION, World, patient};
 
 #[tokio::test]
 async fn records_survive_the_store_that_wrote_them() -> anyhow::Result<()> {
@@ -84,7 +84,7 @@ async fn a_file_that_cannot_be_opened_is_a_clear_error() -> anyhow::Result<()> {
 #[tokio::test]
 async fn two_engines_on_one_file_share_their_records() -> anyhow::Result<()> {
     let world = World::new().await?;
-    let other = Idempotency::builder(SqliteStore::builder(&world.path).clock(world.clock.clone()).open().await?)
+    let other = Idempotency::builder(patient(&world.path).clock(world.clock.clone()).open().await?)
         .clock(world.clock.clone())
         .build();
     let engine = world.engine(|builder| builder);

@@ -4,7 +4,7 @@ use idempotency::key::KeyHash;
 use idempotency::store::{SqliteStore, Store as _, StoreErrorKind};
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
 
-use crate::world::World;
+use crate::world::{World, patient};
 
 #[tokio::test]
 async fn many_make_the_table_at_once() -> anyhow::Result<()> {
@@ -13,7 +13,7 @@ async fn many_make_the_table_at_once() -> anyhow::Result<()> {
     let tasks: Vec<_> = (0..16)
         .map(|_| {
             let path = path.clone();
-            tokio::spawn(async move { SqliteStore::open(path).await?.migrate().await })
+            tokio::spawn(async move { patient(path).open().await?.migrate().await })
         })
         .collect();
     for task in tasks {
@@ -37,12 +37,12 @@ async fn a_pool_without_the_table_says_what_to_do_and_the_table_has_any_name() -
     assert_eq!(store.read(KeyHash::from_bytes([1; 32])).await?, None);
 
     let world = World::new().await?;
-    let named = SqliteStore::builder(&world.path).table("payments_records").open().await?;
+    let named = patient(&world.path).table("payments_records").open().await?;
     assert_eq!(named.read(KeyHash::from_bytes([1; 32])).await?, None);
     let tables = "SELECT count(*) FROM sqlite_schema WHERE tbl_name LIKE 'payments_records%' AND sql IS NOT NULL";
     let (count,): (i64,) = sqlx::query_as(tables).fetch_one(&world.pool).await?;
     assert_eq!(count, 3, "the table, its index and its meta table");
-    let error = SqliteStore::builder(&world.path).table("records; DROP").open().await.unwrap_err();
+    let error = patient(&world.path).table("records; DROP").open().await.unwrap_err();
     assert_eq!(error.kind(), StoreErrorKind::Config);
     Ok(())
 }
@@ -51,7 +51,7 @@ async fn a_pool_without_the_table_says_what_to_do_and_the_table_has_any_name() -
 async fn a_table_of_a_newer_release_is_refused() -> anyhow::Result<()> {
     let world = World::new().await?;
     sqlx::query("UPDATE idempotency_records_meta SET version = 2").execute(&world.pool).await?;
-    let error = SqliteStore::open(&world.path).await.unwrap_err();
+    let error = patient(&world.path).open().await.unwrap_err();
     assert_eq!(error.kind(), StoreErrorKind::Config);
     assert!(error.to_string().contains("made by a newer release"), "{error}");
     Ok(())
@@ -69,7 +69,7 @@ async fn the_shipped_script_makes_the_table_that_the_store_needs() -> anyhow::Re
 async fn a_store_whose_table_is_there_opens_while_somebody_writes() -> anyhow::Result<()> {
     let world = World::new().await?;
     let writing = world.pool.begin_with("BEGIN IMMEDIATE").await?;
-    SqliteStore::open(&world.path).await?;
+    patient(&world.path).open().await?;
     writing.rollback().await?;
     Ok(())
 }

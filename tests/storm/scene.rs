@@ -1,7 +1,7 @@
 //! The run: who takes part, and for how long.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -23,6 +23,8 @@ const PLACES: usize = 40;
 const CALLS_OF_A_KEY: u64 = 30;
 const SHORT: Duration = Duration::from_secs(6);
 const LONG: Duration = Duration::from_secs(120);
+/// How much longer the storm goes on where something that it is about has not happened: on a busy machine little does.
+const LONGER: Duration = Duration::from_secs(120);
 /// How long a request is repeated that was refused or not answered.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -31,7 +33,7 @@ pub struct Scene<S> {
     pub store: Arc<S>,
     pub lease: Duration,
     pub log: Log,
-    pub ends: Instant,
+    is_over: AtomicBool,
     places: Vec<Mutex<Place>>,
     results: AtomicU64,
 }
@@ -56,7 +58,7 @@ async fn run<S: Store>(subject: Subject<S>, mut random: Random) -> anyhow::Resul
             store: subject.store,
             lease: subject.lease,
             log: Log::default(),
-            ends: Instant::now() + duration,
+            is_over: AtomicBool::new(false),
             places: Vec::new(),
             results: AtomicU64::new(0),
         }
@@ -70,6 +72,7 @@ async fn run<S: Store>(subject: Subject<S>, mut random: Random) -> anyhow::Resul
         tasks.spawn(operator::resolves(Arc::clone(&scene), random.fork()));
     }
     tasks.spawn(operator::purges(Arc::clone(&scene)));
+    tasks.spawn(ends(Arc::clone(&scene), duration));
     while let Some(task) = tasks.join_next().await {
         task??;
     }
@@ -77,17 +80,40 @@ async fn run<S: Store>(subject: Subject<S>, mut random: Random) -> anyhow::Resul
     let keys = scene.log.all();
     let broken: Vec<_> = keys.values().flat_map(rules::broken).collect();
     ensure!(broken.is_empty(), "{} rules were broken:\n{}", broken.len(), broken.join("\n"));
-    happened(&keys)
+    let counts = counts(&keys);
+    println!("{} keys: {counts:?}", keys.len());
+    match missing(&counts) {
+        Some(what) => bail!("there were no {what}: {counts:?}"),
+        None => Ok(()),
+    }
 }
 
-/// That the storm was one: each of what it is about has happened.
-fn happened(keys: &BTreeMap<KeyHash, Key>) -> anyhow::Result<()> {
+/// Ends the storm after `duration`, and not before each of what it is about has happened.
+async fn ends<S: Store>(scene: Arc<Scene<S>>, duration: Duration) -> anyhow::Result<()> {
+    let began = Instant::now();
+    tokio::time::sleep(duration).await;
+    while missing(&counts(&scene.log.all())).is_some() && began.elapsed() < duration + LONGER {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    scene.is_over.store(true, Ordering::Relaxed);
+    Ok(())
+}
+
+type Counts = [(&'static str, usize); 10];
+
+/// What has not happened.
+fn missing(counts: &Counts) -> Option<&'static str> {
+    counts.iter().find(|(_, count)| *count == 0).map(|(what, _)| *what)
+}
+
+/// How often each of what a storm is about has happened.
+fn counts(keys: &BTreeMap<KeyHash, Key>) -> Counts {
     let count = |what: fn(&Key) -> usize| keys.values().map(what).sum::<usize>();
     let writes = |key: &Key, write, answer: fn(Written) -> bool| {
         key.writes.iter().filter(|written| written.write == write && answer(written.answer)).count()
     };
     let lost = |written| matches!(written, Written::Lost | Written::Gone);
-    let counts = [
+    [
         ("effects", count(|key| key.effects.len())),
         ("takeovers", count(|key| key.grants.iter().filter(|grant| grant.taken_over).count())),
         ("renewals", keys.values().map(|key| writes(key, Write::Renew, Written::is_done)).sum()),
@@ -98,12 +124,7 @@ fn happened(keys: &BTreeMap<KeyHash, Key>) -> anyhow::Result<()> {
         ("commits that came too late", keys.values().map(|key| writes(key, Write::Commit, lost)).sum()),
         ("answers of operators", count(|key| key.resolved.len())),
         ("fences", count(|key| key.fences.len())),
-    ];
-    println!("{} keys: {counts:?}", keys.len());
-    match counts.iter().find(|(_, count)| *count == 0) {
-        Some((what, _)) => bail!("there were no {what}: {counts:?}"),
-        None => Ok(()),
-    }
+    ]
 }
 
 impl<S: Store> Scene<S> {
@@ -143,7 +164,7 @@ impl<S: Store> Scene<S> {
     }
 
     pub fn is_over(&self) -> bool {
-        Instant::now() >= self.ends
+        self.is_over.load(Ordering::Relaxed)
     }
 }
 

@@ -6,6 +6,10 @@ use std::time::Duration;
 
 use idempotency::store::{MemoryStore, Store};
 
+/// How long a store waits for an answer: a release whose answer is given up would find nothing when it is sent again.
+#[cfg(any(feature = "mysql", feature = "postgres", feature = "redis", feature = "sqlite"))]
+const PATIENCE: Duration = Duration::from_secs(20);
+
 /// A store, and what is removed after it.
 pub struct Subject<S> {
     pub store: Arc<S>,
@@ -27,7 +31,10 @@ pub fn memory() -> Subject<MemoryStore> {
 #[cfg(feature = "sqlite")]
 pub async fn sqlite() -> anyhow::Result<Subject<idempotency::store::SqliteStore>> {
     let directory = tempfile::tempdir()?;
-    let store = idempotency::store::SqliteStore::open(directory.path().join("records.db")).await?;
+    let store = idempotency::store::SqliteStore::builder(directory.path().join("records.db"))
+        .response_timeout(PATIENCE)
+        .open()
+        .await?;
     Ok(Subject::new(store, Duration::from_millis(400), directory))
 }
 
@@ -36,7 +43,7 @@ pub async fn mysql() -> anyhow::Result<Subject<idempotency::store::MySqlStore>> 
     use idempotency_test_support::server::{MariaDbOptions, MariaDbServer};
 
     let server = MariaDbServer::start(MariaDbOptions::new().private()).await?;
-    let store = idempotency::store::MySqlStore::connect(&server.url()).await?;
+    let store = idempotency::store::MySqlStore::builder(server.url()).response_timeout(PATIENCE).connect().await?;
     store.migrate().await?;
     Ok(Subject::new(store, Duration::from_millis(300), server))
 }
@@ -46,7 +53,7 @@ pub async fn postgres() -> anyhow::Result<Subject<idempotency::store::PostgresSt
     use idempotency_test_support::server::{PostgresOptions, PostgresServer};
 
     let server = PostgresServer::start(PostgresOptions::new().private()).await?;
-    let store = idempotency::store::PostgresStore::connect(&server.url()).await?;
+    let store = idempotency::store::PostgresStore::builder(server.url()).response_timeout(PATIENCE).connect().await?;
     store.migrate().await?;
     Ok(Subject::new(store, Duration::from_millis(300), server))
 }
@@ -56,6 +63,6 @@ pub async fn redis() -> anyhow::Result<Subject<idempotency::store::RedisStore>> 
     use idempotency_test_support::server::{RedisOptions, RedisServer};
 
     let server = RedisServer::start(RedisOptions::new().private()).await?;
-    let store = idempotency::store::RedisStore::connect(&server.url()).await?;
+    let store = idempotency::store::RedisStore::builder(server.url()).response_timeout(PATIENCE).connect().await?;
     Ok(Subject::new(store, Duration::from_millis(150), server))
 }

@@ -9,6 +9,7 @@ use sqlx::{SqliteConnection, SqlitePool};
 use tempfile::TempDir;
 
 use crate::scene::Database;
+use crate::world::PATIENCE;
 
 /// Many callers wait for few connections.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(120);
@@ -32,7 +33,8 @@ impl Database for Sqlite {
         let pool = SqlitePoolOptions::new().max_connections(connections).acquire_timeout(ACQUIRE_TIMEOUT);
         let pool = pool.connect_with(options).await?;
         sqlx::query("CREATE TABLE IF NOT EXISTS effects (name TEXT, value TEXT)").execute(&pool).await?;
-        Ok((pool, Idempotency::new(SqliteStore::open(url).await?)))
+        let store = SqliteStore::builder(url).response_timeout(PATIENCE).open().await?;
+        Ok((pool, Idempotency::builder(store).claim_timeout(PATIENCE).build()))
     }
 
     async fn add(connection: &mut SqliteConnection, key: &str, value: &str) -> Result<(), sqlx::Error> {
@@ -63,6 +65,7 @@ mod postgres {
 
     use super::ACQUIRE_TIMEOUT;
     use crate::scene::{Database, Remote};
+    use crate::world::PATIENCE;
 
     pub struct Postgres {
         server: PostgresServer,
@@ -98,10 +101,10 @@ mod postgres {
             let isolation = isolation.map(|level| ("default_transaction_isolation", level));
             let pool = PgPoolOptions::new().max_connections(connections).acquire_timeout(ACQUIRE_TIMEOUT);
             let pool = pool.connect_with(options.options(isolation)).await?;
-            let store = PostgresStore::connect(url).await?;
+            let store = PostgresStore::builder(url).response_timeout(PATIENCE).connect().await?;
             store.migrate().await?;
             sqlx::query("CREATE TABLE IF NOT EXISTS effects (name text, value text)").execute(&pool).await?;
-            Ok((pool, Idempotency::new(store)))
+            Ok((pool, Idempotency::builder(store).claim_timeout(PATIENCE).build()))
         }
 
         async fn add(connection: &mut PgConnection, key: &str, value: &str) -> Result<(), sqlx::Error> {
@@ -138,6 +141,7 @@ mod mysql {
 
     use super::ACQUIRE_TIMEOUT;
     use crate::scene::{Database, Remote};
+    use crate::world::PATIENCE;
 
     pub struct MariaDb {
         server: MariaDbServer,
@@ -185,12 +189,12 @@ mod mysql {
                 })
             });
             let pool = pool.connect(url).await?;
-            let store = MySqlStore::connect(url).await?;
+            let store = MySqlStore::builder(url).response_timeout(PATIENCE).connect().await?;
             store.migrate().await?;
             sqlx::query("CREATE TABLE IF NOT EXISTS effects (name VARCHAR(64), value VARCHAR(64))")
                 .execute(&pool)
                 .await?;
-            Ok((pool, Idempotency::new(store)))
+            Ok((pool, Idempotency::builder(store).claim_timeout(PATIENCE).build()))
         }
 
         async fn add(connection: &mut MySqlConnection, key: &str, value: &str) -> Result<(), sqlx::Error> {

@@ -3,6 +3,7 @@
 use idempotency::store::Reason;
 use idempotency::{Context, ErrorKind, OnCrash, State, Unstored, Verdict, in_transaction, observe};
 use idempotency_test_support::deadline::eventually_async;
+use tokio::sync::Notify;
 
 use crate::world::{DAY, Fault, OPERATION, World, add};
 
@@ -78,15 +79,16 @@ async fn a_held_error_undoes_the_effect_and_leaves_the_record_in_doubt() -> anyh
 #[tokio::test]
 async fn a_future_that_is_dropped_in_the_body_and_committed_reads_as_in_doubt() -> anyhow::Result<()> {
     let world = World::new().await?;
-    let mut transaction = world.begin().await?;
+    let (mut transaction, written) = (world.begin().await?, Notify::new());
     {
         let call = world.call("a").run_in(&mut transaction, async |transaction| {
             add(transaction, "a").await?;
+            written.notify_one();
             std::future::pending::<Result<String, Fault>>().await
         });
         tokio::select! {
-            _ = call => unreachable!("the body never ends"),
-            () = tokio::time::sleep(std::time::Duration::from_millis(200)) => {}
+            result = call => panic!("the body never ends: {result:?}"),
+            () = written.notified() => {}
         }
     }
     transaction.commit().await?;

@@ -1,6 +1,6 @@
 //! A database with a ledger: what is in its table has happened, and nothing else.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use idempotency::store::SqliteStore;
@@ -11,6 +11,8 @@ use tempfile::TempDir;
 
 pub const DAY: Duration = Duration::from_secs(86_400);
 pub const OPERATION: &str = "ledger.add";
+/// How long a store waits for an answer: longer than a busy machine keeps a process waiting.
+pub const PATIENCE: Duration = Duration::from_secs(20);
 
 pub struct World {
     pub engine: Idempotency,
@@ -28,13 +30,13 @@ impl World {
         let options = options.journal_mode(SqliteJournalMode::Wal).busy_timeout(Duration::from_millis(200));
         let pool = SqlitePoolOptions::new().max_connections(4).connect_with(options).await?;
         sqlx::query("CREATE TABLE ledger (entry TEXT NOT NULL)").execute(&pool).await?;
-        let engine = Idempotency::new(SqliteStore::open(&path).await?);
+        let engine = engine(&path).await?;
         Ok(Self { engine, pool, path, _directory: directory })
     }
 
     /// An engine on the same database, as another version of the program has it.
     pub async fn another_engine(&self) -> anyhow::Result<Idempotency> {
-        Ok(Idempotency::new(SqliteStore::open(&self.path).await?))
+        engine(&self.path).await
     }
 
     pub fn call(&self, key: &str) -> Call {
@@ -55,6 +57,11 @@ impl World {
     pub async fn state(&self, key: &str) -> anyhow::Result<Option<State>> {
         Ok(self.engine.record(OPERATION, key).inspect().await?.map(|view| view.state))
     }
+}
+
+async fn engine(path: &Path) -> anyhow::Result<Idempotency> {
+    let store = SqliteStore::builder(path).response_timeout(PATIENCE).open().await?;
+    Ok(Idempotency::builder(store).claim_timeout(PATIENCE).build())
 }
 
 /// The effect.

@@ -50,7 +50,9 @@ pub struct RecordView {
     pub key: KeyHash,
     /// The operation's name.
     pub operation: Arc<str>,
-    /// The state. A record whose lease is over under the policy hold is shown as in doubt, which it is.
+    /// The state. A record whose lease is over under the policy hold is shown as in doubt, which it is. Under the other
+    /// policies it stays in progress until a call takes it over or somebody answers for it; `reason` tells that its owner
+    /// is gone.
     pub state: State,
     /// When the call was claimed first, in the store's time.
     pub created: Timestamp,
@@ -80,11 +82,12 @@ impl fmt::Debug for Revision {
 
 impl RecordView {
     fn new(record: &Record) -> Self {
-        let orphaned = record.is_orphaned() && !record.policy.allows_takeover();
+        let orphaned = record.is_orphaned();
+        let in_doubt = orphaned && !record.policy.allows_takeover();
         Self {
             key: record.key,
             operation: record.operation.clone(),
-            state: if orphaned { State::InDoubt } else { record.state },
+            state: if in_doubt { State::InDoubt } else { record.state },
             created: record.created,
             expires: record.expires,
             attempts: record.attempts,
@@ -223,6 +226,10 @@ impl RecordHandle {
     /// Answers for an owner that cannot. The answer is kept as long as the record was going to be; a late owner can
     /// neither overwrite it nor return another value.
     ///
+    /// A record whose owner is gone can be answered under every policy, as long as no other call has taken it over. Where
+    /// the next call would have done so, the record is made in doubt first: if this fails in between, it waits for an
+    /// answer.
+    ///
     /// # Errors
     /// [`InProgress`](ErrorKind::InProgress) when an owner is alive. [`Superseded`](ErrorKind::Superseded) when the
     /// record is not as `view` shows it any more, or is not in doubt: inspect it again. [`Encode`](ErrorKind::Encode)
@@ -234,7 +241,7 @@ impl RecordHandle {
         let record = self.read(key).await?.filter(|record| record.owner == observed);
         let record = record.ok_or_else(|| self.changed(&key))?;
         let answer = self.answer(&key, &record, resolution)?;
-        if record.is_orphaned() && !record.policy.allows_takeover() {
+        if record.is_orphaned() {
             let park = Park::orphan(key, observed);
             retry::until(engine, engine.settings.claim_timeout, || engine.store.clone().park(park))
                 .await

@@ -16,10 +16,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::sql::{TableName, Watchers};
 use crate::store::{StoreError, StoreErrorKind};
 
-/// How long a request may take.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long a statement waits for the file's lock: shorter, so that the answer says that nothing happened.
-const BUSY_TIMEOUT: Duration = Duration::from_millis(1_500);
 const READERS: u32 = 4;
 
 /// Builds a [`SqliteStore`]. Made by [`SqliteStore::builder`].
@@ -37,11 +34,17 @@ pub struct SqliteStoreBuilder {
     path: PathBuf,
     table: String,
     clock: Arc<dyn Clock>,
+    response_timeout: Duration,
 }
 
 impl SqliteStoreBuilder {
     pub(super) fn at(path: &Path) -> Self {
-        Self { path: path.to_owned(), table: TableName::DEFAULT.into(), clock: Arc::new(SystemClock::new()) }
+        Self {
+            path: path.to_owned(),
+            table: TableName::DEFAULT.into(),
+            clock: Arc::new(SystemClock::new()),
+            response_timeout: RESPONSE_TIMEOUT,
+        }
     }
 
     /// The table's name. Services that share a file get a table each, or a namespace of the engine each. The default is
@@ -58,6 +61,14 @@ impl SqliteStoreBuilder {
         self
     }
 
+    /// How long a request may wait for a connection, and then for its answer, before it is given up. The default is 2
+    /// seconds. A statement waits for the file's lock for three quarters of that, so that the answer says that nothing
+    /// happened.
+    pub fn response_timeout(mut self, timeout: Duration) -> Self {
+        self.response_timeout = timeout;
+        self
+    }
+
     /// Opens the file; it and the table are made if they are not there.
     ///
     /// # Errors
@@ -70,24 +81,30 @@ impl SqliteStoreBuilder {
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
-            .busy_timeout(BUSY_TIMEOUT);
+            .busy_timeout(self.response_timeout * 3 / 4);
         // Nothing is sent over a network: a connection that is open works.
-        let pool = || SqlitePoolOptions::new().test_before_acquire(false).acquire_timeout(RESPONSE_TIMEOUT);
+        let pool = || SqlitePoolOptions::new().test_before_acquire(false).acquire_timeout(self.response_timeout);
         let failed = |error| store_error("connect", error);
         let writer = pool().max_connections(1).connect_with(options.clone()).await.map_err(failed)?;
         let readers = pool().max_connections(READERS).connect_lazy_with(options);
-        let store = store(readers, writer, table, self.clock);
+        let store = store(readers, writer, table, self.clock, self.response_timeout);
         store.migrate().await?;
         Ok(store)
     }
 
     pub(super) fn in_pool(pool: SqlitePool) -> SqliteStore {
         let clock = Arc::new(SystemClock::new());
-        store(pool.clone(), pool, TableName::default(), clock)
+        store(pool.clone(), pool, TableName::default(), clock, RESPONSE_TIMEOUT)
     }
 }
 
-fn store(readers: SqlitePool, writer: SqlitePool, table: TableName, clock: Arc<dyn Clock>) -> SqliteStore {
+fn store(
+    readers: SqlitePool,
+    writer: SqlitePool,
+    table: TableName,
+    clock: Arc<dyn Clock>,
+    response_timeout: Duration,
+) -> SqliteStore {
     let statements = Statements::new(&table);
     let watchers = {
         let (pool, statement, clock) = (readers.clone(), Arc::clone(&statements.seen), Arc::clone(&clock));
@@ -103,7 +120,7 @@ fn store(readers: SqlitePool, writer: SqlitePool, table: TableName, clock: Arc<d
         table,
         watchers,
         clock,
-        response_timeout: RESPONSE_TIMEOUT,
+        response_timeout,
         identity: OnceCell::new(),
         last_fence: AtomicU64::new(0),
     }))

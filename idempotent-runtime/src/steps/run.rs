@@ -96,6 +96,10 @@ pin_project! {
     #[must_use = "futures do nothing unless polled"]
     pub struct StepRun<B, F, T, E> {
         body: B,
+        // As pointers, what the closure `B` does with `F` is known without bounds on the future. With them, `join!` of
+        // steps that borrow could not be spawned: the compiler forgets that the lifetimes in `B` and in `F` are the same.
+        start: fn(&mut B) -> Option<F>,
+        next_pause: fn(&mut B) -> Option<Duration>,
         #[pin]
         stage: Stage<F, T, E>,
     }
@@ -114,15 +118,14 @@ pin_project! {
     }
 }
 
-impl<B, F, T, E> StepRun<B, F, T, E> {
+impl<B: StepBody<Future = F>, F, T, E> StepRun<B, F, T, E> {
     pub(super) fn new(body: B, core: Core<Result<Admitted, Error>>) -> Self {
-        Self { body, stage: Stage::Asking { core } }
+        Self { body, start: B::start, next_pause: B::next_pause, stage: Stage::Asking { core } }
     }
 }
 
 impl<B, F, T, E> Future for StepRun<B, F, T, E>
 where
-    B: StepBody<Future = F>,
     F: Future<Output = Result<T, E>>,
     T: StoredValue,
     E: CallError,
@@ -146,7 +149,7 @@ where
                         continue;
                     };
                     let timer = underway.timer();
-                    let Some(future) = underway.enter(|| this.body.start()) else { continue };
+                    let Some(future) = underway.enter(|| (this.start)(this.body)) else { continue };
                     Ok(Stage::Running { future, underway, timer })
                 }
                 StageProjection::Running { future, underway, timer } => {
@@ -161,7 +164,7 @@ where
                     else {
                         continue;
                     };
-                    match end_of_try(polled, &mut underway, this.body) {
+                    match end_of_try(polled, &mut underway, || (this.next_pause)(this.body)) {
                         Ok(EndOfTry::Again(sleep)) => Ok(Stage::Pausing { sleep, underway }),
                         Ok(EndOfTry::Failed(error)) => record(underway.failed(), Err(error)),
                         Ok(EndOfTry::Finished(value)) => {
@@ -206,20 +209,20 @@ enum EndOfTry<T, E> {
 }
 
 /// What follows from one try, `Pending` if it took too long. `Err` is the step's own, at once.
-fn end_of_try<B: StepBody, T, E: CallError>(
+fn end_of_try<T, E: CallError>(
     polled: Poll<Result<T, E>>,
     underway: &mut Underway,
-    body: &mut B,
+    next_pause: impl FnOnce() -> Option<Duration>,
 ) -> Result<EndOfTry<T, E>, E> {
     match polled {
         Poll::Ready(Ok(value)) => Ok(EndOfTry::Finished(value)),
-        Poll::Ready(Err(error)) => Ok(match body.next_pause() {
+        Poll::Ready(Err(error)) => Ok(match next_pause() {
             Some(pause) => EndOfTry::Again(underway.pause(pause)),
             None => EndOfTry::Failed(error),
         }),
         Poll::Pending => {
             underway.timed_out()?;
-            let pause = body.next_pause().ok_or_else(|| underway.interrupted())?;
+            let pause = next_pause().ok_or_else(|| underway.interrupted())?;
             Ok(EndOfTry::Again(underway.pause(pause)))
         }
     }

@@ -21,7 +21,8 @@ pub trait Subject: Send + Sync + 'static {
 
     /// The lease that the cases use, 15 seconds unless overridden. Everything else is a small multiple of it.
     ///
-    /// Where time passes for real a short one makes the suite fast; it must be several round trips long.
+    /// Where time passes for real a short one makes the suite fast; it must be several dozen round trips long, or cases
+    /// are run more than once.
     fn lease(&self) -> Duration {
         Duration::from_secs(15)
     }

@@ -9,9 +9,13 @@ use idempotent_runtime::store::{
     Remove, Renewal, Resolve, Scan, Store, StoreError, Token, Watch, Written,
 };
 
-use super::{AFTER_CLAIM, AFTER_COMMIT, AFTER_SEND, BEFORE_COMMIT, BEFORE_SEND, DURING_RENEWAL, KillPoints};
+use super::{
+    AFTER_CLAIM, AFTER_COMMIT, AFTER_PARK, AFTER_RESOLVE, AFTER_SEND, BEFORE_COMMIT, BEFORE_PARK, BEFORE_RESOLVE,
+    BEFORE_SEND, DURING_PARK, DURING_RENEWAL, DURING_RESOLVE, KillPoints, after_checkpoint, before_checkpoint,
+    during_checkpoint,
+};
 
-/// Stops at the points around claims, renewals and commits. Everything goes to the store inside.
+/// Stops at the points around the requests that change a record. Everything goes to the store inside.
 #[derive(Clone)]
 pub struct KillPointStore {
     inner: Arc<dyn DynStore>,
@@ -85,6 +89,35 @@ macro_rules! through {
                 }
                 answer
             }
+
+            async fn checkpoint(&self, checkpoint: Checkpoint) -> Result<Written, StoreError> {
+                let number = checkpoint.sequence;
+                self.points.reach(&before_checkpoint(number)).await;
+                let request = DynStore::checkpoint(self.inner.clone(), checkpoint);
+                let answer = self.on_its_way(&during_checkpoint(number), request).await;
+                if answer.as_ref().is_ok_and(|written| written.is_done()) {
+                    self.points.reach(&after_checkpoint(number)).await;
+                }
+                answer
+            }
+
+            async fn park(&self, park: Park) -> Result<Written, StoreError> {
+                self.points.reach(BEFORE_PARK).await;
+                let answer = self.on_its_way(DURING_PARK, DynStore::park(self.inner.clone(), park)).await;
+                if answer.as_ref().is_ok_and(|written| written.is_done()) {
+                    self.points.reach(AFTER_PARK).await;
+                }
+                answer
+            }
+
+            async fn resolve(&self, resolve: Resolve) -> Result<Changed, StoreError> {
+                self.points.reach(BEFORE_RESOLVE).await;
+                let answer = self.on_its_way(DURING_RESOLVE, DynStore::resolve(self.inner.clone(), resolve)).await;
+                if matches!(answer, Ok(Changed::Applied)) {
+                    self.points.reach(AFTER_RESOLVE).await;
+                }
+                answer
+            }
             $(
                 async fn $method(&self, $($argument: $type),*) -> Result<$answer, StoreError> {
                     DynStore::$method(self.inner.clone(), $($argument),*).await
@@ -97,12 +130,9 @@ macro_rules! through {
 through! {
     release(release: Release) -> Written;
     abandon(abandon: Abandon) -> Written;
-    park(park: Park) -> Written;
-    checkpoint(checkpoint: Checkpoint) -> Written;
     fence(key: KeyHash, token: Token) -> Option<u64>;
     read(key: KeyHash) -> Option<Record>;
     watch(key: KeyHash) -> Watch;
-    resolve(resolve: Resolve) -> Changed;
     remove(remove: Remove) -> Changed;
     scan(scan: Scan) -> Page;
     purge(limit: usize) -> Purged;

@@ -35,6 +35,34 @@ pub const BEFORE_COMMIT: &str = "before_commit";
 /// The commit was applied, the engine does not know it yet.
 pub const AFTER_COMMIT: &str = "after_commit";
 
+/// A record has not been made in doubt yet, by its owner or by an operator.
+pub const BEFORE_PARK: &str = "before_park";
+/// The request that makes a record in doubt is on its way, its answer has not been read.
+pub const DURING_PARK: &str = "during_park";
+/// The record was made in doubt, the engine does not know it yet.
+pub const AFTER_PARK: &str = "after_park";
+/// An operator's answer has not been sent.
+pub const BEFORE_RESOLVE: &str = "before_resolve";
+/// An operator's answer is on its way, the store's has not been read.
+pub const DURING_RESOLVE: &str = "during_resolve";
+/// An operator's answer was applied, the engine does not know it yet.
+pub const AFTER_RESOLVE: &str = "after_resolve";
+
+/// The checkpoint with this number has not been sent. A record's first one has the number 0.
+pub fn before_checkpoint(number: u32) -> String {
+    format!("before_checkpoint_{number}")
+}
+
+/// The checkpoint with this number is on its way, its answer has not been read.
+pub fn during_checkpoint(number: u32) -> String {
+    format!("during_checkpoint_{number}")
+}
+
+/// The checkpoint with this number was applied, the engine does not know it yet.
+pub fn after_checkpoint(number: u32) -> String {
+    format!("after_checkpoint_{number}")
+}
+
 /// Names the points at which a worker waits, separated by commas.
 const POINTS_VARIABLE: &str = "IDEMPOTENCY_KILL_POINTS";
 /// Begins the line of a worker that has reached a point.

@@ -1,11 +1,11 @@
 //! Steps that run at most once.
 
-use idempotency::{Context, Error, ErrorKind, State};
+use idempotency::{Context, Error, ErrorKind, Resolution, State};
 
 use super::checkpoints::impatient;
 use super::hang;
 use crate::faults::{Fault, Gate};
-use crate::world::{World, eventually, poll_once};
+use crate::world::{OPERATION, World, eventually, poll_once};
 
 impl World {
     async fn charge_once(&self) -> Result<String, Error> {
@@ -52,6 +52,20 @@ async fn a_step_that_was_interrupted_never_runs_again() {
     // Nor under code that asks for less.
     let error = world.fulfil().run(async || world.step("charge").await).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::StepInterrupted);
+    assert_eq!(world.ledger.charges(), ["charge"]);
+}
+
+#[tokio::test]
+async fn an_operator_ends_a_call_whose_step_was_interrupted() {
+    let world = World::new();
+    die_in_the_step(&world).await;
+    let interrupted = world.fulfil().run(async || world.charge_once().await).await.unwrap_err();
+    assert_eq!(interrupted.kind(), ErrorKind::StepInterrupted);
+    let record = world.engine.record(OPERATION, 1_u64);
+    let view = record.inspect().await.unwrap().unwrap();
+    record.resolve(&view, Resolution::Completed("from the provider's books")).await.unwrap();
+    let call = world.fulfil().run(async || world.charge_once().await);
+    assert_eq!(call.await.unwrap(), "from the provider's books");
     assert_eq!(world.ledger.charges(), ["charge"]);
 }
 

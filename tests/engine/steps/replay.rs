@@ -1,6 +1,6 @@
 //! A later attempt goes on where an earlier one ended.
 
-use idempotency::{Context, Error, ErrorKind, OnCrash, State};
+use idempotency::{Context, Error, ErrorKind, OnCrash, State, StepRetry};
 use serde::{Deserialize, Serialize};
 
 use super::hang;
@@ -169,6 +169,37 @@ async fn steps_that_run_at_the_same_time_do_not_lose_each_other() {
     assert_eq!(results[7], "item 7 done");
     assert_eq!(results.len(), 20);
     assert_eq!(world.ledger.count(), 20, "nothing ran twice");
+}
+
+/// A handler's service: its steps borrow from it.
+struct Shelves(World);
+
+impl Shelves {
+    async fn act(&self, name: &str) -> Result<String, Error> {
+        self.0.act(name).await
+    }
+
+    async fn fulfil(&self, name: &str) -> Result<(String, String, String), Error> {
+        let body = || async {
+            let context = Context::current();
+            let (plain, blocks, closures) = tokio::join!(
+                context.step("plain", || self.act(name)),
+                context.step("block", || async { self.act(name).await }).at_most_once(),
+                context.step("closure", async || self.act(name).await).retry(StepRetry::tries(2)),
+            );
+            Ok((plain?, blocks?, closures?))
+        };
+        self.0.fulfil().run(body).await
+    }
+}
+
+#[tokio::test]
+async fn steps_that_borrow_and_run_at_the_same_time_can_be_spawned() {
+    let shelves = std::sync::Arc::new(Shelves(World::new()));
+    let there = shelves.clone();
+    let done = tokio::spawn(async move { there.fulfil("shelf").await }).await.unwrap().unwrap();
+    assert_eq!(done.2, "shelf done");
+    assert_eq!(shelves.0.ledger.count(), 3);
 }
 
 #[tokio::test]

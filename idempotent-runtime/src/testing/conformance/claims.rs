@@ -1,10 +1,15 @@
 //! Claims of what nobody holds, of what somebody holds, and of what is finished (T1–T4, rule 5).
 
+use std::time::Duration;
+
 use super::Scene;
 use super::scene::{KEY, OPERATION, fingerprint, key, token};
 use crate::key::KeyHash;
 use crate::store::{Claim, Claimed, CrashPolicy, Record, Release, State, Store as _, Written};
 use crate::testing::Subject;
+
+/// Longer than 64 claims take anywhere.
+const RACE: Duration = Duration::from_secs(3_600);
 
 /// T1: no record, and the caller owns a new one with what it asked for.
 pub async fn a_first_claim_is_granted<S: Subject>(scene: Scene<S>) {
@@ -180,8 +185,24 @@ pub async fn one_of_64_concurrent_claims_is_granted<S: Subject>(scene: Scene<S>)
     race(&scene, claims, rule).await;
 }
 
+/// The answer to a claim. One that the store refuses because it is busy is sent again.
+async fn claimed<S: Subject>(scene: &Scene<S>, claim: &Claim) -> Claimed {
+    for _ in 0..20 {
+        match scene.store().claim(claim.clone()).await {
+            Ok(claimed) => return claimed,
+            Err(error) => assert!(error.is_transient(), "the store failed: {error} ({error:?})"),
+        }
+    }
+    panic!("the store is busy for ever")
+}
+
 /// Claims all at once; exactly one may be granted, and the record is its.
-pub(super) async fn race<S: Subject>(scene: &Scene<S>, claims: Vec<Claim>, rule: &str) {
+pub(super) async fn race<S: Subject>(scene: &Scene<S>, mut claims: Vec<Claim>, rule: &str) {
+    // None of them ends while the others are on their way.
+    for claim in &mut claims {
+        claim.lease = RACE;
+    }
+    scene.is_timeless();
     let start = std::sync::Arc::new(tokio::sync::Barrier::new(claims.len()));
     let tasks: Vec<_> = claims
         .into_iter()
@@ -189,8 +210,7 @@ pub(super) async fn race<S: Subject>(scene: &Scene<S>, claims: Vec<Claim>, rule:
             let (scene, start) = (scene.clone(), std::sync::Arc::clone(&start));
             tokio::spawn(async move {
                 start.wait().await;
-                let claimed = scene.store().claim(claim.clone()).await.expect("the store failed");
-                (claim.token, claimed)
+                (claim.token, claimed(&scene, &claim).await)
             })
         })
         .collect();

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::stopwatch::Stopwatch;
+use crate::clock::SystemClock;
 use crate::fingerprint::Fingerprint;
 use crate::key::KeyHash;
 use crate::store::{
@@ -36,11 +38,12 @@ pub(super) fn fingerprint(version: u8, bits: u128) -> Fingerprint {
 #[derive(Debug)]
 pub struct Scene<S> {
     subject: Arc<S>,
+    stopwatch: Arc<Stopwatch<SystemClock>>,
 }
 
 impl<S> Clone for Scene<S> {
     fn clone(&self) -> Self {
-        Self { subject: Arc::clone(&self.subject) }
+        Self { subject: Arc::clone(&self.subject), stopwatch: Arc::clone(&self.stopwatch) }
     }
 }
 
@@ -50,8 +53,18 @@ fn expect<T>(answer: Result<T, crate::store::StoreError>) -> T {
 }
 
 impl<S: Subject> Scene<S> {
-    pub(super) fn new(subject: Arc<S>) -> Self {
-        Self { subject }
+    pub(super) fn new(subject: Arc<S>, stopwatch: Arc<Stopwatch<SystemClock>>) -> Self {
+        Self { subject, stopwatch }
+    }
+
+    /// What follows comes out the same however long it takes: a failure is never the machine's.
+    pub(super) fn is_timeless(&self) {
+        self.stopwatch.is_timeless();
+    }
+
+    async fn advance(&self, duration: Duration) {
+        self.stopwatch.expects(duration);
+        self.subject.advance(duration).await;
     }
 
     pub(super) fn store(&self) -> &S::Store {
@@ -65,13 +78,13 @@ impl<S: Subject> Scene<S> {
 
     /// Lets so many leases pass.
     pub(super) async fn pass(&self, leases: u32) {
-        self.subject.advance(self.leases(leases)).await;
+        self.advance(self.leases(leases)).await;
     }
 
     /// Lets the record of `KEY` expire.
     pub(super) async fn pass_expiry(&self) {
         let record = self.record().await;
-        self.subject.advance(record.expires.saturating_duration_since(record.read_at) + self.leases(1)).await;
+        self.advance(record.expires.saturating_duration_since(record.read_at) + self.leases(1)).await;
     }
 
     /// Whether the store's clock could be set. Where it is injected it must be possible.
