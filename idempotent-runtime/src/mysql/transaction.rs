@@ -20,7 +20,17 @@ const RESTORE_WAITS: &str = "SET SESSION innodb_lock_wait_timeout = @idempotency
 
 impl TransactionDatabase for MySql {
     // Fewer locks and fewer deadlocks than under the server's default, and nothing here needs more.
-    const BEGIN: &'static str = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; START TRANSACTION";
+    const BEGIN: &'static str =
+        "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; START TRANSACTION; SAVEPOINT idempotency_transaction";
+
+    /// The savepoint goes with the transaction that it was set in.
+    async fn is_whole(connection: &mut MySqlConnection) -> Result<bool, Error> {
+        match sqlx::raw_sql("RELEASE SAVEPOINT idempotency_transaction").execute(connection).await {
+            Ok(_) => Ok(true),
+            Err(error) if number(&error) == Some(NO_SAVEPOINT) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
 }
 
 pub(crate) struct InTransaction<'a> {

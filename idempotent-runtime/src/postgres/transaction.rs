@@ -4,9 +4,9 @@ use std::error::Error as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Postgres, Row as _, Transaction};
+use sqlx::{AssertSqlSafe, Connection as _, Error, PgConnection, Postgres, Row as _, Transaction};
 
-use super::error::{connection_error, is_lock_timeout, store_error};
+use super::error::{connection_error, is_aborted, is_lock_timeout, store_error};
 use super::request::Request;
 use super::{Inner, PostgresStore, commit_request, found_one, owner_bytes};
 use crate::key::KeyHash;
@@ -26,6 +26,15 @@ const RESTORE_WAITS: &str = "SELECT set_config('lock_timeout',
 
 impl TransactionDatabase for Postgres {
     const BEGIN: &'static str = "BEGIN";
+
+    /// An aborted transaction refuses every statement but its end.
+    async fn is_whole(connection: &mut PgConnection) -> Result<bool, Error> {
+        match sqlx::raw_sql("SELECT 1").execute(connection).await {
+            Ok(_) => Ok(true),
+            Err(error) if is_aborted(&error) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
 }
 
 pub(crate) struct InTransaction<'a> {
