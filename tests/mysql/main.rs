@@ -8,6 +8,7 @@ mod rows;
 mod sessions;
 mod statements;
 mod tables;
+mod waits;
 #[path = "../warnings/mod.rs"]
 mod warnings;
 mod world;

@@ -12,4 +12,5 @@ mod rights;
 mod statements;
 mod statistics;
 mod waiters;
+mod waits;
 mod world;

@@ -10,6 +10,7 @@ mod query;
 mod renew;
 mod statements;
 mod transaction;
+mod waits;
 mod watch;
 
 use std::fmt;
@@ -83,7 +84,8 @@ impl MySqlStore {
     /// A store that takes its connections from `pool`. Renewals have at most two of their own, made as the pool makes
     /// its connections. The settings of connections are the caller's: any isolation level, time
     /// zone and `sql_mode` will do, except MariaDB's `EMPTY_STRING_IS_NULL`, but `autocommit` has to be on, as it is by
-    /// default. The server is not checked. Call [`migrate`](Self::migrate) once before the first use.
+    /// default. While a claim is written, its session waits for locks no longer than a second; how long it waited before
+    /// is kept in a variable of the session and restored. The server is not checked. Call [`migrate`](Self::migrate) once before the first use.
     pub fn from_pool(pool: MySqlPool) -> Self {
         MySqlStoreBuilder::in_pool(pool)
     }
@@ -180,13 +182,13 @@ impl Rows for MySqlStore {
     type Table = MySqlTable;
 
     async fn table(&self, operation: &'static str) -> Answer<MySqlTable> {
-        let connection = self.0.connections.lease(operation).await?;
+        let connection = self.0.connections.impatient(operation).await?;
         Ok(MySqlTable { connection, statements: Arc::clone(&self.0.statements) })
     }
 
     fn end(&self, table: MySqlTable, answered: bool) {
         if answered {
-            table.connection.end();
+            self.0.connections.end_impatient(table.connection);
         }
     }
 

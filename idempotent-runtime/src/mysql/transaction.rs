@@ -7,7 +7,7 @@ use sqlx::{AssertSqlSafe, Connection as _, Error, MySql, MySqlConnection, Row as
 
 use super::error::{DUPLICATE_KEY, LOCK_WAIT_TIMEOUT, NO_SAVEPOINT, connection_error, number, store_error};
 use super::query::{Bound, query};
-use super::{Inner, MySqlStore, commit_statement, delete_statement, replace_statement};
+use super::{Inner, MySqlStore, commit_statement, delete_statement, replace_statement, waits};
 use crate::key::KeyHash;
 use crate::sql::transaction::{self, Identity, TransactionStore, Transactional};
 use crate::sql::{self, Answer, Found, Guard, Row, Table, TransactionDatabase, in_time};
@@ -15,8 +15,6 @@ use crate::store::transaction::{End, Keep, Kept};
 use crate::store::{Claim, Claimed, Commit, DynStore, SqlTransaction, StoreError, StoreErrorKind, Token};
 
 const OPERATION: &str = "claim in a transaction";
-
-const RESTORE_WAITS: &str = "SET SESSION innodb_lock_wait_timeout = @idempotency_lock_wait_timeout";
 
 impl TransactionDatabase for MySql {
     // Fewer locks and fewer deadlocks than under the server's default, and nothing here needs more.
@@ -105,18 +103,13 @@ impl Transactional for InTransaction<'_> {
         })
     }
 
-    /// The server counts whole seconds.
     async fn bound_waits(&mut self, patience: Duration) -> Answer<()> {
-        let seconds = patience.as_millis().div_ceil(1_000).clamp(1, 1 << 30);
-        self.run(format!(
-            "SET @idempotency_lock_wait_timeout = @@SESSION.innodb_lock_wait_timeout, \
-             SESSION innodb_lock_wait_timeout = {seconds}"
-        ))
-        .await
+        let bounded = waits::bound(self.connection, patience.as_millis().div_ceil(1_000)).await;
+        bounded.map_err(|error| store_error(OPERATION, error))
     }
 
     async fn restore_waits(&mut self) -> Answer<()> {
-        self.run(RESTORE_WAITS.into()).await
+        waits::restore(self.connection).await.map_err(|error| store_error(OPERATION, error))
     }
 
     fn is_out_of_patience(error: &StoreError) -> bool {

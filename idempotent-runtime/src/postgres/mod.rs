@@ -64,6 +64,8 @@ struct Inner {
     sessions: Sessions,
     renewals: RenewalPool<Postgres>,
     statements: Statements,
+    /// Those for transactions of the user's, where the call says how long a lock is waited for.
+    in_transactions: Statements,
     table: TableName,
     watchers: Arc<Watchers>,
     /// Which database the records are in, once it was asked for.
@@ -91,7 +93,7 @@ impl PostgresStore {
     /// A store that takes its connections from `pool`. Renewals have at most two of their own, made as the pool makes
     /// its connections. Nothing is checked, and nothing is sent before the first call.
     ///
-    /// Any isolation will do. What the pool does when it makes or lends a connection must leave it outside of a
+    /// Any isolation and any timeouts will do: how long a lock is waited for is said with each request. What the pool does when it makes or lends a connection must leave it outside of a
     /// transaction.
     pub fn from_pool(pool: PgPool) -> Self {
         PostgresStoreBuilder::in_pool(pool)
@@ -203,7 +205,7 @@ impl Rows for PostgresStore {
 
     async fn commit_own(&self, commit: &Commit) -> Answer<bool> {
         let owner = owner_bytes(commit.token);
-        let request = commit_request(&self.0, commit, &owner);
+        let request = commit_request(&self.0.statements, commit, &owner);
         Ok(!self.0.sessions.rows("complete", request).await?.is_empty())
     }
 
@@ -237,8 +239,8 @@ impl PostgresStore {
 }
 
 /// Stores a result on its owner's own unfinished record.
-fn commit_request<'a>(store: &'a Inner, commit: &'a Commit, owner: &'a [u8; 16]) -> Request<'a> {
-    Request::new(&store.statements.commit)
+fn commit_request<'a>(statements: &'a Statements, commit: &'a Commit, owner: &'a [u8; 16]) -> Request<'a> {
+    Request::new(&statements.commit)
         .bytes(commit.key.as_bytes())
         .bytes(owner)
         .small(state_code(commit.state))

@@ -52,23 +52,23 @@ impl InTransaction<'_> {
 
 impl Table for InTransaction<'_> {
     async fn read(&mut self, operation: &'static str, key: KeyHash) -> Answer<Found> {
-        let request = Request::new(&self.store.statements.read).bytes(key.as_bytes());
+        let request = Request::new(&self.store.in_transactions.read).bytes(key.as_bytes());
         found_one(operation, &request.send_once(operation, self.connection, self.store.sessions.prepares()).await?)
     }
 
     async fn insert(&mut self, operation: &'static str, row: &Row) -> Answer<bool> {
-        self.wrote(operation, Request::new(&self.store.statements.insert).values(row.values())).await
+        self.wrote(operation, Request::new(&self.store.in_transactions.insert).values(row.values())).await
     }
 
     async fn replace(&mut self, operation: &'static str, guard: Guard, row: &Row) -> Answer<bool> {
         let owner = owner_bytes(guard.owner);
-        let request = Request::new(&self.store.statements.replace).values(row.values());
+        let request = Request::new(&self.store.in_transactions.replace).values(row.values());
         self.wrote(operation, request.bytes(&owner).integer(guard.revision)).await
     }
 
     async fn delete(&mut self, operation: &'static str, guard: Guard) -> Answer<bool> {
         let owner = owner_bytes(guard.owner);
-        let request = Request::new(&self.store.statements.delete).bytes(guard.key.as_bytes());
+        let request = Request::new(&self.store.in_transactions.delete).bytes(guard.key.as_bytes());
         self.wrote(operation, request.bytes(&owner).integer(guard.revision)).await
     }
 }
@@ -100,7 +100,7 @@ impl Transactional for InTransaction<'_> {
 
     async fn commit_own(&mut self, commit: &Commit) -> Answer<bool> {
         let owner = owner_bytes(commit.token);
-        self.wrote("complete", commit_request(self.store, commit, &owner)).await
+        self.wrote("complete", commit_request(&self.store.in_transactions, commit, &owner)).await
     }
 }
 
