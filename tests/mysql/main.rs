@@ -1,6 +1,7 @@
 //! The MySQL store on a real MariaDB server: what it costs, what it leaves alone, and how it fails.
 
 mod deadlocks;
+mod fences;
 mod outages;
 mod purging;
 mod rights;

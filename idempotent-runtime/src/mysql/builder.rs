@@ -14,7 +14,7 @@ use super::query::Connections;
 use super::statements::Statements;
 use super::{Inner, MySqlAddress, MySqlStore, check, watch};
 use crate::clock::SystemClock;
-use crate::sql::{RenewalPool, TableName, Watchers};
+use crate::sql::{Fences, RenewalPool, TableName, Watchers};
 use crate::store::StoreError;
 
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -163,6 +163,7 @@ fn store(connections: Connections, table: TableName) -> MySqlStore {
         statements,
         table,
         watchers,
+        fences: Fences::default(),
         skips_locked,
         identity: OnceCell::new(),
     }))

@@ -7,7 +7,7 @@ use sqlx::{AssertSqlSafe, Connection as _, Error, MySql, MySqlConnection, Row as
 
 use super::error::{DUPLICATE_KEY, LOCK_WAIT_TIMEOUT, NO_SAVEPOINT, connection_error, number, store_error};
 use super::query::{Bound, query};
-use super::{Inner, MySqlStore, commit_statement, delete_statement, replace_statement, waits};
+use super::{Inner, MySqlStore, commit_statement, delete_statement, read_row, replace_statement, waits};
 use crate::key::KeyHash;
 use crate::sql::transaction::{self, Identity, TransactionStore, Transactional};
 use crate::sql::{self, Answer, Found, Guard, Row, Table, TransactionDatabase, in_time};
@@ -56,8 +56,7 @@ impl Table for InTransaction<'_> {
     async fn read(&mut self, operation: &'static str, key: KeyHash) -> Answer<Found> {
         let statements = &self.store.statements;
         let statement = if self.is_behind { &statements.read_latest } else { &statements.read };
-        let row = query(statement).bind(super::key_of(&key)).fetch_one(&mut *self.connection).await;
-        sql::found(operation, &row.map_err(|error| store_error(operation, error))?)
+        read_row(operation, self.connection, self.store, statement, &key).await
     }
 
     async fn insert(&mut self, operation: &'static str, row: &Row) -> Answer<bool> {
@@ -137,7 +136,7 @@ impl TransactionStore for MySqlStore {
     const DATABASE: &'static str = "MySQL";
 
     type Connection = MySqlConnection;
-    type Table<'a> = InTransaction<'a>;
+    type OpenTable<'a> = InTransaction<'a>;
 
     fn table_on<'a>(&'a self, connection: &'a mut MySqlConnection) -> InTransaction<'a> {
         InTransaction { connection, store: &self.0, is_behind: false }

@@ -13,7 +13,7 @@ use super::session::Sessions;
 use super::statements::Statements;
 use super::{Inner, PostgresAddress, PostgresStore, check, look};
 use crate::clock::SystemClock;
-use crate::sql::{RenewalPool, TableName, Watchers};
+use crate::sql::{Fences, RenewalPool, TableName, Watchers};
 use crate::store::{StoreError, StoreErrorKind};
 
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -180,6 +180,7 @@ fn store(sessions: Sessions, table: TableName, has_bounds: bool) -> PostgresStor
         in_transactions,
         table,
         watchers,
+        fences: Fences::default(),
         identity: OnceCell::new(),
     }))
 }

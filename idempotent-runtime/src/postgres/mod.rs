@@ -31,8 +31,8 @@ use crate::clock::Timestamp;
 use crate::key::KeyHash;
 use crate::sql::transaction::Identity;
 use crate::sql::{
-    self, Answer, First, Found, Guard, Lease, Look, RenewalPool, Row, Rows, Seen, Table, TableName, Watchers, integer,
-    reason_code, state_code, store_of_rows,
+    self, Answer, Fences, First, Found, Guard, Lease, Look, RenewalPool, Row, Rows, Seen, Table, TableName, Watchers,
+    integer, reason_code, state_code, store_of_rows,
 };
 use crate::store::codes::{self, STATES};
 use crate::store::{
@@ -60,6 +60,9 @@ use crate::store::{
 #[derive(Clone)]
 pub struct PostgresStore(Arc<Inner>);
 
+/// Where a row has what comes after the store's time and the columns.
+const AFTER_COLUMNS: usize = sql::COLUMNS.len() + 1;
+
 struct Inner {
     sessions: Sessions,
     renewals: RenewalPool<Postgres>,
@@ -68,6 +71,7 @@ struct Inner {
     in_transactions: Statements,
     table: TableName,
     watchers: Arc<Watchers>,
+    fences: Fences,
     /// Which database the records are in, once it was asked for.
     identity: OnceCell<Identity>,
 }
@@ -109,11 +113,14 @@ impl PostgresStore {
     }
 }
 
-fn found_one(operation: &'static str, rows: &[PgRow]) -> Answer<Found> {
-    match rows.first() {
-        Some(row) => sql::found(operation, row),
-        None => Err(StoreError::new(StoreErrorKind::Unavailable, operation).with_detail("the answer has no row")),
-    }
+/// What the one row says that `read` answers with.
+fn found_one(operation: &'static str, store: &Inner, rows: &[PgRow]) -> Answer<Found> {
+    let Some(row) = rows.first() else {
+        return Err(StoreError::new(StoreErrorKind::Unavailable, operation).with_detail("the answer has no row"));
+    };
+    let micros: i64 = row.try_get(AFTER_COLUMNS).map_err(|error| error::store_error(operation, error))?;
+    store.fences.reached(u64::try_from(micros).unwrap_or_default());
+    sql::found(operation, row)
 }
 
 /// A connection for several statements on one row.
@@ -134,7 +141,7 @@ impl Table for PostgresTable {
         let store = Arc::clone(&self.store);
         let request = Request::new(&store.statements.read).bytes(key.as_bytes());
         let rows = request.send(operation, &mut self.connection, store.sessions.prepares()).await?;
-        found_one(operation, &rows)
+        found_one(operation, &store, &rows)
     }
 
     async fn insert(&mut self, operation: &'static str, row: &Row) -> Answer<bool> {
@@ -177,14 +184,17 @@ impl Rows for PostgresStore {
         &self.0.watchers
     }
 
+    fn fences(&self) -> &Fences {
+        &self.0.fences
+    }
+
     async fn row(&self, operation: &'static str, key: KeyHash) -> Answer<Found> {
         let request = Request::new(&self.0.statements.read).bytes(key.as_bytes());
-        found_one(operation, &self.0.sessions.rows(operation, request).await?)
+        found_one(operation, &self.0, &self.0.sessions.rows(operation, request).await?)
     }
 
     async fn first_claim(&self, claim: &Claim) -> Answer<First> {
         const OPERATION: &str = "claim";
-        const INSERTED: usize = sql::COLUMNS.len() + 1;
         // The row as it would be at the time zero; the server adds its time.
         let zero = Timestamp::default();
         let Claimed::Mine(grant) = transition::claim(&mut None, claim, zero) else { return Ok(First::Raced) };
@@ -196,7 +206,7 @@ impl Rows for PostgresStore {
         };
         let Some(row) = rows.first() else { return Ok(First::Raced) };
         let found = sql::found(OPERATION, row)?;
-        let inserted = row.try_get(INSERTED).map_err(|error| error::store_error(OPERATION, error))?;
+        let inserted = row.try_get(AFTER_COLUMNS).map_err(|error| error::store_error(OPERATION, error))?;
         Ok(match found {
             Found { stored: Some(stored), .. } if inserted => First::Mine(stored.record),
             found => First::Found(found),

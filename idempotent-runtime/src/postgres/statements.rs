@@ -72,7 +72,7 @@ impl Statements {
                 first.join(", ")
             )),
             read: statement(format!(
-                "SELECT now, {columns} FROM ({CLOCK}) AS clock LEFT JOIN {table} ON key_hash = $1"
+                "SELECT now, {columns}, micros FROM ({CLOCK}) AS clock LEFT JOIN {table} ON key_hash = $1"
             )),
             insert: statement(format!(
                 "INSERT INTO {table} ({columns}) SELECT {} WHERE {bound} ON CONFLICT (key_hash) DO NOTHING RETURNING 1",

@@ -53,7 +53,11 @@ impl InTransaction<'_> {
 impl Table for InTransaction<'_> {
     async fn read(&mut self, operation: &'static str, key: KeyHash) -> Answer<Found> {
         let request = Request::new(&self.store.in_transactions.read).bytes(key.as_bytes());
-        found_one(operation, &request.send_once(operation, self.connection, self.store.sessions.prepares()).await?)
+        found_one(
+            operation,
+            self.store,
+            &request.send_once(operation, self.connection, self.store.sessions.prepares()).await?,
+        )
     }
 
     async fn insert(&mut self, operation: &'static str, row: &Row) -> Answer<bool> {
@@ -119,7 +123,7 @@ impl TransactionStore for PostgresStore {
     const DATABASE: &'static str = "PostgreSQL";
 
     type Connection = PgConnection;
-    type Table<'a> = InTransaction<'a>;
+    type OpenTable<'a> = InTransaction<'a>;
 
     fn table_on<'a>(&'a self, connection: &'a mut PgConnection) -> InTransaction<'a> {
         InTransaction { connection, store: &self.0 }

@@ -92,7 +92,7 @@ impl TransactionStore for SqliteStore {
     const DATABASE: &'static str = "SQLite";
 
     type Connection = SqliteConnection;
-    type Table<'a> = InTransaction<'a>;
+    type OpenTable<'a> = InTransaction<'a>;
 
     fn table_on<'a>(&'a self, connection: &'a mut SqliteConnection) -> InTransaction<'a> {
         InTransaction { connection, store: &self.0 }
