@@ -136,7 +136,7 @@ impl Statements {
                      SELECT purge_at FROM {table}
                      WHERE purge_at <= now AND format = 1 AND key_hash NOT IN (SELECT key FROM due)
                      ORDER BY purge_at LIMIT 1
-                 ) FROM clock"
+                 ), (SELECT count(*) FROM put_off) FROM clock"
             )),
             identity: statement(format!("SELECT identity FROM {} WHERE id = 1", name.with_suffix("meta").quoted('"'))),
         }
