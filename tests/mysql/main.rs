@@ -1,6 +1,7 @@
 //! The MySQL store on a real MariaDB server: what it costs, what it leaves alone, and how it fails.
 
 mod deadlocks;
+mod fences;
 mod outages;
 mod purging;
 mod rights;
@@ -8,6 +9,7 @@ mod rows;
 mod sessions;
 mod statements;
 mod tables;
+mod waits;
 #[path = "../warnings/mod.rs"]
 mod warnings;
 mod world;

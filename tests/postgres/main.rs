@@ -1,6 +1,7 @@
 //! What is special about the PostgreSQL store, on real servers.
 
 mod connecting;
+mod fences;
 mod formats;
 mod isolation;
 mod migrations;
@@ -12,4 +13,5 @@ mod rights;
 mod statements;
 mod statistics;
 mod waiters;
+mod waits;
 mod world;

@@ -34,6 +34,7 @@ async fn unfinished_records_stay_until_their_own_time_is_over() -> anyhow::Resul
     .await?;
     let purged = world.store.purge(10).await?;
     assert_eq!((purged.removed, purged.lag, world.rows().await?), (0, None, 2));
+    assert_eq!(purged.put_off, 1);
     assert_eq!(world.store.purge(10).await?.removed, 0);
     let states =
         [world.store.read(key(1)).await?, world.store.read(key(2)).await?].map(|record| record.map(|r| r.state));

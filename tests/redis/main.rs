@@ -6,6 +6,7 @@ mod commands;
 mod connecting;
 mod cuts;
 mod dropped;
+mod fences;
 mod interleavings;
 mod leases;
 mod outages;

@@ -90,3 +90,32 @@ async fn a_record_that_lives_longer_than_it_was_planned_is_put_off() -> anyhow::
     assert_eq!(world.rows().await?, 0);
     Ok(())
 }
+
+/// The planned times of results that live longer than planned come first, in batches of their own.
+#[tokio::test]
+async fn what_is_put_off_does_not_end_a_look_in_the_background() -> anyhow::Result<()> {
+    use idempotency::key::KeyHash;
+    use idempotency::store::{Claim, Commit, Store as _, Token};
+
+    let world = World::new().await?;
+    for number in 1..=3 {
+        let (key, token) = (KeyHash::from_bytes([number; 32]), Token::from_bits(1));
+        let mut claim = Claim::new(key, token, OPERATION.into());
+        claim.ttl = HOUR;
+        world.store.claim(claim).await?;
+        world.store.complete(Commit::new(key, token, "done".into(), 100 * DAY)).await?;
+    }
+    world.clock.advance(MINUTE);
+    // One look, and no other one for as long as this test takes.
+    let engine = world.engine(|builder| builder.purge_batch(2).purge_interval(2 * DAY));
+    for key in 0..5 {
+        charge(&engine, key, HOUR).await?;
+    }
+    world.clock.advance(2 * DAY);
+    eventually_async("the five expired records to be removed", async || {
+        // The pauses between batches are on the same clock.
+        world.clock.advance(Duration::from_millis(50));
+        world.rows().await.is_ok_and(|rows| rows == 3)
+    })
+    .await
+}

@@ -18,4 +18,6 @@ mod outcomes;
 mod postgres;
 mod scene;
 mod signatures;
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+mod undone;
 mod world;

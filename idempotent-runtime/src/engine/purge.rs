@@ -58,16 +58,17 @@ impl Purge {
         self.interval.saturating_sub(self.interval / 10 * share / 1_000)
     }
 
-    /// Removes one batch. True when there may be more.
+    /// Removes one batch. True when there is more. What a batch neither removes nor puts off is in somebody's hands, and
+    /// is left for the next look.
     async fn look(&self, store: &Arc<dyn DynStore>) -> Result<bool, StoreError> {
         let answer = store.clone().purge(self.batch).await;
         let mut done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
         match answer {
-            Ok(Purged { removed, lag, .. }) => {
+            Ok(Purged { removed, lag, put_off }) => {
                 done.removed += removed as u64;
                 done.lag = lag;
                 tracing::debug!(store = store.name(), removed, ?lag, "expired records were removed");
-                Ok(removed >= self.batch)
+                Ok(removed >= self.batch || lag.is_some() && removed + put_off > 0)
             }
             Err(error) => {
                 done.failed += 1;

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use sqlx::mysql::{MySqlConnectOptions, MySqlPoolOptions};
-use sqlx::{Connection as _, Executor as _, MySqlPool};
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _, MySqlPool};
 use tokio::sync::OnceCell;
 
 use super::address::Source;
@@ -14,7 +14,7 @@ use super::query::Connections;
 use super::statements::Statements;
 use super::{Inner, MySqlAddress, MySqlStore, check, watch};
 use crate::clock::SystemClock;
-use crate::sql::{RenewalPool, TableName, Watchers};
+use crate::sql::{Fences, RenewalPool, TableName, Watchers};
 use crate::store::StoreError;
 
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -23,11 +23,13 @@ const CONNECTIONS: u32 = 10;
 const FRESH: Duration = Duration::from_secs(1);
 /// How long a connection that was not used for longer may take to show that it is alive.
 const PING: Duration = Duration::from_millis(500);
-/// Every statement is its own transaction. A lock is waited for shorter than an answer, so that the answer says that
-/// nothing happened.
+/// How long the server lets a write wait for a lock: shorter than an answer, so that the answer says that nothing
+/// happened. A claim that waits on when nobody listens any more would leave a record that nobody owns.
+pub(super) const LOCK_WAIT_SECONDS: u128 = 1;
+/// Every statement is its own transaction.
 const SESSION: &str = "
     SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED;
-    SET SESSION autocommit = 1, innodb_lock_wait_timeout = 1, sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION'";
+    SET SESSION autocommit = 1, sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', innodb_lock_wait_timeout = ";
 
 /// Builds a [`MySqlStore`]. Made by [`MySqlStore::builder`].
 ///
@@ -101,15 +103,20 @@ impl MySqlStoreBuilder {
     /// [`Config`](crate::store::StoreErrorKind::Config) when the address or the table's name is unfit.
     pub fn build(self) -> Result<MySqlStore, StoreError> {
         let table = TableName::parse(&self.table)?;
-        let pool = match self.source? {
-            Source::Server(options) => own_pool(*options, self.max_connections, self.response_timeout),
-            Source::Pool(pool) => pool,
+        let response_timeout = self.response_timeout;
+        let connections = match self.source? {
+            Source::Server(options) => {
+                let pool = own_pool(*options, self.max_connections, response_timeout);
+                Connections { pool, response_timeout, has_bounds: true }
+            }
+            Source::Pool(pool) => Connections { pool, response_timeout, has_bounds: false },
         };
-        Ok(store(Connections { pool, response_timeout: self.response_timeout }, table))
+        Ok(store(connections, table))
     }
 
     pub(super) fn in_pool(pool: MySqlPool) -> MySqlStore {
-        store(Connections { pool, response_timeout: RESPONSE_TIMEOUT }, TableName::default())
+        let connections = Connections { pool, response_timeout: RESPONSE_TIMEOUT, has_bounds: false };
+        store(connections, TableName::default())
     }
 }
 
@@ -129,7 +136,8 @@ fn own_pool(options: MySqlConnectOptions, connections: u32, response_timeout: Du
             Box::pin(async move { Ok(metadata.idle_for < FRESH || is_alive(connection.ping()).await) })
         })
         .after_connect(|connection, _| {
-            Box::pin(async move { connection.execute(sqlx::raw_sql(SESSION)).await.map(|_| ()) })
+            let session = AssertSqlSafe(format!("{SESSION}{LOCK_WAIT_SECONDS}"));
+            Box::pin(async move { connection.execute(sqlx::raw_sql(session)).await.map(|_| ()) })
         })
         .connect_lazy_with(options)
 }
@@ -155,6 +163,7 @@ fn store(connections: Connections, table: TableName) -> MySqlStore {
         statements,
         table,
         watchers,
+        fences: Fences::default(),
         skips_locked,
         identity: OnceCell::new(),
     }))

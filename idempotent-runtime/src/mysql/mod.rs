@@ -10,6 +10,7 @@ mod query;
 mod renew;
 mod statements;
 mod transaction;
+mod waits;
 mod watch;
 
 use std::fmt;
@@ -17,20 +18,20 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use sqlx::{MySql, MySqlConnection, MySqlPool};
+use sqlx::{MySql, MySqlConnection, MySqlPool, Row as _};
 use tokio::sync::OnceCell;
 
 pub use address::MySqlAddress;
 pub use builder::MySqlStoreBuilder;
 use error::{DUPLICATE_KEY, number, store_error};
 use query::{Bound, Connections, execute, query};
-use statements::Statements;
+use statements::{Statement, Statements};
 
 use crate::key::KeyHash;
 use crate::sql::transaction::Identity;
 use crate::sql::{
-    self, Answer, Found, Guard, Lease, RenewalPool, Row, Rows, Table, TableName, Watchers, in_time, integer,
-    is_answered, reason_code, state_code, store_of_rows,
+    self, Answer, COLUMNS, Fences, Found, Guard, Lease, RenewalPool, Row, Rows, Table, TableName, Watchers, in_time,
+    integer, is_answered, reason_code, state_code, store_of_rows,
 };
 use crate::store::{Capabilities, Commit, Release, StoreError, Token};
 
@@ -58,6 +59,7 @@ struct Inner {
     statements: Arc<Statements>,
     table: TableName,
     watchers: Arc<Watchers>,
+    fences: Fences,
     /// Whether the server knows `SKIP LOCKED`, as far as is known.
     skips_locked: AtomicBool,
     /// Which database the records are in, once it was asked for.
@@ -83,7 +85,8 @@ impl MySqlStore {
     /// A store that takes its connections from `pool`. Renewals have at most two of their own, made as the pool makes
     /// its connections. The settings of connections are the caller's: any isolation level, time
     /// zone and `sql_mode` will do, except MariaDB's `EMPTY_STRING_IS_NULL`, but `autocommit` has to be on, as it is by
-    /// default. The server is not checked. Call [`migrate`](Self::migrate) once before the first use.
+    /// default. While a claim is written, its session waits for locks no longer than a second; how long it waited before
+    /// is kept in a variable of the session and restored. The server is not checked. Call [`migrate`](Self::migrate) once before the first use.
     pub fn from_pool(pool: MySqlPool) -> Self {
         MySqlStoreBuilder::in_pool(pool)
     }
@@ -113,11 +116,16 @@ fn integer_of(duration: Duration) -> i64 {
 async fn read_row(
     operation: &'static str,
     connection: &mut MySqlConnection,
-    statements: &Statements,
+    store: &Inner,
+    statement: &Statement,
     key: &KeyHash,
 ) -> Answer<Found> {
-    let reading = query(&statements.read).bind(key_of(key)).fetch_one(connection).await;
-    sql::found(operation, &reading.map_err(|error| store_error(operation, error))?)
+    let reading = query(statement).bind(key_of(key)).fetch_one(connection).await;
+    let failed = |error| store_error(operation, error);
+    let row = reading.map_err(failed)?;
+    let micros: i64 = row.try_get(COLUMNS.len() + 1).map_err(failed)?;
+    store.fences.reached(u64::try_from(micros).unwrap_or_default());
+    sql::found(operation, &row)
 }
 
 fn replace_statement(statements: &Statements, guard: Guard, row: &Row) -> Bound<'static> {
@@ -146,16 +154,16 @@ fn commit_statement(statements: &Statements, commit: &Commit) -> Bound<'static> 
 /// A connection for several statements on one row.
 pub(crate) struct MySqlTable {
     connection: Lease<MySql>,
-    statements: Arc<Statements>,
+    store: Arc<Inner>,
 }
 
 impl Table for MySqlTable {
     async fn read(&mut self, operation: &'static str, key: KeyHash) -> Answer<Found> {
-        read_row(operation, &mut self.connection, &self.statements, &key).await
+        read_row(operation, &mut self.connection, &self.store, &self.store.statements.read, &key).await
     }
 
     async fn insert(&mut self, operation: &'static str, row: &Row) -> Answer<bool> {
-        let inserting = execute(&mut self.connection, || sql::bind(query(&self.statements.insert), row)).await;
+        let inserting = execute(&mut self.connection, || sql::bind(query(&self.store.statements.insert), row)).await;
         match inserting {
             Ok(_) => Ok(true),
             Err(error) if number(&error) == Some(DUPLICATE_KEY) => Ok(false),
@@ -164,13 +172,13 @@ impl Table for MySqlTable {
     }
 
     async fn replace(&mut self, operation: &'static str, guard: Guard, row: &Row) -> Answer<bool> {
-        let replacing = || replace_statement(&self.statements, guard, row);
+        let replacing = || replace_statement(&self.store.statements, guard, row);
         let written = execute(&mut self.connection, replacing).await;
         Ok(written.map_err(|error| store_error(operation, error))? == 1)
     }
 
     async fn delete(&mut self, operation: &'static str, guard: Guard) -> Answer<bool> {
-        let deleting = || delete_statement(&self.statements, guard);
+        let deleting = || delete_statement(&self.store.statements, guard);
         let written = execute(&mut self.connection, deleting).await;
         Ok(written.map_err(|error| store_error(operation, error))? == 1)
     }
@@ -180,13 +188,13 @@ impl Rows for MySqlStore {
     type Table = MySqlTable;
 
     async fn table(&self, operation: &'static str) -> Answer<MySqlTable> {
-        let connection = self.0.connections.lease(operation).await?;
-        Ok(MySqlTable { connection, statements: Arc::clone(&self.0.statements) })
+        let connection = self.0.connections.impatient(operation).await?;
+        Ok(MySqlTable { connection, store: Arc::clone(&self.0) })
     }
 
     fn end(&self, table: MySqlTable, answered: bool) {
         if answered {
-            table.connection.end();
+            self.0.connections.end_impatient(table.connection);
         }
     }
 
@@ -198,9 +206,13 @@ impl Rows for MySqlStore {
         &self.0.watchers
     }
 
+    fn fences(&self) -> &Fences {
+        &self.0.fences
+    }
+
     async fn row(&self, operation: &'static str, key: KeyHash) -> Answer<Found> {
         let mut lease = self.0.connections.lease(operation).await?;
-        let reading = read_row(operation, &mut lease, &self.0.statements, &key);
+        let reading = read_row(operation, &mut lease, &self.0, &self.0.statements.read, &key);
         let result = in_time(operation, self.0.connections.response_timeout, reading).await;
         if is_answered(&result) {
             lease.end();

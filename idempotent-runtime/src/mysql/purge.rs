@@ -37,7 +37,8 @@ impl MySqlStore {
         let rows = self.0.connections.rows(OPERATION, query(&self.0.statements.lag)).await?;
         let lag = rows.first().map(|row| row.try_get::<i64, _>(0)).transpose();
         let lag = lag.map_err(|error| store_error(OPERATION, error))?;
-        Ok(Purged::new(removed, lag.map(|lag| Duration::from_millis(u64::try_from(lag).unwrap_or_default()))))
+        let lag = lag.map(|lag| Duration::from_millis(u64::try_from(lag).unwrap_or_default()));
+        Ok(Purged::new(removed, lag).with_put_off(seen - removed))
     }
 
     async fn purge_batch(&self, most: usize) -> Answer<Batch> {

@@ -7,8 +7,11 @@ use sqlx::mysql::{MySqlArguments, MySqlRow};
 use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, Error, MySql, MySqlConnection, MySqlPool};
 
+use super::builder::LOCK_WAIT_SECONDS;
 use super::error::{DEADLOCK, connection_error, no_connection, number, store_error};
+use super::waits;
 use crate::sql::{Answer, Lease, in_time, is_answered};
+use crate::store::StoreError;
 
 /// How often a statement is sent again that the server rolled back to resolve a deadlock.
 pub(super) const ATTEMPTS: usize = 10;
@@ -24,6 +27,8 @@ pub(super) fn query(statement: &Arc<str>) -> Bound<'static> {
 pub(super) struct Connections {
     pub(super) pool: MySqlPool,
     pub(super) response_timeout: Duration,
+    /// Whether the pool's sessions give up waiting for a lock before an answer is given up.
+    pub(super) has_bounds: bool,
 }
 
 impl Connections {
@@ -32,10 +37,29 @@ impl Connections {
         let connecting = Box::pin(self.pool.acquire());
         let connecting = async { connecting.await.map_err(|error| connection_error(operation, error)) };
         let connection = in_time(operation, self.response_timeout, connecting).await;
-        connection.map(|connection| Lease::new(connection, self.response_timeout)).map_err(|error| {
-            // The one error of an unknown outcome here is that of the time limit, and nothing was sent.
-            if error.is_outcome_unknown() { no_connection(operation).with_source(error) } else { error }
-        })
+        connection
+            .map(|connection| Lease::new(connection, self.response_timeout))
+            .map_err(|error| not_sent(operation, error))
+    }
+
+    /// A connection that waits for a lock shorter than we wait for its answer. [`end_impatient`](Self::end_impatient)
+    /// gives it back.
+    pub(super) async fn impatient(&self, operation: &'static str) -> Answer<Lease<MySql>> {
+        let mut lease = self.lease(operation).await?;
+        if !self.has_bounds {
+            let bounding = Box::pin(waits::bound(&mut lease, LOCK_WAIT_SECONDS));
+            let bounding = async { bounding.await.map_err(|error| connection_error(operation, error)) };
+            in_time(operation, self.response_timeout, bounding).await.map_err(|error| not_sent(operation, error))?;
+        }
+        Ok(lease)
+    }
+
+    pub(super) fn end_impatient(&self, lease: Lease<MySql>) {
+        if self.has_bounds {
+            lease.end();
+        } else {
+            lease.end_after(|connection| Box::pin(waits::restore(connection)));
+        }
     }
 
     /// How many rows one writing statement found. Safe to call again after every error.
@@ -63,6 +87,11 @@ impl Connections {
         }
         result
     }
+}
+
+/// The one error of an unknown outcome is that of the time limit, and the request was not sent.
+fn not_sent(operation: &'static str, error: StoreError) -> StoreError {
+    if error.is_outcome_unknown() { no_connection(operation).with_source(error) } else { error }
 }
 
 /// How many rows a statement of its own transaction found: a deadlock rolled back all of it, so it is sent again.

@@ -21,8 +21,7 @@ impl MySqlStore {
     /// One statement for the owners of leases of the same length. How many rows it found tells whether all of them were
     /// renewed; only if not, each row is read.
     pub(super) async fn renew_rows(&self, renewals: &[Renewal]) -> Answer<Vec<Written>> {
-        let pool = self.0.renewals.get();
-        let connections = Connections { pool, response_timeout: self.0.connections.response_timeout };
+        let connections = Connections { pool: self.0.renewals.get(), ..self.0.connections.clone() };
         let mut leases: HashMap<Duration, Vec<&Renewal>> = HashMap::new();
         for renewal in renewals {
             let owners = leases.entry(renewal.lease).or_default();

@@ -10,6 +10,8 @@ use crate::sql::{COLUMNS, TableName};
 /// The server's time, in milliseconds. The same in every time zone and `sql_mode` of a session; `NOW()` is not, and
 /// repeats an hour at the end of summer time.
 const NOW: &str = "(TIMESTAMPDIFF(MICROSECOND, '1970-01-01 00:00:00', UTC_TIMESTAMP(6)) DIV 1000)";
+/// The same in microseconds.
+const MICROS: &str = "TIMESTAMPDIFF(MICROSECOND, '1970-01-01 00:00:00', UTC_TIMESTAMP(6))";
 /// The states in which a record is unfinished: in progress and in doubt.
 const UNFINISHED: &str = "state IN (1, 2)";
 /// When nothing is left of a record: released ones and tombstones have no tombstone of their own.
@@ -50,7 +52,7 @@ impl Statements {
         let due =
             format!("SELECT key_hash FROM {table} WHERE purge_at <= {NOW} AND format = 1 ORDER BY purge_at LIMIT ?");
         let read = format!(
-            "SELECT server.time_now, {columns} FROM (SELECT {NOW} AS time_now) AS server
+            "SELECT server.micros DIV 1000, {columns}, server.micros FROM (SELECT {MICROS} AS micros) AS server
              LEFT JOIN {table} AS kept ON kept.key_hash = ?"
         );
         let identity = format!("SELECT identity FROM {} WHERE id = 1", name.with_suffix("meta").quoted('`'));

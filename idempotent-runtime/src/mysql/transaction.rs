@@ -7,7 +7,7 @@ use sqlx::{AssertSqlSafe, Connection as _, Error, MySql, MySqlConnection, Row as
 
 use super::error::{DUPLICATE_KEY, LOCK_WAIT_TIMEOUT, NO_SAVEPOINT, connection_error, number, store_error};
 use super::query::{Bound, query};
-use super::{Inner, MySqlStore, commit_statement, delete_statement, replace_statement};
+use super::{Inner, MySqlStore, commit_statement, delete_statement, read_row, replace_statement, waits};
 use crate::key::KeyHash;
 use crate::sql::transaction::{self, Identity, TransactionStore, Transactional};
 use crate::sql::{self, Answer, Found, Guard, Row, Table, TransactionDatabase, in_time};
@@ -16,11 +16,19 @@ use crate::store::{Claim, Claimed, Commit, DynStore, SqlTransaction, StoreError,
 
 const OPERATION: &str = "claim in a transaction";
 
-const RESTORE_WAITS: &str = "SET SESSION innodb_lock_wait_timeout = @idempotency_lock_wait_timeout";
-
 impl TransactionDatabase for MySql {
     // Fewer locks and fewer deadlocks than under the server's default, and nothing here needs more.
-    const BEGIN: &'static str = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; START TRANSACTION";
+    const BEGIN: &'static str =
+        "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; START TRANSACTION; SAVEPOINT idempotency_transaction";
+
+    /// The savepoint goes with the transaction that it was set in.
+    async fn is_whole(connection: &mut MySqlConnection) -> Result<bool, Error> {
+        match sqlx::raw_sql("RELEASE SAVEPOINT idempotency_transaction").execute(connection).await {
+            Ok(_) => Ok(true),
+            Err(error) if number(&error) == Some(NO_SAVEPOINT) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
 }
 
 pub(crate) struct InTransaction<'a> {
@@ -48,8 +56,7 @@ impl Table for InTransaction<'_> {
     async fn read(&mut self, operation: &'static str, key: KeyHash) -> Answer<Found> {
         let statements = &self.store.statements;
         let statement = if self.is_behind { &statements.read_latest } else { &statements.read };
-        let row = query(statement).bind(super::key_of(&key)).fetch_one(&mut *self.connection).await;
-        sql::found(operation, &row.map_err(|error| store_error(operation, error))?)
+        read_row(operation, self.connection, self.store, statement, &key).await
     }
 
     async fn insert(&mut self, operation: &'static str, row: &Row) -> Answer<bool> {
@@ -95,18 +102,13 @@ impl Transactional for InTransaction<'_> {
         })
     }
 
-    /// The server counts whole seconds.
     async fn bound_waits(&mut self, patience: Duration) -> Answer<()> {
-        let seconds = patience.as_millis().div_ceil(1_000).clamp(1, 1 << 30);
-        self.run(format!(
-            "SET @idempotency_lock_wait_timeout = @@SESSION.innodb_lock_wait_timeout, \
-             SESSION innodb_lock_wait_timeout = {seconds}"
-        ))
-        .await
+        let bounded = waits::bound(self.connection, patience.as_millis().div_ceil(1_000)).await;
+        bounded.map_err(|error| store_error(OPERATION, error))
     }
 
     async fn restore_waits(&mut self) -> Answer<()> {
-        self.run(RESTORE_WAITS.into()).await
+        waits::restore(self.connection).await.map_err(|error| store_error(OPERATION, error))
     }
 
     fn is_out_of_patience(error: &StoreError) -> bool {
@@ -134,7 +136,7 @@ impl TransactionStore for MySqlStore {
     const DATABASE: &'static str = "MySQL";
 
     type Connection = MySqlConnection;
-    type Table<'a> = InTransaction<'a>;
+    type OpenTable<'a> = InTransaction<'a>;
 
     fn table_on<'a>(&'a self, connection: &'a mut MySqlConnection) -> InTransaction<'a> {
         InTransaction { connection, store: &self.0, is_behind: false }

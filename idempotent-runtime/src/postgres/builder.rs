@@ -13,7 +13,7 @@ use super::session::Sessions;
 use super::statements::Statements;
 use super::{Inner, PostgresAddress, PostgresStore, check, look};
 use crate::clock::SystemClock;
-use crate::sql::{RenewalPool, TableName, Watchers};
+use crate::sql::{Fences, RenewalPool, TableName, Watchers};
 use crate::store::{StoreError, StoreErrorKind};
 
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -113,16 +113,24 @@ impl PostgresStoreBuilder {
             return Err(StoreError::new(StoreErrorKind::Config, "connect")
                 .with_detail("a pool of connections is made inside a Tokio runtime"));
         }
-        let pool = match self.source? {
-            Source::Server(options) => own_pool(*options, self.max_connections, self.response_timeout, self.prepares),
-            Source::Pool(pool) => pool,
+        let (pool, has_bounds) = match self.source? {
+            Source::Server(options) => {
+                (own_pool(*options, self.max_connections, self.response_timeout, self.prepares), self.prepares)
+            }
+            Source::Pool(pool) => (pool, false),
         };
-        Ok(store(Sessions::new(pool, self.prepares, self.response_timeout), table))
+        Ok(store(Sessions::new(pool, self.prepares, self.response_timeout), table, has_bounds))
     }
 
     pub(super) fn in_pool(pool: PgPool) -> PostgresStore {
-        store(Sessions::new(pool, true, RESPONSE_TIMEOUT), TableName::default())
+        store(Sessions::new(pool, true, RESPONSE_TIMEOUT), TableName::default(), false)
     }
+}
+
+/// How long the server may let a statement wait for a lock: one that it gives up before we do has certainly not taken
+/// effect. A claim that waits on when nobody listens any more would leave a record that nobody owns.
+fn lock_timeout(response_timeout: Duration) -> Duration {
+    response_timeout * 3 / 4
 }
 
 fn own_pool(options: PgConnectOptions, connections: u32, response_timeout: Duration, prepares: bool) -> PgPool {
@@ -132,12 +140,10 @@ fn own_pool(options: PgConnectOptions, connections: u32, response_timeout: Durat
         options = options.application_name("idempotency");
     }
     if prepares {
-        let patience = response_timeout.as_millis();
-        // A statement that the server gives up before we do has certainly not taken effect.
         options = options.options([
             ("default_transaction_isolation", String::from("read committed")),
-            ("lock_timeout", (patience * 3 / 4).max(1).to_string()),
-            ("statement_timeout", (patience * 9 / 10).max(1).to_string()),
+            ("lock_timeout", lock_timeout(response_timeout).as_millis().max(1).to_string()),
+            ("statement_timeout", (response_timeout * 9 / 10).as_millis().max(1).to_string()),
         ]);
     } else {
         options = options.statement_cache_capacity(0);
@@ -157,12 +163,24 @@ async fn is_alive(ping: impl Future<Output = Result<(), sqlx::Error>>) -> bool {
     tokio::time::timeout(PING, ping).await.is_ok_and(|answer| answer.is_ok())
 }
 
-fn store(sessions: Sessions, table: TableName) -> PostgresStore {
-    let statements = Statements::new(&table);
+/// `has_bounds`: the pool's sessions give up waiting by themselves.
+fn store(sessions: Sessions, table: TableName, has_bounds: bool) -> PostgresStore {
+    let bound = (!has_bounds).then(|| lock_timeout(sessions.response_timeout()));
+    let statements = Statements::new(&table, bound);
+    let in_transactions = Statements::new(&table, None);
     let watchers = {
         let (sessions, statement) = (sessions.clone(), Arc::clone(&statements.seen));
         Watchers::new(Arc::new(SystemClock::new()), move |keys| look(sessions.clone(), Arc::clone(&statement), keys))
     };
     let renewals = RenewalPool::new(sessions.pool().clone());
-    PostgresStore(Arc::new(Inner { sessions, renewals, statements, table, watchers, identity: OnceCell::new() }))
+    PostgresStore(Arc::new(Inner {
+        sessions,
+        renewals,
+        statements,
+        in_transactions,
+        table,
+        watchers,
+        fences: Fences::default(),
+        identity: OnceCell::new(),
+    }))
 }

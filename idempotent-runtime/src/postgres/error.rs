@@ -39,6 +39,11 @@ pub(super) fn is_lock_timeout(error: &Error) -> bool {
     refusal(error) == Some("55P03")
 }
 
+/// Whether the statement came after one that failed in the same transaction.
+pub(super) fn is_aborted(error: &Error) -> bool {
+    refusal(error) == Some("25P02")
+}
+
 /// Whether the server takes no writes. It still answers what it has.
 pub(super) fn is_read_only(error: &StoreError) -> bool {
     let source = std::error::Error::source(error).and_then(|source| source.downcast_ref());

@@ -31,8 +31,8 @@ use crate::clock::Timestamp;
 use crate::key::KeyHash;
 use crate::sql::transaction::Identity;
 use crate::sql::{
-    self, Answer, First, Found, Guard, Lease, Look, RenewalPool, Row, Rows, Seen, Table, TableName, Watchers, integer,
-    reason_code, state_code, store_of_rows,
+    self, Answer, Fences, First, Found, Guard, Lease, Look, RenewalPool, Row, Rows, Seen, Table, TableName, Watchers,
+    integer, reason_code, state_code, store_of_rows,
 };
 use crate::store::codes::{self, STATES};
 use crate::store::{
@@ -60,12 +60,18 @@ use crate::store::{
 #[derive(Clone)]
 pub struct PostgresStore(Arc<Inner>);
 
+/// Where a row has what comes after the store's time and the columns.
+const AFTER_COLUMNS: usize = sql::COLUMNS.len() + 1;
+
 struct Inner {
     sessions: Sessions,
     renewals: RenewalPool<Postgres>,
     statements: Statements,
+    /// Those for transactions of the user's, where the call says how long a lock is waited for.
+    in_transactions: Statements,
     table: TableName,
     watchers: Arc<Watchers>,
+    fences: Fences,
     /// Which database the records are in, once it was asked for.
     identity: OnceCell<Identity>,
 }
@@ -91,7 +97,7 @@ impl PostgresStore {
     /// A store that takes its connections from `pool`. Renewals have at most two of their own, made as the pool makes
     /// its connections. Nothing is checked, and nothing is sent before the first call.
     ///
-    /// Any isolation will do. What the pool does when it makes or lends a connection must leave it outside of a
+    /// Any isolation and any timeouts will do: how long a lock is waited for is said with each request. What the pool does when it makes or lends a connection must leave it outside of a
     /// transaction.
     pub fn from_pool(pool: PgPool) -> Self {
         PostgresStoreBuilder::in_pool(pool)
@@ -107,11 +113,14 @@ impl PostgresStore {
     }
 }
 
-fn found_one(operation: &'static str, rows: &[PgRow]) -> Answer<Found> {
-    match rows.first() {
-        Some(row) => sql::found(operation, row),
-        None => Err(StoreError::new(StoreErrorKind::Unavailable, operation).with_detail("the answer has no row")),
-    }
+/// What the one row says that `read` answers with.
+fn found_one(operation: &'static str, store: &Inner, rows: &[PgRow]) -> Answer<Found> {
+    let Some(row) = rows.first() else {
+        return Err(StoreError::new(StoreErrorKind::Unavailable, operation).with_detail("the answer has no row"));
+    };
+    let micros: i64 = row.try_get(AFTER_COLUMNS).map_err(|error| error::store_error(operation, error))?;
+    store.fences.reached(u64::try_from(micros).unwrap_or_default());
+    sql::found(operation, row)
 }
 
 /// A connection for several statements on one row.
@@ -132,7 +141,7 @@ impl Table for PostgresTable {
         let store = Arc::clone(&self.store);
         let request = Request::new(&store.statements.read).bytes(key.as_bytes());
         let rows = request.send(operation, &mut self.connection, store.sessions.prepares()).await?;
-        found_one(operation, &rows)
+        found_one(operation, &store, &rows)
     }
 
     async fn insert(&mut self, operation: &'static str, row: &Row) -> Answer<bool> {
@@ -175,14 +184,17 @@ impl Rows for PostgresStore {
         &self.0.watchers
     }
 
+    fn fences(&self) -> &Fences {
+        &self.0.fences
+    }
+
     async fn row(&self, operation: &'static str, key: KeyHash) -> Answer<Found> {
         let request = Request::new(&self.0.statements.read).bytes(key.as_bytes());
-        found_one(operation, &self.0.sessions.rows(operation, request).await?)
+        found_one(operation, &self.0, &self.0.sessions.rows(operation, request).await?)
     }
 
     async fn first_claim(&self, claim: &Claim) -> Answer<First> {
         const OPERATION: &str = "claim";
-        const INSERTED: usize = sql::COLUMNS.len() + 1;
         // The row as it would be at the time zero; the server adds its time.
         let zero = Timestamp::default();
         let Claimed::Mine(grant) = transition::claim(&mut None, claim, zero) else { return Ok(First::Raced) };
@@ -194,7 +206,7 @@ impl Rows for PostgresStore {
         };
         let Some(row) = rows.first() else { return Ok(First::Raced) };
         let found = sql::found(OPERATION, row)?;
-        let inserted = row.try_get(INSERTED).map_err(|error| error::store_error(OPERATION, error))?;
+        let inserted = row.try_get(AFTER_COLUMNS).map_err(|error| error::store_error(OPERATION, error))?;
         Ok(match found {
             Found { stored: Some(stored), .. } if inserted => First::Mine(stored.record),
             found => First::Found(found),
@@ -203,7 +215,7 @@ impl Rows for PostgresStore {
 
     async fn commit_own(&self, commit: &Commit) -> Answer<bool> {
         let owner = owner_bytes(commit.token);
-        let request = commit_request(&self.0, commit, &owner);
+        let request = commit_request(&self.0.statements, commit, &owner);
         Ok(!self.0.sessions.rows("complete", request).await?.is_empty())
     }
 
@@ -237,8 +249,8 @@ impl PostgresStore {
 }
 
 /// Stores a result on its owner's own unfinished record.
-fn commit_request<'a>(store: &'a Inner, commit: &'a Commit, owner: &'a [u8; 16]) -> Request<'a> {
-    Request::new(&store.statements.commit)
+fn commit_request<'a>(statements: &'a Statements, commit: &'a Commit, owner: &'a [u8; 16]) -> Request<'a> {
+    Request::new(&statements.commit)
         .bytes(commit.key.as_bytes())
         .bytes(owner)
         .small(state_code(commit.state))

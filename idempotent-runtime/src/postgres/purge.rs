@@ -19,9 +19,12 @@ impl PostgresStore {
         let rows = self.0.sessions.rows(OPERATION, request).await?;
         let Some(row) = rows.first() else { return Ok(Purged::default()) };
         let failed = |error| store_error(OPERATION, error);
-        let removed: i64 = row.try_get(0).map_err(failed)?;
+        let count = |column| {
+            let count: i64 = row.try_get(column).map_err(failed)?;
+            Ok(usize::try_from(count).unwrap_or(usize::MAX))
+        };
         let lag: Option<i64> = row.try_get(1).map_err(failed)?;
         let lag = lag.map(|lag| Duration::from_millis(u64::try_from(lag).unwrap_or_default()));
-        Ok(Purged::new(usize::try_from(removed).unwrap_or(usize::MAX), lag))
+        Ok(Purged::new(count(0)?, lag).with_put_off(count(2)?))
     }
 }

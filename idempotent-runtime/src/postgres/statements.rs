@@ -1,6 +1,7 @@
 //! The statements, with the table's name in its place.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::sql::{COLUMNS, TableName};
 
@@ -38,7 +39,14 @@ pub(super) struct Statements {
 }
 
 impl Statements {
-    pub(super) fn new(name: &TableName) -> Self {
+    /// `lock_timeout`: how long each write waits for a lock, whatever the session says. Without it the session decides.
+    ///
+    /// It is set by the statement itself, before it comes to its first lock, and ends with its transaction: that needs no
+    /// round trip, and leaves nothing in a session that belongs to somebody else.
+    pub(super) fn new(name: &TableName, lock_timeout: Option<Duration>) -> Self {
+        let bound = lock_timeout.map_or(String::from("true"), |timeout| {
+            format!("(SELECT set_config('lock_timeout', '{}', true)) IS NOT NULL", timeout.as_millis().max(1))
+        });
         let table = name.quoted('"');
         let columns = COLUMNS.join(", ");
         let without_body = columns.replace(", body", ", ''::bytea");
@@ -55,7 +63,7 @@ impl Statements {
                  found AS MATERIALIZED (SELECT {columns} FROM {table} WHERE key_hash = $1),
                  claimed AS (
                      INSERT INTO {table} ({columns})
-                     SELECT {} FROM clock WHERE NOT EXISTS (SELECT 1 FROM found)
+                     SELECT {} FROM clock WHERE NOT EXISTS (SELECT 1 FROM found) AND {bound}
                      ON CONFLICT (key_hash) DO NOTHING
                      RETURNING {columns}
                  )
@@ -64,29 +72,30 @@ impl Statements {
                 first.join(", ")
             )),
             read: statement(format!(
-                "SELECT now, {columns} FROM ({CLOCK}) AS clock LEFT JOIN {table} ON key_hash = $1"
+                "SELECT now, {columns}, micros FROM ({CLOCK}) AS clock LEFT JOIN {table} ON key_hash = $1"
             )),
             insert: statement(format!(
-                "INSERT INTO {table} ({columns}) VALUES ({}) ON CONFLICT (key_hash) DO NOTHING RETURNING 1",
+                "INSERT INTO {table} ({columns}) SELECT {} WHERE {bound} ON CONFLICT (key_hash) DO NOTHING RETURNING 1",
                 places.join(", ")
             )),
             replace: statement(format!(
-                "UPDATE {table} SET {} WHERE key_hash = $1 AND owner = $23 AND revision = $24 RETURNING 1",
+                "UPDATE {table} SET {} WHERE key_hash = $1 AND owner = $23 AND revision = $24 AND {bound} RETURNING 1",
                 assignments.join(", ")
             )),
             delete: statement(format!(
-                "DELETE FROM {table} WHERE key_hash = $1 AND owner = $2 AND revision = $3 RETURNING 1"
+                "DELETE FROM {table} WHERE key_hash = $1 AND owner = $2 AND revision = $3 AND {bound} RETURNING 1"
             )),
             commit: statement(format!(
                 "UPDATE {table} SET state = $3, body = $4, schema_version = $5, reason = $6, expires_at = {NOW} + $7,
                      revision = revision + 1, purge_at = least(purge_at, {NOW} + $7 + after_expiry)
                  WHERE key_hash = $1 AND owner = $2 AND {UNFINISHED} AND expires_at > {NOW} AND format = 1
+                     AND {bound}
                  RETURNING 1"
             )),
             release: statement(format!(
                 "DELETE FROM {table}
                  WHERE key_hash = $1 AND owner = $2 AND {UNFINISHED} AND taken_over = 0 AND expires_at > {NOW}
-                     AND format = 1
+                     AND format = 1 AND {bound}
                  RETURNING 1"
             )),
             renew: statement(format!(
@@ -94,7 +103,7 @@ impl Statements {
                      expires_at = greatest(expires_at, {NOW} + lease + linger)
                  FROM unnest($1, $2, $3) AS renewal (key, token, lease)
                  WHERE key_hash = key AND owner = token AND state = 1 AND lease_until > 0 AND expires_at > {NOW}
-                     AND format = 1
+                     AND format = 1 AND {bound}
                  RETURNING key_hash, owner"
             )),
             renewed: statement(format!(
@@ -127,7 +136,7 @@ impl Statements {
                      SELECT purge_at FROM {table}
                      WHERE purge_at <= now AND format = 1 AND key_hash NOT IN (SELECT key FROM due)
                      ORDER BY purge_at LIMIT 1
-                 ) FROM clock"
+                 ), (SELECT count(*) FROM put_off) FROM clock"
             )),
             identity: statement(format!("SELECT identity FROM {} WHERE id = 1", name.with_suffix("meta").quoted('"'))),
         }

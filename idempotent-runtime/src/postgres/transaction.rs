@@ -4,9 +4,9 @@ use std::error::Error as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Postgres, Row as _, Transaction};
+use sqlx::{AssertSqlSafe, Connection as _, Error, PgConnection, Postgres, Row as _, Transaction};
 
-use super::error::{connection_error, is_lock_timeout, store_error};
+use super::error::{connection_error, is_aborted, is_lock_timeout, store_error};
 use super::request::Request;
 use super::{Inner, PostgresStore, commit_request, found_one, owner_bytes};
 use crate::key::KeyHash;
@@ -26,6 +26,15 @@ const RESTORE_WAITS: &str = "SELECT set_config('lock_timeout',
 
 impl TransactionDatabase for Postgres {
     const BEGIN: &'static str = "BEGIN";
+
+    /// An aborted transaction refuses every statement but its end.
+    async fn is_whole(connection: &mut PgConnection) -> Result<bool, Error> {
+        match sqlx::raw_sql("SELECT 1").execute(connection).await {
+            Ok(_) => Ok(true),
+            Err(error) if is_aborted(&error) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
 }
 
 pub(crate) struct InTransaction<'a> {
@@ -43,23 +52,27 @@ impl InTransaction<'_> {
 
 impl Table for InTransaction<'_> {
     async fn read(&mut self, operation: &'static str, key: KeyHash) -> Answer<Found> {
-        let request = Request::new(&self.store.statements.read).bytes(key.as_bytes());
-        found_one(operation, &request.send_once(operation, self.connection, self.store.sessions.prepares()).await?)
+        let request = Request::new(&self.store.in_transactions.read).bytes(key.as_bytes());
+        found_one(
+            operation,
+            self.store,
+            &request.send_once(operation, self.connection, self.store.sessions.prepares()).await?,
+        )
     }
 
     async fn insert(&mut self, operation: &'static str, row: &Row) -> Answer<bool> {
-        self.wrote(operation, Request::new(&self.store.statements.insert).values(row.values())).await
+        self.wrote(operation, Request::new(&self.store.in_transactions.insert).values(row.values())).await
     }
 
     async fn replace(&mut self, operation: &'static str, guard: Guard, row: &Row) -> Answer<bool> {
         let owner = owner_bytes(guard.owner);
-        let request = Request::new(&self.store.statements.replace).values(row.values());
+        let request = Request::new(&self.store.in_transactions.replace).values(row.values());
         self.wrote(operation, request.bytes(&owner).integer(guard.revision)).await
     }
 
     async fn delete(&mut self, operation: &'static str, guard: Guard) -> Answer<bool> {
         let owner = owner_bytes(guard.owner);
-        let request = Request::new(&self.store.statements.delete).bytes(guard.key.as_bytes());
+        let request = Request::new(&self.store.in_transactions.delete).bytes(guard.key.as_bytes());
         self.wrote(operation, request.bytes(&owner).integer(guard.revision)).await
     }
 }
@@ -91,7 +104,7 @@ impl Transactional for InTransaction<'_> {
 
     async fn commit_own(&mut self, commit: &Commit) -> Answer<bool> {
         let owner = owner_bytes(commit.token);
-        self.wrote("complete", commit_request(self.store, commit, &owner)).await
+        self.wrote("complete", commit_request(&self.store.in_transactions, commit, &owner)).await
     }
 }
 
@@ -110,7 +123,7 @@ impl TransactionStore for PostgresStore {
     const DATABASE: &'static str = "PostgreSQL";
 
     type Connection = PgConnection;
-    type Table<'a> = InTransaction<'a>;
+    type OpenTable<'a> = InTransaction<'a>;
 
     fn table_on<'a>(&'a self, connection: &'a mut PgConnection) -> InTransaction<'a> {
         InTransaction { connection, store: &self.0 }

@@ -25,6 +25,11 @@ pub trait TransactionDatabase: Database {
     /// The statement that begins a transaction in which calls keep their records.
     #[doc(hidden)]
     const BEGIN: &'static str;
+
+    /// Whether a commit would still keep everything that was written since `BEGIN`. Not so where an error that the body
+    /// took no notice of has undone it, and where the server then answers a commit as if all were well.
+    #[doc(hidden)]
+    fn is_whole(connection: &mut Self::Connection) -> impl Future<Output = Result<bool, sqlx::Error>> + Send;
 }
 
 /// Runs `body` in a transaction of `pool` and commits it; makes the whole transaction again, after a pause that grows,
@@ -37,12 +42,16 @@ pub trait TransactionDatabase: Database {
 /// it happened and runs if not. So **everything that the body writes belongs into guarded calls**. Without any, the error
 /// is returned.
 ///
+/// A body that goes on after an error of the database may return `Ok` where nothing is left to commit: PostgreSQL has
+/// aborted the transaction after any error, MySQL has undone it after a deadlock, and both answer `COMMIT` as if all were
+/// well. That is an error here, and costs one more round trip before the commit.
+///
 /// On SQLite the transaction begins with `BEGIN IMMEDIATE`.
 ///
 /// # Errors
-/// The body's own, [`NotStored`](ErrorKind::NotStored) when nobody knows whether the transaction was committed, and
-/// [`StoreUnavailable`](ErrorKind::StoreUnavailable), both converted into `E`, when the transaction could not
-/// be begun or committed, also not after 12 more tries.
+/// The body's own, and converted into `E`: [`NotStored`](ErrorKind::NotStored) when nobody knows whether the transaction
+/// was committed, [`StoreUnavailable`](ErrorKind::StoreUnavailable) when it could not be begun or committed, also not
+/// after 12 more tries, [`Config`](ErrorKind::Config) when the body returned `Ok` after an error that undid it.
 ///
 #[cfg_attr(feature = "sqlite", doc = "```")]
 #[cfg_attr(not(feature = "sqlite"), doc = "```ignore")]
@@ -144,6 +153,9 @@ impl<DB: TransactionDatabase> Drop for OpenTransaction<DB> {
     }
 }
 
+const UNDONE: &str = "the database had undone the transaction before its commit, because of an error that the body went \
+    on after; return such errors, or set a savepoint and roll back to it";
+
 enum Attempt<T, E> {
     Done(Result<T, E>),
     /// Nothing was committed, or a guarded call tells whether it was.
@@ -176,10 +188,23 @@ where
         Err(error) if is_lost(transaction).await => return Attempt::Again(error),
         Err(error) => return Attempt::Done(Err(error)),
     };
-    let Some(transaction) = transaction else {
+    let Some(mut transaction) = transaction else {
         let detail = "the body was over and its transaction still in use, so it was not committed";
         return Attempt::Done(Err(Error::config(detail).into()));
     };
+    match DB::is_whole(&mut transaction).await {
+        Ok(true) => {}
+        Ok(false) => {
+            // The body's result tells of what is not there.
+            let _ = transaction.rollback().await;
+            return Attempt::Done(Err(Error::config(UNDONE).into()));
+        }
+        Err(error) => {
+            let is_passing = is_passing(&error);
+            let error = failed("the transaction could not be committed", error).into();
+            return if is_passing { Attempt::Again(error) } else { Attempt::Done(Err(error)) };
+        }
+    }
     match transaction.commit().await {
         Ok(()) => Attempt::Done(Ok(value)),
         Err(error) if error.as_database_error().is_some_and(is_rolled_back) => {

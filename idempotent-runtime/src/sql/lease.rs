@@ -18,6 +18,10 @@ pub(crate) struct Lease<DB: Database> {
     runtime: Handle,
 }
 
+/// What is done to a connection before it goes back to its pool.
+#[cfg(feature = "mysql")]
+pub(crate) type Tidying<'c> = std::pin::Pin<Box<dyn Future<Output = Result<(), sqlx::Error>> + Send + 'c>>;
+
 impl<DB: Database> Lease<DB> {
     /// `patience`: how long the connection may take to answer when it is given back.
     pub(crate) fn new(connection: PoolConnection<DB>, patience: Duration) -> Self {
@@ -27,6 +31,24 @@ impl<DB: Database> Lease<DB> {
     /// Gives the connection back.
     pub(crate) fn end(mut self) {
         self.answered = true;
+    }
+
+    /// Gives the connection back when it is as its next user expects it, for which nobody waits. Closed if that fails.
+    #[cfg(feature = "mysql")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the patience with a server is real time, whatever clock records have"
+    )]
+    pub(crate) fn end_after(
+        mut self,
+        tidy: impl for<'c> FnOnce(&'c mut DB::Connection) -> Tidying<'c> + Send + 'static,
+    ) {
+        let (runtime, patience) = (self.runtime.clone(), self.patience);
+        runtime.spawn(async move {
+            if tokio::time::timeout(patience, tidy(&mut self)).await.is_ok_and(|done| done.is_ok()) {
+                self.end();
+            }
+        });
     }
 }
 

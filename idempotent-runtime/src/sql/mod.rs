@@ -10,6 +10,7 @@
 //! `transition` would write, and change nothing where it could decide otherwise; then the slow way follows.
 
 mod change;
+mod fences;
 mod in_transaction;
 mod lease;
 mod name;
@@ -22,6 +23,7 @@ pub(crate) mod transaction;
 mod watchers;
 
 pub(crate) use change::{Found, Guard, Table};
+pub(crate) use fences::Fences;
 pub use in_transaction::{OpenTransaction, TransactionDatabase, in_transaction};
 pub(crate) use lease::Lease;
 pub(crate) use name::TableName;

@@ -1,10 +1,10 @@
 //! The operations of [`Store`](crate::store::Store), made of what each SQL store provides.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::change::{Found, Table, change};
+use super::fences::Fences;
 use super::runtime::while_runtime_lives;
 use super::watchers::Watchers;
 use crate::clock::Timestamp;
@@ -56,11 +56,7 @@ pub(crate) trait Rows: Send + Sync + 'static {
         async { self.row("claim", claim.key).await.map(First::Found) }
     }
 
-    /// The largest fence that this process has seen granted, where the store's time is too coarse to tell two claims of
-    /// one key apart.
-    fn last_fence(&self) -> Option<&AtomicU64> {
-        None
-    }
+    fn fences(&self) -> &Fences;
 
     /// Stores the result on the owner's own unfinished record, in one statement; false, and nothing changed, if it is
     /// not there.
@@ -135,16 +131,13 @@ async fn read_and_change<A>(
 pub(crate) async fn claim(rows: &impl Rows, claim: Claim) -> Result<Claimed, StoreError> {
     for _ in 0..ATTEMPTS {
         match rows.first_claim(&claim).await? {
-            First::Mine(record) => return Ok(Claimed::Mine(Grant::new(record))),
+            First::Mine(record) => {
+                rows.fences().granted(record.fence);
+                return Ok(Claimed::Mine(Grant::new(record)));
+            }
             First::Found(found) => {
-                let fences = rows.last_fence();
-                let last_fence = || fences.map_or(0, |fences| fences.load(Ordering::Acquire));
-                let decide = |slot: &mut Option<Record>, now| transition::claim_above(slot, &claim, now, last_fence());
-                let claimed = change_row(rows, "claim", found, claim.key, Some(claim.ttl), decide).await?;
-                if let (Claimed::Mine(grant), Some(fences)) = (&claimed, fences) {
-                    fences.fetch_max(grant.record.fence, Ordering::AcqRel);
-                }
-                return Ok(claimed);
+                let decide = |slot: &mut Option<Record>, now| rows.fences().claim(slot, &claim, now);
+                return change_row(rows, "claim", found, claim.key, Some(claim.ttl), decide).await;
             }
             First::Raced => {}
         }

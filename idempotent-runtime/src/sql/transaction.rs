@@ -12,6 +12,8 @@ use std::time::Duration;
 
 use super::Answer;
 use super::change::{Found, Table, change};
+use super::fences::Fences;
+use super::store::Rows;
 use crate::clock::Timestamp;
 use crate::store::transaction::{End, Kept};
 use crate::store::{
@@ -52,6 +54,7 @@ pub(crate) trait Transactional: Table {
 /// See [`Keep::begin`](crate::store::transaction::Keep::begin). `expected` is the identity of the store's own database.
 async fn begin<T: Transactional>(
     table: &mut T,
+    fences: &Fences,
     expected: Identity,
     claim: &Claim,
     patience: Duration,
@@ -62,7 +65,7 @@ async fn begin<T: Transactional>(
              calls look for it",
         ));
     }
-    let decide = |slot: &mut Option<Record>, now: Timestamp| transition::claim(slot, claim, now);
+    let decide = |slot: &mut Option<Record>, now: Timestamp| fences.claim(slot, claim, now);
     let found = table.read(OPERATION, claim.key).await?;
     if let Some(claimed) = unchanged(&found, decide) {
         return Ok(Some(claimed));
@@ -122,15 +125,15 @@ async fn end(table: &mut impl Transactional, token: Token, end: End) -> Answer<b
 }
 
 /// A store whose records can be kept in transactions of the user's.
-pub(crate) trait TransactionStore: Store {
+pub(crate) trait TransactionStore: Store + Rows {
     /// What people call its database.
     const DATABASE: &'static str;
 
     type Connection: Send;
-    type Table<'a>: Transactional;
+    type OpenTable<'a>: Transactional;
 
     /// The store's table on a connection of the user's.
-    fn table_on<'a>(&'a self, connection: &'a mut Self::Connection) -> Self::Table<'a>;
+    fn table_on<'a>(&'a self, connection: &'a mut Self::Connection) -> Self::OpenTable<'a>;
 
     /// The identity of the store's own database.
     fn own_identity(&self) -> impl Future<Output = Answer<Identity>> + Send;
@@ -146,7 +149,7 @@ pub(crate) fn begin_on<'a, S: TransactionStore>(
     Box::pin(async move {
         let store = store_of::<S>(store)?;
         let expected = store.own_identity().await?;
-        begin(&mut store.table_on(connection), expected, claim, patience).await
+        begin(&mut store.table_on(connection), store.fences(), expected, claim, patience).await
     })
 }
 

@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use sqlx::SqlitePool;
@@ -13,7 +12,7 @@ use super::error::store_error;
 use super::statements::Statements;
 use super::{Inner, SqliteStore, look};
 use crate::clock::{Clock, SystemClock};
-use crate::sql::{TableName, Watchers};
+use crate::sql::{Fences, TableName, Watchers};
 use crate::store::{StoreError, StoreErrorKind};
 
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -122,7 +121,7 @@ fn store(
         clock,
         response_timeout,
         identity: OnceCell::new(),
-        last_fence: AtomicU64::new(0),
+        fences: Fences::default(),
     }))
 }
 

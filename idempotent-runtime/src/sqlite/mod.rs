@@ -11,7 +11,6 @@ use std::collections::HashMap;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use sqlx::query::Query;
@@ -27,7 +26,7 @@ use crate::clock::Clock;
 use crate::key::KeyHash;
 use crate::sql::transaction::Identity;
 use crate::sql::{
-    self, Answer, Found, Guard, Lease, Look, Row, Rows, Seen, Table, TableName, Watchers, in_time, integer,
+    self, Answer, Fences, Found, Guard, Lease, Look, Row, Rows, Seen, Table, TableName, Watchers, in_time, integer,
     is_answered, reason_code, state_code, store_of_rows, timestamp,
 };
 use crate::store::codes::{self, STATES};
@@ -67,8 +66,7 @@ struct Inner {
     response_timeout: Duration,
     /// Which database the records are in, once it was asked for.
     identity: OnceCell<Identity>,
-    /// The clock counts milliseconds, and a record can be claimed, released and claimed again within one.
-    last_fence: AtomicU64,
+    fences: Fences,
 }
 
 impl SqliteStore {
@@ -270,8 +268,8 @@ impl Rows for SqliteStore {
         result
     }
 
-    fn last_fence(&self) -> Option<&AtomicU64> {
-        Some(&self.0.last_fence)
+    fn fences(&self) -> &Fences {
+        &self.0.fences
     }
 
     async fn commit_own(&self, commit: &Commit) -> Answer<bool> {

@@ -71,7 +71,7 @@ impl Statements {
                  WHERE key_hash IN (SELECT unhex(value) FROM json_each(?1)) AND expires_at > ?2"
             )),
             purge: statement(format!("DELETE FROM {table} WHERE key_hash IN ({due}) AND {FORGOTTEN} <= ?1")),
-            put_off: statement(format!("UPDATE {table} SET purge_at = {FORGOTTEN} WHERE key_hash IN ({due})")),
+            put_off: statement(format!("UPDATE {table} SET purge_at = {FORGOTTEN} WHERE key_hash IN ({due}) AND {FORGOTTEN} > ?1")),
             lag: statement(format!("SELECT min(purge_at) FROM {table} WHERE purge_at <= ?1 AND format = 1")),
             identity: statement(format!("SELECT identity FROM {} WHERE id = 1", name.with_suffix("meta").quoted('"'))),
         }

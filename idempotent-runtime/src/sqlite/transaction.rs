@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use sqlx::{AssertSqlSafe, Connection as _, Row as _, Sqlite, SqliteConnection, Transaction};
+use sqlx::{AssertSqlSafe, Connection as _, Error, Row as _, Sqlite, SqliteConnection, Transaction};
 
 use super::error::{is_busy, store_error};
 use super::{Inner, SqliteStore, commit_statement, execute, insert, query, read, replace};
@@ -17,6 +17,11 @@ const OPERATION: &str = "claim in a transaction";
 impl TransactionDatabase for Sqlite {
     // A transaction that begins by reading cannot write any more once somebody else has.
     const BEGIN: &'static str = "BEGIN IMMEDIATE";
+
+    /// A commit where there is no transaction any more is an error.
+    async fn is_whole(_: &mut SqliteConnection) -> Result<bool, Error> {
+        Ok(true)
+    }
 }
 
 pub(crate) struct InTransaction<'a> {
@@ -87,7 +92,7 @@ impl TransactionStore for SqliteStore {
     const DATABASE: &'static str = "SQLite";
 
     type Connection = SqliteConnection;
-    type Table<'a> = InTransaction<'a>;
+    type OpenTable<'a> = InTransaction<'a>;
 
     fn table_on<'a>(&'a self, connection: &'a mut SqliteConnection) -> InTransaction<'a> {
         InTransaction { connection, store: &self.0 }

@@ -435,12 +435,21 @@ pub struct Purged {
     pub removed: usize,
     /// How long ago the oldest expired record that remains expired; `None` when none remains.
     pub lag: Option<Duration>,
+    /// How many other records it looked at that are not over yet, and put off until they are.
+    pub put_off: usize,
 }
 
 impl Purged {
     /// `removed` records removed, the oldest remaining one expired `lag` ago.
     pub const fn new(removed: usize, lag: Option<Duration>) -> Self {
-        Self { removed, lag }
+        Self { removed, lag, put_off: 0 }
+    }
+
+    /// And `records` put off.
+    #[must_use]
+    pub const fn with_put_off(mut self, records: usize) -> Self {
+        self.put_off = records;
+        self
     }
 }
 

@@ -1,0 +1,54 @@
+//! The order of the fences that one process hands out.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::clock::Timestamp;
+use crate::store::{Claim, Claimed, Record, transition};
+
+/// The largest fence that this process knows of. A record's time is in milliseconds, and one can be claimed, released and
+/// claimed again within one.
+#[derive(Debug, Default)]
+pub(crate) struct Fences(AtomicU64);
+
+impl Fences {
+    /// [`transition::claim`], with a fence above all that are known.
+    pub(crate) fn claim(&self, slot: &mut Option<Record>, claim: &Claim, now: Timestamp) -> Claimed {
+        let claimed = transition::claim_above(slot, claim, now, self.0.load(Ordering::Acquire));
+        if let Claimed::Mine(grant) = &claimed {
+            self.granted(grant.record.fence);
+        }
+        claimed
+    }
+
+    /// `fence` was granted.
+    pub(crate) fn granted(&self, fence: u64) {
+        self.0.fetch_max(fence, Ordering::AcqRel);
+    }
+
+    /// The store's time is `micros`, in microseconds: fences of other processes may be as large.
+    #[cfg(any(feature = "mysql", feature = "postgres"))]
+    pub(crate) fn reached(&self, micros: u64) {
+        self.granted(micros.saturating_sub(1));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Fences;
+    use crate::clock::Timestamp;
+    use crate::key::KeyHash;
+    use crate::store::{Claim, Claimed, Token};
+
+    #[test]
+    fn fences_grow_while_the_clock_stands_still() {
+        let fences = Fences::default();
+        let claim = Claim::new(KeyHash::from_bytes([7; 32]), Token::from_bits(1), "payments.charge".into());
+        let next = || match fences.claim(&mut None, &claim, Timestamp::from_millis(5)) {
+            Claimed::Mine(grant) => grant.record.fence,
+            held => panic!("{held:?}"),
+        };
+        assert_eq!([next(), next(), next()], [5_000, 5_001, 5_002]);
+        fences.granted(6_000);
+        assert_eq!(next(), 6_001);
+    }
+}

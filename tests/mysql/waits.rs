@@ -1,0 +1,88 @@
+//! Nobody waits for a lock when nobody waits for the answer any more: what the server did then would be nobody's.
+
+use std::time::Duration;
+
+use idempotency::store::{CrashPolicy, MySqlStore, State, Store as _};
+use idempotency::{Error, ErrorKind, Idempotency};
+use idempotency_test_support::deadline::eventually_async;
+use sqlx::MySqlPool;
+use sqlx::mysql::MySqlPoolOptions;
+
+use crate::world::{DAY, World, claim, fresh, key, mine};
+
+const OPERATION: &str = "payments.charge";
+/// As long as a test may take.
+const PATIENT: &str = "SET SESSION innodb_lock_wait_timeout = 600";
+
+/// Also where its client has gone.
+async fn nobody_waits(world: &World) -> anyhow::Result<()> {
+    let (_, database) = world.url.rsplit_once('/').expect("the URL names a database");
+    let waiting = format!(
+        "SELECT count(*) FROM information_schema.PROCESSLIST WHERE DB = '{database}'
+             AND (INFO LIKE 'INSERT INTO `idempotency%' OR INFO LIKE 'UPDATE `idempotency%')"
+    );
+    let nobody_waits = async || world.figure(&waiting).await.is_ok_and(|count| count == 0);
+    eventually_async("the server to give up waiting", nobody_waits).await
+}
+
+#[tokio::test]
+async fn a_claim_that_waited_for_a_transaction_leaves_nothing_when_that_is_rolled_back() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    let pool = world.pool(PATIENT).await?;
+    let engine = Idempotency::new(MySqlStore::from_pool(pool.clone()));
+    let mut transaction = pool.begin().await?;
+    engine.call(OPERATION, 1).ttl(DAY).run_in(&mut transaction, async |_| Ok::<_, Error>(1)).await?;
+    let refused = engine.call(OPERATION, 1).ttl(DAY).run(async || Ok::<_, Error>(2)).await;
+    assert_eq!(refused.unwrap_err().kind(), ErrorKind::StoreUnavailable);
+    nobody_waits(&world).await?;
+    transaction.rollback().await?;
+    let record = engine.record(OPERATION, 1).inspect().await?;
+    assert!(record.is_none(), "{record:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_takeover_that_waited_for_a_transaction_does_not_happen_when_that_is_rolled_back() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    let pool = world.pool(PATIENT).await?;
+    let store = MySqlStore::from_pool(pool.clone());
+    let mut dead = claim(key(1), fresh());
+    (dead.policy, dead.lease) = (CrashPolicy::Retry, Duration::from_millis(1));
+    mine(store.claim(dead.clone()).await?);
+    let lease_is_over = async || {
+        let record = store.read(key(1)).await;
+        record.is_ok_and(|record| record.is_some_and(|record| record.lease_until < record.read_at))
+    };
+    eventually_async("the lease to be over", lease_is_over).await?;
+    let lock = world.lock(key(1)).await?;
+    let mut next = dead.clone();
+    next.token = fresh();
+    let error = store.claim(next).await.unwrap_err();
+    assert!(error.is_transient(), "{error}");
+    nobody_waits(&world).await?;
+    assert_eq!(bound_of(&pool).await?, 600, "after a claim that was refused");
+    lock.rollback().await?;
+    let record = store.read(key(1)).await?.expect("it is there");
+    assert_eq!((record.owner, record.state), (dead.token, State::InProgress));
+    Ok(())
+}
+
+async fn bound_of(pool: &MySqlPool) -> anyhow::Result<i64> {
+    let bound = sqlx::query_as("SELECT CAST(@@SESSION.innodb_lock_wait_timeout AS SIGNED)");
+    let (bound,): (i64,) = bound.fetch_one(pool).await?;
+    Ok(bound)
+}
+
+#[tokio::test]
+async fn the_bound_of_a_claim_is_not_left_in_the_users_session() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    let pool = MySqlPoolOptions::new().max_connections(1).connect(&world.url).await?;
+    sqlx::query("SET SESSION innodb_lock_wait_timeout = 17").execute(&pool).await?;
+    let store = MySqlStore::from_pool(pool.clone());
+    let token = fresh();
+    for number in 0..3 {
+        mine(store.claim(claim(key(number), token)).await?);
+        assert_eq!(bound_of(&pool).await?, 17, "after a claim");
+    }
+    Ok(())
+}

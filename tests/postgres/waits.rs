@@ -1,0 +1,87 @@
+//! Nobody waits for a lock when nobody waits for the answer any more: what the server did then would be nobody's.
+
+use std::time::Duration;
+
+use idempotency::store::{CrashPolicy, PostgresStore, State, Store as _};
+use idempotency::{Error, ErrorKind, Idempotency};
+use idempotency_test_support::deadline::eventually_async;
+use sqlx::postgres::PgPoolOptions;
+
+use crate::world::{DAY, OPERATION, World, claim, key, number, token};
+
+/// Stores whose sessions wait for ever.
+async fn patient_sessions(world: &World) -> anyhow::Result<[(&'static str, PostgresStore); 2]> {
+    Ok([
+        ("a pool of the user's", PostgresStore::from_pool(PgPoolOptions::new().connect(&world.url).await?)),
+        ("unprepared", PostgresStore::builder(&world.url).without_prepared_statements().connect().await?),
+    ])
+}
+
+/// Also where its client has gone.
+async fn nobody_waits(world: &World) -> anyhow::Result<()> {
+    let waiting =
+        "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()";
+    eventually_async("the server to give up waiting", async || {
+        world.sql(waiting).await.is_ok_and(|rows| number(&rows).is_ok_and(|count| count == 0))
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_claim_that_waited_for_a_transaction_leaves_nothing_when_that_is_rolled_back() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    for (name, store) in patient_sessions(&world).await? {
+        let engine = Idempotency::new(store);
+        let pool = PgPoolOptions::new().connect(&world.url).await?;
+        let mut transaction = pool.begin().await?;
+        engine.call(OPERATION, name).ttl(DAY).run_in(&mut transaction, async |_| Ok::<_, Error>(1)).await?;
+        let refused = engine.call(OPERATION, name).ttl(DAY).run(async || Ok::<_, Error>(2)).await;
+        assert_eq!(refused.unwrap_err().kind(), ErrorKind::StoreUnavailable, "{name}");
+        nobody_waits(&world).await?;
+        transaction.rollback().await?;
+        let record = engine.record(OPERATION, name).inspect().await?;
+        assert!(record.is_none(), "{name}: {record:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_takeover_that_waited_for_a_transaction_does_not_happen_when_that_is_rolled_back() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    for (number, (name, store)) in (1..).zip(patient_sessions(&world).await?) {
+        let mut dead = claim(number);
+        (dead.policy, dead.lease) = (CrashPolicy::Retry, Duration::from_millis(1));
+        (dead.linger, dead.ttl) = (DAY, DAY);
+        store.claim(dead.clone()).await?;
+        let lease_is_over = async || {
+            let record = store.read(key(number)).await;
+            record.is_ok_and(|record| record.is_some_and(|record| record.lease_until < record.read_at))
+        };
+        eventually_async("the lease to be over", lease_is_over).await?;
+        let pool = PgPoolOptions::new().connect(&world.url).await?;
+        let mut transaction = pool.begin().await?;
+        sqlx::query("SELECT 1 FROM idempotency_records FOR UPDATE").execute(&mut *transaction).await?;
+        let mut next = dead.clone();
+        next.token = token(1_000);
+        let error = store.claim(next).await.unwrap_err();
+        assert!(error.is_transient(), "{name}: {error}");
+        nobody_waits(&world).await?;
+        transaction.rollback().await?;
+        let record = store.read(key(number)).await?.expect("it is there");
+        assert_eq!((record.owner, record.state), (token(number), State::InProgress), "{name}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_bound_of_a_claim_is_not_left_in_the_users_session() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    let pool = PgPoolOptions::new().max_connections(1).connect(&world.url).await?;
+    sqlx::query("SET lock_timeout = '17s'").execute(&pool).await?;
+    let store = PostgresStore::from_pool(pool.clone());
+    store.claim(claim(1)).await?;
+    crate::world::run(&store, 2, "one", DAY).await?;
+    let (bound,): (String,) = sqlx::query_as("SHOW lock_timeout").fetch_one(&pool).await?;
+    assert_eq!(bound, "17s");
+    Ok(())
+}

@@ -1,0 +1,114 @@
+//! The database has undone a transaction, and its body takes no notice: the commit would be answered all the same.
+
+use idempotency::{ErrorKind, in_transaction};
+
+use crate::databases;
+use crate::scene::{Database, Ending, Scene, call, charge};
+use crate::world::{Fault, OPERATION};
+
+#[track_caller]
+fn assert_undone(result: &Result<String, Fault>) {
+    let Err(Fault::Idempotency(error)) = result else { panic!("nothing was committed: {result:?}") };
+    assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+    assert!(error.to_string().contains("undone the transaction"), "{error}");
+}
+
+#[cfg(feature = "postgres")]
+#[tokio::test]
+async fn on_postgresql_an_error_beside_the_call_that_was_ignored_is_not_taken_for_a_commit() -> anyhow::Result<()> {
+    type Postgres = databases::Postgres;
+    let scene = Scene::<Postgres>::new(2, None).await?;
+    sqlx::raw_sql("CREATE TABLE audit (id int PRIMARY KEY); INSERT INTO audit VALUES (1)").execute(&scene.pool).await?;
+    let engine = &scene.engine;
+    let result = in_transaction(&scene.pool, |mut transaction| async move {
+        let value = call(engine, "a").run_in(&mut transaction, async |connection| {
+            Postgres::add(connection, "a", "first").await?;
+            Ok::<_, Fault>(String::from("first"))
+        });
+        let value = value.await?;
+        let audited = sqlx::query("INSERT INTO audit VALUES (1)").execute(&mut **transaction).await;
+        assert!(audited.is_err(), "it is there");
+        Ok::<_, Fault>(value)
+    })
+    .await;
+    assert_undone(&result);
+    assert!(engine.record(OPERATION, "a").inspect().await?.is_none());
+    assert!(scene.effects().await?.is_empty());
+    let value = charge::<Postgres>(&scene.pool, engine, "a", Ending::Commit, &|| {}).await?.expect("it runs");
+    scene.is_exact(&["a".into()], &[("a".into(), value)]).await
+}
+
+/// An error after which a savepoint brings the transaction back is no reason to refuse the commit.
+#[cfg(feature = "postgres")]
+#[tokio::test]
+async fn on_postgresql_an_error_that_a_savepoint_undid_does_not_keep_the_rest_from_its_commit() -> anyhow::Result<()> {
+    use sqlx::Connection as _;
+
+    type Postgres = databases::Postgres;
+    let scene = Scene::<Postgres>::new(2, None).await?;
+    let engine = &scene.engine;
+    let value = in_transaction(&scene.pool, |mut transaction| async move {
+        let value = call(engine, "a").run_in(&mut transaction, async |connection| {
+            Postgres::add(connection, "a", "first").await?;
+            Ok::<_, Fault>(String::from("first"))
+        });
+        let value = value.await?;
+        let mut savepoint = transaction.begin().await?;
+        assert!(sqlx::query("SELECT 1 / 0").execute(&mut *savepoint).await.is_err());
+        savepoint.rollback().await?;
+        Ok::<_, Fault>(value)
+    });
+    let value = value.await?;
+    scene.is_exact(&["a".into()], &[("a".into(), value)]).await
+}
+
+#[cfg(feature = "mysql")]
+#[tokio::test]
+async fn on_mariadb_a_deadlock_beside_the_call_that_was_ignored_is_not_taken_for_a_commit() -> anyhow::Result<()> {
+    use idempotency_test_support::deadline::eventually_async;
+
+    type MariaDb = databases::MariaDb;
+    const ADD: &str = "UPDATE counters SET count = count + 1 WHERE id = ?";
+    let scene = Scene::<MariaDb>::new(2, None).await?;
+    let (engine, pool) = (&scene.engine, &scene.pool);
+    sqlx::raw_sql("CREATE TABLE counters (id INT PRIMARY KEY, count INT)").execute(pool).await?;
+    sqlx::raw_sql("INSERT INTO counters SELECT seq, 0 FROM seq_1_to_1000").execute(pool).await?;
+    let watching = sqlx::MySqlPool::connect(&scene.database.url()).await?;
+    let is_waiting = async || {
+        let waiting = "SELECT count(*) FROM information_schema.processlist WHERE info LIKE 'UPDATE counters%'";
+        sqlx::query_as(waiting).fetch_one(&watching).await.is_ok_and(|(count,): (i64,)| count > 0)
+    };
+    // Has written more than the other one, which therefore is the one that the server undoes.
+    let mut large = pool.begin().await?;
+    sqlx::query("UPDATE counters SET count = count + 1 WHERE id > 1").execute(&mut *large).await?;
+    let (holds, held) = tokio::sync::oneshot::channel();
+    let other = async {
+        held.await?;
+        sqlx::query(ADD).bind(1).execute(&mut *large).await?;
+        large.commit().await?;
+        anyhow::Ok(())
+    };
+    let (mut holds, is_waiting) = (Some(holds), &is_waiting);
+    let result = in_transaction(pool, |mut transaction| {
+        let holds = holds.take();
+        async move {
+            let value = call(engine, "a").run_in(&mut transaction, async |connection| {
+                MariaDb::add(connection, "a", "first").await?;
+                Ok::<_, Fault>(String::from("first"))
+            });
+            let value = value.await?;
+            sqlx::query(ADD).bind(1).execute(&mut **transaction).await?;
+            holds.expect("the body runs once").send(()).expect("the other one goes on");
+            eventually_async("the other transaction to wait", is_waiting).await.expect("it waits");
+            let ignored = sqlx::query(ADD).bind(2).execute(&mut **transaction).await;
+            assert!(ignored.is_err(), "a deadlock");
+            Ok::<_, Fault>(value)
+        }
+    });
+    let (result, other) = tokio::join!(result, other);
+    other?;
+    assert_undone(&result);
+    assert!(engine.record(OPERATION, "a").inspect().await?.is_none());
+    assert!(scene.effects().await?.is_empty());
+    Ok(())
+}
