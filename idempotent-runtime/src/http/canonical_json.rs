@@ -16,8 +16,16 @@ pub(super) fn canonical(body: &[u8]) -> Option<Vec<u8>> {
     serde_json_canonicalizer::to_vec(&value).ok()
 }
 
+/// The canonical spelling of what these JSON pointers lead to, `None` for each that leads nowhere. `None` altogether where
+/// `body` has no canonical spelling.
+pub(super) fn fields(body: &[u8], pointers: &[String]) -> Option<Vec<Option<Vec<u8>>>> {
+    let value = parse(body)?;
+    let field = |pointer: &String| value.pointer(pointer).map(serde_json_canonicalizer::to_vec).transpose().ok();
+    pointers.iter().map(field).collect()
+}
+
 /// The value of `body`, if its canonical spelling says the same.
-pub(super) fn parse(body: &[u8]) -> Option<Value> {
+fn parse(body: &[u8]) -> Option<Value> {
     let Unambiguous = serde_json::from_slice(body).ok()?;
     serde_json::from_slice(body).ok()
 }

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::header::{IF_MATCH, IF_UNMODIFIED_SINCE};
 use http::request::Parts;
-use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 use super::canonical_json;
@@ -120,9 +119,9 @@ impl RequestFingerprint {
         match &self.payload {
             Payload::Body => hash.part(body),
             Payload::Json => hash.value_or_bytes(canonical_json::canonical(body).as_deref(), body),
-            Payload::Fields(pointers) => match canonical_json::parse(body) {
+            Payload::Fields(pointers) => match canonical_json::fields(body, pointers) {
                 None => hash.value_or_bytes(None, body),
-                Some(value) => hash.fields(pointers, &value),
+                Some(fields) => hash.fields(pointers, &fields),
             },
             Payload::Custom(payload) => hash.part(&payload(request, body)),
         }
@@ -163,11 +162,10 @@ impl Hash {
         }
     }
 
-    fn fields(&mut self, pointers: &[String], value: &Value) {
+    fn fields(&mut self, pointers: &[String], fields: &[Option<Vec<u8>>]) {
         self.count(pointers.len());
-        for pointer in pointers {
+        for (pointer, field) in pointers.iter().zip(fields) {
             self.part(pointer.as_bytes());
-            let field = value.pointer(pointer).map(|field| serde_json_canonicalizer::to_vec(field).unwrap_or_default());
             self.maybe(field.as_deref());
         }
     }

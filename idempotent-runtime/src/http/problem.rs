@@ -98,7 +98,7 @@ impl ProblemKind {
             ),
             Self::Uncertain => (
                 "The outcome of the request with this Idempotency-Key is not known",
-                "It will not run again by itself. Ask the operator of the service; do not send it with another key.",
+                "Do not send it with another key. Retry with the same one later, or ask the operator of the service.",
             ),
             Self::Expired => (
                 "The Idempotency-Key is too old",

@@ -435,10 +435,12 @@ async fn until_answered<R, E>(
                 }
             }
             ending = &mut guarded => {
-                return match ending {
-                    Some(ending) => Outcome::Ended(ending, response),
-                    None => Outcome::Panicked,
-                };
+                let Some(ending) = ending else { return Outcome::Panicked };
+                // Delivered and ended since the last look.
+                if let (false, Ok(Delivery::Live(last) | Delivery::Settled(last))) = (is_delivered, delivered.try_recv()) {
+                    response = Some(last);
+                }
+                return Outcome::Ended(ending, response);
             }
         }
     }
@@ -453,4 +455,43 @@ async fn catching_panics<F: Future>(future: F) -> Option<F::Output> {
         Err(_) => Poll::Ready(None),
     })
     .await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use bytes::Bytes;
+    use http::Response;
+    use http_body_util::Full;
+    use tokio::sync::oneshot;
+
+    use super::{Delivery, Handled, Outcome, ResponseBody, until_answered};
+    use crate::http::handled::Fate;
+
+    type Body = Full<Bytes>;
+
+    #[tokio::test]
+    async fn a_response_that_is_delivered_and_settled_at_once_is_not_missed() {
+        for live in [true, false] {
+            let (delivery, delivered) = oneshot::channel::<Delivery<Body>>();
+            let outcome = until_answered(
+                async move {
+                    let response = Response::new(ResponseBody::whole(Bytes::from_static(b"answer")));
+                    let _ = delivery.send(if live { Delivery::Live(response) } else { Delivery::Settled(response) });
+                    Handled::<Infallible>::Answered { fate: Fate::Release, _open: None }
+                },
+                delivered,
+            );
+            assert!(matches!(outcome.await, Outcome::Ended(Handled::Answered { .. }, Some(_))));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_panic_ends_the_wait() {
+        let (_delivery, delivered) = oneshot::channel::<Delivery<Body>>();
+        let panicking = async { panic!("the test asks for it") };
+        let outcome: Outcome<Body, Infallible> = until_answered(panicking, delivered).await;
+        assert!(matches!(outcome, Outcome::Panicked));
+    }
 }
