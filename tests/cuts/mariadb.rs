@@ -12,7 +12,7 @@ use crate::backend::{Backend, Shared};
 impl Backend for MariaDb {
     const PROTOCOL: Protocol = Protocol::MySql;
     const STORE: &'static str = "mysql";
-    const READS: &'static str = "AS time_now";
+    const READS: &'static str = "AS micros";
     const CLAIMS: &'static str = "INSERT INTO";
     const COMMITS: &'static str = "SET purge_at = LEAST";
     const PING: &'static str = "PING";

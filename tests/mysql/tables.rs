@@ -3,6 +3,7 @@
 use futures::future::try_join_all;
 use idempotency::store::{MySqlStore, Store as _, StoreErrorKind};
 use idempotency::{Error, ErrorKind, Idempotency};
+use idempotency_test_support::deadline::{eventually_async, within};
 use idempotency_test_support::server::MariaDbOptions;
 
 use crate::warnings::Warnings;
@@ -62,6 +63,36 @@ async fn a_table_of_a_newer_release_is_refused() -> anyhow::Result<()> {
     let error = world.store.migrate().await.unwrap_err();
     assert_eq!(error.kind(), StoreErrorKind::Config);
     assert!(error.to_string().contains("version 2, made by a newer release"), "{error}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_table_of_an_older_release_is_not_taken_for_one_of_a_newer() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    world.sql("UPDATE idempotency_records_meta SET version = 0").await?;
+    world.store.migrate().await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_migration_is_given_longer_than_a_request() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    let (_, database) = world.url.rsplit_once('/').expect("the URL names a database");
+    let mut other = world.pool("SET autocommit = 1").await?.acquire().await?;
+    let lock = "LOCK TABLES idempotency_records WRITE, idempotency_records_meta WRITE";
+    sqlx::raw_sql(lock).execute(&mut *other).await?;
+    let store = world.store.clone();
+    let migration = tokio::spawn(async move { store.migrate().await });
+    let waiting = format!(
+        "SELECT count(*) FROM information_schema.PROCESSLIST WHERE DB = '{database}' AND STATE LIKE 'Waiting for table%'"
+    );
+    let is_waiting = async || world.figure(&waiting).await.is_ok_and(|count| count == 1);
+    eventually_async("the migration to wait", is_waiting).await?;
+    // Begun after it, and given up.
+    let error = world.store.read(key(1)).await.unwrap_err();
+    assert!(error.is_transient(), "{error}");
+    sqlx::raw_sql("UNLOCK TABLES").execute(&mut *other).await?;
+    within("the migration", migration).await???;
     Ok(())
 }
 

@@ -94,3 +94,15 @@ async fn a_thousand_leases_are_renewed_at_once_and_each_is_answered() -> anyhow:
     assert_eq!(number(&world.sql(renewed).await?)?, 50, "the done one counts its commit");
     Ok(())
 }
+
+#[tokio::test]
+async fn a_row_that_cannot_be_read_does_not_cost_others_their_leases() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    for number in 1..=3 {
+        world.store.claim(claim(number)).await?;
+    }
+    world.sql(&format!("UPDATE idempotency_records SET format = 2 WHERE key_hash = '\\x{}'", key(2).to_hex())).await?;
+    let written = world.store.renew((1..=3).map(renewal).collect()).await?;
+    assert_eq!(written, [Written::Applied, Written::Lost, Written::Applied]);
+    Ok(())
+}

@@ -6,5 +6,6 @@ mod formats;
 mod late_retries;
 mod migrations;
 mod purging;
+mod renewals;
 mod steps;
 mod world;

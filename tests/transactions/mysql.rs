@@ -102,12 +102,62 @@ async fn a_wait_is_bounded_and_leaves_the_transaction_as_it_was() -> anyhow::Res
     let waited = started.elapsed();
     assert!(waited >= Duration::from_millis(250), "{waited:?}");
     world.call("b").run_in(&mut second, add_in).await?;
-    let bound = sqlx::query_as("SELECT CAST(@@SESSION.innodb_lock_wait_timeout AS SIGNED)");
-    let (bound,): (i64,) = bound.fetch_one(&mut *second).await?;
-    assert_eq!(bound, 1700, "the user's own bound is back");
+    assert_eq!(bound_of(&mut second).await?, 1700, "the user's own bound is back");
     second.commit().await?;
     first.commit().await?;
     assert_eq!(world.entries().await?, 3);
+    Ok(())
+}
+
+async fn bound_of(connection: &mut MySqlConnection) -> anyhow::Result<i64> {
+    let bound = sqlx::query_as("SELECT CAST(@@SESSION.innodb_lock_wait_timeout AS SIGNED)");
+    let (bound,): (i64,) = bound.fetch_one(connection).await?;
+    Ok(bound)
+}
+
+/// There also a plain read waits for those who have written the row.
+#[tokio::test]
+async fn a_wait_is_bounded_under_serializable() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    let mut first = world.pool.begin().await?;
+    world.call("a").run_in(&mut first, add_in).await?;
+    let begin = "SET TRANSACTION ISOLATION LEVEL SERIALIZABLE; START TRANSACTION";
+    let mut second = world.pool.begin_with(begin).await?;
+    // Longer than the test may take.
+    sqlx::query("SET SESSION innodb_lock_wait_timeout = 600").execute(&mut *second).await?;
+    add(&mut second).await?;
+    let patience = OnConflict::Wait(Duration::from_millis(300));
+    let waiting = world.call("a").on_conflict(patience).run_in(&mut second, add_in);
+    let refused = idempotency_test_support::deadline::within("the refusal", waiting).await?;
+    let Err(Fault::Idempotency(error)) = refused else { panic!("somebody else holds it") };
+    assert_eq!(error.kind(), ErrorKind::InProgress, "{error}");
+    assert_eq!(bound_of(&mut second).await?, 600, "the user's own bound is back");
+    world.call("b").run_in(&mut second, add_in).await?;
+    second.commit().await?;
+    first.commit().await?;
+    assert_eq!(world.entries().await?, 3, "the transaction was left as it was");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_bound_that_a_dropped_call_has_left_is_undone_by_the_next_one() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    let mut first = world.pool.begin().await?;
+    world.call("a").run_in(&mut first, add_in).await?;
+    let mut second = world.pool.begin().await?;
+    sqlx::query("SET SESSION innodb_lock_wait_timeout = 17").execute(&mut *second).await?;
+    let waits =
+        "SELECT count(*) FROM information_schema.processlist WHERE info LIKE 'INSERT INTO `idempotency_records`%'";
+    let is_waiting =
+        async || sqlx::query_as(waits).fetch_one(&world.pool).await.is_ok_and(|(waiting,): (i64,)| waiting > 0);
+    let patience = OnConflict::Wait(Duration::from_secs(20));
+    tokio::select! {
+        _ = world.call("a").on_conflict(patience).run_in(&mut second, add_in) => panic!("somebody else holds it"),
+        waits = idempotency_test_support::deadline::eventually_async("the second to wait", is_waiting) => waits?,
+    }
+    first.rollback().await?;
+    world.call("b").run_in(&mut second, add_in).await?;
+    assert_eq!(bound_of(&mut second).await?, 17);
     Ok(())
 }
 

@@ -3,9 +3,10 @@
 use std::time::{Duration, Instant};
 
 use idempotency::store::PostgresStore;
-use idempotency::{Call, ErrorKind, Idempotency, OnConflict, State};
+use idempotency::{Call, ErrorKind, Idempotency, OnConflict, State, in_transaction};
 use idempotency_test_support::deadline::{eventually_async, within};
 use idempotency_test_support::server::{PostgresOptions, PostgresServer};
+use sqlx::postgres::PgPoolOptions;
 use sqlx::{PgConnection, PgPool};
 
 use crate::world::{DAY, Fault, OPERATION, PATIENCE};
@@ -148,5 +149,32 @@ async fn a_transaction_of_another_database_is_refused() -> anyhow::Result<()> {
     let Err(Fault::Idempotency(error)) = refused else { panic!("it is no PostgreSQL store") };
     assert_eq!(error.kind(), ErrorKind::Config);
     assert!(error.to_string().contains("`memory`"), "{error}");
+    Ok(())
+}
+
+/// It would take that long again each time, and the pool has too much to do already.
+#[tokio::test]
+async fn a_pool_that_gives_no_connection_is_not_asked_again() -> anyhow::Result<()> {
+    // Takes connections and never says a word.
+    let server = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let url = format!("postgres://nobody@{}/nothing", server.local_addr()?);
+    let pool = PgPoolOptions::new().acquire_timeout(Duration::from_millis(200)).connect_lazy(&url)?;
+    let taken = std::cell::Cell::new(0);
+    let server = async {
+        let mut connections = Vec::new();
+        loop {
+            if let Ok((connection, _)) = server.accept().await {
+                connections.push(connection);
+                taken.set(connections.len());
+            }
+        }
+    };
+    let refused = tokio::select! {
+        refused = in_transaction(&pool, |_| async { Ok::<_, Fault>(()) }) => refused,
+        () = server => unreachable!("it goes on"),
+    };
+    let Err(Fault::Idempotency(error)) = refused else { panic!("there is no transaction") };
+    assert_eq!(error.kind(), ErrorKind::StoreUnavailable, "{error}");
+    assert_eq!(taken.get(), 1);
     Ok(())
 }

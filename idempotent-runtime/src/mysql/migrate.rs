@@ -1,5 +1,7 @@
 //! Creating the table.
 
+use std::time::Duration;
+
 use sqlx::{AssertSqlSafe, Error, MySqlConnection, Row as _};
 
 use super::Inner;
@@ -11,20 +13,23 @@ use crate::store::{StoreError, StoreErrorKind};
 const OPERATION: &str = "migrate";
 /// The version of the table that this release makes.
 const VERSION: i64 = 1;
+/// How long the table may take, and others who make it at the same time.
+const PATIENCE: Duration = Duration::from_secs(60);
 const SCRIPT: &str = include_str!("../../migrations/mysql/0001_records.sql");
 
 pub(super) async fn migrate(store: &Inner) -> Result<(), StoreError> {
     let mut lease = store.connections.lease(OPERATION).await?;
-    let result = in_time(OPERATION, store.connections.response_timeout, up_to_date(store, &mut lease)).await;
+    let result = in_time(OPERATION, PATIENCE, up_to_date(store, &mut lease)).await;
     if is_answered(&result) {
         lease.end();
     }
-    match result? {
-        VERSION => Ok(()),
-        version => Err(StoreError::new(StoreErrorKind::Config, OPERATION).with_detail(format!(
+    let version = result?;
+    if version > VERSION {
+        return Err(StoreError::new(StoreErrorKind::Config, OPERATION).with_detail(format!(
             "the table has version {version}, made by a newer release; this one knows version {VERSION}"
-        ))),
+        )));
     }
+    Ok(())
 }
 
 /// The version of the table, which is made if it is not there. A user who may not make tables can ask all the same.

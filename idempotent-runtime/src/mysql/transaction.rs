@@ -83,6 +83,9 @@ impl Table for InTransaction<'_> {
 }
 
 impl Transactional for InTransaction<'_> {
+    // Under SERIALIZABLE, which the transaction may have.
+    const READS_WAIT: bool = true;
+
     async fn identity(&mut self) -> Answer<Identity> {
         identity(OPERATION, self.connection, self.store).await
     }

@@ -33,8 +33,8 @@ impl PostgresStore {
         renewals.iter().map(written).collect()
     }
 
-    /// The records of those who could not renew.
-    async fn found(&self, sessions: &Sessions, keys: Vec<KeyHash>) -> Answer<HashMap<KeyHash, Record>> {
+    /// The records of those who could not renew, as far as they can be read.
+    async fn found(&self, sessions: &Sessions, keys: Vec<KeyHash>) -> Answer<HashMap<KeyHash, Option<Record>>> {
         if keys.is_empty() {
             return Ok(HashMap::new());
         }
@@ -42,16 +42,22 @@ impl PostgresStore {
         let rows = sessions.rows(OPERATION, request).await?;
         let mut records = HashMap::with_capacity(rows.len());
         for row in rows {
-            let record = sql::found(OPERATION, &row)?.stored.map(|stored| stored.record);
-            records.extend(record.map(|record| (record.key, record)));
+            let key = row.try_get(1).map_err(|error| store_error(OPERATION, error))?;
+            let found = sql::found(OPERATION, &row).ok();
+            let record = found.and_then(|found| found.stored).map(|stored| stored.record);
+            records.insert(KeyHash::from_bytes(key), record);
         }
         Ok(records)
     }
 }
 
 /// Why a renewal did nothing.
-fn refusal(renewal: &Renewal, found: &HashMap<KeyHash, Record>) -> Answer<Written> {
-    let mut slot = found.get(&renewal.key).cloned();
+fn refusal(renewal: &Renewal, found: &HashMap<KeyHash, Option<Record>>) -> Answer<Written> {
+    let mut slot = match found.get(&renewal.key) {
+        // A record that this release cannot read is not its owner's any more, and no reason to give up the others.
+        Some(None) => return Ok(Written::Lost),
+        found => found.cloned().flatten(),
+    };
     let now = slot.as_ref().map(|record| record.read_at).unwrap_or_default();
     match transition::renew(&mut slot, renewal, now) {
         // It can be renewed after all: it was written between the two statements. The next try finds it.

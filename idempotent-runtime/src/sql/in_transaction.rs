@@ -46,6 +46,8 @@ pub trait TransactionDatabase: Database {
 /// aborted the transaction after any error, MySQL has undone it after a deadlock, and both answer `COMMIT` as if all were
 /// well. That is an error here, and costs one more round trip before the commit.
 ///
+/// A pool that has no connection for as long as its `acquire_timeout` says is not asked again.
+///
 /// On SQLite the transaction begins with `BEGIN IMMEDIATE`.
 ///
 /// # Errors
@@ -279,7 +281,7 @@ fn is_rolled_back(error: &(dyn DatabaseError + 'static)) -> bool {
 
 fn is_connection_lost(error: &sqlx::Error) -> bool {
     match error {
-        sqlx::Error::Io(_) | sqlx::Error::Protocol(_) | sqlx::Error::WorkerCrashed | sqlx::Error::PoolTimedOut => true,
+        sqlx::Error::Io(_) | sqlx::Error::Protocol(_) | sqlx::Error::WorkerCrashed => true,
         sqlx::Error::Database(error) => is_session_ended(&**error),
         _ => false,
     }

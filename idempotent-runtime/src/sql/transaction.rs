@@ -27,6 +27,9 @@ pub(crate) type Identity = [u8; 16];
 
 /// A table on the connection of the user's transaction.
 pub(crate) trait Transactional: Table {
+    /// Whether also a read can wait for a lock of others.
+    const READS_WAIT: bool = false;
+
     /// The identity in the `meta` table.
     fn identity(&mut self) -> impl Future<Output = Answer<Identity>> + Send;
 
@@ -65,17 +68,47 @@ async fn begin<T: Transactional>(
              calls look for it",
         ));
     }
+    if !T::READS_WAIT {
+        return claim_row(table, fences, claim, Some(patience)).await;
+    }
+    table.bound_waits(patience).await?;
+    let claimed = claim_row(table, fences, claim, None).await;
+    let restored = table.restore_waits().await;
+    claimed.and_then(|claimed| restored.map(|()| claimed))
+}
+
+/// Writes the claim, or tells what is there; `None` if the row is somebody else's for too long. `patience` is that of the
+/// writes, where waits are not bounded yet.
+async fn claim_row<T: Transactional>(
+    table: &mut T,
+    fences: &Fences,
+    claim: &Claim,
+    patience: Option<Duration>,
+) -> Answer<Option<Claimed>> {
     let decide = |slot: &mut Option<Record>, now: Timestamp| fences.claim(slot, claim, now);
-    let found = table.read(OPERATION, claim.key).await?;
+    let savepoint = savepoint(claim.token);
+    let found = match table.read(OPERATION, claim.key).await {
+        Err(error) if T::READS_WAIT && T::is_out_of_patience(&error) => {
+            // A server can be told to undo the whole transaction then.
+            let is_whole = table.set_savepoint(&savepoint).await.is_ok() && undo(table, &savepoint).await.is_ok();
+            return if is_whole { Ok(None) } else { Err(error) };
+        }
+        found => found?,
+    };
     if let Some(claimed) = unchanged(&found, decide) {
         return Ok(Some(claimed));
     }
-    let savepoint = savepoint(claim.token);
     table.set_savepoint(&savepoint).await?;
-    table.bound_waits(patience).await?;
-    match change(table, OPERATION, claim.key, Some(found), Some(claim.ttl), decide).await {
+    if let Some(patience) = patience {
+        table.bound_waits(patience).await?;
+    }
+    let changed = change(table, OPERATION, claim.key, Some(found), Some(claim.ttl), decide).await;
+    let undone = if changed.is_err() { undo(table, &savepoint).await } else { Ok(()) };
+    // Also after an error: not everywhere does a savepoint bring the bound back.
+    let restored = if patience.is_some() { table.restore_waits().await } else { Ok(()) };
+    match changed {
         Ok(claimed) => {
-            table.restore_waits().await?;
+            restored?;
             let next = match &claimed {
                 Claimed::Mine(_) => format!("SAVEPOINT {savepoint}_body"),
                 Claimed::Held(_) => format!("RELEASE SAVEPOINT {savepoint}"),
@@ -83,12 +116,8 @@ async fn begin<T: Transactional>(
             table.run(next).await?;
             Ok(Some(claimed))
         }
-        Err(error) => {
-            let undone = undo(table, &savepoint).await;
-            // Where a savepoint does not bring the bound back.
-            let restored = table.restore_waits().await;
-            if T::is_out_of_patience(&error) && undone.is_ok() && restored.is_ok() { Ok(None) } else { Err(error) }
-        }
+        Err(error) if T::is_out_of_patience(&error) && undone.is_ok() && restored.is_ok() => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

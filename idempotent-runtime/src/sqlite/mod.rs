@@ -4,6 +4,7 @@ mod builder;
 mod error;
 mod migrate;
 mod purge;
+mod renew;
 mod statements;
 mod transaction;
 
@@ -30,9 +31,7 @@ use crate::sql::{
     is_answered, reason_code, state_code, store_of_rows, timestamp,
 };
 use crate::store::codes::{self, STATES};
-use crate::store::{
-    Capabilities, Commit, Release, Renewal, StoreClock, StoreError, StoreErrorKind, Token, Written, transition,
-};
+use crate::store::{Capabilities, Commit, Release, StoreClock, StoreError, StoreErrorKind, Token};
 
 /// Records in a table of an SQLite database: the durable store for one machine that needs no server.
 ///
@@ -295,36 +294,6 @@ impl Rows for SqliteStore {
         let rows = in_time(OPERATION, self.0.response_timeout, reading).await?;
         lease.end();
         rows.iter().map(|row| sql::found(OPERATION, row)).collect()
-    }
-}
-
-impl SqliteStore {
-    async fn renew_rows(&self, renewals: &[Renewal]) -> Answer<Vec<Written>> {
-        const OPERATION: &str = "renew";
-        let mut written = Vec::with_capacity(renewals.len());
-        for renewal in renewals {
-            let now = self.0.clock.now();
-            let statement = query(&self.0.statements.renew)
-                .bind(key_of(&renewal.key))
-                .bind(owner_of(renewal.token))
-                .bind(integer(now.as_millis()))
-                .bind(integer((now + renewal.lease).as_millis()));
-            written.push(if self.0.write(OPERATION, statement).await? == 1 {
-                Written::Applied
-            } else {
-                let found = self.row(OPERATION, renewal.key).await?;
-                let mut slot = found.stored.map(|stored| stored.record);
-                match transition::renew(&mut slot, renewal, found.now) {
-                    // It can be renewed after all: it was written between the two statements. The next try finds it.
-                    Written::Applied => {
-                        return Err(StoreError::new(StoreErrorKind::Refused, OPERATION)
-                            .with_detail("the record changed meanwhile"));
-                    }
-                    lost => lost,
-                }
-            });
-        }
-        Ok(written)
     }
 }
 
