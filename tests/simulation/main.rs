@@ -6,6 +6,7 @@
 
 mod body;
 mod clock;
+mod happened;
 mod life;
 mod link;
 mod liveness;

@@ -115,7 +115,7 @@ impl Plan {
         Self {
             processes: 2 + index(random, 2),
             callers: 1 + random.below(3),
-            calls: 1 + random.below(2),
+            calls: 1 + random.below(3),
             keys,
             lease,
             claim_timeout: Duration::from_millis(500 + random.below(1_500)),

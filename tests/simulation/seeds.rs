@@ -3,13 +3,18 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::happened::EVENTS;
 use crate::run::{Run, run};
 
 const SEEDS: u64 = 20_000;
 const LONG_SEEDS: u64 = 1_000_000;
 
-/// Seeds that found something, with what it was. They stay.
-const KEPT: &[(u64, &str)] = &[];
+/// Seeds that have shown something, with what it was. They stay.
+const KEPT: &[(u64, &str)] = &[
+    (107, "a repeated commit arrives when its retention is over, and writes the record anew"),
+    (112, "the same where a tombstone had refused late retries, and is gone as well"),
+    (4_749, "a claim arrives again after its owner has left the record in doubt, and owns it once more, for nobody"),
+];
 
 fn named_seed() -> Option<u64> {
     std::env::var("IDEMPOTENCY_SEED").ok()?.parse().ok()
@@ -45,6 +50,10 @@ fn no_seed_breaks_a_rule() {
                         return;
                     }
                     let found = failure(seed, &run(seed, None));
+                    // At once: a long run may be stopped.
+                    if let Some(found) = &found {
+                        eprintln!("{found}");
+                    }
                     failures.lock().expect("nobody panics with it").extend(found);
                 }
             });
@@ -57,7 +66,8 @@ fn no_seed_breaks_a_rule() {
 
 #[test]
 fn kept_seeds_break_no_rule() {
-    let failures: Vec<_> = KEPT.iter().filter_map(|(seed, _)| failure(*seed, &run(*seed, None))).collect();
+    let look = |(seed, showed): &(u64, &str)| Some(format!("{showed}, in {}", failure(*seed, &run(*seed, None))?));
+    let failures: Vec<_> = KEPT.iter().filter_map(look).collect();
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 
@@ -71,4 +81,19 @@ fn a_seed_repeats_its_run_to_the_millisecond() {
         }
         assert_eq!(first.entries.len(), second.entries.len(), "seed {seed}");
     }
+}
+
+/// A simulation in which nothing goes wrong proves nothing.
+#[test]
+fn everything_happens_in_some_seed() {
+    let mut missing = EVENTS.to_vec();
+    for seed in 0..2_000 {
+        let run = run(seed, None);
+        missing.retain(|(_, is_it)| !run.entries.iter().any(is_it));
+        if missing.is_empty() {
+            return;
+        }
+    }
+    let names: Vec<_> = missing.iter().map(|(name, _)| name).collect();
+    panic!("these have not happened: {names:?}");
 }

@@ -87,18 +87,18 @@ impl Transition {
 pub fn check_transitions(transitions: &[Transition]) -> Vec<Violation> {
     let mut fences = BTreeMap::new();
     let mut answers = BTreeMap::new();
-    let mut owners = BTreeMap::new();
+    let mut granted = BTreeMap::new();
     let mut broken = Vec::new();
     for transition in transitions.iter().filter(|transition| transition.has_changed()) {
         if let Some(token) = transition.granted() {
-            owners.insert(&transition.key, (token, transition.retention));
+            granted.insert(token, transition.retention);
         }
         let seen = [
             (Rule::OneResult, changed_answer(transition)),
             (Rule::OneResult, another_answer(transition, &mut answers)),
             (Rule::FencesGrow, smaller_fence(transition, &mut fences)),
             (Rule::OneEffectUnderHold, taken_over_under_hold(transition)),
-            (Rule::OwnRecordOnly, foreign_record(transition, owners.get(&transition.key))),
+            (Rule::OwnRecordOnly, foreign_record(transition, &granted)),
             (Rule::FingerprintsKeptApart, taken_over_by_another_request(transition)),
         ];
         broken.extend(seen.into_iter().filter_map(|(rule, seen)| Some(transition.violation(rule, &seen?))));
@@ -142,14 +142,14 @@ fn taken_over_under_hold(transition: &Transition) -> Option<String> {
 /// S8: who writes as an owner is the one on the record, and nobody ends the lease of another.
 ///
 /// A commit that was sent while its owner believed in its lease writes a record anew that is gone (T9), and may arrive
-/// when the retention is over, or when others have owned the record and given it back. But nothing vanishes under its
-/// last owner from a store that loses nothing.
-fn foreign_record(transition: &Transition, last: Option<&(Token, u32)>) -> Option<String> {
+/// so late that the retention is over. But in the retention of its owner nothing vanishes from a store that loses
+/// nothing.
+fn foreign_record(transition: &Transition, granted: &BTreeMap<Token, u32>) -> Option<String> {
     let writer = transition.request.owner()?;
     match &transition.before {
         None => {
-            let is_last = last == Some(&(writer, transition.retention));
-            is_last.then(|| String::from("a record that was gone was written anew"))
+            let is_late = granted.get(&writer).is_some_and(|retention| *retention < transition.retention);
+            (!is_late).then(|| String::from("a record that was gone was written anew"))
         }
         Some(record) if record.owner != writer => Some(format!("the record of {:?} was changed", record.owner)),
         Some(record) => {
