@@ -114,6 +114,11 @@ impl Pending {
         self.0.await?
     }
 
+    /// As [`reply`](Self::reply), for one who looks at something else meanwhile.
+    pub async fn answered(&mut self) -> anyhow::Result<Reply> {
+        (&mut self.0).await?
+    }
+
     pub fn is_answered(&self) -> bool {
         self.0.is_finished()
     }

@@ -9,6 +9,7 @@ use idempotency_test_support::deadline::eventually_async;
 use idempotency_test_support::server::{RedisOptions, RedisServer};
 use idempotency_test_support::worker::{AFTER_CLAIM, AFTER_EFFECT, BEFORE_COMMIT, BEFORE_SEND, DURING_RENEWAL, POINTS};
 
+use crate::client::Client;
 use crate::process::{LEASE, Orders, Policy, Process};
 use crate::world::World;
 
@@ -49,8 +50,7 @@ async fn rule_52_an_owner_that_was_stopped_and_taken_over_cannot_complete() -> a
     let successor = Process::start(&orders, &[]).await?;
     for point in [AFTER_EFFECT, BEFORE_COMMIT] {
         let mut owner = Process::start(&orders, &[point]).await?;
-        let late = owner.client().post("/pay").key(point).spawn();
-        owner.worker().wait_for_point(point).await?;
+        let late = owner.reach(point, |client| client.post("/pay").key(point)).await?;
         owner.worker().stop()?;
         let winner = successor.settled("/pay", point).await?;
         assert_eq!((winner.status, winner.is_replayed()), (201, false), "{point}");
@@ -71,11 +71,12 @@ async fn rule_52_an_owner_that_was_stopped_and_taken_over_cannot_complete() -> a
 /// Kills a server while it handles `key`, at `point`.
 async fn kill_at(orders: &Orders, key: &str, point: &str) -> anyhow::Result<()> {
     let mut server = Process::start(orders, &[point]).await?;
-    let request = server.client().post("/pay").key(key);
-    // Renewals happen to handlers that take long.
-    let request = if point == DURING_RENEWAL { request.header("x-wait", "1") } else { request };
-    let first = request.spawn();
-    server.worker().wait_for_point(point).await?;
+    let request = |client: &Client| {
+        let request = client.post("/pay").key(key);
+        // Renewals happen to handlers that take long.
+        if point == DURING_RENEWAL { request.header("x-wait", "1") } else { request }
+    };
+    let first = server.reach(point, request).await?;
     server.kill().await?;
     assert!(first.reply().await.is_err(), "{point}: nobody answered");
     Ok(())
@@ -100,7 +101,7 @@ async fn rule_53_killed_before_the_handler_began_a_retry_runs_it() -> anyhow::Re
 async fn rule_54_killed_after_the_effect_the_policy_decides() -> anyhow::Result<()> {
     let redis = redis().await?;
     let orders = Orders::new(redis.url())?;
-    for (policy, runs, asked) in [(Policy::Hold, 1, 0), (Policy::Retry, 2, 0), (Policy::Verify, 1, 1)] {
+    for (policy, runs) in [(Policy::Hold, 1), (Policy::Retry, 2), (Policy::Verify, 1)] {
         let orders = orders.clone().with(policy, LEASE);
         let key = format!("{policy:?}");
         kill_at(&orders, &key, AFTER_EFFECT).await?;
@@ -116,13 +117,15 @@ async fn rule_54_killed_after_the_effect_the_policy_decides() -> anyhow::Result<
         }
         let again = server.client().post("/pay").key(&key).send().await?;
         assert_eq!(again.answer(), next.answer(), "{policy:?}");
-        assert_eq!((orders.effects(&key)?, orders.effects(&format!("asked-{key}"))?), (runs, asked), "{policy:?}");
+        let is_asked = orders.effects(&format!("asked-{key}"))? > 0;
+        assert_eq!((orders.effects(&key)?, is_asked), (runs, policy == Policy::Verify), "{policy:?}");
     }
     // Asked before the effect, the world says no, and the handler runs.
     let orders = orders.with(Policy::Verify, LEASE);
     kill_at(&orders, "no", AFTER_CLAIM).await?;
     let next = Process::start(&orders, &[]).await?.settled("/pay", "no").await?;
-    assert_eq!((next.status, orders.effects("no")?, orders.effects("asked-no")?), (201, 1, 1));
+    assert_eq!((next.status, orders.effects("no")?), (201, 1));
+    assert!(orders.effects("asked-no")? > 0);
     Ok(())
 }
 

@@ -10,6 +10,7 @@ use axum::http::Response;
 use axum::routing::post;
 use futures::stream;
 use idempotency::http::Unreplayable;
+use idempotency::testing::{Fault, Gate};
 use idempotency::{OnCrash, State as RecordState};
 use idempotency_test_support::deadline::{eventually_async, within};
 use tokio::io::AsyncReadExt as _;
@@ -168,6 +169,26 @@ async fn rule_25_streams_and_large_answers_reach_the_first_caller_and_are_never_
         }
         assert_eq!(world.effects(key), 1);
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn rule_25_a_stream_ends_for_its_caller_when_the_record_is_written() -> anyhow::Result<()> {
+    let world = World::setup().routes(streams()).start().await?;
+    world.shop.gate.open();
+    let commits = Gate::new();
+    world.store.next("complete", Fault::Late(commits.clone()));
+    let first = world.client.post("/small").key("small").spawn();
+    eventually_async("the commit", async || world.store.requests("complete") == 1).await?;
+    // Time for an end that does not wait for the record to arrive.
+    for _ in 0..20 {
+        world.client.post("/small").key("small").send().await?.assert_problem(409, "in-progress")?;
+    }
+    assert!(!first.is_answered());
+    commits.open();
+    assert_eq!(first.reply().await?.body.len(), 30);
+    let retry = world.client.post("/small").key("small").send().await?;
+    assert_eq!((retry.is_replayed(), retry.body.len()), (true, 30));
     Ok(())
 }
 

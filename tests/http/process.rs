@@ -6,7 +6,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 
-use crate::client::{Client, Reply};
+use crate::client::{Client, Outgoing, Pending, Reply};
 use crate::transfer::{self, Ledger};
 
 const ORDERS_VARIABLE: &str = "IDEMPOTENCY_TEST_HTTP_SERVER";
@@ -34,7 +34,7 @@ const LISTENING: &str = "listening ";
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// How long a claim lives in tests in which its owner dies.
-pub const LEASE: Duration = Duration::from_millis(400);
+pub const LEASE: Duration = Duration::from_millis(600);
 
 /// What a server does when it finds that an earlier attempt began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -144,6 +144,21 @@ impl Process {
         &mut self.worker
     }
 
+    /// Sends `request` until the server waits at `point`: on a busy machine a claim can come too late for its lease, and
+    /// the handler does not begin then.
+    pub async fn reach(&mut self, point: &str, request: impl Fn(&Client) -> Outgoing) -> anyhow::Result<Pending> {
+        loop {
+            let mut pending = request(&self.client).spawn();
+            tokio::select! {
+                reached = self.worker.wait_for_point(point) => return reached.map(|()| pending),
+                reply = pending.answered() => {
+                    let reply = reply?;
+                    ensure!(reply.status == 503, "{point} was not reached: {reply:?}");
+                }
+            }
+        }
+    }
+
     /// SIGKILL.
     pub async fn kill(self) -> anyhow::Result<()> {
         self.worker.kill().await
@@ -155,7 +170,8 @@ impl Process {
         let asking = async {
             loop {
                 let reply = self.client.post(path).key(key).send().await?;
-                if !matches!(reply.status, 409 | 503) || !["in-progress", "unavailable"].contains(&&*reply.problem()?) {
+                let is_early = reply.status == 409 && reply.problem()? == "in-progress";
+                if !is_early && reply.status != 503 {
                     return anyhow::Ok(reply);
                 }
                 tokio::time::sleep(Duration::from_millis(20)).await;

@@ -101,8 +101,7 @@ async fn rule_57_in_one_transaction_effect_and_record_live_and_die_together() ->
         (AFTER_COMMIT, true),
     ] {
         let mut server = Process::start(&orders, &[point]).await?;
-        let first = server.client().post("/transfer").key(point).spawn();
-        server.worker().wait_for_point(point).await?;
+        let first = server.reach(point, |client| client.post("/transfer").key(point)).await?;
         server.kill().await?;
         assert!(first.reply().await.is_err(), "{point}: nobody answered");
         assert_eq!((ledger.entries(point).await?, ledger.is_completed(point).await?), (i64::from(happened), happened));
