@@ -128,7 +128,7 @@ async fn a_wait_is_bounded_under_serializable() -> anyhow::Result<()> {
     add(&mut second).await?;
     let patience = OnConflict::Wait(Duration::from_millis(300));
     let waiting = world.call("a").on_conflict(patience).run_in(&mut second, add_in);
-    let refused = idempotency_test_support::deadline::within("the refusal", waiting).await?;
+    let refused = within("the refusal", waiting).await?;
     let Err(Fault::Idempotency(error)) = refused else { panic!("somebody else holds it") };
     assert_eq!(error.kind(), ErrorKind::InProgress, "{error}");
     assert_eq!(bound_of(&mut second).await?, 600, "the user's own bound is back");
@@ -153,7 +153,7 @@ async fn a_bound_that_a_dropped_call_has_left_is_undone_by_the_next_one() -> any
     let patience = OnConflict::Wait(Duration::from_secs(20));
     tokio::select! {
         _ = world.call("a").on_conflict(patience).run_in(&mut second, add_in) => panic!("somebody else holds it"),
-        waits = idempotency_test_support::deadline::eventually_async("the second to wait", is_waiting) => waits?,
+        waits = eventually_async("the second to wait", is_waiting) => waits?,
     }
     first.rollback().await?;
     world.call("b").run_in(&mut second, add_in).await?;
