@@ -174,14 +174,20 @@ async fn rule_25_streams_and_large_answers_reach_the_first_caller_and_are_never_
 
 #[tokio::test]
 async fn rule_25_a_stream_ends_for_its_caller_when_the_record_is_written() -> anyhow::Result<()> {
-    let world = World::setup().routes(streams()).start().await?;
+    // The store is not given up while the test keeps it waiting.
+    let patient = Duration::from_secs(600);
+    let world = World::setup()
+        .engine(move |builder| builder.claim_timeout(patient).commit_timeout(patient))
+        .routes(streams())
+        .start()
+        .await?;
     world.shop.gate.open();
     let commits = Gate::new();
     world.store.next("complete", Fault::Late(commits.clone()));
     let first = world.client.post("/small").key("small").spawn();
     eventually_async("the commit", async || world.store.requests("complete") == 1).await?;
     // Time for an end that does not wait for the record to arrive.
-    for _ in 0..20 {
+    for _ in 0..5 {
         world.client.post("/small").key("small").send().await?.assert_problem(409, "in-progress")?;
     }
     assert!(!first.is_answered());

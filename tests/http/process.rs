@@ -6,7 +6,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
@@ -34,7 +34,7 @@ const LISTENING: &str = "listening ";
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// How long a claim lives in tests in which its owner dies.
-pub const LEASE: Duration = Duration::from_millis(600);
+pub const LEASE: Duration = Duration::from_millis(1_500);
 
 /// What a server does when it finds that an earlier attempt began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -144,19 +144,26 @@ impl Process {
         &mut self.worker
     }
 
-    /// Sends `request` until the server waits at `point`: on a busy machine a claim can come too late for its lease, and
-    /// the handler does not begin then.
-    pub async fn reach(&mut self, point: &str, request: impl Fn(&Client) -> Outgoing) -> anyhow::Result<Pending> {
-        loop {
-            let mut pending = request(&self.client).spawn();
+    /// Sends `request` with `key` until the server waits at `point`. On a busy machine a claim can come too late for its
+    /// lease, and the handler does not begin then: another key is tried. Gives the key that is waiting.
+    pub async fn reach(
+        &mut self,
+        point: &str,
+        key: &str,
+        request: impl Fn(&Client) -> Outgoing,
+    ) -> anyhow::Result<(Pending, String)> {
+        for number in 0..10 {
+            let key = format!("{key}-{number}");
+            let mut pending = request(&self.client).key(&key).spawn();
             tokio::select! {
-                reached = self.worker.wait_for_point(point) => return reached.map(|()| pending),
+                reached = self.worker.wait_for_point(point) => return reached.map(|()| (pending, key)),
                 reply = pending.answered() => {
                     let reply = reply?;
                     ensure!(reply.status == 503, "{point} was not reached: {reply:?}");
                 }
             }
         }
+        bail!("{point} was not reached")
     }
 
     /// SIGKILL.
@@ -170,7 +177,8 @@ impl Process {
         let asking = async {
             loop {
                 let reply = self.client.post(path).key(key).send().await?;
-                let is_early = reply.status == 409 && reply.problem()? == "in-progress";
+                let will_ask_again = reply.header("retry-after").is_some();
+                let is_early = reply.status == 409 && (reply.problem()? == "in-progress" || will_ask_again);
                 if !is_early && reply.status != 503 {
                     return anyhow::Ok(reply);
                 }

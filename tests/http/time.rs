@@ -113,7 +113,7 @@ async fn rule_61_when_the_store_is_back_all_goes_on_and_lost_answers_are_recogni
     let directory = tempfile::tempdir()?;
     let shop = Shop::open(directory.path())?;
     let connecting = RedisStore::builder(proxy.url(&redis.url())).connect_timeout(Duration::from_secs(1));
-    let store = connecting.response_timeout(Duration::from_millis(400)).connect().await?;
+    let store = connecting.response_timeout(Duration::from_secs(4)).connect().await?;
     // A busy machine may take long, but not for ever.
     let engine = Idempotency::builder(store).claim_timeout(PATIENCE).build();
     let server = shop.serve(IdempotencyLayer::new(engine.clone(), Scope::global())).await?;

@@ -101,15 +101,17 @@ async fn rule_57_in_one_transaction_effect_and_record_live_and_die_together() ->
         (AFTER_COMMIT, true),
     ] {
         let mut server = Process::start(&orders, &[point]).await?;
-        let first = server.reach(point, |client| client.post("/transfer").key(point)).await?;
+        let (first, key) = server.reach(point, point, |client| client.post("/transfer")).await?;
+        let key = key.as_str();
         server.kill().await?;
         assert!(first.reply().await.is_err(), "{point}: nobody answered");
-        assert_eq!((ledger.entries(point).await?, ledger.is_completed(point).await?), (i64::from(happened), happened));
+        let (entries, is_completed) = (ledger.entries(key).await?, ledger.is_completed(key).await?);
+        assert_eq!((entries, is_completed), (i64::from(happened), happened), "{point}");
 
         let server = Process::start(&orders, &[]).await?;
-        let retry = server.settled("/transfer", point).await?;
-        assert_eq!((retry.status, ledger.entries(point).await?), (201, 1), "{point}: {retry:?}");
-        assert!(ledger.is_completed(point).await?, "{point}");
+        let retry = server.settled("/transfer", key).await?;
+        assert_eq!((retry.status, ledger.entries(key).await?), (201, 1), "{point}: {retry:?}");
+        assert!(ledger.is_completed(key).await?, "{point}");
     }
     Ok(())
 }
