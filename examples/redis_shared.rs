@@ -23,7 +23,7 @@ use anyhow::Context as _;
 use fleet::{Ledger, Redis, Worker};
 use futures::stream::{self, StreamExt as _};
 use idempotency::store::RedisStore;
-use idempotency::{Error, ErrorKind, Idempotency, OnConflict, Resolution, idempotent};
+use idempotency::{Error, ErrorKind, Idempotency, OnConflict, Resolution, State, idempotent};
 use payments::{Payment, bundled_events, exit_code, read_events, sums};
 
 const OPERATION: &str = "payments.charge";
@@ -52,7 +52,9 @@ async fn engine(url: &str, ledger: &Path) -> anyhow::Result<Idempotency> {
     let run =
         format!("run-{}", run.to_string_lossy().to_lowercase().replace(|c: char| !c.is_ascii_alphanumeric(), "-"));
     // Short, so that the payments of the dead worker are in doubt soon. The usual 15 s fit a real service.
-    let engine = Idempotency::builder(store).namespace(run).lease(Duration::from_secs(1));
+    let engine = Idempotency::builder(store).namespace(run).lease(Duration::from_secs(4));
+    // Nobody repeats an event that was not answered in time: wait longer than a busy machine takes.
+    let engine = engine.claim_timeout(Duration::from_secs(20));
     Ok(engine.on_conflict(OnConflict::Wait(Duration::from_secs(20))).build())
 }
 
@@ -104,6 +106,10 @@ async fn lead(url: Option<String>) -> anyhow::Result<()> {
     for id in doubtful {
         let record = engine.record(OPERATION, &id);
         let view = record.inspect().await?.with_context(|| format!("{id} has no record"))?;
+        if view.state != State::InDoubt {
+            println!("{id} was in doubt until its worker came back");
+            continue;
+        }
         let was_charged = ledger.charges()?.iter().any(|charge| charge.id == id);
         let answer = if was_charged { Resolution::Completed(true) } else { Resolution::NotExecuted };
         record.resolve(&view, answer).await?;

@@ -1,6 +1,7 @@
 //! The connection is cut at every boundary of every message of a call.
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use futures::{StreamExt as _, TryStreamExt as _};
 use idempotency::{Error, ErrorKind, Idempotency, State};
@@ -37,7 +38,8 @@ async fn cut_everywhere<B: Backend>(action: Action, size: usize) -> anyhow::Resu
 
 /// From the connection to the question whether the connection still works after the commit.
 async fn messages_of_a_call<B: Backend>(world: &World<B>, size: usize) -> anyhow::Result<usize> {
-    let way = world.way().await?;
+    // Nothing is sent twice because it was not answered in time.
+    let way = world.patient_way(Duration::from_secs(20), |builder| builder).await?;
     let sent = Arc::new(Mutex::new(Vec::new()));
     let seen = Arc::clone(&sent);
     let until_the_commit = move |request: &Request| {

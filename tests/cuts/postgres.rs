@@ -37,7 +37,7 @@ impl Backend for Postgres {
     }
 
     async fn migrated(url: &str) -> anyhow::Result<Arc<dyn DynStore>> {
-        let store = PostgresStore::connect(url).await?;
+        let store = PostgresStore::builder(url).response_timeout(Duration::from_secs(20)).connect().await?;
         store.migrate().await?;
         Ok(Arc::new(store))
     }

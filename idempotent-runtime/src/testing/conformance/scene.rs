@@ -38,12 +38,13 @@ pub(super) fn fingerprint(version: u8, bits: u128) -> Fingerprint {
 #[derive(Debug)]
 pub struct Scene<S> {
     subject: Arc<S>,
+    lease: Duration,
     stopwatch: Arc<Stopwatch<SystemClock>>,
 }
 
 impl<S> Clone for Scene<S> {
     fn clone(&self) -> Self {
-        Self { subject: Arc::clone(&self.subject), stopwatch: Arc::clone(&self.stopwatch) }
+        Self { subject: Arc::clone(&self.subject), lease: self.lease, stopwatch: Arc::clone(&self.stopwatch) }
     }
 }
 
@@ -53,8 +54,8 @@ fn expect<T>(answer: Result<T, crate::store::StoreError>) -> T {
 }
 
 impl<S: Subject> Scene<S> {
-    pub(super) fn new(subject: Arc<S>, stopwatch: Arc<Stopwatch<SystemClock>>) -> Self {
-        Self { subject, stopwatch }
+    pub(super) fn new(subject: Arc<S>, lease: Duration, stopwatch: Arc<Stopwatch<SystemClock>>) -> Self {
+        Self { subject, lease, stopwatch }
     }
 
     /// What follows comes out the same however long it takes: a failure is never the machine's.
@@ -73,7 +74,7 @@ impl<S: Subject> Scene<S> {
 
     /// So many leases.
     pub(super) fn leases(&self, count: u32) -> Duration {
-        self.subject.lease() * count
+        self.lease * count
     }
 
     /// Lets so many leases pass.
