@@ -29,29 +29,7 @@ macro_rules! tests {
     };
 }
 
-/// Those that have the machine for themselves. By their name they are the first: no other test waits for one, and they
-/// wait for no other.
-mod alone {
-    macro_rules! on {
-        ($name:ident, $backend:expr) => {
-            mod $name {
-                use crate::Backend;
-
-                tests! { $backend;
-                    kills::under_hold_a_kill_leaves_what_the_table_says,
-                    kills::under_retry_a_kill_leaves_what_the_table_says,
-                }
-            }
-        };
-    }
-
-    on!(redis, Backend::Redis);
-    on!(postgres, Backend::Postgres);
-    on!(mariadb, Backend::MariaDb);
-    on!(sqlite, Backend::Sqlite);
-}
-
-/// All other tests on one kind of store.
+/// All tests on one kind of store.
 macro_rules! on {
     ($name:ident, $backend:expr) => {
         mod $name {
@@ -66,6 +44,8 @@ macro_rules! on {
                 answers::an_owner_that_lives_is_not_answered_for,
                 ends::a_body_that_ends_without_a_result_is_given_up_at_once_and_its_policy_decides,
                 expiry::a_retry_after_the_expiry_is_refused_and_never_runs,
+                kills::under_hold_a_kill_leaves_what_the_table_says,
+                kills::under_retry_a_kill_leaves_what_the_table_says,
                 questions::under_verify_a_kill_of_owner_and_asker_leaves_one_effect,
                 questions::under_verify_nobody_asks_while_the_owner_lives,
                 steps::a_kill_at_each_point_of_each_step_leaves_what_the_table_says,
