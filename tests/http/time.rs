@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::Context as _;
 use idempotency::clock::Timestamp;
 use idempotency::http::{IdempotencyLayer, Scope};
-use idempotency::store::{RedisStore, SqliteStore, Store as _};
+use idempotency::store::{RedisStore, SqliteStore};
 use idempotency::testing::ManualClock;
 use idempotency::{Idempotency, State as RecordState};
 use idempotency_test_support::deadline::eventually_async;
@@ -14,7 +14,7 @@ use idempotency_test_support::server::{RedisOptions, RedisServer};
 
 use crate::client::Reply;
 use crate::process::{Orders, Process};
-use crate::world::{DAY, PATIENCE, Shop, World};
+use crate::world::{DAY, PATIENCE, Shop, World, memory_directory};
 
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3_600);
@@ -56,7 +56,7 @@ async fn rule_58_the_lifetime_is_published_and_honoured() -> anyhow::Result<()> 
 
 #[tokio::test]
 async fn rule_59_an_expired_record_that_is_still_there_is_not_replayed() -> anyhow::Result<()> {
-    let directory = tempfile::tempdir()?;
+    let directory = memory_directory()?;
     let clock = ManualClock::new();
     let store = SqliteStore::builder(directory.path().join("records.db")).clock(clock.clone()).open().await?;
     let engine = Idempotency::builder(store).clock(clock.clone()).background_purge(false).build();
@@ -116,7 +116,7 @@ async fn rule_61_when_the_store_is_back_all_goes_on_and_lost_answers_are_recogni
     let connecting = RedisStore::builder(proxy.url(&redis.url())).connect_timeout(PATIENCE);
     let store = connecting.response_timeout(Duration::from_secs(4)).connect().await?;
     // A busy machine may take long, but not for ever.
-    let engine = Idempotency::builder(store).claim_timeout(PATIENCE).build();
+    let engine = Idempotency::builder(store).claim_timeout(PATIENCE).lease(DAY).build();
     let server = shop.serve(IdempotencyLayer::new(engine.clone(), Scope::global())).await?;
     let pay = |key: &str| server.client().post("/pay").key(key).send();
     let first = pay("before").await?;
@@ -183,9 +183,8 @@ async fn rule_62_ten_minutes_of_skew_change_nothing() -> anyhow::Result<()> {
         assert_eq!(orders.effects(key)?, 1);
     }
     // Processes with another clock live under the same lease: nothing was taken over.
-    let store = RedisStore::connect(&redis.url()).await?;
-    let hash = orders.engine().await?.record("http", "ahead").hash()?;
-    assert_eq!(store.read(hash).await?.map(|record| record.attempts), Some(1));
+    let view = orders.engine().await?.record("http", "ahead").inspect().await?;
+    assert_eq!(view.map(|view| view.attempts), Some(1));
     Ok(())
 }
 

@@ -16,7 +16,7 @@ use sqlx::SqlitePool;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode};
 
 use crate::process::{LEASE, Orders, Policy, Process};
-use crate::world::DAY;
+use crate::world::{DAY, memory_directory};
 
 const OPERATION: &str = "ledger.add";
 /// In the handler, after the transaction was committed.
@@ -87,7 +87,7 @@ async fn transfer(
 
 #[tokio::test]
 async fn rule_57_in_one_transaction_effect_and_record_live_and_die_together() -> anyhow::Result<()> {
-    let directory = tempfile::tempdir()?;
+    let directory = memory_directory()?;
     let url = format!("sqlite:{}", directory.path().join("records.db").display());
     let orders = Orders::new(url.clone())?.with(Policy::Retry, LEASE);
     let ledger = Ledger::open(&url).await?;

@@ -26,6 +26,12 @@ use crate::client::{Client, Outgoing};
 pub const PATIENCE: Duration = Duration::from_secs(20);
 pub const DAY: Duration = Duration::from_secs(86_400);
 
+/// In memory where the system has files there: no test waits for a disk that is busy with other things.
+pub fn memory_directory() -> anyhow::Result<TempDir> {
+    let memory = Path::new("/dev/shm");
+    Ok(if memory.is_dir() { TempDir::new_in(memory)? } else { TempDir::new()? })
+}
+
 /// What handlers share: the world that they change, and a gate at which they wait if the request says so.
 #[derive(Clone)]
 pub struct Shop {
