@@ -16,7 +16,7 @@ use crate::worker::{START, Work, answers};
 
 const PROCESSES: usize = 3;
 /// Long enough that a busy machine loses no lease: nothing crashes here.
-const LEASE: Duration = Duration::from_secs(15);
+const LEASE: Duration = Duration::from_secs(60);
 
 /// Starts a process for each list of calls, lets all go at once, and gives what their callers got.
 async fn race(scene: &Scene, lists: Vec<Vec<Planned>>) -> anyhow::Result<Vec<Call>> {

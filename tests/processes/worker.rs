@@ -18,7 +18,7 @@ use crate::operator::{self, Answer, Policy};
 use crate::service::{Planned, Service};
 
 /// How long a caller waits for another one.
-pub const PATIENCE: Duration = Duration::from_secs(25);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 /// Where a worker is ready, and has called nothing yet.
 pub const START: &str = "start";
 
