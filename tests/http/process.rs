@@ -108,7 +108,7 @@ impl Orders {
 
     /// An engine of the test's own on the same store.
     pub async fn engine(&self) -> anyhow::Result<Idempotency> {
-        Ok(Idempotency::builder(connect(&self.url).await?).lease(self.lease).build())
+        Ok(Idempotency::builder(connect(&self.url).await?).lease(self.lease).claim_timeout(PATIENCE).build())
     }
 }
 
@@ -189,7 +189,8 @@ impl Process {
     }
 }
 
-async fn connect(url: &str) -> anyhow::Result<Arc<dyn DynStore>> {
+/// A store that waits long for its server.
+pub async fn connect(url: &str) -> anyhow::Result<Arc<dyn DynStore>> {
     if url.starts_with("sqlite:") {
         return Ok(Arc::new(SqliteStore::connect(url).await?));
     }
