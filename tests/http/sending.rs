@@ -7,7 +7,8 @@ use anyhow::Context as _;
 use axum::body::Body;
 use axum::http::{HeaderValue, Method};
 use hyper_util::client::legacy::Error as HyperError;
-use idempotency::clock::Clock as _;
+use idempotency::ErrorKind;
+use idempotency::clock::{Clock as _, Randomness};
 use idempotency::http::client::{ClientError, ClientLayer, RequestKey, RequestLabel, Sent};
 use idempotency::testing::ManualClock;
 use idempotency_test_support::deadline::within;
@@ -230,6 +231,39 @@ async fn the_deadline_is_over_all_attempts() -> anyhow::Result<()> {
     assert_eq!(sent.attempts(), 2);
     assert_eq!(service.keys(), [sent.header().to_str()?; 2], "the error names the key");
     assert!(!format!("{error:?} {error}").contains(sent.header().to_str()?.trim_matches('"')), "nobody else does");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_pause_that_ends_late_is_followed_by_nothing() -> anyhow::Result<()> {
+    let service = Scripted::start([answer_with(503, &[("retry-after", "20")])]).await?;
+    let clock = ManualClock::new();
+    let request = spawn(&layer(&clock), &service);
+    within("the pause", clock.wait_for_sleepers(2)).await?;
+    // The machine stood still.
+    clock.advance(31 * SECOND);
+    let error = failure(request.await??)?;
+    assert!(matches!(error, ClientError::TimedOut { .. }), "{error}");
+    assert_eq!((error.sent().map(Sent::attempts), service.keys().len()), (Some(1), 1));
+    Ok(())
+}
+
+#[tokio::test]
+async fn without_a_key_nothing_is_sent() -> anyhow::Result<()> {
+    #[derive(Debug)]
+    struct Nothing;
+
+    impl Randomness for Nothing {
+        fn fill(&self, _: &mut [u8]) -> std::io::Result<()> {
+            Err(std::io::ErrorKind::Other.into())
+        }
+    }
+
+    let service = Scripted::start([]).await?;
+    let layer = layer(&ManualClock::new()).with_randomness(Nothing);
+    let error = failure(send(client(&layer), service.post("/pay")).await?)?;
+    assert!(matches!(&error, ClientError::NotSent(error) if error.kind() == ErrorKind::Config), "{error}");
+    assert!(error.sent().is_none() && service.keys().is_empty());
     Ok(())
 }
 

@@ -262,3 +262,44 @@ impl<S, C, P> Delivery<S, C, P> {
         can_change(answer) || self.options.retried.as_ref().is_some_and(|retried| retried(answer))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::{Ready, ready};
+    use std::task::{Context, Poll};
+
+    use http::{Request, Response};
+    use tower_layer::Layer as _;
+    use tower_service::Service;
+
+    use super::super::{ClientError, ClientLayer, Sent};
+
+    /// Takes one request, which fails.
+    #[derive(Clone, Default)]
+    struct Closing {
+        requests: u32,
+    }
+
+    impl Service<Request<()>> for Closing {
+        type Response = Response<()>;
+        type Error = &'static str;
+        type Future = Ready<Result<Response<()>, &'static str>>;
+
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), &'static str>> {
+            Poll::Ready(if self.requests == 0 { Ok(()) } else { Err("closed") })
+        }
+
+        fn call(&mut self, _: Request<()>) -> Self::Future {
+            self.requests += 1;
+            ready(Err("broken"))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_client_that_takes_no_further_request_gets_none() {
+        let mut client = ClientLayer::new().layer(Closing::default());
+        let error = client.call(Request::post("/").body(()).unwrap()).await.unwrap_err();
+        assert!(matches!(error, ClientError::Failed { error: "closed", .. }), "{error}");
+        assert_eq!(error.sent().map(Sent::attempts), Some(1));
+    }
+}
