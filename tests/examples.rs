@@ -104,6 +104,14 @@ fn quickstart_accounts_for_every_bundled_event() {
     assert!(text.ends_with("every payment was charged once\n"), "{text}");
 }
 
+#[cfg(feature = "http")]
+#[test]
+fn http_client_gets_the_lost_answer_with_its_key() {
+    let text = printed(&mut example("http_client"));
+    assert!(text.starts_with("answer: 201 Created, receipt 1 for order 7\n"), "{text}");
+    assert!(text.ends_with("attempts = 2, replayed = true, charges = 1\n"), "{text}");
+}
+
 #[cfg(feature = "sqlite")]
 #[test]
 fn quickstart_on_a_file_charges_nothing_in_a_second_run() {

@@ -48,6 +48,8 @@ struct Parts {
     granted: (Timestamp, Duration),
     claim: Held,
     parent: Option<Context>,
+    #[cfg(feature = "http")]
+    unlabelled_requests: crate::http::client::Unlabelled,
 }
 
 /// What protects the body.
@@ -104,7 +106,17 @@ impl Context {
         let granted = (granted, engine.clock.monotonic());
         let (engine, operation) = (Arc::downgrade(engine), operation.clone());
         let parent = Scope::current().context().cloned();
-        Self(Arc::new(Parts { engine, operation, key, attempt, granted, claim, parent }))
+        Self(Arc::new(Parts {
+            engine,
+            operation,
+            key,
+            attempt,
+            granted,
+            claim,
+            parent,
+            #[cfg(feature = "http")]
+            unlabelled_requests: crate::http::client::Unlabelled::default(),
+        }))
     }
 
     /// The innermost guarded call that runs the current code.
@@ -216,6 +228,12 @@ impl Context {
         let (granted, at) = self.0.granted;
         let engine = self.0.engine.upgrade()?;
         Some(granted + engine.clock.monotonic().saturating_sub(at))
+    }
+
+    /// The requests that this attempt sends to services downstream, and that only their addresses tell apart.
+    #[cfg(feature = "http")]
+    pub(crate) fn unlabelled_requests(&self) -> &crate::http::client::Unlabelled {
+        &self.0.unlabelled_requests
     }
 
     pub(crate) fn refused(&self, kind: ErrorKind) -> Error {

@@ -19,6 +19,24 @@ use super::stored::{Head, state};
 use super::{BoxError, headers};
 use crate::context::Context;
 
+/// A service behind the layer, as a task of its own needs it.
+pub(super) trait Handles<B, R>:
+    Service<Request<RequestBody<B>>, Response = Response<R>, Future: Send + 'static, Error: Send + 'static> + Send + 'static
+{
+}
+
+impl<S, B, R> Handles<B, R> for S where
+    S: Service<Request<RequestBody<B>>, Response = Response<R>, Future: Send + 'static, Error: Send + 'static>
+        + Send
+        + 'static
+{
+}
+
+/// A body whose bytes are looked at.
+pub(super) trait Readable: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static {}
+
+impl<B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static> Readable for B {}
+
 /// The service and its request, until the handler begins.
 pub(super) type Unhandled<S, B> = Arc<Mutex<Option<(S, Request<RequestBody<B>>)>>>;
 
@@ -50,12 +68,7 @@ struct Recording {
     ttl: Duration,
 }
 
-impl<S, B, R> Handler<S, B, R>
-where
-    S: Service<Request<RequestBody<B>>, Response = Response<R>>,
-    R: Body<Data = Bytes> + Send + 'static,
-    R::Error: Into<BoxError>,
-{
+impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
     /// Runs the handler and reads its response as far as it is recorded.
     pub(super) async fn run(self) -> Handled<S::Error> {
         let Some((mut service, request)) = take(&self.unhandled) else {

@@ -72,6 +72,7 @@
 #[cfg(feature = "axum")]
 mod axum;
 mod canonical_json;
+pub mod client;
 mod fingerprint;
 mod handled;
 mod handler;

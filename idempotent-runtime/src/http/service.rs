@@ -16,7 +16,7 @@ use tower_service::Service;
 use tracing::Instrument as _;
 
 use super::handled::{Handled, Vouched};
-use super::handler::{Delivery, Handler, Unhandled, take};
+use super::handler::{Delivery, Handler, Handles, Readable, Unhandled, take};
 use super::headers::{IDEMPOTENCY_KEY_EXPIRES, mark_bypassed, replay};
 use super::key::IdempotencyKey;
 use super::options::{Crash, Options};
@@ -167,19 +167,13 @@ struct Exchange<S> {
 }
 
 impl<S> Exchange<S> {
-    async fn answer<B, R>(
+    async fn answer<B: Readable, R: Readable>(
         mut self,
         request: Request<B>,
         key: Option<String>,
     ) -> Result<Response<ResponseBody<R>>, S::Error>
     where
-        S: Service<Request<RequestBody<B>>, Response = Response<R>> + Send + 'static,
-        S::Future: Send + 'static,
-        S::Error: Send + 'static,
-        B: Body<Data = Bytes> + Send + 'static,
-        B::Error: Into<BoxError>,
-        R: Body<Data = Bytes> + Send + 'static,
-        R::Error: Into<BoxError>,
+        S: Handles<B, R>,
     {
         let options = self.options.clone();
         let refuse = |kind| Ok(refusal(&options, Problem::new(kind)));
@@ -225,12 +219,9 @@ struct Guard {
 impl Guard {
     async fn run<S, B, R>(self, service: S, body: RequestBody<B>) -> Result<Response<ResponseBody<R>>, S::Error>
     where
-        S: Service<Request<RequestBody<B>>, Response = Response<R>> + Send + 'static,
-        S::Future: Send + 'static,
-        S::Error: Send + 'static,
+        S: Handles<B, R>,
         B: Send + 'static,
-        R: Body<Data = Bytes> + Send + 'static,
-        R::Error: Into<BoxError>,
+        R: Readable,
     {
         let request = Request::from_parts((*self.head).clone(), body);
         let unhandled: Unhandled<S, B> = Arc::new(Mutex::new(Some((service, request))));
@@ -253,9 +244,7 @@ impl Guard {
         unhandled: &Unhandled<S, B>,
     ) -> Result<Response<ResponseBody<R>>, S::Error>
     where
-        S: Service<Request<RequestBody<B>>, Response = Response<R>>,
-        S::Future: Send + 'static,
-        S::Error: Send + 'static,
+        S: Handles<B, R>,
         R: Send + 'static,
     {
         Ok(match ending {
@@ -304,12 +293,9 @@ impl Guard {
     /// Runs the handler under the claim, in a task of its own.
     async fn claim<S, B, R>(&self, handler: Handler<S, B, R>) -> Handled<S::Error>
     where
-        S: Service<Request<RequestBody<B>>, Response = Response<R>> + Send + 'static,
-        S::Future: Send + 'static,
-        S::Error: Send + 'static,
+        S: Handles<B, R>,
         B: Send + 'static,
-        R: Body<Data = Bytes> + Send + 'static,
-        R::Error: Into<BoxError>,
+        R: Readable,
     {
         let codec: Codec<Handled<S::Error>> = Handled::codec(Unstored::Release);
         let body = || handler.run();
@@ -387,9 +373,7 @@ impl Guard {
         request: Request<RequestBody<B>>,
     ) -> Result<Response<ResponseBody<R>>, S::Error>
     where
-        S: Service<Request<RequestBody<B>>, Response = Response<R>>,
-        S::Future: Send + 'static,
-        S::Error: Send + 'static,
+        S: Handles<B, R>,
         R: Send + 'static,
     {
         tracing::warn!(operation = %self.options.operation, "the store does not answer: a request runs unprotected");

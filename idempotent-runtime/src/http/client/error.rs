@@ -1,0 +1,108 @@
+//! Why there is no answer, and what was sent.
+
+use std::fmt;
+
+use http::HeaderValue;
+
+use crate::error::Error;
+
+/// What was sent: in the extensions of an answer, and in the error where there is none.
+///
+/// ```
+/// use idempotent_runtime::http::client::{ClientError, Sent};
+///
+/// /// For the list of requests that somebody has to look after.
+/// fn key_of<E>(error: &ClientError<E>) -> Option<&http::HeaderValue> {
+///     error.sent().map(Sent::header)
+/// }
+/// ```
+///
+/// `Debug` does not show the key: keys are not for logs.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Sent {
+    pub(super) header: HeaderValue,
+    pub(super) attempts: u32,
+}
+
+impl Sent {
+    /// The value of the `Idempotency-Key` header, the same in every attempt.
+    pub fn header(&self) -> &HeaderValue {
+        &self.header
+    }
+
+    /// How many times the request was sent, 1 or more.
+    pub fn attempts(&self) -> u32 {
+        self.attempts
+    }
+}
+
+impl fmt::Debug for Sent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sent").field("attempts", &self.attempts).finish_non_exhaustive()
+    }
+}
+
+/// Why a request has no answer.
+///
+/// ```
+/// use idempotent_runtime::http::client::ClientError;
+///
+/// fn has_no_effect<E>(error: &ClientError<E>) -> bool {
+///     // In all other cases nobody knows: the same request with the same key finds out.
+///     matches!(error, ClientError::NotSent(_))
+/// }
+/// ```
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum ClientError<E> {
+    /// It was not sent: there is no key for it.
+    NotSent(Error),
+    /// The client behind the layer has failed. Whether the request took effect is not known.
+    #[non_exhaustive]
+    Failed {
+        /// The client's error of the last attempt.
+        error: E,
+        /// What was sent; nothing that has a key if the layer does not guard the request.
+        sent: Option<Sent>,
+    },
+    /// There was no answer in time. Whether the request took effect is not known.
+    #[non_exhaustive]
+    TimedOut {
+        /// What was sent.
+        sent: Sent,
+    },
+}
+
+impl<E> ClientError<E> {
+    /// What was sent with a key.
+    pub fn sent(&self) -> Option<&Sent> {
+        match self {
+            Self::NotSent(_) => None,
+            Self::Failed { sent, .. } => sent.as_ref(),
+            Self::TimedOut { sent } => Some(sent),
+        }
+    }
+}
+
+impl<E: fmt::Display> fmt::Display for ClientError<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotSent(error) => write!(f, "the request was not sent: {error}"),
+            Self::Failed { error, sent: None } => write!(f, "the request failed: {error}"),
+            Self::Failed { error, sent: Some(sent) } => {
+                write!(f, "the request failed, attempts: {}: {error}", sent.attempts)
+            }
+            Self::TimedOut { sent } => write!(f, "the request was not answered in time, attempts: {}", sent.attempts),
+        }
+    }
+}
+
+impl<E: std::error::Error + 'static> std::error::Error for ClientError<E> {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::NotSent(error) => Some(error),
+            Self::Failed { error, .. } => Some(error),
+            Self::TimedOut { .. } => None,
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! Which key a request is sent with.
+
+use std::fmt;
+use std::sync::Arc;
+
+use http::{HeaderValue, request};
+use sfv::{ItemSerializer, StringRef};
+use uuid::Uuid;
+
+use super::layer::Options;
+use super::unlabelled::Place;
+use crate::context::Context;
+use crate::error::{Error, ErrorKind};
+use crate::http::key::IDEMPOTENCY_KEY;
+
+/// The key of a request, in its extensions.
+///
+/// ```
+/// use http::Request;
+/// use idempotent_runtime::http::client::RequestKey;
+///
+/// # fn example(order: u64) -> Result<Request<String>, Box<dyn std::error::Error>> {
+/// let mut request = Request::post("https://example.com/payments").body(String::new())?;
+/// request.extensions_mut().insert(RequestKey::new(format!("order-{order}"))?);
+/// # Ok(request)
+/// # }
+/// # example(7).unwrap();
+/// ```
+///
+/// `Debug` does not show it: keys are not for logs.
+#[derive(Clone, PartialEq, Eq)]
+pub struct RequestKey(Arc<str>);
+
+impl RequestKey {
+    /// A key of printable ASCII characters. Services accept 255 of them, or fewer.
+    ///
+    /// # Errors
+    /// [`InvalidKey`](ErrorKind::InvalidKey) when it is blank, or has other characters.
+    pub fn new(key: impl Into<Arc<str>>) -> Result<Self, Error> {
+        let key = key.into();
+        let is_usable = !key.trim().is_empty() && key.bytes().all(|byte| (b' '..=b'~').contains(&byte));
+        if is_usable { Ok(Self(key)) } else { Err(unusable()) }
+    }
+
+    /// The key, without quotes.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for RequestKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RequestKey({} octets)", self.0.len())
+    }
+}
+
+fn unusable() -> Error {
+    Error::new(ErrorKind::InvalidKey)
+        .with_text("the key cannot be sent in a header", "use printable ASCII characters, for example a UUID")
+}
+
+/// What a request inside of a guarded call is for, in its extensions: the request has the key that
+/// [`Context::derive_key`](crate::Context::derive_key) gives for it, the same in every attempt. Outside of one it says
+/// nothing.
+///
+/// ```
+/// # use std::time::Duration;
+/// # use idempotent_runtime::{Context, Error, Idempotency, store::MemoryStore};
+/// use http::Request;
+/// use idempotent_runtime::http::client::RequestLabel;
+///
+/// # async fn example(engine: &Idempotency) -> Result<(), Error> {
+/// let charge = engine.call("orders.pay", 7).ttl(Duration::from_secs(86_400)).run(|| async {
+///     let mut request = Request::post("https://example.com/payments").body(()).expect("it is well-formed");
+///     request.extensions_mut().insert(RequestLabel::new("charge"));
+///     // … sent through the layer, its key is `Context::current().derive_key("charge")`.
+///     # Ok::<_, Error>(())
+/// });
+/// # charge.await
+/// # }
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RequestLabel(Arc<str>);
+
+impl RequestLabel {
+    /// Any text that is another one for each request of a body.
+    pub fn new(label: impl Into<Arc<str>>) -> Self {
+        Self(label.into())
+    }
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// The key of a request, as it is sent.
+pub(super) struct Chosen {
+    pub(super) header: HeaderValue,
+    /// Where nothing but its address tells the request from others of its body.
+    pub(super) place: Option<Place>,
+}
+
+impl Options {
+    /// `None` for a request that is passed on as it is.
+    pub(super) fn key_of(&self, request: &request::Parts) -> Result<Option<Chosen>, Error> {
+        if let Some(header) = request.headers.get(IDEMPOTENCY_KEY) {
+            return Ok(Some(Chosen { header: header.clone(), place: None }));
+        }
+        if let Some(key) = request.extensions.get::<RequestKey>() {
+            return self.chosen(key.as_str(), None).map(Some);
+        }
+        if !self.methods.contains(&request.method) {
+            return Ok(None);
+        }
+        let Some(context) = Context::try_current() else {
+            return self.chosen(&self.fresh()?.to_string(), None).map(Some);
+        };
+        if let Some(label) = request.extensions.get::<RequestLabel>() {
+            return self.chosen(&context.derive_key(label.as_str()), None).map(Some);
+        }
+        let key = context.derive_key(&format!("{} {}", request.method, request.uri));
+        let place = Place::take(&context, &key).ok_or_else(|| {
+            context.refused(ErrorKind::InvalidKey).with_text(
+                "two requests of the body have one method and address, and would have one key",
+                "give each a `RequestLabel`",
+            )
+        })?;
+        self.chosen(&key, Some(place)).map(Some)
+    }
+
+    fn chosen(&self, key: &str, place: Option<Place>) -> Result<Chosen, Error> {
+        let mut header = if self.bare_keys {
+            HeaderValue::from_str(key).map_err(|_| unusable())?
+        } else {
+            let string = StringRef::from_str(key).map_err(|_| unusable())?;
+            HeaderValue::try_from(ItemSerializer::new().bare_item(string).finish()).map_err(|_| unusable())?
+        };
+        header.set_sensitive(true);
+        Ok(Chosen { header, place })
+    }
+
+    fn fresh(&self) -> Result<Uuid, Error> {
+        let mut random = [0; 10];
+        self.randomness.fill(&mut random).map_err(|error| {
+            Error::new(ErrorKind::Config).with_detail("there is no randomness for a new key").with_source(error)
+        })?;
+        Ok(uuid::Builder::from_unix_timestamp_millis(self.clock.now().as_millis(), &random).into_uuid())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::RequestKey;
+    use crate::error::ErrorKind;
+
+    #[test]
+    fn keys_that_no_header_can_have_are_refused() {
+        for key in ["", "  ", "a\nb", "a\tb", "ä", "\u{7f}"] {
+            assert_eq!(RequestKey::new(key).unwrap_err().kind(), ErrorKind::InvalidKey, "{key:?}");
+        }
+        assert_eq!(RequestKey::new("a \"b\"").unwrap().as_str(), "a \"b\"");
+        assert_eq!(format!("{:?}", RequestKey::new("secret").unwrap()), "RequestKey(6 octets)");
+    }
+}

@@ -1,0 +1,171 @@
+//! The client's side inside of a guarded call: keys that are the same in every attempt of the body.
+
+use std::collections::HashSet;
+
+use anyhow::bail;
+use idempotency::http::client::{ClientError, ClientService, RequestKey, RequestLabel};
+use idempotency::store::MemoryStore;
+use idempotency::testing::ManualClock;
+use idempotency::{Call, Context, Error, ErrorKind, Idempotency, InCurrentScope as _, OnCrash};
+
+use crate::scripted::{Outcome, Scripted, Step, Strict, answer, client, layer, send};
+use crate::world::{DAY, PATIENCE};
+
+/// What a body has of the world. Its client sends each request once.
+struct Caller {
+    engine: Idempotency,
+    client: ClientService<Strict<String>>,
+    service: Scripted,
+}
+
+impl Caller {
+    async fn new(script: impl IntoIterator<Item = Step>) -> anyhow::Result<Self> {
+        let engine = Idempotency::builder(MemoryStore::new()).claim_timeout(PATIENCE).build();
+        let client = client(&layer(&ManualClock::new()).with_max_attempts(1));
+        Ok(Self { engine, client, service: Scripted::start(script).await? })
+    }
+
+    fn order(&self, number: u32) -> Call {
+        self.engine.call("orders.pay", number).ttl(DAY)
+    }
+
+    async fn send(&self, path: &str, label: Option<&str>) -> anyhow::Result<Outcome> {
+        let mut request = self.service.post(path);
+        if let Some(label) = label {
+            request.extensions_mut().insert(RequestLabel::new(label));
+        }
+        send(self.client.clone(), request).await
+    }
+}
+
+fn quoted(key: &str) -> String {
+    format!("\"{key}\"")
+}
+
+/// The error of a request that was refused before it was sent.
+fn refusal(outcome: Outcome) -> Option<Error> {
+    match outcome {
+        Err(ClientError::NotSent(error)) => Some(error),
+        _ => None,
+    }
+}
+
+#[tokio::test]
+async fn keys_are_the_same_in_every_attempt_and_others_in_every_call() -> anyhow::Result<()> {
+    let caller = Caller::new([]).await?;
+    let attempt = async |order, fails: bool| {
+        let body = || async {
+            caller.send("/charge", Some("charge")).await??;
+            caller.send("/charge", Some("tip")).await??;
+            caller.send("/mail", None).await??;
+            if fails {
+                bail!("the body gives up");
+            }
+            Ok(Context::current().derive_key("charge"))
+        };
+        caller.order(order).run(body).await
+    };
+    assert!(attempt(1, true).await.is_err());
+    let derived = attempt(1, false).await?;
+    attempt(2, false).await?;
+    let keys = caller.service.keys();
+    assert_eq!(keys[..3], keys[3..6], "a later attempt repeats the keys");
+    assert_eq!(keys[0], quoted(&derived), "a label is the purpose of a derived key");
+    assert_eq!(keys.iter().collect::<HashSet<_>>().len(), 6, "three requests in each of two calls: {keys:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_key_of_the_user_goes_before_a_derived_one() -> anyhow::Result<()> {
+    let caller = Caller::new([]).await?;
+    let body = || async {
+        let mut request = caller.service.post("/charge");
+        request.extensions_mut().insert(RequestKey::new("mine")?);
+        request.extensions_mut().insert(RequestLabel::new("charge"));
+        send(caller.client.clone(), request.clone()).await??;
+        send(caller.client.clone(), request).await??;
+        anyhow::Ok(())
+    };
+    caller.order(1).run(body).await?;
+    assert_eq!(caller.service.keys(), [quoted("mine"), quoted("mine")]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_second_request_to_one_address_needs_a_label() -> anyhow::Result<()> {
+    let caller = Caller::new([]).await?;
+    let body = || async {
+        caller.send("/charge", None).await??;
+        let refused = refusal(caller.send("/charge", None).await?);
+        caller.send("/charge?another", None).await??;
+        caller.send("/charge", Some("second")).await??;
+        caller.send("/charge", Some("second")).await??;
+        let refused = refused.map(|error| (error.kind() == ErrorKind::InvalidKey, error.to_string()));
+        anyhow::Ok(refused)
+    };
+    let (is_invalid_key, text) = caller.order(1).run(body).await?.unwrap_or_default();
+    assert!(is_invalid_key && text.contains("orders.pay") && text.ends_with("give each a `RequestLabel`"), "{text}");
+    let paths: Vec<_> = caller.service.received().into_iter().map(|received| received.path).collect();
+    assert_eq!(paths, ["/charge", "/charge?another", "/charge", "/charge"], "what was refused was not sent");
+    let keys = caller.service.keys();
+    assert_eq!((keys.iter().collect::<HashSet<_>>().len(), &keys[2]), (3, &keys[3]), "one label is one request");
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_was_not_answered_is_sent_again_with_its_key() -> anyhow::Result<()> {
+    let caller = Caller::new([Step::Close, answer(503), Step::Hang, answer(402)]).await?;
+    let body = || async {
+        assert!(caller.send("/charge", None).await?.is_err());
+        assert_eq!(caller.send("/charge", None).await??.status, 503);
+        // Nobody waits for the answer to the third.
+        let mut client = caller.client.clone();
+        std::future::poll_fn(|task| tower::Service::poll_ready(&mut client, task)).await?;
+        let hanging = tokio::spawn(tower::Service::call(&mut client, caller.service.post("/charge")));
+        caller.service.has_received(3).await?;
+        assert!(refusal(caller.send("/charge", None).await?).is_some(), "the other one is still on its way");
+        hanging.abort();
+        assert!(hanging.await.is_err_and(|error| error.is_cancelled()));
+        assert_eq!(caller.send("/charge", None).await??.status, 402);
+        assert!(refusal(caller.send("/charge", None).await?).is_some());
+        anyhow::Ok(())
+    };
+    caller.order(1).run(body).await?;
+    let keys = caller.service.keys();
+    assert_eq!((keys.len(), keys.iter().collect::<HashSet<_>>().len()), (4, 1), "{keys:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn each_step_has_keys_of_its_own() -> anyhow::Result<()> {
+    let caller = Caller::new([]).await?;
+    let body = || async {
+        let context = Context::current();
+        let charge = || async { anyhow::Ok(caller.send("/charge", None).await??.status) };
+        context.step("first", charge).await?;
+        context.step("second", charge).await?;
+        charge().await?;
+        anyhow::Ok(())
+    };
+    caller.order(1).on_crash(OnCrash::Resume).run(body).await?;
+    let keys = caller.service.keys();
+    assert_eq!(keys.iter().collect::<HashSet<_>>().len(), 3, "{keys:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn tasks_of_a_body_take_its_call_along() -> anyhow::Result<()> {
+    let caller = Caller::new([]).await?;
+    let body = || async {
+        let mut request = caller.service.post("/charge");
+        request.extensions_mut().insert(RequestLabel::new("charge"));
+        let carried = send(caller.client.clone(), request.clone()).in_current_scope();
+        tokio::spawn(carried).await???;
+        tokio::spawn(send(caller.client.clone(), request)).await???;
+        anyhow::Ok(Context::current().derive_key("charge"))
+    };
+    let derived = caller.order(1).run(body).await?;
+    let keys = caller.service.keys();
+    assert_eq!((keys[0] == quoted(&derived), keys[1] == quoted(&derived)), (true, false), "{keys:?}");
+    Ok(())
+}
