@@ -8,6 +8,7 @@ use idempotency_test_support::history::Rule;
 use crate::happened::EVENTS;
 use crate::mutant::Mutant;
 use crate::run::{Run, run};
+use crate::transactions;
 
 const SEEDS: u64 = 20_000;
 const LONG_SEEDS: u64 = 1_000_000;
@@ -47,6 +48,11 @@ fn named_seed() -> Option<u64> {
     std::env::var("IDEMPOTENCY_SEED").ok()?.parse().ok()
 }
 
+/// The run of `seed` without transactions, and the one with them.
+fn both(seed: u64) -> [Run; 2] {
+    [run(seed, None), transactions::run(seed)]
+}
+
 /// What to say about a seed that failed; `None` if it did not.
 fn failure(seed: u64, run: &Run) -> Option<String> {
     let broken: Vec<_> = run.broken.iter().map(|violation| format!("  {violation}")).collect();
@@ -59,10 +65,11 @@ fn failure(seed: u64, run: &Run) -> Option<String> {
 #[test]
 fn no_seed_breaks_a_rule() {
     if let Some(seed) = named_seed() {
-        let run = run(seed, None);
-        run.entries.iter().for_each(|entry| println!("{entry:?}"));
-        let failure = failure(seed, &run);
-        assert!(failure.is_none(), "{}", failure.unwrap_or_default());
+        for run in both(seed) {
+            run.entries.iter().for_each(|entry| println!("{entry:?}"));
+            let failure = failure(seed, &run);
+            assert!(failure.is_none(), "{}", failure.unwrap_or_default());
+        }
         return;
     }
     let count = if std::env::var_os("IDEMPOTENCY_LONG").is_some() { LONG_SEEDS } else { SEEDS };
@@ -76,7 +83,7 @@ fn no_seed_breaks_a_rule() {
                     if seed >= count {
                         return;
                     }
-                    let found = failure(seed, &run(seed, None));
+                    let found = both(seed).iter().find_map(|run| failure(seed, run));
                     // At once: a long run may be stopped.
                     if let Some(found) = &found {
                         eprintln!("{found}");
@@ -107,12 +114,13 @@ fn kept_seeds_show_their_mistake_no_more() {
 #[test]
 fn a_seed_repeats_its_run_to_the_millisecond() {
     for seed in 0..200 {
-        let (first, second) = (run(seed, None), run(seed, None));
-        let differs = first.entries.iter().zip(&second.entries).position(|(one, other)| one != other);
-        if let Some(at) = differs {
-            panic!("seed {seed} differs at {at}:\n{:?}\n{:?}", first.entries[at], second.entries[at]);
+        for (first, second) in both(seed).iter().zip(both(seed)) {
+            let differs = first.entries.iter().zip(&second.entries).position(|(one, other)| one != other);
+            if let Some(at) = differs {
+                panic!("seed {seed} differs at {at}:\n{:?}\n{:?}", first.entries[at], second.entries[at]);
+            }
+            assert_eq!(first.entries.len(), second.entries.len(), "seed {seed}");
         }
-        assert_eq!(first.entries.len(), second.entries.len(), "seed {seed}");
     }
 }
 
