@@ -9,6 +9,10 @@ pub use crate::key::Key;
 pub use crate::outcome::{CallError, Codec, Decision, ErrorPolicy, Outcome, StoredError, StoredValue};
 pub use crate::policy::{OnConflict, OnCrash, OnError, Unstored};
 
+/// For a simulated database.
+#[cfg(feature = "testing")]
+pub use crate::store::transaction::{End, Keep, Kept};
+
 use crate::engine::Idempotency;
 
 /// A call of the function at `site` on the task's engine, else the installed one.

@@ -97,12 +97,47 @@ fn s8_nobody_writes_on_the_record_of_another() {
 }
 
 #[test]
-fn s8_a_record_does_not_come_back_in_its_own_retention() {
-    let granted = change(claim(ONE), None, Some(record(ONE, State::InProgress, 1)));
-    let anew = change(Request::Complete { token: ONE }, None, Some(record(ONE, State::Completed, 1)));
-    let later = Transition { retention: 1, ..anew.clone() };
-    assert_eq!(broken(&[granted.clone(), anew]), [Rule::OwnRecordOnly]);
-    assert_eq!(broken(&[granted, later]), []);
+fn s8_a_record_comes_back_only_when_it_was_removed_and_while_its_lease_holds() {
+    let mut owned = record(ONE, State::InProgress, 1);
+    owned.lease_until = Timestamp::from_millis(10);
+    let granted = change(claim(ONE), None, Some(owned));
+    let anew = |retention, millis| {
+        let mut done = record(ONE, State::Completed, 1);
+        done.read_at = Timestamp::from_millis(millis);
+        Transition { retention, ..change(Request::Complete { token: ONE }, None, Some(done)) }
+    };
+    for (retention, millis, rules) in [(0, 9, &[Rule::OwnRecordOnly][..]), (1, 9, &[]), (1, 10, &[Rule::OwnRecordOnly])]
+    {
+        assert_eq!(broken(&[granted.clone(), anew(retention, millis)]), rules, "{retention} {millis}");
+    }
+}
+
+#[test]
+fn s5_who_has_no_question_takes_nothing_over_that_is_to_be_asked_about() {
+    for state in [State::InProgress, State::InDoubt] {
+        for (policy, rules) in [
+            (CrashPolicy::Verify, &[][..]),
+            (CrashPolicy::Resume, &[Rule::OneEffectUnderHold]),
+            (CrashPolicy::Retry, &[Rule::OneEffectUnderHold]),
+        ] {
+            let mut asked = record(ONE, state, 1);
+            asked.policy = CrashPolicy::Verify;
+            let request = Request::Claim { token: TWO, policy, fingerprint: None };
+            let taken = Some(record(TWO, State::InProgress, 2));
+            assert_eq!(broken(&[change(request, Some(asked), taken)]), rules, "{policy:?}");
+        }
+    }
+}
+
+#[test]
+fn l2_a_record_in_doubt_does_not_go_back_to_who_left_it() {
+    let parked = record(ONE, State::InDoubt, 1);
+    let [own, other] = [ONE, TWO].map(|token| {
+        let taken = Some(record(token, State::InProgress, 2));
+        change(claim(token), Some(parked.clone()), taken)
+    });
+    assert_eq!(broken(&[own]), [Rule::DeadOwnersMakeRoom]);
+    assert_eq!(broken(&[other]), []);
 }
 
 #[test]

@@ -46,6 +46,38 @@ async fn a_body_of_three_leases_runs_once() {
     assert_eq!(world.ledger.count(), 1);
 }
 
+/// A call under which the record vanishes after three leases. Its result is kept for `ttl`.
+async fn record_vanishes_after_three_leases(world: &World, ttl: Duration) -> Result<String, Error> {
+    let gate = Gate::new();
+    let call = world.call(1).ttl(ttl).run(|| async {
+        gate.wait().await;
+        world.effect(1)
+    });
+    let loser = async {
+        world.record_is(1, |record| record.is_some()).await;
+        pass_with_renewals(world, LEASE * 3).await;
+        let record = world.record(1).await.unwrap();
+        world.memory.release(Release::new(record.key, record.owner)).await.unwrap();
+        gate.open();
+    };
+    tokio::join!(call, loser).0
+}
+
+#[tokio::test]
+async fn a_record_that_vanished_under_a_renewed_lease_is_written_anew() {
+    let world = World::new();
+    assert_eq!(record_vanishes_after_three_leases(&world, DAY).await.unwrap(), "receipt 1.1");
+    assert_eq!(world.charge(1).await.unwrap(), "receipt 1.1");
+}
+
+#[tokio::test]
+async fn a_record_that_vanished_is_not_written_anew_when_its_result_could_have_expired() {
+    let world = World::new();
+    let lost = record_vanishes_after_three_leases(&world, LEASE * 2).await;
+    assert_eq!(lost.unwrap_err().kind(), ErrorKind::Superseded);
+    assert!(world.record(1).await.is_none());
+}
+
 /// The test's runtime has one thread, and the body blocks it.
 #[tokio::test(flavor = "current_thread")]
 async fn a_body_that_blocks_its_executor_keeps_its_lease() {

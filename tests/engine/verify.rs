@@ -418,9 +418,37 @@ async fn who_has_no_question_runs_no_body_that_has_to_be_asked_about() {
     let retry = world.call(1).on_crash(OnCrash::Retry).run(|| async { world.effect(1) }).await;
     let error = retry.unwrap_err();
     assert_eq!((error.kind(), error.is_retryable()), (ErrorKind::InDoubt, false));
+    assert!(error.to_string().contains(&format!("{}; attempt 1", Reason::Dropped)), "{error}");
     assert_eq!(world.charge(1).await.unwrap_err().kind(), ErrorKind::InDoubt);
     assert_eq!(world.ledger.count(), 1);
+    world.record_is(1, |record| record.is_some_and(|it| (it.attempts, it.reason) == (1, Some(Reason::Dropped)))).await;
     assert_eq!(ask(&world, &provider, completed()).await.unwrap(), "receipt of the provider");
+}
+
+#[tokio::test]
+async fn the_rest_of_a_question_does_not_grow_with_callers_that_have_none() {
+    let (world, provider) = (World::new(), Provider::default());
+    dropped_owner(&world).await;
+    for _ in 0..5 {
+        let retry = world.call(1).on_crash(OnCrash::Retry).run(|| async { world.effect(1) }).await;
+        assert_eq!(retry.unwrap_err().kind(), ErrorKind::InDoubt);
+    }
+    let unknown = ask(&world, &provider, Ok(Verdict::Unknown)).await.unwrap_err();
+    assert_eq!((unknown.retry_after(), provider.questions()), (Some(REST), 1));
+}
+
+#[tokio::test]
+async fn who_has_no_question_waits_for_a_living_owner_and_not_for_a_dead_one() {
+    let world = World::new();
+    dead_owner(&world, CrashPolicy::Verify).await;
+    let call = || world.call(1).on_crash(OnCrash::Retry);
+    let busy = call().on_conflict(OnConflict::Reject).run(|| async { world.effect(1) }).await;
+    assert_eq!(busy.unwrap_err().kind(), ErrorKind::InProgress);
+    let mut waiting = Box::pin(call().on_conflict(OnConflict::Wait(LEASE * 4)).run(|| async { world.effect(1) }));
+    assert!(poll_once(&mut waiting).is_pending());
+    world.clock.advance(LEASE + Duration::from_millis(1));
+    assert_eq!(waiting.await.unwrap_err().kind(), ErrorKind::InDoubt);
+    assert_eq!(world.ledger.count(), 0);
 }
 
 #[tokio::test]

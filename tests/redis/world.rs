@@ -129,7 +129,7 @@ pub fn engine_on(store: RedisStore) -> Builder {
 
 /// Whether this runs the script that stores a result.
 pub fn is_commit(request: &Request) -> bool {
-    request.command() == "EVALSHA" && request.arguments().len() == 12
+    request.command() == "EVALSHA" && request.arguments().len() == 13
 }
 
 /// Whether this runs the script that allocates a fence.

@@ -48,6 +48,12 @@ pub enum Entry {
         process: String,
         turn: Turn,
     },
+    /// Something happened to a transaction.
+    InTransaction {
+        at: Duration,
+        process: String,
+        what: &'static str,
+    },
     /// What an operator did.
     Operator {
         at: Duration,

@@ -21,4 +21,5 @@ mod rules;
 mod run;
 mod seeds;
 mod server;
+mod transactions;
 mod world;

@@ -16,11 +16,7 @@ use crate::plan::{Class, Key, Plan};
 
 /// All that is broken in a run.
 pub fn broken(plan: &Plan, entries: &[Entry]) -> Vec<Violation> {
-    let seen = entries.iter().filter_map(|entry| match entry {
-        Entry::Broken { violation, .. } => Some(violation.clone()),
-        _ => None,
-    });
-    let mut broken: Vec<_> = seen.collect();
+    let mut broken: Vec<_> = seen_at_once(entries).collect();
     let transitions: Vec<_> = applied(entries).cloned().collect();
     broken.extend(check_transitions(&transitions));
     for key in &plan.keys {
@@ -31,6 +27,27 @@ pub fn broken(plan: &Plan, entries: &[Entry]) -> Vec<Violation> {
     }
     broken.extend(liveness::broken(plan, entries));
     broken
+}
+
+/// What was wrong as soon as it was seen.
+pub fn seen_at_once(entries: &[Entry]) -> impl Iterator<Item = Violation> {
+    entries.iter().filter_map(|entry| match entry {
+        Entry::Broken { violation, .. } => Some(violation.clone()),
+        _ => None,
+    })
+}
+
+/// S1, S2, S3, S5 and S8 about the results of one key.
+pub fn results(key: &Key, entries: &[Entry]) -> Vec<Violation> {
+    Story::of(key, entries).results()
+}
+
+/// The value in a stored error.
+pub fn declined(record: &Record) -> Option<String> {
+    match serde_json::from_slice(&record.body).ok()? {
+        Failure::Declined(value) => Some(value),
+        _ => None,
+    }
 }
 
 pub fn applied(entries: &[Entry]) -> impl Iterator<Item = &Transition> {
@@ -198,10 +215,7 @@ fn part_of(outcome: &Outcome, place: usize) -> Outcome {
 fn answer(record: &Record) -> Option<Outcome> {
     match record.state {
         State::Completed => Some(Outcome::Value(serde_json::from_slice::<String>(&record.body).ok()?.into())),
-        State::Failed => match serde_json::from_slice(&record.body).ok()? {
-            Failure::Declined(value) => Some(Outcome::StoredError(value.into())),
-            _ => None,
-        },
+        State::Failed => Some(Outcome::StoredError(declined(record)?.into())),
         _ => None,
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures::FutureExt as _;
 use idempotency::State;
-use idempotency::clock::Clock as _;
+use idempotency::clock::{Clock as _, Timestamp};
 use idempotency::key::KeyHash;
 use idempotency::store::{
     Abandon, Changed, Checkpoint, Claim, Claimed, Commit, CrashPolicy, MemoryStore, Page, Park, Purged, Record,
@@ -150,6 +150,10 @@ impl Server {
                 Some(Mutant::CompletedCallsGranted) => {
                     before.into_iter().filter(|record| record.state.is_answer()).for_each(|record| self.strike(record));
                 }
+                Some(Mutant::DoubtsTakenBack) => {
+                    let is_own = |it: &&Record| it.owner == claim.token && it.state == State::InDoubt;
+                    before.into_iter().filter(is_own).for_each(|record| self.strike(record));
+                }
                 Some(Mutant::DeadOwnersRenewed) => {
                     before.into_iter().filter(|record| record.is_orphaned()).for_each(|record| self.revive(record));
                 }
@@ -192,6 +196,11 @@ impl Server {
         self.apply(from, commit.key, request, |before| {
             let other = before.filter(|record| record.owner != commit.token);
             match (self.mutant, other) {
+                (Some(Mutant::AdoptionsEndless), _) => {
+                    if let Some(adoption) = &mut commit.adopt {
+                        Arc::make_mut(adoption).ends = Timestamp::from_millis(u64::MAX);
+                    }
+                }
                 (Some(Mutant::CommitsUnguarded), Some(other)) => commit.token = other.owner,
                 (Some(Mutant::AnswersOverwritten), Some(other)) if other.state.is_answer() => {
                     self.strike(other);

@@ -88,7 +88,8 @@ pub(crate) async fn admit(request: Request) -> Admission {
             observe(report);
             Admission::Answer(stored(record, call.version))
         }
-        // The record wants the outside world to be asked, and this caller has no question.
+        // The record wants the outside world to be asked, and this caller has no question. A store that grants it the
+        // claim all the same does not make its body run.
         Ok((call, Sought::Running(running))) if running.must_ask() && call.policy != CrashPolicy::Verify => {
             let left = Record { reason: Some(Reason::Crashed), ..running.grant.record.clone() };
             let ending = Ending::Unknown { reason: Reason::Crashed, ask_again_after: Duration::ZERO };
@@ -268,6 +269,7 @@ pub(super) fn judge(call: &Checked, record: &Record) -> Judged {
     match record.state {
         State::Completed | State::Failed => Judged::Final,
         State::InDoubt => Judged::Refused(in_doubt(call, record)),
+        State::InProgress if is_for_askers(call, record) => Judged::Refused(in_doubt(call, record)),
         State::Tombstone if record.reason == Some(Reason::Resolved) => {
             let left = record.expires.saturating_duration_since(record.read_at);
             let detail = "its record was removed while its body ran";
@@ -281,6 +283,11 @@ pub(super) fn judge(call: &Checked, record: &Record) -> Judged {
 /// Whether this caller has a question, and the record's policy is content with an answer to it.
 fn asks(call: &Checked, record: &Record) -> bool {
     call.policy == CrashPolicy::Verify && record.policy <= CrashPolicy::Verify
+}
+
+/// Whether the record's owner is gone, and only who asks the outside world goes on from there.
+fn is_for_askers(call: &Checked, record: &Record) -> bool {
+    record.is_orphaned() && record.policy == CrashPolicy::Verify && call.policy != CrashPolicy::Verify
 }
 
 fn may_ask(call: &Checked, record: &Record) -> bool {

@@ -11,7 +11,7 @@ use super::running::{Running, give_up};
 use super::{Waiting, claim, retry, wait};
 use crate::error::{Error, ErrorKind};
 use crate::outcome::{Answer, Ending, StoredAnswer, stored};
-use crate::store::{Commit, Park, Reason, Record, Release, State, StoreError, Written};
+use crate::store::{Adoption, Commit, Park, Reason, Record, Release, State, StoreError, Written};
 
 /// What the caller gets.
 pub(crate) enum Verdict {
@@ -123,11 +123,19 @@ async fn store(running: &Running, commit: &Commit, budget: Duration) -> Result<W
     let engine = &running.call.engine;
     retry::until(engine, budget, || {
         let mut commit = commit.clone();
-        // Once the lease may be over, a record that is gone may be somebody else's next.
-        commit.adopt = (!running.lease.is_lost()).then(|| running.adoption.clone());
+        commit.adopt = (!running.lease.is_lost()).then(|| adoption(running, commit.ttl));
         engine.store.clone().complete(commit)
     })
     .await
+}
+
+/// Once the lease may be over, a record that is gone may be somebody else's next. And what this commit has stored may be
+/// gone again `ttl` after it, when the network repeats it.
+fn adoption(running: &Running, ttl: Duration) -> Arc<Adoption> {
+    let mut adoption = running.adoption.clone();
+    // The store's time, which was this or later when the answer to the claim was heard.
+    adoption.ends = running.grant.record.read_at + running.lease.lasts().min(ttl);
+    Arc::new(adoption)
 }
 
 /// Whether the steps of the call contradict an error that says that nothing happened.

@@ -36,6 +36,8 @@ pub(crate) struct Lease {
     pub(crate) token: Token,
     pub(crate) policy: CrashPolicy,
     length: Duration,
+    /// Monotonic time at which the claim was known to be granted.
+    granted: Duration,
     /// Monotonic time after which the lease is not renewed any more.
     renew_until: Duration,
     /// Monotonic time before which nobody else can own the claim, in nanoseconds.
@@ -63,6 +65,7 @@ impl Lease {
             token,
             policy,
             length,
+            granted: clock.monotonic(),
             renew_until: sent.saturating_add(max_run),
             valid_until: AtomicU64::new(end_of(sent, length)),
             due: AtomicU64::new(nanos(sent + length / 3)),
@@ -80,6 +83,11 @@ impl Lease {
     /// Monotonic time from which the lease is known to have run, at the latest.
     pub(crate) fn known_since(&self) -> Duration {
         Duration::from_nanos(self.valid_until.load(Ordering::Acquire)).saturating_sub(self.length)
+    }
+
+    /// How long nobody else can own the claim, from when it was known to be granted.
+    pub(crate) fn lasts(&self) -> Duration {
+        Duration::from_nanos(self.valid_until.load(Ordering::Acquire)).saturating_sub(self.granted)
     }
 
     pub(crate) async fn ended(&self) {

@@ -24,7 +24,7 @@ pub(crate) struct Running {
     pub(super) call: Arc<Checked>,
     pub(super) grant: Grant,
     pub(super) lease: Arc<Lease>,
-    pub(super) adoption: Arc<Adoption>,
+    pub(super) adoption: Adoption,
     /// Monotonic time at which the claim was sent first.
     sent: Duration,
     /// An earlier try of the claim may still be on its way.
@@ -68,7 +68,7 @@ impl Running {
         let lease = Arc::new(lease);
         engine.keeper.keep(&lease);
         report.attempt = grant.record.attempts;
-        let adoption = Arc::new(Adoption::new(claim, &grant));
+        let adoption = Adoption::new(claim, &grant);
         Self {
             call,
             grant,

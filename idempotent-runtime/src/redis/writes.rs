@@ -122,7 +122,8 @@ impl RedisStore {
             .arg(millis(commit.ttl))
             .arg(flag(staged))
             .arg(Self::inline(staged, &commit.body))
-            .arg(adopted.as_ref().map(envelope::encode).unwrap_or_default());
+            .arg(adopted.as_ref().map(envelope::encode).unwrap_or_default())
+            .arg(commit.adopt.as_ref().map_or(0, |adoption| adoption.ends.as_millis()));
         written(OPERATION, &self.run(OPERATION, &invocation).await?)
     }
 

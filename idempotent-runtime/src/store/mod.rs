@@ -84,10 +84,13 @@ pub trait Store: Send + Sync + 'static {
     ///   [allows takeover](CrashPolicy::allows_takeover): the caller owns it, with the fence and the attempts counted up,
     ///   the stricter policy, the caller's schema version, lease, linger, `after_expiry` and trace, and the checkpoint kept
     ///   (T5). The fingerprint becomes the caller's where it has one, the reason is forgotten, `taken_over` tells the state before,
-    ///   and the expiry does not shrink. Not if the fingerprints [contradict](crate::Fingerprint::contradicts) each other.
+    ///   and the expiry does not shrink. Not if the fingerprints [contradict](crate::Fingerprint::contradicts) each other,
+    ///   and not if the stricter policy is verify and the caller's is another one: it has no question to ask.
     /// - In progress, lease over, and the stricter policy is hold: the record is parked with
     ///   [`Reason::Crashed`] unless it has a reason (T6), and returned as held.
-    /// - In doubt, the stricter policy is verify, `lease_until` has passed, fingerprints do not contradict: as T5 (T5b).
+    /// - In doubt, `lease_until` has passed, the caller's policy is verify and the record's no stricter, fingerprints do
+    ///   not contradict, and the record's token is not the caller's: as T5 (T5b). A repeated claim of the owner that left
+    ///   the record in doubt would own it for nobody.
     /// - Everything else: nothing changes, the record is returned as held.
     /// - `linger` is written on the record; whether an unfinished record is over is judged by that figure alone.
     /// - `schema` is written on the record.
@@ -112,7 +115,8 @@ pub trait Store: Send + Sync + 'static {
     ///   Whether the lease is over does not matter.
     /// - C and F with this token: [`Written::AlreadyApplied`], nothing changes.
     /// - A commit of a state that is no answer changes nothing: [`Written::Lost`].
-    /// - No record and no tombstone: with `adopt` the record is written anew ([`Written::Adopted`]), else [`Written::Gone`].
+    /// - No record and no tombstone: with `adopt`, and before it [ends](Adoption::ends), the record is written anew
+    ///   ([`Written::Adopted`]), else [`Written::Gone`].
     /// - A tombstone: [`Written::Gone`], also with `adopt`. Everything else: [`Written::Lost`].
     /// - A limit on the store's size never refuses a result: the effect has happened.
     fn complete(&self, commit: Commit) -> impl Future<Output = Result<Written, StoreError>> + Send;

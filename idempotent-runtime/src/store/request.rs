@@ -191,12 +191,16 @@ pub struct Adoption {
     pub attempts: u32,
     /// When the record was created.
     pub created: Timestamp,
+    /// The store's time from which nothing is written anew: the owner's lease may be over by then, and so may the
+    /// retention of what an earlier try of the same commit has stored.
+    pub ends: Timestamp,
 }
 
 impl Adoption {
-    /// Of the record that `grant` returned to `claim`.
+    /// Of the record that `grant` returned to `claim`. Ends with the lease that was granted.
     pub fn new(claim: Claim, grant: &Grant) -> Self {
-        Self { claim, fence: grant.record.fence, attempts: grant.record.attempts, created: grant.record.created }
+        let Record { fence, attempts, created, lease_until, .. } = grant.record;
+        Self { claim, fence, attempts, created, ends: lease_until }
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::{Claim, Claimed, Commit, DynStore, Park, StoreError, Token};
 
 /// A transaction in which a record can be kept together with what the body writes: `sqlx::Transaction` or the
-/// connection of PostgreSQL, MySQL or SQLite, each with the feature of that name. Nobody else implements it.
+/// connection of PostgreSQL, MySQL or SQLite, each with the feature of that name. Nobody else implements it, but for the simulation of the engine.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is no transaction in which a record can be kept",
     label = "not a transaction of PostgreSQL, MySQL or SQLite",

@@ -81,11 +81,14 @@ pub fn claim_above(slot: &mut Option<Record>, claim: &Claim, now: Timestamp, las
     }
     let policy = record.policy.max(claim.policy);
     let lease_over = record.lease_until <= now;
+    // Who has no question cannot go on from what has to be asked about.
+    let can_ask = policy != CrashPolicy::Verify || claim.policy == CrashPolicy::Verify;
     let may_take_over = lease_over
         && !Fingerprint::contradicts(record.fingerprint, claim.fingerprint)
         && match record.state {
-            State::InProgress => policy.allows_takeover(),
-            State::InDoubt => policy == CrashPolicy::Verify,
+            State::InProgress => policy.allows_takeover() && can_ask,
+            // By a repeated claim of the owner that left it there, nobody would own it.
+            State::InDoubt => policy == CrashPolicy::Verify && can_ask && record.owner != claim.token,
             _ => false,
         };
     if may_take_over {
@@ -118,7 +121,7 @@ pub fn complete(slot: &mut Option<Record>, commit: &Commit, now: Timestamp) -> W
     }
     expire(slot, now);
     let (record, written) = match (slot.as_mut(), &commit.adopt) {
-        (None, Some(adoption)) => {
+        (None, Some(adoption)) if now < adoption.ends => {
             let mut record = record_of(&adoption.claim, now);
             record.owner = commit.token;
             record.fence = adoption.fence;

@@ -247,7 +247,7 @@ impl Protocol {
         }
         let caller = &state.callers[index];
         let own = caller.effect.unwrap_or_else(|| u8::try_from(index).unwrap_or(u8::MAX));
-        let written = self.complete(state, index, own, adopting.then_some(caller.grant));
+        let written = self.complete(state, index, own, adopting.then_some((caller.grant, caller.adopts_until)));
         if !heard {
             return;
         }
@@ -290,6 +290,7 @@ fn send_commit(caller: &mut Caller, now: u8) {
     // Once the lease may be over, a record that is gone may be somebody else's next.
     if now < caller.believes_until {
         caller.adopting_under_way += 1;
+        caller.adopts_until = caller.believes_until;
     } else {
         caller.commits_under_way += 1;
     }

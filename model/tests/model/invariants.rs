@@ -10,7 +10,7 @@ use crate::state::{OPERATOR, Phase, State};
 use crate::store::{token, value};
 
 pub const S1: &str = "S1 all callers are told the same result";
-pub const S2: &str = "S2 one result per retention, which never changes";
+pub const S2: &str = "S2 one result per retention, which never changes, and does not come back";
 pub const S3: &str = "S3 at most one effect more than takeovers";
 pub const S3_STEPS: &str = "S3 a later owner begins after the finished steps";
 pub const S4: &str = "S4 fences grow in the order of ownership";
@@ -32,6 +32,8 @@ impl Broken {
     pub const FOREIGN_WRITE: Self = Self(4);
     pub const RESULT_CHANGED: Self = Self(8);
     pub const TOLD_OTHERWISE: Self = Self(16);
+    pub const RESULT_CAME_BACK: Self = Self(32);
+    pub const TAKEN_BACK: Self = Self(64);
 
     fn has(self, other: Self) -> bool {
         self.0 & other.0 != 0
@@ -60,7 +62,8 @@ pub fn properties() -> Vec<Property<Protocol>> {
 }
 
 fn one_result(_: &Protocol, state: &State) -> bool {
-    !state.world.broken.has(Broken::RESULT_CHANGED) && state.world.results <= 1
+    let broken = state.world.broken;
+    !broken.has(Broken::RESULT_CHANGED) && !broken.has(Broken::RESULT_CAME_BACK) && state.world.results <= 1
 }
 
 fn effects_and_takeovers(_: &Protocol, state: &State) -> bool {
@@ -87,8 +90,12 @@ fn results_have_effects(protocol: &Protocol, state: &State) -> bool {
     if value == OPERATOR { state.world.effected != 0 } else { state.world.effected & (1 << value) != 0 }
 }
 
-/// A caller that is over without having started its body, and did not crash, leaves nothing but what it took over.
+/// A caller that is over without having started its body, and did not crash, leaves nothing but what it took over. And
+/// who has left a record in doubt does not get it back by a claim that is late.
 fn no_ghosts(_: &Protocol, state: &State) -> bool {
+    if state.world.broken.has(Broken::TAKEN_BACK) {
+        return false;
+    }
     let Some(record) = &state.slot else { return true };
     let is_unfinished = matches!(record.state, RecordState::InProgress | RecordState::InDoubt);
     // Given up with the lease zero: the next caller may have it at once.

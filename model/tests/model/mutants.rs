@@ -84,6 +84,16 @@ fn a_release_of_what_an_earlier_owner_left_is_found() {
 }
 
 #[test]
+fn an_adoption_without_end_is_found() {
+    fails(&protocol(Policy::Retry, Mutant::AdoptsForEver), S2);
+}
+
+#[test]
+fn a_doubt_that_its_owner_takes_back_is_found() {
+    fails(&protocol(Policy::VerifyWithKey, Mutant::DoubtTakenBack).faults(2), R5);
+}
+
+#[test]
 fn an_error_that_forgets_finished_steps_is_found() {
     fails(&protocol(Policy::Resume, Mutant::ErrorForgetsSteps), S3_STEPS);
 }

@@ -62,6 +62,10 @@ pub enum Mutant {
     ReleaseForgetsTakeover,
     /// A body's error forgets the finished steps.
     ErrorForgetsSteps,
+    /// A commit that may write a record anew may do so however late it arrives.
+    AdoptsForEver,
+    /// A late claim gets back what its owner has left in doubt.
+    DoubtTakenBack,
 }
 
 impl Protocol {

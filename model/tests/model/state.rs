@@ -58,6 +58,8 @@ pub struct Caller {
     pub commits_under_way: u8,
     /// Those that may write a record anew that is gone.
     pub adopting_under_way: u8,
+    /// Up to when the store lets them.
+    pub adopts_until: u8,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -147,6 +149,8 @@ pub struct World {
     pub told: Option<Value>,
     /// One bit for each attempt that had an effect.
     pub effected: u16,
+    /// One bit for each attempt whose result was stored.
+    pub committed: u16,
     /// The attempt of the first effect: what the outside answers when asked.
     pub first_effect: Option<Value>,
     /// Invariants that a transition broke.
@@ -164,6 +168,7 @@ impl Caller {
             // A late commit tells these two.
             effect: self.effect.filter(|_| self.commits_under_way + self.adopting_under_way > 0),
             grant: if self.adopting_under_way > 0 { self.grant } else { Granted::default() },
+            adopts_until: if self.adopting_under_way > 0 { self.adopts_until } else { 0 },
             ..Self::default()
         };
     }
@@ -208,6 +213,7 @@ impl State {
         let age = |tick: u8| if tick == 0 { 0 } else { self.now.saturating_sub(tick).min(LEASE) + 1 };
         (caller.phase, age(caller.sent), age(caller.sent_last)).hash(&mut hasher);
         caller.believes_until.saturating_sub(self.now).hash(&mut hasher);
+        caller.adopts_until.saturating_sub(self.now).hash(&mut hasher);
         (caller.claims_sent, caller.claims_under_way, caller.retention).hash(&mut hasher);
         (caller.commits_sent, caller.commits_under_way, caller.adopting_under_way).hash(&mut hasher);
         for grant in [Some(caller.grant), caller.answer] {
@@ -215,7 +221,7 @@ impl State {
         }
         let is_me = |value: Option<Value>| value.map(usize::from) == Some(index);
         let effect = (caller.effect.is_some(), is_me(caller.effect), is_me(world.first_effect));
-        (effect, world.effected & (1 << index), is_me(world.told)).hash(&mut hasher);
+        (effect, world.effected & (1 << index), world.committed & (1 << index), is_me(world.told)).hash(&mut hasher);
         if let Operator::Answering { observed, .. } = self.operator {
             (observed == index as u128).hash(&mut hasher);
         }

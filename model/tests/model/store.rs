@@ -62,7 +62,18 @@ impl Protocol {
         }
         let before = state.slot.clone();
         let last_fence = if self.is(Mutant::FenceForgotten) { 0 } else { state.last_fence };
-        match transition::claim_above(&mut state.slot, &claim, now, last_fence) {
+        let own_doubt = |record: &Record| record.owner == claim.token && record.state == RecordState::InDoubt;
+        let is_own_doubt = before.as_ref().is_some_and(own_doubt);
+        if self.is(Mutant::DoubtTakenBack)
+            && let Some(record) = state.slot.as_mut().filter(|_| is_own_doubt)
+        {
+            record.owner = Token::from_bits(u128::MAX);
+        }
+        let claimed = transition::claim_above(&mut state.slot, &claim, now, last_fence);
+        if is_own_doubt && matches!(claimed, Claimed::Mine(_)) {
+            state.world.broken |= Broken::TAKEN_BACK;
+        }
+        match claimed {
             Claimed::Mine(Grant { record, taken_over, .. }) => {
                 if before.as_ref().is_none_or(|before| before.owner != token(caller)) {
                     self.granted(state, caller, before.as_ref(), &record);
@@ -97,11 +108,12 @@ impl Protocol {
     }
 
     /// A commit arrives.
-    pub fn complete(&self, state: &mut State, caller: usize, value: Value, adopt: Option<Granted>) -> Written {
+    pub fn complete(&self, state: &mut State, caller: usize, value: Value, adopt: Option<(Granted, u8)>) -> Written {
         let mut commit = Commit::new(KEY, token(caller), Bytes::copy_from_slice(&[value]), duration(TTL));
-        commit.adopt = adopt.map(|granted| {
+        commit.adopt = adopt.map(|(granted, until)| {
             let mut record = Record::new(KEY, token(caller), operation());
             record.fence = granted.fence;
+            record.lease_until = timestamp(if self.is(Mutant::AdoptsForEver) { u8::MAX } else { until });
             Arc::new(Adoption::new(self.claim_of(caller), &Grant::new(record)))
         });
         if self.is(Mutant::CommitOfAnybody)
@@ -109,6 +121,7 @@ impl Protocol {
         {
             commit.token = record.owner;
         }
+        let has_committed = state.world.committed & (1 << caller) != 0;
         let written = owners_write(state, caller, |slot, now| {
             if self.is(Mutant::CommitOverResult)
                 && let Some(record) = slot.as_mut().filter(|record| record.state.is_answer())
@@ -119,7 +132,12 @@ impl Protocol {
             transition::complete(slot, &commit, now)
         });
         if matches!(written, Written::Applied | Written::Adopted) {
+            state.world.committed |= 1 << caller;
             stored(state);
+        }
+        // Nobody removes results here, and the operator no record whose body had its effect.
+        if written == Written::Adopted && has_committed {
+            state.world.broken |= Broken::RESULT_CAME_BACK;
         }
         written
     }

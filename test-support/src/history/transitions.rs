@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use idempotent_runtime::Fingerprint;
+use idempotent_runtime::clock::Timestamp;
 use idempotent_runtime::store::{CrashPolicy, Record, State, Token};
 
 use super::violation::{Rule, Violation};
@@ -83,22 +84,35 @@ impl Transition {
     }
 }
 
+/// What is known of an owner.
+#[derive(Clone, Copy, Debug, Default)]
+struct Owner {
+    /// In which it was granted its claim.
+    retention: u32,
+    /// How far its lease has ever gone, in the store's time.
+    lease_until: Timestamp,
+}
+
 /// Looks at the changes in the order in which they were made.
 pub fn check_transitions(transitions: &[Transition]) -> Vec<Violation> {
     let mut fences = BTreeMap::new();
     let mut answers = BTreeMap::new();
-    let mut granted = BTreeMap::new();
+    let mut owners = BTreeMap::new();
     let mut broken = Vec::new();
     for transition in transitions.iter().filter(|transition| transition.has_changed()) {
-        if let Some(token) = transition.granted() {
-            granted.insert(token, transition.retention);
+        if let Some(owned) = transition.after.as_ref().filter(|record| record.state == State::InProgress) {
+            let owner =
+                owners.entry(owned.owner).or_insert(Owner { retention: transition.retention, ..Owner::default() });
+            owner.lease_until = owner.lease_until.max(owned.lease_until);
         }
         let seen = [
             (Rule::OneResult, changed_answer(transition)),
             (Rule::OneResult, another_answer(transition, &mut answers)),
             (Rule::FencesGrow, smaller_fence(transition, &mut fences)),
             (Rule::OneEffectUnderHold, taken_over_under_hold(transition)),
-            (Rule::OwnRecordOnly, foreign_record(transition, &granted)),
+            (Rule::OneEffectUnderHold, taken_over_without_question(transition)),
+            (Rule::OwnRecordOnly, foreign_record(transition, &owners)),
+            (Rule::DeadOwnersMakeRoom, taken_back(transition)),
             (Rule::FingerprintsKeptApart, taken_over_by_another_request(transition)),
         ];
         broken.extend(seen.into_iter().filter_map(|(rule, seen)| Some(transition.violation(rule, &seen?))));
@@ -139,17 +153,33 @@ fn taken_over_under_hold(transition: &Transition) -> Option<String> {
     (policy.max(of_claim) == CrashPolicy::Hold).then(|| String::from("a claim under hold was taken over"))
 }
 
+/// S5: what has to be asked about goes to those who can ask.
+fn taken_over_without_question(transition: &Transition) -> Option<String> {
+    let policy = transition.taken_over()?.policy;
+    let Request::Claim { policy: of_claim, .. } = transition.request else { return None };
+    let has_none = policy == CrashPolicy::Verify && of_claim < CrashPolicy::Verify;
+    has_none.then(|| String::from("a claim under verify was taken over by who has no question"))
+}
+
+/// L2: an owner that left its record in doubt does not get it back.
+fn taken_back(transition: &Transition) -> Option<String> {
+    let before = transition.before.as_ref().filter(|record| record.state == State::InDoubt)?;
+    let after = transition.after.as_ref().filter(|record| record.state == State::InProgress)?;
+    (before.owner == after.owner).then(|| format!("a record in doubt went back to {:?}", after.owner))
+}
+
 /// S8: who writes as an owner is the one on the record, and nobody ends the lease of another.
 ///
-/// A commit that was sent while its owner believed in its lease writes a record anew that is gone (T9), and may arrive
-/// so late that the retention is over. But in the retention of its owner nothing vanishes from a store that loses
-/// nothing.
-fn foreign_record(transition: &Transition, granted: &BTreeMap<Token, u32>) -> Option<String> {
+/// A commit writes a record anew that is gone as long as its owner's lease holds (T9). Nothing vanishes from a store that
+/// loses nothing, so that was removed.
+fn foreign_record(transition: &Transition, owners: &BTreeMap<Token, Owner>) -> Option<String> {
     let writer = transition.request.owner()?;
     match &transition.before {
         None => {
-            let is_late = granted.get(&writer).is_some_and(|retention| *retention < transition.retention);
-            (!is_late).then(|| String::from("a record that was gone was written anew"))
+            let now = transition.after.as_ref()?.read_at;
+            let may_adopt = |owner: &Owner| owner.retention < transition.retention && now < owner.lease_until;
+            (!owners.get(&writer).is_some_and(may_adopt))
+                .then(|| String::from("a record that was gone was written anew"))
         }
         Some(record) if record.owner != writer => Some(format!("the record of {:?} was changed", record.owner)),
         Some(record) => {

@@ -15,6 +15,8 @@ pub enum Rule {
     FencesGrow,
     /// S5: under the policies hold and verify at most one effect, and nobody takes over under hold.
     OneEffectUnderHold,
+    /// S6: an effect in a transaction stands and falls with its record.
+    EffectWithRecord,
     /// S7: who believes in its lease is the owner.
     OneOwner,
     /// S8: no result before an effect, and none that no effect had.
@@ -47,6 +49,7 @@ impl fmt::Display for Rule {
             Self::EffectsWithinTakeovers => "S3",
             Self::FencesGrow => "S4",
             Self::OneEffectUnderHold => "S5",
+            Self::EffectWithRecord => "S6",
             Self::OneOwner => "S7",
             Self::NoResultWithoutEffect | Self::OwnRecordOnly => "S8",
             Self::FingerprintsKeptApart => "S9",

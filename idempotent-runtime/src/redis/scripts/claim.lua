@@ -22,8 +22,12 @@ local policy = math.max(r.policy, m.policy)
 local contradicts = string.byte(r.fingerprint, 1) == 1 and string.byte(m.fingerprint, 1) == 1
   and string.byte(r.fingerprint, 2) == string.byte(m.fingerprint, 2) and r.fingerprint ~= m.fingerprint
 local over = r.ends <= now
-if over and not contradicts
-  and ((r.state == IN_PROGRESS and policy < HOLD) or (r.state == IN_DOUBT and policy == VERIFY)) then
+-- Who has no question cannot go on from what has to be asked about.
+local can_ask = policy ~= VERIFY or m.policy == VERIFY
+if over and not contradicts and can_ask
+  and ((r.state == IN_PROGRESS and policy < HOLD)
+    -- By a repeated claim of the owner that left it there, nobody would own it.
+    or (r.state == IN_DOUBT and policy == VERIFY and r.owner ~= m.owner)) then
   m.fence, m.attempts, m.created, m.policy = next_fence(r), r.attempts + 1, r.created, policy
   m.checkpoints, m.taken, m.remaining = r.checkpoints, r.state, r.remaining
   if string.byte(m.fingerprint, 1) == 0 then m.fingerprint = r.fingerprint end

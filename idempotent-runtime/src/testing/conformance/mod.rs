@@ -88,10 +88,12 @@ macro_rules! __conformance {
                 a_takeover_writes_its_own_linger
                 an_orphan_under_hold_is_parked
                 the_stricter_policy_decides
+                who_has_no_question_changes_nothing
                 a_contradicting_fingerprint_takes_nothing_over
                 an_absent_or_older_fingerprint_contradicts_nothing
                 a_doubt_is_asked_again_after_its_backoff
                 a_doubt_is_held_under_every_other_policy
+                a_repeated_claim_asks_nothing_about_itself
                 a_contradicting_fingerprint_asks_nothing_again
                 a_takeover_forgets_the_reason
                 parking_an_abandoned_record_keeps_its_reason
@@ -136,6 +138,8 @@ macro_rules! __conformance {
                 a_result_is_kept_for_its_ttl
                 a_vanished_record_is_written_anew
                 a_vanished_record_is_not_written_unless_asked
+                an_adoption_ends
+                an_adoption_brings_no_expired_result_back
                 an_adoption_replaces_nobody
                 an_adoption_opens_no_tombstone
                 an_adopting_commit_is_a_commit;

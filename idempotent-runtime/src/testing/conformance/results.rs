@@ -1,11 +1,14 @@
 //! Results: storing, storing again, storing too late, storing what vanished (T8, T9, rules 1, 2 and 7).
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 use super::Scene;
 use super::scene::{KEY, OPERATION, fingerprint, token};
 use crate::store::{
-    Changed, Claim, Commit, CrashPolicy, Park, Reason, Release, Remove, Resolve, ResolveAnswer, State, Written,
+    Adoption, Changed, Claim, Commit, CrashPolicy, Park, Reason, Release, Remove, Resolve, ResolveAnswer, State,
+    Written,
 };
 use crate::testing::Subject;
 
@@ -189,6 +192,35 @@ pub async fn a_vanished_record_is_not_written_unless_asked<S: Subject>(scene: Sc
     vanish(&scene, 1).await;
     assert_eq!(scene.complete(scene.commit_by(1, "late")).await, Written::Gone, "{rule}");
     assert_eq!(scene.read().await, None, "{rule}");
+}
+
+/// T9: once the owner's lease is over, a record that is gone may be somebody else's next.
+pub async fn an_adoption_ends<S: Subject>(scene: Scene<S>) {
+    let rule = "T9: a commit that may adopt writes nothing when its adoption has ended, in the store's time";
+    let claim = scene.claim_by(1);
+    let grant = scene.mine(&claim, rule).await;
+    vanish(&scene, 1).await;
+    scene.pass(2).await;
+    let renewed = scene.adopting_commit(&claim, &grant);
+    let over = Commit { adopt: Some(Arc::new(Adoption::new(claim, &grant))), ..renewed.clone() };
+    assert_eq!(scene.complete(over).await, Written::Gone, "{rule}: with the lease that was granted");
+    assert_eq!(scene.read().await, None, "{rule}");
+    assert_eq!(scene.complete(renewed).await, Written::Adopted, "{rule}: with the lease as it was renewed");
+}
+
+/// T9: the network repeats a commit when the retention of what it stored is over.
+pub async fn an_adoption_brings_no_expired_result_back<S: Subject>(scene: Scene<S>) {
+    let rule = "T9: a commit that arrives again when its result has expired writes nothing";
+    for body in [Bytes::from_static(b"short"), Bytes::from(vec![7; 20_000])] {
+        let claim = scene.claim_by(1);
+        let grant = scene.mine(&claim, rule).await;
+        let adopt = Some(Arc::new(Adoption::new(claim, &grant)));
+        let commit = Commit { body, adopt, ..Commit::new(KEY, token(1), Bytes::new(), scene.leases(2)) };
+        assert_eq!(scene.complete(commit.clone()).await, Written::Applied, "{rule}");
+        scene.pass_expiry().await;
+        assert_eq!(scene.complete(commit).await, Written::Gone, "{rule}");
+        assert_eq!(scene.read().await, None, "{rule}");
+    }
 }
 
 /// T9: only where nothing is.

@@ -113,10 +113,12 @@ impl<S: Subject> Scene<S> {
         Commit::new(KEY, token(caller), Bytes::from_static(body.as_bytes()), self.leases(16))
     }
 
-    /// A result that says how to write a vanished record anew.
+    /// A result that says how to write a vanished record anew, for as long as a case takes.
     pub(super) fn adopting_commit(&self, claim: &Claim, grant: &Grant) -> Commit {
+        let mut adoption = Adoption::new(claim.clone(), grant);
+        adoption.ends = adoption.ends + self.leases(256);
         let mut commit = Commit::new(KEY, claim.token, Bytes::from_static(b"adopted"), self.leases(16));
-        commit.adopt = Some(Arc::new(Adoption::new(claim.clone(), grant)));
+        commit.adopt = Some(Arc::new(adoption));
         commit
     }
 

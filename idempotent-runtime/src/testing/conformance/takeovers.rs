@@ -104,12 +104,44 @@ pub async fn the_stricter_policy_decides<S: Subject>(scene: Scene<S>) {
             let owner = if recorded == CrashPolicy::Hold || asked == CrashPolicy::Hold {
                 assert_eq!(scene.held(&claim, &rule).await.state, State::InDoubt, "{rule}");
                 token(1)
+            } else if recorded == CrashPolicy::Verify && asked != CrashPolicy::Verify {
+                scene.held(&claim, &rule).await;
+                token(1)
             } else {
                 assert_eq!(scene.mine(&claim, &rule).await.record.policy, recorded.max(asked), "{rule}");
                 token(2)
             };
             scene.cleared(owner, &rule).await;
         }
+    }
+}
+
+/// Rule 3: verify hands a dead owner's claim to those who can ask.
+pub async fn who_has_no_question_changes_nothing<S: Subject>(scene: Scene<S>) {
+    let rule = "T5: a claim without a question changes nothing on a record that is to be asked about";
+    for is_abandoned in [false, true] {
+        scene.running(CrashPolicy::Verify).await;
+        let reason = is_abandoned.then_some(Reason::Panicked);
+        if let Some(reason) = reason {
+            assert_eq!(scene.abandon(1, reason).await, Written::Applied, "{rule}");
+        } else {
+            scene.pass(2).await;
+        }
+        let before = scene.record().await;
+        for (caller, policy) in [(2, CrashPolicy::Retry), (3, CrashPolicy::Resume)] {
+            let held = scene.held(&scene.claim_under(caller, policy), rule).await;
+            assert_eq!(
+                (held.state, held.owner, held.policy),
+                (State::InProgress, token(1), CrashPolicy::Verify),
+                "{rule}"
+            );
+            assert_eq!((held.attempts, held.reason), (1, reason), "{rule}");
+            assert!(held.is_orphaned(), "{rule}");
+            scene.unchanged(&before, rule).await;
+        }
+        let grant = scene.mine(&scene.claim_under(4, CrashPolicy::Verify), rule).await;
+        assert_eq!((grant.taken_over, grant.record.attempts), (Some(State::InProgress), 2), "{rule}");
+        scene.cleared(token(4), rule).await;
     }
 }
 
@@ -170,7 +202,7 @@ pub async fn a_doubt_is_asked_again_after_its_backoff<S: Subject>(scene: Scene<S
 
 /// T5b: only under verify.
 pub async fn a_doubt_is_held_under_every_other_policy<S: Subject>(scene: Scene<S>) {
-    let rule = "T5b: a record in doubt is held unless the stricter policy is verify";
+    let rule = "T5b: a record in doubt is held unless the caller has a question and the record allows it";
     let all = [CrashPolicy::Retry, CrashPolicy::Resume, CrashPolicy::Verify, CrashPolicy::Hold];
     for recorded in all {
         for asked in all {
@@ -178,7 +210,7 @@ pub async fn a_doubt_is_held_under_every_other_policy<S: Subject>(scene: Scene<S
             scene.in_doubt(recorded).await;
             scene.pass(2).await;
             let claim = scene.claim_under(2, asked);
-            let owner = if recorded.max(asked) == CrashPolicy::Verify {
+            let owner = if asked == CrashPolicy::Verify && recorded != CrashPolicy::Hold {
                 scene.mine(&claim, &rule).await;
                 token(2)
             } else {
@@ -187,6 +219,21 @@ pub async fn a_doubt_is_held_under_every_other_policy<S: Subject>(scene: Scene<S
             };
             scene.cleared(owner, &rule).await;
         }
+    }
+}
+
+/// T5b: the owner is gone, and what arrives of it is late.
+pub async fn a_repeated_claim_asks_nothing_about_itself<S: Subject>(scene: Scene<S>) {
+    let rule = "T5b: a claim that arrives again after its owner has left the record in doubt is held";
+    for policy in [CrashPolicy::Verify, CrashPolicy::Retry] {
+        scene.in_doubt(policy).await;
+        scene.pass(1).await;
+        let before = scene.record().await;
+        let held = scene.held(&scene.claim_under(1, CrashPolicy::Verify), rule).await;
+        assert_eq!((held.state, held.owner, held.attempts), (State::InDoubt, token(1), 1), "{rule}");
+        scene.unchanged(&before, rule).await;
+        scene.mine(&scene.claim_under(2, CrashPolicy::Verify), "T5b: the next caller asks at once").await;
+        scene.cleared(token(2), rule).await;
     }
 }
 
