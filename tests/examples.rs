@@ -308,8 +308,7 @@ mod redis {
 
     fn assert_account_of_the_day(text: &str) {
         assert!(text.starts_with("worker 1 was killed (SIGKILL)"), "{text}");
-        let resolved = text.lines().filter(|line| line.contains(" was in doubt: the ledger ")).count();
-        assert!(resolved > 0, "the dead worker left nothing: {text}");
+        // How many payments were under way when it died, if any, is the scheduler's choice: the sums hold whatever it was.
         for total in ["moved, EUR   12032.58 ", "moved, GBP    6770.99 ", "moved, USD    1013.17 "] {
             assert!(text.contains(total), "{text}");
         }
