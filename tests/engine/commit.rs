@@ -218,6 +218,28 @@ async fn a_record_that_vanished_when_the_lease_was_over_is_not_written_anew() {
 }
 
 #[tokio::test]
+async fn an_owner_whose_key_is_used_for_another_request_does_not_return_its_result() {
+    let (world, gate) = (World::new(), Gate::new());
+    let call = world.call(1).fingerprint("EUR 100").run(|| async {
+        gate.wait().await;
+        world.effect(1)
+    });
+    let operator = async {
+        world.record_is(1, |record| record.is_some()).await;
+        let record = world.record(1).await.unwrap();
+        world.memory.release(Release::new(record.key, record.owner)).await.unwrap();
+        let other = world.other_process();
+        let other =
+            other.call(1).fingerprint("EUR 200").run(|| async { Ok::<_, idempotency::Error>("another".to_owned()) });
+        assert_eq!(other.await.unwrap(), "another");
+        gate.open();
+    };
+    let (result, ()) = tokio::join!(call, operator);
+    assert_eq!(result.unwrap_err().kind(), ErrorKind::Superseded);
+    assert_eq!(world.engine.duplicates(), 1);
+}
+
+#[tokio::test]
 async fn an_own_commit_that_is_found_as_lost_is_still_the_own_result() {
     // Applied twice by a store that answers the second one with "lost", as a statement on a stale snapshot does.
     let (world, gate) = (World::new(), Gate::new());

@@ -17,9 +17,8 @@ const LONG_SEEDS: u64 = 1_000_000;
 struct Kept {
     seed: u64,
     showed: &'static str,
-    /// The mistake.
-    mutant: Mutant,
-    breaks: Rule,
+    /// The mistake, where one can be made on purpose.
+    mutant: Option<(Mutant, Rule)>,
 }
 
 /// They stay.
@@ -27,20 +26,28 @@ const KEPT: &[Kept] = &[
     Kept {
         seed: 107,
         showed: "a repeated commit arrived when its retention was over, and wrote the record anew",
-        mutant: Mutant::AdoptionsEndless,
-        breaks: Rule::OwnRecordOnly,
+        mutant: Some((Mutant::AdoptionsEndless, Rule::OwnRecordOnly)),
     },
     Kept {
         seed: 112,
         showed: "the same where a tombstone had refused late retries, and was gone as well",
-        mutant: Mutant::AdoptionsEndless,
-        breaks: Rule::OwnRecordOnly,
+        mutant: Some((Mutant::AdoptionsEndless, Rule::OwnRecordOnly)),
     },
     Kept {
         seed: 4_749,
         showed: "a claim arrived again after its owner had left the record in doubt, and owned it once more, for nobody",
-        mutant: Mutant::DoubtsTakenBack,
-        breaks: Rule::DeadOwnersMakeRoom,
+        mutant: Some((Mutant::DoubtsTakenBack, Rule::DeadOwnersMakeRoom)),
+    },
+    Kept {
+        seed: 794_752,
+        showed: "the record of a slow owner was removed, and it returned the result of another request for the key",
+        mutant: None,
+    },
+    Kept { seed: 925_173, showed: "the same after a commit whose answer was lost", mutant: None },
+    Kept {
+        seed: 37_293,
+        showed: "a claim and its commit arrived again when their retention was over, which is no mistake of a store's",
+        mutant: None,
     },
 ];
 
@@ -100,14 +107,12 @@ fn no_seed_breaks_a_rule() {
 
 #[test]
 fn kept_seeds_show_their_mistake_no_more() {
-    for Kept { seed, showed, mutant, breaks } in KEPT {
+    for Kept { seed, showed, mutant } in KEPT {
         let failure = failure(*seed, &run(*seed, None));
         assert!(failure.is_none(), "{showed}, in {}", failure.unwrap_or_default());
+        let Some((mutant, rule)) = mutant else { continue };
         let broken = run(*seed, Some(*mutant)).broken;
-        assert!(
-            broken.iter().any(|violation| violation.rule == *breaks),
-            "{mutant:?} is not seen in {seed}: {broken:?}"
-        );
+        assert!(broken.iter().any(|violation| violation.rule == *rule), "{mutant:?} is not seen in {seed}: {broken:?}");
     }
 }
 

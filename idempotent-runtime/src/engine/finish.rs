@@ -10,6 +10,7 @@ use super::duplicate::Duplicate;
 use super::running::{Running, give_up};
 use super::{Waiting, claim, retry, wait};
 use crate::error::{Error, ErrorKind};
+use crate::fingerprint::Fingerprint;
 use crate::outcome::{Answer, Ending, StoredAnswer, stored};
 use crate::store::{Adoption, Commit, Park, Reason, Record, Release, State, StoreError, Written};
 
@@ -215,7 +216,8 @@ fn report_duplicate(call: &Checked, commit: &Commit, winner: Option<&Arc<Record>
     }
 }
 
-/// The result of the owner that took over; waits for it as any caller would.
+/// The result of the owner that took over; waits for it as any caller would. `None` also if that made another request: the
+/// record of this call was removed, and the key used again.
 async fn winner(running: &mut Running) -> Result<Option<Arc<Record>>, StoreError> {
     let call = running.call.clone();
     let engine = &call.engine;
@@ -232,7 +234,8 @@ async fn winner(running: &mut Running) -> Result<Option<Arc<Record>>, StoreError
         Some(record) => Arc::new(record),
         None => return Ok(None),
     };
-    Ok(record.state.is_answer().then_some(record))
+    let is_own_request = !Fingerprint::contradicts(record.fingerprint, call.fingerprint);
+    Ok((record.state.is_answer() && is_own_request).then_some(record))
 }
 
 /// Tells the caller, and goes on storing in the background. If that fails too, the record is in doubt.
