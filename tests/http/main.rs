@@ -12,6 +12,7 @@ mod keys;
 mod payload;
 mod process;
 mod replay;
+mod round_trips;
 mod scripted;
 mod security;
 mod sending;
