@@ -1,5 +1,8 @@
 //! The rules of the HTTP layer, one test or more for each, over real sockets. A test's name begins with the number of its
 //! rule. The layer for clients has no numbers: `sending` and `downstream`.
+//!
+//! Beside the rules: a fleet of servers that are killed, requests that never become whole, round trips and memory.
+//! `IDEMPOTENCY_LONG` makes fleet and memory ten times as large, `IDEMPOTENCY_SEED` repeats the choices of the fleet.
 
 mod client;
 mod concurrency;
@@ -18,4 +21,5 @@ mod security;
 mod sending;
 mod time;
 mod transfer;
+mod unfinished;
 mod world;
