@@ -4,17 +4,20 @@
 //! Beside the rules: a fleet of servers that are killed, requests that never become whole, round trips and memory.
 //! `IDEMPOTENCY_LONG` makes fleet and memory ten times as large, `IDEMPOTENCY_SEED` repeats the choices of the fleet.
 
+mod charges;
 mod client;
 mod concurrency;
 mod coverage;
 mod crash;
 mod downstream;
 mod ends;
+mod fleet;
 mod handlers;
 mod keys;
 mod payload;
 mod process;
 mod replay;
+mod resident_memory;
 mod round_trips;
 mod scripted;
 mod security;
