@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use axum::extract::State;
@@ -29,6 +29,8 @@ pub struct Run {
     pub receipt: String,
     pub process: u32,
     pub attempt: u32,
+    /// When it began, by the machine's clock.
+    pub began: SystemTime,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -92,8 +94,13 @@ async fn charge(
     };
     let takes = headers.get(TAKES).and_then(|value| value.to_str().ok()).and_then(|millis| millis.parse().ok());
     let half = Duration::from_millis(takes.unwrap_or_default()) / 2;
-    let (receipt, process) = (uuid::Uuid::new_v4().to_string(), std::process::id());
-    let run = Run { key: key.as_str().to_owned(), receipt, process, attempt: Context::current().attempt() };
+    let run = Run {
+        key: key.as_str().to_owned(),
+        receipt: uuid::Uuid::new_v4().to_string(),
+        process: std::process::id(),
+        attempt: Context::current().attempt(),
+        began: SystemTime::now(),
+    };
 
     write(Line::Began(run.clone()));
     tokio::time::sleep(half).await;

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, ensure};
 use idempotency::{RecordView, State as RecordState};
@@ -27,6 +27,8 @@ const REQUESTS_OF_A_KEY: usize = 10;
 const AT_ONCE: usize = 6;
 /// Long enough that a busy machine does not miss its renewals, for the claims of those that live; those of the dead end.
 const LEASE: Duration = Duration::from_secs(9);
+/// What is left of its lease at least when a handler begins: no body starts when 80 % of it is over.
+const LEFT_AT_LEAST: Duration = Duration::from_millis(1_800);
 /// How long a client asks before the test fails.
 const PATIENCE: Duration = Duration::from_secs(10 * DEADLINE.as_secs());
 
@@ -198,11 +200,11 @@ fn name(key: usize) -> String {
     format!("key-{key}")
 }
 
-/// What the clients of each key were told.
-type Answers = BTreeMap<String, Vec<Reply>>;
+/// What the clients of each key were told, and when at the latest.
+type Answers = BTreeMap<String, Vec<(Reply, SystemTime)>>;
 
 fn note(answers: &mut Answers, (key, reply): (String, Reply)) {
-    answers.entry(key).or_default().push(reply);
+    answers.entry(key).or_default().push((reply, SystemTime::now()));
 }
 
 /// Lets the server's requests pass its point until one of them is the `nth` there, which waits.
@@ -222,10 +224,15 @@ async fn pass(server: &mut Process, nth: u64) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Whether the lease of a run can be over at this time.
+fn is_over(run: &Run, at: SystemTime) -> bool {
+    at.duration_since(run.began).is_ok_and(|since| since >= LEFT_AT_LEAST)
+}
+
 /// All that is known of one key when all is over.
 struct Key {
     entry: Entry,
-    answers: Vec<Reply>,
+    answers: Vec<(Reply, SystemTime)>,
     last: Reply,
     record: RecordView,
 }
@@ -275,15 +282,18 @@ impl Story {
         let Key { entry, answers, last, record } = key;
         ensure!(answers.len() == REQUESTS_OF_A_KEY, "{} answers", answers.len());
         ensure!(entry.charged.iter().all(|run| entry.began.contains(run)), "a charge without its run");
-        for answer in answers.iter().filter(|answer| answer.status == 201) {
+        for (answer, _) in answers.iter().filter(|(answer, _)| answer.status == 201) {
             ensure!(answer.answer() == last.answer(), "{answer:?} and {last:?}");
             let expires = |reply: &Reply| reply.header("idempotency-key-expires").map(str::to_owned);
             ensure!(expires(answer) == expires(last), "{answer:?} and {last:?}");
         }
-        let refusals: Vec<_> = answers.iter().filter(|answer| answer.status != 201).collect();
-        for refusal in &refusals {
+        let refusals: Vec<_> = answers.iter().filter(|(answer, _)| answer.status != 201).collect();
+        for (refusal, at) in &refusals {
             refusal.assert_problem(409, "uncertain")?;
+            ensure!(entry.began.iter().all(|run| is_over(run, *at)), "told before the lease was over");
         }
+        let is_late = |runs: &[Run]| is_over(&runs[0], runs[1].began);
+        ensure!(entry.began.windows(2).all(is_late), "taken over before the lease was over");
         if self.policy == Policy::Hold {
             ensure!(record.attempts == 1 && entry.began.len() <= 1, "nobody runs it again");
         }
@@ -298,7 +308,7 @@ impl Story {
         ensure!(record.state == RecordState::Completed && last.is_replayed(), "{last:?}");
         let winner = key.winner().with_context(|| format!("nobody charged for {last:?}"))?;
         ensure!(winner.attempt == record.attempts, "attempt {} has the result", winner.attempt);
-        // An owner that stood still for longer than its lease settles the doubt when it goes on.
+        // An owner that stands still for longer than its lease settles the doubt when it goes on.
         ensure!(refusals.is_empty() || (self.policy == Policy::Hold && !self.has_died(winner)), "{refusals:?}");
         ensure!(key.began_only().all(|run| self.has_died(run)), "a run that lives has no charge");
         let of_the_dead = key.lost().filter(|run| self.has_died(run)).count();
