@@ -14,6 +14,7 @@ mod ends;
 mod fleet;
 mod handlers;
 mod keys;
+mod lengths;
 mod payload;
 mod process;
 mod replay;
