@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use idempotency::clock::Timestamp;
 use idempotency::http::{IdempotencyLayer, Scope};
 use idempotency::store::{RedisStore, SqliteStore};
-use idempotency::testing::ManualClock;
+use idempotency::testing::{Fault as StoreFault, Gate, ManualClock};
 use idempotency::{Idempotency, State as RecordState};
 use idempotency_test_support::deadline::eventually_async;
 use idempotency_test_support::proxy::{Action, Fault, Moment, Proxy};
@@ -104,6 +104,33 @@ async fn rule_60_without_its_store_the_layer_refuses_unless_it_fails_open() -> a
         assert_eq!(reply.header("idempotency-key-expires"), None);
         assert_eq!(reply.json()?["key"], "open", "the handler knows the key all the same");
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn rule_60_a_store_that_answers_late_is_no_store_that_is_away() -> anyhow::Result<()> {
+    let lease = Duration::from_secs(10);
+    let world = World::setup()
+        .clock_by_hand()
+        .engine(move |builder| builder.lease(lease))
+        .layer(IdempotencyLayer::with_fail_open)
+        .start()
+        .await?;
+    // Each claim is granted when most of its lease is over, and given back.
+    let gates = [Gate::new(), Gate::new()];
+    for gate in &gates {
+        world.store.next("claim", StoreFault::Late(gate.clone()));
+    }
+    let pending = world.pay("abc").spawn();
+    for (number, gate) in (1..).zip(&gates) {
+        eventually_async("the claim", async || world.store.requests("claim") == number).await?;
+        world.clock.advance(lease * 9 / 10);
+        gate.open();
+    }
+    pending.reply().await?.assert_problem(503, "unavailable")?;
+    assert_eq!(world.effects("abc"), 0);
+    let retry = world.pay("abc").send().await?;
+    assert_eq!((retry.status, retry.header("idempotency-bypassed"), world.effects("abc")), (201, None, 1));
     Ok(())
 }
 
