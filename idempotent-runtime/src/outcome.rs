@@ -169,6 +169,9 @@ pub(crate) enum Ending {
     Release,
     /// An error that may hide an effect.
     Hold,
+    /// Nobody knows how far the body got: what follows is what follows a body that breaks off.
+    #[cfg(feature = "http")]
+    GiveUp,
     /// Nobody knows what an earlier attempt did, and who was asked could not tell.
     Unknown { reason: Reason, ask_again_after: Duration },
 }

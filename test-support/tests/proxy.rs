@@ -67,6 +67,25 @@ async fn without_faults_everything_passes_and_is_counted() -> anyhow::Result<()>
 }
 
 #[tokio::test]
+async fn what_is_sent_without_waiting_is_one_round_trip() -> anyhow::Result<()> {
+    let scene = Scene::new().await?;
+    let mut client = scene.client().await?;
+    // One that comes in several pieces, and another behind it.
+    let large = format!("*3\r\n$3\r\nSET\r\n$5\r\nlarge\r\n$300000\r\n{}\r\n", "x".repeat(300_000));
+    scene.server.pause()?;
+    client.write_all(&[large.as_bytes(), PING].concat()).await?;
+    eventually("both requests", || scene.proxy.requests() == 2).await?;
+    scene.server.resume()?;
+    answer(&mut client, b"", b"+OK\r\n+PONG\r\n").await?;
+    assert_eq!(scene.proxy.round_trips(), 1);
+    for _ in 0..2 {
+        answer(&mut client, PING, b"+PONG\r\n").await?;
+    }
+    assert_eq!(scene.proxy.round_trips(), 3);
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_fault_strikes_exactly_at_its_moment() -> anyhow::Result<()> {
     for moment in Moment::ALL {
         for action in [Action::Close, Action::Reset] {

@@ -279,6 +279,31 @@ async fn the_status_of_a_request_is_told_by_its_key_and_never_its_response() -> 
 }
 
 #[tokio::test]
+async fn the_status_of_a_request_that_is_kept_beyond_all_dates_is_told() -> anyhow::Result<()> {
+    const AGES: Duration = Duration::from_secs(10_000 * 366 * 86_400);
+    let status = Arc::new(Mutex::new(None));
+    let layer_status = status.clone();
+    let world = World::setup()
+        .engine(|builder| builder.max_ttl(AGES))
+        .layer(move |layer| {
+            let layer = layer.with_ttl(AGES);
+            *layer_status.lock().expect("nobody panicked") = Some(layer.status_service());
+            layer
+        })
+        .around(move |router| {
+            let status = status.lock().expect("nobody panicked").take().expect("the layer was made");
+            router.route_service("/status", status)
+        })
+        .start()
+        .await?;
+    let first = world.pay("abc").send().await?;
+    assert_eq!(first.header("idempotency-key-expires"), Some("Fri, 31 Dec 9999 23:59:59 GMT"));
+    let reply = world.client.request(Method::GET, "/status").key("abc").send().await?;
+    assert_eq!(reply.json()?["expires"], "9999-12-31T23:59:59Z");
+    Ok(())
+}
+
+#[tokio::test]
 async fn an_operation_that_is_disabled_runs_unprotected_and_says_so() -> anyhow::Result<()> {
     let world = World::new().await?;
     world.engine.disable("http");

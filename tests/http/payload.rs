@@ -1,7 +1,8 @@
 //! Rules 27 to 35: what a retry must repeat.
 
 use axum::http::Method;
-use idempotency::http::RequestFingerprint;
+use idempotency::OnCrash;
+use idempotency::http::{OnStatus, RequestFingerprint};
 
 use crate::world::World;
 
@@ -13,6 +14,23 @@ async fn rule_27_the_same_key_with_another_payload_is_refused() -> anyhow::Resul
         world.pay("abc").body(other).send().await?.assert_problem(422, "mismatch")?;
     }
     assert_eq!(world.effects("abc"), 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn rule_27_a_request_that_may_run_again_is_still_the_same_request() -> anyhow::Result<()> {
+    let world = World::with(|layer| {
+        layer.with_on_crash(OnCrash::Retry).with_on_status(|status, _| match status.as_u16() {
+            504 => OnStatus::Hold,
+            _ => OnStatus::standard(status),
+        })
+    })
+    .await?;
+    let first = world.pay("abc").header("x-status", "504").body("one").send().await?;
+    assert_eq!(first.status, 504);
+    world.pay("abc").body("two").send().await?.assert_problem(422, "mismatch")?;
+    let retry = world.pay("abc").body("one").send().await?;
+    assert_eq!((retry.status, retry.is_replayed(), world.effects("abc")), (201, false, 2));
     Ok(())
 }
 

@@ -15,7 +15,7 @@ use axum::routing::post;
 use idempotency::clock::{Clock, Sleep, SystemClock, Timestamp};
 use idempotency::http::{IdempotencyKey, IdempotencyLayer, Scope};
 use idempotency::store::{DynStore, RedisStore, SqliteStore};
-use idempotency::{Context, Idempotency, OnCrash, Verdict};
+use idempotency::{Context, Duplicate, Idempotency, OnCrash, Verdict};
 use idempotency_test_support::deadline::{eventually, within};
 use idempotency_test_support::effects::EffectLog;
 use idempotency_test_support::worker::{AFTER_EFFECT, BEFORE_EFFECT, KillPointStore, KillPoints, Worker};
@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 
+use crate::charges;
 use crate::client::{Client, Outgoing, Pending, Reply};
 use crate::transfer::{self, Ledger};
 
@@ -78,7 +79,7 @@ impl Orders {
         self
     }
 
-    fn log(&self) -> anyhow::Result<EffectLog> {
+    pub fn log(&self) -> anyhow::Result<EffectLog> {
         Ok(EffectLog::open(self.directory.join("effects"))?)
     }
 
@@ -164,6 +165,10 @@ impl Process {
             }
         }
         bail!("{point} was not reached")
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.worker.pid()
     }
 
     /// SIGKILL.
@@ -279,15 +284,18 @@ async fn obeys_its_orders() -> anyhow::Result<()> {
     let orders: Orders = serde_json::from_slice(&std::fs::read(orders)?)?;
     let points = KillPoints::from_env();
     let store = KillPointStore::new(connect(&orders.url).await?, points.clone());
+    let log = Arc::new(orders.log()?);
+    let book = log.clone();
     let engine = Idempotency::builder(store)
         .lease(orders.lease)
         .claim_timeout(PATIENCE)
         .clock(Skewed { clock: SystemClock::new(), seconds: orders.skew })
+        .on_duplicate(move |_: &Duplicate| charges::overtaken(&book))
         .build();
-    let log = Arc::new(orders.log()?);
     let layer = layer(&orders, engine, &log);
-    let shop = Shop { orders: Arc::new(orders.clone()), log, points: points.clone() };
+    let shop = Shop { orders: Arc::new(orders.clone()), log: log.clone(), points: points.clone() };
     let mut router = Router::new().route("/pay", post(pay)).with_state(shop);
+    router = router.merge(charges::routes(log, points.clone()));
     if orders.url.starts_with("sqlite:") {
         router = router.merge(transfer::routes(Ledger::open(&orders.url).await?, points));
     }

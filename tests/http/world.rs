@@ -189,7 +189,8 @@ impl Setup {
     }
 }
 
-fn router(shop: &Shop, routes: Router<Shop>) -> Router {
+/// The service without a layer.
+pub fn router(shop: &Shop, routes: Router<Shop>) -> Router {
     routes.route("/pay", any(pay)).route("/refund", any(pay)).with_state(shop.clone())
 }
 

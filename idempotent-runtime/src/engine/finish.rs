@@ -49,6 +49,11 @@ pub(super) async fn finish(mut running: Box<Running>, ending: Ending) -> Verdict
             park(&running, Reason::Error, Duration::ZERO).await;
             return conclude(&mut running, Verdict::Own, None);
         }
+        #[cfg(feature = "http")]
+        Ending::GiveUp => {
+            leave(&running, Reason::Error).await;
+            return conclude(&mut running, Verdict::Own, None);
+        }
         Ending::Unknown { reason, ask_again_after } => {
             park(&running, reason, ask_again_after).await;
             return conclude(&mut running, Verdict::Own, None);

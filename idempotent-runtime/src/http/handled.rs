@@ -33,8 +33,8 @@ pub(super) enum Fate {
     Store { state: State, record: Bytes, ttl: Duration },
     /// Nothing happened, as far as the key is concerned.
     Release,
-    /// There may be an effect.
-    Hold,
+    /// There may be an effect: the policy of the record decides.
+    Unknown,
 }
 
 impl Fate {
@@ -49,7 +49,7 @@ impl Fate {
                 Ending::Answer { state: *state, body: Ok(record.clone()), ttl: Some(*ttl) }
             }
             Self::Release => Ending::Release,
-            Self::Hold => Ending::Hold,
+            Self::Unknown => Ending::GiveUp,
         }
     }
 }
@@ -87,7 +87,7 @@ fn ending<E, P>(handled: &Handled<E>, _: P) -> Ending {
             Ending::Answer { state: *state, body: Ok(record.clone()), ttl: Some(*ttl) }
         }
         // No handler returns these.
-        Handled::Replayed(_) | Handled::Refused(_) => Ending::Hold,
+        Handled::Replayed(_) | Handled::Refused(_) => Ending::GiveUp,
     }
 }
 

@@ -17,6 +17,7 @@ use super::request_body::RequestBody;
 use super::response_body::ResponseBody;
 use super::stored::{Head, state};
 use super::{BoxError, headers};
+use crate::clock::Timestamp;
 use crate::context::Context;
 
 /// A service behind the layer, as a task of its own needs it.
@@ -65,7 +66,18 @@ struct Recording {
     head: Head,
     /// How many bytes of body fit.
     room: usize,
+    /// How many bytes of body there are, if the response says so.
+    declared: Option<u64>,
     ttl: Duration,
+    /// Until when it is kept, if that is known.
+    until: Option<Timestamp>,
+}
+
+impl Recording {
+    /// Whether a body of this size is what the response says. A shorter one has broken off, whatever its stream says.
+    fn is_whole(&self, size: usize) -> bool {
+        self.declared.is_none_or(|declared| u64::try_from(size) == Ok(declared))
+    }
 }
 
 impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
@@ -73,12 +85,12 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
     pub(super) async fn run(self) -> Handled<S::Error> {
         let Some((mut service, request)) = take(&self.unhandled) else {
             // The engine runs a body once.
-            return Handled::Answered { fate: Fate::Hold, _open: None };
+            return Handled::Answered { fate: Fate::Unknown, _open: None };
         };
         match service.call(request).await {
             Ok(response) => self.answer(response).await,
             // Nobody knows how far it got.
-            Err(error) => Handled::Failed { error, fate: self.options.unknown() },
+            Err(error) => Handled::Failed { error, fate: Fate::Unknown },
         }
     }
 
@@ -91,10 +103,7 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
         match self.options.on_status(head.status, &self.request) {
             OnStatus::Store => {}
             OnStatus::Release => return self.settle(head, ResponseBody::untouched(body), Fate::Release),
-            OnStatus::Hold => {
-                let fate = self.options.unknown();
-                return self.settle(head, ResponseBody::untouched(body), fate);
-            }
+            OnStatus::Hold => return self.settle(head, ResponseBody::untouched(body), Fate::Unknown),
         }
         let mut recording = self.recording(&head);
         let hint = body.size_hint();
@@ -104,8 +113,8 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
             return self.settle(head, ResponseBody::untouched(body), fate);
         }
         if let Some(now) = context.store_time() {
+            recording.until = Some(now + recording.ttl);
             recording.head.expires(now + recording.ttl);
-            headers::mark_expiry(&mut head.headers, now + recording.ttl);
         }
         if hint.exact().is_some() {
             self.collect(head, Box::pin(body), recording).await
@@ -119,7 +128,8 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
         replayed.retain(|(name, _)| self.options.replays(name));
         let head = Head::new(response.status, &replayed);
         let room = self.options.response_limit().saturating_sub(head.len());
-        Recording { head, room, ttl: self.options.ttl_of(response) }
+        let declared = headers::declared_length(response);
+        Recording { head, room, declared, ttl: self.options.ttl_of(response), until: None }
     }
 
     fn not_kept(&self, response: &response::Parts, ttl: Duration) -> Fate {
@@ -136,13 +146,15 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
     }
 
     /// A body whose length is known, and fits.
-    async fn collect<E>(self, head: response::Parts, mut body: Pin<Box<R>>, recording: Recording) -> Handled<E> {
+    async fn collect<E>(self, mut head: response::Parts, mut body: Pin<Box<R>>, recording: Recording) -> Handled<E> {
         let mut chunks = Vec::new();
         let mut size = 0;
         loop {
             match body.frame().await {
-                None => break,
+                None if recording.is_whole(size) => break,
+                None => return self.break_off(head, chunks, headers::not_whole()),
                 Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) if data.is_empty() => {}
                     Ok(data) if data.len() <= recording.room - size => {
                         size += data.len();
                         chunks.push(data);
@@ -150,18 +162,23 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
                     Ok(data) => return self.give_up(head, chunks, http_body::Frame::data(data), body, recording.ttl),
                     Err(frame) => return self.give_up(head, chunks, frame, body, recording.ttl),
                 },
-                Some(Err(error)) => {
-                    let (sender, live) = ResponseBody::live();
-                    sender.send_all(chunks);
-                    sender.fail(error.into());
-                    let fate = self.options.unknown();
-                    return self.settle(head, live, fate);
-                }
+                Some(Err(error)) => return self.break_off(head, chunks, error.into()),
             }
+        }
+        if let Some(until) = recording.until {
+            headers::mark_expiry(&mut head.headers, until);
         }
         let (state, ttl) = (state(head.status), recording.ttl);
         let (record, body) = recording.head.with_body(&chunks);
         self.settle(head, ResponseBody::whole(body), Fate::Store { state, record, ttl })
+    }
+
+    /// Delivers what there is of a body that is not whole.
+    fn break_off<E>(self, head: response::Parts, chunks: Vec<Bytes>, error: BoxError) -> Handled<E> {
+        let (sender, live) = ResponseBody::live();
+        sender.send_all(chunks);
+        sender.fail(error);
+        self.settle(head, live, Fate::Unknown)
     }
 
     /// Delivers what cannot be recorded.
@@ -181,7 +198,8 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
         self.settle(head, live, fate)
     }
 
-    /// A body whose length is not known: the client gets it as it comes.
+    /// A body whose length is not known: the client gets it as it comes. Whether it will be kept is not known when its head
+    /// is sent, which therefore tells no lifetime.
     async fn pass_on<E>(
         self,
         head: response::Parts,
@@ -189,7 +207,7 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
         recording: Recording,
         context: &Context,
     ) -> Handled<E> {
-        let (status, unknown, ttl) = (head.status, self.options.unknown(), recording.ttl);
+        let (status, ttl) = (head.status, recording.ttl);
         let not_kept = self.not_kept(&head, ttl);
         let (sender, live) = ResponseBody::live();
         let _ = self.delivery.send(Delivery::Live(Response::from_parts(head, live)));
@@ -202,11 +220,17 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
                 // Nothing is recorded under a claim that is over, and a body that never ends would be read for ever.
                 () = context.lease_ended() => {
                     sender.hand_over(body);
-                    return Handled::Answered { fate: unknown, _open: None };
+                    return Handled::Answered { fate: Fate::Unknown, _open: None };
                 }
             };
             match frame {
-                None => break,
+                None if recording.is_whole(size) => break,
+                None => {
+                    sender.fail(headers::not_whole());
+                    return Handled::Answered { fate: Fate::Unknown, _open: None };
+                }
+                // Says nothing, and is not kept: there may be any number of them.
+                Some(Ok(frame)) if frame.data_ref().is_some_and(Bytes::is_empty) => {}
                 Some(Ok(frame)) => {
                     let data = frame.data_ref().cloned();
                     sender.send(frame);
@@ -223,7 +247,7 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
                 }
                 Some(Err(error)) => {
                     sender.fail(error.into());
-                    return Handled::Answered { fate: unknown, _open: None };
+                    return Handled::Answered { fate: Fate::Unknown, _open: None };
                 }
             }
         }

@@ -3,9 +3,10 @@
 use std::time::SystemTime;
 
 use bytes::Bytes;
-use http::Response;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{Response, StatusCode, response};
 
+use super::BoxError;
 use crate::clock::Timestamp;
 
 /// `true` on an answer that was replayed from its record.
@@ -37,7 +38,7 @@ pub(super) const REPLAYED: [HeaderName; 11] = [
 ];
 
 /// Never replayed: they are about one connection, one client or one moment.
-const NEVER: [HeaderName; 19] = [
+const NEVER: [HeaderName; 21] = [
     header::AUTHORIZATION,
     header::CONNECTION,
     header::CONTENT_LENGTH,
@@ -52,11 +53,13 @@ const NEVER: [HeaderName; 19] = [
     header::UPGRADE,
     header::WWW_AUTHENTICATE,
     HeaderName::from_static("authentication-info"),
+    HeaderName::from_static("proxy-authentication-info"),
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),
     HeaderName::from_static("set-cookie2"),
     IDEMPOTENCY_REPLAYED,
     IDEMPOTENCY_KEY_EXPIRES,
+    IDEMPOTENCY_BYPASSED,
 ];
 
 /// Whether a header may be replayed at all.
@@ -76,11 +79,29 @@ pub(super) fn replayable(headers: &HeaderMap) -> Vec<(&HeaderName, &HeaderValue)
     headers.iter().filter(|(name, _)| may_be_replayed(name) && !of_connection(name)).collect()
 }
 
+/// How many bytes the response says that its body has.
+pub(super) fn declared_length(response: &response::Parts) -> Option<u64> {
+    // These may name the length of a body that they do not have.
+    if matches!(response.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
+        return None;
+    }
+    response.headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+/// Why a body breaks off that has another length than the response says.
+pub(super) fn not_whole() -> BoxError {
+    BoxError::from("the body has another length than the response says")
+}
+
+/// A time that dates can name: of the year 9999 at the latest.
+pub(super) fn nameable(time: Timestamp) -> SystemTime {
+    const LATEST: Timestamp = Timestamp::from_millis(253_402_300_799_000);
+    SystemTime::from(time.min(LATEST))
+}
+
 /// Tells until when the answer is kept.
 pub(super) fn mark_expiry(headers: &mut HeaderMap, expires: Timestamp) {
-    /// The last second that an HTTP date can name.
-    const LATEST: Timestamp = Timestamp::from_millis(253_402_300_799_000);
-    let date = httpdate::fmt_http_date(SystemTime::from(expires.min(LATEST)));
+    let date = httpdate::fmt_http_date(nameable(expires));
     if let Ok(date) = HeaderValue::try_from(date) {
         headers.insert(IDEMPOTENCY_KEY_EXPIRES, date);
     }

@@ -11,7 +11,6 @@ use http::header::{CONTENT_TYPE, HeaderName};
 use http::{Method, Request, Response, StatusCode, request, response};
 
 use super::fingerprint::RequestFingerprint;
-use super::handled::Fate;
 use super::headers;
 use super::key::KeyRules;
 use super::problem::{DOCUMENTATION, Problem};
@@ -28,8 +27,9 @@ pub enum OnStatus {
     Store,
     /// The response says that nothing happened: the next request with the key runs the handler again.
     Release,
-    /// The response may hide an effect, a gateway's timeout for example: the record is held in doubt. Under
-    /// [`OnCrash::Retry`] and [`OnCrash::Resume`] the next request runs the handler again.
+    /// The response may hide an effect, a gateway's timeout for example: what follows is what follows a handler whose end
+    /// nobody knows. The record is held in doubt; under [`OnCrash::Retry`] and [`OnCrash::Resume`] the next request runs
+    /// the handler again, and under [`with_verify`](super::IdempotencyLayer::with_verify) it asks.
     Hold,
 }
 
@@ -137,14 +137,6 @@ impl Options {
 
     pub(super) fn on_status(&self, status: StatusCode, request: &request::Parts) -> OnStatus {
         if status.is_informational() { OnStatus::Release } else { (self.on_status)(status, request) }
-    }
-
-    /// What becomes of a claim whose outcome nobody knows.
-    pub(super) fn unknown(&self) -> Fate {
-        match self.crash {
-            Crash::Policy(OnCrash::Retry | OnCrash::Resume) => Fate::Release,
-            Crash::Policy(OnCrash::Hold) | Crash::Verify(_) => Fate::Hold,
-        }
     }
 
     pub(super) fn replays(&self, name: &HeaderName) -> bool {

@@ -258,10 +258,13 @@ impl Guard {
                     response.headers_mut().remove(IDEMPOTENCY_KEY_EXPIRES);
                     response
                 }
-                (ErrorKind::StoreUnavailable, None) if self.options.fail_open => match take(unhandled) {
-                    Some((service, request)) => return self.bypass(service, request).await,
-                    None => self.refused(&error),
-                },
+                // A store that answered, too late for the lease, is not away: it may have told of an earlier attempt.
+                (ErrorKind::StoreUnavailable, None) if self.options.fail_open && error.store().is_some() => {
+                    match take(unhandled) {
+                        Some((service, request)) => return self.bypass(service, request).await,
+                        None => self.refused(&error),
+                    }
+                }
                 _ => self.refused(&error),
             },
         })

@@ -6,7 +6,6 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::SystemTime;
 
 use bytes::Bytes;
 use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
@@ -15,6 +14,7 @@ use http_body_util::Full;
 use serde::Serialize;
 use tower_service::Service;
 
+use super::headers;
 use super::options::Options;
 use super::problem::{Problem, ProblemKind};
 use crate::clock::Timestamp;
@@ -97,7 +97,7 @@ fn describe(record: &RecordView) -> Option<Response<Full<Bytes>>> {
         State::Tombstone => "expired",
         State::Released => return None,
     };
-    let text = |time: Timestamp| humantime::format_rfc3339_seconds(SystemTime::from(time)).to_string();
+    let text = |time: Timestamp| humantime::format_rfc3339_seconds(headers::nameable(time)).to_string();
     let document = Status { state, since: text(record.created), expires: text(record.expires) };
     let mut response = status(StatusCode::OK);
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));

@@ -102,13 +102,14 @@ pub(super) fn read(mut record: Bytes) -> Option<Stored> {
     let until = record.try_get_u64().ok()?;
     let status = StatusCode::from_u16(record.try_get_u16().ok()?).ok()?;
     let count = record.try_get_u16().ok()?;
-    let mut headers = HeaderMap::with_capacity(usize::from(count));
+    // Of no certain capacity: the count may be of something else, and larger than a map can be.
+    let mut headers = HeaderMap::new();
     for _ in 0..count {
         let length = usize::from(record.try_get_u16().ok()?);
         let name = HeaderName::from_bytes(&take(&mut record, length)?).ok()?;
         let length = usize::try_from(record.try_get_u32().ok()?).ok()?;
         let value = HeaderValue::from_maybe_shared(take(&mut record, length)?).ok()?;
-        headers.append(name, value);
+        headers.try_append(name, value).ok()?;
     }
     match kind {
         WHOLE => {
@@ -194,6 +195,11 @@ mod tests {
             assert!(read(record.slice(..length)).is_none(), "{length} bytes of it");
         }
         assert!(read(Bytes::from_static(b"\"json\"")).is_none());
+        // As many headers as can be counted, and more than can be had.
+        let count = [&record[..11], &u16::MAX.to_be_bytes()].concat();
+        assert!(read(count.clone().into()).is_none());
+        let names = (0..u16::MAX).flat_map(|number| format!("\0\u{4}{number:04x}\0\0\0\0").into_bytes());
+        assert!(read(count.into_iter().chain(names).collect()).is_none());
         assert!(read([&not_kept(http::StatusCode::OK)[..], b"x"].concat().into()).is_none());
     }
 }

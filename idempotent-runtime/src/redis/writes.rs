@@ -1,7 +1,7 @@
 //! An owner's writes. Bodies over [`INLINE`] bytes never pass through a script: they are staged under a key of their own
 //! with a plain `SET`, and the script renames it.
 
-use redis::{Script, ScriptInvocation};
+use redis::{Cmd, RedisError, Script, ScriptInvocation};
 
 use super::{RedisStore, changed, flag, millis, pending, reason, unexpected};
 use crate::key::KeyHash;
@@ -74,22 +74,35 @@ impl RedisStore {
         written(operation, &self.invoke(operation, script, key, token, arguments).await?)
     }
 
-    /// Puts a large body under a key of its own; tells whether it did.
-    async fn stage(&self, operation: &'static str, record: &Record, token: Token) -> Result<bool, StoreError> {
+    /// The command that puts a large body under a key of its own.
+    fn stage(&self, record: &Record, token: Token) -> Option<Cmd> {
         if record.body.len() <= INLINE {
-            return Ok(false);
+            return None;
         }
+        let mut staging = redis::cmd("SET");
+        staging.arg(self.staged_key(&record.key, token)).arg(envelope::encode(record)).arg("PX").arg(STAGED_MILLIS);
+        Some(staging)
+    }
+
+    /// Runs a script whose body may have to be staged before: both go in one round trip.
+    async fn run_staged(
+        &self,
+        operation: &'static str,
+        staging: Option<Cmd>,
+        invocation: &ScriptInvocation<'_>,
+    ) -> Result<String, StoreError> {
+        let Some(staging) = staging else { return self.run(operation, invocation).await };
         let link = &self.0.commands;
         let mut connected = link.connected(operation).await?;
-        let answer = redis::cmd("SET")
-            .arg(self.staged_key(&record.key, token))
-            .arg(envelope::encode(record))
-            .arg("PX")
-            .arg(STAGED_MILLIS)
-            .query_async::<()>(&mut connected.connection)
-            .await;
-        link.answer(operation, &connected, answer)?;
-        Ok(true)
+        let mut both = redis::pipe();
+        both.add_command(staging).ignore().invoke_script(invocation);
+        let answer = both.query_async::<(String,)>(&mut connected.connection).await;
+        if answer.as_ref().is_err_and(is_unknown_script) {
+            // The body is there by now.
+            return self.run(operation, invocation).await;
+        }
+        // What was not staged, the script did not find and left as it was.
+        link.answer(operation, &connected, answer.map_err(first_refusal)).map(|(answer,)| answer)
     }
 
     /// The body as the script's argument; nothing where it is staged.
@@ -111,7 +124,7 @@ impl RedisStore {
         let plain = Record::new(commit.key, commit.token, std::sync::Arc::default());
         let mut record = adopted.clone().unwrap_or(plain);
         record.body = commit.body.clone();
-        let staged = self.stage(OPERATION, &record, commit.token).await?;
+        let staging = self.stage(&record, commit.token);
         let mut invocation = self.0.scripts.complete.key(self.key(&commit.key));
         invocation.key(self.staged_key(&commit.key, commit.token));
         invocation
@@ -120,26 +133,26 @@ impl RedisStore {
             .arg(reason(commit.reason))
             .arg(&commit.schema.to_be_bytes()[..])
             .arg(millis(commit.ttl))
-            .arg(flag(staged))
-            .arg(Self::inline(staged, &commit.body))
+            .arg(flag(staging.is_some()))
+            .arg(Self::inline(staging.is_some(), &commit.body))
             .arg(adopted.as_ref().map(envelope::encode).unwrap_or_default())
             .arg(commit.adopt.as_ref().map_or(0, |adoption| adoption.ends.as_millis()));
-        written(OPERATION, &self.run(OPERATION, &invocation).await?)
+        written(OPERATION, &self.run_staged(OPERATION, staging, &invocation).await?)
     }
 
     pub(super) async fn checkpoint_record(&self, checkpoint: &Checkpoint) -> Result<Written, StoreError> {
         const OPERATION: &str = "checkpoint";
         let mut record = Record::new(checkpoint.key, checkpoint.token, std::sync::Arc::default());
         record.body = checkpoint.body.clone();
-        let staged = self.stage(OPERATION, &record, checkpoint.token).await?;
+        let staging = self.stage(&record, checkpoint.token);
         let mut invocation = self.0.scripts.checkpoint.key(self.key(&checkpoint.key));
         invocation.key(self.staged_key(&checkpoint.key, checkpoint.token));
         invocation
             .arg(&checkpoint.token.bits().to_be_bytes()[..])
             .arg(checkpoint.sequence)
-            .arg(flag(staged))
-            .arg(Self::inline(staged, &checkpoint.body));
-        written(OPERATION, &self.run(OPERATION, &invocation).await?)
+            .arg(flag(staging.is_some()))
+            .arg(Self::inline(staging.is_some(), &checkpoint.body));
+        written(OPERATION, &self.run_staged(OPERATION, staging, &invocation).await?)
     }
 
     pub(super) async fn resolve_record(&self, resolve: &Resolve) -> Result<Changed, StoreError> {
@@ -155,7 +168,7 @@ impl RedisStore {
                 (codes::state_code(*state), *schema, millis(*ttl))
             }
         };
-        let staged = self.stage(OPERATION, &record, resolve.token).await?;
+        let staging = self.stage(&record, resolve.token);
         let mut invocation = self.0.scripts.resolve.key(self.key(&resolve.key));
         invocation.key(self.staged_key(&resolve.key, resolve.token));
         invocation
@@ -164,13 +177,19 @@ impl RedisStore {
             .arg(state)
             .arg(&schema.to_be_bytes()[..])
             .arg(ttl)
-            .arg(flag(staged))
-            .arg(Self::inline(staged, &record.body));
-        changed(OPERATION, &self.run(OPERATION, &invocation).await?)
+            .arg(flag(staging.is_some()))
+            .arg(Self::inline(staging.is_some(), &record.body));
+        changed(OPERATION, &self.run_staged(OPERATION, staging, &invocation).await?)
     }
 }
 
-fn is_unknown_script(error: &redis::RedisError) -> bool {
+/// The first of the commands that were sent together and refused, as if it had been sent alone.
+fn first_refusal(error: RedisError) -> RedisError {
+    let first = error.clone().into_server_errors().and_then(|errors| errors.first().map(|(_, first)| first.clone()));
+    first.map_or(error, RedisError::from)
+}
+
+fn is_unknown_script(error: &RedisError) -> bool {
     error.kind() == redis::ErrorKind::Server(redis::ServerErrorKind::NoScript)
 }
 

@@ -23,6 +23,7 @@ pub(super) struct Shared {
     protocol: Protocol,
     plans: Mutex<Vec<Plan>>,
     counts: Mutex<BTreeMap<String, usize>>,
+    round_trips: AtomicUsize,
     connections: AtomicUsize,
     conditions: watch::Sender<Conditions>,
 }
@@ -58,6 +59,7 @@ impl Shared {
             protocol,
             plans: Mutex::default(),
             counts: Mutex::default(),
+            round_trips: AtomicUsize::default(),
             connections: AtomicUsize::default(),
             conditions: watch::Sender::default(),
         }
@@ -70,6 +72,10 @@ impl Shared {
 
     pub(super) fn counts(&self) -> MutexGuard<'_, BTreeMap<String, usize>> {
         self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn round_trips(&self) -> usize {
+        self.round_trips.load(Ordering::SeqCst)
     }
 
     pub(super) fn connections(&self) -> usize {
@@ -232,7 +238,11 @@ async fn write_requests(
             }
             Some(Moment::AfterRequest | Moment::InsideAnswer) | None => {
                 if has_answer {
-                    lock(unanswered).push_back(struck.take());
+                    let mut unanswered = lock(unanswered);
+                    if unanswered.is_empty() {
+                        shared.round_trips.fetch_add(1, Ordering::SeqCst);
+                    }
+                    unanswered.push_back(struck.take());
                 }
                 to.write_all(request.bytes()).await?;
                 if struck.is_some() {

@@ -195,6 +195,13 @@ impl Proxy {
         self.shared.counts().get(&command.to_ascii_uppercase()).copied().unwrap_or_default()
     }
 
+    /// How often clients have waited for the server so far: a request that comes while an answer is still due on its
+    /// connection is on one round trip with the one before it. Pause the server to see what a client sends without
+    /// waiting, or a quick answer may come between two requests that were sent together.
+    pub fn round_trips(&self) -> usize {
+        self.shared.round_trips()
+    }
+
     /// How many requests have come so far, by command.
     pub fn requests_by_command(&self) -> BTreeMap<String, usize> {
         self.shared.counts().clone()

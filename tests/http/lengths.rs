@@ -1,0 +1,133 @@
+//! Responses that end elsewhere than they say, or that turn out at their end to be none that is kept.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::State;
+use axum::http::{HeaderMap, Request, Response};
+use axum::routing::post;
+use futures::future::poll_fn;
+use futures::stream;
+use hyper::body::{Body as HttpBody, Frame, SizeHint};
+use idempotency::http::{IdempotencyLayer, RequestBody, Scope};
+use idempotency::store::MemoryStore;
+use idempotency::{Idempotency, State as RecordState};
+use idempotency_test_support::deadline::{eventually_async, within};
+use tower::{Layer as _, ServiceExt as _, service_fn};
+
+use crate::client::raw_post;
+use crate::world::{Shop, World};
+
+/// A body that says how long it is, rightly or not.
+struct Announced {
+    length: u64,
+    frames: VecDeque<std::io::Result<Frame<Bytes>>>,
+}
+
+impl HttpBody for Announced {
+    type Data = Bytes;
+    type Error = std::io::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<std::io::Result<Frame<Bytes>>>> {
+        Poll::Ready(self.frames.pop_front())
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.length)
+    }
+}
+
+fn half() -> Frame<Bytes> {
+    Frame::data(Bytes::from_static(b"half"))
+}
+
+fn announced(length: u64, frames: impl IntoIterator<Item = std::io::Result<Frame<Bytes>>>) -> Body {
+    Body::new(Announced { length, frames: frames.into_iter().collect() })
+}
+
+fn in_pieces(pieces: &'static [&'static str]) -> Body {
+    Body::from_stream(stream::iter(pieces.iter().map(|piece| Ok::<_, std::io::Error>(*piece))))
+}
+
+/// A response as its path says.
+async fn respond(State(shop): State<Shop>, request: Request<Body>) -> Response<Body> {
+    let path = request.uri().path().trim_start_matches('/');
+    shop.effect(path);
+    let (status, length, body) = match path {
+        "short-stream" => (200, Some(100), in_pieces(&["half"])),
+        "long-stream" => (200, Some(2), in_pieces(&["twice", "half"])),
+        "short" => (200, Some(100), announced(100, [Ok(half())])),
+        "broken" => (200, None, announced(100, [Ok(half()), Err(std::io::Error::other("the disk is gone"))])),
+        "unmodified" => (304, Some(100), Body::empty()),
+        "trailers" => (200, None, announced(4, [Ok(half()), Ok(Frame::trailers(HeaderMap::new()))])),
+        "pieces" => (200, None, in_pieces(&["", "ha", "", "", "lf", ""])),
+        _ => (200, Some(4), in_pieces(&["ha", "lf"])),
+    };
+    let mut response = Response::builder().status(status);
+    if let Some(length) = length {
+        response = response.header("content-length", length);
+    }
+    response.body(body).expect("the response is well-formed")
+}
+
+async fn world() -> anyhow::Result<World> {
+    World::setup().routes(Router::<Shop>::new().route("/{response}", post(respond))).start().await
+}
+
+#[tokio::test]
+async fn rule_25_a_response_of_another_length_than_it_says_is_no_answer() -> anyhow::Result<()> {
+    let world = world().await?;
+    for name in ["short-stream", "long-stream", "short", "broken"] {
+        let key = format!("Idempotency-Key: {name}\r\n");
+        let answer = world.client.exchange(raw_post(&format!("/{name}"), key.as_bytes(), b"{}")).await?;
+        assert!(!answer.contains("idempotency-key-expires"), "{answer}");
+        let is_in_doubt = async || world.state(name).await.ok().flatten() == Some(RecordState::InDoubt);
+        eventually_async("the record", is_in_doubt).await?;
+        world.client.post(&format!("/{name}")).key(name).send().await?.assert_problem(409, "uncertain")?;
+        assert_eq!(world.effects(name), 1);
+    }
+    // One that is as long as it says, and one that says how long its body would be.
+    for (name, status, body) in [("whole", 200, "half"), ("unmodified", 304, "")] {
+        let send = || world.client.post(&format!("/{name}")).key(name).send();
+        let (first, retry) = (send().await?, send().await?);
+        assert_eq!((first.status, &first.body[..]), (status, body.as_bytes()), "{name}");
+        assert_eq!((retry.is_replayed(), retry.answer()), (true, first.answer()), "{name}");
+    }
+    Ok(())
+}
+
+/// A server of HTTP skips them by itself, so that this is seen only without one.
+#[tokio::test]
+async fn rule_25_pieces_without_content_are_neither_kept_nor_passed_on() -> anyhow::Result<()> {
+    let layer = IdempotencyLayer::new(Idempotency::new(MemoryStore::new()), Scope::global());
+    let empty = async |_: Request<RequestBody<Body>>| {
+        let pieces = std::iter::repeat_n("", 1_000).chain(["ha", "", "lf", ""]);
+        let pieces = Body::from_stream(stream::iter(pieces.map(Ok::<_, std::io::Error>)));
+        Ok::<_, std::convert::Infallible>(Response::new(pieces))
+    };
+    let service = layer.layer(service_fn(empty));
+    let request = Request::post("/pieces").header("idempotency-key", "abc").body(Body::empty())?;
+    let mut body = Box::pin(service.oneshot(request).await?.into_body());
+    let mut pieces = Vec::new();
+    while let Some(frame) = within("a piece", poll_fn(|task| body.as_mut().poll_frame(task))).await? {
+        pieces.extend(frame.map_err(anyhow::Error::from_boxed)?.into_data().ok());
+    }
+    assert_eq!(pieces, ["ha", "lf"]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn rule_58_a_lifetime_is_told_only_of_what_is_kept() -> anyhow::Result<()> {
+    let world = world().await?;
+    // Its end is not known when its head is sent.
+    let pieces = || world.client.post("/pieces").key("pieces").send();
+    assert_eq!(pieces().await?.header("idempotency-key-expires"), None);
+    let retry = pieces().await?;
+    assert!(retry.is_replayed() && retry.header("idempotency-key-expires").is_some(), "{retry:?}");
+    let trailers = || world.client.post("/trailers").key("trailers").send();
+    assert_eq!(trailers().await?.header("idempotency-key-expires"), None);
+    trailers().await?.assert_problem(409, "not-kept")
+}
