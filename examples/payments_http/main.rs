@@ -36,7 +36,9 @@ async fn run() -> anyhow::Result<()> {
     while let Some(argument) = arguments.next() {
         match &*argument {
             "--store" => store = arguments.next().context("`--store` needs a URL")?,
-            "--listen" => listen = arguments.next().context("`--listen` needs an address, 127.0.0.1:3000 for example")?,
+            "--listen" => {
+                listen = arguments.next().context("`--listen` needs an address, 127.0.0.1:3000 for example")?
+            }
             other => bail!("`{other}` is unknown; there are `--store URL` and `--listen ADDRESS`"),
         }
     }
