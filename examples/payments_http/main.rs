@@ -36,9 +36,7 @@ async fn run() -> anyhow::Result<()> {
     while let Some(argument) = arguments.next() {
         match &*argument {
             "--store" => store = arguments.next().context("`--store` needs a URL")?,
-            "--listen" => {
-                listen = arguments.next().context("`--listen` needs an address, 127.0.0.1:3000 for example")?
-            }
+            "--listen" => listen = arguments.next().context("`--listen` needs an address, with its port")?,
             other => bail!("`{other}` is unknown; there are `--store URL` and `--listen ADDRESS`"),
         }
     }
@@ -47,5 +45,5 @@ async fn run() -> anyhow::Result<()> {
     // The part after the scheme may hold a password.
     let store = store.split(':').next().unwrap_or_default();
     println!("http://{} (store: {store}; open it in a browser, Ctrl-C ends it)", listener.local_addr()?);
-    Ok(server::serve(listener, shop::router(engine)).await?)
+    server::serve(listener, shop::router(engine)).await
 }

@@ -1,7 +1,7 @@
 //! Connections that end without an answer where the service says so. Everybody else uses `axum::serve`.
 
 use std::convert::Infallible;
-use std::io;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -13,15 +13,22 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 use tower::ServiceExt as _;
 
+/// How long to wait after a connection that could not be accepted.
+const PAUSE: Duration = Duration::from_millis(100);
+
 /// In the extensions of a response: the connection is closed instead.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 #[error("the answer is lost on the way")]
 pub struct LostAnswer;
 
-/// Serves until the listener fails.
-pub async fn serve(listener: TcpListener, router: Router) -> io::Result<()> {
+/// Serves until the process ends.
+pub async fn serve(listener: TcpListener, router: Router) -> ! {
     loop {
-        let (stream, _) = listener.accept().await?;
+        let Ok((stream, _)) = listener.accept().await else {
+            // The client has left already, or too many files are open.
+            tokio::time::sleep(PAUSE).await;
+            continue;
+        };
         let router = router.clone();
         tokio::spawn(async move {
             let service = service_fn(|request| answer(router.clone(), request));

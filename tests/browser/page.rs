@@ -30,7 +30,7 @@ pub struct Look {
     pub dark: bool,
 }
 
-pub const DESKTOP: Look = Look { width: 1240, height: 960, dark: false };
+pub const DESKTOP: Look = Look { width: 1240, height: 920, dark: false };
 
 pub struct Page {
     // The browser is closed first.
@@ -63,10 +63,11 @@ impl Page {
         let driver = ChromeDriver::start().await?;
         let mut arguments = driver.browser_arguments()?;
         arguments.push(format!("--blink-settings=preferredColorScheme={}", u8::from(!look.dark)));
+        let is_phone = look.width < 600;
         let options = json!({
             "args": arguments,
             "mobileEmulation": {"deviceMetrics": {
-                "width": look.width, "height": look.height, "pixelRatio": 1, "mobile": false, "touch": false,
+                "width": look.width, "height": look.height, "pixelRatio": 1, "mobile": is_phone, "touch": false,
             }},
         });
         let capabilities = [("browserName".into(), json!("chrome")), ("goog:chromeOptions".into(), options)];
@@ -77,6 +78,12 @@ impl Page {
         let page = Self { client, _driver: driver, shop: Some(shop), address, _turn: turn };
         page.steer(page.client.goto(url)).await?;
         Ok(page)
+    }
+
+    /// The id of the browser's process.
+    pub fn browser(&self) -> anyhow::Result<u32> {
+        let id = self.client.capabilities().and_then(|capabilities| capabilities.get("goog:processID"));
+        Ok(u32::try_from(id.and_then(Value::as_u64).context("the driver does not tell the process")?)?)
     }
 
     /// Ends the shop: nobody listens at its address any more.
@@ -112,7 +119,7 @@ impl Page {
             (PointerAction::Down { button: MOUSE_BUTTON_LEFT }, PointerAction::Up { button: MOUSE_BUTTON_LEFT });
         let there = PointerAction::MoveToElement { element, duration: None, x: 0.0, y: 0.0 };
         let clicks = [there, down.clone(), up.clone(), down, up];
-        let mouse = clicks.into_iter().fold(MouseActions::new("mouse".into()), |mouse, action| mouse.then(action));
+        let mouse = clicks.into_iter().fold(MouseActions::new("mouse".into()), MouseActions::then);
         self.steer(self.client.perform_actions(mouse)).await
     }
 

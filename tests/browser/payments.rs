@@ -1,12 +1,14 @@
 //! The page of the example `payments_http`, tried as a person tries it. Charges are counted at the provider.
 //!
-//! `IDEMPOTENCY_PICTURES=docs/images cargo xtask test browser` takes the pictures of the documentation anew.
+//! `IDEMPOTENCY_PICTURES=docs/images cargo xtask test tests` takes the pictures of the documentation anew.
 
 mod page;
 
 use std::path::PathBuf;
 
 use anyhow::ensure;
+use idempotency_test_support::deadline::eventually;
+use idempotency_test_support::server::is_running;
 use page::{Account, DESKTOP, Look, Page};
 
 const ONE_CHARGE: Account = Account { asked: 1, charges: 1 };
@@ -118,13 +120,14 @@ async fn a_declined_card_is_declined_again_from_the_record() -> anyhow::Result<(
 
 #[tokio::test]
 async fn a_silent_provider_is_not_asked_again_until_somebody_has_settled_it() -> anyhow::Result<()> {
-    let look = Look { width: 390, height: 1500, dark: true };
+    let look = Look { width: 390, height: 1080, dark: true };
     on_page(look, async |page| {
         page.click("time-out").await?;
         page.until(&[("refusals", "1"), ("state", "uncertain")]).await?;
         page.until(&[("headline", "Nobody knows whether it charged.")]).await?;
         assert_eq!(page.account().await?, ONE_CHARGE);
-        let overflow = page.script("return document.documentElement.scrollWidth - document.documentElement.clientWidth").await?;
+        let overflow =
+            page.script("return document.documentElement.scrollWidth - document.documentElement.clientWidth").await?;
         assert_eq!(overflow, 0, "the page is wider than a phone");
         take_picture(page, "payments-phone.png").await?;
 
@@ -144,4 +147,13 @@ async fn a_server_that_is_gone_is_told_in_plain_words() -> anyhow::Result<()> {
         page.until(&[("because", "The server cannot be reached. Is it still running?")]).await
     })
     .await
+}
+
+#[tokio::test]
+async fn a_browser_that_was_not_closed_ends_with_its_driver() -> anyhow::Result<()> {
+    let page = Page::open(DESKTOP).await?;
+    let browser = page.browser()?;
+    assert!(is_running(browser)?);
+    drop(page);
+    eventually("the browser to end", || !is_running(browser).unwrap_or(true)).await
 }

@@ -1,28 +1,40 @@
 //! `ChromeDriver`, which starts Chromium and steers it.
 
+use std::fs::File;
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use rustix::process::Signal;
+use rustix::process::{Signal, kill_process_group};
 use tempfile::TempDir;
 
 use super::binary;
-use super::process::{ServerProcess, Signals};
+use super::process::pid_of;
 use crate::deadline::eventually;
+use crate::guard::Guard;
 
 /// What it prints before its port.
 const STARTED: &str = "started successfully on port ";
 
+/// How often its directory is removed again, into which killed browsers still write.
+const REMOVALS: u32 = 500;
+
+/// How long to wait before that.
+const PAUSE: Duration = Duration::from_millis(10);
+
 /// A `ChromeDriver` for one test, on a port that it has chosen, with a directory for the browsers that it starts.
 ///
-/// The browsers end with it, also when it is killed, and it ends with this value or with the test process.
+/// It ends with this value or with the test process, and the browsers with it. They outlive a driver that is killed, so all
+/// are one group of processes.
 #[derive(Debug)]
 pub struct ChromeDriver {
     url: String,
-    // Ends before its directory is removed.
-    _process: ServerProcess,
+    child: Child,
     directory: TempDir,
+    // After the child: the guard stands down when the process is reaped.
+    guard: Guard,
 }
 
 impl ChromeDriver {
@@ -32,19 +44,27 @@ impl ChromeDriver {
     /// When its program is missing, with the way to get it, or when it does not start, with what it printed.
     pub async fn start() -> anyhow::Result<Self> {
         let directory = tempfile::Builder::new().prefix("chromedriver-").tempdir()?;
+        let output = directory.path().join("output.log");
+        let file = File::create(&output)?;
         let mut command = Command::new(binary::find("chromedriver", "CHROMEDRIVER")?);
         // What the browser leaves in a home directory is removed too.
-        command.arg("--port=0").env("HOME", directory.path());
-        let signals = Signals { stop: Signal::TERM, discard: Signal::KILL };
-        let mut process = ServerProcess::spawn("chromedriver", command, directory.path(), signals)?;
+        command.arg("--port=0").env("HOME", directory.path()).current_dir(directory.path());
+        command.process_group(0).stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
+        let guard = Guard::start(Some(directory.path()), Signal::KILL).context("could not start the guard")?;
+        let child = command.spawn().context("could not start chromedriver")?;
+        let mut driver = Self { url: String::new(), child, directory, guard };
+        driver.guard.watch_group(driver.child.id()).context("the guard has ended")?;
+
+        let printed = || std::fs::read_to_string(&output).unwrap_or_default();
         let mut port = None;
         eventually("chromedriver to listen", || {
-            port = port_in(&process.last_output());
-            port.is_some() || !matches!(process.ended(), Ok(None))
+            port = port_in(&printed());
+            port.is_some() || !matches!(driver.child.try_wait(), Ok(None))
         })
         .await?;
-        let Some(port) = port else { bail!("chromedriver has ended:\n{}", process.last_output()) };
-        Ok(Self { url: format!("http://127.0.0.1:{port}"), _process: process, directory })
+        let Some(port) = port else { bail!("chromedriver has ended:\n{}", printed()) };
+        driver.url = format!("http://127.0.0.1:{port}");
+        Ok(driver)
     }
 
     /// Where it takes commands.
@@ -71,6 +91,22 @@ impl ChromeDriver {
         ];
         let profile = profile(self.directory.path()).context("the temporary directory is not named in UTF-8")?;
         Ok(ARGUMENTS.into_iter().map(String::from).chain([format!("--user-data-dir={profile}")]).collect())
+    }
+}
+
+impl Drop for ChromeDriver {
+    fn drop(&mut self) {
+        // Before it is reaped: until then the group's id cannot be another's.
+        if let Ok(group) = pid_of(self.child.id()) {
+            let _ = kill_process_group(group, Signal::KILL);
+        }
+        let _ = self.child.wait();
+        for _ in 0..REMOVALS {
+            if std::fs::remove_dir_all(self.directory.path()).is_ok() {
+                break;
+            }
+            std::thread::sleep(PAUSE);
+        }
     }
 }
 
