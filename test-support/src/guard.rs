@@ -23,7 +23,10 @@ if [ "$1" != 9 ]; then
     done
     kill -9 "$pid"
 fi
-[ -z "$2" ] || rm -rf -- "$2"
+if [ -n "$2" ]; then
+    # Again, if somebody has written to it in the last moment.
+    rm -rf -- "$2" || { sleep 1; rm -rf -- "$2"; }
+fi
 "#;
 
 /// A shell on the other end of a pipe. The kernel closes the pipe when this process ends, also by SIGKILL, where no
@@ -50,6 +53,11 @@ impl Guard {
 
     pub(crate) fn watch(&mut self, pid: u32) -> io::Result<()> {
         self.tell(&pid.to_string())
+    }
+
+    /// As [`watch`](Self::watch), for the process and all others of the group that it leads. They are killed in any case.
+    pub(crate) fn watch_group(&mut self, leader: u32) -> io::Result<()> {
+        self.tell(&format!("-{leader}"))
     }
 
     fn tell(&mut self, line: &str) -> io::Result<()> {

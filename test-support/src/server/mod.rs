@@ -2,9 +2,10 @@
 //!
 //! [`Server`] is what all kinds have in common: starting, signals, and an end that is certain. A kind adds its options,
 //! its address and how to tell that it is ready: [`RedisServer`], [`PostgresServer`],
-//! [`MariaDbServer`], [`PgBouncer`].
+//! [`MariaDbServer`], [`PgBouncer`]. [`ChromeDriver`] is no server of records, and ends as surely.
 
 mod binary;
+mod chromedriver;
 mod family;
 mod lifecycle;
 mod mariadb;
@@ -16,6 +17,7 @@ mod sql;
 mod system_user;
 mod url;
 
+pub use chromedriver::ChromeDriver;
 pub use lifecycle::{Kind, Server};
 pub use mariadb::{MariaDb, MariaDbOptions, MariaDbServer};
 pub use pgbouncer::{PgBouncer, PgBouncerOptions, Pooler};

@@ -108,7 +108,7 @@ fn is_in_path(program: &str) -> bool {
 mod tests {
     use super::{Machine, WANTED, choose};
 
-    const SERVERS: [&str; 4] = ["redis-server", "postgres", "mariadbd", "pgbouncer"];
+    const SERVERS: [&str; 6] = ["redis-server", "postgres", "mariadbd", "pgbouncer", "chromedriver", "curl"];
 
     fn on(
         system: &str,
@@ -135,17 +135,25 @@ mod tests {
         for (system, administrator) in [("linux", true), ("linux", false), ("macos", false), ("other", false)] {
             assert_eq!(on(system, administrator, &SERVERS, &["apt-get", "sudo", "brew"], &[]), Ok(vec![]));
         }
-        let missing = on("macos", false, &["redis-server", "mariadbd", "pgbouncer"], &["brew"], &[]);
+        let missing =
+            on("macos", false, &["redis-server", "mariadbd", "pgbouncer", "chromedriver", "curl"], &["brew"], &[]);
         assert_eq!(missing, Ok(vec![String::from("brew install postgresql@16")]));
     }
 
     #[test]
     fn a_named_server_or_program_needs_no_installation() {
-        let urls = ["IDEMPOTENCY_REDIS_URL", "IDEMPOTENCY_POSTGRES_URL", "IDEMPOTENCY_MARIADB_URL", "PGBOUNCER"];
-        let programs = ["REDIS_SERVER", "POSTGRES_BIN", "MARIADB_SERVER", "PGBOUNCER"];
+        let urls = [
+            "CHROMEDRIVER",
+            "CURL",
+            "IDEMPOTENCY_REDIS_URL",
+            "IDEMPOTENCY_POSTGRES_URL",
+            "IDEMPOTENCY_MARIADB_URL",
+            "PGBOUNCER",
+        ];
+        let programs = ["CHROMEDRIVER", "CURL", "REDIS_SERVER", "POSTGRES_BIN", "MARIADB_SERVER", "PGBOUNCER"];
         for variables in [urls, programs] {
             assert_eq!(on("linux", true, &[], &["apt-get"], &variables), Ok(vec![]));
-            let commands = on("linux", true, &[], &["apt-get"], &variables[..3]).unwrap();
+            let commands = on("linux", true, &[], &["apt-get"], &variables[..5]).unwrap();
             assert!(commands[1].ends_with("--no-install-recommends pgbouncer"), "{commands:?}");
         }
     }
@@ -154,7 +162,7 @@ mod tests {
     fn debian_installs_all_at_once_as_root_or_with_sudo() {
         let update = "apt-get update";
         let install = "env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
-                       redis-server postgresql mariadb-server pgbouncer";
+                       redis-server postgresql mariadb-server pgbouncer chromium chromium-driver curl";
         let plain = vec![String::from(update), String::from(install)];
         let with_sudo = vec![format!("sudo {update}"), format!("sudo {install}")];
         assert_eq!(on("linux", true, &[], &["apt-get"], &[]), Ok(plain.clone()));
@@ -164,7 +172,7 @@ mod tests {
 
     #[test]
     fn macos_installs_with_brew() {
-        let install = String::from("brew install redis postgresql@16 mariadb pgbouncer");
+        let install = String::from("brew install redis postgresql@16 mariadb pgbouncer chromium chromedriver curl");
         assert_eq!(on("macos", false, &[], &["brew"], &[]), Ok(vec![install]));
     }
 

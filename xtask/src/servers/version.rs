@@ -36,6 +36,8 @@ mod tests {
             ("postgres (PostgreSQL) 19devel", Some((19, 0))),
             ("/usr/sbin/mariadbd  Ver 10.11.19-MariaDB-0+deb12u1 for debian-linux-gnu", Some((10, 11))),
             ("PgBouncer 1.18.0\nlibevent 2.1.12-stable", Some((1, 18))),
+            ("ChromeDriver 156.0.8078.79 (a21ce95c24ce3964416f09ae1862f53f319eb4d0-refs)", Some((156, 0))),
+            ("curl 7.88.1 (x86_64-pc-linux-gnu) libcurl/7.88.1", Some((7, 88))),
             ("something else", None),
         ] {
             assert_eq!(version(printed), expected, "{printed}");
@@ -44,11 +46,13 @@ mod tests {
 
     #[test]
     fn a_version_that_is_too_old_is_refused() {
-        let [redis, postgres, mariadb, _] = &WANTED;
+        let [redis, postgres, mariadb, _, chromedriver, curl] = &WANTED;
         for (wanted, old, new) in [
             (redis, "v=6.2.14", "v=7.0.0"),
             (postgres, "12.22", "13.0"),
             (mariadb, "Ver 10.4.34-MariaDB", "Ver 10.5.0-MariaDB"),
+            (chromedriver, "ChromeDriver 114.0.5735.90", "ChromeDriver 115.0.5790.102"),
+            (curl, "curl 7.81.0", "curl 7.82.0"),
         ] {
             check(wanted, new).unwrap();
             let message = check(wanted, old).unwrap_err().to_string();

@@ -1,4 +1,4 @@
-//! The servers that the tests start.
+//! The servers that the tests start, and the programs that talk to them.
 
 use std::path::PathBuf;
 
@@ -22,7 +22,7 @@ pub(super) struct Wanted {
     pub(super) lowest: (u32, u32),
 }
 
-pub(super) const WANTED: [Wanted; 4] = [
+pub(super) const WANTED: [Wanted; 6] = [
     Wanted {
         name: "Redis, or Valkey,",
         program: "redis-server",
@@ -62,6 +62,27 @@ pub(super) const WANTED: [Wanted; 4] = [
         variable: ("PGBOUNCER", "the path of the program"),
         url_variable: None,
         lowest: (1, 12),
+    },
+    Wanted {
+        name: "ChromeDriver, with Chromium of the same version,",
+        program: "chromedriver",
+        find: || binary::find("chromedriver", "CHROMEDRIVER"),
+        apt: "chromium chromium-driver",
+        brew: "chromium chromedriver",
+        variable: ("CHROMEDRIVER", "the path of the program"),
+        url_variable: None,
+        lowest: (115, 0),
+    },
+    Wanted {
+        name: "curl",
+        program: "curl",
+        find: || binary::find("curl", "CURL"),
+        apt: "curl",
+        brew: "curl",
+        variable: ("CURL", "the path of the program"),
+        url_variable: None,
+        // The first with `--json`.
+        lowest: (7, 82),
     },
 ];
 

@@ -1,5 +1,7 @@
 //! The examples, started as a user starts them: what they print, what they leave outside, and how they exit.
 
+mod payments_http;
+
 use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
