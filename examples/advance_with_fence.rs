@@ -38,7 +38,7 @@ enum ShopError {
 }
 
 /// The key is the order: fences of one key grow with every claim, those of two keys say nothing about each other.
-#[idempotent(name = "orders.pack", key = order, ttl = "24h", lease = "1s", on_crash = retry)]
+#[idempotent(name = "orders.pack", key = order, ttl = "24h", lease = "10s", on_crash = retry)]
 async fn pack(shop: &Shop, order: u32, owner: &str) -> Result<String, ShopError> {
     let context = Context::current();
     let fence = context.fence().await?; // before the work: whoever claims later has a larger one
@@ -104,8 +104,9 @@ async fn run(directory: &Path) -> anyhow::Result<()> {
         }
         anyhow::Ok(next.scope(pack(&shop, ORDER, NEXT)).await?)
     };
-    let (slow_result, next_result) = tokio::join!(slow_call, next_call);
-    ensure!(next_result? == "packed by the next owner", "the next owner has another result");
+    let slow_call = async { anyhow::Ok(slow_call.await) };
+    let (slow_result, next_result) = tokio::try_join!(slow_call, next_call)?;
+    ensure!(next_result == "packed by the next owner", "the next owner has another result");
     match slow_result {
         Ok(result) => println!("{SLOW} returns the result of the call: {result}"),
         Err(error) => println!("{SLOW} returns an error: {error}"),

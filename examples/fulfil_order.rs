@@ -33,7 +33,7 @@ enum ShopError {
     Idempotency(#[from] Error),
 }
 
-#[idempotent(name = "orders.fulfil", key = order, ttl = "24h", lease = "1s", on_crash = resume)]
+#[idempotent(name = "orders.fulfil", key = order, ttl = "24h", lease = "10s", on_crash = resume)]
 async fn fulfil(shop: &Shop, order: u32) -> Result<String, ShopError> {
     let context = Context::current();
     let place = shop.tell("reserve", context.step("reserve", || shop.reserve(order))).await?;
@@ -118,6 +118,7 @@ async fn in_process(directory: &Path, order: u32, until: Option<&str>) -> anyhow
         if until == Some(line.as_str()) {
             child.kill().await?; // SIGKILL: nothing in it runs any more
             println!("  killed");
+            println!("the next process goes on when its lease is over, in ten seconds");
         }
     }
     child.wait().await?;

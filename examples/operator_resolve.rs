@@ -28,7 +28,7 @@ enum PayError {
     Idempotency(#[from] Error),
 }
 
-#[idempotent(name = OPERATION, key = payment, ttl = "24h", lease = "2s", on_crash = hold)]
+#[idempotent(name = OPERATION, key = payment, ttl = "24h", lease = "10s", on_crash = hold)]
 async fn charge(bank: &Bank, payment: u32) -> Result<String, PayError> {
     bank.is_at("charging").await;
     bank.charge(payment)?;
@@ -97,7 +97,7 @@ async fn in_doubt(store: &SqliteStore, engine: &Idempotency) -> anyhow::Result<V
 async fn lead(directory: &Path) -> anyhow::Result<()> {
     worker(directory, 7, Some("charged")).await?;
     worker(directory, 8, Some("charging")).await?;
-    // The leases of the dead are over soon. From then on, every call is told that it is in doubt.
+    // The leases of the dead are over in ten seconds. From then on, every call is told that it is in doubt.
     worker(directory, 7, None).await?;
     worker(directory, 8, None).await?;
 
