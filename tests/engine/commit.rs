@@ -3,11 +3,11 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use idempotency::store::{Commit, Reason, Release, Remove, Store as _, Written};
-use idempotency::{ErrorKind, OnCrash, State, observe};
+use idempotency::store::{Claim, Claimed, Commit, Reason, Release, Remove, Store as _, Token, Written};
+use idempotency::{ErrorKind, Fingerprint, OnCrash, State, observe};
 
 use crate::faults::{Fault, Gate};
-use crate::world::{DAY, LEASE, World, eventually};
+use crate::world::{DAY, LEASE, OPERATION, World, eventually};
 
 #[tokio::test]
 async fn a_commit_whose_answer_was_lost_is_repeated_and_is_the_same_commit() {
@@ -236,6 +236,28 @@ async fn an_owner_whose_key_is_used_for_another_request_does_not_return_its_resu
     };
     let (result, ()) = tokio::join!(call, operator);
     assert_eq!(result.unwrap_err().kind(), ErrorKind::Superseded);
+    assert_eq!(world.engine.duplicates(), 1);
+}
+
+#[tokio::test]
+async fn an_owner_whose_key_is_used_for_another_request_does_not_wait_for_its_result() {
+    let (world, gate) = (World::new(), Gate::new());
+    let call = world.call(1).fingerprint("EUR 100").run(|| async {
+        gate.wait().await;
+        world.effect(1)
+    });
+    let operator = async {
+        world.record_is(1, |record| record.is_some()).await;
+        let record = world.record(1).await.unwrap();
+        world.memory.release(Release::new(record.key, record.owner)).await.unwrap();
+        let mut another = Claim::new(record.key, Token::from_bits(7), OPERATION.into());
+        another.fingerprint = Some(Fingerprint::of("EUR 200").unwrap());
+        assert!(matches!(world.memory.claim(another).await, Ok(Claimed::Mine(_))));
+        gate.open();
+    };
+    let ((result, report), ()) = tokio::join!(world.while_time_passes(observe(call)), operator);
+    assert_eq!(result.unwrap_err().kind(), ErrorKind::Superseded);
+    assert!(!report.unwrap().waited);
     assert_eq!(world.engine.duplicates(), 1);
 }
 

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use idempotency::{ErrorKind, OnConflict, observe};
+use idempotency::store::{Claim, Claimed, Commit, Release, Store as _, Token, Written};
+use idempotency::{ErrorKind, Fingerprint, OnConflict, observe};
 
 use crate::faults::Gate;
-use crate::world::{LEASE, World, eventually, poll_once};
+use crate::world::{DAY, LEASE, OPERATION, World, eventually, poll_once};
 
 #[tokio::test]
 async fn a_caller_elsewhere_waits_and_gets_the_same_result() {
@@ -29,6 +30,34 @@ async fn a_caller_elsewhere_waits_and_gets_the_same_result() {
     let (first, second, ()) = tokio::join!(first, second, open);
     assert_eq!(first.unwrap(), second.unwrap());
     assert_eq!(here.ledger.count(), 1);
+}
+
+#[tokio::test]
+async fn a_caller_that_waits_does_not_get_the_result_of_another_request() {
+    let world = World::new();
+    let there = world.other_process();
+    let mut first =
+        Box::pin(world.call(1).fingerprint("EUR 100").run(std::future::pending::<Result<String, idempotency::Error>>));
+    eventually("the first caller to own", async || {
+        assert!(poll_once(&mut first).is_pending());
+        world.record(1).await.is_some()
+    })
+    .await;
+    let second = there.call(1).fingerprint("EUR 100").run(|| async { there.effect(1) });
+    let other = async {
+        eventually("the second caller to wait", async || there.store.requests("watch") > 0).await;
+        // Before the second caller looks, the record is gone, and there is one of another request in its place.
+        let record = world.record(1).await.unwrap();
+        world.memory.release(Release::new(record.key, record.owner)).await.unwrap();
+        let mut claim = Claim::new(record.key, Token::from_bits(7), OPERATION.into());
+        claim.fingerprint = Some(Fingerprint::of("EUR 200").unwrap());
+        assert!(matches!(world.memory.claim(claim).await, Ok(Claimed::Mine(_))));
+        let commit = Commit::new(record.key, Token::from_bits(7), "\"another\"".into(), DAY);
+        assert_eq!(world.memory.complete(commit).await.unwrap(), Written::Applied);
+    };
+    let (second, ()) = tokio::join!(second, other);
+    assert_eq!(second.unwrap_err().kind(), ErrorKind::Mismatch);
+    assert_eq!(world.ledger.count(), 0);
 }
 
 #[tokio::test]

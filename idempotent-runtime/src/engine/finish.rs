@@ -226,8 +226,9 @@ fn report_duplicate(call: &Checked, commit: &Commit, winner: Option<&Arc<Record>
 async fn winner(running: &mut Running) -> Result<Option<Arc<Record>>, StoreError> {
     let call = running.call.clone();
     let engine = &call.engine;
+    let is_own_request = |record: &Record| !Fingerprint::contradicts(record.fingerprint, call.fingerprint);
     let record = retry::until(engine, engine.settings.commit_timeout, || engine.store.clone().read(call.key)).await?;
-    let record = match record {
+    let record = match record.filter(is_own_request) {
         Some(record) if record.is_running() => {
             let (Some(patience), Some(_waiting)) = (call.patience(), Waiting::enter(engine)) else { return Ok(None) };
             running.report.waited = true;
@@ -239,8 +240,8 @@ async fn winner(running: &mut Running) -> Result<Option<Arc<Record>>, StoreError
         Some(record) => Arc::new(record),
         None => return Ok(None),
     };
-    let is_own_request = !Fingerprint::contradicts(record.fingerprint, call.fingerprint);
-    Ok((record.state.is_answer() && is_own_request).then_some(record))
+    // Looked at once more: it may be another than the one that was waited for.
+    Ok((record.state.is_answer() && is_own_request(&record)).then_some(record))
 }
 
 /// Tells the caller, and goes on storing in the background. If that fails too, the record is in doubt.
