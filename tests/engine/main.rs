@@ -15,6 +15,8 @@ mod helpers;
 mod in_doubt;
 mod ledger;
 mod limits;
+#[cfg(feature = "near-cache")]
+mod near_cache;
 mod panics;
 mod records;
 mod renewal;

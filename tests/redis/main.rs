@@ -9,6 +9,8 @@ mod dropped;
 mod fences;
 mod interleavings;
 mod leases;
+#[cfg(feature = "near-cache")]
+mod near_cache;
 mod outages;
 mod refusals;
 mod rights;

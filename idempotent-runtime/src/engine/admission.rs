@@ -126,6 +126,17 @@ pub(super) async fn seek(call: &Arc<Checked>, scope: &Scope, report: &mut Report
                       waiting: give it the transaction too (`tx = tx`)";
         return Err(call.refused(ErrorKind::Unsupported).with_detail(detail));
     }
+    if let Some(record) = engine.near_cache.as_ref().and_then(|near_cache| near_cache.get(&call.key)) {
+        match judge(call, &record) {
+            Judged::Final => {
+                report.near_cached = true;
+                return Ok(Sought::Found(record));
+            }
+            Judged::Refused(error) => return Err(error),
+            // Nobody is at work on a result: ask the store.
+            Judged::Busy => {}
+        }
+    }
     engine.keeper.start().map_err(|error| {
         call.refused(ErrorKind::StoreUnavailable)
             .with_detail("the thread that renews leases could not be started")
@@ -178,6 +189,7 @@ async fn lead(call: &Arc<Checked>, leader: &Leader, deadline: Option<Duration>, 
             Err(error) => return Led::Refused(error),
         };
         let busy = engine.keeper.busy();
+        let near_cache = engine.near_cache.as_ref().map(|near_cache| near_cache.ask(call.key));
         let sent = engine.clock.monotonic();
         let mut found = match claim::send(engine, claim.clone()).await {
             Err(error) => return Led::Refused(store_error(call, error)),
@@ -198,7 +210,11 @@ async fn lead(call: &Arc<Checked>, leader: &Leader, deadline: Option<Duration>, 
                 if repeated {
                     engine.give_back_later(&claim);
                 }
-                Some(Arc::new(record))
+                let record = Arc::new(record);
+                if let Some(near_cache) = near_cache {
+                    near_cache.found(&record);
+                }
+                Some(record)
             }
         };
         drop(busy);
@@ -240,6 +256,7 @@ pub(super) fn new_claim(call: &Checked) -> Result<Claim, Error> {
     claim.linger = call.linger();
     claim.ttl = call.ttl;
     claim.after_expiry = call.after_expiry;
+    claim.tell_expiry = call.engine.near_cache.is_some();
     Ok(claim)
 }
 

@@ -52,6 +52,7 @@ use settings::Settings;
 use crate::clock::{Clock, Randomness};
 use crate::error::Error;
 use crate::key::{IntoKey, Key};
+use crate::near_cache::NearCache;
 use crate::store::{Claim, DynStore, Reason, Release, Store, StoreError, Token};
 
 /// The engine: a handle that is cheap to clone. One per store and process is enough.
@@ -84,6 +85,7 @@ pub(crate) struct Inner {
     pub(crate) settings: Settings,
     validity: Result<(), Error>,
     flights: Arc<Flights>,
+    pub(crate) near_cache: Option<Arc<NearCache>>,
     operations: Operations,
     pub(crate) keeper: Arc<Keeper>,
     closing: AtomicBool,
@@ -99,11 +101,13 @@ impl Inner {
         settings: Settings,
         validity: Result<(), Error>,
     ) -> Self {
+        let near_cache = settings.near_cache(&clock);
         Self {
             keeper: Arc::new(Keeper::new(
                 store.clone(),
                 clock.clone(),
                 Purge::new(&*store, &settings),
+                near_cache.clone(),
                 settings.background.clone(),
             )),
             store,
@@ -112,6 +116,7 @@ impl Inner {
             settings,
             validity,
             flights: Arc::default(),
+            near_cache,
             operations: Operations::default(),
             closing: AtomicBool::new(false),
             waiters: AtomicUsize::new(0),

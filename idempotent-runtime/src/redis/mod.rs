@@ -1,6 +1,8 @@
 //! The Redis store: one string per record, first claims and replays by one plain command, everything else by scripts.
 
 mod address;
+#[cfg(feature = "near-cache")]
+mod broadcast;
 mod builder;
 mod check;
 mod error;
@@ -73,6 +75,10 @@ struct Inner {
     scripts: script::Scripts,
     prefix: String,
     clock: Arc<dyn Clock>,
+    #[cfg(feature = "near-cache")]
+    client: redis::Client,
+    #[cfg(feature = "near-cache")]
+    config: redis::AsyncConnectionConfig,
 }
 
 impl RedisStore {
@@ -235,15 +241,16 @@ impl Store for RedisStore {
         let pending = pending(&claim, created);
         let bytes = envelope::encode(&pending);
         let total = millis(claim.lease + claim.linger + claim.after_expiry);
-        let answer = redis::cmd("SET")
-            .arg(self.key(&claim.key))
-            .arg(&bytes)
-            .arg("NX")
-            .arg("GET")
-            .arg("PX")
-            .arg(total)
-            .query_async::<Option<Vec<u8>>>(&mut connected.connection)
-            .await;
+        let name = self.key(&claim.key);
+        let mut set = redis::cmd("SET");
+        set.arg(&name).arg(&bytes).arg("NX").arg("GET").arg("PX").arg(total);
+        let answer = if claim.tell_expiry {
+            let mut set_and_ask = redis::pipe();
+            set_and_ask.atomic().add_command(set).pttl(&name);
+            set_and_ask.query_async::<(Option<Vec<u8>>, i64)>(&mut connected.connection).await
+        } else {
+            set.query_async::<Option<Vec<u8>>>(&mut connected.connection).await.map(|found| (found, 0))
+        };
         let found = match link.answer(OPERATION, &connected, answer) {
             // Without memory or replicas nothing was claimed, and what is stored can still be read.
             Err(error) if error.kind() == StoreErrorKind::Refused => {
@@ -255,13 +262,14 @@ impl Store for RedisStore {
             }
             found => found?,
         };
-        let Some(found) = found else {
+        let (Some(found), remaining) = found else {
             let remaining = i64::try_from(total).unwrap_or(i64::MAX);
             return Ok(Claimed::Mine(Grant::new(placed(pending, remaining, created))));
         };
         let record = envelope::decode(claim.key, found.into(), created).map_err(|error| error.during(OPERATION))?;
         // With a tombstone to come, only the key's expiry tells whether the record still counts.
         if record.state.is_answer() && record.after_expiry == 0 {
+            let record = if claim.tell_expiry { placed(record, remaining, created) } else { record };
             return Ok(Claimed::Held(record));
         }
         if record.state.is_answer()
