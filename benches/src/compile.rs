@@ -67,7 +67,7 @@ fn check(package: &Path) -> anyhow::Result<Duration> {
     let text = std::fs::read_to_string(&source)?;
     // Newer than what was built.
     std::fs::write(&source, text)?;
-    let before = cpu::spent(std::process::id())?.children;
+    let before = cpu::children()?;
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let status = Command::new(cargo)
         .args(["check", "--quiet"])
@@ -77,5 +77,5 @@ fn check(package: &Path) -> anyhow::Result<Duration> {
         .status()
         .context("could not start cargo")?;
     ensure!(status.success(), "`cargo check` failed in {}", package.display());
-    Ok(cpu::spent(std::process::id())?.children.saturating_sub(before))
+    Ok(cpu::children()?.saturating_sub(before))
 }

@@ -10,10 +10,12 @@ use redis::aio::MultiplexedConnection;
 
 use crate::cpu;
 use crate::measure::{Row, Target, Turns, latency, processor, throughput};
-use crate::receipt::{HOT, Order, Receipt, charge, decode, export};
+use crate::receipt::{HOT, KEYS, Order, Receipt, charge, decode, export};
 
 const SMALL: &str = "small";
 const LARGE: &str = "large";
+
+type Work = BoxFuture<'static, anyhow::Result<()>>;
 
 pub struct World {
     pub server: RedisServer,
@@ -35,18 +37,19 @@ impl World {
         self.server.pid().context("the server is a process of this one")
     }
 
-    async fn set(&self, name: &str, receipt: &Receipt) -> anyhow::Result<()> {
+    async fn set(&self, name: String, receipt: &Receipt) -> anyhow::Result<()> {
         let value = serde_json::to_vec(receipt)?;
         redis::cmd("SET").arg(name).arg(value).query_async::<()>(&mut self.connection.clone()).await?;
         Ok(())
     }
 
-    /// A raw `GET` and the decoding.
-    fn get(&self, name: &'static str) -> impl Fn(u64) -> BoxFuture<'static, anyhow::Result<()>> + Send + Sync + use<> {
+    /// A raw `GET` and the decoding, of one key after the other out of `keys`.
+    fn get(&self, name: &'static str, keys: u64) -> impl Fn(u64) -> Work + Send + Sync + use<> {
         let connection = self.connection.clone();
-        move |_| {
+        move |number| {
             let mut connection = connection.clone();
             async move {
+                let name = format!("{name}:{}", number % keys);
                 let value: Vec<u8> = redis::cmd("GET").arg(name).query_async(&mut connection).await?;
                 decode(&value).map(drop)
             }
@@ -54,21 +57,23 @@ impl World {
         }
     }
 
-    /// A call that replays.
-    fn hit(&self) -> impl Fn(u64) -> BoxFuture<'static, anyhow::Result<()>> + Send + Sync + use<> {
+    /// A call that replays, of one key after the other out of `keys`.
+    fn hit(&self, keys: u64) -> impl Fn(u64) -> Work + Send + Sync + use<> {
         let engine = self.engine.clone();
-        move |_| {
+        move |number| {
             let engine = engine.clone();
-            async move { Ok(charge(&engine, &Order::new(HOT)).await.map(drop)?) }.boxed()
+            async move { Ok(charge(&engine, &Order::new(number % keys)).await.map(drop)?) }.boxed()
         }
     }
 }
 
 pub async fn rows() -> anyhow::Result<Vec<Row>> {
     let world = World::new().await?;
-    world.set(SMALL, &Receipt::of(&Order::new(HOT))).await?;
-    world.set(LARGE, &Receipt::with_note(&Order::new(HOT), "x".repeat(1_000_000))).await?;
-    charge(&world.engine, &Order::new(HOT)).await?;
+    for key in 0..KEYS {
+        world.set(format!("{SMALL}:{key}"), &Receipt::of(&Order::new(key))).await?;
+        charge(&world.engine, &Order::new(key)).await?;
+    }
+    world.set(format!("{LARGE}:0"), &Receipt::with_note(&Order::new(HOT), "x".repeat(1_000_000))).await?;
     export(&world.engine, HOT).await?;
     let servers = [world.pid()?];
     let get = "raw `GET` + decode";
@@ -77,25 +82,26 @@ pub async fn rows() -> anyhow::Result<Vec<Row>> {
     let few = Turns { rounds: 7, calls: 200 };
 
     let hit = Row::new("Redis hit, p50, 1 client", get, Target::AtMost(1.3));
-    let hit = latency(hit, one, world.hit(), world.get(SMALL)).await?;
+    let hit = latency(hit, one, world.hit(1), world.get(SMALL, 1)).await?;
     let of_both =
         Row::new("Redis hit, processor of client and server for each call, 64 clients", get, Target::AtMost(1.8));
-    let of_both = processor(of_both, many, 64, || cpu::together(&servers), world.hit(), world.get(SMALL)).await?;
+    let of_both =
+        processor(of_both, many, 64, || cpu::together(&servers), world.hit(KEYS), world.get(SMALL, KEYS)).await?;
     let calls = Row::new("Redis hit, throughput, 256 clients", get, Target::AtLeast(0.65));
-    let calls = throughput(calls, many, 256, world.hit(), world.get(SMALL)).await?;
+    let calls = throughput(calls, many, 256, world.hit(KEYS), world.get(SMALL, KEYS)).await?;
     let miss = Row::new("Redis miss, p50, 1 client", get, Target::AtMost(3.0));
     let engine = world.engine.clone();
     let first = |number| {
         let engine = engine.clone();
         async move { Ok(charge(&engine, &Order::new(number)).await.map(drop)?) }
     };
-    let miss = latency(miss, one, first, world.get(SMALL)).await?;
+    let miss = latency(miss, one, first, world.get(SMALL, 1)).await?;
     let large = Row::new("Redis hit, 1 MB, processor of the server", get, Target::AtMost(1.2));
     let engine = world.engine.clone();
     let hit_large = move |_| {
         let engine = engine.clone();
         async move { Ok(export(&engine, HOT).await.map(drop)?) }
     };
-    let large = processor(large, few, 1, || cpu::of(&servers), hit_large, world.get(LARGE)).await?;
+    let large = processor(large, few, 1, || cpu::of(&servers), hit_large, world.get(LARGE, 1)).await?;
     Ok(vec![hit, of_both, calls, miss, large])
 }
