@@ -208,8 +208,19 @@ async fn a_key_can_be_a_field_of_the_body() -> anyhow::Result<()> {
     for body in ["{}", "no JSON", r#"{"request":{"id":null}}"#] {
         world.pay("ignored").body(body).send().await?.assert_problem(400, "missing")?;
     }
-    for body in [r#"{"request":{"id":7}}"#, r#"{"request":{"id":"  "}}"#, r#"{"request":{"id":"\u0001"}}"#] {
+    for body in [
+        r#"{"request":{"id":7}}"#,
+        r#"{"request":{"id":"  "}}"#,
+        r#"{"request":{"id":"\u0001"}}"#,
+        r#"{"request":{"id":"abc","id":"def"}}"#,
+        r#"{"request":{"id":"abc"},"request":{"id":"def"}}"#,
+    ] {
         world.client.post("/pay").body(body).send().await?.assert_problem(400, "malformed")?;
     }
+    // What else is in the body is no concern of the key.
+    let other = r#"{"request":{"id":"large"},"amount":1,"amount":18446744073709551617}"#;
+    let replies =
+        [world.client.post("/pay").body(other).send().await?, world.client.post("/pay").body(other).send().await?];
+    assert_eq!((replies[0].status, replies[1].is_replayed(), world.effects("large")), (201, true, 1));
     Ok(())
 }

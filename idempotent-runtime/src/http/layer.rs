@@ -92,7 +92,8 @@ impl IdempotencyLayer {
     }
 
     /// Takes the key from the body instead of the header: from the string to which this JSON pointer (RFC 6901) leads,
-    /// `"/request_id"` for example. Every body is then read into memory, also those without a key.
+    /// `"/request_id"` for example. A member that is there more than once on the way is refused (400): readers differ in
+    /// which of them they take. Every body is then read into memory, also those without a key.
     pub fn with_key_from_body(self, pointer: impl Into<Arc<str>>) -> Self {
         self.set(|options| options.keys.in_body = Some(pointer.into()))
     }
