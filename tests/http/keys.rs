@@ -198,6 +198,21 @@ async fn rule_12_safe_methods_ignore_the_key_and_others_are_guarded_as_asked() -
 }
 
 #[tokio::test]
+async fn operations_of_two_names_have_records_of_their_own() -> anyhow::Result<()> {
+    let mut world = World::with(|layer| layer.with_operation("payments")).await?;
+    let refunds = world.another_server(|layer| layer.with_operation("refunds")).await?;
+    let again = world.another_server(|layer| layer.with_operation("payments")).await?;
+    let first = world.pay("abc").send().await?;
+    // Of another request too: the key is a new one there.
+    let other = refunds.post("/refund").key("abc").send().await?;
+    assert_eq!((other.status, other.is_replayed(), world.effects("abc")), (201, false, 2));
+    assert_eq!(again.post("/pay").key("abc").send().await?.answer(), first.answer());
+    assert!(refunds.post("/refund").key("abc").send().await?.is_replayed());
+    assert_eq!((world.effects("abc"), world.records().await?), (2, 2));
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_key_can_be_a_field_of_the_body() -> anyhow::Result<()> {
     let world =
         World::with(|layer| layer.with_key_from_body("/request/id").with_fingerprint(RequestFingerprint::json()))
