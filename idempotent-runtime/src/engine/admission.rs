@@ -78,7 +78,7 @@ pub(crate) async fn admit(request: Request) -> Admission {
     }
     let sought = match &call.windowed {
         None => seek(&call, &scope, &mut report).await.map(|sought| (call.clone(), sought)),
-        Some(windowed) => seek_in_windows(&call, windowed, &scope, &mut report).await,
+        Some(windowed) => Box::pin(seek_in_windows(&call, windowed, &scope, &mut report)).await,
     };
     match sought {
         Ok((call, Sought::Found(record))) => {
@@ -110,8 +110,17 @@ pub(super) enum Sought {
     Running(Box<Running>),
 }
 
-/// Leads or follows until there is an answer or a claim.
+/// Finds an answer or gets a claim.
 pub(super) async fn seek(call: &Arc<Checked>, scope: &Scope, report: &mut Report) -> Result<Sought, Error> {
+    match at_hand(call, scope, report)? {
+        Some(record) => Ok(Sought::Found(record)),
+        // On the heap: a call that is answered by then does not carry the way to the store along.
+        None => Box::pin(seek_in_store(call, scope, report)).await,
+    }
+}
+
+/// The answer that takes no claim, because this process has it.
+fn at_hand(call: &Checked, scope: &Scope, report: &mut Report) -> Result<Option<Arc<Record>>, Error> {
     let engine = &call.engine;
     if scope.context().is_some_and(|context| context.is_running(engine, &call.key)) {
         return Err(call.refused(ErrorKind::Reentrant));
@@ -119,24 +128,30 @@ pub(super) async fn seek(call: &Arc<Checked>, scope: &Scope, report: &mut Report
     if scope.is_shut_out(engine) {
         return Err(call.refused(ErrorKind::ShuttingDown));
     }
-    if engine.store.capabilities().single_writer
-        && scope.context().is_some_and(|context| context.is_in_transaction_of(engine))
+    if scope.context().is_some_and(|context| context.is_in_transaction_of(engine))
+        && engine.store.capabilities().single_writer
     {
         let detail = "the call would wait for the transaction around it, which keeps all other writers of this store \
                       waiting: give it the transaction too (`tx = tx`)";
         return Err(call.refused(ErrorKind::Unsupported).with_detail(detail));
     }
-    if let Some(record) = engine.near_cache.as_ref().and_then(|near_cache| near_cache.get(&call.key)) {
-        match judge(call, &record) {
-            Judged::Final => {
-                report.near_cached = true;
-                return Ok(Sought::Found(record));
-            }
-            Judged::Refused(error) => return Err(error),
-            // Nobody is at work on a result: ask the store.
-            Judged::Busy => {}
+    let near = engine.near_cache.as_ref().and_then(|near_cache| near_cache.get(&call.key));
+    let is_near = near.is_some();
+    let Some(record) = near.or_else(|| engine.result_in_memory(&call.key)) else { return Ok(None) };
+    match judge(call, &record) {
+        Judged::Final => {
+            report.near_cached = is_near;
+            Ok(Some(record))
         }
+        Judged::Refused(error) => Err(error),
+        // Nobody is at work on a result: ask the store.
+        Judged::Busy => Ok(None),
     }
+}
+
+/// Leads or follows until there is an answer or a claim.
+async fn seek_in_store(call: &Arc<Checked>, scope: &Scope, report: &mut Report) -> Result<Sought, Error> {
+    let engine = &call.engine;
     engine.keeper.start().map_err(|error| {
         call.refused(ErrorKind::StoreUnavailable)
             .with_detail("the thread that renews leases could not be started")

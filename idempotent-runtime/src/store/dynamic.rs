@@ -111,6 +111,7 @@ twin! {
 
 /// The store of type `S` in `store`, also behind an `Arc` or two.
 #[cfg(any(
+    feature = "memory",
     feature = "postgres",
     feature = "mysql",
     feature = "sqlite",

@@ -43,6 +43,7 @@ pub use crate::sqlite::{SqliteStore, SqliteStoreBuilder};
 pub use capability::{Capabilities, StoreClock};
 pub use dynamic::DynStore;
 #[cfg(any(
+    feature = "memory",
     feature = "postgres",
     feature = "mysql",
     feature = "sqlite",
