@@ -277,7 +277,8 @@ impl Store for RedisStore {
         {
             return Ok(Claimed::Held(record));
         }
-        self.claim_by_script(&claim, &bytes).await
+        // The future of a claim is as large as its largest part: that of a first claim and of a hit stays small.
+        Box::pin(self.claim_by_script(&claim, &bytes)).await
     }
 
     async fn renew(&self, renewals: Vec<Renewal>) -> Result<Vec<Written>, StoreError> {
