@@ -13,6 +13,7 @@ mod leases;
 mod near_cache;
 mod outages;
 mod refusals;
+mod renewals;
 mod rights;
 mod steps;
 mod waiters;
