@@ -1,4 +1,5 @@
-//! The future of an annotated function is at most 256 bytes larger than the plain one, for each level of nesting.
+//! The future of an annotated function is at most 256 bytes larger than the plain one, for each level of nesting. What a
+//! store does is not in it, and is a few kilobytes by itself.
 
 use idempotency::{Error, idempotent};
 
@@ -136,4 +137,63 @@ fn a_question_takes_no_room_before_it_is_asked() {
         Ok(id + u64::from(buffer[0]))
     }
     assert_within("with a question", 1, &plain::buffer(1), &buffers(1));
+}
+
+#[cfg(all(feature = "memory", feature = "mysql", feature = "postgres", feature = "redis", feature = "sqlite"))]
+mod stores {
+    use std::time::Duration;
+
+    use idempotency::key::KeyHash;
+    use idempotency::store::{
+        Claim, Commit, MemoryStore, MySqlStore, PostgresStore, RedisStore, Release, Renewal, SqliteStore, Store, Token,
+    };
+
+    /// The engine asks for as much memory with each request. The largest is one of 4 032 bytes, with some room for another
+    /// compiler.
+    const ALLOWED: usize = 5_000;
+
+    fn assert_small(store: &impl Store) {
+        let (key, token) = (KeyHash::from_bytes([7; 32]), Token::from_bits(1));
+        let day = Duration::from_secs(86_400);
+        let sizes = [
+            ("claim", size_of_val(&store.claim(Claim::new(key, token, "payments.charge".into())))),
+            ("renew", size_of_val(&store.renew(vec![Renewal::new(key, token, day)]))),
+            ("complete", size_of_val(&store.complete(Commit::new(key, token, "receipt".into(), day)))),
+            ("release", size_of_val(&store.release(Release::new(key, token)))),
+            ("read", size_of_val(&store.read(key))),
+            ("watch", size_of_val(&store.watch(key))),
+            ("fence", size_of_val(&store.fence(key, token))),
+        ];
+        println!("{}: {sizes:?}", store.name());
+        for (request, size) in sizes {
+            assert!(size <= ALLOWED, "{} of {} takes {size} bytes", request, store.name());
+        }
+    }
+
+    #[test]
+    fn of_memory() {
+        assert_small(&MemoryStore::new());
+    }
+
+    #[tokio::test]
+    async fn of_redis() {
+        assert_small(&RedisStore::builder("redis://127.0.0.1:1/").build().expect("nobody is asked"));
+    }
+
+    #[tokio::test]
+    async fn of_postgres() {
+        assert_small(&PostgresStore::builder("postgres://127.0.0.1:1/shop").build().expect("nobody is asked"));
+    }
+
+    #[tokio::test]
+    async fn of_mysql() {
+        assert_small(&MySqlStore::builder("mysql://127.0.0.1:1/shop").build().expect("nobody is asked"));
+    }
+
+    #[tokio::test]
+    async fn of_sqlite() -> anyhow::Result<()> {
+        let directory = tempfile::tempdir()?;
+        assert_small(&SqliteStore::open(directory.path().join("records.db")).await?);
+        Ok(())
+    }
 }

@@ -61,7 +61,7 @@ fn native(args: &Args, function: &Function, body: &Body, private: &TokenStream, 
         return call_after_question(args, verify, function, private, output, &closure);
     }
     let call = call(args, function, private, output, &closure);
-    quote!(#call.await)
+    quote!((#call)().await)
 }
 
 /// `fn … -> Pin<Box<dyn Future>>`: the body gives a future, and whatever it does before is part of the run.
@@ -82,7 +82,7 @@ fn boxed(
         return quote!(::std::boxed::Box::pin(async move { #call }));
     }
     let call = call(args, function, private, output, &closure);
-    quote!(::std::boxed::Box::pin(#call))
+    quote!(::std::boxed::Box::pin(#private::on_first_poll(#call)))
 }
 
 /// `async fn` with `tx`: the body borrows the transaction and gives it back. What it borrows else stays an argument of
@@ -150,20 +150,20 @@ fn call_in_transaction(
     }
 }
 
-/// The future of the call.
+/// A closure that makes the future of the call.
 ///
-/// All of it is in a closure: an argument that was borrowed for the key would else keep its place in the state of the
-/// outer future, though it was moved into the body since.
+/// An argument that was borrowed for the key would else keep its place in the state of the outer future, though it was
+/// moved into the body since.
 fn call(args: &Args, function: &Function, private: &TokenStream, output: &Type, closure: &TokenStream) -> TokenStream {
     let (call, codec, body) = (local("__call"), local("__codec"), local("__body"));
     let start = start(args, function, private, output);
     let run = if args.detach.is_some() { quote!(run_detached) } else { quote!(run) };
     quote! {
-        #private::on_first_poll(move || {
+        move || {
             #start
             #closure
             #private::#run(#call, #codec, #body)
-        })
+        }
     }
 }
 

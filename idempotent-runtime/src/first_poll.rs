@@ -27,10 +27,7 @@ pin_project! {
     }
 }
 
-/// A future that `make` makes when it is polled first.
-///
-/// An argument that was borrowed for the key keeps its place in the state of an async fn, though it was moved into the
-/// body since. The same statements in a closure leave nothing behind.
+/// A future that `make` makes when it is polled first, as that of an `async fn` is.
 pub fn on_first_poll<M, F>(make: M) -> OnFirstPoll<M, F>
 where
     M: FnOnce() -> F,

@@ -16,6 +16,11 @@ pub mod key;
 mod memory;
 #[cfg(feature = "mysql")]
 mod mysql;
+#[cfg(feature = "near-cache")]
+mod near_cache;
+#[cfg(not(feature = "near-cache"))]
+#[path = "no_near_cache.rs"]
+mod near_cache;
 mod outcome;
 mod policy;
 #[cfg(feature = "postgres")]

@@ -3,7 +3,7 @@
 use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
-use idempotency_test_support::deadline::{eventually, within};
+use idempotency_test_support::deadline::{eventually, eventually_async, within};
 use idempotency_test_support::proxy::{Action, Fault, Moment, Proxy};
 use idempotency_test_support::server::{RedisOptions, RedisServer};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -198,6 +198,24 @@ async fn half_open_connections_hear_nothing_until_they_heal() -> anyhow::Result<
     scene.proxy.heal();
     answer(&mut client, b"", b"+OK\r\n").await?;
     answer(&mut late, b"", b"+PONG\r\n").await
+}
+
+#[tokio::test]
+async fn held_answers_keep_no_request_from_the_server() -> anyhow::Result<()> {
+    let scene = Scene::new().await?;
+    let mut client = scene.client().await?;
+    scene.proxy.hold_answers();
+    client.write_all(SET).await?;
+    eventually_async("the server to apply it", async || scene.stored().await.is_ok_and(|stored| stored == "value"))
+        .await?;
+    client.write_all(PING).await?;
+    eventually("the second request", || scene.proxy.requests() == 2).await?;
+    let mut byte = [0];
+    assert!(tokio::time::timeout(Duration::from_millis(100), client.read(&mut byte)).await.is_err());
+    scene.proxy.heal();
+    answer(&mut client, b"", b"+OK\r\n+PONG\r\n").await?;
+    assert_eq!(scene.proxy.round_trips(), 1);
+    Ok(())
 }
 
 #[tokio::test]

@@ -15,6 +15,9 @@ mod helpers;
 mod in_doubt;
 mod ledger;
 mod limits;
+mod memory;
+#[cfg(feature = "near-cache")]
+mod near_cache;
 mod panics;
 mod records;
 mod renewal;

@@ -1,11 +1,11 @@
-//! A handler that charges, and its book: what it did is written down outside of the code under test, and stays when the
+//! A handler that charges, and the database in which it does: outside of the code under test, and still there when the
 //! process is killed.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::routing::post;
@@ -15,6 +15,8 @@ use idempotency::http::IdempotencyKey;
 use idempotency_test_support::effects::EffectLog;
 use idempotency_test_support::worker::{AFTER_EFFECT, BEFORE_EFFECT, KillPoints};
 use serde::{Deserialize, Serialize};
+use sqlx::SqlitePool;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
 
 /// How long the handler takes, in milliseconds: half of it before the charge.
 pub const TAKES: &str = "x-takes";
@@ -33,10 +35,20 @@ pub struct Run {
     pub began: SystemTime,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
-enum Line {
-    Began(Run),
-    Charged(Run),
+/// What a handler enters, in the order in which it does.
+#[derive(Clone, Copy, Debug)]
+enum Event {
+    Began,
+    Charged,
+}
+
+impl Event {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Began => "began",
+            Self::Charged => "charged",
+        }
+    }
 }
 
 /// What the book says of one key.
@@ -47,30 +59,44 @@ pub struct Entry {
     pub charged: Vec<Run>,
 }
 
-/// The book as it is read.
-#[derive(Debug)]
-pub struct Book {
-    pub entries: BTreeMap<String, Entry>,
-    /// The processes whose results were refused, each as often.
-    pub overtaken: Vec<u32>,
-}
+/// The database of the charges, which all servers write to.
+#[derive(Clone, Debug)]
+pub struct Book(SqlitePool);
 
 impl Book {
-    pub fn read(log: &EffectLog) -> anyhow::Result<Self> {
-        let mut book = Self { entries: BTreeMap::new(), overtaken: Vec::new() };
-        for line in log.lines()? {
-            let (word, rest) = line.split_once(' ').with_context(|| format!("no entry: {line}"))?;
-            if word == OVERTAKEN {
-                book.overtaken.push(rest.parse()?);
-                continue;
-            }
-            let entry = book.entries.entry(word.to_owned()).or_default();
-            match serde_json::from_str(rest)? {
-                Line::Began(run) => entry.began.push(run),
-                Line::Charged(run) => entry.charged.push(run),
-            }
+    /// In this file.
+    pub async fn open(path: &Path) -> anyhow::Result<Self> {
+        // What a killed process has committed is with the operating system, which lives.
+        let options = SqliteConnectOptions::new().filename(path).create_if_missing(true);
+        let options = options.journal_mode(SqliteJournalMode::Wal).synchronous(SqliteSynchronous::Off);
+        let pool = SqlitePool::connect_with(options.busy_timeout(Duration::from_secs(60))).await?;
+        let table = "CREATE TABLE IF NOT EXISTS charges \
+                     (number INTEGER PRIMARY KEY, key TEXT NOT NULL, event TEXT NOT NULL, run TEXT NOT NULL)";
+        sqlx::query(table).execute(&pool).await?;
+        Ok(Self(pool))
+    }
+
+    async fn enter(&self, event: Event, run: &Run) -> anyhow::Result<()> {
+        let row = sqlx::query("INSERT INTO charges (key, event, run) VALUES (?, ?, ?)");
+        let row = row.bind(&run.key).bind(event.name()).bind(serde_json::to_string(run)?);
+        row.execute(&self.0).await?;
+        Ok(())
+    }
+
+    /// What it says of each key.
+    pub async fn entries(&self) -> anyhow::Result<BTreeMap<String, Entry>> {
+        let rows = sqlx::query_as("SELECT key, event, run FROM charges ORDER BY number");
+        let rows: Vec<(String, String, String)> = rows.fetch_all(&self.0).await?;
+        let mut entries: BTreeMap<_, Entry> = BTreeMap::new();
+        for (key, event, run) in rows {
+            let entry = entries.entry(key).or_default();
+            let runs = [(Event::Began, &mut entry.began), (Event::Charged, &mut entry.charged)];
+            let Some((_, runs)) = runs.into_iter().find(|(known, _)| known.name() == event) else {
+                bail!("the book says {event}");
+            };
+            runs.push(serde_json::from_str(&run)?);
         }
-        Ok(book)
+        Ok(entries)
     }
 }
 
@@ -79,19 +105,22 @@ pub fn overtaken(log: &EffectLog) {
     log.append(&format!("{OVERTAKEN} {}", std::process::id())).expect("the log takes a line");
 }
 
-pub fn routes(log: Arc<EffectLog>, points: KillPoints) -> Router {
-    Router::new().route("/charge", post(charge)).with_state((log, points))
+/// The processes whose results were refused, each as often.
+pub fn all_overtaken(log: &EffectLog) -> anyhow::Result<Vec<u32>> {
+    let lines = log.lines()?;
+    let processes = lines.iter().filter_map(|line| line.strip_prefix(OVERTAKEN));
+    processes.map(|process| process.trim().parse().with_context(|| format!("no process: {process}"))).collect()
+}
+
+pub fn routes(book: Book, points: KillPoints) -> Router {
+    Router::new().route("/charge", post(charge)).with_state((book, points))
 }
 
 async fn charge(
-    State((log, points)): State<(Arc<EffectLog>, KillPoints)>,
+    State((book, points)): State<(Book, KillPoints)>,
     key: IdempotencyKey,
     headers: HeaderMap,
 ) -> (StatusCode, Json<Run>) {
-    let write = |line: Line| {
-        let line = serde_json::to_string(&line).expect("a line is written");
-        log.append(&format!("{} {line}", key.as_str())).expect("the log takes a line");
-    };
     let takes = headers.get(TAKES).and_then(|value| value.to_str().ok()).and_then(|millis| millis.parse().ok());
     let half = Duration::from_millis(takes.unwrap_or_default()) / 2;
     let run = Run {
@@ -102,10 +131,10 @@ async fn charge(
         began: SystemTime::now(),
     };
 
-    write(Line::Began(run.clone()));
+    book.enter(Event::Began, &run).await.expect("the book takes an entry");
     tokio::time::sleep(half).await;
     points.reach(BEFORE_EFFECT).await;
-    write(Line::Charged(run.clone()));
+    book.enter(Event::Charged, &run).await.expect("the book takes an entry");
     points.reach(AFTER_EFFECT).await;
     tokio::time::sleep(half).await;
     (StatusCode::CREATED, Json(run))

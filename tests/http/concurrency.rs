@@ -33,7 +33,7 @@ async fn rule_36_in_progress_is_a_409_that_says_when_to_retry() -> anyhow::Resul
 #[tokio::test]
 async fn rule_37_blocking_waits_and_replays_and_gives_up_at_its_bound() -> anyhow::Result<()> {
     let mut world = World::with(|layer| layer.blocking(PATIENCE)).await?;
-    let impatient = world.another_server(|layer| layer.blocking(Duration::from_millis(50))).await?;
+    let impatient = world.another_server(|layer| layer.with_wait(Duration::from_millis(50))).await?;
     let first = world.pay("abc").header("x-wait", "1").spawn();
     world.entered("abc").await?;
     let waiting = world.pay("abc").spawn();

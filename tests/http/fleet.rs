@@ -17,7 +17,7 @@ use idempotency_test_support::worker::{
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
-use crate::charges::{Book, Entry, Run, TAKES};
+use crate::charges::{Entry, Run, TAKES, all_overtaken};
 use crate::client::{Client, Reply};
 use crate::process::{Orders, Policy, Process};
 
@@ -356,6 +356,7 @@ async fn run(policy: Policy) -> anyhow::Result<()> {
     let mut random = Random::new(seed);
     let redis = RedisServer::start(RedisOptions::new().private()).await?;
     let orders = Orders::new(redis.url())?.with(policy, LEASE);
+    let book = orders.book().await?;
     let fleet = Arc::new(Fleet::new(orders.clone()));
     let (mut deaths, more, answers) = tokio::try_join!(
         fleet.keep(0, kills, random.fork()),
@@ -366,11 +367,10 @@ async fn run(policy: Policy) -> anyhow::Result<()> {
     let last = fleet.last(keys, random).await?;
     println!("{} requests sent, {} servers killed", fleet.sent.load(Ordering::Relaxed), deaths.len());
 
-    let book = Book::read(&orders.log()?)?;
-    let late = |process: &&u32| deaths.iter().all(|death| death.process != **process);
-    let overtaken = book.overtaken.iter().filter(late).count();
+    let late = |process: &u32| deaths.iter().all(|death| death.process != *process);
+    let overtaken = all_overtaken(&orders.log()?)?.into_iter().filter(late).count();
     let engine = orders.engine().await?;
-    let (mut entries, mut answers, mut all) = (book.entries, answers, BTreeMap::new());
+    let (mut entries, mut answers, mut all) = (book.entries().await?, answers, BTreeMap::new());
     for (name, last) in last {
         let record = engine.record("http", name.as_str()).inspect().await?;
         let record = record.with_context(|| format!("{name} has no record"))?;

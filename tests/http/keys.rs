@@ -198,6 +198,21 @@ async fn rule_12_safe_methods_ignore_the_key_and_others_are_guarded_as_asked() -
 }
 
 #[tokio::test]
+async fn operations_of_two_names_have_records_of_their_own() -> anyhow::Result<()> {
+    let mut world = World::with(|layer| layer.with_operation("payments")).await?;
+    let refunds = world.another_server(|layer| layer.with_operation("refunds")).await?;
+    let again = world.another_server(|layer| layer.with_operation("payments")).await?;
+    let first = world.pay("abc").send().await?;
+    // Of another request too: the key is a new one there.
+    let other = refunds.post("/refund").key("abc").send().await?;
+    assert_eq!((other.status, other.is_replayed(), world.effects("abc")), (201, false, 2));
+    assert_eq!(again.post("/pay").key("abc").send().await?.answer(), first.answer());
+    assert!(refunds.post("/refund").key("abc").send().await?.is_replayed());
+    assert_eq!((world.effects("abc"), world.records().await?), (2, 2));
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_key_can_be_a_field_of_the_body() -> anyhow::Result<()> {
     let world =
         World::with(|layer| layer.with_key_from_body("/request/id").with_fingerprint(RequestFingerprint::json()))
@@ -208,8 +223,19 @@ async fn a_key_can_be_a_field_of_the_body() -> anyhow::Result<()> {
     for body in ["{}", "no JSON", r#"{"request":{"id":null}}"#] {
         world.pay("ignored").body(body).send().await?.assert_problem(400, "missing")?;
     }
-    for body in [r#"{"request":{"id":7}}"#, r#"{"request":{"id":"  "}}"#, r#"{"request":{"id":"\u0001"}}"#] {
+    for body in [
+        r#"{"request":{"id":7}}"#,
+        r#"{"request":{"id":"  "}}"#,
+        r#"{"request":{"id":"\u0001"}}"#,
+        r#"{"request":{"id":"abc","id":"def"}}"#,
+        r#"{"request":{"id":"abc"},"request":{"id":"def"}}"#,
+    ] {
         world.client.post("/pay").body(body).send().await?.assert_problem(400, "malformed")?;
     }
+    // What else is in the body is no concern of the key.
+    let other = r#"{"request":{"id":"large"},"amount":1,"amount":18446744073709551617}"#;
+    let replies =
+        [world.client.post("/pay").body(other).send().await?, world.client.post("/pay").body(other).send().await?];
+    assert_eq!((replies[0].status, replies[1].is_replayed(), world.effects("large")), (201, true, 1));
     Ok(())
 }

@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 
-use crate::charges;
+use crate::charges::{self, Book};
 use crate::client::{Client, Outgoing, Pending, Reply};
 use crate::transfer::{self, Ledger};
 
@@ -81,6 +81,15 @@ impl Orders {
 
     pub fn log(&self) -> anyhow::Result<EffectLog> {
         Ok(EffectLog::open(self.directory.join("effects"))?)
+    }
+
+    /// The database in which handlers charge. Servers have the route for it if it was there before them.
+    pub async fn book(&self) -> anyhow::Result<Book> {
+        Book::open(&self.book_path()).await
+    }
+
+    fn book_path(&self) -> PathBuf {
+        self.directory.join("charges.db")
     }
 
     /// How often the handler had its effect for `key`, in whatever process.
@@ -285,17 +294,19 @@ async fn obeys_its_orders() -> anyhow::Result<()> {
     let points = KillPoints::from_env();
     let store = KillPointStore::new(connect(&orders.url).await?, points.clone());
     let log = Arc::new(orders.log()?);
-    let book = log.clone();
+    let late = log.clone();
     let engine = Idempotency::builder(store)
         .lease(orders.lease)
         .claim_timeout(PATIENCE)
         .clock(Skewed { clock: SystemClock::new(), seconds: orders.skew })
-        .on_duplicate(move |_: &Duplicate| charges::overtaken(&book))
+        .on_duplicate(move |_: &Duplicate| charges::overtaken(&late))
         .build();
     let layer = layer(&orders, engine, &log);
     let shop = Shop { orders: Arc::new(orders.clone()), log: log.clone(), points: points.clone() };
     let mut router = Router::new().route("/pay", post(pay)).with_state(shop);
-    router = router.merge(charges::routes(log, points.clone()));
+    if orders.book_path().exists() {
+        router = router.merge(charges::routes(orders.book().await?, points.clone()));
+    }
     if orders.url.starts_with("sqlite:") {
         router = router.merge(transfer::routes(Ledger::open(&orders.url).await?, points));
     }

@@ -56,6 +56,17 @@ async fn rule_44_a_missing_principal_is_refused_before_any_lookup() -> anyhow::R
     assert_eq!(world.pay("abc").header("x-tenant", "one").send().await?.status, 201);
     world.pay("abc").send().await?.assert_problem(401, "no-principal")?;
     assert_eq!(world.store.requests("claim"), 1);
+    // A principal of which a part is missing is none.
+    let world = World::setup()
+        .scope(Scope::of(|request| {
+            let user = request.headers.get("x-user").map(|user| user.as_bytes().to_vec());
+            Some(("shop", user))
+        }))
+        .start()
+        .await?;
+    world.pay("abc").send().await?.assert_problem(401, "no-principal")?;
+    assert_eq!((world.store.requests("claim"), world.shop.effects.lines()?.len()), (0, 0));
+    assert_eq!(world.pay("abc").header("x-user", "one").send().await?.status, 201);
     Ok(())
 }
 

@@ -92,12 +92,12 @@ async fn each_call_takes_the_statements_that_are_promised() -> anyhow::Result<()
 async fn renewals_of_a_process_share_statements() -> anyhow::Result<()> {
     let world = World::private(MariaDbOptions::new()).await?;
     let token = fresh();
-    try_join_all((0..900).map(|number| world.store.claim(claim(key(number), token)))).await?;
-    let renewals = |lease| (0..900).map(move |number| Renewal::new(key(number), token, lease)).collect::<Vec<_>>();
+    try_join_all((0..1_000).map(|number| world.store.claim(claim(key(number), token)))).await?;
+    let renewals = |lease| (0..1_000).map(move |number| Renewal::new(key(number), token, lease)).collect::<Vec<_>>();
     let before = executed(&world).await?;
-    assert_eq!(world.store.renew(renewals(LEASE * 2)).await?, [Written::Applied; 900]);
-    assert_eq!(executed(&world).await? - before, 2, "512 in each");
-    let lease = world.store.read(key(899)).await?.expect("it is there");
+    assert_eq!(world.store.renew(renewals(LEASE * 2)).await?, [Written::Applied; 1_000]);
+    assert_eq!(executed(&world).await? - before, 1, "a thousand in one");
+    let lease = world.store.read(key(999)).await?.expect("it is there");
     assert!(lease.lease_until > lease.read_at + LEASE, "{lease:?}");
 
     // One was released, one is somebody else's by now, one has a result.
@@ -116,7 +116,7 @@ async fn renewals_of_a_process_share_statements() -> anyhow::Result<()> {
         };
         assert_eq!(written, expected, "{number}");
     }
-    let lease = world.store.read(key(899)).await?.expect("it is there");
+    let lease = world.store.read(key(999)).await?.expect("it is there");
     assert!(lease.lease_until > lease.read_at + LEASE * 2, "{lease:?}");
     Ok(())
 }

@@ -1,9 +1,10 @@
 //! How many statements a call takes, counted by the server.
 
+use idempotency::store::{Renewal, Store as _, Written};
 use idempotency::{Error, Idempotency};
 use idempotency_test_support::server::PostgresServer;
 
-use crate::world::{DAY, OPERATION, PATIENCE, migrated, number, quiet_server};
+use crate::world::{DAY, HOUR, OPERATION, PATIENCE, claim, key, migrated, number, quiet_server, token};
 
 async fn counted(server: &PostgresServer, url: &str) -> anyhow::Result<i64> {
     let database = url.rsplit('/').next().unwrap_or_default();
@@ -33,6 +34,21 @@ async fn a_replay_is_one_statement_and_a_call_that_runs_is_two() -> anyhow::Resu
     let failed = engine.call(OPERATION, 101_u32).ttl(DAY).run(async || Err::<u32, _>(refusal()));
     failed.await.unwrap_err();
     assert_eq!(counted(&server, &url).await? - before, 302, "a released claim is two statements as well");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_thousand_leases_are_renewed_by_one_statement() -> anyhow::Result<()> {
+    let server = quiet_server().await?;
+    let url = server.database("renewals").await?;
+    let store = migrated(&url).await?;
+    for number in 0..1_000 {
+        store.claim(claim(number)).await?;
+    }
+    let renewals = (0..1_000).map(|number| Renewal::new(key(number), token(number), HOUR)).collect();
+    let before = counted(&server, &url).await?;
+    assert_eq!(store.renew(renewals).await?, [Written::Applied; 1_000]);
+    assert_eq!(counted(&server, &url).await? - before, 1);
     Ok(())
 }
 

@@ -1,9 +1,10 @@
 //! What calls cost the server, by its own account.
 
 use idempotency::store::{Claim, Claimed, PostgresStore, State, Store as _, Token};
+use idempotency::{Error, Idempotency};
 use sqlx::PgPool;
 
-use crate::world::{DAY, OPERATION, PATIENCE, key, migrated, number, quiet_server, run};
+use crate::world::{DAY, HOUR, OPERATION, PATIENCE, key, migrated, number, quiet_server, run};
 
 #[tokio::test]
 async fn replays_write_no_wal_and_wait_for_no_lock() -> anyhow::Result<()> {
@@ -40,6 +41,41 @@ async fn replays_write_no_wal_and_wait_for_no_lock() -> anyhow::Result<()> {
     sqlx::query("SELECT 1 FROM idempotency_records FOR UPDATE").execute(&mut *transaction).await?;
     replay(3).await?;
     transaction.rollback().await?;
+    Ok(())
+}
+
+/// 200 bytes of result, five hundred times.
+#[tokio::test]
+async fn a_call_writes_about_a_kilobyte_of_wal_and_its_replay_none() -> anyhow::Result<()> {
+    const CALLS: u32 = 500;
+    let server = quiet_server().await?;
+    let url = server.database("wal").await?;
+    let engine = Idempotency::builder(migrated(&url).await?).claim_timeout(PATIENCE).lease(HOUR);
+    let engine = engine.background_purge(false).build();
+    let call = async |key: u32| {
+        let body = async || Ok::<_, Error>("x".repeat(198));
+        engine.call(OPERATION, key).ttl(DAY).run(body).await.map(|result| assert_eq!(result.len(), 198))
+    };
+    let position = async || number(&server.sql("SELECT pg_current_wal_insert_lsn() - '0/0'").await?);
+    // Pages are there, and what is asked of the catalogs once.
+    for key in 0..10 {
+        call(key).await?;
+    }
+    let before = position().await?;
+    for key in 10..10 + CALLS {
+        call(key).await?;
+    }
+    let each = (position().await? - before) / i64::from(CALLS);
+    assert!((800..1_150).contains(&each), "{each} bytes of WAL for a call");
+
+    // Reading rows for the first time tidies up behind their writers, and that is written.
+    server.sql_at(&url, "VACUUM (FREEZE) idempotency_records; CHECKPOINT").await?;
+    call(10).await?;
+    let before = position().await?;
+    for key in 10..10 + CALLS {
+        call(key).await?;
+    }
+    assert_eq!(position().await? - before, 0, "bytes of WAL for {CALLS} replays");
     Ok(())
 }
 

@@ -27,11 +27,13 @@ pub async fn shared_server() -> anyhow::Result<&'static PostgresServer> {
     Ok(tokio::task::spawn_blocking(start).await?)
 }
 
-/// A server whose statistics and log of writes tell of nothing but the test.
+/// A server whose statistics and log of writes tell of nothing but the test, and the same each time: no page is logged as
+/// a whole because it is the first change after a checkpoint.
 pub async fn quiet_server() -> anyhow::Result<PostgresServer> {
     let options = PostgresOptions::new()
         .private()
         .setting("autovacuum", "off")
+        .setting("full_page_writes", "off")
         .setting("wal_level", "minimal")
         .setting("max_wal_senders", "0")
         .setting("checkpoint_timeout", "1d")

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use futures::future::join_all;
 use idempotency::Error;
 use idempotency_test_support::deadline::DEADLINE;
 use idempotency_test_support::proxy::{Action, Fault, Moment};
@@ -39,6 +40,21 @@ async fn a_miss_takes_two_commands_and_a_hit_one_plain_set() -> anyhow::Result<(
     for set in &*sets {
         assert_eq!((set.len(), &*set[2], &*set[3], &*set[4]), (6, "NX", "GET", "PX"));
     }
+    assert_eq!(world.count(1), 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn sixty_four_duplicates_in_one_process_take_the_commands_of_one_call() -> anyhow::Result<()> {
+    let world = World::patient().await?;
+    world.warm_up().await?;
+    let before = world.proxy.requests();
+    // All of them have called before the first answer is looked at.
+    for receipt in join_all((0..64).map(|_| world.charge(1))).await {
+        assert_eq!(receipt?, "receipt 1.1");
+    }
+    let commands = world.proxy.requests() - before;
+    assert!(commands <= 3, "{commands} commands: {:?}", world.proxy.requests_by_command());
     assert_eq!(world.count(1), 1);
     Ok(())
 }

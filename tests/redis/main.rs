@@ -9,8 +9,11 @@ mod dropped;
 mod fences;
 mod interleavings;
 mod leases;
+#[cfg(feature = "near-cache")]
+mod near_cache;
 mod outages;
 mod refusals;
+mod renewals;
 mod rights;
 mod steps;
 mod waiters;

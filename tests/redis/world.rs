@@ -48,7 +48,7 @@ impl World {
         Self::on(options, impatient, configure).await
     }
 
-    async fn on(
+    pub async fn on(
         options: RedisOptions,
         store: impl FnOnce(&str) -> RedisStoreBuilder,
         configure: impl FnOnce(Builder) -> Builder,

@@ -7,5 +7,6 @@ mod late_retries;
 mod migrations;
 mod purging;
 mod renewals;
+mod statements;
 mod steps;
 mod world;

@@ -4,9 +4,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use idempotency::key::KeyHash;
-use idempotency::store::{Claim, Commit, Release, Renewal, Store as _, Token, Written};
+use idempotency::store::{Claim, Commit, Release, Renewal, SqliteStore, Store as _, Token, Written};
+use idempotency_test_support::deadline::eventually;
 
-use crate::world::{DAY, OPERATION, World};
+use crate::statements;
+use crate::world::{DAY, OPERATION, World, patient};
 
 const LEASE: Duration = Duration::from_secs(60);
 const OWNER: Token = Token::from_bits(1);
@@ -17,11 +19,11 @@ fn key(number: u16) -> KeyHash {
     KeyHash::from_bytes(bytes)
 }
 
-async fn claimed(world: &World, count: u16) -> anyhow::Result<Vec<Renewal>> {
+async fn claimed(store: &SqliteStore, count: u16) -> anyhow::Result<Vec<Renewal>> {
     for number in 0..count {
         let mut claim = Claim::new(key(number), OWNER, OPERATION.into());
         (claim.lease, claim.ttl, claim.linger) = (LEASE, DAY, DAY);
-        world.store.claim(claim).await?;
+        store.claim(claim).await?;
     }
     Ok((0..count).map(|number| Renewal::new(key(number), OWNER, LEASE)).collect())
 }
@@ -41,9 +43,23 @@ fn commits(database: &Path) -> anyhow::Result<usize> {
 }
 
 #[tokio::test]
+async fn a_thousand_leases_are_renewed_by_one_statement() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    let store = patient(&world.path).table("counted").clock(world.clock.clone()).open().await?;
+    let renewals = claimed(&store, 1_000).await?;
+    world.clock.advance(LEASE / 2);
+    statements::listen();
+    assert_eq!(store.renew(renewals).await?, [Written::Applied; 1_000]);
+    // Told after the answer.
+    eventually("the statement to be told", || statements::count("counted") > 0).await?;
+    assert_eq!(statements::count("counted"), 1);
+    Ok(())
+}
+
+#[tokio::test]
 async fn the_leases_of_a_process_share_a_transaction() -> anyhow::Result<()> {
     let world = World::new().await?;
-    let renewals = claimed(&world, 200).await?;
+    let renewals = claimed(&world.store, 1_000).await?;
     world.store.release(Release::new(key(10), OWNER)).await?;
     world.store.complete(Commit::new(key(20), OWNER, "done".into(), DAY)).await?;
     world.clock.advance(LEASE / 2);
@@ -58,7 +74,7 @@ async fn the_leases_of_a_process_share_a_transaction() -> anyhow::Result<()> {
         };
         assert_eq!(written, expected, "{number}");
     }
-    for number in [0, 199] {
+    for number in [0, 999] {
         let record = world.store.read(key(number)).await?.expect("it is there");
         assert_eq!(record.lease_until, record.read_at + LEASE, "{number}");
     }
@@ -68,7 +84,7 @@ async fn the_leases_of_a_process_share_a_transaction() -> anyhow::Result<()> {
 #[tokio::test]
 async fn more_leases_than_a_transaction_takes_are_all_renewed() -> anyhow::Result<()> {
     let world = World::new().await?;
-    let renewals = claimed(&world, 3).await?;
+    let renewals = claimed(&world.store, 3).await?;
     // The same ones again and again: a renewal can be repeated.
     let many: Vec<_> = renewals.iter().copied().cycle().take(1_201).collect();
     world.clock.advance(LEASE / 2);
@@ -79,7 +95,7 @@ async fn more_leases_than_a_transaction_takes_are_all_renewed() -> anyhow::Resul
 #[tokio::test]
 async fn a_row_that_cannot_be_read_does_not_cost_others_their_leases() -> anyhow::Result<()> {
     let world = World::new().await?;
-    let renewals = claimed(&world, 3).await?;
+    let renewals = claimed(&world.store, 3).await?;
     let spoil = sqlx::query("UPDATE idempotency_records SET format = 2 WHERE key_hash = ?");
     spoil.bind(&key(1).as_bytes()[..]).execute(&world.pool).await?;
     world.clock.advance(LEASE / 2);

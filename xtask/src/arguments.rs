@@ -11,6 +11,7 @@ use crate::parts::{PARTS, Part};
 pub(crate) enum Task {
     Help,
     Test(Options),
+    Bench(Vec<String>),
 }
 
 /// What `test` shall run.
@@ -24,11 +25,12 @@ pub(crate) struct Options {
 pub(crate) fn parse(mut parser: lexopt::Parser) -> Result<Task, lexopt::Error> {
     let mut task = None;
     let mut names = Vec::new();
-    let mut long = false;
+    let (mut long, mut write) = (false, false);
     while let Some(argument) = parser.next()? {
         match argument {
             Long("help") | Short('h') => return Ok(Task::Help),
-            Long("long") => long = true,
+            Long("long") if task.as_deref() != Some("bench") => long = true,
+            Long("write") if task.as_deref() == Some("bench") => write = true,
             Value(value) if task.is_none() => task = Some(value.string()?),
             Value(value) => names.push(value.string()?),
             _ => return Err(argument.unexpected()),
@@ -36,6 +38,7 @@ pub(crate) fn parse(mut parser: lexopt::Parser) -> Result<Task, lexopt::Error> {
     }
     match task.as_deref() {
         Some("test") => Ok(Task::Test(Options { parts: select(&names)?, long })),
+        Some("bench") => Ok(Task::Bench(write.then(|| "--write".into()).into_iter().chain(names).collect())),
         Some("help") => Ok(Task::Help),
         Some(other) => Err(format!("there is no task `{other}`").into()),
         None => Err("which task?".into()),
@@ -53,7 +56,7 @@ fn select(names: &[String]) -> Result<Vec<&'static Part>, lexopt::Error> {
 
 pub(crate) fn help() -> String {
     let mut text = String::from(
-        "Usage: cargo xtask test [--long] [PART]...\n\n\
+        "Usage: cargo xtask test [--long] [PART]...\n       cargo xtask bench [--write | GROUP...]\n\n\
          Runs all parts, or the named ones, in this order, and stops at the first that fails:\n",
     );
     for part in PARTS {
@@ -61,6 +64,7 @@ pub(crate) fn help() -> String {
     }
     text.push_str(
         "\n\n  --long    let the tests run their long versions too (sets IDEMPOTENCY_LONG=1)\n  \
+         --write   put what bench measures into docs/performance.md\n  \
          -h, --help\n\n\
          Each command is printed as it can be typed. Exit code: 0 passed, 1 failed, 2 wrong arguments.",
     );
@@ -100,6 +104,14 @@ mod tests {
         for part in ["fmt", "clippy", "docs", "examples", "doctests"] {
             assert_eq!(selected(&format!("test {part}")), (vec![part], false));
         }
+    }
+
+    #[test]
+    fn measurements_take_groups_or_the_page() {
+        assert_eq!(parse_words("bench redis sqlite"), Ok(Task::Bench(vec!["redis".into(), "sqlite".into()])));
+        assert_eq!(parse_words("bench --write"), Ok(Task::Bench(vec!["--write".into()])));
+        assert!(parse_words("bench --long").is_err());
+        assert!(parse_words("test --write").is_err());
     }
 
     #[test]

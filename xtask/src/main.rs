@@ -1,4 +1,5 @@
-//! The project's commands. `cargo xtask test` checks everything; `cargo xtask --help` tells the rest.
+//! The project's commands. `cargo xtask test` checks everything, `cargo xtask bench` measures; `cargo xtask --help` tells
+//! the rest.
 
 mod arguments;
 mod command;
@@ -21,16 +22,24 @@ fn main() -> ExitCode {
             println!("{}", arguments::help());
             ExitCode::SUCCESS
         }
-        Ok(Task::Test(options)) => match test::run(&options) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                eprintln!("error: {error:#}");
-                ExitCode::FAILURE
-            }
-        },
+        Ok(Task::Test(options)) => exit_code(test::run(&options)),
+        Ok(Task::Bench(arguments)) => {
+            let line = format!("run --release --package idempotency-bench -- {}", arguments.join(" "));
+            exit_code(command::Command::cargo(&line).run())
+        }
         Err(error) => {
             eprintln!("error: {error}\n\n{}", arguments::help());
             ExitCode::from(USAGE_ERROR)
+        }
+    }
+}
+
+fn exit_code(result: anyhow::Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
         }
     }
 }

@@ -50,6 +50,7 @@ impl<'a> Entries<'a> {
     pub(super) fn new(encoder: &'a mut Encoder) -> Self {
         encoder.bytes.push(MAP);
         let start = encoder.bytes.len();
+        encoder.length(0);
         Self { encoder, start, begins: Vec::new() }
     }
 
@@ -64,14 +65,17 @@ impl<'a> Entries<'a> {
 
     /// No encoded key is the beginning of another one, so the order of whole entries is the order of their keys.
     fn finish(self) {
-        let unordered = self.encoder.bytes.split_off(self.start);
-        let ends = self.begins.iter().skip(1).copied().chain([self.start + unordered.len()]);
-        let range = |(begin, end)| &unordered[begin - self.start..end - self.start];
-        let mut entries: Vec<&[u8]> = self.begins.iter().copied().zip(ends).map(range).collect();
-        entries.sort_unstable();
-        self.encoder.length(entries.len());
-        for entry in entries {
-            self.encoder.bytes.extend_from_slice(entry);
+        let Self { encoder, start, begins } = self;
+        let count = (begins.len() as u64).to_be_bytes();
+        let first = start + count.len();
+        encoder.bytes[start..first].copy_from_slice(&count);
+        let ends = begins.iter().skip(1).copied().chain([encoder.bytes.len()]);
+        let entries = begins.iter().copied().zip(ends).map(|(begin, end)| &encoder.bytes[begin..end]);
+        if !entries.clone().is_sorted() {
+            let mut entries: Vec<&[u8]> = entries.collect();
+            entries.sort_unstable();
+            let in_order = entries.concat();
+            encoder.bytes[first..].copy_from_slice(&in_order);
         }
     }
 }

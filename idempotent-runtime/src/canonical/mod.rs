@@ -56,7 +56,7 @@ impl serde::ser::Error for CanonicalError {
 
 /// The encoding of `value`.
 pub(crate) fn to_bytes<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, CanonicalError> {
-    let mut encoder = Encoder::default();
+    let mut encoder = Encoder::new();
     value.serialize(&mut encoder)?;
     Ok(encoder.into_bytes())
 }

@@ -18,13 +18,17 @@ const BYTES: u8 = b'x';
 const UNIT_VARIANT: u8 = b'e';
 const VARIANT: u8 = b'v';
 
-#[derive(Default)]
 pub(super) struct Encoder {
     pub(super) bytes: Vec<u8>,
     depth: usize,
 }
 
 impl Encoder {
+    pub(super) fn new() -> Self {
+        // Enough for most requests: a buffer that grows is copied each time.
+        Self { bytes: Vec::with_capacity(256), depth: 0 }
+    }
+
     pub(super) fn into_bytes(self) -> Vec<u8> {
         self.bytes
     }

@@ -78,7 +78,7 @@ pub(crate) async fn admit(request: Request) -> Admission {
     }
     let sought = match &call.windowed {
         None => seek(&call, &scope, &mut report).await.map(|sought| (call.clone(), sought)),
-        Some(windowed) => seek_in_windows(&call, windowed, &scope, &mut report).await,
+        Some(windowed) => Box::pin(seek_in_windows(&call, windowed, &scope, &mut report)).await,
     };
     match sought {
         Ok((call, Sought::Found(record))) => {
@@ -110,8 +110,17 @@ pub(super) enum Sought {
     Running(Box<Running>),
 }
 
-/// Leads or follows until there is an answer or a claim.
+/// Finds an answer or gets a claim.
 pub(super) async fn seek(call: &Arc<Checked>, scope: &Scope, report: &mut Report) -> Result<Sought, Error> {
+    match at_hand(call, scope, report)? {
+        Some(record) => Ok(Sought::Found(record)),
+        // On the heap: a call that is answered by then does not carry the way to the store along.
+        None => Box::pin(seek_in_store(call, scope, report)).await,
+    }
+}
+
+/// The answer that takes no claim, because this process has it.
+fn at_hand(call: &Checked, scope: &Scope, report: &mut Report) -> Result<Option<Arc<Record>>, Error> {
     let engine = &call.engine;
     if scope.context().is_some_and(|context| context.is_running(engine, &call.key)) {
         return Err(call.refused(ErrorKind::Reentrant));
@@ -119,13 +128,30 @@ pub(super) async fn seek(call: &Arc<Checked>, scope: &Scope, report: &mut Report
     if scope.is_shut_out(engine) {
         return Err(call.refused(ErrorKind::ShuttingDown));
     }
-    if engine.store.capabilities().single_writer
-        && scope.context().is_some_and(|context| context.is_in_transaction_of(engine))
+    if scope.context().is_some_and(|context| context.is_in_transaction_of(engine))
+        && engine.store.capabilities().single_writer
     {
         let detail = "the call would wait for the transaction around it, which keeps all other writers of this store \
                       waiting: give it the transaction too (`tx = tx`)";
         return Err(call.refused(ErrorKind::Unsupported).with_detail(detail));
     }
+    let near = engine.near_cache.as_ref().and_then(|near_cache| near_cache.get(&call.key));
+    let is_near = near.is_some();
+    let Some(record) = near.or_else(|| engine.result_in_memory(&call.key)) else { return Ok(None) };
+    match judge(call, &record) {
+        Judged::Final => {
+            report.near_cached = is_near;
+            Ok(Some(record))
+        }
+        Judged::Refused(error) => Err(error),
+        // Nobody is at work on a result: ask the store.
+        Judged::Busy => Ok(None),
+    }
+}
+
+/// Leads or follows until there is an answer or a claim.
+async fn seek_in_store(call: &Arc<Checked>, scope: &Scope, report: &mut Report) -> Result<Sought, Error> {
+    let engine = &call.engine;
     engine.keeper.start().map_err(|error| {
         call.refused(ErrorKind::StoreUnavailable)
             .with_detail("the thread that renews leases could not be started")
@@ -178,6 +204,7 @@ async fn lead(call: &Arc<Checked>, leader: &Leader, deadline: Option<Duration>, 
             Err(error) => return Led::Refused(error),
         };
         let busy = engine.keeper.busy();
+        let near_cache = engine.near_cache.as_ref().map(|near_cache| near_cache.ask(call.key));
         let sent = engine.clock.monotonic();
         let mut found = match claim::send(engine, claim.clone()).await {
             Err(error) => return Led::Refused(store_error(call, error)),
@@ -198,7 +225,11 @@ async fn lead(call: &Arc<Checked>, leader: &Leader, deadline: Option<Duration>, 
                 if repeated {
                     engine.give_back_later(&claim);
                 }
-                Some(Arc::new(record))
+                let record = Arc::new(record);
+                if let Some(near_cache) = near_cache {
+                    near_cache.found(&record);
+                }
+                Some(record)
             }
         };
         drop(busy);
@@ -240,6 +271,7 @@ pub(super) fn new_claim(call: &Checked) -> Result<Claim, Error> {
     claim.linger = call.linger();
     claim.ttl = call.ttl;
     claim.after_expiry = call.after_expiry;
+    claim.tell_expiry = call.engine.near_cache.is_some();
     Ok(claim)
 }
 

@@ -147,6 +147,41 @@ impl Builder {
         self
     }
 
+    /// Keeps up to `max_bytes` of completed results in this process, so that a repeated call of a hot key does not ask the
+    /// store. None is kept longer than its record. A repeated call with another fingerprint is refused as ever.
+    ///
+    /// What is kept can only be wrong about a record that somebody removed. [`forget`](crate::RecordHandle::forget)
+    /// through this engine counts at once. Through another process it counts as soon as the store tells, which Redis does
+    /// within milliseconds, and else after [`near_cache_ttl`](Self::near_cache_ttl). The default is no near cache.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use idempotent_runtime::{Error, Idempotency, observe, store::MemoryStore};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Error> {
+    /// let engine = Idempotency::builder(MemoryStore::new()).near_cache(64 * 1024 * 1024).build();
+    /// let charge = || engine.call("payments.charge", 7).ttl(Duration::from_secs(60)).run(async || Ok::<_, Error>(1));
+    /// charge().await?;
+    /// let (replayed, report) = observe(charge()).await;
+    /// assert_eq!(replayed?, 1);
+    /// assert!(report.is_some_and(|report| report.near_cached));
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[cfg(feature = "near-cache")]
+    pub fn near_cache(mut self, max_bytes: u64) -> Self {
+        self.settings.near_cache = Some(max_bytes);
+        self
+    }
+
+    /// How long after its removal by another process a record may still be replayed from the
+    /// [`near_cache`](Self::near_cache), at the most. The default is 5 seconds.
+    #[cfg(feature = "near-cache")]
+    pub fn near_cache_ttl(mut self, ttl: Duration) -> Self {
+        self.settings.near_cache_ttl = ttl;
+        self
+    }
+
     /// Is called when a body finishes after its call had been taken over: its effect may have happened twice.
     pub fn on_duplicate(mut self, hook: impl Fn(&Duplicate) + Send + Sync + 'static) -> Self {
         self.settings.on_duplicate = Some(Arc::new(hook));

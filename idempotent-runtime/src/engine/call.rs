@@ -378,7 +378,8 @@ impl Request {
                 return Err(Error::config(format!("`ttl` ({ttl:?}) is shorter than `lease` ({lease:?})")));
             }
             let scope = self.scope.as_ref().map_or(Ok(&[][..]), |scope| scope.as_scope(settings.max_key_size))?;
-            let canonical = self.key.in_window(self.key.window_number(engine.clock.now()), settings.max_key_size)?;
+            let number = self.key.window().map_or(0, |_| self.key.window_number(engine.clock.now()));
+            let canonical = self.key.in_window(number, settings.max_key_size)?;
             let key = hash_key(&settings.namespace, scope, &operation, &canonical);
             let windowed = match self.key.window() {
                 Some(length) if length > ttl => {

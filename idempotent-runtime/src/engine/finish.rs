@@ -61,15 +61,20 @@ pub(super) async fn finish(mut running: Box<Running>, ending: Ending) -> Verdict
     };
     let (mut commit, marker) = commit(&running, state, body);
     commit.ttl = ttl.unwrap_or(commit.ttl);
-    match store(&running, &commit, running.call.engine.settings.commit_timeout).await {
+    let engine = running.call.engine.clone();
+    let near_cache = engine.near_cache.as_ref().map(|near_cache| near_cache.ask(commit.key));
+    match store(&running, &commit, engine.settings.commit_timeout).await {
         Ok(written) if written.is_done() => {
             if written == Written::Adopted {
                 tracing::warn!(operation = %running.call.operation, key = %running.call.key,
                     "the record had vanished and was written anew: the store loses records");
             }
-            let record = answered(&running, &commit);
+            let record = Arc::new(answered(&running, &commit));
+            if let Some(near_cache) = near_cache {
+                near_cache.keep(&record, commit.ttl);
+            }
             let verdict = marker.map_or(Verdict::Own, Verdict::refused);
-            conclude(&mut running, verdict, Some(Arc::new(record)))
+            conclude(&mut running, verdict, Some(record))
         }
         Ok(_) => {
             let verdict = overtaken(&mut running, &commit).await;

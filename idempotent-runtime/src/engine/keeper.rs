@@ -17,6 +17,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use super::purge::{Purge, Purging};
 use crate::clock::Clock;
 use crate::key::KeyHash;
+use crate::near_cache::NearCache;
 use crate::store::{CrashPolicy, DynStore, Renewal, Token, Written};
 
 /// How many leases one request to the store renews at most.
@@ -156,6 +157,7 @@ pub(crate) struct Keeper {
     tasks: OnceLock<mpsc::UnboundedSender<Task>>,
     starting: Mutex<()>,
     purge: Option<Arc<Purge>>,
+    near_cache: Option<Arc<NearCache>>,
     spawn: Option<Arc<Spawn>>,
 }
 
@@ -182,6 +184,7 @@ impl Keeper {
         store: Arc<dyn DynStore>,
         clock: Arc<dyn Clock>,
         purge: Option<Arc<Purge>>,
+        near_cache: Option<Arc<NearCache>>,
         spawn: Option<Arc<Spawn>>,
     ) -> Self {
         let leases = Mutex::new(Leases { by_token: BTreeMap::new(), next_look: u64::MAX });
@@ -194,7 +197,7 @@ impl Keeper {
             idle: Notify::new(),
             renewing: AtomicBool::new(true),
         };
-        Self { shared: Arc::new(shared), tasks: OnceLock::new(), starting: Mutex::new(()), purge, spawn }
+        Self { shared: Arc::new(shared), tasks: OnceLock::new(), starting: Mutex::new(()), purge, near_cache, spawn }
     }
 
     /// Starts the thread, once.
@@ -207,7 +210,7 @@ impl Keeper {
             return Ok(());
         }
         let (sender, receiver) = mpsc::unbounded_channel();
-        let background = self.shared.clone().keep(receiver, self.purge.clone());
+        let background = self.shared.clone().keep(receiver, self.purge.clone(), self.near_cache.clone());
         if let Some(spawn) = &self.spawn {
             spawn(Box::pin(background));
         } else {
@@ -300,17 +303,26 @@ impl Shared {
     }
 
     /// Runs until the engine is gone and the tasks are done.
-    async fn keep(self: Arc<Self>, mut tasks: mpsc::UnboundedReceiver<Task>, purge: Option<Arc<Purge>>) {
+    async fn keep(
+        self: Arc<Self>,
+        mut tasks: mpsc::UnboundedReceiver<Task>,
+        purge: Option<Arc<Purge>>,
+        near_cache: Option<Arc<NearCache>>,
+    ) {
         let renewals = tokio::spawn(self.clone().renew_while_needed());
-        let purges = purge.map(|purge| tokio::spawn(purge.run(self.store.clone(), self.clock.clone())));
+        let mut until_the_end = tokio::task::JoinSet::new();
+        if let Some(purge) = purge {
+            until_the_end.spawn(purge.run(self.store.clone(), self.clock.clone()));
+        }
+        if let Some(near_cache) = near_cache {
+            until_the_end.spawn(near_cache.follow(self.store.clone()));
+        }
         let mut running = tokio::task::JoinSet::new();
         while let Some(task) = tasks.recv().await {
             running.spawn(task);
             while running.try_join_next().is_some() {}
         }
-        if let Some(purges) = purges {
-            purges.abort();
-        }
+        until_the_end.abort_all();
         while running.join_next().await.is_some() {}
         renewals.abort();
     }

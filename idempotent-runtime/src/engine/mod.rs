@@ -51,8 +51,11 @@ use settings::Settings;
 
 use crate::clock::{Clock, Randomness};
 use crate::error::Error;
-use crate::key::{IntoKey, Key};
-use crate::store::{Claim, DynStore, Reason, Release, Store, StoreError, Token};
+use crate::key::{IntoKey, Key, KeyHash};
+use crate::near_cache::NearCache;
+use crate::store::{Claim, DynStore, Reason, Record, Release, Store, StoreError, Token};
+#[cfg(feature = "memory")]
+use crate::store::{MemoryStore, find};
 
 /// The engine: a handle that is cheap to clone. One per store and process is enough.
 ///
@@ -84,6 +87,10 @@ pub(crate) struct Inner {
     pub(crate) settings: Settings,
     validity: Result<(), Error>,
     flights: Arc<Flights>,
+    pub(crate) near_cache: Option<Arc<NearCache>>,
+    /// The store, if it is memory of this process.
+    #[cfg(feature = "memory")]
+    memory: Option<MemoryStore>,
     operations: Operations,
     pub(crate) keeper: Arc<Keeper>,
     closing: AtomicBool,
@@ -99,19 +106,24 @@ impl Inner {
         settings: Settings,
         validity: Result<(), Error>,
     ) -> Self {
+        let near_cache = settings.near_cache(&clock);
         Self {
             keeper: Arc::new(Keeper::new(
                 store.clone(),
                 clock.clone(),
                 Purge::new(&*store, &settings),
+                near_cache.clone(),
                 settings.background.clone(),
             )),
+            #[cfg(feature = "memory")]
+            memory: find::<MemoryStore>(&*store).cloned(),
             store,
             clock,
             randomness,
             settings,
             validity,
             flights: Arc::default(),
+            near_cache,
             operations: Operations::default(),
             closing: AtomicBool::new(false),
             waiters: AtomicUsize::new(0),
@@ -121,6 +133,19 @@ impl Inner {
 
     fn validity(&self) -> Result<(), Error> {
         self.validity.clone()
+    }
+
+    /// The result of `key` in a store that can be looked into at once: what a claim would be answered with, without its
+    /// token and its followers.
+    #[cfg(feature = "memory")]
+    fn result_in_memory(&self, key: &KeyHash) -> Option<Arc<Record>> {
+        self.memory.as_ref()?.result(key).map(Arc::new)
+    }
+
+    #[cfg(not(feature = "memory"))]
+    #[expect(clippy::unused_self, reason = "without the feature there is no such store")]
+    fn result_in_memory(&self, _: &KeyHash) -> Option<Arc<Record>> {
+        None
     }
 
     fn is_closing(&self) -> bool {

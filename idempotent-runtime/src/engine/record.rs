@@ -298,6 +298,7 @@ impl RecordHandle {
         let engine = &self.engine;
         let Some(record) = self.read(key).await? else { return Ok(()) };
         let remove = Remove::new(key, record.owner);
+        let _forget = Forget { engine, key };
         let changed = retry::until(engine, engine.settings.claim_timeout, || engine.store.clone().remove(remove))
             .await
             .map_err(|error| self.error(&key, engine.store_error(error)))?;
@@ -308,6 +309,20 @@ impl RecordHandle {
                 Err(self.error(&key, Error::new(ErrorKind::InProgress).with_retry_after(left)))
             }
             Changed::Conflict => Err(self.changed(&key)),
+        }
+    }
+}
+
+/// Takes a record out of the near cache when its removal is over, however that ended.
+struct Forget<'engine> {
+    engine: &'engine Inner,
+    key: KeyHash,
+}
+
+impl Drop for Forget<'_> {
+    fn drop(&mut self) {
+        if let Some(near_cache) = &self.engine.near_cache {
+            near_cache.forget(&self.key);
         }
     }
 }

@@ -22,6 +22,8 @@ pub struct Report {
     pub waited: bool,
     /// The answer was shared by another call in this process, without asking the store.
     pub joined: bool,
+    /// The answer came from the near cache of this process, without asking the store.
+    pub near_cached: bool,
     /// How often the call has been claimed, the attempt that gave the answer included. Zero when no claim is known.
     pub attempt: u32,
     /// The operation was disabled: the body ran without any protection.
@@ -30,7 +32,16 @@ pub struct Report {
 
 impl Report {
     pub(crate) fn new(operation: Arc<str>, key: KeyHash) -> Self {
-        Self { operation, key, replayed: false, waited: false, joined: false, attempt: 0, bypassed: false }
+        Self {
+            operation,
+            key,
+            replayed: false,
+            waited: false,
+            joined: false,
+            near_cached: false,
+            attempt: 0,
+            bypassed: false,
+        }
     }
 }
 

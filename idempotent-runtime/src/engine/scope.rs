@@ -15,8 +15,9 @@ tokio::task_local! {
 
 static INSTALLED: OnceLock<Idempotency> = OnceLock::new();
 
+/// `None` is that of code outside of every scope, so that asking for it allocates nothing.
 #[derive(Clone, Default)]
-pub(crate) struct Scope(Arc<Parts>);
+pub(crate) struct Scope(Option<Arc<Parts>>);
 
 #[derive(Clone, Default)]
 struct Parts {
@@ -33,42 +34,50 @@ impl Scope {
         SCOPE.try_with(Self::clone).unwrap_or_default()
     }
 
+    fn of(parts: Parts) -> Self {
+        Self(Some(Arc::new(parts)))
+    }
+
+    fn parts(&self) -> Parts {
+        self.0.as_deref().cloned().unwrap_or_default()
+    }
+
     pub(crate) fn with_engine(&self, engine: Idempotency) -> Self {
-        Self(Arc::new(Parts { engine: Some(engine), ..(*self.0).clone() }))
+        Self::of(Parts { engine: Some(engine), ..self.parts() })
     }
 
     /// The scope of a body. An observer outside does not see the calls that the body makes.
     pub(crate) fn of_body(&self, context: Context) -> Self {
-        Self(Arc::new(Parts { context: Some(context), observer: None, ..(*self.0).clone() }))
+        Self::of(Parts { context: Some(context), observer: None, ..self.parts() })
     }
 
     /// The scope of the step `step` of the call that `context` is of.
     pub(crate) fn of_step(&self, context: &Context, step: StepId) -> Self {
-        Self(Arc::new(Parts { step: Some((context.clone(), step)), ..(*self.0).clone() }))
+        Self::of(Parts { step: Some((context.clone(), step)), ..self.parts() })
     }
 
     /// The step of the call of `context` that runs here.
     pub(crate) fn step_of(&self, context: &Context) -> Option<&StepId> {
-        self.0.step.as_ref().filter(|(of, _)| of.is(context)).map(|(_, step)| step)
+        self.0.as_ref()?.step.as_ref().filter(|(of, _)| of.is(context)).map(|(_, step)| step)
     }
 
     pub(crate) fn with_observer(&self, observer: Observer) -> Self {
-        Self(Arc::new(Parts { observer: Some(observer), ..(*self.0).clone() }))
+        Self::of(Parts { observer: Some(observer), ..self.parts() })
     }
 
     /// The scope of the handler of a request with this key.
     #[cfg(feature = "http")]
     pub(crate) fn with_request(&self, key: crate::http::IdempotencyKey) -> Self {
-        Self(Arc::new(Parts { request: Some(key), ..(*self.0).clone() }))
+        Self::of(Parts { request: Some(key), ..self.parts() })
     }
 
     #[cfg(feature = "http")]
     pub(crate) fn request(&self) -> Option<&crate::http::IdempotencyKey> {
-        self.0.request.as_ref()
+        self.0.as_ref()?.request.as_ref()
     }
 
     pub(crate) fn context(&self) -> Option<&Context> {
-        self.0.context.as_ref()
+        self.0.as_ref()?.context.as_ref()
     }
 
     /// Whether `engine` is closing and takes no new calls from here. What a running body calls belongs to its drain.
@@ -77,7 +86,7 @@ impl Scope {
     }
 
     pub(crate) fn observer(&self) -> Option<&Observer> {
-        self.0.observer.as_ref()
+        self.0.as_ref()?.observer.as_ref()
     }
 
     /// Runs `function` with this scope as the current one.
@@ -102,8 +111,7 @@ pub(crate) fn install(engine: Idempotency) -> Result<(), Error> {
 pub(crate) fn current_engine() -> Result<Idempotency, Error> {
     Scope::current()
         .0
-        .engine
-        .clone()
+        .and_then(|parts| parts.engine.clone())
         .or_else(|| INSTALLED.get().cloned())
         .ok_or_else(|| Error::new(ErrorKind::NotInstalled))
 }

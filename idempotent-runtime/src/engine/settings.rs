@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use super::duplicate::DuplicateHook;
 use super::keeper::Spawn;
+use crate::clock::Clock;
 use crate::error::Error;
+use crate::near_cache::NearCache;
 use crate::policy::OnConflict;
 
 const DAY: Duration = Duration::from_secs(86_400);
@@ -30,6 +32,11 @@ pub(crate) struct Settings {
     pub(crate) purge_interval: Duration,
     pub(crate) purge_batch: usize,
     pub(crate) on_duplicate: Option<Arc<DuplicateHook>>,
+    /// Bytes; `None`: there is none.
+    #[cfg(feature = "near-cache")]
+    pub(crate) near_cache: Option<u64>,
+    #[cfg(feature = "near-cache")]
+    pub(crate) near_cache_ttl: Duration,
     /// `None`: on a thread of its own.
     pub(super) background: Option<Arc<Spawn>>,
 }
@@ -53,6 +60,10 @@ impl Default for Settings {
             purge_interval: Duration::from_secs(60),
             purge_batch: 1_000,
             on_duplicate: None,
+            #[cfg(feature = "near-cache")]
+            near_cache: None,
+            #[cfg(feature = "near-cache")]
+            near_cache_ttl: Duration::from_secs(5),
             background: None,
         }
     }
@@ -74,6 +85,8 @@ impl Settings {
             ("max_run", self.max_run),
             ("max_ttl", self.max_ttl),
             ("purge_interval", self.purge_interval),
+            #[cfg(feature = "near-cache")]
+            ("near_cache_ttl", self.near_cache_ttl),
         ] {
             if duration < Duration::from_millis(1) {
                 return Err(Error::config(format!("`{name}` must be at least a millisecond")));
@@ -86,6 +99,17 @@ impl Settings {
             return Err(Error::config(format!("`max_result_size` can be at most {RESULT_CEILING} bytes")));
         }
         Ok(())
+    }
+
+    #[cfg(feature = "near-cache")]
+    pub(super) fn near_cache(&self, clock: &Arc<dyn Clock>) -> Option<Arc<NearCache>> {
+        Some(Arc::new(NearCache::new(self.near_cache?, self.near_cache_ttl, clock.clone())))
+    }
+
+    #[cfg(not(feature = "near-cache"))]
+    #[expect(clippy::unused_self, reason = "without the feature there are no settings for it")]
+    pub(super) fn near_cache(&self, _: &Arc<dyn Clock>) -> Option<Arc<NearCache>> {
+        None
     }
 
     /// How long a call waits that was told to wait.

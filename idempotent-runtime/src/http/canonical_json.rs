@@ -1,90 +1,27 @@
 //! JSON bodies in the one spelling of RFC 8785.
 
-use std::collections::HashSet;
-use std::fmt;
-
-use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
-use serde_json::Value;
-
-/// The largest magnitude up to which every integer is a number of JavaScript, and RFC 8785 therefore keeps it.
-const LARGEST_EXACT: u64 = 1 << 53;
+use super::json::Json;
 
 /// The canonical spelling of `body`. `None` where there is none that says the same: it is no JSON, an object names a
-/// member twice, or an integer is so large that the canonical spelling would round it.
+/// member twice, or a number is so large that the canonical spelling would round it.
 pub(super) fn canonical(body: &[u8]) -> Option<Vec<u8>> {
-    let value = parse(body)?;
+    let value = unambiguous(body)?;
     serde_json_canonicalizer::to_vec(&value).ok()
 }
 
 /// The canonical spelling of what these JSON pointers lead to, `None` for each that leads nowhere. `None` altogether where
 /// `body` has no canonical spelling.
 pub(super) fn fields(body: &[u8], pointers: &[String]) -> Option<Vec<Option<Vec<u8>>>> {
-    let value = parse(body)?;
-    let field = |pointer: &String| value.pointer(pointer).map(serde_json_canonicalizer::to_vec).transpose().ok();
+    let value = unambiguous(body)?;
+    let field = |pointer: &String| {
+        let field = value.pointer(pointer).ok()?;
+        field.map(serde_json_canonicalizer::to_vec).transpose().ok()
+    };
     pointers.iter().map(field).collect()
 }
 
-/// The value of `body`, if its canonical spelling says the same.
-fn parse(body: &[u8]) -> Option<Value> {
-    let Unambiguous = serde_json::from_slice(body).ok()?;
-    serde_json::from_slice(body).ok()
-}
-
-/// Takes any JSON of which readers agree what it says.
-struct Unambiguous;
-
-impl<'de> Deserialize<'de> for Unambiguous {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(Self)
-    }
-}
-
-impl<'de> Visitor<'de> for Unambiguous {
-    type Value = Self;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("JSON without duplicate members and without integers beyond 2^53")
-    }
-
-    fn visit_bool<E: Error>(self, _: bool) -> Result<Self, E> {
-        Ok(self)
-    }
-
-    fn visit_i64<E: Error>(self, number: i64) -> Result<Self, E> {
-        if number.unsigned_abs() <= LARGEST_EXACT { Ok(self) } else { Err(E::custom("a large integer")) }
-    }
-
-    fn visit_u64<E: Error>(self, number: u64) -> Result<Self, E> {
-        if number <= LARGEST_EXACT { Ok(self) } else { Err(E::custom("a large integer")) }
-    }
-
-    fn visit_f64<E: Error>(self, _: f64) -> Result<Self, E> {
-        Ok(self)
-    }
-
-    fn visit_str<E: Error>(self, _: &str) -> Result<Self, E> {
-        Ok(self)
-    }
-
-    fn visit_unit<E: Error>(self) -> Result<Self, E> {
-        Ok(self)
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Self, A::Error> {
-        while elements.next_element::<Self>()?.is_some() {}
-        Ok(self)
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Self, A::Error> {
-        let mut names = HashSet::new();
-        while let Some(name) = members.next_key::<String>()? {
-            if !names.insert(name) {
-                return Err(A::Error::custom("a duplicate member"));
-            }
-            members.next_value::<Self>()?;
-        }
-        Ok(self)
-    }
+fn unambiguous(body: &[u8]) -> Option<Json> {
+    Json::read(body).filter(Json::is_unambiguous)
 }
 
 #[cfg(test)]
@@ -103,12 +40,22 @@ mod tests {
     }
 
     #[test]
+    fn what_a_string_says_is_no_part_of_the_body() {
+        let nested = r#"{"$serde_json::private::RawValue":"{\"amount\":1}"}"#;
+        assert_eq!(text(nested).as_deref(), Some(nested));
+    }
+
+    #[test]
     fn what_readers_read_differently_has_no_canonical_spelling() {
         for body in [
             r#"{"a":1,"a":1}"#,
             r#"[{"a":1,"\u0061":2}]"#,
             "9007199254740993",
             "-9007199254740993",
+            // Beyond what the parser has integers for.
+            r#"{"id":18446744073709551617}"#,
+            r#"{"id":340282366920938463463374607431768211457}"#,
+            "9007199254740993.0",
             "18446744073709551616000000000000000000000e999",
             "{",
             "",

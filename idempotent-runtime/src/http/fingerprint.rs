@@ -65,8 +65,8 @@ impl RequestFingerprint {
     }
 
     /// The JSON value of the body: neither the order of members nor white space nor the spelling of numbers and strings
-    /// count (RFC 8785). Every byte of it where readers would read it differently: it names a member twice, has an
-    /// integer beyond 2⁵³, or is no JSON at all.
+    /// count (RFC 8785). Every byte of it where readers would read it differently: it names a member twice, has a
+    /// number beyond 2⁵³, or is no JSON at all.
     pub fn json() -> Self {
         Self::new(Payload::Json, 2)
     }

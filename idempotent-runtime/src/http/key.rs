@@ -7,6 +7,7 @@ use http::header::{HeaderMap, HeaderName, HeaderValue};
 use sfv::visitor::Ignored;
 use sfv::{BareItemFromInput, Parser};
 
+use super::json::{Json, Repeated};
 use crate::engine::scope;
 use crate::key::{IntoKey, Key, KeyEncoder};
 
@@ -92,13 +93,14 @@ impl KeyRules {
 
     /// The key in the body, `None` without one.
     pub(super) fn of_body(&self, pointer: &str, body: &[u8]) -> Result<Option<String>, Malformed> {
-        let Ok(body) = serde_json::from_slice::<serde_json::Value>(body) else { return Ok(None) };
+        let Some(body) = Json::read(body) else { return Ok(None) };
         match body.pointer(pointer) {
-            None | Some(serde_json::Value::Null) => Ok(None),
-            Some(serde_json::Value::String(key)) if key.bytes().all(|byte| (b' '..=b'~').contains(&byte)) => {
+            Err(Repeated) => Err(Malformed("the field is there more than once")),
+            Ok(None | Some(Json::Null)) => Ok(None),
+            Ok(Some(Json::String(key))) if key.bytes().all(|byte| (b' '..=b'~').contains(&byte)) => {
                 self.check(key.clone()).map(Some)
             }
-            Some(_) => Err(Malformed("the field is no string of printable ASCII characters")),
+            Ok(Some(_)) => Err(Malformed("the field is no string of printable ASCII characters")),
         }
     }
 

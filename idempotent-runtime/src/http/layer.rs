@@ -40,6 +40,44 @@ use crate::policy::{OnConflict, OnCrash, Verdict};
 /// .with_fingerprint(RequestFingerprint::json())
 /// .with_ttl(Duration::from_secs(7 * 86_400));
 /// ```
+///
+/// With all that can be said:
+///
+/// ```
+/// # use std::time::Duration;
+/// # use http::{HeaderName, Method, StatusCode};
+/// # use idempotent_runtime::{Idempotency, OnCrash, store::MemoryStore};
+/// # use idempotent_runtime::http::{IdempotencyLayer, KeyFormat, OnStatus, RequestFingerprint, Scope, Unreplayable};
+/// # let engine = Idempotency::new(MemoryStore::new());
+/// let day = Duration::from_secs(86_400);
+/// let layer = IdempotencyLayer::new(engine, Scope::global())
+///     .with_operation("payments")
+///     // Keys.
+///     .with_optional_key()
+///     .with_methods([Method::POST, Method::PATCH, Method::DELETE])
+///     .with_key_format(KeyFormat::uuid())
+///     .with_max_key_length(64)
+///     .require_structured_field()
+///     // Requests.
+///     .with_fingerprint(RequestFingerprint::fields(["/amount", "/currency"]).without_query().version(10))
+///     .with_max_request_body(16 * 1024)
+///     .blocking(Duration::from_secs(5))
+///     .with_on_crash(OnCrash::Retry)
+///     .with_fail_open()
+///     // Responses.
+///     .with_on_status(|status, request| match status {
+///         // The provider behind this route may have charged, and did not say so.
+///         StatusCode::GATEWAY_TIMEOUT if request.uri.path().starts_with("/payments") => OnStatus::Hold,
+///         StatusCode::CONFLICT => OnStatus::Release,
+///         _ => OnStatus::standard(status),
+///     })
+///     .with_replayed_headers([HeaderName::from_static("x-request-id")])
+///     .with_max_response_body(64 * 1024)
+///     .with_unreplayable(Unreplayable::Release)
+///     .with_ttl_of(move |response| if response.status.is_success() { 30 * day } else { day })
+///     .with_refusal_after_expiry(90 * day)
+///     .with_documentation("https://example.com/idempotency");
+/// ```
 #[derive(Clone, Debug)]
 #[must_use = "a layer does nothing until it is around a service"]
 pub struct IdempotencyLayer {
@@ -92,7 +130,8 @@ impl IdempotencyLayer {
     }
 
     /// Takes the key from the body instead of the header: from the string to which this JSON pointer (RFC 6901) leads,
-    /// `"/request_id"` for example. Every body is then read into memory, also those without a key.
+    /// `"/request_id"` for example. A member that is there more than once on the way is refused (400): readers differ in
+    /// which of them they take. Every body is then read into memory, also those without a key.
     pub fn with_key_from_body(self, pointer: impl Into<Arc<str>>) -> Self {
         self.set(|options| options.keys.in_body = Some(pointer.into()))
     }

@@ -77,6 +77,7 @@ mod fingerprint;
 mod handled;
 mod handler;
 mod headers;
+mod json;
 mod key;
 mod layer;
 mod options;

@@ -1,6 +1,6 @@
 //! The body of a request as the handler gets it.
 
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -53,12 +53,19 @@ where
         if body.size_hint().lower() > u64::try_from(limit).unwrap_or(u64::MAX) {
             return Err(Unread::TooLarge);
         }
-        let collected = Limited::new(body, limit)
-            .collect()
-            .await
-            .map_err(|error| if error.is::<LengthLimitError>() { Unread::TooLarge } else { Unread::Broken })?;
-        let trailers = collected.trailers().cloned();
-        let bytes = collected.to_bytes();
+        let mut body = pin!(Limited::new(body, limit));
+        let mut trailers = None;
+        // Copied, however small they come: each piece by itself holds on to the buffer that it was received in.
+        let mut pieces = Vec::new();
+        while let Some(frame) = body.frame().await {
+            let frame = frame
+                .map_err(|error| if error.is::<LengthLimitError>() { Unread::TooLarge } else { Unread::Broken })?;
+            match frame.into_data() {
+                Ok(data) => pieces.extend_from_slice(&data),
+                Err(frame) => trailers = frame.into_trailers().ok(),
+            }
+        }
+        let bytes = Bytes::from(pieces);
         let data = Some(bytes.clone()).filter(|bytes| !bytes.is_empty());
         Ok((bytes, Self { kind: Kind::Read { data, trailers } }))
     }
@@ -90,5 +97,67 @@ impl<B: Body<Data = Bytes>> Body for RequestBody<B> {
             Kind::Untouched { body } => body.size_hint(),
             Kind::Read { data, .. } => SizeHint::with_exact(data.as_ref().map_or(0, |data| data.len() as u64)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::pin::Pin;
+    use std::sync::Arc;
+    use std::task::{Context, Poll};
+
+    use bytes::Bytes;
+    use http::HeaderMap;
+    use http_body::{Body, Frame};
+    use http_body_util::BodyExt as _;
+
+    use super::{RequestBody, Unread};
+
+    /// As large as what a server reads into, and known to be there for as long as a piece of it is.
+    struct Received(Vec<u8>, #[expect(dead_code, reason = "it is counted")] Arc<()>);
+
+    impl AsRef<[u8]> for Received {
+        fn as_ref(&self) -> &[u8] {
+            &self.0
+        }
+    }
+
+    /// A byte of each buffer, and trailers.
+    struct Trickle {
+        pieces: usize,
+        buffers: Arc<()>,
+    }
+
+    impl Body for Trickle {
+        type Data = Bytes;
+        type Error = Infallible;
+
+        fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+            assert_eq!(Arc::strong_count(&self.buffers), 1, "what was read is held");
+            let Some(left) = self.pieces.checked_sub(1) else { return Poll::Ready(None) };
+            self.pieces = left;
+            if left == 0 {
+                return Poll::Ready(Some(Ok(Frame::trailers(HeaderMap::new()))));
+            }
+            let buffer = Bytes::from_owner(Received(vec![b'x'; 8_192], self.buffers.clone()));
+            Poll::Ready(Some(Ok(Frame::data(buffer.slice(..1)))))
+        }
+    }
+
+    fn trickle(pieces: usize) -> Trickle {
+        Trickle { pieces: pieces + 1, buffers: Arc::default() }
+    }
+
+    #[tokio::test]
+    async fn small_pieces_do_not_hold_the_buffers_that_they_came_in() {
+        let Ok((bytes, body)) = RequestBody::read(trickle(1_000), 1_000).await else {
+            panic!("it is within the limit")
+        };
+        assert_eq!(bytes, "x".repeat(1_000));
+        let collected = body.collect().await.unwrap();
+        assert!(collected.trailers().is_some());
+        assert_eq!(collected.to_bytes(), bytes);
+        assert_eq!(RequestBody::read(trickle(1_001), 1_000).await.err(), Some(Unread::TooLarge));
     }
 }

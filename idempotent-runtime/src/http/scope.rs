@@ -32,14 +32,16 @@ impl Scope {
         Self(None)
     }
 
-    /// What `principal` finds in the head of the request. Where it finds nobody, a request with a key is refused (401).
+    /// What `principal` finds in the head of the request. Where it finds nobody, which is also a principal with a `None` in
+    /// it, a request with a key is refused (401).
     pub fn of<K: IntoKey>(principal: impl Fn(&Parts) -> Option<K> + Send + Sync + 'static) -> Self {
         Self(Some(Arc::new(move |request| principal(request).map(|principal| Key::of(&principal)))))
     }
 
     /// The scope of a request, if there is somebody who asks.
     pub(super) fn of_request(&self, request: &Parts) -> Result<Option<Key>, Nobody> {
-        self.0.as_ref().map(|principal| principal(request).ok_or(Nobody)).transpose()
+        let Some(principal) = &self.0 else { return Ok(None) };
+        principal(request).filter(|principal| !principal.is_missing()).map(Some).ok_or(Nobody)
     }
 }
 

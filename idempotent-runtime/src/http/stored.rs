@@ -146,6 +146,18 @@ pub(super) fn of_response(response: Response<Bytes>, until: Option<Timestamp>) -
 impl Resolution {
     /// It happened, and this is the response that every retry of the request gets from now on: the answer to a record in
     /// doubt of the [HTTP layer](crate::http). Headers that are never replayed are left out.
+    ///
+    /// ```
+    /// # use idempotent_runtime::{Error, Idempotency, Resolution};
+    /// use http::Response;
+    ///
+    /// /// The books of the provider have it: the payment was made.
+    /// async fn settle(engine: &Idempotency, tenant: &str, key: &str, receipt: Vec<u8>) -> Result<(), Error> {
+    ///     let record = engine.record("http", key).scope(tenant);
+    ///     let Some(view) = record.inspect().await? else { return Ok(()) };
+    ///     record.resolve(&view, Resolution::response(Response::new(receipt))).await
+    /// }
+    /// ```
     pub fn response(response: Response<impl Into<Bytes>>) -> Self {
         let (state, record) = of_response(response.map(Into::into), None);
         Self::finished(state, record)

@@ -121,6 +121,12 @@ impl Key {
         Ok(bytes.into())
     }
 
+    /// Whether a part of it is `None`.
+    #[cfg(feature = "http")]
+    pub(crate) fn is_missing(&self) -> bool {
+        matches!(self.canonical, Err(InvalidKey::Missing))
+    }
+
     /// The encoding of a scope, at most `limit` bytes.
     pub(crate) fn as_scope(&self, limit: usize) -> Result<&[u8], Error> {
         if self.window.is_some() {

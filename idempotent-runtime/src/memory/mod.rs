@@ -96,6 +96,15 @@ impl MemoryStore {
         })
     }
 
+    /// The result that a claim of `key` would be answered with, which changes nothing.
+    pub(crate) fn result(&self, key: &KeyHash) -> Option<Record> {
+        let now = self.inner.clock.now();
+        self.inner.visit(shard_number(key), |shard, usage| {
+            shard.remove_expired(EXPIRED_PER_OPERATION, now, usage);
+            shard.result(key, now)
+        })
+    }
+
     /// `None` if there is no room for a new record.
     fn try_claim(&self, claim: &Claim) -> Option<Claimed> {
         let now = self.inner.clock.now();

@@ -49,9 +49,20 @@ impl Shard {
         self.slots.len()
     }
 
+    /// The record, if it has not expired.
+    fn lasting(&self, key: &KeyHash, now: Timestamp) -> Option<&Record> {
+        self.slots.get(key).and_then(Option::as_ref).filter(|record| record.expires > now)
+    }
+
     /// Whether there is a record that has not expired.
     pub(super) fn holds(&self, key: &KeyHash, now: Timestamp) -> bool {
-        self.slots.get(key).and_then(Option::as_ref).is_some_and(|record| record.expires > now)
+        self.lasting(key, now).is_some()
+    }
+
+    /// The record, if it has a result that has not expired.
+    pub(super) fn result(&self, key: &KeyHash, now: Timestamp) -> Option<Record> {
+        let record = self.lasting(key, now).filter(|record| record.state.is_answer())?;
+        Some(Record { read_at: now, ..record.clone() })
     }
 
     /// Takes a claim, or says what stands in the way; `reserved` is in the totals already.

@@ -7,13 +7,15 @@ use sqlx::Row as _;
 
 use super::error::store_error;
 use super::query::{ATTEMPTS, Bound, Connections, query};
-use super::statements::{MOST, filled_up};
+use super::statements::filled_up;
 use super::{MySqlStore, integer_of, key_of, owner_of};
 use crate::key::KeyHash;
 use crate::sql::{self, Answer};
 use crate::store::{Renewal, StoreError, StoreErrorKind, Token, Written, transition};
 
 const OPERATION: &str = "renew";
+/// How many leases one statement prolongs at most: as many as an engine renews at once.
+const MOST: usize = 1_000;
 
 type Owner = (KeyHash, Token);
 

@@ -18,6 +18,9 @@ const UNFINISHED: &str = "state IN (1, 2)";
 const FORGOTTEN: &str = "(expires_at + CASE WHEN state IN (5, 6) THEN 0 ELSE after_expiry END)";
 /// What one statement about many records names at most.
 pub(super) const MOST: usize = 512;
+/// What one list names at most. MariaDB makes a table of a list with a thousand figures
+/// (`in_predicate_conversion_threshold`), and then goes through all rows to look for each of them there.
+const LISTED: usize = 256;
 
 pub(super) type Statement = Arc<str>;
 
@@ -90,10 +93,10 @@ impl Statements {
     /// The rows of as many keys as they are, without their bodies.
     pub(super) fn rows(&self, keys: usize) -> Statement {
         Statement::from(format!(
-            "SELECT {NOW}, {columns} FROM {table} FORCE INDEX (PRIMARY) WHERE key_hash IN ({keys})",
+            "SELECT {NOW}, {columns} FROM {table} FORCE INDEX (PRIMARY) WHERE {keys}",
             columns = self.without_body,
             table = self.table,
-            keys = places("?", keys)
+            keys = is_in("key_hash", "?", keys)
         ))
     }
 
@@ -102,11 +105,11 @@ impl Statements {
     /// The primary key is forced here and below because for a small table the server may prefer to go through all of
     /// it, and would wait for the locks of rows that have nothing to do with it.
     pub(super) fn renew(&self, owners: usize) -> Statement {
-        let (keys, pairs) = (places("?", owners), places("(?, ?)", owners));
+        let (keys, pairs) = (is_in("key_hash", "?", owners), is_in("(key_hash, owner)", "(?, ?)", owners));
         Statement::from(format!(
             "UPDATE {table} FORCE INDEX (PRIMARY)
              SET expires_at = GREATEST(expires_at, {NOW} + ? + linger), lease_until = {NOW} + ?, revision = revision + 1
-             WHERE key_hash IN ({keys}) AND (key_hash, owner) IN ({pairs})
+             WHERE {keys} AND {pairs}
                  AND state = 1 AND lease_until > 0 AND expires_at > {NOW} AND format = 1",
             table = self.table
         ))
@@ -116,18 +119,18 @@ impl Statements {
     pub(super) fn seen(&self, keys: usize) -> Statement {
         Statement::from(format!(
             "SELECT key_hash, owner, state, lease_until FROM {table} FORCE INDEX (PRIMARY)
-             WHERE key_hash IN ({keys}) AND expires_at > {NOW}",
+             WHERE {keys} AND expires_at > {NOW}",
             table = self.table,
-            keys = places("?", keys)
+            keys = is_in("key_hash", "?", keys)
         ))
     }
 
     /// Removes those of as many records of which nothing is left.
     pub(super) fn purge(&self, keys: usize) -> Statement {
         Statement::from(format!(
-            "DELETE FROM {table} WHERE key_hash IN ({keys}) AND purge_at <= {NOW} AND format = 1 AND {FORGOTTEN} <= {NOW}",
+            "DELETE FROM {table} WHERE {keys} AND purge_at <= {NOW} AND format = 1 AND {FORGOTTEN} <= {NOW}",
             table = self.table,
-            keys = places("?", keys)
+            keys = is_in("key_hash", "?", keys)
         ))
     }
 
@@ -135,15 +138,18 @@ impl Statements {
     pub(super) fn put_off(&self, keys: usize) -> Statement {
         Statement::from(format!(
             "UPDATE {table} FORCE INDEX (PRIMARY) SET purge_at = {FORGOTTEN}
-             WHERE key_hash IN ({keys}) AND purge_at <= {NOW} AND format = 1 AND {FORGOTTEN} > {NOW}",
+             WHERE {keys} AND purge_at <= {NOW} AND format = 1 AND {FORGOTTEN} > {NOW}",
             table = self.table,
-            keys = places("?", keys)
+            keys = is_in("key_hash", "?", keys)
         ))
     }
 }
 
-fn places(place: &str, count: usize) -> String {
-    vec![place; count].join(", ")
+/// That `columns` are one of `count` values, which `place` stands for.
+fn is_in(columns: &str, place: &str, count: usize) -> String {
+    let places = vec![place; count];
+    let lists = places.chunks(LISTED).map(|places| format!("{columns} IN ({})", places.join(", ")));
+    format!("({})", lists.collect::<Vec<_>>().join(" OR "))
 }
 
 /// `items`, filled up with the last one to a power of two: each number of places is a statement that the server prepares
@@ -160,7 +166,15 @@ fn padding(count: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::filled_up;
+    use super::{filled_up, is_in};
+
+    #[test]
+    fn no_list_is_so_long_that_a_server_makes_a_table_of_it() {
+        assert_eq!(is_in("a", "?", 2), "(a IN (?, ?))");
+        let pairs = is_in("(a, b)", "(?, ?)", 1_024);
+        let lists: Vec<_> = pairs.split(" OR ").map(|list| list.matches('?').count()).collect();
+        assert_eq!(lists, [512; 4]);
+    }
 
     #[test]
     fn few_numbers_of_places_are_used() {

@@ -41,7 +41,9 @@ impl Sessions {
     }
 
     pub(super) async fn lease(&self, operation: &'static str) -> Answer<Lease<Postgres>> {
-        let connecting = async { self.pool.acquire().await.map_err(|error| connection_error(operation, error)) };
+        // Of many kilobytes, because it may have to make a connection, and part of every request's future.
+        let connecting = Box::pin(self.pool.acquire());
+        let connecting = async { connecting.await.map_err(|error| connection_error(operation, error)) };
         let connection = in_time(operation, self.response_timeout, connecting).await;
         connection.map(|connection| Lease::new(connection, self.response_timeout)).map_err(|error| {
             // The one error of an unknown outcome here is that of the time limit, and nothing was sent.

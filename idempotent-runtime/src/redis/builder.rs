@@ -137,12 +137,16 @@ impl RedisStoreBuilder {
         let link = |config, setup: Option<Setup>| Link::new(client.clone(), config, self.clock.clone(), setup);
         Ok(RedisStore(Arc::new(Inner {
             commands: link(config.clone(), None),
-            renewals: link(config, None),
+            renewals: link(config.clone(), None),
             tracking: link(tracking, Some(super::start_tracking)),
             waiters,
             polls: std::sync::atomic::AtomicBool::new(false),
             scripts: script::Scripts::new(),
             prefix: self.prefix,
+            #[cfg(feature = "near-cache")]
+            client: client.clone(),
+            #[cfg(feature = "near-cache")]
+            config,
             clock: self.clock,
         })))
     }

@@ -56,9 +56,14 @@ impl Link {
 
     /// The connection, for the store operation `operation`.
     pub(super) async fn connected(&self, operation: &'static str) -> Result<Connected, StoreError> {
-        if let Some(connected) = self.current() {
-            return Ok(connected);
+        match self.current() {
+            Some(connected) => Ok(connected),
+            // In a box: nearly every future has a connection, and need not have the room to make one.
+            None => Box::pin(self.connected_anew(operation)).await,
         }
+    }
+
+    async fn connected_anew(&self, operation: &'static str) -> Result<Connected, StoreError> {
         let _connecting = self.connecting.lock().await;
         if let Some(connected) = self.current() {
             return Ok(connected);

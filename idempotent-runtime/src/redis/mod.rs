@@ -1,6 +1,8 @@
 //! The Redis store: one string per record, first claims and replays by one plain command, everything else by scripts.
 
 mod address;
+#[cfg(feature = "near-cache")]
+mod broadcast;
 mod builder;
 mod check;
 mod error;
@@ -73,6 +75,10 @@ struct Inner {
     scripts: script::Scripts,
     prefix: String,
     clock: Arc<dyn Clock>,
+    #[cfg(feature = "near-cache")]
+    client: redis::Client,
+    #[cfg(feature = "near-cache")]
+    config: redis::AsyncConnectionConfig,
 }
 
 impl RedisStore {
@@ -90,7 +96,7 @@ impl RedisStore {
     }
 
     fn key(&self, key: &KeyHash) -> String {
-        format!("{}{{{}}}", self.0.prefix, key.to_hex())
+        [self.0.prefix.as_str(), "{", &key.to_hex(), "}"].concat()
     }
 
     fn staged_key(&self, key: &KeyHash, token: Token) -> String {
@@ -227,6 +233,7 @@ impl Store for RedisStore {
         capabilities
     }
 
+    // What a hit does not need is in boxes: the future of every hit would be as large as that of the longest way.
     async fn claim(&self, claim: Claim) -> Result<Claimed, StoreError> {
         const OPERATION: &str = "claim";
         let link = &self.0.commands;
@@ -235,41 +242,43 @@ impl Store for RedisStore {
         let pending = pending(&claim, created);
         let bytes = envelope::encode(&pending);
         let total = millis(claim.lease + claim.linger + claim.after_expiry);
-        let answer = redis::cmd("SET")
-            .arg(self.key(&claim.key))
-            .arg(&bytes)
-            .arg("NX")
-            .arg("GET")
-            .arg("PX")
-            .arg(total)
-            .query_async::<Option<Vec<u8>>>(&mut connected.connection)
-            .await;
+        let name = self.key(&claim.key);
+        let mut set = redis::Cmd::with_capacity(7, name.len() + bytes.len() + 32);
+        set.arg("SET").arg(&name).arg(&bytes).arg("NX").arg("GET").arg("PX").arg(total);
+        let answer = if claim.tell_expiry {
+            let mut set_and_ask = redis::pipe();
+            set_and_ask.atomic().add_command(set).pttl(&name);
+            Box::pin(set_and_ask.query_async::<(Option<Vec<u8>>, i64)>(&mut connected.connection)).await
+        } else {
+            set.query_async::<Option<Vec<u8>>>(&mut connected.connection).await.map(|found| (found, 0))
+        };
         let found = match link.answer(OPERATION, &connected, answer) {
             // Without memory or replicas nothing was claimed, and what is stored can still be read.
             Err(error) if error.kind() == StoreErrorKind::Refused => {
                 // No transaction: a server without memory does not even take its first word.
-                return match self.look(OPERATION, link, claim.key).await {
+                return match Box::pin(self.look(OPERATION, link, claim.key)).await {
                     Ok(Some(record)) if record.state.is_answer() => Ok(Claimed::Held(record)),
                     _ => Err(error),
                 };
             }
             found => found?,
         };
-        let Some(found) = found else {
+        let (Some(found), remaining) = found else {
             let remaining = i64::try_from(total).unwrap_or(i64::MAX);
             return Ok(Claimed::Mine(Grant::new(placed(pending, remaining, created))));
         };
         let record = envelope::decode(claim.key, found.into(), created).map_err(|error| error.during(OPERATION))?;
         // With a tombstone to come, only the key's expiry tells whether the record still counts.
         if record.state.is_answer() && record.after_expiry == 0 {
+            let record = if claim.tell_expiry { placed(record, remaining, created) } else { record };
             return Ok(Claimed::Held(record));
         }
         if record.state.is_answer()
-            && let Some(record) = self.get(OPERATION, link, claim.key).await?
+            && let Some(record) = Box::pin(self.get(OPERATION, link, claim.key)).await?
         {
             return Ok(Claimed::Held(record));
         }
-        self.claim_by_script(&claim, &bytes).await
+        Box::pin(self.claim_by_script(&claim, &bytes)).await
     }
 
     async fn renew(&self, renewals: Vec<Renewal>) -> Result<Vec<Written>, StoreError> {

@@ -109,7 +109,8 @@ async fn change_row<A>(
         return Ok(answer);
     }
     let mut table = rows.table(operation).await?;
-    let changing = change(&mut table, operation, key, Some(found), retention, transition);
+    // Of several kilobytes, which a request that has nothing to write does without.
+    let changing = Box::pin(change(&mut table, operation, key, Some(found), retention, transition));
     let result = in_time(operation, rows.response_timeout(), changing).await;
     rows.end(table, is_answered(&result));
     result

@@ -126,7 +126,9 @@ impl Inner {
     }
 
     async fn lease(&self, operation: &'static str, pool: &SqlitePool) -> Answer<Lease<Sqlite>> {
-        let connecting = async { pool.acquire().await.map_err(|error| store_error(operation, error)) };
+        // Of some kilobytes, because it may have to open the file, and part of every request's future.
+        let connecting = Box::pin(pool.acquire());
+        let connecting = async { connecting.await.map_err(|error| store_error(operation, error)) };
         let connection = in_time(operation, self.response_timeout, connecting).await;
         connection.map(|connection| Lease::new(connection, self.response_timeout)).map_err(|error| {
             // Whatever kept it, no statement was begun.

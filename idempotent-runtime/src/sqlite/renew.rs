@@ -1,15 +1,18 @@
-//! Prolonging leases, many in one transaction: each would sync the file by itself.
+//! Prolonging leases, many in one statement: each would sync the file by itself.
 
-use sqlx::{Connection as _, SqliteConnection};
+use std::collections::HashSet;
+
+use sqlx::{Row as _, SqliteConnection};
 
 use super::error::store_error;
-use super::{Inner, SqliteStore, execute, key_of, owner_of, query};
+use super::{Inner, SqliteStore, key_of, owner_of, query};
+use crate::clock::Timestamp;
 use crate::sql::{self, Answer, in_time, integer, is_answered};
 use crate::store::{Renewal, StoreError, StoreErrorKind, Written, transition};
 
 const OPERATION: &str = "renew";
-/// How many leases one transaction prolongs at most: others want to write too.
-const MOST: usize = 500;
+/// How many leases one statement prolongs at most: others want to write too.
+const MOST: usize = 1_000;
 
 impl SqliteStore {
     pub(super) async fn renew_rows(&self, renewals: &[Renewal]) -> Answer<Vec<Written>> {
@@ -28,25 +31,36 @@ impl SqliteStore {
 
 async fn renew(store: &Inner, connection: &mut SqliteConnection, renewals: &[Renewal]) -> Answer<Vec<Written>> {
     let failed = |error| store_error(OPERATION, error);
-    let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
+    let now = store.clock.now();
+    let statement = query(&store.statements.renew).bind(list(renewals, now)).bind(integer(now.as_millis()));
+    let mut renewed = HashSet::with_capacity(renewals.len());
+    for row in statement.fetch_all(&mut *connection).await.map_err(failed)? {
+        renewed.insert((row.try_get::<Vec<u8>, _>(0).map_err(failed)?, row.try_get::<Vec<u8>, _>(1).map_err(failed)?));
+    }
     let mut written = Vec::with_capacity(renewals.len());
     for renewal in renewals {
-        written.push(renew_one(store, &mut transaction, renewal).await?);
+        let is_renewed = renewed.contains(&(key_of(&renewal.key).to_vec(), owner_of(renewal.token)));
+        written.push(if is_renewed { Written::Applied } else { refusal(store, connection, renewal, now).await? });
     }
-    transaction.commit().await.map_err(failed)?;
     Ok(written)
 }
 
-async fn renew_one(store: &Inner, connection: &mut SqliteConnection, renewal: &Renewal) -> Answer<Written> {
-    let now = store.clock.now();
-    let statement = query(&store.statements.renew)
-        .bind(key_of(&renewal.key))
-        .bind(owner_of(renewal.token))
-        .bind(integer(now.as_millis()))
-        .bind(integer((now + renewal.lease).as_millis()));
-    if execute(OPERATION, connection, statement).await? == 1 {
-        return Ok(Written::Applied);
-    }
+/// The statement's argument: key, owner and the end of the lease of each.
+fn list(renewals: &[Renewal], now: Timestamp) -> String {
+    let one = |renewal: &Renewal| {
+        let (key, owner) = (renewal.key.to_hex(), renewal.token.bits());
+        format!("[\"{key}\",\"{owner:032x}\",{}]", integer((now + renewal.lease).as_millis()))
+    };
+    format!("[{}]", renewals.iter().map(one).collect::<Vec<_>>().join(","))
+}
+
+/// Why a renewal did nothing.
+async fn refusal(
+    store: &Inner,
+    connection: &mut SqliteConnection,
+    renewal: &Renewal,
+    now: Timestamp,
+) -> Answer<Written> {
     let reading = query(&store.statements.read).bind(integer(now.as_millis())).bind(key_of(&renewal.key));
     let row = reading.fetch_optional(connection).await.map_err(|error| store_error(OPERATION, error))?;
     let mut slot = match row.map(|row| sql::found(OPERATION, &row)) {
@@ -56,8 +70,9 @@ async fn renew_one(store: &Inner, connection: &mut SqliteConnection, renewal: &R
         Some(Err(_)) => return Ok(Written::Lost),
     };
     match transition::renew(&mut slot, renewal, now) {
+        // It can be renewed after all: it was written between the two statements. The next try finds it.
         Written::Applied => {
-            Err(StoreError::new(StoreErrorKind::Refused, OPERATION).with_detail("the row and its record disagree"))
+            Err(StoreError::new(StoreErrorKind::Refused, OPERATION).with_detail("the record changed meanwhile"))
         }
         lost => Ok(lost),
     }

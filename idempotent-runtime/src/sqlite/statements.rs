@@ -60,8 +60,14 @@ impl Statements {
                  WHERE key_hash = ?1 AND owner = ?2 AND {UNFINISHED} AND taken_over = 0 AND expires_at > ?3 AND format = 1"
             )),
             renew: statement(format!(
-                "UPDATE {table} SET lease_until = ?4, expires_at = max(expires_at, ?4 + linger), revision = revision + 1
-                 WHERE key_hash = ?1 AND owner = ?2 AND state = 1 AND lease_until > 0 AND expires_at > ?3 AND format = 1"
+                "WITH renewal (key, token, until) AS MATERIALIZED (
+                     SELECT unhex(value ->> 0), unhex(value ->> 1), value ->> 2 FROM json_each(?1)
+                 )
+                 UPDATE {table} SET lease_until = until, expires_at = max(expires_at, until + linger), revision = revision + 1
+                 FROM renewal
+                 WHERE key_hash = key AND owner = token AND state = 1 AND lease_until > 0 AND expires_at > ?2
+                     AND format = 1
+                 RETURNING key_hash, owner"
             )),
             page: statement(format!(
                 "SELECT ?1, {without_body} FROM {table} WHERE key_hash > ?2 ORDER BY key_hash LIMIT ?3"

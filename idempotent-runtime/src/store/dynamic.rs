@@ -110,7 +110,13 @@ twin! {
 }
 
 /// The store of type `S` in `store`, also behind an `Arc` or two.
-#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
+#[cfg(any(
+    feature = "memory",
+    feature = "postgres",
+    feature = "mysql",
+    feature = "sqlite",
+    all(feature = "redis", feature = "near-cache")
+))]
 pub(crate) fn find<S: Store>(store: &dyn DynStore) -> Option<&S> {
     let any = store.as_any();
     if let Some(erased) = any.downcast_ref::<Arc<dyn DynStore>>() {

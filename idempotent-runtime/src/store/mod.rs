@@ -42,7 +42,13 @@ pub use crate::redis::{RedisAddress, RedisStore, RedisStoreBuilder};
 pub use crate::sqlite::{SqliteStore, SqliteStoreBuilder};
 pub use capability::{Capabilities, StoreClock};
 pub use dynamic::DynStore;
-#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
+#[cfg(any(
+    feature = "memory",
+    feature = "postgres",
+    feature = "mysql",
+    feature = "sqlite",
+    all(feature = "redis", feature = "near-cache")
+))]
 pub(crate) use dynamic::find;
 pub use error::{StoreError, StoreErrorKind};
 pub use record::{CrashPolicy, Reason, Record, State, Token};

@@ -42,6 +42,9 @@ pub struct Claim {
     /// How long the result will be kept, as far as the caller knows. The [commit](Commit::ttl) decides; a store that
     /// plans ahead when it removes a record goes by this.
     pub ttl: Duration,
+    /// Tell with a result when its record expires, also where that costs the store more. Without it, [`Record::expires`]
+    /// of a result may be zero.
+    pub tell_expiry: bool,
     /// Trace context to keep on the record.
     pub trace: Option<Arc<str>>,
 }
@@ -60,6 +63,7 @@ impl Claim {
             linger: Duration::from_secs(30 * 86_400),
             after_expiry: Duration::ZERO,
             ttl: Duration::from_secs(86_400),
+            tell_expiry: false,
             trace: None,
         }
     }

@@ -34,6 +34,7 @@ pub(super) struct Conditions {
     pub(super) request_delay: Duration,
     pub(super) answer_delay: Duration,
     pub(super) flows: bool,
+    pub(super) answers_flow: bool,
     /// Grows when all connections shall end.
     pub(super) ended: u64,
     pub(super) end: Ending,
@@ -42,7 +43,7 @@ pub(super) struct Conditions {
 impl Default for Conditions {
     fn default() -> Self {
         let none = Duration::ZERO;
-        Self { request_delay: none, answer_delay: none, flows: true, ended: 0, end: Ending::Close }
+        Self { request_delay: none, answer_delay: none, flows: true, answers_flow: true, ended: 0, end: Ending::Close }
     }
 }
 
@@ -92,10 +93,10 @@ impl Shared {
         fault::meet(&mut self.plans(), request)
     }
 
-    async fn until_due_and_flowing(&self, due: Instant) {
+    async fn until_due_and(&self, due: Instant, flows: fn(&Conditions) -> bool) {
         tokio::time::sleep_until(due).await;
         // The sender lives as long as `self`.
-        let _ = self.conditions.subscribe().wait_for(|conditions| conditions.flows).await;
+        let _ = self.conditions.subscribe().wait_for(flows).await;
     }
 
     async fn until_all_end(&self, since: u64) -> Ending {
@@ -222,7 +223,7 @@ async fn write_requests(
     shared: &Shared,
 ) -> io::Result<Action> {
     while let Some(message) = requests.recv().await {
-        shared.until_due_and_flowing(message.due).await;
+        shared.until_due_and(message.due, |conditions| conditions.flows).await;
         let (request, has_answer) = if message.understood {
             lock(conversation).request(message.bytes)
         } else {
@@ -262,7 +263,7 @@ async fn write_answers(
     shared: &Shared,
 ) -> io::Result<Action> {
     while let Some(answer) = answers.recv().await {
-        shared.until_due_and_flowing(answer.due).await;
+        shared.until_due_and(answer.due, |conditions| conditions.flows && conditions.answers_flow).await;
         let struck = struck_by(&answer, conversation, unanswered);
         let answer = answer.bytes;
         match struck.as_ref().map(|struck| struck.fault.moment) {

@@ -135,9 +135,15 @@ impl Proxy {
         self.shared.change(|conditions| conditions.flows = false);
     }
 
-    /// Ends [`half_open`](Self::half_open): what has waited is passed on.
+    /// No answer is passed on any more, on all connections, while requests go on to the server: what comes now is what
+    /// clients send without waiting.
+    pub fn hold_answers(&self) {
+        self.shared.change(|conditions| conditions.answers_flow = false);
+    }
+
+    /// Ends [`half_open`](Self::half_open) and [`hold_answers`](Self::hold_answers): what has waited is passed on.
     pub fn heal(&self) {
-        self.shared.change(|conditions| conditions.flows = true);
+        self.shared.change(|conditions| (conditions.flows, conditions.answers_flow) = (true, true));
     }
 
     /// Closes all connections, as a server that ends does.
@@ -196,8 +202,8 @@ impl Proxy {
     }
 
     /// How often clients have waited for the server so far: a request that comes while an answer is still due on its
-    /// connection is on one round trip with the one before it. Pause the server to see what a client sends without
-    /// waiting, or a quick answer may come between two requests that were sent together.
+    /// connection is on one round trip with the one before it. [Hold the answers](Self::hold_answers) to see what a client
+    /// sends without waiting, or a quick answer may come between two requests that were sent together.
     pub fn round_trips(&self) -> usize {
         self.shared.round_trips()
     }

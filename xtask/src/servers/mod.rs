@@ -39,7 +39,7 @@ pub(crate) fn install(_: &Options) -> anyhow::Result<Vec<Command>> {
 
 /// Whether servers of versions that are new enough are there now.
 pub(crate) fn check() -> anyhow::Result<()> {
-    for wanted in &WANTED {
+    for wanted in WANTED.iter().filter(|wanted| wanted.is_for(env::consts::OS)) {
         if let Some(variable) = wanted.url_variable.filter(|variable| is_set(variable)) {
             // Not which: the URL may contain a password.
             let program = wanted.program;
@@ -59,7 +59,8 @@ pub(crate) fn check() -> anyhow::Result<()> {
 fn choose(machine: &Machine) -> anyhow::Result<Vec<Command>> {
     let (has, is_set) = (machine.has_program, machine.is_set);
     let is_named = |wanted: &Wanted| is_set(wanted.variable.0) || wanted.url_variable.is_some_and(is_set);
-    let is_missing = |wanted: &&Wanted| !is_named(wanted) && !(machine.has_server)(wanted);
+    let is_missing =
+        |wanted: &&Wanted| wanted.is_for(machine.system) && !is_named(wanted) && !(machine.has_server)(wanted);
     let missing: Vec<_> = WANTED.iter().filter(is_missing).collect();
     if missing.is_empty() {
         return Ok(Vec::new());
@@ -67,9 +68,10 @@ fn choose(machine: &Machine) -> anyhow::Result<Vec<Command>> {
     match machine.system {
         "linux" if has("apt-get") && machine.administrator => Ok(apt("", &missing)),
         "linux" if has("apt-get") && has("sudo") => Ok(apt("sudo ", &missing)),
-        "macos" if has("brew") => {
-            Ok(vec![Command::program("brew", &format!("install {}", joined(&missing, |wanted| wanted.brew)))])
-        }
+        "macos" if has("brew") => Ok(vec![Command::program(
+            "brew",
+            &format!("install {}", joined(&missing, |wanted| wanted.brew.unwrap_or_default())),
+        )]),
         _ => bail!(
             "this program knows no way to install these here: {}\n{}\n\
              What needs no server runs without: `cargo test`, or single parts as `cargo xtask test clippy`.",
@@ -106,9 +108,10 @@ fn is_in_path(program: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{Machine, WANTED, choose};
+    use super::{Machine, WANTED, Wanted, choose};
 
-    const SERVERS: [&str; 6] = ["redis-server", "postgres", "mariadbd", "pgbouncer", "chromedriver", "curl"];
+    const SERVERS: [&str; 7] =
+        ["redis-server", "postgres", "mariadbd", "pgbouncer", "chromedriver", "curl", "valgrind"];
 
     fn on(
         system: &str,
@@ -148,12 +151,14 @@ mod tests {
             "IDEMPOTENCY_REDIS_URL",
             "IDEMPOTENCY_POSTGRES_URL",
             "IDEMPOTENCY_MARIADB_URL",
+            "VALGRIND",
             "PGBOUNCER",
         ];
-        let programs = ["CHROMEDRIVER", "CURL", "REDIS_SERVER", "POSTGRES_BIN", "MARIADB_SERVER", "PGBOUNCER"];
+        let programs =
+            ["CHROMEDRIVER", "CURL", "REDIS_SERVER", "POSTGRES_BIN", "MARIADB_SERVER", "VALGRIND", "PGBOUNCER"];
         for variables in [urls, programs] {
             assert_eq!(on("linux", true, &[], &["apt-get"], &variables), Ok(vec![]));
-            let commands = on("linux", true, &[], &["apt-get"], &variables[..5]).unwrap();
+            let commands = on("linux", true, &[], &["apt-get"], &variables[..6]).unwrap();
             assert!(commands[1].ends_with("--no-install-recommends pgbouncer"), "{commands:?}");
         }
     }
@@ -162,7 +167,7 @@ mod tests {
     fn debian_installs_all_at_once_as_root_or_with_sudo() {
         let update = "apt-get update";
         let install = "env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
-                       redis-server postgresql mariadb-server pgbouncer chromium chromium-driver curl";
+                       redis-server postgresql mariadb-server pgbouncer chromium chromium-driver curl valgrind";
         let plain = vec![String::from(update), String::from(install)];
         let with_sudo = vec![format!("sudo {update}"), format!("sudo {install}")];
         assert_eq!(on("linux", true, &[], &["apt-get"], &[]), Ok(plain.clone()));
@@ -186,7 +191,8 @@ mod tests {
         ];
         for (system, administrator, programs) in machines {
             let message = on(system, administrator, &["mariadbd"], programs, &[]).unwrap_err();
-            for wanted in WANTED.iter().filter(|wanted| wanted.program != "mariadbd") {
+            let missing = |wanted: &&Wanted| wanted.program != "mariadbd" && wanted.is_for(system);
+            for wanted in WANTED.iter().filter(missing) {
                 for part in [wanted.program, wanted.variable.0, wanted.url_variable.unwrap_or_default(), "cargo test"] {
                     assert!(message.contains(part), "{system}: {message}");
                 }

@@ -1,4 +1,4 @@
-//! The servers that the tests start, and the programs that talk to them.
+//! The servers that the tests start, and the programs that talk to them or count what is done.
 
 use std::path::PathBuf;
 
@@ -13,7 +13,8 @@ pub(super) struct Wanted {
     /// Where its program is. The tests look there too.
     pub(super) find: fn() -> anyhow::Result<PathBuf>,
     pub(super) apt: &'static str,
-    pub(super) brew: &'static str,
+    /// `None`: there is none for macOS, where the tests do without.
+    pub(super) brew: Option<&'static str>,
     /// The environment variable that says where the program is, and what its value is.
     pub(super) variable: (&'static str, &'static str),
     /// The environment variable that names a server to use, so that none is installed.
@@ -22,13 +23,13 @@ pub(super) struct Wanted {
     pub(super) lowest: (u32, u32),
 }
 
-pub(super) const WANTED: [Wanted; 6] = [
+pub(super) const WANTED: [Wanted; 7] = [
     Wanted {
         name: "Redis, or Valkey,",
         program: "redis-server",
         find: || binary::find("redis-server", "REDIS_SERVER"),
         apt: "redis-server",
-        brew: "redis",
+        brew: Some("redis"),
         variable: ("REDIS_SERVER", "the path of the program"),
         url_variable: Some("IDEMPOTENCY_REDIS_URL"),
         lowest: (7, 0),
@@ -38,7 +39,7 @@ pub(super) const WANTED: [Wanted; 6] = [
         program: "postgres",
         find: || binary::postgres("postgres"),
         apt: "postgresql",
-        brew: "postgresql@16",
+        brew: Some("postgresql@16"),
         variable: ("POSTGRES_BIN", "the directory of its programs"),
         url_variable: Some("IDEMPOTENCY_POSTGRES_URL"),
         lowest: (13, 0),
@@ -48,7 +49,7 @@ pub(super) const WANTED: [Wanted; 6] = [
         program: "mariadbd",
         find: || binary::mariadb("mariadbd"),
         apt: "mariadb-server",
-        brew: "mariadb",
+        brew: Some("mariadb"),
         variable: ("MARIADB_SERVER", "the path of the program"),
         url_variable: Some("IDEMPOTENCY_MARIADB_URL"),
         lowest: (10, 5),
@@ -58,7 +59,7 @@ pub(super) const WANTED: [Wanted; 6] = [
         program: "pgbouncer",
         find: || binary::find("pgbouncer", "PGBOUNCER"),
         apt: "pgbouncer",
-        brew: "pgbouncer",
+        brew: Some("pgbouncer"),
         variable: ("PGBOUNCER", "the path of the program"),
         url_variable: None,
         lowest: (1, 12),
@@ -68,7 +69,7 @@ pub(super) const WANTED: [Wanted; 6] = [
         program: "chromedriver",
         find: || binary::find("chromedriver", "CHROMEDRIVER"),
         apt: "chromium chromium-driver",
-        brew: "chromium chromedriver",
+        brew: Some("chromium chromedriver"),
         variable: ("CHROMEDRIVER", "the path of the program"),
         url_variable: None,
         lowest: (115, 0),
@@ -78,15 +79,30 @@ pub(super) const WANTED: [Wanted; 6] = [
         program: "curl",
         find: || binary::find("curl", "CURL"),
         apt: "curl",
-        brew: "curl",
+        brew: Some("curl"),
         variable: ("CURL", "the path of the program"),
         url_variable: None,
         // The first with `--json`.
         lowest: (7, 82),
     },
+    Wanted {
+        name: "Valgrind",
+        program: "valgrind",
+        find: || binary::find("valgrind", "VALGRIND"),
+        apt: "valgrind",
+        brew: None,
+        variable: ("VALGRIND", "the path of the program"),
+        url_variable: None,
+        lowest: (3, 18),
+    },
 ];
 
 impl Wanted {
+    /// Whether the tests want it on this system, as in [`std::env::consts::OS`].
+    pub(super) fn is_for(&self, system: &str) -> bool {
+        system != "macos" || self.brew.is_some()
+    }
+
     /// What to do where it cannot be installed.
     pub(super) fn advice(&self) -> String {
         let (major, minor) = self.lowest;

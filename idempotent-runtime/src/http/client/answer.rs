@@ -5,12 +5,12 @@ use std::time::{Duration, SystemTime};
 use http::header::{CONTENT_TYPE, DATE, HeaderName, RETRY_AFTER};
 use http::{StatusCode, response};
 
-use super::super::headers::IDEMPOTENCY_REPLAYED;
+use super::super::headers::{IDEMPOTENCY_BYPASSED, IDEMPOTENCY_REPLAYED};
 
 /// Whether the same request can get another answer later, and is safe to send again.
 pub(super) fn can_change(answer: &response::Parts) -> bool {
-    // What comes from a record stays what it is.
-    if answer.headers.contains_key(IDEMPOTENCY_REPLAYED) {
+    // What comes from a record stays what it is. What ran without one has run, and would run again.
+    if [IDEMPOTENCY_REPLAYED, IDEMPOTENCY_BYPASSED].iter().any(|marker| answer.headers.contains_key(marker)) {
         return false;
     }
     match answer.status {
@@ -67,7 +67,9 @@ mod tests {
         let later = ("retry-after", "1");
         for status in [408, 425, 429, 502, 503, 504] {
             assert!(can_change(&answer(status, &[])), "{status}");
-            assert!(!can_change(&answer(status, &[("idempotency-replayed", "true")])), "{status} from a record");
+            for marker in ["idempotency-replayed", "idempotency-bypassed"] {
+                assert!(!can_change(&answer(status, &[(marker, "true")])), "{status} with {marker}");
+            }
         }
         for status in [200, 201, 204, 301, 400, 401, 403, 404, 410, 413, 422, 500, 501, 505] {
             assert!(!can_change(&answer(status, &[problem, later])), "{status}");

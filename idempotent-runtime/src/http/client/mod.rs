@@ -74,7 +74,7 @@
 //! | no answer within [`with_attempt_timeout`](ClientLayer::with_attempt_timeout) | again |
 //! | 408, 425, 429, 502, 503, 504 | again |
 //! | 409 with `Retry-After` and problem details: the first request still runs | again |
-//! | `Idempotency-Replayed: true`, whatever the status | given back |
+//! | `Idempotency-Replayed: true` or `Idempotency-Bypassed: true`, whatever the status | given back |
 //! | everything else, 400, other 409 and 422 and 500 among it | given back, unless [`with_retried_answers`](ClientLayer::with_retried_answers) says otherwise |
 //!
 //! Between two attempts there is a pause of a random length, up to a bound that doubles each time, and at least what

@@ -1,0 +1,32 @@
+//! The memory store and the near cache beside a plain cache with the same decoding.
+
+use std::sync::Arc;
+
+use idempotency::Idempotency;
+use idempotency::store::MemoryStore;
+
+use crate::measure::{Row, Target, Turns, latency};
+use crate::receipt::{HOT, Order, Receipt, charge, decode};
+use crate::redis::World;
+
+pub async fn rows() -> anyhow::Result<Vec<Row>> {
+    let plain: moka::sync::Cache<String, Arc<Vec<u8>>> = moka::sync::Cache::new(10_000);
+    plain.insert(format!("bench:{HOT}"), Arc::new(serde_json::to_vec(&Receipt::of(&Order::new(HOT)))?));
+    let get = |_| async {
+        let body = plain.get(&format!("bench:{HOT}"));
+        body.map_or(Ok(()), |body| decode(&body).map(drop))
+    };
+    let turns = Turns { rounds: 20, calls: 20_000 };
+
+    let world = World::new().await?;
+    let store = idempotency::store::RedisStore::connect(&world.server.url()).await?;
+    let near = Idempotency::builder(store).near_cache(64 * 1024 * 1024).build();
+    let memory = Idempotency::new(MemoryStore::new());
+    // Who calls has the request already.
+    let order = Order::new(HOT);
+    let of_near = Row::new("near-cache hit, p50", "`moka` get + decode", Target::AtMost(3.0));
+    let of_near = latency(of_near, turns, |_| async { Ok(charge(&near, &order).await.map(drop)?) }, get).await?;
+    let of_memory = Row::new("memory store hit, p50", "`moka` get + decode", Target::AtMost(4.0));
+    let of_memory = latency(of_memory, turns, |_| async { Ok(charge(&memory, &order).await.map(drop)?) }, get).await?;
+    Ok(vec![of_near, of_memory])
+}

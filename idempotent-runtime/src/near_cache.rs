@@ -1,0 +1,145 @@
+//! Results that this process has seen: repeated calls of hot keys are answered without asking the store.
+//!
+//! A completed record never changes; it only ends, by its expiry or because somebody removes it. Its expiry is known when
+//! it is kept. A removal by this engine is known at once, and one by others where the store can push. All others show
+//! after `near_cache_ttl`.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use moka::sync::Cache;
+
+use crate::clock::Clock;
+use crate::key::KeyHash;
+use crate::store::{DynStore, Record, State};
+
+/// What an entry takes beside the body, in bytes.
+const OVERHEAD: usize = 512;
+/// Changes are counted for so many groups of keys.
+const GROUPS: usize = 1024;
+
+pub(crate) struct NearCache {
+    entries: Cache<KeyHash, Arc<Entry>>,
+    ttl: Duration,
+    clock: Arc<dyn Clock>,
+    /// How often a record of the group was seen to change. What was asked before a change is not kept after it.
+    changes: Box<[AtomicU64]>,
+    /// All changes before this monotonic time are known, in nanoseconds.
+    known_until: AtomicU64,
+}
+
+struct Entry {
+    record: Arc<Record>,
+    /// Monotonic time at which the store was asked.
+    asked: Duration,
+    /// Monotonic time at which the record has expired.
+    until: Duration,
+}
+
+impl NearCache {
+    /// Of at most `max_bytes`.
+    pub(crate) fn new(max_bytes: u64, ttl: Duration, clock: Arc<dyn Clock>) -> Self {
+        let weight = |_: &KeyHash, entry: &Arc<Entry>| {
+            u32::try_from(entry.record.body.len().saturating_add(OVERHEAD)).unwrap_or(u32::MAX)
+        };
+        Self {
+            entries: Cache::builder().max_capacity(max_bytes).weigher(weight).build(),
+            ttl,
+            clock,
+            changes: (0..GROUPS).map(|_| AtomicU64::new(0)).collect(),
+            known_until: AtomicU64::new(0),
+        }
+    }
+
+    /// The record, while it is known to be there, or was there not long ago.
+    pub(crate) fn get(&self, key: &KeyHash) -> Option<Arc<Record>> {
+        let entry = self.entries.get(key)?;
+        let now = self.clock.monotonic();
+        let seen = entry.asked.max(Duration::from_nanos(self.known_until.load(Ordering::Acquire)));
+        if now < entry.until && now < seen.saturating_add(self.ttl) {
+            return Some(entry.record.clone());
+        }
+        self.entries.invalidate(key);
+        None
+    }
+
+    /// To be called before the store is asked for the record.
+    pub(crate) fn ask(&self, key: KeyHash) -> Asked<'_> {
+        Asked { cache: self, key, changes: self.changes(&key).load(Ordering::SeqCst), since: self.clock.monotonic() }
+    }
+
+    /// The record is not what it was.
+    pub(crate) fn forget(&self, key: &KeyHash) {
+        // First: who is about to keep what it read before looks at this once more afterwards.
+        self.changes(key).fetch_add(1, Ordering::SeqCst);
+        self.entries.invalidate(key);
+    }
+
+    /// No record may be what it was.
+    #[cfg_attr(not(feature = "redis"), expect(dead_code, reason = "only a store that pushes asks for it"))]
+    pub(crate) fn forget_all(&self) {
+        for changes in &self.changes {
+            changes.fetch_add(1, Ordering::SeqCst);
+        }
+        self.entries.invalidate_all();
+    }
+
+    /// Every change before `monotonic` has been [forgotten](Self::forget).
+    #[cfg_attr(not(feature = "redis"), expect(dead_code, reason = "only a store that pushes asks for it"))]
+    pub(crate) fn knows_changes_until(&self, monotonic: Duration) {
+        let nanos = u64::try_from(monotonic.as_nanos()).unwrap_or(u64::MAX);
+        self.known_until.store(nanos, Ordering::Release);
+    }
+
+    /// How often to ask whether a connection that pushes still does.
+    #[cfg(feature = "redis")]
+    pub(crate) fn ttl(&self) -> Duration {
+        self.ttl
+    }
+
+    /// Learns of what others change, if `store` tells.
+    #[cfg_attr(not(feature = "redis"), expect(clippy::unused_async, reason = "only Redis tells"))]
+    pub(crate) async fn follow(self: Arc<Self>, store: Arc<dyn DynStore>) {
+        #[cfg(feature = "redis")]
+        if let Some(redis) = crate::store::find::<crate::store::RedisStore>(&*store) {
+            redis.follow(&self).await;
+        }
+        drop(store);
+    }
+
+    fn changes(&self, key: &KeyHash) -> &AtomicU64 {
+        let [first, second, ..] = key.as_bytes();
+        &self.changes[usize::from(u16::from_be_bytes([*first, *second])) % GROUPS]
+    }
+}
+
+/// A question to the store that is under way.
+pub(crate) struct Asked<'cache> {
+    cache: &'cache NearCache,
+    key: KeyHash,
+    changes: u64,
+    since: Duration,
+}
+
+impl Asked<'_> {
+    /// Keeps the record that the store answered with, if it is a result whose expiry is told.
+    pub(crate) fn found(self, record: &Arc<Record>) {
+        self.keep(record, record.expires.saturating_duration_since(record.read_at));
+    }
+
+    /// Keeps `record`, a result that the store keeps for `left` from when it was asked, or longer.
+    pub(crate) fn keep(self, record: &Arc<Record>, left: Duration) {
+        let Self { cache, key, changes, since } = self;
+        let is_unchanged = || cache.changes(&key).load(Ordering::SeqCst) == changes;
+        if record.state != State::Completed || left.is_zero() || !is_unchanged() {
+            return;
+        }
+        let entry = Entry { record: record.clone(), asked: since, until: since.saturating_add(left) };
+        cache.entries.insert(key, Arc::new(entry));
+        // A change after the first look found nothing to take away.
+        if !is_unchanged() {
+            cache.entries.invalidate(&key);
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! Telling the near cache what others change: invalidation messages of `CLIENT TRACKING … BCAST`, on a connection of its
+//! own.
+//!
+//! The server sends the name of every record that changes, and has nothing to remember for it. A message can be late
+//! only as long as the connection is: what was sent before a question is there when its answer is, but for the messages of
+//! the moment in which the server answers. Those are there with the next answer.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use redis::{PushInfo, PushKind, RedisResult, Value};
+
+use super::RedisStore;
+use super::error::{is_refused_command, store_error};
+use crate::key::KeyHash;
+use crate::near_cache::NearCache;
+
+/// Before a broken connection is made anew.
+const PAUSE: Duration = Duration::from_millis(500);
+
+impl RedisStore {
+    /// Tells `near_cache` of all changes, until it is dropped.
+    pub(crate) async fn follow(&self, near_cache: &Arc<NearCache>) {
+        loop {
+            let Err(error) = self.follow_connected(near_cache).await;
+            let error = store_error("follow", error);
+            if is_refused_command(&error) {
+                tracing::warn!(%error, "the server refuses tracking: the near cache learns of removals by its time limit");
+                return;
+            }
+            tracing::debug!(%error, "the near cache learns nothing of changes for now");
+            self.0.clock.sleep(PAUSE).await;
+        }
+    }
+
+    async fn follow_connected(&self, near_cache: &Arc<NearCache>) -> RedisResult<std::convert::Infallible> {
+        let (told, prefix) = (near_cache.clone(), self.0.prefix.clone());
+        let config = self.0.config.clone().set_push_sender(move |push| {
+            tell(&told, &prefix, &push);
+            Ok::<(), redis::aio::SendError>(())
+        });
+        let mut connection = self.0.client.get_multiplexed_async_connection_with_config(&config).await?;
+        let mut track = redis::cmd("CLIENT");
+        track.arg("TRACKING").arg("ON").arg("BCAST").arg("PREFIX").arg(&self.0.prefix);
+        track.query_async::<()>(&mut connection).await?;
+        // Nobody told of what changed before.
+        near_cache.forget_all();
+        let mut last = None;
+        loop {
+            let sent = self.0.clock.monotonic();
+            // Any question would do; this one is among the rights that the store has.
+            redis::cmd("TIME").query_async::<()>(&mut connection).await?;
+            if let Some(last) = last.replace(sent) {
+                near_cache.knows_changes_until(last);
+            }
+            self.0.clock.sleep(near_cache.ttl() / 5).await;
+        }
+    }
+}
+
+fn tell(near_cache: &NearCache, prefix: &str, push: &PushInfo) {
+    if push.kind != PushKind::Invalidate {
+        return;
+    }
+    let Some(Value::Array(names)) = push.data.first() else {
+        // A flush.
+        near_cache.forget_all();
+        return;
+    };
+    for name in names {
+        let Value::BulkString(name) = name else { continue };
+        // Longer names are of values that a record will get.
+        let hash = name.strip_prefix(prefix.as_bytes()).and_then(|name| name.strip_prefix(b"{")?.strip_suffix(b"}"));
+        if let Some(key) = hash.and_then(|hash| str::from_utf8(hash).ok()?.parse::<KeyHash>().ok()) {
+            near_cache.forget(&key);
+        }
+    }
+}

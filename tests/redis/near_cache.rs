@@ -1,0 +1,174 @@
+//! The near cache on Redis: hot hits send nothing, and the server tells what others remove.
+
+use std::time::{Duration, Instant};
+
+use idempotency::{Builder, Call, Error, Report, observe};
+use idempotency_test_support::deadline::{eventually_async, eventually_within};
+use idempotency_test_support::proxy::{Action, Fault, Moment};
+use idempotency_test_support::server::RedisOptions;
+
+use crate::world::{DAY, OPERATION, World, patient};
+
+/// So long that nothing is asked again because of it.
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// An engine with a near cache that the server tells of all changes from now on.
+async fn world(configure: impl FnOnce(Builder) -> Builder) -> anyhow::Result<World> {
+    let options = RedisOptions::new().debug_command();
+    let world = World::on(options, patient, |builder| configure(builder.near_cache(1_000_000))).await?;
+    world.warm_up().await?;
+    is_followed(&world).await?;
+    // One for the connection of the commands. The other comes when nothing from before is near any more.
+    eventually_async("the first question", async || world.proxy.requests_of("TIME") >= 2).await?;
+    Ok(world)
+}
+
+async fn charged(world: &World, key: u64) -> (String, Report) {
+    let (result, report) = observe(world.charge(key)).await;
+    (result.expect("the server answers"), report.expect("the call reports"))
+}
+
+/// Makes the first call with this key, and lets the message about its commit come, which takes the result away again.
+async fn near(world: &World, key: u64) -> anyhow::Result<String> {
+    let receipt = world.charge(key).await?;
+    eventually_async("the message", async || !charged(world, key).await.1.near_cached).await?;
+    assert!(charged(world, key).await.1.near_cached);
+    Ok(receipt)
+}
+
+/// The connections to which the server tells all changes.
+async fn followers(world: &World) -> anyhow::Result<Vec<String>> {
+    let field = |client: &str, name: &str| {
+        let value = client.split_whitespace().find_map(|field| field.strip_prefix(name));
+        value.unwrap_or_default().to_owned()
+    };
+    let clients = world.server.command(&["CLIENT", "LIST"]).await?;
+    Ok(clients
+        .lines()
+        .filter(|client| field(client, "flags=").contains('B'))
+        .map(|client| field(client, "id="))
+        .collect())
+}
+
+async fn is_followed(world: &World) -> anyhow::Result<()> {
+    let one = async || followers(world).await.is_ok_and(|followers| followers.len() == 1);
+    eventually_async("a connection that follows", one).await
+}
+
+#[tokio::test]
+async fn a_hot_hit_sends_nothing() -> anyhow::Result<()> {
+    let world = world(|builder| builder.near_cache_ttl(HOUR)).await?;
+    let receipt = near(&world, 1).await?;
+    let before = world.proxy.requests();
+    for _ in 0..100 {
+        let (replayed, report) = charged(&world, 1).await;
+        assert_eq!((&replayed, report.near_cached), (&receipt, true));
+    }
+    assert_eq!(world.proxy.requests(), before);
+    assert_eq!(world.count(1), 1);
+    Ok(())
+}
+
+/// The server would tell of an expiry, but not of one that it has not noticed.
+#[tokio::test]
+async fn a_result_of_another_process_is_replayed_no_longer_than_its_record_lives() -> anyhow::Result<()> {
+    let world = world(|builder| builder.near_cache_ttl(HOUR)).await?;
+    world.server.command(&["DEBUG", "SET-ACTIVE-EXPIRE", "0"]).await?;
+    let elsewhere = world.elsewhere();
+    let call = |call: Call| call.ttl(Duration::from_secs(6)).lease(Duration::from_secs(5));
+    call(elsewhere.call(OPERATION, 1)).run(|| async { Ok::<_, Error>(world.effect(1)) }).await?;
+    let replayed = async || {
+        let replayed = call(world.call(1)).run(|| async { Ok::<_, Error>(world.effect(1)) });
+        let (receipt, report) = observe(replayed).await;
+        (receipt.expect("the server answers"), report.expect("the call reports"))
+    };
+    let mut hits = 0;
+    let ran_again = async || {
+        let (receipt, report) = replayed().await;
+        hits += usize::from(report.near_cached && receipt == "receipt 1.1");
+        receipt == "receipt 1.2"
+    };
+    eventually_async("the record to expire", ran_again).await?;
+    assert!(hits > 0, "it was near before");
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_another_process_forgets_is_replayed_no_more() -> anyhow::Result<()> {
+    let world = world(|builder| builder.near_cache_ttl(HOUR)).await?;
+    near(&world, 1).await?;
+    world.elsewhere().record(OPERATION, 1).forget().await?;
+    eventually_async("the message", async || charged(&world, 1).await.0 == "receipt 1.2").await?;
+    assert_eq!(world.count(1), 2);
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_a_flush_removes_is_replayed_no_more() -> anyhow::Result<()> {
+    let world = world(|builder| builder.near_cache_ttl(HOUR)).await?;
+    near(&world, 1).await?;
+    world.server.command(&["FLUSHALL"]).await?;
+    eventually_async("the message", async || charged(&world, 1).await.0 == "receipt 1.2").await
+}
+
+#[tokio::test]
+async fn what_others_change_leaves_the_rest_near() -> anyhow::Result<()> {
+    let world = world(|builder| builder.near_cache_ttl(HOUR)).await?;
+    near(&world, 1).await?;
+    for key in 100..150 {
+        world.elsewhere().call(OPERATION, key).ttl(DAY).run(|| async { Ok::<_, Error>(()) }).await?;
+    }
+    world.elsewhere().record(OPERATION, 100).forget().await?;
+    assert!(charged(&world, 1).await.1.near_cached);
+    Ok(())
+}
+
+/// It stays near for longer than the limit, because the server would have told of a change.
+#[tokio::test]
+async fn while_the_server_tells_the_time_limit_does_not_count() -> anyhow::Result<()> {
+    const LIMIT: Duration = Duration::from_secs(9);
+    let world = world(|builder| builder.near_cache_ttl(LIMIT)).await?;
+    near(&world, 1).await?;
+    let (mut since, mut last) = (Instant::now(), Instant::now());
+    let stayed = async || {
+        let report = charged(&world, 1).await.1;
+        let stood_still = last.elapsed() > LIMIT / 3;
+        assert!(report.near_cached || stood_still, "asked for after {:?}", since.elapsed());
+        last = Instant::now();
+        if stood_still {
+            // What the server told while the machine stood still says nothing.
+            since = last;
+        }
+        since.elapsed() > LIMIT + LIMIT / 3
+    };
+    eventually_within(Duration::from_secs(120), "the limit", stayed).await
+}
+
+/// The connection on which the server tells is cut, and none can be made anew.
+#[tokio::test]
+async fn without_the_connection_the_time_limit_counts() -> anyhow::Result<()> {
+    let world = world(|builder| builder.near_cache_ttl(Duration::from_secs(2))).await?;
+    near(&world, 1).await?;
+    world.proxy.every(|request| request.mentions("BCAST"), Fault::new(Moment::BeforeRequest, Action::Close));
+    for follower in followers(&world).await? {
+        world.server.command(&["CLIENT", "KILL", "ID", &follower]).await?;
+    }
+    world.elsewhere().record(OPERATION, 1).forget().await?;
+    eventually_async("the time limit", async || charged(&world, 1).await.0 == "receipt 1.2").await?;
+    assert_eq!(followers(&world).await?.len(), 0);
+    Ok(())
+}
+
+/// What changed between the two connections is not known, so nothing stays.
+#[tokio::test]
+async fn a_connection_that_was_cut_is_made_anew_and_forgets_all() -> anyhow::Result<()> {
+    let world = world(|builder| builder.near_cache_ttl(Duration::from_secs(20))).await?;
+    near(&world, 1).await?;
+    let before = followers(&world).await?;
+    world.proxy.close_all();
+    world.elsewhere().record(OPERATION, 1).forget().await?;
+    eventually_async("the other connection", async || charged(&world, 1).await.0 == "receipt 1.2").await?;
+    is_followed(&world).await?;
+    assert_ne!(followers(&world).await?, before);
+    Ok(())
+}

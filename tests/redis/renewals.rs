@@ -1,0 +1,81 @@
+//! The leases of a process are renewed together.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::try_join_all;
+use idempotency::testing::ManualClock;
+use idempotency::{Context, Error, Idempotency};
+use idempotency_test_support::deadline::{eventually_within, within};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinHandle;
+
+use crate::world::{DAY, OPERATION, World, patient};
+
+const CALLS: usize = 10_000;
+/// No claim ends by itself on the server, whose clock goes on: the engine's is moved by the test.
+const LEASE: Duration = Duration::from_secs(3_600);
+/// For what ten thousand calls do on a busy machine.
+const LONG: Duration = Duration::from_secs(120);
+
+/// Calls of `engine` whose bodies are under way until `finished`.
+async fn running(
+    engine: &Idempotency,
+    keys: std::ops::Range<usize>,
+    finished: &watch::Receiver<bool>,
+) -> anyhow::Result<Vec<JoinHandle<Result<bool, Error>>>> {
+    let (count, started) = (u32::try_from(keys.len())?, Arc::new(Semaphore::new(0)));
+    let calls = keys.map(|key| {
+        let (engine, started, mut finished) = (engine.clone(), started.clone(), finished.clone());
+        tokio::spawn(async move {
+            let body = || async move {
+                started.add_permits(1);
+                let _ = finished.wait_for(|finished| *finished).await;
+                Ok::<_, Error>(!Context::current().lease_lost())
+            };
+            engine.call(OPERATION, key).ttl(DAY).run(body).await
+        })
+    });
+    let calls = calls.collect();
+    tokio::time::timeout(LONG, started.acquire_many(count)).await??.forget();
+    Ok(calls)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ten_thousand_leases_are_renewed_in_one_round_trip() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    let clock = ManualClock::new();
+    let url = world.proxy.url(&world.server.url());
+    let store = patient(&url).response_timeout(LONG).connect().await?;
+    let engine = Idempotency::builder(store).clock(clock.clone()).lease(LEASE).build();
+    let renewals = || world.proxy.requests_of("EVALSHA");
+    let renewed = async |what: &str, count| {
+        eventually_within(LONG, what, async || renewals() >= count).await?;
+        anyhow::Ok(())
+    };
+
+    // Makes the connection for renewals, and loads the script: the first try finds none.
+    let (finish, finished) = watch::channel(false);
+    let early = running(&engine, 0..1, &finished).await?;
+    clock.advance(LEASE / 3);
+    renewed("the first renewal", 2).await?;
+    finish.send(true)?;
+    try_join_all(early).await?;
+
+    let (finish, finished) = watch::channel(false);
+    let calls = running(&engine, 1..CALLS + 1, &finished).await?;
+    let (before, trips) = (world.proxy.requests(), world.proxy.round_trips());
+    // What is sent while nothing is answered has not waited for anything.
+    world.proxy.hold_answers();
+    clock.advance(LEASE / 3);
+    let all = async || world.proxy.requests() >= before + CALLS;
+    eventually_within(LONG, "all renewals", all).await?;
+    assert_eq!(world.proxy.round_trips() - trips, 1);
+    world.proxy.heal();
+    finish.send(true)?;
+    for call in calls {
+        assert!(within("the end of a call", call).await???, "the lease was renewed");
+    }
+    assert_eq!(world.proxy.requests() - before, 2 * CALLS, "a renewal and a commit for each");
+    Ok(())
+}
