@@ -39,7 +39,6 @@ async fn cached_in_memory(id: u64) -> Receipt {
     Receipt::of(&Order::new(id))
 }
 
-#[allow(clippy::unused_async, reason = "it is an async function that is kept")]
 /// Where `cached` finds its server; it asks once.
 static REDIS: OnceLock<String> = OnceLock::new();
 
@@ -49,6 +48,7 @@ async fn cache() -> AsyncRedisCache<u64, Receipt> {
     cache.expect("the server of this measurement runs")
 }
 
+#[allow(clippy::unused_async, reason = "it is an async function that is kept")]
 #[concurrent_cached(
     map_error = |error| Failed(format!("{error:?}")),
     ty = "AsyncRedisCache<u64, Receipt>",
