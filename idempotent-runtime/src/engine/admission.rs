@@ -64,30 +64,34 @@ const LATE_CLAIMS: usize = 1;
 
 pub(crate) async fn admit(request: Request) -> Admission {
     let call = match request.check() {
-        Ok(call) => Arc::new(call),
+        Ok(call) => call,
         Err(error) => return Admission::Answer(Answer::Refused(error)),
     };
     let scope = Scope::current();
     let mut report = Report::new(call.operation.clone(), call.key);
-    let observe = |report: Report| scope.observer().into_iter().for_each(|observer| observer.report(report.clone()));
     if call.engine.operations.is_disabled(&call.operation) {
         tracing::warn!(operation = %call.operation, key = %call.key, "the operation is disabled: the body runs unprotected");
         report.bypassed = true;
-        observe(report);
+        scope.report(&report);
         return Admission::Bypass(scope.of_body(Context::unprotected(&call.engine, &call.operation, call.key)));
     }
+    // A key with a window has more than one record.
+    let answer = if call.windowed.is_none() { at_hand(&call, &scope, &mut report) } else { Ok(None) };
+    match answer {
+        // On the heap: a call that is answered by then does not carry the way to the store along.
+        Ok(None) => Box::pin(admit_by_store(Arc::new(call), scope, report)).await,
+        Ok(Some(record)) => replay(record, call.version, report, &scope),
+        Err(error) => refuse(error, &report, &scope),
+    }
+}
+
+async fn admit_by_store(call: Arc<Checked>, scope: Scope, mut report: Report) -> Admission {
     let sought = match &call.windowed {
-        None => seek(&call, &scope, &mut report).await.map(|sought| (call.clone(), sought)),
-        Some(windowed) => Box::pin(seek_in_windows(&call, windowed, &scope, &mut report)).await,
+        None => seek_in_store(&call, &scope, &mut report).await.map(|sought| (call.clone(), sought)),
+        Some(windowed) => seek_in_windows(&call, windowed, &scope, &mut report).await,
     };
     match sought {
-        Ok((call, Sought::Found(record))) => {
-            report.replayed = record.state.is_answer();
-            report.attempt = record.attempts;
-            tracing::debug!(operation = %call.operation, key = %call.key, attempt = record.attempts, "replayed");
-            observe(report);
-            Admission::Answer(stored(record, call.version))
-        }
+        Ok((call, Sought::Found(record))) => replay(record, call.version, report, &scope),
         // The record wants the outside world to be asked, and this caller has no question. A store that grants it the
         // claim all the same does not make its body run.
         Ok((call, Sought::Running(running))) if running.must_ask() && call.policy != CrashPolicy::Verify => {
@@ -97,12 +101,23 @@ pub(crate) async fn admit(request: Request) -> Admission {
             Admission::Answer(Answer::Refused(in_doubt(&call, &left)))
         }
         Ok((_, Sought::Running(running))) => Admission::Run(running),
-        Err(error) => {
-            tracing::debug!(operation = %call.operation, key = %call.key, kind = ?error.kind(), "refused");
-            observe(report);
-            Admission::Answer(Answer::Refused(error))
-        }
+        Err(error) => refuse(error, &report, &scope),
     }
+}
+
+/// Answers with `record`, for a call that reads schema `version`.
+fn replay(record: Arc<Record>, version: u32, mut report: Report, scope: &Scope) -> Admission {
+    report.replayed = record.state.is_answer();
+    report.attempt = record.attempts;
+    tracing::debug!(operation = %report.operation, key = %report.key, attempt = report.attempt, "replayed");
+    scope.report(&report);
+    Admission::Answer(stored(record, version))
+}
+
+fn refuse(error: Error, report: &Report, scope: &Scope) -> Admission {
+    tracing::debug!(operation = %report.operation, key = %report.key, kind = ?error.kind(), "refused");
+    scope.report(report);
+    Admission::Answer(Answer::Refused(error))
 }
 
 pub(super) enum Sought {
@@ -114,8 +129,7 @@ pub(super) enum Sought {
 pub(super) async fn seek(call: &Arc<Checked>, scope: &Scope, report: &mut Report) -> Result<Sought, Error> {
     match at_hand(call, scope, report)? {
         Some(record) => Ok(Sought::Found(record)),
-        // On the heap: a call that is answered by then does not carry the way to the store along.
-        None => Box::pin(seek_in_store(call, scope, report)).await,
+        None => seek_in_store(call, scope, report).await,
     }
 }
 

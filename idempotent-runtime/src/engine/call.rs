@@ -400,7 +400,7 @@ impl Request {
         };
         let (policy, version, count_attempts) = (self.policy, self.version, self.count_attempts);
         Ok(Checked {
-            engine: engine.clone(),
+            engine,
             operation,
             key,
             windowed,

@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::sync::{Arc, OnceLock};
 
-use super::report::Observer;
+use super::report::{Observer, Report};
 use super::{Idempotency, Inner};
 use crate::context::Context;
 use crate::error::{Error, ErrorKind};
@@ -87,6 +87,13 @@ impl Scope {
 
     pub(crate) fn observer(&self) -> Option<&Observer> {
         self.0.as_ref()?.observer.as_ref()
+    }
+
+    /// Tells the observer of the calls that are made here.
+    pub(crate) fn report(&self, report: &Report) {
+        if let Some(observer) = self.observer() {
+            observer.report(report.clone());
+        }
     }
 
     /// Runs `function` with this scope as the current one.

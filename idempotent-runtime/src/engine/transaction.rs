@@ -113,11 +113,10 @@ async fn seek<X: SqlTransaction + ?Sized>(request: Request, transaction: &mut X)
     }
     let (engine, scope) = (call.engine.clone(), Scope::current());
     let mut report = Report::new(call.operation.clone(), call.key);
-    let observe = |report: &Report| scope.observer().into_iter().for_each(|observer| observer.report(report.clone()));
     if engine.operations.is_disabled(&call.operation) {
         tracing::warn!(operation = %call.operation, key = %call.key, "the operation is disabled: the body runs unprotected");
         report.bypassed = true;
-        observe(&report);
+        scope.report(&report);
         let scope = scope.of_body(Context::unprotected(&engine, &call.operation, call.key));
         return Ok(Sought::Run { claimed: None, scope });
     }
@@ -142,7 +141,7 @@ async fn seek<X: SqlTransaction + ?Sized>(request: Request, transaction: &mut X)
     let claimed = claimed.map_err(|error| engine.store_error(error).of_record(Some(&call.operation), &call.key))?;
     let record = match claimed {
         None => {
-            observe(&report);
+            scope.report(&report);
             let detail = format!("another transaction has held it for {patience:?}");
             return Err(call.refused(ErrorKind::InProgress).with_detail(detail));
         }
@@ -158,7 +157,7 @@ async fn seek<X: SqlTransaction + ?Sized>(request: Request, transaction: &mut X)
     };
     report.replayed = record.state.is_answer();
     report.attempt = record.attempts;
-    observe(&report);
+    scope.report(&report);
     match judge(&call, &record) {
         Judged::Final => Ok(Sought::Found(Arc::new(record))),
         Judged::Refused(error) => Err(error),
