@@ -46,6 +46,7 @@ pub(super) async fn finish(mut running: Box<Running>, ending: Ending) -> Verdict
             return conclude(&mut running, Verdict::Own, None);
         }
         Ending::Hold => {
+            steps_are_settled(&running).await;
             park(&running, Reason::Error, Duration::ZERO).await;
             return conclude(&mut running, Verdict::Own, None);
         }
@@ -149,18 +150,24 @@ fn adoption(running: &Running, ttl: Duration) -> Arc<Adoption> {
     Arc::new(adoption)
 }
 
+/// A step that was dropped may still be on its way to the record, which takes it only while it is the owner's.
+async fn steps_are_settled(running: &Running) {
+    if let Some(journal) = &running.journal {
+        journal.settled().await;
+    }
+}
+
 /// Whether the steps of the call contradict an error that says that nothing happened.
 async fn tells_of_effects(running: &Running) -> bool {
-    let Some(journal) = &running.journal else { return false };
-    // A step that was dropped may still be on its way to the record.
-    journal.settled().await;
-    journal.tells_of_effects()
+    steps_are_settled(running).await;
+    running.journal.as_ref().is_some_and(|journal| journal.tells_of_effects())
 }
 
 /// Leaves the record with its steps to the next caller, or in doubt, by its policy.
 async fn leave(running: &Running, reason: Reason) {
+    steps_are_settled(running).await;
     let engine = &running.call.engine;
-    // First, or a renewal brings back the lease that is given up.
+    // Before that, or a renewal brings back the lease that is given up.
     engine.keeper.forget(&running.lease);
     give_up(engine, &running.lease, reason, engine.settings.commit_timeout).await;
 }
