@@ -12,9 +12,9 @@ use idempotency_test_support::worker::Worker;
 
 const KIND_VARIABLE: &str = "IDEMPOTENCY_TEST_INSTRUCTIONS_OF";
 const CALLS_VARIABLE: &str = "IDEMPOTENCY_TEST_INSTRUCTIONS_CALLS";
-const CALLS: u64 = 500;
+const CALLS: u64 = 300;
 /// How often it may take longer than anything else in a test: Valgrind is fifty times as slow as the machine.
-const PATIENCE: u32 = 4;
+const PATIENCE: u32 = 10;
 /// No lease is renewed, and no claim is sent again meanwhile.
 const LEASE: Duration = Duration::from_secs(3_600);
 
@@ -90,7 +90,7 @@ async fn assert_instructions(kind: &str, allowed: u64) -> anyhow::Result<()> {
 
 #[tokio::test]
 async fn a_hit_on_the_memory_store() -> anyhow::Result<()> {
-    assert_instructions("hits", 100_000).await
+    assert_instructions("hits", 70_000).await
 }
 
 #[tokio::test]
