@@ -103,11 +103,12 @@ pub async fn rows() -> anyhow::Result<Vec<Row>> {
 
     let row = |path: &str, reference: &str, limit| Row::new(path, reference, Target::AtMost(limit));
     let claims = idempotent::store::memory::MemoryStore::new(1_024, Duration::from_secs(60));
-    let of_claims = row("memory store hit, p50", "`idempotent`, memory", 1.0);
+    let of_claims = row("memory store hit beside `idempotent`, p50", "`idempotent`, memory", 1.0);
     let of_claims =
         latency(of_claims, quick, hit(&memory), |_| async { claimed(&claims, &Order::new(HOT)).await.map(drop) })
             .await?;
-    let plain = Row::new("memory store hit, p50", "`cached`, memory (clones, decodes nothing)", Target::Told);
+    let plain =
+        Row::new("memory store hit beside `cached`, p50", "`cached`, memory (clones, decodes nothing)", Target::Told);
     let plain = latency(plain, quick, hit(&memory), |_| async {
         cached_in_memory(HOT).await;
         Ok(())
@@ -117,11 +118,11 @@ pub async fn rows() -> anyhow::Result<Vec<Row>> {
     REDIS.get_or_init(|| world.server.url());
     let client = redis::Client::open(world.server.url())?;
     let claims = idempotent::store::valkey::ValkeyStore::new(client).await?;
-    let on_redis = row("Redis hit, p50, 1 client", "`idempotent`, Valkey", 1.0);
+    let on_redis = row("Redis hit beside `idempotent`, p50, 1 client", "`idempotent`, Valkey", 1.0);
     let on_redis =
         latency(on_redis, slow, hit(&world.engine), |_| async { claimed(&claims, &Order::new(HOT)).await.map(drop) })
             .await?;
-    let kept = row("Redis hit, p50, 1 client", "`cached`, Redis", 1.3);
+    let kept = row("Redis hit beside `cached`, p50, 1 client", "`cached`, Redis", 1.3);
     let kept = latency(kept, slow, hit(&world.engine), |_| async { Ok(cached_in_redis(HOT).await.map(drop)?) }).await?;
     Ok(vec![of_claims, plain, on_redis, kept, executions(&memory).await?])
 }

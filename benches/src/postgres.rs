@@ -83,7 +83,7 @@ pub async fn rows() -> anyhow::Result<Vec<Row>> {
         "two autocommitted single-row writes on a table with the same indexes",
         Target::AtLeast(0.8),
     );
-    let one = Turns { rounds: 9, calls: 200 };
+    let one = Turns { rounds: 25, calls: 200 };
     // Turned around: the share of the reference's speed that is left.
     let misses = latency(misses, one, |number| reference.clone().write_twice(number), call).await?;
     Ok(vec![hits, misses])
