@@ -153,7 +153,7 @@ fn adoption(running: &Running, ttl: Duration) -> Arc<Adoption> {
 /// A step that was dropped may still be on its way to the record, which takes it only while it is the owner's.
 async fn steps_are_settled(running: &Running) {
     if let Some(journal) = &running.journal {
-        journal.settled().await;
+        journal.settled(&running.call.engine, running.call.engine.settings.commit_timeout).await;
     }
 }
 

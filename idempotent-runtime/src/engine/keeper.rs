@@ -9,7 +9,7 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, watch};
@@ -18,6 +18,7 @@ use super::purge::{Purge, Purging};
 use crate::clock::Clock;
 use crate::key::KeyHash;
 use crate::near_cache::NearCache;
+use crate::steps::Journal;
 use crate::store::{CrashPolicy, DynStore, Renewal, Token, Written};
 
 /// How many leases one request to the store renews at most.
@@ -48,6 +49,8 @@ pub(crate) struct Lease {
     lost: watch::Sender<bool>,
     /// Whether the body has come to its end.
     body_ended: AtomicBool,
+    /// The steps of the body, for who gives the claim up from elsewhere.
+    journal: OnceLock<Weak<Journal>>,
     clock: Arc<dyn Clock>,
 }
 
@@ -72,6 +75,7 @@ impl Lease {
             due: AtomicU64::new(nanos(sent + length / 3)),
             lost: watch::Sender::new(false),
             body_ended: AtomicBool::new(false),
+            journal: OnceLock::new(),
             clock,
         }
     }
@@ -114,6 +118,16 @@ impl Lease {
 
     pub(crate) fn has_body_ended(&self) -> bool {
         self.body_ended.load(Ordering::Acquire)
+    }
+
+    /// The body has started, and this is where its steps are known.
+    pub(crate) fn has_steps(&self, journal: &Arc<Journal>) {
+        // A claim has one body.
+        let _ = self.journal.set(Arc::downgrade(journal));
+    }
+
+    pub(crate) fn journal(&self) -> Option<Arc<Journal>> {
+        self.journal.get()?.upgrade()
     }
 
     fn renewed(&self, sent: Duration) {

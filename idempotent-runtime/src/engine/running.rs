@@ -99,6 +99,7 @@ impl Running {
         let (operation, limit) = (&self.call.operation, engine.settings.max_result_size);
         let journal = Arc::new(Journal::of(operation, &self.grant.record, self.lease.clone(), limit)?);
         self.journal = Some(journal.clone());
+        self.lease.has_steps(&journal);
         self.phase = Phase::Started;
         self.has_run = true;
         let context = Context::new(engine, operation, &self.grant, self.lease.clone(), Some(journal));
@@ -138,9 +139,17 @@ impl Running {
     /// Stores, releases or parks, as the body's end asks for. Goes on in the background if it is dropped.
     pub(crate) fn finish(mut self: Box<Self>, ending: Ending) -> Followed<Verdict> {
         self.phase = Phase::Ended;
-        self.lease.end_body();
+        self.end_body();
         let keeper = self.call.engine.keeper.clone();
         Followed::new(&keeper, finish::finish(self, ending))
+    }
+
+    /// From here on no step begins, in whatever task. What runs already is looked at by who decides about the claim.
+    fn end_body(&self) {
+        self.lease.end_body();
+        if let Some(journal) = &self.journal {
+            journal.close();
+        }
     }
 
     /// Tells the observer what the caller gets.
@@ -184,7 +193,7 @@ impl Drop for Running {
         if self.phase == Phase::Concluded {
             return;
         }
-        self.lease.end_body();
+        self.end_body();
         let engine = self.call.engine.clone();
         let (lease, budget) = (self.lease.clone(), self.call.lease);
         if let Some(observer) = &self.observer {
@@ -225,7 +234,7 @@ impl Drop for Running {
         let (keeper, journal) = (engine.keeper.clone(), self.journal.take());
         keeper.spawn(async move {
             if let Some(journal) = journal {
-                journal.settled().await;
+                journal.settled(&engine, engine.settings.commit_timeout).await;
             }
             // Before that, or a renewal brings back the lease that was given up.
             engine.keeper.forget(&lease);
@@ -238,6 +247,11 @@ impl Drop for Running {
 /// Leaves a record whose outcome is unknown to its policy, at once. Without success the lease runs out.
 pub(super) async fn give_up(engine: &super::Inner, lease: &Lease, reason: Reason, budget: Duration) {
     let (key, token) = (lease.key, lease.token);
+    // What a step has to say that ended before this is on the record before the next caller gets it.
+    if let Some(journal) = lease.journal() {
+        journal.close();
+        journal.settled(engine, budget.min(engine.settings.commit_timeout)).await;
+    }
     let written = if lease.policy.allows_takeover() {
         retry::until(engine, budget, || engine.store.clone().abandon(Abandon::new(key, token, reason))).await
     } else {

@@ -2,12 +2,17 @@
 //!
 //! A checkpoint holds all recorded steps. One is under way at a time, and the next is not sent before the answer to the
 //! one before is known: steps that finish at the same time do not lose each other, and a lost answer does not either.
+//!
+//! Steps run in other tasks too, so the end of the body and the begin of a step can meet. One lock decides between them:
+//! a step that began before the journal was [closed](Journal::close) is seen by whoever decides what becomes of the claim,
+//! and one that comes after it is refused before its body runs. There is no third case.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::sync::Notify;
 
 use super::checkpoint::{Recorded, Unreadable, decode, encode};
 use super::identity::StepId;
@@ -25,6 +30,8 @@ pub(crate) struct Journal {
     limit: usize,
     steps: Mutex<Steps>,
     writer: tokio::sync::Mutex<Writer>,
+    /// A step is over, and on the record if it belongs there.
+    step_ended: Notify,
 }
 
 #[derive(Default)]
@@ -33,11 +40,24 @@ struct Steps {
     /// The identities that this attempt has used.
     asked: BTreeSet<StepId>,
     /// The steps that run now, or are about to.
-    running: BTreeSet<StepId>,
+    running: BTreeMap<StepId, Progress>,
     /// A step may have had its effect and is not recorded.
     unsettled: bool,
     /// The store says that the claim is not this attempt's any more.
     superseded: bool,
+    /// The body is over, or was given up: no step begins any more.
+    closed: bool,
+}
+
+/// How far a step is that is not over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Progress {
+    /// It has had no effect yet, or says so, and asks once more before it has one.
+    Asked,
+    /// Its body runs.
+    Running,
+    /// Its body has ended, and that is on its way to the record.
+    Recording,
 }
 
 #[derive(Default)]
@@ -72,7 +92,7 @@ impl Journal {
         let recorded = decode(&record.body).map_err(|unreadable| unread(operation, &record.key, unreadable))?;
         let steps = Mutex::new(Steps { recorded, ..Steps::default() });
         let writer = tokio::sync::Mutex::new(Writer { sequence: record.checkpoints, unanswered: None });
-        Ok(Self { operation: operation.clone(), lease, limit, steps, writer })
+        Ok(Self { operation: operation.clone(), lease, limit, steps, writer, step_ended: Notify::new() })
     }
 
     fn steps(&self) -> MutexGuard<'_, Steps> {
@@ -89,8 +109,8 @@ impl Journal {
 
     /// What is recorded of `step`; `None` if it is to run, which it counts as doing until [`ended`](Self::ended).
     pub(super) fn ask(&self, step: &StepId) -> Result<Option<Recorded>, Error> {
-        self.check_claim(step)?;
         let mut steps = self.steps();
+        self.check(&steps, step)?;
         if !steps.asked.insert(step.clone()) {
             return Err(self.refused(ErrorKind::Config, step).with_detail("this attempt has used its identity before"));
         }
@@ -105,25 +125,50 @@ impl Journal {
                 return Err(self.refused(ErrorKind::TooLarge, step).with_detail(detail));
             }
         }
-        steps.running.insert(step.clone());
+        steps.running.insert(step.clone(), Progress::Asked);
         Ok(None)
     }
 
     /// Refuses to run anything once another attempt may do so.
     pub(super) fn check_claim(&self, step: &StepId) -> Result<(), Error> {
+        self.check(&self.steps(), step)
+    }
+
+    fn check(&self, steps: &Steps, step: &StepId) -> Result<(), Error> {
         let superseded = || self.refused(ErrorKind::Superseded, step);
-        if self.lease.has_body_ended() {
+        if steps.closed || self.lease.has_body_ended() {
             return Err(superseded().with_detail("the body of the call is over"));
         }
-        if self.steps().superseded || self.lease.is_lost() {
+        if steps.superseded || self.lease.is_lost() {
             return Err(superseded());
         }
         Ok(())
     }
 
+    /// The body of `step` runs from now on, unless it must not.
+    pub(super) fn begin(&self, step: &StepId) -> Result<(), Error> {
+        let mut steps = self.steps();
+        self.check(&steps, step)?;
+        steps.running.insert(step.clone(), Progress::Running);
+        Ok(())
+    }
+
+    /// The body of `step` runs no more, and `step` is not over.
+    pub(super) fn goes_on(&self, step: &StepId, progress: Progress) {
+        if let Some(running) = self.steps().running.get_mut(step) {
+            *running = progress;
+        }
+    }
+
     /// `step` runs no more.
     pub(super) fn ended(&self, step: &StepId) {
         self.steps().running.remove(step);
+        self.step_ended.notify_waiters();
+    }
+
+    /// No step begins any more. Those that run are known to [`tells_of_effects`](Self::tells_of_effects).
+    pub(crate) fn close(&self) {
+        self.steps().closed = true;
     }
 
     /// A step may have had an effect that nothing tells of.
@@ -131,10 +176,12 @@ impl Journal {
         self.steps().unsettled = true;
     }
 
-    /// Whether releasing the claim would forget an effect.
+    /// Whether releasing the claim would forget an effect: of a step that is recorded, that was cut off, or that runs in
+    /// another task, of which nobody knows what it will do. Asked of a journal that is closed and settled.
     pub(crate) fn tells_of_effects(&self) -> bool {
         let steps = self.steps();
-        steps.unsettled || !steps.recorded.is_empty()
+        let runs = steps.running.values().any(|progress| *progress != Progress::Asked);
+        steps.unsettled || runs || !steps.recorded.is_empty()
     }
 
     /// The error for a result that leaves out a step which an earlier attempt has recorded.
@@ -145,9 +192,27 @@ impl Journal {
         Some(self.refused(ErrorKind::Decode, step).with_detail(detail))
     }
 
-    /// Resolves when no checkpoint is under way.
-    pub(crate) async fn settled(&self) {
-        drop(self.writer.lock().await);
+    /// Resolves when no checkpoint is under way or about to be, after `patience` at the latest: a step that nobody polls
+    /// any more never gets on.
+    pub(crate) async fn settled(&self, engine: &Inner, patience: Duration) {
+        let all_recorded = async {
+            loop {
+                // Before the look: a step that ends in between wakes it too.
+                let step_ended = self.step_ended.notified();
+                tokio::pin!(step_ended);
+                step_ended.as_mut().enable();
+                if !self.steps().running.values().any(|progress| *progress == Progress::Recording) {
+                    break;
+                }
+                step_ended.await;
+            }
+            drop(self.writer.lock().await);
+        };
+        tokio::select! {
+            biased;
+            () = all_recorded => {}
+            () = engine.clock.sleep(patience) => self.unsettled(),
+        }
     }
 
     /// Makes sure that no answer is missing, unless another step is waiting for it at this moment.
@@ -166,6 +231,10 @@ impl Journal {
         self.follow(engine, &mut writer, end).await?;
         let body = {
             let steps = self.steps();
+            // It will not run, so that it began must not be written.
+            if steps.closed && matches!(change.1, Some(Recorded::Started)) {
+                return Err(Unwritten::Superseded);
+            }
             let (step, recorded) = (&change.0, change.1.as_ref());
             let size = steps.checkpoint((step, recorded), true).map_err(Unwritten::NotEncodable)?.len();
             if size > self.limit {
@@ -201,7 +270,7 @@ impl Steps {
     fn checkpoint(&self, change: (&StepId, Option<&Recorded>), room: bool) -> Result<Bytes, serde_json::Error> {
         let mut steps: BTreeMap<_, _> = self.recorded.iter().collect();
         if room {
-            for step in &self.running {
+            for step in self.running.keys() {
                 steps.entry(step).or_insert(&Recorded::NotEncodable);
             }
         }
@@ -215,7 +284,7 @@ impl Steps {
     fn apply(&mut self, step: StepId, recorded: Option<Recorded>) {
         match recorded {
             // The answer came too late, so the step was not run: the next checkpoint leaves it out.
-            Some(Recorded::Started) if !self.running.contains(&step) => {}
+            Some(Recorded::Started) if !self.running.contains_key(&step) => {}
             Some(recorded) => {
                 self.recorded.insert(step, recorded);
             }

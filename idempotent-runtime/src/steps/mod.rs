@@ -33,6 +33,10 @@ impl Context {
     /// nothing is recorded of it. Where steps are recorded and the body returns an error that is released, the record is
     /// not removed: the next call resumes, under [`OnCrash::Hold`](crate::OnCrash::Hold) it is in doubt.
     ///
+    /// **Tasks.** A step can run in a task of its own, with
+    /// [`in_current_scope`](crate::InCurrentScope::in_current_scope). A body that returns an error while one runs has not
+    /// said what it will do: the record is not removed either. A step that comes after the end of the body is refused.
+    ///
     /// `body` is `|| async { … }` or `async || { … }` and returns `Result<T, E>`, `T` as the results of a call and `E` with
     /// `From<Error>`. That is asked for where the step is awaited: with a bound here, the compiler would take every
     /// closure for one that runs once, and none could be tried again.
@@ -66,7 +70,7 @@ impl Context {
     /// |---|---|
     /// | `NotStored` | the step ran, and the store did not say in [`commit_timeout`](crate::Builder::commit_timeout) that its result is recorded |
     /// | `StoreUnavailable` | the step did not run: the store does not say whether an earlier checkpoint, or the start of this step, is recorded |
-    /// | `Superseded` | the claim is not this attempt's any more; nothing further runs |
+    /// | `Superseded` | the claim is not this attempt's any more, or the body is over; nothing further runs |
     /// | `StepInterrupted` | see [`at_most_once`](Step::at_most_once) and [`timeout`](Step::timeout) |
     /// | `Decode` | the recorded result does not fit the type |
     /// | `TooLarge`, `Encode` | the result cannot be recorded. The step ran, is noted as such and never runs again: later attempts get the same error. Or there was no room for that note, and it did not run |

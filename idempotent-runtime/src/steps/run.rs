@@ -148,6 +148,9 @@ where
                     let StageOwned::Starting { mut underway } = this.stage.as_mut().project_replace(Stage::Over) else {
                         continue;
                     };
+                    if let Err(error) = underway.begin() {
+                        return Poll::Ready(Err(error.into()));
+                    }
                     let timer = underway.timer();
                     let Some(future) = underway.enter(|| (this.start)(this.body)) else { continue };
                     Ok(Stage::Running { future, underway, timer })
@@ -174,13 +177,12 @@ where
                         Err(error) => Err(Err(error)),
                     }
                 }
-                StageProjection::Pausing { sleep, underway } => {
+                StageProjection::Pausing { sleep, .. } => {
                     ready!(sleep.as_mut().poll(cx));
-                    let claim = underway.check_claim();
                     let StageOwned::Pausing { underway, .. } = this.stage.as_mut().project_replace(Stage::Over) else {
                         continue;
                     };
-                    claim.map(|()| Stage::Starting { underway }).map_err(|error| Err(error.into()))
+                    Ok(Stage::Starting { underway })
                 }
                 StageProjection::Recording { writing, .. } => {
                     let recorded = ready!(Pin::new(writing).poll(cx));

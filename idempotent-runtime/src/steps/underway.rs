@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 
 use super::checkpoint::Recorded;
 use super::identity::StepId;
-use super::journal::{Journal, Unwritten};
+use super::journal::{Journal, Progress, Unwritten};
 use crate::clock::Sleep;
 use crate::context::Context;
 use crate::engine::Inner;
@@ -129,6 +129,18 @@ impl Underway {
         }
     }
 
+    /// Whether the body may run now. From here on it counts as running, in whatever task it does.
+    pub(super) fn begin(&self) -> Result<(), Error> {
+        self.journal.as_ref().map_or(Ok(()), |journal| journal.begin(&self.id))
+    }
+
+    /// The body runs no more, and the step goes on.
+    fn goes_on(&self, progress: Progress) {
+        if let Some(journal) = &self.journal {
+            journal.goes_on(&self.id, progress);
+        }
+    }
+
     /// Runs the user's code as this step's.
     pub(super) fn enter<T>(&mut self, code: impl FnOnce() -> T) -> T {
         self.phase = Phase::Running;
@@ -146,6 +158,7 @@ impl Underway {
         if let Some(journal) = &self.journal {
             journal.unsettled();
         }
+        self.goes_on(Progress::Asked);
         if self.at_most_once { Err(self.interrupted()) } else { Ok(()) }
     }
 
@@ -158,17 +171,15 @@ impl Underway {
     /// The pause before the next try.
     pub(super) fn pause(&mut self, pause: Duration) -> Sleep {
         self.phase = Phase::Asked;
+        self.goes_on(Progress::Asked);
         self.engine.clock.sleep(pause)
-    }
-
-    pub(super) fn check_claim(&self) -> Result<(), Error> {
-        self.journal.as_ref().map_or(Ok(()), |journal| journal.check_claim(&self.id))
     }
 
     /// The step returned an error, which says that nothing happened: nothing stays recorded of it.
     pub(super) fn failed(mut self) -> Option<Writing> {
         self.phase = Phase::Ended;
         let journal = self.journal.clone().filter(|_| self.at_most_once)?;
+        self.goes_on(Progress::Recording);
         let keeper = self.engine.keeper.clone();
         Some(Followed::new(&keeper, async move {
             if let Err(unwritten) = journal.write(&self.engine, (self.id.clone(), None)).await {
@@ -181,6 +192,7 @@ impl Underway {
     /// The step returned this result.
     pub(super) fn finished(mut self, result: Result<Box<RawValue>, serde_json::Error>) -> Option<Writing> {
         self.phase = Phase::Ended;
+        self.goes_on(Progress::Recording);
         let journal = self.journal.clone()?;
         let keeper = self.engine.keeper.clone();
         Some(Followed::new(&keeper, async move {

@@ -6,6 +6,7 @@ mod identities;
 mod keys;
 mod once;
 mod replay;
+mod spawned;
 mod tries;
 
 use std::fmt::Debug;
