@@ -91,8 +91,8 @@ const MEMORY_HIT: usize = NEAR_HIT + 1;
 const ASKING: usize = 7;
 /// The grant, the lease and the signal of its end, what is under way, the journal, context and scope of the body, the
 /// result as bytes (two, and one to share them), and the commit with its future, its request, the future of the store, its
-/// time limit and the record. The text in the result is the body's own here.
-const RUNNING: usize = 15;
+/// time limit and the record. The text in the result is the body's own here, and once more where the result is read back.
+const RUNNING: usize = 16;
 const MEMORY_MISS: usize = NEAR_HIT + ASKING + RUNNING;
 /// The pending record, the key's name (two), the command (two) and its bytes, the client's future, the way back of the
 /// answer, the answer (three), and the record's body in it, which is not copied.

@@ -130,10 +130,15 @@ mod no_prelude {
         on_crash = retry,
         on_error = |_| ::idempotency::Unstored::Hold,
         version = 2,
-        upgrade = read_old
+        upgrade = read_old,
+        upgrade_error = read_old_error
     )]
     pub(crate) async fn charge(id: u64, note: &str) -> ::std::result::Result<u64, ::idempotency::Error> {
         ::std::result::Result::Ok(id + note.len() as u64)
+    }
+
+    fn read_old_error(_version: u32, _body: &[u8]) -> ::std::option::Option<::idempotency::Error> {
+        ::std::option::Option::None
     }
 
     fn read_old(_version: u32, _body: &[u8]) -> ::std::option::Option<u64> {

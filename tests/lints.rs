@@ -45,6 +45,10 @@ mod clean {
         }
     }
 
+    fn read_old_error(version: u32, _: &[u8]) -> Option<PayError> {
+        (version == 1).then_some(PayError::Declined)
+    }
+
     fn read_old(version: u32, _: &[u8]) -> Option<Order> {
         (version == 1).then(|| Order { id: 0, user: String::new() })
     }
@@ -85,6 +89,7 @@ mod clean {
         on_error = on_error,
         version = 2,
         upgrade = read_old,
+        upgrade_error = read_old_error,
         engine = engine,
         crate = ::idempotency
     )]

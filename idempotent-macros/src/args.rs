@@ -27,6 +27,7 @@ pub(crate) struct Args {
     pub(crate) on_error: Option<OnError>,
     pub(crate) version: Option<LitInt>,
     pub(crate) upgrade: Option<Expr>,
+    pub(crate) upgrade_error: Option<Expr>,
     pub(crate) engine: Option<Expr>,
     pub(crate) facade: Option<Path>,
     pub(crate) detach: Option<Span>,
@@ -70,7 +71,7 @@ pub(crate) enum OnError {
 }
 
 /// The options with one correct use of each.
-const OPTIONS: [(&str, &str); 16] = [
+const OPTIONS: [(&str, &str); 17] = [
     ("key", "key = order.id"),
     ("ttl", "ttl = \"24h\""),
     ("name", "name = \"payments.charge\""),
@@ -84,6 +85,7 @@ const OPTIONS: [(&str, &str); 16] = [
     ("detach", "detach"),
     ("version", "version = 1"),
     ("upgrade", "upgrade = read_old_receipt"),
+    ("upgrade_error", "upgrade_error = read_old_error"),
     ("engine", "engine = &self.engine"),
     ("tx", "tx = tx"),
     ("crate", "crate = crate::reexported::idempotency"),
@@ -182,6 +184,7 @@ fn option(args: &mut Args, input: ParseStream, errors: &mut Errors) -> syn::Resu
         "on_error" => args.on_error = on_error(value, errors),
         "version" => args.version = version(&value, errors),
         "upgrade" => args.upgrade = Some(value),
+        "upgrade_error" => args.upgrade_error = Some(value),
         _ => args.engine = Some(value),
     }
     Ok(())

@@ -53,11 +53,16 @@ fn options(args: &Args, function: &Function, errors: &mut Errors) {
             format!("`{name}` is generic, so it is many functions, which share one operation: name it, `name = \"payments.{name}\"`"),
         );
     }
-    if let (Some(upgrade), None) = (args.named("upgrade"), args.named("version")) {
-        errors.at(
-            upgrade,
-            "`upgrade` reads results of other versions, so this one needs a number: write `version = 1, upgrade = read_old_receipt`",
-        );
+    for (option, read, example) in [
+        ("upgrade", "results", "upgrade = read_old_receipt"),
+        ("upgrade_error", "stored errors", "upgrade_error = read_old_error"),
+    ] {
+        if let (Some(upgrade), None) = (args.named(option), args.named("version")) {
+            errors.at(
+                upgrade,
+                format!("`{option}` reads {read} of other versions, so this one needs a number: write `version = 1, {example}`"),
+            );
+        }
     }
 }
 

@@ -209,10 +209,11 @@ fn start(args: &Args, function: &Function, private: &TokenStream, output: &Type)
     let settings = settings(args, private);
     let witness = witness(args, private, output);
     let upgrade = args.upgrade.as_ref().map(|upgrade| quote!(.upgrade(#upgrade)));
+    let upgrade_error = args.upgrade_error.as_ref().map(|upgrade| quote!(.upgrade_error(#upgrade)));
     quote! {
         let #key = #encoded;
         let #call = #start #settings;
-        let #codec = #witness #upgrade;
+        let #codec = #witness #upgrade #upgrade_error;
     }
 }
 

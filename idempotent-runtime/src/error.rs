@@ -94,7 +94,9 @@ impl ErrorKind {
             Self::Full => {
                 ("the store is full, the body did not run", "raise the store's limits or shorten `ttl`, then retry")
             }
-            Self::Encode => ("a value could not be encoded", "make its `Serialize` succeed"),
+            Self::Encode => {
+                ("a value could not be encoded", "return one that JSON can hold and that reads back from it")
+            }
             Self::Decode => (
                 "the stored record cannot be read, the body did not run again",
                 "read it with the version that wrote it, or set `version` and `upgrade`",
@@ -131,7 +133,9 @@ impl ErrorKind {
                 "the recorded steps are larger than the limit",
                 "return less from the steps or raise `max_result_size`",
             ),
-            Self::Encode => ("its result could not be encoded", "make its `Serialize` succeed"),
+            Self::Encode => {
+                ("its result could not be encoded", "return one that JSON can hold and that reads back from it")
+            }
             Self::Decode => (
                 "what is recorded does not fit the code",
                 "finish the call with the code that has begun it, or give changed steps another name in a new operation",

@@ -5,6 +5,7 @@ mod argument;
 mod canonical;
 pub mod clock;
 mod context;
+mod encoding;
 mod engine;
 mod error;
 mod fingerprint;

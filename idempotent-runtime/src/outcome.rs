@@ -8,6 +8,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::encoding::{Encoded, NotEncodable, Redacted, decode, encode};
 use crate::error::{Error, ErrorKind};
 use crate::key::KeyHash;
 use crate::policy::{OnError, Unstored};
@@ -85,7 +86,7 @@ impl<T: StoredValue, E: CallError> Outcome for Result<T, E> {
     fn codec<P: ErrorPolicy<E>>(policy: P) -> Codec<Self, P> {
         Codec {
             writer: Writer { policy, ending: ending::<T, E, P> },
-            reader: Reader { upgrade: None, answer: answer::<T, E, P> },
+            reader: Reader { upgrades: Upgrades::none(), answer: answer::<T, E, P> },
         }
     }
 }
@@ -102,60 +103,89 @@ pub struct Codec<R, P = Unstored> {
 #[derive(Debug)]
 pub(crate) struct Writer<R, P> {
     policy: P,
-    ending: fn(&R, P) -> Ending,
+    ending: fn(R, P) -> (R, Ending),
 }
 
 impl<R, P> Writer<R, P> {
-    pub(crate) fn ending(self, result: &R) -> Ending {
+    /// What the caller returns if nothing comes between, which is what is stored, and how it is stored.
+    pub(crate) fn ending(self, result: R) -> (R, Ending) {
         (self.ending)(result, self.policy)
     }
 }
 
 /// How a result of type `R` comes back.
 pub(crate) struct Reader<R> {
-    upgrade: Option<BoxedUpgrade<R>>,
-    answer: fn(Answer, Option<&BoxedUpgrade<R>>) -> R,
+    upgrades: Upgrades<R>,
+    answer: fn(Answer, &Upgrades<R>) -> R,
 }
 
 impl<R> Reader<R> {
     pub(crate) fn answer(&self, answer: Answer) -> R {
-        (self.answer)(answer, self.upgrade.as_ref())
+        (self.answer)(answer, &self.upgrades)
     }
 
     /// A reader that is good for refusals.
     pub(crate) fn of_refusals(&self) -> Self {
-        Self { upgrade: None, answer: self.answer }
+        Self { upgrades: Upgrades::none(), answer: self.answer }
     }
 }
 
 impl<R> fmt::Debug for Reader<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Reader").field("upgrade", &self.upgrade.is_some()).finish_non_exhaustive()
+        f.debug_struct("Reader")
+            .field("upgrade", &self.upgrades.of_results.is_some())
+            .field("upgrade_error", &self.upgrades.of_errors.is_some())
+            .finish_non_exhaustive()
     }
 }
 
-/// Reads a result that another schema version wrote: the version, then the stored bytes.
+/// Reads a result, or a stored error, that another schema version wrote: the version, then the stored bytes.
 pub type Upgrade<T> = fn(u32, &[u8]) -> Option<T>;
 
 /// The same, for the whole return type.
-pub(crate) type BoxedUpgrade<R> = Box<dyn Fn(u32, &[u8]) -> Option<R> + Send + Sync>;
+type BoxedUpgrade<R> = Box<dyn Fn(u32, &[u8]) -> Option<R> + Send + Sync>;
+
+/// What reads other schema versions.
+pub(crate) struct Upgrades<R> {
+    of_results: Option<BoxedUpgrade<R>>,
+    of_errors: Option<BoxedUpgrade<R>>,
+}
+
+impl<R> Upgrades<R> {
+    fn none() -> Self {
+        Self { of_results: None, of_errors: None }
+    }
+
+    /// What reads records in this state.
+    fn of(&self, state: State) -> Option<&BoxedUpgrade<R>> {
+        match state {
+            State::Completed => self.of_results.as_ref(),
+            State::Failed => self.of_errors.as_ref(),
+            _ => None,
+        }
+    }
+}
 
 #[cfg(feature = "http")]
 impl<R, P> Codec<R, P> {
     /// For results that make bytes of themselves.
-    pub(crate) fn of(
-        policy: P,
-        ending: fn(&R, P) -> Ending,
-        answer: fn(Answer, Option<&BoxedUpgrade<R>>) -> R,
-    ) -> Self {
-        Self { writer: Writer { policy, ending }, reader: Reader { upgrade: None, answer } }
+    pub(crate) fn of(policy: P, ending: fn(R, P) -> (R, Ending), answer: fn(Answer, &Upgrades<R>) -> R) -> Self {
+        Self { writer: Writer { policy, ending }, reader: Reader { upgrades: Upgrades::none(), answer } }
     }
 }
 
 impl<T: 'static, E, P> Codec<Result<T, E>, P> {
     /// Reads results of other schema versions with `upgrade`.
     pub fn upgrade(mut self, upgrade: Upgrade<T>) -> Self {
-        self.reader.upgrade = Some(Box::new(move |version, body| upgrade(version, body).map(Ok)));
+        self.reader.upgrades.of_results = Some(Box::new(move |version, body| upgrade(version, body).map(Ok)));
+        self
+    }
+}
+
+impl<T, E: 'static, P> Codec<Result<T, E>, P> {
+    /// Reads stored errors of other schema versions with `upgrade`.
+    pub fn upgrade_error(mut self, upgrade: Upgrade<E>) -> Self {
+        self.reader.upgrades.of_errors = Some(Box::new(move |version, body| upgrade(version, body).map(Err)));
         self
     }
 }
@@ -164,7 +194,7 @@ impl<T: 'static, E, P> Codec<Result<T, E>, P> {
 #[derive(Debug)]
 pub(crate) enum Ending {
     /// The result, or the error that counts as one, and how long it is kept if not as long as the call says.
-    Answer { state: State, body: Result<Bytes, serde_json::Error>, ttl: Option<Duration> },
+    Answer { state: State, body: Result<Bytes, NotEncodable>, ttl: Option<Duration> },
     /// An error that says that nothing happened.
     Release,
     /// An error that may hide an effect.
@@ -214,30 +244,45 @@ impl StoredAnswer {
     }
 }
 
-fn ending<T: StoredValue, E, P: ErrorPolicy<E>>(result: &Result<T, E>, policy: P) -> Ending {
+fn ending<T: StoredValue, E, P: ErrorPolicy<E>>(result: Result<T, E>, policy: P) -> (Result<T, E>, Ending) {
     match result {
-        Ok(value) => Ending::Answer { state: State::Completed, body: encode(value), ttl: None },
-        Err(error) => match policy.decide(error) {
-            Decided::Release => Ending::Release,
-            Decided::Hold => Ending::Hold,
-            Decided::Store(body) => Ending::Answer { state: State::Failed, body, ttl: None },
+        Ok(value) => {
+            let encoded = encode(&value);
+            let (value, body) = stored_form(value, encoded);
+            (Ok(value), Ending::Answer { state: State::Completed, body, ttl: None })
+        }
+        Err(error) => match policy.decide(&error) {
+            Decided::Release => (Err(error), Ending::Release),
+            Decided::Hold => (Err(error), Ending::Hold),
+            Decided::Store(encoded) => {
+                let (error, body) = stored_form(error, encoded);
+                (Err(error), Ending::Answer { state: State::Failed, body, ttl: None })
+            }
         },
+    }
+}
+
+/// What was read back takes the place of the body's own value, which stays only where there is nothing to read.
+fn stored_form<T>(own: T, encoded: Result<Encoded<T>, NotEncodable>) -> (T, Result<Bytes, NotEncodable>) {
+    match encoded {
+        Ok(Encoded { body, value }) => (value, Ok(body)),
+        Err(error) => (own, Err(error)),
     }
 }
 
 fn answer<T: StoredValue, E: CallError, P: ErrorPolicy<E>>(
     answer: Answer,
-    upgrade: Option<&BoxedUpgrade<Result<T, E>>>,
+    upgrades: &Upgrades<Result<T, E>>,
 ) -> Result<T, E> {
     match answer {
         Answer::Refused(error) => Err(error.into()),
-        Answer::Stored(stored) => replay::<T, E, P>(&stored, upgrade).unwrap_or_else(|error| Err(error.into())),
+        Answer::Stored(stored) => replay::<T, E, P>(&stored, upgrades).unwrap_or_else(|error| Err(error.into())),
     }
 }
 
 fn replay<T: StoredValue, E: CallError, P: ErrorPolicy<E>>(
     stored: &StoredAnswer,
-    upgrade: Option<&BoxedUpgrade<Result<T, E>>>,
+    upgrades: &Upgrades<Result<T, E>>,
 ) -> Result<Result<T, E>, Error> {
     if let Some(error) = stored.marker() {
         return Err(error);
@@ -245,46 +290,21 @@ fn replay<T: StoredValue, E: CallError, P: ErrorPolicy<E>>(
     let Record { state, schema, body, .. } = &*stored.record;
     let unreadable = |detail: String| stored.error(ErrorKind::Decode).with_detail(detail);
     if *schema != stored.version {
-        return upgrade
-            .filter(|_| *state == State::Completed)
+        return upgrades
+            .of(*state)
             .and_then(|upgrade| upgrade(*schema, body))
             .ok_or_else(|| unreadable(format!("it has schema version {schema}, this call reads {}", stored.version)));
     }
     let source =
         |error: serde_json::Error| unreadable("it does not fit the type".into()).with_source(Redacted::of(&error));
     match state {
-        State::Completed => serde_json::from_slice(body).map(Ok).map_err(source),
+        State::Completed => decode(body).map(Ok).map_err(source),
         State::Failed => P::decode(body)
             .ok_or_else(|| unreadable("it is a stored error, and this call stores none".into()))?
             .map(Err)
             .map_err(source),
         _ => Err(unreadable(format!("a record in the state {state:?} has no result"))),
     }
-}
-
-/// Where decoding failed, without the stored text that serde's message quotes.
-#[derive(Debug)]
-pub(crate) struct Redacted {
-    category: serde_json::error::Category,
-    column: usize,
-}
-
-impl Redacted {
-    pub(crate) fn of(error: &serde_json::Error) -> Self {
-        Self { category: error.classify(), column: error.column() }
-    }
-}
-
-impl fmt::Display for Redacted {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?} error at byte {} of the stored result", self.category, self.column)
-    }
-}
-
-impl std::error::Error for Redacted {}
-
-fn encode<T: Serialize>(value: &T) -> Result<Bytes, serde_json::Error> {
-    serde_json::to_vec(value).map(Bytes::from)
 }
 
 /// What becomes of an error of type `E`: [`OnError`], [`Unstored`], or a function over `&E` that returns one of them.
@@ -294,7 +314,7 @@ fn encode<T: Serialize>(value: &T) -> Result<Bytes, serde_json::Error> {
 )]
 pub trait ErrorPolicy<E> {
     /// Decides about one error.
-    fn decide(self, error: &E) -> Decided;
+    fn decide(self, error: &E) -> Decided<E>;
 
     /// Reads a stored error; `None` where this policy stores none.
     fn decode(body: &[u8]) -> Option<Result<E, serde_json::Error>>;
@@ -302,13 +322,13 @@ pub trait ErrorPolicy<E> {
 
 /// What was decided about one error.
 #[derive(Debug)]
-pub enum Decided {
+pub enum Decided<E> {
     /// Nothing happened.
     Release,
     /// There may be an effect.
     Hold,
     /// The error is the result.
-    Store(Result<Bytes, serde_json::Error>),
+    Store(Result<Encoded<E>, NotEncodable>),
 }
 
 /// What a function over `&E` may return: [`OnError`], which asks serde of `E`, or [`Unstored`].
@@ -323,7 +343,7 @@ impl<E: StoredError> Decision<E> for OnError {}
 impl<E> Decision<E> for Unstored {}
 
 impl<E: StoredError> ErrorPolicy<E> for OnError {
-    fn decide(self, error: &E) -> Decided {
+    fn decide(self, error: &E) -> Decided<E> {
         match self {
             Self::Release => Decided::Release,
             Self::Hold => Decided::Hold,
@@ -332,12 +352,12 @@ impl<E: StoredError> ErrorPolicy<E> for OnError {
     }
 
     fn decode(body: &[u8]) -> Option<Result<E, serde_json::Error>> {
-        Some(serde_json::from_slice(body))
+        Some(decode(body))
     }
 }
 
 impl<E> ErrorPolicy<E> for Unstored {
-    fn decide(self, _: &E) -> Decided {
+    fn decide(self, _: &E) -> Decided<E> {
         match self {
             Self::Release => Decided::Release,
             Self::Hold => Decided::Hold,
@@ -354,7 +374,7 @@ where
     F: FnOnce(&E) -> D,
     D: Decision<E>,
 {
-    fn decide(self, error: &E) -> Decided {
+    fn decide(self, error: &E) -> Decided<E> {
         self(error).decide(error)
     }
 

@@ -11,7 +11,7 @@ use idempotency::store::{
     Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Page, Park, Purged, Record, Release, Remove,
     Renewal, Resolve, Scan, Store, StoreError, Token, Watch, Written, envelope, transition,
 };
-use idempotency::{Error, ErrorKind, Idempotency};
+use idempotency::{Error, ErrorKind, Idempotency, OnError};
 use proptest::prelude::*;
 
 use crate::ledger::Ledger;
@@ -202,6 +202,34 @@ async fn a_result_of_another_schema_version_is_decode_unless_it_can_be_upgraded(
     assert_eq!(upgraded.await.unwrap(), "was 7");
     let refused = world.call(1).version(1).run_with_upgrade(|_, _| None, || async { world.effect(1) });
     assert_eq!(refused.await.unwrap_err().kind(), ErrorKind::Decode);
+    assert_eq!(world.ledger.count(), 0);
+}
+
+#[tokio::test]
+async fn a_stored_error_of_another_schema_version_is_decode_unless_it_can_be_upgraded() {
+    #[derive(Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+    struct Failure(String);
+    impl From<Error> for Failure {
+        fn from(error: Error) -> Self {
+            Self(format!("{:?}", error.kind()))
+        }
+    }
+    let world = World::new();
+    let call = |version| world.call(1).version(version).on_error(OnError::Store);
+    let declined = call(0).run(|| async { Err::<String, _>(Failure("declined".into())) });
+    assert_eq!(declined.await, Err(Failure("declined".into())));
+    let run = || async { Ok::<_, Failure>(world.effect(1).unwrap()) };
+    assert_eq!(call(1).run(run).await, Err(Failure("Decode".into())));
+    let result_only = call(1).run_with_upgrade(|_, _| Some(String::new()), run);
+    assert_eq!(result_only.await, Err(Failure("Decode".into())), "it is no result");
+    let upgraded = call(1).run_with_upgrades(
+        |_, _| Some(String::new()),
+        |version, bytes| (version == 0).then(|| Failure(format!("was {}", String::from_utf8_lossy(bytes)))),
+        run,
+    );
+    assert_eq!(upgraded.await, Err(Failure(r#"was "declined""#.into())));
+    let refused = call(1).run_with_upgrades(|_, _| None, |_, _| None, run);
+    assert_eq!(refused.await, Err(Failure("Decode".into())));
     assert_eq!(world.ledger.count(), 0);
 }
 

@@ -25,6 +25,7 @@ mod replay;
 mod runtimes;
 mod shutdown;
 mod steps;
+mod values;
 mod verify;
 mod windows;
 mod world;

@@ -63,6 +63,35 @@ async fn an_error_leaves_neither_effect_nor_record_under_the_callers_commit() ->
 }
 
 #[tokio::test]
+async fn a_result_that_json_would_change_undoes_the_effect() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    let mut transaction = world.begin().await?;
+    let refused = world.call("a").run_in(&mut transaction, async |transaction| {
+        add(transaction, "a").await?;
+        Ok::<_, Fault>(f64::INFINITY)
+    });
+    let Err(Fault::Idempotency(error)) = refused.await else { panic!("it was stored") };
+    assert_eq!(error.kind(), ErrorKind::Encode);
+    transaction.commit().await?;
+    assert_eq!((world.entries("a").await?, world.state("a").await?), (0, None));
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_caller_gets_what_was_stored() -> anyhow::Result<()> {
+    #[derive(Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+    struct Receipt(u8, #[serde(skip)] u8);
+    let world = World::new().await?;
+    for _ in 0..2 {
+        let mut transaction = world.begin().await?;
+        let call = world.call("a").run_in(&mut transaction, async |_| Ok::<_, Fault>(Receipt(1, 2)));
+        assert_eq!(call.await?, Receipt(1, 0));
+        transaction.commit().await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_held_error_undoes_the_effect_and_leaves_the_record_in_doubt() -> anyhow::Result<()> {
     let world = World::new().await?;
     let mut transaction = world.begin().await?;

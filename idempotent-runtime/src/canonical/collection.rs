@@ -105,32 +105,50 @@ sequences! {
     SerializeTupleVariant: serialize_field;
 }
 
-macro_rules! structs {
-    ($($shape:ident;)*) => {$(
-        impl $shape for Entries<'_> {
-            type Ok = ();
-            type Error = CanonicalError;
-
-            fn serialize_field<T: Serialize + ?Sized>(
-                &mut self,
-                name: &'static str,
-                value: &T,
-            ) -> Result<(), CanonicalError> {
-                self.key(name)?;
-                self.value(value)
-            }
-
-            fn end(self) -> Result<(), CanonicalError> {
-                self.finish();
-                Ok(())
-            }
-        }
-    )*};
+impl Entries<'_> {
+    fn field<T: Serialize + ?Sized>(&mut self, name: &'static str, value: &T) -> Result<(), CanonicalError> {
+        self.key(name)?;
+        self.value(value)
+    }
 }
 
-structs! {
-    SerializeStruct;
-    SerializeStructVariant;
+/// A struct, or the one by which `serde_json` says "number".
+pub(super) enum Struct<'a> {
+    Fields(Entries<'a>),
+    Number(&'a mut Encoder),
+}
+
+impl SerializeStruct for Struct<'_> {
+    type Ok = ();
+    type Error = CanonicalError;
+
+    fn serialize_field<T: Serialize + ?Sized>(&mut self, name: &'static str, value: &T) -> Result<(), CanonicalError> {
+        match self {
+            Self::Fields(entries) => entries.field(name, value),
+            Self::Number(encoder) => encoder.spelled(value),
+        }
+    }
+
+    fn end(self) -> Result<(), CanonicalError> {
+        if let Self::Fields(entries) = self {
+            entries.finish();
+        }
+        Ok(())
+    }
+}
+
+impl SerializeStructVariant for Entries<'_> {
+    type Ok = ();
+    type Error = CanonicalError;
+
+    fn serialize_field<T: Serialize + ?Sized>(&mut self, name: &'static str, value: &T) -> Result<(), CanonicalError> {
+        self.field(name, value)
+    }
+
+    fn end(self) -> Result<(), CanonicalError> {
+        self.finish();
+        Ok(())
+    }
 }
 
 impl SerializeMap for Entries<'_> {

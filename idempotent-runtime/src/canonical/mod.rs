@@ -7,11 +7,14 @@
 //! - the entries of maps and structs are sorted by their encoded keys, and a struct is a map of its fields' names;
 //! - an integer is a sign and a magnitude, whatever its width; an `f32` is an `f64`; `-0.0` is `0.0`;
 //! - `Some` is a tag of its own; newtype structs are what they wrap; tuples, arrays and sequences are the same;
-//! - variants go by their names, not by their numbers.
+//! - variants go by their names, not by their numbers;
+//! - a `serde_json::Value` is encoded alike whichever features of `serde_json` other crates of the build have switched
+//!   on.
 //!
 //! The encoding is part of the stored format: what changes it needs a new [`Fingerprint::VERSION`](crate::Fingerprint).
 
 mod collection;
+mod number;
 mod serializer;
 #[cfg(test)]
 mod tests;
@@ -30,6 +33,8 @@ const MAX_DEPTH: usize = 128;
 pub(crate) enum CanonicalError {
     /// A floating point number is `NaN` or infinite.
     NotFinite,
+    /// A number of `serde_json` has more digits than a build without its feature `arbitrary_precision` would keep.
+    Inexact,
     /// The value is nested deeper than [`MAX_DEPTH`].
     TooDeep,
     /// What the value's own `Serialize` says.
@@ -40,6 +45,7 @@ impl fmt::Display for CanonicalError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NotFinite => f.write_str("a floating point number is NaN or infinite, which equals nothing"),
+            Self::Inexact => f.write_str("a JSON number has more digits than a float keeps: make it a text"),
             Self::TooDeep => write!(f, "the value is nested deeper than {MAX_DEPTH} levels"),
             Self::Custom(message) => f.write_str(message),
         }

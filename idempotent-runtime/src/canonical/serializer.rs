@@ -3,8 +3,10 @@
 use serde::Serialize;
 use serde::ser::Serializer;
 
-use super::collection::{Entries, Sequence};
+use super::collection::{Entries, Sequence, Struct};
+use super::number::{self, Number};
 use super::{CanonicalError, MAX_DEPTH};
+use crate::encoding::NUMBER;
 
 const UNIT: u8 = b'0';
 const NONE: u8 = b'n';
@@ -17,6 +19,9 @@ const STRING: u8 = b's';
 const BYTES: u8 = b'x';
 const UNIT_VARIANT: u8 = b'e';
 const VARIANT: u8 = b'v';
+
+/// Where the text of a string begins: after its tag and its length.
+const TEXT: usize = 9;
 
 pub(super) struct Encoder {
     pub(super) bytes: Vec<u8>,
@@ -54,6 +59,20 @@ impl Encoder {
         self.bytes.extend_from_slice(part);
     }
 
+    /// A number that comes as a text.
+    pub(super) fn spelled<T: Serialize + ?Sized>(&mut self, text: &T) -> Result<(), CanonicalError> {
+        // Written as any text, and replaced.
+        let start = self.bytes.len();
+        text.serialize(&mut *self)?;
+        let written = self.bytes.split_off(start);
+        let text = written.get(TEXT..).and_then(|text| std::str::from_utf8(text).ok()).unwrap_or_default();
+        match number::read(text)? {
+            Number::Unsigned(number) => self.serialize_u64(number),
+            Number::Signed(number) => self.serialize_i64(number),
+            Number::Float(number) => self.serialize_f64(number),
+        }
+    }
+
     fn integer(&mut self, negative: bool, magnitude: u128) {
         self.bytes.extend_from_slice(&[INTEGER, u8::from(negative)]);
         self.bytes.extend_from_slice(&magnitude.to_be_bytes());
@@ -82,7 +101,7 @@ impl<'a> Serializer for &'a mut Encoder {
     type SerializeTupleStruct = Sequence<'a>;
     type SerializeTupleVariant = Sequence<'a>;
     type SerializeMap = Entries<'a>;
-    type SerializeStruct = Entries<'a>;
+    type SerializeStruct = Struct<'a>;
     type SerializeStructVariant = Entries<'a>;
 
     integers! {
@@ -194,8 +213,8 @@ impl<'a> Serializer for &'a mut Encoder {
         Ok(Entries::new(self))
     }
 
-    fn serialize_struct(self, _: &'static str, _: usize) -> Result<Entries<'a>, CanonicalError> {
-        Ok(Entries::new(self))
+    fn serialize_struct(self, name: &'static str, _: usize) -> Result<Struct<'a>, CanonicalError> {
+        Ok(if name == NUMBER { Struct::Number(self) } else { Struct::Fields(Entries::new(self)) })
     }
 
     fn serialize_struct_variant(

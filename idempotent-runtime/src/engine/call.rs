@@ -240,8 +240,8 @@ impl<P, V> Call<P, V> {
         self
     }
 
-    /// The schema version of the result. A stored result of another version is [`Decode`](ErrorKind::Decode). The
-    /// default is zero.
+    /// The schema version of the result, and of a stored error. What another version has stored is
+    /// [`Decode`](ErrorKind::Decode), unless [`run_with_upgrades`](Self::run_with_upgrades) reads it. The default is zero.
     pub fn version(mut self, version: u32) -> Self {
         self.request.version = version;
         self
@@ -279,6 +279,9 @@ impl<P> Call<P> {
     /// Makes the call: replays the stored result if there is one, else runs `body` under the claim and stores what it
     /// returns. Takes `|| async { … }` and `async || { … }`.
     ///
+    /// The caller that runs the body gets what all others get: its result is stored as JSON and read back. A result that
+    /// JSON would change (`NaN`, `Some(None)`), or that does not read back, is [`Encode`](ErrorKind::Encode) for everybody.
+    ///
     /// Nothing happens until the future is polled. If it is dropped while the body runs, the outcome is unknown and
     /// the next call decides by [`on_crash`](Self::on_crash).
     ///
@@ -308,6 +311,55 @@ impl<P> Call<P> {
     {
         let (call, policy, Unasked) = self.parts();
         run(call, Result::<T, E>::codec(policy).upgrade(upgrade), body)
+    }
+
+    /// As [`run_with_upgrade`](Self::run_with_upgrade); stored errors of another schema version are read by
+    /// `upgrade_error` in the same way.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use idempotent_runtime::{Error, Idempotency, OnError, store::MemoryStore};
+    /// # use serde::{Deserialize, Serialize};
+    /// #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    /// enum PayError {
+    ///     Declined { code: u16 },
+    ///     Refused(String),
+    /// }
+    /// # impl From<Error> for PayError { fn from(error: Error) -> Self { Self::Refused(error.to_string()) } }
+    ///
+    /// /// Version 0 stored the code alone.
+    /// fn read_old_error(version: u32, stored: &[u8]) -> Option<PayError> {
+    ///     let code = std::str::from_utf8(stored).ok()?.parse().ok()?;
+    ///     (version == 0).then_some(PayError::Declined { code })
+    /// }
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// # #[derive(Debug, Serialize, Deserialize)] struct Old(u16);
+    /// # impl From<Error> for Old { fn from(_: Error) -> Self { Self(0) } }
+    /// # let engine = Idempotency::new(MemoryStore::new());
+    /// # let call = || engine.call("payments.charge", 7).ttl(Duration::from_secs(60)).on_error(OnError::Store);
+    /// # call().run(|| async { Err::<String, _>(Old(51)) }).await.unwrap_err();
+    ///
+    /// let call = call().version(1);
+    /// let declined = call.run_with_upgrades(|_, _| None, read_old_error, || async { Ok("receipt".to_owned()) }).await;
+    /// assert_eq!(declined, Err(PayError::Declined { code: 51 }));
+    /// # }
+    /// ```
+    pub fn run_with_upgrades<T, E, F, B>(
+        self,
+        upgrade: Upgrade<T>,
+        upgrade_error: Upgrade<E>,
+        body: B,
+    ) -> Run<Result<T, E>, B, F, P>
+    where
+        B: FnOnce() -> F,
+        F: Future<Output = Result<T, E>>,
+        T: StoredValue + 'static,
+        E: CallError + 'static,
+        P: ErrorPolicy<E>,
+    {
+        let (call, policy, Unasked) = self.parts();
+        run(call, Result::<T, E>::codec(policy).upgrade(upgrade).upgrade_error(upgrade_error), body)
     }
 }
 

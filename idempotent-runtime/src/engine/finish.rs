@@ -9,6 +9,7 @@ use super::call::Checked;
 use super::duplicate::Duplicate;
 use super::running::{Running, give_up};
 use super::{Waiting, claim, retry, wait};
+use crate::encoding::NotEncodable;
 use crate::error::{Error, ErrorKind};
 use crate::fingerprint::Fingerprint;
 use crate::outcome::{Answer, Ending, StoredAnswer, stored};
@@ -96,7 +97,7 @@ fn conclude(running: &mut Running, verdict: Verdict, record: Option<Arc<Record>>
 }
 
 /// What to store, and the error for the caller if a marker stands in place of the result.
-fn commit(running: &Running, state: State, body: Result<Bytes, serde_json::Error>) -> (Commit, Option<Error>) {
+fn commit(running: &Running, state: State, body: Result<Bytes, NotEncodable>) -> (Commit, Option<Error>) {
     let (call, record) = (&running.call, &running.grant.record);
     let limit = call.engine.settings.max_result_size;
     let mut commit = Commit::new(record.key, record.owner, Bytes::new(), call.ttl);
@@ -114,7 +115,7 @@ fn commit(running: &Running, state: State, body: Result<Bytes, serde_json::Error
         }
         Err(error) => {
             commit.reason = Some(Reason::NotEncodable);
-            let detail = "the body ran and its result is lost; it will not run again for this key";
+            let detail = format!("{error}; the body ran and its result is lost; it will not run again for this key");
             Some(call.refused(ErrorKind::Encode).with_detail(detail).with_source(error))
         }
     };

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::{Inner, retry};
 use crate::clock::Timestamp;
+use crate::encoding::{NotEncodable, encode_for_any_reader};
 use crate::error::{Error, ErrorKind};
 use crate::key::{IntoKey, Key, KeyHash, hash_key};
 use crate::store::{Changed, Park, Reason, Record, Remove, Resolve, ResolveAnswer, State, Token};
@@ -105,7 +106,7 @@ impl RecordView {
 pub struct Resolution(Kind);
 
 enum Kind {
-    Finished(State, Result<Bytes, serde_json::Error>),
+    Finished(State, Result<Bytes, NotEncodable>),
     NotExecuted,
 }
 
@@ -130,13 +131,13 @@ impl Resolution {
 
     /// It happened, and this is the result that every caller gets from now on.
     pub fn Completed<T: Serialize>(value: T) -> Self {
-        Self(Kind::Finished(State::Completed, serde_json::to_vec(&value).map(Bytes::from)))
+        Self(Kind::Finished(State::Completed, encode_for_any_reader(&value)))
     }
 
     /// It failed, and this is the error that every caller gets from now on. The operation has to store errors
     /// (`on_error = store`) to read it.
     pub fn Failed<E: Serialize>(error: E) -> Self {
-        Self(Kind::Finished(State::Failed, serde_json::to_vec(&error).map(Bytes::from)))
+        Self(Kind::Finished(State::Failed, encode_for_any_reader(&error)))
     }
 }
 
@@ -272,8 +273,8 @@ impl RecordHandle {
     fn answer(&self, key: &KeyHash, record: &Record, resolution: Resolution) -> Result<ResolveAnswer, Error> {
         let Kind::Finished(state, body) = resolution.0 else { return Ok(ResolveAnswer::NotExecuted) };
         let body = body.map_err(|error| {
-            let error = Error::new(ErrorKind::Encode).with_source(error).with_detail("the answer was not stored");
-            self.error(key, error)
+            let detail = format!("{error}; the answer was not stored");
+            self.error(key, Error::new(ErrorKind::Encode).with_source(error).with_detail(detail))
         })?;
         let limit = self.engine.settings.max_result_size;
         if body.len() > limit {

@@ -127,7 +127,8 @@ where
                         continue;
                     };
                     let result = result.unwrap_or_else(|panic| resume_unwind(panic));
-                    let ending = guard.run(|| writer.ending(&result)).unwrap_or_else(|panic| resume_unwind(panic));
+                    let (result, ending) =
+                        guard.run(|| writer.ending(result)).unwrap_or_else(|panic| resume_unwind(panic));
                     this.stage.set(Stage::Finish { core: guard.running.finish(ending), result });
                 }
                 StageProjection::Bypass { future, scope } => {

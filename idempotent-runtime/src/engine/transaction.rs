@@ -178,7 +178,7 @@ impl<R, P> InTransaction<R, P> {
     /// Writes the record as the body's result asks for, in the same transaction.
     pub async fn finish<X: SqlTransaction + ?Sized>(self, result: R, transaction: &mut X) -> R {
         let Self { claimed: Some(claim), scope, writer, reader } = self else { return result };
-        let ending = scope.enter(|| writer.ending(&result));
+        let (result, ending) = scope.enter(|| writer.ending(result));
         let (call, token) = (&claim.call, claim.grant.record.owner);
         let is_kept = matches!(ending, Ending::Answer { state: State::Completed, .. });
         let (end, refused) = end_of(call, &claim.grant.record, ending);
@@ -227,7 +227,8 @@ fn end_of(call: &Checked, record: &Record, ending: Ending) -> (End, Option<Error
             return (End::Undo, Some(call.refused(ErrorKind::TooLarge).with_detail(detail)));
         }
         Err(error) => {
-            return (End::Undo, Some(call.refused(ErrorKind::Encode).with_detail(undone).with_source(error)));
+            let detail = format!("{error}; {undone}");
+            return (End::Undo, Some(call.refused(ErrorKind::Encode).with_detail(detail).with_source(error)));
         }
     };
     let mut commit = Commit::new(record.key, record.owner, body, call.ttl);

@@ -83,11 +83,7 @@ where
             running.may_run();
             return Verified::Mine(Cleared { admission: Admission::Run(running), codec });
         }
-        Ok(Verdict::Completed(value)) => {
-            let result = R::completed(value);
-            let ending = scope.enter(|| codec.writer.ending(&result));
-            (result, ending)
-        }
+        Ok(Verdict::Completed(value)) => scope.enter(|| codec.writer.ending(R::completed(value))),
         Ok(Verdict::Unknown) => {
             (codec.reader.answer(Answer::Refused(running.without_answer())), running.ask_again_later())
         }
@@ -185,6 +181,34 @@ impl<P, V> Call<P, Verify<V>> {
     {
         let (call, policy, Verify(question)) = self.parts();
         match verify(call, Result::<T, E>::codec(policy).upgrade(upgrade), question).await {
+            Verified::Answered(result) => result,
+            Verified::Mine(claim) => claim.run(body).await,
+        }
+    }
+
+    /// As [`run_with_upgrade`](Self::run_with_upgrade); stored errors of another schema version are read by
+    /// `upgrade_error`, as in [`Call::run_with_upgrades`].
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub async fn run_with_upgrades<T, E, F, B, Q>(
+        self,
+        upgrade: Upgrade<T>,
+        upgrade_error: Upgrade<E>,
+        body: B,
+    ) -> Result<T, E>
+    where
+        B: FnOnce() -> F,
+        F: Future<Output = Result<T, E>>,
+        V: FnOnce(Context) -> Q,
+        Q: Future<Output = Result<Verdict<T>, E>>,
+        T: StoredValue + 'static,
+        E: CallError + 'static,
+        P: ErrorPolicy<E>,
+    {
+        let (call, policy, Verify(question)) = self.parts();
+        let codec = Result::<T, E>::codec(policy).upgrade(upgrade).upgrade_error(upgrade_error);
+        match verify(call, codec, question).await {
             Verified::Answered(result) => result,
             Verified::Mine(claim) => claim.run(body).await,
         }

@@ -9,7 +9,7 @@ use http::StatusCode;
 
 use super::stored::{FORMAT, not_kept, state};
 use crate::error::Error;
-use crate::outcome::{Answer, BoxedUpgrade, Codec, Ending, ErrorPolicy, Outcome};
+use crate::outcome::{Answer, Codec, Ending, ErrorPolicy, Outcome, Upgrades};
 use crate::store::{Record, State};
 
 /// How one request ended.
@@ -80,18 +80,19 @@ impl<E> Outcome for Handled<E> {
     }
 }
 
-fn ending<E, P>(handled: &Handled<E>, _: P) -> Ending {
-    match handled {
+fn ending<E, P>(handled: Handled<E>, _: P) -> (Handled<E>, Ending) {
+    let ending = match &handled {
         Handled::Answered { fate, .. } | Handled::Failed { fate, .. } => fate.ending(),
         Handled::Vouched(Vouched { state, record, ttl, .. }) => {
             Ending::Answer { state: *state, body: Ok(record.clone()), ttl: Some(*ttl) }
         }
         // No handler returns these.
         Handled::Replayed(_) | Handled::Refused(_) => Ending::GiveUp,
-    }
+    };
+    (handled, ending)
 }
 
-fn answer<E>(answer: Answer, _: Option<&BoxedUpgrade<Handled<E>>>) -> Handled<E> {
+fn answer<E>(answer: Answer, _: &Upgrades<Handled<E>>) -> Handled<E> {
     match answer {
         Answer::Refused(error) => Handled::Refused(error),
         Answer::Stored(stored) => match stored.marker() {

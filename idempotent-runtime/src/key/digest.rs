@@ -35,6 +35,9 @@ impl Digest {
 ///   earlier calls run again.
 /// - What changes from one try to the next (a time stamp, a trace identifier) makes every retry a new call.
 ///
+/// - A `serde_json::Value` counts alike whether or not a crate of the build switches `arbitrary_precision` on. With it, a
+///   number with more digits than an `f64` keeps has no canonical encoding.
+///
 /// A value that has no canonical encoding (`NaN`, an infinity) makes the call fail with
 /// [`InvalidKey`](crate::ErrorKind::InvalidKey).
 ///

@@ -16,11 +16,12 @@ use tokio::sync::Notify;
 
 use super::checkpoint::{Recorded, Unreadable, decode, encode};
 use super::identity::StepId;
+use crate::encoding::{NotEncodable, Redacted};
 use crate::engine::keeper::Lease;
 use crate::engine::{Inner, retry};
 use crate::error::{Error, ErrorKind};
 use crate::key::KeyHash;
-use crate::outcome::{Redacted, refused};
+use crate::outcome::refused;
 use crate::store::{Checkpoint, Record, StoreError};
 
 pub(crate) struct Journal {
@@ -82,8 +83,14 @@ pub(super) enum Unwritten {
     Superseded,
     /// The checkpoint would take this many bytes.
     TooLarge(usize),
-    NotEncodable(serde_json::Error),
+    NotEncodable(NotEncodable),
     Unknown(StoreError),
+}
+
+impl Unwritten {
+    fn not_encodable(error: serde_json::Error) -> Self {
+        Self::NotEncodable(error.into())
+    }
 }
 
 impl Journal {
@@ -236,11 +243,11 @@ impl Journal {
                 return Err(Unwritten::Superseded);
             }
             let (step, recorded) = (&change.0, change.1.as_ref());
-            let size = steps.checkpoint((step, recorded), true).map_err(Unwritten::NotEncodable)?.len();
+            let size = steps.checkpoint((step, recorded), true).map_err(Unwritten::not_encodable)?.len();
             if size > self.limit {
                 return Err(Unwritten::TooLarge(size));
             }
-            steps.checkpoint((step, recorded), false).map_err(Unwritten::NotEncodable)?
+            steps.checkpoint((step, recorded), false).map_err(Unwritten::not_encodable)?
         };
         writer.unanswered = Some(Sent { body, change });
         self.follow(engine, &mut writer, end).await

@@ -10,8 +10,9 @@ use pin_project_lite::pin_project;
 use super::policy::Pauses;
 use super::underway::{Admitted, Core, Underway, Writing};
 use crate::clock::Sleep;
+use crate::encoding::{Encoded, Redacted, decode, encode_part};
 use crate::error::{Error, ErrorKind};
-use crate::outcome::{CallError, Redacted, StoredValue};
+use crate::outcome::{CallError, StoredValue};
 
 /// What a step runs: once, or again after an error.
 #[diagnostic::on_unimplemented(
@@ -138,7 +139,7 @@ where
             let next = match this.stage.as_mut().project() {
                 StageProjection::Asking { core } => match ready!(core.as_mut().poll(cx)) {
                     Ok(Admitted::Run(underway)) => Ok(Stage::Starting { underway }),
-                    Ok(Admitted::Replay(replay)) => Err(serde_json::from_str(replay.result.get()).map_err(|error| {
+                    Ok(Admitted::Replay(replay)) => Err(decode(replay.result.get().as_bytes()).map_err(|error| {
                         let refused = replay.refused(ErrorKind::Decode);
                         E::from(refused.with_detail("its type has changed").with_source(Redacted::of(&error)))
                     })),
@@ -171,7 +172,10 @@ where
                         Ok(EndOfTry::Again(sleep)) => Ok(Stage::Pausing { sleep, underway }),
                         Ok(EndOfTry::Failed(error)) => record(underway.failed(), Err(error)),
                         Ok(EndOfTry::Finished(value)) => {
-                            let encoded = serde_json::value::to_raw_value(&value);
+                            let (value, encoded) = match encode_part(&value) {
+                                Ok(Encoded { body, value }) => (value, Ok(body)),
+                                Err(error) => (value, Err(error)),
+                            };
                             record(underway.finished(encoded), Ok(value))
                         }
                         Err(error) => Err(Err(error)),

@@ -11,6 +11,7 @@ use super::identity::StepId;
 use super::journal::{Journal, Progress, Unwritten};
 use crate::clock::Sleep;
 use crate::context::Context;
+use crate::encoding::NotEncodable;
 use crate::engine::Inner;
 use crate::engine::keeper::Followed;
 use crate::engine::scope::Scope;
@@ -121,7 +122,9 @@ impl Underway {
             Unwritten::TooLarge(size) => self
                 .refused(ErrorKind::TooLarge)
                 .with_detail(format!("with it the steps take {size} bytes and the limit is {}", journal.limit())),
-            Unwritten::NotEncodable(source) => self.refused(ErrorKind::Encode).with_source(source),
+            Unwritten::NotEncodable(source) => {
+                self.refused(ErrorKind::Encode).with_detail(source.to_string()).with_source(source)
+            }
             Unwritten::Unknown(error) => {
                 let error = self.engine.store_error(error);
                 self.refused(unknown).with_store(self.engine.store.name()).with_source(error)
@@ -190,7 +193,7 @@ impl Underway {
     }
 
     /// The step returned this result.
-    pub(super) fn finished(mut self, result: Result<Box<RawValue>, serde_json::Error>) -> Option<Writing> {
+    pub(super) fn finished(mut self, result: Result<Box<RawValue>, NotEncodable>) -> Option<Writing> {
         self.phase = Phase::Ended;
         self.goes_on(Progress::Recording);
         let journal = self.journal.clone()?;

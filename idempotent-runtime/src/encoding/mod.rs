@@ -1,0 +1,143 @@
+//! How results, stored errors and steps become JSON, and come back.
+//!
+//! Everybody gets what was stored, the owner too: a value is read back as soon as it is encoded, and what was read is what
+//! the owner returns. JSON that says something else than the value is refused before that, by a look at the value that
+//! writes nothing:
+//!
+//! - a number that is not finite, which becomes `null`;
+//! - `Some` of something that becomes `null`, which reads back as `None`;
+//! - a map with two keys of one text, of which readers keep one;
+//! - a map with a key that `serde_json` takes for an instruction.
+//!
+//! What is refused or does not read back has no encoding. That is found out when the body ends, and by every caller.
+
+mod check;
+mod collection;
+mod key;
+mod place;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+
+use bytes::Bytes;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use check::Refusal;
+
+/// How deep values may be nested, counting each `Some` and each container: all that `serde_json` reads, with an `Option`
+/// around each container. Deeper ones would exhaust the stack, which ends the process.
+const MAX_DEPTH: usize = 256;
+
+/// The struct by which `serde_json` says "number" where somebody has switched its feature `arbitrary_precision` on.
+pub(crate) const NUMBER: &str = "$serde_json::private::Number";
+
+/// The struct by which `serde_json` says "this text is JSON".
+pub(crate) const RAW_VALUE: &str = "$serde_json::private::RawValue";
+
+/// A value as it is stored.
+#[derive(Debug)]
+pub struct Encoded<T, B = Bytes> {
+    /// What is stored.
+    pub(crate) body: B,
+    /// What everybody reads from it.
+    pub(crate) value: T,
+}
+
+/// The stored form of `value`, and what reads back from it.
+pub(crate) fn encode<T: Serialize + DeserializeOwned>(value: &T) -> Result<Encoded<T>, NotEncodable> {
+    check::check(value)?;
+    let body = serde_json::to_vec(value)?;
+    let value = decode(&body).map_err(NotEncodable::unreadable)?;
+    Ok(Encoded { body: body.into(), value })
+}
+
+/// The same as a part of another JSON document.
+pub(crate) fn encode_part<T: Serialize + DeserializeOwned>(
+    value: &T,
+) -> Result<Encoded<T, Box<RawValue>>, NotEncodable> {
+    check::check(value)?;
+    let body = serde_json::value::to_raw_value(value)?;
+    let value = decode(body.get().as_bytes()).map_err(NotEncodable::unreadable)?;
+    Ok(Encoded { body, value })
+}
+
+/// The stored form of a value whose reader is not known: it reads back as JSON of some type.
+pub(crate) fn encode_for_any_reader<T: Serialize>(value: &T) -> Result<Bytes, NotEncodable> {
+    check::check(value)?;
+    let body = serde_json::to_vec(value)?;
+    decode::<serde_json::Value>(&body).map_err(NotEncodable::unreadable)?;
+    Ok(body.into())
+}
+
+/// Reads a stored form.
+pub(crate) fn decode<'de, T: Deserialize<'de>>(body: &'de [u8]) -> Result<T, serde_json::Error> {
+    serde_json::from_slice(body)
+}
+
+/// Why a value cannot be stored. It shows names of fields and variants, and nothing that the value holds.
+#[derive(Debug)]
+pub struct NotEncodable(Box<Why>);
+
+#[derive(Debug)]
+enum Why {
+    /// JSON would say something else, or the value's own `Serialize` fails.
+    Refused(Refusal),
+    /// What `serde_json` says.
+    Unwritten(serde_json::Error),
+    Unreadable(Redacted),
+}
+
+impl NotEncodable {
+    #[expect(clippy::needless_pass_by_value, reason = "it is what `map_err` gives")]
+    fn unreadable(error: serde_json::Error) -> Self {
+        Self(Box::new(Why::Unreadable(Redacted::of(&error))))
+    }
+}
+
+impl From<Refusal> for NotEncodable {
+    fn from(refusal: Refusal) -> Self {
+        Self(Box::new(Why::Refused(refusal)))
+    }
+}
+
+impl From<serde_json::Error> for NotEncodable {
+    fn from(error: serde_json::Error) -> Self {
+        Self(Box::new(Why::Unwritten(error)))
+    }
+}
+
+impl fmt::Display for NotEncodable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &*self.0 {
+            Why::Refused(refusal) => refusal.fmt(f),
+            Why::Unwritten(error) => error.fmt(f),
+            Why::Unreadable(error) => write!(f, "what was written does not read back as its type: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for NotEncodable {}
+
+/// Where decoding failed, without the stored text that serde's message quotes.
+#[derive(Debug)]
+pub(crate) struct Redacted {
+    category: serde_json::error::Category,
+    column: usize,
+}
+
+impl Redacted {
+    pub(crate) fn of(error: &serde_json::Error) -> Self {
+        Self { category: error.classify(), column: error.column() }
+    }
+}
+
+impl fmt::Display for Redacted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} error at byte {} of the stored result", self.category, self.column)
+    }
+}
+
+impl std::error::Error for Redacted {}
