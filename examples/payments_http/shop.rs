@@ -9,7 +9,7 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{Html, IntoResponse as _, Response as AnyResponse};
 use axum::routing::{get, post, put};
 use axum::{Json, Router};
-use idempotency::http::{IDEMPOTENCY_KEY, IdempotencyKey, IdempotencyLayer, OnStatus, RequestFingerprint, Scope};
+use idempotency::http::{IDEMPOTENCY_KEY, IdempotencyKey, IdempotencyLayer, RequestFingerprint, Scope};
 use idempotency::{Idempotency, Resolution, State as RecordState};
 use serde::Deserialize;
 use serde_json::json;
@@ -33,12 +33,7 @@ pub fn router(engine: Idempotency) -> Router {
     // Nobody logs in here, so there is nobody to keep apart. A service with clients names the one who asks.
     let once = IdempotencyLayer::new(engine.clone(), Scope::global())
         .with_operation(OPERATION)
-        .with_fingerprint(RequestFingerprint::json())
-        .with_on_status(|status, _| match status {
-            // The provider was silent and may have charged: no retry, until somebody has looked.
-            StatusCode::GATEWAY_TIMEOUT => OnStatus::Hold,
-            _ => OnStatus::standard(status),
-        });
+        .with_fingerprint(RequestFingerprint::json());
     let status = once.status_service();
     let shop = Shop { engine, provider: Arc::default(), orders: Arc::default(), cut_off: Arc::default() };
     let lose = from_fn_with_state(shop.clone(), lose_answers);
@@ -87,6 +82,7 @@ async fn pay(
     match shop.provider.charge(&order, key.as_str(), payment.amount, payment.card).await {
         Ok(receipt) => created(&receipt).into_response(),
         Err(NotCharged::Declined) => problem(StatusCode::PAYMENT_REQUIRED, "the card was declined"),
+        // It may have charged: of a 5xx nobody knows, and there is no retry until somebody has looked.
         Err(NotCharged::NoAnswer) => {
             problem(StatusCode::GATEWAY_TIMEOUT, "the provider did not answer; it may have charged")
         }

@@ -14,7 +14,7 @@ use futures::StreamExt as _;
 use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
-use idempotency::http::{IdempotencyKey, IdempotencyLayer, OnStatus, RequestBody, Scope};
+use idempotency::http::{IdempotencyKey, IdempotencyLayer, RequestBody, Scope};
 use idempotency::store::MemoryStore;
 use idempotency::{Context, Error, Idempotency, InCurrentScope as _, OnCrash, State as RecordState, idempotent};
 use idempotency_test_support::deadline::within;
@@ -230,10 +230,6 @@ async fn the_status_of_a_request_is_told_by_its_key_and_never_its_response() -> 
         .layer({
             let status = status.clone();
             move |layer| {
-                let layer = layer.with_on_status(|status, _| match status.as_u16() {
-                    504 => OnStatus::Hold,
-                    _ => OnStatus::standard(status),
-                });
                 *status.lock().expect("nobody panicked") = Some(layer.status_service());
                 layer
             }

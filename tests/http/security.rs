@@ -217,13 +217,7 @@ async fn rule_49_each_kind_of_refusal_has_a_type_of_its_own() -> anyhow::Result<
     const SECOND: Duration = Duration::from_secs(1);
     let world = World::setup()
         .clock_by_hand()
-        .layer(|layer| {
-            let layer = layer.with_ttl(SECOND).with_refusal_after_expiry(SECOND * 60);
-            layer.with_on_status(|status, _| match status.as_u16() {
-                504 => idempotency::http::OnStatus::Hold,
-                _ => idempotency::http::OnStatus::standard(status),
-            })
-        })
+        .layer(|layer| layer.with_ttl(SECOND).with_refusal_after_expiry(SECOND * 60))
         .start()
         .await?;
     let mut types = std::collections::BTreeSet::new();

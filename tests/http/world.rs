@@ -126,7 +126,7 @@ pub struct World {
     pub client: Client,
     servers: Vec<Server>,
     // Removed last.
-    _directory: TempDir,
+    directories: Vec<TempDir>,
 }
 
 /// What a world is made of, where it is not the usual.
@@ -185,7 +185,7 @@ impl Setup {
         let layer = (self.layer)(IdempotencyLayer::new(engine.clone(), self.scope));
         let server = Server::start((self.around)(router(&shop, self.routes).layer(layer))).await?;
         let client = Client::new(server.address);
-        Ok(World { clock, memory, store, engine, shop, client, servers: vec![server], _directory: directory })
+        Ok(World { clock, memory, store, engine, shop, client, servers: vec![server], directories: vec![directory] })
     }
 }
 
@@ -224,6 +224,11 @@ impl World {
         let client = Client::new(server.address);
         self.servers.push(server);
         Ok(client)
+    }
+
+    /// Removes `directory` with this world.
+    pub fn keep(&mut self, directory: TempDir) {
+        self.directories.push(directory);
     }
 
     /// The service without the layer.

@@ -41,6 +41,8 @@ pub use run::{Run, run, run_detached};
 #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
 pub(crate) use transaction::watched;
 pub use transaction::{Begun, InTransaction, begin};
+#[cfg(feature = "http")]
+pub(crate) use verify::verify_detached;
 pub use verify::{Asked, Cleared, Unasked, Verified, Verify, verify};
 
 use flight::Flights;

@@ -4,13 +4,14 @@ use std::fmt;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use pin_project_lite::pin_project;
 use tracing::Instrument as _;
 
 use super::admission::{Admission, admit};
-use super::call::Call;
+use super::call::{Call, Checked};
 use super::finish::Verdict;
 use super::keeper::Followed;
 use super::running::Running;
@@ -181,8 +182,16 @@ where
     F: Future<Output = R> + Send + 'static,
 {
     let (refusals, call) = (codec.reader.of_refusals(), admission.call());
-    let run = Run::admitted(admission, codec, body);
-    match tokio::spawn(Scope::current().wrap(run).in_current_span()).await {
+    in_its_own_task(call, refusals, Run::admitted(admission, codec, body)).await
+}
+
+/// Runs `rest`, what is left of `call`, in a task of its own, with the caller's scope and span.
+pub(super) async fn in_its_own_task<R: Send + 'static>(
+    call: Option<Arc<Checked>>,
+    refusals: Reader<R>,
+    rest: impl Future<Output = R> + Send + 'static,
+) -> R {
+    match tokio::spawn(Scope::current().wrap(rest).in_current_span()).await {
         Ok(result) => result,
         Err(error) => {
             if let Ok(panic) = error.try_into_panic() {

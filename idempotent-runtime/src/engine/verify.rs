@@ -9,6 +9,8 @@ use std::time::Duration;
 use super::admission::{Admission, admit, in_doubt};
 use super::call::Call;
 use super::finish;
+#[cfg(feature = "http")]
+use super::run::in_its_own_task;
 use super::run::{Run, detach};
 use super::running::Running;
 use crate::context::Context;
@@ -65,11 +67,48 @@ where
     V: FnOnce(Context) -> Q,
     Q: Future<Output = Asked<R>>,
 {
-    let mut running = match Box::pin(admit(call.request.verifying())).await {
-        Admission::Answer(answer) => return Verified::Answered(codec.reader.answer(answer)),
-        Admission::Run(running) if running.must_ask() => running,
-        admission => return Verified::Mine(Cleared { admission, codec }),
-    };
+    match Box::pin(admit(call.request.verifying())).await {
+        Admission::Answer(answer) => Verified::Answered(codec.reader.answer(answer)),
+        Admission::Run(running) if running.must_ask() => ask(running, codec, question).await,
+        admission => Verified::Mine(Cleared { admission, codec }),
+    }
+}
+
+/// As [`verify`], and runs `body` if it may: both in a task of its own. A caller that leaves cuts neither the question nor
+/// the body off, and one that is refused or replayed takes no task.
+#[cfg(feature = "http")]
+pub(crate) async fn verify_detached<R, P, V, Q, F, B>(call: Call, codec: Codec<R, P>, question: V, body: B) -> R
+where
+    R: Outcome<Value: Send, Failure: Send> + Send + 'static,
+    P: ErrorPolicy<R::Failure> + Send + 'static,
+    V: FnOnce(Context) -> Q + Send + 'static,
+    Q: Future<Output = Asked<R>> + Send + 'static,
+    F: Future<Output = R> + Send + 'static,
+    B: FnOnce() -> F + Send + 'static,
+{
+    match Box::pin(admit(call.request.verifying())).await {
+        Admission::Answer(answer) => codec.reader.answer(answer),
+        Admission::Run(running) if running.must_ask() => {
+            let (call, refusals) = (running.call.clone(), codec.reader.of_refusals());
+            let rest = async move {
+                match ask(running, codec, question).await {
+                    Verified::Answered(result) => result,
+                    Verified::Mine(cleared) => cleared.run(body).await,
+                }
+            };
+            in_its_own_task(Some(call), refusals, rest).await
+        }
+        admission => detach(admission, codec, body).await,
+    }
+}
+
+/// Asks `question` under the claim of an earlier attempt.
+async fn ask<R, P, V, Q>(mut running: Box<Running>, codec: Codec<R, P>, question: V) -> Verified<R, P>
+where
+    R: Outcome,
+    V: FnOnce(Context) -> Q,
+    Q: Future<Output = Asked<R>>,
+{
     running.call.engine.clock.sleep(running.call.settle).await;
     let (scope, context) = match running.ask() {
         Ok(asking) => asking,

@@ -1,12 +1,15 @@
 //! The layer's types where axum meets them.
 
+use std::convert::Infallible;
+
 use axum_core::extract::{FromRequestParts, OptionalFromRequestParts};
-use axum_core::response::{IntoResponse, Response};
+use axum_core::response::{IntoResponse, IntoResponseParts, Response, ResponseParts};
 use http::request::Parts;
 
+use super::effects::NothingHappened;
 use super::key::IdempotencyKey;
 use super::problem::{Problem, ProblemKind};
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 
 /// The key that the layer has found. Without the layer, or without a key, the request is refused (400); extract
 /// `Option<IdempotencyKey>` where that is allowed.
@@ -19,7 +22,7 @@ impl<S: Sync> FromRequestParts<S> for IdempotencyKey {
 }
 
 impl<S: Sync> OptionalFromRequestParts<S> for IdempotencyKey {
-    type Rejection = std::convert::Infallible;
+    type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Option<Self>, Self::Rejection> {
         Ok(parts.extensions.get().cloned())
@@ -33,8 +36,58 @@ impl IntoResponse for Problem {
 }
 
 /// The [`Problem`] that the error is to a client, for handlers that return `Result<_, idempotency::Error>`.
+///
+/// The error's [kind](ErrorKind) is in the extensions of the response, for the
+/// [layer](super::IdempotencyLayer#errors-of-guarded-calls-inside) around the handler.
 impl IntoResponse for Error {
     fn into_response(self) -> Response {
         Problem::of(&self).into_response()
+    }
+}
+
+/// For responses that a handler makes of an error by itself: `(StatusCode::CONFLICT, error.kind(), "busy")` tells the
+/// [layer](super::IdempotencyLayer#errors-of-guarded-calls-inside) around the handler what became of the guarded call.
+impl IntoResponseParts for ErrorKind {
+    type Error = Infallible;
+
+    fn into_response_parts(self, mut parts: ResponseParts) -> Result<ResponseParts, Infallible> {
+        parts.extensions_mut().insert(self);
+        Ok(parts)
+    }
+}
+
+/// `(StatusCode::SERVICE_UNAVAILABLE, NothingHappened, "try again")`.
+impl IntoResponseParts for NothingHappened {
+    type Error = Infallible;
+
+    fn into_response_parts(self, mut parts: ResponseParts) -> Result<ResponseParts, Infallible> {
+        parts.extensions_mut().insert(self);
+        Ok(parts)
+    }
+}
+
+/// A response of which the handler says that nothing happened: [`NothingHappened`] in one word around the whole of it, for
+/// errors in particular.
+///
+/// ```
+/// use axum_core::response::IntoResponse;
+/// use http::StatusCode;
+/// use idempotent_runtime::http::NotExecuted;
+///
+/// # fn connect() -> Result<(), StatusCode> { Err(StatusCode::SERVICE_UNAVAILABLE) }
+/// # fn charge(_: ()) -> Result<&'static str, StatusCode> { Ok("paid") }
+/// async fn pay() -> Result<impl IntoResponse, axum_core::response::ErrorResponse> {
+///     // Without a connection nobody was asked to charge anything: the key is free again.
+///     let bank = connect().map_err(NotExecuted)?;
+///     // From here on nobody knows: the key is held.
+///     Ok(charge(bank)?)
+/// }
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NotExecuted<R>(pub R);
+
+impl<R: IntoResponse> IntoResponse for NotExecuted<R> {
+    fn into_response(self) -> Response {
+        NothingHappened::mark(self.0.into_response())
     }
 }

@@ -11,6 +11,7 @@ use http_body_util::BodyExt as _;
 use tokio::sync::oneshot;
 use tower_service::Service;
 
+use super::effects::told;
 use super::handled::{Fate, Handled};
 use super::options::{OnStatus, Options, Unreplayable, is_endless};
 use super::request_body::RequestBody;
@@ -100,21 +101,26 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
             headers::mark_bypassed(&mut head.headers);
             return self.settle(head, ResponseBody::untouched(body), Fate::Release);
         };
-        match self.options.on_status(head.status, &self.request) {
+        // What the handler says beside its status goes first: a status is often somebody else's.
+        match told(&head.extensions).unwrap_or_else(|| self.options.on_status(head.status, &self.request)) {
             OnStatus::Store => {}
             OnStatus::Release => return self.settle(head, ResponseBody::untouched(body), Fate::Release),
             OnStatus::Hold => return self.settle(head, ResponseBody::untouched(body), Fate::Unknown),
         }
-        let mut recording = self.recording(&head);
+        let ttl = self.options.ttl_of(&head);
+        let Some(mut recording) = self.recording(&head, ttl) else {
+            let fate = self.not_kept(&head, ttl);
+            return self.settle(head, ResponseBody::untouched(body), fate);
+        };
         let hint = body.size_hint();
         let is_too_large = usize::try_from(hint.lower()).map_or(true, |least| least > recording.room);
         if is_too_large || is_endless(&head) {
-            let fate = self.not_kept(&head, recording.ttl);
+            let fate = self.not_kept(&head, ttl);
             return self.settle(head, ResponseBody::untouched(body), fate);
         }
         if let Some(now) = context.store_time() {
-            recording.until = Some(now + recording.ttl);
-            recording.head.expires(now + recording.ttl);
+            recording.until = Some(now + ttl);
+            recording.head.expires(now + ttl);
         }
         if hint.exact().is_some() {
             self.collect(head, Box::pin(body), recording).await
@@ -123,13 +129,14 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
         }
     }
 
-    fn recording(&self, response: &response::Parts) -> Recording {
+    /// `None`: it has more headers than can be kept.
+    fn recording(&self, response: &response::Parts, ttl: Duration) -> Option<Recording> {
         let mut replayed = headers::replayable(&response.headers);
         replayed.retain(|(name, _)| self.options.replays(name));
-        let head = Head::new(response.status, &replayed);
+        let head = Head::new(response.status, &replayed)?;
         let room = self.options.response_limit().saturating_sub(head.len());
         let declared = headers::declared_length(response);
-        Recording { head, room, declared, ttl: self.options.ttl_of(response), until: None }
+        Some(Recording { head, room, declared, ttl, until: None })
     }
 
     fn not_kept(&self, response: &response::Parts, ttl: Duration) -> Fate {

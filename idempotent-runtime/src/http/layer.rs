@@ -25,6 +25,29 @@ use crate::policy::{OnConflict, OnCrash, Verdict};
 /// Give it the engine and say who is asking; everything else has a default. Authentication, rate limits and what else may
 /// refuse a request belong in front of it.
 ///
+/// # What a status says
+/// Once the handler has begun, 408 and 5xx say that nobody knows what happened, whoever answers with them: retries get 409,
+/// `uncertain`, until an operator, the [question](Self::with_verify) or the [policy](Self::with_on_crash) decides. Where
+/// nothing happened, the handler says so with [`NothingHappened`](super::NothingHappened), or the whole service with
+/// [`release_server_errors`](Self::release_server_errors). [`OnStatus::standard`] has the other statuses.
+///
+/// # Errors of guarded calls inside
+/// A handler that passes on the error of a guarded call gives its kind along, in the extensions of the response: with
+/// `IntoResponse` of [`Error`](crate::Error) (feature `axum`), [`Problem::of`](super::Problem::of), or an
+/// [`ErrorKind`](crate::ErrorKind) that it inserts there itself. Then the kind decides instead of the status, and the
+/// response is never stored:
+/// - `InProgress`, `StoreUnavailable`, `Full`, `ShuttingDown`, `Mismatch`, `MissingKey` and `InvalidKey` release the key:
+///   the guarded call did not run.
+/// - All others hold it: an effect may stand behind them, or somebody has to look anyway.
+///
+/// The first kind says that the *call* did not run, not that the handler did nothing before. **What a handler does before
+/// belongs into a guarded call or a [step](crate::Context::step) too, or it is done again by the retry.** A handler that
+/// cannot have it so answers 500 without the kind, which is held. The refusals of a layer inside of this one count in the
+/// same way, by their [`ProblemKind`](super::ProblemKind).
+///
+/// A response that a handler makes of an error by itself, without the kind, is judged by its status like any other.
+///
+/// # Examples
 /// ```
 /// # use std::time::Duration;
 /// # use idempotent_runtime::{Idempotency, store::MemoryStore};
@@ -66,8 +89,8 @@ use crate::policy::{OnConflict, OnCrash, Verdict};
 ///     .with_fail_open()
 ///     // Responses.
 ///     .with_on_status(|status, request| match status {
-///         // The provider behind this route may have charged, and did not say so.
-///         StatusCode::GATEWAY_TIMEOUT if request.uri.path().starts_with("/payments") => OnStatus::Hold,
+///         // These handlers write to one database, in one transaction.
+///         StatusCode::SERVICE_UNAVAILABLE if request.uri.path().starts_with("/orders") => OnStatus::Release,
 ///         StatusCode::CONFLICT => OnStatus::Release,
 ///         _ => OnStatus::standard(status),
 ///     })
@@ -195,12 +218,26 @@ impl IdempotencyLayer {
     }
 
     /// What becomes of the key when a response has a certain status, by a function of the status and the request. The
-    /// default is [`OnStatus::standard`].
+    /// default is [`OnStatus::standard`]. What a response says in its extensions goes before: see
+    /// [`NothingHappened`](super::NothingHappened).
+    ///
+    /// Of this, [`stripe`](Self::stripe) and [`release_server_errors`](Self::release_server_errors), the last one counts.
     pub fn with_on_status(
         self,
         decide: impl Fn(StatusCode, &request::Parts) -> OnStatus + Send + Sync + 'static,
     ) -> Self {
         self.set(|options| options.on_status = Arc::new(decide))
+    }
+
+    /// Frees the key after 408 and 5xx: for services whose errors roll everything back, because each handler does what it
+    /// does in one transaction of a database. The default is that they say nothing about what happened, and hold the key.
+    ///
+    /// **It is also said for everything else behind the layer that answers with such a status**: a time limit that drops
+    /// the handler, something that catches its panics, a proxy. Have them in front of the layer, or be sure that what they
+    /// end is rolled back. A panic that nobody catches, and an error of a guarded call inside that may hide an effect, are
+    /// still held. [`OnStatus::releasing_server_errors`] is the same for one of several routes.
+    pub fn release_server_errors(self) -> Self {
+        self.with_on_status(|status, _| OnStatus::releasing_server_errors(status))
     }
 
     /// Stores what Stripe's API stores: the [default](OnStatus::standard) and 500.

@@ -21,6 +21,8 @@
 //!
 //! - The handler runs in a task of its own: a client that leaves neither cuts it off nor loses its response, and
 //!   [`shutdown`](crate::Idempotency::shutdown) waits for it.
+//! - Of a handler that has begun, 408 and 5xx are an unknown outcome, and a retry gets 409, unless the response says
+//!   [`NothingHappened`]: see [what a status says](IdempotencyLayer#what-a-status-says).
 //! - Handlers find the key as [`IdempotencyKey`] in the request's extensions, functions that they call with
 //!   [`IdempotencyKey::current`]. [`Context::derive_key`](crate::Context::derive_key) works in handlers.
 //! - The body of a request with a key is read into memory, up to a limit. A request without a key is not touched.
@@ -48,14 +50,15 @@
 //! Status 409 with `Retry-After`. The first request with the key still runs.
 //!
 //! ## uncertain
-//! Status 409. The first request started, and nobody knows whether it finished. An operator decides with
+//! Status 409. The first request started, and nobody knows whether it finished, or it was answered with 408 or 5xx. An
+//! operator decides with
 //! [`RecordHandle::resolve`](crate::RecordHandle::resolve) and [`Resolution::response`](crate::Resolution::response).
 //!
 //! ## expired
 //! Status 410. The key was used long ago, and the response is not kept any more.
 //!
 //! ## not-kept
-//! Status 409. The request was processed; its response was too large to be kept, or was a stream.
+//! Status 409. The request was processed; its response was too large to be kept, had too many headers, or was a stream.
 //!
 //! ## too-large
 //! Status 413. The body of the request is larger than the limit. The key can be used again.
@@ -73,6 +76,7 @@
 mod axum;
 mod canonical_json;
 pub mod client;
+mod effects;
 mod fingerprint;
 mod handled;
 mod handler;
@@ -89,6 +93,9 @@ mod service;
 mod status;
 mod stored;
 
+#[cfg(feature = "axum")]
+pub use axum::NotExecuted;
+pub use effects::NothingHappened;
 pub use fingerprint::RequestFingerprint;
 pub use headers::{IDEMPOTENCY_BYPASSED, IDEMPOTENCY_KEY_EXPIRES, IDEMPOTENCY_REPLAYED};
 pub use key::{IDEMPOTENCY_KEY, IdempotencyKey, KeyFormat, RequestScope};

@@ -27,36 +27,51 @@ pub enum OnStatus {
     Store,
     /// The response says that nothing happened: the next request with the key runs the handler again.
     Release,
-    /// The response may hide an effect, a gateway's timeout for example: what follows is what follows a handler whose end
-    /// nobody knows. The record is held in doubt; under [`OnCrash::Retry`] and [`OnCrash::Resume`] the next request runs
+    /// The response may hide an effect, as one of a timeout does: what follows is what follows a handler whose end nobody
+    /// knows. The record is held in doubt; under [`OnCrash::Retry`] and [`OnCrash::Resume`] the next request runs
     /// the handler again, and under [`with_verify`](super::IdempotencyLayer::with_verify) it asks.
     Hold,
 }
 
 impl OnStatus {
-    /// The default: everything is stored but what a retry may change. Those are 401, 403, 408, 413, 425, 429 and 5xx, which
-    /// are released.
+    /// The default. 2xx, 3xx and 4xx are results and are stored, but for these:
+    /// - 401, 403, 413, 425 and 429 refuse a request before something is done, and are released.
+    /// - 408 and 5xx say that nobody knows how far the handler got, whoever made them: a time limit, something that catches
+    ///   panics, the handler itself. They are held, and so is every status that HTTP does not know as a final one.
     pub fn standard(status: StatusCode) -> Self {
         match status {
             StatusCode::UNAUTHORIZED
             | StatusCode::FORBIDDEN
-            | StatusCode::REQUEST_TIMEOUT
             | StatusCode::PAYLOAD_TOO_LARGE
             | StatusCode::TOO_EARLY
             | StatusCode::TOO_MANY_REQUESTS => Self::Release,
-            status if status.is_server_error() || status.is_informational() => Self::Release,
-            _ => Self::Store,
+            StatusCode::REQUEST_TIMEOUT => Self::Hold,
+            status if status.is_success() || status.is_redirection() || status.is_client_error() => Self::Store,
+            _ => Self::Hold,
         }
     }
 
-    /// As [`standard`](Self::standard), but 500 is stored: a handler that failed does not run again.
+    /// As [`standard`](Self::standard), but 500 is stored: a handler that failed does not run again, and everybody gets
+    /// its answer. 408, 502, 503 and 504 are held: who answers with them has been waiting for somebody else, and does not
+    /// know.
     pub fn stripe(status: StatusCode) -> Self {
         if status == StatusCode::INTERNAL_SERVER_ERROR { Self::Store } else { Self::standard(status) }
     }
+
+    /// As [`standard`](Self::standard), but 408 and 5xx are released: for services of which everything that answers with
+    /// them has rolled back what was done. See
+    /// [`release_server_errors`](super::IdempotencyLayer::release_server_errors).
+    pub fn releasing_server_errors(status: StatusCode) -> Self {
+        if status == StatusCode::REQUEST_TIMEOUT || status.is_server_error() {
+            Self::Release
+        } else {
+            Self::standard(status)
+        }
+    }
 }
 
-/// What a response leaves that is to be stored and cannot be: it is larger than the limit, has trailers, or is a stream of
-/// events. The first caller gets it in any case.
+/// What a response leaves that is to be stored and cannot be: it is larger than the limit, has trailers or thousands of
+/// headers, or is a stream of events. The first caller gets it in any case.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Unreplayable {
@@ -136,7 +151,11 @@ impl Options {
     }
 
     pub(super) fn on_status(&self, status: StatusCode, request: &request::Parts) -> OnStatus {
-        if status.is_informational() { OnStatus::Release } else { (self.on_status)(status, request) }
+        match (self.on_status)(status, request) {
+            // It announces a response, and is none.
+            OnStatus::Store if status.is_informational() => OnStatus::Hold,
+            decided => decided,
+        }
     }
 
     pub(super) fn replays(&self, name: &HeaderName) -> bool {
@@ -174,5 +193,35 @@ impl fmt::Debug for Options {
             .field("methods", &self.methods)
             .field("ttl", &self.ttl)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::StatusCode;
+
+    use super::OnStatus;
+
+    /// The statuses, of all that there can be, with which a function decides so.
+    fn with(decision: OnStatus, decide: fn(StatusCode) -> OnStatus) -> Vec<u16> {
+        let all = (100..=999).filter_map(|status| StatusCode::from_u16(status).ok());
+        all.filter(|status| decide(*status) == decision).map(|status| status.as_u16()).collect()
+    }
+
+    #[test]
+    fn only_what_is_a_final_answer_is_stored_and_only_what_refuses_early_is_released() {
+        let refusals = [401, 403, 413, 425, 429];
+        assert_eq!(with(OnStatus::Release, OnStatus::standard), refusals);
+        let results = (200..500).filter(|status| *status != 408 && !refusals.contains(status));
+        assert_eq!(with(OnStatus::Store, OnStatus::standard), results.collect::<Vec<_>>());
+
+        let stripe = with(OnStatus::Store, OnStatus::stripe);
+        assert_eq!(stripe.iter().filter(|status| **status >= 500).collect::<Vec<_>>(), [&500]);
+        assert_eq!(with(OnStatus::Release, OnStatus::stripe), refusals);
+
+        let held = with(OnStatus::Hold, OnStatus::releasing_server_errors);
+        assert_eq!(held, (100..200).chain(600..1000).collect::<Vec<_>>());
+        let results = with(OnStatus::Store, OnStatus::standard);
+        assert_eq!(with(OnStatus::Store, OnStatus::releasing_server_errors), results);
     }
 }

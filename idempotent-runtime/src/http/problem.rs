@@ -146,6 +146,8 @@ impl ProblemKind {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     kind: ProblemKind,
+    /// The error that it was made of.
+    error: Option<ErrorKind>,
     detail: Option<&'static str>,
     documentation: Cow<'static, str>,
     retry_after: Option<Duration>,
@@ -162,7 +164,13 @@ struct Document<'a> {
 impl Problem {
     /// A refusal of this kind.
     pub const fn new(kind: ProblemKind) -> Self {
-        Self { kind, detail: None, documentation: Cow::Borrowed(DOCUMENTATION), retry_after: kind.retry_after() }
+        Self {
+            kind,
+            error: None,
+            detail: None,
+            documentation: Cow::Borrowed(DOCUMENTATION),
+            retry_after: kind.retry_after(),
+        }
     }
 
     /// What `error` means to a client. What the store said is not in it.
@@ -184,6 +192,7 @@ impl Problem {
             | ErrorKind::NotInstalled => ProblemKind::Internal,
         };
         let mut problem = Self::new(kind);
+        problem.error = Some(error.kind());
         // How long a lease still runs says nothing about the end of its handler, which is when a retry succeeds.
         if kind != ProblemKind::InProgress {
             problem.retry_after = error.retry_after().or(problem.retry_after);
@@ -210,6 +219,9 @@ impl Problem {
     }
 
     /// The answer, with `Cache-Control: no-store`, and `Retry-After` where a retry helps.
+    ///
+    /// In its extensions are the [`ProblemKind`], and the [`ErrorKind`] of the error that it was made of: a
+    /// [layer](super::IdempotencyLayer#errors-of-guarded-calls-inside) around it learns from them that this is no result.
     pub fn to_response(&self) -> Response<Full<Bytes>> {
         let (title, advice) = self.kind.text();
         let document = Document {
@@ -222,6 +234,10 @@ impl Problem {
         let body = serde_json::to_vec(&document).unwrap_or_default();
         let mut response = Response::new(Full::from(body));
         *response.status_mut() = self.kind.status();
+        response.extensions_mut().insert(self.kind);
+        if let Some(error) = self.error {
+            response.extensions_mut().insert(error);
+        }
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));

@@ -104,6 +104,13 @@ impl<B> ResponseBody<B> {
     }
 }
 
+/// Without content: what a layer in front answers with in place of the handler, a time limit for example.
+impl<B> Default for ResponseBody<B> {
+    fn default() -> Self {
+        Self::whole(Bytes::new())
+    }
+}
+
 impl<B> Live<B>
 where
     B: Body<Data = Bytes>,

@@ -28,7 +28,7 @@ use super::{BoxError, scope};
 use crate::clock::Timestamp;
 use crate::context::Context;
 use crate::engine::scope::{Scope, current_engine};
-use crate::engine::{Call, Verified, run_detached, verify};
+use crate::engine::{Call, run_detached, verify_detached};
 use crate::error::{Error, ErrorKind};
 use crate::outcome::{Codec, Outcome as _};
 use crate::policy::{Unstored, Verdict};
@@ -293,7 +293,8 @@ impl Guard {
         }
     }
 
-    /// Runs the handler under the claim, in a task of its own.
+    /// Runs the handler under the claim, in a task of its own. So is the question about an earlier one asked: it takes its
+    /// time, and a client that leaves must not cut it off.
     async fn claim<S, B, R>(&self, handler: Handler<S, B, R>) -> Handled<S::Error>
     where
         S: Handles<B, R>,
@@ -310,29 +311,14 @@ impl Guard {
                     call = call.settle(delay);
                 }
                 let request = Request::from_parts((*self.head).clone(), self.bytes.clone());
-                let ask = async |asking: Context| {
+                let (question, options) = (question.clone(), self.options.clone());
+                let ask = move |asking: Context| async move {
                     let verdict = question(asking.clone(), request).await;
-                    Ok(self.vouch(&asking, verdict))
+                    Ok(vouch(&options, &asking, verdict))
                 };
-                match verify(call, codec, ask).await {
-                    Verified::Answered(ending) => ending,
-                    Verified::Mine(cleared) => cleared.run_detached(body).await,
-                }
+                verify_detached(call, codec, ask, body).await
             }
         }
-    }
-
-    fn vouch(&self, context: &Context, verdict: Verdict<Response<Bytes>>) -> Verdict<Vouched> {
-        let response = match verdict {
-            Verdict::Completed(response) => response,
-            Verdict::NotExecuted => return Verdict::NotExecuted,
-            Verdict::Unknown => return Verdict::Unknown,
-        };
-        let (head, body) = response.into_parts();
-        let ttl = self.options.ttl_of(&head);
-        let until = context.store_time().map(|now| now + ttl);
-        let (state, record) = of_response(Response::from_parts(head, body), until);
-        Verdict::Completed(Vouched { state, record, ttl })
     }
 
     async fn replay<R>(&self, record: Bytes) -> Response<ResponseBody<R>> {
@@ -342,7 +328,10 @@ impl Guard {
                     Some(until) => until,
                     None => self.expiry().await,
                 };
-                replay(response, expires).map(ResponseBody::whole)
+                match replay(response, expires) {
+                    Some(response) => response.map(ResponseBody::whole),
+                    None => self.refuse(ProblemKind::Internal),
+                }
             }
             Some(Stored::NotKept) => self.refuse(ProblemKind::NotKept),
             None => self.refuse(ProblemKind::Internal),
@@ -390,6 +379,20 @@ impl Guard {
             Err(_) => Ok(self.refuse(ProblemKind::Internal)),
         }
     }
+}
+
+/// What the answer to a question leaves in the record.
+fn vouch(options: &Options, context: &Context, verdict: Verdict<Response<Bytes>>) -> Verdict<Vouched> {
+    let response = match verdict {
+        Verdict::Completed(response) => response,
+        Verdict::NotExecuted => return Verdict::NotExecuted,
+        Verdict::Unknown => return Verdict::Unknown,
+    };
+    let (head, body) = response.into_parts();
+    let ttl = options.ttl_of(&head);
+    let until = context.store_time().map(|now| now + ttl);
+    let (state, record) = of_response(Response::from_parts(head, body), until);
+    Verdict::Completed(Vouched { state, record, ttl })
 }
 
 /// How a guarded call ended for the one who waits for it.

@@ -3,8 +3,8 @@
 //! ```text
 //! kind 1 | until 8 | status 2 | number of headers 2 | { length 2, name, length 4, value } … | body
 //! ```
-//! All numbers are big-endian. The kind is 0 for a whole response, and 1 for one that was too large, or had trailers,
-//! and has neither headers nor body here. `until` is what the first caller was told about its lifetime, in milliseconds
+//! All numbers are big-endian. The kind is 0 for a whole response, and 1 for one that was too large, had trailers or too
+//! many headers, and has neither headers nor body here. `until` is what the first caller was told about its lifetime, in milliseconds
 //! since 1970 of the store's time: a store need not tell it with every answer. It is zero where nobody was told.
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
@@ -18,6 +18,9 @@ use crate::store::State;
 
 /// The version of the format, as the record's schema version.
 pub(super) const FORMAT: u32 = 1;
+
+/// How many headers are kept of a response. A `HeaderMap` has room for 24 576 names, and a replay has markers of its own.
+const MOST_HEADERS: u16 = 16_384;
 
 const WHOLE: u8 = 0;
 const NOT_KEPT: u8 = 1;
@@ -38,20 +41,14 @@ pub(super) struct Head(BytesMut);
 const UNTIL: std::ops::Range<usize> = 1..9;
 
 impl Head {
-    pub(super) fn new(status: StatusCode, headers: &[(&HeaderName, &HeaderValue)]) -> Self {
+    /// `None` if there are more headers, or longer ones, than a replay could have.
+    pub(super) fn new(status: StatusCode, headers: &[(&HeaderName, &HeaderValue)]) -> Option<Self> {
+        let count = u16::try_from(headers.len()).ok().filter(|count| *count <= MOST_HEADERS)?;
         let mut fields = BytesMut::with_capacity(256);
-        let mut count = 0;
         for (name, value) in headers {
-            // A `HeaderMap` has fewer headers, names and values than these could count.
-            let lengths = (u16::try_from(name.as_str().len()), u32::try_from(value.len()));
-            let (Ok(name_length), Ok(value_length), Some(next)) = (lengths.0, lengths.1, u16::checked_add(count, 1))
-            else {
-                continue;
-            };
-            count = next;
-            fields.put_u16(name_length);
+            fields.put_u16(u16::try_from(name.as_str().len()).ok()?);
             fields.put_slice(name.as_str().as_bytes());
-            fields.put_u32(value_length);
+            fields.put_u32(u32::try_from(value.len()).ok()?);
             fields.put_slice(value.as_bytes());
         }
         let mut bytes = BytesMut::with_capacity(13 + fields.len());
@@ -60,7 +57,7 @@ impl Head {
         bytes.put_u16(status.as_u16());
         bytes.put_u16(count);
         bytes.put(fields);
-        Self(bytes)
+        Some(Self(bytes))
     }
 
     /// Notes what the first caller is told.
@@ -129,13 +126,15 @@ fn take(bytes: &mut Bytes, length: usize) -> Option<Bytes> {
 
 /// Which end of a call a response with this status is.
 pub(super) fn state(status: StatusCode) -> State {
-    if status.is_client_error() || status.is_server_error() { State::Failed } else { State::Completed }
+    if status.as_u16() >= 400 { State::Failed } else { State::Completed }
 }
 
 /// A response that somebody vouches for, as the record of it.
 pub(super) fn of_response(response: Response<Bytes>, until: Option<Timestamp>) -> (State, Bytes) {
     let (parts, body) = response.into_parts();
-    let mut head = Head::new(parts.status, &headers::replayable(&parts.headers));
+    let Some(mut head) = Head::new(parts.status, &headers::replayable(&parts.headers)) else {
+        return (state(parts.status), not_kept(parts.status));
+    };
     if let Some(until) = until {
         head.expires(until);
     }
@@ -171,6 +170,7 @@ mod tests {
 
     use super::{Stored, not_kept, of_response, read};
     use crate::clock::Timestamp;
+    use crate::http::headers::replay;
     use crate::store::State;
 
     #[test]
@@ -213,5 +213,18 @@ mod tests {
         let names = (0..u16::MAX).flat_map(|number| format!("\0\u{4}{number:04x}\0\0\0\0").into_bytes());
         assert!(read(count.into_iter().chain(names).collect()).is_none());
         assert!(read([&not_kept(http::StatusCode::OK)[..], b"x"].concat().into()).is_none());
+    }
+
+    /// Written by a release that kept more of them.
+    #[test]
+    fn a_record_that_leaves_no_room_for_the_marker_is_no_replay() {
+        let count = |count: u16| {
+            let head = [&[super::WHOLE][..], &[0; 8], &200_u16.to_be_bytes(), &count.to_be_bytes()].concat();
+            let names = (0..count).flat_map(|number| format!("\0\u{4}{number:04x}\0\0\0\0").into_bytes());
+            let Some(Stored::Whole(response, _)) = read(head.into_iter().chain(names).collect()) else { return None };
+            replay(response, Timestamp::from_millis(1))
+        };
+        assert!(count(super::MOST_HEADERS).is_some());
+        assert!(count(24_576).is_none());
     }
 }

@@ -1,0 +1,136 @@
+//! What a response says about the effects of its handler, beside its status.
+
+use http::{Extensions, Response};
+
+use super::options::OnStatus;
+use super::problem::ProblemKind;
+use crate::error::ErrorKind;
+
+/// In the extensions of a response: the handler says that nothing happened, whatever the status is. The key is free, and
+/// the next request with it runs the handler again.
+///
+/// Without it, a handler that has begun and answers 408 or 5xx leaves an unknown outcome
+/// ([`OnStatus::standard`]). **Say it only of what was not begun, or was rolled back**: a provider that did not answer may
+/// have charged. A handler whose [steps](crate::Context::step) are on the record is not believed: they have happened.
+///
+/// With the feature `axum` it is a part of a response, `(StatusCode::SERVICE_UNAVAILABLE, NothingHappened, "try again")`,
+/// and [`NotExecuted`](super::NotExecuted) says it of a whole one.
+///
+/// ```
+/// use http::{Response, StatusCode};
+/// use idempotent_runtime::http::NothingHappened;
+///
+/// /// The pool has no connection: nobody was asked to charge anything.
+/// fn busy() -> Response<String> {
+///     let mut response = NothingHappened::mark(Response::new("try again".to_owned()));
+///     *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+///     response
+/// }
+/// # assert!(busy().extensions().get::<NothingHappened>().is_some());
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct NothingHappened;
+
+impl NothingHappened {
+    /// `response` with this in its extensions.
+    pub fn mark<B>(mut response: Response<B>) -> Response<B> {
+        response.extensions_mut().insert(Self);
+        response
+    }
+}
+
+/// What the extensions of a response say about its key. `None`: its status decides.
+pub(super) fn told(extensions: &Extensions) -> Option<OnStatus> {
+    if extensions.get::<NothingHappened>().is_some() {
+        return Some(OnStatus::Release);
+    }
+    // A problem that was made of an error has both, and the error knows more.
+    let of_error = extensions.get().copied().map(of_error);
+    of_error.or_else(|| extensions.get().copied().map(of_problem))
+}
+
+/// A guarded call inside of the handler was refused with this, and the handler passes it on. It is never a result: what
+/// was true of the call for a moment would be told for as long as the record is kept.
+const fn of_error(kind: ErrorKind) -> OnStatus {
+    match kind {
+        // The call did not run, and can later, or for another request.
+        ErrorKind::InProgress
+        | ErrorKind::StoreUnavailable
+        | ErrorKind::Full
+        | ErrorKind::ShuttingDown
+        | ErrorKind::Mismatch
+        | ErrorKind::MissingKey
+        | ErrorKind::InvalidKey => OnStatus::Release,
+        // An effect of this call, or of an earlier one, may stand behind it.
+        ErrorKind::InDoubt
+        | ErrorKind::NotStored
+        | ErrorKind::TooLarge
+        | ErrorKind::Encode
+        | ErrorKind::Decode
+        | ErrorKind::Superseded
+        | ErrorKind::StepInterrupted
+        | ErrorKind::Expired
+        // The service is at fault, and somebody has to look anyway.
+        | ErrorKind::Reentrant
+        | ErrorKind::Config
+        | ErrorKind::Unsupported
+        | ErrorKind::NotInstalled => OnStatus::Hold,
+    }
+}
+
+/// The same for the refusal of a layer inside of this one.
+const fn of_problem(kind: ProblemKind) -> OnStatus {
+    match kind {
+        ProblemKind::Missing
+        | ProblemKind::Malformed
+        | ProblemKind::NoPrincipal
+        | ProblemKind::Mismatch
+        | ProblemKind::InProgress
+        | ProblemKind::TooLarge
+        | ProblemKind::Unreadable
+        | ProblemKind::Unavailable => OnStatus::Release,
+        ProblemKind::Uncertain | ProblemKind::Expired | ProblemKind::NotKept | ProblemKind::Internal => OnStatus::Hold,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{Extensions, Response};
+
+    use super::{NothingHappened, told};
+    use crate::error::{Error, ErrorKind};
+    use crate::http::options::OnStatus;
+    use crate::http::problem::{Problem, ProblemKind};
+
+    #[test]
+    fn an_error_knows_more_than_the_problem_that_was_made_of_it() {
+        for (kind, problem, expected) in [
+            (ErrorKind::InProgress, ProblemKind::InProgress, OnStatus::Release),
+            (ErrorKind::Superseded, ProblemKind::InProgress, OnStatus::Hold),
+        ] {
+            let response = Problem::of(&Error::new(kind)).to_response();
+            assert_eq!(response.extensions().get(), Some(&problem));
+            assert_eq!(told(response.extensions()), Some(expected), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn the_handlers_own_word_goes_first_and_a_status_alone_says_nothing_here() {
+        let doubtful = Problem::of(&Error::new(ErrorKind::InDoubt)).to_response();
+        assert_eq!(told(NothingHappened::mark(doubtful).extensions()), Some(OnStatus::Release));
+        assert_eq!(told(Response::new(()).extensions()), None);
+        assert_eq!(told(&Extensions::new()), None);
+    }
+
+    #[test]
+    fn the_refusal_of_a_layer_inside_releases_what_was_refused_before_the_handler() {
+        for (kind, expected) in [
+            (ProblemKind::NoPrincipal, OnStatus::Release),
+            (ProblemKind::TooLarge, OnStatus::Release),
+            (ProblemKind::NotKept, OnStatus::Hold),
+            (ProblemKind::Internal, OnStatus::Hold),
+        ] {
+            assert_eq!(told(Problem::new(kind).to_response().extensions()), Some(expected), "{kind:?}");
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! Responses with as many headers as a `HeaderMap` can have: an answer or an error, never a panic.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use axum::body::Body;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
+use idempotency::http::{IdempotencyLayer, RequestBody, ResponseBody, Scope};
+use idempotency::store::MemoryStore;
+use idempotency::{Idempotency, Resolution};
+use tower::{Layer as _, ServiceExt as _, service_fn};
+
+/// As many names as there is room for.
+fn full(prefix: &str) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    for number in 0_u32.. {
+        let name = HeaderName::try_from(format!("{prefix}-{number}")).expect("it is a name");
+        if headers.try_append(name, HeaderValue::from_static("1")).is_err() {
+            break;
+        }
+    }
+    assert!(headers.len() > 20_000, "{}", headers.len());
+    headers
+}
+
+/// One name so often.
+fn repeated(times: usize) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    for _ in 0..times {
+        headers.append("link", HeaderValue::from_static("</>"));
+    }
+    headers
+}
+
+/// A service whose responses have these headers.
+struct Scene {
+    engine: Idempotency,
+    layer: IdempotencyLayer,
+    response: (StatusCode, HeaderMap),
+    runs: Arc<AtomicUsize>,
+}
+
+impl Scene {
+    fn new(status: StatusCode, headers: HeaderMap) -> Self {
+        let engine = Idempotency::builder(MemoryStore::new()).max_result_size(8 * 1024 * 1024).build();
+        let layer = IdempotencyLayer::new(engine.clone(), Scope::global());
+        Self { engine, layer, response: (status, headers), runs: Arc::default() }
+    }
+
+    async fn send(&self) -> anyhow::Result<Response<ResponseBody<Body>>> {
+        let ((status, headers), runs) = (self.response.clone(), self.runs.clone());
+        let service = self.layer.layer(service_fn(move |_: Request<RequestBody<Body>>| {
+            let headers = headers.clone();
+            runs.fetch_add(1, Ordering::SeqCst);
+            async move {
+                let mut response = Response::new(Body::from("done"));
+                *response.status_mut() = status;
+                *response.headers_mut() = headers;
+                Ok::<_, Infallible>(response)
+            }
+        }));
+        Ok(service.oneshot(Request::post("/").header("idempotency-key", "abc").body(Body::empty())?).await?)
+    }
+}
+
+#[tokio::test]
+async fn a_response_with_more_headers_than_a_replay_can_have_is_delivered_and_not_kept() -> anyhow::Result<()> {
+    for (times, is_kept) in [(16_384, true), (16_385, false), (70_000, false)] {
+        let scene = Scene::new(StatusCode::OK, repeated(times));
+        let links = |response: &Response<_>| response.headers().get_all("link").iter().count();
+        let first = scene.send().await?;
+        assert_eq!((first.status(), links(&first)), (StatusCode::OK, times));
+        for _ in 0..2 {
+            let retry = scene.send().await?;
+            let expected = if is_kept { (StatusCode::OK, times) } else { (StatusCode::CONFLICT, 0) };
+            assert_eq!((retry.status(), links(&retry)), expected);
+            assert_eq!(retry.headers().contains_key("idempotency-replayed"), is_kept);
+        }
+        assert_eq!(scene.runs.load(Ordering::SeqCst), 1);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_response_without_room_for_markers_is_delivered_and_kept() -> anyhow::Result<()> {
+    let scene = Scene::new(StatusCode::OK, full("x-passed-on"));
+    let first = scene.send().await?;
+    assert_eq!((first.status(), first.headers()), (StatusCode::OK, &scene.response.1));
+    let retry = scene.send().await?;
+    assert_eq!(retry.headers().get("idempotency-replayed"), Some(&HeaderValue::from_static("true")));
+    // Without protection too.
+    scene.engine.disable("http");
+    assert_eq!(scene.send().await?.status(), StatusCode::OK);
+    assert_eq!(scene.runs.load(Ordering::SeqCst), 2);
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_operators_response_with_too_many_headers_is_a_refusal() -> anyhow::Result<()> {
+    for headers in [full("x-by-hand"), repeated(70_000)] {
+        let scene = Scene::new(StatusCode::GATEWAY_TIMEOUT, HeaderMap::new());
+        assert_eq!(scene.send().await?.status(), StatusCode::GATEWAY_TIMEOUT);
+        let record = scene.engine.record("http", "abc");
+        let view = record.inspect().await?.expect("there is a record");
+        let mut response = Response::new("by hand");
+        *response.headers_mut() = headers;
+        record.resolve(&view, Resolution::response(response)).await?;
+        for _ in 0..2 {
+            let retry = scene.send().await?;
+            assert_eq!((retry.status(), scene.runs.load(Ordering::SeqCst)), (StatusCode::CONFLICT, 1));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,151 @@
+//! The question of `with_verify` is asked in a task of its own: clients that hang up do not cut it off.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::Request;
+use axum::http::Response;
+use axum::middleware::{Next, from_fn};
+use bytes::Bytes;
+use idempotency::http::IdempotencyLayer;
+use idempotency::testing::Gate;
+use idempotency::{Context, State as RecordState, Verdict};
+use idempotency_test_support::deadline::{eventually, eventually_async};
+
+use crate::client::raw_post;
+use crate::world::{DAY, World};
+
+const KEY: &[u8] = b"Idempotency-Key: \"abc\"\r\n";
+
+/// A service that has answered 504 to the request `abc`, and whose question about it waits at a gate.
+struct Scene {
+    world: World,
+    asked: Arc<AtomicUsize>,
+    gate: Gate,
+    /// Requests that have come in and are not over.
+    under_way: Arc<AtomicUsize>,
+}
+
+impl Scene {
+    async fn new(settle: Duration, verdict: Verdict<()>) -> anyhow::Result<Self> {
+        let (asked, gate) = (Arc::new(AtomicUsize::new(0)), Gate::new());
+        let (asking, at_gate) = (asked.clone(), gate.clone());
+        let question = move |_: Context, _: axum::http::Request<Bytes>| {
+            let gate = at_gate.clone();
+            asking.fetch_add(1, Ordering::SeqCst);
+            async move {
+                gate.wait().await;
+                match verdict {
+                    Verdict::Completed(()) => Verdict::Completed(Response::new(Bytes::from_static(b"in the books"))),
+                    Verdict::NotExecuted => Verdict::NotExecuted,
+                    _ => Verdict::Unknown,
+                }
+            }
+        };
+        let under_way = Arc::new(AtomicUsize::new(0));
+        let counting = under_way.clone();
+        let world = World::setup()
+            .clock_by_hand()
+            .engine(|builder| builder.lease(DAY))
+            .layer(move |layer: IdempotencyLayer| layer.with_ttl(2 * DAY).with_settle(settle).with_verify(question))
+            .around(move |router: Router| {
+                router.layer(from_fn(move |request: Request, next: Next| {
+                    let counting = counting.clone();
+                    async move {
+                        counting.fetch_add(1, Ordering::SeqCst);
+                        let _here = Leaving(counting);
+                        next.run(request).await
+                    }
+                }))
+            })
+            .start()
+            .await?;
+        assert_eq!(world.pay("abc").header("x-status", "504").send().await?.status, 504);
+        Ok(Self { world, asked, gate, under_way })
+    }
+
+    fn asked(&self) -> usize {
+        self.asked.load(Ordering::SeqCst)
+    }
+
+    /// A client that sends the request again, and hangs up when `it_is_time`.
+    async fn hang_up(&self, it_is_time: impl Fn() -> bool) -> anyhow::Result<()> {
+        let connection = self.world.client.write(raw_post("/pay", KEY, b"{}")).await?;
+        eventually("the retry", it_is_time).await?;
+        drop(connection);
+        eventually("the server to notice", || self.under_way.load(Ordering::SeqCst) == 0).await
+    }
+
+    /// Waits until the record has its answer.
+    async fn answered(&self) -> anyhow::Result<()> {
+        let is_answered = async || self.world.state("abc").await.ok().flatten() == Some(RecordState::Completed);
+        eventually_async("the answer", is_answered).await
+    }
+}
+
+struct Leaving(Arc<AtomicUsize>);
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+#[tokio::test]
+async fn rule_24_a_client_that_leaves_does_not_cut_the_question_about_its_request_off() -> anyhow::Result<()> {
+    let scene = Scene::new(Duration::ZERO, Verdict::Completed(())).await?;
+    scene.hang_up(|| scene.asked() == 1).await?;
+    // The question is under way, for nobody.
+    for _ in 0..8 {
+        scene.world.pay("abc").send().await?.assert_problem(409, "in-progress")?;
+    }
+    scene.gate.open();
+    scene.answered().await?;
+    let retry = scene.world.pay("abc").send().await?;
+    assert_eq!((&retry.body[..], retry.is_replayed()), (&b"in the books"[..], true));
+    assert_eq!((scene.asked(), scene.world.effects("abc")), (1, 1));
+    Ok(())
+}
+
+#[tokio::test]
+async fn rule_24_a_client_that_leaves_before_the_question_is_asked_lets_it_be_asked_in_time() -> anyhow::Result<()> {
+    let settle = Duration::from_secs(1);
+    let scene = Scene::new(settle, Verdict::Completed(())).await?;
+    scene.gate.open();
+    scene.hang_up(|| scene.world.store.requests("claim") == 2).await?;
+    // Nobody is there any more whose request could ask.
+    eventually("the question", || {
+        scene.world.clock.advance(settle);
+        scene.asked() == 1
+    })
+    .await?;
+    scene.answered().await
+}
+
+#[tokio::test]
+async fn rule_24_a_client_that_leaves_does_not_keep_its_request_from_running_after_the_question() -> anyhow::Result<()>
+{
+    let scene = Scene::new(Duration::ZERO, Verdict::NotExecuted).await?;
+    scene.hang_up(|| scene.asked() == 1).await?;
+    scene.gate.open();
+    scene.answered().await?;
+    let retry = scene.world.pay("abc").send().await?;
+    assert_eq!((retry.status, retry.is_replayed(), scene.world.effects("abc")), (201, true, 2));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_question_without_an_answer_leaves_the_record_in_doubt_though_nobody_waits_for_it() -> anyhow::Result<()> {
+    let scene = Scene::new(Duration::ZERO, Verdict::Unknown).await?;
+    scene.hang_up(|| scene.asked() == 1).await?;
+    scene.gate.open();
+    let is_in_doubt = async || scene.world.state("abc").await.ok().flatten() == Some(RecordState::InDoubt);
+    eventually_async("the doubt", is_in_doubt).await?;
+    let retry = scene.world.pay("abc").send().await?;
+    retry.assert_problem(409, "uncertain")?;
+    assert!(retry.header("retry-after").is_some(), "it says when it is asked again: {retry:?}");
+    assert_eq!((scene.asked(), scene.world.effects("abc")), (1, 1));
+    Ok(())
+}
