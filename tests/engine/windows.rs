@@ -1,12 +1,13 @@
 //! Keys with a window of time, at the edges of windows.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use idempotency::clock::{Clock as _, Timestamp};
 use idempotency::key::{IntoKey, window};
-use idempotency::store::{Reason, StoreErrorKind};
+use idempotency::store::{Claim, Claimed, CrashPolicy, Reason, Store as _, StoreErrorKind, Token};
 use idempotency::testing::ClockJump;
-use idempotency::{Call, Error, ErrorKind, OnConflict, OnCrash, Unstored, observe};
+use idempotency::{Call, Error, ErrorKind, OnConflict, OnCrash, Unstored, Verdict, observe};
 
 use crate::faults::{Fault, Gate};
 use crate::world::{DAY, LEASE, OPERATION, World, eventually, poll_once};
@@ -199,6 +200,132 @@ async fn a_claim_that_is_granted_in_the_next_window_starts_anew_there() {
 async fn a_store_that_cannot_tell_about_the_window_before_runs_nothing_and_keeps_nothing() {
     let world = world();
     world.store.next("read", Fault::Refused(StoreErrorKind::Corrupt));
+    assert_eq!(send(&world).await.unwrap_err().kind(), ErrorKind::Decode);
+    assert_eq!(world.ledger.count(), 0);
+    let before = world.clock_now();
+    assert_eq!(send(&world).await.unwrap(), "receipt 1.1");
+    assert!(world.clock_now().saturating_sub(before) < LEASE, "nobody waited for a lease");
+}
+
+/// A process that dies with the claim of the window of now in its hand, before it has looked at the window before.
+async fn dies_before_it_looks(world: &World, policy: CrashPolicy) {
+    let key = world.engine.record(OPERATION, ("ada", window(HOUR))).hash().unwrap();
+    let mut claim = Claim::new(key, Token::from_bits(1), OPERATION.into());
+    (claim.policy, claim.lease) = (policy, LEASE);
+    assert!(matches!(world.memory.claim(claim).await.unwrap(), Claimed::Mine(_)));
+}
+
+/// The outside world is asked, and says that nothing happened.
+async fn ask(world: &World, asked: &AtomicUsize) -> Result<String, Error> {
+    let question = |_| async {
+        asked.fetch_add(1, Ordering::Relaxed);
+        Ok::<_, Error>(Verdict::NotExecuted)
+    };
+    call(world).settle(Duration::ZERO).on_crash_verify(question).run(|| async { world.effect(1) }).await
+}
+
+#[tokio::test]
+async fn who_takes_over_a_claim_that_only_looked_looks_too() {
+    let asked = AtomicUsize::new(0);
+    for policy in [CrashPolicy::Retry, CrashPolicy::Resume, CrashPolicy::Verify] {
+        let world = world();
+        world.clock.advance(HOUR.saturating_sub(MILLI));
+        assert_eq!(send(&world).await.unwrap(), "receipt 1.1");
+        world.clock.advance(MILLI);
+        dies_before_it_looks(&world, policy).await;
+        world.clock.advance(LEASE);
+        let repeated = match policy {
+            CrashPolicy::Verify => ask(&world, &asked).await,
+            CrashPolicy::Resume => call(&world).on_crash(OnCrash::Resume).run(|| async { world.effect(1) }).await,
+            _ => call(&world).on_crash(OnCrash::Retry).run(|| async { world.effect(1) }).await,
+        };
+        assert_eq!(repeated.unwrap(), "receipt 1.1", "{policy:?}");
+        assert_eq!(world.ledger.count(), 1);
+    }
+    assert_eq!(asked.into_inner(), 0);
+}
+
+#[tokio::test]
+async fn under_hold_a_claim_that_only_looked_is_in_doubt_and_never_runs() {
+    let world = world();
+    send(&world).await.unwrap();
+    world.clock.advance(HOUR);
+    dies_before_it_looks(&world, CrashPolicy::Hold).await;
+    world.clock.advance(LEASE);
+    assert_eq!(send(&world).await.unwrap_err().kind(), ErrorKind::InDoubt);
+    assert_eq!(world.ledger.count(), 1);
+}
+
+#[tokio::test]
+async fn nothing_is_asked_about_a_claim_that_only_looked() {
+    let (world, asked) = (world(), AtomicUsize::new(0));
+    dies_before_it_looks(&world, CrashPolicy::Verify).await;
+    world.clock.advance(LEASE);
+    assert_eq!(ask(&world, &asked).await.unwrap(), "receipt 1.1");
+    assert_eq!(asked.into_inner(), 0, "nothing can have happened");
+}
+
+#[tokio::test]
+async fn a_body_that_broke_off_is_taken_over_in_its_window_and_asked_about() {
+    let (world, asked) = (world(), AtomicUsize::new(0));
+    let crashes = |world| {
+        let question = |_| async { Ok::<_, Error>(Verdict::Unknown) };
+        call(world).on_crash_verify(question).run(|| std::future::pending::<Result<String, Error>>())
+    };
+    let mut crashed = Box::pin(crashes(&world));
+    eventually("the body to begin", async || {
+        assert!(poll_once(&mut crashed).is_pending());
+        world.store.requests("checkpoint") == 1
+    })
+    .await;
+    assert!(poll_once(&mut crashed).is_pending());
+    drop(crashed);
+    eventually("the claim to be given up", async || world.store.requests("abandon") == 1).await;
+    let looks = world.store.requests("read");
+    assert_eq!(ask(&world, &asked).await.unwrap(), "receipt 1.1");
+    assert_eq!(asked.into_inner(), 1);
+    assert_eq!(world.store.requests("read"), looks, "its window was decided when it began");
+}
+
+#[tokio::test]
+async fn who_looks_for_longer_than_its_lease_does_not_begin() {
+    let (world, gate) = (world(), Gate::new());
+    let there = world.other_process();
+    there.store.next("read", Fault::LateAnswer(gate.clone()));
+    there.store.always("renew", Some(Fault::LostRequest));
+    let mut slow = Box::pin(call(&there).on_crash(OnCrash::Retry).run(|| async { there.effect(1) }));
+    eventually("the look", async || {
+        assert!(poll_once(&mut slow).is_pending());
+        there.store.requests("read") == 1
+    })
+    .await;
+    world.clock.advance(LEASE);
+    let quick = call(&world).on_crash(OnCrash::Retry).run(|| async { world.effect(1) });
+    assert_eq!(quick.await.unwrap(), "receipt 1.1");
+    gate.open();
+    assert_eq!(world.while_time_passes(slow).await.unwrap(), "receipt 1.1");
+    assert_eq!(world.ledger.count(), 1);
+}
+
+/// The owner in the window before only looked there too: the call belongs to its own window.
+#[tokio::test]
+async fn a_claim_that_only_looked_in_the_window_before_counts_for_nothing() {
+    let world = world();
+    dies_before_it_looks(&world, CrashPolicy::Retry).await;
+    world.clock.advance(HOUR);
+    let retry = async || call(&world).on_crash(OnCrash::Retry).run(|| async { world.effect(1) }).await;
+    let (result, report) = observe(retry()).await;
+    assert_eq!(result.unwrap(), "receipt 1.1");
+    assert_eq!(report.unwrap().key, world.engine.record(OPERATION, ("ada", window(HOUR))).hash().unwrap());
+    world.clock.advance(HOUR);
+    assert_eq!(retry().await.unwrap(), "receipt 1.1", "within the length after the one that ran");
+    assert_eq!(world.ledger.count(), 1);
+}
+
+#[tokio::test]
+async fn a_store_that_does_not_say_that_the_look_is_recorded_runs_nothing() {
+    let world = world();
+    world.store.next("checkpoint", Fault::Refused(StoreErrorKind::Corrupt));
     assert_eq!(send(&world).await.unwrap_err().kind(), ErrorKind::Decode);
     assert_eq!(world.ledger.count(), 0);
     let before = world.clock_now();

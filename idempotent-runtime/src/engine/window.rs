@@ -1,20 +1,29 @@
 //! Calls whose key has a window: they belong to the record of the window before, if there is one.
 //!
-//! The claim in the own window comes first, the look at the window before second, and the look at the clock third. A
-//! call that claims before the end of a window is therefore seen by every call that claims after it, and one whose claim
-//! was granted after that end starts anew.
+//! The claim in the own window comes first, the look at the window before second, the look at the clock third, and then
+//! the record is told that all of it is done: by a first checkpoint, which has nothing in it. A call that claims before the
+//! end of a window is therefore seen by every call that claims after it, and one whose claim was granted after that end
+//! starts anew.
+//!
+//! A record without a checkpoint belongs to a claim that only looks. Its owner may die there: whoever takes it over has to
+//! look too, and nothing has happened under it. It cannot be overlooked by reading it, because its owner may be slow and
+//! get its checkpoint through: it is taken over, and given up. Only then can nobody begin under it any more.
 
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use super::admission::{Sought, seek};
 use super::call::Checked;
+use super::keeper::Followed;
 use super::report::Report;
 use super::retry;
 use super::running::Running;
 use super::scope::Scope;
+use crate::clock::Timestamp;
 use crate::error::{Error, ErrorKind};
 use crate::key::{Key, hash_key};
-use crate::store::State;
+use crate::store::{Checkpoint, Record, State};
 
 /// How often a call starts anew when records come and go under it, before it says that others are at work.
 const STARTS: usize = 5;
@@ -50,8 +59,8 @@ pub(super) async fn seek_in_windows(
     for _ in 0..STARTS {
         let number = windowed.number_now(call);
         let current = windowed.call_in(call, number)?;
-        let running = match sought(&current, scope, report).await? {
-            Sought::Running(running) if running.is_first() => running,
+        let mut running = match sought(&current, scope, report).await? {
+            Sought::Running(running) if running.only_looks() => running,
             found => return Ok((current, found)),
         };
         if let Some(before) = number.checked_sub(1) {
@@ -67,14 +76,21 @@ pub(super) async fn seek_in_windows(
                 running.give_back().await;
                 match sought(&previous, scope, report).await? {
                     // The record that was there is gone: the call belongs to its own window after all.
-                    Sought::Running(running) if running.is_first() => running.give_back().await,
+                    Sought::Running(running) if running.only_looks() => running.give_back().await,
                     found => return Ok((previous, found)),
                 }
                 continue;
             }
         }
         if windowed.number_now(call) == number {
-            return Ok((current, Sought::Running(running)));
+            match running.has_looked().await {
+                Ok(true) => return Ok((current, Sought::Running(running))),
+                Ok(false) => {}
+                Err(error) => {
+                    running.give_back().await;
+                    return Err(error);
+                }
+            }
         }
         running.give_back().await;
     }
@@ -92,12 +108,38 @@ async fn has_record(call: &Checked) -> Result<bool, Error> {
     let engine = &call.engine;
     let read = retry::until(engine, engine.settings.claim_timeout, || engine.store.clone().read(call.key));
     let record = read.await.map_err(|error| engine.store_error(error).of_record(Some(&call.operation), &call.key))?;
-    Ok(record.is_some_and(|record| record.state != State::Released))
+    Ok(record.is_some_and(|record| record.state != State::Released && !is_given_up_unused(&record)))
+}
+
+/// Whether somebody has looked under this claim and given it up. Nobody renews it and nothing begins under it.
+fn is_given_up_unused(record: &Record) -> bool {
+    record.state == State::InProgress && record.checkpoints == 0 && record.lease_until == Timestamp::default()
 }
 
 impl Running {
-    /// Whether no attempt before this one may have left an effect.
-    fn is_first(&self) -> bool {
-        self.grant.taken_over.is_none()
+    /// Whether nothing has begun under the claim, neither by this owner nor by one before it.
+    fn only_looks(&self) -> bool {
+        self.grant.record.checkpoints == 0
+    }
+
+    /// Tells the record that the call belongs to its window, so that who takes it over need not look. False if the claim
+    /// is not this owner's any more.
+    async fn has_looked(&mut self) -> Result<bool, Error> {
+        let call = self.call.clone();
+        let engine = call.engine.clone();
+        let checkpoint = Checkpoint::new(self.lease.key, self.lease.token, 0, Bytes::new());
+        let written = Followed::new(&call.engine.keeper, async move {
+            let patience = engine.settings.claim_timeout;
+            retry::until(&engine, patience, || engine.store.clone().checkpoint(checkpoint.clone())).await
+        });
+        let written = written
+            .await
+            .map_err(|error| call.engine.store_error(error).of_record(Some(&call.operation), &call.key))?;
+        if written.is_done() {
+            self.grant.record.checkpoints = 1;
+            // Who held the claim before has only looked: there is nothing to ask about.
+            self.grant.taken_over = None;
+        }
+        Ok(written.is_done())
     }
 }

@@ -25,7 +25,8 @@ impl Window {
 /// A window is for a result that has to outlive the time in which repetitions count, because somebody looks at its
 /// record later.
 ///
-/// - A first call costs one more question to the store. A call that the window before answers costs four requests
+/// - A first call costs a question to the store and a write more: it looks at the window before, and its record says that
+///   this is done, so that whoever has to take it over knows. A call that the window before answers costs four requests
 ///   instead of one.
 /// - Windows are counted in UTC and have no calendar: one of a day begins at midnight UTC, and has 24 hours also on the
 ///   two days of the year on which local clocks change. "Once per day of the customer" is the customer's date as a text
