@@ -1,4 +1,4 @@
-//! The feature sets that are linted one by one, read from the manifests so that a new feature is never forgotten.
+//! The feature sets that are looked at one by one, read from the manifests so that a new feature is never forgotten.
 
 use anyhow::Context as _;
 use serde_json::Value;
@@ -10,22 +10,36 @@ const PACKAGES: [&str; 2] = ["idempotency", "idempotent-runtime"];
 
 /// Arguments for cargo: each package without features, with each feature alone, and with the default ones.
 pub(crate) fn feature_sets() -> anyhow::Result<Vec<String>> {
+    from_metadata(&metadata()?)
+}
+
+/// The features of the facade but for its default ones.
+pub(crate) fn features_of_facade() -> anyhow::Result<Vec<String>> {
+    let metadata = metadata()?;
+    let [facade, _] = PACKAGES;
+    Ok(features(&metadata, facade)?.map(ToOwned::to_owned).collect())
+}
+
+fn metadata() -> anyhow::Result<Value> {
     let output = Command::cargo("metadata --no-deps --format-version 1").output()?;
-    let metadata = serde_json::from_slice(&output).context("`cargo metadata` printed something else than JSON")?;
-    from_metadata(&metadata)
+    serde_json::from_slice(&output).context("`cargo metadata` printed something else than JSON")
+}
+
+fn features<'a>(metadata: &'a Value, package: &str) -> anyhow::Result<impl Iterator<Item = &'a str> + use<'a>> {
+    let packages = metadata["packages"].as_array().context("`cargo metadata` lists no packages")?;
+    let features = packages
+        .iter()
+        .find(|listed| listed["name"] == package)
+        .and_then(|listed| listed["features"].as_object())
+        .with_context(|| format!("`cargo metadata` does not list the features of `{package}`"))?;
+    Ok(features.keys().map(String::as_str).filter(|feature| *feature != "default"))
 }
 
 fn from_metadata(metadata: &Value) -> anyhow::Result<Vec<String>> {
-    let packages = metadata["packages"].as_array().context("`cargo metadata` lists no packages")?;
     let mut sets = Vec::new();
     for name in PACKAGES {
-        let features = packages
-            .iter()
-            .find(|package| package["name"] == name)
-            .and_then(|package| package["features"].as_object())
-            .with_context(|| format!("`cargo metadata` does not list the features of `{name}`"))?;
         sets.push(format!("--package {name} --no-default-features"));
-        for feature in features.keys().filter(|feature| *feature != "default") {
+        for feature in features(metadata, name)? {
             sets.push(format!("--package {name} --no-default-features --features {feature}"));
         }
         sets.push(format!("--package {name}"));

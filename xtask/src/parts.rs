@@ -4,7 +4,7 @@
 
 use crate::arguments::Options;
 use crate::command::Command;
-use crate::features::feature_sets;
+use crate::features::{feature_sets, features_of_facade};
 use crate::servers;
 
 /// Commands that are selected, timed and reported together.
@@ -58,6 +58,12 @@ pub(crate) const PARTS: &[Part] = &[
         commands: tests,
         ..PART
     },
+    Part {
+        name: "values",
+        about: "values and keys with each feature alone, and with features of `serde_json` that other crates switch on",
+        commands: values,
+        ..PART
+    },
     Part { name: "doctests", about: "the code in the documentation", commands: doctests, ..PART },
 ];
 
@@ -88,6 +94,25 @@ fn tests(options: &Options) -> anyhow::Result<Vec<Command>> {
     Ok(vec![test(options, "test --workspace --all-features --lib --bins --tests")])
 }
 
+/// What any crate of a user's build may switch on for all others.
+const FOREIGN_FEATURES: &str =
+    "serde_json/arbitrary_precision,serde_json/float_roundtrip,serde_json/preserve_order,serde_json/raw_value";
+
+/// One package at a time: features of the packages that are built together are switched on for all of them, and would hide
+/// what the default build does.
+fn values(_: &Options) -> anyhow::Result<Vec<Command>> {
+    const PACKAGE: &str = "--package idempotency-values-tests";
+    let mut lines = vec![
+        format!("test {PACKAGE}"),
+        format!("test {PACKAGE} --features {FOREIGN_FEATURES}"),
+        format!("test --package idempotent-runtime --lib --features http,{FOREIGN_FEATURES}"),
+    ];
+    for feature in features_of_facade()? {
+        lines.push(format!("test {PACKAGE} --no-default-features --features idempotency/{feature} --test golden"));
+    }
+    Ok(lines.iter().map(|line| Command::cargo(line)).collect())
+}
+
 fn doctests(options: &Options) -> anyhow::Result<Vec<Command>> {
     Ok(vec![test(options, "test --workspace --all-features --doc")])
 }
@@ -116,6 +141,18 @@ mod tests {
             assert_eq!(told, part.name.contains("tests"), "{}", part.name);
             assert!(!commands(part.name, false).concat().contains("IDEMPOTENCY_LONG"), "{}", part.name);
         }
+    }
+
+    #[test]
+    fn values_are_looked_at_with_each_feature_alone_and_with_those_of_others() {
+        let commands = commands("values", false);
+        for feature in ["macros", "memory", "redis", "http", "testing"] {
+            let set = format!("--no-default-features --features idempotency/{feature} --test golden");
+            assert!(commands.iter().any(|command| command.ends_with(&set)), "{set} is not in {commands:#?}");
+        }
+        assert!(commands.contains(&"cargo test --package idempotency-values-tests".to_owned()));
+        let foreign = |command: &&String| command.contains("serde_json/arbitrary_precision");
+        assert_eq!(commands.iter().filter(foreign).count(), 2);
     }
 
     #[test]
