@@ -94,6 +94,33 @@ impl Drop for Leaving {
 }
 
 #[tokio::test]
+async fn a_question_that_panics_is_a_500_and_is_asked_again_after_a_rest() -> anyhow::Result<()> {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let question = move |_: Context, _: axum::http::Request<Bytes>| {
+        let is_first = asked.fetch_add(1, Ordering::SeqCst) == 0;
+        async move {
+            assert!(!is_first, "the test asks for it");
+            Verdict::Completed(Response::new(Bytes::from_static(b"in the books")))
+        }
+    };
+    let world = World::setup()
+        .clock_by_hand()
+        .engine(|builder| builder.lease(DAY))
+        .layer(|layer| layer.with_ttl(2 * DAY).with_settle(Duration::ZERO).with_verify(question))
+        .start()
+        .await?;
+    world.pay("abc").header("x-status", "504").send().await?;
+    world.pay("abc").send().await?.assert_problem(500, "internal")?;
+    let is_in_doubt = async || world.state("abc").await.ok().flatten() == Some(RecordState::InDoubt);
+    eventually_async("the doubt", is_in_doubt).await?;
+    world.pay("abc").send().await?.assert_problem(409, "uncertain")?;
+    world.clock.advance(Duration::from_secs(5));
+    let retry = world.pay("abc").send().await?;
+    assert_eq!((&retry.body[..], world.effects("abc")), (&b"in the books"[..], 1));
+    Ok(())
+}
+
+#[tokio::test]
 async fn rule_24_a_client_that_leaves_does_not_cut_the_question_about_its_request_off() -> anyhow::Result<()> {
     let scene = Scene::new(Duration::ZERO, Verdict::Completed(())).await?;
     scene.hang_up(|| scene.asked() == 1).await?;

@@ -185,21 +185,30 @@ where
     in_its_own_task(call, refusals, Run::admitted(admission, codec, body)).await
 }
 
-/// Runs `rest`, what is left of `call`, in a task of its own, with the caller's scope and span.
-pub(super) async fn in_its_own_task<R: Send + 'static>(
+/// Starts `rest`, what is left of `call`, in a task of its own, with the caller's scope and span. The future waits for its
+/// result, and is small: `rest` is not in it.
+pub(super) fn in_its_own_task<R, F>(
     call: Option<Arc<Checked>>,
     refusals: Reader<R>,
-    rest: impl Future<Output = R> + Send + 'static,
-) -> R {
-    match tokio::spawn(Scope::current().wrap(rest).in_current_span()).await {
-        Ok(result) => result,
-        Err(error) => {
-            if let Ok(panic) = error.try_into_panic() {
-                resume_unwind(panic)
+    rest: F,
+) -> impl Future<Output = R> + use<R, F>
+where
+    R: Send + 'static,
+    F: Future<Output = R> + Send + 'static,
+{
+    let task = tokio::spawn(Scope::current().wrap(rest).in_current_span());
+    async move {
+        match task.await {
+            Ok(result) => result,
+            Err(error) => {
+                if let Ok(panic) = error.try_into_panic() {
+                    resume_unwind(panic)
+                }
+                // Only the end of its runtime cancels the task. The caller may be on another one.
+                let error =
+                    call.map_or_else(|| Error::new(ErrorKind::InDoubt), |call| call.refused(ErrorKind::InDoubt));
+                refusals.answer(Answer::Refused(error.with_detail("the runtime of its task ended")))
             }
-            // Only the end of its runtime cancels the task. The caller may be on another one.
-            let error = call.map_or_else(|| Error::new(ErrorKind::InDoubt), |call| call.refused(ErrorKind::InDoubt));
-            refusals.answer(Answer::Refused(error.with_detail("the runtime of its task ended")))
         }
     }
 }

@@ -69,7 +69,8 @@ where
 {
     match Box::pin(admit(call.request.verifying())).await {
         Admission::Answer(answer) => Verified::Answered(codec.reader.answer(answer)),
-        Admission::Run(running) if running.must_ask() => ask(running, codec, question).await,
+        // Boxed: it is rarely asked, and every future of the call would have room for it.
+        Admission::Run(running) if running.must_ask() => Box::pin(ask(running, codec, question)).await,
         admission => Verified::Mine(Cleared { admission, codec }),
     }
 }
@@ -115,8 +116,7 @@ where
         Err(error) => return Verified::Answered(codec.reader.answer(Answer::Refused(error))),
     };
     // Dropped from here on, also by a panic, it leaves the record in doubt.
-    // Boxed: it is rarely asked, and every future of the call would have room for it.
-    let answer = Box::pin(scope.clone().wrap(async move { question(context).await })).await;
+    let answer = scope.clone().wrap(async move { question(context).await }).await;
     let (result, ending) = match answer {
         Ok(Verdict::NotExecuted) => {
             running.may_run();

@@ -234,8 +234,8 @@ impl IdempotencyLayer {
     ///
     /// **It is also said for everything else behind the layer that answers with such a status**: a time limit that drops
     /// the handler, something that catches its panics, a proxy. Have them in front of the layer, or be sure that what they
-    /// end is rolled back. A panic that nobody catches, and an error of a guarded call inside that may hide an effect, are
-    /// still held. [`OnStatus::releasing_server_errors`] is the same for one of several routes.
+    /// end is rolled back. A panic that nobody catches, an error of the service in place of a response, and an error of a
+    /// guarded call inside that may hide an effect are still held. [`OnStatus::releasing_server_errors`] is the same for one of several routes.
     pub fn release_server_errors(self) -> Self {
         self.with_on_status(|status, _| OnStatus::releasing_server_errors(status))
     }
