@@ -21,6 +21,7 @@ pub(crate) struct Args {
     pub(crate) name: Option<Expr>,
     pub(crate) scope: Option<Key>,
     pub(crate) fingerprint: Option<Expr>,
+    pub(crate) former_fingerprint: Option<FormerFingerprint>,
     pub(crate) lease: Option<Time>,
     pub(crate) on_conflict: Option<OnConflict>,
     pub(crate) on_crash: Option<OnCrash>,
@@ -48,6 +49,11 @@ impl Args {
     }
 }
 
+pub(crate) enum FormerFingerprint {
+    Absent,
+    Of(Expr),
+}
+
 pub(crate) enum OnConflict {
     /// As long as the engine's setting says.
     Wait,
@@ -71,12 +77,13 @@ pub(crate) enum OnError {
 }
 
 /// The options with one correct use of each.
-const OPTIONS: [(&str, &str); 17] = [
+const OPTIONS: [(&str, &str); 18] = [
     ("key", "key = order.id"),
     ("ttl", "ttl = \"24h\""),
     ("name", "name = \"payments.charge\""),
     ("scope", "scope = order.tenant"),
     ("fingerprint", "fingerprint = order"),
+    ("former_fingerprint", "former_fingerprint = order.amount"),
     ("lease", "lease = \"30s\""),
     ("on_conflict", "on_conflict = wait(\"5s\")"),
     ("on_crash", "on_crash = retry"),
@@ -177,7 +184,8 @@ fn option(args: &mut Args, input: ParseStream, errors: &mut Errors) -> syn::Resu
         "ttl" => args.ttl = duration::parse("ttl", "ttl = \"24h\"", value, errors),
         "lease" => args.lease = duration::parse("lease", "lease = \"30s\"", value, errors),
         "name" => args.name = operation_name(value, errors),
-        "fingerprint" => args.fingerprint = fingerprint(value, errors),
+        "fingerprint" => args.fingerprint = fingerprint("fingerprint", value, errors),
+        "former_fingerprint" => args.former_fingerprint = former_fingerprint(value, errors),
         "on_conflict" => args.on_conflict = on_conflict(&value, errors),
         "on_crash" => args.on_crash = on_crash(&value, errors),
         "after_expiry" => args.after_expiry = after_expiry(&value, errors),
@@ -252,16 +260,23 @@ fn operation_name(value: Expr, errors: &mut Errors) -> Option<Expr> {
     Some(value)
 }
 
-fn fingerprint(value: Expr, errors: &mut Errors) -> Option<Expr> {
+fn fingerprint(option: &str, value: Expr, errors: &mut Errors) -> Option<Expr> {
     if let Expr::Lit(literal) = plain(&value) {
         errors.over(
             literal,
-            "a constant fingerprint tells no two requests apart: write `fingerprint = order`, or the fields that a retry must repeat, `fingerprint = (order.amount, order.currency)`",
+            format!("a constant fingerprint tells no two requests apart: write `{option} = order`, or the fields that a retry must repeat, `{option} = (order.amount, order.currency)`"),
         );
         return None;
     }
-    key::refuse_fresh_value("fingerprint", &value, errors);
+    key::refuse_fresh_value(option, &value, errors);
     Some(value)
+}
+
+fn former_fingerprint(value: Expr, errors: &mut Errors) -> Option<FormerFingerprint> {
+    if word(&value).as_deref() == Some("none") {
+        return Some(FormerFingerprint::Absent);
+    }
+    fingerprint("former_fingerprint", value, errors).map(FormerFingerprint::Of)
 }
 
 fn on_conflict(value: &Expr, errors: &mut Errors) -> Option<OnConflict> {

@@ -6,7 +6,7 @@ use syn::ext::IdentExt;
 use syn::spanned::Spanned;
 use syn::{Expr, Ident, Token, Type};
 
-use crate::args::{Args, OnConflict, OnCrash, OnError};
+use crate::args::{Args, FormerFingerprint, OnConflict, OnCrash, OnError};
 use crate::detach::{self, Copied};
 use crate::func::{Body, Function, mentions};
 use crate::key::{Key, borrowed};
@@ -240,6 +240,13 @@ fn settings(args: &Args, private: &TokenStream) -> TokenStream {
     let ttl = args.ttl.as_ref().map(|ttl| quote!(.ttl(#ttl)));
     let scope = args.scope.as_ref().map(Key::borrowed).map(|scope| quote!(.scope(#scope)));
     let fingerprint = args.fingerprint.as_ref().map(borrowed).map(|value| quote!(.fingerprint(#value)));
+    let former = args.former_fingerprint.as_ref().map(|former| match former {
+        FormerFingerprint::Absent => quote!(.formerly_without_fingerprint()),
+        FormerFingerprint::Of(value) => {
+            let value = borrowed(value);
+            quote!(.former_fingerprint(#value))
+        }
+    });
     let lease = args.lease.as_ref().map(|lease| quote!(.lease(#lease)));
     let on_conflict = args.on_conflict.as_ref().map(|answer| match answer {
         OnConflict::Wait => quote!(.wait_on_conflict()),
@@ -254,7 +261,7 @@ fn settings(args: &Args, private: &TokenStream) -> TokenStream {
     });
     let after_expiry = args.after_expiry.as_ref().map(|time| quote!(.after_expiry(#time)));
     let version = args.version.as_ref().map(|version| quote!(.version(#version)));
-    quote!(#ttl #scope #fingerprint #lease #on_conflict #on_crash #after_expiry #version)
+    quote!(#ttl #scope #fingerprint #former #lease #on_conflict #on_crash #after_expiry #version)
 }
 
 /// The one place that asks for the bounds of the return type, and of the error type if errors are stored. All of its

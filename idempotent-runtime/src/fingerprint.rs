@@ -7,10 +7,11 @@ use crate::canonical;
 use crate::error::{Error, ErrorKind};
 
 /// The hash of what a retry must repeat. A call with the same key and another fingerprint is a
-/// [`Mismatch`](crate::ErrorKind::Mismatch).
+/// [`Mismatch`](crate::ErrorKind::Mismatch), unless the call says that it is a
+/// [former one](crate::Call::former_fingerprint) of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Fingerprint {
-    /// Which encoding made the hash. Fingerprints of different versions are never compared.
+    /// Which encoding made the hash. Fingerprints of different versions are never those of one request.
     pub version: u8,
     /// The first 128 bits of the SHA-256 of the canonical encoding.
     pub bits: u128,
@@ -46,19 +47,23 @@ impl Fingerprint {
         Ok(Self { version: Self::VERSION, bits: u128::from_be_bytes(bits) })
     }
 
-    /// Whether a retry with `retry` contradicts a record with `recorded`.
+    /// Whether a retry with `retry` contradicts a record with `recorded`: whether they differ in anything.
     ///
-    /// A missing fingerprint and one of another version contradict nothing.
+    /// Also fingerprints of two versions contradict each other, and one contradicts none: what was not compared is not
+    /// known to be the same request.
     ///
     /// ```
     /// use idempotent_runtime::Fingerprint;
     ///
     /// let recorded = Fingerprint::of("EUR 100")?;
     /// assert!(Fingerprint::contradicts(Some(recorded), Some(Fingerprint::of("EUR 101")?)));
-    /// assert!(!Fingerprint::contradicts(Some(recorded), None));
+    /// assert!(Fingerprint::contradicts(Some(recorded), Some(Fingerprint { version: 2, ..recorded })));
+    /// assert!(Fingerprint::contradicts(Some(recorded), None));
+    /// assert!(!Fingerprint::contradicts(Some(recorded), Some(recorded)));
+    /// assert!(!Fingerprint::contradicts(None, None));
     /// # Ok::<(), idempotent_runtime::Error>(())
     /// ```
     pub fn contradicts(recorded: Option<Self>, retry: Option<Self>) -> bool {
-        matches!((recorded, retry), (Some(recorded), Some(retry)) if recorded.version == retry.version && recorded != retry)
+        recorded != retry
     }
 }

@@ -11,6 +11,7 @@ mod crash;
 mod errors;
 mod expiry;
 mod faults;
+mod fingerprints;
 mod helpers;
 mod in_doubt;
 mod ledger;

@@ -220,10 +220,11 @@ async fn a_key_can_be_a_field_of_the_body() -> anyhow::Result<()> {
     let first = world.client.post("/pay").body(r#"{"request":{"id":"abc"},"amount":1}"#).send().await?;
     let retry = world.client.post("/pay").body(r#"{"amount":1,"request":{"id":"abc"}}"#).send().await?;
     assert_eq!((first.status, retry.is_replayed(), world.effects("abc")), (201, true, 1));
-    for body in ["{}", "no JSON", r#"{"request":{"id":null}}"#] {
+    for body in ["", "{}", r#"{"request":null}"#, r#"{"request":{"id":null}}"#] {
         world.pay("ignored").body(body).send().await?.assert_problem(400, "missing")?;
     }
     for body in [
+        "no JSON",
         r#"{"request":{"id":7}}"#,
         r#"{"request":{"id":"  "}}"#,
         r#"{"request":{"id":"\u0001"}}"#,

@@ -4,6 +4,7 @@
 //! Beside the rules: a fleet of servers that are killed, requests that never become whole, round trips and memory.
 //! `IDEMPOTENCY_LONG` makes fleet and memory ten times as large, `IDEMPOTENCY_SEED` repeats the choices of the fleet.
 
+mod body_keys;
 mod charges;
 mod client;
 mod concurrency;
@@ -23,6 +24,7 @@ mod questions;
 mod replay;
 mod resident_memory;
 mod round_trips;
+mod routes;
 mod scripted;
 mod security;
 mod sending;

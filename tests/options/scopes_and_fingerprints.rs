@@ -41,3 +41,43 @@ async fn a_retry_must_repeat_the_fingerprint() {
         .await;
     assert_eq!(effects.count(), 1);
 }
+
+#[idempotent(name = "released", key = order.id, ttl = "1h")]
+async fn first_release(order: &Order, effects: &Effects) -> Result<usize, Error> {
+    Ok(effects.happen())
+}
+
+#[idempotent(name = "released", key = order.id, ttl = "1h", fingerprint = order.user, former_fingerprint = none)]
+async fn second_release(order: &Order, effects: &Effects) -> Result<usize, Error> {
+    Ok(effects.happen())
+}
+
+#[idempotent(
+    name = "released",
+    key = order.id,
+    ttl = "1h",
+    fingerprint = (order.user, order.tenant),
+    former_fingerprint = order.user
+)]
+async fn third_release(order: &Order, effects: &Effects) -> Result<usize, Error> {
+    Ok(effects.happen())
+}
+
+/// Each release is a process of its own: one engine takes three functions of one name for a mistake.
+#[tokio::test]
+async fn a_release_that_changes_the_fingerprint_names_the_one_before() {
+    let effects = Effects::default();
+    let store = MemoryStore::new();
+    let [first, second, third] = std::array::from_fn(|_| Idempotency::new(store.clone()));
+    let (old, new) = (order(), Order { id: 8, ..order() });
+    first.scope(first_release(&old, &effects)).await.unwrap();
+    assert_eq!(second.scope(second_release(&old, &effects)).await.unwrap(), 1);
+    let without_history = third.scope(third_release(&old, &effects)).await;
+    assert_eq!(without_history.unwrap_err().kind(), ErrorKind::Mismatch);
+    second.scope(second_release(&new, &effects)).await.unwrap();
+    assert_eq!(third.scope(third_release(&new, &effects)).await.unwrap(), 2);
+    let other = Order { user: "eve".to_owned(), ..new.clone() };
+    assert_eq!(third.scope(third_release(&other, &effects)).await.unwrap_err().kind(), ErrorKind::Mismatch);
+    assert_eq!(first.scope(first_release(&new, &effects)).await.unwrap_err().kind(), ErrorKind::Mismatch);
+    assert_eq!(effects.count(), 2);
+}

@@ -179,10 +179,9 @@ impl<'a> Story<'a> {
     /// S9: results go to those who repeat the request, and only others are refused.
     fn fingerprints(&self) -> Option<Violation> {
         let broken = self.calls().find_map(|called| {
-            let fingerprint = called.fingerprint?;
-            let of_effect = text(&called.outcome).and_then(|value| self.effects.get(value)?.fingerprint);
-            let got_foreign = of_effect.is_some_and(|other| other != fingerprint);
-            let is_refused = called.outcome == Outcome::Mismatch && !self.was_another(fingerprint, called.ended);
+            let of_effect = text(&called.outcome).and_then(|value| self.effects.get(value));
+            let got_foreign = of_effect.is_some_and(|effect| effect.fingerprint != called.fingerprint);
+            let is_refused = called.outcome == Outcome::Mismatch && !self.was_another(called.fingerprint, called.ended);
             (got_foreign || is_refused).then_some(called)
         })?;
         let seen = format!("a call with the fingerprint {:?} got {:?}", broken.fingerprint, broken.outcome);
@@ -190,8 +189,8 @@ impl<'a> Story<'a> {
     }
 
     /// Whether there was a record of another request up to `end`.
-    fn was_another(&self, fingerprint: u64, end: Duration) -> bool {
-        let own = Fingerprint::of(&fingerprint).ok();
+    fn was_another(&self, fingerprint: Option<u64>, end: Duration) -> bool {
+        let own = fingerprint.and_then(|fingerprint| Fingerprint::of(&fingerprint).ok());
         let is_another =
             |record: &Option<Record>| record.as_ref().is_some_and(|it| Fingerprint::contradicts(it.fingerprint, own));
         self.changes().any(|change| change.at <= end && (is_another(&change.before) || is_another(&change.after)))

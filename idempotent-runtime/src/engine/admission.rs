@@ -173,7 +173,7 @@ async fn seek_in_store(call: &Arc<Checked>, scope: &Scope, report: &mut Report) 
     })?;
     let deadline = call.patience().map(|patience| engine.clock.monotonic().saturating_add(patience));
     loop {
-        match engine.flights.join((call.key, call.fingerprint)) {
+        match engine.flights.join((call.key, call.fingerprint, call.former_fingerprints.clone())) {
             Seat::Leader(leader) => match lead(call, &leader, deadline, report).await {
                 Led::Granted(granted) => {
                     leader.busy();
@@ -212,9 +212,10 @@ async fn seek_in_store(call: &Arc<Checked>, scope: &Scope, report: &mut Report) 
 async fn lead(call: &Arc<Checked>, leader: &Leader, deadline: Option<Duration>, report: &mut Report) -> Led {
     let engine = &call.engine;
     let mut late = 0;
+    let mut next = call.fingerprint;
     loop {
         let claim = match new_claim(call) {
-            Ok(claim) => claim,
+            Ok(claim) => Claim { fingerprint: std::mem::replace(&mut next, call.fingerprint), ..claim },
             Err(error) => return Led::Refused(error),
         };
         let busy = engine.keeper.busy();
@@ -238,6 +239,10 @@ async fn lead(call: &Arc<Checked>, leader: &Leader, deadline: Option<Duration>, 
             Ok(Answered { claimed: Claimed::Held(record), repeated }) => {
                 if repeated {
                     engine.give_back_later(&claim);
+                }
+                if is_former(call, &record, claim.fingerprint) {
+                    next = record.fingerprint;
+                    continue;
                 }
                 let record = Arc::new(record);
                 if let Some(near_cache) = near_cache {
@@ -301,6 +306,14 @@ fn in_progress(call: &Checked, retry_after: Option<Duration>) -> Error {
     }
 }
 
+/// Whether the record was left by this very call before its fingerprint changed, and a claim with `sent` did not get it for
+/// that: a store lets only an equal fingerprint take over. The claim with the record's own that follows has no reason to be
+/// sent again, whatever is found then.
+fn is_former(call: &Checked, record: &Record, sent: Option<Fingerprint>) -> bool {
+    let is_left = matches!(record.state, State::InProgress | State::InDoubt) && !record.is_running();
+    is_left && record.fingerprint != sent && call.accepts(record.fingerprint)
+}
+
 pub(super) enum Judged {
     Final,
     Busy,
@@ -309,7 +322,7 @@ pub(super) enum Judged {
 
 /// What a record that stands in the way means to this call.
 pub(super) fn judge(call: &Checked, record: &Record) -> Judged {
-    if record.state != State::Tombstone && Fingerprint::contradicts(record.fingerprint, call.fingerprint) {
+    if record.state != State::Tombstone && !call.accepts(record.fingerprint) {
         return Judged::Refused(call.refused(ErrorKind::Mismatch));
     }
     match record.state {

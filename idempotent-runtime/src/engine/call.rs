@@ -52,6 +52,7 @@ pub(crate) struct Request {
     key: Key,
     scope: Option<Key>,
     fingerprint: Result<Option<Fingerprint>, Error>,
+    former_fingerprints: Result<Vec<Option<Fingerprint>>, Error>,
     ttl: Option<Duration>,
     lease: Option<Duration>,
     on_conflict: Option<Conflict>,
@@ -92,6 +93,7 @@ impl Call {
             key,
             scope: None,
             fingerprint: Ok(None),
+            former_fingerprints: Ok(Vec::new()),
             ttl: None,
             lease: None,
             on_conflict: None,
@@ -147,9 +149,49 @@ impl<P, V> Call<P, V> {
         self
     }
 
-    /// What a retry must repeat: the same key with another fingerprint fails with [`Mismatch`](ErrorKind::Mismatch).
+    /// What a retry must repeat: the same key with another fingerprint fails with [`Mismatch`](ErrorKind::Mismatch), and so
+    /// does a call with one where the record has none, or the other way round.
+    ///
+    /// What counts is what `value` serializes to, as in [`key::digest`](crate::key::digest): equal values with unequal
+    /// text are two fingerprints. A `Decimal` of `1.0` is not one of `1.00`, a time is another one in another zone, a
+    /// `HashSet` has another order in each process, a sum of floats depends on its order. Take what is one text for one
+    /// value: cents, UTC, a `BTreeSet`.
+    ///
+    /// Whoever changes `value` in a later release says with [`former_fingerprint`](Self::former_fingerprint) what it was.
     pub fn fingerprint<T: Serialize + ?Sized>(mut self, value: &T) -> Self {
         self.request.fingerprint = Fingerprint::of(value).map(Some);
+        self
+    }
+
+    /// Says what the [`fingerprint`](Self::fingerprint) of this call was in an earlier release: a record that carries it
+    /// is this call's too. Needed for as long as such records live. Can be said more than once.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use idempotent_runtime::{Error, Idempotency, store::MemoryStore};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Error> {
+    /// # let engine = Idempotency::new(MemoryStore::new());
+    /// let charge = || engine.call("payments.charge", 4711).ttl(Duration::from_secs(86_400));
+    /// let receipt: Result<u32, Error> = charge().fingerprint(&100).run(|| async { Ok(1) }).await;
+    ///
+    /// // The release after it also compares the currency.
+    /// let retry = charge().fingerprint(&(100, "EUR")).former_fingerprint(&100);
+    /// assert_eq!(retry.run(|| async { Ok::<_, Error>(2) }).await?, receipt?);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn former_fingerprint<T: Serialize + ?Sized>(mut self, value: &T) -> Self {
+        let former = Fingerprint::of(value).map(Some);
+        self.request.add_former(former);
+        self
+    }
+
+    /// Says that this call had no [`fingerprint`](Self::fingerprint) in an earlier release: a record without one is this
+    /// call's too, whatever it repeats. Such a record was made by whoever came first with the key, so say it only for as
+    /// long as records of that release live.
+    pub fn formerly_without_fingerprint(mut self) -> Self {
+        self.request.add_former(Ok(None));
         self
     }
 
@@ -268,6 +310,13 @@ impl<P, V> Call<P, V> {
         self
     }
 
+    /// As [`former_fingerprint`](Self::former_fingerprint), computed elsewhere.
+    #[cfg(feature = "http")]
+    pub(crate) fn with_former_fingerprints(mut self, former: Vec<Fingerprint>) -> Self {
+        former.into_iter().for_each(|former| self.request.add_former(Ok(Some(former))));
+        self
+    }
+
     /// The request, what becomes of errors, which the codec takes, and what is asked.
     pub(super) fn parts(self) -> (Call, P, V) {
         let call = Call { request: self.request, policy: Unstored::Release, question: Unasked };
@@ -371,6 +420,7 @@ pub(crate) struct Checked {
     pub(crate) key: KeyHash,
     pub(super) windowed: Option<Windowed>,
     pub(crate) fingerprint: Option<Fingerprint>,
+    pub(super) former_fingerprints: Vec<Option<Fingerprint>>,
     pub(crate) ttl: Duration,
     pub(crate) lease: Duration,
     pub(crate) on_conflict: OnConflict,
@@ -386,6 +436,14 @@ impl Request {
     pub(super) fn verifying(mut self) -> Self {
         self.policy = CrashPolicy::Verify;
         self
+    }
+
+    fn add_former(&mut self, former: Result<Option<Fingerprint>, Error>) {
+        match (&mut self.former_fingerprints, former) {
+            (Ok(all), Ok(former)) => all.push(former),
+            (all, Err(error)) => *all = Err(error),
+            (Err(_), Ok(_)) => {}
+        }
     }
 
     /// The schema version that the caller reads.
@@ -441,9 +499,9 @@ impl Request {
                 Some(_) => Some(Windowed { scope: scope.to_vec(), key: self.key.clone() }),
                 None => None,
             };
-            Ok((ttl, after_expiry, lease, key, windowed, self.fingerprint?))
+            Ok((ttl, after_expiry, lease, key, windowed, self.fingerprint?, self.former_fingerprints?))
         };
-        let (ttl, after_expiry, lease, key, windowed, fingerprint) =
+        let (ttl, after_expiry, lease, key, windowed, fingerprint, former_fingerprints) =
             checked().map_err(|error| named(error, &operation))?;
         let on_conflict = match self.on_conflict {
             None => settings.on_conflict,
@@ -457,6 +515,7 @@ impl Request {
             key,
             windowed,
             fingerprint,
+            former_fingerprints,
             ttl,
             lease,
             on_conflict,
@@ -472,6 +531,11 @@ impl Request {
 impl Checked {
     pub(crate) fn refused(&self, kind: ErrorKind) -> Error {
         Error::new(kind).of_record(Some(&self.operation), &self.key)
+    }
+
+    /// Whether a record with this fingerprint is one of this very request, made by this release or by one before it.
+    pub(crate) fn accepts(&self, recorded: Option<Fingerprint>) -> bool {
+        !Fingerprint::contradicts(recorded, self.fingerprint) || self.former_fingerprints.contains(&recorded)
     }
 
     /// How long an unfinished record of this call is kept.

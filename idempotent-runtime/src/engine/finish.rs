@@ -11,7 +11,6 @@ use super::running::{Running, give_up};
 use super::{Waiting, claim, retry, wait};
 use crate::encoding::NotEncodable;
 use crate::error::{Error, ErrorKind};
-use crate::fingerprint::Fingerprint;
 use crate::outcome::{Answer, Ending, StoredAnswer, stored};
 use crate::store::{Adoption, Commit, Park, Reason, Record, Release, State, StoreError, Written};
 
@@ -239,7 +238,7 @@ fn report_duplicate(call: &Checked, commit: &Commit, winner: Option<&Arc<Record>
 async fn winner(running: &mut Running) -> Result<Option<Arc<Record>>, StoreError> {
     let call = running.call.clone();
     let engine = &call.engine;
-    let is_own_request = |record: &Record| !Fingerprint::contradicts(record.fingerprint, call.fingerprint);
+    let is_own_request = |record: &Record| call.accepts(record.fingerprint);
     let record = retry::until(engine, engine.settings.commit_timeout, || engine.store.clone().read(call.key)).await?;
     let record = match record.filter(is_own_request) {
         Some(record) if record.is_running() => {

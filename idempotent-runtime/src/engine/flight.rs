@@ -13,7 +13,9 @@ use crate::fingerprint::Fingerprint;
 use crate::key::KeyHash;
 use crate::outcome::Answer;
 
-type Key = (KeyHash, Option<Fingerprint>);
+/// What callers have in common that share an answer: the key, and what they accept as their own request, now and from
+/// former releases.
+type Key = (KeyHash, Option<Fingerprint>, Vec<Option<Fingerprint>>);
 
 /// The calls of one engine that are under way.
 #[derive(Default)]
@@ -68,7 +70,7 @@ impl Flights {
             return Seat::Follower(flight.clone());
         }
         let flight = Arc::new(Flight { stage: Mutex::new(Stage::Asking), changed: Notify::new() });
-        flights.insert(key, flight.clone());
+        flights.insert(key.clone(), flight.clone());
         Seat::Leader(Leader { flights: self.clone(), key, flight, ended: false })
     }
 

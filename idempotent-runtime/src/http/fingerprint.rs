@@ -4,17 +4,19 @@ use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::{IF_MATCH, IF_UNMODIFIED_SINCE};
+use http::header::{CONTENT_RANGE, HeaderMap, HeaderName, IF_MATCH, IF_UNMODIFIED_SINCE};
 use http::request::Parts;
 use sha2::{Digest as _, Sha256};
 
-use super::canonical_json;
+use super::{canonical_json, content};
 use crate::fingerprint::Fingerprint;
 
 /// What a retry must repeat; a request with the same key that differs in it is refused (422).
 ///
-/// Always: the method, the path, `If-Match` and `If-Unmodified-Since`. The query, unless
-/// [`without_query`](Self::without_query). And the body in one of these ways:
+/// Always, whatever is chosen here: the method, the path, the type, encoding and range of the body (`Content-Type`,
+/// `Content-Encoding`, `Content-Range`) and the preconditions (`If-Match`, `If-Unmodified-Since`). The query, unless
+/// [`without_query`](Self::without_query). Further headers [`with_headers`](Self::with_headers). And the body in one of
+/// these ways:
 ///
 /// ```
 /// use idempotent_runtime::http::RequestFingerprint;
@@ -24,11 +26,16 @@ use crate::fingerprint::Fingerprint;
 /// let fields = RequestFingerprint::fields(["/amount", "/currency"]);
 /// let nothing = RequestFingerprint::custom(|_request, _body| Vec::new());
 /// ```
+///
+/// A service that changes its way says which it had before, with [`formerly`](Self::formerly); else retries of requests
+/// from before the change are refused.
 #[derive(Clone, Debug)]
 pub struct RequestFingerprint {
     payload: Payload,
     query: bool,
+    headers: Arc<[HeaderName]>,
     version: u8,
+    former: Vec<Self>,
 }
 
 type Custom = dyn Fn(&Parts, &Bytes) -> Vec<u8> + Send + Sync;
@@ -50,6 +57,12 @@ impl Payload {
             Self::Custom(_) => "custom",
         }
     }
+
+    /// Whether a parameter of the content type counts. The boundary of a multipart body is another one in each try, so it
+    /// is left to the function that reads such bodies.
+    fn counts_parameter(&self, name: &str) -> bool {
+        !matches!(self, Self::Custom(_)) || name != "boundary"
+    }
 }
 
 impl fmt::Debug for Payload {
@@ -59,14 +72,16 @@ impl fmt::Debug for Payload {
 }
 
 impl RequestFingerprint {
-    /// Every byte of the body. Clients that write the same JSON in another order are refused.
+    /// Every byte of the body. Clients that write the same JSON in another order are refused, and so are those that make a
+    /// new boundary for each try of a multipart body.
     pub fn body() -> Self {
         Self::new(Payload::Body, 1)
     }
 
     /// The JSON value of the body: neither the order of members nor white space nor the spelling of numbers and strings
-    /// count (RFC 8785). Every byte of it where readers would read it differently: it names a member twice, has a
-    /// number beyond 2⁵³, or is no JSON at all.
+    /// count (RFC 8785). Each digit of a number does: `1`, `1.0` and `10e-1` are one number, and `1.000000000000000001` is
+    /// another one, also where a float would round it. Every byte of the body where readers would read it differently: it
+    /// names a member twice, has a number beyond the range of floats, is nested more than 127 deep, or is no JSON at all.
     pub fn json() -> Self {
         Self::new(Payload::Json, 2)
     }
@@ -79,12 +94,15 @@ impl RequestFingerprint {
     }
 
     /// What `payload` makes of the head and the body of the request.
+    ///
+    /// The `boundary` of a multipart body does not count beside it: such bodies have another one in each try, so a service
+    /// that takes them with keys reads them here and gives the bytes of their parts.
     pub fn custom(payload: impl Fn(&Parts, &Bytes) -> Vec<u8> + Send + Sync + 'static) -> Self {
         Self::new(Payload::Custom(Arc::new(payload)), 4)
     }
 
     fn new(payload: Payload, version: u8) -> Self {
-        Self { payload, query: true, version }
+        Self { payload, query: true, headers: Arc::new([]), version, former: Vec::new() }
     }
 
     /// Leaves the query out: two requests that differ in it alone are the same.
@@ -94,13 +112,39 @@ impl RequestFingerprint {
         self
     }
 
-    /// The number that is stored beside the fingerprint: those of different versions are never compared. Change it, for
-    /// as long as older records live, with everything that changes the fingerprints of unchanged requests: other fields,
-    /// another function, the query in or out. The default is 1 for [`body`](Self::body), 2 for [`json`](Self::json), 3
-    /// for [`fields`](Self::fields) and 4 for [`custom`](Self::custom), so a change from one to another needs nothing.
+    /// Further headers that a retry must repeat, for handlers that read them: the version of the interface, or an account
+    /// on whose behalf the client acts.
+    #[must_use]
+    pub fn with_headers(mut self, names: impl IntoIterator<Item = HeaderName>) -> Self {
+        self.headers = names.into_iter().collect();
+        self
+    }
+
+    /// The number that is stored beside the fingerprint, and a part of it: fingerprints of two versions are never those of
+    /// one request. Change it with the meaning of [`custom`](Self::custom). The default is 1 for [`body`](Self::body), 2
+    /// for [`json`](Self::json), 3 for [`fields`](Self::fields) and 4 for [`custom`](Self::custom).
     #[must_use]
     pub fn version(mut self, version: u8) -> Self {
         self.version = version;
+        self
+    }
+
+    /// Says that `former` and this are one history: a record that an earlier release made is compared in the way of that
+    /// release, so a retry of such a request is replayed and another request is still refused. Needed for as long as such
+    /// records live; computed for each request, beside this one. Can be said more than once.
+    ///
+    /// ```
+    /// use idempotent_runtime::http::RequestFingerprint;
+    ///
+    /// let fingerprint = RequestFingerprint::json().formerly(RequestFingerprint::body());
+    /// ```
+    ///
+    /// Servers of the earlier release do not know the new way, and refuse retries of requests that a new server has
+    /// answered. Where both run for a while, release `body().formerly(json())` first, which reads both and writes the old
+    /// one, and the line above when all servers have it.
+    #[must_use]
+    pub fn formerly(mut self, former: Self) -> Self {
+        self.former.push(former);
         self
     }
 
@@ -109,11 +153,17 @@ impl RequestFingerprint {
         let mut hash = Hash(Sha256::new_with_prefix(b"idempotency/http/1"));
         hash.part(request.method.as_str().as_bytes());
         hash.part(request.uri.path().as_bytes());
+        hash.maybe(original_path(request).map(str::as_bytes));
         hash.maybe(request.uri.query().filter(|_| self.query).map(str::as_bytes));
-        for precondition in [IF_MATCH, IF_UNMODIFIED_SINCE] {
-            let values = request.headers.get_all(precondition);
-            hash.count(values.iter().count());
-            values.iter().for_each(|value| hash.part(value.as_bytes()));
+        hash.maybe(content::content_type(&request.headers, |name| self.payload.counts_parameter(name)).as_deref());
+        hash.maybe(content::content_encoding(&request.headers).as_deref());
+        for name in [CONTENT_RANGE, IF_MATCH, IF_UNMODIFIED_SINCE] {
+            hash.header(&request.headers, &name);
+        }
+        hash.count(self.headers.len());
+        for name in &*self.headers {
+            hash.part(name.as_str().as_bytes());
+            hash.header(&request.headers, name);
         }
         hash.part(self.payload.name().as_bytes());
         match &self.payload {
@@ -127,6 +177,26 @@ impl RequestFingerprint {
         }
         Fingerprint { version: self.version, bits: hash.bits() }
     }
+
+    /// Those that earlier releases gave to the same request.
+    pub(super) fn former(&self, request: &Parts, body: &Bytes) -> Vec<Fingerprint> {
+        let mut all = Vec::new();
+        for former in &self.former {
+            all.push(former.of(request, body));
+            all.extend(former.former(request, body));
+        }
+        all
+    }
+}
+
+/// The path that the client sent, where a router in front has cut off a part of it: what is left can be that of another
+/// route.
+fn original_path(request: &Parts) -> Option<&str> {
+    #[cfg(feature = "axum")]
+    let original = request.extensions.get::<::axum::extract::OriginalUri>().map(|original| original.0.path());
+    #[cfg(not(feature = "axum"))]
+    let original = None;
+    original.filter(|path| *path != request.uri.path())
 }
 
 impl Default for RequestFingerprint {
@@ -155,6 +225,12 @@ impl Hash {
         }
     }
 
+    fn header(&mut self, headers: &HeaderMap, name: &HeaderName) {
+        let values = headers.get_all(name);
+        self.count(values.iter().count());
+        values.iter().for_each(|value| self.part(value.as_bytes()));
+    }
+
     fn value_or_bytes(&mut self, value: Option<&[u8]>, bytes: &[u8]) {
         self.maybe(value);
         if value.is_none() {
@@ -180,8 +256,11 @@ impl Hash {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
     use bytes::Bytes;
     use http::Request;
+    use http::header::HeaderName;
 
     use super::RequestFingerprint;
     use crate::fingerprint::Fingerprint;
@@ -195,10 +274,19 @@ mod tests {
     #[test]
     fn the_hash_is_what_released_versions_computed() {
         let bits = |fingerprint| format!("{:032x}", of(&fingerprint, r#"{"b":1,"a":"x"}"#).bits);
-        assert_eq!(bits(RequestFingerprint::body()), "8f2b143ef8ae4b0816e3ff306891adcb");
-        assert_eq!(bits(RequestFingerprint::json()), "4bed268393152436529666e49b1bab37");
-        assert_eq!(bits(RequestFingerprint::fields(["/a"]).without_query()), "5af1915c863417c48be36b36fcb5770c");
-        assert_eq!(bits(RequestFingerprint::custom(|_, body| body.to_vec())), "5f7293e281579cb52fbeb9a0ea843176");
+        let all = [
+            bits(RequestFingerprint::body()),
+            bits(RequestFingerprint::json()),
+            bits(RequestFingerprint::fields(["/a"]).without_query()),
+            bits(RequestFingerprint::custom(|_, body| body.to_vec())),
+        ];
+        let expected = [
+            "45a9dc61802f420ef620131cc0384e26",
+            "614c143597eaaf80d70685b6e0b43fad",
+            "fda6e8ae105575ce4147844dc07857f3",
+            "9abf861d0bacf54b81bc3c17c8e40486",
+        ];
+        assert_eq!(all, expected);
     }
 
     #[test]
@@ -212,5 +300,56 @@ mod tests {
             }
         }
         assert_eq!(of(&fields, r#"{"a":1,"c":1}"#), of(&fields, r#"{"c":2,"a":1.0}"#));
+    }
+
+    /// What a request may differ in, each in a way that no other part makes up for.
+    #[test]
+    fn every_part_of_a_request_counts_for_itself() {
+        let plain = || Request::post("/pay?a=1");
+        let headers =
+            ["content-type", "content-encoding", "content-range", "if-match", "if-unmodified-since", "x-version"];
+        let mut requests = vec![
+            plain(),
+            Request::put("/pay?a=1"),
+            Request::post("/pay"),
+            Request::post("/pay?"),
+            Request::post("/pay?a=2"),
+            Request::post("/refund?a=1"),
+        ];
+        for name in headers {
+            requests.push(plain().header(name, "x"));
+            requests.push(plain().header(name, "x, x"));
+            requests.push(plain().header(name, "y"));
+            requests.push(plain().header(name, "x").header("content-language", "x"));
+        }
+        let ways = [
+            RequestFingerprint::body(),
+            RequestFingerprint::json(),
+            RequestFingerprint::fields(["/a"]),
+            RequestFingerprint::custom(|_, _| Vec::new()),
+        ];
+        let mut seen = HashMap::new();
+        for way in ways {
+            let way = way.with_headers([HeaderName::from_static("x-version")]);
+            for (number, request) in requests.iter().enumerate() {
+                let mut copy = Request::builder().method(request.method_ref().unwrap()).uri(request.uri_ref().unwrap());
+                *copy.headers_mut().unwrap() = request.headers_ref().unwrap().clone();
+                let (head, ()) = copy.body(()).unwrap().into_parts();
+                let is_other_language = request.headers_ref().unwrap().contains_key("content-language");
+                let before = seen.insert(way.of(&head, &Bytes::from_static(b"{}")).bits, number);
+                assert_eq!(before, is_other_language.then(|| number - 3), "{request:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn former_ways_are_computed_with_theirs() {
+        let (head, ()) = Request::post("/pay").body(()).unwrap().into_parts();
+        let body = Bytes::from_static(b"{}");
+        let (bytes, fields) = (RequestFingerprint::body(), RequestFingerprint::fields(["/a"]).version(9));
+        let way = RequestFingerprint::json().formerly(bytes.clone().formerly(fields.clone())).formerly(bytes.clone());
+        let expected = [&bytes, &fields, &bytes].map(|former| former.of(&head, &body));
+        assert_eq!(way.former(&head, &body), expected);
+        assert_eq!(way.of(&head, &body), RequestFingerprint::json().of(&head, &body));
     }
 }

@@ -1,64 +1,73 @@
 //! JSON as a body has it.
 
-use std::collections::HashSet;
 use std::fmt;
+use std::ops::Range;
 
-use serde::Serialize;
-use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
-use serde::ser::{SerializeMap as _, Serializer};
+use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
-/// The largest magnitude up to which every integer is a number of JavaScript, and RFC 8785 therefore keeps it.
-const LARGEST_EXACT: u64 = 1 << 53;
-
-/// How `serde_json` says "number" to a visitor where somebody has switched its feature `arbitrary_precision` on.
-const NUMBER: &str = "$serde_json::private::Number";
+use super::decimal::Decimal;
 
 /// A value of JSON.
 ///
-/// Not the one of `serde_json`, which takes what a client writes under certain names for instructions: with the feature
-/// `raw_value` it reads the text in `{"$serde_json::private::RawValue": "…"}` as JSON too, so that two bodies are one value,
-/// and a small body is deeper than a stack.
+/// Not the one of `serde_json`, which rounds numbers, and which takes what a client writes under certain names for
+/// instructions: with the feature `raw_value` it reads the text in `{"$serde_json::private::RawValue": "…"}` as JSON too,
+/// so that two bodies are one value, and a small body is deeper than a stack.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Json {
+pub(super) enum Json<'a> {
     Null,
     Bool(bool),
-    Integer(i64),
-    Float(f64),
-    /// Beyond the numbers that every reader reads alike.
-    Large,
+    Number(Decimal<'a>),
     String(String),
-    Array(Vec<Json>),
+    Array(Vec<Json<'a>>),
     /// As the text has them: names may repeat.
-    Object(Vec<(String, Json)>),
+    Object(Vec<(String, Json<'a>)>),
 }
 
-/// A member on the way is there more than once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Repeated;
+/// Where a JSON pointer leads.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Target<'a> {
+    Found(&'a Json<'a>),
+    /// The place where it would be is there, and it is not: an object without the member, an array that is too short, or
+    /// `null` on the way.
+    Absent,
+    /// A member on the way is there more than once.
+    Repeated,
+    /// A value on the way has no members, or none of that kind.
+    Astray,
+}
 
-impl Json {
-    /// The value of `body`, `None` if it is no JSON.
-    pub(super) fn read(body: &[u8]) -> Option<Self> {
-        serde_json::from_slice(body).ok()
-    }
-
-    /// Whether all readers agree what it says: no object names a member twice, and no number is so large that some would
-    /// round it.
-    pub(super) fn is_unambiguous(&self) -> bool {
-        match self {
-            Self::Null | Self::Bool(_) | Self::Integer(_) | Self::Float(_) | Self::String(_) => true,
-            Self::Large => false,
-            Self::Array(elements) => elements.iter().all(Self::is_unambiguous),
-            Self::Object(members) => {
-                let mut names = HashSet::with_capacity(members.len());
-                members.iter().all(|(name, value)| names.insert(name) && value.is_unambiguous())
+impl<'a> Json<'a> {
+    /// The value of `body`. `None` if it is no JSON, or none that readers agree on: it is nested too deep, has half of a
+    /// surrogate pair, or a number that is infinite for a reader with floats.
+    ///
+    /// `serde_json` reads structure and strings. Numbers, which it would round, and the other scalars are taken from the
+    /// text, and each is `null` where the parser looks. So what is read does not depend on the parser's features, which
+    /// any crate of a build can switch on.
+    pub(super) fn read(body: &'a [u8]) -> Option<Self> {
+        let text = std::str::from_utf8(body).ok()?;
+        // A word of one letter and the comma behind it become five.
+        let mut structure = String::with_capacity(text.len() / 2 * 5 + 5);
+        for piece in Pieces::of(text) {
+            match piece {
+                Piece::Scalar(place) => {
+                    scalar(&text[place])?;
+                    structure.push_str("null");
+                }
+                Piece::Other(place) => structure.push_str(&text[place]),
             }
         }
+        let mut parser = serde_json::Deserializer::from_str(&structure);
+        let mut scalars = Scalars { text, pieces: Pieces::of(text) };
+        let value = Reader(&mut scalars).deserialize(&mut parser).ok()?;
+        parser.end().ok()?;
+        Some(value)
     }
 
     /// What a JSON pointer (RFC 6901) leads to.
-    pub(super) fn pointer(&self, pointer: &str) -> Result<Option<&Self>, Repeated> {
-        let Some(steps) = pointer.strip_prefix('/') else { return Ok(pointer.is_empty().then_some(self)) };
+    pub(super) fn pointer(&self, pointer: &str) -> Target<'_> {
+        let Some(steps) = pointer.strip_prefix('/') else {
+            return if pointer.is_empty() { Target::Found(self) } else { Target::Astray };
+        };
         let mut value = self;
         for step in steps.split('/') {
             let next = match value {
@@ -67,36 +76,21 @@ impl Json {
                     let mut found = members.iter().filter(|(member, _)| *member == name);
                     let first = found.next();
                     if found.next().is_some() {
-                        return Err(Repeated);
+                        return Target::Repeated;
                     }
                     first.map(|(_, value)| value)
                 }
-                Self::Array(elements) => index(step).and_then(|index| elements.get(index)),
-                _ => None,
+                Self::Array(elements) => match index(step) {
+                    Some(index) => elements.get(index),
+                    None => return Target::Astray,
+                },
+                Self::Null => None,
+                Self::Bool(_) | Self::Number(_) | Self::String(_) => return Target::Astray,
             };
-            let Some(next) = next else { return Ok(None) };
+            let Some(next) = next else { return Target::Absent };
             value = next;
         }
-        Ok(Some(value))
-    }
-
-    fn integer(number: i64) -> Self {
-        if number.unsigned_abs() <= LARGEST_EXACT { Self::Integer(number) } else { Self::Large }
-    }
-
-    fn float(number: f64) -> Self {
-        // Integers that are too large for the parser come as floats, and are rounded already; so may the limit itself be.
-        #[expect(clippy::cast_precision_loss, reason = "it is a power of two")]
-        const LIMIT: f64 = LARGEST_EXACT as f64;
-        if number.abs() < LIMIT { Self::Float(number) } else { Self::Large }
-    }
-
-    /// A number as it is written.
-    fn number(text: &str) -> Option<Self> {
-        if let Ok(integer) = text.parse() {
-            return Some(Self::integer(integer));
-        }
-        text.parse().ok().map(Self::float)
+        Target::Found(value)
     }
 }
 
@@ -106,141 +100,172 @@ fn index(step: &str) -> Option<usize> {
     if is_index { step.parse().ok() } else { None }
 }
 
-impl<'de> Deserialize<'de> for Json {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(Reader)
+/// What a word outside of strings stands for.
+fn scalar(word: &str) -> Option<Json<'_>> {
+    match word {
+        "null" => Some(Json::Null),
+        "true" => Some(Json::Bool(true)),
+        "false" => Some(Json::Bool(false)),
+        // Infinite for readers with floats, some of which refuse it.
+        number => Decimal::read(number).filter(Decimal::is_finite).map(Json::Number),
     }
 }
 
-struct Reader;
+/// A part of a text by its place.
+enum Piece {
+    /// What stands between brackets, commas, colons, white space and strings.
+    Scalar(Range<usize>),
+    /// One of those. A string has its quotes, or only the first if the text ends in it.
+    Other(Range<usize>),
+}
 
-impl<'de> Visitor<'de> for Reader {
-    type Value = Json;
+/// Cuts a text into scalars and the rest. Says nothing about whether they are in their places.
+struct Pieces<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Pieces<'a> {
+    fn of(text: &'a str) -> Self {
+        Self { bytes: text.as_bytes(), at: 0 }
+    }
+
+    /// The end of the string that begins at `start`.
+    fn end_of_string(&self, start: usize) -> usize {
+        let mut at = start + 1;
+        while let Some(byte) = self.bytes.get(at) {
+            match byte {
+                b'"' => return at + 1,
+                b'\\' => at += 2,
+                _ => at += 1,
+            }
+        }
+        self.bytes.len()
+    }
+}
+
+impl Iterator for Pieces<'_> {
+    type Item = Piece;
+
+    // Every piece ends beside an ASCII character or at the end, so it is a part of the text. A `\` that is the last
+    // character, or stands before one of several bytes, is followed by bytes that are no quotes.
+    fn next(&mut self) -> Option<Piece> {
+        let start = self.at;
+        let first = *self.bytes.get(start)?;
+        let is_scalar = |byte: &u8| !b"{}[],:\" \t\r\n".contains(byte);
+        if is_scalar(&first) {
+            self.at =
+                self.bytes[start..].iter().position(|byte| !is_scalar(byte)).map_or(self.bytes.len(), |n| start + n);
+            return Some(Piece::Scalar(start..self.at));
+        }
+        self.at = if first == b'"' { self.end_of_string(start) } else { start + 1 };
+        Some(Piece::Other(start..self.at))
+    }
+}
+
+/// The scalars of a text in their order, which is that of the parser.
+struct Scalars<'a> {
+    text: &'a str,
+    pieces: Pieces<'a>,
+}
+
+impl<'a> Iterator for Scalars<'a> {
+    type Item = Json<'a>;
+
+    fn next(&mut self) -> Option<Json<'a>> {
+        self.pieces.find_map(|piece| match piece {
+            Piece::Scalar(place) => scalar(&self.text[place]),
+            Piece::Other(_) => None,
+        })
+    }
+}
+
+/// Reads a value whose scalars come from the text.
+struct Reader<'r, 'a>(&'r mut Scalars<'a>);
+
+impl<'de, 'a> DeserializeSeed<'de> for Reader<'_, 'a> {
+    type Value = Json<'a>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Json<'a>, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de, 'a> Visitor<'de> for Reader<'_, 'a> {
+    type Value = Json<'a>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("JSON")
     }
 
-    fn visit_unit<E: Error>(self) -> Result<Json, E> {
-        Ok(Json::Null)
+    fn visit_unit<E: Error>(self) -> Result<Json<'a>, E> {
+        self.0.next().ok_or_else(|| E::custom("there are more scalars than the text has"))
     }
 
-    fn visit_bool<E: Error>(self, value: bool) -> Result<Json, E> {
-        Ok(Json::Bool(value))
-    }
-
-    fn visit_i64<E: Error>(self, number: i64) -> Result<Json, E> {
-        Ok(Json::integer(number))
-    }
-
-    fn visit_u64<E: Error>(self, number: u64) -> Result<Json, E> {
-        Ok(i64::try_from(number).map_or(Json::Large, Json::integer))
-    }
-
-    fn visit_f64<E: Error>(self, number: f64) -> Result<Json, E> {
-        Ok(Json::float(number))
-    }
-
-    fn visit_str<E: Error>(self, text: &str) -> Result<Json, E> {
+    fn visit_str<E: Error>(self, text: &str) -> Result<Json<'a>, E> {
         Ok(Json::String(text.to_owned()))
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Json, A::Error> {
+    fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Json<'a>, A::Error> {
         let mut read = Vec::new();
-        while let Some(element) = elements.next_element()? {
+        while let Some(element) = elements.next_element_seed(Reader(&mut *self.0))? {
             read.push(element);
         }
         read.shrink_to_fit();
         Ok(Json::Array(read))
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Json, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Json<'a>, A::Error> {
         let mut read = Vec::new();
         while let Some(name) = members.next_key::<String>()? {
-            if read.is_empty() && name == NUMBER {
-                let Spelled(number) = members.next_value()?;
-                return Ok(number);
-            }
-            read.push((name, members.next_value()?));
+            read.push((name, members.next_value_seed(Reader(&mut *self.0))?));
         }
         read.shrink_to_fit();
         Ok(Json::Object(read))
     }
 }
 
-/// A number that `serde_json` gives as its text.
-struct Spelled(Json);
-
-impl<'de> Deserialize<'de> for Spelled {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(Spelling)
-    }
-}
-
-struct Spelling;
-
-impl Visitor<'_> for Spelling {
-    type Value = Spelled;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a number")
-    }
-
-    /// A string of the body, written by a client under the name that means a number here.
-    fn visit_str<E: Error>(self, _: &str) -> Result<Spelled, E> {
-        Err(E::custom("no number"))
-    }
-
-    // The parser's own are owned.
-    fn visit_string<E: Error>(self, text: String) -> Result<Spelled, E> {
-        Json::number(&text).map(Spelled).ok_or_else(|| E::custom("no number"))
-    }
-}
-
-impl Serialize for Json {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Self::Null => serializer.serialize_unit(),
-            Self::Bool(value) => serializer.serialize_bool(*value),
-            Self::Integer(number) => serializer.serialize_i64(*number),
-            Self::Float(number) => serializer.serialize_f64(*number),
-            Self::Large => Err(serde::ser::Error::custom("a number that readers read differently")),
-            Self::String(text) => serializer.serialize_str(text),
-            Self::Array(elements) => serializer.collect_seq(elements),
-            Self::Object(members) => {
-                let mut map = serializer.serialize_map(Some(members.len()))?;
-                for (name, value) in members {
-                    map.serialize_entry(name, value)?;
-                }
-                map.end()
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{Json, Repeated};
+    use super::super::decimal::Decimal;
+    use super::{Json, Target};
 
-    fn read(body: &str) -> Option<Json> {
+    fn read(body: &str) -> Option<Json<'_>> {
         Json::read(body.as_bytes())
     }
 
-    fn string(text: &str) -> Json {
+    fn string(text: &str) -> Json<'static> {
         Json::String(text.to_owned())
+    }
+
+    fn number(text: &str) -> Json<'_> {
+        Json::Number(Decimal::read(text).unwrap())
+    }
+
+    /// What is said of memory in the documentation, `[0,0,…]` being the worst body.
+    #[test]
+    fn a_value_takes_no_more_than_four_words() {
+        assert!(size_of::<Json<'_>>() <= 4 * size_of::<usize>());
     }
 
     #[test]
     fn pointers_lead_to_members_and_elements() {
         let value = read(r#"{"a":{"b/c":[1,"x"],"":null},"m~n":true,"0":"zero"}"#).unwrap();
-        let at = |pointer| value.pointer(pointer).unwrap().cloned();
-        assert_eq!(at(""), Some(value.clone()));
-        assert_eq!(at("/a/b~1c/1"), Some(string("x")));
-        assert_eq!(at("/a/"), Some(Json::Null));
-        assert_eq!(at("/m~0n"), Some(Json::Bool(true)));
-        assert_eq!(at("/0"), Some(string("zero")));
-        for nowhere in ["a", "/", "/b", "/a/b~1c/2", "/a/b~1c/01", "/a/b~1c/+1", "/a/b~1c/-", "/a/b~1c/", "/m~0n/x"] {
-            assert_eq!(at(nowhere), None, "{nowhere}");
+        let at = |pointer| match value.pointer(pointer) {
+            Target::Found(found) => found.clone(),
+            other => panic!("{pointer} leads to {other:?}"),
+        };
+        assert_eq!(at(""), value);
+        assert_eq!(at("/a/b~1c/0"), number("1"));
+        assert_eq!(at("/a/b~1c/1"), string("x"));
+        assert_eq!(at("/a/"), Json::Null);
+        assert_eq!(at("/m~0n"), Json::Bool(true));
+        assert_eq!(at("/0"), string("zero"));
+        for absent in ["/", "/b", "/a/b~1c/2", "/a//x", "/a//0"] {
+            assert_eq!(value.pointer(absent), Target::Absent, "{absent}");
+        }
+        for astray in ["a", "/a/b~1c/01", "/a/b~1c/+1", "/a/b~1c/-", "/a/b~1c/", "/a/b~1c/x", "/m~0n/x", "/0/0"] {
+            assert_eq!(value.pointer(astray), Target::Astray, "{astray}");
         }
     }
 
@@ -248,39 +273,96 @@ mod tests {
     fn a_member_that_is_repeated_on_the_way_leads_nowhere() {
         let value = read(r#"{"a":1,"a":2,"b":{"c":3,"\u0063":4},"d":5}"#).unwrap();
         for repeated in ["/a", "/b/c", "/a/x"] {
-            assert_eq!(value.pointer(repeated), Err(Repeated), "{repeated}");
+            assert_eq!(value.pointer(repeated), Target::Repeated, "{repeated}");
         }
-        assert_eq!(value.pointer("/d"), Ok(Some(&Json::Integer(5))));
+        assert_eq!(value.pointer("/d"), Target::Found(&number("5")));
     }
 
     #[test]
     fn names_of_the_parser_s_own_are_names() {
-        let raw = read(r#"{"$serde_json::private::RawValue":"{\"amount\":1}"}"#).unwrap();
-        assert_eq!(raw.pointer("/$serde_json::private::RawValue"), Ok(Some(&string(r#"{"amount":1}"#))));
-        // A number in name only.
-        assert_eq!(read(r#"{"$serde_json::private::Number":"1"}"#), None);
-        assert_eq!(read(r#"{"$serde_json::private::Number":"\u0031"}"#), None);
+        for name in ["$serde_json::private::RawValue", "$serde_json::private::Number"] {
+            for (written, value) in [(r#""1""#, string("1")), ("1", number("1")), (r#""\u0031""#, string("1"))] {
+                let body = format!(r#"{{"{name}":{written}}}"#);
+                assert_eq!(read(&body), Some(Json::Object(vec![(name.to_owned(), value)])), "{body}");
+            }
+        }
     }
 
     #[test]
-    fn numbers_are_kept_as_far_as_all_readers_read_them_alike() {
-        for (text, expected) in [
-            ("0", Json::Integer(0)),
-            ("-9007199254740992", Json::Integer(-(1 << 53))),
-            ("0.5", Json::Float(0.5)),
-            ("1e2", Json::Float(100.0)),
-            ("9007199254740993", Json::Large),
-            ("-9007199254740993", Json::Large),
-            ("18446744073709551615", Json::Large),
-            ("18446744073709551617", Json::Large),
-            ("-340282366920938463463374607431768211455", Json::Large),
-            ("1e300", Json::Large),
+    fn scalars_are_in_the_places_that_the_text_has_them_in() {
+        let value = read(" [ null,true,\t{\"1\":-0.5e1,\"\\\"2\":[false]},\"3,4\",\r\n5 ] ").unwrap();
+        let member = |name: &str, value| (name.to_owned(), value);
+        let object = vec![member("1", number("-5")), member("\"2", Json::Array(vec![Json::Bool(false)]))];
+        let expected = vec![Json::Null, Json::Bool(true), Json::Object(object), string("3,4"), number("5")];
+        assert_eq!(value, Json::Array(expected));
+        assert_eq!(read("7"), Some(number("7")));
+    }
+
+    #[test]
+    fn what_is_no_json_is_not_read() {
+        for body in [
+            "",
+            " ",
+            "{",
+            "1 2",
+            "[1 2]",
+            "[1,]",
+            "[,1]",
+            "[1true]",
+            "[\"a\"1]",
+            "[1\"a\"]",
+            "{1:2}",
+            "{null:2}",
+            "{\"a\"}",
+            "{\"a\":}",
+            "{\"a\":1,}",
+            "nul",
+            "nulll",
+            "True",
+            "NaN",
+            "Infinity",
+            "01",
+            "+1",
+            "1.",
+            ".5",
+            "1e",
+            "0x1",
+            "--1",
+            "1e5.5",
+            "\"",
+            "\"\\",
+            "\"\\\"",
+            "\"\\é",
+            "\"\\x\"",
+            "\"\t\"",
+            "\"\\ud800\"",
+            "\u{feff}1",
+            "\u{a0}1",
+            "1\u{0}",
+            "1\u{b}",
+            "[1]/**/",
+            "//\n1",
+            "é",
+            "1e999",
+            "-1e309",
         ] {
-            assert_eq!(read(text), Some(expected.clone()), "{text}");
-            assert_eq!(Json::number(text), Some(expected), "{text}");
+            assert_eq!(read(body), None, "{body}");
         }
-        for text in ["", "NaN", "Infinity", "1 2", "01", "+1"] {
-            assert_eq!(read(text), None, "{text}");
-        }
+        assert_eq!(Json::read(b"\"\xff\""), None);
+        let nested = |depth| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+        assert!(read(&nested(127)).is_some());
+        assert_eq!(read(&nested(128)), None);
+    }
+
+    /// The parser that handlers have takes and refuses the same texts, but for numbers without end.
+    #[test]
+    fn it_reads_what_serde_json_reads() {
+        proptest::proptest!(|(body in r#"[\[\]{},:"\\ 019eE.+\-antrufls\u{e9}]{0,12}"#)| {
+            let theirs = serde_json::from_str::<serde::de::IgnoredAny>(&body);
+            match read(&body) {
+                Some(_) => proptest::prop_assert!(theirs.is_ok(), "{}", body),
+                None => proptest::prop_assert!(serde_json::from_str::<serde_json::Value>(&body).is_err(), "{}", body),
+            }
+        });
     }
 }

@@ -7,7 +7,8 @@ use http::header::{HeaderMap, HeaderName, HeaderValue};
 use sfv::visitor::Ignored;
 use sfv::{BareItemFromInput, Parser};
 
-use super::json::{Json, Repeated};
+use super::content;
+use super::json::{Json, Target};
 use crate::engine::scope;
 use crate::key::{IntoKey, Key, KeyEncoder};
 
@@ -91,16 +92,24 @@ impl KeyRules {
         self.check(key).map(Some)
     }
 
-    /// The key in the body, `None` without one.
-    pub(super) fn of_body(&self, pointer: &str, body: &[u8]) -> Result<Option<String>, Malformed> {
-        let Some(body) = Json::read(body) else { return Ok(None) };
-        match body.pointer(pointer) {
-            Err(Repeated) => Err(Malformed("the field is there more than once")),
-            Ok(None | Some(Json::Null)) => Ok(None),
-            Ok(Some(Json::String(key))) if key.bytes().all(|byte| (b' '..=b'~').contains(&byte)) => {
+    /// The key in the body at `pointer`, `None` without one.
+    ///
+    /// That there is none is said only where no handler can find one either: the body is empty, or it is JSON, is sent as
+    /// JSON, and has nothing at the place. A handler may read what this cannot, so everything else is malformed.
+    pub(super) fn of_body(&self, pointer: &str, headers: &HeaderMap, body: &[u8]) -> Result<Option<String>, Malformed> {
+        if body.is_empty() {
+            return Ok(None);
+        }
+        let Some(value) = Json::read(body) else { return Err(Malformed("the body cannot be read as JSON")) };
+        match value.pointer(pointer) {
+            Target::Found(Json::String(key)) if key.bytes().all(|byte| (b' '..=b'~').contains(&byte)) => {
                 self.check(key.clone()).map(Some)
             }
-            Ok(Some(_)) => Err(Malformed("the field is no string of printable ASCII characters")),
+            Target::Found(Json::Null) | Target::Absent if content::may_be_json(headers) => Ok(None),
+            Target::Found(Json::Null) | Target::Absent => Err(Malformed("the body is not sent as JSON")),
+            Target::Found(_) => Err(Malformed("the field is no string of printable ASCII characters")),
+            Target::Repeated => Err(Malformed("the field is there more than once")),
+            Target::Astray => Err(Malformed("the field would be in a value that has no fields")),
         }
     }
 
@@ -147,8 +156,9 @@ fn bare(line: &HeaderValue) -> Result<String, Malformed> {
 /// The key of the request that runs, and whose it is.
 ///
 /// The layer puts it into the extensions of the request, and the feature `axum` makes it an extractor. In functions that
-/// the handler calls, [`current`](Self::current) finds it. As a part of a key it stands for scope and key together, so
-/// that two tenants with one key are two:
+/// the handler calls, [`current`](Self::current) finds it. As a part of a key it stands for all that names the request's
+/// record: the layer's [operation](super::IdempotencyLayer::with_operation), scope and key together, so that two tenants
+/// with one key are two, and so are two routes whose layers have records of their own:
 ///
 /// ```
 /// # use std::time::Duration;
@@ -167,13 +177,14 @@ pub struct IdempotencyKey(Arc<Parts>);
 
 #[derive(PartialEq, Eq)]
 struct Parts {
+    operation: Arc<str>,
     key: String,
     scope: Option<Key>,
 }
 
 impl IdempotencyKey {
-    pub(super) fn new(key: String, scope: Option<Key>) -> Self {
-        Self(Arc::new(Parts { key, scope }))
+    pub(super) fn new(operation: Arc<str>, key: String, scope: Option<Key>) -> Self {
+        Self(Arc::new(Parts { operation, key, scope }))
     }
 
     /// The key of the request whose handler runs the current code, `None` outside of one.
@@ -199,7 +210,7 @@ impl IdempotencyKey {
 impl IntoKey for IdempotencyKey {
     fn encode(&self, encoder: &mut KeyEncoder) {
         encoder.tuple(|parts| {
-            parts.add(&self.scope()).add(self.as_str());
+            parts.add(&*self.0.operation).add(&self.scope()).add(self.as_str());
         });
     }
 }

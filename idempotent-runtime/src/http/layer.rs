@@ -153,8 +153,13 @@ impl IdempotencyLayer {
     }
 
     /// Takes the key from the body instead of the header: from the string to which this JSON pointer (RFC 6901) leads,
-    /// `"/request_id"` for example. A member that is there more than once on the way is refused (400): readers differ in
-    /// which of them they take. Every body is then read into memory, also those without a key.
+    /// `"/request_id"` for example. Every body is then read into memory, also those without a key.
+    ///
+    /// A body that cannot be read for its key is refused (400), [optional](Self::with_optional_key) or not: the handler might
+    /// read more of it and run unprotected. That is what is no JSON, or JSON that readers differ in: a member that is there
+    /// more than once on the way, a number beyond the range of floats, half of a surrogate pair, more than 127 levels. And
+    /// a body without the field that is compressed or has the type of something else, a form for example. So is a key in
+    /// the header where there is none in the body.
     pub fn with_key_from_body(self, pointer: impl Into<Arc<str>>) -> Self {
         self.set(|options| options.keys.in_body = Some(pointer.into()))
     }

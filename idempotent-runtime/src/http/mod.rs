@@ -38,13 +38,15 @@
 //! Status 400. The request has no key, and needs one.
 //!
 //! ## malformed
-//! Status 400. The key is blank, too long, not of the format that the service asks for, or there is more than one.
+//! Status 400. The key is blank, too long, not of the format that the service asks for, or there is more than one. Or keys
+//! are in the body, and it cannot be read for one.
 //!
 //! ## no-principal
 //! Status 401. The layer's scope finds nobody to whom the key could belong.
 //!
 //! ## mismatch
-//! Status 422. The key was used for another request: another method, path, query, precondition or body.
+//! Status 422. The key was used for another request: another method, path, query, precondition or body, or the same bytes
+//! as a body of another type.
 //!
 //! ## in-progress
 //! Status 409 with `Retry-After`. The first request with the key still runs.
@@ -76,6 +78,8 @@
 mod axum;
 mod canonical_json;
 pub mod client;
+mod content;
+mod decimal;
 mod effects;
 mod fingerprint;
 mod handled;

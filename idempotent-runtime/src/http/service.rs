@@ -18,7 +18,7 @@ use tracing::Instrument as _;
 use super::handled::{Handled, Vouched};
 use super::handler::{Delivery, Handler, Handles, Readable, Unhandled, take};
 use super::headers::{IDEMPOTENCY_KEY_EXPIRES, mark_bypassed, replay};
-use super::key::IdempotencyKey;
+use super::key::{IDEMPOTENCY_KEY, IdempotencyKey};
 use super::options::{Crash, Options};
 use super::problem::{Problem, ProblemKind};
 use super::request_body::{RequestBody, Unread};
@@ -189,14 +189,17 @@ impl<S> Exchange<S> {
         };
         let in_body = || {
             let pointer = options.keys.in_body.as_deref()?;
-            options.keys.of_body(pointer, &bytes).transpose()
+            options.keys.of_body(pointer, &head.headers, &bytes).transpose()
         };
+        let malformed = |reason| Ok(refusal(&options, Problem::new(ProblemKind::Malformed).because(reason)));
         let key = match key.map(Ok).or_else(in_body) {
-            Some(Ok(key)) => IdempotencyKey::new(key, scope),
-            Some(Err(malformed)) => {
-                return Ok(refusal(&options, Problem::new(ProblemKind::Malformed).because(malformed.0)));
-            }
+            Some(Ok(key)) => IdempotencyKey::new(options.operation.clone(), key, scope),
+            Some(Err(reason)) => return malformed(reason.0),
             None if options.required => return refuse(ProblemKind::Missing),
+            // The client believes that it is protected.
+            None if head.headers.contains_key(IDEMPOTENCY_KEY) => {
+                return malformed("it is in the header, and this service takes it from the body");
+            }
             None => {
                 let response = self.service.call(Request::from_parts(head, body)).await?;
                 return Ok(response.map(ResponseBody::untouched));
@@ -284,6 +287,7 @@ impl Guard {
             .call(&options.operation, self.key.as_str())
             .in_scope(self.key.tenant())
             .with_fingerprint(options.fingerprint.of(&self.head, &self.bytes))
+            .with_former_fingerprints(options.fingerprint.former(&self.head, &self.bytes))
             .on_conflict(options.on_conflict)
             .ttl(options.ttl)
             .version(FORMAT);

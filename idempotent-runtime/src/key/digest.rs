@@ -24,10 +24,14 @@ impl Digest {
 /// Two requests with equal content are one call then, also when the user meant to order the same thing twice: prefer
 /// an identifier that the client chose once per intent. What counts, and what does not:
 ///
+/// - What the value serializes to counts, not what `==` says: **equal values with unequal text are two keys**, and the
+///   retry runs again. A decimal type that keeps its zeros writes `1.0` and `1.00`, a time is another text in another zone,
+///   and a type that writes itself in the words of a locale is another one there. Digest cents, UTC, and codes.
 /// - The order of fields and of map entries does not count. That of a sequence does, and for a `HashSet` it is random:
 ///   use a `BTreeSet`.
 /// - The width of an integer does not count, `1_u8` is `1_i64`. An integer is no float: `1` and `1.0` are two keys. A
-///   float has one zero, and `0.1_f32` is another number than `0.1_f64`: digest cents, not euros.
+///   float has one zero, and `0.1_f32` is another number than `0.1_f64`. So is `0.1 + 0.2` than `0.3`, and a sum of floats
+///   in another order: digest cents, not euros.
 /// - `None` is a value here, other than in a key itself, and `Some(1)` is not `1`. A field that is
 ///   added later as an `Option` changes the digest unless it has `#[serde(skip_serializing_if = "Option::is_none")]`.
 /// - Where one field ends and the next begins counts: `("ab", "c")` is not `("a", "bc")`.

@@ -89,9 +89,10 @@ pub trait Store: Send + Sync + 'static {
     /// - In progress, lease over, and the stricter of the record's and the caller's policy
     ///   [allows takeover](CrashPolicy::allows_takeover): the caller owns it, with the fence and the attempts counted up,
     ///   the stricter policy, the caller's schema version, lease, linger, `after_expiry` and trace, and the checkpoint kept
-    ///   (T5). The fingerprint becomes the caller's where it has one, the reason is forgotten, `taken_over` tells the state before,
-    ///   and the expiry does not shrink. Not if the fingerprints [contradict](crate::Fingerprint::contradicts) each other,
-    ///   and not if the stricter policy is verify and the caller's is another one: it has no question to ask.
+    ///   (T5). The fingerprint stays, the reason is forgotten, `taken_over` tells the state before, and the expiry does not
+    ///   shrink. Not if the fingerprints [contradict](crate::Fingerprint::contradicts) each other: they differ in version or
+    ///   bits, or only one of the two is there. And not if the stricter policy is verify and the caller's is another one: it
+    ///   has no question to ask.
     /// - In progress, lease over, and the stricter policy is hold: the record is parked with
     ///   [`Reason::Crashed`] unless it has a reason (T6), and returned as held.
     /// - In doubt, `lease_until` has passed, the caller's policy is verify and the record's no stricter, fingerprints do

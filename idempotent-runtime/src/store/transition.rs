@@ -325,7 +325,6 @@ fn take_over(record: &mut Record, claim: &Claim, policy: CrashPolicy, now: Times
     record.owner = claim.token;
     record.fence = next_fence(record.fence, now);
     record.attempts = record.attempts.saturating_add(1);
-    record.fingerprint = claim.fingerprint.or(record.fingerprint);
     record.policy = policy;
     record.schema = claim.schema;
     record.reason = None;

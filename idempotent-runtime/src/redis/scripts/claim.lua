@@ -19,8 +19,7 @@ end
 if r.state == IN_PROGRESS and r.owner == m.owner then return shown('mine') end
 
 local policy = math.max(r.policy, m.policy)
-local contradicts = string.byte(r.fingerprint, 1) == 1 and string.byte(m.fingerprint, 1) == 1
-  and string.byte(r.fingerprint, 2) == string.byte(m.fingerprint, 2) and r.fingerprint ~= m.fingerprint
+local contradicts = r.fingerprint ~= m.fingerprint
 local over = r.ends <= now
 -- Who has no question cannot go on from what has to be asked about.
 local can_ask = policy ~= VERIFY or m.policy == VERIFY
@@ -30,7 +29,6 @@ if over and not contradicts and can_ask
     or (r.state == IN_DOUBT and policy == VERIFY and r.owner ~= m.owner)) then
   m.fence, m.attempts, m.created, m.policy = next_fence(r), r.attempts + 1, r.created, policy
   m.checkpoints, m.taken, m.remaining = r.checkpoints, r.state, r.remaining
-  if string.byte(m.fingerprint, 1) == 0 then m.fingerprint = r.fingerprint end
   -- The words change with the owner where there is no checkpoint to be moved with them.
   if r.body_length == 0 then
     redis.call('SET', key, mine, 'KEEPTTL')

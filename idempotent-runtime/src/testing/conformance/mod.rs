@@ -90,7 +90,7 @@ macro_rules! __conformance {
                 the_stricter_policy_decides
                 who_has_no_question_changes_nothing
                 a_contradicting_fingerprint_takes_nothing_over
-                an_absent_or_older_fingerprint_contradicts_nothing
+                an_absent_fingerprint_or_one_of_another_version_takes_nothing_over
                 a_doubt_is_asked_again_after_its_backoff
                 a_doubt_is_held_under_every_other_policy
                 a_repeated_claim_asks_nothing_about_itself

@@ -162,21 +162,28 @@ pub async fn a_contradicting_fingerprint_takes_nothing_over<S: Subject>(scene: S
     scene.unchanged(&before, rule).await;
 }
 
-/// T5: fingerprints that cannot be compared are not in the way.
-pub async fn an_absent_or_older_fingerprint_contradicts_nothing<S: Subject>(scene: Scene<S>) {
-    let rule = "T5: the same fingerprint, none, and one of another version take over";
-    for (owner, recorded, asked, then) in [
-        (10, Some(fingerprint(1, 7)), Some(fingerprint(1, 7)), Some(fingerprint(1, 7))),
-        (20, Some(fingerprint(1, 7)), None, Some(fingerprint(1, 7))),
-        (30, None, Some(fingerprint(1, 7)), Some(fingerprint(1, 7))),
-        (40, Some(fingerprint(1, 7)), Some(fingerprint(2, 8)), Some(fingerprint(2, 8))),
-    ] {
-        let first = Claim { fingerprint: recorded, ..scene.claim_under(owner, CrashPolicy::Retry) };
+/// T5: what cannot be compared is not known to be the same request.
+pub async fn an_absent_fingerprint_or_one_of_another_version_takes_nothing_over<S: Subject>(scene: Scene<S>) {
+    let rule = "T5: only an equal fingerprint takes over, and only none where the record has none";
+    let (none, some, zero) = (None, Some(fingerprint(1, 7)), Some(fingerprint(0, 0)));
+    let mut caller = 10;
+    for (recorded, others) in
+        [(some, vec![none, Some(fingerprint(2, 7)), zero]), (none, vec![some, zero]), (zero, vec![none])]
+    {
+        let rule = format!("{rule} (record {recorded:?})");
+        let first = Claim { fingerprint: recorded, ..scene.claim_under(caller, CrashPolicy::Retry) };
         scene.mine(&first, "T1: a claim of no record is granted").await;
         scene.pass(2).await;
-        let claim = Claim { fingerprint: asked, ..scene.claim_under(owner + 1, CrashPolicy::Retry) };
-        assert_eq!(scene.mine(&claim, rule).await.record.fingerprint, then, "{rule}");
-        scene.cleared(claim.token, rule).await;
+        for other in others {
+            caller += 1;
+            let claim = Claim { fingerprint: other, ..scene.claim_under(caller, CrashPolicy::Retry) };
+            let record = scene.held(&claim, &rule).await;
+            assert_eq!((record.owner, record.fingerprint), (first.token, recorded), "{rule} (caller {other:?})");
+        }
+        caller += 1;
+        let equal = Claim { fingerprint: recorded, ..scene.claim_under(caller, CrashPolicy::Retry) };
+        assert_eq!(scene.mine(&equal, &rule).await.record.fingerprint, recorded, "{rule}");
+        scene.cleared(equal.token, &rule).await;
     }
 }
 
@@ -239,13 +246,15 @@ pub async fn a_repeated_claim_asks_nothing_about_itself<S: Subject>(scene: Scene
 
 /// T5b: the verdict is about one request.
 pub async fn a_contradicting_fingerprint_asks_nothing_again<S: Subject>(scene: Scene<S>) {
-    let rule = "T5b: a claim with another fingerprint does not take a record in doubt over";
+    let rule = "T5b: a claim with another fingerprint, or none, does not take a record in doubt over";
     let recorded = Claim { fingerprint: Some(fingerprint(1, 7)), ..scene.claim_under(1, CrashPolicy::Verify) };
     scene.mine(&recorded, "T1: a claim of no record is granted").await;
     assert_eq!(scene.park(Park::own(KEY, token(1), Reason::Error)).await, Written::Applied, "{rule}");
     scene.pass(1).await;
-    let claim = Claim { fingerprint: Some(fingerprint(1, 8)), ..scene.claim_under(2, CrashPolicy::Verify) };
-    assert_eq!(scene.held(&claim, rule).await.owner, token(1), "{rule}");
+    for other in [Some(fingerprint(1, 8)), Some(fingerprint(2, 7)), None] {
+        let claim = Claim { fingerprint: other, ..scene.claim_under(2, CrashPolicy::Verify) };
+        assert_eq!(scene.held(&claim, rule).await.owner, token(1), "{rule} ({other:?})");
+    }
 }
 
 /// T5, T11: an owner that panicked and was replaced says nothing about the next one.
