@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, ensure};
 
-const RULES: std::ops::RangeInclusive<u32> = 1..=62;
+const RULES: [std::ops::RangeInclusive<u32>; 2] = [1..=62, 66..=69];
 
 #[test]
 fn every_rule_has_a_test_that_carries_its_number() -> anyhow::Result<()> {
@@ -20,6 +20,6 @@ fn every_rule_has_a_test_that_carries_its_number() -> anyhow::Result<()> {
             tested.insert(number.parse::<u32>().with_context(|| format!("{name} has no number"))?);
         }
     }
-    assert_eq!(tested, RULES.collect());
+    assert_eq!(tested, RULES.into_iter().flatten().collect());
     Ok(())
 }
