@@ -193,16 +193,17 @@ async fn rule_67_the_names_of_key_and_markers_can_be_set_on_both_sides() -> anyh
     assert!(![missing, first, replay].iter().any(has_usual));
 
     // The client sends the one, and knows the others.
-    let named = layer(&ManualClock::new()).with_header_names(names).with_retried_answers(|_| true).with_max_attempts(3);
+    let sender =
+        layer(&ManualClock::new()).with_header_names(names).with_retried_answers(|_| true).with_max_attempts(3);
     let request = |status: &'static str| {
         let address = format!("http://{}/pay", world.client.address());
         Request::post(address).header("x-status", status).body("{}".to_owned())
     };
-    let answer = send(client(&named.clone().with_max_attempts(2)), request("201")?).await??;
+    let answer = send(client(&sender.clone().with_max_attempts(2)), request("201")?).await??;
     let is_replayed = answer.headers.get("x-replayed").is_some_and(|value| value == "true");
     assert_eq!((answer.status, answer.attempts(), is_replayed), (201, Some(2), true));
     world.store.always("claim", Some(Fault::Refused(StoreErrorKind::Refused)));
-    let answer = send(client(&named), request("503")?).await??;
+    let answer = send(client(&sender), request("503")?).await??;
     assert_eq!((answer.status, answer.attempts(), answer.headers.contains_key("x-open")), (503, Some(1), true));
     Ok(())
 }
