@@ -5,6 +5,7 @@
 //! - [`proxy`]: a connection that delays, cuts, resets and swallows as told.
 //! - [`effects`]: what happened, counted outside the code under test.
 //! - [`history`]: whether what happened was allowed.
+//! - [`packages`]: where the clients in other languages are.
 //! - [`random`]: choices that a seed repeats.
 //! - [`deadline`]: waiting for something without a fixed sleep and without waiting for ever.
 #![cfg(unix)]
@@ -13,6 +14,7 @@ pub mod deadline;
 pub mod effects;
 mod guard;
 pub mod history;
+pub mod packages;
 mod port;
 pub mod proxy;
 pub mod random;

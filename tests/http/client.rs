@@ -142,7 +142,8 @@ impl Reply {
     }
 
     pub fn is_replayed(&self) -> bool {
-        self.header("idempotency-replayed") == Some("true")
+        // The second is the name that Stripe's API has for it.
+        ["idempotency-replayed", "idempotent-replayed"].iter().any(|name| self.header(name) == Some("true"))
     }
 
     pub fn json(&self) -> anyhow::Result<Value> {

@@ -98,17 +98,18 @@ async fn requests_of_other_methods_are_passed_on_untouched() -> anyhow::Result<(
 async fn only_answers_that_can_change_are_asked_for_again() -> anyhow::Result<()> {
     let problem = ("content-type", "application/problem+json");
     let later = ("retry-after", "0");
-    let again = [408, 425, 429, 502, 503, 504].map(answer);
+    let again = [408, 409, 425, 429, 502, 503, 504].map(answer);
     for step in again.into_iter().chain([answer_with(409, &[problem, later])]) {
         let service = Scripted::start([step.clone()]).await?;
         let answer = send(client(&layer(&ManualClock::new())), service.post("/pay")).await??;
         assert_eq!((answer.text(), service.keys().len()), ((201, "answer 2"), 2), "{step:?}");
     }
-    let final_ones = [200, 302, 400, 401, 403, 404, 409, 410, 413, 422, 500, 501].map(answer);
+    let final_ones = [200, 302, 400, 401, 403, 404, 410, 413, 422, 500, 501].map(answer);
     let replayed = answer_with(503, &[("idempotency-replayed", "true")]);
     // The service ran without its store, and would run again.
     let bypassed = answer_with(503, &[("idempotency-bypassed", "true")]);
-    let others = [answer_with(409, &[problem]), answer_with(422, &[problem, later]), replayed, bypassed];
+    let uncertain = answer_with(409, &[problem, ("idempotency-problem", "uncertain")]);
+    let others = [uncertain, answer_with(422, &[problem, later]), replayed, bypassed];
     for step in final_ones.into_iter().chain(others) {
         let service = Scripted::start([step.clone()]).await?;
         let answer = send(client(&layer(&ManualClock::new())), service.post("/pay")).await??;

@@ -26,6 +26,12 @@ impl Command {
         Self { program: String::from(program), variables: Vec::new(), arguments }
     }
 
+    /// One more argument, which may have spaces in it.
+    pub(crate) fn with_argument(mut self, argument: String) -> Self {
+        self.arguments.push(argument);
+        self
+    }
+
     pub(crate) fn with_variable(mut self, name: &'static str, value: &'static str) -> Self {
         self.variables.push((name, value));
         self

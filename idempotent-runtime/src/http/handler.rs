@@ -1,6 +1,7 @@
 //! The handler of one request under its claim: what it answers is delivered and recorded.
 
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -60,6 +61,8 @@ pub(super) struct Handler<S, B, R> {
     pub(super) request: Arc<request::Parts>,
     pub(super) unhandled: Unhandled<S, B>,
     pub(super) delivery: oneshot::Sender<Delivery<R>>,
+    /// Set when the handler begins without a claim, for whoever is left with its panic.
+    pub(super) is_bypassed: Arc<AtomicBool>,
 }
 
 /// What is recorded of a response, once its body is known.
@@ -88,6 +91,7 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
             // The engine runs a body once.
             return Handled::Answered { fate: Fate::Unknown, _open: None };
         };
+        self.is_bypassed.store(Context::try_current().is_none_or(|context| context.attempt() == 0), Ordering::Release);
         match service.call(request).await {
             Ok(response) => self.answer(response).await,
             // Nobody knows how far it got.
@@ -98,7 +102,7 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
     async fn answer<E>(self, response: Response<R>) -> Handled<E> {
         let (mut head, body) = response.into_parts();
         let Some(context) = Context::try_current().filter(|context| context.attempt() > 0) else {
-            headers::mark_bypassed(&mut head.headers);
+            self.options.markers.bypassed(&mut head.headers);
             return self.settle(head, ResponseBody::untouched(body), Fate::Release);
         };
         // What the handler says beside its status goes first: a status is often somebody else's.
@@ -173,7 +177,7 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
             }
         }
         if let Some(until) = recording.until {
-            headers::mark_expiry(&mut head.headers, until);
+            self.options.markers.expiry(&mut head.headers, until);
         }
         let (state, ttl) = (state(head.status), recording.ttl);
         let (record, body) = recording.head.with_body(&chunks);

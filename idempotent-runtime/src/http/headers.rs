@@ -7,6 +7,8 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Response, StatusCode, response};
 
 use super::BoxError;
+use super::names::HeaderNames;
+use super::problem::ProblemKind;
 use crate::clock::Timestamp;
 
 /// `true` on an answer that was replayed from its record.
@@ -19,8 +21,15 @@ pub const IDEMPOTENCY_KEY_EXPIRES: HeaderName = HeaderName::from_static("idempot
 /// fails open, or the operation is [disabled](crate::Idempotency::disable).
 pub const IDEMPOTENCY_BYPASSED: HeaderName = HeaderName::from_static("idempotency-bypassed");
 
-const MARKERS: HeaderValue =
-    HeaderValue::from_static("Idempotency-Replayed, Idempotency-Key-Expires, Idempotency-Bypassed");
+/// Why the layer refused a request: the [name](ProblemKind::name) of the kind. A client that reads heads alone knows by it
+/// which conflict passes.
+pub const IDEMPOTENCY_PROBLEM: HeaderName = HeaderName::from_static("idempotency-problem");
+
+/// What Stripe's API calls [`IDEMPOTENCY_REPLAYED`].
+pub(super) const STRIPE_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
+
+/// `true` or `false`: whether a client of Stripe's API should send the request again.
+pub(super) const STRIPE_SHOULD_RETRY: HeaderName = HeaderName::from_static("stripe-should-retry");
 
 /// Replayed unless the service says otherwise: they describe the body or the resource, not the exchange.
 pub(super) const REPLAYED: [HeaderName; 11] = [
@@ -38,7 +47,7 @@ pub(super) const REPLAYED: [HeaderName; 11] = [
 ];
 
 /// Never replayed: they are about one connection, one client or one moment.
-const NEVER: [HeaderName; 21] = [
+pub(super) const NEVER: [HeaderName; 18] = [
     header::AUTHORIZATION,
     header::CONNECTION,
     header::CONTENT_LENGTH,
@@ -57,14 +66,21 @@ const NEVER: [HeaderName; 21] = [
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),
     HeaderName::from_static("set-cookie2"),
+];
+
+/// What the layers write under the usual names, and what nobody else does.
+const WRITTEN: [HeaderName; 6] = [
     IDEMPOTENCY_REPLAYED,
     IDEMPOTENCY_KEY_EXPIRES,
     IDEMPOTENCY_BYPASSED,
+    IDEMPOTENCY_PROBLEM,
+    STRIPE_REPLAYED,
+    STRIPE_SHOULD_RETRY,
 ];
 
 /// Whether a header may be replayed at all.
 pub(super) fn may_be_replayed(name: &HeaderName) -> bool {
-    !NEVER.contains(name)
+    !NEVER.contains(name) && !WRITTEN.contains(name)
 }
 
 /// The headers that may be replayed, repeated ones repeatedly. What `Connection` names belongs to the connection.
@@ -99,35 +115,123 @@ pub(super) fn nameable(time: Timestamp) -> SystemTime {
     SystemTime::from(time.min(LATEST))
 }
 
-/// Tells until when the answer is kept.
-pub(super) fn mark_expiry(headers: &mut HeaderMap, expires: Timestamp) {
-    let date = httpdate::fmt_http_date(nameable(expires));
-    if let Ok(date) = HeaderValue::try_from(date) {
-        mark(headers, IDEMPOTENCY_KEY_EXPIRES, date);
+/// The headers that a layer adds to answers, under the names that its service gives them.
+#[derive(Clone, Debug)]
+pub(super) struct Markers {
+    pub(super) names: HeaderNames,
+    /// What browsers may read.
+    exposed: HeaderValue,
+    /// Whether they speak to clients of Stripe's API too.
+    to_stripe: bool,
+}
+
+impl Markers {
+    pub(super) fn new(names: HeaderNames, to_stripe: bool) -> Self {
+        let should_retry = STRIPE_SHOULD_RETRY;
+        let stripe = to_stripe.then_some(&should_retry);
+        let exposed: Vec<_> = names.written().into_iter().chain(stripe).map(HeaderName::as_str).collect();
+        // Names and commas: there is nothing in it that a header cannot have.
+        let exposed = HeaderValue::try_from(exposed.join(", ")).unwrap_or_else(|_| HeaderValue::from_static(""));
+        Self { names, exposed, to_stripe }
+    }
+
+    /// The same under other names.
+    pub(super) fn renamed(&self, names: HeaderNames) -> Self {
+        Self::new(names, self.to_stripe)
+    }
+
+    /// Whether the layer writes it, so that it is no part of what is replayed.
+    pub(super) fn contain(&self, name: &HeaderName) -> bool {
+        WRITTEN.contains(name) || self.names.written().contains(&name)
+    }
+
+    /// Adds a marker and lets browsers read it, where there is room: a handler may have filled the map up.
+    fn mark(&self, headers: &mut HeaderMap, name: &HeaderName, value: HeaderValue) -> bool {
+        let is_marked = headers.try_insert(name, value).is_ok();
+        let is_exposed =
+            headers.get_all(header::ACCESS_CONTROL_EXPOSE_HEADERS).iter().any(|exposed| exposed == self.exposed);
+        if !is_exposed {
+            // Without it the answer is the same, and a script cannot tell that it is one of ours.
+            let _ = headers.try_append(header::ACCESS_CONTROL_EXPOSE_HEADERS, self.exposed.clone());
+        }
+        is_marked
+    }
+
+    /// Tells that a repetition changes nothing, or must not be.
+    fn end(&self, headers: &mut HeaderMap) {
+        if self.to_stripe {
+            self.mark(headers, &STRIPE_SHOULD_RETRY, HeaderValue::from_static("false"));
+        }
+    }
+
+    /// Tells until when the answer is kept.
+    pub(super) fn expiry(&self, headers: &mut HeaderMap, expires: Timestamp) {
+        let date = httpdate::fmt_http_date(nameable(expires));
+        if let Ok(date) = HeaderValue::try_from(date) {
+            self.mark(headers, self.names.expires(), date);
+        }
+    }
+
+    /// Tells that the request ran without protection.
+    pub(super) fn bypassed(&self, headers: &mut HeaderMap) {
+        self.mark(headers, self.names.bypassed(), HeaderValue::from_static("true"));
+        self.end(headers);
+    }
+
+    /// Tells why the request is refused, which is neither a replay nor anything that is kept.
+    pub(super) fn refused(&self, headers: &mut HeaderMap, kind: ProblemKind) {
+        for name in self.names.written().into_iter().chain([&IDEMPOTENCY_PROBLEM]) {
+            headers.remove(name);
+        }
+        self.mark(headers, self.names.problem(), HeaderValue::from_static(kind.name()));
+    }
+
+    /// A response from the record, as it is sent. `None`: it has so many headers that there is no room for the marker,
+    /// which the client goes by.
+    pub(super) fn replay(&self, mut response: Response<Bytes>, expires: Timestamp) -> Option<Response<Bytes>> {
+        let headers = response.headers_mut();
+        let is_marked = self.mark(headers, self.names.replayed(), HeaderValue::from_static("true"));
+        self.end(headers);
+        self.expiry(headers, expires);
+        is_marked.then_some(response)
     }
 }
 
-/// Tells that the request ran without protection.
-pub(super) fn mark_bypassed(headers: &mut HeaderMap) {
-    mark(headers, IDEMPOTENCY_BYPASSED, HeaderValue::from_static("true"));
-}
+#[cfg(test)]
+mod tests {
+    use super::{Markers, NEVER, STRIPE_SHOULD_RETRY};
+    use crate::error::ErrorKind;
+    use crate::http::HeaderNames;
 
-/// A response from the record, as it is sent. `None`: it has so many headers that there is no room for the marker, which
-/// the client goes by.
-pub(super) fn replay(mut response: Response<Bytes>, expires: Timestamp) -> Option<Response<Bytes>> {
-    let headers = response.headers_mut();
-    let is_marked = mark(headers, IDEMPOTENCY_REPLAYED, HeaderValue::from_static("true"));
-    mark_expiry(headers, expires);
-    is_marked.then_some(response)
-}
-
-/// Adds a marker and lets browsers read it, where there is room: a handler may have filled the map up.
-fn mark(headers: &mut HeaderMap, name: HeaderName, value: HeaderValue) -> bool {
-    let is_marked = headers.try_insert(name, value).is_ok();
-    let is_exposed = headers.get_all(header::ACCESS_CONTROL_EXPOSE_HEADERS).iter().any(|exposed| exposed == MARKERS);
-    if !is_exposed {
-        // Without it the answer is the same, and a script cannot tell that it is one of ours.
-        let _ = headers.try_append(header::ACCESS_CONTROL_EXPOSE_HEADERS, MARKERS);
+    #[test]
+    fn a_name_that_cannot_be_one_or_that_is_another_headers_is_refused_when_it_is_set() {
+        for name in
+            ["", "a b", "ä", "a:b", "authorization", "Content-Type", "retry-after", "Idempotency-Problem", "host"]
+        {
+            let error = HeaderNames::new().with_key(name).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Config, "{name}");
+        }
+        for name in &NEVER {
+            assert!(HeaderNames::new().with_bypassed(name).is_err(), "{name}");
+        }
+        let names = HeaderNames::new().with_key("x-key").and_then(|names| names.with_replayed("X-Replayed")).unwrap();
+        assert!(names.clone().with_expires("x-key").is_err() && names.clone().with_problem("x-replayed").is_err());
+        // The one that it has, and one that is free again.
+        let names = names.with_key("x-key").and_then(|names| names.with_problem("idempotency-replayed")).unwrap();
+        assert_eq!((names.key().as_str(), names.replayed().as_str()), ("x-key", "x-replayed"));
     }
-    is_marked
+
+    #[test]
+    fn what_the_layer_writes_is_exposed_and_is_nobody_elses() {
+        let names = HeaderNames::new().with_replayed("x-replayed").unwrap();
+        for to_stripe in [false, true] {
+            let markers = Markers::new(names.clone(), to_stripe);
+            let exposed = markers.exposed.to_str().unwrap();
+            assert!(names.written().iter().all(|name| exposed.contains(name.as_str())), "{exposed}");
+            assert_eq!(exposed.contains(STRIPE_SHOULD_RETRY.as_str()), to_stripe, "{exposed}");
+            let written = ["x-replayed", "idempotency-replayed", "idempotency-bypassed", "stripe-should-retry"];
+            assert!(written.into_iter().all(|name| markers.contain(&name.parse().unwrap())));
+            assert!(!markers.contain(&"x-request-id".parse().unwrap()));
+        }
+    }
 }

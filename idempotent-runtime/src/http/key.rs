@@ -59,6 +59,7 @@ impl fmt::Debug for KeyFormat {
 /// Where keys come from, and which are accepted.
 #[derive(Clone, Debug)]
 pub(super) struct KeyRules {
+    pub(super) header: HeaderName,
     pub(super) structured_only: bool,
     pub(super) longest: usize,
     pub(super) format: Option<KeyFormat>,
@@ -68,7 +69,7 @@ pub(super) struct KeyRules {
 
 impl Default for KeyRules {
     fn default() -> Self {
-        Self { structured_only: false, longest: 255, format: None, in_body: None }
+        Self { header: IDEMPOTENCY_KEY, structured_only: false, longest: 255, format: None, in_body: None }
     }
 }
 
@@ -79,7 +80,7 @@ pub(super) struct Malformed(pub(super) &'static str);
 impl KeyRules {
     /// The key in the header, `None` without one.
     pub(super) fn of_headers(&self, headers: &HeaderMap) -> Result<Option<String>, Malformed> {
-        let mut lines = headers.get_all(IDEMPOTENCY_KEY).iter();
+        let mut lines = headers.get_all(&self.header).iter();
         let Some(line) = lines.next() else { return Ok(None) };
         if lines.next().is_some() {
             return Err(Malformed("the header is there more than once"));

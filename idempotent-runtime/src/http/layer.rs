@@ -10,12 +10,15 @@ use http::{Method, Request, Response, StatusCode, request, response};
 use tower_layer::Layer;
 
 use super::fingerprint::RequestFingerprint;
-use super::headers;
+use super::headers::{self, Markers};
 use super::key::KeyFormat;
+use super::names::HeaderNames;
 use super::options::{Crash, OnStatus, Options, Unreplayable};
+use super::problem::Problem;
 use super::scope::Scope;
 use super::service::IdempotencyService;
 use super::status::StatusService;
+use super::stripe;
 use crate::context::Context;
 use crate::engine::Idempotency;
 use crate::policy::{OnConflict, OnCrash, Verdict};
@@ -70,7 +73,8 @@ use crate::policy::{OnConflict, OnCrash, Verdict};
 /// # use std::time::Duration;
 /// # use http::{HeaderName, Method, StatusCode};
 /// # use idempotent_runtime::{Idempotency, OnCrash, store::MemoryStore};
-/// # use idempotent_runtime::http::{IdempotencyLayer, KeyFormat, OnStatus, RequestFingerprint, Scope, Unreplayable};
+/// # use idempotent_runtime::http::{HeaderNames, IdempotencyLayer, KeyFormat, OnStatus, RequestFingerprint};
+/// # use idempotent_runtime::http::{Scope, Unreplayable};
 /// # let engine = Idempotency::new(MemoryStore::new());
 /// let day = Duration::from_secs(86_400);
 /// let layer = IdempotencyLayer::new(engine, Scope::global())
@@ -99,6 +103,9 @@ use crate::policy::{OnConflict, OnCrash, Verdict};
 ///     .with_unreplayable(Unreplayable::Release)
 ///     .with_ttl_of(move |response| if response.status.is_success() { 30 * day } else { day })
 ///     .with_refusal_after_expiry(90 * day)
+///     // Refusals and names.
+///     .with_problem(|_problem, response| response)
+///     .with_header_names(HeaderNames::new())
 ///     .with_documentation("https://example.com/idempotency");
 /// ```
 #[derive(Clone, Debug)]
@@ -131,6 +138,9 @@ impl IdempotencyLayer {
     }
 
     /// Whose requests have keys. The default is POST and PATCH; GET, HEAD, OPTIONS and TRACE never have.
+    ///
+    /// Case does not count: `patch`, which browsers send as it is written, is guarded where PATCH is. A method that is
+    /// not of the standard, `CHARGE`, is guarded where there is a key, and needs none.
     pub fn with_methods(self, methods: impl IntoIterator<Item = Method>) -> Self {
         self.set(|options| options.methods = methods.into_iter().collect())
     }
@@ -245,9 +255,54 @@ impl IdempotencyLayer {
         self.with_on_status(|status, _| OnStatus::releasing_server_errors(status))
     }
 
-    /// Stores what Stripe's API stores: the [default](OnStatus::standard) and 500.
+    /// Makes the service one for the clients of Stripe's API: it stores what that stores, the
+    /// [default](OnStatus::standard) and 500; its refusals have the form that those clients take for errors, with
+    /// `Stripe-Should-Retry` where the status does not say it; and replays are marked `Idempotent-Replayed`. What is
+    /// called after it goes before it: [`with_on_status`](Self::with_on_status), [`with_problem`](Self::with_problem) and
+    /// [`with_header_names`](Self::with_header_names).
     pub fn stripe(self) -> Self {
-        self.with_on_status(|status, _| OnStatus::stripe(status))
+        self.with_on_status(|status, _| OnStatus::stripe(status)).with_problem(stripe::refusal).set(|options| {
+            options.markers = Markers::new(options.markers.names.clone().of_stripe(), true);
+        })
+    }
+
+    /// The form of refusals, by a function of the problem and of the response that would tell it. The default is that
+    /// response: problem details (RFC 9457).
+    ///
+    /// ```
+    /// # use idempotent_runtime::{Idempotency, store::MemoryStore};
+    /// # use idempotent_runtime::http::{IdempotencyLayer, Problem, ProblemKind, Scope};
+    /// # use bytes::Bytes;
+    /// # use http::{Response, StatusCode};
+    /// # let engine = Idempotency::new(MemoryStore::new());
+    /// let layer = IdempotencyLayer::new(engine, Scope::global()).with_problem(
+    ///     |problem: &Problem, mut response: Response<Bytes>| {
+    ///         if problem.kind() == ProblemKind::Mismatch {
+    ///             *response.status_mut() = StatusCode::CONFLICT;
+    ///         }
+    ///         let name = problem.kind().name();
+    ///         response.map(|_| Bytes::from(format!(r#"{{"error": "{name}"}}"#)))
+    ///     },
+    /// );
+    /// ```
+    ///
+    /// It changes how a refusal looks, not what is decided: no handler runs, nothing is recorded, and the response is a
+    /// 4xx or 5xx with `Cache-Control: no-store` and the kind in `Idempotency-Problem`. Where it panics, or gives another
+    /// status, the response is the default's.
+    pub fn with_problem(
+        self,
+        shape: impl Fn(&Problem, Response<Bytes>) -> Response<Bytes> + Send + Sync + 'static,
+    ) -> Self {
+        self.set(|options| options.shape = Some(Arc::new(shape)))
+    }
+
+    /// The names of the headers with the key and with what the layer tells. The default is those of the draft of the
+    /// standard and [`HeaderNames::new`].
+    pub fn with_header_names(self, names: HeaderNames) -> Self {
+        self.set(|options| {
+            options.keys.header = names.key().clone();
+            options.markers = options.markers.renamed(names);
+        })
     }
 
     /// Further headers that a replay has. The defaults are `Cache-Control`, `Content-Disposition`, `Content-Encoding`,

@@ -29,9 +29,13 @@
 //! - A response whose length is known is sent when its record is written. One that comes in pieces is passed on as it
 //!   comes, and ends when its record is written.
 //!
+//! - Requests of gRPC (`application/grpc…`) pass through untouched: guard the functions behind them.
+//! - [`stripe`](IdempotencyLayer::stripe) makes the service one for the official clients of Stripe's API.
+//!
 //! # Problems
 //!
-//! What the layer refuses is answered with `application/problem+json` (RFC 9457). The `type` is the address of this page,
+//! What the layer refuses is answered with `application/problem+json` (RFC 9457), or in the form that
+//! [`with_problem`](IdempotencyLayer::with_problem) gives it, and has the name in `Idempotency-Problem`. The `type` is the address of this page,
 //! or the one of [`with_documentation`](IdempotencyLayer::with_documentation), and one of these names:
 //!
 //! ## missing
@@ -85,25 +89,31 @@ mod fingerprint;
 mod handled;
 mod handler;
 mod headers;
+mod hook;
 mod json;
 mod key;
 mod layer;
+mod method;
+mod names;
 mod options;
 mod problem;
+mod refusal;
 mod request_body;
 mod response_body;
 mod scope;
 mod service;
 mod status;
 mod stored;
+mod stripe;
 
 #[cfg(feature = "axum")]
 pub use axum::NotExecuted;
 pub use effects::NothingHappened;
 pub use fingerprint::RequestFingerprint;
-pub use headers::{IDEMPOTENCY_BYPASSED, IDEMPOTENCY_KEY_EXPIRES, IDEMPOTENCY_REPLAYED};
+pub use headers::{IDEMPOTENCY_BYPASSED, IDEMPOTENCY_KEY_EXPIRES, IDEMPOTENCY_PROBLEM, IDEMPOTENCY_REPLAYED};
 pub use key::{IDEMPOTENCY_KEY, IdempotencyKey, KeyFormat, RequestScope};
 pub use layer::IdempotencyLayer;
+pub use names::HeaderNames;
 pub use options::{OnStatus, Unreplayable};
 pub use problem::{Problem, ProblemKind};
 pub use request_body::RequestBody;

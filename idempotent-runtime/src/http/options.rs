@@ -11,9 +11,12 @@ use http::header::{CONTENT_TYPE, HeaderName};
 use http::{Method, Request, Response, StatusCode, request, response};
 
 use super::fingerprint::RequestFingerprint;
-use super::headers;
+use super::headers::{self, Markers};
+use super::hook;
 use super::key::KeyRules;
-use super::problem::{DOCUMENTATION, Problem};
+use super::names::HeaderNames;
+use super::problem::DOCUMENTATION;
+use super::refusal::Shape;
 use super::scope::Scope;
 use crate::context::Context;
 use crate::engine::Idempotency;
@@ -48,6 +51,14 @@ impl OnStatus {
             StatusCode::REQUEST_TIMEOUT => Self::Hold,
             status if status.is_success() || status.is_redirection() || status.is_client_error() => Self::Store,
             _ => Self::Hold,
+        }
+    }
+
+    /// Where the function that was to decide has panicked: the default, but that nothing is free which nobody has freed.
+    fn undecided(status: StatusCode) -> Self {
+        match Self::standard(status) {
+            Self::Release => Self::Hold,
+            decided => decided,
         }
     }
 
@@ -117,6 +128,8 @@ pub(super) struct Options {
     pub(super) unreplayable: Unreplayable,
     pub(super) fail_open: bool,
     pub(super) documentation: Arc<str>,
+    pub(super) markers: Markers,
+    pub(super) shape: Option<Arc<Shape>>,
 }
 
 impl Options {
@@ -142,16 +155,14 @@ impl Options {
             unreplayable: Unreplayable::default(),
             fail_open: false,
             documentation: DOCUMENTATION.into(),
+            markers: Markers::new(HeaderNames::new(), false),
+            shape: None,
         }
     }
 
-    /// Whether requests with this method have keys. The safe ones never do.
-    pub(super) fn guards(&self, method: &Method) -> bool {
-        !method.is_safe() && self.methods.contains(method)
-    }
-
     pub(super) fn on_status(&self, status: StatusCode, request: &request::Parts) -> OnStatus {
-        match (self.on_status)(status, request) {
+        let decided = hook::call("with_on_status", || (self.on_status)(status, request));
+        match decided.unwrap_or_else(|| OnStatus::undecided(status)) {
             // It announces a response, and is none.
             OnStatus::Store if status.is_informational() => OnStatus::Hold,
             decided => decided,
@@ -159,7 +170,7 @@ impl Options {
     }
 
     pub(super) fn replays(&self, name: &HeaderName) -> bool {
-        self.replayed.contains(name)
+        self.replayed.contains(name) && !self.markers.contain(name)
     }
 
     /// How many bytes of a response are stored at most.
@@ -168,12 +179,9 @@ impl Options {
     }
 
     pub(super) fn ttl_of(&self, response: &response::Parts) -> Duration {
-        let ttl = self.lifetime.as_ref().map_or(self.ttl, |lifetime| lifetime(response));
+        let lifetime = self.lifetime.as_ref();
+        let ttl = lifetime.and_then(|lifetime| hook::call("with_ttl_of", || lifetime(response))).unwrap_or(self.ttl);
         ttl.clamp(Duration::from_millis(1), self.engine.inner.settings.max_ttl)
-    }
-
-    pub(super) fn problem(&self, problem: Problem) -> Problem {
-        problem.with_documentation(self.documentation.to_string())
     }
 }
 

@@ -9,6 +9,7 @@ use http::{Response, StatusCode};
 use http_body_util::Full;
 use serde::Serialize;
 
+use super::headers::IDEMPOTENCY_PROBLEM;
 use crate::error::{Error, ErrorKind};
 
 /// Where the types of problems are explained, if the service names no place of its own.
@@ -218,21 +219,40 @@ impl Problem {
         self.kind
     }
 
+    /// What happened, in a few words.
+    pub fn title(&self) -> &'static str {
+        self.kind.text().0
+    }
+
+    /// What the client can do.
+    pub fn detail(&self) -> String {
+        let (_, advice) = self.kind.text();
+        self.detail.map_or_else(|| advice.to_owned(), |detail| format!("{advice} Here {detail}."))
+    }
+
+    /// The `type`: where the kind of problem is explained.
+    pub fn address(&self) -> String {
+        format!("{}#{}", self.documentation, self.kind.name())
+    }
+
     /// The answer, with `Cache-Control: no-store`, and `Retry-After` where a retry helps.
     ///
     /// In its extensions are the [`ProblemKind`], and the [`ErrorKind`] of the error that it was made of: a
     /// [layer](super::IdempotencyLayer#errors-of-guarded-calls-inside) around it learns from them that this is no result.
     pub fn to_response(&self) -> Response<Full<Bytes>> {
-        let (title, advice) = self.kind.text();
+        self.response().map(Full::new)
+    }
+
+    pub(super) fn response(&self) -> Response<Bytes> {
         let document = Document {
-            r#type: format!("{}#{}", self.documentation, self.kind.name()),
-            title,
+            r#type: self.address(),
+            title: self.title(),
             status: self.kind.status().as_u16(),
-            detail: self.detail.map_or_else(|| advice.to_owned(), |detail| format!("{advice} Here {detail}.")),
+            detail: self.detail(),
         };
         // Strings and a number: there is nothing in it that cannot be written.
         let body = serde_json::to_vec(&document).unwrap_or_default();
-        let mut response = Response::new(Full::from(body));
+        let mut response = Response::new(Bytes::from(body));
         *response.status_mut() = self.kind.status();
         response.extensions_mut().insert(self.kind);
         if let Some(error) = self.error {
@@ -241,6 +261,7 @@ impl Problem {
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        headers.insert(IDEMPOTENCY_PROBLEM, HeaderValue::from_static(self.kind.name()));
         if let Some(retry_after) = self.retry_after {
             let seconds = retry_after.as_millis().div_ceil(1000).max(1);
             let seconds = u64::try_from(seconds).unwrap_or(u64::MAX);

@@ -4,6 +4,7 @@ use std::fmt;
 use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context as Task, Poll};
 
@@ -17,14 +18,14 @@ use tracing::Instrument as _;
 
 use super::handled::{Handled, Vouched};
 use super::handler::{Delivery, Handler, Handles, Readable, Unhandled, take};
-use super::headers::{IDEMPOTENCY_KEY_EXPIRES, mark_bypassed, replay};
-use super::key::{IDEMPOTENCY_KEY, IdempotencyKey};
+use super::key::IdempotencyKey;
+use super::method::{self, Coverage};
 use super::options::{Crash, Options};
 use super::problem::{Problem, ProblemKind};
 use super::request_body::{RequestBody, Unread};
 use super::response_body::ResponseBody;
 use super::stored::{FORMAT, Stored, of_response, read};
-use super::{BoxError, scope};
+use super::{BoxError, hook, scope};
 use crate::clock::Timestamp;
 use crate::context::Context;
 use crate::engine::scope::{Scope, current_engine};
@@ -118,11 +119,11 @@ where
         let kind = match self.plan(request) {
             Plan::PassOn(request) => Kind::Untouched { future: self.service.call(request.map(RequestBody::untouched)) },
             Plan::Refuse(problem) => Kind::Refused { response: Some(refusal(&self.options, problem)) },
-            Plan::Guard(request, key) => {
+            Plan::Guard { request, key, required } => {
                 // The service that is ready is the one that is called.
                 let next = self.service.clone();
                 let service = std::mem::replace(&mut self.service, next);
-                let guarded = Exchange { options: self.options.clone(), service };
+                let guarded = Exchange { options: self.options.clone(), service, required };
                 Kind::Guarded { future: Box::pin(guarded.answer(request, key)) }
             }
         };
@@ -134,36 +135,45 @@ where
 enum Plan<B> {
     PassOn(Request<B>),
     Refuse(Problem),
-    /// With its key, or without one if that is in the body.
-    Guard(Request<B>, Option<String>),
+    /// With its key, or without one if that is in the body, where it may be required.
+    Guard {
+        request: Request<B>,
+        key: Option<String>,
+        required: bool,
+    },
 }
 
 impl<S> IdempotencyService<S> {
     fn plan<B>(&self, request: Request<B>) -> Plan<B> {
         let options = &self.options;
-        if !options.guards(request.method()) {
-            return Plan::PassOn(request);
-        }
+        let required = match method::guarded(&request, &options.methods) {
+            Coverage::Never => return Plan::PassOn(request),
+            Coverage::WithKey => false,
+            Coverage::Always => options.required,
+        };
         if options.keys.in_body.is_some() {
-            return Plan::Guard(request, None);
+            return Plan::Guard { request, key: None, required };
         }
-        match options.keys.of_headers(request.headers()) {
-            Ok(Some(key)) => Plan::Guard(request, Some(key)),
-            Ok(None) if options.required => Plan::Refuse(Problem::new(ProblemKind::Missing)),
-            Ok(None) => Plan::PassOn(request),
-            Err(malformed) => Plan::Refuse(Problem::new(ProblemKind::Malformed).because(malformed.0)),
+        match hook::call("with_key_format", || options.keys.of_headers(request.headers())) {
+            Some(Ok(Some(key))) => Plan::Guard { request, key: Some(key), required },
+            Some(Ok(None)) if required => Plan::Refuse(Problem::new(ProblemKind::Missing)),
+            Some(Ok(None)) => Plan::PassOn(request),
+            Some(Err(malformed)) => Plan::Refuse(Problem::new(ProblemKind::Malformed).because(malformed.0)),
+            None => Plan::Refuse(Problem::new(ProblemKind::Internal)),
         }
     }
 }
 
 fn refusal<R>(options: &Options, problem: Problem) -> Response<ResponseBody<R>> {
-    options.problem(problem).to_response().map(ResponseBody::full)
+    options.refusal(problem, None).map(ResponseBody::full)
 }
 
 /// One request with a key, and what it takes to answer it.
 struct Exchange<S> {
     options: Arc<Options>,
     service: S,
+    /// Whether it needs a key.
+    required: bool,
 }
 
 impl<S> Exchange<S> {
@@ -178,9 +188,10 @@ impl<S> Exchange<S> {
         let options = self.options.clone();
         let refuse = |kind| Ok(refusal(&options, Problem::new(kind)));
         let (mut head, body) = request.into_parts();
-        let scope = match options.scope.of_request(&head) {
-            Ok(scope) => scope,
-            Err(scope::Nobody) => return refuse(ProblemKind::NoPrincipal),
+        let scope = match hook::call("Scope::of", || options.scope.of_request(&head)) {
+            Some(Ok(scope)) => scope,
+            Some(Err(scope::Nobody)) => return refuse(ProblemKind::NoPrincipal),
+            None => return refuse(ProblemKind::Internal),
         };
         let (bytes, body) = match RequestBody::read(body, options.request_limit).await {
             Ok(read) => read,
@@ -192,12 +203,15 @@ impl<S> Exchange<S> {
             options.keys.of_body(pointer, &head.headers, &bytes).transpose()
         };
         let malformed = |reason| Ok(refusal(&options, Problem::new(ProblemKind::Malformed).because(reason)));
-        let key = match key.map(Ok).or_else(in_body) {
+        let Some(key) = hook::call("with_key_format", || key.map(Ok).or_else(in_body)) else {
+            return refuse(ProblemKind::Internal);
+        };
+        let key = match key {
             Some(Ok(key)) => IdempotencyKey::new(options.operation.clone(), key, scope),
             Some(Err(reason)) => return malformed(reason.0),
-            None if options.required => return refuse(ProblemKind::Missing),
+            None if self.required => return refuse(ProblemKind::Missing),
             // The client believes that it is protected.
-            None if head.headers.contains_key(IDEMPOTENCY_KEY) => {
+            None if head.headers.contains_key(&options.keys.header) => {
                 return malformed("it is in the header, and this service takes it from the body");
             }
             None => {
@@ -230,11 +244,18 @@ impl Guard {
         let unhandled: Unhandled<S, B> = Arc::new(Mutex::new(Some((service, request))));
         let (delivery, delivered) = oneshot::channel();
         let (options, head) = (self.options.clone(), self.head.clone());
-        let handler = Handler { options, request: head, unhandled: unhandled.clone(), delivery };
+        let is_bypassed = Arc::new(AtomicBool::new(false));
+        let handler = Handler {
+            options,
+            request: head,
+            unhandled: unhandled.clone(),
+            delivery,
+            is_bypassed: is_bypassed.clone(),
+        };
         let guarded = self.scope().wrap(self.claim(handler));
         match until_answered(guarded, delivered).await {
             Outcome::Live(response) => Ok(response),
-            Outcome::Panicked => Ok(self.refuse(ProblemKind::Internal)),
+            Outcome::Panicked => Ok(self.panicked(is_bypassed.load(Ordering::Acquire))),
             Outcome::Ended(ending, response) => self.conclude(ending, response, &unhandled).await,
         }
     }
@@ -258,7 +279,7 @@ impl Guard {
             Handled::Refused(error) => match (error.kind(), response) {
                 // The handler has done its work; its answer is the truth, though it may not be replayed.
                 (ErrorKind::NotStored | ErrorKind::TooLarge | ErrorKind::Encode, Some(mut response)) => {
-                    response.headers_mut().remove(IDEMPOTENCY_KEY_EXPIRES);
+                    response.headers_mut().remove(self.options.markers.names.expires());
                     response
                 }
                 // A store that answered, too late for the lease, is not away: it may have told of an earlier attempt.
@@ -332,7 +353,7 @@ impl Guard {
                     Some(until) => until,
                     None => self.expiry().await,
                 };
-                match replay(response, expires) {
+                match self.options.markers.replay(response, expires) {
                     Some(response) => response.map(ResponseBody::whole),
                     None => self.refuse(ProblemKind::Internal),
                 }
@@ -359,7 +380,17 @@ impl Guard {
         if problem.kind() == ProblemKind::Internal {
             tracing::error!(%error, "a request with an idempotency key could not be answered");
         }
-        refusal(&self.options, problem)
+        self.options.refusal(problem, Some(error)).map(ResponseBody::full)
+    }
+
+    /// The answer to a request whose handler panicked, or a function before it.
+    fn panicked<R>(&self, is_bypassed: bool) -> Response<ResponseBody<R>> {
+        let mut response = self.refuse(ProblemKind::Internal);
+        // Its effect may be there, and no record would stop another one.
+        if is_bypassed {
+            self.options.markers.bypassed(response.headers_mut());
+        }
+        response
     }
 
     /// Runs the handler without a claim, in a task of its own too.
@@ -377,10 +408,10 @@ impl Guard {
         match tokio::spawn(handler).await {
             Ok(response) => {
                 let mut response = response?.map(ResponseBody::untouched);
-                mark_bypassed(response.headers_mut());
+                self.options.markers.bypassed(response.headers_mut());
                 Ok(response)
             }
-            Err(_) => Ok(self.refuse(ProblemKind::Internal)),
+            Err(_) => Ok(self.panicked(true)),
         }
     }
 }

@@ -14,9 +14,9 @@ use http_body_util::Full;
 use serde::Serialize;
 use tower_service::Service;
 
-use super::headers;
 use super::options::Options;
 use super::problem::{Problem, ProblemKind};
+use super::{headers, hook, scope};
 use crate::clock::Timestamp;
 use crate::engine::RecordView;
 use crate::store::State;
@@ -63,19 +63,22 @@ impl StatusService {
             response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
             return response;
         }
-        let refuse = |problem| self.options.problem(problem).to_response();
-        let key = match self.options.keys.of_headers(&request.headers) {
-            Ok(Some(key)) => key,
-            Ok(None) => return refuse(Problem::new(ProblemKind::Missing)),
-            Err(malformed) => return refuse(Problem::new(ProblemKind::Malformed).because(malformed.0)),
+        let refuse = |problem| self.options.refusal(problem, None);
+        let key = match hook::call("with_key_format", || self.options.keys.of_headers(&request.headers)) {
+            Some(Ok(Some(key))) => key,
+            Some(Ok(None)) => return refuse(Problem::new(ProblemKind::Missing)),
+            Some(Err(malformed)) => return refuse(Problem::new(ProblemKind::Malformed).because(malformed.0)),
+            None => return refuse(Problem::new(ProblemKind::Internal)),
         };
-        let Ok(scope) = self.options.scope.of_request(&request) else {
-            return refuse(Problem::new(ProblemKind::NoPrincipal));
+        let scope = match hook::call("Scope::of", || self.options.scope.of_request(&request)) {
+            Some(Ok(scope)) => scope,
+            Some(Err(scope::Nobody)) => return refuse(Problem::new(ProblemKind::NoPrincipal)),
+            None => return refuse(Problem::new(ProblemKind::Internal)),
         };
         let record = self.options.engine.record(&self.options.operation, key.as_str()).in_scope(scope);
         match record.inspect().await {
             Ok(view) => view.as_ref().and_then(describe).unwrap_or_else(|| status(StatusCode::NOT_FOUND)),
-            Err(error) => refuse(Problem::of(&error)),
+            Err(error) => self.options.refusal(Problem::of(&error), Some(&error)),
         }
     }
 }

@@ -18,6 +18,14 @@ mod system_user;
 mod url;
 
 pub use chromedriver::ChromeDriver;
+
+/// Where Node is, which runs clients in its language.
+///
+/// # Errors
+/// When there is none, with what to do about it.
+pub fn node() -> anyhow::Result<std::path::PathBuf> {
+    binary::find("node", "NODE")
+}
 pub use lifecycle::{Kind, Server};
 pub use mariadb::{MariaDb, MariaDbOptions, MariaDbServer};
 pub use pgbouncer::{PgBouncer, PgBouncerOptions, Pooler};

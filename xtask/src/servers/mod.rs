@@ -2,6 +2,9 @@
 
 #[path = "../../../test-support/src/server/binary.rs"]
 mod binary;
+mod client;
+#[path = "../../../test-support/src/packages.rs"]
+mod packages;
 mod version;
 mod wanted;
 
@@ -28,13 +31,15 @@ struct Machine<'a> {
 
 /// The commands that install what is missing.
 pub(crate) fn install(_: &Options) -> anyhow::Result<Vec<Command>> {
-    choose(&Machine {
+    let mut commands = choose(&Machine {
         system: env::consts::OS,
         administrator: Command::program("id", "-u").output().is_ok_and(|id| id.trim_ascii() == b"0"),
         has_server: &|wanted| (wanted.find)().is_ok(),
         has_program: &is_in_path,
         is_set: &is_set,
-    })
+    })?;
+    commands.extend(client::install()?);
+    Ok(commands)
 }
 
 /// Whether servers of versions that are new enough are there now.
@@ -53,7 +58,7 @@ pub(crate) fn check() -> anyhow::Result<()> {
         println!("{first_line}");
         version::check(wanted, first_line)?;
     }
-    Ok(())
+    client::check()
 }
 
 fn choose(machine: &Machine) -> anyhow::Result<Vec<Command>> {
@@ -110,8 +115,8 @@ fn is_in_path(program: &str) -> bool {
 mod tests {
     use super::{Machine, WANTED, Wanted, choose};
 
-    const SERVERS: [&str; 7] =
-        ["redis-server", "postgres", "mariadbd", "pgbouncer", "chromedriver", "curl", "valgrind"];
+    const SERVERS: [&str; 9] =
+        ["redis-server", "postgres", "mariadbd", "pgbouncer", "chromedriver", "curl", "valgrind", "node", "npm"];
 
     fn on(
         system: &str,
@@ -138,8 +143,13 @@ mod tests {
         for (system, administrator) in [("linux", true), ("linux", false), ("macos", false), ("other", false)] {
             assert_eq!(on(system, administrator, &SERVERS, &["apt-get", "sudo", "brew"], &[]), Ok(vec![]));
         }
-        let missing =
-            on("macos", false, &["redis-server", "mariadbd", "pgbouncer", "chromedriver", "curl"], &["brew"], &[]);
+        let missing = on(
+            "macos",
+            false,
+            &["redis-server", "mariadbd", "pgbouncer", "chromedriver", "curl", "node"],
+            &["brew"],
+            &[],
+        );
         assert_eq!(missing, Ok(vec![String::from("brew install postgresql@16")]));
     }
 
@@ -152,13 +162,24 @@ mod tests {
             "IDEMPOTENCY_POSTGRES_URL",
             "IDEMPOTENCY_MARIADB_URL",
             "VALGRIND",
+            "NODE",
+            "NPM",
             "PGBOUNCER",
         ];
-        let programs =
-            ["CHROMEDRIVER", "CURL", "REDIS_SERVER", "POSTGRES_BIN", "MARIADB_SERVER", "VALGRIND", "PGBOUNCER"];
+        let programs = [
+            "CHROMEDRIVER",
+            "CURL",
+            "REDIS_SERVER",
+            "POSTGRES_BIN",
+            "MARIADB_SERVER",
+            "VALGRIND",
+            "NODE",
+            "NPM",
+            "PGBOUNCER",
+        ];
         for variables in [urls, programs] {
             assert_eq!(on("linux", true, &[], &["apt-get"], &variables), Ok(vec![]));
-            let commands = on("linux", true, &[], &["apt-get"], &variables[..6]).unwrap();
+            let commands = on("linux", true, &[], &["apt-get"], &variables[..8]).unwrap();
             assert!(commands[1].ends_with("--no-install-recommends pgbouncer"), "{commands:?}");
         }
     }
@@ -167,7 +188,7 @@ mod tests {
     fn debian_installs_all_at_once_as_root_or_with_sudo() {
         let update = "apt-get update";
         let install = "env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
-                       redis-server postgresql mariadb-server pgbouncer chromium chromium-driver curl valgrind";
+                       redis-server postgresql mariadb-server pgbouncer chromium chromium-driver curl valgrind nodejs npm";
         let plain = vec![String::from(update), String::from(install)];
         let with_sudo = vec![format!("sudo {update}"), format!("sudo {install}")];
         assert_eq!(on("linux", true, &[], &["apt-get"], &[]), Ok(plain.clone()));
@@ -177,7 +198,8 @@ mod tests {
 
     #[test]
     fn macos_installs_with_brew() {
-        let install = String::from("brew install redis postgresql@16 mariadb pgbouncer chromium chromedriver curl");
+        let install =
+            String::from("brew install redis postgresql@16 mariadb pgbouncer chromium chromedriver curl node");
         assert_eq!(on("macos", false, &[], &["brew"], &[]), Ok(vec![install]));
     }
 

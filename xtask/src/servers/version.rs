@@ -13,12 +13,13 @@ pub(super) fn check(wanted: &Wanted, printed: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The first word that is a number with dots, perhaps after `v=` or `valgrind-`.
+/// The first word that is a number with dots, perhaps after `v=`, `v` or `valgrind-`.
 fn version(printed: &str) -> Option<(u32, u32)> {
     printed.split_whitespace().find_map(|word| {
         let mut numbers = word
-            .trim_start_matches("v=")
             .trim_start_matches("valgrind-")
+            .trim_start_matches("v=")
+            .trim_start_matches('v')
             .split(|character: char| !character.is_ascii_digit());
         let major = numbers.next()?.parse().ok()?;
         Some((major, numbers.next().and_then(|minor| minor.parse().ok()).unwrap_or_default()))
@@ -42,6 +43,8 @@ mod tests {
             ("ChromeDriver 156.0.8078.79 (a21ce95c24ce3964416f09ae1862f53f319eb4d0-refs)", Some((156, 0))),
             ("curl 7.88.1 (x86_64-pc-linux-gnu) libcurl/7.88.1", Some((7, 88))),
             ("valgrind-3.19.0", Some((3, 19))),
+            ("v18.20.4", Some((18, 20))),
+            ("9.2.0", Some((9, 2))),
             ("something else", None),
         ] {
             assert_eq!(version(printed), expected, "{printed}");
@@ -50,7 +53,7 @@ mod tests {
 
     #[test]
     fn a_version_that_is_too_old_is_refused() {
-        let [redis, postgres, mariadb, _, chromedriver, curl, valgrind] = &WANTED;
+        let [redis, postgres, mariadb, _, chromedriver, curl, valgrind, node, npm] = &WANTED;
         for (wanted, old, new) in [
             (redis, "v=6.2.14", "v=7.0.0"),
             (postgres, "12.22", "13.0"),
@@ -58,6 +61,8 @@ mod tests {
             (chromedriver, "ChromeDriver 114.0.5735.90", "ChromeDriver 115.0.5790.102"),
             (curl, "curl 7.81.0", "curl 7.82.0"),
             (valgrind, "valgrind-3.17.0", "valgrind-3.18.1"),
+            (node, "v16.20.2", "v18.0.0"),
+            (npm, "7.24.2", "8.0.0"),
         ] {
             check(wanted, new).unwrap();
             let message = check(wanted, old).unwrap_err().to_string();

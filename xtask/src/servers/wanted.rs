@@ -23,7 +23,7 @@ pub(super) struct Wanted {
     pub(super) lowest: (u32, u32),
 }
 
-pub(super) const WANTED: [Wanted; 7] = [
+pub(super) const WANTED: [Wanted; 9] = [
     Wanted {
         name: "Redis, or Valkey,",
         program: "redis-server",
@@ -94,6 +94,27 @@ pub(super) const WANTED: [Wanted; 7] = [
         variable: ("VALGRIND", "the path of the program"),
         url_variable: None,
         lowest: (3, 18),
+    },
+    Wanted {
+        name: "Node",
+        program: "node",
+        find: || binary::find("node", "NODE"),
+        apt: "nodejs",
+        brew: Some("node"),
+        variable: ("NODE", "the path of the program"),
+        url_variable: None,
+        lowest: (18, 0),
+    },
+    Wanted {
+        name: "npm",
+        program: "npm",
+        find: || binary::find("npm", "NPM"),
+        apt: "npm",
+        // It comes with Node there.
+        brew: None,
+        variable: ("NPM", "the path of the program"),
+        url_variable: None,
+        lowest: (8, 0),
     },
 ];
 

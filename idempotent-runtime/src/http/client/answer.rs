@@ -2,33 +2,54 @@
 
 use std::time::{Duration, SystemTime};
 
-use http::header::{CONTENT_TYPE, DATE, HeaderName, RETRY_AFTER};
+use http::header::{DATE, HeaderName, RETRY_AFTER};
 use http::{StatusCode, response};
 
-use super::super::headers::{IDEMPOTENCY_BYPASSED, IDEMPOTENCY_REPLAYED};
+use crate::http::headers::STRIPE_SHOULD_RETRY;
+use crate::http::{HeaderNames, ProblemKind};
 
-/// Whether the same request can get another answer later, and is safe to send again.
-pub(super) fn can_change(answer: &response::Parts) -> bool {
-    // What comes from a record stays what it is. What ran without one has run, and would run again.
-    if [IDEMPOTENCY_REPLAYED, IDEMPOTENCY_BYPASSED].iter().any(|marker| answer.headers.contains_key(marker)) {
-        return false;
-    }
-    match answer.status {
-        StatusCode::REQUEST_TIMEOUT
-        | StatusCode::TOO_EARLY
-        | StatusCode::TOO_MANY_REQUESTS
-        | StatusCode::BAD_GATEWAY
-        | StatusCode::SERVICE_UNAVAILABLE
-        | StatusCode::GATEWAY_TIMEOUT => true,
-        StatusCode::CONFLICT => is_in_progress(answer),
-        _ => false,
-    }
+/// What an answer says about another attempt of its request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Repetition {
+    /// Whether there is one, as the service has it. Nothing overrides that.
+    Ruled(bool),
+    /// Whether the status by itself is of an answer that can change.
+    ByStatus(bool),
 }
 
-/// Of the conflicts that the layer of a service tells, only the one that passes says when to come back.
-fn is_in_progress(answer: &response::Parts) -> bool {
-    let content_type = text(answer, &CONTENT_TYPE).and_then(|value| value.split(';').next()).unwrap_or_default();
-    content_type.trim().eq_ignore_ascii_case("application/problem+json") && answer.headers.contains_key(RETRY_AFTER)
+pub(super) fn repetition(answer: &response::Parts, names: &HeaderNames) -> Repetition {
+    // What comes from a record stays what it is. What ran without one has run, and would run again.
+    if names.mark_final(&answer.headers) {
+        return Repetition::Ruled(false);
+    }
+    // What an operator has to settle, or what was asked for wrongly.
+    let problem = text(answer, names.problem()).unwrap_or_default();
+    let settled = [ProblemKind::Uncertain, ProblemKind::NotKept, ProblemKind::Expired, ProblemKind::Mismatch];
+    if settled.iter().any(|kind| kind.name() == problem) {
+        return Repetition::Ruled(false);
+    }
+    let is_error = answer.status.is_client_error() || answer.status.is_server_error();
+    let says = |expected: &[u8]| {
+        let mut words = answer.headers.get_all(STRIPE_SHOULD_RETRY).iter();
+        words.any(|word| word.as_bytes().trim_ascii().eq_ignore_ascii_case(expected))
+    };
+    if says(b"false") {
+        return Repetition::Ruled(false);
+    }
+    if is_error && says(b"true") {
+        return Repetition::Ruled(true);
+    }
+    Repetition::ByStatus(matches!(
+        answer.status,
+        StatusCode::REQUEST_TIMEOUT
+            // Without a word of the service: perhaps the first attempt still runs.
+            | StatusCode::CONFLICT
+            | StatusCode::TOO_EARLY
+            | StatusCode::TOO_MANY_REQUESTS
+            | StatusCode::BAD_GATEWAY
+            | StatusCode::SERVICE_UNAVAILABLE
+            | StatusCode::GATEWAY_TIMEOUT
+    ))
 }
 
 /// How long the service asks to wait. `now` stands in for the answer's own date.
@@ -52,7 +73,8 @@ mod tests {
 
     use http::{Response, response};
 
-    use super::{can_change, retry_after};
+    use super::{Repetition, repetition, retry_after};
+    use crate::http::HeaderNames;
 
     fn answer(status: u16, headers: &[(&str, &str)]) -> response::Parts {
         let answer = headers
@@ -63,20 +85,31 @@ mod tests {
 
     #[test]
     fn only_what_passes_is_asked_again() {
-        let problem = ("content-type", "application/problem+json; charset=utf-8");
+        let of = |status, headers: &[(&str, &str)]| repetition(&answer(status, headers), &HeaderNames::new());
         let later = ("retry-after", "1");
-        for status in [408, 425, 429, 502, 503, 504] {
-            assert!(can_change(&answer(status, &[])), "{status}");
-            for marker in ["idempotency-replayed", "idempotency-bypassed"] {
-                assert!(!can_change(&answer(status, &[(marker, "true")])), "{status} with {marker}");
+        for status in [408, 409, 425, 429, 502, 503, 504] {
+            assert_eq!(of(status, &[]), Repetition::ByStatus(true), "{status}");
+            for marker in ["idempotency-replayed", "idempotent-replayed", "idempotency-bypassed"] {
+                assert_eq!(of(status, &[(marker, "true"), later]), Repetition::Ruled(false), "{status} with {marker}");
+            }
+            for kind in ["uncertain", "not-kept", "expired", "mismatch"] {
+                assert_eq!(of(status, &[("idempotency-problem", kind), later]), Repetition::Ruled(false), "{kind}");
+            }
+            for kind in ["in-progress", "unavailable", "something-else"] {
+                assert_eq!(of(status, &[("idempotency-problem", kind)]), Repetition::ByStatus(true), "{kind}");
             }
         }
         for status in [200, 201, 204, 301, 400, 401, 403, 404, 410, 413, 422, 500, 501, 505] {
-            assert!(!can_change(&answer(status, &[problem, later])), "{status}");
+            assert_eq!(of(status, &[later]), Repetition::ByStatus(false), "{status}");
         }
-        assert!(can_change(&answer(409, &[problem, later])));
-        for headers in [&[][..], &[problem], &[later], &[later, ("content-type", "application/json")]] {
-            assert!(!can_change(&answer(409, headers)), "{headers:?}");
+    }
+
+    #[test]
+    fn markers_of_other_names_count_beside_the_usual_ones() {
+        let names =
+            HeaderNames::new().with_replayed("x-replayed").and_then(|names| names.with_bypassed("x-open")).unwrap();
+        for marker in ["x-replayed", "x-open", "idempotency-replayed", "idempotency-bypassed"] {
+            assert_eq!(repetition(&answer(503, &[(marker, "true")]), &names), Repetition::Ruled(false), "{marker}");
         }
     }
 

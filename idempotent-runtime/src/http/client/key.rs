@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use http::{HeaderValue, request};
+use http::{HeaderValue, Method, request};
 use sfv::{ItemSerializer, StringRef};
 use uuid::Uuid;
 
@@ -11,7 +11,7 @@ use super::layer::Options;
 use super::unlabelled::Place;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind};
-use crate::http::key::IDEMPOTENCY_KEY;
+use crate::http::method::is_grpc;
 
 /// The key of a request, in its extensions.
 ///
@@ -104,13 +104,18 @@ pub(super) struct Chosen {
 impl Options {
     /// `None` for a request that is passed on as it is.
     pub(super) fn key_of(&self, request: &request::Parts) -> Result<Option<Chosen>, Error> {
-        if let Some(header) = request.headers.get(IDEMPOTENCY_KEY) {
+        // Its service knows nothing of keys in headers, and a repetition would be a second request.
+        if is_grpc(&request.headers) {
+            return Ok(None);
+        }
+        if let Some(header) = request.headers.get(self.names.key()) {
             return Ok(Some(Chosen { header: header.clone(), place: None }));
         }
         if let Some(key) = request.extensions.get::<RequestKey>() {
             return self.chosen(key.as_str(), None).map(Some);
         }
-        if !self.methods.contains(&request.method) {
+        let is_one_of_ours = |method: &Method| method.as_str().eq_ignore_ascii_case(request.method.as_str());
+        if !self.methods.iter().any(is_one_of_ours) {
             return Ok(None);
         }
         let Some(context) = Context::try_current() else {

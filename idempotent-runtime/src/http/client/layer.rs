@@ -11,12 +11,14 @@ use super::pauses::Backoff;
 use super::service::ClientService;
 use super::transport::{AnyError, ClonedBody};
 use crate::clock::{Clock, Randomness, SystemClock, SystemRandomness};
+use crate::http::HeaderNames;
 
 type Answers = dyn Fn(&response::Parts) -> bool + Send + Sync;
 
 #[derive(Clone)]
 pub(super) struct Options {
     pub(super) methods: Vec<Method>,
+    pub(super) names: HeaderNames,
     pub(super) bare_keys: bool,
     pub(super) deadline: Duration,
     pub(super) attempt_timeout: Option<Duration>,
@@ -56,6 +58,7 @@ impl ClientLayer {
     pub fn new() -> Self {
         let options = Options {
             methods: vec![Method::POST, Method::PATCH],
+            names: HeaderNames::new(),
             bare_keys: false,
             deadline: Duration::from_secs(30),
             attempt_timeout: None,
@@ -114,8 +117,9 @@ impl<C, P> ClientLayer<C, P> {
         ClientLayer { options: self.options, copy: self.copy, passing: can_pass }
     }
 
-    /// Further answers after which a request is sent again, for example of a service whose 409 has another form than this
-    /// crate's. They are added to those of the [module](super).
+    /// Further answers after which a request is sent again, for example of a service that says so in a header of its own.
+    /// They are added to those of the [module](super). It is not asked about what the service says is final: what was
+    /// replayed or ran unprotected, what it asks not to be sent again, and an outcome that is not known.
     ///
     /// ```
     /// use idempotent_runtime::http::client::ClientLayer;
@@ -124,6 +128,12 @@ impl<C, P> ClientLayer<C, P> {
     /// ```
     pub fn with_retried_answers(self, retried: impl Fn(&response::Parts) -> bool + Send + Sync + 'static) -> Self {
         self.set(|options| options.retried = Some(Arc::new(retried)))
+    }
+
+    /// The names of the headers with the key and with what the service tells. The default is [`HeaderNames::new`]. The
+    /// usual names of what marks an answer as final count in any case.
+    pub fn with_header_names(self, names: HeaderNames) -> Self {
+        self.set(|options| options.names = names)
     }
 
     /// Which requests get a key. The default is POST and PATCH. A request that has a key already is sent with it whatever

@@ -49,7 +49,8 @@
 //! 4. a UUID of version 7.
 //!
 //! A request gets a key by the last two if its method is one of the layer's, POST and PATCH by default. A request without a
-//! key is passed on untouched, and sent once.
+//! key is passed on untouched, and sent once; so is a request of gRPC (`application/grpc…`), whose service knows nothing of
+//! the header.
 //!
 //! A UUID is gone with the process that drew it. Where a request may have to be repeated after a crash, it is sent from a
 //! guarded call, or its key is written down first.
@@ -72,10 +73,15 @@
 //! |---|---|
 //! | an error of the client: no connection, or no answer on it | again, unless [`with_errors`](ClientLayer::with_errors) says that it is final |
 //! | no answer within [`with_attempt_timeout`](ClientLayer::with_attempt_timeout) | again |
-//! | 408, 425, 429, 502, 503, 504 | again |
-//! | 409 with `Retry-After` and problem details: the first request still runs | again |
-//! | `Idempotency-Replayed: true` or `Idempotency-Bypassed: true`, whatever the status | given back |
-//! | everything else, 400, other 409 and 422 and 500 among it | given back, unless [`with_retried_answers`](ClientLayer::with_retried_answers) says otherwise |
+//! | `Idempotency-Replayed` or `Idempotency-Bypassed`, whatever the status | given back |
+//! | `Idempotency-Problem: uncertain`, `not-kept`, `expired` or `mismatch` | given back |
+//! | `Stripe-Should-Retry: false` | given back |
+//! | `Stripe-Should-Retry: true`, on an error | again |
+//! | 408, 409, 425, 429, 502, 503, 504 | again |
+//! | everything else, 400 and 422 and 500 among it | given back, unless [`with_retried_answers`](ClientLayer::with_retried_answers) says otherwise |
+//!
+//! The first line that fits counts. A 409 may say that the first request still runs. Where it is a result instead, the
+//! service replays it to the next attempt, which is then given back.
 //!
 //! Between two attempts there is a pause of a random length, up to a bound that doubles each time, and at least what
 //! `Retry-After` asks for: a number of seconds, or a date, which is compared with the answer's own `Date` where it has one.

@@ -11,14 +11,14 @@ use http::{HeaderValue, Request, Response, response};
 use pin_project_lite::pin_project;
 use tower_service::Service;
 
-use super::answer::{can_change, retry_after};
+use super::answer::{Repetition, repetition, retry_after};
 use super::error::{ClientError, Sent};
 use super::key::Chosen;
 use super::layer::Options;
 use super::pauses::anything_up_to;
 use super::transport::{AnyError, BodyCopy, ClonedBody, PassingError};
 use crate::error::Error;
-use crate::http::key::IDEMPOTENCY_KEY;
+use crate::http::hook;
 
 /// A client behind a [`ClientLayer`](super::ClientLayer).
 #[derive(Clone)]
@@ -182,10 +182,10 @@ impl<S, C, P> Delivery<S, C, P> {
         let end = clock.monotonic().saturating_add(self.options.deadline);
         let mut bounds = self.options.backoff.bounds();
         let (mut head, mut body) = request.into_parts();
-        head.headers.insert(IDEMPOTENCY_KEY, self.header.clone());
+        head.headers.insert(self.options.names.key().clone(), self.header.clone());
         loop {
             let is_last = self.attempts.saturating_add(1) >= self.options.max_attempts;
-            let copy = if is_last { None } else { self.copy.copy(&body) };
+            let copy = if is_last { None } else { hook::call("with_body_copy", || self.copy.copy(&body)).flatten() };
             let ended = self.attempt(Request::from_parts(head.clone(), body)).await;
             let (Some(least), Some(copy)) = (self.least_pause(&ended), copy) else { return ended };
             let bound = bounds.next().unwrap_or_default();
@@ -252,14 +252,24 @@ impl<S, C, P> Delivery<S, C, P> {
                 let now = SystemTime::from(self.options.clock.now());
                 Some(retry_after(head, now).unwrap_or_default())
             }
-            Ended::Failed(error) if self.passing.can_pass(error) => Some(Duration::ZERO),
+            Ended::Failed(error) if hook::call("with_errors", || self.passing.can_pass(error)) == Some(true) => {
+                Some(Duration::ZERO)
+            }
             Ended::TimedOut => Some(Duration::ZERO),
             Ended::Answered(..) | Ended::Failed(_) | Ended::Closed(_) => None,
         }
     }
 
     fn can_change(&self, answer: &response::Parts) -> bool {
-        can_change(answer) || self.options.retried.as_ref().is_some_and(|retried| retried(answer))
+        match repetition(answer, &self.options.names) {
+            Repetition::Ruled(can_change) => can_change,
+            // The user may know more statuses, and nothing that goes before them.
+            Repetition::ByStatus(true) => true,
+            Repetition::ByStatus(false) => {
+                let retried = self.options.retried.as_ref();
+                retried.is_some_and(|retried| hook::call("with_retried_answers", || retried(answer)) == Some(true))
+            }
+        }
     }
 }
 

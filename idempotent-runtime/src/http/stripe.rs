@@ -1,0 +1,83 @@
+//! Refusals as the clients of Stripe's API understand them.
+
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use http::{Response, StatusCode};
+use serde::Serialize;
+
+use super::headers::STRIPE_SHOULD_RETRY;
+use super::problem::{Problem, ProblemKind};
+
+#[derive(Serialize)]
+struct Document<'a> {
+    error: Described<'a>,
+}
+
+#[derive(Serialize)]
+struct Described<'a> {
+    r#type: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    code: Option<&'static str>,
+    message: String,
+    doc_url: &'a str,
+}
+
+/// How a kind of refusal looks.
+struct Form {
+    status: StatusCode,
+    r#type: &'static str,
+    code: Option<&'static str>,
+    /// Whether a repetition with the same key helps, where the status alone does not tell their clients.
+    repeat: Option<bool>,
+}
+
+impl Form {
+    /// Those clients take a body without `error` for a result, whatever its status. They make of 400 and `idempotency_error`
+    /// the error of that name; they send 409 and 5xx again unless they are told not to.
+    const fn of(kind: ProblemKind) -> Self {
+        const API: &str = "api_error";
+        const IDEMPOTENCY: &str = "idempotency_error";
+        const REQUEST: &str = "invalid_request_error";
+        let (r#type, code, repeat) = match kind {
+            ProblemKind::Missing | ProblemKind::Malformed | ProblemKind::Unreadable | ProblemKind::TooLarge => {
+                (REQUEST, None, None)
+            }
+            ProblemKind::NoPrincipal => (REQUEST, None, Some(false)),
+            ProblemKind::Mismatch | ProblemKind::Expired | ProblemKind::NotKept => (IDEMPOTENCY, None, Some(false)),
+            ProblemKind::InProgress => (IDEMPOTENCY, Some("idempotency_key_in_use"), Some(true)),
+            ProblemKind::Uncertain => (API, None, Some(false)),
+            ProblemKind::Unavailable => (API, None, Some(true)),
+            ProblemKind::Internal => (API, None, None),
+        };
+        let status = match kind {
+            ProblemKind::Mismatch | ProblemKind::Expired => StatusCode::BAD_REQUEST,
+            kind => kind.status(),
+        };
+        Self { status, r#type, code, repeat }
+    }
+}
+
+/// `problem` in the form of Stripe's API, for [`stripe`](super::IdempotencyLayer::stripe).
+pub(super) fn refusal(problem: &Problem, ours: Response<Bytes>) -> Response<Bytes> {
+    let form = Form::of(problem.kind());
+    let address = problem.address();
+    let error = Described {
+        r#type: form.r#type,
+        code: form.code,
+        message: format!("{}. {}", problem.title(), problem.detail()),
+        doc_url: &address,
+    };
+    // Texts: there is nothing in it that cannot be written.
+    let body = serde_json::to_vec(&Document { error }).unwrap_or_default();
+    let mut response = ours.map(|_| Bytes::from(body));
+    *response.status_mut() = form.status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    if let Some(repeat) = form.repeat {
+        headers.insert(STRIPE_SHOULD_RETRY, HeaderValue::from_static(if repeat { "true" } else { "false" }));
+    }
+    if form.repeat == Some(false) {
+        headers.remove(RETRY_AFTER);
+    }
+    response
+}

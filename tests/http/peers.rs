@@ -1,0 +1,372 @@
+//! Rules 66 to 69: other people's clients, services and proxies.
+
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::Request as AxumRequest;
+use axum::http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode};
+use axum::middleware::{Next, from_fn};
+use idempotency::Error;
+use idempotency::http::client::Sent;
+use idempotency::http::{HeaderNames, IdempotencyLayer, Problem, ProblemKind};
+use idempotency::store::StoreErrorKind;
+use idempotency::testing::{Fault, ManualClock};
+use idempotency_test_support::deadline::within;
+use serde_json::Value;
+
+use crate::client::{Reply, raw_post};
+use crate::scripted::{Drawn, Scripted, answer, answer_with, client, layer, send};
+use crate::world::World;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Each with what it is: refusals that need no time and no crash.
+async fn refusals(world: &World) -> anyhow::Result<Vec<(ProblemKind, Reply)>> {
+    assert_eq!(world.pay("abc").send().await?.status, 201);
+    let running = world.pay("running").header("x-wait", "1").spawn();
+    world.entered("running").await?;
+    let mut refusals = vec![
+        (ProblemKind::Missing, world.client.post("/pay").send().await?),
+        (ProblemKind::Malformed, world.pay("").send().await?),
+        (ProblemKind::Mismatch, world.pay("abc").body("other").send().await?),
+        (ProblemKind::InProgress, world.pay("running").send().await?),
+    ];
+    world.store.next("claim", Fault::Refused(StoreErrorKind::Full));
+    refusals.push((ProblemKind::Unavailable, world.pay("new").send().await?));
+    world.store.next("claim", Fault::Refused(StoreErrorKind::Corrupt));
+    refusals.push((ProblemKind::Internal, world.pay("new").send().await?));
+    world.shop.gate.open();
+    running.reply().await?;
+    Ok(refusals)
+}
+
+#[tokio::test]
+async fn rule_66_refusals_have_the_form_that_the_service_gives_them() -> anyhow::Result<()> {
+    let shape = |problem: &Problem, response: Response<Bytes>| {
+        let text = format!("{} {} {}", problem.kind().name(), response.status().as_u16(), problem.title());
+        let shaped = Response::builder().status(StatusCode::IM_A_TEAPOT).header("content-type", "text/plain");
+        // What the layer answers for stays: these are not the service's to say.
+        let shaped = shaped.header("content-length", "3").header("idempotency-replayed", "true");
+        shaped.header("idempotency-problem", "none").body(Bytes::from(text)).expect("the response is well-formed")
+    };
+    let world = World::with(move |layer| layer.with_problem(shape)).await?;
+    for (kind, reply) in refusals(&world).await? {
+        let text = format!("{} {}", kind.name(), kind.status().as_u16());
+        assert!(reply.status == 418 && reply.body.starts_with(text.as_bytes()), "{reply:?}");
+        assert_eq!(
+            (reply.header("content-type"), reply.header("cache-control")),
+            (Some("text/plain"), Some("no-store"))
+        );
+        assert_eq!((reply.header("idempotency-problem"), reply.is_replayed()), (Some(kind.name()), false));
+    }
+    // It shapes what is refused, neither results nor replays.
+    let retry = world.pay("abc").send().await?;
+    assert_eq!((retry.status, retry.is_replayed(), world.effects("abc")), (201, true, 1));
+    Ok(())
+}
+
+#[tokio::test]
+async fn rule_66_the_form_of_a_refusal_never_makes_a_result_of_it() -> anyhow::Result<()> {
+    type Shape = fn(&Problem, Response<Bytes>) -> Response<Bytes>;
+    let shapes: [Shape; 4] = [
+        |_, _| Response::new(Bytes::from_static(b"paid")),
+        |_, response| {
+            let (mut head, body) = response.into_parts();
+            head.status = StatusCode::FOUND;
+            Response::from_parts(head, body)
+        },
+        |_, response| {
+            let (mut head, body) = response.into_parts();
+            head.status = StatusCode::SWITCHING_PROTOCOLS;
+            Response::from_parts(head, body)
+        },
+        |_, _| panic!("the test asked for it"),
+    ];
+    for shape in shapes {
+        let world = World::with(move |layer| layer.with_problem(shape)).await?;
+        for (kind, reply) in refusals(&world).await? {
+            reply.assert_problem(kind.status().as_u16(), kind.name())?;
+        }
+        assert_eq!((world.effects("abc"), world.effects("new")), (1, 0));
+        assert_eq!(
+            (world.pay("new").send().await?.status, world.effects("new")),
+            (201, 1),
+            "the key is as good as new"
+        );
+    }
+    Ok(())
+}
+
+/// Tells what the layer has told it.
+async fn look(request: AxumRequest, next: Next) -> Response<Body> {
+    let mut response = next.run(request).await;
+    let kind = response.extensions().get::<ProblemKind>().map_or("none", |kind| kind.name());
+    let operation = response.extensions().get::<Error>().map_or("none", |error| error.operation().unwrap_or("unnamed"));
+    let told =
+        [("x-kind", HeaderValue::from_static(kind)), ("x-error", HeaderValue::from_str(operation).expect("text"))];
+    response.headers_mut().extend(told.map(|(name, value)| (HeaderName::from_static(name), value)));
+    response
+}
+
+#[tokio::test]
+async fn rule_66_layers_in_front_see_which_refusal_it_is_and_the_error_behind_it() -> anyhow::Result<()> {
+    for shaped in [false, true] {
+        let layer = move |layer: IdempotencyLayer| if shaped { layer.stripe() } else { layer };
+        let world = World::setup().layer(layer).around(|router: Router| router.layer(from_fn(look))).start().await?;
+        for (kind, reply) in refusals(&world).await? {
+            let error = if matches!(kind, ProblemKind::Missing | ProblemKind::Malformed) { "none" } else { "http" };
+            assert_eq!((reply.header("x-kind"), reply.header("x-error")), (Some(kind.name()), Some(error)));
+        }
+        let replay = world.pay("abc").send().await?;
+        assert_eq!(
+            (replay.status, replay.header("x-kind"), replay.header("x-error")),
+            (201, Some("none"), Some("none"))
+        );
+    }
+    Ok(())
+}
+
+/// With the official clients: `tests/stripe`.
+#[tokio::test]
+async fn rule_66_stripe_refuses_as_clients_of_stripe_expect() -> anyhow::Result<()> {
+    let world = World::with(IdempotencyLayer::stripe).await?;
+    let mut refusals = refusals(&world).await?;
+    world.store.always("claim", None);
+    let large = world.pay("large").body("x".repeat(3 << 20)).send().await?;
+    refusals.push((ProblemKind::TooLarge, large));
+    for (kind, reply) in refusals {
+        let (status, name, code, again) = match kind {
+            ProblemKind::Missing | ProblemKind::Malformed => (400, "invalid_request_error", None, None),
+            ProblemKind::Mismatch => (400, "idempotency_error", None, Some("false")),
+            ProblemKind::InProgress => (409, "idempotency_error", Some("idempotency_key_in_use"), Some("true")),
+            ProblemKind::Unavailable => (503, "api_error", None, Some("true")),
+            ProblemKind::TooLarge => (413, "invalid_request_error", None, None),
+            _ => (500, "api_error", None, None),
+        };
+        let error = &reply.json()?["error"];
+        assert_eq!((reply.status, &error["type"], error["code"].as_str()), (status, &Value::from(name), code));
+        assert!(error["message"].as_str().is_some_and(|message| !message.is_empty()), "{error}");
+        let page = error["doc_url"].as_str().unwrap_or_default();
+        assert!(page.ends_with(&format!("#{}", kind.name())), "{page}");
+        assert_eq!(
+            (reply.header("stripe-should-retry"), reply.header("content-type")),
+            (again, Some("application/json"))
+        );
+        assert_eq!(reply.header("retry-after").is_some(), again == Some("true"), "{reply:?}");
+    }
+    let replay = world.pay("abc").send().await?;
+    let marks = ["idempotent-replayed", "stripe-should-retry", "idempotency-replayed"].map(|name| replay.header(name));
+    assert_eq!((replay.status, marks), (201, [Some("true"), Some("false"), None]));
+    Ok(())
+}
+
+#[tokio::test]
+async fn rule_67_the_names_of_key_and_markers_can_be_set_on_both_sides() -> anyhow::Result<()> {
+    let names = HeaderNames::new()
+        .with_key("X-Request-Key")?
+        .with_replayed("x-replayed")?
+        .with_expires("x-expires")?
+        .with_bypassed("x-open")?
+        .with_problem("x-why")?;
+    let its_names = names.clone();
+    let world = World::with(move |layer| {
+        let markers = ["x-replayed", "x-open", "idempotency-replayed", "x-request-id"].map(HeaderName::from_static);
+        layer.with_replayed_headers(markers).with_header_names(its_names).with_fail_open()
+    })
+    .await?;
+    let post = || world.client.post("/pay");
+    let exposes = |reply: &Reply, name: &str| {
+        let exposed = reply.headers.get_all("access-control-expose-headers").iter();
+        exposed.filter_map(|value| value.to_str().ok()).any(|value| value.split(", ").any(|exposed| exposed == name))
+    };
+    let has_usual = |reply: &Reply| reply.headers.keys().any(|name| name.as_str().starts_with("idempotency-"));
+
+    // The usual name is any header now.
+    let missing = post().key("abc").send().await?;
+    assert_eq!((missing.status, missing.header("x-why"), exposes(&missing, "x-why")), (400, Some("missing"), true));
+    let pay = |key: &str| post().header("x-request-key", key);
+    let (first, replay) = (pay("abc").send().await?, pay("abc").send().await?);
+    assert_eq!((first.header("x-replayed"), replay.header("x-replayed")), (None, Some("true")));
+    assert!(first.header("x-expires").is_some() && replay.header("x-expires").is_some(), "{replay:?}");
+    assert!(["x-replayed", "x-expires", "x-open", "x-why"].iter().all(|name| exposes(&replay, name)), "{replay:?}");
+    assert!(![missing, first, replay].iter().any(has_usual));
+
+    // The client sends the one, and knows the others.
+    let sender =
+        layer(&ManualClock::new()).with_header_names(names).with_retried_answers(|_| true).with_max_attempts(3);
+    let request = |status: &'static str| {
+        let address = format!("http://{}/pay", world.client.address());
+        Request::post(address).header("x-status", status).body("{}".to_owned())
+    };
+    let answer = send(client(&sender.clone().with_max_attempts(2)), request("201")?).await??;
+    let is_replayed = answer.headers.get("x-replayed").is_some_and(|value| value == "true");
+    assert_eq!((answer.status, answer.attempts(), is_replayed), (201, Some(2), true));
+    world.store.always("claim", Some(Fault::Refused(StoreErrorKind::Refused)));
+    let answer = send(client(&sender), request("503")?).await??;
+    assert_eq!((answer.status, answer.attempts(), answer.headers.contains_key("x-open")), (503, Some(1), true));
+    Ok(())
+}
+
+#[tokio::test]
+async fn rule_68_grpc_requests_pass_through_untouched() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    let types =
+        ["application/grpc", "application/grpc+proto", "Application/GRPC-Web; x=1", "application/grpc-web-text"];
+    let mut runs = 0;
+    for content_type in types {
+        for key in [Some("abc"), Some("abc"), None, Some("")] {
+            let request = world.client.post("/pay").header("content-type", content_type);
+            let request = match key {
+                Some(key) => request.key(key),
+                None => request,
+            };
+            let reply = request.send().await?;
+            assert_eq!((reply.status, reply.is_replayed()), (201, false), "{content_type}");
+            assert!(reply.headers.keys().all(|name| !name.as_str().starts_with("idempotency-")), "{reply:?}");
+            runs += 1;
+            assert_eq!(world.effects("none"), runs, "the handler finds no key");
+        }
+    }
+    assert_eq!(world.records().await?, 0);
+    // What only looks like it is guarded.
+    for content_type in ["application/grpcx", "text/application/grpc", "application/json"] {
+        let pay = || world.pay(content_type).header("content-type", content_type).send();
+        let (_, retry) = (pay().await?, pay().await?);
+        assert!(retry.is_replayed(), "{content_type}");
+    }
+    let two = b"Content-Type: application/json\r\nContent-Type: application/grpc\r\n";
+    let refused = world.client.exchange(raw_post("/pay", two, b"{}")).await?;
+    assert!(refused.starts_with("HTTP/1.1 400 "), "two content types are not gRPC's: {refused}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn rule_68_the_client_neither_labels_nor_repeats_grpc_requests() -> anyhow::Result<()> {
+    let service = Scripted::start([answer(503)]).await?;
+    let mut request = service.post("/pay");
+    request.headers_mut().insert("content-type", "application/grpc".parse()?);
+    let answer = send(client(&layer(&ManualClock::new())), request).await??;
+    assert_eq!((answer.text(), answer.attempts(), service.keys()), ((503, "answer 1"), None, vec!["none".to_owned()]));
+    Ok(())
+}
+
+#[tokio::test]
+async fn rule_12_a_method_in_other_letters_is_guarded_as_the_one_that_it_spells() -> anyhow::Result<()> {
+    let mut world = World::new().await?;
+    let deletes = world.another_server(|layer| layer.with_methods([Method::DELETE])).await?;
+    // The routes of these services take any method, as `any` in axum and plain services of hyper do.
+    for (client, method, guarded) in [
+        (&world.client, "post", true),
+        (&world.client, "pAtCh", true),
+        (&world.client, "put", false),
+        (&world.client, "get", false),
+        (&deletes, "Delete", true),
+        (&deletes, "post", false),
+    ] {
+        let method = Method::from_bytes(method.as_bytes())?;
+        let key = uuid::Uuid::new_v4().to_string();
+        let send = || client.request(method.clone(), "/pay").key(&key).send();
+        assert_eq!(send().await?.status, 201, "{method}");
+        assert_eq!(send().await?.is_replayed(), guarded, "{method}");
+        let without = client.request(method.clone(), "/pay").send().await?;
+        if guarded {
+            without.assert_problem(400, "missing")?;
+        } else {
+            assert_eq!(without.status, 201, "{method}");
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn rule_12_a_method_that_nobody_knows_is_guarded_where_it_has_a_key() -> anyhow::Result<()> {
+    let mut world = World::new().await?;
+    let in_body = world.another_server(|layer| layer.with_key_from_body("/id")).await?;
+    for method in ["CHARGE", "charge", "LOCK", "X-POST"] {
+        let method = Method::from_bytes(method.as_bytes())?;
+        for client in [&world.client, &in_body] {
+            let key = uuid::Uuid::new_v4().to_string();
+            let send = || {
+                let request = client.request(method.clone(), "/pay").body(format!(r#"{{"id": "{key}"}}"#));
+                request.key(&key).send()
+            };
+            assert_eq!(send().await?.status, 201, "{method}");
+            assert_eq!((send().await?.is_replayed(), world.effects(&key)), (true, 1), "{method}");
+            // They are not refused for want of one: not every one of them has an effect.
+            assert_eq!(client.request(method.clone(), "/pay").send().await?.status, 201, "{method}");
+        }
+        world.client.request(method, "/pay").key("").send().await?.assert_problem(400, "malformed")?;
+    }
+    for safe in ["PROPFIND", "QUERY", "REPORT", "SEARCH", "propfind"] {
+        let method = Method::from_bytes(safe.as_bytes())?;
+        let send = || world.client.request(method.clone(), "/pay").key(safe).send();
+        assert_eq!((send().await?.is_replayed(), send().await?.is_replayed()), (false, false), "{safe}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn rule_69_a_409_without_retry_after_is_asked_for_again_until_the_deadline() -> anyhow::Result<()> {
+    let problem = ("content-type", "application/problem+json");
+    for headers in [&[][..], &[problem], &[("content-type", "application/json")]] {
+        let conflict = answer_with(409, headers);
+        let service = Scripted::start([conflict.clone(), conflict.clone()]).await?;
+        let answer = send(client(&layer(&ManualClock::new())), service.post("/pay")).await??;
+        assert_eq!((answer.text(), answer.attempts()), ((201, "answer 3"), Some(3)), "{headers:?}");
+    }
+
+    // With pauses that grow, and no further attempt when the next one would be too late.
+    let service = Scripted::start(std::iter::repeat_n(answer(409), 100)).await?;
+    let clock = ManualClock::new();
+    let patient =
+        layer(&clock).with_backoff(SECOND, 16 * SECOND).with_randomness(Drawn(0xff)).with_deadline(10 * SECOND);
+    let request = tokio::spawn(send(client(&patient), service.post("/pay")));
+    for (sent, pause) in [(1, 1), (2, 2), (3, 4)] {
+        service.has_received(sent).await?;
+        within("the pause", clock.wait_for_sleepers(2)).await?;
+        clock.advance(pause * SECOND);
+    }
+    let answer = within("the last answer", request).await????;
+    assert_eq!((answer.text(), answer.attempts()), ((409, "answer 4"), Some(4)));
+    Ok(())
+}
+
+#[tokio::test]
+async fn rule_69_stripe_should_retry_is_obeyed() -> anyhow::Result<()> {
+    for (status, word, attempts) in [
+        (409, "false", 1),
+        (503, "false", 1),
+        (429, " False", 1),
+        (500, "true", 2),
+        (400, "TRUE", 2),
+        (409, "true", 2),
+        (503, "perhaps", 2),
+        (500, "perhaps", 1),
+        // It has succeeded, whatever else it says.
+        (200, "true", 1),
+    ] {
+        let service = Scripted::start([answer_with(status, &[("stripe-should-retry", word)])]).await?;
+        let answer = send(client(&layer(&ManualClock::new())), service.post("/pay")).await??;
+        assert_eq!(answer.attempts(), Some(attempts), "{status} {word}");
+    }
+    // No word of a service makes its client repeat what ran unprotected, or what will not change.
+    for marker in ["idempotency-bypassed", "idempotency-replayed"] {
+        let service = Scripted::start([answer_with(503, &[(marker, "true"), ("stripe-should-retry", "true")])]).await?;
+        let answer = send(client(&layer(&ManualClock::new())), service.post("/pay")).await??;
+        assert_eq!(answer.attempts(), Some(1), "{marker}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn rule_69_an_uncertain_outcome_is_not_asked_for_blindly() -> anyhow::Result<()> {
+    let world = World::with(|layer| layer.with_on_status(|_, _| idempotency::http::OnStatus::Hold)).await?;
+    assert_eq!(world.pay("abc").send().await?.status, 201);
+    let request = Request::post(format!("http://{}/pay", world.client.address())).header("idempotency-key", "abc");
+    let clock = ManualClock::new();
+    let answer = send(client(&layer(&clock).with_max_attempts(5)), request.body("{}".to_owned())?).await??;
+    assert!(answer.status == 409 && answer.body.contains("#uncertain"), "{}", answer.body);
+    assert_eq!((answer.sent.as_ref().map(Sent::attempts), world.effects("abc")), (Some(1), 1));
+    Ok(())
+}
