@@ -36,6 +36,8 @@ pub(crate) struct Args {
     pub(crate) after_expiry: Option<Time>,
     /// Every option that was named, even with a value that is wrong: it is not missing.
     named: Vec<Ident>,
+    /// The values of `key`, `scope` and `fingerprint` as they were written.
+    pub(crate) telling_apart: Vec<(&'static str, Expr)>,
     /// All that was written.
     pub(crate) tokens: TokenStream,
     /// Something that was meant as an option cannot be read: it may be any of them.
@@ -178,6 +180,9 @@ fn option(args: &mut Args, input: ParseStream, errors: &mut Errors) -> syn::Resu
         return Ok(());
     }
     refuse_leaving(&text, &value, errors);
+    if let Some(option) = ["key", "scope", "fingerprint"].into_iter().find(|option| *option == text) {
+        args.telling_apart.push((option, value.clone()));
+    }
     match text.as_str() {
         "key" => args.key = Some(key::parse("key", &value, errors)),
         "scope" => args.scope = Some(key::parse("scope", &value, errors)),

@@ -5,6 +5,7 @@ use quote::ToTokens;
 use syn::{FnArg, Pat, Receiver, ReceiverKind, Type};
 
 use crate::args::Args;
+use crate::constants;
 use crate::errors::Errors;
 use crate::func::{Function, argument_name, is_idempotent};
 use crate::transaction;
@@ -13,6 +14,7 @@ use crate::types::{self, Borrow, Output, text, unwrapped};
 /// Reports every rule that is broken.
 pub(crate) fn check(args: &Args, function: &Function, errors: &mut Errors) {
     options(args, function, errors);
+    constants::check(args, function, errors);
     in_transaction(args, function, errors);
     qualifiers(function, errors);
     output(function, errors);

@@ -46,10 +46,11 @@ fn native(args: &Args, function: &Function, body: &Body, private: &TokenStream, 
     let checks = checks.into_iter().flatten();
     // A closure captures only the fields that it uses, and what only the key uses would be gone before the body runs:
     // a guard among the arguments would be dropped too early. What nobody mentions stays outside until the end, and is
-    // reported as unused.
+    // reported as unused. Captures are dropped in the order in which they are mentioned, arguments from the last to the first.
     let wholes = function
         .moved_names()
         .into_iter()
+        .rev()
         .filter(|(_, name)| is_used(name))
         .map(|(conditions, name)| quote!(#(#conditions)* let _ = &#name;));
     let edge = return_type_edge(output);
@@ -206,6 +207,7 @@ fn start(args: &Args, function: &Function, private: &TokenStream, output: &Type)
     } else {
         quote!(#private::call(#site, #key))
     };
+    let start = if args.name.is_some() { start } else { quote!(#private::unnamed(#start, || {})) };
     let settings = settings(args, private);
     let witness = witness(args, private, output);
     let upgrade = args.upgrade.as_ref().map(|upgrade| quote!(.upgrade(#upgrade)));
@@ -223,6 +225,8 @@ fn assignments_lint(function: &Function) -> TokenStream {
 }
 
 /// The one `static` of the function. It is alone in a block, so the body does not see its name.
+///
+/// With a type that no other function has, however it was written: a macro can write two functions at one place.
 fn site(args: &Args, function: &Function, private: &TokenStream) -> TokenStream {
     let name = if let Some(name) = &args.name {
         name.to_token_stream()
@@ -231,7 +235,11 @@ fn site(args: &Args, function: &Function, private: &TokenStream) -> TokenStream 
         quote!(::core::concat!(::core::module_path!(), "::", #name))
     };
     quote! {{
-        static SITE: #private::Site = #private::Site::new(#name, ::core::file!(), ::core::line!());
+        static SITE: #private::Site =
+            #private::Site::new(#name, ::core::file!(), ::core::line!()).of(::core::column!(), {
+                enum Function {}
+                ::core::any::TypeId::of::<Function>()
+            });
         &SITE
     }}
 }

@@ -105,6 +105,13 @@ impl Function {
         names
     }
 
+    /// All names that arguments are bound to, `self` included.
+    pub(crate) fn names(&self) -> Vec<Ident> {
+        let receiver = self.signature.receiver().map(|receiver| receiver.self_token.into());
+        let bound = self.arguments().flat_map(|(pattern, _)| bound_names(pattern)).cloned();
+        receiver.into_iter().chain(bound).collect()
+    }
+
     /// A key that this function could have, for messages.
     pub(crate) fn example_key(&self) -> String {
         let named = self.arguments().find_map(|(pattern, of_type)| Some((argument_name(pattern)?, of_type)));

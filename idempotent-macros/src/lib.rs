@@ -7,6 +7,7 @@
 
 mod args;
 mod check;
+mod constants;
 mod detach;
 mod duration;
 mod errors;

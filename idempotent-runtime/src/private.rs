@@ -25,6 +25,12 @@ pub fn call_on(site: &'static Site, engine: &Idempotency, key: Key) -> Call {
     Call::at(site, Some(engine), key)
 }
 
+/// `call` of a function without a name of the user's. The closure stands in the function, so that its type tells the
+/// instances of the function apart.
+pub fn unnamed<W>(call: Call, _in_the_function: W) -> Call {
+    call.of_instance::<W>()
+}
+
 /// The witness: the return type of a guarded function can be stored and replayed. Errors are released.
 pub fn outcome<R: Outcome>() -> Codec<R> {
     R::codec(Unstored::Release)

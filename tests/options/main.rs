@@ -1,10 +1,12 @@
 //! What each option of the attribute does, seen from outside.
 
+mod arguments;
 mod conflicts_and_crashes;
 #[path = "../effects/mod.rs"]
 mod effects;
 mod engines;
 mod errors;
+mod identity;
 mod keys;
 mod names;
 mod questions;

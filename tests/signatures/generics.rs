@@ -45,7 +45,7 @@ async fn hidden_result(id: u64) -> Result<impl Serialize + DeserializeOwned + De
 struct Repository<T>(PhantomData<T>);
 
 impl<T: Serialize + DeserializeOwned + Clone> Repository<T> {
-    #[idempotent(key = id, ttl = "24h")]
+    #[idempotent(key = id, ttl = "24h", name = "signatures.save")]
     async fn save(&self, id: u64, value: &T, effects: &Effects) -> Result<T, Error> {
         effects.happen();
         Ok(value.clone())

@@ -1,5 +1,6 @@
 //! When arguments are dropped.
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::*;
@@ -81,4 +82,62 @@ async fn arguments_are_dropped_when_the_body_is_over() {
         })
     })
     .await;
+}
+
+/// Says which one was dropped.
+struct Named(Arc<Mutex<Vec<&'static str>>>, &'static str);
+
+impl Drop for Named {
+    fn drop(&mut self) {
+        self.0.lock().unwrap().push(self.1);
+    }
+}
+
+impl Named {
+    async fn plain(self, second: Self, (third, fourth): (Self, Self), log: &str) -> Result<usize, Error> {
+        tokio::task::yield_now().await;
+        Ok(third.1.len() + self.1.len() + second.1.len() + fourth.1.len() + log.len())
+    }
+
+    #[idempotent(key = second.1, ttl = "24h", name = "signatures.guarded")]
+    async fn guarded(self, second: Self, (third, fourth): (Self, Self), log: &str) -> Result<usize, Error> {
+        tokio::task::yield_now().await;
+        Ok(third.1.len() + self.1.len() + second.1.len() + fourth.1.len() + log.len())
+    }
+
+    #[idempotent(key = second.1, ttl = "24h", name = "signatures.detached_guard", detach)]
+    async fn detached(self, second: Self, (third, fourth): (Self, Self), log: &str) -> Result<usize, Error> {
+        tokio::task::yield_now().await;
+        Ok(third.1.len() + self.1.len() + second.1.len() + fourth.1.len() + log.len())
+    }
+}
+
+#[tokio::test]
+async fn arguments_are_dropped_in_the_order_of_a_plain_function() {
+    let engine = Idempotency::new(MemoryStore::new());
+    let log = Arc::new(Mutex::new(Vec::new()));
+    let named = |name| Named(log.clone(), name);
+    let four = || (named("self"), named("second"), (named("third"), named("fourth")));
+    let dropped = || std::mem::take(&mut *log.lock().unwrap());
+
+    let (own, second, pair) = four();
+    own.plain(second, pair, "log").await.unwrap();
+    let plain = dropped();
+    assert_eq!(plain, ["fourth", "third", "second", "self"]);
+    // The second time it is a replay, and the body does not run.
+    for _ in 0..2 {
+        let (own, second, pair) = four();
+        engine.scope(own.guarded(second, pair, "log")).await.unwrap();
+        assert_eq!(dropped(), plain);
+        let (own, second, pair) = four();
+        engine.scope(own.detached(second, pair, "log")).await.unwrap();
+        assert_eq!(dropped(), plain);
+    }
+    // A call that is never polled drops what it was given, in the order in which it was given.
+    let (own, second, pair) = four();
+    drop(own.plain(second, pair, "log"));
+    let plain = dropped();
+    let (own, second, pair) = four();
+    drop(own.guarded(second, pair, "log"));
+    assert_eq!(dropped(), plain);
 }

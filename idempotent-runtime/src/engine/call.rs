@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::instance::Instance;
 use super::operations::Site;
 use super::run::{Run, run};
 use super::verify::{SETTLE, Unasked, Verify};
@@ -66,7 +67,8 @@ pub(crate) struct Request {
 #[derive(Debug)]
 enum Operation {
     Named(Arc<str>),
-    Site(&'static Site),
+    /// With the instance of the function, where the user has not given the name.
+    Site(&'static Site, Option<fn() -> Instance>),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -83,7 +85,7 @@ impl Call {
 
     pub(crate) fn at(site: &'static Site, engine: Option<&Idempotency>, key: Key) -> Self {
         let engine = engine.map_or_else(scope::current_engine, |engine| Ok(engine.clone()));
-        Self::new(engine, Operation::Site(site), key)
+        Self::new(engine, Operation::Site(site, None), key)
     }
 
     fn new(engine: Result<Idempotency, Error>, operation: Operation, key: Key) -> Self {
@@ -104,6 +106,14 @@ impl Call {
             count_attempts: false,
         };
         Self { request, policy: Unstored::Release, question: Unasked }
+    }
+
+    /// Of a function to which the user has given no name: its instances do not share the operation.
+    pub(crate) fn of_instance<W>(mut self) -> Self {
+        if let Operation::Site(_, instance) = &mut self.request.operation {
+            *instance = Some(Instance::of::<W>);
+        }
+        self
     }
 }
 
@@ -455,8 +465,8 @@ impl Request {
         let named = |error: Error, operation: &Arc<str>| error.of_operation(operation);
         let operation: Arc<str> = match &self.operation {
             Operation::Named(name) => name.clone(),
-            Operation::Site(site) => match &self.engine {
-                Ok(engine) => engine.inner.operations.name_of(site)?,
+            Operation::Site(site, instance) => match &self.engine {
+                Ok(engine) => engine.inner.operations.name_of(site, instance.map(|of| of()))?,
                 Err(_) => site.name().into(),
             },
         };

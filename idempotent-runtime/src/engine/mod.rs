@@ -8,6 +8,7 @@ mod connect;
 mod duplicate;
 mod finish;
 mod flight;
+mod instance;
 pub(crate) mod keeper;
 mod loan;
 mod operations;

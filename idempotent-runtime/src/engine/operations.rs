@@ -1,8 +1,10 @@
 //! The operations that an engine has met: whose name is whose, and which are switched off.
 
+use std::any::TypeId;
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, PoisonError, RwLock};
 
+use super::instance::Instance;
 use crate::error::Error;
 
 /// Where one `#[idempotent]` function stands. One `static` per function.
@@ -11,45 +13,88 @@ pub struct Site {
     name: &'static str,
     file: &'static str,
     line: u32,
+    column: u32,
+    /// A type that belongs to this function alone.
+    function: Option<TypeId>,
 }
 
 impl Site {
     /// The function called `name` at `file`:`line`.
     pub const fn new(name: &'static str, file: &'static str, line: u32) -> Self {
-        Self { name, file, line }
+        Self { name, file, line, column: 0, function: None }
+    }
+
+    /// The same with what tells it from every other function: a type that is declared for this one alone.
+    ///
+    /// A place in the source is not enough. Two functions that a macro writes stand at one, and so do those of a crate
+    /// that is compiled twice. Nor is the address of a `static`: the linker may merge equal ones.
+    #[must_use]
+    pub const fn of(self, column: u32, function: TypeId) -> Self {
+        let Self { name, file, line, .. } = self;
+        Self { name, file, line, column, function: Some(function) }
     }
 
     pub(crate) fn name(&self) -> &'static str {
         self.name
     }
 
-    fn is_same_place(&self, other: &Self) -> bool {
-        std::ptr::eq(self, other) || (self.file == other.file && self.line == other.line)
+    fn is_same_function(&self, other: &Self) -> bool {
+        match (self.function, other.function) {
+            (Some(own), Some(others)) => own == others,
+            _ => std::ptr::eq(self, other) || (self.file == other.file && self.line == other.line),
+        }
+    }
+
+    fn place(&self) -> String {
+        format!("{}:{}:{}", self.file, self.line, self.column)
     }
 }
 
 #[derive(Debug, Default)]
 pub(crate) struct Operations {
-    sites: RwLock<HashMap<&'static str, (&'static Site, Arc<str>)>>,
+    known: RwLock<HashMap<&'static str, Known>>,
     disabled: RwLock<HashSet<Arc<str>>>,
 }
 
+/// The first function that was called by a name, and what it was called with.
+#[derive(Clone, Debug)]
+struct Known {
+    site: &'static Site,
+    /// `None` where the user has given the name: then all instances of the function share it.
+    instance: Option<Instance>,
+    name: Arc<str>,
+}
+
 impl Operations {
-    /// The name of the operation at `site`. Two functions with one name would share their records, and are refused.
-    pub(crate) fn name_of(&self, site: &'static Site) -> Result<Arc<str>, Error> {
-        let known = self.sites.read().unwrap_or_else(PoisonError::into_inner).get(site.name).cloned();
-        let (first, name) = known.unwrap_or_else(|| {
-            let mut sites = self.sites.write().unwrap_or_else(PoisonError::into_inner);
-            sites.entry(site.name).or_insert_with(|| (site, site.name.into())).clone()
-        });
-        if first.is_same_place(site) {
-            return Ok(name);
+    /// The name of the operation at `site`, unless it would share its records with another function, or with another
+    /// instance of the function where the user has not given the name.
+    ///
+    /// Whoever comes first keeps the name, and everybody else is refused, however many threads come at once: the first
+    /// is entered under the lock and never replaced. An instance with parameters is refused even if it is the first,
+    /// because the other ones may come in another process.
+    pub(crate) fn name_of(&self, site: &'static Site, instance: Option<Instance>) -> Result<Arc<str>, Error> {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner).get(site.name).cloned();
+        let first = match known {
+            Some(known) => known,
+            None => {
+                if let Some(instance) = instance.filter(Instance::has_parameters) {
+                    return Err(one_of_many(site, &instance));
+                }
+                let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+                known.entry(site.name).or_insert_with(|| Known { site, instance, name: site.name.into() }).clone()
+            }
+        };
+        if !first.site.is_same_function(site) {
+            return Err(two_functions(first.site, site));
         }
-        Err(Error::config(format!(
-            "two functions have this name, at {}:{} and at {}:{}; give one of them another: `name = \"…\"`",
-            first.file, first.line, site.file, site.line
-        ))
-        .of_operation(&name))
+        match (first.instance, instance) {
+            (Some(known), Some(instance)) if known != instance => Err(if instance.has_parameters() {
+                one_of_many(site, &instance)
+            } else {
+                two_instances(site, &known, &instance)
+            }),
+            _ => Ok(first.name),
+        }
     }
 
     pub(crate) fn disable(&self, operation: &str) {
@@ -63,4 +108,45 @@ impl Operations {
     pub(crate) fn is_disabled(&self, operation: &str) -> bool {
         self.disabled.read().unwrap_or_else(PoisonError::into_inner).contains(operation)
     }
+}
+
+fn refused(site: &Site, detail: String) -> Error {
+    Error::config(detail).of_operation(&site.name.into())
+}
+
+fn two_functions(first: &Site, second: &Site) -> Error {
+    let (one, other) = (first.place(), second.place());
+    let places =
+        if one == other { format!("both written by a macro at {one}") } else { format!("at {one} and at {other}") };
+    refused(second, format!("two functions have this name, {places}; give one of them another: `name = \"…\"`"))
+}
+
+fn one_of_many(site: &Site, instance: &Instance) -> Error {
+    let path = instance.function();
+    refused(
+        site,
+        format!(
+            "`{path}` is one of many functions, which would share this operation and answer for each other: name it, \
+             `name = \"payments.{}\"`, and put what tells their calls apart into `key`",
+            own_name(site)
+        ),
+    )
+}
+
+fn two_instances(site: &Site, first: &Instance, second: &Instance) -> Error {
+    let (one, other) = (first.function(), second.function());
+    let both = if one == other { format!("two types at `{one}`") } else { format!("`{one}` and `{other}`") };
+    refused(
+        site,
+        format!(
+            "{both} would share this operation and answer for each other: name it, `name = \"payments.{}\"`, and put \
+             what tells their calls apart into `key`",
+            own_name(site)
+        ),
+    )
+}
+
+/// The last part of the default name: the function's.
+fn own_name(site: &Site) -> &'static str {
+    site.name.rsplit("::").next().unwrap_or(site.name)
 }

@@ -1,0 +1,92 @@
+//! Which one of a generic function's instances makes a call.
+
+use std::any::{TypeId, type_name};
+
+/// A function as it is compiled for one set of types and constants: those of its `impl` and of the implementor of its
+/// trait included, which an attribute on the function cannot see.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Instance {
+    id: TypeId,
+    /// For people: texts of types are not unique.
+    path: &'static str,
+}
+
+impl PartialEq for Instance {
+    fn eq(&self, other: &Self) -> bool {
+        self.id == other.id
+    }
+}
+
+impl Instance {
+    /// The instance in which a closure of type `W` is written. The type of a closure has all parameters around it, also
+    /// those that it does not use; lifetimes do not count.
+    pub(crate) fn of<W>() -> Self {
+        Self { id: typeid::of::<W>(), path: type_name::<W>() }
+    }
+
+    /// The path of the function around the closure.
+    pub(crate) fn function(&self) -> &'static str {
+        let mut path = self.path;
+        while let Some(outer) = path.strip_suffix("::{{closure}}") {
+            path = outer;
+        }
+        path
+    }
+
+    /// Whether the function is surely one of several that types or constants make of it.
+    ///
+    /// Reads the text of the path, which the compiler does not promise: where it shows nothing, instances are told
+    /// apart when the second one is called.
+    pub(crate) fn has_parameters(&self) -> bool {
+        has_parameters(self.function())
+    }
+}
+
+/// Whether a name in `path` has an argument that is a type or a constant: `Repo<u8>`, and not `Repo<'_>` or `<A as B>`.
+fn has_parameters(path: &str) -> bool {
+    path.match_indices('<').any(|(at, _)| {
+        let is_list = path[..at].ends_with(|before: char| before.is_alphanumeric() || matches!(before, '_' | ':'));
+        // Up to the next bracket is enough: what is nested has a name before it.
+        let arguments = path[at + 1..].split(['<', '>']).next().unwrap_or_default();
+        is_list && arguments.split(',').map(str::trim).any(|one| !one.starts_with('\'') && !matches!(one, "" | "_"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::has_parameters;
+
+    #[test]
+    fn types_and_constants_are_parameters() {
+        for path in [
+            "shop::Repo<u8>::save",
+            "shop::Repo<'_, u8>::save",
+            "shop::Repo<[u8; 3]>::save",
+            "shop::Repo<(u8, u8)>::save",
+            "shop::Repo<3>::save",
+            "<shop::Repo<u8> as shop::Charge>::charge",
+            "<shop::Card as shop::Handle<shop::Order>>::handle",
+            "<shop::Card as shop::Handle<alloc::vec::Vec<u8>>>::handle",
+        ] {
+            assert!(has_parameters(path), "{path}");
+        }
+    }
+
+    #[test]
+    fn lifetimes_and_implementors_are_none() {
+        for path in [
+            "shop::charge",
+            "shop::Card::charge",
+            "shop::Orders<'_>::charge",
+            "shop::Orders<'_, '_>::charge",
+            "<shop::Card as shop::Charge>::charge",
+            "<shop::Orders<'_> as shop::Charge>::charge",
+            "<dyn shop::Charge>::charge",
+            "<[u8; 3] as shop::Charge>::charge",
+            // A function inside of a generic one has no parameters of its own.
+            "shop::Repo<_>::save::inner",
+        ] {
+            assert!(!has_parameters(path), "{path}");
+        }
+    }
+}
