@@ -297,7 +297,7 @@ async fn an_unfinished_call_is_remembered_for_the_longer_of_ttl_and_30_days_or_a
     let configured: [(Configure, Duration, Duration); 3] = [
         (|builder| builder, DAY, DAY * 30),
         (|builder| builder, DAY * 50, DAY * 50),
-        (|builder| builder.in_doubt_retention(DAY * 3), DAY * 50, DAY * 3),
+        (|builder| builder.in_doubt_retention(DAY * 3), DAY * 2, DAY * 3),
     ];
     for (configure, ttl, remembered) in configured {
         let world = World::with(configure);

@@ -18,6 +18,8 @@
 //! A store that decides inside its server, in SQL or in a script, writes the rules down once more, and the suite
 //! tells whether they are the same.
 
+#[cfg(any(feature = "redis", feature = "postgres", feature = "mysql", feature = "sqlite"))]
+pub(crate) mod bounds;
 mod capability;
 pub(crate) mod codes;
 mod dynamic;
