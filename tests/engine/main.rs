@@ -19,6 +19,7 @@ mod memory;
 #[cfg(feature = "near-cache")]
 mod near_cache;
 mod panics;
+mod reasons;
 mod records;
 mod renewal;
 mod replay;
@@ -26,5 +27,7 @@ mod runtimes;
 mod shutdown;
 mod steps;
 mod verify;
+#[path = "../warnings/mod.rs"]
+mod warnings;
 mod windows;
 mod world;
