@@ -136,8 +136,9 @@ impl Context {
         Scope::current().context().cloned()
     }
 
-    /// How often the call has been claimed, this attempt included: 1 in the first. A released claim leaves no count.
-    /// Zero where the operation is [disabled](crate::Idempotency::disable), which claims nothing.
+    /// How many attempts there were, this one included: 1 in the first. A claim that was given back before its body
+    /// began is none; one whose body ended in an error that released it counts only with
+    /// [`count_attempts`](crate::Call::count_attempts), and any call of the key without that forgets the count. Zero where the operation is [disabled](crate::Idempotency::disable), which claims nothing.
     pub fn attempt(&self) -> u32 {
         self.0.attempt
     }

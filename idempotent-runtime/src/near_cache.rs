@@ -1,8 +1,8 @@
 //! Results that this process has seen: repeated calls of hot keys are answered without asking the store.
 //!
-//! A completed record never changes; it only ends, by its expiry or because somebody removes it. Its expiry is known when
-//! it is kept. A removal by this engine is known at once, and one by others where the store can push. All others show
-//! after `near_cache_ttl`.
+//! A completed record never changes but by an operator that corrects an operator's answer; it only ends, by its expiry or
+//! because somebody removes it. Its expiry is known when it is kept. A removal or a correction by this engine is known at
+//! once, and one by others where the store can push. All others show after `near_cache_ttl`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -5,7 +5,7 @@ use std::time::Duration;
 use idempotency_test_support::history::{Request, Rule, Transition, check_transitions};
 use idempotent_runtime::clock::Timestamp;
 use idempotent_runtime::key::KeyHash;
-use idempotent_runtime::store::{CrashPolicy, Record, Token};
+use idempotent_runtime::store::{CrashPolicy, Reason, Record, Token};
 use idempotent_runtime::{Fingerprint, State};
 
 const ONE: Token = Token::from_bits(1);
@@ -49,6 +49,23 @@ fn s2_an_answer_does_not_change() {
     let [done, failed] = [record(ONE, State::Completed, 1), record(ONE, State::Failed, 1)];
     let transitions = [change(Request::Complete { token: ONE }, Some(done), Some(failed))];
     assert_eq!(broken(&transitions), [Rule::OneResult]);
+}
+
+#[test]
+fn s2_only_an_operators_answer_is_corrected_and_stays_one() {
+    let answer = |owner, reason| {
+        let mut record = record(owner, State::Completed, 1);
+        record.reason = reason;
+        Some(record)
+    };
+    let by_hand = Some(Reason::Resolved);
+    let request = Request::Resolve { observed: ONE };
+    assert_eq!(broken(&[change(request, answer(ONE, by_hand), answer(TWO, by_hand))]), []);
+    for (before, after) in [(None, answer(TWO, by_hand)), (by_hand, None), (by_hand, answer(TWO, None))] {
+        assert_eq!(broken(&[change(request, answer(ONE, before), after)]), [Rule::OneResult]);
+    }
+    let by_owner = change(Request::Complete { token: ONE }, answer(ONE, by_hand), answer(ONE, None));
+    assert_eq!(broken(&[by_owner]), [Rule::OneResult]);
 }
 
 #[test]

@@ -1,9 +1,9 @@
 //! What a body can know about its call.
 
-use idempotency::{Context, Error, ErrorKind, InCurrentScope as _, OnConflict, OnCrash, observe};
+use idempotency::{Context, Error, ErrorKind, InCurrentScope as _, OnConflict, OnCrash, State, observe};
 
 use crate::faults::{Fault, Gate};
-use crate::world::{DAY, OPERATION, World, eventually, poll_once};
+use crate::world::{DAY, LEASE, OPERATION, World, eventually, poll_once};
 
 #[tokio::test]
 async fn a_body_that_calls_itself_with_its_own_key_is_refused() {
@@ -114,6 +114,78 @@ async fn attempts_that_released_count_when_asked_to() {
     }
 }
 
+/// Two attempts that were released and counted, and a claim after them that `give_back` gives back unused.
+async fn counts_on(give_back: impl AsyncFnOnce(&World)) {
+    let world = World::with(|builder| builder.claim_timeout(LEASE * 2));
+    let fails = async || {
+        let call = world.call(1).count_attempts().run(|| async {
+            let attempt = Context::current().attempt();
+            Err::<(), _>(anyhow::anyhow!("attempt {attempt}"))
+        });
+        call.await.unwrap_err().to_string()
+    };
+    assert_eq!((fails().await.as_str(), fails().await.as_str()), ("attempt 1", "attempt 2"));
+    give_back(&world).await;
+    assert_eq!(world.ledger.count(), 0);
+    world.record_is(1, |record| record.is_some_and(|record| record.state == State::Released)).await;
+    assert_eq!(world.record(1).await.unwrap().attempts, 2, "the one that was given back is none");
+    let there = world.other_process();
+    let call = there.call(1).count_attempts().run(|| async { Ok::<_, Error>(Context::current().attempt()) });
+    assert_eq!(call.await.unwrap(), 3);
+}
+
+#[tokio::test]
+async fn a_claim_that_is_dropped_before_its_body_counts_no_attempt_and_forgets_none() {
+    counts_on(async |world| {
+        let gate = Gate::new();
+        world.store.next("claim", Fault::LateAnswer(gate.clone()));
+        let mut call = Box::pin(world.charge(1));
+        assert!(poll_once(&mut call).is_pending());
+        drop(call);
+        gate.open();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_claim_that_was_granted_too_late_counts_no_attempt_and_forgets_none() {
+    counts_on(async |world| {
+        for _ in 0..2 {
+            world.store.next("claim", Fault::Slow(world.clock.clone(), LEASE));
+        }
+        let late = world.while_time_passes(world.charge(1)).await;
+        assert_eq!(late.unwrap_err().kind(), ErrorKind::StoreUnavailable);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_claim_whose_answer_was_lost_counts_no_attempt_and_forgets_none() {
+    counts_on(async |world| {
+        world.store.always("claim", Some(Fault::LostAnswer));
+        let lost = world.while_time_passes(world.charge(1)).await;
+        assert_eq!(lost.unwrap_err().kind(), ErrorKind::StoreUnavailable);
+        world.store.always("claim", None);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_claim_that_a_shutdown_takes_away_counts_no_attempt_and_forgets_none() {
+    counts_on(async |world| {
+        let gate = Gate::new();
+        world.store.next("claim", Fault::LateAnswer(gate.clone()));
+        let mut call = Box::pin(world.charge(1));
+        assert!(poll_once(&mut call).is_pending());
+        let mut shutdown = Box::pin(world.engine.shutdown(LEASE));
+        assert!(poll_once(&mut shutdown).is_pending());
+        gate.open();
+        let (result, drained) = tokio::join!(call, shutdown);
+        assert_eq!((result.unwrap_err().kind(), drained.abandoned), (ErrorKind::ShuttingDown, 0));
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_task_that_outlives_its_body_may_make_the_same_call() {
     let (world, gate) = (World::new(), Gate::new());
@@ -176,7 +248,7 @@ async fn an_answer_that_is_there_is_taken_although_its_time_is_over() {
             let context = Context::current();
             let mut fence = Box::pin(context.fence());
             assert!(poll_once(&mut fence).is_pending());
-            world.clock.advance(crate::world::LEASE / 5);
+            world.clock.advance(LEASE / 5);
             gate.open();
             fence.await
         });

@@ -3,10 +3,19 @@
 use std::time::Duration;
 
 use idempotency::store::MemoryStore;
-use idempotency::{Call, Context, Error, ErrorKind, Idempotency, OnConflict};
+use idempotency::{Builder, Call, Context, Error, ErrorKind, Idempotency, OnConflict};
+
+use proptest::prelude::*;
 
 use crate::faults::Gate;
 use crate::world::{DAY, OPERATION, World, poll_once};
+
+const MILLI: Duration = Duration::from_millis(1);
+/// The longest time that can be set.
+const CENTURY: Duration = Duration::from_secs(100 * 365 * 86_400);
+/// What is no time: nothing, all there is, and what lies just outside of the bounds.
+const NO_TIMES: [Duration; 4] =
+    [Duration::ZERO, Duration::from_nanos(999_999), Duration::from_secs(100 * 365 * 86_400 + 1), Duration::MAX];
 
 async fn refusal(world: &World, call: Call) -> Error {
     let error = call.run(|| async { world.effect(1) }).await.unwrap_err();
@@ -56,8 +65,6 @@ async fn settings_out_of_range_refuse_every_call_and_install() {
         Idempotency::builder(MemoryStore::new()).namespace(""),
         Idempotency::builder(MemoryStore::new()).namespace("Shop"),
         Idempotency::builder(MemoryStore::new()).namespace("a".repeat(65)),
-        Idempotency::builder(MemoryStore::new()).lease(Duration::ZERO),
-        Idempotency::builder(MemoryStore::new()).max_result_size(9 * 1024 * 1024),
     ];
     for builder in builders {
         assert_eq!(builder.clone().try_build().unwrap_err().kind(), ErrorKind::Config);
@@ -93,10 +100,156 @@ async fn a_full_store_refuses_new_calls_and_keeps_the_old_ones() {
     assert_eq!(ledger.count(), 1);
 }
 
+type SetTime = fn(Builder, Duration) -> Builder;
+
+const TIMES: [(&str, SetTime); 9] = [
+    ("lease", Builder::lease),
+    ("claim_timeout", Builder::claim_timeout),
+    ("commit_timeout", Builder::commit_timeout),
+    ("background_commit", Builder::background_commit),
+    ("max_run", Builder::max_run),
+    ("max_ttl", Builder::max_ttl),
+    ("in_doubt_retention", Builder::in_doubt_retention),
+    ("purge_interval", Builder::purge_interval),
+    ("on_conflict", |builder, time| builder.on_conflict(OnConflict::Wait(time))),
+];
+
+async fn is_refused(builder: Builder, name: &str) {
+    let error = builder.clone().try_build().expect_err(name);
+    assert_eq!(error.kind(), ErrorKind::Config);
+    assert!(error.to_string().contains(&format!("`{name}` is ")), "{name}: {error}");
+    let (engine, ledger) = (builder.build(), crate::ledger::Ledger::new());
+    let call = engine.call(OPERATION, 1).ttl(DAY).run(|| async {
+        ledger.charge("charge");
+        Ok::<_, Error>(())
+    });
+    assert_eq!(call.await.expect_err(name).to_string().contains(name), true);
+    assert_eq!(ledger.count(), 0);
+}
+
 #[tokio::test]
-async fn the_longest_durations_mean_forever() {
-    let forever = Duration::MAX;
-    let configure = |builder: idempotency::Builder| {
+async fn a_setting_out_of_its_bounds_is_named_when_it_is_built_and_panics_in_no_call() {
+    let builder = || Idempotency::builder(MemoryStore::new());
+    for (name, set) in TIMES {
+        for time in NO_TIMES.into_iter().filter(|time| name != "background_commit" || !time.is_zero()) {
+            is_refused(set(builder(), time), name).await;
+        }
+        for time in [MILLI, CENTURY] {
+            set(builder(), time).try_build().expect(name);
+        }
+    }
+    #[cfg(feature = "near-cache")]
+    {
+        is_refused(builder().near_cache(0), "near_cache").await;
+        for time in NO_TIMES {
+            is_refused(builder().near_cache_ttl(time), "near_cache_ttl").await;
+        }
+        builder().near_cache(u64::MAX).near_cache_ttl(CENTURY).try_build().unwrap();
+    }
+    for size in [0, usize::MAX] {
+        is_refused(builder().max_key_size(size), "max_key_size").await;
+        is_refused(builder().max_result_size(size), "max_result_size").await;
+        is_refused(builder().purge_batch(size), "purge_batch").await;
+    }
+    is_refused(builder().max_result_size(8 * 1024 * 1024 + 1), "max_result_size").await;
+}
+
+#[tokio::test]
+async fn a_time_of_a_call_out_of_its_bounds_is_named() {
+    let world = World::new();
+    for time in NO_TIMES {
+        let named = [
+            ("ttl", world.engine.call(OPERATION, 1).ttl(time)),
+            ("lease", world.call(1).lease(time)),
+            ("after_expiry", world.call(1).after_expiry(time)),
+            ("on_conflict", world.call(1).on_conflict(OnConflict::Wait(time))),
+            // It may be none at all.
+            ("settle", world.call(1).settle(time.max(Duration::from_nanos(1)))),
+        ];
+        for (name, call) in named {
+            let error = refusal(&world, call).await;
+            assert_eq!(error.kind(), ErrorKind::Config);
+            assert!(error.to_string().contains(&format!("`{name}` is ")), "{name}: {error}");
+        }
+    }
+}
+
+#[cfg(all(feature = "redis", feature = "postgres", feature = "mysql", feature = "sqlite"))]
+#[tokio::test]
+async fn a_time_limit_of_a_store_out_of_its_bounds_is_named() {
+    use idempotency::store::{MySqlStore, PostgresStore, RedisStore, SqliteStore, StoreError, StoreErrorKind};
+    let is_named = |error: StoreError, name: &str| {
+        assert_eq!(error.kind(), StoreErrorKind::Config);
+        assert!(error.to_string().contains(&format!("`{name}` is ")), "{name}: {error}");
+    };
+    let directory = tempfile::tempdir().unwrap();
+    for time in NO_TIMES {
+        let name = "response_timeout";
+        is_named(
+            RedisStore::builder("redis://localhost/").connect_timeout(time).build().unwrap_err(),
+            "connect_timeout",
+        );
+        is_named(RedisStore::builder("redis://localhost/").response_timeout(time).build().unwrap_err(), name);
+        is_named(PostgresStore::builder("postgres://localhost/db").response_timeout(time).build().unwrap_err(), name);
+        is_named(MySqlStore::builder("mysql://localhost/db").response_timeout(time).build().unwrap_err(), name);
+        let file = SqliteStore::builder(directory.path().join("calls.db"));
+        is_named(file.response_timeout(time).open().await.unwrap_err(), name);
+    }
+    for time in [MILLI, DAY] {
+        RedisStore::builder("redis://localhost/").connect_timeout(time).response_timeout(time).build().unwrap();
+        PostgresStore::builder("postgres://localhost/db").response_timeout(time).build().unwrap();
+        MySqlStore::builder("mysql://localhost/db").response_timeout(time).build().unwrap();
+    }
+}
+
+/// Times of every size, and those at the edges.
+fn times() -> impl Strategy<Value = Duration> {
+    let edges = [Duration::ZERO, Duration::from_nanos(1), MILLI, DAY, CENTURY, Duration::MAX];
+    prop_oneof![
+        prop::sample::select(edges.to_vec()),
+        (0_u32..64, any::<u32>()).prop_map(|(size, nanos)| Duration::new((1 << size) - 1, nanos % 1_000_000_000)),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
+    #[test]
+    fn whatever_times_are_set_a_call_is_refused_or_made_once(
+        (settings, ttl, lease, after, wait) in
+            (prop::collection::vec(prop::option::weighted(0.3, times()), TIMES.len()), times(), times(), times(), times()),
+        is_plain in any::<bool>(),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let set = |builder, (setting, time): (&(&str, SetTime), &Option<Duration>)| match time {
+                Some(time) => setting.1(builder, *time),
+                None => builder,
+            };
+            let world = World::with(|builder| TIMES.iter().zip(&settings).fold(builder, set));
+            let charge = async || {
+                let call = world.engine.call(OPERATION, 1).ttl(ttl);
+                let call = if is_plain { call } else { call.lease(lease).after_expiry(after).on_conflict(OnConflict::Wait(wait)) };
+                call.run(|| async { world.effect(1) }).await
+            };
+            match charge().await {
+                Ok(receipt) => {
+                    assert_eq!(charge().await.unwrap(), receipt);
+                    assert_eq!(world.ledger.count(), 1);
+                }
+                Err(error) => {
+                    assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+                    assert_eq!(world.ledger.count(), 0);
+                }
+            }
+        });
+    }
+}
+
+#[tokio::test]
+async fn the_longest_times_mean_forever() {
+    let forever = CENTURY;
+    let configure = |builder: Builder| {
         let builder = builder.lease(forever).max_run(forever).claim_timeout(forever).commit_timeout(forever);
         builder.background_commit(forever).in_doubt_retention(forever).on_conflict(OnConflict::Wait(forever))
     };
@@ -122,5 +275,5 @@ async fn the_longest_durations_mean_forever() {
     let (leader, (follower, waiter)) = tokio::join!(leader, follower);
     assert_eq!(leader.unwrap(), "receipt 1.1");
     assert_eq!((follower.unwrap(), waiter.unwrap()), ("receipt 1.1".to_owned(), "receipt 1.1".to_owned()));
-    assert_eq!(world.engine.shutdown(forever).await.abandoned, 0);
+    assert_eq!(world.engine.shutdown(Duration::MAX).await.abandoned, 0);
 }

@@ -20,6 +20,7 @@ mod memory;
 #[cfg(feature = "near-cache")]
 mod near_cache;
 mod panics;
+mod reasons;
 mod records;
 mod renewal;
 mod replay;
@@ -28,5 +29,7 @@ mod shutdown;
 mod steps;
 mod values;
 mod verify;
+#[path = "../warnings/mod.rs"]
+mod warnings;
 mod windows;
 mod world;

@@ -212,3 +212,23 @@ async fn a_time_limit_of_nothing_is_an_error_of_the_configuration() {
     assert_eq!(error.kind(), ErrorKind::Config);
     assert!(error.to_string().contains("`near_cache_ttl`"), "{error}");
 }
+
+#[tokio::test]
+async fn a_corrected_answer_counts_at_once_here_and_soon_elsewhere() {
+    use idempotency::{Resolution, Unstored};
+    let world = world();
+    let there = world.other_process_with(|builder| builder.near_cache(1_000_000).near_cache_ttl(TTL));
+    let held = world.call(1).on_error(Unstored::Hold).run(|| async { Err::<String, _>(anyhow::anyhow!("no answer")) });
+    held.await.unwrap_err();
+    let record = world.engine.record(OPERATION, 1_u64);
+    for answer in ["first", "second"] {
+        let view = record.inspect().await.unwrap().unwrap();
+        record.resolve(&view, Resolution::Completed(answer)).await.unwrap();
+        assert_eq!(world.charge(1).await.unwrap(), answer, "it is not what was kept");
+        let elsewhere = there.charge(1).await.unwrap();
+        assert_eq!(elsewhere, "first", "it was kept there, or is the first");
+    }
+    world.clock.advance(TTL);
+    assert_eq!(there.charge(1).await.unwrap(), "second");
+    assert_eq!(world.ledger.count(), 0);
+}

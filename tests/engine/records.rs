@@ -172,6 +172,8 @@ async fn after_a_forced_removal_callers_wait_for_the_end_of_the_lease() {
         let error = there.charge(1).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InProgress);
         assert_eq!(error.retry_after(), Some(LEASE));
+        let error = there.handle(1).forget().await.unwrap_err();
+        assert_eq!((error.kind(), error.retry_after()), (ErrorKind::InProgress, Some(LEASE)), "its owner runs");
         gate.open();
     };
     let (running, ()) = tokio::join!(running, operator);
@@ -277,4 +279,120 @@ async fn an_operator_that_fails_in_the_middle_of_an_answer_leaves_the_record_in_
         assert_eq!(world.charge(1).await.unwrap(), "operator", "{policy:?}");
         assert_eq!(world.ledger.count(), 0, "{policy:?}");
     }
+}
+
+#[tokio::test]
+async fn an_operator_s_answer_is_kept_for_the_ttl_however_short_doubts_are_kept() {
+    let world = World::with(|builder| builder.in_doubt_retention(DAY));
+    let (ttl, call) = (DAY * 10, || world.call(1).ttl(DAY * 10));
+    let held = call().on_error(Unstored::Hold).run(|| async {
+        world.effect(1)?;
+        Err::<String, _>(anyhow::anyhow!("the provider did not answer"))
+    });
+    held.await.unwrap_err();
+    let view = world.handle(1).inspect().await.unwrap().unwrap();
+    world.handle(1).resolve(&view, Resolution::Completed("operator")).await.unwrap();
+    let resolved = world.handle(1).inspect().await.unwrap().unwrap();
+    world.clock.advance(ttl - Duration::from_millis(1));
+    let late = call().run(|| async { world.effect(1) }).await;
+    assert_eq!((late.unwrap().as_str(), world.ledger.count()), ("operator", 1));
+    world.clock.advance(resolved.expires.saturating_duration_since(view.created));
+    assert_eq!(call().run(|| async { world.effect(1) }).await.unwrap(), "receipt 1.2", "and not for ever");
+}
+
+#[tokio::test]
+async fn a_doubt_is_not_forgotten_before_a_result_would_be() {
+    let world = World::with(|builder| builder.in_doubt_retention(Duration::from_millis(1)));
+    in_doubt(&world).await;
+    world.clock.advance(DAY);
+    assert_eq!(world.charge(1).await.unwrap_err().kind(), ErrorKind::InDoubt);
+    assert_eq!(world.ledger.count(), 1);
+}
+
+/// The record is in doubt, and an operator has answered with a number, which callers that read a text cannot.
+async fn answered_in_the_wrong_shape(world: &World) -> idempotency::RecordView {
+    in_doubt(world).await;
+    let view = world.handle(1).inspect().await.unwrap().unwrap();
+    world.handle(1).resolve(&view, Resolution::Completed(7)).await.unwrap();
+    assert_eq!(world.charge(1).await.unwrap_err().kind(), ErrorKind::Decode);
+    let wrong = world.handle(1).inspect().await.unwrap().unwrap();
+    assert_eq!((wrong.state, wrong.reason), (State::Completed, Some(Reason::Resolved)));
+    wrong
+}
+
+#[tokio::test]
+async fn an_answer_that_no_caller_can_read_is_corrected_without_forgetting_the_call() {
+    let world = World::new();
+    let wrong = answered_in_the_wrong_shape(&world).await;
+    world.handle(1).resolve(&wrong, Resolution::Completed("right")).await.unwrap();
+    assert_eq!(world.charge(1).await.unwrap(), "right");
+    let right = world.handle(1).inspect().await.unwrap().unwrap();
+    assert_eq!((right.state, right.reason, right.attempts), (State::Completed, Some(Reason::Resolved), 1));
+    assert!(right.fence > wrong.fence && right.revision != wrong.revision, "the correction is on the record");
+    let late = world.handle(1).resolve(&wrong, Resolution::Completed("late")).await.unwrap_err();
+    assert_eq!(late.kind(), ErrorKind::Superseded);
+    assert_eq!(world.charge(1).await.unwrap(), "right");
+    assert_eq!(world.ledger.count(), 1);
+}
+
+#[tokio::test]
+async fn of_two_corrections_at_once_one_counts_and_the_other_is_told() {
+    let world = World::new();
+    let wrong = answered_in_the_wrong_shape(&world).await;
+    let gate = Gate::new();
+    world.store.next("resolve", Fault::Late(gate.clone()));
+    let (first, second) = (world.handle(1), world.handle(1));
+    let mut first = Box::pin(first.resolve(&wrong, Resolution::Completed("first")));
+    assert!(poll_once(&mut first).is_pending());
+    second.resolve(&wrong, Resolution::Completed("second")).await.unwrap();
+    gate.open();
+    assert_eq!(first.await.unwrap_err().kind(), ErrorKind::Superseded);
+    assert_eq!(world.charge(1).await.unwrap(), "second");
+}
+
+#[tokio::test]
+async fn a_correction_does_not_say_that_nothing_happened() {
+    let world = World::new();
+    let wrong = answered_in_the_wrong_shape(&world).await;
+    let refused = world.handle(1).resolve(&wrong, Resolution::NotExecuted).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Superseded);
+    assert_eq!(world.charge(1).await.unwrap_err().kind(), ErrorKind::Decode);
+    assert_eq!(world.ledger.count(), 1);
+}
+
+#[tokio::test]
+async fn no_result_of_an_owner_or_a_verdict_is_corrected() {
+    let world = World::new();
+    let receipt = world.charge(1).await.unwrap();
+    let view = world.handle(1).inspect().await.unwrap().unwrap();
+    let refused = world.handle(1).resolve(&view, Resolution::Completed("other")).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Superseded);
+    assert_eq!(world.charge(1).await.unwrap(), receipt);
+
+    let world = World::new();
+    dead_owner(&world, CrashPolicy::Verify).await;
+    world.clock.advance(LEASE);
+    let call = world
+        .call(1)
+        .settle(Duration::ZERO)
+        .on_crash_verify(async |_| Ok::<_, Error>(idempotency::Verdict::Completed("verdict".to_owned())));
+    assert_eq!(call.run(|| async { world.effect(1) }).await.unwrap(), "verdict");
+    let view = world.handle(1).inspect().await.unwrap().unwrap();
+    let refused = world.handle(1).resolve(&view, Resolution::Completed("other")).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Superseded);
+    assert_eq!(world.charge(1).await.unwrap(), "verdict");
+    assert_eq!(world.ledger.count(), 0);
+}
+
+#[tokio::test]
+async fn a_forgotten_tombstone_lets_the_next_call_run() {
+    let world = World::new();
+    let charge = async || world.call(1).after_expiry(DAY * 10).run(|| async { world.effect(1) }).await;
+    charge().await.unwrap();
+    world.clock.advance(DAY);
+    assert_eq!(charge().await.unwrap_err().kind(), ErrorKind::Expired);
+    assert_eq!(world.handle(1).inspect().await.unwrap().unwrap().state, State::Tombstone);
+    world.handle(1).forget().await.unwrap();
+    assert!(world.handle(1).inspect().await.unwrap().is_none());
+    assert_eq!(charge().await.unwrap(), "receipt 1.2");
 }

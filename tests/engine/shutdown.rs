@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use idempotency::store::Reason;
-use idempotency::{Error, ErrorKind, InCurrentScope as _, OnCrash, State, observe};
+use idempotency::store::{Reason, StoreErrorKind};
+use idempotency::{Error, ErrorKind, InCurrentScope as _, OnCrash, State, Unstored, observe};
 
 use crate::faults::{Fault, Gate};
-use crate::world::{DAY, OPERATION, World, eventually, poll_once};
+use crate::world::{DAY, LEASE, OPERATION, World, eventually, poll_once};
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -166,4 +166,182 @@ async fn what_a_finished_body_left_running_makes_no_new_calls_during_the_shutdow
     gate.open();
     assert_eq!(left_running.await.unwrap().await.unwrap().unwrap_err().kind(), ErrorKind::ShuttingDown);
     assert_eq!(world.ledger.count(), 0);
+}
+
+/// Runs a body until `gate` is open, which then says that nothing happened.
+async fn releases(world: &World, gate: &Gate) -> anyhow::Result<String> {
+    let call = world.call(1).on_error(Unstored::Release).run(|| async {
+        gate.wait().await;
+        Err(anyhow::anyhow!("busy"))
+    });
+    call.await
+}
+
+#[tokio::test]
+async fn a_follower_whose_leader_releases_during_the_shutdown_claims_nothing() {
+    let (world, gate) = (World::new(), Gate::new());
+    let rest = async {
+        world.record_is(1, |record| record.is_some()).await;
+        let mut follower = Box::pin(world.charge(1));
+        assert!(poll_once(&mut follower).is_pending());
+        let mut shutdown = Box::pin(world.engine.shutdown(LONG));
+        assert!(poll_once(&mut shutdown).is_pending());
+        gate.open();
+        assert_eq!(shutdown.await.abandoned, 0);
+        follower.await
+    };
+    let (leader, follower) = tokio::join!(releases(&world, &gate), rest);
+    assert!(leader.is_err());
+    assert_eq!(follower.unwrap_err().kind(), ErrorKind::ShuttingDown);
+    assert_eq!(world.store.requests("claim"), 1);
+    assert!(world.record(1).await.is_none());
+    assert_eq!(world.ledger.count(), 0);
+}
+
+#[tokio::test]
+async fn a_caller_that_waits_for_another_process_claims_nothing_after_the_shutdown() {
+    let (world, gate) = (World::new(), Gate::new());
+    let there = world.other_process();
+    let rest = async {
+        world.record_is(1, |record| record.is_some()).await;
+        let mut waiter = Box::pin(world.charge(1));
+        assert!(poll_once(&mut waiter).is_pending());
+        assert_eq!(world.engine.shutdown(LONG).await.abandoned, 0);
+        gate.open();
+        world.while_time_passes(waiter).await
+    };
+    let (owner, waiter) = tokio::join!(releases(&there, &gate), rest);
+    assert!(owner.is_err());
+    assert_eq!(waiter.unwrap_err().kind(), ErrorKind::ShuttingDown);
+    assert_eq!(world.store.requests("claim"), 1);
+    assert_eq!(world.ledger.count(), 0);
+}
+
+#[tokio::test]
+async fn callers_that_wait_still_get_the_answer_of_another_during_a_shutdown() {
+    let (world, gate) = (World::new(), Gate::new());
+    let there = world.other_process();
+    let owner = there.call(1).run(|| async {
+        gate.wait().await;
+        there.effect(1)
+    });
+    let rest = async {
+        world.record_is(1, |record| record.is_some()).await;
+        let (mut waiter, mut follower) = (Box::pin(world.charge(1)), Box::pin(world.charge(1)));
+        assert!(poll_once(&mut waiter).is_pending() && poll_once(&mut follower).is_pending());
+        assert_eq!(world.engine.shutdown(LONG).await.abandoned, 0);
+        gate.open();
+        world.while_time_passes(async { tokio::join!(waiter, follower) }).await
+    };
+    let (owner, (waiter, follower)) = tokio::join!(owner, rest);
+    let receipt = owner.unwrap();
+    assert_eq!((waiter.unwrap(), follower.unwrap()), (receipt.clone(), receipt));
+    assert_eq!((world.store.requests("claim"), world.ledger.count()), (1, 1));
+}
+
+#[tokio::test]
+async fn a_claim_that_failed_is_not_sent_again_after_the_shutdown_began() {
+    let faults = [Fault::Refused(StoreErrorKind::Refused), Fault::LostRequest, Fault::LostAnswer];
+    for fault in faults {
+        let world = World::new();
+        world.store.next("claim", fault.clone());
+        let mut call = Box::pin(world.charge(1));
+        assert!(poll_once(&mut call).is_pending());
+        let mut shutdown = Box::pin(world.engine.shutdown(LONG));
+        assert!(poll_once(&mut shutdown).is_pending(), "{fault:?}: the claim is on its way");
+        let both = async { tokio::join!(call, shutdown) };
+        let (result, drained) = world.while_time_passes(both).await;
+        assert_eq!(result.unwrap_err().kind(), ErrorKind::ShuttingDown, "{fault:?}");
+        assert_eq!((drained.abandoned, world.store.requests("claim")), (0, 1), "{fault:?}");
+        assert!(world.record(1).await.is_none(), "{fault:?}: given back");
+        assert_eq!(world.ledger.count(), 0, "{fault:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_claim_that_was_granted_too_late_is_not_sent_anew_after_the_shutdown_began() {
+    let world = World::with(|builder| builder.claim_timeout(LEASE * 2));
+    world.store.next("claim", Fault::Slow(world.clock.clone(), LEASE));
+    let mut call = Box::pin(world.charge(1));
+    assert!(poll_once(&mut call).is_pending());
+    let mut shutdown = Box::pin(world.engine.shutdown(LONG));
+    assert!(poll_once(&mut shutdown).is_pending());
+    let both = async { tokio::join!(call, shutdown) };
+    let (result, drained) = world.while_time_passes(both).await;
+    assert_eq!(result.unwrap_err().kind(), ErrorKind::ShuttingDown);
+    assert_eq!((drained.abandoned, world.store.requests("claim")), (0, 1));
+    assert!(world.record(1).await.is_none());
+}
+
+#[tokio::test]
+async fn a_body_that_was_given_up_makes_no_further_calls() {
+    let (world, gate) = (World::new(), Gate::new());
+    let body = world.call(1).run(|| async {
+        gate.wait().await;
+        world.charge(2).await
+    });
+    let rest = async {
+        world.record_is(1, |record| record.is_some()).await;
+        let drained = world.while_time_passes(world.engine.shutdown(Duration::from_secs(1))).await;
+        assert_eq!(drained.abandoned, 1);
+        gate.open();
+    };
+    let (body, ()) = tokio::join!(body, rest);
+    assert_eq!(body.unwrap_err().kind(), ErrorKind::ShuttingDown);
+    assert_eq!((world.store.requests("claim"), world.ledger.count()), (1, 0));
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_claim_whose_body_had_not_begun_is_given_back_by_the_shutdown() {
+    use idempotency::__private::{Key, Site, call_on, outcome, run_detached};
+    static SITE: Site = Site::new("shutdown.given_back", file!(), line!());
+    let world = World::new();
+    let ledger = world.ledger.clone();
+    let call = call_on(&SITE, &world.engine, Key::of(&1_u64)).ttl(DAY);
+    let body = move || async move {
+        ledger.charge("detached");
+        Ok::<_, Error>(())
+    };
+    let mut call = Box::pin(run_detached(call, outcome(), body));
+    assert!(poll_once(&mut call).is_pending(), "granted, and its task has not run yet");
+    let mut shutdown = Box::pin(world.engine.shutdown(Duration::ZERO));
+    let drained = loop {
+        if let std::task::Poll::Ready(drained) = poll_once(&mut shutdown) {
+            break drained;
+        }
+        std::thread::yield_now();
+        world.clock.advance(Duration::from_millis(1));
+    };
+    assert_eq!(drained.abandoned, 0, "nothing had begun");
+    let hash = world.engine.record("shutdown.given_back", 1_u64).hash().unwrap();
+    let record = idempotency::store::Store::read(&world.memory, hash).await.unwrap();
+    assert!(record.is_none(), "{record:?}: nothing is in doubt");
+    assert_eq!(call.await.unwrap_err().kind(), ErrorKind::ShuttingDown);
+    assert_eq!(world.ledger.count(), 0);
+}
+
+#[tokio::test]
+async fn a_disabled_operation_takes_no_new_calls_after_the_shutdown_either() {
+    let world = World::new();
+    world.engine.disable(OPERATION);
+    world.engine.shutdown(LONG).await;
+    assert_eq!(world.charge(1).await.unwrap_err().kind(), ErrorKind::ShuttingDown);
+    assert_eq!(world.ledger.count(), 0);
+}
+
+#[tokio::test]
+async fn an_engine_that_is_shut_down_twice_stays_closed() {
+    let (world, gate) = (World::new(), Gate::new());
+    let body = world.call(1).run(|| async {
+        gate.wait().await;
+        world.charge(2).await
+    });
+    let rest = async {
+        world.record_is(1, |record| record.is_some()).await;
+        let first = world.while_time_passes(world.engine.shutdown(Duration::from_secs(1))).await;
+        assert_eq!((first.abandoned, world.engine.shutdown(LONG).await.abandoned), (1, 0));
+        gate.open();
+    };
+    let (body, ()) = tokio::join!(body, rest);
+    assert_eq!(body.unwrap_err().kind(), ErrorKind::ShuttingDown);
 }

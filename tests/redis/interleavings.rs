@@ -192,7 +192,7 @@ async fn a_ttl_raised_or_lowered_between_reader_and_owner_changes_no_record() ->
         let call = reader.call(OPERATION, 1_u64).ttl(ttl).on_conflict(OnConflict::Reject);
         call.on_crash(OnCrash::Retry).run(|| async { Ok::<_, Error>(world.effect(1)) }).await
     };
-    let mut owner = Box::pin(world.call(1).run(std::future::pending::<Result<String, Error>>));
+    let mut owner = Box::pin(world.call(1).ttl(retention).run(std::future::pending::<Result<String, Error>>));
     eventually_async("the claim", async || {
         tokio::select! {
             biased;

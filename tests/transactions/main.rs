@@ -8,6 +8,7 @@ mod databases;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 mod deadlocks;
 mod exactness;
+mod hooks;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 mod isolation;
 mod lints;
@@ -17,6 +18,7 @@ mod outcomes;
 #[cfg(feature = "postgres")]
 mod postgres;
 mod scene;
+mod shutdown;
 mod signatures;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 mod undone;

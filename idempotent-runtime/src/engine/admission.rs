@@ -70,6 +70,9 @@ pub(crate) async fn admit(request: Request) -> Admission {
     let scope = Scope::current();
     let mut report = Report::new(call.operation.clone(), call.key);
     if call.engine.operations.is_disabled(&call.operation) {
+        if scope.is_shut_out(&call.engine) {
+            return refuse(call.refused(ErrorKind::ShuttingDown), &report, &scope);
+        }
         tracing::warn!(operation = %call.operation, key = %call.key, "the operation is disabled: the body runs unprotected");
         report.bypassed = true;
         scope.report(&report);
@@ -174,7 +177,7 @@ async fn seek_in_store(call: &Arc<Checked>, scope: &Scope, report: &mut Report) 
     let deadline = call.patience().map(|patience| engine.clock.monotonic().saturating_add(patience));
     loop {
         match engine.flights.join((call.key, call.fingerprint, call.former_fingerprints.clone())) {
-            Seat::Leader(leader) => match lead(call, &leader, deadline, report).await {
+            Seat::Leader(leader) => match lead(call, &leader, deadline, scope, report).await {
                 Led::Granted(granted) => {
                     leader.busy();
                     let observer = scope.observer().cloned();
@@ -209,7 +212,13 @@ async fn seek_in_store(call: &Arc<Checked>, scope: &Scope, report: &mut Report) 
 }
 
 /// Asks the store until it grants the claim, has an answer, or time is over.
-async fn lead(call: &Arc<Checked>, leader: &Leader, deadline: Option<Duration>, report: &mut Report) -> Led {
+async fn lead(
+    call: &Arc<Checked>,
+    leader: &Leader,
+    deadline: Option<Duration>,
+    scope: &Scope,
+    report: &mut Report,
+) -> Led {
     let engine = &call.engine;
     let mut late = 0;
     let mut next = call.fingerprint;
@@ -218,10 +227,16 @@ async fn lead(call: &Arc<Checked>, leader: &Leader, deadline: Option<Duration>, 
             Ok(claim) => Claim { fingerprint: std::mem::replace(&mut next, call.fingerprint), ..claim },
             Err(error) => return Led::Refused(error),
         };
+        // In this order, and looked at again after each wait: a shutdown that begins after the look waits for what is
+        // busy, and one that began before is seen here.
         let busy = engine.keeper.busy();
+        if scope.is_shut_out(engine) {
+            return Led::OutOfTime(call.refused(ErrorKind::ShuttingDown));
+        }
         let near_cache = engine.near_cache.as_ref().map(|near_cache| near_cache.ask(call.key));
         let sent = engine.clock.monotonic();
-        let mut found = match claim::send(engine, claim.clone()).await {
+        let mut found = match claim::send(engine, claim.clone(), scope).await {
+            Err(_) if scope.is_shut_out(engine) => return Led::OutOfTime(call.refused(ErrorKind::ShuttingDown)),
             Err(error) => return Led::Refused(store_error(call, error)),
             Ok(Answered { claimed: Claimed::Mine(grant), repeated }) if engine.may_start(sent, call.lease) => {
                 return Led::Granted(Box::new(Granted { claim, grant, sent, repeated, _busy: busy }));

@@ -57,7 +57,7 @@ impl Builder {
         self
     }
 
-    /// How long a claim lives without renewal. It is renewed three times as often while the body runs. The default is
+    /// How long a claim lives without renewal, from a millisecond to 100 years as all times here. It is renewed three times as often while the body runs. The default is
     /// 15 seconds.
     pub fn lease(mut self, lease: Duration) -> Self {
         self.settings.lease = lease;
@@ -84,8 +84,8 @@ impl Builder {
         self
     }
 
-    /// How long the background goes on storing, and renewing the lease, after `commit_timeout`. Then the record is in
-    /// doubt. The default is 10 minutes.
+    /// How long the background goes on storing, and renewing the lease, after `commit_timeout`; zero tries once more. Then
+    /// the record is in doubt. The default is 10 minutes.
     pub fn background_commit(mut self, duration: Duration) -> Self {
         self.settings.background_commit = duration;
         self
@@ -97,7 +97,7 @@ impl Builder {
         self
     }
 
-    /// How many bytes a key, and a scope, may take. The default is 1 KiB.
+    /// How many bytes a key, and a scope, may take. The default is 1 KiB, the most is 64 KiB.
     pub fn max_key_size(mut self, bytes: usize) -> Self {
         self.settings.max_key_size = bytes;
         self
@@ -115,9 +115,10 @@ impl Builder {
         self
     }
 
-    /// How long the record of an unfinished call is kept after its lease. The default is the longer of `ttl` and 30 days.
+    /// How long the record of an unfinished call is kept after its lease, and an operator's answer to it from then on; where
+    /// the `ttl` of the call is longer, that is how long. The default is 30 days.
     pub fn in_doubt_retention(mut self, duration: Duration) -> Self {
-        self.settings.in_doubt_retention = Some(duration);
+        self.settings.in_doubt_retention = duration;
         self
     }
 
@@ -141,7 +142,7 @@ impl Builder {
         self
     }
 
-    /// How many records one statement of the background removes at most. The default is 1 000.
+    /// How many records one statement of the background removes at most. The default is 1 000, the most is 100 000.
     pub fn purge_batch(mut self, records: usize) -> Self {
         self.settings.purge_batch = records;
         self
@@ -150,8 +151,9 @@ impl Builder {
     /// Keeps up to `max_bytes` of completed results in this process, so that a repeated call of a hot key does not ask the
     /// store. None is kept longer than its record. A repeated call with another fingerprint is refused as ever.
     ///
-    /// What is kept can only be wrong about a record that somebody removed. [`forget`](crate::RecordHandle::forget)
-    /// through this engine counts at once. Through another process it counts as soon as the store tells, which Redis does
+    /// What is kept can only be wrong about a record that somebody removed, or an operator's answer that was corrected.
+    /// [`forget`](crate::RecordHandle::forget) and [`resolve`](crate::RecordHandle::resolve) through this engine count at
+    /// once. Through another process it counts as soon as the store tells, which Redis does
     /// within milliseconds, and else after [`near_cache_ttl`](Self::near_cache_ttl). The default is no near cache.
     ///
     /// ```
@@ -174,7 +176,7 @@ impl Builder {
         self
     }
 
-    /// How long after its removal by another process a record may still be replayed from the
+    /// How long after its removal or correction by another process a record may still be replayed from the
     /// [`near_cache`](Self::near_cache), at the most. The default is 5 seconds.
     #[cfg(feature = "near-cache")]
     pub fn near_cache_ttl(mut self, ttl: Duration) -> Self {

@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::instance::Instance;
 use super::operations::Site;
 use super::run::{Run, run};
+use super::settings::{check_conflict, check_pause, check_time};
 use super::verify::{SETTLE, Unasked, Verify};
 use super::window::Windowed;
 use super::{Idempotency, Inner, scope};
@@ -205,13 +206,14 @@ impl<P, V> Call<P, V> {
         self
     }
 
-    /// How long the claim lives without renewal. The default is the engine's, 15 seconds.
+    /// How long the claim lives without renewal, from a millisecond to 100 years. The default is the engine's, 15 seconds.
     pub fn lease(mut self, lease: Duration) -> Self {
         self.request.lease = Some(lease);
         self
     }
 
-    /// What to do when another caller is running the call. The default is the engine's: wait 30 seconds.
+    /// What to do when another caller is running the call. The default is the engine's: wait 30 seconds. A wait goes from
+    /// a millisecond to 100 years, else the call fails with [`Config`](ErrorKind::Config).
     pub fn on_conflict(mut self, on_conflict: OnConflict) -> Self {
         self.request.on_conflict = Some(Conflict::As(on_conflict));
         self
@@ -483,8 +485,10 @@ impl Request {
                 return Err(Error::config(format!("`ttl` is {ttl:?}; it goes from 1ms to {:?}", settings.max_ttl)));
             }
             let lease = self.lease.unwrap_or(settings.lease);
-            if lease < Duration::from_millis(1) {
-                return Err(Error::config("`lease` must be at least a millisecond"));
+            check_time("lease", lease)?;
+            check_pause("settle", self.settle)?;
+            if let Some(Conflict::As(on_conflict)) = self.on_conflict {
+                check_conflict(on_conflict)?;
             }
             let after_expiry = self.after_expiry.unwrap_or_default();
             let refusable = Duration::from_millis(1)..=settings.max_ttl;

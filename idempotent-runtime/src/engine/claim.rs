@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::Inner;
 use super::keeper::Followed;
 use super::retry;
+use super::scope::Scope;
 use crate::store::{Claim, Claimed, Release, StoreError, StoreErrorKind};
 
 /// The answer to a claim.
@@ -19,17 +20,20 @@ pub(crate) struct Answered {
 ///
 /// A claim that was sent is followed to its answer: if the caller goes, or the time is over, the background releases
 /// what was granted to nobody.
-pub(crate) async fn send(engine: &Arc<Inner>, claim: Claim) -> Result<Answered, StoreError> {
-    let (release, lease) = (Release::new(claim.key, claim.token), claim.lease);
+///
+/// Once a shutdown has begun, nothing is sent again from `scope`.
+pub(crate) async fn send(engine: &Arc<Inner>, claim: Claim, scope: &Scope) -> Result<Answered, StoreError> {
+    let (release, lease) = (Release::unused(claim.key, claim.token), claim.lease);
     let for_release = engine.clone();
-    let mut followed =
-        Followed::new(&engine.keeper, repeat(engine.clone(), claim)).and_if_dropped(move |answer| async move {
+    let mut followed = Followed::new(&engine.keeper, repeat(engine.clone(), claim, scope.clone())).and_if_dropped(
+        move |answer| async move {
             match answer {
                 Ok(Answered { claimed: Claimed::Held(_), repeated: false }) => {}
                 Ok(Answered { repeated, .. }) => give_back(&for_release, release, lease, repeated).await,
                 Err(_) => give_back(&for_release, release, lease, true).await,
             }
-        });
+        },
+    );
     let timeout = engine.settings.claim_timeout;
     let answer = tokio::select! {
         biased;
@@ -46,16 +50,19 @@ pub(crate) async fn send(engine: &Arc<Inner>, claim: Claim) -> Result<Answered, 
 }
 
 /// Repeats the claim with its token while it fails in a way that can pass.
-async fn repeat(engine: Arc<Inner>, claim: Claim) -> Result<Answered, StoreError> {
+async fn repeat(engine: Arc<Inner>, claim: Claim, scope: Scope) -> Result<Answered, StoreError> {
     let end = engine.clock.monotonic().saturating_add(engine.settings.claim_timeout);
     let mut unknown = None;
     for pause in retry::pauses() {
         match engine.store.clone().claim(claim.clone()).await {
             Err(error) if error.is_transient() && engine.clock.monotonic() + pause < end => {
+                engine.clock.sleep(pause).await;
+                if scope.is_shut_out(&engine) {
+                    return Err(unknown.unwrap_or(error));
+                }
                 if error.is_outcome_unknown() {
                     unknown = Some(error);
                 }
-                engine.clock.sleep(pause).await;
             }
             // An earlier try may have been applied: this refusal does not tell.
             Err(error) => return Err(unknown.unwrap_or(error)),

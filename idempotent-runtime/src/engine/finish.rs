@@ -1,5 +1,6 @@
 //! The end of a body: its result is stored, its claim released or its record parked.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -180,6 +181,8 @@ async fn release(running: &Running) {
     if running.repeated {
         let engine = engine.clone();
         let (keeper, budget) = (engine.keeper.clone(), running.call.lease);
+        // A late duplicate of the claim is no further attempt.
+        let release = Release::unused(release.key, release.token);
         keeper.spawn(async move { claim::give_back(&engine, release, budget, true).await });
     }
     if let Err(error) = released {
@@ -229,7 +232,11 @@ fn report_duplicate(call: &Checked, commit: &Commit, winner: Option<&Arc<Record>
     if let Some(hook) = &call.engine.settings.on_duplicate {
         let winner = winner.map(|record| record.body.clone());
         let (operation, key, result) = (call.operation.clone(), call.key, commit.body.clone());
-        hook(&Duplicate { operation, key, result, winner });
+        let duplicate = Duplicate { operation, key, result, winner };
+        // Told after everything was decided: what it does decides nothing.
+        if catch_unwind(AssertUnwindSafe(|| hook(&duplicate))).is_err() {
+            tracing::error!(operation = %call.operation, key = %call.key, "the hook `on_duplicate` panicked");
+        }
     }
 }
 

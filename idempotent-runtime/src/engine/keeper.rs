@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
@@ -27,6 +27,13 @@ const BATCH: usize = 1000;
 const RETRY_SHARE: u32 = 10;
 /// A store may round the time of a request down by this much.
 const ROUNDING: Duration = Duration::from_millis(1);
+
+/// Nothing was done under a claim so far.
+const WAITING: u8 = 0;
+/// The body, or the question about an earlier one, has begun.
+const BEGUN: u8 = 1;
+/// A shutdown has taken the claim away.
+const SHUT_DOWN: u8 = 2;
 
 pub(super) type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 /// Runs the background somewhere else than on a thread of its own.
@@ -47,6 +54,7 @@ pub(crate) struct Lease {
     /// Monotonic time of the next renewal, in nanoseconds.
     due: AtomicU64,
     lost: watch::Sender<bool>,
+    stage: AtomicU8,
     /// Whether the body has come to its end.
     body_ended: AtomicBool,
     /// The steps of the body, for who gives the claim up from elsewhere.
@@ -74,6 +82,7 @@ impl Lease {
             valid_until: AtomicU64::new(end_of(sent, length)),
             due: AtomicU64::new(nanos(sent + length / 3)),
             lost: watch::Sender::new(false),
+            stage: AtomicU8::new(WAITING),
             body_ended: AtomicBool::new(false),
             journal: OnceLock::new(),
             clock,
@@ -112,6 +121,26 @@ impl Lease {
         self.lost.send_replace(true);
     }
 
+    /// From now on something may have happened under the claim. False when a shutdown was faster: then nothing may.
+    ///
+    /// Body and shutdown meet here alone: either the body has begun and its outcome is unknown to the shutdown, or the
+    /// shutdown gives the claim back and the body never begins.
+    pub(crate) fn begin(&self) -> bool {
+        let before = self.stage.compare_exchange(WAITING, BEGUN, Ordering::AcqRel, Ordering::Acquire);
+        matches!(before, Ok(_) | Err(BEGUN))
+    }
+
+    /// The shutdown takes the claim away. True when something may have happened under it.
+    pub(crate) fn shut_down(&self) -> bool {
+        let has_begun = self.stage.swap(SHUT_DOWN, Ordering::AcqRel) == BEGUN;
+        self.give_up();
+        has_begun
+    }
+
+    pub(crate) fn is_shut_down(&self) -> bool {
+        self.stage.load(Ordering::Acquire) == SHUT_DOWN
+    }
+
     pub(crate) fn end_body(&self) {
         self.body_ended.store(true, Ordering::Release);
     }
@@ -139,7 +168,8 @@ impl Lease {
         self.due.store(nanos(now + (self.length / RETRY_SHARE).max(Duration::from_millis(1))), Ordering::Release);
     }
 
-    fn stop_renewal(&self) {
+    /// The lease runs out unless somebody gives it back.
+    pub(super) fn stop_renewal(&self) {
         self.due.store(u64::MAX, Ordering::Release);
     }
 
@@ -249,7 +279,8 @@ impl Keeper {
 
     /// Something is under way that a shutdown waits for.
     pub(crate) fn busy(&self) -> Busy {
-        self.shared.under_way.fetch_add(1, Ordering::AcqRel);
+        // In one order with the engine's word that it closes, so that of a claim and a shutdown one sees the other.
+        self.shared.under_way.fetch_add(1, Ordering::SeqCst);
         Busy(self.shared.clone())
     }
 
@@ -284,7 +315,7 @@ impl Keeper {
             let idle = self.shared.idle.notified();
             tokio::pin!(idle);
             idle.as_mut().enable();
-            let none_under_way = || self.shared.under_way.load(Ordering::Acquire) == 0;
+            let none_under_way = || self.shared.under_way.load(Ordering::SeqCst) == 0;
             // Asked twice: a claim is held before it stops being on its way, and in the background before it is forgotten.
             if none_under_way() && self.shared.leases().by_token.is_empty() && none_under_way() {
                 return;
@@ -306,7 +337,7 @@ pub(crate) struct Busy(Arc<Shared>);
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.0.under_way.fetch_sub(1, Ordering::AcqRel);
+        self.0.under_way.fetch_sub(1, Ordering::SeqCst);
         self.0.idle.notify_waiters();
     }
 }

@@ -27,7 +27,7 @@ mod window;
 
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 pub use builder::Builder;
@@ -96,8 +96,10 @@ pub(crate) struct Inner {
     memory: Option<MemoryStore>,
     operations: Operations,
     pub(crate) keeper: Arc<Keeper>,
-    closing: AtomicBool,
+    closing: AtomicU8,
     waiters: AtomicUsize,
+    /// Bodies whose record is in a transaction of the user's.
+    in_transactions: AtomicUsize,
     duplicates: AtomicU64,
 }
 
@@ -128,8 +130,9 @@ impl Inner {
             flights: Arc::default(),
             near_cache,
             operations: Operations::default(),
-            closing: AtomicBool::new(false),
+            closing: AtomicU8::new(OPEN),
             waiters: AtomicUsize::new(0),
+            in_transactions: AtomicUsize::new(0),
             duplicates: AtomicU64::new(0),
         }
     }
@@ -152,7 +155,12 @@ impl Inner {
     }
 
     fn is_closing(&self) -> bool {
-        self.closing.load(Ordering::Acquire)
+        self.closing.load(Ordering::SeqCst) != OPEN
+    }
+
+    /// Whether also what a running body calls is refused, because the body was given up.
+    fn is_closed(&self) -> bool {
+        self.closing.load(Ordering::SeqCst) == CLOSED
     }
 
     fn token(&self) -> std::io::Result<Token> {
@@ -168,7 +176,7 @@ impl Inner {
 
     /// Gives back a claim that was granted and that nobody uses.
     async fn give_back(self: &Arc<Self>, claim: &Claim, repeated: bool) {
-        let (engine, release, lease) = (self.clone(), Release::new(claim.key, claim.token), claim.lease);
+        let (engine, release, lease) = (self.clone(), Release::unused(claim.key, claim.token), claim.lease);
         Followed::new(&self.keeper, async move { claim::give_back(&engine, release, lease, false).await }).await;
         if repeated {
             self.give_back_later(claim);
@@ -177,7 +185,7 @@ impl Inner {
 
     /// Gives back a claim that was sent more than once, and that is not ours: a late try may still take it.
     fn give_back_later(self: &Arc<Self>, claim: &Claim) {
-        let (engine, release, lease) = (self.clone(), Release::new(claim.key, claim.token), claim.lease);
+        let (engine, release, lease) = (self.clone(), Release::unused(claim.key, claim.token), claim.lease);
         self.keeper.spawn(async move { claim::give_back(&engine, release, lease, true).await });
     }
 
@@ -204,12 +212,37 @@ impl Drop for Waiting {
     }
 }
 
+/// A body whose record is in a transaction of the user's.
+struct InTransactionOf(Arc<Inner>);
+
+impl InTransactionOf {
+    fn enter(engine: &Arc<Inner>) -> Self {
+        engine.in_transactions.fetch_add(1, Ordering::SeqCst);
+        Self(engine.clone())
+    }
+}
+
+impl Drop for InTransactionOf {
+    fn drop(&mut self) {
+        self.0.in_transactions.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// New calls are taken.
+const OPEN: u8 = 0;
+/// Only those that running bodies make.
+const DRAINING: u8 = 1;
+/// None.
+const CLOSED: u8 = 2;
+
 /// What a shutdown left behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Drained {
-    /// How many bodies still ran at the end of the time, and were given up: in doubt under `hold`, left to the next
-    /// caller under the other policies. Zero when all had finished.
+    /// How many calls had begun and were not over at the end of the time: their body ran, or their result was not stored
+    /// yet. They were given up: in doubt under `hold`, left to the next caller under the other policies, and in a
+    /// transaction whatever becomes of that. A store that does not answer learns of it by the end of their leases.
+    /// Zero when all was over.
     pub abandoned: usize,
 }
 
@@ -313,24 +346,36 @@ impl Idempotency {
     /// Takes no new calls, waits at most `timeout` for the bodies that run, and gives the rest up, which takes at most
     /// [`claim_timeout`](Builder::claim_timeout) more.
     ///
-    /// New calls get [`ShuttingDown`](crate::ErrorKind::ShuttingDown); calls that a running body makes still work. A body that
-    /// was given up is not stopped: if it finishes after all and nobody has taken over, its result is stored.
+    /// New calls get [`ShuttingDown`](crate::ErrorKind::ShuttingDown), and so do calls that wait, as soon as they would have
+    /// to claim; those whose answer comes from elsewhere still get it. Calls that a running body makes still work until
+    /// `timeout` is over. A body that was given up is not stopped: if it finishes after all and nobody has taken over, its
+    /// result is stored. A claim whose body had not begun is given back, and counts as no attempt.
     pub async fn shutdown(&self, timeout: Duration) -> Drained {
         let engine = &self.inner;
-        engine.closing.store(true, Ordering::Release);
+        // Not back from closed: somebody else may have shut the engine down before.
+        engine.closing.fetch_max(DRAINING, Ordering::SeqCst);
         tokio::select! {
             biased;
             () = engine.keeper.idle() => {}
             () = engine.clock.sleep(timeout) => {}
         }
-        let rest = engine.keeper.held();
-        for lease in &rest {
-            engine.keeper.forget(lease);
+        // Which claims are taken away below, and which never come to be: one that asks whether it may before this is held
+        // or on its way, and is seen here or by the last wait; one that asks afterwards sends nothing.
+        engine.closing.store(CLOSED, Ordering::SeqCst);
+        let mut abandoned = engine.in_transactions.load(Ordering::SeqCst);
+        for lease in engine.keeper.held() {
             // A record that is gone from now on was taken away by an answer, and is not written anew.
-            lease.give_up();
-            let (keeper, engine, lease) = (&engine.keeper, engine.clone(), lease.clone());
+            let has_begun = lease.shut_down();
+            engine.keeper.forget(&lease);
+            abandoned += usize::from(has_begun);
+            let (keeper, engine) = (&engine.keeper, engine.clone());
             keeper.spawn(async move {
-                running::give_up(&engine, &lease, Reason::ShutDown, engine.settings.claim_timeout).await;
+                let budget = engine.settings.claim_timeout;
+                if has_begun {
+                    running::give_up(&engine, &lease, Reason::ShutDown, budget).await;
+                } else {
+                    claim::give_back(&engine, Release::unused(lease.key, lease.token), budget, false).await;
+                }
             });
         }
         // All at once, and no longer than for one: a store that does not answer would keep the process for each of them.
@@ -339,7 +384,7 @@ impl Idempotency {
             () = engine.keeper.idle() => {}
             () = engine.clock.sleep(engine.settings.claim_timeout) => {}
         }
-        Drained { abandoned: rest.len() }
+        Drained { abandoned }
     }
 }
 

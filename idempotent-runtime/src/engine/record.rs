@@ -224,16 +224,24 @@ impl RecordHandle {
         Ok(self.read(self.hash()?).await?.as_ref().map(RecordView::new))
     }
 
-    /// Answers for an owner that cannot. The answer is kept as long as the record was going to be; a late owner can
-    /// neither overwrite it nor return another value.
+    /// Answers for an owner that cannot. The answer is kept from now for as long as an unfinished record, which is the
+    /// call's `ttl` or longer ([`in_doubt_retention`](crate::Builder::in_doubt_retention)); a late owner can neither
+    /// overwrite it nor return another value.
     ///
     /// A record whose owner is gone can be answered under every policy, as long as no other call has taken it over. Where
     /// the next call would have done so, the record is made in doubt first: if this fails in between, it waits for an
     /// answer.
     ///
+    /// An answer that turns out to be wrong, for example JSON that no caller can read, is corrected in the same way: a
+    /// view whose state is completed or failed and whose reason is [`Resolved`](Reason::Resolved) shows an earlier answer,
+    /// and another one takes its place. It is the one exception to "a result never changes": callers may have had the
+    /// first one, and near caches of other processes keep it for
+    /// [`near_cache_ttl`](crate::Builder::near_cache_ttl). The result of an owner is never corrected. That it did not happen
+    /// is no correction; [`forget`](Self::forget) lets the next call run.
+    ///
     /// # Errors
     /// [`InProgress`](ErrorKind::InProgress) when an owner is alive. [`Superseded`](ErrorKind::Superseded) when the
-    /// record is not as `view` shows it any more, or is not in doubt: inspect it again. [`Encode`](ErrorKind::Encode)
+    /// record is not as `view` shows it any more, or can be answered no more: inspect it again. [`Encode`](ErrorKind::Encode)
     /// and [`TooLarge`](ErrorKind::TooLarge) when the answer cannot be stored; nothing has changed then. The store's.
     pub async fn resolve(&self, view: &RecordView, resolution: Resolution) -> Result<(), Error> {
         let key = self.hash()?;
@@ -256,6 +264,8 @@ impl RecordHandle {
         })?;
         let not_executed = matches!(answer, ResolveAnswer::NotExecuted);
         let resolve = Resolve::new(key, observed, token, answer);
+        // An answer that is corrected may be there.
+        let _changes = Changes { engine, key };
         let changed =
             retry::until(engine, engine.settings.claim_timeout, || engine.store.clone().resolve(resolve.clone()))
                 .await
@@ -285,21 +295,23 @@ impl RecordHandle {
     }
 
     fn changed(&self, key: &KeyHash) -> Error {
-        let happened = "the record is not as it was seen, or is not in doubt; nothing has changed";
+        let happened =
+            "the record is not as it was seen, or is neither in doubt nor an operator's answer; nothing has changed";
         self.error(key, Error::new(ErrorKind::Superseded).with_text(happened, "inspect it again"))
     }
 
-    /// Removes the record: the next call with this key runs the body. Nothing happens if there is none.
+    /// Removes the record: the next call with this key runs the body. Nothing happens if there is none. The tombstone that
+    /// an expired record leaves ([`after_expiry`](crate::Call::after_expiry)) is removed just so.
     ///
     /// # Errors
-    /// [`InProgress`](ErrorKind::InProgress) when its body runs. [`Superseded`](ErrorKind::Superseded) when it changed
+    /// [`InProgress`](ErrorKind::InProgress) when its body runs, or may run although its record was removed by force. [`Superseded`](ErrorKind::Superseded) when it changed
     /// meanwhile. The store's.
     pub async fn forget(&self) -> Result<(), Error> {
         let key = self.hash()?;
         let engine = &self.engine;
         let Some(record) = self.read(key).await? else { return Ok(()) };
         let remove = Remove::new(key, record.owner);
-        let _forget = Forget { engine, key };
+        let _changes = Changes { engine, key };
         let changed = retry::until(engine, engine.settings.claim_timeout, || engine.store.clone().remove(remove))
             .await
             .map_err(|error| self.error(&key, engine.store_error(error)))?;
@@ -314,13 +326,13 @@ impl RecordHandle {
     }
 }
 
-/// Takes a record out of the near cache when its removal is over, however that ended.
-struct Forget<'engine> {
+/// Takes a record out of the near cache when its removal or its correction is over, however that ended.
+struct Changes<'engine> {
     engine: &'engine Inner,
     key: KeyHash,
 }
 
-impl Drop for Forget<'_> {
+impl Drop for Changes<'_> {
     fn drop(&mut self) {
         if let Some(near_cache) = &self.engine.near_cache {
             near_cache.forget(&self.key);

@@ -67,6 +67,10 @@ impl Running {
         let lease = Lease::new(owner, policy, call.lease, sent, engine.settings.max_run, engine.clock.clone());
         let lease = Arc::new(lease);
         engine.keeper.keep(&lease);
+        if engine.is_closed() {
+            // Too late for the shutdown to take it away. It never begins, and is not kept alive until that is noticed.
+            lease.stop_renewal();
+        }
         report.attempt = grant.record.attempts;
         let adoption = Adoption::new(claim, &grant);
         Self {
@@ -98,6 +102,9 @@ impl Running {
         }
         let (operation, limit) = (&self.call.operation, engine.settings.max_result_size);
         let journal = Arc::new(Journal::of(operation, &self.grant.record, self.lease.clone(), limit)?);
+        if !self.lease.begin() {
+            return Err(self.call.refused(ErrorKind::ShuttingDown));
+        }
         self.journal = Some(journal.clone());
         self.lease.has_steps(&journal);
         self.phase = Phase::Started;
@@ -115,6 +122,9 @@ impl Running {
         if self.lease.is_lost() {
             let detail = "the lease was over before the outside world could be asked";
             return Err(self.call.refused(ErrorKind::StoreUnavailable).with_detail(detail));
+        }
+        if !self.lease.begin() {
+            return Err(self.call.refused(ErrorKind::ShuttingDown));
         }
         self.phase = Phase::Asking;
         let context = Context::new(engine, &self.call.operation, &self.grant, self.lease.clone(), None);
@@ -180,6 +190,8 @@ impl Running {
 
     fn reason(&self) -> Reason {
         match self.phase {
+            // The shutdown has written this on the record.
+            _ if self.lease.is_shut_down() => Reason::ShutDown,
             Phase::Panicked => Reason::Panicked,
             Phase::Ended => Reason::NotStored,
             _ if self.lease.is_lost() => Reason::LeaseLost,
@@ -203,7 +215,7 @@ impl Drop for Running {
         let leader = self.leader.take();
         if self.phase == Phase::Granted {
             let keeper = engine.keeper.clone();
-            let (release, repeated) = (Release::new(lease.key, lease.token), self.repeated);
+            let (release, repeated) = (Release::unused(lease.key, lease.token), self.repeated);
             keeper.spawn(async move {
                 engine.keeper.forget(&lease);
                 claim::give_back(&engine, release, budget, false).await;

@@ -80,9 +80,10 @@ impl Scope {
         self.0.as_ref()?.context.as_ref()
     }
 
-    /// Whether `engine` is closing and takes no new calls from here. What a running body calls belongs to its drain.
+    /// Whether `engine` is closing and takes no new calls from here. What a running body calls belongs to its drain, until
+    /// the body is given up.
     pub(crate) fn is_shut_out(&self, engine: &Arc<Inner>) -> bool {
-        engine.is_closing() && !self.context().is_some_and(|context| context.is_inside(engine))
+        engine.is_closing() && (engine.is_closed() || !self.context().is_some_and(|context| context.is_inside(engine)))
     }
 
     pub(crate) fn observer(&self) -> Option<&Observer> {

@@ -13,6 +13,41 @@ use crate::policy::OnConflict;
 const DAY: Duration = Duration::from_secs(86_400);
 /// The largest `max_result_size`.
 pub(crate) const RESULT_CEILING: usize = 8 * 1024 * 1024;
+/// The largest `max_key_size`.
+const KEY_CEILING: usize = 64 * 1024;
+/// The largest `purge_batch`.
+const BATCH_CEILING: usize = 100_000;
+const SHORTEST: Duration = Duration::from_millis(1);
+/// A hundred years. What is longer means for ever and is a mistake in one of the stores, where times are added up.
+const LONGEST: Duration = Duration::from_secs(100 * 365 * 86_400);
+
+/// A time that somebody sets has to be one that every store can count.
+pub(crate) fn check_time(name: &str, time: Duration) -> Result<(), Error> {
+    if (SHORTEST..=LONGEST).contains(&time) {
+        return Ok(());
+    }
+    Err(Error::config(format!("`{name}` is {time:?}; it goes from {SHORTEST:?} to 100 years")))
+}
+
+/// As [`check_time`], of a time that may be none.
+pub(crate) fn check_pause(name: &str, pause: Duration) -> Result<(), Error> {
+    if pause.is_zero() { Ok(()) } else { check_time(name, pause) }
+}
+
+/// How long a caller waits has to be a time; who does not wait refuses.
+pub(crate) fn check_conflict(on_conflict: OnConflict) -> Result<(), Error> {
+    match on_conflict {
+        OnConflict::Wait(time) => check_time("on_conflict", time),
+        OnConflict::Reject => Ok(()),
+    }
+}
+
+fn check_size(name: &str, size: usize, largest: usize) -> Result<(), Error> {
+    if (1..=largest).contains(&size) {
+        return Ok(());
+    }
+    Err(Error::config(format!("`{name}` is {size}; it goes from 1 to {largest}")))
+}
 
 #[derive(Clone)]
 pub(crate) struct Settings {
@@ -26,7 +61,7 @@ pub(crate) struct Settings {
     pub(crate) max_key_size: usize,
     pub(crate) max_result_size: usize,
     pub(crate) max_ttl: Duration,
-    pub(crate) in_doubt_retention: Option<Duration>,
+    pub(crate) in_doubt_retention: Duration,
     pub(crate) max_waiters: usize,
     pub(crate) background_purge: bool,
     pub(crate) purge_interval: Duration,
@@ -54,7 +89,7 @@ impl Default for Settings {
             max_key_size: 1024,
             max_result_size: 256 * 1024,
             max_ttl: 400 * DAY,
-            in_doubt_retention: None,
+            in_doubt_retention: 30 * DAY,
             max_waiters: 10_000,
             background_purge: true,
             purge_interval: Duration::from_secs(60),
@@ -78,25 +113,27 @@ impl Settings {
         if self.namespace.is_empty() || self.namespace.len() > 64 || !self.namespace.bytes().all(allowed) {
             return Err(Error::config("a namespace is 1 to 64 characters of `a-z 0-9 . _ -`"));
         }
-        for (name, duration) in [
+        for (name, time) in [
             ("lease", self.lease),
             ("claim_timeout", self.claim_timeout),
             ("commit_timeout", self.commit_timeout),
             ("max_run", self.max_run),
             ("max_ttl", self.max_ttl),
+            ("in_doubt_retention", self.in_doubt_retention),
             ("purge_interval", self.purge_interval),
             #[cfg(feature = "near-cache")]
             ("near_cache_ttl", self.near_cache_ttl),
         ] {
-            if duration < Duration::from_millis(1) {
-                return Err(Error::config(format!("`{name}` must be at least a millisecond")));
-            }
+            check_time(name, time)?;
         }
-        if self.purge_batch == 0 {
-            return Err(Error::config("`purge_batch` must be at least one"));
-        }
-        if self.max_result_size > RESULT_CEILING {
-            return Err(Error::config(format!("`max_result_size` can be at most {RESULT_CEILING} bytes")));
+        check_pause("background_commit", self.background_commit)?;
+        check_conflict(self.on_conflict)?;
+        check_size("max_key_size", self.max_key_size, KEY_CEILING)?;
+        check_size("max_result_size", self.max_result_size, RESULT_CEILING)?;
+        check_size("purge_batch", self.purge_batch, BATCH_CEILING)?;
+        #[cfg(feature = "near-cache")]
+        if self.near_cache == Some(0) {
+            return Err(Error::config("`near_cache` is 0; it takes at least one byte, and without it there is none"));
         }
         Ok(())
     }
@@ -120,8 +157,9 @@ impl Settings {
         }
     }
 
-    /// How long an unfinished record is kept for a call with this `ttl`.
+    /// How long an unfinished record is kept for a call with this `ttl`, and an operator's answer to it: what is not known
+    /// is not forgotten sooner than what is.
     pub(crate) fn linger(&self, ttl: Duration) -> Duration {
-        self.in_doubt_retention.unwrap_or_else(|| ttl.max(30 * DAY))
+        self.in_doubt_retention.max(ttl)
     }
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::InTransactionOf;
 use super::admission::{Judged, judge, new_claim};
 use super::call::{Call, Checked, Request};
 use super::keeper::Busy;
@@ -70,8 +71,8 @@ struct InClaim {
     report: Report,
     /// Whether the body is over, for those who ask its [`Context`].
     ended: Arc<AtomicBool>,
-    /// A shutdown waits for the body.
-    _busy: Busy,
+    /// A shutdown waits for the body, and counts it.
+    _busy: (Busy, InTransactionOf),
 }
 
 impl Drop for InClaim {
@@ -113,6 +114,9 @@ async fn seek<X: SqlTransaction + ?Sized>(request: Request, transaction: &mut X)
     }
     let (engine, scope) = (call.engine.clone(), Scope::current());
     let mut report = Report::new(call.operation.clone(), call.key);
+    if scope.is_shut_out(&engine) {
+        return Err(call.refused(ErrorKind::ShuttingDown));
+    }
     if engine.operations.is_disabled(&call.operation) {
         tracing::warn!(operation = %call.operation, key = %call.key, "the operation is disabled: the body runs unprotected");
         report.bypassed = true;
@@ -123,14 +127,14 @@ async fn seek<X: SqlTransaction + ?Sized>(request: Request, transaction: &mut X)
     if scope.context().is_some_and(|context| context.is_running(&engine, &call.key)) {
         return Err(call.refused(ErrorKind::Reentrant));
     }
-    if scope.is_shut_out(&engine) {
-        return Err(call.refused(ErrorKind::ShuttingDown));
-    }
     // No lease is renewed, but expired records are removed from there.
     if let Err(error) = engine.keeper.start() {
         tracing::warn!(%error, "the background thread could not be started: expired records are not removed");
     }
     let busy = engine.keeper.busy();
+    if scope.is_shut_out(&engine) {
+        return Err(call.refused(ErrorKind::ShuttingDown));
+    }
     let mut claim = new_claim(&call)?;
     // A row that is committed without a result belongs to nobody from the start, and nobody runs it again. Nor is a
     // record taken over of an owner outside: its question is not asked here, and its steps are not known.
@@ -145,12 +149,21 @@ async fn seek<X: SqlTransaction + ?Sized>(request: Request, transaction: &mut X)
             let detail = format!("another transaction has held it for {patience:?}");
             return Err(call.refused(ErrorKind::InProgress).with_detail(detail));
         }
+        // Others may have kept it waiting for long.
+        Some(Claimed::Mine(_)) if scope.is_shut_out(&engine) => {
+            let undone = transaction.connection().end(&*engine.store, claim.token, End::Undo).await;
+            let error = call.refused(ErrorKind::ShuttingDown);
+            return Err(match undone {
+                Ok(_) => error,
+                Err(undone) => error.with_source(engine.store_error(undone)),
+            });
+        }
         Some(Claimed::Mine(grant)) => {
             report.attempt = grant.record.attempts;
-            let ended = Arc::new(AtomicBool::new(false));
+            let (ended, body) = (Arc::new(AtomicBool::new(false)), InTransactionOf::enter(&engine));
             let context = Context::in_transaction(&engine, &call.operation, &grant, ended.clone());
             let (scope, observer) = (scope.of_body(context), scope.observer().cloned());
-            let claimed = Some(Box::new(InClaim { call, grant, observer, report, ended, _busy: busy }));
+            let claimed = Some(Box::new(InClaim { call, grant, observer, report, ended, _busy: (busy, body) }));
             return Ok(Sought::Run { claimed, scope });
         }
         Some(Claimed::Held(record)) => record,

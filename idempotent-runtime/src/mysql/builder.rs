@@ -16,6 +16,7 @@ use super::{Inner, MySqlAddress, MySqlStore, check, watch};
 use crate::clock::SystemClock;
 use crate::sql::{Fences, RenewalPool, TableName, Watchers};
 use crate::store::StoreError;
+use crate::store::bounds::check_timeout;
 
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
 const CONNECTIONS: u32 = 10;
@@ -102,6 +103,7 @@ impl MySqlStoreBuilder {
     /// # Errors
     /// [`Config`](crate::store::StoreErrorKind::Config) when the address or the table's name is unfit.
     pub fn build(self) -> Result<MySqlStore, StoreError> {
+        check_timeout("response_timeout", self.response_timeout)?;
         let table = TableName::parse(&self.table)?;
         let response_timeout = self.response_timeout;
         let connections = match self.source? {

@@ -14,6 +14,7 @@ use super::statements::Statements;
 use super::{Inner, PostgresAddress, PostgresStore, check, look};
 use crate::clock::SystemClock;
 use crate::sql::{Fences, RenewalPool, TableName, Watchers};
+use crate::store::bounds::check_timeout;
 use crate::store::{StoreError, StoreErrorKind};
 
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -108,6 +109,7 @@ impl PostgresStoreBuilder {
     /// [`Config`](StoreErrorKind::Config) when the address or the table's name is unfit, or this is called outside of a
     /// Tokio runtime, which a pool of connections needs.
     pub fn build(self) -> Result<PostgresStore, StoreError> {
+        check_timeout("response_timeout", self.response_timeout)?;
         let table = TableName::parse(&self.table)?;
         if Handle::try_current().is_err() {
             return Err(StoreError::new(StoreErrorKind::Config, "connect")

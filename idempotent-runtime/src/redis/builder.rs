@@ -10,6 +10,7 @@ use super::link::{Link, Setup};
 use super::tracking::Waiters;
 use super::{Inner, RedisAddress, RedisStore, check, script};
 use crate::clock::{Clock, SystemClock};
+use crate::store::bounds::check_timeout;
 use crate::store::{StoreError, StoreErrorKind};
 
 /// Builds a [`RedisStore`]. Made by [`RedisStore::builder`].
@@ -78,13 +79,14 @@ impl RedisStoreBuilder {
         self
     }
 
-    /// How long connecting may take. The default is 5 seconds.
+    /// How long connecting may take, from a millisecond to a day. The default is 5 seconds.
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = timeout;
         self
     }
 
-    /// How long an answer may take before its connection is given up. The default is 2 seconds.
+    /// How long an answer may take before its connection is given up, from a millisecond to a day. The default is 2
+    /// seconds.
     pub fn response_timeout(mut self, timeout: Duration) -> Self {
         self.response_timeout = timeout;
         self
@@ -113,8 +115,10 @@ impl RedisStoreBuilder {
     /// evict records.
     ///
     /// # Errors
-    /// [`Config`](StoreErrorKind::Config) when the URL or the certificates are unfit.
+    /// [`Config`](StoreErrorKind::Config) when the URL, the certificates or a time-out are unfit.
     pub fn build(self) -> Result<RedisStore, StoreError> {
+        check_timeout("connect_timeout", self.connect_timeout)?;
+        check_timeout("response_timeout", self.response_timeout)?;
         let info = self.server?;
         let redis = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
         let tcp = TcpSettings::default().set_nodelay(true);

@@ -137,6 +137,7 @@ fn decoded(
     record.state = State::Tombstone;
     record.reason = None;
     record.after_expiry = 0;
+    record.lease_until = Timestamp::default();
     record.body = Bytes::new();
     Ok(Some(placed(record, remaining, now)))
 }
@@ -241,7 +242,7 @@ impl Store for RedisStore {
         let created = link.now(&connected);
         let pending = pending(&claim, created);
         let bytes = envelope::encode(&pending);
-        let total = millis(claim.lease + claim.linger + claim.after_expiry);
+        let total = millis(claim.lease.saturating_add(claim.linger).saturating_add(claim.after_expiry));
         let name = self.key(&claim.key);
         let mut set = redis::Cmd::with_capacity(7, name.len() + bytes.len() + 32);
         set.arg("SET").arg(&name).arg(&bytes).arg("NX").arg("GET").arg("PX").arg(total);
@@ -291,7 +292,8 @@ impl Store for RedisStore {
 
     async fn release(&self, release: Release) -> Result<Written, StoreError> {
         let script = &self.0.scripts.release;
-        self.write("release", script, &release.key, release.token, &[flag(release.keep_attempts)]).await
+        let arguments = [flag(release.keep_attempts), flag(release.unused)];
+        self.write("release", script, &release.key, release.token, &arguments).await
     }
 
     async fn abandon(&self, abandon: Abandon) -> Result<Written, StoreError> {

@@ -156,7 +156,8 @@ pub(crate) async fn complete(rows: &impl Rows, commit: Commit) -> Result<Written
 }
 
 pub(crate) async fn release(rows: &impl Rows, release: Release) -> Result<Written, StoreError> {
-    if !release.keep_attempts && rows.release_own(&release).await? {
+    // What stays of the attempts is not decided in one statement.
+    if !release.keep_attempts && !release.unused && rows.release_own(&release).await? {
         rows.watchers().changed(&release.key);
         return Ok(Written::Applied);
     }

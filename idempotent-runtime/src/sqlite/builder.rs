@@ -13,6 +13,7 @@ use super::statements::Statements;
 use super::{Inner, SqliteStore, look};
 use crate::clock::{Clock, SystemClock};
 use crate::sql::{Fences, TableName, Watchers};
+use crate::store::bounds::check_timeout;
 use crate::store::{StoreError, StoreErrorKind};
 
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -74,6 +75,7 @@ impl SqliteStoreBuilder {
     /// [`Config`](StoreErrorKind::Config) when the file cannot be opened or made, the table's name is unfit, or the table
     /// was made by a newer release.
     pub async fn open(self) -> Result<SqliteStore, StoreError> {
+        check_timeout("response_timeout", self.response_timeout)?;
         let table = TableName::parse(&self.table)?;
         let options = SqliteConnectOptions::new()
             .filename(&self.path)

@@ -18,6 +18,8 @@
 //! A store that decides inside its server, in SQL or in a script, writes the rules down once more, and the suite
 //! tells whether they are the same.
 
+#[cfg(any(feature = "redis", feature = "postgres", feature = "mysql", feature = "sqlite"))]
+pub(crate) mod bounds;
 mod capability;
 pub(crate) mod codes;
 mod dynamic;
@@ -134,6 +136,8 @@ pub trait Store: Send + Sync + 'static {
     /// - P and X with this token: the record is gone, or [`State::Released`] with its attempts where `keep_attempts` is set.
     /// - A record that was taken over stays as it is, because the owner before may have had an effect: only its lease is
     ///   over, as after [`abandon`](Self::abandon), and the reason is [`Reason::Crashed`] where there is none.
+    /// - With `unused`, the claim is taken off the attempts, once: not where the lease was given up before. What is left
+    ///   of them stays on a record that is [`State::Released`]; where nothing is left, the record is gone.
     /// - No record or a tombstone: [`Written::Gone`]. R with this token: [`Written::AlreadyApplied`]. Everything else:
     ///   [`Written::Lost`].
     /// - A claim that arrives a second time, after its release, owns a new record, which a second release removes.
@@ -153,7 +157,9 @@ pub trait Store: Send + Sync + 'static {
     /// - P with this token becomes X with the reason; with `only_orphaned` only if its lease is over.
     ///   `lease_until` becomes now + `ask_again_after`. The checkpoint stays. With `only_orphaned` so does a reason that
     ///   the owner left.
-    /// - X with this token: [`Written::AlreadyApplied`]. Everything else: [`Written::Lost`] or [`Written::Gone`].
+    /// - X with this token: [`Written::AlreadyApplied`], but for one thing: where an observer could only say
+    ///   [`Reason::Crashed`], the owner's own reason takes its place ([`Written::Applied`]).
+    /// - Everything else: [`Written::Lost`] or [`Written::Gone`].
     fn park(&self, park: Park) -> impl Future<Output = Result<Written, StoreError>> + Send;
 
     /// Replaces the checkpoint.
@@ -186,12 +192,15 @@ pub trait Store: Send + Sync + 'static {
     /// - A lost connection to the store resolves it.
     fn watch(&self, key: KeyHash) -> impl Future<Output = Result<Watch, StoreError>> + Send;
 
-    /// Answers for an owner that cannot (T12).
+    /// Answers for an owner that cannot, or corrects such an answer (T12).
     ///
     /// To be correct:
     /// - Only X on which the observed token stands. The new token takes its place and the fence grows by one, so that
     ///   the late owner's commit, release and park are [`Written::Lost`]. The reason is [`Reason::Resolved`].
     /// - [`ResolveAnswer::NotExecuted`] removes the record.
+    /// - C and F with the reason [`Reason::Resolved`] on which the observed token stands are an earlier answer of this
+    ///   kind: another [`ResolveAnswer::Finished`] takes its place in the same way. [`ResolveAnswer::NotExecuted`] does
+    ///   not, and no owner's result is ever replaced.
     /// - P whose lease runs: [`Changed::Running`]. No record or a tombstone: [`Changed::Absent`]. The same answer again
     ///   (its token stands on the record): [`Changed::Applied`], nothing changes. Everything else, also P whose lease is
     ///   over, which is [parked](Self::park) first: [`Changed::Conflict`].
@@ -203,8 +212,10 @@ pub trait Store: Send + Sync + 'static {
     /// - Only with the observed token. P whose lease runs is [`Changed::Running`] unless forced.
     /// - Leaves a tombstone where asked for; where the owner runs, one stays for at least the rest of its lease, so that
     ///   the owner's commit does not bring the record back.
-    /// - The tombstone of a removal has [`Reason::Resolved`], that of an expiry has no reason.
-    /// - A tombstone: [`Changed::Absent`], it stays.
+    /// - The tombstone of a removal has [`Reason::Resolved`], that of an expiry has no reason. Its `lease_until` is the
+    ///   end of the lease of the owner that ran, else zero.
+    /// - A tombstone is removed as a record is. One whose `lease_until` is to come stands for an owner that runs:
+    ///   [`Changed::Running`] unless forced, and then it stays for the rest of that lease.
     fn remove(&self, remove: Remove) -> impl Future<Output = Result<Changed, StoreError>> + Send;
 
     /// Lists records that have not expired, tombstones included.

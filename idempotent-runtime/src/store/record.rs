@@ -100,7 +100,7 @@ pub enum Reason {
     TooLarge,
     /// The body finished; its result could not be encoded and is not kept.
     NotEncodable,
-    /// An operator or a verdict resolved the record, or removed it and left a tombstone.
+    /// An operator answered for the owner, or removed the record and left a tombstone.
     Resolved,
     /// An earlier attempt crashed, and the outside world, when asked, gave no answer.
     Unverified,
@@ -154,7 +154,9 @@ pub struct Record {
     pub linger: u64,
     /// Milliseconds for which a tombstone refuses late retries after expiry; zero leaves none.
     pub after_expiry: u64,
-    /// In progress: when the lease ends, zero once the owner has given it up. In doubt under [`CrashPolicy::Verify`]: when the question may be asked again.
+    /// In progress: when the lease ends, zero once the owner has given it up. In doubt under [`CrashPolicy::Verify`]:
+    /// when the question may be asked again. Tombstone: when the lease of the owner ends whose running record was
+    /// removed, else zero.
     pub lease_until: Timestamp,
     /// When the store may forget the record.
     pub expires: Timestamp,

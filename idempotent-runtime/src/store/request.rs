@@ -218,12 +218,19 @@ pub struct Release {
     pub token: Token,
     /// Leave [`State::Released`] with the attempts instead of nothing.
     pub keep_attempts: bool,
+    /// Nothing began under the claim: it counts as no attempt, and the attempts before it stay counted.
+    pub unused: bool,
 }
 
 impl Release {
     /// Gives the claim of `token` back and leaves nothing.
     pub const fn new(key: KeyHash, token: Token) -> Self {
-        Self { key, token, keep_attempts: false }
+        Self { key, token, keep_attempts: false, unused: false }
+    }
+
+    /// Gives back the claim of `token` under which nothing began: the record is as it was before the claim.
+    pub const fn unused(key: KeyHash, token: Token) -> Self {
+        Self { unused: true, ..Self::new(key, token) }
     }
 }
 
@@ -306,7 +313,7 @@ impl Checkpoint {
     }
 }
 
-/// Answers for an owner that cannot (T12).
+/// Answers for an owner that cannot, or corrects such an answer (T12).
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Resolve {
@@ -371,7 +378,8 @@ pub struct Remove {
     pub observed: Token,
     /// Also while its owner runs.
     pub force: bool,
-    /// How long a tombstone stays in the record's place; zero leaves none. Where the owner runs, one stays for at least the rest of its lease.
+    /// How long a tombstone stays in the record's place; zero leaves none, and takes away one that is there. Where the
+    /// owner runs, one stays for at least the rest of its lease.
     pub tombstone: Duration,
 }
 
@@ -392,7 +400,7 @@ pub enum Changed {
     Running,
     /// The record is not as it was seen, or its state does not allow this. Nothing changed.
     Conflict,
-    /// There is no record, or only a tombstone. Nothing changed.
+    /// There is no record; for [`Resolve`], or only a tombstone. Nothing changed.
     Absent,
 }
 

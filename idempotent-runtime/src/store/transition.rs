@@ -145,11 +145,15 @@ pub fn complete(slot: &mut Option<Record>, commit: &Commit, now: Timestamp) -> W
 pub fn release(slot: &mut Option<Record>, release: &Release, now: Timestamp) -> Written {
     match owned(slot, release.token, now) {
         Ok(record) if is_unfinished(record) => {
+            // Once: a release that is sent again finds the lease given up.
+            if release.unused && record.lease_until > GIVEN_UP {
+                record.attempts = record.attempts.saturating_sub(1);
+            }
             if record.taken_over.is_some() {
                 // The owner speaks for itself alone: what the one before it did is as unknown as it was.
                 record.lease_until = GIVEN_UP;
                 record.reason = record.reason.or(Some(Reason::Crashed));
-            } else if release.keep_attempts {
+            } else if release.keep_attempts || release.unused && record.attempts > 0 {
                 record.state = State::Released;
                 record.reason = None;
                 record.lease_until = GIVEN_UP;
@@ -183,6 +187,16 @@ pub fn abandon(slot: &mut Option<Record>, abandon: &Abandon, now: Timestamp) -> 
 /// Makes the record in doubt (T6, T6b).
 pub fn park(slot: &mut Option<Record>, park: &Park, now: Timestamp) -> Written {
     match owned(slot, park.token, now) {
+        // An observer could not say more than that the lease was over.
+        Ok(record)
+            if record.state == State::InDoubt
+                && !park.only_orphaned
+                && record.reason == Some(Reason::Crashed)
+                && park.reason != Reason::Crashed =>
+        {
+            record.reason = Some(park.reason);
+            Written::Applied
+        }
         Ok(record) if record.state == State::InDoubt => Written::AlreadyApplied,
         Ok(record) if record.state == State::InProgress && (!park.only_orphaned || record.lease_until <= now) => {
             record.state = State::InDoubt;
@@ -223,13 +237,17 @@ pub fn fence(slot: &mut Option<Record>, token: Token, now: Timestamp) -> Option<
     (record.state == State::InProgress).then_some(record.fence)
 }
 
-/// Answers for an owner that cannot (T12).
+/// Answers for an owner that cannot, or corrects such an answer (T12).
 pub fn resolve(slot: &mut Option<Record>, resolve: &Resolve, now: Timestamp) -> Changed {
     let Some(record) = present(slot, now) else { return Changed::Absent };
     if record.state == State::InProgress && record.lease_until > now {
         return Changed::Running;
     }
-    if record.state != State::InDoubt || record.owner != resolve.observed {
+    // An operator may correct an operator's answer, though not to "it did not happen": callers have had it.
+    let is_correction = record.state.is_answer()
+        && record.reason == Some(Reason::Resolved)
+        && resolve.answer != ResolveAnswer::NotExecuted;
+    if (record.state != State::InDoubt && !is_correction) || record.owner != resolve.observed {
         let again = record.owner == resolve.token && record.reason == Some(Reason::Resolved);
         return if again { Changed::Applied } else { Changed::Conflict };
     }
@@ -246,14 +264,16 @@ pub fn resolve(slot: &mut Option<Record>, resolve: &Resolve, now: Timestamp) -> 
     Changed::Applied
 }
 
-/// Removes the record (T14).
+/// Removes the record, or its tombstone (T14).
 pub fn remove(slot: &mut Option<Record>, remove: &Remove, now: Timestamp) -> Changed {
-    let Some(record) = present(slot, now) else { return Changed::Absent };
+    expire(slot, now);
+    let Some(record) = slot.as_mut() else { return Changed::Absent };
     if record.owner != remove.observed {
         return Changed::Conflict;
     }
     let lease_left = match record.state {
-        State::InProgress => record.lease_until.saturating_duration_since(now),
+        // The tombstone of a running record keeps its owner from bringing it back.
+        State::InProgress | State::Tombstone => record.lease_until.saturating_duration_since(now),
         _ => Duration::ZERO,
     };
     if !lease_left.is_zero() && !remove.force {
@@ -262,6 +282,9 @@ pub fn remove(slot: &mut Option<Record>, remove: &Remove, now: Timestamp) -> Cha
     let ends = now + remove.tombstone.max(lease_left);
     if ends > now {
         bury(record, ends, Some(Reason::Resolved));
+        if !lease_left.is_zero() {
+            record.lease_until = now + lease_left;
+        }
     } else {
         *slot = None;
     }
@@ -356,5 +379,6 @@ fn bury(record: &mut Record, ends: Timestamp, reason: Option<Reason>) {
     record.state = State::Tombstone;
     record.reason = reason;
     record.expires = ends;
+    record.lease_until = GIVEN_UP;
     record.body = Bytes::new();
 }

@@ -157,6 +157,7 @@ impl Protocol {
                     record.taken_over = None;
                 }
                 let mut release = Release::new(KEY, token);
+                release.unused = plan == Plan::GiveBack;
                 release.keep_attempts = plan == Plan::NothingHappened && self.count_attempts;
                 transition::release(slot, &release, now)
             }

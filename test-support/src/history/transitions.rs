@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use idempotent_runtime::Fingerprint;
 use idempotent_runtime::clock::Timestamp;
-use idempotent_runtime::store::{CrashPolicy, Record, State, Token};
+use idempotent_runtime::store::{CrashPolicy, Reason, Record, State, Token};
 
 use super::violation::{Rule, Violation};
 
@@ -120,11 +120,16 @@ pub fn check_transitions(transitions: &[Transition]) -> Vec<Violation> {
     broken
 }
 
-/// S2: an answer stays as it is until it expires or is removed.
+/// S2: an answer stays as it is until it expires or is removed. An operator may correct an operator's.
 fn changed_answer(transition: &Transition) -> Option<String> {
     let before = transition.before.as_ref().filter(|record| record.state.is_answer())?;
-    let is_removal = matches!(transition.request, Request::Remove { .. });
-    (!is_removal).then(|| format!("a record that was {:?} was changed", before.state))
+    let is_answer = |record: &Record| record.state.is_answer() && record.reason == Some(Reason::Resolved);
+    let may_change = match transition.request {
+        Request::Remove { .. } => true,
+        Request::Resolve { .. } => is_answer(before) && transition.after.as_ref().is_some_and(is_answer),
+        _ => false,
+    };
+    (!may_change).then(|| format!("a record that was {:?} was changed", before.state))
 }
 
 /// S2: one answer is stored.

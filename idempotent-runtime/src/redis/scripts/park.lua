@@ -2,8 +2,14 @@
 local r = read()
 local refused = refusal(r, ARGV[1])
 if refused then return refused end
-if r.state == IN_DOUBT then return 'already' end
 local orphan = ARGV[3] == '1'
+if r.state == IN_DOUBT then
+  -- An observer could not say more than that the lease was over.
+  if orphan or r.reason ~= CRASHED or tonumber(ARGV[2]) == CRASHED then return 'already' end
+  r.reason = tonumber(ARGV[2])
+  write(r)
+  return 'applied'
+end
 if r.state ~= IN_PROGRESS or (orphan and r.ends > now) then return 'lost' end
 r.state, r.lease = IN_DOUBT, u64(now + tonumber(ARGV[4]))
 if not orphan or r.reason == 0 then r.reason = tonumber(ARGV[2]) end

@@ -54,7 +54,7 @@ local function read()
   r.left = r.remaining - r.after
   if r.left <= 0 and r.state ~= TOMBSTONE then
     if r.state == RELEASED then redis.call('DEL', key); return nil end
-    r.state, r.reason, r.after, r.left = TOMBSTONE, 0, 0, r.remaining
+    r.state, r.reason, r.after, r.left, r.lease = TOMBSTONE, 0, 0, r.remaining, GIVEN_UP
     local text = redis.call('GETRANGE', key, HEADER, HEADER + r.words - 1)
     redis.call('SET', key, fixed(r) .. words(head, text, 0), 'KEEPTTL')
     r.body_length = 0

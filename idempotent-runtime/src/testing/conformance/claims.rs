@@ -178,6 +178,42 @@ pub async fn a_release_forgets_the_attempts_unless_asked<S: Subject>(scene: Scen
     assert_eq!(scene.mine(&scene.claim_by(2), rule).await.record.attempts, 1, "{rule}");
 }
 
+/// T10: nothing began, so nothing counts, and nothing that counted is lost.
+pub async fn a_claim_given_back_unused_is_no_attempt<S: Subject>(scene: Scene<S>) {
+    let rule = "T10: a claim that is given back unused counts as no attempt, and leaves those before it counted";
+    let unused = |caller| Release::unused(KEY, token(caller));
+    scene.running(CrashPolicy::Retry).await;
+    assert_eq!(scene.release(unused(1)).await, Written::Applied, "{rule}");
+    assert_eq!(scene.read().await, None, "{rule}: it was the first");
+    assert_eq!(scene.release(unused(1)).await, Written::Gone, "{rule}: sent again");
+
+    let released = scene.released().await;
+    let claim = scene.claim_by(2);
+    assert_eq!(scene.mine(&claim, rule).await.record.attempts, 2, "{rule}");
+    for expected in [Written::Applied, Written::AlreadyApplied] {
+        assert_eq!(scene.release(unused(2)).await, expected, "{rule}");
+        let record = scene.record().await;
+        assert_eq!((record.state, record.attempts, record.created), (State::Released, 1, released.created), "{rule}");
+    }
+    // A duplicate of the claim arrives late, and is given back as well.
+    assert_eq!(scene.mine(&claim, rule).await.record.attempts, 2, "{rule}");
+    assert_eq!(scene.release(unused(2)).await, Written::Applied, "{rule}");
+    let next = scene.mine(&scene.claim_under(3, CrashPolicy::Retry), rule).await;
+    assert_eq!((next.record.attempts, next.taken_over), (2, None), "{rule}");
+
+    scene.pass(2).await;
+    let taken_over = scene.mine(&scene.claim_under(4, CrashPolicy::Retry), rule).await;
+    assert_eq!(taken_over.record.attempts, 3, "{rule}");
+    for _ in 0..2 {
+        assert_eq!(scene.release(unused(4)).await, Written::Applied, "{rule}");
+        let record = scene.record().await;
+        assert!(record.is_orphaned(), "{rule}: what was taken over stays for the next");
+        assert_eq!((record.owner, record.attempts), (token(4), 2), "{rule}: once");
+    }
+    let next = scene.mine(&scene.claim_under(5, CrashPolicy::Retry), rule).await;
+    assert_eq!((next.record.attempts, next.taken_over), (3, Some(State::InProgress)), "{rule}");
+}
+
 /// One `Mine` among 64 claims at once.
 pub async fn one_of_64_concurrent_claims_is_granted<S: Subject>(scene: Scene<S>) {
     let rule = "T1: of 64 claims at once one is granted, and the others see its owner";

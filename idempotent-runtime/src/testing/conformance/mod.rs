@@ -80,6 +80,7 @@ macro_rules! __conformance {
                 a_late_duplicate_claim_harms_nobody
                 a_released_record_is_claimed_with_its_attempts
                 a_release_forgets_the_attempts_unless_asked
+                a_claim_given_back_unused_is_no_attempt
                 one_of_64_concurrent_claims_is_granted;
             takeovers:
                 an_orphan_is_taken_over
@@ -119,6 +120,7 @@ macro_rules! __conformance {
                 nothing_is_abandoned_under_hold
                 only_a_claim_in_progress_is_abandoned
                 an_owner_parks_its_record
+                an_owner_says_more_than_an_observer
                 an_observer_parks_only_an_orphan
                 checkpoints_are_accepted_in_order
                 a_checkpoint_sent_twice_counts_once
@@ -150,11 +152,14 @@ macro_rules! __conformance {
                 an_answer_sent_twice_counts_once
                 only_a_doubt_is_resolved
                 an_answer_to_another_owner_is_a_conflict
+                an_operators_answer_is_corrected
+                an_owners_result_is_never_corrected
                 a_record_is_removed_unless_its_owner_runs
                 a_running_record_is_not_removed
                 a_record_of_another_owner_is_not_removed
                 a_removal_leaves_the_tombstone_that_was_asked_for
                 a_record_removed_by_force_does_not_come_back
+                a_tombstone_is_removed
                 a_scan_lists_every_record_once
                 a_scan_lists_what_was_asked_for;
             retention:
@@ -163,6 +168,7 @@ macro_rules! __conformance {
                 no_operation_needs_another_to_notice_the_expiry
                 expired_attempts_are_forgotten
                 the_records_own_linger_decides
+                a_hundred_years_are_a_time
                 an_expired_record_leaves_its_tombstone
                 a_purge_takes_only_what_has_expired;
             watches:

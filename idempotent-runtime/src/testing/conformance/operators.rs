@@ -66,9 +66,69 @@ pub async fn an_answer_sent_twice_counts_once<S: Subject>(scene: Scene<S>) {
     assert_eq!(scene.resolve(finished(&scene, State::Completed)).await, Changed::Applied, "{rule}");
     let other = Resolve { token: token(8), ..finished(&scene, State::Failed) };
     assert_eq!(scene.resolve(other).await, Changed::Conflict, "{rule}");
-    let other = Resolve { observed: token(9), token: token(8), ..finished(&scene, State::Failed) };
-    assert_eq!(scene.resolve(other).await, Changed::Conflict, "{rule}");
     scene.unchanged(&before, rule).await;
+}
+
+/// T12: the operator was wrong, and an operator says so.
+pub async fn an_operators_answer_is_corrected<S: Subject>(scene: Scene<S>) {
+    let rule = "T12: an operator's answer is corrected as a doubt is answered, and stays an answer";
+    let correction = |scene: &Scene<S>, observed: u128, caller: u128| Resolve {
+        observed: token(observed),
+        token: token(caller),
+        ..finished(scene, State::Failed)
+    };
+    scene.in_doubt(CrashPolicy::Hold).await;
+    let ResolveAnswer::Finished { schema, ttl, .. } = finished(&scene, State::Completed).answer else { return };
+    let wrong = Bytes::from_static(b"of the wrong shape");
+    let wrong = ResolveAnswer::Finished { state: State::Completed, body: wrong, schema, ttl };
+    assert_eq!(scene.resolve(Resolve::new(KEY, token(1), token(8), wrong)).await, Changed::Applied, "{rule}");
+    let before = scene.record().await;
+    scene.pass(4).await;
+    for refused in
+        [Resolve { observed: token(8), ..not_executed() }, correction(&scene, 1, 9), correction(&scene, 7, 9)]
+    {
+        assert_eq!(scene.resolve(refused).await, Changed::Conflict, "{rule}");
+    }
+    scene.unchanged(&before, rule).await;
+    for _ in 0..2 {
+        assert_eq!(
+            scene.resolve(correction(&scene, 8, 9)).await,
+            Changed::Applied,
+            "{rule}: also when it is sent again"
+        );
+        let record = scene.record().await;
+        assert_eq!(
+            (record.state, record.owner, record.reason),
+            (State::Failed, token(9), Some(Reason::Resolved)),
+            "{rule}"
+        );
+        assert_eq!((&record.body[..], record.attempts), (&b"resolved"[..], 1), "{rule}");
+        assert!(record.fence > before.fence, "{rule}");
+        scene.kept_for(&record, scene.leases(16), rule);
+    }
+    let corrected = scene.record().await;
+    assert_eq!(scene.resolve(correction(&scene, 8, 10)).await, Changed::Conflict, "{rule}: somebody else was faster");
+    scene.refuses_owner(1, Written::Lost, rule).await;
+    scene.unchanged(&corrected, rule).await;
+    assert_eq!(&scene.held(&scene.claim_by(2), rule).await.body[..], b"resolved", "{rule}");
+}
+
+/// S2: what an owner has stored is not for operators to correct.
+pub async fn an_owners_result_is_never_corrected<S: Subject>(scene: Scene<S>) {
+    let rule = "S2: the result of an owner is changed by nobody, whoever it is and whyever it is none";
+    for state in [State::Completed, State::Failed] {
+        for reason in [None, Some(Reason::TooLarge), Some(Reason::NotEncodable)] {
+            scene.running(CrashPolicy::Hold).await;
+            let commit = Commit { state, reason, ..scene.commit_by(1, "first") };
+            assert_eq!(scene.complete(commit).await, Written::Applied, "{rule}");
+            let before = scene.record().await;
+            for answer in [finished(&scene, State::Completed), finished(&scene, State::Failed), not_executed()] {
+                assert_eq!(scene.resolve(answer).await, Changed::Conflict, "{rule}");
+            }
+            scene.unchanged(&before, rule).await;
+            scene.pass_expiry().await;
+        }
+    }
 }
 
 /// T12: only X, and only as it was seen.
@@ -163,7 +223,7 @@ pub async fn a_record_of_another_owner_is_not_removed<S: Subject>(scene: Scene<S
 
 /// T14: a tombstone keeps the record away for a while.
 pub async fn a_removal_leaves_the_tombstone_that_was_asked_for<S: Subject>(scene: Scene<S>) {
-    let rule = "T14: a tombstone holds claims off until it ends, and is not lifted by another removal";
+    let rule = "T14: a tombstone holds claims off until it ends, and is lifted by nobody who has not seen it";
     let tombstone = scene.buried(4).await;
     assert_eq!((tombstone.state, tombstone.owner, tombstone.body.len()), (State::Tombstone, token(1), 0), "{rule}");
     assert_eq!(tombstone.reason, Some(Reason::Resolved), "{rule}: it tells that the record was removed");
@@ -172,8 +232,8 @@ pub async fn a_removal_leaves_the_tombstone_that_was_asked_for<S: Subject>(scene
         assert_eq!(scene.held(&scene.claim_under(2, policy), rule).await.state, State::Tombstone, "{rule}");
     }
     for force in [false, true] {
-        let again = Remove { force, ..Remove::new(KEY, token(1)) };
-        assert_eq!(scene.remove(again).await, Changed::Absent, "{rule}");
+        let unseen = Remove { force, ..Remove::new(KEY, token(2)) };
+        assert_eq!(scene.remove(unseen).await, Changed::Conflict, "{rule}");
     }
     scene.unchanged(&tombstone, rule).await;
     scene.pass(2).await;
@@ -191,7 +251,9 @@ pub async fn a_record_removed_by_force_does_not_come_back<S: Subject>(scene: Sce
     assert_eq!(scene.renew(1, scene.leases(4)).await, Written::Applied, "{rule}");
     let remove = Remove { force: true, ..Remove::new(KEY, token(1)) };
     assert_eq!(scene.remove(remove).await, Changed::Applied, "{rule}");
-    assert_eq!(scene.remove(remove).await, Changed::Absent, "{rule}: asked again");
+    assert_eq!(scene.remove(remove).await, Changed::Applied, "{rule}: asked again");
+    let politely = Remove::new(KEY, token(1));
+    assert_eq!(scene.remove(politely).await, Changed::Running, "{rule}: its owner runs");
     scene.pass(2).await;
     assert_eq!(scene.record().await.state, State::Tombstone, "{rule}");
     assert_eq!(scene.complete(scene.adopting_commit(&claim, &grant)).await, Written::Gone, "{rule}");
@@ -202,6 +264,39 @@ pub async fn a_record_removed_by_force_does_not_come_back<S: Subject>(scene: Sce
     let longer = Remove { tombstone: scene.leases(8), force: true, ..Remove::new(KEY, token(2)) };
     assert_eq!(scene.remove(longer).await, Changed::Applied, "{rule}");
     scene.kept_for(&scene.record().await, scene.leases(8), rule);
+}
+
+/// T14: a tombstone is forgotten as a record is.
+pub async fn a_tombstone_is_removed<S: Subject>(scene: Scene<S>) {
+    let rule = "T14: a tombstone of which no owner runs is removed by who has seen it, and the next call runs";
+    let removed = async |remove: Remove| {
+        assert_eq!(scene.remove(remove).await, Changed::Applied, "{rule}");
+        assert_eq!(scene.read().await, None, "{rule}");
+        assert_eq!(scene.remove(remove).await, Changed::Absent, "{rule}: asked again");
+        let grant = scene.mine(&scene.claim_by(5), rule).await;
+        assert_eq!((grant.record.attempts, grant.taken_over), (1, None), "{rule}");
+        assert_eq!(scene.release(Release::new(KEY, token(5))).await, Written::Applied, "{rule}");
+    };
+    for force in [false, true] {
+        let remove = Remove { force, ..Remove::new(KEY, token(1)) };
+        scene.buried(8).await;
+        removed(remove).await;
+        for is_finished in [true, false] {
+            let claim = Claim { after_expiry: scene.leases(32), ..scene.claim_under(1, CrashPolicy::Retry) };
+            scene.mine(&claim, rule).await;
+            if is_finished {
+                assert_eq!(scene.complete(scene.commit_by(1, "first")).await, Written::Applied, "{rule}");
+            }
+            scene.pass_expiry().await;
+            removed(remove).await;
+        }
+    }
+    scene.buried(4).await;
+    let longer = Remove { tombstone: scene.leases(12), ..Remove::new(KEY, token(1)) };
+    assert_eq!(scene.remove(longer).await, Changed::Applied, "{rule}");
+    let record = scene.record().await;
+    assert_eq!(record.state, State::Tombstone, "{rule}");
+    scene.kept_for(&record, scene.leases(12), rule);
 }
 
 /// Scan: every record once, in the order of the keys.

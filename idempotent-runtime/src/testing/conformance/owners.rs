@@ -276,6 +276,24 @@ pub async fn an_owner_parks_its_record<S: Subject>(scene: Scene<S>) {
     assert_eq!(scene.held(&scene.claim_by(2), rule).await.reason, Some(Reason::Panicked), "{rule}");
 }
 
+/// T6, T6b: the observer came first, and could only see that the lease was over.
+pub async fn an_owner_says_more_than_an_observer<S: Subject>(scene: Scene<S>) {
+    let rule = "T6b: the owner's reason takes the place of an observer's, and no other does";
+    scene.orphaned(CrashPolicy::Hold).await;
+    let parked = scene.held(&scene.claim_by(2), rule).await;
+    assert_eq!((parked.state, parked.reason), (State::InDoubt, Some(Reason::Crashed)), "{rule}");
+    let late = Park { ask_again_after: scene.leases(4), ..Park::own(KEY, token(1), Reason::LeaseLost) };
+    assert_eq!(scene.park(Park { token: token(2), ..late }).await, Written::Lost, "{rule}");
+    assert_eq!(scene.park(late).await, Written::Applied, "{rule}");
+    let record = scene.record().await;
+    scene.unchanged(&Record { reason: record.reason, ..parked }, rule).await;
+    assert_eq!(record.reason, Some(Reason::LeaseLost), "{rule}");
+    for again in [late, Park::own(KEY, token(1), Reason::Dropped), Park::orphan(KEY, token(1))] {
+        assert_eq!(scene.park(again).await, Written::AlreadyApplied, "{rule}");
+    }
+    scene.unchanged(&record, rule).await;
+}
+
 /// T6: an observer parks what it saw, and only if the owner is gone.
 pub async fn an_observer_parks_only_an_orphan<S: Subject>(scene: Scene<S>) {
     let rule = "T6: an observer parks a record only if the lease of the owner that it saw is over";

@@ -1,5 +1,7 @@
 //! How long records are kept, and what is left of them (T13, rule 2).
 
+use std::time::Duration;
+
 use super::Scene;
 use super::scene::{KEY, key, token};
 use crate::store::{
@@ -103,6 +105,39 @@ pub async fn the_records_own_linger_decides<S: Subject>(scene: Scene<S>) {
     scene.pass_expiry().await;
     let reader = Claim { linger: scene.leases(64), ..scene.claim_by(5) };
     assert_eq!(scene.mine(&reader, rule).await.taken_over, None, "{rule}: not kept any longer");
+}
+
+/// The longest times that the engine lets anybody set, all at once.
+pub async fn a_hundred_years_are_a_time<S: Subject>(scene: Scene<S>) {
+    let rule = "a lease, a linger, a retention and a tombstone of a hundred years are kept as they are";
+    let century = Duration::from_secs(100 * 365 * 86_400);
+    let claim = Claim {
+        lease: century,
+        linger: century,
+        ttl: century,
+        after_expiry: century,
+        ..scene.claim_under(1, CrashPolicy::Verify)
+    };
+    let grant = scene.mine(&claim, rule).await;
+    assert!(grant.record.is_running(), "{rule}");
+    assert_eq!(u128::from(scene.record().await.linger), century.as_millis(), "{rule}");
+    assert_eq!(scene.renew(1, century).await, Written::Applied, "{rule}");
+    let record = scene.held(&scene.claim_by(2), rule).await;
+    let left = record.lease_until.saturating_duration_since(record.read_at) + scene.leases(1);
+    assert!(left > century, "{rule}: the lease runs for {left:?}");
+    scene.kept_for(&record, century * 2, rule);
+    let park = Park { ask_again_after: century, ..Park::own(KEY, token(1), Reason::Error) };
+    assert_eq!(scene.park(park).await, Written::Applied, "{rule}");
+    assert_eq!(scene.held(&scene.claim_under(2, CrashPolicy::Verify), rule).await.state, State::InDoubt, "{rule}");
+    let commit = Commit { ttl: century, ..scene.commit_by(1, "first") };
+    assert_eq!(scene.complete(commit).await, Written::Applied, "{rule}");
+    scene.kept_for(&scene.record().await, century, rule);
+    assert_eq!(&scene.held(&scene.claim_by(2), rule).await.body[..], b"first", "{rule}");
+    let remove = Remove { tombstone: century, ..Remove::new(KEY, token(1)) };
+    assert_eq!(scene.remove(remove).await, Changed::Applied, "{rule}");
+    scene.kept_for(&scene.record().await, century, rule);
+    scene.purge().await;
+    assert_eq!(scene.record().await.state, State::Tombstone, "{rule}");
 }
 
 /// T13 with `after_expiry`: late retries are refused for a while.
