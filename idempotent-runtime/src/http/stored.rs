@@ -170,7 +170,8 @@ mod tests {
 
     use super::{Stored, not_kept, of_response, read};
     use crate::clock::Timestamp;
-    use crate::http::headers::replay;
+    use crate::http::HeaderNames;
+    use crate::http::headers::Markers;
     use crate::store::State;
 
     #[test]
@@ -222,7 +223,7 @@ mod tests {
             let head = [&[super::WHOLE][..], &[0; 8], &200_u16.to_be_bytes(), &count.to_be_bytes()].concat();
             let names = (0..count).flat_map(|number| format!("\0\u{4}{number:04x}\0\0\0\0").into_bytes());
             let Some(Stored::Whole(response, _)) = read(head.into_iter().chain(names).collect()) else { return None };
-            replay(response, Timestamp::from_millis(1))
+            Markers::new(HeaderNames::new(), false).replay(response, Timestamp::from_millis(1))
         };
         assert!(count(super::MOST_HEADERS).is_some());
         assert!(count(24_576).is_none());
