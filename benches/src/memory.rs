@@ -6,7 +6,7 @@ use idempotency::Idempotency;
 use idempotency::store::MemoryStore;
 
 use crate::measure::{Row, Target, Turns, latency};
-use crate::receipt::{HOT, Order, Receipt, charge, decode};
+use crate::receipt::{HOT, Order, Receipt, acknowledge, charge, decode};
 use crate::redis::World;
 
 pub async fn rows() -> anyhow::Result<Vec<Row>> {
@@ -28,5 +28,18 @@ pub async fn rows() -> anyhow::Result<Vec<Row>> {
     let of_near = latency(of_near, turns, |_| async { Ok(charge(&near, &order).await.map(drop)?) }, get).await?;
     let of_memory = Row::new("memory store hit, p50", "`moka` get + decode", Target::AtMost(4.0));
     let of_memory = latency(of_memory, turns, |_| async { Ok(charge(&memory, &order).await.map(drop)?) }, get).await?;
-    Ok(vec![of_near, of_memory])
+    // What a result costs that is looked at, encoded and read back. Each call leaves a record.
+    let turns = Turns { rounds: 20, calls: 2_000 };
+    let (receipts, nothing) = (Idempotency::new(MemoryStore::new()), Idempotency::new(MemoryStore::new()));
+    let charge = |number| {
+        let receipts = &receipts;
+        async move { Ok(charge(receipts, &Order::new(number)).await.map(drop)?) }
+    };
+    let acknowledge = |number| {
+        let nothing = &nothing;
+        async move { Ok(acknowledge(nothing, &Order::new(number)).await?) }
+    };
+    let of_miss = Row::new("memory store miss, p50", "the same call, whose result is `()`", Target::Told);
+    let of_miss = latency(of_miss, turns, charge, acknowledge).await?;
+    Ok(vec![of_near, of_memory, of_miss])
 }
