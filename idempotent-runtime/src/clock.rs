@@ -4,11 +4,13 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use pin_project_lite::pin_project;
 use tokio::runtime::Handle;
+
+use crate::boot_time;
 
 /// A point in time in milliseconds since 1970-01-01 UTC, on the clock of whoever wrote it.
 ///
@@ -72,10 +74,13 @@ pub trait Clock: fmt::Debug + Send + Sync + 'static {
     /// The wall clock: what expiry is counted on in stores that use this clock.
     fn now(&self) -> Timestamp;
 
-    /// Time since an arbitrary start that never goes back: what leases and deadlines are counted on.
+    /// Time since an arbitrary start that never goes back: what leases and deadlines are counted on. It goes on while the
+    /// machine, or whatever this code runs in, stands still: an owner that was suspended for longer than its lease must
+    /// not believe in it when it wakes up.
     fn monotonic(&self) -> Duration;
 
-    /// Resolves once `duration` has passed on the monotonic clock.
+    /// Resolves once `duration` has passed on the monotonic clock. It may be late, by the time for which the machine was
+    /// suspended for example: nothing is decided by it alone.
     fn sleep(&self, duration: Duration) -> Sleep;
 }
 
@@ -94,16 +99,22 @@ impl<C: Clock + ?Sized> Clock for Arc<C> {
 }
 
 /// The machine's clock, with Tokio's timer behind [`Clock::sleep`].
+///
+/// Its monotonic side goes on while the machine is suspended: `CLOCK_BOOTTIME` on Linux, Android and OpenBSD,
+/// `CLOCK_MONOTONIC` on Apple's systems and the performance counter on Windows. On other systems it may stop. Tokio's timers
+/// stop; a sleep that should be over by this clock ends at most five seconds after the machine has woken up.
 #[derive(Clone, Copy, Debug)]
 pub struct SystemClock {
-    start: std::time::Instant,
+    start: Duration,
 }
+
+/// How often a sleeper looks whether the clock has gone on without its timer.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 impl SystemClock {
     /// The machine's clock, its monotonic side starting now.
-    #[expect(clippy::disallowed_methods, reason = "this is the one place that asks the machine")]
     pub fn new() -> Self {
-        Self { start: std::time::Instant::now() }
+        Self { start: boot_time::now() }
     }
 }
 
@@ -121,22 +132,32 @@ impl Clock for SystemClock {
     }
 
     fn monotonic(&self) -> Duration {
-        self.start.elapsed()
+        boot_time::now().saturating_sub(self.start)
     }
 
     fn sleep(&self, duration: Duration) -> Sleep {
-        let timer = tokio::time::sleep(duration);
+        let now = tokio::time::Instant::now();
+        // As far away as Tokio's own `sleep` takes it.
+        let deadline = now.checked_add(duration).unwrap_or_else(|| now + FAR);
+        let timer = tokio::time::sleep_until(deadline.min(now + LOOK_EVERY));
         let ends = self.monotonic().saturating_add(duration);
-        Box::pin(SystemSleep { timer, ends, clock: *self, runtime: Handle::current().id() })
+        Box::pin(SystemSleep { timer, deadline, ends, clock: *self, runtime: Handle::current().id() })
     }
 }
+
+/// Thirty years.
+const FAR: Duration = Duration::from_secs(86_400 * 365 * 30);
 
 pin_project! {
     /// A timer belongs to one runtime, and is of no use when that has ended. Polled on another one, the sleep goes on
     /// there for what is left: the engine finishes on a runtime of its own what callers left behind.
+    ///
+    /// It ends with whichever comes first: the timer, which a test may have paused and moves by itself, or the clock, which
+    /// has gone on while the machine was suspended and the timer stood still.
     struct SystemSleep {
         #[pin]
         timer: tokio::time::Sleep,
+        deadline: tokio::time::Instant,
         ends: Duration,
         clock: SystemClock,
         runtime: tokio::runtime::Id,
@@ -151,9 +172,18 @@ impl Future for SystemSleep {
         let mut this = self.project();
         if let Some(runtime) = Handle::try_current().ok().map(|handle| handle.id()).filter(|id| id != this.runtime) {
             *this.runtime = runtime;
-            this.timer.set(tokio::time::sleep(this.ends.saturating_sub(this.clock.monotonic())));
+            let now = tokio::time::Instant::now();
+            *this.deadline = now + this.ends.saturating_sub(this.clock.monotonic()).min(FAR);
+            this.timer.set(tokio::time::sleep_until((*this.deadline).min(now + LOOK_EVERY)));
         }
-        this.timer.poll(cx)
+        loop {
+            ready!(this.timer.as_mut().poll(cx));
+            let now = tokio::time::Instant::now();
+            if now >= *this.deadline || this.clock.monotonic() >= *this.ends {
+                return Poll::Ready(());
+            }
+            this.timer.as_mut().reset((*this.deadline).min(now + LOOK_EVERY));
+        }
     }
 }
 
@@ -176,5 +206,51 @@ impl Randomness for SystemRandomness {
     #[expect(clippy::disallowed_methods, reason = "this is the one place that asks the machine")]
     fn fill(&self, bytes: &mut [u8]) -> std::io::Result<()> {
         getrandom::fill(bytes).map_err(std::io::Error::other)
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "these tests are about Tokio's clock and the machine's")]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::runtime::Handle;
+    use tokio::time::Instant;
+
+    use super::{Clock as _, LOOK_EVERY, SystemClock, SystemSleep};
+    use crate::boot_time;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    #[test]
+    fn the_monotonic_side_counts_the_time_for_which_the_machine_was_suspended() {
+        let (before, clock) = (boot_time::now(), SystemClock::new());
+        let (now, after) = (clock.monotonic(), boot_time::now());
+        assert!(clock.start >= before && clock.start + now <= after, "{before:?} {clock:?} {now:?} {after:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_sleep_ends_with_its_timer_where_a_test_has_paused_it() {
+        let start = Instant::now();
+        SystemClock::new().sleep(HOUR).await;
+        assert_eq!(start.elapsed(), HOUR);
+        SystemClock::new().sleep(Duration::ZERO).await;
+        assert!(start.elapsed() < HOUR + LOOK_EVERY);
+    }
+
+    /// The timer has an hour to go, as it had when the machine was suspended, and the clock says that it is over.
+    #[tokio::test(start_paused = true)]
+    async fn a_sleep_ends_soon_after_the_machine_has_woken_up() {
+        let (start, clock) = (Instant::now(), SystemClock::new());
+        let timer = tokio::time::sleep_until(start + LOOK_EVERY);
+        let (deadline, ends, runtime) = (start + HOUR, Duration::ZERO, Handle::current().id());
+        SystemSleep { timer, deadline, ends, clock, runtime }.await;
+        assert_eq!(start.elapsed(), LOOK_EVERY);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_sleep_without_end_is_none() {
+        let sleep = SystemClock::new().sleep(Duration::MAX);
+        assert!(tokio::time::timeout(HOUR * 24, sleep).await.is_err());
     }
 }

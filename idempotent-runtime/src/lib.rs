@@ -2,6 +2,7 @@
 #![warn(clippy::disallowed_methods)]
 
 mod argument;
+mod boot_time;
 mod canonical;
 pub mod clock;
 mod context;

@@ -28,6 +28,10 @@ pub enum Action {
     /// The outside does not know.
     AskInVain(usize),
     Effect(usize),
+    /// A step with the effect begins in a task of its own.
+    Spawn(usize),
+    /// The effect of that step, whatever has become of the body.
+    SpawnedEffect(usize),
     Checkpoint {
         caller: usize,
         heard: bool,
@@ -67,7 +71,8 @@ pub enum Action {
 const SENDS: u8 = 2;
 
 impl Action {
-    /// Whether this is a fault of the network, a caller or a process. What follows from an earlier one is none.
+    /// Whether this is a fault of the network, a caller or a process. What follows from an earlier one is none. A step in a
+    /// task of its own counts as one, so that the states stay few.
     pub fn is_fault(self, state: &State) -> bool {
         match self {
             Self::ClaimArrives { caller, heard } => !heard && state.callers[caller].phase == Phase::Claiming,
@@ -76,6 +81,7 @@ impl Action {
             Self::ResolveArrives => !matches!(state.operator, Operator::Answering { arrived: 0, .. }),
             Self::SendClaimAgain(_)
             | Self::GiveUp(_)
+            | Self::Spawn(_)
             | Self::ReturnHeldError(_)
             | Self::Drop(_)
             | Self::NotStored(_)
@@ -123,6 +129,9 @@ fn of_caller(protocol: &Protocol, state: &State, (index, caller): (usize, &Calle
                 actions.push(Action::CommitArrives { caller: index, adopting, heard: true });
             }
         }
+    }
+    if caller.spawned {
+        actions.push(Action::SpawnedEffect(index));
     }
     let believes = state.now < caller.believes_until;
     match caller.phase {
@@ -180,7 +189,8 @@ fn in_body(protocol: &Protocol, (index, caller): (usize, &Caller), believes: boo
         }
         Some(_) => actions.push(Action::SendCommit(index)),
         None if protocol.is(Mutant::CommitFirst) => actions.push(Action::SendCommit(index)),
-        None => actions.extend([Action::Effect(index), Action::ReturnError(index)]),
+        None if caller.spawned => actions.push(Action::ReturnError(index)),
+        None => actions.extend([Action::Effect(index), Action::Spawn(index), Action::ReturnError(index)]),
     }
     if believes && caller.believes_until != now + LEASE {
         actions.push(Action::Renew { caller: index, heard: true });
@@ -191,7 +201,7 @@ fn in_body(protocol: &Protocol, (index, caller): (usize, &Caller), believes: boo
 
 /// Rule 12: the outside enforces the key, or nobody else is at work any more.
 fn may_ask(protocol: &Protocol, state: &State, asking: usize) -> bool {
-    let at_work = |(index, caller): (usize, &Caller)| index != asking && caller.phase == Phase::Body;
+    let at_work = |(index, caller): (usize, &Caller)| index != asking && caller.is_at_work();
     protocol.policy == Policy::VerifyWithKey
         || protocol.is(Mutant::AskedTooEarly)
         || !state.callers.iter().enumerate().any(at_work)
@@ -217,7 +227,7 @@ pub fn truth(protocol: &Protocol, state: &State) -> Option<bool> {
     // A very late owner belongs to an older retention.
     let owner_had_none = u32::try_from(owner).is_ok_and(|owner| state.world.effected & (1 << owner) == 0);
     let no_step_is_told = state.slot.as_ref().is_none_or(|record| record.body.is_empty());
-    let nobody_works = state.callers.iter().all(|caller| caller.phase != Phase::Body);
+    let nobody_works = state.callers.iter().all(|caller| !caller.is_at_work());
     if effects.iter().all(|effects| *effects > 0) {
         Some(true)
     } else if effects.iter().all(|effects| *effects == 0) && owner_had_none && no_step_is_told && nobody_works {

@@ -7,7 +7,7 @@ use crate::actions::{self, Action, truth};
 use crate::invariants::{self, Broken};
 use crate::protocol::{Mutant, Policy, Protocol};
 use crate::seen::Event;
-use crate::state::{Answer, Caller, Ending, Operator, Phase, Plan, RETENTIONS, State, Value, World};
+use crate::state::{Answer, Caller, Ending, Granted, Operator, Phase, Plan, RETENTIONS, State, Value, World};
 use crate::store::{self, token, value};
 use crate::time::{LEASE, START};
 
@@ -83,6 +83,8 @@ impl Protocol {
             }
             Action::AskInVain(index) => settle(&mut state.callers[index], Plan::AskAgain),
             Action::Effect(index) => self.effect(state, index),
+            Action::Spawn(index) => state.callers[index].spawned = true,
+            Action::SpawnedEffect(index) => self.spawned_effect(state, index),
             Action::Checkpoint { caller, heard } => self.checkpoint(state, caller, heard),
             Action::Renew { caller, heard } => {
                 let written = store::renew(state, caller);
@@ -96,8 +98,7 @@ impl Protocol {
                 settle(&mut state.callers[index], Plan::GiveBack);
             }
             Action::Drop(index) | Action::NotStored(index) => {
-                let plan = if self.policy == Policy::Hold { Plan::Park } else { Plan::Abandon };
-                settle(&mut state.callers[index], plan);
+                settle(&mut state.callers[index], self.unknown_outcome());
             }
             Action::SendCommit(index) => send_commit(&mut state.callers[index], now),
             Action::CommitArrives { caller, adopting, heard } => self.commit_arrives(state, caller, adopting, heard),
@@ -109,7 +110,10 @@ impl Protocol {
                 state.callers[index].ends(Phase::Over { unused: false });
             }
             Action::EndArrives { caller, heard } => self.end_arrives(state, caller, heard),
-            Action::Crash(index) => state.callers[index].ends(Phase::Over { unused: false }),
+            Action::Crash(index) => {
+                state.callers[index].spawned = false;
+                state.callers[index].ends(Phase::Over { unused: false });
+            }
             Action::OperatorAnswers => {
                 let observed = state.slot.as_ref().map_or(0, |record| record.owner.bits());
                 let happened = truth(self, state) == Some(true);
@@ -196,10 +200,26 @@ impl Protocol {
     fn return_error(&self, caller: &mut Caller) {
         let plan = match caller.grant.steps {
             1.. if !self.is(Mutant::ErrorForgetsSteps) => Plan::Abandon,
+            // Nobody knows what it will do.
+            _ if caller.spawned && !self.is(Mutant::ErrorForgetsRunning) => self.unknown_outcome(),
             _ => Plan::NothingHappened,
         };
-        let rounds = if plan != Plan::Abandon && self.may_come_again(caller) { 2 } else { 1 };
+        let rounds = if plan == Plan::NothingHappened && self.may_come_again(caller) { 2 } else { 1 };
         caller.ends(Phase::Ending(Ending { plan, rounds, started: true }));
+    }
+
+    fn unknown_outcome(&self) -> Plan {
+        if self.policy == Policy::Hold { Plan::Park } else { Plan::Abandon }
+    }
+
+    fn spawned_effect(&self, state: &mut State, index: usize) {
+        self.effect(state, index);
+        let caller = &mut state.callers[index];
+        caller.spawned = false;
+        if caller.phase != Phase::Body {
+            // Nobody waits for its result.
+            (caller.effect, caller.retention, caller.grant) = (None, 0, Granted::default());
+        }
     }
 
     fn effect(&self, state: &mut State, index: usize) {

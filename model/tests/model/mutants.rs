@@ -99,6 +99,12 @@ fn an_error_that_forgets_finished_steps_is_found() {
 }
 
 #[test]
+fn an_error_that_forgets_a_running_step_is_found() {
+    fails(&protocol(Policy::Hold, Mutant::ErrorForgetsRunning), S5);
+    fails(&protocol(Policy::Retry, Mutant::ErrorForgetsRunning), S3);
+}
+
+#[test]
 fn a_transaction_that_does_not_wait_for_another_is_found() {
     fails(&Transactions::new(2).with(TransactionMutant::DoesNotWait), S6);
 }

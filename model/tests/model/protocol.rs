@@ -62,6 +62,8 @@ pub enum Mutant {
     ReleaseForgetsTakeover,
     /// A body's error forgets the finished steps.
     ErrorForgetsSteps,
+    /// A body's error forgets a step that still runs.
+    ErrorForgetsRunning,
     /// A commit that may write a record anew may do so however late it arrives.
     AdoptsForEver,
     /// A late claim gets back what its owner has left in doubt.

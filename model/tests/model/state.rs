@@ -54,6 +54,8 @@ pub struct Caller {
     pub retention: usize,
     /// Whether the effect of the current step has happened, and what it answered.
     pub effect: Option<Value>,
+    /// A step runs in a task of its own, and has not had its effect.
+    pub spawned: bool,
     pub commits_sent: u8,
     pub commits_under_way: u8,
     /// Those that may write a record anew that is gone.
@@ -165,12 +167,24 @@ impl Caller {
             claims_under_way: self.claims_under_way,
             commits_under_way: self.commits_under_way,
             adopting_under_way: self.adopting_under_way,
+            // It goes on when the body is over.
+            spawned: self.spawned,
+            retention: if self.spawned { self.retention } else { 0 },
             // A late commit tells these two.
             effect: self.effect.filter(|_| self.commits_under_way + self.adopting_under_way > 0),
-            grant: if self.adopting_under_way > 0 { self.grant } else { Granted::default() },
+            grant: match self.adopting_under_way {
+                // And which step it is.
+                0 => Granted { steps: if self.spawned { self.grant.steps } else { 0 }, ..Granted::default() },
+                _ => self.grant,
+            },
             adopts_until: if self.adopting_under_way > 0 { self.adopts_until } else { 0 },
             ..Self::default()
         };
+    }
+
+    /// It may still have an effect.
+    pub fn is_at_work(&self) -> bool {
+        self.phase == Phase::Body || self.spawned
     }
 
     /// It may be at work under its claim.
@@ -216,6 +230,7 @@ impl State {
         caller.adopts_until.saturating_sub(self.now).hash(&mut hasher);
         (caller.claims_sent, caller.claims_under_way, caller.retention).hash(&mut hasher);
         (caller.commits_sent, caller.commits_under_way, caller.adopting_under_way).hash(&mut hasher);
+        caller.spawned.hash(&mut hasher);
         for grant in [Some(caller.grant), caller.answer] {
             grant.map(|grant| (grant.taken_over, grant.steps)).hash(&mut hasher);
         }
