@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::Inner;
 use super::keeper::Followed;
 use super::retry;
+use crate::paused::explain;
 use crate::store::{Claim, Claimed, Release, StoreError, StoreErrorKind};
 
 /// The answer to a claim.
@@ -30,12 +31,13 @@ pub(crate) async fn send(engine: &Arc<Inner>, claim: Claim) -> Result<Answered, 
                 Err(_) => give_back(&for_release, release, lease, true).await,
             }
         });
-    let timeout = engine.settings.claim_timeout;
+    let (timeout, start) = (engine.settings.claim_timeout, engine.clock.monotonic());
     let answer = tokio::select! {
         biased;
         answer = &mut followed => answer,
         () = engine.clock.sleep(timeout) => {
-            return Err(StoreError::new(StoreErrorKind::Unavailable, "claim").with_detail(format!("no answer within {timeout:?}")));
+            let error = StoreError::new(StoreErrorKind::Unavailable, "claim").with_detail(format!("no answer within {timeout:?}"));
+            return Err(explain(error, timeout, engine.clock.monotonic().saturating_sub(start)));
         }
     };
     if answer.as_ref().is_err_and(StoreError::is_outcome_unknown) {
@@ -47,8 +49,9 @@ pub(crate) async fn send(engine: &Arc<Inner>, claim: Claim) -> Result<Answered, 
 
 /// Repeats the claim with its token while it fails in a way that can pass.
 async fn repeat(engine: Arc<Inner>, claim: Claim) -> Result<Answered, StoreError> {
-    let end = engine.clock.monotonic().saturating_add(engine.settings.claim_timeout);
-    let mut unknown = None;
+    let start = engine.clock.monotonic();
+    let end = start.saturating_add(engine.settings.claim_timeout);
+    let (mut unknown, mut slept) = (None, Duration::ZERO);
     for pause in retry::pauses() {
         match engine.store.clone().claim(claim.clone()).await {
             Err(error) if error.is_transient() && engine.clock.monotonic() + pause < end => {
@@ -56,9 +59,13 @@ async fn repeat(engine: Arc<Inner>, claim: Claim) -> Result<Answered, StoreError
                     unknown = Some(error);
                 }
                 engine.clock.sleep(pause).await;
+                slept += pause;
             }
             // An earlier try may have been applied: this refusal does not tell.
-            Err(error) => return Err(unknown.unwrap_or(error)),
+            Err(error) => {
+                let error = unknown.unwrap_or(error);
+                return Err(explain(error, slept, engine.clock.monotonic().saturating_sub(start)));
+            }
             Ok(claimed) => return Ok(Answered { claimed, repeated: unknown.is_some() }),
         }
     }

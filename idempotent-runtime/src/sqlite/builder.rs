@@ -12,6 +12,7 @@ use super::error::store_error;
 use super::statements::Statements;
 use super::{Inner, SqliteStore, look};
 use crate::clock::{Clock, SystemClock};
+use crate::paused::explained;
 use crate::sql::{Fences, TableName, Watchers};
 use crate::store::{StoreError, StoreErrorKind};
 
@@ -74,6 +75,10 @@ impl SqliteStoreBuilder {
     /// [`Config`](StoreErrorKind::Config) when the file cannot be opened or made, the table's name is unfit, or the table
     /// was made by a newer release.
     pub async fn open(self) -> Result<SqliteStore, StoreError> {
+        explained(self.open_file()).await
+    }
+
+    async fn open_file(self) -> Result<SqliteStore, StoreError> {
         let table = TableName::parse(&self.table)?;
         let options = SqliteConnectOptions::new()
             .filename(&self.path)
