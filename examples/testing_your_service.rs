@@ -4,7 +4,8 @@
 //! cargo run --example testing_your_service
 //! ```
 //!
-//! In your crate, each check is a `#[tokio::test]`.
+//! In your crate, each check is a `#[tokio::test]`. The feature `testing` has more: callers that leave at every point, a store
+//! with faults and a clock that moves by hand. Its documentation, `idempotency::testing`, shows a service with all of them.
 
 use std::sync::{Mutex, PoisonError};
 

@@ -24,6 +24,7 @@ mod near_cache;
 #[path = "no_near_cache.rs"]
 mod near_cache;
 mod outcome;
+mod paused;
 mod policy;
 #[cfg(feature = "postgres")]
 mod postgres;

@@ -7,6 +7,7 @@ use super::Inner;
 use super::keeper::Followed;
 use super::retry;
 use super::scope::Scope;
+use crate::paused::explain;
 use crate::store::{Claim, Claimed, Release, StoreError, StoreErrorKind};
 
 /// The answer to a claim.
@@ -34,12 +35,13 @@ pub(crate) async fn send(engine: &Arc<Inner>, claim: Claim, scope: &Scope) -> Re
             }
         },
     );
-    let timeout = engine.settings.claim_timeout;
+    let (timeout, start) = (engine.settings.claim_timeout, engine.clock.monotonic());
     let answer = tokio::select! {
         biased;
         answer = &mut followed => answer,
         () = engine.clock.sleep(timeout) => {
-            return Err(StoreError::new(StoreErrorKind::Unavailable, "claim").with_detail(format!("no answer within {timeout:?}")));
+            let error = StoreError::new(StoreErrorKind::Unavailable, "claim").with_detail(format!("no answer within {timeout:?}"));
+            return Err(explain(error, timeout, engine.clock.monotonic().saturating_sub(start)));
         }
     };
     if answer.as_ref().is_err_and(StoreError::is_outcome_unknown) {
@@ -51,12 +53,14 @@ pub(crate) async fn send(engine: &Arc<Inner>, claim: Claim, scope: &Scope) -> Re
 
 /// Repeats the claim with its token while it fails in a way that can pass.
 async fn repeat(engine: Arc<Inner>, claim: Claim, scope: Scope) -> Result<Answered, StoreError> {
-    let end = engine.clock.monotonic().saturating_add(engine.settings.claim_timeout);
-    let mut unknown = None;
+    let start = engine.clock.monotonic();
+    let end = start.saturating_add(engine.settings.claim_timeout);
+    let (mut unknown, mut slept) = (None, Duration::ZERO);
     for pause in retry::pauses() {
         match engine.store.clone().claim(claim.clone()).await {
             Err(error) if error.is_transient() && engine.clock.monotonic() + pause < end => {
                 engine.clock.sleep(pause).await;
+                slept += pause;
                 if scope.is_shut_out(&engine) {
                     return Err(unknown.unwrap_or(error));
                 }
@@ -65,7 +69,10 @@ async fn repeat(engine: Arc<Inner>, claim: Claim, scope: Scope) -> Result<Answer
                 }
             }
             // An earlier try may have been applied: this refusal does not tell.
-            Err(error) => return Err(unknown.unwrap_or(error)),
+            Err(error) => {
+                let error = unknown.unwrap_or(error);
+                return Err(explain(error, slept, engine.clock.monotonic().saturating_sub(start)));
+            }
             Ok(claimed) => return Ok(Answered { claimed, repeated: unknown.is_some() }),
         }
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use backon::{BackoffBuilder as _, ExponentialBuilder};
 
 use super::Inner;
+use crate::paused::explain;
 use crate::store::{StoreError, StoreErrorKind};
 
 /// The pauses between tries: 5 ms, doubling up to one second.
@@ -30,24 +31,32 @@ where
     F: Future<Output = Result<T, StoreError>>,
 {
     let clock = &engine.clock;
-    let end = clock.monotonic().saturating_add(budget);
+    let start = clock.monotonic();
+    let end = start.saturating_add(budget);
     let mut pauses = pauses();
+    let mut slept = Duration::ZERO;
     loop {
         let patience = engine.settings.claim_timeout.min(end.saturating_sub(clock.monotonic()));
         let answer = tokio::select! {
             // An answer that is there is taken, however late this was polled.
             biased;
             answer = operation() => answer,
-            () = clock.sleep(patience) => Err(StoreError::new(StoreErrorKind::Unavailable, "wait for the store")
-                .with_detail(format!("no answer within {patience:?}"))),
+            () = clock.sleep(patience) => {
+                slept += patience;
+                Err(StoreError::new(StoreErrorKind::Unavailable, "wait for the store")
+                    .with_detail(format!("no answer within {patience:?}")))
+            }
         };
         let left = end.saturating_sub(clock.monotonic());
         match answer {
             Err(error) if error.is_transient() && !left.is_zero() => {
-                let pause = pauses.next().unwrap_or(left);
-                clock.sleep(pause.min(left)).await;
+                let pause = pauses.next().unwrap_or(left).min(left);
+                clock.sleep(pause).await;
+                slept += pause;
             }
-            answer => return answer,
+            answer => {
+                return answer.map_err(|error| explain(error, slept, clock.monotonic().saturating_sub(start)));
+            }
         }
     }
 }

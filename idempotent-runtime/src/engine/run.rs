@@ -111,6 +111,8 @@ where
                             Ok(scope) => {
                                 let mut guard = Guard { running, scope };
                                 let future = guard.run(body).unwrap_or_else(|panic| resume_unwind(panic));
+                                #[cfg(feature = "testing")]
+                                crate::testing::body_begins(cx);
                                 Stage::Body { future, guard, writer }
                             }
                         },
@@ -119,7 +121,12 @@ where
                 }
                 StageProjection::Body { future, guard, .. } => {
                     let result = match guard.run(|| future.poll(cx)) {
-                        Ok(polled) => Ok(ready!(polled)),
+                        Ok(Poll::Pending) => {
+                            #[cfg(feature = "testing")]
+                            crate::testing::body_waits();
+                            return Poll::Pending;
+                        }
+                        Ok(Poll::Ready(result)) => Ok(result),
                         Err(panic) => Err(panic),
                     };
                     // The outcome of a panic is settled now, whatever the caller does with it and with this future.

@@ -14,6 +14,7 @@ use super::query::Connections;
 use super::statements::Statements;
 use super::{Inner, MySqlAddress, MySqlStore, check, watch};
 use crate::clock::SystemClock;
+use crate::paused::explained;
 use crate::sql::{Fences, RenewalPool, TableName, Watchers};
 use crate::store::StoreError;
 use crate::store::bounds::check_timeout;
@@ -93,7 +94,7 @@ impl MySqlStoreBuilder {
     /// is no connection to it.
     pub async fn connect(self) -> Result<MySqlStore, StoreError> {
         let store = self.build()?;
-        check::server(&store.0).await?;
+        explained(check::server(&store.0)).await?;
         Ok(store)
     }
 

@@ -13,6 +13,7 @@ use super::session::Sessions;
 use super::statements::Statements;
 use super::{Inner, PostgresAddress, PostgresStore, check, look};
 use crate::clock::SystemClock;
+use crate::paused::explained;
 use crate::sql::{Fences, RenewalPool, TableName, Watchers};
 use crate::store::bounds::check_timeout;
 use crate::store::{StoreError, StoreErrorKind};
@@ -99,7 +100,7 @@ impl PostgresStoreBuilder {
     /// standby, [`Unsupported`](StoreErrorKind::Unsupported) when it is older than version 13.
     pub async fn connect(self) -> Result<PostgresStore, StoreError> {
         let store = self.build()?;
-        check::server(&store.0).await?;
+        explained(check::server(&store.0)).await?;
         Ok(store)
     }
 

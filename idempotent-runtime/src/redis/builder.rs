@@ -10,6 +10,7 @@ use super::link::{Link, Setup};
 use super::tracking::Waiters;
 use super::{Inner, RedisAddress, RedisStore, check, script};
 use crate::clock::{Clock, SystemClock};
+use crate::paused::explained;
 use crate::store::bounds::check_timeout;
 use crate::store::{StoreError, StoreErrorKind};
 
@@ -107,7 +108,7 @@ impl RedisStoreBuilder {
     pub async fn connect(self) -> Result<RedisStore, StoreError> {
         let allow_eviction = self.allow_eviction;
         let store = self.build()?;
-        check::server(&store, allow_eviction).await?;
+        explained(check::server(&store, allow_eviction)).await?;
         Ok(store)
     }
 

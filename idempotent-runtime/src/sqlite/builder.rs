@@ -12,6 +12,7 @@ use super::error::store_error;
 use super::statements::Statements;
 use super::{Inner, SqliteStore, look};
 use crate::clock::{Clock, SystemClock};
+use crate::paused::explained;
 use crate::sql::{Fences, TableName, Watchers};
 use crate::store::bounds::check_timeout;
 use crate::store::{StoreError, StoreErrorKind};
@@ -76,6 +77,10 @@ impl SqliteStoreBuilder {
     /// was made by a newer release.
     pub async fn open(self) -> Result<SqliteStore, StoreError> {
         check_timeout("response_timeout", self.response_timeout)?;
+        explained(self.open_file()).await
+    }
+
+    async fn open_file(self) -> Result<SqliteStore, StoreError> {
         let table = TableName::parse(&self.table)?;
         let options = SqliteConnectOptions::new()
             .filename(&self.path)

@@ -80,8 +80,14 @@ impl Context {
         self.step_at(name, 0, body)
     }
 
-    /// As [`step`](Self::step), for steps of one name that an index tells apart: the position of an item, its number.
-    /// The index is part of the identity, so it must be the same in every attempt.
+    /// As [`step`](Self::step), for steps of one name that an index tells apart: the number of an item, or its position in
+    /// the input. The index is part of the identity, so it must stand for the same item in every attempt.
+    ///
+    /// **Never count what is finished.** With `JoinSet::join_next`, `FuturesUnordered` or `buffer_unordered`, the first
+    /// item that is ready is another one in each attempt; counted with `enumerate` or a variable, it would get the recorded
+    /// result of that one. Nobody can notice, because a recorded step does not look at its body. So count before
+    /// anything runs, and take the index along, or make it of the item: its number in the database, or its own name,
+    /// `context.step(&format!("item {}", item.id), …)`.
     ///
     /// ```
     /// # use std::time::Duration;

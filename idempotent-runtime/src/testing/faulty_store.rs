@@ -1,7 +1,8 @@
 //! A store that loses requests and answers, and that keeps them waiting, as told.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::future::Future;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -37,7 +38,13 @@ pub enum Fault {
 
 /// Where requests wait until the test lets them go on: closed until it is opened.
 #[derive(Clone, Debug)]
-pub struct Gate(Arc<Semaphore>);
+pub struct Gate(Arc<Closed>);
+
+#[derive(Debug)]
+struct Closed {
+    semaphore: Semaphore,
+    has_been_reached: AtomicBool,
+}
 
 impl Default for Gate {
     fn default() -> Self {
@@ -48,28 +55,36 @@ impl Default for Gate {
 impl Gate {
     /// A gate that is closed.
     pub fn new() -> Self {
-        Self(Arc::new(Semaphore::new(0)))
+        Self(Arc::new(Closed { semaphore: Semaphore::new(0), has_been_reached: AtomicBool::new(false) }))
     }
 
     /// Lets everybody through, now and later.
     pub fn open(&self) {
-        self.0.close();
+        self.0.semaphore.close();
     }
 
-    /// Whether the request that waited here is over.
+    /// Whether a request has waited here and is over.
     pub fn is_passed(&self) -> bool {
-        Arc::strong_count(&self.0) == 1
+        self.0.has_been_reached.load(Ordering::Acquire) && Arc::strong_count(&self.0) == 1
     }
 
     /// Resolves once the gate is open.
     pub async fn wait(&self) {
-        let _ = self.0.acquire().await;
+        self.0.has_been_reached.store(true, Ordering::Release);
+        let _ = self.0.semaphore.acquire().await;
     }
 }
 
 /// A store whose network a test controls: requests and answers to the store inside are lost, kept waiting or refused.
 ///
-/// Operations are named as the methods of [`Store`]: `"claim"`, `"complete"`, `"renew"`, …
+/// Operations are named as the methods of [`Store`]: `"claim"`, `"complete"`, `"renew"`, … Another name panics at once: its
+/// faults would never come.
+///
+/// A test that plans a fault which no request meets has tested something else than it says. So when what [`new`](Self::new)
+/// gave is dropped, and faults of [`next`](Self::next) are left, it panics and names them;
+/// [`unmet_faults`](Self::unmet_faults) tells of them earlier. Keep it in the test, and give the engine a clone.
+///
+/// The store inside is any store, `Arc<dyn DynStore>` too.
 ///
 /// ```
 /// # use std::time::Duration;
@@ -90,17 +105,30 @@ impl Gate {
 pub struct FaultyStore<S> {
     inner: Arc<S>,
     script: Arc<Mutex<Script>>,
+    /// The one that the test made: it says at its end what no request met.
+    is_original: bool,
 }
 
 impl<S> Clone for FaultyStore<S> {
     fn clone(&self) -> Self {
-        Self { inner: Arc::clone(&self.inner), script: Arc::clone(&self.script) }
+        Self { inner: Arc::clone(&self.inner), script: Arc::clone(&self.script), is_original: false }
+    }
+}
+
+impl<S> Drop for FaultyStore<S> {
+    fn drop(&mut self) {
+        let unmet = self.unmet();
+        if self.is_original && !unmet.is_empty() && !std::thread::panicking() {
+            let unmet: Vec<_> = unmet.iter().map(|(operation, fault)| format!("{operation}: {fault:?}")).collect();
+            panic!("no request met these faults, so the test did not see them: {}", unmet.join(", "));
+        }
     }
 }
 
 #[derive(Debug, Default)]
 struct Script {
-    faults: HashMap<&'static str, VecDeque<Fault>>,
+    /// In the order of the names, which people read.
+    faults: BTreeMap<&'static str, VecDeque<Fault>>,
     always: HashMap<&'static str, Fault>,
     requests: HashMap<&'static str, usize>,
     claims: Vec<Claim>,
@@ -110,20 +138,26 @@ struct Script {
 impl<S: Store> FaultyStore<S> {
     /// Everything goes through to `inner` until the test says otherwise.
     pub fn new(inner: S) -> Self {
-        Self { inner: Arc::new(inner), script: Arc::default() }
+        Self { inner: Arc::new(inner), script: Arc::default(), is_original: true }
     }
 
-    fn script(&self) -> MutexGuard<'_, Script> {
-        self.script.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The next request of this kind meets this fault.
+    /// The next request of this kind meets this fault; several wait for one request each, in order.
+    ///
+    /// # Panics
+    /// When the store has no such operation.
+    #[track_caller]
     pub fn next(&self, operation: &'static str, fault: Fault) {
+        check_name(operation);
         self.script().faults.entry(operation).or_default().push_back(fault);
     }
 
-    /// All requests of this kind meet this fault, until it is taken back with `None`.
+    /// All requests of this kind meet this fault, until it is taken back with `None`. There need not be any.
+    ///
+    /// # Panics
+    /// When the store has no such operation.
+    #[track_caller]
     pub fn always(&self, operation: &'static str, fault: Option<Fault>) {
+        check_name(operation);
         let mut script = self.script();
         match fault {
             Some(fault) => script.always.insert(operation, fault),
@@ -131,8 +165,18 @@ impl<S: Store> FaultyStore<S> {
         };
     }
 
+    /// The faults of [`next`](Self::next) that no request has met yet, with their operations.
+    pub fn unmet_faults(&self) -> Vec<(&'static str, Fault)> {
+        self.unmet()
+    }
+
     /// How many requests of this kind were made.
+    ///
+    /// # Panics
+    /// When the store has no such operation.
+    #[track_caller]
     pub fn requests(&self, operation: &'static str) -> usize {
+        check_name(operation);
         self.script().requests.get(operation).copied().unwrap_or_default()
     }
 
@@ -184,8 +228,34 @@ impl<S: Store> FaultyStore<S> {
     }
 }
 
+impl<S> FaultyStore<S> {
+    fn script(&self) -> MutexGuard<'_, Script> {
+        self.script.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn unmet(&self) -> Vec<(&'static str, Fault)> {
+        let script = self.script();
+        let faults = script.faults.iter();
+        faults.flat_map(|(operation, faults)| faults.iter().map(|fault| (*operation, fault.clone()))).collect()
+    }
+}
+
+/// Refuses what is no method of [`Store`].
+#[track_caller]
+fn check_name(operation: &str) {
+    let known = ["claim", "renew"].iter().chain(OPERATIONS);
+    assert!(
+        known.clone().any(|known| *known == operation),
+        "`{operation}` is no operation of a store; they are {}",
+        known.copied().collect::<Vec<_>>().join(", ")
+    );
+}
+
 macro_rules! through {
     ($($method:ident($($argument:ident: $type:ty),*) -> $answer:ty;)*) => {
+        /// The operations that are only passed on.
+        const OPERATIONS: &[&str] = &[$(stringify!($method)),*];
+
         #[deny(clippy::missing_trait_methods)]
         impl<S: Store> Store for FaultyStore<S> {
             fn name(&self) -> &'static str {

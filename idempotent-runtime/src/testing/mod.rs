@@ -3,6 +3,7 @@
 
 #[doc(hidden)]
 pub mod conformance;
+mod crashes;
 mod faulty_store;
 mod manual_clock;
 mod retries;
@@ -10,7 +11,9 @@ mod subject;
 
 #[doc(inline)]
 pub use crate::__conformance as conformance;
+pub use crashes::crash_at_every_await;
+pub(crate) use crashes::{body_begins, body_waits};
 pub use faulty_store::{Fault, FaultyStore, Gate};
 pub use manual_clock::ManualClock;
-pub use retries::{assert_runs_once, crash_at_every_await, run_concurrently};
+pub use retries::{assert_runs_once, run_concurrently};
 pub use subject::{ClockJump, Subject};

@@ -1,7 +1,7 @@
-//! Calling a service as its clients will: twice, at once, and with callers that are gone in the middle.
+//! Calling a service as its clients will: twice, and at once.
 
 use std::future::{Future, poll_fn};
-use std::pin::pin;
+use std::panic::Location;
 use std::task::Poll;
 
 /// Makes the same call twice, one after the other, and asserts that it had one effect and one answer. `effects` counts
@@ -32,20 +32,26 @@ where
     T: PartialEq + std::fmt::Debug,
     E: std::fmt::Debug,
 {
-    let caller = std::panic::Location::caller();
+    let caller = Location::caller();
     async move {
         let mut call = call;
         let before = effects();
         let first = call().await.unwrap_or_else(|error| panic!("the first call at {caller} failed: {error:?}"));
         let second = call().await.unwrap_or_else(|error| panic!("the second call at {caller} failed: {error:?}"));
         assert_eq!(first, second, "the second call at {caller} has another answer");
-        let made = effects() - before;
+        let after = effects();
+        assert!(after >= before, "the count at {caller} goes down, from {before} to {after}: it counts no effects");
+        let made = after - before;
         assert_eq!(made, 1, "two calls at {caller} had {made} effects");
         first
     }
 }
 
 /// Makes `count` calls at once, and gives their answers in the order of their numbers, from zero.
+///
+/// # Panics
+/// When it could not look: fewer than two calls, or none that ever waited, are not at once. Let the fake of what is
+/// outside wait, with `tokio::task::yield_now().await`.
 ///
 /// ```
 /// # use std::sync::atomic::{AtomicUsize, Ordering};
@@ -64,106 +70,42 @@ where
 /// assert_eq!(seats.load(Ordering::SeqCst), 1);
 /// # }
 /// ```
-pub async fn run_concurrently<F: Future>(count: usize, call: impl FnMut(usize) -> F) -> Vec<F::Output> {
-    let mut calls: Vec<_> = (0..count).map(call).map(Box::pin).collect();
-    let mut answers: Vec<_> = calls.iter().map(|_| None).collect();
-    poll_fn(|cx| {
-        let mut is_over = true;
-        for (call, answer) in calls.iter_mut().zip(&mut answers) {
-            if answer.is_none() {
-                match call.as_mut().poll(cx) {
-                    Poll::Ready(output) => *answer = Some(output),
-                    Poll::Pending => is_over = false,
+#[track_caller]
+pub fn run_concurrently<F: Future>(count: usize, call: impl FnMut(usize) -> F) -> impl Future<Output = Vec<F::Output>> {
+    let caller = Location::caller();
+    assert!(count >= 2, "run_concurrently at {caller} could not look: {count} calls are not at once");
+    async move {
+        let mut calls: Vec<_> = (0..count).map(call).map(Box::pin).collect();
+        let mut answers: Vec<_> = calls.iter().map(|_| None).collect();
+        let mut has_waited = false;
+        poll_fn(|cx| {
+            let mut is_over = true;
+            for (call, answer) in calls.iter_mut().zip(&mut answers) {
+                if answer.is_none() {
+                    match call.as_mut().poll(cx) {
+                        Poll::Ready(output) => *answer = Some(output),
+                        Poll::Pending => is_over = false,
+                    }
                 }
             }
-        }
-        if is_over { Poll::Ready(()) } else { Poll::Pending }
-    })
-    .await;
-    answers.into_iter().flatten().collect()
-}
-
-/// Drops a call at each point at which it can be dropped, one point after the other, as a time-out, a `select!` or a
-/// client that leaves does; after each, lets `check` look at what is left.
-///
-/// `call` makes the call for a point; points are numbered from one, so that each can have a key of its own. `check` gets
-/// the number, and the output of a call that came to its end before that point. The last round is the first whose call
-/// ends. Gives how many points there were.
-///
-/// ```
-/// # use std::sync::atomic::{AtomicUsize, Ordering};
-/// # use std::time::Duration;
-/// # use idempotent_runtime::{Error, ErrorKind, Idempotency, store::MemoryStore, testing::crash_at_every_await};
-/// # #[tokio::main(flavor = "current_thread")]
-/// # async fn main() {
-/// # let engine = Idempotency::new(MemoryStore::new());
-/// let charges = AtomicUsize::new(0);
-/// let charge = |key: usize| engine.call("payments.charge", key as u64).ttl(Duration::from_secs(60)).run(|| async {
-///     charges.fetch_add(1, Ordering::SeqCst);
-///     tokio::task::yield_now().await; // the way back
-///     Ok::<_, Error>(())
-/// });
-/// let points = crash_at_every_await(charge, async |key, _| {
-///     let before = charges.swap(0, Ordering::SeqCst);
-///     match charge(key).await {
-///         Err(error) if error.kind() == ErrorKind::InDoubt => assert!(before <= 1), // somebody looks
-///         answer => assert!(answer.is_ok()),
-///     }
-///     assert!(before + charges.swap(0, Ordering::SeqCst) <= 1, "charged twice");
-/// })
-/// .await;
-/// assert!(points >= 1);
-/// # }
-/// ```
-pub async fn crash_at_every_await<F: Future>(
-    mut call: impl FnMut(usize) -> F,
-    mut check: impl AsyncFnMut(usize, Option<F::Output>),
-) -> usize {
-    for point in 1.. {
-        let output = until_point(call(point), point).await;
-        let is_over = output.is_some();
-        check(point, output).await;
-        if is_over {
-            return point - 1;
-        }
+            has_waited |= !is_over;
+            if is_over { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+        assert!(
+            has_waited,
+            "run_concurrently at {caller} could not look: no call ever waited, so each ended before the next began; let the \
+             fake of what is outside wait, `tokio::task::yield_now().await`, before its effect and after it"
+        );
+        answers.into_iter().flatten().collect()
     }
-    unreachable!("a call has fewer points than there are numbers")
-}
-
-/// Polls `call` until it has waited `point` times; its output if it ends before that.
-async fn until_point<F: Future>(call: F, point: usize) -> Option<F::Output> {
-    let (mut call, mut waits) = (pin!(call), 0);
-    poll_fn(|cx| match call.as_mut().poll(cx) {
-        Poll::Ready(output) => Poll::Ready(Some(output)),
-        Poll::Pending => {
-            waits += 1;
-            if waits == point { Poll::Ready(None) } else { Poll::Pending }
-        }
-    })
-    .await
 }
 
 #[cfg(test)]
 mod tests {
     use std::cell::Cell;
 
-    use super::{assert_runs_once, crash_at_every_await, run_concurrently};
-
-    #[tokio::test]
-    async fn every_point_is_crashed_at_once() {
-        let reached = Cell::new(0);
-        let call = |_| async {
-            for _ in 0..3 {
-                reached.set(reached.get() + 1);
-                tokio::task::yield_now().await;
-            }
-            "done"
-        };
-        let mut seen = Vec::new();
-        let points = crash_at_every_await(call, async |point, output| seen.push((point, output, reached.take()))).await;
-        assert_eq!(points, 3);
-        assert_eq!(seen, [(1, None, 1), (2, None, 2), (3, None, 3), (4, Some("done"), 3)]);
-    }
+    use super::{assert_runs_once, run_concurrently};
 
     #[tokio::test]
     async fn calls_run_at_once_and_answer_in_order() {
@@ -191,5 +133,17 @@ mod tests {
             Ok::<_, ()>(())
         };
         assert_runs_once(call, || effects.get()).await;
+    }
+
+    #[tokio::test]
+    #[should_panic(expected = "could not look: no call ever waited")]
+    async fn calls_that_are_not_at_once_are_reported() {
+        run_concurrently(5, |_| async {}).await;
+    }
+
+    #[tokio::test]
+    #[should_panic(expected = "could not look: 1 calls are not at once")]
+    async fn one_call_alone_is_reported() {
+        run_concurrently(1, |_| tokio::task::yield_now()).await;
     }
 }

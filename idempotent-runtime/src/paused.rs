@@ -1,0 +1,58 @@
+//! Says so when a store seems silent only because time did not pass: a test has paused Tokio's clock, which then moves to
+//! the next time-out whenever all tasks wait, also for a server.
+
+use std::time::Duration;
+
+use crate::store::StoreError;
+
+/// `error`, with the reason where the clock that time-outs are counted on is ahead of the real one.
+pub(crate) fn explain(error: StoreError, counted: Duration, real: Duration) -> StoreError {
+    if !error.is_transient() || counted <= real.saturating_add(real / 2).saturating_add(Duration::from_millis(10)) {
+        return error;
+    }
+    StoreError::new(error.kind(), error.operation())
+        .with_detail(format!(
+            "Tokio's clock ran ahead: by it {counted:?} have passed, and really {real:?}. A test that pauses it (`start_paused`, \
+             `tokio::time::pause`) leaves a store no time to answer: let time pass for real, or use `MemoryStore`"
+        ))
+        .with_source(error)
+}
+
+/// `work`, and the reason of its failure where it failed because Tokio's clock is paused.
+#[cfg(any(feature = "redis", feature = "postgres", feature = "mysql", feature = "sqlite"))]
+#[expect(clippy::disallowed_methods, reason = "compares the machine's clock with Tokio's")]
+pub(crate) async fn explained<T>(work: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+    let (real, counted) = (std::time::Instant::now(), tokio::time::Instant::now());
+    work.await.map_err(|error| {
+        // In this order: were they one clock, less would be counted than has really passed.
+        let counted = counted.elapsed();
+        explain(error, counted, real.elapsed())
+    })
+}
+
+#[cfg(all(test, any(feature = "redis", feature = "postgres", feature = "mysql", feature = "sqlite")))]
+mod tests {
+    use std::error::Error as _;
+    use std::time::Duration;
+
+    use super::explained;
+    use crate::store::{StoreError, StoreErrorKind};
+
+    async fn times_out(after: Duration) -> Result<(), StoreError> {
+        tokio::time::sleep(after).await;
+        Err(StoreError::new(StoreErrorKind::Unavailable, "connect").with_detail("no answer"))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_paused_clock_is_the_reason() {
+        let error = explained(times_out(Duration::from_secs(5))).await.unwrap_err();
+        assert!(error.to_string().contains("start_paused"), "{error}");
+        assert!(error.source().unwrap().to_string().contains("no answer"));
+    }
+
+    #[tokio::test]
+    async fn a_clock_that_goes_is_none() {
+        let error = explained(times_out(Duration::from_millis(20))).await.unwrap_err();
+        assert_eq!(error.to_string(), "connect: the store did not answer: no answer");
+    }
+}

@@ -1,0 +1,98 @@
+//! A store with faults says when a test has not tested what it planned.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use idempotency::store::{DynStore, MemoryStore};
+use idempotency::testing::{Fault, FaultyStore, Gate};
+use idempotency::{Error, ErrorKind, Idempotency};
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+async fn call(engine: &Idempotency) -> Result<u64, Error> {
+    engine.call("faults.met", 1).ttl(HOUR).run(async || Ok(7)).await
+}
+
+#[test]
+#[should_panic(expected = "`complet` is no operation of a store; they are claim, renew, complete,")]
+fn a_fault_of_a_misspelt_operation_is_refused() {
+    FaultyStore::new(MemoryStore::new()).next("complet", Fault::LostAnswer);
+}
+
+#[test]
+#[should_panic(expected = "`claims` is no operation of a store")]
+fn a_standing_fault_of_a_misspelt_operation_is_refused() {
+    FaultyStore::new(MemoryStore::new()).always("claims", Some(Fault::LostAnswer));
+}
+
+#[test]
+#[should_panic(expected = "`Claim` is no operation of a store")]
+fn a_count_of_a_misspelt_operation_is_refused() {
+    FaultyStore::new(MemoryStore::new()).requests("Claim");
+}
+
+#[tokio::test]
+#[should_panic(
+    expected = "no request met these faults, so the test did not see them: park: LostAnswer, park: LostRequest"
+)]
+async fn a_planned_fault_that_no_request_meets_is_reported_at_the_end() {
+    let store = FaultyStore::new(MemoryStore::new());
+    let engine = Idempotency::new(store.clone());
+    store.next("park", Fault::LostAnswer);
+    store.next("park", Fault::LostRequest);
+    call(&engine).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_planned_fault_is_unmet_until_a_request_comes() {
+    let store = FaultyStore::new(MemoryStore::new());
+    let engine = Idempotency::new(store.clone());
+    store.next("complete", Fault::LostAnswer);
+    assert!(matches!(store.unmet_faults()[..], [("complete", Fault::LostAnswer)]));
+    call(&engine).await.unwrap();
+    assert!(store.unmet_faults().is_empty());
+    assert_eq!(store.requests("complete"), 2);
+}
+
+#[tokio::test]
+async fn faults_go_around_a_store_that_is_chosen_at_run_time() {
+    let chosen: Arc<dyn DynStore> = Arc::new(MemoryStore::new());
+    let store = FaultyStore::new(chosen);
+    let engine = Idempotency::new(store.clone());
+    store.always("claim", Some(Fault::LostRequest));
+    let engine_without_patience = Idempotency::builder(store.clone()).claim_timeout(Duration::from_millis(1)).build();
+    assert_eq!(call(&engine_without_patience).await.unwrap_err().kind(), ErrorKind::StoreUnavailable);
+    store.always("claim", None);
+    assert_eq!(call(&engine).await.unwrap(), 7);
+}
+
+#[tokio::test]
+async fn a_gate_that_nobody_reached_is_not_passed() {
+    let gate = Gate::new();
+    assert!(!gate.is_passed());
+    gate.open();
+    assert!(!gate.is_passed(), "open, and nobody came");
+    gate.wait().await;
+    assert!(gate.is_passed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_has_no_time_to_answer_because_the_clock_is_paused_says_so() {
+    let store = FaultyStore::new(MemoryStore::new());
+    let engine = Idempotency::builder(store.clone()).claim_timeout(Duration::from_millis(50)).build();
+    store.always("claim", Some(Fault::Late(Gate::new())));
+    let error = call(&engine).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::StoreUnavailable);
+    let reason = error.to_string();
+    assert!(reason.contains("Tokio's clock ran ahead") && reason.contains("start_paused"), "{reason}");
+}
+
+#[tokio::test]
+async fn a_store_that_does_not_answer_on_a_clock_that_goes_is_only_silent() {
+    let store = FaultyStore::new(MemoryStore::new());
+    let engine = Idempotency::builder(store.clone()).claim_timeout(Duration::from_millis(50)).build();
+    store.always("claim", Some(Fault::Late(Gate::new())));
+    let error = call(&engine).await.unwrap_err();
+    let reason = error.to_string();
+    assert!(!reason.contains("start_paused"), "{reason}");
+}
