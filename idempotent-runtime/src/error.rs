@@ -44,7 +44,7 @@ pub enum ErrorKind {
     TooLarge,
     /// The store has no room for another record. The body did not run.
     Full,
-    /// A value could not be encoded.
+    /// A value could not be encoded: JSON would change it, or its type would not read it back.
     Encode,
     /// A stored record or result cannot be read. The body did not run again.
     Decode,

@@ -92,7 +92,8 @@ fn a_number_with_too_many_digits_is_no_key_or_the_key_of_what_it_is_rounded_to()
         ("0.1000000000000000055511151231257827", 0.1),
     ] {
         let parsed: Value = serde_json::from_str(text).expect("it is JSON");
-        let kept = parsed.to_string() == text;
+        let written = parsed.to_string();
+        let kept = written == text;
         match Fingerprint::of(&parsed) {
             Ok(fingerprint) => assert_eq!(fingerprint, Fingerprint::of(&rounded).expect("it is a number"), "{text}"),
             Err(error) => assert!(kept, "{text}: {error}"),
