@@ -1,19 +1,22 @@
 //! Rules 63 to 65: what the end of a handler says about its effects.
 
+use std::convert::Infallible;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use axum::Router;
+use axum::body::Body;
 use axum::extract::State;
-use axum::http::{Response, StatusCode};
+use axum::http::{Request, Response, StatusCode};
 use axum::response::{IntoResponse, Response as AnyResponse};
 use axum::routing::post;
 use bytes::Bytes;
-use idempotency::http::{IdempotencyLayer, NotExecuted, NothingHappened, OnStatus, Scope};
+use idempotency::http::{IdempotencyLayer, NotExecuted, NothingHappened, OnStatus, RequestBody, Scope};
 use idempotency::store::{MemoryStore, StoreError, StoreErrorKind};
 use idempotency::testing::{Fault, FaultyStore, Gate, ManualClock};
 use idempotency::{Error, ErrorKind, Idempotency, OnConflict, OnCrash, Resolution, State as RecordState, Verdict};
 use idempotency_test_support::deadline::{eventually, eventually_async, within};
+use tower::{Layer as _, ServiceExt as _, service_fn};
 
 use crate::client::Reply;
 use crate::scripted::{client, layer, send};
@@ -34,6 +37,22 @@ async fn rule_63_a_408_or_5xx_of_a_handler_is_an_unknown_outcome() -> anyhow::Re
             world.pay(status).send().await?.assert_problem(409, "uncertain")?;
         }
         assert_eq!((world.state(status).await?, world.effects(status)), (Some(RecordState::InDoubt), 1), "{status}");
+    }
+    Ok(())
+}
+
+/// A server of HTTP does not send such a response, so that this is seen only without one.
+#[tokio::test]
+async fn rule_63_a_status_that_only_announces_a_response_is_never_stored() -> anyhow::Result<()> {
+    let engine = Idempotency::new(MemoryStore::new());
+    let layer = IdempotencyLayer::new(engine, Scope::global()).with_on_status(|_, _| OnStatus::Store);
+    let early = async |_: Request<RequestBody<Body>>| {
+        Ok::<_, Infallible>(Response::builder().status(103).body(Body::empty()).expect("the response is well-formed"))
+    };
+    let service = layer.layer(service_fn(early));
+    for status in [103, 409] {
+        let request = Request::post("/").header("idempotency-key", "abc").body(Body::empty())?;
+        assert_eq!(service.clone().oneshot(request).await?.status(), status);
     }
     Ok(())
 }
@@ -82,7 +101,7 @@ async fn rule_63_our_own_client_is_charged_once_by_a_service_that_answers_so() -
     let world = World::new().await?;
     let client = client(&layer(&ManualClock::new()).with_max_attempts(7));
     for status in UNKNOWN {
-        let request = axum::http::Request::post(format!("http://{}/pay", world.client.address()))
+        let request = Request::post(format!("http://{}/pay", world.client.address()))
             .header("idempotency-key", status)
             .header("x-status", status)
             .body("{}".to_owned())?;
@@ -118,8 +137,7 @@ fn words() -> Router<Shop> {
     };
     let wrapper = move |State(shop): State<Shop>, headers: axum::http::HeaderMap| async move {
         shop.effect("wrapper");
-        let refused = headers.contains_key("x-status").then(|| Err(status(&headers))).unwrap_or(Ok(()));
-        refused.map(|()| StatusCode::CREATED).map_err(NotExecuted)
+        if headers.contains_key("x-status") { Err(NotExecuted(status(&headers))) } else { Ok(StatusCode::CREATED) }
     };
     Router::new().route("/extension", post(extension)).route("/part", post(part)).route("/wrapper", post(wrapper))
 }

@@ -14,7 +14,7 @@ use crate::error::ErrorKind;
 /// have charged. A handler whose [steps](crate::Context::step) are on the record is not believed: they have happened.
 ///
 /// With the feature `axum` it is a part of a response, `(StatusCode::SERVICE_UNAVAILABLE, NothingHappened, "try again")`,
-/// and [`NotExecuted`](super::NotExecuted) says it of a whole one.
+/// and `NotExecuted` says it of a whole one.
 ///
 /// ```
 /// use http::{Response, StatusCode};
