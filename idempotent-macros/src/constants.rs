@@ -91,8 +91,8 @@ impl Found {
                     self.texts.push((text, literal.span()));
                 }
                 TokenTree::Ident(ident) => {
-                    let is_macro = matches!(tokens.peek(), Some(TokenTree::Punct(next)) if next.as_char() == '!');
-                    called = is_macro.then(|| ident.clone());
+                    let is_called = matches!(tokens.peek(), Some(TokenTree::Punct(next)) if next.as_char() == '!');
+                    called = is_called.then(|| ident.clone());
                     self.rest.extend([token]);
                     continue;
                 }

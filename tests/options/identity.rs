@@ -91,13 +91,14 @@ fn of_a_local_type(second: bool) -> Made {
         impl Provides for Local {
             const ANSWER: u64 = 2;
         }
-        return Box::pin(async { Local.provided().await });
+        Box::pin(async { Local.provided().await })
+    } else {
+        struct Local;
+        impl Provides for Local {
+            const ANSWER: u64 = 1;
+        }
+        Box::pin(async { Local.provided().await })
     }
-    struct Local;
-    impl Provides for Local {
-        const ANSWER: u64 = 1;
-    }
-    Box::pin(async { Local.provided().await })
 }
 
 #[async_trait::async_trait(?Send)]

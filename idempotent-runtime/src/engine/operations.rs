@@ -74,15 +74,14 @@ impl Operations {
     /// because the other ones may come in another process.
     pub(crate) fn name_of(&self, site: &'static Site, instance: Option<Instance>) -> Result<Arc<str>, Error> {
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner).get(site.name).cloned();
-        let first = match known {
-            Some(known) => known,
-            None => {
-                if let Some(instance) = instance.filter(Instance::has_parameters) {
-                    return Err(one_of_many(site, &instance));
-                }
-                let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
-                known.entry(site.name).or_insert_with(|| Known { site, instance, name: site.name.into() }).clone()
+        let first = if let Some(known) = known {
+            known
+        } else {
+            if let Some(instance) = instance.filter(Instance::has_parameters) {
+                return Err(one_of_many(site, &instance));
             }
+            let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+            known.entry(site.name).or_insert_with(|| Known { site, instance, name: site.name.into() }).clone()
         };
         if !first.site.is_same_function(site) {
             return Err(two_functions(first.site, site));
