@@ -34,6 +34,8 @@ impl<'n> Place<'n> {
         let (binary, inner) = modules.split_first()?;
         let (folder, root) = match *binary {
             "conformance" => (Path::new("idempotent-runtime/src/testing"), "mod.rs"),
+            // A package of its own.
+            "values" => (Path::new("tests"), "values.rs"),
             _ => (Path::new("tests"), "main.rs"),
         };
         let root = folder.join(binary).join(root);
