@@ -17,7 +17,7 @@ use serde_json::Value;
 
 use crate::client::{Reply, raw_post};
 use crate::scripted::{Drawn, Scripted, answer, answer_with, client, layer, send};
-use crate::world::World;
+use crate::world::{NO_PATIENCE, PATIENCE, World};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -169,12 +169,15 @@ async fn rule_67_the_names_of_key_and_markers_can_be_set_on_both_sides() -> anyh
         .with_expires("x-expires")?
         .with_bypassed("x-open")?
         .with_problem("x-why")?;
-    let its_names = names.clone();
-    let world = World::with(move |layer| {
-        let markers = ["x-replayed", "x-open", "idempotency-replayed", "x-request-id"].map(HeaderName::from_static);
-        layer.with_replayed_headers(markers).with_header_names(its_names).with_fail_open()
-    })
-    .await?;
+    let start = |patience| {
+        let names = names.clone();
+        let world = World::setup().engine(move |builder| builder.claim_timeout(patience)).layer(move |layer| {
+            let markers = ["x-replayed", "x-open", "idempotency-replayed", "x-request-id"].map(HeaderName::from_static);
+            layer.with_replayed_headers(markers).with_header_names(names).with_fail_open()
+        });
+        world.start()
+    };
+    let world = start(PATIENCE).await?;
     let post = || world.client.post("/pay");
     let exposes = |reply: &Reply, name: &str| {
         let exposed = reply.headers.get_all("access-control-expose-headers").iter();
@@ -193,17 +196,17 @@ async fn rule_67_the_names_of_key_and_markers_can_be_set_on_both_sides() -> anyh
     assert!(![missing, first, replay].iter().any(has_usual));
 
     // The client sends the one, and knows the others.
-    let sender =
-        layer(&ManualClock::new()).with_header_names(names).with_retried_answers(|_| true).with_max_attempts(3);
-    let request = |status: &'static str| {
+    let sender = layer(&ManualClock::new()).with_header_names(names.clone()).with_retried_answers(|_| true);
+    let request = |world: &World, status: &'static str| {
         let address = format!("http://{}/pay", world.client.address());
         Request::post(address).header("x-status", status).body("{}".to_owned())
     };
-    let answer = send(client(&sender.clone().with_max_attempts(2)), request("201")?).await??;
+    let answer = send(client(&sender.clone().with_max_attempts(2)), request(&world, "201")?).await??;
     let is_replayed = answer.headers.get("x-replayed").is_some_and(|value| value == "true");
     assert_eq!((answer.status, answer.attempts(), is_replayed), (201, Some(2), true));
-    world.store.always("claim", Some(Fault::Refused(StoreErrorKind::Refused)));
-    let answer = send(client(&sender), request("503")?).await??;
+    let away = start(NO_PATIENCE).await?;
+    away.store.always("claim", Some(Fault::Refused(StoreErrorKind::Refused)));
+    let answer = send(client(&sender.with_max_attempts(3)), request(&away, "503")?).await??;
     assert_eq!((answer.status, answer.attempts(), answer.headers.contains_key("x-open")), (503, Some(1), true));
     Ok(())
 }

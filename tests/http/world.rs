@@ -24,6 +24,8 @@ use crate::client::{Client, Outgoing};
 
 /// How long the engine waits for its store: a busy machine is no fault.
 pub const PATIENCE: Duration = Duration::from_secs(20);
+/// How long it waits for a store that a test keeps away.
+pub const NO_PATIENCE: Duration = Duration::from_millis(10);
 pub const DAY: Duration = Duration::from_secs(86_400);
 
 /// In memory where the system has files there: no test waits for a disk that is busy with other things.

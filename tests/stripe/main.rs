@@ -79,12 +79,16 @@ async fn charge(counts: Counts, gate: Gate, request: Request) -> Response<Body> 
 
 impl Shop {
     async fn open(layer: impl FnOnce(IdempotencyLayer) -> IdempotencyLayer) -> anyhow::Result<Self> {
-        Self::on(MemoryStore::new(), layer).await
+        Self::on(MemoryStore::new(), Duration::from_secs(20), layer).await
     }
 
-    async fn on(memory: MemoryStore, layer: impl FnOnce(IdempotencyLayer) -> IdempotencyLayer) -> anyhow::Result<Self> {
+    async fn on(
+        memory: MemoryStore,
+        patience: Duration,
+        layer: impl FnOnce(IdempotencyLayer) -> IdempotencyLayer,
+    ) -> anyhow::Result<Self> {
         let store = FaultyStore::new(memory);
-        let engine = Idempotency::builder(store.clone()).claim_timeout(Duration::from_secs(20)).build();
+        let engine = Idempotency::builder(store.clone()).claim_timeout(patience).build();
         let scope = Scope::of(|request| {
             let secret = request.headers.get("authorization")?.to_str().ok()?;
             (secret != "Bearer sk_test_nobody").then(|| secret.to_owned())
@@ -144,7 +148,7 @@ async fn the_client_takes_each_refusal_for_an_error_and_a_charge_for_a_charge() 
     let day = Duration::from_secs(86_400);
     // The store alone knows that it is later.
     let clock = ManualClock::new();
-    let shop = Shop::on(MemoryStore::with_clock(clock.clone()), |layer| {
+    let shop = Shop::on(MemoryStore::with_clock(clock.clone()), Duration::from_secs(20), |layer| {
         let layer = layer.with_max_request_body(1_000).with_max_response_body(1_000);
         layer.with_ttl(day).with_refusal_after_expiry(30 * day)
     })
@@ -212,7 +216,8 @@ async fn the_client_comes_again_after_a_store_that_was_away_and_not_after_an_unk
 
 #[tokio::test]
 async fn the_client_does_not_repeat_what_ran_unprotected() -> anyhow::Result<()> {
-    let shop = Shop::open(IdempotencyLayer::with_fail_open).await?;
+    let no_patience = Duration::from_millis(10);
+    let shop = Shop::on(MemoryStore::new(), no_patience, IdempotencyLayer::with_fail_open).await?;
     shop.store.always("claim", Some(Fault::Refused(StoreErrorKind::Refused)));
     for key in ["fails-1", "panics-1"] {
         let failed = shop.order(json!({"key": key, "retries": 5})).await?;
