@@ -123,7 +123,7 @@ async fn is_refused(builder: Builder, name: &str) {
         ledger.charge("charge");
         Ok::<_, Error>(())
     });
-    assert_eq!(call.await.expect_err(name).to_string().contains(name), true);
+    assert!(call.await.expect_err(name).to_string().contains(name));
     assert_eq!(ledger.count(), 0);
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use idempotency::{Error, ErrorKind};
 
-use crate::world::{DAY, World};
+use crate::world::{DAY, PATIENCE, World};
 
 #[tokio::test]
 async fn a_body_in_a_transaction_that_outlasts_the_shutdown_is_counted() -> anyhow::Result<()> {
@@ -26,7 +26,8 @@ async fn a_body_in_a_transaction_that_outlasts_the_shutdown_is_counted() -> anyh
         has_begun.await?;
         anyhow::Ok(world.engine.shutdown(Duration::ZERO).await)
     };
-    let (result, drained) = tokio::join!(call, shutdown);
+    let both = async { tokio::join!(call, shutdown) };
+    let (result, drained) = tokio::time::timeout(PATIENCE * 2, both).await?;
     assert_eq!((result?.as_str(), drained?.abandoned), ("late", 1));
     transaction.commit().await?;
     Ok(())
