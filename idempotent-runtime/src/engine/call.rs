@@ -325,7 +325,9 @@ impl<P, V> Call<P, V> {
     /// As [`former_fingerprint`](Self::former_fingerprint), computed elsewhere.
     #[cfg(feature = "http")]
     pub(crate) fn with_former_fingerprints(mut self, former: Vec<Fingerprint>) -> Self {
-        former.into_iter().for_each(|former| self.request.add_former(Ok(Some(former))));
+        for former in former {
+            self.request.add_former(Ok(Some(former)));
+        }
         self
     }
 

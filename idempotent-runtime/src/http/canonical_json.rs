@@ -63,7 +63,9 @@ fn encode(value: &Json<'_>, bytes: &mut Vec<u8>) {
         Json::Array(elements) => {
             bytes.push(b'a');
             encode_count(elements.len(), bytes);
-            elements.iter().for_each(|element| encode(element, bytes));
+            for element in elements {
+                encode(element, bytes);
+            }
         }
         Json::Object(members) => {
             bytes.push(b'o');

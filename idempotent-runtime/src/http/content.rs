@@ -18,7 +18,7 @@ pub(super) fn content_type(headers: &HeaderMap, counts: impl Fn(&str) -> bool) -
     let mut text = media_type.essence_str().to_owned();
     for (name, value) in parameters {
         // As it was quoted, or could have been.
-        text.push_str(&format!(";{name}=\"{value}\""));
+        text.extend([";", &name, "=\"", &value, "\""]);
     }
     Some(text.into_bytes())
 }

@@ -50,7 +50,7 @@
 //!
 //! ## mismatch
 //! Status 422. The key was used for another request: another method, path, query, precondition or body, or the same bytes
-//! as a body of another type.
+//! as a body of another type. Or by a release of the service that counted in another way.
 //!
 //! ## in-progress
 //! Status 409 with `Retry-After`. The first request with the key still runs.
