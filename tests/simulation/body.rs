@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use idempotency::{Error, OnError, Verdict};
+use idempotency::{Error, InCurrentScope as _, OnError, Verdict};
 use idempotency_test_support::random::Random;
 use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
 
 use crate::life::Life;
 use crate::mutant::Mutant;
@@ -126,9 +127,15 @@ impl Site {
 
     pub async fn body(self) -> Result<String, Failure> {
         let (work, script) = (self.begin("body"), self.script);
+        let in_task = self.key.class.is_in_task().then(|| self.in_task(&work));
         work.pause(script.before).await;
         match script.start {
-            Start::Refuses => return Err(Failure::Refused),
+            Start::Refuses => {
+                if in_task.is_some() {
+                    self.world.outside.refuse(work.token());
+                }
+                return Err(Failure::Refused);
+            }
             // No message on the test's output.
             Start::Panics => resume_unwind(Box::new("before the effect")),
             Start::Works => {}
@@ -139,6 +146,7 @@ impl Site {
         let value = match self.key.class {
             Class::VerifyByKey => work.charge(script.between, script.after).await,
             Class::Resume | Class::ResumeOnce => self.steps(&work).await?,
+            Class::InTask | Class::InTaskResume => Self::of_task(&work, in_task).await?,
             _ => work.effect("").await,
         };
         work.pause(script.after).await;
@@ -148,6 +156,30 @@ impl Site {
             End::Doubts => Err(Failure::Ambiguous),
             End::Panics => resume_unwind(Box::new("after the effect")),
         }
+    }
+
+    /// Begins a step in a task of its own. It goes on whatever the body does.
+    fn in_task(&self, work: &Work) -> oneshot::Receiver<Result<String, Failure>> {
+        let (work, script) = (work.aside(), self.script);
+        let (sender, result) = oneshot::channel();
+        let step = async move {
+            // It begins before the body has ended, or not.
+            work.pause_aside(script.after).await;
+            let charge = async || {
+                work.pause_aside(script.between).await;
+                Ok::<_, Failure>(work.effect("").await)
+            };
+            let _ = sender.send(work.context.step("charge", charge).await);
+        };
+        self.life.spawn(step.in_current_scope());
+        result
+    }
+
+    async fn of_task(work: &Work, task: Option<oneshot::Receiver<Result<String, Failure>>>) -> Result<String, Failure> {
+        let Some(task) = task else { return Err(Failure::Refused) };
+        let result = task.await.unwrap_or(Err(Failure::Ambiguous));
+        work.life.goes_on().await;
+        result
     }
 
     async fn steps(&self, work: &Work) -> Result<String, Failure> {

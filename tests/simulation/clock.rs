@@ -39,11 +39,14 @@ impl Clock for RunClock {
     }
 }
 
-/// The clock of one process: while it stands still, nothing that sleeps in it wakes.
+/// The clock of one process: while it stands still, nothing that sleeps in it wakes. While its machine is suspended, the
+/// clock goes on and the timers do not.
 #[derive(Clone, Debug)]
 pub struct ProcessClock {
     pub run: RunClock,
     pub life: Arc<Life>,
+    /// For a mutant: the clock does not go on either.
+    pub stops: bool,
 }
 
 impl Clock for ProcessClock {
@@ -52,14 +55,21 @@ impl Clock for ProcessClock {
     }
 
     fn monotonic(&self) -> Duration {
-        self.run.monotonic()
+        let now = self.run.monotonic();
+        if self.stops { self.life.awake(now) } else { now }
     }
 
     fn sleep(&self, duration: Duration) -> Sleep {
-        let (sleep, life) = (tokio::time::sleep(duration), self.life.clone());
+        let (run, life) = (self.run, self.life.clone());
+        let ends = life.awake(run.monotonic()).saturating_add(duration);
         Box::pin(async move {
-            sleep.await;
-            life.goes_on().await;
+            loop {
+                tokio::time::sleep(ends.saturating_sub(life.awake(run.monotonic()))).await;
+                life.goes_on().await;
+                if life.awake(run.monotonic()) >= ends {
+                    return;
+                }
+            }
         })
     }
 }

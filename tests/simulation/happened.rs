@@ -1,9 +1,11 @@
 //! What runs are about: each of it has to happen in some of them.
 
 use idempotency::State;
+use idempotency::store::Reason;
 use idempotency_test_support::history::{Outcome, Request, Transition};
 
 use crate::log::{Entry, Turn};
+use crate::windows;
 
 type Event = (&'static str, fn(&Entry) -> bool);
 
@@ -15,10 +17,17 @@ pub const EVENTS: &[Event] = &[
     ("a request arrives twice", |it| is_fault(it, "twice")),
     ("a process is killed", |it| is_turn(it, Turn::Killed)),
     ("a process stands still", |it| is_turn(it, Turn::Thawed)),
+    ("a machine is suspended", |it| is_turn(it, Turn::Awake)),
     ("a process is cut off", |it| is_turn(it, Turn::CutOff)),
     ("a process is shut down", |it| is_turn(it, Turn::ShutsDown)),
     ("the store is away", |it| is_turn(it, Turn::StoreBack)),
     ("a claim is taken over", |it| is_change(it, |change| change.taken_over().is_some())),
+    ("a claim is taken over that only looked", |it| {
+        is_change(it, |change| {
+            windows::of_label(&change.key).is_some()
+                && change.taken_over().is_some_and(|before| before.checkpoints == 0)
+        })
+    }),
     ("a question is asked again", |it| {
         is_change(it, |change| change.taken_over().is_some_and(|before| before.state == State::InDoubt))
     }),
@@ -40,6 +49,13 @@ pub const EVENTS: &[Event] = &[
     ),
     ("an error is stored", |it| is_change(it, |change| becomes(change, State::Failed))),
     ("a step is recorded", |it| is_change(it, |change| matches!(change.request, Request::Checkpoint { .. }))),
+    ("a step of a call that refuses runs in a task", |it| {
+        is_change(it, |change| {
+            matches!(change.request, Request::Park { only_orphaned: false, .. } | Request::Abandon { .. })
+                && change.key.starts_with("InTask")
+                && change.after.as_ref().is_some_and(|it| it.reason == Some(Reason::Error) && it.checkpoints == 0)
+        })
+    }),
     ("a lease is renewed", |it| is_change(it, |change| matches!(change.request, Request::Renew { .. }))),
     ("an owner gives its lease up", |it| is_change(it, |change| matches!(change.request, Request::Abandon { .. }))),
     ("a claim is given back", |it| is_change(it, |change| change.after.is_none())),

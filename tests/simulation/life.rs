@@ -23,6 +23,10 @@ pub struct Life {
 struct State {
     is_dead: bool,
     is_frozen: bool,
+    /// Since when its machine is suspended.
+    suspended_since: Option<Duration>,
+    /// How long its machine was suspended before.
+    suspended: Duration,
     tasks: Vec<AbortHandle>,
     acknowledged: Vec<Acknowledged>,
     partition_ends: Duration,
@@ -76,9 +80,28 @@ impl Life {
         self.state().is_frozen = true;
     }
 
-    pub fn thaw(&self) {
-        self.state().is_frozen = false;
+    /// As [`freeze`](Self::freeze), with its machine: the timers stand still too, and go on from where they were.
+    pub fn suspend(&self, now: Duration) {
+        let mut state = self.state();
+        state.is_frozen = true;
+        state.suspended_since = state.suspended_since.or(Some(now));
+    }
+
+    pub fn thaw(&self, now: Duration) {
+        {
+            let mut state = self.state();
+            state.is_frozen = false;
+            if let Some(since) = state.suspended_since.take() {
+                state.suspended += now.saturating_sub(since);
+            }
+        }
         self.changed.notify_waiters();
+    }
+
+    /// How long its machine has been awake: what a clock shows that stops while it is suspended.
+    pub fn awake(&self, now: Duration) -> Duration {
+        let state = self.state();
+        state.suspended_since.unwrap_or(now).min(now).saturating_sub(state.suspended)
     }
 
     /// Ends the process and its tasks.

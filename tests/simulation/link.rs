@@ -8,8 +8,8 @@ use idempotency::State;
 use idempotency::clock::Clock as _;
 use idempotency::key::KeyHash;
 use idempotency::store::{
-    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Grant, Page, Park, Purged, Record, Release,
-    Remove, Renewal, Resolve, Scan, Store, StoreError, StoreErrorKind, Token, Watch, Written,
+    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Grant, Page, Park, Purged, Reason, Record,
+    Release, Remove, Renewal, Resolve, Scan, Store, StoreError, StoreErrorKind, Token, Watch, Written,
 };
 use idempotency_test_support::random::Random;
 use tokio::sync::oneshot;
@@ -150,6 +150,13 @@ impl Link {
         answer
     }
 
+    /// For a mutant: an owner whose body says that nothing happened is taken at its word.
+    fn forgets_steps(&self, owner: Token, reason: Reason) -> bool {
+        self.world.mutant == Some(Mutant::RunningStepsForgotten)
+            && reason == Reason::Error
+            && self.world.outside.has_refused(owner)
+    }
+
     /// What a mutant makes of the answer to a claim.
     fn altered(&self, claim: &Claim, answer: Result<Claimed, StoreError>) -> Result<Claimed, StoreError> {
         match (self.world.mutant, answer) {
@@ -164,6 +171,10 @@ impl Link {
             (Some(Mutant::ReplaysAltered), Ok(Claimed::Held(mut record))) if record.state == State::Completed => {
                 record.body = br#""another result""#.as_slice().into();
                 Ok(Claimed::Held(record))
+            }
+            (Some(Mutant::TakeoversUnlooked), Ok(Claimed::Mine(mut grant))) if grant.taken_over.is_some() => {
+                grant.record.checkpoints = grant.record.checkpoints.max(1);
+                Ok(Claimed::Mine(grant))
             }
             (_, answer) => answer,
         }
@@ -185,6 +196,7 @@ impl Store for Link {
 
     async fn claim(&self, claim: Claim) -> Result<Claimed, StoreError> {
         self.life.goes_on().await;
+        self.world.names_windows();
         let now = self.world.clock.monotonic();
         let first_sent = {
             let mut sent = self.first_sent.lock().unwrap_or_else(PoisonError::into_inner);
@@ -213,10 +225,16 @@ impl Store for Link {
     }
 
     async fn abandon(&self, abandon: Abandon) -> Result<Written, StoreError> {
+        if self.forgets_steps(abandon.token, abandon.reason) {
+            return self.release(Release::new(abandon.key, abandon.token)).await;
+        }
         self.pass("abandon", move |server, from| server.abandon(from, abandon)).await
     }
 
     async fn park(&self, park: Park) -> Result<Written, StoreError> {
+        if self.forgets_steps(park.token, park.reason) {
+            return self.release(Release::new(park.key, park.token)).await;
+        }
         self.pass("park", move |server, from| server.park(from, park)).await
     }
 

@@ -9,6 +9,7 @@ use idempotency_test_support::history::{Outcome, Rule, Transition, Violation};
 use crate::log::{Called, Entry, Turn};
 use crate::plan::Plan;
 use crate::rules::{applied, called};
+use crate::windows;
 
 /// A waiter looks by itself this often, and needs a little time for it.
 const NOTICED_WITHIN: Duration = Duration::from_millis(2_200);
@@ -16,11 +17,13 @@ const NOTICED_WITHIN: Duration = Duration::from_millis(2_200);
 pub fn broken(plan: &Plan, entries: &[Entry]) -> Vec<Violation> {
     let calls = called(entries).flat_map(|call| {
         let in_calm = call.in_calm.then_some(());
+        // With a window, a call may wait for one record and be told of another.
+        let of_one_record = in_calm.filter(|()| windows::of_label(&call.key).is_none());
         [
             overdue(entries, call),
             in_calm.and_then(|()| refused(call)),
-            in_calm.and_then(|()| blocked(entries, call)),
-            in_calm.and_then(|()| unnoticed(entries, call)),
+            of_one_record.and_then(|()| blocked(entries, call)),
+            of_one_record.and_then(|()| unnoticed(entries, call)),
         ]
     });
     let owners = applied(entries).map(|change| taken_from_the_living(plan, entries, change));
@@ -55,8 +58,8 @@ fn frozen(entries: &[Entry], name: &str, from: Duration, until: Duration) -> Dur
     for (at, process, turn) in turns(entries).filter(|(_, process, _)| *process == name) {
         debug_assert_eq!(process, name);
         match turn {
-            Turn::Frozen => since = since.or(Some(at)),
-            Turn::Thawed => {
+            Turn::Frozen | Turn::Suspended => since = since.or(Some(at)),
+            Turn::Thawed | Turn::Awake => {
                 let began = since.take().unwrap_or(at);
                 sum += at.min(until).saturating_sub(began.max(from));
             }
@@ -142,7 +145,7 @@ fn taken_from_the_living(plan: &Plan, entries: &[Entry], change: &Transition) ->
         }
         Entry::Turn { at, process: whose, turn } if *at <= change.at => match turn {
             Turn::Killed | Turn::ShutsDown => whose == process,
-            Turn::Frozen => whose == process && frozen_until(entries, process, *at) >= lately,
+            Turn::Frozen | Turn::Suspended => whose == process && frozen_until(entries, process, *at) >= lately,
             Turn::CutOff => whose == process && *at + plan.lease * 3 >= lately,
             Turn::StoreAway => *at + plan.lease >= lately,
             _ => false,
@@ -157,6 +160,7 @@ fn taken_from_the_living(plan: &Plan, entries: &[Entry], change: &Transition) ->
 }
 
 fn frozen_until(entries: &[Entry], name: &str, since: Duration) -> Duration {
-    let thawed = turns(entries).find(|(at, process, turn)| *turn == Turn::Thawed && *process == name && *at >= since);
+    let moves = |turn: Turn| matches!(turn, Turn::Thawed | Turn::Awake);
+    let thawed = turns(entries).find(|(at, process, turn)| moves(*turn) && *process == name && *at >= since);
     thawed.map_or(Duration::MAX, |(at, ..)| at)
 }

@@ -73,6 +73,9 @@ pub enum Turn {
     Killed,
     Frozen,
     Thawed,
+    /// Its machine stands still, with the timers in it.
+    Suspended,
+    Awake,
     CutOff,
     /// From now on there are no faults.
     Calm,

@@ -22,4 +22,5 @@ mod run;
 mod seeds;
 mod server;
 mod transactions;
+mod windows;
 mod world;

@@ -39,4 +39,10 @@ pub enum Mutant {
     AdoptionsEndless,
     /// A claim that arrives again gets back what its owner has left in doubt.
     DoubtsTakenBack,
+    /// A body's error releases the claim while a step of it runs in a task.
+    RunningStepsForgotten,
+    /// Owners count their leases on a clock that stops while the machine is suspended.
+    ClocksStop,
+    /// Who takes a claim over that only looked does not look itself.
+    TakeoversUnlooked,
 }

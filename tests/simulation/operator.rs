@@ -3,12 +3,13 @@
 
 use std::time::Duration;
 
+use idempotency::key::KeyHash;
 use idempotency::{Resolution, State};
 use idempotency_test_support::random::Random;
 
 use crate::log::Entry;
 use crate::plan::{Class, Key, index, millis_below};
-use crate::process::{OPERATION, Process};
+use crate::process::Process;
 
 const ROUND: Duration = Duration::from_secs(5);
 
@@ -18,11 +19,13 @@ pub async fn looks_after(desk: Process, mut random: Random) {
     while !world.is_calm() {
         tokio::time::sleep(millis_below(&mut random, ROUND)).await;
         let key = world.plan.keys[index(&mut random, world.plan.keys.len())].clone();
-        let record = desk.engine.record(OPERATION, key.number);
+        world.names_windows();
+        let Ok(hash) = desk.record(&key).hash() else { continue };
+        let (label, record) = (world.server.name(hash), desk.engine.record_by_hash(&hash.to_hex()));
         let Ok(Some(view)) = record.inspect().await else { continue };
         let (forgets, hesitates) = (random.chance(8), millis_below(&mut random, ROUND / 5));
         let did = if view.state == State::InDoubt {
-            let Some(resolution) = truth(&desk, &key) else { continue };
+            let Some(resolution) = truth(&desk, &key, hash) else { continue };
             let what = format!("{resolution:?}");
             tokio::time::sleep(hesitates).await;
             format!("{what} {:?}", record.resolve(&view, resolution).await.map_err(|error| error.kind()))
@@ -31,14 +34,14 @@ pub async fn looks_after(desk: Process, mut random: Random) {
         } else {
             continue;
         };
-        world.log.write(Entry::Operator { at: world.now(), key: key.label(), did });
+        world.log.write(Entry::Operator { at: world.now(), key: label, did });
     }
 }
 
 /// What can be said about the call for certain.
-fn truth(desk: &Process, key: &Key) -> Option<Resolution> {
-    let (world, label) = (&desk.world, key.label());
-    let hash = desk.engine.record(OPERATION, key.number).hash().ok()?;
+fn truth(desk: &Process, key: &Key, hash: KeyHash) -> Option<Resolution> {
+    let world = &desk.world;
+    let label = world.server.name(hash);
     let effects = world.outside.effects(&label, world.server.retention(hash));
     if key.class.has_steps() && !effects.is_empty() {
         let of = |step| effects.iter().find(|effect| effect.step == step).map(|effect| effect.value.clone());

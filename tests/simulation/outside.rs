@@ -1,6 +1,6 @@
 //! The world outside, where effects happen: it knows who made which, and says so when it is asked.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -26,6 +26,7 @@ struct Known {
     effects: Vec<Effect>,
     at_work: BTreeMap<usize, AtWork>,
     works: usize,
+    refused: BTreeSet<Token>,
 }
 
 struct AtWork {
@@ -39,10 +40,27 @@ impl Outside {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn is_told_of(&self, work: AtWork) -> usize {
+        let mut known = self.known();
+        known.works += 1;
+        let number = known.works;
+        known.at_work.insert(number, work);
+        number
+    }
+
     /// The effects of a key in one retention.
     pub fn effects(&self, key: &str, retention: u32) -> Vec<Effect> {
         let known = self.known();
         known.effects.iter().filter(|effect| effect.key == key && effect.retention == retention).cloned().collect()
+    }
+
+    /// The body of this owner says that nothing happened, while a step of it runs in a task.
+    pub fn refuse(&self, owner: Token) {
+        self.known().refused.insert(owner);
+    }
+
+    pub fn has_refused(&self, owner: Token) -> bool {
+        self.known().refused.contains(&owner)
     }
 
     /// Whether a body of `key` may still have an effect that `but` did not begin.
@@ -60,6 +78,8 @@ pub struct Work {
     pub grant: Grant,
     token: Token,
     number: usize,
+    /// In a task of its own, which may outlive the claim.
+    is_aside: bool,
     fingerprint: Option<u64>,
     began: Duration,
     /// How long the call has spent in works like this, in milliseconds.
@@ -71,7 +91,7 @@ impl Work {
     pub fn begin(site: &Site, what: &'static str) -> Self {
         let context = Context::current();
         let Site { world, life, key, fingerprint, spent, .. } = site.clone();
-        let (now, label) = (world.now(), key.label());
+        let (now, label) = (world.now(), world.server.name(context.key()));
         let acknowledged = life.acknowledged(context.key(), context.attempt());
         let token = acknowledged.map_or(Token::from_bits(0), |claim| claim.owner);
         let known = world.server.grant(token);
@@ -92,28 +112,44 @@ impl Work {
         if let Some((rule, seen)) = broken {
             world.log.broken(now, rule, &label, grant.retention, format!("a {what} began in {}, {seen}", life.name));
         }
-        let number = {
-            let mut known = world.outside.known();
-            known.works += 1;
-            let number = known.works;
-            known.at_work.insert(number, AtWork { key: label.clone(), token, life: life.clone() });
-            number
-        };
+        let number = world.outside.is_told_of(AtWork { key: label.clone(), token, life: life.clone() });
         let sent = acknowledged.map_or(now, |claim| claim.first_sent);
         let (process, key) = (life.name.clone(), label);
         world.log.write(Entry::Began { at: now, work: number, process, key, token, sent, what });
-        let work = Self { world, life, context, grant, token, number, fingerprint, began: now, spent };
+        let is_aside = false;
+        let work = Self { world, life, context, grant, token, number, is_aside, fingerprint, began: now, spent };
         work.look();
         work
+    }
+
+    /// The same work in another task: it is at work until it is dropped, also when the body is over.
+    pub fn aside(&self) -> Self {
+        let (key, token, life) = (self.grant.key.clone(), self.token, self.life.clone());
+        let number = self.world.outside.is_told_of(AtWork { key, token, life });
+        self.copy(number)
+    }
+
+    fn copy(&self, number: usize) -> Self {
+        Self {
+            world: self.world.clone(),
+            life: self.life.clone(),
+            context: self.context.clone(),
+            grant: self.grant.clone(),
+            // What it takes is no time of the call's.
+            spent: Arc::default(),
+            number,
+            is_aside: true,
+            ..*self
+        }
     }
 
     pub fn token(&self) -> Token {
         self.token
     }
 
-    /// S7: who believes in its lease owns the record.
+    /// S7: who believes in its lease owns the record. The claim of a body that is over is nobody's belief any more.
     pub fn look(&self) {
-        if self.context.lease_lost() {
+        if self.is_aside || self.context.lease_lost() {
             return;
         }
         let record = self.world.server.record(self.context.key());
@@ -131,6 +167,12 @@ impl Work {
         sleep(duration).await;
         self.life.goes_on().await;
         self.look();
+    }
+
+    /// As [`pause`](Self::pause), where the body may be over.
+    pub async fn pause_aside(&self, duration: Duration) {
+        sleep(duration).await;
+        self.life.goes_on().await;
     }
 
     /// Asks for the fence, and shows it to a resource outside.
@@ -155,15 +197,7 @@ impl Work {
         self.life.goes_on().await;
         let key = self.provider_key();
         let (sender, answer) = oneshot::channel();
-        let request = Self {
-            world: self.world.clone(),
-            life: self.life.clone(),
-            context: self.context.clone(),
-            grant: self.grant.clone(),
-            number: 0,
-            spent: self.spent.clone(),
-            ..*self
-        };
+        let request = self.copy(0);
         tokio::spawn(async move {
             let _on_its_way = request.world.on_its_way();
             sleep(there).await;
@@ -214,7 +248,9 @@ impl Drop for Work {
             let spent = self.world.now().saturating_sub(self.began);
             self.spent.fetch_add(u64::try_from(spent.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
             self.world.outside.known().at_work.remove(&self.number);
-            self.world.log.write(Entry::Ended { at: self.world.now(), work: self.number });
+            if !self.is_aside {
+                self.world.log.write(Entry::Ended { at: self.world.now(), work: self.number });
+            }
         }
     }
 }
@@ -222,6 +258,10 @@ impl Drop for Work {
 impl Class {
     fn asks(self) -> bool {
         matches!(self, Self::VerifyByKey | Self::VerifyWhenOver)
+    }
+
+    pub fn is_in_task(self) -> bool {
+        matches!(self, Self::InTask | Self::InTaskResume)
     }
 }
 

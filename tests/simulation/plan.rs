@@ -18,11 +18,18 @@ pub enum Class {
     Resume,
     /// The second of two steps runs at most once.
     ResumeOnce,
+    /// The effect is a step in a task of its own, for which a body that refuses does not wait. Under hold.
+    InTask,
+    /// The same under resume.
+    InTaskResume,
 }
 
 impl Class {
     const ALL: [Self; 7] =
         [Self::Hold, Self::Retry, Self::Mixed, Self::VerifyByKey, Self::VerifyWhenOver, Self::Resume, Self::ResumeOnce];
+
+    /// Those that came later: see [`Plan::of`].
+    const LATER: [Self; 2] = [Self::InTask, Self::InTaskResume];
 
     pub fn has_steps(self) -> bool {
         matches!(self, Self::Resume | Self::ResumeOnce)
@@ -37,6 +44,8 @@ pub struct Key {
     /// Whether some callers repeat another request than others.
     pub has_fingerprints: bool,
     pub counts_attempts: bool,
+    /// How long the window of time is that is a part of the key.
+    pub window: Option<Duration>,
 }
 
 /// How many requests of a hundred meet which fault.
@@ -56,6 +65,8 @@ pub enum Disaster {
     Kill,
     /// A process stands still.
     Freeze,
+    /// A process stands still with its machine.
+    Suspend,
     /// A process cannot reach the store.
     Partition,
     /// The store is away for a while, with all requests that are on their way.
@@ -92,14 +103,54 @@ const SECOND: Duration = Duration::from_secs(1);
 pub const DAY: Duration = Duration::from_secs(86_400);
 
 impl Plan {
+    /// The plan of `seed`, whose run goes on with `random`. What came later than the seeds that are kept is in every
+    /// fourth seed, and decided by itself: those that are kept go on to show what they have shown.
+    pub fn of(seed: u64, random: &mut Random) -> Self {
+        let mut plan = Self::new(random);
+        if seed % 4 == 2 {
+            plan.has_more(&mut Random::new(!seed));
+        }
+        plan
+    }
+
+    fn has_more(&mut self, random: &mut Random) {
+        for key in &mut self.keys {
+            if random.chance(40) {
+                key.class = Class::LATER[index(random, Class::LATER.len())];
+            }
+        }
+        if random.chance(50) {
+            // Somebody answers for who is away, and answers to claims come while it is.
+            self.disasters.extend([Disaster::Suspend; 3]);
+            self.faults.slow = self.faults.slow.max(30);
+            self.claim_timeout = self.claim_timeout.max(self.lease / 2);
+            self.has_operator = true;
+            for key in &mut self.keys {
+                if random.chance(50) {
+                    key.class = Class::Hold;
+                }
+            }
+        }
+        for key in &mut self.keys {
+            if random.chance(40) {
+                // A result is kept for as long as its window at least.
+                key.window = Some((self.lease * number(random, 2, 5)).min(self.ttl));
+                // Who dies between its claim and its look is what windows are about.
+                self.faults.slow = self.faults.slow.max(15);
+                self.disasters.push(Disaster::Kill);
+            }
+        }
+    }
+
     /// Each run has some of the troubles and not the others: all of them together would hide what few of them do.
-    pub fn new(random: &mut Random) -> Self {
+    fn new(random: &mut Random) -> Self {
         let lease = SECOND * number(random, 2, 6);
         let keys = (0..=random.below(2)).map(|number| Key {
             number,
             class: Class::ALL[index(random, Class::ALL.len())],
             has_fingerprints: random.chance(20),
             counts_attempts: random.chance(20),
+            window: None,
         });
         let keys = keys.collect();
         let mut share = |chance| if random.chance(chance) { 1 + random.below(20) } else { 0 };

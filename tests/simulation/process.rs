@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use futures::FutureExt as _;
 use idempotency::clock::Clock as _;
-use idempotency::{Call, Idempotency, OnConflict, OnCrash};
+use idempotency::key::window;
+use idempotency::{Call, Idempotency, OnConflict, OnCrash, RecordHandle, observe};
 use idempotency_test_support::history::Outcome;
 use idempotency_test_support::random::Random;
 
 use crate::body::{Failure, Script, Site};
-use crate::clock::{ProcessClock, Tokens};
+use crate::clock::Tokens;
 use crate::life::Life;
 use crate::link::Link;
 use crate::log::{Called, Entry, Turn};
@@ -36,7 +37,7 @@ impl Process {
         let plan = &world.plan;
         let keeper = life.clone();
         let mut builder = Idempotency::builder(link)
-            .clock(ProcessClock { run: world.clock, life: life.clone() })
+            .clock(world.clock_of(&life))
             .randomness(Tokens::new(random.fork()))
             .background(move |future| keeper.spawn(future))
             .lease(plan.lease)
@@ -58,7 +59,7 @@ impl Process {
         let (process, counted) = (self.clone(), self.world.calls.one());
         self.life.spawn(async move {
             let _counted = counted;
-            let clock = ProcessClock { run: process.world.clock, life: process.life.clone() };
+            let clock = process.world.clock_of(&process.life);
             for _ in 0..process.world.plan.calls {
                 clock.sleep(millis_below(&mut random, process.world.plan.lease)).await;
                 let wish = Wish::new(&process.world, &mut random);
@@ -86,7 +87,12 @@ impl Process {
         };
         let spent = site.spent.clone();
         let on_conflict = patience.map_or(OnConflict::Reject, OnConflict::Wait);
-        let call = self.engine.call(OPERATION, key.number).ttl(world.plan.ttl).on_conflict(on_conflict);
+        world.names_windows();
+        let call = match key.window {
+            Some(length) => self.engine.call(OPERATION, (key.number, window(length))),
+            None => self.engine.call(OPERATION, key.number),
+        };
+        let call = call.ttl(world.plan.ttl).on_conflict(on_conflict);
         let call = match fingerprint {
             Some(fingerprint) => call.fingerprint(&fingerprint),
             None => call,
@@ -96,7 +102,11 @@ impl Process {
             Some(after_expiry) => call.after_expiry(after_expiry),
             None => call,
         };
-        let answer = AssertUnwindSafe(make(call, site, is_strict)).catch_unwind().await;
+        let label = key.label();
+        let answer = AssertUnwindSafe(observe(make(call, site, is_strict))).catch_unwind().await;
+        let (answer, report) = answer.map_or_else(|panic| (Err(panic), None), |(answer, report)| (Ok(answer), report));
+        // With a window, the record that the call belongs to is known only now.
+        let label = report.filter(|_| key.window.is_some()).map_or(label, |report| world.server.name(report.key));
         let outcome = match answer {
             Ok(Ok(value)) => Outcome::Value(value.into()),
             Ok(Err(Failure::Declined(value))) => Outcome::StoredError(value.into()),
@@ -106,9 +116,28 @@ impl Process {
             Err(_) => Outcome::Error("panic".to_owned()),
         };
         self.life.goes_on().await;
-        let bound = self.bound(patience) + Duration::from_millis(spent.load(Ordering::Relaxed));
-        let (process, key, ended) = (self.life.name.clone(), key.label(), world.now());
-        world.log.write(Entry::Called(Called { process, key, fingerprint, in_calm, started, ended, bound, outcome }));
+        // A call with a window may start anew some times, each time with the patience that it had.
+        let starts = if key.window.is_some() { 5 } else { 1 };
+        let bound = self.bound(patience) * starts + Duration::from_millis(spent.load(Ordering::Relaxed));
+        let (process, ended) = (self.life.name.clone(), world.now());
+        world.log.write(Entry::Called(Called {
+            process,
+            key: label,
+            fingerprint,
+            in_calm,
+            started,
+            ended,
+            bound,
+            outcome,
+        }));
+    }
+
+    /// The record of `key`, in the window of now where it has one.
+    pub fn record(&self, key: &Key) -> RecordHandle {
+        match key.window {
+            Some(length) => self.engine.record(OPERATION, (key.number, window(length))),
+            None => self.engine.record(OPERATION, key.number),
+        }
     }
 
     /// How long a call may take beside its body and its question: it waits for others until its patience is over, claims,
@@ -153,10 +182,10 @@ async fn make(call: Call, site: Site, is_strict: bool) -> Result<String, Failure
             let call = call.on_error(Failure::policy).settle(settle).on_crash_verify(|_| asked.question());
             return call.run(|| site.body()).await;
         }
-        Class::Hold => OnCrash::Hold,
+        Class::Hold | Class::InTask => OnCrash::Hold,
         Class::Mixed if is_strict => OnCrash::Hold,
         Class::Retry | Class::Mixed => OnCrash::Retry,
-        Class::Resume | Class::ResumeOnce => OnCrash::Resume,
+        Class::Resume | Class::ResumeOnce | Class::InTaskResume => OnCrash::Resume,
     };
     call.on_error(Failure::policy).on_crash(on_crash).run(|| site.body()).await
 }

@@ -1,6 +1,6 @@
 //! What a run has to keep, by the names of the design. The rules about results and changes are shared with other tests.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use idempotency::Fingerprint;
@@ -13,22 +13,56 @@ use crate::body::Failure;
 use crate::liveness;
 use crate::log::{Called, Effect, Entry};
 use crate::plan::{Class, Key, Plan};
+use crate::windows;
 
 /// All that is broken in a run.
 pub fn broken(plan: &Plan, entries: &[Entry]) -> Vec<Violation> {
     let mut broken: Vec<_> = seen_at_once(entries).collect();
     let transitions: Vec<_> = applied(entries).cloned().collect();
     broken.extend(check_transitions(&transitions));
-    for key in &plan.keys {
-        let story = Story::of(key, entries);
+    for (key, label) in plan.keys.iter().flat_map(|key| labels(key, entries)) {
+        let story = Story::of(key, label, entries);
         if !story.is_made_anew_by_the_network() {
             broken.extend(story.results());
         }
+        broken.extend(story.released_effects());
+        broken.extend(story.denied_effects());
         broken.extend(story.fences());
         broken.extend(story.fingerprints());
     }
+    broken.extend(plan.keys.iter().filter_map(|key| two_windows(key, entries)));
     broken.extend(liveness::broken(plan, entries));
     broken
+}
+
+/// The names of the records of `key`: one, or one for each window in which there was something.
+fn labels<'a>(key: &'a Key, entries: &[Entry]) -> Vec<(&'a Key, String)> {
+    if key.window.is_none() {
+        return vec![(key, key.label())];
+    }
+    let is_of_key = |label: &&str| windows::of_label(label).is_some_and(|(of, _)| of == key.label());
+    let labels: BTreeSet<&str> = applied(entries).map(|change| change.key.as_str()).filter(is_of_key).collect();
+    labels.into_iter().map(|label| (key, label.to_owned())).collect()
+}
+
+/// S12: whoever has begun in a window has seen that there was no record in the window before.
+fn two_windows(key: &Key, entries: &[Entry]) -> Option<Violation> {
+    key.window?;
+    let stories: BTreeMap<u64, Story<'_>> = labels(key, entries)
+        .into_iter()
+        .filter_map(|(key, label)| Some((windows::of_label(&label)?.1, Story::of(key, label.clone(), entries))))
+        .collect();
+    stories.iter().find_map(|(number, story)| {
+        let before = stories.get(&number.checked_sub(1)?)?;
+        story.effects.values().find_map(|effect| {
+            let began = story.began(effect.retention)?;
+            let there = before.there_at(began)?;
+            let earlier = before.effects.values().find(|earlier| earlier.retention == there.retention)?;
+            let seen =
+                format!("it began at {began:?} and had the effect {effect:?}, and the window before has {earlier:?}");
+            Some(Violation { rule: Rule::OneWindow, key: story.label.clone(), retention: effect.retention, seen })
+        })
+    })
 }
 
 /// What was wrong as soon as it was seen.
@@ -41,7 +75,7 @@ pub fn seen_at_once(entries: &[Entry]) -> impl Iterator<Item = Violation> {
 
 /// S1, S2, S3, S5 and S8 about the results of one key.
 pub fn results(key: &Key, entries: &[Entry]) -> Vec<Violation> {
-    Story::of(key, entries).results()
+    Story::of(key, key.label(), entries).results()
 }
 
 /// The value in a stored error.
@@ -75,8 +109,7 @@ struct Story<'a> {
 }
 
 impl<'a> Story<'a> {
-    fn of(key: &'a Key, entries: &'a [Entry]) -> Self {
-        let label = key.label();
+    fn of(key: &'a Key, label: String, entries: &'a [Entry]) -> Self {
         let effects = entries.iter().filter_map(|entry| match entry {
             Entry::Effect(effect) if effect.key == label => Some((effect.value.as_str(), effect)),
             _ => None,
@@ -90,6 +123,24 @@ impl<'a> Story<'a> {
 
     fn calls(&self) -> impl Iterator<Item = &Called> {
         called(self.entries).filter(|called| called.key == self.label)
+    }
+
+    /// When the call was decided to belong to this window, in one of its retentions: when its record had a checkpoint,
+    /// and else when it was claimed.
+    fn began(&self, retention: u32) -> Option<Duration> {
+        let in_retention = || self.changes().filter(|change| change.retention == retention && change.has_changed());
+        let is_begin = |change: &&Transition| matches!(change.request, Request::Checkpoint { .. });
+        let began = in_retention().find(is_begin).or_else(|| in_retention().next())?;
+        Some(began.at)
+    }
+
+    /// The last change of the record before `time`, if there was one then that could be seen.
+    fn there_at(&self, time: Duration) -> Option<&Transition> {
+        let last = self.changes().take_while(|change| change.at < time).last()?;
+        let record = last.after.as_ref()?;
+        let has_gone = matches!(record.state, State::Released | State::Tombstone)
+            || record.expires.saturating_duration_since(record.read_at) <= time.saturating_sub(last.at);
+        (!has_gone).then_some(last)
     }
 
     /// Whether the claim of an attempt arrived again when the retention of its call was over, and a result or a step of it
@@ -115,6 +166,41 @@ impl<'a> Story<'a> {
             check(&events, policy(self.key.class, step)).err()
         });
         broken.flat_map(|violations| violations.0).collect()
+    }
+
+    /// S3: a release says that nothing happened and that nothing will, so the next call runs without a takeover.
+    fn released_effects(&self) -> Option<Violation> {
+        self.changes().find_map(|change| {
+            let Request::Release { token } = change.request else { return None };
+            let was_unfinished = |record: &Record| matches!(record.state, State::InProgress | State::InDoubt);
+            let is_gone = change.after.as_ref().is_none_or(|record| record.state == State::Released);
+            let is_release = is_gone && change.before.as_ref().is_some_and(was_unfinished);
+            let of_owner = |effect: &&&Effect| effect.token == token && effect.retention == change.retention;
+            let effect = self.effects.values().find(of_owner).filter(|_| is_release)?;
+            let seen =
+                format!("{} released the claim at {:?}, and had an effect at {:?}", change.from, change.at, effect.at);
+            Some(Violation {
+                rule: Rule::EffectsWithinTakeovers,
+                key: self.label.clone(),
+                retention: change.retention,
+                seen,
+            })
+        })
+    }
+
+    /// S5: an operator has said that nothing happened, of an owner that is gone and whose body nobody runs. It stays so.
+    fn denied_effects(&self) -> Option<Violation> {
+        self.changes().find_map(|change| {
+            let Request::Resolve { observed } = change.request else { return None };
+            let is_denied = change.before.is_some() && change.after.is_none();
+            let is_later = |effect: &&&Effect| {
+                effect.token == observed && effect.retention == change.retention && effect.at > change.at
+            };
+            let effect = self.effects.values().find(is_later).filter(|_| is_denied)?;
+            let seen = format!("an operator said at {:?} that nothing happened, and {effect:?} followed", change.at);
+            let (rule, retention) = (Rule::OneEffectUnderHold, change.retention);
+            Some(Violation { rule, key: self.label.clone(), retention, seen })
+        })
     }
 
     /// The events of the step at `place`, whose part of a result stands there.
@@ -200,7 +286,7 @@ impl<'a> Story<'a> {
 fn policy(class: Class, step: &str) -> Policy {
     match class {
         // Nobody repeats what may have happened: the question comes before.
-        Class::Hold | Class::VerifyByKey | Class::VerifyWhenOver => Policy::Hold,
+        Class::Hold | Class::InTask | Class::VerifyByKey | Class::VerifyWhenOver => Policy::Hold,
         Class::ResumeOnce if step == "charge" => Policy::Hold,
         _ => Policy::Retry,
     }

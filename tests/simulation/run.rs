@@ -30,7 +30,7 @@ pub struct Run {
 /// The run of `seed`, on a runtime of its own.
 pub fn run(seed: u64, mutant: Option<Mutant>) -> Run {
     let mut random = Random::new(seed);
-    let plan = Plan::new(&mut random);
+    let plan = Plan::of(seed, &mut random);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
@@ -58,9 +58,8 @@ impl Fleet {
     fn new(world: &Arc<World>, mut random: Random) -> Self {
         let start = |number| Process::start(world, format!("p{number}"), &mut random);
         let processes: Vec<_> = (0..world.plan.processes).map(start).collect();
-        for key in &world.plan.keys {
-            let record = processes[0].engine.record(crate::process::OPERATION, key.number);
-            world.server.label(record.hash().expect("a number is a key"), &key.label());
+        for key in world.plan.keys.iter().filter(|key| key.window.is_none()) {
+            world.server.label(processes[0].record(key).hash().expect("a number is a key"), &key.label());
         }
         Self { world: world.clone(), random, processes: Arc::new(Mutex::new(processes)) }
     }
@@ -153,8 +152,16 @@ async fn strike(
             world.turn(&name, Turn::Frozen);
             struck.life.freeze();
             sleep(lasts).await;
-            struck.life.thaw();
+            struck.life.thaw(world.now());
             world.turn(&name, Turn::Thawed);
+        }
+        Disaster::Suspend => {
+            world.turn(&name, Turn::Suspended);
+            struck.life.suspend(world.now());
+            // Long enough for an operator to answer for it.
+            sleep(lasts + world.plan.lease * 2).await;
+            struck.life.thaw(world.now());
+            world.turn(&name, Turn::Awake);
         }
         Disaster::Partition => {
             world.turn(&name, Turn::CutOff);

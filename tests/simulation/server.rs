@@ -73,6 +73,11 @@ impl Server {
         label.clone_into(&mut self.seen().keys.entry(key).or_default().label);
     }
 
+    /// How the log names the record of `key`.
+    pub fn name(&self, key: KeyHash) -> String {
+        self.seen().keys.get(&key).map(|known| known.label.clone()).unwrap_or_default()
+    }
+
     pub fn stay_away_until(&self, ends: Duration) {
         self.seen().away_until = ends;
     }

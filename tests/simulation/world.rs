@@ -10,12 +10,14 @@ use idempotency::key::KeyHash;
 use idempotency::store::Record;
 use tokio::sync::Notify;
 
-use crate::clock::RunClock;
+use crate::clock::{ProcessClock, RunClock};
+use crate::life::Life;
 use crate::log::{Entry, Log, Turn};
 use crate::mutant::Mutant;
 use crate::outside::Outside;
 use crate::plan::Plan;
 use crate::server::Server;
+use crate::windows::Windows;
 
 pub struct World {
     pub plan: Plan,
@@ -28,6 +30,7 @@ pub struct World {
     on_its_way: Count,
     pub calls: Count,
     stale: Mutex<BTreeMap<KeyHash, Option<Record>>>,
+    windows: Windows,
 }
 
 impl World {
@@ -44,11 +47,17 @@ impl World {
             on_its_way: Count::default(),
             calls: Count::default(),
             stale: Mutex::default(),
+            windows: Windows::default(),
         })
     }
 
     pub fn now(&self) -> Duration {
         self.clock.monotonic()
+    }
+
+    /// The clock of a process.
+    pub fn clock_of(&self, life: &Arc<Life>) -> ProcessClock {
+        ProcessClock { run: self.clock, life: life.clone(), stops: self.mutant == Some(Mutant::ClocksStop) }
     }
 
     pub fn turn(&self, process: &str, turn: Turn) {
@@ -73,6 +82,14 @@ impl World {
     /// Resolves when no request can arrive any more that was sent in a storm.
     pub async fn nothing_is_on_its_way(&self) {
         self.on_its_way.is_zero().await;
+    }
+
+    /// Names the records of keys with windows that a call may come to now.
+    pub fn names_windows(&self) {
+        let now = self.clock.now();
+        for key in &self.plan.keys {
+            self.windows.name(key, now, &self.server);
+        }
     }
 
     /// For a mutant: the record as it was when somebody looked first.

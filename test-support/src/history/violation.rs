@@ -29,6 +29,8 @@ pub enum Rule {
     AcknowledgedBeforeBody,
     /// S11: a claim that failed, or whose outcome is unknown, starts no body.
     FailClosed,
+    /// S12: a call that is repeated within the length of its window has its effects in one window.
+    OneWindow,
     /// L1: every call returns in time.
     CallsReturn,
     /// L2: a dead owner blocks a key for its lease and no longer.
@@ -55,6 +57,7 @@ impl fmt::Display for Rule {
             Self::FingerprintsKeptApart => "S9",
             Self::AcknowledgedBeforeBody => "S10",
             Self::FailClosed => "S11",
+            Self::OneWindow => "S12",
             Self::CallsReturn => "L1",
             Self::DeadOwnersMakeRoom => "L2",
             Self::WaitersNotice => "L3",

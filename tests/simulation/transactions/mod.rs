@@ -114,7 +114,7 @@ async fn strike(
         Disaster::Freeze => {
             struck.life.freeze();
             sleep(millis_below(&mut random, SETTLED / 2)).await;
-            struck.life.thaw();
+            struck.life.thaw(world.clock.monotonic());
         }
         Disaster::Kill => {
             struck.life.end();

@@ -41,7 +41,8 @@ pub struct Plan {
 impl Plan {
     pub fn new(random: &mut Random) -> Self {
         let processes = 2 + index(random, 2);
-        let key = |number| Key { number, class: Class::Hold, has_fingerprints: false, counts_attempts: false };
+        let key =
+            |number| Key { number, class: Class::Hold, has_fingerprints: false, counts_attempts: false, window: None };
         let mut share = |chance, limit| if random.chance(chance) { 1 + random.below(limit) } else { 0 };
         let faults = Faults {
             slow: share(50, 20),

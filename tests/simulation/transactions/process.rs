@@ -48,7 +48,7 @@ pub struct Process {
 impl Process {
     pub fn start(world: &Arc<World>, name: String, random: &mut Random) -> Self {
         let life = Arc::new(Life::new(name));
-        let clock = ProcessClock { run: world.clock, life: life.clone() };
+        let clock = ProcessClock { run: world.clock, life: life.clone(), stops: false };
         let keeper = life.clone();
         // Nothing of it is used: the records are the transactions'.
         let engine = Idempotency::builder(MemoryStore::with_clock(world.clock))
