@@ -3,6 +3,7 @@
 use idempotency::store::{Claim, Claimed, Commit, Park, Reason, Store as _, Token, Written};
 use idempotency::{Call, Error, ErrorKind, Fingerprint, OnConflict, OnCrash, State, Verdict, observe};
 
+use crate::faults::{Fault, Gate};
 use crate::world::{DAY, LEASE, OPERATION, World, eventually, poll_once};
 
 /// The calls of this operation in three releases: with nothing to compare, with the amount, with the currency too.
@@ -178,4 +179,33 @@ async fn a_former_fingerprint_that_cannot_be_computed_is_refused() {
         assert_eq!(run(&world, 1, call).await.unwrap_err().kind(), ErrorKind::Encode);
     }
     assert_eq!(world.ledger.count(), 0);
+}
+
+/// Whoever repeats its claim for a record that an earlier release left behind does not make such a record.
+#[tokio::test]
+async fn a_call_that_finds_its_former_record_gone_makes_one_of_its_own() {
+    let world = World::new();
+    for (key, former) in [(1, None), (2, Some(Fingerprint::of(&100).unwrap()))] {
+        orphan(&world, key, former, OnCrash::Retry).await;
+        world.clock.advance(LEASE * 2);
+        let made = |currency| {
+            let call = world.call(key).fingerprint(&(100, currency)).on_crash(OnCrash::Retry);
+            call.former_fingerprint(&100).formerly_without_fingerprint()
+        };
+        let gate = Gate::new();
+        world.store.next("claim", Fault::LateAnswer(gate.clone()));
+        let mut first = Box::pin(run(&world, key, made("EUR")));
+        let claims = world.store.requests("claim");
+        eventually("the record to be found", async || {
+            assert!(poll_once(&mut first).is_pending());
+            world.store.requests("claim") > claims
+        })
+        .await;
+        world.engine.record(OPERATION, key).forget().await.unwrap();
+        gate.open();
+        let receipt = first.await.unwrap();
+        assert_eq!(world.record(key).await.unwrap().fingerprint, Fingerprint::of(&(100, "EUR")).ok());
+        assert_eq!(run(&world, key, made("USD")).await.unwrap_err().kind(), ErrorKind::Mismatch, "another request");
+        assert_eq!(run(&world, key, made("EUR")).await.unwrap(), receipt);
+    }
 }

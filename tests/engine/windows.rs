@@ -322,6 +322,36 @@ async fn a_claim_that_only_looked_in_the_window_before_counts_for_nothing() {
     assert_eq!(world.ledger.count(), 1);
 }
 
+/// Its word that the window is decided comes after the claim was given up, and after another window was decided on.
+#[tokio::test]
+async fn who_gave_up_while_it_looked_lets_nobody_begin_afterwards() {
+    let world = world();
+    dies_before_it_looks(&world, CrashPolicy::Retry).await;
+    world.clock.advance(HOUR.saturating_sub(MILLI));
+    let retry = |world: &World| call(world).on_crash(OnCrash::Retry);
+    let (leaves, slow) = (world.other_process(), world.other_process());
+    let (word, claim) = (Gate::new(), Gate::new());
+    leaves.store.next("checkpoint", Fault::Late(word.clone()));
+    let mut left = Box::pin(retry(&leaves).run(|| async { leaves.effect(1) }));
+    eventually("the look to be over", async || {
+        assert!(poll_once(&mut left).is_pending());
+        leaves.store.requests("checkpoint") == 1
+    })
+    .await;
+    drop(left);
+    eventually("the claim to be given back", async || leaves.store.requests("release") == 1).await;
+    slow.store.next("claim", Fault::Late(claim.clone()));
+    let mut late = Box::pin(retry(&slow).run(|| async { slow.effect(1) }));
+    assert!(poll_once(&mut late).is_pending());
+    world.clock.advance(MILLI);
+    assert_eq!(retry(&world).run(|| async { world.effect(1) }).await.unwrap(), "receipt 1.1");
+    word.open();
+    leaves.engine.shutdown(Duration::from_secs(1)).await;
+    claim.open();
+    assert_eq!(late.await.unwrap(), "receipt 1.1");
+    assert_eq!(world.ledger.count(), 1);
+}
+
 #[tokio::test]
 async fn a_store_that_does_not_say_that_the_look_is_recorded_runs_nothing() {
     let world = world();

@@ -238,6 +238,14 @@ async fn lead(
         let mut found = match claim::send(engine, claim.clone(), scope).await {
             Err(_) if scope.is_shut_out(engine) => return Led::OutOfTime(call.refused(ErrorKind::ShuttingDown)),
             Err(error) => return Led::Refused(store_error(call, error)),
+            // The record that an earlier release left is gone: the one that was made in its place is not this call's, and
+            // would be that of every other request which was the same to that release.
+            Ok(Answered { claimed: Claimed::Mine(grant), repeated })
+                if claim.fingerprint != call.fingerprint && grant.taken_over.is_none() =>
+            {
+                engine.give_back(&claim, repeated).await;
+                continue;
+            }
             Ok(Answered { claimed: Claimed::Mine(grant), repeated }) if engine.may_start(sent, call.lease) => {
                 return Led::Granted(Box::new(Granted { claim, grant, sent, repeated, _busy: busy }));
             }

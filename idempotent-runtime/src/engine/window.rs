@@ -7,7 +7,8 @@
 //!
 //! A record without a checkpoint belongs to a claim that only looks. Its owner may die there: whoever takes it over has to
 //! look too, and nothing has happened under it. It cannot be overlooked by reading it, because its owner may be slow and
-//! get its checkpoint through: it is taken over, and given up. Only then can nobody begin under it any more.
+//! get its checkpoint through, even after it has given it up itself: it is taken over, and given up by who did that. Only
+//! then can nobody begin under it any more.
 
 use std::sync::Arc;
 
@@ -23,7 +24,7 @@ use super::scope::Scope;
 use crate::clock::Timestamp;
 use crate::error::{Error, ErrorKind};
 use crate::key::{Key, hash_key};
-use crate::store::{Checkpoint, Record, State};
+use crate::store::{Checkpoint, Record, State, Token};
 
 /// How often a call starts anew when records come and go under it, before it says that others are at work.
 const STARTS: usize = 5;
@@ -56,6 +57,8 @@ pub(super) async fn seek_in_windows(
     scope: &Scope,
     report: &mut Report,
 ) -> Result<(Arc<Checked>, Sought), Error> {
+    // The owner as which this call has given up a claim that only looked, in the window before.
+    let mut given_up = None;
     for _ in 0..STARTS {
         let number = windowed.number_now(call);
         let current = windowed.call_in(call, number)?;
@@ -65,7 +68,7 @@ pub(super) async fn seek_in_windows(
         };
         if let Some(before) = number.checked_sub(1) {
             let previous = windowed.call_in(call, before)?;
-            let has_record = match has_record(&previous).await {
+            let has_record = match has_record(&previous, given_up).await {
                 Ok(has_record) => has_record,
                 Err(error) => {
                     running.give_back().await;
@@ -76,7 +79,10 @@ pub(super) async fn seek_in_windows(
                 running.give_back().await;
                 match sought(&previous, scope, report).await? {
                     // The record that was there is gone: the call belongs to its own window after all.
-                    Sought::Running(running) if running.only_looks() => running.give_back().await,
+                    Sought::Running(running) if running.only_looks() => {
+                        given_up = Some(running.lease.token);
+                        running.give_back().await;
+                    }
                     found => return Ok((previous, found)),
                 }
                 continue;
@@ -103,15 +109,19 @@ async fn sought(call: &Arc<Checked>, scope: &Scope, report: &mut Report) -> Resu
     seek(call, scope, report).await
 }
 
-/// Whether there is a record that says something about the call.
-async fn has_record(call: &Checked) -> Result<bool, Error> {
+/// Whether there is a record that says something about the call, other than a claim that `given_up` has looked under.
+async fn has_record(call: &Checked, given_up: Option<Token>) -> Result<bool, Error> {
     let engine = &call.engine;
     let read = retry::until(engine, engine.settings.claim_timeout, || engine.store.clone().read(call.key));
     let record = read.await.map_err(|error| engine.store_error(error).of_record(Some(&call.operation), &call.key))?;
-    Ok(record.is_some_and(|record| record.state != State::Released && !is_given_up_unused(&record)))
+    Ok(record.is_some_and(|record| {
+        let is_own = given_up == Some(record.owner) && is_given_up_unused(&record);
+        record.state != State::Released && !is_own
+    }))
 }
 
-/// Whether somebody has looked under this claim and given it up. Nobody renews it and nothing begins under it.
+/// Whether somebody has looked under this claim and given it up. Only the owner itself knows that no checkpoint of it is
+/// still on its way, after which who comes next would begin without a look.
 fn is_given_up_unused(record: &Record) -> bool {
     record.state == State::InProgress && record.checkpoints == 0 && record.lease_until == Timestamp::default()
 }
