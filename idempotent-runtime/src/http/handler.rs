@@ -105,6 +105,8 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
             self.options.markers.bypassed(&mut head.headers);
             return self.settle(head, ResponseBody::untouched(body), Fate::Release);
         };
+        // A promise about another record, if it is there: of a layer inside, or of a service that was asked.
+        head.headers.remove(self.options.markers.names.expires());
         // What the handler says beside its status goes first: a status is often somebody else's.
         match told(&head.extensions).unwrap_or_else(|| self.options.on_status(head.status, &self.request)) {
             OnStatus::Store => {}

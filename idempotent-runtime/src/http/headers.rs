@@ -174,6 +174,7 @@ impl Markers {
 
     /// Tells that the request ran without protection.
     pub(super) fn bypassed(&self, headers: &mut HeaderMap) {
+        headers.remove(self.names.expires());
         self.mark(headers, self.names.bypassed(), HeaderValue::from_static("true"));
         self.end(headers);
     }
