@@ -135,12 +135,12 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
         }
     }
 
-    /// `None`: it has more headers than can be kept.
+    /// `None`: it has more headers than can be kept, or longer ones.
     fn recording(&self, response: &response::Parts, ttl: Duration) -> Option<Recording> {
         let mut replayed = headers::replayable(&response.headers);
         replayed.retain(|(name, _)| self.options.replays(name));
         let head = Head::new(response.status, &replayed)?;
-        let room = self.options.response_limit().saturating_sub(head.len());
+        let room = self.options.response_limit().checked_sub(head.len())?;
         let declared = headers::declared_length(response);
         Some(Recording { head, room, declared, ttl, until: None })
     }
