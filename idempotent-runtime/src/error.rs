@@ -180,6 +180,8 @@ struct Parts {
     text: Option<(&'static str, &'static str)>,
     detail: Option<String>,
     store: Option<&'static str>,
+    /// Whether an earlier call was met before the store failed.
+    met_another: bool,
     retry_after: Option<Duration>,
     source: Option<Arc<dyn StdError + Send + Sync>>,
     /// The same error once more as its own source, which wrappers that are transparent show in place of this one.
@@ -197,6 +199,7 @@ impl Error {
             text: None,
             detail: None,
             store: None,
+            met_another: false,
             retry_after: None,
             source: None,
             twin: OnceLock::new(),
@@ -241,6 +244,18 @@ impl Error {
     pub(crate) fn with_store(mut self, store: &'static str) -> Self {
         self.0.store = Some(store);
         self
+    }
+
+    /// Says whether there is, or was, another call with the key.
+    pub(crate) fn after_another(mut self, has_met: bool) -> Self {
+        self.0.met_another = has_met;
+        self
+    }
+
+    /// Whether the store failed before anything was known of the key.
+    #[cfg_attr(not(feature = "http"), expect(dead_code, reason = "only the layer goes on without a store"))]
+    pub(crate) fn knows_nothing(&self) -> bool {
+        self.0.store.is_some() && !self.0.met_another
     }
 
     pub(crate) fn with_retry_after(mut self, retry_after: Duration) -> Self {

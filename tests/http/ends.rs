@@ -6,7 +6,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
-use axum::http::Response;
+use axum::http::{Response, StatusCode};
 use axum::routing::post;
 use futures::stream;
 use idempotency::http::Unreplayable;
@@ -208,6 +208,25 @@ async fn rule_25_a_service_may_run_again_what_was_too_large_to_keep() -> anyhow:
         let reply = world.client.post("/known").key("known").send().await?;
         assert_eq!((reply.status, reply.body.len(), world.effects("known")), (200, 1_001, runs));
         assert_eq!(reply.header("idempotency-key-expires"), None);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn rule_25_headers_over_the_limit_are_too_large_without_a_body_too() -> anyhow::Result<()> {
+    for (unreplayable, status, effects) in [(Unreplayable::Mark, 409, 1), (Unreplayable::Release, 204, 2)] {
+        let layer = move |layer: idempotency::http::IdempotencyLayer| {
+            layer.with_max_response_body(10).with_unreplayable(unreplayable)
+        };
+        let deleted = async |State(shop): State<Shop>| {
+            shop.effect("deleted");
+            StatusCode::NO_CONTENT
+        };
+        let world = World::setup().routes(Router::new().route("/delete", post(deleted))).layer(layer).start().await?;
+        let delete = || world.client.post("/delete").key("abc").send();
+        let (first, retry) = (delete().await?, delete().await?);
+        assert_eq!((first.status, first.header("idempotency-key-expires")), (204, None));
+        assert_eq!((retry.status, world.effects("deleted")), (status, effects), "{unreplayable:?}: {retry:?}");
     }
     Ok(())
 }

@@ -4,12 +4,14 @@
 
 use std::time::Duration;
 
+use axum::body::Body;
 use axum::error_handling::HandleErrorLayer;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, post};
 use axum::{BoxError, Router};
+use futures::stream;
 use idempotency::State as RecordState;
 use idempotency::http::NothingHappened;
 use idempotency::http::client::ClientLayer;
@@ -185,12 +187,16 @@ async fn rule_70_what_is_shed_behind_is_held_unless_the_refusal_says_that_nothin
 
 #[tokio::test]
 async fn rule_70_a_limit_of_the_body_refuses_before_the_effect_in_front_and_behind() -> anyhow::Result<()> {
+    // Of known length, and in pieces, of which nobody knows how many there are until they are too many.
+    let pieces = |size| Body::from_stream(stream::iter([Ok::<_, std::io::Error>("x".repeat(size))]));
     let limited = |router: Router| router.layer(RequestBodyLimitLayer::new(100));
     let in_front = World::setup().around(limited).start().await?;
     let behind = World::setup().routes(payments().layer(RequestBodyLimitLayer::new(100))).start().await?;
     for (world, path) in [(in_front, "/pay"), (behind, "/payments")] {
         let send = |size| world.client.post(path).key("abc").body("x".repeat(size)).send();
         assert_eq!((send(101).await?.status, world.records().await?), (413, 0), "{path}");
+        let in_pieces = world.client.post(path).key("abc").body(pieces(101)).send().await?;
+        assert_eq!((in_pieces.status, world.records().await?), (413, 0), "{path}: {in_pieces:?}");
         let (first, retry) = (send(100).await?, send(100).await?);
         assert_eq!((first.status, retry.answer(), world.effects("abc")), (201, first.answer(), 1), "{path}");
     }

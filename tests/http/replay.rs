@@ -7,6 +7,7 @@ use axum::http::{HeaderName, Method, Response, StatusCode};
 use axum::middleware::{Next, from_fn};
 use axum::response::IntoResponse as _;
 use axum::routing::post;
+use futures::stream;
 use idempotency::http::{IdempotencyLayer, OnStatus};
 use idempotency_test_support::server::{RedisOptions, RedisServer};
 
@@ -200,6 +201,32 @@ async fn rule_20_what_is_refused_before_something_is_done_is_not_stored() -> any
         assert_eq!((retry.status, retry.is_replayed(), world.effects(status)), (201, false, 2), "{status}");
         assert!(world.pay(status).send().await?.is_replayed());
     }
+    Ok(())
+}
+
+/// The answer of another service that has such a layer too, as a gateway passes it on.
+async fn passed_on(State(shop): State<Shop>, request: Request) -> Response<Body> {
+    shop.effect("asked");
+    let (status, body) = match request.uri().path() {
+        "/refused" => (429, Body::empty()),
+        "/failed" => (502, Body::empty()),
+        _ => (200, Body::from_stream(stream::iter([Ok::<_, std::io::Error>("piece")]))),
+    };
+    let answer = Response::builder().status(status).header("idempotency-key-expires", "Fri, 31 Dec 9999 23:59:59 GMT");
+    answer.body(body).expect("the response is well-formed")
+}
+
+#[tokio::test]
+async fn rule_58_an_answer_that_is_not_kept_promises_nothing_in_the_name_of_another_service() -> anyhow::Result<()> {
+    let routes = Router::new().route("/{*path}", post(passed_on));
+    let world = World::setup().routes(routes).start().await?;
+    for path in ["/refused", "/failed", "/pieces"] {
+        let first = world.client.post(path).key(path).send().await?;
+        assert_eq!(first.header("idempotency-key-expires"), None, "{path}");
+    }
+    let replay = world.client.post("/pieces").key("/pieces").send().await?;
+    let lifetime = replay.header("idempotency-key-expires");
+    assert!(replay.is_replayed() && lifetime.is_some_and(|date| !date.contains("9999")), "{replay:?}");
     Ok(())
 }
 

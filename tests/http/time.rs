@@ -5,14 +5,14 @@ use std::time::{Duration, SystemTime};
 use anyhow::Context as _;
 use idempotency::clock::Timestamp;
 use idempotency::http::{IdempotencyLayer, Scope};
-use idempotency::store::{RedisStore, SqliteStore};
+use idempotency::store::{RedisStore, SqliteStore, StoreErrorKind};
 use idempotency::testing::{Fault as StoreFault, Gate, ManualClock};
 use idempotency::{Idempotency, State as RecordState};
-use idempotency_test_support::deadline::eventually_async;
+use idempotency_test_support::deadline::{eventually, eventually_async};
 use idempotency_test_support::proxy::{Action, Fault, Moment, Proxy};
 use idempotency_test_support::server::{RedisOptions, RedisServer};
 
-use crate::client::Reply;
+use crate::client::{Pending, Reply};
 use crate::process::{Orders, Process};
 use crate::world::{DAY, PATIENCE, Shop, World, memory_directory};
 
@@ -131,6 +131,31 @@ async fn rule_60_a_store_that_answers_late_is_no_store_that_is_away() -> anyhow:
     assert_eq!(world.effects("abc"), 0);
     let retry = world.pay("abc").send().await?;
     assert_eq!((retry.status, retry.header("idempotency-bypassed"), world.effects("abc")), (201, None, 1));
+    Ok(())
+}
+
+#[tokio::test]
+async fn rule_60_who_has_waited_for_another_request_does_not_run_when_the_store_goes_away() -> anyhow::Result<()> {
+    let world = World::setup()
+        .engine(|builder| builder.claim_timeout(Duration::from_secs(1)).max_waiters(1))
+        .layer(|layer| layer.with_fail_open().blocking(PATIENCE))
+        .start()
+        .await?;
+    // It answers what nobody can be sure of.
+    let first = world.pay("abc").header("x-wait", "1").header("x-status", "504").spawn();
+    world.entered("abc").await?;
+    // One of them waits when the other is refused.
+    let others = [world.pay("abc").spawn(), world.pay("abc").spawn()];
+    eventually("one to be refused", || others.iter().any(Pending::is_answered)).await?;
+    world.store.always("claim", Some(StoreFault::Refused(StoreErrorKind::Refused)));
+    world.shop.gate.open();
+    assert_eq!(first.reply().await?.status, 504);
+    let mut problems = Vec::new();
+    for other in others {
+        problems.push(other.reply().await?.problem()?);
+    }
+    problems.sort_unstable();
+    assert_eq!((problems, world.effects("abc")), (vec!["in-progress".to_owned(), "unavailable".to_owned()], 1));
     Ok(())
 }
 

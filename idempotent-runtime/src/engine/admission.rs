@@ -222,6 +222,8 @@ async fn lead(
     let engine = &call.engine;
     let mut late = 0;
     let mut next = call.fingerprint;
+    // Who has waited for another call, here or elsewhere, or was told of one.
+    let mut has_met = report.waited;
     loop {
         let claim = match new_claim(call) {
             Ok(claim) => Claim { fingerprint: std::mem::replace(&mut next, call.fingerprint), ..claim },
@@ -237,7 +239,7 @@ async fn lead(
         let sent = engine.clock.monotonic();
         let mut found = match claim::send(engine, claim.clone(), scope).await {
             Err(_) if scope.is_shut_out(engine) => return Led::OutOfTime(call.refused(ErrorKind::ShuttingDown)),
-            Err(error) => return Led::Refused(store_error(call, error)),
+            Err(error) => return Led::Refused(store_error(call, error).after_another(has_met)),
             // The record that an earlier release left is gone: the one that was made in its place is not this call's, and
             // would be that of every other request which was the same to that release.
             Ok(Answered { claimed: Claimed::Mine(grant), repeated })
@@ -260,6 +262,7 @@ async fn lead(
                 continue;
             }
             Ok(Answered { claimed: Claimed::Held(record), repeated }) => {
+                has_met = true;
                 if repeated {
                     engine.give_back_later(&claim);
                 }
@@ -293,7 +296,7 @@ async fn lead(
                         Ok(wait::Changed::OutOfTime) => return Led::OutOfTime(in_progress()),
                         // The store was asked for no longer than this caller waits.
                         Err(_) if engine.clock.monotonic() >= deadline => return Led::OutOfTime(in_progress()),
-                        Err(error) => return Led::Refused(store_error(call, error)),
+                        Err(error) => return Led::Refused(store_error(call, error).after_another(true)),
                     };
                 }
             }

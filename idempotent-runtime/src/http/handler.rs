@@ -105,6 +105,8 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
             self.options.markers.bypassed(&mut head.headers);
             return self.settle(head, ResponseBody::untouched(body), Fate::Release);
         };
+        // A promise about another record, if it is there: of a layer inside, or of a service that was asked.
+        head.headers.remove(self.options.markers.names.expires());
         // What the handler says beside its status goes first: a status is often somebody else's.
         match told(&head.extensions).unwrap_or_else(|| self.options.on_status(head.status, &self.request)) {
             OnStatus::Store => {}
@@ -133,12 +135,12 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
         }
     }
 
-    /// `None`: it has more headers than can be kept.
+    /// `None`: it has more headers than can be kept, or longer ones.
     fn recording(&self, response: &response::Parts, ttl: Duration) -> Option<Recording> {
         let mut replayed = headers::replayable(&response.headers);
         replayed.retain(|(name, _)| self.options.replays(name));
         let head = Head::new(response.status, &replayed)?;
-        let room = self.options.response_limit().saturating_sub(head.len());
+        let room = self.options.response_limit().checked_sub(head.len())?;
         let declared = headers::declared_length(response);
         Some(Recording { head, room, declared, ttl, until: None })
     }

@@ -174,6 +174,7 @@ impl Markers {
 
     /// Tells that the request ran without protection.
     pub(super) fn bypassed(&self, headers: &mut HeaderMap) {
+        headers.remove(self.names.expires());
         self.mark(headers, self.names.bypassed(), HeaderValue::from_static("true"));
         self.end(headers);
     }
@@ -190,6 +191,10 @@ impl Markers {
     /// which the client goes by.
     pub(super) fn replay(&self, mut response: Response<Bytes>, expires: Timestamp) -> Option<Response<Bytes>> {
         let headers = response.headers_mut();
+        // Whoever wrote the record may have other names, or pass on what a service said that was asked.
+        for name in self.names.written() {
+            headers.remove(name);
+        }
         let is_marked = self.mark(headers, self.names.replayed(), HeaderValue::from_static("true"));
         self.end(headers);
         self.expiry(headers, expires);
@@ -199,15 +204,20 @@ impl Markers {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+    use http::Response;
+
     use super::{Markers, NEVER, STRIPE_SHOULD_RETRY};
+    use crate::clock::Timestamp;
     use crate::error::ErrorKind;
     use crate::http::HeaderNames;
 
     #[test]
     fn a_name_that_cannot_be_one_or_that_is_another_headers_is_refused_when_it_is_set() {
-        for name in
-            ["", "a b", "ä", "a:b", "authorization", "Content-Type", "retry-after", "Idempotency-Problem", "host"]
-        {
+        let not_names = ["", "a b", "ä", "a:b"];
+        let of_others = ["authorization", "Content-Type", "retry-after", "Idempotency-Problem", "host", "Expires"];
+        let of_others_too = ["content-range", "user-agent", "access-control-allow-origin", "sec-fetch-site", "origin"];
+        for name in [&not_names[..], &of_others, &of_others_too].concat() {
             let error = HeaderNames::new().with_key(name).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Config, "{name}");
         }
@@ -216,9 +226,26 @@ mod tests {
         }
         let names = HeaderNames::new().with_key("x-key").and_then(|names| names.with_replayed("X-Replayed")).unwrap();
         assert!(names.clone().with_expires("x-key").is_err() && names.clone().with_problem("x-replayed").is_err());
-        // The one that it has, and one that is free again.
-        let names = names.with_key("x-key").and_then(|names| names.with_problem("idempotency-replayed")).unwrap();
-        assert_eq!((names.key().as_str(), names.replayed().as_str()), ("x-key", "x-replayed"));
+        // The one that it has, and the usual one for what it usually says.
+        let names = names.with_key("x-key").and_then(|names| names.with_replayed("idempotency-replayed")).unwrap();
+        assert_eq!((names.key().as_str(), names.replayed().as_str()), ("x-key", "idempotency-replayed"));
+        // Clients take a usual name for what it usually says, whoever has it.
+        let free = names.with_replayed("idempotent-replayed").and_then(|names| names.with_problem("x-why")).unwrap();
+        for name in ["idempotency-replayed", "idempotent-replayed", "idempotency-problem", "idempotency-key-expires"] {
+            assert!(free.clone().with_bypassed(name).is_err(), "{name}");
+            assert!(free.clone().with_key(name).is_err(), "{name}");
+        }
+        assert!(free.clone().with_key("idempotency-key").is_ok() && free.with_problem("Idempotency-Problem").is_ok());
+    }
+
+    #[test]
+    fn a_replay_has_no_other_marker_of_the_layer_than_its_own() {
+        let names = HeaderNames::new().with_bypassed("x-open").and_then(|names| names.with_problem("x-why")).unwrap();
+        let stored = Response::builder().header("x-open", "true").header("x-why", "none").header("etag", "\"1\"");
+        let replay = Markers::new(names, false).replay(stored.body(Bytes::new()).unwrap(), Timestamp::from_millis(1));
+        let replay = replay.unwrap();
+        let has = ["idempotency-replayed", "x-open", "x-why", "etag"].map(|name| replay.headers().contains_key(name));
+        assert_eq!(has, [true, false, false, true]);
     }
 
     #[test]

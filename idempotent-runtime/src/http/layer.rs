@@ -349,7 +349,8 @@ impl IdempotencyLayer {
     }
 
     /// Runs the handler without protection when the store does not answer, and marks its response with
-    /// `Idempotency-Bypassed: true`. **A retry may then repeat the effect.** The default is to refuse the request (503).
+    /// `Idempotency-Bypassed: true`. **A retry may then repeat the effect.** The default is to refuse the request (503), and
+    /// so is one refused that has [waited](Self::blocking) for another with its key before the store went away.
     pub fn with_fail_open(self) -> Self {
         self.set(|options| options.fail_open = true)
     }

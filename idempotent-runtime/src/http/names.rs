@@ -27,7 +27,8 @@ use crate::error::Error;
 ///
 /// # Errors
 /// A name is checked when it is set: [`Config`](crate::ErrorKind::Config) if it is not a header's name, if it is the name
-/// of a header that means something else to HTTP, or if another one of the five has it.
+/// of a header that means something else to HTTP, if it is the usual name of another one of the five, or if another one has
+/// it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HeaderNames {
     key: HeaderName,
@@ -38,20 +39,46 @@ pub struct HeaderNames {
 }
 
 /// What else means something to HTTP, to browsers or to the layers.
-const RESERVED: [HeaderName; 13] = [
+const RESERVED: [HeaderName; 26] = [
     header::ACCEPT,
-    header::ACCESS_CONTROL_EXPOSE_HEADERS,
+    header::AGE,
     header::ALLOW,
+    header::ALT_SVC,
+    header::CACHE_STATUS,
+    header::DNT,
     header::EXPECT,
+    header::EXPIRES,
     header::FORWARDED,
+    header::FROM,
     header::HOST,
-    header::IF_MATCH,
-    header::IF_NONE_MATCH,
-    header::IF_UNMODIFIED_SINCE,
+    header::MAX_FORWARDS,
     header::ORIGIN,
+    header::PRAGMA,
     header::RANGE,
+    header::REFERER,
+    header::REFERRER_POLICY,
+    header::REFRESH,
     header::RETRY_AFTER,
+    header::SERVER,
+    header::STRICT_TRANSPORT_SECURITY,
+    header::UPGRADE_INSECURE_REQUESTS,
+    header::USER_AGENT,
+    header::VIA,
+    header::WARNING,
     STRIPE_SHOULD_RETRY,
+];
+
+/// How the names begin of those that mean something together.
+const FAMILIES: [&str; 7] = ["accept-", "access-control-", "cdn-", "content-", "if-", "proxy-", "sec-"];
+
+/// The usual names. Clients take each for what it usually says, so it says nothing else under other names.
+const USUAL: [HeaderName; 6] = [
+    IDEMPOTENCY_KEY,
+    IDEMPOTENCY_REPLAYED,
+    STRIPE_REPLAYED,
+    IDEMPOTENCY_KEY_EXPIRES,
+    IDEMPOTENCY_BYPASSED,
+    IDEMPOTENCY_PROBLEM,
 ];
 
 impl HeaderNames {
@@ -69,36 +96,39 @@ impl HeaderNames {
 
     /// The name of the header with the key of a request.
     pub fn with_key(self, name: impl TryInto<HeaderName>) -> Result<Self, Error> {
-        self.set(name, |names| &mut names.key)
+        self.set(name, &[IDEMPOTENCY_KEY], |names| &mut names.key)
     }
 
     /// The name of the header that tells replays.
     pub fn with_replayed(self, name: impl TryInto<HeaderName>) -> Result<Self, Error> {
-        self.set(name, |names| &mut names.replayed)
+        self.set(name, &[IDEMPOTENCY_REPLAYED, STRIPE_REPLAYED], |names| &mut names.replayed)
     }
 
     /// The name of the header with the end of an answer's lifetime.
     pub fn with_expires(self, name: impl TryInto<HeaderName>) -> Result<Self, Error> {
-        self.set(name, |names| &mut names.expires)
+        self.set(name, &[IDEMPOTENCY_KEY_EXPIRES], |names| &mut names.expires)
     }
 
     /// The name of the header that tells what ran without protection.
     pub fn with_bypassed(self, name: impl TryInto<HeaderName>) -> Result<Self, Error> {
-        self.set(name, |names| &mut names.bypassed)
+        self.set(name, &[IDEMPOTENCY_BYPASSED], |names| &mut names.bypassed)
     }
 
     /// The name of the header that tells why a request is refused.
     pub fn with_problem(self, name: impl TryInto<HeaderName>) -> Result<Self, Error> {
-        self.set(name, |names| &mut names.problem)
+        self.set(name, &[IDEMPOTENCY_PROBLEM], |names| &mut names.problem)
     }
 
     fn set(
         mut self,
         name: impl TryInto<HeaderName>,
+        usual: &[HeaderName],
         place: impl Fn(&mut Self) -> &mut HeaderName,
     ) -> Result<Self, Error> {
         let name = name.try_into().map_err(|_| Error::config("a header cannot have this name"))?;
-        let is_reserved = [&NEVER[..], &REPLAYED, &RESERVED].iter().any(|names| names.contains(&name));
+        let is_reserved = [&NEVER[..], &REPLAYED, &RESERVED].iter().any(|names| names.contains(&name))
+            || FAMILIES.iter().any(|family| name.as_str().starts_with(family))
+            || (USUAL.contains(&name) && !usual.contains(&name));
         // A header may have the name that it has.
         *place(&mut self) = HeaderName::from_static("-");
         let is_taken = name == self.key || self.written().contains(&&name);

@@ -201,6 +201,11 @@ impl Problem {
         problem
     }
 
+    /// The kind of the error that it was made of.
+    pub(super) fn error_kind(&self) -> Option<ErrorKind> {
+        self.error
+    }
+
     /// Says more about a key that cannot be used.
     pub(super) fn because(mut self, detail: &'static str) -> Self {
         self.detail = Some(detail);

@@ -7,10 +7,11 @@ use http::Response;
 use http::header::{CACHE_CONTROL, CONTENT_LENGTH, HeaderValue, TRANSFER_ENCODING};
 use http_body_util::Full;
 
+use super::effects::NothingHappened;
 use super::hook;
 use super::options::Options;
 use super::problem::Problem;
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 
 /// Makes another response of a refusal.
 pub(super) type Shape = dyn Fn(&Problem, Response<Bytes>) -> Response<Bytes> + Send + Sync;
@@ -28,9 +29,16 @@ impl Options {
         headers.remove(CONTENT_LENGTH);
         headers.remove(TRANSFER_ENCODING);
         self.markers.refused(headers, problem.kind());
-        response.extensions_mut().insert(problem.kind());
+        let extensions = response.extensions_mut();
+        // A layer around this one goes by these, and not by what a new response of the service has or lacks.
+        extensions.remove::<NothingHappened>();
+        extensions.remove::<ErrorKind>();
+        extensions.insert(problem.kind());
+        if let Some(kind) = problem.error_kind() {
+            extensions.insert(kind);
+        }
         if let Some(error) = error {
-            response.extensions_mut().insert(error.clone());
+            extensions.insert(error.clone());
         }
         response.map(Full::new)
     }
@@ -47,5 +55,40 @@ impl Options {
             return None;
         }
         Some(shaped)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use http::{Response, StatusCode};
+
+    use super::super::effects::told;
+    use super::super::{NothingHappened, Problem, Scope};
+    use crate::engine::Idempotency;
+    use crate::error::{Error, ErrorKind};
+    use crate::http::options::{OnStatus, Options};
+    use crate::store::MemoryStore;
+
+    #[test]
+    fn a_layer_around_judges_a_shaped_refusal_as_it_was_decided() {
+        let mut options = Options::new(Idempotency::new(MemoryStore::new()), Scope::global());
+        options.shape = Some(std::sync::Arc::new(|_: &Problem, _: Response<Bytes>| {
+            // As a service makes all of its errors.
+            let mut response = NothingHappened::mark(Response::new(Bytes::new()));
+            response.extensions_mut().insert(ErrorKind::Full);
+            *response.status_mut() = StatusCode::CONFLICT;
+            response
+        }));
+        for (kind, expected) in [
+            (ErrorKind::InProgress, OnStatus::Release),
+            (ErrorKind::InDoubt, OnStatus::Hold),
+            // Its problem is the one of a request that still runs.
+            (ErrorKind::Superseded, OnStatus::Hold),
+        ] {
+            let error = Error::new(kind);
+            let refusal = options.refusal(Problem::of(&error), Some(&error));
+            assert_eq!(told(refusal.extensions()), Some(expected), "{kind:?}");
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! The body of a request as the handler gets it.
 
+use std::error::Error;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 
@@ -36,6 +37,14 @@ pub(super) enum Unread {
     Broken,
 }
 
+impl Unread {
+    /// A limit in front says with an error that it was passed, and its body may be inside of another one: axum wraps each.
+    fn because(error: &(dyn Error + 'static)) -> Self {
+        let mut causes = std::iter::successors(Some(error), |&error| error.source());
+        if causes.any(|cause| cause.is::<LengthLimitError>()) { Self::TooLarge } else { Self::Broken }
+    }
+}
+
 impl<B> RequestBody<B> {
     pub(super) fn untouched(body: B) -> Self {
         Self { kind: Kind::Untouched { body } }
@@ -58,8 +67,7 @@ where
         // Copied, however small they come: each piece by itself holds on to the buffer that it was received in.
         let mut pieces = Vec::new();
         while let Some(frame) = body.frame().await {
-            let frame = frame
-                .map_err(|error| if error.is::<LengthLimitError>() { Unread::TooLarge } else { Unread::Broken })?;
+            let frame = frame.map_err(|error| Unread::because(&*error))?;
             match frame.into_data() {
                 Ok(data) => pieces.extend_from_slice(&data),
                 Err(frame) => trailers = frame.into_trailers().ok(),

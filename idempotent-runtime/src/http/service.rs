@@ -282,8 +282,9 @@ impl Guard {
                     response.headers_mut().remove(self.options.markers.names.expires());
                     response
                 }
-                // A store that answered, too late for the lease, is not away: it may have told of an earlier attempt.
-                (ErrorKind::StoreUnavailable, None) if self.options.fail_open && error.store().is_some() => {
+                // A store that answered, too late for the lease, is not away: it may have told of an earlier attempt. One that
+                // went away while this request waited for another one has told of it.
+                (ErrorKind::StoreUnavailable, None) if self.options.fail_open && error.knows_nothing() => {
                     match take(unhandled) {
                         Some((service, request)) => return self.bypass(service, request).await,
                         None => self.refused(&error),
