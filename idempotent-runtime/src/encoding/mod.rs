@@ -7,7 +7,8 @@
 //! - a number that is not finite, which becomes `null`;
 //! - `Some` of something that becomes `null`, which reads back as `None`;
 //! - a map with two keys of one text, of which readers keep one;
-//! - a map with a key that `serde_json` takes for an instruction.
+//! - a map with a key that `serde_json` takes for an instruction;
+//! - a text that its `Display` fails to write, at which `serde_json` panics.
 //!
 //! What is refused or does not read back has no encoding. That is found out when the body ends, and by every caller.
 

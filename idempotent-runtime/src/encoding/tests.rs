@@ -212,6 +212,29 @@ fn the_words_of_a_serialize_that_fails_are_kept_with_the_place() {
 }
 
 #[test]
+fn a_text_that_cannot_be_written_is_refused_and_no_panic() {
+    #[derive(Debug, PartialEq, Eq, Hash, Deserialize)]
+    struct Date(u8);
+    impl std::fmt::Display for Date {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            if self.0 == 0 { Err(std::fmt::Error) } else { write!(f, "day {}", self.0) }
+        }
+    }
+    impl Serialize for Date {
+        fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            serializer.collect_str(self)
+        }
+    }
+    let dates = [Date(1), Date(0)];
+    assert_eq!(
+        encode_for_any_reader(&dates).unwrap_err().to_string(),
+        "`[1]` has a text that its `Display` fails to write"
+    );
+    assert_eq!(encode_for_any_reader(&Date(1)).unwrap(), r#""day 1""#);
+    assert!(refusal(&HashMap::from([(Date(0), 1)])).contains("fails to write"));
+}
+
+#[test]
 fn a_float_reads_back_as_itself() {
     let mut state = 1_u64;
     for _ in 0..10_000 {
