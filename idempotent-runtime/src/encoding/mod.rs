@@ -28,9 +28,9 @@ use serde_json::value::RawValue;
 
 use check::Refusal;
 
-/// How deep values may be nested, counting each `Some` and each container: all that `serde_json` reads, with an `Option`
-/// around each container. Deeper ones would exhaust the stack, which ends the process.
-const MAX_DEPTH: usize = 256;
+/// How deep values may be nested, counting each `Some`, each newtype struct and each container: all that `serde_json` reads,
+/// with an `Option` and a newtype around each container. Deeper ones would exhaust the stack, which ends the process.
+const MAX_DEPTH: usize = 384;
 
 /// The struct by which `serde_json` says "number" where somebody has switched its feature `arbitrary_precision` on.
 pub(crate) const NUMBER: &str = "$serde_json::private::Number";

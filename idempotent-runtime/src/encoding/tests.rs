@@ -188,6 +188,25 @@ fn what_is_too_deep_to_be_read_is_refused_and_nothing_that_is_not() {
 }
 
 #[test]
+fn newtypes_and_options_make_no_value_too_deep_that_reads_back() {
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    struct Link(Option<Box<Order>>);
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    struct Order {
+        next: Link,
+    }
+    /// No container is in it, however deep it is.
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    struct Hollow(Option<Box<Hollow>>);
+    let link = |length: usize| (0..length).fold(Link(None), |next, _| Link(Some(Box::new(Order { next }))));
+    assert!(text(&link(127)).ends_with('}'));
+    assert!(refusal(&link(128)).contains("nested too deep"));
+
+    let hollow = (0..10_000).fold(Hollow(None), |inner, _| Hollow(Some(Box::new(inner))));
+    assert!(refusal(&hollow).contains("nested too deep"));
+}
+
+#[test]
 fn an_answer_without_a_known_reader_reads_back_as_json() {
     assert_eq!(encode_for_any_reader(&"receipt 7").unwrap(), r#""receipt 7""#);
     assert!(encode_for_any_reader(&chain(127)).is_ok());
