@@ -194,9 +194,17 @@ mod locals {
         Ok(__key + __parts + __call + __codec + __body + __result + SITE)
     }
 
+    const SITE: &str = "hygiene.named";
+
+    #[idempotent(key = 1, ttl = "24h", name = SITE)]
+    async fn named(effects: &Effects) -> Result<usize, Error> {
+        Ok(effects.happen())
+    }
+
     #[tokio::test]
-    async fn arguments_can_have_the_names_of_the_expansion() {
+    async fn arguments_and_constants_can_have_the_names_of_the_expansion() {
         assert_eq!(once(async |effects| charge(1, 2, 3, 4, 5, 6, effects).await).await, 121);
+        assert_eq!(once(async |effects| named(effects).await).await, 1);
     }
 }
 

@@ -1,7 +1,7 @@
 //! Finds texts that were meant as arguments: `key = "order.id"`. Such a key is the same in every call, and all calls
 //! would get the answer of the first.
 
-use proc_macro2::{Ident, Span, TokenStream, TokenTree};
+use proc_macro2::{Delimiter, Group, Ident, Span, TokenStream, TokenTree};
 use quote::ToTokens;
 use syn::ext::IdentExt;
 use syn::{Expr, Lit};
@@ -42,12 +42,16 @@ struct Meant {
 
 fn meant_in(value: &Expr, names: &[Ident]) -> Option<(Meant, Span)> {
     let mut found = Found::default();
-    found.scan(value.to_token_stream(), false);
+    found.scan(value.to_token_stream(), names, Place::default());
     let template = string(value);
     let rest = if template.is_some() { value.to_token_stream() } else { found.rest };
     let is_mentioned = |name: &Ident| mentions(&rest, name);
     let is_constant = !names.iter().any(is_mentioned);
-    found.texts.into_iter().find_map(|(text, span)| {
+    found.texts.into_iter().find_map(|Quoted { text, span, is_looked_up }| {
+        // Of something that is called with an argument, or on one, nobody knows what it does with the text.
+        if is_looked_up && !is_constant {
+            return None;
+        }
         let meant = match template {
             Some(_) if text.contains(['{', '}']) => word(&text, names),
             Some(_) => whole(&text, names).or_else(|| word(&text, names)),
@@ -62,33 +66,61 @@ fn meant_in(value: &Expr, names: &[Ident]) -> Option<(Meant, Span)> {
 /// What an expression is made of.
 #[derive(Default)]
 struct Found {
-    texts: Vec<(String, Span)>,
+    texts: Vec<Quoted>,
     /// Everything else, and the texts that macros get.
     rest: TokenStream,
+    /// Whether a macro is in it of which nobody knows what it gives.
+    has_macro: bool,
+}
+
+struct Quoted {
+    text: String,
+    span: Span,
+    /// It is given to a method, an index, or a function that gets an argument too: `event.field("order.id")`.
+    is_looked_up: bool,
+}
+
+/// What tokens are in.
+#[derive(Clone, Copy, Default)]
+struct Place {
+    is_macro: bool,
+    is_looked_up: bool,
 }
 
 impl Found {
-    fn scan(&mut self, tokens: TokenStream, in_macro: bool) {
+    fn scan(&mut self, tokens: TokenStream, names: &[Ident], place: Place) {
         let mut tokens = tokens.into_iter().peekable();
         let mut called = None;
+        let mut before = [None, None];
         while let Some(token) = tokens.next() {
+            let follows = before;
+            before = [follows[1].clone(), Some(token.clone())];
             let is_bang = matches!(&token, TokenTree::Punct(punct) if punct.as_char() == '!');
             match &token {
                 TokenTree::Group(group) => match called.take() {
                     Some(name) if name == "stringify" => {
                         let text = group.stream().to_string().replace(' ', "");
-                        self.texts.push((text, group.span()));
+                        self.texts.push(Quoted { text, span: group.span(), is_looked_up: place.is_looked_up });
                     }
                     Some(name) if name == "concat" => {
                         let mut parts = Self::default();
-                        parts.scan(group.stream(), false);
-                        self.texts.push((parts.texts.into_iter().map(|(text, _)| text).collect(), group.span()));
+                        parts.scan(group.stream(), names, Place::default());
+                        self.has_macro |= parts.has_macro;
+                        if !parts.has_macro {
+                            let text = parts.texts.into_iter().map(|part| part.text).collect();
+                            self.texts.push(Quoted { text, span: group.span(), is_looked_up: place.is_looked_up });
+                        }
                     }
-                    called => self.scan(group.stream(), in_macro || called.is_some()),
+                    called => {
+                        self.has_macro |= called.is_some();
+                        let is_macro = place.is_macro || called.is_some();
+                        let is_looked_up = place.is_looked_up || looks_up(&follows, group, names);
+                        self.scan(group.stream(), names, Place { is_macro, is_looked_up });
+                    }
                 },
-                TokenTree::Literal(literal) if !in_macro => {
+                TokenTree::Literal(literal) if !place.is_macro => {
                     let text = text(literal).unwrap_or_else(|| literal.to_string());
-                    self.texts.push((text, literal.span()));
+                    self.texts.push(Quoted { text, span: literal.span(), is_looked_up: place.is_looked_up });
                 }
                 TokenTree::Ident(ident) => {
                     let is_called = matches!(tokens.peek(), Some(TokenTree::Punct(next)) if next.as_char() == '!');
@@ -102,6 +134,20 @@ impl Found {
                 called = None;
             }
         }
+    }
+}
+
+/// Whether `group` is what a method is called with, an index, or what a function is called with, an argument among it.
+fn looks_up(before: &[Option<TokenTree>; 2], group: &Group, names: &[Ident]) -> bool {
+    match (group.delimiter(), before) {
+        (Delimiter::Bracket, [_, Some(TokenTree::Ident(_) | TokenTree::Group(_))]) => true,
+        (Delimiter::Parenthesis, [Some(TokenTree::Punct(dot)), Some(TokenTree::Ident(_))]) if dot.as_char() == '.' => {
+            true
+        }
+        (Delimiter::Parenthesis, [_, Some(TokenTree::Ident(_))]) => {
+            names.iter().any(|name| mentions(&group.stream(), name))
+        }
+        _ => false,
     }
 }
 
@@ -214,6 +260,9 @@ mod tests {
             (r#"("{order.id}", "x")"#, "order.id"),
             (r#"concat!("order", ".", "id")"#, "order.id"),
             ("stringify!(order.id)", "order.id"),
+            (r#"(id, String::from("order.id"))"#, "order.id"),
+            (r#"(id, Some("order.id"))"#, "order.id"),
+            (r#"NAMES.get("order.id")"#, "order.id"),
         ] {
             assert_eq!(written(value).as_deref(), Some(meant), "{value}");
         }
@@ -245,6 +294,13 @@ mod tests {
             r#"format!("id {}", order.id)"#,
             "7",
             "NIGHTLY",
+            r#"id.field("order.id")"#,
+            r#"(id.kind, id.field("order.id"))"#,
+            r#"id["order.id"]"#,
+            r#"id.fields()["order.id"].text("type")"#,
+            r#"field(id, "order.id")"#,
+            r#"concat!(module_path!(), "::order")"#,
+            r#"concat!(concat!(env!("CARGO_PKG_NAME")), ".id")"#,
             "id",
         ] {
             assert_eq!(written(value), None, "{value}");

@@ -224,7 +224,8 @@ fn assignments_lint(function: &Function) -> TokenStream {
     if function.has_mutable_argument() { quote!(#[allow(unused_assignments)]) } else { TokenStream::new() }
 }
 
-/// The one `static` of the function. It is alone in a block, so the body does not see its name.
+/// The one `static` of the function. It is alone in a block, so the body does not see its name. But the user's `name` does,
+/// which may be a constant that is called `SITE`.
 ///
 /// With a type that no other function has, however it was written: a macro can write two functions at one place.
 fn site(args: &Args, function: &Function, private: &TokenStream) -> TokenStream {
@@ -235,12 +236,12 @@ fn site(args: &Args, function: &Function, private: &TokenStream) -> TokenStream 
         quote!(::core::concat!(::core::module_path!(), "::", #name))
     };
     quote! {{
-        static SITE: #private::Site =
+        static __SITE: #private::Site =
             #private::Site::new(#name, ::core::file!(), ::core::line!()).of(::core::column!(), {
                 enum Function {}
                 ::core::any::TypeId::of::<Function>()
             });
-        &SITE
+        &__SITE
     }}
 }
 

@@ -158,6 +158,23 @@ impl<T: Send + 'static> Repository<T> {
     }
 }
 
+struct Letter<const C: char>;
+
+impl<const C: char> Letter<C> {
+    #[idempotent(key = 1, ttl = "1h")]
+    async fn write(&self) -> Result<u64, Error> {
+        Ok(C.into())
+    }
+
+    async fn of_all_letters(&self) -> Result<u64, Error> {
+        #[idempotent(key = 1, ttl = "1h")]
+        async fn inside() -> Result<u64, Error> {
+            Ok(26)
+        }
+        inside().await
+    }
+}
+
 struct Borrowing<'a>(&'a str);
 
 impl Borrowing<'_> {
@@ -181,7 +198,13 @@ const PAIRS: [(&str, Caller, Caller); 9] = [
 ];
 
 /// Functions that have parameters where the attribute cannot see them: not even the first is called.
-const PARAMETERS: [(&str, Caller, Caller); 4] = [
+const PARAMETERS: [(&str, Caller, Caller); 6] = [
+    ("letters", || Box::pin(async { Letter::<'x'>.write().await }), || Box::pin(async { Letter::<'y'>.write().await })),
+    (
+        "brackets",
+        || Box::pin(async { Letter::<'<'>.write().await }),
+        || Box::pin(async { Letter::<','>.write().await }),
+    ),
     (
         "methods",
         || Box::pin(async { Repository::<u8>::new().save().await }),
@@ -265,6 +288,17 @@ async fn a_name_is_shared_by_all_types_of_one_function() {
             assert_eq!(Repository::<u16>::new().named().await.unwrap(), 1, "the answer of the first");
             assert_eq!(Card.provided_by_name().await.unwrap(), 1);
             assert_eq!(Wallet.provided_by_name().await.unwrap(), 1, "the answer of the first");
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn a_function_inside_of_a_method_is_one_whatever_parameters_are_around_the_method() {
+    let engine = engine();
+    engine
+        .scope(async {
+            assert_eq!(Letter::<'x'>.of_all_letters().await.unwrap(), 26);
+            assert_eq!(Letter::<'<'>.of_all_letters().await.unwrap(), 26);
         })
         .await;
 }

@@ -37,6 +37,8 @@ pub(crate) enum CanonicalError {
     Inexact,
     /// The value is nested deeper than [`MAX_DEPTH`].
     TooDeep,
+    /// A `Display` that gives its text fails.
+    Unwritable,
     /// What the value's own `Serialize` says.
     Custom(String),
 }
@@ -47,6 +49,7 @@ impl fmt::Display for CanonicalError {
             Self::NotFinite => f.write_str("a floating point number is NaN or infinite, which equals nothing"),
             Self::Inexact => f.write_str("a JSON number has more digits than a float keeps: make it a text"),
             Self::TooDeep => write!(f, "the value is nested deeper than {MAX_DEPTH} levels"),
+            Self::Unwritable => f.write_str("a `Display` fails to write its text"),
             Self::Custom(message) => f.write_str(message),
         }
     }

@@ -1,5 +1,7 @@
 //! Scalars, and the beginnings of everything else.
 
+use std::fmt::{self, Display, Write as _};
+
 use serde::Serialize;
 use serde::ser::Serializer;
 
@@ -140,6 +142,13 @@ impl<'a> Serializer for &'a mut Encoder {
     fn serialize_str(self, value: &str) -> Result<(), CanonicalError> {
         self.prefixed(STRING, value.as_bytes());
         Ok(())
+    }
+
+    fn collect_str<T: Display + ?Sized>(self, value: &T) -> Result<(), CanonicalError> {
+        let mut text = String::new();
+        // `to_string` would panic.
+        write!(text, "{value}").map_err(|fmt::Error| CanonicalError::Unwritable)?;
+        self.serialize_str(&text)
     }
 
     fn serialize_bytes(self, value: &[u8]) -> Result<(), CanonicalError> {

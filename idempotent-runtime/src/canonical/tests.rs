@@ -203,6 +203,26 @@ fn the_error_of_a_value_is_kept() {
     assert_eq!(to_bytes(&[Refuses]).unwrap_err().to_string(), "no card number in fingerprints");
 }
 
+#[test]
+fn a_text_that_cannot_be_written_is_refused() {
+    struct Date;
+
+    impl std::fmt::Display for Date {
+        fn fmt(&self, _: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            Err(std::fmt::Error)
+        }
+    }
+
+    impl Serialize for Date {
+        fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            serializer.collect_str(self)
+        }
+    }
+
+    assert_eq!(to_bytes(&[Date]), Err(CanonicalError::Unwritable));
+    assert_eq!(bytes(format_args!("day {}", 1)), bytes("day 1"));
+}
+
 /// Compared by what they are, so that two values with one encoding are the same value.
 #[derive(Clone, Debug, PartialEq)]
 enum Value {

@@ -1,6 +1,6 @@
 //! A look at a value, with the same eyes as `serde_json`, for what JSON would change without a word.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 use serde::Serialize;
 use serde::ser::Serializer;
@@ -39,6 +39,8 @@ pub(super) enum Reason {
     UnfitKey,
     ReservedKey,
     TooDeep,
+    /// A `Display` that gives its text fails: `serde_json` panics then.
+    Unwritable,
     /// What the value's own `Serialize` says.
     Custom(String),
 }
@@ -69,6 +71,7 @@ impl fmt::Display for Refusal {
             Reason::UnfitKey => write!(f, "{place} is a map with a key that is no text in JSON"),
             Reason::ReservedKey => write!(f, "{place} is a map with a key that `serde_json` keeps for itself"),
             Reason::TooDeep => write!(f, "{place} is nested too deep to be read back"),
+            Reason::Unwritable => write!(f, "{place} has a text that its `Display` fails to write"),
             Reason::Custom(message) => write!(f, "{place}: {message}"),
         }
     }
@@ -99,6 +102,15 @@ impl Check {
 
 pub(super) fn finite(number: f64) -> Result<(), Refusal> {
     if number.is_finite() { Ok(()) } else { Err(Reason::NotFinite.into()) }
+}
+
+/// Where a text goes that nobody reads.
+struct Nowhere;
+
+impl fmt::Write for Nowhere {
+    fn write_str(&mut self, _: &str) -> fmt::Result {
+        Ok(())
+    }
 }
 
 macro_rules! always_fine {
@@ -227,8 +239,9 @@ impl Serializer for Check {
         Ok(Struct::Fields { check: self.inside()?, variant: Some(variant) })
     }
 
-    /// Without the text.
-    fn collect_str<T: fmt::Display + ?Sized>(self, _: &T) -> Result<Shape, Refusal> {
+    /// Without keeping the text.
+    fn collect_str<T: fmt::Display + ?Sized>(self, value: &T) -> Result<Shape, Refusal> {
+        write!(Nowhere, "{value}").map_err(|fmt::Error| Reason::Unwritable)?;
         Ok(Shape::Other)
     }
 }

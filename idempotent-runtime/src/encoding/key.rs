@@ -1,6 +1,6 @@
 //! The text that a map's key becomes.
 
-use std::fmt::Display;
+use std::fmt::{self, Display, Write as _};
 
 use serde::Serialize;
 use serde::ser::{Impossible, Serializer};
@@ -106,6 +106,9 @@ impl Serializer for Text {
     }
 
     fn collect_str<T: Display + ?Sized>(self, value: &T) -> Result<String, Refusal> {
-        Ok(value.to_string())
+        let mut text = String::new();
+        // `to_string` would panic.
+        write!(text, "{value}").map_err(|fmt::Error| Reason::Unwritable)?;
+        Ok(text)
     }
 }

@@ -7,7 +7,8 @@
 //! - a number that is not finite, which becomes `null`;
 //! - `Some` of something that becomes `null`, which reads back as `None`;
 //! - a map with two keys of one text, of which readers keep one;
-//! - a map with a key that `serde_json` takes for an instruction.
+//! - a map with a key that `serde_json` takes for an instruction;
+//! - a text that its `Display` fails to write, at which `serde_json` panics.
 //!
 //! What is refused or does not read back has no encoding. That is found out when the body ends, and by every caller.
 
@@ -27,9 +28,9 @@ use serde_json::value::RawValue;
 
 use check::Refusal;
 
-/// How deep values may be nested, counting each `Some` and each container: all that `serde_json` reads, with an `Option`
-/// around each container. Deeper ones would exhaust the stack, which ends the process.
-const MAX_DEPTH: usize = 256;
+/// How deep values may be nested, counting each `Some`, each newtype struct and each container: all that `serde_json` reads,
+/// with an `Option` and a newtype around each container. Deeper ones would exhaust the stack, which ends the process.
+const MAX_DEPTH: usize = 384;
 
 /// The struct by which `serde_json` says "number" where somebody has switched its feature `arbitrary_precision` on.
 pub(crate) const NUMBER: &str = "$serde_json::private::Number";

@@ -188,6 +188,25 @@ fn what_is_too_deep_to_be_read_is_refused_and_nothing_that_is_not() {
 }
 
 #[test]
+fn newtypes_and_options_make_no_value_too_deep_that_reads_back() {
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    struct Link(Option<Box<Order>>);
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    struct Order {
+        next: Link,
+    }
+    /// No container is in it, however deep it is.
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    struct Hollow(Option<Box<Hollow>>);
+    let link = |length: usize| (0..length).fold(Link(None), |next, _| Link(Some(Box::new(Order { next }))));
+    assert!(text(&link(127)).ends_with('}'));
+    assert!(refusal(&link(128)).contains("nested too deep"));
+
+    let hollow = (0..10_000).fold(Hollow(None), |inner, _| Hollow(Some(Box::new(inner))));
+    assert!(refusal(&hollow).contains("nested too deep"));
+}
+
+#[test]
 fn an_answer_without_a_known_reader_reads_back_as_json() {
     assert_eq!(encode_for_any_reader(&"receipt 7").unwrap(), r#""receipt 7""#);
     assert!(encode_for_any_reader(&chain(127)).is_ok());
@@ -209,6 +228,29 @@ fn the_words_of_a_serialize_that_fails_are_kept_with_the_place() {
         }
     }
     assert_eq!(encode_for_any_reader(&vec![Refuses]).unwrap_err().to_string(), "`[0]`: not today");
+}
+
+#[test]
+fn a_text_that_cannot_be_written_is_refused_and_no_panic() {
+    #[derive(Debug, PartialEq, Eq, Hash, Deserialize)]
+    struct Date(u8);
+    impl std::fmt::Display for Date {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            if self.0 == 0 { Err(std::fmt::Error) } else { write!(f, "day {}", self.0) }
+        }
+    }
+    impl Serialize for Date {
+        fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            serializer.collect_str(self)
+        }
+    }
+    let dates = [Date(1), Date(0)];
+    assert_eq!(
+        encode_for_any_reader(&dates).unwrap_err().to_string(),
+        "`[1]` has a text that its `Display` fails to write"
+    );
+    assert_eq!(encode_for_any_reader(&Date(1)).unwrap(), r#""day 1""#);
+    assert!(refusal(&HashMap::from([(Date(0), 1)])).contains("fails to write"));
 }
 
 #[test]

@@ -44,12 +44,22 @@ impl Instance {
 
 /// Whether a name in `path` has an argument that is a type or a constant: `Repo<u8>`, and not `Repo<'_>` or `<A as B>`.
 fn has_parameters(path: &str) -> bool {
+    let path = match path.rsplit_once("::") {
+        // What stands in the body of another function has no parameters but its own: those further out make no more of it.
+        Some((around, name)) if !name.ends_with('>') && !around.ends_with('>') => return false,
+        _ => path,
+    };
     path.match_indices('<').any(|(at, _)| {
         let is_list = path[..at].ends_with(|before: char| before.is_alphanumeric() || matches!(before, '_' | ':'));
         // Up to the next bracket is enough: what is nested has a name before it.
         let arguments = path[at + 1..].split(['<', '>']).next().unwrap_or_default();
-        is_list && arguments.split(',').map(str::trim).any(|one| !one.starts_with('\'') && !matches!(one, "" | "_"))
+        is_list && arguments.split(',').map(str::trim).any(|one| !is_lifetime(one) && !matches!(one, "" | "_"))
     })
+}
+
+/// Whether `argument` is `'_`, and not `'x'`, or a piece of `'<'` or `','`.
+fn is_lifetime(argument: &str) -> bool {
+    argument.strip_prefix('\'').is_some_and(|name| !name.is_empty() && !name.contains('\''))
 }
 
 #[cfg(test)]
@@ -64,6 +74,14 @@ mod tests {
             "shop::Repo<[u8; 3]>::save",
             "shop::Repo<(u8, u8)>::save",
             "shop::Repo<3>::save",
+            "shop::Repo<'x'>::save",
+            "shop::Repo<'_, 'x'>::save",
+            "shop::Repo<'<'>::save",
+            "shop::Repo<'>'>::save",
+            "shop::Repo<','>::save",
+            "shop::Repo<'\\''>::save",
+            "shop::Repo<u8>::save<'_>",
+            "shop::<impl shop::types::Repo<u8>>::save",
             "<shop::Repo<u8> as shop::Charge>::charge",
             "<shop::Card as shop::Handle<shop::Order>>::handle",
             "<shop::Card as shop::Handle<alloc::vec::Vec<u8>>>::handle",
@@ -85,6 +103,9 @@ mod tests {
             "<[u8; 3] as shop::Charge>::charge",
             // A function inside of a generic one has no parameters of its own.
             "shop::Repo<_>::save::inner",
+            "shop::Repo<N>::save::{{closure}}::inner",
+            "shop::Repo<alloc::vec::Vec<_>>::save::inner",
+            "<shop::Card as shop::Handle<shop::Order>>::handle::{{closure}}::inner",
         ] {
             assert!(!has_parameters(path), "{path}");
         }

@@ -323,7 +323,7 @@ async fn linger(time: Duration) {
 }
 
 /// Waits until no more tasks run than `idle`, or the others show no sign of ending. A paused clock goes on meanwhile.
-async fn settle(idle: usize) {
+pub(super) async fn settle(idle: usize) {
     const LOOK: Duration = Duration::from_millis(5);
     let (mut running, mut quiet, mut waited) = (running_tasks(), Duration::ZERO, Duration::ZERO);
     while running > idle && quiet < QUIET && waited < PATIENCE {
@@ -340,7 +340,7 @@ async fn settle(idle: usize) {
 }
 
 /// How many tasks the runtime has, if there is one.
-fn running_tasks() -> usize {
+pub(super) fn running_tasks() -> usize {
     Handle::try_current().map_or(0, |runtime| runtime.metrics().num_alive_tasks())
 }
 

@@ -4,8 +4,11 @@ use std::future::{Future, poll_fn};
 use std::panic::Location;
 use std::task::Poll;
 
+use super::crashes::{running_tasks, settle};
+
 /// Makes the same call twice, one after the other, and asserts that it had one effect and one answer. `effects` counts
-/// outside of the code under test: rows, files, messages at a fake provider.
+/// outside of the code under test: rows, files, messages at a fake provider. It counts when the tasks are over that the
+/// calls have spawned, as far as they end.
 ///
 /// ```
 /// # use std::sync::atomic::{AtomicUsize, Ordering};
@@ -35,10 +38,12 @@ where
     let caller = Location::caller();
     async move {
         let mut call = call;
-        let before = effects();
+        let (before, idle) = (effects(), running_tasks());
         let first = call().await.unwrap_or_else(|error| panic!("the first call at {caller} failed: {error:?}"));
         let second = call().await.unwrap_or_else(|error| panic!("the second call at {caller} failed: {error:?}"));
         assert_eq!(first, second, "the second call at {caller} has another answer");
+        // A mail is often sent in a task of its own, that of the second call as well.
+        settle(idle).await;
         let after = effects();
         assert!(after >= before, "the count at {caller} goes down, from {before} to {after}: it counts no effects");
         let made = after - before;
@@ -47,11 +52,12 @@ where
     }
 }
 
-/// Makes `count` calls at once, and gives their answers in the order of their numbers, from zero.
+/// Makes `count` calls at once, and gives their answers in the order of their numbers, from zero, when the tasks are over
+/// that the calls have spawned, as far as they end.
 ///
 /// # Panics
-/// When it could not look: fewer than two calls, or none that ever waited, are not at once. Let the fake of what is
-/// outside wait, with `tokio::task::yield_now().await`.
+/// When it could not look: fewer than two calls, or none that ever waited while another was to come, are not at once. Let the
+/// fake of what is outside wait, with `tokio::task::yield_now().await`.
 ///
 /// ```
 /// # use std::sync::atomic::{AtomicUsize, Ordering};
@@ -77,26 +83,27 @@ pub fn run_concurrently<F: Future>(count: usize, call: impl FnMut(usize) -> F) -
     async move {
         let mut calls: Vec<_> = (0..count).map(call).map(Box::pin).collect();
         let mut answers: Vec<_> = calls.iter().map(|_| None).collect();
-        let mut has_waited = false;
+        let (idle, mut were_at_once) = (running_tasks(), false);
         poll_fn(|cx| {
             let mut is_over = true;
             for (call, answer) in calls.iter_mut().zip(&mut answers) {
                 if answer.is_none() {
+                    were_at_once |= !is_over;
                     match call.as_mut().poll(cx) {
                         Poll::Ready(output) => *answer = Some(output),
                         Poll::Pending => is_over = false,
                     }
                 }
             }
-            has_waited |= !is_over;
             if is_over { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
         assert!(
-            has_waited,
-            "run_concurrently at {caller} could not look: no call ever waited, so each ended before the next began; let the \
-             fake of what is outside wait, `tokio::task::yield_now().await`, before its effect and after it"
+            were_at_once,
+            "run_concurrently at {caller} could not look: no call ever waited while another was to come, so each ended before \
+             the next began; let the fake of what is outside wait, `tokio::task::yield_now().await`, before its effect and after it"
         );
+        settle(idle).await;
         answers.into_iter().flatten().collect()
     }
 }
@@ -104,6 +111,10 @@ pub fn run_concurrently<F: Future>(count: usize, call: impl FnMut(usize) -> F) -
 #[cfg(test)]
 mod tests {
     use std::cell::Cell;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tokio::task::yield_now;
 
     use super::{assert_runs_once, run_concurrently};
 
@@ -115,7 +126,7 @@ mod tests {
             async move {
                 running.set(running.get() + 1);
                 most.set(running.get().max(most.get()));
-                tokio::task::yield_now().await;
+                yield_now().await;
                 running.set(running.get() - 1);
                 number
             }
@@ -135,6 +146,38 @@ mod tests {
         assert_runs_once(call, || effects.get()).await;
     }
 
+    /// A call whose effect is in a task of its own.
+    async fn spawns(effects: Arc<AtomicUsize>) -> Result<(), ()> {
+        yield_now().await;
+        tokio::spawn(async move { effects.fetch_add(1, Ordering::SeqCst) });
+        Ok(())
+    }
+
+    #[tokio::test]
+    #[should_panic(expected = "had 2 effects")]
+    async fn a_call_that_runs_twice_in_the_background_is_reported() {
+        let effects = Arc::new(AtomicUsize::new(0));
+        assert_runs_once(|| spawns(effects.clone()), || effects.load(Ordering::SeqCst)).await;
+    }
+
+    #[tokio::test]
+    async fn effects_in_the_background_are_there_when_calls_at_once_are_over() {
+        let effects = Arc::new(AtomicUsize::new(0));
+        run_concurrently(3, |_| spawns(effects.clone())).await;
+        assert_eq!(effects.load(Ordering::SeqCst), 3);
+    }
+
+    #[tokio::test]
+    #[should_panic(expected = "could not look: no call ever waited")]
+    async fn a_last_call_that_waits_alone_is_reported() {
+        run_concurrently(3, async |number| {
+            if number == 2 {
+                yield_now().await;
+            }
+        })
+        .await;
+    }
+
     #[tokio::test]
     #[should_panic(expected = "could not look: no call ever waited")]
     async fn calls_that_are_not_at_once_are_reported() {
@@ -144,6 +187,6 @@ mod tests {
     #[tokio::test]
     #[should_panic(expected = "could not look: 1 calls are not at once")]
     async fn one_call_alone_is_reported() {
-        run_concurrently(1, |_| tokio::task::yield_now()).await;
+        run_concurrently(1, |_| yield_now()).await;
     }
 }
