@@ -179,6 +179,8 @@ async fn a_dead_owner_in_the_window_before_is_taken_over_there() {
     let (result, report) = observe(call(&world).on_crash(OnCrash::Retry).run(|| async { world.effect(1) })).await;
     assert_eq!(result.unwrap(), "receipt 1.2");
     assert_eq!(report.unwrap().attempt, 2);
+    world.clock.advance(HOUR);
+    assert_eq!(send(&world).await.unwrap(), "receipt 1.3", "it counts from when it began");
 }
 
 #[tokio::test]

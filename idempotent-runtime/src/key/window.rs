@@ -34,6 +34,8 @@ impl Window {
 /// - The edge is as sharp as the clocks of the processes agree: where they differ by a second, two calls that meet within
 ///   a second around the end of a window can both run. So can a call that is repeated after a clock was set back over
 ///   the beginning of the window: nobody looks into windows that are still to come.
+/// - A call that broke off belongs to the window in which it began, also when its policy lets the next one run it again:
+///   repetitions count from when it began, and not from when it was ended.
 /// - `ttl` is at least `length`, else the call fails with [`Config`](crate::ErrorKind::Config): a record that is
 ///   gone is not found in the window before.
 /// - A key has one window, of a millisecond or more. A scope has none, and a call in a transaction
