@@ -58,7 +58,7 @@ enum Held {
     Claim(Token, Arc<Lease>, Option<Arc<Journal>>),
     /// The row of the record, until the body is over.
     Transaction { fence: u64, ended: Arc<AtomicBool> },
-    /// The operation is disabled.
+    /// The operation is disabled, or an HTTP layer fails open.
     Nothing,
 }
 
@@ -85,7 +85,7 @@ impl Context {
         Self::of_claim(engine, operation, grant, claim)
     }
 
-    /// Of a call of a disabled operation.
+    /// Of a call of a disabled operation, or of a request whose layer fails open.
     pub(crate) fn unprotected(engine: &Arc<Inner>, operation: &Arc<str>, key: KeyHash) -> Self {
         Self::of_parts(engine, operation, key, 0, engine.clock.now(), Held::Nothing)
     }
@@ -138,7 +138,8 @@ impl Context {
 
     /// How many attempts there were, this one included: 1 in the first. A claim that was given back before its body
     /// began is none; one whose body ended in an error that released it counts only with
-    /// [`count_attempts`](crate::Call::count_attempts), and any call of the key without that forgets the count. Zero where the operation is [disabled](crate::Idempotency::disable), which claims nothing.
+    /// [`count_attempts`](crate::Call::count_attempts), and any call of the key without that forgets the count. Zero where the operation is [disabled](crate::Idempotency::disable), or where an HTTP layer
+    /// fails open: nothing is claimed there.
     pub fn attempt(&self) -> u32 {
         self.0.attempt
     }
@@ -175,14 +176,15 @@ impl Context {
     ///
     /// # Errors
     /// [`Superseded`](ErrorKind::Superseded) when the claim is not this attempt's any more,
-    /// [`Unsupported`](ErrorKind::Unsupported) where the operation is disabled, and the store's errors.
+    /// [`Unsupported`](ErrorKind::Unsupported) where the operation is disabled or an HTTP layer fails open, and the store's
+    /// errors.
     pub async fn fence(&self) -> Result<u64, Error> {
         let token = match &self.0.claim {
             Held::Claim(token, ..) => *token,
             Held::Transaction { fence, .. } => return Ok(*fence),
             Held::Nothing => {
                 let error = self.refused(ErrorKind::Unsupported);
-                return Err(error.with_detail("the operation is disabled, so there is no claim and no fence"));
+                return Err(error.with_detail("the call runs unprotected, so there is no claim and no fence"));
             }
         };
         let superseded = || self.refused(ErrorKind::Superseded);
@@ -246,7 +248,7 @@ impl Context {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
-    /// Where the steps of this attempt are recorded; nowhere where the operation is disabled.
+    /// Where the steps of this attempt are recorded; nowhere where nothing is claimed.
     pub(crate) fn journal(&self) -> Result<(Arc<Inner>, Option<Arc<Journal>>), Error> {
         let journal = match &self.0.claim {
             Held::Claim(_, _, Some(journal)) => Some(journal.clone()),

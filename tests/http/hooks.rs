@@ -18,7 +18,7 @@ use idempotency_test_support::deadline::eventually_async;
 use tower::Layer as _;
 
 use crate::scripted::{Scripted, Step, Strict, answer, answer_with, client, layer, send};
-use crate::world::{NO_PATIENCE, Shop, World};
+use crate::world::{NO_PATIENCE, PATIENCE, Shop, World};
 
 /// Panics as long as it is asked to.
 #[derive(Clone)]
@@ -185,6 +185,28 @@ async fn a_handler_that_panics_unprotected_is_said_to_have_run_so() -> anyhow::R
         reply.assert_problem(500, "internal")?;
         assert_eq!((reply.header("idempotency-bypassed"), world.effects("charged")), (Some("true"), 1));
     }
+    Ok(())
+}
+
+/// What a handler sends to a service downstream as the key of its request.
+async fn derive() -> String {
+    Context::current().derive_key("psp")
+}
+
+#[tokio::test]
+async fn a_handler_that_runs_unprotected_has_the_keys_for_others_that_a_protected_one_has() -> anyhow::Result<()> {
+    let start = |patience| {
+        let setup = World::setup().routes(Router::new().route("/derive", post(derive)));
+        setup.engine(move |builder| builder.claim_timeout(patience)).layer(IdempotencyLayer::with_fail_open).start()
+    };
+    let protected = start(PATIENCE).await?.client.post("/derive").key("abc").send().await?;
+    assert_eq!((protected.status, protected.header("idempotency-bypassed")), (200, None));
+    let open = start(NO_PATIENCE).await?;
+    open.store.always("claim", Some(Fault::Refused(StoreErrorKind::Refused)));
+    let unprotected = open.client.post("/derive").key("abc").send().await?;
+    assert_eq!((unprotected.status, unprotected.header("idempotency-bypassed")), (200, Some("true")));
+    assert_eq!(unprotected.body, protected.body);
+    assert_ne!(open.client.post("/derive").key("other").send().await?.body, protected.body);
     Ok(())
 }
 

@@ -41,7 +41,7 @@ impl Unread {
     /// A limit in front says with an error that it was passed, and its body may be inside of another one: axum wraps each.
     fn because(error: &(dyn Error + 'static)) -> Self {
         let mut causes = std::iter::successors(Some(error), |&error| error.source());
-        if causes.any(|cause| cause.is::<LengthLimitError>()) { Self::TooLarge } else { Self::Broken }
+        if causes.any(<dyn Error>::is::<LengthLimitError>) { Self::TooLarge } else { Self::Broken }
     }
 }
 

@@ -269,6 +269,7 @@ impl Guard {
     ) -> Result<Response<ResponseBody<R>>, S::Error>
     where
         S: Handles<B, R>,
+        B: Send + 'static,
         R: Send + 'static,
     {
         Ok(match ending {
@@ -402,10 +403,22 @@ impl Guard {
     ) -> Result<Response<ResponseBody<R>>, S::Error>
     where
         S: Handles<B, R>,
+        B: Send + 'static,
         R: Send + 'static,
     {
-        tracing::warn!(operation = %self.options.operation, "the store does not answer: a request runs unprotected");
-        let handler = self.scope().wrap(service.call(request)).in_current_span();
+        let options = &self.options;
+        tracing::warn!(operation = %options.operation, "the store does not answer: a request runs unprotected");
+        let record = options.engine.record(&options.operation, self.key.as_str()).in_scope(self.key.tenant());
+        let key = match record.hash() {
+            Ok(key) => key,
+            Err(error) => return Ok(self.refused(&error)),
+        };
+        // A call that has claimed nothing, and the keys that it derives for others are those of one that has: what the
+        // layer does not stop, they may.
+        let context = Context::unprotected(&options.engine.inner, &options.operation, key);
+        // What the service does when it is called belongs to the handler too.
+        let handler = async move { service.call(request).await };
+        let handler = self.scope().of_body(context).wrap(handler).in_current_span();
         match tokio::spawn(handler).await {
             Ok(response) => {
                 let mut response = response?.map(ResponseBody::untouched);
