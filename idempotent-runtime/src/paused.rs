@@ -38,6 +38,7 @@ mod tests {
     use super::explained;
     use crate::store::{StoreError, StoreErrorKind};
 
+    #[expect(clippy::disallowed_methods, reason = "it is Tokio's clock that is paused")]
     async fn times_out(after: Duration) -> Result<(), StoreError> {
         tokio::time::sleep(after).await;
         Err(StoreError::new(StoreErrorKind::Unavailable, "connect").with_detail("no answer"))

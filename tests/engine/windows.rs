@@ -272,16 +272,16 @@ async fn a_body_that_broke_off_is_taken_over_in_its_window_and_asked_about() {
     let (world, asked) = (world(), AtomicUsize::new(0));
     let crashes = |world| {
         let question = |_| async { Ok::<_, Error>(Verdict::Unknown) };
-        call(world).on_crash_verify(question).run(|| std::future::pending::<Result<String, Error>>())
+        call(world).on_crash_verify(question).run(std::future::pending::<Result<String, Error>>)
     };
-    let mut crashed = Box::pin(crashes(&world));
+    let mut owner = Box::pin(crashes(&world));
     eventually("the body to begin", async || {
-        assert!(poll_once(&mut crashed).is_pending());
+        assert!(poll_once(&mut owner).is_pending());
         world.store.requests("checkpoint") == 1
     })
     .await;
-    assert!(poll_once(&mut crashed).is_pending());
-    drop(crashed);
+    assert!(poll_once(&mut owner).is_pending());
+    drop(owner);
     eventually("the claim to be given up", async || world.store.requests("abandon") == 1).await;
     let looks = world.store.requests("read");
     assert_eq!(ask(&world, &asked).await.unwrap(), "receipt 1.1");
@@ -332,8 +332,8 @@ async fn who_gave_up_while_it_looked_lets_nobody_begin_afterwards() {
     world.clock.advance(HOUR.saturating_sub(MILLI));
     let retry = |world: &World| call(world).on_crash(OnCrash::Retry);
     let (leaves, slow) = (world.other_process(), world.other_process());
-    let (word, claim) = (Gate::new(), Gate::new());
-    leaves.store.next("checkpoint", Fault::Late(word.clone()));
+    let (decided, claim) = (Gate::new(), Gate::new());
+    leaves.store.next("checkpoint", Fault::Late(decided.clone()));
     let mut left = Box::pin(retry(&leaves).run(|| async { leaves.effect(1) }));
     eventually("the look to be over", async || {
         assert!(poll_once(&mut left).is_pending());
@@ -347,7 +347,7 @@ async fn who_gave_up_while_it_looked_lets_nobody_begin_afterwards() {
     assert!(poll_once(&mut late).is_pending());
     world.clock.advance(MILLI);
     assert_eq!(retry(&world).run(|| async { world.effect(1) }).await.unwrap(), "receipt 1.1");
-    word.open();
+    decided.open();
     leaves.engine.shutdown(Duration::from_secs(1)).await;
     claim.open();
     assert_eq!(late.await.unwrap(), "receipt 1.1");

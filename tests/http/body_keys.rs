@@ -28,7 +28,7 @@ async fn rule_11_a_body_that_cannot_be_read_for_its_key_is_malformed() -> anyhow
     let readable = r#"{"id":"abc"}"#;
     for body in [
         ignored(&format!("{}{}", "[".repeat(200), "]".repeat(200))),
-        ignored(&format!(r#"{}1{}"#, r#"{"a":"#.repeat(200), "}".repeat(200))),
+        ignored(&format!("{}1{}", r#"{"a":"#.repeat(200), "}".repeat(200))),
         ignored("1e999"),
         ignored("-1E+400"),
         ignored(r#""\ud800""#),
@@ -50,7 +50,7 @@ async fn rule_11_a_body_that_cannot_be_read_for_its_key_is_malformed() -> anyhow
         br#"{"id":"abc" /* a comment */}"#.to_vec(),
         b"// a comment\n{\"id\":\"abc\"}".to_vec(),
         br#"{id:"abc"}"#.to_vec(),
-        br#"{'id':'abc'}"#.to_vec(),
+        b"{'id':'abc'}".to_vec(),
         ignored("NaN"),
         ignored("-Infinity"),
         ignored("01"),

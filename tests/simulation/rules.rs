@@ -264,11 +264,11 @@ impl<'a> Story<'a> {
 
     /// S9: results go to those who repeat the request, and only others are refused.
     fn fingerprints(&self) -> Option<Violation> {
-        let broken = self.calls().find_map(|called| {
+        let broken = self.calls().find(|called| {
             let of_effect = text(&called.outcome).and_then(|value| self.effects.get(value));
             let got_foreign = of_effect.is_some_and(|effect| effect.fingerprint != called.fingerprint);
             let is_refused = called.outcome == Outcome::Mismatch && !self.was_another(called.fingerprint, called.ended);
-            (got_foreign || is_refused).then_some(called)
+            got_foreign || is_refused
         })?;
         let seen = format!("a call with the fingerprint {:?} got {:?}", broken.fingerprint, broken.outcome);
         Some(Violation { rule: Rule::FingerprintsKeptApart, key: self.label.clone(), retention: 0, seen })

@@ -177,7 +177,8 @@ mod tests {
         let space = ["", " ", "\n\t"][usize::try_from(choice(3)).unwrap()];
         let text = |text: &str, escaped: bool| {
             if escaped {
-                let units = text.encode_utf16().map(|unit| format!("\\u{unit:04x}")).collect::<String>();
+                let units: Vec<_> = text.encode_utf16().map(|unit| format!("\\u{unit:04x}")).collect();
+                let units = units.concat();
                 format!("\"{units}\"")
             } else {
                 serde_json::to_string(text).unwrap()
