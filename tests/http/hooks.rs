@@ -7,15 +7,15 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
-use axum::http::{Request, Response};
+use axum::http::{HeaderValue, Request, Response};
 use axum::routing::post;
 use idempotency::http::client::{ClientError, ClientLayer, Sent};
 use idempotency::http::{IdempotencyLayer, KeyFormat, OnStatus, RequestFingerprint, Scope};
-use idempotency::store::StoreErrorKind;
+use idempotency::store::{MemoryStore, StoreErrorKind};
 use idempotency::testing::{Fault, ManualClock};
-use idempotency::{Context, OnCrash, Verdict};
+use idempotency::{Context, Idempotency, OnCrash, Verdict};
 use idempotency_test_support::deadline::eventually_async;
-use tower::Layer as _;
+use tower::{Layer as _, ServiceExt as _};
 
 use crate::scripted::{Scripted, Step, Strict, answer, answer_with, client, layer, send};
 use crate::world::{NO_PATIENCE, PATIENCE, Shop, World};
@@ -97,6 +97,33 @@ async fn a_scope_that_panics_refuses_the_request_and_leaves_the_key_free() -> an
     trap.remove();
     assert_eq!(world.pay("abc").send().await?.status, 201);
     assert_eq!((world.pay("abc").send().await?.is_replayed(), world.effects("abc")), (true, 1));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_function_that_panics_refuses_the_question_for_a_state_and_no_other() -> anyhow::Result<()> {
+    let (format, scope) = (Trap::set(), Trap::set());
+    let (its_format, its_scope) = (format.clone(), scope.clone());
+    let engine = Idempotency::new(MemoryStore::new());
+    let of_everybody = Scope::of(move |_| {
+        its_scope.spring();
+        Some("one")
+    });
+    let layer = IdempotencyLayer::new(engine.clone(), of_everybody).with_key_format(KeyFormat::matching(move |_| {
+        its_format.spring();
+        true
+    }));
+    let state = || async {
+        let request = Request::get("/state").header("idempotency-key", "abc").body(Body::empty())?;
+        anyhow::Ok(layer.status_service().oneshot(request).await?)
+    };
+    for trap in [format, scope] {
+        let refused = state().await?;
+        assert_eq!(refused.status(), 500);
+        assert_eq!(refused.headers().get("idempotency-problem").map(HeaderValue::as_bytes), Some(&b"internal"[..]));
+        trap.remove();
+    }
+    assert_eq!(state().await?.status(), 404);
     Ok(())
 }
 

@@ -30,6 +30,20 @@ async fn addresses_roles_and_databases_that_are_not_there_are_configuration() ->
 }
 
 #[tokio::test]
+async fn a_server_that_a_paused_clock_leaves_no_time_is_not_said_to_be_silent() -> anyhow::Result<()> {
+    let server = PostgresServer::start(PostgresOptions::new().private()).await?;
+    // It would take some time to answer, and the clock goes to the next time-out as soon as everybody waits.
+    server.pause()?;
+    tokio::time::pause();
+    let error = patient(&server.url()).connect().await.unwrap_err();
+    assert!(error.is_transient() && error.to_string().contains("start_paused"), "{error}");
+    tokio::time::resume();
+    server.resume()?;
+    patient(&server.url()).connect().await?;
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_wrong_password_is_configuration() -> anyhow::Result<()> {
     let server = PostgresServer::start(PostgresOptions::new().private()).await?;
     server.sql("CREATE ROLE shop LOGIN PASSWORD 'right'").await?;

@@ -31,6 +31,20 @@ async fn a_server_that_may_evict_records_is_refused_unless_that_is_allowed() -> 
 }
 
 #[tokio::test]
+async fn a_server_that_a_paused_clock_leaves_no_time_is_not_said_to_be_silent() -> anyhow::Result<()> {
+    let server = RedisServer::start(RedisOptions::new().private()).await?;
+    // It would take some time to answer, and the clock goes to the next time-out as soon as everybody waits.
+    server.pause()?;
+    tokio::time::pause();
+    let error = patient(&server.url()).connect().await.unwrap_err();
+    assert!(error.is_transient() && error.to_string().contains("start_paused"), "{error}");
+    tokio::time::resume();
+    server.resume()?;
+    patient(&server.url()).connect().await?;
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_server_without_an_append_only_file_is_warned_about() -> anyhow::Result<()> {
     let warnings = Warnings::listen();
     let durable = RedisServer::start(RedisOptions::new().append_only()).await?;

@@ -1,7 +1,7 @@
 //! Keys with a window of time: what their records are called in the log.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use idempotency::Idempotency;
@@ -17,20 +17,12 @@ use crate::server::Server;
 pub const AT: char = '@';
 
 /// An engine that computes the names of records, at any time.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Windows {
-    engine: Idempotency,
+    /// Most runs have no window, and an engine with a store takes as long as a part of a run.
+    engine: OnceLock<Idempotency>,
     clock: Still,
     named: Mutex<BTreeSet<(u64, u64)>>,
-}
-
-impl Default for Windows {
-    fn default() -> Self {
-        let clock = Still::default();
-        let store = MemoryStore::with_clock(clock.clone());
-        let engine = Idempotency::builder(store).clock(clock.clone()).background_purge(false).build();
-        Self { engine, clock, named: Mutex::default() }
-    }
 }
 
 impl Windows {
@@ -42,10 +34,17 @@ impl Windows {
         for number in current.saturating_sub(1)..=current + 1 {
             if self.named.lock().unwrap_or_else(PoisonError::into_inner).insert((key.number, number)) {
                 self.clock.set(Timestamp::from_millis(number * millis));
-                let record = self.engine.record(OPERATION, (key.number, window(length)));
+                let record = self.engine().record(OPERATION, (key.number, window(length)));
                 server.label(record.hash().expect("a number and a window are a key"), &label(key, number));
             }
         }
+    }
+
+    fn engine(&self) -> &Idempotency {
+        self.engine.get_or_init(|| {
+            let store = MemoryStore::with_clock(self.clock.clone());
+            Idempotency::builder(store).clock(self.clock.clone()).background_purge(false).build()
+        })
     }
 }
 

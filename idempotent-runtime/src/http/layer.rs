@@ -21,6 +21,7 @@ use super::status::StatusService;
 use super::stripe;
 use crate::context::Context;
 use crate::engine::Idempotency;
+use crate::error::Error;
 use crate::policy::{OnConflict, OnCrash, Verdict};
 
 /// Answers each request with an `Idempotency-Key` once, and its retries from the record.
@@ -119,6 +120,25 @@ impl IdempotencyLayer {
     /// [`Scope::global`].
     pub fn new(engine: Idempotency, scope: impl Into<Scope>) -> Self {
         Self { options: Arc::new(Options::new(engine, scope.into())) }
+    }
+
+    /// Looks at the options, of the engine as well. An option that cannot be kept otherwise shows at the first request, as
+    /// its refusal (500, `internal`), and so with each one after it.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use idempotent_runtime::{ErrorKind, Idempotency, store::MemoryStore};
+    /// # use idempotent_runtime::http::{IdempotencyLayer, Scope};
+    /// # let engine = Idempotency::new(MemoryStore::new());
+    /// let layer = IdempotencyLayer::new(engine, Scope::global()).with_ttl(Duration::MAX);
+    /// assert_eq!(layer.checked().unwrap_err().kind(), ErrorKind::Config);
+    /// ```
+    ///
+    /// # Errors
+    /// [`Config`](crate::ErrorKind::Config) names the option and what it may be.
+    pub fn checked(self) -> Result<Self, Error> {
+        self.options.call("key").request.check()?;
+        Ok(self)
     }
 
     fn set(mut self, change: impl FnOnce(&mut Options)) -> Self {

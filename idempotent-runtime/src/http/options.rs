@@ -18,8 +18,9 @@ use super::names::HeaderNames;
 use super::problem::DOCUMENTATION;
 use super::refusal::Shape;
 use super::scope::Scope;
+use super::stored::FORMAT;
 use crate::context::Context;
-use crate::engine::Idempotency;
+use crate::engine::{Call, Idempotency};
 use crate::policy::{OnConflict, OnCrash, Verdict};
 
 /// What becomes of the key when a response has a certain status.
@@ -157,6 +158,19 @@ impl Options {
             documentation: DOCUMENTATION.into(),
             markers: Markers::new(HeaderNames::new(), false),
             shape: None,
+        }
+    }
+
+    /// The call of a request with `key`, as far as the service says it.
+    pub(super) fn call(&self, key: &str) -> Call {
+        let call = self.engine.call(&self.operation, key).on_conflict(self.on_conflict).ttl(self.ttl).version(FORMAT);
+        let call = match self.settle {
+            Some(delay) => call.settle(delay),
+            None => call,
+        };
+        match self.after_expiry {
+            Some(duration) => call.after_expiry(duration),
+            None => call,
         }
     }
 

@@ -24,7 +24,7 @@ use super::options::{Crash, Options};
 use super::problem::{Problem, ProblemKind};
 use super::request_body::{RequestBody, Unread};
 use super::response_body::ResponseBody;
-use super::stored::{FORMAT, Stored, of_response, read};
+use super::stored::{Stored, of_response, read};
 use super::{BoxError, hook, scope};
 use crate::clock::Timestamp;
 use crate::context::Context;
@@ -305,19 +305,11 @@ impl Guard {
 
     fn call(&self) -> Call {
         let options = &self.options;
-        let call = options
-            .engine
-            .call(&options.operation, self.key.as_str())
+        options
+            .call(self.key.as_str())
             .in_scope(self.key.tenant())
             .with_fingerprint(options.fingerprint.of(&self.head, &self.bytes))
             .with_former_fingerprints(options.fingerprint.former(&self.head, &self.bytes))
-            .on_conflict(options.on_conflict)
-            .ttl(options.ttl)
-            .version(FORMAT);
-        match options.after_expiry {
-            Some(duration) => call.after_expiry(duration),
-            None => call,
-        }
     }
 
     /// Runs the handler under the claim, in a task of its own. So is the question about an earlier one asked: it takes its
@@ -333,17 +325,13 @@ impl Guard {
         match &self.options.crash {
             Crash::Policy(policy) => run_detached(self.call().on_crash(*policy), codec, body).await,
             Crash::Verify(question) => {
-                let mut call = self.call();
-                if let Some(delay) = self.options.settle {
-                    call = call.settle(delay);
-                }
                 let request = Request::from_parts((*self.head).clone(), self.bytes.clone());
                 let (question, options) = (question.clone(), self.options.clone());
                 let ask = move |asking: Context| async move {
                     let verdict = question(asking.clone(), request).await;
                     Ok(vouch(&options, &asking, verdict))
                 };
-                verify_detached(call, codec, ask, body).await
+                verify_detached(self.call(), codec, ask, body).await
             }
         }
     }
