@@ -271,6 +271,19 @@ async fn without_a_key_nothing_is_sent() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
+async fn a_request_with_two_keys_is_not_sent() -> anyhow::Result<()> {
+    let service = Scripted::start([]).await?;
+    let mut request = service.post("/pay");
+    for key in ["one", "other"] {
+        request.headers_mut().append("idempotency-key", key.parse()?);
+    }
+    let error = failure(send(client(&layer(&ManualClock::new())), request).await?)?;
+    assert!(matches!(&error, ClientError::NotSent(error) if error.kind() == ErrorKind::InvalidKey), "{error}");
+    assert!(error.sent().is_none() && service.keys().is_empty());
+    Ok(())
+}
+
+#[tokio::test]
 async fn an_attempt_that_takes_too_long_is_followed_by_another() -> anyhow::Result<()> {
     let service = Scripted::start([Step::Hang, Step::Hang]).await?;
     let clock = ManualClock::new();

@@ -108,7 +108,13 @@ impl Options {
         if is_grpc(&request.headers) {
             return Ok(None);
         }
-        if let Some(header) = request.headers.get(self.names.key()) {
+        let mut own = request.headers.get_all(self.names.key()).iter();
+        if let Some(header) = own.next() {
+            // Which one of them the service would take is its own affair.
+            if own.next().is_some() {
+                return Err(Error::new(ErrorKind::InvalidKey)
+                    .with_text("the request has more than one header with a key", "give it one"));
+            }
             return Ok(Some(Chosen { header: header.clone(), place: None }));
         }
         if let Some(key) = request.extensions.get::<RequestKey>() {
