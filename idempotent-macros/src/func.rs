@@ -138,15 +138,13 @@ pub(crate) fn argument_name(pattern: &Pat) -> Option<&Ident> {
     }
 }
 
-/// All names that a pattern binds.
+/// All names that a pattern binds. One in capitals may be a constant or a type without fields instead, which nothing can be
+/// told from here, and which can be named like an argument.
 fn bound_names(pattern: &Pat) -> Vec<&Ident> {
     struct Finder<'a>(Vec<&'a Ident>);
     impl<'a> Visit<'a> for Finder<'a> {
         fn visit_pat_ident(&mut self, pattern: &'a PatIdent) {
-            // A name in capitals is a constant.
-            if !pattern.ident.unraw().to_string().starts_with(char::is_uppercase) {
-                self.0.push(&pattern.ident);
-            }
+            self.0.push(&pattern.ident);
             visit::visit_pat_ident(self, pattern);
         }
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use idempotency::store::MemoryStore;
 use idempotency::testing::crash_at_every_await;
-use idempotency::{Error, Idempotency, OnCrash};
+use idempotency::{Error, ErrorKind, Idempotency, OnCrash};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -159,6 +159,25 @@ async fn a_paused_clock_brings_the_timers_of_tasks_that_nobody_awaits() {
     let bank = Bank::default();
     let charge = |order| charge_later(&bank, order, Duration::from_secs(3600));
     assert!(finds(OnCrash::Retry, &bank, charge).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_a_paused_clock_every_retry_of_a_dropped_call_gets_its_answer() {
+    let (bank, engine) = (Bank::default(), Idempotency::new(MemoryStore::new()));
+    let call = |order: usize| {
+        let bank = bank.clone();
+        engine.call("charge", order as u64).ttl(Duration::from_secs(3600)).run(move || async move {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            tokio::spawn(async move { bank.charge(order) }).await.unwrap();
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            Ok::<_, Error>(())
+        })
+    };
+    let points = crash_at_every_await(call, async |order, _| match call(order).await {
+        Ok(()) => assert_eq!(bank.charges(order), 1),
+        Err(error) => assert_eq!((error.kind(), bank.charges(order) <= 1), (ErrorKind::InDoubt, true), "{error}"),
+    });
+    assert!(points.await >= 3);
 }
 
 #[test]

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use idempotency::clock::Randomness;
+use idempotency::store::{MemoryStore, Reason};
 use idempotency::testing::ManualClock;
-use idempotency::{Call, Error, ErrorKind, Idempotency, OnError, Report, observe};
+use idempotency::{Call, Error, ErrorKind, Idempotency, OnConflict, OnCrash, OnError, Report, State, Verdict, observe};
 use serde::{Deserialize, Serialize};
 
 use crate::world::{DAY, OPERATION, World};
@@ -120,4 +121,48 @@ async fn everything_but_a_result_takes_a_claim() {
     world.clock.advance(DAY);
     assert_eq!(refused().await, ErrorKind::StoreUnavailable, "it is a tombstone");
     assert_eq!(world.ledger.count(), 1);
+}
+
+/// A test that has paused Tokio's clock leaves other threads no time: what a dropped call leaves is there all the same.
+#[tokio::test(start_paused = true)]
+async fn what_a_dropped_call_leaves_is_there_at_once_when_time_is_paused() {
+    let second = Duration::from_secs(1);
+    let body = || async {
+        tokio::time::sleep(10 * second).await;
+        Ok::<_, Error>("paid".to_owned())
+    };
+    for policy in [OnCrash::Hold, OnCrash::Retry, OnCrash::Resume] {
+        let engine = Idempotency::new(MemoryStore::new());
+        for on_conflict in [OnConflict::Wait(30 * second), OnConflict::Reject] {
+            let call = || engine.call(OPERATION, format!("{on_conflict:?}")).ttl(DAY).on_crash(policy);
+            assert!(tokio::time::timeout(second, call().run(body)).await.is_err());
+            let retried = call().on_conflict(on_conflict).run(body).await.map_err(|error| error.kind());
+            let expected = if policy == OnCrash::Hold { Err(ErrorKind::InDoubt) } else { Ok("paid".to_owned()) };
+            assert_eq!(retried, expected, "{policy:?} {on_conflict:?}");
+        }
+    }
+}
+
+/// As above, for a call that is dropped before it has asked its question, while it asks, and for a shutdown.
+#[tokio::test(start_paused = true)]
+async fn what_a_dropped_question_or_a_shutdown_leaves_is_there_at_once_when_time_is_paused() {
+    let second = Duration::from_secs(1);
+    let engine = Idempotency::new(MemoryStore::new());
+    let asks = |settle, answers_after| {
+        let question = move |_| async move {
+            tokio::time::sleep(answers_after).await;
+            Ok(Verdict::Completed("paid".to_owned()))
+        };
+        let call = engine.call(OPERATION, 1).ttl(DAY).settle(settle).on_crash_verify(question);
+        call.run(std::future::pending::<Result<String, Error>>)
+    };
+    assert!(tokio::time::timeout(second, asks(second, second)).await.is_err(), "in the body");
+    assert!(tokio::time::timeout(second, asks(10 * second, second)).await.is_err(), "before the question");
+    assert_eq!(asks(second, second).await.unwrap(), "paid");
+
+    let mut call = Box::pin(engine.call(OPERATION, 2).ttl(DAY).run(std::future::pending::<Result<String, Error>>));
+    assert!(tokio::time::timeout(second, &mut call).await.is_err());
+    assert_eq!(engine.shutdown(second).await.abandoned, 1);
+    let view = engine.record(OPERATION, 2).inspect().await.unwrap().unwrap();
+    assert_eq!((view.state, view.reason), (State::InDoubt, Some(Reason::ShutDown)));
 }

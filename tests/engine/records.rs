@@ -336,6 +336,24 @@ async fn an_answer_that_no_caller_can_read_is_corrected_without_forgetting_the_c
 }
 
 #[tokio::test]
+async fn an_answer_and_its_correction_are_of_the_version_of_the_call_that_left_the_record() {
+    let world = World::new();
+    let held = world.call(1).version(1).on_error(Unstored::Hold);
+    held.run(|| async { Err::<String, _>(anyhow::anyhow!("no answer")) }).await.unwrap_err();
+    let charge = |version| world.call(1).version(version).run(|| async { world.effect(1) });
+    for answer in ["first", "corrected"] {
+        let view = world.handle(1).inspect().await.unwrap().unwrap();
+        world.handle(1).resolve(&view, Resolution::Completed(answer)).await.unwrap();
+        assert_eq!(charge(1).await.unwrap(), answer);
+        assert_eq!(charge(2).await.unwrap_err().kind(), ErrorKind::Decode);
+        let upgrade = |version, stored: &[u8]| Some(format!("{version}: {}", String::from_utf8_lossy(stored)));
+        let upgraded = world.call(1).version(2).run_with_upgrade(upgrade, || async { world.effect(1) });
+        assert_eq!(upgraded.await.unwrap(), format!("1: \"{answer}\""));
+    }
+    assert_eq!(world.ledger.count(), 0);
+}
+
+#[tokio::test]
 async fn of_two_corrections_at_once_one_counts_and_the_other_is_told() {
     let world = World::new();
     let wrong = answered_in_the_wrong_shape(&world).await;

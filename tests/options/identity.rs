@@ -184,6 +184,54 @@ impl Borrowing<'_> {
     }
 }
 
+/// Types of which the methods are elsewhere, as in a service that keeps its data and what it does with it apart.
+mod data {
+    pub struct Voucher;
+    pub struct Loan<'a>(pub &'a str);
+    pub struct Batch<T>(pub T);
+
+    pub trait Redeems {
+        fn redeem(&self) -> super::Made;
+    }
+}
+
+impl data::Voucher {
+    #[idempotent(key = 1, ttl = "1h")]
+    async fn issue(&self) -> Result<u64, Error> {
+        Ok(1)
+    }
+}
+
+impl data::Redeems for data::Voucher {
+    #[idempotent(key = 1, ttl = "1h")]
+    fn redeem(&self) -> Pin<Box<dyn Future<Output = Result<u64, Error>>>> {
+        Box::pin(async { Ok(2) })
+    }
+}
+
+impl data::Loan<'_> {
+    #[idempotent(key = self.0, ttl = "1h")]
+    async fn prolong(&self) -> Result<u64, Error> {
+        Ok(3)
+    }
+}
+
+const _: () = {
+    impl data::Voucher {
+        #[idempotent(key = 1, ttl = "1h")]
+        async fn expire(&self) -> Result<u64, Error> {
+            Ok(4)
+        }
+    }
+};
+
+impl data::Batch<u8> {
+    #[idempotent(key = 1, ttl = "1h")]
+    async fn send(&self) -> Result<u64, Error> {
+        Ok(self.0.into())
+    }
+}
+
 /// Functions of which the second would share the first one's records.
 const PAIRS: [(&str, Caller, Caller); 9] = [
     ("on_one_line", || Box::pin(async { Card.charge().await }), || Box::pin(async { Wallet.charge().await })),
@@ -310,6 +358,22 @@ async fn lifetimes_are_no_parameters() {
         .scope(async {
             assert_eq!(Borrowing("static").save().await.unwrap(), 6);
             assert_eq!(Borrowing(&short).save().await.unwrap(), 5);
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn a_method_that_is_in_another_module_than_its_type_is_one_function() {
+    use data::{Batch, Loan, Redeems as _, Voucher};
+
+    let engine = engine();
+    engine
+        .scope(async {
+            assert_eq!(Voucher.issue().await.unwrap(), 1);
+            assert_eq!(Voucher.redeem().await.unwrap(), 2);
+            assert_eq!(Loan("book").prolong().await.unwrap(), 3);
+            assert_eq!(Voucher.expire().await.unwrap(), 4);
+            assert_refused("parameters count there too", Batch(5_u8).send().await);
         })
         .await;
 }

@@ -112,6 +112,43 @@ impl Named {
     }
 }
 
+impl Named {
+    #[expect(non_snake_case, reason = "it is a name all the same")]
+    async fn plain_in_capitals(first: Self, SECOND: Self, third: Self) -> Result<usize, Error> {
+        tokio::task::yield_now().await;
+        Ok(first.1.len() + SECOND.1.len() + third.1.len())
+    }
+
+    #[expect(non_snake_case, reason = "it is a name all the same")]
+    #[idempotent(key = 1, ttl = "24h", name = "signatures.in_capitals")]
+    async fn in_capitals(first: Self, SECOND: Self, third: Self) -> Result<usize, Error> {
+        tokio::task::yield_now().await;
+        Ok(first.1.len() + SECOND.1.len() + third.1.len())
+    }
+}
+
+/// A pattern that looks like a name.
+struct Marker;
+
+#[idempotent(key = id, ttl = "24h")]
+async fn takes_a_marker(Marker: Marker, id: u64) -> Result<u64, Error> {
+    Ok([Marker].len() as u64 * id)
+}
+
+#[tokio::test]
+async fn names_in_capitals_are_arguments_like_all_others() {
+    let engine = Idempotency::new(MemoryStore::new());
+    let log = Arc::new(Mutex::new(Vec::new()));
+    let named = |name| Named(log.clone(), name);
+    Named::plain_in_capitals(named("first"), named("SECOND"), named("third")).await.unwrap();
+    let plain = std::mem::take(&mut *log.lock().unwrap());
+    for _ in 0..2 {
+        engine.scope(Named::in_capitals(named("first"), named("SECOND"), named("third"))).await.unwrap();
+        assert_eq!(std::mem::take(&mut *log.lock().unwrap()), plain);
+    }
+    assert_eq!(engine.scope(takes_a_marker(Marker, 7)).await.unwrap(), 7);
+}
+
 #[tokio::test]
 async fn arguments_are_dropped_in_the_order_of_a_plain_function() {
     let engine = Idempotency::new(MemoryStore::new());

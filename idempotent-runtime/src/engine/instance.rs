@@ -42,7 +42,8 @@ impl Instance {
     }
 }
 
-/// Whether a name in `path` has an argument that is a type or a constant: `Repo<u8>`, and not `Repo<'_>` or `<A as B>`.
+/// Whether a name in `path` has an argument that is a type or a constant: `Repo<u8>`, and not `Repo<'_>` or `<A as B>`, nor
+/// `<impl Card>`, by which the compiler names an `impl` that is in another module than its type.
 fn has_parameters(path: &str) -> bool {
     let path = match path.rsplit_once("::") {
         // What stands in the body of another function has no parameters but its own: those further out make no more of it.
@@ -53,7 +54,10 @@ fn has_parameters(path: &str) -> bool {
         let is_list = path[..at].ends_with(|before: char| before.is_alphanumeric() || matches!(before, '_' | ':'));
         // Up to the next bracket is enough: what is nested has a name before it.
         let arguments = path[at + 1..].split(['<', '>']).next().unwrap_or_default();
-        is_list && arguments.split(',').map(str::trim).any(|one| !is_lifetime(one) && !matches!(one, "" | "_"))
+        let is_block = path[..at].ends_with("::") && arguments.starts_with("impl ");
+        is_list
+            && !is_block
+            && arguments.split(',').map(str::trim).any(|one| !is_lifetime(one) && !matches!(one, "" | "_"))
     })
 }
 
@@ -82,6 +86,9 @@ mod tests {
             "shop::Repo<'\\''>::save",
             "shop::Repo<u8>::save<'_>",
             "shop::<impl shop::types::Repo<u8>>::save",
+            "shop::<impl shop::types::Repo<'_, u8>>::save",
+            "shop::<impl shop::types::Handle<shop::Order> for shop::types::Card>::handle",
+            "shop::<impl shop::types::Charge for shop::types::Repo<u8>>::charge",
             "<shop::Repo<u8> as shop::Charge>::charge",
             "<shop::Card as shop::Handle<shop::Order>>::handle",
             "<shop::Card as shop::Handle<alloc::vec::Vec<u8>>>::handle",
@@ -101,6 +108,12 @@ mod tests {
             "<shop::Orders<'_> as shop::Charge>::charge",
             "<dyn shop::Charge>::charge",
             "<[u8; 3] as shop::Charge>::charge",
+            // An `impl` in another module than its type, in a constant, in a function.
+            "shop::<impl shop::types::Card>::charge",
+            "shop::<impl shop::types::Orders<'_>>::charge",
+            "shop::<impl shop::types::Charge for shop::types::Card>::charge",
+            "shop::_::<impl shop::types::Card>::charge",
+            "shop::install::<impl shop::types::Card>::charge",
             // A function inside of a generic one has no parameters of its own.
             "shop::Repo<_>::save::inner",
             "shop::Repo<N>::save::{{closure}}::inner",

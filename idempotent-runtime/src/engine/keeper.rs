@@ -2,16 +2,19 @@
 //!
 //! Renewals run here, on a thread and a Tokio runtime of their own, so that a blocked executor of the user does not
 //! lose its leases. So do claims and commits whose caller is gone: they are followed to their answer. And expired records
-//! are removed from here.
+//! are removed from here. What callers leave behind in memory of this process needs no thread, and is done at once.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
-use std::pin::Pin;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc, watch};
 
 use super::purge::{Purge, Purging};
@@ -203,6 +206,8 @@ pub(crate) struct Keeper {
     purge: Option<Arc<Purge>>,
     near_cache: Option<Arc<NearCache>>,
     spawn: Option<Arc<Spawn>>,
+    /// The store answers when it is asked, and waits for nothing.
+    answers_at_once: bool,
 }
 
 struct Shared {
@@ -230,6 +235,7 @@ impl Keeper {
         purge: Option<Arc<Purge>>,
         near_cache: Option<Arc<NearCache>>,
         spawn: Option<Arc<Spawn>>,
+        answers_at_once: bool,
     ) -> Self {
         let leases = Mutex::new(Leases { by_token: BTreeMap::new(), next_look: u64::MAX });
         let shared = Shared {
@@ -241,7 +247,8 @@ impl Keeper {
             idle: Notify::new(),
             renewing: AtomicBool::new(true),
         };
-        Self { shared: Arc::new(shared), tasks: OnceLock::new(), starting: Mutex::new(()), purge, near_cache, spawn }
+        let (shared, tasks, starting) = (Arc::new(shared), OnceLock::new(), Mutex::new(()));
+        Self { shared, tasks, starting, purge, near_cache, spawn, answers_at_once }
     }
 
     /// Starts the thread, once.
@@ -269,12 +276,31 @@ impl Keeper {
 
     /// Runs `task` on the thread, whatever becomes of the caller.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        let Some(tasks) = self.tasks.get() else { return };
+        self.send(self.task(task));
+    }
+
+    /// Finishes what a caller has left behind: `task`, which waits for the store alone. On the thread, unless the store is
+    /// memory of this process: then it is done when this returns, also in a test that has paused Tokio's clock and so
+    /// leaves no thread any time.
+    pub(crate) fn finish(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let mut task = self.task(task);
+        if !self.answers_at_once || !is_over_at_once(&mut task) {
+            self.send(task);
+        }
+    }
+
+    fn task(&self, task: impl Future<Output = ()> + Send + 'static) -> Task {
         let busy = self.busy();
-        let _ = tasks.send(Box::pin(async move {
+        Box::pin(async move {
             let _busy = busy;
             task.await;
-        }));
+        })
+    }
+
+    fn send(&self, task: Task) {
+        if let Some(tasks) = self.tasks.get() {
+            let _ = tasks.send(task);
+        }
     }
 
     /// Something is under way that a shutdown waits for.
@@ -323,6 +349,18 @@ impl Keeper {
             idle.await;
         }
     }
+}
+
+/// Whether `task` needs no more than one look.
+fn is_over_at_once(task: &mut Task) -> bool {
+    // It has timers, for stores that do not answer.
+    if Handle::try_current().is_err() {
+        return false;
+    }
+    // Whoever was dropped may have used up what Tokio allows in one poll.
+    let look = || pin!(tokio::task::unconstrained(task)).poll(&mut Context::from_waker(Waker::noop())).is_ready();
+    // It is over with its panic, as on the thread.
+    catch_unwind(AssertUnwindSafe(look)).unwrap_or(true)
 }
 
 impl Drop for Keeper {
@@ -491,9 +529,9 @@ impl<T: Send + 'static> Followed<T> {
 impl<T: Send + 'static> Future for Followed<T> {
     type Output = T;
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> std::task::Poll<T> {
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
         // Taken out while it is polled: one that panics is over, and not handed to the background.
-        let Some(mut future) = self.future.take() else { return std::task::Poll::Pending };
+        let Some(mut future) = self.future.take() else { return Poll::Pending };
         let polled = future.as_mut().poll(cx);
         if polled.is_pending() {
             self.future = Some(future);
@@ -506,7 +544,7 @@ impl<T: Send + 'static> Drop for Followed<T> {
     fn drop(&mut self) {
         let Some(future) = self.future.take() else { return };
         let afterwards = self.afterwards.take();
-        self.keeper.spawn(async move {
+        self.keeper.finish(async move {
             let answer = future.await;
             if let Some(afterwards) = afterwards {
                 afterwards(answer).await;

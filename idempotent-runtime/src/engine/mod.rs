@@ -112,6 +112,12 @@ impl Inner {
         validity: Result<(), Error>,
     ) -> Self {
         let near_cache = settings.near_cache(&clock);
+        #[cfg(feature = "memory")]
+        let memory = find::<MemoryStore>(&*store).cloned();
+        #[cfg(feature = "memory")]
+        let answers_at_once = memory.is_some();
+        #[cfg(not(feature = "memory"))]
+        let answers_at_once = false;
         Self {
             keeper: Arc::new(Keeper::new(
                 store.clone(),
@@ -119,9 +125,10 @@ impl Inner {
                 Purge::new(&*store, &settings),
                 near_cache.clone(),
                 settings.background.clone(),
+                answers_at_once,
             )),
             #[cfg(feature = "memory")]
-            memory: find::<MemoryStore>(&*store).cloned(),
+            memory,
             store,
             clock,
             randomness,
@@ -369,7 +376,7 @@ impl Idempotency {
             engine.keeper.forget(&lease);
             abandoned += usize::from(has_begun);
             let (keeper, engine) = (&engine.keeper, engine.clone());
-            keeper.spawn(async move {
+            keeper.finish(async move {
                 let budget = engine.settings.claim_timeout;
                 if has_begun {
                     running::give_up(&engine, &lease, Reason::ShutDown, budget).await;

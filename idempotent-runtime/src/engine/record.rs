@@ -239,6 +239,10 @@ impl RecordHandle {
     /// [`near_cache_ttl`](crate::Builder::near_cache_ttl). The result of an owner is never corrected. That it did not happen
     /// is no correction; [`forget`](Self::forget) lets the next call run.
     ///
+    /// The answer is one of the schema [`version`](crate::Call::version) of the call that left the record, and a correction
+    /// of it too. Callers of a release with another version read it through their `upgrade` alone, and get
+    /// [`Decode`](ErrorKind::Decode) without one: answer in the form of the old release, or before the new one.
+    ///
     /// # Errors
     /// [`InProgress`](ErrorKind::InProgress) when an owner is alive. [`Superseded`](ErrorKind::Superseded) when the
     /// record is not as `view` shows it any more, or can be answered no more: inspect it again. [`Encode`](ErrorKind::Encode)

@@ -216,7 +216,7 @@ impl Drop for Running {
         if self.phase == Phase::Granted {
             let keeper = engine.keeper.clone();
             let (release, repeated) = (Release::unused(lease.key, lease.token), self.repeated);
-            keeper.spawn(async move {
+            keeper.finish(async move {
                 engine.keeper.forget(&lease);
                 claim::give_back(&engine, release, budget, false).await;
                 drop(leader);
@@ -230,7 +230,7 @@ impl Drop for Running {
             let (key, token) = (lease.key, lease.token);
             let keeper = engine.keeper.clone();
             let rest = self.rest();
-            keeper.spawn(async move {
+            keeper.finish(async move {
                 engine.keeper.forget(&lease);
                 let mut park = Park::own(key, token, Reason::Unverified);
                 park.ask_again_after = rest;
@@ -244,7 +244,8 @@ impl Drop for Running {
         let reason = self.reason();
         tracing::warn!(operation = %self.call.operation, key = %self.call.key, %reason, "the outcome of a body is unknown");
         let (keeper, journal) = (engine.keeper.clone(), self.journal.take());
-        keeper.spawn(async move {
+        let waits = journal.as_ref().is_some_and(|journal| !journal.is_settled());
+        let rest = async move {
             if let Some(journal) = journal {
                 journal.settled(&engine, engine.settings.commit_timeout).await;
             }
@@ -252,7 +253,12 @@ impl Drop for Running {
             engine.keeper.forget(&lease);
             give_up(&engine, &lease, reason, budget).await;
             drop(leader);
-        });
+        };
+        if waits {
+            keeper.spawn(rest);
+        } else {
+            keeper.finish(rest);
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! The canonical encoding: type tags and length prefixes, so that different keys never share their bytes.
 
+use std::fmt;
 use std::time::Duration;
 
 use super::{IntoKey, InvalidKey, Slot};
@@ -15,25 +16,44 @@ const TUPLE: u8 = b't';
 const DIGEST: u8 = b'd';
 const WINDOW: u8 = b'w';
 
-/// Writes one value in the canonical encoding. Implementations of [`IntoKey`] call one of its methods, once.
-#[derive(Debug)]
+/// Writes one value in the canonical encoding. Implementations of [`IntoKey`] call one of its methods, once: a key in which
+/// a value is none, or more than one, could be that of another call, and is [`InvalidKey`](crate::ErrorKind::InvalidKey).
 pub struct KeyEncoder {
     bytes: Vec<u8>,
     invalid: Option<InvalidKey>,
     window: Option<Slot>,
+    /// How many values there are so far, of the tuple that is being written or outside of all.
+    values: usize,
 }
 
 impl KeyEncoder {
     pub(super) fn new() -> Self {
-        Self { bytes: Vec::with_capacity(48), invalid: None, window: None }
+        Self { bytes: Vec::with_capacity(48), invalid: None, window: None, values: 0 }
+    }
+
+    /// Writes `value`, which is to be one value.
+    pub(super) fn one<K: IntoKey + ?Sized>(&mut self, value: &K) {
+        let before = self.values;
+        value.encode(self);
+        let written = self.values - before;
+        if written != 1 {
+            self.invalid(format!(
+                "an `IntoKey` wrote {written} values where one belongs: write a tuple of several, and `missing` for none"
+            ));
+        }
     }
 
     pub(super) fn finish(self) -> (Result<Vec<u8>, InvalidKey>, Option<Slot>) {
         (self.invalid.map_or(Ok(self.bytes), Err), self.window)
     }
 
-    fn prefixed(&mut self, tag: u8, bytes: &[u8]) {
+    fn begin(&mut self, tag: u8) {
+        self.values += 1;
         self.bytes.push(tag);
+    }
+
+    fn prefixed(&mut self, tag: u8, bytes: &[u8]) {
+        self.begin(tag);
         self.bytes.extend_from_slice(&(bytes.len() as u64).to_be_bytes());
         self.bytes.extend_from_slice(bytes);
     }
@@ -59,29 +79,31 @@ impl KeyEncoder {
     }
 
     fn integer(&mut self, negative: bool, magnitude: u128) {
-        self.bytes.extend_from_slice(&[INTEGER, u8::from(negative)]);
+        self.begin(INTEGER);
+        self.bytes.push(negative.into());
         self.bytes.extend_from_slice(&magnitude.to_be_bytes());
     }
 
     /// A truth value.
     pub fn bool(&mut self, value: bool) {
-        self.bytes.extend_from_slice(&[BOOL, u8::from(value)]);
+        self.begin(BOOL);
+        self.bytes.push(value.into());
     }
 
     /// One character. `'a'` and `"a"` are two keys.
     pub fn char(&mut self, value: char) {
-        self.bytes.push(CHAR);
+        self.begin(CHAR);
         self.bytes.extend_from_slice(&u32::from(value).to_be_bytes());
     }
 
     /// The sixteen bytes of a UUID.
     pub fn uuid(&mut self, value: [u8; 16]) {
-        self.bytes.push(UUID);
+        self.begin(UUID);
         self.bytes.extend_from_slice(&value);
     }
 
     pub(super) fn digest(&mut self, value: [u8; 32]) {
-        self.bytes.push(DIGEST);
+        self.begin(DIGEST);
         self.bytes.extend_from_slice(&value);
     }
 
@@ -91,7 +113,7 @@ impl KeyEncoder {
             self.invalid("its window is shorter than a millisecond, or longer than time");
             return;
         };
-        self.bytes.push(WINDOW);
+        self.begin(WINDOW);
         self.bytes.extend_from_slice(&length.to_be_bytes());
         let slot = Slot { number_at: self.bytes.len(), length };
         self.bytes.extend_from_slice(&[0; 8]);
@@ -102,23 +124,33 @@ impl KeyEncoder {
 
     /// A tuple of the parts that `add` adds.
     pub fn tuple(&mut self, add: impl FnOnce(&mut KeyParts<'_>)) {
-        self.bytes.push(TUPLE);
+        self.begin(TUPLE);
         let count_at = self.bytes.len();
         self.bytes.extend_from_slice(&[0; 4]);
+        let values = self.values;
         let mut parts = KeyParts { encoder: self, count: 0 };
         add(&mut parts);
         let count = parts.count;
+        self.values = values;
         self.bytes[count_at..count_at + 4].copy_from_slice(&count.to_be_bytes());
     }
 
     /// The value is absent: the call fails with [`MissingKey`](crate::ErrorKind::MissingKey).
     pub fn missing(&mut self) {
+        self.values += 1;
         self.invalid.get_or_insert(InvalidKey::Missing);
     }
 
     /// The value cannot be a key: the call fails with [`InvalidKey`](crate::ErrorKind::InvalidKey) and this reason.
     pub fn invalid(&mut self, reason: impl Into<String>) {
         self.invalid.get_or_insert_with(|| InvalidKey::Unfit(reason.into()));
+    }
+}
+
+/// Shows the size: keys are not for logs.
+impl fmt::Debug for KeyEncoder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "KeyEncoder({} bytes)", self.bytes.len())
     }
 }
 
@@ -132,7 +164,7 @@ pub struct KeyParts<'a> {
 impl KeyParts<'_> {
     /// Adds one part.
     pub fn add<K: IntoKey + ?Sized>(&mut self, value: &K) -> &mut Self {
-        value.encode(self.encoder);
+        self.encoder.one(value);
         self.count += 1;
         self
     }
@@ -142,5 +174,49 @@ impl KeyParts<'_> {
         self.encoder.tuple(add);
         self.count += 1;
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{IntoKey, KeyEncoder};
+    use crate::ErrorKind;
+    use crate::key::Key;
+
+    /// Writes those that are there: of two periods that begin and end on one day, nobody could tell which is which.
+    struct Period {
+        from: Option<u8>,
+        to: Option<u8>,
+    }
+
+    impl IntoKey for Period {
+        fn encode(&self, encoder: &mut KeyEncoder) {
+            for day in [self.from, self.to].iter().flatten() {
+                day.encode(encoder);
+            }
+        }
+    }
+
+    #[test]
+    fn a_value_that_is_none_or_several_is_no_key_for_which_another_one_could_be_taken() {
+        let refused = |key: &Key| {
+            let error = key.in_window(0, 1024).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidKey);
+            error.to_string()
+        };
+        let (both, none) = (Period { from: Some(1), to: Some(2) }, Period { from: None, to: None });
+        assert!(refused(&Key::of(&both)).contains("wrote 2 values"));
+        assert!(refused(&Key::of(&(1, (both, 2)))).contains("wrote 2 values"));
+        assert!(refused(&Key::of(&none)).contains("wrote 0 values"));
+        assert!(Key::of(&none).as_scope(1024).is_err(), "it would be the scope of those that have none");
+        assert!(refused(&Key::from_parts(|parts| parts.add(&1).add(&none))).contains("wrote 0 values"));
+        assert!(Key::of(&(1, (Period { from: Some(1), to: None }, 2))).in_window(0, 1024).is_ok());
+    }
+
+    #[test]
+    fn a_key_is_not_printed_while_it_is_written() {
+        let mut encoder = KeyEncoder::new();
+        encoder.string("4242");
+        encoder.tuple(|parts| assert_eq!(format!("{parts:?}"), "KeyParts { encoder: KeyEncoder(18 bytes), count: 0 }"));
     }
 }

@@ -77,7 +77,7 @@ impl Key {
     /// ```
     pub fn of<K: IntoKey + ?Sized>(value: &K) -> Self {
         let mut encoder = KeyEncoder::new();
-        value.encode(&mut encoder);
+        encoder.one(value);
         Self::from_encoder(encoder)
     }
 

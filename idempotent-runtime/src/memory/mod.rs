@@ -247,7 +247,7 @@ impl Store for MemoryStore {
         let limit = if scan.limit == 0 { DEFAULT_PAGE } else { scan.limit };
         let mut records = Vec::new();
         for shard in &self.inner.shards[scan.after.as_ref().map_or(0, shard_number)..] {
-            lock(shard).list(&scan, limit + 1, now, &mut records);
+            lock(shard).list(&scan, limit.saturating_add(1), now, &mut records);
             if records.len() > limit {
                 records.truncate(limit);
                 let next = records.last().map(|last| last.key);

@@ -9,7 +9,7 @@ use super::error::connection_error;
 use crate::store::StoreError;
 
 /// Where a store's connections come from.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub enum Source {
     Server(Box<PgConnectOptions>),
     Pool(PgPool),

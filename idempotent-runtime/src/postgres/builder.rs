@@ -1,5 +1,6 @@
 //! Building a store: the server, the table's name, and how its connections are set up.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -38,7 +39,7 @@ const PING: Duration = Duration::from_millis(500);
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 #[must_use = "`connect` makes the store"]
 pub struct PostgresStoreBuilder {
     source: Result<Source, StoreError>,
@@ -130,6 +131,13 @@ impl PostgresStoreBuilder {
     }
 }
 
+impl fmt::Debug for PostgresStoreBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The client's options print their password.
+        f.debug_struct("PostgresStoreBuilder").field("table", &self.table).finish_non_exhaustive()
+    }
+}
+
 /// How long the server may let a statement wait for a lock: one that it gives up before we do has certainly not taken
 /// effect. A claim that waits on when nobody listens any more would leave a record that nobody owns.
 fn lock_timeout(response_timeout: Duration) -> Duration {
@@ -186,4 +194,15 @@ fn store(sessions: Sessions, table: TableName, has_bounds: bool) -> PostgresStor
         fences: Fences::default(),
         identity: OnceCell::new(),
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::PostgresStoreBuilder;
+
+    #[test]
+    fn passwords_are_not_printed() {
+        let builder = PostgresStoreBuilder::new("postgres://user:secret@host/shop");
+        assert!(!format!("{builder:?}").contains("secret"));
+    }
 }

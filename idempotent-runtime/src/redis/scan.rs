@@ -64,33 +64,58 @@ impl RedisStore {
 
     /// The records without their bodies.
     async fn heads(&self, keys: &[KeyHash]) -> Result<Vec<Record>, StoreError> {
+        let mut records = Vec::new();
+        // What is left are records with names that are longer than any reasonable one: they are read as a whole.
+        let left = self.add_heads(keys, envelope::LONGEST_HEAD, &mut records).await?;
+        if !left.is_empty() {
+            self.add_heads(&left, usize::MAX, &mut records).await?;
+            records.sort_unstable_by_key(|record| record.key);
+        }
+        Ok(records)
+    }
+
+    /// Adds the records of which everything but the body is in their first `length` bytes, and gives the keys of the others.
+    async fn add_heads(
+        &self,
+        keys: &[KeyHash],
+        length: usize,
+        records: &mut Vec<Record>,
+    ) -> Result<Vec<KeyHash>, StoreError> {
         const OPERATION: &str = "scan";
         let link = &self.0.commands;
         let mut connected = link.connected(OPERATION).await?;
         let mut pipeline = redis::pipe();
+        // Counted from the end of the value, the last one is -1.
+        let last = i64::try_from(length).map_or(-1, |length| length - 1);
         for key in keys {
             let name = self.key(key);
-            pipeline.cmd("GETRANGE").arg(&name).arg(0).arg(envelope::LONGEST_HEAD - 1);
+            pipeline.cmd("GETRANGE").arg(&name).arg(0).arg(last);
             pipeline.pttl(&name);
         }
         let answer = pipeline.query_async::<Vec<redis::Value>>(&mut connected.connection).await;
         let values = link.answer(OPERATION, &connected, answer)?;
         let now = link.now(&connected);
-        let mut records = Vec::new();
+        let mut left = Vec::new();
         for (key, pair) in keys.iter().zip(values.chunks(2)) {
             let [redis::Value::BulkString(bytes), redis::Value::Int(remaining)] = pair else { continue };
             if bytes.is_empty() {
                 continue;
             }
             let mut bytes = bytes.clone();
-            envelope::cut_body(&mut bytes).map_err(|error| error.during(OPERATION))?;
+            match envelope::cut_body(&mut bytes) {
+                Err(_) if bytes.len() == length => {
+                    left.push(*key);
+                    continue;
+                }
+                cut => cut.map_err(|error| error.during(OPERATION))?,
+            };
             let record = envelope::decode(*key, bytes.into(), now).map_err(|error| error.during(OPERATION))?;
             let record = placed(record, *remaining, now);
             if record.expires > now {
                 records.push(record);
             }
         }
-        Ok(records)
+        Ok(left)
     }
 }
 

@@ -199,6 +199,12 @@ impl Journal {
         Some(self.refused(ErrorKind::Decode, step).with_detail(detail))
     }
 
+    /// Whether no checkpoint is under way or about to be.
+    pub(crate) fn is_settled(&self) -> bool {
+        let is_recording = self.steps().running.values().any(|progress| *progress == Progress::Recording);
+        !is_recording && self.writer.try_lock().is_ok()
+    }
+
     /// Resolves when no checkpoint is under way or about to be, after `patience` at the latest: a step that nobody polls
     /// any more never gets on.
     pub(crate) async fn settled(&self, engine: &Inner, patience: Duration) {

@@ -81,7 +81,8 @@ impl ManualClock {
             let mut hands = self.hands();
             hands.wall = hands.wall.saturating_add(duration);
             hands.monotonic = hands.monotonic.saturating_add(duration);
-            let after_now = (hands.monotonic + Duration::from_nanos(1), 0);
+            // Above all that are due: a number that no sleeper comes to.
+            let after_now = (hands.monotonic, u64::MAX);
             let later = hands.sleepers.split_off(&after_now);
             std::mem::replace(&mut hands.sleepers, later)
         };
@@ -224,6 +225,21 @@ mod tests {
         let sleep = clock.sleep(SECOND);
         clock.advance(SECOND);
         sleep.await;
+    }
+
+    #[tokio::test]
+    async fn time_comes_to_its_end_and_everybody_wakes() {
+        let clock = ManualClock::new();
+        let sleepers = [SECOND, Duration::MAX].map(|duration| tokio::spawn(clock.sleep(duration)));
+        clock.wait_for_sleepers(2).await;
+        for _ in 0..2 {
+            clock.advance(Duration::MAX);
+        }
+        for sleeper in sleepers {
+            sleeper.await.unwrap();
+        }
+        clock.sleep(SECOND).await;
+        assert_eq!((clock.monotonic(), clock.now()), (Duration::MAX, Timestamp::from_millis(u64::MAX)));
     }
 
     #[tokio::test]

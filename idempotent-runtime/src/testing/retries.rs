@@ -8,7 +8,8 @@ use super::crashes::{running_tasks, settle};
 
 /// Makes the same call twice, one after the other, and asserts that it had one effect and one answer. `effects` counts
 /// outside of the code under test: rows, files, messages at a fake provider. It counts when the tasks are over that the
-/// calls have spawned, as far as they end.
+/// calls have spawned, as far as they end. Tokio does not tell of what runs on threads, `spawn_blocking` included: a call waits
+/// for that itself, or its effect may come after the count.
 ///
 /// ```
 /// # use std::sync::atomic::{AtomicUsize, Ordering};

@@ -29,6 +29,12 @@ async fn by_raw_name(r#type: u64) -> Result<u64, Error> {
     Ok(r#type)
 }
 
+#[idempotent(key = "ID", ttl = "24h")]
+#[allow(non_snake_case)]
+async fn by_name_in_capitals(ID: u64) -> Result<u64, Error> {
+    Ok(ID)
+}
+
 #[idempotent(key = b"id", ttl = "24h")]
 async fn by_bytes((id, _): (u64, u64)) -> Result<u64, Error> {
     Ok(id)
