@@ -153,6 +153,7 @@ impl RedisStoreBuilder {
             #[cfg(feature = "near-cache")]
             config,
             clock: self.clock,
+            randomness: crate::clock::SystemRandomness,
         })))
     }
 }

@@ -27,7 +27,7 @@ pub use builder::RedisStoreBuilder;
 use link::Link;
 use tracking::Waiters;
 
-use crate::clock::{Clock, Timestamp};
+use crate::clock::{Clock, Randomness as _, SystemRandomness, Timestamp};
 use crate::key::{KeyHash, hex};
 use crate::store::{
     Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Grant, Page, Park, Purged, Record, Release,
@@ -75,6 +75,7 @@ struct Inner {
     scripts: script::Scripts,
     prefix: String,
     clock: Arc<dyn Clock>,
+    randomness: SystemRandomness,
     #[cfg(feature = "near-cache")]
     client: redis::Client,
     #[cfg(feature = "near-cache")]
@@ -99,8 +100,16 @@ impl RedisStore {
         [self.0.prefix.as_str(), "{", &key.to_hex(), "}"].concat()
     }
 
-    fn staged_key(&self, key: &KeyHash, token: Token) -> String {
-        format!("{}:{}", self.key(key), hex(&token.bits().to_be_bytes()))
+    /// A key for one body of one request. Bodies of one record that are on their way at once, or arrive once more, would
+    /// stand for each other under one name.
+    fn staged_key(&self, operation: &'static str, key: &KeyHash) -> Result<String, StoreError> {
+        let mut name = [0; 16];
+        self.0.randomness.fill(&mut name).map_err(|error| {
+            StoreError::new(StoreErrorKind::Refused, operation)
+                .with_detail("the system gives no random bytes")
+                .with_source(error)
+        })?;
+        Ok(format!("{}:{}", self.key(key), hex(&name)))
     }
 }
 
@@ -193,10 +202,10 @@ impl RedisStore {
         let mut connected = link.connected(OPERATION).await?;
         let mut script = self.0.scripts.claim.key(self.key(&claim.key));
         let answer = script.arg(pending).arg(millis(claim.lease)).invoke_async(&mut connected.connection).await;
-        let (verdict, mut bytes, remaining, now): (String, Vec<u8>, i64, u64) =
+        let (verdict, fields, words, remaining, now): (String, Vec<u8>, Vec<u8>, i64, u64) =
             link.answer(OPERATION, &connected, answer)?;
         let now = Timestamp::from_millis(now);
-        let body_length = envelope::cut_body(&mut bytes).map_err(|error| error.during(OPERATION))?;
+        let (bytes, body_length) = envelope::without_body(&fields, &words).map_err(|error| error.during(OPERATION))?;
         let record = envelope::decode(claim.key, bytes.into(), now).map_err(|error| error.during(OPERATION))?;
         let mut record = placed(record, remaining, now);
         if body_length > 0 {

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use redis::Value;
+
 use super::{RedisStore, placed};
 use crate::key::KeyHash;
 use crate::store::{Page, Record, Scan, StoreError, envelope};
@@ -68,22 +70,24 @@ impl RedisStore {
         let link = &self.0.commands;
         let mut connected = link.connected(OPERATION).await?;
         let mut pipeline = redis::pipe();
+        // Both ends of a record are of one moment.
+        pipeline.atomic();
         for key in keys {
             let name = self.key(key);
-            pipeline.cmd("GETRANGE").arg(&name).arg(0).arg(envelope::LONGEST_HEAD - 1);
+            pipeline.cmd("GETRANGE").arg(&name).arg(0).arg(envelope::FIELDS - 1);
+            pipeline.cmd("GETRANGE").arg(&name).arg(format!("-{}", envelope::LONGEST_WORDS)).arg(-1);
             pipeline.pttl(&name);
         }
-        let answer = pipeline.query_async::<Vec<redis::Value>>(&mut connected.connection).await;
+        let answer = pipeline.query_async::<Vec<Value>>(&mut connected.connection).await;
         let values = link.answer(OPERATION, &connected, answer)?;
         let now = link.now(&connected);
         let mut records = Vec::new();
-        for (key, pair) in keys.iter().zip(values.chunks(2)) {
-            let [redis::Value::BulkString(bytes), redis::Value::Int(remaining)] = pair else { continue };
-            if bytes.is_empty() {
+        for (key, values) in keys.iter().zip(values.chunks(3)) {
+            let [Value::BulkString(fields), Value::BulkString(end), Value::Int(remaining)] = values else { continue };
+            if fields.is_empty() {
                 continue;
             }
-            let mut bytes = bytes.clone();
-            envelope::cut_body(&mut bytes).map_err(|error| error.during(OPERATION))?;
+            let (bytes, _) = envelope::without_body(fields, end).map_err(|error| error.during(OPERATION))?;
             let record = envelope::decode(*key, bytes.into(), now).map_err(|error| error.during(OPERATION))?;
             let record = placed(record, *remaining, now);
             if record.expires > now {

@@ -131,6 +131,7 @@ macro_rules! __conformance {
                 an_owner_stores_its_result
                 a_result_replaces_the_checkpoint
                 bodies_are_opaque
+                a_body_of_any_size_leaves_what_the_claim_said
                 a_late_result_is_stored
                 a_parked_owner_stores_its_result
                 a_result_sent_twice_is_stored_once
