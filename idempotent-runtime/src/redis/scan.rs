@@ -5,9 +5,11 @@ use std::collections::BTreeSet;
 use redis::Value;
 
 use super::{RedisStore, placed};
+use crate::clock::Timestamp;
 use crate::key::KeyHash;
-use crate::store::{Page, Record, Scan, StoreError, envelope};
+use crate::store::{Page, Record, Scan, StoreError, StoreErrorKind, envelope};
 
+const OPERATION: &str = "scan";
 /// How many keys one `SCAN` step looks at.
 const STEP: usize = 1000;
 /// How many records are read in one round trip.
@@ -19,27 +21,30 @@ impl RedisStore {
     pub(super) async fn scan_records(&self, scan: &Scan) -> Result<Page, StoreError> {
         let limit = if scan.limit == 0 { PAGE } else { scan.limit };
         let keys: Vec<KeyHash> = self.keys_after(scan.after).await?.into_iter().collect();
-        let mut records = Vec::new();
+        let (mut records, mut unreadable): (Vec<Record>, _) = (Vec::new(), Vec::new());
         for batch in keys.chunks(BATCH) {
-            for record in self.heads(batch).await? {
-                let wanted = scan.state.is_none_or(|state| record.state == state)
-                    && scan.operation.as_ref().is_none_or(|operation| record.operation == *operation);
-                if !wanted {
+            for (key, head) in self.heads(batch).await? {
+                if head.as_ref().is_ok_and(|record| !scan.includes(record)) {
                     continue;
                 }
-                if records.len() == limit {
-                    let next = records.last().map(|record: &Record| record.key);
-                    return Ok(Page::new(records, next));
+                if records.len() + unreadable.len() == limit {
+                    let next = records.last().map(|record| record.key).max(unreadable.last().copied());
+                    return Ok(Page::new(records, next).with_unreadable(unreadable));
                 }
-                records.push(record);
+                match head {
+                    Ok(record) => records.push(record),
+                    Err(error) => {
+                        tracing::warn!(%key, %error, "a record cannot be read, and is not listed");
+                        unreadable.push(key);
+                    }
+                }
             }
         }
-        Ok(Page::new(records, None))
+        Ok(Page::new(records, None).with_unreadable(unreadable))
     }
 
     /// The names of all records after `after`, in order.
     async fn keys_after(&self, after: Option<KeyHash>) -> Result<BTreeSet<KeyHash>, StoreError> {
-        const OPERATION: &str = "scan";
         let link = &self.0.commands;
         let (mut keys, mut cursor) = (BTreeSet::new(), 0_u64);
         loop {
@@ -64,14 +69,13 @@ impl RedisStore {
         }
     }
 
-    /// The records without their bodies.
-    async fn heads(&self, keys: &[KeyHash]) -> Result<Vec<Record>, StoreError> {
-        const OPERATION: &str = "scan";
+    /// The records without their bodies, each as far as it can be read.
+    async fn heads(&self, keys: &[KeyHash]) -> Result<Vec<(KeyHash, Result<Record, StoreError>)>, StoreError> {
         let link = &self.0.commands;
         let mut connected = link.connected(OPERATION).await?;
         let mut pipeline = redis::pipe();
-        // Both ends of a record are of one moment.
-        pipeline.atomic();
+        // Both ends of a record are of one moment, and one that is none does not cost the others theirs.
+        pipeline.atomic().ignore_errors();
         for key in keys {
             let name = self.key(key);
             pipeline.cmd("GETRANGE").arg(&name).arg(0).arg(envelope::FIELDS - 1);
@@ -81,21 +85,22 @@ impl RedisStore {
         let answer = pipeline.query_async::<Vec<Value>>(&mut connected.connection).await;
         let values = link.answer(OPERATION, &connected, answer)?;
         let now = link.now(&connected);
-        let mut records = Vec::new();
-        for (key, values) in keys.iter().zip(values.chunks(3)) {
-            let [Value::BulkString(fields), Value::BulkString(end), Value::Int(remaining)] = values else { continue };
-            if fields.is_empty() {
-                continue;
-            }
-            let (bytes, _) = envelope::without_body(fields, end).map_err(|error| error.during(OPERATION))?;
-            let record = envelope::decode(*key, bytes.into(), now).map_err(|error| error.during(OPERATION))?;
-            let record = placed(record, *remaining, now);
-            if record.expires > now {
-                records.push(record);
-            }
-        }
-        Ok(records)
+        let heads = keys.iter().zip(values.chunks(3)).map(|(key, values)| (*key, head(*key, values, now)));
+        Ok(heads.filter_map(|(key, head)| Some((key, head.transpose()?))).collect())
     }
+}
+
+/// What one record's three answers say. `None`: there is none, or none that has not expired.
+fn head(key: KeyHash, values: &[Value], now: Timestamp) -> Result<Option<Record>, StoreError> {
+    let [Value::BulkString(fields), Value::BulkString(end), Value::Int(remaining)] = values else {
+        return Err(StoreError::new(StoreErrorKind::Corrupt, OPERATION).with_detail("the value is no record"));
+    };
+    if fields.is_empty() {
+        return Ok(None);
+    }
+    let (bytes, _) = envelope::without_body(fields, end).map_err(|error| error.during(OPERATION))?;
+    let record = envelope::decode(key, bytes.into(), now).map_err(|error| error.during(OPERATION))?;
+    Ok(Some(placed(record, *remaining, now)).filter(|record| record.expires > now))
 }
 
 fn glob_escaped(prefix: &str) -> String {

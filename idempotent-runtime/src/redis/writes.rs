@@ -7,8 +7,9 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use redis::{Cmd, RedisError, Script, ScriptInvocation};
+use redis::{Cmd, RedisError, RedisResult, Script, ScriptInvocation};
 
+use super::error::is_foreign;
 use super::{RedisStore, changed, flag, millis, pending, reason, unexpected};
 use crate::key::KeyHash;
 use crate::store::{
@@ -35,14 +36,31 @@ impl RedisStore {
             pipeline.cmd("EVALSHA").arg(script.get_hash()).arg(1).arg(self.key(&renewal.key));
             pipeline.arg(&renewal.token.bits().to_be_bytes()[..]).arg(millis(renewal.lease));
         }
-        let mut answer = pipeline.query_async::<Vec<String>>(&mut connected.connection).await;
-        if answer.as_ref().is_err_and(is_unknown_script) {
+        // A key that somebody else has overwritten does not cost the others their answers.
+        pipeline.ignore_errors();
+        let mut answers = pipeline.query_async::<Vec<RedisResult<String>>>(&mut connected.connection).await;
+        if answers
+            .as_ref()
+            .is_ok_and(|answers| answers.iter().any(|answer| answer.as_ref().is_err_and(is_unknown_script)))
+        {
             let loaded = script.load_async(&mut connected.connection).await;
             link.answer(OPERATION, &connected, loaded)?;
-            answer = pipeline.query_async(&mut connected.connection).await;
+            answers = pipeline.query_async(&mut connected.connection).await;
         }
-        let answers = link.answer(OPERATION, &connected, answer)?;
-        answers.iter().map(|answer| written(OPERATION, answer)).collect()
+        let answers = link.answer(OPERATION, &connected, answers)?;
+        // They failed for one reason, the server's.
+        if answers.iter().all(|answer| answer.as_ref().is_err_and(|error| !is_foreign(error)))
+            && let Some(Err(error)) = answers.first()
+        {
+            return link.answer(OPERATION, &connected, Err(error.clone()));
+        }
+        let one = |answer: RedisResult<String>| match answer {
+            Ok(answer) => written(OPERATION, &answer).unwrap_or(Written::Unanswered),
+            // Nothing of what is there is the owner's.
+            Err(error) if is_foreign(&error) => Written::Lost,
+            Err(_) => Written::Unanswered,
+        };
+        Ok(answers.into_iter().map(one).collect())
     }
 
     /// Runs a script that takes a token and words.

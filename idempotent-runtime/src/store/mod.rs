@@ -112,6 +112,8 @@ pub trait Store: Send + Sync + 'static {
     /// for renewals there, so that a blocked executor of the user does not lose its leases.
     ///
     /// To be correct:
+    /// - One answer for each, in their order. What keeps one from being renewed must not cost the others their leases: a
+    ///   record that is locked is [`Written::Unanswered`], one that cannot be read is [`Written::Lost`].
     /// - Only P with this token: `lease_until` becomes now + lease, also when the lease was over. Otherwise [`Written::Lost`] or [`Written::Gone`].
     /// - A lease that was given up ([`abandon`](Self::abandon), [`release`](Self::release)) is not prolonged: [`Written::Lost`].
     /// - The expiry grows to at least the end of the lease plus the record's linger, and never shrinks.
