@@ -222,7 +222,8 @@ pub trait Store: Send + Sync + 'static {
 
     /// Lists records that have not expired, tombstones included.
     ///
-    /// To be correct: in the order of the keys, each record that [is asked for](Scan::includes) once, without its body.
+    /// To be correct: in the order of the keys, each record that [is asked for](Scan::includes) once, without its body. A
+    /// record that cannot be read is named in [`Page::unreadable`], and keeps no other from being listed.
     fn scan(&self, scan: Scan) -> impl Future<Output = Result<Page, StoreError>> + Send;
 
     /// Removes at most `limit` expired records. Stores whose server expires records itself do nothing.
