@@ -39,6 +39,8 @@ type SetupFuture = Pin<Box<dyn Future<Output = RedisResult<()>> + Send>>;
 
 /// Where a record says that its lease ends `linger` before the key does. See `scripts/record.lua`.
 const BY_EXPIRY: Timestamp = Timestamp::from_millis(u64::MAX);
+/// How often a claim decides anew because the record changed before its body was read.
+const ATTEMPTS: usize = 100;
 /// How often a waiter looks where the server does not push.
 const POLL: Duration = Duration::from_millis(100);
 
@@ -199,35 +201,44 @@ impl RedisStore {
     async fn claim_by_script(&self, claim: &Claim, pending: &[u8]) -> Result<Claimed, StoreError> {
         const OPERATION: &str = "claim";
         let link = &self.0.commands;
-        let mut connected = link.connected(OPERATION).await?;
-        let mut script = self.0.scripts.claim.key(self.key(&claim.key));
-        let answer = script.arg(pending).arg(millis(claim.lease)).invoke_async(&mut connected.connection).await;
-        let (verdict, fields, words, remaining, now): (String, Vec<u8>, Vec<u8>, i64, u64) =
-            link.answer(OPERATION, &connected, answer)?;
-        let now = Timestamp::from_millis(now);
-        let (bytes, body_length) = envelope::without_body(&fields, &words).map_err(|error| error.during(OPERATION))?;
-        let record = envelope::decode(claim.key, bytes.into(), now).map_err(|error| error.during(OPERATION))?;
-        let mut record = placed(record, remaining, now);
-        if body_length > 0 {
-            // A body does not pass through the script. It is the same as long as the owner and the state are.
-            let read = self.get(OPERATION, link, claim.key).await?;
-            match read {
-                Some(read) if read.owner == record.owner && read.state == record.state => record.body = read.body,
-                _ => {
-                    return Err(
-                        StoreError::new(StoreErrorKind::Refused, OPERATION).with_detail("the record changed meanwhile")
-                    );
+        let mut attempts = 0..ATTEMPTS;
+        while attempts.next().is_some() {
+            let mut connected = link.connected(OPERATION).await?;
+            let mut script = self.0.scripts.claim.key(self.key(&claim.key));
+            let answer = script.arg(pending).arg(millis(claim.lease)).invoke_async(&mut connected.connection).await;
+            let (verdict, fields, words, remaining, now): (String, Vec<u8>, Vec<u8>, i64, u64) =
+                link.answer(OPERATION, &connected, answer)?;
+            let now = Timestamp::from_millis(now);
+            let (bytes, body_length) =
+                envelope::without_body(&fields, &words).map_err(|error| error.during(OPERATION))?;
+            let record = envelope::decode(claim.key, bytes.into(), now).map_err(|error| error.during(OPERATION))?;
+            let mut record = placed(record, remaining, now);
+            let is_mine = verdict == "mine";
+            if body_length > 0 && (is_mine || record.state.is_answer()) {
+                // A body does not pass through the script. It is the same as long as the owner and the state are.
+                match self.get(OPERATION, link, claim.key).await {
+                    Ok(Some(read)) if read.owner == record.owner && read.state == record.state => {
+                        record.body = read.body
+                    }
+                    // Whatever was in the way: the claim is taken. It is settled by its token.
+                    Err(error) if is_mine && error.kind() == StoreErrorKind::Refused => {
+                        return Err(StoreError::new(StoreErrorKind::Unavailable, OPERATION).with_source(error));
+                    }
+                    Err(error) => return Err(error),
+                    // The record of another is decided about once more; so is an own one that an operator has taken away.
+                    Ok(_) => continue,
                 }
             }
+            return Ok(if is_mine {
+                let taken_over = record.taken_over;
+                let mut grant = Grant::new(record);
+                grant.taken_over = taken_over;
+                Claimed::Mine(grant)
+            } else {
+                Claimed::Held(record)
+            });
         }
-        Ok(if verdict == "mine" {
-            let taken_over = record.taken_over;
-            let mut grant = Grant::new(record);
-            grant.taken_over = taken_over;
-            Claimed::Mine(grant)
-        } else {
-            Claimed::Held(record)
-        })
+        Err(StoreError::new(StoreErrorKind::Unavailable, OPERATION).with_detail("the record changed again and again"))
     }
 }
 

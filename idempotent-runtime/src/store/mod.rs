@@ -16,7 +16,9 @@
 //!
 //! Then prove it: `idempotency::testing::conformance!` (feature `testing`) makes one test for each rule.
 //! A store that decides inside its server, in SQL or in a script, writes the rules down once more, and the suite
-//! tells whether they are the same.
+//! tells whether they are the same. Much of it needs two handles on the same records, as two processes have them: what
+//! holds because of a lock or a cache of one process holds for nobody else. That the suite notices is tested with a list of
+//! broken stores, `tests/conformance/broken` in the repository.
 
 #[cfg(any(feature = "redis", feature = "postgres", feature = "mysql", feature = "sqlite"))]
 pub(crate) mod bounds;

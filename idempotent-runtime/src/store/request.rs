@@ -75,7 +75,7 @@ impl Claim {
 pub enum Claimed {
     /// The caller owns the claim, and nobody else does.
     Mine(Grant),
-    /// The caller does not; this is what stands in the way.
+    /// The caller does not; this is what stands in the way. The body of a record that is no answer may be left out.
     Held(Record),
 }
 
