@@ -3,7 +3,7 @@
 mod address;
 mod builder;
 mod check;
-mod error;
+pub(crate) mod error;
 mod migrate;
 mod purge;
 mod query;

@@ -122,8 +122,17 @@ fn placed(mut record: Record, remaining: i64, now: Timestamp) -> Record {
     let left = i128::from(remaining) - i128::from(record.after_expiry);
     record.read_at = now;
     record.expires = at(now_millis + left);
-    if record.lease_until == BY_EXPIRY {
+    if record.lease_until == BY_EXPIRY && record.state == State::InProgress {
         record.lease_until = at(now_millis + left - i128::from(record.linger));
+    }
+    unmarked(record)
+}
+
+/// What is stored in place of the end of a lease is no time. Where it was not asked for, or the key's expiry is that of
+/// something else by now, the lease is over.
+fn unmarked(mut record: Record) -> Record {
+    if record.lease_until == BY_EXPIRY {
+        record.lease_until = Timestamp::default();
     }
     record
 }
@@ -291,7 +300,7 @@ impl Store for RedisStore {
         let record = envelope::decode(claim.key, found.into(), created).map_err(|error| error.during(OPERATION))?;
         // With a tombstone to come, only the key's expiry tells whether the record still counts.
         if record.state.is_answer() && record.after_expiry == 0 {
-            let record = if claim.tell_expiry { placed(record, remaining, created) } else { record };
+            let record = if claim.tell_expiry { placed(record, remaining, created) } else { unmarked(record) };
             return Ok(Claimed::Held(record));
         }
         if record.state.is_answer()
@@ -394,7 +403,7 @@ impl RedisStore {
         let bytes = Bytes::from(bytes);
         let record = envelope::decode(key, bytes.clone(), now).map_err(|error| error.during(operation))?;
         if record.state.is_answer() && record.after_expiry == 0 {
-            return Ok(Some(record));
+            return Ok(Some(unmarked(record)));
         }
         let answer = redis::cmd("PTTL").arg(&name).query_async::<i64>(&mut connected.connection).await;
         let remaining = link.answer(operation, &connected, answer)?;

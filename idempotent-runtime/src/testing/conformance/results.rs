@@ -24,6 +24,11 @@ pub async fn an_owner_stores_its_result<S: Subject>(scene: Scene<S>) {
         assert_eq!((record.schema, record.reason), (5, Some(Reason::TooLarge)), "{rule}");
         assert_eq!((&record.body[..], record.attempts), (&b"first"[..], 1), "{rule}");
         assert_eq!((record.created, &*record.operation), (grant.record.created, OPERATION), "{rule}");
+        let watched = scene.watch().await.record.expect(rule);
+        for seen in [record, watched, scene.held(&scene.claim_by(2), rule).await] {
+            let latest = seen.read_at.max(grant.record.lease_until);
+            assert!(seen.lease_until <= latest, "{rule}, and the lease is over or as it was: {:?}", seen.lease_until);
+        }
         scene.pass_expiry().await;
     }
 }
