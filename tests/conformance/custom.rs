@@ -1,5 +1,6 @@
 //! The store that the documentation of `idempotency::store` shows keeps every rule.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use idempotency::testing::{ClockJump, ManualClock, Subject};
@@ -11,22 +12,26 @@ mod custom_store;
 use custom_store::CustomStore;
 
 struct Custom {
-    store: CustomStore,
+    store: Arc<CustomStore>,
     clock: ManualClock,
 }
 
 impl Custom {
     fn new() -> Self {
         let clock = ManualClock::new();
-        Self { store: CustomStore::new(clock.clone()), clock }
+        Self { store: Arc::new(CustomStore::new(clock.clone())), clock }
     }
 }
 
 impl Subject for Custom {
-    type Store = CustomStore;
+    type Store = Arc<CustomStore>;
 
-    fn store(&self) -> &CustomStore {
+    fn store(&self) -> &Arc<CustomStore> {
         &self.store
+    }
+
+    async fn second(&self) -> Arc<CustomStore> {
+        Arc::clone(&self.store)
     }
 
     async fn advance(&self, duration: Duration) {

@@ -1,5 +1,6 @@
 //! The store of the example `custom_store` keeps every rule.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use idempotency::testing::{ClockJump, ManualClock, Subject};
@@ -13,7 +14,7 @@ mod file_store;
 use file_store::FileStore;
 
 struct Files {
-    store: FileStore,
+    store: Arc<FileStore>,
     clock: ManualClock,
     _directory: TempDir,
 }
@@ -22,15 +23,19 @@ impl Files {
     fn new() -> Self {
         let (clock, directory) = (ManualClock::new(), tempfile::tempdir().expect("a directory"));
         let store = FileStore::open(directory.path(), clock.clone()).expect("the directory can be used");
-        Self { store, clock, _directory: directory }
+        Self { store: Arc::new(store), clock, _directory: directory }
     }
 }
 
 impl Subject for Files {
-    type Store = FileStore;
+    type Store = Arc<FileStore>;
 
-    fn store(&self) -> &FileStore {
+    fn store(&self) -> &Arc<FileStore> {
         &self.store
+    }
+
+    async fn second(&self) -> Arc<FileStore> {
+        Arc::clone(&self.store)
     }
 
     async fn advance(&self, duration: Duration) {

@@ -24,6 +24,10 @@ impl Subject for Memory {
         &self.store
     }
 
+    async fn second(&self) -> MemoryStore {
+        self.store.clone()
+    }
+
     async fn advance(&self, duration: Duration) {
         self.clock.advance(duration);
     }

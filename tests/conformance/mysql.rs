@@ -24,30 +24,36 @@ fn server() -> &'static (MariaDbServer, String) {
     })
 }
 
-struct MySql(MySqlStore);
+struct MySql {
+    store: MySqlStore,
+    table: String,
+}
 
 impl MySql {
     async fn new() -> Self {
         static CASES: AtomicU32 = AtomicU32::new(0);
         let table = format!("records_{}", CASES.fetch_add(1, Ordering::Relaxed));
-        let url = tokio::task::spawn_blocking(|| &server().1).await.expect("the server starts");
-        let store = MySqlStore::builder(url)
-            .table(table)
-            .max_connections(4)
-            .response_timeout(Duration::from_secs(20))
-            .connect()
-            .await
-            .expect("the store connects");
+        let store = connect(&table).await;
         store.migrate().await.expect("the table is made");
-        Self(store)
+        Self { store, table }
     }
+}
+
+async fn connect(table: &str) -> MySqlStore {
+    let url = tokio::task::spawn_blocking(|| &server().1).await.expect("the server starts");
+    let builder = MySqlStore::builder(url).table(table).max_connections(4);
+    builder.response_timeout(Duration::from_secs(20)).connect().await.expect("the store connects")
 }
 
 impl Subject for MySql {
     type Store = MySqlStore;
 
     fn store(&self) -> &MySqlStore {
-        &self.0
+        &self.store
+    }
+
+    async fn second(&self) -> MySqlStore {
+        connect(&self.table).await
     }
 
     async fn advance(&self, duration: Duration) {

@@ -20,27 +20,37 @@ fn server() -> &'static PostgresServer {
     })
 }
 
-struct Postgres(PostgresStore);
+struct Postgres {
+    store: PostgresStore,
+    table: String,
+}
 
 impl Postgres {
     async fn new() -> Self {
         static CASES: AtomicU32 = AtomicU32::new(0);
         let case = CASES.fetch_add(1, Ordering::Relaxed);
-        let url = tokio::task::spawn_blocking(|| server().url()).await.expect("the server starts");
         let table = format!("conformance_{}_{case}", std::process::id());
-        let builder =
-            PostgresStore::builder(url).table(table).max_connections(4).response_timeout(Duration::from_secs(20));
-        let store = builder.connect().await.expect("the store connects");
+        let store = connect(&table).await;
         store.migrate().await.expect("the table is made");
-        Self(store)
+        Self { store, table }
     }
+}
+
+async fn connect(table: &str) -> PostgresStore {
+    let url = tokio::task::spawn_blocking(|| server().url()).await.expect("the server starts");
+    let builder = PostgresStore::builder(&url).table(table).max_connections(4);
+    builder.response_timeout(Duration::from_secs(20)).connect().await.expect("the store connects")
 }
 
 impl Subject for Postgres {
     type Store = PostgresStore;
 
     fn store(&self) -> &PostgresStore {
-        &self.0
+        &self.store
+    }
+
+    async fn second(&self) -> PostgresStore {
+        connect(&self.table).await
     }
 
     async fn advance(&self, duration: Duration) {

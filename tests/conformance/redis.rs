@@ -20,30 +20,35 @@ fn server() -> &'static RedisServer {
     })
 }
 
-struct Redis(RedisStore);
+struct Redis {
+    store: RedisStore,
+    prefix: String,
+}
 
 impl Redis {
     async fn new() -> Self {
         static CASES: AtomicU32 = AtomicU32::new(0);
         let case = CASES.fetch_add(1, Ordering::Relaxed);
         let prefix = format!("conformance:{}:{case}:", std::process::id());
-        let url = tokio::task::spawn_blocking(|| server().url()).await.expect("the server starts");
-        Self(
-            RedisStore::builder(url)
-                .prefix(prefix)
-                .response_timeout(Duration::from_secs(20))
-                .connect()
-                .await
-                .expect("the store connects"),
-        )
+        Self { store: connect(&prefix).await, prefix }
     }
+}
+
+async fn connect(prefix: &str) -> RedisStore {
+    let url = tokio::task::spawn_blocking(|| server().url()).await.expect("the server starts");
+    let builder = RedisStore::builder(url).prefix(prefix).response_timeout(Duration::from_secs(20));
+    builder.connect().await.expect("the store connects")
 }
 
 impl Subject for Redis {
     type Store = RedisStore;
 
     fn store(&self) -> &RedisStore {
-        &self.0
+        &self.store
+    }
+
+    async fn second(&self) -> RedisStore {
+        connect(&self.prefix).await
     }
 
     async fn advance(&self, duration: Duration) {

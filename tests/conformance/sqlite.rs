@@ -10,18 +10,20 @@ struct Sqlite {
     store: SqliteStore,
     clock: ManualClock,
     // Removed after the store's connections.
-    _directory: TempDir,
+    directory: TempDir,
 }
 
 impl Sqlite {
     async fn new() -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let clock = ManualClock::new();
-        let builder = SqliteStore::builder(directory.path().join("records.db")).clock(clock.clone());
-        let builder = builder.response_timeout(Duration::from_secs(20));
-        let store = builder.open().await.expect("the file is made");
-        Self { store, clock, _directory: directory }
+        Self { store: open(&directory, &clock).await, clock, directory }
     }
+}
+
+async fn open(directory: &TempDir, clock: &ManualClock) -> SqliteStore {
+    let builder = SqliteStore::builder(directory.path().join("records.db")).clock(clock.clone());
+    builder.response_timeout(Duration::from_secs(20)).open().await.expect("the file is made")
 }
 
 impl Subject for Sqlite {
@@ -29,6 +31,10 @@ impl Subject for Sqlite {
 
     fn store(&self) -> &SqliteStore {
         &self.store
+    }
+
+    async fn second(&self) -> SqliteStore {
+        open(&self.directory, &self.clock).await
     }
 
     async fn advance(&self, duration: Duration) {

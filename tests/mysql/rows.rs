@@ -7,7 +7,7 @@ use idempotency::Fingerprint;
 use idempotency::clock::Timestamp;
 use idempotency::key::KeyHash;
 use idempotency::store::{
-    CrashPolicy, Reason, Record, Release, Renewal, State, Store as _, StoreErrorKind, Token, Written,
+    CrashPolicy, Reason, Record, Release, Renewal, Scan, State, Store as _, StoreErrorKind, Token, Written,
 };
 
 use crate::world::{LEASE, World, claim, commit, fresh, held, key, mine};
@@ -117,6 +117,9 @@ async fn rows_of_an_unknown_format_are_refused_and_left_alone() -> anyhow::Resul
         [Written::Lost, Written::Applied],
         "one row is no reason to lose the others"
     );
+    let page = store.scan(Scan::default()).await?;
+    let listed: Vec<_> = page.records.iter().map(|record| record.key).collect();
+    assert_eq!((listed, page.unreadable), (vec![mine_too], vec![key(1)]), "it lists what can be read");
     assert_eq!(store.purge(100).await?.removed, 0);
     assert_eq!(world.sql(dump).await?, before);
     assert_eq!(before.len(), 1);

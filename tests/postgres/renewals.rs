@@ -2,9 +2,12 @@
 
 use std::time::Duration;
 
+use idempotency::key::KeyHash;
 use idempotency::store::{PostgresStore, Renewal, State, Store as _, StoreError, Token, Written};
+use idempotency::{Context, Error};
+use idempotency_test_support::deadline::{eventually_async, within};
 
-use crate::world::{DAY, World, claim, key, number, run, token};
+use crate::world::{DAY, OPERATION, World, claim, key, number, run, token};
 
 const LEASE: Duration = Duration::from_secs(60);
 
@@ -38,7 +41,7 @@ async fn renewals_go_on_while_all_other_connections_are_taken() -> anyhow::Resul
         let store = store.clone();
         async move { store.remove(remove).await }
     });
-    idempotency_test_support::deadline::eventually_async("the other request to wait", async || {
+    eventually_async("the other request to wait", async || {
         let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'
                        AND datname = current_database()";
         world.sql(waiting).await.is_ok_and(|rows| rows == [[Some("1".to_owned())]])
@@ -104,5 +107,71 @@ async fn a_row_that_cannot_be_read_does_not_cost_others_their_leases() -> anyhow
     world.sql(&format!("UPDATE idempotency_records SET format = 2 WHERE key_hash = '\\x{}'", key(2).to_hex())).await?;
     let written = world.store.renew((1..=3).map(renewal).collect()).await?;
     assert_eq!(written, [Written::Applied, Written::Lost, Written::Applied]);
+    Ok(())
+}
+
+/// A transaction of somebody else that holds the row of `key`.
+async fn lock(world: &World, key: KeyHash) -> anyhow::Result<sqlx::Transaction<'static, sqlx::Postgres>> {
+    let mut transaction = sqlx::PgPool::connect(&world.url).await?.begin().await?;
+    let locking = sqlx::query("SELECT 1 FROM idempotency_records WHERE key_hash = $1 FOR UPDATE");
+    locking.bind(&key.as_bytes()[..]).fetch_one(&mut *transaction).await?;
+    Ok(transaction)
+}
+
+#[tokio::test]
+async fn a_locked_row_is_not_answered_and_does_not_cost_others_their_renewal() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    for number in 1..=3 {
+        world.store.claim(claim(number)).await?;
+    }
+    let transaction = lock(&world, key(2)).await?;
+    let mut renewals: Vec<_> = (1..=4).map(renewal).collect();
+    renewals.push(Renewal::new(key(3), token(1), LEASE));
+    let renewed = [Written::Applied, Written::Unanswered, Written::Applied, Written::Gone, Written::Lost];
+    assert_eq!(world.store.renew(renewals).await?, renewed);
+    transaction.rollback().await?;
+    assert_eq!(world.store.renew(vec![renewal(2)]).await?, [Written::Applied]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_row_that_is_locked_for_longer_than_a_lease_costs_no_other_call_its_claim() -> anyhow::Result<()> {
+    const CALLS: u32 = 20;
+    let world = World::new().await?;
+    let engine = world.engine(|builder| builder.lease(Duration::from_secs(4)));
+    let (finish, finished) = tokio::sync::watch::channel(false);
+    let (started, mut starts) = tokio::sync::mpsc::unbounded_channel();
+    let calls: Vec<_> = (0..CALLS)
+        .map(|call| {
+            let (engine, started, mut finished) = (engine.clone(), started.clone(), finished.clone());
+            tokio::spawn(async move {
+                let body = || async move {
+                    let _ = started.send(call);
+                    let _ = finished.wait_for(|finished| *finished).await;
+                    Ok::<_, Error>(!Context::current().lease_lost())
+                };
+                engine.call(OPERATION, call).ttl(DAY).run(body).await
+            })
+        })
+        .collect();
+    for _ in 0..CALLS {
+        within("a body to start", starts.recv()).await?;
+    }
+    let record = async |call: u32| {
+        let key = engine.record(OPERATION, call).hash()?;
+        world.store.read(key).await?.ok_or_else(|| anyhow::anyhow!("there is no record of {call}"))
+    };
+    let transaction = lock(&world, engine.record(OPERATION, 0_u32).hash()?).await?;
+    let is_over = async || record(0).await.is_ok_and(|record| record.lease_until < record.read_at);
+    eventually_async("the lease of the locked row to be over", is_over).await?;
+    for call in 1..CALLS {
+        let record = record(call).await?;
+        assert!(record.lease_until > record.read_at, "the lease of {call} is over as well");
+    }
+    transaction.rollback().await?;
+    finish.send(true)?;
+    for call in calls.into_iter().skip(1) {
+        assert!(call.await??, "a claim was lost");
+    }
     Ok(())
 }

@@ -45,6 +45,15 @@ async fn a_server_that_a_paused_clock_leaves_no_time_is_not_said_to_be_silent() 
 }
 
 #[tokio::test]
+async fn a_node_of_a_cluster_is_refused() -> anyhow::Result<()> {
+    let node = RedisServer::start(RedisOptions::new().private().setting("cluster-enabled", "yes")).await?;
+    let error = patient(&node.url()).connect().await.unwrap_err();
+    assert_eq!(error.kind(), StoreErrorKind::Config, "{error}");
+    assert!(error.to_string().contains("Redis Cluster"), "{error}");
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_server_without_an_append_only_file_is_warned_about() -> anyhow::Result<()> {
     let warnings = Warnings::listen();
     let durable = RedisServer::start(RedisOptions::new().append_only()).await?;

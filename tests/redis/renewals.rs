@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::try_join_all;
+use idempotency::key::KeyHash;
+use idempotency::store::{Claim, Renewal, Scan, Store as _, Token, Written};
 use idempotency::testing::ManualClock;
 use idempotency::{Context, Error, Idempotency};
 use idempotency_test_support::deadline::{eventually_within, within};
@@ -77,5 +79,27 @@ async fn ten_thousand_leases_are_renewed_in_one_round_trip() -> anyhow::Result<(
         assert!(within("the end of a call", call).await???, "the lease was renewed");
     }
     assert_eq!(world.proxy.requests() - before, 2 * CALLS, "a renewal and a commit for each");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_key_that_somebody_else_has_overwritten_costs_no_other_its_renewal_or_place_in_a_list() -> anyhow::Result<()>
+{
+    let world = World::patient().await?;
+    let key = |number| KeyHash::from_bytes([number; 32]);
+    let token = |number: u8| Token::from_bits(number.into());
+    for number in 1..=4 {
+        world.direct.claim(Claim::new(key(number), token(number), OPERATION.into())).await?;
+    }
+    let name = |number| format!("idempotency:{{{}}}", key(number).to_hex());
+    world.server.command(&["DEL", &name(2)]).await?;
+    world.server.command(&["RPUSH", &name(2), "a list"]).await?;
+    world.server.command(&["SET", &name(3), "no record"]).await?;
+    let renewals = (1..=5).map(|number| Renewal::new(key(number), token(number), LEASE)).collect();
+    let renewed = [Written::Applied, Written::Lost, Written::Lost, Written::Applied, Written::Gone];
+    assert_eq!(world.direct.renew(renewals).await?, renewed);
+    let page = world.direct.scan(Scan::default()).await?;
+    let listed: Vec<_> = page.records.iter().map(|record| record.key).collect();
+    assert_eq!((listed, page.unreadable), (vec![key(1), key(4)], vec![key(2), key(3)]));
     Ok(())
 }

@@ -469,17 +469,19 @@ impl Shared {
         };
         request.abort();
         let (written, error) = answer.map_or_else(|error| (Vec::new(), Some(error)), |written| (written, None));
-        let (answered, unanswered) = batch.split_at(written.len().min(batch.len()));
-        for (lease, written) in answered.iter().zip(written) {
-            self.note(lease, written, sent);
-        }
-        if !unanswered.is_empty() {
-            let error = error.as_deref().unwrap_or("they were not answered");
-            tracing::warn!(store = self.store.name(), leases = unanswered.len(), error, "leases could not be renewed");
-            let now = self.clock.monotonic();
-            for lease in unanswered {
-                lease.retry_renewal(now);
+        let answers = written.into_iter().chain(std::iter::repeat(Written::Unanswered));
+        let mut unanswered = 0;
+        for (lease, written) in batch.iter().zip(answers) {
+            if written == Written::Unanswered {
+                unanswered += 1;
+                lease.retry_renewal(self.clock.monotonic());
+            } else {
+                self.note(lease, written, sent);
             }
+        }
+        if unanswered > 0 {
+            let error = error.as_deref().unwrap_or("their records could not be reached");
+            tracing::warn!(store = self.store.name(), leases = unanswered, error, "leases could not be renewed");
         }
         self.earlier.notify_one();
     }

@@ -6,11 +6,15 @@ use sqlx::mysql::MySqlDatabaseError;
 use crate::store::{StoreError, StoreErrorKind};
 
 /// Two transactions waited for each other; this one was rolled back as a whole.
-pub(super) const DEADLOCK: u16 = 1213;
+pub(crate) const DEADLOCK: u16 = 1213;
 /// Somebody else held a lock for as long as `innodb_lock_wait_timeout` says.
-pub(super) const LOCK_WAIT_TIMEOUT: u16 = 1205;
+pub(crate) const LOCK_WAIT_TIMEOUT: u16 = 1205;
 /// There is no savepoint of that name.
 pub(super) const NO_SAVEPOINT: u16 = 1305;
+/// Under `innodb_snapshot_isolation`, a row was changed since the transaction's snapshot; it was rolled back as a whole.
+pub(crate) const SNAPSHOT_TOO_OLD: u16 = 1020;
+/// Another member of a Group Replication was faster, and the transaction was rolled back at its commit.
+pub(crate) const NOT_CERTIFIED: u16 = 3101;
 /// A row with this primary key is there.
 pub(super) const DUPLICATE_KEY: u16 = 1062;
 /// The server's parser does not know the statement.
@@ -79,6 +83,9 @@ fn meaning_of_number(number: u16) -> (StoreErrorKind, Option<&'static str>) {
         1665 => (Config, Some("the server's `binlog_format` is STATEMENT: use MIXED or ROW")),
         1114 => (Full, Some("the table or the disk is full")),
         DEADLOCK => (Refused, Some("the server chose the request to resolve a deadlock, again and again")),
+        SNAPSHOT_TOO_OLD | NOT_CERTIFIED => {
+            (Refused, Some("somebody else was faster; the transaction was rolled back"))
+        }
         LOCK_WAIT_TIMEOUT => (Refused, Some("somebody else holds the lock of the row or the table")),
         1290 | 1792 | 1836 => (Refused, Some("the server is read-only")),
         1040 | 1203 | 1226 => (Refused, Some("the server has no more connections for this user")),
@@ -90,6 +97,14 @@ fn meaning_of_number(number: u16) -> (StoreErrorKind, Option<&'static str>) {
 #[cfg(test)]
 mod tests {
     use super::{StoreErrorKind, meaning_of_number};
+
+    #[test]
+    fn what_the_server_has_rolled_back_was_not_applied() {
+        // A lock that was held for too long, a deadlock, a snapshot that is too old, a member that was not certified.
+        for number in [1205, 1213, 1020, 3101] {
+            assert_eq!(meaning_of_number(number).0, StoreErrorKind::Refused, "{number}");
+        }
+    }
 
     #[test]
     fn what_the_server_may_have_applied_is_unknown() {

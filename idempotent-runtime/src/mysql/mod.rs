@@ -3,7 +3,7 @@
 mod address;
 mod builder;
 mod check;
-mod error;
+pub(crate) mod error;
 mod migrate;
 mod purge;
 mod query;
@@ -30,8 +30,8 @@ use statements::{Statement, Statements};
 use crate::key::KeyHash;
 use crate::sql::transaction::Identity;
 use crate::sql::{
-    self, Answer, COLUMNS, Fences, Found, Guard, Lease, RenewalPool, Row, Rows, Table, TableName, Watchers, in_time,
-    integer, is_answered, reason_code, state_code, store_of_rows,
+    self, Answer, COLUMNS, Fences, Found, Guard, Lease, Listed, RenewalPool, Row, Rows, Table, TableName, Watchers,
+    in_time, integer, is_answered, reason_code, state_code, store_of_rows,
 };
 use crate::store::{Capabilities, Commit, Release, StoreError, Token};
 
@@ -230,13 +230,13 @@ impl Rows for MySqlStore {
         Ok(self.0.connections.write("release", releasing).await? == 1)
     }
 
-    async fn page(&self, after: Option<KeyHash>, limit: usize) -> Answer<Vec<Found>> {
+    async fn page(&self, after: Option<KeyHash>, limit: usize) -> Answer<Vec<Listed>> {
         const OPERATION: &str = "scan";
         let after = after.as_ref().map(key_of).unwrap_or_default();
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         let statement = query(&self.0.statements.page).bind(after).bind(limit);
         let rows = self.0.connections.rows(OPERATION, statement).await?;
-        rows.iter().map(|row| sql::found(OPERATION, row)).collect()
+        rows.iter().map(|row| sql::listed(OPERATION, row)).collect()
     }
 }
 

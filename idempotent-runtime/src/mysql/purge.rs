@@ -7,15 +7,12 @@ use sqlx::{Connection as _, Error, MySqlConnection, Row as _};
 
 use super::MySqlStore;
 use super::error::{DEADLOCK, SYNTAX, number, store_error};
-use super::query::{ATTEMPTS, query};
+use super::query::{ATTEMPTS, START, query};
 use super::statements::{MOST, Statement, filled_up};
 use crate::sql::{Answer, in_time, is_answered};
 use crate::store::{Purged, StoreError, StoreErrorKind};
 
 const OPERATION: &str = "purge";
-/// `BEGIN` is no statement in MariaDB's `sql_mode` ORACLE.
-const START: &str = "START TRANSACTION";
-
 /// What one batch did.
 struct Batch {
     due: usize,

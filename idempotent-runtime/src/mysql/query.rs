@@ -16,6 +16,9 @@ use crate::store::StoreError;
 /// How often a statement is sent again that the server rolled back to resolve a deadlock.
 pub(super) const ATTEMPTS: usize = 10;
 
+/// `BEGIN` is no statement in MariaDB's `sql_mode` ORACLE.
+pub(super) const START: &str = "START TRANSACTION";
+
 pub(super) type Bound<'q> = Query<'q, MySql, MySqlArguments>;
 
 pub(super) fn query(statement: &Arc<str>) -> Bound<'static> {

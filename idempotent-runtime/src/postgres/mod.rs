@@ -31,8 +31,8 @@ use crate::clock::Timestamp;
 use crate::key::KeyHash;
 use crate::sql::transaction::Identity;
 use crate::sql::{
-    self, Answer, Fences, First, Found, Guard, Lease, Look, RenewalPool, Row, Rows, Seen, Table, TableName, Watchers,
-    integer, reason_code, state_code, store_of_rows,
+    self, Answer, Fences, First, Found, Guard, Lease, Listed, Look, RenewalPool, Row, Rows, Seen, Table, TableName,
+    Watchers, integer, reason_code, state_code, store_of_rows,
 };
 use crate::store::codes::{self, STATES};
 use crate::store::{
@@ -225,13 +225,13 @@ impl Rows for PostgresStore {
         Ok(!self.0.sessions.rows("release", request).await?.is_empty())
     }
 
-    async fn page(&self, after: Option<KeyHash>, limit: usize) -> Answer<Vec<Found>> {
+    async fn page(&self, after: Option<KeyHash>, limit: usize) -> Answer<Vec<Listed>> {
         const OPERATION: &str = "scan";
         let after = after.as_ref().map_or(&[][..], |key| &key.as_bytes()[..]);
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         let request = Request::new(&self.0.statements.page).bytes(after).integer(limit);
         let rows = self.0.sessions.rows(OPERATION, request).await?;
-        rows.iter().map(|row| sql::found(OPERATION, row)).collect()
+        rows.iter().map(|row| sql::listed(OPERATION, row)).collect()
     }
 }
 

@@ -10,7 +10,7 @@ use super::session::Sessions;
 use super::{PostgresStore, millis, owner_bytes};
 use crate::key::KeyHash;
 use crate::sql::{self, Answer};
-use crate::store::{Record, Renewal, StoreError, StoreErrorKind, Written, transition};
+use crate::store::{Record, Renewal, Written};
 
 const OPERATION: &str = "renew";
 
@@ -29,8 +29,8 @@ impl PostgresStore {
         let is_renewed = |renewal: &Renewal| renewed.contains(&(*renewal.key.as_bytes(), owner_bytes(renewal.token)));
         let refused = renewals.iter().filter(|renewal| !is_renewed(renewal));
         let found = self.found(&sessions, refused.map(|renewal| renewal.key).collect()).await?;
-        let written = |renewal| if is_renewed(renewal) { Ok(Written::Applied) } else { refusal(renewal, &found) };
-        renewals.iter().map(written).collect()
+        let written = |renewal| if is_renewed(renewal) { Written::Applied } else { refusal(renewal, &found) };
+        Ok(renewals.iter().map(written).collect())
     }
 
     /// The records of those who could not renew, as far as they can be read.
@@ -52,18 +52,12 @@ impl PostgresStore {
 }
 
 /// Why a renewal did nothing.
-fn refusal(renewal: &Renewal, found: &HashMap<KeyHash, Option<Record>>) -> Answer<Written> {
+fn refusal(renewal: &Renewal, found: &HashMap<KeyHash, Option<Record>>) -> Written {
     let mut slot = match found.get(&renewal.key) {
         // A record that this release cannot read is not its owner's any more, and no reason to give up the others.
-        Some(None) => return Ok(Written::Lost),
+        Some(None) => return Written::Lost,
         found => found.cloned().flatten(),
     };
     let now = slot.as_ref().map(|record| record.read_at).unwrap_or_default();
-    match transition::renew(&mut slot, renewal, now) {
-        // It can be renewed after all: it was written between the two statements. The next try finds it.
-        Written::Applied => {
-            Err(StoreError::new(StoreErrorKind::Refused, OPERATION).with_detail("the record changed meanwhile"))
-        }
-        lost => Ok(lost),
-    }
+    sql::not_renewed(&mut slot, renewal, now)
 }

@@ -98,10 +98,14 @@ impl Statements {
                      AND format = 1 AND {bound}
                  RETURNING 1"
             )),
+            // A row that somebody else has locked must not keep the others waiting until their leases are over.
             renew: statement(format!(
                 "UPDATE {table} AS record SET lease_until = {NOW} + lease, revision = revision + 1,
                      expires_at = greatest(expires_at, {NOW} + lease + linger)
-                 FROM unnest($1, $2, $3) AS renewal (key, token, lease)
+                 FROM (
+                     SELECT key, token, lease FROM unnest($1, $2, $3) AS renewal (key, token, lease)
+                     JOIN {table} AS held ON held.key_hash = key FOR UPDATE OF held SKIP LOCKED
+                 ) AS free
                  WHERE key_hash = key AND owner = token AND state = 1 AND lease_until > 0 AND expires_at > {NOW}
                      AND format = 1 AND {bound}
                  RETURNING key_hash, owner"

@@ -104,7 +104,7 @@ impl RedisStoreBuilder {
     /// # Errors
     /// [`Unavailable`](StoreErrorKind::Unavailable) when the server does not answer, [`Unsupported`](StoreErrorKind::Unsupported)
     /// when it is older than Redis 7.0, [`Config`](StoreErrorKind::Config) when it refuses the user, its certificate is
-    /// not trusted, or it may evict records (see [`allow_eviction`](Self::allow_eviction)).
+    /// not trusted, it is a node of a Redis Cluster, or it may evict records (see [`allow_eviction`](Self::allow_eviction)).
     pub async fn connect(self) -> Result<RedisStore, StoreError> {
         let allow_eviction = self.allow_eviction;
         let store = self.build()?;
@@ -153,6 +153,7 @@ impl RedisStoreBuilder {
             #[cfg(feature = "near-cache")]
             config,
             clock: self.clock,
+            randomness: crate::clock::SystemRandomness,
         })))
     }
 }

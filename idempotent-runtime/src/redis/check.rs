@@ -22,6 +22,7 @@ pub(super) async fn server(store: &RedisStore, allow_eviction: bool) -> Result<(
         Err(error) => return Err(error),
     };
     version(&info)?;
+    cluster(&info)?;
     eviction(&info, allow_eviction)?;
     persistence(&info);
     Ok(())
@@ -33,6 +34,16 @@ fn version(info: &InfoDict) -> Result<(), StoreError> {
     if major.is_none_or(|major| major < OLDEST) {
         return Err(StoreError::new(StoreErrorKind::Unsupported, "connect")
             .with_detail(format!("the server is Redis {version}; it takes Redis 7.0 or later, or Valkey")));
+    }
+    Ok(())
+}
+
+/// A node answers for its own slots alone, and refuses all others.
+fn cluster(info: &InfoDict) -> Result<(), StoreError> {
+    if info.get::<u8>("cluster_enabled") == Some(1) {
+        return Err(StoreError::new(StoreErrorKind::Config, "connect").with_detail(
+            "the server is a node of a Redis Cluster, which this store does not take: give it a server that has all keys",
+        ));
     }
     Ok(())
 }

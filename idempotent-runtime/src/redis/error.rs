@@ -20,6 +20,11 @@ pub(super) fn store_error(operation: &'static str, error: RedisError) -> StoreEr
     store_error.with_source(error)
 }
 
+/// Whether the key holds something that is no record of this release.
+pub(super) fn is_foreign(error: &RedisError) -> bool {
+    meaning(error).0 == StoreErrorKind::Corrupt
+}
+
 fn meaning(error: &RedisError) -> (StoreErrorKind, Option<&'static str>) {
     use StoreErrorKind::{Config, Corrupt, Refused, Unavailable, Unsupported};
     match (error.kind(), error.code()) {

@@ -27,7 +27,7 @@ pub use builder::RedisStoreBuilder;
 use link::Link;
 use tracking::Waiters;
 
-use crate::clock::{Clock, Timestamp};
+use crate::clock::{Clock, Randomness as _, SystemRandomness, Timestamp};
 use crate::key::{KeyHash, hex};
 use crate::store::{
     Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Grant, Page, Park, Purged, Record, Release,
@@ -39,6 +39,8 @@ type SetupFuture = Pin<Box<dyn Future<Output = RedisResult<()>> + Send>>;
 
 /// Where a record says that its lease ends `linger` before the key does. See `scripts/record.lua`.
 const BY_EXPIRY: Timestamp = Timestamp::from_millis(u64::MAX);
+/// How often a claim decides anew because the record changed before its body was read.
+const ATTEMPTS: usize = 100;
 /// How often a waiter looks where the server does not push.
 const POLL: Duration = Duration::from_millis(100);
 
@@ -75,6 +77,7 @@ struct Inner {
     scripts: script::Scripts,
     prefix: String,
     clock: Arc<dyn Clock>,
+    randomness: SystemRandomness,
     #[cfg(feature = "near-cache")]
     client: redis::Client,
     #[cfg(feature = "near-cache")]
@@ -99,8 +102,16 @@ impl RedisStore {
         [self.0.prefix.as_str(), "{", &key.to_hex(), "}"].concat()
     }
 
-    fn staged_key(&self, key: &KeyHash, token: Token) -> String {
-        format!("{}:{}", self.key(key), hex(&token.bits().to_be_bytes()))
+    /// A key for one body of one request. Bodies of one record that are on their way at once, or arrive once more, would
+    /// stand for each other under one name.
+    fn staged_key(&self, operation: &'static str, key: &KeyHash) -> Result<String, StoreError> {
+        let mut name = [0; 16];
+        self.0.randomness.fill(&mut name).map_err(|error| {
+            StoreError::new(StoreErrorKind::Refused, operation)
+                .with_detail("the system gives no random bytes")
+                .with_source(error)
+        })?;
+        Ok(format!("{}:{}", self.key(key), hex(&name)))
     }
 }
 
@@ -111,8 +122,17 @@ fn placed(mut record: Record, remaining: i64, now: Timestamp) -> Record {
     let left = i128::from(remaining) - i128::from(record.after_expiry);
     record.read_at = now;
     record.expires = at(now_millis + left);
-    if record.lease_until == BY_EXPIRY {
+    if record.lease_until == BY_EXPIRY && record.state == State::InProgress {
         record.lease_until = at(now_millis + left - i128::from(record.linger));
+    }
+    unmarked(record)
+}
+
+/// What is stored in place of the end of a lease is no time. Where it was not asked for, or the key's expiry is that of
+/// something else by now, the lease is over.
+fn unmarked(mut record: Record) -> Record {
+    if record.lease_until == BY_EXPIRY {
+        record.lease_until = Timestamp::default();
     }
     record
 }
@@ -190,35 +210,44 @@ impl RedisStore {
     async fn claim_by_script(&self, claim: &Claim, pending: &[u8]) -> Result<Claimed, StoreError> {
         const OPERATION: &str = "claim";
         let link = &self.0.commands;
-        let mut connected = link.connected(OPERATION).await?;
-        let mut script = self.0.scripts.claim.key(self.key(&claim.key));
-        let answer = script.arg(pending).arg(millis(claim.lease)).invoke_async(&mut connected.connection).await;
-        let (verdict, mut bytes, remaining, now): (String, Vec<u8>, i64, u64) =
-            link.answer(OPERATION, &connected, answer)?;
-        let now = Timestamp::from_millis(now);
-        let body_length = envelope::cut_body(&mut bytes).map_err(|error| error.during(OPERATION))?;
-        let record = envelope::decode(claim.key, bytes.into(), now).map_err(|error| error.during(OPERATION))?;
-        let mut record = placed(record, remaining, now);
-        if body_length > 0 {
-            // A body does not pass through the script. It is the same as long as the owner and the state are.
-            let read = self.get(OPERATION, link, claim.key).await?;
-            match read {
-                Some(read) if read.owner == record.owner && read.state == record.state => record.body = read.body,
-                _ => {
-                    return Err(
-                        StoreError::new(StoreErrorKind::Refused, OPERATION).with_detail("the record changed meanwhile")
-                    );
+        let mut attempts = 0..ATTEMPTS;
+        while attempts.next().is_some() {
+            let mut connected = link.connected(OPERATION).await?;
+            let mut script = self.0.scripts.claim.key(self.key(&claim.key));
+            let answer = script.arg(pending).arg(millis(claim.lease)).invoke_async(&mut connected.connection).await;
+            let (verdict, fields, words, remaining, now): (String, Vec<u8>, Vec<u8>, i64, u64) =
+                link.answer(OPERATION, &connected, answer)?;
+            let now = Timestamp::from_millis(now);
+            let (bytes, body_length) =
+                envelope::without_body(&fields, &words).map_err(|error| error.during(OPERATION))?;
+            let record = envelope::decode(claim.key, bytes.into(), now).map_err(|error| error.during(OPERATION))?;
+            let mut record = placed(record, remaining, now);
+            let is_mine = verdict == "mine";
+            if body_length > 0 && (is_mine || record.state.is_answer()) {
+                // A body does not pass through the script. It is the same as long as the owner and the state are.
+                match self.get(OPERATION, link, claim.key).await {
+                    Ok(Some(read)) if read.owner == record.owner && read.state == record.state => {
+                        record.body = read.body
+                    }
+                    // Whatever was in the way: the claim is taken. It is settled by its token.
+                    Err(error) if is_mine && error.kind() == StoreErrorKind::Refused => {
+                        return Err(StoreError::new(StoreErrorKind::Unavailable, OPERATION).with_source(error));
+                    }
+                    Err(error) => return Err(error),
+                    // The record of another is decided about once more; so is an own one that an operator has taken away.
+                    Ok(_) => continue,
                 }
             }
+            return Ok(if is_mine {
+                let taken_over = record.taken_over;
+                let mut grant = Grant::new(record);
+                grant.taken_over = taken_over;
+                Claimed::Mine(grant)
+            } else {
+                Claimed::Held(record)
+            });
         }
-        Ok(if verdict == "mine" {
-            let taken_over = record.taken_over;
-            let mut grant = Grant::new(record);
-            grant.taken_over = taken_over;
-            Claimed::Mine(grant)
-        } else {
-            Claimed::Held(record)
-        })
+        Err(StoreError::new(StoreErrorKind::Unavailable, OPERATION).with_detail("the record changed again and again"))
     }
 }
 
@@ -271,7 +300,7 @@ impl Store for RedisStore {
         let record = envelope::decode(claim.key, found.into(), created).map_err(|error| error.during(OPERATION))?;
         // With a tombstone to come, only the key's expiry tells whether the record still counts.
         if record.state.is_answer() && record.after_expiry == 0 {
-            let record = if claim.tell_expiry { placed(record, remaining, created) } else { record };
+            let record = if claim.tell_expiry { placed(record, remaining, created) } else { unmarked(record) };
             return Ok(Claimed::Held(record));
         }
         if record.state.is_answer()
@@ -374,7 +403,7 @@ impl RedisStore {
         let bytes = Bytes::from(bytes);
         let record = envelope::decode(key, bytes.clone(), now).map_err(|error| error.during(operation))?;
         if record.state.is_answer() && record.after_expiry == 0 {
-            return Ok(Some(record));
+            return Ok(Some(unmarked(record)));
         }
         let answer = redis::cmd("PTTL").arg(&name).query_async::<i64>(&mut connected.connection).await;
         let remaining = link.answer(operation, &connected, answer)?;

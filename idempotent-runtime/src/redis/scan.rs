@@ -2,10 +2,15 @@
 
 use std::collections::BTreeSet;
 
-use super::{RedisStore, placed};
-use crate::key::KeyHash;
-use crate::store::{Page, Record, Scan, StoreError, envelope};
+use redis::Value;
 
+use super::{RedisStore, placed};
+use crate::clock::Timestamp;
+use crate::key::KeyHash;
+use crate::store::envelope::{self, EnvelopeError};
+use crate::store::{Page, Record, Scan, StoreError, StoreErrorKind};
+
+const OPERATION: &str = "scan";
 /// How many keys one `SCAN` step looks at.
 const STEP: usize = 1000;
 /// How many records are read in one round trip.
@@ -17,27 +22,30 @@ impl RedisStore {
     pub(super) async fn scan_records(&self, scan: &Scan) -> Result<Page, StoreError> {
         let limit = if scan.limit == 0 { PAGE } else { scan.limit };
         let keys: Vec<KeyHash> = self.keys_after(scan.after).await?.into_iter().collect();
-        let mut records = Vec::new();
+        let (mut records, mut unreadable): (Vec<Record>, _) = (Vec::new(), Vec::new());
         for batch in keys.chunks(BATCH) {
-            for record in self.heads(batch).await? {
-                let wanted = scan.state.is_none_or(|state| record.state == state)
-                    && scan.operation.as_ref().is_none_or(|operation| record.operation == *operation);
-                if !wanted {
+            for (key, head) in self.heads(batch).await? {
+                if head.as_ref().is_ok_and(|record| !scan.includes(record)) {
                     continue;
                 }
-                if records.len() == limit {
-                    let next = records.last().map(|record: &Record| record.key);
-                    return Ok(Page::new(records, next));
+                if records.len() + unreadable.len() == limit {
+                    let next = records.last().map(|record| record.key).max(unreadable.last().copied());
+                    return Ok(Page::new(records, next).with_unreadable(unreadable));
                 }
-                records.push(record);
+                match head {
+                    Ok(record) => records.push(record),
+                    Err(error) => {
+                        tracing::warn!(%key, %error, "a record cannot be read, and is not listed");
+                        unreadable.push(key);
+                    }
+                }
             }
         }
-        Ok(Page::new(records, None))
+        Ok(Page::new(records, None).with_unreadable(unreadable))
     }
 
     /// The names of all records after `after`, in order.
     async fn keys_after(&self, after: Option<KeyHash>) -> Result<BTreeSet<KeyHash>, StoreError> {
-        const OPERATION: &str = "scan";
         let link = &self.0.commands;
         let (mut keys, mut cursor) = (BTreeSet::new(), 0_u64);
         loop {
@@ -62,61 +70,62 @@ impl RedisStore {
         }
     }
 
-    /// The records without their bodies.
-    async fn heads(&self, keys: &[KeyHash]) -> Result<Vec<Record>, StoreError> {
-        let mut records = Vec::new();
-        // What is left are records with names that are longer than any reasonable one: they are read as a whole.
-        let left = self.add_heads(keys, envelope::LONGEST_HEAD, &mut records).await?;
-        if !left.is_empty() {
-            self.add_heads(&left, usize::MAX, &mut records).await?;
-            records.sort_unstable_by_key(|record| record.key);
+    /// The records without their bodies, in the order of `keys`, each as far as it can be read.
+    async fn heads(&self, keys: &[KeyHash]) -> Result<Vec<(KeyHash, Head)>, StoreError> {
+        let mut heads = self.read_heads(keys, envelope::LONGEST_WORDS).await?;
+        let is_cut = |(_, head): &(KeyHash, Head)| head.as_ref().is_err_and(is_cut_off);
+        let cut: Vec<_> = heads.iter().filter(|head| is_cut(head)).map(|(key, _)| *key).collect();
+        if !cut.is_empty() {
+            // Their names are longer than any reasonable one: they are read as a whole.
+            heads.retain(|head| !is_cut(head));
+            heads.extend(self.read_heads(&cut, usize::MAX).await?);
+            heads.sort_unstable_by_key(|(key, _)| *key);
         }
-        Ok(records)
+        Ok(heads)
     }
 
-    /// Adds the records of which everything but the body is in their first `length` bytes, and gives the keys of the others.
-    async fn add_heads(
-        &self,
-        keys: &[KeyHash],
-        length: usize,
-        records: &mut Vec<Record>,
-    ) -> Result<Vec<KeyHash>, StoreError> {
-        const OPERATION: &str = "scan";
+    /// Reads the fields of records and `length` bytes of their ends.
+    async fn read_heads(&self, keys: &[KeyHash], length: usize) -> Result<Vec<(KeyHash, Head)>, StoreError> {
         let link = &self.0.commands;
         let mut connected = link.connected(OPERATION).await?;
         let mut pipeline = redis::pipe();
-        // Counted from the end of the value, the last one is -1.
-        let last = i64::try_from(length).map_or(-1, |length| length - 1);
+        // Both ends of a record are of one moment, and one that is none does not cost the others theirs.
+        pipeline.atomic().ignore_errors();
+        let start = i64::try_from(length).map_or(0, |length| -length);
         for key in keys {
             let name = self.key(key);
-            pipeline.cmd("GETRANGE").arg(&name).arg(0).arg(last);
+            pipeline.cmd("GETRANGE").arg(&name).arg(0).arg(envelope::FIELDS - 1);
+            pipeline.cmd("GETRANGE").arg(&name).arg(start).arg(-1);
             pipeline.pttl(&name);
         }
-        let answer = pipeline.query_async::<Vec<redis::Value>>(&mut connected.connection).await;
+        let answer = pipeline.query_async::<Vec<Value>>(&mut connected.connection).await;
         let values = link.answer(OPERATION, &connected, answer)?;
         let now = link.now(&connected);
-        let mut left = Vec::new();
-        for (key, pair) in keys.iter().zip(values.chunks(2)) {
-            let [redis::Value::BulkString(bytes), redis::Value::Int(remaining)] = pair else { continue };
-            if bytes.is_empty() {
-                continue;
-            }
-            let mut bytes = bytes.clone();
-            match envelope::cut_body(&mut bytes) {
-                Err(_) if bytes.len() == length => {
-                    left.push(*key);
-                    continue;
-                }
-                cut => cut.map_err(|error| error.during(OPERATION))?,
-            };
-            let record = envelope::decode(*key, bytes.into(), now).map_err(|error| error.during(OPERATION))?;
-            let record = placed(record, *remaining, now);
-            if record.expires > now {
-                records.push(record);
-            }
-        }
-        Ok(left)
+        let heads = keys.iter().zip(values.chunks(3)).map(|(key, values)| (*key, head(*key, values, now)));
+        Ok(heads.filter_map(|(key, head)| Some((key, head.transpose()?))).collect())
     }
+}
+
+/// A record without its body, or why it cannot be read.
+type Head = Result<Record, StoreError>;
+
+/// What one record's three answers say. `None`: there is none, or none that has not expired.
+fn head(key: KeyHash, values: &[Value], now: Timestamp) -> Result<Option<Record>, StoreError> {
+    let [Value::BulkString(fields), Value::BulkString(end), Value::Int(remaining)] = values else {
+        return Err(StoreError::new(StoreErrorKind::Corrupt, OPERATION).with_detail("the value is no record"));
+    };
+    if fields.is_empty() {
+        return Ok(None);
+    }
+    let (bytes, _) = envelope::without_body(fields, end).map_err(|error| error.during(OPERATION))?;
+    let record = envelope::decode(key, bytes.into(), now).map_err(|error| error.during(OPERATION))?;
+    Ok(Some(placed(record, *remaining, now)).filter(|record| record.expires > now))
+}
+
+/// Whether the words of a record are not all in the end of it that was read.
+fn is_cut_off(error: &StoreError) -> bool {
+    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<EnvelopeError>());
+    source == Some(&EnvelopeError::Truncated("operation"))
 }
 
 fn glob_escaped(prefix: &str) -> String {

@@ -1,8 +1,15 @@
 //! An owner's writes. Bodies over [`INLINE`] bytes never pass through a script: they are staged under a key of their own
 //! with a plain `SET`, and the script renames it.
+//!
+//! The name is one request's. A checkpoint and a commit of one owner may be on their way at once, and the network may bring
+//! a staging once more: a script finds the body that came with it, or none.
 
-use redis::{Cmd, RedisError, Script, ScriptInvocation};
+use std::sync::Arc;
 
+use bytes::Bytes;
+use redis::{Cmd, RedisError, RedisResult, Script, ScriptInvocation};
+
+use super::error::is_foreign;
 use super::{RedisStore, changed, flag, millis, pending, reason, unexpected};
 use crate::key::KeyHash;
 use crate::store::{
@@ -29,14 +36,31 @@ impl RedisStore {
             pipeline.cmd("EVALSHA").arg(script.get_hash()).arg(1).arg(self.key(&renewal.key));
             pipeline.arg(&renewal.token.bits().to_be_bytes()[..]).arg(millis(renewal.lease));
         }
-        let mut answer = pipeline.query_async::<Vec<String>>(&mut connected.connection).await;
-        if answer.as_ref().is_err_and(is_unknown_script) {
+        // A key that somebody else has overwritten does not cost the others their answers.
+        pipeline.ignore_errors();
+        let mut answers = pipeline.query_async::<Vec<RedisResult<String>>>(&mut connected.connection).await;
+        if answers
+            .as_ref()
+            .is_ok_and(|answers| answers.iter().any(|answer| answer.as_ref().is_err_and(is_unknown_script)))
+        {
             let loaded = script.load_async(&mut connected.connection).await;
             link.answer(OPERATION, &connected, loaded)?;
-            answer = pipeline.query_async(&mut connected.connection).await;
+            answers = pipeline.query_async(&mut connected.connection).await;
         }
-        let answers = link.answer(OPERATION, &connected, answer)?;
-        answers.iter().map(|answer| written(OPERATION, answer)).collect()
+        let answers = link.answer(OPERATION, &connected, answers)?;
+        // They failed for one reason, the server's.
+        if answers.iter().all(|answer| answer.as_ref().is_err_and(|error| !is_foreign(error)))
+            && let Some(Err(error)) = answers.first()
+        {
+            return link.answer(OPERATION, &connected, Err(error.clone()));
+        }
+        let one = |answer: RedisResult<String>| match answer {
+            Ok(answer) => written(OPERATION, &answer).unwrap_or(Written::Unanswered),
+            // Nothing of what is there is the owner's.
+            Err(error) if is_foreign(&error) => Written::Lost,
+            Err(_) => Written::Unanswered,
+        };
+        Ok(answers.into_iter().map(one).collect())
     }
 
     /// Runs a script that takes a token and words.
@@ -74,40 +98,42 @@ impl RedisStore {
         written(operation, &self.invoke(operation, script, key, token, arguments).await?)
     }
 
-    /// The command that puts a large body under a key of its own.
-    fn stage(&self, record: &Record, token: Token) -> Option<Cmd> {
-        if record.body.len() <= INLINE {
-            return None;
+    /// `body` as it goes with a request.
+    fn carried<'b>(&self, operation: &'static str, key: &KeyHash, body: &'b Bytes) -> Result<Carried<'b>, StoreError> {
+        if body.len() <= INLINE {
+            return Ok(Carried { inline: body, staging: None });
         }
-        let mut staging = redis::cmd("SET");
-        staging.arg(self.staged_key(&record.key, token)).arg(envelope::encode(record)).arg("PX").arg(STAGED_MILLIS);
-        Some(staging)
+        let name = self.staged_key(operation, key)?;
+        // The script puts the fields and the words of the record in.
+        let mut record = Record::new(*key, Token::from_bits(0), Arc::default());
+        record.body = body.clone();
+        let mut command = redis::cmd("SET");
+        command.arg(&name).arg(envelope::encode(&record)).arg("PX").arg(STAGED_MILLIS);
+        Ok(Carried { inline: &[], staging: Some(Staging { name, command }) })
     }
 
-    /// Runs a script whose body may have to be staged before: both go in one round trip.
-    async fn run_staged(
+    /// Runs a script, and stages its body before it where that is large: both go in one round trip.
+    async fn run_carrying(
         &self,
         operation: &'static str,
-        staging: Option<Cmd>,
+        script: &Script,
+        carried: &Carried<'_>,
         invocation: &ScriptInvocation<'_>,
     ) -> Result<String, StoreError> {
-        let Some(staging) = staging else { return self.run(operation, invocation).await };
+        let Some(staging) = &carried.staging else { return self.run(operation, invocation).await };
         let link = &self.0.commands;
         let mut connected = link.connected(operation).await?;
         let mut both = redis::pipe();
-        both.add_command(staging).ignore().invoke_script(invocation);
-        let answer = both.query_async::<(String,)>(&mut connected.connection).await;
+        both.add_command(staging.command.clone()).ignore().invoke_script(invocation);
+        let mut answer = both.query_async::<(String,)>(&mut connected.connection).await;
         if answer.as_ref().is_err_and(is_unknown_script) {
-            // The body is there by now.
-            return self.run(operation, invocation).await;
+            let loaded = script.load_async(&mut connected.connection).await;
+            link.answer(operation, &connected, loaded)?;
+            // Both once more: nobody says how long loading took.
+            answer = both.query_async(&mut connected.connection).await;
         }
         // What was not staged, the script did not find and left as it was.
         link.answer(operation, &connected, answer.map_err(first_refusal)).map(|(answer,)| answer)
-    }
-
-    /// The body as the script's argument; nothing where it is staged.
-    fn inline(staged: bool, body: &[u8]) -> &[u8] {
-        if staged { &[] } else { body }
     }
 
     pub(super) async fn complete_record(&self, commit: &Commit) -> Result<Written, StoreError> {
@@ -121,65 +147,82 @@ impl RedisStore {
             record.attempts = adoption.attempts;
             record
         });
-        let plain = Record::new(commit.key, commit.token, std::sync::Arc::default());
-        let mut record = adopted.clone().unwrap_or(plain);
-        record.body = commit.body.clone();
-        let staging = self.stage(&record, commit.token);
-        let mut invocation = self.0.scripts.complete.key(self.key(&commit.key));
-        invocation.key(self.staged_key(&commit.key, commit.token));
+        let carried = self.carried(OPERATION, &commit.key, &commit.body)?;
+        let script = &self.0.scripts.complete;
+        let mut invocation = carried.invocation(script, self.key(&commit.key));
         invocation
             .arg(&commit.token.bits().to_be_bytes()[..])
             .arg(codes::state_code(commit.state))
             .arg(reason(commit.reason))
             .arg(&commit.schema.to_be_bytes()[..])
             .arg(millis(commit.ttl))
-            .arg(flag(staging.is_some()))
-            .arg(Self::inline(staging.is_some(), &commit.body))
+            .arg(flag(carried.staging.is_some()))
+            .arg(carried.inline)
             .arg(adopted.as_ref().map(envelope::encode).unwrap_or_default())
             .arg(commit.adopt.as_ref().map_or(0, |adoption| adoption.ends.as_millis()));
-        written(OPERATION, &self.run_staged(OPERATION, staging, &invocation).await?)
+        written(OPERATION, &self.run_carrying(OPERATION, script, &carried, &invocation).await?)
     }
 
     pub(super) async fn checkpoint_record(&self, checkpoint: &Checkpoint) -> Result<Written, StoreError> {
         const OPERATION: &str = "checkpoint";
-        let mut record = Record::new(checkpoint.key, checkpoint.token, std::sync::Arc::default());
-        record.body = checkpoint.body.clone();
-        let staging = self.stage(&record, checkpoint.token);
-        let mut invocation = self.0.scripts.checkpoint.key(self.key(&checkpoint.key));
-        invocation.key(self.staged_key(&checkpoint.key, checkpoint.token));
+        let carried = self.carried(OPERATION, &checkpoint.key, &checkpoint.body)?;
+        let script = &self.0.scripts.checkpoint;
+        let mut invocation = carried.invocation(script, self.key(&checkpoint.key));
         invocation
             .arg(&checkpoint.token.bits().to_be_bytes()[..])
             .arg(checkpoint.sequence)
-            .arg(flag(staging.is_some()))
-            .arg(Self::inline(staging.is_some(), &checkpoint.body));
-        written(OPERATION, &self.run_staged(OPERATION, staging, &invocation).await?)
+            .arg(flag(carried.staging.is_some()))
+            .arg(carried.inline);
+        written(OPERATION, &self.run_carrying(OPERATION, script, &carried, &invocation).await?)
     }
 
     pub(super) async fn resolve_record(&self, resolve: &Resolve) -> Result<Changed, StoreError> {
         const OPERATION: &str = "resolve";
-        let mut record = Record::new(resolve.key, resolve.token, std::sync::Arc::default());
-        let (state, schema, ttl) = match &resolve.answer {
-            ResolveAnswer::NotExecuted => (0, 0, 0),
+        let nothing = Bytes::new();
+        let (state, schema, ttl, body) = match &resolve.answer {
+            ResolveAnswer::NotExecuted => (0, 0, 0, &nothing),
             ResolveAnswer::Finished { state, body, schema, ttl } => {
                 if !state.is_answer() {
                     return Ok(Changed::Conflict);
                 }
-                record.body = body.clone();
-                (codes::state_code(*state), *schema, millis(*ttl))
+                (codes::state_code(*state), *schema, millis(*ttl), body)
             }
         };
-        let staging = self.stage(&record, resolve.token);
-        let mut invocation = self.0.scripts.resolve.key(self.key(&resolve.key));
-        invocation.key(self.staged_key(&resolve.key, resolve.token));
+        let carried = self.carried(OPERATION, &resolve.key, body)?;
+        let script = &self.0.scripts.resolve;
+        let mut invocation = carried.invocation(script, self.key(&resolve.key));
         invocation
             .arg(&resolve.observed.bits().to_be_bytes()[..])
             .arg(&resolve.token.bits().to_be_bytes()[..])
             .arg(state)
             .arg(&schema.to_be_bytes()[..])
             .arg(ttl)
-            .arg(flag(staging.is_some()))
-            .arg(Self::inline(staging.is_some(), &record.body));
-        changed(OPERATION, &self.run_staged(OPERATION, staging, &invocation).await?)
+            .arg(flag(carried.staging.is_some()))
+            .arg(carried.inline);
+        changed(OPERATION, &self.run_carrying(OPERATION, script, &carried, &invocation).await?)
+    }
+}
+
+/// A body on its way: with the script, or under a key of its own.
+struct Carried<'b> {
+    inline: &'b [u8],
+    staging: Option<Staging>,
+}
+
+/// The command that puts a large body under `name`.
+struct Staging {
+    name: String,
+    command: Cmd,
+}
+
+impl Carried<'_> {
+    /// `script` on the record at `key`, and on what is staged for it.
+    fn invocation<'s>(&self, script: &'s Script, key: String) -> ScriptInvocation<'s> {
+        let mut invocation = script.key(key);
+        if let Some(staging) = &self.staging {
+            invocation.key(&staging.name);
+        }
+        invocation
     }
 }
 

@@ -266,8 +266,8 @@ fn is_passing(error: &(dyn StdError + 'static)) -> bool {
 fn is_rolled_back(error: &(dyn DatabaseError + 'static)) -> bool {
     #[cfg(feature = "mysql")]
     if let Some(error) = error.try_downcast_ref::<sqlx::mysql::MySqlDatabaseError>() {
-        // Deadlock, and a lock that was held for too long.
-        return matches!(error.number(), 1205 | 1213);
+        use crate::mysql::error::{DEADLOCK, LOCK_WAIT_TIMEOUT, NOT_CERTIFIED, SNAPSHOT_TOO_OLD};
+        return matches!(error.number(), DEADLOCK | LOCK_WAIT_TIMEOUT | NOT_CERTIFIED | SNAPSHOT_TOO_OLD);
     }
     #[cfg(feature = "sqlite")]
     if let Some(error) = error.try_downcast_ref::<sqlx::sqlite::SqliteError>() {

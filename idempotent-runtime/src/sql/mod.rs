@@ -14,6 +14,7 @@ mod fences;
 mod in_transaction;
 mod lease;
 mod name;
+mod renewal;
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 mod renewal_pool;
 mod row;
@@ -27,6 +28,7 @@ pub(crate) use fences::Fences;
 pub use in_transaction::{OpenTransaction, TransactionDatabase, in_transaction};
 pub(crate) use lease::Lease;
 pub(crate) use name::TableName;
+pub(crate) use renewal::not_renewed;
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 pub(crate) use renewal_pool::RenewalPool;
 #[cfg(feature = "postgres")]
@@ -37,7 +39,7 @@ pub(crate) use row::bind;
 pub(crate) use row::bind_values;
 #[cfg(feature = "sqlite")]
 pub(crate) use row::timestamp;
-pub(crate) use row::{COLUMNS, Row, found, integer, reason_code, state_code};
+pub(crate) use row::{COLUMNS, Listed, Row, found, integer, listed, reason_code, state_code};
 #[cfg(feature = "postgres")]
 pub(crate) use store::First;
 pub(crate) use store::{Rows, in_time, is_answered, store_of_rows};

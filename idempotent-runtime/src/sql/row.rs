@@ -199,6 +199,28 @@ where
     })
 }
 
+/// One row of a list.
+pub(crate) struct Listed {
+    pub(crate) key: KeyHash,
+    pub(crate) found: Result<Found, StoreError>,
+}
+
+/// As [`found`], of a row among others. An error is one that concerns them all: the row does not tell its key.
+pub(crate) fn listed<R>(operation: &'static str, row: &R) -> Result<Listed, StoreError>
+where
+    R: sqlx::Row,
+    usize: ColumnIndex<R>,
+    for<'r> Vec<u8>: Decode<'r, R::Database> + Type<R::Database>,
+    for<'r> &'r str: Decode<'r, R::Database> + Type<R::Database>,
+    for<'r> i16: Decode<'r, R::Database> + Type<R::Database>,
+    for<'r> i64: Decode<'r, R::Database> + Type<R::Database>,
+{
+    let mut columns = Columns { operation, row, next: 1 };
+    let key = columns.value()?;
+    let key = KeyHash::from_bytes(columns.exactly("key_hash", key)?);
+    Ok(Listed { key, found: found(operation, row) })
+}
+
 /// What a row of a result says that consists of the store's time and all columns, empty where there is no record.
 pub(crate) fn found<R>(operation: &'static str, row: &R) -> Result<Found, StoreError>
 where

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::change::{Found, Table, change};
 use super::fences::Fences;
+use super::row::Listed;
 use super::runtime::while_runtime_lives;
 use super::watchers::Watchers;
 use crate::clock::Timestamp;
@@ -63,8 +64,11 @@ pub(crate) trait Rows: Send + Sync + 'static {
     fn commit_own(&self, commit: &Commit) -> impl Future<Output = Result<bool, StoreError>> + Send;
 
     /// Records after a key in the order of the keys, expired ones included, without their bodies.
-    fn page(&self, after: Option<KeyHash>, limit: usize)
-    -> impl Future<Output = Result<Vec<Found>, StoreError>> + Send;
+    fn page(
+        &self,
+        after: Option<KeyHash>,
+        limit: usize,
+    ) -> impl Future<Output = Result<Vec<Listed>, StoreError>> + Send;
 
     /// Removes the owner's own unfinished record, in one statement; false, and nothing changed, if it is not there.
     fn release_own(&self, release: &Release) -> impl Future<Output = Result<bool, StoreError>> + Send;
@@ -209,20 +213,28 @@ pub(crate) async fn remove(rows: &impl Rows, remove: Remove) -> Result<Changed, 
 
 pub(crate) async fn scan(rows: &impl Rows, scan: Scan) -> Result<Page, StoreError> {
     let limit = if scan.limit == 0 { DEFAULT_PAGE } else { scan.limit };
-    let (mut records, mut after) = (Vec::new(), scan.after);
+    let (mut records, mut unreadable, mut after) = (Vec::new(), Vec::new(), scan.after);
     loop {
-        let found = rows.page(after, limit).await?;
-        let is_last = found.len() < limit;
-        for Found { now, stored } in found {
-            let mut slot = stored.map(|stored| stored.record);
-            after = slot.as_ref().map(|record| record.key).or(after);
-            records.extend(transition::read(&mut slot, now).filter(|record| scan.includes(record)));
-            if records.len() == limit {
-                return Ok(Page::new(records, after));
+        let listed = rows.page(after, limit).await?;
+        let is_last = listed.len() < limit;
+        for Listed { key, found } in listed {
+            after = Some(key);
+            match found {
+                Ok(Found { now, stored }) => {
+                    let mut slot = stored.map(|stored| stored.record);
+                    records.extend(transition::read(&mut slot, now).filter(|record| scan.includes(record)));
+                }
+                Err(error) => {
+                    tracing::warn!(%key, %error, "a record cannot be read, and is not listed");
+                    unreadable.push(key);
+                }
+            }
+            if records.len() + unreadable.len() == limit {
+                return Ok(Page::new(records, after).with_unreadable(unreadable));
             }
         }
         if is_last {
-            return Ok(Page::new(records, None));
+            return Ok(Page::new(records, None).with_unreadable(unreadable));
         }
     }
 }

@@ -27,8 +27,8 @@ use crate::clock::Clock;
 use crate::key::KeyHash;
 use crate::sql::transaction::Identity;
 use crate::sql::{
-    self, Answer, Fences, Found, Guard, Lease, Look, Row, Rows, Seen, Table, TableName, Watchers, in_time, integer,
-    is_answered, reason_code, state_code, store_of_rows, timestamp,
+    self, Answer, Fences, Found, Guard, Lease, Listed, Look, Row, Rows, Seen, Table, TableName, Watchers, in_time,
+    integer, is_answered, reason_code, state_code, store_of_rows, timestamp,
 };
 use crate::store::codes::{self, STATES};
 use crate::store::{Capabilities, Commit, Release, StoreClock, StoreError, StoreErrorKind, Token};
@@ -286,7 +286,7 @@ impl Rows for SqliteStore {
         Ok(self.0.write("release", statement).await? == 1)
     }
 
-    async fn page(&self, after: Option<KeyHash>, limit: usize) -> Answer<Vec<Found>> {
+    async fn page(&self, after: Option<KeyHash>, limit: usize) -> Answer<Vec<Listed>> {
         const OPERATION: &str = "scan";
         let mut lease = self.0.lease(OPERATION, &self.0.readers).await?;
         let after = after.map(|key| key.as_bytes().to_vec()).unwrap_or_default();
@@ -295,7 +295,7 @@ impl Rows for SqliteStore {
         let reading = async { statement.fetch_all(&mut *lease).await.map_err(|error| store_error(OPERATION, error)) };
         let rows = in_time(OPERATION, self.0.response_timeout, reading).await?;
         lease.end();
-        rows.iter().map(|row| sql::found(OPERATION, row)).collect()
+        rows.iter().map(|row| sql::listed(OPERATION, row)).collect()
     }
 }
 

@@ -8,7 +8,7 @@ use super::error::store_error;
 use super::{Inner, SqliteStore, key_of, owner_of, query};
 use crate::clock::Timestamp;
 use crate::sql::{self, Answer, in_time, integer, is_answered};
-use crate::store::{Renewal, StoreError, StoreErrorKind, Written, transition};
+use crate::store::{Renewal, Written};
 
 const OPERATION: &str = "renew";
 /// How many leases one statement prolongs at most: others want to write too.
@@ -69,11 +69,5 @@ async fn refusal(
         // A record that this release cannot read is not its owner's any more, and no reason to give up the others.
         Some(Err(_)) => return Ok(Written::Lost),
     };
-    match transition::renew(&mut slot, renewal, now) {
-        // It can be renewed after all: it was written between the two statements. The next try finds it.
-        Written::Applied => {
-            Err(StoreError::new(StoreErrorKind::Refused, OPERATION).with_detail("the record changed meanwhile"))
-        }
-        lost => Ok(lost),
-    }
+    Ok(sql::not_renewed(&mut slot, renewal, now))
 }

@@ -25,9 +25,10 @@
 //! | 94 | 4 | checkpoints |
 //! | 98 | 1 | the state from which the claim was taken over, or 0 |
 //! | 99 | 4 + 4 + 8 | lengths of operation, trace context and body |
-//! | 115 | | operation and trace context (UTF-8; no trace context has no bytes), body |
+//! | 115 | | body, operation and trace context (UTF-8; no trace context has no bytes) |
 //!
-//! All but the last have a fixed place, so that a store's own scripts can read and write them.
+//! All but the last have a fixed place, so that a store's own scripts can read and write them. The words follow the body:
+//! a store that puts another body in its place puts the same words behind it, and need not know where the body comes from.
 
 use std::fmt;
 use std::sync::Arc;
@@ -91,34 +92,31 @@ pub fn encode(record: &Record) -> Vec<u8> {
     bytes.put_u32(length(operation));
     bytes.put_u32(length(trace));
     bytes.put_u64(record.body.len() as u64);
+    bytes.extend_from_slice(&record.body);
     bytes.extend_from_slice(operation);
     bytes.extend_from_slice(trace);
-    bytes.extend_from_slice(&record.body);
     bytes
 }
 
 /// How many bytes the fields take that have a fixed place.
 #[cfg(feature = "redis")]
-const FIELDS: usize = 115;
+pub(crate) const FIELDS: usize = 115;
 
-/// So many bytes of a record hold everything but its body, unless a name is longer than any reasonable one.
+/// So many bytes at the end of a record hold its words, unless a name is longer than any reasonable one.
 #[cfg(feature = "redis")]
-pub(crate) const LONGEST_HEAD: usize = FIELDS + 4096;
+pub(crate) const LONGEST_WORDS: usize = 4096;
 
-/// Cuts the body off the first bytes of a record, and tells how long it is. What is left is a record without body.
+/// A record without its body, of the first [`FIELDS`] of its bytes and of so many from its `end` that the words are among
+/// them; and how long the body is.
 #[cfg(feature = "redis")]
-pub(crate) fn cut_body(bytes: &mut Vec<u8>) -> Result<u64, EnvelopeError> {
-    let lengths = bytes.get(99..FIELDS).ok_or(EnvelopeError::Truncated("body"))?;
-    let mut lengths = Bytes::copy_from_slice(lengths);
+pub(crate) fn without_body(fields: &[u8], end: &[u8]) -> Result<(Vec<u8>, u64), EnvelopeError> {
+    let fields = fields.get(..FIELDS).ok_or(EnvelopeError::Truncated("body"))?;
+    let mut lengths = Bytes::copy_from_slice(&fields[99..]);
     let words = u64::from(lengths.get_u32()) + u64::from(lengths.get_u32());
     let body = lengths.get_u64();
-    let end = usize::try_from(words).unwrap_or(usize::MAX).saturating_add(FIELDS);
-    if end > bytes.len() {
-        return Err(EnvelopeError::Truncated("operation"));
-    }
-    bytes.truncate(end);
-    bytes[107..FIELDS].fill(0);
-    Ok(body)
+    let start = usize::try_from(words).ok().and_then(|words| end.len().checked_sub(words));
+    let words = &end[start.ok_or(EnvelopeError::Truncated("operation"))?..];
+    Ok(([&fields[..FIELDS - 8], &[0; 8], words].concat(), body))
 }
 
 /// The text, or so much of it as its length field can tell. Names and trace contexts are for people.
@@ -170,9 +168,9 @@ pub fn decode(key: KeyHash, bytes: Bytes, read_at: Timestamp) -> Result<Record, 
     record.taken_over = reader.optional("taken_over", &STATES)?;
     let (operation, trace) = (u64::from(reader.u32("operation")?), u64::from(reader.u32("trace")?));
     let body = reader.u64("body")?;
+    record.body = reader.part("body", body)?;
     record.operation = reader.text("operation", operation)?;
     record.trace = if trace == 0 { None } else { Some(reader.text("trace", trace)?) };
-    record.body = reader.part("body", body)?;
     record.read_at = read_at;
     if reader.0.is_empty() { Ok(record) } else { Err(EnvelopeError::Trailing(reader.0.len())) }
 }
@@ -337,9 +335,9 @@ mod tests {
         "00000002",
         "00000002",
         "0000000000000004",
+        "626f6479",
         "6f70",
         "7472",
-        "626f6479",
     );
 
     #[test]
@@ -447,7 +445,7 @@ mod tests {
         bytes.push(0);
         assert_eq!(decoded(&bytes), Err(EnvelopeError::Trailing(1)));
         bytes.pop();
-        bytes[115] = 0xff;
+        bytes[115 + 4] = 0xff;
         assert_eq!(decoded(&bytes), Err(EnvelopeError::NotText("operation")));
     }
 

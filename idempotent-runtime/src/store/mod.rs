@@ -16,7 +16,9 @@
 //!
 //! Then prove it: `idempotency::testing::conformance!` (feature `testing`) makes one test for each rule.
 //! A store that decides inside its server, in SQL or in a script, writes the rules down once more, and the suite
-//! tells whether they are the same.
+//! tells whether they are the same. Much of it needs two handles on the same records, as two processes have them: what
+//! holds because of a lock or a cache of one process holds for nobody else. That the suite notices is tested with a list of
+//! broken stores, `tests/conformance/broken` in the repository.
 
 #[cfg(any(feature = "redis", feature = "postgres", feature = "mysql", feature = "sqlite"))]
 pub(crate) mod bounds;
@@ -112,6 +114,8 @@ pub trait Store: Send + Sync + 'static {
     /// for renewals there, so that a blocked executor of the user does not lose its leases.
     ///
     /// To be correct:
+    /// - One answer for each, in their order. What keeps one from being renewed must not cost the others their leases: a
+    ///   record that is locked is [`Written::Unanswered`], one that cannot be read is [`Written::Lost`].
     /// - Only P with this token: `lease_until` becomes now + lease, also when the lease was over. Otherwise [`Written::Lost`] or [`Written::Gone`].
     /// - A lease that was given up ([`abandon`](Self::abandon), [`release`](Self::release)) is not prolonged: [`Written::Lost`].
     /// - The expiry grows to at least the end of the lease plus the record's linger, and never shrinks.
@@ -220,7 +224,8 @@ pub trait Store: Send + Sync + 'static {
 
     /// Lists records that have not expired, tombstones included.
     ///
-    /// To be correct: in the order of the keys, each record that [is asked for](Scan::includes) once, without its body.
+    /// To be correct: in the order of the keys, each record that [is asked for](Scan::includes) once, without its body. A
+    /// record that cannot be read is named in [`Page::unreadable`], and keeps no other from being listed.
     fn scan(&self, scan: Scan) -> impl Future<Output = Result<Page, StoreError>> + Send;
 
     /// Removes at most `limit` expired records. Stores whose server expires records itself do nothing.

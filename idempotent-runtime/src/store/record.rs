@@ -156,7 +156,7 @@ pub struct Record {
     pub after_expiry: u64,
     /// In progress: when the lease ends, zero once the owner has given it up. In doubt under [`CrashPolicy::Verify`]:
     /// when the question may be asked again. Tombstone: when the lease of the owner ends whose running record was
-    /// removed, else zero.
+    /// removed, else zero. An answer: when its owner's lease ended, or zero where the store does not keep that.
     pub lease_until: Timestamp,
     /// When the store may forget the record.
     pub expires: Timestamp,

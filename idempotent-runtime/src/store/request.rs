@@ -75,7 +75,7 @@ impl Claim {
 pub enum Claimed {
     /// The caller owns the claim, and nobody else does.
     Mine(Grant),
-    /// The caller does not; this is what stands in the way.
+    /// The caller does not; this is what stands in the way. The body of a record that is no answer may be left out.
     Held(Record),
 }
 
@@ -130,6 +130,10 @@ pub enum Written {
     Lost,
     /// There is no record, or only a tombstone. Nothing changed.
     Gone,
+    /// Nothing is known and nothing changed: the record is locked by somebody else, or could not be reached, and has to be
+    /// asked for again. Only one of many renewals is answered so, because it must not cost the others theirs; a request about
+    /// one record fails instead.
+    Unanswered,
 }
 
 impl Written {
@@ -434,12 +438,20 @@ pub struct Page {
     pub records: Vec<Record>,
     /// Where the next page starts; `None` when this is the last.
     pub next: Option<KeyHash>,
+    /// The keys of what is in between and cannot be read: records of a newer release, or what somebody else has put there.
+    pub unreadable: Vec<KeyHash>,
 }
 
 impl Page {
     /// A page of `records`.
     pub const fn new(records: Vec<Record>, next: Option<KeyHash>) -> Self {
-        Self { records, next }
+        Self { records, next, unreadable: Vec::new() }
+    }
+
+    /// The same page, with what cannot be read.
+    #[must_use]
+    pub fn with_unreadable(self, unreadable: Vec<KeyHash>) -> Self {
+        Self { unreadable, ..self }
     }
 }
 

@@ -16,6 +16,12 @@ pub trait Subject: Send + Sync + 'static {
     /// The store under test.
     fn store(&self) -> &Self::Store;
 
+    /// Another handle on the same records, as another process of the store's users has it: with a connection of its own to a
+    /// server, and nothing in common but what is stored. A clone, where a store is for one process.
+    ///
+    /// The suite lets both work at once. Whatever makes the store correct must be in what they share.
+    fn second(&self) -> impl Future<Output = Self::Store> + Send;
+
     /// Returns when `duration` has passed on the store's clock: moves the clock that was injected, or waits.
     fn advance(&self, duration: Duration) -> impl Future<Output = ()> + Send;
 

@@ -11,13 +11,8 @@ if not refused and sequence == r.checkpoints then
 end
 if not refused then
   -- Only a repeated checkpoint gets here, so that reading the bodies is rare.
-  local stored = redis.call('GETRANGE', key, HEADER + r.words, -1)
-  if staged then
-    body = redis.call('GET', KEYS[2])
-    local w = number(string.sub(body, 100, 103)) + number(string.sub(body, 104, 107))
-    body = string.sub(body, HEADER + w + 1)
-  end
-  refused = (sequence + 1 == r.checkpoints and stored == body) and 'already' or 'lost'
+  if staged then body = redis.call('GETRANGE', KEYS[2], HEADER, -1) end
+  refused = (sequence + 1 == r.checkpoints and body_of(r) == body) and 'already' or 'lost'
 end
 if staged then redis.call('UNLINK', KEYS[2]) end
 return refused

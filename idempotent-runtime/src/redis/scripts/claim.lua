@@ -4,7 +4,7 @@ local m = parse(mine)
 local r = read()
 
 local function shown(verdict)
-  return { verdict, redis.call('GETRANGE', key, 0, HEADER + r.words - 1), redis.call('PTTL', key), now }
+  return { verdict, redis.call('GETRANGE', key, 0, HEADER - 1), words_of(r), redis.call('PTTL', key), now }
 end
 
 if not r or r.state == RELEASED then
@@ -14,7 +14,7 @@ if not r or r.state == RELEASED then
   if r and r.remaining > total then m.lease, total = u64(now + lease), r.remaining end
   local record = fixed(m) .. string.sub(mine, FIXED + 1)
   redis.call('SET', key, record, 'PX', total)
-  return { 'mine', record, total, now }
+  return { 'mine', string.sub(record, 1, HEADER), string.sub(record, HEADER + 1), total, now }
 end
 if r.state == IN_PROGRESS and r.owner == m.owner then return shown('mine') end
 

@@ -4,8 +4,7 @@ local token, staged, body = ARGV[1], ARGV[6] == '1', ARGV[7]
 local r, answer = read(), 'applied'
 if not r and ARGV[8] ~= '' and now < tonumber(ARGV[9]) then
   r, answer = parse(ARGV[8]), 'adopted'
-  r.head, r.words = ARGV[8], 0
-  if not staged then redis.call('SET', key, ARGV[8]); r.words = #ARGV[8] - HEADER end
+  r.head, r.text = ARGV[8], string.sub(ARGV[8], HEADER + 1)
 else
   local refused = refusal(r, token)
   if not refused and is_answer(r) then refused = 'already' end

@@ -36,9 +36,18 @@ local function fixed(r)
     .. u32(r.checkpoints) .. string.char(r.taken)
 end
 
--- Operation and trace context with their lengths, and the body's length as given.
-local function words(head, text, body_length)
-  return string.sub(head, 100, 107) .. u64(body_length) .. text
+-- The lengths of the words as they were, and of a body.
+local function lengths(r, body_length) return string.sub(r.head, 100, 107) .. u64(body_length) end
+
+-- The words, operation and trace context, are at the end.
+local function words_of(r)
+  if r.words == 0 then return '' end
+  return redis.call('GETRANGE', key, -r.words, -1)
+end
+
+local function body_of(r)
+  if r.body_length == 0 then return '' end
+  return redis.call('GETRANGE', key, HEADER, HEADER + r.body_length - 1)
 end
 
 -- The record, or nil. One that has expired becomes a tombstone here where it asks for one.
@@ -55,17 +64,11 @@ local function read()
   if r.left <= 0 and r.state ~= TOMBSTONE then
     if r.state == RELEASED then redis.call('DEL', key); return nil end
     r.state, r.reason, r.after, r.left, r.lease = TOMBSTONE, 0, 0, r.remaining, GIVEN_UP
-    local text = redis.call('GETRANGE', key, HEADER, HEADER + r.words - 1)
-    redis.call('SET', key, fixed(r) .. words(head, text, 0), 'KEEPTTL')
+    redis.call('SET', key, fixed(r) .. lengths(r, 0) .. words_of(r), 'KEEPTTL')
     r.body_length = 0
   end
   if r.lease == BY_EXPIRY then r.ends = now + r.left - r.linger else r.ends = number(r.lease) end
   return r
-end
-
-local function text_of(r)
-  if r.words == 0 then return '' end
-  return redis.call('GETRANGE', key, HEADER, HEADER + r.words - 1)
 end
 
 -- Writes the fields, and leaves words, body and expiry as they are.
@@ -82,14 +85,17 @@ local function renew(r, lease)
   end
 end
 
--- Replaces the whole record. A staged body is a whole record of its own under KEYS[2], written just before.
+-- Replaces the body. One that is staged is under KEYS[2], behind room for the fields, and does not pass through here.
 local function replace(r, body, staged, expiry)
+  local text = r.text or words_of(r)
   if staged then
     redis.call('RENAME', KEYS[2], key)
-    write(r)
+    local length = number(redis.call('GETRANGE', key, HEADER - 8, HEADER - 1))
+    redis.call('SETRANGE', key, 0, fixed(r) .. lengths(r, length))
+    redis.call('SETRANGE', key, HEADER + length, text)
     redis.call('PEXPIRE', key, expiry)
   else
-    redis.call('SET', key, fixed(r) .. words(r.head, text_of(r), #body) .. body, 'PX', expiry)
+    redis.call('SET', key, fixed(r) .. lengths(r, #body) .. body .. text, 'PX', expiry)
   end
 end
 

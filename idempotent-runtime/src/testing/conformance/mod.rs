@@ -2,15 +2,19 @@
 
 pub mod claims;
 pub mod clocks;
+pub mod handles;
 pub mod operators;
 pub mod owners;
 pub mod results;
 pub mod retention;
 mod scene;
+pub mod sizes;
 mod stopwatch;
 pub mod takeovers;
 pub mod watches;
+pub mod widths;
 
+use std::pin::Pin;
 use std::sync::Arc;
 
 pub use scene::Scene;
@@ -51,6 +55,10 @@ use crate::clock::SystemClock;
 ///         &self.store
 ///     }
 ///
+///     async fn second(&self) -> MemoryStore {
+///         self.store.clone()
+///     }
+///
 ///     async fn advance(&self, duration: Duration) {
 ///         self.clock.advance(duration);
 ///     }
@@ -67,8 +75,17 @@ use crate::clock::SystemClock;
 #[macro_export]
 macro_rules! __conformance {
     ($start:expr) => {
-        $crate::__conformance_cases! {
-            $start;
+        $crate::__conformance_list! { [$crate::__conformance_tests] $start }
+    };
+}
+
+/// Hands the list of all cases to a macro.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __conformance_list {
+    ([$($macro:tt)*] $($argument:expr)?) => {
+        $($macro)* ! {
+            $($argument)?;
             claims:
                 a_first_claim_is_granted
                 keys_are_independent
@@ -131,6 +148,7 @@ macro_rules! __conformance {
                 an_owner_stores_its_result
                 a_result_replaces_the_checkpoint
                 bodies_are_opaque
+                a_body_of_any_size_leaves_what_the_claim_said
                 a_late_result_is_stored
                 a_parked_owner_stores_its_result
                 a_result_sent_twice_is_stored_once
@@ -186,19 +204,58 @@ macro_rules! __conformance {
                 a_clock_set_forward_makes_no_second_result
                 a_clock_set_forward_loses_no_result_under_hold
                 a_renewal_after_a_jump_keeps_the_claim;
+            handles:
+                requests_that_meet_where_no_record_is_have_an_order
+                requests_that_meet_on_a_running_record_have_an_order
+                requests_that_meet_on_an_abandoned_record_have_an_order
+                requests_that_meet_on_a_doubt_have_an_order
+                requests_that_meet_on_a_result_have_an_order
+                requests_that_meet_on_a_released_record_have_an_order
+                a_reader_sees_no_half_of_a_write
+                what_one_handle_wrote_the_other_sees
+                fences_grow_over_handles
+                a_watch_is_woken_by_another_handle;
+            widths:
+                an_owner_is_known_by_its_whole_token
+                a_request_is_known_by_its_whole_fingerprint
+                a_record_is_known_by_its_whole_key
+                days_and_years_are_kept_as_they_are
+                numbers_and_names_are_kept_as_they_are
+                tokens_and_fingerprints_of_zeros_and_ones_are_as_good_as_others;
+            sizes:
+                a_thousand_leases_are_renewed_at_once
+                ten_thousand_records_are_kept
+                bodies_of_eight_mebibytes_are_kept;
         }
     };
 }
 
 #[doc(hidden)]
 #[macro_export]
-macro_rules! __conformance_cases {
+macro_rules! __conformance_tests {
     ($start:expr; $($module:ident: $($case:ident)*;)*) => {$($(
         #[test]
         fn $case() {
             $crate::testing::conformance::run($start, $crate::testing::conformance::$module::$case);
         }
     )*)*};
+}
+
+/// A case of the suite, with its name.
+#[doc(hidden)]
+pub type Case<S> = (&'static str, fn(Scene<S>) -> Pin<Box<dyn Future<Output = ()> + Send>>);
+
+macro_rules! list {
+    (; $($module:ident: $($case:ident)*;)*) => {
+        vec![$($((stringify!($case), |scene| Box::pin($module::$case(scene))),)*)*]
+    };
+}
+
+/// All cases, for [`run`].
+#[doc(hidden)]
+#[must_use]
+pub fn cases<S: Subject>() -> Vec<Case<S>> {
+    __conformance_list! { [list] }
 }
 
 /// How often a case is run on a machine that is too busy for it.
@@ -236,18 +293,21 @@ mod tests {
     #[test]
     fn every_case_is_in_the_suite() {
         let list = include_str!("mod.rs");
-        let (_, list) = list.split_once("$start;\n").unwrap();
+        let (_, list) = list.split_once("$($argument)?;\n").unwrap();
         let (list, _) = list.split_once("        }\n").unwrap();
         let listed: Vec<&str> = list.split_whitespace().filter(|word| !word.ends_with(':')).collect();
         let sources = [
             include_str!("claims.rs"),
             include_str!("clocks.rs"),
+            include_str!("handles.rs"),
             include_str!("operators.rs"),
             include_str!("owners.rs"),
             include_str!("results.rs"),
             include_str!("retention.rs"),
+            include_str!("sizes.rs"),
             include_str!("takeovers.rs"),
             include_str!("watches.rs"),
+            include_str!("widths.rs"),
         ];
         let mut defined = 0;
         for definition in sources.iter().flat_map(|source| source.split("pub async fn ").skip(1)) {

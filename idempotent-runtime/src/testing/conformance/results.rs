@@ -7,8 +7,8 @@ use bytes::Bytes;
 use super::Scene;
 use super::scene::{KEY, OPERATION, fingerprint, token};
 use crate::store::{
-    Adoption, Changed, Claim, Commit, CrashPolicy, Park, Reason, Release, Remove, Resolve, ResolveAnswer, State,
-    Written,
+    Adoption, Changed, Checkpoint, Claim, Commit, CrashPolicy, Park, Reason, Release, Remove, Resolve, ResolveAnswer,
+    State, Store as _, Written,
 };
 use crate::testing::Subject;
 
@@ -24,6 +24,11 @@ pub async fn an_owner_stores_its_result<S: Subject>(scene: Scene<S>) {
         assert_eq!((record.schema, record.reason), (5, Some(Reason::TooLarge)), "{rule}");
         assert_eq!((&record.body[..], record.attempts), (&b"first"[..], 1), "{rule}");
         assert_eq!((record.created, &*record.operation), (grant.record.created, OPERATION), "{rule}");
+        let watched = scene.watch().await.record.expect(rule);
+        for seen in [record, watched, scene.held(&scene.claim_by(2), rule).await] {
+            let latest = seen.read_at.max(grant.record.lease_until);
+            assert!(seen.lease_until <= latest, "{rule}, and the lease is over or as it was: {:?}", seen.lease_until);
+        }
         scene.pass_expiry().await;
     }
 }
@@ -46,8 +51,8 @@ pub async fn bodies_are_opaque<S: Subject>(scene: Scene<S>) {
     for body in [Bytes::new(), Bytes::from_static(b"\0"), Bytes::from_static(b"'\"\\{}\r\n"), all.into(), large.into()]
     {
         scene.running(CrashPolicy::Hold).await;
-        let checkpoint = crate::store::Checkpoint::new(KEY, token(1), 0, body.clone());
-        let written = crate::store::Store::checkpoint(scene.store(), checkpoint).await;
+        let checkpoint = Checkpoint::new(KEY, token(1), 0, body.clone());
+        let written = scene.store().checkpoint(checkpoint).await;
         assert_eq!(written.ok(), Some(Written::Applied), "{rule}");
         assert!(scene.record().await.body == body, "{rule}: {} bytes as checkpoint", body.len());
         let commit = Commit { body: body.clone(), ..scene.commit_by(1, "") };
@@ -55,6 +60,50 @@ pub async fn bodies_are_opaque<S: Subject>(scene: Scene<S>) {
         assert!(scene.record().await.body == body, "{rule}: {} bytes", body.len());
         assert!(scene.held(&scene.claim_by(2), rule).await.body == body, "{rule}: {} bytes replayed", body.len());
         scene.pass_expiry().await;
+    }
+}
+
+/// T8: what the claim said stays, whatever the body.
+pub async fn a_body_of_any_size_leaves_what_the_claim_said<S: Subject>(scene: Scene<S>) {
+    let rule = "T8, T12: operation, trace context, fingerprint and policy stay, whatever the size of the body";
+    let bodies = [0, 100, 9_000, 100_000, 1 << 20].map(|size| Bytes::from(vec![b'x'; size]));
+    for large in bodies {
+        let claim = Claim {
+            fingerprint: Some(fingerprint(3, u128::MAX - 1)),
+            trace: Some("00-trace-01".into()),
+            ..scene.claim_under(1, CrashPolicy::Verify)
+        };
+        scene.mine(&claim, rule).await;
+        let as_claimed = async |what: &str| {
+            let record = scene.record().await;
+            assert!(record.body == large, "{rule} ({what} of {} bytes)", large.len());
+            let words = (&*record.operation, record.trace.as_deref());
+            assert_eq!(words, (OPERATION, Some("00-trace-01")), "{rule} ({what} of {} bytes)", large.len());
+            let guards = (record.fingerprint, record.policy);
+            assert_eq!(guards, (claim.fingerprint, CrashPolicy::Verify), "{rule} ({what} of {} bytes)", large.len());
+        };
+        for sequence in 0..2 {
+            let checkpoint = Checkpoint::new(KEY, token(1), sequence, large.clone());
+            assert_eq!(scene.store().checkpoint(checkpoint.clone()).await.ok(), Some(Written::Applied), "{rule}");
+            as_claimed("checkpoint").await;
+            assert_eq!(scene.store().checkpoint(checkpoint).await.ok(), Some(Written::AlreadyApplied), "{rule}");
+        }
+        assert_eq!(scene.park(Park::own(KEY, token(1), Reason::Error)).await, Written::Applied, "{rule}");
+        as_claimed("what was parked").await;
+        let answer =
+            ResolveAnswer::Finished { state: State::Completed, body: large.clone(), schema: 1, ttl: scene.leases(16) };
+        assert_eq!(scene.resolve(Resolve::new(KEY, token(1), token(9), answer)).await, Changed::Applied, "{rule}");
+        as_claimed("an operator's answer").await;
+        assert_eq!(scene.remove(Remove::new(KEY, token(9))).await, Changed::Applied, "{rule}");
+
+        scene.mine(&claim, rule).await;
+        let commit = Commit { body: large.clone(), ..scene.commit_by(1, "") };
+        assert_eq!(scene.complete(commit).await, Written::Applied, "{rule}");
+        as_claimed("a result").await;
+        let listed = scene.scan(crate::store::Scan::default()).await.records;
+        let words: Vec<_> = listed.iter().map(|record| (&*record.operation, record.trace.as_deref())).collect();
+        assert_eq!(words, [(OPERATION, Some("00-trace-01"))], "{rule} (a listed result of {} bytes)", large.len());
+        assert_eq!(scene.remove(Remove::new(KEY, token(1))).await, Changed::Applied, "{rule}");
     }
 }
 

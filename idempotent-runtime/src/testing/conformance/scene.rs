@@ -48,6 +48,27 @@ impl<S> Clone for Scene<S> {
     }
 }
 
+/// The name of one of many records.
+pub(super) fn numbered(number: u32) -> KeyHash {
+    let mut bytes = [0x33; 32];
+    bytes[..4].copy_from_slice(&number.to_be_bytes());
+    KeyHash::from_bytes(bytes)
+}
+
+/// The answer of a store that may be busy: what it refused for the moment is asked for again.
+pub(super) async fn answered<T, F>(request: impl Fn() -> F) -> T
+where
+    F: Future<Output = Result<T, crate::store::StoreError>>,
+{
+    for _ in 0..100 {
+        match request().await {
+            Err(error) if error.is_transient() => {}
+            answer => return expect(answer),
+        }
+    }
+    expect(request().await)
+}
+
 /// A server can fail a request for reasons of its own; the suite then stops with that error.
 fn expect<T>(answer: Result<T, crate::store::StoreError>) -> T {
     answer.unwrap_or_else(|error| panic!("the store failed: {error} ({error:?})"))
@@ -72,6 +93,11 @@ impl<S: Subject> Scene<S> {
         self.subject.store()
     }
 
+    /// Another handle on the same records.
+    pub(super) async fn second(&self) -> S::Store {
+        self.subject.second().await
+    }
+
     /// So many leases.
     pub(super) fn leases(&self, count: u32) -> Duration {
         self.lease * count
@@ -80,6 +106,11 @@ impl<S: Subject> Scene<S> {
     /// Lets so many leases pass.
     pub(super) async fn pass(&self, leases: u32) {
         self.advance(self.leases(leases)).await;
+    }
+
+    /// Lets enough time pass for every clock to show it.
+    pub(super) async fn pass_a_moment(&self) {
+        self.advance(self.lease / 50).await;
     }
 
     /// Lets the record of `KEY` expire.

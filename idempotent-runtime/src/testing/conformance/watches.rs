@@ -10,13 +10,18 @@ use crate::store::{
 use crate::testing::Subject;
 
 /// Real time, far beyond what any store needs: reached only where a watch is never woken.
-const FOR_EVER: Duration = Duration::from_secs(20);
+pub(super) const FOR_EVER: Duration = Duration::from_secs(20);
+
+/// Whether the watch is woken at all.
+#[expect(clippy::disallowed_methods, reason = "a watch that is never woken waits on no clock that a test could move")]
+pub(super) async fn is_woken(watch: Watch) -> bool {
+    tokio::time::timeout(FOR_EVER, watch).await.is_ok()
+}
 
 /// The watch must resolve, polled before the change or only after it.
-#[expect(clippy::disallowed_methods, reason = "a watch that is never woken waits on no clock that a test could move")]
 async fn woken(watches: [Watch; 2], rule: &str) {
     for watch in watches {
-        assert!(tokio::time::timeout(FOR_EVER, watch).await.is_ok(), "{rule}");
+        assert!(is_woken(watch).await, "{rule}");
     }
 }
 

@@ -1,0 +1,116 @@
+//! Sizes: many records, many renewals at once, large bodies.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::task::JoinSet;
+
+use super::Scene;
+use super::scene::{OPERATION, answered, numbered, token};
+use crate::store::{Claim, Claimed, Commit, Renewal, Scan, State, Store, Written};
+use crate::testing::Subject;
+
+const HOUR: Duration = Duration::from_secs(3_600);
+/// How many requests are under way at once.
+const AT_ONCE: u32 = 32;
+
+fn claim(number: u32) -> Claim {
+    let mut claim = Claim::new(numbered(number), token(u128::from(number) + 1), OPERATION.into());
+    (claim.lease, claim.linger) = (HOUR, HOUR);
+    claim
+}
+
+async fn claim_all(store: &Arc<impl Store>, numbers: std::ops::Range<u32>, rule: &str) {
+    let mut workers = JoinSet::new();
+    for worker in 0..AT_ONCE {
+        let (store, numbers) = (Arc::clone(store), numbers.clone());
+        workers.spawn(async move {
+            let mut granted = true;
+            for number in numbers.filter(|number| number % AT_ONCE == worker) {
+                granted &= matches!(answered(|| store.claim(claim(number))).await, Claimed::Mine(_));
+            }
+            granted
+        });
+    }
+    while let Some(granted) = workers.join_next().await {
+        assert!(granted.expect("the store panicked"), "{rule}: each claims a key of its own");
+    }
+}
+
+/// As many leases as an engine renews at once.
+pub async fn a_thousand_leases_are_renewed_at_once<S: Subject>(scene: Scene<S>) {
+    let rule = "T7: of 1 000 renewals each is made, and each is answered by itself";
+    scene.is_timeless();
+    let (first, second) = (Arc::new(scene.second().await), scene.second().await);
+    claim_all(&first, 0..1_000, rule).await;
+    let lost = |number: &u32| number % 100 == 7;
+    for number in (0..1_000).filter(lost) {
+        let commit = Commit::new(numbered(number), token(u128::from(number) + 1), Bytes::new(), HOUR);
+        assert_eq!(answered(|| second.complete(commit.clone())).await, Written::Applied, "{rule}");
+    }
+    let renewals: Vec<_> =
+        (0..1_000).map(|number| Renewal::new(numbered(number), token(u128::from(number) + 1), HOUR * 24)).collect();
+    let written = answered(|| first.renew(renewals.clone())).await;
+    let expected = |number: u32| if lost(&number) { Written::Lost } else { Written::Applied };
+    assert_eq!(written.len(), 1_000, "{rule}");
+    for (number, written) in (0..).zip(written) {
+        assert_eq!(written, expected(number), "{rule} (number {number})");
+    }
+    for number in 0..1_000 {
+        let record = answered(|| second.read(numbered(number))).await.expect(rule);
+        let left = record.lease_until.saturating_duration_since(record.read_at);
+        assert!(lost(&number) || left > HOUR * 23, "{rule}: number {number} is left {left:?}");
+    }
+}
+
+/// What a busy day leaves.
+pub async fn ten_thousand_records_are_kept<S: Subject>(scene: Scene<S>) {
+    let rule = "each of 10 000 records is kept, listed, and the same through every handle";
+    const RECORDS: u32 = 10_000;
+    scene.is_timeless();
+    let (first, second) = (Arc::new(scene.second().await), Arc::new(scene.second().await));
+    claim_all(&first, 0..RECORDS / 2, rule).await;
+    claim_all(&second, RECORDS / 2..RECORDS, rule).await;
+    let (mut numbers, mut scan) = (0..RECORDS, Scan { limit: 1_000, ..Scan::default() });
+    loop {
+        let page = answered(|| second.scan(scan.clone())).await;
+        for record in page.records {
+            let number = numbers.next().unwrap_or(RECORDS);
+            let expected = (numbered(number), token(u128::from(number) + 1), State::InProgress);
+            assert_eq!((record.key, record.owner, record.state), expected, "{rule}");
+        }
+        scan.after = page.next;
+        if scan.after.is_none() {
+            break;
+        }
+    }
+    assert_eq!(numbers.next(), None, "{rule}: all are listed");
+    for number in (0..RECORDS).step_by(97) {
+        let stranger = Claim { token: token(9), ..claim(number) };
+        assert!(matches!(answered(|| scene.store().claim(stranger.clone())).await, Claimed::Held(_)), "{rule}");
+    }
+}
+
+/// The largest body that an engine stores, and what is around the limits of protocols and servers.
+pub async fn bodies_of_eight_mebibytes_are_kept<S: Subject>(scene: Scene<S>) {
+    let rule = "T8: a body is any bytes, up to 8 MiB";
+    scene.is_timeless();
+    let second = scene.second().await;
+    let mebibyte = 1 << 20;
+    let sizes = [255, 256, 65_535, 65_536, mebibyte + 1, 2 * mebibyte + 1, 4 * mebibyte + 1, 8 * mebibyte];
+    for (number, size) in (0..).zip(sizes) {
+        let body: Vec<u8> = (0..=255).chain((0..250).rev()).cycle().take(size).collect();
+        let body = Bytes::from(body);
+        answered(|| scene.store().claim(claim(number))).await;
+        let commit = Commit::new(numbered(number), token(u128::from(number) + 1), body.clone(), HOUR);
+        assert_eq!(answered(|| scene.store().complete(commit.clone())).await, Written::Applied, "{rule} ({size})");
+        let record = answered(|| second.read(numbered(number))).await.expect(rule);
+        assert!(record.state == State::Completed && record.body == body, "{rule}: one of {size} bytes");
+        let stranger = Claim { token: token(99), ..claim(number) };
+        match answered(|| second.claim(stranger.clone())).await {
+            Claimed::Held(record) => assert!(record.body == body, "{rule}: one of {size} bytes, replayed"),
+            Claimed::Mine(_) => panic!("{rule}: a result of {size} bytes is not found"),
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! Widths: nothing that the engine hands over is cut off, rounded or counted around.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::Scene;
+use super::scene::{KEY, OPERATION, fingerprint, token};
+use crate::key::KeyHash;
+use crate::store::{
+    Changed, Checkpoint, Claim, Claimed, Commit, CrashPolicy, Reason, Record, Remove, Resolve, ResolveAnswer, State,
+    Store as _, Token, Written,
+};
+use crate::testing::Subject;
+
+const DAY: Duration = Duration::from_secs(86_400);
+const OWNER: u128 = 0x0123_4567_89ab_cdef_0f1e_2d3c_4b5a_6978;
+
+/// `value`, each time with another one of its bytes changed.
+fn neighbours(value: u128) -> impl Iterator<Item = u128> {
+    (0..16).map(move |byte| value ^ (1 << (8 * byte)))
+}
+
+/// A claim that is not over while a case runs.
+fn long<S: Subject>(scene: &Scene<S>, caller: u128) -> Claim {
+    let mut claim = scene.claim_under(caller, CrashPolicy::Retry);
+    (claim.lease, claim.linger) = (DAY, DAY);
+    claim
+}
+
+/// A token is compared in all of its 128 bits.
+pub async fn an_owner_is_known_by_its_whole_token<S: Subject>(scene: Scene<S>) {
+    let rule = "who has another token, in any of its bytes, is another owner";
+    scene.is_timeless();
+    scene.mine(&long(&scene, OWNER), rule).await;
+    for neighbour in neighbours(OWNER) {
+        let held = scene.held(&long(&scene, neighbour), rule).await;
+        assert_eq!(held.owner, token(OWNER), "{rule}");
+        scene.refuses_owner(neighbour, Written::Lost, rule).await;
+        let remove = Remove { force: true, ..Remove::new(KEY, token(neighbour)) };
+        assert_eq!(scene.remove(remove).await, Changed::Conflict, "{rule}");
+    }
+    scene.mine(&long(&scene, OWNER), "T2: a repeated claim of the owner is granted").await;
+    assert_eq!(scene.park(crate::store::Park::own(KEY, token(OWNER), Reason::Error)).await, Written::Applied, "{rule}");
+    for neighbour in neighbours(OWNER) {
+        let resolve = Resolve::new(KEY, token(neighbour), token(9), ResolveAnswer::NotExecuted);
+        assert_eq!(scene.resolve(resolve).await, Changed::Conflict, "{rule}");
+    }
+    assert_eq!(scene.complete(scene.commit_by(OWNER, "own")).await, Written::Applied, "{rule}");
+    assert_eq!(scene.record().await.owner, token(OWNER), "{rule}");
+}
+
+/// A fingerprint is compared in its version and all of its bits.
+pub async fn a_request_is_known_by_its_whole_fingerprint<S: Subject>(scene: Scene<S>) {
+    let rule = "a claim with another fingerprint, in its version or any of its bytes, takes nothing over";
+    scene.is_timeless();
+    let bits = OWNER.rotate_left(5);
+    let first = Claim { fingerprint: Some(fingerprint(1, bits)), ..long(&scene, 1) };
+    scene.mine(&first, rule).await;
+    assert_eq!(scene.abandon(1, Reason::Dropped).await, Written::Applied, "{rule}");
+    let others =
+        neighbours(bits).map(|bits| fingerprint(1, bits)).chain([fingerprint(2, bits), fingerprint(255, bits)]);
+    for other in others {
+        let claim = Claim { fingerprint: Some(other), ..long(&scene, 2) };
+        let held = scene.held(&claim, rule).await;
+        assert_eq!((held.owner, held.fingerprint), (token(1), first.fingerprint), "{rule} ({other:?})");
+    }
+    scene.mine(&Claim { fingerprint: first.fingerprint, ..long(&scene, 2) }, "T5: the same request takes over").await;
+}
+
+/// A key is compared in all of its 256 bits.
+pub async fn a_record_is_known_by_its_whole_key<S: Subject>(scene: Scene<S>) {
+    let rule = "a key with another byte, anywhere, is another record";
+    scene.is_timeless();
+    let keys = (0..32).map(|at| {
+        let mut bytes = *KEY.as_bytes();
+        bytes[at] ^= 0x20;
+        KeyHash::from_bytes(bytes)
+    });
+    let keys: Vec<_> = keys.chain([KEY]).collect();
+    for (number, key) in (1..).zip(&keys) {
+        scene.mine(&Claim { key: *key, ..long(&scene, number) }, rule).await;
+    }
+    for (number, key) in (1..).zip(&keys) {
+        assert_eq!(scene.read_key(*key).await.map(|record| record.owner), Some(token(number)), "{rule}");
+    }
+    let listed = scene.scan(crate::store::Scan { limit: 100, ..Default::default() }).await.records;
+    let mut expected = keys;
+    expected.sort_unstable();
+    assert_eq!(listed.iter().map(|record| record.key).collect::<Vec<_>>(), expected, "{rule}");
+}
+
+/// What is about as long as it was asked for.
+#[track_caller]
+fn lasts(found: Duration, wanted: Duration, rule: &str) {
+    let minute = Duration::from_secs(600);
+    assert!(found + minute > wanted && found < wanted + minute, "{rule}: {found:?} instead of {wanted:?}");
+}
+
+fn kept(record: &Record) -> Duration {
+    record.expires.saturating_duration_since(record.read_at)
+}
+
+/// Leases of a month and results of more than a year are what users ask for.
+pub async fn days_and_years_are_kept_as_they_are<S: Subject>(scene: Scene<S>) {
+    let rule = "a lease, a linger, a ttl and a tombstone of 30 or 400 days are that long on the record";
+    scene.is_timeless();
+    for days in [20, 30, 49, 50, 60, 100, 400, 1_000] {
+        let time = DAY * days;
+        let mut claim = scene.claim_by(1);
+        (claim.lease, claim.linger, claim.after_expiry, claim.ttl) = (time, time, time, time);
+        scene.mine(&claim, rule).await;
+        let record = scene.record().await;
+        lasts(record.lease_until.saturating_duration_since(record.read_at), time, rule);
+        lasts(kept(&record), time * 2, rule);
+        lasts(Duration::from_millis(record.linger), time, rule);
+        lasts(Duration::from_millis(record.after_expiry), time, rule);
+        assert_eq!(scene.renew(1, time * 2).await, Written::Applied, "{rule}");
+        let record = scene.record().await;
+        lasts(record.lease_until.saturating_duration_since(record.read_at), time * 2, rule);
+        lasts(kept(&record), time * 3, rule);
+        let commit = Commit::new(KEY, token(1), Bytes::from_static(b"kept"), time);
+        assert_eq!(scene.complete(commit).await, Written::Applied, "{rule}");
+        lasts(kept(&scene.record().await), time, rule);
+        let remove = Remove { tombstone: time, ..Remove::new(KEY, token(1)) };
+        assert_eq!(scene.remove(remove).await, Changed::Applied, "{rule}");
+        let record = scene.record().await;
+        assert_eq!(record.state, State::Tombstone, "{rule}");
+        lasts(kept(&record), time, rule);
+        assert_eq!(scene.remove(Remove::new(KEY, token(1))).await, Changed::Applied, "{rule}");
+
+        scene.mine(&claim, rule).await;
+        let park =
+            crate::store::Park { ask_again_after: time, ..crate::store::Park::own(KEY, token(1), Reason::Error) };
+        assert_eq!(scene.park(park).await, Written::Applied, "{rule}");
+        let record = scene.record().await;
+        lasts(record.lease_until.saturating_duration_since(record.read_at), time, rule);
+        let answer =
+            ResolveAnswer::Finished { state: State::Failed, body: Bytes::from_static(b"answer"), schema: 1, ttl: time };
+        assert_eq!(scene.resolve(Resolve::new(KEY, token(1), token(9), answer)).await, Changed::Applied, "{rule}");
+        lasts(kept(&scene.record().await), time, rule);
+        assert_eq!(scene.remove(Remove::new(KEY, token(9))).await, Changed::Applied, "{rule}");
+    }
+}
+
+/// Numbers and names as large as they get.
+pub async fn numbers_and_names_are_kept_as_they_are<S: Subject>(scene: Scene<S>) {
+    let rule = "schema versions, attempts, checkpoints, names and trace contexts are kept as they are";
+    scene.is_timeless();
+    let names = [OPERATION.into(), "x".repeat(200), "оплата.списать/чек 🧾 'quoted' \\ \"too\"".to_owned()];
+    for name in names {
+        let trace: Arc<str> = format!("00-{}-01", "ab".repeat(100)).into();
+        let claim = Claim {
+            operation: name.as_str().into(),
+            trace: Some(Arc::clone(&trace)),
+            schema: u32::MAX,
+            ..long(&scene, 1)
+        };
+        scene.mine(&claim, rule).await;
+        let commit = Commit { schema: u32::MAX - 1, ..scene.commit_by(1, "body") };
+        assert_eq!(scene.complete(commit).await, Written::Applied, "{rule}");
+        let record = scene.record().await;
+        assert_eq!((&*record.operation, record.trace.as_ref()), (&*name, Some(&trace)), "{rule}");
+        assert_eq!(record.schema, u32::MAX - 1, "{rule}");
+        assert_eq!(scene.remove(Remove::new(KEY, token(1))).await, Changed::Applied, "{rule}");
+    }
+    scene.mine(&long(&scene, 1), rule).await;
+    for caller in 2..=300_u32 {
+        assert_eq!(scene.abandon(u128::from(caller) - 1, Reason::Dropped).await, Written::Applied, "{rule}");
+        let grant = scene.mine(&long(&scene, caller.into()), rule).await;
+        assert_eq!(grant.record.attempts, caller, "{rule}");
+    }
+    for sequence in 0..300 {
+        let checkpoint = Checkpoint::new(KEY, token(300), sequence, Bytes::from_static(b"step"));
+        assert_eq!(scene.store().checkpoint(checkpoint).await.ok(), Some(Written::Applied), "{rule} ({sequence})");
+    }
+    let record = scene.record().await;
+    assert_eq!((record.checkpoints, record.attempts), (300, 300), "{rule}");
+}
+
+/// Tokens at the ends of their range are tokens.
+pub async fn tokens_and_fingerprints_of_zeros_and_ones_are_as_good_as_others<S: Subject>(scene: Scene<S>) {
+    let rule = "a token or a fingerprint of nothing but zeros or ones is one like any other";
+    scene.is_timeless();
+    for bits in [0, 1, u128::MAX, 1 << 127, u128::from(u64::MAX), 1 << 64] {
+        let claim = Claim { fingerprint: Some(fingerprint(0, bits)), ..long(&scene, bits) };
+        scene.mine(&claim, rule).await;
+        let stranger = Claim { token: Token::from_bits(bits ^ 1), ..claim.clone() };
+        assert!(matches!(scene.claim(&stranger).await, Claimed::Held(_)), "{rule}");
+        assert_eq!(scene.complete(scene.commit_by(bits, "own")).await, Written::Applied, "{rule}");
+        let record = scene.record().await;
+        assert_eq!((record.owner, record.fingerprint), (claim.token, claim.fingerprint), "{rule}");
+        assert_eq!(scene.remove(Remove::new(KEY, claim.token)).await, Changed::Applied, "{rule}");
+    }
+}
