@@ -227,7 +227,7 @@ impl RedisStore {
                 // A body does not pass through the script. It is the same as long as the owner and the state are.
                 match self.get(OPERATION, link, claim.key).await {
                     Ok(Some(read)) if read.owner == record.owner && read.state == record.state => {
-                        record.body = read.body
+                        record.body = read.body;
                     }
                     // Whatever was in the way: the claim is taken. It is settled by its token.
                     Err(error) if is_mine && error.kind() == StoreErrorKind::Refused => {

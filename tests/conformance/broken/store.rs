@@ -212,7 +212,7 @@ impl BrokenStore {
     fn spoil(&self, record: &mut Record) {
         match self.flaw {
             Flaw::NamesOf64Characters => {
-                record.operation = record.operation.chars().take(64).collect::<String>().into()
+                record.operation = record.operation.chars().take(64).collect::<String>().into();
             }
             Flaw::NamesOfAscii => {
                 record.operation = record.operation.chars().filter(char::is_ascii).collect::<String>().into();

@@ -205,12 +205,12 @@ impl Request {
 
 /// What two requests may be answered with, and what may be left, when `first` comes first.
 fn in_order(
-    before: &Option<Record>,
+    before: Option<&Record>,
     key: KeyHash,
     (first, second): (Request, Request),
     now: Timestamp,
 ) -> (Answer, Answer, Option<Outline>) {
-    let mut slot = before.clone();
+    let mut slot = before.cloned();
     let first = first.apply(&mut slot, key, now);
     let second = second.apply(&mut slot, key, now);
     (first, second, slot.as_ref().map(Outline::of))
@@ -238,8 +238,8 @@ async fn meet<S: Subject>(scene: &Scene<S>, state: &str, prepare: impl AsyncFn(&
                 let after = answered(|| other.read(key)).await;
                 let now = after.as_ref().or(before.as_ref()).map_or(Timestamp::default(), |record| record.read_at);
                 let found = (ours, theirs, after.as_ref().map(Outline::of));
-                let in_one_order = in_order(&before, key, (*first, *second), now);
-                let (theirs, ours, left) = in_order(&before, key, (*second, *first), now);
+                let in_one_order = in_order(before.as_ref(), key, (*first, *second), now);
+                let (theirs, ours, left) = in_order(before.as_ref(), key, (*second, *first), now);
                 let in_the_other = (ours, theirs, left);
                 assert!(
                     found == in_one_order || found == in_the_other,

@@ -66,8 +66,8 @@ pub async fn a_thousand_leases_are_renewed_at_once<S: Subject>(scene: Scene<S>) 
 
 /// What a busy day leaves.
 pub async fn ten_thousand_records_are_kept<S: Subject>(scene: Scene<S>) {
-    let rule = "each of 10 000 records is kept, listed, and the same through every handle";
     const RECORDS: u32 = 10_000;
+    let rule = "each of 10 000 records is kept, listed, and the same through every handle";
     scene.is_timeless();
     let (first, second) = (Arc::new(scene.second().await), Arc::new(scene.second().await));
     claim_all(&first, 0..RECORDS / 2, rule).await;
