@@ -119,6 +119,8 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
             return self.settle(head, ResponseBody::untouched(body), fate);
         };
         let hint = body.size_hint();
+        // The server in front would say so of the body.
+        recording.declared = recording.declared.or(hint.exact());
         let is_too_large = usize::try_from(hint.lower()).map_or(true, |least| least > recording.room);
         if is_too_large || is_endless(&head) {
             let fate = self.not_kept(&head, ttl);
