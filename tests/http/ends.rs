@@ -255,6 +255,18 @@ async fn rule_25_a_stream_that_is_overtaken_at_its_end_does_not_end_as_if_it_wer
     is_answered_by_another(&world, first, &late).await
 }
 
+/// It is the truth, though nobody else may get it.
+#[tokio::test]
+async fn rule_25_a_stream_whose_record_cannot_be_written_is_whole_all_the_same() -> anyhow::Result<()> {
+    let soon = Duration::from_millis(10);
+    let world = World::setup().engine(move |builder| builder.commit_timeout(soon)).routes(streams()).start().await?;
+    world.shop.gate.open();
+    world.store.always("complete", Some(Fault::LostRequest));
+    let first = world.client.post("/small").key("small").send().await?;
+    assert_eq!((first.status, first.body.len(), world.effects("small")), (200, 30, 1));
+    Ok(())
+}
+
 /// Nobody gives another answer under this policy: it is as with a status that leaves the outcome unknown.
 #[tokio::test]
 async fn rule_25_a_stream_whose_claim_is_over_goes_on_where_nobody_answers_again() -> anyhow::Result<()> {
