@@ -199,7 +199,8 @@ impl Context {
 
     /// A key for a service downstream: 64 lower-case hexadecimal characters, the same in every attempt of this call, in
     /// every process and release, and another for each `purpose`. It is made of the [name](Self::key) of the record, and
-    /// shows nothing of the key.
+    /// shows nothing of the key. Two services whose operations and keys have the same names derive the same ones, unless they
+    /// have [namespaces](crate::Builder::namespace).
     ///
     /// Inside of a [step](Self::step) of this call it is another for each step too, whichever `Context` is asked. The
     /// question of [`on_crash_verify`](crate::Call::on_crash_verify) is outside of every step: what it asks about is

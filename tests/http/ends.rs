@@ -15,8 +15,8 @@ use idempotency::{OnCrash, State as RecordState};
 use idempotency_test_support::deadline::{eventually_async, within};
 use tokio::io::AsyncReadExt as _;
 
-use crate::client::raw_post;
-use crate::world::{Shop, World};
+use crate::client::{Pending, raw_post};
+use crate::world::{Server, Shop, World, router};
 
 async fn panics_once(State(shop): State<Shop>) -> &'static str {
     shop.effect("panicking");
@@ -195,6 +195,89 @@ async fn rule_25_a_stream_ends_for_its_caller_when_the_record_is_written() -> an
     assert_eq!(first.reply().await?.body.len(), 30);
     let retry = world.client.post("/small").key("small").send().await?;
     assert_eq!((retry.is_replayed(), retry.body.len()), (true, 30));
+    Ok(())
+}
+
+/// A stream under way, for whom its client waits at the gate.
+async fn a_stream_under_way(policy: OnCrash) -> anyhow::Result<(World, Pending)> {
+    let world = World::setup().routes(streams()).layer(move |layer| layer.with_on_crash(policy)).start().await?;
+    let first = world.client.post("/small").key("small").spawn();
+    eventually_async("the stream", async || world.effects("small") == 1).await?;
+    Ok((world, first))
+}
+
+/// The claim of a stream is over, and somebody else has another answer for everybody. `late` is what the stream's own waits
+/// for.
+async fn is_answered_by_another(world: &World, first: Pending, late: &Gate) -> anyhow::Result<()> {
+    let layer = world.layer_of_another().with_on_crash(OnCrash::Retry);
+    let another = Server::start(router(&world.shop, streams()).layer(layer)).await?;
+    let second = another.client().post("/small").key("small").spawn();
+    eventually_async("the second stream", async || world.effects("small") == 2).await?;
+    world.shop.gate.open();
+    assert_eq!(second.reply().await?.body.len(), 30);
+    late.open();
+    eventually_async("the end of the first one", async || {
+        // What it waits for between its attempts to store is on this clock.
+        world.clock.advance(Duration::from_secs(1));
+        first.is_answered()
+    })
+    .await?;
+    assert!(first.reply().await.is_err(), "it has all of an answer that nobody else gets");
+    let retry = another.client().post("/small").key("small").send().await?;
+    assert_eq!((retry.is_replayed(), retry.body.len(), world.effects("small")), (true, 30, 2));
+    Ok(())
+}
+
+#[tokio::test]
+async fn rule_25_a_stream_whose_claim_is_over_does_not_end_as_if_it_were_the_answer() -> anyhow::Result<()> {
+    let (world, first) = a_stream_under_way(OnCrash::Retry).await?;
+    assert_eq!(world.engine.shutdown(Duration::ZERO).await.abandoned, 1);
+    is_answered_by_another(&world, first, &Gate::new()).await
+}
+
+#[tokio::test]
+async fn rule_25_a_stream_that_is_overtaken_at_its_end_does_not_end_as_if_it_were_the_answer() -> anyhow::Result<()> {
+    let patient = Duration::from_secs(600);
+    let world = World::setup()
+        .clock_by_hand()
+        .engine(move |builder| builder.commit_timeout(patient))
+        .layer(|layer| layer.with_on_crash(OnCrash::Retry))
+        .routes(streams())
+        .start()
+        .await?;
+    world.shop.gate.open();
+    let late = Gate::new();
+    world.store.next("complete", Fault::Late(late.clone()));
+    world.store.always("renew", Some(Fault::LostRequest));
+    let first = world.client.post("/small").key("small").spawn();
+    eventually_async("the commit", async || world.store.requests("complete") == 1).await?;
+    world.clock.advance(Duration::from_secs(60));
+    is_answered_by_another(&world, first, &late).await
+}
+
+/// It is the truth, though nobody else may get it.
+#[tokio::test]
+async fn rule_25_a_stream_whose_record_cannot_be_written_is_whole_all_the_same() -> anyhow::Result<()> {
+    let soon = Duration::from_millis(10);
+    let world = World::setup().engine(move |builder| builder.commit_timeout(soon)).routes(streams()).start().await?;
+    world.shop.gate.open();
+    world.store.always("complete", Some(Fault::LostRequest));
+    let first = world.client.post("/small").key("small").send().await?;
+    assert_eq!((first.status, first.body.len(), world.effects("small")), (200, 30, 1));
+    Ok(())
+}
+
+/// Nobody gives another answer under this policy: it is as with a status that leaves the outcome unknown.
+#[tokio::test]
+async fn rule_25_a_stream_whose_claim_is_over_goes_on_where_nobody_answers_again() -> anyhow::Result<()> {
+    let (world, first) = a_stream_under_way(OnCrash::Hold).await?;
+    assert_eq!(world.engine.shutdown(Duration::ZERO).await.abandoned, 1);
+    world.shop.gate.open();
+    assert_eq!(first.reply().await?.body.len(), 30);
+    // Kept, if it has ended before it was noticed that the claim is over.
+    let state = world.state("small").await?;
+    assert!(matches!(state, Some(RecordState::InDoubt | RecordState::Completed)), "{state:?}");
+    assert_eq!(world.effects("small"), 1);
     Ok(())
 }
 

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use axum::Router;
 use axum::body::{Body, Bytes};
-use axum::extract::Request as AxumRequest;
+use axum::extract::{Request as AxumRequest, State};
 use axum::http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use axum::middleware::{Next, from_fn};
+use axum::routing::post;
+use axum::{Json, Router};
 use idempotency::Error;
 use idempotency::http::client::Sent;
 use idempotency::http::{HeaderNames, IdempotencyLayer, Problem, ProblemKind};
@@ -17,7 +18,7 @@ use serde_json::Value;
 
 use crate::client::{Reply, raw_post};
 use crate::scripted::{Drawn, Scripted, answer, answer_with, client, layer, send};
-use crate::world::{NO_PATIENCE, PATIENCE, World};
+use crate::world::{NO_PATIENCE, PATIENCE, Shop, World};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -241,6 +242,24 @@ async fn rule_68_grpc_requests_pass_through_untouched() -> anyhow::Result<()> {
     let two = b"Content-Type: application/json\r\nContent-Type: application/grpc\r\n";
     let refused = world.client.exchange(raw_post("/pay", two, b"{}")).await?;
     assert!(refused.starts_with("HTTP/1.1 400 "), "two content types are not gRPC's: {refused}");
+    Ok(())
+}
+
+/// axum reads it as JSON, as it reads every type that ends so.
+#[tokio::test]
+async fn rule_68_a_type_of_grpc_that_others_read_as_json_is_guarded_where_it_has_a_key() -> anyhow::Result<()> {
+    async fn charge(State(shop): State<Shop>, Json(_): Json<Value>) {
+        shop.effect("charged");
+    }
+    let world = World::setup().routes(Router::new().route("/charge", post(charge))).start().await?;
+    for content_type in ["application/grpc+json", "Application/gRPC-Web+JSON; x=1"] {
+        let before = world.effects("charged");
+        let charge = || world.client.post("/charge").header("content-type", content_type);
+        let (first, retry) = (charge().key(content_type).send().await?, charge().key(content_type).send().await?);
+        assert_eq!((first.status, retry.is_replayed()), (200, true), "{content_type}");
+        assert_eq!(world.effects("charged"), before + 1, "{content_type}");
+        assert_eq!(charge().send().await?.status, 200, "a service of gRPC knows nothing of keys");
+    }
     Ok(())
 }
 

@@ -70,7 +70,14 @@ async fn keys_of_the_user_are_sent_as_they_are() -> anyhow::Result<()> {
     request.extensions_mut().insert(RequestKey::new(r#"a "b" \c"#)?);
     request.extensions_mut().insert(RequestLabel::new("of no meaning here"));
     send(client(&layer), request.clone()).await??;
-    send(client(&layer.with_bare_keys()), request).await??;
+    send(client(&layer.clone().with_bare_keys()), request).await??;
+    // Without quotes these would arrive as another key, the one of another request perhaps.
+    for key in [" c", "c ", "\"c\""] {
+        let mut request = service.post("/pay");
+        request.extensions_mut().insert(RequestKey::new(key)?);
+        let error = failure(send(client(&layer.clone().with_bare_keys()), request).await?)?;
+        assert!(matches!(error, ClientError::NotSent(_)), "{key:?}: {error}");
+    }
     let quoted = r#""a \"b\" \\c""#;
     assert_eq!(service.keys(), ["in-the-header", "in-the-header", quoted, quoted, r#"a "b" \c"#]);
     Ok(())

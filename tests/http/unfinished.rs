@@ -156,6 +156,55 @@ fn slow_head(key: usize) -> String {
     format!("POST /pay HTTP/1.1\r\nHost: test\r\nIdempotency-Key: slow-{key}\r\nContent-Length: 50\r\n\r\n")
 }
 
+/// One frame of HTTP/2 on the first stream of a connection, or about the connection.
+fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).expect("it is short").to_be_bytes();
+    [&length[1..], &[kind, flags, 0, 0, 0, stream], payload].concat()
+}
+
+/// The beginning of a request over HTTP/2: its head, and a part of its body.
+fn opened(headers: &[(&str, &str)]) -> Vec<u8> {
+    const HEADERS: u8 = 1;
+    const SETTINGS: u8 = 4;
+    const END_HEADERS: u8 = 4;
+    let text = |text: &str| [&[u8::try_from(text.len()).expect("it is short")], text.as_bytes()].concat();
+    // POST and http by their places in the table, the path under its name there, and the others by theirs.
+    let mut head = [&[0x83, 0x86, 0x04][..], &text("/pay")].concat();
+    for (name, value) in headers {
+        head.extend([&[0][..], &text(name), &text(value)].concat());
+    }
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    let (settings, head) = (frame(SETTINGS, 0, 0, &[]), frame(HEADERS, END_HEADERS, 1, &head));
+    [&preface[..], &settings, &head, &frame(0, 0, 1, b"{\"amount\": 1")].concat()
+}
+
+/// It breaks no connection, and a server need not take it for an error: hyper ends the body then.
+#[tokio::test]
+async fn a_request_that_is_taken_back_in_the_middle_runs_no_handler_and_leaves_no_record() -> anyhow::Result<()> {
+    const RST_STREAM: u8 = 3;
+    const NO_ERROR: u8 = 0;
+    const CANCEL: u8 = 8;
+    let under_way = Arc::new(AtomicUsize::default());
+    let counting = under_way.clone();
+    let count = from_fn(move |request, next| counted(counting.clone(), request, next));
+    let world = World::setup().around(move |router: Router| router.layer(count)).start().await?;
+    let key = ("idempotency-key", "unfinished");
+    for headers in [&[key][..], &[key, ("content-length", "100")]] {
+        for word in [NO_ERROR, CANCEL] {
+            for _ in 0..COPIES {
+                let mut connection = world.client.write(opened(headers)).await?;
+                eventually("the body to be waited for", || under_way.load(Ordering::SeqCst) == 1).await?;
+                connection.write_all(&frame(RST_STREAM, 0, 1, &[0, 0, 0, word])).await?;
+                eventually("the request to be over", || under_way.load(Ordering::SeqCst) == 0).await?;
+                assert_eq!((world.store.requests("claim"), world.shop.effects.lines()?.len()), (0, 0), "{headers:?}");
+            }
+        }
+    }
+    let first = world.pay("unfinished").send().await?;
+    assert_eq!((first.status, first.is_replayed(), world.effects("unfinished")), (201, false, 1));
+    Ok(())
+}
+
 /// A body that comes byte by byte, as long as somebody reads it.
 async fn trickle(client: &Client, key: usize) -> anyhow::Result<TcpStream> {
     let mut connection = client.write(slow_head(key)).await?;

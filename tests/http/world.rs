@@ -216,13 +216,18 @@ impl World {
         Self::setup().layer(layer).start().await
     }
 
+    /// The layer of another process on the same store.
+    pub fn layer_of_another(&self) -> IdempotencyLayer {
+        let engine = Idempotency::builder(self.store.clone()).claim_timeout(PATIENCE).build();
+        IdempotencyLayer::new(engine, Scope::global())
+    }
+
     /// Another server on the same store with another layer, as a later version of the service has.
     pub async fn another_server(
         &mut self,
         layer: impl FnOnce(IdempotencyLayer) -> IdempotencyLayer,
     ) -> anyhow::Result<Client> {
-        let engine = Idempotency::builder(self.store.clone()).claim_timeout(PATIENCE).build();
-        let server = self.shop.serve(layer(IdempotencyLayer::new(engine, Scope::global()))).await?;
+        let server = self.shop.serve(layer(self.layer_of_another())).await?;
         let client = Client::new(server.address);
         self.servers.push(server);
         Ok(client)

@@ -50,8 +50,8 @@ impl Builder {
         }
     }
 
-    /// Keeps the records of services apart that share a store: 1 to 64 characters of `a-z 0-9 . _ -`. The default is
-    /// `"default"`.
+    /// Keeps the records of services apart that share a store, and the keys that they [derive](crate::Context::derive_key) for
+    /// a service that both of them call: 1 to 64 characters of `a-z 0-9 . _ -`. The default is `"default"`.
     pub fn namespace(mut self, namespace: impl Into<String>) -> Self {
         self.settings.namespace = namespace.into();
         self

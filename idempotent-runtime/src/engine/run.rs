@@ -180,6 +180,42 @@ where
     }
 }
 
+/// As [`run_detached`], and tells `settled` what the call gives when that is decided: in its task, so also where the caller
+/// is gone. Where the body does not run there is nothing to tell.
+#[cfg(feature = "http")]
+pub(crate) async fn run_detached_and<R, P, F, B, W>(call: Call, codec: Codec<R, P>, body: B, settled: W) -> R
+where
+    R: Send + 'static,
+    P: Send + 'static,
+    B: FnOnce() -> F + Send + 'static,
+    F: Future<Output = R> + Send + 'static,
+    W: FnOnce(&R) + Send + 'static,
+{
+    match admit(call.request).await {
+        Admission::Answer(answer) => codec.reader.answer(answer),
+        admission => detach_and(admission, codec, body, settled).await,
+    }
+}
+
+/// As [`detach`], for [`run_detached_and`].
+#[cfg(feature = "http")]
+pub(super) async fn detach_and<R, P, F, B, W>(admission: Admission, codec: Codec<R, P>, body: B, settled: W) -> R
+where
+    R: Send + 'static,
+    P: Send + 'static,
+    B: FnOnce() -> F + Send + 'static,
+    F: Future<Output = R> + Send + 'static,
+    W: FnOnce(&R) + Send + 'static,
+{
+    let (refusals, call) = (codec.reader.of_refusals(), admission.call());
+    let rest = async move {
+        let result = Run::admitted(admission, codec, body).await;
+        settled(&result);
+        result
+    };
+    in_its_own_task(call, refusals, rest).await
+}
+
 /// Runs the body of an admitted call in a task of its own.
 pub(super) async fn detach<R, P, F, B>(admission: Admission, codec: Codec<R, P>, body: B) -> R
 where

@@ -9,9 +9,9 @@ use std::time::Duration;
 use super::admission::{Admission, admit, in_doubt};
 use super::call::Call;
 use super::finish;
-#[cfg(feature = "http")]
-use super::run::in_its_own_task;
 use super::run::{Run, detach};
+#[cfg(feature = "http")]
+use super::run::{detach_and, in_its_own_task};
 use super::running::Running;
 use crate::context::Context;
 use crate::error::Error;
@@ -76,9 +76,15 @@ where
 }
 
 /// As [`verify`], and runs `body` if it may: both in a task of its own. A caller that leaves cuts neither the question nor
-/// the body off, and one that is refused or replayed takes no task.
+/// the body off, and one that is refused or replayed takes no task. `settled` is told as by [`run_detached_and`](super::run_detached_and).
 #[cfg(feature = "http")]
-pub(crate) async fn verify_detached<R, P, V, Q, F, B>(call: Call, codec: Codec<R, P>, question: V, body: B) -> R
+pub(crate) async fn verify_detached_and<R, P, V, Q, F, B, W>(
+    call: Call,
+    codec: Codec<R, P>,
+    question: V,
+    body: B,
+    settled: W,
+) -> R
 where
     R: Outcome<Value: Send, Failure: Send> + Send + 'static,
     P: ErrorPolicy<R::Failure> + Send + 'static,
@@ -86,6 +92,7 @@ where
     Q: Future<Output = Asked<R>> + Send + 'static,
     F: Future<Output = R> + Send + 'static,
     B: FnOnce() -> F + Send + 'static,
+    W: FnOnce(&R) + Send + 'static,
 {
     match Box::pin(admit(call.request.verifying())).await {
         Admission::Answer(answer) => codec.reader.answer(answer),
@@ -94,12 +101,16 @@ where
             let rest = async move {
                 match ask(running, codec, question).await {
                     Verified::Answered(result) => result,
-                    Verified::Mine(cleared) => cleared.run(body).await,
+                    Verified::Mine(cleared) => {
+                        let result = cleared.run(body).await;
+                        settled(&result);
+                        result
+                    }
                 }
             };
             in_its_own_task(Some(call), refusals, rest).await
         }
-        admission => detach(admission, codec, body).await,
+        admission => detach_and(admission, codec, body, settled).await,
     }
 }
 

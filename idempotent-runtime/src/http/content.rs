@@ -7,14 +7,14 @@ use mime::Mime;
 /// The type of the body in one spelling, `None` where no header tells it.
 ///
 /// Type, subtype, the names of parameters and the value of `charset` are told in lower case, and parameters in the order of
-/// their names. What is no media type stays as it is, but for white space around it.
+/// their names; those of one name in their own, for a reader may take the first of them or the last. What is no media type stays as it is, but for white space around it.
 pub(super) fn content_type(headers: &HeaderMap, counts: impl Fn(&str) -> bool) -> Option<Vec<u8>> {
     let line = lines(headers, CONTENT_TYPE)?;
     let Some(media_type) = media_type(&line) else { return Some(line) };
     let mut parameters: Vec<_> =
         media_type.params().map(|(name, value)| (name.to_string(), value.to_string())).collect();
     parameters.retain(|(name, _)| counts(name));
-    parameters.sort_unstable();
+    parameters.sort_by(|(one, _), (other, _)| one.cmp(other));
     let mut text = media_type.essence_str().to_owned();
     for (name, value) in parameters {
         // As it was quoted, or could have been.
@@ -80,6 +80,7 @@ mod tests {
             ("text/plain;charset=\"UTF-8\"", "text/plain;charset=\"utf-8\""),
             ("text/plain; b=2; A=X", "text/plain;a=\"X\";b=\"2\""),
             ("text/plain; a=\"x;b=\"; b=2", "text/plain;a=\"x;b=\";b=\"2\""),
+            ("text/plain; b=2; a=1; B=1", "text/plain;a=\"1\";b=\"2\";b=\"1\""),
             ("application/vnd.a+JSON", "application/vnd.a+json"),
             ("JSON", "JSON"),
             ("text/plain; a", "text/plain; a"),

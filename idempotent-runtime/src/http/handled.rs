@@ -8,14 +8,14 @@ use bytes::Bytes;
 use http::StatusCode;
 
 use super::stored::{FORMAT, not_kept, state};
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::outcome::{Answer, Codec, Ending, ErrorPolicy, Outcome, Upgrades};
 use crate::store::{Record, State};
 
 /// How one request ended.
 pub(super) enum Handled<E> {
     /// The handler answered, and its response is on its way.
-    Answered { fate: Fate, _open: Option<Box<dyn Send>> },
+    Answered { fate: Fate },
     /// The service behind the layer failed.
     Failed { error: E, fate: Fate },
     /// What happened is known from somebody else, whose response this is.
@@ -62,6 +62,22 @@ pub(super) struct Vouched {
     pub(super) ttl: Duration,
 }
 
+impl<E> Handled<E> {
+    /// Whether what the handler answered is what every caller gets, or would get if it could be kept.
+    pub(super) fn is_its_own(&self) -> bool {
+        match self {
+            Self::Answered { .. } => true,
+            Self::Refused(error) => is_not_kept(error),
+            Self::Failed { .. } | Self::Vouched(_) | Self::Replayed(_) => false,
+        }
+    }
+}
+
+/// Whether the handler has done its work, and its answer alone could not be stored.
+pub(super) fn is_not_kept(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::NotStored | ErrorKind::TooLarge | ErrorKind::Encode)
+}
+
 impl<E> Outcome for Handled<E> {
     type Value = Vouched;
     // A question without an answer says so.
@@ -82,7 +98,7 @@ impl<E> Outcome for Handled<E> {
 
 fn ending<E, P>(handled: Handled<E>, _: P) -> (Handled<E>, Ending) {
     let ending = match &handled {
-        Handled::Answered { fate, .. } | Handled::Failed { fate, .. } => fate.ending(),
+        Handled::Answered { fate } | Handled::Failed { fate, .. } => fate.ending(),
         Handled::Vouched(Vouched { state, record, ttl, .. }) => {
             Ending::Answer { state: *state, body: Ok(record.clone()), ttl: Some(*ttl) }
         }

@@ -16,7 +16,7 @@ use super::effects::told;
 use super::handled::{Fate, Handled};
 use super::options::{OnStatus, Options, Unreplayable, is_endless};
 use super::request_body::RequestBody;
-use super::response_body::ResponseBody;
+use super::response_body::{OpenEnd, ResponseBody, superseded};
 use super::stored::{Head, state};
 use super::{BoxError, headers};
 use crate::clock::Timestamp;
@@ -61,6 +61,8 @@ pub(super) struct Handler<S, B, R> {
     pub(super) request: Arc<request::Parts>,
     pub(super) unhandled: Unhandled<S, B>,
     pub(super) delivery: oneshot::Sender<Delivery<R>>,
+    /// Of a response that comes in pieces.
+    pub(super) end: OpenEnd<R>,
     /// Set when the handler begins without a claim, for whoever is left with its panic.
     pub(super) is_bypassed: Arc<AtomicBool>,
 }
@@ -89,7 +91,7 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
     pub(super) async fn run(self) -> Handled<S::Error> {
         let Some((mut service, request)) = take(&self.unhandled) else {
             // The engine runs a body once.
-            return Handled::Answered { fate: Fate::Unknown, _open: None };
+            return Handled::Answered { fate: Fate::Unknown };
         };
         self.is_bypassed.store(Context::try_current().is_none_or(|context| context.attempt() == 0), Ordering::Release);
         match service.call(request).await {
@@ -119,6 +121,8 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
             return self.settle(head, ResponseBody::untouched(body), fate);
         };
         let hint = body.size_hint();
+        // The server in front would say so of the body.
+        recording.declared = recording.declared.or(hint.exact());
         let is_too_large = usize::try_from(hint.lower()).map_or(true, |least| least > recording.room);
         if is_too_large || is_endless(&head) {
             let fate = self.not_kept(&head, ttl);
@@ -155,7 +159,7 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
     fn settle<E>(self, head: response::Parts, body: ResponseBody<R>, fate: Fate) -> Handled<E> {
         // A client that is gone gets the answer when it comes back.
         let _ = self.delivery.send(Delivery::Settled(Response::from_parts(head, body)));
-        Handled::Answered { fate, _open: None }
+        Handled::Answered { fate }
     }
 
     /// A body whose length is known, and fits.
@@ -232,15 +236,19 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
                 frame = body.frame() => frame,
                 // Nothing is recorded under a claim that is over, and a body that never ends would be read for ever.
                 () = context.lease_ended() => {
-                    sender.hand_over(body);
-                    return Handled::Answered { fate: Fate::Unknown, _open: None };
+                    if self.options.crash.may_be_answered_again() {
+                        sender.fail(superseded());
+                    } else {
+                        sender.hand_over(body);
+                    }
+                    return Handled::Answered { fate: Fate::Unknown };
                 }
             };
             match frame {
                 None if recording.is_whole(size) => break,
                 None => {
                     sender.fail(headers::not_whole());
-                    return Handled::Answered { fate: Fate::Unknown, _open: None };
+                    return Handled::Answered { fate: Fate::Unknown };
                 }
                 // Says nothing, and is not kept: there may be any number of them.
                 Some(Ok(frame)) if frame.data_ref().is_some_and(Bytes::is_empty) => {}
@@ -254,19 +262,19 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
                         }
                         _ => {
                             sender.hand_over(body);
-                            return Handled::Answered { fate: not_kept, _open: None };
+                            return Handled::Answered { fate: not_kept };
                         }
                     }
                 }
                 Some(Err(error)) => {
                     sender.fail(error.into());
-                    return Handled::Answered { fate: Fate::Unknown, _open: None };
+                    return Handled::Answered { fate: Fate::Unknown };
                 }
             }
         }
         let (record, _) = recording.head.with_body(&chunks);
-        sender.complete();
-        // Held until the record is written: the client sees the end of its response after that.
-        Handled::Answered { fate: Fate::Store { state: state(status), record, ttl }, _open: Some(Box::new(sender)) }
+        // The client sees the end of its response when the record is written.
+        self.end.keep(sender);
+        Handled::Answered { fate: Fate::Store { state: state(status), record, ttl } }
     }
 }

@@ -198,7 +198,8 @@ impl IdempotencyKey {
         &self.0.key
     }
 
-    /// Whose key it is, for `scope = …` and [`Call::scope`](crate::Call::scope).
+    /// Whose key it is, for `scope = …` and [`Call::scope`](crate::Call::scope) of calls inside of the handler. The request's own
+    /// record is under what the layer's [`Scope`](super::Scope) gives, and not under this.
     pub fn scope(&self) -> RequestScope {
         RequestScope(self.clone())
     }

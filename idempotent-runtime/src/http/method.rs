@@ -17,7 +17,15 @@ const SAFE: [&str; 5] = ["PRI", "PROPFIND", "QUERY", "REPORT", "SEARCH"];
 
 /// Whether a request is guarded by a layer that is about these methods.
 pub(super) fn guarded<B>(request: &Request<B>, methods: &[Method]) -> Coverage {
-    if is_grpc(request.headers()) { Coverage::Never } else { of_method(request.method(), methods) }
+    let coverage = of_method(request.method(), methods);
+    if !is_grpc(request.headers()) {
+        return coverage;
+    }
+    match coverage {
+        // Frameworks read every type that ends so as JSON: what is behind the layer may be no service of gRPC.
+        Coverage::Always | Coverage::WithKey if ends_in_json(request.headers()) => Coverage::WithKey,
+        _ => Coverage::Never,
+    }
 }
 
 /// Whether requests with `method` are guarded where those with one of `methods` are.
@@ -47,4 +55,13 @@ pub(super) fn is_grpc(headers: &HeaderMap) -> bool {
     };
     let Some((start, rest)) = content_type.split_at_checked(GRPC.len()) else { return false };
     start.eq_ignore_ascii_case(GRPC) && rest.trim_start().chars().next().is_none_or(|next| "+-;".contains(next))
+}
+
+/// Whether the type of the body ends in `+json`.
+fn ends_in_json(headers: &HeaderMap) -> bool {
+    const SUFFIX: &[u8] = b"+json";
+    headers.get(CONTENT_TYPE).is_some_and(|value| {
+        let essence = value.as_bytes().split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
+        essence.len() >= SUFFIX.len() && essence[essence.len() - SUFFIX.len()..].eq_ignore_ascii_case(SUFFIX)
+    })
 }

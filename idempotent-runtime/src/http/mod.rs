@@ -29,7 +29,8 @@
 //! - A response whose length is known is sent when its record is written. One that comes in pieces is passed on as it
 //!   comes, and ends when its record is written.
 //!
-//! - Requests of gRPC (`application/grpc…`) pass through untouched: guard the functions behind them.
+//! - Requests of gRPC (`application/grpc…`) pass through untouched: guard the functions behind them. One whose type ends in
+//!   `+json` is guarded where it has a key.
 //! - [`stripe`](IdempotencyLayer::stripe) makes the service one for the official clients of Stripe's API.
 //!
 //! # Problems

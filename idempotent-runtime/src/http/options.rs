@@ -104,6 +104,13 @@ pub(super) enum Crash {
     Verify(Arc<Question>),
 }
 
+impl Crash {
+    /// Whether somebody may answer the request anew when the claim of its handler is over.
+    pub(super) fn may_be_answered_again(&self) -> bool {
+        !matches!(self, Self::Policy(OnCrash::Hold))
+    }
+}
+
 type Decide = dyn Fn(StatusCode, &request::Parts) -> OnStatus + Send + Sync;
 type Lifetime = dyn Fn(&response::Parts) -> Duration + Send + Sync;
 

@@ -1,6 +1,7 @@
 //! The body of a request as the handler gets it.
 
 use std::error::Error;
+use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 
@@ -59,7 +60,8 @@ where
     /// Reads `body` up to `limit` bytes.
     pub(super) async fn read(body: B, limit: usize) -> Result<(Bytes, Self), Unread> {
         // What says that it is too large is not read at all.
-        if body.size_hint().lower() > u64::try_from(limit).unwrap_or(u64::MAX) {
+        let least = body.size_hint().lower();
+        if least > u64::try_from(limit).unwrap_or(u64::MAX) {
             return Err(Unread::TooLarge);
         }
         let mut body = pin!(Limited::new(body, limit));
@@ -73,10 +75,32 @@ where
                 Err(frame) => trailers = frame.into_trailers().ok(),
             }
         }
+        // HTTP/2 lets a client take its request back in the middle with the word that nothing is wrong, and hyper then ends the
+        // body as if it were whole. It is shorter than it says, or it does not know of its end: in that case the server, which
+        // knows, drops the request as soon as it is polled and has to wait.
+        if u64::try_from(pieces.len()).is_ok_and(|size| size < least) {
+            return Err(Unread::Broken);
+        }
+        if !body.is_end_stream() {
+            wait_once().await;
+        }
         let bytes = Bytes::from(pieces);
         let data = Some(bytes.clone()).filter(|bytes| !bytes.is_empty());
         Ok((bytes, Self { kind: Kind::Read { data, trailers } }))
     }
+}
+
+/// Gives whoever polls the request one look at what became of it.
+async fn wait_once() {
+    let mut has_waited = false;
+    poll_fn(|task| {
+        if std::mem::replace(&mut has_waited, true) {
+            return Poll::Ready(());
+        }
+        task.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 impl<B: Body<Data = Bytes>> Body for RequestBody<B> {

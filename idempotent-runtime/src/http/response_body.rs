@@ -1,8 +1,8 @@
 //! The body of a response as the client gets it.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -81,6 +81,46 @@ impl<B> LiveSender<B> {
     pub(super) fn complete(&self) {
         self.is_complete.store(true, Ordering::Release);
     }
+}
+
+/// The end of a body that is passed on, until it is known whether everybody gets this answer.
+#[derive(Debug)]
+pub(super) struct OpenEnd<B>(Arc<Mutex<Option<LiveSender<B>>>>);
+
+impl<B> Clone for OpenEnd<B> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<B> OpenEnd<B> {
+    pub(super) fn new() -> Self {
+        Self(Arc::default())
+    }
+
+    fn place(&self) -> MutexGuard<'_, Option<LiveSender<B>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// All of the body is there.
+    pub(super) fn keep(&self, sender: LiveSender<B>) {
+        *self.place() = Some(sender);
+    }
+
+    /// Ends the body, or breaks it off: somebody else has given the answer to the request.
+    pub(super) fn close(&self, is_the_answer: bool) {
+        let Some(sender) = self.place().take() else { return };
+        if is_the_answer {
+            sender.complete();
+        } else {
+            sender.fail(superseded());
+        }
+    }
+}
+
+/// Why a body breaks off whose claim is over: who takes it over gives another answer.
+pub(super) fn superseded() -> BoxError {
+    BoxError::from("the claim of the request is over, and its answer is another one")
 }
 
 impl<B> ResponseBody<B> {

@@ -16,20 +16,20 @@ use tokio::sync::oneshot;
 use tower_service::Service;
 use tracing::Instrument as _;
 
-use super::handled::{Handled, Vouched};
+use super::handled::{Handled, Vouched, is_not_kept};
 use super::handler::{Delivery, Handler, Handles, Readable, Unhandled, take};
 use super::key::IdempotencyKey;
 use super::method::{self, Coverage};
 use super::options::{Crash, Options};
 use super::problem::{Problem, ProblemKind};
 use super::request_body::{RequestBody, Unread};
-use super::response_body::ResponseBody;
+use super::response_body::{OpenEnd, ResponseBody};
 use super::stored::{Stored, of_response, read};
 use super::{BoxError, hook, scope};
 use crate::clock::Timestamp;
 use crate::context::Context;
 use crate::engine::scope::{Scope, current_engine};
-use crate::engine::{Call, run_detached, verify_detached};
+use crate::engine::{Call, run_detached_and, verify_detached_and};
 use crate::error::{Error, ErrorKind};
 use crate::outcome::{Codec, Outcome as _};
 use crate::policy::{Unstored, Verdict};
@@ -250,6 +250,7 @@ impl Guard {
             request: head,
             unhandled: unhandled.clone(),
             delivery,
+            end: OpenEnd::new(),
             is_bypassed: is_bypassed.clone(),
         };
         let guarded = self.scope().wrap(self.claim(handler));
@@ -279,7 +280,7 @@ impl Guard {
             Handled::Vouched(Vouched { record, .. }) => self.replay(record).await,
             Handled::Refused(error) => match (error.kind(), response) {
                 // The handler has done its work; its answer is the truth, though it may not be replayed.
-                (ErrorKind::NotStored | ErrorKind::TooLarge | ErrorKind::Encode, Some(mut response)) => {
+                (_, Some(mut response)) if is_not_kept(&error) => {
                     response.headers_mut().remove(self.options.markers.names.expires());
                     response
                 }
@@ -321,9 +322,11 @@ impl Guard {
         R: Readable,
     {
         let codec: Codec<Handled<S::Error>> = Handled::codec(Unstored::Release);
+        let end = handler.end.clone();
+        let settled = move |handled: &Handled<S::Error>| end.close(handled.is_its_own());
         let body = || handler.run();
         match &self.options.crash {
-            Crash::Policy(policy) => run_detached(self.call().on_crash(*policy), codec, body).await,
+            Crash::Policy(policy) => run_detached_and(self.call().on_crash(*policy), codec, body, settled).await,
             Crash::Verify(question) => {
                 let request = Request::from_parts((*self.head).clone(), self.bytes.clone());
                 let (question, options) = (question.clone(), self.options.clone());
@@ -331,7 +334,7 @@ impl Guard {
                     let verdict = question(asking.clone(), request).await;
                     Ok(vouch(&options, &asking, verdict))
                 };
-                verify_detached(self.call(), codec, ask, body).await
+                verify_detached_and(self.call(), codec, ask, body, settled).await
             }
         }
     }
@@ -506,7 +509,7 @@ mod tests {
                 async move {
                     let response = Response::new(ResponseBody::whole(Bytes::from_static(b"answer")));
                     let _ = delivery.send(if live { Delivery::Live(response) } else { Delivery::Settled(response) });
-                    Handled::<Infallible>::Answered { fate: Fate::Release, _open: None }
+                    Handled::<Infallible>::Answered { fate: Fate::Release }
                 },
                 delivered,
             );

@@ -142,7 +142,7 @@ impl Options {
 
     fn chosen(&self, key: &str, place: Option<Place>) -> Result<Chosen, Error> {
         let mut header = if self.bare_keys {
-            HeaderValue::from_str(key).map_err(|_| unusable())?
+            bare(key).ok_or_else(unusable)?
         } else {
             let string = StringRef::from_str(key).map_err(|_| unusable())?;
             HeaderValue::try_from(ItemSerializer::new().bare_item(string).finish()).map_err(|_| unusable())?
@@ -160,9 +160,16 @@ impl Options {
     }
 }
 
+/// The key as it stands. `None` where whoever receives it would read another one: white space around a header's value is no
+/// part of it, and a value that begins with a quote is a key in quotes.
+fn bare(key: &str) -> Option<HeaderValue> {
+    let is_read_as_it_is = key.trim() == key && !key.starts_with('"');
+    HeaderValue::from_str(key).ok().filter(|_| is_read_as_it_is)
+}
+
 #[cfg(test)]
 mod tests {
-    use super::RequestKey;
+    use super::{RequestKey, bare};
     use crate::error::ErrorKind;
 
     #[test]
@@ -171,6 +178,10 @@ mod tests {
             assert_eq!(RequestKey::new(key).unwrap_err().kind(), ErrorKind::InvalidKey, "{key:?}");
         }
         assert_eq!(RequestKey::new("a \"b\"").unwrap().as_str(), "a \"b\"");
+        for key in ["abc ", " abc", "\"abc\"", "\"abc\";x"] {
+            assert!(RequestKey::new(key).is_ok() && bare(key).is_none(), "{key:?} would be the key abc without quotes");
+        }
+        assert!(bare("a b").is_some());
         assert_eq!(format!("{:?}", RequestKey::new("secret").unwrap()), "RequestKey(6 octets)");
     }
 }

@@ -142,7 +142,8 @@ impl<C, P> ClientLayer<C, P> {
         self.set(|options| options.methods = methods.into_iter().collect())
     }
 
-    /// Sends keys without the quotes that the draft of the standard has, for services that ask for it.
+    /// Sends keys without the quotes that the draft of the standard has, for services that ask for it. One that would arrive
+    /// as another, because it begins or ends with a space or begins with a quote, is not sent.
     pub fn with_bare_keys(self) -> Self {
         self.set(|options| options.bare_keys = true)
     }

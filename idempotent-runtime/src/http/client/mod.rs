@@ -65,7 +65,9 @@
 //! request and has the same key. Each [step](crate::Context::step) has keys of its own.
 //!
 //! The running call is looked for where [`call`](tower_service::Service::call) is called: in the body, and in tasks that
-//! have it [`in_current_scope`](crate::InCurrentScope::in_current_scope). A buffer or a queue belongs behind the layer.
+//! have it [`in_current_scope`](crate::InCurrentScope::in_current_scope). A buffer or a queue belongs behind the layer, and so
+//! does what repeats requests by itself: in front of it, each repetition is a request of its own, with a new key unless it has
+//! one of the first two.
 //!
 //! # When a request is sent again
 //!
