@@ -277,6 +277,11 @@ impl Context {
         std::iter::once(&self.0.own).chain(&self.0.around).filter(|own| own.holds_claim())
     }
 
+    /// Whether the body of this call is known to be over.
+    pub(crate) fn is_over(&self) -> bool {
+        !matches!(self.0.own.claim, Held::Nothing) && !self.0.own.holds_claim()
+    }
+
     /// Whether this body, or one around it, runs in a transaction of `engine`'s store.
     pub(crate) fn is_in_transaction_of(&self, engine: &Inner) -> bool {
         self.running().any(|own| matches!(own.claim, Held::Transaction { .. }) && own.is_of_store(engine))
