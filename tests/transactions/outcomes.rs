@@ -1,8 +1,9 @@
 //! What is there after a call in a transaction, by how its body and the transaction ended.
 
-use idempotency::store::Reason;
-use idempotency::{Context, ErrorKind, OnCrash, State, Unstored, Verdict, in_transaction, observe};
-use idempotency_test_support::deadline::eventually_async;
+use futures::FutureExt as _;
+use idempotency::store::{Reason, SqliteStore};
+use idempotency::{Context, ErrorKind, Idempotency, OnCrash, State, Unstored, Verdict, in_transaction, observe};
+use idempotency_test_support::deadline::{eventually_async, within};
 use tokio::sync::Notify;
 
 use crate::world::{DAY, Fault, OPERATION, World, add};
@@ -236,6 +237,26 @@ async fn a_transaction_that_makes_itself_again_can_be_spawned() -> anyhow::Resul
         .await
     });
     assert_eq!(task.await??, "added a");
+    assert_eq!(world.entries("a").await?, 1);
+    Ok(())
+}
+
+/// It asks which database the store is in, for all that come after it.
+#[tokio::test]
+async fn a_call_that_nobody_polls_any_more_lets_others_have_an_answer() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    let engine = Idempotency::new(SqliteStore::from_pool(world.pool.clone()));
+    let call = || engine.call(OPERATION, "a").ttl(DAY);
+    let (mut one, mut other) = (world.pool.begin().await?, world.pool.begin().await?);
+    let mut unpolled = Box::pin(call().run_in(&mut one, async |transaction| add(transaction, "a").await));
+    assert!(unpolled.as_mut().now_or_never().is_none());
+    let refused =
+        within("the answer", call().run_in(&mut other, async |transaction| add(transaction, "a").await)).await?;
+    let Err(Fault::Idempotency(error)) = refused else { panic!("{refused:?}") };
+    assert_eq!(error.kind(), ErrorKind::StoreUnavailable);
+    drop(unpolled);
+    assert_eq!(call().run_in(&mut other, async |transaction| add(transaction, "a").await).await?, "added a");
+    other.commit().await?;
     assert_eq!(world.entries("a").await?, 1);
     Ok(())
 }
