@@ -39,9 +39,9 @@ pub use purge::Purging;
 pub use record::{RecordHandle, RecordView, Resolution, Revision};
 pub use report::{Report, observe};
 pub use run::{Run, run, run_detached};
-#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
-pub(crate) use transaction::watched;
 pub use transaction::{Begun, InTransaction, begin};
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
+pub(crate) use transaction::{Watched, watched};
 #[cfg(feature = "http")]
 pub(crate) use verify::verify_detached;
 pub use verify::{Asked, Cleared, Unasked, Verified, Verify, verify};
