@@ -39,20 +39,29 @@ use crate::store::{Grant, Token};
 pub struct Context(Arc<Parts>);
 
 struct Parts {
-    engine: Weak<Inner>,
+    own: Own,
     operation: Arc<str>,
-    key: KeyHash,
     attempt: u32,
     /// The store's time when the claim was granted, and the monotonic time a little later.
     #[cfg_attr(not(feature = "http"), expect(dead_code, reason = "responses tell it to clients"))]
     granted: (Timestamp, Duration),
-    claim: Held,
-    parent: Option<Context>,
+    /// The calls around this one whose bodies ran when it began. Not their contexts, which would have those around them in
+    /// turn: tasks that go on from one another without end would make a chain of them.
+    around: Vec<Own>,
     #[cfg(feature = "http")]
     unlabelled_requests: crate::http::client::Unlabelled,
 }
 
+/// What those have to know of a call that run in its body.
+#[derive(Clone)]
+struct Own {
+    engine: Weak<Inner>,
+    key: KeyHash,
+    claim: Held,
+}
+
 /// What protects the body.
+#[derive(Clone)]
 enum Held {
     /// With the journal of the body; none while the outside world is asked.
     Claim(Token, Arc<Lease>, Option<Arc<Journal>>),
@@ -104,16 +113,13 @@ impl Context {
         claim: Held,
     ) -> Self {
         let granted = (granted, engine.clock.monotonic());
-        let (engine, operation) = (Arc::downgrade(engine), operation.clone());
-        let parent = Scope::current().context().cloned();
+        let around = Scope::current().context().map(|context| context.running().cloned().collect()).unwrap_or_default();
         Self(Arc::new(Parts {
-            engine,
-            operation,
-            key,
+            own: Own { engine: Arc::downgrade(engine), key, claim },
+            operation: operation.clone(),
             attempt,
             granted,
-            claim,
-            parent,
+            around,
             #[cfg(feature = "http")]
             unlabelled_requests: crate::http::client::Unlabelled::default(),
         }))
@@ -146,7 +152,7 @@ impl Context {
 
     /// The name of the record. `Display` shows its first twelve characters.
     pub fn key(&self) -> KeyHash {
-        self.0.key
+        self.0.own.key
     }
 
     /// The operation's name.
@@ -179,7 +185,7 @@ impl Context {
     /// [`Unsupported`](ErrorKind::Unsupported) where the operation is disabled or an HTTP layer fails open, and the store's
     /// errors.
     pub async fn fence(&self) -> Result<u64, Error> {
-        let token = match &self.0.claim {
+        let token = match &self.0.own.claim {
             Held::Claim(token, ..) => *token,
             Held::Transaction { fence, .. } => return Ok(*fence),
             Held::Nothing => {
@@ -188,12 +194,12 @@ impl Context {
             }
         };
         let superseded = || self.refused(ErrorKind::Superseded);
-        let engine = self.0.engine.upgrade().ok_or_else(superseded)?;
+        let engine = self.0.own.engine.upgrade().ok_or_else(superseded)?;
         let fence =
-            retry::until(&engine, engine.settings.claim_timeout, || engine.store.clone().fence(self.0.key, token));
+            retry::until(&engine, engine.settings.claim_timeout, || engine.store.clone().fence(self.0.own.key, token));
         fence
             .await
-            .map_err(|error| engine.store_error(error).of_record(Some(&self.0.operation), &self.0.key))?
+            .map_err(|error| engine.store_error(error).of_record(Some(&self.0.operation), &self.0.own.key))?
             .ok_or_else(superseded)
     }
 
@@ -207,20 +213,20 @@ impl Context {
     /// derived outside of steps as well, and taken along.
     pub fn derive_key(&self, purpose: &str) -> String {
         match Scope::current().step_of(self) {
-            Some(step) => derive_in_step(&self.0.key, &step.name, step.index, purpose),
-            None => derive(&self.0.key, purpose),
+            Some(step) => derive_in_step(&self.0.own.key, &step.name, step.index, purpose),
+            None => derive(&self.0.own.key, purpose),
         }
     }
 
     /// Whether the lease is over as far as this process knows: another caller may have taken the call over. Never in the
     /// user's transaction, where there is none.
     pub fn lease_lost(&self) -> bool {
-        matches!(&self.0.claim, Held::Claim(_, lease, _) if lease.is_lost())
+        matches!(&self.0.own.claim, Held::Claim(_, lease, _) if lease.is_lost())
     }
 
     /// Resolves when the lease is over as far as this process knows. For bodies that can stop.
     pub async fn lease_ended(&self) {
-        match &self.0.claim {
+        match &self.0.own.claim {
             Held::Claim(_, lease, _) => lease.ended().await,
             Held::Transaction { .. } | Held::Nothing => std::future::pending().await,
         }
@@ -230,7 +236,7 @@ impl Context {
     #[cfg(feature = "http")]
     pub(crate) fn store_time(&self) -> Option<Timestamp> {
         let (granted, at) = self.0.granted;
-        let engine = self.0.engine.upgrade()?;
+        let engine = self.0.own.engine.upgrade()?;
         Some(granted + engine.clock.monotonic().saturating_sub(at))
     }
 
@@ -241,7 +247,7 @@ impl Context {
     }
 
     pub(crate) fn refused(&self, kind: ErrorKind) -> Error {
-        refused(kind, &self.0.operation, &self.0.key)
+        refused(kind, &self.0.operation, &self.0.own.key)
     }
 
     /// Whether both are of one attempt.
@@ -251,7 +257,7 @@ impl Context {
 
     /// Where the steps of this attempt are recorded; nowhere where nothing is claimed.
     pub(crate) fn journal(&self) -> Result<(Arc<Inner>, Option<Arc<Journal>>), Error> {
-        let journal = match &self.0.claim {
+        let journal = match &self.0.own.claim {
             Held::Claim(_, _, Some(journal)) => Some(journal.clone()),
             Held::Claim(_, _, None) => {
                 let detail = "the question about an earlier attempt has no steps: only the body does";
@@ -263,12 +269,39 @@ impl Context {
             }
             Held::Nothing => None,
         };
-        let engine = self.0.engine.upgrade().ok_or_else(|| self.refused(ErrorKind::Superseded))?;
+        let engine = self.0.own.engine.upgrade().ok_or_else(|| self.refused(ErrorKind::Superseded))?;
         Ok((engine, journal))
     }
 
+    /// This call and those around it, as far as their bodies still run.
+    fn running(&self) -> impl Iterator<Item = &Own> {
+        std::iter::once(&self.0.own).chain(&self.0.around).filter(|own| own.holds_claim())
+    }
+
+    /// Whether the body of this call is known to be over.
+    pub(crate) fn is_over(&self) -> bool {
+        !matches!(self.0.own.claim, Held::Nothing) && !self.0.own.holds_claim()
+    }
+
+    /// Whether this body, or one around it, runs in a transaction of `engine`'s store.
+    pub(crate) fn is_in_transaction_of(&self, engine: &Inner) -> bool {
+        self.running().any(|own| matches!(own.claim, Held::Transaction { .. }) && own.is_of_store(engine))
+    }
+
+    /// Whether a call of `key` in `engine`'s store would wait for this body.
+    pub(crate) fn is_running(&self, engine: &Arc<Inner>, key: &KeyHash) -> bool {
+        self.running().any(|own| own.key == *key && own.is_of_store(engine))
+    }
+
+    /// Whether the body of this call, or of one around it, is one of `engine`'s and still runs.
+    pub(crate) fn is_inside(&self, engine: &Arc<Inner>) -> bool {
+        self.running().any(|own| std::ptr::eq(own.engine.as_ptr(), Arc::as_ptr(engine)))
+    }
+}
+
+impl Own {
     fn holds_claim(&self) -> bool {
-        match &self.0.claim {
+        match &self.claim {
             Held::Claim(_, lease, _) => !lease.has_body_ended(),
             Held::Transaction { ended, .. } => !ended.load(Ordering::Acquire),
             Held::Nothing => false,
@@ -276,25 +309,7 @@ impl Context {
     }
 
     fn is_of_store(&self, engine: &Inner) -> bool {
-        self.0.engine.upgrade().is_some_and(|own| Arc::ptr_eq(&own.store, &engine.store))
-    }
-
-    /// Whether this body, or one around it, runs in a transaction of `engine`'s store.
-    pub(crate) fn is_in_transaction_of(&self, engine: &Inner) -> bool {
-        (matches!(self.0.claim, Held::Transaction { .. }) && self.holds_claim() && self.is_of_store(engine))
-            || self.0.parent.as_ref().is_some_and(|parent| parent.is_in_transaction_of(engine))
-    }
-
-    /// Whether a call of `key` in `engine`'s store would wait for this body.
-    pub(crate) fn is_running(&self, engine: &Arc<Inner>, key: &KeyHash) -> bool {
-        (self.0.key == *key && self.holds_claim() && self.is_of_store(engine))
-            || self.0.parent.as_ref().is_some_and(|parent| parent.is_running(engine, key))
-    }
-
-    /// Whether the body of this call, or of one around it, is one of `engine`'s and still runs.
-    pub(crate) fn is_inside(&self, engine: &Arc<Inner>) -> bool {
-        (std::ptr::eq(self.0.engine.as_ptr(), Arc::as_ptr(engine)) && self.holds_claim())
-            || self.0.parent.as_ref().is_some_and(|parent| parent.is_inside(engine))
+        self.engine.upgrade().is_some_and(|own| Arc::ptr_eq(&own.store, &engine.store))
     }
 }
 
@@ -302,7 +317,7 @@ impl fmt::Debug for Context {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Context")
             .field("operation", &self.0.operation)
-            .field("key", &self.0.key)
+            .field("key", &self.0.own.key)
             .field("attempt", &self.0.attempt)
             .finish_non_exhaustive()
     }

@@ -1,5 +1,8 @@
 //! What a body can know about its call.
 
+use std::pin::Pin;
+use std::sync::Arc;
+
 use idempotency::{Context, Error, ErrorKind, InCurrentScope as _, OnConflict, OnCrash, State, observe};
 
 use crate::faults::{Fault, Gate};
@@ -255,4 +258,29 @@ async fn an_answer_that_is_there_is_taken_although_its_time_is_over() {
         call.await.unwrap();
         assert_eq!(world.store.requests("fence"), 1);
     }
+}
+
+/// A job that starts the next one, and takes its scope along, as in a worker that runs for months.
+async fn job(world: Arc<World>, number: u64, last: u64) -> Result<(), Error> {
+    let next = world.clone();
+    let call = world.engine.call("jobs", number).ttl(DAY).run(async || {
+        if number == last {
+            next.ledger.charge("the last one");
+        } else {
+            tokio::spawn(boxed(next, number + 1, last).in_current_scope());
+        }
+        Ok(())
+    });
+    call.await
+}
+
+fn boxed(world: Arc<World>, number: u64, last: u64) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+    Box::pin(async move { job(world, number, last).await.unwrap() })
+}
+
+#[tokio::test]
+async fn jobs_that_start_one_another_do_not_pile_up() {
+    let world = Arc::new(World::new());
+    boxed(world.clone(), 0, 20_000).await;
+    eventually("the last one", async || world.ledger.count() == 1).await;
 }

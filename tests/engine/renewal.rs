@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use idempotency::clock::Clock as _;
-use idempotency::store::{Claimed, Release, Store as _, Token};
+use idempotency::store::{Claimed, Release, Remove, Store as _, Token};
 use idempotency::{Context, Error, ErrorKind, Idempotency, OnConflict, OnCrash};
 
 use crate::faults::{Fault, Gate};
-use crate::world::{DAY, LEASE, OPERATION, World, eventually};
+use crate::world::{DAY, LEASE, OPERATION, World, eventually, poll_once};
 
 /// Lets `duration` pass in steps, each followed by the renewals that it makes due.
 async fn pass_with_renewals(world: &World, duration: Duration) {
@@ -109,7 +109,7 @@ async fn a_body_learns_that_its_lease_is_over() {
         world.clock.advance(LEASE / 2);
         assert!(!context.lease_lost());
         let mut ended = Box::pin(context.lease_ended());
-        assert!(crate::world::poll_once(&mut ended).is_pending());
+        assert!(poll_once(&mut ended).is_pending());
         world.clock.advance(LEASE / 2 + Duration::from_millis(1));
         ended.await;
         assert!(context.lease_lost());
@@ -128,7 +128,7 @@ async fn a_body_that_hangs_loses_its_lease_after_max_run() {
         std::future::pending::<Result<String, Error>>().await
     }));
     eventually("the effect", async || {
-        assert!(crate::world::poll_once(&mut hanging).is_pending());
+        assert!(poll_once(&mut hanging).is_pending());
         world.ledger.count() == 1
     })
     .await;
@@ -234,7 +234,7 @@ async fn a_body_whose_claim_was_lost_before_it_started_never_starts() {
         ledger.charge("detached");
         Ok::<_, Error>(())
     }));
-    assert!(crate::world::poll_once(&mut call).is_pending(), "granted, and its task has not run yet");
+    assert!(poll_once(&mut call).is_pending(), "granted, and its task has not run yet");
     // A store that forgets gave the claim to another owner, and the next renewal tells.
     let mut claim = world.store.sent_claims().remove(0);
     world.memory.release(Release::new(claim.key, claim.token)).await.unwrap();
@@ -242,7 +242,7 @@ async fn a_body_whose_claim_was_lost_before_it_started_never_starts() {
     assert!(matches!(world.memory.claim(claim).await, Ok(Claimed::Mine(_))));
     // The second renewal is sent when the answer to the first is known.
     let mut other = Box::pin(world.call(2).run(std::future::pending::<Result<String, Error>>));
-    assert!(crate::world::poll_once(&mut other).is_pending());
+    assert!(poll_once(&mut other).is_pending());
     for renewals in [1, 2] {
         world.clock.advance(LEASE / 3);
         let deadline = std::time::Instant::now() + Duration::from_secs(20);
@@ -333,8 +333,8 @@ async fn a_call_that_was_given_up_is_renewed_no_more() {
     let hang = || std::future::pending::<Result<String, Error>>();
     let mut dropped = Box::pin(world.call(1).on_crash(OnCrash::Retry).run(hang));
     let mut other = Box::pin(world.call(2).run(hang));
-    assert!(crate::world::poll_once(&mut dropped).is_pending());
-    assert!(crate::world::poll_once(&mut other).is_pending());
+    assert!(poll_once(&mut dropped).is_pending());
+    assert!(poll_once(&mut other).is_pending());
     drop(dropped);
     eventually("the abandonment", async || world.store.requests("abandon") == 1).await;
     world.clock.advance(LEASE / 3);
@@ -385,7 +385,7 @@ async fn a_lease_counts_from_when_it_was_asked_for_and_not_from_the_answer() {
         Ok::<_, Error>(())
     }));
     eventually("the claim to be applied", async || {
-        assert!(crate::world::poll_once(&mut call).is_pending());
+        assert!(poll_once(&mut call).is_pending());
         world.record(1).await.is_some()
     })
     .await;
@@ -417,4 +417,46 @@ async fn a_renewed_lease_counts_from_when_the_renewal_was_sent() {
         Ok::<_, Error>(())
     });
     call.await.unwrap();
+}
+
+/// It is told on the thread that renews leases where the caller of the late body is gone.
+#[tokio::test]
+async fn a_hook_that_takes_its_time_keeps_no_lease_from_being_renewed() {
+    let (told, is_told) = std::sync::mpsc::channel();
+    let (go_on, goes_on) = std::sync::mpsc::channel::<()>();
+    let goes_on = std::sync::Mutex::new(goes_on);
+    let world = World::with(|builder| {
+        builder.on_duplicate(move |_| {
+            told.send(()).unwrap();
+            let _ = goes_on.lock().unwrap().recv();
+        })
+    });
+    let (commit, finish) = (Gate::new(), Gate::new());
+    world.store.next("complete", Fault::Late(commit.clone()));
+    let mut late = Box::pin(world.charge(2));
+    eventually("the commit", async || {
+        let _ = poll_once(&mut late);
+        world.store.requests("complete") == 1
+    })
+    .await;
+    drop(late);
+    let record = world.record(2).await.unwrap();
+    let mut remove = Remove::new(record.key, record.owner);
+    remove.force = true;
+    world.memory.remove(remove).await.unwrap();
+    let long = world.call(1).run(|| async {
+        finish.wait().await;
+        world.effect(1)
+    });
+    let time = async {
+        world.record_is(1, |record| record.is_some()).await;
+        commit.open();
+        eventually("the hook", async || is_told.try_recv().is_ok()).await;
+        pass_with_renewals(&world, LEASE).await;
+        drop(go_on);
+        finish.open();
+    };
+    let (long, ()) = tokio::join!(long, time);
+    assert_eq!(long.unwrap(), "receipt 1.2");
+    assert_eq!(world.engine.duplicates(), 1);
 }

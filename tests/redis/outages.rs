@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures::FutureExt as _;
 use idempotency::store::StoreErrorKind;
 use idempotency::{Error, ErrorKind, OnConflict};
 use idempotency_test_support::deadline::{eventually_async, within};
@@ -201,4 +202,27 @@ async fn tracked(world: &World) -> anyhow::Result<()> {
         stats.contains("tracking_total_keys:1\r")
     })
     .await
+}
+
+/// As in a `select!`, or a stream of calls whose results are looked at slowly.
+#[tokio::test]
+async fn a_call_that_nobody_polls_while_it_connects_keeps_no_other_one_waiting() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    world.warm_up().await?;
+    world.proxy.close_all();
+    eventually_async("the connections to be closed", async || world.proxy.connections() == 0).await?;
+    // What makes a connection is under way for some time.
+    world.proxy.hold_answers();
+    let before = world.proxy.requests();
+    let mut unpolled = Box::pin(world.charge(1));
+    eventually_async("the first words on the new connection", async || {
+        let _ = unpolled.as_mut().now_or_never();
+        world.proxy.requests() > before
+    })
+    .await?;
+    world.proxy.heal();
+    recovers(&world, 2).await?;
+    assert_eq!(world.count(1), 0, "it was not polled");
+    assert_eq!(unpolled.await?, "receipt 1.1");
+    Ok(())
 }

@@ -1,6 +1,9 @@
 //! Steps on a server.
 
-use idempotency::{Call, Context, Error, Idempotency, OnCrash, State};
+use futures::FutureExt as _;
+use idempotency::store::{Scan, Store as _};
+use idempotency::{Call, Context, Error, Idempotency, OnCrash, Resolution, State};
+use idempotency_test_support::deadline::eventually_async;
 
 use crate::world::{DAY, OPERATION, SHORT_LEASE, World, large};
 
@@ -48,5 +51,37 @@ async fn a_call_resumes_after_the_lease_of_an_owner_that_was_cut_off() -> anyhow
     assert_eq!(world.count(1), 2);
     let record = world.record(1).await.expect("a record");
     assert_eq!((record.state, record.attempts), (State::Completed, 2));
+    Ok(())
+}
+
+/// What is large is stored in another way, as a whole.
+#[tokio::test]
+async fn a_large_checkpoint_and_a_large_answer_keep_the_name_of_the_operation() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    let call = world.call(1).run(async || {
+        Context::current().step("reserve", async || Ok::<_, Error>(large())).await?;
+        std::future::pending::<Result<String, Error>>().await
+    });
+    let mut call = Box::pin(call);
+    eventually_async("the checkpoint", async || {
+        assert!(call.as_mut().now_or_never().is_none());
+        world.record(1).await.is_some_and(|record| record.checkpoints == 1)
+    })
+    .await?;
+    drop(call);
+    let record = world.elsewhere().record(OPERATION, 1_u64);
+    eventually_async("the doubt", async || world.record(1).await.is_some_and(|record| record.state == State::InDoubt))
+        .await?;
+    let listed = async || {
+        let mut scan = Scan::default();
+        scan.operation = Some(OPERATION.into());
+        world.direct.scan(scan).await.map(|page| page.records.len())
+    };
+    assert_eq!(listed().await?, 1, "operators find it");
+    let view = record.inspect().await?.expect("a record");
+    assert_eq!(&*view.operation, OPERATION);
+    record.resolve(&view, Resolution::Completed(large())).await?;
+    assert_eq!(listed().await?, 1);
+    assert_eq!(world.charge(1).await?, large());
     Ok(())
 }

@@ -22,4 +22,6 @@ mod shutdown;
 mod signatures;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 mod undone;
+#[path = "../warnings/mod.rs"]
+mod warnings;
 mod world;

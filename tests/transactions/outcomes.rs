@@ -1,10 +1,17 @@
 //! What is there after a call in a transaction, by how its body and the transaction ended.
 
-use idempotency::store::Reason;
-use idempotency::{Context, ErrorKind, OnCrash, State, Unstored, Verdict, in_transaction, observe};
-use idempotency_test_support::deadline::eventually_async;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use futures::FutureExt as _;
+use idempotency::store::{Reason, SqliteStore};
+use idempotency::{
+    Context, ErrorKind, Idempotency, OnCrash, OpenTransaction, State, Unstored, Verdict, in_transaction, observe,
+};
+use idempotency_test_support::deadline::{eventually_async, within};
+use sqlx::Sqlite;
 use tokio::sync::Notify;
 
+use crate::warnings::Warnings;
 use crate::world::{DAY, Fault, OPERATION, World, add};
 
 #[tokio::test]
@@ -102,6 +109,36 @@ async fn a_held_error_undoes_the_effect_and_leaves_the_record_in_doubt() -> anyh
     assert!(failing.await.is_err());
     transaction.commit().await?;
     assert_eq!((world.entries("a").await?, world.state("a").await?), (0, Some(State::InDoubt)));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_held_error_is_kept_by_who_commits_and_rolled_back_with_a_warning_by_who_returns_it() -> anyhow::Result<()> {
+    let (world, warnings, runs) = (World::new().await?, Warnings::listen(), AtomicUsize::new(0));
+    let hold = async |mut transaction: OpenTransaction<Sqlite>| {
+        let call = world.call("a").on_error(Unstored::Hold).run_in(&mut transaction, async |transaction| {
+            runs.fetch_add(1, Ordering::Relaxed);
+            add(transaction, "a").await?;
+            Err::<String, _>(Fault::No)
+        });
+        call.await
+    };
+    let returned = in_transaction(&world.pool, &hold).await;
+    assert!(matches!(returned, Err(Fault::No)), "{returned:?}");
+    assert_eq!((world.entries("a").await?, world.state("a").await?), (0, None));
+    assert!(warnings.mention("stored or held is rolled back"));
+    let warnings = Warnings::listen();
+    let kept = in_transaction(&world.pool, async |transaction| match hold(transaction).await {
+        Err(Fault::No) => Ok(Err(Fault::No)),
+        result => result.map(Ok),
+    });
+    let kept: Result<String, Fault> = kept.await?;
+    assert!(matches!(kept, Err(Fault::No)), "{kept:?}");
+    assert_eq!((world.entries("a").await?, world.state("a").await?), (0, Some(State::InDoubt)));
+    assert!(!warnings.mention("rolled back"));
+    let next = in_transaction(&world.pool, &hold).await;
+    let Err(Fault::Idempotency(error)) = next else { panic!("{next:?}") };
+    assert_eq!((error.kind(), runs.load(Ordering::Relaxed)), (ErrorKind::InDoubt, 2));
     Ok(())
 }
 
@@ -236,6 +273,26 @@ async fn a_transaction_that_makes_itself_again_can_be_spawned() -> anyhow::Resul
         .await
     });
     assert_eq!(task.await??, "added a");
+    assert_eq!(world.entries("a").await?, 1);
+    Ok(())
+}
+
+/// It asks which database the store is in, for all that come after it.
+#[tokio::test]
+async fn a_call_that_nobody_polls_any_more_lets_others_have_an_answer() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    let engine = Idempotency::new(SqliteStore::from_pool(world.pool.clone()));
+    let call = || engine.call(OPERATION, "a").ttl(DAY);
+    let (mut one, mut other) = (world.pool.begin().await?, world.pool.begin().await?);
+    let mut unpolled = Box::pin(call().run_in(&mut one, async |transaction| add(transaction, "a").await));
+    assert!(unpolled.as_mut().now_or_never().is_none());
+    let refused =
+        within("the answer", call().run_in(&mut other, async |transaction| add(transaction, "a").await)).await?;
+    let Err(Fault::Idempotency(error)) = refused else { panic!("{refused:?}") };
+    assert_eq!(error.kind(), ErrorKind::StoreUnavailable);
+    drop(unpolled);
+    assert_eq!(call().run_in(&mut other, async |transaction| add(transaction, "a").await).await?, "added a");
+    other.commit().await?;
     assert_eq!(world.entries("a").await?, 1);
     Ok(())
 }

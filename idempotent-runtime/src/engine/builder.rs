@@ -184,7 +184,8 @@ impl Builder {
         self
     }
 
-    /// Is called when a body finishes after its call had been taken over: its effect may have happened twice.
+    /// Is called when a body finishes after its call had been taken over: its effect may have happened twice. It may take
+    /// its time: the caller of that body waits for it, and no lease does.
     pub fn on_duplicate(mut self, hook: impl Fn(&Duplicate) + Send + Sync + 'static) -> Self {
         self.settings.on_duplicate = Some(Arc::new(hook));
         self

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use super::call::Checked;
 use super::duplicate::Duplicate;
 use super::running::{Running, give_up};
-use super::{Waiting, claim, retry, wait};
+use super::{Waiting, claim, keeper, retry, wait};
 use crate::encoding::NotEncodable;
 use crate::error::{Error, ErrorKind};
 use crate::outcome::{Answer, Ending, StoredAnswer, stored};
@@ -216,7 +216,7 @@ async fn overtaken(running: &mut Running, commit: &Commit) -> Verdict {
     }
     // A verdict that came too late had no effect.
     if running.has_run {
-        report_duplicate(&call, commit, found.as_ref().ok().and_then(Option::as_ref));
+        report_duplicate(&call, commit, found.as_ref().ok().and_then(Option::as_ref)).await;
     }
     match found {
         Ok(Some(record)) => Verdict::Instead(stored(record, call.version)),
@@ -225,18 +225,22 @@ async fn overtaken(running: &mut Running, commit: &Commit) -> Verdict {
     }
 }
 
-fn report_duplicate(call: &Checked, commit: &Commit, winner: Option<&Arc<Record>>) {
+async fn report_duplicate(call: &Checked, commit: &Commit, winner: Option<&Arc<Record>>) {
     tracing::warn!(operation = %call.operation, key = %call.key, winner = winner.is_some(),
         "a body finished after its call had been taken over: its effect may have happened twice");
     call.engine.duplicates.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-    if let Some(hook) = &call.engine.settings.on_duplicate {
+    if let Some(hook) = call.engine.settings.on_duplicate.clone() {
         let winner = winner.map(|record| record.body.clone());
         let (operation, key, result) = (call.operation.clone(), call.key, commit.body.clone());
         let duplicate = Duplicate { operation, key, result, winner };
         // Told after everything was decided: what it does decides nothing.
-        if catch_unwind(AssertUnwindSafe(|| hook(&duplicate))).is_err() {
-            tracing::error!(operation = %call.operation, key = %call.key, "the hook `on_duplicate` panicked");
-        }
+        keeper::beside(move || {
+            if catch_unwind(AssertUnwindSafe(|| hook(&duplicate))).is_err() {
+                let Duplicate { operation, key, .. } = duplicate;
+                tracing::error!(%operation, %key, "the hook `on_duplicate` panicked");
+            }
+        })
+        .await;
     }
 }
 

@@ -4,6 +4,7 @@
 //! lose its leases. So do claims and commits whose caller is gone: they are followed to their answer. And expired records
 //! are removed from here. What callers leave behind in memory of this process needs no thread, and is done at once.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
@@ -37,6 +38,21 @@ const WAITING: u8 = 0;
 const BEGUN: u8 = 1;
 /// A shutdown has taken the claim away.
 const SHUT_DOWN: u8 = 2;
+
+thread_local! {
+    /// Whether leases are renewed from this thread.
+    static IS_OURS: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs code of the user's, which may take its time: on the thread that renews leases, it keeps none of them waiting.
+pub(super) async fn beside(code: impl FnOnce() + Send + 'static) {
+    if IS_OURS.get() {
+        // It catches its own panics.
+        let _ = tokio::task::spawn_blocking(code).await;
+    } else {
+        code();
+    }
+}
 
 pub(super) type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 /// Runs the background somewhere else than on a thread of its own.
@@ -266,9 +282,10 @@ impl Keeper {
             spawn(Box::pin(background));
         } else {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            std::thread::Builder::new()
-                .name("idempotency-keeper".into())
-                .spawn(move || runtime.block_on(background))?;
+            std::thread::Builder::new().name("idempotency-keeper".into()).spawn(move || {
+                IS_OURS.set(true);
+                runtime.block_on(background);
+            })?;
         }
         let _ = self.tasks.set(sender);
         Ok(())

@@ -41,9 +41,9 @@ pub use report::{Report, observe};
 #[cfg(feature = "http")]
 pub(crate) use run::run_detached_and;
 pub use run::{Run, run, run_detached};
-#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
-pub(crate) use transaction::watched;
 pub use transaction::{Begun, InTransaction, begin};
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
+pub(crate) use transaction::{Watched, watched};
 #[cfg(feature = "http")]
 pub(crate) use verify::verify_detached_and;
 pub use verify::{Asked, Cleared, Unasked, Verified, Verify, verify};

@@ -24,7 +24,8 @@ struct Parts {
     engine: Option<Idempotency>,
     context: Option<Context>,
     observer: Option<Observer>,
-    step: Option<(Context, StepId)>,
+    /// The steps that the code is in, the innermost last. Where a step makes a call that has steps itself, they are several.
+    steps: Vec<(Context, StepId)>,
     #[cfg(feature = "http")]
     request: Option<crate::http::IdempotencyKey>,
 }
@@ -53,12 +54,16 @@ impl Scope {
 
     /// The scope of the step `step` of the call that `context` is of.
     pub(crate) fn of_step(&self, context: &Context, step: StepId) -> Self {
-        Self::of(Parts { step: Some((context.clone(), step)), ..self.parts() })
+        let mut parts = self.parts();
+        // Tasks that go on from one another without end would keep all that were.
+        parts.steps.retain(|(of, _)| !of.is_over());
+        parts.steps.push((context.clone(), step));
+        Self::of(parts)
     }
 
-    /// The step of the call of `context` that runs here.
+    /// The step of the call of `context` that runs here, also around calls that it makes.
     pub(crate) fn step_of(&self, context: &Context) -> Option<&StepId> {
-        self.0.as_ref()?.step.as_ref().filter(|(of, _)| of.is(context)).map(|(_, step)| step)
+        self.0.as_ref()?.steps.iter().rev().find(|(of, _)| of.is(context)).map(|(_, step)| step)
     }
 
     pub(crate) fn with_observer(&self, observer: Observer) -> Self {

@@ -25,22 +25,45 @@ use crate::store::transaction::{End, Keep as _};
 use crate::store::{Claimed, Commit, CrashPolicy, Grant, Park, Reason, Record, SqlTransaction, State};
 
 tokio::task_local! {
-    /// Whether a call has found or kept its record in the transaction that the task is in.
-    static HAS_RECORD: Arc<AtomicBool>;
+    /// What calls have found or kept in the transaction that the task is in.
+    static KEPT: Arc<Kept>;
+}
+
+/// What calls have found or kept in a transaction.
+#[derive(Default)]
+struct Kept {
+    record: AtomicBool,
+    error: AtomicBool,
 }
 
 /// Tells whoever made the transaction that making it again finds the record, if it was committed.
 fn note_record() {
     // Without anybody to tell there is nothing to do.
-    let _ = HAS_RECORD.try_with(|has_record| has_record.store(true, Ordering::Release));
+    let _ = KEPT.try_with(|kept| kept.record.store(true, Ordering::Release));
 }
 
-/// Runs `transaction`, and tells whether a call found or kept its record in it.
+/// Tells whoever made the transaction that a call has stored or held an error in it.
+fn note_error() {
+    let _ = KEPT.try_with(|kept| kept.error.store(true, Ordering::Release));
+}
+
+/// What a transaction gave.
 #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
-pub(crate) async fn watched<F: Future>(transaction: F) -> (F::Output, bool) {
-    let has_record = Arc::new(AtomicBool::new(false));
-    let output = HAS_RECORD.scope(Arc::clone(&has_record), transaction).await;
-    (output, has_record.load(Ordering::Acquire))
+pub(crate) struct Watched<T> {
+    pub(crate) output: T,
+    /// Whether a call found or kept its record in it.
+    pub(crate) has_record: bool,
+    /// Whether a call has stored or held an error in it.
+    pub(crate) has_error: bool,
+}
+
+/// Runs `transaction`, and tells what calls found or kept in it.
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
+pub(crate) async fn watched<F: Future>(transaction: F) -> Watched<F::Output> {
+    let kept = Arc::new(Kept::default());
+    let output = KEPT.scope(Arc::clone(&kept), transaction).await;
+    let is_set = |flag: &AtomicBool| flag.load(Ordering::Acquire);
+    Watched { output, has_record: is_set(&kept.record), has_error: is_set(&kept.error) }
 }
 
 /// What [`begin`] found.
@@ -203,6 +226,9 @@ impl<R, P> InTransaction<R, P> {
                 if leaves_record {
                     note_record();
                 }
+                if leaves_record && !is_kept {
+                    note_error();
+                }
                 return result;
             }
             // The body's own error comes first: it may be what broke the transaction.
@@ -256,7 +282,8 @@ impl<P> Call<P> {
     ///
     /// Another call of the same key in another transaction waits until this one is over, for as long as
     /// [`on_conflict`](Self::on_conflict) says, and then replays or runs. An `Err` of the body undoes what it wrote,
-    /// whatever the caller does then. If the answer to the commit is lost, make the call again with the same key: it
+    /// whatever the caller does then. Where [`on_error`](Self::on_error) stores or holds it, that is in the transaction as
+    /// well: who returns the error before the commit has rolled it back, and the next call runs. If the answer to the commit is lost, make the call again with the same key: it
     /// replays if the commit happened, and runs if not. [`in_transaction`](crate::in_transaction) does all that.
     ///
     /// Effects outside of the database are still made once for each attempt.

@@ -149,6 +149,9 @@ impl TransactionStore for MySqlStore {
     /// this.
     async fn own_identity(&self) -> Answer<Identity> {
         let store = &self.0;
+        if let Some(identity) = store.identity.get() {
+            return Ok(*identity);
+        }
         let asking = async {
             let options = store.connections.pool.connect_options();
             let connected = MySqlConnection::connect_with(&options).await;
@@ -158,9 +161,10 @@ impl TransactionStore for MySqlStore {
             let _ = connection.close().await;
             Ok(identity)
         };
-        // It is asked for once, and connecting takes a large future.
-        let asking = || in_time(OPERATION, store.connections.response_timeout, Box::pin(asking));
-        store.identity.get_or_try_init(asking).await.copied()
+        // It is asked for once, and connecting takes a large future. The time is also that of who waits for another one to
+        // ask, whom perhaps nobody polls any more.
+        let asked = Box::pin(async { store.identity.get_or_try_init(|| asking).await.copied() });
+        in_time(OPERATION, store.connections.response_timeout, asked).await
     }
 }
 

@@ -133,6 +133,9 @@ impl TransactionStore for PostgresStore {
     /// this.
     async fn own_identity(&self) -> Answer<Identity> {
         let store = &self.0;
+        if let Some(identity) = store.identity.get() {
+            return Ok(*identity);
+        }
         let asking = async {
             let options = store.sessions.pool().connect_options();
             let connected = PgConnection::connect_with(&options).await;
@@ -142,9 +145,10 @@ impl TransactionStore for PostgresStore {
             let _ = connection.close().await;
             Ok(identity)
         };
-        // It is asked for once, and connecting takes a large future.
-        let asking = || in_time(OPERATION, store.sessions.response_timeout(), Box::pin(asking));
-        store.identity.get_or_try_init(asking).await.copied()
+        // It is asked for once, and connecting takes a large future. The time is also that of who waits for another one to
+        // ask, whom perhaps nobody polls any more.
+        let asked = Box::pin(async { store.identity.get_or_try_init(|| asking).await.copied() });
+        in_time(OPERATION, store.sessions.response_timeout(), asked).await
     }
 }
 

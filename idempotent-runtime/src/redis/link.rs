@@ -12,12 +12,14 @@ use redis::{AsyncConnectionConfig, Client, ErrorKind, RedisError, RedisResult};
 
 use super::error::store_error;
 use crate::clock::{Clock, Timestamp};
-use crate::store::StoreError;
+use crate::store::{StoreError, StoreErrorKind};
 
 /// What a connection does when it is made.
 pub(super) type Setup = fn(MultiplexedConnection) -> super::SetupFuture;
 
-pub(super) struct Link {
+pub(super) struct Link(Arc<Shared>);
+
+struct Shared {
     client: Client,
     config: AsyncConnectionConfig,
     clock: Arc<dyn Clock>,
@@ -43,7 +45,7 @@ impl Link {
         clock: Arc<dyn Clock>,
         setup: Option<Setup>,
     ) -> Self {
-        Self {
+        Self(Arc::new(Shared {
             client,
             config,
             clock,
@@ -51,24 +53,57 @@ impl Link {
             current: RwLock::new(None),
             connecting: tokio::sync::Mutex::new(()),
             generations: AtomicU64::new(0),
-        }
+        }))
     }
 
     /// The connection, for the store operation `operation`.
     pub(super) async fn connected(&self, operation: &'static str) -> Result<Connected, StoreError> {
-        match self.current() {
-            Some(connected) => Ok(connected),
-            // In a box: nearly every future has a connection, and need not have the room to make one.
-            None => Box::pin(self.connected_anew(operation)).await,
+        if let Some(connected) = self.0.current() {
+            return Ok(connected);
+        }
+        // In a task of its own: whoever asks first makes the connection for all, and may not be polled any more.
+        let shared = Arc::clone(&self.0);
+        match tokio::spawn(async move { shared.connected_anew().await }).await {
+            Ok(connected) => connected.map_err(|error| store_error(operation, error)),
+            Err(error) => {
+                let detail = "the task that makes the connection has ended, perhaps with its runtime";
+                Err(StoreError::new(StoreErrorKind::Unavailable, operation).with_detail(detail).with_source(error))
+            }
         }
     }
 
-    async fn connected_anew(&self, operation: &'static str) -> Result<Connected, StoreError> {
+    /// The server's time, as far as it is known without asking.
+    pub(super) fn now(&self, connected: &Connected) -> Timestamp {
+        let passed = self.0.clock.monotonic().saturating_sub(connected.read_at);
+        Timestamp::default() + connected.server_time + passed
+    }
+
+    /// The answer to a request on `connected`. An error that leaves the connection in doubt ends it.
+    pub(super) fn answer<T>(
+        &self,
+        operation: &'static str,
+        connected: &Connected,
+        answer: RedisResult<T>,
+    ) -> Result<T, StoreError> {
+        answer.map_err(|error| {
+            if ends_connection(&error) {
+                let mut current = self.0.current.write().unwrap_or_else(PoisonError::into_inner);
+                if current.as_ref().is_some_and(|current| current.generation == connected.generation) {
+                    *current = None;
+                }
+            }
+            store_error(operation, error)
+        })
+    }
+}
+
+impl Shared {
+    async fn connected_anew(&self) -> RedisResult<Connected> {
         let _connecting = self.connecting.lock().await;
         if let Some(connected) = self.current() {
             return Ok(connected);
         }
-        let connected = self.connect().await.map_err(|error| store_error(operation, error))?;
+        let connected = self.connect().await?;
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = Some(connected.clone());
         Ok(connected)
     }
@@ -87,30 +122,6 @@ impl Link {
         let server_time = Duration::from_secs(seconds) + Duration::from_micros(micros);
         let generation = self.generations.fetch_add(1, Ordering::AcqRel);
         Ok(Connected { connection, generation, server_time, read_at })
-    }
-
-    /// The server's time, as far as it is known without asking.
-    pub(super) fn now(&self, connected: &Connected) -> Timestamp {
-        let passed = self.clock.monotonic().saturating_sub(connected.read_at);
-        Timestamp::default() + connected.server_time + passed
-    }
-
-    /// The answer to a request on `connected`. An error that leaves the connection in doubt ends it.
-    pub(super) fn answer<T>(
-        &self,
-        operation: &'static str,
-        connected: &Connected,
-        answer: RedisResult<T>,
-    ) -> Result<T, StoreError> {
-        answer.map_err(|error| {
-            if ends_connection(&error) {
-                let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
-                if current.as_ref().is_some_and(|current| current.generation == connected.generation) {
-                    *current = None;
-                }
-            }
-            store_error(operation, error)
-        })
     }
 }
 

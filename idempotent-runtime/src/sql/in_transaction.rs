@@ -11,7 +11,7 @@ use sqlx::error::DatabaseError;
 use sqlx::{Database, Pool, Transaction};
 
 use crate::clock::{Clock as _, SystemClock};
-use crate::engine::watched;
+use crate::engine::{Watched, watched};
 use crate::error::{Error, ErrorKind};
 use crate::outcome::CallError;
 use crate::store::SqlTransaction;
@@ -41,6 +41,20 @@ pub trait TransactionDatabase: Database {
 /// ([`Call::run_in`](crate::Call::run_in), or the attribute's `tx`), the body runs once more, and the call replays if
 /// it happened and runs if not. So **everything that the body writes belongs into guarded calls**. Without any, the error
 /// is returned.
+///
+/// An error that a guarded call **stores or holds** (`on_error`) is kept by the commit, as all in the transaction. A body that
+/// returns it as its own error has it rolled back, which is logged as a warning, and the next call runs again. So return
+/// such errors in an `Ok`:
+///
+/// ```ignore
+/// let paid = in_transaction(&pool, |mut tx| async move {
+///     match pay(&mut tx, order).await {
+///         Err(PayError::Timeout) => Ok(Err(PayError::Timeout)), // held: the record in doubt is committed
+///         result => result.map(Ok),
+///     }
+/// });
+/// let receipt = paid.await??;
+/// ```
 ///
 /// A body that goes on after an error of the database may return `Ok` where nothing is left to commit: PostgreSQL has
 /// aborted the transaction after any error, MySQL has undone it after a deadlock, and both answer `COMMIT` as if all were
@@ -181,14 +195,20 @@ where
     };
     let home = Home::<DB>::default();
     let open = OpenTransaction { transaction: Some(transaction), home: Arc::clone(&home) };
-    let (result, has_record) = watched(body(open)).await;
+    let Watched { output: result, has_record, has_error } = watched(body(open)).await;
     let transaction = home.lock().unwrap_or_else(PoisonError::into_inner).take();
     let value = match result {
         Ok(value) => value,
         // Nothing was committed, whatever it was.
         Err(error) if is_passing(&error) => return Attempt::Again(error),
         Err(error) if is_lost(transaction).await => return Attempt::Again(error),
-        Err(error) => return Attempt::Done(Err(error)),
+        Err(error) => {
+            if has_error {
+                tracing::warn!(%error, "an error that a guarded call has stored or held is rolled back with its transaction, \
+                    and the next call runs again: to keep it, let the body return it in an `Ok`");
+            }
+            return Attempt::Done(Err(error));
+        }
     };
     let Some(mut transaction) = transaction else {
         let detail = "the body was over and its transaction still in use, so it was not committed";

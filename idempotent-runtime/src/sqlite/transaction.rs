@@ -102,13 +102,18 @@ impl TransactionStore for SqliteStore {
     /// be in transactions that wait for this.
     async fn own_identity(&self) -> Answer<Identity> {
         let store = &self.0;
+        if let Some(identity) = store.identity.get() {
+            return Ok(*identity);
+        }
         let asking = async {
             let options = store.readers.connect_options();
             let connected = SqliteConnection::connect_with(&options).await;
             let mut connection = connected.map_err(|error| store_error(OPERATION, error))?;
             identity(OPERATION, &mut connection, store).await
         };
-        store.identity.get_or_try_init(|| in_time(OPERATION, store.response_timeout, asking)).await.copied()
+        // The time is also that of who waits for another one to ask, whom perhaps nobody polls any more.
+        let asked = async { store.identity.get_or_try_init(|| asking).await.copied() };
+        in_time(OPERATION, store.response_timeout, asked).await
     }
 }
 

@@ -22,7 +22,7 @@ use crate::engine::{Inner, retry};
 use crate::error::{Error, ErrorKind};
 use crate::key::KeyHash;
 use crate::outcome::refused;
-use crate::store::{Checkpoint, Record, StoreError};
+use crate::store::{Checkpoint, Record, StoreError, StoreErrorKind};
 
 pub(crate) struct Journal {
     operation: Arc<str>,
@@ -240,7 +240,7 @@ impl Journal {
     /// Records `change`, and waits at most `commit_timeout` for the store.
     pub(super) async fn write(&self, engine: &Inner, change: Change) -> Result<(), Unwritten> {
         let end = engine.clock.monotonic().saturating_add(engine.settings.commit_timeout);
-        let mut writer = self.writer.lock().await;
+        let mut writer = self.writer_by(engine, end).await?;
         self.follow(engine, &mut writer, end).await?;
         let body = {
             let steps = self.steps();
@@ -257,6 +257,22 @@ impl Journal {
         };
         writer.unanswered = Some(Sent { body, change });
         self.follow(engine, &mut writer, end).await
+    }
+
+    /// The writer, by `end` at the latest: a step that nobody polls any more while it is recorded does not give it back.
+    async fn writer_by(&self, engine: &Inner, end: Duration) -> Result<tokio::sync::MutexGuard<'_, Writer>, Unwritten> {
+        if let Ok(writer) = self.writer.try_lock() {
+            return Ok(writer);
+        }
+        let left = end.saturating_sub(engine.clock.monotonic());
+        tokio::select! {
+            biased;
+            writer = self.writer.lock() => Ok(writer),
+            () = engine.clock.sleep(left) => {
+                let error = StoreError::new(StoreErrorKind::Unavailable, "checkpoint");
+                Err(Unwritten::Unknown(error.with_detail(format!("another step is on its way to the record for {left:?}"))))
+            }
+        }
     }
 
     /// Sends what is unanswered until the answer is known, with the same number.

@@ -36,6 +36,8 @@ impl Context {
     /// **Tasks.** A step can run in a task of its own, with
     /// [`in_current_scope`](crate::InCurrentScope::in_current_scope). A body that returns an error while one runs has not
     /// said what it will do: the record is not removed either. A step that comes after the end of the body is refused.
+    /// A body that returns a result waits for its tasks before: in a later attempt, in which all else is replayed, it would be
+    /// faster than a task whose step is recorded. The step has not been asked for then, and the call fails with `Decode`.
     ///
     /// `body` is `|| async { … }` or `async || { … }` and returns `Result<T, E>`, `T` as the results of a call and `E` with
     /// `From<Error>`. That is asked for where the step is awaited: with a bound here, the compiler would take every

@@ -258,3 +258,29 @@ async fn a_checkpoint_of_another_version_runs_nothing_and_stays() {
     assert_eq!(world.ledger.count(), 0);
     assert_eq!(world.record(1).await.unwrap().body, r#"{"version":2}"#);
 }
+
+/// A step in a `select!`, whose body goes on with another one and comes back to it later.
+#[tokio::test]
+async fn a_step_that_nobody_polls_while_it_is_recorded_keeps_no_other_one_for_ever() {
+    let (world, gate) = (impatient(), Gate::new());
+    world.store.next("checkpoint", Fault::LateAnswer(gate.clone()));
+    let call = world.fulfil().run(async || {
+        let context = Context::current();
+        let mut first = Box::pin(context.step("first", || world.act("first")).into_future());
+        eventually("the first checkpoint", async || {
+            let _ = poll_once(&mut first);
+            world.store.requests("checkpoint") == 1
+        })
+        .await;
+        let second = context.step("second", || world.act("second")).await.unwrap_err();
+        gate.open();
+        assert_eq!(first.await?, "first done");
+        Err::<(), _>(second)
+    });
+    let error =
+        tokio::time::timeout(Duration::from_secs(20), world.while_time_passes(call)).await.unwrap().unwrap_err();
+    assert_eq!((error.kind(), error.step()), (ErrorKind::NotStored, Some("second")));
+    // It is not taken for one that did not happen.
+    assert_eq!(world.record(1).await.unwrap().state, State::InProgress);
+    assert_eq!(world.ledger.charges(), ["first", "second"]);
+}

@@ -90,3 +90,25 @@ async fn a_step_inside_of_a_step_is_refused() {
     assert_eq!(call.await.unwrap(), "other done");
     assert_eq!(world.ledger.charges(), ["other"]);
 }
+
+#[tokio::test]
+async fn a_step_inside_of_a_step_is_refused_also_in_a_step_of_a_call_between_them() {
+    let world = World::new();
+    let call = world.fulfil().run(async || {
+        let context = Context::current();
+        let outer = context.step("outer", async || {
+            let between = world.call(2).run(async || {
+                let step = Context::current().step("step", async || {
+                    let nested = context.step("inner", || world.act("inner")).await;
+                    assert_eq!(nested.unwrap_err().kind(), ErrorKind::Unsupported);
+                    world.act("other").await
+                });
+                step.await
+            });
+            between.await
+        });
+        outer.await
+    });
+    assert_eq!(call.await.unwrap(), "other done");
+    assert_eq!(world.ledger.charges(), ["other"]);
+}

@@ -61,3 +61,29 @@ impl From<Error> for Failed {
         panic!("{error}")
     }
 }
+
+/// A provider that got one key for two items would take the second for the first.
+#[tokio::test]
+async fn a_key_of_a_call_tells_its_steps_apart_also_in_a_step_of_a_call_that_a_step_makes() {
+    let world = World::new();
+    let call = world.fulfil().run(async || {
+        let context = Context::current();
+        let mut keys = Vec::new();
+        for item in 0..2 {
+            let charge = context.step_at("item", item, async || {
+                let inner = world.call(100 + item).run(async || {
+                    let of_item = context.derive_key("provider");
+                    let step =
+                        Context::current().step("charge", async || Ok::<_, Error>(context.derive_key("provider")));
+                    assert_eq!(step.await?, of_item);
+                    Ok::<_, Error>(of_item)
+                });
+                inner.await
+            });
+            keys.push(charge.await?);
+        }
+        Ok::<_, Error>(keys)
+    });
+    let keys = call.await.unwrap();
+    assert_ne!(keys[0], keys[1]);
+}

@@ -397,3 +397,32 @@ async fn a_guarded_call_in_a_task_of_a_body_that_fails_has_its_effect_once() {
     }
     assert_eq!(world.ledger.count(), 1);
 }
+
+#[tokio::test]
+async fn a_body_that_does_not_wait_for_a_recorded_step_of_a_task_is_decode_until_it_waits() {
+    let world = world();
+    let fulfil = |waits: bool, dies: bool| {
+        let world = world.clone();
+        world.clone().fulfil().run(async move || {
+            let there = world.clone();
+            let task = tokio::spawn(async move { there.step("email").await }.in_current_scope());
+            if waits {
+                task.await.unwrap()?;
+            }
+            if dies {
+                hang::<()>().await;
+            }
+            Ok::<_, Error>(1)
+        })
+    };
+    {
+        let mut dying = Box::pin(fulfil(true, true));
+        eventually("the step", async || poll_once(&mut dying).is_pending() && world.checkpoints().await == 1).await;
+    }
+    for _ in 0..2 {
+        let error = fulfil(false, false).await.unwrap_err();
+        assert_eq!((error.kind(), error.step()), (ErrorKind::Decode, Some("email")));
+    }
+    assert_eq!(fulfil(true, false).await.unwrap(), 1);
+    assert_eq!(world.ledger.charges(), ["email"]);
+}
