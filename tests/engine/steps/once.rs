@@ -1,6 +1,7 @@
 //! Steps that run at most once.
 
 use idempotency::{Context, Error, ErrorKind, Resolution, State};
+use tokio::sync::Notify;
 
 use super::checkpoints::impatient;
 use super::hang;
@@ -130,6 +131,50 @@ impl From<Error> for Declined {
     fn from(error: Error) -> Self {
         panic!("{error}")
     }
+}
+
+#[tokio::test]
+async fn a_step_that_has_begun_stays_so_when_another_one_is_recorded_beside_it() {
+    let world = World::new();
+    let has_charged = Notify::new();
+    let died = world.fulfil().run(async || {
+        let charge = async || {
+            world.act("charge").await?;
+            has_charged.notify_one();
+            hang::<Result<String, Error>>().await
+        };
+        let context = Context::current();
+        let charge = context.step("charge", charge).at_most_once();
+        let reserve = async {
+            has_charged.notified().await;
+            world.step("reserve").await
+        };
+        let (charged, _) = tokio::join!(charge, reserve);
+        charged
+    });
+    world.crash_after(2, 2, died).await;
+    let error = world.fulfil().run(async || world.charge_once().await).await.unwrap_err();
+    assert_eq!((error.kind(), error.step()), (ErrorKind::StepInterrupted, Some("charge")));
+    assert_eq!(world.ledger.charges(), ["charge", "reserve"]);
+}
+
+#[tokio::test]
+async fn a_step_that_has_failed_is_not_begun_for_the_steps_that_are_recorded_after_it() {
+    let world = World::new();
+    let died = world.fulfil().run(async || {
+        let context = Context::current();
+        let declined = context.step("charge", async || Err::<String, _>(Declined)).at_most_once().await;
+        assert!(declined.is_err());
+        world.step("reserve").await.unwrap();
+        hang::<Result<String, Error>>().await
+    });
+    world.crash_after(1, 3, died).await;
+    let again = world.fulfil().run(async || {
+        world.step("reserve").await?;
+        world.charge_once().await
+    });
+    assert_eq!(again.await.unwrap(), "charge done");
+    assert_eq!(world.ledger.charges(), ["reserve", "charge"]);
 }
 
 #[tokio::test]

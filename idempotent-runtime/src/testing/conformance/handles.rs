@@ -307,6 +307,36 @@ pub async fn requests_that_meet_on_a_released_record_have_an_order<S: Subject>(s
     meet(&scene, "a released record", prepare).await;
 }
 
+/// Numbers that are the same in every run, and look like random ones (xorshift).
+fn next(state: &mut u64, below: usize) -> usize {
+    *state ^= *state << 13;
+    *state ^= *state >> 7;
+    *state ^= *state << 17;
+    usize::try_from(*state >> 33).unwrap_or_default() % below
+}
+
+/// Any requests, one after the other, through any handle.
+pub async fn a_walk_of_any_requests_follows_the_protocol<S: Subject>(scene: Scene<S>) {
+    scene.is_timeless();
+    let (one, other) = (scene.store(), &scene.second().await);
+    for walk in 1..=40 {
+        let (key, mut random, mut steps) = (numbered(walk), u64::from(walk) * 0x9e37_79b9, Vec::new());
+        for step in 0..30 {
+            let request = REQUESTS[next(&mut random, REQUESTS.len())];
+            let request = if let Request::Checkpoint(_) = request { Request::Checkpoint(step % 3) } else { request };
+            let mut expected = answered(|| one.read(key)).await;
+            let now = expected.as_ref().map_or(Timestamp::default(), |record| record.read_at);
+            let found =
+                if next(&mut random, 2) == 0 { request.send(one, key).await } else { request.send(other, key).await };
+            let answer = request.apply(&mut expected, key, now);
+            steps.push(request);
+            let left = answered(|| other.read(key)).await.as_ref().map(Outline::of);
+            let expected = (answer, expected.as_ref().map(Outline::of));
+            assert_eq!((found, left), expected, "a request is answered as the protocol says, after {steps:?}");
+        }
+    }
+}
+
 /// Who reads while an owner writes gets the record before, or the whole one after.
 pub async fn a_reader_sees_no_half_of_a_write<S: Subject>(scene: Scene<S>) {
     let rule = "a record that is read while it is written is the one before or the one after, with its own body";

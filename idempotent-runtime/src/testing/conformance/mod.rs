@@ -211,6 +211,7 @@ macro_rules! __conformance_list {
                 requests_that_meet_on_a_doubt_have_an_order
                 requests_that_meet_on_a_result_have_an_order
                 requests_that_meet_on_a_released_record_have_an_order
+                a_walk_of_any_requests_follows_the_protocol
                 a_reader_sees_no_half_of_a_write
                 what_one_handle_wrote_the_other_sees
                 fences_grow_over_handles
