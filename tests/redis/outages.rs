@@ -6,11 +6,12 @@ use futures::FutureExt as _;
 use idempotency::store::StoreErrorKind;
 use idempotency::{Error, ErrorKind, OnConflict};
 use idempotency_test_support::deadline::{eventually_async, within};
+use idempotency_test_support::proxy::{Action, Fault, Moment};
 use idempotency_test_support::server::RedisOptions;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::oneshot;
 
-use crate::world::{DAY, LONG_LEASE, OPERATION, World, engine_on, impatient};
+use crate::world::{DAY, LONG_LEASE, OPERATION, PATIENCE, World, engine_on, impatient};
 
 fn durable() -> RedisOptions {
     RedisOptions::new().append_only()
@@ -97,6 +98,19 @@ async fn a_half_open_connection_is_given_up_and_another_one_made() -> anyhow::Re
     world.proxy.heal();
     recovers(&world, 1).await?;
     assert!(world.proxy.connections() <= before + 1, "the dead connections are closed");
+    Ok(())
+}
+
+/// The store would wait for longer than the engine does, which has given the claim up.
+#[tokio::test]
+async fn a_connection_that_is_silent_for_one_request_keeps_no_other_waiting() -> anyhow::Result<()> {
+    let world = World::patient().await?;
+    world.warm_up().await?;
+    let silence = world.proxy.next("SET", Fault::new(Moment::BeforeRequest, Action::Silence));
+    refused(&world, 1).await?;
+    silence.happened().await?;
+    let charged = tokio::time::timeout(PATIENCE / 2, world.charge_on(&world.hasty, 2)).await??;
+    assert_eq!((charged.as_str(), world.count(2)), ("receipt 2.1", 1));
     Ok(())
 }
 

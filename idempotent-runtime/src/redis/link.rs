@@ -1,7 +1,8 @@
 //! One connection to the server, made when it is needed and made anew when it is broken.
 //!
 //! The client's own `ConnectionManager` keeps a connection on which an answer timed out; on a half-open connection
-//! nothing would ever be answered again. Here a time-out ends the connection.
+//! nothing would ever be answered again. Here a time-out ends the connection. And where an answer is missing for a while,
+//! though whoever asked may have gone, the next request takes another connection: it must not wait behind the first.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -13,6 +14,9 @@ use redis::{AsyncConnectionConfig, Client, ErrorKind, RedisError, RedisResult};
 use super::error::store_error;
 use crate::clock::{Clock, Timestamp};
 use crate::store::{StoreError, StoreErrorKind};
+
+/// After how long without any answer the next request takes another connection.
+const SILENCE: Duration = Duration::from_secs(1);
 
 /// What a connection does when it is made.
 pub(super) type Setup = fn(MultiplexedConnection) -> super::SetupFuture;
@@ -29,13 +33,42 @@ struct Shared {
     generations: AtomicU64,
 }
 
-/// A connection that was made, and the server's clock as it was then.
+/// A connection that was made, and the server's clock as it was then. For one request of each who gets it.
 #[derive(Clone)]
 pub(super) struct Connected {
     pub(super) connection: MultiplexedConnection,
     generation: u64,
     server_time: Duration,
     read_at: Duration,
+    traffic: Arc<Traffic>,
+    /// When the request was made, in monotonic nanoseconds.
+    asked: u64,
+}
+
+/// Whether a connection answers, in monotonic nanoseconds. Answers come in the order of the requests, so one for a later
+/// request stands for those before it, also of requests that nobody waits for any more.
+#[derive(Default)]
+struct Traffic {
+    last_asked: AtomicU64,
+    /// Since when an answer is missing without any other having come; zero if none is.
+    waiting_since: AtomicU64,
+}
+
+impl Traffic {
+    fn asked(&self, now: u64) {
+        self.last_asked.fetch_max(now, Ordering::AcqRel);
+        let _ = self.waiting_since.compare_exchange(0, now, Ordering::AcqRel, Ordering::Acquire);
+    }
+
+    fn answered(&self, asked: u64, now: u64) {
+        let is_last = self.last_asked.load(Ordering::Acquire) <= asked;
+        self.waiting_since.store(if is_last { 0 } else { now }, Ordering::Release);
+    }
+
+    fn is_silent(&self, now: u64) -> bool {
+        let since = self.waiting_since.load(Ordering::Acquire);
+        since > 0 && Duration::from_nanos(now.saturating_sub(since)) > SILENCE
+    }
 }
 
 impl Link {
@@ -85,12 +118,12 @@ impl Link {
         connected: &Connected,
         answer: RedisResult<T>,
     ) -> Result<T, StoreError> {
+        if !answer.as_ref().is_err_and(ends_connection) {
+            connected.traffic.answered(connected.asked, self.0.now());
+        }
         answer.map_err(|error| {
             if ends_connection(&error) {
-                let mut current = self.0.current.write().unwrap_or_else(PoisonError::into_inner);
-                if current.as_ref().is_some_and(|current| current.generation == connected.generation) {
-                    *current = None;
-                }
+                self.0.give_up(connected.generation);
             }
             store_error(operation, error)
         })
@@ -104,12 +137,33 @@ impl Shared {
             return Ok(connected);
         }
         let connected = self.connect().await?;
+        connected.traffic.asked(connected.asked);
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = Some(connected.clone());
         Ok(connected)
     }
 
+    /// The connection that there is, for one request, unless it has been silent for too long.
     fn current(&self) -> Option<Connected> {
-        self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+        let current = self.current.read().unwrap_or_else(PoisonError::into_inner).clone()?;
+        let now = self.now();
+        if current.traffic.is_silent(now) {
+            self.give_up(current.generation);
+            return None;
+        }
+        current.traffic.asked(now);
+        Some(Connected { asked: now, ..current })
+    }
+
+    /// Those who wait for an answer on the connection go on waiting, and nobody else uses it.
+    fn give_up(&self, generation: u64) {
+        let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
+        if current.as_ref().is_some_and(|current| current.generation == generation) {
+            *current = None;
+        }
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.clock.monotonic().as_nanos()).unwrap_or(u64::MAX)
     }
 
     async fn connect(&self) -> RedisResult<Connected> {
@@ -121,7 +175,8 @@ impl Shared {
         }
         let server_time = Duration::from_secs(seconds) + Duration::from_micros(micros);
         let generation = self.generations.fetch_add(1, Ordering::AcqRel);
-        Ok(Connected { connection, generation, server_time, read_at })
+        let traffic = Arc::default();
+        Ok(Connected { connection, generation, server_time, read_at, traffic, asked: self.now() })
     }
 }
 
