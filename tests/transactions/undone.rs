@@ -112,3 +112,48 @@ async fn on_mariadb_a_deadlock_beside_the_call_that_was_ignored_is_not_taken_for
     assert!(scene.effects().await?.is_empty());
     Ok(())
 }
+
+/// A change that breaks a rule which the database looks at when everything is there.
+macro_rules! a_commit_that_a_rule_refuses_is_made_once {
+    ($database:ty) => {{
+        let scene = Scene::<$database>::new(2, None).await?;
+        let rule = "CREATE TABLE baskets (id INT PRIMARY KEY);
+            CREATE TABLE lines (basket INT REFERENCES baskets (id) DEFERRABLE INITIALLY DEFERRED)";
+        sqlx::raw_sql(rule).execute(&scene.pool).await?;
+        let (engine, runs) = (&scene.engine, &std::cell::Cell::new(0));
+        let charge = async |is_fit: bool| {
+            in_transaction(&scene.pool, |mut transaction| async move {
+                let call = call(engine, "a").run_in(&mut transaction, async |connection| {
+                    runs.set(runs.get() + 1);
+                    <$database>::add(connection, "a", "first").await?;
+                    if !is_fit {
+                        sqlx::query("INSERT INTO lines VALUES (7)").execute(&mut *connection).await?;
+                    }
+                    Ok::<_, Fault>(String::from("first"))
+                });
+                call.await
+            })
+            .await
+        };
+        let Err(Fault::Idempotency(error)) = charge(false).await else { anyhow::bail!("the rule is broken") };
+        assert_eq!(error.kind(), ErrorKind::StoreUnavailable, "{error}");
+        assert!(format!("{error:?}").to_lowercase().contains("foreign key constraint"), "{error:?}");
+        assert_eq!(runs.get(), 1, "it is no use to make it again");
+        assert!(scene.effects().await?.is_empty());
+        assert!(engine.record(OPERATION, "a").inspect().await?.is_none());
+        assert_eq!(charge(true).await?, "first");
+        scene.is_exact(&["a".into()], &[("a".into(), "first".into())]).await
+    }};
+}
+
+#[cfg(feature = "postgres")]
+#[tokio::test]
+async fn on_postgresql_a_commit_that_a_rule_refuses_is_made_once() -> anyhow::Result<()> {
+    a_commit_that_a_rule_refuses_is_made_once!(databases::Postgres)
+}
+
+#[cfg(feature = "sqlite")]
+#[tokio::test]
+async fn on_sqlite_a_commit_that_a_rule_refuses_is_made_once() -> anyhow::Result<()> {
+    a_commit_that_a_rule_refuses_is_made_once!(databases::Sqlite)
+}

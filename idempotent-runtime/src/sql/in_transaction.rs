@@ -232,6 +232,9 @@ where
         Err(error) if error.as_database_error().is_some_and(is_rolled_back) => {
             Attempt::Again(failed("the database rolled back", error).into())
         }
+        Err(error) if error.as_database_error().is_some_and(is_refused) => {
+            Attempt::Done(Err(failed("the database refused the commit, and rolled back", error).into()))
+        }
         Err(error) if has_record => Attempt::Again(not_stored("the answer to the commit was lost", error).into()),
         Err(error) => {
             let detail =
@@ -297,6 +300,24 @@ fn is_rolled_back(error: &(dyn DatabaseError + 'static)) -> bool {
     }
     // Serialization failure and deadlock (PostgreSQL manual, appendix A).
     error.code().is_some_and(|code| matches!(&*code, "40001" | "40P01"))
+}
+
+/// Whether the answer to a commit says for certain that nothing was committed, and nothing will be when it is made again: a
+/// constraint that is checked at the end.
+fn is_refused(error: &(dyn DatabaseError + 'static)) -> bool {
+    #[cfg(feature = "postgres")]
+    if let Some(error) = error.try_downcast_ref::<sqlx::postgres::PgDatabaseError>() {
+        // What comes after the commit ends the session (FATAL), and may come when the commit is on its way to a standby.
+        return matches!(error.severity(), sqlx::postgres::PgSeverity::Error);
+    }
+    #[cfg(feature = "sqlite")]
+    if let Some(error) = error.try_downcast_ref::<sqlx::sqlite::SqliteError>() {
+        // A constraint; the extended codes have more bits.
+        let code = DatabaseError::code(error).and_then(|code| code.parse::<u32>().ok()).unwrap_or_default();
+        return code & 0xff == 19;
+    }
+    let _ = error;
+    false
 }
 
 fn is_connection_lost(error: &sqlx::Error) -> bool {
