@@ -2,13 +2,14 @@
 
 use std::path::Path;
 
-use idempotency::store::StoreErrorKind;
+use idempotency::key::KeyHash;
+use idempotency::store::{Claim, Scan, Store as _, StoreErrorKind, Token};
 use idempotency::{Error, ErrorKind, Idempotency};
 use idempotency_test_support::server::{RedisOptions, RedisServer, TlsClients};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::warnings::Warnings;
-use crate::world::{World, engine_on, patient};
+use crate::world::{OPERATION, World, engine_on, patient};
 
 #[tokio::test]
 async fn a_server_that_may_evict_records_is_refused_unless_that_is_allowed() -> anyhow::Result<()> {
@@ -132,6 +133,21 @@ async fn tls_takes_the_own_authority_and_the_clients_certificate_and_refuses_wit
     for error in [stranger, nameless, doubtful] {
         assert_eq!(error.kind(), StoreErrorKind::Config, "{error:?}");
         assert!(error.to_string().contains("certificate"), "{error}");
+    }
+    Ok(())
+}
+
+/// What stands for other characters in a pattern of the server is a character of a prefix.
+#[tokio::test]
+async fn a_list_has_the_records_under_its_own_prefix_whatever_its_characters() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    for (number, prefix) in (1..).zip(["shop:", "shop[1]:", "shop?:", "sh*:", "shop\\:", "shop{x}:", ""]) {
+        let store = patient(&world.server.url()).prefix(prefix).connect().await?;
+        let token = Token::from_bits(number);
+        store.claim(Claim::new(KeyHash::from_bytes([7; 32]), token, OPERATION.into())).await?;
+        let page = store.scan(Scan::default()).await?;
+        let owners: Vec<_> = page.records.iter().map(|record| record.owner).collect();
+        assert_eq!((owners, page.unreadable), (vec![token], vec![]), "{prefix}");
     }
     Ok(())
 }

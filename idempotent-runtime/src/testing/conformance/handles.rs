@@ -26,7 +26,8 @@ fn claim(key: KeyHash, caller: u128, policy: CrashPolicy) -> Claim {
     claim
 }
 
-/// One request about a record. Callers 1 to 3 are owners, 9 is an operator.
+/// One request about a record. Callers 1 to 3 may own it, and only 1 writes before it has heard so; 4 is a stranger, and 9 an
+/// operator.
 #[derive(Clone, Copy, Debug)]
 enum Request {
     Claim(u128),
@@ -51,7 +52,7 @@ const REQUESTS: [Request; 17] = [
     Request::Claim(3),
     Request::ClaimUnderHold(2),
     Request::Complete(1),
-    Request::Complete(2),
+    Request::Complete(4),
     Request::Release(1),
     Request::Abandon(1),
     Request::Park(1),

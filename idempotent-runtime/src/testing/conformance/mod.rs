@@ -117,6 +117,7 @@ macro_rules! __conformance_list {
                 parking_an_abandoned_record_keeps_its_reason
                 one_of_64_concurrent_takeovers_is_granted
                 fences_grow_over_takeovers
+                fences_grow_over_kept_releases
                 fences_grow_over_records_that_are_gone;
             owners:
                 a_stale_owner_writes_nothing_after_a_takeover

@@ -313,6 +313,26 @@ pub async fn fences_grow_over_takeovers<S: Subject>(scene: Scene<S>) {
     }
 }
 
+/// S4: an attempt that is counted on has a record that was released, and no time need have passed.
+pub async fn fences_grow_over_kept_releases<S: Subject>(scene: Scene<S>) {
+    let rule = "the fence of a claim is larger than that of the one before, also after a release that keeps the attempts, \
+                and whatever the clock does";
+    scene.running(CrashPolicy::Retry).await;
+    let mut last = scene.fence(1).await;
+    for caller in 2..=5 {
+        let release =
+            crate::store::Release { keep_attempts: true, ..crate::store::Release::new(KEY, token(caller - 1)) };
+        assert_eq!(scene.release(release).await, Written::Applied, "{rule}");
+        if caller == 4 {
+            scene.jump(crate::testing::ClockJump::Back(scene.leases(2)));
+        }
+        scene.mine(&scene.claim_under(caller, CrashPolicy::Retry), rule).await;
+        let fence = scene.fence(caller).await;
+        assert!(fence.is_some() && fence > last, "{rule}: {fence:?} after {last:?}");
+        last = fence;
+    }
+}
+
 /// S4: what a resource that checks fences has seen of records that are gone.
 pub async fn fences_grow_over_records_that_are_gone<S: Subject>(scene: Scene<S>) {
     let rule = "the fence of a new record is larger than those of the key's earlier records";
