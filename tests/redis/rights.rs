@@ -15,12 +15,16 @@ use tokio::sync::oneshot;
 use crate::warnings::Warnings;
 use crate::world::{DAY, OPERATION, World, engine_on, large, patient};
 
-/// The commands in the documentation of `RedisStore`.
+/// The commands in the documentation of `RedisStore`, and on its page.
 fn documented() -> BTreeSet<&'static str> {
-    let source = include_str!("../../idempotent-runtime/src/redis/mod.rs");
-    let (_, rights) = source.split_once("ACL SETUSER").expect("the rights are documented");
-    let (rights, _) = rights.split_once("```").expect("the rights end");
-    rights.split_whitespace().filter(|word| word.starts_with('+')).collect()
+    let sources = [include_str!("../../idempotent-runtime/src/redis/mod.rs"), include_str!("../../docs/redis.md")];
+    let [source, page] = sources.map(|source| {
+        let (_, rights) = source.split_once("ACL SETUSER").expect("the rights are documented");
+        let (rights, _) = rights.split_once("```").expect("the rights end");
+        rights.split_whitespace().filter(|word| word.starts_with('+')).collect()
+    });
+    assert_eq!(source, page, "the two say the same");
+    source
 }
 
 /// The URL of a user with these commands.
