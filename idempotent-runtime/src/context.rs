@@ -208,6 +208,11 @@ impl Context {
     /// shows nothing of the key. Two services whose operations and keys have the same names derive the same ones, unless they
     /// have [namespaces](crate::Builder::namespace).
     ///
+    /// So has a later call of the same key: one after the `ttl`, or after an error that released it. A service downstream
+    /// that knows the earlier one longer takes it for a retry, and answers as it did then, with a decline too. Where the
+    /// later call is a new intent, its key says so, with the date for example, or the purpose does, with the number of the
+    /// card.
+    ///
     /// Inside of a [step](Self::step) of this call it is another for each step too, whichever `Context` is asked. The
     /// question of [`on_crash_verify`](crate::Call::on_crash_verify) is outside of every step: what it asks about is
     /// derived outside of steps as well, and taken along.
@@ -248,6 +253,12 @@ impl Context {
 
     pub(crate) fn refused(&self, kind: ErrorKind) -> Error {
         refused(kind, &self.0.operation, &self.0.own.key)
+    }
+
+    /// Whether this is the question about an earlier attempt, and not a body.
+    #[cfg(feature = "http")]
+    pub(crate) fn is_question(&self) -> bool {
+        matches!(self.0.claim, Held::Claim(_, _, None))
     }
 
     /// Whether both are of one attempt.

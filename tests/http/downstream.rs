@@ -1,12 +1,13 @@
 //! The client's side inside of a guarded call: keys that are the same in every attempt of the body.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use anyhow::bail;
 use idempotency::http::client::{ClientError, ClientService, RequestKey, RequestLabel};
 use idempotency::store::MemoryStore;
 use idempotency::testing::ManualClock;
-use idempotency::{Call, Context, Error, ErrorKind, Idempotency, InCurrentScope as _, OnCrash};
+use idempotency::{Call, Context, Error, ErrorKind, Idempotency, InCurrentScope as _, OnCrash, Verdict};
 
 use crate::scripted::{Outcome, Scripted, Step, Strict, answer, client, layer, send};
 use crate::world::{DAY, PATIENCE};
@@ -167,5 +168,55 @@ async fn tasks_of_a_body_take_its_call_along() -> anyhow::Result<()> {
     let derived = caller.order(1).run(body).await?;
     let keys = caller.service.keys();
     assert_eq!((keys[0] == quoted(&derived), keys[1] == quoted(&derived)), (true, false), "{keys:?}");
+    Ok(())
+}
+
+/// Where lookups are sent with POST, the service would answer each from the record of the one before.
+#[tokio::test]
+async fn a_question_says_what_its_requests_repeat() -> anyhow::Result<()> {
+    let caller = Caller::new([]).await?;
+    let order = || caller.order(1).settle(Duration::from_millis(1));
+    let charge = || async {
+        caller.send("/charge", Some("charge")).await??;
+        caller.send("/ledger", None).await??;
+        std::future::pending::<()>().await;
+        anyhow::Ok(0)
+    };
+    let unasked = async |_: Context| anyhow::Ok(Verdict::Unknown);
+    {
+        let attempt = order().on_crash_verify(unasked).run(charge);
+        tokio::pin!(attempt);
+        tokio::select! {
+            _ = &mut attempt => bail!("the body waits for ever"),
+            received = caller.service.has_received(2) => received?,
+        }
+        // Both are answered.
+        assert!(tokio::time::timeout(Duration::from_millis(200), attempt).await.is_err());
+    }
+    let question = |_: Context| async {
+        let refused = refusal(caller.send("/search", None).await?).map(|error| (error.kind(), error.to_string()));
+        let (kind, text) = refused.unwrap_or((ErrorKind::Config, String::new()));
+        assert!(
+            kind == ErrorKind::InvalidKey && text.contains("RequestKey") && text.contains("RequestLabel"),
+            "{text}"
+        );
+        assert!(refusal(caller.send("/ledger", None).await?).is_some());
+        caller.send("/charge", Some("charge")).await??;
+        let mut search = caller.service.post("/search");
+        search.extensions_mut().insert(RequestKey::new("of this question")?);
+        send(caller.client.clone(), search).await??;
+        anyhow::Ok(Verdict::NotExecuted)
+    };
+    // What the body sends afterwards has its keys as ever.
+    let body = || async {
+        caller.send("/ledger", None).await??;
+        anyhow::Ok(1)
+    };
+    assert_eq!(order().on_crash_verify(question).run(body).await?, 1);
+    let received = caller.service.received();
+    let paths: Vec<_> = received.iter().map(|received| received.path.as_str()).collect();
+    assert_eq!(paths, ["/charge", "/ledger", "/charge", "/search", "/ledger"]);
+    let keys = caller.service.keys();
+    assert_eq!((&keys[0], &keys[1], keys[3].as_str()), (&keys[2], &keys[4], "\"of this question\""));
     Ok(())
 }

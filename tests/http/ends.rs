@@ -15,7 +15,7 @@ use idempotency::{OnCrash, State as RecordState};
 use idempotency_test_support::deadline::{eventually_async, within};
 use tokio::io::AsyncReadExt as _;
 
-use crate::client::{Pending, raw_post};
+use crate::client::{Outgoing, Pending, raw_post};
 use crate::world::{Server, Shop, World, router};
 
 async fn panics_once(State(shop): State<Shop>) -> &'static str {
@@ -264,6 +264,43 @@ async fn rule_25_a_stream_whose_record_cannot_be_written_is_whole_all_the_same()
     world.store.always("complete", Some(Fault::LostRequest));
     let first = world.client.post("/small").key("small").send().await?;
     assert_eq!((first.status, first.body.len(), world.effects("small")), (200, 30, 1));
+    Ok(())
+}
+
+/// If it never can be, the next attempt has an answer of its own for everybody.
+#[tokio::test]
+async fn rule_25_an_answer_whose_record_cannot_be_written_is_none_where_another_may_be_given() -> anyhow::Result<()> {
+    let soon = Duration::from_millis(10);
+    for (policy, is_given) in [(OnCrash::Hold, true), (OnCrash::Retry, false), (OnCrash::Resume, false)] {
+        let world = World::setup()
+            .engine(move |builder| builder.commit_timeout(soon))
+            .layer(move |layer| layer.with_on_crash(policy))
+            .routes(streams())
+            .start()
+            .await?;
+        world.shop.gate.open();
+        world.store.always("complete", Some(Fault::LostRequest));
+        let whole = world.pay("whole").send().await?;
+        if is_given {
+            assert_eq!((whole.status, whole.header("idempotency-key-expires")), (201, None), "{policy:?}");
+        } else {
+            whole.assert_problem(409, "uncertain")?;
+        }
+        let stream = world.client.post("/small").key("small").send().await;
+        assert_eq!(stream.is_ok(), is_given, "{policy:?}");
+        assert_eq!((world.effects("whole"), world.effects("small")), (1, 1));
+        // It is stored in the background as soon as it can be.
+        world.store.always("complete", None);
+        eventually_async("the record", async || {
+            let retries = [world.pay("whole"), world.client.post("/small").key("small")].map(Outgoing::send);
+            futures::future::join_all(retries)
+                .await
+                .into_iter()
+                .all(|retry| retry.is_ok_and(|retry| retry.is_replayed()))
+        })
+        .await?;
+        assert_eq!((world.effects("whole"), world.effects("small")), (1, 1));
+    }
     Ok(())
 }
 

@@ -303,6 +303,36 @@ async fn what_counts_can_be_computed_by_the_service() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Many readers take an array for a struct, its fields in their order, and a text for a variant.
+#[tokio::test]
+async fn rule_33_what_is_in_the_place_of_the_selected_fields_counts() -> anyhow::Result<()> {
+    let fingerprint = RequestFingerprint::fields(["/amount", "/card/number"]);
+    let world = World::with(|layer| layer.with_fingerprint(fingerprint)).await?;
+    let cases = [
+        ("whole", r#"[100,["42"]]"#, r#"[ 1e2, ["\u0034\u0032"] ]"#, r#"[1,["42"]]"#),
+        ("inner", r#"{"amount":1,"card":["42"]}"#, r#"{"card":["42"],"amount":1.0}"#, r#"{"amount":1,"card":["43"]}"#),
+        ("word", r#"{"card":"cash"}"#, r#"{"card":"cash","sent_at":1}"#, r#"{"card":"none"}"#),
+        ("scalar", "100", "1e2", "1"),
+    ];
+    for (key, first, again, other) in cases {
+        world.pay(key).body(first).send().await?;
+        assert!(world.pay(key).body(again).send().await?.is_replayed(), "{again}");
+        world.pay(key).body(other).send().await?.assert_problem(422, "mismatch")?;
+        assert_eq!(world.effects(key), 1, "{other}");
+    }
+    Ok(())
+}
+
+/// Without the slash a pointer leads nowhere, in whatever body.
+#[tokio::test]
+async fn rule_33_what_is_no_pointer_excludes_nothing() -> anyhow::Result<()> {
+    let world = World::with(|layer| layer.with_fingerprint(RequestFingerprint::fields(["amount"]))).await?;
+    world.pay("abc").body(r#"{"amount":1}"#).send().await?;
+    assert!(world.pay("abc").body(r#"{ "amount": 1 }"#).send().await?.is_replayed());
+    world.pay("abc").body(r#"{"amount":2}"#).send().await?.assert_problem(422, "mismatch")?;
+    Ok(())
+}
+
 #[tokio::test]
 async fn rule_34_different_keys_with_the_same_body_both_run() -> anyhow::Result<()> {
     let world = World::new().await?;

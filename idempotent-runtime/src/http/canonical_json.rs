@@ -15,11 +15,15 @@ pub(super) fn canonical(body: &[u8]) -> Option<Vec<u8>> {
 
 /// The bytes of what these JSON pointers lead to, `None` for each that leads nowhere. `None` altogether where readers differ
 /// in what the body is.
+///
+/// Where a value on the way has no members, that value counts, and is not one that was found: readers take an array for a
+/// struct, its fields in their order, so what the pointer is after may be in it.
 pub(super) fn fields(body: &[u8], pointers: &[String]) -> Option<Vec<Option<Vec<u8>>>> {
     let value = unambiguous(body)?;
     let field = |pointer: &String| match value.pointer(pointer) {
         Target::Found(field) => Some(bytes(field)),
-        Target::Absent | Target::Repeated | Target::Astray => None,
+        Target::Astray(value) => Some([b"?".to_vec(), bytes(value)].concat()),
+        Target::Absent | Target::Repeated => None,
     };
     Some(pointers.iter().map(field).collect())
 }

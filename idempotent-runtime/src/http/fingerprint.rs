@@ -87,7 +87,8 @@ impl RequestFingerprint {
     }
 
     /// The values that these JSON pointers (RFC 6901) lead to in the body, `"/amount"` for example; a value that is
-    /// missing differs from `null`. Every byte of the body where readers would read it differently, as in
+    /// missing differs from `null`. Where there is something else than an object or an array on the way, or an array and the
+    /// pointer has a name, all of that: readers take `[100, "EUR"]` for a struct, its fields in their order. Every byte of the body where readers would read it differently, as in
     /// [`json`](Self::json).
     pub fn fields<P: Into<String>>(pointers: impl IntoIterator<Item = P>) -> Self {
         Self::new(Payload::Fields(pointers.into_iter().map(Into::into).collect()), 3)
@@ -304,8 +305,7 @@ mod tests {
         let all = [r#"{"a":1}"#, r#"{"a":1,"b":[null]}"#, r#"{"b":[1]}"#, "{}", "[]", r#"{"a":1,"a":1}"#];
         for (index, one) in all.iter().enumerate() {
             for other in &all[..index] {
-                let same = [*one, *other].iter().all(|body| ["{}", "[]"].contains(body));
-                assert_eq!(of(&fields, one) == of(&fields, other), same, "{one} {other}");
+                assert_ne!(of(&fields, one), of(&fields, other), "{one} {other}");
             }
         }
         assert_eq!(of(&fields, r#"{"a":1,"c":1}"#), of(&fields, r#"{"c":2,"a":1.0}"#));

@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::StatusCode;
 
+use super::options::Crash;
 use super::stored::{FORMAT, not_kept, state};
 use crate::error::{Error, ErrorKind};
 use crate::outcome::{Answer, Codec, Ending, ErrorPolicy, Outcome, Upgrades};
@@ -64,18 +65,24 @@ pub(super) struct Vouched {
 
 impl<E> Handled<E> {
     /// Whether what the handler answered is what every caller gets, or would get if it could be kept.
-    pub(super) fn is_its_own(&self) -> bool {
+    pub(super) fn is_its_own(&self, crash: &Crash) -> bool {
         match self {
             Self::Answered { .. } => true,
-            Self::Refused(error) => is_not_kept(error),
+            Self::Refused(error) => is_not_kept(error, crash),
             Self::Failed { .. } | Self::Vouched(_) | Self::Replayed(_) => false,
         }
     }
 }
 
-/// Whether the handler has done its work, and its answer alone could not be stored.
-pub(super) fn is_not_kept(error: &Error) -> bool {
-    matches!(error.kind(), ErrorKind::NotStored | ErrorKind::TooLarge | ErrorKind::Encode)
+/// Whether the handler has done its work, and its answer alone could not be stored: no other answer will be.
+///
+/// A marker says so of one that is too large. Where the record cannot be written, the next attempt may have an answer of its
+/// own for everybody, unless the policy has none.
+pub(super) fn is_not_kept(error: &Error, crash: &Crash) -> bool {
+    match error.kind() {
+        ErrorKind::NotStored => !crash.may_be_answered_again(),
+        kind => matches!(kind, ErrorKind::TooLarge | ErrorKind::Encode),
+    }
 }
 
 impl<E> Outcome for Handled<E> {

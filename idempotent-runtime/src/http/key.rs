@@ -110,7 +110,7 @@ impl KeyRules {
             Target::Found(Json::Null) | Target::Absent => Err(Malformed("the body is not sent as JSON")),
             Target::Found(_) => Err(Malformed("the field is no string of printable ASCII characters")),
             Target::Repeated => Err(Malformed("the field is there more than once")),
-            Target::Astray => Err(Malformed("the field would be in a value that has no fields")),
+            Target::Astray(_) => Err(Malformed("the field would be in a value that has no fields")),
         }
     }
 

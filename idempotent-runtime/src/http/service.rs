@@ -280,7 +280,7 @@ impl Guard {
             Handled::Vouched(Vouched { record, .. }) => self.replay(record).await,
             Handled::Refused(error) => match (error.kind(), response) {
                 // The handler has done its work; its answer is the truth, though it may not be replayed.
-                (_, Some(mut response)) if is_not_kept(&error) => {
+                (_, Some(mut response)) if is_not_kept(&error, &self.options.crash) => {
                     response.headers_mut().remove(self.options.markers.names.expires());
                     response
                 }
@@ -323,7 +323,8 @@ impl Guard {
     {
         let codec: Codec<Handled<S::Error>> = Handled::codec(Unstored::Release);
         let end = handler.end.clone();
-        let settled = move |handled: &Handled<S::Error>| end.close(handled.is_its_own());
+        let options = self.options.clone();
+        let settled = move |handled: &Handled<S::Error>| end.close(handled.is_its_own(&options.crash));
         let body = || handler.run();
         match &self.options.crash {
             Crash::Policy(policy) => run_detached_and(self.call().on_crash(*policy), codec, body, settled).await,

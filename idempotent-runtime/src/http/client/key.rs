@@ -130,6 +130,13 @@ impl Options {
         if let Some(label) = request.extensions.get::<RequestLabel>() {
             return self.chosen(&context.derive_key(label.as_str()), None).map(Some);
         }
+        // It would be answered with what the same question was told before, or with what the body was.
+        if context.is_question() {
+            return Err(context.refused(ErrorKind::InvalidKey).with_text(
+                "a request of the question after a crash does not say whether it repeats an earlier one",
+                "give it the `RequestLabel` of the one that it repeats, or a new `RequestKey`",
+            ));
+        }
         let key = context.derive_key(&format!("{} {}", request.method, request.uri));
         let place = Place::take(&context, &key).ok_or_else(|| {
             context.refused(ErrorKind::InvalidKey).with_text(

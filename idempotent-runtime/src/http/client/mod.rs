@@ -64,6 +64,11 @@
 //! Where the first ended without an answer, or with one after which a request is sent again, the next one is the same
 //! request and has the same key. Each [step](crate::Context::step) has keys of its own.
 //!
+//! In the question of [`on_crash_verify`](crate::Call::on_crash_verify), and in that of the layer for services, a request
+//! without a label is refused as well: with a key that is the same in every attempt, a lookup by POST would be answered with
+//! what the service said to the question before. Give it the label of the request that it repeats, to learn what became of
+//! that one, or a [`RequestKey`] that no other question has.
+//!
 //! The running call is looked for where [`call`](tower_service::Service::call) is called: in the body, and in tasks that
 //! have it [`in_current_scope`](crate::InCurrentScope::in_current_scope). A buffer or a queue belongs behind the layer, and so
 //! does what repeats requests by itself: in front of it, each repetition is a request of its own, with a new key unless it has
