@@ -258,7 +258,7 @@ impl Context {
     /// Whether this is the question about an earlier attempt, and not a body.
     #[cfg(feature = "http")]
     pub(crate) fn is_question(&self) -> bool {
-        matches!(self.0.claim, Held::Claim(_, _, None))
+        matches!(self.0.own.claim, Held::Claim(_, _, None))
     }
 
     /// Whether both are of one attempt.

@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use futures::future::try_join_all;
-use idempotency::store::{Claimed, MySqlStore, Store as _};
+use idempotency::store::{Claimed, MySqlStore, Store as _, StoreErrorKind};
 
 use crate::world::{PATIENCE, World, claim, everything, fresh, held, key, mine};
 
@@ -36,6 +36,19 @@ async fn time_zones_and_modes_change_nothing() -> anyhow::Result<()> {
     }
     let since = SystemTime::from(running.read_at).duration_since(SystemTime::now() - Duration::from_secs(60))?;
     assert!(since < Duration::from_secs(90), "it is the time in UTC");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_pool_whose_sessions_commit_nothing_or_change_results_is_refused() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    for (session, word) in
+        [("SET autocommit = 0", "autocommit"), ("SET sql_mode = 'ANSI,EMPTY_STRING_IS_NULL'", "EMPTY_STRING_IS_NULL")]
+    {
+        let builder = MySqlStore::builder(world.pool(session).await?).response_timeout(PATIENCE);
+        let error = builder.connect().await.unwrap_err();
+        assert!(error.kind() == StoreErrorKind::Config && error.to_string().contains(word), "{error}");
+    }
     Ok(())
 }
 

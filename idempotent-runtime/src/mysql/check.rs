@@ -24,6 +24,7 @@ async fn connected(connection: &mut MySqlConnection) -> Result<(), StoreError> {
     let row = sqlx::query("SELECT VERSION()").persistent(false).fetch_one(&mut *connection).await;
     let version: String = row.and_then(|row| row.try_get(0)).map_err(|error| store_error(OPERATION, error))?;
     supported(&version)?;
+    session(connection).await?;
     let flush = sqlx::query("SELECT CAST(@@innodb_flush_log_at_trx_commit AS SIGNED)").persistent(false);
     match flush.fetch_one(&mut *connection).await.and_then(|row| row.try_get::<i64, _>(0)) {
         Ok(1) => {}
@@ -35,6 +36,24 @@ async fn connected(connection: &mut MySqlConnection) -> Result<(), StoreError> {
             %error,
             "the server does not tell `innodb_flush_log_at_trx_commit`: whether it can lose records is not known"
         ),
+    }
+    Ok(())
+}
+
+/// What the pool of somebody else does to its sessions, as far as it would make answers wrong.
+async fn session(connection: &mut MySqlConnection) -> Result<(), StoreError> {
+    let settings = "SELECT CAST(@@autocommit AS SIGNED), CAST(@@sql_mode AS CHAR)";
+    let row = sqlx::query(settings).persistent(false).fetch_one(connection).await;
+    let row = row.and_then(|row| Ok((row.try_get::<i64, _>(0)?, row.try_get::<String, _>(1)?)));
+    let (autocommit, mode) = row.map_err(|error| store_error(OPERATION, error))?;
+    let unfit = |detail| Err(StoreError::new(StoreErrorKind::Config, OPERATION).with_detail(detail));
+    if autocommit == 0 {
+        return unfit(
+            "`autocommit` is off in the sessions of the pool: what the store writes would never be committed",
+        );
+    }
+    if mode.split(',').any(|mode| mode.trim() == "EMPTY_STRING_IS_NULL") {
+        return unfit("`sql_mode` has EMPTY_STRING_IS_NULL in the sessions of the pool: empty results would be none");
     }
     Ok(())
 }

@@ -1,27 +1,27 @@
-//! Renewing many leases in one transaction.
+//! Renewing many leases in one statement.
 
-use std::collections::{HashMap, HashSet};
-use std::sync::atomic::Ordering::Relaxed;
+use std::collections::HashMap;
 use std::time::Duration;
 
-use sqlx::{Connection as _, Error, MySqlConnection, Row as _};
+use sqlx::Row as _;
 
-use super::error::{DEADLOCK, SYNTAX, number, store_error};
-use super::query::{ATTEMPTS, Connections, START, query};
+use super::error::store_error;
+use super::query::{ATTEMPTS, Bound, Connections, query};
 use super::statements::filled_up;
 use super::{MySqlStore, integer_of, key_of, owner_of};
 use crate::key::KeyHash;
-use crate::sql::{self, Answer, in_time, is_answered};
-use crate::store::{Renewal, StoreError, StoreErrorKind, Token, Written};
+use crate::sql::{self, Answer};
+use crate::store::{Renewal, StoreError, StoreErrorKind, Token, Written, transition};
 
 const OPERATION: &str = "renew";
-/// How many leases one transaction prolongs at most: as many as an engine renews at once.
+/// How many leases one statement prolongs at most: as many as an engine renews at once.
 const MOST: usize = 1_000;
 
 type Owner = (KeyHash, Token);
 
 impl MySqlStore {
-    /// One transaction for the owners of leases of the same length. Those whose rows it did not get are read.
+    /// One statement for the owners of leases of the same length. How many rows it found tells whether all of them were
+    /// renewed; only if not, each row is read.
     pub(super) async fn renew_rows(&self, renewals: &[Renewal]) -> Answer<Vec<Written>> {
         let connections = Connections { pool: self.0.renewals.get(), ..self.0.connections.clone() };
         let mut leases: HashMap<Duration, Vec<&Renewal>> = HashMap::new();
@@ -29,87 +29,53 @@ impl MySqlStore {
             let owners = leases.entry(renewal.lease).or_default();
             owners.push(renewal);
         }
-        let mut refused = HashMap::new();
+        let mut lost = HashMap::new();
         for (lease, renewals) in leases {
             for renewals in renewals.chunks(MOST) {
-                let mut pending: HashMap<Owner, &Renewal> =
-                    renewals.iter().map(|renewal| (owner(renewal), *renewal)).collect();
-                let owners: Vec<_> = pending.keys().copied().collect();
-                for renewed in self.renew_owners(&connections, lease, &owners).await? {
-                    pending.remove(&renewed);
-                }
-                self.refuse(&connections, &pending, &mut refused).await?;
+                self.renew_owners(&connections, lease, renewals, &mut lost).await?;
             }
         }
-        Ok(renewals.iter().map(|renewal| refused.get(&owner(renewal)).copied().unwrap_or(Written::Applied)).collect())
+        Ok(renewals.iter().map(|renewal| lost.get(&owner(renewal)).copied().unwrap_or(Written::Applied)).collect())
     }
 
-    /// Prolongs the leases, and returns the owners whose leases these are.
+    /// Prolongs the leases, and adds those to `lost` that cannot be prolonged.
     async fn renew_owners(
         &self,
         connections: &Connections,
         lease: Duration,
-        owners: &[Owner],
-    ) -> Answer<HashSet<Owner>> {
-        let mut connection = connections.lease(OPERATION).await?;
-        let renewing = async {
-            for _ in 0..ATTEMPTS {
-                match self.try_renewing(&mut connection, lease, owners).await {
-                    // The server has rolled back all of it.
-                    Err(error) if number(&error) == Some(DEADLOCK) => {}
-                    // MariaDB 10.5 cannot skip locked rows: there, a locked row costs all of them their renewal.
-                    Err(error) if number(&error) == Some(SYNTAX) && self.0.skips_locked.swap(false, Relaxed) => {}
-                    result => return result.map_err(|error| store_error(OPERATION, error)),
-                }
+        renewals: &[&Renewal],
+        lost: &mut HashMap<Owner, Written>,
+    ) -> Answer<()> {
+        let mut pending: HashMap<Owner, &Renewal> = renewals.iter().map(|renewal| (owner(renewal), *renewal)).collect();
+        for _ in 0..ATTEMPTS {
+            let owners: Vec<_> = pending.keys().copied().collect();
+            let renewed = connections.write(OPERATION, || self.renewing(lease, &owners)).await?;
+            if renewed == owners.len() as u64 {
+                return Ok(());
             }
-            Err(StoreError::new(StoreErrorKind::Refused, OPERATION).with_detail("the rows were locked by others"))
-        };
-        let result = in_time(OPERATION, connections.response_timeout, renewing).await;
-        if is_answered(&result) {
-            connection.end();
+            // Who can still be renewed now was renewed by the statement, or wrote the row after it. The next one tells:
+            // to renew twice does no harm.
+            lost.extend(self.lost(connections, &mut pending).await?);
+            if pending.is_empty() {
+                return Ok(());
+            }
         }
-        result
+        Err(StoreError::new(StoreErrorKind::Refused, OPERATION).with_detail("the records changed meanwhile"))
     }
 
-    /// A row that somebody else has locked must not keep the others waiting until their leases are over: those that can be
-    /// prolonged are locked first, as far as nobody else holds them.
-    async fn try_renewing(
-        &self,
-        connection: &mut MySqlConnection,
-        lease: Duration,
-        owners: &[Owner],
-    ) -> Result<HashSet<Owner>, Error> {
-        let statements = &self.0.statements;
-        let mut transaction = connection.begin_with(START).await?;
-        let places = filled_up(owners);
-        let statement = query(&statements.renewable(places.len(), self.0.skips_locked.load(Relaxed)));
-        let statement = places.iter().fold(statement, |query, (key, _)| query.bind(key_of(key)));
-        let statement =
-            places.iter().fold(statement, |query, (key, token)| query.bind(key_of(key)).bind(owner_of(*token)));
-        let rows = statement.fetch_all(&mut *transaction).await?;
-        let free = rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?)));
-        let free: HashSet<(Vec<u8>, Vec<u8>)> = free.collect::<Result<_, Error>>()?;
-        if !free.is_empty() {
-            let keys = filled_up(&free.iter().map(|(key, _)| &key[..]).collect::<Vec<_>>());
-            let statement = query(&statements.renew(keys.len())).bind(integer_of(lease)).bind(integer_of(lease));
-            let statement = keys.iter().fold(statement, |query, key| query.bind(*key));
-            statement.execute(&mut *transaction).await?;
-        }
-        transaction.commit().await?;
-        let is_free = |(key, token): &&Owner| free.contains(&(key_of(key), owner_of(*token)));
-        Ok(owners.iter().filter(is_free).copied().collect())
+    fn renewing(&self, lease: Duration, owners: &[Owner]) -> Bound<'static> {
+        let owners = filled_up(owners);
+        let statement = query(&self.0.statements.renew(owners.len())).bind(integer_of(lease)).bind(integer_of(lease));
+        let statement = owners.iter().fold(statement, |query, (key, _)| query.bind(key_of(key)));
+        owners.iter().fold(statement, |query, (key, token)| query.bind(key_of(key)).bind(owner_of(*token)))
     }
 
-    /// Adds to `refused` why those who are `pending` were not renewed.
-    async fn refuse(
+    /// Takes those out of `pending` whose record says that they cannot be renewed.
+    async fn lost(
         &self,
         connections: &Connections,
-        pending: &HashMap<Owner, &Renewal>,
-        refused: &mut HashMap<Owner, Written>,
-    ) -> Answer<()> {
-        if pending.is_empty() {
-            return Ok(());
-        }
+        pending: &mut HashMap<Owner, &Renewal>,
+    ) -> Answer<Vec<(Owner, Written)>> {
         let keys: Vec<_> = pending.keys().map(|(key, _)| key_of(key)).collect();
         let keys = filled_up(&keys.iter().map(|key| &key[..]).collect::<Vec<_>>());
         let statement = self.0.statements.rows(keys.len());
@@ -121,18 +87,21 @@ impl MySqlStore {
             Ok((key, sql::found(OPERATION, row).ok()))
         });
         let found: HashMap<_, _> = found.collect::<Answer<_>>()?;
-        refused.extend(pending.iter().map(|(owner, renewal)| {
+        let mut lost = Vec::new();
+        pending.retain(|owner, renewal| {
             let written = match found.get(&owner.0.as_bytes()[..]) {
                 None => Written::Gone,
                 Some(None) => Written::Lost,
                 Some(Some(found)) => {
                     let mut slot = found.stored.as_ref().map(|stored| stored.record.clone());
-                    sql::not_renewed(&mut slot, renewal, found.now)
+                    transition::renew(&mut slot, renewal, found.now)
                 }
             };
-            (*owner, written)
-        }));
-        Ok(())
+            let is_lost = written != Written::Applied;
+            lost.extend(is_lost.then_some((*owner, written)));
+            !is_lost
+        });
+        Ok(lost)
     }
 }
 

@@ -100,30 +100,18 @@ impl Statements {
         ))
     }
 
-    /// Locks those of as many owners' rows whose leases can be prolonged: the keys, then each key with its owner.
+    /// Prolongs the leases of as many owners: the lease twice, the keys, then each key with its owner.
     ///
     /// The primary key is forced here and below because for a small table the server may prefer to go through all of
     /// it, and would wait for the locks of rows that have nothing to do with it.
-    pub(super) fn renewable(&self, owners: usize, skips_locked: bool) -> Statement {
+    pub(super) fn renew(&self, owners: usize) -> Statement {
         let (keys, pairs) = (is_in("key_hash", "?", owners), is_in("(key_hash, owner)", "(?, ?)", owners));
-        Statement::from(format!(
-            "SELECT key_hash, owner FROM {table} FORCE INDEX (PRIMARY)
-             WHERE {keys} AND {pairs}
-                 AND state = 1 AND lease_until > 0 AND expires_at > {NOW} AND format = 1
-             FOR UPDATE{}",
-            if skips_locked { " SKIP LOCKED" } else { "" },
-            table = self.table
-        ))
-    }
-
-    /// Prolongs the leases of as many rows that are locked: the lease twice, then the keys.
-    pub(super) fn renew(&self, keys: usize) -> Statement {
         Statement::from(format!(
             "UPDATE {table} FORCE INDEX (PRIMARY)
              SET expires_at = GREATEST(expires_at, {NOW} + ? + linger), lease_until = {NOW} + ?, revision = revision + 1
-             WHERE {keys}",
-            table = self.table,
-            keys = is_in("key_hash", "?", keys)
+             WHERE {keys} AND {pairs}
+                 AND state = 1 AND lease_until > 0 AND expires_at > {NOW} AND format = 1",
+            table = self.table
         ))
     }
 
