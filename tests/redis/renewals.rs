@@ -66,7 +66,7 @@ async fn ten_thousand_leases_are_renewed_in_one_round_trip() -> anyhow::Result<(
 
     let (finish, finished) = watch::channel(false);
     let calls = running(&engine, 1..CALLS + 1, &finished).await?;
-    let (before, trips) = (world.proxy.requests(), world.proxy.round_trips());
+    let (before, trips, scripts) = (world.proxy.requests(), world.proxy.round_trips(), renewals());
     // What is sent while nothing is answered has not waited for anything.
     world.proxy.hold_answers();
     clock.advance(LEASE / 3);
@@ -78,7 +78,8 @@ async fn ten_thousand_leases_are_renewed_in_one_round_trip() -> anyhow::Result<(
     for call in calls {
         assert!(within("the end of a call", call).await???, "the lease was renewed");
     }
-    assert_eq!(world.proxy.requests() - before, 2 * CALLS, "a renewal and a commit for each");
+    // On a busy machine a connection may be taken for silent, and another one be made.
+    assert_eq!(renewals() - scripts, 2 * CALLS, "a renewal and a commit for each");
     Ok(())
 }
 
