@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use idempotency::clock::Timestamp;
+use idempotency::clock::{Clock as _, Timestamp};
 use idempotency::store::{Claim, Claimed, Reason, Store as _, StoreErrorKind, Token};
 use idempotency::{Builder, Error, ErrorKind, OnConflict, OnCrash, State, Unstored};
 
@@ -229,6 +229,72 @@ async fn a_claim_that_hangs_is_given_up_and_released_when_it_is_answered() {
     gate.open();
     world.record_is(1, |record| record.is_none()).await;
     assert_eq!(world.ledger.count(), 0);
+}
+
+/// What was sent to a server that stands still for longer than a lease, or whose network is away, is applied all the same.
+#[tokio::test]
+async fn claims_that_an_outage_longer_than_a_lease_left_behind_are_released_after_it() {
+    const CALLS: u64 = 5;
+    let world = World::new();
+    let passes = async |for_long: Duration| {
+        let end = world.clock_now() + for_long;
+        while world.clock_now() < end {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            world.clock.advance(Duration::from_millis(100));
+        }
+    };
+    world.store.always("claim", Some(Fault::LostAnswer));
+    world.store.always("release", Some(Fault::LostRequest));
+    let calls = futures::future::join_all((0..CALLS).map(|key| world.charge(key)));
+    let (refused, ()) = tokio::join!(calls, passes(LEASE * 4));
+    assert!(refused.iter().all(|call| call.as_ref().is_err_and(|error| error.kind() == ErrorKind::StoreUnavailable)));
+    let before = world.store.requests("release");
+    passes(LEASE).await;
+    let during = world.store.requests("release") - before;
+    assert!((1..=20).contains(&during), "one asks for all, about once a second: {during}");
+    for key in 0..CALLS {
+        assert!(world.record(key).await.is_some_and(|record| record.is_orphaned()), "nobody renews it");
+    }
+    world.store.always("claim", None);
+    world.store.always("release", None);
+    // The server goes on, with what was sent before: some of it comes after the first release.
+    passes(Duration::from_secs(1)).await;
+    let late = world.store.sent_claims().remove(0);
+    let _ = world.memory.claim(late).await.unwrap();
+    passes(Duration::from_secs(5)).await;
+    for key in 0..CALLS {
+        world.record_is(key, |record| record.is_none()).await;
+    }
+    assert_eq!(world.ledger.count(), 0);
+    assert_eq!(world.charge(1).await.unwrap(), "receipt 1.1");
+}
+
+#[tokio::test]
+async fn a_release_that_an_outage_keeps_from_the_store_is_sent_after_it() {
+    let world = World::new();
+    world.store.always("release", Some(Fault::LostRequest));
+    let call = world.call(1).run(|| async { Err::<(), _>(anyhow::anyhow!("busy")) });
+    world.while_time_passes(call).await.unwrap_err();
+    world.while_time_passes(world.clock.sleep(LEASE * 2)).await;
+    assert!(world.record(1).await.unwrap().is_orphaned());
+    world.store.always("release", None);
+    world.while_time_passes(world.record_is(1, |record| record.is_none())).await;
+    assert_eq!(world.charge(1).await.unwrap(), "receipt 1.1");
+}
+
+/// As one whose request belongs to a runtime that nobody drives any more.
+#[tokio::test]
+async fn a_claim_whose_answer_nobody_will_hear_is_released_when_its_caller_is_gone() {
+    let world = World::new();
+    let gate = Gate::new();
+    world.store.next("claim", Fault::LateAnswer(gate.clone()));
+    let mut call = Box::pin(world.charge(1));
+    assert!(poll_once(&mut call).is_pending());
+    assert!(world.record(1).await.is_some(), "it was applied");
+    drop(call);
+    world.while_time_passes(world.record_is(1, |record| record.is_none())).await;
+    assert!(!gate.is_passed());
+    assert_eq!(world.charge(1).await.unwrap(), "receipt 1.1");
 }
 
 #[tokio::test]

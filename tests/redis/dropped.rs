@@ -9,9 +9,10 @@ use idempotency::{Error, ErrorKind, Idempotency, OnCrash, State, idempotent};
 use idempotency_test_support::deadline::eventually_async;
 use idempotency_test_support::effects::EffectLog;
 use idempotency_test_support::proxy::{Action, Fault, Moment};
+use tokio::runtime::{Builder, Runtime};
 use tokio::sync::Semaphore;
 
-use crate::world::{DAY, OPERATION, World};
+use crate::world::{DAY, OPERATION, World, is_commit};
 
 fn poll_once<F: Future + Unpin>(future: &mut F) -> bool {
     std::pin::Pin::new(future).poll(&mut Context::from_waker(Waker::noop())).is_ready()
@@ -175,5 +176,66 @@ async fn a_detached_body_goes_on_without_its_caller_and_its_result_is_stored() -
     eventually_async("the result", async || world.record(1).await.is_some_and(|r| r.state == State::Completed)).await?;
     assert_eq!(attached(world.elsewhere(), 1, gate).await?, "receipt");
     assert_eq!(world.count(1), 1);
+    Ok(())
+}
+
+fn runtime() -> Runtime {
+    Builder::new_current_thread().enable_all().build().expect("a runtime")
+}
+
+/// The server has the claim, and its answer belongs to a runtime that nobody drives any more.
+#[test]
+fn a_call_dropped_while_it_claims_leaves_nothing_behind_on_a_runtime_that_stands_still() -> anyhow::Result<()> {
+    let (home, callers) = (Builder::new_multi_thread().worker_threads(1).enable_all().build()?, runtime());
+    let world = home.block_on(World::new())?;
+    // The store's connection is made by the callers.
+    callers.block_on(world.charge_on(&world.hasty, 1))?;
+    let gate = Gate::new(&world);
+    let mut call = Box::pin(attached(world.hasty.clone(), 2, gate.clone()));
+    callers.block_on(async {
+        for _ in 0..3 {
+            assert!(!poll_once(&mut call), "the answer was not heard");
+            tokio::task::yield_now().await;
+        }
+    });
+    home.block_on(eventually_async("the claim to be applied", async || world.record(2).await.is_some()))?;
+    drop(call);
+    home.block_on(eventually_async("the release", async || world.record(2).await.is_none()))?;
+    assert!(!gate.has_started());
+    assert_eq!(home.block_on(world.charge(2))?, "receipt 2.1");
+    drop(callers);
+    Ok(())
+}
+
+/// The answer is on its way, and the client waits for it with a timer of a runtime that has ended.
+#[test]
+fn a_call_whose_runtime_ends_while_it_waits_for_the_server_leaves_no_claim_and_loses_no_result() -> anyhow::Result<()> {
+    let home = Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let world = home.block_on(World::new())?;
+    home.block_on(world.warm_up())?;
+    let gate = Gate::new(&world);
+
+    let callers = runtime();
+    world.proxy.hold_answers();
+    callers.block_on(async {
+        tokio::spawn(attached(world.engine.clone(), 1, gate.clone()));
+        eventually_async("the claim to be applied", async || world.record(1).await.is_some()).await
+    })?;
+    drop(callers);
+    world.proxy.heal();
+    home.block_on(eventually_async("the release", async || world.record(1).await.is_none()))?;
+    assert!(!gate.has_started());
+
+    let callers = runtime();
+    let lost = world.proxy.nth(1, is_commit, Fault::new(Moment::BeforeRequest, Action::Silence));
+    gate.open.close();
+    callers.block_on(async {
+        tokio::spawn(attached(world.engine.clone(), 2, gate.clone()));
+        lost.happened().await
+    })?;
+    drop(callers);
+    let is_stored = async || world.record(2).await.is_some_and(|record| record.state == State::Completed);
+    home.block_on(eventually_async("the result to be stored", is_stored))?;
+    assert_eq!((home.block_on(world.charge(2))?, world.count(2)), ("receipt".to_owned(), 1));
     Ok(())
 }

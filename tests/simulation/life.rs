@@ -29,6 +29,7 @@ struct State {
     suspended: Duration,
     tasks: Vec<AbortHandle>,
     acknowledged: Vec<Acknowledged>,
+    given_back: Vec<Token>,
     partition_ends: Duration,
 }
 
@@ -124,10 +125,18 @@ impl Life {
         self.state().acknowledged.push(acknowledged);
     }
 
-    /// The last claim of `key` with this number of attempts that the process was told to own.
+    /// The process has sent that it does not own this claim any more. It may be told after that that it owned it.
+    pub fn give_back(&self, token: Token) {
+        self.state().given_back.push(token);
+    }
+
+    /// The last claim of `key` with this number of attempts that the process was told to own, and has not given back.
     pub fn acknowledged(&self, key: KeyHash, attempts: u32) -> Option<Acknowledged> {
         let state = self.state();
-        state.acknowledged.iter().rfind(|claim| claim.key == key && claim.attempts == attempts).copied()
+        let is_own = |claim: &&Acknowledged| {
+            claim.key == key && claim.attempts == attempts && !state.given_back.contains(&claim.owner)
+        };
+        state.acknowledged.iter().rfind(is_own).copied()
     }
 
     /// From now until `ends` the process cannot reach the store.

@@ -221,6 +221,7 @@ impl Store for Link {
     }
 
     async fn release(&self, release: Release) -> Result<Written, StoreError> {
+        self.life.give_back(release.token);
         self.pass("release", move |server, from| server.release(from, release)).await
     }
 

@@ -3,10 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Inner;
-use super::keeper::Followed;
-use super::retry;
+use super::keeper::{Followed, Following};
 use super::scope::Scope;
+use super::{Inner, owed, retry};
 use crate::paused::explain;
 use crate::store::{Claim, Claimed, Release, StoreError, StoreErrorKind};
 
@@ -26,15 +25,8 @@ pub(crate) struct Answered {
 pub(crate) async fn send(engine: &Arc<Inner>, claim: Claim, scope: &Scope) -> Result<Answered, StoreError> {
     let (release, lease) = (Release::unused(claim.key, claim.token), claim.lease);
     let for_release = engine.clone();
-    let mut followed = Followed::new(&engine.keeper, repeat(engine.clone(), claim, scope.clone())).and_if_dropped(
-        move |answer| async move {
-            match answer {
-                Ok(Answered { claimed: Claimed::Held(_), repeated: false }) => {}
-                Ok(Answered { repeated, .. }) => give_back(&for_release, release, lease, repeated).await,
-                Err(_) => give_back(&for_release, release, lease, true).await,
-            }
-        },
-    );
+    let mut followed = Followed::new(&engine.keeper, repeat(engine.clone(), claim, scope.clone()))
+        .and_if_dropped(move |claiming| async move { settle(&for_release, claiming, release, lease).await });
     let (timeout, start) = (engine.settings.claim_timeout, engine.clock.monotonic());
     let answer = tokio::select! {
         biased;
@@ -49,6 +41,35 @@ pub(crate) async fn send(engine: &Arc<Inner>, claim: Claim, scope: &Scope) -> Re
         engine.keeper.spawn(async move { give_back(&for_release, release, lease, true).await });
     }
     answer
+}
+
+/// Gives back what `claiming` takes, of which nobody hears.
+async fn settle(
+    engine: &Arc<Inner>,
+    mut claiming: Following<Result<Answered, StoreError>>,
+    release: Release,
+    lease: Duration,
+) {
+    let settings = &engine.settings;
+    let answer = tokio::select! {
+        biased;
+        answer = &mut claiming => answer,
+        () = engine.clock.sleep(settings.claim_timeout) => {
+            // The answer may never be heard, and the claim be applied all the same: where the request belongs to the
+            // runtime of a caller who has left it standing, for example. It is followed meanwhile.
+            give_back(engine, release, lease, true).await;
+            tokio::select! {
+                biased;
+                answer = &mut claiming => answer,
+                () = engine.clock.sleep(settings.background_commit) => return,
+            }
+        }
+    };
+    match answer {
+        Ok(Answered { claimed: Claimed::Held(_), repeated: false }) => {}
+        Ok(Answered { repeated, .. }) => give_back(engine, release, lease, repeated).await,
+        Err(_) => give_back(engine, release, lease, true).await,
+    }
 }
 
 /// Repeats the claim with its token while it fails in a way that can pass.
@@ -79,18 +100,19 @@ async fn repeat(engine: Arc<Inner>, claim: Claim, scope: Scope) -> Result<Answer
     Err(unknown.unwrap_or_else(|| StoreError::new(StoreErrorKind::Unavailable, "claim")))
 }
 
-/// Gives back what the owner may hold, for at most `budget`. Without success the lease runs out.
+/// Gives back what the owner may hold, for at most `budget`. Without success it is [owed] to the store.
 ///
 /// A claim that was `repeated` is given back again later: a try that was believed lost may arrive after the release, and
 /// would leave a record that nobody owns.
-pub(crate) async fn give_back(engine: &Inner, release: Release, budget: Duration, repeated: bool) {
+pub(crate) async fn give_back(engine: &Arc<Inner>, release: Release, budget: Duration, repeated: bool) {
     if let Err(error) = retry::until(engine, budget, || engine.store.clone().release(release)).await {
-        tracing::warn!(key = %release.key, %error, "a claim could not be released; it ends with its lease");
+        owed::add(engine, release, repeated, &error);
+        return;
     }
     if repeated {
         engine.clock.sleep(engine.settings.claim_timeout).await;
         if let Err(error) = retry::until(engine, budget, || engine.store.clone().release(release)).await {
-            tracing::warn!(key = %release.key, %error, "a claim that was sent twice could not be released again");
+            owed::add(engine, release, false, &error);
         }
     }
 }

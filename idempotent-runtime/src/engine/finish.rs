@@ -9,7 +9,7 @@ use bytes::Bytes;
 use super::call::Checked;
 use super::duplicate::Duplicate;
 use super::running::{Running, give_up};
-use super::{Waiting, claim, keeper, retry, wait};
+use super::{Waiting, claim, keeper, owed, retry, wait};
 use crate::encoding::NotEncodable;
 use crate::error::{Error, ErrorKind};
 use crate::outcome::{Answer, Ending, StoredAnswer, stored};
@@ -186,8 +186,7 @@ async fn release(running: &Running) {
         keeper.spawn(async move { claim::give_back(&engine, release, budget, true).await });
     }
     if let Err(error) = released {
-        tracing::warn!(operation = %running.call.operation, key = %running.call.key, %error,
-            "the claim of a body that returned an error could not be released; it ends with its lease");
+        owed::add(engine, release, false, &error);
     }
 }
 

@@ -523,24 +523,27 @@ impl Shared {
 
 /// A future that goes on in the background when its owner is dropped: a request that was sent is followed to its answer.
 pub(crate) struct Followed<T: Send + 'static> {
-    future: Option<Pin<Box<dyn Future<Output = T> + Send>>>,
+    future: Option<Following<T>>,
     keeper: Arc<Keeper>,
     afterwards: Option<Afterwards<T>>,
 }
 
-type Afterwards<T> = Box<dyn FnOnce(T) -> Task + Send>;
+/// A request that is on its way.
+pub(crate) type Following<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+type Afterwards<T> = Box<dyn FnOnce(Following<T>) -> Task + Send>;
 
 impl<T: Send + 'static> Followed<T> {
     pub(crate) fn new(keeper: &Arc<Keeper>, future: impl Future<Output = T> + Send + 'static) -> Self {
         Self { future: Some(Box::pin(future)), keeper: keeper.clone(), afterwards: None }
     }
 
-    /// Hands the answer to `afterwards` if nobody else is there to take it.
-    pub(crate) fn and_if_dropped<F>(mut self, afterwards: impl FnOnce(T) -> F + Send + 'static) -> Self
+    /// Hands the request to `afterwards` if nobody else is there to take its answer.
+    pub(crate) fn and_if_dropped<F>(mut self, afterwards: impl FnOnce(Following<T>) -> F + Send + 'static) -> Self
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        self.afterwards = Some(Box::new(move |answer| Box::pin(afterwards(answer))));
+        self.afterwards = Some(Box::new(move |following| Box::pin(afterwards(following))));
         self
     }
 }
@@ -564,9 +567,9 @@ impl<T: Send + 'static> Drop for Followed<T> {
         let Some(future) = self.future.take() else { return };
         let afterwards = self.afterwards.take();
         self.keeper.finish(async move {
-            let answer = future.await;
-            if let Some(afterwards) = afterwards {
-                afterwards(answer).await;
+            match afterwards {
+                Some(afterwards) => afterwards(future).await,
+                None => drop(future.await),
             }
         });
     }

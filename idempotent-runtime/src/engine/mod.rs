@@ -12,6 +12,7 @@ mod instance;
 pub(crate) mod keeper;
 mod loan;
 mod operations;
+mod owed;
 mod purge;
 mod record;
 mod report;
@@ -51,6 +52,7 @@ pub use verify::{Asked, Cleared, Unasked, Verified, Verify, verify};
 use flight::Flights;
 use keeper::{Followed, Keeper};
 use operations::Operations;
+use owed::Owed;
 use purge::Purge;
 use settings::Settings;
 
@@ -98,6 +100,7 @@ pub(crate) struct Inner {
     memory: Option<MemoryStore>,
     operations: Operations,
     pub(crate) keeper: Arc<Keeper>,
+    owed: Owed,
     closing: AtomicU8,
     waiters: AtomicUsize,
     /// Bodies whose record is in a transaction of the user's.
@@ -139,6 +142,7 @@ impl Inner {
             flights: Arc::default(),
             near_cache,
             operations: Operations::default(),
+            owed: Owed::default(),
             closing: AtomicU8::new(OPEN),
             waiters: AtomicUsize::new(0),
             in_transactions: AtomicUsize::new(0),

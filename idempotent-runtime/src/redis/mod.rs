@@ -29,6 +29,7 @@ use tracking::Waiters;
 
 use crate::clock::{Clock, Randomness as _, SystemRandomness, Timestamp};
 use crate::key::{KeyHash, hex};
+use crate::runtime::while_runtime_lives;
 use crate::store::{
     Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Grant, Page, Park, Purged, Record, Release,
     Remove, Renewal, Resolve, Scan, State, Store, StoreClock, StoreError, StoreErrorKind, Token, Watch, Written, codes,
@@ -113,6 +114,18 @@ impl RedisStore {
         })?;
         Ok(format!("{}:{}", self.key(key), hex(&name)))
     }
+}
+
+/// The answer to a request. When the runtime ends in which it was sent, it will not come: the client's timers are of that
+/// runtime, and another try on another one settles it.
+async fn at_home<A>(
+    operation: &'static str,
+    request: impl Future<Output = Result<A, StoreError>>,
+) -> Result<A, StoreError> {
+    while_runtime_lives(request).await.unwrap_or_else(|| {
+        let detail = "the runtime in which the request was sent has ended";
+        Err(StoreError::new(StoreErrorKind::Unavailable, operation).with_detail(detail))
+    })
 }
 
 /// Times that Redis keeps in the key's expiry are put on the record.
@@ -265,50 +278,53 @@ impl Store for RedisStore {
 
     // What a hit does not need is in boxes: the future of every hit would be as large as that of the longest way.
     async fn claim(&self, claim: Claim) -> Result<Claimed, StoreError> {
-        const OPERATION: &str = "claim";
-        let link = &self.0.commands;
-        let mut connected = link.connected(OPERATION).await?;
-        let created = link.now(&connected);
-        let pending = pending(&claim, created);
-        let bytes = envelope::encode(&pending);
-        let total = millis(claim.lease.saturating_add(claim.linger).saturating_add(claim.after_expiry));
-        let name = self.key(&claim.key);
-        let mut set = redis::Cmd::with_capacity(7, name.len() + bytes.len() + 32);
-        set.arg("SET").arg(&name).arg(&bytes).arg("NX").arg("GET").arg("PX").arg(total);
-        let answer = if claim.tell_expiry {
-            let mut set_and_ask = redis::pipe();
-            set_and_ask.atomic().add_command(set).pttl(&name);
-            Box::pin(set_and_ask.query_async::<(Option<Vec<u8>>, i64)>(&mut connected.connection)).await
-        } else {
-            set.query_async::<Option<Vec<u8>>>(&mut connected.connection).await.map(|found| (found, 0))
-        };
-        let found = match link.answer(OPERATION, &connected, answer) {
-            // Without memory or replicas nothing was claimed, and what is stored can still be read.
-            Err(error) if error.kind() == StoreErrorKind::Refused => {
-                // No transaction: a server without memory does not even take its first word.
-                return match Box::pin(self.look(OPERATION, link, claim.key)).await {
-                    Ok(Some(record)) if record.state.is_answer() => Ok(Claimed::Held(record)),
-                    _ => Err(error),
-                };
+        at_home("claim", async {
+            const OPERATION: &str = "claim";
+            let link = &self.0.commands;
+            let mut connected = link.connected(OPERATION).await?;
+            let created = link.now(&connected);
+            let pending = pending(&claim, created);
+            let bytes = envelope::encode(&pending);
+            let total = millis(claim.lease.saturating_add(claim.linger).saturating_add(claim.after_expiry));
+            let name = self.key(&claim.key);
+            let mut set = redis::Cmd::with_capacity(7, name.len() + bytes.len() + 32);
+            set.arg("SET").arg(&name).arg(&bytes).arg("NX").arg("GET").arg("PX").arg(total);
+            let answer = if claim.tell_expiry {
+                let mut set_and_ask = redis::pipe();
+                set_and_ask.atomic().add_command(set).pttl(&name);
+                Box::pin(set_and_ask.query_async::<(Option<Vec<u8>>, i64)>(&mut connected.connection)).await
+            } else {
+                set.query_async::<Option<Vec<u8>>>(&mut connected.connection).await.map(|found| (found, 0))
+            };
+            let found = match link.answer(OPERATION, &connected, answer) {
+                // Without memory or replicas nothing was claimed, and what is stored can still be read.
+                Err(error) if error.kind() == StoreErrorKind::Refused => {
+                    // No transaction: a server without memory does not even take its first word.
+                    return match Box::pin(self.look(OPERATION, link, claim.key)).await {
+                        Ok(Some(record)) if record.state.is_answer() => Ok(Claimed::Held(record)),
+                        _ => Err(error),
+                    };
+                }
+                found => found?,
+            };
+            let (Some(found), remaining) = found else {
+                let remaining = i64::try_from(total).unwrap_or(i64::MAX);
+                return Ok(Claimed::Mine(Grant::new(placed(pending, remaining, created))));
+            };
+            let record = envelope::decode(claim.key, found.into(), created).map_err(|error| error.during(OPERATION))?;
+            // With a tombstone to come, only the key's expiry tells whether the record still counts.
+            if record.state.is_answer() && record.after_expiry == 0 {
+                let record = if claim.tell_expiry { placed(record, remaining, created) } else { unmarked(record) };
+                return Ok(Claimed::Held(record));
             }
-            found => found?,
-        };
-        let (Some(found), remaining) = found else {
-            let remaining = i64::try_from(total).unwrap_or(i64::MAX);
-            return Ok(Claimed::Mine(Grant::new(placed(pending, remaining, created))));
-        };
-        let record = envelope::decode(claim.key, found.into(), created).map_err(|error| error.during(OPERATION))?;
-        // With a tombstone to come, only the key's expiry tells whether the record still counts.
-        if record.state.is_answer() && record.after_expiry == 0 {
-            let record = if claim.tell_expiry { placed(record, remaining, created) } else { unmarked(record) };
-            return Ok(Claimed::Held(record));
-        }
-        if record.state.is_answer()
-            && let Some(record) = Box::pin(self.get(OPERATION, link, claim.key)).await?
-        {
-            return Ok(Claimed::Held(record));
-        }
-        Box::pin(self.claim_by_script(&claim, &bytes)).await
+            if record.state.is_answer()
+                && let Some(record) = Box::pin(self.get(OPERATION, link, claim.key)).await?
+            {
+                return Ok(Claimed::Held(record));
+            }
+            Box::pin(self.claim_by_script(&claim, &bytes)).await
+        })
+        .await
     }
 
     async fn renew(&self, renewals: Vec<Renewal>) -> Result<Vec<Written>, StoreError> {
@@ -316,73 +332,92 @@ impl Store for RedisStore {
     }
 
     async fn complete(&self, commit: Commit) -> Result<Written, StoreError> {
-        self.complete_record(&commit).await
+        at_home("complete", async { self.complete_record(&commit).await }).await
     }
 
     async fn release(&self, release: Release) -> Result<Written, StoreError> {
-        let script = &self.0.scripts.release;
-        let arguments = [flag(release.keep_attempts), flag(release.unused)];
-        self.write("release", script, &release.key, release.token, &arguments).await
+        at_home("release", async {
+            let script = &self.0.scripts.release;
+            let arguments = [flag(release.keep_attempts), flag(release.unused)];
+            self.write("release", script, &release.key, release.token, &arguments).await
+        })
+        .await
     }
 
     async fn abandon(&self, abandon: Abandon) -> Result<Written, StoreError> {
-        let script = &self.0.scripts.abandon;
-        self.write("abandon", script, &abandon.key, abandon.token, &[reason(Some(abandon.reason))]).await
+        at_home("abandon", async {
+            let script = &self.0.scripts.abandon;
+            self.write("abandon", script, &abandon.key, abandon.token, &[reason(Some(abandon.reason))]).await
+        })
+        .await
     }
 
     async fn park(&self, park: Park) -> Result<Written, StoreError> {
-        let arguments = [reason(Some(park.reason)), flag(park.only_orphaned), millis(park.ask_again_after).to_string()];
-        self.write("park", &self.0.scripts.park, &park.key, park.token, &arguments).await
+        at_home("park", async {
+            let arguments =
+                [reason(Some(park.reason)), flag(park.only_orphaned), millis(park.ask_again_after).to_string()];
+            self.write("park", &self.0.scripts.park, &park.key, park.token, &arguments).await
+        })
+        .await
     }
 
     async fn checkpoint(&self, checkpoint: Checkpoint) -> Result<Written, StoreError> {
-        self.checkpoint_record(&checkpoint).await
+        at_home("checkpoint", async { self.checkpoint_record(&checkpoint).await }).await
     }
 
     async fn fence(&self, key: KeyHash, token: Token) -> Result<Option<u64>, StoreError> {
-        let link = &self.0.commands;
-        let mut connected = link.connected("fence").await?;
-        let mut script = self.0.scripts.fence.key(self.key(&key));
-        let answer = script.arg(&token.bits().to_be_bytes()[..]).invoke_async(&mut connected.connection).await;
-        link.answer("fence", &connected, answer)
+        at_home("fence", async {
+            let link = &self.0.commands;
+            let mut connected = link.connected("fence").await?;
+            let mut script = self.0.scripts.fence.key(self.key(&key));
+            let answer = script.arg(&token.bits().to_be_bytes()[..]).invoke_async(&mut connected.connection).await;
+            link.answer("fence", &connected, answer)
+        })
+        .await
     }
 
     async fn read(&self, key: KeyHash) -> Result<Option<Record>, StoreError> {
-        self.get("read", &self.0.commands, key).await
+        at_home("read", async { self.get("read", &self.0.commands, key).await }).await
     }
 
     async fn watch(&self, key: KeyHash) -> Result<Watch, StoreError> {
-        const OPERATION: &str = "watch";
-        if self.0.polls.load(Ordering::Relaxed) {
-            return self.poll(key).await;
-        }
-        let waiter = self.0.waiters.register(&self.key(&key));
-        let link = &self.0.tracking;
-        match link.connected(OPERATION).await {
-            Err(error) if error::is_refused_command(&error) => {
-                tracing::warn!(%error, "the server refuses tracking: waiters poll");
-                self.0.polls.store(true, Ordering::Relaxed);
+        at_home("watch", async {
+            const OPERATION: &str = "watch";
+            if self.0.polls.load(Ordering::Relaxed) {
                 return self.poll(key).await;
             }
-            connected => drop(connected?),
-        }
-        let record = self.look(OPERATION, link, key).await?;
-        Ok(Watch::new(record, waiter.woken()))
+            let waiter = self.0.waiters.register(&self.key(&key));
+            let link = &self.0.tracking;
+            match link.connected(OPERATION).await {
+                Err(error) if error::is_refused_command(&error) => {
+                    tracing::warn!(%error, "the server refuses tracking: waiters poll");
+                    self.0.polls.store(true, Ordering::Relaxed);
+                    return self.poll(key).await;
+                }
+                connected => drop(connected?),
+            }
+            let record = self.look(OPERATION, link, key).await?;
+            Ok(Watch::new(record, waiter.woken()))
+        })
+        .await
     }
 
     async fn resolve(&self, resolve: Resolve) -> Result<Changed, StoreError> {
-        self.resolve_record(&resolve).await
+        at_home("resolve", async { self.resolve_record(&resolve).await }).await
     }
 
     async fn remove(&self, remove: Remove) -> Result<Changed, StoreError> {
-        let script = &self.0.scripts.remove;
-        let arguments = [flag(remove.force), millis(remove.tombstone).to_string()];
-        let answer = self.invoke("remove", script, &remove.key, remove.observed, &arguments).await?;
-        changed("remove", &answer)
+        at_home("remove", async {
+            let script = &self.0.scripts.remove;
+            let arguments = [flag(remove.force), millis(remove.tombstone).to_string()];
+            let answer = self.invoke("remove", script, &remove.key, remove.observed, &arguments).await?;
+            changed("remove", &answer)
+        })
+        .await
     }
 
     async fn scan(&self, scan: Scan) -> Result<Page, StoreError> {
-        self.scan_records(&scan).await
+        at_home("scan", async { self.scan_records(&scan).await }).await
     }
 
     /// The server expires records itself.

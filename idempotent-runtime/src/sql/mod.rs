@@ -18,7 +18,6 @@ mod renewal;
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 mod renewal_pool;
 mod row;
-mod runtime;
 pub(crate) mod store;
 pub(crate) mod transaction;
 mod watchers;

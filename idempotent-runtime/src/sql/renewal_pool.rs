@@ -7,7 +7,7 @@ use sqlx::{Connection, Database, Pool};
 use tokio::runtime::{Handle, Id};
 use tokio::task::JoinHandle;
 
-use super::runtime::sentinel;
+use crate::runtime::sentinel;
 
 /// One sends, another is there where the first is stuck.
 const CONNECTIONS: u32 = 2;

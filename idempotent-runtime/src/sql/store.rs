@@ -6,10 +6,10 @@ use std::time::Duration;
 use super::change::{Found, Table, change};
 use super::fences::Fences;
 use super::row::Listed;
-use super::runtime::while_runtime_lives;
 use super::watchers::Watchers;
 use crate::clock::Timestamp;
 use crate::key::KeyHash;
+use crate::runtime::while_runtime_lives;
 use crate::store::{
     Abandon, Changed, Checkpoint, Claim, Claimed, Commit, Grant, Page, Park, Record, Release, Remove, Resolve, Scan,
     StoreError, StoreErrorKind, Token, Watch, Written, transition,

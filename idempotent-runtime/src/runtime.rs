@@ -1,6 +1,6 @@
 //! Which Tokio runtime a request belongs to, and whether that is still there.
 //!
-//! The client's timers and sockets belong to the runtime that made them. The engine goes on with a request on its own
+//! A client's timers and sockets belong to the runtime that made them. The engine goes on with a request on its own
 //! thread when its caller is gone, and with it perhaps the runtime: such a timer panics when it is polled, and such a
 //! socket never answers.
 
@@ -17,7 +17,7 @@ use tokio::task::JoinHandle;
 static SENTINELS: LazyLock<Mutex<HashMap<Id, Arc<JoinHandle<()>>>>> = LazyLock::new(Mutex::default);
 
 /// A task that ends when `runtime` does.
-pub(super) fn sentinel(runtime: &Handle) -> Arc<JoinHandle<()>> {
+pub(crate) fn sentinel(runtime: &Handle) -> Arc<JoinHandle<()>> {
     let mut sentinels = SENTINELS.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(sentinel) = sentinels.get(&runtime.id()) {
         return Arc::clone(sentinel);
