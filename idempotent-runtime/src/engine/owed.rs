@@ -12,6 +12,9 @@ use std::time::Duration;
 use super::{Inner, retry};
 use crate::store::{Release, StoreError};
 
+/// How many releases are owed at most, some ten megabytes; what comes beyond is told, and ends with its lease.
+const MOST: usize = 100_000;
+
 /// What is owed, and whether somebody is at it.
 #[derive(Default)]
 pub(super) struct Owed(Mutex<Debts>);
@@ -56,6 +59,11 @@ pub(super) fn add(engine: &Arc<Inner>, release: Release, repeated: bool, error: 
     }
     let is_paid = {
         let mut debts = engine.owed.lock();
+        if debts.releases.len() >= MOST {
+            drop(debts);
+            give_up(&release, error);
+            return;
+        }
         debts.releases.push_back(Owing { release, not_before: now, until, repeated });
         std::mem::replace(&mut debts.is_paid, true)
     };

@@ -14,6 +14,7 @@ mod fences;
 mod in_transaction;
 mod lease;
 mod name;
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod renewal;
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 mod renewal_pool;
@@ -27,6 +28,7 @@ pub(crate) use fences::Fences;
 pub use in_transaction::{OpenTransaction, TransactionDatabase, in_transaction};
 pub(crate) use lease::Lease;
 pub(crate) use name::TableName;
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
 pub(crate) use renewal::not_renewed;
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 pub(crate) use renewal_pool::RenewalPool;
