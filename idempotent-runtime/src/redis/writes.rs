@@ -120,7 +120,20 @@ impl RedisStore {
         carried: &Carried<'_>,
         invocation: &ScriptInvocation<'_>,
     ) -> Result<String, StoreError> {
-        let Some(staging) = &carried.staging else { return self.run(operation, invocation).await };
+        match &carried.staging {
+            None => self.run(operation, invocation).await,
+            // Few bodies are so large, and the future of every request would have room for it.
+            Some(staging) => Box::pin(self.run_staged(operation, script, staging, invocation)).await,
+        }
+    }
+
+    async fn run_staged(
+        &self,
+        operation: &'static str,
+        script: &Script,
+        staging: &Staging,
+        invocation: &ScriptInvocation<'_>,
+    ) -> Result<String, StoreError> {
         let link = &self.0.commands;
         let mut connected = link.connected(operation).await?;
         let mut both = redis::pipe();
