@@ -251,7 +251,9 @@ async fn claims_that_an_outage_longer_than_a_lease_left_behind_are_released_afte
     let before = world.store.requests("release");
     passes(LEASE).await;
     let during = world.store.requests("release") - before;
-    assert!((1..=20).contains(&during), "one asks for all, about once a second: {during}");
+    assert!(during <= 20, "one asks for all, about once a second: {during}");
+    let goes_on = eventually("another release", async || world.store.requests("release") > before);
+    world.while_time_passes(goes_on).await;
     for key in 0..CALLS {
         assert!(world.record(key).await.is_some_and(|record| record.is_orphaned()), "nobody renews it");
     }
@@ -261,9 +263,8 @@ async fn claims_that_an_outage_longer_than_a_lease_left_behind_are_released_afte
     passes(Duration::from_secs(1)).await;
     let late = world.store.sent_claims().remove(0);
     let _ = world.memory.claim(late).await.unwrap();
-    passes(Duration::from_secs(5)).await;
     for key in 0..CALLS {
-        world.record_is(key, |record| record.is_none()).await;
+        world.while_time_passes(world.record_is(key, |record| record.is_none())).await;
     }
     assert_eq!(world.ledger.count(), 0);
     assert_eq!(world.charge(1).await.unwrap(), "receipt 1.1");
