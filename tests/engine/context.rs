@@ -3,6 +3,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 
+use idempotency::clock::Clock as _;
 use idempotency::{Context, Error, ErrorKind, InCurrentScope as _, OnConflict, OnCrash, State, observe};
 
 use crate::faults::{Fault, Gate};
@@ -115,6 +116,24 @@ async fn attempts_that_released_count_when_asked_to() {
         });
         call.await.unwrap_err();
     }
+}
+
+#[tokio::test]
+async fn an_attempt_counts_whose_claim_was_repeated_and_whose_release_an_outage_delayed() {
+    let world = World::new();
+    world.store.next("claim", Fault::LostAnswer);
+    let call = world.call(1).count_attempts().run(|| async {
+        world.store.always("release", Some(Fault::LostRequest));
+        Err::<(), _>(anyhow::anyhow!("busy"))
+    });
+    world.while_time_passes(call).await.unwrap_err();
+    world.while_time_passes(world.clock.sleep(LEASE * 2)).await;
+    world.store.always("release", None);
+    world
+        .while_time_passes(world.record_is(1, |record| record.is_none_or(|record| record.state == State::Released)))
+        .await;
+    let record = world.record(1).await.expect("it has counted one");
+    assert_eq!((record.state, record.attempts), (State::Released, 1));
 }
 
 /// Two attempts that were released and counted, and a claim after them that `give_back` gives back unused.

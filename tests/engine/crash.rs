@@ -283,6 +283,67 @@ async fn a_release_that_an_outage_keeps_from_the_store_is_sent_after_it() {
     assert_eq!(world.charge(1).await.unwrap(), "receipt 1.1");
 }
 
+/// Finishes `future` while time passes for claims that nobody holds.
+async fn without_renewals<F: Future>(world: &World, future: F) -> F::Output {
+    let time = async {
+        loop {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            world.clock.advance(Duration::from_millis(100));
+        }
+    };
+    tokio::select! {
+        biased;
+        output = future => output,
+        () = time => unreachable!("time passes for ever"),
+    }
+}
+
+/// What an outage leaves of claims: none has an owner who lives, and their releases are owed.
+async fn leave_owed_releases(world: &World, keys: std::ops::Range<u64>) {
+    world.store.always("claim", Some(Fault::LostAnswer));
+    world.store.always("release", Some(Fault::LostRequest));
+    let calls = futures::future::join_all(keys.clone().map(|key| world.charge(key)));
+    let refused = without_renewals(world, calls).await;
+    assert!(refused.iter().all(|call| call.as_ref().is_err_and(|error| error.kind() == ErrorKind::StoreUnavailable)));
+    without_renewals(world, world.clock.sleep(LEASE * 2)).await;
+    world.store.always("claim", None);
+    for key in keys {
+        assert!(world.record(key).await.is_some_and(|record| record.is_orphaned()), "nobody renews it");
+    }
+}
+
+#[tokio::test]
+async fn an_owed_release_that_goes_on_failing_costs_the_others_nothing() {
+    for fault in [Fault::Late(Gate::new()), Fault::Refused(StoreErrorKind::Refused), Fault::Panic] {
+        let world = World::with(|builder| builder.background_commit(LEASE * 3));
+        leave_owed_releases(&world, 0..5).await;
+        let locked: Vec<_> = (0..4).map(|key| world.engine.record(OPERATION, key).hash().unwrap()).collect();
+        for key in &locked {
+            world.store.always_at("release", *key, Some(fault.clone()));
+        }
+        world.store.always("release", None);
+        let since = world.clock_now();
+        without_renewals(&world, world.record_is(4, |record| record.is_none())).await;
+        let took = world.clock_now().saturating_sub(since);
+        // Each of the four has had its try of two seconds before it, and the pauses grow to one second.
+        assert!(took < LEASE, "{fault:?}: {took:?}");
+        world.store.always_at("release", locked[0], None);
+        without_renewals(&world, world.record_is(0, |record| record.is_none())).await;
+        // What has failed for the whole time is given up, and then nothing is asked any more.
+        without_renewals(&world, world.clock.sleep(LEASE * 4)).await;
+        let asked = world.store.requests("release");
+        without_renewals(&world, world.clock.sleep(LEASE)).await;
+        assert_eq!(world.store.requests("release"), asked, "{fault:?}");
+        for key in 1..4 {
+            assert!(world.record(key).await.is_some_and(|record| record.is_orphaned()));
+        }
+        // And the next outage finds somebody who is at it.
+        leave_owed_releases(&world, 5..7).await;
+        world.store.always("release", None);
+        without_renewals(&world, world.record_is(6, |record| record.is_none())).await;
+    }
+}
+
 /// As one whose request belongs to a runtime that nobody drives any more.
 #[tokio::test]
 async fn a_claim_whose_answer_nobody_will_hear_is_released_when_its_caller_is_gone() {

@@ -178,15 +178,17 @@ async fn release(running: &Running) {
     let mut release = Release::new(running.grant.record.key, running.grant.record.owner);
     release.keep_attempts = running.call.count_attempts;
     let released = retry::until(engine, engine.settings.commit_timeout, || engine.store.clone().release(release)).await;
-    if running.repeated {
-        let engine = engine.clone();
-        let (keeper, budget) = (engine.keeper.clone(), running.call.lease);
-        // A late duplicate of the claim is no further attempt.
-        let release = Release::unused(release.key, release.token);
-        keeper.spawn(async move { claim::give_back(&engine, release, budget, true).await });
-    }
-    if let Err(error) = released {
-        owed::add(engine, release, false, &error);
+    match released {
+        // First this one, which may count the attempt, then one for a late duplicate of the claim, which is no further
+        // attempt.
+        Err(error) => owed::add(engine, release, running.repeated, &error),
+        Ok(_) if running.repeated => {
+            let engine = engine.clone();
+            let (keeper, budget) = (engine.keeper.clone(), running.call.lease);
+            let unused = Release::unused(release.key, release.token);
+            keeper.spawn(async move { claim::give_back(&engine, unused, budget, true).await });
+        }
+        Ok(_) => {}
     }
 }
 

@@ -4,15 +4,18 @@
 //! that there is none: under `hold` its record would be in doubt, and no body has begun. So the release goes on for as
 //! long as the background goes on storing results. An outage leaves many of them at once: one task has them all, and asks
 //! with one until the store answers.
+//!
+//! Each gets one bounded try and then stands behind the others: one that the store refuses for long, a locked row for
+//! example, costs the others no more than its own tries.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::{Inner, retry};
-use crate::store::{Release, StoreError};
+use crate::store::{Release, StoreError, StoreErrorKind};
 
-/// How many releases are owed at most, some ten megabytes; what comes beyond is told, and ends with its lease.
+/// How many releases are owed at most, some ten megabytes; what comes beyond is logged, and ends with its lease.
 const MOST: usize = 100_000;
 
 /// What is owed, and whether somebody is at it.
@@ -35,17 +38,38 @@ struct Owing {
     repeated: bool,
 }
 
+/// What there is to do.
+enum Next {
+    Release(Owing),
+    /// None is due before this monotonic time.
+    Wait(Duration),
+    Nothing,
+}
+
 impl Owed {
     fn lock(&self) -> MutexGuard<'_, Debts> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
 
-    /// The one that has waited longest. With the last one, whoever pays is no longer at it.
-    fn next(&self) -> Option<Owing> {
-        let mut debts = self.lock();
-        let next = debts.releases.pop_front();
-        debts.is_paid = next.is_some();
-        next
+impl Debts {
+    /// Adds one, unless there are too many.
+    fn add(&mut self, owing: Owing) -> bool {
+        let has_room = self.releases.len() < MOST;
+        if has_room {
+            self.releases.push_back(owing);
+        }
+        has_room
+    }
+
+    /// The first that is due.
+    fn next(&mut self, now: Duration) -> Next {
+        if let Some(due) = self.releases.iter().position(|owing| owing.not_before <= now)
+            && let Some(owing) = self.releases.remove(due)
+        {
+            return Next::Release(owing);
+        }
+        self.releases.iter().map(|owing| owing.not_before).min().map_or(Next::Nothing, Next::Wait)
     }
 }
 
@@ -57,55 +81,163 @@ pub(super) fn add(engine: &Arc<Inner>, release: Release, repeated: bool, error: 
         give_up(&release, error);
         return;
     }
-    let is_paid = {
+    let payer = {
         let mut debts = engine.owed.lock();
-        if debts.releases.len() >= MOST {
+        if !debts.add(Owing { release, not_before: now, until, repeated }) {
             drop(debts);
             give_up(&release, error);
             return;
         }
-        debts.releases.push_back(Owing { release, not_before: now, until, repeated });
-        std::mem::replace(&mut debts.is_paid, true)
+        if std::mem::replace(&mut debts.is_paid, true) {
+            return;
+        }
+        // From here on its end, whatever that is, makes room for another.
+        Payer { engine: engine.clone(), at: None, has_paid: false }
     };
-    if !is_paid {
-        tracing::warn!(key = %release.key, %error, "a claim could not be released; this goes on in the background");
-        let payer = engine.clone();
-        engine.keeper.spawn(async move { pay(&payer).await });
-    }
+    tracing::warn!(key = %release.key, %error, "a claim could not be released; this goes on in the background");
+    engine.keeper.spawn(payer.pay());
 }
 
-/// Whoever is at it. A store that panics ends it, and not those that come after.
-struct Payer<'engine>(&'engine Owed);
+/// Whoever is at it.
+struct Payer {
+    engine: Arc<Inner>,
+    /// What is on its way to the store.
+    at: Option<Owing>,
+    has_paid: bool,
+}
 
-impl Drop for Payer<'_> {
+impl Drop for Payer {
+    /// The background has ended in the middle. What is left waits for the next that fails, which also starts another
+    /// payer; the two can not run beside each other, because the place is given back under the lock.
     fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.0.lock().is_paid = false;
+        if self.has_paid {
+            return;
+        }
+        let mut debts = self.engine.owed.lock();
+        debts.releases.extend(self.at.take());
+        debts.is_paid = false;
+        let left = debts.releases.len();
+        drop(debts);
+        tracing::warn!(releases = left, "the background ended before these claims were released");
+    }
+}
+
+impl Payer {
+    async fn pay(mut self) {
+        let engine = self.engine.clone();
+        let clock = &engine.clock;
+        let mut pauses = retry::pauses();
+        let mut answers = true;
+        loop {
+            let now = clock.monotonic();
+            let next = {
+                let mut debts = engine.owed.lock();
+                let next = debts.next(now);
+                self.has_paid = matches!(next, Next::Nothing);
+                debts.is_paid = !self.has_paid;
+                next
+            };
+            let owing = match next {
+                Next::Release(owing) => owing,
+                Next::Wait(until) => {
+                    clock.sleep(until.saturating_sub(now)).await;
+                    continue;
+                }
+                Next::Nothing => return,
+            };
+            self.at = Some(owing);
+            let answer = send(&engine, owing.release).await;
+            self.at = None;
+            let now = clock.monotonic();
+            let failed = answer.is_err();
+            match answer {
+                Ok(()) if owing.repeated => {
+                    let not_before = now.saturating_add(engine.settings.claim_timeout);
+                    let until = owing.until.max(not_before.saturating_add(engine.settings.claim_timeout));
+                    // Late, the claim is one that nothing began under, whatever was before.
+                    let release = Release::unused(owing.release.key, owing.release.token);
+                    // Its place is still free, or the store has lost it: more would be owed than there may be.
+                    engine.owed.lock().releases.push_back(Owing { release, not_before, until, repeated: false });
+                }
+                Ok(()) => {}
+                // Each has a try of its own at the end, however long it has stood behind others.
+                Err(error) if !error.is_transient() || owing.until <= now => give_up(&owing.release, &error),
+                Err(_) => engine.owed.lock().releases.push_back(owing),
+            }
+            if failed {
+                let pause = pauses.next().unwrap_or_default();
+                clock.sleep(pause).await;
+            } else if !answers {
+                pauses = retry::pauses();
+            }
+            answers = !failed;
         }
     }
 }
 
-async fn pay(engine: &Inner) {
-    let (clock, _payer) = (&engine.clock, Payer(&engine.owed));
-    while let Some(owing) = engine.owed.next() {
-        let Owing { release, not_before, until, repeated } = owing;
-        let early = not_before.saturating_sub(clock.monotonic());
-        if !early.is_zero() {
-            clock.sleep(early).await;
-        }
-        let left = until.saturating_sub(clock.monotonic());
-        match retry::until(engine, left, || engine.store.clone().release(release)).await {
-            Ok(_) if repeated => {
-                let not_before = clock.monotonic().saturating_add(engine.settings.claim_timeout);
-                let until = until.max(not_before.saturating_add(engine.settings.claim_timeout));
-                engine.owed.lock().releases.push_back(Owing { release, not_before, until, repeated: false });
-            }
-            Ok(_) => {}
-            Err(error) => give_up(&release, &error),
-        }
-    }
+/// Sends `release` once. A try that takes longer than `claim_timeout` is dropped, and one that panics has failed: its task
+/// has it alone.
+async fn send(engine: &Inner, release: Release) -> Result<(), StoreError> {
+    let unavailable = || StoreError::new(StoreErrorKind::Unavailable, "release");
+    let patience = engine.settings.claim_timeout;
+    let mut request = tokio::spawn(engine.store.clone().release(release));
+    let answer = tokio::select! {
+        biased;
+        answer = &mut request => answer.unwrap_or_else(|panic| Err(unavailable().with_source(panic))),
+        () = engine.clock.sleep(patience) => Err(unavailable().with_detail(format!("no answer within {patience:?}"))),
+    };
+    request.abort();
+    answer.map(drop)
 }
 
 fn give_up(release: &Release, error: &StoreError) {
     tracing::warn!(key = %release.key, %error, "a claim could not be released; it ends with its lease");
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::{Debts, MOST, Next, Owing, Payer};
+    use crate::Idempotency;
+    use crate::key::KeyHash;
+    use crate::store::{MemoryStore, Release, Token};
+
+    fn owing(number: u8, not_before: u64) -> Owing {
+        let release = Release::new(KeyHash::from_bytes([number; 32]), Token::from_bits(number.into()));
+        let not_before = Duration::from_secs(not_before);
+        Owing { release, not_before, until: Duration::from_secs(600), repeated: false }
+    }
+
+    #[test]
+    fn one_that_is_not_due_holds_up_none_behind_it() {
+        let mut debts = Debts::default();
+        assert!(debts.add(owing(1, 9)) && debts.add(owing(2, 5)) && debts.add(owing(3, 0)));
+        let due =
+            |next| matches!(next, Next::Release(Owing { release, .. }) if release.key == KeyHash::from_bytes([3; 32]));
+        assert!(due(debts.next(Duration::from_secs(1))));
+        assert!(matches!(debts.next(Duration::from_secs(1)), Next::Wait(until) if until == Duration::from_secs(5)));
+    }
+
+    #[test]
+    fn what_is_owed_has_a_bound() {
+        let mut debts = Debts::default();
+        assert!((0..MOST).all(|_| debts.add(owing(1, 0))));
+        assert!(!debts.add(owing(1, 0)));
+    }
+
+    #[test]
+    fn a_background_that_ends_in_the_middle_leaves_what_is_owed_and_its_place() {
+        let engine = Idempotency::new(MemoryStore::new()).inner;
+        let owed = || {
+            let debts = engine.owed.lock();
+            (debts.is_paid, debts.releases.len())
+        };
+        engine.owed.lock().is_paid = true;
+        drop(Payer { engine: engine.clone(), at: Some(owing(1, 0)), has_paid: false });
+        assert_eq!(owed(), (false, 1));
+        engine.owed.lock().is_paid = true;
+        drop(Payer { engine: engine.clone(), at: None, has_paid: true });
+        assert_eq!(owed(), (true, 1), "the place is another's by now");
+    }
 }

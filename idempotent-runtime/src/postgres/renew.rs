@@ -42,10 +42,13 @@ impl PostgresStore {
         let rows = sessions.rows(OPERATION, request).await?;
         let mut records = HashMap::with_capacity(rows.len());
         for row in rows {
-            let key = row.try_get(1).map_err(|error| store_error(OPERATION, error))?;
-            let found = sql::found(OPERATION, &row).ok();
-            let record = found.and_then(|found| found.stored).map(|stored| stored.record);
-            records.insert(KeyHash::from_bytes(key), record);
+            let key = KeyHash::from_bytes(row.try_get(1).map_err(|error| store_error(OPERATION, error))?);
+            let found = sql::found(OPERATION, &row);
+            if let Err(error) = &found {
+                tracing::warn!(%key, %error, "a lease is not renewed: its record cannot be read");
+            }
+            let record = found.ok().and_then(|found| found.stored).map(|stored| stored.record);
+            records.insert(key, record);
         }
         Ok(records)
     }

@@ -56,13 +56,21 @@ struct Traffic {
 
 impl Traffic {
     fn asked(&self, now: u64) {
-        self.last_asked.fetch_max(now, Ordering::AcqRel);
-        let _ = self.waiting_since.compare_exchange(0, now, Ordering::AcqRel, Ordering::Acquire);
+        self.last_asked.fetch_max(now, Ordering::SeqCst);
+        self.is_waiting(now);
     }
 
+    /// A request that is made while the last answer is noted may find the mark of those before it, which goes. So the
+    /// mark is taken away first, and then the last request is looked at again; the request does both in the other order.
     fn answered(&self, asked: u64, now: u64) {
-        let is_last = self.last_asked.load(Ordering::Acquire) <= asked;
-        self.waiting_since.store(if is_last { 0 } else { now }, Ordering::Release);
+        self.waiting_since.store(0, Ordering::SeqCst);
+        if self.last_asked.load(Ordering::SeqCst) > asked {
+            self.is_waiting(now);
+        }
+    }
+
+    fn is_waiting(&self, now: u64) {
+        let _ = self.waiting_since.compare_exchange(0, now, Ordering::SeqCst, Ordering::SeqCst);
     }
 
     fn is_silent(&self, now: u64) -> bool {

@@ -124,7 +124,7 @@ where
 }
 
 /// The transaction that [`in_transaction`] has begun: a `sqlx::Transaction` that is committed when the body is over. The
-/// body drops it, and cannot end it.
+/// body drops it, and has no need to end it. Put another in its place (`std::mem::replace`), and that one is committed.
 #[derive(Debug)]
 pub struct OpenTransaction<DB: TransactionDatabase> {
     /// `None` only while it is dropped.

@@ -130,6 +130,7 @@ struct Script {
     /// In the order of the names, which people read.
     faults: BTreeMap<&'static str, VecDeque<Fault>>,
     always: HashMap<&'static str, Fault>,
+    always_at: HashMap<(&'static str, KeyHash), Fault>,
     requests: HashMap<&'static str, usize>,
     claims: Vec<Claim>,
     renewals_are_unanswered: bool,
@@ -165,6 +166,22 @@ impl<S: Store> FaultyStore<S> {
         };
     }
 
+    /// All requests of this kind for the record of `key` meet this fault, until it is taken back with `None`: a row that
+    /// somebody has locked, for example. There need not be any. What is for many records at once (`renew`, `scan`,
+    /// `purge`) goes through.
+    ///
+    /// # Panics
+    /// When the store has no such operation.
+    #[track_caller]
+    pub fn always_at(&self, operation: &'static str, key: KeyHash, fault: Option<Fault>) {
+        check_name(operation);
+        let mut script = self.script();
+        match fault {
+            Some(fault) => script.always_at.insert((operation, key), fault),
+            None => script.always_at.remove(&(operation, key)),
+        };
+    }
+
     /// The faults of [`next`](Self::next) that no request has met yet, with their operations.
     pub fn unmet_faults(&self) -> Vec<(&'static str, Fault)> {
         self.unmet()
@@ -193,13 +210,15 @@ impl<S: Store> FaultyStore<S> {
     async fn pass<T>(
         &self,
         operation: &'static str,
+        key: Option<KeyHash>,
         request: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, StoreError> {
         let fault = {
             let mut script = self.script();
             *script.requests.entry(operation).or_default() += 1;
             let next = script.faults.get_mut(operation).and_then(VecDeque::pop_front);
-            next.or_else(|| script.always.get(operation).cloned())
+            next.or_else(|| script.always_at.get(&(operation, key?)).cloned())
+                .or_else(|| script.always.get(operation).cloned())
         };
         let lost = StoreError::new(StoreErrorKind::Unavailable, operation);
         match fault {
@@ -252,7 +271,7 @@ fn check_name(operation: &str) {
 }
 
 macro_rules! through {
-    ($($method:ident($($argument:ident: $type:ty),*) -> $answer:ty;)*) => {
+    ($($method:ident($($argument:ident: $type:ty),*) for $key:expr => $answer:ty;)*) => {
         /// The operations that are only passed on.
         const OPERATIONS: &[&str] = &[$(stringify!($method)),*];
 
@@ -268,11 +287,11 @@ macro_rules! through {
 
             async fn claim(&self, claim: Claim) -> Result<Claimed, StoreError> {
                 self.script().claims.push(claim.clone());
-                self.pass("claim", self.inner.claim(claim)).await
+                self.pass("claim", Some(claim.key), self.inner.claim(claim)).await
             }
 
             async fn renew(&self, renewals: Vec<Renewal>) -> Result<Vec<Written>, StoreError> {
-                let mut answers = self.pass("renew", self.inner.renew(renewals)).await?;
+                let mut answers = self.pass("renew", None, self.inner.renew(renewals)).await?;
                 if self.script().renewals_are_unanswered {
                     answers.clear();
                 }
@@ -280,7 +299,7 @@ macro_rules! through {
             }
             $(
                 async fn $method(&self, $($argument: $type),*) -> Result<$answer, StoreError> {
-                    self.pass(stringify!($method), self.inner.$method($($argument),*)).await
+                    self.pass(stringify!($method), $key, self.inner.$method($($argument),*)).await
                 }
             )*
         }
@@ -288,16 +307,16 @@ macro_rules! through {
 }
 
 through! {
-    complete(commit: Commit) -> Written;
-    release(release: Release) -> Written;
-    abandon(abandon: Abandon) -> Written;
-    park(park: Park) -> Written;
-    checkpoint(checkpoint: Checkpoint) -> Written;
-    fence(key: KeyHash, token: Token) -> Option<u64>;
-    read(key: KeyHash) -> Option<Record>;
-    watch(key: KeyHash) -> Watch;
-    resolve(resolve: Resolve) -> Changed;
-    remove(remove: Remove) -> Changed;
-    scan(scan: Scan) -> Page;
-    purge(limit: usize) -> Purged;
+    complete(commit: Commit) for Some(commit.key) => Written;
+    release(release: Release) for Some(release.key) => Written;
+    abandon(abandon: Abandon) for Some(abandon.key) => Written;
+    park(park: Park) for Some(park.key) => Written;
+    checkpoint(checkpoint: Checkpoint) for Some(checkpoint.key) => Written;
+    fence(key: KeyHash, token: Token) for Some(key) => Option<u64>;
+    read(key: KeyHash) for Some(key) => Option<Record>;
+    watch(key: KeyHash) for Some(key) => Watch;
+    resolve(resolve: Resolve) for Some(resolve.key) => Changed;
+    remove(remove: Remove) for Some(remove.key) => Changed;
+    scan(scan: Scan) for None => Page;
+    purge(limit: usize) for None => Purged;
 }
