@@ -26,11 +26,12 @@ async fn deadlocks(world: &World) -> anyhow::Result<i64> {
 /// lock for one second: where the machine stands still for that long, nothing is shown either way.
 async fn is_applied_as_a_victim(world: &World, token: Token) -> anyhow::Result<bool> {
     let before = deadlocks(world).await?;
-    // Somebody who has written much, so that the store's statement is the cheaper one to roll back.
+    // Somebody who has written much, so that the store's statement is the cheaper one to roll back; and through the
+    // trigger, the row for which the renewal will wait.
     let mut other = world.lock(key(50)).await?;
     let heavy = sqlx::query("UPDATE idempotency_records SET schema_version = schema_version + 1 WHERE key_hash >= ?");
     heavy.bind(key(50).as_bytes().to_vec()).execute(&mut *other).await?;
-    let renewals = vec![Renewal::new(key(1), token, LEASE), Renewal::new(key(50), token, LEASE)];
+    let renewals = vec![Renewal::new(key(1), token, LEASE), Renewal::new(key(2), token, LEASE)];
     let store = world.store.clone();
     let renewing = tokio::spawn(async move { store.renew(renewals).await });
     let waits = async || renewing.is_finished() || waits_for_a_lock(world).await;
@@ -45,6 +46,12 @@ async fn is_applied_as_a_victim(world: &World, token: Token) -> anyhow::Result<b
 #[tokio::test]
 async fn the_victim_of_a_deadlock_tries_again() -> anyhow::Result<()> {
     let world = World::private(MariaDbOptions::new()).await?;
+    // A renewal names no row that somebody has locked, but a trigger of the user's may need one.
+    let trigger = "CREATE TABLE audit (id INT PRIMARY KEY, writes INT);
+        INSERT INTO audit VALUES (1, 0);
+        CREATE TRIGGER audited AFTER UPDATE ON idempotency_records
+            FOR EACH ROW UPDATE audit SET writes = writes + 1 WHERE id = 1";
+    world.sql(trigger).await?;
     let token = fresh();
     for number in 1..=100 {
         mine(world.store.claim(claim(key(number), token)).await?);

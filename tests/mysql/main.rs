@@ -4,6 +4,7 @@ mod deadlocks;
 mod fences;
 mod outages;
 mod purging;
+mod renewals;
 mod rights;
 mod rows;
 mod sessions;

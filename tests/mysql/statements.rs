@@ -73,7 +73,7 @@ async fn each_call_takes_the_statements_that_are_promised() -> anyhow::Result<()
     assert_eq!(claimed - before, 2, "a first claim reads and inserts");
     store.renew(vec![Renewal::new(key(1), token, LEASE)]).await?;
     let renewed = executed(&world).await?;
-    assert_eq!(renewed - claimed, 1, "a renewal");
+    assert_eq!(renewed - claimed, 2, "a renewal: which rows nobody has locked, and the renewal of those");
     store.complete(commit(key(1), token)).await?;
     let completed = executed(&world).await?;
     assert_eq!(completed - renewed, 1, "a commit");
@@ -96,7 +96,7 @@ async fn renewals_of_a_process_share_statements() -> anyhow::Result<()> {
     let renewals = |lease| (0..1_000).map(move |number| Renewal::new(key(number), token, lease)).collect::<Vec<_>>();
     let before = executed(&world).await?;
     assert_eq!(world.store.renew(renewals(LEASE * 2)).await?, [Written::Applied; 1_000]);
-    assert_eq!(executed(&world).await? - before, 1, "a thousand in one");
+    assert_eq!(executed(&world).await? - before, 2, "a thousand in two");
     let lease = world.store.read(key(999)).await?.expect("it is there");
     assert!(lease.lease_until > lease.read_at + LEASE, "{lease:?}");
 
@@ -107,7 +107,7 @@ async fn renewals_of_a_process_share_statements() -> anyhow::Result<()> {
     world.store.complete(commit(key(30), token)).await?;
     let before = executed(&world).await?;
     let written = world.store.renew(renewals(LEASE * 3)).await?;
-    assert!(executed(&world).await? - before <= 6, "the others are looked at together");
+    assert!(executed(&world).await? - before <= 10, "the others are looked at together");
     for (number, written) in written.into_iter().enumerate() {
         let expected = match number {
             10 => Written::Gone,

@@ -5,6 +5,7 @@ use std::time::Duration;
 use idempotency::store::{CrashPolicy, MySqlStore, State, Store as _};
 use idempotency::{Error, ErrorKind, Idempotency};
 use idempotency_test_support::deadline::eventually_async;
+use idempotency_test_support::server::MariaDbOptions;
 use sqlx::MySqlPool;
 use sqlx::mysql::MySqlPoolOptions;
 
@@ -83,6 +84,30 @@ async fn the_bound_of_a_claim_is_not_left_in_the_users_session() -> anyhow::Resu
     for number in 0..3 {
         mine(store.claim(claim(key(number), token)).await?);
         assert_eq!(bound_of(&pool).await?, 17, "after a claim");
+    }
+    Ok(())
+}
+
+/// As `ALTER TABLE` and backups do.
+#[tokio::test]
+async fn a_table_that_somebody_locks_leaves_no_session_waiting_and_no_claim() -> anyhow::Result<()> {
+    let world = World::private(MariaDbOptions::new()).await?;
+    let foreign = world.pool("SET SESSION lock_wait_timeout = 17").await?;
+    for store in [world.store.clone(), MySqlStore::from_pool(foreign.clone())] {
+        let mut locking = world.pool("SET autocommit = 1").await?.acquire().await?;
+        sqlx::raw_sql("FLUSH TABLES WITH READ LOCK").execute(&mut *locking).await?;
+        let engine = Idempotency::new(store);
+        let calls = (0..8).map(|call| engine.call(OPERATION, call).ttl(DAY).run(async || Ok::<_, Error>(1)));
+        for refused in futures::future::join_all(calls).await {
+            assert_eq!(refused.unwrap_err().kind(), ErrorKind::StoreUnavailable);
+        }
+        nobody_waits(&world).await?;
+        sqlx::raw_sql("UNLOCK TABLES").execute(&mut *locking).await?;
+        let records = world.figure("SELECT COUNT(*) FROM idempotency_records").await?;
+        assert_eq!(records, 0, "no request was left behind to be applied later");
+        let (bound,): (i64,) =
+            sqlx::query_as("SELECT CAST(@@SESSION.lock_wait_timeout AS SIGNED)").fetch_one(&foreign).await?;
+        assert_eq!(bound, 17, "what the pool's owner has set");
     }
     Ok(())
 }

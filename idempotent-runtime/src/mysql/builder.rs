@@ -12,7 +12,7 @@ use tokio::sync::OnceCell;
 use super::address::Source;
 use super::query::Connections;
 use super::statements::Statements;
-use super::{Inner, MySqlAddress, MySqlStore, check, watch};
+use super::{Inner, MySqlAddress, MySqlStore, check, waits, watch};
 use crate::clock::SystemClock;
 use crate::paused::explained;
 use crate::sql::{Fences, RenewalPool, TableName, Watchers};
@@ -31,7 +31,7 @@ pub(super) const LOCK_WAIT_SECONDS: u128 = 1;
 /// Every statement is its own transaction.
 const SESSION: &str = "
     SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED;
-    SET SESSION autocommit = 1, sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', innodb_lock_wait_timeout = ";
+    SET SESSION autocommit = 1, sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION'";
 
 /// Builds a [`MySqlStore`]. Made by [`MySqlStore::builder`].
 ///
@@ -80,7 +80,7 @@ impl MySqlStoreBuilder {
     }
 
     /// How long a request may wait for a connection, and then for its answer, before it is given up. The default is 2
-    /// seconds. The server waits for a lock for one second.
+    /// seconds. The server waits for the lock of a row or a table for one second.
     pub fn response_timeout(mut self, timeout: Duration) -> Self {
         self.response_timeout = timeout;
         self
@@ -139,7 +139,8 @@ fn own_pool(options: MySqlConnectOptions, connections: u32, response_timeout: Du
             Box::pin(async move { Ok(metadata.idle_for < FRESH || is_alive(connection.ping()).await) })
         })
         .after_connect(|connection, _| {
-            let session = AssertSqlSafe(format!("{SESSION}{LOCK_WAIT_SECONDS}"));
+            let locks = waits::bounds(LOCK_WAIT_SECONDS);
+            let session = AssertSqlSafe(format!("{SESSION}, {locks}"));
             Box::pin(async move { connection.execute(sqlx::raw_sql(session)).await.map(|_| ()) })
         })
         .connect_lazy_with(options)

@@ -5,8 +5,7 @@ use std::time::Duration;
 use sqlx::{AssertSqlSafe, Error, MySqlConnection, Row as _};
 
 use super::Inner;
-use super::error::{DEADLOCK, NO_TABLE, number, store_error};
-use super::query::ATTEMPTS;
+use super::error::{DEADLOCK, LOCK_WAIT_TIMEOUT, NO_TABLE, number, store_error};
 use crate::sql::{in_time, is_answered};
 use crate::store::{StoreError, StoreErrorKind};
 
@@ -38,20 +37,20 @@ pub(super) async fn migrate(store: &Inner) -> Result<(), StoreError> {
 /// nothing where somebody else was faster.
 async fn up_to_date(store: &Inner, connection: &mut MySqlConnection) -> Result<i64, StoreError> {
     let failed = |error| store_error(OPERATION, error);
-    for _ in 0..ATTEMPTS {
+    // For as long as `PATIENCE`.
+    loop {
         match version(store, connection).await {
             Ok(Some(version)) => return Ok(version),
             Ok(None) => {}
-            Err(error) if number(&error) == Some(NO_TABLE) => {}
+            Err(error) if matches!(number(&error), Some(NO_TABLE | LOCK_WAIT_TIMEOUT)) => {}
             Err(error) => return Err(failed(error)),
         }
         let script = store.table.in_script(SCRIPT, '`');
         match sqlx::raw_sql(AssertSqlSafe(script)).execute(&mut *connection).await {
-            Err(error) if number(&error) != Some(DEADLOCK) => return Err(failed(error)),
+            Err(error) if !matches!(number(&error), Some(DEADLOCK | LOCK_WAIT_TIMEOUT)) => return Err(failed(error)),
             _ => {}
         }
     }
-    Err(StoreError::new(StoreErrorKind::Refused, OPERATION).with_detail("others changed the table meanwhile"))
 }
 
 async fn version(store: &Inner, connection: &mut MySqlConnection) -> Result<Option<i64>, Error> {

@@ -85,8 +85,9 @@ impl MySqlStore {
     /// A store that takes its connections from `pool`. Renewals have at most two of their own, made as the pool makes
     /// its connections. The settings of connections are the caller's: any isolation level, time
     /// zone and `sql_mode` will do, except MariaDB's `EMPTY_STRING_IS_NULL`, but `autocommit` has to be on, as it is by
-    /// default. While a claim is written, its session waits for locks no longer than a second; how long it waited before
-    /// is kept in a variable of the session and restored. The server is not checked. Call [`migrate`](Self::migrate) once before the first use.
+    /// default. While something is written, its session waits for locks of rows and tables no longer than a second; how
+    /// long it waited before is kept in variables of the session and restored. The server is not checked. Call
+    /// [`migrate`](Self::migrate) once before the first use.
     pub fn from_pool(pool: MySqlPool) -> Self {
         MySqlStoreBuilder::in_pool(pool)
     }

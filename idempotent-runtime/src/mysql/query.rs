@@ -71,11 +71,11 @@ impl Connections {
         operation: &'static str,
         statement: impl Fn() -> Bound<'q> + Send,
     ) -> Answer<u64> {
-        let mut lease = self.lease(operation).await?;
+        let mut lease = self.impatient(operation).await?;
         let writing = async { execute(&mut lease, statement).await.map_err(|error| store_error(operation, error)) };
         let result = in_time(operation, self.response_timeout, writing).await;
         if is_answered(&result) {
-            lease.end();
+            self.end_impatient(lease);
         }
         result
     }
@@ -83,12 +83,31 @@ impl Connections {
     /// The rows that one reading statement finds.
     pub(super) async fn rows(&self, operation: &'static str, statement: Bound<'_>) -> Answer<Vec<MySqlRow>> {
         let mut lease = self.lease(operation).await?;
-        let reading = async { statement.fetch_all(&mut *lease).await.map_err(|error| store_error(operation, error)) };
-        let result = in_time(operation, self.response_timeout, reading).await;
+        let result = self.fetch(operation, &mut lease, statement).await;
         if is_answered(&result) {
             lease.end();
         }
         result
+    }
+
+    /// The rows that one statement locks.
+    pub(super) async fn locked_rows(&self, operation: &'static str, statement: Bound<'_>) -> Answer<Vec<MySqlRow>> {
+        let mut lease = self.impatient(operation).await?;
+        let result = self.fetch(operation, &mut lease, statement).await;
+        if is_answered(&result) {
+            self.end_impatient(lease);
+        }
+        result
+    }
+
+    async fn fetch(
+        &self,
+        operation: &'static str,
+        connection: &mut MySqlConnection,
+        statement: Bound<'_>,
+    ) -> Answer<Vec<MySqlRow>> {
+        let reading = async { statement.fetch_all(connection).await.map_err(|error| store_error(operation, error)) };
+        in_time(operation, self.response_timeout, reading).await
     }
 }
 

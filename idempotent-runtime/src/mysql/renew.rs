@@ -1,6 +1,7 @@
 //! Renewing many leases in one statement.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use sqlx::Row as _;
@@ -20,8 +21,8 @@ const MOST: usize = 1_000;
 type Owner = (KeyHash, Token);
 
 impl MySqlStore {
-    /// One statement for the owners of leases of the same length. How many rows it found tells whether all of them were
-    /// renewed; only if not, each row is read.
+    /// Two statements for the owners of leases of the same length: which rows nobody else has locked, and the renewal of
+    /// those. How many rows it found tells whether all of them were renewed; only if not, each row is read.
     pub(super) async fn renew_rows(&self, renewals: &[Renewal]) -> Answer<Vec<Written>> {
         let connections = Connections { pool: self.0.renewals.get(), ..self.0.connections.clone() };
         let mut leases: HashMap<Duration, Vec<&Renewal>> = HashMap::new();
@@ -29,25 +30,41 @@ impl MySqlStore {
             let owners = leases.entry(renewal.lease).or_default();
             owners.push(renewal);
         }
-        let mut lost = HashMap::new();
+        let mut refused = HashMap::new();
         for (lease, renewals) in leases {
             for renewals in renewals.chunks(MOST) {
-                self.renew_owners(&connections, lease, renewals, &mut lost).await?;
+                self.renew_owners(&connections, lease, renewals, &mut refused).await?;
             }
         }
-        Ok(renewals.iter().map(|renewal| lost.get(&owner(renewal)).copied().unwrap_or(Written::Applied)).collect())
+        Ok(renewals.iter().map(|renewal| refused.get(&owner(renewal)).copied().unwrap_or(Written::Applied)).collect())
     }
 
-    /// Prolongs the leases, and adds those to `lost` that cannot be prolonged.
+    /// Prolongs the leases, and adds those to `refused` that were not prolonged.
+    ///
+    /// The renewal would wait for each row that somebody else has locked, an administrator's transaction for example, and
+    /// all others would wait with it, perhaps longer than their leases last. So it names only rows that were free a moment
+    /// ago. It is a statement of its own: where the connection falls silent between the two, no lock is left.
     async fn renew_owners(
         &self,
         connections: &Connections,
         lease: Duration,
         renewals: &[&Renewal],
-        lost: &mut HashMap<Owner, Written>,
+        refused: &mut HashMap<Owner, Written>,
     ) -> Answer<()> {
         let mut pending: HashMap<Owner, &Renewal> = renewals.iter().map(|renewal| (owner(renewal), *renewal)).collect();
         for _ in 0..ATTEMPTS {
+            let keys: Vec<_> = pending.values().map(|renewal| renewal.key).collect();
+            let mut locked = HashMap::new();
+            if let Some(unlocked) = self.unlocked(connections, &keys).await? {
+                locked = pending.extract_if(|(key, _), _| !unlocked.contains(&key.as_bytes()[..])).collect();
+            }
+            if !locked.is_empty() {
+                refused.extend(self.lost(connections, &mut locked).await?);
+                refused.extend(locked.into_keys().map(|owner| (owner, Written::Unanswered)));
+            }
+            if pending.is_empty() {
+                return Ok(());
+            }
             let owners: Vec<_> = pending.keys().copied().collect();
             let renewed = connections.write(OPERATION, || self.renewing(lease, &owners)).await?;
             if renewed == owners.len() as u64 {
@@ -55,12 +72,33 @@ impl MySqlStore {
             }
             // Who can still be renewed now was renewed by the statement, or wrote the row after it. The next one tells:
             // to renew twice does no harm.
-            lost.extend(self.lost(connections, &mut pending).await?);
+            refused.extend(self.lost(connections, &mut pending).await?);
             if pending.is_empty() {
                 return Ok(());
             }
         }
         Err(StoreError::new(StoreErrorKind::Refused, OPERATION).with_detail("the records changed meanwhile"))
+    }
+
+    /// The keys whose rows are there and locked by nobody else. `None` where the server cannot say: before MariaDB 10.6.
+    async fn unlocked(&self, connections: &Connections, keys: &[KeyHash]) -> Answer<Option<HashSet<Vec<u8>>>> {
+        if !self.0.skips_locked.load(Relaxed) {
+            return Ok(None);
+        }
+        let keys = filled_up(keys);
+        let statement = self.0.statements.unlocked(keys.len());
+        let statement = keys.iter().fold(query(&statement), |query, key| query.bind(key_of(key)));
+        match connections.locked_rows(OPERATION, statement).await {
+            Ok(rows) => {
+                let keys = rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>();
+                keys.map(Some).map_err(|error| store_error(OPERATION, error))
+            }
+            Err(error) if error.kind() == StoreErrorKind::Unsupported => {
+                self.0.skips_locked.store(false, Relaxed);
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     fn renewing(&self, lease: Duration, owners: &[Owner]) -> Bound<'static> {

@@ -90,13 +90,23 @@ impl Statements {
         }
     }
 
-    /// The rows of as many keys as they are, without their bodies.
+    /// The rows of as many keys as they are, without their bodies. Here and below the limit only overrides the session's
+    /// `sql_select_limit`.
     pub(super) fn rows(&self, keys: usize) -> Statement {
         Statement::from(format!(
-            "SELECT {NOW}, {columns} FROM {table} FORCE INDEX (PRIMARY) WHERE {keys}",
+            "SELECT {NOW}, {columns} FROM {table} FORCE INDEX (PRIMARY) WHERE {keys_in} LIMIT {keys}",
             columns = self.without_body,
             table = self.table,
-            keys = is_in("key_hash", "?", keys)
+            keys_in = is_in("key_hash", "?", keys)
+        ))
+    }
+
+    /// Which of as many keys have a row that nobody else has locked. Its locks end with it.
+    pub(super) fn unlocked(&self, keys: usize) -> Statement {
+        Statement::from(format!(
+            "SELECT key_hash FROM {table} FORCE INDEX (PRIMARY) WHERE {keys_in} LIMIT {keys} FOR UPDATE SKIP LOCKED",
+            table = self.table,
+            keys_in = is_in("key_hash", "?", keys)
         ))
     }
 
@@ -119,9 +129,9 @@ impl Statements {
     pub(super) fn seen(&self, keys: usize) -> Statement {
         Statement::from(format!(
             "SELECT key_hash, owner, state, lease_until FROM {table} FORCE INDEX (PRIMARY)
-             WHERE {keys} AND expires_at > {NOW}",
+             WHERE {keys_in} AND expires_at > {NOW} LIMIT {keys}",
             table = self.table,
-            keys = is_in("key_hash", "?", keys)
+            keys_in = is_in("key_hash", "?", keys)
         ))
     }
 
