@@ -276,7 +276,7 @@ async fn followers_share_that_the_store_does_not_answer() {
     let answers = world.while_time_passes(join_all((0..8).map(|_| world.charge(1)))).await;
     assert!(answers.into_iter().all(|answer| answer.unwrap_err().kind() == ErrorKind::StoreUnavailable));
     let took = world.clock_now().saturating_sub(before);
-    assert!(took < Duration::from_secs(4), "one claim_timeout for all of them, not {took:?}");
+    assert!(took < Duration::from_secs(10), "one claim_timeout for all of them, not {took:?}");
 }
 
 #[tokio::test]

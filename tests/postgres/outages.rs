@@ -4,11 +4,11 @@ use std::time::{Duration, Instant};
 
 use idempotency::store::{PostgresStore, State, Store as _, StoreErrorKind};
 use idempotency::{Error, ErrorKind, Idempotency};
-use idempotency_test_support::deadline::within;
+use idempotency_test_support::deadline::{eventually_async, within};
 use idempotency_test_support::proxy::{Protocol, Proxy};
 use idempotency_test_support::server::{PostgresOptions, PostgresServer};
 
-use crate::world::{DAY, OPERATION, PATIENCE, World, claim, key, migrated, patient, run};
+use crate::world::{DAY, OPERATION, PATIENCE, World, claim, key, migrated, number, patient, run};
 
 /// Short enough to be waited for, and longer than a busy machine takes for an answer.
 const IMPATIENCE: Duration = Duration::from_secs(5);
@@ -126,10 +126,8 @@ async fn a_session_that_the_server_ends_is_an_unknown_outcome() -> anyhow::Resul
     let waiting = tokio::spawn(async move { store.remove(remove).await });
     let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
                WHERE wait_event_type = 'Lock' AND datname = current_database()";
-    idempotency_test_support::deadline::eventually_async("the session to be ended", async || {
-        world.sql(end).await.is_ok_and(|rows| !rows.is_empty())
-    })
-    .await?;
+    eventually_async("the session to be ended", async || world.sql(end).await.is_ok_and(|rows| !rows.is_empty()))
+        .await?;
     let error = waiting.await?.unwrap_err();
     assert_eq!(error.kind(), StoreErrorKind::Unavailable, "{error}");
     transaction.rollback().await?;
@@ -152,4 +150,35 @@ async fn a_server_without_writes_refuses_claims_and_replays_stored_results() -> 
     let old = engine.call(OPERATION, 2_u32).ttl(DAY).run(async || Ok::<_, Error>(2)).await?;
     assert_eq!(old, 1);
     Ok(())
+}
+
+/// Nothing bounds how long a commit waits for its standby, and a server does not notice that its client has gone.
+#[tokio::test]
+async fn requests_that_a_standby_keeps_waiting_do_not_fill_the_server_with_sessions() -> anyhow::Result<()> {
+    const CONNECTIONS: u32 = 3;
+    let server = PostgresServer::start(PostgresOptions::new().private().setting("max_connections", "40")).await?;
+    migrated(&server.url()).await?;
+    let builder = PostgresStore::builder(server.url()).max_connections(CONNECTIONS);
+    let store = builder.response_timeout(Duration::from_millis(300)).connect().await?;
+    let standby = async |name: &str| {
+        server.sql(&format!("ALTER SYSTEM SET synchronous_standby_names = '{name}'")).await?;
+        server.sql("SELECT pg_reload_conf()").await?;
+        let is_set =
+            format!("SELECT count(*) FROM pg_settings WHERE name = 'synchronous_standby_names' AND setting = '{name}'");
+        eventually_async("the setting", async || {
+            server.sql(&is_set).await.is_ok_and(|rows| number(&rows).is_ok_and(|count| count == 1))
+        })
+        .await
+    };
+    standby("away").await?;
+    for number in 0..40 {
+        let error = store.claim(claim(number)).await.unwrap_err();
+        assert!(error.is_transient(), "{error}");
+    }
+    let sessions = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+    let waiting = number(&server.sql(sessions).await?)?;
+    assert!(waiting <= i64::from(2 * CONNECTIONS), "{waiting} sessions wait for the standby");
+    standby("").await?;
+    let works = async || run(&store, 100, "one", DAY).await.is_ok();
+    eventually_async("the store to work", works).await
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use idempotency::store::{CrashPolicy, PostgresStore, State, Store as _};
 use idempotency::{Error, ErrorKind, Idempotency};
 use idempotency_test_support::deadline::eventually_async;
+use idempotency_test_support::server::{PgBouncer, PgBouncerOptions};
 use sqlx::postgres::PgPoolOptions;
 
 use crate::world::{DAY, OPERATION, World, claim, key, number, token};
@@ -83,5 +84,32 @@ async fn the_bound_of_a_claim_is_not_left_in_the_users_session() -> anyhow::Resu
     crate::world::run(&store, 2, "one", DAY).await?;
     let (bound,): (String,) = sqlx::query_as("SHOW lock_timeout").fetch_one(&pool).await?;
     assert_eq!(bound, "17s");
+    Ok(())
+}
+
+/// As `ALTER TABLE` and `VACUUM FULL` do. The statements wait for the table before they can bound anything.
+#[tokio::test]
+async fn a_claim_that_waited_for_a_locked_table_leaves_nothing() -> anyhow::Result<()> {
+    const CLAIMS: u32 = 6;
+    let world = World::new().await?;
+    let options = PgBouncerOptions::before(world.server).setting("pool_mode", "session");
+    let pooler = PgBouncer::start(options.setting("ignore_startup_parameters", "options")).await?;
+    let behind_a_pooler = PostgresStore::builder(pooler.through(&world.url)).connect().await?;
+    let own = PostgresStore::builder(&world.url).connect().await?;
+    let stores =
+        patient_sessions(&world).await?.into_iter().chain([("behind a pooler", behind_a_pooler), ("own", own)]);
+    for (name, store) in stores {
+        // Prepared.
+        store.claim(claim(100)).await?;
+        let mut locking = PgPoolOptions::new().connect(&world.url).await?.begin().await?;
+        sqlx::raw_sql("LOCK TABLE idempotency_records IN ACCESS EXCLUSIVE MODE").execute(&mut *locking).await?;
+        for refused in futures::future::join_all((0..CLAIMS).map(|number| store.claim(claim(number)))).await {
+            assert!(refused.unwrap_err().is_transient(), "{name}");
+        }
+        locking.rollback().await?;
+        nobody_waits(&world).await?;
+        let late = number(&world.sql("SELECT count(*) FROM idempotency_records").await?)?;
+        assert_eq!(late, 1, "{name}: claims that nobody waited for were written");
+    }
     Ok(())
 }

@@ -71,7 +71,8 @@ impl Builder {
     }
 
     /// How long the store may take to answer a claim before the call fails with
-    /// [`StoreUnavailable`](crate::ErrorKind::StoreUnavailable). The default is 2 seconds.
+    /// [`StoreUnavailable`](crate::ErrorKind::StoreUnavailable). The default is 5 seconds: more than
+    /// twice what the stores wait for one answer (`response_timeout`), so that a lost answer costs no call.
     pub fn claim_timeout(mut self, timeout: Duration) -> Self {
         self.settings.claim_timeout = timeout;
         self

@@ -82,7 +82,7 @@ impl Default for Settings {
             namespace: "default".into(),
             lease: Duration::from_secs(15),
             on_conflict: OnConflict::Wait(Self::WAIT),
-            claim_timeout: Duration::from_secs(2),
+            claim_timeout: Duration::from_secs(5),
             commit_timeout: Duration::from_secs(10),
             background_commit: Duration::from_secs(600),
             max_run: Duration::from_secs(3600),

@@ -15,7 +15,7 @@ use super::statements::Statements;
 use super::{Inner, MySqlAddress, MySqlStore, check, waits, watch};
 use crate::clock::SystemClock;
 use crate::paused::explained;
-use crate::sql::{Fences, RenewalPool, TableName, Watchers};
+use crate::sql::{Abandoned, Fences, RenewalPool, TableName, Watchers};
 use crate::store::StoreError;
 use crate::store::bounds::check_timeout;
 
@@ -110,15 +110,18 @@ impl MySqlStoreBuilder {
         let connections = match self.source? {
             Source::Server(options) => {
                 let pool = own_pool(*options, self.max_connections, response_timeout);
-                Connections { pool, response_timeout, has_bounds: true }
+                Connections { abandoned: Abandoned::of(&pool), pool, response_timeout, has_bounds: true }
             }
-            Source::Pool(pool) => Connections { pool, response_timeout, has_bounds: false },
+            Source::Pool(pool) => {
+                Connections { abandoned: Abandoned::of(&pool), pool, response_timeout, has_bounds: false }
+            }
         };
         Ok(store(connections, table))
     }
 
     pub(super) fn in_pool(pool: MySqlPool) -> MySqlStore {
-        let connections = Connections { pool, response_timeout: RESPONSE_TIMEOUT, has_bounds: false };
+        let abandoned = Abandoned::of(&pool);
+        let connections = Connections { pool, abandoned, response_timeout: RESPONSE_TIMEOUT, has_bounds: false };
         store(connections, TableName::default())
     }
 }
@@ -154,6 +157,7 @@ async fn is_alive(ping: impl Future<Output = Result<(), sqlx::Error>>) -> bool {
 fn store(connections: Connections, table: TableName) -> MySqlStore {
     let statements = Arc::new(Statements::new(&table));
     let renewals = RenewalPool::new(connections.pool.clone());
+    let abandoned_renewals = Abandoned::of_renewals(&connections.pool);
     let watchers = {
         let (connections, statements) = (connections.clone(), Arc::clone(&statements));
         Watchers::new(Arc::new(SystemClock::new()), move |keys| {
@@ -164,6 +168,7 @@ fn store(connections: Connections, table: TableName) -> MySqlStore {
     MySqlStore(Arc::new(Inner {
         connections,
         renewals,
+        abandoned_renewals,
         statements,
         table,
         watchers,

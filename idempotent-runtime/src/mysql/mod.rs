@@ -30,8 +30,8 @@ use statements::{Statement, Statements};
 use crate::key::KeyHash;
 use crate::sql::transaction::Identity;
 use crate::sql::{
-    self, Answer, COLUMNS, Fences, Found, Guard, Lease, Listed, RenewalPool, Row, Rows, Table, TableName, Watchers,
-    in_time, integer, is_answered, reason_code, state_code, store_of_rows,
+    self, Abandoned, Answer, COLUMNS, Fences, Found, Guard, Lease, Listed, RenewalPool, Row, Rows, Table, TableName,
+    Watchers, in_time, integer, is_answered, reason_code, state_code, store_of_rows,
 };
 use crate::store::{Capabilities, Commit, Release, StoreError, Token};
 
@@ -56,6 +56,7 @@ pub struct MySqlStore(Arc<Inner>);
 struct Inner {
     connections: Connections,
     renewals: RenewalPool<MySql>,
+    abandoned_renewals: Abandoned,
     statements: Arc<Statements>,
     table: TableName,
     watchers: Arc<Watchers>,

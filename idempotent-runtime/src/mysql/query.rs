@@ -10,7 +10,7 @@ use sqlx::{AssertSqlSafe, Error, MySql, MySqlConnection, MySqlPool};
 use super::builder::LOCK_WAIT_SECONDS;
 use super::error::{DEADLOCK, connection_error, no_connection, number, store_error};
 use super::waits;
-use crate::sql::{Answer, Lease, in_time, is_answered};
+use crate::sql::{Abandoned, Answer, Lease, in_time, is_answered};
 use crate::store::StoreError;
 
 /// How often a statement is sent again that the server rolled back to resolve a deadlock.
@@ -29,6 +29,7 @@ pub(super) fn query(statement: &Arc<str>) -> Bound<'static> {
 #[derive(Clone, Debug)]
 pub(super) struct Connections {
     pub(super) pool: MySqlPool,
+    pub(super) abandoned: Abandoned,
     pub(super) response_timeout: Duration,
     /// Whether the pool's sessions give up waiting for a lock before an answer is given up.
     pub(super) has_bounds: bool,
@@ -41,7 +42,7 @@ impl Connections {
         let connecting = async { connecting.await.map_err(|error| connection_error(operation, error)) };
         let connection = in_time(operation, self.response_timeout, connecting).await;
         connection
-            .map(|connection| Lease::new(connection, self.response_timeout))
+            .map(|connection| Lease::new(connection, self.response_timeout, self.abandoned.clone()))
             .map_err(|error| not_sent(operation, error))
     }
 

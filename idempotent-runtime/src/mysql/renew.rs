@@ -24,7 +24,8 @@ impl MySqlStore {
     /// Two statements for the owners of leases of the same length: which rows nobody else has locked, and the renewal of
     /// those. How many rows it found tells whether all of them were renewed; only if not, each row is read.
     pub(super) async fn renew_rows(&self, renewals: &[Renewal]) -> Answer<Vec<Written>> {
-        let connections = Connections { pool: self.0.renewals.get(), ..self.0.connections.clone() };
+        let (pool, abandoned) = (self.0.renewals.get(), self.0.abandoned_renewals.clone());
+        let connections = Connections { pool, abandoned, ..self.0.connections.clone() };
         let mut leases: HashMap<Duration, Vec<&Renewal>> = HashMap::new();
         for renewal in renewals {
             let owners = leases.entry(renewal.lease).or_default();

@@ -15,7 +15,7 @@ use super::statements::Statements;
 use super::{Inner, PostgresAddress, PostgresStore, check, look};
 use crate::clock::SystemClock;
 use crate::paused::explained;
-use crate::sql::{Fences, RenewalPool, TableName, Watchers};
+use crate::sql::{Abandoned, Fences, RenewalPool, TableName, Watchers};
 use crate::store::bounds::check_timeout;
 use crate::store::{StoreError, StoreErrorKind};
 
@@ -117,17 +117,15 @@ impl PostgresStoreBuilder {
             return Err(StoreError::new(StoreErrorKind::Config, "connect")
                 .with_detail("a pool of connections is made inside a Tokio runtime"));
         }
-        let (pool, has_bounds) = match self.source? {
-            Source::Server(options) => {
-                (own_pool(*options, self.max_connections, self.response_timeout, self.prepares), self.prepares)
-            }
-            Source::Pool(pool) => (pool, false),
+        let pool = match self.source? {
+            Source::Server(options) => own_pool(*options, self.max_connections, self.response_timeout, self.prepares),
+            Source::Pool(pool) => pool,
         };
-        Ok(store(Sessions::new(pool, self.prepares, self.response_timeout), table, has_bounds))
+        Ok(store(Sessions::new(pool, self.prepares, self.response_timeout), table))
     }
 
     pub(super) fn in_pool(pool: PgPool) -> PostgresStore {
-        store(Sessions::new(pool, true, RESPONSE_TIMEOUT), TableName::default(), false)
+        store(Sessions::new(pool, true, RESPONSE_TIMEOUT), TableName::default())
     }
 }
 
@@ -174,19 +172,19 @@ async fn is_alive(ping: impl Future<Output = Result<(), sqlx::Error>>) -> bool {
     tokio::time::timeout(PING, ping).await.is_ok_and(|answer| answer.is_ok())
 }
 
-/// `has_bounds`: the pool's sessions give up waiting by themselves.
-fn store(sessions: Sessions, table: TableName, has_bounds: bool) -> PostgresStore {
-    let bound = (!has_bounds).then(|| lock_timeout(sessions.response_timeout()));
-    let statements = Statements::new(&table, bound);
+fn store(sessions: Sessions, table: TableName) -> PostgresStore {
+    let statements = Statements::new(&table, Some(lock_timeout(sessions.response_timeout())));
     let in_transactions = Statements::new(&table, None);
     let watchers = {
         let (sessions, statement) = (sessions.clone(), Arc::clone(&statements.seen));
         Watchers::new(Arc::new(SystemClock::new()), move |keys| look(sessions.clone(), Arc::clone(&statement), keys))
     };
     let renewals = RenewalPool::new(sessions.pool().clone());
+    let abandoned_renewals = Abandoned::of_renewals(sessions.pool());
     PostgresStore(Arc::new(Inner {
         sessions,
         renewals,
+        abandoned_renewals,
         statements,
         in_transactions,
         table,

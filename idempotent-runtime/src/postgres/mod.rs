@@ -31,8 +31,8 @@ use crate::clock::Timestamp;
 use crate::key::KeyHash;
 use crate::sql::transaction::Identity;
 use crate::sql::{
-    self, Answer, Fences, First, Found, Guard, Lease, Listed, Look, RenewalPool, Row, Rows, Seen, Table, TableName,
-    Watchers, integer, reason_code, state_code, store_of_rows,
+    self, Abandoned, Answer, Fences, First, Found, Guard, Lease, Listed, Look, RenewalPool, Row, Rows, Seen, Table,
+    TableName, Watchers, integer, reason_code, state_code, store_of_rows,
 };
 use crate::store::codes::{self, STATES};
 use crate::store::{
@@ -66,6 +66,7 @@ const AFTER_COLUMNS: usize = sql::COLUMNS.len() + 1;
 struct Inner {
     sessions: Sessions,
     renewals: RenewalPool<Postgres>,
+    abandoned_renewals: Abandoned,
     statements: Statements,
     /// Those for transactions of the user's, where the call says how long a lock is waited for.
     in_transactions: Statements,

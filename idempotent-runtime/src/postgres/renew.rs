@@ -16,7 +16,7 @@ const OPERATION: &str = "renew";
 
 impl PostgresStore {
     pub(super) async fn renew_rows(&self, renewals: &[Renewal]) -> Answer<Vec<Written>> {
-        let sessions = self.0.sessions.in_pool(self.0.renewals.get());
+        let sessions = self.0.sessions.in_pool(self.0.renewals.get(), self.0.abandoned_renewals.clone());
         let keys: Vec<_> = renewals.iter().map(|renewal| renewal.key).collect();
         let owners: Vec<_> = renewals.iter().map(|renewal| owner_bytes(renewal.token)).collect();
         let leases = renewals.iter().map(|renewal| millis(renewal.lease)).collect();

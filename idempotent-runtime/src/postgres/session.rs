@@ -7,25 +7,26 @@ use sqlx::{PgPool, Postgres};
 
 use super::error::connection_error;
 use super::request::Request;
-use crate::sql::{Answer, Lease, in_time, is_answered};
+use crate::sql::{Abandoned, Answer, Lease, in_time, is_answered};
 use crate::store::{StoreError, StoreErrorKind};
 
 /// A pool, and how requests are sent on its connections.
 #[derive(Clone, Debug)]
 pub(super) struct Sessions {
     pool: PgPool,
+    abandoned: Abandoned,
     prepares: bool,
     response_timeout: Duration,
 }
 
 impl Sessions {
     pub(super) fn new(pool: PgPool, prepares: bool, response_timeout: Duration) -> Self {
-        Self { pool, prepares, response_timeout }
+        Self { abandoned: Abandoned::of(&pool), pool, prepares, response_timeout }
     }
 
-    /// The same on connections of another pool.
-    pub(super) fn in_pool(&self, pool: PgPool) -> Self {
-        Self { pool, ..self.clone() }
+    /// The same on connections of a pool for renewals.
+    pub(super) fn in_pool(&self, pool: PgPool, abandoned: Abandoned) -> Self {
+        Self { pool, abandoned, ..self.clone() }
     }
 
     pub(super) fn pool(&self) -> &PgPool {
@@ -45,15 +46,17 @@ impl Sessions {
         let connecting = Box::pin(self.pool.acquire());
         let connecting = async { connecting.await.map_err(|error| connection_error(operation, error)) };
         let connection = in_time(operation, self.response_timeout, connecting).await;
-        connection.map(|connection| Lease::new(connection, self.response_timeout)).map_err(|error| {
-            // The one error of an unknown outcome here is that of the time limit, and nothing was sent.
-            if !error.is_outcome_unknown() {
-                return error;
-            }
-            let detail =
-                format!("no connection within {:?}: all are busy, or the server takes none", self.response_timeout);
-            StoreError::new(StoreErrorKind::Refused, operation).with_detail(detail).with_source(error)
-        })
+        connection.map(|connection| Lease::new(connection, self.response_timeout, self.abandoned.clone())).map_err(
+            |error| {
+                // The one error of an unknown outcome here is that of the time limit, and nothing was sent.
+                if !error.is_outcome_unknown() {
+                    return error;
+                }
+                let detail =
+                    format!("no connection within {:?}: all are busy, or the server takes none", self.response_timeout);
+                StoreError::new(StoreErrorKind::Refused, operation).with_detail(detail).with_source(error)
+            },
+        )
     }
 
     /// The rows that the one statement of `request` returns.

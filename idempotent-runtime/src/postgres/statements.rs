@@ -39,13 +39,21 @@ pub(super) struct Statements {
 }
 
 impl Statements {
-    /// `lock_timeout`: how long each write waits for a lock, whatever the session says. Without it the session decides.
+    /// `lock_timeout`: how long each write waits for a lock, whatever the session says. Without it, in a transaction of the
+    /// user's, the session decides.
     ///
-    /// It is set by the statement itself, before it comes to its first lock, and ends with its transaction: that needs no
-    /// round trip, and leaves nothing in a session that belongs to somebody else.
+    /// It is set by the statement itself, before it comes to its first row, and ends with its transaction: that needs no
+    /// round trip, leaves nothing in a session that belongs to somebody else, and does not depend on what a pooler has made
+    /// of a session's settings. The lock of the table comes before that, when the statement is planned: one that has waited
+    /// for it too long, behind an `ALTER TABLE` for example, and for which nobody waits any more, finds no row. `now()` is
+    /// the time at which the transaction began, that is, at which the server received the statement.
     pub(super) fn new(name: &TableName, lock_timeout: Option<Duration>) -> Self {
         let bound = lock_timeout.map_or(String::from("true"), |timeout| {
-            format!("(SELECT set_config('lock_timeout', '{}', true)) IS NOT NULL", timeout.as_millis().max(1))
+            let timeout = timeout.as_millis().max(1);
+            format!(
+                "(SELECT set_config('lock_timeout', '{timeout}', true)) IS NOT NULL
+                 AND clock_timestamp() < now() + interval '{timeout} ms'"
+            )
         });
         let table = name.quoted('"');
         let columns = COLUMNS.join(", ");

@@ -4,16 +4,19 @@ use std::ops::{Deref, DerefMut};
 use std::time::Duration;
 
 use sqlx::Database;
+
+use super::Abandoned;
 use sqlx::pool::PoolConnection;
 use tokio::runtime::Handle;
 
 /// A connection that goes back to its pool only when its request was answered. Dropped before that, because the request
-/// took too long or its future was dropped, it is closed: the next request must not wait for an answer that may never
-/// come.
+/// took too long or its future was dropped, it is [abandoned](Abandoned): the next request must not wait for an answer
+/// that may never come.
 pub(crate) struct Lease<DB: Database> {
     connection: Option<PoolConnection<DB>>,
     answered: bool,
     patience: Duration,
+    abandoned: Abandoned,
     /// Pools give connections back in a task, and the future of a request may be dropped outside of its runtime.
     runtime: Handle,
 }
@@ -24,8 +27,8 @@ pub(crate) type Tidying<'c> = std::pin::Pin<Box<dyn Future<Output = Result<(), s
 
 impl<DB: Database> Lease<DB> {
     /// `patience`: how long the connection may take to answer when it is given back.
-    pub(crate) fn new(connection: PoolConnection<DB>, patience: Duration) -> Self {
-        Self { connection: Some(connection), answered: false, patience, runtime: Handle::current() }
+    pub(crate) fn new(connection: PoolConnection<DB>, patience: Duration, abandoned: Abandoned) -> Self {
+        Self { connection: Some(connection), answered: false, patience, abandoned, runtime: Handle::current() }
     }
 
     /// Gives the connection back.
@@ -82,7 +85,7 @@ impl<DB: Database> Drop for Lease<DB> {
             let (patience, returning) = (self.patience, connection.return_to_pool());
             self.runtime.spawn(async move { tokio::time::timeout(patience, returning).await.is_ok() });
         } else {
-            connection.close_on_drop();
+            self.runtime.spawn(self.abandoned.clone().close(connection));
         }
     }
 }

@@ -9,6 +9,7 @@
 //! The frequent transitions (first claim, replay, commit, renewal, release) are one statement each. They write what
 //! `transition` would write, and change nothing where it could decide otherwise; then the slow way follows.
 
+mod abandoned;
 mod change;
 mod fences;
 mod in_transaction;
@@ -23,6 +24,7 @@ pub(crate) mod store;
 pub(crate) mod transaction;
 mod watchers;
 
+pub(crate) use abandoned::Abandoned;
 pub(crate) use change::{Found, Guard, Table};
 pub(crate) use fences::Fences;
 pub use in_transaction::{OpenTransaction, TransactionDatabase, in_transaction};

@@ -13,7 +13,7 @@ use super::statements::Statements;
 use super::{Inner, SqliteStore, look};
 use crate::clock::{Clock, SystemClock};
 use crate::paused::explained;
-use crate::sql::{Fences, TableName, Watchers};
+use crate::sql::{Abandoned, Fences, TableName, Watchers};
 use crate::store::bounds::check_timeout;
 use crate::store::{StoreError, StoreErrorKind};
 
@@ -121,6 +121,7 @@ fn store(
     };
     SqliteStore(Arc::new(Inner {
         readers,
+        abandoned: Abandoned::of(&writer),
         writer,
         statements,
         table,

@@ -27,8 +27,8 @@ use crate::clock::Clock;
 use crate::key::KeyHash;
 use crate::sql::transaction::Identity;
 use crate::sql::{
-    self, Answer, Fences, Found, Guard, Lease, Listed, Look, Row, Rows, Seen, Table, TableName, Watchers, in_time,
-    integer, is_answered, reason_code, state_code, store_of_rows, timestamp,
+    self, Abandoned, Answer, Fences, Found, Guard, Lease, Listed, Look, Row, Rows, Seen, Table, TableName, Watchers,
+    in_time, integer, is_answered, reason_code, state_code, store_of_rows, timestamp,
 };
 use crate::store::codes::{self, STATES};
 use crate::store::{Capabilities, Commit, Release, StoreClock, StoreError, StoreErrorKind, Token};
@@ -63,6 +63,7 @@ struct Inner {
     watchers: Arc<Watchers>,
     clock: Arc<dyn Clock>,
     response_timeout: Duration,
+    abandoned: Abandoned,
     /// Which database the records are in, once it was asked for.
     identity: OnceCell<Identity>,
     fences: Fences,
@@ -130,11 +131,13 @@ impl Inner {
         let connecting = Box::pin(pool.acquire());
         let connecting = async { connecting.await.map_err(|error| store_error(operation, error)) };
         let connection = in_time(operation, self.response_timeout, connecting).await;
-        connection.map(|connection| Lease::new(connection, self.response_timeout)).map_err(|error| {
-            // Whatever kept it, no statement was begun.
-            let is_unknown = error.is_outcome_unknown();
-            if is_unknown { StoreError::new(StoreErrorKind::Refused, operation).with_source(error) } else { error }
-        })
+        connection.map(|connection| Lease::new(connection, self.response_timeout, self.abandoned.clone())).map_err(
+            |error| {
+                // Whatever kept it, no statement was begun.
+                let is_unknown = error.is_outcome_unknown();
+                if is_unknown { StoreError::new(StoreErrorKind::Refused, operation).with_source(error) } else { error }
+            },
+        )
     }
 
     /// How many rows one writing statement changed.
