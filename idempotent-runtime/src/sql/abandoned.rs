@@ -12,6 +12,7 @@ const BESIDE: Duration = Duration::from_secs(600);
 /// How long one keeps its place in the pool.
 const IN_PLACE: Duration = Duration::from_secs(60);
 /// The same for renewals, which are needed as soon as a server is back.
+#[cfg(any(feature = "mysql", feature = "postgres"))]
 const RENEWALS_IN_PLACE: Duration = Duration::from_secs(10);
 
 /// A server does not notice that a client has gone while it waits for a lock, for its disk or for a standby, and each
