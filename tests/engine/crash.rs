@@ -110,6 +110,28 @@ async fn a_claim_that_arrives_after_its_caller_is_gone_is_released() {
     assert_eq!(world.ledger.count(), 0);
 }
 
+/// One connection is slow, or a commit waits for its standby: the releases went another way, and found nothing.
+#[tokio::test]
+async fn a_claim_that_arrives_minutes_after_it_was_given_up_is_released() {
+    for late in [1, 30, 250] {
+        let world = World::new();
+        world.store.always("claim", Some(Fault::LostRequest));
+        let refused = without_renewals(&world, world.charge(1)).await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::StoreUnavailable);
+        without_renewals(&world, world.clock.sleep(Duration::from_secs(late))).await;
+        let claim = world.store.sent_claims().pop().unwrap();
+        let _ = world.memory.claim(claim).await.unwrap();
+        let given_up = world.clock_now();
+        without_renewals(&world, world.record_is(1, |record| record.is_none())).await;
+        let took = world.clock_now().saturating_sub(given_up);
+        assert!(took < Duration::from_secs(late + 15), "as long again as it was late, not {took:?}");
+        // A shutdown does not wait for more of them.
+        let before = world.clock_now();
+        assert_eq!(world.engine.shutdown(DAY).await.abandoned, 0);
+        assert!(world.clock_now() < before + DAY);
+    }
+}
+
 #[tokio::test]
 async fn a_call_that_is_dropped_while_it_waits_changes_nothing() {
     let world = World::new();

@@ -107,3 +107,17 @@ async fn an_engine_that_is_dropped_takes_its_thread_along() {
     drop(engine);
     eventually("the thread to end", async || Arc::strong_count(&held) == 1).await;
 }
+
+#[tokio::test]
+async fn a_claim_that_is_to_be_released_again_later_keeps_no_engine() {
+    let held = Arc::new(());
+    let store = FaultyStore::new(MemoryStore::new());
+    let clock = Held(SystemClock::new(), held.clone());
+    let engine = Idempotency::builder(store.clone()).clock(clock).claim_timeout(Duration::from_millis(100)).build();
+    store.always("claim", Some(Fault::LostRequest));
+    engine.call(OPERATION, 1).ttl(DAY).run(|| async { Ok::<_, Error>(()) }).await.unwrap_err();
+    // Once, and once again; the pauses double.
+    eventually("the releases", async || store.requests("release") >= 4).await;
+    drop(engine);
+    eventually("the thread to end", async || Arc::strong_count(&held) == 1).await;
+}

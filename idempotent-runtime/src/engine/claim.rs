@@ -105,14 +105,9 @@ async fn repeat(engine: Arc<Inner>, claim: Claim, scope: Scope) -> Result<Answer
 /// A claim that was `repeated` is given back again later: a try that was believed lost may arrive after the release, and
 /// would leave a record that nobody owns.
 pub(crate) async fn give_back(engine: &Arc<Inner>, release: Release, budget: Duration, repeated: bool) {
-    if let Err(error) = retry::until(engine, budget, || engine.store.clone().release(release)).await {
-        owed::add(engine, release, repeated, &error);
-        return;
-    }
-    if repeated {
-        engine.clock.sleep(engine.settings.claim_timeout).await;
-        if let Err(error) = retry::until(engine, budget, || engine.store.clone().release(release)).await {
-            owed::add(engine, release, false, &error);
-        }
+    match retry::until(engine, budget, || engine.store.clone().release(release)).await {
+        Ok(_) if repeated => owed::repeat(engine, release),
+        Ok(_) => {}
+        Err(error) => owed::add(engine, release, repeated, &error),
     }
 }

@@ -296,6 +296,11 @@ impl Keeper {
         self.send(self.task(task));
     }
 
+    /// The same for a task for which a shutdown does not wait.
+    pub(super) fn spawn_beside(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.send(Box::pin(task));
+    }
+
     /// Finishes what a caller has left behind: `task`, which waits for the store alone. On the thread, unless the store is
     /// memory of this process: then it is done when this returns, also in a test that has paused Tokio's clock and so
     /// leaves no thread any time.

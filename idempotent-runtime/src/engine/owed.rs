@@ -1,17 +1,23 @@
-//! Claims that could not be given back in time, because the store did not answer.
+//! Releases that the background owes the store.
 //!
 //! What was sent to a server that stands still is applied when it goes on, also a claim whose caller has long been told
 //! that there is none: under `hold` its record would be in doubt, and no body has begun. So the release goes on for as
 //! long as the background goes on storing results. An outage leaves many of them at once: one task has them all, and asks
 //! with one until the store answers.
 //!
+//! A claim without an answer may also arrive after its release, which then found nothing: one connection is slow, or a
+//! commit waits for its standby. So it is released again, after pauses that double.
+//!
 //! Each gets one bounded try and then stands behind the others: one that the store refuses for long, a locked row for
 //! example, costs the others no more than its own tries.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
+use tokio::sync::watch;
+
+use super::keeper::Busy;
 use super::{Inner, retry};
 use crate::store::{Release, StoreError, StoreErrorKind};
 
@@ -20,7 +26,11 @@ const MOST: usize = 100_000;
 
 /// What is owed, and whether somebody is at it.
 #[derive(Default)]
-pub(super) struct Owed(Mutex<Debts>);
+pub(super) struct Owed {
+    debts: Mutex<Debts>,
+    /// Wakes whoever is at it when there is more, and when the engine is gone.
+    news: watch::Sender<()>,
+}
 
 #[derive(Default)]
 struct Debts {
@@ -29,13 +39,14 @@ struct Debts {
 }
 
 /// One release, in monotonic time.
-#[derive(Clone, Copy)]
 struct Owing {
     release: Release,
     not_before: Duration,
     until: Duration,
-    /// The claim may still be on its way: it is given back twice.
-    repeated: bool,
+    /// The claim may still be on its way: after its release it is released again, after this pause.
+    again: Option<Duration>,
+    /// A shutdown waits for the first release, and not for those that follow.
+    _busy: Option<Busy>,
 }
 
 /// What there is to do.
@@ -48,7 +59,7 @@ enum Next {
 
 impl Owed {
     fn lock(&self) -> MutexGuard<'_, Debts> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.debts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -73,7 +84,8 @@ impl Debts {
     }
 }
 
-/// Goes on with `release`, which failed with `error`, in the background.
+/// Goes on with `release`, which failed with `error`, in the background. The claim may be `repeated`: one try of it is
+/// perhaps still on its way.
 pub(super) fn add(engine: &Arc<Inner>, release: Release, repeated: bool, error: &StoreError) {
     let now = engine.clock.monotonic();
     let until = now.saturating_add(engine.settings.background_commit);
@@ -81,26 +93,56 @@ pub(super) fn add(engine: &Arc<Inner>, release: Release, repeated: bool, error: 
         give_up(&release, error);
         return;
     }
+    let again = repeated.then_some(engine.settings.claim_timeout);
+    if owe(engine, Owing { release, not_before: now, until, again, _busy: Some(engine.keeper.busy()) }) {
+        tracing::warn!(key = %release.key, %error, "a claim could not be released; this goes on in the background");
+    }
+}
+
+/// Releases the claim of `release` again, and again: it was released, and a try of it is perhaps still on its way.
+pub(super) fn repeat(engine: &Arc<Inner>, release: Release) {
+    let now = engine.clock.monotonic();
+    let until = now.saturating_add(engine.settings.background_commit);
+    if let Some(owing) = repetition(release, engine.settings.claim_timeout, now, until) {
+        owe(engine, owing);
+    }
+}
+
+/// The release after `pause`, unless that is later than `until`.
+fn repetition(release: Release, pause: Duration, now: Duration, until: Duration) -> Option<Owing> {
+    let not_before = now.saturating_add(pause);
+    // Late, the claim is one that nothing began under, whatever was before.
+    let release = Release::unused(release.key, release.token);
+    let again = Some(pause.saturating_mul(2));
+    (not_before <= until).then_some(Owing { release, not_before, until, again, _busy: None })
+}
+
+/// False if it is owed with others, or not at all.
+fn owe(engine: &Arc<Inner>, owing: Owing) -> bool {
+    let release = owing.release;
     let payer = {
         let mut debts = engine.owed.lock();
-        if !debts.add(Owing { release, not_before: now, until, repeated }) {
+        if !debts.add(owing) {
             drop(debts);
-            give_up(&release, error);
-            return;
+            tracing::warn!(key = %release.key, "too many claims are to be released; this one ends with its lease");
+            return false;
         }
         if std::mem::replace(&mut debts.is_paid, true) {
-            return;
+            engine.owed.news.send_replace(());
+            return false;
         }
         // From here on its end, whatever that is, makes room for another.
-        Payer { engine: engine.clone(), at: None, has_paid: false }
+        Payer { engine: Arc::downgrade(engine), news: engine.owed.news.subscribe(), at: None, has_paid: false }
     };
-    tracing::warn!(key = %release.key, %error, "a claim could not be released; this goes on in the background");
-    engine.keeper.spawn(payer.pay());
+    engine.keeper.spawn_beside(payer.pay());
+    true
 }
 
 /// Whoever is at it.
 struct Payer {
-    engine: Arc<Inner>,
+    /// What is only to be released again keeps no engine.
+    engine: Weak<Inner>,
+    news: watch::Receiver<()>,
     /// What is on its way to the store.
     at: Option<Owing>,
     has_paid: bool,
@@ -108,12 +150,10 @@ struct Payer {
 
 impl Drop for Payer {
     /// The background has ended in the middle. What is left waits for the next that fails, which also starts another
-    /// payer; the two can not run beside each other, because the place is given back under the lock.
+    /// payer; the two cannot run beside each other, because the place is given back under the lock.
     fn drop(&mut self) {
-        if self.has_paid {
-            return;
-        }
-        let mut debts = self.engine.owed.lock();
+        let Some(engine) = self.engine.upgrade().filter(|_| !self.has_paid) else { return };
+        let mut debts = engine.owed.lock();
         debts.releases.extend(self.at.take());
         debts.is_paid = false;
         let left = debts.releases.len();
@@ -124,11 +164,9 @@ impl Drop for Payer {
 
 impl Payer {
     async fn pay(mut self) {
-        let engine = self.engine.clone();
-        let clock = &engine.clock;
         let mut pauses = retry::pauses();
-        let mut answers = true;
-        loop {
+        while let Some(engine) = self.engine.upgrade() {
+            let clock = engine.clock.clone();
             let now = clock.monotonic();
             let next = {
                 let mut debts = engine.owed.lock();
@@ -140,37 +178,37 @@ impl Payer {
             let owing = match next {
                 Next::Release(owing) => owing,
                 Next::Wait(until) => {
-                    clock.sleep(until.saturating_sub(now)).await;
+                    drop(engine);
+                    tokio::select! {
+                        () = clock.sleep(until.saturating_sub(now)) => {}
+                        _ = self.news.changed() => {}
+                    }
                     continue;
                 }
                 Next::Nothing => return,
             };
+            let release = owing.release;
             self.at = Some(owing);
-            let answer = send(&engine, owing.release).await;
-            self.at = None;
+            let answer = send(&engine, release).await;
+            let Some(owing) = self.at.take() else { return };
             let now = clock.monotonic();
-            let failed = answer.is_err();
             match answer {
-                Ok(()) if owing.repeated => {
-                    let not_before = now.saturating_add(engine.settings.claim_timeout);
-                    let until = owing.until.max(not_before.saturating_add(engine.settings.claim_timeout));
-                    // Late, the claim is one that nothing began under, whatever was before.
-                    let release = Release::unused(owing.release.key, owing.release.token);
-                    // Its place is still free, or the store has lost it: more would be owed than there may be.
-                    engine.owed.lock().releases.push_back(Owing { release, not_before, until, repeated: false });
+                Ok(()) => {
+                    pauses = retry::pauses();
+                    let again = owing.again.and_then(|pause| repetition(release, pause, now, owing.until));
+                    // It has its place, which is still free.
+                    engine.owed.lock().releases.extend(again);
                 }
-                Ok(()) => {}
-                // Each has a try of its own at the end, however long it has stood behind others.
-                Err(error) if !error.is_transient() || owing.until <= now => give_up(&owing.release, &error),
-                Err(_) => engine.owed.lock().releases.push_back(owing),
+                Err(error) => {
+                    // Each has a try of its own at the end, however long it has stood behind others.
+                    if !error.is_transient() || owing.until <= now {
+                        give_up(&release, &error);
+                    } else {
+                        engine.owed.lock().releases.push_back(owing);
+                    }
+                    clock.sleep(pauses.next().unwrap_or_default()).await;
+                }
             }
-            if failed {
-                let pause = pauses.next().unwrap_or_default();
-                clock.sleep(pause).await;
-            } else if !answers {
-                pauses = retry::pauses();
-            }
-            answers = !failed;
         }
     }
 }
@@ -196,6 +234,7 @@ fn give_up(release: &Release, error: &StoreError) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
     use std::time::Duration;
 
     use super::{Debts, MOST, Next, Owing, Payer};
@@ -206,7 +245,7 @@ mod tests {
     fn owing(number: u8, not_before: u64) -> Owing {
         let release = Release::new(KeyHash::from_bytes([number; 32]), Token::from_bits(number.into()));
         let not_before = Duration::from_secs(not_before);
-        Owing { release, not_before, until: Duration::from_secs(600), repeated: false }
+        Owing { release, not_before, until: Duration::from_secs(600), again: None, _busy: None }
     }
 
     #[test]
@@ -233,11 +272,13 @@ mod tests {
             let debts = engine.owed.lock();
             (debts.is_paid, debts.releases.len())
         };
+        let news = || engine.owed.news.subscribe();
+        let payer = |at, has_paid| Payer { engine: Arc::downgrade(&engine), news: news(), at, has_paid };
         engine.owed.lock().is_paid = true;
-        drop(Payer { engine: engine.clone(), at: Some(owing(1, 0)), has_paid: false });
+        drop(payer(Some(owing(1, 0)), false));
         assert_eq!(owed(), (false, 1));
         engine.owed.lock().is_paid = true;
-        drop(Payer { engine: engine.clone(), at: None, has_paid: true });
+        drop(payer(None, true));
         assert_eq!(owed(), (true, 1), "the place is another's by now");
     }
 }
