@@ -3,11 +3,12 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use idempotency::store::{Claim, Claimed, Commit, Reason, Release, Remove, Store as _, Token, Written};
-use idempotency::{ErrorKind, Fingerprint, OnCrash, State, observe};
+use idempotency::clock::Clock as _;
+use idempotency::store::{Claim, Claimed, Commit, Reason, Release, Remove, Store as _, StoreErrorKind, Token, Written};
+use idempotency::{Builder, ErrorKind, Fingerprint, Idempotency, OnCrash, State, observe};
 
-use crate::faults::{Fault, Gate};
-use crate::world::{DAY, LEASE, OPERATION, World, eventually};
+use crate::faults::{Fault, FaultyStore, Gate};
+use crate::world::{DAY, LEASE, OPERATION, World, eventually, without_renewals};
 
 #[tokio::test]
 async fn a_commit_whose_answer_was_lost_is_repeated_and_is_the_same_commit() {
@@ -58,6 +59,58 @@ async fn a_result_that_can_never_be_stored_leaves_the_record_in_doubt() {
     assert_eq!(world.record(1).await.unwrap().reason, Some(Reason::NotStored));
     assert_eq!(world.charge(1).await.unwrap_err().kind(), ErrorKind::InDoubt);
     assert_eq!(world.ledger.count(), 1);
+}
+
+/// A full disk, a right that was taken away: somebody sees it, and mends it.
+#[tokio::test]
+async fn a_result_that_the_store_refuses_to_take_is_stored_when_it_takes_it() {
+    for kind in [StoreErrorKind::Full, StoreErrorKind::Config, StoreErrorKind::Corrupt, StoreErrorKind::Refused] {
+        for policy in [OnCrash::Hold, OnCrash::Retry] {
+            let world = World::new();
+            world.store.always("complete", Some(Fault::Refused(kind)));
+            let call = || world.call(1).on_crash(policy).run(|| async { world.effect(1) });
+            assert_eq!(world.while_time_passes(call()).await.unwrap_err().kind(), ErrorKind::NotStored);
+            world.while_time_passes(world.clock.sleep(LEASE)).await;
+            world.store.always("complete", None);
+            let stored = world.record_is(1, |record| record.is_some_and(|record| record.state == State::Completed));
+            world.while_time_passes(stored).await;
+            assert_eq!(call().await.unwrap(), "receipt 1.1", "{kind:?} {policy:?}");
+            assert_eq!(world.ledger.count(), 1, "{kind:?} {policy:?}");
+        }
+    }
+}
+
+/// A store whose answers take 5 ms each, and what is behind that.
+fn distant(configure: impl FnOnce(Builder) -> Builder) -> (World, FaultyStore) {
+    let behind = World::new();
+    let store = idempotency::testing::FaultyStore::new(behind.store.clone());
+    for operation in ["complete", "read"] {
+        store.always(operation, Some(Fault::Slow(behind.clock.clone(), Duration::from_millis(5))));
+    }
+    let builder = Idempotency::builder(store).clock(behind.clock.clone()).commit_timeout(Duration::from_secs(1));
+    let engine = configure(builder).build();
+    let store = behind.store.clone();
+    (World { engine, ..behind }, store)
+}
+
+#[tokio::test]
+async fn without_time_in_the_background_a_result_is_tried_once_more() {
+    let (world, store) = distant(|builder| builder.background_commit(Duration::ZERO));
+    store.always("complete", Some(Fault::Refused(StoreErrorKind::Refused)));
+    let call = world.call(1).run(|| async { world.effect(1) });
+    assert_eq!(without_renewals(&world, call).await.unwrap_err().kind(), ErrorKind::NotStored);
+    store.always("complete", None);
+    let stored = world.record_is(1, |record| record.is_some_and(|record| record.state == State::Completed));
+    without_renewals(&world, stored).await;
+}
+
+#[tokio::test]
+async fn the_last_try_has_time_and_the_error_names_the_reason() {
+    let (world, store) = distant(|builder| builder);
+    store.always("read", Some(Fault::Refused(StoreErrorKind::Refused)));
+    let error = without_renewals(&world, world.engine.record(OPERATION, 1).inspect()).await.unwrap_err();
+    let reasons = format!("{:#}", anyhow::Error::new(error));
+    assert!(reasons.contains("refused"), "{reasons}");
 }
 
 #[tokio::test]

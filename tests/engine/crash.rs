@@ -7,7 +7,7 @@ use idempotency::store::{Claim, Claimed, Reason, Store as _, StoreErrorKind, Tok
 use idempotency::{Builder, Error, ErrorKind, OnConflict, OnCrash, State, Unstored};
 
 use crate::faults::{Fault, Gate};
-use crate::world::{DAY, LEASE, OPERATION, World, eventually, poll_once};
+use crate::world::{DAY, LEASE, OPERATION, World, eventually, poll_once, without_renewals};
 
 /// Starts a body that has its effect and then hangs, and drops it there.
 async fn drop_in_the_body(world: &World, on_crash: OnCrash) {
@@ -303,21 +303,6 @@ async fn a_release_that_an_outage_keeps_from_the_store_is_sent_after_it() {
     world.store.always("release", None);
     world.while_time_passes(world.record_is(1, |record| record.is_none())).await;
     assert_eq!(world.charge(1).await.unwrap(), "receipt 1.1");
-}
-
-/// Finishes `future` while time passes for claims that nobody holds.
-async fn without_renewals<F: Future>(world: &World, future: F) -> F::Output {
-    let time = async {
-        loop {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-            world.clock.advance(Duration::from_millis(100));
-        }
-    };
-    tokio::select! {
-        biased;
-        output = future => output,
-        () = time => unreachable!("time passes for ever"),
-    }
 }
 
 /// What an outage leaves of claims: none has an owner who lives, and their releases are owed.

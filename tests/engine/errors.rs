@@ -1,9 +1,12 @@
 //! What becomes of an `Err` of the body, and of results that cannot be kept.
 
-use idempotency::{Error, ErrorKind, OnError, State, Unstored};
+use std::time::Duration;
+
+use idempotency::{Error, ErrorKind, OnCrash, OnError, State, Unstored};
 use serde::{Deserialize, Serialize};
 
-use crate::world::{DAY, OPERATION, World};
+use crate::faults::{Fault, Gate};
+use crate::world::{DAY, LEASE, OPERATION, World, eventually, without_renewals};
 
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 enum PayError {
@@ -63,6 +66,77 @@ async fn a_held_error_leaves_the_call_in_doubt() {
     assert_eq!(error.kind(), ErrorKind::InDoubt);
     assert!(error.to_string().contains("an error that may hide an effect"), "{error}");
     assert_eq!(world.ledger.count(), 1);
+}
+
+/// The store takes nothing.
+fn is_away(world: &World, is_away: bool) {
+    for operation in ["park", "renew", "claim", "read", "watch", "release", "abandon", "complete"] {
+        world.store.always(operation, is_away.then_some(Fault::LostRequest));
+    }
+}
+
+#[tokio::test]
+async fn a_held_error_is_held_also_after_an_outage_whatever_the_policy() {
+    for policy in [OnCrash::Retry, OnCrash::Resume, OnCrash::Hold] {
+        let world = World::new();
+        let pay = || world.call(1).on_crash(policy).on_error(Unstored::Hold);
+        let call = pay().run(|| async {
+            is_away(&world, true);
+            fails(&world, PayError::ProviderTimeout)
+        });
+        assert_eq!(without_renewals(&world, call).await, Err(PayError::ProviderTimeout), "{policy:?}");
+        assert!(world.record(1).await.unwrap().state == State::InProgress, "it could not be held in time");
+        is_away(&world, false);
+        let held = world.record_is(1, |record| record.is_some_and(|record| record.state == State::InDoubt));
+        without_renewals(&world, held).await;
+        let again = without_renewals(&world, pay().run(|| async { world.effect(1) })).await;
+        assert_eq!(again.unwrap_err().kind(), ErrorKind::InDoubt, "{policy:?}");
+        assert_eq!(world.ledger.count(), 1, "{policy:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_shutdown_holds_what_an_error_has_held() {
+    let world = World::new();
+    let gate = Gate::new();
+    world.store.next("park", Fault::Late(gate.clone()));
+    let call = world.call(1).on_crash(OnCrash::Retry).on_error(Unstored::Hold);
+    let call = call.run(|| async { fails(&world, PayError::ProviderTimeout) });
+    let shutdown = async {
+        eventually("the hold", async || world.store.requests("park") == 1).await;
+        assert_eq!(world.engine.shutdown(Duration::from_secs(1)).await.abandoned, 1);
+        let there = world.other_process();
+        let again = there.call(1).on_crash(OnCrash::Retry).run(|| async { there.effect(1) }).await;
+        assert_eq!(again.unwrap_err().kind(), ErrorKind::InDoubt);
+        gate.open();
+    };
+    let (error, ()) = without_renewals(&world, async { tokio::join!(call, shutdown) }).await;
+    assert_eq!(error, Err(PayError::ProviderTimeout));
+    assert_eq!(world.ledger.count(), 1);
+}
+
+#[tokio::test]
+async fn an_owner_that_was_overtaken_and_fails_returns_the_answer_and_reports_its_own_end() {
+    for unstored in [Unstored::Hold, Unstored::Release] {
+        let (here, gate) = (World::new(), Gate::new());
+        let there = here.other_process();
+        here.store.always("renew", Some(Fault::LostRequest));
+        let owner = here.call(1).on_crash(OnCrash::Retry).on_error(unstored).run(|| async {
+            here.ledger.charge("the first");
+            gate.wait().await;
+            Err::<String, _>(PayError::ProviderTimeout)
+        });
+        let winner = async {
+            here.record_is(1, |record| record.is_some()).await;
+            here.clock.advance(LEASE + Duration::from_millis(1));
+            let result = there.call(1).on_crash(OnCrash::Retry).run(|| async { there.effect(1) }).await;
+            gate.open();
+            result.unwrap()
+        };
+        let (owner, winner) = tokio::join!(owner, winner);
+        assert_eq!(owner, Ok(winner), "{unstored:?}");
+        assert_eq!(here.engine.duplicates(), 1, "{unstored:?}");
+    }
 }
 
 #[tokio::test]

@@ -123,6 +123,21 @@ impl World {
     }
 }
 
+/// Finishes `future` while time passes where no renewal is waited for.
+pub async fn without_renewals<F: Future>(world: &World, future: F) -> F::Output {
+    let time = async {
+        loop {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            world.clock.advance(Duration::from_millis(100));
+        }
+    };
+    tokio::select! {
+        biased;
+        output = future => output,
+        () = time => unreachable!("time passes for ever"),
+    }
+}
+
 /// Waits until `condition` is true, for at most a deadline of real time.
 pub async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let deadline = tokio::time::Instant::now() + PATIENCE;

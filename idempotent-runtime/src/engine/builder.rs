@@ -86,7 +86,8 @@ impl Builder {
     }
 
     /// How long the background goes on storing, and renewing the lease, after `commit_timeout`; zero tries once more. Then
-    /// the record is in doubt. Claims that nobody uses are given back for as long. The default is 10 minutes.
+    /// the record is left to its policy, as after a crash. Errors that the operation holds are held for as long, and claims
+    /// that nobody uses are given back. The default is 10 minutes.
     pub fn background_commit(mut self, duration: Duration) -> Self {
         self.settings.background_commit = duration;
         self

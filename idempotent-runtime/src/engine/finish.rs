@@ -13,7 +13,7 @@ use super::{Waiting, claim, keeper, owed, retry, wait};
 use crate::encoding::NotEncodable;
 use crate::error::{Error, ErrorKind};
 use crate::outcome::{Answer, Ending, StoredAnswer, stored};
-use crate::store::{Adoption, Commit, Park, Reason, Record, Release, State, StoreError, Written};
+use crate::store::{Adoption, Commit, Park, Reason, Record, Release, State, StoreError, Token, Written};
 
 /// What the caller gets.
 pub(crate) enum Verdict {
@@ -41,15 +41,19 @@ pub(super) async fn finish(mut running: Box<Running>, ending: Ending) -> Verdict
         Ending::Release => {
             if tells_of_effects(&running).await {
                 leave(&running, Reason::Error).await;
-            } else {
-                release(&running).await;
+                return conclude(&mut running, Verdict::Own, None);
             }
-            return conclude(&mut running, Verdict::Own, None);
+            let written = release(&running).await;
+            return with_own_error(running, written).await;
         }
         Ending::Hold => {
+            // From here on a shutdown holds it too, whatever the policy.
+            running.lease.hold();
             steps_are_settled(&running).await;
-            park(&running, Reason::Error, Duration::ZERO).await;
-            return conclude(&mut running, Verdict::Own, None);
+            return match park(&running, Reason::Error, Duration::ZERO).await {
+                Ok(written) => with_own_error(running, Some(written)).await,
+                Err(error) => not_held(running, &error),
+            };
         }
         #[cfg(feature = "http")]
         Ending::GiveUp => {
@@ -57,7 +61,10 @@ pub(super) async fn finish(mut running: Box<Running>, ending: Ending) -> Verdict
             return conclude(&mut running, Verdict::Own, None);
         }
         Ending::Unknown { reason, ask_again_after } => {
-            park(&running, reason, ask_again_after).await;
+            if let Err(error) = park(&running, reason, ask_again_after).await {
+                tracing::warn!(operation = %running.call.operation, key = %running.call.key, %error, %reason,
+                    "a record in doubt could not be parked; its policy applies when the lease is over");
+            }
             return conclude(&mut running, Verdict::Own, None);
         }
     };
@@ -65,7 +72,7 @@ pub(super) async fn finish(mut running: Box<Running>, ending: Ending) -> Verdict
     commit.ttl = ttl.unwrap_or(commit.ttl);
     let engine = running.call.engine.clone();
     let near_cache = engine.near_cache.as_ref().map(|near_cache| near_cache.ask(commit.key));
-    match store(&running, &commit, engine.settings.commit_timeout).await {
+    match store(&running, &commit).await {
         Ok(written) if written.is_done() => {
             if written == Written::Adopted {
                 tracing::warn!(operation = %running.call.operation, key = %running.call.key,
@@ -79,7 +86,7 @@ pub(super) async fn finish(mut running: Box<Running>, ending: Ending) -> Verdict
             conclude(&mut running, verdict, Some(record))
         }
         Ok(_) => {
-            let verdict = overtaken(&mut running, &commit).await;
+            let verdict = overtaken(&mut running, commit.token, &commit.body).await;
             let winner = match &verdict {
                 Verdict::Instead(Answer::Stored(stored)) => Some(stored.record.clone()),
                 _ => None,
@@ -132,14 +139,15 @@ fn answered(running: &Running, commit: &Commit) -> Record {
     record
 }
 
-async fn store(running: &Running, commit: &Commit, budget: Duration) -> Result<Written, StoreError> {
+async fn store(running: &Running, commit: &Commit) -> Result<Written, StoreError> {
     let engine = &running.call.engine;
-    retry::until(engine, budget, || {
-        let mut commit = commit.clone();
-        commit.adopt = (!running.lease.is_lost()).then(|| adoption(running, commit.ttl));
-        engine.store.clone().complete(commit)
-    })
-    .await
+    retry::until(engine, engine.settings.commit_timeout, || storing(running, commit)).await
+}
+
+fn storing(running: &Running, commit: &Commit) -> impl Future<Output = Result<Written, StoreError>> + use<> {
+    let mut commit = commit.clone();
+    commit.adopt = (!running.lease.is_lost()).then(|| adoption(running, commit.ttl));
+    running.call.engine.store.clone().complete(commit)
 }
 
 /// Once the lease may be over, a record that is gone may be somebody else's next. And what this commit has stored may be
@@ -173,7 +181,8 @@ async fn leave(running: &Running, reason: Reason) {
     give_up(engine, &running.lease, reason, engine.settings.commit_timeout).await;
 }
 
-async fn release(running: &Running) {
+/// `None` if the store has not answered.
+async fn release(running: &Running) -> Option<Written> {
     let engine = &running.call.engine;
     let mut release = Release::new(running.grant.record.key, running.grant.record.owner);
     release.keep_attempts = running.call.count_attempts;
@@ -181,35 +190,77 @@ async fn release(running: &Running) {
     match released {
         // First this one, which may count the attempt, then one for a late duplicate of the claim, which is no further
         // attempt.
-        Err(error) => owed::add(engine, release, running.repeated, &error),
-        Ok(_) if running.repeated => {
-            let engine = engine.clone();
-            let (keeper, budget) = (engine.keeper.clone(), running.call.lease);
-            let unused = Release::unused(release.key, release.token);
-            keeper.spawn(async move { claim::give_back(&engine, unused, budget, true).await });
+        Err(error) => {
+            owed::add(engine, release, running.repeated, &error);
+            None
         }
-        Ok(_) => {}
+        Ok(written) => {
+            if running.repeated {
+                let engine = engine.clone();
+                let (keeper, budget) = (engine.keeper.clone(), running.call.lease);
+                let unused = Release::unused(release.key, release.token);
+                keeper.spawn(async move { claim::give_back(&engine, unused, budget, true).await });
+            }
+            Some(written)
+        }
     }
 }
 
-async fn park(running: &Running, reason: Reason, ask_again_after: Duration) {
-    let engine = &running.call.engine;
+fn parking(running: &Running, reason: Reason, ask_again_after: Duration) -> Park {
     let mut park = Park::own(running.grant.record.key, running.grant.record.owner, reason);
     park.ask_again_after = ask_again_after;
-    let parked = retry::until(engine, engine.settings.commit_timeout, || engine.store.clone().park(park)).await;
-    if let Err(error) = parked {
-        tracing::warn!(operation = %running.call.operation, key = %running.call.key, %error, %reason,
-            "a record in doubt could not be parked; its policy applies when the lease is over");
+    park
+}
+
+async fn park(running: &Running, reason: Reason, ask_again_after: Duration) -> Result<Written, StoreError> {
+    let engine = &running.call.engine;
+    let park = parking(running, reason, ask_again_after);
+    retry::until(engine, engine.settings.commit_timeout, || engine.store.clone().park(park)).await
+}
+
+/// The body ended in an error that is no result. Its caller gets it, unless somebody has taken the call over meanwhile and
+/// given the answer.
+async fn with_own_error(mut running: Box<Running>, written: Option<Written>) -> Verdict {
+    // With a lease that still runs, the one who was faster is an earlier try of this very request.
+    let is_overtaken = written == Some(Written::Lost) && running.lease.is_lost() && !running.lease.is_shut_down();
+    if is_overtaken {
+        let token = running.grant.record.owner;
+        if let Verdict::Instead(Answer::Stored(stored)) = overtaken(&mut running, token, &Bytes::new()).await {
+            let winner = stored.record.clone();
+            return conclude(&mut running, Verdict::Instead(Answer::Stored(stored)), Some(winner));
+        }
     }
+    conclude(&mut running, Verdict::Own, None)
+}
+
+/// The caller gets its error, and the background goes on holding the record: its effect may be there, and under a policy
+/// that runs again the next call would repeat it when the lease is over.
+fn not_held(mut running: Box<Running>, error: &StoreError) -> Verdict {
+    let engine = running.call.engine.clone();
+    tracing::error!(operation = %running.call.operation, key = %running.call.key, %error,
+        "a record in doubt could not be held; this goes on in the background");
+    running.tell(&Verdict::Own);
+    let keeper = engine.keeper.clone();
+    keeper.spawn(async move {
+        let park = parking(&running, Reason::Error, Duration::ZERO);
+        let parked =
+            retry::until_done(&engine, engine.settings.background_commit, || engine.store.clone().park(park)).await;
+        if let Err(error) = parked {
+            tracing::error!(key = %park.key, %error,
+                "a record in doubt was never held; its policy applies when the lease is over");
+        }
+        running.conclude(None);
+    });
+    Verdict::Own
 }
 
 /// The commit was refused: somebody else decided. Returns the winner's result if there is or will be one.
-async fn overtaken(running: &mut Running, commit: &Commit) -> Verdict {
+async fn overtaken(running: &mut Running, token: Token, result: &Bytes) -> Verdict {
     let call = running.call.clone();
     let found = winner(running).await;
     if let Ok(Some(record)) = &found {
         // A late answer to an earlier try of this very commit.
-        if record.owner == commit.token && record.state.is_answer() {
+        if record.owner == token && record.state.is_answer() {
             return StoredAnswer { record: record.clone(), version: call.version }
                 .marker()
                 .map_or(Verdict::Own, Verdict::refused);
@@ -217,7 +268,7 @@ async fn overtaken(running: &mut Running, commit: &Commit) -> Verdict {
     }
     // A verdict that came too late had no effect.
     if running.has_run {
-        report_duplicate(&call, commit, found.as_ref().ok().and_then(Option::as_ref)).await;
+        report_duplicate(&call, result, found.as_ref().ok().and_then(Option::as_ref)).await;
     }
     match found {
         Ok(Some(record)) => Verdict::Instead(stored(record, call.version)),
@@ -226,13 +277,13 @@ async fn overtaken(running: &mut Running, commit: &Commit) -> Verdict {
     }
 }
 
-async fn report_duplicate(call: &Checked, commit: &Commit, winner: Option<&Arc<Record>>) {
+async fn report_duplicate(call: &Checked, result: &Bytes, winner: Option<&Arc<Record>>) {
     tracing::warn!(operation = %call.operation, key = %call.key, winner = winner.is_some(),
         "a body finished after its call had been taken over: its effect may have happened twice");
     call.engine.duplicates.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     if let Some(hook) = call.engine.settings.on_duplicate.clone() {
         let winner = winner.map(|record| record.body.clone());
-        let (operation, key, result) = (call.operation.clone(), call.key, commit.body.clone());
+        let (operation, key, result) = (call.operation.clone(), call.key, result.clone());
         let duplicate = Duplicate { operation, key, result, winner };
         // Told after everything was decided: what it does decides nothing.
         keeper::beside(move || {
@@ -274,20 +325,20 @@ fn not_stored(mut running: Box<Running>, commit: Commit, error: StoreError) -> V
     let engine = call.engine.clone();
     tracing::error!(operation = %call.operation, key = %call.key, %error,
         "a result could not be stored; storing goes on in the background");
-    let refused = engine.store_error(error);
-    let verdict =
-        Verdict::refused(call.refused(ErrorKind::NotStored).with_store(engine.store.name()).with_source(refused));
+    let refused = call.refused(ErrorKind::NotStored).with_store(engine.store.name()).with_source(error);
+    let verdict = Verdict::refused(refused);
     let keeper = engine.keeper.clone();
     let lease = running.lease.clone();
     running.tell(&verdict);
     keeper.spawn(async move {
-        let stored = store(&running, &commit, engine.settings.background_commit).await;
+        let budget = engine.settings.background_commit;
+        let stored = retry::until_done(&engine, budget, || storing(&running, &commit)).await;
         match stored {
             Ok(written) if written.is_done() => {
                 tracing::info!(key = %lease.key, "a result was stored in the background");
             }
             Ok(_) => {
-                overtaken(&mut running, &commit).await;
+                overtaken(&mut running, commit.token, &commit.body).await;
             }
             Err(error) => {
                 tracing::error!(key = %lease.key, %error, "a result was never stored: the record is left in doubt");

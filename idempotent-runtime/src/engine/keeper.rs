@@ -76,6 +76,8 @@ pub(crate) struct Lease {
     stage: AtomicU8,
     /// Whether the body has come to its end.
     body_ended: AtomicBool,
+    /// Whether nobody may run the call again, whatever the policy.
+    held: AtomicBool,
     /// The steps of the body, for who gives the claim up from elsewhere.
     journal: OnceLock<Weak<Journal>>,
     clock: Arc<dyn Clock>,
@@ -103,6 +105,7 @@ impl Lease {
             lost: watch::Sender::new(false),
             stage: AtomicU8::new(WAITING),
             body_ended: AtomicBool::new(false),
+            held: AtomicBool::new(false),
             journal: OnceLock::new(),
             clock,
         }
@@ -162,6 +165,16 @@ impl Lease {
 
     pub(crate) fn end_body(&self) {
         self.body_ended.store(true, Ordering::Release);
+    }
+
+    /// The body has ended in an error that may hide an effect.
+    pub(crate) fn hold(&self) {
+        self.held.store(true, Ordering::Release);
+    }
+
+    /// Whether the next caller may run the call again when this owner gives it up.
+    pub(crate) fn may_be_taken_over(&self) -> bool {
+        self.policy.allows_takeover() && !self.held.load(Ordering::Acquire)
     }
 
     pub(crate) fn has_body_ended(&self) -> bool {

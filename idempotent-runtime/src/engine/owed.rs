@@ -89,7 +89,7 @@ impl Debts {
 pub(super) fn add(engine: &Arc<Inner>, release: Release, repeated: bool, error: &StoreError) {
     let now = engine.clock.monotonic();
     let until = now.saturating_add(engine.settings.background_commit);
-    if !error.is_transient() || until == now {
+    if until == now {
         give_up(&release, error);
         return;
     }
@@ -201,7 +201,7 @@ impl Payer {
                 }
                 Err(error) => {
                     // Each has a try of its own at the end, however long it has stood behind others.
-                    if !error.is_transient() || owing.until <= now {
+                    if owing.until <= now {
                         give_up(&release, &error);
                     } else {
                         engine.owed.lock().releases.push_back(owing);

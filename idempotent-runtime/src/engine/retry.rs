@@ -19,12 +19,36 @@ pub(crate) fn pauses() -> impl Iterator<Item = Duration> + Send {
         .build()
 }
 
+/// What is left of the time for the last try.
+const LAST_TRY: Duration = Duration::from_millis(100);
+
 /// Repeats `operation` while it fails in a way that can pass, for at most `budget`.
 ///
 /// A try that takes longer than `claim_timeout` is dropped, and its outcome is unknown: `operation` must be safe to repeat.
-pub(crate) async fn until<T, F>(
+pub(crate) async fn until<T, F>(engine: &Inner, budget: Duration, operation: impl FnMut() -> F) -> Result<T, StoreError>
+where
+    F: Future<Output = Result<T, StoreError>>,
+{
+    repeated(engine, budget, StoreError::is_transient, operation).await
+}
+
+/// Repeats `operation` however it fails, for at most `budget`: rights, room and settings come back too, when somebody has
+/// seen that they are missing.
+pub(crate) async fn until_done<T, F>(
     engine: &Inner,
     budget: Duration,
+    operation: impl FnMut() -> F,
+) -> Result<T, StoreError>
+where
+    F: Future<Output = Result<T, StoreError>>,
+{
+    repeated(engine, budget, |_| true, operation).await
+}
+
+async fn repeated<T, F>(
+    engine: &Inner,
+    budget: Duration,
+    can_pass: impl Fn(&StoreError) -> bool,
     mut operation: impl FnMut() -> F,
 ) -> Result<T, StoreError>
 where
@@ -33,26 +57,35 @@ where
     let clock = &engine.clock;
     let start = clock.monotonic();
     let end = start.saturating_add(budget);
+    let last_try = LAST_TRY.min(budget / 4);
     let mut pauses = pauses();
     let mut slept = Duration::ZERO;
+    let mut said = None;
     loop {
-        let patience = engine.settings.claim_timeout.min(end.saturating_sub(clock.monotonic()));
+        let left = end.saturating_sub(clock.monotonic());
+        // Without any time there is one try.
+        let patience = engine.settings.claim_timeout.min(if budget.is_zero() { Duration::MAX } else { left });
         let answer = tokio::select! {
             // An answer that is there is taken, however late this was polled.
             biased;
             answer = operation() => answer,
             () = clock.sleep(patience) => {
                 slept += patience;
-                Err(StoreError::new(StoreErrorKind::Unavailable, "wait for the store")
-                    .with_detail(format!("no answer within {patience:?}")))
+                let error = StoreError::new(StoreErrorKind::Unavailable, "wait for the store")
+                    .with_detail(format!("no answer within {patience:?}"));
+                Err(match said.take() {
+                    Some(before) => error.with_source(before),
+                    None => error,
+                })
             }
         };
         let left = end.saturating_sub(clock.monotonic());
         match answer {
-            Err(error) if error.is_transient() && !left.is_zero() => {
-                let pause = pauses.next().unwrap_or(left).min(left);
+            Err(error) if can_pass(&error) && left > last_try => {
+                let pause = pauses.next().unwrap_or(left).min(left.saturating_sub(last_try));
                 clock.sleep(pause).await;
                 slept += pause;
+                said = Some(error);
             }
             answer => {
                 return answer.map_err(|error| explain(error, slept, clock.monotonic().saturating_sub(start)));

@@ -270,7 +270,7 @@ pub(super) async fn give_up(engine: &super::Inner, lease: &Lease, reason: Reason
         journal.close();
         journal.settled(engine, budget.min(engine.settings.commit_timeout)).await;
     }
-    let written = if lease.policy.allows_takeover() {
+    let written = if lease.may_be_taken_over() {
         retry::until(engine, budget, || engine.store.clone().abandon(Abandon::new(key, token, reason))).await
     } else {
         retry::until(engine, budget, || engine.store.clone().park(Park::own(key, token, reason))).await
