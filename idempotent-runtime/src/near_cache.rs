@@ -29,6 +29,11 @@ pub(crate) struct NearCache {
     known_until: AtomicU64,
 }
 
+/// A point in time on the clock of a near cache. A store counts on another, which began at another time.
+#[cfg(feature = "redis")]
+#[derive(Clone, Copy)]
+pub(crate) struct Moment(Duration);
+
 struct Entry {
     record: Arc<Record>,
     /// Monotonic time at which the store was asked.
@@ -85,10 +90,16 @@ impl NearCache {
         self.entries.invalidate_all();
     }
 
-    /// Every change before `monotonic` has been [forgotten](Self::forget).
-    #[cfg_attr(not(feature = "redis"), expect(dead_code, reason = "only a store that pushes asks for it"))]
-    pub(crate) fn knows_changes_until(&self, monotonic: Duration) {
-        let nanos = u64::try_from(monotonic.as_nanos()).unwrap_or(u64::MAX);
+    /// The time on the clock of this cache.
+    #[cfg(feature = "redis")]
+    pub(crate) fn now(&self) -> Moment {
+        Moment(self.clock.monotonic())
+    }
+
+    /// Every change before `moment` has been [forgotten](Self::forget).
+    #[cfg(feature = "redis")]
+    pub(crate) fn knows_changes_until(&self, moment: Moment) {
+        let nanos = u64::try_from(moment.0.as_nanos()).unwrap_or(u64::MAX);
         self.known_until.store(nanos, Ordering::Release);
     }
 

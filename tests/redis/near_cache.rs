@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use idempotency::clock::{Clock, Sleep, SystemClock, Timestamp};
 use idempotency::{Builder, Call, Error, Report, observe};
 use idempotency_test_support::deadline::{eventually_async, eventually_within};
 use idempotency_test_support::proxy::{Action, Fault, Moment};
@@ -176,5 +177,38 @@ async fn a_connection_that_was_cut_is_made_anew_and_forgets_all() -> anyhow::Res
     eventually_async("the other connection", async || charged(&world, 1).await.0 == "receipt 1.2").await?;
     is_followed(&world).await?;
     assert_ne!(followers(&world).await?, before);
+    Ok(())
+}
+
+/// As where the engine was made long after its store, or before it.
+#[derive(Debug)]
+struct Elsewhere(SystemClock);
+
+impl Clock for Elsewhere {
+    fn now(&self) -> Timestamp {
+        self.0.now()
+    }
+
+    fn monotonic(&self) -> Duration {
+        self.0.monotonic() + HOUR
+    }
+
+    fn sleep(&self, duration: Duration) -> Sleep {
+        self.0.sleep(duration)
+    }
+}
+
+#[tokio::test]
+async fn engine_and_store_count_on_clocks_of_their_own() -> anyhow::Result<()> {
+    const LIMIT: Duration = Duration::from_millis(500);
+    let world = world(|builder| builder.near_cache_ttl(LIMIT).clock(Elsewhere(SystemClock::new()))).await?;
+    near(&world, 1).await?;
+    let (start, mut asked) = (Instant::now(), 0);
+    while start.elapsed() < LIMIT * 10 {
+        asked += u32::from(!charged(&world, 1).await.1.near_cached);
+        tokio::task::yield_now().await;
+    }
+    // By the time limit alone it would be asked ten times. A busy machine may be late with one word of the server or two.
+    assert!(asked < 5, "the server says that nothing has changed: {asked}");
     Ok(())
 }
