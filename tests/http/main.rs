@@ -13,6 +13,7 @@ mod crash;
 mod downstream;
 mod ends;
 mod fleet;
+mod framing;
 mod handlers;
 mod hooks;
 mod keys;
