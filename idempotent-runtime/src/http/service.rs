@@ -29,7 +29,7 @@ use super::{BoxError, hook, scope};
 use crate::clock::Timestamp;
 use crate::context::Context;
 use crate::engine::scope::{Scope, current_engine};
-use crate::engine::{Call, run_detached_and, verify_detached_and};
+use crate::engine::{Call, Unprotected, run_detached_and, verify_detached_and};
 use crate::error::{Error, ErrorKind};
 use crate::outcome::{Codec, Outcome as _};
 use crate::policy::{Unstored, Verdict};
@@ -399,6 +399,9 @@ impl Guard {
         R: Send + 'static,
     {
         let options = &self.options;
+        let Some(unprotected) = Unprotected::enter(&options.engine.inner, &Scope::current()) else {
+            return Ok(self.refused(&Error::new(ErrorKind::ShuttingDown)));
+        };
         tracing::warn!(operation = %options.operation, "the store does not answer: a request runs unprotected");
         let record = options.engine.record(&options.operation, self.key.as_str()).in_scope(self.key.tenant());
         let key = match record.hash() {
@@ -409,7 +412,10 @@ impl Guard {
         // layer does not stop, they may.
         let context = Context::unprotected(&options.engine.inner, &options.operation, key);
         // What the service does when it is called belongs to the handler too.
-        let handler = async move { service.call(request).await };
+        let handler = async move {
+            let _until_it_is_over = unprotected;
+            service.call(request).await
+        };
         let handler = self.scope().of_body(context).wrap(handler).in_current_span();
         match tokio::spawn(handler).await {
             Ok(response) => {
