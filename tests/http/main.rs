@@ -24,6 +24,7 @@ mod payload;
 mod peers;
 mod process;
 mod questions;
+mod readiness;
 mod replay;
 mod resident_memory;
 mod round_trips;

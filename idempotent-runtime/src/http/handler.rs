@@ -1,5 +1,6 @@
 //! The handler of one request under its claim: what it answers is delivered and recorded.
 
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,6 +24,7 @@ use super::stored::{Head, state};
 use super::{BoxError, headers};
 use crate::clock::Timestamp;
 use crate::context::Context;
+use crate::error::{Error, ErrorKind};
 
 /// A service behind the layer, as a task of its own needs it.
 pub(super) trait Handles<B, R>:
@@ -56,6 +58,19 @@ pub(super) enum Delivery<R> {
     Settled(Response<ResponseBody<R>>),
     /// Sent at once, for its body comes in pieces. It ends when the record is written.
     Live(Response<ResponseBody<R>>),
+}
+
+/// Waits until `service` may be called.
+pub(super) async fn ready<S: Handles<B, R>, B, R>(service: &mut S) -> Result<(), S::Error> {
+    poll_fn(|task| service.poll_ready(task)).await
+}
+
+/// Resolves when the claim of the call around is over, if it has one.
+async fn claim_over() {
+    match Context::try_current() {
+        Some(context) => context.lease_ended().await,
+        None => std::future::pending().await,
+    }
 }
 
 pub(super) struct Handler<S, B, R> {
@@ -108,6 +123,16 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
             // The engine runs a body once.
             return Handled::Answered { fate: Fate::Unknown };
         };
+        // It has waited for its key with no place there, and takes one now.
+        let is_ready = tokio::select! {
+            biased;
+            is_ready = ready(&mut service) => is_ready,
+            // Somebody else may run it now.
+            () = claim_over() => return Handled::Refused(Error::new(ErrorKind::StoreUnavailable)),
+        };
+        if let Err(error) = is_ready {
+            return Handled::Failed { error, fate: Fate::Release };
+        }
         self.is_bypassed.store(Context::try_current().is_none_or(|context| context.attempt() == 0), Ordering::Release);
         match service.call(request).await {
             Ok(response) => self.answer(response).await,

@@ -17,7 +17,7 @@ use tower_service::Service;
 use tracing::Instrument as _;
 
 use super::handled::{Handled, Vouched, is_not_kept};
-use super::handler::{Delivery, Handler, Handles, Readable, Unhandled, take};
+use super::handler::{Delivery, Handler, Handles, Readable, Unhandled, ready, take};
 use super::key::IdempotencyKey;
 use super::method::{self, Coverage};
 use super::options::{Crash, Options};
@@ -120,9 +120,10 @@ where
             Plan::PassOn(request) => Kind::Untouched { future: self.service.call(request.map(RequestBody::untouched)) },
             Plan::Refuse(problem) => Kind::Refused { response: Some(refusal(&self.options, problem)) },
             Plan::Guard { request, key, required } => {
-                // The service that is ready is the one that is called.
-                let next = self.service.clone();
-                let service = std::mem::replace(&mut self.service, next);
+                // What is ready has a place, a permit for example. It is given back: it may take long until the handler
+                // begins, and it may never do so.
+                let service = self.service.clone();
+                self.service = service.clone();
                 let guarded = Exchange { options: self.options.clone(), service, required };
                 Kind::Guarded { future: Box::pin(guarded.answer(request, key)) }
             }
@@ -215,6 +216,7 @@ impl<S> Exchange<S> {
                 return malformed("it is in the header, and this service takes it from the body");
             }
             None => {
+                ready(&mut self.service).await?;
                 let response = self.service.call(Request::from_parts(head, body)).await?;
                 return Ok(response.map(ResponseBody::untouched));
             }
@@ -414,6 +416,7 @@ impl Guard {
         // What the service does when it is called belongs to the handler too.
         let handler = async move {
             let _until_it_is_over = unprotected;
+            ready(&mut service).await?;
             service.call(request).await
         };
         let handler = self.scope().of_body(context).wrap(handler).in_current_span();
