@@ -434,6 +434,11 @@ impl Guard {
 /// What the answer to a question leaves in the record.
 fn vouch(options: &Options, context: &Context, verdict: Verdict<Response<Bytes>>) -> Verdict<Vouched> {
     let response = match verdict {
+        Verdict::Completed(response) if response.status().is_informational() => {
+            let status = response.status().as_u16();
+            tracing::error!(status, "the question about a request was answered with a status that no response has");
+            return Verdict::Unknown;
+        }
         Verdict::Completed(response) => response,
         Verdict::NotExecuted => return Verdict::NotExecuted,
         Verdict::Unknown => return Verdict::Unknown,
