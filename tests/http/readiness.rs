@@ -11,16 +11,16 @@ use axum::BoxError;
 use axum::body::{Body, Bytes};
 use axum::http::{Request, Response};
 use futures::{FutureExt as _, stream};
-use idempotency::Idempotency;
 use idempotency::http::{IdempotencyLayer, RequestBody, Scope};
 use idempotency::store::{MemoryStore, StoreErrorKind};
-use idempotency::testing::{Fault, FaultyStore, Gate};
+use idempotency::testing::{Fault, FaultyStore, Gate, ManualClock};
+use idempotency::{Idempotency, OnCrash};
 use idempotency_test_support::deadline::{eventually, within};
 use tower::buffer::BufferLayer;
 use tower::limit::ConcurrencyLimitLayer;
 use tower::{Layer as _, Service, ServiceExt as _, service_fn};
 
-use crate::world::NO_PATIENCE;
+use crate::world::{NO_PATIENCE, PATIENCE};
 
 fn layer() -> IdempotencyLayer {
     IdempotencyLayer::new(Idempotency::new(MemoryStore::new()), Scope::global())
@@ -147,5 +147,47 @@ async fn rule_70_a_service_that_is_not_ready_under_the_claim_leaves_the_key_free
     let answer = service.oneshot(request("abc")).await.map_err(anyhow::Error::from_boxed)?;
     assert_eq!((answer.status().as_u16(), ran.load(Ordering::SeqCst)), (200, 1));
     assert!(!answer.headers().contains_key("idempotency-replayed"));
+    Ok(())
+}
+
+/// Somebody else may run it then.
+#[tokio::test]
+async fn rule_70_a_request_whose_claim_ends_while_it_waits_for_a_place_does_not_run() -> anyhow::Result<()> {
+    let clock = ManualClock::new();
+    let store = FaultyStore::new(MemoryStore::with_clock(clock.clone()));
+    store.always("renew", Some(Fault::LostRequest));
+    let engine = Idempotency::builder(store.clone()).clock(clock.clone()).claim_timeout(PATIENCE).build();
+    let ran = Arc::new(AtomicUsize::default());
+    let counting = ran.clone();
+    let counted = service_fn(move |_: Request<RequestBody<Body>>| {
+        counting.fetch_add(1, Ordering::SeqCst);
+        std::future::ready(Ok::<_, Infallible>(Response::new(Body::from("paid"))))
+    });
+    let limited = ConcurrencyLimitLayer::new(1).layer(counted);
+    let service = IdempotencyLayer::new(engine, Scope::global()).with_on_crash(OnCrash::Retry).layer(limited.clone());
+    // Somebody takes the place while the body of the request comes.
+    let body = Gate::new();
+    let rest = body.clone();
+    let slow = request("abc").map(|_| {
+        Body::from_stream(stream::once(async move {
+            rest.wait().await;
+            Ok::<_, Infallible>("{}")
+        }))
+    });
+    let mut first = Box::pin(service.clone().oneshot(slow));
+    assert!(first.as_mut().now_or_never().is_none());
+    let place = within("the place", limited.ready_oneshot()).await??;
+    let first = tokio::spawn(first);
+    body.open();
+    eventually("the claim", || store.requests("claim") == 1).await?;
+    eventually("the end of the claim", || {
+        clock.advance(Duration::from_secs(1));
+        first.is_finished()
+    })
+    .await?;
+    assert_eq!((first.await??.status().as_u16(), ran.load(Ordering::SeqCst)), (503, 0));
+    drop(place);
+    let retry = within("the retry", service.oneshot(request("abc"))).await??;
+    assert_eq!((retry.status().as_u16(), ran.load(Ordering::SeqCst)), (200, 1));
     Ok(())
 }
