@@ -330,6 +330,33 @@ async fn a_disabled_operation_takes_no_new_calls_after_the_shutdown_either() {
 }
 
 #[tokio::test]
+async fn a_shutdown_waits_for_bodies_that_run_unprotected_and_counts_those_that_go_on() {
+    for (timeout, abandoned) in [(LONG, 0), (Duration::from_secs(1), 1)] {
+        let (world, gate) = (World::new(), Gate::new());
+        world.engine.disable(OPERATION);
+        let body = async || {
+            gate.wait().await;
+            world.effect(1)
+        };
+        let mut running = Box::pin(world.call(1).run(body));
+        assert!(poll_once(&mut running).is_pending());
+        let mut shutdown = Box::pin(world.engine.shutdown(timeout));
+        assert!(poll_once(&mut shutdown).is_pending());
+        let drained = if abandoned == 0 {
+            gate.open();
+            running.await.unwrap();
+            shutdown.await
+        } else {
+            let drained = world.while_time_passes(shutdown).await;
+            gate.open();
+            running.await.unwrap();
+            drained
+        };
+        assert_eq!((drained.abandoned, world.ledger.count()), (abandoned, 1));
+    }
+}
+
+#[tokio::test]
 async fn an_engine_that_is_shut_down_twice_stays_closed() {
     let (world, gate) = (World::new(), Gate::new());
     let body = world.call(1).run(|| async {

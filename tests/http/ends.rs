@@ -9,14 +9,15 @@ use axum::extract::State;
 use axum::http::{Response, StatusCode};
 use axum::routing::post;
 use futures::stream;
-use idempotency::http::Unreplayable;
+use idempotency::http::{IdempotencyLayer, Unreplayable};
+use idempotency::store::StoreErrorKind;
 use idempotency::testing::{Fault, Gate};
 use idempotency::{OnCrash, State as RecordState};
 use idempotency_test_support::deadline::{eventually_async, within};
 use tokio::io::AsyncReadExt as _;
 
 use crate::client::{Outgoing, Pending, raw_post};
-use crate::world::{Server, Shop, World, router};
+use crate::world::{NO_PATIENCE, Server, Shop, World, router};
 
 async fn panics_once(State(shop): State<Shop>) -> &'static str {
     shop.effect("panicking");
@@ -87,6 +88,37 @@ async fn shutdown_waits_for_handlers_whose_client_has_left() -> anyhow::Result<(
     world.shop.gate.open();
     assert_eq!(within("the drain", shutdown).await??.abandoned, 0);
     assert_eq!((world.state("abc").await?, world.effects("abc")), (Some(RecordState::Completed), 1));
+    Ok(())
+}
+
+#[tokio::test]
+async fn shutdown_waits_for_handlers_that_run_unprotected() -> anyhow::Result<()> {
+    for is_disabled in [false, true] {
+        let world = World::setup()
+            .engine(|builder| builder.claim_timeout(NO_PATIENCE))
+            .layer(IdempotencyLayer::with_fail_open)
+            .start()
+            .await?;
+        if is_disabled {
+            world.engine.disable("http");
+        } else {
+            world.store.always("claim", Some(Fault::Refused(StoreErrorKind::Refused)));
+        }
+        let headers = b"Idempotency-Key: \"abc\"\r\nx-wait: 1\r\n";
+        let connection = world.client.write(raw_post("/pay", headers, b"{}")).await?;
+        world.entered("abc").await?;
+        drop(connection);
+        let engine = world.engine.clone();
+        let shutdown = tokio::spawn(async move { engine.shutdown(Duration::from_secs(60)).await });
+        eventually_async("the engine to close", async || {
+            world.pay("other").send().await.is_ok_and(|reply| reply.status == 503)
+        })
+        .await?;
+        assert!(!shutdown.is_finished(), "disabled: {is_disabled}");
+        world.shop.gate.open();
+        assert_eq!(within("the drain", shutdown).await??.abandoned, 0);
+        assert_eq!(world.effects("abc"), 1);
+    }
     Ok(())
 }
 
@@ -320,9 +352,7 @@ async fn rule_25_a_stream_whose_claim_is_over_goes_on_where_nobody_answers_again
 
 #[tokio::test]
 async fn rule_25_a_service_may_run_again_what_was_too_large_to_keep() -> anyhow::Result<()> {
-    let layer = |layer: idempotency::http::IdempotencyLayer| {
-        layer.with_max_response_body(1_000).with_unreplayable(Unreplayable::Release)
-    };
+    let layer = |layer: IdempotencyLayer| layer.with_max_response_body(1_000).with_unreplayable(Unreplayable::Release);
     let world = World::setup().routes(streams()).layer(layer).start().await?;
     for runs in 1..=2 {
         let reply = world.client.post("/known").key("known").send().await?;
@@ -335,9 +365,7 @@ async fn rule_25_a_service_may_run_again_what_was_too_large_to_keep() -> anyhow:
 #[tokio::test]
 async fn rule_25_headers_over_the_limit_are_too_large_without_a_body_too() -> anyhow::Result<()> {
     for (unreplayable, status, effects) in [(Unreplayable::Mark, 409, 1), (Unreplayable::Release, 204, 2)] {
-        let layer = move |layer: idempotency::http::IdempotencyLayer| {
-            layer.with_max_response_body(10).with_unreplayable(unreplayable)
-        };
+        let layer = move |layer: IdempotencyLayer| layer.with_max_response_body(10).with_unreplayable(unreplayable);
         let deleted = async |State(shop): State<Shop>| {
             shop.effect("deleted");
             StatusCode::NO_CONTENT

@@ -17,6 +17,7 @@ use hyper_util::service::TowerToHyperService;
 use idempotency::clock::Timestamp;
 use idempotency::http::{IdempotencyKey, IdempotencyLayer, RequestBody, Scope};
 use idempotency::store::MemoryStore;
+use idempotency::testing::Fault;
 use idempotency::{Context, Error, Idempotency, InCurrentScope as _, OnCrash, State as RecordState, idempotent};
 use idempotency_test_support::deadline::within;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -219,6 +220,43 @@ async fn without_a_key_nothing_is_buffered() -> anyhow::Result<()> {
     let mut answer = Vec::new();
     while !answer.ends_with(b"beginning") {
         assert!(within("the answer", connection.read_buf(&mut answer)).await?? > 0, "{}", answer.escape_ascii());
+    }
+    Ok(())
+}
+
+/// Where the next request runs the handler again or asks, the record stays in progress for it.
+#[tokio::test]
+async fn a_request_whose_owner_is_gone_is_uncertain_under_every_policy() -> anyhow::Result<()> {
+    for policy in [OnCrash::Hold, OnCrash::Retry, OnCrash::Resume] {
+        let status = Arc::new(Mutex::new(None));
+        let layer_status = status.clone();
+        let world = World::setup()
+            .clock_by_hand()
+            .layer(move |layer| {
+                let layer = layer.with_on_crash(policy);
+                *layer_status.lock().expect("nobody panicked") = Some(layer.status_service());
+                layer
+            })
+            .around(move |router| {
+                let status = status.lock().expect("nobody panicked").take().expect("the layer was made");
+                router.route_service("/status", status)
+            })
+            .start()
+            .await?;
+        let state = async |key: &str| {
+            let reply = world.client.request(Method::GET, "/status").key(key).send().await?;
+            anyhow::Ok(reply.json()?["state"].as_str().map(str::to_owned))
+        };
+        world.pay("timeout").header("x-status", "504").send().await?;
+        assert_eq!(state("timeout").await?.as_deref(), Some("uncertain"), "{policy:?}");
+        // Its process is as good as gone when its lease is not renewed.
+        world.store.always("renew", Some(Fault::LostRequest));
+        let running = world.pay("running").header("x-wait", "1").spawn();
+        world.entered("running").await?;
+        assert_eq!(state("running").await?.as_deref(), Some("processing"), "{policy:?}");
+        world.clock.advance(Duration::from_secs(60));
+        assert_eq!(state("running").await?.as_deref(), Some("uncertain"), "{policy:?}");
+        running.leave();
     }
     Ok(())
 }

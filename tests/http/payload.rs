@@ -120,6 +120,39 @@ async fn rule_32_canonical_json_ignores_spelling_but_not_duplicate_members() -> 
     Ok(())
 }
 
+#[tokio::test]
+async fn rule_32_a_body_that_is_not_sent_as_json_counts_with_every_byte() -> anyhow::Result<()> {
+    for fingerprint in [RequestFingerprint::json(), RequestFingerprint::fields(["/version"])] {
+        let name = format!("{fingerprint:?}");
+        let world = World::with(move |layer| layer.with_fingerprint(fingerprint)).await?;
+        let pairs = [("1.10", "1.1"), (r#"{"version":1.10}"#, r#"{"version":1.1}"#)];
+        for (number, (one, other)) in pairs.into_iter().enumerate() {
+            for (headers, counts) in [
+                (&[("content-type", "text/plain")][..], true),
+                (&[("content-type", "application/x-www-form-urlencoded")], true),
+                (&[("content-type", "application/json"), ("content-encoding", "gzip")], true),
+                (&[("content-type", "application/json")], false),
+                (&[("content-type", "application/problem+json")], false),
+                (&[], false),
+            ] {
+                let send = |body: &'static str| {
+                    let request = world.pay(&format!("{number} {headers:?}").replace('"', "")).body(body);
+                    headers.iter().fold(request, |request, (name, value)| request.header(name, value)).send()
+                };
+                assert_eq!(send(one).await?.status, 201);
+                assert!(send(one).await?.is_replayed());
+                let other = send(other).await?;
+                if counts {
+                    other.assert_problem(422, "mismatch")?;
+                } else {
+                    assert!(other.is_replayed(), "{name} {headers:?}: {other:?}");
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Each line is one number, in as many spellings.
 const ONE_NUMBER: [&[&str]; 6] = [
     &["1", "1.0", "1.000000000000000000000000000", "10e-1", "0.1E+1", "0.00001e5", "1e0", "1e-0000000000000000000000"],

@@ -120,6 +120,29 @@ async fn a_question_that_panics_is_a_500_and_is_asked_again_after_a_rest() -> an
     Ok(())
 }
 
+/// No response can have such a status.
+#[tokio::test]
+async fn an_answer_that_only_announces_a_response_is_none() -> anyhow::Result<()> {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counting = asked.clone();
+    let question = move |_: Context, _: axum::http::Request<Bytes>| {
+        counting.fetch_add(1, Ordering::SeqCst);
+        async { Verdict::Completed(Response::builder().status(102).body(Bytes::new()).expect("it is well-formed")) }
+    };
+    let world = World::setup()
+        .clock_by_hand()
+        .layer(|layer| layer.with_settle(Duration::ZERO).with_verify(question))
+        .start()
+        .await?;
+    world.pay("abc").header("x-status", "504").send().await?;
+    for _ in 0..2 {
+        world.pay("abc").send().await?.assert_problem(409, "uncertain")?;
+    }
+    assert_eq!((asked.load(Ordering::SeqCst), world.effects("abc")), (1, 1));
+    assert_eq!(world.state("abc").await?, Some(RecordState::InDoubt));
+    Ok(())
+}
+
 #[tokio::test]
 async fn rule_24_a_client_that_leaves_does_not_cut_the_question_about_its_request_off() -> anyhow::Result<()> {
     let scene = Scene::new(Duration::ZERO, Verdict::Completed(())).await?;

@@ -9,6 +9,7 @@ use axum::http::{HeaderValue, Method};
 use hyper_util::client::legacy::Error as HyperError;
 use idempotency::ErrorKind;
 use idempotency::clock::{Clock as _, Randomness};
+use idempotency::http::HeaderNames;
 use idempotency::http::client::{ClientError, ClientLayer, RequestKey, RequestLabel, Sent};
 use idempotency::testing::ManualClock;
 use idempotency_test_support::deadline::within;
@@ -121,6 +122,20 @@ async fn only_answers_that_can_change_are_asked_for_again() -> anyhow::Result<()
         let service = Scripted::start([step.clone()]).await?;
         let answer = send(client(&layer(&ManualClock::new())), service.post("/pay")).await??;
         assert_eq!((answer.body.as_str(), service.keys().len()), ("answer 1", 1), "{step:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_problem_counts_under_its_usual_name_too() -> anyhow::Result<()> {
+    for name in ["idempotency-problem", "x-why"] {
+        let names = HeaderNames::new().with_problem("x-why")?;
+        for kind in ["uncertain", "not-kept", "expired", "mismatch"] {
+            let service = Scripted::start([answer_with(409, &[(name, kind)])]).await?;
+            let layer = layer(&ManualClock::new()).with_header_names(names.clone());
+            let answer = send(client(&layer), service.post("/pay")).await??;
+            assert_eq!((answer.text(), service.keys().len()), ((409, "answer 1"), 1), "{name}: {kind}");
+        }
     }
     Ok(())
 }

@@ -76,6 +76,24 @@ async fn rule_63_an_operator_decides_about_an_unknown_outcome() -> anyhow::Resul
 }
 
 #[tokio::test]
+async fn rule_63_an_operators_answer_that_only_announces_a_response_is_refused() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    world.pay("abc").header("x-status", "504").send().await?;
+    let record = world.record("abc");
+    let view = record.inspect().await?.context("there is a record")?;
+    for status in [100, 101, 103] {
+        let resolution = Resolution::response(Response::builder().status(status).body("early")?);
+        let error = record.resolve(&view, resolution).await.expect_err("no response has it");
+        assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+    }
+    // Nothing has changed.
+    world.pay("abc").send().await?.assert_problem(409, "uncertain")?;
+    record.resolve(&view, Resolution::response(Response::new("found by hand"))).await?;
+    assert!(world.pay("abc").send().await?.is_replayed());
+    Ok(())
+}
+
+#[tokio::test]
 async fn rule_63_the_policy_decides_about_an_unknown_outcome() -> anyhow::Result<()> {
     let retrying = World::with(|layer| layer.with_on_crash(OnCrash::Retry)).await?;
     let asking = World::with(|layer| {

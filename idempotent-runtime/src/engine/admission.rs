@@ -11,7 +11,7 @@ use super::report::Report;
 use super::running::Running;
 use super::scope::Scope;
 use super::window::seek_in_windows;
-use super::{Waiting, claim, wait};
+use super::{Unprotected, Waiting, claim, wait};
 use crate::context::Context;
 use crate::error::{Error, ErrorKind};
 use crate::fingerprint::Fingerprint;
@@ -25,7 +25,7 @@ pub(crate) enum Admission {
     /// Run the body under this claim.
     Run(Box<Running>),
     /// Run the body without any protection: the operation is disabled.
-    Bypass(Scope),
+    Bypass(Scope, Unprotected),
 }
 
 impl Admission {
@@ -33,7 +33,7 @@ impl Admission {
     pub(super) fn call(&self) -> Option<Arc<Checked>> {
         match self {
             Self::Run(running) => Some(running.call.clone()),
-            Self::Answer(_) | Self::Bypass(_) => None,
+            Self::Answer(_) | Self::Bypass(..) => None,
         }
     }
 }
@@ -70,13 +70,14 @@ pub(crate) async fn admit(request: Request) -> Admission {
     let scope = Scope::current();
     let mut report = Report::new(call.operation.clone(), call.key);
     if call.engine.operations.is_disabled(&call.operation) {
-        if scope.is_shut_out(&call.engine) {
+        let Some(unprotected) = Unprotected::enter(&call.engine, &scope) else {
             return refuse(call.refused(ErrorKind::ShuttingDown), &report, &scope);
-        }
+        };
         tracing::warn!(operation = %call.operation, key = %call.key, "the operation is disabled: the body runs unprotected");
         report.bypassed = true;
         scope.report(&report);
-        return Admission::Bypass(scope.of_body(Context::unprotected(&call.engine, &call.operation, call.key)));
+        let scope = scope.of_body(Context::unprotected(&call.engine, &call.operation, call.key));
+        return Admission::Bypass(scope, unprotected);
     }
     // A key with a window has more than one record.
     let answer = if call.windowed.is_none() { at_hand(&call, &scope, &mut report) } else { Ok(None) };

@@ -50,10 +50,11 @@ pub(crate) use verify::verify_detached_and;
 pub use verify::{Asked, Cleared, Unasked, Verified, Verify, verify};
 
 use flight::Flights;
-use keeper::{Followed, Keeper};
+use keeper::{Busy, Followed, Keeper};
 use operations::Operations;
 use owed::Owed;
 use purge::Purge;
+use scope::Scope;
 use settings::Settings;
 
 use crate::clock::{Clock, Randomness};
@@ -103,8 +104,8 @@ pub(crate) struct Inner {
     owed: Owed,
     closing: AtomicU8,
     waiters: AtomicUsize,
-    /// Bodies whose record is in a transaction of the user's.
-    in_transactions: AtomicUsize,
+    /// Bodies that run without a lease: their record is in a transaction of the user's, or they have none.
+    without_lease: AtomicUsize,
     duplicates: AtomicU64,
 }
 
@@ -145,7 +146,7 @@ impl Inner {
             owed: Owed::default(),
             closing: AtomicU8::new(OPEN),
             waiters: AtomicUsize::new(0),
-            in_transactions: AtomicUsize::new(0),
+            without_lease: AtomicUsize::new(0),
             duplicates: AtomicU64::new(0),
         }
     }
@@ -225,19 +226,36 @@ impl Drop for Waiting {
     }
 }
 
-/// A body whose record is in a transaction of the user's.
-struct InTransactionOf(Arc<Inner>);
+/// A body that runs without a lease. A shutdown counts it.
+struct WithoutLease(Arc<Inner>);
 
-impl InTransactionOf {
+impl WithoutLease {
     fn enter(engine: &Arc<Inner>) -> Self {
-        engine.in_transactions.fetch_add(1, Ordering::SeqCst);
+        engine.without_lease.fetch_add(1, Ordering::SeqCst);
         Self(engine.clone())
     }
 }
 
-impl Drop for InTransactionOf {
+impl Drop for WithoutLease {
     fn drop(&mut self) {
-        self.0.in_transactions.fetch_sub(1, Ordering::SeqCst);
+        self.0.without_lease.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// A body that runs without any protection, until it is over: a shutdown waits for it, and counts it.
+pub(crate) struct Unprotected {
+    // In this order: what is not busy any more is not counted either.
+    _counted: WithoutLease,
+    _busy: Busy,
+}
+
+impl Unprotected {
+    /// `None` where `engine` is closing and takes no new calls from `scope`.
+    pub(crate) fn enter(engine: &Arc<Inner>, scope: &Scope) -> Option<Self> {
+        // In this order: a shutdown that begins after the look waits for what is busy.
+        let busy = engine.keeper.busy();
+        let counted = WithoutLease::enter(engine);
+        (!scope.is_shut_out(engine)).then(|| Self { _counted: counted, _busy: busy })
     }
 }
 
@@ -253,8 +271,8 @@ const CLOSED: u8 = 2;
 #[non_exhaustive]
 pub struct Drained {
     /// How many calls had begun and were not over at the end of the time: their body ran, or their result was not stored
-    /// yet. They were given up: in doubt under `hold`, left to the next caller under the other policies, and in a
-    /// transaction whatever becomes of that. A store that does not answer learns of it by the end of their leases.
+    /// yet. They were given up: in doubt under `hold`, left to the next caller under the other policies, in a
+    /// transaction whatever becomes of that, and without protection nothing is left of them. A store that does not answer learns of it by the end of their leases.
     /// Zero when all was over.
     pub abandoned: usize,
 }
@@ -315,7 +333,7 @@ impl Idempotency {
     pub fn scope<F: Future>(&self, future: F) -> impl Future<Output = F::Output> + use<F> {
         let engine = self.clone();
         // What surrounds the future is what surrounds it when it runs, not when it was made.
-        async move { scope::Scope::current().with_engine(engine).wrap(future).await }
+        async move { Scope::current().with_engine(engine).wrap(future).await }
     }
 
     /// A call of `operation` with `key`. What is wrong with the key is told when the call is made.
@@ -375,7 +393,7 @@ impl Idempotency {
         // Which claims are taken away below, and which never come to be: one that asks whether it may before this is held
         // or on its way, and is seen here or by the last wait; one that asks afterwards sends nothing.
         engine.closing.store(CLOSED, Ordering::SeqCst);
-        let mut abandoned = engine.in_transactions.load(Ordering::SeqCst);
+        let mut abandoned = engine.without_lease.load(Ordering::SeqCst);
         for lease in engine.keeper.held() {
             // A record that is gone from now on was taken away by an answer, and is not written anew.
             let has_begun = lease.shut_down();

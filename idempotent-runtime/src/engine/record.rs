@@ -107,6 +107,9 @@ pub struct Resolution(Kind);
 
 enum Kind {
     Finished(State, Result<Bytes, NotEncodable>),
+    /// What no caller can have been answered with, and why.
+    #[cfg(feature = "http")]
+    Impossible(&'static str),
     NotExecuted,
 }
 
@@ -115,6 +118,8 @@ impl fmt::Debug for Resolution {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
             Kind::Finished(state, _) => write!(f, "Resolution({state:?})"),
+            #[cfg(feature = "http")]
+            Kind::Impossible(_) => f.write_str("Resolution(Impossible)"),
             Kind::NotExecuted => f.write_str("Resolution(NotExecuted)"),
         }
     }
@@ -146,6 +151,12 @@ impl Resolution {
     #[cfg(feature = "http")]
     pub(crate) fn finished(state: State, body: Bytes) -> Self {
         Self(Kind::Finished(state, Ok(body)))
+    }
+
+    /// One that is refused.
+    #[cfg(feature = "http")]
+    pub(crate) fn impossible(why: &'static str) -> Self {
+        Self(Kind::Impossible(why))
     }
 }
 
@@ -246,7 +257,8 @@ impl RecordHandle {
     /// # Errors
     /// [`InProgress`](ErrorKind::InProgress) when an owner is alive. [`Superseded`](ErrorKind::Superseded) when the
     /// record is not as `view` shows it any more, or can be answered no more: inspect it again. [`Encode`](ErrorKind::Encode)
-    /// and [`TooLarge`](ErrorKind::TooLarge) when the answer cannot be stored; nothing has changed then. The store's.
+    /// and [`TooLarge`](ErrorKind::TooLarge) when the answer cannot be stored, [`Config`](ErrorKind::Config) when it is a
+    /// response that HTTP does not have; nothing has changed then. The store's.
     pub async fn resolve(&self, view: &RecordView, resolution: Resolution) -> Result<(), Error> {
         let key = self.hash()?;
         let engine = &self.engine;
@@ -285,7 +297,12 @@ impl RecordHandle {
     }
 
     fn answer(&self, key: &KeyHash, record: &Record, resolution: Resolution) -> Result<ResolveAnswer, Error> {
-        let Kind::Finished(state, body) = resolution.0 else { return Ok(ResolveAnswer::NotExecuted) };
+        let (state, body) = match resolution.0 {
+            Kind::Finished(state, body) => (state, body),
+            #[cfg(feature = "http")]
+            Kind::Impossible(why) => return Err(self.error(key, Error::config(why))),
+            Kind::NotExecuted => return Ok(ResolveAnswer::NotExecuted),
+        };
         let body = body.map_err(|error| {
             let detail = format!("{error}; the answer was not stored");
             self.error(key, Error::new(ErrorKind::Encode).with_source(error).with_detail(detail))

@@ -10,6 +10,7 @@ use std::task::{Context, Poll, ready};
 use pin_project_lite::pin_project;
 use tracing::Instrument as _;
 
+use super::Unprotected;
 use super::admission::{Admission, admit};
 use super::call::{Call, Checked};
 use super::finish::Verdict;
@@ -41,7 +42,7 @@ pin_project! {
     enum Stage<R, B, F, P> {
         Admission { core: Core<Admission>, body: B, writer: Writer<R, P> },
         Body { #[pin] future: F, guard: Guard, writer: Writer<R, P> },
-        Bypass { #[pin] future: F, scope: Scope },
+        Bypass { #[pin] future: F, scope: Scope, unprotected: Unprotected },
         Finish { core: Followed<Verdict>, result: R },
         Over,
     }
@@ -105,7 +106,9 @@ where
                     };
                     let next = match admission {
                         Admission::Answer(answer) => return Poll::Ready(this.reader.answer(answer)),
-                        Admission::Bypass(scope) => Stage::Bypass { future: scope.enter(body), scope },
+                        Admission::Bypass(scope, unprotected) => {
+                            Stage::Bypass { future: scope.enter(body), scope, unprotected }
+                        }
                         Admission::Run(mut running) => match running.start() {
                             Err(error) => return Poll::Ready(this.reader.answer(Answer::Refused(error))),
                             Ok(scope) => {
@@ -139,7 +142,7 @@ where
                         guard.run(|| writer.ending(result)).unwrap_or_else(|panic| resume_unwind(panic));
                     this.stage.set(Stage::Finish { core: guard.running.finish(ending), result });
                 }
-                StageProjection::Bypass { future, scope } => {
+                StageProjection::Bypass { future, scope, .. } => {
                     let result = ready!(scope.enter(|| future.poll(cx)));
                     this.stage.set(Stage::Over);
                     return Poll::Ready(result);

@@ -10,12 +10,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::InTransactionOf;
 use super::admission::{Judged, judge, new_claim};
 use super::call::{Call, Checked, Request};
 use super::keeper::Busy;
 use super::report::{Observer, Report};
 use super::scope::Scope;
+use super::{Unprotected, WithoutLease};
 use crate::context::Context;
 use crate::error::{Error, ErrorKind};
 use crate::outcome::{
@@ -79,8 +79,8 @@ pub enum Begun<R, P> {
 #[expect(missing_debug_implementations, reason = "the expansion alone sees it")]
 #[must_use = "without `finish` there is no result, and the record that is committed is in doubt"]
 pub struct InTransaction<R, P> {
-    /// `None` where the operation is disabled.
-    claimed: Option<Box<InClaim>>,
+    /// Not where the operation is disabled.
+    claimed: Result<Box<InClaim>, Unprotected>,
     scope: Scope,
     writer: Writer<R, P>,
     reader: Reader<R>,
@@ -95,7 +95,7 @@ struct InClaim {
     /// Whether the body is over, for those who ask its [`Context`].
     ended: Arc<AtomicBool>,
     /// A shutdown waits for the body, and counts it.
-    _busy: (Busy, InTransactionOf),
+    _busy: (Busy, WithoutLease),
 }
 
 impl Drop for InClaim {
@@ -126,7 +126,7 @@ where
 
 enum Sought {
     Found(Arc<Record>),
-    Run { claimed: Option<Box<InClaim>>, scope: Scope },
+    Run { claimed: Result<Box<InClaim>, Unprotected>, scope: Scope },
 }
 
 async fn seek<X: SqlTransaction + ?Sized>(request: Request, transaction: &mut X) -> Result<Sought, Error> {
@@ -141,11 +141,14 @@ async fn seek<X: SqlTransaction + ?Sized>(request: Request, transaction: &mut X)
         return Err(call.refused(ErrorKind::ShuttingDown));
     }
     if engine.operations.is_disabled(&call.operation) {
+        let Some(unprotected) = Unprotected::enter(&engine, &scope) else {
+            return Err(call.refused(ErrorKind::ShuttingDown));
+        };
         tracing::warn!(operation = %call.operation, key = %call.key, "the operation is disabled: the body runs unprotected");
         report.bypassed = true;
         scope.report(&report);
         let scope = scope.of_body(Context::unprotected(&engine, &call.operation, call.key));
-        return Ok(Sought::Run { claimed: None, scope });
+        return Ok(Sought::Run { claimed: Err(unprotected), scope });
     }
     if scope.context().is_some_and(|context| context.is_running(&engine, &call.key)) {
         return Err(call.refused(ErrorKind::Reentrant));
@@ -183,10 +186,10 @@ async fn seek<X: SqlTransaction + ?Sized>(request: Request, transaction: &mut X)
         }
         Some(Claimed::Mine(grant)) => {
             report.attempt = grant.record.attempts;
-            let (ended, body) = (Arc::new(AtomicBool::new(false)), InTransactionOf::enter(&engine));
+            let (ended, body) = (Arc::new(AtomicBool::new(false)), WithoutLease::enter(&engine));
             let context = Context::in_transaction(&engine, &call.operation, &grant, ended.clone());
             let (scope, observer) = (scope.of_body(context), scope.observer().cloned());
-            let claimed = Some(Box::new(InClaim { call, grant, observer, report, ended, _busy: (busy, body) }));
+            let claimed = Ok(Box::new(InClaim { call, grant, observer, report, ended, _busy: (busy, body) }));
             return Ok(Sought::Run { claimed, scope });
         }
         Some(Claimed::Held(record)) => record,
@@ -213,7 +216,7 @@ impl<R, P> InTransaction<R, P> {
 
     /// Writes the record as the body's result asks for, in the same transaction.
     pub async fn finish<X: SqlTransaction + ?Sized>(self, result: R, transaction: &mut X) -> R {
-        let Self { claimed: Some(claim), scope, writer, reader } = self else { return result };
+        let Self { claimed: Ok(claim), scope, writer, reader } = self else { return result };
         let (result, ending) = scope.enter(|| writer.ending(result));
         let (call, token) = (&claim.call, claim.grant.record.owner);
         let is_kept = matches!(ending, Ending::Answer { state: State::Completed, .. });

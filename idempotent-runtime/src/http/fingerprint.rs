@@ -81,15 +81,17 @@ impl RequestFingerprint {
     /// The JSON value of the body: neither the order of members nor white space nor the spelling of numbers and strings
     /// count (RFC 8785). Each digit of a number does: `1`, `1.0` and `10e-1` are one number, and `1.000000000000000001` is
     /// another one, also where a float would round it. Every byte of the body where readers would read it differently: it
-    /// names a member twice, has a number beyond the range of floats, is nested more than 127 deep, or is no JSON at all.
+    /// names a member twice, has a number beyond the range of floats, is nested more than 127 deep, or is no JSON at all. And
+    /// where it is not sent as JSON: with a `Content-Type` of something else than `application/json`, `text/json` and
+    /// `…+json`, or with a `Content-Encoding`. Without a type it is taken for JSON.
     pub fn json() -> Self {
         Self::new(Payload::Json, 2)
     }
 
     /// The values that these JSON pointers (RFC 6901) lead to in the body, `"/amount"` for example; a value that is
     /// missing differs from `null`. Where there is something else than an object or an array on the way, or an array and the
-    /// pointer has a name, all of that: readers take `[100, "EUR"]` for a struct, its fields in their order. Every byte of the body where readers would read it differently, as in
-    /// [`json`](Self::json).
+    /// pointer has a name, all of that: readers take `[100, "EUR"]` for a struct, its fields in their order. Every byte of the body where readers would read it differently, and
+    /// where it is not sent as JSON, as in [`json`](Self::json).
     pub fn fields<P: Into<String>>(pointers: impl IntoIterator<Item = P>) -> Self {
         Self::new(Payload::Fields(pointers.into_iter().map(Into::into).collect()), 3)
     }
@@ -173,6 +175,10 @@ impl RequestFingerprint {
         hash.part(self.payload.name().as_bytes());
         match &self.payload {
             Payload::Body => hash.part(body),
+            // A handler that is sent text may read `1.10` as another thing than `1.1`.
+            Payload::Json | Payload::Fields(_) if !content::may_be_json(&request.headers) => {
+                hash.value_or_bytes(None, body);
+            }
             Payload::Json => hash.value_or_bytes(canonical_json::canonical(body).as_deref(), body),
             Payload::Fields(pointers) => match canonical_json::fields(body, pointers) {
                 None => hash.value_or_bytes(None, body),

@@ -1,12 +1,14 @@
 //! The handler of one request under its claim: what it answers is delivered and recorded.
 
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response, request, response};
+use http::header::CONTENT_LENGTH;
+use http::{Request, Response, StatusCode, Version, request, response};
 use http_body::Body;
 use http_body_util::BodyExt as _;
 use tokio::sync::oneshot;
@@ -15,12 +17,14 @@ use tower_service::Service;
 use super::effects::told;
 use super::handled::{Fate, Handled};
 use super::options::{OnStatus, Options, Unreplayable, is_endless};
+use super::problem::{Problem, ProblemKind};
 use super::request_body::RequestBody;
-use super::response_body::{OpenEnd, ResponseBody, superseded};
+use super::response_body::{HeldEnd, OpenEnd, ResponseBody, superseded};
 use super::stored::{Head, state};
 use super::{BoxError, headers};
 use crate::clock::Timestamp;
 use crate::context::Context;
+use crate::error::{Error, ErrorKind};
 
 /// A service behind the layer, as a task of its own needs it.
 pub(super) trait Handles<B, R>:
@@ -56,6 +60,19 @@ pub(super) enum Delivery<R> {
     Live(Response<ResponseBody<R>>),
 }
 
+/// Waits until `service` may be called.
+pub(super) async fn ready<S: Handles<B, R>, B, R>(service: &mut S) -> Result<(), S::Error> {
+    poll_fn(|task| service.poll_ready(task)).await
+}
+
+/// Resolves when the claim of the call around is over, if it has one.
+async fn claim_over() {
+    match Context::try_current() {
+        Some(context) => context.lease_ended().await,
+        None => std::future::pending().await,
+    }
+}
+
 pub(super) struct Handler<S, B, R> {
     pub(super) options: Arc<Options>,
     pub(super) request: Arc<request::Parts>,
@@ -80,6 +97,19 @@ struct Recording {
 }
 
 impl Recording {
+    /// Notes until when it is kept.
+    fn expires(&mut self, context: &Context) {
+        if let Some(now) = context.store_time() {
+            self.until = Some(now + self.ttl);
+            self.head.expires(now + self.ttl);
+        }
+    }
+
+    /// Whether a client has all that the response says when it has so many bytes.
+    fn is_reached(&self, size: usize) -> bool {
+        self.declared.is_some_and(|declared| u64::try_from(size).is_ok_and(|size| size >= declared))
+    }
+
     /// Whether a body of this size is what the response says. A shorter one has broken off, whatever its stream says.
     fn is_whole(&self, size: usize) -> bool {
         self.declared.is_none_or(|declared| u64::try_from(size) == Ok(declared))
@@ -93,6 +123,16 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
             // The engine runs a body once.
             return Handled::Answered { fate: Fate::Unknown };
         };
+        // It has waited for its key with no place there, and takes one now.
+        let is_ready = tokio::select! {
+            biased;
+            is_ready = ready(&mut service) => is_ready,
+            // Somebody else may run it now.
+            () = claim_over() => return Handled::Refused(Error::new(ErrorKind::StoreUnavailable)),
+        };
+        if let Err(error) = is_ready {
+            return Handled::Failed { error, fate: Fate::Release };
+        }
         self.is_bypassed.store(Context::try_current().is_none_or(|context| context.attempt() == 0), Ordering::Release);
         match service.call(request).await {
             Ok(response) => self.answer(response).await,
@@ -120,6 +160,10 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
             let fate = self.not_kept(&head, ttl);
             return self.settle(head, ResponseBody::untouched(body), fate);
         };
+        if headers::is_without_body(&head) {
+            recording.expires(&context);
+            return self.store(head, recording, &[]);
+        }
         let hint = body.size_hint();
         // The server in front would say so of the body.
         recording.declared = recording.declared.or(hint.exact());
@@ -128,11 +172,9 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
             let fate = self.not_kept(&head, ttl);
             return self.settle(head, ResponseBody::untouched(body), fate);
         }
-        if let Some(now) = context.store_time() {
-            recording.until = Some(now + ttl);
-            recording.head.expires(now + ttl);
-        }
-        if hint.exact().is_some() {
+        recording.expires(&context);
+        // A client of HTTP/1.0 takes the end of its connection for the end of a body whose length it was not told.
+        if hint.exact().is_some() || self.ends_with_its_connection(&head) {
             self.collect(head, Box::pin(body), recording).await
         } else {
             self.pass_on(head, Box::pin(body), recording, &context).await
@@ -162,8 +204,8 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
         Handled::Answered { fate }
     }
 
-    /// A body whose length is known, and fits.
-    async fn collect<E>(self, mut head: response::Parts, mut body: Pin<Box<R>>, recording: Recording) -> Handled<E> {
+    /// A body whose length is known and fits, or whose client could not tell a part of it from the whole.
+    async fn collect<E>(self, head: response::Parts, mut body: Pin<Box<R>>, recording: Recording) -> Handled<E> {
         let mut chunks = Vec::new();
         let mut size = 0;
         loop {
@@ -182,16 +224,44 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
                 Some(Err(error)) => return self.break_off(head, chunks, error.into()),
             }
         }
+        self.store(head, recording, &chunks)
+    }
+
+    /// A body that is whole, and is kept.
+    fn store<E>(self, mut head: response::Parts, recording: Recording, chunks: &[Bytes]) -> Handled<E> {
         if let Some(until) = recording.until {
             self.options.markers.expiry(&mut head.headers, until);
         }
+        if head.status == StatusCode::RESET_CONTENT {
+            // It is one of the body that is left out.
+            head.headers.remove(CONTENT_LENGTH);
+        }
         let (state, ttl) = (state(head.status), recording.ttl);
-        let (record, body) = recording.head.with_body(&chunks);
+        let (record, body) = recording.head.with_body(chunks);
         self.settle(head, ResponseBody::whole(body), Fate::Store { state, record, ttl })
     }
 
+    /// Whether a client of this response cannot see that it breaks off.
+    fn ends_with_its_connection(&self, response: &response::Parts) -> bool {
+        self.request.version < Version::HTTP_11 && headers::declared_length(response).is_none()
+    }
+
     /// Delivers what there is of a body that is not whole.
-    fn break_off<E>(self, head: response::Parts, chunks: Vec<Bytes>, error: BoxError) -> Handled<E> {
+    fn break_off<E>(self, head: response::Parts, mut chunks: Vec<Bytes>, error: BoxError) -> Handled<E> {
+        if self.ends_with_its_connection(&head) {
+            tracing::error!(error, "the body of a response broke off");
+            let problem = self.options.refusal(Problem::new(ProblemKind::Internal), None);
+            let _ = self.delivery.send(Delivery::Settled(problem.map(ResponseBody::full)));
+            return Handled::Answered { fate: Fate::Unknown };
+        }
+        // All that its length says would be the whole of it.
+        if let Some(declared) = headers::declared_length(&head) {
+            let mut left = usize::try_from(declared).unwrap_or(usize::MAX);
+            chunks.retain(|chunk| {
+                left = left.saturating_sub(chunk.len());
+                left > 0
+            });
+        }
         let (sender, live) = ResponseBody::live();
         sender.send_all(chunks);
         sender.fail(error);
@@ -215,8 +285,8 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
         self.settle(head, live, fate)
     }
 
-    /// A body whose length is not known: the client gets it as it comes. Whether it will be kept is not known when its head
-    /// is sent, which therefore tells no lifetime.
+    /// A body whose length is not known: the client gets it as it comes, but for what would make it whole. Whether it will
+    /// be kept is not known when its head is sent, which therefore tells no lifetime.
     async fn pass_on<E>(
         self,
         head: response::Parts,
@@ -227,6 +297,7 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
         let (status, ttl) = (head.status, recording.ttl);
         let not_kept = self.not_kept(&head, ttl);
         let (sender, live) = ResponseBody::live();
+        let mut end = HeldEnd::new(sender);
         let _ = self.delivery.send(Delivery::Live(Response::from_parts(head, live)));
         let mut chunks = Vec::new();
         let mut size = 0;
@@ -237,9 +308,10 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
                 // Nothing is recorded under a claim that is over, and a body that never ends would be read for ever.
                 () = context.lease_ended() => {
                     if self.options.crash.may_be_answered_again() {
-                        sender.fail(superseded());
+                        end.fail(superseded());
                     } else {
-                        sender.hand_over(body);
+                        end.hold_rest(body);
+                        end.release();
                     }
                     return Handled::Answered { fate: Fate::Unknown };
                 }
@@ -247,34 +319,46 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
             match frame {
                 None if recording.is_whole(size) => break,
                 None => {
-                    sender.fail(headers::not_whole());
+                    end.fail(headers::not_whole());
                     return Handled::Answered { fate: Fate::Unknown };
                 }
                 // Says nothing, and is not kept: there may be any number of them.
                 Some(Ok(frame)) if frame.data_ref().is_some_and(Bytes::is_empty) => {}
-                Some(Ok(frame)) => {
-                    let data = frame.data_ref().cloned();
-                    sender.send(frame);
-                    match data {
-                        Some(data) if data.len() <= recording.room - size => {
-                            size += data.len();
-                            chunks.push(data);
-                        }
-                        _ => {
-                            sender.hand_over(body);
-                            return Handled::Answered { fate: not_kept };
+                Some(Ok(frame)) => match frame.data_ref().cloned() {
+                    Some(_) if recording.is_reached(size) => {
+                        end.fail(headers::not_whole());
+                        return Handled::Answered { fate: Fate::Unknown };
+                    }
+                    Some(data) if data.len() <= recording.room - size => {
+                        size += data.len();
+                        chunks.push(data);
+                        if recording.is_reached(size) {
+                            // A client sees the end of its response by its length.
+                            end.hold(frame);
+                        } else {
+                            end.send(frame);
                         }
                     }
-                }
+                    _ => {
+                        end.hold(frame);
+                        end.hold_rest(body);
+                        match not_kept {
+                            Fate::Release => end.release(),
+                            // Nobody else has another answer when the marker is written.
+                            _ => self.end.keep(end),
+                        }
+                        return Handled::Answered { fate: not_kept };
+                    }
+                },
                 Some(Err(error)) => {
-                    sender.fail(error.into());
+                    end.fail(error.into());
                     return Handled::Answered { fate: Fate::Unknown };
                 }
             }
         }
         let (record, _) = recording.head.with_body(&chunks);
         // The client sees the end of its response when the record is written.
-        self.end.keep(sender);
+        self.end.keep(end);
         Handled::Answered { fate: Fate::Store { state: state(status), record, ttl } }
     }
 }

@@ -95,6 +95,12 @@ pub(super) fn replayable(headers: &HeaderMap) -> Vec<(&HeaderName, &HeaderValue)
     headers.iter().filter(|(name, _)| may_be_replayed(name) && !of_connection(name)).collect()
 }
 
+/// Whether a server sends nothing of the response's body, whatever there is of it.
+pub(super) fn is_without_body(response: &response::Parts) -> bool {
+    const WITHOUT: [StatusCode; 3] = [StatusCode::NO_CONTENT, StatusCode::RESET_CONTENT, StatusCode::NOT_MODIFIED];
+    WITHOUT.contains(&response.status) || declared_length(response) == Some(0)
+}
+
 /// How many bytes the response says that its body has.
 pub(super) fn declared_length(response: &response::Parts) -> Option<u64> {
     // These may name the length of a body that they do not have.

@@ -220,7 +220,7 @@ impl IdempotencyLayer {
     /// Lets the next request with the key ask the outside world when a handler began and nobody knows whether it finished:
     /// see [`Call::on_crash_verify`](crate::Call::on_crash_verify), also for when this is safe. The question gets the
     /// [`Context`] of the call and the request, and its answer is the response, lets the handler run, or leaves the record
-    /// in doubt.
+    /// in doubt. So does a response with a status of 1xx, which none can have.
     ///
     /// ```
     /// # use idempotent_runtime::{Context, Idempotency, Verdict, store::MemoryStore};
@@ -371,6 +371,11 @@ impl IdempotencyLayer {
     /// Runs the handler without protection when the store does not answer, and marks its response with
     /// `Idempotency-Bypassed: true`. **A retry may then repeat the effect.** The default is to refuse the request (503), and
     /// so is one refused that has [waited](Self::blocking) for another with its key before the store went away.
+    ///
+    /// The mark keeps clients from sending the request again, and it is on responses of this layer alone. The response that
+    /// something in front makes of an *error* of the service behind has none, and neither has the answer of a time limit in
+    /// front: clients send such requests again, with a second effect. So make responses of errors behind the layer. The
+    /// same holds for a [disabled](crate::Idempotency::disable) operation.
     pub fn with_fail_open(self) -> Self {
         self.set(|options| options.fail_open = true)
     }

@@ -83,9 +83,52 @@ impl<B> LiveSender<B> {
     }
 }
 
+/// A body that is passed on, and what of it the client does not get yet.
+#[derive(Debug)]
+pub(super) struct HeldEnd<B> {
+    sender: LiveSender<B>,
+    frames: Vec<Frame<Bytes>>,
+    rest: Option<Pin<Box<B>>>,
+}
+
+impl<B> HeldEnd<B> {
+    pub(super) fn new(sender: LiveSender<B>) -> Self {
+        Self { sender, frames: Vec::new(), rest: None }
+    }
+
+    /// Sends a frame that ends nothing.
+    pub(super) fn send(&self, frame: Frame<Bytes>) {
+        self.sender.send(frame);
+    }
+
+    pub(super) fn hold(&mut self, frame: Frame<Bytes>) {
+        self.frames.push(frame);
+    }
+
+    /// All that comes after the frames.
+    pub(super) fn hold_rest(&mut self, body: Pin<Box<B>>) {
+        self.rest = Some(body);
+    }
+
+    /// Sends what is held, and the body ends where it does.
+    pub(super) fn release(self) {
+        for frame in self.frames {
+            self.sender.send(frame);
+        }
+        match self.rest {
+            Some(rest) => self.sender.hand_over(rest),
+            None => self.sender.complete(),
+        }
+    }
+
+    pub(super) fn fail(self, error: BoxError) {
+        self.sender.fail(error);
+    }
+}
+
 /// The end of a body that is passed on, until it is known whether everybody gets this answer.
 #[derive(Debug)]
-pub(super) struct OpenEnd<B>(Arc<Mutex<Option<LiveSender<B>>>>);
+pub(super) struct OpenEnd<B>(Arc<Mutex<Option<HeldEnd<B>>>>);
 
 impl<B> Clone for OpenEnd<B> {
     fn clone(&self) -> Self {
@@ -98,22 +141,22 @@ impl<B> OpenEnd<B> {
         Self(Arc::default())
     }
 
-    fn place(&self) -> MutexGuard<'_, Option<LiveSender<B>>> {
+    fn place(&self) -> MutexGuard<'_, Option<HeldEnd<B>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// All of the body is there.
-    pub(super) fn keep(&self, sender: LiveSender<B>) {
-        *self.place() = Some(sender);
+    /// All of the body is there, or all of it that is read here.
+    pub(super) fn keep(&self, end: HeldEnd<B>) {
+        *self.place() = Some(end);
     }
 
     /// Ends the body, or breaks it off: somebody else has given the answer to the request.
     pub(super) fn close(&self, is_the_answer: bool) {
-        let Some(sender) = self.place().take() else { return };
+        let Some(end) = self.place().take() else { return };
         if is_the_answer {
-            sender.complete();
+            end.release();
         } else {
-            sender.fail(superseded());
+            end.fail(superseded());
         }
     }
 }

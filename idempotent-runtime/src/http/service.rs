@@ -17,7 +17,7 @@ use tower_service::Service;
 use tracing::Instrument as _;
 
 use super::handled::{Handled, Vouched, is_not_kept};
-use super::handler::{Delivery, Handler, Handles, Readable, Unhandled, take};
+use super::handler::{Delivery, Handler, Handles, Readable, Unhandled, ready, take};
 use super::key::IdempotencyKey;
 use super::method::{self, Coverage};
 use super::options::{Crash, Options};
@@ -29,7 +29,7 @@ use super::{BoxError, hook, scope};
 use crate::clock::Timestamp;
 use crate::context::Context;
 use crate::engine::scope::{Scope, current_engine};
-use crate::engine::{Call, run_detached_and, verify_detached_and};
+use crate::engine::{Call, Unprotected, run_detached_and, verify_detached_and};
 use crate::error::{Error, ErrorKind};
 use crate::outcome::{Codec, Outcome as _};
 use crate::policy::{Unstored, Verdict};
@@ -120,9 +120,10 @@ where
             Plan::PassOn(request) => Kind::Untouched { future: self.service.call(request.map(RequestBody::untouched)) },
             Plan::Refuse(problem) => Kind::Refused { response: Some(refusal(&self.options, problem)) },
             Plan::Guard { request, key, required } => {
-                // The service that is ready is the one that is called.
-                let next = self.service.clone();
-                let service = std::mem::replace(&mut self.service, next);
+                // What is ready has a place, a permit for example. It is given back: it may take long until the handler
+                // begins, and it may never do so.
+                let service = self.service.clone();
+                self.service = service.clone();
                 let guarded = Exchange { options: self.options.clone(), service, required };
                 Kind::Guarded { future: Box::pin(guarded.answer(request, key)) }
             }
@@ -215,6 +216,7 @@ impl<S> Exchange<S> {
                 return malformed("it is in the header, and this service takes it from the body");
             }
             None => {
+                ready(&mut self.service).await?;
                 let response = self.service.call(Request::from_parts(head, body)).await?;
                 return Ok(response.map(ResponseBody::untouched));
             }
@@ -399,6 +401,9 @@ impl Guard {
         R: Send + 'static,
     {
         let options = &self.options;
+        let Some(unprotected) = Unprotected::enter(&options.engine.inner, &Scope::current()) else {
+            return Ok(self.refused(&Error::new(ErrorKind::ShuttingDown)));
+        };
         tracing::warn!(operation = %options.operation, "the store does not answer: a request runs unprotected");
         let record = options.engine.record(&options.operation, self.key.as_str()).in_scope(self.key.tenant());
         let key = match record.hash() {
@@ -409,7 +414,11 @@ impl Guard {
         // layer does not stop, they may.
         let context = Context::unprotected(&options.engine.inner, &options.operation, key);
         // What the service does when it is called belongs to the handler too.
-        let handler = async move { service.call(request).await };
+        let handler = async move {
+            let _until_it_is_over = unprotected;
+            ready(&mut service).await?;
+            service.call(request).await
+        };
         let handler = self.scope().of_body(context).wrap(handler).in_current_span();
         match tokio::spawn(handler).await {
             Ok(response) => {
@@ -425,6 +434,11 @@ impl Guard {
 /// What the answer to a question leaves in the record.
 fn vouch(options: &Options, context: &Context, verdict: Verdict<Response<Bytes>>) -> Verdict<Vouched> {
     let response = match verdict {
+        Verdict::Completed(response) if response.status().is_informational() => {
+            let status = response.status().as_u16();
+            tracing::error!(status, "the question about a request was answered with a status that no response has");
+            return Verdict::Unknown;
+        }
         Verdict::Completed(response) => response,
         Verdict::NotExecuted => return Verdict::NotExecuted,
         Verdict::Unknown => return Verdict::Unknown,

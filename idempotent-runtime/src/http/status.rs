@@ -29,8 +29,10 @@ use crate::store::State;
 /// {"state": "succeeded", "since": "2026-01-31T12:00:00Z", "expires": "2026-02-01T12:00:00Z"}
 /// ```
 ///
-/// `state` is `processing`, `succeeded`, `failed` (the response had a status of 4xx or 5xx), `uncertain` (nobody knows
-/// whether it finished) or `expired`. `since` is when the first request came, `expires` until when the record is kept. The
+/// `state` is `processing` (its handler runs), `succeeded`, `failed` (the response had a status of 4xx or 5xx), `uncertain`
+/// (its handler is over or its process is gone, and nobody knows whether it finished) or `expired`. What follows `uncertain`
+/// is the policy's: under [`OnCrash::Hold`](crate::OnCrash::Hold) nothing runs until an operator answers; under `Retry` and
+/// `Resume` the next request with the key runs the handler again, and with a question it asks. `since` is when the first request came, `expires` until when the record is kept. The
 /// response itself is never shown. 404 when there is no record. Keys that are taken from a body are put into the header
 /// here.
 ///
@@ -93,6 +95,8 @@ fn status(status: StatusCode) -> Response<Full<Bytes>> {
 /// `None` where the record is only a memory of attempts.
 fn describe(record: &RecordView) -> Option<Response<Full<Bytes>>> {
     let state = match record.state {
+        // A reason is only on one whose owner is gone. Under some policies it stays in progress for the next request.
+        State::InProgress if record.reason.is_some() => "uncertain",
         State::InProgress => "processing",
         State::Completed => "succeeded",
         State::Failed => "failed",

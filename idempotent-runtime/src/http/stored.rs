@@ -144,7 +144,8 @@ pub(super) fn of_response(response: Response<Bytes>, until: Option<Timestamp>) -
 
 impl Resolution {
     /// It happened, and this is the response that every retry of the request gets from now on: the answer to a record in
-    /// doubt of the [HTTP layer](crate::http). Headers that are never replayed are left out.
+    /// doubt of the [HTTP layer](crate::http). Headers that are never replayed are left out. A status of 1xx only announces a
+    /// response: [`resolve`](crate::RecordHandle::resolve) refuses it ([`Config`](crate::ErrorKind::Config)).
     ///
     /// ```
     /// # use idempotent_runtime::{Error, Idempotency, Resolution};
@@ -158,6 +159,9 @@ impl Resolution {
     /// }
     /// ```
     pub fn response(response: Response<impl Into<Bytes>>) -> Self {
+        if response.status().is_informational() {
+            return Self::impossible("no response has a status of 1xx; nothing has changed");
+        }
         let (state, record) = of_response(response.map(Into::into), None);
         Self::finished(state, record)
     }

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use http::header::{DATE, HeaderName, RETRY_AFTER};
 use http::{StatusCode, response};
 
-use crate::http::headers::STRIPE_SHOULD_RETRY;
+use crate::http::headers::{IDEMPOTENCY_PROBLEM, STRIPE_SHOULD_RETRY};
 use crate::http::{HeaderNames, ProblemKind};
 
 /// What an answer says about another attempt of its request.
@@ -23,9 +23,10 @@ pub(super) fn repetition(answer: &response::Parts, names: &HeaderNames) -> Repet
         return Repetition::Ruled(false);
     }
     // What an operator has to settle, or what was asked for wrongly.
-    let problem = text(answer, names.problem()).unwrap_or_default();
     let settled = [ProblemKind::Uncertain, ProblemKind::NotKept, ProblemKind::Expired, ProblemKind::Mismatch];
-    if settled.iter().any(|kind| kind.name() == problem) {
+    let is_settled = |name| text(answer, name).is_some_and(|problem| settled.iter().any(|kind| kind.name() == problem));
+    // Under the usual name too: nobody else uses it.
+    if is_settled(names.problem()) || is_settled(&IDEMPOTENCY_PROBLEM) {
         return Repetition::Ruled(false);
     }
     let is_error = answer.status.is_client_error() || answer.status.is_server_error();
