@@ -6,8 +6,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use sqlx::mysql::{MySqlConnectOptions, MySqlPoolOptions};
-use sqlx::{AssertSqlSafe, Connection as _, Executor as _, MySqlPool};
-use tokio::sync::OnceCell;
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _, MySql, MySqlPool};
 
 use super::address::Source;
 use super::query::Connections;
@@ -15,7 +14,8 @@ use super::statements::Statements;
 use super::{Inner, MySqlAddress, MySqlStore, check, waits, watch};
 use crate::clock::SystemClock;
 use crate::paused::explained;
-use crate::sql::{Abandoned, Fences, RenewalPool, TableName, Watchers};
+use crate::sql::transaction::OwnIdentity;
+use crate::sql::{Fences, Pools, TableName, Watchers};
 use crate::store::StoreError;
 use crate::store::bounds::check_timeout;
 
@@ -72,8 +72,8 @@ impl MySqlStoreBuilder {
         self
     }
 
-    /// How many connections the store opens at most, beside two for renewals. The default is 10. A pool that the store
-    /// was given has its own limit.
+    /// How many connections the store opens at most for each Tokio runtime that calls it, beside two for renewals. The
+    /// default is 10. A pool that the store was given has its own limit.
     pub fn max_connections(mut self, connections: u32) -> Self {
         self.max_connections = connections.max(1);
         self
@@ -109,19 +109,17 @@ impl MySqlStoreBuilder {
         let response_timeout = self.response_timeout;
         let connections = match self.source? {
             Source::Server(options) => {
-                let pool = own_pool(*options, self.max_connections, response_timeout);
-                Connections { abandoned: Abandoned::of(&pool), pool, response_timeout, has_bounds: true }
+                let pools = own_pools(*options, self.max_connections, response_timeout);
+                Connections { pools, response_timeout, has_bounds: true }
             }
-            Source::Pool(pool) => {
-                Connections { abandoned: Abandoned::of(&pool), pool, response_timeout, has_bounds: false }
-            }
+            Source::Pool(pool) => Connections { pools: Pools::given(pool), response_timeout, has_bounds: false },
         };
         Ok(store(connections, table))
     }
 
     pub(super) fn in_pool(pool: MySqlPool) -> MySqlStore {
-        let abandoned = Abandoned::of(&pool);
-        let connections = Connections { pool, abandoned, response_timeout: RESPONSE_TIMEOUT, has_bounds: false };
+        let pools = Pools::given(pool);
+        let connections = Connections { pools, response_timeout: RESPONSE_TIMEOUT, has_bounds: false };
         store(connections, TableName::default())
     }
 }
@@ -133,8 +131,8 @@ impl fmt::Debug for MySqlStoreBuilder {
     }
 }
 
-fn own_pool(options: MySqlConnectOptions, connections: u32, response_timeout: Duration) -> MySqlPool {
-    MySqlPoolOptions::new()
+fn own_pools(options: MySqlConnectOptions, connections: u32, response_timeout: Duration) -> Pools<MySql> {
+    let pool = MySqlPoolOptions::new()
         .max_connections(connections)
         .acquire_timeout(response_timeout)
         .test_before_acquire(false)
@@ -145,8 +143,8 @@ fn own_pool(options: MySqlConnectOptions, connections: u32, response_timeout: Du
             let locks = waits::bounds(LOCK_WAIT_SECONDS);
             let session = AssertSqlSafe(format!("{SESSION}, {locks}"));
             Box::pin(async move { connection.execute(sqlx::raw_sql(session)).await.map(|_| ()) })
-        })
-        .connect_lazy_with(options)
+        });
+    Pools::own(pool, options)
 }
 
 #[expect(clippy::disallowed_methods, reason = "the patience with a server is real time, whatever clock records have")]
@@ -156,8 +154,7 @@ async fn is_alive(ping: impl Future<Output = Result<(), sqlx::Error>>) -> bool {
 
 fn store(connections: Connections, table: TableName) -> MySqlStore {
     let statements = Arc::new(Statements::new(&table));
-    let renewals = RenewalPool::new(connections.pool.clone());
-    let abandoned_renewals = Abandoned::of_renewals(&connections.pool);
+    let renewals = connections.for_renewals();
     let watchers = {
         let (connections, statements) = (connections.clone(), Arc::clone(&statements));
         Watchers::new(Arc::new(SystemClock::new()), move |keys| {
@@ -168,13 +165,12 @@ fn store(connections: Connections, table: TableName) -> MySqlStore {
     MySqlStore(Arc::new(Inner {
         connections,
         renewals,
-        abandoned_renewals,
         statements,
         table,
         watchers,
         fences: Fences::default(),
         skips_locked,
-        identity: OnceCell::new(),
+        identity: OwnIdentity::default(),
     }))
 }
 

@@ -3,14 +3,14 @@
 use std::error::Error as _;
 use std::time::Duration;
 
-use sqlx::{AssertSqlSafe, Connection as _, Error, MySql, MySqlConnection, Row as _, Transaction};
+use sqlx::{AssertSqlSafe, Error, MySql, MySqlConnection, Row as _, Transaction};
 
-use super::error::{DUPLICATE_KEY, LOCK_WAIT_TIMEOUT, NO_SAVEPOINT, connection_error, number, store_error};
+use super::error::{DUPLICATE_KEY, LOCK_WAIT_TIMEOUT, NO_SAVEPOINT, number, store_error};
 use super::query::{Bound, query};
 use super::{Inner, MySqlStore, commit_statement, delete_statement, read_row, replace_statement, waits};
 use crate::key::KeyHash;
 use crate::sql::transaction::{self, Identity, TransactionStore, Transactional};
-use crate::sql::{self, Answer, Found, Guard, Row, Table, TransactionDatabase, in_time};
+use crate::sql::{self, Answer, Found, Guard, Row, Table, TransactionDatabase, in_time, is_answered};
 use crate::store::transaction::{End, Keep, Kept};
 use crate::store::{Claim, Claimed, Commit, DynStore, SqlTransaction, StoreError, StoreErrorKind, Token};
 
@@ -145,26 +145,21 @@ impl TransactionStore for MySqlStore {
         InTransaction { connection, store: &self.0, is_behind: false }
     }
 
-    /// It is asked for once, on a connection outside of the pool: all of the pool's may be in transactions that wait for
-    /// this.
+    /// It is asked for on a connection for renewals, made as the others are: all of the pool's may be in transactions that
+    /// wait for this.
     async fn own_identity(&self) -> Answer<Identity> {
         let store = &self.0;
         if let Some(identity) = store.identity.get() {
-            return Ok(*identity);
+            return Ok(identity);
         }
-        let asking = async {
-            let options = store.connections.pool.connect_options();
-            let connected = MySqlConnection::connect_with(&options).await;
-            let mut connection = connected.map_err(|error| connection_error(OPERATION, error))?;
-            let identity = identity(OPERATION, &mut connection, store).await?;
-            // The server notices the end of a connection that did not say goodbye.
-            let _ = connection.close().await;
-            Ok(identity)
-        };
-        // It is asked for once, and connecting takes a large future. The time is also that of who waits for another one to
-        // ask, whom perhaps nobody polls any more.
-        let asked = Box::pin(async { store.identity.get_or_try_init(|| asking).await.copied() });
-        in_time(OPERATION, store.connections.response_timeout, asked).await
+        let mut lease = store.renewals.lease(OPERATION).await?;
+        let asked = in_time(OPERATION, store.renewals.response_timeout, identity(OPERATION, &mut lease, store)).await;
+        if is_answered(&asked) {
+            lease.end();
+        }
+        let identity = asked?;
+        store.identity.set(identity);
+        Ok(identity)
     }
 }
 

@@ -8,6 +8,7 @@
 //! errors that are stored. A row that is committed without a result (the body's future was dropped, and the transaction
 //! committed all the same) reads as in doubt: its lease was over from the start.
 
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use super::Answer;
@@ -24,6 +25,23 @@ const OPERATION: &str = "claim in a transaction";
 
 /// Which database a table is in: written once into its `meta` table.
 pub(crate) type Identity = [u8; 16];
+
+/// The identity of a store's own database, once it was asked for.
+///
+/// Everybody who needs it before it is known asks for it: of one who asks for all, the others would wait for a runtime that
+/// stands still meanwhile.
+#[derive(Debug, Default)]
+pub(crate) struct OwnIdentity(Mutex<Option<Identity>>);
+
+impl OwnIdentity {
+    pub(crate) fn get(&self) -> Option<Identity> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn set(&self, identity: Identity) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(identity);
+    }
+}
 
 /// A table on the connection of the user's transaction.
 pub(crate) trait Transactional: Table {

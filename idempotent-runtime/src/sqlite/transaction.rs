@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use sqlx::{AssertSqlSafe, Connection as _, Error, Row as _, Sqlite, SqliteConnection, Transaction};
+use sqlx::{AssertSqlSafe, Error, Row as _, Sqlite, SqliteConnection, Transaction};
 
 use super::error::{is_busy, store_error};
 use super::{Inner, SqliteStore, commit_statement, execute, insert, query, read, replace};
 use crate::key::KeyHash;
 use crate::sql::transaction::{self, Identity, TransactionStore, Transactional};
-use crate::sql::{Answer, Found, Guard, Row, Table, TransactionDatabase, in_time};
+use crate::sql::{Answer, Found, Guard, Row, Table, TransactionDatabase, in_time, is_answered};
 use crate::store::transaction::{End, Keep, Kept};
 use crate::store::{Claim, Claimed, Commit, DynStore, SqlTransaction, StoreError, StoreErrorKind, Token};
 
@@ -98,22 +98,21 @@ impl TransactionStore for SqliteStore {
         InTransaction { connection, store: &self.0 }
     }
 
-    /// Where `migrate` has not told it, it is asked for once, on a connection outside of the pool: all of the pool's may
-    /// be in transactions that wait for this.
+    /// Where `migrate` has not told it, it is asked for on a connection for renewals: all of the pool's may be in transactions
+    /// that wait for this.
     async fn own_identity(&self) -> Answer<Identity> {
         let store = &self.0;
         if let Some(identity) = store.identity.get() {
-            return Ok(*identity);
+            return Ok(identity);
         }
-        let asking = async {
-            let options = store.readers.connect_options();
-            let connected = SqliteConnection::connect_with(&options).await;
-            let mut connection = connected.map_err(|error| store_error(OPERATION, error))?;
-            identity(OPERATION, &mut connection, store).await
-        };
-        // The time is also that of who waits for another one to ask, whom perhaps nobody polls any more.
-        let asked = async { store.identity.get_or_try_init(|| asking).await.copied() };
-        in_time(OPERATION, store.response_timeout, asked).await
+        let mut lease = store.renewals.lease(OPERATION).await?;
+        let asked = in_time(OPERATION, store.response_timeout, identity(OPERATION, &mut lease, store)).await;
+        if is_answered(&asked) {
+            lease.give_back().await;
+        }
+        let identity = asked?;
+        store.identity.set(identity);
+        Ok(identity)
     }
 }
 
