@@ -16,8 +16,8 @@ use crate::clock::SystemClock;
 use crate::paused::explained;
 use crate::sql::transaction::OwnIdentity;
 use crate::sql::{Fences, Pools, TableName, Watchers};
-use crate::store::StoreError;
 use crate::store::bounds::check_timeout;
+use crate::store::{StoreError, StoreErrorKind};
 
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
 const CONNECTIONS: u32 = 10;
@@ -28,6 +28,8 @@ const PING: Duration = Duration::from_millis(500);
 /// How long the server lets a write wait for a lock: shorter than an answer, so that the answer says that nothing
 /// happened. A claim that waits on when nobody listens any more would leave a record that nobody owns.
 pub(super) const LOCK_WAIT_SECONDS: u128 = 1;
+/// An answer is waited for longer than the server waits for a lock.
+const SHORTEST_TIMEOUT: Duration = Duration::from_millis(1_500);
 /// Every statement is its own transaction.
 const SESSION: &str = "
     SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED;
@@ -80,7 +82,8 @@ impl MySqlStoreBuilder {
     }
 
     /// How long a request may wait for a connection, and then for its answer, before it is given up. The default is 2
-    /// seconds. The server waits for the lock of a row or a table for one second.
+    /// seconds, the shortest a second and a half: the server waits for the lock of a row or a table for one second, and what
+    /// is given up before that would be written when nobody waits for it any more.
     pub fn response_timeout(mut self, timeout: Duration) -> Self {
         self.response_timeout = timeout;
         self
@@ -89,9 +92,9 @@ impl MySqlStoreBuilder {
     /// Connects, and checks that the server can keep the promise.
     ///
     /// # Errors
-    /// [`Config`](crate::store::StoreErrorKind::Config) when the address or the table's name is unfit, the server refuses
-    /// the user, or is older than MariaDB 10.5 or MySQL 8.0; [`Refused`](crate::store::StoreErrorKind::Refused) when there
-    /// is no connection to it.
+    /// [`Config`](StoreErrorKind::Config) when the address, the table's name or the time limit is unfit, the server refuses
+    /// the user, or is older than MariaDB 10.5 or MySQL 8.0; [`Refused`](StoreErrorKind::Refused) when there is no
+    /// connection to it.
     pub async fn connect(self) -> Result<MySqlStore, StoreError> {
         let store = self.build()?;
         explained(check::server(&store.0)).await?;
@@ -102,9 +105,16 @@ impl MySqlStoreBuilder {
     /// used.
     ///
     /// # Errors
-    /// [`Config`](crate::store::StoreErrorKind::Config) when the address or the table's name is unfit.
+    /// [`Config`](StoreErrorKind::Config) when the address, the table's name or the time limit is unfit.
     pub fn build(self) -> Result<MySqlStore, StoreError> {
         check_timeout("response_timeout", self.response_timeout)?;
+        if self.response_timeout < SHORTEST_TIMEOUT {
+            return Err(StoreError::new(StoreErrorKind::Config, "connect").with_detail(format!(
+                "`response_timeout` is {:?}; it goes from {SHORTEST_TIMEOUT:?} to a day: the server waits for a lock for a second, \
+                 and a claim that is given up before would be written when nobody waits for it any more",
+                self.response_timeout
+            )));
+        }
         let table = TableName::parse(&self.table)?;
         let response_timeout = self.response_timeout;
         let connections = match self.source? {
@@ -176,7 +186,16 @@ fn store(connections: Connections, table: TableName) -> MySqlStore {
 
 #[cfg(test)]
 mod tests {
-    use super::MySqlStoreBuilder;
+    use super::{Duration, MySqlStoreBuilder, StoreErrorKind};
+
+    #[tokio::test]
+    async fn an_answer_is_waited_for_longer_than_the_server_waits_for_a_lock() {
+        let builder = || MySqlStoreBuilder::new("mysql://host/shop");
+        let error = builder().response_timeout(Duration::from_millis(1_499)).build().unwrap_err();
+        assert_eq!(error.kind(), StoreErrorKind::Config);
+        assert!(error.to_string().contains("lock for a second"), "{error}");
+        builder().response_timeout(Duration::from_millis(1_500)).build().unwrap();
+    }
 
     #[test]
     fn passwords_are_not_printed() {
