@@ -28,6 +28,52 @@ pub(crate) fn sentinel(runtime: &Handle) -> Arc<JoinHandle<()>> {
     sentinel
 }
 
+/// Something of its own for each runtime: what one of them leaves unfinished while it stands still keeps no other waiting.
+/// What belongs to a runtime that has ended is dropped with the next look.
+pub(crate) struct PerRuntime<T>(Mutex<HashMap<Id, Owned<T>>>);
+
+struct Owned<T> {
+    value: T,
+    runtime: Arc<JoinHandle<()>>,
+}
+
+impl<T> Default for PerRuntime<T> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<T> PerRuntime<T> {
+    /// What `look` makes of that of the runtime that asks, which is made if there is none.
+    pub(crate) fn with<A>(&self, make: impl FnOnce() -> T, look: impl FnOnce(&mut T) -> A) -> A {
+        let runtime = Handle::current();
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let ended: Vec<_> = all.extract_if(|_, owned| owned.runtime.is_finished()).collect();
+        let make = || Owned { value: make(), runtime: sentinel(&runtime) };
+        let answer = look(&mut all.entry(runtime.id()).or_insert_with(make).value);
+        drop(all);
+        // Closing what they hold may take a moment.
+        drop(ended);
+        answer
+    }
+
+    /// That of `runtime`, if it has any.
+    #[cfg(feature = "redis")]
+    pub(crate) fn of(&self, runtime: Id) -> Option<T>
+    where
+        T: Clone,
+    {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.get(&runtime).map(|owned| owned.value.clone())
+    }
+
+    /// How many runtimes have one.
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+}
+
 /// The output of `request`, or nothing if the runtime ends on which this is polled first: `request` is not polled then.
 pub(crate) async fn while_runtime_lives<A>(request: impl Future<Output = A>) -> Option<A> {
     let home = Handle::current();
@@ -50,10 +96,30 @@ mod tests {
     use std::task::{Context, Poll, Waker};
     use std::time::Duration;
 
-    use super::while_runtime_lives;
+    use super::{PerRuntime, while_runtime_lives};
 
     fn runtime() -> tokio::runtime::Runtime {
         tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+    }
+
+    #[test]
+    fn each_runtime_has_its_own_and_one_that_has_ended_leaves_none() {
+        let (one, other) = (runtime(), runtime());
+        let all = PerRuntime::default();
+        let count = || {
+            all.with(
+                || 0,
+                |count| {
+                    *count += 1;
+                    *count
+                },
+            )
+        };
+        assert_eq!([one.block_on(async { count() }), one.block_on(async { count() })], [1, 2]);
+        assert_eq!(other.block_on(async { count() }), 1);
+        drop(one);
+        assert_eq!(other.block_on(async { count() }), 2);
+        assert_eq!(all.len(), 1, "that of the runtime that ended is gone");
     }
 
     #[expect(clippy::disallowed_methods, reason = "the client's timers are those of Tokio")]

@@ -43,6 +43,8 @@ impl Backend for MariaDb {
     }
 
     fn impatient(url: &str, patience: Duration) -> anyhow::Result<Arc<dyn DynStore>> {
+        // It waits longer than the server does for a lock.
+        let patience = patience.max(Duration::from_millis(1_500));
         Ok(Arc::new(MySqlStore::builder(url).response_timeout(patience).max_connections(1).build()?))
     }
 }

@@ -7,6 +7,7 @@ mod purging;
 mod renewals;
 mod rights;
 mod rows;
+mod runtimes;
 mod sessions;
 mod statements;
 mod tables;

@@ -5,6 +5,7 @@ use std::time::Duration;
 use idempotency::store::{MySqlStore, Renewal, Store as _, Token, Written};
 use idempotency::{Context, Error, Idempotency};
 use idempotency_test_support::deadline::{eventually_async, within};
+use sqlx::mysql::{MySqlConnectOptions, MySqlPoolOptions};
 
 use crate::world::{DAY, LEASE, World, claim, fresh, key, mine};
 
@@ -91,4 +92,28 @@ async fn a_session_that_limits_the_rows_of_an_answer_costs_no_renewal() -> anyho
     renewed[2] = Written::Lost;
     assert_eq!(store.renew(renewals).await?, renewed);
     Ok(())
+}
+
+/// As tokens of a cloud are, which take the place of passwords and end.
+#[tokio::test]
+async fn renewals_follow_a_pool_whose_credentials_change() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    let (one, two) = (format!("one_{}", std::process::id()), format!("two_{}", std::process::id()));
+    world.sql(&format!("CREATE USER {one}@'%'")).await?;
+    world.sql(&format!("GRANT ALL ON *.* TO {one}@'%'")).await?;
+    let options: MySqlConnectOptions = world.url.parse()?;
+    let pool = MySqlPoolOptions::new().connect_with(options.clone().username(&one)).await?;
+    let store = MySqlStore::from_pool(pool.clone());
+    let renewals = claimed(&world, 1..=1).await?;
+    assert_eq!(store.renew(renewals.clone()).await?, [Written::Applied]);
+    world.sql(&format!("RENAME USER {one}@'%' TO {two}@'%'")).await?;
+    pool.set_connect_options(options.username(&two));
+    // Connections end, by their age for example.
+    for row in world.sql(&format!("SELECT id FROM information_schema.processlist WHERE user = '{one}'")).await? {
+        world.sql(&format!("KILL {}", row[0].as_deref().unwrap_or_default())).await?;
+    }
+    eventually_async("a renewal by the new user", async || {
+        store.renew(renewals.clone()).await.is_ok_and(|written| written == [Written::Applied])
+    })
+    .await
 }

@@ -10,6 +10,7 @@ mod poolers;
 mod purging;
 mod renewals;
 mod rights;
+mod runtimes;
 mod statements;
 mod statistics;
 mod waiters;

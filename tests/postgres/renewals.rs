@@ -6,6 +6,7 @@ use idempotency::key::KeyHash;
 use idempotency::store::{PostgresStore, Renewal, State, Store as _, StoreError, Token, Written};
 use idempotency::{Context, Error};
 use idempotency_test_support::deadline::{eventually_async, within};
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 
 use crate::world::{DAY, OPERATION, World, claim, key, number, run, token};
 
@@ -173,5 +174,28 @@ async fn a_row_that_is_locked_for_longer_than_a_lease_costs_no_other_call_its_cl
     for call in calls.into_iter().skip(1) {
         assert!(call.await??, "a claim was lost");
     }
+    Ok(())
+}
+
+/// As tokens of a cloud are, which take the place of passwords and end.
+#[tokio::test]
+async fn renewals_follow_a_pool_whose_credentials_change() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    let (one, two) = (format!("one_{}", std::process::id()), format!("two_{}", std::process::id()));
+    world.sql(&format!("CREATE ROLE {one} LOGIN SUPERUSER")).await?;
+    let options: PgConnectOptions = world.url.parse()?;
+    let pool = PgPoolOptions::new().connect_with(options.clone().username(&one)).await?;
+    let store = PostgresStore::from_pool(pool.clone());
+    store.claim(claim(1)).await?;
+    assert_eq!(store.renew(vec![renewal(1)]).await?, [Written::Applied]);
+    world.sql(&format!("ALTER ROLE {one} RENAME TO {two}")).await?;
+    pool.set_connect_options(options.username(&two));
+    // Connections end, by their age for example.
+    let sessions = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()";
+    world.sql(&format!("SELECT pg_terminate_backend(pid) {sessions} AND usename = '{two}'")).await?;
+    eventually_async("a renewal by the new role", async || {
+        store.renew(vec![renewal(1)]).await.is_ok_and(|written| written == [Written::Applied])
+    })
+    .await?;
     Ok(())
 }

@@ -216,6 +216,8 @@ fn a_call_whose_runtime_ends_while_it_waits_for_the_server_leaves_no_claim_and_l
     let gate = Gate::new(&world);
 
     let callers = runtime();
+    // They have a connection.
+    callers.block_on(world.charge(3))?;
     world.proxy.hold_answers();
     callers.block_on(async {
         tokio::spawn(attached(world.engine.clone(), 1, gate.clone()));

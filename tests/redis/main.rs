@@ -15,6 +15,7 @@ mod outages;
 mod refusals;
 mod renewals;
 mod rights;
+mod runtimes;
 mod staged;
 mod steps;
 mod waiters;

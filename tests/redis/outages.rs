@@ -97,7 +97,8 @@ async fn a_half_open_connection_is_given_up_and_another_one_made() -> anyhow::Re
     refused(&world, 1).await?;
     world.proxy.heal();
     recovers(&world, 1).await?;
-    assert!(world.proxy.connections() <= before + 1, "the dead connections are closed");
+    // One is new on the engine's own thread, which followed the claim that was given up.
+    assert!(world.proxy.connections() <= before + 2, "the dead connections are closed");
     Ok(())
 }
 

@@ -7,6 +7,7 @@ mod late_retries;
 mod migrations;
 mod purging;
 mod renewals;
+mod runtimes;
 mod statements;
 mod steps;
 mod world;

@@ -20,6 +20,7 @@ mod postgres;
 mod scene;
 mod shutdown;
 mod signatures;
+mod sqlite;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 mod undone;
 #[path = "../warnings/mod.rs"]

@@ -6,6 +6,7 @@ use idempotency::store::MySqlStore;
 use idempotency::{Call, ErrorKind, Idempotency, OnConflict, State};
 use idempotency_test_support::deadline::{eventually_async, within};
 use idempotency_test_support::server::{MariaDbOptions, MariaDbServer};
+use sqlx::mysql::{MySqlConnectOptions, MySqlPoolOptions};
 use sqlx::{MySqlConnection, MySqlPool};
 
 use crate::world::{DAY, Fault, OPERATION, PATIENCE};
@@ -208,5 +209,52 @@ async fn a_transaction_of_another_database_is_refused() -> anyhow::Result<()> {
     let Err(Fault::Idempotency(error)) = refused else { panic!("it is no PostgreSQL store") };
     assert_eq!(error.kind(), ErrorKind::Config);
     assert!(error.to_string().contains("`memory`"), "{error}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_transaction_of_a_copy_of_the_database_is_refused() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    let (original,): (String,) = sqlx::query_as("SELECT DATABASE()").fetch_one(&world.pool).await?;
+    let copy = MySqlPool::connect(&world.server.database("copy").await?).await?;
+    for table in ["ledger", "idempotency_records", "idempotency_records_meta"] {
+        for statement in [
+            format!("CREATE TABLE {table} LIKE {original}.{table}"),
+            format!("INSERT INTO {table} SELECT * FROM {original}.{table}"),
+        ] {
+            sqlx::query(sqlx::AssertSqlSafe(statement)).execute(&copy).await?;
+        }
+    }
+    let mut transaction = copy.begin().await?;
+    let refused = world.call("a").run_in(&mut transaction, add_in).await;
+    let Err(Fault::Idempotency(error)) = refused else { panic!("it is another database") };
+    assert_eq!(error.kind(), ErrorKind::Config);
+    assert!(error.to_string().contains("another database"), "{error}");
+
+    // The name of the table says where it is, whatever the connection's own database.
+    let store = MySqlStore::builder(world.pool.clone()).table(format!("{original}.idempotency_records")).build()?;
+    let engine = Idempotency::builder(store).claim_timeout(PATIENCE).build();
+    engine.call(OPERATION, "a").ttl(DAY).run_in(&mut transaction, add_in).await?;
+    transaction.commit().await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_pool_whose_hook_chooses_the_database_keeps_records_in_its_transactions() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    let (name,): (String,) = sqlx::query_as("SELECT DATABASE()").fetch_one(&world.pool).await?;
+    let options: MySqlConnectOptions = world.server.url().parse()?;
+    let pool = MySqlPoolOptions::new().after_connect(move |connection, _| {
+        let statement = sqlx::AssertSqlSafe(format!("USE {name}"));
+        Box::pin(async move { sqlx::raw_sql(statement).execute(connection).await.map(drop) })
+    });
+    let pool = pool.connect_with(options).await?;
+    let engine = Idempotency::builder(MySqlStore::from_pool(pool.clone())).claim_timeout(PATIENCE).build();
+    for _ in 0..2 {
+        let mut transaction = pool.begin().await?;
+        engine.call(OPERATION, "a").ttl(DAY).run_in(&mut transaction, add_in).await?;
+        transaction.commit().await?;
+    }
+    assert_eq!(world.entries().await?, 1);
     Ok(())
 }

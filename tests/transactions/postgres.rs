@@ -6,7 +6,7 @@ use idempotency::store::PostgresStore;
 use idempotency::{Call, ErrorKind, Idempotency, OnConflict, State, in_transaction};
 use idempotency_test_support::deadline::{eventually_async, within};
 use idempotency_test_support::server::{PostgresOptions, PostgresServer};
-use sqlx::postgres::PgPoolOptions;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{PgConnection, PgPool};
 
 use crate::world::{DAY, Fault, OPERATION, PATIENCE};
@@ -176,5 +176,70 @@ async fn a_pool_that_gives_no_connection_is_not_asked_again() -> anyhow::Result<
     let Err(Fault::Idempotency(error)) = refused else { panic!("there is no transaction") };
     assert_eq!(error.kind(), ErrorKind::StoreUnavailable, "{error}");
     assert_eq!(taken.get(), 1);
+    Ok(())
+}
+
+/// As a database for each tenant, all made from one template.
+#[tokio::test]
+async fn a_transaction_of_a_copy_of_the_database_is_refused() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    let options = world.pool.connect_options();
+    let (original, copy) =
+        (options.get_database().unwrap_or_default().to_owned(), world.server.database("copy").await?);
+    let copy: PgConnectOptions = copy.parse()?;
+    let name = copy.get_database().unwrap_or_default().to_owned();
+    // A template has no sessions.
+    world.pool.close().await;
+    let copied = format!("DROP DATABASE {name}; CREATE DATABASE {name} TEMPLATE {original}");
+    for statement in copied.split("; ") {
+        world.server.sql(statement).await?;
+    }
+    let store = PostgresStore::builder((*options).clone()).response_timeout(PATIENCE).connect().await?;
+    let engine = Idempotency::builder(store).claim_timeout(PATIENCE).build();
+    let copy = PgPool::connect_with(copy).await?;
+    let mut transaction = copy.begin().await?;
+    let refused = engine.call(OPERATION, "a").ttl(DAY).run_in(&mut transaction, add_in).await;
+    let Err(Fault::Idempotency(error)) = refused else { panic!("it is another database") };
+    assert_eq!(error.kind(), ErrorKind::Config);
+    assert!(error.to_string().contains("another database"), "{error}");
+    let original = PgPool::connect_with((*options).clone()).await?;
+    let mut transaction = original.begin().await?;
+    engine.call(OPERATION, "a").ttl(DAY).run_in(&mut transaction, add_in).await?;
+    transaction.commit().await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_pool_whose_hook_chooses_the_schema_keeps_records_in_its_transactions() -> anyhow::Result<()> {
+    let server = PostgresServer::start(PostgresOptions::new()).await?;
+    let url = server.database("ledger").await?;
+    server.sql_at(&url, "CREATE SCHEMA shop; CREATE TABLE shop.ledger (entry TEXT NOT NULL)").await?;
+    let pool = PgPoolOptions::new().after_connect(|connection, _| {
+        Box::pin(async move { sqlx::query("SET search_path TO shop").execute(connection).await.map(drop) })
+    });
+    let pool = pool.connect(&url).await?;
+    let store = PostgresStore::from_pool(pool.clone());
+    store.migrate().await?;
+    let engine = Idempotency::builder(store).claim_timeout(PATIENCE).build();
+    for _ in 0..2 {
+        let mut transaction = pool.begin().await?;
+        engine.call(OPERATION, "a").ttl(DAY).run_in(&mut transaction, add_in).await?;
+        transaction.commit().await?;
+    }
+    let (count,): (i64,) = sqlx::query_as("SELECT count(*) FROM shop.ledger").fetch_one(&pool).await?;
+    assert_eq!(count, 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_connection_in_no_transaction_is_refused_before_anything_is_written() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    let mut connection = world.pool.acquire().await?;
+    let refused = world.call("a").run_in(&mut *connection, add_in).await;
+    let Err(Fault::Idempotency(error)) = refused else { panic!("each statement would be committed") };
+    assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+    assert!(error.to_string().contains("in no transaction"), "{error}");
+    assert_eq!(world.entries().await?, 0);
+    assert!(world.engine.record(OPERATION, "a").inspect().await?.is_none());
     Ok(())
 }

@@ -6,8 +6,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use sqlx::mysql::{MySqlConnectOptions, MySqlPoolOptions};
-use sqlx::{AssertSqlSafe, Connection as _, Executor as _, MySqlPool};
-use tokio::sync::OnceCell;
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _, MySql, MySqlPool};
 
 use super::address::Source;
 use super::query::Connections;
@@ -15,9 +14,10 @@ use super::statements::Statements;
 use super::{Inner, MySqlAddress, MySqlStore, check, waits, watch};
 use crate::clock::SystemClock;
 use crate::paused::explained;
-use crate::sql::{Abandoned, Fences, RenewalPool, TableName, Watchers};
-use crate::store::StoreError;
+use crate::sql::transaction::OwnIdentity;
+use crate::sql::{Fences, Pools, TableName, Watchers};
 use crate::store::bounds::check_timeout;
+use crate::store::{StoreError, StoreErrorKind};
 
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
 const CONNECTIONS: u32 = 10;
@@ -28,6 +28,8 @@ const PING: Duration = Duration::from_millis(500);
 /// How long the server lets a write wait for a lock: shorter than an answer, so that the answer says that nothing
 /// happened. A claim that waits on when nobody listens any more would leave a record that nobody owns.
 pub(super) const LOCK_WAIT_SECONDS: u128 = 1;
+/// An answer is waited for longer than the server waits for a lock.
+const SHORTEST_TIMEOUT: Duration = Duration::from_millis(1_500);
 /// Every statement is its own transaction.
 const SESSION: &str = "
     SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED;
@@ -72,15 +74,16 @@ impl MySqlStoreBuilder {
         self
     }
 
-    /// How many connections the store opens at most, beside two for renewals. The default is 10. A pool that the store
-    /// was given has its own limit.
+    /// How many connections the store opens at most for each Tokio runtime that calls it, beside two for renewals. The
+    /// default is 10. A pool that the store was given has its own limit.
     pub fn max_connections(mut self, connections: u32) -> Self {
         self.max_connections = connections.max(1);
         self
     }
 
     /// How long a request may wait for a connection, and then for its answer, before it is given up. The default is 2
-    /// seconds. The server waits for the lock of a row or a table for one second.
+    /// seconds, the shortest a second and a half: the server waits for the lock of a row or a table for one second, and what
+    /// is given up before that would be written when nobody waits for it any more.
     pub fn response_timeout(mut self, timeout: Duration) -> Self {
         self.response_timeout = timeout;
         self
@@ -89,9 +92,9 @@ impl MySqlStoreBuilder {
     /// Connects, and checks that the server can keep the promise.
     ///
     /// # Errors
-    /// [`Config`](crate::store::StoreErrorKind::Config) when the address or the table's name is unfit, the server refuses
-    /// the user, or is older than MariaDB 10.5 or MySQL 8.0; [`Refused`](crate::store::StoreErrorKind::Refused) when there
-    /// is no connection to it.
+    /// [`Config`](StoreErrorKind::Config) when the address, the table's name or the time limit is unfit, the server refuses
+    /// the user, or is older than MariaDB 10.5 or MySQL 8.0; [`Refused`](StoreErrorKind::Refused) when there is no
+    /// connection to it.
     pub async fn connect(self) -> Result<MySqlStore, StoreError> {
         let store = self.build()?;
         explained(check::server(&store.0)).await?;
@@ -102,26 +105,31 @@ impl MySqlStoreBuilder {
     /// used.
     ///
     /// # Errors
-    /// [`Config`](crate::store::StoreErrorKind::Config) when the address or the table's name is unfit.
+    /// [`Config`](StoreErrorKind::Config) when the address, the table's name or the time limit is unfit.
     pub fn build(self) -> Result<MySqlStore, StoreError> {
         check_timeout("response_timeout", self.response_timeout)?;
+        if self.response_timeout < SHORTEST_TIMEOUT {
+            return Err(StoreError::new(StoreErrorKind::Config, "connect").with_detail(format!(
+                "`response_timeout` is {:?}; it goes from {SHORTEST_TIMEOUT:?} to a day: the server waits for a lock for a second, \
+                 and a claim that is given up before would be written when nobody waits for it any more",
+                self.response_timeout
+            )));
+        }
         let table = TableName::parse(&self.table)?;
         let response_timeout = self.response_timeout;
         let connections = match self.source? {
             Source::Server(options) => {
-                let pool = own_pool(*options, self.max_connections, response_timeout);
-                Connections { abandoned: Abandoned::of(&pool), pool, response_timeout, has_bounds: true }
+                let pools = own_pools(*options, self.max_connections, response_timeout);
+                Connections { pools, response_timeout, has_bounds: true }
             }
-            Source::Pool(pool) => {
-                Connections { abandoned: Abandoned::of(&pool), pool, response_timeout, has_bounds: false }
-            }
+            Source::Pool(pool) => Connections { pools: Pools::given(pool), response_timeout, has_bounds: false },
         };
         Ok(store(connections, table))
     }
 
     pub(super) fn in_pool(pool: MySqlPool) -> MySqlStore {
-        let abandoned = Abandoned::of(&pool);
-        let connections = Connections { pool, abandoned, response_timeout: RESPONSE_TIMEOUT, has_bounds: false };
+        let pools = Pools::given(pool);
+        let connections = Connections { pools, response_timeout: RESPONSE_TIMEOUT, has_bounds: false };
         store(connections, TableName::default())
     }
 }
@@ -133,8 +141,8 @@ impl fmt::Debug for MySqlStoreBuilder {
     }
 }
 
-fn own_pool(options: MySqlConnectOptions, connections: u32, response_timeout: Duration) -> MySqlPool {
-    MySqlPoolOptions::new()
+fn own_pools(options: MySqlConnectOptions, connections: u32, response_timeout: Duration) -> Pools<MySql> {
+    let pool = MySqlPoolOptions::new()
         .max_connections(connections)
         .acquire_timeout(response_timeout)
         .test_before_acquire(false)
@@ -145,8 +153,8 @@ fn own_pool(options: MySqlConnectOptions, connections: u32, response_timeout: Du
             let locks = waits::bounds(LOCK_WAIT_SECONDS);
             let session = AssertSqlSafe(format!("{SESSION}, {locks}"));
             Box::pin(async move { connection.execute(sqlx::raw_sql(session)).await.map(|_| ()) })
-        })
-        .connect_lazy_with(options)
+        });
+    Pools::own(pool, options)
 }
 
 #[expect(clippy::disallowed_methods, reason = "the patience with a server is real time, whatever clock records have")]
@@ -156,8 +164,7 @@ async fn is_alive(ping: impl Future<Output = Result<(), sqlx::Error>>) -> bool {
 
 fn store(connections: Connections, table: TableName) -> MySqlStore {
     let statements = Arc::new(Statements::new(&table));
-    let renewals = RenewalPool::new(connections.pool.clone());
-    let abandoned_renewals = Abandoned::of_renewals(&connections.pool);
+    let renewals = connections.for_renewals();
     let watchers = {
         let (connections, statements) = (connections.clone(), Arc::clone(&statements));
         Watchers::new(Arc::new(SystemClock::new()), move |keys| {
@@ -168,19 +175,27 @@ fn store(connections: Connections, table: TableName) -> MySqlStore {
     MySqlStore(Arc::new(Inner {
         connections,
         renewals,
-        abandoned_renewals,
         statements,
         table,
         watchers,
         fences: Fences::default(),
         skips_locked,
-        identity: OnceCell::new(),
+        identity: OwnIdentity::default(),
     }))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::MySqlStoreBuilder;
+    use super::{Duration, MySqlStoreBuilder, StoreErrorKind};
+
+    #[tokio::test]
+    async fn an_answer_is_waited_for_longer_than_the_server_waits_for_a_lock() {
+        let builder = || MySqlStoreBuilder::new("mysql://host/shop");
+        let error = builder().response_timeout(Duration::from_millis(1_499)).build().unwrap_err();
+        assert_eq!(error.kind(), StoreErrorKind::Config);
+        assert!(error.to_string().contains("lock for a second"), "{error}");
+        builder().response_timeout(Duration::from_millis(1_500)).build().unwrap();
+    }
 
     #[test]
     fn passwords_are_not_printed() {

@@ -19,7 +19,6 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use sqlx::{MySql, MySqlConnection, MySqlPool, Row as _};
-use tokio::sync::OnceCell;
 
 pub use address::MySqlAddress;
 pub use builder::MySqlStoreBuilder;
@@ -28,10 +27,10 @@ use query::{Bound, Connections, execute, query};
 use statements::{Statement, Statements};
 
 use crate::key::KeyHash;
-use crate::sql::transaction::Identity;
+use crate::sql::transaction::OwnIdentity;
 use crate::sql::{
-    self, Abandoned, Answer, COLUMNS, Fences, Found, Guard, Lease, Listed, RenewalPool, Row, Rows, Table, TableName,
-    Watchers, in_time, integer, is_answered, reason_code, state_code, store_of_rows,
+    self, Answer, COLUMNS, Fences, Found, Guard, Lease, Listed, Row, Rows, Table, TableName, Watchers, in_time,
+    integer, is_answered, reason_code, state_code, store_of_rows,
 };
 use crate::store::{Capabilities, Commit, Release, StoreError, Token};
 
@@ -55,8 +54,7 @@ pub struct MySqlStore(Arc<Inner>);
 
 struct Inner {
     connections: Connections,
-    renewals: RenewalPool<MySql>,
-    abandoned_renewals: Abandoned,
+    renewals: Connections,
     statements: Arc<Statements>,
     table: TableName,
     watchers: Arc<Watchers>,
@@ -64,7 +62,7 @@ struct Inner {
     /// Whether the server knows `SKIP LOCKED`, as far as is known.
     skips_locked: AtomicBool,
     /// Which database the records are in, once it was asked for.
-    identity: OnceCell<Identity>,
+    identity: OwnIdentity,
 }
 
 impl MySqlStore {
@@ -84,7 +82,8 @@ impl MySqlStore {
     }
 
     /// A store that takes its connections from `pool`. Renewals have at most two of their own, made as the pool makes
-    /// its connections. The settings of connections are the caller's: any isolation level, time
+    /// its connections. The pool's belong to the runtimes that made them, and come back to it as long as these go on; who
+    /// holds many of them keeps the engine's calls waiting. The settings of connections are the caller's: any isolation level, time
     /// zone and `sql_mode` will do, except MariaDB's `EMPTY_STRING_IS_NULL`, but `autocommit` has to be on, as it is by
     /// default. While something is written, its session waits for locks of rows and tables no longer than a second; how
     /// long it waited before is kept in variables of the session and restored. The server is not checked. Call
@@ -194,7 +193,7 @@ impl Rows for MySqlStore {
         Ok(MySqlTable { connection, store: Arc::clone(&self.0) })
     }
 
-    fn end(&self, table: MySqlTable, answered: bool) {
+    async fn end(&self, table: MySqlTable, answered: bool) {
         if answered {
             self.0.connections.end_impatient(table.connection);
         }

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use sqlx::mysql::{MySqlArguments, MySqlRow};
 use sqlx::query::Query;
-use sqlx::{AssertSqlSafe, Error, MySql, MySqlConnection, MySqlPool};
+use sqlx::{AssertSqlSafe, Error, MySql, MySqlConnection};
 
 use super::builder::LOCK_WAIT_SECONDS;
 use super::error::{DEADLOCK, connection_error, no_connection, number, store_error};
 use super::waits;
-use crate::sql::{Abandoned, Answer, Lease, in_time, is_answered};
+use crate::sql::{Answer, Lease, Pools, in_time, is_answered};
 use crate::store::StoreError;
 
 /// How often a statement is sent again that the server rolled back to resolve a deadlock.
@@ -25,25 +25,27 @@ pub(super) fn query(statement: &Arc<str>) -> Bound<'static> {
     sqlx::query(AssertSqlSafe(Arc::clone(statement)))
 }
 
-/// A pool, and how long a request on one of its connections may take.
-#[derive(Clone, Debug)]
+/// Where connections come from, and how long a request on one of them may take.
+#[derive(Clone)]
 pub(super) struct Connections {
-    pub(super) pool: MySqlPool,
-    pub(super) abandoned: Abandoned,
+    pub(super) pools: Pools<MySql>,
     pub(super) response_timeout: Duration,
     /// Whether the pool's sessions give up waiting for a lock before an answer is given up.
     pub(super) has_bounds: bool,
 }
 
 impl Connections {
+    /// The same for renewals: one sends, another is there where the first is stuck.
+    pub(super) fn for_renewals(&self) -> Self {
+        Self { pools: self.pools.for_renewals(2), ..self.clone() }
+    }
+
     pub(super) async fn lease(&self, operation: &'static str) -> Answer<Lease<MySql>> {
         // Of many kilobytes, because it may have to make a connection, and part of every request's future.
-        let connecting = Box::pin(self.pool.acquire());
+        let connecting = Box::pin(self.pools.acquire());
         let connecting = async { connecting.await.map_err(|error| connection_error(operation, error)) };
-        let connection = in_time(operation, self.response_timeout, connecting).await;
-        connection
-            .map(|connection| Lease::new(connection, self.response_timeout, self.abandoned.clone()))
-            .map_err(|error| not_sent(operation, error))
+        let acquired = in_time(operation, self.response_timeout, connecting).await;
+        acquired.map(|acquired| Lease::new(acquired, self.response_timeout)).map_err(|error| not_sent(operation, error))
     }
 
     /// A connection that waits for a lock shorter than we wait for its answer. [`end_impatient`](Self::end_impatient)

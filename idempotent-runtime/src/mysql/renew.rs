@@ -24,8 +24,7 @@ impl MySqlStore {
     /// Two statements for the owners of leases of the same length: which rows nobody else has locked, and the renewal of
     /// those. How many rows it found tells whether all of them were renewed; only if not, each row is read.
     pub(super) async fn renew_rows(&self, renewals: &[Renewal]) -> Answer<Vec<Written>> {
-        let (pool, abandoned) = (self.0.renewals.get(), self.0.abandoned_renewals.clone());
-        let connections = Connections { pool, abandoned, ..self.0.connections.clone() };
+        let connections = &self.0.renewals;
         let mut leases: HashMap<Duration, Vec<&Renewal>> = HashMap::new();
         for renewal in renewals {
             let owners = leases.entry(renewal.lease).or_default();
@@ -34,7 +33,7 @@ impl MySqlStore {
         let mut refused = HashMap::new();
         for (lease, renewals) in leases {
             for renewals in renewals.chunks(MOST) {
-                self.renew_owners(&connections, lease, renewals, &mut refused).await?;
+                self.renew_owners(connections, lease, renewals, &mut refused).await?;
             }
         }
         Ok(renewals.iter().map(|renewal| refused.get(&owner(renewal)).copied().unwrap_or(Written::Applied)).collect())

@@ -58,7 +58,14 @@ impl Statements {
             "SELECT server.micros DIV 1000, {columns}, server.micros FROM (SELECT {MICROS} AS micros) AS server
              LEFT JOIN {table} AS kept ON kept.key_hash = ?"
         );
-        let identity = format!("SELECT identity FROM {} WHERE id = 1", name.with_suffix("meta").quoted('`'));
+        // Where the name of the table says the database, that is the same on each connection. Others may write the name of the
+        // connection's own in other letters where the server takes no notice.
+        let place = match name.schema() {
+            Some(_) => "''",
+            None => "IF(@@lower_case_table_names = 0, DATABASE(), LOWER(DATABASE()))",
+        };
+        let meta = name.with_suffix("meta").quoted('`');
+        let identity = format!("SELECT identity, CAST({place} AS CHAR) FROM {meta} WHERE id = 1");
         let statement = |text: String| Statement::from(text);
         Self {
             identity: statement(identity),

@@ -3,14 +3,14 @@
 use std::error::Error as _;
 use std::time::Duration;
 
-use sqlx::{AssertSqlSafe, Connection as _, Error, MySql, MySqlConnection, Row as _, Transaction};
+use sqlx::{AssertSqlSafe, Error, MySql, MySqlConnection, Row as _, Transaction};
 
-use super::error::{DUPLICATE_KEY, LOCK_WAIT_TIMEOUT, NO_SAVEPOINT, connection_error, number, store_error};
+use super::error::{DUPLICATE_KEY, LOCK_WAIT_TIMEOUT, NO_SAVEPOINT, number, store_error};
 use super::query::{Bound, query};
 use super::{Inner, MySqlStore, commit_statement, delete_statement, read_row, replace_statement, waits};
 use crate::key::KeyHash;
-use crate::sql::transaction::{self, Identity, TransactionStore, Transactional};
-use crate::sql::{self, Answer, Found, Guard, Row, Table, TransactionDatabase, in_time};
+use crate::sql::transaction::{self, Identity, OwnIdentity, TransactionStore, Transactional};
+use crate::sql::{self, Answer, Found, Guard, Row, Table, TransactionDatabase, in_time, is_answered};
 use crate::store::transaction::{End, Keep, Kept};
 use crate::store::{Claim, Claimed, Commit, DynStore, SqlTransaction, StoreError, StoreErrorKind, Token};
 
@@ -129,10 +129,9 @@ fn server_error(error: &StoreError) -> Option<&Error> {
 
 async fn identity(operation: &'static str, connection: &mut MySqlConnection, store: &Inner) -> Answer<Identity> {
     let row = query(&store.statements.identity).fetch_one(connection).await;
-    let identity = row.and_then(|row| row.try_get::<Vec<u8>, _>(0)).map_err(|error| store_error(operation, error))?;
-    Identity::try_from(identity).map_err(|_| {
-        StoreError::new(StoreErrorKind::Config, operation).with_detail("the `meta` table holds no identity of 16 bytes")
-    })
+    let row = row.and_then(|row| Ok((row.try_get(0)?, row.try_get::<Option<String>, _>(1)?)));
+    let (written, place) = row.map_err(|error| store_error(operation, error))?;
+    Identity::new(operation, written, place.unwrap_or_default())
 }
 
 impl TransactionStore for MySqlStore {
@@ -145,26 +144,21 @@ impl TransactionStore for MySqlStore {
         InTransaction { connection, store: &self.0, is_behind: false }
     }
 
-    /// It is asked for once, on a connection outside of the pool: all of the pool's may be in transactions that wait for
-    /// this.
+    fn known_identity(&self) -> &OwnIdentity {
+        &self.0.identity
+    }
+
+    /// On a connection for renewals, made as the others are: all of the pool's may be in transactions that wait for this.
     async fn own_identity(&self) -> Answer<Identity> {
         let store = &self.0;
-        if let Some(identity) = store.identity.get() {
-            return Ok(*identity);
+        let mut lease = store.renewals.lease(OPERATION).await?;
+        let asked = in_time(OPERATION, store.renewals.response_timeout, identity(OPERATION, &mut lease, store)).await;
+        if is_answered(&asked) {
+            lease.end();
         }
-        let asking = async {
-            let options = store.connections.pool.connect_options();
-            let connected = MySqlConnection::connect_with(&options).await;
-            let mut connection = connected.map_err(|error| connection_error(OPERATION, error))?;
-            let identity = identity(OPERATION, &mut connection, store).await?;
-            // The server notices the end of a connection that did not say goodbye.
-            let _ = connection.close().await;
-            Ok(identity)
-        };
-        // It is asked for once, and connecting takes a large future. The time is also that of who waits for another one to
-        // ask, whom perhaps nobody polls any more.
-        let asked = Box::pin(async { store.identity.get_or_try_init(|| asking).await.copied() });
-        in_time(OPERATION, store.connections.response_timeout, asked).await
+        let identity = asked?;
+        store.identity.set(identity.clone());
+        Ok(identity)
     }
 }
 

@@ -5,9 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{Connection as _, PgPool};
+use sqlx::{Connection as _, PgPool, Postgres};
 use tokio::runtime::Handle;
-use tokio::sync::OnceCell;
 
 use super::address::Source;
 use super::session::Sessions;
@@ -15,7 +14,8 @@ use super::statements::Statements;
 use super::{Inner, PostgresAddress, PostgresStore, check, look};
 use crate::clock::SystemClock;
 use crate::paused::explained;
-use crate::sql::{Abandoned, Fences, RenewalPool, TableName, Watchers};
+use crate::sql::transaction::OwnIdentity;
+use crate::sql::{Fences, Pools, TableName, Watchers};
 use crate::store::bounds::check_timeout;
 use crate::store::{StoreError, StoreErrorKind};
 
@@ -71,8 +71,8 @@ impl PostgresStoreBuilder {
         self
     }
 
-    /// How many connections the store opens at most, beside two for renewals. The default is 10. A pool that the store
-    /// was given has its own limit.
+    /// How many connections the store opens at most for each Tokio runtime that calls it, beside two for renewals. The
+    /// default is 10. A pool that the store was given has its own limit.
     pub fn max_connections(mut self, connections: u32) -> Self {
         self.max_connections = connections.max(1);
         self
@@ -117,15 +117,15 @@ impl PostgresStoreBuilder {
             return Err(StoreError::new(StoreErrorKind::Config, "connect")
                 .with_detail("a pool of connections is made inside a Tokio runtime"));
         }
-        let pool = match self.source? {
-            Source::Server(options) => own_pool(*options, self.max_connections, self.response_timeout, self.prepares),
-            Source::Pool(pool) => pool,
+        let pools = match self.source? {
+            Source::Server(options) => own_pools(*options, self.max_connections, self.response_timeout, self.prepares),
+            Source::Pool(pool) => Pools::given(pool),
         };
-        Ok(store(Sessions::new(pool, self.prepares, self.response_timeout), table))
+        Ok(store(Sessions::new(pools, self.prepares, self.response_timeout), table))
     }
 
     pub(super) fn in_pool(pool: PgPool) -> PostgresStore {
-        store(Sessions::new(pool, true, RESPONSE_TIMEOUT), TableName::default())
+        store(Sessions::new(Pools::given(pool), true, RESPONSE_TIMEOUT), TableName::default())
     }
 }
 
@@ -142,7 +142,12 @@ fn lock_timeout(response_timeout: Duration) -> Duration {
     response_timeout * 3 / 4
 }
 
-fn own_pool(options: PgConnectOptions, connections: u32, response_timeout: Duration, prepares: bool) -> PgPool {
+fn own_pools(
+    options: PgConnectOptions,
+    connections: u32,
+    response_timeout: Duration,
+    prepares: bool,
+) -> Pools<Postgres> {
     // A pooler refuses settings that it does not know; no column is a floating-point number.
     let mut options = options.extra_float_digits(None);
     if options.get_application_name().is_none() {
@@ -157,14 +162,14 @@ fn own_pool(options: PgConnectOptions, connections: u32, response_timeout: Durat
     } else {
         options = options.statement_cache_capacity(0);
     }
-    PgPoolOptions::new()
+    let pool = PgPoolOptions::new()
         .max_connections(connections)
         .acquire_timeout(response_timeout)
         .test_before_acquire(false)
         .before_acquire(|connection, metadata| {
             Box::pin(async move { Ok(metadata.idle_for < FRESH || is_alive(connection.ping()).await) })
-        })
-        .connect_lazy_with(options)
+        });
+    Pools::own(pool, options)
 }
 
 #[expect(clippy::disallowed_methods, reason = "the patience with a server is real time, whatever clock records have")]
@@ -179,18 +184,16 @@ fn store(sessions: Sessions, table: TableName) -> PostgresStore {
         let (sessions, statement) = (sessions.clone(), Arc::clone(&statements.seen));
         Watchers::new(Arc::new(SystemClock::new()), move |keys| look(sessions.clone(), Arc::clone(&statement), keys))
     };
-    let renewals = RenewalPool::new(sessions.pool().clone());
-    let abandoned_renewals = Abandoned::of_renewals(sessions.pool());
+    let renewals = sessions.for_renewals();
     PostgresStore(Arc::new(Inner {
         sessions,
         renewals,
-        abandoned_renewals,
         statements,
         in_transactions,
         table,
         watchers,
         fences: Fences::default(),
-        identity: OnceCell::new(),
+        identity: OwnIdentity::default(),
     }))
 }
 

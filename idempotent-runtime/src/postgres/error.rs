@@ -75,6 +75,7 @@ fn statement_meaning(error: &Error) -> Meaning {
         Some("42501") => {
             (Config, Some("the role may not do this; see the store's documentation for the rights it needs"))
         }
+        Some("25P01") => (Config, Some("the connection is in no transaction: begin one first")),
         Some("25006") => (Refused, Some("the server is read-only: is it a standby?")),
         Some("55P03") => (Refused, Some("somebody else holds the record's lock")),
         Some("57014") => (Refused, Some("the server cancelled the statement (`statement_timeout`)")),

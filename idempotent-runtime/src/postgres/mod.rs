@@ -19,7 +19,6 @@ use std::time::Duration;
 
 use sqlx::postgres::PgRow;
 use sqlx::{PgPool, Postgres, Row as _};
-use tokio::sync::OnceCell;
 
 pub use address::PostgresAddress;
 pub use builder::PostgresStoreBuilder;
@@ -29,10 +28,10 @@ use statements::Statements;
 
 use crate::clock::Timestamp;
 use crate::key::KeyHash;
-use crate::sql::transaction::Identity;
+use crate::sql::transaction::OwnIdentity;
 use crate::sql::{
-    self, Abandoned, Answer, Fences, First, Found, Guard, Lease, Listed, Look, RenewalPool, Row, Rows, Seen, Table,
-    TableName, Watchers, integer, reason_code, state_code, store_of_rows,
+    self, Answer, Fences, First, Found, Guard, Lease, Listed, Look, Row, Rows, Seen, Table, TableName, Watchers,
+    integer, reason_code, state_code, store_of_rows,
 };
 use crate::store::codes::{self, STATES};
 use crate::store::{
@@ -65,8 +64,7 @@ const AFTER_COLUMNS: usize = sql::COLUMNS.len() + 1;
 
 struct Inner {
     sessions: Sessions,
-    renewals: RenewalPool<Postgres>,
-    abandoned_renewals: Abandoned,
+    renewals: Sessions,
     statements: Statements,
     /// Those for transactions of the user's, where the call says how long a lock is waited for.
     in_transactions: Statements,
@@ -74,7 +72,7 @@ struct Inner {
     watchers: Arc<Watchers>,
     fences: Fences,
     /// Which database the records are in, once it was asked for.
-    identity: OnceCell<Identity>,
+    identity: OwnIdentity,
 }
 
 impl PostgresStore {
@@ -97,6 +95,9 @@ impl PostgresStore {
 
     /// A store that takes its connections from `pool`. Renewals have at most two of their own, made as the pool makes
     /// its connections. Nothing is checked, and nothing is sent before the first call.
+    ///
+    /// The pool's connections belong to the runtimes that made them, and come back to it as long as these go on. Who holds
+    /// many of them keeps the engine's calls waiting.
     ///
     /// Any isolation and any timeouts will do: how long a lock is waited for is said with each request. What the pool does when it makes or lends a connection must leave it outside of a
     /// transaction.
@@ -171,7 +172,7 @@ impl Rows for PostgresStore {
         Ok(PostgresTable { connection, store: Arc::clone(&self.0) })
     }
 
-    fn end(&self, table: PostgresTable, answered: bool) {
+    async fn end(&self, table: PostgresTable, answered: bool) {
         if answered {
             table.connection.end();
         }

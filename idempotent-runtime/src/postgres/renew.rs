@@ -16,7 +16,7 @@ const OPERATION: &str = "renew";
 
 impl PostgresStore {
     pub(super) async fn renew_rows(&self, renewals: &[Renewal]) -> Answer<Vec<Written>> {
-        let sessions = self.0.sessions.in_pool(self.0.renewals.get(), self.0.abandoned_renewals.clone());
+        let sessions = &self.0.renewals;
         let keys: Vec<_> = renewals.iter().map(|renewal| renewal.key).collect();
         let owners: Vec<_> = renewals.iter().map(|renewal| owner_bytes(renewal.token)).collect();
         let leases = renewals.iter().map(|renewal| millis(renewal.lease)).collect();
@@ -28,7 +28,7 @@ impl PostgresStore {
         }
         let is_renewed = |renewal: &Renewal| renewed.contains(&(*renewal.key.as_bytes(), owner_bytes(renewal.token)));
         let refused = renewals.iter().filter(|renewal| !is_renewed(renewal));
-        let found = self.found(&sessions, refused.map(|renewal| renewal.key).collect()).await?;
+        let found = self.found(sessions, refused.map(|renewal| renewal.key).collect()).await?;
         let written = |renewal| if is_renewed(renewal) { Written::Applied } else { refusal(renewal, &found) };
         Ok(renewals.iter().map(written).collect())
     }

@@ -150,9 +150,19 @@ impl Statements {
                      ORDER BY purge_at LIMIT 1
                  ), (SELECT count(*) FROM put_off) FROM clock"
             )),
-            identity: statement(format!("SELECT identity FROM {} WHERE id = 1", name.with_suffix("meta").quoted('"'))),
+            identity: statement(identity(name)),
         }
     }
+}
+
+/// What tells which database the table is in. Not everybody may read `pg_database`, and everybody may ask for the session's
+/// own.
+fn identity(name: &TableName) -> String {
+    let meta = name.with_suffix("meta").quoted('"');
+    format!(
+        "SELECT identity, current_database()::text, (SELECT datid::int8 FROM pg_stat_get_activity(pg_backend_pid()))
+         FROM {meta} WHERE id = 1"
+    )
 }
 
 /// What a first claim writes into `column`.

@@ -4,14 +4,14 @@ use std::error::Error as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::{AssertSqlSafe, Connection as _, Error, PgConnection, Postgres, Row as _, Transaction};
+use sqlx::{AssertSqlSafe, Error, PgConnection, Postgres, Row as _, Transaction};
 
-use super::error::{connection_error, is_aborted, is_lock_timeout, store_error};
+use super::error::{is_aborted, is_lock_timeout, store_error};
 use super::request::Request;
 use super::{Inner, PostgresStore, commit_request, found_one, owner_bytes};
 use crate::key::KeyHash;
-use crate::sql::transaction::{self, Identity, TransactionStore, Transactional};
-use crate::sql::{Answer, Found, Guard, Row, Table, TransactionDatabase, in_time};
+use crate::sql::transaction::{self, Identity, OwnIdentity, TransactionStore, Transactional};
+use crate::sql::{Answer, Found, Guard, Row, Table, TransactionDatabase, in_time, is_answered};
 use crate::store::transaction::{End, Keep, Kept};
 use crate::store::{Claim, Claimed, Commit, DynStore, SqlTransaction, StoreError, StoreErrorKind, Token};
 
@@ -111,12 +111,12 @@ impl Transactional for InTransaction<'_> {
 async fn identity(operation: &'static str, connection: &mut PgConnection, store: &Inner) -> Answer<Identity> {
     let request = Request::new(&store.statements.identity);
     let rows = request.send_once(operation, connection, store.sessions.prepares()).await?;
-    let unfit = || {
-        StoreError::new(StoreErrorKind::Config, operation).with_detail("the `meta` table holds no identity of 16 bytes")
-    };
-    let identity: Vec<u8> =
-        rows.first().ok_or_else(unfit)?.try_get(0).map_err(|error| store_error(operation, error))?;
-    Identity::try_from(identity).map_err(|_| unfit())
+    let row = rows
+        .first()
+        .ok_or_else(|| StoreError::new(StoreErrorKind::Config, operation).with_detail("the `meta` table is empty"))?;
+    let failed = |error| store_error(operation, error);
+    let (name, number): (String, i64) = (row.try_get(1).map_err(failed)?, row.try_get(2).map_err(failed)?);
+    Identity::new(operation, row.try_get(0).map_err(failed)?, format!("{name} {number}"))
 }
 
 impl TransactionStore for PostgresStore {
@@ -129,26 +129,21 @@ impl TransactionStore for PostgresStore {
         InTransaction { connection, store: &self.0 }
     }
 
-    /// It is asked for once, on a connection outside of the pool: all of the pool's may be in transactions that wait for
-    /// this.
+    fn known_identity(&self) -> &OwnIdentity {
+        &self.0.identity
+    }
+
+    /// On a connection for renewals, made as the others are: all of the pool's may be in transactions that wait for this.
     async fn own_identity(&self) -> Answer<Identity> {
         let store = &self.0;
-        if let Some(identity) = store.identity.get() {
-            return Ok(*identity);
+        let mut lease = store.renewals.lease(OPERATION).await?;
+        let asked = in_time(OPERATION, store.renewals.response_timeout(), identity(OPERATION, &mut lease, store)).await;
+        if is_answered(&asked) {
+            lease.end();
         }
-        let asking = async {
-            let options = store.sessions.pool().connect_options();
-            let connected = PgConnection::connect_with(&options).await;
-            let mut connection = connected.map_err(|error| connection_error(OPERATION, error))?;
-            let identity = identity(OPERATION, &mut connection, store).await?;
-            // The server notices the end of a connection that did not say goodbye.
-            let _ = connection.close().await;
-            Ok(identity)
-        };
-        // It is asked for once, and connecting takes a large future. The time is also that of who waits for another one to
-        // ask, whom perhaps nobody polls any more.
-        let asked = Box::pin(async { store.identity.get_or_try_init(|| asking).await.copied() });
-        in_time(OPERATION, store.sessions.response_timeout(), asked).await
+        let identity = asked?;
+        store.identity.set(identity.clone());
+        Ok(identity)
     }
 }
 

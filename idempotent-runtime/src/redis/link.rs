@@ -1,4 +1,7 @@
-//! One connection to the server, made when it is needed and made anew when it is broken.
+//! One connection to the server for each runtime, made when it is needed and made anew when it is broken.
+//!
+//! A connection moves only as fast as the runtime does in which it was made. One for all would keep everybody waiting
+//! behind a runtime that stands still between its calls, whose executor a body blocks, or that stopped while it connected.
 //!
 //! The client's own `ConnectionManager` keeps a connection on which an answer timed out; on a half-open connection
 //! nothing would ever be answered again. Here a time-out ends the connection. And where an answer is missing for a while,
@@ -10,9 +13,11 @@ use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Client, ErrorKind, RedisError, RedisResult};
+use tokio::runtime::{Handle, Id};
 
 use super::error::store_error;
 use crate::clock::{Clock, Timestamp};
+use crate::runtime::PerRuntime;
 use crate::store::{StoreError, StoreErrorKind};
 
 /// After how long without any answer the next request takes another connection.
@@ -28,15 +33,22 @@ struct Shared {
     config: AsyncConnectionConfig,
     clock: Arc<dyn Clock>,
     setup: Option<Setup>,
+    homes: PerRuntime<Arc<Home>>,
+    generations: AtomicU64,
+}
+
+/// What a runtime has of the link.
+#[derive(Default)]
+struct Home {
     current: RwLock<Option<Connected>>,
     connecting: tokio::sync::Mutex<()>,
-    generations: AtomicU64,
 }
 
 /// A connection that was made, and the server's clock as it was then. For one request of each who gets it.
 #[derive(Clone)]
 pub(super) struct Connected {
     pub(super) connection: MultiplexedConnection,
+    runtime: Id,
     generation: u64,
     server_time: Duration,
     read_at: Duration,
@@ -91,20 +103,21 @@ impl Link {
             config,
             clock,
             setup,
-            current: RwLock::new(None),
-            connecting: tokio::sync::Mutex::new(()),
+            homes: PerRuntime::default(),
             generations: AtomicU64::new(0),
         }))
     }
 
     /// The connection, for the store operation `operation`.
     pub(super) async fn connected(&self, operation: &'static str) -> Result<Connected, StoreError> {
-        if let Some(connected) = self.0.current() {
+        let home = self.0.home();
+        if let Some(connected) = self.0.current(&home) {
             return Ok(connected);
         }
-        // In a task of its own: whoever asks first makes the connection for all, and may not be polled any more.
+        // In a task of its own: whoever asks first makes the connection for all on the runtime, and may not be polled any
+        // more.
         let shared = Arc::clone(&self.0);
-        match tokio::spawn(async move { shared.connected_anew().await }).await {
+        match tokio::spawn(async move { shared.connected_anew(&home).await }).await {
             Ok(connected) => connected.map_err(|error| store_error(operation, error)),
             Err(error) => {
                 let detail = "the task that makes the connection has ended, perhaps with its runtime";
@@ -131,7 +144,7 @@ impl Link {
         }
         answer.map_err(|error| {
             if ends_connection(&error) {
-                self.0.give_up(connected.generation);
+                self.0.give_up(connected);
             }
             store_error(operation, error)
         })
@@ -139,34 +152,37 @@ impl Link {
 }
 
 impl Shared {
-    async fn connected_anew(&self) -> RedisResult<Connected> {
-        let _connecting = self.connecting.lock().await;
-        if let Some(connected) = self.current() {
+    /// That of the runtime that asks.
+    fn home(&self) -> Arc<Home> {
+        self.homes.with(Arc::default, |home| Arc::clone(home))
+    }
+
+    async fn connected_anew(&self, home: &Home) -> RedisResult<Connected> {
+        let _connecting = home.connecting.lock().await;
+        if let Some(connected) = self.current(home) {
             return Ok(connected);
         }
         let connected = self.connect().await?;
         connected.traffic.asked(connected.asked);
-        *self.current.write().unwrap_or_else(PoisonError::into_inner) = Some(connected.clone());
+        *home.current.write().unwrap_or_else(PoisonError::into_inner) = Some(connected.clone());
         Ok(connected)
     }
 
     /// The connection that there is, for one request, unless it has been silent for too long.
-    fn current(&self) -> Option<Connected> {
-        let current = self.current.read().unwrap_or_else(PoisonError::into_inner).clone()?;
+    fn current(&self, home: &Home) -> Option<Connected> {
+        let current = home.current.read().unwrap_or_else(PoisonError::into_inner).clone()?;
         let now = self.now();
         if current.traffic.is_silent(now) {
-            self.give_up(current.generation);
+            home.give_up(current.generation);
             return None;
         }
         current.traffic.asked(now);
         Some(Connected { asked: now, ..current })
     }
 
-    /// Those who wait for an answer on the connection go on waiting, and nobody else uses it.
-    fn give_up(&self, generation: u64) {
-        let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
-        if current.as_ref().is_some_and(|current| current.generation == generation) {
-            *current = None;
+    fn give_up(&self, connected: &Connected) {
+        if let Some(home) = self.homes.of(connected.runtime) {
+            home.give_up(connected.generation);
         }
     }
 
@@ -183,8 +199,18 @@ impl Shared {
         }
         let server_time = Duration::from_secs(seconds) + Duration::from_micros(micros);
         let generation = self.generations.fetch_add(1, Ordering::AcqRel);
-        let traffic = Arc::default();
-        Ok(Connected { connection, generation, server_time, read_at, traffic, asked: self.now() })
+        let (runtime, traffic) = (Handle::current().id(), Arc::default());
+        Ok(Connected { connection, runtime, generation, server_time, read_at, traffic, asked: self.now() })
+    }
+}
+
+impl Home {
+    /// Those who wait for an answer on the connection go on waiting, and nobody else uses it.
+    fn give_up(&self, generation: u64) {
+        let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
+        if current.as_ref().is_some_and(|current| current.generation == generation) {
+            *current = None;
+        }
     }
 }
 

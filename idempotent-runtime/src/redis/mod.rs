@@ -47,7 +47,7 @@ const POLL: Duration = Duration::from_millis(100);
 
 /// Records in Redis 7.0 or later, or in Valkey.
 ///
-/// Commands, renewals and pushes have a connection each. A connection that breaks, or on which an answer takes too long,
+/// Commands, renewals and pushes have a connection each, on each Tokio runtime. A connection that breaks, or on which an answer takes too long,
 /// is made anew with the next request; what was on its way is an unknown outcome, which the engine settles by token.
 ///
 /// # What Redis can lose

@@ -12,7 +12,6 @@ const BESIDE: Duration = Duration::from_secs(600);
 /// How long one keeps its place in the pool.
 const IN_PLACE: Duration = Duration::from_secs(60);
 /// The same for renewals, which are needed as soon as a server is back.
-#[cfg(any(feature = "mysql", feature = "postgres"))]
 const RENEWALS_IN_PLACE: Duration = Duration::from_secs(10);
 
 /// A server does not notice that a client has gone while it waits for a lock, for its disk or for a standby, and each
@@ -34,8 +33,7 @@ impl Abandoned {
         Self { beside: Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS))), in_place: IN_PLACE }
     }
 
-    /// Those of pools for renewals.
-    #[cfg(any(feature = "mysql", feature = "postgres"))]
+    /// Those of a pool for renewals.
     pub(crate) fn of_renewals<DB: Database>(pool: &Pool<DB>) -> Self {
         Self { in_place: RENEWALS_IN_PLACE, ..Self::of(pool) }
     }

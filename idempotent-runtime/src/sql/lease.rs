@@ -4,10 +4,12 @@ use std::ops::{Deref, DerefMut};
 use std::time::Duration;
 
 use sqlx::Database;
-
-use super::Abandoned;
 use sqlx::pool::PoolConnection;
 use tokio::runtime::Handle;
+
+use super::{Abandoned, Acquired};
+#[cfg(feature = "sqlite")]
+use crate::runtime::while_runtime_lives;
 
 /// A connection that goes back to its pool only when its request was answered. Dropped before that, because the request
 /// took too long or its future was dropped, it is [abandoned](Abandoned): the next request must not wait for an answer
@@ -27,13 +29,31 @@ pub(crate) type Tidying<'c> = std::pin::Pin<Box<dyn Future<Output = Result<(), s
 
 impl<DB: Database> Lease<DB> {
     /// `patience`: how long the connection may take to answer when it is given back.
-    pub(crate) fn new(connection: PoolConnection<DB>, patience: Duration, abandoned: Abandoned) -> Self {
+    pub(crate) fn new(acquired: Acquired<DB>, patience: Duration) -> Self {
+        let Acquired { connection, abandoned } = acquired;
         Self { connection: Some(connection), answered: false, patience, abandoned, runtime: Handle::current() }
     }
 
     /// Gives the connection back.
+    #[cfg(any(feature = "mysql", feature = "postgres"))]
     pub(crate) fn end(mut self) {
         self.answered = true;
+    }
+
+    /// Gives the connection back, and waits until the pool has it: the task that would do it comes only when the caller's
+    /// worker is free again, which a body may block as soon as its claim is answered. For databases that are asked without
+    /// a network.
+    #[cfg(feature = "sqlite")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the patience with a server is real time, whatever clock records have"
+    )]
+    pub(crate) async fn give_back(mut self) {
+        let Some(mut connection) = self.connection.take() else { return };
+        let returning = connection.return_to_pool();
+        // It may start a task, for which there has to be a runtime.
+        drop(connection);
+        while_runtime_lives(tokio::time::timeout(self.patience, returning)).await;
     }
 
     /// Gives the connection back when it is as its next user expects it, for which nobody waits. Closed if that fails.

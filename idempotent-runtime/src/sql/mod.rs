@@ -15,10 +15,9 @@ mod fences;
 mod in_transaction;
 mod lease;
 mod name;
+mod pools;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod renewal;
-#[cfg(any(feature = "mysql", feature = "postgres"))]
-mod renewal_pool;
 mod row;
 pub(crate) mod store;
 pub(crate) mod transaction;
@@ -30,10 +29,9 @@ pub(crate) use fences::Fences;
 pub use in_transaction::{OpenTransaction, TransactionDatabase, in_transaction};
 pub(crate) use lease::Lease;
 pub(crate) use name::TableName;
+pub(crate) use pools::{Acquired, Pools};
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 pub(crate) use renewal::not_renewed;
-#[cfg(any(feature = "mysql", feature = "postgres"))]
-pub(crate) use renewal_pool::RenewalPool;
 #[cfg(feature = "postgres")]
 pub(crate) use row::Value;
 #[cfg(any(feature = "mysql", feature = "sqlite"))]

@@ -44,9 +44,14 @@ impl TableName {
     }
 
     /// The schema, where the name has one.
-    #[cfg(feature = "postgres")]
     pub(crate) fn schema(&self) -> Option<&str> {
         self.schema.as_deref()
+    }
+
+    /// The name without the schema.
+    #[cfg(feature = "sqlite")]
+    pub(crate) fn name(&self) -> &str {
+        &self.table
     }
 
     /// `script`, which makes the default table, for this one. Names of indexes have no schema.

@@ -41,7 +41,7 @@ pub(crate) trait Rows: Send + Sync + 'static {
     fn table(&self, operation: &'static str) -> impl Future<Output = Result<Self::Table, StoreError>> + Send;
 
     /// Gives the connection back. `answered`: its last request was answered, so that it can be used again.
-    fn end(&self, table: Self::Table, answered: bool);
+    fn end(&self, table: Self::Table, answered: bool) -> impl Future<Output = ()> + Send;
 
     /// How long a request may take.
     fn response_timeout(&self) -> Duration;
@@ -116,7 +116,7 @@ async fn change_row<A>(
     // Of several kilobytes, which a request that has nothing to write does without.
     let changing = Box::pin(change(&mut table, operation, key, Some(found), retention, transition));
     let result = in_time(operation, rows.response_timeout(), changing).await;
-    rows.end(table, is_answered(&result));
+    rows.end(table, is_answered(&result)).await;
     result
 }
 

@@ -8,6 +8,7 @@
 //! errors that are stored. A row that is committed without a result (the body's future was dropped, and the transaction
 //! committed all the same) reads as in doubt: its lease was over from the start.
 
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use super::Answer;
@@ -22,15 +23,49 @@ use crate::store::{
 
 const OPERATION: &str = "claim in a transaction";
 
-/// Which database a table is in: written once into its `meta` table.
-pub(crate) type Identity = [u8; 16];
+/// Which database a table is in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Identity {
+    /// Written once into the `meta` table.
+    written: [u8; 16],
+    /// Where the table is: it tells a database from one that was copied from it with all that is written there.
+    place: String,
+}
+
+impl Identity {
+    /// # Errors
+    /// [`Config`](StoreErrorKind::Config) when what is written is no identity.
+    pub(crate) fn new(operation: &'static str, written: Vec<u8>, place: String) -> Answer<Self> {
+        let unfit = "the `meta` table holds no identity of 16 bytes";
+        let written = written.try_into();
+        let written = written.map_err(|_| StoreError::new(StoreErrorKind::Config, operation).with_detail(unfit))?;
+        Ok(Self { written, place })
+    }
+}
+
+/// The identity of a store's own database, once it was asked for.
+///
+/// Everybody who needs it before it is known asks for it: of one who asks for all, the others would wait for a runtime that
+/// stands still meanwhile.
+#[derive(Debug, Default)]
+pub(crate) struct OwnIdentity(Mutex<Option<Identity>>);
+
+impl OwnIdentity {
+    pub(crate) fn get(&self) -> Option<Identity> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn set(&self, identity: Identity) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(identity);
+    }
+}
 
 /// A table on the connection of the user's transaction.
 pub(crate) trait Transactional: Table {
     /// Whether also a read can wait for a lock of others.
     const READS_WAIT: bool = false;
 
-    /// The identity in the `meta` table.
+    /// The identity of the database in which the table is.
     fn identity(&mut self) -> impl Future<Output = Answer<Identity>> + Send;
 
     /// Runs a statement without arguments, like `SAVEPOINT`.
@@ -54,25 +89,30 @@ pub(crate) trait Transactional: Table {
     fn commit_own(&mut self, commit: &Commit) -> impl Future<Output = Answer<bool>> + Send;
 }
 
-/// See [`Keep::begin`](crate::store::transaction::Keep::begin). `expected` is the identity of the store's own database.
-async fn begin<T: Transactional>(
-    table: &mut T,
-    fences: &Fences,
-    expected: Identity,
+/// See [`Keep::begin`](crate::store::transaction::Keep::begin).
+async fn begin<S: TransactionStore>(
+    table: &mut S::OpenTable<'_>,
+    store: &S,
     claim: &Claim,
     patience: Duration,
 ) -> Answer<Option<Claimed>> {
-    if table.identity().await? != expected {
+    let expected = match store.known_identity().get() {
+        Some(known) => known,
+        None => store.own_identity().await?,
+    };
+    let found = table.identity().await?;
+    // Another server may have taken the place of the store's since, where the same database is found elsewhere.
+    if found != expected && found != store.own_identity().await? {
         return Err(StoreError::new(StoreErrorKind::Config, OPERATION).with_detail(
             "the transaction is one of another database than the engine's store: the record would not be where other \
              calls look for it",
         ));
     }
-    if !T::READS_WAIT {
-        return claim_row(table, fences, claim, Some(patience)).await;
+    if !S::OpenTable::READS_WAIT {
+        return claim_row(table, store.fences(), claim, Some(patience)).await;
     }
     table.bound_waits(patience).await?;
-    let claimed = claim_row(table, fences, claim, None).await;
+    let claimed = claim_row(table, store.fences(), claim, None).await;
     let restored = table.restore_waits().await;
     claimed.and_then(|claimed| restored.map(|()| claimed))
 }
@@ -164,7 +204,10 @@ pub(crate) trait TransactionStore: Store + Rows {
     /// The store's table on a connection of the user's.
     fn table_on<'a>(&'a self, connection: &'a mut Self::Connection) -> Self::OpenTable<'a>;
 
-    /// The identity of the store's own database.
+    /// The identity of the store's own database, once it was asked for.
+    fn known_identity(&self) -> &OwnIdentity;
+
+    /// Asks for it, and keeps it.
     fn own_identity(&self) -> impl Future<Output = Answer<Identity>> + Send;
 }
 
@@ -177,8 +220,7 @@ pub(crate) fn begin_on<'a, S: TransactionStore>(
 ) -> Kept<'a, Option<Claimed>> {
     Box::pin(async move {
         let store = store_of::<S>(store)?;
-        let expected = store.own_identity().await?;
-        begin(&mut store.table_on(connection), store.fences(), expected, claim, patience).await
+        begin(&mut store.table_on(connection), store, claim, patience).await
     })
 }
 

@@ -1,4 +1,4 @@
-//! Waiting for records of others: one statement per tick for everybody in the process who waits.
+//! Waiting for records of others: one statement per tick for everybody on a runtime who waits.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
+use tokio::runtime::{Handle, Id};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
@@ -48,10 +49,12 @@ struct Waiting {
     next: u64,
     /// The watches of each key, by their numbers.
     keys: HashMap<KeyHash, HashMap<u64, Watched>>,
-    poller: Option<JoinHandle<()>>,
+    /// One on each runtime where somebody waits: that of another one looks no more while that one stands still.
+    pollers: HashMap<Id, JoinHandle<()>>,
 }
 
 struct Watched {
+    runtime: Id,
     seen: Option<Seen>,
     changed: Arc<Notify>,
 }
@@ -69,11 +72,12 @@ impl Watchers {
         let mut waiting = self.waiting();
         let id = waiting.next;
         waiting.next = id.wrapping_add(1);
-        waiting.keys.entry(key).or_default().insert(id, Watched { seen, changed: Arc::clone(&changed) });
-        // The poller ends with its runtime, which may be another one than that of this watch.
-        if waiting.poller.as_ref().is_none_or(JoinHandle::is_finished) {
-            waiting.poller = Some(tokio::spawn(poll(Arc::downgrade(self))));
-        }
+        let home = Handle::current();
+        let runtime = home.id();
+        waiting.keys.entry(key).or_default().insert(id, Watched { runtime, seen, changed: Arc::clone(&changed) });
+        // A poller ends with its runtime.
+        waiting.pollers.retain(|_, poller| !poller.is_finished());
+        waiting.pollers.entry(runtime).or_insert_with(|| home.spawn(poll(Arc::downgrade(self), runtime)));
         drop(waiting);
         let registration = Registration { watchers: Arc::downgrade(self), key, id };
         Watch::new(record, async move {
@@ -95,15 +99,18 @@ impl Watchers {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// One look for all. False when nobody waits any more.
-    async fn look(&self) -> bool {
+    /// One look for all on `runtime`. False when nobody waits there any more.
+    async fn look(&self, runtime: Id) -> bool {
         let keys: Vec<_> = {
             let mut waiting = self.waiting();
-            if waiting.keys.is_empty() {
-                waiting.poller = None;
+            let is_here = |watches: &HashMap<_, Watched>| watches.values().any(|watched| watched.runtime == runtime);
+            let keys: Vec<_> =
+                waiting.keys.iter().filter(|(_, watches)| is_here(watches)).map(|(key, _)| *key).collect();
+            if keys.is_empty() {
+                waiting.pollers.remove(&runtime);
                 return false;
             }
-            waiting.keys.keys().copied().collect()
+            keys
         };
         let found = (self.look)(keys.clone()).await;
         let waiting = self.waiting();
@@ -120,15 +127,15 @@ impl Watchers {
     }
 }
 
-/// Ends when nobody waits any more, or with the store.
-async fn poll(watchers: Weak<Watchers>) {
+/// Ends when nobody on `runtime`, which is that of the task, waits any more, or with the store.
+async fn poll(watchers: Weak<Watchers>, runtime: Id) {
     let mut pause = TICK;
     loop {
         let Some(clock) = watchers.upgrade().map(|watchers| Arc::clone(&watchers.clock)) else { return };
         clock.sleep(pause).await;
         let Some(watchers) = watchers.upgrade() else { return };
         let started = clock.monotonic();
-        if !watchers.look().await {
+        if !watchers.look(runtime).await {
             return;
         }
         pause = TICK.max(clock.monotonic().saturating_sub(started) * REST);

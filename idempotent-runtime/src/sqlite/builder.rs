@@ -4,16 +4,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::SqlitePool;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
-use tokio::sync::OnceCell;
+use sqlx::{Sqlite, SqlitePool};
 
-use super::error::store_error;
 use super::statements::Statements;
-use super::{Inner, SqliteStore, look};
+use super::{Connections, Inner, SqliteStore, look};
 use crate::clock::{Clock, SystemClock};
 use crate::paused::explained;
-use crate::sql::{Abandoned, Fences, TableName, Watchers};
+use crate::sql::transaction::OwnIdentity;
+use crate::sql::{Fences, Pools, TableName, Watchers};
 use crate::store::bounds::check_timeout;
 use crate::store::{StoreError, StoreErrorKind};
 
@@ -90,45 +89,48 @@ impl SqliteStoreBuilder {
             .busy_timeout(self.response_timeout * 3 / 4);
         // Nothing is sent over a network: a connection that is open works.
         let pool = || SqlitePoolOptions::new().test_before_acquire(false).acquire_timeout(self.response_timeout);
-        let failed = |error| store_error("connect", error);
-        let writer = pool().max_connections(1).connect_with(options.clone()).await.map_err(failed)?;
-        let readers = pool().max_connections(READERS).connect_lazy_with(options);
+        let writer = Pools::own(pool().max_connections(1), options.clone());
+        let readers = Pools::own(pool().max_connections(READERS), options);
         let store = store(readers, writer, table, self.clock, self.response_timeout);
+        store.0.writer.lease("connect").await?.give_back().await;
         store.migrate().await?;
         Ok(store)
     }
 
     pub(super) fn in_pool(pool: SqlitePool) -> SqliteStore {
         let clock = Arc::new(SystemClock::new());
-        store(pool.clone(), pool, TableName::default(), clock, RESPONSE_TIMEOUT)
+        let pools = Pools::given(pool);
+        store(pools.clone(), pools, TableName::default(), clock, RESPONSE_TIMEOUT)
     }
 }
 
 fn store(
-    readers: SqlitePool,
-    writer: SqlitePool,
+    readers: Pools<Sqlite>,
+    writer: Pools<Sqlite>,
     table: TableName,
     clock: Arc<dyn Clock>,
     response_timeout: Duration,
 ) -> SqliteStore {
     let statements = Statements::new(&table);
+    let renewals = writer.for_renewals(1);
+    let [readers, writer, renewals] = [readers, writer, renewals].map(|pools| Connections { pools, response_timeout });
     let watchers = {
-        let (pool, statement, clock) = (readers.clone(), Arc::clone(&statements.seen), Arc::clone(&clock));
+        let (readers, statement, clock) = (readers.clone(), Arc::clone(&statements.seen), Arc::clone(&clock));
         // Others write at their own time, whatever clock records are judged on.
         Watchers::new(Arc::new(SystemClock::new()), move |keys| {
-            look(pool.clone(), Arc::clone(&statement), Arc::clone(&clock), keys)
+            look(readers.clone(), Arc::clone(&statement), Arc::clone(&clock), keys)
         })
     };
     SqliteStore(Arc::new(Inner {
         readers,
-        abandoned: Abandoned::of(&writer),
         writer,
+        renewals,
         statements,
         table,
         watchers,
         clock,
         response_timeout,
-        identity: OnceCell::new(),
+        identity: OwnIdentity::default(),
         fences: Fences::default(),
     }))
 }

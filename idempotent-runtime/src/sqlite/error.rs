@@ -52,9 +52,17 @@ pub(super) fn is_missing_table(error: &Error) -> bool {
     error.as_database_error().is_some_and(|error| error.message().starts_with("no such table"))
 }
 
+/// The same of an error that was told already.
+pub(super) fn is_table_missing(error: &StoreError) -> bool {
+    source(error).is_some_and(is_missing_table)
+}
+
+fn source(error: &StoreError) -> Option<&Error> {
+    std::error::Error::source(error).and_then(|source| source.downcast_ref())
+}
+
 /// Whether another connection held the file's lock for too long. Nothing was applied.
 pub(super) fn is_busy(error: &StoreError) -> bool {
-    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<Error>());
-    let code = source.and_then(Error::as_database_error).and_then(DatabaseError::code);
+    let code = source(error).and_then(Error::as_database_error).and_then(DatabaseError::code);
     code.and_then(|code| code.parse::<i32>().ok()).is_some_and(|code| matches!(code & 0xff, BUSY | LOCKED))
 }

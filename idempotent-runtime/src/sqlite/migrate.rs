@@ -14,7 +14,7 @@ const SCRIPT: &str = include_str!("../../migrations/sqlite/0001_records.sql");
 
 pub(super) async fn migrate(store: &Inner) -> Result<(), StoreError> {
     let failed = |error| store_error(OPERATION, error);
-    let mut lease = store.lease(OPERATION, &store.writer).await?;
+    let mut lease = store.writer.lease(OPERATION).await?;
     // Where the table is there, nobody who writes is waited for.
     let found = match version(store, &mut lease).await {
         Err(error) if is_missing_table(&error) => None,
@@ -37,9 +37,8 @@ pub(super) async fn migrate(store: &Inner) -> Result<(), StoreError> {
         )));
     }
     let identity = identity(OPERATION, &mut lease, store).await?;
-    lease.end();
-    // It is there already if this is not the first time.
-    let _ = store.identity.set(identity);
+    lease.give_back().await;
+    store.identity.set(identity);
     Ok(())
 }
 

@@ -1,4 +1,4 @@
-//! The SQLite store: one file, one writer, many readers.
+//! The SQLite store: one file, one writer at a time, many readers.
 
 mod builder;
 mod error;
@@ -15,9 +15,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::query::Query;
-use sqlx::sqlite::SqliteArguments;
+use sqlx::sqlite::{SqliteArguments, SqliteRow};
 use sqlx::{AssertSqlSafe, Row as _, Sqlite, SqliteConnection, SqlitePool};
-use tokio::sync::OnceCell;
 
 pub use builder::SqliteStoreBuilder;
 use error::store_error;
@@ -25,9 +24,9 @@ use statements::Statements;
 
 use crate::clock::Clock;
 use crate::key::KeyHash;
-use crate::sql::transaction::Identity;
+use crate::sql::transaction::OwnIdentity;
 use crate::sql::{
-    self, Abandoned, Answer, Fences, Found, Guard, Lease, Listed, Look, Row, Rows, Seen, Table, TableName, Watchers,
+    self, Answer, Fences, Found, Guard, Lease, Listed, Look, Pools, Row, Rows, Seen, Table, TableName, Watchers,
     in_time, integer, is_answered, reason_code, state_code, store_of_rows, timestamp,
 };
 use crate::store::codes::{self, STATES};
@@ -36,8 +35,8 @@ use crate::store::{Capabilities, Commit, Release, StoreClock, StoreError, StoreE
 /// Records in a table of an SQLite database: the durable store for one machine that needs no server.
 ///
 /// The file is in WAL mode with `synchronous = FULL`: what was acknowledged survives a crash of the process and of the
-/// machine. Several processes can share the file, on one machine and never on a network file system. One connection
-/// writes, several read; each write is one statement that takes the file's lock at once, and everything of several
+/// machine. Several processes can share the file, on one machine and never on a network file system. On each runtime one
+/// connection writes and several read; each write is one statement that takes the file's lock at once, and everything of several
 /// statements begins with `BEGIN IMMEDIATE`.
 ///
 /// SQLite has no clock: leases and expiry are judged on the injected clock, which is the machine's.
@@ -56,16 +55,16 @@ use crate::store::{Capabilities, Commit, Release, StoreClock, StoreError, StoreE
 pub struct SqliteStore(Arc<Inner>);
 
 struct Inner {
-    readers: SqlitePool,
-    writer: SqlitePool,
+    readers: Connections,
+    writer: Connections,
+    renewals: Connections,
     statements: Statements,
     table: TableName,
     watchers: Arc<Watchers>,
     clock: Arc<dyn Clock>,
     response_timeout: Duration,
-    abandoned: Abandoned,
     /// Which database the records are in, once it was asked for.
-    identity: OnceCell<Identity>,
+    identity: OwnIdentity,
     fences: Fences,
 }
 
@@ -92,7 +91,9 @@ impl SqliteStore {
         SqliteStoreBuilder::at(path.as_ref())
     }
 
-    /// A store in the database of `pool`, whose settings (WAL, busy timeout, `synchronous`) are the caller's. Call
+    /// A store in the database of `pool`, whose settings (WAL, busy timeout, `synchronous`) are the caller's. Renewals have
+    /// a connection of their own, made as the pool makes its connections. Who holds many of the pool's keeps the engine's
+    /// calls waiting. Call
     /// [`migrate`](Self::migrate) once before the first use.
     pub fn from_pool(pool: SqlitePool) -> Self {
         SqliteStoreBuilder::in_pool(pool)
@@ -126,26 +127,44 @@ impl Inner {
         integer(self.clock.now().as_millis())
     }
 
-    async fn lease(&self, operation: &'static str, pool: &SqlitePool) -> Answer<Lease<Sqlite>> {
-        // Of some kilobytes, because it may have to open the file, and part of every request's future.
-        let connecting = Box::pin(pool.acquire());
-        let connecting = async { connecting.await.map_err(|error| store_error(operation, error)) };
-        let connection = in_time(operation, self.response_timeout, connecting).await;
-        connection.map(|connection| Lease::new(connection, self.response_timeout, self.abandoned.clone())).map_err(
-            |error| {
-                // Whatever kept it, no statement was begun.
-                let is_unknown = error.is_outcome_unknown();
-                if is_unknown { StoreError::new(StoreErrorKind::Refused, operation).with_source(error) } else { error }
-            },
-        )
-    }
-
     /// How many rows one writing statement changed.
     async fn write(&self, operation: &'static str, statement: Bound<'_>) -> Answer<u64> {
-        let mut lease = self.lease(operation, &self.writer).await?;
+        let mut lease = self.writer.lease(operation).await?;
         let result = in_time(operation, self.response_timeout, execute(operation, &mut lease, statement)).await;
         if is_answered(&result) {
-            lease.end();
+            lease.give_back().await;
+        }
+        result
+    }
+}
+
+/// Where connections come from, and how long a request on one of them may take.
+#[derive(Clone)]
+struct Connections {
+    pools: Pools<Sqlite>,
+    response_timeout: Duration,
+}
+
+impl Connections {
+    async fn lease(&self, operation: &'static str) -> Answer<Lease<Sqlite>> {
+        // Of some kilobytes, because it may have to open the file, and part of every request's future.
+        let connecting = Box::pin(self.pools.acquire());
+        let connecting = async { connecting.await.map_err(|error| store_error(operation, error)) };
+        let acquired = in_time(operation, self.response_timeout, connecting).await;
+        acquired.map(|acquired| Lease::new(acquired, self.response_timeout)).map_err(|error| {
+            // Whatever kept it, no statement was begun.
+            let is_unknown = error.is_outcome_unknown();
+            if is_unknown { StoreError::new(StoreErrorKind::Refused, operation).with_source(error) } else { error }
+        })
+    }
+
+    /// The rows that one reading statement finds.
+    async fn rows(&self, operation: &'static str, statement: Bound<'_>) -> Answer<Vec<SqliteRow>> {
+        let mut lease = self.lease(operation).await?;
+        let reading = async { statement.fetch_all(&mut *lease).await.map_err(|error| store_error(operation, error)) };
+        let result = in_time(operation, self.response_timeout, reading).await;
+        if is_answered(&result) {
+            lease.give_back().await;
         }
         result
     }
@@ -243,13 +262,13 @@ impl Rows for SqliteStore {
     type Table = SqliteTable;
 
     async fn table(&self, operation: &'static str) -> Answer<SqliteTable> {
-        let connection = self.0.lease(operation, &self.0.writer).await?;
+        let connection = self.0.writer.lease(operation).await?;
         Ok(SqliteTable { connection, store: Arc::clone(&self.0) })
     }
 
-    fn end(&self, table: SqliteTable, answered: bool) {
+    async fn end(&self, table: SqliteTable, answered: bool) {
         if answered {
-            table.connection.end();
+            table.connection.give_back().await;
         }
     }
 
@@ -262,12 +281,12 @@ impl Rows for SqliteStore {
     }
 
     async fn row(&self, operation: &'static str, key: KeyHash) -> Answer<Found> {
-        let mut lease = self.0.lease(operation, &self.0.readers).await?;
+        let mut lease = self.0.readers.lease(operation).await?;
         let now = self.0.now();
         let reading = read(operation, &mut lease, &self.0.statements, &key, now);
         let result = in_time(operation, self.0.response_timeout, reading).await;
         if is_answered(&result) {
-            lease.end();
+            lease.give_back().await;
         }
         result
     }
@@ -291,25 +310,22 @@ impl Rows for SqliteStore {
 
     async fn page(&self, after: Option<KeyHash>, limit: usize) -> Answer<Vec<Listed>> {
         const OPERATION: &str = "scan";
-        let mut lease = self.0.lease(OPERATION, &self.0.readers).await?;
         let after = after.map(|key| key.as_bytes().to_vec()).unwrap_or_default();
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         let statement = query(&self.0.statements.page).bind(self.0.now()).bind(after).bind(limit);
-        let reading = async { statement.fetch_all(&mut *lease).await.map_err(|error| store_error(OPERATION, error)) };
-        let rows = in_time(OPERATION, self.0.response_timeout, reading).await?;
-        lease.end();
+        let rows = self.0.readers.rows(OPERATION, statement).await?;
         rows.iter().map(|row| sql::listed(OPERATION, row)).collect()
     }
 }
 
 /// What a watcher needs to know of the records of `keys`.
-fn look(pool: SqlitePool, statements: Arc<str>, clock: Arc<dyn Clock>, keys: Vec<KeyHash>) -> Look {
+fn look(readers: Connections, statements: Arc<str>, clock: Arc<dyn Clock>, keys: Vec<KeyHash>) -> Look {
     const OPERATION: &str = "watch";
     Box::pin(async move {
         let list: Vec<_> = keys.iter().map(|key| format!("\"{}\"", key.to_hex())).collect();
         let statement = query(&statements).bind(format!("[{}]", list.join(","))).bind(integer(clock.now().as_millis()));
         let failed = |error| store_error(OPERATION, error);
-        let rows = statement.fetch_all(&pool).await.map_err(failed)?;
+        let rows = readers.rows(OPERATION, statement).await?;
         let mut seen = HashMap::with_capacity(rows.len());
         for row in rows {
             let key = <[u8; 32]>::try_from(row.try_get::<&[u8], _>(0).map_err(failed)?);

@@ -13,7 +13,7 @@ const OPERATION: &str = "purge";
 
 impl SqliteStore {
     pub(super) async fn purge_rows(&self, limit: usize) -> Answer<Purged> {
-        let mut lease = self.0.lease(OPERATION, &self.0.writer).await?;
+        let mut lease = self.0.writer.lease(OPERATION).await?;
         let (statements, now) = (&self.0.statements, self.0.now());
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         let purging = async {
@@ -31,7 +31,7 @@ impl SqliteStore {
         };
         let result = in_time(OPERATION, self.0.response_timeout, purging).await;
         if is_answered(&result) {
-            lease.end();
+            lease.give_back().await;
         }
         result
     }

@@ -38,6 +38,10 @@ impl Statements {
             COLUMNS.iter().zip(&places).skip(1).map(|(column, place)| format!("{column} = {place}")).collect();
         let due =
             format!("SELECT key_hash FROM {table} WHERE purge_at <= ?1 AND format = 1 ORDER BY purge_at LIMIT ?2");
+        let meta = name.with_suffix("meta");
+        // Where no schema is named, the first one that has the table is meant.
+        let schema =
+            meta.schema().map_or(String::from("true"), |schema| format!("open.name = '{schema}' COLLATE NOCASE"));
         let statement = |text: String| Statement::from(text);
         Self {
             read: statement(format!("SELECT ?1, {columns} FROM {table} WHERE key_hash = ?2")),
@@ -79,7 +83,15 @@ impl Statements {
             purge: statement(format!("DELETE FROM {table} WHERE key_hash IN ({due}) AND {FORGOTTEN} <= ?1")),
             put_off: statement(format!("UPDATE {table} SET purge_at = {FORGOTTEN} WHERE key_hash IN ({due}) AND {FORGOTTEN} > ?1")),
             lag: statement(format!("SELECT min(purge_at) FROM {table} WHERE purge_at <= ?1 AND format = 1")),
-            identity: statement(format!("SELECT identity FROM {} WHERE id = 1", name.with_suffix("meta").quoted('"'))),
+            identity: statement(format!(
+                "SELECT identity, coalesce((
+                     SELECT file FROM pragma_table_list('{}') AS found JOIN pragma_database_list AS open
+                         ON open.name = found.schema
+                     WHERE {schema} ORDER BY open.name <> 'temp', open.seq LIMIT 1
+                 ), '') FROM {} WHERE id = 1",
+                meta.name(),
+                meta.quoted('"')
+            )),
         }
     }
 }

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use sqlx::{AssertSqlSafe, Connection as _, Error, Row as _, Sqlite, SqliteConnection, Transaction};
+use sqlx::{AssertSqlSafe, Error, Row as _, Sqlite, SqliteConnection, Transaction};
 
-use super::error::{is_busy, store_error};
-use super::{Inner, SqliteStore, commit_statement, execute, insert, query, read, replace};
+use super::error::{is_busy, is_table_missing, store_error};
+use super::{Connections, Inner, SqliteStore, commit_statement, execute, insert, query, read, replace};
 use crate::key::KeyHash;
-use crate::sql::transaction::{self, Identity, TransactionStore, Transactional};
-use crate::sql::{Answer, Found, Guard, Row, Table, TransactionDatabase, in_time};
+use crate::sql::transaction::{self, Identity, OwnIdentity, TransactionStore, Transactional};
+use crate::sql::{Answer, Found, Guard, Row, Table, TransactionDatabase, in_time, is_answered};
 use crate::store::transaction::{End, Keep, Kept};
 use crate::store::{Claim, Claimed, Commit, DynStore, SqlTransaction, StoreError, StoreErrorKind, Token};
 
@@ -35,15 +35,15 @@ impl Table for InTransaction<'_> {
     }
 
     async fn insert(&mut self, operation: &'static str, row: &Row) -> Answer<bool> {
-        insert(operation, self.connection, &self.store.statements, row).await
+        insert(operation, self.connection, &self.store.statements, row).await.map_err(not_begun_to_write)
     }
 
     async fn replace(&mut self, operation: &'static str, guard: Guard, row: &Row) -> Answer<bool> {
-        replace(operation, self.connection, &self.store.statements, guard, row).await
+        replace(operation, self.connection, &self.store.statements, guard, row).await.map_err(not_begun_to_write)
     }
 
     async fn delete(&mut self, operation: &'static str, guard: Guard) -> Answer<bool> {
-        super::delete(operation, self.connection, &self.store.statements, guard).await
+        super::delete(operation, self.connection, &self.store.statements, guard).await.map_err(not_begun_to_write)
     }
 }
 
@@ -56,6 +56,17 @@ impl Transactional for InTransaction<'_> {
         execute(OPERATION, self.connection, sqlx::query(AssertSqlSafe(statement))).await.map(drop)
     }
 
+    /// Outside of a transaction a savepoint would begin one, and its release commit it; and what a dropped call left open
+    /// would keep everybody from writing. A transaction in a transaction is what SQLite refuses, and nothing happens.
+    async fn set_savepoint(&mut self, name: &str) -> Answer<()> {
+        if self.run(String::from("BEGIN")).await.is_ok() {
+            self.run(String::from("ROLLBACK")).await?;
+            let detail = "the connection is in no transaction: begin one first, with `BEGIN IMMEDIATE`";
+            return Err(StoreError::new(StoreErrorKind::Config, OPERATION).with_detail(detail));
+        }
+        self.run(format!("SAVEPOINT {name}")).await
+    }
+
     /// Only `BEGIN` waits: a transaction that writes is the only one.
     async fn bound_waits(&mut self, _: Duration) -> Answer<()> {
         Ok(())
@@ -65,14 +76,30 @@ impl Transactional for InTransaction<'_> {
         Ok(())
     }
 
-    fn is_out_of_patience(error: &StoreError) -> bool {
-        is_busy(error)
+    /// A transaction that writes is the only one, so nobody else's has the key: who is kept from writing has not begun as
+    /// one that writes.
+    fn is_out_of_patience(_: &StoreError) -> bool {
+        false
     }
 
     async fn commit_own(&mut self, commit: &Commit) -> Answer<bool> {
         let statement = commit_statement(self.store, commit);
         Ok(execute("complete", self.connection, statement).await? == 1)
     }
+}
+
+/// The error of a write that met another writer: a transaction that begins by reading waits for none, and cannot write any
+/// more when that one is over.
+fn not_begun_to_write(error: StoreError) -> StoreError {
+    if !is_busy(&error) {
+        return error;
+    }
+    StoreError::new(StoreErrorKind::Refused, error.operation())
+        .with_detail(
+            "another transaction writes, or has written since this one began to read: roll it back, and begin it with \
+             `BEGIN IMMEDIATE`, which waits for its turn",
+        )
+        .with_source(error)
 }
 
 /// Which database `connection` is on.
@@ -82,10 +109,22 @@ pub(super) async fn identity(
     store: &Inner,
 ) -> Answer<Identity> {
     let row = query(&store.statements.identity).fetch_one(connection).await;
-    let identity = row.and_then(|row| row.try_get::<Vec<u8>, _>(0)).map_err(|error| store_error(operation, error))?;
-    Identity::try_from(identity).map_err(|_| {
-        StoreError::new(StoreErrorKind::Config, operation).with_detail("the `meta` table holds no identity of 16 bytes")
-    })
+    let row = row.and_then(|row| Ok((row.try_get(0)?, row.try_get::<String, _>(1)?)));
+    let (written, file) = row.map_err(|error| store_error(operation, error))?;
+    // Nothing for a database in memory.
+    let canonical = std::fs::canonicalize(&file).map(|path| path.to_string_lossy().into_owned());
+    Identity::new(operation, written, canonical.unwrap_or(file))
+}
+
+impl SqliteStore {
+    async fn identity_on(&self, connections: &Connections) -> Answer<Identity> {
+        let mut lease = connections.lease(OPERATION).await?;
+        let asked = in_time(OPERATION, self.0.response_timeout, identity(OPERATION, &mut lease, &self.0)).await;
+        if is_answered(&asked) {
+            lease.give_back().await;
+        }
+        asked
+    }
 }
 
 impl TransactionStore for SqliteStore {
@@ -98,22 +137,20 @@ impl TransactionStore for SqliteStore {
         InTransaction { connection, store: &self.0 }
     }
 
-    /// Where `migrate` has not told it, it is asked for once, on a connection outside of the pool: all of the pool's may
-    /// be in transactions that wait for this.
+    fn known_identity(&self) -> &OwnIdentity {
+        &self.0.identity
+    }
+
+    /// On a connection for renewals, made as the others are: all of the pool's may be in transactions that wait for this.
     async fn own_identity(&self) -> Answer<Identity> {
         let store = &self.0;
-        if let Some(identity) = store.identity.get() {
-            return Ok(*identity);
-        }
-        let asking = async {
-            let options = store.readers.connect_options();
-            let connected = SqliteConnection::connect_with(&options).await;
-            let mut connection = connected.map_err(|error| store_error(OPERATION, error))?;
-            identity(OPERATION, &mut connection, store).await
+        let identity = match self.identity_on(&store.renewals).await {
+            // Only the user's pool sees it: in memory, without a name that connections share.
+            Err(error) if is_table_missing(&error) => self.identity_on(&store.writer).await?,
+            asked => asked?,
         };
-        // The time is also that of who waits for another one to ask, whom perhaps nobody polls any more.
-        let asked = async { store.identity.get_or_try_init(|| asking).await.copied() };
-        in_time(OPERATION, store.response_timeout, asked).await
+        store.identity.set(identity.clone());
+        Ok(identity)
     }
 }
 

@@ -1,0 +1,103 @@
+//! What is special about transactions of SQLite.
+
+use std::time::Duration;
+
+use idempotency::store::SqliteStore;
+use idempotency::{ErrorKind, Idempotency, OnConflict};
+use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
+use sqlx::{AssertSqlSafe, SqliteConnection, SqlitePool};
+
+use crate::world::{DAY, Fault, OPERATION, PATIENCE, World};
+
+async fn add(connection: &mut SqliteConnection) -> Result<(), Fault> {
+    sqlx::query("INSERT INTO ledger VALUES ('entry')").execute(connection).await?;
+    Ok(())
+}
+
+fn config(refused: Result<(), Fault>, why: &str) {
+    let Err(Fault::Idempotency(error)) = refused else { panic!("it is refused: {refused:?}") };
+    assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+    assert!(error.to_string().contains(why), "{error}");
+}
+
+#[tokio::test]
+async fn a_connection_in_no_transaction_is_refused_before_anything_is_written() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    let mut connection = world.pool.acquire().await?;
+    config(world.call("a").run_in(&mut *connection, add).await, "in no transaction");
+    drop(connection);
+    assert_eq!(world.entries("entry").await?, 0);
+    assert!(world.state("a").await?.is_none());
+    // Nothing was left open on it, and one that its user began by hand is one.
+    let mut connection = world.pool.acquire().await?;
+    sqlx::raw_sql("BEGIN IMMEDIATE").execute(&mut *connection).await?;
+    world.call("a").run_in(&mut *connection, add).await?;
+    sqlx::raw_sql("COMMIT").execute(&mut *connection).await?;
+    assert_eq!(world.entries("entry").await?, 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_transaction_of_a_copy_of_the_file_is_refused() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    let directory = tempfile::tempdir()?;
+    let path = directory.path().join("copy.db");
+    sqlx::query(AssertSqlSafe(format!("VACUUM INTO '{}'", path.display()))).execute(&world.pool).await?;
+    let copy = SqlitePool::connect_with(SqliteConnectOptions::new().filename(&path)).await?;
+    let mut transaction = copy.begin_with("BEGIN IMMEDIATE").await?;
+    config(world.call("a").run_in(&mut transaction, add).await, "another database");
+    // The same file is the same by whatever path.
+    #[cfg(unix)]
+    {
+        let link = directory.path().join("link.db");
+        let options = world.pool.connect_options();
+        std::os::unix::fs::symlink(options.get_filename(), &link)?;
+        let linked = SqlitePool::connect_with(SqliteConnectOptions::new().filename(&link)).await?;
+        let mut transaction = linked.begin_with("BEGIN IMMEDIATE").await?;
+        world.call("a").run_in(&mut transaction, add).await?;
+        transaction.commit().await?;
+        assert_eq!(world.entries("entry").await?, 1);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_pool_whose_hook_attaches_the_records_keeps_them_in_its_transactions() -> anyhow::Result<()> {
+    let directory = tempfile::tempdir()?;
+    let (records, ledger) = (directory.path().join("records.db"), directory.path().join("ledger.db"));
+    SqliteStore::open(&records).await?;
+    let pool = SqlitePoolOptions::new().after_connect(move |connection, _| {
+        let attach = sqlx::query("ATTACH ? AS kept").bind(records.display().to_string());
+        Box::pin(async move { attach.execute(connection).await.map(drop) })
+    });
+    let pool = pool.connect_with(SqliteConnectOptions::new().filename(&ledger).create_if_missing(true)).await?;
+    sqlx::query("CREATE TABLE ledger (entry TEXT NOT NULL)").execute(&pool).await?;
+    let engine = Idempotency::builder(SqliteStore::from_pool(pool.clone())).claim_timeout(PATIENCE).build();
+    for _ in 0..2 {
+        let mut transaction = pool.begin_with("BEGIN IMMEDIATE").await?;
+        engine.call(OPERATION, "a").ttl(DAY).run_in(&mut transaction, add).await?;
+        transaction.commit().await?;
+    }
+    let (count,): (i64,) = sqlx::query_as("SELECT count(*) FROM ledger").fetch_one(&pool).await?;
+    assert_eq!(count, 1);
+    Ok(())
+}
+
+/// It has read, and cannot write before the other one is over, nor afterwards.
+#[tokio::test]
+async fn a_transaction_that_another_writer_keeps_from_writing_says_how_to_begin_it() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    let mut first = world.begin().await?;
+    add(&mut first).await?;
+    for conflict in [OnConflict::Reject, OnConflict::Wait(Duration::from_secs(12))] {
+        let mut second = world.pool.begin().await?;
+        let refused = world.call("a").on_conflict(conflict).run_in(&mut second, add).await;
+        let Err(Fault::Idempotency(error)) = refused else { panic!("it cannot write: {refused:?}") };
+        assert_eq!(error.kind(), ErrorKind::StoreUnavailable, "nobody has the key: {error}");
+        assert!(error.is_retryable());
+        assert!(error.to_string().contains("BEGIN IMMEDIATE"), "{error}");
+        second.rollback().await?;
+    }
+    first.rollback().await?;
+    Ok(())
+}
