@@ -179,7 +179,6 @@ async fn seek_in_store(call: &Arc<Checked>, scope: &Scope, report: &mut Report) 
         match engine.flights.join((call.key, call.fingerprint, call.former_fingerprints.clone())) {
             Seat::Leader(leader) => match lead(call, &leader, deadline, scope, report).await {
                 Led::Granted(granted) => {
-                    leader.busy();
                     let observer = scope.observer().cloned();
                     return Ok(Sought::Running(Box::new(Running::new(
                         call.clone(),
@@ -407,7 +406,7 @@ fn in_words(duration: Duration) -> String {
     }
 }
 
-/// Waits for the leader's answer. `None`: it has none, and the seat is free.
+/// Waits for the leader's answer. `None`: it has none, or its lease is over, and the seat is free.
 async fn follow(
     call: &Checked,
     flight: &Flight,
@@ -434,6 +433,7 @@ async fn follow(
         tokio::select! {
             biased;
             () = changed => {}
+            () = flight.forsaken() => return Ok(None),
             () = &mut out_of_time => return Err(in_progress(call, None)),
         }
     }

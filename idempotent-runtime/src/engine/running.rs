@@ -67,6 +67,7 @@ impl Running {
         let lease = Lease::new(owner, policy, call.lease, sent, engine.settings.max_run, engine.clock.clone());
         let lease = Arc::new(lease);
         engine.keeper.keep(&lease);
+        leader.runs_under(&lease);
         if engine.is_closed() {
             // Too late for the shutdown to take it away. It never begins, and is not kept alive until that is noticed.
             lease.stop_renewal();
