@@ -147,6 +147,12 @@ impl Running {
         self.conclude(None);
     }
 
+    /// The same without anybody who waits for it: nothing follows that a claim in the way would disturb.
+    pub(super) fn give_back_later(self: Box<Self>) {
+        let keeper = self.call.engine.keeper.clone();
+        keeper.finish(self.give_back());
+    }
+
     /// Stores, releases or parks, as the body's end asks for. Goes on in the background if it is dropped.
     pub(crate) fn finish(mut self: Box<Self>, ending: Ending) -> Followed<Verdict> {
         self.phase = Phase::Ended;

@@ -71,7 +71,7 @@ pub(super) async fn seek_in_windows(
             let has_record = match has_record(&previous, given_up).await {
                 Ok(has_record) => has_record,
                 Err(error) => {
-                    running.give_back().await;
+                    running.give_back_later();
                     return Err(error);
                 }
             };
@@ -93,7 +93,7 @@ pub(super) async fn seek_in_windows(
                 Ok(true) => return Ok((current, Sought::Running(running))),
                 Ok(false) => {}
                 Err(error) => {
-                    running.give_back().await;
+                    running.give_back_later();
                     return Err(error);
                 }
             }
