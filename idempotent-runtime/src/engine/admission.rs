@@ -188,7 +188,9 @@ async fn seek_in_store(
             .with_source(error)
     })?;
     loop {
-        match engine.flights.join((call.key, call.fingerprint, call.former_fingerprints.clone())) {
+        // Who has a question asks it where the others get an error.
+        let asks = call.policy == CrashPolicy::Verify;
+        match engine.flights.join((call.key, call.fingerprint, call.former_fingerprints.clone(), asks)) {
             Seat::Leader(leader) => match lead(call, &leader, deadline, scope, report).await {
                 Led::Granted(granted) => {
                     let observer = scope.observer().cloned();

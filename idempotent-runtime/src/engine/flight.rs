@@ -15,9 +15,9 @@ use crate::fingerprint::Fingerprint;
 use crate::key::KeyHash;
 use crate::outcome::Answer;
 
-/// What callers have in common that share an answer: the key, and what they accept as their own request, now and from
-/// former releases.
-type Key = (KeyHash, Option<Fingerprint>, Vec<Option<Fingerprint>>);
+/// What callers have in common that share an answer: the key, what they accept as their own request, now and from former
+/// releases, and whether they have a question for the outside world.
+type Key = (KeyHash, Option<Fingerprint>, Vec<Option<Fingerprint>>, bool);
 
 /// The calls of one engine that are under way.
 #[derive(Default)]
