@@ -206,7 +206,8 @@ impl<P, V> Call<P, V> {
         self
     }
 
-    /// How long the claim lives without renewal, from a millisecond to 100 years. The default is the engine's, 15 seconds.
+    /// How long the claim lives without renewal, from a millisecond to 100 years, and no longer than the `ttl`. The default
+    /// is the engine's, 15 seconds, whatever the `ttl`.
     pub fn lease(mut self, lease: Duration) -> Self {
         self.request.lease = Some(lease);
         self
