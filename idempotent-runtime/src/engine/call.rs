@@ -214,7 +214,8 @@ impl<P, V> Call<P, V> {
     }
 
     /// What to do when another caller is running the call. The default is the engine's: wait 30 seconds. A wait goes from
-    /// a millisecond to 100 years, else the call fails with [`Config`](ErrorKind::Config).
+    /// a millisecond to 100 years, else the call fails with [`Config`](ErrorKind::Config); it is one for the whole call, also
+    /// over several [windows](crate::key::window).
     pub fn on_conflict(mut self, on_conflict: OnConflict) -> Self {
         self.request.on_conflict = Some(Conflict::As(on_conflict));
         self

@@ -335,7 +335,8 @@ impl Idempotency {
         RecordHandle::of_call(self.inner.clone(), operation, Key::of(&key))
     }
 
-    /// The record with this name: the 64 hexadecimal characters of [`KeyHash::to_hex`](crate::key::KeyHash::to_hex).
+    /// The record with this name: the 64 hexadecimal characters of [`KeyHash::to_hex`](crate::key::KeyHash::to_hex), which
+    /// stand for the scope too.
     pub fn record_by_hash(&self, hash: &str) -> RecordHandle {
         RecordHandle::of_hash(self.inner.clone(), hash)
     }

@@ -162,7 +162,8 @@ impl RecordHandle {
         Self { engine, name: Name::Hash(hash) }
     }
 
-    /// The tenant part of the key, as the call has it.
+    /// The tenant part of the key, as the call has it. A record that is named by its hash has that in the hash: there it
+    /// changes nothing.
     #[must_use]
     pub fn scope<K: IntoKey>(mut self, value: K) -> Self {
         if let Name::Call { scope, .. } = &mut self.name {
