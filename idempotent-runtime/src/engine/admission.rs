@@ -65,7 +65,10 @@ const LATE_CLAIMS: usize = 1;
 pub(crate) async fn admit(request: Request) -> Admission {
     let call = match request.check() {
         Ok(call) => call,
-        Err(error) => return Admission::Answer(Answer::Refused(error)),
+        Err(error) => {
+            let report = Report::of_refusal(&error);
+            return refuse(error, &report, &Scope::current());
+        }
     };
     let scope = Scope::current();
     let mut report = Report::new(call.operation.clone(), call.key);
