@@ -14,7 +14,7 @@ use crate::error::{Error, ErrorKind};
 use crate::key::{KeyHash, derive, derive_in_step};
 use crate::outcome::refused;
 use crate::steps::Journal;
-use crate::store::{Grant, Token};
+use crate::store::{Grant, StoreErrorKind, Token};
 
 /// The running call, seen from inside its body.
 ///
@@ -199,7 +199,21 @@ impl Context {
             retry::until(&engine, engine.settings.claim_timeout, || engine.store.clone().fence(self.0.own.key, token));
         fence
             .await
-            .map_err(|error| engine.store_error(error).of_record(Some(&self.0.operation), &self.0.own.key))?
+            .map_err(|error| {
+                // The texts of these kinds are about calls whose body did not run. This one does.
+                let (happened, advice) = match error.kind() {
+                    StoreErrorKind::Corrupt => (
+                        "the record of the running call cannot be read, so its fence is not known",
+                        "go on without the fence only if nothing depends on it",
+                    ),
+                    _ => (
+                        "the store did not tell the fence of the running call",
+                        "ask again, or go on without it only if nothing depends on it",
+                    ),
+                };
+                let error = engine.store_error(error).with_text(happened, advice);
+                error.of_record(Some(&self.0.operation), &self.0.own.key)
+            })?
             .ok_or_else(superseded)
     }
 

@@ -6,10 +6,10 @@ use std::task::Poll;
 use std::time::Duration;
 
 use futures::future::join_all;
-use idempotency::{Error, ErrorKind, OnConflict, observe};
+use idempotency::{Context, Error, ErrorKind, OnConflict, OnCrash, Resolution, Verdict, observe};
 
 use crate::faults::{Fault, Gate};
-use crate::world::{World, eventually, poll_once};
+use crate::world::{DAY, LEASE, OPERATION, World, eventually, poll_once};
 
 #[tokio::test]
 async fn sixty_four_callers_cost_one_claim_and_one_effect() {
@@ -294,4 +294,145 @@ async fn followers_of_a_leader_that_is_gone_ask_when_the_store_knows_of_it() {
     assert_eq!(world.store.requests("claim"), 1);
     gate.open();
     assert_eq!(follower.await.unwrap_err().kind(), ErrorKind::InDoubt);
+}
+
+/// A body that has had its effect and hangs, polled by its caller no more.
+async fn hanging(world: &World, on_crash: OnCrash) -> impl Future<Output = Result<String, Error>> + Unpin {
+    let mut hanging = Box::pin(world.call(1).on_crash(on_crash).run(|| async {
+        world.effect(1)?;
+        std::future::pending::<Result<String, Error>>().await
+    }));
+    eventually("the effect", async || {
+        assert!(poll_once(&mut hanging).is_pending());
+        world.ledger.count() == 1
+    })
+    .await;
+    hanging
+}
+
+#[tokio::test]
+async fn callers_behind_a_body_that_hangs_ask_the_store_when_its_lease_is_over() {
+    for on_crash in [OnCrash::Hold, OnCrash::Retry] {
+        let world = World::new();
+        world.store.always("renew", Some(Fault::LostRequest));
+        let _hanging = hanging(&world, on_crash).await;
+        let call = || world.call(1).on_crash(on_crash).run(|| async { world.effect(1) });
+        let mut follower = Box::pin(call());
+        assert!(poll_once(&mut follower).is_pending());
+        assert_eq!(world.store.requests("claim"), 1, "it waits for the body in this process");
+        world.clock.advance(LEASE);
+        let waited = world.while_time_passes(follower).await;
+        let later = world.while_time_passes(call()).await;
+        let hasty = world.call(1).on_crash(on_crash).on_conflict(OnConflict::Reject);
+        let at_once = world.while_time_passes(hasty.run(|| async { world.effect(1) })).await;
+        for answer in [waited, later, at_once] {
+            match (on_crash, answer) {
+                (OnCrash::Retry, answer) => assert_eq!(answer.unwrap(), "receipt 1.2"),
+                (_, answer) => assert_eq!(answer.unwrap_err().kind(), ErrorKind::InDoubt),
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn callers_behind_a_body_that_hangs_get_what_was_decided_elsewhere() {
+    let here = World::new();
+    let there = here.other_process();
+    here.store.always("renew", Some(Fault::LostRequest));
+    let _hanging = hanging(&here, OnCrash::Hold).await;
+    here.clock.advance(LEASE * 2);
+    let record = there.engine.record(OPERATION, 1);
+    let view = record.inspect().await.unwrap().unwrap();
+    record.resolve(&view, Resolution::Completed("found")).await.unwrap();
+    for _ in 0..2 {
+        let (answer, report) = observe(here.while_time_passes(here.charge(1))).await;
+        assert_eq!(answer.unwrap(), "found");
+        assert!(report.unwrap().replayed);
+    }
+}
+
+#[tokio::test]
+async fn a_detached_body_that_hangs_for_longer_than_max_run_blocks_no_caller_of_its_process() {
+    use idempotency::__private::{Key, Site, call_on, outcome, run_detached};
+    static SITE: Site = Site::new(OPERATION, file!(), line!());
+    let world = World::with(|builder| builder.max_run(LEASE / 2));
+    let call = call_on(&SITE, &world.engine, Key::of(&1_u64)).ttl(DAY).on_crash(OnCrash::Retry);
+    let ledger = world.ledger.clone();
+    let hanging = tokio::spawn(run_detached(call, outcome(), move || async move {
+        ledger.charge("charge 1");
+        std::future::pending::<Result<String, Error>>().await
+    }));
+    eventually("the effect", async || world.ledger.count() == 1).await;
+    let next = world.call(1).on_crash(OnCrash::Retry).run(|| async { world.effect(1) });
+    assert_eq!(world.while_time_passes(next).await.unwrap(), "receipt 1.2");
+    hanging.abort();
+    assert_eq!(world.charge(1).await.unwrap(), "receipt 1.2");
+}
+
+#[tokio::test]
+async fn a_question_that_hangs_blocks_no_caller_of_its_process() {
+    let world = World::new();
+    let owner = hanging(&world, OnCrash::Retry).await;
+    drop(owner);
+    world.record_is(1, |record| record.is_some_and(|record| record.reason.is_some())).await;
+    // A caller with a question is stricter than the record.
+    world.store.always("renew", Some(Fault::LostRequest));
+    let (asked, world) = (AtomicUsize::new(0), &world);
+    let ask = |hangs: bool| {
+        let asked = &asked;
+        let call = world.call(1).settle(Duration::ZERO).on_crash_verify(async move |_: Context| {
+            asked.fetch_add(1, Ordering::SeqCst);
+            if hangs {
+                std::future::pending::<()>().await;
+            }
+            Ok::<_, Error>(Verdict::Completed("found".to_owned()))
+        });
+        call.run(async || world.effect(1))
+    };
+    let mut hung = Box::pin(ask(true));
+    eventually("the question", async || {
+        assert!(poll_once(&mut hung).is_pending());
+        asked.load(Ordering::SeqCst) == 1
+    })
+    .await;
+    let mut follower = Box::pin(ask(false));
+    assert!(poll_once(&mut follower).is_pending());
+    world.clock.advance(LEASE);
+    assert_eq!(world.while_time_passes(follower).await.unwrap(), "found");
+    assert_eq!(world.while_time_passes(ask(false)).await.unwrap(), "found");
+    assert_eq!((asked.load(Ordering::SeqCst), world.ledger.count()), (2, 1));
+}
+
+#[tokio::test]
+async fn a_leader_that_was_left_takes_no_seat_away_from_the_next_one() {
+    let (world, gate, next) = (World::new(), Gate::new(), Gate::new());
+    world.store.always("renew", Some(Fault::LostRequest));
+    let mut late = Box::pin(world.call(1).on_crash(OnCrash::Retry).run(|| async {
+        gate.wait().await;
+        Err::<String, _>(anyhow::anyhow!("nothing happened"))
+    }));
+    assert!(poll_once(&mut late).is_pending());
+    world.record_is(1, |record| record.is_some()).await;
+    world.clock.advance(LEASE * 2);
+    let call = || {
+        world.call(1).on_crash(OnCrash::Retry).run(|| async {
+            next.wait().await;
+            world.effect(1)
+        })
+    };
+    let mut second = Box::pin(call());
+    eventually("the takeover", async || {
+        assert!(poll_once(&mut second).is_pending());
+        world.record(1).await.is_some_and(|record| record.attempts == 2)
+    })
+    .await;
+    gate.open();
+    world.while_time_passes(&mut late).await.unwrap_err();
+    let mut third = Box::pin(observe(call()));
+    assert!(poll_once(&mut third).is_pending());
+    next.open();
+    let (second, (third, report)) = tokio::join!(second, third);
+    assert_eq!((second.unwrap(), third.unwrap()), ("receipt 1.1".to_owned(), "receipt 1.1".to_owned()));
+    assert!(report.unwrap().joined, "it shares the seat of the second one");
+    assert_eq!(world.store.requests("claim"), 2);
 }

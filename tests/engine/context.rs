@@ -91,6 +91,21 @@ async fn a_fence_is_asked_again_when_its_answer_was_lost() {
 }
 
 #[tokio::test]
+async fn a_fence_that_the_store_does_not_tell_is_not_said_to_be_of_a_body_that_did_not_run() {
+    use idempotency::store::StoreErrorKind;
+    for kind in [StoreErrorKind::Unavailable, StoreErrorKind::Refused, StoreErrorKind::Full, StoreErrorKind::Corrupt] {
+        let world = World::new();
+        world.store.always("fence", Some(Fault::Refused(kind)));
+        let call = world.call(1).run(|| async {
+            world.effect(1)?;
+            Context::current().fence().await
+        });
+        let text = world.while_time_passes(call).await.unwrap_err().to_string();
+        assert!(text.contains("fence") && !text.contains("did not run"), "{text}");
+    }
+}
+
+#[tokio::test]
 async fn there_is_no_context_outside_of_a_body_and_in_tasks_that_did_not_take_it() {
     assert!(Context::try_current().is_none());
     let world = World::new();

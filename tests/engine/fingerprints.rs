@@ -209,3 +209,28 @@ async fn a_call_that_finds_its_former_record_gone_makes_one_of_its_own() {
         assert_eq!(run(&world, key, made("EUR")).await.unwrap(), receipt);
     }
 }
+
+#[tokio::test]
+async fn a_store_that_takes_no_release_of_a_claim_for_a_former_record_keeps_no_caller_for_its_lease() {
+    const LONG: std::time::Duration = std::time::Duration::from_secs(3600);
+    let (world, gate) = (World::new(), Gate::new());
+    orphan(&world, 1, Fingerprint::of(&1).ok(), OnCrash::Retry).await;
+    world.clock.advance(LEASE * 2);
+    let call = world.call(1).fingerprint(&2).former_fingerprint(&1).on_crash(OnCrash::Retry);
+    let call = call.lease(LONG).on_conflict(OnConflict::Reject);
+    world.store.next("claim", Fault::LateAnswer(gate.clone()));
+    let mut call = Box::pin(run(&world, 1, call));
+    eventually("the claim with the own fingerprint", async || {
+        assert!(poll_once(&mut call).is_pending());
+        world.store.requests("claim") == 1
+    })
+    .await;
+    world.engine.record(OPERATION, 1).forget().await.unwrap();
+    world.store.always("release", Some(Fault::Refused(idempotency::store::StoreErrorKind::Unavailable)));
+    let start = world.clock_now();
+    gate.open();
+    assert_eq!(world.while_time_passes(call).await.unwrap_err().kind(), ErrorKind::InProgress);
+    let took = world.clock_now().saturating_sub(start);
+    assert!(took < LEASE, "about one claim_timeout, not {took:?}");
+    assert_eq!(world.ledger.count(), 0);
+}

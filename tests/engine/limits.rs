@@ -8,7 +8,7 @@ use idempotency::{Builder, Call, Context, Error, ErrorKind, Idempotency, OnConfl
 use proptest::prelude::*;
 
 use crate::faults::Gate;
-use crate::world::{DAY, OPERATION, World, poll_once};
+use crate::world::{DAY, LEASE, OPERATION, World, poll_once};
 
 const MILLI: Duration = Duration::from_millis(1);
 /// The longest time that can be set.
@@ -35,6 +35,9 @@ async fn a_ttl_is_required_and_bounded() {
     let error = refusal(&world, call().ttl(DAY).lease(DAY * 2)).await;
     assert_eq!(error.kind(), ErrorKind::Config);
     assert!(error.to_string().contains("shorter than `lease`"), "{error}");
+    // The engine's lease, of which the call says nothing, may be longer.
+    let short = world.engine.call(OPERATION, 2).ttl(LEASE / 2).run(|| async { world.effect(2) });
+    assert_eq!(short.await.unwrap(), "receipt 2.1");
     call().ttl(DAY * 400).run(|| async { world.effect(1) }).await.unwrap();
 }
 

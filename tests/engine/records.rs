@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use idempotency::store::{Claim, Claimed, CrashPolicy, Reason, Store as _, Token};
-use idempotency::{Error, ErrorKind, OnCrash, OnError, RecordHandle, Resolution, State, Unstored};
+use idempotency::{Error, ErrorKind, OnCrash, OnError, RecordHandle, RecordView, Resolution, State, Unstored};
 use serde::{Deserialize, Serialize};
 
 use crate::faults::{Fault, Gate};
@@ -310,7 +310,7 @@ async fn a_doubt_is_not_forgotten_before_a_result_would_be() {
 }
 
 /// The record is in doubt, and an operator has answered with a number, which callers that read a text cannot.
-async fn answered_in_the_wrong_shape(world: &World) -> idempotency::RecordView {
+async fn answered_in_the_wrong_shape(world: &World) -> RecordView {
     in_doubt(world).await;
     let view = world.handle(1).inspect().await.unwrap().unwrap();
     world.handle(1).resolve(&view, Resolution::Completed(7)).await.unwrap();
@@ -413,4 +413,91 @@ async fn a_forgotten_tombstone_lets_the_next_call_run() {
     world.handle(1).forget().await.unwrap();
     assert!(world.handle(1).inspect().await.unwrap().is_none());
     assert_eq!(charge().await.unwrap(), "receipt 1.2");
+}
+
+/// What an operator is told whose answer, or removal, the store applied without saying so, after which another call ran.
+async fn told_after_another_call(
+    operation: &'static str,
+    send: impl AsyncFnOnce(&World, &RecordView) -> Result<(), Error>,
+) {
+    let world = World::new();
+    let other = world.other_process();
+    in_doubt(&world).await;
+    let view = world.handle(1).inspect().await.unwrap().unwrap();
+    world.store.next(operation, Fault::LostAnswer);
+    let answered = send(&world, &view);
+    let next = async {
+        // Meanwhile time stands still, and nothing is sent again.
+        world.record_is(1, |record| record.is_none()).await;
+        world.clock.advance(Duration::from_millis(1));
+        assert_eq!(other.charge(1).await.unwrap(), "receipt 1.2");
+        world.while_time_passes(std::future::pending::<()>()).await;
+    };
+    let error = tokio::select! {
+        answered = answered => answered.unwrap_err(),
+        () = next => unreachable!("time passes for ever"),
+    };
+    assert_eq!((error.kind(), world.store.requests(operation)), (ErrorKind::Superseded, 2));
+    let text = error.to_string();
+    assert!(!text.contains("nothing has changed") && text.contains("not known whether it was applied"), "{text}");
+    // It says what to look at, and that tells.
+    assert!(text.contains("`created`"), "{text}");
+    let seen = world.handle(1).inspect().await.unwrap().unwrap();
+    assert!(seen.created > view.created, "{:?} and {:?}", seen.created, view.created);
+}
+
+#[tokio::test]
+async fn an_operator_whose_answer_was_lost_is_not_told_that_nothing_has_changed_when_another_call_ran() {
+    told_after_another_call("resolve", async |world, view| {
+        world.handle(1).resolve(view, Resolution::NotExecuted).await
+    })
+    .await;
+    told_after_another_call("remove", async |world, _| world.handle(1).forget().await).await;
+}
+
+#[tokio::test]
+async fn an_operator_whose_answer_was_lost_is_not_told_that_nothing_has_changed_when_another_call_runs() {
+    for resolves in [true, false] {
+        let (world, gate) = (World::new(), Gate::new());
+        let other = world.other_process();
+        in_doubt(&world).await;
+        let view = world.handle(1).inspect().await.unwrap().unwrap();
+        world.store.next(if resolves { "resolve" } else { "remove" }, Fault::LostAnswer);
+        let handle = world.handle(1);
+        let answered = async {
+            if resolves { handle.resolve(&view, Resolution::NotExecuted).await } else { handle.forget().await }
+        };
+        let next = async {
+            world.record_is(1, |record| record.is_none()).await;
+            let running = other.call(1).run(|| async {
+                gate.wait().await;
+                other.effect(1)
+            });
+            let _ = world.while_time_passes(running).await;
+        };
+        let error = tokio::select! {
+            answered = answered => answered.unwrap_err(),
+            () = next => unreachable!("the gate stays closed"),
+        };
+        let text = error.to_string();
+        assert!(text.contains("not known whether it was applied") && text.contains("`created`"), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn an_operator_whose_answer_never_reached_the_store_for_certain_is_told_so() {
+    for resolves in [true, false] {
+        let world = World::new();
+        in_doubt(&world).await;
+        let view = world.handle(1).inspect().await.unwrap().unwrap();
+        world.store.always(if resolves { "resolve" } else { "remove" }, Some(Fault::LostAnswer));
+        let handle = world.handle(1);
+        let answered = async {
+            if resolves { handle.resolve(&view, Resolution::Completed("found")).await } else { handle.forget().await }
+        };
+        let error = world.while_time_passes(answered).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::StoreUnavailable);
+        let text = error.to_string();
+        assert!(text.contains("not known whether it was applied") && !text.contains("body"), "{text}");
+    }
 }

@@ -176,6 +176,24 @@ async fn a_local_set_runs_bodies_that_are_not_send() {
 }
 
 #[tokio::test]
+async fn a_call_that_is_refused_before_it_has_a_record_is_observed_too() {
+    let world = World::new();
+    let refused = || world.engine.call("orders.pay", None::<u8>).ttl(DAY).run(|| async { Ok::<_, Error>(1) });
+    let (result, alone) = observe(refused()).await;
+    assert_eq!(result.unwrap_err().kind(), ErrorKind::MissingKey);
+    let several = async {
+        world.charge(1).await.unwrap();
+        refused().await
+    };
+    let (_, last) = observe(several).await;
+    for report in [alone.unwrap(), last.unwrap()] {
+        assert_eq!((&*report.operation, report.attempt), ("orders.pay", 0));
+        assert_eq!(report.key.as_bytes(), &[0; 32], "it has no record");
+        assert!(!report.replayed && !report.joined && !report.waited && !report.bypassed);
+    }
+}
+
+#[tokio::test]
 async fn a_scope_and_an_observer_may_surround_each_other_in_any_order() {
     let world = World::new();
     let call = || world.charge(1);

@@ -537,3 +537,28 @@ async fn who_waited_for_a_call_that_ended_in_doubt_asks_about_it() {
     assert_eq!(answer.unwrap(), "receipt of the provider");
     assert_eq!(provider.questions(), 1);
 }
+
+#[tokio::test]
+async fn who_has_a_question_asks_it_behind_a_caller_of_its_process_that_has_none() {
+    let (world, provider, gate) = (World::new(), Provider::default(), Gate::new());
+    dropped_owner(&world).await;
+    world.store.next("claim", Fault::LateAnswer(gate.clone()));
+    let mut plain = Box::pin(world.charge(1));
+    eventually("the claim without a question", async || {
+        assert!(poll_once(&mut plain).is_pending());
+        world.store.requests("claim") == 2
+    })
+    .await;
+    let plain = async {
+        gate.open();
+        plain.await
+    };
+    let both = async { tokio::join!(ask(&world, &provider, completed()), plain) };
+    let (asking, plain) = world.while_time_passes(both).await;
+    assert_eq!(asking.unwrap(), "receipt of the provider");
+    // Whether it comes before the answer or after it.
+    assert!(
+        plain.map_or_else(|error| error.kind() == ErrorKind::InDoubt, |result| result == "receipt of the provider")
+    );
+    assert_eq!((provider.questions(), world.ledger.count()), (1, 1));
+}

@@ -400,3 +400,94 @@ async fn windows_of_two_lengths_are_two_keys() {
     }
     assert!(world.clock.now() > Timestamp::default());
 }
+
+/// Finishes `future` while time passes, a quarter of a second in each millisecond.
+async fn soon<F: Future>(world: &World, future: F) -> F::Output {
+    let time = async {
+        loop {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            world.clock.advance(Duration::from_millis(250));
+        }
+    };
+    tokio::select! {
+        biased;
+        output = future => output,
+        () = time => unreachable!("time passes for ever"),
+    }
+}
+
+#[tokio::test]
+async fn a_store_that_stops_after_the_claim_keeps_no_caller_for_its_lease() {
+    for operation in ["read", "checkpoint"] {
+        for on_conflict in [OnConflict::Reject, OnConflict::Wait(DAY)] {
+            let world = world();
+            for stopped in [operation, "release"] {
+                world.store.always(stopped, Some(Fault::Refused(StoreErrorKind::Unavailable)));
+            }
+            let start = world.clock_now();
+            let call = call(&world).lease(HOUR).on_conflict(on_conflict).run(|| async { world.effect(1) });
+            let error = soon(&world, call).await.unwrap_err();
+            let took = world.clock_now().saturating_sub(start);
+            assert_eq!((error.kind(), world.ledger.count()), (ErrorKind::StoreUnavailable, 0));
+            assert!(took < Duration::from_secs(7), "one claim_timeout, not {took:?}");
+            for back in [operation, "release"] {
+                world.store.always(back, None);
+            }
+            // The claim is given back as soon as the store is there.
+            assert_eq!(soon(&world, send(&world)).await.unwrap(), "receipt 1.1");
+            assert!(world.clock_now().saturating_sub(start) < HOUR / 2, "nobody waited for the lease");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_call_with_a_window_waits_no_longer_than_it_was_told_to() {
+    const PATIENCE: Duration = Duration::from_secs(5);
+    let one = world();
+    one.clock.advance(HOUR.saturating_sub(MILLI));
+    let (two, three) = (one.other_process(), one.other_process());
+    let (first, second) = (Gate::new(), Gate::new());
+    let before = call(&one).run(|| async {
+        first.wait().await;
+        Err::<String, Error>(Error::from(refusal()))
+    });
+    let mut before = Box::pin(before);
+    let own = one.engine.record(OPERATION, ("ada", window(HOUR))).hash().unwrap();
+    eventually("the body in the window before", async || {
+        assert!(poll_once(&mut before).is_pending());
+        one.memory.read(own).await.unwrap().is_some_and(|record| record.checkpoints == 1)
+    })
+    .await;
+    one.clock.advance(MILLI);
+    let mut caller = Box::pin(call(&two).on_conflict(OnConflict::Wait(PATIENCE)).run(|| async { two.effect(1) }));
+    eventually("the caller to wait in the window before", async || {
+        assert!(poll_once(&mut caller).is_pending());
+        two.store.requests("watch") > 0
+    })
+    .await;
+    let start = one.clock_now();
+    one.clock.advance(PATIENCE.saturating_sub(Duration::from_millis(500)));
+    // Its next claim stands behind that of a competitor in the window of now.
+    let gate = Gate::new();
+    two.store.next("claim", Fault::Late(gate.clone()));
+    first.open();
+    before.await.unwrap_err();
+    let mut competitor = Box::pin(call(&three).run(|| async {
+        second.wait().await;
+        three.effect(1)
+    }));
+    let now = one.engine.record(OPERATION, ("ada", window(HOUR))).hash().unwrap();
+    eventually("the competitor's body", async || {
+        assert!(poll_once(&mut caller).is_pending());
+        assert!(poll_once(&mut competitor).is_pending());
+        one.memory.read(now).await.unwrap().is_some_and(|record| record.checkpoints == 1)
+    })
+    .await;
+    gate.open();
+    let refused = one.while_time_passes(caller).await;
+    let took = one.clock_now().saturating_sub(start);
+    assert_eq!(refused.unwrap_err().kind(), ErrorKind::InProgress);
+    assert!(took < PATIENCE + Duration::from_secs(1), "{took:?}");
+    second.open();
+    assert_eq!(competitor.await.unwrap(), "receipt 1.1");
+}

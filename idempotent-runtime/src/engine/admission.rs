@@ -65,7 +65,10 @@ const LATE_CLAIMS: usize = 1;
 pub(crate) async fn admit(request: Request) -> Admission {
     let call = match request.check() {
         Ok(call) => call,
-        Err(error) => return Admission::Answer(Answer::Refused(error)),
+        Err(error) => {
+            let report = Report::of_refusal(&error);
+            return refuse(error, &report, &Scope::current());
+        }
     };
     let scope = Scope::current();
     let mut report = Report::new(call.operation.clone(), call.key);
@@ -90,9 +93,12 @@ pub(crate) async fn admit(request: Request) -> Admission {
 }
 
 async fn admit_by_store(call: Arc<Checked>, scope: Scope, mut report: Report) -> Admission {
+    // Counted once, however many records are waited for.
+    let clock = &call.engine.clock;
+    let deadline = call.patience().map(|patience| clock.monotonic().saturating_add(patience));
     let sought = match &call.windowed {
-        None => seek_in_store(&call, &scope, &mut report).await.map(|sought| (call.clone(), sought)),
-        Some(windowed) => seek_in_windows(&call, windowed, &scope, &mut report).await,
+        None => seek_in_store(&call, deadline, &scope, &mut report).await.map(|sought| (call.clone(), sought)),
+        Some(windowed) => seek_in_windows(&call, windowed, deadline, &scope, &mut report).await,
     };
     match sought {
         Ok((call, Sought::Found(record))) => replay(record, call.version, report, &scope),
@@ -129,11 +135,16 @@ pub(super) enum Sought {
     Running(Box<Running>),
 }
 
-/// Finds an answer or gets a claim.
-pub(super) async fn seek(call: &Arc<Checked>, scope: &Scope, report: &mut Report) -> Result<Sought, Error> {
+/// Finds an answer or gets a claim. Others are waited for until `deadline` on the monotonic clock, or not at all.
+pub(super) async fn seek(
+    call: &Arc<Checked>,
+    deadline: Option<Duration>,
+    scope: &Scope,
+    report: &mut Report,
+) -> Result<Sought, Error> {
     match at_hand(call, scope, report)? {
         Some(record) => Ok(Sought::Found(record)),
-        None => seek_in_store(call, scope, report).await,
+        None => seek_in_store(call, deadline, scope, report).await,
     }
 }
 
@@ -168,19 +179,24 @@ fn at_hand(call: &Checked, scope: &Scope, report: &mut Report) -> Result<Option<
 }
 
 /// Leads or follows until there is an answer or a claim.
-async fn seek_in_store(call: &Arc<Checked>, scope: &Scope, report: &mut Report) -> Result<Sought, Error> {
+async fn seek_in_store(
+    call: &Arc<Checked>,
+    deadline: Option<Duration>,
+    scope: &Scope,
+    report: &mut Report,
+) -> Result<Sought, Error> {
     let engine = &call.engine;
     engine.keeper.start().map_err(|error| {
         call.refused(ErrorKind::StoreUnavailable)
             .with_detail("the thread that renews leases could not be started")
             .with_source(error)
     })?;
-    let deadline = call.patience().map(|patience| engine.clock.monotonic().saturating_add(patience));
     loop {
-        match engine.flights.join((call.key, call.fingerprint, call.former_fingerprints.clone())) {
+        // Who has a question asks it where the others get an error.
+        let asks = call.policy == CrashPolicy::Verify;
+        match engine.flights.join((call.key, call.fingerprint, call.former_fingerprints.clone(), asks)) {
             Seat::Leader(leader) => match lead(call, &leader, deadline, scope, report).await {
                 Led::Granted(granted) => {
-                    leader.busy();
                     let observer = scope.observer().cloned();
                     return Ok(Sought::Running(Box::new(Running::new(
                         call.clone(),
@@ -408,7 +424,7 @@ fn in_words(duration: Duration) -> String {
     }
 }
 
-/// Waits for the leader's answer. `None`: it has none, and the seat is free.
+/// Waits for the leader's answer. `None`: it has none, or its lease is over, and the seat is free.
 async fn follow(
     call: &Checked,
     flight: &Flight,
@@ -435,6 +451,7 @@ async fn follow(
         tokio::select! {
             biased;
             () = changed => {}
+            () = flight.forsaken() => return Ok(None),
             () = &mut out_of_time => return Err(in_progress(call, None)),
         }
     }

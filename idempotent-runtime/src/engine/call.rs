@@ -206,14 +206,16 @@ impl<P, V> Call<P, V> {
         self
     }
 
-    /// How long the claim lives without renewal, from a millisecond to 100 years. The default is the engine's, 15 seconds.
+    /// How long the claim lives without renewal, from a millisecond to 100 years, and no longer than the `ttl`. The default
+    /// is the engine's, 15 seconds, whatever the `ttl`.
     pub fn lease(mut self, lease: Duration) -> Self {
         self.request.lease = Some(lease);
         self
     }
 
     /// What to do when another caller is running the call. The default is the engine's: wait 30 seconds. A wait goes from
-    /// a millisecond to 100 years, else the call fails with [`Config`](ErrorKind::Config).
+    /// a millisecond to 100 years, else the call fails with [`Config`](ErrorKind::Config); it is one for the whole call, also
+    /// over several [windows](crate::key::window).
     pub fn on_conflict(mut self, on_conflict: OnConflict) -> Self {
         self.request.on_conflict = Some(Conflict::As(on_conflict));
         self

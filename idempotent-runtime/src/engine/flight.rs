@@ -1,21 +1,23 @@
 //! Coalescing: callers of one key in one process share one claim.
 //!
 //! The first caller leads, the others follow. A leader that is gone, that released its claim or that ran out of time
-//! leaves its place to one of them.
+//! leaves its place to one of them. So does one whose lease is over while its body hangs: the store may have given the
+//! call to somebody else by then, and its record is what counts.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
+use super::keeper::Lease;
 use crate::fingerprint::Fingerprint;
 use crate::key::KeyHash;
 use crate::outcome::Answer;
 
-/// What callers have in common that share an answer: the key, and what they accept as their own request, now and from
-/// former releases.
-type Key = (KeyHash, Option<Fingerprint>, Vec<Option<Fingerprint>>);
+/// What callers have in common that share an answer: the key, what they accept as their own request, now and from former
+/// releases, and whether they have a question for the outside world.
+type Key = (KeyHash, Option<Fingerprint>, Vec<Option<Fingerprint>>, bool);
 
 /// The calls of one engine that are under way.
 #[derive(Default)]
@@ -27,6 +29,8 @@ pub(crate) struct Flight {
     /// Wakes the followers in the order in which they came, and not at random as a watch channel would: the next leader
     /// is the one that waited longest, and a simulation can be repeated.
     changed: Notify,
+    /// Under which the leader runs its body, once it does.
+    lease: OnceLock<Arc<Lease>>,
 }
 
 impl Flight {
@@ -37,6 +41,18 @@ impl Flight {
     /// Resolves at the next change of the stage after this was called.
     pub(crate) fn changed(&self) -> Notified<'_> {
         self.changed.notified()
+    }
+
+    /// Resolves when the store may have given the call to somebody else while the leader is still at it.
+    pub(crate) async fn forsaken(&self) {
+        match self.lease.get() {
+            Some(lease) => lease.ended().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    fn is_forsaken(&self) -> bool {
+        self.lease.get().is_some_and(|lease| lease.is_lost())
     }
 
     fn enter(&self, stage: Stage) {
@@ -66,10 +82,15 @@ pub(crate) enum Seat {
 impl Flights {
     pub(crate) fn join(self: &Arc<Self>, key: Key) -> Seat {
         let mut flights = self.lock();
-        if let Some(flight) = flights.get(&key) {
+        if let Some(flight) = flights.get(&key)
+            && !flight.is_forsaken()
+        {
             return Seat::Follower(flight.clone());
         }
-        let flight = Arc::new(Flight { stage: Mutex::new(Stage::Asking), changed: Notify::new() });
+        let flight =
+            Arc::new(Flight { stage: Mutex::new(Stage::Asking), changed: Notify::new(), lease: OnceLock::new() });
+        // In place of a forsaken one, whose leader finds that when it ends. Its followers come here by themselves, and the
+        // first of them leads: the others find the new flight under this lock.
         flights.insert(key.clone(), flight.clone());
         Seat::Leader(Leader { flights: self.clone(), key, flight, ended: false })
     }
@@ -92,13 +113,25 @@ impl Leader {
         self.flight.enter(Stage::Busy);
     }
 
+    /// The body runs under `lease`, and the followers wait for no longer than that lasts.
+    pub(crate) fn runs_under(&self, lease: &Arc<Lease>) {
+        // A leader has one claim. Set before the stage: who sees the stage sees the lease.
+        let _ = self.flight.lease.set(lease.clone());
+        self.busy();
+    }
+
     pub(crate) fn answer(mut self, answer: Answer) {
         self.end(Stage::Answered(answer));
     }
 
     fn end(&mut self, stage: Stage) {
         if !std::mem::replace(&mut self.ended, true) {
-            self.flights.lock().remove(&self.key);
+            let mut flights = self.flights.lock();
+            // A forsaken leader has lost its seat to another one by then.
+            if flights.get(&self.key).is_some_and(|flight| Arc::ptr_eq(flight, &self.flight)) {
+                flights.remove(&self.key);
+            }
+            drop(flights);
             self.flight.enter(stage);
         }
     }

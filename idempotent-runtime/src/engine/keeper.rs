@@ -16,7 +16,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, mpsc};
 
 use super::purge::{Purge, Purging};
 use crate::clock::Clock;
@@ -72,7 +72,9 @@ pub(crate) struct Lease {
     valid_until: AtomicU64,
     /// Monotonic time of the next renewal, in nanoseconds.
     due: AtomicU64,
-    lost: watch::Sender<bool>,
+    lost: AtomicBool,
+    /// Wakes those who wait for the end in the order in which they came, as a simulation needs it.
+    given_up: Notify,
     stage: AtomicU8,
     /// Whether the body has come to its end.
     body_ended: AtomicBool,
@@ -102,7 +104,8 @@ impl Lease {
             renew_until: sent.saturating_add(max_run),
             valid_until: AtomicU64::new(end_of(sent, length)),
             due: AtomicU64::new(nanos(sent + length / 3)),
-            lost: watch::Sender::new(false),
+            lost: AtomicBool::new(false),
+            given_up: Notify::new(),
             stage: AtomicU8::new(WAITING),
             body_ended: AtomicBool::new(false),
             held: AtomicBool::new(false),
@@ -113,7 +116,7 @@ impl Lease {
 
     /// Whether another caller may own the claim by now.
     pub(crate) fn is_lost(&self) -> bool {
-        *self.lost.borrow() || nanos(self.clock.monotonic()) >= self.valid_until.load(Ordering::Acquire)
+        self.lost.load(Ordering::Acquire) || nanos(self.clock.monotonic()) >= self.valid_until.load(Ordering::Acquire)
     }
 
     /// Monotonic time from which the lease is known to have run, at the latest.
@@ -127,12 +130,16 @@ impl Lease {
     }
 
     pub(crate) async fn ended(&self) {
-        let mut lost = self.lost.subscribe();
-        while !self.is_lost() {
+        loop {
+            // Before the look: a lease that is given up in between wakes it too.
+            let given_up = self.given_up.notified();
+            if self.is_lost() {
+                return;
+            }
             let left = self.valid_until.load(Ordering::Acquire).saturating_sub(nanos(self.clock.monotonic()));
             tokio::select! {
                 biased;
-                _ = lost.changed() => {}
+                () = given_up => {}
                 () = self.clock.sleep(Duration::from_nanos(left)) => {}
             }
         }
@@ -140,7 +147,8 @@ impl Lease {
 
     /// From now on another caller may own the claim.
     pub(crate) fn give_up(&self) {
-        self.lost.send_replace(true);
+        self.lost.store(true, Ordering::Release);
+        self.given_up.notify_waiters();
     }
 
     /// From now on something may have happened under the claim. False when a shutdown was faster: then nothing may.

@@ -188,10 +188,17 @@ impl Inner {
         self.clock.monotonic().saturating_sub(sent) <= lease / 5 * 4
     }
 
-    /// Gives back a claim that was granted and that nobody uses.
+    /// Gives back a claim that was granted and that nobody uses. The caller waits for `claim_timeout` at most, whatever its
+    /// lease: then the background goes on with it.
     async fn give_back(self: &Arc<Self>, claim: &Claim, repeated: bool) {
         let (engine, release, lease) = (self.clone(), Release::unused(claim.key, claim.token), claim.lease);
-        Followed::new(&self.keeper, async move { claim::give_back(&engine, release, lease, false).await }).await;
+        let released =
+            Followed::new(&self.keeper, async move { claim::give_back(&engine, release, lease, false).await });
+        tokio::select! {
+            biased;
+            () = released => {}
+            () = self.clock.sleep(self.settings.claim_timeout) => {}
+        }
         if repeated {
             self.give_back_later(claim);
         }
@@ -346,7 +353,8 @@ impl Idempotency {
         RecordHandle::of_call(self.inner.clone(), operation, Key::of(&key))
     }
 
-    /// The record with this name: the 64 hexadecimal characters of [`KeyHash::to_hex`](crate::key::KeyHash::to_hex).
+    /// The record with this name: the 64 hexadecimal characters of [`KeyHash::to_hex`](crate::key::KeyHash::to_hex), which
+    /// stand for the scope too.
     pub fn record_by_hash(&self, hash: &str) -> RecordHandle {
         RecordHandle::of_hash(self.inner.clone(), hash)
     }

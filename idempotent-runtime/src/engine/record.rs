@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,7 +13,7 @@ use crate::clock::Timestamp;
 use crate::encoding::{NotEncodable, encode_for_any_reader};
 use crate::error::{Error, ErrorKind};
 use crate::key::{IntoKey, Key, KeyHash, hash_key};
-use crate::store::{Changed, Park, Reason, Record, Remove, Resolve, ResolveAnswer, State, Token};
+use crate::store::{Changed, Park, Reason, Record, Remove, Resolve, ResolveAnswer, State, StoreError, Token};
 
 /// The record of one call. Made by [`Idempotency::record`](super::Idempotency::record).
 ///
@@ -172,7 +173,8 @@ impl RecordHandle {
         Self { engine, name: Name::Hash(hash) }
     }
 
-    /// The tenant part of the key, as the call has it.
+    /// The tenant part of the key, as the call has it. A record that is named by its hash has that in the hash: there it
+    /// changes nothing.
     #[must_use]
     pub fn scope<K: IntoKey>(mut self, value: K) -> Self {
         if let Name::Call { scope, .. } = &mut self.name {
@@ -268,9 +270,13 @@ impl RecordHandle {
         let answer = self.answer(&key, &record, resolution)?;
         if record.is_orphaned() {
             let park = Park::orphan(key, observed);
-            retry::until(engine, engine.settings.claim_timeout, || engine.store.clone().park(park))
-                .await
-                .map_err(|error| self.error(&key, engine.store_error(error)))?;
+            retry::until(engine, engine.settings.claim_timeout, || engine.store.clone().park(park)).await.map_err(
+                |error| {
+                    let happened =
+                        "the store did not answer before it had the answer, and the record may be in doubt now";
+                    self.error(&key, engine.store_error(error).with_text(happened, "inspect it, and answer again"))
+                },
+            )?;
         }
         let token = engine.token().map_err(|error| {
             let error = Error::new(ErrorKind::StoreUnavailable)
@@ -282,18 +288,46 @@ impl RecordHandle {
         let resolve = Resolve::new(key, observed, token, answer);
         // An answer that is corrected may be there.
         let _changes = Changes { engine, key };
-        let changed =
-            retry::until(engine, engine.settings.claim_timeout, || engine.store.clone().resolve(resolve.clone()))
-                .await
-                .map_err(|error| self.error(&key, engine.store_error(error)))?;
+        let (changed, tries) = self.send(&key, || engine.store.clone().resolve(resolve.clone())).await?;
         match changed {
             Changed::Applied => Ok(()),
+            Changed::Running if tries.may_be_applied() => Err(self.overtaken(&key, ErrorKind::InProgress)),
             Changed::Running => Err(self.error(&key, Error::new(ErrorKind::InProgress))),
             // The first try may have been applied and its answer lost.
             Changed::Absent if not_executed => Ok(()),
-            _ if self.read(key).await?.is_some_and(|record| record.owner == token) => Ok(()),
-            _ => Err(self.changed(&key)),
+            _ => match self.read(key).await {
+                Ok(Some(record)) if record.owner == token => Ok(()),
+                // It was applied, or not, before the record became what it is now.
+                _ if tries.may_be_applied() => Err(self.overtaken(&key, ErrorKind::Superseded)),
+                Ok(_) => Err(self.changed(&key)),
+                Err(error) => Err(error),
+            },
         }
+    }
+
+    /// Sends a change until the store answers, and tells what is known of the tries before.
+    async fn send<F>(&self, key: &KeyHash, mut change: impl FnMut() -> F) -> Result<(Changed, Tries), Error>
+    where
+        F: Future<Output = Result<Changed, StoreError>>,
+    {
+        let (engine, tries) = (&self.engine, Tries::default());
+        let answer = retry::until(engine, engine.settings.claim_timeout, || tries.follow(change())).await;
+        match answer {
+            Ok(changed) => Ok((changed, tries)),
+            Err(error) => {
+                let error = self.error(key, engine.store_error(error));
+                Err(match error.kind() {
+                    _ if tries.may_be_applied() => error.with_text(UNKNOWN.0, UNKNOWN.1),
+                    ErrorKind::StoreUnavailable | ErrorKind::Full => error.with_text(REFUSED.0, REFUSED.1),
+                    _ => error,
+                })
+            }
+        }
+    }
+
+    /// The error for a change that was perhaps applied before the record became what it is.
+    fn overtaken(&self, key: &KeyHash, kind: ErrorKind) -> Error {
+        self.error(key, Error::new(kind).with_text(OVERTAKEN.0, OVERTAKEN.1))
     }
 
     fn answer(&self, key: &KeyHash, record: &Record, resolution: Resolution) -> Result<ResolveAnswer, Error> {
@@ -333,17 +367,51 @@ impl RecordHandle {
         let Some(record) = self.read(key).await? else { return Ok(()) };
         let remove = Remove::new(key, record.owner);
         let _changes = Changes { engine, key };
-        let changed = retry::until(engine, engine.settings.claim_timeout, || engine.store.clone().remove(remove))
-            .await
-            .map_err(|error| self.error(&key, engine.store_error(error)))?;
+        let (changed, tries) = self.send(&key, || engine.store.clone().remove(remove)).await?;
         match changed {
             Changed::Applied | Changed::Absent => Ok(()),
             Changed::Running => {
                 let left = record.lease_until.saturating_duration_since(record.read_at);
                 Err(self.error(&key, Error::new(ErrorKind::InProgress).with_retry_after(left)))
             }
+            Changed::Conflict if tries.may_be_applied() => Err(self.overtaken(&key, ErrorKind::Superseded)),
             Changed::Conflict => Err(self.changed(&key)),
         }
+    }
+}
+
+/// No answer at all to a change.
+const UNKNOWN: (&str, &str) = (
+    "the store did not answer, and it is not known whether it was applied",
+    "inspect the record: if it is as it was seen, do the same again",
+);
+/// An answer that says no.
+const REFUSED: (&str, &str) = ("the store did not take it, and nothing has changed", "do the same again later");
+/// No answer to the first try, and another record at a later one.
+const OVERTAKEN: (&str, &str) = (
+    "the record is not as it was seen any more, the store did not answer at first, and it is not known whether it was applied \
+     before that",
+    "inspect it: a record with a later `created` than was seen was made after the one that was seen had been removed, and its \
+     call has run or runs",
+);
+
+/// What is known of the tries of a change that were not answered.
+#[derive(Default)]
+struct Tries(AtomicBool);
+
+impl Tries {
+    /// Makes a try. One that is dropped, because it took too long, may be applied just so.
+    async fn follow(&self, change: impl Future<Output = Result<Changed, StoreError>>) -> Result<Changed, StoreError> {
+        let before = self.0.swap(true, Ordering::Relaxed);
+        let answer = change.await;
+        if !answer.as_ref().is_err_and(StoreError::is_outcome_unknown) {
+            self.0.store(before, Ordering::Relaxed);
+        }
+        answer
+    }
+
+    fn may_be_applied(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
     }
 }
 

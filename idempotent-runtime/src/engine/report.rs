@@ -5,6 +5,7 @@ use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::scope::Scope;
+use crate::error::Error;
 use crate::key::KeyHash;
 
 /// What one guarded call did. Made by [`observe`].
@@ -14,7 +15,7 @@ use crate::key::KeyHash;
 pub struct Report {
     /// The operation's name.
     pub operation: Arc<str>,
-    /// The name of the record.
+    /// The name of the record. All zeros where the call was refused before it had one: its key or its configuration is wrong.
     pub key: KeyHash,
     /// The answer came from the record: this call did not run the body.
     pub replayed: bool,
@@ -43,6 +44,11 @@ impl Report {
             bypassed: false,
         }
     }
+
+    /// Of a call that was refused with `error` before it had a record.
+    pub(crate) fn of_refusal(error: &Error) -> Self {
+        Self::new(error.operation().unwrap_or_default().into(), KeyHash::from_bytes([0; 32]))
+    }
 }
 
 /// Where the calls of an observed future report to.
@@ -65,7 +71,8 @@ impl fmt::Debug for Observer {
     }
 }
 
-/// Runs `future` and tells what its guarded call did: `None` if it made none, the last one if it made several.
+/// Runs `future` and tells what its guarded call did: `None` if it made none, the last one if it made several. One that was
+/// refused is one too.
 /// Calls that the body of a guarded call makes do not count.
 ///
 /// ```

@@ -67,6 +67,7 @@ impl Running {
         let lease = Lease::new(owner, policy, call.lease, sent, engine.settings.max_run, engine.clock.clone());
         let lease = Arc::new(lease);
         engine.keeper.keep(&lease);
+        leader.runs_under(&lease);
         if engine.is_closed() {
             // Too late for the shutdown to take it away. It never begins, and is not kept alive until that is noticed.
             lease.stop_renewal();
@@ -144,6 +145,12 @@ impl Running {
         engine.give_back(&self.adoption.claim, self.repeated).await;
         self.lease.end_body();
         self.conclude(None);
+    }
+
+    /// The same without anybody who waits for it: nothing follows that a claim in the way would disturb.
+    pub(super) fn give_back_later(self: Box<Self>) {
+        let keeper = self.call.engine.keeper.clone();
+        keeper.finish(self.give_back());
     }
 
     /// Stores, releases or parks, as the body's end asks for. Goes on in the background if it is dropped.

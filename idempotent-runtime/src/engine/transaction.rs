@@ -130,13 +130,16 @@ enum Sought {
 }
 
 async fn seek<X: SqlTransaction + ?Sized>(request: Request, transaction: &mut X) -> Result<Sought, Error> {
-    let call = request.check()?;
+    let scope = Scope::current();
+    let call = request.check().inspect_err(|error| scope.report(&Report::of_refusal(error)))?;
+    let mut report = Report::new(call.operation.clone(), call.key);
+    // Of a call that is refused; told again when more is known.
+    scope.report(&report);
     if call.windowed.is_some() {
         let detail = "a transaction sees one record, and a key with a window needs two: use a short `ttl`";
         return Err(call.refused(ErrorKind::Unsupported).with_detail(detail));
     }
-    let (engine, scope) = (call.engine.clone(), Scope::current());
-    let mut report = Report::new(call.operation.clone(), call.key);
+    let engine = call.engine.clone();
     if scope.is_shut_out(&engine) {
         return Err(call.refused(ErrorKind::ShuttingDown));
     }
@@ -171,7 +174,6 @@ async fn seek<X: SqlTransaction + ?Sized>(request: Request, transaction: &mut X)
     let claimed = claimed.map_err(|error| engine.store_error(error).of_record(Some(&call.operation), &call.key))?;
     let record = match claimed {
         None => {
-            scope.report(&report);
             let detail = format!("another transaction has held it for {patience:?}");
             return Err(call.refused(ErrorKind::InProgress).with_detail(detail));
         }

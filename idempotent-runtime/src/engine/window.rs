@@ -11,6 +11,7 @@
 //! then can nobody begin under it any more.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -50,10 +51,12 @@ impl Windowed {
     }
 }
 
-/// As [`seek`], for a key with a window; also gives the call in the window that it belongs to.
+/// As [`seek`], for a key with a window; also gives the call in the window that it belongs to. All rounds share the one
+/// deadline of the call.
 pub(super) async fn seek_in_windows(
     call: &Arc<Checked>,
     windowed: &Windowed,
+    deadline: Option<Duration>,
     scope: &Scope,
     report: &mut Report,
 ) -> Result<(Arc<Checked>, Sought), Error> {
@@ -62,7 +65,7 @@ pub(super) async fn seek_in_windows(
     for _ in 0..STARTS {
         let number = windowed.number_now(call);
         let current = windowed.call_in(call, number)?;
-        let mut running = match sought(&current, scope, report).await? {
+        let mut running = match sought(&current, deadline, scope, report).await? {
             Sought::Running(running) if running.only_looks() => running,
             found => return Ok((current, found)),
         };
@@ -71,13 +74,13 @@ pub(super) async fn seek_in_windows(
             let has_record = match has_record(&previous, given_up).await {
                 Ok(has_record) => has_record,
                 Err(error) => {
-                    running.give_back().await;
+                    running.give_back_later();
                     return Err(error);
                 }
             };
             if has_record {
                 running.give_back().await;
-                match sought(&previous, scope, report).await? {
+                match sought(&previous, deadline, scope, report).await? {
                     // The record that was there is gone: the call belongs to its own window after all.
                     Sought::Running(running) if running.only_looks() => {
                         given_up = Some(running.lease.token);
@@ -93,7 +96,7 @@ pub(super) async fn seek_in_windows(
                 Ok(true) => return Ok((current, Sought::Running(running))),
                 Ok(false) => {}
                 Err(error) => {
-                    running.give_back().await;
+                    running.give_back_later();
                     return Err(error);
                 }
             }
@@ -104,9 +107,14 @@ pub(super) async fn seek_in_windows(
     Err(call.refused(ErrorKind::InProgress).with_detail(detail))
 }
 
-async fn sought(call: &Arc<Checked>, scope: &Scope, report: &mut Report) -> Result<Sought, Error> {
+async fn sought(
+    call: &Arc<Checked>,
+    deadline: Option<Duration>,
+    scope: &Scope,
+    report: &mut Report,
+) -> Result<Sought, Error> {
     report.key = call.key;
-    seek(call, scope, report).await
+    seek(call, deadline, scope, report).await
 }
 
 /// Whether there is a record that says something about the call, other than a claim that `given_up` has looked under.

@@ -2,6 +2,8 @@
 //!
 //! A checkpoint holds all recorded steps. One is under way at a time, and the next is not sent before the answer to the
 //! one before is known: steps that finish at the same time do not lose each other, and a lost answer does not either.
+//! No step begins while an answer is missing for which no other step waits: neither one that was given up, nor that about a
+//! step that was dropped, which the background alone follows.
 //!
 //! Steps run in other tasks too, so the end of the body and the begin of a step can meet. One lock decides between them:
 //! a step that began before the journal was [closed](Journal::close) is seen by whoever decides what becomes of the claim,
@@ -31,8 +33,25 @@ pub(crate) struct Journal {
     limit: usize,
     steps: Mutex<Steps>,
     writer: tokio::sync::Mutex<Writer>,
-    /// A step is over, and on the record if it belongs there.
+    /// A step is over, and on the record if it belongs there; or the background has an answer.
     step_ended: Notify,
+}
+
+/// The answer to a checkpoint of a step that was dropped: missing until this is dropped too.
+pub(super) struct Unheard(Arc<Journal>);
+
+impl Unheard {
+    pub(super) fn new(journal: &Arc<Journal>) -> Self {
+        journal.steps().unheard += 1;
+        Self(journal.clone())
+    }
+}
+
+impl Drop for Unheard {
+    fn drop(&mut self) {
+        self.0.steps().unheard -= 1;
+        self.0.step_ended.notify_waiters();
+    }
 }
 
 #[derive(Default)]
@@ -42,6 +61,8 @@ struct Steps {
     asked: BTreeSet<StepId>,
     /// The steps that run now, or are about to.
     running: BTreeMap<StepId, Progress>,
+    /// How many answers the background alone waits for.
+    unheard: usize,
     /// A step may have had its effect and is not recorded.
     unsettled: bool,
     /// The store says that the claim is not this attempt's any more.
@@ -230,10 +251,34 @@ impl Journal {
 
     /// Makes sure that no answer is missing, unless another step is waiting for it at this moment.
     pub(super) async fn catch_up(&self, engine: &Inner) -> Result<(), Unwritten> {
-        let end = engine.clock.monotonic().saturating_add(engine.settings.commit_timeout);
+        let patience = engine.settings.commit_timeout;
+        let end = engine.clock.monotonic().saturating_add(patience);
+        tokio::select! {
+            biased;
+            () = self.all_are_heard() => {}
+            () = engine.clock.sleep(patience) => {
+                let error = StoreError::new(StoreErrorKind::Unavailable, "checkpoint");
+                let detail = format!("the answer about a step that was dropped is missing for {patience:?}");
+                return Err(Unwritten::Unknown(error.with_detail(detail)));
+            }
+        }
         match self.writer.try_lock() {
             Ok(mut writer) => self.follow(engine, &mut writer, end).await,
             Err(_) => Ok(()),
+        }
+    }
+
+    /// Resolves when the background waits for no answer any more: it has them, or has given up.
+    async fn all_are_heard(&self) {
+        loop {
+            // Before the look: an answer that comes in between wakes it too.
+            let step_ended = self.step_ended.notified();
+            tokio::pin!(step_ended);
+            step_ended.as_mut().enable();
+            if self.steps().unheard == 0 {
+                return;
+            }
+            step_ended.await;
         }
     }
 

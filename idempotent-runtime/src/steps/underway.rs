@@ -2,13 +2,14 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use serde_json::value::RawValue;
 
 use super::checkpoint::Recorded;
 use super::identity::StepId;
-use super::journal::{Journal, Progress, Unwritten};
+use super::journal::{Journal, Progress, Unheard, Unwritten};
 use crate::clock::Sleep;
 use crate::context::Context;
 use crate::encoding::NotEncodable;
@@ -18,8 +19,44 @@ use crate::engine::scope::Scope;
 use crate::error::{Error, ErrorKind};
 
 pub(super) type Core<T> = Pin<Box<dyn Future<Output = T> + Send>>;
-/// Goes on in the background when it is dropped: a checkpoint that was sent is followed to its answer.
-pub(super) type Writing = Followed<Result<(), Error>>;
+
+/// A checkpoint on its way. It goes on in the background when it is dropped: what was sent is followed to its answer, and
+/// no step begins meanwhile.
+pub(super) struct Writing<T: Send + 'static = Result<(), Error>> {
+    followed: Option<Followed<T>>,
+    journal: Arc<Journal>,
+}
+
+impl<T: Send + 'static> Writing<T> {
+    fn new(engine: &Inner, journal: Arc<Journal>, write: impl Future<Output = T> + Send + 'static) -> Self {
+        Self { followed: Some(Followed::new(&engine.keeper, write)), journal }
+    }
+}
+
+impl<T: Send + 'static> Future for Writing<T> {
+    type Output = T;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> Poll<T> {
+        let Some(followed) = &mut self.followed else { return Poll::Pending };
+        let polled = Pin::new(followed).poll(cx);
+        if polled.is_ready() {
+            self.followed = None;
+        }
+        polled
+    }
+}
+
+impl<T: Send + 'static> Drop for Writing<T> {
+    fn drop(&mut self) {
+        let Some(followed) = self.followed.take() else { return };
+        // Counted here and not when the background begins with it, which may be later than the next step of this body.
+        let unheard = Unheard::new(&self.journal);
+        drop(followed.and_if_dropped(move |writing| async move {
+            let _unheard = unheard;
+            drop(writing.await);
+        }));
+    }
+}
 
 /// What was asked for.
 pub(super) struct Plan {
@@ -104,10 +141,10 @@ impl Underway {
         let did_not_run = |unwritten| self.unwritten(journal, unwritten, ErrorKind::StoreUnavailable);
         journal.catch_up(&self.engine).await.map_err(did_not_run)?;
         if self.at_most_once {
-            let (journal, engine) = (journal.clone(), self.engine.clone());
+            let (writer, engine) = (journal.clone(), self.engine.clone());
             let change = (self.id.clone(), Some(Recorded::Started));
-            let written = Followed::new(&self.engine.keeper, async move { journal.write(&engine, change).await });
-            written.await.map_err(did_not_run)?;
+            let write = async move { writer.write(&engine, change).await };
+            Writing::new(&self.engine, journal.clone(), write).await.map_err(did_not_run)?;
         }
         journal.check_claim(&self.id)
     }
@@ -183,8 +220,8 @@ impl Underway {
         self.phase = Phase::Ended;
         let journal = self.journal.clone().filter(|_| self.at_most_once)?;
         self.goes_on(Progress::Recording);
-        let keeper = self.engine.keeper.clone();
-        Some(Followed::new(&keeper, async move {
+        let engine = self.engine.clone();
+        Some(Writing::new(&engine, journal.clone(), async move {
             if let Err(unwritten) = journal.write(&self.engine, (self.id.clone(), None)).await {
                 tracing::warn!(step = %self.id, ?unwritten, "a step that failed stays recorded as started");
             }
@@ -197,8 +234,8 @@ impl Underway {
         self.phase = Phase::Ended;
         self.goes_on(Progress::Recording);
         let journal = self.journal.clone()?;
-        let keeper = self.engine.keeper.clone();
-        Some(Followed::new(&keeper, async move {
+        let engine = self.engine.clone();
+        Some(Writing::new(&engine, journal.clone(), async move {
             let (outcome, encoded) = match result {
                 Ok(result) => (Recorded::Finished(result), Ok(())),
                 Err(error) => (Recorded::NotEncodable, Err(Unwritten::NotEncodable(error))),

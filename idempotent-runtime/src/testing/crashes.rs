@@ -18,7 +18,8 @@ const TRIES: usize = 3;
 /// What the world gets after a call was woken, so that what was on its way arrives.
 const LINGER: Duration = Duration::from_millis(2);
 
-/// Tasks that calls left behind are waited for as long as some of them end, each time for this long.
+/// Tasks that calls left behind are waited for as long as some of them end, each time for this long. Those that do nothing
+/// for longer cannot be told from those that never end.
 const QUIET: Duration = Duration::from_millis(200);
 
 /// The longest wait for them.
@@ -68,9 +69,10 @@ const PATIENCE: Duration = Duration::from_secs(5);
 ///
 /// # Panics
 /// When it could not look. No call ever waited for something outside, so there was no point to drop it at: let the fake of it
-/// wait, with `tokio::task::yield_now().await`, before its effect and after it. Or calls left tasks behind that
-/// still run after five seconds, and whose effects nobody saw: let them end sooner, with shorter timers or
-/// `tokio::time::pause()`.
+/// wait, with `tokio::task::yield_now().await`, before its effect and after it. Or half as many tasks as calls were
+/// dropped still run at the end, two at least, and nobody saw their effects: let them end sooner, with shorter timers or
+/// `tokio::time::pause()`. Tasks are waited for as long as one of them ends every 200 ms, for five seconds at most; fewer of
+/// them that do nothing for longer cannot be told from connections and workers, and what they do later is not seen.
 #[track_caller]
 pub fn crash_at_every_await<F: Future>(
     call: impl FnMut(usize) -> F,

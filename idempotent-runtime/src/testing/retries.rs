@@ -8,8 +8,9 @@ use super::crashes::{running_tasks, settle};
 
 /// Makes the same call twice, one after the other, and asserts that it had one effect and one answer. `effects` counts
 /// outside of the code under test: rows, files, messages at a fake provider. It counts when the tasks are over that the
-/// calls have spawned, as far as they end. Tokio does not tell of what runs on threads, `spawn_blocking` included: a call waits
-/// for that itself, or its effect may come after the count.
+/// calls have spawned, as far as they end: while one of them ends every 200 ms, for five seconds at most. Those that do nothing
+/// for longer cannot be told from those that never end, and what they do later is not counted. Tokio does not tell of what
+/// runs on threads, `spawn_blocking` included: a call waits for that itself, or its effect may come after the count.
 ///
 /// ```
 /// # use std::sync::atomic::{AtomicUsize, Ordering};
@@ -54,7 +55,8 @@ where
 }
 
 /// Makes `count` calls at once, and gives their answers in the order of their numbers, from zero, when the tasks are over
-/// that the calls have spawned, as far as they end.
+/// that the calls have spawned, as far as they end: as with [`assert_runs_once`], those that do nothing for longer than 200 ms
+/// are not waited for.
 ///
 /// # Panics
 /// When it could not look: fewer than two calls, or none that ever waited while another was to come, are not at once. Let the

@@ -284,3 +284,61 @@ async fn a_step_that_nobody_polls_while_it_is_recorded_keeps_no_other_one_for_ev
     assert_eq!(world.record(1).await.unwrap().state, State::InProgress);
     assert_eq!(world.ledger.charges(), ["first", "second"]);
 }
+
+/// A time limit around a step that has run, in a body that goes on.
+#[tokio::test]
+async fn no_step_runs_while_the_answer_about_a_dropped_one_is_missing() {
+    let world = impatient();
+    world.store.always("checkpoint", Some(Fault::LostAnswer));
+    let call = world.fulfil().run(async || {
+        let context = Context::current();
+        {
+            let mut dropped = Box::pin(context.step("reserve", || world.act("reserve")).into_future());
+            eventually("the checkpoint", async || {
+                assert!(poll_once(&mut dropped).is_pending());
+                world.store.requests("checkpoint") > 0
+            })
+            .await;
+        }
+        let error = world.step("charge").await.unwrap_err();
+        assert_eq!((error.kind(), error.step()), (ErrorKind::StoreUnavailable, Some("charge")));
+        assert_eq!(world.ledger.charges(), ["reserve"]);
+        world.store.always("checkpoint", None);
+        world.step("ship").await
+    });
+    assert_eq!(world.while_time_passes(call).await.unwrap(), "ship done");
+    assert_eq!(world.ledger.charges(), ["reserve", "ship"]);
+}
+
+#[tokio::test]
+async fn a_step_waits_for_the_answer_about_a_dropped_one_and_runs_then() {
+    for once in [false, true] {
+        let (world, gate) = (World::new(), Gate::new());
+        world.store.next("checkpoint", Fault::LateAnswer(gate.clone()));
+        let mut call = Box::pin(world.fulfil().run(async || {
+            let context = Context::current();
+            {
+                let step = context.step("reserve", || world.act("reserve"));
+                let step = if once { step.at_most_once() } else { step };
+                let mut dropped = Box::pin(step.into_future());
+                eventually("the checkpoint", async || {
+                    assert!(poll_once(&mut dropped).is_pending());
+                    world.store.requests("checkpoint") == 1
+                })
+                .await;
+            }
+            world.step("ship").await
+        }));
+        eventually("the checkpoint", async || {
+            assert!(poll_once(&mut call).is_pending());
+            world.store.requests("checkpoint") == 1
+        })
+        .await;
+        for _ in 0..20 {
+            assert!(poll_once(&mut call).is_pending());
+        }
+        assert!(!world.ledger.charges().contains(&"ship".to_owned()));
+        gate.open();
+        assert_eq!(call.await.unwrap(), "ship done");
+    }
+}
