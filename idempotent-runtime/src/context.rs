@@ -251,6 +251,23 @@ impl Context {
         }
     }
 
+    /// The body waits for its turn: nothing has happened under the claim yet.
+    #[cfg(feature = "http")]
+    pub(crate) fn stands_in_line(&self) {
+        if let Held::Claim(_, lease, _) = &self.0.own.claim {
+            lease.wait();
+        }
+    }
+
+    /// From now on something may have happened. False when the claim is over: then nothing may.
+    #[cfg(feature = "http")]
+    pub(crate) fn begins(&self) -> bool {
+        match &self.0.own.claim {
+            Held::Claim(_, lease, _) => !lease.is_lost() && lease.begin(),
+            Held::Transaction { .. } | Held::Nothing => true,
+        }
+    }
+
     /// The store's time, or a little before it.
     #[cfg(feature = "http")]
     pub(crate) fn store_time(&self) -> Option<Timestamp> {

@@ -197,6 +197,9 @@ pub(crate) enum Ending {
     Answer { state: State, body: Result<Bytes, NotEncodable>, ttl: Option<Duration> },
     /// An error that says that nothing happened.
     Release,
+    /// The body waited for its turn, and its claim was over before that came.
+    #[cfg(feature = "http")]
+    NotBegun,
     /// An error that may hide an effect.
     Hold,
     /// Nobody knows how far the body got: what follows is what follows a body that breaks off.

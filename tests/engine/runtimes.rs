@@ -10,7 +10,7 @@ use tokio::runtime::{Builder, Runtime};
 
 use crate::faults::{Fault, FaultyStore, Gate};
 use crate::ledger::Ledger;
-use crate::world::{DAY, OPERATION, World, eventually};
+use crate::world::{DAY, OPERATION, World, eventually, without_renewals};
 
 fn runtime() -> Runtime {
     Builder::new_current_thread().enable_all().build().unwrap()
@@ -120,4 +120,33 @@ async fn a_claim_that_is_to_be_released_again_later_keeps_no_engine() {
     eventually("the releases", async || store.requests("release") >= 4).await;
     drop(engine);
     eventually("the thread to end", async || Arc::strong_count(&held) == 1).await;
+}
+
+/// Each of these was told that there is none.
+#[tokio::test]
+async fn a_claim_whose_release_an_outage_delays_is_released_though_the_engine_is_dropped() {
+    let memory = MemoryStore::new();
+    let store = FaultyStore::new(memory.clone());
+    let builder = Idempotency::builder(store.clone()).claim_timeout(Duration::from_millis(100));
+    let engine = builder.lease(Duration::from_millis(300)).build();
+    store.always("claim", Some(Fault::LostAnswer));
+    store.always("release", Some(Fault::LostRequest));
+    engine.call(OPERATION, 1).ttl(DAY).run(|| async { Ok::<_, Error>(()) }).await.unwrap_err();
+    let key = engine.record(OPERATION, 1).hash().unwrap();
+    drop(engine);
+    // The release that goes with the call is over with its lease.
+    let before = store.requests("release");
+    eventually("the background to go on", async || store.requests("release") > before + 8).await;
+    assert!(memory.read(key).await.unwrap().is_some());
+    store.always("release", None);
+    eventually("the release", async || memory.read(key).await.unwrap().is_none()).await;
+}
+
+#[tokio::test]
+async fn a_claim_without_an_answer_is_released_twice_also_without_time_in_the_background() {
+    let world = World::with(|builder| builder.background_commit(Duration::ZERO));
+    world.store.always("claim", Some(Fault::LostRequest));
+    without_renewals(&world, world.charge(1)).await.unwrap_err();
+    let twice = eventually("another release", async || world.store.requests("release") >= 2);
+    without_renewals(&world, twice).await;
 }

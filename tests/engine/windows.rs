@@ -10,7 +10,7 @@ use idempotency::testing::ClockJump;
 use idempotency::{Call, Error, ErrorKind, OnConflict, OnCrash, Unstored, Verdict, observe};
 
 use crate::faults::{Fault, Gate};
-use crate::world::{DAY, LEASE, OPERATION, World, eventually, poll_once};
+use crate::world::{DAY, LEASE, OPERATION, World, eventually, poll_once, without_renewals};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const MILLI: Duration = Duration::from_millis(1);
@@ -401,21 +401,6 @@ async fn windows_of_two_lengths_are_two_keys() {
     assert!(world.clock.now() > Timestamp::default());
 }
 
-/// Finishes `future` while time passes, a quarter of a second in each millisecond.
-async fn soon<F: Future>(world: &World, future: F) -> F::Output {
-    let time = async {
-        loop {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-            world.clock.advance(Duration::from_millis(250));
-        }
-    };
-    tokio::select! {
-        biased;
-        output = future => output,
-        () = time => unreachable!("time passes for ever"),
-    }
-}
-
 #[tokio::test]
 async fn a_store_that_stops_after_the_claim_keeps_no_caller_for_its_lease() {
     for operation in ["read", "checkpoint"] {
@@ -426,7 +411,7 @@ async fn a_store_that_stops_after_the_claim_keeps_no_caller_for_its_lease() {
             }
             let start = world.clock_now();
             let call = call(&world).lease(HOUR).on_conflict(on_conflict).run(|| async { world.effect(1) });
-            let error = soon(&world, call).await.unwrap_err();
+            let error = without_renewals(&world, call).await.unwrap_err();
             let took = world.clock_now().saturating_sub(start);
             assert_eq!((error.kind(), world.ledger.count()), (ErrorKind::StoreUnavailable, 0));
             assert!(took < Duration::from_secs(7), "one claim_timeout, not {took:?}");
@@ -434,7 +419,7 @@ async fn a_store_that_stops_after_the_claim_keeps_no_caller_for_its_lease() {
                 world.store.always(back, None);
             }
             // The claim is given back as soon as the store is there.
-            assert_eq!(soon(&world, send(&world)).await.unwrap(), "receipt 1.1");
+            assert_eq!(without_renewals(&world, send(&world)).await.unwrap(), "receipt 1.1");
             assert!(world.clock_now().saturating_sub(start) < HOUR / 2, "nobody waited for the lease");
         }
     }

@@ -275,3 +275,24 @@ async fn rule_25_a_client_of_http_1_0_gets_no_answer_that_another_attempt_replac
     }
     Ok(())
 }
+
+/// Whose claim ends, and whose bytes never do.
+#[tokio::test]
+async fn rule_25_a_body_that_never_ends_is_not_collected_for_longer_than_its_claim() -> anyhow::Result<()> {
+    let quiet = || async {
+        let body = Body::from_stream(futures::stream::pending::<io::Result<Bytes>>());
+        Response::builder().header("x-begun", "yes").body(body).expect("the response is well-formed")
+    };
+    let world = World::setup().clock_by_hand().routes(Router::new().route("/quiet", post(quiet))).start().await?;
+    world.store.always("renew", Some(Fault::LostRequest));
+    let first = tokio::spawn(ask_old(world.client.clone(), "quiet"));
+    eventually_async("the claim", async || world.store.requests("claim") == 1).await?;
+    eventually_async("the answer", async || {
+        world.clock.advance(Duration::from_secs(1));
+        first.is_finished()
+    })
+    .await?;
+    let first = first.await??;
+    assert!(first.starts_with("HTTP/1.0 500 "), "{first}");
+    Ok(())
+}

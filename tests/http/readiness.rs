@@ -11,7 +11,7 @@ use axum::BoxError;
 use axum::body::{Body, Bytes};
 use axum::http::{Request, Response};
 use futures::{FutureExt as _, stream};
-use idempotency::http::{IdempotencyLayer, RequestBody, Scope};
+use idempotency::http::{IdempotencyLayer, RequestBody, ResponseBody, Scope};
 use idempotency::store::{MemoryStore, StoreErrorKind};
 use idempotency::testing::{Fault, FaultyStore, Gate, ManualClock};
 use idempotency::{Idempotency, OnCrash};
@@ -189,5 +189,129 @@ async fn rule_70_a_request_whose_claim_ends_while_it_waits_for_a_place_does_not_
     drop(place);
     let retry = within("the retry", service.oneshot(request("abc"))).await??;
     assert_eq!((retry.status().as_u16(), ran.load(Ordering::SeqCst)), (200, 1));
+    Ok(())
+}
+
+/// A limit of one, and somebody who has the place.
+struct Crowded {
+    store: FaultyStore<MemoryStore>,
+    engine: Idempotency,
+    clock: ManualClock,
+    ran: Arc<AtomicUsize>,
+}
+
+impl Crowded {
+    fn new() -> Self {
+        let clock = ManualClock::new();
+        let store = FaultyStore::new(MemoryStore::with_clock(clock.clone()));
+        let engine = Idempotency::builder(store.clone()).clock(clock.clone()).claim_timeout(PATIENCE).build();
+        Self { store, engine, clock, ran: Arc::default() }
+    }
+
+    /// What stands behind the layer.
+    fn limited(
+        &self,
+    ) -> impl Service<Request<RequestBody<Body>>, Response = Response<Body>, Error = Infallible, Future: Send>
+    + Clone
+    + Send
+    + 'static {
+        let counting = self.ran.clone();
+        ConcurrencyLimitLayer::new(1).layer(service_fn(move |_: Request<RequestBody<Body>>| {
+            counting.fetch_add(1, Ordering::SeqCst);
+            std::future::ready(Ok::<_, Infallible>(Response::new(Body::from("paid"))))
+        }))
+    }
+
+    /// A request under its claim, and who has the place that it waits for.
+    async fn waiting<S>(
+        &self,
+        limited: &S,
+    ) -> anyhow::Result<(tokio::task::JoinHandle<Result<Response<ResponseBody<Body>>, Infallible>>, S)>
+    where
+        S: Service<Request<RequestBody<Body>>, Response = Response<Body>, Error = Infallible, Future: Send>
+            + Clone
+            + Send
+            + 'static,
+    {
+        let service = IdempotencyLayer::new(self.engine.clone(), Scope::global()).layer(limited.clone());
+        // The layer is asked whether it is ready before its body comes, and the place is free then.
+        let body = Gate::new();
+        let rest = body.clone();
+        let slow = request("abc").map(|_| {
+            Body::from_stream(stream::once(async move {
+                rest.wait().await;
+                Ok::<_, Infallible>("{}")
+            }))
+        });
+        let mut first = Box::pin(service.oneshot(slow));
+        assert!(first.as_mut().now_or_never().is_none());
+        let place = within("the place", limited.clone().ready_oneshot()).await??;
+        let first = tokio::spawn(first);
+        body.open();
+        eventually("the claim", || self.store.requests("claim") == 1).await?;
+        Ok((first, place))
+    }
+
+    /// The first retry runs: nobody is in doubt.
+    async fn runs_next<S>(&self, limited: S) -> anyhow::Result<()>
+    where
+        S: Service<Request<RequestBody<Body>>, Response = Response<Body>, Error = Infallible, Future: Send>
+            + Clone
+            + Send
+            + 'static,
+    {
+        let elsewhere = Idempotency::builder(self.store.clone()).clock(self.clock.clone()).claim_timeout(PATIENCE);
+        let service = IdempotencyLayer::new(elsewhere.build(), Scope::global()).layer(limited);
+        let retry = within("the retry", service.oneshot(request("abc"))).await??;
+        assert_eq!((retry.status().as_u16(), self.ran.load(Ordering::SeqCst)), (200, 1));
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn rule_70_a_shutdown_takes_back_the_claims_of_requests_that_wait_for_a_place() -> anyhow::Result<()> {
+    let world = Crowded::new();
+    let limited = world.limited();
+    let (first, place) = world.waiting(&limited).await?;
+    let engine = world.engine.clone();
+    let shutdown = tokio::spawn(async move { engine.shutdown(Duration::from_secs(1)).await });
+    eventually("the end of the shutdown", || {
+        world.clock.advance(Duration::from_secs(1));
+        shutdown.is_finished()
+    })
+    .await?;
+    assert_eq!((shutdown.await?.abandoned, first.await??.status().as_u16()), (0, 503));
+    drop(place);
+    world.runs_next(limited).await
+}
+
+#[tokio::test]
+async fn rule_70_a_claim_that_ends_while_its_request_waits_for_a_place_leaves_no_doubt() -> anyhow::Result<()> {
+    let world = Crowded::new();
+    world.store.always("renew", Some(Fault::LostRequest));
+    let limited = world.limited();
+    let (first, place) = world.waiting(&limited).await?;
+    eventually("the end of the claim", || {
+        world.clock.advance(Duration::from_secs(1));
+        first.is_finished()
+    })
+    .await?;
+    assert_eq!((first.await??.status().as_u16(), world.ran.load(Ordering::SeqCst)), (503, 0));
+    drop(place);
+    world.runs_next(limited).await
+}
+
+/// The process stood still meanwhile, and finds both at once.
+#[tokio::test]
+async fn rule_70_a_place_that_comes_with_the_end_of_the_claim_is_not_taken() -> anyhow::Result<()> {
+    let world = Crowded::new();
+    world.store.always("renew", Some(Fault::LostRequest));
+    let limited = world.limited();
+    let (first, place) = world.waiting(&limited).await?;
+    // Nothing else runs between these two.
+    drop(place);
+    world.clock.advance(Duration::from_secs(600));
+    let first = within("the refusal", first).await???;
+    assert_eq!((first.status().as_u16(), world.ran.load(Ordering::SeqCst)), (503, 0));
     Ok(())
 }

@@ -159,7 +159,7 @@ async fn requests_that_a_standby_keeps_waiting_do_not_fill_the_server_with_sessi
     let server = PostgresServer::start(PostgresOptions::new().private().setting("max_connections", "40")).await?;
     migrated(&server.url()).await?;
     let builder = PostgresStore::builder(server.url()).max_connections(CONNECTIONS);
-    let store = builder.response_timeout(Duration::from_millis(300)).connect().await?;
+    let store = builder.response_timeout(Duration::from_millis(300)).build()?;
     let standby = async |name: &str| {
         server.sql(&format!("ALTER SYSTEM SET synchronous_standby_names = '{name}'")).await?;
         server.sql("SELECT pg_reload_conf()").await?;

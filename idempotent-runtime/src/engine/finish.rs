@@ -43,15 +43,24 @@ pub(super) async fn finish(mut running: Box<Running>, ending: Ending) -> Verdict
                 leave(&running, Reason::Error).await;
                 return conclude(&mut running, Verdict::Own, None);
             }
-            let written = release(&running).await;
-            return with_own_error(running, written).await;
+            let was_lost = running.lease.is_lost();
+            let written = release(&running, own_release(&running)).await;
+            return with_own_error(running, was_lost, written).await;
+        }
+        #[cfg(feature = "http")]
+        Ending::NotBegun => {
+            running.has_run = false;
+            let was_lost = running.lease.is_lost();
+            let written = release(&running, Release::unused(running.lease.key, running.lease.token)).await;
+            return with_own_error(running, was_lost, written).await;
         }
         Ending::Hold => {
             // From here on a shutdown holds it too, whatever the policy.
             running.lease.hold();
+            let was_lost = running.lease.is_lost();
             steps_are_settled(&running).await;
             return match park(&running, Reason::Error, Duration::ZERO).await {
-                Ok(written) => with_own_error(running, Some(written)).await,
+                Ok(written) => with_own_error(running, was_lost, Some(written)).await,
                 Err(error) => not_held(running, &error),
             };
         }
@@ -86,7 +95,7 @@ pub(super) async fn finish(mut running: Box<Running>, ending: Ending) -> Verdict
             conclude(&mut running, verdict, Some(record))
         }
         Ok(_) => {
-            let verdict = overtaken(&mut running, commit.token, &commit.body).await;
+            let verdict = overtaken(&mut running, commit.token, &commit.body, true).await;
             let winner = match &verdict {
                 Verdict::Instead(Answer::Stored(stored)) => Some(stored.record.clone()),
                 _ => None,
@@ -181,11 +190,15 @@ async fn leave(running: &Running, reason: Reason) {
     give_up(engine, &running.lease, reason, engine.settings.commit_timeout).await;
 }
 
-/// `None` if the store has not answered.
-async fn release(running: &Running) -> Option<Written> {
-    let engine = &running.call.engine;
+fn own_release(running: &Running) -> Release {
     let mut release = Release::new(running.grant.record.key, running.grant.record.owner);
     release.keep_attempts = running.call.count_attempts;
+    release
+}
+
+/// `None` if the store has not answered.
+async fn release(running: &Running, release: Release) -> Option<Written> {
+    let engine = &running.call.engine;
     let released = retry::until(engine, engine.settings.commit_timeout, || engine.store.clone().release(release)).await;
     match released {
         // First this one, which may count the attempt, then one for a late duplicate of the claim, which is no further
@@ -218,14 +231,16 @@ async fn park(running: &Running, reason: Reason, ask_again_after: Duration) -> R
     retry::until(engine, engine.settings.commit_timeout, || engine.store.clone().park(park)).await
 }
 
-/// The body ended in an error that is no result. Its caller gets it, unless somebody has taken the call over meanwhile and
-/// given the answer.
-async fn with_own_error(mut running: Box<Running>, written: Option<Written>) -> Verdict {
-    // With a lease that still runs, the one who was faster is an earlier try of this very request.
-    let is_overtaken = written == Some(Written::Lost) && running.lease.is_lost() && !running.lease.is_shut_down();
+/// The body ended in an error that is no result. Its caller gets it at once, unless somebody has taken the call over
+/// meanwhile and given the answer.
+///
+/// `was_lost`: the lease was over before the store was asked first. With one that ran then, the first try was applied, and
+/// its answer lost: whoever has the record now came after it.
+async fn with_own_error(mut running: Box<Running>, was_lost: bool, written: Option<Written>) -> Verdict {
+    let is_overtaken = was_lost && written == Some(Written::Lost) && !running.lease.is_shut_down();
     if is_overtaken {
         let token = running.grant.record.owner;
-        if let Verdict::Instead(Answer::Stored(stored)) = overtaken(&mut running, token, &Bytes::new()).await {
+        if let Verdict::Instead(Answer::Stored(stored)) = overtaken(&mut running, token, &Bytes::new(), false).await {
             let winner = stored.record.clone();
             return conclude(&mut running, Verdict::Instead(Answer::Stored(stored)), Some(winner));
         }
@@ -255,9 +270,9 @@ fn not_held(mut running: Box<Running>, error: &StoreError) -> Verdict {
 }
 
 /// The commit was refused: somebody else decided. Returns the winner's result if there is or will be one.
-async fn overtaken(running: &mut Running, token: Token, result: &Bytes) -> Verdict {
+async fn overtaken(running: &mut Running, token: Token, result: &Bytes, waits: bool) -> Verdict {
     let call = running.call.clone();
-    let found = winner(running).await;
+    let found = winner(running, waits).await;
     if let Ok(Some(record)) = &found {
         // A late answer to an earlier try of this very commit.
         if record.owner == token && record.state.is_answer() {
@@ -296,14 +311,15 @@ async fn report_duplicate(call: &Checked, result: &Bytes, winner: Option<&Arc<Re
     }
 }
 
-/// The result of the owner that took over; waits for it as any caller would. `None` also if that made another request: the
+/// The result of the owner that took over; `waits` for it as any caller would. `None` also if that made another request: the
 /// record of this call was removed, and the key used again.
-async fn winner(running: &mut Running) -> Result<Option<Arc<Record>>, StoreError> {
+async fn winner(running: &mut Running, waits: bool) -> Result<Option<Arc<Record>>, StoreError> {
     let call = running.call.clone();
     let engine = &call.engine;
     let is_own_request = |record: &Record| call.accepts(record.fingerprint);
     let record = retry::until(engine, engine.settings.commit_timeout, || engine.store.clone().read(call.key)).await?;
     let record = match record.filter(is_own_request) {
+        Some(record) if record.is_running() && !waits => return Ok(None),
         Some(record) if record.is_running() => {
             let (Some(patience), Some(_waiting)) = (call.patience(), Waiting::enter(engine)) else { return Ok(None) };
             running.report.waited = true;
@@ -338,7 +354,7 @@ fn not_stored(mut running: Box<Running>, commit: Commit, error: StoreError) -> V
                 tracing::info!(key = %lease.key, "a result was stored in the background");
             }
             Ok(_) => {
-                overtaken(&mut running, commit.token, &commit.body).await;
+                overtaken(&mut running, commit.token, &commit.body, true).await;
             }
             Err(error) => {
                 tracing::error!(key = %lease.key, %error, "a result was never stored: the record is left in doubt");

@@ -160,6 +160,13 @@ impl Lease {
         matches!(before, Ok(_) | Err(BEGUN))
     }
 
+    /// Nothing has happened under the claim yet, though its body is there: it waits for its turn.
+    #[cfg(feature = "http")]
+    pub(crate) fn wait(&self) {
+        // One that a shutdown has taken away stays away.
+        let _ = self.stage.compare_exchange(BEGUN, WAITING, Ordering::AcqRel, Ordering::Acquire);
+    }
+
     /// The shutdown takes the claim away. True when something may have happened under it.
     pub(crate) fn shut_down(&self) -> bool {
         let has_begun = self.stage.swap(SHUT_DOWN, Ordering::AcqRel) == BEGUN;

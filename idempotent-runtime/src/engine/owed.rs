@@ -11,7 +11,7 @@
 //! Each gets one bounded try and then stands behind the others: one that the store refuses for long, a locked row for
 //! example, costs the others no more than its own tries.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -21,7 +21,8 @@ use super::keeper::Busy;
 use super::{Inner, retry};
 use crate::store::{Release, StoreError, StoreErrorKind};
 
-/// How many releases are owed at most, some ten megabytes; what comes beyond is logged, and ends with its lease.
+/// How many releases of either kind are owed at most, some ten megabytes; what comes beyond is logged, and ends with its
+/// lease.
 const MOST: usize = 100_000;
 
 /// What is owed, and whether somebody is at it.
@@ -34,19 +35,30 @@ pub(super) struct Owed {
 
 #[derive(Default)]
 struct Debts {
-    releases: VecDeque<Owing>,
+    /// Due at once, and in turn.
+    first: VecDeque<Owing>,
+    /// By when they are due, and in the order in which they came.
+    again: BTreeMap<(Duration, u64), Owing>,
+    added: u64,
+    /// Whose turn it is: neither kind keeps the other from the store.
+    is_turn_of_again: bool,
     is_paid: bool,
 }
 
 /// One release, in monotonic time.
 struct Owing {
     release: Release,
-    not_before: Duration,
     until: Duration,
     /// The claim may still be on its way: after its release it is released again, after this pause.
     again: Option<Duration>,
-    /// A shutdown waits for the first release, and not for those that follow.
-    _busy: Option<Busy>,
+    /// Only for the first release: a shutdown waits for it, and so does the end of the engine.
+    first: Option<First>,
+}
+
+/// Kept until the release is answered or given up, or nobody is at it any more.
+struct First {
+    _engine: Arc<Inner>,
+    _busy: Busy,
 }
 
 /// What there is to do.
@@ -64,23 +76,44 @@ impl Owed {
 }
 
 impl Debts {
-    /// Adds one, unless there are too many.
-    fn add(&mut self, owing: Owing) -> bool {
-        let has_room = self.releases.len() < MOST;
+    /// Adds one that is not due before `not_before`, unless there are too many of its kind.
+    fn add(&mut self, owing: Owing, not_before: Duration) -> bool {
+        let kind = if owing.first.is_some() { self.first.len() } else { self.again.len() };
+        let has_room = kind < MOST;
         if has_room {
-            self.releases.push_back(owing);
+            self.put(owing, not_before);
         }
         has_room
     }
 
-    /// The first that is due.
+    fn put(&mut self, owing: Owing, not_before: Duration) {
+        if owing.first.is_some() {
+            self.first.push_back(owing);
+        } else {
+            self.added += 1;
+            self.again.insert((not_before, self.added), owing);
+        }
+    }
+
     fn next(&mut self, now: Duration) -> Next {
-        if let Some(due) = self.releases.iter().position(|owing| owing.not_before <= now)
-            && let Some(owing) = self.releases.remove(due)
-        {
+        let due = |again: &mut BTreeMap<(Duration, u64), Owing>| {
+            let is_due = again.first_key_value().is_some_and(|((not_before, _), _)| *not_before <= now);
+            is_due.then(|| again.pop_first()).flatten().map(|(_, owing)| owing)
+        };
+        let next = if self.is_turn_of_again {
+            due(&mut self.again).or_else(|| self.first.pop_front())
+        } else {
+            self.first.pop_front().or_else(|| due(&mut self.again))
+        };
+        if let Some(owing) = next {
+            self.is_turn_of_again = owing.first.is_some();
             return Next::Release(owing);
         }
-        self.releases.iter().map(|owing| owing.not_before).min().map_or(Next::Nothing, Next::Wait)
+        self.again.first_key_value().map_or(Next::Nothing, |((not_before, _), _)| Next::Wait(*not_before))
+    }
+
+    fn len(&self) -> usize {
+        self.first.len() + self.again.len()
     }
 }
 
@@ -94,7 +127,8 @@ pub(super) fn add(engine: &Arc<Inner>, release: Release, repeated: bool, error: 
         return;
     }
     let again = repeated.then_some(engine.settings.claim_timeout);
-    if owe(engine, Owing { release, not_before: now, until, again, _busy: Some(engine.keeper.busy()) }) {
+    let first = Some(First { _engine: engine.clone(), _busy: engine.keeper.busy() });
+    if owe(engine, Owing { release, until, again, first }, now) {
         tracing::warn!(key = %release.key, %error, "a claim could not be released; this goes on in the background");
     }
 }
@@ -102,27 +136,27 @@ pub(super) fn add(engine: &Arc<Inner>, release: Release, repeated: bool, error: 
 /// Releases the claim of `release` again, and again: it was released, and a try of it is perhaps still on its way.
 pub(super) fn repeat(engine: &Arc<Inner>, release: Release) {
     let now = engine.clock.monotonic();
-    let until = now.saturating_add(engine.settings.background_commit);
-    if let Some(owing) = repetition(release, engine.settings.claim_timeout, now, until) {
-        owe(engine, owing);
-    }
+    let pause = engine.settings.claim_timeout;
+    let (owing, not_before) =
+        first_repetition(release, pause, now, now.saturating_add(engine.settings.background_commit));
+    owe(engine, owing, not_before);
 }
 
-/// The release after `pause`, unless that is later than `until`.
-fn repetition(release: Release, pause: Duration, now: Duration, until: Duration) -> Option<Owing> {
+/// The release after `pause`, however little time is left.
+fn first_repetition(release: Release, pause: Duration, now: Duration, until: Duration) -> (Owing, Duration) {
     let not_before = now.saturating_add(pause);
     // Late, the claim is one that nothing began under, whatever was before.
     let release = Release::unused(release.key, release.token);
     let again = Some(pause.saturating_mul(2));
-    (not_before <= until).then_some(Owing { release, not_before, until, again, _busy: None })
+    (Owing { release, until: until.max(not_before), again, first: None }, not_before)
 }
 
 /// False if it is owed with others, or not at all.
-fn owe(engine: &Arc<Inner>, owing: Owing) -> bool {
+fn owe(engine: &Arc<Inner>, owing: Owing, not_before: Duration) -> bool {
     let release = owing.release;
     let payer = {
         let mut debts = engine.owed.lock();
-        if !debts.add(owing) {
+        if !debts.add(owing, not_before) {
             drop(debts);
             tracing::warn!(key = %release.key, "too many claims are to be released; this one ends with its lease");
             return false;
@@ -154,10 +188,13 @@ impl Drop for Payer {
     fn drop(&mut self) {
         let Some(engine) = self.engine.upgrade().filter(|_| !self.has_paid) else { return };
         let mut debts = engine.owed.lock();
-        debts.releases.extend(self.at.take());
+        debts.first.extend(self.at.take().filter(|owing| owing.first.is_some()));
         debts.is_paid = false;
-        let left = debts.releases.len();
+        let left = debts.len();
+        // Nobody is at it: they keep neither a shutdown nor the engine. What they kept is dropped without the lock.
+        let kept: Vec<_> = debts.first.iter_mut().filter_map(|owing| owing.first.take()).collect();
         drop(debts);
+        drop(kept);
         tracing::warn!(releases = left, "the background ended before these claims were released");
     }
 }
@@ -195,16 +232,23 @@ impl Payer {
             match answer {
                 Ok(()) => {
                     pauses = retry::pauses();
-                    let again = owing.again.and_then(|pause| repetition(release, pause, now, owing.until));
-                    // It has its place, which is still free.
-                    engine.owed.lock().releases.extend(again);
+                    let repetition = owing
+                        .again
+                        .map(|pause| (first_repetition(release, pause, now, owing.until), owing.first.is_some()));
+                    match repetition {
+                        // One follows the first release in any case.
+                        Some(((next, not_before), is_first)) if is_first || not_before <= owing.until => {
+                            engine.owed.lock().put(next, not_before);
+                        }
+                        _ => {}
+                    }
                 }
                 Err(error) => {
                     // Each has a try of its own at the end, however long it has stood behind others.
                     if owing.until <= now {
                         give_up(&release, &error);
                     } else {
-                        engine.owed.lock().releases.push_back(owing);
+                        engine.owed.lock().put(owing, now);
                     }
                     clock.sleep(pauses.next().unwrap_or_default()).await;
                 }
@@ -237,32 +281,50 @@ mod tests {
     use std::sync::Arc;
     use std::time::Duration;
 
-    use super::{Debts, MOST, Next, Owing, Payer};
+    use super::{Debts, First, Inner, MOST, Next, Owing, Payer};
     use crate::Idempotency;
     use crate::key::KeyHash;
     use crate::store::{MemoryStore, Release, Token};
 
-    fn owing(number: u8, not_before: u64) -> Owing {
+    fn owing(number: u8, first: Option<First>) -> Owing {
         let release = Release::new(KeyHash::from_bytes([number; 32]), Token::from_bits(number.into()));
-        let not_before = Duration::from_secs(not_before);
-        Owing { release, not_before, until: Duration::from_secs(600), again: None, _busy: None }
+        Owing { release, until: Duration::from_secs(600), again: None, first }
+    }
+
+    fn first(engine: &Arc<Inner>) -> First {
+        First { _engine: engine.clone(), _busy: engine.keeper.busy() }
+    }
+
+    fn number(next: &Next) -> u8 {
+        match next {
+            Next::Release(owing) => owing.release.key.as_bytes()[0],
+            Next::Wait(_) | Next::Nothing => 0,
+        }
     }
 
     #[test]
-    fn one_that_is_not_due_holds_up_none_behind_it() {
+    fn both_kinds_have_their_turn_and_what_is_not_due_holds_up_none() {
+        let engine = Idempotency::new(MemoryStore::new()).inner;
         let mut debts = Debts::default();
-        assert!(debts.add(owing(1, 9)) && debts.add(owing(2, 5)) && debts.add(owing(3, 0)));
-        let due =
-            |next| matches!(next, Next::Release(Owing { release, .. }) if release.key == KeyHash::from_bytes([3; 32]));
-        assert!(due(debts.next(Duration::from_secs(1))));
-        assert!(matches!(debts.next(Duration::from_secs(1)), Next::Wait(until) if until == Duration::from_secs(5)));
+        let seconds = Duration::from_secs;
+        assert!(debts.add(owing(1, None), seconds(9)) && debts.add(owing(2, None), seconds(1)));
+        assert!(
+            debts.add(owing(3, Some(first(&engine))), seconds(0))
+                && debts.add(owing(4, Some(first(&engine))), seconds(0))
+        );
+        let order: Vec<_> = (0..4).map(|_| number(&debts.next(seconds(1)))).collect();
+        assert_eq!(order, [3, 2, 4, 0]);
+        assert!(matches!(debts.next(seconds(1)), Next::Wait(until) if until == seconds(9)));
     }
 
     #[test]
-    fn what_is_owed_has_a_bound() {
+    fn what_is_owed_has_a_bound_and_repetitions_take_no_room_from_others() {
+        let engine = Idempotency::new(MemoryStore::new()).inner;
         let mut debts = Debts::default();
-        assert!((0..MOST).all(|_| debts.add(owing(1, 0))));
-        assert!(!debts.add(owing(1, 0)));
+        assert!((0..MOST).all(|_| debts.add(owing(1, None), Duration::ZERO)));
+        assert!(!debts.add(owing(1, None), Duration::ZERO));
+        assert!((0..MOST).all(|_| debts.add(owing(1, Some(first(&engine))), Duration::ZERO)));
+        assert!(!debts.add(owing(1, Some(first(&engine))), Duration::ZERO));
     }
 
     #[test]
@@ -270,13 +332,13 @@ mod tests {
         let engine = Idempotency::new(MemoryStore::new()).inner;
         let owed = || {
             let debts = engine.owed.lock();
-            (debts.is_paid, debts.releases.len())
+            (debts.is_paid, debts.len())
         };
         let news = || engine.owed.news.subscribe();
         let payer = |at, has_paid| Payer { engine: Arc::downgrade(&engine), news: news(), at, has_paid };
         engine.owed.lock().is_paid = true;
-        drop(payer(Some(owing(1, 0)), false));
-        assert_eq!(owed(), (false, 1));
+        drop(payer(Some(owing(1, Some(first(&engine)))), false));
+        assert_eq!((owed(), Arc::strong_count(&engine)), ((false, 1), 1));
         engine.owed.lock().is_paid = true;
         drop(payer(None, true));
         assert_eq!(owed(), (true, 1), "the place is another's by now");

@@ -298,7 +298,8 @@ impl RecordHandle {
             _ => match self.read(key).await {
                 Ok(Some(record)) if record.owner == token => Ok(()),
                 // It was applied, or not, before the record became what it is now.
-                _ if tries.may_be_applied() => Err(self.overtaken(&key, ErrorKind::Superseded)),
+                Ok(_) if tries.may_be_applied() => Err(self.overtaken(&key, ErrorKind::Superseded)),
+                Err(error) if tries.may_be_applied() => Err(error.with_text(UNKNOWN.0, UNKNOWN.1)),
                 Ok(_) => Err(self.changed(&key)),
                 Err(error) => Err(error),
             },

@@ -258,6 +258,8 @@ fn end_of(call: &Checked, record: &Record, ending: Ending) -> (End, Option<Error
         // Nothing is asked in a transaction.
         Ending::Release | Ending::Unknown { .. } => return (End::Undo, None),
         #[cfg(feature = "http")]
+        Ending::NotBegun => return (End::Undo, None),
+        #[cfg(feature = "http")]
         Ending::GiveUp => return (End::Hold(Park::own(record.key, record.owner, Reason::Error)), None),
         Ending::Hold => return (End::Hold(Park::own(record.key, record.owner, Reason::Error)), None),
         Ending::Answer { state, body, .. } => (state, body),

@@ -25,6 +25,8 @@ pub(super) enum Handled<E> {
     Replayed(Arc<Record>),
     /// The handler did not run, or its answer cannot be given.
     Refused(Error),
+    /// The claim was over before the handler began.
+    NotBegun,
 }
 
 /// What becomes of the claim.
@@ -69,7 +71,7 @@ impl<E> Handled<E> {
         match self {
             Self::Answered { .. } => true,
             Self::Refused(error) => is_not_kept(error, crash),
-            Self::Failed { .. } | Self::Vouched(_) | Self::Replayed(_) => false,
+            Self::Failed { .. } | Self::Vouched(_) | Self::Replayed(_) | Self::NotBegun => false,
         }
     }
 }
@@ -109,6 +111,7 @@ fn ending<E, P>(handled: Handled<E>, _: P) -> (Handled<E>, Ending) {
         Handled::Vouched(Vouched { state, record, ttl, .. }) => {
             Ending::Answer { state: *state, body: Ok(record.clone()), ttl: Some(*ttl) }
         }
+        Handled::NotBegun => Ending::NotBegun,
         // No handler returns these.
         Handled::Replayed(_) | Handled::Refused(_) => Ending::GiveUp,
     };

@@ -24,7 +24,6 @@ use super::stored::{Head, state};
 use super::{BoxError, headers};
 use crate::clock::Timestamp;
 use crate::context::Context;
-use crate::error::{Error, ErrorKind};
 
 /// A service behind the layer, as a task of its own needs it.
 pub(super) trait Handles<B, R>:
@@ -123,13 +122,20 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
             // The engine runs a body once.
             return Handled::Answered { fate: Fate::Unknown };
         };
-        // It has waited for its key with no place there, and takes one now.
+        // It has waited for its key with no place there, and takes one now. Until then nothing has happened: a shutdown
+        // takes the claim back, and if it is over before, or with the place, somebody else may run the handler.
+        let context = Context::try_current();
+        if let Some(context) = &context {
+            context.stands_in_line();
+        }
         let is_ready = tokio::select! {
             biased;
+            () = claim_over() => return Handled::NotBegun,
             is_ready = ready(&mut service) => is_ready,
-            // Somebody else may run it now.
-            () = claim_over() => return Handled::Refused(Error::new(ErrorKind::StoreUnavailable)),
         };
+        if context.is_some_and(|context| !context.begins()) {
+            return Handled::NotBegun;
+        }
         if let Err(error) = is_ready {
             return Handled::Failed { error, fate: Fate::Release };
         }
@@ -209,7 +215,13 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
         let mut chunks = Vec::new();
         let mut size = 0;
         loop {
-            match body.frame().await {
+            let frame = tokio::select! {
+                biased;
+                frame = body.frame() => frame,
+                // Nothing is recorded under a claim that is over, and a body that never ends would be read for ever.
+                () = claim_over() => return self.break_off(head, chunks, superseded()),
+            };
+            match frame {
                 None if recording.is_whole(size) => break,
                 None => return self.break_off(head, chunks, headers::not_whole()),
                 Some(Ok(frame)) => match frame.into_data() {

@@ -278,6 +278,7 @@ impl Guard {
         Ok(match ending {
             Handled::Answered { .. } => response.unwrap_or_else(|| self.refuse(ProblemKind::Internal)),
             Handled::Failed { error, .. } => return Err(error),
+            Handled::NotBegun => self.refused(&Error::new(ErrorKind::StoreUnavailable)),
             Handled::Replayed(record) => self.replay(record.body.clone()).await,
             Handled::Vouched(Vouched { record, .. }) => self.replay(record).await,
             Handled::Refused(error) => match (error.kind(), response) {

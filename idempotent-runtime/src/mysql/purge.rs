@@ -39,7 +39,7 @@ impl MySqlStore {
     }
 
     async fn purge_batch(&self, most: usize) -> Answer<Batch> {
-        let mut lease = self.0.connections.lease(OPERATION).await?;
+        let mut lease = self.0.connections.impatient(OPERATION).await?;
         let purging = async {
             for _ in 0..ATTEMPTS {
                 match self.try_batch(&mut lease, most).await {
@@ -54,7 +54,7 @@ impl MySqlStore {
         };
         let result = in_time(OPERATION, self.0.connections.response_timeout, purging).await;
         if is_answered(&result) {
-            lease.end();
+            self.0.connections.end_impatient(lease);
         }
         result
     }

@@ -62,6 +62,8 @@ pub(super) struct Connected {
 #[derive(Default)]
 struct Traffic {
     last_asked: AtomicU64,
+    /// The latest request of which an answer was noted: those of a burst are noted in any order.
+    last_answered: AtomicU64,
     /// Since when an answer is missing without any other having come; zero if none is.
     waiting_since: AtomicU64,
 }
@@ -75,8 +77,9 @@ impl Traffic {
     /// A request that is made while the last answer is noted may find the mark of those before it, which goes. So the
     /// mark is taken away first, and then the last request is looked at again; the request does both in the other order.
     fn answered(&self, asked: u64, now: u64) {
+        self.last_answered.fetch_max(asked, Ordering::SeqCst);
         self.waiting_since.store(0, Ordering::SeqCst);
-        if self.last_asked.load(Ordering::SeqCst) > asked {
+        if self.last_asked.load(Ordering::SeqCst) > self.last_answered.load(Ordering::SeqCst) {
             self.is_waiting(now);
         }
     }
@@ -219,4 +222,27 @@ fn ends_connection(error: &RedisError) -> bool {
     matches!(error.kind(), ErrorKind::Io | ErrorKind::Parse | ErrorKind::AuthenticationFailed)
         || error.kind() == ErrorKind::Server(redis::ServerErrorKind::ReadOnly)
         || error.is_unrecoverable_error()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Traffic;
+
+    const LATER: u64 = 60_000_000_000;
+
+    #[test]
+    fn a_connection_is_silent_while_an_answer_is_missing_and_no_longer() {
+        let traffic = Traffic::default();
+        traffic.asked(1);
+        traffic.asked(2);
+        assert!(traffic.is_silent(LATER));
+        // Noted in the other order.
+        traffic.answered(2, 3);
+        traffic.answered(1, 4);
+        assert!(!traffic.is_silent(LATER));
+        traffic.asked(5);
+        traffic.asked(6);
+        traffic.answered(5, 7);
+        assert!(traffic.is_silent(LATER), "the last one is missing");
+    }
 }

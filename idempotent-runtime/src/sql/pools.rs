@@ -79,6 +79,12 @@ impl<DB: Database> Pools<DB> {
         Self(Arc::new(Source::Given { pool, abandoned }))
     }
 
+    /// Whether they are a pool of the user's.
+    #[cfg(feature = "sqlite")]
+    pub(crate) fn are_given(&self) -> bool {
+        matches!(&*self.0, Source::Given { .. })
+    }
+
     /// One with `options` for each runtime.
     pub(crate) fn own(options: PoolOptions<DB>, connecting: Options<DB>) -> Self {
         let connecting = Connecting::Options(Arc::new(connecting));

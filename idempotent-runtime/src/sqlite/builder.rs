@@ -112,8 +112,12 @@ fn store(
     response_timeout: Duration,
 ) -> SqliteStore {
     let statements = Statements::new(&table);
-    let renewals = writer.for_renewals(1);
-    let [readers, writer, renewals] = [readers, writer, renewals].map(|pools| Connections { pools, response_timeout });
+    let aside = writer.for_renewals(1);
+    // A second connection beside a pool of the user's might never get in (`locking_mode`), see another database (one in
+    // memory), or be in the way of a transaction that only this process writes beside.
+    let renewals = if writer.are_given() { writer.clone() } else { aside.clone() };
+    let pools = [readers, writer, renewals, aside];
+    let [readers, writer, renewals, aside] = pools.map(|pools| Connections { pools, response_timeout });
     let watchers = {
         let (readers, statement, clock) = (readers.clone(), Arc::clone(&statements.seen), Arc::clone(&clock));
         // Others write at their own time, whatever clock records are judged on.
@@ -125,6 +129,7 @@ fn store(
         readers,
         writer,
         renewals,
+        aside,
         statements,
         table,
         watchers,

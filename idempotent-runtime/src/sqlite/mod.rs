@@ -58,6 +58,8 @@ struct Inner {
     readers: Connections,
     writer: Connections,
     renewals: Connections,
+    /// For a question while all of the pool's connections may be in transactions.
+    aside: Connections,
     statements: Statements,
     table: TableName,
     watchers: Arc<Watchers>,

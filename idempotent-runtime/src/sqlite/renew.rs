@@ -4,8 +4,8 @@ use std::collections::HashSet;
 
 use sqlx::{Row as _, SqliteConnection};
 
-use super::error::{is_table_missing, store_error};
-use super::{Connections, Inner, SqliteStore, key_of, owner_of, query};
+use super::error::store_error;
+use super::{Inner, SqliteStore, key_of, owner_of, query};
 use crate::clock::Timestamp;
 use crate::sql::{self, Answer, in_time, integer, is_answered};
 use crate::store::{Renewal, Written};
@@ -23,17 +23,8 @@ impl SqliteStore {
         Ok(written)
     }
 
-    /// A database that only the user's pool sees (in memory, without a name that connections share) is asked there.
     async fn renew_some(&self, renewals: &[Renewal]) -> Answer<Vec<Written>> {
-        let result = self.renew_on(&self.0.renewals, renewals).await;
-        match result {
-            Err(error) if is_table_missing(&error) => self.renew_on(&self.0.writer, renewals).await,
-            result => result,
-        }
-    }
-
-    async fn renew_on(&self, connections: &Connections, renewals: &[Renewal]) -> Answer<Vec<Written>> {
-        let mut lease = connections.lease(OPERATION).await?;
+        let mut lease = self.0.renewals.lease(OPERATION).await?;
         let result = in_time(OPERATION, self.0.response_timeout, renew(&self.0, &mut lease, renewals)).await;
         if is_answered(&result) {
             lease.give_back().await;

@@ -141,10 +141,10 @@ impl TransactionStore for SqliteStore {
         &self.0.identity
     }
 
-    /// On a connection for renewals, made as the others are: all of the pool's may be in transactions that wait for this.
+    /// On a connection of its own, made as the others are: all of the pool's may be in transactions that wait for this.
     async fn own_identity(&self) -> Answer<Identity> {
         let store = &self.0;
-        let identity = match self.identity_on(&store.renewals).await {
+        let identity = match self.identity_on(&store.aside).await {
             // Only the user's pool sees it: in memory, without a name that connections share.
             Err(error) if is_table_missing(&error) => self.identity_on(&store.writer).await?,
             asked => asked?,
