@@ -428,7 +428,9 @@ async fn advance_with_fence_refuses_the_late_owner_in_the_row() -> anyhow::Resul
     assert!(larger > smaller, "{tries:?}");
     assert_eq!(order, ("packed by the next owner".to_owned(), *larger));
     assert!(text.contains("the slow owner wakes up; its lease is over\n"), "{text}");
-    assert!(text.contains("the slow owner returns an error: a later owner has written to the order\n"), "{text}");
+    // Its own, or the answer of who took it over, if that is stored by then.
+    let ends = ["an error: a later owner has written to the order", "the result of the call: packed by the next owner"];
+    assert!(ends.iter().any(|end| text.contains(&format!("the slow owner returns {end}\n"))), "{text}");
     Ok(())
 }
 
