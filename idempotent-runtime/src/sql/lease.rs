@@ -50,7 +50,8 @@ impl<DB: Database> Lease<DB> {
     )]
     pub(crate) async fn give_back(mut self) {
         let Some(mut connection) = self.connection.take() else { return };
-        let returning = connection.return_to_pool();
+        // Of a kilobyte, and part of every request's future.
+        let returning = Box::pin(connection.return_to_pool());
         // It may start a task, for which there has to be a runtime.
         drop(connection);
         while_runtime_lives(tokio::time::timeout(self.patience, returning)).await;
