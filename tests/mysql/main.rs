@@ -11,6 +11,7 @@ mod runtimes;
 mod sessions;
 mod statements;
 mod tables;
+mod tls;
 mod waits;
 #[path = "../warnings/mod.rs"]
 mod warnings;

@@ -13,6 +13,7 @@ mod rights;
 mod runtimes;
 mod statements;
 mod statistics;
+mod tls;
 mod waiters;
 mod waits;
 mod world;

@@ -3,6 +3,7 @@
 use sqlx::Error;
 use sqlx::mysql::MySqlDatabaseError;
 
+use crate::sql::unconnected;
 use crate::store::{StoreError, StoreErrorKind};
 
 /// Two transactions waited for each other; this one was rolled back as a whole.
@@ -33,8 +34,22 @@ pub(super) fn store_error(operation: &'static str, error: Error) -> StoreError {
     .with_source(error)
 }
 
-/// The error of getting a connection: no request was sent, so nothing was applied.
-pub(super) fn connection_error(operation: &'static str, error: Error) -> StoreError {
+/// The error of getting a connection: no request was sent, so nothing was applied. `is_local`: it would be one to a socket in
+/// the file system.
+pub(super) fn connection_error(operation: &'static str, error: Error, is_local: bool) -> StoreError {
+    let unfit = match &error {
+        Error::Io(error) => unconnected::reason(error, is_local),
+        // The URL itself was read before. Without TLS a password would be encrypted by this.
+        Error::Configuration(reason) if reason.to_string().contains("RSA") => Some(
+            "the user's password is not sent without encryption (`caching_sha2_password`): the server has to take TLS, and \
+             `ssl-mode` in the URL must not be DISABLED",
+        ),
+        Error::Configuration(_) => Some("the certificate or the key of the client is unfit"),
+        _ => None,
+    };
+    if let Some(unfit) = unfit {
+        return StoreError::new(StoreErrorKind::Config, operation).with_detail(unfit).with_source(error);
+    }
     match meaning(&error) {
         (StoreErrorKind::Unavailable, _) => no_connection(operation).with_source(error),
         _ => store_error(operation, error),

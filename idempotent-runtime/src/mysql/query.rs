@@ -43,9 +43,16 @@ impl Connections {
     pub(super) async fn lease(&self, operation: &'static str) -> Answer<Lease<MySql>> {
         // Of many kilobytes, because it may have to make a connection, and part of every request's future.
         let connecting = Box::pin(self.pools.acquire());
-        let connecting = async { connecting.await.map_err(|error| connection_error(operation, error)) };
+        let connecting = async {
+            let connecting = connecting.await;
+            connecting.map_err(|error| connection_error(operation, error, self.are_local()))
+        };
         let acquired = in_time(operation, self.response_timeout, connecting).await;
         acquired.map(|acquired| Lease::new(acquired, self.response_timeout)).map_err(|error| not_sent(operation, error))
+    }
+
+    fn are_local(&self) -> bool {
+        self.pools.connecting().get_socket().is_some()
     }
 
     /// A connection that waits for a lock shorter than we wait for its answer. [`end_impatient`](Self::end_impatient)
@@ -54,7 +61,7 @@ impl Connections {
         let mut lease = self.lease(operation).await?;
         if !self.has_bounds {
             let bounding = Box::pin(waits::bound(&mut lease, LOCK_WAIT_SECONDS));
-            let bounding = async { bounding.await.map_err(|error| connection_error(operation, error)) };
+            let bounding = async { bounding.await.map_err(|error| connection_error(operation, error, true)) };
             in_time(operation, self.response_timeout, bounding).await.map_err(|error| not_sent(operation, error))?;
         }
         Ok(lease)

@@ -39,7 +39,10 @@ impl Sessions {
     pub(super) async fn lease(&self, operation: &'static str) -> Answer<Lease<Postgres>> {
         // Of many kilobytes, because it may have to make a connection, and part of every request's future.
         let connecting = Box::pin(self.pools.acquire());
-        let connecting = async { connecting.await.map_err(|error| connection_error(operation, error)) };
+        let connecting = async {
+            let connecting = connecting.await;
+            connecting.map_err(|error| connection_error(operation, error, self.are_local()))
+        };
         let acquired = in_time(operation, self.response_timeout, connecting).await;
         acquired.map(|acquired| Lease::new(acquired, self.response_timeout)).map_err(|error| {
             // The one error of an unknown outcome here is that of the time limit, and nothing was sent.
@@ -50,6 +53,11 @@ impl Sessions {
                 format!("no connection within {:?}: all are busy, or the server takes none", self.response_timeout);
             StoreError::new(StoreErrorKind::Refused, operation).with_detail(detail).with_source(error)
         })
+    }
+
+    fn are_local(&self) -> bool {
+        let connecting = self.pools.connecting();
+        connecting.get_socket().is_some() || connecting.get_host().starts_with('/')
     }
 
     /// The rows that the one statement of `request` returns.

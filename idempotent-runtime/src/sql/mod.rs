@@ -21,6 +21,8 @@ mod renewal;
 mod row;
 pub(crate) mod store;
 pub(crate) mod transaction;
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+pub(crate) mod unconnected;
 mod watchers;
 
 pub(crate) use abandoned::Abandoned;

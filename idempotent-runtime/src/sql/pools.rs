@@ -85,6 +85,15 @@ impl<DB: Database> Pools<DB> {
         matches!(&*self.0, Source::Given { .. })
     }
 
+    /// How the next connection is made.
+    #[cfg(any(feature = "postgres", feature = "mysql"))]
+    pub(crate) fn connecting(&self) -> Arc<Options<DB>> {
+        match &*self.0 {
+            Source::Given { pool, .. } => pool.connect_options(),
+            Source::Own { like, .. } => like.connecting.now(),
+        }
+    }
+
     /// One with `options` for each runtime.
     pub(crate) fn own(options: PoolOptions<DB>, connecting: Options<DB>) -> Self {
         let connecting = Connecting::Options(Arc::new(connecting));
