@@ -1,5 +1,6 @@
 //! The MySQL store on a real MariaDB server: what it costs, what it leaves alone, and how it fails.
 
+mod conflicts;
 mod deadlocks;
 mod fences;
 mod outages;

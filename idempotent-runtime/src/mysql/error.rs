@@ -6,16 +6,18 @@ use sqlx::mysql::MySqlDatabaseError;
 use crate::sql::unconnected;
 use crate::store::{StoreError, StoreErrorKind};
 
-/// Two transactions waited for each other; this one was rolled back as a whole.
-pub(crate) const DEADLOCK: u16 = 1213;
+/// Two transactions waited for each other, or in Galera changed one row on two nodes; this one was rolled back as a whole.
+const DEADLOCK: u16 = 1213;
 /// Somebody else held a lock for as long as `innodb_lock_wait_timeout` says.
 pub(crate) const LOCK_WAIT_TIMEOUT: u16 = 1205;
 /// There is no savepoint of that name.
 pub(super) const NO_SAVEPOINT: u16 = 1305;
 /// Under `innodb_snapshot_isolation`, a row was changed since the transaction's snapshot; it was rolled back as a whole.
-pub(crate) const SNAPSHOT_TOO_OLD: u16 = 1020;
+const SNAPSHOT_TOO_OLD: u16 = 1020;
 /// Another member of a Group Replication was faster, and the transaction was rolled back at its commit.
-pub(crate) const NOT_CERTIFIED: u16 = 3101;
+const NOT_CERTIFIED: u16 = 3101;
+/// A commit failed, for the reason that the message numbers: see [`is_conflict`].
+const ERROR_DURING_COMMIT: u16 = 1180;
 /// A row with this primary key is there.
 pub(super) const DUPLICATE_KEY: u16 = 1062;
 /// The server's parser does not know the statement.
@@ -66,11 +68,31 @@ pub(super) fn number(error: &Error) -> Option<u16> {
     database.try_downcast_ref::<MySqlDatabaseError>().map(MySqlDatabaseError::number)
 }
 
+/// Whether the server has rolled back the transaction as a whole because of what others did at the same time.
+pub(crate) fn is_conflict(error: &MySqlDatabaseError) -> bool {
+    match error.number() {
+        DEADLOCK | SNAPSHOT_TOO_OLD | NOT_CERTIFIED => true,
+        // "Got error 149 - 'Lock deadlock; Retry transaction' during COMMIT", which is how a member of a Group Replication
+        // says that it was rolled back for another one. After any other the commit may have happened.
+        ERROR_DURING_COMMIT => error.message().contains("error 149"),
+        _ => false,
+    }
+}
+
+/// As [`is_conflict`], of any error.
+pub(super) fn has_conflict(error: &Error) -> bool {
+    let database = error.as_database_error().and_then(|error| error.try_downcast_ref());
+    database.is_some_and(is_conflict)
+}
+
 /// `Refused` and the others that promise it only where it is certain that nothing was applied: the statement was never
 /// begun, or was rolled back before its error was sent. A statement that was interrupted may have been committed.
 fn meaning(error: &Error) -> (StoreErrorKind, Option<&'static str>) {
     use StoreErrorKind::{Config, Refused, Unavailable};
     match error {
+        Error::Database(_) if has_conflict(error) => {
+            (Refused, Some("the server rolled the transaction back for the sake of others"))
+        }
         Error::Database(_) => number(error).map_or((Unavailable, None), meaning_of_number),
         Error::Configuration(_) => (Config, Some("the URL is unfit")),
         Error::Tls(_) => (Config, Some("no encrypted connection: see `ssl-mode` and `ssl-ca` in the URL")),
@@ -97,10 +119,6 @@ fn meaning_of_number(number: u16) -> (StoreErrorKind, Option<&'static str>) {
         1153 => (Config, Some("the record is larger than the server takes: raise `max_allowed_packet`")),
         1665 => (Config, Some("the server's `binlog_format` is STATEMENT: use MIXED or ROW")),
         1114 => (Full, Some("the table or the disk is full")),
-        DEADLOCK => (Refused, Some("the server chose the request to resolve a deadlock, again and again")),
-        SNAPSHOT_TOO_OLD | NOT_CERTIFIED => {
-            (Refused, Some("somebody else was faster; the transaction was rolled back"))
-        }
         LOCK_WAIT_TIMEOUT => (Refused, Some("somebody else holds the lock of the row or the table")),
         1290 | 1792 | 1836 => (Refused, Some("the server is read-only")),
         1040 | 1203 | 1226 => (Refused, Some("the server has no more connections for this user")),
@@ -112,14 +130,6 @@ fn meaning_of_number(number: u16) -> (StoreErrorKind, Option<&'static str>) {
 #[cfg(test)]
 mod tests {
     use super::{StoreErrorKind, meaning_of_number};
-
-    #[test]
-    fn what_the_server_has_rolled_back_was_not_applied() {
-        // A lock that was held for too long, a deadlock, a snapshot that is too old, a member that was not certified.
-        for number in [1205, 1213, 1020, 3101] {
-            assert_eq!(meaning_of_number(number).0, StoreErrorKind::Refused, "{number}");
-        }
-    }
 
     #[test]
     fn what_the_server_may_have_applied_is_unknown() {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use sqlx::{AssertSqlSafe, Error, MySqlConnection, Row as _};
 
 use super::Inner;
-use super::error::{DEADLOCK, LOCK_WAIT_TIMEOUT, NO_TABLE, number, store_error};
+use super::error::{LOCK_WAIT_TIMEOUT, NO_TABLE, has_conflict, number, store_error};
 use crate::sql::{in_time, is_answered};
 use crate::store::{StoreError, StoreErrorKind};
 
@@ -47,7 +47,9 @@ async fn up_to_date(store: &Inner, connection: &mut MySqlConnection) -> Result<i
         }
         let script = store.table.in_script(SCRIPT, '`');
         match sqlx::raw_sql(AssertSqlSafe(script)).execute(&mut *connection).await {
-            Err(error) if !matches!(number(&error), Some(DEADLOCK | LOCK_WAIT_TIMEOUT)) => return Err(failed(error)),
+            Err(error) if !has_conflict(&error) && number(&error) != Some(LOCK_WAIT_TIMEOUT) => {
+                return Err(failed(error));
+            }
             _ => {}
         }
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use sqlx::{Connection as _, Error, MySqlConnection, Row as _};
 
 use super::MySqlStore;
-use super::error::{DEADLOCK, SYNTAX, number, store_error};
+use super::error::{SYNTAX, has_conflict, number, store_error};
 use super::query::{ATTEMPTS, START, query};
 use super::statements::{MOST, Statement, filled_up};
 use crate::sql::{Answer, in_time, is_answered};
@@ -44,7 +44,7 @@ impl MySqlStore {
             for _ in 0..ATTEMPTS {
                 match self.try_batch(&mut lease, most).await {
                     // The server has rolled back all of it.
-                    Err(error) if number(&error) == Some(DEADLOCK) => {}
+                    Err(error) if has_conflict(&error) => {}
                     // MariaDB 10.5 cannot skip locked rows. Two purges then wait for each other.
                     Err(error) if number(&error) == Some(SYNTAX) && self.0.skips_locked.swap(false, Relaxed) => {}
                     result => return result.map_err(|error| store_error(OPERATION, error)),

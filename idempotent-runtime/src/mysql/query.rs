@@ -8,12 +8,12 @@ use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, Error, MySql, MySqlConnection};
 
 use super::builder::LOCK_WAIT_SECONDS;
-use super::error::{DEADLOCK, connection_error, no_connection, number, store_error};
+use super::error::{connection_error, has_conflict, no_connection, store_error};
 use super::waits;
 use crate::sql::{Answer, Lease, Pools, in_time, is_answered};
 use crate::store::StoreError;
 
-/// How often a statement is sent again that the server rolled back to resolve a deadlock.
+/// How often a statement is sent that the server rolls back because of others.
 pub(super) const ATTEMPTS: usize = 10;
 
 /// `BEGIN` is no statement in MariaDB's `sql_mode` ORACLE.
@@ -126,7 +126,8 @@ fn not_sent(operation: &'static str, error: StoreError) -> StoreError {
     if error.is_outcome_unknown() { no_connection(operation).with_source(error) } else { error }
 }
 
-/// How many rows a statement of its own transaction found: a deadlock rolled back all of it, so it is sent again.
+/// How many rows a statement of its own transaction found: where others made the server roll it back, that was all of it, and
+/// it is sent again.
 pub(super) async fn execute<'q>(
     connection: &mut MySqlConnection,
     statement: impl Fn() -> Bound<'q> + Send,
@@ -134,7 +135,7 @@ pub(super) async fn execute<'q>(
     let mut attempts = 1..ATTEMPTS;
     loop {
         match statement().execute(&mut *connection).await {
-            Err(error) if number(&error) == Some(DEADLOCK) && attempts.next().is_some() => {}
+            Err(error) if has_conflict(&error) && attempts.next().is_some() => {}
             result => return result.map(|done| done.rows_affected()),
         }
     }
