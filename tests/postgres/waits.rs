@@ -10,12 +10,22 @@ use sqlx::postgres::PgPoolOptions;
 
 use crate::world::{DAY, OPERATION, World, claim, key, number, token};
 
-/// Stores whose sessions wait for ever.
-async fn patient_sessions(world: &World) -> anyhow::Result<[(&'static str, PostgresStore); 2]> {
-    Ok([
+/// Stores whose sessions wait for ever, and the pooler behind which one of them is: it takes the settings that the store
+/// gives a session, and drops them.
+async fn patient_sessions(world: &World) -> anyhow::Result<(PgBouncer, [(&'static str, PostgresStore); 3])> {
+    let options = PgBouncerOptions::before(world.server).setting("pool_mode", "session");
+    let pooler = PgBouncer::start(options.setting("ignore_startup_parameters", "extra_float_digits, options")).await?;
+    let through = pooler.through(&world.url);
+    // Read back, so that a pooler that lets them pass some day is noticed.
+    let bound = PgPoolOptions::new().connect(&format!("{through}?options=-c%20lock_timeout%3D1234")).await;
+    let (bound,): (String,) = sqlx::query_as("SHOW lock_timeout").fetch_one(&bound?).await?;
+    assert_eq!(bound, "0", "the pooler drops it");
+    let stores = [
         ("a pool of the user's", PostgresStore::from_pool(PgPoolOptions::new().connect(&world.url).await?)),
         ("unprepared", PostgresStore::builder(&world.url).without_prepared_statements().connect().await?),
-    ])
+        ("behind a pooler", PostgresStore::builder(through).connect().await?),
+    ];
+    Ok((pooler, stores))
 }
 
 /// Also where its client has gone.
@@ -31,7 +41,8 @@ async fn nobody_waits(world: &World) -> anyhow::Result<()> {
 #[tokio::test]
 async fn a_claim_that_waited_for_a_transaction_leaves_nothing_when_that_is_rolled_back() -> anyhow::Result<()> {
     let world = World::new().await?;
-    for (name, store) in patient_sessions(&world).await? {
+    let (_pooler, stores) = patient_sessions(&world).await?;
+    for (name, store) in stores {
         let engine = Idempotency::new(store);
         let pool = PgPoolOptions::new().connect(&world.url).await?;
         let mut transaction = pool.begin().await?;
@@ -49,7 +60,8 @@ async fn a_claim_that_waited_for_a_transaction_leaves_nothing_when_that_is_rolle
 #[tokio::test]
 async fn a_takeover_that_waited_for_a_transaction_does_not_happen_when_that_is_rolled_back() -> anyhow::Result<()> {
     let world = World::new().await?;
-    for (number, (name, store)) in (1..).zip(patient_sessions(&world).await?) {
+    let (_pooler, stores) = patient_sessions(&world).await?;
+    for (number, (name, store)) in (1..).zip(stores) {
         let mut dead = claim(number);
         (dead.policy, dead.lease) = (CrashPolicy::Retry, Duration::from_millis(1));
         (dead.linger, dead.ttl) = (DAY, DAY);
@@ -92,13 +104,9 @@ async fn the_bound_of_a_claim_is_not_left_in_the_users_session() -> anyhow::Resu
 async fn a_claim_that_waited_for_a_locked_table_leaves_nothing() -> anyhow::Result<()> {
     const CLAIMS: u32 = 6;
     let world = World::new().await?;
-    let options = PgBouncerOptions::before(world.server).setting("pool_mode", "session");
-    let pooler = PgBouncer::start(options.setting("ignore_startup_parameters", "options")).await?;
-    let behind_a_pooler = PostgresStore::builder(pooler.through(&world.url)).connect().await?;
     let own = PostgresStore::builder(&world.url).connect().await?;
-    let stores =
-        patient_sessions(&world).await?.into_iter().chain([("behind a pooler", behind_a_pooler), ("own", own)]);
-    for (name, store) in stores {
+    let (_pooler, stores) = patient_sessions(&world).await?;
+    for (name, store) in stores.into_iter().chain([("own", own)]) {
         // Prepared.
         store.claim(claim(100)).await?;
         let mut locking = PgPoolOptions::new().connect(&world.url).await?.begin().await?;
