@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::keeper::{Followed, Following};
+use super::followed::{Followed, Following};
 use super::scope::Scope;
 use super::{Inner, owed, retry};
 use crate::paused::explain;
