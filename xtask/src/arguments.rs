@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use lexopt::prelude::{Long, Short, Value, ValueExt as _};
+use lexopt::prelude::{Long, Short, Value, ValueExt};
 
 use crate::parts::{PARTS, Part};
 
@@ -12,6 +12,7 @@ pub(crate) enum Task {
     Help,
     Test(Options),
     Bench(Vec<String>),
+    Mutants(Vec<String>),
 }
 
 /// What `test` shall run.
@@ -24,13 +25,17 @@ pub(crate) struct Options {
 
 pub(crate) fn parse(mut parser: lexopt::Parser) -> Result<Task, lexopt::Error> {
     let mut task = None;
-    let mut names = Vec::new();
+    let mut names: Vec<String> = Vec::new();
     let (mut long, mut write) = (false, false);
     while let Some(argument) = parser.next()? {
         match argument {
             Long("help") | Short('h') => return Ok(Task::Help),
             Long("long") if task.as_deref() != Some("bench") => long = true,
             Long("write") if task.as_deref() == Some("bench") => write = true,
+            Value(value) if task.is_none() && value == "mutants" => {
+                let rest = parser.raw_args()?.map(ValueExt::string).collect::<Result<_, _>>()?;
+                return Ok(Task::Mutants(rest));
+            }
             Value(value) if task.is_none() => task = Some(value.string()?),
             Value(value) => names.push(value.string()?),
             _ => return Err(argument.unexpected()),
@@ -56,7 +61,8 @@ fn select(names: &[String]) -> Result<Vec<&'static Part>, lexopt::Error> {
 
 pub(crate) fn help() -> String {
     let mut text = String::from(
-        "Usage: cargo xtask test [--long] [PART]...\n       cargo xtask bench [--write | GROUP...]\n\n\
+        "Usage: cargo xtask test [--long] [PART]...\n       cargo xtask bench [--write | GROUP...]\n       \
+         cargo xtask mutants [--help | AREA...]\n\n\
          Runs all parts, or the named ones, in this order, and stops at the first that fails:\n",
     );
     for part in PARTS {
@@ -112,6 +118,13 @@ mod tests {
         assert_eq!(parse_words("bench --write"), Ok(Task::Bench(vec!["--write".into()])));
         assert!(parse_words("bench --long").is_err());
         assert!(parse_words("test --write").is_err());
+    }
+
+    #[test]
+    fn what_mutants_gets_is_its_own() {
+        let words = ["--sample", "5", "http"].map(String::from).to_vec();
+        assert_eq!(parse_words("mutants --sample 5 http"), Ok(Task::Mutants(words)));
+        assert_eq!(parse_words("mutants --help"), Ok(Task::Mutants(vec!["--help".into()])));
     }
 
     #[test]

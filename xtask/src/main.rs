@@ -1,5 +1,5 @@
-//! The project's commands. `cargo xtask test` checks everything, `cargo xtask bench` measures; `cargo xtask --help` tells
-//! the rest.
+//! The project's commands. `cargo xtask test` checks everything, `cargo xtask bench` measures, `cargo xtask mutants` takes
+//! code away to see which test notices; `cargo xtask --help` lists the rest.
 
 mod arguments;
 mod command;
@@ -25,6 +25,10 @@ fn main() -> ExitCode {
         Ok(Task::Test(options)) => exit_code(test::run(&options)),
         Ok(Task::Bench(arguments)) => {
             let line = format!("run --release --package idempotency-bench -- {}", arguments.join(" "));
+            exit_code(command::Command::cargo(&line).run())
+        }
+        Ok(Task::Mutants(arguments)) => {
+            let line = format!("run --package idempotency-mutants -- {}", arguments.join(" "));
             exit_code(command::Command::cargo(&line).run())
         }
         Err(error) => {
