@@ -7,7 +7,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use crate::clock::Timestamp;
-use crate::engine::keeper::Lease;
+use crate::engine::lease::Lease;
 use crate::engine::scope::Scope;
 use crate::engine::{Inner, retry};
 use crate::error::{Error, ErrorKind};

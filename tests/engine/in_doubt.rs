@@ -158,3 +158,24 @@ async fn a_question_without_an_answer_is_told_and_who_asks_again() {
     assert!(!error.is_retryable(), "this caller cannot ask");
     assert_eq!(world.ledger.count(), 0);
 }
+
+#[tokio::test]
+async fn an_answer_over_the_limit_is_refused_and_the_record_stays_in_doubt() {
+    let world = World::with(|builder| builder.max_result_size(16));
+    drop(hanging(&world).await);
+    is_parked(&world).await;
+    let record = world.engine.record(OPERATION, 1);
+    let view = record.inspect().await.unwrap().unwrap();
+    // With its quotation marks.
+    let (fits, is_over) = ("x".repeat(14), "x".repeat(15));
+    for resolution in [Resolution::Completed(&is_over), Resolution::Failed(&is_over)] {
+        let error = record.resolve(&view, resolution).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::TooLarge);
+        let told = "the answer takes 17 bytes, the limit is 16, and it was not stored";
+        assert!(error.to_string().contains(told), "{error}");
+    }
+    assert_eq!(record.inspect().await.unwrap().unwrap().state, State::InDoubt);
+    assert_eq!(world.charge(1).await.unwrap_err().kind(), ErrorKind::InDoubt);
+    record.resolve(&view, Resolution::Completed(&fits)).await.unwrap();
+    assert_eq!((world.charge(1).await.unwrap(), world.ledger.count()), (fits, 1));
+}

@@ -276,6 +276,20 @@ async fn rule_25_a_client_of_http_1_0_gets_no_answer_that_another_attempt_replac
     Ok(())
 }
 
+/// They were collected, to be kept.
+#[tokio::test]
+async fn rule_25_a_client_of_http_1_0_gets_all_pieces_of_what_is_too_large_to_keep() -> anyhow::Result<()> {
+    for unreplayable in [Unreplayable::Mark, Unreplayable::Release] {
+        let world = world(OnCrash::Hold, unreplayable).await?;
+        for (kind, size) in [("large", 1_818), ("trailers", 36)] {
+            let first = ask_old(world.client.clone(), kind).await?;
+            let is_whole = first.starts_with("HTTP/1.0 200 ") && old_body(&first).len() == size;
+            assert!(is_whole, "{kind}, {unreplayable:?}: {first}");
+        }
+    }
+    Ok(())
+}
+
 /// Whose claim ends, and whose bytes never do.
 #[tokio::test]
 async fn rule_25_a_body_that_never_ends_is_not_collected_for_longer_than_its_claim() -> anyhow::Result<()> {

@@ -42,6 +42,28 @@ async fn refusals(world: &World) -> anyhow::Result<Vec<(ProblemKind, Reply)>> {
     Ok(refusals)
 }
 
+/// With the time that is known, or with one second.
+#[tokio::test]
+async fn a_refusal_says_when_to_retry_if_a_retry_helps_and_only_then() -> anyhow::Result<()> {
+    let world = World::setup().start().await?;
+    let large = world.pay("large").body("x".repeat(3 << 20)).send().await?;
+    let mut refusals = refusals(&world).await?;
+    refusals.push((ProblemKind::TooLarge, large));
+    for (kind, reply) in refusals {
+        let helps = matches!(kind, ProblemKind::InProgress | ProblemKind::Unavailable);
+        assert_eq!(reply.header("retry-after"), helps.then_some("1"), "{}", kind.name());
+        let exposed = reply.headers.get_all("access-control-expose-headers").iter();
+        let is_exposed = exposed.filter_map(|value| value.to_str().ok()).any(|names| names.contains("Retry-After"));
+        assert_eq!(is_exposed, helps, "{}: {reply:?}", kind.name());
+    }
+    // The others need time, a crash or a setting of their own.
+    let others = [ProblemKind::NoPrincipal, ProblemKind::Uncertain, ProblemKind::Expired, ProblemKind::NotKept];
+    for kind in others.into_iter().chain([ProblemKind::Unreadable]) {
+        assert!(!Problem::new(kind).to_response().headers().contains_key("retry-after"), "{}", kind.name());
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn rule_66_refusals_have_the_form_that_the_service_gives_them() -> anyhow::Result<()> {
     let shape = |problem: &Problem, response: Response<Bytes>| {

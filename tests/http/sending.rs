@@ -1,11 +1,12 @@
 //! The client's side: one key for all attempts of a request, and which attempts there are.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use axum::body::Body;
-use axum::http::{HeaderValue, Method};
+use axum::http::{HeaderValue, Method, Request, Response};
 use hyper_util::client::legacy::Error as HyperError;
 use idempotency::ErrorKind;
 use idempotency::clock::{Clock as _, Randomness};
@@ -13,7 +14,7 @@ use idempotency::http::HeaderNames;
 use idempotency::http::client::{ClientError, ClientLayer, RequestKey, RequestLabel, Sent};
 use idempotency::testing::ManualClock;
 use idempotency_test_support::deadline::within;
-use tower::Layer as _;
+use tower::{Layer as _, Service as _, ServiceExt as _, service_fn};
 use uuid::Uuid;
 
 use crate::scripted::{Drawn, Outcome, Scripted, Step, Strict, answer, answer_with, client, layer, send};
@@ -273,6 +274,28 @@ async fn a_pause_that_ends_late_is_followed_by_nothing() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What is held of it keeps its connection from others.
+#[tokio::test]
+async fn nothing_of_an_answer_is_held_during_the_pause_after_it() -> anyhow::Result<()> {
+    let (answers, answered) = std::sync::mpsc::channel();
+    let service = service_fn(move |_: Request<String>| {
+        let body = Arc::new(());
+        let _ = answers.send(Arc::downgrade(&body));
+        let response = Response::builder().status(503).header("retry-after", "5").body(body);
+        async move { response }
+    });
+    let clock = ManualClock::new();
+    let mut client = layer(&clock).with_max_attempts(2).layer(service);
+    let request = Request::post("http://shop/pay").body(String::new())?;
+    let request = tokio::spawn(async move { client.ready().await?.call(request).await });
+    within("the pause", clock.wait_for_sleepers(2)).await?;
+    assert_eq!(answered.recv()?.strong_count(), 0);
+    clock.advance(5 * SECOND);
+    let last = within("the last answer", request).await???;
+    assert_eq!((last.status().as_u16(), answered.recv()?.strong_count()), (503, 1));
+    Ok(())
+}
+
 #[tokio::test]
 async fn without_a_key_nothing_is_sent() -> anyhow::Result<()> {
     #[derive(Debug)]
@@ -360,8 +383,7 @@ async fn the_answer_of_the_first_request_is_waited_for() -> anyhow::Result<()> {
     world.entered("abc").await?;
 
     let clock = ManualClock::new();
-    let mut request =
-        axum::http::Request::post(format!("http://{}/pay", world.client.address())).body("{}".to_owned())?;
+    let mut request = Request::post(format!("http://{}/pay", world.client.address())).body("{}".to_owned())?;
     request.extensions_mut().insert(RequestKey::new("abc")?);
     let second = tokio::spawn(send(client(&layer(&clock)), request));
     within("the pause", clock.wait_for_sleepers(2)).await?;

@@ -1,11 +1,13 @@
 //! The near cache on Redis: hot hits send nothing, and the server tells what others remove.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use idempotency::clock::{Clock, Sleep, SystemClock, Timestamp};
 use idempotency::{Builder, Call, Error, Report, observe};
 use idempotency_test_support::deadline::{eventually_async, eventually_within};
-use idempotency_test_support::proxy::{Action, Fault, Moment};
+use idempotency_test_support::proxy::{Action, Fault, Moment, Request};
 use idempotency_test_support::server::RedisOptions;
 
 use crate::world::{DAY, OPERATION, World, patient};
@@ -163,6 +165,42 @@ async fn without_the_connection_the_time_limit_counts() -> anyhow::Result<()> {
     world.elsewhere().record(OPERATION, 1).forget().await?;
     eventually_async("the time limit", async || charged(&world, 1).await.0 == "receipt 1.2").await?;
     assert_eq!(followers(&world).await?.len(), 0);
+    Ok(())
+}
+
+/// A server that answers is asked five times in a time limit whether it still tells.
+#[tokio::test]
+async fn a_server_that_tells_is_asked_a_few_times_in_a_time_limit() -> anyhow::Result<()> {
+    const LIMIT: Duration = Duration::from_secs(1);
+    let world = world(|builder| builder.near_cache_ttl(LIMIT)).await?;
+    let (before, since) = (world.proxy.requests_of("TIME"), Instant::now());
+    eventually_async("more questions", async || world.proxy.requests_of("TIME") >= before + 10).await?;
+    // The first may have been on its way.
+    let least = (LIMIT / 5) * 8;
+    assert!(since.elapsed() >= least, "ten questions within {:?}", since.elapsed());
+    Ok(())
+}
+
+/// A connection that cannot be made is not tried again at once.
+#[tokio::test]
+async fn a_server_that_does_not_tell_is_left_in_peace_between_two_connections() -> anyhow::Result<()> {
+    const PAUSE: Duration = Duration::from_millis(500);
+    let world = world(|builder| builder.near_cache_ttl(Duration::from_secs(2))).await?;
+    let tries = Arc::new(AtomicUsize::new(0));
+    let seen = tries.clone();
+    let is_try = move |request: &Request| {
+        let is_try = request.mentions("BCAST");
+        seen.fetch_add(usize::from(is_try), Ordering::SeqCst);
+        is_try
+    };
+    world.proxy.every(is_try, Fault::new(Moment::BeforeRequest, Action::Close));
+    let since = Instant::now();
+    for follower in followers(&world).await? {
+        world.server.command(&["CLIENT", "KILL", "ID", &follower]).await?;
+    }
+    eventually_async("some tries", async || tries.load(Ordering::SeqCst) >= 4).await?;
+    let pauses = u32::try_from(tries.load(Ordering::SeqCst) - 1)?;
+    assert!(since.elapsed() >= PAUSE * pauses, "{pauses} pauses within {:?}", since.elapsed());
     Ok(())
 }
 

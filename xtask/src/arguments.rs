@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
-use lexopt::prelude::{Long, Short, Value, ValueExt as _};
+use lexopt::prelude::{Long, Short, Value, ValueExt};
 
 use crate::parts::{PARTS, Part};
 use crate::versions::Kind;
@@ -16,6 +16,7 @@ pub(crate) enum Task {
     /// Programs of servers, for the suites of their stores.
     Versions(Vec<(Kind, PathBuf)>),
     Bench(Vec<String>),
+    Mutants(Vec<String>),
 }
 
 /// What `test` shall run.
@@ -28,7 +29,7 @@ pub(crate) struct Options {
 
 pub(crate) fn parse(mut parser: lexopt::Parser) -> Result<Task, lexopt::Error> {
     let mut task = None;
-    let (mut names, mut servers) = (Vec::new(), Vec::new());
+    let (mut names, mut servers) = (Vec::<String>::new(), Vec::new());
     let (mut long, mut write) = (false, false);
     while let Some(argument) = parser.next()? {
         match argument {
@@ -40,6 +41,10 @@ pub(crate) fn parse(mut parser: lexopt::Parser) -> Result<Task, lexopt::Error> {
             }
             Long("long") if task.as_deref() != Some("bench") => long = true,
             Long("write") if task.as_deref() == Some("bench") => write = true,
+            Value(value) if task.is_none() && value == "mutants" => {
+                let rest = parser.raw_args()?.map(ValueExt::string).collect::<Result<_, _>>()?;
+                return Ok(Task::Mutants(rest));
+            }
             Value(value) if task.is_none() => task = Some(value.string()?),
             Value(value) => names.push(value.string()?),
             _ => return Err(argument.unexpected()),
@@ -69,7 +74,7 @@ fn select(names: &[String]) -> Result<Vec<&'static Part>, lexopt::Error> {
 pub(crate) fn help() -> String {
     let mut text = String::from(
         "Usage: cargo xtask test [--long] [PART]...\n       cargo xtask versions SERVER...\n       \
-         cargo xtask bench [--write | GROUP...]\n\n\
+         cargo xtask bench [--write | GROUP...]\n       cargo xtask mutants [--help | AREA...]\n\n\
          test runs all parts, or the named ones, in this order, and stops at the first that fails:\n",
     );
     for part in PARTS {
@@ -140,6 +145,13 @@ mod tests {
         assert_eq!(parse_words("bench --write"), Ok(Task::Bench(vec!["--write".into()])));
         assert!(parse_words("bench --long").is_err());
         assert!(parse_words("test --write").is_err());
+    }
+
+    #[test]
+    fn what_mutants_gets_is_its_own() {
+        let words = ["--sample", "5", "http"].map(String::from).to_vec();
+        assert_eq!(parse_words("mutants --sample 5 http"), Ok(Task::Mutants(words)));
+        assert_eq!(parse_words("mutants --help"), Ok(Task::Mutants(vec!["--help".into()])));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The project's commands. `cargo xtask test` checks everything, `cargo xtask versions` the stores on other servers,
-//! `cargo xtask bench` measures; `cargo xtask --help` tells the rest.
+//! `cargo xtask bench` measures, `cargo xtask mutants` takes code away to see which test notices; `cargo xtask --help`
+//! lists the rest.
 
 mod arguments;
 mod command;
@@ -27,6 +28,10 @@ fn main() -> ExitCode {
         Ok(Task::Versions(servers)) => exit_code(versions::run(&servers)),
         Ok(Task::Bench(arguments)) => {
             let line = format!("run --release --package idempotency-bench -- {}", arguments.join(" "));
+            exit_code(command::Command::cargo(&line).run())
+        }
+        Ok(Task::Mutants(arguments)) => {
+            let line = format!("run --package idempotency-mutants -- {}", arguments.join(" "));
             exit_code(command::Command::cargo(&line).run())
         }
         Err(error) => {

@@ -72,6 +72,13 @@ pub(crate) const PARTS: &[Part] = &[
         ..PART
     },
     Part { name: "doctests", about: "the code in the documentation", commands: doctests, ..PART },
+    Part {
+        name: "mutants",
+        about: "with `--long`, for hours: a test notices when code is taken away",
+        after: Some(servers::NAME),
+        commands: mutants,
+        ..PART
+    },
 ];
 
 /// What most parts have in common.
@@ -124,6 +131,17 @@ fn doctests(options: &Options) -> anyhow::Result<Vec<Command>> {
     Ok(vec![test(options, "test --workspace --all-features --doc")])
 }
 
+fn mutants(options: &Options) -> anyhow::Result<Vec<Command>> {
+    let mut commands = Vec::new();
+    if options.long {
+        if !Command::cargo("mutants --version").succeeds() {
+            commands.push(Command::cargo("install --locked cargo-mutants"));
+        }
+        commands.push(Command::cargo("run --package idempotency-mutants --"));
+    }
+    Ok(commands)
+}
+
 fn test(options: &Options, line: &str) -> Command {
     let command = Command::cargo(line);
     if options.long { command.with_variable("IDEMPOTENCY_LONG", "1") } else { command }
@@ -149,6 +167,13 @@ mod tests {
             assert_eq!(told, part.name.contains("tests"), "{}", part.name);
             assert!(!commands(part.name, false).concat().contains("IDEMPOTENCY_LONG"), "{}", part.name);
         }
+    }
+
+    #[test]
+    fn code_is_taken_away_in_a_long_run_alone() {
+        assert_eq!(commands("mutants", false), Vec::<String>::new());
+        let last = "cargo run --package idempotency-mutants --";
+        assert_eq!(commands("mutants", true).last().map(String::as_str), Some(last));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
-use super::keeper::Lease;
+use super::lease::Lease;
 use crate::fingerprint::Fingerprint;
 use crate::key::KeyHash;
 use crate::outcome::Answer;

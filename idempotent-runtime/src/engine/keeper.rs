@@ -6,38 +6,25 @@
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
-use std::fmt;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
-use std::task::{Context, Poll, Waker};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::task::{Context, Waker};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc};
 
+use super::lease::{Lease, nanos};
 use super::purge::{Purge, Purging};
 use crate::clock::Clock;
-use crate::key::KeyHash;
 use crate::near_cache::NearCache;
-use crate::steps::Journal;
-use crate::store::{CrashPolicy, DynStore, Renewal, Token, Written};
+use crate::store::{DynStore, Renewal, Token, Written};
 
 /// How many leases one request to the store renews at most.
 const BATCH: usize = 1000;
-/// A renewal that failed is tried again after this share of the lease.
-const RETRY_SHARE: u32 = 10;
-/// A store may round the time of a request down by this much.
-const ROUNDING: Duration = Duration::from_millis(1);
-
-/// Nothing was done under a claim so far.
-const WAITING: u8 = 0;
-/// The body, or the question about an earlier one, has begun.
-const BEGUN: u8 = 1;
-/// A shutdown has taken the claim away.
-const SHUT_DOWN: u8 = 2;
 
 thread_local! {
     /// Whether leases are renewed from this thread.
@@ -57,190 +44,6 @@ pub(super) async fn beside(code: impl FnOnce() + Send + 'static) {
 pub(super) type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 /// Runs the background somewhere else than on a thread of its own.
 pub(super) type Spawn = dyn Fn(Task) + Send + Sync;
-
-/// One claim of this process, from its grant to the end of its commit.
-pub(crate) struct Lease {
-    pub(crate) key: KeyHash,
-    pub(crate) token: Token,
-    pub(crate) policy: CrashPolicy,
-    length: Duration,
-    /// Monotonic time at which the claim was known to be granted.
-    granted: Duration,
-    /// Monotonic time after which the lease is not renewed any more.
-    renew_until: Duration,
-    /// Monotonic time before which nobody else can own the claim, in nanoseconds.
-    valid_until: AtomicU64,
-    /// Monotonic time of the next renewal, in nanoseconds.
-    due: AtomicU64,
-    lost: AtomicBool,
-    /// Wakes those who wait for the end in the order in which they came, as a simulation needs it.
-    given_up: Notify,
-    stage: AtomicU8,
-    /// Whether the body has come to its end.
-    body_ended: AtomicBool,
-    /// Whether nobody may run the call again, whatever the policy.
-    held: AtomicBool,
-    /// The steps of the body, for who gives the claim up from elsewhere.
-    journal: OnceLock<Weak<Journal>>,
-    clock: Arc<dyn Clock>,
-}
-
-impl Lease {
-    /// The lease of a claim that was sent first at `sent` on the monotonic clock.
-    pub(crate) fn new(
-        (key, token): (KeyHash, Token),
-        policy: CrashPolicy,
-        length: Duration,
-        sent: Duration,
-        max_run: Duration,
-        clock: Arc<dyn Clock>,
-    ) -> Self {
-        Self {
-            key,
-            token,
-            policy,
-            length,
-            granted: clock.monotonic(),
-            renew_until: sent.saturating_add(max_run),
-            valid_until: AtomicU64::new(end_of(sent, length)),
-            due: AtomicU64::new(nanos(sent + length / 3)),
-            lost: AtomicBool::new(false),
-            given_up: Notify::new(),
-            stage: AtomicU8::new(WAITING),
-            body_ended: AtomicBool::new(false),
-            held: AtomicBool::new(false),
-            journal: OnceLock::new(),
-            clock,
-        }
-    }
-
-    /// Whether another caller may own the claim by now.
-    pub(crate) fn is_lost(&self) -> bool {
-        self.lost.load(Ordering::Acquire) || nanos(self.clock.monotonic()) >= self.valid_until.load(Ordering::Acquire)
-    }
-
-    /// Monotonic time from which the lease is known to have run, at the latest.
-    pub(crate) fn known_since(&self) -> Duration {
-        Duration::from_nanos(self.valid_until.load(Ordering::Acquire)).saturating_sub(self.length)
-    }
-
-    /// How long nobody else can own the claim, from when it was known to be granted.
-    pub(crate) fn lasts(&self) -> Duration {
-        Duration::from_nanos(self.valid_until.load(Ordering::Acquire)).saturating_sub(self.granted)
-    }
-
-    pub(crate) async fn ended(&self) {
-        loop {
-            // Before the look: a lease that is given up in between wakes it too.
-            let given_up = self.given_up.notified();
-            if self.is_lost() {
-                return;
-            }
-            let left = self.valid_until.load(Ordering::Acquire).saturating_sub(nanos(self.clock.monotonic()));
-            tokio::select! {
-                biased;
-                () = given_up => {}
-                () = self.clock.sleep(Duration::from_nanos(left)) => {}
-            }
-        }
-    }
-
-    /// From now on another caller may own the claim.
-    pub(crate) fn give_up(&self) {
-        self.lost.store(true, Ordering::Release);
-        self.given_up.notify_waiters();
-    }
-
-    /// From now on something may have happened under the claim. False when a shutdown was faster: then nothing may.
-    ///
-    /// Body and shutdown meet here alone: either the body has begun and its outcome is unknown to the shutdown, or the
-    /// shutdown gives the claim back and the body never begins.
-    pub(crate) fn begin(&self) -> bool {
-        let before = self.stage.compare_exchange(WAITING, BEGUN, Ordering::AcqRel, Ordering::Acquire);
-        matches!(before, Ok(_) | Err(BEGUN))
-    }
-
-    /// Nothing has happened under the claim yet, though its body is there: it waits for its turn.
-    #[cfg(feature = "http")]
-    pub(crate) fn wait(&self) {
-        // One that a shutdown has taken away stays away.
-        let _ = self.stage.compare_exchange(BEGUN, WAITING, Ordering::AcqRel, Ordering::Acquire);
-    }
-
-    /// The shutdown takes the claim away. True when something may have happened under it.
-    pub(crate) fn shut_down(&self) -> bool {
-        let has_begun = self.stage.swap(SHUT_DOWN, Ordering::AcqRel) == BEGUN;
-        self.give_up();
-        has_begun
-    }
-
-    pub(crate) fn is_shut_down(&self) -> bool {
-        self.stage.load(Ordering::Acquire) == SHUT_DOWN
-    }
-
-    pub(crate) fn end_body(&self) {
-        self.body_ended.store(true, Ordering::Release);
-    }
-
-    /// The body has ended in an error that may hide an effect.
-    pub(crate) fn hold(&self) {
-        self.held.store(true, Ordering::Release);
-    }
-
-    /// Whether the next caller may run the call again when this owner gives it up.
-    pub(crate) fn may_be_taken_over(&self) -> bool {
-        self.policy.allows_takeover() && !self.held.load(Ordering::Acquire)
-    }
-
-    pub(crate) fn has_body_ended(&self) -> bool {
-        self.body_ended.load(Ordering::Acquire)
-    }
-
-    /// The body has started, and this is where its steps are known.
-    pub(crate) fn has_steps(&self, journal: &Arc<Journal>) {
-        // A claim has one body.
-        let _ = self.journal.set(Arc::downgrade(journal));
-    }
-
-    pub(crate) fn journal(&self) -> Option<Arc<Journal>> {
-        self.journal.get()?.upgrade()
-    }
-
-    fn renewed(&self, sent: Duration) {
-        self.valid_until.store(end_of(sent, self.length), Ordering::Release);
-        self.due.store(nanos(sent + self.length / 3), Ordering::Release);
-    }
-
-    fn retry_renewal(&self, now: Duration) {
-        self.due.store(nanos(now + (self.length / RETRY_SHARE).max(Duration::from_millis(1))), Ordering::Release);
-    }
-
-    /// The lease runs out unless somebody gives it back.
-    pub(super) fn stop_renewal(&self) {
-        self.due.store(u64::MAX, Ordering::Release);
-    }
-
-    fn due(&self) -> u64 {
-        self.due.load(Ordering::Acquire)
-    }
-}
-
-impl fmt::Debug for Lease {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Lease").field("key", &self.key).field("token", &self.token).finish_non_exhaustive()
-    }
-}
-
-/// When to stop believing in a lease that was asked for at `sent`, in monotonic nanoseconds: a little before a store that
-/// counts whole milliseconds gives it to somebody else.
-fn end_of(sent: Duration, length: Duration) -> u64 {
-    let whole = Duration::from_millis(u64::try_from(length.as_millis()).unwrap_or(u64::MAX));
-    nanos(sent.saturating_add(whole.saturating_sub(ROUNDING.min(whole / 10))))
-}
-
-fn nanos(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
-}
 
 /// The thread's handle. The thread starts with the first claim and ends after the engine.
 pub(crate) struct Keeper {
@@ -485,17 +288,17 @@ impl Shared {
     fn due(&self) -> Vec<Vec<Arc<Lease>>> {
         let mut leases = self.leases();
         let now = self.clock.monotonic();
-        for lease in leases.by_token.values().filter(|lease| now >= lease.renew_until) {
+        for lease in leases.by_token.values().filter(|lease| lease.is_renewed_no_more(now)) {
             lease.stop_renewal();
         }
         let next = |leases: &Leases| leases.by_token.values().map(|lease| lease.due()).min().unwrap_or(u64::MAX);
         let mut due: BTreeMap<Duration, Vec<Arc<Lease>>> = BTreeMap::new();
         if next(&leases) <= nanos(now) {
-            let soon = |lease: &&Arc<Lease>| lease.due() <= nanos(now + lease.length / 6);
+            let soon = |lease: &&Arc<Lease>| lease.due() <= nanos(now + lease.length() / 6);
             for lease in leases.by_token.values().filter(soon) {
                 // Until the answer says when the next is due.
                 lease.stop_renewal();
-                due.entry(lease.length).or_default().push(lease.clone());
+                due.entry(lease.length()).or_default().push(lease.clone());
             }
         }
         leases.next_look = next(&leases);
@@ -504,8 +307,8 @@ impl Shared {
 
     /// Renews leases of one length.
     async fn renew(self: Arc<Self>, batch: Vec<Arc<Lease>>) {
-        let renewals = batch.iter().map(|lease| Renewal::new(lease.key, lease.token, lease.length)).collect();
-        let patience = batch.first().map(|lease| lease.length / 3).unwrap_or_default();
+        let renewals = batch.iter().map(|lease| Renewal::new(lease.key, lease.token, lease.length())).collect();
+        let patience = batch.first().map(|lease| lease.length() / 3).unwrap_or_default();
         let sent = self.clock.monotonic();
         // In a task of its own: a store that panics ends nothing but this.
         let mut request = tokio::spawn(self.store.clone().renew(renewals));
@@ -551,59 +354,5 @@ impl Shared {
                 lease.give_up();
             }
         }
-    }
-}
-
-/// A future that goes on in the background when its owner is dropped: a request that was sent is followed to its answer.
-pub(crate) struct Followed<T: Send + 'static> {
-    future: Option<Following<T>>,
-    keeper: Arc<Keeper>,
-    afterwards: Option<Afterwards<T>>,
-}
-
-/// A request that is on its way.
-pub(crate) type Following<T> = Pin<Box<dyn Future<Output = T> + Send>>;
-
-type Afterwards<T> = Box<dyn FnOnce(Following<T>) -> Task + Send>;
-
-impl<T: Send + 'static> Followed<T> {
-    pub(crate) fn new(keeper: &Arc<Keeper>, future: impl Future<Output = T> + Send + 'static) -> Self {
-        Self { future: Some(Box::pin(future)), keeper: keeper.clone(), afterwards: None }
-    }
-
-    /// Hands the request to `afterwards` if nobody else is there to take its answer.
-    pub(crate) fn and_if_dropped<F>(mut self, afterwards: impl FnOnce(Following<T>) -> F + Send + 'static) -> Self
-    where
-        F: Future<Output = ()> + Send + 'static,
-    {
-        self.afterwards = Some(Box::new(move |following| Box::pin(afterwards(following))));
-        self
-    }
-}
-
-impl<T: Send + 'static> Future for Followed<T> {
-    type Output = T;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
-        // Taken out while it is polled: one that panics is over, and not handed to the background.
-        let Some(mut future) = self.future.take() else { return Poll::Pending };
-        let polled = future.as_mut().poll(cx);
-        if polled.is_pending() {
-            self.future = Some(future);
-        }
-        polled
-    }
-}
-
-impl<T: Send + 'static> Drop for Followed<T> {
-    fn drop(&mut self) {
-        let Some(future) = self.future.take() else { return };
-        let afterwards = self.afterwards.take();
-        self.keeper.finish(async move {
-            match afterwards {
-                Some(afterwards) => afterwards(future).await,
-                None => drop(future.await),
-            }
-        });
     }
 }

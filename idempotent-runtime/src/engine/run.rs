@@ -14,7 +14,7 @@ use super::Unprotected;
 use super::admission::{Admission, admit};
 use super::call::{Call, Checked};
 use super::finish::Verdict;
-use super::keeper::Followed;
+use super::followed::Followed;
 use super::running::Running;
 use super::scope::Scope;
 use crate::error::{Error, ErrorKind};

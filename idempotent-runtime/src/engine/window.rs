@@ -17,7 +17,7 @@ use bytes::Bytes;
 
 use super::admission::{Sought, seek};
 use super::call::Checked;
-use super::keeper::Followed;
+use super::followed::Followed;
 use super::report::Report;
 use super::retry;
 use super::running::Running;

@@ -19,7 +19,7 @@ use tokio::sync::Notify;
 use super::checkpoint::{Recorded, Unreadable, decode, encode};
 use super::identity::StepId;
 use crate::encoding::{NotEncodable, Redacted};
-use crate::engine::keeper::Lease;
+use crate::engine::lease::Lease;
 use crate::engine::{Inner, retry};
 use crate::error::{Error, ErrorKind};
 use crate::key::KeyHash;

@@ -14,7 +14,7 @@ use crate::clock::Sleep;
 use crate::context::Context;
 use crate::encoding::NotEncodable;
 use crate::engine::Inner;
-use crate::engine::keeper::Followed;
+use crate::engine::followed::Followed;
 use crate::engine::scope::Scope;
 use crate::error::{Error, ErrorKind};
 

@@ -6,7 +6,7 @@ use tokio::sync::Notify;
 use super::checkpoints::impatient;
 use super::hang;
 use crate::faults::{Fault, Gate};
-use crate::world::{OPERATION, World, eventually, poll_once};
+use crate::world::{LEASE, OPERATION, World, eventually, poll_once};
 
 impl World {
     async fn charge_once(&self) -> Result<String, Error> {
@@ -211,6 +211,28 @@ async fn a_start_whose_answer_came_too_late_is_left_out_of_the_next_checkpoint()
         world.charge_once().await
     });
     assert_eq!(again.await.unwrap(), "charge done");
+}
+
+#[tokio::test]
+async fn a_step_whose_start_waits_for_another_record_does_not_run_once_the_claim_is_lost() {
+    let world = World::new();
+    world.store.always("renew", Some(Fault::LostRequest));
+    let gate = Gate::new();
+    world.store.next("checkpoint", Fault::Late(gate.clone()));
+    let mut call = Box::pin(world.fulfil().run(async || {
+        let (reserved, charged) = tokio::join!(world.step("reserve"), world.charge_once());
+        assert_eq!(charged.as_ref().unwrap_err().kind(), ErrorKind::Superseded);
+        reserved.and(charged)
+    }));
+    eventually("the record of the first step", async || {
+        assert!(poll_once(&mut call).is_pending());
+        world.store.requests("checkpoint") == 1
+    })
+    .await;
+    world.clock.advance(LEASE);
+    gate.open();
+    call.await.unwrap_err();
+    assert_eq!(world.ledger.charges(), ["reserve"]);
 }
 
 #[tokio::test]

@@ -1,0 +1,137 @@
+//! The tests that shall notice: built once, and run with one statement taken away.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process_group};
+use serde_json::Value;
+
+use crate::statements::VARIABLE;
+
+/// How often a running test is looked at.
+const TICK: Duration = Duration::from_millis(20);
+/// A test that nothing was taken from may take as long on a slow machine.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+/// What the compiler refuses.
+#[derive(Debug)]
+pub(crate) struct Refused {
+    pub(crate) file: PathBuf,
+    pub(crate) lines: std::ops::RangeInclusive<usize>,
+    pub(crate) message: String,
+}
+
+/// How a test ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    Passed,
+    Failed,
+    /// It was killed after its time.
+    TimedOut,
+}
+
+/// A test target that has been built.
+#[derive(Debug)]
+pub(crate) struct Test {
+    pub(crate) name: &'static str,
+    program: PathBuf,
+    folder: PathBuf,
+    limit: Duration,
+}
+
+impl Test {
+    /// Runs it with nothing taken away, to learn how long it takes.
+    pub(crate) fn measure(&mut self) -> anyhow::Result<Duration> {
+        let start = Instant::now();
+        let end = self.run(None)?;
+        ensure!(end == End::Passed, "the test `{}` does not pass with nothing taken away", self.name);
+        let time = start.elapsed();
+        self.limit = time * 4 + Duration::from_secs(30);
+        Ok(time)
+    }
+
+    pub(crate) fn run(&self, deleted: Option<usize>) -> anyhow::Result<End> {
+        let mut command = Command::new(&self.program);
+        // A group of its own: when it is killed, so is what it has started.
+        std::os::unix::process::CommandExt::process_group(&mut command, 0);
+        command.current_dir(&self.folder).env("CARGO_MANIFEST_DIR", &self.folder);
+        command.env_remove(VARIABLE).envs(deleted.map(|number| (VARIABLE, number.to_string())));
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let child = command.spawn().with_context(|| format!("{} does not start", self.program.display()))?;
+        wait(child, self.limit)
+    }
+}
+
+fn wait(mut child: Child, limit: Duration) -> anyhow::Result<End> {
+    let start = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(if status.success() { End::Passed } else { End::Failed });
+        }
+        if start.elapsed() >= limit {
+            if let Some(group) = Pid::from_raw(i32::try_from(child.id())?) {
+                kill_process_group(group, Signal::KILL)?;
+            }
+            child.wait()?;
+            return Ok(End::TimedOut);
+        }
+        std::thread::sleep(TICK);
+    }
+}
+
+/// Builds `names` in the tree at `root`, or returns what the compiler refuses.
+pub(crate) fn build(
+    root: &Path,
+    target: &Path,
+    names: &[&'static str],
+) -> anyhow::Result<Result<BTreeMap<&'static str, Test>, Vec<Refused>>> {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(["test", "--workspace", "--all-features", "--lib", "--tests", "--no-run", "--message-format=json"]);
+    command.current_dir(root).env("CARGO_TARGET_DIR", target).env("CARGO_INCREMENTAL", "0");
+    let output = command.stderr(Stdio::inherit()).output().context("cargo does not start")?;
+    let (mut tests, mut refused) = (BTreeMap::new(), Vec::new());
+    for line in String::from_utf8_lossy(&output.stdout).lines() {
+        let Ok(message) = serde_json::from_str::<Value>(line) else { continue };
+        match message["reason"].as_str() {
+            Some("compiler-artifact") if message["profile"]["test"] == true => {
+                let name = names.iter().find(|name| message["target"]["name"] == **name);
+                let program = message["executable"].as_str();
+                let manifest = message["manifest_path"].as_str().map(Path::new).and_then(Path::parent);
+                if let (Some(name), Some(program), Some(folder)) = (name, program, manifest) {
+                    let test = Test { name, program: program.into(), folder: folder.into(), limit: PATIENCE };
+                    tests.insert(*name, test);
+                }
+            }
+            Some("compiler-message") if message["message"]["level"] == "error" => refused.extend(refusals(&message)),
+            _ => {}
+        }
+    }
+    if output.status.success() {
+        if let Some(missing) = names.iter().find(|name| !tests.contains_key(*name)) {
+            bail!("there is no test target `{missing}`");
+        }
+        return Ok(Ok(tests));
+    }
+    ensure!(!refused.is_empty(), "the tests cannot be built, and the compiler does not say why");
+    Ok(Err(refused))
+}
+
+/// All places that an error speaks of.
+fn refusals(message: &Value) -> Vec<Refused> {
+    let text = message["message"]["rendered"].as_str().unwrap_or_default();
+    let list = |value: &Value, name: &str| value[name].as_array().cloned().unwrap_or_default();
+    let mut spans = list(&message["message"], "spans");
+    spans.extend(list(&message["message"], "children").iter().flat_map(|note| list(note, "spans")));
+    let refusal = |span: &Value| {
+        let line = |name: &str| span[name].as_u64().and_then(|line| usize::try_from(line).ok());
+        Some(Refused {
+            file: span["file_name"].as_str()?.into(),
+            lines: line("line_start")?..=line("line_end")?,
+            message: text.to_owned(),
+        })
+    };
+    spans.iter().filter_map(refusal).collect()
+}
