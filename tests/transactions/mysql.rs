@@ -119,6 +119,27 @@ async fn bound_of(connection: &mut MySqlConnection) -> anyhow::Result<i64> {
     Ok(bound)
 }
 
+/// The server undoes the whole transaction then, and not only the statement that waited.
+#[tokio::test]
+async fn a_wait_that_undoes_the_transaction_is_no_answer() -> anyhow::Result<()> {
+    let options = MariaDbOptions::new().setting("innodb_rollback_on_timeout", "ON");
+    let server = MariaDbServer::start(options).await?;
+    let (engine, pool) = database(&server).await?;
+    let world = World { engine, pool, server };
+    let mut first = world.pool.begin().await?;
+    world.call("a").run_in(&mut first, add_in).await?;
+    let mut second = world.pool.begin().await?;
+    add(&mut second).await?;
+    let patience = OnConflict::Wait(Duration::from_millis(300));
+    let refused = world.call("a").on_conflict(patience).run_in(&mut second, add_in);
+    let Err(Fault::Idempotency(error)) = within("the refusal", refused).await? else { panic!("somebody holds it") };
+    assert_eq!(error.kind(), ErrorKind::StoreUnavailable, "{error}");
+    second.commit().await?;
+    first.commit().await?;
+    assert_eq!(world.entries().await?, 1, "all of the second is undone");
+    Ok(())
+}
+
 /// There also a plain read waits for those who have written the row.
 #[tokio::test]
 async fn a_wait_is_bounded_under_serializable() -> anyhow::Result<()> {

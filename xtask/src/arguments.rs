@@ -1,7 +1,6 @@
 //! The command line.
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
 
 use lexopt::prelude::{Long, Short, Value, ValueExt};
 
@@ -13,8 +12,8 @@ use crate::versions::Kind;
 pub(crate) enum Task {
     Help,
     Test(Options),
-    /// Programs of servers, for the suites of their stores.
-    Versions(Vec<(Kind, PathBuf)>),
+    /// Programs or URLs of servers, for the suites of their stores.
+    Versions(Vec<(Kind, String)>),
     Bench(Vec<String>),
     Mutants(Vec<String>),
 }
@@ -37,7 +36,7 @@ pub(crate) fn parse(mut parser: lexopt::Parser) -> Result<Task, lexopt::Error> {
             Long(option) if task.as_deref() == Some("versions") => {
                 let kind = Kind::ALL.into_iter().find(|kind| kind.option() == option);
                 let Some(kind) = kind else { return Err(argument.unexpected()) };
-                servers.push((kind, PathBuf::from(parser.value()?)));
+                servers.push((kind, parser.value()?.string()?));
             }
             Long("long") if task.as_deref() != Some("bench") => long = true,
             Long("write") if task.as_deref() == Some("bench") => write = true,

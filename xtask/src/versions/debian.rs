@@ -109,8 +109,7 @@ fn download(release: &Release, new: &Path) -> anyhow::Result<Vec<PathBuf>> {
     };
     get("update").run()?;
     get(&format!("download {}", release.packages)).run()?;
-    let files = fs::read_dir(apt.join("packages"))?.map(|entry| Ok(entry?.path())).collect();
-    files
+    fs::read_dir(apt.join("packages"))?.map(|entry| Ok(entry?.path())).collect()
 }
 
 /// Puts a script in the place of each program, which starts it with the loader and the libraries of `folder`, where `new`

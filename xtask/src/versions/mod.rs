@@ -73,18 +73,24 @@ pub(crate) fn commands(_: &Options) -> anyhow::Result<Vec<Command>> {
     Ok(VERSIONS.iter().flat_map(|version| version.kind.suites(&servers.join(version.program))).collect())
 }
 
-/// The suites on servers that somebody has installed elsewhere.
-pub(crate) fn run(servers: &[(Kind, PathBuf)]) -> anyhow::Result<()> {
-    for (kind, program) in servers {
-        if !program.exists() {
-            bail!("there is no {}", program.display());
-        }
-        // The tests look at it from directories of their own.
-        let program = program.canonicalize()?;
-        println!("{}", first_line(*kind, &program)?);
-        kind.suites(&program).iter().try_for_each(Command::run)?;
+/// The suites on servers that somebody has, each named by its program or by a URL.
+pub(crate) fn run(servers: &[(Kind, String)]) -> anyhow::Result<()> {
+    for (kind, server) in servers {
+        let suites =
+            if server.contains("://") { kind.suites_at(server)? } else { kind.suites(&program(*kind, server)?) };
+        suites.iter().try_for_each(Command::run)?;
     }
     Ok(())
+}
+
+fn program(kind: Kind, named: &str) -> anyhow::Result<PathBuf> {
+    // The tests look at it from directories of their own. Some programs have several names, and do what they are called.
+    let program = std::path::absolute(named)?;
+    if !program.exists() {
+        bail!("there is no {}", program.display());
+    }
+    println!("{}", first_line(kind, &program)?);
+    Ok(program)
 }
 
 /// The servers are programs for one kind of machine, from two archives.

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use anyhow::Context as _;
+
 use crate::command::Command;
 
 /// A kind of server.
@@ -29,8 +31,9 @@ impl Kind {
     /// What that is.
     pub(crate) fn value(self) -> &'static str {
         match self {
-            Self::Postgres => "the directory of its programs",
-            Self::PgBouncer | Self::MariaDb | Self::Redis => "the path of its server",
+            Self::Postgres => "the directory of its programs, or the URL of a server",
+            Self::PgBouncer => "the path of its program",
+            Self::MariaDb | Self::Redis => "the path of its server, or the URL of one",
         }
     }
 
@@ -44,32 +47,91 @@ impl Kind {
         }
     }
 
-    /// The arguments of `cargo test`.
+    /// The environment variable that names a server that runs already. Tests that stop or pause one start another.
+    fn url_variable(self) -> Option<&'static str> {
+        match self {
+            Self::PgBouncer => None,
+            Self::MariaDb => Some("IDEMPOTENCY_MARIADB_URL"),
+            Self::Postgres => Some("IDEMPOTENCY_POSTGRES_URL"),
+            Self::Redis => Some("IDEMPOTENCY_REDIS_URL"),
+        }
+    }
+
+    /// The arguments of `cargo test`. Cases of the conformance suite, and most tests of a store, wait for time to go by, so
+    /// that more of them run at once than there are cores.
     fn lines(self) -> &'static [&'static str] {
         match self {
-            Self::PgBouncer => &["--test postgres -- poolers:: locked_table"],
+            Self::PgBouncer => &["--test postgres -- --test-threads=4 poolers:: waits::"],
             Self::MariaDb => &[
-                "--test conformance_mysql --test mysql",
-                "--test transactions -- mysql:: on_mariadb",
-                "--test cuts on_mariadb::",
-                "--test processes mariadb::",
+                "--test conformance_mysql -- --test-threads=16",
+                "--test mysql -- --test-threads=4",
+                "--test transactions -- --test-threads=4 mysql:: on_mariadb",
+                "--test cuts -- --test-threads=4 on_mariadb::",
+                "--test processes -- --test-threads=4 mariadb::",
             ],
             Self::Postgres => &[
-                "--test conformance_postgres --test postgres",
-                "--test transactions -- postgres:: on_postgresql",
-                "--test cuts on_postgres::",
-                "--test processes postgres::",
+                "--test conformance_postgres -- --test-threads=16",
+                "--test postgres -- --test-threads=4",
+                "--test transactions -- --test-threads=4 postgres:: on_postgresql",
+                "--test processes -- --test-threads=4 postgres::",
             ],
-            Self::Redis => &["--test conformance_redis --test redis", "--test processes redis::"],
+            Self::Redis => &[
+                "--test conformance_redis -- --test-threads=16",
+                "--test redis -- --test-threads=4",
+                "--test processes -- --test-threads=4 redis::",
+            ],
         }
     }
 
     /// The suites with `program` as the server. They are the binaries that the part `tests` has built.
     pub(super) fn suites(self, program: &Path) -> Vec<Command> {
-        let suite = |line: &&str| {
-            let command = Command::cargo(&format!("test --workspace --all-features {line}"));
-            command.with_variable(self.variable(), program.display().to_string())
+        self.commands(self.variable(), &program.display().to_string())
+    }
+
+    /// The suites on the server at `url`.
+    pub(super) fn suites_at(self, url: &str) -> anyhow::Result<Vec<Command>> {
+        let variable = self.url_variable().context("a pooler is named by its program, or as a server by its URL")?;
+        Ok(self.commands(variable, url))
+    }
+
+    fn commands(self, variable: &'static str, value: &str) -> Vec<Command> {
+        let command = |line: &&str| {
+            Command::cargo(&format!("test --workspace --all-features {line}")).with_variable(variable, value)
         };
-        self.lines().iter().map(suite).collect()
+        self.lines().iter().map(command).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use super::Kind;
+
+    /// Names of files and modules, and what is in them.
+    fn text_of(suite: &Path) -> String {
+        let files = fs::read_dir(suite).expect("the suite has a folder").map(|entry| entry.expect("an entry").path());
+        let text = |file: std::path::PathBuf| {
+            let name = file.file_stem().expect("a file has a name").to_string_lossy().into_owned();
+            format!("{name}\n{}\n", fs::read_to_string(file).unwrap_or_default())
+        };
+        files.map(text).collect()
+    }
+
+    #[test]
+    fn every_filter_finds_something_in_its_suite() {
+        let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests");
+        for line in Kind::ALL.iter().flat_map(|kind| kind.lines()) {
+            let (suite, arguments) = line.split_once(" -- ").expect("a suite, and what it is told");
+            let suite = suite.strip_prefix("--test ").expect("one suite");
+            for filter in arguments.split(' ').filter(|word| !word.starts_with("--")) {
+                let name = filter.trim_end_matches("::");
+                assert!(text_of(&tests.join(suite)).contains(name), "{suite} has no {filter}");
+            }
+            let conformance = suite.strip_prefix("conformance_").map(|store| format!("conformance/{store}.rs"));
+            let place = conformance.unwrap_or_else(|| format!("{suite}/main.rs"));
+            assert!(tests.join(&place).is_file(), "there is no {place}");
+        }
     }
 }
