@@ -69,7 +69,8 @@ pub(super) fn provide(servers: &Path) -> anyhow::Result<()> {
         let folder = servers.join(release.folder);
         let recipe = format!("{REVISION}\n{}\n{}\n", release.suites.join(" "), release.packages);
         filled(&folder, &recipe, |new| {
-            let packages = download(release, new).with_context(|| format!("{} cannot be had", release.packages))?;
+            let packages = download(release, new)
+                .with_context(|| format!("the servers of Debian's {} cannot be had", release.folder))?;
             for package in packages {
                 let unpack = Command::program("dpkg-deb", "--extract").with_argument(package.display().to_string());
                 unpack.with_argument(new.display().to_string()).output()?;
@@ -107,7 +108,7 @@ fn download(release: &Release, new: &Path) -> anyhow::Result<Vec<PathBuf>> {
         let line = format!("-q -c ../apt.conf {line}");
         Command::program("apt-get", &line).in_folder(&apt.join("packages"))
     };
-    get("update").run()?;
+    get("update --error-on=any").run()?;
     get(&format!("download {}", release.packages)).run()?;
     fs::read_dir(apt.join("packages"))?.map(|entry| Ok(entry?.path())).collect()
 }
