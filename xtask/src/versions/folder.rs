@@ -17,7 +17,7 @@ const RECIPE: &str = "recipe";
 /// look into the administrator's home.
 pub(super) fn of_servers() -> anyhow::Result<PathBuf> {
     if let Some(named) = env::var_os(VARIABLE).filter(|named| !named.is_empty()) {
-        return Ok(PathBuf::from(named));
+        return std::path::absolute(named).context("the folder of servers has no place");
     }
     let is_root = Command::program("id", "-u").output().is_ok_and(|id| id.trim_ascii() == b"0");
     let home = || env::home_dir().map(|home| home.join(".cache"));
