@@ -11,6 +11,7 @@ use sqlx::{AssertSqlSafe, Connection as _, Executor as _, MySql, MySqlPool};
 use super::address::Source;
 use super::query::Connections;
 use super::statements::Statements;
+use super::waits::ReadBound;
 use super::{Inner, MySqlAddress, MySqlStore, check, waits, watch};
 use crate::clock::SystemClock;
 use crate::paused::explained;
@@ -163,7 +164,9 @@ async fn is_alive(ping: impl Future<Output = Result<(), sqlx::Error>>) -> bool {
 }
 
 fn store(connections: Connections, table: TableName) -> MySqlStore {
-    let statements = Arc::new(Statements::new(&table));
+    let bound = ReadBound { locks: LOCK_WAIT_SECONDS, whole: connections.response_timeout };
+    let statements = Arc::new(Statements::new(&table, Some(bound)));
+    let in_transactions = Statements::new(&table, None);
     let renewals = connections.for_renewals();
     let watchers = {
         let (connections, statements) = (connections.clone(), Arc::clone(&statements));
@@ -176,6 +179,7 @@ fn store(connections: Connections, table: TableName) -> MySqlStore {
         connections,
         renewals,
         statements,
+        in_transactions,
         table,
         watchers,
         fences: Fences::default(),

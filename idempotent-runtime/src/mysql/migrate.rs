@@ -17,10 +17,10 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const SCRIPT: &str = include_str!("../../migrations/mysql/0001_records.sql");
 
 pub(super) async fn migrate(store: &Inner) -> Result<(), StoreError> {
-    let mut lease = store.connections.lease(OPERATION).await?;
+    let mut lease = store.connections.impatient(OPERATION).await?;
     let result = in_time(OPERATION, PATIENCE, up_to_date(store, &mut lease)).await;
     if is_answered(&result) {
-        lease.end();
+        store.connections.end_impatient(lease);
     }
     let version = result?;
     if version > VERSION {

@@ -56,6 +56,8 @@ struct Inner {
     connections: Connections,
     renewals: Connections,
     statements: Arc<Statements>,
+    /// Those for transactions of the user's, where the call says how long a lock is waited for.
+    in_transactions: Statements,
     table: TableName,
     watchers: Arc<Watchers>,
     fences: Fences,

@@ -1,5 +1,7 @@
 //! How long the server waits for the locks of others.
 
+use std::time::Duration;
+
 use sqlx::{AssertSqlSafe, Error, MySqlConnection, raw_sql};
 
 /// Locks of rows; and locks of tables, as `ALTER TABLE`, `LOCK TABLES` and `FLUSH TABLES WITH READ LOCK` take them, for
@@ -10,6 +12,29 @@ const BOUNDS: [&str; 2] = ["innodb_lock_wait_timeout", "lock_wait_timeout"];
 pub(super) fn bounds(seconds: u128) -> String {
     let seconds = seconds.clamp(1, 1 << 24);
     BOUNDS.map(|name| format!("SESSION {name} = {seconds}")).join(", ")
+}
+
+/// How long the server may wait and work for a read that bounds itself.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ReadBound {
+    pub(super) locks: u128,
+    pub(super) whole: Duration,
+}
+
+impl ReadBound {
+    /// `SELECT`, and what bounds it on either server: that needs no round trip, changes nothing in a session that belongs to
+    /// somebody else, and does not depend on what a pooler has made of a session's settings. MariaDB runs what is in the
+    /// first comment, and MySQL takes the second one for hints. On both the lock bound holds already while the statement is
+    /// prepared, which waits for the table too. There is nothing like it for the locks of rows on MySQL, so writes are
+    /// bounded by their session.
+    pub(super) fn select(self) -> String {
+        let Self { locks, whole } = self;
+        let (seconds, millis) = (whole.as_secs_f64(), whole.as_millis().max(1));
+        format!(
+            "/*M!100100 SET STATEMENT lock_wait_timeout = {locks}, max_statement_time = {seconds:.3} FOR */ \
+             SELECT /*+ SET_VAR(lock_wait_timeout = {locks}) MAX_EXECUTION_TIME({millis}) */"
+        )
+    }
 }
 
 /// From now on the session, which is not ours, waits for `seconds` at most. Its user's own bounds are kept in variables of
@@ -25,4 +50,20 @@ pub(super) async fn bound(connection: &mut MySqlConnection, seconds: u128) -> Re
 pub(super) async fn restore(connection: &mut MySqlConnection) -> Result<(), Error> {
     let restoring = BOUNDS.map(|name| format!("SESSION {name} = @idempotency_{name}, @idempotency_{name} = NULL"));
     raw_sql(AssertSqlSafe(format!("SET {}", restoring.join(", ")))).execute(connection).await.map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Duration, ReadBound};
+
+    /// The tests run on MariaDB: what MySQL is told is in MySQL's manual, and here.
+    #[test]
+    fn a_read_bounds_itself_on_both_servers() {
+        let bound = ReadBound { locks: 1, whole: Duration::from_millis(1_500) };
+        assert_eq!(
+            bound.select(),
+            "/*M!100100 SET STATEMENT lock_wait_timeout = 1, max_statement_time = 1.500 FOR */ \
+             SELECT /*+ SET_VAR(lock_wait_timeout = 1) MAX_EXECUTION_TIME(1500) */"
+        );
+    }
 }
