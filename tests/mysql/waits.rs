@@ -131,12 +131,10 @@ async fn readers(world: &World, pool: &MySqlPool) -> anyhow::Result<[(&'static s
 const PATIENT_READERS: &str = "SET SESSION lock_wait_timeout = 600, max_statement_time = 500";
 
 async fn read_all(store: &MySqlStore) -> Vec<StoreError> {
-    let reads = futures::future::join_all((0..4).map(|number| store.read(key(number)))).await;
-    let others = [
-        store.scan(Scan::default()).await.map(drop),
-        store.watch(key(1)).await.map(drop),
-        store.fence(key(1), fresh()).await.map(drop),
-    ];
+    let reads = futures::future::join_all((0..4).map(|number| store.read(key(number))));
+    let (listing, watching, asking) = (store.scan(Scan::default()), store.watch(key(1)), store.fence(key(1), fresh()));
+    let (reads, listed, watched, asked) = futures::join!(reads, listing, watching, asking);
+    let others = [listed.map(drop), watched.map(drop), asked.map(drop)];
     let answers = reads.into_iter().map(|read| read.map(drop)).chain(others);
     answers.map(|answer| answer.expect_err("the table is locked")).collect()
 }

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{Connection as _, PgPool, Postgres};
+use sqlx::{ConnectOptions as _, Connection as _, PgPool, Postgres};
 use tokio::runtime::Handle;
 
 use super::address::Source;
+use super::bounds::{Asked, Bounds};
 use super::session::Sessions;
 use super::statements::Statements;
 use super::{Inner, PostgresAddress, PostgresStore, check, look};
@@ -117,15 +118,20 @@ impl PostgresStoreBuilder {
             return Err(StoreError::new(StoreErrorKind::Config, "connect")
                 .with_detail("a pool of connections is made inside a Tokio runtime"));
         }
-        let pools = match self.source? {
-            Source::Server(options) => own_pools(*options, self.max_connections, self.response_timeout, self.prepares),
-            Source::Pool(pool) => Pools::given(pool),
+        let bounds = Bounds::of(self.response_timeout);
+        let (pools, asked) = match self.source? {
+            Source::Server(options) => {
+                let asked = Asked::new(bounds, self.prepares);
+                (own_pools(*options, self.max_connections, self.response_timeout, self.prepares, &asked), asked)
+            }
+            Source::Pool(pool) => (Pools::given(pool), Asked::new(bounds, false)),
         };
-        Ok(store(Sessions::new(pools, self.prepares, self.response_timeout), table))
+        Ok(store(Sessions::new(pools, self.prepares, self.response_timeout, asked), table))
     }
 
     pub(super) fn in_pool(pool: PgPool) -> PostgresStore {
-        store(Sessions::new(Pools::given(pool), true, RESPONSE_TIMEOUT), TableName::default())
+        let asked = Asked::new(Bounds::of(RESPONSE_TIMEOUT), false);
+        store(Sessions::new(Pools::given(pool), true, RESPONSE_TIMEOUT, asked), TableName::default())
     }
 }
 
@@ -136,17 +142,12 @@ impl fmt::Debug for PostgresStoreBuilder {
     }
 }
 
-/// How long the server may let a statement wait for a lock: one that it gives up before we do has certainly not taken
-/// effect. A claim that waits on when nobody listens any more would leave a record that nobody owns.
-fn lock_timeout(response_timeout: Duration) -> Duration {
-    response_timeout * 3 / 4
-}
-
 fn own_pools(
     options: PgConnectOptions,
     connections: u32,
     response_timeout: Duration,
     prepares: bool,
+    asked: &Asked,
 ) -> Pools<Postgres> {
     // A pooler refuses settings that it does not know; no column is a floating-point number.
     let mut options = options.extra_float_digits(None);
@@ -154,21 +155,23 @@ fn own_pools(
         options = options.application_name("idempotency");
     }
     if prepares {
-        options = options.options([
-            ("default_transaction_isolation", String::from("read committed")),
-            ("lock_timeout", lock_timeout(response_timeout).as_millis().max(1).to_string()),
-            ("statement_timeout", (response_timeout * 9 / 10).as_millis().max(1).to_string()),
-        ]);
+        options = options.options([("default_transaction_isolation", "read committed")]);
+        options = options.options(Bounds::of(response_timeout).settings());
     } else {
-        options = options.statement_cache_capacity(0);
+        // The client's log has whole statements, in which there would be results.
+        options = options.statement_cache_capacity(0).disable_statement_logging();
     }
-    let pool = PgPoolOptions::new()
+    let mut pool = PgPoolOptions::new()
         .max_connections(connections)
         .acquire_timeout(response_timeout)
         .test_before_acquire(false)
         .before_acquire(|connection, metadata| {
             Box::pin(async move { Ok(metadata.idle_for < FRESH || is_alive(connection.ping()).await) })
         });
+    if prepares {
+        let asked = asked.clone();
+        pool = pool.after_connect(move |connection, _| Box::pin(asked.clone().read_back(connection)));
+    }
     Pools::own(pool, options)
 }
 
@@ -178,7 +181,7 @@ async fn is_alive(ping: impl Future<Output = Result<(), sqlx::Error>>) -> bool {
 }
 
 fn store(sessions: Sessions, table: TableName) -> PostgresStore {
-    let statements = Statements::new(&table, Some(lock_timeout(sessions.response_timeout())));
+    let statements = Statements::new(&table, Some(Bounds::of(sessions.response_timeout()).locks));
     let in_transactions = Statements::new(&table, None);
     let watchers = {
         let (sessions, statement) = (sessions.clone(), Arc::clone(&statements.seen));

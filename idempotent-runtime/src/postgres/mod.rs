@@ -1,6 +1,7 @@
 //! The PostgreSQL store: a row for each record, one statement for each of the frequent transitions.
 
 mod address;
+mod bounds;
 mod builder;
 mod check;
 mod error;
@@ -133,7 +134,7 @@ pub(crate) struct PostgresTable {
 
 impl PostgresTable {
     async fn wrote(&mut self, operation: &'static str, request: Request<'_>) -> Answer<bool> {
-        let rows = request.send(operation, &mut self.connection, self.store.sessions.prepares()).await?;
+        let rows = request.send(operation, &mut self.connection, self.store.sessions.writing()).await?;
         Ok(!rows.is_empty())
     }
 }
@@ -142,7 +143,7 @@ impl Table for PostgresTable {
     async fn read(&mut self, operation: &'static str, key: KeyHash) -> Answer<Found> {
         let store = Arc::clone(&self.store);
         let request = Request::new(&store.statements.read).bytes(key.as_bytes());
-        let rows = request.send(operation, &mut self.connection, store.sessions.prepares()).await?;
+        let rows = request.send(operation, &mut self.connection, store.sessions.reading()).await?;
         found_one(operation, &store, &rows)
     }
 
@@ -202,7 +203,7 @@ impl Rows for PostgresStore {
         let Claimed::Mine(grant) = transition::claim(&mut None, claim, zero) else { return Ok(First::Raced) };
         let row = Row::new(&grant.record, 0, None, Some(zero + claim.ttl));
         let request = Request::new(&self.0.statements.claim).values(row.values());
-        let rows = match self.0.sessions.rows(OPERATION, request).await {
+        let rows = match self.0.sessions.written(OPERATION, request).await {
             Err(error) if error::is_read_only(&error) => return Box::pin(self.stored_result(claim, error)).await,
             rows => rows?,
         };
@@ -218,13 +219,13 @@ impl Rows for PostgresStore {
     async fn commit_own(&self, commit: &Commit) -> Answer<bool> {
         let owner = owner_bytes(commit.token);
         let request = commit_request(&self.0.statements, commit, &owner);
-        Ok(!self.0.sessions.rows("complete", request).await?.is_empty())
+        Ok(!self.0.sessions.written("complete", request).await?.is_empty())
     }
 
     async fn release_own(&self, release: &Release) -> Answer<bool> {
         let owner = owner_bytes(release.token);
         let request = Request::new(&self.0.statements.release).bytes(release.key.as_bytes()).bytes(&owner);
-        Ok(!self.0.sessions.rows("release", request).await?.is_empty())
+        Ok(!self.0.sessions.written("release", request).await?.is_empty())
     }
 
     async fn page(&self, after: Option<KeyHash>, limit: usize) -> Answer<Vec<Listed>> {

@@ -1,12 +1,14 @@
 //! Connections for one request each.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::Postgres;
 use sqlx::postgres::PgRow;
 
+use super::bounds::{Asked, Bounds};
 use super::error::connection_error;
-use super::request::Request;
+use super::request::{Manner, Request};
 use crate::sql::{Answer, Lease, Pools, in_time, is_answered};
 use crate::store::{StoreError, StoreErrorKind};
 
@@ -16,11 +18,16 @@ pub(super) struct Sessions {
     pools: Pools<Postgres>,
     prepares: bool,
     response_timeout: Duration,
+    asked: Asked,
+    /// The same bounds, for what has to bring its own.
+    bounded: Arc<str>,
 }
 
 impl Sessions {
-    pub(super) fn new(pools: Pools<Postgres>, prepares: bool, response_timeout: Duration) -> Self {
-        Self { pools, prepares, response_timeout }
+    pub(super) fn new(pools: Pools<Postgres>, prepares: bool, response_timeout: Duration, asked: Asked) -> Self {
+        // Bytes in a text can be read in one of their two forms only.
+        let bounded = format!("{}SET LOCAL bytea_output = hex; ", Bounds::of(response_timeout).before());
+        Self { pools, prepares, response_timeout, asked, bounded: bounded.into() }
     }
 
     /// The same on connections for renewals: one sends, another is there where the first is stuck.
@@ -52,11 +59,43 @@ impl Sessions {
         })
     }
 
-    /// The rows that the one statement of `request` returns.
+    /// How a statement is sent that says itself how long it may take.
+    pub(super) fn bounded(&self) -> Manner<'_> {
+        Manner::TextAfter(&self.bounded)
+    }
+
+    /// How what reads is sent. It waits for a locked table before anything in it could say for how long. So its session says
+    /// so, or a text before it, in which there is nothing that a log of the server's must not have.
+    pub(super) fn reading(&self) -> Manner<'_> {
+        if self.prepares && self.asked.are_kept() { Manner::Prepared } else { self.bounded() }
+    }
+
+    /// How what writes is sent. See [`Statements::new`](super::statements::Statements::new) for what bounds it without its
+    /// session. As a text it would put results into the server's log, when it fails for example.
+    pub(super) fn writing(&self) -> Manner<'_> {
+        if self.prepares { Manner::Prepared } else { self.bounded() }
+    }
+
+    /// The rows that the one statement of `request` reads.
     pub(super) async fn rows(&self, operation: &'static str, request: Request<'_>) -> Answer<Vec<PgRow>> {
+        self.send(operation, request, Self::reading).await
+    }
+
+    /// The rows that the one statement of `request` returns, which writes.
+    pub(super) async fn written(&self, operation: &'static str, request: Request<'_>) -> Answer<Vec<PgRow>> {
+        self.send(operation, request, Self::writing).await
+    }
+
+    async fn send(
+        &self,
+        operation: &'static str,
+        request: Request<'_>,
+        manner: fn(&Self) -> Manner<'_>,
+    ) -> Answer<Vec<PgRow>> {
         let mut lease = self.lease(operation).await?;
-        let result =
-            in_time(operation, self.response_timeout, request.send(operation, &mut lease, self.prepares)).await;
+        // The first connection may just have been asked for its bounds.
+        let sending = request.send(operation, &mut lease, manner(self));
+        let result = in_time(operation, self.response_timeout, sending).await;
         if is_answered(&result) {
             lease.end();
         }
