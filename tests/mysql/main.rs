@@ -1,6 +1,8 @@
 //! The MySQL store on a real MariaDB server: what it costs, what it leaves alone, and how it fails.
 
+mod bounds;
 mod deadlocks;
+mod demotion;
 mod fences;
 mod outages;
 mod purging;
@@ -9,6 +11,7 @@ mod rights;
 mod rows;
 mod runtimes;
 mod sessions;
+mod starved;
 mod statements;
 mod tables;
 mod waits;

@@ -11,7 +11,7 @@ use super::statements::Statement;
 use super::{Inner, MySqlStore, commit_statement, delete_statement, read_row, replace_statement, waits};
 use crate::key::KeyHash;
 use crate::sql::transaction::{self, Identity, OwnIdentity, TransactionStore, Transactional};
-use crate::sql::{self, Answer, Found, Guard, Row, Table, TransactionDatabase, in_time, is_answered};
+use crate::sql::{self, Answer, Found, Guard, Row, Table, TransactionDatabase, in_time};
 use crate::store::transaction::{End, Keep, Kept};
 use crate::store::{Claim, Claimed, Commit, DynStore, SqlTransaction, StoreError, StoreErrorKind, Token};
 
@@ -163,9 +163,7 @@ impl TransactionStore for MySqlStore {
             identity(OPERATION, &mut lease, &store.statements.identity),
         )
         .await;
-        if is_answered(&asked) {
-            lease.end();
-        }
+        store.renewals.end(lease, asked.as_ref().err());
         let identity = asked?;
         store.identity.set(identity.clone());
         Ok(identity)

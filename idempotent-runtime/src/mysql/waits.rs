@@ -1,17 +1,59 @@
 //! How long the server waits for the locks of others.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use sqlx::{AssertSqlSafe, Error, MySqlConnection, raw_sql};
+use sqlx::{AssertSqlSafe, Error, MySqlConnection, Row as _, raw_sql};
 
 /// Locks of rows; and locks of tables, as `ALTER TABLE`, `LOCK TABLES` and `FLUSH TABLES WITH READ LOCK` take them, for
 /// which a session by itself waits a day, also when its client has gone.
 const BOUNDS: [&str; 2] = ["innodb_lock_wait_timeout", "lock_wait_timeout"];
 
 /// The assignments by which a session waits for `seconds` at most: the server counts whole ones.
-pub(super) fn bounds(seconds: u128) -> String {
+fn bounds(seconds: u128) -> String {
     let seconds = seconds.clamp(1, 1 << 24);
     BOUNDS.map(|name| format!("SESSION {name} = {seconds}")).join(", ")
+}
+
+/// Whether sessions are as they were told to be when they began. A proxy may answer what sets something by itself, or send
+/// it to another session, and then the server would wait without a bound when something is written.
+#[derive(Clone, Debug, Default)]
+pub(super) struct ReadBack(Arc<Mutex<Option<String>>>);
+
+impl ReadBack {
+    /// Begins a session of the store's own with `settings`, and bounds of `seconds`.
+    ///
+    /// # Errors
+    /// Where it is not as it was told to be. The pool tries again then until its patience is over, and says nothing but that:
+    /// see [`refusal`](Self::refusal) for the reason.
+    pub(super) async fn begin(
+        self,
+        connection: &mut MySqlConnection,
+        settings: &str,
+        seconds: u128,
+    ) -> Result<(), Error> {
+        let asked = BOUNDS.map(|name| format!("CAST(@@SESSION.{name} AS SIGNED)"));
+        let text = format!("{settings}, {}; SELECT {}", bounds(seconds), asked.join(", "));
+        let row = raw_sql(AssertSqlSafe(text)).fetch_one(connection).await?;
+        let mut refusal = None;
+        for (column, name) in BOUNDS.into_iter().enumerate() {
+            let found: i64 = row.try_get(column)?;
+            if u128::try_from(found) != Ok(seconds) {
+                refusal = Some(format!(
+                    "`SET SESSION {name} = {seconds}` has no effect: it is {found}. Does a proxy answer it, or spread the \
+                     statements of a session over several? Let it keep sessions apart, or connect to the server"
+                ));
+            }
+        }
+        let result = refusal.clone().map_or(Ok(()), |refusal| Err(Error::Configuration(refusal.into())));
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = refusal;
+        result
+    }
+
+    /// What was wrong with the session that began last.
+    pub(super) fn refusal(&self) -> Option<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 /// How long the server may wait and work for a read that bounds itself.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{ConnectOptions as _, Connection as _, PgPool, Postgres};
+use sqlx::{ConnectOptions as _, Connection as _, PgPool};
 use tokio::runtime::Handle;
 
 use super::address::Source;
@@ -16,7 +16,7 @@ use super::{Inner, PostgresAddress, PostgresStore, check, look};
 use crate::clock::SystemClock;
 use crate::paused::explained;
 use crate::sql::transaction::OwnIdentity;
-use crate::sql::{Fences, Pools, TableName, Watchers};
+use crate::sql::{Demotions, Fences, Pools, TableName, Watchers};
 use crate::store::bounds::check_timeout;
 use crate::store::{StoreError, StoreErrorKind};
 
@@ -118,20 +118,16 @@ impl PostgresStoreBuilder {
             return Err(StoreError::new(StoreErrorKind::Config, "connect")
                 .with_detail("a pool of connections is made inside a Tokio runtime"));
         }
-        let bounds = Bounds::of(self.response_timeout);
-        let (pools, asked) = match self.source? {
-            Source::Server(options) => {
-                let asked = Asked::new(bounds, self.prepares);
-                (own_pools(*options, self.max_connections, self.response_timeout, self.prepares, &asked), asked)
-            }
-            Source::Pool(pool) => (Pools::given(pool), Asked::new(bounds, false)),
+        let (prepares, response_timeout) = (self.prepares, self.response_timeout);
+        let sessions = match self.source? {
+            Source::Server(options) => own_sessions(*options, self.max_connections, response_timeout, prepares),
+            Source::Pool(pool) => sessions_of(pool, response_timeout, prepares),
         };
-        Ok(store(Sessions::new(pools, self.prepares, self.response_timeout, asked), table))
+        Ok(store(sessions, table))
     }
 
     pub(super) fn in_pool(pool: PgPool) -> PostgresStore {
-        let asked = Asked::new(Bounds::of(RESPONSE_TIMEOUT), false);
-        store(Sessions::new(Pools::given(pool), true, RESPONSE_TIMEOUT, asked), TableName::default())
+        store(sessions_of(pool, RESPONSE_TIMEOUT, true), TableName::default())
     }
 }
 
@@ -142,13 +138,15 @@ impl fmt::Debug for PostgresStoreBuilder {
     }
 }
 
-fn own_pools(
-    options: PgConnectOptions,
-    connections: u32,
-    response_timeout: Duration,
-    prepares: bool,
-    asked: &Asked,
-) -> Pools<Postgres> {
+/// Those of a pool of the user's, which are not asked for their bounds.
+fn sessions_of(pool: PgPool, response_timeout: Duration, prepares: bool) -> Sessions {
+    let asked = Asked::new(Bounds::of(response_timeout), false);
+    let demotions = Demotions::of(pool.options().get_max_connections());
+    Sessions::new(Pools::given(pool), prepares, response_timeout, asked, demotions)
+}
+
+fn own_sessions(options: PgConnectOptions, connections: u32, response_timeout: Duration, prepares: bool) -> Sessions {
+    let bounds = Bounds::of(response_timeout);
     // A pooler refuses settings that it does not know; no column is a floating-point number.
     let mut options = options.extra_float_digits(None);
     if options.get_application_name().is_none() {
@@ -156,23 +154,26 @@ fn own_pools(
     }
     if prepares {
         options = options.options([("default_transaction_isolation", "read committed")]);
-        options = options.options(Bounds::of(response_timeout).settings());
+        options = options.options(bounds.settings());
     } else {
         // The client's log has whole statements, in which there would be results.
         options = options.statement_cache_capacity(0).disable_statement_logging();
     }
+    let (asked, demotions) = (Asked::new(bounds, prepares), Demotions::of(connections));
+    let found = demotions.clone();
     let mut pool = PgPoolOptions::new()
         .max_connections(connections)
         .acquire_timeout(response_timeout)
         .test_before_acquire(false)
-        .before_acquire(|connection, metadata| {
-            Box::pin(async move { Ok(metadata.idle_for < FRESH || is_alive(connection.ping()).await) })
+        .before_acquire(move |connection, metadata| {
+            let is_demoted = found.are_younger_than(metadata.age);
+            Box::pin(async move { Ok(!is_demoted && (metadata.idle_for < FRESH || is_alive(connection.ping()).await)) })
         });
     if prepares {
         let asked = asked.clone();
         pool = pool.after_connect(move |connection, _| Box::pin(asked.clone().read_back(connection)));
     }
-    Pools::own(pool, options)
+    Sessions::new(Pools::own(pool, options), prepares, response_timeout, asked, demotions)
 }
 
 #[expect(clippy::disallowed_methods, reason = "the patience with a server is real time, whatever clock records have")]

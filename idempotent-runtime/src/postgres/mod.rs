@@ -97,11 +97,14 @@ impl PostgresStore {
     /// A store that takes its connections from `pool`. Renewals have at most two of their own, made as the pool makes
     /// its connections. Nothing is checked, and nothing is sent before the first call.
     ///
-    /// The pool's connections belong to the runtimes that made them, and come back to it as long as these go on. Who holds
-    /// many of them keeps the engine's calls waiting.
+    /// The pool's connections belong to the runtimes that made them, and come back to it as long as these go on.
     ///
-    /// Any isolation and any timeouts will do: how long a lock is waited for is said with each request. What the pool does when it makes or lends a connection must leave it outside of a
-    /// transaction.
+    /// Who holds many of them, in open transactions for example, keeps the engine's calls waiting. These are refused after
+    /// two seconds, and a call that waited for more than one of them is told in the log, once a minute. Who holds one and
+    /// makes a call needs two: as many as the pool has can stop each other. Then a pool of the store's own is better.
+    ///
+    /// Any isolation and any timeouts will do: how long a lock is waited for is said with each request. What the pool does
+    /// when it makes or lends a connection must leave it outside of a transaction.
     pub fn from_pool(pool: PgPool) -> Self {
         PostgresStoreBuilder::in_pool(pool)
     }
@@ -173,10 +176,8 @@ impl Rows for PostgresStore {
         Ok(PostgresTable { connection, store: Arc::clone(&self.0) })
     }
 
-    async fn end(&self, table: PostgresTable, answered: bool) {
-        if answered {
-            table.connection.end();
-        }
+    async fn end(&self, table: PostgresTable, failure: Option<&StoreError>) {
+        self.0.sessions.end(table.connection, failure);
     }
 
     fn response_timeout(&self) -> Duration {

@@ -7,9 +7,9 @@ use sqlx::Postgres;
 use sqlx::postgres::PgRow;
 
 use super::bounds::{Asked, Bounds};
-use super::error::connection_error;
+use super::error::{connection_error, is_read_only};
 use super::request::{Manner, Request};
-use crate::sql::{Answer, Lease, Pools, in_time, is_answered};
+use crate::sql::{Answer, Demotions, Lease, Pools, in_time, is_settled};
 use crate::store::{StoreError, StoreErrorKind};
 
 /// Where connections come from, and how requests are sent on them.
@@ -21,13 +21,20 @@ pub(super) struct Sessions {
     asked: Asked,
     /// The same bounds, for what has to bring its own.
     bounded: Arc<str>,
+    demotions: Demotions,
 }
 
 impl Sessions {
-    pub(super) fn new(pools: Pools<Postgres>, prepares: bool, response_timeout: Duration, asked: Asked) -> Self {
+    pub(super) fn new(
+        pools: Pools<Postgres>,
+        prepares: bool,
+        response_timeout: Duration,
+        asked: Asked,
+        demotions: Demotions,
+    ) -> Self {
         // Bytes in a text can be read in one of their two forms only.
         let bounded = format!("{}SET LOCAL bytea_output = hex; ", Bounds::of(response_timeout).before());
-        Self { pools, prepares, response_timeout, asked, bounded: bounded.into() }
+        Self { pools, prepares, response_timeout, asked, bounded: bounded.into(), demotions }
     }
 
     /// The same on connections for renewals: one sends, another is there where the first is stuck.
@@ -44,11 +51,7 @@ impl Sessions {
     }
 
     pub(super) async fn lease(&self, operation: &'static str) -> Answer<Lease<Postgres>> {
-        // Of many kilobytes, because it may have to make a connection, and part of every request's future.
-        let connecting = Box::pin(self.pools.acquire());
-        let connecting = async { connecting.await.map_err(|error| connection_error(operation, error)) };
-        let acquired = in_time(operation, self.response_timeout, connecting).await;
-        acquired.map(|acquired| Lease::new(acquired, self.response_timeout)).map_err(|error| {
+        self.pools.lease(operation, self.response_timeout, connection_error).await.map_err(|error| {
             // The one error of an unknown outcome here is that of the time limit, and nothing was sent.
             if !error.is_outcome_unknown() {
                 return error;
@@ -59,8 +62,17 @@ impl Sessions {
         })
     }
 
+    /// Gives the connection back if it can be used again after `failure`, what the last request on it failed with. Else it is
+    /// closed.
+    pub(super) fn end(&self, lease: Lease<Postgres>, failure: Option<&StoreError>) {
+        let is_demoted = failure.is_some_and(is_read_only) && self.demotions.seen();
+        if is_settled(failure) && !is_demoted {
+            lease.end();
+        }
+    }
+
     /// How a statement is sent that says itself how long it may take.
-    pub(super) fn bounded(&self) -> Manner<'_> {
+    fn bounded(&self) -> Manner<'_> {
         Manner::TextAfter(&self.bounded)
     }
 
@@ -96,9 +108,7 @@ impl Sessions {
         // The first connection may just have been asked for its bounds.
         let sending = request.send(operation, &mut lease, manner(self));
         let result = in_time(operation, self.response_timeout, sending).await;
-        if is_answered(&result) {
-            lease.end();
-        }
+        self.end(lease, result.as_ref().err());
         result
     }
 }

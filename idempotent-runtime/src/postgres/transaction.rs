@@ -81,7 +81,7 @@ impl Table for InTransaction<'_> {
 impl Transactional for InTransaction<'_> {
     async fn identity(&mut self) -> Answer<Identity> {
         let request = Request::new(&self.store.in_transactions.identity);
-        identity(request.send_once(OPERATION, self.connection, self.store.sessions.prepares()).await?)
+        identity(&request.send_once(OPERATION, self.connection, self.store.sessions.prepares()).await?)
     }
 
     async fn run(&mut self, statement: String) -> Answer<()> {
@@ -110,7 +110,7 @@ impl Transactional for InTransaction<'_> {
     }
 }
 
-fn identity(rows: Vec<PgRow>) -> Answer<Identity> {
+fn identity(rows: &[PgRow]) -> Answer<Identity> {
     let row = rows
         .first()
         .ok_or_else(|| StoreError::new(StoreErrorKind::Config, OPERATION).with_detail("the `meta` table is empty"))?;
@@ -137,7 +137,7 @@ impl TransactionStore for PostgresStore {
     async fn own_identity(&self) -> Answer<Identity> {
         let store = &self.0;
         let request = Request::new(&store.statements.identity);
-        let identity = identity(store.renewals.rows(OPERATION, request).await?)?;
+        let identity = identity(&store.renewals.rows(OPERATION, request).await?)?;
         store.identity.set(identity.clone());
         Ok(identity)
     }

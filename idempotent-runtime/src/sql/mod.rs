@@ -11,6 +11,8 @@
 
 mod abandoned;
 mod change;
+#[cfg(any(feature = "mysql", feature = "postgres"))]
+mod demoted;
 mod fences;
 mod in_transaction;
 mod lease;
@@ -19,12 +21,16 @@ mod pools;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod renewal;
 mod row;
+#[cfg(any(feature = "mysql", feature = "postgres"))]
+mod starved;
 pub(crate) mod store;
 pub(crate) mod transaction;
 mod watchers;
 
 pub(crate) use abandoned::Abandoned;
 pub(crate) use change::{Found, Guard, Table};
+#[cfg(any(feature = "mysql", feature = "postgres"))]
+pub(crate) use demoted::Demotions;
 pub(crate) use fences::Fences;
 pub use in_transaction::{OpenTransaction, TransactionDatabase, in_transaction};
 pub(crate) use lease::Lease;
@@ -43,7 +49,7 @@ pub(crate) use row::timestamp;
 pub(crate) use row::{COLUMNS, Listed, Row, found, integer, listed, reason_code, state_code};
 #[cfg(feature = "postgres")]
 pub(crate) use store::First;
-pub(crate) use store::{Rows, in_time, is_answered, store_of_rows};
+pub(crate) use store::{Rows, in_time, is_answered, is_settled, store_of_rows};
 pub(crate) use watchers::{Look, Seen, Watchers};
 
 pub(crate) type Answer<T> = Result<T, crate::store::StoreError>;
