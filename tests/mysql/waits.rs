@@ -122,7 +122,7 @@ async fn sessions_that_wait(world: &World) -> anyhow::Result<i64> {
 }
 
 /// Stores whose pools may wait for longer than a test takes, and connect when they are used first.
-async fn readers(world: &World, pool: &MySqlPool) -> anyhow::Result<[(&'static str, MySqlStore); 2]> {
+fn readers(world: &World, pool: &MySqlPool) -> anyhow::Result<[(&'static str, MySqlStore); 2]> {
     let own = MySqlStore::builder(&world.url).build()?;
     let foreign = MySqlStore::from_pool(pool.clone());
     Ok([("own", own), ("the user's", foreign)])
@@ -143,7 +143,7 @@ async fn read_all(store: &MySqlStore) -> Vec<StoreError> {
 async fn reads_of_a_locked_table_leave_no_session_waiting_and_the_users_bounds_alone() -> anyhow::Result<()> {
     let world = World::new().await?;
     let pool = world.pool(PATIENT_READERS).await?;
-    for (name, store) in readers(&world, &pool).await? {
+    for (name, store) in readers(&world, &pool)? {
         // Once with statements that have to be prepared, and once with those of the first time.
         for time in 1..=2 {
             let mut locking = world.pool("SET autocommit = 1").await?.acquire().await?;
@@ -170,7 +170,7 @@ async fn reads_of_a_locked_table_leave_no_session_waiting_and_the_users_bounds_a
 async fn reads_behind_somebody_who_waits_for_the_table_leave_no_session_waiting() -> anyhow::Result<()> {
     let world = World::new().await?;
     let pool = world.pool(PATIENT_READERS).await?;
-    for (name, store) in readers(&world, &pool).await? {
+    for (name, store) in readers(&world, &pool)? {
         let mut reader = world.pool("SET autocommit = 1").await?.begin().await?;
         sqlx::query("SELECT COUNT(*) FROM idempotency_records").fetch_one(&mut *reader).await?;
         let truncating = world.pool(PATIENT_READERS).await?;
@@ -194,7 +194,7 @@ async fn reads_behind_somebody_who_waits_for_the_table_leave_no_session_waiting(
 async fn a_migration_that_was_given_up_leaves_no_session_waiting() -> anyhow::Result<()> {
     let world = World::new().await?;
     let pool = world.pool(PATIENT_READERS).await?;
-    for (name, store) in readers(&world, &pool).await? {
+    for (name, store) in readers(&world, &pool)? {
         let mut locking = world.pool("SET autocommit = 1").await?.acquire().await?;
         sqlx::raw_sql("LOCK TABLES idempotency_records WRITE, idempotency_records_meta WRITE")
             .execute(&mut *locking)

@@ -49,7 +49,9 @@ pub(crate) use row::timestamp;
 pub(crate) use row::{COLUMNS, Listed, Row, found, integer, listed, reason_code, state_code};
 #[cfg(feature = "postgres")]
 pub(crate) use store::First;
-pub(crate) use store::{Rows, in_time, is_answered, is_settled, store_of_rows};
+#[cfg(feature = "sqlite")]
+pub(crate) use store::is_answered;
+pub(crate) use store::{Rows, in_time, is_settled, store_of_rows};
 pub(crate) use watchers::{Look, Seen, Watchers};
 
 pub(crate) type Answer<T> = Result<T, crate::store::StoreError>;

@@ -93,6 +93,7 @@ pub(crate) async fn in_time<A>(
 }
 
 /// Whether the connection can be used again after `result`.
+#[cfg(feature = "sqlite")]
 pub(crate) fn is_answered<A>(result: &Result<A, StoreError>) -> bool {
     is_settled(result.as_ref().err())
 }
