@@ -1,7 +1,9 @@
 //! The MySQL store on a real MariaDB server: what it costs, what it leaves alone, and how it fails.
 
+mod bounds;
 mod conflicts;
 mod deadlocks;
+mod demotion;
 mod fences;
 mod outages;
 mod purging;
@@ -10,6 +12,7 @@ mod rights;
 mod rows;
 mod runtimes;
 mod sessions;
+mod starved;
 mod statements;
 mod tables;
 mod tls;

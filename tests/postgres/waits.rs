@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
-use idempotency::store::{CrashPolicy, PostgresStore, State, Store as _};
+use anyhow::Context as _;
+use idempotency::store::{CrashPolicy, PostgresStore, Scan, State, Store as _};
 use idempotency::{Error, ErrorKind, Idempotency};
 use idempotency_test_support::deadline::eventually_async;
 use idempotency_test_support::server::{PgBouncer, PgBouncerOptions};
 use sqlx::postgres::PgPoolOptions;
+use sqlx::{Postgres, Transaction};
 
 use crate::world::{DAY, OPERATION, World, claim, key, number, token};
 
@@ -118,6 +120,79 @@ async fn a_claim_that_waited_for_a_locked_table_leaves_nothing() -> anyhow::Resu
         nobody_waits(&world).await?;
         let late = number(&world.sql("SELECT count(*) FROM idempotency_records").await?)?;
         assert_eq!(late, 1, "{name}: claims that nobody waited for were written");
+    }
+    Ok(())
+}
+
+/// All that a store can be connected by, each with a session that waits for ever unless it is told otherwise.
+async fn all_kinds(world: &World, poolers: &[PgBouncer; 2]) -> anyhow::Result<Vec<(&'static str, PostgresStore)>> {
+    let [by_session, by_transaction] = poolers;
+    let [foreign, unprepared] = patient_sessions(world).await?;
+    let url = by_transaction.through(&world.url);
+    Ok(vec![
+        ("own", PostgresStore::builder(&world.url).build()?),
+        foreign,
+        unprepared,
+        ("behind a pooler that drops settings", PostgresStore::builder(by_session.through(&world.url)).build()?),
+        ("behind a pooler of transactions", PostgresStore::builder(url).without_prepared_statements().build()?),
+    ])
+}
+
+async fn poolers(world: &World) -> anyhow::Result<[PgBouncer; 2]> {
+    let options = || PgBouncerOptions::before(world.server).setting("ignore_startup_parameters", "options");
+    let by_session = PgBouncer::start(options().setting("pool_mode", "session")).await?;
+    Ok([by_session, PgBouncer::start(options().setting("pool_mode", "transaction")).await?])
+}
+
+async fn lock(world: &World) -> anyhow::Result<Transaction<'static, Postgres>> {
+    let mut locking = PgPoolOptions::new().connect(&world.url).await?.begin().await?;
+    let statement = "LOCK TABLE idempotency_records, idempotency_records_meta IN ACCESS EXCLUSIVE MODE";
+    sqlx::raw_sql(statement).execute(&mut *locking).await?;
+    Ok(locking)
+}
+
+#[tokio::test]
+async fn reads_of_a_locked_table_leave_no_session_waiting() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    let poolers = poolers(&world).await?;
+    for (name, store) in all_kinds(&world, &poolers).await? {
+        // Once with statements that have to be prepared, and once with those of the first time.
+        for time in 1..=2 {
+            let locking = lock(&world).await?;
+            let reads = futures::future::join_all((0..4).map(|number| store.read(key(number))));
+            let (reads, listed, watched) = futures::join!(reads, store.scan(Scan::default()), store.watch(key(1)));
+            let others = [listed.map(drop), watched.map(drop)];
+            for answer in reads.into_iter().map(|read| read.map(drop)).chain(others) {
+                let error = answer.expect_err("the table is locked");
+                assert!(error.is_transient(), "{name}, {time}: {error}");
+            }
+            nobody_waits(&world).await.with_context(|| format!("{name}, {time}"))?;
+            locking.rollback().await?;
+            store.read(key(1)).await?;
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_migration_that_was_given_up_leaves_no_session_waiting() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    let poolers = poolers(&world).await?;
+    for (name, store) in all_kinds(&world, &poolers).await? {
+        let locking = lock(&world).await?;
+        let mut migrating = Box::pin(store.migrate());
+        let waits =
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()
+            AND state = 'active'";
+        let it_waits = async || world.sql(waits).await.is_ok_and(|rows| number(&rows).is_ok_and(|count| count == 1));
+        tokio::select! {
+            migrated = &mut migrating => panic!("{name}: {migrated:?}"),
+            waited = eventually_async(format!("{name} to wait"), it_waits) => waited?,
+        }
+        drop(migrating);
+        nobody_waits(&world).await.with_context(|| String::from(name))?;
+        locking.rollback().await?;
+        store.migrate().await?;
     }
     Ok(())
 }

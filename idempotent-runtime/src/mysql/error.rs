@@ -25,6 +25,11 @@ pub(super) const SYNTAX: u16 = 1064;
 /// A table is missing.
 pub(super) const NO_TABLE: u16 = 1146;
 
+/// The server takes no writes: `read_only` and `super_read_only`, a transaction or an engine that only reads.
+const READ_ONLY: [u16; 3] = [1290, 1792, 1836];
+/// The node is not part of a cluster that works.
+const NO_CLUSTER: u16 = 1047;
+
 /// The error of a request that was sent.
 pub(super) fn store_error(operation: &'static str, error: Error) -> StoreError {
     let (kind, detail) = meaning(&error);
@@ -85,6 +90,12 @@ pub(super) fn has_conflict(error: &Error) -> bool {
     database.is_some_and(is_conflict)
 }
 
+/// Whether the server may have a successor, which other connections find: it takes no writes, or left its cluster.
+pub(super) fn is_demoted(error: &StoreError) -> bool {
+    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref());
+    source.and_then(number).is_some_and(|number| READ_ONLY.contains(&number) || number == NO_CLUSTER)
+}
+
 /// `Refused` and the others that promise it only where it is certain that nothing was applied: the statement was never
 /// begun, or was rolled back before its error was sent. A statement that was interrupted may have been committed.
 fn meaning(error: &Error) -> (StoreErrorKind, Option<&'static str>) {
@@ -120,9 +131,9 @@ fn meaning_of_number(number: u16) -> (StoreErrorKind, Option<&'static str>) {
         1665 => (Config, Some("the server's `binlog_format` is STATEMENT: use MIXED or ROW")),
         1114 => (Full, Some("the table or the disk is full")),
         LOCK_WAIT_TIMEOUT => (Refused, Some("somebody else holds the lock of the row or the table")),
-        1290 | 1792 | 1836 => (Refused, Some("the server is read-only")),
+        number if READ_ONLY.contains(&number) => (Refused, Some("the server is read-only: is it a replica?")),
         1040 | 1203 | 1226 => (Refused, Some("the server has no more connections for this user")),
-        1047 => (Refused, Some("the node is not part of a working cluster")),
+        NO_CLUSTER => (Refused, Some("the node is not part of a working cluster")),
         _ => (Unavailable, None),
     }
 }

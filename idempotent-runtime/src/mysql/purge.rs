@@ -9,7 +9,7 @@ use super::MySqlStore;
 use super::error::{SYNTAX, has_conflict, number, store_error};
 use super::query::{ATTEMPTS, START, query};
 use super::statements::{MOST, Statement, filled_up};
-use crate::sql::{Answer, in_time, is_answered};
+use crate::sql::{Answer, in_time};
 use crate::store::{Purged, StoreError, StoreErrorKind};
 
 const OPERATION: &str = "purge";
@@ -53,9 +53,7 @@ impl MySqlStore {
             Err(StoreError::new(StoreErrorKind::Refused, OPERATION).with_detail("the rows were locked by others"))
         };
         let result = in_time(OPERATION, self.0.connections.response_timeout, purging).await;
-        if is_answered(&result) {
-            self.0.connections.end_impatient(lease);
-        }
+        self.0.connections.end_impatient(lease, result.as_ref().err());
         result
     }
 
