@@ -44,9 +44,11 @@ impl Connections {
 
     pub(super) async fn lease(&self, operation: &'static str) -> Answer<Lease<MySql>> {
         let failed = |operation, error| connection_error(operation, error, self.are_local());
-        self.pools.lease(operation, self.response_timeout, failed).await.map_err(|error| match self.read_back.refusal() {
-            Some(refusal) => StoreError::new(StoreErrorKind::Config, operation).with_detail(refusal),
-            None => not_sent(operation, error),
+        self.pools.lease(operation, self.response_timeout, failed).await.map_err(|error| {
+            match self.read_back.refusal() {
+                Some(refusal) => StoreError::new(StoreErrorKind::Config, operation).with_detail(refusal),
+                None => not_sent(operation, error),
+            }
         })
     }
 
