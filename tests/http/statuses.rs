@@ -94,6 +94,23 @@ async fn rule_63_an_operators_answer_that_only_announces_a_response_is_refused()
 }
 
 #[tokio::test]
+async fn rule_63_an_operators_answer_that_is_too_large_is_refused() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    world.pay("abc").header("x-status", "504").send().await?;
+    let record = world.record("abc");
+    let view = record.inspect().await?.context("there is a record")?;
+    let resolution = Resolution::response(Response::new("x".repeat(300_000)));
+    let error = record.resolve(&view, resolution).await.expect_err("it is over the limit");
+    assert_eq!(error.kind(), ErrorKind::TooLarge);
+    let told = error.to_string();
+    assert!(told.contains("nothing has changed") && !told.contains("the body"), "{told}");
+    world.pay("abc").send().await?.assert_problem(409, "uncertain")?;
+    record.resolve(&view, Resolution::response(Response::new("found by hand"))).await?;
+    assert!(world.pay("abc").send().await?.is_replayed());
+    Ok(())
+}
+
+#[tokio::test]
 async fn rule_63_the_policy_decides_about_an_unknown_outcome() -> anyhow::Result<()> {
     let retrying = World::with(|layer| layer.with_on_crash(OnCrash::Retry)).await?;
     let asking = World::with(|layer| {
