@@ -123,7 +123,8 @@ impl IdempotencyLayer {
     }
 
     /// Looks at the options, of the engine as well. An option that cannot be kept otherwise shows at the first request, as
-    /// its refusal (500, `internal`), and so with each one after it.
+    /// its refusal (500, `internal`), and so with each one after it. A JSON pointer without its slash, which leads nowhere,
+    /// otherwise shows as a key that is malformed in each body, and in a fingerprint as one of all of the body.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -138,7 +139,14 @@ impl IdempotencyLayer {
     /// [`Config`](crate::ErrorKind::Config) names the option and what it may be.
     pub fn checked(self) -> Result<Self, Error> {
         self.options.call("key").request.check()?;
-        Ok(self)
+        let in_body = self.options.keys.in_body.as_deref().map(|pointer| ("with_key_from_body", pointer));
+        let mut pointers = in_body.into_iter().chain(self.options.fingerprint.pointers());
+        match pointers.find(|(_, pointer)| !pointer.is_empty() && !pointer.starts_with('/')) {
+            None => Ok(self),
+            Some((option, pointer)) => Err(Error::config(format!(
+                "`{option}` has {pointer:?}, which is no JSON pointer; one begins with a slash, as \"/{pointer}\" does"
+            ))),
+        }
     }
 
     fn set(mut self, change: impl FnOnce(&mut Options)) -> Self {
