@@ -6,9 +6,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use axum::body::Body;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
+use idempotency::http::client::{ClientError, ClientLayer};
 use idempotency::http::{IdempotencyLayer, RequestBody, ResponseBody, Scope};
 use idempotency::store::MemoryStore;
-use idempotency::{Idempotency, Resolution};
+use idempotency::{ErrorKind, Idempotency, Resolution};
 use tower::{Layer as _, ServiceExt as _, service_fn};
 
 /// As many names as there is room for.
@@ -21,6 +22,15 @@ fn full(prefix: &str) -> HeaderMap {
         }
     }
     assert!(headers.len() > 20_000, "{}", headers.len());
+    headers
+}
+
+/// The same, but for so many.
+fn full_but(places: usize) -> HeaderMap {
+    let mut headers = full("x");
+    for number in 0..places {
+        headers.remove(format!("x-{number}"));
+    }
     headers
 }
 
@@ -93,6 +103,29 @@ async fn a_response_without_room_for_markers_is_delivered_and_kept() -> anyhow::
     scene.engine.disable("http");
     assert_eq!(scene.send().await?.status(), StatusCode::OK);
     assert_eq!(scene.runs.load(Ordering::SeqCst), 2);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_request_without_room_for_its_key_is_not_sent() -> anyhow::Result<()> {
+    let sent = Arc::new(AtomicUsize::new(0));
+    let counting = sent.clone();
+    let client = ClientLayer::new().layer(service_fn(move |_: Request<String>| {
+        counting.fetch_add(1, Ordering::SeqCst);
+        async { Ok::<_, Infallible>(Response::new(())) }
+    }));
+    let mut request = Request::post("http://shop/").body(String::new())?;
+    *request.headers_mut() = full("x-passed-on");
+    let error = client.clone().oneshot(request).await.err();
+    let Some(ClientError::NotSent(error)) = error else { anyhow::bail!("it was sent: {error:?}") };
+    assert_eq!(error.kind(), ErrorKind::InvalidKey, "{error}");
+    assert_eq!(sent.load(Ordering::SeqCst), 0);
+    // One that has its key already.
+    let mut request = Request::post("http://shop/").body(String::new())?;
+    *request.headers_mut() = full_but(1);
+    request.headers_mut().try_insert("idempotency-key", HeaderValue::from_static("\"abc\""))?;
+    client.oneshot(request).await?;
+    assert_eq!(sent.load(Ordering::SeqCst), 1);
     Ok(())
 }
 
