@@ -150,7 +150,10 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
     async fn answer<E>(self, response: Response<R>) -> Handled<E> {
         let (mut head, body) = response.into_parts();
         let Some(context) = Context::try_current().filter(|context| context.attempt() > 0) else {
-            self.options.markers.bypassed(&mut head.headers);
+            if !self.options.markers.bypassed(&mut head.headers) {
+                let failure = self.options.unprotected_failure().map(ResponseBody::full);
+                return self.deliver(failure, Fate::Release);
+            }
             return self.settle(head, ResponseBody::untouched(body), Fate::Release);
         };
         // A promise about another record, if it is there: of a layer inside, or of a service that was asked.
@@ -205,8 +208,12 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
     }
 
     fn settle<E>(self, head: response::Parts, body: ResponseBody<R>, fate: Fate) -> Handled<E> {
+        self.deliver(Response::from_parts(head, body), fate)
+    }
+
+    fn deliver<E>(self, response: Response<ResponseBody<R>>, fate: Fate) -> Handled<E> {
         // A client that is gone gets the answer when it comes back.
-        let _ = self.delivery.send(Delivery::Settled(Response::from_parts(head, body)));
+        let _ = self.delivery.send(Delivery::Settled(response));
         Handled::Answered { fate }
     }
 

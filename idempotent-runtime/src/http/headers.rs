@@ -178,19 +178,23 @@ impl Markers {
         }
     }
 
-    /// Tells that the request ran without protection.
-    pub(super) fn bypassed(&self, headers: &mut HeaderMap) {
+    /// Tells that the request ran without protection. `false`: there is no room for the marker, which clients go by.
+    #[must_use]
+    pub(super) fn bypassed(&self, headers: &mut HeaderMap) -> bool {
         headers.remove(self.names.expires());
-        self.mark(headers, self.names.bypassed(), HeaderValue::from_static("true"));
+        let is_marked = self.mark(headers, self.names.bypassed(), HeaderValue::from_static("true"));
         self.end(headers);
+        is_marked
     }
 
-    /// Tells why the request is refused, which is neither a replay nor anything that is kept.
-    pub(super) fn refused(&self, headers: &mut HeaderMap, kind: ProblemKind) {
+    /// Tells why the request is refused, which is neither a replay nor anything that is kept. `false`: there is no room for
+    /// the marker, which clients go by.
+    #[must_use]
+    pub(super) fn refused(&self, headers: &mut HeaderMap, kind: ProblemKind) -> bool {
         for name in self.names.written().into_iter().chain([&IDEMPOTENCY_PROBLEM]) {
             headers.remove(name);
         }
-        self.mark(headers, self.names.problem(), HeaderValue::from_static(kind.name()));
+        self.mark(headers, self.names.problem(), HeaderValue::from_static(kind.name()))
     }
 
     /// A response from the record, as it is sent. `None`: it has so many headers that there is no room for the marker,

@@ -315,8 +315,8 @@ impl IdempotencyLayer {
     /// ```
     ///
     /// It changes how a refusal looks, not what is decided: no handler runs, nothing is recorded, and the response is a
-    /// 4xx or 5xx with `Cache-Control: no-store` and the kind in `Idempotency-Problem`. Where it panics, or gives another
-    /// status, the response is the default's.
+    /// 4xx or 5xx with `Cache-Control: no-store` and the kind in `Idempotency-Problem`. Where it panics, gives another status or
+    /// leaves no room for these headers, the response is the default's.
     pub fn with_problem(
         self,
         shape: impl Fn(&Problem, Response<Bytes>) -> Response<Bytes> + Send + Sync + 'static,
@@ -383,7 +383,8 @@ impl IdempotencyLayer {
     /// The mark keeps clients from sending the request again, and it is on responses of this layer alone. The response that
     /// something in front makes of an *error* of the service behind has none, and neither has the answer of a time limit in
     /// front: clients send such requests again, with a second effect. So make responses of errors behind the layer. The
-    /// same holds for a [disabled](crate::Idempotency::disable) operation.
+    /// same holds for a [disabled](crate::Idempotency::disable) operation. A response that has no room for the mark, with tens of
+    /// thousands of headers, is replaced by a 500 that has it.
     pub fn with_fail_open(self) -> Self {
         self.set(|options| options.fail_open = true)
     }

@@ -382,12 +382,12 @@ impl Guard {
 
     /// The answer to a request whose handler panicked, or a function before it.
     fn panicked<R>(&self, is_bypassed: bool) -> Response<ResponseBody<R>> {
-        let mut response = self.refuse(ProblemKind::Internal);
-        // Its effect may be there, and no record would stop another one.
         if is_bypassed {
-            self.options.markers.bypassed(response.headers_mut());
+            // Its effect may be there, and no record would stop another one.
+            self.options.unprotected_failure().map(ResponseBody::full)
+        } else {
+            self.refuse(ProblemKind::Internal)
         }
-        response
     }
 
     /// Runs the handler without a claim, in a task of its own too.
@@ -423,9 +423,11 @@ impl Guard {
         let handler = self.scope().of_body(context).wrap(handler).in_current_span();
         match tokio::spawn(handler).await {
             Ok(response) => {
-                let mut response = response?.map(ResponseBody::untouched);
-                self.options.markers.bypassed(response.headers_mut());
-                Ok(response)
+                let (mut head, body) = response?.into_parts();
+                if !self.options.markers.bypassed(&mut head.headers) {
+                    return Ok(self.options.unprotected_failure().map(ResponseBody::full));
+                }
+                Ok(Response::from_parts(head, ResponseBody::untouched(body)))
             }
             Err(_) => Ok(self.panicked(true)),
         }
