@@ -228,7 +228,9 @@ impl IdempotencyLayer {
     /// Lets the next request with the key ask the outside world when a handler began and nobody knows whether it finished:
     /// see [`Call::on_crash_verify`](crate::Call::on_crash_verify), also for when this is safe. The question gets the
     /// [`Context`] of the call and the request, and its answer is the response, lets the handler run, or leaves the record
-    /// in doubt. So does a response with a status of 1xx, which none can have.
+    /// in doubt. So does a response with a status of 1xx, which none can have. One over the limit
+    /// ([`with_max_response_body`](Self::with_max_response_body)) says that there was an answer, and is not kept: everybody gets
+    /// 409, `not-kept`.
     ///
     /// ```
     /// # use idempotent_runtime::{Context, Idempotency, Verdict, store::MemoryStore};

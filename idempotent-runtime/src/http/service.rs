@@ -24,7 +24,7 @@ use super::options::{Crash, Options};
 use super::problem::{Problem, ProblemKind};
 use super::request_body::{RequestBody, Unread};
 use super::response_body::{OpenEnd, ResponseBody};
-use super::stored::{Stored, of_response, read};
+use super::stored::{Stored, not_kept, of_response, read};
 use super::{BoxError, hook, scope};
 use crate::clock::Timestamp;
 use crate::context::Context;
@@ -279,6 +279,7 @@ impl Guard {
             Handled::Answered { .. } => response.unwrap_or_else(|| self.refuse(ProblemKind::Internal)),
             Handled::Failed { error, .. } => return Err(error),
             Handled::NotBegun => self.refused(&Error::new(ErrorKind::StoreUnavailable)),
+            Handled::Lost(error) => self.refused(&error),
             Handled::Replayed(record) => self.replay(record.body.clone()).await,
             Handled::Vouched(Vouched { record, .. }) => self.replay(record).await,
             Handled::Refused(error) => match (error.kind(), response) {
@@ -449,7 +450,9 @@ fn vouch(options: &Options, context: &Context, verdict: Verdict<Response<Bytes>>
     let (head, body) = response.into_parts();
     let ttl = options.ttl_of(&head);
     let until = context.store_time().map(|now| now + ttl);
+    let status = head.status;
     let (state, record) = of_response(Response::from_parts(head, body), until);
+    let record = if record.len() > options.response_limit() { not_kept(status) } else { record };
     Verdict::Completed(Vouched { state, record, ttl })
 }
 
