@@ -95,10 +95,14 @@ pub(super) fn replayable(headers: &HeaderMap) -> Vec<(&HeaderName, &HeaderValue)
     headers.iter().filter(|(name, _)| may_be_replayed(name) && !of_connection(name)).collect()
 }
 
+/// Whether a response with this status has no content.
+pub(super) fn is_without_content(status: StatusCode) -> bool {
+    matches!(status, StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT | StatusCode::NOT_MODIFIED)
+}
+
 /// Whether a server sends nothing of the response's body, whatever there is of it.
 pub(super) fn is_without_body(response: &response::Parts) -> bool {
-    const WITHOUT: [StatusCode; 3] = [StatusCode::NO_CONTENT, StatusCode::RESET_CONTENT, StatusCode::NOT_MODIFIED];
-    WITHOUT.contains(&response.status) || declared_length(response) == Some(0)
+    is_without_content(response.status) || declared_length(response) == Some(0)
 }
 
 /// How many bytes the response says that its body has.

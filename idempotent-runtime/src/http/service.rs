@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context as Task, Poll};
 
 use bytes::Bytes;
-use http::{Request, Response, request};
+use http::{Request, Response, Version, request};
 use http_body::Body;
 use pin_project_lite::pin_project;
 use tokio::sync::oneshot;
@@ -83,12 +83,20 @@ where
             KindProjection::Untouched { future } => {
                 future.poll(task).map_ok(|response| response.map(ResponseBody::untouched))
             }
-            KindProjection::Guarded { future } => future.as_mut().poll(task),
+            KindProjection::Guarded { future } => future.as_mut().poll(task).map_ok(of_this_hop),
             KindProjection::Refused { response } => {
-                response.take().map_or(Poll::Pending, |response| Poll::Ready(Ok(response)))
+                response.take().map_or(Poll::Pending, |response| Poll::Ready(Ok(of_this_hop(response))))
             }
         }
     }
+}
+
+/// `response` without the version of another hop, which a gateway passes on. A server would frame it as one of that version:
+/// of HTTP/1.0 it ends with its connection, and a body that breaks off looks whole. What a client of HTTP/1.0 gets, the server
+/// sees to.
+fn of_this_hop<B>(mut response: Response<B>) -> Response<B> {
+    *response.version_mut() = Version::HTTP_11;
+    response
 }
 
 impl<F, R, E> fmt::Debug for ResponseFuture<F, R, E> {
