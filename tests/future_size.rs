@@ -139,6 +139,71 @@ fn a_question_takes_no_room_before_it_is_asked() {
     assert_within("with a question", 1, &plain::buffer(1), &buffers(1));
 }
 
+/// Each with what it is in the function that has no annotation.
+mod rare {
+    use idempotency::Verdict;
+
+    use super::{Error, Order, idempotent};
+
+    #[idempotent(key = id, ttl = "24h", detach)]
+    pub(crate) async fn detached(id: u64) -> Result<u64, Error> {
+        tokio::task::yield_now().await;
+        Ok(id)
+    }
+
+    #[idempotent(key = id, ttl = "24h", detach, on_crash = verify(async |_| Ok(Verdict::Completed(id))))]
+    pub(crate) async fn detached_with_a_question(id: u64) -> Result<u64, Error> {
+        tokio::task::yield_now().await;
+        Ok(id)
+    }
+
+    #[idempotent(key = id, ttl = "24h", on_crash = verify(async |_| Ok(Verdict::Completed(id))))]
+    pub(crate) async fn with_a_question(id: u64) -> Result<u64, Error> {
+        tokio::task::yield_now().await;
+        Ok(id)
+    }
+
+    #[idempotent(key = order.id, ttl = "24h", detach)]
+    pub(crate) async fn large_detached(order: Order) -> Result<u8, Error> {
+        tokio::task::yield_now().await;
+        Ok(order.bytes[0])
+    }
+
+    #[idempotent(key = order.id, ttl = "24h", detach, on_crash = verify(async |_| Ok(Verdict::Completed(order.bytes[1]))))]
+    pub(crate) async fn large_detached_with_a_question(order: Order) -> Result<u8, Error> {
+        tokio::task::yield_now().await;
+        Ok(order.bytes[0])
+    }
+
+    #[idempotent(key = order.id, ttl = "24h", on_crash = verify(async |_| Ok(Verdict::Completed(order.bytes[1]))))]
+    pub(crate) async fn large_with_a_question(order: Order) -> Result<u8, Error> {
+        tokio::task::yield_now().await;
+        Ok(order.bytes[0])
+    }
+}
+
+#[test]
+fn a_detached_call() {
+    assert_within("detached", 1, &plain::small(1), &rare::detached(1));
+    let order = || Order { id: 1, bytes: [0; 1024] };
+    assert_within("large, detached", 1, &plain::large_argument(order()), &rare::large_detached(order()));
+}
+
+#[test]
+fn a_call_with_a_question() {
+    assert_within("with a question", 1, &plain::small(1), &rare::with_a_question(1));
+    let order = || Order { id: 1, bytes: [0; 1024] };
+    assert_within("large, with a question", 1, &plain::large_argument(order()), &rare::large_with_a_question(order()));
+}
+
+#[test]
+fn a_detached_call_with_a_question() {
+    assert_within("detached, with a question", 1, &plain::small(1), &rare::detached_with_a_question(1));
+    let order = || Order { id: 1, bytes: [0; 1024] };
+    let large = rare::large_detached_with_a_question(order());
+    assert_within("large, detached, with a question", 1, &plain::large_argument(order()), &large);
+}
+
 #[cfg(all(feature = "memory", feature = "mysql", feature = "postgres", feature = "redis", feature = "sqlite"))]
 mod stores {
     use std::time::Duration;

@@ -12,14 +12,22 @@ use idempotency::store::{Record, StoreError, StoreErrorKind, envelope};
 pub(crate) struct Directory {
     path: PathBuf,
     clock: Arc<dyn Clock>,
-    /// Held from reading a record to writing it back.
-    step: Mutex<()>,
+    /// The largest fence of a record that is gone. Held from reading a record to writing it back.
+    gone: Mutex<u64>,
 }
+
+/// Where it is written down.
+const GONE: &str = "gone";
 
 impl Directory {
     pub(crate) fn open(path: PathBuf, clock: impl Clock) -> io::Result<Self> {
         fs::create_dir_all(&path)?;
-        Ok(Self { path, clock: Arc::new(clock), step: Mutex::new(()) })
+        let gone = match fs::read_to_string(path.join(GONE)) {
+            Ok(fence) => fence.parse().map_err(io::Error::other)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+            Err(error) => return Err(error),
+        };
+        Ok(Self { path, clock: Arc::new(clock), gone: Mutex::new(gone) })
     }
 
     /// Reads the record, lets `transition` change it, and writes it back, all as one step. Files are quick enough to
@@ -33,7 +41,17 @@ impl Directory {
         key: KeyHash,
         transition: impl FnOnce(&mut Option<Record>, Timestamp) -> R,
     ) -> Result<R, StoreError> {
-        let _step = self.step.lock().unwrap_or_else(PoisonError::into_inner);
+        self.step_above(operation, key, |slot, now, _| transition(slot, now))
+    }
+
+    /// The same for a claim, whose fence is above those of all records that are gone.
+    pub(crate) fn step_above<R>(
+        &self,
+        operation: &'static str,
+        key: KeyHash,
+        transition: impl FnOnce(&mut Option<Record>, Timestamp, u64) -> R,
+    ) -> Result<R, StoreError> {
+        let mut gone = self.gone.lock().unwrap_or_else(PoisonError::into_inner);
         let now = self.clock.now();
         let before = match fs::read(self.file(key)) {
             Ok(bytes) => Some(envelope::decode(key, bytes.into(), now).map_err(|error| error.during(operation))?),
@@ -41,21 +59,34 @@ impl Directory {
             Err(error) => return Err(unavailable(operation, error)),
         };
         let mut slot = before.clone();
-        let answer = transition(&mut slot, now);
+        let answer = transition(&mut slot, now, *gone);
         if slot != before {
-            self.write(key, slot.as_ref()).map_err(|error| unavailable(operation, error))?;
+            let written = match (&slot, &before) {
+                (Some(record), _) => self.write(&key.to_hex(), &envelope::encode(record)),
+                (None, Some(record)) => self.remove(record, &mut gone),
+                (None, None) => Ok(()),
+            };
+            written.map_err(|error| unavailable(operation, error))?;
         }
         Ok(answer)
     }
 
-    /// A crash in the middle leaves the old record or the new one, never a part of one.
-    fn write(&self, key: KeyHash, record: Option<&Record>) -> io::Result<()> {
-        let Some(record) = record else { return fs::remove_file(self.file(key)) };
+    /// A crash in the middle leaves the old file or the new one, never a part of one.
+    fn write(&self, name: &str, contents: &[u8]) -> io::Result<()> {
         let new = self.path.join("new");
         let mut file = File::create(&new)?;
-        file.write_all(&envelope::encode(record))?;
+        file.write_all(contents)?;
         file.sync_all()?;
-        fs::rename(new, self.file(key))
+        fs::rename(new, self.path.join(name))
+    }
+
+    /// The fence first: a resource may have seen it, and refuses smaller ones.
+    fn remove(&self, record: &Record, gone: &mut u64) -> io::Result<()> {
+        if record.fence > *gone {
+            self.write(GONE, record.fence.to_string().as_bytes())?;
+            *gone = record.fence;
+        }
+        fs::remove_file(self.file(record.key))
     }
 
     /// The keys of all records, in order.

@@ -35,7 +35,7 @@ impl Store for FileStore {
     }
 
     async fn claim(&self, claim: Claim) -> Result<Claimed, StoreError> {
-        self.0.step("claim", claim.key, |slot, now| transition::claim(slot, &claim, now))
+        self.0.step_above("claim", claim.key, |slot, now, gone| transition::claim_above(slot, &claim, now, gone))
     }
 
     async fn renew(&self, renewals: Vec<Renewal>) -> Result<Vec<Written>, StoreError> {

@@ -208,6 +208,14 @@ fn start(args: &Args, function: &Function, private: &TokenStream, output: &Type)
         quote!(#private::call(#site, #key))
     };
     let start = if args.name.is_some() { start } else { quote!(#private::unnamed(#start, || {})) };
+    // A tuple of the language has no more parts than there are implementations for.
+    let start = match &args.scope {
+        Some(scope @ Key::Parts(_)) => {
+            let scope = scope.encoded(private);
+            quote!(#private::scoped(#start, #scope))
+        }
+        _ => start,
+    };
     let settings = settings(args, private);
     let witness = witness(args, private, output);
     let upgrade = args.upgrade.as_ref().map(|upgrade| quote!(.upgrade(#upgrade)));
@@ -247,7 +255,7 @@ fn site(args: &Args, function: &Function, private: &TokenStream) -> TokenStream 
 
 fn settings(args: &Args, private: &TokenStream) -> TokenStream {
     let ttl = args.ttl.as_ref().map(|ttl| quote!(.ttl(#ttl)));
-    let scope = args.scope.as_ref().map(Key::borrowed).map(|scope| quote!(.scope(#scope)));
+    let scope = args.scope.as_ref().and_then(Key::borrowed).map(|scope| quote!(.scope(#scope)));
     let fingerprint = args.fingerprint.as_ref().map(borrowed).map(|value| quote!(.fingerprint(#value)));
     let former = args.former_fingerprint.as_ref().map(|former| match former {
         FormerFingerprint::Absent => quote!(.formerly_without_fingerprint()),

@@ -68,15 +68,12 @@ impl Key {
         }
     }
 
-    /// A reference to a value that can be a key.
-    pub(crate) fn borrowed(&self) -> TokenStream {
+    /// A reference to a value that can be a key, where it is one value.
+    pub(crate) fn borrowed(&self) -> Option<TokenStream> {
         match self {
-            Self::Constant(text) => text.to_token_stream(),
-            Self::Value(value) => borrowed(value),
-            Self::Parts(parts) => {
-                let parts = parts.iter().map(Part::borrowed);
-                quote!(&(#(#parts,)*))
-            }
+            Self::Constant(text) => Some(text.to_token_stream()),
+            Self::Value(value) => Some(borrowed(value)),
+            Self::Parts(_) => None,
         }
     }
 }
@@ -108,16 +105,9 @@ impl Part {
             Self::Value(value) => added(value),
         }
     }
-
-    fn borrowed(&self) -> TokenStream {
-        match self {
-            Self::Text(text) => text.to_token_stream(),
-            Self::Value(value) => borrowed(value),
-        }
-    }
 }
 
-/// `&value`, where the parts of a tuple are borrowed one by one, so that nothing is moved out of an argument.
+/// `&value`, where the parts of a tuple are borrowed one by one, so that none of them is moved out of an argument.
 pub(crate) fn borrowed(value: &Expr) -> TokenStream {
     let span = value.span();
     if let Expr::Tuple(tuple) = plain(value) {

@@ -58,14 +58,50 @@ pub(crate) fn parts(literal: &LitStr, errors: &mut Errors) -> Vec<Part> {
     parts
 }
 
-/// Where the value that begins at `start` ends. The value may have braces of its own, in pairs.
+/// Where the value that begins at `start` ends. The value may have braces of its own, in pairs, and in literals any.
 fn closing_brace(text: &str, start: usize) -> Option<usize> {
-    let mut depth = 0_usize;
-    for (at, character) in text[start..].char_indices() {
-        match character {
+    let (mut at, mut depth) = (start, 0_usize);
+    let mut word = "";
+    while let Some(next) = text[at..].chars().next() {
+        match next {
             '{' => depth += 1,
-            '}' if depth == 0 => return Some(start + at),
+            '}' if depth == 0 => return Some(at),
             '}' => depth -= 1,
+            _ => {}
+        }
+        let length = literal(word, &text[at..])?;
+        if length > 0 {
+            (at, word) = (at + length, "");
+            continue;
+        }
+        at += next.len_utf8();
+        let is_in_word = next == '_' || next.is_alphanumeric();
+        word = if is_in_word { &text[at - next.len_utf8() - word.len()..at] } else { "" };
+    }
+    None
+}
+
+/// How long the text or character is with which `rest` begins, behind the `word` that stands before it; zero if it begins with
+/// none, and `None` if it does not end.
+fn literal(word: &str, rest: &str) -> Option<usize> {
+    let after = |end: &str, from: usize| rest[from..].find(end).map(|at| from + at + end.len());
+    if matches!(word, "r" | "br" | "cr") {
+        let hashes = rest.len() - rest.trim_start_matches('#').len();
+        if rest[hashes..].starts_with('"') {
+            return after(&format!("\"{}", &rest[..hashes]), hashes + 1);
+        }
+    }
+    let mut characters = rest.char_indices();
+    let Some((_, quote @ ('"' | '\''))) = characters.next() else { return Some(0) };
+    // One character and another quote, or it is a lifetime or a label.
+    let is_text = quote == '"' || rest[1..].starts_with('\\') || rest.chars().nth(2) == Some('\'');
+    if !is_text {
+        return Some(0);
+    }
+    while let Some((at, character)) = characters.next() {
+        match character {
+            '\\' => drop(characters.next()),
+            _ if character == quote => return Some(at + 1),
             _ => {}
         }
     }
@@ -168,6 +204,25 @@ mod tests {
         );
         assert_eq!(split("{match a { A { id } => id }}").unwrap(), ["value match a { A { id } => id }"]);
         assert_eq!(split("{ a }").unwrap(), ["value a"]);
+    }
+
+    #[test]
+    fn braces_in_literals_of_a_value_are_text() {
+        for value in [
+            r"a.split('}')",
+            r"a.split('{')",
+            r#"a.replace("{", "}}")"#,
+            r"a.split('\'').count() + '}'.len_utf8()",
+            r#"a.replace("\"}", "")"#,
+            "a.replace(r\"\\}\", r#\"\"}\"#)",
+            r#"a.find(b"}") + br"{".len() + usize::from(b'}')"#,
+            r"'outer: loop { break 'outer a.as_bytes()[0] }",
+            r#"keep::<'static>(a, r#type, "}")"#,
+        ] {
+            assert_eq!(split(&format!("{{{value}}}:{{b}}")).unwrap().len(), 3, "{value}");
+        }
+        assert!(split(r"{a.split('}").unwrap_err().contains("not an expression"), "a lifetime without a name");
+        assert!(split(r#"{a.split("}"#).unwrap_err().contains("this `{` has no `}`"));
     }
 
     #[test]

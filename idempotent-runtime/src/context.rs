@@ -177,6 +177,11 @@ impl Context {
     /// - Compare fences of one key alone. Those of two keys, or of two operations, say nothing about each other, so all
     ///   writers of a row share one.
     /// - It fits into a signed column of 64 bits.
+    /// - In memory and on SQLite the largest fence of the records that are gone is remembered. Redis, PostgreSQL and MySQL
+    ///   remember none: the next record of such a key begins at the server's time, in microseconds. A server's clock that is set
+    ///   back, or another server that takes its place with a clock that is behind, may begin below, and the resource then refuses
+    ///   that owner until the time has caught up. So do two processes on MySQL one of which claims and releases the key
+    ///   between the read and the write of the other's claim.
     ///
     /// The example `advance_with_fence` runs this, with an owner that is late.
     ///

@@ -35,8 +35,8 @@ pub enum Verdict<T> {
     Completed(T),
     /// The effect did not happen and will not: the body runs now.
     NotExecuted,
-    /// It cannot be told yet: the record stays in doubt, and is asked about again after a rest of 5 seconds, which
-    /// doubles with every attempt up to 10 minutes.
+    /// It cannot be told yet: the record stays in doubt, and is asked about again after a rest: 5 seconds for the
+    /// second attempt of the call, doubled by every attempt since, whether it asked or ran the body, up to 10 minutes.
     Unknown,
 }
 

@@ -31,6 +31,11 @@ pub fn unnamed<W>(call: Call, _in_the_function: W) -> Call {
     call.of_instance::<W>()
 }
 
+/// `call` in the scope that `scope` gives part by part.
+pub fn scoped(call: Call, scope: Key) -> Call {
+    call.in_scope(Some(scope))
+}
+
 /// The witness: the return type of a guarded function can be stored and replayed. Errors are released.
 pub fn outcome<R: Outcome>() -> Codec<R> {
     R::codec(Unstored::Release)

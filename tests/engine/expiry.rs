@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use idempotency::{Call, ErrorKind};
 
-use crate::world::{DAY, World};
+use crate::world::{DAY, OPERATION, World};
 
 const MILLI: Duration = Duration::from_millis(1);
 
@@ -48,4 +48,21 @@ async fn a_refusal_for_no_time_or_too_long_is_an_error_of_the_configuration() {
         assert!(error.to_string().contains("`after_expiry`"), "{error}");
     }
     assert_eq!(world.ledger.count(), 0);
+}
+
+/// Stores count whole milliseconds.
+#[tokio::test]
+async fn a_part_of_a_millisecond_is_rounded_up() {
+    let (world, part) = (World::new(), Duration::from_micros(1_100));
+    let call = || world.engine.call(OPERATION, 1).ttl(part).lease(MILLI).after_expiry(part);
+    assert_eq!(call().run(|| async { world.effect(1) }).await.unwrap(), "receipt 1.1");
+    world.clock.advance(MILLI);
+    assert_eq!(call().run(|| async { world.effect(1) }).await.unwrap(), "receipt 1.1");
+    for _ in 0..2 {
+        world.clock.advance(MILLI);
+        let error = call().run(|| async { world.effect(1) }).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Expired);
+    }
+    world.clock.advance(MILLI);
+    assert_eq!(call().run(|| async { world.effect(1) }).await.unwrap(), "receipt 1.2");
 }

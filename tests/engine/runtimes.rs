@@ -1,11 +1,12 @@
 //! Runtimes that end before the engine does, and engines that end before their runtime.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use idempotency::clock::{Clock, Sleep, SystemClock, Timestamp};
 use idempotency::store::{MemoryStore, Store as _};
-use idempotency::{Error, ErrorKind, Idempotency, State};
+use idempotency::{Error, ErrorKind, Idempotency, OnConflict, State};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::faults::{Fault, FaultyStore, Gate};
@@ -149,4 +150,73 @@ async fn a_claim_without_an_answer_is_released_twice_also_without_time_in_the_ba
     without_renewals(&world, world.charge(1)).await.unwrap_err();
     let twice = eventually("another release", async || world.store.requests("release") >= 2);
     without_renewals(&world, twice).await;
+}
+
+/// A call whose body has begun, and never ends.
+fn begun(engine: &Idempotency, runtime: &Runtime) -> impl Future<Output = Result<u32, Error>> + use<> {
+    let started = Gate::new();
+    let body = {
+        let started = started.clone();
+        move || async move {
+            started.open();
+            std::future::pending().await
+        }
+    };
+    let mut call = Box::pin(engine.call(OPERATION, 1).ttl(DAY).run(body));
+    runtime.block_on(async {
+        tokio::select! {
+            _ = &mut call => panic!("the body does not end"),
+            () = started.wait() => {}
+        }
+    });
+    call
+}
+
+/// A future can be dropped anywhere: beside other timers, or beside none.
+#[test]
+fn a_call_that_is_dropped_where_there_are_no_timers_is_left_to_its_policy_at_once() {
+    let (runtime, without_timers) = (runtime(), Builder::new_current_thread().build().unwrap());
+    let engine = Idempotency::new(MemoryStore::new());
+    let call = begun(&engine, &runtime);
+    {
+        let _inside = without_timers.enter();
+        drop(call);
+    }
+    let next = engine.call(OPERATION, 1).ttl(DAY).on_conflict(OnConflict::Reject);
+    let next = runtime.block_on(next.run(|| async { Ok::<u32, Error>(2) }));
+    assert_eq!(next.unwrap_err().kind(), ErrorKind::InDoubt);
+    assert_eq!(runtime.block_on(engine.shutdown(Duration::ZERO)).abandoned, 0, "no lease is left behind");
+}
+
+/// A clock that panics where it is asked to wait, on the thread of who made it.
+#[derive(Debug)]
+struct Stopped(SystemClock, std::thread::ThreadId, Arc<AtomicBool>);
+
+impl Clock for Stopped {
+    fn now(&self) -> Timestamp {
+        self.0.now()
+    }
+
+    fn monotonic(&self) -> Duration {
+        self.0.monotonic()
+    }
+
+    fn sleep(&self, duration: Duration) -> Sleep {
+        let is_stopped = self.2.load(Ordering::SeqCst) && std::thread::current().id() == self.1;
+        assert!(!is_stopped, "there is no time");
+        self.0.sleep(duration)
+    }
+}
+
+/// Else it would be renewed for an hour, and its key would be in progress for as long.
+#[test]
+fn a_lease_ends_with_its_call_also_where_the_clean_up_panics() {
+    let (runtime, is_stopped) = (runtime(), Arc::new(AtomicBool::new(false)));
+    let clock = Stopped(SystemClock::new(), std::thread::current().id(), is_stopped.clone());
+    let engine = Idempotency::builder(MemoryStore::new()).clock(clock).build();
+    let call = begun(&engine, &runtime);
+    is_stopped.store(true, Ordering::SeqCst);
+    runtime.block_on(async { drop(call) });
+    is_stopped.store(false, Ordering::SeqCst);
+    assert_eq!(runtime.block_on(engine.shutdown(Duration::ZERO)).abandoned, 0, "no lease is left behind");
 }

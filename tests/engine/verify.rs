@@ -133,6 +133,22 @@ async fn what_nobody_knows_is_in_doubt_and_is_asked_again_after_a_rest_that_grow
     assert_eq!(world.ledger.count(), 1);
 }
 
+/// The record counts attempts, and not questions without an answer among them.
+#[tokio::test]
+async fn the_first_rest_grows_with_the_attempts_before_it() {
+    let (world, provider) = (World::new(), Provider::default());
+    dropped_owner(&world).await;
+    let busy = |answer: Answer| {
+        let call = world.call(1).settle(Duration::ZERO).on_crash_verify(async |_| Ok(provider.says(answer)?));
+        call.run(|| async { Err::<String, _>(PayError::Unreachable) })
+    };
+    for _ in 0..3 {
+        assert!(matches!(busy(Ok(Verdict::NotExecuted)).await, Err(PayError::Unreachable)));
+    }
+    let unknown = ask(&world, &provider, Ok(Verdict::Unknown)).await.unwrap_err();
+    assert_eq!(unknown.retry_after(), Some(REST * 8), "the fifth attempt");
+}
+
 #[tokio::test]
 async fn an_error_of_the_question_is_returned_and_leaves_the_record_in_doubt() {
     let (world, provider) = (World::new(), Provider::default());

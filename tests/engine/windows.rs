@@ -68,6 +68,17 @@ async fn a_repetition_within_the_length_is_always_recognised_and_one_after_twice
     }
 }
 
+/// A clock shows whole milliseconds, and calls come at any time.
+#[tokio::test]
+async fn a_repetition_less_than_a_millisecond_before_the_length_is_recognised() {
+    let (world, part) = (world(), Duration::from_micros(900));
+    let send = || world.engine.call(OPERATION, ("ada", window(HOUR))).ttl(HOUR).run(|| async { world.effect(1) });
+    world.clock.advance(part);
+    send().await.unwrap();
+    world.clock.advance(HOUR.saturating_sub(Duration::from_micros(300)));
+    assert_eq!(send().await.unwrap(), "receipt 1.1");
+}
+
 #[tokio::test]
 async fn the_first_window_of_all_has_none_before_it() {
     let world = World::new();

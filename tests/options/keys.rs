@@ -27,6 +27,17 @@ async fn escaped(a: u64) -> Result<(), Error> {
     Ok(())
 }
 
+#[idempotent(key = "{a.split('}').count() as u64}:{a.replace(\"{\", \"\")}", ttl = "1h", name = "braces_in_literals")]
+async fn braces_in_literals(a: &str) -> Result<(), Error> {
+    Ok(())
+}
+
+#[idempotent(key = if own { &order.user } else { &other }, ttl = "1h", name = "branches")]
+async fn branches(order: Order, other: String, own: bool) -> Result<Order, Error> {
+    drop(other);
+    Ok(order)
+}
+
 #[idempotent(key = "nightly", ttl = "1h", name = "constant")]
 async fn constant() -> Result<(), Error> {
     Ok(())
@@ -63,6 +74,20 @@ async fn a_template_is_the_tuple_of_its_parts() {
     assert_eq!(state(engine.record("only_separators", ("a", "/", "b/c"))).await, None, "the boundary counts");
     engine.scope(escaped(5)).await.unwrap();
     assert_eq!(state(engine.record("escaped", ("{", 5, "}"))).await, Some(State::Completed));
+}
+
+#[tokio::test]
+async fn braces_in_literals_of_a_value_are_no_end_of_it() {
+    let engine = engine();
+    engine.scope(braces_in_literals("{a}b}")).await.unwrap();
+    assert_eq!(state(engine.record("braces_in_literals", (3, ":", "a}b}"))).await, Some(State::Completed));
+}
+
+#[tokio::test]
+async fn branches_that_borrow_leave_the_argument_to_the_body() {
+    let engine = engine();
+    engine.scope(branches(order(), "eve".to_owned(), true)).await.unwrap();
+    assert_eq!(state(engine.record("branches", "ada")).await, Some(State::Completed));
 }
 
 #[tokio::test]

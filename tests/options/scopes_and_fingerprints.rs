@@ -12,6 +12,12 @@ async fn templated(order: &Order) -> Result<(), Error> {
     Ok(())
 }
 
+#[idempotent(key = a, ttl = "1h", scope = "{a}:{b}:{c}:{d}:{e}:{f}:{g}:{a}", name = "long_scope")]
+#[expect(clippy::too_many_arguments, reason = "each is a value of the scope")]
+async fn long_scope(a: u8, b: u8, c: u8, d: u8, e: u8, f: u8, g: u8, effects: &Effects) -> Result<usize, Error> {
+    Ok(effects.happen())
+}
+
 #[idempotent(key = order.id, ttl = "1h", fingerprint = (order.user, order.tenant))]
 async fn fingerprinted(order: Order, effects: &Effects) -> Result<usize, Error> {
     drop(order);
@@ -26,6 +32,18 @@ async fn a_scope_is_part_of_the_key() {
     assert_eq!(state(engine.record("scoped", 7)).await, None);
     engine.scope(templated(&order())).await.unwrap();
     assert_eq!(state(engine.record("templated", 7).scope(("ada", "-", 7))).await, Some(State::Completed));
+}
+
+#[tokio::test]
+async fn a_scope_can_have_any_number_of_parts() {
+    let (engine, effects) = (engine(), Effects::default());
+    engine
+        .scope(async {
+            for (g, count) in [(7, 1), (7, 1), (8, 2)] {
+                assert_eq!(long_scope(1, 2, 3, 4, 5, 6, g, &effects).await.unwrap(), count);
+            }
+        })
+        .await;
 }
 
 #[tokio::test]

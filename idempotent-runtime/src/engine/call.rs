@@ -148,7 +148,8 @@ impl<P, V> Call<P, V> {
     }
 
     /// How long the result is kept, counted from the end of the body; required. From a millisecond up to the
-    /// engine's ceiling of 400 days, else the call fails with [`Config`](ErrorKind::Config).
+    /// engine's ceiling of 400 days, else the call fails with [`Config`](ErrorKind::Config). It is counted in whole
+    /// milliseconds of the store's clock, a part of one as one.
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.request.ttl = Some(ttl);
         self
@@ -311,7 +312,6 @@ impl<P, V> Call<P, V> {
     }
 
     /// As [`scope`](Self::scope), of a part that is encoded already; none is no scope.
-    #[cfg(feature = "http")]
     pub(crate) fn in_scope(mut self, scope: Option<Key>) -> Self {
         self.request.scope = scope;
         self
@@ -428,6 +428,14 @@ impl<P> Call<P> {
     }
 }
 
+const MILLI: Duration = Duration::from_millis(1);
+
+/// A part of a millisecond counts as one.
+fn whole_millis(time: Duration) -> Duration {
+    let part = time.subsec_nanos() % 1_000_000;
+    if part == 0 { time } else { time + Duration::from_nanos(u64::from(1_000_000 - part)) }
+}
+
 /// A call whose words were checked.
 #[derive(Clone)]
 pub(crate) struct Checked {
@@ -485,7 +493,7 @@ impl Request {
             }
             let ttl =
                 self.ttl.ok_or_else(|| Error::config("the call has no `ttl`; say how long its result is kept"))?;
-            if ttl < Duration::from_millis(1) || ttl > settings.max_ttl {
+            if ttl < MILLI || ttl > settings.max_ttl {
                 return Err(Error::config(format!("`ttl` is {ttl:?}; it goes from 1ms to {:?}", settings.max_ttl)));
             }
             let lease = self.lease.unwrap_or(settings.lease);
@@ -495,7 +503,7 @@ impl Request {
                 check_conflict(on_conflict)?;
             }
             let after_expiry = self.after_expiry.unwrap_or_default();
-            let refusable = Duration::from_millis(1)..=settings.max_ttl;
+            let refusable = MILLI..=settings.max_ttl;
             if self.after_expiry.is_some_and(|refused| !refusable.contains(&refused)) {
                 let ceiling = settings.max_ttl;
                 return Err(Error::config(format!(
@@ -517,7 +525,11 @@ impl Request {
                 Some(_) => Some(Windowed { scope: scope.to_vec(), key: self.key.clone() }),
                 None => None,
             };
-            Ok((ttl, after_expiry, lease, key, windowed, self.fingerprint?, self.former_fingerprints?))
+            // Expiry counts from the beginning of the millisecond in which the result is stored. A repetition within the
+            // length of a window is promised to the last part of one.
+            let edge = if windowed.is_some() { MILLI } else { Duration::ZERO };
+            let ttl = whole_millis(ttl) + edge;
+            Ok((ttl, whole_millis(after_expiry), lease, key, windowed, self.fingerprint?, self.former_fingerprints?))
         };
         let (ttl, after_expiry, lease, key, windowed, fingerprint, former_fingerprints) =
             checked().map_err(|error| named(error, &operation))?;

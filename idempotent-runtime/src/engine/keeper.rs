@@ -49,6 +49,8 @@ pub(super) type Spawn = dyn Fn(Task) + Send + Sync;
 pub(crate) struct Keeper {
     shared: Arc<Shared>,
     tasks: OnceLock<mpsc::UnboundedSender<Task>>,
+    /// The thread's runtime, if it has one of its own.
+    runtime: OnceLock<Handle>,
     starting: Mutex<()>,
     purge: Option<Arc<Purge>>,
     near_cache: Option<Arc<NearCache>>,
@@ -94,8 +96,9 @@ impl Keeper {
             idle: Notify::new(),
             renewing: AtomicBool::new(true),
         };
-        let (shared, tasks, starting) = (Arc::new(shared), OnceLock::new(), Mutex::new(()));
-        Self { shared, tasks, starting, purge, near_cache, spawn, answers_at_once }
+        let (shared, tasks, runtime) = (Arc::new(shared), OnceLock::new(), OnceLock::new());
+        let starting = Mutex::new(());
+        Self { shared, tasks, runtime, starting, purge, near_cache, spawn, answers_at_once }
     }
 
     /// Starts the thread, once.
@@ -113,6 +116,7 @@ impl Keeper {
             spawn(Box::pin(background));
         } else {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let _ = self.runtime.set(runtime.handle().clone());
             std::thread::Builder::new().name("idempotency-keeper".into()).spawn(move || {
                 IS_OURS.set(true);
                 runtime.block_on(background);
@@ -137,9 +141,23 @@ impl Keeper {
     /// leaves no thread any time.
     pub(crate) fn finish(&self, task: impl Future<Output = ()> + Send + 'static) {
         let mut task = self.task(task);
-        if !self.answers_at_once || !is_over_at_once(&mut task) {
+        if !self.answers_at_once || !self.is_over_at_once(&mut task) {
             self.send(task);
         }
+    }
+
+    /// Whether `task` needs no more than one look.
+    fn is_over_at_once(&self, task: &mut Task) -> bool {
+        // A thread that ends may have lost its way to any runtime.
+        if Handle::try_current().is_err() {
+            return false;
+        }
+        // It has timers, for stores that do not answer. A runtime of the caller's may have none.
+        let _inside = self.runtime.get().map(Handle::enter);
+        // Whoever was dropped may have used up what Tokio allows in one poll.
+        let look = || pin!(tokio::task::unconstrained(task)).poll(&mut Context::from_waker(Waker::noop())).is_ready();
+        // It is over with its panic, as on the thread.
+        catch_unwind(AssertUnwindSafe(look)).unwrap_or(true)
     }
 
     fn task(&self, task: impl Future<Output = ()> + Send + 'static) -> Task {
@@ -202,18 +220,6 @@ impl Keeper {
             idle.await;
         }
     }
-}
-
-/// Whether `task` needs no more than one look.
-fn is_over_at_once(task: &mut Task) -> bool {
-    // It has timers, for stores that do not answer.
-    if Handle::try_current().is_err() {
-        return false;
-    }
-    // Whoever was dropped may have used up what Tokio allows in one poll.
-    let look = || pin!(tokio::task::unconstrained(task)).poll(&mut Context::from_waker(Waker::noop())).is_ready();
-    // It is over with its panic, as on the thread.
-    catch_unwind(AssertUnwindSafe(look)).unwrap_or(true)
 }
 
 impl Drop for Keeper {

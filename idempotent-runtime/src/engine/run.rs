@@ -170,16 +170,20 @@ impl<R, B, F, P> fmt::Debug for Run<R, B, F, P> {
 }
 
 /// Makes `call` in a task of its own from the moment that its body may start: the body goes on when the caller is gone.
-pub async fn run_detached<R, P, F, B>(call: Call, codec: Codec<R, P>, body: B) -> R
+pub fn run_detached<R, P, F, B>(call: Call, codec: Codec<R, P>, body: B) -> impl Future<Output = R>
 where
     R: Send + 'static,
     P: Send + 'static,
     B: FnOnce() -> F + Send + 'static,
     F: Future<Output = R> + Send + 'static,
 {
-    match admit(call.request).await {
-        Admission::Answer(answer) => codec.reader.answer(answer),
-        admission => detach(admission, codec, body).await,
+    // Made out here: an `async fn` would have room for the call too.
+    let admission = Box::pin(admit(call.request));
+    async move {
+        match admission.await {
+            Admission::Answer(answer) => codec.reader.answer(answer),
+            admission => detach(admission, codec, body).await,
+        }
     }
 }
 
@@ -219,8 +223,13 @@ where
     in_its_own_task(call, refusals, rest).await
 }
 
-/// Runs the body of an admitted call in a task of its own.
-pub(super) async fn detach<R, P, F, B>(admission: Admission, codec: Codec<R, P>, body: B) -> R
+/// Runs the body of an admitted call in a task of its own, which begins at once. The future waits for its result, and is
+/// small: the body is not in it.
+pub(super) fn detach<R, P, F, B>(
+    admission: Admission,
+    codec: Codec<R, P>,
+    body: B,
+) -> impl Future<Output = R> + use<R, P, F, B>
 where
     R: Send + 'static,
     P: Send + 'static,
@@ -228,7 +237,7 @@ where
     F: Future<Output = R> + Send + 'static,
 {
     let (refusals, call) = (codec.reader.of_refusals(), admission.call());
-    in_its_own_task(call, refusals, Run::admitted(admission, codec, body)).await
+    in_its_own_task(call, refusals, Run::admitted(admission, codec, body))
 }
 
 /// Starts `rest`, what is left of `call`, in a task of its own, with the caller's scope and span. The future waits for its

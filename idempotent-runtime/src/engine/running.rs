@@ -216,6 +216,7 @@ impl Drop for Running {
         self.end_body();
         let engine = self.call.engine.clone();
         let (lease, budget) = (self.lease.clone(), self.call.lease);
+        let kept = Kept(engine.clone(), lease.clone());
         if let Some(observer) = &self.observer {
             observer.report(self.report.clone());
         }
@@ -225,7 +226,7 @@ impl Drop for Running {
             let keeper = engine.keeper.clone();
             let (release, repeated) = (Release::unused(lease.key, lease.token), self.repeated);
             keeper.finish(async move {
-                engine.keeper.forget(&lease);
+                drop(kept);
                 claim::give_back(&engine, release, budget, false).await;
                 drop(leader);
                 if repeated {
@@ -239,7 +240,7 @@ impl Drop for Running {
             let keeper = engine.keeper.clone();
             let rest = self.rest();
             keeper.finish(async move {
-                engine.keeper.forget(&lease);
+                drop(kept);
                 let mut park = Park::own(key, token, Reason::Unverified);
                 park.ask_again_after = rest;
                 if let Err(error) = retry::until(&engine, budget, || engine.store.clone().park(park)).await {
@@ -258,7 +259,7 @@ impl Drop for Running {
                 journal.settled(&engine, engine.settings.commit_timeout).await;
             }
             // Before that, or a renewal brings back the lease that was given up.
-            engine.keeper.forget(&lease);
+            drop(kept);
             give_up(&engine, &lease, reason, budget).await;
             drop(leader);
         };
@@ -267,6 +268,16 @@ impl Drop for Running {
         } else {
             keeper.finish(rest);
         }
+    }
+}
+
+/// A lease that is renewed until this is dropped: with what follows a dropped call, on every way out of that. Renewed any
+/// longer, by nobody's will, it would keep the key from everybody for as long as a body may run.
+struct Kept(Arc<super::Inner>, Arc<Lease>);
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.0.keeper.forget(&self.1);
     }
 }
 

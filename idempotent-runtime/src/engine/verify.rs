@@ -4,6 +4,7 @@
 //! under the same claim, or leaves the record in doubt until it may be asked again.
 
 use std::future::Future;
+use std::pin::Pin;
 use std::time::Duration;
 
 use super::admission::{Admission, admit, in_doubt};
@@ -22,7 +23,7 @@ use crate::store::{Reason, Record};
 /// How long a call waits before it asks, where nobody says: long enough for a request to arrive that was on its way when
 /// its sender died.
 pub(super) const SETTLE: Duration = Duration::from_secs(1);
-/// How long a question without an answer rests. Doubles with every attempt.
+/// How long a question without an answer rests. Doubles with every attempt: the record does not count questions by themselves.
 const FIRST_REST: Duration = Duration::from_secs(5);
 const LONGEST_REST: Duration = Duration::from_secs(600);
 
@@ -61,17 +62,21 @@ pub struct Cleared<R, P> {
 }
 
 /// Takes the claim of `call` and asks `question` if an earlier attempt may have left an effect.
-pub async fn verify<R, P, V, Q>(call: Call, codec: Codec<R, P>, question: V) -> Verified<R, P>
+pub fn verify<R, P, V, Q>(call: Call, codec: Codec<R, P>, question: V) -> impl Future<Output = Verified<R, P>>
 where
     R: Outcome,
     V: FnOnce(Context) -> Q,
     Q: Future<Output = Asked<R>>,
 {
-    match Box::pin(admit(call.request.verifying())).await {
-        Admission::Answer(answer) => Verified::Answered(codec.reader.answer(answer)),
-        // Boxed: it is rarely asked, and every future of the call would have room for it.
-        Admission::Run(running) if running.must_ask() => Box::pin(ask(running, codec, question)).await,
-        admission => Verified::Mine(Cleared { admission, codec }),
+    // Made out here: an `async fn` would have room for the call too.
+    let admission = Box::pin(admit(call.request.verifying()));
+    async move {
+        match admission.await {
+            Admission::Answer(answer) => Verified::Answered(codec.reader.answer(answer)),
+            // Boxed: it is rarely asked, and every future of the call would have room for it.
+            Admission::Run(running) if running.must_ask() => Box::pin(ask(running, codec, question)).await,
+            admission => Verified::Mine(Cleared { admission, codec }),
+        }
     }
 }
 
@@ -146,24 +151,24 @@ where
 }
 
 impl<R, P> Cleared<R, P> {
-    /// Runs the body.
-    pub fn run<F, B>(self, body: B) -> Run<R, B, F, P>
+    /// Runs the body. Boxed: what the body takes along has a place already where the question borrows it from.
+    pub fn run<F, B>(self, body: B) -> Pin<Box<Run<R, B, F, P>>>
     where
         B: FnOnce() -> F,
         F: Future<Output = R>,
     {
-        Run::admitted(self.admission, self.codec, body)
+        Box::pin(Run::admitted(self.admission, self.codec, body))
     }
 
     /// Runs the body in a task of its own.
-    pub async fn run_detached<F, B>(self, body: B) -> R
+    pub fn run_detached<F, B>(self, body: B) -> impl Future<Output = R> + use<R, P, F, B>
     where
         R: Send + 'static,
         P: Send + 'static,
         B: FnOnce() -> F + Send + 'static,
         F: Future<Output = R> + Send + 'static,
     {
-        detach(self.admission, self.codec, body).await
+        detach(self.admission, self.codec, body)
     }
 }
 

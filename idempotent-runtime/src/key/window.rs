@@ -36,7 +36,7 @@ impl Window {
 ///   the beginning of the window: nobody looks into windows that are still to come.
 /// - A call that broke off belongs to the window in which it began, also when its policy lets the next one run it again:
 ///   repetitions count from when it began, and not from when it was ended.
-/// - `ttl` is at least `length`, else the call fails with [`Config`](crate::ErrorKind::Config): a record that is
+/// - `ttl` is at least `length`, and a millisecond is added to it, since clocks show whole ones; else the call fails with [`Config`](crate::ErrorKind::Config): a record that is
 ///   gone is not found in the window before.
 /// - A key has one window, of a millisecond or more. A scope has none, and a call in a transaction
 ///   ([`run_in`](crate::Call::run_in)) neither.

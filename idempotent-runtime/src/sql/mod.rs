@@ -46,8 +46,6 @@ pub(crate) use row::Value;
 pub(crate) use row::bind;
 #[cfg(feature = "mysql")]
 pub(crate) use row::bind_values;
-#[cfg(feature = "sqlite")]
-pub(crate) use row::timestamp;
 pub(crate) use row::{COLUMNS, Listed, Row, found, integer, listed, reason_code, state_code};
 #[cfg(feature = "postgres")]
 pub(crate) use store::First;

@@ -54,13 +54,15 @@ impl TableName {
         &self.table
     }
 
-    /// `script`, which makes the default table, for this one. Names of indexes have no schema.
+    /// `script`, which makes the default table, for this one. Names of indexes and triggers have no schema.
     pub(crate) fn in_script(&self, script: &str, quote: char) -> String {
         script
             .replace("idempotency_records_purge_at", "{index}")
             .replace("idempotency_records_meta", "{meta}")
+            .replace("idempotency_records_gone", "{trigger}")
             .replace(Self::DEFAULT, &self.quoted(quote))
             .replace("{index}", &format!("{quote}{}_purge_at{quote}", self.table))
+            .replace("{trigger}", &format!("{quote}{}_gone{quote}", self.table))
             .replace("{meta}", &self.with_suffix("meta").quoted(quote))
     }
 
@@ -104,10 +106,10 @@ mod tests {
         let name = TableName::parse("shop.records_2").unwrap();
         assert_eq!(name.quoted('`'), "`shop`.`records_2`");
         assert_eq!(name.with_suffix("meta").quoted('"'), "\"shop\".\"records_2_meta\"");
-        let script =
-            "CREATE INDEX idempotency_records_purge_at ON idempotency_records; SELECT idempotency_records_meta";
-        let expected =
-            "CREATE INDEX \"records_2_purge_at\" ON \"shop\".\"records_2\"; SELECT \"shop\".\"records_2_meta\"";
+        let script = "CREATE INDEX idempotency_records_purge_at ON idempotency_records; \
+            CREATE TRIGGER idempotency_records_gone ON idempotency_records; SELECT idempotency_records_meta";
+        let expected = "CREATE INDEX \"records_2_purge_at\" ON \"shop\".\"records_2\"; \
+            CREATE TRIGGER \"records_2_gone\" ON \"shop\".\"records_2\"; SELECT \"shop\".\"records_2_meta\"";
         assert_eq!(name.in_script(script, '"'), expected);
     }
 

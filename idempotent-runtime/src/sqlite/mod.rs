@@ -26,8 +26,8 @@ use crate::clock::Clock;
 use crate::key::KeyHash;
 use crate::sql::transaction::OwnIdentity;
 use crate::sql::{
-    self, Answer, Fences, Found, Guard, Lease, Listed, Look, Pools, Row, Rows, Seen, Table, TableName, Watchers,
-    in_time, integer, is_answered, is_settled, reason_code, state_code, store_of_rows, timestamp,
+    self, Answer, COLUMNS, Fences, Found, Guard, Lease, Listed, Look, Pools, Row, Rows, Seen, Table, TableName, Watchers,
+    in_time, integer, is_answered, is_settled, reason_code, state_code, store_of_rows,
 };
 use crate::store::codes::{self, STATES};
 use crate::store::{Capabilities, Commit, Release, StoreClock, StoreError, StoreErrorKind, Token};
@@ -180,15 +180,15 @@ async fn execute(operation: &'static str, connection: &mut SqliteConnection, sta
 async fn read(
     operation: &'static str,
     connection: &mut SqliteConnection,
-    statements: &Statements,
+    store: &Inner,
     key: &KeyHash,
-    now: i64,
 ) -> Answer<Found> {
-    let reading = query(&statements.read).bind(now).bind(key_of(key)).fetch_optional(connection);
-    match reading.await.map_err(|error| store_error(operation, error))? {
-        Some(row) => sql::found(operation, &row),
-        None => Ok(Found { now: timestamp(now), stored: None }),
-    }
+    let failed = |error| store_error(operation, error);
+    let reading = query(&store.statements.read).bind(store.now()).bind(key_of(key)).fetch_one(connection);
+    let row = reading.await.map_err(failed)?;
+    let gone: i64 = row.try_get(COLUMNS.len() + 1).map_err(failed)?;
+    store.fences.granted(u64::try_from(gone).unwrap_or_default());
+    sql::found(operation, &row)
 }
 
 /// A connection for several statements on one row.
@@ -199,8 +199,7 @@ pub(crate) struct SqliteTable {
 
 impl Table for SqliteTable {
     async fn read(&mut self, operation: &'static str, key: KeyHash) -> Answer<Found> {
-        let now = self.store.now();
-        read(operation, &mut self.connection, &self.store.statements, &key, now).await
+        read(operation, &mut self.connection, &self.store, &key).await
     }
 
     async fn insert(&mut self, operation: &'static str, row: &Row) -> Answer<bool> {
@@ -284,8 +283,7 @@ impl Rows for SqliteStore {
 
     async fn row(&self, operation: &'static str, key: KeyHash) -> Answer<Found> {
         let mut lease = self.0.readers.lease(operation).await?;
-        let now = self.0.now();
-        let reading = read(operation, &mut lease, &self.0.statements, &key, now);
+        let reading = read(operation, &mut lease, &self.0, &key);
         let result = in_time(operation, self.0.response_timeout, reading).await;
         if is_answered(&result) {
             lease.give_back().await;

@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use crate::sql::{COLUMNS, TableName};
 
+/// The state of a record that was claimed.
+const IN_PROGRESS: i16 = 1;
 /// The states in which a record is unfinished: in progress and in doubt.
 const UNFINISHED: &str = "state IN (1, 2)";
 /// When nothing is left of a record: released ones and tombstones have no tombstone of their own.
@@ -39,14 +41,19 @@ impl Statements {
         let due =
             format!("SELECT key_hash FROM {table} WHERE purge_at <= ?1 AND format = 1 ORDER BY purge_at LIMIT ?2");
         let meta = name.with_suffix("meta");
+        // One row, whatever is in the table.
+        let gone = format!("(SELECT coalesce(max(fence), 0) AS gone FROM {})", meta.quoted('"'));
         // Where no schema is named, the first one that has the table is meant.
         let schema =
             meta.schema().map_or(String::from("true"), |schema| format!("open.name = '{schema}' COLLATE NOCASE"));
         let statement = |text: String| Statement::from(text);
         Self {
-            read: statement(format!("SELECT ?1, {columns} FROM {table} WHERE key_hash = ?2")),
+            read: statement(format!("SELECT ?1, {columns}, gone FROM {gone} LEFT JOIN {table} ON key_hash = ?2")),
+            // Not below the fence of a record that has come and gone since this one was decided on. A result that comes back
+            // has the fence of its claim.
             insert: statement(format!(
-                "INSERT INTO {table} ({columns}) VALUES ({}) ON CONFLICT (key_hash) DO NOTHING",
+                "INSERT INTO {table} ({columns}) SELECT {} FROM {gone} WHERE ?3 <> {IN_PROGRESS} OR ?5 > gone
+                 ON CONFLICT (key_hash) DO NOTHING",
                 places.join(", ")
             )),
             replace: statement(format!(

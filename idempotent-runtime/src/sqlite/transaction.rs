@@ -31,7 +31,7 @@ pub(crate) struct InTransaction<'a> {
 
 impl Table for InTransaction<'_> {
     async fn read(&mut self, operation: &'static str, key: KeyHash) -> Answer<Found> {
-        read(operation, self.connection, &self.store.statements, &key, self.store.now()).await
+        read(operation, self.connection, self.store, &key).await
     }
 
     async fn insert(&mut self, operation: &'static str, row: &Row) -> Answer<bool> {

@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -13,13 +14,20 @@ use tokio::sync::Notify;
 /// Keeps each record as one value of bytes, as a key-value database does.
 pub struct CustomStore {
     values: Mutex<BTreeMap<KeyHash, Vec<u8>>>,
+    /// The largest fence of all. One that outlives the process is kept with the values.
+    last_fence: AtomicU64,
     changed: Arc<Notify>,
     clock: Arc<dyn Clock>,
 }
 
 impl CustomStore {
     pub fn new(clock: impl Clock) -> Self {
-        Self { values: Mutex::default(), changed: Arc::default(), clock: Arc::new(clock) }
+        Self {
+            values: Mutex::default(),
+            last_fence: AtomicU64::new(0),
+            changed: Arc::default(),
+            clock: Arc::new(clock),
+        }
     }
 
     /// Everything that makes a store correct: nobody else sees or writes the value between the reading and the writing.
@@ -60,7 +68,13 @@ impl Store for CustomStore {
     }
 
     async fn claim(&self, claim: Claim) -> Result<Claimed, StoreError> {
-        self.change("claim", claim.key, |slot, now| transition::claim(slot, &claim, now))
+        self.change("claim", claim.key, |slot, now| {
+            let claimed = transition::claim_above(slot, &claim, now, self.last_fence.load(Ordering::Relaxed));
+            if let Claimed::Mine(grant) = &claimed {
+                self.last_fence.fetch_max(grant.record.fence, Ordering::Relaxed);
+            }
+            claimed
+        })
     }
 
     async fn renew(&self, renewals: Vec<Renewal>) -> Result<Vec<Written>, StoreError> {

@@ -180,7 +180,8 @@ pub trait Store: Send + Sync + 'static {
     /// - Only P with this token.
     /// - The same figure for one claim however often it is asked; larger than that of every earlier claim of the record
     ///   for which it was asked, and of the key's records that are gone meanwhile. A store may allocate it at the first
-    ///   question, from its clock.
+    ///   question, from its clock; one whose clock stands still between two claims, or is set back, remembers the largest
+    ///   fence of the records that are gone, see [`transition::claim_above`].
     fn fence(&self, key: KeyHash, token: Token) -> impl Future<Output = Result<Option<u64>, StoreError>> + Send;
 
     /// The record as it is, tombstones included; `None` when there is none or it has expired.

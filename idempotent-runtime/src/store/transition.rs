@@ -69,8 +69,10 @@ pub fn claim(slot: &mut Option<Record>, claim: &Claim, now: Timestamp) -> Claime
 }
 
 /// As [`claim`], with a fence larger than `last_fence`: that of the last claim which the store granted, to this key or
-/// to any. A store that remembers it keeps the order of fences also where its clock has not gone on since.
+/// to any. A store that remembers it keeps the order of fences also where its clock has not gone on since, or was set back.
 pub fn claim_above(slot: &mut Option<Record>, claim: &Claim, now: Timestamp, last_fence: u64) -> Claimed {
+    // Of a record that is over as well: the clock may have been set back since.
+    let last_fence = slot.as_ref().map_or(last_fence, |record| record.fence.max(last_fence));
     expire(slot, now);
     let record = match slot {
         Some(record) if record.state != State::Released => record,
@@ -335,7 +337,6 @@ fn first_claim(slot: &mut Option<Record>, claim: &Claim, now: Timestamp, last_fe
     record.fence = next_fence(last_fence, now);
     if let Some(released) = slot.take() {
         record.created = released.created;
-        record.fence = next_fence(released.fence.max(last_fence), now);
         record.attempts = released.attempts.saturating_add(1);
     }
     lease(&mut record, claim.lease, now);

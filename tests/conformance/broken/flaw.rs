@@ -60,6 +60,8 @@ pub enum Flaw {
     FencesOfOneHandle,
     /// A record that is gone is forgotten with its fence.
     FencesBeginAgain,
+    /// A record that is gone is forgotten with its fence, and the next one begins at the time.
+    FencesOfTheClock,
     /// Names end after 64 characters.
     NamesOf64Characters,
     /// Names are ASCII.
@@ -104,7 +106,7 @@ pub enum Flaw {
 
 impl Flaw {
     /// All of them, each with the case that is about it.
-    pub const ALL: [(Self, &'static str); 48] = [
+    pub const ALL: [(Self, &'static str); 49] = [
         (Self::LockOfOneHandle, "requests_that_meet_on_a_running_record_have_an_order"),
         (Self::NothingAtomic, "requests_that_meet_where_no_record_is_have_an_order"),
         (Self::ClaimsAtomicOnly, "requests_that_meet_on_a_doubt_have_an_order"),
@@ -133,6 +135,7 @@ impl Flaw {
         (Self::BodiesEndAtZero, "bodies_are_opaque"),
         (Self::FencesOfOneHandle, "fences_grow_over_handles"),
         (Self::FencesBeginAgain, "fences_grow_over_handles"),
+        (Self::FencesOfTheClock, "fences_grow_over_handles"),
         (Self::NamesOf64Characters, "numbers_and_names_are_kept_as_they_are"),
         (Self::NamesOfAscii, "numbers_and_names_are_kept_as_they_are"),
         (Self::TracesDropped, "a_body_of_any_size_leaves_what_the_claim_said"),

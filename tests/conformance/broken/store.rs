@@ -25,6 +25,7 @@ pub struct Shared {
     /// What was there before the last write.
     behind: Mutex<BTreeMap<KeyHash, Option<Record>>>,
     lock: tokio::sync::Mutex<()>,
+    last_fence: AtomicU64,
     changed: Arc<Notify>,
     clock: ManualClock,
 }
@@ -35,6 +36,7 @@ impl Shared {
             records: Mutex::default(),
             behind: Mutex::default(),
             lock: tokio::sync::Mutex::default(),
+            last_fence: AtomicU64::new(0),
             changed: Arc::default(),
             clock,
         })
@@ -276,7 +278,14 @@ impl Store for BrokenStore {
                         record.fingerprint = claim.fingerprint;
                     }
                 }
-                let claimed = transition::claim(slot, &claim, now);
+                let last_fence = match self.flaw {
+                    Flaw::FencesOfTheClock => 0,
+                    _ => self.shared.last_fence.load(Ordering::SeqCst),
+                };
+                let claimed = transition::claim_above(slot, &claim, now, last_fence);
+                if let Claimed::Mine(grant) = &claimed {
+                    self.shared.last_fence.fetch_max(grant.record.fence, Ordering::SeqCst);
+                }
                 let fence = match self.flaw {
                     Flaw::FencesOfOneHandle => Some(self.fences.fetch_add(1, Ordering::SeqCst) + 1),
                     Flaw::FencesBeginAgain => slot.as_ref().map(|record| u64::from(record.attempts)),

@@ -108,11 +108,6 @@ impl<S: Subject> Scene<S> {
         self.advance(self.leases(leases)).await;
     }
 
-    /// Lets enough time pass for every clock to show it.
-    pub(super) async fn pass_a_moment(&self) {
-        self.advance(self.lease / 50).await;
-    }
-
     /// Lets the record of `KEY` expire.
     pub(super) async fn pass_expiry(&self) {
         let record = self.record().await;
