@@ -23,6 +23,8 @@ mod signatures;
 mod sqlite;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 mod undone;
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+mod unknown;
 #[path = "../warnings/mod.rs"]
 mod warnings;
 mod world;

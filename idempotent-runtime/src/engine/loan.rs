@@ -25,6 +25,10 @@ impl SqlTransaction for Loan<'_> {
 }
 
 impl Keep for Loan<'_> {
+    fn place(&self) -> usize {
+        self.0.place()
+    }
+
     fn begin<'a>(
         &'a mut self,
         store: &'a dyn DynStore,

@@ -12,6 +12,7 @@ pub(crate) mod followed;
 mod instance;
 mod keeper;
 pub(crate) mod lease;
+mod lent;
 mod loan;
 mod operations;
 mod owed;
@@ -36,6 +37,8 @@ use std::time::Duration;
 pub use builder::Builder;
 pub use call::Call;
 pub use duplicate::Duplicate;
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
+pub(crate) use lent::{Calls, Lent};
 pub use loan::{Loan, lend};
 pub use operations::Site;
 pub use purge::Purging;
@@ -45,8 +48,6 @@ pub use report::{Report, observe};
 pub(crate) use run::run_detached_and;
 pub use run::{Run, run, run_detached};
 pub use transaction::{Begun, InTransaction, begin};
-#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
-pub(crate) use transaction::{Watched, watched};
 #[cfg(feature = "http")]
 pub(crate) use verify::verify_detached_and;
 pub use verify::{Asked, Cleared, Unasked, Verified, Verify, verify};

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use super::admission::{Judged, judge, new_claim};
 use super::call::{Call, Checked, Request};
 use super::keeper::Busy;
+use super::lent::{Calls, Mark, calls_at};
 use super::report::{Observer, Report};
 use super::scope::Scope;
 use super::{Unprotected, WithoutLease};
@@ -23,48 +24,6 @@ use crate::outcome::{
 };
 use crate::store::transaction::{End, Keep as _};
 use crate::store::{Claimed, Commit, CrashPolicy, Grant, Park, Reason, Record, SqlTransaction, State};
-
-tokio::task_local! {
-    /// What calls have found or kept in the transaction that the task is in.
-    static KEPT: Arc<Kept>;
-}
-
-/// What calls have found or kept in a transaction.
-#[derive(Default)]
-struct Kept {
-    record: AtomicBool,
-    error: AtomicBool,
-}
-
-/// Tells whoever made the transaction that making it again finds the record, if it was committed.
-fn note_record() {
-    // Without anybody to tell there is nothing to do.
-    let _ = KEPT.try_with(|kept| kept.record.store(true, Ordering::Release));
-}
-
-/// Tells whoever made the transaction that a call has stored or held an error in it.
-fn note_error() {
-    let _ = KEPT.try_with(|kept| kept.error.store(true, Ordering::Release));
-}
-
-/// What a transaction gave.
-#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
-pub(crate) struct Watched<T> {
-    pub(crate) output: T,
-    /// Whether a call found or kept its record in it.
-    pub(crate) has_record: bool,
-    /// Whether a call has stored or held an error in it.
-    pub(crate) has_error: bool,
-}
-
-/// Runs `transaction`, and tells what calls found or kept in it.
-#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
-pub(crate) async fn watched<F: Future>(transaction: F) -> Watched<F::Output> {
-    let kept = Arc::new(Kept::default());
-    let output = KEPT.scope(Arc::clone(&kept), transaction).await;
-    let is_set = |flag: &AtomicBool| flag.load(Ordering::Acquire);
-    Watched { output, has_record: is_set(&kept.record), has_error: is_set(&kept.error) }
-}
 
 /// What [`begin`] found.
 #[expect(missing_debug_implementations, reason = "a result of any type is in it, and the expansion alone sees it")]
@@ -92,10 +51,45 @@ struct InClaim {
     grant: Grant,
     observer: Option<Observer>,
     report: Report,
+    /// What `in_transaction` is told, if it has made the transaction.
+    calls: Option<(Arc<Calls>, Mark)>,
     /// Whether the body is over, for those who ask its [`Context`].
     ended: Arc<AtomicBool>,
     /// A shutdown waits for the body, and counts it.
     _busy: (Busy, WithoutLease),
+}
+
+/// What a call leaves in the transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Leaves {
+    /// Its result, and what its body wrote.
+    Result,
+    /// A stored error, or a record in doubt.
+    Error,
+    Nothing,
+}
+
+impl Leaves {
+    const fn of(end: &End) -> Self {
+        match end {
+            End::Keep(_) => Self::Result,
+            End::KeepError(_) | End::Hold(_) => Self::Error,
+            End::Undo => Self::Nothing,
+        }
+    }
+}
+
+impl InClaim {
+    /// Tells whoever made the transaction what the call has left in it.
+    fn tell(&self, leaves: Leaves) {
+        let Some((calls, before)) = &self.calls else { return };
+        if leaves != Leaves::Result {
+            calls.undid(*before);
+        }
+        if leaves != Leaves::Nothing {
+            calls.wrote(self.call.key, leaves == Leaves::Error);
+        }
+    }
 }
 
 impl Drop for InClaim {
@@ -115,10 +109,7 @@ where
     let Codec { writer, reader } = codec;
     let version = call.request.version();
     match seek(call.request, transaction).await {
-        Ok(Sought::Found(record)) => {
-            note_record();
-            Begun::Answered(reader.answer(stored(record, version)))
-        }
+        Ok(Sought::Found(record)) => Begun::Answered(reader.answer(stored(record, version))),
         Ok(Sought::Run { claimed, scope }) => Begun::Mine(InTransaction { claimed, scope, writer, reader }),
         Err(error) => Begun::Answered(reader.answer(Answer::Refused(error))),
     }
@@ -170,8 +161,14 @@ async fn seek<X: SqlTransaction + ?Sized>(request: Request, transaction: &mut X)
     claim.lease = Duration::ZERO;
     claim.policy = CrashPolicy::Hold;
     let patience = call.patience().unwrap_or(Duration::ZERO);
-    let claimed = transaction.connection().begin(&*engine.store, &claim, patience).await;
+    let connection = transaction.connection();
+    let calls = calls_at(connection.place());
+    let claimed = connection.begin(&*engine.store, &claim, patience).await;
     let claimed = claimed.map_err(|error| engine.store_error(error).of_record(Some(&call.operation), &call.key))?;
+    let calls = calls.filter(|_| claimed.is_some()).map(|calls| {
+        let mark = calls.answered(call.key);
+        (calls, mark)
+    });
     let record = match claimed {
         None => {
             let detail = format!("another transaction has held it for {patience:?}");
@@ -191,7 +188,7 @@ async fn seek<X: SqlTransaction + ?Sized>(request: Request, transaction: &mut X)
             let (ended, body) = (Arc::new(AtomicBool::new(false)), WithoutLease::enter(&engine));
             let context = Context::in_transaction(&engine, &call.operation, &grant, ended.clone());
             let (scope, observer) = (scope.of_body(context), scope.observer().cloned());
-            let claimed = Ok(Box::new(InClaim { call, grant, observer, report, ended, _busy: (busy, body) }));
+            let claimed = Ok(Box::new(InClaim { call, grant, observer, report, calls, ended, _busy: (busy, body) }));
             return Ok(Sought::Run { claimed, scope });
         }
         Some(Claimed::Held(record)) => record,
@@ -200,7 +197,12 @@ async fn seek<X: SqlTransaction + ?Sized>(request: Request, transaction: &mut X)
     report.attempt = record.attempts;
     scope.report(&report);
     match judge(&call, &record) {
-        Judged::Final => Ok(Sought::Found(Arc::new(record))),
+        Judged::Final => {
+            if let Some((calls, _)) = calls {
+                calls.found(call.key);
+            }
+            Ok(Sought::Found(Arc::new(record)))
+        }
         Judged::Refused(error) => Err(error),
         Judged::Busy => {
             let left = record.lease_until.saturating_duration_since(record.read_at);
@@ -223,27 +225,29 @@ impl<R, P> InTransaction<R, P> {
         let (call, token) = (&claim.call, claim.grant.record.owner);
         let is_kept = matches!(ending, Ending::Answer { state: State::Completed, .. });
         let (end, refused) = end_of(call, &claim.grant.record, ending);
-        let leaves_record = !matches!(end, End::Undo);
+        let leaves = Leaves::of(&end);
         let ended = transaction.connection().end(&*call.engine.store, token, end).await;
         claim.ended.store(true, Ordering::Release);
         let error = match (ended, refused) {
             (Ok(true), None) => {
-                if leaves_record {
-                    note_record();
-                }
-                if leaves_record && !is_kept {
-                    note_error();
-                }
+                claim.tell(leaves);
                 return result;
             }
             // The body's own error comes first: it may be what broke the transaction.
-            _ if !is_kept => return result,
-            (Ok(true), Some(error)) => return reader.answer(Answer::Refused(error)),
+            _ if !is_kept => {
+                claim.tell(Leaves::Nothing);
+                return result;
+            }
+            (Ok(true), Some(error)) => {
+                claim.tell(Leaves::Nothing);
+                return reader.answer(Answer::Refused(error));
+            }
             (Ok(false), _) => call
                 .refused(ErrorKind::Superseded)
                 .with_detail("its record changed inside the transaction: roll the transaction back"),
             (Err(error), _) => call.engine.store_error(error).of_record(Some(&call.operation), &call.key),
         };
+        claim.tell(Leaves::Nothing);
         // The caller gets an error, and finds nothing if it commits all the same.
         if transaction.connection().end(&*call.engine.store, token, End::Undo).await.is_err() {
             tracing::debug!(operation = %call.operation, key = %call.key, "the transaction is broken and will not commit");

@@ -26,6 +26,11 @@ pub type Kept<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send
 
 /// The steps of a call that keeps its record in a transaction of `store`'s database.
 pub trait Keep: Send {
+    /// Where the connection is in memory: what tells it from all others that are there at the same time.
+    fn place(&self) -> usize {
+        place_of(self)
+    }
+
     /// Takes the claim, waiting for other transactions for at most `patience`; `None` if they are not done by then.
     ///
     /// What was claimed is undone by [`End::Undo`]. If the answer is anything but a grant, the transaction is as it was.
@@ -38,6 +43,11 @@ pub trait Keep: Send {
 
     /// Ends what `begin` granted to `token`. False if the record is not as `begin` left it.
     fn end<'a>(&'a mut self, store: &'a dyn DynStore, token: Token, end: End) -> Kept<'a, bool>;
+}
+
+/// The place of a connection in memory.
+pub(crate) fn place_of<C: ?Sized>(connection: &C) -> usize {
+    std::ptr::from_ref(connection).addr()
 }
 
 /// How a call in a transaction ends.
