@@ -201,6 +201,7 @@ async fn seek_in_store(
                     return Ok(Sought::Running(Box::new(Running::new(
                         call.clone(),
                         *granted,
+                        deadline,
                         leader,
                         observer,
                         report.clone(),
