@@ -224,9 +224,10 @@ impl RecordHandle {
 
     async fn read(&self, key: KeyHash) -> Result<Option<Record>, Error> {
         let engine = &self.engine;
-        retry::until(engine, engine.settings.claim_timeout, || engine.store.clone().read(key))
-            .await
-            .map_err(|error| self.error(&key, engine.store_error(error)))
+        retry::until(engine, engine.settings.claim_timeout, || engine.store.clone().read(key)).await.map_err(|error| {
+            let error = self.error(&key, engine.store_error(error));
+            if error.kind() == ErrorKind::StoreUnavailable { error.with_text(UNREAD.0, UNREAD.1) } else { error }
+        })
     }
 
     /// The record as it is, `None` if there is none or it has expired.
@@ -268,6 +269,12 @@ impl RecordHandle {
         let record = self.read(key).await?.filter(|record| record.owner == observed);
         let record = record.ok_or_else(|| self.changed(&key))?;
         let answer = self.answer(&key, &record, resolution)?;
+        let token = engine.token().map_err(|error| {
+            let error = Error::new(ErrorKind::StoreUnavailable)
+                .with_text("there are no random numbers for the answer, and nothing has changed", REFUSED.1)
+                .with_source(error);
+            self.error(&key, error)
+        })?;
         if record.is_orphaned() {
             let park = Park::orphan(key, observed);
             retry::until(engine, engine.settings.claim_timeout, || engine.store.clone().park(park)).await.map_err(
@@ -278,12 +285,6 @@ impl RecordHandle {
                 },
             )?;
         }
-        let token = engine.token().map_err(|error| {
-            let error = Error::new(ErrorKind::StoreUnavailable)
-                .with_detail("no random numbers for the answer")
-                .with_source(error);
-            self.error(&key, error)
-        })?;
         let not_executed = matches!(answer, ResolveAnswer::NotExecuted);
         let resolve = Resolve::new(key, observed, token, answer);
         // An answer that is corrected may be there.
@@ -381,6 +382,8 @@ impl RecordHandle {
     }
 }
 
+/// No answer to a look. The texts of calls are about bodies that did not run, and nobody asks for one here.
+const UNREAD: (&str, &str) = ("the record could not be read", "do the same again later");
 /// No answer at all to a change.
 const UNKNOWN: (&str, &str) = (
     "the store did not answer, and it is not known whether it was applied",
