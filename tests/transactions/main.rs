@@ -7,11 +7,15 @@ mod commits;
 mod databases;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 mod deadlocks;
+mod disabled;
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+mod ended;
 mod exactness;
 mod hooks;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 mod isolation;
 mod lints;
+mod meetings;
 #[cfg(feature = "mysql")]
 mod mysql;
 mod outcomes;

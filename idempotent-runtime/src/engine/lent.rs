@@ -8,6 +8,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::key::KeyHash;
+use crate::store::DynStore;
+
+tokio::task_local! {
+    /// The transaction whose body the task is in.
+    static AROUND: Arc<Calls>;
+}
 
 static LENT: Mutex<BTreeMap<usize, Arc<Calls>>> = Mutex::new(BTreeMap::new());
 
@@ -16,10 +22,10 @@ fn lent() -> MutexGuard<'static, BTreeMap<usize, Arc<Calls>>> {
 }
 
 /// What guarded calls have met in one transaction.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Calls(Mutex<Met>);
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Met {
     /// The database has said what it has of these: a record, or none.
     answered: BTreeSet<KeyHash>,
@@ -27,6 +33,8 @@ struct Met {
     found: Vec<KeyHash>,
     /// In the order in which they were written; those of calls inside of a body come before the one around them.
     written: Vec<Written>,
+    /// Where the records are. None before the first call.
+    store: Option<Arc<dyn DynStore>>,
 }
 
 #[derive(Debug)]
@@ -44,15 +52,23 @@ pub(super) fn calls_at(place: usize) -> Option<Arc<Calls>> {
     lent().get(&place).cloned()
 }
 
+/// Whether the code is in the body of a transaction of `store`, as far as a call in it has told. What that keeps from others it
+/// keeps until the body is over.
+pub(super) fn is_in_body_of(store: &Arc<dyn DynStore>) -> bool {
+    let is_of_store = |calls: &Arc<Calls>| calls.met().store.as_ref().is_some_and(|other| Arc::ptr_eq(other, store));
+    AROUND.try_with(is_of_store).unwrap_or(false)
+}
+
 impl Calls {
     fn met(&self) -> MutexGuard<'_, Met> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The database has answered what it has of `key`.
-    pub(super) fn answered(&self, key: KeyHash) -> Mark {
+    /// The database, which is that of `store`, has answered what it has of `key`.
+    pub(super) fn answered(&self, key: KeyHash, store: &Arc<dyn DynStore>) -> Mark {
         let mut met = self.met();
         met.answered.insert(key);
+        met.store.get_or_insert_with(|| Arc::clone(store));
         Mark(met.written.len())
     }
 
@@ -78,6 +94,11 @@ impl Calls {
     pub(crate) fn lend(self: &Arc<Self>, place: usize) -> Lent {
         lent().insert(place, Arc::clone(self));
         Lent(place)
+    }
+
+    /// Runs the body of the transaction.
+    pub(crate) async fn around<F: Future>(self: &Arc<Self>, body: F) -> F::Output {
+        AROUND.scope(Arc::clone(self), body).await
     }
 
     /// The records that tell whether the transaction was committed: what it has written. One that has written none has

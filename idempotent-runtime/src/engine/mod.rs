@@ -364,7 +364,8 @@ impl Idempotency {
     }
 
     /// Switches the protection of `operation` off, for emergencies: its bodies run at every call, without claim and
-    /// without record, and every such call is logged as a warning.
+    /// without record, and every such call is logged as a warning. In a transaction of the user's, an `Err` still undoes what
+    /// the body wrote.
     pub fn disable(&self, operation: &str) {
         self.inner.operations.disable(operation);
     }

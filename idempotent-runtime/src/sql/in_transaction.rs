@@ -234,7 +234,8 @@ where
     };
     let home = Home::<DB>::default();
     let lent = Some(calls.lend(place_of(&**transaction)));
-    let result = body(OpenTransaction { transaction: Some(transaction), lent, home: Arc::clone(&home) }).await;
+    let open = OpenTransaction { transaction: Some(transaction), lent, home: Arc::clone(&home) };
+    let result = calls.around(body(open)).await;
     let transaction = home.lock().unwrap_or_else(PoisonError::into_inner).take();
     let value = match result {
         Ok(value) => value,
