@@ -85,7 +85,7 @@ impl<T: StoredValue, E: CallError> Outcome for Result<T, E> {
 
     fn codec<P: ErrorPolicy<E>>(policy: P) -> Codec<Self, P> {
         Codec {
-            writer: Writer { policy, ending: ending::<T, E, P> },
+            writer: Writer { policy, ending: ending::<T, E, P>, is_error: Self::is_err },
             reader: Reader { upgrades: Upgrades::none(), answer: answer::<T, E, P> },
         }
     }
@@ -104,9 +104,15 @@ pub struct Codec<R, P = Unstored> {
 pub(crate) struct Writer<R, P> {
     policy: P,
     ending: fn(R, P) -> (R, Ending),
+    is_error: fn(&R) -> bool,
 }
 
 impl<R, P> Writer<R, P> {
+    /// Whether `result` is an error, whatever becomes of it.
+    pub(crate) fn is_error(&self, result: &R) -> bool {
+        (self.is_error)(result)
+    }
+
     /// What the caller returns if nothing comes between, which is what is stored, and how it is stored.
     pub(crate) fn ending(self, result: R) -> (R, Ending) {
         (self.ending)(result, self.policy)
@@ -170,7 +176,10 @@ impl<R> Upgrades<R> {
 impl<R, P> Codec<R, P> {
     /// For results that make bytes of themselves.
     pub(crate) fn of(policy: P, ending: fn(R, P) -> (R, Ending), answer: fn(Answer, &Upgrades<R>) -> R) -> Self {
-        Self { writer: Writer { policy, ending }, reader: Reader { upgrades: Upgrades::none(), answer } }
+        Self {
+            writer: Writer { policy, ending, is_error: |_| false },
+            reader: Reader { upgrades: Upgrades::none(), answer },
+        }
     }
 }
 

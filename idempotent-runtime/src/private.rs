@@ -11,7 +11,7 @@ pub use crate::policy::{OnConflict, OnCrash, OnError, Unstored};
 
 /// For a simulated database.
 #[cfg(feature = "testing")]
-pub use crate::store::transaction::{End, Keep, Kept};
+pub use crate::store::transaction::{End, Keep, Kept, Taken};
 
 use crate::engine::Idempotency;
 

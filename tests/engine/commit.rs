@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use idempotency::clock::Clock as _;
 use idempotency::store::{Claim, Claimed, Commit, Reason, Release, Remove, Store as _, StoreErrorKind, Token, Written};
-use idempotency::{Builder, ErrorKind, Fingerprint, Idempotency, OnCrash, State, observe};
+use idempotency::{Builder, ErrorKind, Fingerprint, Idempotency, OnConflict, OnCrash, State, observe};
+use idempotency_test_support::deadline::within;
 
 use crate::faults::{Fault, FaultyStore, Gate};
 use crate::world::{DAY, LEASE, OPERATION, World, eventually, without_renewals};
@@ -203,6 +204,52 @@ async fn an_owner_that_was_overtaken_waits_for_the_winner_that_still_runs() {
     };
     let (stalled, winner, ()) = tokio::join!(stalled, taker, end);
     assert_eq!((stalled.unwrap(), winner.unwrap()), ("winner".to_owned(), "winner".to_owned()));
+}
+
+/// What a call has waited before its body is not there once more after it.
+#[tokio::test]
+async fn an_owner_that_was_overtaken_waits_no_longer_than_what_is_left_of_its_patience() {
+    let (here, begun, gate, finish) = (World::new(), Gate::new(), Gate::new(), Gate::new());
+    let there = here.other_process();
+    here.store.always("renew", Some(Fault::LostRequest));
+    let key = here.engine.record(OPERATION, 1).hash().unwrap();
+    let first = Token::from_bits(1);
+    let mut claim = Claim::new(key, first, OPERATION.into());
+    (claim.lease, claim.ttl, claim.linger) = (LEASE, DAY, DAY);
+    assert!(matches!(here.memory.claim(claim).await.unwrap(), Claimed::Mine(_)));
+    let patient = here.call(1).on_crash(OnCrash::Retry).on_conflict(OnConflict::Wait(Duration::from_secs(10)));
+    let stalled = async {
+        let call = patient.run(|| async {
+            begun.open();
+            gate.wait().await;
+            here.effect(1)
+        });
+        let result = within("the end of its patience", call).await;
+        finish.open();
+        result
+    };
+    let taker = async {
+        eventually("it to wait for the first", async || here.store.requests("watch") > 0).await;
+        here.clock.advance(Duration::from_secs(6));
+        here.memory.release(Release::new(key, first)).await.unwrap();
+        begun.wait().await;
+        here.clock.advance(LEASE + Duration::from_millis(1));
+        let call = there.call(1).on_crash(OnCrash::Retry).run(|| async {
+            gate.open();
+            finish.wait().await;
+            Ok::<_, idempotency::Error>("winner".to_owned())
+        });
+        call.await
+    };
+    let time = async {
+        begun.wait().await;
+        let before = here.store.requests("watch");
+        eventually("it to wait for the winner", async || here.store.requests("watch") > before).await;
+        here.clock.advance(Duration::from_secs(5));
+    };
+    let (stalled, winner, ()) = tokio::join!(stalled, taker, time);
+    assert_eq!(stalled.expect("it waits no longer").unwrap_err().kind(), ErrorKind::Superseded);
+    assert_eq!(winner.unwrap(), "winner");
 }
 
 #[tokio::test]

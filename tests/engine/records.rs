@@ -501,3 +501,24 @@ async fn an_operator_whose_answer_never_reached_the_store_for_certain_is_told_so
         assert!(text.contains("not known whether it was applied") && !text.contains("body"), "{text}");
     }
 }
+
+/// The body ran long ago, and nobody looks at a record to learn that it did not.
+#[tokio::test]
+async fn a_store_that_shows_no_record_says_nothing_of_the_body() {
+    let world = World::new();
+    in_doubt(&world).await;
+    let view = world.handle(1).inspect().await.unwrap().unwrap();
+    world.store.always("read", Some(Fault::LostRequest));
+    let record = world.handle(1);
+    let inspected = world.while_time_passes(record.inspect()).await.map(drop);
+    let resolved = world.while_time_passes(record.resolve(&view, Resolution::Completed("paid"))).await;
+    let forgotten = world.while_time_passes(record.forget()).await;
+    for answer in [inspected, resolved, forgotten] {
+        let error = answer.unwrap_err();
+        let text = error.to_string();
+        assert_eq!(error.kind(), ErrorKind::StoreUnavailable);
+        assert!(text.contains("the record could not be read") && !text.contains("body"), "{text}");
+    }
+    world.store.always("read", None);
+    assert_eq!(world.handle(1).inspect().await.unwrap().unwrap().state, State::InDoubt);
+}

@@ -150,6 +150,15 @@ mod mysql {
         killer: MySqlPool,
     }
 
+    impl MariaDb {
+        /// A database on `server`.
+        pub async fn on(server: MariaDbServer) -> anyhow::Result<Self> {
+            let url = server.database("effects").await?;
+            let killer = MySqlPool::connect(&server.url()).await?;
+            Ok(Self { server, url, killer })
+        }
+    }
+
     impl Remote for MariaDb {
         const PROTOCOL: Protocol = Protocol::MySql;
 
@@ -162,10 +171,7 @@ mod mysql {
         type Sqlx = sqlx::MySql;
 
         async fn start() -> anyhow::Result<Self> {
-            let server = MariaDbServer::start(MariaDbOptions::new()).await?;
-            let url = server.database("effects").await?;
-            let killer = MySqlPool::connect(&server.url()).await?;
-            Ok(Self { server, url, killer })
+            Self::on(MariaDbServer::start(MariaDbOptions::new()).await?).await
         }
 
         fn url(&self) -> String {

@@ -7,11 +7,15 @@ mod commits;
 mod databases;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 mod deadlocks;
+mod disabled;
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+mod ended;
 mod exactness;
 mod hooks;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 mod isolation;
 mod lints;
+mod meetings;
 #[cfg(feature = "mysql")]
 mod mysql;
 mod outcomes;
@@ -23,6 +27,8 @@ mod signatures;
 mod sqlite;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 mod undone;
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+mod unknown;
 #[path = "../warnings/mod.rs"]
 mod warnings;
 mod world;

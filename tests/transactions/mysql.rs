@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use idempotency::store::MySqlStore;
-use idempotency::{Call, ErrorKind, Idempotency, OnConflict, State};
+use idempotency::{Call, ErrorKind, Idempotency, OnConflict, State, observe};
 use idempotency_test_support::deadline::{eventually_async, within};
 use idempotency_test_support::server::{MariaDbOptions, MariaDbServer};
 use sqlx::mysql::{MySqlConnectOptions, MySqlPoolOptions};
@@ -59,7 +59,11 @@ async fn a_second_transaction_waits_and_replays_or_runs() -> anyhow::Result<()> 
         world.call(key).run_in(&mut first, add_in).await?;
         let second = async {
             let mut second = world.pool.begin_with(READ_COMMITTED).await?;
-            world.call(key).run_in(&mut second, add_in).await?;
+            let (result, report) = observe(world.call(key).run_in(&mut second, add_in)).await;
+            result?;
+            let report = report.expect("the call reports");
+            // One that rolled back leaves nothing that tells of it.
+            assert_eq!((report.waited, report.replayed), (commits, commits), "{key}");
             second.commit().await?;
             anyhow::Ok(())
         };
@@ -100,9 +104,10 @@ async fn a_wait_is_bounded_and_leaves_the_transaction_as_it_was() -> anyhow::Res
     let started = Instant::now();
     let patience = OnConflict::Wait(Duration::from_millis(300));
     let refused = world.call("a").on_conflict(patience).run_in(&mut second, add_in);
-    let refused = within("the end of the wait", refused).await?;
+    let (refused, report) = within("the end of the wait", observe(refused)).await?;
     let Err(Fault::Idempotency(error)) = refused else { panic!("somebody else holds it") };
     assert_eq!(error.kind(), ErrorKind::InProgress, "{error}");
+    assert!(report.is_some_and(|report| report.waited));
     let waited = started.elapsed();
     assert!(waited >= Duration::from_millis(250), "{waited:?}");
     world.call("b").run_in(&mut second, add_in).await?;

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use idempotency::store::SqliteStore;
-use idempotency::{ErrorKind, Idempotency, OnConflict};
+use idempotency::{ErrorKind, Idempotency, OnConflict, in_transaction};
+use idempotency_test_support::deadline::within;
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
 use sqlx::{AssertSqlSafe, SqliteConnection, SqlitePool};
 
@@ -99,5 +100,24 @@ async fn a_transaction_that_another_writer_keeps_from_writing_says_how_to_begin_
         second.rollback().await?;
     }
     first.rollback().await?;
+    Ok(())
+}
+
+/// It would wait for the transaction, whose commit comes after it.
+#[tokio::test]
+async fn a_call_without_the_transaction_beside_the_guarded_one_is_refused() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    let world = &world;
+    let refused = in_transaction(&world.pool, |mut transaction| async move {
+        world.call("a").run_in(&mut transaction, add).await?;
+        drop(transaction);
+        world.call("beside").run(async || Ok::<_, Fault>(())).await
+    });
+    let Err(Fault::Idempotency(error)) = within("the refusal", refused).await? else {
+        panic!("it has waited for itself")
+    };
+    assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+    assert_eq!(world.entries("entry").await?, 0);
+    world.call("beside").run(async || Ok::<_, Fault>(())).await?;
     Ok(())
 }

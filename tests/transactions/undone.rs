@@ -140,6 +140,7 @@ macro_rules! a_commit_that_a_rule_refuses_is_made_once {
         let Err(Fault::Idempotency(error)) = charge(false).await else { anyhow::bail!("the rule is broken") };
         assert_eq!(error.kind(), ErrorKind::StoreUnavailable, "{error}");
         assert!(format!("{error:?}").to_lowercase().contains("foreign key constraint"), "{error:?}");
+        assert!(error.to_string().contains("the body ran, and its transaction was rolled back"), "{error}");
         assert_eq!(runs.get(), 1, "it is no use to make it again");
         assert!(scene.effects().await?.is_empty());
         assert!(engine.record(OPERATION, "a").inspect().await?.is_none());
@@ -158,4 +159,29 @@ async fn on_postgresql_a_commit_that_a_rule_refuses_is_made_once() -> anyhow::Re
 #[tokio::test]
 async fn on_sqlite_a_commit_that_a_rule_refuses_is_made_once() -> anyhow::Result<()> {
     a_commit_that_a_rule_refuses_is_made_once!(databases::Sqlite)
+}
+
+/// The record cannot be written after that, and the body did run.
+#[cfg(feature = "postgres")]
+#[tokio::test]
+async fn on_postgresql_a_record_that_cannot_be_written_after_the_body_is_not_told_as_a_body_that_did_not_run()
+-> anyhow::Result<()> {
+    let scene = Scene::<databases::Postgres>::new(2, None).await?;
+    for (key, ignored) in [("statement", "SELECT 1 / 0"), ("session", "SELECT pg_terminate_backend(pg_backend_pid())")]
+    {
+        let (runs, mut transaction) = (std::cell::Cell::new(0), scene.pool.begin().await?);
+        let result = call(&scene.engine, key).run_in(&mut transaction, async |connection| {
+            runs.set(runs.get() + 1);
+            assert!(sqlx::query(ignored).execute(connection).await.is_err());
+            Ok::<_, Fault>(String::from("value"))
+        });
+        let Err(Fault::Idempotency(error)) = result.await else { panic!("nothing can be written") };
+        let text = error.to_string();
+        assert_eq!((error.kind(), runs.get()), (ErrorKind::StoreUnavailable, 1), "{text}");
+        assert!(
+            text.contains("the body ran, and its record could not be written") && !text.contains("body did not run"),
+            "{text}"
+        );
+    }
+    Ok(())
 }

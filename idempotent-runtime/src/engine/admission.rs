@@ -7,6 +7,7 @@ use super::call::{Checked, Request};
 use super::claim::Answered;
 use super::flight::{Flight, Leader, Seat, Stage};
 use super::keeper::Busy;
+use super::lent::is_in_body_of;
 use super::report::Report;
 use super::running::Running;
 use super::scope::Scope;
@@ -157,9 +158,8 @@ fn at_hand(call: &Checked, scope: &Scope, report: &mut Report) -> Result<Option<
     if scope.is_shut_out(engine) {
         return Err(call.refused(ErrorKind::ShuttingDown));
     }
-    if scope.context().is_some_and(|context| context.is_in_transaction_of(engine))
-        && engine.store.capabilities().single_writer
-    {
+    let is_in_transaction = scope.context().is_some_and(|context| context.is_in_transaction_of(engine));
+    if (is_in_transaction || is_in_body_of(&engine.store)) && engine.store.capabilities().single_writer {
         let detail = "the call would wait for the transaction around it, which keeps all other writers of this store \
                       waiting: give it the transaction too (`tx = tx`)";
         return Err(call.refused(ErrorKind::Unsupported).with_detail(detail));
@@ -202,6 +202,7 @@ async fn seek_in_store(
                     return Ok(Sought::Running(Box::new(Running::new(
                         call.clone(),
                         *granted,
+                        deadline,
                         leader,
                         observer,
                         report.clone(),

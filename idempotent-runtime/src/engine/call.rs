@@ -216,7 +216,8 @@ impl<P, V> Call<P, V> {
 
     /// What to do when another caller is running the call. The default is the engine's: wait 30 seconds. A wait goes from
     /// a millisecond to 100 years, else the call fails with [`Config`](ErrorKind::Config); it is one for the whole call, also
-    /// over several [windows](crate::key::window).
+    /// over several [windows](crate::key::window), and after the body, where a call that was overtaken waits for the result
+    /// of the other one. The time that the body takes does not count.
     pub fn on_conflict(mut self, on_conflict: OnConflict) -> Self {
         self.request.on_conflict = Some(Conflict::As(on_conflict));
         self
@@ -305,7 +306,8 @@ impl<P, V> Call<P, V> {
     }
 
     /// Keeps counting attempts when a claim is released, so that [`Context::attempt`](crate::Context::attempt) counts
-    /// failed ones too.
+    /// failed ones too. Not in a transaction ([`run_in`](Self::run_in)): there the count is undone with what else the
+    /// failed attempt has written.
     pub fn count_attempts(mut self) -> Self {
         self.request.count_attempts = true;
         self

@@ -326,7 +326,7 @@ async fn winner(running: &mut Running, waits: bool) -> Result<Option<Arc<Record>
     let record = match record.filter(is_own_request) {
         Some(record) if record.is_running() && !waits => return Ok(None),
         Some(record) if record.is_running() => {
-            let (Some(patience), Some(_waiting)) = (call.patience(), Waiting::enter(engine)) else { return Ok(None) };
+            let (Some(patience), Some(_waiting)) = (running.patience, Waiting::enter(engine)) else { return Ok(None) };
             running.report.waited = true;
             match wait::for_change(engine, call.key, engine.clock.monotonic().saturating_add(patience)).await? {
                 wait::Changed::Record(record) => record,

@@ -3,8 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::store::transaction::{End, Keep, Kept};
-use crate::store::{Claim, Claimed, DynStore, SqlTransaction, Token};
+use crate::store::transaction::{End, Keep, Kept, Taken};
+use crate::store::{Claim, DynStore, SqlTransaction, Token};
 
 /// A transaction whose type is forgotten. The expansion asks for the bound once, at what the user wrote, so a mistake
 /// is one error; and the steps are compiled once, not for each type of transaction.
@@ -25,17 +25,24 @@ impl SqlTransaction for Loan<'_> {
 }
 
 impl Keep for Loan<'_> {
-    fn begin<'a>(
-        &'a mut self,
-        store: &'a dyn DynStore,
-        claim: &'a Claim,
-        patience: Duration,
-    ) -> Kept<'a, Option<Claimed>> {
+    fn place(&self) -> usize {
+        self.0.place()
+    }
+
+    fn begin<'a>(&'a mut self, store: &'a dyn DynStore, claim: &'a Claim, patience: Duration) -> Kept<'a, Taken> {
         self.0.begin(store, claim, patience)
     }
 
     fn end<'a>(&'a mut self, store: &'a dyn DynStore, token: Token, end: End) -> Kept<'a, bool> {
         self.0.end(store, token, end)
+    }
+
+    fn set_savepoint<'a>(&'a mut self, name: &'a str) -> Kept<'a, ()> {
+        self.0.set_savepoint(name)
+    }
+
+    fn end_savepoint<'a>(&'a mut self, name: &'a str, undoes: bool) -> Kept<'a, ()> {
+        self.0.end_savepoint(name, undoes)
     }
 }
 

@@ -13,6 +13,7 @@ pub(crate) mod followed;
 mod instance;
 mod keeper;
 pub(crate) mod lease;
+mod lent;
 mod loan;
 mod operations;
 mod owed;
@@ -37,6 +38,8 @@ use std::time::Duration;
 pub use builder::Builder;
 pub use call::Call;
 pub use duplicate::Duplicate;
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
+pub(crate) use lent::{Calls, Lent};
 pub use loan::{Loan, lend};
 pub use operations::Site;
 pub use purge::Purging;
@@ -46,8 +49,6 @@ pub use report::{Report, observe};
 pub(crate) use run::run_detached_and;
 pub use run::{Run, run, run_detached};
 pub use transaction::{Begun, InTransaction, begin};
-#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
-pub(crate) use transaction::{Watched, watched};
 #[cfg(feature = "http")]
 pub(crate) use verify::verify_detached_and;
 pub use verify::{Asked, Cleared, Unasked, Verified, Verify, verify};
@@ -380,7 +381,8 @@ impl Idempotency {
     }
 
     /// Switches the protection of `operation` off, for emergencies: its bodies run at every call, without claim and
-    /// without record, and every such call is logged as a warning.
+    /// without record, and every such call is logged as a warning. In a transaction of the user's, an `Err` still undoes what
+    /// the body wrote.
     pub fn disable(&self, operation: &str) {
         self.inner.operations.disable(operation);
     }

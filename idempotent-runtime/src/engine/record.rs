@@ -231,9 +231,10 @@ impl RecordHandle {
 
     async fn read(&self, key: KeyHash) -> Result<Option<Record>, Error> {
         let engine = &self.engine;
-        retry::until(engine, engine.settings.claim_timeout, || engine.store.clone().read(key))
-            .await
-            .map_err(|error| self.error(&key, engine.store_error(error)))
+        retry::until(engine, engine.settings.claim_timeout, || engine.store.clone().read(key)).await.map_err(|error| {
+            let error = self.error(&key, engine.store_error(error));
+            if error.kind() == ErrorKind::StoreUnavailable { error.with_text(UNREAD.0, UNREAD.1) } else { error }
+        })
     }
 
     /// The record as it is, `None` if there is none or it has expired.
@@ -275,6 +276,12 @@ impl RecordHandle {
         let record = self.read(key).await?.filter(|record| record.owner == observed);
         let record = record.ok_or_else(|| self.changed(&key))?;
         let answer = self.answer(&key, &record, resolution)?;
+        let token = engine.token().map_err(|error| {
+            let error = Error::new(ErrorKind::StoreUnavailable)
+                .with_text("there are no random numbers for the answer, and nothing has changed", REFUSED.1)
+                .with_source(error);
+            self.error(&key, error)
+        })?;
         if record.is_orphaned() {
             let park = Park::orphan(key, observed);
             retry::until(engine, engine.settings.claim_timeout, || engine.store.clone().park(park)).await.map_err(
@@ -285,12 +292,6 @@ impl RecordHandle {
                 },
             )?;
         }
-        let token = engine.token().map_err(|error| {
-            let error = Error::new(ErrorKind::StoreUnavailable)
-                .with_detail("no random numbers for the answer")
-                .with_source(error);
-            self.error(&key, error)
-        })?;
         let not_executed = matches!(answer, ResolveAnswer::NotExecuted);
         let resolve = Resolve::new(key, observed, token, answer);
         // An answer that is corrected may be there.
@@ -394,6 +395,8 @@ const TOO_LARGE: (&str, &str) = (
     "the answer is larger than the limit, and nothing has changed",
     "answer with a smaller one or raise `max_result_size`",
 );
+/// No answer to a look. The texts of calls are about bodies that did not run, and nobody asks for one here.
+const UNREAD: (&str, &str) = ("the record could not be read", "do the same again later");
 /// No answer at all to a change.
 const UNKNOWN: (&str, &str) = (
     "the store did not answer, and it is not known whether it was applied",

@@ -19,7 +19,8 @@ pub struct Report {
     pub key: KeyHash,
     /// The answer came from the record: this call did not run the body.
     pub replayed: bool,
-    /// This call waited for another caller that was running the body, in this process or elsewhere.
+    /// This call waited for another caller that was running the body, in this process or elsewhere. A call in a transaction
+    /// that waited for another transaction does not know of it if that one rolled back, and says that it did not.
     pub waited: bool,
     /// The answer was shared by another call in this process, without asking the store.
     pub joined: bool,

@@ -30,6 +30,8 @@ pub(crate) struct Running {
     sent: Duration,
     /// An earlier try of the claim may still be on its way.
     pub(super) repeated: bool,
+    /// What is left of the time for others, which the call has only once; `None` if it waits for nobody.
+    pub(super) patience: Option<Duration>,
     leader: Option<Leader>,
     observer: Option<Observer>,
     pub(super) report: Report,
@@ -58,11 +60,13 @@ impl Running {
     pub(super) fn new(
         call: Arc<Checked>,
         Granted { claim, grant, sent, repeated, _busy }: Granted,
+        deadline: Option<Duration>,
         leader: Leader,
         observer: Option<Observer>,
         mut report: Report,
     ) -> Self {
         let engine = &call.engine;
+        let patience = deadline.map(|deadline| deadline.saturating_sub(engine.clock.monotonic()));
         let owner = (grant.record.key, grant.record.owner);
         let policy = grant.record.policy;
         let lease = Lease::new(owner, policy, call.lease, sent, engine.settings.max_run, engine.clock.clone());
@@ -82,6 +86,7 @@ impl Running {
             adoption,
             sent,
             repeated,
+            patience,
             leader: Some(leader),
             observer,
             report,

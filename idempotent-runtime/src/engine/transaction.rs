@@ -13,58 +13,19 @@ use bytes::Bytes;
 use super::admission::{Judged, judge, new_claim};
 use super::call::{Call, Checked, Request};
 use super::keeper::Busy;
+use super::lent::{Calls, Mark, calls_at};
 use super::report::{Observer, Report};
 use super::scope::Scope;
-use super::{Unprotected, WithoutLease};
+use super::{Unprotected, Waiting, WithoutLease, wait};
 use crate::context::Context;
 use crate::error::{Error, ErrorKind};
 use crate::outcome::{
     Answer, CallError, Codec, Ending, ErrorPolicy, Outcome as _, Reader, StoredValue, Writer, stored,
 };
-use crate::store::transaction::{End, Keep as _};
-use crate::store::{Claimed, Commit, CrashPolicy, Grant, Park, Reason, Record, SqlTransaction, State};
-
-tokio::task_local! {
-    /// What calls have found or kept in the transaction that the task is in.
-    static KEPT: Arc<Kept>;
-}
-
-/// What calls have found or kept in a transaction.
-#[derive(Default)]
-struct Kept {
-    record: AtomicBool,
-    error: AtomicBool,
-}
-
-/// Tells whoever made the transaction that making it again finds the record, if it was committed.
-fn note_record() {
-    // Without anybody to tell there is nothing to do.
-    let _ = KEPT.try_with(|kept| kept.record.store(true, Ordering::Release));
-}
-
-/// Tells whoever made the transaction that a call has stored or held an error in it.
-fn note_error() {
-    let _ = KEPT.try_with(|kept| kept.error.store(true, Ordering::Release));
-}
-
-/// What a transaction gave.
-#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
-pub(crate) struct Watched<T> {
-    pub(crate) output: T,
-    /// Whether a call found or kept its record in it.
-    pub(crate) has_record: bool,
-    /// Whether a call has stored or held an error in it.
-    pub(crate) has_error: bool,
-}
-
-/// Runs `transaction`, and tells what calls found or kept in it.
-#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
-pub(crate) async fn watched<F: Future>(transaction: F) -> Watched<F::Output> {
-    let kept = Arc::new(Kept::default());
-    let output = KEPT.scope(Arc::clone(&kept), transaction).await;
-    let is_set = |flag: &AtomicBool| flag.load(Ordering::Acquire);
-    Watched { output, has_record: is_set(&kept.record), has_error: is_set(&kept.error) }
-}
+use crate::store::transaction::{End, Keep as _, Taken, savepoint_of};
+use crate::store::{
+    Claimed, Commit, CrashPolicy, Grant, Park, Reason, Record, SqlTransaction, State, StoreError, Token,
+};
 
 /// What [`begin`] found.
 #[expect(missing_debug_implementations, reason = "a result of any type is in it, and the expansion alone sees it")]
@@ -80,10 +41,17 @@ pub enum Begun<R, P> {
 #[must_use = "without `finish` there is no result, and the record that is committed is in doubt"]
 pub struct InTransaction<R, P> {
     /// Not where the operation is disabled.
-    claimed: Result<Box<InClaim>, Unprotected>,
+    claimed: Result<Box<InClaim>, Box<Unclaimed>>,
     scope: Scope,
     writer: Writer<R, P>,
     reader: Reader<R>,
+}
+
+/// A body without a claim: its operation is disabled. What it wrote is undone with its error just so.
+struct Unclaimed {
+    operation: Arc<str>,
+    savepoint: String,
+    _unprotected: Unprotected,
 }
 
 /// The claim.
@@ -92,10 +60,45 @@ struct InClaim {
     grant: Grant,
     observer: Option<Observer>,
     report: Report,
+    /// What `in_transaction` is told, if it has made the transaction.
+    calls: Option<(Arc<Calls>, Mark)>,
     /// Whether the body is over, for those who ask its [`Context`].
     ended: Arc<AtomicBool>,
     /// A shutdown waits for the body, and counts it.
     _busy: (Busy, WithoutLease),
+}
+
+/// What a call leaves in the transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Leaves {
+    /// Its result, and what its body wrote.
+    Result,
+    /// A stored error, or a record in doubt.
+    Error,
+    Nothing,
+}
+
+impl Leaves {
+    const fn of(end: &End) -> Self {
+        match end {
+            End::Keep(_) => Self::Result,
+            End::KeepError(_) | End::Hold(_) => Self::Error,
+            End::Undo => Self::Nothing,
+        }
+    }
+}
+
+impl InClaim {
+    /// Tells whoever made the transaction what the call has left in it.
+    fn tell(&self, leaves: Leaves) {
+        let Some((calls, before)) = &self.calls else { return };
+        if leaves != Leaves::Result {
+            calls.undid(*before);
+        }
+        if leaves != Leaves::Nothing {
+            calls.wrote(self.call.key, leaves == Leaves::Error);
+        }
+    }
 }
 
 impl Drop for InClaim {
@@ -115,10 +118,7 @@ where
     let Codec { writer, reader } = codec;
     let version = call.request.version();
     match seek(call.request, transaction).await {
-        Ok(Sought::Found(record)) => {
-            note_record();
-            Begun::Answered(reader.answer(stored(record, version)))
-        }
+        Ok(Sought::Found(record)) => Begun::Answered(reader.answer(stored(record, version))),
         Ok(Sought::Run { claimed, scope }) => Begun::Mine(InTransaction { claimed, scope, writer, reader }),
         Err(error) => Begun::Answered(reader.answer(Answer::Refused(error))),
     }
@@ -126,13 +126,13 @@ where
 
 enum Sought {
     Found(Arc<Record>),
-    Run { claimed: Result<Box<InClaim>, Unprotected>, scope: Scope },
+    Run { claimed: Result<Box<InClaim>, Box<Unclaimed>>, scope: Scope },
 }
 
 async fn seek<X: SqlTransaction + ?Sized>(request: Request, transaction: &mut X) -> Result<Sought, Error> {
     let scope = Scope::current();
     let call = request.check().inspect_err(|error| scope.report(&Report::of_refusal(error)))?;
-    let mut report = Report::new(call.operation.clone(), call.key);
+    let report = Report::new(call.operation.clone(), call.key);
     // Of a call that is refused; told again when more is known.
     scope.report(&report);
     if call.windowed.is_some() {
@@ -144,14 +144,7 @@ async fn seek<X: SqlTransaction + ?Sized>(request: Request, transaction: &mut X)
         return Err(call.refused(ErrorKind::ShuttingDown));
     }
     if engine.operations.is_disabled(&call.operation) {
-        let Some(unprotected) = Unprotected::enter(&engine, &scope) else {
-            return Err(call.refused(ErrorKind::ShuttingDown));
-        };
-        tracing::warn!(operation = %call.operation, key = %call.key, "the operation is disabled: the body runs unprotected");
-        report.bypassed = true;
-        scope.report(&report);
-        let scope = scope.of_body(Context::unprotected(&engine, &call.operation, call.key));
-        return Ok(Sought::Run { claimed: Err(unprotected), scope });
+        return bypass(&call, scope, report, transaction).await;
     }
     if scope.context().is_some_and(|context| context.is_running(&engine, &call.key)) {
         return Err(call.refused(ErrorKind::Reentrant));
@@ -161,54 +154,157 @@ async fn seek<X: SqlTransaction + ?Sized>(request: Request, transaction: &mut X)
     if let Err(error) = engine.keeper.start() {
         tracing::warn!(%error, "the background thread could not be started: expired records are not removed");
     }
-    let busy = engine.keeper.busy();
-    if scope.is_shut_out(&engine) {
+    // On the heap: it goes round, and the rest of the call does not carry that along.
+    Box::pin(take(call, scope, report, transaction)).await
+}
+
+/// Lets the body run without a claim.
+async fn bypass<X: SqlTransaction + ?Sized>(
+    call: &Checked,
+    scope: Scope,
+    mut report: Report,
+    transaction: &mut X,
+) -> Result<Sought, Error> {
+    let engine = &call.engine;
+    let Some(unprotected) = Unprotected::enter(engine, &scope) else {
         return Err(call.refused(ErrorKind::ShuttingDown));
-    }
-    let mut claim = new_claim(&call)?;
-    // A row that is committed without a result belongs to nobody from the start, and nobody runs it again. Nor is a
-    // record taken over of an owner outside: its question is not asked here, and its steps are not known.
-    claim.lease = Duration::ZERO;
-    claim.policy = CrashPolicy::Hold;
-    let patience = call.patience().unwrap_or(Duration::ZERO);
-    let claimed = transaction.connection().begin(&*engine.store, &claim, patience).await;
-    let claimed = claimed.map_err(|error| engine.store_error(error).of_record(Some(&call.operation), &call.key))?;
-    let record = match claimed {
-        None => {
-            let detail = format!("another transaction has held it for {patience:?}");
-            return Err(call.refused(ErrorKind::InProgress).with_detail(detail));
-        }
-        // Others may have kept it waiting for long.
-        Some(Claimed::Mine(_)) if scope.is_shut_out(&engine) => {
-            let undone = transaction.connection().end(&*engine.store, claim.token, End::Undo).await;
-            let error = call.refused(ErrorKind::ShuttingDown);
-            return Err(match undone {
-                Ok(_) => error,
-                Err(undone) => error.with_source(engine.store_error(undone)),
-            });
-        }
-        Some(Claimed::Mine(grant)) => {
-            report.attempt = grant.record.attempts;
-            let (ended, body) = (Arc::new(AtomicBool::new(false)), WithoutLease::enter(&engine));
-            let context = Context::in_transaction(&engine, &call.operation, &grant, ended.clone());
-            let (scope, observer) = (scope.of_body(context), scope.observer().cloned());
-            let claimed = Ok(Box::new(InClaim { call, grant, observer, report, ended, _busy: (busy, body) }));
-            return Ok(Sought::Run { claimed, scope });
-        }
-        Some(Claimed::Held(record)) => record,
     };
-    report.replayed = record.state.is_answer();
-    report.attempt = record.attempts;
+    tracing::warn!(operation = %call.operation, key = %call.key, "the operation is disabled: the body runs unprotected");
+    report.bypassed = true;
     scope.report(&report);
-    match judge(&call, &record) {
-        Judged::Final => Ok(Sought::Found(Arc::new(record))),
-        Judged::Refused(error) => Err(error),
-        Judged::Busy => {
-            let left = record.lease_until.saturating_duration_since(record.read_at);
-            let detail = "a call without `tx` holds it";
-            Err(call.refused(ErrorKind::InProgress).with_detail(detail).with_retry_after(left))
+    let savepoint = savepoint_of(new_claim(call)?.token);
+    transaction.connection().set_savepoint(&savepoint).await.map_err(|error| store_error(call, error))?;
+    let scope = scope.of_body(Context::unprotected(engine, &call.operation, call.key));
+    let unclaimed = Unclaimed { operation: call.operation.clone(), savepoint, _unprotected: unprotected };
+    Ok(Sought::Run { claimed: Err(Box::new(unclaimed)), scope })
+}
+
+/// How often a transaction looks at a call outside whose end it does not see.
+const LOOKS: usize = 3;
+
+/// Takes the claim, or finds what stands in its place. Other transactions are waited for by the database, in the statement
+/// that meets them; calls without one between the looks.
+async fn take<X: SqlTransaction + ?Sized>(
+    call: Checked,
+    scope: Scope,
+    mut report: Report,
+    transaction: &mut X,
+) -> Result<Sought, Error> {
+    let engine = call.engine.clone();
+    let calls = calls_at(transaction.connection().place());
+    let deadline = call.patience().map(|patience| engine.clock.monotonic().saturating_add(patience));
+    let (mut seen, mut looks) = (None, 0);
+    loop {
+        let busy = engine.keeper.busy();
+        if scope.is_shut_out(&engine) {
+            return Err(call.refused(ErrorKind::ShuttingDown));
         }
+        let mut claim = new_claim(&call)?;
+        // A row that is committed without a result belongs to nobody from the start, and nobody runs it again. Nor is a
+        // record taken over of an owner outside: its question is not asked here, and its steps are not known.
+        claim.lease = Duration::ZERO;
+        claim.policy = CrashPolicy::Hold;
+        let patience = deadline.map_or(Duration::ZERO, |deadline| deadline.saturating_sub(engine.clock.monotonic()));
+        let taken = transaction.connection().begin(&*engine.store, &claim, patience).await;
+        let Taken { claimed, has_waited } = taken.map_err(|error| store_error(&call, error))?;
+        report.waited |= has_waited && deadline.is_some();
+        scope.report(&report);
+        let Some(claimed) = claimed else { return Err(held_by_a_transaction(&call)) };
+        let before = calls.as_ref().map(|calls| calls.answered(call.key, &engine.store));
+        let record = match claimed {
+            // Others may have kept it waiting for long.
+            Claimed::Mine(_) if scope.is_shut_out(&engine) => {
+                return Err(too_late(&call, claim.token, transaction).await);
+            }
+            Claimed::Mine(grant) => return Ok(granted(call, grant, &scope, report, calls.zip(before), busy)),
+            Claimed::Held(record) => record,
+        };
+        drop(busy);
+        report.replayed = record.state.is_answer();
+        report.attempt = record.attempts;
+        scope.report(&report);
+        match judge(&call, &record) {
+            Judged::Final => {
+                if let Some(calls) = calls {
+                    calls.found(call.key);
+                }
+                return Ok(Sought::Found(Arc::new(record)));
+            }
+            Judged::Refused(error) => return Err(error),
+            Judged::Busy => {}
+        }
+        // Its owner could not end it: the transaction keeps the writer.
+        let deadline = deadline.filter(|_| !engine.store.capabilities().single_writer);
+        let Some(deadline) = deadline else { return Err(held_outside(&call, &record, HELD_OUTSIDE)) };
+        looks = if seen.replace(record.owner) == Some(record.owner) { looks + 1 } else { 1 };
+        if looks > LOOKS {
+            return Err(held_outside(&call, &record, UNSEEN));
+        }
+        report.waited = true;
+        scope.report(&report);
+        Box::pin(outside_is_over(&call, &record, deadline)).await?;
     }
+}
+
+const HELD_OUTSIDE: &str = "a call without `tx` holds it";
+const UNSEEN: &str = "a call without `tx` held it, and this transaction does not see its end, because it sees the database as it \
+    was before: roll it back, and begin it anew";
+
+fn held_by_a_transaction(call: &Checked) -> Error {
+    let detail = match call.patience() {
+        Some(patience) => format!("another transaction has held it for longer than {patience:?}"),
+        None => "another transaction holds it".to_owned(),
+    };
+    call.refused(ErrorKind::InProgress).with_detail(detail)
+}
+
+fn held_outside(call: &Checked, record: &Record, detail: &str) -> Error {
+    let left = record.lease_until.saturating_duration_since(record.read_at);
+    call.refused(ErrorKind::InProgress).with_detail(detail).with_retry_after(left)
+}
+
+/// Waits until the call outside that has left `record` is over, or until the deadline, which is an error.
+async fn outside_is_over(call: &Checked, record: &Record, deadline: Duration) -> Result<(), Error> {
+    let engine = &call.engine;
+    let in_progress = || held_outside(call, record, HELD_OUTSIDE);
+    let _waiting = Waiting::enter(engine).ok_or_else(in_progress)?;
+    match wait::for_change(engine, call.key, deadline).await {
+        Ok(wait::Changed::OutOfTime) => Err(in_progress()),
+        Ok(wait::Changed::Record(_) | wait::Changed::Claimable) => Ok(()),
+        // The store was asked for no longer than this caller waits.
+        Err(_) if engine.clock.monotonic() >= deadline => Err(in_progress()),
+        Err(error) => Err(store_error(call, error).after_another(true)),
+    }
+}
+
+/// Gives the claim back: the engine was shut down while it was waited for.
+async fn too_late<X: SqlTransaction + ?Sized>(call: &Checked, token: Token, transaction: &mut X) -> Error {
+    let engine = &call.engine;
+    let error = call.refused(ErrorKind::ShuttingDown);
+    match transaction.connection().end(&*engine.store, token, End::Undo).await {
+        Ok(_) => error,
+        Err(undone) => error.with_source(engine.store_error(undone)),
+    }
+}
+
+fn granted(
+    call: Checked,
+    grant: Grant,
+    scope: &Scope,
+    mut report: Report,
+    calls: Option<(Arc<Calls>, Mark)>,
+    busy: Busy,
+) -> Sought {
+    report.attempt = grant.record.attempts;
+    let (ended, body) = (Arc::new(AtomicBool::new(false)), WithoutLease::enter(&call.engine));
+    let context = Context::in_transaction(&call.engine, &call.operation, &grant, ended.clone());
+    let (scope, observer) = (scope.of_body(context), scope.observer().cloned());
+    let claim = InClaim { call, grant, observer, report, calls, ended, _busy: (busy, body) };
+    Sought::Run { claimed: Ok(Box::new(claim)), scope }
+}
+
+fn store_error(call: &Checked, error: StoreError) -> Error {
+    call.engine.store_error(error).of_record(Some(&call.operation), &call.key)
 }
 
 impl<R, P> InTransaction<R, P> {
@@ -219,37 +315,61 @@ impl<R, P> InTransaction<R, P> {
 
     /// Writes the record as the body's result asks for, in the same transaction.
     pub async fn finish<X: SqlTransaction + ?Sized>(self, result: R, transaction: &mut X) -> R {
-        let Self { claimed: Ok(claim), scope, writer, reader } = self else { return result };
+        let Self { claimed, scope, writer, reader } = self;
+        let claim = match claimed {
+            Ok(claim) => claim,
+            Err(unclaimed) => {
+                unclaimed.end(writer.is_error(&result), transaction).await;
+                return result;
+            }
+        };
         let (result, ending) = scope.enter(|| writer.ending(result));
         let (call, token) = (&claim.call, claim.grant.record.owner);
         let is_kept = matches!(ending, Ending::Answer { state: State::Completed, .. });
         let (end, refused) = end_of(call, &claim.grant.record, ending);
-        let leaves_record = !matches!(end, End::Undo);
+        let leaves = Leaves::of(&end);
         let ended = transaction.connection().end(&*call.engine.store, token, end).await;
         claim.ended.store(true, Ordering::Release);
         let error = match (ended, refused) {
             (Ok(true), None) => {
-                if leaves_record {
-                    note_record();
-                }
-                if leaves_record && !is_kept {
-                    note_error();
-                }
+                claim.tell(leaves);
                 return result;
             }
             // The body's own error comes first: it may be what broke the transaction.
-            _ if !is_kept => return result,
-            (Ok(true), Some(error)) => return reader.answer(Answer::Refused(error)),
+            _ if !is_kept => {
+                claim.tell(Leaves::Nothing);
+                return result;
+            }
+            (Ok(true), Some(error)) => {
+                claim.tell(Leaves::Nothing);
+                return reader.answer(Answer::Refused(error));
+            }
             (Ok(false), _) => call
                 .refused(ErrorKind::Superseded)
                 .with_detail("its record changed inside the transaction: roll the transaction back"),
-            (Err(error), _) => call.engine.store_error(error).of_record(Some(&call.operation), &call.key),
+            (Err(error), _) => store_error(call, error).with_text(UNWRITTEN.0, UNWRITTEN.1),
         };
+        claim.tell(Leaves::Nothing);
         // The caller gets an error, and finds nothing if it commits all the same.
         if transaction.connection().end(&*call.engine.store, token, End::Undo).await.is_err() {
             tracing::debug!(operation = %call.operation, key = %call.key, "the transaction is broken and will not commit");
         }
         reader.answer(Answer::Refused(error))
+    }
+}
+
+/// The texts of the kinds are about bodies that did not run. This one did.
+const UNWRITTEN: (&str, &str) = (
+    "the body ran, and its record could not be written into the transaction, so neither is kept",
+    "roll the transaction back, and make it again",
+);
+
+impl Unclaimed {
+    async fn end<X: SqlTransaction + ?Sized>(&self, undoes: bool, transaction: &mut X) {
+        // The body's own result comes first, whatever broke the transaction.
+        if let Err(error) = transaction.connection().end_savepoint(&self.savepoint, undoes).await {
+            tracing::warn!(operation = %self.operation, %error, "a savepoint could not be given up: the transaction is broken");
+        }
     }
 }
 
@@ -289,10 +409,12 @@ impl<P> Call<P> {
     /// caller, or not at all. Nothing is ever in doubt, and no lease is kept.
     ///
     /// Another call of the same key in another transaction waits until this one is over, for as long as
-    /// [`on_conflict`](Self::on_conflict) says, and then replays or runs. An `Err` of the body undoes what it wrote,
-    /// whatever the caller does then. Where [`on_error`](Self::on_error) stores or holds it, that is in the transaction as
-    /// well: who returns the error before the commit has rolled it back, and the next call runs. If the answer to the commit is lost, make the call again with the same key: it
-    /// replays if the commit happened, and runs if not. [`in_transaction`](crate::in_transaction) does all that.
+    /// [`on_conflict`](Self::on_conflict) says, and then replays or runs. This one waits just so for a call that has the key
+    /// without a transaction, which keeps the transaction open meanwhile; not on SQLite, where that call needs the writer to
+    /// end. An `Err` of the body undoes what it wrote, whatever the caller does then. Where [`on_error`](Self::on_error)
+    /// stores or holds it, that is in the transaction as well: who returns the error before the commit has rolled it back,
+    /// and the next call runs. If the answer to the commit is lost, make the call again with the same key: it replays if the
+    /// commit happened, and runs if not. [`in_transaction`](crate::in_transaction) does all that.
     ///
     /// Effects outside of the database are still made once for each attempt.
     ///

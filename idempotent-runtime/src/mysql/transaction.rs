@@ -10,10 +10,10 @@ use super::query::{Bound, query};
 use super::statements::Statement;
 use super::{Inner, MySqlStore, commit_statement, delete_statement, read_row, replace_statement, waits};
 use crate::key::KeyHash;
-use crate::sql::transaction::{self, Identity, OwnIdentity, TransactionStore, Transactional};
+use crate::sql::transaction::{self, Identity, OwnIdentity, Savepoints, TransactionStore, Transactional};
 use crate::sql::{self, Answer, Found, Guard, Row, Table, TransactionDatabase, in_time};
-use crate::store::transaction::{End, Keep, Kept};
-use crate::store::{Claim, Claimed, Commit, DynStore, SqlTransaction, StoreError, StoreErrorKind, Token};
+use crate::store::transaction::{End, Keep, Kept, Taken};
+use crate::store::{Claim, Commit, DynStore, SqlTransaction, StoreError, StoreErrorKind, Token};
 
 const OPERATION: &str = "claim in a transaction";
 
@@ -83,16 +83,9 @@ impl Table for InTransaction<'_> {
     }
 }
 
-impl Transactional for InTransaction<'_> {
-    // Under SERIALIZABLE, which the transaction may have.
-    const READS_WAIT: bool = true;
-
-    async fn identity(&mut self) -> Answer<Identity> {
-        identity(OPERATION, self.connection, &self.store.in_transactions.identity).await
-    }
-
+impl Savepoints for MySqlConnection {
     async fn run(&mut self, statement: String) -> Answer<()> {
-        let done = sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut *self.connection).await;
+        let done = sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut *self).await;
         done.map(drop).map_err(|error| store_error(OPERATION, error))
     }
 
@@ -104,6 +97,19 @@ impl Transactional for InTransaction<'_> {
             let detail = "the connection is in no transaction: begin one first";
             if is_missing { StoreError::new(StoreErrorKind::Config, OPERATION).with_detail(detail) } else { error }
         })
+    }
+}
+
+impl Transactional for InTransaction<'_> {
+    // Under SERIALIZABLE, which the transaction may have.
+    const READS_WAIT: bool = true;
+
+    async fn identity(&mut self) -> Answer<Identity> {
+        identity(OPERATION, self.connection, &self.store.in_transactions.identity).await
+    }
+
+    fn connection(&mut self) -> &mut impl Savepoints {
+        &mut *self.connection
     }
 
     async fn bound_waits(&mut self, patience: Duration) -> Answer<()> {
@@ -171,17 +177,20 @@ impl TransactionStore for MySqlStore {
 }
 
 impl Keep for MySqlConnection {
-    fn begin<'a>(
-        &'a mut self,
-        store: &'a dyn DynStore,
-        claim: &'a Claim,
-        patience: Duration,
-    ) -> Kept<'a, Option<Claimed>> {
+    fn begin<'a>(&'a mut self, store: &'a dyn DynStore, claim: &'a Claim, patience: Duration) -> Kept<'a, Taken> {
         transaction::begin_on::<MySqlStore>(self, store, claim, patience)
     }
 
     fn end<'a>(&'a mut self, store: &'a dyn DynStore, token: Token, end: End) -> Kept<'a, bool> {
         transaction::end_on::<MySqlStore>(self, store, token, end)
+    }
+
+    fn set_savepoint<'a>(&'a mut self, name: &'a str) -> Kept<'a, ()> {
+        transaction::set_savepoint_on(self, name)
+    }
+
+    fn end_savepoint<'a>(&'a mut self, name: &'a str, undoes: bool) -> Kept<'a, ()> {
+        transaction::end_savepoint_on(self, name, undoes)
     }
 }
 

@@ -11,10 +11,10 @@ use super::error::{is_aborted, is_lock_timeout, store_error};
 use super::request::Request;
 use super::{Inner, PostgresStore, commit_request, found_one, owner_bytes};
 use crate::key::KeyHash;
-use crate::sql::transaction::{self, Identity, OwnIdentity, TransactionStore, Transactional};
+use crate::sql::transaction::{self, Identity, OwnIdentity, Savepoints, TransactionStore, Transactional};
 use crate::sql::{Answer, Found, Guard, Row, Table, TransactionDatabase};
-use crate::store::transaction::{End, Keep, Kept};
-use crate::store::{Claim, Claimed, Commit, DynStore, SqlTransaction, StoreError, StoreErrorKind, Token};
+use crate::store::transaction::{End, Keep, Kept, Taken};
+use crate::store::{Claim, Commit, DynStore, SqlTransaction, StoreError, StoreErrorKind, Token};
 
 const OPERATION: &str = "claim in a transaction";
 
@@ -78,15 +78,21 @@ impl Table for InTransaction<'_> {
     }
 }
 
+impl Savepoints for PgConnection {
+    async fn run(&mut self, statement: String) -> Answer<()> {
+        let done = sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut *self).await;
+        done.map(drop).map_err(|error| store_error(OPERATION, error))
+    }
+}
+
 impl Transactional for InTransaction<'_> {
     async fn identity(&mut self) -> Answer<Identity> {
         let request = Request::new(&self.store.in_transactions.identity);
         identity(&request.send_once(OPERATION, self.connection, self.store.sessions.prepares()).await?)
     }
 
-    async fn run(&mut self, statement: String) -> Answer<()> {
-        let done = sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut *self.connection).await;
-        done.map(drop).map_err(|error| store_error(OPERATION, error))
+    fn connection(&mut self) -> &mut impl Savepoints {
+        &mut *self.connection
     }
 
     async fn bound_waits(&mut self, patience: Duration) -> Answer<()> {
@@ -144,17 +150,20 @@ impl TransactionStore for PostgresStore {
 }
 
 impl Keep for PgConnection {
-    fn begin<'a>(
-        &'a mut self,
-        store: &'a dyn DynStore,
-        claim: &'a Claim,
-        patience: Duration,
-    ) -> Kept<'a, Option<Claimed>> {
+    fn begin<'a>(&'a mut self, store: &'a dyn DynStore, claim: &'a Claim, patience: Duration) -> Kept<'a, Taken> {
         transaction::begin_on::<PostgresStore>(self, store, claim, patience)
     }
 
     fn end<'a>(&'a mut self, store: &'a dyn DynStore, token: Token, end: End) -> Kept<'a, bool> {
         transaction::end_on::<PostgresStore>(self, store, token, end)
+    }
+
+    fn set_savepoint<'a>(&'a mut self, name: &'a str) -> Kept<'a, ()> {
+        transaction::set_savepoint_on(self, name)
+    }
+
+    fn end_savepoint<'a>(&'a mut self, name: &'a str, undoes: bool) -> Kept<'a, ()> {
+        transaction::end_savepoint_on(self, name, undoes)
     }
 }
 

@@ -7,14 +7,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use backon::{BackoffBuilder as _, ExponentialBuilder};
-use sqlx::error::DatabaseError;
 use sqlx::{Database, Pool, Transaction};
 
+use super::passing::{has_lost_session, is_passing, is_passing_before_commit, is_refused, is_rolled_back};
 use crate::clock::{Clock as _, SystemClock};
-use crate::engine::{Watched, watched};
+use crate::engine::{Calls, Lent};
 use crate::error::{Error, ErrorKind};
+use crate::key::KeyHash;
 use crate::outcome::CallError;
 use crate::store::SqlTransaction;
+use crate::store::transaction::place_of;
 
 /// How often a transaction is made again.
 const RETRIES: usize = 12;
@@ -39,8 +41,10 @@ pub trait TransactionDatabase: Database {
 /// sources what it is, so it keeps the client's error as one (`#[from]`, `#[source]`). When the answer to the commit
 /// is lost, nobody knows whether it happened: if a guarded call was made in the transaction
 /// ([`Call::run_in`](crate::Call::run_in), or the attribute's `tx`), the body runs once more, and the call replays if
-/// it happened and runs if not. So **everything that the body writes belongs into guarded calls**. Without any, the error
-/// is returned.
+/// it happened and runs if not. So **everything that the body writes must go through guarded calls**. Without any,
+/// [`NotStored`](ErrorKind::NotStored) is returned. So it is, with what came last in its text, when the attempts end before
+/// a call of the same key has told what became of that commit: the server cannot be reached, or the body returns an `Err`
+/// before it makes the call, because it sees its own effect.
 ///
 /// An error that a guarded call **stores or holds** (`on_error`) is kept by the commit, as all in the transaction. A body that
 /// returns it as its own error has it rolled back, which is logged as a warning, and the next call runs again. So return
@@ -111,24 +115,52 @@ where
     F: Future<Output = Result<T, E>>,
     E: CallError + StdError + 'static,
 {
-    let mut pauses = pauses();
+    let (mut pauses, mut unknown) = (pauses(), None::<Unknown>);
     loop {
-        let failed = match attempt(pool, &mut body).await {
+        let calls = Arc::new(Calls::default());
+        let attempt = attempt(pool, &mut body, &calls).await;
+        // A record that the lost commit has written is there, or it was not before this attempt: both settle it. While its
+        // transaction goes on, the claim of the same key waits for it, and the database has not answered.
+        unknown = unknown.filter(|unknown| !calls.tell_of(&unknown.records));
+        let failed = match attempt {
+            Attempt::Done(Err(error)) => return Err(last_word(unknown, error)),
             Attempt::Done(result) => return result,
             Attempt::Again(failed) => failed,
+            Attempt::Unknown { records, error } => {
+                unknown.get_or_insert_with(|| Unknown { records, error: error.clone() });
+                error.into()
+            }
         };
-        let Some(pause) = pauses.next() else { return Err(failed) };
+        let Some(pause) = pauses.next() else { return Err(last_word(unknown, failed)) };
         tracing::debug!(error = %failed, ?pause, "a transaction is made again");
         SystemClock::new().sleep(pause).await;
     }
+}
+
+/// A commit whose answer was lost, before anything has told what became of it.
+struct Unknown {
+    /// Those that were in the transaction.
+    records: Vec<KeyHash>,
+    error: Error,
+}
+
+/// What the caller gets when the last attempt ended with `error`: that is about this attempt, and as long as nobody knows
+/// what became of an earlier one, it does not say that nothing has happened.
+fn last_word<E: CallError + StdError>(unknown: Option<Unknown>, error: E) -> E {
+    let Some(unknown) = unknown else { return error };
+    let detail =
+        format!("the answer to the commit was lost, and the attempts to learn what became of it ended with: {error}");
+    not_stored(detail, FIND_BY_KEY).with_source(unknown.error).into()
 }
 
 /// The transaction that [`in_transaction`] has begun: a `sqlx::Transaction` that is committed when the body is over. The
 /// body drops it, and has no need to end it. Put another in its place (`std::mem::replace`), and that one is committed.
 #[derive(Debug)]
 pub struct OpenTransaction<DB: TransactionDatabase> {
-    /// `None` only while it is dropped.
-    transaction: Option<Transaction<'static, DB>>,
+    /// `None` only while it is dropped. By its place in memory calls know it, and that stays when this is moved.
+    transaction: Option<Box<Transaction<'static, DB>>>,
+    /// Given back before the transaction leaves its place.
+    lent: Option<Lent>,
     home: Home<DB>,
 }
 
@@ -165,7 +197,9 @@ where
 
 impl<DB: TransactionDatabase> Drop for OpenTransaction<DB> {
     fn drop(&mut self) {
-        *self.home.lock().unwrap_or_else(PoisonError::into_inner) = self.transaction.take();
+        self.lent = None;
+        let transaction = self.transaction.take().map(|transaction| *transaction);
+        *self.home.lock().unwrap_or_else(PoisonError::into_inner) = transaction;
     }
 }
 
@@ -174,11 +208,16 @@ const UNDONE: &str = "the database had undone the transaction before its commit,
 
 enum Attempt<T, E> {
     Done(Result<T, E>),
-    /// Nothing was committed, or a guarded call tells whether it was.
+    /// Nothing was committed.
     Again(E),
+    /// Nobody knows whether it was committed, but for these records.
+    Unknown {
+        records: Vec<KeyHash>,
+        error: Error,
+    },
 }
 
-async fn attempt<DB, T, E, B, F>(pool: &Pool<DB>, body: &mut B) -> Attempt<T, E>
+async fn attempt<DB, T, E, B, F>(pool: &Pool<DB>, body: &mut B, calls: &Arc<Calls>) -> Attempt<T, E>
 where
     DB: TransactionDatabase,
     B: FnMut(OpenTransaction<DB>) -> F,
@@ -186,16 +225,17 @@ where
     E: CallError + StdError + 'static,
 {
     let transaction = match pool.begin_with(DB::BEGIN).await {
-        Ok(transaction) => transaction,
+        Ok(transaction) => Box::new(transaction),
         Err(error) => {
             let is_passing = is_passing(&error);
-            let error = failed("the transaction could not be begun", error).into();
+            let error = not_begun(error).into();
             return if is_passing { Attempt::Again(error) } else { Attempt::Done(Err(error)) };
         }
     };
     let home = Home::<DB>::default();
-    let open = OpenTransaction { transaction: Some(transaction), home: Arc::clone(&home) };
-    let Watched { output: result, has_record, has_error } = watched(body(open)).await;
+    let lent = Some(calls.lend(place_of(&**transaction)));
+    let open = OpenTransaction { transaction: Some(transaction), lent, home: Arc::clone(&home) };
+    let result = calls.around(body(open)).await;
     let transaction = home.lock().unwrap_or_else(PoisonError::into_inner).take();
     let value = match result {
         Ok(value) => value,
@@ -203,54 +243,87 @@ where
         Err(error) if is_passing(&error) => return Attempt::Again(error),
         Err(error) if is_lost(transaction).await => return Attempt::Again(error),
         Err(error) => {
-            if has_error {
+            if calls.have_kept_an_error() {
                 tracing::warn!(%error, "an error that a guarded call has stored or held is rolled back with its transaction, \
                     and the next call runs again: to keep it, let the body return it in an `Ok`");
             }
             return Attempt::Done(Err(error));
         }
     };
-    let Some(mut transaction) = transaction else {
+    let Some(transaction) = transaction else {
         let detail = "the body was over and its transaction still in use, so it was not committed";
         return Attempt::Done(Err(Error::config(detail).into()));
     };
+    match commit(transaction, calls).await {
+        Ok(()) => Attempt::Done(Ok(value)),
+        Err(attempt) => attempt,
+    }
+}
+
+/// Commits, or says what is to be done instead.
+async fn commit<DB, T, E>(mut transaction: Transaction<'static, DB>, calls: &Calls) -> Result<(), Attempt<T, E>>
+where
+    DB: TransactionDatabase,
+    E: From<Error>,
+{
     match DB::is_whole(&mut transaction).await {
         Ok(true) => {}
         Ok(false) => {
             // The body's result tells of what is not there.
             let _ = transaction.rollback().await;
-            return Attempt::Done(Err(Error::config(UNDONE).into()));
+            return Err(Attempt::Done(Err(Error::config(UNDONE).into())));
         }
         Err(error) => {
-            let is_passing = is_passing(&error);
-            let error = failed("the transaction could not be committed", error).into();
-            return if is_passing { Attempt::Again(error) } else { Attempt::Done(Err(error)) };
+            let is_passing = is_passing_before_commit(&error);
+            let error = rolled_back("the connection failed before the commit", MAKE_AGAIN, error).into();
+            return Err(if is_passing { Attempt::Again(error) } else { Attempt::Done(Err(error)) });
         }
     }
-    match transaction.commit().await {
-        Ok(()) => Attempt::Done(Ok(value)),
-        Err(error) if error.as_database_error().is_some_and(is_rolled_back) => {
-            Attempt::Again(failed("the database rolled back", error).into())
-        }
-        Err(error) if error.as_database_error().is_some_and(is_refused) => {
-            Attempt::Done(Err(failed("the database refused the commit, and rolled back", error).into()))
-        }
-        Err(error) if has_record => Attempt::Again(not_stored("the answer to the commit was lost", error).into()),
-        Err(error) => {
+    let Err(error) = transaction.commit().await else { return Ok(()) };
+    let of_server = error.as_database_error();
+    Err(if of_server.is_some_and(is_rolled_back) {
+        Attempt::Again(rolled_back("the database could not go on with it", MAKE_AGAIN, error).into())
+    } else if of_server.is_some_and(is_refused) {
+        Attempt::Done(Err(rolled_back("the database refused the commit", CORRECT, error).into()))
+    } else {
+        let records = calls.records();
+        if records.is_empty() {
             let detail =
                 "the answer to the commit was lost, and no guarded call in the transaction tells whether it happened";
-            Attempt::Done(Err(not_stored(detail, error).into()))
+            Attempt::Done(Err(not_stored(detail, FIND_BY_EFFECT).with_source(error).into()))
+        } else {
+            Attempt::Unknown {
+                records,
+                error: not_stored("the answer to the commit was lost", FIND_BY_KEY).with_source(error),
+            }
         }
-    }
+    })
 }
 
-fn failed(detail: &str, error: sqlx::Error) -> Error {
-    Error::new(ErrorKind::StoreUnavailable).with_detail(detail).with_source(error)
+const MAKE_AGAIN: &str = "make the whole transaction again";
+const CORRECT: &str = "correct what it writes, and make it again";
+const FIND_BY_KEY: &str = "do not run it under another key; make the same calls again to learn the outcome";
+const FIND_BY_EFFECT: &str = "look for what it wrote before it is made again";
+
+fn not_begun(error: sqlx::Error) -> Error {
+    Error::new(ErrorKind::StoreUnavailable)
+        .with_text("the transaction could not be begun", "make it again later")
+        .with_source(error)
 }
 
-/// The body ran, and nobody knows whether the transaction was committed.
-fn not_stored(detail: &str, error: sqlx::Error) -> Error {
-    Error::new(ErrorKind::NotStored).with_detail(detail).with_source(error)
+/// The body ran, and nothing was committed.
+fn rolled_back(detail: &str, advice: &'static str, error: sqlx::Error) -> Error {
+    Error::new(ErrorKind::StoreUnavailable)
+        .with_text("the body ran, and its transaction was rolled back", advice)
+        .with_detail(detail)
+        .with_source(error)
+}
+
+/// The body ran, and nobody knows whether its transaction was committed.
+fn not_stored(detail: impl Into<String>, advice: &'static str) -> Error {
+    Error::new(ErrorKind::NotStored)
+        .with_text("the body ran, and it is not known whether its transaction was committed", advice)
+        .with_detail(detail)
 }
 
 /// 10 ms, doubling up to a second, with jitter: those who met in a deadlock should not meet again.
@@ -267,74 +340,5 @@ fn pauses() -> impl Iterator<Item = Duration> + Send {
 /// Rolls back; whether the connection was lost, which an error of the body's own type need not tell.
 async fn is_lost<DB: TransactionDatabase>(transaction: Option<Transaction<'static, DB>>) -> bool {
     let Some(transaction) = transaction else { return false };
-    transaction.rollback().await.is_err_and(|error| is_connection_lost(&error))
-}
-
-/// Whether the transaction can succeed when it is made again: a deadlock, a serialization failure, a lock that was held
-/// for too long or a connection that was lost before the commit.
-///
-/// The client's error is one of the sources of the body's. Error types that show their source as if they were it
-/// (`#[error(transparent)]`) hide the client's own error and leave that of the server in it.
-fn is_passing(error: &(dyn StdError + 'static)) -> bool {
-    std::iter::successors(Some(error), |&error| error.source()).any(|error| {
-        let of_client = error.downcast_ref::<sqlx::Error>();
-        let of_server = of_client.and_then(sqlx::Error::as_database_error);
-        let of_server = of_server.or_else(|| error.downcast_ref::<Box<dyn DatabaseError>>().map(Box::as_ref));
-        of_client.is_some_and(is_connection_lost)
-            || of_server.is_some_and(|error| is_rolled_back(error) || is_session_ended(error))
-    })
-}
-
-/// Whether the database says that it has undone the transaction, or the statement that made the transaction fail.
-fn is_rolled_back(error: &(dyn DatabaseError + 'static)) -> bool {
-    #[cfg(feature = "mysql")]
-    if let Some(error) = error.try_downcast_ref::<sqlx::mysql::MySqlDatabaseError>() {
-        use crate::mysql::error::{LOCK_WAIT_TIMEOUT, is_conflict};
-        return is_conflict(error) || error.number() == LOCK_WAIT_TIMEOUT;
-    }
-    #[cfg(feature = "sqlite")]
-    if let Some(error) = error.try_downcast_ref::<sqlx::sqlite::SqliteError>() {
-        // The file or a table is locked; the extended codes have more bits.
-        let code = DatabaseError::code(error).and_then(|code| code.parse::<u32>().ok()).unwrap_or_default();
-        return matches!(code & 0xff, 5 | 6);
-    }
-    // Serialization failure and deadlock (PostgreSQL manual, appendix A).
-    error.code().is_some_and(|code| matches!(&*code, "40001" | "40P01"))
-}
-
-/// Whether the answer to a commit says for certain that nothing was committed, and nothing will be when it is made again: a
-/// constraint that is checked at the end.
-fn is_refused(error: &(dyn DatabaseError + 'static)) -> bool {
-    #[cfg(feature = "postgres")]
-    if let Some(error) = error.try_downcast_ref::<sqlx::postgres::PgDatabaseError>() {
-        // What comes after the commit ends the session (FATAL), and may come when the commit is on its way to a standby.
-        return matches!(error.severity(), sqlx::postgres::PgSeverity::Error);
-    }
-    #[cfg(feature = "sqlite")]
-    if let Some(error) = error.try_downcast_ref::<sqlx::sqlite::SqliteError>() {
-        // A constraint; the extended codes have more bits.
-        let code = DatabaseError::code(error).and_then(|code| code.parse::<u32>().ok()).unwrap_or_default();
-        return code & 0xff == 19;
-    }
-    let _ = error;
-    false
-}
-
-fn is_connection_lost(error: &sqlx::Error) -> bool {
-    match error {
-        sqlx::Error::Io(_) | sqlx::Error::Protocol(_) | sqlx::Error::WorkerCrashed => true,
-        sqlx::Error::Database(error) => is_session_ended(&**error),
-        _ => false,
-    }
-}
-
-/// Whether the server ends the connection, or does not take one now.
-fn is_session_ended(error: &(dyn DatabaseError + 'static)) -> bool {
-    #[cfg(feature = "mysql")]
-    if let Some(error) = error.try_downcast_ref::<sqlx::mysql::MySqlDatabaseError>() {
-        // Too many connections, a shutdown, and a connection that was killed.
-        return matches!(error.number(), 1040 | 1053 | 1927);
-    }
-    // PostgreSQL manual, appendix A.
-    error.code().is_some_and(|code| matches!(&*code, "57P01" | "57P02" | "57P03" | "53300"))
+    transaction.rollback().await.is_err_and(|error| has_lost_session(&error))
 }

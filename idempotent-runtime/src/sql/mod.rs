@@ -17,6 +17,7 @@ mod fences;
 mod in_transaction;
 mod lease;
 mod name;
+mod passing;
 mod pools;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod renewal;

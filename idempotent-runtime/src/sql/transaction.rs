@@ -16,7 +16,7 @@ use super::change::{Found, Table, change};
 use super::fences::Fences;
 use super::store::Rows;
 use crate::clock::Timestamp;
-use crate::store::transaction::{End, Kept};
+use crate::store::transaction::{End, Kept, Taken, savepoint_of};
 use crate::store::{
     Claim, Claimed, Commit, DynStore, Record, Store, StoreError, StoreErrorKind, Token, Written, find, transition,
 };
@@ -60,6 +60,30 @@ impl OwnIdentity {
     }
 }
 
+/// The connection of the user's transaction.
+pub(crate) trait Savepoints: Send {
+    /// Runs a statement without arguments, like `SAVEPOINT`.
+    fn run(&mut self, statement: String) -> impl Future<Output = Answer<()>> + Send;
+
+    /// Sets a savepoint. A connection in no transaction is refused.
+    fn set_savepoint(&mut self, name: &str) -> impl Future<Output = Answer<()>> + Send {
+        self.run(format!("SAVEPOINT {name}"))
+    }
+
+    /// Undoes what was written since the savepoint was set, and removes it.
+    fn undo(&mut self, name: &str) -> impl Future<Output = Answer<()>> + Send {
+        async move {
+            self.run(format!("ROLLBACK TO SAVEPOINT {name}")).await?;
+            self.release(name).await
+        }
+    }
+
+    /// Removes the savepoint. What was written since stays.
+    fn release(&mut self, name: &str) -> impl Future<Output = Answer<()>> + Send {
+        self.run(format!("RELEASE SAVEPOINT {name}"))
+    }
+}
+
 /// A table on the connection of the user's transaction.
 pub(crate) trait Transactional: Table {
     /// Whether also a read can wait for a lock of others.
@@ -68,13 +92,8 @@ pub(crate) trait Transactional: Table {
     /// The identity of the database in which the table is.
     fn identity(&mut self) -> impl Future<Output = Answer<Identity>> + Send;
 
-    /// Runs a statement without arguments, like `SAVEPOINT`.
-    fn run(&mut self, statement: String) -> impl Future<Output = Answer<()>> + Send;
-
-    /// Sets a savepoint.
-    fn set_savepoint(&mut self, name: &str) -> impl Future<Output = Answer<()>> + Send {
-        self.run(format!("SAVEPOINT {name}"))
-    }
+    /// The connection.
+    fn connection(&mut self) -> &mut impl Savepoints;
 
     /// From now on the transaction waits for locks of others for `patience` at most.
     fn bound_waits(&mut self, patience: Duration) -> impl Future<Output = Answer<()>> + Send;
@@ -95,7 +114,7 @@ async fn begin<S: TransactionStore>(
     store: &S,
     claim: &Claim,
     patience: Duration,
-) -> Answer<Option<Claimed>> {
+) -> Answer<Taken> {
     let expected = match store.known_identity().get() {
         Some(known) => known,
         None => store.own_identity().await?,
@@ -117,49 +136,53 @@ async fn begin<S: TransactionStore>(
     claimed.and_then(|claimed| restored.map(|()| claimed))
 }
 
-/// Writes the claim, or tells what is there; `None` if the row is somebody else's for too long. `patience` is that of the
-/// writes, where waits are not bounded yet.
+/// Writes the claim, or tells what is there; the row may be somebody else's for too long. `patience` is that of the writes,
+/// where waits are not bounded yet.
 async fn claim_row<T: Transactional>(
     table: &mut T,
     fences: &Fences,
     claim: &Claim,
     patience: Option<Duration>,
-) -> Answer<Option<Claimed>> {
+) -> Answer<Taken> {
     let decide = |slot: &mut Option<Record>, now: Timestamp| fences.claim(slot, claim, now);
-    let savepoint = savepoint(claim.token);
+    let savepoint = savepoint_of(claim.token);
     let found = match table.read(OPERATION, claim.key).await {
         Err(error) if T::READS_WAIT && T::is_out_of_patience(&error) => {
             // A server can be told to undo the whole transaction then.
-            let is_whole = table.set_savepoint(&savepoint).await.is_ok() && undo(table, &savepoint).await.is_ok();
-            return if is_whole { Ok(None) } else { Err(error) };
+            let is_whole = table.connection().set_savepoint(&savepoint).await.is_ok()
+                && table.connection().undo(&savepoint).await.is_ok();
+            return if is_whole { Ok(OUT_OF_PATIENCE) } else { Err(error) };
         }
         found => found?,
     };
     if let Some(claimed) = unchanged(&found, decide) {
-        return Ok(Some(claimed));
+        return Ok(Taken { claimed: Some(claimed), has_waited: false });
     }
-    table.set_savepoint(&savepoint).await?;
+    table.connection().set_savepoint(&savepoint).await?;
     if let Some(patience) = patience {
         table.bound_waits(patience).await?;
     }
     let changed = change(table, OPERATION, claim.key, Some(found), Some(claim.ttl), decide).await;
-    let undone = if changed.is_err() { undo(table, &savepoint).await } else { Ok(()) };
+    let undone = if changed.is_err() { table.connection().undo(&savepoint).await } else { Ok(()) };
     // Also after an error: not everywhere does a savepoint bring the bound back.
     let restored = if patience.is_some() { table.restore_waits().await } else { Ok(()) };
     match changed {
         Ok(claimed) => {
             restored?;
-            let next = match &claimed {
-                Claimed::Mine(_) => format!("SAVEPOINT {savepoint}_body"),
-                Claimed::Held(_) => format!("RELEASE SAVEPOINT {savepoint}"),
-            };
-            table.run(next).await?;
-            Ok(Some(claimed))
+            match &claimed {
+                Claimed::Mine(_) => table.connection().run(format!("SAVEPOINT {savepoint}_body")).await?,
+                Claimed::Held(_) => table.connection().release(&savepoint).await?,
+            }
+            // The read did not show it: its transaction was committed after that, and the write waited for it.
+            let has_waited = matches!(claimed, Claimed::Held(_));
+            Ok(Taken { claimed: Some(claimed), has_waited })
         }
-        Err(error) if T::is_out_of_patience(&error) && undone.is_ok() && restored.is_ok() => Ok(None),
+        Err(error) if T::is_out_of_patience(&error) && undone.is_ok() && restored.is_ok() => Ok(OUT_OF_PATIENCE),
         Err(error) => Err(error),
     }
 }
+
+const OUT_OF_PATIENCE: Taken = Taken { claimed: None, has_waited: true };
 
 /// The answer to a claim that needs no write.
 fn unchanged(found: &Found, decide: impl FnOnce(&mut Option<Record>, Timestamp) -> Claimed) -> Option<Claimed> {
@@ -171,25 +194,25 @@ fn unchanged(found: &Found, decide: impl FnOnce(&mut Option<Record>, Timestamp) 
 
 /// See [`Keep::end`](crate::store::transaction::Keep::end).
 async fn end(table: &mut impl Transactional, token: Token, end: End) -> Answer<bool> {
-    let savepoint = savepoint(token);
+    let savepoint = savepoint_of(token);
     let kept = match end {
         End::Undo => {
-            undo(table, &savepoint).await?;
+            table.connection().undo(&savepoint).await?;
             return Ok(true);
         }
         End::Keep(commit) => table.commit_own(&commit).await?,
         End::KeepError(commit) => {
-            table.run(format!("ROLLBACK TO SAVEPOINT {savepoint}_body")).await?;
+            table.connection().run(format!("ROLLBACK TO SAVEPOINT {savepoint}_body")).await?;
             table.commit_own(&commit).await?
         }
         End::Hold(park) => {
-            table.run(format!("ROLLBACK TO SAVEPOINT {savepoint}_body")).await?;
+            table.connection().run(format!("ROLLBACK TO SAVEPOINT {savepoint}_body")).await?;
             let parked =
                 change(table, OPERATION, park.key, None, None, |slot, now| transition::park(slot, &park, now)).await?;
             parked == Written::Applied
         }
     };
-    table.run(format!("RELEASE SAVEPOINT {savepoint}")).await?;
+    table.connection().release(&savepoint).await?;
     Ok(kept)
 }
 
@@ -217,7 +240,7 @@ pub(crate) fn begin_on<'a, S: TransactionStore>(
     store: &'a dyn DynStore,
     claim: &'a Claim,
     patience: Duration,
-) -> Kept<'a, Option<Claimed>> {
+) -> Kept<'a, Taken> {
     Box::pin(async move {
         let store = store_of::<S>(store)?;
         begin(&mut store.table_on(connection), store, claim, patience).await
@@ -244,13 +267,12 @@ fn store_of<S: TransactionStore>(store: &dyn DynStore) -> Answer<&S> {
     })
 }
 
-async fn undo(table: &mut impl Transactional, savepoint: &str) -> Answer<()> {
-    table.run(format!("ROLLBACK TO SAVEPOINT {savepoint}")).await?;
-    table.run(format!("RELEASE SAVEPOINT {savepoint}")).await
+/// [`Keep::set_savepoint`](crate::store::transaction::Keep::set_savepoint).
+pub(crate) fn set_savepoint_on<'a>(connection: &'a mut impl Savepoints, name: &'a str) -> Kept<'a, ()> {
+    Box::pin(connection.set_savepoint(name))
 }
 
-/// A name of its own for each call: calls can be nested in one transaction, and MySQL replaces a savepoint by a later
-/// one of the same name.
-fn savepoint(token: Token) -> String {
-    format!("idempotency_{:016x}", token.bits() >> 64)
+/// [`Keep::end_savepoint`](crate::store::transaction::Keep::end_savepoint).
+pub(crate) fn end_savepoint_on<'a>(connection: &'a mut impl Savepoints, name: &'a str, undoes: bool) -> Kept<'a, ()> {
+    if undoes { Box::pin(connection.undo(name)) } else { Box::pin(connection.release(name)) }
 }

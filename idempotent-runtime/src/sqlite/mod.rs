@@ -26,8 +26,8 @@ use crate::clock::Clock;
 use crate::key::KeyHash;
 use crate::sql::transaction::OwnIdentity;
 use crate::sql::{
-    self, Answer, COLUMNS, Fences, Found, Guard, Lease, Listed, Look, Pools, Row, Rows, Seen, Table, TableName, Watchers,
-    in_time, integer, is_answered, is_settled, reason_code, state_code, store_of_rows,
+    self, Answer, COLUMNS, Fences, Found, Guard, Lease, Listed, Look, Pools, Row, Rows, Seen, Table, TableName,
+    Watchers, in_time, integer, is_answered, is_settled, reason_code, state_code, store_of_rows,
 };
 use crate::store::codes::{self, STATES};
 use crate::store::{Capabilities, Commit, Release, StoreClock, StoreError, StoreErrorKind, Token};

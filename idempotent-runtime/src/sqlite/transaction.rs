@@ -7,10 +7,10 @@ use sqlx::{AssertSqlSafe, Error, Row as _, Sqlite, SqliteConnection, Transaction
 use super::error::{is_busy, is_table_missing, store_error};
 use super::{Connections, Inner, SqliteStore, commit_statement, execute, insert, query, read, replace};
 use crate::key::KeyHash;
-use crate::sql::transaction::{self, Identity, OwnIdentity, TransactionStore, Transactional};
+use crate::sql::transaction::{self, Identity, OwnIdentity, Savepoints, TransactionStore, Transactional};
 use crate::sql::{Answer, Found, Guard, Row, Table, TransactionDatabase, in_time, is_answered};
-use crate::store::transaction::{End, Keep, Kept};
-use crate::store::{Claim, Claimed, Commit, DynStore, SqlTransaction, StoreError, StoreErrorKind, Token};
+use crate::store::transaction::{End, Keep, Kept, Taken};
+use crate::store::{Claim, Commit, DynStore, SqlTransaction, StoreError, StoreErrorKind, Token};
 
 const OPERATION: &str = "claim in a transaction";
 
@@ -47,13 +47,9 @@ impl Table for InTransaction<'_> {
     }
 }
 
-impl Transactional for InTransaction<'_> {
-    async fn identity(&mut self) -> Answer<Identity> {
-        identity(OPERATION, self.connection, self.store).await
-    }
-
+impl Savepoints for SqliteConnection {
     async fn run(&mut self, statement: String) -> Answer<()> {
-        execute(OPERATION, self.connection, sqlx::query(AssertSqlSafe(statement))).await.map(drop)
+        execute(OPERATION, self, sqlx::query(AssertSqlSafe(statement))).await.map(drop)
     }
 
     /// Outside of a transaction a savepoint would begin one, and its release commit it; and what a dropped call left open
@@ -65,6 +61,16 @@ impl Transactional for InTransaction<'_> {
             return Err(StoreError::new(StoreErrorKind::Config, OPERATION).with_detail(detail));
         }
         self.run(format!("SAVEPOINT {name}")).await
+    }
+}
+
+impl Transactional for InTransaction<'_> {
+    async fn identity(&mut self) -> Answer<Identity> {
+        identity(OPERATION, self.connection, self.store).await
+    }
+
+    fn connection(&mut self) -> &mut impl Savepoints {
+        &mut *self.connection
     }
 
     /// Only `BEGIN` waits: a transaction that writes is the only one.
@@ -155,17 +161,20 @@ impl TransactionStore for SqliteStore {
 }
 
 impl Keep for SqliteConnection {
-    fn begin<'a>(
-        &'a mut self,
-        store: &'a dyn DynStore,
-        claim: &'a Claim,
-        patience: Duration,
-    ) -> Kept<'a, Option<Claimed>> {
+    fn begin<'a>(&'a mut self, store: &'a dyn DynStore, claim: &'a Claim, patience: Duration) -> Kept<'a, Taken> {
         transaction::begin_on::<SqliteStore>(self, store, claim, patience)
     }
 
     fn end<'a>(&'a mut self, store: &'a dyn DynStore, token: Token, end: End) -> Kept<'a, bool> {
         transaction::end_on::<SqliteStore>(self, store, token, end)
+    }
+
+    fn set_savepoint<'a>(&'a mut self, name: &'a str) -> Kept<'a, ()> {
+        transaction::set_savepoint_on(self, name)
+    }
+
+    fn end_savepoint<'a>(&'a mut self, name: &'a str, undoes: bool) -> Kept<'a, ()> {
+        transaction::end_savepoint_on(self, name, undoes)
     }
 }
 

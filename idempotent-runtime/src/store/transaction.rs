@@ -26,18 +26,44 @@ pub type Kept<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send
 
 /// The steps of a call that keeps its record in a transaction of `store`'s database.
 pub trait Keep: Send {
-    /// Takes the claim, waiting for other transactions for at most `patience`; `None` if they are not done by then.
+    /// Where the connection is in memory: what tells it from all others that are there at the same time.
+    fn place(&self) -> usize {
+        place_of(self)
+    }
+
+    /// Takes the claim, waiting for other transactions for at most `patience`.
     ///
     /// What was claimed is undone by [`End::Undo`]. If the answer is anything but a grant, the transaction is as it was.
-    fn begin<'a>(
-        &'a mut self,
-        store: &'a dyn DynStore,
-        claim: &'a Claim,
-        patience: Duration,
-    ) -> Kept<'a, Option<Claimed>>;
+    fn begin<'a>(&'a mut self, store: &'a dyn DynStore, claim: &'a Claim, patience: Duration) -> Kept<'a, Taken>;
 
     /// Ends what `begin` granted to `token`. False if the record is not as `begin` left it.
     fn end<'a>(&'a mut self, store: &'a dyn DynStore, token: Token, end: End) -> Kept<'a, bool>;
+
+    /// Sets the savepoint `name`, for a body without a claim. A connection in no transaction is refused.
+    fn set_savepoint<'a>(&'a mut self, name: &'a str) -> Kept<'a, ()>;
+
+    /// Gives the savepoint `name` up; `undoes` says whether also what was written since.
+    fn end_savepoint<'a>(&'a mut self, name: &'a str, undoes: bool) -> Kept<'a, ()>;
+}
+
+/// The answer to a claim in a transaction.
+#[derive(Clone, Debug)]
+pub struct Taken {
+    /// `None` if other transactions were not done in time.
+    pub claimed: Option<Claimed>,
+    /// Whether the claim is known to have waited for another transaction.
+    pub has_waited: bool,
+}
+
+/// The place of a connection in memory.
+pub(crate) fn place_of<C: ?Sized>(connection: &C) -> usize {
+    std::ptr::from_ref(connection).addr()
+}
+
+/// A name of its own for each call: calls can be nested in one transaction, and MySQL replaces a savepoint by a later
+/// one of the same name.
+pub(crate) fn savepoint_of(token: Token) -> String {
+    format!("idempotency_{:016x}", token.bits() >> 64)
 }
 
 /// How a call in a transaction ends.

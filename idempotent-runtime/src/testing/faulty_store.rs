@@ -84,7 +84,10 @@ impl Gate {
 /// gave is dropped, and faults of [`next`](Self::next) are left, it panics and names them;
 /// [`unmet_faults`](Self::unmet_faults) tells of them earlier. Keep it in the test, and give the engine a clone.
 ///
-/// The store inside is any store, `Arc<dyn DynStore>` too.
+/// The store inside is any store, `Arc<dyn DynStore>` too. Calls in a transaction of the user's
+/// ([`run_in`](crate::Call::run_in), the attribute's `tx`) go past the store to the user's own connection, where no fault
+/// would meet them: around a SQL store they are refused as on another database ([`Config`](crate::ErrorKind::Config)). Test
+/// them with the SQL store itself.
 ///
 /// ```
 /// # use std::time::Duration;

@@ -3,9 +3,9 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use idempotency::__private::{End, Keep, Kept};
+use idempotency::__private::{End, Keep, Kept, Taken};
 use idempotency::clock::Clock as _;
-use idempotency::store::{Claim, Claimed, DynStore, SqlTransaction, StoreError, StoreErrorKind, Token};
+use idempotency::store::{Claim, DynStore, SqlTransaction, StoreError, StoreErrorKind, Token};
 use idempotency_test_support::random::Random;
 use tokio::runtime::Handle;
 use tokio::time::{sleep, timeout};
@@ -167,22 +167,24 @@ impl Drop for Transaction {
 }
 
 impl Keep for Transaction {
-    fn begin<'a>(&'a mut self, _: &'a dyn DynStore, claim: &'a Claim, patience: Duration) -> Kept<'a, Option<Claimed>> {
+    fn begin<'a>(&'a mut self, _: &'a dyn DynStore, claim: &'a Claim, patience: Duration) -> Kept<'a, Taken> {
         Box::pin(async move {
             let pool = self.pool.clone();
             let ends = pool.clock.monotonic() + patience;
+            let mut has_waited = false;
             loop {
                 let over = pool.database.over.notified();
                 tokio::pin!(over);
                 over.as_mut().enable();
                 if let Some(claimed) = self.send(|database, number| database.claim(number, claim)).await? {
-                    return Ok(Some(claimed));
+                    return Ok(Taken { claimed: Some(claimed), has_waited });
                 }
                 pool.note("a claim waits for another transaction");
+                has_waited = true;
                 if timeout(ends.saturating_sub(pool.clock.monotonic()), over).await.is_err() {
                     pool.life().goes_on().await;
                     pool.note("a claim is out of patience");
-                    return Ok(None);
+                    return Ok(Taken { claimed: None, has_waited });
                 }
             }
         })
@@ -190,6 +192,15 @@ impl Keep for Transaction {
 
     fn end<'a>(&'a mut self, _: &'a dyn DynStore, _: Token, end: End) -> Kept<'a, bool> {
         Box::pin(self.send(move |database, number| database.end(number, end)))
+    }
+
+    // For operations that are disabled, and here none is.
+    fn set_savepoint<'a>(&'a mut self, _: &'a str) -> Kept<'a, ()> {
+        Box::pin(self.send(|_, _| Ok(())))
+    }
+
+    fn end_savepoint<'a>(&'a mut self, _: &'a str, _: bool) -> Kept<'a, ()> {
+        Box::pin(self.send(|_, _| Ok(())))
     }
 }
 

@@ -1,0 +1,133 @@
+//! The transactions that `in_transaction` has lent to a body, and what guarded calls have met in each of them.
+//!
+//! Bodies hand on what they were lent in many shapes (`&mut tx`, `&mut **tx`, a loan of it, the whole to another task), and
+//! all of them lead to one connection. So a call knows its transaction by the place of that connection in memory, which
+//! nothing else has for as long as it is lent. A call in another transaction, wherever it is made, finds nothing here.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::key::KeyHash;
+use crate::store::DynStore;
+
+tokio::task_local! {
+    /// The transaction whose body the task is in.
+    static AROUND: Arc<Calls>;
+}
+
+static LENT: Mutex<BTreeMap<usize, Arc<Calls>>> = Mutex::new(BTreeMap::new());
+
+fn lent() -> MutexGuard<'static, BTreeMap<usize, Arc<Calls>>> {
+    LENT.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What guarded calls have met in one transaction.
+#[derive(Default)]
+pub(crate) struct Calls(Mutex<Met>);
+
+#[derive(Default)]
+struct Met {
+    /// The database has said what it has of these: a record, or none.
+    answered: BTreeSet<KeyHash>,
+    /// The result was there.
+    found: Vec<KeyHash>,
+    /// In the order in which they were written; those of calls inside of a body come before the one around them.
+    written: Vec<Written>,
+    /// Where the records are. None before the first call.
+    store: Option<Arc<dyn DynStore>>,
+}
+
+#[derive(Debug)]
+struct Written {
+    key: KeyHash,
+    is_error: bool,
+}
+
+/// How many records there were when a claim was granted: what came later is undone with it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Mark(usize);
+
+/// The calls in the transaction whose connection is at `place`, if it was lent.
+pub(super) fn calls_at(place: usize) -> Option<Arc<Calls>> {
+    lent().get(&place).cloned()
+}
+
+/// Whether the code is in the body of a transaction of `store`, as far as a call in it has told. What that keeps from others it
+/// keeps until the body is over.
+pub(super) fn is_in_body_of(store: &Arc<dyn DynStore>) -> bool {
+    let is_of_store = |calls: &Arc<Calls>| calls.met().store.as_ref().is_some_and(|other| Arc::ptr_eq(other, store));
+    AROUND.try_with(is_of_store).unwrap_or(false)
+}
+
+impl Calls {
+    fn met(&self) -> MutexGuard<'_, Met> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The database, which is that of `store`, has answered what it has of `key`.
+    pub(super) fn answered(&self, key: KeyHash, store: &Arc<dyn DynStore>) -> Mark {
+        let mut met = self.met();
+        met.answered.insert(key);
+        met.store.get_or_insert_with(|| Arc::clone(store));
+        Mark(met.written.len())
+    }
+
+    /// A call was answered with the record that was there.
+    pub(super) fn found(&self, key: KeyHash) {
+        self.met().found.push(key);
+    }
+
+    /// The record of `key` is in the transaction, with a result or with an error.
+    pub(super) fn wrote(&self, key: KeyHash, is_error: bool) {
+        self.met().written.push(Written { key, is_error });
+    }
+
+    /// What was written since `mark` was undone.
+    pub(super) fn undid(&self, Mark(before): Mark) {
+        self.met().written.truncate(before);
+    }
+}
+
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
+impl Calls {
+    /// Lets the calls in the transaction whose connection is at `place` find this, until the answer is dropped.
+    pub(crate) fn lend(self: &Arc<Self>, place: usize) -> Lent {
+        lent().insert(place, Arc::clone(self));
+        Lent(place)
+    }
+
+    /// Runs the body of the transaction.
+    pub(crate) async fn around<F: Future>(self: &Arc<Self>, body: F) -> F::Output {
+        AROUND.scope(Arc::clone(self), body).await
+    }
+
+    /// The records that tell whether the transaction was committed: what it has written. One that has written none has
+    /// only found some, which are the same afterwards.
+    pub(crate) fn records(&self) -> Vec<KeyHash> {
+        let met = self.met();
+        if met.written.is_empty() { met.found.clone() } else { met.written.iter().map(|written| written.key).collect() }
+    }
+
+    /// Whether the database has said in this transaction what it has of one of `records`.
+    pub(crate) fn tell_of(&self, records: &[KeyHash]) -> bool {
+        let met = self.met();
+        records.iter().any(|key| met.answered.contains(key))
+    }
+
+    /// Whether a call has stored or held an error.
+    pub(crate) fn have_kept_an_error(&self) -> bool {
+        self.met().written.iter().any(|written| written.is_error)
+    }
+}
+
+/// For as long as a transaction is lent.
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
+#[derive(Debug)]
+pub(crate) struct Lent(usize);
+
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
+impl Drop for Lent {
+    fn drop(&mut self) {
+        lent().remove(&self.0);
+    }
+}

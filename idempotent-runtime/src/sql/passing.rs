@@ -1,0 +1,111 @@
+//! Which errors of a transaction pass when it is made again.
+
+use std::error::Error as StdError;
+
+use sqlx::error::DatabaseError;
+
+/// Whether the transaction can succeed when it is made again: a deadlock, a serialization failure, a lock that was held
+/// for too long or a connection that was lost before the commit.
+///
+/// The client's error is one of the sources of the body's. Error types that show their source as if they were it
+/// (`#[error(transparent)]`) hide the client's own error and leave that of the server in it.
+pub(super) fn is_passing(error: &(dyn StdError + 'static)) -> bool {
+    std::iter::successors(Some(error), |&error| error.source()).any(|error| {
+        let of_client = error.downcast_ref::<sqlx::Error>();
+        let of_server = of_client.and_then(sqlx::Error::as_database_error);
+        let of_server = of_server.or_else(|| error.downcast_ref::<Box<dyn DatabaseError>>().map(Box::as_ref));
+        of_client.is_some_and(is_connection_lost)
+            || of_server.is_some_and(|error| is_rolled_back(error) || is_session_ended(error))
+    })
+}
+
+/// As [`is_passing`], of what a statement on the transaction's own connection has failed with before the commit was sent.
+pub(super) fn is_passing_before_commit(error: &sqlx::Error) -> bool {
+    is_passing(error) || has_lost_session(error)
+}
+
+/// Whether the transaction's own connection was lost, which before its commit was sent has rolled it back. A server that ends
+/// a session says so with a severity, whatever the reason.
+pub(super) fn has_lost_session(error: &sqlx::Error) -> bool {
+    #[cfg(feature = "postgres")]
+    if let Some(error) = error.as_database_error() {
+        use sqlx::postgres::{PgDatabaseError, PgSeverity};
+        let severity = error.try_downcast_ref::<PgDatabaseError>().map(PgDatabaseError::severity);
+        if matches!(severity, Some(PgSeverity::Fatal | PgSeverity::Panic)) {
+            return true;
+        }
+    }
+    is_connection_lost(error)
+}
+
+/// Whether the database says that it has undone the transaction, or the statement that made the transaction fail.
+pub(super) fn is_rolled_back(error: &(dyn DatabaseError + 'static)) -> bool {
+    #[cfg(feature = "mysql")]
+    if let Some(error) = error.try_downcast_ref::<sqlx::mysql::MySqlDatabaseError>() {
+        use crate::mysql::error::{LOCK_WAIT_TIMEOUT, is_conflict};
+        return is_conflict(error) || error.number() == LOCK_WAIT_TIMEOUT;
+    }
+    #[cfg(feature = "sqlite")]
+    if let Some(error) = error.try_downcast_ref::<sqlx::sqlite::SqliteError>() {
+        // The file or a table is locked; the extended codes have more bits.
+        let code = DatabaseError::code(error).and_then(|code| code.parse::<u32>().ok()).unwrap_or_default();
+        return matches!(code & 0xff, 5 | 6);
+    }
+    // Serialization failure and deadlock (PostgreSQL manual, appendix A).
+    error.code().is_some_and(|code| matches!(&*code, "40001" | "40P01"))
+}
+
+/// Whether the answer to a commit says for certain that nothing was committed, and nothing will be when it is made again: a
+/// constraint that is checked at the end.
+pub(super) fn is_refused(error: &(dyn DatabaseError + 'static)) -> bool {
+    #[cfg(feature = "postgres")]
+    if let Some(error) = error.try_downcast_ref::<sqlx::postgres::PgDatabaseError>() {
+        // What comes after the commit ends the session (FATAL), and may come when the commit is on its way to a standby.
+        return matches!(error.severity(), sqlx::postgres::PgSeverity::Error);
+    }
+    #[cfg(feature = "sqlite")]
+    if let Some(error) = error.try_downcast_ref::<sqlx::sqlite::SqliteError>() {
+        // A constraint; the extended codes have more bits.
+        let code = DatabaseError::code(error).and_then(|code| code.parse::<u32>().ok()).unwrap_or_default();
+        return code & 0xff == 19;
+    }
+    let _ = error;
+    false
+}
+
+fn is_connection_lost(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(_) | sqlx::Error::Protocol(_) | sqlx::Error::WorkerCrashed => true,
+        sqlx::Error::Database(error) => is_session_ended(&**error),
+        _ => false,
+    }
+}
+
+/// Whether the server ends the connection, or does not take one now.
+fn is_session_ended(error: &(dyn DatabaseError + 'static)) -> bool {
+    #[cfg(feature = "mysql")]
+    if let Some(error) = error.try_downcast_ref::<sqlx::mysql::MySqlDatabaseError>() {
+        return is_number_of_end(error.number());
+    }
+    // PostgreSQL manual, appendix A: shutdowns, too many connections, and the timeouts of transactions and sessions.
+    error
+        .code()
+        .is_some_and(|code| matches!(&*code, "57P01" | "57P02" | "57P03" | "57P05" | "53300" | "25P03" | "25P04"))
+}
+
+/// Too many connections, a shutdown, a connection that was killed, and one that was idle for too long (MySQL).
+#[cfg(feature = "mysql")]
+const fn is_number_of_end(number: u16) -> bool {
+    matches!(number, 1040 | 1053 | 1927 | 4031)
+}
+
+#[cfg(all(test, feature = "mysql"))]
+mod tests {
+    use super::is_number_of_end;
+
+    /// The tests run on MariaDB, which closes such a connection without a word. MySQL says why.
+    #[test]
+    fn a_session_that_mysql_ended_because_it_was_idle_is_a_lost_connection() {
+        assert!(is_number_of_end(4031));
+    }
+}

@@ -1,0 +1,161 @@
+//! A call in a transaction meets others with its key: calls without a transaction, and transactions that it refuses to wait for.
+
+use std::time::Duration;
+
+use idempotency::store::SqlTransaction;
+use idempotency::{ErrorKind, OnConflict, observe};
+use idempotency_test_support::deadline::{eventually_async, within};
+use sqlx::Transaction;
+use tokio::sync::oneshot;
+
+use crate::databases;
+use crate::scene::{Connection, Database, Scene, call};
+use crate::world::{Fault, World, add};
+
+/// Runs `$begin`, and in it a call whose key one without a transaction holds until the transaction has looked; then that one
+/// ends with `$outside`. `$has_looked` counts the transactions that have read.
+macro_rules! behind_a_call_outside {
+    ($scene:expr, $begin:expr, $has_looked:expr, $outside:expr) => {{
+        let scene = $scene;
+        let (holds, held) = oneshot::channel();
+        let (end, ended) = oneshot::channel::<()>();
+        let outside = call(&scene.engine, "a").run(async || {
+            let _ = holds.send(());
+            let _ = ended.await;
+            $outside
+        });
+        let inside = async {
+            held.await?;
+            let mut transaction = scene.pool.begin_with($begin).await?;
+            let calling =
+                call(&scene.engine, "a").run_in(&mut transaction, async |_| Ok::<_, Fault>("inside".to_owned()));
+            let (result, report) = observe(calling).await;
+            transaction.commit().await?;
+            anyhow::Ok((result, report.expect("the call reports")))
+        };
+        let release = async {
+            let has_looked = async || {
+                sqlx::query_as($has_looked).fetch_one(&scene.pool).await.is_ok_and(|(looked,): (i64,)| looked > 0)
+            };
+            eventually_async("the transaction to look", has_looked).await?;
+            let _ = end.send(());
+            anyhow::Ok(())
+        };
+        let all = async { tokio::join!(outside, inside, release) };
+        let (_, inside, release) = within("all of them", all).await?;
+        release?;
+        inside?
+    }};
+}
+
+#[cfg(feature = "postgres")]
+const POSTGRESQL_HAS_LOOKED: &str = "SELECT count(*) FROM pg_stat_activity WHERE state = 'idle in transaction'
+    AND query LIKE '%idempotency_records%' AND datname = current_database()";
+
+#[cfg(feature = "postgres")]
+#[tokio::test]
+async fn on_postgresql_a_call_in_a_transaction_waits_for_one_outside() -> anyhow::Result<()> {
+    let scene = Scene::<databases::Postgres>::new(4, None).await?;
+    let outside = Ok::<_, Fault>("outside".to_owned());
+    let (result, report) = behind_a_call_outside!(&scene, "BEGIN", POSTGRESQL_HAS_LOOKED, outside);
+    assert_eq!((&*result?, report.waited, report.replayed), ("outside", true, true));
+    let scene = Scene::<databases::Postgres>::new(4, None).await?;
+    let (result, report) = behind_a_call_outside!(&scene, "BEGIN", POSTGRESQL_HAS_LOOKED, Err::<String, _>(Fault::No));
+    assert_eq!((&*result?, report.waited, report.replayed), ("inside", true, false));
+    Ok(())
+}
+
+/// It sees the record as it was when the transaction began, and would look for ever.
+#[cfg(feature = "postgres")]
+#[tokio::test]
+async fn on_postgresql_a_transaction_that_sees_no_end_of_a_call_outside_is_told_so() -> anyhow::Result<()> {
+    let scene = Scene::<databases::Postgres>::new(4, None).await?;
+    let outside = Ok::<_, Fault>("outside".to_owned());
+    let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ";
+    let (result, report) = behind_a_call_outside!(&scene, begin, POSTGRESQL_HAS_LOOKED, outside);
+    let Err(Fault::Idempotency(error)) = result else { panic!("it cannot see it: {result:?}") };
+    assert_eq!((error.kind(), report.waited), (ErrorKind::InProgress, true), "{error}");
+    assert!(error.to_string().contains("begin it anew"), "{error}");
+    Ok(())
+}
+
+#[cfg(feature = "mysql")]
+#[tokio::test]
+async fn on_mariadb_a_call_in_a_transaction_waits_for_one_outside() -> anyhow::Result<()> {
+    let scene = Scene::<databases::MariaDb>::new(4, Some("READ COMMITTED")).await?;
+    let outside = Ok::<_, Fault>("outside".to_owned());
+    let has_looked = "SELECT count(*) FROM information_schema.innodb_trx";
+    let (result, report) = behind_a_call_outside!(&scene, "START TRANSACTION", has_looked, outside);
+    assert_eq!((&*result?, report.replayed), ("outside", true));
+    Ok(())
+}
+
+/// The one outside needs the writer, which the transaction has.
+#[tokio::test]
+async fn on_sqlite_a_call_in_a_transaction_does_not_wait_for_one_outside() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    let (holds, held) = oneshot::channel();
+    let outside = world.call("a").run(async || {
+        let _ = holds.send(());
+        std::future::pending::<Result<String, Fault>>().await
+    });
+    let inside = async {
+        held.await?;
+        let mut transaction = world.begin().await?;
+        let patient = world.call("a").on_conflict(OnConflict::Wait(Duration::from_secs(600)));
+        let refused = patient.run_in(&mut transaction, async |connection| add(connection, "a").await).await;
+        let Err(Fault::Idempotency(error)) = refused else { panic!("it is held: {refused:?}") };
+        assert_eq!(error.kind(), ErrorKind::InProgress, "{error}");
+        transaction.rollback().await?;
+        anyhow::Ok(())
+    };
+    let met = async {
+        tokio::select! {
+            _ = outside => unreachable!("it never ends"),
+            met = inside => met,
+        }
+    };
+    within("the refusal", met).await?
+}
+
+async fn refuses_to_wait<D: Database>(scene: &Scene<D>) -> anyhow::Result<()>
+where
+    Transaction<'static, D::Sqlx>: SqlTransaction<Connection = Connection<D>>,
+{
+    let mut first = scene.pool.begin().await?;
+    call(&scene.engine, "a").run_in(&mut first, async |_| Ok::<_, Fault>(1)).await?;
+    let mut second = scene.pool.begin().await?;
+    let hasty = call(&scene.engine, "a").on_conflict(OnConflict::Reject);
+    let (refused, report) = observe(hasty.run_in(&mut second, async |_| Ok::<_, Fault>(2))).await;
+    let Err(Fault::Idempotency(error)) = refused else { panic!("another one holds it: {refused:?}") };
+    assert_eq!(error.kind(), ErrorKind::InProgress, "{error}");
+    assert!(!error.to_string().contains("0ns"), "{error}");
+    assert!(!report.expect("the call reports").waited);
+    first.rollback().await?;
+    second.rollback().await?;
+    Ok(())
+}
+
+#[cfg(feature = "postgres")]
+#[tokio::test]
+async fn on_postgresql_a_call_that_rejects_does_not_say_how_long_it_waited() -> anyhow::Result<()> {
+    refuses_to_wait(&Scene::<databases::Postgres>::new(2, None).await?).await
+}
+
+/// By the server's own count: its shortest wait is a second, where it waits.
+#[cfg(feature = "mysql")]
+#[tokio::test]
+async fn on_mariadb_a_call_that_rejects_does_not_wait() -> anyhow::Result<()> {
+    use idempotency_test_support::server::{MariaDbOptions, MariaDbServer};
+
+    let server = MariaDbServer::start(MariaDbOptions::new().private()).await?;
+    let database = databases::MariaDb::on(server).await?;
+    let (pool, engine) = databases::MariaDb::open(&database.url(), 2, None).await?;
+    let scene = Scene { database, pool, engine };
+    refuses_to_wait(&scene).await?;
+    let waited = "SELECT CAST(variable_value AS SIGNED) FROM information_schema.global_status
+        WHERE variable_name = 'INNODB_ROW_LOCK_TIME'";
+    let (millis,): (i64,) = sqlx::query_as(waited).fetch_one(&scene.pool).await?;
+    assert!(millis < 900, "the server has waited for {millis} ms");
+    Ok(())
+}
