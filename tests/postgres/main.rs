@@ -7,6 +7,7 @@ mod isolation;
 mod migrations;
 mod outages;
 mod poolers;
+mod purge_work;
 mod purging;
 mod renewals;
 mod rights;

@@ -129,12 +129,13 @@ impl Statements {
                 "SELECT key_hash, owner, state, lease_until FROM {table}
                  WHERE key_hash = ANY ($1) AND expires_at > (SELECT {NOW})"
             )),
-            // What somebody else has locked is being written, or purged.
+            // What somebody else has locked is being written, or purged. Rows that were removed are still gone over while a
+            // transaction is open that began before: `$2` is behind them.
             purge: statement(format!(
                 "WITH clock AS MATERIALIZED ({CLOCK}),
                  due AS MATERIALIZED (
-                     SELECT key_hash AS key FROM {table}
-                     WHERE purge_at <= (SELECT now FROM clock) AND format = 1
+                     SELECT key_hash AS key, purge_at AS due_at FROM {table}
+                     WHERE purge_at >= $2 AND purge_at <= (SELECT now FROM clock) AND format = 1
                      ORDER BY purge_at LIMIT $1 FOR UPDATE SKIP LOCKED
                  ),
                  removed AS (
@@ -144,11 +145,14 @@ impl Statements {
                      UPDATE {table} SET purge_at = {FORGOTTEN} FROM due, clock
                      WHERE key_hash = key AND {FORGOTTEN} > now RETURNING 1
                  )
-                 SELECT (SELECT count(*) FROM removed), now - (
-                     SELECT purge_at FROM {table}
-                     WHERE purge_at <= now AND format = 1 AND key_hash NOT IN (SELECT key FROM due)
-                     ORDER BY purge_at LIMIT 1
-                 ), (SELECT count(*) FROM put_off) FROM clock"
+                 SELECT (SELECT count(*) FROM removed), (SELECT count(*) FROM put_off), (SELECT count(*) FROM due),
+                     (SELECT max(due_at) FROM due), now, (
+                         SELECT purge_at FROM {table}
+                         WHERE purge_at >= $2 AND purge_at <= now AND format = 1
+                             AND key_hash NOT IN (SELECT key FROM due)
+                         ORDER BY purge_at LIMIT 1
+                     )
+                 FROM clock"
             )),
             identity: statement(identity(name)),
         }
