@@ -3,6 +3,7 @@
 mod deadlocks;
 mod fences;
 mod outages;
+mod plans;
 mod purge_work;
 mod purging;
 mod renewals;

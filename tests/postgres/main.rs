@@ -6,6 +6,7 @@ mod formats;
 mod isolation;
 mod migrations;
 mod outages;
+mod plans;
 mod poolers;
 mod purge_work;
 mod purging;
