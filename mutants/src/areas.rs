@@ -25,7 +25,7 @@ pub(crate) const AREAS: &[Area] = &[
         name: "engine",
         rooms: &[Room {
             sources: &["engine", "context.rs", "outcome.rs", "policy.rs", "near_cache.rs", "runtime.rs"],
-            tests: &[UNIT, "engine", "detach", "transactions", "simulation", "redis"],
+            tests: &[UNIT, "engine", "detach", "redis", "transactions"],
         }],
     },
     Area {
@@ -47,7 +47,7 @@ pub(crate) const AREAS: &[Area] = &[
     },
     Area {
         name: "steps",
-        rooms: &[Room { sources: &["steps"], tests: &[UNIT, "engine", "redis", "simulation", "conformance_sqlite"] }],
+        rooms: &[Room { sources: &["steps"], tests: &[UNIT, "engine", "redis", "conformance_sqlite"] }],
     },
     Area { name: "http", rooms: &[Room { sources: &["http"], tests: &[UNIT, "http"] }] },
     Area {

@@ -6,9 +6,10 @@ use std::process::Command;
 use anyhow::{Context as _, bail, ensure};
 use serde_json::Value;
 
-use crate::areas::{Area, Room, UNIT};
+use crate::areas::{Area, Room};
 use crate::options::Options;
 use crate::report::{Fate, Report, Sample};
+use crate::tests::targets;
 use crate::tree::Tree;
 
 const KIND: &str = "changes of cargo-mutants";
@@ -72,12 +73,7 @@ fn mutate(
     let mut command = with_files(cargo(tree, target), tree, room)?;
     command.args(["--test-workspace=true", "--no-shuffle", "--sharding=round-robin", "--timeout", LIMIT]);
     command.arg(format!("--shard={shard}/{shards}")).arg("--output").arg(&place).arg("--");
-    for test in room.tests {
-        match *test {
-            UNIT => command.arg("--lib"),
-            name => command.args(["--test", name]),
-        };
-    }
+    command.args(targets(room.tests));
     let status = command.status().context("it does not start")?;
     outcomes(&place.join("mutants.out/outcomes.json")).with_context(|| format!("it ended with {status}"))
 }

@@ -9,6 +9,7 @@ use anyhow::{Context as _, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::Value;
 
+use crate::areas::UNIT;
 use crate::statements::VARIABLE;
 
 /// How often a running test is looked at.
@@ -89,7 +90,8 @@ pub(crate) fn build(
     names: &[&'static str],
 ) -> anyhow::Result<Result<BTreeMap<&'static str, Test>, Vec<Refused>>> {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.args(["test", "--workspace", "--all-features", "--lib", "--tests", "--no-run", "--message-format=json"]);
+    command.args(["test", "--workspace", "--all-features", "--no-run", "--message-format=json"]);
+    command.args(targets(names));
     command.current_dir(root).env("CARGO_TARGET_DIR", target).env("CARGO_INCREMENTAL", "0");
     let output = command.stderr(Stdio::inherit()).output().context("cargo does not start")?;
     let (mut tests, mut refused) = (BTreeMap::new(), Vec::new());
@@ -117,6 +119,11 @@ pub(crate) fn build(
     }
     ensure!(!refused.is_empty(), "the tests cannot be built, and the compiler does not say why");
     Ok(Err(refused))
+}
+
+/// The words that select these test targets of a command of cargo's.
+pub(crate) fn targets<'a>(names: &'a [&'static str]) -> impl Iterator<Item = &'static str> + 'a {
+    names.iter().flat_map(|name| if *name == UNIT { vec!["--lib"] } else { vec!["--test", name] })
 }
 
 /// All places that an error speaks of.

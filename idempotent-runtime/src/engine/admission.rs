@@ -186,6 +186,7 @@ async fn seek_in_store(
     report: &mut Report,
 ) -> Result<Sought, Error> {
     let engine = &call.engine;
+    engine.at_home().map_err(|error| error.of_record(Some(&call.operation), &call.key))?;
     engine.keeper.start().map_err(|error| {
         call.refused(ErrorKind::StoreUnavailable)
             .with_detail("the thread that renews leases could not be started")

@@ -50,6 +50,11 @@ async fn settle(
     release: Release,
     lease: Duration,
 ) {
+    let Some(_place) = engine.bounds.followed.place() else {
+        drop(claiming);
+        owed::add(engine, release, true, &not_followed());
+        return;
+    };
     let settings = &engine.settings;
     let answer = tokio::select! {
         biased;
@@ -105,9 +110,18 @@ async fn repeat(engine: Arc<Inner>, claim: Claim, scope: Scope) -> Result<Answer
 /// A claim that was `repeated` is given back again later: a try that was believed lost may arrive after the release, and
 /// would leave a record that nobody owns.
 pub(crate) async fn give_back(engine: &Arc<Inner>, release: Release, budget: Duration, repeated: bool) {
+    let Some(_place) = engine.bounds.followed.place() else {
+        owed::add(engine, release, repeated, &not_followed());
+        return;
+    };
     match retry::until(engine, budget, || engine.store.clone().release(release)).await {
         Ok(_) if repeated => owed::repeat(engine, release),
         Ok(_) => {}
         Err(error) => owed::add(engine, release, repeated, &error),
     }
+}
+
+fn not_followed() -> StoreError {
+    let error = StoreError::new(StoreErrorKind::Unavailable, "release");
+    error.with_detail("too many requests are followed to their answers")
 }

@@ -256,7 +256,12 @@ fn not_held(mut running: Box<Running>, error: &StoreError) -> Verdict {
         "a record in doubt could not be held; this goes on in the background");
     running.tell(&Verdict::Own);
     let keeper = engine.keeper.clone();
+    let Some(place) = engine.bounds.ends.place() else {
+        running.conclude(None);
+        return Verdict::Own;
+    };
     keeper.spawn(async move {
+        let _place = place;
         let park = parking(&running, Reason::Error, Duration::ZERO);
         let parked =
             retry::until_done(&engine, engine.settings.background_commit, || engine.store.clone().park(park)).await;
@@ -346,7 +351,12 @@ fn not_stored(mut running: Box<Running>, commit: Commit, error: StoreError) -> V
     let keeper = engine.keeper.clone();
     let lease = running.lease.clone();
     running.tell(&verdict);
+    let Some(place) = engine.bounds.ends.place() else {
+        running.conclude(None);
+        return verdict;
+    };
     keeper.spawn(async move {
+        let _place = place;
         let budget = engine.settings.background_commit;
         let stored = retry::until_done(&engine, budget, || storing(&running, &commit)).await;
         match stored {

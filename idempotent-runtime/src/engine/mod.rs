@@ -1,6 +1,7 @@
 //! The engine: from a call to its answer.
 
 mod admission;
+mod bound;
 mod builder;
 mod call;
 mod claim;
@@ -51,6 +52,7 @@ pub(crate) use transaction::{Watched, watched};
 pub(crate) use verify::verify_detached_and;
 pub use verify::{Asked, Cleared, Unasked, Verified, Verify, verify};
 
+use bound::Bounds;
 use flight::Flights;
 use followed::Followed;
 use keeper::{Busy, Keeper};
@@ -68,7 +70,8 @@ use crate::store::{Claim, DynStore, Reason, Record, Release, Store, StoreError, 
 #[cfg(feature = "memory")]
 use crate::store::{MemoryStore, find};
 
-/// The engine: a handle that is cheap to clone. One per store and process is enough.
+/// The engine: a handle that is cheap to clone. One per store and process is enough. After a `fork`, the child makes a store
+/// and an engine of its own: the one of its parent refuses to ask the store there.
 ///
 /// ```
 /// # use std::time::Duration;
@@ -97,6 +100,8 @@ pub(crate) struct Inner {
     randomness: Arc<dyn Randomness>,
     pub(crate) settings: Settings,
     validity: Result<(), Error>,
+    /// The process that made it.
+    home: u32,
     flights: Arc<Flights>,
     pub(crate) near_cache: Option<Arc<NearCache>>,
     /// The store, if it is memory of this process.
@@ -105,6 +110,7 @@ pub(crate) struct Inner {
     operations: Operations,
     pub(crate) keeper: Arc<Keeper>,
     owed: Owed,
+    bounds: Bounds,
     closing: AtomicU8,
     waiters: AtomicUsize,
     /// Bodies that run without a lease: their record is in a transaction of the user's, or they have none.
@@ -143,10 +149,12 @@ impl Inner {
             randomness,
             settings,
             validity,
+            home: std::process::id(),
             flights: Arc::default(),
             near_cache,
             operations: Operations::default(),
             owed: Owed::default(),
+            bounds: Bounds::default(),
             closing: AtomicU8::new(OPEN),
             waiters: AtomicUsize::new(0),
             without_lease: AtomicUsize::new(0),
@@ -156,6 +164,15 @@ impl Inner {
 
     fn validity(&self) -> Result<(), Error> {
         self.validity.clone()
+    }
+
+    /// Refuses what would ask the store from a fork of the process: it has the connections of its parent, in which the
+    /// answers of both would be mixed up, and not the thread that renews leases.
+    fn at_home(&self) -> Result<(), Error> {
+        if std::process::id() == self.home {
+            return Ok(());
+        }
+        Err(Error::config("this process was forked from the one that made the engine; make a store and an engine here"))
     }
 
     /// The result of `key` in a store that can be looked into at once: what a claim would be answered with, without its

@@ -211,6 +211,13 @@ impl RecordHandle {
         .map_err(|error| self.operation().map_or(error.clone(), |operation| error.of_operation(operation)))
     }
 
+    /// The key under which the store may be asked.
+    fn asked(&self) -> Result<KeyHash, Error> {
+        let key = self.hash()?;
+        self.engine.at_home().map_err(|error| self.error(&key, error))?;
+        Ok(key)
+    }
+
     fn operation(&self) -> Option<&Arc<str>> {
         match &self.name {
             Name::Call { operation, .. } => Some(operation),
@@ -234,7 +241,7 @@ impl RecordHandle {
     /// # Errors
     /// The store's.
     pub async fn inspect(&self) -> Result<Option<RecordView>, Error> {
-        Ok(self.read(self.hash()?).await?.as_ref().map(RecordView::new))
+        Ok(self.read(self.asked()?).await?.as_ref().map(RecordView::new))
     }
 
     /// Answers for an owner that cannot. The answer is kept from now for as long as an unfinished record, which is the
@@ -262,7 +269,7 @@ impl RecordHandle {
     /// and [`TooLarge`](ErrorKind::TooLarge) when the answer cannot be stored, [`Config`](ErrorKind::Config) when it is a
     /// response that HTTP does not have; nothing has changed then. The store's.
     pub async fn resolve(&self, view: &RecordView, resolution: Resolution) -> Result<(), Error> {
-        let key = self.hash()?;
+        let key = self.asked()?;
         let engine = &self.engine;
         let Revision(observed) = view.revision;
         let record = self.read(key).await?.filter(|record| record.owner == observed);
@@ -363,7 +370,7 @@ impl RecordHandle {
     /// [`InProgress`](ErrorKind::InProgress) when its body runs, or may run although its record was removed by force. [`Superseded`](ErrorKind::Superseded) when it changed
     /// meanwhile. The store's.
     pub async fn forget(&self) -> Result<(), Error> {
-        let key = self.hash()?;
+        let key = self.asked()?;
         let engine = &self.engine;
         let Some(record) = self.read(key).await? else { return Ok(()) };
         let remove = Remove::new(key, record.owner);

@@ -272,6 +272,7 @@ impl Drop for Running {
 
 /// Leaves a record whose outcome is unknown to its policy, at once. Without success the lease runs out.
 pub(super) async fn give_up(engine: &super::Inner, lease: &Lease, reason: Reason, budget: Duration) {
+    let Some(_place) = engine.bounds.ends.place() else { return };
     let (key, token) = (lease.key, lease.token);
     // What a step has to say that ended before this is on the record before the next caller gets it.
     if let Some(journal) = lease.journal() {

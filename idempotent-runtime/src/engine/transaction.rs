@@ -156,6 +156,7 @@ async fn seek<X: SqlTransaction + ?Sized>(request: Request, transaction: &mut X)
     if scope.context().is_some_and(|context| context.is_running(&engine, &call.key)) {
         return Err(call.refused(ErrorKind::Reentrant));
     }
+    engine.at_home().map_err(|error| error.of_record(Some(&call.operation), &call.key))?;
     // No lease is renewed, but expired records are removed from there.
     if let Err(error) = engine.keeper.start() {
         tracing::warn!(%error, "the background thread could not be started: expired records are not removed");

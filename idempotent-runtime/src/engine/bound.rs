@@ -1,0 +1,112 @@
+//! Bounds on what the background does at once.
+//!
+//! During a long outage each call that fails leaves something behind, and each body that ends has something to store.
+//! Without a bound the process would keep all of it in memory for as long as the outage lasts.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// How many requests are followed to an answer of which nobody hears, some thirty megabytes. What comes beyond is owed at
+/// once, which takes a hundredth of that.
+const FOLLOWED: usize = 10_000;
+/// How many ends of bodies are on their way to the store, some two hundred megabytes and the results. What comes beyond
+/// ends with its lease: its outcome is unknown then.
+const ENDS: usize = 50_000;
+
+/// All bounds of an engine.
+pub(super) struct Bounds {
+    pub(super) followed: Bound,
+    pub(super) ends: Bound,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self { followed: Bound::new("requests without a caller", FOLLOWED), ends: Bound::new("ends of bodies", ENDS) }
+    }
+}
+
+/// A number of places.
+pub(super) struct Bound {
+    of_what: &'static str,
+    places: Arc<Semaphore>,
+    left_out: AtomicU64,
+}
+
+impl Bound {
+    fn new(of_what: &'static str, places: usize) -> Self {
+        Self { of_what, places: Arc::new(Semaphore::new(places)), left_out: AtomicU64::new(0) }
+    }
+
+    /// A place, taken until it is dropped. Without one, the count of what was left out goes to the log each time that it
+    /// has doubled.
+    pub(super) fn place(&self) -> Option<OwnedSemaphorePermit> {
+        let place = self.places.clone().try_acquire_owned().ok();
+        if place.is_none() {
+            let left_out = self.left_out.fetch_add(1, Ordering::Relaxed).saturating_add(1);
+            if left_out.is_power_of_two() {
+                tracing::warn!(left_out, of_what = self.of_what, "the background has too much to do");
+            }
+        }
+        place
+    }
+
+    /// All places, as if the background had nothing left.
+    #[cfg(test)]
+    pub(super) fn fill(&self) -> OwnedSemaphorePermit {
+        let all = u32::try_from(self.places.available_permits()).expect("there are not so many");
+        self.places.clone().try_acquire_many_owned(all).expect("they are available")
+    }
+
+    #[cfg(test)]
+    pub(super) fn left_out(&self) -> u64 {
+        self.left_out.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(all(test, feature = "memory", feature = "testing"))]
+mod tests {
+    use std::time::Duration;
+
+    use crate::engine::claim::give_back;
+    use crate::key::KeyHash;
+    use crate::store::{Claim, Claimed, MemoryStore, Release, Store as _, StoreErrorKind, Token};
+    use crate::testing::{Fault, FaultyStore};
+    use crate::{Error, ErrorKind, Idempotency};
+
+    const DAY: Duration = Duration::from_secs(86_400);
+
+    #[tokio::test]
+    async fn a_claim_for_which_there_is_no_place_is_released_in_its_turn() {
+        let store = MemoryStore::new();
+        let engine = Idempotency::new(store.clone()).inner;
+        engine.keeper.start().unwrap();
+        let all = engine.bounds.followed.fill();
+        let (key, token) = (KeyHash::from_bytes([7; 32]), Token::from_bits(1));
+        let claimed = store.claim(Claim::new(key, token, "payments.charge".into())).await.unwrap();
+        assert!(matches!(claimed, Claimed::Mine(_)));
+        give_back(&engine, Release::unused(key, token), DAY, false).await;
+        assert_eq!(engine.bounds.followed.left_out(), 1);
+        engine.keeper.idle().await;
+        assert_eq!(store.read(key).await.unwrap(), None);
+        drop(all);
+        give_back(&engine, Release::unused(key, token), DAY, false).await;
+        assert_eq!(engine.bounds.followed.left_out(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_result_for_which_there_is_no_place_ends_with_its_lease() {
+        let store = FaultyStore::new(MemoryStore::new());
+        store.always("complete", Some(Fault::Refused(StoreErrorKind::Full)));
+        let engine = Idempotency::new(store);
+        let call =
+            |key: u64| engine.call("payments.charge", key).ttl(DAY).run(async || Ok::<_, Error>("charged".to_owned()));
+        assert_eq!(call(1).await.unwrap_err().kind(), ErrorKind::NotStored);
+        assert_eq!(engine.inner.keeper.held().len(), 1, "it is stored in the background");
+        let _all = engine.inner.bounds.ends.fill();
+        assert_eq!(call(2).await.unwrap_err().kind(), ErrorKind::NotStored);
+        assert_eq!(engine.inner.keeper.held().len(), 1);
+        assert_eq!(engine.inner.bounds.ends.left_out(), 1);
+    }
+}
