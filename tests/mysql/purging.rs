@@ -80,6 +80,22 @@ async fn the_index_of_a_table_that_was_renamed_has_another_name() -> anyhow::Res
 }
 
 #[tokio::test]
+async fn what_is_due_before_the_end_of_the_last_batch_is_found() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    for number in 0..3 {
+        world.completed(key(number)).await?;
+    }
+    let older = format!("WHERE key_hash < X'{}'", key(2).to_hex());
+    world.sql(&format!("UPDATE idempotency_records SET expires_at = 9, purge_at = 9 {older}")).await?;
+    assert_eq!(world.store.purge(2).await?.removed, 2);
+    world.sql("UPDATE idempotency_records SET expires_at = 5, purge_at = 5").await?;
+    let purged = world.store.purge(2).await?;
+    assert_eq!((purged.removed, purged.lag), (1, None));
+    assert_eq!(world.figure("SELECT COUNT(*) FROM idempotency_records").await?, 0);
+    Ok(())
+}
+
+#[tokio::test]
 async fn two_purges_and_32_claimers_do_not_disturb_each_other() -> anyhow::Result<()> {
     let world = World::new().await?;
     let short = Duration::from_millis(1);

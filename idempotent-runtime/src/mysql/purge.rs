@@ -20,12 +20,20 @@ const BEGINNING: Place = (i64::MIN, [0; 32]);
 impl MySqlStore {
     pub(super) async fn purge_rows(&self, limit: usize) -> Answer<Purged> {
         let mark = &self.0.purge_mark;
-        let begin = mark.next();
-        let purged = self.purge_from(begin.unwrap_or(BEGINNING), limit).await;
-        let (now, batch) = purged.inspect_err(|_| mark.failed())?;
-        let lag =
-            mark.ended(&batch).map(|oldest| Duration::from_millis(u64::try_from(now - oldest).unwrap_or_default()));
-        Ok(Purged::new(batch.removed, lag).with_put_off(batch.put_off))
+        let mut purged = Purged::default();
+        loop {
+            let begin = mark.next();
+            let most = limit - purged.removed - purged.put_off;
+            let batch = self.purge_from(begin.unwrap_or(BEGINNING), most).await;
+            let (now, batch) = batch.inspect_err(|_| mark.failed())?;
+            let oldest = mark.ended(&batch);
+            purged.removed += batch.removed;
+            purged.put_off += batch.put_off;
+            purged.lag = oldest.map(|oldest| Duration::from_millis(u64::try_from(now - oldest).unwrap_or_default()));
+            if !mark.is_to_begin_anew(begin, &batch) {
+                return Ok(purged);
+            }
+        }
     }
 
     /// The server's time, and what was done with the first `limit` rows that are due behind `begin`.

@@ -57,6 +57,11 @@ impl PurgeMark {
         self.with(|state| state.ended(batch))
     }
 
+    /// Whether `batch`, which began at `begin`, has come to the end, and there may be something before where it began.
+    pub(crate) fn is_to_begin_anew(&self, begin: Option<Place>, batch: &Batch) -> bool {
+        begin.is_some() && batch.is_last && self.next().is_none()
+    }
+
     /// All rows up to `place` were looked at; what will come of the batch that they are a part of is not known yet.
     #[cfg(feature = "mysql")]
     pub(crate) fn reached(&self, place: Option<Place>) {
@@ -130,8 +135,11 @@ mod tests {
     fn a_look_begins_anew_while_few_were_removed_and_rarely_after_that() {
         let mark = PurgeMark::default();
         mark.ended(&batch(5, FEW));
+        let begin = mark.next();
         mark.ended(&last_batch());
         assert_eq!(mark.next(), None);
+        assert!(mark.is_to_begin_anew(begin, &last_batch()));
+        assert!(!mark.is_to_begin_anew(None, &last_batch()));
         mark.ended(&batch(9, 1));
         let mut anew = 0;
         for _ in 0..3 * LOOKS {

@@ -146,6 +146,8 @@ async fn every_row_is_found_by_an_index() -> anyhow::Result<()> {
         ("auto_explain.log_buffers", "on"),
         ("logging_collector", "on"),
         ("log_line_prefix", ""),
+        ("log_rotation_size", "0"),
+        ("log_rotation_age", "0"),
         ("autovacuum", "off"),
         // The rows are not written twice, and their index is sorted in memory.
         ("wal_level", "minimal"),
