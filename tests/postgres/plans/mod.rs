@@ -71,7 +71,9 @@ async fn everything(store: &PostgresStore, log: &Log, loaded: &[KeyHash], first:
     let expect = async |what: &str, pages: i64| {
         let plans = log.plans().await?;
         assert!(!plans.is_empty(), "{what}: no statement was seen");
-        plans.iter().for_each(|plan| by_key(plan, pages));
+        for plan in &plans {
+            by_key(plan, pages);
+        }
         anyhow::Ok(())
     };
     for round in 0..10 {
@@ -99,7 +101,9 @@ async fn everything(store: &PostgresStore, log: &Log, loaded: &[KeyHash], first:
     let watch = store.watch(key(one)).await?;
     let waiting = tokio::spawn(watch);
     log.eventually("two looks of a waiter", |plans| {
-        plans.iter().for_each(|plan| by_key(plan, 20));
+        for plan in plans {
+            by_key(plan, 20);
+        }
         plans.len() >= 3
     })
     .await?;
@@ -122,11 +126,13 @@ async fn everything(store: &PostgresStore, log: &Log, loaded: &[KeyHash], first:
     }
     expect("pages of a listing", 1_200).await?;
     for _ in 0..3 {
-        assert_eq!(store.purge(500).await?.lag.is_some(), true);
+        assert!(store.purge(500).await?.lag.is_some());
     }
     let plans = log.plans().await?;
     assert_eq!(plans.len(), 3);
-    plans.iter().for_each(|plan| plan.assert_uses(&[PRIMARY, PURGE], 500 * 40));
+    for plan in plans {
+        plan.assert_uses(&[PRIMARY, PURGE], 500 * 40);
+    }
     Ok(())
 }
 
