@@ -4,6 +4,8 @@
 mod argument;
 mod boot_time;
 mod canonical;
+#[cfg(any(feature = "redis", feature = "postgres", feature = "mysql"))]
+mod certificates;
 pub mod clock;
 mod context;
 mod encoding;

@@ -11,7 +11,8 @@ use anyhow::Context as _;
 /// When this program is not in a target directory.
 pub fn stripe_client() -> anyhow::Result<PathBuf> {
     let program = std::env::current_exe()?;
-    // Cargo puts this file into a target directory, and nothing else does so above it.
-    let target = program.ancestors().find(|folder| folder.join("CACHEDIR.TAG").is_file());
+    // Cargo puts the first file into a target directory that it has made, and the second one into every other too.
+    let marks = ["CACHEDIR.TAG", ".rustc_info.json"];
+    let target = program.ancestors().find(|folder| marks.iter().any(|mark| folder.join(mark).is_file()));
     Ok(target.with_context(|| format!("{} is in no target directory", program.display()))?.join("stripe-client"))
 }

@@ -171,8 +171,9 @@ async fn an_answer_over_the_limit_is_refused_and_the_record_stays_in_doubt() {
     for resolution in [Resolution::Completed(&is_over), Resolution::Failed(&is_over)] {
         let error = record.resolve(&view, resolution).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::TooLarge);
-        let told = "the answer takes 17 bytes, the limit is 16, and it was not stored";
+        let told = "the answer is larger than the limit, and nothing has changed";
         assert!(error.to_string().contains(told), "{error}");
+        assert!(error.to_string().contains("it takes 17 bytes and the limit is 16"), "{error}");
     }
     assert_eq!(record.inspect().await.unwrap().unwrap().state, State::InDoubt);
     assert_eq!(world.charge(1).await.unwrap_err().kind(), ErrorKind::InDoubt);

@@ -1,5 +1,9 @@
 //! Keys in the body: what the layer cannot read there, a handler may, and it never runs unprotected for that.
 
+use idempotency::http::{IdempotencyLayer, RequestFingerprint, Scope};
+use idempotency::store::MemoryStore;
+use idempotency::{ErrorKind, Idempotency};
+
 use crate::world::World;
 
 async fn world() -> anyhow::Result<World> {
@@ -196,4 +200,25 @@ async fn rule_11_a_key_in_the_header_of_a_service_that_looks_into_the_body_is_ma
     let both = world.pay("abc").body(r#"{"id":"def"}"#).send().await?;
     assert_eq!((both.status, world.effects("none"), world.effects("def")), (201, 0, 1));
     Ok(())
+}
+
+#[test]
+fn a_place_that_is_no_pointer_is_refused_where_the_options_are_looked_at() {
+    let layer = || IdempotencyLayer::new(Idempotency::new(MemoryStore::new()), Scope::global());
+    let fields = |pointer: &str| RequestFingerprint::fields(["/amount", pointer]);
+    for pointer in ["id", "id/0", " /id", "#/id", "$.id"] {
+        for layer in [
+            layer().with_key_from_body(pointer),
+            layer().with_fingerprint(fields(pointer)),
+            layer().with_fingerprint(RequestFingerprint::body().formerly(fields(pointer))),
+        ] {
+            let error = layer.checked().expect_err("it leads nowhere");
+            assert_eq!(error.kind(), ErrorKind::Config, "{pointer}");
+            assert!(error.to_string().contains(pointer), "{error}");
+        }
+    }
+    for pointer in ["", "/", "/id", "/request/id", "/0"] {
+        let checked = layer().with_key_from_body(pointer).with_fingerprint(fields(pointer)).checked();
+        assert!(checked.is_ok(), "{pointer}: {checked:?}");
+    }
 }

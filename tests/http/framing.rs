@@ -7,16 +7,19 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use anyhow::ensure;
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
-use axum::http::{HeaderMap, Request, Response};
+use axum::http::{HeaderMap, Request, Response, Version};
 use axum::routing::post;
+use futures::{StreamExt as _, stream};
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use idempotency::http::{IdempotencyLayer, Scope, Unreplayable};
 use idempotency::testing::{Fault, Gate};
 use idempotency::{Idempotency, OnCrash, State as RecordState};
-use idempotency_test_support::deadline::eventually_async;
+use idempotency_test_support::deadline::{eventually_async, within};
+use tokio::io::AsyncReadExt as _;
 
 use crate::client::{Client, Outgoing, Reply};
 use crate::world::{Server, Shop, World};
@@ -47,6 +50,15 @@ fn body(length: Option<u64>, frames: impl IntoIterator<Item = io::Result<Frame<B
     Body::new(Pieces { frames: frames.into_iter().collect(), length })
 }
 
+/// A body that breaks off after `text`, when the gate is open.
+fn broken_late(shop: Shop, text: String) -> Body {
+    let broken = async move {
+        shop.gate.wait().await;
+        Err(io::Error::other("the disk is gone"))
+    };
+    Body::from_stream(stream::iter([Ok(text)]).chain(stream::once(broken)))
+}
+
 /// A receipt of 36 characters that no second run gives, as the path says.
 async fn receipt(State(shop): State<Shop>, request: Request<Body>) -> Response<Body> {
     let kind = request.uri().path().trim_start_matches('/');
@@ -59,17 +71,22 @@ async fn receipt(State(shop): State<Shop>, request: Request<Body>) -> Response<B
         "declared" => (200, Some(36), body(None, [data(one), data(two), data("")])),
         "no-content" => (204, None, body(None, [])),
         "not-modified" => (304, None, body(None, [])),
-        "reset" => (205, None, body(None, [])),
+        "reset" | "reset-chunked" => (205, None, body(None, [])),
         "see-other" => (303, Some(0), body(None, [])),
         "large" => (200, None, body(None, [data(one), data(&two.repeat(100))])),
         "large-declared" => (200, Some(1_818), body(None, [data(one), data(&two.repeat(100))])),
         "trailers" => (200, None, body(None, [data(&receipt), Ok(Frame::trailers(HeaderMap::new()))])),
-        "chunked" => (200, None, body(None, [data(one), data(two)])),
+        "chunked" | "of-1.0" => (200, None, body(None, [data(one), data(two)])),
+        "whole-chunked" => (200, None, Body::from(receipt.clone())),
         "beyond" => (200, Some(18), body(None, [data(one), data(two)])),
         "beyond-known" => (200, Some(18), body(Some(36), [data(one), data(two)])),
         "broken" => (200, Some(36), body(None, [data(one), data(two), broken()])),
         "broken-known" => (200, Some(36), body(Some(36), [data(one), data(two), broken()])),
         "broken-chunked" => (200, None, body(None, [data(one), broken()])),
+        "short-trailers" => (200, Some(36), body(None, [data(one), Ok(Frame::trailers(HeaderMap::new()))])),
+        "short-trailers-known" => (200, None, body(Some(36), [data(one), Ok(Frame::trailers(HeaderMap::new()))])),
+        "large-broken" => (200, None, broken_late(shop, two.repeat(100))),
+        "events-broken" | "of-1.0-broken" => (200, None, broken_late(shop, one.to_owned())),
         _ => (200, None, body(Some(36), [data(one), broken()])),
     };
     let response = Response::builder().status(status).header("location", format!("/{receipt}"));
@@ -77,14 +94,32 @@ async fn receipt(State(shop): State<Shop>, request: Request<Body>) -> Response<B
         Some(length) => response.header("content-length", length),
         None => response,
     };
+    // What gateways pass on of an upstream.
+    let response = match kind {
+        "reset-chunked" | "whole-chunked" => response.header("transfer-encoding", "chunked"),
+        "of-1.0" | "of-1.0-broken" => response.version(Version::HTTP_10),
+        "events-broken" => response.header("content-type", "text/event-stream"),
+        _ => response,
+    };
     response.body(body).expect("the response is well-formed")
 }
 
 /// Answers that are kept, or a marker in their place.
-const ANSWERS: [&str; 8] =
-    ["declared", "no-content", "not-modified", "reset", "see-other", "large", "large-declared", "trailers"];
-/// What is no answer, though all that its head promises is there.
-const NONE: [&str; 4] = ["beyond", "beyond-known", "broken", "broken-known"];
+const ANSWERS: [&str; 11] = [
+    "declared",
+    "no-content",
+    "not-modified",
+    "reset",
+    "reset-chunked",
+    "see-other",
+    "large",
+    "large-declared",
+    "trailers",
+    "of-1.0",
+    "whole-chunked",
+];
+/// What is no answer, though all that its head promises is there, or trailers end it.
+const NONE: [&str; 6] = ["beyond", "beyond-known", "broken", "broken-known", "short-trailers", "short-trailers-known"];
 
 fn is_large(kind: &str) -> bool {
     matches!(kind, "large" | "large-declared" | "trailers")
@@ -200,7 +235,7 @@ async fn rule_25_where_nobody_answers_again_an_answer_of_any_framing_is_whole_wi
         let first = ask(&world, kind).send().await?;
         assert!(first.status < 400 && first.header("location").is_some(), "{kind}: {first:?}");
         let size = match kind {
-            "declared" | "trailers" => 36,
+            "declared" | "trailers" | "of-1.0" | "whole-chunked" => 36,
             "large" | "large-declared" => 1_818,
             _ => 0,
         };
@@ -228,9 +263,65 @@ async fn rule_25_what_is_no_answer_is_not_whole_by_its_length_alone() -> anyhow:
         for kind in NONE {
             let first = ask(&world, kind).send().await;
             assert!(first.is_err(), "{kind}, {policy:?}: {first:?}");
+            if policy == OnCrash::Hold {
+                is_in_doubt(&world, kind).await?;
+            }
         }
     }
     Ok(())
+}
+
+async fn is_in_doubt(world: &World, kind: &str) -> anyhow::Result<()> {
+    let is_over = async || world.state(kind).await.ok().flatten().is_some_and(|state| state != RecordState::InProgress);
+    eventually_async("the record", is_over).await?;
+    assert_eq!(world.state(kind).await?, Some(RecordState::InDoubt), "{kind}");
+    Ok(())
+}
+
+/// All that a client of this version gets of a response that breaks off when it has a part of it.
+async fn ask_until_it_breaks_off(world: &World, kind: &str, version: &str) -> anyhow::Result<String> {
+    let head = format!("POST /{kind} HTTP/{version}\r\nHost: test\r\nConnection: close\r\nIdempotency-Key: {kind}");
+    let mut connection = world.client.write(format!("{head}\r\nContent-Length: 2\r\n\r\n{{}}")).await?;
+    let mut answer = Vec::new();
+    while old_body(&String::from_utf8_lossy(&answer)).is_empty() {
+        ensure!(within("a part", connection.read_buf(&mut answer)).await?? > 0, "{kind}: closed early");
+    }
+    world.shop.gate.open();
+    within("the end", connection.read_to_end(&mut answer)).await??;
+    Ok(String::from_utf8(answer)?)
+}
+
+/// It comes in chunks, and the last one is missing.
+fn is_seen_to_break_off(answer: &str) -> bool {
+    answer.starts_with("HTTP/1.1 200 ")
+        && answer.contains("transfer-encoding: chunked\r\n")
+        && !answer.ends_with("0\r\n\r\n")
+}
+
+/// What is past the limit is between the handler and its client: the mark is written before it is read. A client of HTTP/1.0
+/// sees no break in it.
+#[tokio::test]
+async fn rule_25_what_is_past_the_limit_counts_as_answered_whatever_becomes_of_its_rest() -> anyhow::Result<()> {
+    for policy in [OnCrash::Hold, OnCrash::Retry] {
+        for (kind, version) in [("large-broken", "1.1"), ("events-broken", "1.1"), ("events-broken", "1.0")] {
+            let world = world(policy, Unreplayable::Mark).await?;
+            let answer = ask_until_it_breaks_off(&world, kind, version).await?;
+            let is_of_old = version == "1.0" && answer.starts_with("HTTP/1.0 200 ");
+            assert!(is_of_old || is_seen_to_break_off(&answer), "{kind}: {answer}");
+            ask(&world, kind).send().await?.assert_problem(409, "not-kept")?;
+            assert_eq!(world.effects(kind), 1);
+        }
+    }
+    Ok(())
+}
+
+/// A gateway passes the version of its upstream on, and a response of HTTP/1.0 would end with its connection.
+#[tokio::test]
+async fn rule_25_a_response_of_another_version_that_breaks_off_is_not_whole() -> anyhow::Result<()> {
+    let world = world(OnCrash::Hold, Unreplayable::Mark).await?;
+    let answer = ask_until_it_breaks_off(&world, "of-1.0-broken", "1.1").await?;
+    assert!(is_seen_to_break_off(&answer), "{answer}");
+    is_in_doubt(&world, "of-1.0-broken").await
 }
 
 /// The body of an answer to a request of HTTP/1.0.
@@ -245,11 +336,8 @@ async fn rule_25_a_client_of_http_1_0_gets_no_part_of_an_answer_for_the_whole() 
             let world = world(policy, Unreplayable::Mark).await?;
             let answer = ask_old(world.client.clone(), kind).await?;
             assert!(answer.starts_with("HTTP/1.0 500 ") && answer.contains("internal"), "{kind}: {answer}");
-            let is_over =
-                async || world.state(kind).await.ok().flatten().is_some_and(|state| state != RecordState::InProgress);
             if policy == OnCrash::Hold {
-                eventually_async("the record", is_over).await?;
-                assert_eq!(world.state(kind).await?, Some(RecordState::InDoubt), "{kind}");
+                is_in_doubt(&world, kind).await?;
             }
         }
         // One that is whole, and kept.
@@ -294,7 +382,7 @@ async fn rule_25_a_client_of_http_1_0_gets_all_pieces_of_what_is_too_large_to_ke
 #[tokio::test]
 async fn rule_25_a_body_that_never_ends_is_not_collected_for_longer_than_its_claim() -> anyhow::Result<()> {
     let quiet = || async {
-        let body = Body::from_stream(futures::stream::pending::<io::Result<Bytes>>());
+        let body = Body::from_stream(stream::pending::<io::Result<Bytes>>());
         Response::builder().header("x-begun", "yes").body(body).expect("the response is well-formed")
     };
     let world = World::setup().clock_by_hand().routes(Router::new().route("/quiet", post(quiet))).start().await?;

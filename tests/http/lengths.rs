@@ -117,7 +117,8 @@ async fn rule_25_pieces_without_content_are_neither_kept_nor_passed_on() -> anyh
     while let Some(frame) = within("a piece", poll_fn(|task| body.as_mut().poll_frame(task))).await? {
         pieces.extend(frame.map_err(anyhow::Error::from_boxed)?.into_data().ok());
     }
-    assert_eq!(pieces, ["ha", "lf"]);
+    assert!(pieces.iter().all(|piece| !piece.is_empty()), "{pieces:?}");
+    assert_eq!(pieces.concat(), b"half");
     Ok(())
 }
 

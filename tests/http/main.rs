@@ -20,6 +20,7 @@ mod keys;
 mod layers;
 mod lengths;
 mod many_headers;
+mod passed_on;
 mod payload;
 mod peers;
 mod process;

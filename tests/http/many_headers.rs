@@ -3,13 +3,16 @@
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
-use idempotency::http::{IdempotencyLayer, RequestBody, ResponseBody, Scope};
-use idempotency::store::MemoryStore;
-use idempotency::{Idempotency, Resolution};
-use tower::{Layer as _, ServiceExt as _, service_fn};
+use idempotency::http::client::{ClientError, ClientLayer};
+use idempotency::http::{IdempotencyLayer, Problem, RequestBody, ResponseBody, Scope};
+use idempotency::store::{MemoryStore, StoreErrorKind};
+use idempotency::testing::{Fault, FaultyStore};
+use idempotency::{ErrorKind, Idempotency, Resolution};
+use tower::{Layer as _, Service as _, ServiceExt as _, service_fn};
 
 /// As many names as there is room for.
 fn full(prefix: &str) -> HeaderMap {
@@ -21,6 +24,15 @@ fn full(prefix: &str) -> HeaderMap {
         }
     }
     assert!(headers.len() > 20_000, "{}", headers.len());
+    headers
+}
+
+/// The same, but for so many.
+fn full_but(places: usize) -> HeaderMap {
+    let mut headers = full("x");
+    for number in 0..places {
+        headers.remove(format!("x-{number}"));
+    }
     headers
 }
 
@@ -89,10 +101,73 @@ async fn a_response_without_room_for_markers_is_delivered_and_kept() -> anyhow::
     assert_eq!((first.status(), first.headers()), (StatusCode::OK, &scene.response.1));
     let retry = scene.send().await?;
     assert_eq!(retry.headers().get("idempotency-replayed"), Some(&HeaderValue::from_static("true")));
-    // Without protection too.
-    scene.engine.disable("http");
-    assert_eq!(scene.send().await?.status(), StatusCode::OK);
-    assert_eq!(scene.runs.load(Ordering::SeqCst), 2);
+    Ok(())
+}
+
+/// Clients go by the mark, and would send the request again.
+#[tokio::test]
+async fn an_unprotected_response_without_room_for_its_mark_is_a_refusal_that_has_it() -> anyhow::Result<()> {
+    let disabled = Scene::new(StatusCode::OK, full("x-passed-on"));
+    disabled.engine.disable("http");
+    let mut open = Scene::new(StatusCode::OK, full("x-passed-on"));
+    let store = FaultyStore::new(MemoryStore::new());
+    store.always("claim", Some(Fault::Refused(StoreErrorKind::Refused)));
+    open.engine = Idempotency::builder(store).claim_timeout(Duration::from_millis(10)).build();
+    // A form with room for what every refusal says, and not for the mark.
+    let shape = |_: &Problem, mut response: Response<Bytes>| {
+        *response.headers_mut() = full_but(3);
+        response
+    };
+    open.layer = IdempotencyLayer::new(open.engine.clone(), Scope::global()).with_fail_open().with_problem(shape);
+    for scene in [disabled, open] {
+        let response = scene.send().await?;
+        let marks = ["idempotency-bypassed", "idempotency-problem"].map(|name| response.headers().get(name));
+        assert_eq!(marks.map(|mark| mark.map(HeaderValue::as_bytes)), [Some(&b"true"[..]), Some(b"internal")]);
+        assert_eq!((response.status().as_u16(), scene.runs.load(Ordering::SeqCst)), (500, 1));
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_form_of_refusals_without_room_for_markers_is_not_taken() -> anyhow::Result<()> {
+    for headers in [full_but(0), full_but(1)] {
+        let mut scene = Scene::new(StatusCode::OK, HeaderMap::new());
+        scene.layer = scene.layer.with_problem(move |_: &Problem, mut response: Response<Bytes>| {
+            *response.headers_mut() = headers.clone();
+            response
+        });
+        let mut service = scene
+            .layer
+            .layer(service_fn(async |_: Request<RequestBody<Body>>| Ok::<_, Infallible>(Response::new(Body::empty()))));
+        let response = service.ready().await?.call(Request::post("/").body(Body::empty())?).await?;
+        let told = ["cache-control", "idempotency-problem", "content-type"].map(|name| response.headers().get(name));
+        let expected = [&b"no-store"[..], b"missing", b"application/problem+json"];
+        assert_eq!(told.map(|value| value.map(HeaderValue::as_bytes)), expected.map(Some));
+        assert_eq!(response.status(), StatusCode::BAD_REQUEST);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_request_without_room_for_its_key_is_not_sent() -> anyhow::Result<()> {
+    let sent = Arc::new(AtomicUsize::new(0));
+    let counting = sent.clone();
+    let client = ClientLayer::new().layer(service_fn(move |_: Request<String>| {
+        counting.fetch_add(1, Ordering::SeqCst);
+        async { Ok::<_, Infallible>(Response::new(())) }
+    }));
+    let mut request = Request::post("http://shop/").body(String::new())?;
+    *request.headers_mut() = full("x-passed-on");
+    let error = client.clone().oneshot(request).await.err();
+    let Some(ClientError::NotSent(error)) = error else { anyhow::bail!("it was sent: {error:?}") };
+    assert_eq!(error.kind(), ErrorKind::InvalidKey, "{error}");
+    assert_eq!(sent.load(Ordering::SeqCst), 0);
+    // One that has its key already.
+    let mut request = Request::post("http://shop/").body(String::new())?;
+    *request.headers_mut() = full_but(1);
+    request.headers_mut().try_insert("idempotency-key", HeaderValue::from_static("\"abc\""))?;
+    client.oneshot(request).await?;
+    assert_eq!(sent.load(Ordering::SeqCst), 1);
     Ok(())
 }
 

@@ -1,21 +1,25 @@
 //! The question of `with_verify` is asked in a task of its own: clients that hang up do not cut it off.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::Request;
+use axum::body::Body;
+use axum::extract::{Request, State};
 use axum::http::Response;
 use axum::middleware::{Next, from_fn};
+use axum::routing::post;
 use bytes::Bytes;
-use idempotency::http::IdempotencyLayer;
-use idempotency::testing::Gate;
-use idempotency::{Context, State as RecordState, Verdict};
+use futures::stream;
+use idempotency::http::{IdempotencyLayer, Scope};
+use idempotency::testing::{Fault, Gate};
+use idempotency::{Context, Idempotency, State as RecordState, Verdict};
 use idempotency_test_support::deadline::{eventually, eventually_async};
 
-use crate::client::raw_post;
-use crate::world::{DAY, World};
+use crate::client::{Client, raw_post};
+use crate::world::{DAY, Server, Shop, World, router};
 
 const KEY: &[u8] = b"Idempotency-Key: \"abc\"\r\n";
 
@@ -197,5 +201,67 @@ async fn a_question_without_an_answer_leaves_the_record_in_doubt_though_nobody_w
     retry.assert_problem(409, "uncertain")?;
     assert!(retry.header("retry-after").is_some(), "it says when it is asked again: {retry:?}");
     assert_eq!((scene.asked(), scene.world.effects("abc")), (1, 1));
+    Ok(())
+}
+
+/// A stream whose claim was taken over while it waited for its end.
+async fn stream(State(shop): State<Shop>) -> Response<Body> {
+    shop.effect("streaming");
+    let pieces = stream::unfold(0, move |sent| {
+        let shop = shop.clone();
+        async move {
+            if sent == 1 {
+                shop.gate.wait().await;
+            }
+            (sent < 2).then_some((Ok::<_, Infallible>(Bytes::from_static(b"piece")), sent + 1))
+        }
+    });
+    Response::new(Body::from_stream(pieces))
+}
+
+/// Nobody gets that answer, and none of the late owner either.
+#[tokio::test]
+async fn rule_25_a_late_owner_gives_no_answer_where_the_question_had_one_that_is_too_large() -> anyhow::Result<()> {
+    for (path, is_whole) in [("/pay", true), ("/stream", false)] {
+        for (limit, size) in [(300_000, 300_000), (10_000, 10_000), (300_000, 10)] {
+            let question = move |layer: IdempotencyLayer| {
+                layer.with_settle(Duration::ZERO).with_max_response_body(limit).with_verify(move |_, _| async move {
+                    Verdict::Completed(Response::new(Bytes::from("x".repeat(size))))
+                })
+            };
+            let routes = || Router::new().route("/stream", post(stream));
+            let world = World::setup().clock_by_hand().routes(routes()).layer(question).start().await?;
+            world.store.always("renew", Some(Fault::LostRequest));
+            let ask = |client: &Client| client.post(path).key("abc").header("x-wait", "1");
+            let first = ask(&world.client).spawn();
+            let begun = if is_whole { "entered-abc" } else { "streaming" };
+            eventually("the handler", || world.shop.count(begun) == 1).await?;
+            world.clock.advance(Duration::from_secs(60));
+            let engine = Idempotency::builder(world.memory.clone()).clock(world.clock.clone()).build();
+            let layer = question(IdempotencyLayer::new(engine, Scope::global()));
+            let other = Server::start(router(&world.shop, routes()).layer(layer)).await?;
+            let is_kept = size < 10_000;
+            for _ in 0..2 {
+                let answer = ask(&other.client()).send().await?;
+                if is_kept {
+                    assert_eq!((answer.status, answer.body.len()), (200, size));
+                } else {
+                    answer.assert_problem(409, "not-kept")?;
+                }
+            }
+            world.shop.gate.open();
+            eventually_async("the end of the first one", async || {
+                world.clock.advance(Duration::from_secs(1));
+                first.is_answered()
+            })
+            .await?;
+            match first.reply().await {
+                Ok(answer) if is_kept && is_whole => assert_eq!(answer.body.len(), size),
+                Ok(answer) if is_whole => answer.assert_problem(409, "not-kept")?,
+                Ok(answer) => anyhow::bail!("it has all of an answer that nobody else gets: {answer:?}"),
+                Err(error) => assert!(!is_whole, "{error}"),
+            }
+        }
+    }
     Ok(())
 }

@@ -18,7 +18,7 @@ use idempotency::{Error, ErrorKind, Idempotency, OnConflict, OnCrash, Resolution
 use idempotency_test_support::deadline::{eventually, eventually_async, within};
 use tower::{Layer as _, ServiceExt as _, service_fn};
 
-use crate::client::Reply;
+use crate::client::{Reply, raw_post};
 use crate::scripted::{client, layer, send};
 use crate::world::{DAY, PATIENCE, Shop, World};
 
@@ -87,6 +87,45 @@ async fn rule_63_an_operators_answer_that_only_announces_a_response_is_refused()
         assert_eq!(error.kind(), ErrorKind::Config, "{error}");
     }
     // Nothing has changed.
+    world.pay("abc").send().await?.assert_problem(409, "uncertain")?;
+    record.resolve(&view, Resolution::response(Response::new("found by hand"))).await?;
+    assert!(world.pay("abc").send().await?.is_replayed());
+    Ok(())
+}
+
+/// A server would send it, and clients would read it as the next response.
+#[tokio::test]
+async fn rule_18_an_operators_answer_without_content_has_none() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    for status in [204, 205, 304] {
+        let key = status.to_string();
+        world.pay(&key).header("x-status", "504").send().await?;
+        let record = world.record(&key);
+        let view = record.inspect().await?.context("there is a record")?;
+        let response = Response::builder().status(status).header("content-length", "77").body("no content")?;
+        record.resolve(&view, Resolution::response(response)).await?;
+        let key = format!("Idempotency-Key: {key}\r\n");
+        let answer = world.client.exchange(raw_post("/pay", key.as_bytes(), b"{}")).await?;
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {status} ")) && answer.contains("idempotency-replayed"),
+            "{answer}"
+        );
+        assert!(answer.ends_with("\r\n\r\n"), "{answer}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn rule_63_an_operators_answer_that_is_too_large_is_refused() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    world.pay("abc").header("x-status", "504").send().await?;
+    let record = world.record("abc");
+    let view = record.inspect().await?.context("there is a record")?;
+    let resolution = Resolution::response(Response::new("x".repeat(300_000)));
+    let error = record.resolve(&view, resolution).await.expect_err("it is over the limit");
+    assert_eq!(error.kind(), ErrorKind::TooLarge);
+    let told = error.to_string();
+    assert!(told.contains("nothing has changed") && !told.contains("the body"), "{told}");
     world.pay("abc").send().await?.assert_problem(409, "uncertain")?;
     record.resolve(&view, Resolution::response(Response::new("found by hand"))).await?;
     assert!(world.pay("abc").send().await?.is_replayed());

@@ -1,6 +1,9 @@
 //! The MySQL store on a real MariaDB server: what it costs, what it leaves alone, and how it fails.
 
+mod bounds;
+mod conflicts;
 mod deadlocks;
+mod demotion;
 mod fences;
 mod outages;
 mod plans;
@@ -11,8 +14,10 @@ mod rights;
 mod rows;
 mod runtimes;
 mod sessions;
+mod starved;
 mod statements;
 mod tables;
+mod tls;
 mod waits;
 #[path = "../warnings/mod.rs"]
 mod warnings;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use idempotency::store::{CrashPolicy, MySqlStore, State, Store as _};
+use idempotency::store::{CrashPolicy, MySqlStore, Scan, State, Store as _, StoreError};
 use idempotency::{Error, ErrorKind, Idempotency};
 use idempotency_test_support::deadline::eventually_async;
 use idempotency_test_support::server::MariaDbOptions;
@@ -108,6 +108,107 @@ async fn a_table_that_somebody_locks_leaves_no_session_waiting_and_no_claim() ->
         let (bound,): (i64,) =
             sqlx::query_as("SELECT CAST(@@SESSION.lock_wait_timeout AS SIGNED)").fetch_one(&foreign).await?;
         assert_eq!(bound, 17, "what the pool's owner has set");
+    }
+    Ok(())
+}
+
+/// How many sessions wait for a table, also those whose client has gone.
+async fn sessions_that_wait(world: &World) -> anyhow::Result<i64> {
+    let (_, database) = world.url.rsplit_once('/').expect("the URL names a database");
+    let waiting = format!(
+        "SELECT count(*) FROM information_schema.PROCESSLIST WHERE DB = '{database}' AND STATE LIKE 'Waiting for table%'"
+    );
+    world.figure(&waiting).await
+}
+
+/// Stores whose pools may wait for longer than a test takes, and connect when they are used first.
+fn readers(world: &World, pool: &MySqlPool) -> anyhow::Result<[(&'static str, MySqlStore); 2]> {
+    let own = MySqlStore::builder(&world.url).build()?;
+    let foreign = MySqlStore::from_pool(pool.clone());
+    Ok([("own", own), ("the user's", foreign)])
+}
+
+const PATIENT_READERS: &str = "SET SESSION lock_wait_timeout = 600, max_statement_time = 500";
+
+async fn read_all(store: &MySqlStore) -> Vec<StoreError> {
+    let reads = futures::future::join_all((0..4).map(|number| store.read(key(number))));
+    let (listing, watching, asking) = (store.scan(Scan::default()), store.watch(key(1)), store.fence(key(1), fresh()));
+    let (reads, listed, watched, asked) = futures::join!(reads, listing, watching, asking);
+    let others = [listed.map(drop), watched.map(drop), asked.map(drop)];
+    let answers = reads.into_iter().map(|read| read.map(drop)).chain(others);
+    answers.map(|answer| answer.expect_err("the table is locked")).collect()
+}
+
+#[tokio::test]
+async fn reads_of_a_locked_table_leave_no_session_waiting_and_the_users_bounds_alone() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    let pool = world.pool(PATIENT_READERS).await?;
+    for (name, store) in readers(&world, &pool)? {
+        // Once with statements that have to be prepared, and once with those of the first time.
+        for time in 1..=2 {
+            let mut locking = world.pool("SET autocommit = 1").await?.acquire().await?;
+            sqlx::raw_sql("LOCK TABLES idempotency_records WRITE").execute(&mut *locking).await?;
+            for error in read_all(&store).await {
+                assert!(error.is_transient(), "{name}, {time}: {error}");
+            }
+            let nobody_waits = async || sessions_that_wait(&world).await.is_ok_and(|count| count == 0);
+            eventually_async(format!("the sessions of {name}, {time}"), nobody_waits).await?;
+            sqlx::raw_sql("UNLOCK TABLES").execute(&mut *locking).await?;
+            store.read(key(1)).await?;
+        }
+    }
+    for _ in 0..pool.size() {
+        let bounds = "SELECT CONCAT(@@SESSION.lock_wait_timeout, ' ', @@SESSION.max_statement_time)";
+        let (bounds,): (String,) = sqlx::query_as(bounds).fetch_one(&pool).await?;
+        assert_eq!(bounds, "600 500.000000");
+    }
+    Ok(())
+}
+
+/// Preparing waits for a table behind those who want it for themselves, not only using it.
+#[tokio::test]
+async fn reads_behind_somebody_who_waits_for_the_table_leave_no_session_waiting() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    let pool = world.pool(PATIENT_READERS).await?;
+    for (name, store) in readers(&world, &pool)? {
+        let mut reader = world.pool("SET autocommit = 1").await?.begin().await?;
+        sqlx::query("SELECT COUNT(*) FROM idempotency_records").fetch_one(&mut *reader).await?;
+        let truncating = world.pool(PATIENT_READERS).await?;
+        let truncating =
+            tokio::spawn(async move { sqlx::raw_sql("TRUNCATE idempotency_records").execute(&truncating).await });
+        let waits = async |count| sessions_that_wait(&world).await.is_ok_and(|waiting| waiting == count);
+        eventually_async("somebody to wait for the table", async || waits(1).await).await?;
+        for error in read_all(&store).await {
+            assert!(error.is_transient(), "{name}: {error}");
+        }
+        eventually_async(format!("the sessions of {name}"), async || waits(1).await).await?;
+        assert!(!truncating.is_finished(), "it still waits");
+        reader.rollback().await?;
+        truncating.await??;
+        store.read(key(1)).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_migration_that_was_given_up_leaves_no_session_waiting() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    let pool = world.pool(PATIENT_READERS).await?;
+    for (name, store) in readers(&world, &pool)? {
+        let mut locking = world.pool("SET autocommit = 1").await?.acquire().await?;
+        sqlx::raw_sql("LOCK TABLES idempotency_records WRITE, idempotency_records_meta WRITE")
+            .execute(&mut *locking)
+            .await?;
+        let mut migrating = Box::pin(store.migrate());
+        let waits = async |count| sessions_that_wait(&world).await.is_ok_and(|waiting| waiting == count);
+        tokio::select! {
+            migrated = &mut migrating => panic!("{name}: {migrated:?}"),
+            waited = eventually_async("it to wait", async || waits(1).await) => waited?,
+        }
+        drop(migrating);
+        eventually_async(format!("the session of {name}"), async || waits(0).await).await?;
+        sqlx::raw_sql("UNLOCK TABLES").execute(&mut *locking).await?;
+        store.migrate().await?;
     }
     Ok(())
 }

@@ -81,6 +81,12 @@ impl World {
         Ok(figure.ok_or_else(|| anyhow::anyhow!("no answer to {statement}"))?.parse()?)
     }
 
+    /// Whether the server can leave rows out that somebody has locked: MariaDB from 10.6 on, and MySQL.
+    pub async fn skips_locked(&self) -> bool {
+        let statement = "SELECT key_hash FROM idempotency_records LIMIT 1 FOR UPDATE SKIP LOCKED";
+        self.sql(statement).await.is_ok()
+    }
+
     /// A pool whose connections begin with `session`.
     pub async fn pool(&self, session: &'static str) -> anyhow::Result<MySqlPool> {
         let options: MySqlConnectOptions = self.url.parse()?;

@@ -1,6 +1,7 @@
 //! What is special about the PostgreSQL store, on real servers.
 
 mod connecting;
+mod demotion;
 mod fences;
 mod formats;
 mod isolation;
@@ -13,8 +14,12 @@ mod purging;
 mod renewals;
 mod rights;
 mod runtimes;
+mod starved;
 mod statements;
 mod statistics;
+mod tls;
 mod waiters;
 mod waits;
+#[path = "../warnings/mod.rs"]
+mod warnings;
 mod world;

@@ -7,9 +7,12 @@ use idempotency::{Call, ErrorKind, Idempotency, OnConflict, State};
 use idempotency_test_support::deadline::{eventually_async, within};
 use idempotency_test_support::server::{MariaDbOptions, MariaDbServer};
 use sqlx::mysql::{MySqlConnectOptions, MySqlPoolOptions};
-use sqlx::{MySqlConnection, MySqlPool};
+use sqlx::{Connection as _, MySqlConnection, MySqlPool};
 
 use crate::world::{DAY, Fault, OPERATION, PATIENCE};
+
+/// The default of the server is stricter, and there a transaction may not be shown what was committed while it waited.
+const READ_COMMITTED: &str = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; START TRANSACTION";
 
 struct World {
     engine: Idempotency,
@@ -55,7 +58,7 @@ async fn a_second_transaction_waits_and_replays_or_runs() -> anyhow::Result<()> 
         let mut first = world.pool.begin().await?;
         world.call(key).run_in(&mut first, add_in).await?;
         let second = async {
-            let mut second = world.pool.begin().await?;
+            let mut second = world.pool.begin_with(READ_COMMITTED).await?;
             world.call(key).run_in(&mut second, add_in).await?;
             second.commit().await?;
             anyhow::Ok(())
@@ -114,6 +117,27 @@ async fn bound_of(connection: &mut MySqlConnection) -> anyhow::Result<i64> {
     let bound = sqlx::query_as("SELECT CAST(@@SESSION.innodb_lock_wait_timeout AS SIGNED)");
     let (bound,): (i64,) = bound.fetch_one(connection).await?;
     Ok(bound)
+}
+
+/// The server undoes the whole transaction then, and not only the statement that waited.
+#[tokio::test]
+async fn a_wait_that_undoes_the_transaction_is_no_answer() -> anyhow::Result<()> {
+    let options = MariaDbOptions::new().setting("innodb_rollback_on_timeout", "ON");
+    let server = MariaDbServer::start(options).await?;
+    let (engine, pool) = database(&server).await?;
+    let world = World { engine, pool, server };
+    let mut first = world.pool.begin().await?;
+    world.call("a").run_in(&mut first, add_in).await?;
+    let mut second = world.pool.begin().await?;
+    add(&mut second).await?;
+    let patience = OnConflict::Wait(Duration::from_millis(300));
+    let refused = world.call("a").on_conflict(patience).run_in(&mut second, add_in);
+    let Err(Fault::Idempotency(error)) = within("the refusal", refused).await? else { panic!("somebody holds it") };
+    assert_eq!(error.kind(), ErrorKind::StoreUnavailable, "{error}");
+    second.commit().await?;
+    first.commit().await?;
+    assert_eq!(world.entries().await?, 1, "all of the second is undone");
+    Ok(())
 }
 
 /// There also a plain read waits for those who have written the row.
@@ -175,18 +199,44 @@ async fn a_connection_in_no_transaction_is_refused_before_anything_is_written() 
     Ok(())
 }
 
+/// What `innodb_snapshot_isolation` can be: on by default since MariaDB 11.6.2, and not there in releases before it was
+/// invented, nor in MySQL.
+async fn snapshot_isolations(pool: &MySqlPool) -> anyhow::Result<&'static [Option<&'static str>]> {
+    let settings = sqlx::query("SHOW VARIABLES LIKE 'innodb_snapshot_isolation'").fetch_all(pool).await?;
+    Ok(if settings.is_empty() { &[None] } else { &[Some("OFF"), Some("ON")] })
+}
+
 #[tokio::test]
-async fn under_repeatable_read_an_older_snapshot_sees_what_was_committed_since() -> anyhow::Result<()> {
-    let world = World::new().await?;
-    let mut old = world.pool.begin().await?;
-    let (count,): (i64,) = sqlx::query_as("SELECT count(*) FROM ledger").fetch_one(&mut *old).await?;
-    assert_eq!(count, 0);
-    let mut new = world.pool.begin().await?;
-    world.call("a").run_in(&mut new, add_in).await?;
-    new.commit().await?;
-    world.call("a").run_in(&mut old, add_in).await?;
-    old.commit().await?;
-    assert_eq!(world.entries().await?, 1);
+async fn under_repeatable_read_an_older_snapshot_sees_what_was_committed_since_or_the_call_is_made_again()
+-> anyhow::Result<()> {
+    for isolation in snapshot_isolations(&World::new().await?.pool).await? {
+        let world = World::new().await?;
+        let mut old = world.pool.acquire().await?;
+        if let Some(isolation) = isolation {
+            let setting = sqlx::AssertSqlSafe(format!("SET SESSION innodb_snapshot_isolation = {isolation}"));
+            sqlx::raw_sql(setting).execute(&mut *old).await?;
+        }
+        let mut old = old.begin().await?;
+        let (count,): (i64,) = sqlx::query_as("SELECT count(*) FROM ledger").fetch_one(&mut *old).await?;
+        assert_eq!(count, 0);
+        let mut new = world.pool.begin().await?;
+        world.call("a").run_in(&mut new, add_in).await?;
+        new.commit().await?;
+        let called = world.call("a").run_in(&mut old, add_in).await;
+        if *isolation == Some("ON") {
+            // The server has undone the transaction: what is committed now are statements outside of it.
+            let Err(Fault::Idempotency(error)) = called else { panic!("the server shows no newer row: {called:?}") };
+            assert_eq!(error.kind(), ErrorKind::StoreUnavailable, "{error}");
+            old.rollback().await?;
+            let mut again = world.pool.begin().await?;
+            world.call("a").run_in(&mut again, add_in).await?;
+            again.commit().await?;
+        } else {
+            called?;
+            old.commit().await?;
+        }
+        assert_eq!(world.entries().await?, 1, "{isolation:?}");
+    }
     Ok(())
 }
 

@@ -78,8 +78,10 @@ async fn on_mariadb_a_deadlock_beside_the_call_that_was_ignored_is_not_taken_for
         let waiting = "SELECT count(*) FROM information_schema.processlist WHERE info LIKE 'UPDATE counters%'";
         sqlx::query_as(waiting).fetch_one(&watching).await.is_ok_and(|(count,): (i64,)| count > 0)
     };
-    // Has written more than the other one, which therefore is the one that the server undoes.
-    let mut large = pool.begin().await?;
+    // Has written more than the other one, which therefore is the one that the server undoes. It keeps no lock of the row
+    // that it passes over, as a server may that reads the whole table, and its isolation is stricter.
+    let begin = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; START TRANSACTION";
+    let mut large = pool.begin_with(begin).await?;
     sqlx::query("UPDATE counters SET count = count + 1 WHERE id > 1").execute(&mut *large).await?;
     let (holds, held) = tokio::sync::oneshot::channel();
     let other = async {

@@ -26,7 +26,12 @@ impl Warnings {
     }
 
     pub fn mention(&self, part: &str) -> bool {
-        HEARD.with_borrow(|heard| heard.iter().skip(self.heard_before).any(|warning| warning.contains(part)))
+        self.count(part) > 0
+    }
+
+    /// How many mention it.
+    pub fn count(&self, part: &str) -> usize {
+        HEARD.with_borrow(|heard| heard.iter().skip(self.heard_before).filter(|warning| warning.contains(part)).count())
     }
 }
 

@@ -5,12 +5,15 @@ use std::fmt::Write as _;
 use lexopt::prelude::{Long, Short, Value, ValueExt};
 
 use crate::parts::{PARTS, Part};
+use crate::versions::Kind;
 
 /// What to do.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Task {
     Help,
     Test(Options),
+    /// Programs or URLs of servers, for the suites of their stores.
+    Versions(Vec<(Kind, String)>),
     Bench(Vec<String>),
     Mutants(Vec<String>),
 }
@@ -25,11 +28,16 @@ pub(crate) struct Options {
 
 pub(crate) fn parse(mut parser: lexopt::Parser) -> Result<Task, lexopt::Error> {
     let mut task = None;
-    let mut names: Vec<String> = Vec::new();
+    let (mut names, mut servers) = (Vec::<String>::new(), Vec::new());
     let (mut long, mut write) = (false, false);
     while let Some(argument) = parser.next()? {
         match argument {
             Long("help") | Short('h') => return Ok(Task::Help),
+            Long(option) if task.as_deref() == Some("versions") => {
+                let kind = Kind::ALL.into_iter().find(|kind| kind.option() == option);
+                let Some(kind) = kind else { return Err(argument.unexpected()) };
+                servers.push((kind, parser.value()?.string()?));
+            }
             Long("long") if task.as_deref() != Some("bench") => long = true,
             Long("write") if task.as_deref() == Some("bench") => write = true,
             Value(value) if task.is_none() && value == "mutants" => {
@@ -43,6 +51,9 @@ pub(crate) fn parse(mut parser: lexopt::Parser) -> Result<Task, lexopt::Error> {
     }
     match task.as_deref() {
         Some("test") => Ok(Task::Test(Options { parts: select(&names)?, long })),
+        Some("versions") if servers.is_empty() => Err("which server?".into()),
+        Some("versions") if names.is_empty() => Ok(Task::Versions(servers)),
+        Some("versions") => Err(format!("what is `{}`?", names.join(" ")).into()),
         Some("bench") => Ok(Task::Bench(write.then(|| "--write".into()).into_iter().chain(names).collect())),
         Some("help") => Ok(Task::Help),
         Some(other) => Err(format!("there is no task `{other}`").into()),
@@ -61,12 +72,16 @@ fn select(names: &[String]) -> Result<Vec<&'static Part>, lexopt::Error> {
 
 pub(crate) fn help() -> String {
     let mut text = String::from(
-        "Usage: cargo xtask test [--long] [PART]...\n       cargo xtask bench [--write | GROUP...]\n       \
-         cargo xtask mutants [--help | AREA...]\n\n\
-         Runs all parts, or the named ones, in this order, and stops at the first that fails:\n",
+        "Usage: cargo xtask test [--long] [PART]...\n       cargo xtask versions SERVER...\n       \
+         cargo xtask bench [--write | GROUP...]\n       cargo xtask mutants [--help | AREA...]\n\n\
+         test runs all parts, or the named ones, in this order, and stops at the first that fails:\n",
     );
     for part in PARTS {
         let _ = write!(text, "\n  {:<10}{}", part.name, part.about);
+    }
+    text.push_str("\n\nversions runs the suites of a store on each server that is named:\n");
+    for kind in Kind::ALL {
+        let _ = write!(text, "\n  --{:<10}{}", kind.option(), kind.value());
     }
     text.push_str(
         "\n\n  --long    let the tests run their long versions too (sets IDEMPOTENCY_LONG=1)\n  \
@@ -79,7 +94,7 @@ pub(crate) fn help() -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{Task, parse};
+    use super::{Kind, Task, parse};
 
     fn parse_words(words: &str) -> Result<Task, String> {
         parse(lexopt::Parser::from_args(words.split_whitespace())).map_err(|error| error.to_string())
@@ -107,8 +122,19 @@ mod tests {
     #[test]
     fn servers_are_provided_for_those_that_need_them_alone() {
         assert_eq!(selected("test tests"), (vec!["servers", "tests"], false));
+        assert_eq!(selected("test versions"), (vec!["servers", "versions"], false));
         for part in ["fmt", "clippy", "docs", "examples", "doctests"] {
             assert_eq!(selected(&format!("test {part}")), (vec![part], false));
+        }
+    }
+
+    #[test]
+    fn other_servers_are_named_by_their_programs() {
+        let servers = vec![(Kind::Redis, "/opt/redis-server".into()), (Kind::Postgres, "/opt/pg/bin".into())];
+        let words = "versions --redis /opt/redis-server --postgres=/opt/pg/bin";
+        assert_eq!(parse_words(words), Ok(Task::Versions(servers)));
+        for wrong in ["versions", "versions --redis", "versions --oracle /opt", "versions --redis /opt more"] {
+            assert!(parse_words(wrong).is_err(), "{wrong}");
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::fmt;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use anyhow::{Context as _, bail};
@@ -10,7 +11,8 @@ use anyhow::{Context as _, bail};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Command {
     program: String,
-    variables: Vec<(&'static str, &'static str)>,
+    folder: Option<PathBuf>,
+    variables: Vec<(&'static str, String)>,
     arguments: Vec<String>,
 }
 
@@ -23,7 +25,7 @@ impl Command {
     /// `program` with the words of `line`.
     pub(crate) fn program(program: &str, line: &str) -> Self {
         let arguments = line.split_whitespace().map(String::from).collect();
-        Self { program: String::from(program), variables: Vec::new(), arguments }
+        Self { program: String::from(program), folder: None, variables: Vec::new(), arguments }
     }
 
     /// One more argument, which may have spaces in it.
@@ -32,8 +34,14 @@ impl Command {
         self
     }
 
-    pub(crate) fn with_variable(mut self, name: &'static str, value: &'static str) -> Self {
-        self.variables.push((name, value));
+    pub(crate) fn with_variable(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.variables.push((name, value.into()));
+        self
+    }
+
+    /// It runs in `folder`.
+    pub(crate) fn in_folder(mut self, folder: &Path) -> Self {
+        self.folder = Some(folder.to_path_buf());
         self
     }
 
@@ -66,13 +74,19 @@ impl Command {
         // The cargo that started this process, which need not be the first one in PATH.
         let this_cargo = std::env::var_os("CARGO").filter(|_| self.program == "cargo");
         let mut process = std::process::Command::new(this_cargo.unwrap_or_else(|| OsString::from(&self.program)));
-        process.args(&self.arguments).envs(self.variables.iter().copied());
+        process.args(&self.arguments).envs(self.variables.iter().map(|(name, value)| (name, value)));
+        if let Some(folder) = &self.folder {
+            process.current_dir(folder);
+        }
         process
     }
 }
 
 impl fmt::Display for Command {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(folder) = &self.folder {
+            write!(f, "cd {} && ", folder.display())?;
+        }
         for (name, value) in &self.variables {
             if value.contains(' ') {
                 write!(f, "{name}='{value}' ")?;
@@ -87,18 +101,21 @@ impl fmt::Display for Command {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::Command;
 
     #[test]
     fn is_shown_as_it_is_typed() {
         let command = Command::cargo("doc  --no-deps").with_variable("RUSTDOCFLAGS", "-D warnings");
         assert_eq!(command.with_variable("A", "1").to_string(), "RUSTDOCFLAGS='-D warnings' A=1 cargo doc --no-deps");
-        assert_eq!(Command::program("id", "").to_string(), "id");
+        assert_eq!(Command::program("id", "").in_folder(Path::new("/")).to_string(), "cd / && id");
     }
 
     #[test]
     fn other_programs_than_cargo_run_too() {
         assert_eq!(Command::program("echo", "some words").output().unwrap(), b"some words\n");
+        assert_eq!(Command::program("pwd", "").in_folder(Path::new("/")).output().unwrap(), b"/\n");
     }
 
     #[test]

@@ -5,7 +5,7 @@
 use crate::arguments::Options;
 use crate::command::Command;
 use crate::features::{feature_sets, features_of_facade};
-use crate::servers;
+use crate::{servers, versions};
 
 /// Commands that are selected, timed and reported together.
 #[derive(Debug)]
@@ -56,6 +56,13 @@ pub(crate) const PARTS: &[Part] = &[
         about: "unit, integration and UI tests, after `servers`",
         after: Some(servers::NAME),
         commands: tests,
+        ..PART
+    },
+    Part {
+        name: versions::NAME,
+        about: "the suites of the stores on servers of other versions, after `servers`",
+        after: Some(servers::NAME),
+        commands: versions::commands,
         ..PART
     },
     Part {
@@ -153,8 +160,9 @@ mod tests {
 
     #[test]
     fn long_reaches_the_tests_alone() {
-        // What installs servers depends on the machine.
-        for part in PARTS.iter().filter(|part| part.name != crate::servers::NAME) {
+        // What installs servers, and which there are, depends on the machine.
+        let depends = [crate::servers::NAME, crate::versions::NAME];
+        for part in PARTS.iter().filter(|part| !depends.contains(&part.name)) {
             let told = commands(part.name, true).iter().any(|command| command.contains("IDEMPOTENCY_LONG=1"));
             assert_eq!(told, part.name.contains("tests"), "{}", part.name);
             assert!(!commands(part.name, false).concat().contains("IDEMPOTENCY_LONG"), "{}", part.name);

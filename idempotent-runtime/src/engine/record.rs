@@ -351,8 +351,9 @@ impl RecordHandle {
         })?;
         let limit = self.engine.settings.max_result_size;
         if body.len() > limit {
-            let detail = format!("the answer takes {} bytes, the limit is {limit}, and it was not stored", body.len());
-            return Err(self.error(key, Error::new(ErrorKind::TooLarge).with_detail(detail)));
+            let detail = format!("it takes {} bytes and the limit is {limit}", body.len());
+            let error = Error::new(ErrorKind::TooLarge).with_detail(detail);
+            return Err(self.error(key, error.with_text(TOO_LARGE.0, TOO_LARGE.1)));
         }
         Ok(ResolveAnswer::Finished { state, body, schema: record.schema, ttl: Duration::from_millis(record.linger) })
     }
@@ -388,6 +389,11 @@ impl RecordHandle {
     }
 }
 
+/// An operator's answer, which is no body's.
+const TOO_LARGE: (&str, &str) = (
+    "the answer is larger than the limit, and nothing has changed",
+    "answer with a smaller one or raise `max_result_size`",
+);
 /// No answer at all to a change.
 const UNKNOWN: (&str, &str) = (
     "the store did not answer, and it is not known whether it was applied",

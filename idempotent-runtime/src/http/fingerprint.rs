@@ -151,6 +151,13 @@ impl RequestFingerprint {
         self
     }
 
+    /// The JSON pointers of this way and its former ones, each with the option that has it.
+    pub(super) fn pointers(&self) -> Vec<(&'static str, &str)> {
+        let own: &[String] = if let Payload::Fields(pointers) = &self.payload { pointers } else { &[] };
+        let own = own.iter().map(|pointer| ("RequestFingerprint::fields", pointer.as_str()));
+        own.chain(self.former.iter().flat_map(Self::pointers)).collect()
+    }
+
     /// The fingerprint of one request.
     pub(super) fn of(&self, request: &Parts, body: &Bytes) -> Fingerprint {
         let mut hash = Hash(Sha256::new_with_prefix(b"idempotency/http/1"));

@@ -25,6 +25,8 @@ pub(super) enum Handled<E> {
     Replayed(Arc<Record>),
     /// The handler did not run, or its answer cannot be given.
     Refused(Error),
+    /// There was an answer, and a marker of the engine stands in its place.
+    Lost(Error),
     /// The claim was over before the handler began.
     NotBegun,
 }
@@ -71,19 +73,19 @@ impl<E> Handled<E> {
         match self {
             Self::Answered { .. } => true,
             Self::Refused(error) => is_not_kept(error, crash),
-            Self::Failed { .. } | Self::Vouched(_) | Self::Replayed(_) | Self::NotBegun => false,
+            Self::Failed { .. } | Self::Vouched(_) | Self::Replayed(_) | Self::Lost(_) | Self::NotBegun => false,
         }
     }
 }
 
 /// Whether the handler has done its work, and its answer alone could not be stored: no other answer will be.
 ///
-/// A marker says so of one that is too large. Where the record cannot be written, the next attempt may have an answer of its
-/// own for everybody, unless the policy has none.
+/// Where the record cannot be written, the next attempt may have an answer of its own for everybody, unless the policy has
+/// none. Where the engine keeps less than the mark of an answer that is not kept, a marker of its own is there.
 pub(super) fn is_not_kept(error: &Error, crash: &Crash) -> bool {
     match error.kind() {
         ErrorKind::NotStored => !crash.may_be_answered_again(),
-        kind => matches!(kind, ErrorKind::TooLarge | ErrorKind::Encode),
+        kind => kind == ErrorKind::TooLarge,
     }
 }
 
@@ -113,7 +115,7 @@ fn ending<E, P>(handled: Handled<E>, _: P) -> (Handled<E>, Ending) {
         }
         Handled::NotBegun => Ending::NotBegun,
         // No handler returns these.
-        Handled::Replayed(_) | Handled::Refused(_) => Ending::GiveUp,
+        Handled::Replayed(_) | Handled::Refused(_) | Handled::Lost(_) => Ending::GiveUp,
     };
     (handled, ending)
 }
@@ -122,7 +124,7 @@ fn answer<E>(answer: Answer, _: &Upgrades<Handled<E>>) -> Handled<E> {
     match answer {
         Answer::Refused(error) => Handled::Refused(error),
         Answer::Stored(stored) => match stored.marker() {
-            Some(error) => Handled::Refused(error),
+            Some(error) => Handled::Lost(error),
             None if stored.record.schema == FORMAT => Handled::Replayed(stored.record),
             None => Handled::Refused(stored.unreadable("it is no response of the HTTP layer")),
         },

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::CONTENT_LENGTH;
+use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::{Request, Response, StatusCode, Version, request, response};
 use http_body::Body;
 use http_body_util::BodyExt as _;
@@ -20,7 +20,7 @@ use super::options::{OnStatus, Options, Unreplayable, is_endless};
 use super::problem::{Problem, ProblemKind};
 use super::request_body::RequestBody;
 use super::response_body::{HeldEnd, OpenEnd, ResponseBody, superseded};
-use super::stored::{Head, state};
+use super::stored::{Draft, state};
 use super::{BoxError, headers};
 use crate::clock::Timestamp;
 use crate::context::Context;
@@ -83,11 +83,11 @@ pub(super) struct Handler<S, B, R> {
     pub(super) is_bypassed: Arc<AtomicBool>,
 }
 
-/// What is recorded of a response, once its body is known.
+/// What is recorded of a response.
 struct Recording {
-    head: Head,
-    /// How many bytes of body fit.
-    room: usize,
+    draft: Draft,
+    /// How many bytes the record may have.
+    limit: usize,
     /// How many bytes of body there are, if the response says so.
     declared: Option<u64>,
     ttl: Duration,
@@ -100,18 +100,23 @@ impl Recording {
     fn expires(&mut self, context: &Context) {
         if let Some(now) = context.store_time() {
             self.until = Some(now + self.ttl);
-            self.head.expires(now + self.ttl);
+            self.draft.expires(now + self.ttl);
         }
     }
 
-    /// Whether a client has all that the response says when it has so many bytes.
-    fn is_reached(&self, size: usize) -> bool {
-        self.declared.is_some_and(|declared| u64::try_from(size).is_ok_and(|size| size >= declared))
+    /// How many more bytes of body fit.
+    fn room(&self) -> usize {
+        self.limit - self.draft.len()
     }
 
-    /// Whether a body of this size is what the response says. A shorter one has broken off, whatever its stream says.
-    fn is_whole(&self, size: usize) -> bool {
-        self.declared.is_none_or(|declared| u64::try_from(size) == Ok(declared))
+    /// Whether a client has all that the response says when it has what is recorded.
+    fn is_reached(&self) -> bool {
+        self.declared.is_some_and(|declared| u64::try_from(self.draft.size()).is_ok_and(|size| size >= declared))
+    }
+
+    /// Whether what is recorded is as long as the response says. A shorter body has broken off, whatever its stream says.
+    fn is_whole(&self) -> bool {
+        self.declared.is_none_or(|declared| u64::try_from(self.draft.size()) == Ok(declared))
     }
 }
 
@@ -150,7 +155,10 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
     async fn answer<E>(self, response: Response<R>) -> Handled<E> {
         let (mut head, body) = response.into_parts();
         let Some(context) = Context::try_current().filter(|context| context.attempt() > 0) else {
-            self.options.markers.bypassed(&mut head.headers);
+            if !self.options.markers.bypassed(&mut head.headers) {
+                let failure = self.options.unprotected_failure().map(ResponseBody::full);
+                return self.deliver(failure, Fate::Release);
+            }
             return self.settle(head, ResponseBody::untouched(body), Fate::Release);
         };
         // A promise about another record, if it is there: of a layer inside, or of a service that was asked.
@@ -168,17 +176,20 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
         };
         if headers::is_without_body(&head) {
             recording.expires(&context);
-            return self.store(head, recording, &[]);
+            return self.store(head, recording);
         }
         let hint = body.size_hint();
         // The server in front would say so of the body.
         recording.declared = recording.declared.or(hint.exact());
-        let is_too_large = usize::try_from(hint.lower()).map_or(true, |least| least > recording.room);
+        let is_too_large = usize::try_from(hint.lower()).map_or(true, |least| least > recording.room());
         if is_too_large || is_endless(&head) {
             let fate = self.not_kept(&head, ttl);
             return self.settle(head, ResponseBody::untouched(body), fate);
         }
         recording.expires(&context);
+        recording.draft.reserve(usize::try_from(hint.lower()).unwrap_or_default());
+        // Of the body as the handler framed it, which is not the one that is sent.
+        head.headers.remove(TRANSFER_ENCODING);
         // A client of HTTP/1.0 takes the end of its connection for the end of a body whose length it was not told.
         if hint.exact().is_some() || self.ends_with_its_connection(&head) {
             self.collect(head, Box::pin(body), recording).await
@@ -191,10 +202,10 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
     fn recording(&self, response: &response::Parts, ttl: Duration) -> Option<Recording> {
         let mut replayed = headers::replayable(&response.headers);
         replayed.retain(|(name, _)| self.options.replays(name));
-        let head = Head::new(response.status, &replayed)?;
-        let room = self.options.response_limit().checked_sub(head.len())?;
+        let draft = Draft::new(response.status, &replayed)?;
+        let limit = self.options.response_limit();
         let declared = headers::declared_length(response);
-        Some(Recording { head, room, declared, ttl, until: None })
+        (draft.len() <= limit).then_some(Recording { draft, limit, declared, ttl, until: None })
     }
 
     fn not_kept(&self, response: &response::Parts, ttl: Duration) -> Fate {
@@ -205,42 +216,41 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
     }
 
     fn settle<E>(self, head: response::Parts, body: ResponseBody<R>, fate: Fate) -> Handled<E> {
+        self.deliver(Response::from_parts(head, body), fate)
+    }
+
+    fn deliver<E>(self, response: Response<ResponseBody<R>>, fate: Fate) -> Handled<E> {
         // A client that is gone gets the answer when it comes back.
-        let _ = self.delivery.send(Delivery::Settled(Response::from_parts(head, body)));
+        let _ = self.delivery.send(Delivery::Settled(response));
         Handled::Answered { fate }
     }
 
     /// A body whose length is known and fits, or whose client could not tell a part of it from the whole.
-    async fn collect<E>(self, head: response::Parts, mut body: Pin<Box<R>>, recording: Recording) -> Handled<E> {
-        let mut chunks = Vec::new();
-        let mut size = 0;
+    async fn collect<E>(self, head: response::Parts, mut body: Pin<Box<R>>, mut recording: Recording) -> Handled<E> {
         loop {
             let frame = tokio::select! {
                 biased;
                 frame = body.frame() => frame,
                 // Nothing is recorded under a claim that is over, and a body that never ends would be read for ever.
-                () = claim_over() => return self.break_off(head, chunks, superseded()),
+                () = claim_over() => return self.break_off(head, recording, superseded()),
             };
             match frame {
-                None if recording.is_whole(size) => break,
-                None => return self.break_off(head, chunks, headers::not_whole()),
-                Some(Ok(frame)) => match frame.into_data() {
-                    Ok(data) if data.is_empty() => {}
-                    Ok(data) if data.len() <= recording.room - size => {
-                        size += data.len();
-                        chunks.push(data);
-                    }
-                    Ok(data) => return self.give_up(head, chunks, http_body::Frame::data(data), body, recording.ttl),
-                    Err(frame) => return self.give_up(head, chunks, frame, body, recording.ttl),
+                None if recording.is_whole() => break,
+                None => return self.break_off(head, recording, headers::not_whole()),
+                Some(Ok(frame)) => match frame.data_ref() {
+                    Some(data) if data.len() <= recording.room() => recording.draft.push(data),
+                    // What ends here has another length than it says.
+                    None if !recording.is_whole() => return self.break_off(head, recording, headers::not_whole()),
+                    _ => return self.give_up(head, recording, frame, body),
                 },
-                Some(Err(error)) => return self.break_off(head, chunks, error.into()),
+                Some(Err(error)) => return self.break_off(head, recording, error.into()),
             }
         }
-        self.store(head, recording, &chunks)
+        self.store(head, recording)
     }
 
     /// A body that is whole, and is kept.
-    fn store<E>(self, mut head: response::Parts, recording: Recording, chunks: &[Bytes]) -> Handled<E> {
+    fn store<E>(self, mut head: response::Parts, recording: Recording) -> Handled<E> {
         if let Some(until) = recording.until {
             self.options.markers.expiry(&mut head.headers, until);
         }
@@ -248,8 +258,9 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
             // It is one of the body that is left out.
             head.headers.remove(CONTENT_LENGTH);
         }
+        head.headers.remove(TRANSFER_ENCODING);
         let (state, ttl) = (state(head.status), recording.ttl);
-        let (record, body) = recording.head.with_body(chunks);
+        let (record, body) = recording.draft.finish();
         self.settle(head, ResponseBody::whole(body), Fate::Store { state, record, ttl })
     }
 
@@ -259,23 +270,19 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
     }
 
     /// Delivers what there is of a body that is not whole.
-    fn break_off<E>(self, head: response::Parts, mut chunks: Vec<Bytes>, error: BoxError) -> Handled<E> {
+    fn break_off<E>(self, head: response::Parts, recording: Recording, error: BoxError) -> Handled<E> {
         if self.ends_with_its_connection(&head) {
             tracing::error!(error, "the body of a response broke off");
             let problem = self.options.refusal(Problem::new(ProblemKind::Internal), None);
-            let _ = self.delivery.send(Delivery::Settled(problem.map(ResponseBody::full)));
-            return Handled::Answered { fate: Fate::Unknown };
+            return self.deliver(problem.map(ResponseBody::full), Fate::Unknown);
         }
+        let (_, mut read) = recording.draft.finish();
         // All that its length says would be the whole of it.
         if let Some(declared) = headers::declared_length(&head) {
-            let mut left = usize::try_from(declared).unwrap_or(usize::MAX);
-            chunks.retain(|chunk| {
-                left = left.saturating_sub(chunk.len());
-                left > 0
-            });
+            read.truncate(usize::try_from(declared).unwrap_or(usize::MAX).saturating_sub(1));
         }
         let (sender, live) = ResponseBody::live();
-        sender.send_all(chunks);
+        sender.send(&read);
         sender.fail(error);
         self.settle(head, live, Fate::Unknown)
     }
@@ -284,16 +291,15 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
     fn give_up<E>(
         self,
         head: response::Parts,
-        chunks: Vec<Bytes>,
+        recording: Recording,
         next: http_body::Frame<Bytes>,
         rest: Pin<Box<R>>,
-        ttl: Duration,
     ) -> Handled<E> {
+        let fate = self.not_kept(&head, recording.ttl);
+        let (_, read) = recording.draft.finish();
         let (sender, live) = ResponseBody::live();
-        sender.send_all(chunks);
-        sender.send(next);
-        sender.hand_over(rest);
-        let fate = self.not_kept(&head, ttl);
+        sender.send(&read);
+        sender.hand_over(Some(next), rest);
         self.settle(head, live, fate)
     }
 
@@ -303,7 +309,7 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
         self,
         head: response::Parts,
         mut body: Pin<Box<R>>,
-        recording: Recording,
+        mut recording: Recording,
         context: &Context,
     ) -> Handled<E> {
         let (status, ttl) = (head.status, recording.ttl);
@@ -311,8 +317,6 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
         let (sender, live) = ResponseBody::live();
         let mut end = HeldEnd::new(sender);
         let _ = self.delivery.send(Delivery::Live(Response::from_parts(head, live)));
-        let mut chunks = Vec::new();
-        let mut size = 0;
         loop {
             let frame = tokio::select! {
                 biased;
@@ -322,38 +326,41 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
                     if self.options.crash.may_be_answered_again() {
                         end.fail(superseded());
                     } else {
-                        end.hold_rest(body);
+                        end.hold_rest(None, body);
                         end.release();
                     }
                     return Handled::Answered { fate: Fate::Unknown };
                 }
             };
             match frame {
-                None if recording.is_whole(size) => break,
+                None if recording.is_whole() => break,
                 None => {
                     end.fail(headers::not_whole());
                     return Handled::Answered { fate: Fate::Unknown };
                 }
-                // Says nothing, and is not kept: there may be any number of them.
-                Some(Ok(frame)) if frame.data_ref().is_some_and(Bytes::is_empty) => {}
-                Some(Ok(frame)) => match frame.data_ref().cloned() {
-                    Some(_) if recording.is_reached(size) => {
+                Some(Ok(frame)) => match frame.data_ref() {
+                    // Says nothing, and is not kept: there may be any number of them.
+                    Some(data) if data.is_empty() => {}
+                    Some(_) if recording.is_reached() => {
                         end.fail(headers::not_whole());
                         return Handled::Answered { fate: Fate::Unknown };
                     }
-                    Some(data) if data.len() <= recording.room - size => {
-                        size += data.len();
-                        chunks.push(data);
-                        if recording.is_reached(size) {
+                    Some(data) if data.len() <= recording.room() => {
+                        recording.draft.push(data);
+                        if recording.is_reached() {
                             // A client sees the end of its response by its length.
-                            end.hold(frame);
+                            end.hold(data);
                         } else {
-                            end.send(frame);
+                            end.send(data);
                         }
                     }
+                    // What ends here has another length than it says.
+                    None if !recording.is_whole() => {
+                        end.fail(headers::not_whole());
+                        return Handled::Answered { fate: Fate::Unknown };
+                    }
                     _ => {
-                        end.hold(frame);
-                        end.hold_rest(body);
+                        end.hold_rest(Some(frame), body);
                         match not_kept {
                             Fate::Release => end.release(),
                             // Nobody else has another answer when the marker is written.
@@ -368,7 +375,7 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
                 }
             }
         }
-        let (record, _) = recording.head.with_body(&chunks);
+        let (record, _) = recording.draft.finish();
         // The client sees the end of its response when the record is written.
         self.end.keep(end);
         Handled::Answered { fate: Fate::Store { state: state(status), record, ttl } }

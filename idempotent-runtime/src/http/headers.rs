@@ -95,10 +95,14 @@ pub(super) fn replayable(headers: &HeaderMap) -> Vec<(&HeaderName, &HeaderValue)
     headers.iter().filter(|(name, _)| may_be_replayed(name) && !of_connection(name)).collect()
 }
 
+/// Whether a response with this status has no content.
+pub(super) fn is_without_content(status: StatusCode) -> bool {
+    matches!(status, StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT | StatusCode::NOT_MODIFIED)
+}
+
 /// Whether a server sends nothing of the response's body, whatever there is of it.
 pub(super) fn is_without_body(response: &response::Parts) -> bool {
-    const WITHOUT: [StatusCode; 3] = [StatusCode::NO_CONTENT, StatusCode::RESET_CONTENT, StatusCode::NOT_MODIFIED];
-    WITHOUT.contains(&response.status) || declared_length(response) == Some(0)
+    is_without_content(response.status) || declared_length(response) == Some(0)
 }
 
 /// How many bytes the response says that its body has.
@@ -178,19 +182,23 @@ impl Markers {
         }
     }
 
-    /// Tells that the request ran without protection.
-    pub(super) fn bypassed(&self, headers: &mut HeaderMap) {
+    /// Tells that the request ran without protection. `false`: there is no room for the marker, which clients go by.
+    #[must_use]
+    pub(super) fn bypassed(&self, headers: &mut HeaderMap) -> bool {
         headers.remove(self.names.expires());
-        self.mark(headers, self.names.bypassed(), HeaderValue::from_static("true"));
+        let is_marked = self.mark(headers, self.names.bypassed(), HeaderValue::from_static("true"));
         self.end(headers);
+        is_marked
     }
 
-    /// Tells why the request is refused, which is neither a replay nor anything that is kept.
-    pub(super) fn refused(&self, headers: &mut HeaderMap, kind: ProblemKind) {
+    /// Tells why the request is refused, which is neither a replay nor anything that is kept. `false`: there is no room for
+    /// the marker, which clients go by.
+    #[must_use]
+    pub(super) fn refused(&self, headers: &mut HeaderMap, kind: ProblemKind) -> bool {
         for name in self.names.written().into_iter().chain([&IDEMPOTENCY_PROBLEM]) {
             headers.remove(name);
         }
-        self.mark(headers, self.names.problem(), HeaderValue::from_static(kind.name()));
+        self.mark(headers, self.names.problem(), HeaderValue::from_static(kind.name()))
     }
 
     /// A response from the record, as it is sent. `None`: it has so many headers that there is no room for the marker,

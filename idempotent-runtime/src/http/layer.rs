@@ -123,7 +123,8 @@ impl IdempotencyLayer {
     }
 
     /// Looks at the options, of the engine as well. An option that cannot be kept otherwise shows at the first request, as
-    /// its refusal (500, `internal`), and so with each one after it.
+    /// its refusal (500, `internal`), and so with each one after it. A JSON pointer without its slash, which leads nowhere,
+    /// otherwise shows as a key that is malformed in each body, and in a fingerprint as one of all of the body.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -138,7 +139,14 @@ impl IdempotencyLayer {
     /// [`Config`](crate::ErrorKind::Config) names the option and what it may be.
     pub fn checked(self) -> Result<Self, Error> {
         self.options.call("key").request.check()?;
-        Ok(self)
+        let in_body = self.options.keys.in_body.as_deref().map(|pointer| ("with_key_from_body", pointer));
+        let mut pointers = in_body.into_iter().chain(self.options.fingerprint.pointers());
+        match pointers.find(|(_, pointer)| !pointer.is_empty() && !pointer.starts_with('/')) {
+            None => Ok(self),
+            Some((option, pointer)) => Err(Error::config(format!(
+                "`{option}` has {pointer:?}, which is no JSON pointer; one begins with a slash, as \"/{pointer}\" does"
+            ))),
+        }
     }
 
     fn set(mut self, change: impl FnOnce(&mut Options)) -> Self {
@@ -220,7 +228,9 @@ impl IdempotencyLayer {
     /// Lets the next request with the key ask the outside world when a handler began and nobody knows whether it finished:
     /// see [`Call::on_crash_verify`](crate::Call::on_crash_verify), also for when this is safe. The question gets the
     /// [`Context`] of the call and the request, and its answer is the response, lets the handler run, or leaves the record
-    /// in doubt. So does a response with a status of 1xx, which none can have.
+    /// in doubt. So does a response with a status of 1xx, which none can have. One over the limit
+    /// ([`with_max_response_body`](Self::with_max_response_body)) says that there was an answer, and is not kept: everybody gets
+    /// 409, `not-kept`.
     ///
     /// ```
     /// # use idempotent_runtime::{Context, Idempotency, Verdict, store::MemoryStore};
@@ -307,8 +317,8 @@ impl IdempotencyLayer {
     /// ```
     ///
     /// It changes how a refusal looks, not what is decided: no handler runs, nothing is recorded, and the response is a
-    /// 4xx or 5xx with `Cache-Control: no-store` and the kind in `Idempotency-Problem`. Where it panics, or gives another
-    /// status, the response is the default's.
+    /// 4xx or 5xx with `Cache-Control: no-store` and the kind in `Idempotency-Problem`. Where it panics, gives another status or
+    /// leaves no room for these headers, the response is the default's.
     pub fn with_problem(
         self,
         shape: impl Fn(&Problem, Response<Bytes>) -> Response<Bytes> + Send + Sync + 'static,
@@ -375,7 +385,8 @@ impl IdempotencyLayer {
     /// The mark keeps clients from sending the request again, and it is on responses of this layer alone. The response that
     /// something in front makes of an *error* of the service behind has none, and neither has the answer of a time limit in
     /// front: clients send such requests again, with a second effect. So make responses of errors behind the layer. The
-    /// same holds for a [disabled](crate::Idempotency::disable) operation.
+    /// same holds for a [disabled](crate::Idempotency::disable) operation. A response that has no room for the mark, with tens of
+    /// thousands of headers, is replaced by a 500 that has it.
     pub fn with_fail_open(self) -> Self {
         self.set(|options| options.fail_open = true)
     }

@@ -25,7 +25,8 @@
 //!   [`NothingHappened`]: see [what a status says](IdempotencyLayer#what-a-status-says).
 //! - Handlers find the key as [`IdempotencyKey`] in the request's extensions, functions that they call with
 //!   [`IdempotencyKey::current`]. [`Context::derive_key`](crate::Context::derive_key) works in handlers.
-//! - The body of a request with a key is read into memory, up to a limit. A request without a key is not touched.
+//! - The body of a request with a key is read into memory, up to a limit. A request without a key is not touched, unless keys
+//!   are in [bodies](IdempotencyLayer::with_key_from_body).
 //! - A response whose length is known is sent when its record is written. One that comes in pieces is passed on as it
 //!   comes, and ends when its record is written.
 //!

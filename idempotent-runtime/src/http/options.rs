@@ -83,7 +83,8 @@ impl OnStatus {
 }
 
 /// What a response leaves that is to be stored and cannot be: it is larger than the limit, has trailers or thousands of
-/// headers, or is a stream of events. The first caller gets it in any case.
+/// headers, or is a stream of events. The first caller gets it in any case. It counts as answered when the limit is passed, or
+/// the stream begins, whatever becomes of the rest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Unreplayable {

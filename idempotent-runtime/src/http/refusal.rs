@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::Response;
-use http::header::{CACHE_CONTROL, CONTENT_LENGTH, HeaderValue, TRANSFER_ENCODING};
+use http::header::{CACHE_CONTROL, CONTENT_LENGTH, HeaderMap, HeaderValue, TRANSFER_ENCODING};
 use http_body_util::Full;
 
 use super::effects::NothingHappened;
 use super::hook;
 use super::options::Options;
-use super::problem::Problem;
+use super::problem::{Problem, ProblemKind};
 use crate::error::{Error, ErrorKind};
 
 /// Makes another response of a refusal.
@@ -21,14 +21,44 @@ impl Options {
     ///
     /// The form is the service's. That it is a refusal, that nobody keeps it, and which one it is, are ours.
     pub(super) fn refusal(&self, problem: Problem, error: Option<&Error>) -> Response<Full<Bytes>> {
+        self.refusal_with(problem, error, |_| true)
+    }
+
+    /// The answer in place of one that was given without protection, where that is lost or has no room for its mark.
+    pub(super) fn unprotected_failure(&self) -> Response<Full<Bytes>> {
+        let problem = Problem::new(ProblemKind::Internal);
+        self.refusal_with(problem, None, |headers| self.markers.bypassed(headers))
+    }
+
+    /// `mark` adds to the headers what this refusal says beside its problem, where there is room.
+    fn refusal_with(
+        &self,
+        problem: Problem,
+        error: Option<&Error>,
+        mark: impl Fn(&mut HeaderMap) -> bool,
+    ) -> Response<Full<Bytes>> {
         let problem = problem.with_documentation(self.documentation.to_string());
-        let mut response = self.shaped(&problem).unwrap_or_else(|| problem.response());
-        let headers = response.headers_mut();
-        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        // They are the server's, which knows the body.
-        headers.remove(CONTENT_LENGTH);
-        headers.remove(TRANSFER_ENCODING);
-        self.markers.refused(headers, problem.kind());
+        let has_room = |headers: &mut HeaderMap| {
+            // They are the server's, which knows the body.
+            headers.remove(CONTENT_LENGTH);
+            headers.remove(TRANSFER_ENCODING);
+            headers.try_insert(CACHE_CONTROL, HeaderValue::from_static("no-store")).is_ok()
+                && self.markers.refused(headers, problem.kind())
+                && mark(headers)
+        };
+        let shaped = self.shaped(&problem).and_then(|mut response| {
+            if has_room(response.headers_mut()) {
+                return Some(response);
+            }
+            tracing::error!("`with_problem` left no room for the headers of a refusal, and is not asked");
+            None
+        });
+        let mut response = shaped.unwrap_or_else(|| {
+            let mut response = problem.response();
+            // A handful of headers.
+            has_room(response.headers_mut());
+            response
+        });
         let extensions = response.extensions_mut();
         // A layer around this one goes by these, and not by what a new response of the service has or lacks.
         extensions.remove::<NothingHappened>();

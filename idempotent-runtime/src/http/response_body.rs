@@ -1,15 +1,13 @@
 //! The body of a response as the client gets it.
 
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
 use pin_project_lite::pin_project;
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::BoxError;
 
@@ -32,54 +30,130 @@ pin_project! {
     }
 }
 
-/// What the handler's task passes on.
-#[derive(Debug)]
-enum Piece<B> {
-    Frame(Frame<Bytes>),
-    /// The task reads no further: what is left comes from the handler's body itself.
-    Rest(Pin<Box<B>>),
-    Failed(BoxError),
-}
-
 /// A body that is passed on while it is recorded.
 #[derive(Debug)]
 struct Live<B> {
-    pieces: UnboundedReceiver<Piece<B>>,
+    passage: Arc<Passage<B>>,
+    /// The handler's body, from where it is not recorded any more.
     rest: Option<Pin<Box<B>>>,
-    is_complete: Arc<AtomicBool>,
     is_over: bool,
 }
 
-/// The other end of a body that is passed on. The client sees its end when this is dropped.
+/// What the handler's task passes on.
 #[derive(Debug)]
-pub(super) struct LiveSender<B> {
-    pieces: UnboundedSender<Piece<B>>,
-    is_complete: Arc<AtomicBool>,
+struct Passage<B>(Mutex<Passed<B>>);
+
+#[derive(Debug)]
+struct Passed<B> {
+    /// What the client has not taken yet. It is one buffer, however many pieces it came in: for a slow client there is as
+    /// much of it as is recorded, at most, and no piece holds on to what it was received in.
+    data: Vec<u8>,
+    /// What comes after it, once the task has no more.
+    next: Option<Next<B>>,
+    /// Who waits for more.
+    client: Option<Waker>,
+    /// The client is gone, and takes nothing any more. That changes nothing for the record.
+    is_left: bool,
 }
 
-impl<B> LiveSender<B> {
-    // A client that is gone takes nothing any more, which changes nothing for the record.
-    pub(super) fn send(&self, frame: Frame<Bytes>) {
-        let _ = self.pieces.send(Piece::Frame(frame));
+#[derive(Debug)]
+enum Next<B> {
+    /// The task reads no further: what is left comes from the handler's body itself, after this frame of it.
+    Rest(Option<Frame<Bytes>>, Pin<Box<B>>),
+    Failed(BoxError),
+    /// Nothing is missing.
+    End,
+}
+
+enum Taken<B> {
+    Data(Bytes),
+    Next(Next<B>),
+}
+
+impl<B> Passage<B> {
+    fn new() -> Self {
+        Self(Mutex::new(Passed { data: Vec::new(), next: None, client: None, is_left: false }))
     }
 
-    pub(super) fn send_all(&self, chunks: Vec<Bytes>) {
-        for chunk in chunks {
-            self.send(Frame::data(chunk));
+    fn passed(&self) -> MutexGuard<'_, Passed<B>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes a change unless the client is gone, and wakes it up.
+    fn change(&self, change: impl FnOnce(&mut Passed<B>)) {
+        let mut passed = self.passed();
+        if passed.is_left {
+            return;
+        }
+        change(&mut passed);
+        let client = passed.client.take();
+        drop(passed);
+        if let Some(client) = client {
+            client.wake();
         }
     }
 
-    pub(super) fn hand_over(&self, body: Pin<Box<B>>) {
-        let _ = self.pieces.send(Piece::Rest(body));
+    fn poll_take(&self, cx: &mut Context<'_>) -> Poll<Taken<B>> {
+        let mut passed = self.passed();
+        if !passed.data.is_empty() {
+            return Poll::Ready(Taken::Data(std::mem::take(&mut passed.data).into()));
+        }
+        if let Some(next) = passed.next.take() {
+            return Poll::Ready(Taken::Next(next));
+        }
+        passed.client = Some(cx.waker().clone());
+        Poll::Pending
     }
 
-    pub(super) fn fail(&self, error: BoxError) {
-        let _ = self.pieces.send(Piece::Failed(error));
+    fn leave(&self) {
+        let mut passed = self.passed();
+        passed.is_left = true;
+        let left = (std::mem::take(&mut passed.data), passed.next.take(), passed.client.take());
+        // A body of the handler may do anything when it is dropped.
+        drop(passed);
+        drop(left);
+    }
+}
+
+impl<B> Drop for Live<B> {
+    fn drop(&mut self) {
+        self.passage.leave();
+    }
+}
+
+/// The other end of a body that is passed on. Dropped before it is told what comes after the pieces, it breaks the body off.
+#[derive(Debug)]
+pub(super) struct LiveSender<B> {
+    passage: Arc<Passage<B>>,
+    is_finished: bool,
+}
+
+impl<B> LiveSender<B> {
+    /// Sends a copy.
+    pub(super) fn send(&self, data: &[u8]) {
+        self.passage.change(|passed| passed.data.extend_from_slice(data));
     }
 
-    /// Nothing is missing: the end of the pieces is the end of the body.
-    pub(super) fn complete(&self) {
-        self.is_complete.store(true, Ordering::Release);
+    pub(super) fn hand_over(self, frame: Option<Frame<Bytes>>, body: Pin<Box<B>>) {
+        self.finish(Next::Rest(frame, body));
+    }
+
+    pub(super) fn fail(self, error: BoxError) {
+        self.finish(Next::Failed(error));
+    }
+
+    fn finish(mut self, next: Next<B>) {
+        self.is_finished = true;
+        self.passage.change(|passed| passed.next = Some(next));
+    }
+}
+
+impl<B> Drop for LiveSender<B> {
+    fn drop(&mut self) {
+        if !self.is_finished {
+            let cut = BoxError::from("the handler ended before its response");
+            self.passage.change(|passed| passed.next = Some(Next::Failed(cut)));
+        }
     }
 }
 
@@ -87,38 +161,34 @@ impl<B> LiveSender<B> {
 #[derive(Debug)]
 pub(super) struct HeldEnd<B> {
     sender: LiveSender<B>,
-    frames: Vec<Frame<Bytes>>,
-    rest: Option<Pin<Box<B>>>,
+    data: Vec<u8>,
+    next: Next<B>,
 }
 
 impl<B> HeldEnd<B> {
     pub(super) fn new(sender: LiveSender<B>) -> Self {
-        Self { sender, frames: Vec::new(), rest: None }
+        Self { sender, data: Vec::new(), next: Next::End }
     }
 
-    /// Sends a frame that ends nothing.
-    pub(super) fn send(&self, frame: Frame<Bytes>) {
-        self.sender.send(frame);
+    /// Sends a copy of what ends nothing.
+    pub(super) fn send(&self, data: &[u8]) {
+        self.sender.send(data);
     }
 
-    pub(super) fn hold(&mut self, frame: Frame<Bytes>) {
-        self.frames.push(frame);
+    /// Holds a copy.
+    pub(super) fn hold(&mut self, data: &[u8]) {
+        self.data.extend_from_slice(data);
     }
 
-    /// All that comes after the frames.
-    pub(super) fn hold_rest(&mut self, body: Pin<Box<B>>) {
-        self.rest = Some(body);
+    /// All that comes after that: this frame, and the body that it is of.
+    pub(super) fn hold_rest(&mut self, frame: Option<Frame<Bytes>>, body: Pin<Box<B>>) {
+        self.next = Next::Rest(frame, body);
     }
 
     /// Sends what is held, and the body ends where it does.
     pub(super) fn release(self) {
-        for frame in self.frames {
-            self.sender.send(frame);
-        }
-        match self.rest {
-            Some(rest) => self.sender.hand_over(rest),
-            None => self.sender.complete(),
-        }
+        self.sender.send(&self.data);
+        self.sender.finish(self.next);
     }
 
     pub(super) fn fail(self, error: BoxError) {
@@ -180,10 +250,9 @@ impl<B> ResponseBody<B> {
     }
 
     pub(super) fn live() -> (LiveSender<B>, Self) {
-        let (sender, pieces) = unbounded_channel();
-        let is_complete = Arc::new(AtomicBool::new(false));
-        let live = Live { pieces, rest: None, is_complete: is_complete.clone(), is_over: false };
-        (LiveSender { pieces: sender, is_complete }, Self { kind: Kind::Live { live } })
+        let passage = Arc::new(Passage::new());
+        let live = Live { passage: passage.clone(), rest: None, is_over: false };
+        (LiveSender { passage, is_finished: false }, Self { kind: Kind::Live { live } })
     }
 }
 
@@ -203,25 +272,26 @@ where
         if self.is_over {
             return Poll::Ready(None);
         }
-        if let Some(rest) = &mut self.rest {
-            return rest.as_mut().poll_frame(cx).map_err(Into::into);
-        }
-        match ready!(self.pieces.poll_recv(cx)) {
-            Some(Piece::Frame(frame)) => Poll::Ready(Some(Ok(frame))),
-            Some(Piece::Rest(body)) => {
-                let rest = self.rest.insert(body);
-                rest.as_mut().poll_frame(cx).map_err(Into::into)
-            }
-            Some(Piece::Failed(error)) => {
-                self.is_over = true;
-                Poll::Ready(Some(Err(error)))
-            }
-            None => {
-                self.is_over = true;
-                let cut = || Err(BoxError::from("the handler ended before its response"));
-                Poll::Ready((!self.is_complete.load(Ordering::Acquire)).then(cut))
-            }
-        }
+        let rest = match &mut self.rest {
+            Some(rest) => rest,
+            None => match ready!(self.passage.poll_take(cx)) {
+                Taken::Data(data) => return Poll::Ready(Some(Ok(Frame::data(data)))),
+                Taken::Next(Next::Rest(None, body)) => self.rest.insert(body),
+                Taken::Next(Next::Rest(Some(frame), body)) => {
+                    self.rest = Some(body);
+                    return Poll::Ready(Some(Ok(frame)));
+                }
+                Taken::Next(Next::Failed(error)) => {
+                    self.is_over = true;
+                    return Poll::Ready(Some(Err(error)));
+                }
+                Taken::Next(Next::End) => {
+                    self.is_over = true;
+                    return Poll::Ready(None);
+                }
+            },
+        };
+        rest.as_mut().poll_frame(cx).map_err(Into::into)
     }
 }
 

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context as Task, Poll};
 
 use bytes::Bytes;
-use http::{Request, Response, request};
+use http::{Request, Response, Version, request};
 use http_body::Body;
 use pin_project_lite::pin_project;
 use tokio::sync::oneshot;
@@ -24,7 +24,7 @@ use super::options::{Crash, Options};
 use super::problem::{Problem, ProblemKind};
 use super::request_body::{RequestBody, Unread};
 use super::response_body::{OpenEnd, ResponseBody};
-use super::stored::{Stored, of_response, read};
+use super::stored::{Stored, not_kept, of_response, read};
 use super::{BoxError, hook, scope};
 use crate::clock::Timestamp;
 use crate::context::Context;
@@ -83,12 +83,20 @@ where
             KindProjection::Untouched { future } => {
                 future.poll(task).map_ok(|response| response.map(ResponseBody::untouched))
             }
-            KindProjection::Guarded { future } => future.as_mut().poll(task),
+            KindProjection::Guarded { future } => future.as_mut().poll(task).map_ok(of_this_hop),
             KindProjection::Refused { response } => {
-                response.take().map_or(Poll::Pending, |response| Poll::Ready(Ok(response)))
+                response.take().map_or(Poll::Pending, |response| Poll::Ready(Ok(of_this_hop(response))))
             }
         }
     }
+}
+
+/// `response` without the version of another hop, which a gateway passes on. A server would frame it as one of that version:
+/// of HTTP/1.0 it ends with its connection, and a body that breaks off looks whole. What a client of HTTP/1.0 gets, the server
+/// sees to.
+fn of_this_hop<B>(mut response: Response<B>) -> Response<B> {
+    *response.version_mut() = Version::HTTP_11;
+    response
 }
 
 impl<F, R, E> fmt::Debug for ResponseFuture<F, R, E> {
@@ -279,6 +287,7 @@ impl Guard {
             Handled::Answered { .. } => response.unwrap_or_else(|| self.refuse(ProblemKind::Internal)),
             Handled::Failed { error, .. } => return Err(error),
             Handled::NotBegun => self.refused(&Error::new(ErrorKind::StoreUnavailable)),
+            Handled::Lost(error) => self.refused(&error),
             Handled::Replayed(record) => self.replay(record.body.clone()).await,
             Handled::Vouched(Vouched { record, .. }) => self.replay(record).await,
             Handled::Refused(error) => match (error.kind(), response) {
@@ -382,12 +391,12 @@ impl Guard {
 
     /// The answer to a request whose handler panicked, or a function before it.
     fn panicked<R>(&self, is_bypassed: bool) -> Response<ResponseBody<R>> {
-        let mut response = self.refuse(ProblemKind::Internal);
-        // Its effect may be there, and no record would stop another one.
         if is_bypassed {
-            self.options.markers.bypassed(response.headers_mut());
+            // Its effect may be there, and no record would stop another one.
+            self.options.unprotected_failure().map(ResponseBody::full)
+        } else {
+            self.refuse(ProblemKind::Internal)
         }
-        response
     }
 
     /// Runs the handler without a claim, in a task of its own too.
@@ -423,9 +432,11 @@ impl Guard {
         let handler = self.scope().of_body(context).wrap(handler).in_current_span();
         match tokio::spawn(handler).await {
             Ok(response) => {
-                let mut response = response?.map(ResponseBody::untouched);
-                self.options.markers.bypassed(response.headers_mut());
-                Ok(response)
+                let (mut head, body) = response?.into_parts();
+                if !self.options.markers.bypassed(&mut head.headers) {
+                    return Ok(self.options.unprotected_failure().map(ResponseBody::full));
+                }
+                Ok(Response::from_parts(head, ResponseBody::untouched(body)))
             }
             Err(_) => Ok(self.panicked(true)),
         }
@@ -447,7 +458,9 @@ fn vouch(options: &Options, context: &Context, verdict: Verdict<Response<Bytes>>
     let (head, body) = response.into_parts();
     let ttl = options.ttl_of(&head);
     let until = context.store_time().map(|now| now + ttl);
+    let status = head.status;
     let (state, record) = of_response(Response::from_parts(head, body), until);
+    let record = if record.len() > options.response_limit() { not_kept(status) } else { record };
     Verdict::Completed(Vouched { state, record, ttl })
 }
 

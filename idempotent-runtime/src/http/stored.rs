@@ -4,10 +4,10 @@
 //! kind 1 | until 8 | status 2 | number of headers 2 | { length 2, name, length 4, value } … | body
 //! ```
 //! All numbers are big-endian. The kind is 0 for a whole response, and 1 for one that was too large, had trailers or too
-//! many headers, and has neither headers nor body here. `until` is what the first caller was told about its lifetime, in milliseconds
-//! since 1970 of the store's time: a store need not tell it with every answer. It is zero where nobody was told.
+//! many headers, and has neither headers nor body here. `until` is what the first caller was told about its lifetime, in
+//! milliseconds since 1970 of the store's time: a store need not tell it with every answer. It is zero where nobody was told.
 
-use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
+use bytes::{Buf as _, BufMut as _, Bytes};
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 use http::{Response, StatusCode};
 
@@ -34,63 +34,81 @@ pub(super) enum Stored {
     NotKept,
 }
 
-/// The response up to its body, written.
-pub(super) struct Head(BytesMut);
+/// The record of a response while it is written: its head, and as much of its body as there is.
+///
+/// What is added is copied, however small it comes: each piece by itself holds on to the buffer that it was received in.
+pub(super) struct Draft {
+    bytes: Vec<u8>,
+    /// Where the body begins.
+    body: usize,
+}
 
 /// Where `until` stands.
 const UNTIL: std::ops::Range<usize> = 1..9;
 
-impl Head {
+impl Draft {
     /// `None` if there are more headers, or longer ones, than a replay could have.
     pub(super) fn new(status: StatusCode, headers: &[(&HeaderName, &HeaderValue)]) -> Option<Self> {
         let count = u16::try_from(headers.len()).ok().filter(|count| *count <= MOST_HEADERS)?;
-        let mut fields = BytesMut::with_capacity(256);
-        for (name, value) in headers {
-            fields.put_u16(u16::try_from(name.as_str().len()).ok()?);
-            fields.put_slice(name.as_str().as_bytes());
-            fields.put_u32(u32::try_from(value.len()).ok()?);
-            fields.put_slice(value.as_bytes());
-        }
-        let mut bytes = BytesMut::with_capacity(13 + fields.len());
+        let mut bytes = Vec::with_capacity(256);
         bytes.put_u8(WHOLE);
         bytes.put_u64(0);
         bytes.put_u16(status.as_u16());
         bytes.put_u16(count);
-        bytes.put(fields);
-        Some(Self(bytes))
+        for (name, value) in headers {
+            bytes.put_u16(u16::try_from(name.as_str().len()).ok()?);
+            bytes.put_slice(name.as_str().as_bytes());
+            bytes.put_u32(u32::try_from(value.len()).ok()?);
+            bytes.put_slice(value.as_bytes());
+        }
+        let body = bytes.len();
+        Some(Self { bytes, body })
     }
 
     /// Notes what the first caller is told.
     pub(super) fn expires(&mut self, until: Timestamp) {
-        self.0[UNTIL].copy_from_slice(&until.as_millis().to_be_bytes());
+        self.bytes[UNTIL].copy_from_slice(&until.as_millis().to_be_bytes());
     }
 
+    /// Makes room for so many bytes of body.
+    pub(super) fn reserve(&mut self, size: usize) {
+        self.bytes.reserve_exact(size);
+    }
+
+    /// Adds to the body.
+    pub(super) fn push(&mut self, data: &[u8]) {
+        self.bytes.extend_from_slice(data);
+    }
+
+    /// How many bytes there are, of head and body.
     pub(super) fn len(&self) -> usize {
-        self.0.len()
+        self.bytes.len()
+    }
+
+    /// How many bytes of body there are.
+    pub(super) fn size(&self) -> usize {
+        self.bytes.len() - self.body
     }
 
     /// The whole record, and the body as a part of it.
-    pub(super) fn with_body(self, chunks: &[Bytes]) -> (Bytes, Bytes) {
-        let Self(mut bytes) = self;
-        let start = bytes.len();
-        bytes.reserve(chunks.iter().map(Bytes::len).sum());
-        for chunk in chunks {
-            bytes.put_slice(chunk);
-        }
-        let record = bytes.freeze();
-        let body = record.slice(start..);
+    pub(super) fn finish(self) -> (Bytes, Bytes) {
+        let Self { mut bytes, body } = self;
+        // It is kept for long.
+        bytes.shrink_to_fit();
+        let record = Bytes::from(bytes);
+        let body = record.slice(body..);
         (record, body)
     }
 }
 
 /// The record of a response that cannot be sent again.
 pub(super) fn not_kept(status: StatusCode) -> Bytes {
-    let mut bytes = BytesMut::with_capacity(13);
+    let mut bytes = Vec::with_capacity(13);
     bytes.put_u8(NOT_KEPT);
     bytes.put_u64(0);
     bytes.put_u16(status.as_u16());
     bytes.put_u16(0);
-    bytes.freeze()
+    bytes.into()
 }
 
 /// Reads a record; `None` if it is none of ours.
@@ -132,20 +150,24 @@ pub(super) fn state(status: StatusCode) -> State {
 /// A response that somebody vouches for, as the record of it.
 pub(super) fn of_response(response: Response<Bytes>, until: Option<Timestamp>) -> (State, Bytes) {
     let (parts, body) = response.into_parts();
-    let Some(mut head) = Head::new(parts.status, &headers::replayable(&parts.headers)) else {
+    let Some(mut draft) = Draft::new(parts.status, &headers::replayable(&parts.headers)) else {
         return (state(parts.status), not_kept(parts.status));
     };
     if let Some(until) = until {
-        head.expires(until);
+        draft.expires(until);
     }
-    let (record, _) = head.with_body(&[body]);
+    // Some servers would send it all the same, and a client would take it for the next response.
+    if !headers::is_without_content(parts.status) {
+        draft.push(&body);
+    }
+    let (record, _) = draft.finish();
     (state(parts.status), record)
 }
 
 impl Resolution {
     /// It happened, and this is the response that every retry of the request gets from now on: the answer to a record in
-    /// doubt of the [HTTP layer](crate::http). Headers that are never replayed are left out. A status of 1xx only announces a
-    /// response: [`resolve`](crate::RecordHandle::resolve) refuses it ([`Config`](crate::ErrorKind::Config)).
+    /// doubt of the [HTTP layer](crate::http). Headers that are never replayed are left out, and so is the body of a 204, 205 or
+    /// 304, which has none. A status of 1xx only announces a response: [`resolve`](crate::RecordHandle::resolve) refuses it ([`Config`](crate::ErrorKind::Config)).
     ///
     /// ```
     /// # use idempotent_runtime::{Error, Idempotency, Resolution};

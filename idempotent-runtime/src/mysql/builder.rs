@@ -6,16 +6,17 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use sqlx::mysql::{MySqlConnectOptions, MySqlPoolOptions};
-use sqlx::{AssertSqlSafe, Connection as _, Executor as _, MySql, MySqlPool};
+use sqlx::{Connection as _, MySql, MySqlPool};
 
 use super::address::Source;
 use super::query::Connections;
 use super::statements::Statements;
-use super::{Inner, MySqlAddress, MySqlStore, check, waits, watch};
+use super::waits::{ReadBack, ReadBound};
+use super::{Inner, MySqlAddress, MySqlStore, check, watch};
 use crate::clock::SystemClock;
 use crate::paused::explained;
 use crate::sql::transaction::OwnIdentity;
-use crate::sql::{Fences, Pools, PurgeMark, TableName, Watchers};
+use crate::sql::{Demotions, Fences, Pools, PurgeMark, TableName, Watchers};
 use crate::store::bounds::check_timeout;
 use crate::store::{StoreError, StoreErrorKind};
 
@@ -119,18 +120,17 @@ impl MySqlStoreBuilder {
         let response_timeout = self.response_timeout;
         let connections = match self.source? {
             Source::Server(options) => {
-                let pools = own_pools(*options, self.max_connections, response_timeout);
-                Connections { pools, response_timeout, has_bounds: true }
+                let (read_back, demotions) = (ReadBack::default(), Demotions::of(self.max_connections));
+                let pools = own_pools(*options, self.max_connections, response_timeout, &read_back, &demotions);
+                Connections { pools, response_timeout, has_bounds: true, read_back, demotions }
             }
-            Source::Pool(pool) => Connections { pools: Pools::given(pool), response_timeout, has_bounds: false },
+            Source::Pool(pool) => of_others(pool, response_timeout),
         };
         Ok(store(connections, table))
     }
 
     pub(super) fn in_pool(pool: MySqlPool) -> MySqlStore {
-        let pools = Pools::given(pool);
-        let connections = Connections { pools, response_timeout: RESPONSE_TIMEOUT, has_bounds: false };
-        store(connections, TableName::default())
+        store(of_others(pool, RESPONSE_TIMEOUT), TableName::default())
     }
 }
 
@@ -141,18 +141,30 @@ impl fmt::Debug for MySqlStoreBuilder {
     }
 }
 
-fn own_pools(options: MySqlConnectOptions, connections: u32, response_timeout: Duration) -> Pools<MySql> {
+fn of_others(pool: MySqlPool, response_timeout: Duration) -> Connections {
+    let (read_back, demotions) = (ReadBack::default(), Demotions::of(pool.options().get_max_connections()));
+    Connections { pools: Pools::given(pool), response_timeout, has_bounds: false, read_back, demotions }
+}
+
+fn own_pools(
+    options: MySqlConnectOptions,
+    connections: u32,
+    response_timeout: Duration,
+    read_back: &ReadBack,
+    demotions: &Demotions,
+) -> Pools<MySql> {
+    let (read_back, demotions) = (read_back.clone(), demotions.clone());
     let pool = MySqlPoolOptions::new()
         .max_connections(connections)
         .acquire_timeout(response_timeout)
         .test_before_acquire(false)
-        .before_acquire(|connection, metadata| {
-            Box::pin(async move { Ok(metadata.idle_for < FRESH || is_alive(connection.ping()).await) })
+        .before_acquire(move |connection, metadata| {
+            let is_demoted = demotions.are_younger_than(metadata.age);
+            Box::pin(async move { Ok(!is_demoted && (metadata.idle_for < FRESH || is_alive(connection.ping()).await)) })
         })
-        .after_connect(|connection, _| {
-            let locks = waits::bounds(LOCK_WAIT_SECONDS);
-            let session = AssertSqlSafe(format!("{SESSION}, {locks}"));
-            Box::pin(async move { connection.execute(sqlx::raw_sql(session)).await.map(|_| ()) })
+        .after_connect(move |connection, _| {
+            let read_back = read_back.clone();
+            Box::pin(async move { read_back.begin(connection, SESSION, LOCK_WAIT_SECONDS).await })
         });
     Pools::own(pool, options)
 }
@@ -163,7 +175,9 @@ async fn is_alive(ping: impl Future<Output = Result<(), sqlx::Error>>) -> bool {
 }
 
 fn store(connections: Connections, table: TableName) -> MySqlStore {
-    let statements = Arc::new(Statements::new(&table));
+    let bound = ReadBound { locks: LOCK_WAIT_SECONDS, whole: connections.response_timeout };
+    let statements = Arc::new(Statements::new(&table, Some(bound)));
+    let in_transactions = Statements::new(&table, None);
     let renewals = connections.for_renewals();
     let watchers = {
         let (connections, statements) = (connections.clone(), Arc::clone(&statements));
@@ -176,6 +190,7 @@ fn store(connections: Connections, table: TableName) -> MySqlStore {
         connections,
         renewals,
         statements,
+        in_transactions,
         table,
         watchers,
         fences: Fences::default(),

@@ -4,7 +4,7 @@ use sqlx::{MySqlConnection, Row as _};
 
 use super::Inner;
 use super::error::store_error;
-use crate::sql::{in_time, is_answered};
+use crate::sql::in_time;
 use crate::store::{StoreError, StoreErrorKind};
 
 const OPERATION: &str = "connect";
@@ -14,9 +14,7 @@ const OLDEST_MYSQL: (u32, u32) = (8, 0);
 pub(super) async fn server(store: &Inner) -> Result<(), StoreError> {
     let mut lease = store.connections.lease(OPERATION).await?;
     let result = in_time(OPERATION, store.connections.response_timeout, connected(&mut lease)).await;
-    if is_answered(&result) {
-        lease.end();
-    }
+    store.connections.end(lease, result.as_ref().err());
     result
 }
 

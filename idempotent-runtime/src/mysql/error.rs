@@ -3,18 +3,21 @@
 use sqlx::Error;
 use sqlx::mysql::MySqlDatabaseError;
 
+use crate::sql::unconnected;
 use crate::store::{StoreError, StoreErrorKind};
 
-/// Two transactions waited for each other; this one was rolled back as a whole.
-pub(crate) const DEADLOCK: u16 = 1213;
+/// Two transactions waited for each other, or in Galera changed one row on two nodes; this one was rolled back as a whole.
+const DEADLOCK: u16 = 1213;
 /// Somebody else held a lock for as long as `innodb_lock_wait_timeout` says.
 pub(crate) const LOCK_WAIT_TIMEOUT: u16 = 1205;
 /// There is no savepoint of that name.
 pub(super) const NO_SAVEPOINT: u16 = 1305;
 /// Under `innodb_snapshot_isolation`, a row was changed since the transaction's snapshot; it was rolled back as a whole.
-pub(crate) const SNAPSHOT_TOO_OLD: u16 = 1020;
+const SNAPSHOT_TOO_OLD: u16 = 1020;
 /// Another member of a Group Replication was faster, and the transaction was rolled back at its commit.
-pub(crate) const NOT_CERTIFIED: u16 = 3101;
+const NOT_CERTIFIED: u16 = 3101;
+/// A commit failed, for the reason that the message numbers: see [`is_conflict`].
+const ERROR_DURING_COMMIT: u16 = 1180;
 /// A row with this primary key is there.
 pub(super) const DUPLICATE_KEY: u16 = 1062;
 /// The server's parser does not know the statement.
@@ -23,6 +26,11 @@ pub(super) const SYNTAX: u16 = 1064;
 pub(super) const NO_SUCH_INDEX: u16 = 1176;
 /// A table is missing.
 pub(super) const NO_TABLE: u16 = 1146;
+
+/// The server takes no writes: `read_only` and `super_read_only`, a transaction or an engine that only reads.
+const READ_ONLY: [u16; 3] = [1290, 1792, 1836];
+/// The node is not part of a cluster that works.
+const NO_CLUSTER: u16 = 1047;
 
 /// The error of a request that was sent.
 pub(super) fn store_error(operation: &'static str, error: Error) -> StoreError {
@@ -35,8 +43,22 @@ pub(super) fn store_error(operation: &'static str, error: Error) -> StoreError {
     .with_source(error)
 }
 
-/// The error of getting a connection: no request was sent, so nothing was applied.
-pub(super) fn connection_error(operation: &'static str, error: Error) -> StoreError {
+/// The error of getting a connection: no request was sent, so nothing was applied. `is_local`: it would be one to a socket in
+/// the file system.
+pub(super) fn connection_error(operation: &'static str, error: Error, is_local: bool) -> StoreError {
+    let unfit = match &error {
+        Error::Io(error) => unconnected::reason(error, is_local),
+        // The URL itself was read before. Without TLS a password would be encrypted by this.
+        Error::Configuration(reason) if reason.to_string().contains("RSA") => Some(
+            "the user's password is not sent without encryption (`caching_sha2_password`): the server has to take TLS, and \
+             `ssl-mode` in the URL must not be DISABLED",
+        ),
+        Error::Configuration(_) => Some("the certificate or the key of the client is unfit"),
+        _ => None,
+    };
+    if let Some(unfit) = unfit {
+        return StoreError::new(StoreErrorKind::Config, operation).with_detail(unfit).with_source(error);
+    }
     match meaning(&error) {
         (StoreErrorKind::Unavailable, _) => no_connection(operation).with_source(error),
         _ => store_error(operation, error),
@@ -53,11 +75,37 @@ pub(super) fn number(error: &Error) -> Option<u16> {
     database.try_downcast_ref::<MySqlDatabaseError>().map(MySqlDatabaseError::number)
 }
 
+/// Whether the server has rolled back the transaction as a whole because of what others did at the same time.
+pub(crate) fn is_conflict(error: &MySqlDatabaseError) -> bool {
+    match error.number() {
+        DEADLOCK | SNAPSHOT_TOO_OLD | NOT_CERTIFIED => true,
+        // "Got error 149 - 'Lock deadlock; Retry transaction' during COMMIT", which is how a member of a Group Replication
+        // says that it was rolled back for another one. After any other the commit may have happened.
+        ERROR_DURING_COMMIT => error.message().contains("error 149"),
+        _ => false,
+    }
+}
+
+/// As [`is_conflict`], of any error.
+pub(super) fn has_conflict(error: &Error) -> bool {
+    let database = error.as_database_error().and_then(|error| error.try_downcast_ref());
+    database.is_some_and(is_conflict)
+}
+
+/// Whether the server may have a successor, which other connections find: it takes no writes, or left its cluster.
+pub(super) fn is_demoted(error: &StoreError) -> bool {
+    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref());
+    source.and_then(number).is_some_and(|number| READ_ONLY.contains(&number) || number == NO_CLUSTER)
+}
+
 /// `Refused` and the others that promise it only where it is certain that nothing was applied: the statement was never
 /// begun, or was rolled back before its error was sent. A statement that was interrupted may have been committed.
 fn meaning(error: &Error) -> (StoreErrorKind, Option<&'static str>) {
     use StoreErrorKind::{Config, Refused, Unavailable};
     match error {
+        Error::Database(_) if has_conflict(error) => {
+            (Refused, Some("the server rolled the transaction back for the sake of others"))
+        }
         Error::Database(_) => number(error).map_or((Unavailable, None), meaning_of_number),
         Error::Configuration(_) => (Config, Some("the URL is unfit")),
         Error::Tls(_) => (Config, Some("no encrypted connection: see `ssl-mode` and `ssl-ca` in the URL")),
@@ -84,14 +132,10 @@ fn meaning_of_number(number: u16) -> (StoreErrorKind, Option<&'static str>) {
         1153 => (Config, Some("the record is larger than the server takes: raise `max_allowed_packet`")),
         1665 => (Config, Some("the server's `binlog_format` is STATEMENT: use MIXED or ROW")),
         1114 => (Full, Some("the table or the disk is full")),
-        DEADLOCK => (Refused, Some("the server chose the request to resolve a deadlock, again and again")),
-        SNAPSHOT_TOO_OLD | NOT_CERTIFIED => {
-            (Refused, Some("somebody else was faster; the transaction was rolled back"))
-        }
         LOCK_WAIT_TIMEOUT => (Refused, Some("somebody else holds the lock of the row or the table")),
-        1290 | 1792 | 1836 => (Refused, Some("the server is read-only")),
+        number if READ_ONLY.contains(&number) => (Refused, Some("the server is read-only: is it a replica?")),
         1040 | 1203 | 1226 => (Refused, Some("the server has no more connections for this user")),
-        1047 => (Refused, Some("the node is not part of a working cluster")),
+        NO_CLUSTER => (Refused, Some("the node is not part of a working cluster")),
         _ => (Unavailable, None),
     }
 }
@@ -99,14 +143,6 @@ fn meaning_of_number(number: u16) -> (StoreErrorKind, Option<&'static str>) {
 #[cfg(test)]
 mod tests {
     use super::{StoreErrorKind, meaning_of_number};
-
-    #[test]
-    fn what_the_server_has_rolled_back_was_not_applied() {
-        // A lock that was held for too long, a deadlock, a snapshot that is too old, a member that was not certified.
-        for number in [1205, 1213, 1020, 3101] {
-            assert_eq!(meaning_of_number(number).0, StoreErrorKind::Refused, "{number}");
-        }
-    }
 
     #[test]
     fn what_the_server_may_have_applied_is_unknown() {

@@ -5,8 +5,8 @@ use std::time::Duration;
 use sqlx::{AssertSqlSafe, Error, MySqlConnection, Row as _};
 
 use super::Inner;
-use super::error::{DEADLOCK, LOCK_WAIT_TIMEOUT, NO_TABLE, number, store_error};
-use crate::sql::{in_time, is_answered};
+use super::error::{LOCK_WAIT_TIMEOUT, NO_TABLE, has_conflict, number, store_error};
+use crate::sql::in_time;
 use crate::store::{StoreError, StoreErrorKind};
 
 const OPERATION: &str = "migrate";
@@ -17,11 +17,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const SCRIPT: &str = include_str!("../../migrations/mysql/0001_records.sql");
 
 pub(super) async fn migrate(store: &Inner) -> Result<(), StoreError> {
-    let mut lease = store.connections.lease(OPERATION).await?;
+    let mut lease = store.connections.impatient(OPERATION).await?;
     let result = in_time(OPERATION, PATIENCE, up_to_date(store, &mut lease)).await;
-    if is_answered(&result) {
-        lease.end();
-    }
+    store.connections.end_impatient(lease, result.as_ref().err());
     let version = result?;
     if version > VERSION {
         return Err(StoreError::new(StoreErrorKind::Config, OPERATION).with_detail(format!(
@@ -47,7 +45,9 @@ async fn up_to_date(store: &Inner, connection: &mut MySqlConnection) -> Result<i
         }
         let script = store.table.in_script(SCRIPT, '`');
         match sqlx::raw_sql(AssertSqlSafe(script)).execute(&mut *connection).await {
-            Err(error) if !matches!(number(&error), Some(DEADLOCK | LOCK_WAIT_TIMEOUT)) => return Err(failed(error)),
+            Err(error) if !has_conflict(&error) && number(&error) != Some(LOCK_WAIT_TIMEOUT) => {
+                return Err(failed(error));
+            }
             _ => {}
         }
     }

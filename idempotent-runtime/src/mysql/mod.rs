@@ -30,7 +30,7 @@ use crate::key::KeyHash;
 use crate::sql::transaction::OwnIdentity;
 use crate::sql::{
     self, Answer, COLUMNS, Fences, Found, Guard, Lease, Listed, PurgeMark, Row, Rows, Table, TableName, Watchers,
-    in_time, integer, is_answered, reason_code, state_code, store_of_rows,
+    in_time, integer, reason_code, state_code, store_of_rows,
 };
 use crate::store::{Capabilities, Commit, Release, StoreError, Token};
 
@@ -56,6 +56,8 @@ struct Inner {
     connections: Connections,
     renewals: Connections,
     statements: Arc<Statements>,
+    /// Those for transactions of the user's, where the call says how long a lock is waited for.
+    in_transactions: Statements,
     table: TableName,
     watchers: Arc<Watchers>,
     fences: Fences,
@@ -85,11 +87,15 @@ impl MySqlStore {
     }
 
     /// A store that takes its connections from `pool`. Renewals have at most two of their own, made as the pool makes
-    /// its connections. The pool's belong to the runtimes that made them, and come back to it as long as these go on; who
-    /// holds many of them keeps the engine's calls waiting. The settings of connections are the caller's: any isolation level, time
-    /// zone and `sql_mode` will do, except MariaDB's `EMPTY_STRING_IS_NULL`, but `autocommit` has to be on, as it is by
-    /// default. While something is written, its session waits for locks of rows and tables no longer than a second; how
-    /// long it waited before is kept in variables of the session and restored. The server is not checked. Call
+    /// its connections. The pool's belong to the runtimes that made them, and come back to it as long as these go on.
+    ///
+    /// Who holds many of them, in open transactions for example, keeps the engine's calls waiting. These are refused after
+    /// two seconds, and a call that waited for more than one of them is told in the log, once a minute. Who holds one and
+    /// makes a call needs two: as many as the pool has can stop each other. Then a pool of the store's own is better.
+    ///
+    /// The settings of connections are the caller's: any isolation level, time zone and `sql_mode` will do, except MariaDB's
+    /// `EMPTY_STRING_IS_NULL`, but `autocommit` has to be on, as it is by default. While something is written, its session waits for locks of rows and tables no longer than a second; how
+    /// long it waited before is kept in variables of the session and restored; what is read bounds itself. The server is not checked. Call
     /// [`migrate`](Self::migrate) once before the first use.
     pub fn from_pool(pool: MySqlPool) -> Self {
         MySqlStoreBuilder::in_pool(pool)
@@ -196,10 +202,8 @@ impl Rows for MySqlStore {
         Ok(MySqlTable { connection, store: Arc::clone(&self.0) })
     }
 
-    async fn end(&self, table: MySqlTable, answered: bool) {
-        if answered {
-            self.0.connections.end_impatient(table.connection);
-        }
+    async fn end(&self, table: MySqlTable, failure: Option<&StoreError>) {
+        self.0.connections.end_impatient(table.connection, failure);
     }
 
     fn response_timeout(&self) -> Duration {
@@ -218,9 +222,7 @@ impl Rows for MySqlStore {
         let mut lease = self.0.connections.lease(operation).await?;
         let reading = read_row(operation, &mut lease, &self.0, &self.0.statements.read, &key);
         let result = in_time(operation, self.0.connections.response_timeout, reading).await;
-        if is_answered(&result) {
-            lease.end();
-        }
+        self.0.connections.end(lease, result.as_ref().err());
         result
     }
 

@@ -7,10 +7,10 @@ use sqlx::mysql::MySqlRow;
 use sqlx::{Connection as _, Error, MySqlConnection, Row as _};
 
 use super::MySqlStore;
-use super::error::{DEADLOCK, NO_SUCH_INDEX, SYNTAX, number, store_error};
+use super::error::{NO_SUCH_INDEX, SYNTAX, has_conflict, number, store_error};
 use super::query::{ATTEMPTS, Bound, START, query};
 use super::statements::{Access, MOST, Statement, filled_up};
-use crate::sql::{Answer, Batch, Place, in_time, is_answered};
+use crate::sql::{Answer, Batch, Place, in_time};
 use crate::store::{Purged, StoreError, StoreErrorKind};
 
 const OPERATION: &str = "purge";
@@ -67,7 +67,7 @@ impl MySqlStore {
             for _ in 0..ATTEMPTS {
                 match self.try_batch(&mut lease, begin, most).await {
                     // The server has rolled back all of it.
-                    Err(error) if number(&error) == Some(DEADLOCK) => {}
+                    Err(error) if has_conflict(&error) => {}
                     Err(error) if number(&error) == Some(NO_SUCH_INDEX) && self.0.knows_index.swap(false, Relaxed) => {}
                     // MariaDB 10.5 cannot skip locked rows. Two purges then wait for each other.
                     Err(error) if number(&error) == Some(SYNTAX) && self.0.skips_locked.swap(false, Relaxed) => {}
@@ -77,9 +77,7 @@ impl MySqlStore {
             Err(StoreError::new(StoreErrorKind::Refused, OPERATION).with_detail("the rows were locked by others"))
         };
         let result = in_time(OPERATION, self.0.connections.response_timeout, purging).await;
-        if is_answered(&result) {
-            self.0.connections.end_impatient(lease);
-        }
+        self.0.connections.end_impatient(lease, result.as_ref().err());
         result
     }
 

@@ -8,12 +8,12 @@ use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, Error, MySql, MySqlConnection};
 
 use super::builder::LOCK_WAIT_SECONDS;
-use super::error::{DEADLOCK, connection_error, no_connection, number, store_error};
-use super::waits;
-use crate::sql::{Answer, Lease, Pools, in_time, is_answered};
-use crate::store::StoreError;
+use super::error::{connection_error, has_conflict, is_demoted, no_connection, store_error};
+use super::waits::{self, ReadBack};
+use crate::sql::{Answer, Demotions, Lease, Pools, in_time, is_settled};
+use crate::store::{StoreError, StoreErrorKind};
 
-/// How often a statement is sent again that the server rolled back to resolve a deadlock.
+/// How often a statement is sent that the server rolls back because of others.
 pub(super) const ATTEMPTS: usize = 10;
 
 /// `BEGIN` is no statement in MariaDB's `sql_mode` ORACLE.
@@ -32,6 +32,8 @@ pub(super) struct Connections {
     pub(super) response_timeout: Duration,
     /// Whether the pool's sessions give up waiting for a lock before an answer is given up.
     pub(super) has_bounds: bool,
+    pub(super) read_back: ReadBack,
+    pub(super) demotions: Demotions,
 }
 
 impl Connections {
@@ -41,11 +43,29 @@ impl Connections {
     }
 
     pub(super) async fn lease(&self, operation: &'static str) -> Answer<Lease<MySql>> {
-        // Of many kilobytes, because it may have to make a connection, and part of every request's future.
-        let connecting = Box::pin(self.pools.acquire());
-        let connecting = async { connecting.await.map_err(|error| connection_error(operation, error)) };
-        let acquired = in_time(operation, self.response_timeout, connecting).await;
-        acquired.map(|acquired| Lease::new(acquired, self.response_timeout)).map_err(|error| not_sent(operation, error))
+        let failed = |operation, error| connection_error(operation, error, self.are_local());
+        self.pools.lease(operation, self.response_timeout, failed).await.map_err(|error| {
+            match self.read_back.refusal() {
+                Some(refusal) => StoreError::new(StoreErrorKind::Config, operation).with_detail(refusal),
+                None => not_sent(operation, error),
+            }
+        })
+    }
+
+    /// Gives the connection back if it can be used again after `failure`, what the last request on it failed with. Else it is
+    /// closed.
+    pub(super) fn end(&self, lease: Lease<MySql>, failure: Option<&StoreError>) {
+        if self.is_usable(failure) {
+            lease.end();
+        }
+    }
+
+    fn is_usable(&self, failure: Option<&StoreError>) -> bool {
+        is_settled(failure) && !(failure.is_some_and(is_demoted) && self.demotions.seen())
+    }
+
+    fn are_local(&self) -> bool {
+        self.pools.connecting().get_socket().is_some()
     }
 
     /// A connection that waits for a lock shorter than we wait for its answer. [`end_impatient`](Self::end_impatient)
@@ -54,14 +74,17 @@ impl Connections {
         let mut lease = self.lease(operation).await?;
         if !self.has_bounds {
             let bounding = Box::pin(waits::bound(&mut lease, LOCK_WAIT_SECONDS));
-            let bounding = async { bounding.await.map_err(|error| connection_error(operation, error)) };
+            let bounding = async { bounding.await.map_err(|error| connection_error(operation, error, true)) };
             in_time(operation, self.response_timeout, bounding).await.map_err(|error| not_sent(operation, error))?;
         }
         Ok(lease)
     }
 
-    pub(super) fn end_impatient(&self, lease: Lease<MySql>) {
-        if self.has_bounds {
+    /// As [`end`](Self::end).
+    pub(super) fn end_impatient(&self, lease: Lease<MySql>, failure: Option<&StoreError>) {
+        if !self.is_usable(failure) {
+            drop(lease);
+        } else if self.has_bounds {
             lease.end();
         } else {
             lease.end_after(|connection| Box::pin(waits::restore(connection)));
@@ -77,9 +100,7 @@ impl Connections {
         let mut lease = self.impatient(operation).await?;
         let writing = async { execute(&mut lease, statement).await.map_err(|error| store_error(operation, error)) };
         let result = in_time(operation, self.response_timeout, writing).await;
-        if is_answered(&result) {
-            self.end_impatient(lease);
-        }
+        self.end_impatient(lease, result.as_ref().err());
         result
     }
 
@@ -87,9 +108,7 @@ impl Connections {
     pub(super) async fn rows(&self, operation: &'static str, statement: Bound<'_>) -> Answer<Vec<MySqlRow>> {
         let mut lease = self.lease(operation).await?;
         let result = self.fetch(operation, &mut lease, statement).await;
-        if is_answered(&result) {
-            lease.end();
-        }
+        self.end(lease, result.as_ref().err());
         result
     }
 
@@ -97,9 +116,7 @@ impl Connections {
     pub(super) async fn locked_rows(&self, operation: &'static str, statement: Bound<'_>) -> Answer<Vec<MySqlRow>> {
         let mut lease = self.impatient(operation).await?;
         let result = self.fetch(operation, &mut lease, statement).await;
-        if is_answered(&result) {
-            self.end_impatient(lease);
-        }
+        self.end_impatient(lease, result.as_ref().err());
         result
     }
 
@@ -119,7 +136,8 @@ fn not_sent(operation: &'static str, error: StoreError) -> StoreError {
     if error.is_outcome_unknown() { no_connection(operation).with_source(error) } else { error }
 }
 
-/// How many rows a statement of its own transaction found: a deadlock rolled back all of it, so it is sent again.
+/// How many rows a statement of its own transaction found: where others made the server roll it back, that was all of it, and
+/// it is sent again.
 pub(super) async fn execute<'q>(
     connection: &mut MySqlConnection,
     statement: impl Fn() -> Bound<'q> + Send,
@@ -127,7 +145,7 @@ pub(super) async fn execute<'q>(
     let mut attempts = 1..ATTEMPTS;
     loop {
         match statement().execute(&mut *connection).await {
-            Err(error) if number(&error) == Some(DEADLOCK) && attempts.next().is_some() => {}
+            Err(error) if has_conflict(&error) && attempts.next().is_some() => {}
             result => return result.map(|done| done.rows_affected()),
         }
     }

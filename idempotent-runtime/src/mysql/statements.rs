@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use super::waits::ReadBound;
 use crate::sql::{COLUMNS, TableName};
 
 /// The server's time, in milliseconds. The same in every time zone and `sql_mode` of a session; `NOW()` is not, and
@@ -36,6 +37,7 @@ pub(super) enum Access {
 #[derive(Debug)]
 pub(super) struct Statements {
     table: String,
+    bound: Option<ReadBound>,
     without_body: String,
     purge_index: String,
     pub(super) read: Statement,
@@ -50,7 +52,9 @@ pub(super) struct Statements {
 }
 
 impl Statements {
-    pub(super) fn new(name: &TableName) -> Self {
+    /// `bound`: how long each read may take on the server, whatever its session says. Without it, in a transaction of the
+    /// user's, the session decides.
+    pub(super) fn new(name: &TableName, bound: Option<ReadBound>) -> Self {
         let table = name.quoted('`');
         // Some are words of one or another `sql_mode`.
         let columns = COLUMNS.map(|column| format!("`{column}`"));
@@ -59,8 +63,9 @@ impl Statements {
         let columns = columns.join(", ");
         let without_body = columns.replace(", `body`", ", X''");
         let is_own = format!("key_hash = ? AND owner = ? AND {UNFINISHED} AND expires_at > {NOW} AND format = 1");
+        let select = select(bound);
         let read = format!(
-            "SELECT server.micros DIV 1000, {columns}, server.micros FROM (SELECT {MICROS} AS micros) AS server
+            "{select} server.micros DIV 1000, {columns}, server.micros FROM (SELECT {MICROS} AS micros) AS server
              LEFT JOIN {table} AS kept ON kept.key_hash = ?"
         );
         // Where the name of the table says the database, that is the same on each connection. Others may write the name of the
@@ -70,7 +75,7 @@ impl Statements {
             None => "IF(@@lower_case_table_names = 0, DATABASE(), LOWER(DATABASE()))",
         };
         let meta = name.with_suffix("meta").quoted('`');
-        let identity = format!("SELECT identity, CAST({place} AS CHAR) FROM {meta} WHERE id = 1");
+        let identity = format!("{select} identity, CAST({place} AS CHAR) FROM {meta} WHERE id = 1");
         let statement = |text: String| Statement::from(text);
         Self {
             identity: statement(identity),
@@ -90,11 +95,12 @@ impl Statements {
             )),
             release: statement(format!("DELETE FROM {table} WHERE {is_own} AND taken_over = 0")),
             page: statement(format!(
-                "SELECT {NOW}, {without_body} FROM {table} FORCE INDEX (PRIMARY)
+                "{select} {NOW}, {without_body} FROM {table} FORCE INDEX (PRIMARY)
                  WHERE key_hash > ? ORDER BY key_hash LIMIT ?"
             )),
             purge_index: name.purge_index('`'),
             table,
+            bound,
             without_body,
         }
     }
@@ -103,7 +109,8 @@ impl Statements {
     /// `sql_select_limit`.
     pub(super) fn rows(&self, keys: usize) -> Statement {
         Statement::from(format!(
-            "SELECT {NOW}, {columns} FROM {table} FORCE INDEX (PRIMARY) WHERE {keys_in} LIMIT {keys}",
+            "{select} {NOW}, {columns} FROM {table} FORCE INDEX (PRIMARY) WHERE {keys_in} LIMIT {keys}",
+            select = select(self.bound),
             columns = self.without_body,
             table = self.table,
             keys_in = is_in("key_hash", "?", keys)
@@ -137,8 +144,9 @@ impl Statements {
     /// What a watcher needs to know of the records of as many keys.
     pub(super) fn seen(&self, keys: usize) -> Statement {
         Statement::from(format!(
-            "SELECT key_hash, owner, state, lease_until FROM {table} FORCE INDEX (PRIMARY)
+            "{select} key_hash, owner, state, lease_until FROM {table} FORCE INDEX (PRIMARY)
              WHERE {keys_in} AND expires_at > {NOW} LIMIT {keys}",
+            select = select(self.bound),
             table = self.table,
             keys_in = is_in("key_hash", "?", keys)
         ))
@@ -153,9 +161,10 @@ impl Statements {
     /// The server's time, and the first row that is due behind a place.
     pub(super) fn oldest(&self, by: Access) -> Statement {
         Statement::from(format!(
-            "SELECT server.read_at, oldest.key_hash, oldest.purge_at FROM (SELECT {NOW} AS read_at) AS server
-             LEFT JOIN ({} LIMIT 1) AS oldest ON TRUE",
-            self.is_due(by)
+            "{select} server.read_at, oldest.key_hash, oldest.purge_at FROM (SELECT {NOW} AS read_at) AS server
+             LEFT JOIN ({is_due} LIMIT 1) AS oldest ON TRUE",
+            select = select(self.bound),
+            is_due = self.is_due(by)
         ))
     }
 
@@ -195,6 +204,11 @@ impl Statements {
             keys = is_in("key_hash", "?", keys)
         ))
     }
+}
+
+/// How a reading statement begins.
+fn select(bound: Option<ReadBound>) -> String {
+    bound.map_or(String::from("SELECT"), ReadBound::select)
 }
 
 /// That `columns` are one of `count` values, which `place` stands for.

@@ -7,10 +7,11 @@ use sqlx::{AssertSqlSafe, Error, MySql, MySqlConnection, Row as _, Transaction};
 
 use super::error::{DUPLICATE_KEY, LOCK_WAIT_TIMEOUT, NO_SAVEPOINT, number, store_error};
 use super::query::{Bound, query};
+use super::statements::Statement;
 use super::{Inner, MySqlStore, commit_statement, delete_statement, read_row, replace_statement, waits};
 use crate::key::KeyHash;
 use crate::sql::transaction::{self, Identity, OwnIdentity, TransactionStore, Transactional};
-use crate::sql::{self, Answer, Found, Guard, Row, Table, TransactionDatabase, in_time, is_answered};
+use crate::sql::{self, Answer, Found, Guard, Row, Table, TransactionDatabase, in_time};
 use crate::store::transaction::{End, Keep, Kept};
 use crate::store::{Claim, Claimed, Commit, DynStore, SqlTransaction, StoreError, StoreErrorKind, Token};
 
@@ -54,13 +55,13 @@ impl InTransaction<'_> {
 
 impl Table for InTransaction<'_> {
     async fn read(&mut self, operation: &'static str, key: KeyHash) -> Answer<Found> {
-        let statements = &self.store.statements;
+        let statements = &self.store.in_transactions;
         let statement = if self.is_behind { &statements.read_latest } else { &statements.read };
         read_row(operation, self.connection, self.store, statement, &key).await
     }
 
     async fn insert(&mut self, operation: &'static str, row: &Row) -> Answer<bool> {
-        let inserted = sql::bind(query(&self.store.statements.insert), row).execute(&mut *self.connection).await;
+        let inserted = sql::bind(query(&self.store.in_transactions.insert), row).execute(&mut *self.connection).await;
         match inserted {
             Ok(_) => Ok(true),
             Err(error) if number(&error) == Some(DUPLICATE_KEY) => {
@@ -72,12 +73,12 @@ impl Table for InTransaction<'_> {
     }
 
     async fn replace(&mut self, operation: &'static str, guard: Guard, row: &Row) -> Answer<bool> {
-        let statement = replace_statement(&self.store.statements, guard, row);
+        let statement = replace_statement(&self.store.in_transactions, guard, row);
         self.write_one(operation, statement).await
     }
 
     async fn delete(&mut self, operation: &'static str, guard: Guard) -> Answer<bool> {
-        let statement = delete_statement(&self.store.statements, guard);
+        let statement = delete_statement(&self.store.in_transactions, guard);
         self.write_one(operation, statement).await
     }
 }
@@ -87,7 +88,7 @@ impl Transactional for InTransaction<'_> {
     const READS_WAIT: bool = true;
 
     async fn identity(&mut self) -> Answer<Identity> {
-        identity(OPERATION, self.connection, self.store).await
+        identity(OPERATION, self.connection, &self.store.in_transactions.identity).await
     }
 
     async fn run(&mut self, statement: String) -> Answer<()> {
@@ -119,7 +120,7 @@ impl Transactional for InTransaction<'_> {
     }
 
     async fn commit_own(&mut self, commit: &Commit) -> Answer<bool> {
-        Ok(self.write("complete", commit_statement(&self.store.statements, commit)).await? == 1)
+        Ok(self.write("complete", commit_statement(&self.store.in_transactions, commit)).await? == 1)
     }
 }
 
@@ -127,8 +128,12 @@ fn server_error(error: &StoreError) -> Option<&Error> {
     error.source().and_then(|source| source.downcast_ref())
 }
 
-async fn identity(operation: &'static str, connection: &mut MySqlConnection, store: &Inner) -> Answer<Identity> {
-    let row = query(&store.statements.identity).fetch_one(connection).await;
+async fn identity(
+    operation: &'static str,
+    connection: &mut MySqlConnection,
+    statement: &Statement,
+) -> Answer<Identity> {
+    let row = query(statement).fetch_one(connection).await;
     let row = row.and_then(|row| Ok((row.try_get(0)?, row.try_get::<Option<String>, _>(1)?)));
     let (written, place) = row.map_err(|error| store_error(operation, error))?;
     Identity::new(operation, written, place.unwrap_or_default())
@@ -152,10 +157,13 @@ impl TransactionStore for MySqlStore {
     async fn own_identity(&self) -> Answer<Identity> {
         let store = &self.0;
         let mut lease = store.renewals.lease(OPERATION).await?;
-        let asked = in_time(OPERATION, store.renewals.response_timeout, identity(OPERATION, &mut lease, store)).await;
-        if is_answered(&asked) {
-            lease.end();
-        }
+        let asked = in_time(
+            OPERATION,
+            store.renewals.response_timeout,
+            identity(OPERATION, &mut lease, &store.statements.identity),
+        )
+        .await;
+        store.renewals.end(lease, asked.as_ref().err());
         let identity = asked?;
         store.identity.set(identity.clone());
         Ok(identity)

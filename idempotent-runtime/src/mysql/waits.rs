@@ -1,15 +1,82 @@
 //! How long the server waits for the locks of others.
 
-use sqlx::{AssertSqlSafe, Error, MySqlConnection, raw_sql};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use sqlx::{AssertSqlSafe, Error, MySqlConnection, Row as _, raw_sql};
 
 /// Locks of rows; and locks of tables, as `ALTER TABLE`, `LOCK TABLES` and `FLUSH TABLES WITH READ LOCK` take them, for
 /// which a session by itself waits a day, also when its client has gone.
 const BOUNDS: [&str; 2] = ["innodb_lock_wait_timeout", "lock_wait_timeout"];
 
 /// The assignments by which a session waits for `seconds` at most: the server counts whole ones.
-pub(super) fn bounds(seconds: u128) -> String {
+fn bounds(seconds: u128) -> String {
     let seconds = seconds.clamp(1, 1 << 24);
     BOUNDS.map(|name| format!("SESSION {name} = {seconds}")).join(", ")
+}
+
+/// Whether sessions are as they were told to be when they began. A proxy may answer what sets something by itself, or send
+/// it to another session, and then the server would wait without a bound when something is written.
+#[derive(Clone, Debug, Default)]
+pub(super) struct ReadBack(Arc<Mutex<Option<String>>>);
+
+impl ReadBack {
+    /// Begins a session of the store's own with `settings`, and bounds of `seconds`.
+    ///
+    /// # Errors
+    /// Where it is not as it was told to be. The pool tries again then until its patience is over, and says nothing but that:
+    /// see [`refusal`](Self::refusal) for the reason.
+    pub(super) async fn begin(
+        self,
+        connection: &mut MySqlConnection,
+        settings: &str,
+        seconds: u128,
+    ) -> Result<(), Error> {
+        let asked = BOUNDS.map(|name| format!("CAST(@@SESSION.{name} AS SIGNED)"));
+        let text = format!("{settings}, {}; SELECT {}", bounds(seconds), asked.join(", "));
+        let row = raw_sql(AssertSqlSafe(text)).fetch_one(connection).await?;
+        let mut refusal = None;
+        for (column, name) in BOUNDS.into_iter().enumerate() {
+            let found: i64 = row.try_get(column)?;
+            if u128::try_from(found) != Ok(seconds) {
+                refusal = Some(format!(
+                    "`SET SESSION {name} = {seconds}` has no effect: it is {found}. Does a proxy answer it, or spread the \
+                     statements of a session over several? Let it keep sessions apart, or connect to the server"
+                ));
+            }
+        }
+        let result = refusal.clone().map_or(Ok(()), |refusal| Err(Error::Configuration(refusal.into())));
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = refusal;
+        result
+    }
+
+    /// What was wrong with the session that began last.
+    pub(super) fn refusal(&self) -> Option<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// How long the server may wait and work for a read that bounds itself.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ReadBound {
+    pub(super) locks: u128,
+    pub(super) whole: Duration,
+}
+
+impl ReadBound {
+    /// `SELECT`, and what bounds it on either server: that needs no round trip, changes nothing in a session that belongs to
+    /// somebody else, and does not depend on what a pooler has made of a session's settings. MariaDB runs what is in the
+    /// first comment, and MySQL takes the second one for hints. On both the lock bound holds already while the statement is
+    /// prepared, which waits for the table too. There is nothing like it for the locks of rows on MySQL, so writes are
+    /// bounded by their session.
+    pub(super) fn select(self) -> String {
+        let Self { locks, whole } = self;
+        let (seconds, millis) = (whole.as_secs_f64(), whole.as_millis().max(1));
+        format!(
+            "/*M!100100 SET STATEMENT lock_wait_timeout = {locks}, max_statement_time = {seconds:.3} FOR */ \
+             SELECT /*+ SET_VAR(lock_wait_timeout = {locks}) MAX_EXECUTION_TIME({millis}) */"
+        )
+    }
 }
 
 /// From now on the session, which is not ours, waits for `seconds` at most. Its user's own bounds are kept in variables of
@@ -25,4 +92,20 @@ pub(super) async fn bound(connection: &mut MySqlConnection, seconds: u128) -> Re
 pub(super) async fn restore(connection: &mut MySqlConnection) -> Result<(), Error> {
     let restoring = BOUNDS.map(|name| format!("SESSION {name} = @idempotency_{name}, @idempotency_{name} = NULL"));
     raw_sql(AssertSqlSafe(format!("SET {}", restoring.join(", ")))).execute(connection).await.map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Duration, ReadBound};
+
+    /// The tests run on MariaDB: what MySQL is told is in MySQL's manual, and here.
+    #[test]
+    fn a_read_bounds_itself_on_both_servers() {
+        let bound = ReadBound { locks: 1, whole: Duration::from_millis(1_500) };
+        assert_eq!(
+            bound.select(),
+            "/*M!100100 SET STATEMENT lock_wait_timeout = 1, max_statement_time = 1.500 FOR */ \
+             SELECT /*+ SET_VAR(lock_wait_timeout = 1) MAX_EXECUTION_TIME(1500) */"
+        );
+    }
 }

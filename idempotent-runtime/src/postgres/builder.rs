@@ -5,17 +5,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{Connection as _, PgPool, Postgres};
+use sqlx::{ConnectOptions as _, Connection as _, PgPool};
 use tokio::runtime::Handle;
 
 use super::address::Source;
+use super::bounds::{Asked, Bounds};
 use super::session::Sessions;
 use super::statements::Statements;
 use super::{Inner, PostgresAddress, PostgresStore, check, look};
 use crate::clock::SystemClock;
 use crate::paused::explained;
 use crate::sql::transaction::OwnIdentity;
-use crate::sql::{Fences, Pools, PurgeMark, TableName, Watchers};
+use crate::sql::{Demotions, Fences, Pools, PurgeMark, TableName, Watchers};
 use crate::store::bounds::check_timeout;
 use crate::store::{StoreError, StoreErrorKind};
 
@@ -117,15 +118,16 @@ impl PostgresStoreBuilder {
             return Err(StoreError::new(StoreErrorKind::Config, "connect")
                 .with_detail("a pool of connections is made inside a Tokio runtime"));
         }
-        let pools = match self.source? {
-            Source::Server(options) => own_pools(*options, self.max_connections, self.response_timeout, self.prepares),
-            Source::Pool(pool) => Pools::given(pool),
+        let (prepares, response_timeout) = (self.prepares, self.response_timeout);
+        let sessions = match self.source? {
+            Source::Server(options) => own_sessions(*options, self.max_connections, response_timeout, prepares),
+            Source::Pool(pool) => sessions_of(pool, response_timeout, prepares),
         };
-        Ok(store(Sessions::new(pools, self.prepares, self.response_timeout), table))
+        Ok(store(sessions, table))
     }
 
     pub(super) fn in_pool(pool: PgPool) -> PostgresStore {
-        store(Sessions::new(Pools::given(pool), true, RESPONSE_TIMEOUT), TableName::default())
+        store(sessions_of(pool, RESPONSE_TIMEOUT, true), TableName::default())
     }
 }
 
@@ -136,40 +138,42 @@ impl fmt::Debug for PostgresStoreBuilder {
     }
 }
 
-/// How long the server may let a statement wait for a lock: one that it gives up before we do has certainly not taken
-/// effect. A claim that waits on when nobody listens any more would leave a record that nobody owns.
-fn lock_timeout(response_timeout: Duration) -> Duration {
-    response_timeout * 3 / 4
+/// Those of a pool of the user's, which are not asked for their bounds.
+fn sessions_of(pool: PgPool, response_timeout: Duration, prepares: bool) -> Sessions {
+    let asked = Asked::new(Bounds::of(response_timeout), false);
+    let demotions = Demotions::of(pool.options().get_max_connections());
+    Sessions::new(Pools::given(pool), prepares, response_timeout, asked, demotions)
 }
 
-fn own_pools(
-    options: PgConnectOptions,
-    connections: u32,
-    response_timeout: Duration,
-    prepares: bool,
-) -> Pools<Postgres> {
+fn own_sessions(options: PgConnectOptions, connections: u32, response_timeout: Duration, prepares: bool) -> Sessions {
+    let bounds = Bounds::of(response_timeout);
     // A pooler refuses settings that it does not know; no column is a floating-point number.
     let mut options = options.extra_float_digits(None);
     if options.get_application_name().is_none() {
         options = options.application_name("idempotency");
     }
     if prepares {
-        options = options.options([
-            ("default_transaction_isolation", String::from("read committed")),
-            ("lock_timeout", lock_timeout(response_timeout).as_millis().max(1).to_string()),
-            ("statement_timeout", (response_timeout * 9 / 10).as_millis().max(1).to_string()),
-        ]);
+        options = options.options([("default_transaction_isolation", "read committed")]);
+        options = options.options(bounds.settings());
     } else {
-        options = options.statement_cache_capacity(0);
+        // The client's log has whole statements, in which there would be results.
+        options = options.statement_cache_capacity(0).disable_statement_logging();
     }
-    let pool = PgPoolOptions::new()
+    let (asked, demotions) = (Asked::new(bounds, prepares), Demotions::of(connections));
+    let found = demotions.clone();
+    let mut pool = PgPoolOptions::new()
         .max_connections(connections)
         .acquire_timeout(response_timeout)
         .test_before_acquire(false)
-        .before_acquire(|connection, metadata| {
-            Box::pin(async move { Ok(metadata.idle_for < FRESH || is_alive(connection.ping()).await) })
+        .before_acquire(move |connection, metadata| {
+            let is_demoted = found.are_younger_than(metadata.age);
+            Box::pin(async move { Ok(!is_demoted && (metadata.idle_for < FRESH || is_alive(connection.ping()).await)) })
         });
-    Pools::own(pool, options)
+    if prepares {
+        let asked = asked.clone();
+        pool = pool.after_connect(move |connection, _| Box::pin(asked.clone().read_back(connection)));
+    }
+    Sessions::new(Pools::own(pool, options), prepares, response_timeout, asked, demotions)
 }
 
 #[expect(clippy::disallowed_methods, reason = "the patience with a server is real time, whatever clock records have")]
@@ -178,7 +182,7 @@ async fn is_alive(ping: impl Future<Output = Result<(), sqlx::Error>>) -> bool {
 }
 
 fn store(sessions: Sessions, table: TableName) -> PostgresStore {
-    let statements = Statements::new(&table, Some(lock_timeout(sessions.response_timeout())));
+    let statements = Statements::new(&table, Some(Bounds::of(sessions.response_timeout()).locks));
     let in_transactions = Statements::new(&table, None);
     let watchers = {
         let (sessions, statement) = (sessions.clone(), Arc::clone(&statements.seen));

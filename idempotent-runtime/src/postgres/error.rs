@@ -3,6 +3,7 @@
 use sqlx::Error;
 use sqlx::postgres::{PgDatabaseError, PgSeverity};
 
+use crate::sql::unconnected;
 use crate::store::{StoreError, StoreErrorKind};
 
 type Meaning = (StoreErrorKind, Option<&'static str>);
@@ -15,9 +16,10 @@ pub(super) fn store_error(operation: &'static str, error: Error) -> StoreError {
     described(operation, statement_meaning(&error), error)
 }
 
-/// What the failure to get a connection means: nothing was sent, so nothing was applied.
-pub(super) fn connection_error(operation: &'static str, error: Error) -> StoreError {
-    described(operation, connection_meaning(&error), error)
+/// What the failure to get a connection means: nothing was sent, so nothing was applied. `is_local`: it would be one to a
+/// socket in the file system.
+pub(super) fn connection_error(operation: &'static str, error: Error, is_local: bool) -> StoreError {
+    described(operation, connection_meaning(&error, is_local), error)
 }
 
 fn described(operation: &'static str, (kind, detail): Meaning, error: Error) -> StoreError {
@@ -95,7 +97,7 @@ fn statement_meaning(error: &Error) -> Meaning {
     }
 }
 
-fn connection_meaning(error: &Error) -> Meaning {
+fn connection_meaning(error: &Error, is_local: bool) -> Meaning {
     use StoreErrorKind::{Config, Refused};
     if let Some(error) = server_error(error) {
         return match error.code() {
@@ -107,6 +109,11 @@ fn connection_meaning(error: &Error) -> Meaning {
             }
             _ => (Refused, Some("the server takes no connections at the moment")),
         };
+    }
+    if let Error::Io(error) = error
+        && let Some(reason) = unconnected::reason(error, is_local)
+    {
+        return (Config, Some(reason));
     }
     match error {
         Error::Configuration(_) => (Config, Some("the connection URL is unfit")),

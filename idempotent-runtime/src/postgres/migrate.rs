@@ -6,7 +6,8 @@ use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Error, Row as _, raw_sql};
 
 use super::Inner;
-use super::error::{is_missing_table, store_error};
+use super::bounds::Bounds;
+use super::error::{is_lock_timeout, is_missing_table, store_error};
 use crate::sql::in_time;
 use crate::store::{StoreError, StoreErrorKind};
 
@@ -29,31 +30,46 @@ pub(super) async fn migrate(store: &Inner) -> Result<(), StoreError> {
     result
 }
 
+/// For as long as `PATIENCE`: the server itself is patient for a moment only, so that it does not wait on when nobody does.
 async fn make(store: &Inner, connection: &mut PgConnection) -> Result<(), StoreError> {
     let failed = |error| store_error(OPERATION, error);
+    loop {
+        match up_to_date(store, connection).await {
+            Ok(version) => return known(version),
+            Err(error) if is_lock_timeout(&error) => run(connection, String::from("ROLLBACK")).await.map_err(failed)?,
+            Err(error) => return Err(failed(error)),
+        }
+    }
+}
+
+/// The version of the table, which is made if it is not there.
+async fn up_to_date(store: &Inner, connection: &mut PgConnection) -> Result<i64, Error> {
     // Where the table is there, a role without the right to make one may call this too.
     match version(store, connection).await {
-        Ok(Some(version)) => return known(version),
+        Ok(Some(version)) => return Ok(version),
         Ok(None) => {}
         Err(error) if is_missing_table(&error) => {}
-        Err(error) => return Err(failed(error)),
+        Err(error) => return Err(error),
     }
-    let begin = format!(
-        "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = 0; SET LOCAL statement_timeout = 0;
-         SELECT pg_advisory_xact_lock({LOCK})"
-    );
-    run(connection, begin).await.map_err(failed)?;
+    let bounds = bounds(store).before();
+    let begin = format!("BEGIN ISOLATION LEVEL READ COMMITTED; {bounds}SELECT pg_advisory_xact_lock({LOCK})");
+    run(connection, begin).await?;
     if let Some(schema) = store.table.schema() {
         // The right to make one is not asked for where it is there.
         let there = raw_sql(AssertSqlSafe(format!("SELECT to_regnamespace('\"{schema}\"') IS NOT NULL")));
-        if !there.fetch_one(&mut *connection).await.and_then(|row| row.try_get(0)).map_err(failed)? {
-            run(connection, format!("CREATE SCHEMA \"{schema}\"")).await.map_err(failed)?;
+        if !there.fetch_one(&mut *connection).await.and_then(|row| row.try_get(0))? {
+            run(connection, format!("CREATE SCHEMA \"{schema}\"")).await?;
         }
     }
-    run(connection, store.table.in_script(SCRIPT, '"')).await.map_err(failed)?;
-    let version = version(store, connection).await.map_err(failed)?;
-    known(version.unwrap_or_default())?;
-    run(connection, String::from("COMMIT")).await.map_err(failed)
+    run(connection, store.table.in_script(SCRIPT, '"')).await?;
+    let version = version(store, connection).await?;
+    run(connection, String::from("COMMIT")).await?;
+    Ok(version.unwrap_or_default())
+}
+
+/// A table may take longer than a request.
+fn bounds(store: &Inner) -> Bounds {
+    Bounds { whole: PATIENCE, ..Bounds::of(store.sessions.response_timeout()) }
 }
 
 async fn run(connection: &mut PgConnection, statements: String) -> Result<(), Error> {
@@ -61,8 +77,8 @@ async fn run(connection: &mut PgConnection, statements: String) -> Result<(), Er
 }
 
 async fn version(store: &Inner, connection: &mut PgConnection) -> Result<Option<i64>, Error> {
-    let meta = store.table.with_suffix("meta").quoted('"');
-    let row = raw_sql(AssertSqlSafe(format!("SELECT version FROM {meta}"))).fetch_optional(connection).await?;
+    let (meta, bounds) = (store.table.with_suffix("meta").quoted('"'), bounds(store).before());
+    let row = raw_sql(AssertSqlSafe(format!("{bounds}SELECT version FROM {meta}"))).fetch_optional(connection).await?;
     row.map(|row| row.try_get(0)).transpose()
 }
 

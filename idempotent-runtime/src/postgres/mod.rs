@@ -1,6 +1,7 @@
 //! The PostgreSQL store: a row for each record, one statement for each of the frequent transitions.
 
 mod address;
+mod bounds;
 mod builder;
 mod check;
 mod error;
@@ -97,11 +98,14 @@ impl PostgresStore {
     /// A store that takes its connections from `pool`. Renewals have at most two of their own, made as the pool makes
     /// its connections. Nothing is checked, and nothing is sent before the first call.
     ///
-    /// The pool's connections belong to the runtimes that made them, and come back to it as long as these go on. Who holds
-    /// many of them keeps the engine's calls waiting.
+    /// The pool's connections belong to the runtimes that made them, and come back to it as long as these go on.
     ///
-    /// Any isolation and any timeouts will do: how long a lock is waited for is said with each request. What the pool does when it makes or lends a connection must leave it outside of a
-    /// transaction.
+    /// Who holds many of them, in open transactions for example, keeps the engine's calls waiting. These are refused after
+    /// two seconds, and a call that waited for more than one of them is told in the log, once a minute. Who holds one and
+    /// makes a call needs two: as many as the pool has can stop each other. Then a pool of the store's own is better.
+    ///
+    /// Any isolation and any timeouts will do: how long a lock is waited for is said with each request. What the pool does
+    /// when it makes or lends a connection must leave it outside of a transaction.
     pub fn from_pool(pool: PgPool) -> Self {
         PostgresStoreBuilder::in_pool(pool)
     }
@@ -134,7 +138,7 @@ pub(crate) struct PostgresTable {
 
 impl PostgresTable {
     async fn wrote(&mut self, operation: &'static str, request: Request<'_>) -> Answer<bool> {
-        let rows = request.send(operation, &mut self.connection, self.store.sessions.prepares()).await?;
+        let rows = request.send(operation, &mut self.connection, self.store.sessions.writing()).await?;
         Ok(!rows.is_empty())
     }
 }
@@ -143,7 +147,7 @@ impl Table for PostgresTable {
     async fn read(&mut self, operation: &'static str, key: KeyHash) -> Answer<Found> {
         let store = Arc::clone(&self.store);
         let request = Request::new(&store.statements.read).bytes(key.as_bytes());
-        let rows = request.send(operation, &mut self.connection, store.sessions.prepares()).await?;
+        let rows = request.send(operation, &mut self.connection, store.sessions.reading()).await?;
         found_one(operation, &store, &rows)
     }
 
@@ -173,10 +177,8 @@ impl Rows for PostgresStore {
         Ok(PostgresTable { connection, store: Arc::clone(&self.0) })
     }
 
-    async fn end(&self, table: PostgresTable, answered: bool) {
-        if answered {
-            table.connection.end();
-        }
+    async fn end(&self, table: PostgresTable, failure: Option<&StoreError>) {
+        self.0.sessions.end(table.connection, failure);
     }
 
     fn response_timeout(&self) -> Duration {
@@ -203,7 +205,7 @@ impl Rows for PostgresStore {
         let Claimed::Mine(grant) = transition::claim(&mut None, claim, zero) else { return Ok(First::Raced) };
         let row = Row::new(&grant.record, 0, None, Some(zero + claim.ttl));
         let request = Request::new(&self.0.statements.claim).values(row.values());
-        let rows = match self.0.sessions.rows(OPERATION, request).await {
+        let rows = match self.0.sessions.written(OPERATION, request).await {
             Err(error) if error::is_read_only(&error) => return Box::pin(self.stored_result(claim, error)).await,
             rows => rows?,
         };
@@ -219,13 +221,13 @@ impl Rows for PostgresStore {
     async fn commit_own(&self, commit: &Commit) -> Answer<bool> {
         let owner = owner_bytes(commit.token);
         let request = commit_request(&self.0.statements, commit, &owner);
-        Ok(!self.0.sessions.rows("complete", request).await?.is_empty())
+        Ok(!self.0.sessions.written("complete", request).await?.is_empty())
     }
 
     async fn release_own(&self, release: &Release) -> Answer<bool> {
         let owner = owner_bytes(release.token);
         let request = Request::new(&self.0.statements.release).bytes(release.key.as_bytes()).bytes(&owner);
-        Ok(!self.0.sessions.rows("release", request).await?.is_empty())
+        Ok(!self.0.sessions.written("release", request).await?.is_empty())
     }
 
     async fn page(&self, after: Option<KeyHash>, limit: usize) -> Answer<Vec<Listed>> {

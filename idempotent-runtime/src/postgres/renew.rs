@@ -22,7 +22,7 @@ impl PostgresStore {
         let leases = renewals.iter().map(|renewal| millis(renewal.lease)).collect();
         let request = Request::new(&self.0.statements.renew).keys(&keys).owners(&owners).integers(leases);
         let mut renewed: HashSet<([u8; 32], [u8; 16])> = HashSet::with_capacity(renewals.len());
-        for row in sessions.rows(OPERATION, request).await? {
+        for row in sessions.written(OPERATION, request).await? {
             let failed = |error| store_error(OPERATION, error);
             renewed.insert((row.try_get(0).map_err(failed)?, row.try_get(1).map_err(failed)?));
         }

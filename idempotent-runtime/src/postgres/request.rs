@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 
 use sqlx::postgres::{PgConnection, PgRow};
-use sqlx::{AssertSqlSafe, Error};
+use sqlx::{AssertSqlSafe, Error, raw_sql};
 
 use super::error::{is_conflict, store_error};
 use crate::key::KeyHash;
@@ -12,6 +12,15 @@ use crate::sql::{Answer, Value};
 
 /// How often a statement is sent that the server rolls back because of others.
 const ATTEMPTS: usize = 30;
+
+/// How a statement is sent.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Manner<'a> {
+    /// Prepared, with its values beside it.
+    Prepared,
+    /// As one text with its values in it, after another one.
+    TextAfter(&'a str),
+}
 
 /// A statement and the values of its `$1`, `$2`, …
 #[must_use]
@@ -73,11 +82,11 @@ impl<'a> Request<'a> {
         self,
         operation: &'static str,
         connection: &mut PgConnection,
-        prepared: bool,
+        manner: Manner<'_>,
     ) -> Answer<Vec<PgRow>> {
         let mut attempt = 1;
         loop {
-            match self.try_once(connection, prepared).await {
+            match self.try_once(connection, manner).await {
                 Err(error) if is_conflict(&error) && attempt < ATTEMPTS => attempt += 1,
                 result => return result.map_err(|error| store_error(operation, error)),
             }
@@ -91,11 +100,17 @@ impl<'a> Request<'a> {
         connection: &mut PgConnection,
         prepared: bool,
     ) -> Answer<Vec<PgRow>> {
-        self.try_once(connection, prepared).await.map_err(|error| store_error(operation, error))
+        let manner = if prepared { Manner::Prepared } else { Manner::TextAfter("") };
+        self.try_once(connection, manner).await.map_err(|error| store_error(operation, error))
     }
 
-    async fn try_once(&self, connection: &mut PgConnection, prepared: bool) -> Result<Vec<PgRow>, Error> {
-        if prepared { self.bound(connection).await } else { self.written(connection).await }
+    async fn try_once(&self, connection: &mut PgConnection, manner: Manner<'_>) -> Result<Vec<PgRow>, Error> {
+        match manner {
+            Manner::Prepared => self.bound(connection).await,
+            Manner::TextAfter(first) => {
+                raw_sql(AssertSqlSafe(self.as_text(String::from(first)))).fetch_all(connection).await
+            }
+        }
     }
 
     async fn bound(&self, connection: &mut PgConnection) -> Result<Vec<PgRow>, Error> {
@@ -113,14 +128,10 @@ impl<'a> Request<'a> {
         query.fetch_all(connection).await
     }
 
-    async fn written(&self, connection: &mut PgConnection) -> Result<Vec<PgRow>, Error> {
-        sqlx::raw_sql(AssertSqlSafe(self.as_text())).fetch_all(connection).await
-    }
-
-    /// The statement with its values in their places.
-    fn as_text(&self) -> String {
+    /// `text`, and the statement with its values in their places.
+    fn as_text(&self, mut text: String) -> String {
         let mut pieces = self.statement.split('$');
-        let mut text = String::from(pieces.next().unwrap_or_default());
+        text.push_str(pieces.next().unwrap_or_default());
         for piece in pieces {
             let digits = piece.bytes().take_while(u8::is_ascii_digit).count();
             let (number, rest) = piece.split_at(digits);
@@ -205,7 +216,7 @@ mod tests {
             .keys(&[])
             .integer(10);
         assert_eq!(
-            request.as_text(),
+            request.as_text(String::new()),
             "SELECT (-3)::int2, (-9223372036854775808)::int8 + (10)::int8, '$', decode('00ff27', 'hex'), NULL::bytea, \
              convert_from(decode('273b202431', 'hex'), 'UTF8'), NULL::text, \
              ARRAY[decode('01010101010101010101010101010101', 'hex'), \

@@ -1,13 +1,15 @@
 //! Connections for one request each.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::Postgres;
 use sqlx::postgres::PgRow;
 
-use super::error::connection_error;
-use super::request::Request;
-use crate::sql::{Answer, Lease, Pools, in_time, is_answered};
+use super::bounds::{Asked, Bounds};
+use super::error::{connection_error, is_read_only};
+use super::request::{Manner, Request};
+use crate::sql::{Answer, Demotions, Lease, Pools, in_time, is_settled};
 use crate::store::{StoreError, StoreErrorKind};
 
 /// Where connections come from, and how requests are sent on them.
@@ -16,11 +18,23 @@ pub(super) struct Sessions {
     pools: Pools<Postgres>,
     prepares: bool,
     response_timeout: Duration,
+    asked: Asked,
+    /// The same bounds, for what has to bring its own.
+    bounded: Arc<str>,
+    demotions: Demotions,
 }
 
 impl Sessions {
-    pub(super) fn new(pools: Pools<Postgres>, prepares: bool, response_timeout: Duration) -> Self {
-        Self { pools, prepares, response_timeout }
+    pub(super) fn new(
+        pools: Pools<Postgres>,
+        prepares: bool,
+        response_timeout: Duration,
+        asked: Asked,
+        demotions: Demotions,
+    ) -> Self {
+        // Bytes in a text can be read in one of their two forms only.
+        let bounded = format!("{}SET LOCAL bytea_output = hex; ", Bounds::of(response_timeout).before());
+        Self { pools, prepares, response_timeout, asked, bounded: bounded.into(), demotions }
     }
 
     /// The same on connections for renewals: one sends, another is there where the first is stuck.
@@ -37,11 +51,8 @@ impl Sessions {
     }
 
     pub(super) async fn lease(&self, operation: &'static str) -> Answer<Lease<Postgres>> {
-        // Of many kilobytes, because it may have to make a connection, and part of every request's future.
-        let connecting = Box::pin(self.pools.acquire());
-        let connecting = async { connecting.await.map_err(|error| connection_error(operation, error)) };
-        let acquired = in_time(operation, self.response_timeout, connecting).await;
-        acquired.map(|acquired| Lease::new(acquired, self.response_timeout)).map_err(|error| {
+        let failed = |operation, error| connection_error(operation, error, self.are_local());
+        self.pools.lease(operation, self.response_timeout, failed).await.map_err(|error| {
             // The one error of an unknown outcome here is that of the time limit, and nothing was sent.
             if !error.is_outcome_unknown() {
                 return error;
@@ -52,14 +63,58 @@ impl Sessions {
         })
     }
 
-    /// The rows that the one statement of `request` returns.
-    pub(super) async fn rows(&self, operation: &'static str, request: Request<'_>) -> Answer<Vec<PgRow>> {
-        let mut lease = self.lease(operation).await?;
-        let result =
-            in_time(operation, self.response_timeout, request.send(operation, &mut lease, self.prepares)).await;
-        if is_answered(&result) {
+    fn are_local(&self) -> bool {
+        let connecting = self.pools.connecting();
+        connecting.get_socket().is_some() || connecting.get_host().starts_with('/')
+    }
+
+    /// Gives the connection back if it can be used again after `failure`, what the last request on it failed with. Else it is
+    /// closed.
+    pub(super) fn end(&self, lease: Lease<Postgres>, failure: Option<&StoreError>) {
+        let is_demoted = failure.is_some_and(is_read_only) && self.demotions.seen();
+        if is_settled(failure) && !is_demoted {
             lease.end();
         }
+    }
+
+    /// How a statement is sent that says itself how long it may take.
+    fn bounded(&self) -> Manner<'_> {
+        Manner::TextAfter(&self.bounded)
+    }
+
+    /// How what reads is sent. It waits for a locked table before anything in it could say for how long. So its session says
+    /// so, or a text before it, in which there is nothing that a log of the server's must not have.
+    pub(super) fn reading(&self) -> Manner<'_> {
+        if self.prepares && self.asked.are_kept() { Manner::Prepared } else { self.bounded() }
+    }
+
+    /// How what writes is sent. See [`Statements::new`](super::statements::Statements::new) for what bounds it without its
+    /// session. As a text it would put results into the server's log, when it fails for example.
+    pub(super) fn writing(&self) -> Manner<'_> {
+        if self.prepares { Manner::Prepared } else { self.bounded() }
+    }
+
+    /// The rows that the one statement of `request` reads.
+    pub(super) async fn rows(&self, operation: &'static str, request: Request<'_>) -> Answer<Vec<PgRow>> {
+        self.send(operation, request, Self::reading).await
+    }
+
+    /// The rows that the one statement of `request` returns, which writes.
+    pub(super) async fn written(&self, operation: &'static str, request: Request<'_>) -> Answer<Vec<PgRow>> {
+        self.send(operation, request, Self::writing).await
+    }
+
+    async fn send(
+        &self,
+        operation: &'static str,
+        request: Request<'_>,
+        manner: fn(&Self) -> Manner<'_>,
+    ) -> Answer<Vec<PgRow>> {
+        let mut lease = self.lease(operation).await?;
+        // The first connection may just have been asked for its bounds.
+        let sending = request.send(operation, &mut lease, manner(self));
+        let result = in_time(operation, self.response_timeout, sending).await;
+        self.end(lease, result.as_ref().err());
         result
     }
 }

@@ -4,6 +4,7 @@ use std::error::Error as _;
 use std::sync::Arc;
 use std::time::Duration;
 
+use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Error, PgConnection, Postgres, Row as _, Transaction};
 
 use super::error::{is_aborted, is_lock_timeout, store_error};
@@ -11,7 +12,7 @@ use super::request::Request;
 use super::{Inner, PostgresStore, commit_request, found_one, owner_bytes};
 use crate::key::KeyHash;
 use crate::sql::transaction::{self, Identity, OwnIdentity, TransactionStore, Transactional};
-use crate::sql::{Answer, Found, Guard, Row, Table, TransactionDatabase, in_time, is_answered};
+use crate::sql::{Answer, Found, Guard, Row, Table, TransactionDatabase};
 use crate::store::transaction::{End, Keep, Kept};
 use crate::store::{Claim, Claimed, Commit, DynStore, SqlTransaction, StoreError, StoreErrorKind, Token};
 
@@ -79,7 +80,8 @@ impl Table for InTransaction<'_> {
 
 impl Transactional for InTransaction<'_> {
     async fn identity(&mut self) -> Answer<Identity> {
-        identity(OPERATION, self.connection, self.store).await
+        let request = Request::new(&self.store.in_transactions.identity);
+        identity(&request.send_once(OPERATION, self.connection, self.store.sessions.prepares()).await?)
     }
 
     async fn run(&mut self, statement: String) -> Answer<()> {
@@ -108,15 +110,13 @@ impl Transactional for InTransaction<'_> {
     }
 }
 
-async fn identity(operation: &'static str, connection: &mut PgConnection, store: &Inner) -> Answer<Identity> {
-    let request = Request::new(&store.statements.identity);
-    let rows = request.send_once(operation, connection, store.sessions.prepares()).await?;
+fn identity(rows: &[PgRow]) -> Answer<Identity> {
     let row = rows
         .first()
-        .ok_or_else(|| StoreError::new(StoreErrorKind::Config, operation).with_detail("the `meta` table is empty"))?;
-    let failed = |error| store_error(operation, error);
+        .ok_or_else(|| StoreError::new(StoreErrorKind::Config, OPERATION).with_detail("the `meta` table is empty"))?;
+    let failed = |error| store_error(OPERATION, error);
     let (name, number): (String, i64) = (row.try_get(1).map_err(failed)?, row.try_get(2).map_err(failed)?);
-    Identity::new(operation, row.try_get(0).map_err(failed)?, format!("{name} {number}"))
+    Identity::new(OPERATION, row.try_get(0).map_err(failed)?, format!("{name} {number}"))
 }
 
 impl TransactionStore for PostgresStore {
@@ -136,12 +136,8 @@ impl TransactionStore for PostgresStore {
     /// On a connection for renewals, made as the others are: all of the pool's may be in transactions that wait for this.
     async fn own_identity(&self) -> Answer<Identity> {
         let store = &self.0;
-        let mut lease = store.renewals.lease(OPERATION).await?;
-        let asked = in_time(OPERATION, store.renewals.response_timeout(), identity(OPERATION, &mut lease, store)).await;
-        if is_answered(&asked) {
-            lease.end();
-        }
-        let identity = asked?;
+        let request = Request::new(&store.statements.identity);
+        let identity = identity(&store.renewals.rows(OPERATION, request).await?)?;
         store.identity.set(identity.clone());
         Ok(identity)
     }

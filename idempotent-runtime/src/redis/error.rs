@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use redis::{ErrorKind, RedisError, ServerErrorKind};
 
+use crate::certificates;
 use crate::store::{StoreError, StoreErrorKind};
 
 /// The script's own error for a value that is no record.
@@ -75,24 +76,7 @@ pub(super) fn is_refused_command(error: &StoreError) -> bool {
     source.is_some_and(|source| source.kind() == ErrorKind::Server(ServerErrorKind::NoPerm))
 }
 
-/// Whether TLS failed for a reason that another try does not change.
 fn is_certificate_refused(error: &RedisError) -> bool {
-    use rustls::AlertDescription as Alert;
     let shared = error.source().and_then(|source| source.downcast_ref::<Arc<dyn Error + Send + Sync>>());
-    let io = shared.and_then(|cause| cause.downcast_ref::<std::io::Error>()).and_then(std::io::Error::get_ref);
-    io.and_then(|cause| cause.downcast_ref()).is_some_and(|cause| match cause {
-        rustls::Error::InvalidCertificate(_) => true,
-        rustls::Error::AlertReceived(alert) => matches!(
-            alert,
-            Alert::CertificateRequired
-                | Alert::NoCertificate
-                | Alert::BadCertificate
-                | Alert::UnsupportedCertificate
-                | Alert::CertificateRevoked
-                | Alert::CertificateExpired
-                | Alert::CertificateUnknown
-                | Alert::UnknownCA
-        ),
-        _ => false,
-    })
+    shared.and_then(|cause| cause.downcast_ref()).is_some_and(certificates::are_refused)
 }

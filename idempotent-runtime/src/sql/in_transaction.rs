@@ -289,8 +289,8 @@ fn is_passing(error: &(dyn StdError + 'static)) -> bool {
 fn is_rolled_back(error: &(dyn DatabaseError + 'static)) -> bool {
     #[cfg(feature = "mysql")]
     if let Some(error) = error.try_downcast_ref::<sqlx::mysql::MySqlDatabaseError>() {
-        use crate::mysql::error::{DEADLOCK, LOCK_WAIT_TIMEOUT, NOT_CERTIFIED, SNAPSHOT_TOO_OLD};
-        return matches!(error.number(), DEADLOCK | LOCK_WAIT_TIMEOUT | NOT_CERTIFIED | SNAPSHOT_TOO_OLD);
+        use crate::mysql::error::{LOCK_WAIT_TIMEOUT, is_conflict};
+        return is_conflict(error) || error.number() == LOCK_WAIT_TIMEOUT;
     }
     #[cfg(feature = "sqlite")]
     if let Some(error) = error.try_downcast_ref::<sqlx::sqlite::SqliteError>() {

@@ -11,6 +11,8 @@
 
 mod abandoned;
 mod change;
+#[cfg(any(feature = "mysql", feature = "postgres"))]
+mod demoted;
 mod fences;
 mod in_transaction;
 mod lease;
@@ -21,12 +23,18 @@ mod purge_mark;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod renewal;
 mod row;
+#[cfg(any(feature = "mysql", feature = "postgres"))]
+mod starved;
 pub(crate) mod store;
 pub(crate) mod transaction;
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+pub(crate) mod unconnected;
 mod watchers;
 
 pub(crate) use abandoned::Abandoned;
 pub(crate) use change::{Found, Guard, Table};
+#[cfg(any(feature = "mysql", feature = "postgres"))]
+pub(crate) use demoted::Demotions;
 pub(crate) use fences::Fences;
 pub use in_transaction::{OpenTransaction, TransactionDatabase, in_transaction};
 pub(crate) use lease::Lease;
@@ -49,7 +57,9 @@ pub(crate) use row::timestamp;
 pub(crate) use row::{COLUMNS, Listed, Row, found, integer, listed, reason_code, state_code};
 #[cfg(feature = "postgres")]
 pub(crate) use store::First;
-pub(crate) use store::{Rows, in_time, is_answered, store_of_rows};
+#[cfg(feature = "sqlite")]
+pub(crate) use store::is_answered;
+pub(crate) use store::{Rows, in_time, is_settled, store_of_rows};
 pub(crate) use watchers::{Look, Seen, Watchers};
 
 pub(crate) type Answer<T> = Result<T, crate::store::StoreError>;

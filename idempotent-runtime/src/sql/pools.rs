@@ -1,13 +1,19 @@
 //! The pools that a store takes its connections from.
 
 use std::sync::Arc;
+#[cfg(any(feature = "mysql", feature = "postgres"))]
+use std::time::{Duration, Instant};
 
 use sqlx::pool::{PoolConnection, PoolOptions};
 use sqlx::{Connection, Database, Error, Pool};
 use tokio::runtime::Handle;
 
 use super::Abandoned;
+#[cfg(any(feature = "mysql", feature = "postgres"))]
+use super::{Answer, Lease, in_time, starved::Starved};
 use crate::runtime::PerRuntime;
+#[cfg(any(feature = "mysql", feature = "postgres"))]
+use crate::store::StoreError;
 
 type Options<DB> = <<DB as Database>::Connection as Connection>::Options;
 
@@ -24,6 +30,8 @@ enum Source<DB: Database> {
     Given {
         pool: Pool<DB>,
         abandoned: Abandoned,
+        #[cfg(any(feature = "mysql", feature = "postgres"))]
+        starved: Starved,
     },
     Own {
         like: Like<DB>,
@@ -76,13 +84,27 @@ impl<DB: Database> Clone for Pools<DB> {
 impl<DB: Database> Pools<DB> {
     pub(crate) fn given(pool: Pool<DB>) -> Self {
         let abandoned = Abandoned::of(&pool);
-        Self(Arc::new(Source::Given { pool, abandoned }))
+        Self(Arc::new(Source::Given {
+            pool,
+            abandoned,
+            #[cfg(any(feature = "mysql", feature = "postgres"))]
+            starved: Starved::default(),
+        }))
     }
 
     /// Whether they are a pool of the user's.
     #[cfg(feature = "sqlite")]
     pub(crate) fn are_given(&self) -> bool {
         matches!(&*self.0, Source::Given { .. })
+    }
+
+    /// How the next connection is made.
+    #[cfg(any(feature = "postgres", feature = "mysql"))]
+    pub(crate) fn connecting(&self) -> Arc<Options<DB>> {
+        match &*self.0 {
+            Source::Given { pool, .. } => pool.connect_options(),
+            Source::Own { like, .. } => like.connecting.now(),
+        }
     }
 
     /// One with `options` for each runtime.
@@ -107,10 +129,33 @@ impl<DB: Database> Pools<DB> {
         Self::made(Like { options, connecting, abandoned: Abandoned::of_renewals })
     }
 
+    /// A connection within `patience`, for the time of one request. `failed` tells what it means that there is none.
+    #[cfg(any(feature = "mysql", feature = "postgres"))]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the patience with a server is real time, whatever clock records have"
+    )]
+    pub(crate) async fn lease(
+        &self,
+        operation: &'static str,
+        patience: Duration,
+        failed: impl FnOnce(&'static str, Error) -> StoreError,
+    ) -> Answer<Lease<DB>> {
+        let since = Instant::now();
+        // Of many kilobytes, because it may have to make a connection, and part of every request's future.
+        let connecting = Box::pin(self.acquire());
+        let connecting = async { connecting.await.map_err(|error| failed(operation, error)) };
+        let acquired = in_time(operation, patience, connecting).await;
+        if let Source::Given { pool, starved, .. } = &*self.0 {
+            starved.waited(pool, since.elapsed(), patience);
+        }
+        acquired.map(|acquired| Lease::new(acquired, patience))
+    }
+
     /// A connection that belongs to the runtime that asks, where the pools are the store's own.
     pub(crate) async fn acquire(&self) -> Result<Acquired<DB>, Error> {
         let (like, made) = match &*self.0 {
-            Source::Given { pool, abandoned } => {
+            Source::Given { pool, abandoned, .. } => {
                 let connection = pool.acquire().await?;
                 return Ok(Acquired { connection, abandoned: abandoned.clone() });
             }

@@ -40,8 +40,8 @@ pub(crate) trait Rows: Send + Sync + 'static {
     /// A connection that writes.
     fn table(&self, operation: &'static str) -> impl Future<Output = Result<Self::Table, StoreError>> + Send;
 
-    /// Gives the connection back. `answered`: its last request was answered, so that it can be used again.
-    fn end(&self, table: Self::Table, answered: bool) -> impl Future<Output = ()> + Send;
+    /// Gives the connection back if it can be used again after `failure`, what the last request on it failed with.
+    fn end(&self, table: Self::Table, failure: Option<&StoreError>) -> impl Future<Output = ()> + Send;
 
     /// How long a request may take.
     fn response_timeout(&self) -> Duration;
@@ -93,8 +93,14 @@ pub(crate) async fn in_time<A>(
 }
 
 /// Whether the connection can be used again after `result`.
+#[cfg(feature = "sqlite")]
 pub(crate) fn is_answered<A>(result: &Result<A, StoreError>) -> bool {
-    result.as_ref().map_or_else(|error| !error.is_outcome_unknown(), |_| true)
+    is_settled(result.as_ref().err())
+}
+
+/// Whether the request was answered that failed with `failure`, if it did.
+pub(crate) fn is_settled(failure: Option<&StoreError>) -> bool {
+    failure.is_none_or(|failure| !failure.is_outcome_unknown())
 }
 
 /// Decides on what was found, and leases a connection only if something has to be written.
@@ -116,7 +122,7 @@ async fn change_row<A>(
     // Of several kilobytes, which a request that has nothing to write does without.
     let changing = Box::pin(change(&mut table, operation, key, Some(found), retention, transition));
     let result = in_time(operation, rows.response_timeout(), changing).await;
-    rows.end(table, is_answered(&result)).await;
+    rows.end(table, result.as_ref().err()).await;
     result
 }
 

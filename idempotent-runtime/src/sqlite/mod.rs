@@ -27,7 +27,7 @@ use crate::key::KeyHash;
 use crate::sql::transaction::OwnIdentity;
 use crate::sql::{
     self, Answer, Fences, Found, Guard, Lease, Listed, Look, Pools, Row, Rows, Seen, Table, TableName, Watchers,
-    in_time, integer, is_answered, reason_code, state_code, store_of_rows, timestamp,
+    in_time, integer, is_answered, is_settled, reason_code, state_code, store_of_rows, timestamp,
 };
 use crate::store::codes::{self, STATES};
 use crate::store::{Capabilities, Commit, Release, StoreClock, StoreError, StoreErrorKind, Token};
@@ -268,8 +268,8 @@ impl Rows for SqliteStore {
         Ok(SqliteTable { connection, store: Arc::clone(&self.0) })
     }
 
-    async fn end(&self, table: SqliteTable, answered: bool) {
-        if answered {
+    async fn end(&self, table: SqliteTable, failure: Option<&StoreError>) {
+        if is_settled(failure) {
             table.connection.give_back().await;
         }
     }

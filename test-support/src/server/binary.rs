@@ -62,6 +62,14 @@ pub(crate) fn mariadb(name: &str) -> anyhow::Result<PathBuf> {
         .with_context(|| missing(name, MARIADB_VARIABLE, "the path of `mariadbd`"))
 }
 
+/// Where a version of MariaDB that was unpacked by itself has its files, as an option of its programs. Without it they take
+/// those of an installed one.
+#[allow(dead_code, reason = "for who starts it")]
+pub(crate) fn mariadb_base() -> Option<String> {
+    let server = PathBuf::from(std::env::var_os(MARIADB_VARIABLE)?);
+    Some(format!("--basedir={}", server.parent()?.parent()?.display()))
+}
+
 /// The program `name`: the path in the environment variable `variable` if that is set, else the first in `PATH`.
 ///
 /// # Errors

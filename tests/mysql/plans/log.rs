@@ -92,5 +92,16 @@ fn executed(entry: &str) -> Option<Executed> {
         }),
         _ => None,
     });
-    Some(Executed { accesses: accesses.collect(), text: text.trim_end().trim_end_matches(';').into() })
+    Some(Executed { accesses: accesses.collect(), text: without_comments(text.trim_end().trim_end_matches(';')) })
+}
+
+/// `text` without what bounds a statement in time, which is in comments and which `EXPLAIN` does not take.
+fn without_comments(text: &str) -> String {
+    let mut pieces = text.split("/*");
+    let mut bare = String::from(pieces.next().unwrap_or_default());
+    for piece in pieces {
+        let rest = piece.split_once("*/").map_or(piece, |(_, rest)| rest);
+        bare.push_str(if bare.is_empty() || bare.ends_with(' ') { rest.trim_start() } else { rest });
+    }
+    bare
 }

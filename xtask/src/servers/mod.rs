@@ -3,6 +3,7 @@
 #[path = "../../../test-support/src/server/binary.rs"]
 mod binary;
 mod client;
+pub(crate) mod npm;
 #[path = "../../../test-support/src/packages.rs"]
 mod packages;
 mod version;
@@ -14,6 +15,7 @@ use anyhow::bail;
 
 use crate::arguments::Options;
 use crate::command::Command;
+use crate::versions;
 use wanted::{WANTED, Wanted};
 
 /// The part's name.
@@ -58,7 +60,8 @@ pub(crate) fn check() -> anyhow::Result<()> {
         println!("{first_line}");
         version::check(wanted, first_line)?;
     }
-    client::check()
+    client::check()?;
+    versions::provide()
 }
 
 fn choose(machine: &Machine) -> anyhow::Result<Vec<Command>> {

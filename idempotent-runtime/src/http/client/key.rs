@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use http::{HeaderValue, Method, request};
+use http::{HeaderMap, HeaderValue, Method, request};
 use sfv::{ItemSerializer, StringRef};
 use uuid::Uuid;
 
@@ -145,6 +145,19 @@ impl Options {
             )
         })?;
         self.chosen(&key, Some(place)).map(Some)
+    }
+
+    /// Puts `key` into the headers of its request.
+    pub(super) fn give(&self, headers: &mut HeaderMap, key: Chosen) -> Result<Chosen, Error> {
+        let name = self.names.key();
+        // One that is there already has its place, also where there is none left.
+        headers.remove(name);
+        match headers.try_insert(name, key.header.clone()) {
+            Ok(_) => Ok(key),
+            Err(error) => Err(Error::new(ErrorKind::InvalidKey)
+                .with_text("the request has no room for its key", "give it fewer headers")
+                .with_source(error)),
+        }
     }
 
     fn chosen(&self, key: &str, place: Option<Place>) -> Result<Chosen, Error> {

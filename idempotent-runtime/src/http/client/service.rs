@@ -107,8 +107,12 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let (head, body) = request.into_parts();
-        let kind = match self.options.key_of(&head) {
+        let (mut head, body) = request.into_parts();
+        let key = self.options.key_of(&head).and_then(|key| match key {
+            Some(key) => self.options.give(&mut head.headers, key).map(Some),
+            None => Ok(None),
+        });
+        let kind = match key {
             Ok(None) => Kind::Untouched { future: self.service.call(Request::from_parts(head, body)) },
             Ok(Some(key)) => {
                 let next = self.clone();
@@ -181,8 +185,7 @@ impl<S, C, P> Delivery<S, C, P> {
         let clock = self.options.clock.clone();
         let end = clock.monotonic().saturating_add(self.options.deadline);
         let mut bounds = self.options.backoff.bounds();
-        let (mut head, mut body) = request.into_parts();
-        head.headers.insert(self.options.names.key().clone(), self.header.clone());
+        let (head, mut body) = request.into_parts();
         loop {
             let is_last = self.attempts.saturating_add(1) >= self.options.max_attempts;
             let copy = if is_last { None } else { hook::call("with_body_copy", || self.copy.copy(&body)).flatten() };

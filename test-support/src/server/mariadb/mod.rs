@@ -63,6 +63,7 @@ impl Kind for MariaDb {
     fn prepare(options: MariaDbOptions, directory: &Path) -> anyhow::Result<Self> {
         let mut command = Command::new(binary::mariadb("mariadb-install-db")?);
         command.args(["--no-defaults", "--auth-root-authentication-method=normal", "--skip-test-db"]);
+        command.args(binary::mariadb_base());
         command.arg(format!("--datadir={}", directory.join("data").display())).current_dir(directory);
         command.args(as_administrator()).env("TMPDIR", directory);
         let output = command.output()?;
@@ -75,6 +76,7 @@ impl Kind for MariaDb {
         let mut command = Command::new(binary::mariadb("mariadbd")?);
         let file = |name: &str| directory.join(name).display().to_string();
         command.args(["--no-defaults", &format!("--datadir={}", file("data")), &format!("--port={port}")]);
+        command.args(binary::mariadb_base());
         command.args([format!("--socket={}", file("s.sock")), format!("--pid-file={}", file(STATUS))]);
         command.args(self.options.settings().map(|(name, value)| format!("--{name}={value}")));
         // A server that starts removes the temporary tables that it finds there, also those of others.

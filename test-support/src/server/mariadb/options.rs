@@ -55,6 +55,8 @@ impl MariaDbOptions {
             ("max_connections", "300"),
             // Nobody asks the name service for the name of a client.
             ("skip_name_resolve", "1"),
+            // From 11.4 on a server makes a certificate for itself, and clients take it: no proxy could read along.
+            ("ssl", "0"),
         ];
         let own = self.settings.iter().map(|(name, value)| (&**name, &**value));
         always.into_iter().chain(forgetful.iter().copied()).chain(own)

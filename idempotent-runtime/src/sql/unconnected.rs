@@ -1,0 +1,31 @@
+//! Why there is no connection, where that is not the server's doing.
+
+use std::io;
+
+use crate::certificates;
+
+/// What is wrong with the files and certificates of TLS, if that is what `error` tells of. `is_local`: the connection is one
+/// to a socket in the file system, which is missing too where the server is away.
+pub(crate) fn reason(error: &io::Error, is_local: bool) -> Option<&'static str> {
+    if certificates::are_refused(error) {
+        return Some("a certificate is refused: the server's by this client, or this client's by the server");
+    }
+    let is_missing = matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::IsADirectory);
+    (is_missing && !is_local)
+        .then_some("a file that the URL names for TLS is missing: the authority, certificate or key")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::reason;
+
+    #[test]
+    fn a_missing_file_is_the_server_itself_where_that_is_reached_by_one() {
+        let missing = io::Error::from(io::ErrorKind::NotFound);
+        assert!(reason(&missing, false).is_some_and(|reason| reason.contains("missing")));
+        assert_eq!(reason(&missing, true), None);
+        assert_eq!(reason(&io::Error::from(io::ErrorKind::ConnectionRefused), false), None);
+    }
+}

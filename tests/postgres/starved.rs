@@ -1,0 +1,25 @@
+//! Who holds the connections of a pool that the store was given keeps its requests waiting, and is told so.
+
+use idempotency::store::{PostgresStore, Store as _};
+use sqlx::postgres::PgPoolOptions;
+
+use crate::warnings::Warnings;
+use crate::world::{World, key};
+
+#[tokio::test]
+async fn who_holds_all_connections_of_the_pool_is_warned_once() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    let warnings = Warnings::listen();
+    let pool = PgPoolOptions::new().max_connections(1).connect(&world.url).await?;
+    let store = PostgresStore::from_pool(pool.clone());
+    let transaction = pool.begin().await?;
+    for _ in 0..2 {
+        let error = store.read(key(1)).await.unwrap_err();
+        assert!(error.is_transient(), "{error}");
+    }
+    assert!(warnings.mention("others hold them"));
+    assert_eq!(warnings.count("a pool of its own"), 1);
+    transaction.rollback().await?;
+    store.read(key(1)).await?;
+    Ok(())
+}
