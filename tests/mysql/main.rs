@@ -6,6 +6,8 @@ mod deadlocks;
 mod demotion;
 mod fences;
 mod outages;
+mod plans;
+mod purge_work;
 mod purging;
 mod renewals;
 mod rights;

@@ -6,7 +6,7 @@ use futures::future::try_join_all;
 use idempotency::store::{MySqlStore, State, Store as _, Written};
 use idempotency_test_support::deadline::eventually_async;
 
-use crate::world::{DAY, PATIENCE, World, claim, commit, fresh, key, mine};
+use crate::world::{DAY, PATIENCE, World, claim, commit, fresh, key, mine, patient};
 
 #[tokio::test]
 async fn unfinished_records_and_tombstones_to_be_are_put_off() -> anyhow::Result<()> {
@@ -58,6 +58,40 @@ async fn a_purge_takes_no_more_than_it_may_and_tells_how_far_behind_it_is() -> a
     assert_eq!((purged.removed, purged.lag), (10, None));
     assert_eq!(world.figure("SELECT COUNT(*) FROM idempotency_records").await?, 1);
     assert_eq!(world.store.purge(0).await?.removed, 0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_index_of_a_table_that_was_renamed_has_another_name() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    for number in 0..3 {
+        world.completed(key(number)).await?;
+    }
+    world.sql("UPDATE idempotency_records SET expires_at = 5, purge_at = 5").await?;
+    world.completed(key(3)).await?;
+    world.sql("RENAME TABLE idempotency_records TO claims, idempotency_records_meta TO claims_meta").await?;
+    let store = patient(&world.url).table("claims").connect().await?;
+    for (removed, is_one_left) in [(2, true), (1, false), (0, false)] {
+        let purged = store.purge(2).await?;
+        assert_eq!((purged.removed, purged.lag.is_some()), (removed, is_one_left));
+    }
+    assert_eq!(world.figure("SELECT COUNT(*) FROM claims").await?, 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_is_due_before_the_end_of_the_last_batch_is_found() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    for number in 0..3 {
+        world.completed(key(number)).await?;
+    }
+    let older = format!("WHERE key_hash < X'{}'", key(2).to_hex());
+    world.sql(&format!("UPDATE idempotency_records SET expires_at = 9, purge_at = 9 {older}")).await?;
+    assert_eq!(world.store.purge(2).await?.removed, 2);
+    world.sql("UPDATE idempotency_records SET expires_at = 5, purge_at = 5").await?;
+    let purged = world.store.purge(2).await?;
+    assert_eq!((purged.removed, purged.lag), (1, None));
+    assert_eq!(world.figure("SELECT COUNT(*) FROM idempotency_records").await?, 0);
     Ok(())
 }
 

@@ -62,6 +62,20 @@ async fn batches_are_bounded_and_the_lag_is_told() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
+async fn what_is_due_before_the_end_of_the_last_batch_is_found() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    for number in 0..3 {
+        run(&world.store, number, "old", HOUR).await?;
+    }
+    world.sql("UPDATE idempotency_records SET expires_at = 9, purge_at = 9 WHERE get_byte(key_hash, 3) < 2").await?;
+    assert_eq!(world.store.purge(2).await?.removed, 2);
+    world.sql("UPDATE idempotency_records SET expires_at = 5, purge_at = 5").await?;
+    let purged = world.store.purge(2).await?;
+    assert_eq!((purged.removed, purged.lag, world.rows().await?), (1, None, 0));
+    Ok(())
+}
+
+#[tokio::test]
 async fn tombstones_stay_until_they_are_over() -> anyhow::Result<()> {
     let world = World::new().await?;
     let mut claim = claim(1);

@@ -127,7 +127,7 @@ async fn a_claim_that_waited_for_a_locked_table_leaves_nothing() -> anyhow::Resu
 /// All that a store can be connected by, each with a session that waits for ever unless it is told otherwise.
 async fn all_kinds(world: &World, poolers: &[PgBouncer; 2]) -> anyhow::Result<Vec<(&'static str, PostgresStore)>> {
     let [by_session, by_transaction] = poolers;
-    let [foreign, unprepared] = patient_sessions(world).await?;
+    let (_pooler, [foreign, unprepared, _]) = patient_sessions(world).await?;
     let url = by_transaction.through(&world.url);
     Ok(vec![
         ("own", PostgresStore::builder(&world.url).build()?),

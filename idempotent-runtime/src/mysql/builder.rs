@@ -16,7 +16,7 @@ use super::{Inner, MySqlAddress, MySqlStore, check, watch};
 use crate::clock::SystemClock;
 use crate::paused::explained;
 use crate::sql::transaction::OwnIdentity;
-use crate::sql::{Demotions, Fences, Pools, TableName, Watchers};
+use crate::sql::{Demotions, Fences, Pools, PurgeMark, TableName, Watchers};
 use crate::store::bounds::check_timeout;
 use crate::store::{StoreError, StoreErrorKind};
 
@@ -185,7 +185,7 @@ fn store(connections: Connections, table: TableName) -> MySqlStore {
             watch::look(connections.clone(), Arc::clone(&statements), keys)
         })
     };
-    let skips_locked = AtomicBool::new(true);
+    let (skips_locked, knows_index) = (AtomicBool::new(true), AtomicBool::new(true));
     MySqlStore(Arc::new(Inner {
         connections,
         renewals,
@@ -194,7 +194,9 @@ fn store(connections: Connections, table: TableName) -> MySqlStore {
         table,
         watchers,
         fences: Fences::default(),
+        purge_mark: PurgeMark::default(),
         skips_locked,
+        knows_index,
         identity: OwnIdentity::default(),
     }))
 }

@@ -22,6 +22,8 @@ const ERROR_DURING_COMMIT: u16 = 1180;
 pub(super) const DUPLICATE_KEY: u16 = 1062;
 /// The server's parser does not know the statement.
 pub(super) const SYNTAX: u16 = 1064;
+/// An index that the statement names is missing.
+pub(super) const NO_SUCH_INDEX: u16 = 1176;
 /// A table is missing.
 pub(super) const NO_TABLE: u16 = 1146;
 

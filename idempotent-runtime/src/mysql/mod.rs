@@ -29,8 +29,8 @@ use statements::{Statement, Statements};
 use crate::key::KeyHash;
 use crate::sql::transaction::OwnIdentity;
 use crate::sql::{
-    self, Answer, COLUMNS, Fences, Found, Guard, Lease, Listed, Row, Rows, Table, TableName, Watchers, in_time,
-    integer, reason_code, state_code, store_of_rows,
+    self, Answer, COLUMNS, Fences, Found, Guard, Lease, Listed, PurgeMark, Row, Rows, Table, TableName, Watchers,
+    in_time, integer, reason_code, state_code, store_of_rows,
 };
 use crate::store::{Capabilities, Commit, Release, StoreError, Token};
 
@@ -61,8 +61,11 @@ struct Inner {
     table: TableName,
     watchers: Arc<Watchers>,
     fences: Fences,
+    purge_mark: PurgeMark,
     /// Whether the server knows `SKIP LOCKED`, as far as is known.
     skips_locked: AtomicBool,
+    /// Whether the index of `purge_at` has the name that `migrate` gives it, as far as is known.
+    knows_index: AtomicBool,
     /// Which database the records are in, once it was asked for.
     identity: OwnIdentity,
 }

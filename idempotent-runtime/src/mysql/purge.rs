@@ -3,48 +3,72 @@
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
+use sqlx::mysql::MySqlRow;
 use sqlx::{Connection as _, Error, MySqlConnection, Row as _};
 
 use super::MySqlStore;
-use super::error::{SYNTAX, has_conflict, number, store_error};
-use super::query::{ATTEMPTS, START, query};
-use super::statements::{MOST, Statement, filled_up};
-use crate::sql::{Answer, in_time};
+use super::error::{NO_SUCH_INDEX, SYNTAX, has_conflict, number, store_error};
+use super::query::{ATTEMPTS, Bound, START, query};
+use super::statements::{Access, MOST, Statement, filled_up};
+use crate::sql::{Answer, Batch, Place, in_time};
 use crate::store::{Purged, StoreError, StoreErrorKind};
 
 const OPERATION: &str = "purge";
-/// What one batch did.
-struct Batch {
-    due: usize,
-    removed: usize,
-}
+/// Before every row.
+const BEGINNING: Place = (i64::MIN, [0; 32]);
 
 impl MySqlStore {
     pub(super) async fn purge_rows(&self, limit: usize) -> Answer<Purged> {
-        let (mut seen, mut removed) = (0, 0);
-        while seen < limit {
-            let most = MOST.min(limit - seen);
-            let batch = self.purge_batch(most).await?;
-            removed += batch.removed;
-            seen += batch.due;
-            if batch.due < most {
+        let mark = &self.0.purge_mark;
+        let mut purged = Purged::default();
+        loop {
+            let begin = mark.next();
+            let most = limit - purged.removed - purged.put_off;
+            let batch = self.purge_from(begin.unwrap_or(BEGINNING), most).await;
+            let (now, batch) = batch.inspect_err(|_| mark.failed())?;
+            let oldest = mark.ended(&batch);
+            purged.removed += batch.removed;
+            purged.put_off += batch.put_off;
+            purged.lag = oldest.map(|oldest| Duration::from_millis(u64::try_from(now - oldest).unwrap_or_default()));
+            if !mark.is_to_begin_anew(begin, &batch) {
+                return Ok(purged);
+            }
+        }
+    }
+
+    /// The server's time, and what was done with the first `limit` rows that are due behind `begin`.
+    async fn purge_from(&self, begin: Place, limit: usize) -> Answer<(i64, Batch)> {
+        let (mut all, mut due) = (Batch::default(), 0);
+        while due < limit {
+            let most = MOST.min(limit - due);
+            let (found, batch) = self.purge_batch(all.last.unwrap_or(begin), most).await?;
+            due += found;
+            all.removed += batch.removed;
+            all.last = batch.last.or(all.last);
+            self.0.purge_mark.reached(all.last);
+            if found < most {
                 break;
             }
         }
-        let rows = self.0.connections.rows(OPERATION, query(&self.0.statements.lag)).await?;
-        let lag = rows.first().map(|row| row.try_get::<i64, _>(0)).transpose();
-        let lag = lag.map_err(|error| store_error(OPERATION, error))?;
-        let lag = lag.map(|lag| Duration::from_millis(u64::try_from(lag).unwrap_or_default()));
-        Ok(Purged::new(removed, lag).with_put_off(seen - removed))
+        let statement = from(query(&self.0.statements.oldest(self.access())), begin);
+        let rows = self.0.connections.rows(OPERATION, statement).await?;
+        let Some(row) = rows.first() else { return Ok((0, all)) };
+        let failed = |error| store_error(OPERATION, error);
+        let is_one_left = row.try_get::<Option<i64>, _>("purge_at").map_err(failed)?.is_some();
+        all.oldest = is_one_left.then(|| place(row)).transpose().map_err(failed)?;
+        (all.put_off, all.is_last) = (due - all.removed, due < limit);
+        Ok((row.try_get("read_at").map_err(failed)?, all))
     }
 
-    async fn purge_batch(&self, most: usize) -> Answer<Batch> {
+    /// How many rows were found that are due, and what was done with them.
+    async fn purge_batch(&self, begin: Place, most: usize) -> Answer<(usize, Batch)> {
         let mut lease = self.0.connections.impatient(OPERATION).await?;
         let purging = async {
             for _ in 0..ATTEMPTS {
-                match self.try_batch(&mut lease, most).await {
+                match self.try_batch(&mut lease, begin, most).await {
                     // The server has rolled back all of it.
                     Err(error) if has_conflict(&error) => {}
+                    Err(error) if number(&error) == Some(NO_SUCH_INDEX) && self.0.knows_index.swap(false, Relaxed) => {}
                     // MariaDB 10.5 cannot skip locked rows. Two purges then wait for each other.
                     Err(error) if number(&error) == Some(SYNTAX) && self.0.skips_locked.swap(false, Relaxed) => {}
                     result => return result.map_err(|error| store_error(OPERATION, error)),
@@ -57,25 +81,45 @@ impl MySqlStore {
         result
     }
 
+    fn access(&self) -> Access {
+        if self.0.knows_index.load(Relaxed) { Access::Index } else { Access::Any }
+    }
+
     /// The keys first, then each row by its primary key if it is still due: nobody who claims meanwhile waits longer than
     /// for this batch.
-    async fn try_batch(&self, connection: &mut MySqlConnection, most: usize) -> Result<Batch, Error> {
+    async fn try_batch(
+        &self,
+        connection: &mut MySqlConnection,
+        begin: Place,
+        most: usize,
+    ) -> Result<(usize, Batch), Error> {
         let statements = &self.0.statements;
         let mut transaction = connection.begin_with(START).await?;
-        let due = if self.0.skips_locked.load(Relaxed) { &statements.due_unlocked } else { &statements.due };
-        let rows = query(due).bind(i64::try_from(most).unwrap_or(i64::MAX)).fetch_all(&mut *transaction).await?;
-        let keys: Vec<Vec<u8>> = rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
-        let mut batch = Batch { due: keys.len(), removed: 0 };
-        if batch.due > 0 {
-            let keys = filled_up(&keys.iter().map(|key| &key[..]).collect::<Vec<_>>());
+        let due = statements.due(self.access(), self.0.skips_locked.load(Relaxed));
+        let due = from(query(&due), begin).bind(i64::try_from(most).unwrap_or(i64::MAX));
+        let rows = due.fetch_all(&mut *transaction).await?;
+        let places = rows.iter().map(place).collect::<Result<Vec<_>, _>>()?;
+        let mut batch = Batch { last: places.last().copied(), ..Batch::default() };
+        if !places.is_empty() {
+            let keys = filled_up(&places.iter().map(|(_, key)| &key[..]).collect::<Vec<_>>());
             batch.removed = change(&mut transaction, &statements.purge(keys.len()), &keys).await?;
-            if batch.removed < batch.due {
+            if batch.removed < places.len() {
                 change(&mut transaction, &statements.put_off(keys.len()), &keys).await?;
             }
         }
         transaction.commit().await?;
-        Ok(batch)
+        Ok((places.len(), batch))
     }
+}
+
+fn from(statement: Bound<'_>, (purge_at, key): Place) -> Bound<'_> {
+    statement.bind(purge_at).bind(purge_at).bind(key.to_vec())
+}
+
+fn place(row: &MySqlRow) -> Result<Place, Error> {
+    let key =
+        <[u8; 32]>::try_from(row.try_get::<&[u8], _>("key_hash")?).map_err(|error| Error::Decode(error.into()))?;
+    Ok((row.try_get("purge_at")?, key))
 }
 
 async fn change(connection: &mut MySqlConnection, statement: &Statement, keys: &[&[u8]]) -> Result<usize, Error> {

@@ -25,11 +25,21 @@ const LISTED: usize = 256;
 
 pub(super) type Statement = Arc<str>;
 
+/// How rows that are due are found.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Access {
+    /// By the index that `migrate` makes.
+    Index,
+    /// However the server likes: there is no index of that name.
+    Any,
+}
+
 #[derive(Debug)]
 pub(super) struct Statements {
     table: String,
     bound: Option<ReadBound>,
     without_body: String,
+    purge_index: String,
     pub(super) read: Statement,
     pub(super) read_latest: Statement,
     pub(super) insert: Statement,
@@ -38,9 +48,6 @@ pub(super) struct Statements {
     pub(super) commit: Statement,
     pub(super) release: Statement,
     pub(super) page: Statement,
-    pub(super) due: Statement,
-    pub(super) due_unlocked: Statement,
-    pub(super) lag: Statement,
     pub(super) identity: Statement,
 }
 
@@ -56,8 +63,6 @@ impl Statements {
         let columns = columns.join(", ");
         let without_body = columns.replace(", `body`", ", X''");
         let is_own = format!("key_hash = ? AND owner = ? AND {UNFINISHED} AND expires_at > {NOW} AND format = 1");
-        let due =
-            format!("SELECT key_hash FROM {table} WHERE purge_at <= {NOW} AND format = 1 ORDER BY purge_at LIMIT ?");
         let select = select(bound);
         let read = format!(
             "{select} server.micros DIV 1000, {columns}, server.micros FROM (SELECT {MICROS} AS micros) AS server
@@ -90,13 +95,10 @@ impl Statements {
             )),
             release: statement(format!("DELETE FROM {table} WHERE {is_own} AND taken_over = 0")),
             page: statement(format!(
-                "{select} {NOW}, {without_body} FROM {table} WHERE key_hash > ? ORDER BY key_hash LIMIT ?"
+                "{select} {NOW}, {without_body} FROM {table} FORCE INDEX (PRIMARY)
+                 WHERE key_hash > ? ORDER BY key_hash LIMIT ?"
             )),
-            due_unlocked: statement(format!("{due} FOR UPDATE SKIP LOCKED")),
-            due: statement(due),
-            lag: statement(format!(
-                "{select} {NOW} - purge_at FROM {table} WHERE purge_at <= {NOW} AND format = 1 ORDER BY purge_at LIMIT 1"
-            )),
+            purge_index: name.purge_index('`'),
             table,
             bound,
             without_body,
@@ -150,10 +152,44 @@ impl Statements {
         ))
     }
 
-    /// Removes those of as many records of which nothing is left.
+    /// The rows that are due behind a place: its time twice, its key, and how many. `by` is how they are found.
+    pub(super) fn due(&self, by: Access, skips_locked: bool) -> Statement {
+        let lock = if skips_locked { " FOR UPDATE SKIP LOCKED" } else { "" };
+        Statement::from(format!("{} LIMIT ?{lock}", self.is_due(by)))
+    }
+
+    /// The server's time, and the first row that is due behind a place.
+    pub(super) fn oldest(&self, by: Access) -> Statement {
+        Statement::from(format!(
+            "{select} server.read_at, oldest.key_hash, oldest.purge_at FROM (SELECT {NOW} AS read_at) AS server
+             LEFT JOIN ({is_due} LIMIT 1) AS oldest ON TRUE",
+            select = select(self.bound),
+            is_due = self.is_due(by)
+        ))
+    }
+
+    /// Rows that were removed are gone over again and again while a transaction is open that began before: the place is
+    /// behind them. The server knows how many rows there are, but not how many there were: of a few rows it would rather
+    /// go through all of the table, so the index is forced.
+    fn is_due(&self, by: Access) -> String {
+        let index = match by {
+            Access::Index => format!(" FORCE INDEX ({})", self.purge_index),
+            Access::Any => String::new(),
+        };
+        format!(
+            "SELECT key_hash, purge_at FROM {table}{index}
+             WHERE (purge_at > ? OR (purge_at = ? AND key_hash > ?)) AND purge_at <= {NOW} AND format = 1
+             ORDER BY purge_at, key_hash",
+            table = self.table
+        )
+    }
+
+    /// Removes those of as many records of which nothing is left. Says nothing of `purge_at`, by whose index the server
+    /// would go over what was removed before; and only a statement that could name several tables can force an index.
     pub(super) fn purge(&self, keys: usize) -> Statement {
         Statement::from(format!(
-            "DELETE FROM {table} WHERE {keys} AND purge_at <= {NOW} AND format = 1 AND {FORGOTTEN} <= {NOW}",
+            "DELETE kept FROM {table} AS kept FORCE INDEX (PRIMARY)
+             WHERE {keys} AND format = 1 AND {FORGOTTEN} <= {NOW}",
             table = self.table,
             keys = is_in("key_hash", "?", keys)
         ))

@@ -16,7 +16,7 @@ use super::{Inner, PostgresAddress, PostgresStore, check, look};
 use crate::clock::SystemClock;
 use crate::paused::explained;
 use crate::sql::transaction::OwnIdentity;
-use crate::sql::{Demotions, Fences, Pools, TableName, Watchers};
+use crate::sql::{Demotions, Fences, Pools, PurgeMark, TableName, Watchers};
 use crate::store::bounds::check_timeout;
 use crate::store::{StoreError, StoreErrorKind};
 
@@ -197,6 +197,7 @@ fn store(sessions: Sessions, table: TableName) -> PostgresStore {
         table,
         watchers,
         fences: Fences::default(),
+        purge_mark: PurgeMark::default(),
         identity: OwnIdentity::default(),
     }))
 }

@@ -31,8 +31,8 @@ use crate::clock::Timestamp;
 use crate::key::KeyHash;
 use crate::sql::transaction::OwnIdentity;
 use crate::sql::{
-    self, Answer, Fences, First, Found, Guard, Lease, Listed, Look, Row, Rows, Seen, Table, TableName, Watchers,
-    integer, reason_code, state_code, store_of_rows,
+    self, Answer, Fences, First, Found, Guard, Lease, Listed, Look, PurgeMark, Row, Rows, Seen, Table, TableName,
+    Watchers, integer, reason_code, state_code, store_of_rows,
 };
 use crate::store::codes::{self, STATES};
 use crate::store::{
@@ -72,6 +72,7 @@ struct Inner {
     table: TableName,
     watchers: Arc<Watchers>,
     fences: Fences,
+    purge_mark: PurgeMark,
     /// Which database the records are in, once it was asked for.
     identity: OwnIdentity,
 }

@@ -7,24 +7,53 @@ use sqlx::Row as _;
 use super::PostgresStore;
 use super::error::store_error;
 use super::request::Request;
-use crate::sql::Answer;
+use crate::sql::{Answer, Batch};
 use crate::store::Purged;
 
 const OPERATION: &str = "purge";
 
 impl PostgresStore {
     pub(super) async fn purge_rows(&self, limit: usize) -> Answer<Purged> {
-        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        let request = Request::new(&self.0.statements.purge).integer(limit);
+        let mark = &self.0.purge_mark;
+        let mut purged = Purged::default();
+        loop {
+            let begin = mark.next();
+            let most = limit - purged.removed - purged.put_off;
+            let batch = self.purge_batch(most, begin.map_or(i64::MIN, |(purge_at, _)| purge_at)).await;
+            let (now, batch) = batch.inspect_err(|_| mark.failed())?;
+            let oldest = mark.ended(&batch);
+            purged.removed += batch.removed;
+            purged.put_off += batch.put_off;
+            purged.lag = oldest.map(|oldest| Duration::from_millis(u64::try_from(now - oldest).unwrap_or_default()));
+            if !mark.is_to_begin_anew(begin, &batch) {
+                return Ok(purged);
+            }
+        }
+    }
+
+    /// The server's time, and what it did with the first `limit` rows that are due, from those of `from` on.
+    async fn purge_batch(&self, limit: usize, from: i64) -> Answer<(i64, Batch)> {
+        let most = i64::try_from(limit).unwrap_or(i64::MAX);
+        let request = Request::new(&self.0.statements.purge).integer(most).integer(from);
         let rows = self.0.sessions.rows(OPERATION, request).await?;
-        let Some(row) = rows.first() else { return Ok(Purged::default()) };
+        let Some(row) = rows.first() else { return Ok((0, Batch::default())) };
         let failed = |error| store_error(OPERATION, error);
         let count = |column| {
             let count: i64 = row.try_get(column).map_err(failed)?;
             Ok(usize::try_from(count).unwrap_or(usize::MAX))
         };
-        let lag: Option<i64> = row.try_get(1).map_err(failed)?;
-        let lag = lag.map(|lag| Duration::from_millis(u64::try_from(lag).unwrap_or_default()));
-        Ok(Purged::new(count(0)?, lag).with_put_off(count(2)?))
+        // Rows of the same time are in no order.
+        let place = |column| {
+            let purge_at: Option<i64> = row.try_get(column).map_err(failed)?;
+            Ok(purge_at.map(|purge_at| (purge_at, [0; 32])))
+        };
+        let batch = Batch {
+            removed: count(0)?,
+            put_off: count(1)?,
+            last: place(3)?,
+            oldest: place(5)?,
+            is_last: count(2)? < limit,
+        };
+        Ok((row.try_get(4).map_err(failed)?, batch))
     }
 }

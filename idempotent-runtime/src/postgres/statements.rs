@@ -129,30 +129,39 @@ impl Statements {
                 "SELECT key_hash, owner, state, lease_until FROM {table}
                  WHERE key_hash = ANY ($1) AND expires_at > (SELECT {NOW})"
             )),
-            // What somebody else has locked is being written, or purged.
-            purge: statement(format!(
-                "WITH clock AS MATERIALIZED ({CLOCK}),
-                 due AS MATERIALIZED (
-                     SELECT key_hash AS key FROM {table}
-                     WHERE purge_at <= (SELECT now FROM clock) AND format = 1
-                     ORDER BY purge_at LIMIT $1 FOR UPDATE SKIP LOCKED
-                 ),
-                 removed AS (
-                     DELETE FROM {table} USING due, clock WHERE key_hash = key AND {FORGOTTEN} <= now RETURNING 1
-                 ),
-                 put_off AS (
-                     UPDATE {table} SET purge_at = {FORGOTTEN} FROM due, clock
-                     WHERE key_hash = key AND {FORGOTTEN} > now RETURNING 1
-                 )
-                 SELECT (SELECT count(*) FROM removed), now - (
-                     SELECT purge_at FROM {table}
-                     WHERE purge_at <= now AND format = 1 AND key_hash NOT IN (SELECT key FROM due)
-                     ORDER BY purge_at LIMIT 1
-                 ), (SELECT count(*) FROM put_off) FROM clock"
-            )),
+            purge: statement(purge(&table)),
             identity: statement(identity(name)),
         }
     }
+}
+
+/// Removes what is due, or puts it off, from the time `$2` on. What somebody else has locked is being written, or purged.
+///
+/// Rows that were removed are still gone over while a transaction is open that began before: the time is behind them.
+fn purge(table: &str) -> String {
+    format!(
+        "WITH clock AS MATERIALIZED ({CLOCK}),
+         due AS MATERIALIZED (
+             SELECT key_hash AS key, purge_at AS due_at FROM {table}
+             WHERE purge_at >= $2 AND purge_at <= (SELECT now FROM clock) AND format = 1
+             ORDER BY purge_at LIMIT $1 FOR UPDATE SKIP LOCKED
+         ),
+         removed AS (
+             DELETE FROM {table} USING due, clock WHERE key_hash = key AND {FORGOTTEN} <= now RETURNING 1
+         ),
+         put_off AS (
+             UPDATE {table} SET purge_at = {FORGOTTEN} FROM due, clock
+             WHERE key_hash = key AND {FORGOTTEN} > now RETURNING 1
+         )
+         SELECT (SELECT count(*) FROM removed), (SELECT count(*) FROM put_off), (SELECT count(*) FROM due),
+             (SELECT max(due_at) FROM due), now, (
+                 SELECT purge_at FROM {table}
+                 WHERE purge_at >= $2 AND purge_at <= now AND format = 1
+                     AND key_hash NOT IN (SELECT key FROM due)
+                 ORDER BY purge_at LIMIT 1
+             )
+         FROM clock"
+    )
 }
 
 /// What tells which database the table is in. The database's number is a part of the table's path: not everybody may read

@@ -19,6 +19,8 @@ mod lease;
 mod name;
 mod passing;
 mod pools;
+#[cfg(any(feature = "mysql", feature = "postgres"))]
+mod purge_mark;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod renewal;
 mod row;
@@ -39,6 +41,10 @@ pub use in_transaction::{OpenTransaction, TransactionDatabase, in_transaction};
 pub(crate) use lease::Lease;
 pub(crate) use name::TableName;
 pub(crate) use pools::{Acquired, Pools};
+#[cfg(feature = "mysql")]
+pub(crate) use purge_mark::Place;
+#[cfg(any(feature = "mysql", feature = "postgres"))]
+pub(crate) use purge_mark::{Batch, PurgeMark};
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 pub(crate) use renewal::not_renewed;
 #[cfg(feature = "postgres")]

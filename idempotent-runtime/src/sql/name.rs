@@ -61,9 +61,14 @@ impl TableName {
             .replace("idempotency_records_meta", "{meta}")
             .replace("idempotency_records_gone", "{trigger}")
             .replace(Self::DEFAULT, &self.quoted(quote))
-            .replace("{index}", &format!("{quote}{}_purge_at{quote}", self.table))
+            .replace("{index}", &self.purge_index(quote))
             .replace("{trigger}", &format!("{quote}{}_gone{quote}", self.table))
             .replace("{meta}", &self.with_suffix("meta").quoted(quote))
+    }
+
+    /// The index by which a purge finds what is due, as it stands in a statement between two `quote`s.
+    pub(crate) fn purge_index(&self, quote: char) -> String {
+        format!("{quote}{}_purge_at{quote}", self.table)
     }
 
     /// As it stands in a statement, each part between `quote`s.

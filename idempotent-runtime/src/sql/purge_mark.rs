@@ -1,0 +1,176 @@
+//! Where the next batch of a purge begins.
+
+use std::sync::{Mutex, PoisonError};
+
+/// As long as no more than this many records were removed, each look begins at the very beginning.
+const FEW: u64 = 10_000;
+/// After that, one of so many looks does: one an hour, where an engine looks every minute.
+const LOOKS: u32 = 60;
+
+/// Where a row is in the index of `purge_at`: that, and the key where the server keeps rows of the same time in its order.
+pub(crate) type Place = (i64, [u8; 32]);
+
+/// How far the purges of one store have come in the order of `purge_at`.
+///
+/// Rows that were removed stay in the index while a transaction is open that began before: the server may still need them
+/// for it. Whoever looks for the next rows from the beginning goes over all of them, each time. So a batch begins where the
+/// one before has ended, and so does the first batch of the next look.
+///
+/// That passes over what is written behind the mark later: by a transaction that was open for longer than the record was to
+/// live, by an operator, by hand. Such rows are over, and only take space. Now and then a look begins at the beginning and
+/// finds them. Rows that somebody else had locked are known, and the next look begins with them.
+#[derive(Debug, Default)]
+pub(crate) struct PurgeMark(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    /// After which row the next batch begins. `None` is the beginning, here and below.
+    next: Option<Place>,
+    /// The last row that any batch has come to.
+    reached: Option<Place>,
+    /// The first row that this look had to leave.
+    left: Option<Place>,
+    removed: u64,
+    looks: u32,
+}
+
+/// What one batch did.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Batch {
+    pub(crate) removed: usize,
+    pub(crate) put_off: usize,
+    /// The last row that it came to.
+    pub(crate) last: Option<Place>,
+    /// The first row that is due and still there, from where the batch began.
+    pub(crate) oldest: Option<Place>,
+    /// Whether it took less than it was allowed to: there is no more behind it.
+    pub(crate) is_last: bool,
+}
+
+impl PurgeMark {
+    pub(crate) fn next(&self) -> Option<Place> {
+        self.with(|state| state.next)
+    }
+
+    /// A batch has ended. Returns the `purge_at` of the first row that this look has left, as far as is known.
+    pub(crate) fn ended(&self, batch: &Batch) -> Option<i64> {
+        self.with(|state| state.ended(batch))
+    }
+
+    /// Whether `batch`, which began at `begin`, has come to the end, and there may be something before where it began.
+    pub(crate) fn is_to_begin_anew(&self, begin: Option<Place>, batch: &Batch) -> bool {
+        begin.is_some() && batch.is_last && self.next().is_none()
+    }
+
+    /// All rows up to `place` were looked at; what will come of the batch that they are a part of is not known yet.
+    #[cfg(feature = "mysql")]
+    pub(crate) fn reached(&self, place: Option<Place>) {
+        self.with(|state| state.reached = state.reached.max(place));
+    }
+
+    /// A batch has failed, perhaps because it had to go over too much: the next one does not.
+    pub(crate) fn failed(&self) {
+        self.with(|state| state.next = state.next.max(state.reached));
+    }
+
+    fn with<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl State {
+    fn ended(&mut self, batch: &Batch) -> Option<i64> {
+        self.removed += batch.removed as u64;
+        self.reached = self.reached.max(batch.last);
+        let is_left = |place: &Place| Some(*place) < self.reached;
+        self.left = self.left.into_iter().chain(batch.oldest.filter(is_left)).min();
+        let oldest = self.left.into_iter().chain(batch.oldest).min();
+        if batch.is_last {
+            self.end_look();
+        } else {
+            // Others may purge with the same store at the same time, and have come further.
+            self.next = self.next.max(batch.last);
+        }
+        oldest.map(|(purge_at, _)| purge_at)
+    }
+
+    fn end_look(&mut self) {
+        self.looks = (self.looks + 1) % LOOKS;
+        // The place before it.
+        let left = self.left.take().map(|(purge_at, _)| (purge_at, [0; 32]));
+        let is_new_beginning = self.removed <= FEW || self.looks == 0;
+        self.next = if is_new_beginning { None } else { left.into_iter().chain(self.reached).min() };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Batch, FEW, LOOKS, Place, PurgeMark};
+
+    fn place(purge_at: i64) -> Place {
+        (purge_at, [7; 32])
+    }
+
+    /// A batch that came to the row of `last` and removed `removed`.
+    fn batch(last: i64, removed: u64) -> Batch {
+        let removed = usize::try_from(removed).expect("a number of rows");
+        Batch { removed, last: Some(place(last)), ..Batch::default() }
+    }
+
+    fn last_batch() -> Batch {
+        Batch { is_last: true, ..Batch::default() }
+    }
+
+    #[test]
+    fn a_batch_begins_where_the_one_before_has_ended() {
+        let mark = PurgeMark::default();
+        assert_eq!(mark.next(), None);
+        mark.ended(&batch(5, 3));
+        assert_eq!(mark.next(), Some(place(5)));
+        mark.ended(&batch(4, 3));
+        assert_eq!(mark.next(), Some(place(5)), "another one was slower");
+    }
+
+    #[test]
+    fn a_look_begins_anew_while_few_were_removed_and_rarely_after_that() {
+        let mark = PurgeMark::default();
+        mark.ended(&batch(5, FEW));
+        let begin = mark.next();
+        mark.ended(&last_batch());
+        assert_eq!(mark.next(), None);
+        assert!(mark.is_to_begin_anew(begin, &last_batch()));
+        assert!(!mark.is_to_begin_anew(None, &last_batch()));
+        mark.ended(&batch(9, 1));
+        let mut anew = 0;
+        for _ in 0..3 * LOOKS {
+            mark.ended(&last_batch());
+            anew += u32::from(mark.next().is_none());
+        }
+        assert_eq!(anew, 3);
+    }
+
+    #[test]
+    fn what_was_left_is_told_until_the_look_ends_and_the_next_one_begins_there() {
+        let mark = PurgeMark::default();
+        mark.ended(&batch(5, FEW + 1));
+        assert_eq!(mark.ended(&Batch { oldest: Some(place(6)), ..batch(9, 1) }), Some(6), "locked by somebody");
+        assert_eq!(mark.ended(&Batch { oldest: Some(place(30)), ..batch(20, 1) }), Some(6));
+        assert_eq!(mark.next(), Some(place(20)));
+        assert_eq!(mark.ended(&last_batch()), Some(6));
+        assert_eq!(mark.next(), Some((6, [0; 32])));
+        assert_eq!(mark.ended(&last_batch()), None);
+        assert_eq!(mark.next(), Some(place(20)));
+    }
+
+    #[test]
+    fn what_takes_too_long_is_not_tried_again_at_once() {
+        let mark = PurgeMark::default();
+        mark.failed();
+        assert_eq!(mark.next(), None);
+        mark.ended(&batch(5, 1));
+        mark.ended(&last_batch());
+        assert_eq!(mark.next(), None);
+        mark.failed();
+        assert_eq!(mark.next(), Some(place(5)));
+    }
+}
