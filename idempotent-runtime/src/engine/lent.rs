@@ -38,6 +38,10 @@ struct Met {
 }
 
 #[derive(Debug)]
+#[cfg_attr(
+    not(any(feature = "postgres", feature = "mysql", feature = "sqlite")),
+    expect(dead_code, reason = "only `in_transaction` looks, which needs a database")
+)]
 struct Written {
     key: KeyHash,
     is_error: bool,
