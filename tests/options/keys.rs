@@ -27,7 +27,7 @@ async fn escaped(a: u64) -> Result<(), Error> {
     Ok(())
 }
 
-#[idempotent(key = "{a.split('}').count() as u64}:{a.replace(\"{\", \"\")}", ttl = "1h", name = "braces_in_literals")]
+#[idempotent(key = "{a.split('}').count() as u64}:{a.replace(\"{a\", \"\")}", ttl = "1h", name = "braces_in_literals")]
 async fn braces_in_literals(a: &str) -> Result<(), Error> {
     Ok(())
 }
@@ -80,7 +80,7 @@ async fn a_template_is_the_tuple_of_its_parts() {
 async fn braces_in_literals_of_a_value_are_no_end_of_it() {
     let engine = engine();
     engine.scope(braces_in_literals("{a}b}")).await.unwrap();
-    assert_eq!(state(engine.record("braces_in_literals", (3, ":", "a}b}"))).await, Some(State::Completed));
+    assert_eq!(state(engine.record("braces_in_literals", (3, ":", "}b}"))).await, Some(State::Completed));
 }
 
 #[tokio::test]

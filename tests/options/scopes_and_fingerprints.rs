@@ -13,7 +13,7 @@ async fn templated(order: &Order) -> Result<(), Error> {
 }
 
 #[idempotent(key = a, ttl = "1h", scope = "{a}:{b}:{c}:{d}:{e}:{f}:{g}:{a}", name = "long_scope")]
-#[expect(clippy::too_many_arguments, reason = "each is a value of the scope")]
+#[expect(clippy::too_many_arguments, clippy::many_single_char_names, reason = "each is a value of the scope")]
 async fn long_scope(a: u8, b: u8, c: u8, d: u8, e: u8, f: u8, g: u8, effects: &Effects) -> Result<usize, Error> {
     Ok(effects.happen())
 }
