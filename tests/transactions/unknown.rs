@@ -53,7 +53,7 @@ fn is_unknown<T: std::fmt::Debug>(result: Result<T, Fault>) -> Error {
     let text = error.to_string();
     assert!(text.contains("answer to the commit was lost") && !text.contains("did not run"), "{text}");
     let mut sources = std::iter::successors(error.source(), |&error| error.source());
-    assert!(sources.any(|source| source.is::<sqlx::Error>()), "{error:?}");
+    assert!(sources.any(<dyn std::error::Error>::is::<sqlx::Error>), "{error:?}");
     error
 }
 
@@ -287,13 +287,13 @@ async fn on_mariadb_another_record_tells_nothing_of_a_lost_commit() -> anyhow::R
 #[cfg(feature = "postgres")]
 #[tokio::test]
 async fn on_postgresql_a_call_in_another_transaction_tells_nothing_of_this_one() -> anyhow::Result<()> {
-    a_call_in_another_transaction::<databases::Postgres>().await
+    Box::pin(a_call_in_another_transaction::<databases::Postgres>()).await
 }
 
 #[cfg(feature = "mysql")]
 #[tokio::test]
 async fn on_mariadb_a_call_in_another_transaction_tells_nothing_of_this_one() -> anyhow::Result<()> {
-    a_call_in_another_transaction::<databases::MariaDb>().await
+    Box::pin(a_call_in_another_transaction::<databases::MariaDb>()).await
 }
 
 #[cfg(feature = "postgres")]
@@ -311,11 +311,11 @@ async fn on_mariadb_a_call_that_was_undone_tells_nothing_of_a_lost_commit() -> a
 #[cfg(feature = "postgres")]
 #[tokio::test]
 async fn on_postgresql_a_call_in_a_task_of_its_own_tells_of_a_lost_commit() -> anyhow::Result<()> {
-    a_call_in_a_task_of_its_own::<databases::Postgres>().await
+    Box::pin(a_call_in_a_task_of_its_own::<databases::Postgres>()).await
 }
 
 #[cfg(feature = "mysql")]
 #[tokio::test]
 async fn on_mariadb_a_call_in_a_task_of_its_own_tells_of_a_lost_commit() -> anyhow::Result<()> {
-    a_call_in_a_task_of_its_own::<databases::MariaDb>().await
+    Box::pin(a_call_in_a_task_of_its_own::<databases::MariaDb>()).await
 }
