@@ -4,7 +4,6 @@
 //! differ, members and elements are compared without their order.
 
 use std::collections::BTreeMap;
-use std::io;
 
 use serde_json::value::RawValue;
 
@@ -16,37 +15,6 @@ const LONGEST: usize = 64 * 1024;
 
 type Members<'a> = BTreeMap<String, &'a RawValue>;
 type Elements<'a> = Vec<&'a RawValue>;
-
-/// A text that is written once more, and compared meanwhile: of most values nothing has to be kept for it.
-pub(super) struct Expected<'a> {
-    rest: &'a [u8],
-    is_met: bool,
-}
-
-impl<'a> Expected<'a> {
-    pub(super) fn new(text: &'a [u8]) -> Self {
-        Self { rest: text, is_met: true }
-    }
-
-    /// Whether all of it was written, and nothing else.
-    pub(super) fn is_met(&self) -> bool {
-        self.is_met && self.rest.is_empty()
-    }
-}
-
-impl io::Write for Expected<'_> {
-    fn write(&mut self, written: &[u8]) -> io::Result<usize> {
-        match self.rest.strip_prefix(written) {
-            Some(rest) => self.rest = rest,
-            None => self.is_met = false,
-        }
-        Ok(written.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
 
 /// The first place at which `again` says something else than `written`, if there is one.
 pub(super) fn difference(written: &[u8], again: &[u8]) -> Option<Place> {
