@@ -96,53 +96,6 @@ async fn what_does_not_read_back_is_no_result_that_fails_later() {
     assert_eq!(world.ledger.count(), 2);
 }
 
-/// The first variant reads what the second one wrote, and leaves the charge out.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
-enum Payment {
-    Refused { code: u8 },
-    Paid { code: u8, charge: String },
-}
-
-/// Written under one name, read under another one.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all(serialize = "camelCase"))]
-struct Answer {
-    amount: u64,
-    charge_id: Option<String>,
-}
-
-#[tokio::test]
-async fn a_type_that_reads_something_else_than_it_writes_is_no_result() {
-    let world = World::new();
-    for _ in 0..2 {
-        let paid =
-            world.call(1).run(|| async { Ok::<_, Error>(vec![Payment::Paid { code: 1, charge: world.effect(1)? }]) });
-        let error = paid.await.unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Encode);
-        assert!(!format!("{error:?}").contains("receipt"), "{error:?}");
-        let renamed =
-            world.call(2).run(|| async { Ok::<_, Error>(Answer { amount: 5, charge_id: Some(world.effect(2)?) }) });
-        assert_eq!(renamed.await.unwrap_err().kind(), ErrorKind::Encode);
-    }
-    assert_eq!(world.ledger.count(), 2);
-    let refused = world.call(3).run(|| async { Ok::<_, Error>(Payment::Refused { code: 1 }) });
-    assert_eq!(refused.await.unwrap(), Payment::Refused { code: 1 });
-}
-
-#[tokio::test]
-async fn a_collection_without_an_order_is_a_result() {
-    use std::collections::{HashMap, HashSet};
-
-    let world = World::new();
-    let tags: HashSet<String> = (0..100).map(|number| format!("tag {number}")).collect();
-    let prices: HashMap<u32, HashSet<u32>> = (0..20).map(|number| (number, (0..number).collect())).collect();
-    let call = || world.call(1).run(|| async { Ok::<_, Error>((tags.clone(), prices.clone())) });
-    for _ in 0..2 {
-        assert_eq!(call().await.unwrap(), (tags.clone(), prices.clone()));
-    }
-}
-
 #[tokio::test]
 async fn a_panic_while_a_result_is_read_back_is_an_unknown_outcome() {
     #[derive(Debug, Serialize)]

@@ -10,14 +10,10 @@
 //! - a map with a key that `serde_json` takes for an instruction;
 //! - a text that its `Display` fails to write, at which `serde_json` panics.
 //!
-//! What was read is encoded once more: a type that does not read what it writes (an untagged enum of which an earlier variant
-//! reads the text of a later one, a field with two names) would give everybody something else than the body returned.
-//!
-//! What is refused or does not read back as it was has no encoding. That is found out when the body ends, and by every caller.
+//! What is refused or does not read back has no encoding. That is found out when the body ends, and by every caller.
 
 mod check;
 mod collection;
-mod compare;
 mod key;
 mod place;
 #[cfg(test)]
@@ -31,7 +27,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use check::Refusal;
-use place::Place;
 
 /// How deep values may be nested, counting each `Some`, each newtype struct and each container: all that `serde_json` reads,
 /// with an `Option` and a newtype around each container. Deeper ones would exhaust the stack, which ends the process.
@@ -57,7 +52,6 @@ pub(crate) fn encode<T: Serialize + DeserializeOwned>(value: &T) -> Result<Encod
     check::check(value)?;
     let body = serde_json::to_vec(value)?;
     let value = decode(&body).map_err(NotEncodable::unreadable)?;
-    says_the_same(&body, &value)?;
     Ok(Encoded { body: body.into(), value })
 }
 
@@ -68,16 +62,7 @@ pub(crate) fn encode_part<T: Serialize + DeserializeOwned>(
     check::check(value)?;
     let body = serde_json::value::to_raw_value(value)?;
     let value = decode(body.get().as_bytes()).map_err(NotEncodable::unreadable)?;
-    says_the_same(body.get().as_bytes(), &value)?;
     Ok(Encoded { body, value })
-}
-
-/// Whether `value`, which was read from `body`, would be stored as that again.
-fn says_the_same<T: Serialize>(body: &[u8], value: &T) -> Result<(), NotEncodable> {
-    match compare::difference(body, &serde_json::to_vec(value)?) {
-        None => Ok(()),
-        Some(place) => Err(NotEncodable(Box::new(Why::ReadsOtherwise(place)))),
-    }
 }
 
 /// The stored form of a value whose reader is not known: it reads back as JSON of some type.
@@ -104,8 +89,6 @@ enum Why {
     /// What `serde_json` says.
     Unwritten(serde_json::Error),
     Unreadable(Redacted),
-    /// What was read says something else.
-    ReadsOtherwise(Place),
 }
 
 impl NotEncodable {
@@ -132,12 +115,6 @@ impl fmt::Display for NotEncodable {
         match &*self.0 {
             Why::Refused(refusal) => refusal.fmt(f),
             Why::Unwritten(error) => error.fmt(f),
-            Why::ReadsOtherwise(place) => {
-                write!(
-                    f,
-                    "{place} reads back as something else than was written: its type does not read what it writes"
-                )
-            }
             Why::Unreadable(error) => write!(f, "what was written does not read back as its type: {error}"),
         }
     }
