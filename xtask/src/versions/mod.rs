@@ -63,14 +63,16 @@ pub(crate) fn provide() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The suites on each version.
-pub(crate) fn commands(_: &Options) -> anyhow::Result<Vec<Command>> {
+/// The suites on each version: the first of its kind, and all of them in a long run.
+pub(crate) fn commands(options: &Options) -> anyhow::Result<Vec<Command>> {
     if let Err(reason) = can_be_had() {
         println!("not run: the suites on {}: {reason}", names());
         return Ok(Vec::new());
     }
     let servers = folder::of_servers()?;
-    Ok(VERSIONS.iter().flat_map(|version| version.kind.suites(&servers.join(version.program))).collect())
+    let suites = |version: &Version| version.kind.suites(&servers.join(version.program));
+    let most = if options.long { usize::MAX } else { 1 };
+    Ok(VERSIONS.iter().flat_map(|version| suites(version).into_iter().take(most)).collect())
 }
 
 /// The suites on servers that somebody has, each named by its program or by a URL.
