@@ -252,14 +252,16 @@ async fn with_own_error(mut running: Box<Running>, was_lost: bool, written: Opti
 /// that runs again the next call would repeat it when the lease is over.
 fn not_held(mut running: Box<Running>, error: &StoreError) -> Verdict {
     let engine = running.call.engine.clone();
-    tracing::error!(operation = %running.call.operation, key = %running.call.key, %error,
-        "a record in doubt could not be held; this goes on in the background");
     running.tell(&Verdict::Own);
     let keeper = engine.keeper.clone();
     let Some(place) = engine.bounds.ends.place() else {
+        tracing::error!(operation = %running.call.operation, key = %running.call.key, %error,
+            "a record in doubt could not be held; its policy applies when the lease is over");
         running.conclude(None);
         return Verdict::Own;
     };
+    tracing::error!(operation = %running.call.operation, key = %running.call.key, %error,
+        "a record in doubt could not be held; this goes on in the background");
     keeper.spawn(async move {
         let _place = place;
         let park = parking(&running, Reason::Error, Duration::ZERO);
@@ -344,14 +346,15 @@ async fn winner(running: &mut Running, waits: bool) -> Result<Option<Arc<Record>
 fn not_stored(mut running: Box<Running>, commit: Commit, error: StoreError) -> Verdict {
     let call = running.call.clone();
     let engine = call.engine.clone();
-    tracing::error!(operation = %call.operation, key = %call.key, %error,
-        "a result could not be stored; storing goes on in the background");
+    let place = engine.bounds.ends.place();
+    let then = if place.is_some() { "storing goes on in the background" } else { "the record is as after a crash" };
+    tracing::error!(operation = %call.operation, key = %call.key, %error, "a result could not be stored; {then}");
     let refused = call.refused(ErrorKind::NotStored).with_store(engine.store.name()).with_source(error);
     let verdict = Verdict::refused(refused);
     let keeper = engine.keeper.clone();
     let lease = running.lease.clone();
     running.tell(&verdict);
-    let Some(place) = engine.bounds.ends.place() else {
+    let Some(place) = place else {
         running.conclude(None);
         return verdict;
     };
