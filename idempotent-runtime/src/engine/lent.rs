@@ -112,10 +112,11 @@ impl Calls {
         if met.written.is_empty() { met.found.clone() } else { met.written.iter().map(|written| written.key).collect() }
     }
 
-    /// Whether the database has said in this transaction what it has of one of `records`.
+    /// Whether the database has said in this transaction what it has of all of `records`. One of them may have been undone by
+    /// a savepoint of the body's own, so that its absence says nothing of the others.
     pub(crate) fn tell_of(&self, records: &[KeyHash]) -> bool {
         let met = self.met();
-        records.iter().any(|key| met.answered.contains(key))
+        !records.is_empty() && records.iter().all(|key| met.answered.contains(key))
     }
 
     /// Whether a call has stored or held an error.

@@ -265,7 +265,9 @@ impl Drop for Running {
             }
             // Before that, or a renewal brings back the lease that was given up.
             drop(kept);
-            give_up(&engine, &lease, reason, budget).await;
+            if let Some(_place) = engine.bounds.ends.place() {
+                give_up(&engine, &lease, reason, budget).await;
+            }
             drop(leader);
         };
         if waits {
@@ -288,7 +290,6 @@ impl Drop for Kept {
 
 /// Leaves a record whose outcome is unknown to its policy, at once. Without success the lease runs out.
 pub(super) async fn give_up(engine: &super::Inner, lease: &Lease, reason: Reason, budget: Duration) {
-    let Some(_place) = engine.bounds.ends.place() else { return };
     let (key, token) = (lease.key, lease.token);
     // What a step has to say that ended before this is on the record before the next caller gets it.
     if let Some(journal) = lease.journal() {
