@@ -33,6 +33,8 @@ struct Met {
     found: Vec<KeyHash>,
     /// In the order in which they were written; those of calls inside of a body come before the one around them.
     written: Vec<Written>,
+    /// A call of a disabled operation was made, which leaves no record.
+    is_unrecorded: bool,
     /// Where the records are. None before the first call.
     store: Option<Arc<dyn DynStore>>,
 }
@@ -86,6 +88,11 @@ impl Calls {
         self.met().written.push(Written { key, is_error });
     }
 
+    /// A call runs without a record: nothing will tell whether what it writes was committed.
+    pub(super) fn unrecorded(&self) {
+        self.met().is_unrecorded = true;
+    }
+
     /// What was written since `mark` was undone.
     pub(super) fn undid(&self, Mark(before): Mark) {
         self.met().written.truncate(before);
@@ -106,9 +113,12 @@ impl Calls {
     }
 
     /// The records that tell whether the transaction was committed: what it has written. One that has written none has
-    /// only found some, which are the same afterwards.
+    /// only found some, which are the same afterwards. None where a call had no record, which would run once more.
     pub(crate) fn records(&self) -> Vec<KeyHash> {
         let met = self.met();
+        if met.is_unrecorded {
+            return Vec::new();
+        }
         if met.written.is_empty() { met.found.clone() } else { met.written.iter().map(|written| written.key).collect() }
     }
 
@@ -134,5 +144,23 @@ pub(crate) struct Lent(usize);
 impl Drop for Lent {
     fn drop(&mut self) {
         lent().remove(&self.0);
+    }
+}
+
+#[cfg(all(test, feature = "sqlite"))]
+mod tests {
+    use super::Calls;
+    use crate::key::KeyHash;
+
+    #[test]
+    fn a_call_without_a_record_leaves_none_that_tells_of_the_transaction() {
+        let (one, other) = (KeyHash::from_bytes([1; 32]), KeyHash::from_bytes([2; 32]));
+        let calls = Calls::default();
+        calls.wrote(one, false);
+        calls.wrote(other, false);
+        assert_eq!(calls.records(), [one, other]);
+        assert!(!calls.tell_of(&[one]) && !calls.tell_of(&[]));
+        calls.unrecorded();
+        assert!(calls.records().is_empty());
     }
 }

@@ -172,6 +172,9 @@ async fn bypass<X: SqlTransaction + ?Sized>(
     tracing::warn!(operation = %call.operation, key = %call.key, "the operation is disabled: the body runs unprotected");
     report.bypassed = true;
     scope.report(&report);
+    if let Some(calls) = calls_at(transaction.connection().place()) {
+        calls.unrecorded();
+    }
     let savepoint = savepoint_of(new_claim(call)?.token);
     transaction.connection().set_savepoint(&savepoint).await.map_err(|error| store_error(call, error))?;
     let scope = scope.of_body(Context::unprotected(engine, &call.operation, call.key));

@@ -60,8 +60,9 @@ pub(super) fn is_rolled_back(error: &(dyn DatabaseError + 'static)) -> bool {
 pub(super) fn is_refused(error: &(dyn DatabaseError + 'static)) -> bool {
     #[cfg(feature = "postgres")]
     if let Some(error) = error.try_downcast_ref::<sqlx::postgres::PgDatabaseError>() {
-        // What comes after the commit ends the session (FATAL), and may come when the commit is on its way to a standby.
-        return matches!(error.severity(), sqlx::postgres::PgSeverity::Error);
+        // What comes after the commit ends the session (FATAL), and may come when the commit is on its way to a standby. A
+        // pooler in between may say so of a server that it has lost.
+        return matches!(error.severity(), sqlx::postgres::PgSeverity::Error) && !is_of_a_connection(error.code());
     }
     #[cfg(feature = "sqlite")]
     if let Some(error) = error.try_downcast_ref::<sqlx::sqlite::SqliteError>() {
@@ -71,6 +72,13 @@ pub(super) fn is_refused(error: &(dyn DatabaseError + 'static)) -> bool {
     }
     let _ = error;
     false
+}
+
+/// Whether the code is about connections, interventions or faults of the system (PostgreSQL manual, appendix A): then nobody
+/// knows how far the statement came.
+#[cfg(feature = "postgres")]
+fn is_of_a_connection(code: &str) -> bool {
+    code == "40003" || ["08", "57", "58", "XX"].iter().any(|class| code.starts_with(class))
 }
 
 fn is_connection_lost(error: &sqlx::Error) -> bool {
@@ -107,5 +115,22 @@ mod tests {
     #[test]
     fn a_session_that_mysql_ended_because_it_was_idle_is_a_lost_connection() {
         assert!(is_number_of_end(4031));
+    }
+}
+
+#[cfg(all(test, feature = "postgres"))]
+mod postgres_tests {
+    use super::is_of_a_connection;
+
+    #[test]
+    fn an_answer_to_a_commit_about_the_connection_promises_nothing() {
+        // A pooler that lost its server, an unknown completion, a shutdown, a disk.
+        for code in ["08P01", "08006", "40003", "57P01", "58030", "XX000"] {
+            assert!(is_of_a_connection(code), "{code}");
+        }
+        // Constraints that are checked at the commit.
+        for code in ["23503", "23505", "40001", "P0001"] {
+            assert!(!is_of_a_connection(code), "{code}");
+        }
     }
 }
