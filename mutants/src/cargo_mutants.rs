@@ -1,6 +1,6 @@
 //! Runs `cargo-mutants`, which changes conditions, operators, match arms and the results of functions.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context as _, bail, ensure};
@@ -70,20 +70,31 @@ fn mutate(
 ) -> anyhow::Result<Vec<(Fate, String)>> {
     let place = target.join("cargo-mutants").join(area.name).join(room.sources.first().unwrap_or(&"all"));
     std::fs::create_dir_all(&place)?;
+    let results = place.join("mutants.out");
+    // Of an earlier run, which are not to be taken for this one's.
+    if results.exists() {
+        std::fs::remove_dir_all(&results)?;
+    }
     let mut command = with_files(cargo(tree, target), tree, room)?;
     command.args(["--test-workspace=true", "--no-shuffle", "--sharding=round-robin", "--timeout", LIMIT]);
     command.arg(format!("--shard={shard}/{shards}")).arg("--output").arg(&place).arg("--");
     command.args(targets(room.tests));
     let status = command.status().context("it does not start")?;
-    outcomes(&place.join("mutants.out/outcomes.json")).with_context(|| format!("it ended with {status}"))
+    let path = results.join("outcomes.json");
+    let read = || {
+        let text = std::fs::read_to_string(&path).with_context(|| format!("{} cannot be read", path.display()))?;
+        outcomes(&serde_json::from_str(&text)?)
+    };
+    read().with_context(|| format!("it ended with {status}"))
 }
 
-fn outcomes(path: &PathBuf) -> anyhow::Result<Vec<(Fate, String)>> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("{} cannot be read", path.display()))?;
-    let document: Value = serde_json::from_str(&text)?;
+fn outcomes(document: &Value) -> anyhow::Result<Vec<(Fate, String)>> {
     let outcomes = document["outcomes"].as_array().context("there are no outcomes")?;
     let mut fates = Vec::new();
     for outcome in outcomes {
+        if outcome["scenario"] == "Baseline" {
+            ensure!(outcome["summary"] == "Success", "the tests fail without a change: {}", outcome["summary"]);
+        }
         let Some(name) = outcome["scenario"]["Mutant"]["name"].as_str() else { continue };
         let fate = match outcome["summary"].as_str() {
             Some("CaughtMutant") => Fate::Caught,
@@ -95,4 +106,20 @@ fn outcomes(path: &PathBuf) -> anyhow::Result<Vec<(Fate, String)>> {
         fates.push((fate, name.to_owned()));
     }
     Ok(fates)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::{Fate, outcomes};
+
+    #[test]
+    fn a_run_whose_tests_fail_without_a_change_is_no_sample() -> anyhow::Result<()> {
+        let mutant = json!({"scenario": {"Mutant": {"name": "a.rs:1: x"}}, "summary": "MissedMutant"});
+        let run = |summary| json!({"outcomes": [{"scenario": "Baseline", "summary": summary}, mutant]});
+        assert_eq!(outcomes(&run("Success"))?, [(Fate::Survived, "a.rs:1: x".to_owned())]);
+        assert!(outcomes(&run("Failure")).is_err_and(|error| error.to_string().contains("without a change")));
+        Ok(())
+    }
 }

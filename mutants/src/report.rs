@@ -33,7 +33,8 @@ impl Sample {
     }
 
     fn is_enough(&self) -> bool {
-        self.count(Fate::Caught) * 100 >= self.changes.len() * ENOUGH
+        let is_empty = self.changes.is_empty() && self.total > 0;
+        !is_empty && self.count(Fate::Caught) * 100 >= self.changes.len() * ENOUGH
     }
 }
 
@@ -89,6 +90,13 @@ mod tests {
     fn what_survived_is_named() {
         let text = report(1).to_string();
         assert_eq!(text, "http, deleted statements: 19 of 20 caught (out of 300)\n  survived: 0.rs:1: x\n");
+    }
+
+    #[test]
+    fn an_area_of_which_nothing_was_changed_is_not_enough() {
+        let mut report = Report::default();
+        report.add(Sample { area: "http", kind: "deleted statements", total: 300, changes: Vec::new() });
+        assert!(!report.is_enough());
     }
 
     #[test]

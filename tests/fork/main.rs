@@ -4,14 +4,20 @@
 use std::fs::OpenOptions;
 use std::io::{Read as _, Write as _, pipe};
 use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::mpsc::channel;
+use std::thread;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use fork::{Fork, fork, waitpid};
 use idempotency::store::SqliteStore;
 use idempotency::{Error, Idempotency};
 use tokio::runtime::{Builder, Runtime};
 
 const DAY: Duration = Duration::from_secs(86_400);
+/// How long a child may take.
+const LIMIT: Duration = Duration::from_secs(60);
 
 fn runtime() -> Runtime {
     Builder::new_current_thread().enable_all().build().expect("the runtime starts")
@@ -44,10 +50,17 @@ fn in_child(work: impl FnOnce() -> String) -> anyhow::Result<String> {
         }
         Fork::Parent(child) => {
             drop(writer);
-            let mut said = String::new();
-            reader.read_to_string(&mut said)?;
+            let (says, hears) = channel();
+            thread::spawn(move || {
+                let mut said = String::new();
+                let _ = says.send(reader.read_to_string(&mut said).map(|_| said));
+            });
+            let said = hears.recv_timeout(LIMIT);
+            if said.is_err() {
+                let _ = Command::new("kill").args(["-KILL", &child.to_string()]).status();
+            }
             waitpid(child)?;
-            Ok(said)
+            Ok(said.context("the child says nothing, and was ended")??)
         }
     }
 }

@@ -81,6 +81,30 @@ async fn on_postgresql_a_statement_that_fails_leaves_the_rest_to_the_callers_com
     Ok(())
 }
 
+/// The database answers the commit as if all were well.
+#[cfg(feature = "postgres")]
+#[tokio::test]
+async fn on_postgresql_a_success_in_a_broken_transaction_is_none_also_while_the_operation_is_disabled()
+-> anyhow::Result<()> {
+    type Postgres = databases::Postgres;
+    let scene = Scene::<Postgres>::new(2, None).await?;
+    scene.engine.disable(OPERATION);
+    let mut transaction = scene.pool.begin().await?;
+    let broken = call(&scene.engine, "a").run_in(&mut transaction, async |connection| {
+        Postgres::add(connection, "a", "undone").await?;
+        // Nobody takes notice of it.
+        let _ = sqlx::query("SELECT 1 / 0").execute(connection).await;
+        Ok::<_, Fault>(())
+    });
+    let broken = broken.await;
+    let Err(Fault::Idempotency(error)) = broken else { panic!("nothing of it is kept: {broken:?}") };
+    assert_eq!(error.kind(), ErrorKind::StoreUnavailable, "{error}");
+    assert!(error.to_string().contains("the body ran, and the transaction is broken"), "{error}");
+    transaction.commit().await?;
+    assert!(scene.effects().await?.is_empty());
+    Ok(())
+}
+
 /// The savepoint would begin a transaction there, and keep all other writers waiting if the call is dropped.
 #[tokio::test]
 async fn a_connection_in_no_transaction_is_refused_also_while_the_operation_is_disabled() -> anyhow::Result<()> {

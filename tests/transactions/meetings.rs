@@ -12,10 +12,10 @@ use crate::databases;
 use crate::scene::{Connection, Database, Scene, call};
 use crate::world::{Fault, World, add};
 
-/// Runs `$begin`, and in it a call whose key one without a transaction holds until the transaction has looked; then that one
-/// ends with `$outside`. `$has_looked` counts the transactions that have read.
+/// Runs `$begin`, and in it a call whose key one without a transaction holds until the transaction waits for it; then that one
+/// ends with `$outside`. `$waiting` counts who waits.
 macro_rules! behind_a_call_outside {
-    ($scene:expr, $begin:expr, $has_looked:expr, $outside:expr) => {{
+    ($scene:expr, $begin:expr, $waiting:expr, $outside:expr) => {{
         let scene = $scene;
         let (holds, held) = oneshot::channel();
         let (end, ended) = oneshot::channel::<()>();
@@ -34,10 +34,10 @@ macro_rules! behind_a_call_outside {
             anyhow::Ok((result, report.expect("the call reports")))
         };
         let release = async {
-            let has_looked = async || {
-                sqlx::query_as($has_looked).fetch_one(&scene.pool).await.is_ok_and(|(looked,): (i64,)| looked > 0)
+            let is_waiting = async || {
+                sqlx::query_as($waiting).fetch_one(&scene.pool).await.is_ok_and(|(waiting,): (i64,)| waiting > 0)
             };
-            eventually_async("the transaction to look", has_looked).await?;
+            eventually_async("the transaction to wait", is_waiting).await?;
             let _ = end.send(());
             anyhow::Ok(())
         };
@@ -48,21 +48,21 @@ macro_rules! behind_a_call_outside {
     }};
 }
 
-/// Also true when the look is about to be sent: the tests then find the end at once, and no wait.
+/// Nobody else but those who wait asks for these columns.
 #[cfg(feature = "postgres")]
-const POSTGRESQL_HAS_LOOKED: &str = "SELECT count(*) FROM pg_stat_activity WHERE state = 'idle in transaction'
-    AND query LIKE '%idempotency_records%' AND query NOT LIKE '%idempotency_records_meta%' AND datname = current_database()";
+const POSTGRESQL_WAITING: &str = "SELECT count(*) FROM pg_stat_activity
+    WHERE query LIKE 'SELECT key_hash, owner, state, lease_until FROM%' AND datname = current_database()";
 
 #[cfg(feature = "postgres")]
 #[tokio::test]
 async fn on_postgresql_a_call_in_a_transaction_waits_for_one_outside() -> anyhow::Result<()> {
     let scene = Scene::<databases::Postgres>::new(4, None).await?;
     let outside = Ok::<_, Fault>("outside".to_owned());
-    let (result, report) = behind_a_call_outside!(&scene, "BEGIN", POSTGRESQL_HAS_LOOKED, outside);
-    assert_eq!((&*result?, report.replayed), ("outside", true));
+    let (result, report) = behind_a_call_outside!(&scene, "BEGIN", POSTGRESQL_WAITING, outside);
+    assert_eq!((&*result?, report.replayed, report.waited), ("outside", true, true));
     let scene = Scene::<databases::Postgres>::new(4, None).await?;
-    let (result, report) = behind_a_call_outside!(&scene, "BEGIN", POSTGRESQL_HAS_LOOKED, Err::<String, _>(Fault::No));
-    assert_eq!((&*result?, report.replayed), ("inside", false));
+    let (result, report) = behind_a_call_outside!(&scene, "BEGIN", POSTGRESQL_WAITING, Err::<String, _>(Fault::No));
+    assert_eq!((&*result?, report.replayed, report.waited), ("inside", false, true));
     Ok(())
 }
 
@@ -73,7 +73,7 @@ async fn on_postgresql_a_transaction_that_sees_no_end_of_a_call_outside_is_told_
     let scene = Scene::<databases::Postgres>::new(4, None).await?;
     let outside = Ok::<_, Fault>("outside".to_owned());
     let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ";
-    let (result, report) = behind_a_call_outside!(&scene, begin, POSTGRESQL_HAS_LOOKED, outside);
+    let (result, report) = behind_a_call_outside!(&scene, begin, POSTGRESQL_WAITING, outside);
     let Err(Fault::Idempotency(error)) = result else { panic!("it cannot see it: {result:?}") };
     assert_eq!((error.kind(), report.waited), (ErrorKind::InProgress, true), "{error}");
     assert!(error.to_string().contains("begin it anew"), "{error}");
@@ -83,13 +83,21 @@ async fn on_postgresql_a_transaction_that_sees_no_end_of_a_call_outside_is_told_
 #[cfg(feature = "mysql")]
 #[tokio::test]
 async fn on_mariadb_a_call_in_a_transaction_waits_for_one_outside() -> anyhow::Result<()> {
-    let scene = Scene::<databases::MariaDb>::new(4, Some("READ COMMITTED")).await?;
+    use idempotency_test_support::server::{MariaDbOptions, MariaDbServer};
+
+    // Its log has the statements that have ended, too.
+    let server = MariaDbServer::start(MariaDbOptions::new().private()).await?;
+    let database = databases::MariaDb::on(server).await?;
+    let (pool, engine) = databases::MariaDb::open(&database.url(), 4, Some("READ COMMITTED")).await?;
+    for statement in ["SET GLOBAL log_output = 'TABLE'", "SET GLOBAL general_log = 1"] {
+        sqlx::raw_sql(statement).execute(&pool).await?;
+    }
+    let scene = Scene { database, pool, engine };
+    let waiting = "SELECT COUNT(*) FROM mysql.general_log
+        WHERE argument LIKE '%SELECT%key_hash, owner, state, lease_until FROM%' AND argument NOT LIKE '%general_log%'";
     let outside = Ok::<_, Fault>("outside".to_owned());
-    // Nobody else begins one on this server, and the look comes next.
-    let has_looked = "SELECT CAST(variable_value AS SIGNED) FROM information_schema.global_status
-        WHERE variable_name = 'Com_begin'";
-    let (result, report) = behind_a_call_outside!(&scene, "START TRANSACTION", has_looked, outside);
-    assert_eq!((&*result?, report.replayed), ("outside", true));
+    let (result, report) = behind_a_call_outside!(&scene, "START TRANSACTION", waiting, outside);
+    assert_eq!((&*result?, report.replayed, report.waited), ("outside", true, true));
     Ok(())
 }
 

@@ -11,7 +11,7 @@ use sqlx::{Pool, Transaction};
 
 use crate::databases;
 use crate::scene::{Connection, Remote, call};
-use crate::world::{Fault, OPERATION};
+use crate::world::{DAY, Fault, OPERATION};
 
 /// A database that is reached over a connection that can fail, and directly.
 struct Place<D: Remote> {
@@ -173,6 +173,60 @@ where
     Ok(())
 }
 
+/// Two records were in the lost commit. The call of one of them tells nothing of the other, which may be an
+/// answer of before.
+async fn one_of_two_records_after_a_lost_commit<D: Remote>() -> anyhow::Result<()>
+where
+    Transaction<'static, D::Sqlx>: SqlTransaction<Connection = Connection<D>>,
+{
+    let place = Place::<D>::new().await?;
+    let (attempts, engine) = (&Cell::new(0), &place.engine);
+    let cut = place.cut_commit(Moment::AfterRequest);
+    let result = in_transaction(&place.pool, |mut transaction| async move {
+        attempts.set(attempts.get() + 1);
+        for key in ["a", "b"] {
+            if attempts.get() == 2 && key == "b" {
+                return Err(Fault::No);
+            }
+            let added = call(engine, key).run_in(&mut transaction, async |connection| {
+                D::add(connection, key, "value").await?;
+                Ok::<_, Fault>(1)
+            });
+            added.await?;
+        }
+        Ok(1)
+    });
+    is_unknown(within("the call", result).await?);
+    cut.happened().await?;
+    assert_eq!((place.effects("a").await?, place.effects("b").await?), (1, 1));
+    Ok(())
+}
+
+/// A disabled operation has no record: the transaction would make its effect again.
+async fn a_call_without_a_record_in_a_lost_commit<D: Remote>() -> anyhow::Result<()>
+where
+    Transaction<'static, D::Sqlx>: SqlTransaction<Connection = Connection<D>>,
+{
+    let place = Place::<D>::new().await?;
+    let engine = &place.engine;
+    engine.disable("disabled");
+    let cut = place.cut_commit(Moment::AfterRequest);
+    let result = in_transaction(&place.pool, |mut transaction| async move {
+        for operation in [OPERATION, "disabled"] {
+            let added = engine.call(operation, "a").ttl(DAY).run_in(&mut transaction, async |connection| {
+                D::add(connection, operation, "value").await?;
+                Ok::<_, Fault>(1)
+            });
+            added.await?;
+        }
+        Ok(1)
+    });
+    is_unknown(within("the call", result).await?);
+    cut.happened().await?;
+    assert_eq!((place.effects(OPERATION).await?, place.effects("disabled").await?), (1, 1));
+    Ok(())
+}
+
 /// A guarded call tells of the transaction that it was made in. Another one is none of this one's business.
 async fn a_call_in_another_transaction<D: Remote>() -> anyhow::Result<()>
 where
@@ -318,4 +372,30 @@ async fn on_postgresql_a_call_in_a_task_of_its_own_tells_of_a_lost_commit() -> a
 #[tokio::test]
 async fn on_mariadb_a_call_in_a_task_of_its_own_tells_of_a_lost_commit() -> anyhow::Result<()> {
     Box::pin(a_call_in_a_task_of_its_own::<databases::MariaDb>()).await
+}
+
+#[cfg(feature = "postgres")]
+#[tokio::test]
+async fn on_postgresql_one_of_two_records_does_not_tell_of_a_lost_commit() -> anyhow::Result<()> {
+    one_of_two_records_after_a_lost_commit::<databases::Postgres>().await
+}
+
+#[cfg(feature = "postgres")]
+#[tokio::test]
+async fn on_postgresql_a_transaction_with_a_call_without_a_record_is_not_made_again_after_a_lost_commit()
+-> anyhow::Result<()> {
+    a_call_without_a_record_in_a_lost_commit::<databases::Postgres>().await
+}
+
+#[cfg(feature = "mysql")]
+#[tokio::test]
+async fn on_mariadb_one_of_two_records_does_not_tell_of_a_lost_commit() -> anyhow::Result<()> {
+    one_of_two_records_after_a_lost_commit::<databases::MariaDb>().await
+}
+
+#[cfg(feature = "mysql")]
+#[tokio::test]
+async fn on_mariadb_a_transaction_with_a_call_without_a_record_is_not_made_again_after_a_lost_commit()
+-> anyhow::Result<()> {
+    a_call_without_a_record_in_a_lost_commit::<databases::MariaDb>().await
 }

@@ -22,7 +22,7 @@ use crate::error::{Error, ErrorKind};
 use crate::outcome::{
     Answer, CallError, Codec, Ending, ErrorPolicy, Outcome as _, Reader, StoredValue, Writer, stored,
 };
-use crate::store::transaction::{End, Keep as _, Taken, savepoint_of};
+use crate::store::transaction::{End, Keep as _, Taken, savepoint_without_claim};
 use crate::store::{
     Claimed, Commit, CrashPolicy, Grant, Park, Reason, Record, SqlTransaction, State, StoreError, Token,
 };
@@ -49,7 +49,7 @@ pub struct InTransaction<R, P> {
 
 /// A body without a claim: its operation is disabled. What it wrote is undone with its error just so.
 struct Unclaimed {
-    operation: Arc<str>,
+    call: Checked,
     savepoint: String,
     _unprotected: Unprotected,
 }
@@ -144,7 +144,7 @@ async fn seek<X: SqlTransaction + ?Sized>(request: Request, transaction: &mut X)
         return Err(call.refused(ErrorKind::ShuttingDown));
     }
     if engine.operations.is_disabled(&call.operation) {
-        return bypass(&call, scope, report, transaction).await;
+        return Box::pin(bypass(call, scope, report, transaction)).await;
     }
     if scope.context().is_some_and(|context| context.is_running(&engine, &call.key)) {
         return Err(call.refused(ErrorKind::Reentrant));
@@ -160,13 +160,12 @@ async fn seek<X: SqlTransaction + ?Sized>(request: Request, transaction: &mut X)
 
 /// Lets the body run without a claim.
 async fn bypass<X: SqlTransaction + ?Sized>(
-    call: &Checked,
+    call: Checked,
     scope: Scope,
     mut report: Report,
     transaction: &mut X,
 ) -> Result<Sought, Error> {
-    let engine = &call.engine;
-    let Some(unprotected) = Unprotected::enter(engine, &scope) else {
+    let Some(unprotected) = Unprotected::enter(&call.engine, &scope) else {
         return Err(call.refused(ErrorKind::ShuttingDown));
     };
     tracing::warn!(operation = %call.operation, key = %call.key, "the operation is disabled: the body runs unprotected");
@@ -175,10 +174,10 @@ async fn bypass<X: SqlTransaction + ?Sized>(
     if let Some(calls) = calls_at(transaction.connection().place()) {
         calls.unrecorded();
     }
-    let savepoint = savepoint_of(new_claim(call)?.token);
-    transaction.connection().set_savepoint(&savepoint).await.map_err(|error| store_error(call, error))?;
-    let scope = scope.of_body(Context::unprotected(engine, &call.operation, call.key));
-    let unclaimed = Unclaimed { operation: call.operation.clone(), savepoint, _unprotected: unprotected };
+    let savepoint = savepoint_without_claim();
+    transaction.connection().set_savepoint(&savepoint).await.map_err(|error| store_error(&call, error))?;
+    let scope = scope.of_body(Context::unprotected(&call.engine, &call.operation, call.key));
+    let unclaimed = Unclaimed { call, savepoint, _unprotected: unprotected };
     Ok(Sought::Run { claimed: Err(Box::new(unclaimed)), scope })
 }
 
@@ -322,8 +321,13 @@ impl<R, P> InTransaction<R, P> {
         let claim = match claimed {
             Ok(claim) => claim,
             Err(unclaimed) => {
-                unclaimed.end(writer.is_error(&result), transaction).await;
-                return result;
+                let is_error = writer.is_error(&result);
+                let ended = unclaimed.end(is_error, transaction).await;
+                // The body's own error comes first, as below. What it calls a success is none without the transaction.
+                return match ended {
+                    Err(error) if !is_error => reader.answer(Answer::Refused(error)),
+                    Ok(()) | Err(_) => result,
+                };
             }
         };
         let (result, ending) = scope.enter(|| writer.ending(result));
@@ -367,12 +371,15 @@ const UNWRITTEN: (&str, &str) = (
     "roll the transaction back, and make it again",
 );
 
+/// The same where there is no record.
+const BROKEN: &str = "the body ran, and the transaction is broken, so what it wrote is not kept";
+
 impl Unclaimed {
-    async fn end<X: SqlTransaction + ?Sized>(&self, undoes: bool, transaction: &mut X) {
-        // The body's own result comes first, whatever broke the transaction.
-        if let Err(error) = transaction.connection().end_savepoint(&self.savepoint, undoes).await {
-            tracing::warn!(operation = %self.operation, %error, "a savepoint could not be given up: the transaction is broken");
-        }
+    async fn end<X: SqlTransaction + ?Sized>(&self, undoes: bool, transaction: &mut X) -> Result<(), Error> {
+        transaction.connection().end_savepoint(&self.savepoint, undoes).await.map_err(|error| {
+            tracing::warn!(operation = %self.call.operation, key = %self.call.key, %error, "the transaction of an unprotected body is broken");
+            store_error(&self.call, error).with_text(BROKEN, UNWRITTEN.1)
+        })
     }
 }
 

@@ -1,7 +1,6 @@
 //! Removing expired records.
 
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
 
 use sqlx::mysql::MySqlRow;
 use sqlx::{Connection as _, Error, MySqlConnection, Row as _};
@@ -10,7 +9,7 @@ use super::MySqlStore;
 use super::error::{NO_SUCH_INDEX, SYNTAX, has_conflict, number, store_error};
 use super::query::{ATTEMPTS, Bound, START, query};
 use super::statements::{Access, MOST, Statement, filled_up};
-use crate::sql::{Answer, Batch, Place, in_time};
+use crate::sql::{Answer, Batch, Place, in_time, purge_from_mark};
 use crate::store::{Purged, StoreError, StoreErrorKind};
 
 const OPERATION: &str = "purge";
@@ -19,21 +18,8 @@ const BEGINNING: Place = (i64::MIN, [0; 32]);
 
 impl MySqlStore {
     pub(super) async fn purge_rows(&self, limit: usize) -> Answer<Purged> {
-        let mark = &self.0.purge_mark;
-        let mut purged = Purged::default();
-        loop {
-            let begin = mark.next();
-            let most = limit - purged.removed - purged.put_off;
-            let batch = self.purge_from(begin.unwrap_or(BEGINNING), most).await;
-            let (now, batch) = batch.inspect_err(|_| mark.failed())?;
-            let oldest = mark.ended(&batch);
-            purged.removed += batch.removed;
-            purged.put_off += batch.put_off;
-            purged.lag = oldest.map(|oldest| Duration::from_millis(u64::try_from(now - oldest).unwrap_or_default()));
-            if !mark.is_to_begin_anew(begin, &batch) {
-                return Ok(purged);
-            }
-        }
+        let batch = |begin: Option<Place>, most| self.purge_from(begin.unwrap_or(BEGINNING), most);
+        purge_from_mark(&self.0.purge_mark, limit, batch).await
     }
 
     /// The server's time, and what was done with the first `limit` rows that are due behind `begin`.

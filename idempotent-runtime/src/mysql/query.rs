@@ -44,10 +44,14 @@ impl Connections {
 
     pub(super) async fn lease(&self, operation: &'static str) -> Answer<Lease<MySql>> {
         let failed = |operation, error| connection_error(operation, error, self.are_local());
+        let begun = self.read_back.begun();
         self.pools.lease(operation, self.response_timeout, failed).await.map_err(|error| {
-            match self.read_back.refusal() {
-                Some(refusal) => StoreError::new(StoreErrorKind::Config, operation).with_detail(refusal),
-                None => not_sent(operation, error),
+            let error = not_sent(operation, error);
+            match self.read_back.refusal_since(begun) {
+                Some(refusal) => {
+                    StoreError::new(StoreErrorKind::Config, operation).with_detail(refusal).with_source(error)
+                }
+                None => error,
             }
         })
     }

@@ -18,14 +18,22 @@ fn bounds(seconds: u128) -> String {
 /// Whether sessions are as they were told to be when they began. A proxy may answer what sets something by itself, or send
 /// it to another session, and then the server would wait without a bound when something is written.
 #[derive(Clone, Debug, Default)]
-pub(super) struct ReadBack(Arc<Mutex<Option<String>>>);
+pub(super) struct ReadBack(Arc<Mutex<Sessions>>);
+
+/// What was found so far.
+#[derive(Clone, Debug, Default)]
+struct Sessions {
+    begun: u64,
+    /// What was wrong with the last one.
+    refusal: Option<String>,
+}
 
 impl ReadBack {
     /// Begins a session of the store's own with `settings`, and bounds of `seconds`.
     ///
     /// # Errors
     /// Where it is not as it was told to be. The pool tries again then until its patience is over, and says nothing but that:
-    /// see [`refusal`](Self::refusal) for the reason.
+    /// see [`refusal_since`](Self::refusal_since) for the reason.
     pub(super) async fn begin(
         self,
         connection: &mut MySqlConnection,
@@ -46,13 +54,26 @@ impl ReadBack {
             }
         }
         let result = refusal.clone().map_or(Ok(()), |refusal| Err(Error::Configuration(refusal.into())));
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = refusal;
+        self.found(refusal);
         result
     }
 
-    /// What was wrong with the session that began last.
-    pub(super) fn refusal(&self) -> Option<String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    fn found(&self, refusal: Option<String>) {
+        let mut sessions = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        sessions.begun += 1;
+        sessions.refusal = refusal;
+    }
+
+    /// How many sessions have begun so far.
+    pub(super) fn begun(&self) -> u64 {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).begun
+    }
+
+    /// What was wrong with the session that began last, if it is none of the first `begun`: a refusal of long ago is not why
+    /// there is no connection today.
+    pub(super) fn refusal_since(&self, begun: u64) -> Option<String> {
+        let sessions = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        sessions.refusal.clone().filter(|_| sessions.begun > begun)
     }
 }
 
@@ -99,7 +120,18 @@ pub(super) async fn restore(connection: &mut MySqlConnection) -> Result<(), Erro
 
 #[cfg(test)]
 mod tests {
-    use super::{Duration, ReadBound};
+    use super::{Duration, ReadBack, ReadBound};
+
+    #[test]
+    fn a_refusal_is_the_reason_only_for_those_who_waited_for_that_session() {
+        let read_back = ReadBack::default();
+        let before = read_back.begun();
+        read_back.found(Some("no effect".to_owned()));
+        assert_eq!(read_back.refusal_since(before).as_deref(), Some("no effect"));
+        assert_eq!(read_back.refusal_since(read_back.begun()), None, "the server is away since");
+        read_back.found(None);
+        assert_eq!(read_back.refusal_since(before), None);
+    }
 
     /// The tests run on MariaDB: what MySQL is told is in MySQL's manual, and here.
     #[test]

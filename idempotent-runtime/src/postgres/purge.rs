@@ -1,34 +1,20 @@
 //! Removing expired records.
 
-use std::time::Duration;
-
 use sqlx::Row as _;
 
 use super::PostgresStore;
 use super::error::store_error;
 use super::request::Request;
-use crate::sql::{Answer, Batch};
+use crate::sql::{Answer, Batch, Place, purge_from_mark};
 use crate::store::Purged;
 
 const OPERATION: &str = "purge";
 
 impl PostgresStore {
     pub(super) async fn purge_rows(&self, limit: usize) -> Answer<Purged> {
-        let mark = &self.0.purge_mark;
-        let mut purged = Purged::default();
-        loop {
-            let begin = mark.next();
-            let most = limit - purged.removed - purged.put_off;
-            let batch = self.purge_batch(most, begin.map_or(i64::MIN, |(purge_at, _)| purge_at)).await;
-            let (now, batch) = batch.inspect_err(|_| mark.failed())?;
-            let oldest = mark.ended(&batch);
-            purged.removed += batch.removed;
-            purged.put_off += batch.put_off;
-            purged.lag = oldest.map(|oldest| Duration::from_millis(u64::try_from(now - oldest).unwrap_or_default()));
-            if !mark.is_to_begin_anew(begin, &batch) {
-                return Ok(purged);
-            }
-        }
+        let batch =
+            |begin: Option<Place>, most| self.purge_batch(most, begin.map_or(i64::MIN, |(purge_at, _)| purge_at));
+        purge_from_mark(&self.0.purge_mark, limit, batch).await
     }
 
     /// The server's time, and what it did with the first `limit` rows that are due, from those of `from` on.

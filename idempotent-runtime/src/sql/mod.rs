@@ -41,10 +41,8 @@ pub use in_transaction::{OpenTransaction, TransactionDatabase, in_transaction};
 pub(crate) use lease::Lease;
 pub(crate) use name::TableName;
 pub(crate) use pools::{Acquired, Pools};
-#[cfg(feature = "mysql")]
-pub(crate) use purge_mark::Place;
 #[cfg(any(feature = "mysql", feature = "postgres"))]
-pub(crate) use purge_mark::{Batch, PurgeMark};
+pub(crate) use purge_mark::{Batch, Place, PurgeMark, purge_from_mark};
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 pub(crate) use renewal::not_renewed;
 #[cfg(feature = "postgres")]

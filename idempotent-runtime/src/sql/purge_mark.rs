@@ -1,6 +1,11 @@
 //! Where the next batch of a purge begins.
 
+use std::future::Future;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use super::Answer;
+use crate::store::Purged;
 
 /// As long as no more than this many records were removed, each look begins at the very beginning.
 const FEW: u64 = 10_000;
@@ -75,6 +80,46 @@ impl PurgeMark {
 
     fn with<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
         change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Removes what is due, at most `limit` records, with `batch`: from which place on it looks for at most how many. It answers
+/// with the server's time.
+///
+/// # Errors
+/// Those of the first batch. Where the one after it fails, which begins at the beginning once more, the answer is what the
+/// first one did: the next look finds the rest.
+pub(crate) async fn purge_from_mark<B>(
+    mark: &PurgeMark,
+    limit: usize,
+    batch: impl Fn(Option<Place>, usize) -> B + Send + Sync,
+) -> Answer<Purged>
+where
+    B: Future<Output = Answer<(i64, Batch)>> + Send,
+{
+    let mut purged = Purged::default();
+    let mut is_first = true;
+    loop {
+        let begin = mark.next();
+        let (now, batch) = match batch(begin, limit - purged.removed - purged.put_off).await {
+            Ok(done) => done,
+            Err(error) => {
+                mark.failed();
+                if is_first {
+                    return Err(error);
+                }
+                tracing::warn!(%error, "expired records before the last ones are not removed: the next look begins there");
+                return Ok(purged);
+            }
+        };
+        let oldest = mark.ended(&batch);
+        purged.removed += batch.removed;
+        purged.put_off += batch.put_off;
+        purged.lag = oldest.map(|oldest| Duration::from_millis(u64::try_from(now - oldest).unwrap_or_default()));
+        if !mark.is_to_begin_anew(begin, &batch) {
+            return Ok(purged);
+        }
+        is_first = false;
     }
 }
 

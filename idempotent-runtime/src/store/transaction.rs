@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::{Claim, Claimed, Commit, DynStore, Park, StoreError, Token};
@@ -64,6 +65,12 @@ pub(crate) fn place_of<C: ?Sized>(connection: &C) -> usize {
 /// one of the same name.
 pub(crate) fn savepoint_of(token: Token) -> String {
     format!("idempotency_{:016x}", token.bits() >> 64)
+}
+
+/// The same for a body without a claim. It needs no randomness: a transaction is one process's.
+pub(crate) fn savepoint_without_claim() -> String {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    format!("idempotency_disabled_{}", NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
 /// How a call in a transaction ends.
