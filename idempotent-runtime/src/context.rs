@@ -10,7 +10,7 @@ use crate::clock::Timestamp;
 use crate::engine::lease::Lease;
 use crate::engine::scope::Scope;
 use crate::engine::{Inner, retry};
-use crate::error::{Error, ErrorKind};
+use crate::error::{CLAIM_LOST, Error, ErrorKind};
 use crate::key::{KeyHash, derive, derive_in_step};
 use crate::outcome::refused;
 use crate::steps::Journal;
@@ -68,7 +68,7 @@ enum Held {
     /// The row of the record, until the body is over.
     Transaction { fence: u64, ended: Arc<AtomicBool> },
     /// The operation is disabled, or an HTTP layer fails open.
-    Nothing,
+    Nothing { in_transaction: bool, ended: Arc<AtomicBool> },
 }
 
 impl Context {
@@ -95,8 +95,15 @@ impl Context {
     }
 
     /// Of a call of a disabled operation, or of a request whose layer fails open.
-    pub(crate) fn unprotected(engine: &Arc<Inner>, operation: &Arc<str>, key: KeyHash) -> Self {
-        Self::of_parts(engine, operation, key, 0, engine.clock.now(), Held::Nothing)
+    pub(crate) fn unprotected(
+        engine: &Arc<Inner>,
+        operation: &Arc<str>,
+        key: KeyHash,
+        ended: &Arc<AtomicBool>,
+        in_transaction: bool,
+    ) -> Self {
+        let claim = Held::Nothing { in_transaction, ended: Arc::clone(ended) };
+        Self::of_parts(engine, operation, key, 0, engine.clock.now(), claim)
     }
 
     fn of_claim(engine: &Arc<Inner>, operation: &Arc<str>, grant: &Grant, claim: Held) -> Self {
@@ -193,12 +200,12 @@ impl Context {
         let token = match &self.0.own.claim {
             Held::Claim(token, ..) => *token,
             Held::Transaction { fence, .. } => return Ok(*fence),
-            Held::Nothing => {
+            Held::Nothing { .. } => {
                 let error = self.refused(ErrorKind::Unsupported);
                 return Err(error.with_detail("the call runs unprotected, so there is no claim and no fence"));
             }
         };
-        let superseded = || self.refused(ErrorKind::Superseded);
+        let superseded = || self.lost();
         let engine = self.0.own.engine.upgrade().ok_or_else(superseded)?;
         let fence =
             retry::until(&engine, engine.settings.claim_timeout, || engine.store.clone().fence(self.0.own.key, token));
@@ -252,7 +259,7 @@ impl Context {
     pub async fn lease_ended(&self) {
         match &self.0.own.claim {
             Held::Claim(_, lease, _) => lease.ended().await,
-            Held::Transaction { .. } | Held::Nothing => std::future::pending().await,
+            Held::Transaction { .. } | Held::Nothing { .. } => std::future::pending().await,
         }
     }
 
@@ -269,7 +276,7 @@ impl Context {
     pub(crate) fn begins(&self) -> bool {
         match &self.0.own.claim {
             Held::Claim(_, lease, _) => !lease.is_lost() && lease.begin(),
-            Held::Transaction { .. } | Held::Nothing => true,
+            Held::Transaction { .. } | Held::Nothing { .. } => true,
         }
     }
 
@@ -285,6 +292,11 @@ impl Context {
     #[cfg(feature = "http")]
     pub(crate) fn unlabelled_requests(&self) -> &crate::http::client::Unlabelled {
         &self.0.unlabelled_requests
+    }
+
+    /// The error of a body whose claim is another one's.
+    fn lost(&self) -> Error {
+        self.refused(ErrorKind::Superseded).with_text(CLAIM_LOST.0, CLAIM_LOST.1)
     }
 
     pub(crate) fn refused(&self, kind: ErrorKind) -> Error {
@@ -314,30 +326,31 @@ impl Context {
                 let detail = "a call in a transaction has no steps: what it writes is committed at once or not at all";
                 return Err(self.refused(ErrorKind::Unsupported).with_detail(detail));
             }
-            Held::Nothing => None,
+            Held::Nothing { .. } => None,
         };
-        let engine = self.0.own.engine.upgrade().ok_or_else(|| self.refused(ErrorKind::Superseded))?;
+        let engine = self.0.own.engine.upgrade().ok_or_else(|| self.lost())?;
         Ok((engine, journal))
     }
 
     /// This call and those around it, as far as their bodies still run.
     fn running(&self) -> impl Iterator<Item = &Own> {
-        std::iter::once(&self.0.own).chain(&self.0.around).filter(|own| own.holds_claim())
+        std::iter::once(&self.0.own).chain(&self.0.around).filter(|own| own.is_running())
     }
 
     /// Whether the body of this call is known to be over.
     pub(crate) fn is_over(&self) -> bool {
-        !matches!(self.0.own.claim, Held::Nothing) && !self.0.own.holds_claim()
+        !self.0.own.is_running()
     }
 
     /// Whether this body, or one around it, runs in a transaction of `engine`'s store.
     pub(crate) fn is_in_transaction_of(&self, engine: &Inner) -> bool {
-        self.running().any(|own| matches!(own.claim, Held::Transaction { .. }) && own.is_of_store(engine))
+        self.running().any(|own| own.is_in_transaction() && own.is_of_store(engine))
     }
 
     /// Whether a call of `key` in `engine`'s store would wait for this body.
     pub(crate) fn is_running(&self, engine: &Arc<Inner>, key: &KeyHash) -> bool {
-        self.running().any(|own| own.key == *key && own.is_of_store(engine))
+        let holds = |own: &Own| !matches!(own.claim, Held::Nothing { .. });
+        self.running().any(|own| own.key == *key && holds(own) && own.is_of_store(engine))
     }
 
     /// Whether the body of this call, or of one around it, is one of `engine`'s and still runs.
@@ -347,12 +360,15 @@ impl Context {
 }
 
 impl Own {
-    fn holds_claim(&self) -> bool {
+    fn is_running(&self) -> bool {
         match &self.claim {
             Held::Claim(_, lease, _) => !lease.has_body_ended(),
-            Held::Transaction { ended, .. } => !ended.load(Ordering::Acquire),
-            Held::Nothing => false,
+            Held::Transaction { ended, .. } | Held::Nothing { ended, .. } => !ended.load(Ordering::Acquire),
         }
+    }
+
+    fn is_in_transaction(&self) -> bool {
+        matches!(self.claim, Held::Transaction { .. } | Held::Nothing { in_transaction: true, .. })
     }
 
     fn is_of_store(&self, engine: &Inner) -> bool {

@@ -48,7 +48,9 @@ pub enum ErrorKind {
     Encode,
     /// A stored record or result cannot be read. The body did not run again.
     Decode,
-    /// The body ran here, but another caller had taken the call over, and its result is not known.
+    /// The claim was lost: another caller had taken the call over, and its result is not known; or the record was removed or
+    /// answered meanwhile, and nobody has a result. A body that ran here may have left its effect. Only where another caller
+    /// is known to be at it, or no body ran here, is the error [retryable](Error::is_retryable).
     Superseded,
     /// A step that runs at most once was interrupted.
     StepInterrupted,
@@ -144,12 +146,19 @@ impl ErrorKind {
             Self::Unsupported => ("a step cannot be used here", "call the function without a step"),
             Self::StepInterrupted => (
                 "the step was interrupted and nobody knows whether its effect happened",
-                "find that out, then go on without it or `forget` the record",
+                "find that out, then answer for the call with `record(…).resolve(…)`; `forget` would let all of its steps run again",
             ),
+            Self::Superseded => CLAIM_LOST,
             _ => return None,
         })
     }
 }
+
+/// For bodies whose claim was lost: only their call knows to whom.
+pub(crate) const CLAIM_LOST: (&str, &str) = (
+    "the call does not hold its claim any more, so nothing further runs or is recorded",
+    "end the body: what the call returns says what became of it",
+);
 
 /// Why a call, or an operation on a record, has no result.
 ///
@@ -183,6 +192,8 @@ struct Parts {
     /// Whether an earlier call was met before the store failed.
     met_another: bool,
     retry_after: Option<Duration>,
+    /// The body ran here, and the next call would run it again.
+    would_repeat: bool,
     source: Option<Arc<dyn StdError + Send + Sync>>,
     /// The same error once more as its own source, which wrappers that are transparent show in place of this one.
     twin: OnceLock<Box<Error>>,
@@ -201,6 +212,7 @@ impl Error {
             store: None,
             met_another: false,
             retry_after: None,
+            would_repeat: false,
             source: None,
             twin: OnceLock::new(),
             is_twin: false,
@@ -263,6 +275,12 @@ impl Error {
         self
     }
 
+    /// The body ran here, and what it did would be done again by the next call.
+    pub(crate) fn would_repeat(mut self) -> Self {
+        self.0.would_repeat = true;
+        self
+    }
+
     pub(crate) fn of_operation(mut self, operation: &Arc<str>) -> Self {
         self.0.operation = Some(operation.clone());
         self
@@ -311,19 +329,20 @@ impl Error {
     }
 
     /// Whether the same call can succeed later without anybody's action. Of [`InDoubt`](ErrorKind::InDoubt), only where
-    /// a later call asks the outside world (`on_crash = verify`); [`retry_after`](Self::retry_after) then says when.
+    /// a later call asks the outside world (`on_crash = verify`); [`retry_after`](Self::retry_after) then says when. Of
+    /// [`Superseded`](ErrorKind::Superseded), not where the body ran here and the next call would run it again.
     pub fn is_retryable(&self) -> bool {
         let will_ask = self.0.kind == ErrorKind::InDoubt && self.0.retry_after.is_some();
-        will_ask
-            || matches!(
-                self.0.kind,
-                ErrorKind::InProgress
-                    | ErrorKind::StoreUnavailable
-                    | ErrorKind::NotStored
-                    | ErrorKind::Superseded
-                    | ErrorKind::Full
-                    | ErrorKind::ShuttingDown
-            )
+        let passes = matches!(
+            self.0.kind,
+            ErrorKind::InProgress
+                | ErrorKind::StoreUnavailable
+                | ErrorKind::NotStored
+                | ErrorKind::Superseded
+                | ErrorKind::Full
+                | ErrorKind::ShuttingDown
+        );
+        will_ask || (passes && !self.0.would_repeat)
     }
 
     /// The error of this crate in a chain of sources: finds it inside `anyhow::Error` and `#[from]` wrappers, also

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use idempotency::clock::Clock as _;
 use idempotency::store::{Claim, Claimed, Commit, Reason, Release, Remove, Store as _, StoreErrorKind, Token, Written};
-use idempotency::{Builder, ErrorKind, Fingerprint, Idempotency, OnConflict, OnCrash, State, observe};
+use idempotency::{Builder, Error, ErrorKind, Fingerprint, Idempotency, OnConflict, OnCrash, State, observe};
 use idempotency_test_support::deadline::within;
 
 use crate::faults::{Fault, FaultyStore, Gate};
@@ -194,7 +194,7 @@ async fn an_owner_that_was_overtaken_waits_for_the_winner_that_still_runs() {
         let call = there.call(1).on_crash(OnCrash::Retry).run(|| async {
             gate.open();
             finish.wait().await;
-            Ok::<_, idempotency::Error>("winner".to_owned())
+            Ok::<_, Error>("winner".to_owned())
         });
         call.await
     };
@@ -237,7 +237,7 @@ async fn an_owner_that_was_overtaken_waits_no_longer_than_what_is_left_of_its_pa
         let call = there.call(1).on_crash(OnCrash::Retry).run(|| async {
             gate.open();
             finish.wait().await;
-            Ok::<_, idempotency::Error>("winner".to_owned())
+            Ok::<_, Error>("winner".to_owned())
         });
         call.await
     };
@@ -248,8 +248,19 @@ async fn an_owner_that_was_overtaken_waits_no_longer_than_what_is_left_of_its_pa
         here.clock.advance(Duration::from_secs(5));
     };
     let (stalled, winner, ()) = tokio::join!(stalled, taker, time);
-    assert_eq!(stalled.expect("it waits no longer").unwrap_err().kind(), ErrorKind::Superseded);
+    let stalled = stalled.expect("it waits no longer").unwrap_err();
+    assert_eq!(stalled.kind(), ErrorKind::Superseded);
+    assert!(stalled.is_retryable() && stalled.to_string().contains("that caller's result"), "{stalled}");
     assert_eq!(winner.unwrap(), "winner");
+}
+
+/// The body ran, and whoever makes the call again runs it again.
+#[track_caller]
+fn is_not_to_be_repeated(error: &Error) {
+    assert_eq!(error.kind(), ErrorKind::Superseded);
+    assert!(!error.is_retryable(), "{error}");
+    let text = error.to_string();
+    assert!(text.contains("the body ran here") && !text.contains("retry"), "{text}");
 }
 
 #[tokio::test]
@@ -269,7 +280,7 @@ async fn an_owner_whose_record_was_taken_away_gets_superseded_and_brings_nothing
         gate.open();
     };
     let (result, ()) = tokio::join!(call, remover);
-    assert_eq!(result.unwrap_err().kind(), ErrorKind::Superseded);
+    is_not_to_be_repeated(&result.unwrap_err());
     assert_eq!(*seen.lock().unwrap(), [("\"receipt 1.1\"".to_owned(), None)]);
     assert!(world.record(1).await.is_none_or(|record| record.state == State::Tombstone));
 }
@@ -312,7 +323,7 @@ async fn a_record_that_vanished_when_the_lease_was_over_is_not_written_anew() {
         gate.open();
     };
     let (result, ()) = tokio::join!(call, loser);
-    assert_eq!(result.unwrap_err().kind(), ErrorKind::Superseded);
+    is_not_to_be_repeated(&result.unwrap_err());
     assert!(world.record(1).await.is_none());
     assert_eq!(world.engine.duplicates(), 1);
 }
@@ -330,12 +341,12 @@ async fn an_owner_whose_key_is_used_for_another_request_does_not_return_its_resu
         world.memory.release(Release::new(record.key, record.owner)).await.unwrap();
         let other = world.other_process();
         let other =
-            other.call(1).fingerprint("EUR 200").run(|| async { Ok::<_, idempotency::Error>("another".to_owned()) });
+            other.call(1).fingerprint("EUR 200").run(|| async { Ok::<_, Error>("another".to_owned()) });
         assert_eq!(other.await.unwrap(), "another");
         gate.open();
     };
     let (result, ()) = tokio::join!(call, operator);
-    assert_eq!(result.unwrap_err().kind(), ErrorKind::Superseded);
+    is_not_to_be_repeated(&result.unwrap_err());
     assert_eq!(world.engine.duplicates(), 1);
 }
 
@@ -379,4 +390,24 @@ async fn an_own_commit_that_is_found_as_lost_is_still_the_own_result() {
     let (result, ()) = tokio::join!(call, other);
     assert_eq!(result.unwrap(), "receipt 1.1");
     assert_eq!(world.engine.duplicates(), 0);
+}
+
+/// `max_run` bounds bodies. A result that is in hand is stored for as long as `background_commit` says.
+#[tokio::test]
+async fn the_lease_of_a_result_that_is_being_stored_is_renewed_also_past_the_longest_run() {
+    let world = World::with(|builder| builder.max_run(LEASE * 2));
+    world.store.always("complete", Some(Fault::Refused(StoreErrorKind::Full)));
+    let call = world.call(1).on_crash(OnCrash::Retry).run(|| async { world.effect(1) });
+    assert_eq!(call.await.unwrap_err().kind(), ErrorKind::NotStored);
+    let other = world.other_process_with(|builder| builder.on_conflict(OnConflict::Reject));
+    let later = async {
+        let until = world.clock_now() + LEASE * 6;
+        eventually("six leases to be over", async || world.clock_now() > until).await;
+        other.call(1).on_crash(OnCrash::Retry).run(|| async { other.effect(1) }).await
+    };
+    assert_eq!(world.while_time_passes(later).await.unwrap_err().kind(), ErrorKind::InProgress);
+    world.store.always("complete", None);
+    world.while_time_passes(world.record_is(1, |record| record.is_some_and(|record| record.state.is_answer()))).await;
+    assert_eq!(other.charge(1).await.unwrap(), "receipt 1.1");
+    assert_eq!(world.ledger.count(), 1);
 }

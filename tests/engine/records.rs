@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use idempotency::store::{Claim, Claimed, CrashPolicy, Reason, Store as _, Token};
-use idempotency::{Error, ErrorKind, OnCrash, OnError, RecordHandle, RecordView, Resolution, State, Unstored};
+use idempotency::store::{Claim, Claimed, CrashPolicy, Reason, Renewal, Store as _, Token};
+use idempotency::{Context, Error, ErrorKind, OnCrash, OnError, RecordHandle, RecordView, Resolution, State, Unstored};
 use serde::{Deserialize, Serialize};
 
 use crate::faults::{Fault, Gate};
@@ -236,6 +236,53 @@ async fn an_answer_about_an_owner_that_was_taken_over_is_refused() {
         assert_eq!(refused.kind(), ErrorKind::Superseded, "{policy:?}");
         assert_eq!(world.record(1).await.unwrap().state, State::InProgress, "{policy:?}: the new owner runs");
     }
+}
+
+/// What an operator would know if they looked again: the charge has happened.
+#[tokio::test]
+async fn an_answer_is_refused_where_the_same_owner_has_recorded_a_step_since() {
+    let (world, gate) = (World::new(), Gate::new());
+    let call = world.call(1).on_crash(OnCrash::Resume).run(|| async {
+        gate.wait().await;
+        Context::current().step("charge", || async { world.effect(1) }).await?;
+        std::future::pending::<Result<String, Error>>().await
+    });
+    let mut call = Box::pin(call);
+    let old = async {
+        world.record_is(1, |record| record.is_some()).await;
+        let old = world.handle(1).inspect().await.unwrap().unwrap();
+        gate.open();
+        world.record_is(1, |record| record.is_some_and(|record| !record.body.is_empty())).await;
+        old
+    };
+    let old = tokio::select! {
+        _ = &mut call => unreachable!("it never ends"),
+        old = old => old,
+    };
+    drop(call);
+    world.record_is(1, |record| record.is_some_and(|record| record.reason == Some(Reason::Dropped))).await;
+    let refused = world.handle(1).resolve(&old, Resolution::NotExecuted).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Superseded);
+    let view = world.handle(1).inspect().await.unwrap().unwrap();
+    assert_ne!(view.revision, old.revision);
+    world.handle(1).resolve(&view, Resolution::Completed("receipt 1.1")).await.unwrap();
+    assert_eq!(world.charge(1).await.unwrap(), "receipt 1.1");
+    assert_eq!(world.ledger.count(), 1);
+}
+
+#[tokio::test]
+async fn a_view_is_the_same_as_long_as_nothing_but_the_lease_changes() {
+    let world = World::new();
+    dead_owner(&world, CrashPolicy::Hold).await;
+    let view = async || world.handle(1).inspect().await.unwrap().unwrap();
+    let first = view().await;
+    let record = world.record(1).await.unwrap();
+    world.clock.advance(LEASE / 2);
+    let renewed = world.memory.renew(vec![Renewal::new(record.key, record.owner, LEASE)]).await.unwrap();
+    assert!(renewed[0].is_done());
+    assert_eq!(first.revision, view().await.revision);
+    world.clock.advance(LEASE);
+    assert_ne!(first.revision, view().await.revision, "it is in doubt by now");
 }
 
 #[tokio::test]

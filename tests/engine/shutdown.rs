@@ -357,6 +357,55 @@ async fn a_shutdown_waits_for_bodies_that_run_unprotected_and_counts_those_that_
 }
 
 #[tokio::test]
+async fn calls_that_an_unprotected_body_makes_still_work_while_the_shutdown_waits_for_it() {
+    let (world, gate) = (World::new(), Gate::new());
+    world.engine.disable("outer");
+    let outer = world.engine.call("outer", 1).ttl(DAY).run(async || {
+        gate.wait().await;
+        world.charge(1).await
+    });
+    let mut outer = Box::pin(outer);
+    assert!(poll_once(&mut outer).is_pending());
+    let mut shutdown = Box::pin(world.engine.shutdown(LONG));
+    assert!(poll_once(&mut shutdown).is_pending());
+    gate.open();
+    assert_eq!(outer.await.unwrap(), "receipt 1.1");
+    assert_eq!(shutdown.await.abandoned, 0);
+}
+
+/// A task that it has spawned still has its scope.
+#[tokio::test]
+async fn an_unprotected_body_that_is_over_lets_no_calls_through_a_shutdown() {
+    let (world, gate, other_gate) = (World::new(), Gate::new(), Gate::new());
+    world.engine.disable("outer");
+    let spawned = std::sync::Mutex::new(None);
+    let outer = world.engine.call("outer", 1).ttl(DAY).run(async || {
+        let (engine, gate) = (world.engine.clone(), gate.clone());
+        let late = async move {
+            gate.wait().await;
+            engine.call(OPERATION, 1).ttl(DAY).run(async || Ok::<_, Error>(())).await
+        };
+        *spawned.lock().unwrap() = Some(tokio::spawn(late.in_current_scope()));
+        Ok::<_, Error>(())
+    });
+    outer.await.unwrap();
+    let other = world.engine.call("outer", 2).ttl(DAY).run(async || {
+        other_gate.wait().await;
+        Ok::<_, Error>(())
+    });
+    let mut other = Box::pin(other);
+    assert!(poll_once(&mut other).is_pending());
+    let mut shutdown = Box::pin(world.engine.shutdown(LONG));
+    assert!(poll_once(&mut shutdown).is_pending());
+    gate.open();
+    let late = spawned.lock().unwrap().take().expect("it was spawned").await.unwrap();
+    assert_eq!(late.unwrap_err().kind(), ErrorKind::ShuttingDown);
+    other_gate.open();
+    other.await.unwrap();
+    shutdown.await;
+}
+
+#[tokio::test]
 async fn an_engine_that_is_shut_down_twice_stays_closed() {
     let (world, gate) = (World::new(), Gate::new());
     let body = world.call(1).run(|| async {

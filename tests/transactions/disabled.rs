@@ -6,7 +6,7 @@ use sqlx::Transaction;
 
 use crate::databases;
 use crate::scene::{Connection, Database, Scene, call};
-use crate::world::{Fault, OPERATION, World, add};
+use crate::world::{DAY, Fault, OPERATION, World, add};
 
 async fn an_error_undoes_the_effect<D: Database>() -> anyhow::Result<()>
 where
@@ -60,6 +60,25 @@ async fn on_postgresql_an_error_undoes_the_effect_also_while_the_operation_is_di
 #[tokio::test]
 async fn on_mariadb_an_error_undoes_the_effect_also_while_the_operation_is_disabled() -> anyhow::Result<()> {
     an_error_undoes_the_effect::<databases::MariaDb>().await
+}
+
+/// It would wait for its own transaction.
+#[tokio::test]
+async fn on_sqlite_a_call_without_the_transaction_is_refused_also_in_the_body_of_a_disabled_operation()
+-> anyhow::Result<()> {
+    let world = World::new().await?;
+    world.engine.disable("outer");
+    let mut transaction = world.begin().await?;
+    let outer = world
+        .engine
+        .call("outer", "a")
+        .ttl(DAY)
+        .run_in(&mut transaction, async |_| world.call("a").run(async || Ok::<_, Fault>(String::new())).await);
+    let refused = outer.await;
+    let Err(Fault::Idempotency(error)) = refused else { panic!("it waits for itself: {refused:?}") };
+    assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+    transaction.rollback().await?;
+    Ok(())
 }
 
 /// A statement that fails takes all of PostgreSQL's transaction with it, unless somebody rolls back to before it.

@@ -13,7 +13,6 @@ use super::running::Running;
 use super::scope::Scope;
 use super::window::seek_in_windows;
 use super::{Unprotected, Waiting, claim, wait};
-use crate::context::Context;
 use crate::error::{Error, ErrorKind};
 use crate::fingerprint::Fingerprint;
 use crate::outcome::{Answer, Ending, stored};
@@ -80,7 +79,7 @@ pub(crate) async fn admit(request: Request) -> Admission {
         tracing::warn!(operation = %call.operation, key = %call.key, "the operation is disabled: the body runs unprotected");
         report.bypassed = true;
         scope.report(&report);
-        let scope = scope.of_body(Context::unprotected(&call.engine, &call.operation, call.key));
+        let scope = scope.of_body(unprotected.context(&call.operation, call.key));
         return Admission::Bypass(scope, unprotected);
     }
     // A key with a window has more than one record.

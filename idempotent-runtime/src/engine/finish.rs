@@ -280,9 +280,9 @@ fn not_held(mut running: Box<Running>, error: &StoreError) -> Verdict {
 async fn overtaken(running: &mut Running, token: Token, result: &Bytes, waits: bool) -> Verdict {
     let call = running.call.clone();
     let found = winner(running, waits).await;
-    if let Ok(Some(record)) = &found {
+    if let Ok(Winner::Answered(record)) = &found {
         // A late answer to an earlier try of this very commit.
-        if record.owner == token && record.state.is_answer() {
+        if record.owner == token {
             return StoredAnswer { record: record.clone(), version: call.version }
                 .marker()
                 .map_or(Verdict::Own, Verdict::refused);
@@ -290,14 +290,32 @@ async fn overtaken(running: &mut Running, token: Token, result: &Bytes, waits: b
     }
     // A verdict that came too late had no effect.
     if running.has_run {
-        report_duplicate(&call, result, found.as_ref().ok().and_then(Option::as_ref)).await;
+        let record = if let Ok(Winner::Answered(record)) = &found { Some(record) } else { None };
+        report_duplicate(&call, result, record).await;
     }
+    let superseded = call.refused(ErrorKind::Superseded);
+    // A retry gets nobody's result, but runs the body once more.
+    let would_repeat = |error: Error| {
+        if running.has_run {
+            error.with_text(WITHOUT_RESULT.0, WITHOUT_RESULT.1).would_repeat()
+        } else {
+            error.with_text(ASKED_TOO_LATE.0, ASKED_TOO_LATE.1)
+        }
+    };
     match found {
-        Ok(Some(record)) => Verdict::Instead(stored(record, call.version)),
-        Ok(None) => Verdict::refused(call.refused(ErrorKind::Superseded)),
-        Err(error) => Verdict::refused(call.refused(ErrorKind::Superseded).with_source(error)),
+        Ok(Winner::Answered(record)) => Verdict::Instead(stored(record, call.version)),
+        Ok(Winner::AtWork) if running.has_run => Verdict::refused(superseded),
+        Ok(Winner::AtWork | Winner::Nobody) => Verdict::refused(would_repeat(superseded)),
+        Err(error) => Verdict::refused(would_repeat(superseded).with_source(error)),
     }
 }
+
+const WITHOUT_RESULT: (&str, &str) = (
+    "the body ran here, and its record was removed, answered or given up meanwhile, so nobody has its result",
+    "find out what it did before the call is made again",
+);
+const ASKED_TOO_LATE: (&str, &str) =
+    ("the call was settled in another way while the outside world was asked", "retry with the same key");
 
 async fn report_duplicate(call: &Checked, result: &Bytes, winner: Option<&Arc<Record>>) {
     tracing::warn!(operation = %call.operation, key = %call.key, winner = winner.is_some(),
@@ -318,28 +336,47 @@ async fn report_duplicate(call: &Checked, result: &Bytes, winner: Option<&Arc<Re
     }
 }
 
-/// The result of the owner that took over; `waits` for it as any caller would. `None` also if that made another request: the
-/// record of this call was removed, and the key used again.
-async fn winner(running: &mut Running, waits: bool) -> Result<Option<Arc<Record>>, StoreError> {
+/// Who decided about a call whose commit was refused.
+enum Winner {
+    /// Its result, or an operator's answer.
+    Answered(Arc<Record>),
+    /// Another owner, whose body runs or has left the record in doubt: a call that is made now runs no body.
+    AtWork,
+    /// The record was removed, is another request's by now, or is there for the next call to run.
+    Nobody,
+}
+
+impl Winner {
+    fn of(record: Arc<Record>) -> Self {
+        match record.state {
+            State::Completed | State::Failed => Self::Answered(record),
+            State::InDoubt => Self::AtWork,
+            State::InProgress if !record.is_orphaned() || !record.policy.allows_takeover() => Self::AtWork,
+            State::InProgress | State::Released | State::Tombstone => Self::Nobody,
+        }
+    }
+}
+
+/// The owner that took over, and its result; `waits` for that as any caller would.
+async fn winner(running: &mut Running, waits: bool) -> Result<Winner, StoreError> {
     let call = running.call.clone();
     let engine = &call.engine;
     let is_own_request = |record: &Record| call.accepts(record.fingerprint);
     let record = retry::until(engine, engine.settings.commit_timeout, || engine.store.clone().read(call.key)).await?;
-    let record = match record.filter(is_own_request) {
-        Some(record) if record.is_running() && !waits => return Ok(None),
-        Some(record) if record.is_running() => {
-            let (Some(patience), Some(_waiting)) = (running.patience, Waiting::enter(engine)) else { return Ok(None) };
-            running.report.waited = true;
-            match wait::for_change(engine, call.key, engine.clock.monotonic().saturating_add(patience)).await? {
-                wait::Changed::Record(record) => record,
-                wait::Changed::Claimable | wait::Changed::OutOfTime => return Ok(None),
-            }
-        }
-        Some(record) => Arc::new(record),
-        None => return Ok(None),
+    let Some(record) = record.filter(is_own_request) else { return Ok(Winner::Nobody) };
+    if !(record.is_running() && waits) {
+        return Ok(Winner::of(Arc::new(record)));
+    }
+    let (Some(patience), Some(_waiting)) = (running.patience, Waiting::enter(engine)) else {
+        return Ok(Winner::AtWork);
     };
-    // Looked at once more: it may be another than the one that was waited for.
-    Ok((record.state.is_answer() && is_own_request(&record)).then_some(record))
+    running.report.waited = true;
+    match wait::for_change(engine, call.key, engine.clock.monotonic().saturating_add(patience)).await? {
+        // Looked at once more: it may be another than the one that was waited for.
+        wait::Changed::Record(record) if is_own_request(&record) => Ok(Winner::of(record)),
+        wait::Changed::Record(_) | wait::Changed::Claimable => Ok(Winner::Nobody),
+        wait::Changed::OutOfTime => Ok(Winner::AtWork),
+    }
 }
 
 /// Tells the caller, and goes on storing in the background. If that fails too, the record is in doubt.

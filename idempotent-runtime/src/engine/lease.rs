@@ -176,9 +176,9 @@ impl Lease {
         self.length
     }
 
-    /// The call has run for as long as it may.
+    /// The body has run for as long as it may. What comes after the body has bounds of its own.
     pub(super) fn is_renewed_no_more(&self, now: Duration) -> bool {
-        now >= self.renew_until
+        !self.has_body_ended() && now >= self.renew_until
     }
 
     pub(super) fn renewed(&self, sent: Duration) {

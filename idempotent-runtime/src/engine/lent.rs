@@ -89,8 +89,10 @@ impl Calls {
     }
 
     /// A call runs without a record: nothing will tell whether what it writes was committed.
-    pub(super) fn unrecorded(&self) {
-        self.met().is_unrecorded = true;
+    pub(super) fn unrecorded(&self, store: &Arc<dyn DynStore>) {
+        let mut met = self.met();
+        met.is_unrecorded = true;
+        met.store.get_or_insert_with(|| Arc::clone(store));
     }
 
     /// What was written since `mark` was undone.
@@ -147,10 +149,13 @@ impl Drop for Lent {
     }
 }
 
-#[cfg(all(test, feature = "sqlite"))]
+#[cfg(all(test, feature = "sqlite", feature = "memory"))]
 mod tests {
+    use std::sync::Arc;
+
     use super::Calls;
     use crate::key::KeyHash;
+    use crate::store::{DynStore, MemoryStore};
 
     #[test]
     fn a_call_without_a_record_leaves_none_that_tells_of_the_transaction() {
@@ -160,7 +165,7 @@ mod tests {
         calls.wrote(other, false);
         assert_eq!(calls.records(), [one, other]);
         assert!(!calls.tell_of(&[one]) && !calls.tell_of(&[]));
-        calls.unrecorded();
+        calls.unrecorded(&(Arc::new(MemoryStore::new()) as Arc<dyn DynStore>));
         assert!(calls.records().is_empty());
     }
 }

@@ -32,7 +32,7 @@ mod window;
 
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 pub use builder::Builder;
@@ -64,6 +64,7 @@ use scope::Scope;
 use settings::Settings;
 
 use crate::clock::{Clock, Randomness};
+use crate::context::Context;
 use crate::error::Error;
 use crate::key::{IntoKey, Key, KeyHash};
 use crate::near_cache::NearCache;
@@ -272,8 +273,9 @@ impl Drop for WithoutLease {
 
 /// A body that runs without any protection, until it is over: a shutdown waits for it, and counts it.
 pub(crate) struct Unprotected {
+    ended: Arc<AtomicBool>,
     // In this order: what is not busy any more is not counted either.
-    _counted: WithoutLease,
+    counted: WithoutLease,
     _busy: Busy,
 }
 
@@ -283,7 +285,23 @@ impl Unprotected {
         // In this order: a shutdown that begins after the look waits for what is busy.
         let busy = engine.keeper.busy();
         let counted = WithoutLease::enter(engine);
-        (!scope.is_shut_out(engine)).then(|| Self { _counted: counted, _busy: busy })
+        (!scope.is_shut_out(engine)).then(|| Self { ended: Arc::default(), counted, _busy: busy })
+    }
+
+    /// The context of the body.
+    pub(crate) fn context(&self, operation: &Arc<str>, key: KeyHash) -> Context {
+        Context::unprotected(&self.counted.0, operation, key, &self.ended, false)
+    }
+
+    /// The context of a body that has the user's transaction.
+    fn context_in_transaction(&self, operation: &Arc<str>, key: KeyHash) -> Context {
+        Context::unprotected(&self.counted.0, operation, key, &self.ended, true)
+    }
+}
+
+impl Drop for Unprotected {
+    fn drop(&mut self) {
+        self.ended.store(true, Ordering::Release);
     }
 }
 

@@ -1,6 +1,7 @@
 //! One record, for operators: look, answer, forget.
 
 use std::fmt;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -74,7 +75,30 @@ pub struct RecordView {
 
 /// Stands for what was seen of a record. Opaque.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Revision(Token);
+pub struct Revision {
+    owner: Token,
+    state: State,
+    reason: Option<Reason>,
+    /// A hash: a record may have megabytes of recorded steps.
+    body: u64,
+}
+
+impl Revision {
+    /// Renewals change nothing that is seen.
+    fn of(record: &Record, (state, reason): (State, Option<Reason>)) -> Self {
+        let mut body = DefaultHasher::new();
+        record.body.hash(&mut body);
+        Self { owner: record.owner, state, reason, body: body.finish() }
+    }
+}
+
+/// What people are shown: a record whose owner is gone is in doubt where nobody may take it over.
+fn shown(record: &Record) -> (State, Option<Reason>) {
+    let is_orphaned = record.is_orphaned();
+    let is_in_doubt = is_orphaned && !record.policy.allows_takeover();
+    let state = if is_in_doubt { State::InDoubt } else { record.state };
+    (state, record.reason.or(is_orphaned.then_some(Reason::Crashed)))
+}
 
 impl fmt::Debug for Revision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -84,19 +108,18 @@ impl fmt::Debug for Revision {
 
 impl RecordView {
     fn new(record: &Record) -> Self {
-        let orphaned = record.is_orphaned();
-        let in_doubt = orphaned && !record.policy.allows_takeover();
+        let (state, reason) = shown(record);
         Self {
             key: record.key,
             operation: record.operation.clone(),
-            state: if in_doubt { State::InDoubt } else { record.state },
+            state,
             created: record.created,
             expires: record.expires,
             attempts: record.attempts,
             fence: record.fence,
             size: record.body.len(),
-            reason: record.reason.or(orphaned.then_some(Reason::Crashed)),
-            revision: Revision(record.owner),
+            reason,
+            revision: Revision::of(record, (state, reason)),
         }
     }
 }
@@ -237,7 +260,8 @@ impl RecordHandle {
         })
     }
 
-    /// The record as it is, `None` if there is none or it has expired.
+    /// The record as it is, `None` if there is none or it has expired. What is left of an expired one under
+    /// [`after_expiry`](crate::Call::after_expiry) is shown as a [`Tombstone`](State::Tombstone).
     ///
     /// # Errors
     /// The store's.
@@ -272,8 +296,8 @@ impl RecordHandle {
     pub async fn resolve(&self, view: &RecordView, resolution: Resolution) -> Result<(), Error> {
         let key = self.asked()?;
         let engine = &self.engine;
-        let Revision(observed) = view.revision;
-        let record = self.read(key).await?.filter(|record| record.owner == observed);
+        let observed = view.revision.owner;
+        let record = self.read(key).await?.filter(|record| Revision::of(record, shown(record)) == view.revision);
         let record = record.ok_or_else(|| self.changed(&key))?;
         let answer = self.answer(&key, &record, resolution)?;
         let token = engine.token().map_err(|error| {

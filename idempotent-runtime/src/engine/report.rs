@@ -17,7 +17,8 @@ pub struct Report {
     pub operation: Arc<str>,
     /// The name of the record. All zeros where the call was refused before it had one: its key or its configuration is wrong.
     pub key: KeyHash,
-    /// The answer came from the record: this call did not run the body.
+    /// The answer came from the record, and is another call's or an operator's: this call did not run the body, or it was
+    /// overtaken and its own result is not the answer.
     pub replayed: bool,
     /// This call waited for another caller that was running the body, in this process or elsewhere. A call in a transaction
     /// that waited for another transaction does not know of it if that one rolled back, and says that it did not.

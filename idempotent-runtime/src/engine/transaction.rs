@@ -172,11 +172,11 @@ async fn bypass<X: SqlTransaction + ?Sized>(
     report.bypassed = true;
     scope.report(&report);
     if let Some(calls) = calls_at(transaction.connection().place()) {
-        calls.unrecorded();
+        calls.unrecorded(&call.engine.store);
     }
     let savepoint = savepoint_without_claim();
     transaction.connection().set_savepoint(&savepoint).await.map_err(|error| store_error(&call, error))?;
-    let scope = scope.of_body(Context::unprotected(&call.engine, &call.operation, call.key));
+    let scope = scope.of_body(unprotected.context_in_transaction(&call.operation, call.key));
     let unclaimed = Unclaimed { call, savepoint, _unprotected: unprotected };
     Ok(Sought::Run { claimed: Err(Box::new(unclaimed)), scope })
 }

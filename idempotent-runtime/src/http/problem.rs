@@ -177,6 +177,8 @@ impl Problem {
     /// What `error` means to a client. What the store said is not in it.
     pub fn of(error: &Error) -> Self {
         let kind = match error.kind() {
+            // The next request would run the handler once more.
+            ErrorKind::Superseded if !error.is_retryable() => ProblemKind::Uncertain,
             ErrorKind::InProgress | ErrorKind::Superseded => ProblemKind::InProgress,
             ErrorKind::Mismatch => ProblemKind::Mismatch,
             ErrorKind::InDoubt | ErrorKind::NotStored | ErrorKind::StepInterrupted => ProblemKind::Uncertain,

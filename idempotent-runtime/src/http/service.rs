@@ -422,7 +422,7 @@ impl Guard {
         };
         // A call that has claimed nothing, and the keys that it derives for others are those of one that has: what the
         // layer does not stop, they may.
-        let context = Context::unprotected(&options.engine.inner, &options.operation, key);
+        let context = unprotected.context(&options.operation, key);
         // What the service does when it is called belongs to the handler too.
         let handler = async move {
             let _until_it_is_over = unprotected;
