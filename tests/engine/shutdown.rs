@@ -398,8 +398,8 @@ async fn an_unprotected_body_that_is_over_lets_no_calls_through_a_shutdown() {
     let mut shutdown = Box::pin(world.engine.shutdown(LONG));
     assert!(poll_once(&mut shutdown).is_pending());
     gate.open();
-    let late = spawned.lock().unwrap().take().expect("it was spawned").await.unwrap();
-    assert_eq!(late.unwrap_err().kind(), ErrorKind::ShuttingDown);
+    let late = spawned.lock().unwrap().take().expect("it was spawned");
+    assert_eq!(late.await.unwrap().unwrap_err().kind(), ErrorKind::ShuttingDown);
     other_gate.open();
     other.await.unwrap();
     shutdown.await;
