@@ -37,11 +37,12 @@ pub(crate) fn run(options: &Options, tree: &Tree, target: &Path, report: &mut Re
     }
     let originals = originals(tree, &places)?;
     let mut tests = built(options, tree, target, &originals, &mut places)?;
-    for test in tests.values_mut() {
-        let time = test.measure()?;
-        println!("{}: {:.1} s", test.name, time.as_secs_f64());
-    }
     for area in &options.areas {
+        for name in area.rooms.iter().flat_map(|room| room.tests) {
+            if let Some(time) = tests.get_mut(name).map(Test::measure).transpose()?.flatten() {
+                println!("{name}: {:.1} s", time.as_secs_f64());
+            }
+        }
         let of_area = |(_, place): &(usize, &Place)| place.area == area.name && !place.is_needed;
         let candidates: Vec<_> = places.iter().enumerate().filter(of_area).collect();
         let mut changes = Vec::new();
