@@ -95,7 +95,7 @@ async fn lent<T, const N: usize>(
     path: &Path,
     mut number: &u64,
     value: T,
-    fixed: &'static str,
+    mut fixed: &'static str,
     #[cfg(any())] absent: &Missing,
     mut map: BTreeMap<u64, String>,
     (first, second): (u64, u64),
@@ -107,6 +107,7 @@ where
 {
     if *number == 1 {
         number = &numbers[0];
+        fixed = fixed.trim();
     }
     map.insert(9, text.to_owned());
     tokio::task::yield_now().await;
@@ -119,7 +120,7 @@ async fn what_was_lent_is_copied_and_looks_the_same() {
     let engine = engine();
     for _ in 0..2 {
         let text = "text".to_owned();
-        let call = lent(&text, &[4, 5], &[6], Path::new("/"), &1, 2.5, "fixed", BTreeMap::new(), (7, 8), "", "");
+        let call = lent(&text, &[4, 5], &[6], Path::new("/"), &1, 2.5, " fixed", BTreeMap::new(), (7, 8), "", "");
         assert_eq!(engine.scope(call).await.unwrap(), "text [4, 5] [6] / 4 2.5 fixed {9: \"text\"} 7 8");
     }
 }

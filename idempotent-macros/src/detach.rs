@@ -21,7 +21,7 @@ pub(crate) struct Copied<'a> {
 /// The arguments that the body uses and cannot take along.
 pub(crate) fn copied<'a>(function: &'a Function, body: &Body) -> Vec<Copied<'a>> {
     typed(&function.signature)
-        .filter(|argument| matches!(unwrapped(&argument.ty), Type::Reference(reference) if !is_static(reference)))
+        .filter(|argument| is_lent(&argument.ty))
         .filter_map(|argument| {
             let name = argument_name(&argument.pat).filter(|name| mentions(&body.statements, name))?;
             Some(Copied {
@@ -81,13 +81,18 @@ pub(crate) fn signature(signature: &Signature) -> Signature {
     let mut signature = signature.clone();
     for argument in &mut signature.inputs {
         if let FnArg::Typed(argument) = argument
-            && matches!(unwrapped(&argument.ty), Type::Reference(_))
+            && is_lent(&argument.ty)
             && let Pat::Ident(name) = &mut *argument.pat
         {
             name.mutability = None;
         }
     }
     signature
+}
+
+/// Whether the body gets a copy of what the argument borrows.
+fn is_lent(of_type: &Type) -> bool {
+    matches!(unwrapped(of_type), Type::Reference(reference) if !is_static(reference))
 }
 
 fn typed(signature: &Signature) -> impl Iterator<Item = &PatType> {
