@@ -10,9 +10,9 @@ use std::sync::Arc;
 
 use effects::Effects;
 use idempotency::store::MemoryStore;
-use idempotency::{Error, ErrorKind, Idempotency, Unstored, idempotent};
+use idempotency::{Error, ErrorKind, Idempotency, Unstored, Verdict, idempotent};
 use serde::{Deserialize, Serialize};
-use tokio::sync::Semaphore;
+use tokio::sync::{Mutex, OwnedMutexGuard, Semaphore};
 
 fn engine() -> Idempotency {
     Idempotency::new(MemoryStore::new())
@@ -86,6 +86,106 @@ async fn a_body_outlives_its_caller() {
     assert_eq!(gate.effects.count(), 1);
 }
 
+/// Locks that nobody looks at: they are there to be held.
+mod held {
+    use super::*;
+
+    type Guard = OwnedMutexGuard<()>;
+
+    #[idempotent(key = "once", ttl = "24h", detach)]
+    pub(super) async fn by_a_name(_account: Guard, gate: Arc<Gate>) -> Result<usize, Error> {
+        Ok(gate.pass().await)
+    }
+
+    #[idempotent(key = "once", ttl = "24h", detach)]
+    pub(super) async fn without_a_name(_: Guard, gate: Arc<Gate>) -> Result<usize, Error> {
+        Ok(gate.pass().await)
+    }
+
+    #[allow(unused_parens, reason = "it is a pattern all the same")]
+    #[idempotent(key = "once", ttl = "24h", detach)]
+    pub(super) async fn in_parentheses((_): Guard, gate: Arc<Gate>) -> Result<usize, Error> {
+        Ok(gate.pass().await)
+    }
+
+    #[idempotent(key = "once", ttl = "24h", detach)]
+    pub(super) async fn by_a_pattern((_account, _): (Guard, u64), gate: Arc<Gate>) -> Result<usize, Error> {
+        Ok(gate.pass().await)
+    }
+
+    #[idempotent(key = "once", ttl = "24h", detach)]
+    pub(super) async fn under_a_condition(
+        #[cfg(not(any()))] _account: Guard,
+        #[cfg(any())] _account: Missing,
+        #[cfg(any())] _: Missing,
+        gate: Arc<Gate>,
+    ) -> Result<usize, Error> {
+        Ok(gate.pass().await)
+    }
+
+    #[idempotent(key = "once", ttl = "24h", detach, on_crash = verify(async |_| Ok(Verdict::NotExecuted)))]
+    pub(super) async fn with_a_question(_account: Guard, gate: Arc<Gate>) -> Result<usize, Error> {
+        Ok(gate.pass().await)
+    }
+
+    #[idempotent(key = "once", ttl = "24h", detach, on_crash = verify(async |_| Ok(Verdict::NotExecuted)))]
+    pub(super) async fn with_a_question_and_without_a_name(_: Guard, gate: Arc<Gate>) -> Result<usize, Error> {
+        Ok(gate.pass().await)
+    }
+
+    pub(super) struct Account {
+        _lock: Guard,
+    }
+
+    impl Account {
+        pub(super) fn new(lock: Guard) -> Self {
+            Self { _lock: lock }
+        }
+
+        #[idempotent(key = "once", ttl = "24h", detach)]
+        pub(super) async fn by_itself(self, gate: Arc<Gate>) -> Result<usize, Error> {
+            Ok(gate.pass().await)
+        }
+    }
+}
+
+type Holding = fn(OwnedMutexGuard<()>, Arc<Gate>) -> Pin<Box<dyn Future<Output = Result<usize, Error>>>>;
+
+#[tokio::test]
+async fn what_nobody_mentions_is_held_until_the_body_is_over() {
+    let kinds: [(&str, Holding); 8] = [
+        ("by a name", |account, gate| Box::pin(held::by_a_name(account, gate))),
+        ("without a name", |account, gate| Box::pin(held::without_a_name(account, gate))),
+        ("in parentheses", |account, gate| Box::pin(held::in_parentheses(account, gate))),
+        ("by a pattern", |account, gate| Box::pin(held::by_a_pattern((account, 1), gate))),
+        ("under a condition", |account, gate| Box::pin(held::under_a_condition(account, gate))),
+        ("with a question", |account, gate| Box::pin(held::with_a_question(account, gate))),
+        ("with a question and without a name", |account, gate| {
+            Box::pin(held::with_a_question_and_without_a_name(account, gate))
+        }),
+        ("by itself", |account, gate| Box::pin(held::Account::new(account).by_itself(gate))),
+    ];
+    let mut released = Vec::new();
+    for (kind, call) in kinds {
+        let (gate, engine, account) = (Gate::new(), engine(), Arc::new(Mutex::new(())));
+        {
+            let caller = engine.scope(call(account.clone().lock_owned().await, gate.clone()));
+            tokio::select! {
+                _ = caller => unreachable!("the gate is closed"),
+                permit = gate.started.acquire() => permit.unwrap().forget(),
+            }
+        }
+        if account.try_lock().is_ok() {
+            released.push(kind);
+        }
+        gate.open.add_permits(1);
+        gate.done.acquire().await.unwrap().forget();
+        // Would wait for ever for a guard that nobody drops.
+        drop(account.lock().await);
+    }
+    assert!(released.is_empty(), "released while the body runs: {released:?}");
+}
+
 #[allow(clippy::too_many_arguments, reason = "one of each kind")]
 #[idempotent(key = (text, N, *number), ttl = "24h", detach, name = "detach.lent")]
 async fn lent<T, const N: usize>(
@@ -95,7 +195,7 @@ async fn lent<T, const N: usize>(
     path: &Path,
     mut number: &u64,
     value: T,
-    fixed: &'static str,
+    mut fixed: &'static str,
     #[cfg(any())] absent: &Missing,
     mut map: BTreeMap<u64, String>,
     (first, second): (u64, u64),
@@ -107,6 +207,7 @@ where
 {
     if *number == 1 {
         number = &numbers[0];
+        fixed = fixed.trim();
     }
     map.insert(9, text.to_owned());
     tokio::task::yield_now().await;
@@ -119,7 +220,7 @@ async fn what_was_lent_is_copied_and_looks_the_same() {
     let engine = engine();
     for _ in 0..2 {
         let text = "text".to_owned();
-        let call = lent(&text, &[4, 5], &[6], Path::new("/"), &1, 2.5, "fixed", BTreeMap::new(), (7, 8), "", "");
+        let call = lent(&text, &[4, 5], &[6], Path::new("/"), &1, 2.5, " fixed", BTreeMap::new(), (7, 8), "", "");
         assert_eq!(engine.scope(call).await.unwrap(), "text [4, 5] [6] / 4 2.5 fixed {9: \"text\"} 7 8");
     }
 }

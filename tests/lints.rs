@@ -137,6 +137,24 @@ mod clean {
         Ok(text.len() + numbers.len())
     }
 
+    #[idempotent(key = id, ttl = "24h", detach)]
+    pub(super) async fn held(
+        id: u64,
+        _permit: Order,
+        (_first, _): (Order, u64),
+        #[allow(unused_variables, reason = "it is only there to be held")] lock: Order,
+        _: Order,
+    ) -> Result<u64, Error> {
+        tokio::task::yield_now().await;
+        Ok(id)
+    }
+
+    #[idempotent(key = id, ttl = "24h", detach)]
+    pub(super) async fn formats(id: u64, width: usize, r#precision: usize) -> Result<String, Error> {
+        tokio::task::yield_now().await;
+        Ok(format!("{:width$} {:.*}", "text", precision, "text"))
+    }
+
     #[idempotent(key = (id.to_string(), N), ttl = "24h", name = "lints.generic")]
     pub(super) async fn generic<'a, T, const N: usize>(
         id: impl Display + Send + Sync,
@@ -273,6 +291,38 @@ mod told {
         Ok(id)
     }
 
+    #[expect(unused_variables, reason = "neither the key nor the body uses it")]
+    #[idempotent(key = id, ttl = "24h", detach)]
+    pub(super) async fn unused_moved(id: u64, unused: String) -> Result<u64, Error> {
+        Ok(id)
+    }
+
+    #[expect(unused_variables, reason = "neither the key nor the body uses it")]
+    #[idempotent(key = id, ttl = "24h", detach)]
+    pub(super) async fn unused_part(id: u64, (unused, _): (String, u64)) -> Result<u64, Error> {
+        Ok(id)
+    }
+
+    #[idempotent(key = id, ttl = "24h", detach)]
+    pub(super) async fn unused_there(
+        id: u64,
+        #[expect(unused_variables, reason = "it is said of the argument as well")] unused: String,
+    ) -> Result<u64, Error> {
+        Ok(id)
+    }
+
+    #[expect(unused_variables, unused_mut, reason = "nothing uses it, and nothing changes it")]
+    #[idempotent(key = id, ttl = "24h", detach)]
+    pub(super) async fn unused_and_mut(id: u64, mut unused: String) -> Result<u64, Error> {
+        Ok(id)
+    }
+
+    #[expect(non_snake_case, unused_variables, reason = "a name in capitals is told once more")]
+    #[idempotent(key = id, ttl = "24h", detach)]
+    pub(super) async fn unused_in_capitals(id: u64, UNUSED: String) -> Result<u64, Error> {
+        Ok(id)
+    }
+
     #[expect(unused_mut, reason = "nothing changes it")]
     #[idempotent(key = id, ttl = "24h")]
     pub(super) async fn unused_mut(mut id: u64) -> Result<u64, Error> {
@@ -325,6 +375,9 @@ async fn everything_that_is_clean_also_works() {
         clean::closure(1).await.unwrap();
         clean::without_arguments().await.unwrap();
         clean::detached(&order, "text", Vec::new()).await.unwrap();
+        let held = clean::held(1, order.clone(), (order.clone(), 1), order.clone(), order.clone());
+        held.await.unwrap();
+        clean::formats(1, 1, 1).await.unwrap();
         clean::generic(1, &[1_u8]).await.unwrap();
         clean::patterns(order.clone(), (1, 2), &3).await.unwrap();
         clean::assigns_only(order.clone(), (1, 2)).await.unwrap();
@@ -339,6 +392,11 @@ async fn everything_that_is_clean_also_works() {
         told::unused_argument(1, 1).await.unwrap();
         told::unused_variable(1).await.unwrap();
         told::unused_detached(1, 1, "").await.unwrap();
+        told::unused_moved(1, String::new()).await.unwrap();
+        told::unused_part(1, (String::new(), 1)).await.unwrap();
+        told::unused_there(1, String::new()).await.unwrap();
+        told::unused_and_mut(1, String::new()).await.unwrap();
+        told::unused_in_capitals(1, String::new()).await.unwrap();
         told::unused_mut(1).await.unwrap();
         told::unreachable(1).await.unwrap();
         told::excessive(true, true, true, true).await.unwrap();

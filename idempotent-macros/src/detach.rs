@@ -3,9 +3,9 @@
 use proc_macro2::{Ident, Span, TokenStream};
 use quote::{format_ident, quote, quote_spanned};
 use syn::spanned::Spanned;
-use syn::{Attribute, FnArg, Pat, PatType, Receiver, ReceiverKind, Signature, Type};
+use syn::{Attribute, FnArg, Pat, PatType, Receiver, ReceiverKind, Signature, Type, parse_quote};
 
-use crate::func::{Body, Function, argument_name, conditions, mentions};
+use crate::func::{Body, Function, argument_name, bound_names, conditions, mentions};
 use crate::types::{is_static, unwrapped};
 
 /// An argument of type `&T`, which the body gets as a reference to a copy.
@@ -21,13 +21,13 @@ pub(crate) struct Copied<'a> {
 /// The arguments that the body uses and cannot take along.
 pub(crate) fn copied<'a>(function: &'a Function, body: &Body) -> Vec<Copied<'a>> {
     typed(&function.signature)
-        .filter(|argument| matches!(unwrapped(&argument.ty), Type::Reference(reference) if !is_static(reference)))
+        .filter(|argument| is_lent(&argument.ty))
         .filter_map(|argument| {
             let name = argument_name(&argument.pat).filter(|name| mentions(&body.statements, name))?;
             Some(Copied {
                 name,
                 mutability: mutability(&argument.pat),
-                attributes: conditions(argument).collect(),
+                attributes: conditions(&argument.attrs).collect(),
                 place: argument.ty.span(),
             })
         })
@@ -55,39 +55,102 @@ impl Copied<'_> {
 }
 
 /// One check for each argument that moves into the task, so that a mistake is reported at the argument.
-pub(crate) fn checks(
-    function: &Function,
-    is_used: impl Fn(&Ident) -> bool,
-    private: &TokenStream,
-) -> impl Iterator<Item = TokenStream> {
+pub(crate) fn checks(function: &Function, private: &TokenStream) -> impl Iterator<Item = TokenStream> {
     function.signature.inputs.iter().filter_map(move |argument| {
         let (name, place, conditions) = match argument {
             FnArg::Receiver(Receiver { self_token, kind, .. }) => {
                 let place = if let ReceiverKind::Typed(_, of_type) = kind { of_type.span() } else { self_token.span };
                 (Ident::from(*self_token), place, Vec::new())
             }
-            FnArg::Typed(argument) if matches!(unwrapped(&argument.ty), Type::Reference(_)) => return None,
+            FnArg::Typed(argument) if !is_moved(&argument.ty) => return None,
             FnArg::Typed(argument) => {
-                (argument_name(&argument.pat)?.clone(), argument.ty.span(), conditions(argument).collect())
+                let place = argument.ty.span();
+                (argument_name(&argument.pat)?.clone(), place, conditions(&argument.attrs).collect())
             }
         };
         let reference = quote_spanned!(place=> &#name);
-        is_used(&name).then(|| quote!(#(#conditions)* #private::assert_detachable(#reference);))
+        let lint = underscore_lint(&name);
+        Some(quote!(#(#conditions)* #lint #private::assert_detachable(#reference);))
     })
 }
 
-/// The signature without `mut` on the arguments that the body gets anew: out here it would be unused.
-pub(crate) fn signature(signature: &Signature) -> Signature {
+/// Takes an argument that nobody mentions into the task, where it may guard what the body does.
+///
+/// That uses it, and the compiler would say nothing of one that was forgotten. So the name is bound once more, to be
+/// reported as the argument would be: in a block of its own, where it hides nothing from the body.
+pub(crate) fn taken_along(attributes: &[Attribute], name: &Ident) -> TokenStream {
+    let conditions = conditions(attributes);
+    if is_never_reported(name) {
+        let lint = underscore_lint(name);
+        return quote!(#(#conditions)* #lint let _ = &#name;);
+    }
+    let levels = attributes.iter().filter(|attribute| is_level(attribute));
+    quote!({ #(#conditions)* #(#levels)* let #name = &#name; })
+}
+
+/// Whether the compiler accepts that nobody uses the name.
+fn is_never_reported(name: &Ident) -> bool {
+    name == "self" || name.to_string().starts_with('_')
+}
+
+/// Clippy would say of a name like `_permit` that it is used after all: by us.
+fn underscore_lint(name: &Ident) -> Option<TokenStream> {
+    name.to_string().starts_with('_').then(|| quote!(#[allow(clippy::used_underscore_binding)]))
+}
+
+/// Whether the attribute says what becomes of a lint.
+fn is_level(attribute: &Attribute) -> bool {
+    ["allow", "warn", "deny", "forbid", "expect"].iter().any(|level| attribute.path().is_ident(level))
+}
+
+/// Gives a name to each argument `_` by value, which could not move into the task without.
+pub(crate) fn name_all(signature: &mut Signature) {
+    for (position, argument) in signature.inputs.iter_mut().enumerate() {
+        if let FnArg::Typed(argument) = argument
+            && is_moved(&argument.ty)
+            && let Some(wildcard) = wildcard(&mut argument.pat)
+        {
+            let place = Span::mixed_site().located_at(wildcard.span());
+            let name = format_ident!("__argument_{position}", span = place);
+            *wildcard = parse_quote!(#name);
+        }
+    }
+}
+
+fn wildcard(pattern: &mut Pat) -> Option<&mut Pat> {
+    match pattern {
+        Pat::Wild(_) => Some(pattern),
+        Pat::Paren(paren) => wildcard(&mut paren.pat),
+        _ => None,
+    }
+}
+
+/// The signature without what is said of the arguments in the body: `mut` on those that it gets anew would be unused out
+/// here, and `#[expect]` on those that it reports as unused would not be fulfilled.
+pub(crate) fn signature(signature: &Signature, is_used: impl Fn(&Ident) -> bool) -> Signature {
+    let is_reported = |name: &Ident| !is_used(name) && !is_never_reported(name);
     let mut signature = signature.clone();
     for argument in &mut signature.inputs {
-        if let FnArg::Typed(argument) = argument
-            && matches!(unwrapped(&argument.ty), Type::Reference(_))
-            && let Pat::Ident(name) = &mut *argument.pat
-        {
-            name.mutability = None;
+        let FnArg::Typed(argument) = argument else { continue };
+        if is_lent(&argument.ty) {
+            if let Pat::Ident(name) = &mut *argument.pat {
+                name.mutability = None;
+            }
+        } else if is_moved(&argument.ty) && bound_names(&argument.pat).into_iter().any(is_reported) {
+            argument.attrs.retain(|attribute| !attribute.path().is_ident("expect"));
         }
     }
     signature
+}
+
+/// Whether the body gets a copy of what the argument borrows.
+fn is_lent(of_type: &Type) -> bool {
+    matches!(unwrapped(of_type), Type::Reference(reference) if !is_static(reference))
+}
+
+/// Whether the argument itself goes into the task, with all that it owns.
+fn is_moved(of_type: &Type) -> bool {
+    !matches!(unwrapped(of_type), Type::Reference(_))
 }
 
 fn typed(signature: &Signature) -> impl Iterator<Item = &PatType> {

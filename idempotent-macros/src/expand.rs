@@ -8,19 +8,25 @@ use syn::{Expr, Ident, Token, Type};
 
 use crate::args::{Args, FormerFingerprint, OnConflict, OnCrash, OnError};
 use crate::detach::{self, Copied};
-use crate::func::{Body, Function, mentions};
+use crate::func::{Body, Function, conditions, mentions};
 use crate::key::{Key, borrowed};
 use crate::transaction;
 use crate::types::{self, Output, erased};
 use crate::verify::{self, Verify};
 
 /// The expansion of a function that passed every check.
-pub(crate) fn expand(args: &Args, function: &Function) -> TokenStream {
+pub(crate) fn expand(args: &Args, mut function: Function) -> TokenStream {
+    let is_detached = args.detach.is_some() && matches!(function.output(), Output::Async(_));
+    if is_detached {
+        detach::name_all(&mut function.signature);
+    }
+    let function = &function;
     let Function { attributes, visibility, signature, body: Some(body) } = function else {
         return function.unchanged();
     };
     let private = private_path(args);
-    let signature = if args.detach.is_some() { &detach::signature(signature) } else { signature };
+    let detached = is_detached.then(|| detach::signature(signature, |name| is_used(args, body, name)));
+    let signature = detached.as_ref().unwrap_or(signature);
     let contents = match (function.output(), &args.tx) {
         (Output::Async(output), Some(tx)) => native_in_transaction(args, tx, function, body, &private, output),
         (Output::Boxed { future, output }, Some(tx)) => {
@@ -41,18 +47,20 @@ fn native(args: &Args, function: &Function, body: &Body, private: &TokenStream, 
     let arguments = if is_detached { detach::copied(function, body) } else { Vec::new() };
     let copies = arguments.iter().map(|argument| argument.copy(private));
     let borrows = arguments.iter().map(Copied::borrow);
-    let is_used = |name: &Ident| mentions(&body.statements, name) || mentions(&args.tokens, name);
-    let checks = is_detached.then(|| detach::checks(function, is_used, private));
+    let checks = is_detached.then(|| detach::checks(function, private));
     let checks = checks.into_iter().flatten();
     // A closure captures only the fields that it uses, and what only the key uses would be gone before the body runs:
     // a guard among the arguments would be dropped too early. What nobody mentions stays outside until the end, and is
-    // reported as unused. Captures are dropped in the order in which they are mentioned, arguments from the last to the first.
-    let wholes = function
-        .moved_names()
-        .into_iter()
-        .rev()
-        .filter(|(_, name)| is_used(name))
-        .map(|(conditions, name)| quote!(#(#conditions)* let _ = &#name;));
+    // reported as unused; a detached body takes that along too, since the outside may end before it. Captures are dropped
+    // in the order in which they are mentioned, arguments from the last to the first.
+    let wholes = function.moved_names().into_iter().rev().filter_map(|(attributes, name)| {
+        if is_used(args, body, &name) {
+            let conditions = conditions(attributes);
+            Some(quote!(#(#conditions)* let _ = &#name;))
+        } else {
+            is_detached.then(|| detach::taken_along(attributes, &name))
+        }
+    });
     let edge = return_type_edge(output);
     let inner = body.following(&quote!(#edge #(#wholes)* #(#borrows)*));
     let local = local("__body");
@@ -195,6 +203,11 @@ fn call_after_question(
             }
         }
     }
+}
+
+/// Whether the body or an option mentions the argument.
+fn is_used(args: &Args, body: &Body, name: &Ident) -> bool {
+    mentions(&body.statements, name) || mentions(&args.tokens, name)
 }
 
 /// What the runtime is told about the call. The key comes first, before anything is moved.

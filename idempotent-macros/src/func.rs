@@ -6,8 +6,8 @@ use syn::ext::IdentExt;
 use syn::parse::{Parse, ParseStream, Parser};
 use syn::visit::{self, Visit};
 use syn::{
-    Attribute, FnArg, GenericParam, Ident, Pat, PatIdent, PatType, Receiver, ReceiverKind, ReturnType, Signature,
-    Token, Type, Visibility,
+    Attribute, FnArg, GenericParam, Ident, Pat, PatIdent, Receiver, ReceiverKind, ReturnType, Signature, Token, Type,
+    Visibility,
 };
 
 use crate::types::{self, Output, unwrapped};
@@ -88,17 +88,17 @@ impl Function {
         finder.0
     }
 
-    /// The names that arguments by value are bound to, with the `#[cfg]`s that they are under.
-    pub(crate) fn moved_names(&self) -> Vec<(Vec<&Attribute>, Ident)> {
+    /// The names that arguments by value are bound to, with the attributes of their arguments.
+    pub(crate) fn moved_names(&self) -> Vec<(&[Attribute], Ident)> {
         let mut names = Vec::new();
         for argument in &self.signature.inputs {
             match argument {
                 FnArg::Receiver(Receiver { kind: ReceiverKind::Reference(..), .. }) => {}
-                FnArg::Receiver(receiver) => names.push((Vec::new(), receiver.self_token.into())),
+                FnArg::Receiver(receiver) => names.push((&[][..], receiver.self_token.into())),
                 FnArg::Typed(argument) if matches!(unwrapped(&argument.ty), Type::Reference(_)) => {}
                 FnArg::Typed(argument) => {
                     let bound = bound_names(&argument.pat).into_iter();
-                    names.extend(bound.map(|name| (conditions(argument).collect(), name.clone())));
+                    names.extend(bound.map(|name| (&*argument.attrs, name.clone())));
                 }
             }
         }
@@ -140,7 +140,7 @@ pub(crate) fn argument_name(pattern: &Pat) -> Option<&Ident> {
 
 /// All names that a pattern binds. One in capitals may be a constant or a type without fields instead, which nothing can be
 /// told from here, and which can be named like an argument.
-fn bound_names(pattern: &Pat) -> Vec<&Ident> {
+pub(crate) fn bound_names(pattern: &Pat) -> Vec<&Ident> {
     struct Finder<'a>(Vec<&'a Ident>);
     impl<'a> Visit<'a> for Finder<'a> {
         fn visit_pat_ident(&mut self, pattern: &'a PatIdent) {
@@ -153,15 +153,20 @@ fn bound_names(pattern: &Pat) -> Vec<&Ident> {
     finder.0
 }
 
-/// Whether the tokens use the name: not as a field or method of something else, but also in a text like `"{name}"`.
+/// Whether the tokens use the name: not as a field or method of something else, but also in a text like `"{name}"` or
+/// `"{:name$}"`.
 pub(crate) fn mentions(tokens: &TokenStream, name: &Ident) -> bool {
-    let in_text = format!("{{{}", name.unraw());
+    let name = &name.unraw();
+    let in_text = [format!("{{{name}"), format!("{name}$")];
     let mut dots = 0;
     for token in tokens.clone() {
         let is_mentioned = match &token {
-            TokenTree::Ident(ident) => ident == name && dots != 1,
+            TokenTree::Ident(ident) => ident.unraw() == *name && dots != 1,
             TokenTree::Group(group) => mentions(&group.stream(), name),
-            TokenTree::Literal(literal) => literal.to_string().contains(&in_text),
+            TokenTree::Literal(literal) => {
+                let literal = literal.to_string();
+                in_text.iter().any(|text| literal.contains(text))
+            }
             TokenTree::Punct(_) => false,
         };
         if is_mentioned {
@@ -174,8 +179,8 @@ pub(crate) fn mentions(tokens: &TokenStream, name: &Ident) -> bool {
 }
 
 /// The `#[cfg]`s on an argument: what the expansion says about it is under the same.
-pub(crate) fn conditions(argument: &PatType) -> impl Iterator<Item = &Attribute> {
-    argument.attrs.iter().filter(|attribute| attribute.path().is_ident("cfg"))
+pub(crate) fn conditions(attributes: &[Attribute]) -> impl Iterator<Item = &Attribute> {
+    attributes.iter().filter(|attribute| attribute.path().is_ident("cfg"))
 }
 
 impl Body {
@@ -246,9 +251,18 @@ mod tests {
     fn a_name_is_mentioned_where_it_is_a_variable() {
         let name = Ident::new("id", Span::call_site());
         let mentioned = |source: &str| mentions(&source.parse().unwrap(), &name);
-        for source in
-            ["id", "f(id)", "{ [id.x] }", "0..id", "format!(\"{id}\")", "format!(\"{id:?}\")", "&id", "a.f(id)"]
-        {
+        for source in [
+            "id",
+            "f(id)",
+            "{ [id.x] }",
+            "0..id",
+            "format!(\"{id}\")",
+            "format!(\"{id:?}\")",
+            "&id",
+            "a.f(id)",
+            "r#id",
+            "\"{0:>id$}\"",
+        ] {
             assert!(mentioned(source), "{source}");
         }
         for source in ["order.id", "order.id()", "f(order . id)", "\"id\"", "ids", "\"{ids }\".id"] {

@@ -46,7 +46,7 @@ fn rewrite(args: TokenStream, item: TokenStream) -> TokenStream {
     };
     check::check(&args, &function, &mut errors);
     if errors.is_empty() {
-        return expand::expand(&args, &function);
+        return expand::expand(&args, function);
     }
     let mut output = errors.into_compile_errors();
     output.extend(function.unexpanded());

@@ -65,6 +65,15 @@ fn detached_method() {
 }
 
 #[test]
+fn detached_function_that_holds_its_arguments() {
+    insta::assert_snapshot!(expanded(
+        r#"key = id, ttl = "24h", detach"#,
+        "async fn charge(id: u64, _permit: Permit, #[cfg(unix)] _: Guard, #[expect(unused)] (forgotten, _): Pair, _: &str) \
+         -> Result<Receipt, PayError> { pay().await }",
+    ));
+}
+
+#[test]
 fn boxed_future() {
     insta::assert_snapshot!(expanded_method(
         r#"key = order.id, ttl = "24h", on_crash = hold"#,

@@ -127,6 +127,36 @@ impl Named {
     }
 }
 
+impl Named {
+    async fn plain_unmentioned(self, _second: Self, (third, _fourth): (Self, Self), _: Self) -> Result<usize, Error> {
+        tokio::task::yield_now().await;
+        Ok(third.1.len())
+    }
+
+    #[idempotent(key = third.1, ttl = "24h", name = "signatures.detached_unmentioned", detach)]
+    async fn unmentioned(self, _second: Self, (third, _fourth): (Self, Self), _: Self) -> Result<usize, Error> {
+        tokio::task::yield_now().await;
+        Ok(third.1.len())
+    }
+}
+
+#[tokio::test]
+async fn what_a_detached_body_does_not_mention_is_dropped_in_the_same_order() {
+    let engine = Idempotency::new(MemoryStore::new());
+    let log = Arc::new(Mutex::new(Vec::new()));
+    let named = |name| Named(log.clone(), name);
+    let dropped = || std::mem::take(&mut *log.lock().unwrap());
+    let pair = || (named("third"), named("fourth"));
+    named("self").plain_unmentioned(named("second"), pair(), named("fifth")).await.unwrap();
+    let plain = dropped();
+    assert_eq!(plain, ["fifth", "fourth", "third", "second", "self"]);
+    for _ in 0..2 {
+        let call = named("self").unmentioned(named("second"), pair(), named("fifth"));
+        engine.scope(call).await.unwrap();
+        assert_eq!(dropped(), plain);
+    }
+}
+
 /// A pattern that looks like a name.
 struct Marker;
 
