@@ -159,7 +159,7 @@ async fn ignored_undoing(connection: &mut SqliteConnection) {
 enum Undoes {
     /// An error beside the call, of which nobody takes notice.
     Beside,
-    /// An error that the body returns.
+    /// A full disk, which the body returns.
     Returned,
     /// As the first, while the transaction is dropped with its future.
     Dropped,
@@ -172,7 +172,8 @@ async fn on_sqlite_the_connection_of_a_transaction_that_the_database_has_undone_
     for undoes in [Undoes::Beside, Undoes::Returned, Undoes::Dropped] {
         let scene = Scene::<databases::Sqlite>::new(1, None).await?;
         let (engine, pool) = (&scene.engine, &scene.pool);
-        let prepare = "CREATE TABLE audit (id INTEGER PRIMARY KEY); INSERT INTO audit VALUES (1); CREATE TEMP TABLE mark (id INT)";
+        let prepare = "CREATE TABLE audit (id INTEGER PRIMARY KEY); INSERT INTO audit VALUES (1);
+            CREATE TEMP TABLE mark (id INT); CREATE TABLE large (body BLOB); PRAGMA max_page_count = 50";
         sqlx::raw_sql(prepare).execute(pool).await?;
         let (runs, reached) = (&Cell::new(0), &Notify::new());
         let charge = async |key: &str, is_undone: bool| {
@@ -181,7 +182,7 @@ async fn on_sqlite_the_connection_of_a_transaction_that_the_database_has_undone_
                     runs.set(runs.get() + 1);
                     databases::Sqlite::add(connection, key, "value").await?;
                     if is_undone && undoes == Undoes::Returned {
-                        sqlx::query("INSERT OR ROLLBACK INTO audit VALUES (1)").execute(&mut *connection).await?;
+                        sqlx::query("INSERT INTO large VALUES (zeroblob(1000000))").execute(&mut *connection).await?;
                     }
                     Ok::<_, Fault>(String::from("value"))
                 });

@@ -92,8 +92,8 @@ pub enum Standing {
 ///
 /// A body that goes on after an error of the database may return `Ok` where nothing is left to commit: PostgreSQL has
 /// aborted the transaction after any error, MySQL has undone it after a deadlock and SQLite after `OR ROLLBACK` or on a
-/// full disk, and statements like `CREATE TABLE` have committed it on MySQL. What comes after that is committed at once on MySQL and
-/// SQLite. All that is an error here, and costs one more round trip before the commit.
+/// full disk, and statements like `CREATE TABLE` have committed it on MySQL. What comes after that is committed at once on
+/// MySQL and SQLite. All that is an error here, and costs one more round trip before the commit.
 ///
 /// A pool that has no connection for as long as its `acquire_timeout` says is not asked again.
 ///

@@ -40,8 +40,8 @@ impl TransactionDatabase for Sqlite {
         // The client refuses it, and rolls back what it believes to be in. An answer to what comes later tells that it has.
         drop(connection.begin_with(Self::BEGIN).await);
         let is_mended = connection.ping().await.is_ok() && !connection.is_in_transaction();
-        if is_given && !is_mended {
-            // It is in a transaction in the transaction, and gets nothing on which others would build.
+        if is_given {
+            // Should it be there still, because the client believes in one within it, others would build on it.
             let _ = run(connection, "ROLLBACK").await;
         }
         is_mended
