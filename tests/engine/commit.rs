@@ -340,7 +340,8 @@ async fn an_owner_whose_key_is_used_for_another_request_does_not_return_its_resu
         let record = world.record(1).await.unwrap();
         world.memory.release(Release::new(record.key, record.owner)).await.unwrap();
         let other = world.other_process();
-        let other = other.call(1).fingerprint("EUR 200").run(|| async { Ok::<_, Error>("another".to_owned()) });
+        let other =
+            other.call(1).fingerprint("EUR 200").run(|| async { Ok::<_, Error>("another".to_owned()) });
         assert_eq!(other.await.unwrap(), "another");
         gate.open();
     };
