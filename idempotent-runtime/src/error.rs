@@ -275,7 +275,7 @@ impl Error {
         self
     }
 
-    /// The body ran here, and what it did would be done again by the next call.
+    /// The body ran here, and what it did may be done again by the next call.
     pub(crate) fn would_repeat(mut self) -> Self {
         self.0.would_repeat = true;
         self
@@ -330,7 +330,8 @@ impl Error {
 
     /// Whether the same call can succeed later without anybody's action. Of [`InDoubt`](ErrorKind::InDoubt), only where
     /// a later call asks the outside world (`on_crash = verify`); [`retry_after`](Self::retry_after) then says when. Of
-    /// [`Superseded`](ErrorKind::Superseded), not where the body ran here and the next call would run it again.
+    /// [`Superseded`](ErrorKind::Superseded) and [`NotStored`](ErrorKind::NotStored), not where the body ran here and the
+    /// next call may do again what it did.
     pub fn is_retryable(&self) -> bool {
         let will_ask = self.0.kind == ErrorKind::InDoubt && self.0.retry_after.is_some();
         let passes = matches!(

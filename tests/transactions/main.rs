@@ -19,6 +19,7 @@ mod meetings;
 #[cfg(feature = "mysql")]
 mod mysql;
 mod outcomes;
+mod over;
 #[cfg(feature = "postgres")]
 mod postgres;
 mod scene;

@@ -3,9 +3,12 @@
 use idempotency::{ErrorKind, in_transaction};
 
 use crate::databases;
+#[cfg(feature = "mysql")]
+use crate::over::assert_open;
 use crate::scene::{Database, Ending, Scene, call, charge};
 use crate::world::{Fault, OPERATION};
 
+#[cfg(feature = "postgres")]
 #[track_caller]
 fn assert_undone(result: &Result<String, Fault>) {
     let Err(Fault::Idempotency(error)) = result else { panic!("nothing was committed: {result:?}") };
@@ -62,9 +65,16 @@ async fn on_postgresql_an_error_that_a_savepoint_undid_does_not_keep_the_rest_fr
     scene.is_exact(&["a".into()], &[("a".into(), value)]).await
 }
 
+/// Where the deadlock is of which nobody takes notice.
 #[cfg(feature = "mysql")]
-#[tokio::test]
-async fn on_mariadb_a_deadlock_beside_the_call_that_was_ignored_is_not_taken_for_a_commit() -> anyhow::Result<()> {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Meets {
+    BesideTheCall,
+    InTheBody,
+}
+
+#[cfg(feature = "mysql")]
+async fn an_ignored_deadlock(meets: Meets) -> anyhow::Result<()> {
     use idempotency_test_support::deadline::eventually_async;
 
     type MariaDb = databases::MariaDb;
@@ -93,26 +103,52 @@ async fn on_mariadb_a_deadlock_beside_the_call_that_was_ignored_is_not_taken_for
     let (mut holds, is_waiting) = (Some(holds), &is_waiting);
     let result = in_transaction(pool, |mut transaction| {
         let holds = holds.take();
-        async move {
-            let value = call(engine, "a").run_in(&mut transaction, async |connection| {
-                MariaDb::add(connection, "a", "first").await?;
-                Ok::<_, Fault>(String::from("first"))
-            });
-            let value = value.await?;
-            sqlx::query(ADD).bind(1).execute(&mut **transaction).await?;
+        let meet = async move |connection: &mut sqlx::MySqlConnection| {
+            sqlx::query(ADD).bind(1).execute(&mut *connection).await?;
             holds.expect("the body runs once").send(()).expect("the other one goes on");
             eventually_async("the other transaction to wait", is_waiting).await.expect("it waits");
-            let ignored = sqlx::query(ADD).bind(2).execute(&mut **transaction).await;
+            let ignored = sqlx::query(ADD).bind(2).execute(&mut *connection).await;
             assert!(ignored.is_err(), "a deadlock");
+            Ok::<_, Fault>(())
+        };
+        async move {
+            let mut meet = Some(meet);
+            let value = call(engine, "a").run_in(&mut transaction, async |connection| {
+                MariaDb::add(connection, "a", "before").await?;
+                if let Some(meet) = meet.take_if(|_| meets == Meets::InTheBody) {
+                    meet(connection).await?;
+                }
+                MariaDb::add(connection, "a", "after").await?;
+                Ok::<_, Fault>(String::from("value"))
+            });
+            let value = value.await?;
+            if let Some(meet) = meet {
+                meet(&mut transaction).await?;
+            }
             Ok::<_, Fault>(value)
         }
     });
     let (result, other) = tokio::join!(result, other);
     other?;
-    assert_undone(&result);
+    assert_open(result, &format!("{meets:?}"));
     assert!(engine.record(OPERATION, "a").inspect().await?.is_none());
-    assert!(scene.effects().await?.is_empty());
+    // Outside of the transaction, the server commits what comes after the deadlock.
+    let effects = scene.effects().await?.remove("a").unwrap_or_default();
+    assert_eq!(effects, if meets == Meets::InTheBody { vec!["after"] } else { Vec::new() });
     Ok(())
+}
+
+#[cfg(feature = "mysql")]
+#[tokio::test]
+async fn on_mariadb_a_deadlock_beside_the_call_that_was_ignored_is_not_taken_for_a_commit() -> anyhow::Result<()> {
+    an_ignored_deadlock(Meets::BesideTheCall).await
+}
+
+#[cfg(feature = "mysql")]
+#[tokio::test]
+async fn on_mariadb_a_deadlock_in_the_body_that_was_ignored_is_not_told_as_an_effect_that_is_undone()
+-> anyhow::Result<()> {
+    an_ignored_deadlock(Meets::InTheBody).await
 }
 
 /// A change that breaks a rule which the database looks at when everything is there.

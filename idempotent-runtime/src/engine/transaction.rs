@@ -22,7 +22,7 @@ use crate::error::{Error, ErrorKind};
 use crate::outcome::{
     Answer, CallError, Codec, Ending, ErrorPolicy, Outcome as _, Reader, StoredValue, Writer, stored,
 };
-use crate::store::transaction::{End, Keep as _, Taken, savepoint_without_claim};
+use crate::store::transaction::{End, Keep as _, Taken, is_over, savepoint_without_claim};
 use crate::store::{
     Claimed, Commit, CrashPolicy, Grant, Park, Reason, Record, SqlTransaction, State, StoreError, Token,
 };
@@ -354,7 +354,7 @@ impl<R, P> InTransaction<R, P> {
             (Ok(false), _) => call
                 .refused(ErrorKind::Superseded)
                 .with_detail("its record changed inside the transaction: roll the transaction back"),
-            (Err(error), _) => store_error(call, error).with_text(UNWRITTEN.0, UNWRITTEN.1),
+            (Err(error), _) => broken(call, error, UNWRITTEN),
         };
         claim.tell(Leaves::Nothing);
         // The caller gets an error, and finds nothing if it commits all the same.
@@ -374,11 +374,28 @@ const UNWRITTEN: (&str, &str) = (
 /// The same where there is no record.
 const BROKEN: &str = "the body ran, and the transaction is broken, so what it wrote is not kept";
 
+/// Where the transaction was no more when the body was over: what the body wrote since was committed at once.
+const OVER: (&str, &str) = (
+    "the body ran, and the transaction was over before the record could be written: it was undone, or committed by a \
+     statement, and part of what the body wrote may be committed",
+    "look for it before the call is made again",
+);
+
+/// What came of a body whose end the transaction did not take.
+fn broken(call: &Checked, error: StoreError, (happened, advice): (&'static str, &'static str)) -> Error {
+    if is_over(&error) {
+        let (happened, advice) = OVER;
+        let error = call.engine.store_error(error);
+        return call.refused(ErrorKind::NotStored).with_text(happened, advice).would_repeat().with_source(error);
+    }
+    store_error(call, error).with_text(happened, advice)
+}
+
 impl Unclaimed {
     async fn end<X: SqlTransaction + ?Sized>(&self, undoes: bool, transaction: &mut X) -> Result<(), Error> {
         transaction.connection().end_savepoint(&self.savepoint, undoes).await.map_err(|error| {
             tracing::warn!(operation = %self.call.operation, key = %self.call.key, %error, "the transaction of an unprotected body is broken");
-            store_error(&self.call, error).with_text(BROKEN, UNWRITTEN.1)
+            broken(&self.call, error, (BROKEN, UNWRITTEN.1))
         })
     }
 }
@@ -434,8 +451,10 @@ impl<P> Call<P> {
     /// # Errors
     /// The body's own, and [`Error`] converted into `E`: [`InProgress`](ErrorKind::InProgress) when others were not done
     /// in time, [`StoreUnavailable`](ErrorKind::StoreUnavailable) for deadlocks and serialization failures, after which
-    /// the whole transaction is rolled back and made again, [`Config`](ErrorKind::Config) when the transaction is one of
-    /// another database than the engine's store.
+    /// the whole transaction is rolled back and made again, [`NotStored`](ErrorKind::NotStored), which is not retryable here,
+    /// when the transaction was over before the body was, by an error that the body went on after or by a statement that
+    /// commits by itself (MySQL, SQLite): part of what the body wrote may be committed.
+    /// [`Config`](ErrorKind::Config) when the transaction is one of another database than the engine's store.
     pub async fn run_in<X, T, E, B>(self, transaction: &mut X, body: B) -> Result<T, E>
     where
         X: SqlTransaction + ?Sized,

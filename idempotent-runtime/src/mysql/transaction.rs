@@ -11,7 +11,7 @@ use super::statements::Statement;
 use super::{Inner, MySqlStore, commit_statement, delete_statement, read_row, replace_statement, waits};
 use crate::key::KeyHash;
 use crate::sql::transaction::{self, Identity, OwnIdentity, Savepoints, TransactionStore, Transactional};
-use crate::sql::{self, Answer, Found, Guard, Row, Table, TransactionDatabase, in_time};
+use crate::sql::{self, Answer, Found, Guard, Row, Standing, Table, TransactionDatabase, in_time};
 use crate::store::transaction::{End, Keep, Kept, Taken};
 use crate::store::{Claim, Commit, DynStore, SqlTransaction, StoreError, StoreErrorKind, Token};
 
@@ -22,11 +22,11 @@ impl TransactionDatabase for MySql {
     const BEGIN: &'static str =
         "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; START TRANSACTION; SAVEPOINT idempotency_transaction";
 
-    /// The savepoint goes with the transaction that it was set in.
-    async fn is_whole(connection: &mut MySqlConnection) -> Result<bool, Error> {
+    /// The savepoint goes with the transaction that it was set in, whether that was undone or committed.
+    async fn standing(connection: &mut MySqlConnection) -> Result<Standing, Error> {
         match sqlx::raw_sql("RELEASE SAVEPOINT idempotency_transaction").execute(connection).await {
-            Ok(_) => Ok(true),
-            Err(error) if number(&error) == Some(NO_SAVEPOINT) => Ok(false),
+            Ok(_) => Ok(Standing::Whole),
+            Err(error) if number(&error) == Some(NO_SAVEPOINT) => Ok(Standing::Over),
             Err(error) => Err(error),
         }
     }
@@ -93,14 +93,23 @@ impl Savepoints for MySqlConnection {
     async fn set_savepoint(&mut self, name: &str) -> Answer<()> {
         self.run(format!("SAVEPOINT {name}")).await?;
         self.run(format!("ROLLBACK TO SAVEPOINT {name}")).await.map_err(|error| {
-            let is_missing = server_error(&error).and_then(number) == Some(NO_SAVEPOINT);
             let detail = "the connection is in no transaction: begin one first";
-            if is_missing { StoreError::new(StoreErrorKind::Config, OPERATION).with_detail(detail) } else { error }
+            if Self::is_gone(&error) {
+                StoreError::new(StoreErrorKind::Config, OPERATION).with_detail(detail)
+            } else {
+                error
+            }
         })
+    }
+
+    fn is_gone(error: &StoreError) -> bool {
+        server_error(error).and_then(number) == Some(NO_SAVEPOINT)
     }
 }
 
 impl Transactional for InTransaction<'_> {
+    type Connection = MySqlConnection;
+
     // Under SERIALIZABLE, which the transaction may have.
     const READS_WAIT: bool = true;
 
@@ -108,7 +117,7 @@ impl Transactional for InTransaction<'_> {
         identity(OPERATION, self.connection, &self.store.in_transactions.identity).await
     }
 
-    fn connection(&mut self) -> &mut impl Savepoints {
+    fn connection(&mut self) -> &mut MySqlConnection {
         &mut *self.connection
     }
 

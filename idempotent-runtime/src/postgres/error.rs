@@ -46,6 +46,11 @@ pub(super) fn is_aborted(error: &Error) -> bool {
     refusal(error) == Some("25P02")
 }
 
+/// Whether there is no savepoint of that name, or no transaction: a body can end its own by hand.
+pub(super) fn is_savepoint_missing(error: &Error) -> bool {
+    matches!(refusal(error), Some("3B001" | "25P01"))
+}
+
 /// Whether the server takes no writes. It still answers what it has.
 pub(super) fn is_read_only(error: &StoreError) -> bool {
     let source = std::error::Error::source(error).and_then(|source| source.downcast_ref());

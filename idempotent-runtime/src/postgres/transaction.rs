@@ -7,12 +7,12 @@ use std::time::Duration;
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Error, PgConnection, Postgres, Row as _, Transaction};
 
-use super::error::{is_aborted, is_lock_timeout, store_error};
+use super::error::{is_aborted, is_lock_timeout, is_savepoint_missing, store_error};
 use super::request::Request;
 use super::{Inner, PostgresStore, commit_request, found_one, owner_bytes};
 use crate::key::KeyHash;
 use crate::sql::transaction::{self, Identity, OwnIdentity, Savepoints, TransactionStore, Transactional};
-use crate::sql::{Answer, Found, Guard, Row, Table, TransactionDatabase};
+use crate::sql::{Answer, Found, Guard, Row, Standing, Table, TransactionDatabase};
 use crate::store::transaction::{End, Keep, Kept, Taken};
 use crate::store::{Claim, Commit, DynStore, SqlTransaction, StoreError, StoreErrorKind, Token};
 
@@ -29,10 +29,10 @@ impl TransactionDatabase for Postgres {
     const BEGIN: &'static str = "BEGIN";
 
     /// An aborted transaction refuses every statement but its end.
-    async fn is_whole(connection: &mut PgConnection) -> Result<bool, Error> {
+    async fn standing(connection: &mut PgConnection) -> Result<Standing, Error> {
         match sqlx::raw_sql("SELECT 1").execute(connection).await {
-            Ok(_) => Ok(true),
-            Err(error) if is_aborted(&error) => Ok(false),
+            Ok(_) => Ok(Standing::Whole),
+            Err(error) if is_aborted(&error) => Ok(Standing::Undone),
             Err(error) => Err(error),
         }
     }
@@ -83,15 +83,21 @@ impl Savepoints for PgConnection {
         let done = sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut *self).await;
         done.map(drop).map_err(|error| store_error(OPERATION, error))
     }
+
+    fn is_gone(error: &StoreError) -> bool {
+        error.source().and_then(|source| source.downcast_ref()).is_some_and(is_savepoint_missing)
+    }
 }
 
 impl Transactional for InTransaction<'_> {
+    type Connection = PgConnection;
+
     async fn identity(&mut self) -> Answer<Identity> {
         let request = Request::new(&self.store.in_transactions.identity);
         identity(&request.send_once(OPERATION, self.connection, self.store.sessions.prepares()).await?)
     }
 
-    fn connection(&mut self) -> &mut impl Savepoints {
+    fn connection(&mut self) -> &mut PgConnection {
         &mut *self.connection
     }
 

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use backon::{BackoffBuilder as _, ExponentialBuilder};
-use sqlx::{Database, Pool, Transaction};
+use sqlx::{Connection as _, Database, Pool, SqlSafeStr as _, Transaction};
 
 use super::passing::{has_lost_session, is_passing, is_passing_before_commit, is_refused, is_rolled_back};
 use crate::clock::{Clock as _, SystemClock};
@@ -28,10 +28,40 @@ pub trait TransactionDatabase: Database {
     #[doc(hidden)]
     const BEGIN: &'static str;
 
-    /// Whether a commit would still keep everything that was written since `BEGIN`. Not so where an error that the body
-    /// took no notice of has undone it, and where the server then answers a commit as if all were well.
+    /// Whether an error that passes when the transaction is made again may have undone it. If not, one that is over by then
+    /// was over before.
     #[doc(hidden)]
-    fn is_whole(connection: &mut Self::Connection) -> impl Future<Output = Result<bool, sqlx::Error>> + Send;
+    const PASSING_ERRORS_UNDO: bool = true;
+
+    /// What became of the transaction that [`BEGIN`](Self::BEGIN) has begun. The database answers a commit as if all were
+    /// well.
+    #[doc(hidden)]
+    fn standing(connection: &mut Self::Connection) -> impl Future<Output = Result<Standing, sqlx::Error>> + Send;
+
+    /// Rolls back, so that another transaction can begin on the connection.
+    #[doc(hidden)]
+    fn roll_back(transaction: Transaction<'static, Self>) -> impl Future<Output = Result<(), sqlx::Error>> + Send {
+        transaction.rollback()
+    }
+
+    /// Whether a transaction can begin on `connection` again, of which the client believes that it is in one.
+    #[doc(hidden)]
+    fn mend(connection: &mut Self::Connection) -> impl Future<Output = bool> + Send {
+        let _ = connection;
+        std::future::ready(false)
+    }
+}
+
+/// What became of a transaction before its commit.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// A commit keeps everything that was written in it.
+    Whole,
+    /// An error that the body took no notice of has broken it, and nothing of it is kept.
+    Undone,
+    /// It is no more: undone, or committed by a statement. What was written since was committed at once.
+    Over,
 }
 
 /// Runs `body` in a transaction of `pool` and commits it; makes the whole transaction again, after a pause that grows,
@@ -61,8 +91,9 @@ pub trait TransactionDatabase: Database {
 /// ```
 ///
 /// A body that goes on after an error of the database may return `Ok` where nothing is left to commit: PostgreSQL has
-/// aborted the transaction after any error, MySQL has undone it after a deadlock, and both answer `COMMIT` as if all were
-/// well. That is an error here, and costs one more round trip before the commit.
+/// aborted the transaction after any error, MySQL has undone it after a deadlock and SQLite after `OR ROLLBACK` or on a
+/// full disk, and statements like `CREATE TABLE` have committed it on MySQL. What comes after that is committed at once on
+/// MySQL and SQLite. All that is an error here, and costs one more round trip before the commit.
 ///
 /// A pool that has no connection for as long as its `acquire_timeout` says is not asked again.
 ///
@@ -71,7 +102,9 @@ pub trait TransactionDatabase: Database {
 /// # Errors
 /// The body's own, and converted into `E`: [`NotStored`](ErrorKind::NotStored) when nobody knows whether the transaction
 /// was committed, [`StoreUnavailable`](ErrorKind::StoreUnavailable) when it could not be begun or committed, also not
-/// after 12 more tries, [`Config`](ErrorKind::Config) when the body returned `Ok` after an error that undid it.
+/// after 12 more tries. When the body returned `Ok` and its transaction was no more: [`Config`](ErrorKind::Config) where the
+/// database says that nothing of it is kept (PostgreSQL), [`NotStored`](ErrorKind::NotStored), which is not retryable then,
+/// where part of it may be committed.
 ///
 #[cfg_attr(feature = "sqlite", doc = "```")]
 #[cfg_attr(not(feature = "sqlite"), doc = "```ignore")]
@@ -150,11 +183,14 @@ fn last_word<E: CallError + StdError>(unknown: Option<Unknown>, error: E) -> E {
     let Some(unknown) = unknown else { return error };
     let detail =
         format!("the answer to the commit was lost, and the attempts to learn what became of it ended with: {error}");
-    not_stored(detail, FIND_BY_KEY).with_source(unknown.error).into()
+    unknown_by_key(detail).with_source(unknown.error).into()
 }
 
 /// The transaction that [`in_transaction`] has begun: a `sqlx::Transaction` that is committed when the body is over. The
-/// body drops it, and has no need to end it. Put another in its place (`std::mem::replace`), and that one is committed.
+/// body drops it, and has no need to end it.
+///
+/// Put another in its place (`std::mem::replace`), and that one is committed; but on MySQL and MariaDB it is rolled back, and
+/// [`NotStored`](ErrorKind::NotStored) is returned, because nothing there tells it from one that was undone.
 #[derive(Debug)]
 pub struct OpenTransaction<DB: TransactionDatabase> {
     /// `None` only while it is dropped. By its place in memory calls know it, and that stays when this is moved.
@@ -205,6 +241,8 @@ impl<DB: TransactionDatabase> Drop for OpenTransaction<DB> {
 
 const UNDONE: &str = "the database had undone the transaction before its commit, because of an error that the body went \
     on after; return such errors, or set a savepoint and roll back to it";
+const OVER: &str = "the transaction was over before its commit: undone because of an error that the body went on after, or \
+    committed by a statement that commits by itself";
 
 enum Attempt<T, E> {
     Done(Result<T, E>),
@@ -224,7 +262,7 @@ where
     F: Future<Output = Result<T, E>>,
     E: CallError + StdError + 'static,
 {
-    let transaction = match pool.begin_with(DB::BEGIN).await {
+    let transaction = match begin(pool).await {
         Ok(transaction) => Box::new(transaction),
         Err(error) => {
             let is_passing = is_passing(&error);
@@ -239,8 +277,13 @@ where
     let transaction = home.lock().unwrap_or_else(PoisonError::into_inner).take();
     let value = match result {
         Ok(value) => value,
-        // Nothing was committed, whatever it was.
-        Err(error) if is_passing(&error) => return Attempt::Again(error),
+        Err(error) if is_passing(&error) => {
+            return match over_before(transaction, &error).await {
+                Some(over) => Attempt::Done(Err(over.into())),
+                // Nothing was committed, whatever it was.
+                None => Attempt::Again(error),
+            };
+        }
         Err(error) if is_lost(transaction).await => return Attempt::Again(error),
         Err(error) => {
             if calls.have_kept_an_error() {
@@ -260,18 +303,44 @@ where
     }
 }
 
+/// Begins a transaction, on a connection on which one can begin.
+async fn begin<DB: TransactionDatabase>(pool: &Pool<DB>) -> Result<Transaction<'static, DB>, sqlx::Error> {
+    let mut connection = pool.acquire().await?;
+    // The last one could not be rolled back, and the pool does not look.
+    while connection.is_in_transaction() && !DB::mend(&mut connection).await {
+        // It is of no use, whatever its end says.
+        let _ = connection.close().await;
+        connection = pool.acquire().await?;
+    }
+    Transaction::begin(connection, Some(DB::BEGIN.into_sql_str())).await
+}
+
+/// Tells of a transaction that was over before the body has failed with `error`, as far as that can be known.
+async fn over_before<DB: TransactionDatabase>(
+    transaction: Option<Transaction<'static, DB>>,
+    error: &impl StdError,
+) -> Option<Error> {
+    let mut transaction = transaction.filter(|_| !DB::PASSING_ERRORS_UNDO)?;
+    if !matches!(DB::standing(&mut transaction).await, Ok(Standing::Over)) {
+        return None;
+    }
+    let _ = DB::roll_back(transaction).await;
+    Some(unknown_by_effect(format!("{OVER}; the body ended with: {error}")))
+}
+
 /// Commits, or says what is to be done instead.
 async fn commit<DB, T, E>(mut transaction: Transaction<'static, DB>, calls: &Calls) -> Result<(), Attempt<T, E>>
 where
     DB: TransactionDatabase,
     E: From<Error>,
 {
-    match DB::is_whole(&mut transaction).await {
-        Ok(true) => {}
-        Ok(false) => {
+    match DB::standing(&mut transaction).await {
+        Ok(Standing::Whole) => {}
+        Ok(standing) => {
             // The body's result tells of what is not there.
-            let _ = transaction.rollback().await;
-            return Err(Attempt::Done(Err(Error::config(UNDONE).into())));
+            let _ = DB::roll_back(transaction).await;
+            let error = if standing == Standing::Undone { Error::config(UNDONE) } else { unknown_by_effect(OVER) };
+            return Err(Attempt::Done(Err(error.into())));
         }
         Err(error) => {
             let is_passing = is_passing_before_commit(&error);
@@ -290,12 +359,9 @@ where
         if records.is_empty() {
             let detail =
                 "the answer to the commit was lost, and no guarded call in the transaction tells whether it happened";
-            Attempt::Done(Err(not_stored(detail, FIND_BY_EFFECT).with_source(error).into()))
+            Attempt::Done(Err(unknown_by_effect(detail).with_source(error).into()))
         } else {
-            Attempt::Unknown {
-                records,
-                error: not_stored("the answer to the commit was lost", FIND_BY_KEY).with_source(error),
-            }
+            Attempt::Unknown { records, error: unknown_by_key("the answer to the commit was lost").with_source(error) }
         }
     })
 }
@@ -319,11 +385,16 @@ fn rolled_back(detail: &str, advice: &'static str, error: sqlx::Error) -> Error 
         .with_source(error)
 }
 
-/// The body ran, and nobody knows whether its transaction was committed.
-fn not_stored(detail: impl Into<String>, advice: &'static str) -> Error {
-    Error::new(ErrorKind::NotStored)
-        .with_text("the body ran, and it is not known whether its transaction was committed", advice)
-        .with_detail(detail)
+const UNKNOWN: &str = "the body ran, and it is not known whether its transaction was committed";
+
+/// The body ran, and nobody but the records of its calls knows whether its transaction was committed.
+fn unknown_by_key(detail: impl Into<String>) -> Error {
+    Error::new(ErrorKind::NotStored).with_text(UNKNOWN, FIND_BY_KEY).with_detail(detail)
+}
+
+/// The same without records that know. Made again, it may write the same once more.
+fn unknown_by_effect(detail: impl Into<String>) -> Error {
+    Error::new(ErrorKind::NotStored).with_text(UNKNOWN, FIND_BY_EFFECT).with_detail(detail).would_repeat()
 }
 
 /// 10 ms, doubling up to a second, with jitter: those who met in a deadlock should not meet again.
@@ -340,5 +411,5 @@ fn pauses() -> impl Iterator<Item = Duration> + Send {
 /// Rolls back; whether the connection was lost, which an error of the body's own type need not tell.
 async fn is_lost<DB: TransactionDatabase>(transaction: Option<Transaction<'static, DB>>) -> bool {
     let Some(transaction) = transaction else { return false };
-    transaction.rollback().await.is_err_and(|error| has_lost_session(&error))
+    DB::roll_back(transaction).await.is_err_and(|error| has_lost_session(&error))
 }

@@ -37,7 +37,7 @@ pub(crate) use change::{Found, Guard, Table};
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 pub(crate) use demoted::Demotions;
 pub(crate) use fences::Fences;
-pub use in_transaction::{OpenTransaction, TransactionDatabase, in_transaction};
+pub use in_transaction::{OpenTransaction, Standing, TransactionDatabase, in_transaction};
 pub(crate) use lease::Lease;
 pub(crate) use name::TableName;
 pub(crate) use pools::{Acquired, Pools};

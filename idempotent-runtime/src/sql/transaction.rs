@@ -16,7 +16,7 @@ use super::change::{Found, Table, change};
 use super::fences::Fences;
 use super::store::Rows;
 use crate::clock::Timestamp;
-use crate::store::transaction::{End, Kept, Taken, savepoint_of};
+use crate::store::transaction::{End, Kept, Taken, over, savepoint_of};
 use crate::store::{
     Claim, Claimed, Commit, DynStore, Record, Store, StoreError, StoreErrorKind, Token, Written, find, transition,
 };
@@ -82,6 +82,9 @@ pub(crate) trait Savepoints: Send {
     fn release(&mut self, name: &str) -> impl Future<Output = Answer<()>> + Send {
         self.run(format!("RELEASE SAVEPOINT {name}"))
     }
+
+    /// Whether `error` says that there is no such savepoint, or no transaction in which one could be.
+    fn is_gone(error: &StoreError) -> bool;
 }
 
 /// A table on the connection of the user's transaction.
@@ -89,11 +92,13 @@ pub(crate) trait Transactional: Table {
     /// Whether also a read can wait for a lock of others.
     const READS_WAIT: bool = false;
 
+    type Connection: Savepoints;
+
     /// The identity of the database in which the table is.
     fn identity(&mut self) -> impl Future<Output = Answer<Identity>> + Send;
 
     /// The connection.
-    fn connection(&mut self) -> &mut impl Savepoints;
+    fn connection(&mut self) -> &mut Self::Connection;
 
     /// From now on the transaction waits for locks of others for `patience` at most.
     fn bound_waits(&mut self, patience: Duration) -> impl Future<Output = Answer<()>> + Send;
@@ -103,6 +108,11 @@ pub(crate) trait Transactional: Table {
 
     /// Whether `error` says that a wait was longer than its bound.
     fn is_out_of_patience(error: &StoreError) -> bool;
+
+    /// Whether `error` says that others have the lock of the row or the file.
+    fn is_locked_out(error: &StoreError) -> bool {
+        Self::is_out_of_patience(error)
+    }
 
     /// Stores the result on the owner's own unfinished record; false if it is not there.
     fn commit_own(&mut self, commit: &Commit) -> impl Future<Output = Answer<bool>> + Send;
@@ -193,14 +203,30 @@ fn unchanged(found: &Found, decide: impl FnOnce(&mut Option<Record>, Timestamp) 
 }
 
 /// See [`Keep::end`](crate::store::transaction::Keep::end).
-async fn end(table: &mut impl Transactional, token: Token, end: End) -> Answer<bool> {
+async fn end<T: Transactional>(table: &mut T, token: Token, end: End) -> Answer<bool> {
+    ended(table, token, end).await.map_err(over_if_gone::<T::Connection>)
+}
+
+fn over_if_gone<C: Savepoints>(error: StoreError) -> StoreError {
+    if C::is_gone(&error) { over(error) } else { error }
+}
+
+async fn ended<T: Transactional>(table: &mut T, token: Token, end: End) -> Answer<bool> {
     let savepoint = savepoint_of(token);
     let kept = match end {
         End::Undo => {
             table.connection().undo(&savepoint).await?;
             return Ok(true);
         }
-        End::Keep(commit) => table.commit_own(&commit).await?,
+        End::Keep(commit) => match table.commit_own(&commit).await {
+            // Nobody keeps a transaction from its own claim: this one may be no more, and others have what was its own. The
+            // savepoint tells.
+            Err(error) if T::is_locked_out(&error) => {
+                table.connection().undo(&savepoint).await?;
+                return Err(error);
+            }
+            kept => kept?,
+        },
         End::KeepError(commit) => {
             table.connection().run(format!("ROLLBACK TO SAVEPOINT {savepoint}_body")).await?;
             table.commit_own(&commit).await?
@@ -273,6 +299,9 @@ pub(crate) fn set_savepoint_on<'a>(connection: &'a mut impl Savepoints, name: &'
 }
 
 /// [`Keep::end_savepoint`](crate::store::transaction::Keep::end_savepoint).
-pub(crate) fn end_savepoint_on<'a>(connection: &'a mut impl Savepoints, name: &'a str, undoes: bool) -> Kept<'a, ()> {
-    if undoes { Box::pin(connection.undo(name)) } else { Box::pin(connection.release(name)) }
+pub(crate) fn end_savepoint_on<'a, C: Savepoints>(connection: &'a mut C, name: &'a str, undoes: bool) -> Kept<'a, ()> {
+    Box::pin(async move {
+        let ended = if undoes { connection.undo(name).await } else { connection.release(name).await };
+        ended.map_err(over_if_gone::<C>)
+    })
 }

@@ -57,6 +57,12 @@ pub(super) fn is_table_missing(error: &StoreError) -> bool {
     source(error).is_some_and(is_missing_table)
 }
 
+/// Whether there is no savepoint of that name.
+pub(super) fn is_savepoint_missing(error: &StoreError) -> bool {
+    let error = source(error).and_then(Error::as_database_error);
+    error.is_some_and(|error| error.message().starts_with("no such savepoint"))
+}
+
 fn source(error: &StoreError) -> Option<&Error> {
     std::error::Error::source(error).and_then(|source| source.downcast_ref())
 }

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use sqlx::{AssertSqlSafe, Error, Row as _, Sqlite, SqliteConnection, Transaction};
+use sqlx::{AssertSqlSafe, Connection as _, Error, Row as _, Sqlite, SqliteConnection, Transaction};
 
-use super::error::{is_busy, is_table_missing, store_error};
+use super::error::{is_busy, is_savepoint_missing, is_table_missing, store_error};
 use super::{Connections, Inner, SqliteStore, commit_statement, execute, insert, query, read, replace};
 use crate::key::KeyHash;
 use crate::sql::transaction::{self, Identity, OwnIdentity, Savepoints, TransactionStore, Transactional};
-use crate::sql::{Answer, Found, Guard, Row, Table, TransactionDatabase, in_time, is_answered};
+use crate::sql::{Answer, Found, Guard, Row, Standing, Table, TransactionDatabase, in_time, is_answered};
 use crate::store::transaction::{End, Keep, Kept, Taken};
 use crate::store::{Claim, Commit, DynStore, SqlTransaction, StoreError, StoreErrorKind, Token};
 
@@ -18,10 +18,48 @@ impl TransactionDatabase for Sqlite {
     // A transaction that begins by reading cannot write any more once somebody else has.
     const BEGIN: &'static str = "BEGIN IMMEDIATE";
 
-    /// A commit where there is no transaction any more is an error.
-    async fn is_whole(_: &mut SqliteConnection) -> Result<bool, Error> {
-        Ok(true)
+    // A lock that others hold undoes nothing but the statement.
+    const PASSING_ERRORS_UNDO: bool = false;
+
+    async fn standing(connection: &mut SqliteConnection) -> Result<Standing, Error> {
+        Ok(if is_in_none(connection).await? { Standing::Over } else { Standing::Whole })
     }
+
+    async fn roll_back(mut transaction: Transaction<'static, Self>) -> Result<(), Error> {
+        if !is_in_none(&mut transaction).await? {
+            return transaction.rollback().await;
+        }
+        Self::mend(&mut transaction).await;
+        Ok(())
+    }
+
+    /// SQLite ends a transaction by itself when the disk is full, and where a statement asks for it (`OR ROLLBACK`). The
+    /// client takes no notice, and lets none begin on the connection before its own is rolled back: it gets one.
+    async fn mend(connection: &mut SqliteConnection) -> bool {
+        let is_given = run(connection, "BEGIN").await.is_ok();
+        // The client refuses it, and rolls back what it believes to be in. An answer to what comes later tells that it has.
+        drop(connection.begin_with(Self::BEGIN).await);
+        let is_mended = connection.ping().await.is_ok() && !connection.is_in_transaction();
+        if is_given {
+            // Should it be there still, because the client believes in one within it, others would build on it.
+            let _ = run(connection, "ROLLBACK").await;
+        }
+        is_mended
+    }
+}
+
+/// Whether the connection is in no transaction, whatever the client believes. A transaction in a transaction is what SQLite
+/// refuses, and nothing happens.
+async fn is_in_none(connection: &mut SqliteConnection) -> Result<bool, Error> {
+    match run(connection, "BEGIN").await {
+        Ok(()) => run(connection, "ROLLBACK").await.map(|()| true),
+        Err(Error::Database(_)) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+async fn run(connection: &mut SqliteConnection, statement: &'static str) -> Result<(), Error> {
+    sqlx::raw_sql(statement).execute(connection).await.map(drop)
 }
 
 pub(crate) struct InTransaction<'a> {
@@ -53,23 +91,29 @@ impl Savepoints for SqliteConnection {
     }
 
     /// Outside of a transaction a savepoint would begin one, and its release commit it; and what a dropped call left open
-    /// would keep everybody from writing. A transaction in a transaction is what SQLite refuses, and nothing happens.
+    /// would keep everybody from writing.
     async fn set_savepoint(&mut self, name: &str) -> Answer<()> {
-        if self.run(String::from("BEGIN")).await.is_ok() {
-            self.run(String::from("ROLLBACK")).await?;
+        let failed = |error| store_error(OPERATION, error);
+        if is_in_none(self).await.map_err(failed)? {
             let detail = "the connection is in no transaction: begin one first, with `BEGIN IMMEDIATE`";
             return Err(StoreError::new(StoreErrorKind::Config, OPERATION).with_detail(detail));
         }
         self.run(format!("SAVEPOINT {name}")).await
     }
+
+    fn is_gone(error: &StoreError) -> bool {
+        is_savepoint_missing(error)
+    }
 }
 
 impl Transactional for InTransaction<'_> {
+    type Connection = SqliteConnection;
+
     async fn identity(&mut self) -> Answer<Identity> {
         identity(OPERATION, self.connection, self.store).await
     }
 
-    fn connection(&mut self) -> &mut impl Savepoints {
+    fn connection(&mut self) -> &mut SqliteConnection {
         &mut *self.connection
     }
 
@@ -86,6 +130,10 @@ impl Transactional for InTransaction<'_> {
     /// one that writes.
     fn is_out_of_patience(_: &StoreError) -> bool {
         false
+    }
+
+    fn is_locked_out(error: &StoreError) -> bool {
+        is_busy(error)
     }
 
     async fn commit_own(&mut self, commit: &Commit) -> Answer<bool> {

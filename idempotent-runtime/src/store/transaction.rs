@@ -1,5 +1,7 @@
 //! A record in the user's own transaction.
 
+use std::error::Error as StdError;
+use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -71,6 +73,37 @@ pub(crate) fn savepoint_of(token: Token) -> String {
 pub(crate) fn savepoint_without_claim() -> String {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     format!("idempotency_disabled_{}", NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// The source of an error that says that a call's savepoint is gone, and with it the transaction in which the call began.
+#[derive(Debug)]
+struct Over(StoreError);
+
+impl fmt::Display for Over {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the transaction was over before the call that was made in it")
+    }
+}
+
+impl StdError for Over {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        Some(&self.0)
+    }
+}
+
+/// `error` says that the savepoint of a call is gone.
+#[cfg_attr(
+    not(any(feature = "postgres", feature = "mysql", feature = "sqlite")),
+    expect(dead_code, reason = "only databases have savepoints")
+)]
+pub(crate) fn over(error: StoreError) -> StoreError {
+    StoreError::new(error.kind(), error.operation()).with_source(Over(error))
+}
+
+/// Whether the transaction was over before the call that was made in it: the database has undone it, or a statement that
+/// commits by itself was in it. What came after that was committed at once.
+pub(crate) fn is_over(error: &StoreError) -> bool {
+    error.source().is_some_and(<dyn StdError>::is::<Over>)
 }
 
 /// How a call in a transaction ends.
