@@ -65,6 +65,7 @@ pub(crate) fn place_of<C: ?Sized>(connection: &C) -> usize {
 
 /// A name of its own for each call: calls can be nested in one transaction, and MySQL replaces a savepoint by a later
 /// one of the same name.
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
 pub(crate) fn savepoint_of(token: Token) -> String {
     format!("idempotency_{:016x}", token.bits() >> 64)
 }
