@@ -380,7 +380,8 @@ impl IdempotencyLayer {
 
     /// Runs the handler without protection when the store does not answer, and marks its response with
     /// `Idempotency-Bypassed: true`. **A retry may then repeat the effect.** The default is to refuse the request (503), and
-    /// so is one refused that has [waited](Self::blocking) for another with its key before the store went away.
+    /// so is one refused that has [waited](Self::blocking) for another with its key before the store went away, or was told of
+    /// one.
     ///
     /// The mark keeps clients from sending the request again, and it is on responses of this layer alone. The response that
     /// something in front makes of an *error* of the service behind has none, and neither has the answer of a time limit in
