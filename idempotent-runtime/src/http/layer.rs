@@ -191,7 +191,8 @@ impl IdempotencyLayer {
     }
 
     /// Takes the key from the body instead of the header: from the string to which this JSON pointer (RFC 6901) leads,
-    /// `"/request_id"` for example. Every body is then read into memory, also those without a key.
+    /// `"/request_id"` for example. Every body is then read into memory, also those without a key, and where keys are
+    /// [optional](Self::with_optional_key) also those of nobody.
     ///
     /// A body that cannot be read for its key is refused (400), [optional](Self::with_optional_key) or not: the handler might
     /// read more of it and run unprotected. That is what is no JSON, or JSON that readers differ in: a member that is there
