@@ -258,9 +258,10 @@ impl Error {
         self
     }
 
-    /// Says whether there is, or was, another call with the key.
+    /// Says that there is, or was, another call with the key, if who was refused `has_met` one. What the error says of that
+    /// by itself stays.
     pub(crate) fn after_another(mut self, has_met: bool) -> Self {
-        self.0.met_another = has_met;
+        self.0.met_another |= has_met;
         self
     }
 

@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use anyhow::Context as _;
+use axum::http::Request;
 use idempotency::store::DynStore;
-use idempotency::testing::Fault;
+use idempotency::testing::{Fault, ManualClock};
 use idempotency::{Resolution, State as RecordState};
 use idempotency_test_support::deadline::eventually_async;
 use idempotency_test_support::server::{RedisOptions, RedisServer};
@@ -11,6 +13,7 @@ use idempotency_test_support::worker::{AFTER_CLAIM, AFTER_EFFECT, BEFORE_COMMIT,
 
 use crate::client::Client;
 use crate::process::{LEASE, Orders, Policy, Process, connect};
+use crate::scripted::{client, layer, send};
 use crate::world::World;
 
 async fn redis() -> anyhow::Result<RedisServer> {
@@ -219,5 +222,35 @@ async fn rule_56_when_storing_fails_the_client_gets_the_real_response() -> anyho
     assert_eq!(retry.answer(), first.answer());
     assert_eq!((world.effects("lost answer"), world.effects("abc"), world.effects("late")), (1, 1, 1));
     assert_eq!(world.state("abc").await?, Some(RecordState::InDoubt));
+    Ok(())
+}
+
+/// The owner comes back from longer than its lease, and its handler has run to its end.
+#[tokio::test]
+async fn rule_52_our_own_client_does_not_repeat_what_an_operator_believed_not_to_have_happened() -> anyhow::Result<()> {
+    let world = World::setup().clock_by_hand().start().await?;
+    world.store.always("renew", Some(Fault::LostRequest));
+    let request = Request::post(format!("http://{}/pay", world.client.address()))
+        .header("idempotency-key", "\"abc\"")
+        .header("x-wait", "1")
+        .body("{}".to_owned())?;
+    // Its own time stands still: it would wait for a second attempt.
+    let first = tokio::spawn(send(client(&layer(&ManualClock::new())), request));
+    world.entered("abc").await?;
+    world.clock.advance(Duration::from_secs(60));
+    let record = world.record("abc");
+    let view = record.inspect().await?.context("the record is there")?;
+    assert_eq!(view.state, RecordState::InDoubt);
+    record.resolve(&view, Resolution::NotExecuted).await?;
+    world.shop.gate.open();
+    eventually_async("the end of the first one", async || {
+        world.clock.advance(Duration::from_secs(1));
+        first.is_finished()
+    })
+    .await?;
+    let answer = first.await???;
+    let problem = answer.headers.get("idempotency-problem").and_then(|problem| problem.to_str().ok());
+    assert_eq!((answer.status, problem), (409, Some("uncertain")));
+    assert_eq!((answer.attempts(), world.effects("abc")), (Some(1), 1));
     Ok(())
 }

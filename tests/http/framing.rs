@@ -86,6 +86,8 @@ async fn receipt(State(shop): State<Shop>, request: Request<Body>) -> Response<B
         "short-trailers" => (200, Some(36), body(None, [data(one), Ok(Frame::trailers(HeaderMap::new()))])),
         "short-trailers-known" => (200, None, body(Some(36), [data(one), Ok(Frame::trailers(HeaderMap::new()))])),
         "large-broken" => (200, None, broken_late(shop, two.repeat(100))),
+        "held-broken" => (503, None, broken_late(shop, one.to_owned())),
+        "released-broken" => (403, None, broken_late(shop, one.to_owned())),
         "events-broken" | "of-1.0-broken" => (200, None, broken_late(shop, one.to_owned())),
         _ => (200, None, body(Some(36), [data(one), broken()])),
     };
@@ -311,6 +313,23 @@ async fn rule_25_what_is_past_the_limit_counts_as_answered_whatever_becomes_of_i
             ask(&world, kind).send().await?.assert_problem(409, "not-kept")?;
             assert_eq!(world.effects(kind), 1);
         }
+    }
+    Ok(())
+}
+
+/// Such a client does not get it for an answer that is kept, and a retry does not get it again.
+#[tokio::test]
+async fn rule_25_a_client_of_http_1_0_sees_no_break_in_what_is_not_stored() -> anyhow::Result<()> {
+    for (kind, status) in [("held-broken", 503), ("released-broken", 403)] {
+        let world = world(OnCrash::Hold, Unreplayable::Mark).await?;
+        let answer = ask_until_it_breaks_off(&world, kind, "1.0").await?;
+        assert!(answer.starts_with(&format!("HTTP/1.0 {status} ")), "{answer}");
+        assert_eq!(old_body(&answer).len(), 18, "{answer}");
+        let retry = ask(&world, kind).send().await;
+        if kind == "held-broken" {
+            retry?.assert_problem(409, "uncertain")?;
+        }
+        assert_eq!(world.effects(kind), if kind == "held-broken" { 1 } else { 2 });
     }
     Ok(())
 }

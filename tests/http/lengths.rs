@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
@@ -14,8 +15,9 @@ use futures::stream;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use idempotency::http::{IdempotencyLayer, RequestBody, Scope};
 use idempotency::store::MemoryStore;
-use idempotency::{Idempotency, State as RecordState};
-use idempotency_test_support::deadline::{eventually_async, within};
+use idempotency::testing::Fault;
+use idempotency::{Idempotency, OnCrash, State as RecordState};
+use idempotency_test_support::deadline::{eventually, eventually_async, within};
 use tower::{Layer as _, ServiceExt as _, service_fn};
 
 use crate::client::raw_post;
@@ -133,4 +135,130 @@ async fn rule_58_a_lifetime_is_told_only_of_what_is_kept() -> anyhow::Result<()>
     let trailers = || world.client.post("/trailers").key("trailers").send();
     assert_eq!(trailers().await?.header("idempotency-key-expires"), None);
     trailers().await?.assert_problem(409, "not-kept")
+}
+
+/// A body with these pieces, and perhaps with a length, that never ends. It tells when it is asked for more than the first.
+struct Lingering {
+    shop: Shop,
+    length: Option<u64>,
+    sent: usize,
+    /// Comes when the gate is open.
+    more: Option<&'static str>,
+}
+
+impl Lingering {
+    fn body(self) -> Body {
+        let length = self.length;
+        let stream = stream::unfold(self, |mut body| async move {
+            body.sent += 1;
+            if body.sent == 1 {
+                return Some((Ok::<_, std::io::Error>("hello"), body));
+            }
+            body.shop.effect("lingers");
+            body.shop.gate.wait().await;
+            match body.more.take() {
+                Some(more) => Some((Ok(more), body)),
+                None => std::future::pending().await,
+            }
+        });
+        Body::new(WithLength { length, body: Body::from_stream(stream) })
+    }
+}
+
+/// A body that says that it is so long.
+struct WithLength {
+    length: Option<u64>,
+    body: Body,
+}
+
+impl HttpBody for WithLength {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, task: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(task)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.length.map_or_else(SizeHint::default, SizeHint::with_exact)
+    }
+}
+
+async fn linger(State(shop): State<Shop>, request: Request<Body>) -> Response<Body> {
+    let path = request.uri().path().trim_start_matches('/');
+    shop.effect(path);
+    let length = if path.starts_with("beyond") { 2 } else { 5 };
+    let known = path.ends_with("known").then_some(length);
+    let more = path.starts_with("more").then_some("more");
+    let response = Response::builder().status(201).header("content-length", length);
+    response.body(Lingering { shop, length: known, sent: 0, more }.body()).expect("the response is well-formed")
+}
+
+fn lingering() -> Router<Shop> {
+    Router::new().route("/{response}", post(linger))
+}
+
+/// A server of HTTP sends what is there by the length, and looks no further.
+#[tokio::test]
+async fn rule_25_a_response_that_is_whole_by_its_length_does_not_wait_for_the_end_of_its_stream() -> anyhow::Result<()>
+{
+    let world = World::setup().routes(lingering()).start().await?;
+    for name in ["whole", "whole-known"] {
+        let send = || world.client.post(&format!("/{name}")).key(name).send();
+        let (first, retry) = (send().await?, send().await?);
+        assert_eq!((first.status, &first.body[..]), (201, &b"hello"[..]), "{name}");
+        assert_eq!((retry.is_replayed(), retry.answer()), (true, first.answer()), "{name}");
+        assert_eq!(world.effects(name), 1);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn rule_25_a_response_that_is_longer_than_it_says_is_none_before_its_stream_ends() -> anyhow::Result<()> {
+    let world = World::setup().clock_by_hand().routes(lingering()).start().await?;
+    for name in ["beyond", "beyond-known"] {
+        let first = world.client.post(&format!("/{name}")).key(name).send().await;
+        assert!(first.is_err(), "{name}: {first:?}");
+        let is_in_doubt = async || world.state(name).await.ok().flatten() == Some(RecordState::InDoubt);
+        eventually_async("the record", is_in_doubt).await?;
+    }
+    Ok(())
+}
+
+/// The clock stands still, so that the look takes as long as it has to.
+#[tokio::test]
+async fn rule_25_a_response_that_is_whole_by_its_length_is_looked_at_once_more() -> anyhow::Result<()> {
+    for name in ["more", "more-known"] {
+        let world = World::setup().clock_by_hand().routes(lingering()).start().await?;
+        let first = world.client.post(&format!("/{name}")).key(name).spawn();
+        eventually("the look", || world.shop.count("lingers") == 1).await?;
+        world.shop.gate.open();
+        let first = first.reply().await;
+        assert!(first.is_err(), "{name}: {first:?}");
+        let is_in_doubt = async || world.state(name).await.ok().flatten() == Some(RecordState::InDoubt);
+        eventually_async("the record", is_in_doubt).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn rule_25_a_response_that_is_whole_by_its_length_is_kept_when_its_claim_ends() -> anyhow::Result<()> {
+    for policy in [OnCrash::Hold, OnCrash::Retry] {
+        for name in ["whole", "whole-known"] {
+            let world = World::setup().clock_by_hand().layer(move |layer| layer.with_on_crash(policy));
+            let world = world.routes(lingering()).start().await?;
+            world.store.always("renew", Some(Fault::LostRequest));
+            let send = || world.client.post(&format!("/{name}")).key(name);
+            let first = send().spawn();
+            eventually("the look", || world.shop.count("lingers") == 1).await?;
+            // The look and the lease are over at once.
+            world.clock.advance(Duration::from_secs(60));
+            let first = first.reply().await?;
+            assert_eq!((first.status, &first.body[..]), (201, &b"hello"[..]), "{name}, {policy:?}");
+            let retry = send().send().await?;
+            assert_eq!((retry.is_replayed(), retry.answer()), (true, first.answer()), "{name}, {policy:?}");
+            assert_eq!(world.effects(name), 1);
+        }
+    }
+    Ok(())
 }

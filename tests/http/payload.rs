@@ -356,6 +356,36 @@ async fn rule_33_what_is_in_the_place_of_the_selected_fields_counts() -> anyhow:
     Ok(())
 }
 
+/// To a patch these remove, replace, empty or keep the same thing.
+#[tokio::test]
+async fn rule_33_what_ends_the_way_to_the_selected_fields_counts_with_its_place() -> anyhow::Result<()> {
+    let fingerprint = RequestFingerprint::fields(["/address/street", "/address/city"]);
+    let world = World::with(|layer| layer.with_fingerprint(fingerprint)).await?;
+    let bodies = [
+        "{}",
+        "null",
+        "[]",
+        "7",
+        r#"{"address":null}"#,
+        r#"{"address":{}}"#,
+        r#"{"address":[]}"#,
+        r#"{"address":7}"#,
+        r#"{"address":{"street":null}}"#,
+        r#"{"address":{"street":null,"city":null}}"#,
+    ];
+    for (number, first) in bodies.iter().enumerate() {
+        let key = number.to_string();
+        world.pay(&key).body(*first).send().await?;
+        assert!(world.pay(&key).body(format!(" {first}")).send().await?.is_replayed(), "{first}");
+        for other in bodies.iter().filter(|other| *other != first) {
+            let answer = world.pay(&key).body(*other).send().await?;
+            assert_eq!((answer.status, answer.is_replayed()), (422, false), "{first} and {other}");
+        }
+        assert_eq!(world.effects(&key), 1);
+    }
+    Ok(())
+}
+
 /// Without the slash a pointer leads nowhere, in whatever body.
 #[tokio::test]
 async fn rule_33_what_is_no_pointer_excludes_nothing() -> anyhow::Result<()> {

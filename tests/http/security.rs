@@ -8,7 +8,7 @@ use axum::http::{Response, StatusCode};
 use axum::middleware::{Next, from_fn};
 use axum::response::IntoResponse as _;
 use axum::{Router, body::Body};
-use idempotency::http::Scope;
+use idempotency::http::{IdempotencyLayer, Scope};
 use idempotency::store::StoreErrorKind;
 use idempotency::testing::Fault;
 use tracing::field::{Field, Visit};
@@ -39,6 +39,28 @@ async fn rule_43_two_tenants_with_one_key_are_independent() -> anyhow::Result<()
     assert_eq!((beside.status, beside.is_replayed()), (201, false));
     world.shop.gate.open();
     assert!(!running.reply().await?.is_replayed());
+    Ok(())
+}
+
+#[tokio::test]
+async fn rule_44_a_request_without_a_key_needs_no_principal_where_keys_are_optional() -> anyhow::Result<()> {
+    let header = World::setup().scope(tenant()).layer(IdempotencyLayer::with_optional_key).start().await?;
+    let body = World::setup().scope(tenant()).layer(|layer| layer.with_optional_key().with_key_from_body("/id"));
+    let body = body.start().await?;
+    for world in [&header, &body] {
+        assert_eq!((world.client.post("/pay").send().await?.status, world.effects("none")), (201, 1));
+    }
+    header.pay("abc").send().await?.assert_problem(401, "no-principal")?;
+    let with_key = || body.client.post("/pay").body(r#"{"id":"abc"}"#);
+    with_key().send().await?.assert_problem(401, "no-principal")?;
+    assert_eq!((body.records().await?, body.effects("abc")), (0, 0));
+    assert_eq!((with_key().header("x-tenant", "one").send().await?.status, body.effects("abc")), (201, 1));
+    // Where a key is required, nobody's body is read for one.
+    let world = World::setup().scope(tenant()).layer(|layer| layer.with_key_from_body("/id")).start().await?;
+    for body in ["{}", r#"{"id":"abc"}"#, "no JSON"] {
+        world.client.post("/pay").body(body).send().await?.assert_problem(401, "no-principal")?;
+    }
+    assert_eq!(world.shop.effects.lines()?.len(), 0);
     Ok(())
 }
 

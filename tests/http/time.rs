@@ -1,16 +1,24 @@
 //! Rules 58 to 62: lifetimes, and stores that are away.
 
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
+use axum::body::Body;
+use axum::http::{HeaderValue, Request, Response};
+use futures::FutureExt as _;
 use idempotency::clock::Timestamp;
-use idempotency::http::{IdempotencyLayer, Scope};
-use idempotency::store::{RedisStore, SqliteStore, StoreErrorKind};
-use idempotency::testing::{Fault as StoreFault, Gate, ManualClock};
+use idempotency::http::{IdempotencyLayer, RequestBody, Scope};
+use idempotency::store::{MemoryStore, RedisStore, SqliteStore, StoreErrorKind};
+use idempotency::testing::{Fault as StoreFault, FaultyStore, Gate, ManualClock};
 use idempotency::{Idempotency, State as RecordState};
 use idempotency_test_support::deadline::{eventually, eventually_async};
 use idempotency_test_support::proxy::{Action, Fault, Moment, Proxy};
 use idempotency_test_support::server::{RedisOptions, RedisServer};
+use tokio::task::JoinHandle;
+use tower::{Layer as _, ServiceExt as _, service_fn};
 
 use crate::client::{Pending, Reply};
 use crate::process::{Orders, Process};
@@ -156,6 +164,102 @@ async fn rule_60_who_has_waited_for_another_request_does_not_run_when_the_store_
     }
     problems.sort_unstable();
     assert_eq!((problems, world.effects("abc")), (vec!["in-progress".to_owned(), "unavailable".to_owned()], 1));
+    Ok(())
+}
+
+/// Polled by hand: each is woken when the store is away, and sees of the first one what the case says.
+#[tokio::test]
+async fn rule_60_who_has_followed_another_request_does_not_run_for_what_the_next_one_knows() -> anyhow::Result<()> {
+    for (sees_it_run, fresh_comes_first) in [(true, false), (true, true), (false, false), (false, true)] {
+        let case = format!("sees it run: {sees_it_run}, a fresh one comes first: {fresh_comes_first}");
+        let clock = ManualClock::new();
+        let store = FaultyStore::new(MemoryStore::with_clock(clock.clone()));
+        let engine = Idempotency::builder(store.clone()).clock(clock.clone()).claim_timeout(PATIENCE).build();
+        let layer = IdempotencyLayer::new(engine, Scope::global()).with_fail_open().blocking(DAY);
+        let (gate, ran) = (Gate::new(), Arc::new(AtomicUsize::default()));
+        let (handlers, counting) = (gate.clone(), ran.clone());
+        let service = layer.layer(service_fn(move |_: Request<RequestBody<Body>>| {
+            let (gate, ran) = (handlers.clone(), counting.clone());
+            async move {
+                // The first one does not know whether its charge has arrived.
+                let status = if ran.fetch_add(1, Ordering::SeqCst) == 0 { 504 } else { 201 };
+                gate.wait().await;
+                Ok::<_, Infallible>(Response::builder().status(status).body(Body::empty()).expect("it is well-formed"))
+            }
+        }));
+        let request = || Request::post("/").header("idempotency-key", "abc").body(Body::from("{}"));
+        let claims = Gate::new();
+        store.next("claim", StoreFault::Late(claims.clone()));
+        let first = tokio::spawn(service.clone().oneshot(request()?));
+        eventually("the claim", || store.requests("claim") == 1).await?;
+        let mut waiting = Box::pin(service.clone().oneshot(request()?));
+        assert!(waiting.as_mut().now_or_never().is_none());
+        claims.open();
+        eventually("the first handler", || ran.load(Ordering::SeqCst) == 1).await?;
+        if sees_it_run {
+            assert!(waiting.as_mut().now_or_never().is_none());
+        }
+        gate.open();
+        assert_eq!(first.await??.status(), 504);
+        store.always("claim", Some(StoreFault::Refused(StoreErrorKind::Refused)));
+        let mut answers = Vec::new();
+        if fresh_comes_first {
+            let mut fresh = Box::pin(service.clone().oneshot(request()?));
+            assert!(fresh.as_mut().now_or_never().is_none(), "{case}");
+            answers.push(tokio::spawn(fresh));
+        }
+        answers.push(tokio::spawn(waiting));
+        eventually("the answers", || {
+            clock.advance(Duration::from_secs(1));
+            answers.iter().all(JoinHandle::is_finished)
+        })
+        .await?;
+        let waited = answers.pop().context("it was asked")?.await??;
+        assert_eq!(
+            waited.headers().get("idempotency-problem").map(HeaderValue::as_bytes),
+            Some(&b"unavailable"[..]),
+            "{case}"
+        );
+        // It has met nobody, and the store has told it nothing.
+        if let Some(fresh) = answers.pop() {
+            assert!(fresh.await??.headers().contains_key("idempotency-bypassed"), "{case}");
+        }
+        assert_eq!(ran.load(Ordering::SeqCst), 1 + usize::from(fresh_comes_first), "{case}");
+    }
+    Ok(())
+}
+
+/// The claim that tells of it is granted when most of its lease is over, and given back. The next one does not arrive.
+#[tokio::test]
+async fn rule_60_who_was_told_of_another_attempt_does_not_run_when_the_store_goes_away() -> anyhow::Result<()> {
+    let lease = Duration::from_secs(100);
+    let world = World::setup()
+        .clock_by_hand()
+        .engine(move |builder| builder.lease(lease).claim_timeout(lease))
+        .layer(|layer| {
+            let unasked = |_, _| async { panic!("it would say that it is in the books") };
+            layer.with_fail_open().with_settle(Duration::ZERO).with_verify(unasked)
+        })
+        .start()
+        .await?;
+    assert_eq!(world.pay("abc").header("x-status", "504").send().await?.status, 504);
+    let gate = Gate::new();
+    world.store.next("claim", StoreFault::LateAnswer(gate.clone()));
+    let retry = world.pay("abc").spawn();
+    eventually_async("the claim", async || {
+        world.record("abc").inspect().await.ok().flatten().is_some_and(|view| view.attempts == 2)
+    })
+    .await?;
+    world.store.always("claim", Some(StoreFault::Refused(StoreErrorKind::Refused)));
+    world.clock.advance(lease * 9 / 10);
+    gate.open();
+    eventually_async("the answer", async || {
+        world.clock.advance(Duration::from_secs(1));
+        retry.is_answered()
+    })
+    .await?;
+    retry.reply().await?.assert_problem(503, "unavailable")?;
+    assert_eq!(world.effects("abc"), 1);
     Ok(())
 }
 

@@ -17,6 +17,7 @@ use idempotency_test_support::deadline::{eventually, within};
 use idempotency_test_support::server::{RedisOptions, RedisServer};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tower_http::timeout::RequestBodyTimeoutLayer;
 
 use crate::client::{Client, raw_post};
 use crate::world::{DAY, PATIENCE, Server, Shop, World, memory_directory, router};
@@ -199,6 +200,34 @@ async fn a_request_that_is_taken_back_in_the_middle_runs_no_handler_and_leaves_n
                 assert_eq!((world.store.requests("claim"), world.shop.effects.lines()?.len()), (0, 0), "{headers:?}");
             }
         }
+    }
+    let first = world.pay("unfinished").send().await?;
+    assert_eq!((first.status, first.is_replayed(), world.effects("unfinished")), (201, false, 1));
+    Ok(())
+}
+
+/// In a task of its own, which goes on when the server drops the request.
+async fn in_a_task(under_way: Arc<AtomicUsize>, request: Request, next: Next) -> Response {
+    let answer = tokio::spawn(counted(under_way, request, next)).await;
+    answer.unwrap_or_else(|_| StatusCode::INTERNAL_SERVER_ERROR.into_response())
+}
+
+#[tokio::test]
+async fn a_request_that_is_taken_back_is_measured_by_what_it_says_whatever_wraps_its_body() -> anyhow::Result<()> {
+    const RST_STREAM: u8 = 3;
+    let under_way = Arc::new(AtomicUsize::default());
+    let counting = under_way.clone();
+    let in_a_task = from_fn(move |request, next| in_a_task(counting.clone(), request, next));
+    // Its body does not say how long it is.
+    let wrapped = RequestBodyTimeoutLayer::new(DAY);
+    let world = World::setup().around(move |router: Router| router.layer(wrapped).layer(in_a_task)).start().await?;
+    let headers = [("idempotency-key", "unfinished"), ("content-length", "100")];
+    for _ in 0..COPIES {
+        let mut connection = world.client.write(opened(&headers)).await?;
+        eventually("the body to be waited for", || under_way.load(Ordering::SeqCst) == 1).await?;
+        connection.write_all(&frame(RST_STREAM, 0, 1, &[0; 4])).await?;
+        eventually("the request to be over", || under_way.load(Ordering::SeqCst) == 0).await?;
+        assert_eq!((world.store.requests("claim"), world.shop.effects.lines()?.len()), (0, 0));
     }
     let first = world.pay("unfinished").send().await?;
     assert_eq!((first.status, first.is_replayed(), world.effects("unfinished")), (201, false, 1));

@@ -191,11 +191,13 @@ async fn seek_in_store(
             .with_detail("the thread that renews leases could not be started")
             .with_source(error)
     })?;
+    // Who has waited for another call, here or elsewhere, or was told of one.
+    let mut has_met = report.waited;
     loop {
         // Who has a question asks it where the others get an error.
         let asks = call.policy == CrashPolicy::Verify;
         match engine.flights.join((call.key, call.fingerprint, call.former_fingerprints.clone(), asks)) {
-            Seat::Leader(leader) => match lead(call, &leader, deadline, scope, report).await {
+            Seat::Leader(leader) => match lead(call, &leader, deadline, scope, report, &mut has_met).await {
                 Led::Granted(granted) => {
                     let observer = scope.observer().cloned();
                     return Ok(Sought::Running(Box::new(Running::new(
@@ -217,14 +219,20 @@ async fn seek_in_store(
                 }
                 Led::OutOfTime(error) => return Err(error),
             },
-            Seat::Follower(flight) => match follow(call, &flight, deadline, report).await? {
-                Some(Answer::Stored(answer)) => {
-                    report.joined = true;
-                    return Ok(Sought::Found(answer.record));
+            Seat::Follower(flight) => {
+                let answer = follow(call, &flight, deadline, report).await?;
+                // Also where it went by unseen.
+                has_met |= report.waited || flight.has_met();
+                match answer {
+                    Some(Answer::Stored(answer)) => {
+                        report.joined = true;
+                        return Ok(Sought::Found(answer.record));
+                    }
+                    // The leader may know less.
+                    Some(Answer::Refused(error)) => return Err(error.after_another(has_met)),
+                    None => {}
                 }
-                Some(Answer::Refused(error)) => return Err(error),
-                None => {}
-            },
+            }
         }
     }
 }
@@ -236,12 +244,11 @@ async fn lead(
     deadline: Option<Duration>,
     scope: &Scope,
     report: &mut Report,
+    has_met: &mut bool,
 ) -> Led {
     let engine = &call.engine;
     let mut late = 0;
     let mut next = call.fingerprint;
-    // Who has waited for another call, here or elsewhere, or was told of one.
-    let mut has_met = report.waited;
     loop {
         let claim = match new_claim(call) {
             Ok(claim) => Claim { fingerprint: std::mem::replace(&mut next, call.fingerprint), ..claim },
@@ -257,7 +264,7 @@ async fn lead(
         let sent = engine.clock.monotonic();
         let mut found = match claim::send(engine, claim.clone(), scope).await {
             Err(_) if scope.is_shut_out(engine) => return Led::OutOfTime(call.refused(ErrorKind::ShuttingDown)),
-            Err(error) => return Led::Refused(store_error(call, error).after_another(has_met)),
+            Err(error) => return Led::Refused(store_error(call, error).after_another(*has_met)),
             // The record that an earlier release left is gone: the one that was made in its place is not this call's, and
             // would be that of every other request which was the same to that release.
             Ok(Answered { claimed: Claimed::Mine(grant), repeated })
@@ -269,7 +276,11 @@ async fn lead(
             Ok(Answered { claimed: Claimed::Mine(grant), repeated }) if engine.may_start(sent, call.lease) => {
                 return Led::Granted(Box::new(Granted { claim, grant, sent, repeated, _busy: busy }));
             }
-            Ok(Answered { claimed: Claimed::Mine(_), repeated }) => {
+            Ok(Answered { claimed: Claimed::Mine(grant), repeated }) => {
+                if grant.taken_over.is_some() {
+                    *has_met = true;
+                    leader.has_met();
+                }
                 // Released before the next claim, which would wait for this one otherwise.
                 engine.give_back(&claim, repeated).await;
                 if late == LATE_CLAIMS {
@@ -280,7 +291,8 @@ async fn lead(
                 continue;
             }
             Ok(Answered { claimed: Claimed::Held(record), repeated }) => {
-                has_met = true;
+                *has_met = true;
+                leader.has_met();
                 if repeated {
                     engine.give_back_later(&claim);
                 }

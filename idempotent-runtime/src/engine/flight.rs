@@ -5,6 +5,7 @@
 //! call to somebody else by then, and its record is what counts.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use tokio::sync::Notify;
@@ -31,6 +32,8 @@ pub(crate) struct Flight {
     changed: Notify,
     /// Under which the leader runs its body, once it does.
     lease: OnceLock<Arc<Lease>>,
+    /// Whether the leader has run its body, or was told of another call with the key.
+    has_met: AtomicBool,
 }
 
 impl Flight {
@@ -49,6 +52,11 @@ impl Flight {
             Some(lease) => lease.ended().await,
             None => std::future::pending().await,
         }
+    }
+
+    /// Whether who follows has followed more than a question to the store.
+    pub(crate) fn has_met(&self) -> bool {
+        self.has_met.load(Ordering::Acquire)
     }
 
     fn is_forsaken(&self) -> bool {
@@ -87,8 +95,12 @@ impl Flights {
         {
             return Seat::Follower(flight.clone());
         }
-        let flight =
-            Arc::new(Flight { stage: Mutex::new(Stage::Asking), changed: Notify::new(), lease: OnceLock::new() });
+        let flight = Arc::new(Flight {
+            stage: Mutex::new(Stage::Asking),
+            changed: Notify::new(),
+            lease: OnceLock::new(),
+            has_met: AtomicBool::new(false),
+        });
         // In place of a forsaken one, whose leader finds that when it ends. Its followers come here by themselves, and the
         // first of them leads: the others find the new flight under this lock.
         flights.insert(key.clone(), flight.clone());
@@ -110,7 +122,13 @@ pub(crate) struct Leader {
 
 impl Leader {
     pub(crate) fn busy(&self) {
+        self.has_met();
         self.flight.enter(Stage::Busy);
+    }
+
+    /// The store has told of another call with the key.
+    pub(crate) fn has_met(&self) {
+        self.flight.has_met.store(true, Ordering::Release);
     }
 
     /// The body runs under `lease`, and the followers wait for no longer than that lasts.

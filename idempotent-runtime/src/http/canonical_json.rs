@@ -16,16 +16,27 @@ pub(super) fn canonical(body: &[u8]) -> Option<Vec<u8>> {
 /// The bytes of what these JSON pointers lead to, `None` for each that leads nowhere. `None` altogether where readers differ
 /// in what the body is.
 ///
-/// Where a value on the way has no members, that value counts, and is not one that was found: readers take an array for a
-/// struct, its fields in their order, so what the pointer is after may be in it.
+/// Where a value on the way has no members, that value and its place count, and it is not one that was found: readers take an
+/// array for a struct, its fields in their order, so what the pointer is after may be in it, and `null` for a whole that is
+/// removed. And where the way ends in an object without the member, how far it leads counts: that object is a value too, which
+/// may replace another one.
 pub(super) fn fields(body: &[u8], pointers: &[String]) -> Option<Vec<Option<Vec<u8>>>> {
     let value = unambiguous(body)?;
     let field = |pointer: &String| match value.pointer(pointer) {
         Target::Found(field) => Some(bytes(field)),
-        Target::Astray(value) => Some([b"?".to_vec(), bytes(value)].concat()),
-        Target::Absent | Target::Repeated => None,
+        Target::Astray(depth, value) => Some(ended(b'?', depth, &bytes(value))),
+        Target::Absent(0) | Target::Repeated => None,
+        Target::Absent(depth) => Some(ended(b'-', depth, &[])),
     };
     Some(pointers.iter().map(field).collect())
+}
+
+/// A way that ends before its last step. No value has this tag.
+fn ended(tag: u8, depth: usize, value: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![tag];
+    encode_count(depth, &mut bytes);
+    bytes.extend(value);
+    bytes
 }
 
 fn unambiguous(body: &[u8]) -> Option<Json<'_>> {

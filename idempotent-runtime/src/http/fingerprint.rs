@@ -90,8 +90,11 @@ impl RequestFingerprint {
 
     /// The values that these JSON pointers (RFC 6901) lead to in the body, `"/amount"` for example; a value that is
     /// missing differs from `null`. Where there is something else than an object or an array on the way, or an array and the
-    /// pointer has a name, all of that: readers take `[100, "EUR"]` for a struct, its fields in their order. Every byte of the body where readers would read it differently, and
-    /// where it is not sent as JSON, as in [`json`](Self::json).
+    /// pointer has a name, all of that: readers take `[100, "EUR"]` for a struct, its fields in their order. `null` on the way
+    /// is something else too, and an object without the member differs from one that is missing: for `"/address/city"`,
+    /// `{"address": null}`, `{"address": {}}` and `{}` are three requests, of which a patch may remove, empty or keep the
+    /// address. Every byte of the body where readers would read it differently, and where it is not sent as JSON, as in
+    /// [`json`](Self::json).
     pub fn fields<P: Into<String>>(pointers: impl IntoIterator<Item = P>) -> Self {
         Self::new(Payload::Fields(pointers.into_iter().map(Into::into).collect()), 3)
     }

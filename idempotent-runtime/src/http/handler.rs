@@ -1,15 +1,16 @@
 //! The handler of one request under its claim: what it answers is delivered and recorded.
 
+use std::cmp::Ordering;
 use std::future::poll_fn;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{self, AtomicBool};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::{Request, Response, StatusCode, Version, request, response};
-use http_body::Body;
+use http_body::{Body, Frame};
 use http_body_util::BodyExt as _;
 use tokio::sync::oneshot;
 use tower_service::Service;
@@ -93,7 +94,13 @@ struct Recording {
     ttl: Duration,
     /// Until when it is kept, if that is known.
     until: Option<Timestamp>,
+    /// Until when on the monotonic clock its body may have more, since all is there that it says.
+    last_look: Option<Duration>,
 }
+
+/// How long a body is looked at that has all that its response says: whether it is longer, or breaks off after all. A server
+/// of HTTP looks no further then, so nothing that comes later reaches a client, and a stream that lingers keeps nobody waiting.
+const LAST_LOOK: Duration = Duration::from_millis(100);
 
 impl Recording {
     /// Notes until when it is kept.
@@ -109,14 +116,48 @@ impl Recording {
         self.limit - self.draft.len()
     }
 
+    /// How what is recorded compares to the length that the response says.
+    fn length(&self) -> Option<Ordering> {
+        self.declared.map(|declared| (self.draft.size() as u64).cmp(&declared))
+    }
+
     /// Whether a client has all that the response says when it has what is recorded.
     fn is_reached(&self) -> bool {
-        self.declared.is_some_and(|declared| u64::try_from(self.draft.size()).is_ok_and(|size| size >= declared))
+        self.length() == Some(Ordering::Equal)
+    }
+
+    /// Whether there is more than the response says.
+    fn is_passed(&self) -> bool {
+        self.length() == Some(Ordering::Greater)
     }
 
     /// Whether what is recorded is as long as the response says. A shorter body has broken off, whatever its stream says.
     fn is_whole(&self) -> bool {
-        self.declared.is_none_or(|declared| u64::try_from(self.draft.size()) == Ok(declared))
+        self.length().is_none_or(Ordering::is_eq)
+    }
+}
+
+/// The next frame of a body, `None` behind the last one. None at all where nobody waits for it any longer: the claim is over,
+/// under which a body that never ends would be read for ever, or the body lingers though all of it is there.
+async fn next<R: Readable>(
+    options: &Options,
+    body: &mut Pin<Box<R>>,
+    recording: &mut Recording,
+) -> Option<Option<Result<Frame<Bytes>, R::Error>>> {
+    let clock = &options.engine.inner.clock;
+    let has_lingered = async {
+        if !recording.is_reached() {
+            return std::future::pending().await;
+        }
+        let now = clock.monotonic();
+        let until = *recording.last_look.get_or_insert_with(|| now.saturating_add(LAST_LOOK));
+        clock.sleep(until.saturating_sub(now)).await;
+    };
+    tokio::select! {
+        biased;
+        frame = body.frame() => Some(frame),
+        () = claim_over() => None,
+        () = has_lingered => None,
     }
 }
 
@@ -144,7 +185,8 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
         if let Err(error) = is_ready {
             return Handled::Failed { error, fate: Fate::Release };
         }
-        self.is_bypassed.store(Context::try_current().is_none_or(|context| context.attempt() == 0), Ordering::Release);
+        let is_bypassed = Context::try_current().is_none_or(|context| context.attempt() == 0);
+        self.is_bypassed.store(is_bypassed, atomic::Ordering::Release);
         match service.call(request).await {
             Ok(response) => self.answer(response).await,
             // Nobody knows how far it got.
@@ -194,7 +236,7 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
         if hint.exact().is_some() || self.ends_with_its_connection(&head) {
             self.collect(head, Box::pin(body), recording).await
         } else {
-            self.pass_on(head, Box::pin(body), recording, &context).await
+            self.pass_on(head, Box::pin(body), recording).await
         }
     }
 
@@ -205,7 +247,7 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
         let draft = Draft::new(response.status, &replayed)?;
         let limit = self.options.response_limit();
         let declared = headers::declared_length(response);
-        (draft.len() <= limit).then_some(Recording { draft, limit, declared, ttl, until: None })
+        (draft.len() <= limit).then_some(Recording { draft, limit, declared, ttl, until: None, last_look: None })
     }
 
     fn not_kept(&self, response: &response::Parts, ttl: Duration) -> Fate {
@@ -228,17 +270,22 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
     /// A body whose length is known and fits, or whose client could not tell a part of it from the whole.
     async fn collect<E>(self, head: response::Parts, mut body: Pin<Box<R>>, mut recording: Recording) -> Handled<E> {
         loop {
-            let frame = tokio::select! {
-                biased;
-                frame = body.frame() => frame,
-                // Nothing is recorded under a claim that is over, and a body that never ends would be read for ever.
-                () = claim_over() => return self.break_off(head, recording, superseded()),
+            let Some(frame) = next(&self.options, &mut body, &mut recording).await else {
+                if recording.is_reached() {
+                    break;
+                }
+                return self.break_off(head, recording, superseded());
             };
             match frame {
                 None if recording.is_whole() => break,
                 None => return self.break_off(head, recording, headers::not_whole()),
                 Some(Ok(frame)) => match frame.data_ref() {
-                    Some(data) if data.len() <= recording.room() => recording.draft.push(data),
+                    Some(data) if data.len() <= recording.room() => {
+                        recording.draft.push(data);
+                        if recording.is_passed() {
+                            return self.break_off(head, recording, headers::not_whole());
+                        }
+                    }
                     // What ends here has another length than it says.
                     None if !recording.is_whole() => return self.break_off(head, recording, headers::not_whole()),
                     _ => return self.give_up(head, recording, frame, body),
@@ -292,7 +339,7 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
         self,
         head: response::Parts,
         recording: Recording,
-        next: http_body::Frame<Bytes>,
+        next: Frame<Bytes>,
         rest: Pin<Box<R>>,
     ) -> Handled<E> {
         let fate = self.not_kept(&head, recording.ttl);
@@ -305,32 +352,24 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
 
     /// A body whose length is not known: the client gets it as it comes, but for what would make it whole. Whether it will
     /// be kept is not known when its head is sent, which therefore tells no lifetime.
-    async fn pass_on<E>(
-        self,
-        head: response::Parts,
-        mut body: Pin<Box<R>>,
-        mut recording: Recording,
-        context: &Context,
-    ) -> Handled<E> {
+    async fn pass_on<E>(self, head: response::Parts, mut body: Pin<Box<R>>, mut recording: Recording) -> Handled<E> {
         let (status, ttl) = (head.status, recording.ttl);
         let not_kept = self.not_kept(&head, ttl);
         let (sender, live) = ResponseBody::live();
         let mut end = HeldEnd::new(sender);
         let _ = self.delivery.send(Delivery::Live(Response::from_parts(head, live)));
         loop {
-            let frame = tokio::select! {
-                biased;
-                frame = body.frame() => frame,
-                // Nothing is recorded under a claim that is over, and a body that never ends would be read for ever.
-                () = context.lease_ended() => {
-                    if self.options.crash.may_be_answered_again() {
-                        end.fail(superseded());
-                    } else {
-                        end.hold_rest(None, body);
-                        end.release();
-                    }
-                    return Handled::Answered { fate: Fate::Unknown };
+            let Some(frame) = next(&self.options, &mut body, &mut recording).await else {
+                if recording.is_reached() {
+                    break;
                 }
+                if self.options.crash.may_be_answered_again() {
+                    end.fail(superseded());
+                } else {
+                    end.hold_rest(None, body);
+                    end.release();
+                }
+                return Handled::Answered { fate: Fate::Unknown };
             };
             match frame {
                 None if recording.is_whole() => break,
@@ -347,6 +386,10 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
                     }
                     Some(data) if data.len() <= recording.room() => {
                         recording.draft.push(data);
+                        if recording.is_passed() {
+                            end.fail(headers::not_whole());
+                            return Handled::Answered { fate: Fate::Unknown };
+                        }
                         if recording.is_reached() {
                             // A client sees the end of its response by its length.
                             end.hold(data);

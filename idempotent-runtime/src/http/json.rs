@@ -27,13 +27,14 @@ pub(super) enum Json<'a> {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Target<'a> {
     Found(&'a Json<'a>),
-    /// The place where it would be is there, and it is not: an object without the member, an array that is too short, or
-    /// `null` on the way.
-    Absent,
+    /// The place where it would be is there, behind so many steps, and it is not: an object without the member, or an array
+    /// that is too short.
+    Absent(usize),
     /// A member on the way is there more than once.
     Repeated,
-    /// This value on the way has no members, or none of that kind.
-    Astray(&'a Json<'a>),
+    /// Behind so many steps, this value has no members, or none of that kind. `null` is one: to a merge patch it is another
+    /// thing than a member that is missing.
+    Astray(usize, &'a Json<'a>),
 }
 
 impl<'a> Json<'a> {
@@ -66,10 +67,10 @@ impl<'a> Json<'a> {
     /// What a JSON pointer (RFC 6901) leads to.
     pub(super) fn pointer(&self, pointer: &str) -> Target<'_> {
         let Some(steps) = pointer.strip_prefix('/') else {
-            return if pointer.is_empty() { Target::Found(self) } else { Target::Astray(self) };
+            return if pointer.is_empty() { Target::Found(self) } else { Target::Astray(0, self) };
         };
         let mut value = self;
-        for step in steps.split('/') {
+        for (depth, step) in steps.split('/').enumerate() {
             let next = match value {
                 Self::Object(members) => {
                     let name = step.replace("~1", "/").replace("~0", "~");
@@ -82,12 +83,13 @@ impl<'a> Json<'a> {
                 }
                 Self::Array(elements) => match index(step) {
                     Some(index) => elements.get(index),
-                    None => return Target::Astray(value),
+                    None => return Target::Astray(depth, value),
                 },
-                Self::Null => None,
-                Self::Bool(_) | Self::Number(_) | Self::String(_) => return Target::Astray(value),
+                Self::Null | Self::Bool(_) | Self::Number(_) | Self::String(_) => {
+                    return Target::Astray(depth, value);
+                }
             };
-            let Some(next) = next else { return Target::Absent };
+            let Some(next) = next else { return Target::Absent(depth) };
             value = next;
         }
         Target::Found(value)
@@ -261,11 +263,14 @@ mod tests {
         assert_eq!(at("/a/"), Json::Null);
         assert_eq!(at("/m~0n"), Json::Bool(true));
         assert_eq!(at("/0"), string("zero"));
-        for absent in ["/", "/b", "/a/b~1c/2", "/a//x", "/a//0"] {
-            assert_eq!(value.pointer(absent), Target::Absent, "{absent}");
+        for (absent, depth) in [("/", 0), ("/b", 0), ("/b/x", 0), ("/a/b", 1), ("/a/b~1c/2", 2), ("/a/b~1c/2/x", 2)] {
+            assert_eq!(value.pointer(absent), Target::Absent(depth), "{absent}");
         }
-        for astray in ["a", "/a/b~1c/01", "/a/b~1c/+1", "/a/b~1c/-", "/a/b~1c/", "/a/b~1c/x", "/m~0n/x", "/0/0"] {
-            assert!(matches!(value.pointer(astray), Target::Astray(_)), "{astray}");
+        assert_eq!(value.pointer("/a//x"), Target::Astray(2, &Json::Null));
+        for astray in
+            ["a", "/a/b~1c/01", "/a/b~1c/+1", "/a/b~1c/-", "/a/b~1c/", "/a/b~1c/x", "/m~0n/x", "/0/0", "/a//x", "/a//0"]
+        {
+            assert!(matches!(value.pointer(astray), Target::Astray(..)), "{astray}");
         }
     }
 

@@ -106,11 +106,12 @@ impl KeyRules {
             Target::Found(Json::String(key)) if key.bytes().all(|byte| (b' '..=b'~').contains(&byte)) => {
                 self.check(key.clone()).map(Some)
             }
-            Target::Found(Json::Null) | Target::Absent if content::may_be_json(headers) => Ok(None),
-            Target::Found(Json::Null) | Target::Absent => Err(Malformed("the body is not sent as JSON")),
+            Target::Found(Json::Null) | Target::Absent(_) | Target::Astray(_, Json::Null) => {
+                if content::may_be_json(headers) { Ok(None) } else { Err(Malformed("the body is not sent as JSON")) }
+            }
             Target::Found(_) => Err(Malformed("the field is no string of printable ASCII characters")),
             Target::Repeated => Err(Malformed("the field is there more than once")),
-            Target::Astray(_) => Err(Malformed("the field would be in a value that has no fields")),
+            Target::Astray(..) => Err(Malformed("the field would be in a value that has no fields")),
         }
     }
 

@@ -191,7 +191,8 @@ impl IdempotencyLayer {
     }
 
     /// Takes the key from the body instead of the header: from the string to which this JSON pointer (RFC 6901) leads,
-    /// `"/request_id"` for example. Every body is then read into memory, also those without a key.
+    /// `"/request_id"` for example. Every body is then read into memory, also those without a key, and where keys are
+    /// [optional](Self::with_optional_key) also those of nobody.
     ///
     /// A body that cannot be read for its key is refused (400), [optional](Self::with_optional_key) or not: the handler might
     /// read more of it and run unprotected. That is what is no JSON, or JSON that readers differ in: a member that is there
@@ -380,7 +381,8 @@ impl IdempotencyLayer {
 
     /// Runs the handler without protection when the store does not answer, and marks its response with
     /// `Idempotency-Bypassed: true`. **A retry may then repeat the effect.** The default is to refuse the request (503), and
-    /// so is one refused that has [waited](Self::blocking) for another with its key before the store went away.
+    /// so is one refused that has [waited](Self::blocking) for another with its key before the store went away, or was told of
+    /// one.
     ///
     /// The mark keeps clients from sending the request again, and it is on responses of this layer alone. The response that
     /// something in front makes of an *error* of the service behind has none, and neither has the answer of a time limit in

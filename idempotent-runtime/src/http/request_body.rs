@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http::HeaderMap;
+use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use pin_project_lite::pin_project;
@@ -57,10 +58,11 @@ where
     B: Body<Data = Bytes>,
     B::Error: Into<BoxError>,
 {
-    /// Reads `body` up to `limit` bytes.
-    pub(super) async fn read(body: B, limit: usize) -> Result<(Bytes, Self), Unread> {
+    /// Reads `body` up to `limit` bytes. These are the `headers` of its request.
+    pub(super) async fn read(body: B, headers: &HeaderMap, limit: usize) -> Result<(Bytes, Self), Unread> {
+        // A layer in front may have wrapped it in a body that does not say how long it is.
+        let least = body.size_hint().lower().max(declared_length(headers).unwrap_or_default());
         // What says that it is too large is not read at all.
-        let least = body.size_hint().lower();
         if least > u64::try_from(limit).unwrap_or(u64::MAX) {
             return Err(Unread::TooLarge);
         }
@@ -88,6 +90,15 @@ where
         let data = Some(bytes.clone()).filter(|bytes| !bytes.is_empty());
         Ok((bytes, Self { kind: Kind::Read { data, trailers } }))
     }
+}
+
+/// How many bytes the request says that its body has. Where it says beside that how it is encoded for the connection, that is
+/// what counts (RFC 9112).
+fn declared_length(headers: &HeaderMap) -> Option<u64> {
+    if headers.contains_key(TRANSFER_ENCODING) {
+        return None;
+    }
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 /// Gives whoever polls the request one look at what became of it.
@@ -140,7 +151,7 @@ mod tests {
     use std::task::{Context, Poll};
 
     use bytes::Bytes;
-    use http::HeaderMap;
+    use http::header::{CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING};
     use http_body::{Body, Frame};
     use http_body_util::BodyExt as _;
 
@@ -183,13 +194,29 @@ mod tests {
 
     #[tokio::test]
     async fn small_pieces_do_not_hold_the_buffers_that_they_came_in() {
-        let Ok((bytes, body)) = RequestBody::read(trickle(1_000), 1_000).await else {
+        let headers = HeaderMap::new();
+        let Ok((bytes, body)) = RequestBody::read(trickle(1_000), &headers, 1_000).await else {
             panic!("it is within the limit")
         };
         assert_eq!(bytes, "x".repeat(1_000));
         let collected = body.collect().await.unwrap();
         assert!(collected.trailers().is_some());
         assert_eq!(collected.to_bytes(), bytes);
-        assert_eq!(RequestBody::read(trickle(1_001), 1_000).await.err(), Some(Unread::TooLarge));
+        assert_eq!(RequestBody::read(trickle(1_001), &headers, 1_000).await.err(), Some(Unread::TooLarge));
+    }
+
+    /// A body that does not know its length.
+    #[tokio::test]
+    async fn a_body_is_as_long_as_its_request_says() {
+        let read = async |headers: &[(HeaderName, &'static str)]| {
+            let headers = headers.iter().map(|(name, value)| (name.clone(), HeaderValue::from_static(value))).collect();
+            RequestBody::read(trickle(10), &headers, 100).await.map(|(bytes, _)| bytes.len())
+        };
+        assert_eq!(read(&[(CONTENT_LENGTH, "10")]).await, Ok(10));
+        assert_eq!(read(&[(CONTENT_LENGTH, "11")]).await, Err(Unread::Broken));
+        assert_eq!(read(&[(CONTENT_LENGTH, "101")]).await, Err(Unread::TooLarge));
+        // What made it longer in front of the layer has not cut it off.
+        assert_eq!(read(&[(CONTENT_LENGTH, "9")]).await, Ok(10));
+        assert_eq!(read(&[(CONTENT_LENGTH, "11"), (TRANSFER_ENCODING, "chunked")]).await, Ok(10));
     }
 }

@@ -33,7 +33,7 @@ impl Scope {
     }
 
     /// What `principal` finds in the head of the request. Where it finds nobody, which is also a principal with a `None` in
-    /// it, a request with a key is refused (401).
+    /// it, a request with a key is refused (401), and so is one without where a key is required.
     pub fn of<K: IntoKey>(principal: impl Fn(&Parts) -> Option<K> + Send + Sync + 'static) -> Self {
         Self(Some(Arc::new(move |request| principal(request).map(|principal| Key::of(&principal)))))
     }

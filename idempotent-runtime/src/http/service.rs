@@ -197,12 +197,14 @@ impl<S> Exchange<S> {
         let options = self.options.clone();
         let refuse = |kind| Ok(refusal(&options, Problem::new(kind)));
         let (mut head, body) = request.into_parts();
-        let scope = match hook::call("Scope::of", || options.scope.of_request(&head)) {
-            Some(Ok(scope)) => scope,
-            Some(Err(scope::Nobody)) => return refuse(ProblemKind::NoPrincipal),
-            None => return refuse(ProblemKind::Internal),
+        let Some(scope) = hook::call("Scope::of", || options.scope.of_request(&head)) else {
+            return refuse(ProblemKind::Internal);
         };
-        let (bytes, body) = match RequestBody::read(body, options.request_limit).await {
+        // Whose request it is matters to one with a key. Where that may be in the body and need not be, it is read first.
+        if scope.is_err() && (key.is_some() || self.required) {
+            return refuse(ProblemKind::NoPrincipal);
+        }
+        let (bytes, body) = match RequestBody::read(body, &head.headers, options.request_limit).await {
             Ok(read) => read,
             Err(Unread::TooLarge) => return refuse(ProblemKind::TooLarge),
             Err(Unread::Broken) => return refuse(ProblemKind::Unreadable),
@@ -216,7 +218,10 @@ impl<S> Exchange<S> {
             return refuse(ProblemKind::Internal);
         };
         let key = match key {
-            Some(Ok(key)) => IdempotencyKey::new(options.operation.clone(), key, scope),
+            Some(Ok(key)) => match scope {
+                Ok(scope) => IdempotencyKey::new(options.operation.clone(), key, scope),
+                Err(scope::Nobody) => return refuse(ProblemKind::NoPrincipal),
+            },
             Some(Err(reason)) => return malformed(reason.0),
             None if self.required => return refuse(ProblemKind::Missing),
             // The client believes that it is protected.
