@@ -26,10 +26,13 @@ mod scene;
 mod shutdown;
 mod signatures;
 mod sqlite;
+mod uncommitted;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 mod undone;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 mod unknown;
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+mod waits;
 #[path = "../warnings/mod.rs"]
 mod warnings;
 mod world;

@@ -1,7 +1,11 @@
 //! A call in a transaction meets others with its key: calls without a transaction, and transactions that it refuses to wait for.
 
+#[cfg(feature = "mysql")]
+use std::cell::Cell;
 use std::time::Duration;
 
+#[cfg(feature = "mysql")]
+use idempotency::in_transaction;
 use idempotency::store::SqlTransaction;
 use idempotency::{ErrorKind, OnConflict, observe};
 use idempotency_test_support::deadline::{eventually_async, within};
@@ -80,6 +84,46 @@ async fn on_postgresql_a_transaction_that_sees_no_end_of_a_call_outside_is_told_
     Ok(())
 }
 
+/// It has waited for the row to take an expired record's place, and another one was faster. That one has to renew its lease
+/// and to end, so nothing of the row may stay locked.
+#[cfg(feature = "postgres")]
+#[tokio::test]
+async fn on_postgresql_a_call_in_a_transaction_that_waits_for_one_outside_has_locked_nothing() -> anyhow::Result<()> {
+    let scene = Scene::<databases::Postgres>::new(4, None).await?;
+    call(&scene.engine, "a").ttl(Duration::from_millis(1)).run(async || Ok::<_, Fault>("old".to_owned())).await?;
+    let count = async |query: &'static str| {
+        sqlx::query_as(query).fetch_one(&scene.pool).await.is_ok_and(|(count,): (i64,)| count > 0)
+    };
+    let expired = "SELECT count(*) FROM idempotency_records WHERE expires_at < extract(epoch FROM now()) * 1000";
+    eventually_async("the record to expire", async || count(expired).await).await?;
+    let mut faster = scene.pool.begin().await?;
+    // As a claim without a transaction writes it.
+    let claims = "UPDATE idempotency_records SET state = 1, revision = revision + 1, owner = decode(repeat('07', 16), 'hex'),
+        lease_until = extract(epoch FROM now()) * 1000 + 3600000, expires_at = extract(epoch FROM now()) * 1000 + 7200000";
+    sqlx::raw_sql(claims).execute(&mut *faster).await?;
+    let inside = async {
+        let mut transaction = scene.pool.begin().await?;
+        let inside = call(&scene.engine, "a").run_in(&mut transaction, async |_| Ok::<_, Fault>("inside".to_owned()));
+        let inside = inside.await?;
+        transaction.commit().await?;
+        anyhow::Ok(inside)
+    };
+    let others = async {
+        let waits =
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()";
+        eventually_async("the transaction to wait for the row", async || count(waits).await).await?;
+        faster.commit().await?;
+        eventually_async("the transaction to wait for the call", async || count(POSTGRESQL_WAITING).await).await?;
+        sqlx::raw_sql("SELECT 1 FROM idempotency_records FOR UPDATE NOWAIT").execute(&scene.pool).await?;
+        sqlx::raw_sql("DELETE FROM idempotency_records").execute(&scene.pool).await?;
+        anyhow::Ok(())
+    };
+    let (inside, others) = within("both", Box::pin(async { tokio::join!(inside, others) })).await?;
+    others?;
+    assert_eq!(inside?, "inside");
+    Ok(())
+}
+
 #[cfg(feature = "mysql")]
 #[tokio::test]
 async fn on_mariadb_a_call_in_a_transaction_waits_for_one_outside() -> anyhow::Result<()> {
@@ -98,6 +142,75 @@ async fn on_mariadb_a_call_in_a_transaction_waits_for_one_outside() -> anyhow::R
     let outside = Ok::<_, Fault>("outside".to_owned());
     let (result, report) = behind_a_call_outside!(&scene, "START TRANSACTION", waiting, outside);
     assert_eq!((&*result?, report.replayed, report.waited), ("outside", true, true));
+    Ok(())
+}
+
+/// It has locked the record, by its failed insert or because it locks all that it reads, and while it waits the one outside
+/// can neither end nor renew its lease.
+#[cfg(feature = "mysql")]
+#[tokio::test]
+async fn on_mariadb_a_call_in_a_transaction_does_not_wait_for_one_outside_that_waits_for_it() -> anyhow::Result<()> {
+    for isolation in ["REPEATABLE READ", "SERIALIZABLE"] {
+        let scene = Scene::<databases::MariaDb>::new(4, Some(isolation)).await?;
+        let mut transaction = scene.pool.begin().await?;
+        sqlx::raw_sql("SELECT * FROM effects").execute(&mut *transaction).await?;
+        let (holds, held) = oneshot::channel();
+        let (end, ended) = oneshot::channel::<()>();
+        let outside = call(&scene.engine, "a").run(async || {
+            let _ = holds.send(());
+            let _ = ended.await;
+            Ok::<_, Fault>("outside".to_owned())
+        });
+        let inside = async {
+            held.await?;
+            let patient = call(&scene.engine, "a").on_conflict(OnConflict::Wait(Duration::from_secs(3_600)));
+            let refused = patient.run_in(&mut transaction, async |_| Ok::<_, Fault>("inside".to_owned())).await;
+            let Err(Fault::Idempotency(error)) = refused else { panic!("it is held: {refused:?}") };
+            assert_eq!(error.kind(), ErrorKind::InProgress, "{error}");
+            assert!(error.is_retryable() && error.to_string().contains("begin it anew"), "{error}");
+            transaction.rollback().await?;
+            let _ = end.send(());
+            anyhow::Ok(())
+        };
+        let (outside, inside) = within("both", Box::pin(async { tokio::join!(outside, inside) })).await?;
+        inside?;
+        assert_eq!(outside?, "outside", "under {isolation}");
+    }
+    Ok(())
+}
+
+#[cfg(feature = "mysql")]
+#[tokio::test]
+async fn on_mariadb_a_transaction_that_one_outside_waits_for_is_made_again() -> anyhow::Result<()> {
+    let scene = Scene::<databases::MariaDb>::new(4, Some("SERIALIZABLE")).await?;
+    let (scene, tries) = (&scene, &Cell::new(0));
+    let (holds, held) = oneshot::channel();
+    let (end, ended) = oneshot::channel::<()>();
+    let (mut end, outside) = (Some(end), async {
+        let outside = call(&scene.engine, "a").run(async || {
+            let _ = holds.send(());
+            let _ = ended.await;
+            Ok::<_, Fault>("outside".to_owned())
+        });
+        outside.await
+    });
+    let inside = async {
+        held.await?;
+        let inside = in_transaction(&scene.pool, |mut transaction| {
+            tries.set(tries.get() + 1);
+            if let Some(end) = end.take_if(|_| tries.get() == 2) {
+                let _ = end.send(());
+            }
+            async move {
+                let calling = call(&scene.engine, "a");
+                calling.run_in(&mut transaction, async |_| Ok::<_, Fault>("inside".to_owned())).await
+            }
+        });
+        anyhow::Ok(inside.await?)
+    };
+    let (outside, inside) = within("both", Box::pin(async { tokio::join!(outside, inside) })).await?;
+    assert_eq!((outside?, inside?), ("outside".to_owned(), "outside".to_owned()));
+    assert!(tries.get() > 1);
     Ok(())
 }
 

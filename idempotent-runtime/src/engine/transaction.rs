@@ -22,7 +22,7 @@ use crate::error::{Error, ErrorKind};
 use crate::outcome::{
     Answer, CallError, Codec, Ending, ErrorPolicy, Outcome as _, Reader, StoredValue, Writer, stored,
 };
-use crate::store::transaction::{End, Keep as _, Taken, is_over, savepoint_without_claim};
+use crate::store::transaction::{End, Keep as _, KeepsLock, Taken, is_over, savepoint_without_claim};
 use crate::store::{
     Claimed, Commit, CrashPolicy, Grant, Park, Reason, Record, SqlTransaction, State, StoreError, Token,
 };
@@ -208,7 +208,7 @@ async fn take<X: SqlTransaction + ?Sized>(
         claim.policy = CrashPolicy::Hold;
         let patience = deadline.map_or(Duration::ZERO, |deadline| deadline.saturating_sub(engine.clock.monotonic()));
         let taken = transaction.connection().begin(&*engine.store, &claim, patience).await;
-        let Taken { claimed, has_waited } = taken.map_err(|error| store_error(&call, error))?;
+        let Taken { claimed, has_waited, keeps_lock } = taken.map_err(|error| store_error(&call, error))?;
         report.waited |= has_waited && deadline.is_some();
         scope.report(&report);
         let Some(claimed) = claimed else { return Err(held_by_a_transaction(&call)) };
@@ -238,6 +238,10 @@ async fn take<X: SqlTransaction + ?Sized>(
         // Its owner could not end it: the transaction keeps the writer.
         let deadline = deadline.filter(|_| !engine.store.capabilities().single_writer);
         let Some(deadline) = deadline else { return Err(held_outside(&call, &record, HELD_OUTSIDE)) };
+        // It could not end, nor renew its lease, for as long as this waits.
+        if keeps_lock {
+            return Err(held_outside(&call, &record, LOCKED).with_source(KeepsLock));
+        }
         looks = if seen.replace(record.owner) == Some(record.owner) { looks + 1 } else { 1 };
         if looks > LOOKS {
             return Err(held_outside(&call, &record, UNSEEN));
@@ -251,6 +255,9 @@ async fn take<X: SqlTransaction + ?Sized>(
 const HELD_OUTSIDE: &str = "a call without `tx` holds it";
 const UNSEEN: &str = "a call without `tx` held it, and this transaction does not see its end, because it sees the database as it \
     was before: roll it back, and begin it anew";
+
+const LOCKED: &str = "a call without `tx` holds it, and cannot end before this transaction does, which has locked its record: roll \
+    it back, and begin it anew";
 
 fn held_by_a_transaction(call: &Checked) -> Error {
     let detail = match call.patience() {
@@ -438,7 +445,7 @@ impl<P> Call<P> {
     /// Another call of the same key in another transaction waits until this one is over, for as long as
     /// [`on_conflict`](Self::on_conflict) says, and then replays or runs. This one waits just so for a call that has the key
     /// without a transaction, which keeps the transaction open meanwhile; not on SQLite, where that call needs the writer to
-    /// end. An `Err` of the body undoes what it wrote, whatever the caller does then. Where [`on_error`](Self::on_error)
+    /// end, nor on MySQL where the transaction has locked that call's record. An `Err` of the body undoes what it wrote, whatever the caller does then. Where [`on_error`](Self::on_error)
     /// stores or holds it, that is in the transaction as well: who returns the error before the commit has rolled it back,
     /// and the next call runs. If the answer to the commit is lost, make the call again with the same key: it replays if the
     /// commit happened, and runs if not. [`in_transaction`](crate::in_transaction) does all that.

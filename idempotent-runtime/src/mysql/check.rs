@@ -1,9 +1,10 @@
 //! What is asked of a server when a store connects to it.
 
-use sqlx::{MySqlConnection, Row as _};
+use sqlx::{AssertSqlSafe, MySqlConnection, Row as _};
 
 use super::Inner;
 use super::error::store_error;
+use super::statements::{ISOLATION, Isolation};
 use crate::sql::in_time;
 use crate::store::{StoreError, StoreErrorKind};
 
@@ -40,10 +41,11 @@ async fn connected(connection: &mut MySqlConnection) -> Result<(), StoreError> {
 
 /// What the pool of somebody else does to its sessions, as far as it would make answers wrong.
 async fn session(connection: &mut MySqlConnection) -> Result<(), StoreError> {
-    let settings = "SELECT CAST(@@autocommit AS SIGNED), CAST(@@sql_mode AS CHAR)";
-    let row = sqlx::query(settings).persistent(false).fetch_one(connection).await;
-    let row = row.and_then(|row| Ok((row.try_get::<i64, _>(0)?, row.try_get::<String, _>(1)?)));
-    let (autocommit, mode) = row.map_err(|error| store_error(OPERATION, error))?;
+    let settings = format!("SELECT CAST(@@autocommit AS SIGNED), CAST(@@sql_mode AS CHAR), {ISOLATION}");
+    let row = sqlx::query(AssertSqlSafe(settings)).persistent(false).fetch_one(connection).await;
+    let row =
+        row.and_then(|row| Ok((row.try_get::<i64, _>(0)?, row.try_get::<String, _>(1)?, row.try_get::<i64, _>(2)?)));
+    let (autocommit, mode, isolation) = row.map_err(|error| store_error(OPERATION, error))?;
     let unfit = |detail| Err(StoreError::new(StoreErrorKind::Config, OPERATION).with_detail(detail));
     if autocommit == 0 {
         return unfit(
@@ -53,7 +55,15 @@ async fn session(connection: &mut MySqlConnection) -> Result<(), StoreError> {
     if mode.split(',').any(|mode| mode.trim() == "EMPTY_STRING_IS_NULL") {
         return unfit("`sql_mode` has EMPTY_STRING_IS_NULL in the sessions of the pool: empty results would be none");
     }
-    Ok(())
+    if Isolation::of(isolation) == Isolation::Uncommitted { Err(uncommitted(OPERATION)) } else { Ok(()) }
+}
+
+/// What a session is refused with that shows what is not committed.
+pub(super) fn uncommitted(operation: &'static str) -> StoreError {
+    StoreError::new(StoreErrorKind::Config, operation).with_detail(
+        "the isolation level is READ UNCOMMITTED in the sessions of the pool: a result would be told that is never \
+         committed; READ COMMITTED and all above it will do",
+    )
 }
 
 fn supported(version: &str) -> Result<(), StoreError> {

@@ -24,7 +24,7 @@ pub use address::MySqlAddress;
 pub use builder::MySqlStoreBuilder;
 use error::{DUPLICATE_KEY, number, store_error};
 use query::{Bound, Connections, execute, query};
-use statements::{Statement, Statements};
+use statements::{Isolation, Statement, Statements};
 
 use crate::key::KeyHash;
 use crate::sql::transaction::OwnIdentity;
@@ -93,8 +93,9 @@ impl MySqlStore {
     /// two seconds, and a call that waited for more than one of them is told in the log, once a minute. Who holds one and
     /// makes a call needs two: as many as the pool has can stop each other. Then a pool of the store's own is better.
     ///
-    /// The settings of connections are the caller's: any isolation level, time zone and `sql_mode` will do, except MariaDB's
-    /// `EMPTY_STRING_IS_NULL`, but `autocommit` has to be on, as it is by default. While something is written, its session waits for locks of rows and tables no longer than a second; how
+    /// The settings of connections are the caller's: any isolation level but `READ UNCOMMITTED`, which shows results that are
+    /// never committed and is refused ([`Config`](crate::store::StoreErrorKind::Config)), any time zone and any `sql_mode` but
+    /// MariaDB's `EMPTY_STRING_IS_NULL` will do, but `autocommit` has to be on, as it is by default. While something is written, its session waits for locks of rows and tables no longer than a second; how
     /// long it waited before is kept in variables of the session and restored; what is read bounds itself. The server is not checked. Call
     /// [`migrate`](Self::migrate) once before the first use.
     pub fn from_pool(pool: MySqlPool) -> Self {
@@ -129,13 +130,27 @@ async fn read_row(
     store: &Inner,
     statement: &Statement,
     key: &KeyHash,
-) -> Answer<Found> {
+) -> Answer<(Found, Isolation)> {
     let reading = query(statement).bind(key_of(key)).fetch_one(connection).await;
     let failed = |error| store_error(operation, error);
     let row = reading.map_err(failed)?;
     let micros: i64 = row.try_get(COLUMNS.len() + 1).map_err(failed)?;
     store.fences.reached(u64::try_from(micros).unwrap_or_default());
-    sql::found(operation, &row)
+    let isolation = Isolation::of(row.try_get(COLUMNS.len() + 2).map_err(failed)?);
+    Ok((sql::found(operation, &row)?, isolation))
+}
+
+/// Outside of a transaction. Of what is not committed nothing is told, and what is there instead is not known.
+async fn read_committed(
+    operation: &'static str,
+    connection: &mut MySqlConnection,
+    store: &Inner,
+    key: &KeyHash,
+) -> Answer<Found> {
+    match read_row(operation, connection, store, &store.statements.read, key).await? {
+        (_, Isolation::Uncommitted) => Err(check::uncommitted(operation)),
+        (found, _) => Ok(found),
+    }
 }
 
 fn replace_statement(statements: &Statements, guard: Guard, row: &Row) -> Bound<'static> {
@@ -169,7 +184,7 @@ pub(crate) struct MySqlTable {
 
 impl Table for MySqlTable {
     async fn read(&mut self, operation: &'static str, key: KeyHash) -> Answer<Found> {
-        read_row(operation, &mut self.connection, &self.store, &self.store.statements.read, &key).await
+        read_committed(operation, &mut self.connection, &self.store, &key).await
     }
 
     async fn insert(&mut self, operation: &'static str, row: &Row) -> Answer<bool> {
@@ -220,7 +235,7 @@ impl Rows for MySqlStore {
 
     async fn row(&self, operation: &'static str, key: KeyHash) -> Answer<Found> {
         let mut lease = self.0.connections.lease(operation).await?;
-        let reading = read_row(operation, &mut lease, &self.0, &self.0.statements.read, &key);
+        let reading = read_committed(operation, &mut lease, &self.0, &key);
         let result = in_time(operation, self.0.connections.response_timeout, reading).await;
         self.0.connections.end(lease, result.as_ref().err());
         result

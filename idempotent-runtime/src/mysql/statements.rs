@@ -6,13 +6,21 @@
 use std::sync::Arc;
 
 use super::waits::ReadBound;
+use crate::key::KeyHash;
 use crate::sql::{COLUMNS, TableName};
+use crate::store::Token;
 
 /// The server's time, in milliseconds. The same in every time zone and `sql_mode` of a session; `NOW()` is not, and
 /// repeats an hour at the end of summer time.
 const NOW: &str = "(TIMESTAMPDIFF(MICROSECOND, '1970-01-01 00:00:00', UTC_TIMESTAMP(6)) DIV 1000)";
 /// The same in microseconds.
 const MICROS: &str = "TIMESTAMPDIFF(MICROSECOND, '1970-01-01 00:00:00', UTC_TIMESTAMP(6))";
+/// The isolation of the session, as [`Isolation::of`] reads it. MariaDB runs what is in the first comment, MySQL what is in
+/// the second one, and each passes over the other: neither knows the other's name of it. The letter before it stands there
+/// for a `sql_mode` in which an empty string is none.
+pub(super) const ISOLATION: &str =
+    "CASE CONCAT('=' /*M!100100 , @@tx_isolation */ /*!80000 , @@transaction_isolation */)
+    WHEN '=READ-UNCOMMITTED' THEN 1 WHEN '=SERIALIZABLE' THEN 2 ELSE 0 END";
 /// The states in which a record is unfinished: in progress and in doubt.
 const UNFINISHED: &str = "state IN (1, 2)";
 /// When nothing is left of a record: released ones and tombstones have no tombstone of their own.
@@ -24,6 +32,28 @@ pub(super) const MOST: usize = 512;
 const LISTED: usize = 256;
 
 pub(super) type Statement = Arc<str>;
+
+/// What the isolation of a session means for reads in it. That of one transaction (`SET TRANSACTION` without `SESSION`) the
+/// server does not tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Isolation {
+    /// They show what others have written and may never commit.
+    Uncommitted,
+    /// In a transaction they lock what they show.
+    Serializable,
+    Other,
+}
+
+impl Isolation {
+    /// What [`ISOLATION`] has answered.
+    pub(super) const fn of(answer: i64) -> Self {
+        match answer {
+            1 => Self::Uncommitted,
+            2 => Self::Serializable,
+            _ => Self::Other,
+        }
+    }
+}
 
 /// How rows that are due are found.
 #[derive(Clone, Copy, Debug)]
@@ -49,6 +79,9 @@ pub(super) struct Statements {
     pub(super) release: Statement,
     pub(super) page: Statement,
     pub(super) identity: Statement,
+    /// Changes nothing, and fails where somebody keeps the table from being written: at once on MariaDB, and after a second
+    /// on MySQL, which has no shorter bound.
+    pub(super) touch: String,
 }
 
 impl Statements {
@@ -65,7 +98,7 @@ impl Statements {
         let is_own = format!("key_hash = ? AND owner = ? AND {UNFINISHED} AND expires_at > {NOW} AND format = 1");
         let select = select(bound);
         let read = format!(
-            "{select} server.micros DIV 1000, {columns}, server.micros FROM (SELECT {MICROS} AS micros) AS server
+            "{select} server.micros DIV 1000, {columns}, server.micros, {ISOLATION} FROM (SELECT {MICROS} AS micros) AS server
              LEFT JOIN {table} AS kept ON kept.key_hash = ?"
         );
         // Where the name of the table says the database, that is the same on each connection. Others may write the name of the
@@ -79,6 +112,10 @@ impl Statements {
         let statement = |text: String| Statement::from(text);
         Self {
             identity: statement(identity),
+            touch: format!(
+                "/*M!100100 SET STATEMENT lock_wait_timeout = 0 FOR */
+                 DELETE /*+ SET_VAR(lock_wait_timeout = 1) */ FROM {table} WHERE FALSE"
+            ),
             // What is committed now, also where the transaction's snapshot is older.
             read_latest: statement(format!("{read} LOCK IN SHARE MODE")),
             read: statement(read),
@@ -115,6 +152,16 @@ impl Statements {
             table = self.table,
             keys_in = is_in("key_hash", "?", keys)
         ))
+    }
+
+    /// Raises the fence of the owner's record to the time, and answers with it. A text with its values in it, of hexadecimal
+    /// digits alone.
+    pub(super) fn raise(&self, key: &KeyHash, owner: Token) -> String {
+        let (table, key, owner) = (&self.table, key.to_hex(), owner.bits());
+        let is_own = format!("key_hash = X'{key}' AND owner = X'{owner:032x}'");
+        format!(
+            "UPDATE {table} SET fence = GREATEST(fence, {MICROS}) WHERE {is_own}; SELECT fence FROM {table} WHERE {is_own}"
+        )
     }
 
     /// Which of as many keys have a row that nobody else has locked. Its locks end with it.

@@ -7,13 +7,13 @@ use sqlx::{AssertSqlSafe, Error, MySql, MySqlConnection, Row as _, Transaction};
 
 use super::error::{DUPLICATE_KEY, LOCK_WAIT_TIMEOUT, NO_SAVEPOINT, number, store_error};
 use super::query::{Bound, query};
-use super::statements::Statement;
+use super::statements::{Isolation, Statement};
 use super::{Inner, MySqlStore, commit_statement, delete_statement, read_row, replace_statement, waits};
 use crate::key::KeyHash;
 use crate::sql::transaction::{self, Identity, OwnIdentity, Savepoints, TransactionStore, Transactional};
 use crate::sql::{self, Answer, Found, Guard, Row, Standing, Table, TransactionDatabase, in_time};
 use crate::store::transaction::{End, Keep, Kept, Taken};
-use crate::store::{Claim, Commit, DynStore, SqlTransaction, StoreError, StoreErrorKind, Token};
+use crate::store::{Claim, Commit, DynStore, Record, SqlTransaction, StoreError, StoreErrorKind, Token};
 
 const OPERATION: &str = "claim in a transaction";
 
@@ -35,8 +35,22 @@ impl TransactionDatabase for MySql {
 pub(crate) struct InTransaction<'a> {
     connection: &'a mut MySqlConnection,
     store: &'a Inner,
-    /// Whether a write has met what a plain read does not show: the snapshot of the transaction may be older.
+    /// Whether what a plain read shows is not what counts: a write has met something else, because the snapshot of the
+    /// transaction is older, or the session shows what is not committed.
     is_behind: bool,
+    /// Whether the row may be locked, which no savepoint gives up.
+    has_locked: bool,
+    stage: Stage,
+}
+
+/// How far a claim has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Begun,
+    /// The transaction is known to be one of this database, and from now on the rows are asked.
+    Known,
+    /// The savepoint is set, and rows are written.
+    SetOut,
 }
 
 impl InTransaction<'_> {
@@ -49,6 +63,7 @@ impl InTransaction<'_> {
     async fn write_one(&mut self, operation: &'static str, statement: Bound<'_>) -> Answer<bool> {
         let is_written = self.write(operation, statement).await? == 1;
         self.is_behind |= !is_written;
+        self.has_locked = true;
         Ok(is_written)
     }
 }
@@ -56,8 +71,16 @@ impl InTransaction<'_> {
 impl Table for InTransaction<'_> {
     async fn read(&mut self, operation: &'static str, key: KeyHash) -> Answer<Found> {
         let statements = &self.store.in_transactions;
-        let statement = if self.is_behind { &statements.read_latest } else { &statements.read };
-        read_row(operation, self.connection, self.store, statement, &key).await
+        if !self.is_behind {
+            let (found, isolation) = read_row(operation, self.connection, self.store, &statements.read, &key).await?;
+            self.has_locked |= isolation == Isolation::Serializable;
+            if isolation != Isolation::Uncommitted || found.stored.is_none() {
+                return Ok(found);
+            }
+            self.is_behind = true;
+        }
+        self.has_locked = true;
+        Ok(read_row(operation, self.connection, self.store, &statements.read_latest, &key).await?.0)
     }
 
     async fn insert(&mut self, operation: &'static str, row: &Row) -> Answer<bool> {
@@ -65,7 +88,8 @@ impl Table for InTransaction<'_> {
         match inserted {
             Ok(_) => Ok(true),
             Err(error) if number(&error) == Some(DUPLICATE_KEY) => {
-                self.is_behind = true;
+                // The failed insert keeps a lock on the row that it has met.
+                (self.is_behind, self.has_locked) = (true, true);
                 Ok(false)
             }
             Err(error) => Err(store_error(operation, error)),
@@ -80,6 +104,21 @@ impl Table for InTransaction<'_> {
     async fn delete(&mut self, operation: &'static str, guard: Guard) -> Answer<bool> {
         let statement = delete_statement(&self.store.in_transactions, guard);
         self.write_one(operation, statement).await
+    }
+}
+
+impl InTransaction<'_> {
+    async fn is_in_transaction(&mut self) -> bool {
+        const SAVEPOINT: &str = "idempotency_wait";
+        Savepoints::set_savepoint(self.connection, SAVEPOINT).await.is_ok()
+            && self.connection.release(SAVEPOINT).await.is_ok()
+    }
+
+    /// Whether it is the table that nobody may write to at the moment, and not a row. The server calls both waits the same.
+    async fn is_table_locked(&mut self) -> bool {
+        let touched =
+            sqlx::raw_sql(AssertSqlSafe(self.store.in_transactions.touch.clone())).execute(&mut *self.connection);
+        touched.await.is_err_and(|error| number(&error) == Some(LOCK_WAIT_TIMEOUT))
     }
 }
 
@@ -110,27 +149,59 @@ impl Savepoints for MySqlConnection {
 impl Transactional for InTransaction<'_> {
     type Connection = MySqlConnection;
 
-    // Under SERIALIZABLE, which the transaction may have.
-    const READS_WAIT: bool = true;
-
-    async fn identity(&mut self) -> Answer<Identity> {
-        identity(OPERATION, self.connection, &self.store.in_transactions.identity).await
+    /// Reads wait too: for locks of tables, and under SERIALIZABLE, which the transaction may have, for those of rows.
+    async fn look(&mut self, _: &str, key: KeyHash, patience: Duration) -> Answer<(Identity, Found)> {
+        let bounded = waits::bound(self.connection, patience.as_millis().div_ceil(1_000)).await;
+        bounded.map_err(|error| store_error(OPERATION, error))?;
+        let identity = identity(OPERATION, self.connection, &self.store.in_transactions.identity).await?;
+        self.stage = Stage::Known;
+        Ok((identity, self.read(OPERATION, key).await?))
     }
 
     fn connection(&mut self) -> &mut MySqlConnection {
         &mut *self.connection
     }
 
-    async fn bound_waits(&mut self, patience: Duration) -> Answer<()> {
-        let bounded = waits::bound(self.connection, patience.as_millis().div_ceil(1_000)).await;
-        bounded.map_err(|error| store_error(OPERATION, error))
+    async fn set_out(&mut self, savepoint: &str) -> Answer<()> {
+        Savepoints::set_savepoint(self.connection, savepoint).await?;
+        self.stage = Stage::SetOut;
+        Ok(())
     }
 
-    async fn restore_waits(&mut self) -> Answer<()> {
-        waits::restore(self.connection).await.map_err(|error| store_error(OPERATION, error))
+    /// Also raises the fence, without a round trip of its own: the write may have waited for another transaction, whose fence
+    /// is then the larger one.
+    async fn settle(&mut self, savepoint: &str, claimed: &Record) -> Answer<u64> {
+        let raising = self.store.in_transactions.raise(&claimed.key, claimed.owner);
+        let settled = waits::restore_and(self.connection, &format!("{raising}; SAVEPOINT {savepoint}_body")).await;
+        let fence: i64 = settled.and_then(|row| row.try_get(0)).map_err(|error| store_error(OPERATION, error))?;
+        Ok(u64::try_from(fence).unwrap_or(claimed.fence))
     }
 
-    fn is_out_of_patience(error: &StoreError) -> bool {
+    async fn leave(&mut self, savepoint: &str) -> Answer<()> {
+        let undone = if self.stage == Stage::SetOut { self.connection.undo(savepoint).await } else { Ok(()) };
+        // No savepoint brings the bounds back.
+        let restored = waits::restore(self.connection).await.map_err(|error| store_error(OPERATION, error));
+        undone.and(restored)
+    }
+
+    async fn has_outwaited(&mut self, error: StoreError) -> Answer<()> {
+        // A server can be told to undo the whole transaction then.
+        if !Self::is_locked_out(&error) || !(self.stage == Stage::SetOut || self.is_in_transaction().await) {
+            return Err(error);
+        }
+        if self.stage != Stage::Begun && !self.is_table_locked().await {
+            return Ok(());
+        }
+        // Without the server's error, after which transactions are made again, and would wait as long each time.
+        let detail = format!("somebody keeps the table locked, as `LOCK TABLES` and `ALTER TABLE` do ({error})");
+        Err(StoreError::new(StoreErrorKind::Refused, OPERATION).with_detail(detail))
+    }
+
+    fn keeps_lock(&self) -> bool {
+        self.has_locked
+    }
+
+    fn is_locked_out(error: &StoreError) -> bool {
         server_error(error).and_then(number) == Some(LOCK_WAIT_TIMEOUT)
     }
 
@@ -161,7 +232,7 @@ impl TransactionStore for MySqlStore {
     type OpenTable<'a> = InTransaction<'a>;
 
     fn table_on<'a>(&'a self, connection: &'a mut MySqlConnection) -> InTransaction<'a> {
-        InTransaction { connection, store: &self.0, is_behind: false }
+        InTransaction { connection, store: &self.0, is_behind: false, has_locked: false, stage: Stage::Begun }
     }
 
     fn known_identity(&self) -> &OwnIdentity {

@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use sqlx::mysql::MySqlRow;
 use sqlx::{AssertSqlSafe, Error, MySqlConnection, Row as _, raw_sql};
 
 /// Locks of rows; and locks of tables, as `ALTER TABLE`, `LOCK TABLES` and `FLUSH TABLES WITH READ LOCK` take them, for
@@ -114,8 +115,18 @@ pub(super) async fn bound(connection: &mut MySqlConnection, seconds: u128) -> Re
 
 /// From now on the session waits as it did before it was bounded.
 pub(super) async fn restore(connection: &mut MySqlConnection) -> Result<(), Error> {
+    raw_sql(AssertSqlSafe(restoring())).execute(connection).await.map(drop)
+}
+
+/// The same, and `statements` then, in one round trip. The row that they answer with.
+pub(super) async fn restore_and(connection: &mut MySqlConnection, statements: &str) -> Result<MySqlRow, Error> {
+    let rows = raw_sql(AssertSqlSafe(format!("{}; {statements}", restoring()))).fetch_all(connection).await?;
+    rows.into_iter().next().ok_or(Error::RowNotFound)
+}
+
+fn restoring() -> String {
     let restoring = BOUNDS.map(|name| format!("SESSION {name} = @idempotency_{name}, @idempotency_{name} = NULL"));
-    raw_sql(AssertSqlSafe(format!("SET {}", restoring.join(", ")))).execute(connection).await.map(drop)
+    format!("SET {}", restoring.join(", "))
 }
 
 #[cfg(test)]

@@ -41,6 +41,13 @@ pub(super) fn is_lock_timeout(error: &Error) -> bool {
     refusal(error) == Some("55P03")
 }
 
+/// Whether the statement was given up while it waited for a transaction that has written the row or its key. Only of that the
+/// server tells in which row; of locks of tables, of pages and of its own it does not.
+pub(super) fn is_wait_for_row(error: &Error) -> bool {
+    matches!(refusal(error), Some("55P03" | "57014"))
+        && server_error(error).is_some_and(|error| error.r#where().is_some())
+}
+
 /// Whether the statement came after one that failed in the same transaction.
 pub(super) fn is_aborted(error: &Error) -> bool {
     refusal(error) == Some("25P02")
@@ -84,7 +91,7 @@ fn statement_meaning(error: &Error) -> Meaning {
         }
         Some("25P01") => (Config, Some("the connection is in no transaction: begin one first")),
         Some("25006") => (Refused, Some("the server is read-only: is it a standby?")),
-        Some("55P03") => (Refused, Some("somebody else holds the record's lock")),
+        Some("55P03") => (Refused, Some("somebody else holds the lock of the record or of its table")),
         Some("57014") => (Refused, Some("the server cancelled the statement (`statement_timeout`)")),
         Some("53100") => (Refused, Some("the server's disk is full")),
         Some("22021" | "22P05") => (Unsupported, Some("the database cannot keep a character of the operation's name")),

@@ -104,6 +104,17 @@ impl<'a> Request<'a> {
         self.try_once(connection, manner).await.map_err(|error| store_error(operation, error))
     }
 
+    /// As [`send_once`](Self::send_once), as one text with its values in it after the statements of `first`. The rows of all.
+    pub(super) async fn send_after(
+        self,
+        operation: &'static str,
+        connection: &mut PgConnection,
+        first: &str,
+    ) -> Answer<Vec<PgRow>> {
+        let manner = Manner::TextAfter(first);
+        self.try_once(connection, manner).await.map_err(|error| store_error(operation, error))
+    }
+
     async fn try_once(&self, connection: &mut PgConnection, manner: Manner<'_>) -> Result<Vec<PgRow>, Error> {
         match manner {
             Manner::Prepared => self.bound(connection).await,

@@ -7,6 +7,10 @@ use crate::sql::{COLUMNS, TableName};
 
 /// The server's time in milliseconds. It goes on within a statement: one that waited for a lock sees when that is over.
 const NOW: &str = "floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint";
+/// The same in microseconds.
+const MICROS: &str = "floor(extract(epoch FROM clock_timestamp()) * 1000000)::bigint";
+/// When the server received the request, in microseconds.
+const RECEIVED: &str = "floor(extract(epoch FROM statement_timestamp()) * 1000000)::bigint";
 /// A row with the server's time in milliseconds and microseconds, the same for the whole statement.
 const CLOCK: &str = "SELECT micros / 1000 AS now, micros
     FROM (SELECT floor(extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS micros) AS tick";
@@ -26,6 +30,11 @@ pub(super) struct Statements {
     pub(super) claim: Statement,
     pub(super) read: Statement,
     pub(super) insert: Statement,
+    /// The same with a fence that is not below the time at which the server received it, for what may wait for another
+    /// transaction. Answers with the fence, and with how long it took.
+    pub(super) insert_late: Statement,
+    /// Raises the fence of the record `$4` of the owner `$5` to the time, and answers with it.
+    pub(super) raise: String,
     pub(super) replace: Statement,
     pub(super) delete: Statement,
     pub(super) commit: Statement,
@@ -62,6 +71,7 @@ impl Statements {
         let assignments: Vec<_> =
             COLUMNS.iter().zip(&places).skip(1).map(|(column, place)| format!("{column} = {place}")).collect();
         let first: Vec<_> = COLUMNS.iter().zip(&places).map(|(column, place)| first_value(column, place)).collect();
+        let late: Vec<_> = COLUMNS.iter().zip(&places).map(|(column, place)| late_value(column, place)).collect();
         let statement = |text: String| Statement::from(text);
         Self {
             // Two branches of one snapshot: what `found` does not see and `claimed` cannot insert was written in between,
@@ -86,6 +96,14 @@ impl Statements {
                 "INSERT INTO {table} ({columns}) SELECT {} WHERE {bound} ON CONFLICT (key_hash) DO NOTHING RETURNING 1",
                 places.join(", ")
             )),
+            insert_late: statement(format!(
+                "INSERT INTO {table} ({columns}) SELECT {} ON CONFLICT (key_hash) DO NOTHING
+                 RETURNING fence, {MICROS} - {RECEIVED}",
+                late.join(", ")
+            )),
+            raise: format!(
+                "UPDATE {table} SET fence = greatest(fence, {MICROS}) WHERE key_hash = $4 AND owner = $5 RETURNING fence"
+            ),
             replace: statement(format!(
                 "UPDATE {table} SET {} WHERE key_hash = $1 AND owner = $23 AND revision = $24 AND {bound} RETURNING 1",
                 assignments.join(", ")
@@ -184,4 +202,9 @@ fn first_value(column: &str, place: &str) -> String {
     } else {
         String::from(place)
     }
+}
+
+/// What a claim that may have been decided on for a while writes into `column`.
+fn late_value(column: &str, place: &str) -> String {
+    if column == "fence" { format!("greatest({place}, {MICROS})") } else { String::from(place) }
 }

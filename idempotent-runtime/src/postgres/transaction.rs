@@ -7,23 +7,26 @@ use std::time::Duration;
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Error, PgConnection, Postgres, Row as _, Transaction};
 
-use super::error::{is_aborted, is_lock_timeout, is_savepoint_missing, store_error};
+use super::error::{is_aborted, is_lock_timeout, is_savepoint_missing, is_wait_for_row, store_error};
 use super::request::Request;
 use super::{Inner, PostgresStore, commit_request, found_one, owner_bytes};
 use crate::key::KeyHash;
 use crate::sql::transaction::{self, Identity, OwnIdentity, Savepoints, TransactionStore, Transactional};
 use crate::sql::{Answer, Found, Guard, Row, Standing, Table, TransactionDatabase};
 use crate::store::transaction::{End, Keep, Kept, Taken};
-use crate::store::{Claim, Commit, DynStore, SqlTransaction, StoreError, StoreErrorKind, Token};
+use crate::store::{Claim, Commit, DynStore, Record, SqlTransaction, StoreError, StoreErrorKind, Token};
 
 const OPERATION: &str = "claim in a transaction";
 
-/// Remembers the user's bound in a setting of the transaction, and sets ours.
-const BOUND_WAITS: &str = "SELECT set_config('idempotency.lock_timeout', current_setting('lock_timeout'), true),
-    set_config('lock_timeout', $1, true)";
-/// The rollback to a savepoint has brought the bound back already, and forgotten what was remembered.
-const RESTORE_WAITS: &str = "SELECT set_config('lock_timeout',
-    coalesce(nullif(current_setting('idempotency.lock_timeout', true), ''), current_setting('lock_timeout')), true)";
+/// The shortest time for which a lock is waited for. The server takes locks also to make room for a row, and who waits for
+/// none of another transaction waits for those.
+const SHORTEST_WAIT: Duration = Duration::from_millis(50);
+/// How much longer a statement may take than it waits for a lock. It may wait for several, one after the other: for each
+/// transaction that had the key and rolled back.
+const WORK: Duration = Duration::from_secs(1);
+/// An insert that took longer may have waited for another transaction, which has sent two more requests at least since it
+/// got the key, and whose fence is then the larger one. In microseconds.
+const QUICK: i64 = 100;
 
 impl TransactionDatabase for Postgres {
     const BEGIN: &'static str = "BEGIN";
@@ -41,6 +44,12 @@ impl TransactionDatabase for Postgres {
 pub(crate) struct InTransaction<'a> {
     connection: &'a mut PgConnection,
     store: &'a Inner,
+    /// The user's values of the settings that are other ones while the claim is made, in the order of [`restoring`].
+    before: [String; 3],
+    /// The fence that was written.
+    fence: Option<i64>,
+    /// Whether another transaction with a larger fence may have come before.
+    is_late: bool,
 }
 
 impl InTransaction<'_> {
@@ -62,12 +71,19 @@ impl Table for InTransaction<'_> {
     }
 
     async fn insert(&mut self, operation: &'static str, row: &Row) -> Answer<bool> {
-        self.wrote(operation, Request::new(&self.store.in_transactions.insert).values(row.values())).await
+        let request = Request::new(&self.store.in_transactions.insert_late).values(row.values());
+        let rows = request.send_once(operation, self.connection, self.store.sessions.prepares()).await?;
+        let Some(row) = rows.first() else { return Ok(false) };
+        let failed = |error| store_error(operation, error);
+        self.fence = Some(row.try_get(0).map_err(failed)?);
+        self.is_late = row.try_get::<i64, _>(1).map_err(failed)? > QUICK;
+        Ok(true)
     }
 
     async fn replace(&mut self, operation: &'static str, guard: Guard, row: &Row) -> Answer<bool> {
         let owner = owner_bytes(guard.owner);
         let request = Request::new(&self.store.in_transactions.replace).values(row.values());
+        self.is_late = true;
         self.wrote(operation, request.bytes(&owner).integer(guard.revision)).await
     }
 
@@ -92,27 +108,56 @@ impl Savepoints for PgConnection {
 impl Transactional for InTransaction<'_> {
     type Connection = PgConnection;
 
-    async fn identity(&mut self) -> Answer<Identity> {
-        let request = Request::new(&self.store.in_transactions.identity);
-        identity(&request.send_once(OPERATION, self.connection, self.store.sessions.prepares()).await?)
+    /// One text with everything in it, and one round trip: the savepoint, the bounds, and both reads.
+    async fn look(&mut self, savepoint: &str, key: KeyHash, patience: Duration) -> Answer<(Identity, Found)> {
+        let (first, statements) = (opening(savepoint, patience), &self.store.in_transactions);
+        let first = format!("{first}; {}; ", statements.identity);
+        let request = Request::new(&statements.read).bytes(key.as_bytes());
+        let rows = request.send_after(OPERATION, self.connection, &first).await?;
+        let (Some(settings), Some(found)) = (rows.first(), rows.get(1..).filter(|found| !found.is_empty())) else {
+            return Err(StoreError::new(StoreErrorKind::Unavailable, OPERATION).with_detail("the answer has no row"));
+        };
+        for (column, before) in self.before.iter_mut().enumerate() {
+            *before = settings.try_get(column).map_err(|error| store_error(OPERATION, error))?;
+        }
+        let (written, found) = found.split_at(found.len() - 1);
+        Ok((identity(written)?, found_one(OPERATION, self.store, found)?))
     }
 
     fn connection(&mut self) -> &mut PgConnection {
         &mut *self.connection
     }
 
-    async fn bound_waits(&mut self, patience: Duration) -> Answer<()> {
-        // Zero would wait for ever.
-        let millis = patience.as_millis().clamp(1, i32::MAX as u128);
-        let bound = format!("{millis}ms");
-        self.wrote(OPERATION, Request::new(&Arc::from(BOUND_WAITS)).text(&bound)).await.map(drop)
+    /// Was done with the first text.
+    async fn set_out(&mut self, _: &str) -> Answer<()> {
+        Ok(())
     }
 
-    async fn restore_waits(&mut self) -> Answer<()> {
-        self.wrote(OPERATION, Request::new(&Arc::from(RESTORE_WAITS))).await.map(drop)
+    async fn settle(&mut self, savepoint: &str, claimed: &Record) -> Answer<u64> {
+        let raising = if self.is_late { format!("{};", self.store.in_transactions.raise) } else { String::new() };
+        let statement = Arc::from(format!("{}; {raising} SAVEPOINT {savepoint}_body", restoring()));
+        let owner = owner_bytes(claimed.owner);
+        let [locks, whole, bytes] = &self.before;
+        let request = Request::new(&statement).text(locks).text(whole).text(bytes);
+        let request = request.bytes(claimed.key.as_bytes()).bytes(&owner);
+        let rows = request.send_once(OPERATION, self.connection, false).await?;
+        if let Some(row) = rows.get(1) {
+            self.fence = Some(row.try_get(0).map_err(|error| store_error(OPERATION, error))?);
+        }
+        Ok(self.fence.and_then(|fence| u64::try_from(fence).ok()).unwrap_or(claimed.fence))
     }
 
-    fn is_out_of_patience(error: &StoreError) -> bool {
+    /// Also brings the settings back, and gives up what a write has locked and not changed.
+    async fn leave(&mut self, savepoint: &str) -> Answer<()> {
+        self.connection.run(format!("ROLLBACK TO SAVEPOINT {savepoint}; RELEASE SAVEPOINT {savepoint}")).await
+    }
+
+    async fn has_outwaited(&mut self, error: StoreError) -> Answer<()> {
+        let is_of_row = error.source().and_then(|source| source.downcast_ref()).is_some_and(is_wait_for_row);
+        if is_of_row { Ok(()) } else { Err(error) }
+    }
+
+    fn is_locked_out(error: &StoreError) -> bool {
         error.source().and_then(|source| source.downcast_ref()).is_some_and(is_lock_timeout)
     }
 
@@ -120,6 +165,28 @@ impl Transactional for InTransaction<'_> {
         let owner = owner_bytes(commit.token);
         self.wrote("complete", commit_request(&self.store.in_transactions, commit, &owner)).await
     }
+}
+
+/// Sets the savepoint and what holds while the claim is made: how long a lock is waited for, how long a statement takes, if
+/// the user does not bound that more closely, and how bytes are written in an answer to a text. Tells what was set before.
+fn opening(savepoint: &str, patience: Duration) -> String {
+    let millis = |duration: Duration| duration.as_millis().min(i32::MAX as u128);
+    let patience = patience.max(SHORTEST_WAIT);
+    let (locks, whole) = (millis(patience), millis(patience.saturating_add(WORK)));
+    format!(
+        "SAVEPOINT {savepoint}; SELECT current_setting('lock_timeout'), current_setting('statement_timeout'),
+             current_setting('bytea_output'), set_config('lock_timeout', '{locks}', true),
+             set_config('statement_timeout', least({whole}, nullif(
+                 floor(extract(epoch FROM current_setting('statement_timeout')::interval) * 1000)::int8, 0
+             ))::text, true),
+             set_config('bytea_output', 'hex', true)"
+    )
+}
+
+/// Brings back what [`opening`] has told.
+fn restoring() -> &'static str {
+    "SELECT set_config('lock_timeout', $1, true), set_config('statement_timeout', $2, true),
+         set_config('bytea_output', $3, true)"
 }
 
 fn identity(rows: &[PgRow]) -> Answer<Identity> {
@@ -138,7 +205,7 @@ impl TransactionStore for PostgresStore {
     type OpenTable<'a> = InTransaction<'a>;
 
     fn table_on<'a>(&'a self, connection: &'a mut PgConnection) -> InTransaction<'a> {
-        InTransaction { connection, store: &self.0 }
+        InTransaction { connection, store: &self.0, before: Default::default(), fence: None, is_late: false }
     }
 
     fn known_identity(&self) -> &OwnIdentity {

@@ -4,8 +4,10 @@ use std::error::Error as StdError;
 
 use sqlx::error::DatabaseError;
 
+use crate::store::transaction::KeepsLock;
+
 /// Whether the transaction can succeed when it is made again: a deadlock, a serialization failure, a lock that was held
-/// for too long or a connection that was lost before the commit.
+/// for too long, a connection that was lost before the commit, or a lock that it keeps from a call it waits for.
 ///
 /// The client's error is one of the sources of the body's. Error types that show their source as if they were it
 /// (`#[error(transparent)]`) hide the client's own error and leave that of the server in it.
@@ -14,7 +16,8 @@ pub(super) fn is_passing(error: &(dyn StdError + 'static)) -> bool {
         let of_client = error.downcast_ref::<sqlx::Error>();
         let of_server = of_client.and_then(sqlx::Error::as_database_error);
         let of_server = of_server.or_else(|| error.downcast_ref::<Box<dyn DatabaseError>>().map(Box::as_ref));
-        of_client.is_some_and(is_connection_lost)
+        error.is::<KeepsLock>()
+            || of_client.is_some_and(is_connection_lost)
             || of_server.is_some_and(|error| is_rolled_back(error) || is_session_ended(error))
     })
 }

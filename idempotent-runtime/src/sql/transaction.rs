@@ -13,9 +13,9 @@ use std::time::Duration;
 
 use super::Answer;
 use super::change::{Found, Table, change};
-use super::fences::Fences;
 use super::store::Rows;
 use crate::clock::Timestamp;
+use crate::key::KeyHash;
 use crate::store::transaction::{End, Kept, Taken, over, savepoint_of};
 use crate::store::{
     Claim, Claimed, Commit, DynStore, Record, Store, StoreError, StoreErrorKind, Token, Written, find, transition,
@@ -89,30 +89,41 @@ pub(crate) trait Savepoints: Send {
 
 /// A table on the connection of the user's transaction.
 pub(crate) trait Transactional: Table {
-    /// Whether also a read can wait for a lock of others.
-    const READS_WAIT: bool = false;
-
     type Connection: Savepoints;
-
-    /// The identity of the database in which the table is.
-    fn identity(&mut self) -> impl Future<Output = Answer<Identity>> + Send;
 
     /// The connection.
     fn connection(&mut self) -> &mut Self::Connection;
 
-    /// From now on the transaction waits for locks of others for `patience` at most.
-    fn bound_waits(&mut self, patience: Duration) -> impl Future<Output = Answer<()>> + Send;
+    /// Bounds how long locks of others are waited for by `patience`, and reads then: which database the table is in, and what
+    /// it has of `key`. Where an error breaks the transaction, `savepoint` is set before all that.
+    fn look(
+        &mut self,
+        savepoint: &str,
+        key: KeyHash,
+        patience: Duration,
+    ) -> impl Future<Output = Answer<(Identity, Found)>> + Send;
 
-    /// Waits are bounded as they were before [`bound_waits`](Self::bound_waits).
-    fn restore_waits(&mut self) -> impl Future<Output = Answer<()>> + Send;
+    /// Sets `savepoint`, if that was not done by [`look`](Self::look): something is to be written.
+    fn set_out(&mut self, savepoint: &str) -> impl Future<Output = Answer<()>> + Send;
 
-    /// Whether `error` says that a wait was longer than its bound.
-    fn is_out_of_patience(error: &StoreError) -> bool;
+    /// The claim is written: locks are waited for as before [`look`](Self::look), and the savepoint of the body is set.
+    /// Returns the claim's fence, which may have been raised.
+    fn settle(&mut self, savepoint: &str, claimed: &Record) -> impl Future<Output = Answer<u64>> + Send;
+
+    /// Undoes everything since [`look`](Self::look): nothing is claimed.
+    fn leave(&mut self, savepoint: &str) -> impl Future<Output = Answer<()>> + Send;
+
+    /// Whether `error`, after which the transaction was [left](Self::leave), only says that another transaction has held the
+    /// key for longer than the bound. If not, what the caller is told.
+    fn has_outwaited(&mut self, error: StoreError) -> impl Future<Output = Answer<()>> + Send;
+
+    /// Whether the transaction may keep others from the row of the key until it is over, although nothing is claimed.
+    fn keeps_lock(&self) -> bool {
+        false
+    }
 
     /// Whether `error` says that others have the lock of the row or the file.
-    fn is_locked_out(error: &StoreError) -> bool {
-        Self::is_out_of_patience(error)
-    }
+    fn is_locked_out(error: &StoreError) -> bool;
 
     /// Stores the result on the owner's own unfinished record; false if it is not there.
     fn commit_own(&mut self, commit: &Commit) -> impl Future<Output = Answer<bool>> + Send;
@@ -129,70 +140,55 @@ async fn begin<S: TransactionStore>(
         Some(known) => known,
         None => store.own_identity().await?,
     };
-    let found = table.identity().await?;
+    let savepoint = savepoint_of(claim.token);
+    match claim_row(table, store, claim, patience, &savepoint, expected).await {
+        Ok((Claimed::Mine(mut grant), _)) => {
+            grant.record.fence = table.settle(&savepoint, &grant.record).await?;
+            store.fences().granted(grant.record.fence);
+            Ok(Taken { claimed: Some(Claimed::Mine(grant)), has_waited: false, keeps_lock: false })
+        }
+        Ok((held, has_waited)) => {
+            table.leave(&savepoint).await?;
+            Ok(Taken { claimed: Some(held), has_waited, keeps_lock: table.keeps_lock() })
+        }
+        Err(error) => {
+            // What cannot be undone is broken, and no answer.
+            if table.leave(&savepoint).await.is_err() {
+                return Err(error);
+            }
+            table.has_outwaited(error).await?;
+            Ok(Taken { claimed: None, has_waited: true, keeps_lock: false })
+        }
+    }
+}
+
+/// Writes the claim, or tells what is there, and whether that was waited for.
+async fn claim_row<S: TransactionStore>(
+    table: &mut S::OpenTable<'_>,
+    store: &S,
+    claim: &Claim,
+    patience: Duration,
+    savepoint: &str,
+    expected: Identity,
+) -> Answer<(Claimed, bool)> {
+    let (identity, found) = table.look(savepoint, claim.key, patience).await?;
     // Another server may have taken the place of the store's since, where the same database is found elsewhere.
-    if found != expected && found != store.own_identity().await? {
+    if identity != expected && identity != store.own_identity().await? {
         return Err(StoreError::new(StoreErrorKind::Config, OPERATION).with_detail(
             "the transaction is one of another database than the engine's store: the record would not be where other \
              calls look for it",
         ));
     }
-    if !S::OpenTable::READS_WAIT {
-        return claim_row(table, store.fences(), claim, Some(patience)).await;
-    }
-    table.bound_waits(patience).await?;
-    let claimed = claim_row(table, store.fences(), claim, None).await;
-    let restored = table.restore_waits().await;
-    claimed.and_then(|claimed| restored.map(|()| claimed))
-}
-
-/// Writes the claim, or tells what is there; the row may be somebody else's for too long. `patience` is that of the writes,
-/// where waits are not bounded yet.
-async fn claim_row<T: Transactional>(
-    table: &mut T,
-    fences: &Fences,
-    claim: &Claim,
-    patience: Option<Duration>,
-) -> Answer<Taken> {
-    let decide = |slot: &mut Option<Record>, now: Timestamp| fences.claim(slot, claim, now);
-    let savepoint = savepoint_of(claim.token);
-    let found = match table.read(OPERATION, claim.key).await {
-        Err(error) if T::READS_WAIT && T::is_out_of_patience(&error) => {
-            // A server can be told to undo the whole transaction then.
-            let is_whole = table.connection().set_savepoint(&savepoint).await.is_ok()
-                && table.connection().undo(&savepoint).await.is_ok();
-            return if is_whole { Ok(OUT_OF_PATIENCE) } else { Err(error) };
-        }
-        found => found?,
-    };
+    let decide = |slot: &mut Option<Record>, now: Timestamp| store.fences().claim(slot, claim, now);
     if let Some(claimed) = unchanged(&found, decide) {
-        return Ok(Taken { claimed: Some(claimed), has_waited: false });
+        return Ok((claimed, false));
     }
-    table.connection().set_savepoint(&savepoint).await?;
-    if let Some(patience) = patience {
-        table.bound_waits(patience).await?;
-    }
-    let changed = change(table, OPERATION, claim.key, Some(found), Some(claim.ttl), decide).await;
-    let undone = if changed.is_err() { table.connection().undo(&savepoint).await } else { Ok(()) };
-    // Also after an error: not everywhere does a savepoint bring the bound back.
-    let restored = if patience.is_some() { table.restore_waits().await } else { Ok(()) };
-    match changed {
-        Ok(claimed) => {
-            restored?;
-            match &claimed {
-                Claimed::Mine(_) => table.connection().run(format!("SAVEPOINT {savepoint}_body")).await?,
-                Claimed::Held(_) => table.connection().release(&savepoint).await?,
-            }
-            // The read did not show it: its transaction was committed after that, and the write waited for it.
-            let has_waited = matches!(claimed, Claimed::Held(_));
-            Ok(Taken { claimed: Some(claimed), has_waited })
-        }
-        Err(error) if T::is_out_of_patience(&error) && undone.is_ok() && restored.is_ok() => Ok(OUT_OF_PATIENCE),
-        Err(error) => Err(error),
-    }
+    table.set_out(savepoint).await?;
+    let claimed = change(table, OPERATION, claim.key, Some(found), Some(claim.ttl), decide).await?;
+    // The read did not show it: its transaction was committed after that, and the write waited for it.
+    let has_waited = matches!(claimed, Claimed::Held(_));
+    Ok((claimed, has_waited))
 }
-
-const OUT_OF_PATIENCE: Taken = Taken { claimed: None, has_waited: true };
 
 /// The answer to a claim that needs no write.
 fn unchanged(found: &Found, decide: impl FnOnce(&mut Option<Record>, Timestamp) -> Claimed) -> Option<Claimed> {

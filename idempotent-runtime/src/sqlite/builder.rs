@@ -115,7 +115,8 @@ fn store(
     let aside = writer.for_renewals(1);
     // A second connection beside a pool of the user's might never get in (`locking_mode`), see another database (one in
     // memory), or be in the way of a transaction that only this process writes beside.
-    let renewals = if writer.are_given() { writer.clone() } else { aside.clone() };
+    let is_given = writer.are_given();
+    let renewals = if is_given { writer.clone() } else { aside.clone() };
     let pools = [readers, writer, renewals, aside];
     let [readers, writer, renewals, aside] = pools.map(|pools| Connections { pools, response_timeout });
     let watchers = {
@@ -130,6 +131,7 @@ fn store(
         writer,
         renewals,
         aside,
+        is_given,
         statements,
         table,
         watchers,

@@ -60,6 +60,8 @@ struct Inner {
     renewals: Connections,
     /// For a question while all of the pool's connections may be in transactions.
     aside: Connections,
+    /// Whether the connections are those of a pool of the user's.
+    is_given: bool,
     statements: Statements,
     table: TableName,
     watchers: Arc<Watchers>,
@@ -93,7 +95,8 @@ impl SqliteStore {
         SqliteStoreBuilder::at(path.as_ref())
     }
 
-    /// A store in the database of `pool`, whose settings (WAL, busy timeout, `synchronous`) are the caller's. Renewals have
+    /// A store in the database of `pool`, whose settings (WAL, busy timeout, `synchronous`) are the caller's; connections
+    /// with `PRAGMA read_uncommitted` are refused ([`Config`](StoreErrorKind::Config)). Renewals have
     /// a connection of their own, made as the pool makes its connections. Who holds many of the pool's keeps the engine's
     /// calls waiting. Call
     /// [`migrate`](Self::migrate) once before the first use.
@@ -177,16 +180,25 @@ async fn execute(operation: &'static str, connection: &mut SqliteConnection, sta
     Ok(result.rows_affected())
 }
 
+/// `is_given`: the connection is the user's.
 async fn read(
     operation: &'static str,
     connection: &mut SqliteConnection,
     store: &Inner,
+    is_given: bool,
     key: &KeyHash,
 ) -> Answer<Found> {
     let failed = |error| store_error(operation, error);
-    let reading = query(&store.statements.read).bind(store.now()).bind(key_of(key)).fetch_one(connection);
+    let statement = if is_given { &store.statements.read_given } else { &store.statements.read };
+    let reading = query(statement).bind(store.now()).bind(key_of(key)).fetch_one(connection);
     let row = reading.await.map_err(failed)?;
     let gone: i64 = row.try_get(COLUMNS.len() + 1).map_err(failed)?;
+    if row.try_get::<i64, _>(COLUMNS.len() + 2).map_err(failed)? != 0 {
+        return Err(StoreError::new(StoreErrorKind::Config, operation).with_detail(
+            "`PRAGMA read_uncommitted` is on in the connections of the pool: where they share a cache, a result would be told \
+             that is never committed",
+        ));
+    }
     store.fences.granted(u64::try_from(gone).unwrap_or_default());
     sql::found(operation, &row)
 }
@@ -199,7 +211,7 @@ pub(crate) struct SqliteTable {
 
 impl Table for SqliteTable {
     async fn read(&mut self, operation: &'static str, key: KeyHash) -> Answer<Found> {
-        read(operation, &mut self.connection, &self.store, &key).await
+        read(operation, &mut self.connection, &self.store, self.store.is_given, &key).await
     }
 
     async fn insert(&mut self, operation: &'static str, row: &Row) -> Answer<bool> {
@@ -283,7 +295,7 @@ impl Rows for SqliteStore {
 
     async fn row(&self, operation: &'static str, key: KeyHash) -> Answer<Found> {
         let mut lease = self.0.readers.lease(operation).await?;
-        let reading = read(operation, &mut lease, &self.0, &key);
+        let reading = read(operation, &mut lease, &self.0, self.0.is_given, &key);
         let result = in_time(operation, self.0.response_timeout, reading).await;
         if is_answered(&result) {
             lease.give_back().await;

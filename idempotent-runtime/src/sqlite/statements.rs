@@ -16,6 +16,8 @@ type Statement = Arc<str>;
 #[derive(Debug)]
 pub(super) struct Statements {
     pub(super) read: Statement,
+    /// The same on a connection of the user's, and whether that shows what is not committed.
+    pub(super) read_given: Statement,
     pub(super) insert: Statement,
     pub(super) replace: Statement,
     pub(super) delete: Statement,
@@ -46,9 +48,15 @@ impl Statements {
         // Where no schema is named, the first one that has the table is meant.
         let schema =
             meta.schema().map_or(String::from("true"), |schema| format!("open.name = '{schema}' COLLATE NOCASE"));
+        let read = |shows_all: &str| {
+            Statement::from(format!(
+                "SELECT ?1, {columns}, gone, {shows_all} FROM {gone} LEFT JOIN {table} ON key_hash = ?2"
+            ))
+        };
         let statement = |text: String| Statement::from(text);
         Self {
-            read: statement(format!("SELECT ?1, {columns}, gone FROM {gone} LEFT JOIN {table} ON key_hash = ?2")),
+            read: read("0"),
+            read_given: read("(SELECT read_uncommitted FROM pragma_read_uncommitted)"),
             // Not below the fence of a record that has come and gone since this one was decided on. A result that comes back
             // has the fence of its claim.
             insert: statement(format!(

@@ -10,7 +10,7 @@ use crate::key::KeyHash;
 use crate::sql::transaction::{self, Identity, OwnIdentity, Savepoints, TransactionStore, Transactional};
 use crate::sql::{Answer, Found, Guard, Row, Standing, Table, TransactionDatabase, in_time, is_answered};
 use crate::store::transaction::{End, Keep, Kept, Taken};
-use crate::store::{Claim, Commit, DynStore, SqlTransaction, StoreError, StoreErrorKind, Token};
+use crate::store::{Claim, Commit, DynStore, Record, SqlTransaction, StoreError, StoreErrorKind, Token};
 
 const OPERATION: &str = "claim in a transaction";
 
@@ -65,11 +65,12 @@ async fn run(connection: &mut SqliteConnection, statement: &'static str) -> Resu
 pub(crate) struct InTransaction<'a> {
     connection: &'a mut SqliteConnection,
     store: &'a Inner,
+    has_savepoint: bool,
 }
 
 impl Table for InTransaction<'_> {
     async fn read(&mut self, operation: &'static str, key: KeyHash) -> Answer<Found> {
-        read(operation, self.connection, self.store, &key).await
+        read(operation, self.connection, self.store, true, &key).await
     }
 
     async fn insert(&mut self, operation: &'static str, row: &Row) -> Answer<bool> {
@@ -106,30 +107,37 @@ impl Savepoints for SqliteConnection {
     }
 }
 
+/// Only `BEGIN` waits: a transaction that writes is the only one.
 impl Transactional for InTransaction<'_> {
     type Connection = SqliteConnection;
 
-    async fn identity(&mut self) -> Answer<Identity> {
-        identity(OPERATION, self.connection, self.store).await
+    async fn look(&mut self, _: &str, key: KeyHash, _: Duration) -> Answer<(Identity, Found)> {
+        let identity = identity(OPERATION, self.connection, self.store).await?;
+        Ok((identity, self.read(OPERATION, key).await?))
     }
 
     fn connection(&mut self) -> &mut SqliteConnection {
         &mut *self.connection
     }
 
-    /// Only `BEGIN` waits: a transaction that writes is the only one.
-    async fn bound_waits(&mut self, _: Duration) -> Answer<()> {
+    async fn set_out(&mut self, savepoint: &str) -> Answer<()> {
+        Savepoints::set_savepoint(self.connection, savepoint).await?;
+        self.has_savepoint = true;
         Ok(())
     }
 
-    async fn restore_waits(&mut self) -> Answer<()> {
-        Ok(())
+    async fn settle(&mut self, savepoint: &str, claimed: &Record) -> Answer<u64> {
+        self.connection.run(format!("SAVEPOINT {savepoint}_body")).await?;
+        Ok(claimed.fence)
     }
 
-    /// A transaction that writes is the only one, so nobody else's has the key: who is kept from writing has not begun as
-    /// one that writes.
-    fn is_out_of_patience(_: &StoreError) -> bool {
-        false
+    async fn leave(&mut self, savepoint: &str) -> Answer<()> {
+        if self.has_savepoint { self.connection.undo(savepoint).await } else { Ok(()) }
+    }
+
+    /// Nobody else's transaction has the key: who is kept from writing has not begun as one that writes.
+    async fn has_outwaited(&mut self, error: StoreError) -> Answer<()> {
+        Err(error)
     }
 
     fn is_locked_out(error: &StoreError) -> bool {
@@ -188,7 +196,7 @@ impl TransactionStore for SqliteStore {
     type OpenTable<'a> = InTransaction<'a>;
 
     fn table_on<'a>(&'a self, connection: &'a mut SqliteConnection) -> InTransaction<'a> {
-        InTransaction { connection, store: &self.0 }
+        InTransaction { connection, store: &self.0, has_savepoint: false }
     }
 
     fn known_identity(&self) -> &OwnIdentity {

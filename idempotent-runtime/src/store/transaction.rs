@@ -36,7 +36,8 @@ pub trait Keep: Send {
 
     /// Takes the claim, waiting for other transactions for at most `patience`.
     ///
-    /// What was claimed is undone by [`End::Undo`]. If the answer is anything but a grant, the transaction is as it was.
+    /// What was claimed is undone by [`End::Undo`]. If the answer is anything but a grant, the transaction is as it was,
+    /// but for [a lock](Taken::keeps_lock).
     fn begin<'a>(&'a mut self, store: &'a dyn DynStore, claim: &'a Claim, patience: Duration) -> Kept<'a, Taken>;
 
     /// Ends what `begin` granted to `token`. False if the record is not as `begin` left it.
@@ -56,7 +57,21 @@ pub struct Taken {
     pub claimed: Option<Claimed>,
     /// Whether the claim is known to have waited for another transaction.
     pub has_waited: bool,
+    /// Whether this transaction may keep whoever holds the record from it until it is over.
+    pub keeps_lock: bool,
 }
+
+/// Why a call does not wait for another one: its transaction keeps that one from its own record. Made again, it can wait.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct KeepsLock;
+
+impl fmt::Display for KeepsLock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the transaction has locked the record of another call")
+    }
+}
+
+impl StdError for KeepsLock {}
 
 /// The place of a connection in memory.
 pub(crate) fn place_of<C: ?Sized>(connection: &C) -> usize {

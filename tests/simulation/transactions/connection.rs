@@ -177,14 +177,14 @@ impl Keep for Transaction {
                 tokio::pin!(over);
                 over.as_mut().enable();
                 if let Some(claimed) = self.send(|database, number| database.claim(number, claim)).await? {
-                    return Ok(Taken { claimed: Some(claimed), has_waited });
+                    return Ok(Taken { claimed: Some(claimed), has_waited, keeps_lock: false });
                 }
                 pool.note("a claim waits for another transaction");
                 has_waited = true;
                 if timeout(ends.saturating_sub(pool.clock.monotonic()), over).await.is_err() {
                     pool.life().goes_on().await;
                     pool.note("a claim is out of patience");
-                    return Ok(Taken { claimed: None, has_waited });
+                    return Ok(Taken { claimed: None, has_waited, keeps_lock: false });
                 }
             }
         })
