@@ -296,7 +296,7 @@ impl Context {
 
     /// The error of a body whose claim is another one's.
     fn lost(&self) -> Error {
-        self.refused(ErrorKind::Superseded).with_text(CLAIM_LOST.0, CLAIM_LOST.1)
+        self.refused(ErrorKind::Superseded).with_text(CLAIM_LOST.0, CLAIM_LOST.1).would_repeat()
     }
 
     pub(crate) fn refused(&self, kind: ErrorKind) -> Error {

@@ -157,7 +157,7 @@ impl ErrorKind {
 /// For bodies whose claim was lost: only their call knows to whom.
 pub(crate) const CLAIM_LOST: (&str, &str) = (
     "the call does not hold its claim any more, so nothing further runs or is recorded",
-    "end the body: what the call returns says what became of it",
+    "end the body, and find out what it did before the call is made again, unless the call has an answer",
 );
 
 /// Why a call, or an operation on a record, has no result.

@@ -14,6 +14,8 @@ use crate::statements::VARIABLE;
 
 /// How often a running test is looked at.
 const TICK: Duration = Duration::from_millis(20);
+/// How often a test may fail that nothing was taken from.
+const ATTEMPTS: usize = 3;
 /// A test that nothing was taken from may take as long on a slow machine.
 const PATIENCE: Duration = Duration::from_secs(600);
 
@@ -50,10 +52,16 @@ impl Test {
         if self.is_measured {
             return Ok(None);
         }
-        let start = Instant::now();
-        let end = self.run(None)?;
-        ensure!(end == End::Passed, "the test `{}` does not pass with nothing taken away", self.name);
-        let time = start.elapsed();
+        let mut attempts = 0;
+        let time = loop {
+            let start = Instant::now();
+            if self.run(None)? == End::Passed {
+                break start.elapsed();
+            }
+            // Something else may have kept the machine busy.
+            attempts += 1;
+            ensure!(attempts < ATTEMPTS, "the test `{}` does not pass with nothing taken away", self.name);
+        };
         self.limit = time * 4 + Duration::from_secs(30);
         self.is_measured = true;
         Ok(Some(time))

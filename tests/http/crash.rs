@@ -3,10 +3,15 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
-use axum::http::Request;
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::State;
+use axum::http::{HeaderMap, Method, Request, Response, Uri};
+use axum::routing::post;
+use idempotency::http::IdempotencyKey;
 use idempotency::store::DynStore;
 use idempotency::testing::{Fault, ManualClock};
-use idempotency::{Resolution, State as RecordState};
+use idempotency::{Context, Error, Resolution, State as RecordState};
 use idempotency_test_support::deadline::eventually_async;
 use idempotency_test_support::server::{RedisOptions, RedisServer};
 use idempotency_test_support::worker::{AFTER_CLAIM, AFTER_EFFECT, BEFORE_COMMIT, BEFORE_SEND, DURING_RENEWAL, POINTS};
@@ -14,7 +19,7 @@ use idempotency_test_support::worker::{AFTER_CLAIM, AFTER_EFFECT, BEFORE_COMMIT,
 use crate::client::Client;
 use crate::process::{LEASE, Orders, Policy, Process, connect};
 use crate::scripted::{client, layer, send};
-use crate::world::World;
+use crate::world::{Shop, World, pay};
 
 async fn redis() -> anyhow::Result<RedisServer> {
     RedisServer::start(RedisOptions::new().private()).await
@@ -149,7 +154,7 @@ async fn no_key_is_stuck(orders: Orders, policy: Policy) -> anyhow::Result<()> {
             let resolution = if orders.effects(key)? == 0 {
                 Resolution::NotExecuted
             } else {
-                Resolution::response(axum::http::Response::builder().status(201).body("found by hand")?)
+                Resolution::response(Response::builder().status(201).body("found by hand")?)
             };
             record.resolve(&view, resolution).await?;
             next = server.settled("/pay", key).await?;
@@ -225,32 +230,69 @@ async fn rule_56_when_storing_fails_the_client_gets_the_real_response() -> anyho
     Ok(())
 }
 
-/// The owner comes back from longer than its lease, and its handler has run to its end.
+/// Pays, and asks for its fence then.
+async fn fenced(
+    state: State<Shop>,
+    key: Option<IdempotencyKey>,
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<Response<Body>, Error> {
+    let answer = pay(state, key, method, uri, headers, body).await;
+    Context::current().fence().await?;
+    Ok(answer)
+}
+
+/// The owner comes back from longer than its lease, and its handler has run to its end: with a receipt, with a status that
+/// says that nobody knows, or with the word that its claim is lost.
 #[tokio::test]
 async fn rule_52_our_own_client_does_not_repeat_what_an_operator_believed_not_to_have_happened() -> anyhow::Result<()> {
+    for (path, status) in [("/pay", "201"), ("/pay", "504"), ("/fenced", "201")] {
+        let world = World::setup().clock_by_hand().routes(Router::new().route("/fenced", post(fenced))).start().await?;
+        world.store.always("renew", Some(Fault::LostRequest));
+        let request = Request::post(format!("http://{}{path}", world.client.address()))
+            .header("idempotency-key", "\"abc\"")
+            .header("x-wait", "1")
+            .header("x-status", status)
+            .body("{}".to_owned())?;
+        // Its own time stands still: it would wait for a second attempt.
+        let first = tokio::spawn(send(client(&layer(&ManualClock::new())), request));
+        world.entered("abc").await?;
+        world.clock.advance(Duration::from_secs(60));
+        let record = world.record("abc");
+        let view = record.inspect().await?.context("the record is there")?;
+        assert_eq!(view.state, RecordState::InDoubt);
+        record.resolve(&view, Resolution::NotExecuted).await?;
+        world.shop.gate.open();
+        eventually_async("the end of the first one", async || {
+            world.clock.advance(Duration::from_secs(1));
+            first.is_finished()
+        })
+        .await?;
+        let answer = first.await???;
+        let problem = answer.headers.get("idempotency-problem").and_then(|problem| problem.to_str().ok());
+        assert_eq!((answer.status, problem), (409, Some("uncertain")), "{path} {status}");
+        assert_eq!((answer.attempts(), world.effects("abc")), (Some(1), 1), "{path} {status}");
+    }
+    Ok(())
+}
+
+/// Everybody else gets the operator's.
+#[tokio::test]
+async fn rule_52_a_late_owner_that_does_not_know_gets_the_answer_of_the_operator() -> anyhow::Result<()> {
     let world = World::setup().clock_by_hand().start().await?;
     world.store.always("renew", Some(Fault::LostRequest));
-    let request = Request::post(format!("http://{}/pay", world.client.address()))
-        .header("idempotency-key", "\"abc\"")
-        .header("x-wait", "1")
-        .body("{}".to_owned())?;
-    // Its own time stands still: it would wait for a second attempt.
-    let first = tokio::spawn(send(client(&layer(&ManualClock::new())), request));
+    let first = world.pay("abc").header("x-wait", "1").header("x-status", "504").spawn();
     world.entered("abc").await?;
     world.clock.advance(Duration::from_secs(60));
     let record = world.record("abc");
     let view = record.inspect().await?.context("the record is there")?;
-    assert_eq!(view.state, RecordState::InDoubt);
-    record.resolve(&view, Resolution::NotExecuted).await?;
+    let answer = Response::builder().status(202).body(Bytes::from_static(b"found"))?;
+    record.resolve(&view, Resolution::response(answer)).await?;
     world.shop.gate.open();
-    eventually_async("the end of the first one", async || {
-        world.clock.advance(Duration::from_secs(1));
-        first.is_finished()
-    })
-    .await?;
-    let answer = first.await???;
-    let problem = answer.headers.get("idempotency-problem").and_then(|problem| problem.to_str().ok());
-    assert_eq!((answer.status, problem), (409, Some("uncertain")));
-    assert_eq!((answer.attempts(), world.effects("abc")), (Some(1), 1));
+    let first = first.reply().await?;
+    assert_eq!((first.status, first.body.as_ref()), (202, &b"found"[..]));
+    assert_eq!((world.engine.duplicates(), world.effects("abc")), (1, 1));
     Ok(())
 }

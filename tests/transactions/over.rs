@@ -281,3 +281,33 @@ async fn on_mariadb_a_statement_beside_the_call_that_commits_by_itself_is_not_to
     assert_open(result.await, "committed by itself");
     scene.is_exact(&["a".into()], &[("a".into(), "value".into())]).await
 }
+
+/// What it would wait for does not undo what was written before.
+#[cfg(feature = "mysql")]
+#[tokio::test]
+async fn on_mariadb_a_transaction_that_was_over_is_not_made_again_for_a_call_outside() -> anyhow::Result<()> {
+    type MariaDb = databases::MariaDb;
+    let scene = Scene::<MariaDb>::new(4, Some("SERIALIZABLE")).await?;
+    let engine = &scene.engine;
+    let (holds, held) = tokio::sync::oneshot::channel();
+    let outside = call(engine, "a").run(async || {
+        let _ = holds.send(());
+        std::future::pending::<Result<String, Fault>>().await
+    });
+    let inside = async {
+        held.await?;
+        let result = in_transaction(&scene.pool, |mut transaction| async move {
+            MariaDb::add(&mut transaction, "beside", "value").await?;
+            sqlx::raw_sql("CREATE TABLE IF NOT EXISTS report (id INT)").execute(&mut **transaction).await?;
+            call(engine, "a").run_in(&mut transaction, async |_| Ok::<_, Fault>(String::new())).await
+        });
+        anyhow::Ok(result.await)
+    };
+    let result = tokio::select! {
+        _ = outside => unreachable!("it never ends"),
+        result = inside => result?,
+    };
+    assert_open(result, "committed by itself");
+    assert_eq!(scene.effects().await?.get("beside").map(Vec::len), Some(1));
+    Ok(())
+}

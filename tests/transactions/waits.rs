@@ -10,6 +10,8 @@ use std::time::Instant;
 use futures::future::join_all;
 use idempotency::store::SqlTransaction;
 use idempotency::{Context, ErrorKind, OnConflict};
+#[cfg(feature = "postgres")]
+use idempotency_test_support::deadline::eventually_async;
 use idempotency_test_support::deadline::within;
 use sqlx::Transaction;
 #[cfg(feature = "postgres")]
@@ -175,6 +177,36 @@ async fn on_postgresql_calls_leave_the_settings_of_the_transaction_as_they_are()
         call(&scene.engine, bound).run_in(&mut transaction, running).await?;
         assert_eq!(settings(&mut transaction).await?, expected, "after a replay");
     }
+    Ok(())
+}
+
+/// The first of them waits for the transaction, and the others for the first one.
+#[cfg(feature = "postgres")]
+#[tokio::test]
+async fn on_postgresql_all_who_wait_for_a_record_that_is_over_are_told_who_has_it() -> anyhow::Result<()> {
+    let scene = Scene::<databases::Postgres>::new(5, None).await?;
+    let (scene, brief) = (&scene, Duration::from_millis(1));
+    scene.engine.call(OPERATION, "a").ttl(brief).run(async || Ok::<_, Fault>(0)).await?;
+    eventually_async("the record to be over", async || {
+        let record = scene.engine.record(OPERATION, "a").inspect().await;
+        record.is_ok_and(|record| record.is_none())
+    })
+    .await?;
+    let mut first = scene.pool.begin().await?;
+    assert_eq!(call(&scene.engine, "a").run_in(&mut first, async |_| Ok::<_, Fault>(1)).await?, 1);
+    let others = (0..3).map(|_| async move {
+        let mut transaction = scene.pool.begin().await?;
+        let calling = scene.engine.call(OPERATION, "a").ttl(DAY).on_conflict(OnConflict::Wait(Duration::from_secs(1)));
+        let refused = calling.run_in(&mut transaction, async |_| Ok::<_, Fault>(2)).await;
+        transaction.rollback().await?;
+        anyhow::Ok(refused)
+    });
+    for refused in join_all(others).await {
+        let refused = refused?;
+        let Err(Fault::Idempotency(error)) = refused else { panic!("another one has it: {refused:?}") };
+        assert_eq!(error.kind(), ErrorKind::InProgress, "{error}");
+    }
+    first.rollback().await?;
     Ok(())
 }
 

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::call::{Checked, Request};
 use super::claim::Answered;
 use super::flight::{Flight, Leader, Seat, Stage};
 use super::keeper::Busy;
 use super::lent::is_in_body_of;
 use super::report::Report;
+use super::request::{Checked, Request};
 use super::running::Running;
 use super::scope::Scope;
 use super::window::seek_in_windows;

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::call::Checked;
 use super::duplicate::Duplicate;
+use super::request::Checked;
 use super::running::{Running, give_up};
 use super::{Waiting, claim, keeper, owed, retry, wait};
 use crate::encoding::NotEncodable;
@@ -27,6 +27,14 @@ impl Verdict {
     fn refused(error: Error) -> Self {
         Self::Instead(Answer::Refused(error))
     }
+
+    /// The record of the owner whose result it is.
+    fn winner(&self) -> Option<Arc<Record>> {
+        match self {
+            Self::Instead(Answer::Stored(stored)) => Some(stored.record.clone()),
+            _ => None,
+        }
+    }
 }
 
 pub(super) async fn finish(mut running: Box<Running>, ending: Ending) -> Verdict {
@@ -39,11 +47,11 @@ pub(super) async fn finish(mut running: Box<Running>, ending: Ending) -> Verdict
             (state, body, ttl)
         }
         Ending::Release => {
-            if tells_of_effects(&running).await {
-                leave(&running, Reason::Error).await;
-                return conclude(&mut running, Verdict::Own, None);
-            }
             let was_lost = running.lease.is_lost();
+            if tells_of_effects(&running).await {
+                let written = leave(&running, Reason::Error).await;
+                return with_own_error(running, was_lost, written).await;
+            }
             let written = release(&running, own_release(&running)).await;
             return with_own_error(running, was_lost, written).await;
         }
@@ -66,8 +74,9 @@ pub(super) async fn finish(mut running: Box<Running>, ending: Ending) -> Verdict
         }
         #[cfg(feature = "http")]
         Ending::GiveUp => {
-            leave(&running, Reason::Error).await;
-            return conclude(&mut running, Verdict::Own, None);
+            let was_lost = running.lease.is_lost();
+            let written = leave(&running, Reason::Error).await;
+            return with_unknown_outcome(running, was_lost, written).await;
         }
         Ending::Unknown { reason, ask_again_after } => {
             if let Err(error) = park(&running, reason, ask_again_after).await {
@@ -96,10 +105,7 @@ pub(super) async fn finish(mut running: Box<Running>, ending: Ending) -> Verdict
         }
         Ok(_) => {
             let verdict = overtaken(&mut running, commit.token, &commit.body, true).await;
-            let winner = match &verdict {
-                Verdict::Instead(Answer::Stored(stored)) => Some(stored.record.clone()),
-                _ => None,
-            };
+            let winner = verdict.winner();
             conclude(&mut running, verdict, winner)
         }
         Err(error) => not_stored(running, commit, error),
@@ -182,12 +188,12 @@ async fn tells_of_effects(running: &Running) -> bool {
 }
 
 /// Leaves the record with its steps to the next caller, or in doubt, by its policy.
-async fn leave(running: &Running, reason: Reason) {
+async fn leave(running: &Running, reason: Reason) -> Option<Written> {
     steps_are_settled(running).await;
     let engine = &running.call.engine;
     // Before that, or a renewal brings back the lease that is given up.
     engine.keeper.forget(&running.lease);
-    give_up(engine, &running.lease, reason, engine.settings.commit_timeout).await;
+    give_up(engine, &running.lease, reason, engine.settings.commit_timeout).await
 }
 
 fn own_release(running: &Running) -> Release {
@@ -248,6 +254,20 @@ async fn with_own_error(mut running: Box<Running>, was_lost: bool, written: Opti
     conclude(&mut running, Verdict::Own, None)
 }
 
+/// Nobody knows what came of the body, and its caller gets what it has to say, unless the record was answered, removed or
+/// taken over meanwhile: a retry would find nothing that says so, and run the body once more.
+#[cfg(feature = "http")]
+async fn with_unknown_outcome(mut running: Box<Running>, was_lost: bool, written: Option<Written>) -> Verdict {
+    let is_overtaken = was_lost && matches!(written, Some(Written::Lost | Written::Gone));
+    if !is_overtaken || running.lease.is_shut_down() {
+        return conclude(&mut running, Verdict::Own, None);
+    }
+    let token = running.grant.record.owner;
+    let verdict = overtaken(&mut running, token, &Bytes::new(), false).await;
+    let winner = verdict.winner();
+    conclude(&mut running, verdict, winner)
+}
+
 /// The caller gets its error, and the background goes on holding the record: its effect may be there, and under a policy
 /// that runs again the next call would repeat it when the lease is over.
 fn not_held(mut running: Box<Running>, error: &StoreError) -> Verdict {
@@ -306,12 +326,20 @@ async fn overtaken(running: &mut Running, token: Token, result: &Bytes, waits: b
         Ok(Winner::Answered(record)) => Verdict::Instead(stored(record, call.version)),
         Ok(Winner::AtWork) if running.has_run => Verdict::refused(superseded),
         Ok(Winner::AtWork | Winner::Nobody) => Verdict::refused(would_repeat(superseded)),
+        Err(error) if running.has_run => {
+            let superseded = superseded.with_text(WITHOUT_WORD.0, WITHOUT_WORD.1).would_repeat();
+            Verdict::refused(superseded.with_source(error))
+        }
         Err(error) => Verdict::refused(would_repeat(superseded).with_source(error)),
     }
 }
 
 const WITHOUT_RESULT: (&str, &str) = (
     "the body ran here, and its record was removed, answered or given up meanwhile, so nobody has its result",
+    "find out what it did before the call is made again",
+);
+const WITHOUT_WORD: (&str, &str) = (
+    "the body ran here, and the store does not say who has its call now",
     "find out what it did before the call is made again",
 );
 const ASKED_TOO_LATE: (&str, &str) =

@@ -20,6 +20,7 @@ mod owed;
 mod purge;
 mod record;
 mod report;
+mod request;
 pub(crate) mod retry;
 mod run;
 mod running;

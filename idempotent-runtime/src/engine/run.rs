@@ -12,9 +12,10 @@ use tracing::Instrument as _;
 
 use super::Unprotected;
 use super::admission::{Admission, admit};
-use super::call::{Call, Checked};
+use super::call::Call;
 use super::finish::Verdict;
 use super::followed::Followed;
+use super::request::Checked;
 use super::running::Running;
 use super::scope::Scope;
 use crate::error::{Error, ErrorKind};

@@ -7,19 +7,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::admission::Granted;
-use super::call::Checked;
 use super::finish::{self, Verdict};
 use super::flight::Leader;
 use super::followed::Followed;
 use super::lease::Lease;
 use super::report::{Observer, Report};
+use super::request::Checked;
 use super::scope::Scope;
 use super::{claim, retry};
 use crate::context::Context;
 use crate::error::{Error, ErrorKind};
 use crate::outcome::{Answer, Ending, stored};
 use crate::steps::Journal;
-use crate::store::{Abandon, Adoption, Grant, Park, Reason, Record, Release};
+use crate::store::{Abandon, Adoption, Grant, Park, Reason, Record, Release, StoreError, Written};
 
 pub(crate) struct Running {
     pub(super) call: Arc<Checked>,
@@ -288,8 +288,9 @@ impl Drop for Kept {
     }
 }
 
-/// Leaves a record whose outcome is unknown to its policy, at once. Without success the lease runs out.
-pub(super) async fn give_up(engine: &super::Inner, lease: &Lease, reason: Reason, budget: Duration) {
+/// Leaves a record whose outcome is unknown to its policy, at once. Without success the lease runs out: `None` if the store
+/// has not answered.
+pub(super) async fn give_up(engine: &super::Inner, lease: &Lease, reason: Reason, budget: Duration) -> Option<Written> {
     let (key, token) = (lease.key, lease.token);
     // What a step has to say that ended before this is on the record before the next caller gets it.
     if let Some(journal) = lease.journal() {
@@ -301,7 +302,8 @@ pub(super) async fn give_up(engine: &super::Inner, lease: &Lease, reason: Reason
     } else {
         retry::until(engine, budget, || engine.store.clone().park(Park::own(key, token, reason))).await
     };
-    if let Err(error) = written {
+    let failed = |error: &StoreError| {
         tracing::warn!(%key, %error, "an unknown outcome could not be recorded; the policy applies when the lease is over");
-    }
+    };
+    written.inspect_err(failed).ok()
 }

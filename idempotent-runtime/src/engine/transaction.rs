@@ -11,10 +11,11 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::admission::{Judged, judge, new_claim};
-use super::call::{Call, Checked, Request};
+use super::call::Call;
 use super::keeper::Busy;
 use super::lent::{Calls, Mark, calls_at};
 use super::report::{Observer, Report};
+use super::request::{Checked, Request};
 use super::scope::Scope;
 use super::{Unprotected, Waiting, WithoutLease, wait};
 use crate::context::Context;

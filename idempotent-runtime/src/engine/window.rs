@@ -16,9 +16,9 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::admission::{Sought, seek};
-use super::call::Checked;
 use super::followed::Followed;
 use super::report::Report;
+use super::request::Checked;
 use super::retry;
 use super::running::Running;
 use super::scope::Scope;

@@ -102,13 +102,13 @@ impl ReadBound {
 }
 
 /// From now on the session, which is not ours, waits for `seconds` at most. Its user's own bounds are kept in variables of
-/// the session, also where an earlier request was given up before it could restore them. For locks of rows MariaDB takes
-/// zero, and does not wait then; MySQL waits for a second at least.
+/// the session, also where an earlier request was given up before it could restore them. MariaDB takes zero, and does not wait
+/// then; MySQL waits for a second at least.
 pub(super) async fn bound(connection: &mut MySqlConnection, seconds: u128) -> Result<(), Error> {
     let keeping = BOUNDS
         .map(|name| format!("@idempotency_{name} = CAST(COALESCE(@idempotency_{name}, @@SESSION.{name}) AS UNSIGNED)"));
-    let at_once = ", SESSION innodb_lock_wait_timeout = IF(VERSION() LIKE '%MariaDB%', 0, 1)";
-    let at_once = if seconds == 0 { at_once } else { "" };
+    let at_once = BOUNDS.map(|name| format!(", SESSION {name} = IF(VERSION() LIKE '%MariaDB%', 0, 1)"));
+    let at_once = if seconds == 0 { at_once.concat() } else { String::new() };
     let statement = format!("SET {}, {}{at_once}", keeping.join(", "), bounds(seconds));
     raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
 }

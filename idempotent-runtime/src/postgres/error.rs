@@ -41,11 +41,9 @@ pub(super) fn is_lock_timeout(error: &Error) -> bool {
     refusal(error) == Some("55P03")
 }
 
-/// Whether the statement was given up while it waited for a transaction that has written the row or its key. Only of that the
-/// server tells in which row; of locks of tables, of pages and of its own it does not.
-pub(super) fn is_wait_for_row(error: &Error) -> bool {
+/// Whether the statement was given up because it, or a lock that it waited for, took too long.
+pub(super) fn is_out_of_time(error: &Error) -> bool {
     matches!(refusal(error), Some("55P03" | "57014"))
-        && server_error(error).is_some_and(|error| error.r#where().is_some())
 }
 
 /// Whether the statement came after one that failed in the same transaction.

@@ -45,6 +45,8 @@ pub(super) struct Statements {
     pub(super) seen: Statement,
     pub(super) purge: Statement,
     pub(super) identity: Statement,
+    /// Fails at once where somebody keeps the table from being written.
+    pub(super) lock: Statement,
 }
 
 impl Statements {
@@ -149,6 +151,7 @@ impl Statements {
             )),
             purge: statement(purge(&table)),
             identity: statement(identity(name)),
+            lock: statement(format!("LOCK TABLE {table} IN ROW EXCLUSIVE MODE NOWAIT")),
         }
     }
 }

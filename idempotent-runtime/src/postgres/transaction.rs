@@ -7,7 +7,7 @@ use std::time::Duration;
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Error, PgConnection, Postgres, Row as _, Transaction};
 
-use super::error::{is_aborted, is_lock_timeout, is_savepoint_missing, is_wait_for_row, store_error};
+use super::error::{is_aborted, is_lock_timeout, is_out_of_time, is_savepoint_missing, store_error};
 use super::request::Request;
 use super::{Inner, PostgresStore, commit_request, found_one, owner_bytes};
 use crate::key::KeyHash;
@@ -152,9 +152,16 @@ impl Transactional for InTransaction<'_> {
         self.connection.run(format!("ROLLBACK TO SAVEPOINT {savepoint}; RELEASE SAVEPOINT {savepoint}")).await
     }
 
+    /// The server calls waits for rows and for the table the same, and says of which row only to the first who waits for it.
     async fn has_outwaited(&mut self, error: StoreError) -> Answer<()> {
-        let is_of_row = error.source().and_then(|source| source.downcast_ref()).is_some_and(is_wait_for_row);
-        if is_of_row { Ok(()) } else { Err(error) }
+        const SAVEPOINT: &str = "idempotency_wait";
+        if !error.source().and_then(|source| source.downcast_ref()).is_some_and(is_out_of_time) {
+            return Err(error);
+        }
+        let locked = self.connection.run(format!("SAVEPOINT {SAVEPOINT}; {}", self.store.in_transactions.lock)).await;
+        let undone =
+            self.connection.run(format!("ROLLBACK TO SAVEPOINT {SAVEPOINT}; RELEASE SAVEPOINT {SAVEPOINT}")).await;
+        if locked.is_ok() && undone.is_ok() { Ok(()) } else { Err(error) }
     }
 
     fn is_locked_out(error: &StoreError) -> bool {

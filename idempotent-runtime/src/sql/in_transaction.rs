@@ -9,7 +9,7 @@ use std::time::Duration;
 use backon::{BackoffBuilder as _, ExponentialBuilder};
 use sqlx::{Connection as _, Database, Pool, SqlSafeStr as _, Transaction};
 
-use super::passing::{has_lost_session, is_passing, is_passing_before_commit, is_refused, is_rolled_back};
+use super::passing::{has_lost_session, is_passing, is_passing_before_commit, is_refused, is_rolled_back, keeps_lock};
 use crate::clock::{Clock as _, SystemClock};
 use crate::engine::{Calls, Lent};
 use crate::error::{Error, ErrorKind};
@@ -318,9 +318,11 @@ async fn begin<DB: TransactionDatabase>(pool: &Pool<DB>) -> Result<Transaction<'
 /// Tells of a transaction that was over before the body has failed with `error`, as far as that can be known.
 async fn over_before<DB: TransactionDatabase>(
     transaction: Option<Transaction<'static, DB>>,
-    error: &impl StdError,
+    error: &(impl StdError + 'static),
 ) -> Option<Error> {
-    let mut transaction = transaction.filter(|_| !DB::PASSING_ERRORS_UNDO)?;
+    // The lock that a call would wait for undoes nothing anywhere.
+    let may_tell = !DB::PASSING_ERRORS_UNDO || keeps_lock(error);
+    let mut transaction = transaction.filter(|_| may_tell)?;
     if !matches!(DB::standing(&mut transaction).await, Ok(Standing::Over)) {
         return None;
     }

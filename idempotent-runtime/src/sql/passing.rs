@@ -22,6 +22,11 @@ pub(super) fn is_passing(error: &(dyn StdError + 'static)) -> bool {
     })
 }
 
+/// Whether the transaction is made again because it keeps a lock from a call that it would wait for.
+pub(super) fn keeps_lock(error: &(dyn StdError + 'static)) -> bool {
+    std::iter::successors(Some(error), |&error| error.source()).any(|error| error.is::<KeepsLock>())
+}
+
 /// As [`is_passing`], of what a statement on the transaction's own connection has failed with before the commit was sent.
 pub(super) fn is_passing_before_commit(error: &sqlx::Error) -> bool {
     is_passing(error) || has_lost_session(error)

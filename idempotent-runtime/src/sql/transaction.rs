@@ -143,7 +143,14 @@ async fn begin<S: TransactionStore>(
     let savepoint = savepoint_of(claim.token);
     match claim_row(table, store, claim, patience, &savepoint, expected).await {
         Ok((Claimed::Mine(mut grant), _)) => {
-            grant.record.fence = table.settle(&savepoint, &grant.record).await?;
+            match table.settle(&savepoint, &grant.record).await {
+                Ok(fence) => grant.record.fence = fence,
+                Err(error) => {
+                    // A claim that is left behind would be in doubt if the caller commits.
+                    let _ = table.leave(&savepoint).await;
+                    return Err(error);
+                }
+            }
             store.fences().granted(grant.record.fence);
             Ok(Taken { claimed: Some(Claimed::Mine(grant)), has_waited: false, keeps_lock: false })
         }
@@ -180,22 +187,17 @@ async fn claim_row<S: TransactionStore>(
         ));
     }
     let decide = |slot: &mut Option<Record>, now: Timestamp| store.fences().claim(slot, claim, now);
-    if let Some(claimed) = unchanged(&found, decide) {
-        return Ok((claimed, false));
+    let before = found.stored.as_ref().map(|stored| &stored.record);
+    let mut slot = before.cloned();
+    let first = decide(&mut slot, found.now);
+    if slot.as_ref() == before {
+        return Ok((first, false));
     }
     table.set_out(savepoint).await?;
     let claimed = change(table, OPERATION, claim.key, Some(found), Some(claim.ttl), decide).await?;
     // The read did not show it: its transaction was committed after that, and the write waited for it.
-    let has_waited = matches!(claimed, Claimed::Held(_));
+    let has_waited = matches!((first, &claimed), (Claimed::Mine(_), Claimed::Held(_)));
     Ok((claimed, has_waited))
-}
-
-/// The answer to a claim that needs no write.
-fn unchanged(found: &Found, decide: impl FnOnce(&mut Option<Record>, Timestamp) -> Claimed) -> Option<Claimed> {
-    let before = found.stored.as_ref().map(|stored| &stored.record);
-    let mut slot = before.cloned();
-    let claimed = decide(&mut slot, found.now);
-    (slot.as_ref() == before).then_some(claimed)
 }
 
 /// See [`Keep::end`](crate::store::transaction::Keep::end).

@@ -163,7 +163,7 @@ impl Journal {
     }
 
     fn check(&self, steps: &Steps, step: &StepId) -> Result<(), Error> {
-        let superseded = || self.refused(ErrorKind::Superseded, step);
+        let superseded = || self.refused(ErrorKind::Superseded, step).would_repeat();
         if steps.closed || self.lease.has_body_ended() {
             return Err(superseded().with_detail("the body of the call is over"));
         }

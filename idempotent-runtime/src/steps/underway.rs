@@ -155,7 +155,7 @@ impl Underway {
 
     fn unwritten(&self, journal: &Journal, unwritten: Unwritten, unknown: ErrorKind) -> Error {
         match unwritten {
-            Unwritten::Superseded => self.refused(ErrorKind::Superseded),
+            Unwritten::Superseded => self.refused(ErrorKind::Superseded).would_repeat(),
             Unwritten::TooLarge(size) => self
                 .refused(ErrorKind::TooLarge)
                 .with_detail(format!("with it the steps take {size} bytes and the limit is {}", journal.limit())),

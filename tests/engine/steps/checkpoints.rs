@@ -128,6 +128,7 @@ async fn after_the_claim_was_lost_nothing_further_runs() {
         world.memory.claim(claim).await.unwrap();
         let late = world.step("charge").await.unwrap_err();
         assert_eq!((late.kind(), late.step()), (ErrorKind::Superseded, Some("charge")));
+        assert!(!late.is_retryable() && !late.to_string().contains("retry"), "{late}");
         let never = world.step("ship").await.unwrap_err();
         assert_eq!(never.kind(), ErrorKind::Superseded);
         Err::<(), _>(never)

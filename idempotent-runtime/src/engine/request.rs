@@ -1,0 +1,224 @@
+//! What a call asks for, and the check that it can be had.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::instance::Instance;
+use super::operations::Site;
+use super::settings::{check_conflict, check_pause, check_time};
+use super::verify::SETTLE;
+use super::window::Windowed;
+use super::{Idempotency, Inner};
+use crate::error::{Error, ErrorKind};
+use crate::fingerprint::Fingerprint;
+use crate::key::{Key, KeyHash, hash_key};
+use crate::policy::OnConflict;
+use crate::store::CrashPolicy;
+
+/// What a call asks for, before anything is checked.
+#[derive(Debug)]
+pub(crate) struct Request {
+    pub(super) engine: Result<Idempotency, Error>,
+    pub(super) operation: Operation,
+    pub(super) key: Key,
+    pub(super) scope: Option<Key>,
+    pub(super) fingerprint: Result<Option<Fingerprint>, Error>,
+    pub(super) former_fingerprints: Result<Vec<Option<Fingerprint>>, Error>,
+    pub(super) ttl: Option<Duration>,
+    pub(super) lease: Option<Duration>,
+    pub(super) on_conflict: Option<Conflict>,
+    pub(super) policy: CrashPolicy,
+    pub(super) settle: Duration,
+    pub(super) after_expiry: Option<Duration>,
+    pub(super) version: u32,
+    pub(super) count_attempts: bool,
+}
+
+/// What the operation is called.
+#[derive(Debug)]
+pub(super) enum Operation {
+    Named(Arc<str>),
+    /// With the instance of the function, where the user has not given the name.
+    Site(&'static Site, Option<fn() -> Instance>),
+}
+
+/// What the call says of others with its key.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Conflict {
+    /// Wait for as long as the engine says.
+    Wait,
+    As(OnConflict),
+}
+
+const MILLI: Duration = Duration::from_millis(1);
+
+/// A part of a millisecond counts as one.
+fn whole_millis(time: Duration) -> Duration {
+    let part = time.subsec_nanos() % 1_000_000;
+    if part == 0 { time } else { time + Duration::from_nanos(u64::from(1_000_000 - part)) }
+}
+
+/// A request that passed the check.
+#[derive(Clone)]
+pub(crate) struct Checked {
+    pub(crate) engine: Arc<Inner>,
+    pub(crate) operation: Arc<str>,
+    pub(crate) key: KeyHash,
+    pub(super) windowed: Option<Windowed>,
+    pub(crate) fingerprint: Option<Fingerprint>,
+    pub(super) former_fingerprints: Vec<Option<Fingerprint>>,
+    pub(crate) ttl: Duration,
+    pub(crate) lease: Duration,
+    pub(crate) on_conflict: OnConflict,
+    pub(crate) policy: CrashPolicy,
+    pub(super) settle: Duration,
+    pub(super) after_expiry: Duration,
+    pub(crate) version: u32,
+    pub(crate) count_attempts: bool,
+}
+
+impl Request {
+    pub(super) fn new(engine: Result<Idempotency, Error>, operation: Operation, key: Key) -> Self {
+        Self {
+            engine,
+            operation,
+            key,
+            scope: None,
+            fingerprint: Ok(None),
+            former_fingerprints: Ok(Vec::new()),
+            ttl: None,
+            lease: None,
+            on_conflict: None,
+            policy: CrashPolicy::Hold,
+            settle: SETTLE,
+            after_expiry: None,
+            version: 0,
+            count_attempts: false,
+        }
+    }
+
+    /// As a call that asks after a crash.
+    pub(super) fn verifying(mut self) -> Self {
+        self.policy = CrashPolicy::Verify;
+        self
+    }
+
+    pub(super) fn add_former(&mut self, former: Result<Option<Fingerprint>, Error>) {
+        match (&mut self.former_fingerprints, former) {
+            (Ok(all), Ok(former)) => all.push(former),
+            (all, Err(error)) => *all = Err(error),
+            (Err(_), Ok(_)) => {}
+        }
+    }
+
+    /// The schema version that the caller reads.
+    pub(super) fn version(&self) -> u32 {
+        self.version
+    }
+
+    pub(crate) fn check(self) -> Result<Checked, Error> {
+        let named = |error: Error, operation: &Arc<str>| error.of_operation(operation);
+        let operation: Arc<str> = match &self.operation {
+            Operation::Named(name) => name.clone(),
+            Operation::Site(site, instance) => match &self.engine {
+                Ok(engine) => engine.inner.operations.name_of(site, instance.map(|of| of()))?,
+                Err(_) => site.name().into(),
+            },
+        };
+        let engine = self.engine.map_err(|error| named(error, &operation))?.inner;
+        let settings = &engine.settings;
+        let checked = || -> Result<_, Error> {
+            engine.validity()?;
+            if operation.is_empty() {
+                return Err(Error::config("the operation has no name"));
+            }
+            let ttl =
+                self.ttl.ok_or_else(|| Error::config("the call has no `ttl`; say how long its result is kept"))?;
+            if ttl < MILLI || ttl > settings.max_ttl {
+                return Err(Error::config(format!("`ttl` is {ttl:?}; it goes from 1ms to {:?}", settings.max_ttl)));
+            }
+            let lease = self.lease.unwrap_or(settings.lease);
+            check_time("lease", lease)?;
+            check_pause("settle", self.settle)?;
+            if let Some(Conflict::As(on_conflict)) = self.on_conflict {
+                check_conflict(on_conflict)?;
+            }
+            let after_expiry = self.after_expiry.unwrap_or_default();
+            let refusable = MILLI..=settings.max_ttl;
+            if self.after_expiry.is_some_and(|refused| !refusable.contains(&refused)) {
+                let ceiling = settings.max_ttl;
+                return Err(Error::config(format!(
+                    "`after_expiry` is {after_expiry:?}; it goes from 1ms to {ceiling:?}"
+                )));
+            }
+            if self.lease.is_some_and(|lease| lease > ttl) {
+                return Err(Error::config(format!("`ttl` ({ttl:?}) is shorter than `lease` ({lease:?})")));
+            }
+            let scope = self.scope.as_ref().map_or(Ok(&[][..]), |scope| scope.as_scope(settings.max_key_size))?;
+            let number = self.key.window().map_or(0, |_| self.key.window_number(engine.clock.now()));
+            let canonical = self.key.in_window(number, settings.max_key_size)?;
+            let key = hash_key(&settings.namespace, scope, &operation, &canonical);
+            let windowed = match self.key.window() {
+                Some(length) if length > ttl => {
+                    let detail = format!("`ttl` ({ttl:?}) is shorter than the window of the key ({length:?})");
+                    return Err(Error::config(detail));
+                }
+                Some(_) => Some(Windowed { scope: scope.to_vec(), key: self.key.clone() }),
+                None => None,
+            };
+            // Expiry counts from the beginning of the millisecond in which the result is stored. A repetition within the
+            // length of a window is promised to the last part of one.
+            let edge = if windowed.is_some() { MILLI } else { Duration::ZERO };
+            let ttl = whole_millis(ttl) + edge;
+            Ok((ttl, whole_millis(after_expiry), lease, key, windowed, self.fingerprint?, self.former_fingerprints?))
+        };
+        let (ttl, after_expiry, lease, key, windowed, fingerprint, former_fingerprints) =
+            checked().map_err(|error| named(error, &operation))?;
+        let on_conflict = match self.on_conflict {
+            None => settings.on_conflict,
+            Some(Conflict::Wait) => OnConflict::Wait(settings.wait()),
+            Some(Conflict::As(on_conflict)) => on_conflict,
+        };
+        let (policy, version, count_attempts) = (self.policy, self.version, self.count_attempts);
+        Ok(Checked {
+            engine,
+            operation,
+            key,
+            windowed,
+            fingerprint,
+            former_fingerprints,
+            ttl,
+            lease,
+            on_conflict,
+            policy,
+            settle: self.settle,
+            after_expiry,
+            version,
+            count_attempts,
+        })
+    }
+}
+
+impl Checked {
+    pub(crate) fn refused(&self, kind: ErrorKind) -> Error {
+        Error::new(kind).of_record(Some(&self.operation), &self.key)
+    }
+
+    /// Whether a record with this fingerprint is one of this very request, made by this release or by one before it.
+    pub(crate) fn accepts(&self, recorded: Option<Fingerprint>) -> bool {
+        !Fingerprint::contradicts(recorded, self.fingerprint) || self.former_fingerprints.contains(&recorded)
+    }
+
+    /// How long an unfinished record of this call is kept.
+    pub(crate) fn linger(&self) -> Duration {
+        self.engine.settings.linger(self.ttl)
+    }
+
+    /// How long this call waits for another caller; `None` if it refuses to.
+    pub(crate) fn patience(&self) -> Option<Duration> {
+        match self.on_conflict {
+            OnConflict::Wait(patience) => Some(patience),
+            OnConflict::Reject => None,
+        }
+    }
+}
