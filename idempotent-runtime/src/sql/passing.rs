@@ -24,7 +24,7 @@ pub(super) fn is_passing(error: &(dyn StdError + 'static)) -> bool {
 
 /// Whether the transaction is made again because it keeps a lock from a call that it would wait for.
 pub(super) fn keeps_lock(error: &(dyn StdError + 'static)) -> bool {
-    std::iter::successors(Some(error), |&error| error.source()).any(|error| error.is::<KeepsLock>())
+    std::iter::successors(Some(error), |&error| error.source()).any(<dyn StdError>::is::<KeepsLock>)
 }
 
 /// As [`is_passing`], of what a statement on the transaction's own connection has failed with before the commit was sent.
