@@ -98,7 +98,7 @@ impl<P, V> Call<P, V> {
     }
 
     /// How long the result is kept, counted from the end of the body; required. From a millisecond up to the
-    /// engine's ceiling of 400 days, else the call fails with [`Config`](ErrorKind::Config). It is counted in whole
+    /// engine's ceiling of 400 days, else the call fails with [`Config`](crate::ErrorKind::Config). It is counted in whole
     /// milliseconds of the store's clock, a part of one as one.
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.request.ttl = Some(ttl);
@@ -111,7 +111,7 @@ impl<P, V> Call<P, V> {
         self
     }
 
-    /// What a retry must repeat: the same key with another fingerprint fails with [`Mismatch`](ErrorKind::Mismatch), and so
+    /// What a retry must repeat: the same key with another fingerprint fails with [`Mismatch`](crate::ErrorKind::Mismatch), and so
     /// does a call with one where the record has none, or the other way round.
     ///
     /// What counts is what `value` serializes to, as in [`key::digest`](crate::key::digest): equal values with unequal
@@ -165,7 +165,7 @@ impl<P, V> Call<P, V> {
     }
 
     /// What to do when another caller is running the call. The default is the engine's: wait 30 seconds. A wait goes from
-    /// a millisecond to 100 years, else the call fails with [`Config`](ErrorKind::Config); it is one for the whole call, also
+    /// a millisecond to 100 years, else the call fails with [`Config`](crate::ErrorKind::Config); it is one for the whole call, also
     /// over several [windows](crate::key::window), and after the body, where a call that was overtaken waits for the result
     /// of the other one. The time that the body takes does not count.
     pub fn on_conflict(mut self, on_conflict: OnConflict) -> Self {
@@ -194,7 +194,7 @@ impl<P, V> Call<P, V> {
     ///
     /// The next caller takes the claim over, waits for the [`settle`](Self::settle) delay and calls `question`, whose
     /// [`Verdict`](crate::Verdict) is the result, lets the body run, or leaves the record in doubt. Callers then get
-    /// [`InDoubt`](ErrorKind::InDoubt) with a [`retry_after`](Error::retry_after), after which the next call asks again.
+    /// [`InDoubt`](crate::ErrorKind::InDoubt) with a [`retry_after`](Error::retry_after), after which the next call asks again.
     /// An `Err` of the question is returned, and leaves the record in doubt just so; as do its panic and its drop. The
     /// question is asked by one caller at a time, and its lease is renewed meanwhile.
     ///
@@ -240,16 +240,16 @@ impl<P, V> Call<P, V> {
         self
     }
 
-    /// How long after its record has expired a late call is told [`Expired`](ErrorKind::Expired) instead of running the
+    /// How long after its record has expired a late call is told [`Expired`](crate::ErrorKind::Expired) instead of running the
     /// body again: a small tombstone stays in the record's place. From a millisecond up to the engine's ceiling of 400
-    /// days, else the call fails with [`Config`](ErrorKind::Config). Without it, nothing stays.
+    /// days, else the call fails with [`Config`](crate::ErrorKind::Config). Without it, nothing stays.
     pub fn after_expiry(mut self, refuse_for: Duration) -> Self {
         self.request.after_expiry = Some(refuse_for);
         self
     }
 
     /// The schema version of the result, and of a stored error. What another version has stored is
-    /// [`Decode`](ErrorKind::Decode), unless [`run_with_upgrades`](Self::run_with_upgrades) reads it. The default is zero.
+    /// [`Decode`](crate::ErrorKind::Decode), unless [`run_with_upgrades`](Self::run_with_upgrades) reads it. The default is zero.
     pub fn version(mut self, version: u32) -> Self {
         self.request.version = version;
         self
@@ -297,13 +297,13 @@ impl<P> Call<P> {
     /// returns. Takes `|| async { … }` and `async || { … }`.
     ///
     /// The caller that runs the body gets what all others get: its result is stored as JSON and read back. A result that
-    /// JSON would change (`NaN`, `Some(None)`), or that does not read back, is [`Encode`](ErrorKind::Encode) for everybody.
+    /// JSON would change (`NaN`, `Some(None)`), or that does not read back, is [`Encode`](crate::ErrorKind::Encode) for everybody.
     ///
     /// Nothing happens until the future is polled. If it is dropped while the body runs, the outcome is unknown and
     /// the next call decides by [`on_crash`](Self::on_crash).
     ///
     /// # Errors
-    /// The body's own, and [`Error`] converted into `E`: every [`ErrorKind`] can occur.
+    /// The body's own, and [`Error`] converted into `E`: every [`ErrorKind`](crate::ErrorKind) can occur.
     pub fn run<T, E, F, B>(self, body: B) -> Run<Result<T, E>, B, F, P>
     where
         B: FnOnce() -> F,
