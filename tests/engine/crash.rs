@@ -409,6 +409,31 @@ async fn a_claim_that_arrives_again_after_its_release_is_released_again() {
     assert_eq!(world.charge(1).await.unwrap(), "receipt 1.1");
 }
 
+/// The same of a call that was refused because of another one, which is over by then.
+#[tokio::test]
+async fn a_claim_that_arrives_when_the_call_that_it_has_met_is_over_is_released() {
+    let (world, gate) = (World::new(), Gate::new());
+    let other = world.other_process();
+    let running = other.call(1).run(|| async {
+        gate.wait().await;
+        Err::<(), _>(anyhow::anyhow!("busy"))
+    });
+    let meeting = async {
+        world.record_is(1, |record| record.is_some()).await;
+        world.store.next("claim", Fault::LostRequest);
+        let call = world.call(1).on_conflict(OnConflict::Reject).run(|| async { world.effect(1) });
+        assert_eq!(world.while_time_passes(call).await.unwrap_err().kind(), ErrorKind::InProgress);
+        gate.open();
+    };
+    let (running, ()) = tokio::join!(running, meeting);
+    running.unwrap_err();
+    world.record_is(1, |record| record.is_none()).await;
+    let late = world.store.sent_claims().remove(0);
+    assert!(matches!(world.memory.claim(late).await, Ok(Claimed::Mine(_))));
+    world.while_time_passes(world.record_is(1, |record| record.is_none())).await;
+    assert_eq!(world.charge(1).await.unwrap(), "receipt 1.1");
+}
+
 #[tokio::test(flavor = "current_thread")]
 async fn a_body_whose_task_runs_after_80_percent_of_the_lease_never_starts() {
     use idempotency::__private::{Key, Site, call_on, outcome, run_detached};

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use idempotency::{Call, ErrorKind};
 
-use crate::world::{DAY, OPERATION, World};
+use crate::world::{DAY, LEASE, OPERATION, World};
 
 const MILLI: Duration = Duration::from_millis(1);
 
@@ -65,4 +65,15 @@ async fn a_part_of_a_millisecond_is_rounded_up() {
     }
     world.clock.advance(MILLI);
     assert_eq!(call().run(|| async { world.effect(1) }).await.unwrap(), "receipt 1.2");
+}
+
+/// A store may plan by it when it removes the record.
+#[tokio::test]
+async fn a_claim_tells_the_store_how_long_its_record_is_kept() {
+    let world = World::new();
+    let call = world.call(1).ttl(DAY * 40).lease(LEASE / 3).after_expiry(DAY * 7);
+    call.run(|| async { world.effect(1) }).await.unwrap();
+    let claim = world.store.sent_claims().remove(0);
+    assert_eq!((claim.ttl, claim.lease, claim.after_expiry), (DAY * 40, LEASE / 3, DAY * 7));
+    assert_eq!(claim.linger, DAY * 40, "an unfinished record is kept as long");
 }
