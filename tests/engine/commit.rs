@@ -410,3 +410,12 @@ async fn the_lease_of_a_result_that_is_being_stored_is_renewed_also_past_the_lon
     assert_eq!(other.charge(1).await.unwrap(), "receipt 1.1");
     assert_eq!(world.ledger.count(), 1);
 }
+
+#[tokio::test]
+async fn a_call_whose_result_is_not_stored_reports_its_attempt() {
+    let world = World::new();
+    world.store.always("complete", Some(Fault::Refused(StoreErrorKind::Full)));
+    let (result, report) = observe(world.charge(1)).await;
+    assert_eq!(result.unwrap_err().kind(), ErrorKind::NotStored);
+    assert_eq!(report.unwrap().attempt, 1);
+}
