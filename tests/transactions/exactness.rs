@@ -10,7 +10,7 @@ use idempotency::ErrorKind;
 use idempotency::store::SqlTransaction;
 use idempotency_test_support::random::{Random, seed};
 use sqlx::Transaction;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 
 use crate::databases;
 use crate::scene::{Connection, Database, Ending, Scene, charge, keys};
@@ -61,19 +61,31 @@ where
     }
 }
 
+/// The most callers that end between two kills.
+const CALLERS_OF_A_KILL: u64 = 8;
+
 /// Kills connections on the side of the server as long as `callers` run. Gives how many.
+///
+/// Each kill waits until a few callers have added a permit to `ended`. By the clock instead, a slow machine would kill the
+/// same transaction more often than it is made again.
 async fn with_a_killer<D: Database, T>(
     scene: &Scene<D>,
     random: &mut Random,
+    ended: &Semaphore,
     callers: impl Future<Output = T>,
 ) -> anyhow::Result<(T, usize)> {
     let killed = Cell::new(0);
     let kills = async {
         loop {
-            tokio::time::sleep(random.duration_below(Duration::from_millis(15))).await;
+            for _ in 0..=random.below(CALLERS_OF_A_KILL) {
+                match ended.acquire().await {
+                    Ok(permit) => permit.forget(),
+                    Err(closed) => return closed.into(),
+                }
+            }
             match scene.database.kill_a_backend().await {
                 Ok(has_killed) => killed.set(killed.get() + usize::from(has_killed)),
-                Err(error) => break error,
+                Err(error) => return error,
             }
         }
     };
@@ -104,8 +116,13 @@ where
     }
     let calls = callers.into_iter().map(|key| (key, Fate::choose(&mut random))).collect::<Vec<_>>();
     let scene_of = &scene;
-    let running = join_all(calls.iter().map(|(key, fate)| a_caller(scene_of, key, *fate)));
-    let (results, killed) = with_a_killer(&scene, &mut random, running).await?;
+    let ended = Semaphore::new(0);
+    let running = join_all(calls.iter().map(|(key, fate)| async {
+        let result = a_caller(scene_of, key, *fate).await;
+        ended.add_permits(1);
+        result
+    }));
+    let (results, killed) = with_a_killer(&scene, &mut random, &ended, running).await?;
     anyhow::ensure!(!is_server || killed >= 10, "only {killed} connections were killed");
     let mut answers = Vec::new();
     for ((key, fate), result) in calls.iter().zip(results) {
