@@ -1,8 +1,11 @@
 //! The tests that shall notice: built once, and run with one statement taken away.
 
 use std::collections::BTreeMap;
+use std::io::{BufRead as _, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
@@ -73,24 +76,41 @@ impl Test {
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
         command.current_dir(&self.folder).env("CARGO_MANIFEST_DIR", &self.folder);
         command.env_remove(VARIABLE).envs(deleted.map(|number| (VARIABLE, number.to_string())));
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        let child = command.spawn().with_context(|| format!("{} does not start", self.program.display()))?;
-        wait(child, self.limit)
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = command.spawn().with_context(|| format!("{} does not start", self.program.display()))?;
+        let has_failed = Arc::new(AtomicBool::new(false));
+        if let Some(output) = child.stdout.take() {
+            let has_failed = Arc::clone(&has_failed);
+            // Ends when the last process ends that has the output.
+            std::thread::spawn(move || watch(output, &has_failed));
+        }
+        wait(child, self.limit, &has_failed)
     }
 }
 
-fn wait(mut child: Child, limit: Duration) -> anyhow::Result<End> {
+/// Reads all that a test prints, and notes the first failure.
+fn watch(output: impl Read, has_failed: &AtomicBool) {
+    for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
+        if line.starts_with(b"test ") && line.ends_with(b" ... FAILED") {
+            has_failed.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Waits for the end of a test, for its time, or for its first failure: the rest says nothing new.
+fn wait(mut child: Child, limit: Duration, has_failed: &AtomicBool) -> anyhow::Result<End> {
     let start = Instant::now();
     loop {
         if let Some(status) = child.try_wait()? {
             return Ok(if status.success() { End::Passed } else { End::Failed });
         }
-        if start.elapsed() >= limit {
+        let (has_failed, is_late) = (has_failed.load(Ordering::Relaxed), start.elapsed() >= limit);
+        if has_failed || is_late {
             if let Some(group) = Pid::from_raw(i32::try_from(child.id())?) {
                 kill_process_group(group, Signal::KILL)?;
             }
             child.wait()?;
-            return Ok(End::TimedOut);
+            return Ok(if has_failed { End::Failed } else { End::TimedOut });
         }
         std::thread::sleep(TICK);
     }
