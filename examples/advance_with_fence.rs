@@ -1,13 +1,14 @@
-//! A lease does not stop an owner that was paused: it wakes up, believes that it owns the call, and writes. A row that
-//! remembers the largest fence refuses it, so that the order only moves forward.
+//! A lease does not stop an owner that was paused: it wakes up, believes that it owns the call, and
+//! writes. A row that remembers the largest fence refuses it, so that the order only moves forward.
 //!
 //! ```sh
 //! cargo run --features sqlite --example advance_with_fence
 //! cargo run --features sqlite --example advance_with_fence -- DIRECTORY   # keeps the tables in a new one
 //! ```
 //!
-//! Two engines on one file stand for two processes. The first one has a `max_run` that is far too short: its lease is
-//! not renewed any more while its body goes on, as after a pause of the whole process.
+//! Two engines on one file stand for two processes. The first one has a `max_run` that is far too
+//! short: its lease is not renewed any more while its body goes on, as after a pause of the whole
+//! process.
 
 use std::path::Path;
 use std::time::Duration;
@@ -37,7 +38,8 @@ enum ShopError {
     Idempotency(#[from] Error),
 }
 
-/// The key is the order: fences of one key grow with every claim, those of two keys say nothing about each other.
+/// The key is the order: fences of one key grow with every claim, those of two keys say nothing
+/// about each other.
 #[idempotent(name = "orders.pack", key = order, ttl = "24h", lease = "10s", on_crash = retry)]
 async fn pack(shop: &Shop, order: u32, owner: &str) -> Result<String, ShopError> {
     let context = Context::current();
@@ -45,7 +47,10 @@ async fn pack(shop: &Shop, order: u32, owner: &str) -> Result<String, ShopError>
     println!("{owner} has the claim, attempt {}", context.attempt());
     if owner == SLOW {
         shop.wait_until_packed(order).await?; // by somebody else: it sleeps through the end of its lease
-        println!("{owner} wakes up; its lease is {}", if context.lease_lost() { "over" } else { "still there" });
+        println!(
+            "{owner} wakes up; its lease is {}",
+            if context.lease_lost() { "over" } else { "still there" }
+        );
     }
     shop.advance(order, owner, &format!("packed by {owner}"), fence).await?;
     Ok(format!("packed by {owner}"))
@@ -58,22 +63,36 @@ struct Shop {
 impl Shop {
     async fn open(path: &Path) -> Result<Self, sqlx::Error> {
         let options = SqliteConnectOptions::new().filename(path).create_if_missing(true);
-        let options = options.journal_mode(SqliteJournalMode::Wal).busy_timeout(Duration::from_secs(20));
+        let options =
+            options.journal_mode(SqliteJournalMode::Wal).busy_timeout(Duration::from_secs(20));
         let pool = SqlitePoolOptions::new().connect_with(options).await?;
         sqlx::raw_sql(SCHEMA).execute(&pool).await?;
         Ok(Self { pool })
     }
 
-    /// The row decides, in one statement, and nobody else: whoever asks first and writes then is late in between. One
-    /// attempt writes once here; `fence <= ?` lets it write again, and refuses late owners just as well.
-    async fn advance(&self, order: u32, owner: &str, state: &str, fence: u64) -> Result<(), ShopError> {
+    /// The row decides, in one statement, and nobody else: whoever asks first and writes then is
+    /// late in between. One attempt writes once here; `fence <= ?` lets it write again, and refuses
+    /// late owners just as well.
+    async fn advance(
+        &self,
+        order: u32,
+        owner: &str,
+        state: &str,
+        fence: u64,
+    ) -> Result<(), ShopError> {
         let fence = fence.cast_signed(); // fences fit
-        let update = sqlx::query("UPDATE orders SET state = ?, fence = ? WHERE id = ? AND fence < ?");
-        let updated = update.bind(state).bind(fence).bind(order).bind(fence).execute(&self.pool).await?;
+        let update =
+            sqlx::query("UPDATE orders SET state = ?, fence = ? WHERE id = ? AND fence < ?");
+        let updated =
+            update.bind(state).bind(fence).bind(order).bind(fence).execute(&self.pool).await?;
         let written = updated.rows_affected() == 1;
-        let note = sqlx::query("INSERT INTO tries VALUES (?, ?, ?)").bind(owner).bind(fence).bind(written);
+        let note =
+            sqlx::query("INSERT INTO tries VALUES (?, ?, ?)").bind(owner).bind(fence).bind(written);
         note.execute(&self.pool).await?;
-        println!("{owner} writes to the order: {}", if written { "done" } else { "refused by the row" });
+        println!(
+            "{owner} writes to the order: {}",
+            if written { "done" } else { "refused by the row" }
+        );
         if written { Ok(()) } else { Err(ShopError::Overtaken) }
     }
 
@@ -94,7 +113,9 @@ impl Shop {
 async fn run(directory: &Path) -> anyhow::Result<()> {
     let shop = Shop::open(&directory.join("shop.db")).await?;
     let records = directory.join("records.db");
-    let slow = Idempotency::builder(SqliteStore::open(&records).await?).max_run(Duration::from_secs(1)).build();
+    let slow = Idempotency::builder(SqliteStore::open(&records).await?)
+        .max_run(Duration::from_secs(1))
+        .build();
     let next = Idempotency::new(SqliteStore::open(&records).await?);
 
     let slow_call = slow.scope(pack(&shop, ORDER, SLOW));
@@ -123,7 +144,8 @@ async fn main() -> anyhow::Result<()> {
     let own = tempfile::tempdir()?;
     let given = std::env::args_os().nth(1);
     if let Some(directory) = &given {
-        std::fs::create_dir(directory).with_context(|| format!("cannot make {}", directory.display()))?;
+        std::fs::create_dir(directory)
+            .with_context(|| format!("cannot make {}", directory.display()))?;
     }
     let directory = given.as_deref().map_or(own.path(), Path::new);
     match tokio::time::timeout(Duration::from_secs(60), run(directory)).await {

@@ -27,14 +27,18 @@ struct Charge {
     amount: u64,
 }
 
-/// `detach`: when the client hangs up, axum drops the handler, and the charge is finished all the same.
-/// A service with several clients also says `scope = …`, so that their keys never meet.
+/// `detach`: when the client hangs up, axum drops the handler, and the charge is finished all the
+/// same. A service with several clients also says `scope = …`, so that their keys never meet.
 #[idempotent(key = key, ttl = "24h", fingerprint = charge, on_conflict = reject, detach)]
 async fn pay(bank: Arc<Bank>, key: Option<String>, charge: Charge) -> Result<String, Error> {
     Ok(bank.charge(&charge).await)
 }
 
-async fn post_charge(State(bank): State<Arc<Bank>>, headers: HeaderMap, Json(charge): Json<Charge>) -> Response {
+async fn post_charge(
+    State(bank): State<Arc<Bank>>,
+    headers: HeaderMap,
+    Json(charge): Json<Charge>,
+) -> Response {
     let key = headers.get("idempotency-key").and_then(|key| key.to_str().ok()).map(str::to_owned);
     pay(bank, key, charge).await.map_or_else(|error| refusal(&error), IntoResponse::into_response)
 }
@@ -49,7 +53,8 @@ fn refusal(error: &Error) -> Response {
     };
     // In doubt is a conflict that no retry ends: no `Retry-After` then.
     let wait = error.is_retryable().then(|| error.retry_after().unwrap_or(Duration::from_secs(1)));
-    let retry_after = wait.map(|wait| [(header::RETRY_AFTER, wait.as_millis().div_ceil(1000).to_string())]);
+    let retry_after =
+        wait.map(|wait| [(header::RETRY_AFTER, wait.as_millis().div_ceil(1000).to_string())]);
     (status, retry_after, error.to_string()).into_response()
 }
 
@@ -74,7 +79,10 @@ async fn main() -> anyhow::Result<()> {
     let serve = std::env::args().nth(1).as_deref() == Some("--serve");
     let listener = TcpListener::bind(("127.0.0.1", if serve { 3000 } else { 0 })).await?;
     let address = listener.local_addr()?;
-    let server = axum::serve(listener, Router::new().route("/charges", post(post_charge)).with_state(bank.clone()));
+    let server = axum::serve(
+        listener,
+        Router::new().route("/charges", post(post_charge)).with_state(bank.clone()),
+    );
     if serve {
         println!("listening on http://{address}/charges");
         return Ok(server.await?);
@@ -83,8 +91,10 @@ async fn main() -> anyhow::Result<()> {
 
     let client = Client::builder(TokioExecutor::new()).build_http();
     let send = async |what: &str, key: Option<&str>, amount: u32| {
-        let request = Request::post(format!("http://{address}/charges")).header("content-type", "application/json");
-        let request = key.into_iter().fold(request, |request, key| request.header("idempotency-key", key));
+        let request = Request::post(format!("http://{address}/charges"))
+            .header("content-type", "application/json");
+        let request =
+            key.into_iter().fold(request, |request, key| request.header("idempotency-key", key));
         let body = Body::from(format!(r#"{{"card": "visa-4242", "amount": {amount}}}"#));
         let response = client.request(request.body(body)?).await?;
         let wait = response.headers().get(header::RETRY_AFTER).and_then(|wait| wait.to_str().ok());

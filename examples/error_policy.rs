@@ -1,5 +1,5 @@
-//! Three errors of a bank, and what a retry gets after each: a declined card is stored, a timeout is held, a busy bank
-//! is released.
+//! Three errors of a bank, and what a retry gets after each: a declined card is stored, a timeout
+//! is held, a busy bank is released.
 //!
 //! ```sh
 //! cargo run --example error_policy
@@ -29,7 +29,8 @@ enum PayError {
 /// The policy answers one question: what does this error say about the money?
 fn policy(error: &PayError) -> OnError {
     match error {
-        // It was not moved, and that is the answer: every retry gets the same, and the bank is not asked again.
+        // It was not moved, and that is the answer: every retry gets the same, and the bank is not
+        // asked again.
         PayError::Declined => OnError::Store,
         // Nobody knows: every retry is refused until somebody has asked the bank.
         PayError::Timeout => OnError::Hold,
@@ -63,7 +64,12 @@ impl Bank {
     }
 
     fn asked(&self, payment: &str) -> u32 {
-        self.asked.lock().unwrap_or_else(PoisonError::into_inner).get(payment).copied().unwrap_or_default()
+        self.asked
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(payment)
+            .copied()
+            .unwrap_or_default()
     }
 }
 
@@ -82,14 +88,23 @@ async fn main() -> anyhow::Result<()> {
     let record = engine.record("payments.charge", "timeout");
     let view = record.inspect().await?.context("the record of the timeout is gone")?;
     anyhow::ensure!(view.state == State::InDoubt, "the timeout was not held: {view:?}");
-    println!("  {} is {:?} because {}", view.key, view.state, view.reason.context("it has no reason")?);
-    // The bank's books say that the money was moved. Had it not been, the answer would be `Resolution::NotExecuted`.
+    println!(
+        "  {} is {:?} because {}",
+        view.key,
+        view.state,
+        view.reason.context("it has no reason")?
+    );
+    // The bank's books say that the money was moved. Had it not been, the answer would be
+    // `Resolution::NotExecuted`.
     record.resolve(&view, Resolution::Completed("receipt from the bank's books")).await?;
     attempt("retry", &bank, "timeout").await;
 
     for (payment, expected) in [("declined", 1), ("timeout", 1), ("busy", 2)] {
         let asked = bank.asked(payment);
-        anyhow::ensure!(asked == expected, "the bank was asked {asked} times about `{payment}`, not {expected}");
+        anyhow::ensure!(
+            asked == expected,
+            "the bank was asked {asked} times about `{payment}`, not {expected}"
+        );
     }
     Ok(())
 }

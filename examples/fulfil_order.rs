@@ -1,5 +1,6 @@
-//! An order in four steps: reserve, charge, ship, notify. A process that fulfils one is killed in the middle, and another
-//! process goes on after its last finished step. A step that fails leaves the earlier ones done.
+//! An order in four steps: reserve, charge, ship, notify. A process that fulfils one is killed in
+//! the middle, and another process goes on after its last finished step. A step that fails leaves
+//! the earlier ones done.
 //!
 //! ```sh
 //! cargo run --features sqlite --example fulfil_order
@@ -37,7 +38,8 @@ enum ShopError {
 async fn fulfil(shop: &Shop, order: u32) -> Result<String, ShopError> {
     let context = Context::current();
     let place = shop.tell("reserve", context.step("reserve", || shop.reserve(order))).await?;
-    // Never again after a crash in its middle. Its key is the same in every attempt, and no other step's.
+    // Never again after a crash in its middle. Its key is the same in every attempt, and no other
+    // step's.
     let charge = context.step("charge", || shop.charge(order, context.derive_key("provider")));
     let payment = shop.tell("charge", charge.at_most_once()).await?;
     let parcel = shop.tell("ship", context.step("ship", || shop.ship(order, place))).await?;
@@ -59,7 +61,11 @@ impl Shop {
     }
 
     /// Says whether a step ran here or was replayed.
-    async fn tell<T>(&self, name: &str, step: impl IntoFuture<Output = Result<T, ShopError>>) -> Result<T, ShopError> {
+    async fn tell<T>(
+        &self,
+        name: &str,
+        step: impl IntoFuture<Output = Result<T, ShopError>>,
+    ) -> Result<T, ShopError> {
         self.ran.store(false, Ordering::Relaxed);
         let result = step.await;
         let how = match (&result, self.ran.load(Ordering::Relaxed)) {

@@ -1,10 +1,12 @@
-//! `reqwest` behind the layer for clients: the answer to a charge is lost, and the retry has the same key.
+//! `reqwest` behind the layer for clients: the answer to a charge is lost, and the retry has the
+//! same key.
 //!
 //! ```sh
 //! cargo run --example http_client --features http
 //! ```
 //!
-//! The service is in the same process, on a real socket. It breaks the first connection after the charge was made.
+//! The service is in the same process, on a real socket. It breaks the first connection after the
+//! charge was made.
 
 use std::future::IntoFuture as _;
 use std::sync::Arc;
@@ -46,7 +48,9 @@ async fn serve(listener: TcpListener, router: Router) -> anyhow::Result<()> {
                 Ok(answer)
             }
         });
-        tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), answer).into_future());
+        tokio::spawn(
+            http1::Builder::new().serve_connection(TokioIo::new(stream), answer).into_future(),
+        );
     }
 }
 
@@ -54,7 +58,8 @@ async fn serve(listener: TcpListener, router: Router) -> anyhow::Result<()> {
 async fn main() -> anyhow::Result<()> {
     let charges = Arc::new(AtomicU32::new(0));
     let guard = IdempotencyLayer::new(Idempotency::new(MemoryStore::new()), Scope::global());
-    let router = Router::new().route("/charges", post(charge)).with_state(charges.clone()).layer(guard);
+    let router =
+        Router::new().route("/charges", post(charge)).with_state(charges.clone()).layer(guard);
     let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
     let address = listener.local_addr()?;
     tokio::spawn(serve(listener, router));
@@ -70,7 +75,8 @@ async fn main() -> anyhow::Result<()> {
         .with_errors(|error: &reqwest::Error| !error.is_builder())
         .layer(transport);
 
-    let request = Request::post(format!("http://{address}/charges")).body(Bytes::from("order 7"))?;
+    let request =
+        Request::post(format!("http://{address}/charges")).body(Bytes::from("order 7"))?;
     let answer = client.oneshot(request).await?;
     let attempts = answer.extensions().get().map_or(0, Sent::attempts);
     let is_replayed = answer.headers().contains_key(IDEMPOTENCY_REPLAYED);
@@ -79,6 +85,9 @@ async fn main() -> anyhow::Result<()> {
     let charges = charges.load(Ordering::SeqCst);
     println!("answer: {status}, {receipt}");
     println!("attempts = {attempts}, replayed = {is_replayed}, charges = {charges}");
-    ensure!((status, charges, attempts, is_replayed) == (StatusCode::CREATED, 1, 2, true), "it was to be charged once");
+    ensure!(
+        (status, charges, attempts, is_replayed) == (StatusCode::CREATED, 1, 2, true),
+        "it was to be charged once"
+    );
     Ok(())
 }

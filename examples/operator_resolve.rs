@@ -1,5 +1,6 @@
-//! Two payments whose workers were killed (SIGKILL), one after the charge and one before. Under `hold`, the default,
-//! nobody runs them again: operators list what is in doubt, look into the bank's books, and answer.
+//! Two payments whose workers were killed (SIGKILL), one after the charge and one before. Under
+//! `hold`, the default, nobody runs them again: operators list what is in doubt, look into the
+//! bank's books, and answer.
 //!
 //! ```sh
 //! cargo run --features sqlite --example operator_resolve
@@ -62,7 +63,8 @@ async fn worker(directory: &Path, payment: u32, until: Option<&str>) -> anyhow::
     println!("payment {payment}, a worker starts");
     let mut command = Command::new(std::env::current_exe()?);
     command.arg("worker").arg(directory).arg(payment.to_string()).args(until);
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true).spawn()?;
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true).spawn()?;
     let _ends_with_this_process = child.stdin.take();
     let mut lines = BufReader::new(child.stdout.take().context("no output")?).lines();
     while let Some(line) = lines.next_line().await? {
@@ -77,7 +79,8 @@ async fn worker(directory: &Path, payment: u32, until: Option<&str>) -> anyhow::
     Ok(())
 }
 
-/// What is in doubt, also where no caller has noticed yet. A list shows hashes: the store knows no keys.
+/// What is in doubt, also where no caller has noticed yet. A list shows hashes: the store knows no
+/// keys.
 async fn in_doubt(store: &SqliteStore, engine: &Idempotency) -> anyhow::Result<Vec<RecordView>> {
     let (mut scan, mut found) = (Scan::default(), Vec::new());
     scan.operation = Some(OPERATION.into());
@@ -97,7 +100,8 @@ async fn in_doubt(store: &SqliteStore, engine: &Idempotency) -> anyhow::Result<V
 async fn lead(directory: &Path) -> anyhow::Result<()> {
     worker(directory, 7, Some("charged")).await?;
     worker(directory, 8, Some("charging")).await?;
-    // The leases of the dead are over in ten seconds. From then on, every call is told that it is in doubt.
+    // The leases of the dead are over in ten seconds. From then on, every call is told that it is
+    // in doubt.
     worker(directory, 7, None).await?;
     worker(directory, 8, None).await?;
 
@@ -107,14 +111,19 @@ async fn lead(directory: &Path) -> anyhow::Result<()> {
     println!("in doubt are {} payments", ada_sees.len());
     let books = fs::read_to_string(directory.join("books"))?;
     for payment in [7, 8] {
-        // The name under which the store keeps it; callers read its first twelve characters in their errors.
+        // The name under which the store keeps it; callers read its first twelve characters in
+        // their errors.
         let record = engine.record(OPERATION, payment);
         let name = record.hash()?;
         let of_payment = |views: &[RecordView]| views.iter().find(|view| view.key == name).cloned();
-        let view = of_payment(&ada_sees).with_context(|| format!("payment {payment} is not in doubt"))?;
+        let view =
+            of_payment(&ada_sees).with_context(|| format!("payment {payment} is not in doubt"))?;
         let age = SystemTime::from(view.created).elapsed().unwrap_or_default().as_secs();
         let reason = view.reason.context("it has no reason")?;
-        println!("  {} {name}: {reason}; attempt {}, first claimed {age}s ago", view.operation, view.attempts);
+        println!(
+            "  {} {name}: {reason}; attempt {}, first claimed {age}s ago",
+            view.operation, view.attempts
+        );
 
         let was_charged = books.lines().any(|line| line == format!("charged {payment}"));
         let (answer, words) = if was_charged {
@@ -125,10 +134,13 @@ async fn lead(directory: &Path) -> anyhow::Result<()> {
         record.resolve(&view, answer).await?;
         println!("  Ada has looked into the books and answers: {words}");
 
-        // Bob looked at the same time, and has not looked into the books. His answer is refused, whatever it is.
+        // Bob looked at the same time, and has not looked into the books. His answer is refused,
+        // whatever it is.
         let seen = of_payment(&bob_sees).context("Bob has not seen it")?;
         match record.resolve(&seen, Resolution::NotExecuted).await {
-            Err(error) if error.kind() == ErrorKind::Superseded => println!("  Bob answers too late: {error}"),
+            Err(error) if error.kind() == ErrorKind::Superseded => {
+                println!("  Bob answers too late: {error}")
+            }
             answer => anyhow::bail!("Bob has answered as well: {answer:?}"),
         }
     }
@@ -150,7 +162,10 @@ async fn main() -> anyhow::Result<()> {
             end_with_parent();
             let directory = Path::new(directory);
             Idempotency::new(SqliteStore::open(directory.join("payments.db")).await?).install()?;
-            let bank = Bank { books: directory.join("books"), stops: stops.first().map(|&place| place.to_owned()) };
+            let bank = Bank {
+                books: directory.join("books"),
+                stops: stops.first().map(|&place| place.to_owned()),
+            };
             match charge(&bank, payment.parse()?).await {
                 Ok(receipt) => println!("done: {receipt}"),
                 Err(error) => println!("refused: {error}"),

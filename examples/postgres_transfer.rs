@@ -1,11 +1,13 @@
-//! Two processes make the same transfers between two accounts on PostgreSQL, each in one transaction with its record. One
-//! is killed in the middle of its transactions (SIGKILL), and still every transfer is made once and no cent is lost.
+//! Two processes make the same transfers between two accounts on PostgreSQL, each in one
+//! transaction with its record. One is killed in the middle of its transactions (SIGKILL), and
+//! still every transfer is made once and no cent is lost.
 //!
 //! ```sh
 //! cargo run --features postgres --example postgres_transfer -- postgres://user:password@localhost/database
 //! ```
 //!
-//! `DATABASE_URL` names the database too. The tables are in a schema of this run, which is dropped in the end.
+//! `DATABASE_URL` names the database too. The tables are in a schema of this run, which is dropped
+//! in the end.
 
 use std::process::Stdio;
 
@@ -49,15 +51,19 @@ enum BankError {
     Idempotency(#[from] Error),
 }
 
-/// Relative updates: made twice, they would move the money twice, and nobody could see it in the balances.
+/// Relative updates: made twice, they would move the money twice, and nobody could see it in the
+/// balances.
 #[idempotent(name = "bank.transfer", key = transfer.id, ttl = "24h", fingerprint = transfer, tx = tx)]
 async fn make(tx: &mut Transaction<'_, Postgres>, transfer: &Transfer) -> Result<(), BankError> {
     let mut updates = [(transfer.from, -transfer.cents), (transfer.to, transfer.cents)];
     updates.sort_unstable(); // all transactions take their locks in one order, or they meet in deadlocks
     for (account, cents) in updates {
-        let update = sqlx::query("UPDATE accounts SET cents = cents + $1 WHERE name = $2").bind(cents).bind(account);
+        let update = sqlx::query("UPDATE accounts SET cents = cents + $1 WHERE name = $2")
+            .bind(cents)
+            .bind(account);
         update.execute(&mut **tx).await?;
-        let posting = sqlx::query("INSERT INTO postings VALUES ($1, $2, $3)").bind(transfer.id).bind(account);
+        let posting =
+            sqlx::query("INSERT INTO postings VALUES ($1, $2, $3)").bind(transfer.id).bind(account);
         posting.bind(cents).execute(&mut **tx).await?;
     }
     Ok(())
@@ -70,7 +76,12 @@ async fn main() -> anyhow::Result<()> {
         (Some(word), Some(url), Some(schema)) if word == "worker" => work(&url, &schema).await,
         (url, ..) => {
             let url = url.or_else(|| std::env::var("DATABASE_URL").ok());
-            lead(&url.context("give the URL of a PostgreSQL database as argument or in DATABASE_URL")?).await
+            lead(
+                &url.context(
+                    "give the URL of a PostgreSQL database as argument or in DATABASE_URL",
+                )?,
+            )
+            .await
         }
     }
 }
@@ -100,10 +111,14 @@ async fn work(url: &str, schema: &str) -> anyhow::Result<()> {
 async fn lead(url: &str) -> anyhow::Result<()> {
     let schema = format!("transfer_{}", std::process::id());
     let pool = connect(url, &schema).await?;
-    sqlx::raw_sql(sqlx::AssertSqlSafe(format!("CREATE SCHEMA {schema}; {SCHEMA}"))).execute(&pool).await?;
+    sqlx::raw_sql(sqlx::AssertSqlSafe(format!("CREATE SCHEMA {schema}; {SCHEMA}")))
+        .execute(&pool)
+        .await?;
     PostgresStore::from_pool(pool.clone()).migrate().await?;
     let result = run(url, &schema, &pool).await;
-    sqlx::raw_sql(sqlx::AssertSqlSafe(format!("DROP SCHEMA {schema} CASCADE"))).execute(&pool).await?;
+    sqlx::raw_sql(sqlx::AssertSqlSafe(format!("DROP SCHEMA {schema} CASCADE")))
+        .execute(&pool)
+        .await?;
     result
 }
 
@@ -118,15 +133,21 @@ async fn run(url: &str, schema: &str, pool: &PgPool) -> anyhow::Result<()> {
     ensure!(survivor.wait_with_output().await?.status.success(), "the other worker failed");
 
     let (made, postings): (i64, i64) =
-        sqlx::query_as("SELECT count(DISTINCT transfer), count(*) FROM postings").fetch_one(pool).await?;
-    let (records,): (i64,) = sqlx::query_as("SELECT count(*) FROM idempotency_records").fetch_one(pool).await?;
-    let (alice,): (i64,) = sqlx::query_as("SELECT cents FROM accounts WHERE name = 'alice'").fetch_one(pool).await?;
-    let (total,): (i64,) = sqlx::query_as("SELECT sum(cents)::bigint FROM accounts").fetch_one(pool).await?;
+        sqlx::query_as("SELECT count(DISTINCT transfer), count(*) FROM postings")
+            .fetch_one(pool)
+            .await?;
+    let (records,): (i64,) =
+        sqlx::query_as("SELECT count(*) FROM idempotency_records").fetch_one(pool).await?;
+    let (alice,): (i64,) =
+        sqlx::query_as("SELECT cents FROM accounts WHERE name = 'alice'").fetch_one(pool).await?;
+    let (total,): (i64,) =
+        sqlx::query_as("SELECT sum(cents)::bigint FROM accounts").fetch_one(pool).await?;
     println!("transfers made: {made}, postings: {postings}, records: {records}");
     println!("alice has {alice} cents, both together {total}");
     let transfers = (0..TRANSFERS).map(Transfer::number);
-    let to_alice: i64 =
-        transfers.map(|transfer| if transfer.to == "alice" { transfer.cents } else { -transfer.cents }).sum();
+    let to_alice: i64 = transfers
+        .map(|transfer| if transfer.to == "alice" { transfer.cents } else { -transfer.cents })
+        .sum();
     ensure!(
         (made, postings, records) == (TRANSFERS, 2 * TRANSFERS, TRANSFERS),
         "a transfer was made twice or not at all"

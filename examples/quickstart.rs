@@ -17,7 +17,10 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use futures::stream::{self, StreamExt as _};
 use idempotency::{Error, ErrorKind, Idempotency, OnError, Report, idempotent, observe};
-use payments::{Answer, CardProvider, Event, Payment, ProviderError, bundled_events, exit_code, read_events, sums};
+use payments::{
+    Answer, CardProvider, Event, Payment, ProviderError, bundled_events, exit_code, read_events,
+    sums,
+};
 use serde::{Deserialize, Serialize};
 
 #[derive(Debug, Serialize, Deserialize, thiserror::Error)]
@@ -29,7 +32,8 @@ enum PayError {
     Idempotency(#[from] Error),
 }
 
-/// The function that must not run twice for one payment. All that makes it safe to retry is in the attribute.
+/// The function that must not run twice for one payment. All that makes it safe to retry is in the
+/// attribute.
 #[idempotent(key = payment.id, ttl = "24h", fingerprint = payment, on_error = |error| match error {
     PayError::Provider(ProviderError::Declined) => OnError::Store, // an answer like any other: a retry gets it again
     PayError::Provider(ProviderError::NoAnswer(_)) => OnError::Hold, // money may have moved: no retry, somebody looks
@@ -49,7 +53,10 @@ async fn run() -> anyhow::Result<()> {
     let mut arguments = std::env::args_os().skip(1);
     while let Some(argument) = arguments.next() {
         if argument == "--store" {
-            store = arguments.next().and_then(|url| url.into_string().ok()).context("`--store` needs a URL")?;
+            store = arguments
+                .next()
+                .and_then(|url| url.into_string().ok())
+                .context("`--store` needs a URL")?;
         } else {
             files.push(PathBuf::from(argument));
         }
@@ -60,7 +67,11 @@ async fn run() -> anyhow::Result<()> {
     let provider = Arc::new(CardProvider::open(files.next())?);
     Idempotency::connect(&store).await?.install()?;
 
-    println!("{} events from {}, 64 at a time; {malformed} malformed lines", events.len(), path.display());
+    println!(
+        "{} events from {}, 64 at a time; {malformed} malformed lines",
+        events.len(),
+        path.display()
+    );
     let mut account = Account::default();
     let charge_in_a_task = |event: Event| {
         let provider = provider.clone();
@@ -87,12 +98,23 @@ struct Account {
 }
 
 impl Account {
-    fn enter(&mut self, Event { payment, answer }: Event, result: Result<(), PayError>, replay: Option<Report>) {
+    fn enter(
+        &mut self,
+        Event { payment, answer }: Event,
+        result: Result<(), PayError>,
+        replay: Option<Report>,
+    ) {
         self.lost += usize::from(answer == Answer::Lost);
         match (result, replay) {
-            (Err(PayError::Idempotency(error)), _) if error.kind() == ErrorKind::Mismatch => self.refused += 1,
+            (Err(PayError::Idempotency(error)), _) if error.kind() == ErrorKind::Mismatch => {
+                self.refused += 1
+            }
             (Ok(()) | Err(PayError::Provider(ProviderError::Declined)), Some(replay)) => {
-                let count = if replay.joined || replay.waited { &mut self.joined } else { &mut self.replayed };
+                let count = if replay.joined || replay.waited {
+                    &mut self.joined
+                } else {
+                    &mut self.replayed
+                };
                 *count += 1;
             }
             (Ok(()), None) => self.charges.push(payment),
@@ -120,7 +142,10 @@ impl Account {
         let payments = ledger.iter().map(|charge| &charge.id).collect::<HashSet<_>>().len();
         println!("the provider's ledger: {} charges of {payments} payments", ledger.len());
         anyhow::ensure!(ledger.len() == payments, "a payment was charged twice");
-        anyhow::ensure!(sums(ledger) == sums(&self.charges), "the ledger holds other charges than the account");
+        anyhow::ensure!(
+            sums(ledger) == sums(&self.charges),
+            "the ledger holds other charges than the account"
+        );
         anyhow::ensure!(self.failed == 0, "{} events failed", self.failed);
         println!("every payment was charged once");
         Ok(())

@@ -1,15 +1,16 @@
-//! Three processes share a Redis store and work on one file of payment events. One is killed in the middle with
-//! SIGKILL, and still every payment is charged once.
+//! Three processes share a Redis store and work on one file of payment events. One is killed in the
+//! middle with SIGKILL, and still every payment is charged once.
 //!
 //! ```sh
 //! cargo run --features redis --example redis_shared                            # starts a redis-server of its own
 //! cargo run --features redis --example redis_shared -- redis://127.0.0.1/      # or takes yours; REDIS_URL does it too
 //! ```
 //!
-//! The policy is `hold`, the default: money is not moved twice. A payment whose worker died in the body is therefore in
-//! doubt: nobody runs it again by itself. At the end the operator's part is played: the provider's ledger is asked for
-//! each of them, and the record gets its answer. With `on_crash = retry` nothing would be left over, but the payments
-//! that the dead worker had charged already would be charged again.
+//! The policy is `hold`, the default: money is not moved twice. A payment whose worker died in the
+//! body is therefore in doubt: nobody runs it again by itself. At the end the operator's part is
+//! played: the provider's ledger is asked for each of them, and the record gets its answer. With
+//! `on_crash = retry` nothing would be left over, but the payments that the dead worker had charged
+//! already would be charged again.
 
 mod fleet;
 #[expect(dead_code, reason = "shared with the other examples")]
@@ -45,13 +46,20 @@ async fn main() -> ExitCode {
     })
 }
 
-/// All that the processes have in common is the URL. The namespace keeps the runs of this example apart.
+/// All that the processes have in common is the URL. The namespace keeps the runs of this example
+/// apart.
 async fn engine(url: &str, ledger: &Path) -> anyhow::Result<Idempotency> {
     let store = RedisStore::connect(url).await?;
-    let run = ledger.parent().and_then(Path::file_name).context("the ledger is in a directory of this run")?;
-    let run =
-        format!("run-{}", run.to_string_lossy().to_lowercase().replace(|c: char| !c.is_ascii_alphanumeric(), "-"));
-    // Short, so that the payments of the dead worker are in doubt soon. The usual 15 s fit a real service.
+    let run = ledger
+        .parent()
+        .and_then(Path::file_name)
+        .context("the ledger is in a directory of this run")?;
+    let run = format!(
+        "run-{}",
+        run.to_string_lossy().to_lowercase().replace(|c: char| !c.is_ascii_alphanumeric(), "-")
+    );
+    // Short, so that the payments of the dead worker are in doubt soon. The usual 15 s fit a real
+    // service.
     let engine = Idempotency::builder(store).namespace(run).lease(Duration::from_secs(4));
     // Nobody repeats an event that was not answered in time: wait longer than a busy machine takes.
     let engine = engine.claim_timeout(Duration::from_secs(20));
@@ -65,8 +73,9 @@ async fn work(number: &str, url: &str, ledger: &Path) -> anyhow::Result<()> {
     let distance = events.len() / 6;
     events.rotate_left(distance * (number.parse::<usize>()? - 1));
     let ledger = Ledger::open(ledger)?;
-    let mut calls =
-        stream::iter(&events).map(async |event| (charge(&ledger, &event.payment).await, event)).buffer_unordered(8);
+    let mut calls = stream::iter(&events)
+        .map(async |event| (charge(&ledger, &event.payment).await, event))
+        .buffer_unordered(8);
     while let Some((result, event)) = calls.next().await {
         match result {
             Ok(_) => println!("done {}", event.payment.id),
@@ -96,9 +105,16 @@ async fn lead(url: Option<String>) -> anyhow::Result<()> {
     for worker in workers {
         let name = worker.name();
         let (done, failed) = worker.finish().await?;
-        println!("{name} has answers for {done} events, {} are in doubt", count(&failed, ErrorKind::InDoubt));
-        println!("{name} was refused {} event: its content differs", count(&failed, ErrorKind::Mismatch));
-        let in_doubt = failed.into_iter().filter(|(kind, _)| *kind == format!("{:?}", ErrorKind::InDoubt));
+        println!(
+            "{name} has answers for {done} events, {} are in doubt",
+            count(&failed, ErrorKind::InDoubt)
+        );
+        println!(
+            "{name} was refused {} event: its content differs",
+            count(&failed, ErrorKind::Mismatch)
+        );
+        let in_doubt =
+            failed.into_iter().filter(|(kind, _)| *kind == format!("{:?}", ErrorKind::InDoubt));
         doubtful.extend(in_doubt.map(|(_, payment)| payment));
     }
 
@@ -111,10 +127,15 @@ async fn lead(url: Option<String>) -> anyhow::Result<()> {
             continue;
         }
         let was_charged = ledger.charges()?.iter().any(|charge| charge.id == id);
-        let answer = if was_charged { Resolution::Completed(true) } else { Resolution::NotExecuted };
+        let answer =
+            if was_charged { Resolution::Completed(true) } else { Resolution::NotExecuted };
         record.resolve(&view, answer).await?;
         // The next redelivery: a replay of the one, the first run of the other.
-        let payment = &events.iter().find(|event| event.payment.id == id).context("an unknown payment")?.payment;
+        let payment = &events
+            .iter()
+            .find(|event| event.payment.id == id)
+            .context("an unknown payment")?
+            .payment;
         engine.scope(charge(&ledger, payment)).await?;
         println!(
             "{id} was in doubt: the ledger {}",
@@ -126,7 +147,8 @@ async fn lead(url: Option<String>) -> anyhow::Result<()> {
     for (currency, (amount, count)) in sums(&charges) {
         println!("  moved, {currency}  {:>6}.{:02} in {count} charges", amount / 100, amount % 100);
     }
-    let payments = charges.iter().map(|charge| &charge.id).collect::<std::collections::HashSet<_>>().len();
+    let payments =
+        charges.iter().map(|charge| &charge.id).collect::<std::collections::HashSet<_>>().len();
     anyhow::ensure!(charges.len() == payments, "a payment was charged twice");
     let accepted = fleet::first_of_each_payment(events);
     anyhow::ensure!(sums(&charges) == sums(&accepted), "the total is wrong");

@@ -45,19 +45,30 @@ async fn run(url: &str) -> Result<(), Error> {
     let warehouse = Warehouse::default();
     let (first, report) = observe(warehouse.pack("order-1", "a lamp")).await;
     let replayed = report.is_some_and(|report| report.replayed);
-    println!("first call:     {} ({})", first?, if replayed { "packed by an earlier run" } else { "packed now" });
+    println!(
+        "first call:     {} ({})",
+        first?,
+        if replayed { "packed by an earlier run" } else { "packed now" }
+    );
     println!("second call:    {}", warehouse.pack("order-1", "a lamp").await?);
 
-    let (one, other) = tokio::join!(warehouse.pack("order-2", "a chair"), warehouse.pack("order-2", "a chair"));
+    let (one, other) =
+        tokio::join!(warehouse.pack("order-2", "a chair"), warehouse.pack("order-2", "a chair"));
     println!("two at once:    {}, {}", one?, if other.is_ok() { "both" } else { "one failed" });
 
     match warehouse.pack("order-1", "a piano").await {
-        Err(error) if error.kind() == ErrorKind::Mismatch => println!("another item:   refused, {:?}", error.kind()),
+        Err(error) if error.kind() == ErrorKind::Mismatch => {
+            println!("another item:   refused, {:?}", error.kind())
+        }
         other => println!("another item:   {}", other?),
     }
 
     let view = engine.record("warehouse.pack", "order-1").inspect().await?;
-    let state = view.map_or("no record", |view| if view.state == State::Completed { "completed" } else { "open" });
+    let state =
+        view.map_or(
+            "no record",
+            |view| if view.state == State::Completed { "completed" } else { "open" },
+        );
     println!("the record:     {state}");
     println!("parcels packed: {}", warehouse.parcels_packed.load(Ordering::Relaxed));
     Ok(())

@@ -1,11 +1,13 @@
-//! Tests of a service whose function is `#[idempotent]`: what to check, and how to give each test a store of its own.
+//! Tests of a service whose function is `#[idempotent]`: what to check, and how to give each test a
+//! store of its own.
 //!
 //! ```sh
 //! cargo run --example testing_your_service
 //! ```
 //!
-//! In your crate, each check is a `#[tokio::test]`. The feature `testing` has more: callers that leave at every point, a store
-//! with faults and a clock that moves by hand. Its documentation, `idempotency::testing`, shows a service with all of them.
+//! In your crate, each check is a `#[tokio::test]`. The feature `testing` has more: callers that
+//! leave at every point, a store with faults and a clock that moves by hand. Its documentation,
+//! `idempotency::testing`, shows a service with all of them.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -27,7 +29,8 @@ struct Ticket {
     guest: String,
 }
 
-/// The fake of what is outside. It counts effects, so it knows nothing of engines, and the service cannot touch the count.
+/// The fake of what is outside. It counts effects, so it knows nothing of engines, and the service
+/// cannot touch the count.
 #[derive(Default)]
 struct Hall {
     sold: Mutex<Vec<String>>,
@@ -67,7 +70,11 @@ async fn calls_at_once_share_one_ticket() -> Result<(), Error> {
     for ticket in tickets {
         assert_eq!(ticket?, Ticket { number: 1, guest: "Ada".to_owned() });
     }
-    assert_eq!(reports.iter().flatten().filter(|report| report.joined).count(), 49, "the calls overlapped");
+    assert_eq!(
+        reports.iter().flatten().filter(|report| report.joined).count(),
+        49,
+        "the calls overlapped"
+    );
     assert_eq!(hall.sold(), ["Hamlet, seat 7"]);
     Ok(())
 }
@@ -93,7 +100,11 @@ async fn another_store_knows_nothing() -> Result<(), Error> {
     let hall = Hall::default();
     reserve(&hall, "Hamlet", 7, "Ada").await?; // on the installed engine
     engine().scope(reserve(&hall, "Hamlet", 7, "Ada")).await?;
-    assert_eq!(hall.sold(), ["Hamlet, seat 7", "Hamlet, seat 7"], "each store let one call through");
+    assert_eq!(
+        hall.sold(),
+        ["Hamlet, seat 7", "Hamlet, seat 7"],
+        "each store let one call through"
+    );
     Ok(())
 }
 

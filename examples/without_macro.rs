@@ -1,4 +1,5 @@
-//! The day of `quickstart` one event after the other, with the call written out instead of the attribute.
+//! The day of `quickstart` one event after the other, with the call written out instead of the
+//! attribute.
 //!
 //! ```sh
 //! cargo run --example without_macro                   # the bundled day of a shop
@@ -14,7 +15,9 @@ use std::time::Duration;
 
 use idempotency::store::MemoryStore;
 use idempotency::{Error, ErrorKind, Idempotency, OnError, observe};
-use payments::{Answer, CardProvider, Payment, ProviderError, bundled_events, exit_code, read_events, sums};
+use payments::{
+    Answer, CardProvider, Payment, ProviderError, bundled_events, exit_code, read_events, sums,
+};
 use serde::{Deserialize, Serialize};
 
 const OPERATION: &str = "payments.charge";
@@ -29,8 +32,13 @@ enum PayError {
     Idempotency(#[from] Error),
 }
 
-/// What the attribute in `quickstart` expands to, in substance: the engine is named, and so is the operation.
-async fn charge(engine: &Idempotency, provider: &CardProvider, payment: &Payment) -> Result<(), PayError> {
+/// What the attribute in `quickstart` expands to, in substance: the engine is named, and so is the
+/// operation.
+async fn charge(
+    engine: &Idempotency,
+    provider: &CardProvider,
+    payment: &Payment,
+) -> Result<(), PayError> {
     engine
         .call(OPERATION, &payment.id)
         .ttl(DAY)
@@ -56,7 +64,11 @@ async fn run() -> anyhow::Result<()> {
     let provider = CardProvider::open(arguments.next())?;
     let engine = Idempotency::builder(MemoryStore::new()).namespace("shop").build();
 
-    println!("{} events from {}, one by one; {malformed} malformed lines", events.len(), path.display());
+    println!(
+        "{} events from {}, one by one; {malformed} malformed lines",
+        events.len(),
+        path.display()
+    );
     let (mut charges, mut repeats, mut declined, mut refused, mut lost) = (0, 0, 0, 0, 0);
     for event in &events {
         lost += u32::from(event.answer == Answer::Lost);
@@ -66,7 +78,9 @@ async fn run() -> anyhow::Result<()> {
             Ok(()) | Err(PayError::Provider(ProviderError::Declined)) if repeat => repeats += 1,
             Ok(()) => charges += 1,
             Err(PayError::Provider(ProviderError::Declined)) => declined += 1,
-            Err(PayError::Idempotency(error)) if error.kind() == ErrorKind::Mismatch => refused += 1,
+            Err(PayError::Idempotency(error)) if error.kind() == ErrorKind::Mismatch => {
+                refused += 1
+            }
             Err(error) => return Err(error.into()),
         }
     }
@@ -78,7 +92,11 @@ async fn run() -> anyhow::Result<()> {
 
     let ledger = provider.charges()?;
     for (currency, (amount, count)) in sums(&ledger) {
-        println!("  ledger, {currency:17} {:>7}.{:02} in {count} charges", amount / 100, amount % 100);
+        println!(
+            "  ledger, {currency:17} {:>7}.{:02} in {count} charges",
+            amount / 100,
+            amount % 100
+        );
     }
     anyhow::ensure!(ledger.len() == charges, "the ledger has {} charges", ledger.len());
 
@@ -86,7 +104,10 @@ async fn run() -> anyhow::Result<()> {
     if let Some(first) = events.first() {
         let record = engine.record(OPERATION, &first.payment.id).inspect().await?;
         let record = record.ok_or_else(|| anyhow::anyhow!("the first payment left no record"))?;
-        println!("the first payment's record {}: {:?}, claimed {} time", record.key, record.state, record.attempts);
+        println!(
+            "the first payment's record {}: {:?}, claimed {} time",
+            record.key, record.state, record.attempts
+        );
     }
     Ok(())
 }

@@ -7,10 +7,11 @@ pub use idempotent_runtime::http;
 #[doc = include_str!("testing.md")]
 pub use idempotent_runtime::testing;
 pub use idempotent_runtime::{
-    Builder, Call, CallError, Context, Decision, Drained, Duplicate, Error, ErrorKind, ErrorPolicy, Fingerprint,
-    Idempotency, InCurrentScope, OnConflict, OnCrash, OnError, Purging, RecordHandle, RecordView, Report, Resolution,
-    Revision, Run, State, Step, StepBody, StepOnce, StepRetried, StepRetry, StepRun, StoredValue, Unasked, Unstored,
-    Upgrade, Verdict, Verify, clock, key, observe, store,
+    Builder, Call, CallError, Context, Decision, Drained, Duplicate, Error, ErrorKind, ErrorPolicy,
+    Fingerprint, Idempotency, InCurrentScope, OnConflict, OnCrash, OnError, Purging, RecordHandle,
+    RecordView, Report, Resolution, Revision, Run, State, Step, StepBody, StepOnce, StepRetried,
+    StepRetry, StepRun, StoredValue, Unasked, Unstored, Upgrade, Verdict, Verify, clock, key,
+    observe, store,
 };
 
 #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]

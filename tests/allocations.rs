@@ -1,5 +1,5 @@
-//! How often a call asks for memory on its caller's thread, what the client of the store does there included. Leases are
-//! kept on another thread.
+//! How often a call asks for memory on its caller's thread, what the client of the store does there
+//! included. Leases are kept on another thread.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -49,12 +49,13 @@ fn engine(builder: Builder) -> Idempotency {
 }
 
 async fn redis(server: &RedisServer) -> anyhow::Result<RedisStore> {
-    let store = RedisStore::builder(server.url()).connect_timeout(PATIENCE).response_timeout(PATIENCE);
+    let store =
+        RedisStore::builder(server.url()).connect_timeout(PATIENCE).response_timeout(PATIENCE);
     Ok(store.connect().await?)
 }
 
-/// Asserts that calls with the keys that `key` makes of their numbers allocate `each` times at most, and run `bodies`
-/// bodies altogether.
+/// Asserts that calls with the keys that `key` makes of their numbers allocate `each` times at
+/// most, and run `bodies` bodies altogether.
 fn assert_allocations(
     runtime: &Runtime,
     engine: &Idempotency,
@@ -76,26 +77,37 @@ fn assert_allocations(
     runtime.block_on(calls(0..WARM_UP));
     let counted = allocation_counter::measure(|| runtime.block_on(calls(WARM_UP..WARM_UP + CALLS)));
     let total = usize::try_from(counted.count_total).expect("there are not that many");
-    println!("{}.{:03} allocations, {} bytes", total / CALLS, total % CALLS, counted.bytes_total / CALLS as u64);
+    println!(
+        "{}.{:03} allocations, {} bytes",
+        total / CALLS,
+        total % CALLS,
+        counted.bytes_total / CALLS as u64
+    );
     assert_eq!(bodies.0.into_inner(), expected_bodies);
     // Less than one for each call is a buffer or a map that grows now and then.
-    assert!(total / CALLS <= each, "{total} allocations by {CALLS} calls: more than {each} by each");
+    assert!(
+        total / CALLS <= each,
+        "{total} allocations by {CALLS} calls: more than {each} by each"
+    );
 }
 
-/// The key, the fingerprint (its bytes, and the ends of its fields), the call's future, and the text in the result.
+/// The key, the fingerprint (its bytes, and the ends of its fields), the call's future, and the
+/// text in the result.
 const NEAR_HIT: usize = 1 + 2 + 1 + 1;
 /// The record, whose body is not copied.
 const MEMORY_HIT: usize = NEAR_HIT + 1;
-/// The call and its way to the store, the place where others with the same key wait, the request, who follows it when the
-/// caller leaves, its time limit, and the future of the store.
+/// The call and its way to the store, the place where others with the same key wait, the request,
+/// who follows it when the caller leaves, its time limit, and the future of the store.
 const ASKING: usize = 7;
-/// The grant, the lease and the signal of its end, what is under way, the journal, context and scope of the body, the
-/// result as bytes (two, and one to share them), and the commit with its future, its request, the future of the store, its
-/// time limit and the record. The text in the result is the body's own here, and once more where the result is read back.
+/// The grant, the lease and the signal of its end, what is under way, the journal, context and
+/// scope of the body, the result as bytes (two, and one to share them), and the commit with its
+/// future, its request, the future of the store, its time limit and the record. The text in the
+/// result is the body's own here, and once more where the result is read back.
 const RUNNING: usize = 16;
 const MEMORY_MISS: usize = NEAR_HIT + ASKING + RUNNING;
-/// The pending record, the key's name (two), the command (two) and its bytes, the client's future, the way back of the
-/// answer, the answer (three), and the record's body in it, which is not copied.
+/// The pending record, the key's name (two), the command (two) and its bytes, the client's future,
+/// the way back of the answer, the answer (three), and the record's body in it, which is not
+/// copied.
 const REDIS_CLAIM: usize = 12;
 const REDIS_HIT: usize = MEMORY_HIT + ASKING + REDIS_CLAIM;
 /// A claim and a script with ten arguments, some of which are numbers that are written as text.
@@ -118,7 +130,9 @@ fn a_miss_on_the_memory_store() {
 
 #[test]
 fn a_hit_in_the_near_cache() {
-    let engine = engine(Idempotency::builder(MemoryStore::new()).near_cache(1_000_000).near_cache_ttl(LEASE));
+    let engine = engine(
+        Idempotency::builder(MemoryStore::new()).near_cache(1_000_000).near_cache_ttl(LEASE),
+    );
     assert_allocations(&runtime(), &engine, ONE_KEY, NEAR_HIT, 1);
 }
 

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use idempotency::store::{DynStore, MemoryStore};
 use idempotency::{
-    Context, Error, ErrorKind, Idempotency, InCurrentScope as _, OnConflict, OnCrash, OnError, Resolution, State,
-    Unstored, idempotent,
+    Context, Error, ErrorKind, Idempotency, InCurrentScope as _, OnConflict, OnCrash, OnError,
+    Resolution, State, Unstored, idempotent,
 };
 use serde::{Deserialize, Serialize};
 
@@ -38,7 +38,10 @@ async fn an_engine_is_made_from_a_store_with_settings_and_from_a_url() -> Result
         .on_conflict(OnConflict::Wait(Duration::from_secs(10)))
         .build();
     let from_url = Idempotency::connect("memory:").await?;
-    assert_eq!(from_url.clone().scope(charge(&Order { id: 1 })).await.unwrap(), Receipt("receipt 1".into()));
+    assert_eq!(
+        from_url.clone().scope(charge(&Order { id: 1 })).await.unwrap(),
+        Receipt("receipt 1".into())
+    );
     Ok(())
 }
 
@@ -89,7 +92,10 @@ async fn an_observer_sees_what_a_call_did() {
         let report = report.unwrap();
         assert!(result.is_ok());
         assert_eq!((report.replayed, report.waited, report.attempt), (replayed, false, 1));
-        assert_eq!(Ok(report.key), engine.record("contract::charge", order.id).hash().map_err(|_| ()));
+        assert_eq!(
+            Ok(report.key),
+            engine.record("contract::charge", order.id).hash().map_err(|_| ())
+        );
     }
 }
 
@@ -104,7 +110,15 @@ async fn a_record_is_inspected_resolved_and_forgotten() -> Result<(), Error> {
         .await;
     assert!(held.is_err());
     let view = record.inspect().await?.unwrap();
-    let _ = (view.created, view.expires, view.attempts, view.fence, view.size, view.reason, view.revision);
+    let _ = (
+        view.created,
+        view.expires,
+        view.attempts,
+        view.fence,
+        view.size,
+        view.reason,
+        view.revision,
+    );
     assert_eq!(view.state, State::InDoubt);
     record.resolve(&view, Resolution::Completed(Receipt("found".into()))).await?;
     assert!(record.resolve(&view, Resolution::NotExecuted).await.is_err());
@@ -136,9 +150,13 @@ async fn a_body_asks_its_context() -> Result<(), Error> {
 async fn an_error_tells_kind_operation_key_store_and_source() {
     let engine = Idempotency::new(MemoryStore::new());
     let call = engine.call("payments.charge", None::<u64>).ttl(Duration::from_secs(60));
-    let result: Result<(), Stored> = call.on_error(OnError::Store).run(|| async { Err(Stored::Declined) }).await;
+    let result: Result<(), Stored> =
+        call.on_error(OnError::Store).run(|| async { Err(Stored::Declined) }).await;
     let Err(Stored::Idempotency(error)) = result else { panic!("the call has no key") };
-    assert_eq!((error.kind(), error.operation(), error.key()), (ErrorKind::MissingKey, Some("payments.charge"), None));
+    assert_eq!(
+        (error.kind(), error.operation(), error.key()),
+        (ErrorKind::MissingKey, Some("payments.charge"), None)
+    );
     assert!(!error.is_retryable() && error.retry_after().is_none() && error.store().is_none());
     let wrapped = anyhow::Error::from(PayError::from(error));
     assert!(Error::find(wrapped.as_ref()).is_some());

@@ -1,4 +1,5 @@
-//! The lines with curl in the README, run as they stand there against the example that they are about.
+//! The lines with curl in the README, run as they stand there against the example that they are
+//! about.
 
 use std::collections::BTreeSet;
 use std::process::Command;
@@ -12,8 +13,10 @@ const ADDRESS: &str = "http://127.0.0.1:3000";
 /// The commands of the README, each with what it says about the answer.
 fn lines() -> anyhow::Result<Vec<(&'static str, &'static str)>> {
     let readme = include_str!("../README.md");
-    let block =
-        readme.split("```").find(|block| block.starts_with("sh\nurl=")).context("the README has no such block")?;
+    let block = readme
+        .split("```")
+        .find(|block| block.starts_with("sh\nurl="))
+        .context("the README has no such block")?;
     let lines: Vec<_> = block.lines().filter(|line| line.starts_with("curl ")).collect();
     ensure!(block.contains(ADDRESS), "the lines say where the example is");
     lines
@@ -30,7 +33,8 @@ fn run(command: &str, url: &str) -> anyhow::Result<String> {
         .env("url", url)
         .env("NO_PROXY", "*")
         .output()?;
-    let (stdout, stderr) = (String::from_utf8(output.stdout)?, String::from_utf8_lossy(&output.stderr));
+    let (stdout, stderr) =
+        (String::from_utf8(output.stdout)?, String::from_utf8_lossy(&output.stderr));
     ensure!(
         output.status.success(),
         "{}: {command}\n{stderr}(`cargo xtask test servers` installs curl where it can)",
@@ -52,10 +56,16 @@ async fn the_readme_says_what_curl_prints() -> anyhow::Result<()> {
         let answer = run(command, url)?;
         let (status, rest) = expected.trim().split_once(": ").unwrap_or((expected.trim(), ""));
         if let Ok(status) = status.parse::<u16>() {
-            let (head, body) = answer.split_once("\r\n\r\n").context("the answer has no head: is there a `-i`?")?;
+            let (head, body) = answer
+                .split_once("\r\n\r\n")
+                .context("the answer has no head: is there a `-i`?")?;
             assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{command}\n{answer}");
             let is_replayed = head.lines().any(|line| line == "idempotency-replayed: true");
-            assert_eq!(is_replayed, rest.contains("idempotency-replayed: true"), "{command}\n{answer}");
+            assert_eq!(
+                is_replayed,
+                rest.contains("idempotency-replayed: true"),
+                "{command}\n{answer}"
+            );
             assert!(is_replayed || rest.is_empty() || body.contains(rest), "{command}\n{answer}");
             seen.insert((status, is_replayed));
         } else {

@@ -30,7 +30,12 @@ struct Gate {
 impl Gate {
     fn new() -> Arc<Self> {
         let closed = || Semaphore::new(0);
-        Arc::new(Self { started: closed(), open: closed(), done: closed(), effects: Effects::default() })
+        Arc::new(Self {
+            started: closed(),
+            open: closed(),
+            done: closed(),
+            effects: Effects::default(),
+        })
     }
 
     async fn pass(&self) -> usize {
@@ -109,7 +114,10 @@ mod held {
     }
 
     #[idempotent(key = "once", ttl = "24h", detach)]
-    pub(super) async fn by_a_pattern((_account, _): (Guard, u64), gate: Arc<Gate>) -> Result<usize, Error> {
+    pub(super) async fn by_a_pattern(
+        (_account, _): (Guard, u64),
+        gate: Arc<Gate>,
+    ) -> Result<usize, Error> {
         Ok(gate.pass().await)
     }
 
@@ -129,7 +137,10 @@ mod held {
     }
 
     #[idempotent(key = "once", ttl = "24h", detach, on_crash = verify(async |_| Ok(Verdict::NotExecuted)))]
-    pub(super) async fn with_a_question_and_without_a_name(_: Guard, gate: Arc<Gate>) -> Result<usize, Error> {
+    pub(super) async fn with_a_question_and_without_a_name(
+        _: Guard,
+        gate: Arc<Gate>,
+    ) -> Result<usize, Error> {
         Ok(gate.pass().await)
     }
 
@@ -149,7 +160,8 @@ mod held {
     }
 }
 
-type Holding = fn(OwnedMutexGuard<()>, Arc<Gate>) -> Pin<Box<dyn Future<Output = Result<usize, Error>>>>;
+type Holding =
+    fn(OwnedMutexGuard<()>, Arc<Gate>) -> Pin<Box<dyn Future<Output = Result<usize, Error>>>>;
 
 #[tokio::test]
 async fn what_nobody_mentions_is_held_until_the_body_is_over() {
@@ -212,7 +224,9 @@ where
     map.insert(9, text.to_owned());
     tokio::task::yield_now().await;
     let path = path.display();
-    Ok(format!("{text} {numbers:?} {array:?} {path} {number} {value} {fixed} {map:?} {first} {second}"))
+    Ok(format!(
+        "{text} {numbers:?} {array:?} {path} {number} {value} {fixed} {map:?} {first} {second}"
+    ))
 }
 
 #[tokio::test]
@@ -220,8 +234,23 @@ async fn what_was_lent_is_copied_and_looks_the_same() {
     let engine = engine();
     for _ in 0..2 {
         let text = "text".to_owned();
-        let call = lent(&text, &[4, 5], &[6], Path::new("/"), &1, 2.5, " fixed", BTreeMap::new(), (7, 8), "", "");
-        assert_eq!(engine.scope(call).await.unwrap(), "text [4, 5] [6] / 4 2.5 fixed {9: \"text\"} 7 8");
+        let call = lent(
+            &text,
+            &[4, 5],
+            &[6],
+            Path::new("/"),
+            &1,
+            2.5,
+            " fixed",
+            BTreeMap::new(),
+            (7, 8),
+            "",
+            "",
+        );
+        assert_eq!(
+            engine.scope(call).await.unwrap(),
+            "text [4, 5] [6] / 4 2.5 fixed {9: \"text\"} 7 8"
+        );
     }
 }
 

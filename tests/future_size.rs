@@ -1,5 +1,5 @@
-//! The future of an annotated function is at most 256 bytes larger than the plain one, for each level of nesting. What a
-//! store does is not in it, and is a few kilobytes by itself.
+//! The future of an annotated function is at most 256 bytes larger than the plain one, for each
+//! level of nesting. What a store does is not in it, and is a few kilobytes by itself.
 
 use idempotency::{Error, idempotent};
 
@@ -115,13 +115,23 @@ fn two_and_three_levels() {
 
 #[test]
 fn owned_arguments() {
-    assert_within("owned", 1, &plain::owned(String::new(), Vec::new()), &annotated::owned(String::new(), Vec::new()));
+    assert_within(
+        "owned",
+        1,
+        &plain::owned(String::new(), Vec::new()),
+        &annotated::owned(String::new(), Vec::new()),
+    );
 }
 
 #[test]
 fn a_large_argument() {
     let order = || Order { id: 1, bytes: [0; 1024] };
-    assert_within("large argument", 1, &plain::large_argument(order()), &annotated::large_argument(order()));
+    assert_within(
+        "large argument",
+        1,
+        &plain::large_argument(order()),
+        &annotated::large_argument(order()),
+    );
 }
 
 #[test]
@@ -186,35 +196,57 @@ mod rare {
 fn a_detached_call() {
     assert_within("detached", 1, &plain::small(1), &rare::detached(1));
     let order = || Order { id: 1, bytes: [0; 1024] };
-    assert_within("large, detached", 1, &plain::large_argument(order()), &rare::large_detached(order()));
+    assert_within(
+        "large, detached",
+        1,
+        &plain::large_argument(order()),
+        &rare::large_detached(order()),
+    );
 }
 
 #[test]
 fn a_call_with_a_question() {
     assert_within("with a question", 1, &plain::small(1), &rare::with_a_question(1));
     let order = || Order { id: 1, bytes: [0; 1024] };
-    assert_within("large, with a question", 1, &plain::large_argument(order()), &rare::large_with_a_question(order()));
+    assert_within(
+        "large, with a question",
+        1,
+        &plain::large_argument(order()),
+        &rare::large_with_a_question(order()),
+    );
 }
 
 #[test]
 fn a_detached_call_with_a_question() {
-    assert_within("detached, with a question", 1, &plain::small(1), &rare::detached_with_a_question(1));
+    assert_within(
+        "detached, with a question",
+        1,
+        &plain::small(1),
+        &rare::detached_with_a_question(1),
+    );
     let order = || Order { id: 1, bytes: [0; 1024] };
     let large = rare::large_detached_with_a_question(order());
     assert_within("large, detached, with a question", 1, &plain::large_argument(order()), &large);
 }
 
-#[cfg(all(feature = "memory", feature = "mysql", feature = "postgres", feature = "redis", feature = "sqlite"))]
+#[cfg(all(
+    feature = "memory",
+    feature = "mysql",
+    feature = "postgres",
+    feature = "redis",
+    feature = "sqlite"
+))]
 mod stores {
     use std::time::Duration;
 
     use idempotency::key::KeyHash;
     use idempotency::store::{
-        Claim, Commit, MemoryStore, MySqlStore, PostgresStore, RedisStore, Release, Renewal, SqliteStore, Store, Token,
+        Claim, Commit, MemoryStore, MySqlStore, PostgresStore, RedisStore, Release, Renewal,
+        SqliteStore, Store, Token,
     };
 
-    /// The engine asks for as much memory with each request. The largest is one of 3 120 bytes, and another compiler
-    /// may add a quarter.
+    /// The engine asks for as much memory with each request. The largest is one of 3 120 bytes, and
+    /// another compiler may add a quarter.
     const ALLOWED: usize = 3_900;
 
     fn assert_small(store: &impl Store) {
@@ -223,7 +255,10 @@ mod stores {
         let sizes = [
             ("claim", size_of_val(&store.claim(Claim::new(key, token, "payments.charge".into())))),
             ("renew", size_of_val(&store.renew(vec![Renewal::new(key, token, day)]))),
-            ("complete", size_of_val(&store.complete(Commit::new(key, token, "receipt".into(), day)))),
+            (
+                "complete",
+                size_of_val(&store.complete(Commit::new(key, token, "receipt".into(), day))),
+            ),
             ("release", size_of_val(&store.release(Release::new(key, token)))),
             ("read", size_of_val(&store.read(key))),
             ("watch", size_of_val(&store.watch(key))),
@@ -242,17 +277,25 @@ mod stores {
 
     #[tokio::test]
     async fn of_redis() {
-        assert_small(&RedisStore::builder("redis://127.0.0.1:1/").build().expect("nobody is asked"));
+        assert_small(
+            &RedisStore::builder("redis://127.0.0.1:1/").build().expect("nobody is asked"),
+        );
     }
 
     #[tokio::test]
     async fn of_postgres() {
-        assert_small(&PostgresStore::builder("postgres://127.0.0.1:1/shop").build().expect("nobody is asked"));
+        assert_small(
+            &PostgresStore::builder("postgres://127.0.0.1:1/shop")
+                .build()
+                .expect("nobody is asked"),
+        );
     }
 
     #[tokio::test]
     async fn of_mysql() {
-        assert_small(&MySqlStore::builder("mysql://127.0.0.1:1/shop").build().expect("nobody is asked"));
+        assert_small(
+            &MySqlStore::builder("mysql://127.0.0.1:1/shop").build().expect("nobody is asked"),
+        );
     }
 
     #[tokio::test]

@@ -90,7 +90,10 @@ mod shadowed_names {
         on_error = hold,
         version = 1
     )]
-    async fn charge(id: u64, effects: &Effects) -> ::std::result::Result<usize, ::idempotency::Error> {
+    async fn charge(
+        id: u64,
+        effects: &Effects,
+    ) -> ::std::result::Result<usize, ::idempotency::Error> {
         effects.happen();
         ::std::result::Result::Ok(usize::from(SITE))
     }
@@ -104,7 +107,9 @@ mod shadowed_names {
     fn boxed(
         id: u64,
     ) -> ::std::pin::Pin<
-        ::std::boxed::Box<dyn ::std::future::Future<Output = ::std::result::Result<u64, ::idempotency::Error>>>,
+        ::std::boxed::Box<
+            dyn ::std::future::Future<Output = ::std::result::Result<u64, ::idempotency::Error>>,
+        >,
     > {
         ::std::boxed::Box::pin(async move { ::std::result::Result::Ok(id) })
     }
@@ -133,7 +138,10 @@ mod no_prelude {
         upgrade = read_old,
         upgrade_error = read_old_error
     )]
-    pub(crate) async fn charge(id: u64, note: &str) -> ::std::result::Result<u64, ::idempotency::Error> {
+    pub(crate) async fn charge(
+        id: u64,
+        note: &str,
+    ) -> ::std::result::Result<u64, ::idempotency::Error> {
         ::std::result::Result::Ok(id + note.len() as u64)
     }
 
@@ -146,7 +154,10 @@ mod no_prelude {
     }
 
     #[::idempotency::idempotent(key = id, ttl = "24h", detach)]
-    pub(crate) async fn detached(id: u64, note: &str) -> ::std::result::Result<u64, ::idempotency::Error> {
+    pub(crate) async fn detached(
+        id: u64,
+        note: &str,
+    ) -> ::std::result::Result<u64, ::idempotency::Error> {
         ::std::result::Result::Ok(id + note.len() as u64)
     }
 

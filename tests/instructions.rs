@@ -1,5 +1,5 @@
-//! How many instructions a call takes, as Valgrind counts them: the same however busy the machine is. They are those of
-//! the profile that the tests are built in, in which nothing is inlined.
+//! How many instructions a call takes, as Valgrind counts them: the same however busy the machine
+//! is. They are those of the profile that the tests are built in, in which nothing is inlined.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -13,7 +13,8 @@ use idempotency_test_support::worker::Worker;
 const KIND_VARIABLE: &str = "IDEMPOTENCY_TEST_INSTRUCTIONS_OF";
 const CALLS_VARIABLE: &str = "IDEMPOTENCY_TEST_INSTRUCTIONS_CALLS";
 const CALLS: u64 = 300;
-/// How often it may take longer than anything else in a test: Valgrind is fifty times as slow as the machine.
+/// How often it may take longer than anything else in a test: Valgrind is fifty times as slow as
+/// the machine.
 const PATIENCE: u32 = 10;
 /// No lease is renewed, and no claim is sent again meanwhile.
 const LEASE: Duration = Duration::from_secs(3_600);
@@ -23,10 +24,14 @@ async fn charge(engine: &Idempotency, order: u64) -> Result<u64, Error> {
     Ok(order)
 }
 
-/// What the process runs whose instructions are counted. In the test process it has no calls to make.
+/// What the process runs whose instructions are counted. In the test process it has no calls to
+/// make.
 #[test]
 fn makes_its_calls() -> anyhow::Result<()> {
-    let (Ok(kind), Ok(calls)) = (std::env::var(KIND_VARIABLE), std::env::var(CALLS_VARIABLE)) else { return Ok(()) };
+    let (Ok(kind), Ok(calls)) = (std::env::var(KIND_VARIABLE), std::env::var(CALLS_VARIABLE))
+    else {
+        return Ok(());
+    };
     let key: fn(u64) -> u64 = match &*kind {
         "hits" => |_| 7,
         "misses" => |number| number,
@@ -68,18 +73,24 @@ async fn process(valgrind: &PathBuf, kind: &str, calls: u64) -> anyhow::Result<u
     let ended = ended?;
     let log = std::fs::read_to_string(log)?;
     ensure!(ended.success(), "{log}");
-    let collected = log.lines().find_map(|line| line.split_once("Collected : ")).context("no figure in the log")?.1;
+    let collected = log
+        .lines()
+        .find_map(|line| line.split_once("Collected : "))
+        .context("no figure in the log")?
+        .1;
     Ok(collected.trim().parse()?)
 }
 
-/// `allowed`: a quarter more than there were when this was written, which is what another compiler may make of it.
+/// `allowed`: a quarter more than there were when this was written, which is what another compiler
+/// may make of it.
 async fn assert_instructions(kind: &str, allowed: u64) -> anyhow::Result<()> {
     let Some(valgrind) = valgrind() else {
         println!("instructions were not counted: there is no valgrind");
         return Ok(());
     };
     // Those of the second half: threads and tables are made in the first.
-    let (once, twice) = (process(&valgrind, kind, CALLS).await?, process(&valgrind, kind, 2 * CALLS).await?);
+    let (once, twice) =
+        (process(&valgrind, kind, CALLS).await?, process(&valgrind, kind, 2 * CALLS).await?);
     let each = twice.checked_sub(once).context("more calls took fewer instructions")? / CALLS;
     println!("{each} instructions by each of the {kind}");
     assert!(each <= allowed, "{each} instructions by each of the {kind}: more than {allowed}");

@@ -1,4 +1,5 @@
-//! The expansion of every signature is clean under the strictest lints, and hides none of the user's own.
+//! The expansion of every signature is clean under the strictest lints, and hides none of the
+//! user's own.
 //!
 //! `cargo clippy --all-targets` is what checks the lints of clippy; the compiler checks the others.
 #![deny(warnings, unused, clippy::all, clippy::pedantic, clippy::nursery)]
@@ -93,7 +94,10 @@ mod clean {
         engine = engine,
         crate = ::idempotency
     )]
-    pub(super) async fn every_option(engine: &Idempotency, order: Order) -> Result<Order, PayError> {
+    pub(super) async fn every_option(
+        engine: &Idempotency,
+        order: Order,
+    ) -> Result<Order, PayError> {
         if order.id == 0 {
             return Err(PayError::Declined);
         }
@@ -132,7 +136,11 @@ mod clean {
     }
 
     #[idempotent(key = order.id, ttl = "24h", detach, on_error = store, on_conflict = wait)]
-    pub(super) async fn detached(order: &Order, text: &str, numbers: Vec<u64>) -> Result<usize, PayError> {
+    pub(super) async fn detached(
+        order: &Order,
+        text: &str,
+        numbers: Vec<u64>,
+    ) -> Result<usize, PayError> {
         tokio::task::yield_now().await;
         Ok(text.len() + numbers.len())
     }
@@ -150,7 +158,11 @@ mod clean {
     }
 
     #[idempotent(key = id, ttl = "24h", detach)]
-    pub(super) async fn formats(id: u64, width: usize, r#precision: usize) -> Result<String, Error> {
+    pub(super) async fn formats(
+        id: u64,
+        width: usize,
+        r#precision: usize,
+    ) -> Result<String, Error> {
         tokio::task::yield_now().await;
         Ok(format!("{:width$} {:.*}", "text", precision, "text"))
     }
@@ -178,7 +190,10 @@ mod clean {
     }
 
     #[idempotent(key = order.id, ttl = "24h")]
-    pub(super) async fn assigns_only(mut order: Order, (mut id, _): (u64, u64)) -> Result<u64, Error> {
+    pub(super) async fn assigns_only(
+        mut order: Order,
+        (mut id, _): (u64, u64),
+    ) -> Result<u64, Error> {
         order.id = id;
         tokio::task::yield_now().await;
         id += 1;

@@ -1,4 +1,5 @@
-//! What the attribute costs the compiler: 200 annotated functions beside the same functions without it.
+//! What the attribute costs the compiler: 200 annotated functions beside the same functions without
+//! it.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -57,7 +58,12 @@ pub fn rows() -> anyhow::Result<Vec<Row>> {
 
 fn compare(which: &str, body: &str) -> anyhow::Result<Row> {
     let directory = tempfile::tempdir()?;
-    let annotated = package(directory.path(), "annotated", "#[idempotent(key = order.id, ttl = \"24h\")]\n", body)?;
+    let annotated = package(
+        directory.path(),
+        "annotated",
+        "#[idempotent(key = order.id, ttl = \"24h\")]\n",
+        body,
+    )?;
     let plain = package(directory.path(), "plain", "", body)?;
     let path = format!("{FUNCTIONS} annotated functions {which}, processor of `cargo check`");
     let mut row = Row::new(&path, "the same functions without the attribute", Target::AtMost(1.8));
@@ -69,7 +75,10 @@ fn compare(which: &str, body: &str) -> anyhow::Result<Row> {
             figures.push(pair);
         }
     }
-    row.ratios = figures.iter().map(|(annotated, plain)| annotated.as_secs_f64() / plain.as_secs_f64()).collect();
+    row.ratios = figures
+        .iter()
+        .map(|(annotated, plain)| annotated.as_secs_f64() / plain.as_secs_f64())
+        .collect();
     if let Some((annotated, plain)) = figures.last() {
         row.figures = format!("{annotated:.1?} : {plain:.1?}");
     }
@@ -77,7 +86,12 @@ fn compare(which: &str, body: &str) -> anyhow::Result<Row> {
 }
 
 /// A package with that many functions, each behind `attribute`.
-fn package(directory: &Path, name: &str, attribute: &str, body: &str) -> anyhow::Result<std::path::PathBuf> {
+fn package(
+    directory: &Path,
+    name: &str,
+    attribute: &str,
+    body: &str,
+) -> anyhow::Result<std::path::PathBuf> {
     let package = directory.join(name);
     std::fs::create_dir_all(package.join("src"))?;
     let facade = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize()?;

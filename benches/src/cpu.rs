@@ -32,11 +32,15 @@ pub fn of(servers: &[u32]) -> anyhow::Result<Duration> {
 pub fn children() -> anyhow::Result<Duration> {
     let stat = std::fs::read_to_string("/proc/self/stat")?;
     // The name of the program, in parentheses, may contain anything.
-    let (_, fields) = stat.rsplit_once(')').context("`/proc/self/stat` has another form than expected")?;
+    let (_, fields) =
+        stat.rsplit_once(')').context("`/proc/self/stat` has another form than expected")?;
     let fields: Vec<_> = fields.split_whitespace().collect();
     let ticks = |index: usize| -> anyhow::Result<Duration> {
-        let field = fields.get(index).context("`/proc/self/stat` has fewer fields than expected")?;
-        Ok(Duration::from_millis(field.parse::<u64>()? * 1000 / rustix::param::clock_ticks_per_second()))
+        let field =
+            fields.get(index).context("`/proc/self/stat` has fewer fields than expected")?;
+        Ok(Duration::from_millis(
+            field.parse::<u64>()? * 1000 / rustix::param::clock_ticks_per_second(),
+        ))
     };
     Ok(ticks(13)? + ticks(14)?)
 }

@@ -1,7 +1,8 @@
-//! What a guarded call costs, beside what the bare client, a plain cache and other crates cost for the same work.
+//! What a guarded call costs, beside what the bare client, a plain cache and other crates cost for
+//! the same work.
 //!
-//! Every figure is a ratio of two kinds of work that take turns in one run. `cargo xtask bench --write` puts them into
-//! `docs/performance.md`.
+//! Every figure is a ratio of two kinds of work that take turns in one run.
+//! `cargo xtask bench --write` puts them into `docs/performance.md`.
 
 mod compile;
 mod cpu;
@@ -52,7 +53,10 @@ async fn main() -> anyhow::Result<()> {
         }
     }
     if let Some(unknown) = names.iter().find(|name| GROUPS.iter().all(|(known, _)| known != name)) {
-        bail!("there is no group `{unknown}`; there are {}", GROUPS.map(|(name, _)| name).join(", "));
+        bail!(
+            "there is no group `{unknown}`; there are {}",
+            GROUPS.map(|(name, _)| name).join(", ")
+        );
     }
     if write && !names.is_empty() {
         bail!("`--write` puts all groups on the page; leave out the names");

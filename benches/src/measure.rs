@@ -49,14 +49,16 @@ impl Row {
         }
     }
 
-    /// Fills the row with `rounds` rounds, each of which gives the subject's and the reference's figure.
+    /// Fills the row with `rounds` rounds, each of which gives the subject's and the reference's
+    /// figure.
     fn rounds(mut self, figures: &[(f64, f64)], unit: fn(f64) -> String) -> Self {
         self.ratios = figures.iter().map(|(subject, reference)| subject / reference).collect();
         let of = |part: fn(&(f64, f64)) -> f64| {
             let figures: Vec<f64> = figures.iter().map(part).collect();
             median(&figures).map(unit).unwrap_or_default()
         };
-        self.figures = format!("{} : {}", of(|(subject, _)| *subject), of(|(_, reference)| *reference));
+        self.figures =
+            format!("{} : {}", of(|(subject, _)| *subject), of(|(_, reference)| *reference));
         self
     }
 }
@@ -96,7 +98,12 @@ fn numbers(count: u32) -> std::ops::Range<u64> {
 }
 
 /// Compares the time of one call after another, by the median of each turn.
-pub async fn latency<S, R, F, G>(row: Row, turns: Turns, subject: S, reference: R) -> anyhow::Result<Row>
+pub async fn latency<S, R, F, G>(
+    row: Row,
+    turns: Turns,
+    subject: S,
+    reference: R,
+) -> anyhow::Result<Row>
 where
     S: Fn(u64) -> F,
     R: Fn(u64) -> G,
@@ -152,7 +159,8 @@ where
 {
     let figures = take_turns(turns, subject, reference, clients, || Ok(Duration::ZERO)).await?;
     let per_second = |(time, _): (Duration, Duration)| f64::from(turns.calls) / time.as_secs_f64();
-    let figures: Vec<_> = figures.into_iter().map(|(s, r)| (per_second(s), per_second(r))).collect();
+    let figures: Vec<_> =
+        figures.into_iter().map(|(s, r)| (per_second(s), per_second(r))).collect();
     Ok(row.rounds(&figures, |figure| format!("{figure:.0}/s")))
 }
 

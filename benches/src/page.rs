@@ -21,7 +21,14 @@ pub fn table(rows: &[Row]) -> Table {
 
 fn lines(rows: &[Row]) -> Table {
     let mut table = Table::new();
-    table.set_header(["path", "reference in the same run", "target", "ratio (spread)", "this : reference", ""]);
+    table.set_header([
+        "path",
+        "reference in the same run",
+        "target",
+        "ratio (spread)",
+        "this : reference",
+        "",
+    ]);
     for row in rows {
         let target = match row.target {
             Target::AtMost(limit) => format!("≤ {limit}"),
@@ -43,14 +50,21 @@ fn ratio(row: &Row) -> String {
     let Some(median) = row.ratio() else { return "–".into() };
     let lowest = row.ratios.iter().copied().fold(f64::INFINITY, f64::min);
     let highest = row.ratios.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    if row.ratios.len() == 1 { format!("{median:.2}") } else { format!("{median:.2} ({lowest:.2} – {highest:.2})") }
+    if row.ratios.len() == 1 {
+        format!("{median:.2}")
+    } else {
+        format!("{median:.2} ({lowest:.2} – {highest:.2})")
+    }
 }
 
 /// Puts the figures into the page at `path`, between its two marks.
 pub fn write(path: &Path, rows: &[Row]) -> anyhow::Result<()> {
-    let page = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
-    let marked = page.split_once(BEGIN).and_then(|(before, rest)| Some((before, rest.split_once(END)?.1)));
-    let (before, after) = marked.with_context(|| format!("{} has no marks for the figures", path.display()))?;
+    let page =
+        std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+    let marked =
+        page.split_once(BEGIN).and_then(|(before, rest)| Some((before, rest.split_once(END)?.1)));
+    let (before, after) =
+        marked.with_context(|| format!("{} has no marks for the figures", path.display()))?;
     let mut table = lines(rows);
     table.load_preset(ASCII_MARKDOWN);
     let mut text = String::from(before);

@@ -1,4 +1,5 @@
-//! Other crates on the same work: `cached`, which keeps results, and `idempotent`, which claims keys.
+//! Other crates on the same work: `cached`, which keeps results, and `idempotent`, which claims
+//! keys.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -70,7 +71,8 @@ async fn cached_slowly(id: u64) -> Receipt {
 /// What a user of `idempotent` writes around a function.
 async fn claimed<S: IdempotencyStore>(store: &S, order: &Order) -> anyhow::Result<Receipt> {
     let key = IdempotencyKey::new(format!("bench:{}", order.id))?;
-    let fingerprint = DefaultFingerprintStrategy.compute("bench.charge", &serde_json::to_vec(order)?);
+    let fingerprint =
+        DefaultFingerprintStrategy.compute("bench.charge", &serde_json::to_vec(order)?);
     let entry = IdempotencyEntry::new(fingerprint, DAY);
     match store.try_insert(&key, entry.clone()).await? {
         InsertResult::Claimed { fencing_token } => {
@@ -80,7 +82,9 @@ async fn claimed<S: IdempotencyStore>(store: &S, order: &Order) -> anyhow::Resul
             store.complete(&key, entry.complete(response), fencing_token).await?;
             Ok(receipt)
         }
-        InsertResult::Exists(ExistingEntry::Completed(entry)) if entry.fingerprint_matches(fingerprint) => {
+        InsertResult::Exists(ExistingEntry::Completed(entry))
+            if entry.fingerprint_matches(fingerprint) =>
+        {
             decode(&entry.response().body)
         }
         InsertResult::Exists(_) => anyhow::bail!("it is in progress, or another request"),
@@ -104,11 +108,15 @@ pub async fn rows() -> anyhow::Result<Vec<Row>> {
     let row = |path: &str, reference: &str, limit| Row::new(path, reference, Target::AtMost(limit));
     let claims = idempotent::store::memory::MemoryStore::new(1_024, Duration::from_secs(60));
     let of_claims = row("memory store hit beside `idempotent`, p50", "`idempotent`, memory", 1.0);
-    let of_claims =
-        latency(of_claims, quick, hit(&memory), |_| async { claimed(&claims, &Order::new(HOT)).await.map(drop) })
-            .await?;
-    let plain =
-        Row::new("memory store hit beside `cached`, p50", "`cached`, memory (clones, decodes nothing)", Target::Told);
+    let of_claims = latency(of_claims, quick, hit(&memory), |_| async {
+        claimed(&claims, &Order::new(HOT)).await.map(drop)
+    })
+    .await?;
+    let plain = Row::new(
+        "memory store hit beside `cached`, p50",
+        "`cached`, memory (clones, decodes nothing)",
+        Target::Told,
+    );
     let plain = latency(plain, quick, hit(&memory), |_| async {
         cached_in_memory(HOT).await;
         Ok(())
@@ -119,11 +127,15 @@ pub async fn rows() -> anyhow::Result<Vec<Row>> {
     let client = redis::Client::open(world.server.url())?;
     let claims = idempotent::store::valkey::ValkeyStore::new(client).await?;
     let on_redis = row("Redis hit beside `idempotent`, p50, 1 client", "`idempotent`, Valkey", 1.0);
-    let on_redis =
-        latency(on_redis, slow, hit(&world.engine), |_| async { claimed(&claims, &Order::new(HOT)).await.map(drop) })
-            .await?;
+    let on_redis = latency(on_redis, slow, hit(&world.engine), |_| async {
+        claimed(&claims, &Order::new(HOT)).await.map(drop)
+    })
+    .await?;
     let kept = row("Redis hit beside `cached`, p50, 1 client", "`cached`, Redis", 1.3);
-    let kept = latency(kept, slow, hit(&world.engine), |_| async { Ok(cached_in_redis(HOT).await.map(drop)?) }).await?;
+    let kept = latency(kept, slow, hit(&world.engine), |_| async {
+        Ok(cached_in_redis(HOT).await.map(drop)?)
+    })
+    .await?;
     Ok(vec![of_claims, plain, on_redis, kept, executions(&memory).await?])
 }
 
@@ -140,7 +152,11 @@ async fn executions(engine: &Idempotency) -> anyhow::Result<Row> {
     });
     try_join_all(calls).await?;
     futures::future::join_all((0..AT_ONCE).map(|_| cached_slowly(1))).await;
-    let figures = format!("{} : {} executions", own.load(Ordering::SeqCst), EXECUTIONS.load(Ordering::SeqCst));
+    let figures = format!(
+        "{} : {} executions",
+        own.load(Ordering::SeqCst),
+        EXECUTIONS.load(Ordering::SeqCst)
+    );
     let mut row = Row::new("64 calls at once of one key", "`cached`, memory", Target::Told);
     row.figures = figures;
     Ok(row)

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use plotters::prelude::{
-    BLACK, ChartBuilder, Circle, Color as _, IntoDrawingArea as _, IntoFont as _, IntoLogRange as _, PathElement,
-    RGBColor, SVGBackend, ShapeStyle, Text, WHITE,
+    BLACK, ChartBuilder, Circle, Color as _, IntoDrawingArea as _, IntoFont as _,
+    IntoLogRange as _, PathElement, RGBColor, SVGBackend, ShapeStyle, Text, WHITE,
 };
 
 use crate::measure::{Row, Target};
@@ -28,14 +28,22 @@ pub fn write(path: &Path, rows: &[Row]) -> anyhow::Result<()> {
         .margin_left(520)
         .x_label_area_size(30)
         .build_cartesian_2d((0.1..10.0).log_scale(), 0.0..f64::from(count))?;
-    chart.configure_mesh().disable_y_mesh().disable_y_axis().x_desc("ratio (| is the target)").draw()?;
+    chart
+        .configure_mesh()
+        .disable_y_mesh()
+        .disable_y_axis()
+        .x_desc("ratio (| is the target)")
+        .draw()?;
     for (index, row) in (0..count).zip(&rows) {
         let height = f64::from(count - index) - 0.5;
         let Some(median) = row.ratio() else { continue };
         let colour = if row.is_met() == Some(false) { MISSED } else { MET };
         let lowest = row.ratios.iter().copied().fold(f64::INFINITY, f64::min);
         let highest = row.ratios.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        chart.draw_series([PathElement::new([(lowest, height), (highest, height)], colour.stroke_width(3))])?;
+        chart.draw_series([PathElement::new(
+            [(lowest, height), (highest, height)],
+            colour.stroke_width(3),
+        )])?;
         chart.draw_series([Circle::new((median, height), 5, ShapeStyle::from(colour).filled())])?;
         if let Target::AtMost(target) | Target::AtLeast(target) = row.target {
             chart.draw_series([PathElement::new(

@@ -18,7 +18,8 @@ const SELECT: &str = "SELECT body FROM reference WHERE key_hash = $1";
 const INSERT: &str = "INSERT INTO reference SELECT $1, format, 1, owner, fence, revision, operation, fingerprint, policy, \
     created_at, attempts, reason, linger, after_expiry, lease_until, expires_at, purge_at, schema_version, checkpoints, \
     taken_over, trace, '' FROM reference WHERE key_hash = $2";
-const UPDATE: &str = "UPDATE reference SET state = 3, body = $2, expires_at = $3, purge_at = $3 WHERE key_hash = $1";
+const UPDATE: &str =
+    "UPDATE reference SET state = 3, body = $2, expires_at = $3, purge_at = $3 WHERE key_hash = $1";
 
 /// The statements that a call is compared with.
 #[derive(Clone)]
@@ -30,7 +31,8 @@ struct Reference {
 impl Reference {
     async fn connect(url: &str) -> anyhow::Result<Self> {
         let pool = PgPoolOptions::new().max_connections(10).connect(url).await?;
-        let keys: Vec<_> = sqlx::query_scalar("SELECT key_hash FROM reference").fetch_all(&pool).await?;
+        let keys: Vec<_> =
+            sqlx::query_scalar("SELECT key_hash FROM reference").fetch_all(&pool).await?;
         Ok(Self { pool, keys: keys.into() })
     }
 
@@ -39,7 +41,8 @@ impl Reference {
     }
 
     async fn select(self, number: u64) -> anyhow::Result<()> {
-        let body: Vec<u8> = sqlx::query_scalar(SELECT).bind(self.key(number)?).fetch_one(&self.pool).await?;
+        let body: Vec<u8> =
+            sqlx::query_scalar(SELECT).bind(self.key(number)?).fetch_one(&self.pool).await?;
         decode(&body).map(drop)
     }
 
@@ -47,7 +50,12 @@ impl Reference {
         let key = number.to_be_bytes().repeat(4);
         sqlx::query(INSERT).bind(&key).bind(self.key(0)?).execute(&self.pool).await?;
         let body = serde_json::to_vec(&Receipt::of(&Order::new(number)))?;
-        sqlx::query(UPDATE).bind(&key).bind(&body).bind(i64::try_from(number)?).execute(&self.pool).await?;
+        sqlx::query(UPDATE)
+            .bind(&key)
+            .bind(&body)
+            .bind(i64::try_from(number)?)
+            .execute(&self.pool)
+            .await?;
         Ok(())
     }
 }
@@ -75,9 +83,14 @@ pub async fn rows() -> anyhow::Result<Vec<Row>> {
     );
     let many = Turns { rounds: 9, calls: 4_000 };
     let (hit, selects) = (call.clone(), reference.clone());
-    let hits =
-        throughput(hits, many, 8, move |number| hit(number % KEYS), move |number| selects.clone().select(number))
-            .await?;
+    let hits = throughput(
+        hits,
+        many,
+        8,
+        move |number| hit(number % KEYS),
+        move |number| selects.clone().select(number),
+    )
+    .await?;
     let misses = Row::new(
         "PostgreSQL miss, 1 client, both with fsync (time of the reference by time of the call)",
         "two autocommitted single-row writes on a table with the same indexes",

@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 pub const DAY: Duration = Duration::from_secs(86_400);
 /// The key under which what is read again and again is stored.
 pub const HOT: u64 = 7;
-/// How many keys the calls of many clients go through. Far more than there are clients: calls of one key at one time would
-/// share what the first of them reads.
+/// How many keys the calls of many clients go through. Far more than there are clients: calls of
+/// one key at one time would share what the first of them reads.
 pub const KEYS: u64 = 1_000;
 
 #[derive(Clone, Debug, Deserialize, Serialize)]

@@ -34,7 +34,12 @@ async fn slow_hits(engine: &Idempotency) -> anyhow::Result<Duration> {
     Ok(quantile(&times, 0.99))
 }
 
-async fn compare(name: &str, few: &Idempotency, many: &Idempotency, bytes: u64) -> anyhow::Result<Row> {
+async fn compare(
+    name: &str,
+    few: &Idempotency,
+    many: &Idempotency,
+    bytes: u64,
+) -> anyhow::Result<Row> {
     let path = format!("{name} hit, p99, 1 000 000 completed records, {bytes} bytes for each");
     let mut row = Row::new(&path, "the same store with 1 000 records", Target::AtMost(1.5));
     let (mut of_many, mut of_few) = (Vec::new(), Vec::new());
@@ -66,7 +71,8 @@ fn resident() -> anyhow::Result<u64> {
 
 async fn in_memory() -> anyhow::Result<Row> {
     let engine = async |records: u32| {
-        let store = MemoryStore::builder().max_records(2 * MANY as usize).max_bytes(usize::MAX).build();
+        let store =
+            MemoryStore::builder().max_records(2 * MANY as usize).max_bytes(usize::MAX).build();
         let body: bytes::Bytes = serde_json::to_vec(&Receipt::of(&Order::new(HOT)))?.into();
         for number in 0..records {
             let token = Token::from_bits(u128::from(number));
@@ -111,7 +117,10 @@ async fn in_redis() -> anyhow::Result<Row> {
 
 async fn used_memory(connection: &mut redis::aio::MultiplexedConnection) -> anyhow::Result<u64> {
     let info: String = redis::cmd("INFO").arg("memory").query_async(connection).await?;
-    let used = info.lines().find_map(|line| line.strip_prefix("used_memory:")).context("no `used_memory`")?;
+    let used = info
+        .lines()
+        .find_map(|line| line.strip_prefix("used_memory:"))
+        .context("no `used_memory`")?;
     Ok(used.trim().parse()?)
 }
 
@@ -132,8 +141,9 @@ async fn in_postgres() -> anyhow::Result<Row> {
         server.sql_at(&url, &fill).await?;
         server.sql_at(&url, "VACUUM ANALYZE idempotency_records").await?;
         let pool = sqlx::PgPool::connect(&url).await?;
-        let bytes: i64 =
-            sqlx::query_scalar("SELECT pg_total_relation_size('idempotency_records')").fetch_one(&pool).await?;
+        let bytes: i64 = sqlx::query_scalar("SELECT pg_total_relation_size('idempotency_records')")
+            .fetch_one(&pool)
+            .await?;
         anyhow::Ok((engine, u64::try_from(bytes)? / u64::from(records)))
     };
     let ((few, _), (many, bytes)) = (loaded("few", FEW).await?, loaded("many", MANY).await?);

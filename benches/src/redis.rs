@@ -39,7 +39,11 @@ impl World {
 
     async fn set(&self, name: String, receipt: &Receipt) -> anyhow::Result<()> {
         let value = serde_json::to_vec(receipt)?;
-        redis::cmd("SET").arg(name).arg(value).query_async::<()>(&mut self.connection.clone()).await?;
+        redis::cmd("SET")
+            .arg(name)
+            .arg(value)
+            .query_async::<()>(&mut self.connection.clone())
+            .await?;
         Ok(())
     }
 
@@ -50,7 +54,8 @@ impl World {
             let mut connection = connection.clone();
             async move {
                 let name = format!("{name}:{}", number % keys);
-                let value: Vec<u8> = redis::cmd("GET").arg(name).query_async(&mut connection).await?;
+                let value: Vec<u8> =
+                    redis::cmd("GET").arg(name).query_async(&mut connection).await?;
                 decode(&value).map(drop)
             }
             .boxed()
@@ -73,7 +78,9 @@ pub async fn rows() -> anyhow::Result<Vec<Row>> {
         world.set(format!("{SMALL}:{key}"), &Receipt::of(&Order::new(key))).await?;
         charge(&world.engine, &Order::new(key)).await?;
     }
-    world.set(format!("{LARGE}:0"), &Receipt::with_note(&Order::new(HOT), "x".repeat(1_000_000))).await?;
+    world
+        .set(format!("{LARGE}:0"), &Receipt::with_note(&Order::new(HOT), "x".repeat(1_000_000)))
+        .await?;
     export(&world.engine, HOT).await?;
     let servers = [world.pid()?];
     let get = "raw `GET` + decode";
@@ -83,10 +90,20 @@ pub async fn rows() -> anyhow::Result<Vec<Row>> {
 
     let hit = Row::new("Redis hit, p50, 1 client", get, Target::AtMost(1.3));
     let hit = latency(hit, one, world.hit(1), world.get(SMALL, 1)).await?;
-    let of_both =
-        Row::new("Redis hit, processor of client and server for each call, 64 clients", get, Target::AtMost(1.8));
-    let of_both =
-        processor(of_both, many, 64, || cpu::together(&servers), world.hit(KEYS), world.get(SMALL, KEYS)).await?;
+    let of_both = Row::new(
+        "Redis hit, processor of client and server for each call, 64 clients",
+        get,
+        Target::AtMost(1.8),
+    );
+    let of_both = processor(
+        of_both,
+        many,
+        64,
+        || cpu::together(&servers),
+        world.hit(KEYS),
+        world.get(SMALL, KEYS),
+    )
+    .await?;
     let calls = Row::new("Redis hit, throughput, 256 clients", get, Target::AtLeast(0.65));
     let calls = throughput(calls, many, 256, world.hit(KEYS), world.get(SMALL, KEYS)).await?;
     let miss = Row::new("Redis miss, p50, 1 client", get, Target::AtMost(3.0));
@@ -102,6 +119,7 @@ pub async fn rows() -> anyhow::Result<Vec<Row>> {
         let engine = engine.clone();
         async move { Ok(export(&engine, HOT).await.map(drop)?) }
     };
-    let large = processor(large, few, 1, || cpu::of(&servers), hit_large, world.get(LARGE, 1)).await?;
+    let large =
+        processor(large, few, 1, || cpu::of(&servers), hit_large, world.get(LARGE, 1)).await?;
     Ok(vec![hit, of_both, calls, miss, large])
 }

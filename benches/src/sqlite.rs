@@ -2,7 +2,9 @@
 
 use idempotency::Idempotency;
 use idempotency::store::SqliteStore;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
+};
 
 use crate::measure::{Row, Target, Turns, latency};
 use crate::receipt::{HOT, Order, Receipt, charge, decode};
@@ -50,14 +52,20 @@ pub async fn rows() -> anyhow::Result<Vec<Row>> {
         "two autocommitted writes by primary key",
         Target::AtLeast(0.7),
     );
-    let misses = latency(misses, Turns { rounds: 9, calls: 200 }, |number| write_twice(&pool, number), call).await?;
+    let misses =
+        latency(misses, Turns { rounds: 9, calls: 200 }, |number| write_twice(&pool, number), call)
+            .await?;
     Ok(vec![hits, misses])
 }
 
 async fn write_twice(pool: &SqlitePool, number: u64) -> anyhow::Result<()> {
     let key = number.to_be_bytes().repeat(4);
     let later = i64::try_from(number)?;
-    sqlx::query("INSERT INTO reference VALUES (?1, 1, ?2, '')").bind(&key).bind(later).execute(pool).await?;
+    sqlx::query("INSERT INTO reference VALUES (?1, 1, ?2, '')")
+        .bind(&key)
+        .bind(later)
+        .execute(pool)
+        .await?;
     let body = serde_json::to_vec(&Receipt::of(&Order::new(number)))?;
     sqlx::query("UPDATE reference SET state = 3, purge_at = ?2, body = ?3 WHERE id = ?1")
         .bind(&key)

@@ -17,8 +17,13 @@ const KEYS: u64 = 5_000;
 const OPERATION: &str = "bench.wait";
 
 async fn engine(server: &RedisServer) -> anyhow::Result<Idempotency> {
-    let store = RedisStore::builder(server.url()).response_timeout(Duration::from_secs(20)).connect().await?;
-    let engine = Idempotency::builder(store).lease(Duration::from_secs(120)).claim_timeout(Duration::from_secs(20));
+    let store = RedisStore::builder(server.url())
+        .response_timeout(Duration::from_secs(20))
+        .connect()
+        .await?;
+    let engine = Idempotency::builder(store)
+        .lease(Duration::from_secs(120))
+        .claim_timeout(Duration::from_secs(20));
     Ok(engine.on_conflict(OnConflict::Wait(Duration::from_secs(120))).build())
 }
 
@@ -38,8 +43,8 @@ pub async fn rows() -> anyhow::Result<Vec<Row>> {
         let (owners, mut released) = (owners.clone(), released.clone());
         running.spawn(async move {
             let body = || async move {
-                // One after the other, so that the time between commit and wake is not that of all commits.
-                // The sender lives as long as the calls.
+                // One after the other, so that the time between commit and wake is not that of all
+                // commits. The sender lives as long as the calls.
                 let _ = released.wait_for(|released| *released > key).await;
                 Ok::<_, Error>(key)
             };
@@ -54,7 +59,11 @@ pub async fn rows() -> anyhow::Result<Vec<Row>> {
     for key in 0..KEYS {
         let (others, woken) = (others.clone(), woken.clone());
         waiting.spawn(async move {
-            let key = others.call(OPERATION, key).ttl(DAY).run(|| async { Ok::<_, Error>(u64::MAX) }).await?;
+            let key = others
+                .call(OPERATION, key)
+                .ttl(DAY)
+                .run(|| async { Ok::<_, Error>(u64::MAX) })
+                .await?;
             woken.lock().unwrap_or_else(PoisonError::into_inner).insert(key, Instant::now());
             Ok::<_, Error>(())
         });
@@ -77,8 +86,10 @@ pub async fn rows() -> anyhow::Result<Vec<Row>> {
         ended??;
     }
     let woken = woken.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut times: Vec<_> =
-        woken.iter().filter_map(|(key, at)| Some(at.saturating_duration_since(*committed.get(key)?))).collect();
+    let mut times: Vec<_> = woken
+        .iter()
+        .filter_map(|(key, at)| Some(at.saturating_duration_since(*committed.get(key)?)))
+        .collect();
     times.sort();
     let (half, most) = (quantile(&times, 0.5), quantile(&times, 0.99));
     let figures = format!("p50 {half:.1?}, p99 {most:.1?} after the owner's return");

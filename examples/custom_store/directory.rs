@@ -30,11 +30,12 @@ impl Directory {
         Ok(Self { path, clock: Arc::new(clock), gone: Mutex::new(gone) })
     }
 
-    /// Reads the record, lets `transition` change it, and writes it back, all as one step. Files are quick enough to
-    /// block for; a store behind a network is asked with `.await` here.
+    /// Reads the record, lets `transition` change it, and writes it back, all as one step. Files
+    /// are quick enough to block for; a store behind a network is asked with `.await` here.
     ///
-    /// `operation` is for the error. Every error but a damaged record is an unknown outcome to the engine, which then
-    /// repeats the operation with the same token: what was written already is recognised by it.
+    /// `operation` is for the error. Every error but a damaged record is an unknown outcome to the
+    /// engine, which then repeats the operation with the same token: what was written already is
+    /// recognised by it.
     pub(crate) fn step<R>(
         &self,
         operation: &'static str,
@@ -54,7 +55,10 @@ impl Directory {
         let mut gone = self.gone.lock().unwrap_or_else(PoisonError::into_inner);
         let now = self.clock.now();
         let before = match fs::read(self.file(key)) {
-            Ok(bytes) => Some(envelope::decode(key, bytes.into(), now).map_err(|error| error.during(operation))?),
+            Ok(bytes) => Some(
+                envelope::decode(key, bytes.into(), now)
+                    .map_err(|error| error.during(operation))?,
+            ),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(unavailable(operation, error)),
         };
@@ -91,10 +95,12 @@ impl Directory {
 
     /// The keys of all records, in order.
     pub(crate) fn keys(&self, operation: &'static str) -> Result<Vec<KeyHash>, StoreError> {
-        let names = fs::read_dir(&self.path)
-            .and_then(|entries| entries.map(|entry| Ok(entry?.file_name())).collect::<io::Result<Vec<_>>>());
+        let names = fs::read_dir(&self.path).and_then(|entries| {
+            entries.map(|entry| Ok(entry?.file_name())).collect::<io::Result<Vec<_>>>()
+        });
         let names = names.map_err(|error| unavailable(operation, error))?;
-        let mut keys: Vec<_> = names.iter().filter_map(|name| name.to_str()?.parse().ok()).collect();
+        let mut keys: Vec<_> =
+            names.iter().filter_map(|name| name.to_str()?.parse().ok()).collect();
         keys.sort_unstable();
         Ok(keys)
     }

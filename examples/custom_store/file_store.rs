@@ -1,5 +1,5 @@
-//! A complete store, for one process at a time. The rules of the protocol are in [`transition`]; what is left to a store
-//! is to apply each as one step.
+//! A complete store, for one process at a time. The rules of the protocol are in [`transition`];
+//! what is left to a store is to apply each as one step.
 
 use std::io;
 use std::path::PathBuf;
@@ -9,8 +9,8 @@ use bytes::Bytes;
 use idempotency::clock::Clock;
 use idempotency::key::KeyHash;
 use idempotency::store::{
-    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Page, Park, Purged, Record, Release, Remove,
-    Renewal, Resolve, Scan, Store, StoreError, Token, Watch, Written, transition,
+    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Page, Park, Purged, Record,
+    Release, Remove, Renewal, Resolve, Scan, Store, StoreError, Token, Watch, Written, transition,
 };
 
 use super::directory::Directory;
@@ -35,11 +35,15 @@ impl Store for FileStore {
     }
 
     async fn claim(&self, claim: Claim) -> Result<Claimed, StoreError> {
-        self.0.step_above("claim", claim.key, |slot, now, gone| transition::claim_above(slot, &claim, now, gone))
+        self.0.step_above("claim", claim.key, |slot, now, gone| {
+            transition::claim_above(slot, &claim, now, gone)
+        })
     }
 
     async fn renew(&self, renewals: Vec<Renewal>) -> Result<Vec<Written>, StoreError> {
-        let renew = |one: &Renewal| self.0.step("renew", one.key, |slot, now| transition::renew(slot, one, now));
+        let renew = |one: &Renewal| {
+            self.0.step("renew", one.key, |slot, now| transition::renew(slot, one, now))
+        };
         renewals.iter().map(renew).collect()
     }
 
@@ -60,7 +64,9 @@ impl Store for FileStore {
     }
 
     async fn checkpoint(&self, checkpoint: Checkpoint) -> Result<Written, StoreError> {
-        self.0.step("checkpoint", checkpoint.key, |slot, now| transition::checkpoint(slot, &checkpoint, now))
+        self.0.step("checkpoint", checkpoint.key, |slot, now| {
+            transition::checkpoint(slot, &checkpoint, now)
+        })
     }
 
     async fn fence(&self, key: KeyHash, token: Token) -> Result<Option<u64>, StoreError> {
@@ -109,7 +115,10 @@ impl Store for FileStore {
                     transition::expire(slot, now);
                 }
                 let expired = slot.as_ref().filter(|record| record.expires <= now);
-                (slot.is_none(), expired.map(|record| now.saturating_duration_since(record.expires)))
+                (
+                    slot.is_none(),
+                    expired.map(|record| now.saturating_duration_since(record.expires)),
+                )
             })?;
             purged.removed += usize::from(gone);
             purged.lag = purged.lag.max(overdue);

@@ -1,5 +1,5 @@
-//! A store of one's own, and a service that uses it. The store is complete: `file_store.rs` has its operations,
-//! `directory.rs` keeps the records.
+//! A store of one's own, and a service that uses it. The store is complete: `file_store.rs` has its
+//! operations, `directory.rs` keeps the records.
 //!
 //! ```sh
 //! cargo run --example custom_store
@@ -54,7 +54,10 @@ async fn main() -> anyhow::Result<()> {
 
     let labels = join_all((0..32).map(|_| engine.scope(label(&printer, "parcel-2")))).await;
     let labels = labels.into_iter().collect::<Result<Vec<_>, _>>()?;
-    anyhow::ensure!(labels.iter().all(|label| *label == labels[0]), "the callers got different labels: {labels:?}");
+    anyhow::ensure!(
+        labels.iter().all(|label| *label == labels[0]),
+        "the callers got different labels: {labels:?}"
+    );
     println!("32 at once:     {}", labels[0]);
 
     drop(engine);
@@ -69,7 +72,11 @@ async fn main() -> anyhow::Result<()> {
     anyhow::ensure!(error.kind() == ErrorKind::Decode, "{error}");
     println!("damaged record: {error}");
 
-    anyhow::ensure!(printer.printed() == 2, "{} labels were printed for 2 parcels", printer.printed());
+    anyhow::ensure!(
+        printer.printed() == 2,
+        "{} labels were printed for 2 parcels",
+        printer.printed()
+    );
     println!("labels printed: {} for 2 parcels", printer.printed());
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! The world around the code of `redis_shared`: a Redis server, worker processes, and a card provider's ledger that all
-//! of them write to.
+//! The world around the code of `redis_shared`: a Redis server, worker processes, and a card
+//! provider's ledger that all of them write to.
 
 use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
@@ -32,8 +32,22 @@ impl Redis {
         let directory = tempfile::tempdir()?;
         let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
         let mut command = Command::new("redis-server");
-        command.args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "yes", "--port", &port.to_string()]);
-        command.arg("--dir").arg(directory.path()).stdin(Stdio::null()).stdout(Stdio::null()).kill_on_drop(true);
+        command.args([
+            "--bind",
+            "127.0.0.1",
+            "--save",
+            "",
+            "--appendonly",
+            "yes",
+            "--port",
+            &port.to_string(),
+        ]);
+        command
+            .arg("--dir")
+            .arg(directory.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .kill_on_drop(true);
         let server = command.spawn().context(MISSING)?;
         let address = ("127.0.0.1", port);
         let ready = async {
@@ -41,7 +55,9 @@ impl Redis {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(10), ready).await.context("redis-server does not answer")?;
+        tokio::time::timeout(Duration::from_secs(10), ready)
+            .await
+            .context("redis-server does not answer")?;
         Ok(Self { url: format!("redis://127.0.0.1:{port}/"), _own: Some((server, directory)) })
     }
 
@@ -60,7 +76,11 @@ pub(crate) struct Worker {
 impl Worker {
     pub(crate) fn start(number: usize, url: &str, ledger: &Path) -> anyhow::Result<Self> {
         let mut command = Command::new(std::env::current_exe()?);
-        command.args(["worker", &number.to_string(), url]).arg(ledger).stdout(Stdio::piped()).kill_on_drop(true);
+        command
+            .args(["worker", &number.to_string(), url])
+            .arg(ledger)
+            .stdout(Stdio::piped())
+            .kill_on_drop(true);
         let mut child = command.spawn().context("cannot start a worker")?;
         let output = child.stdout.take().context("a worker without output")?;
         Ok(Self { number, child, lines: BufReader::new(output).lines() })
@@ -125,7 +145,9 @@ impl Ledger {
 
     pub(crate) fn charges(&self) -> anyhow::Result<Vec<Payment>> {
         let text = fs::read_to_string(&self.path)?;
-        text.lines().map(|line| serde_json::from_str(line).context("the ledger is damaged")).collect()
+        text.lines()
+            .map(|line| serde_json::from_str(line).context("the ledger is damaged"))
+            .collect()
     }
 }
 
@@ -133,5 +155,7 @@ impl Ledger {
 pub(crate) fn first_of_each_payment(events: Vec<Event>) -> Vec<Payment> {
     let mut seen = HashSet::new();
     let payments = events.into_iter().map(|event| event.payment);
-    payments.filter(|payment| seen.insert(payment.id.clone()) && !payment.card.ends_with("-0002")).collect()
+    payments
+        .filter(|payment| seen.insert(payment.id.clone()) && !payment.card.ends_with("-0002"))
+        .collect()
 }

@@ -1,5 +1,5 @@
-//! The world around the code of `quickstart` and `without_macro`: events from a file, and a card provider with a
-//! ledger of its own.
+//! The world around the code of `quickstart` and `without_macro`: events from a file, and a card
+//! provider with a ledger of its own.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -45,7 +45,8 @@ pub(crate) fn bundled_events() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/data/events.jsonl")
 }
 
-/// The events of the file, and how many of its lines are none; those are reported with their numbers.
+/// The events of the file, and how many of its lines are none; those are reported with their
+/// numbers.
 pub(crate) fn read_events(path: &Path) -> anyhow::Result<(Vec<Event>, usize)> {
     let text = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
     let (mut events, mut malformed) = (Vec::new(), 0);
@@ -56,8 +57,12 @@ pub(crate) fn read_events(path: &Path) -> anyhow::Result<(Vec<Event>, usize)> {
             Err(error) => {
                 malformed += 1;
                 let message = error.to_string();
-                let message = message.rsplit_once(" at line ").map_or(&*message, |(message, _)| message);
-                eprintln!("line {number}, column {} is malformed and skipped: {message}", error.column());
+                let message =
+                    message.rsplit_once(" at line ").map_or(&*message, |(message, _)| message);
+                eprintln!(
+                    "line {number}, column {} is malformed and skipped: {message}",
+                    error.column()
+                );
             }
         }
     }
@@ -109,7 +114,8 @@ impl CardProvider {
         let scratch = tempfile::tempdir().context("cannot make a directory for the ledger")?;
         let path = keep.unwrap_or_else(|| scratch.path().join("ledger.jsonl"));
         let ledger = OpenOptions::new().append(true).create_new(true).open(&path);
-        let ledger = ledger.with_context(|| format!("cannot make the ledger {}", path.display()))?;
+        let ledger =
+            ledger.with_context(|| format!("cannot make the ledger {}", path.display()))?;
         Ok(Self { path, ledger, _scratch: scratch })
     }
 
@@ -124,7 +130,10 @@ impl CardProvider {
 
     /// Every charge that was made, read back from the ledger.
     pub(crate) fn charges(&self) -> anyhow::Result<Vec<Payment>> {
-        let text = fs::read_to_string(&self.path).with_context(|| format!("cannot read {}", self.path.display()))?;
-        text.lines().map(|line| serde_json::from_str(line).context("the ledger is damaged")).collect()
+        let text = fs::read_to_string(&self.path)
+            .with_context(|| format!("cannot read {}", self.path.display()))?;
+        text.lines()
+            .map(|line| serde_json::from_str(line).context("the ledger is damaged"))
+            .collect()
     }
 }

@@ -36,14 +36,20 @@ async fn run() -> anyhow::Result<()> {
     while let Some(argument) = arguments.next() {
         match &*argument {
             "--store" => store = arguments.next().context("`--store` needs a URL")?,
-            "--listen" => listen = arguments.next().context("`--listen` needs an address, with its port")?,
+            "--listen" => {
+                listen = arguments.next().context("`--listen` needs an address, with its port")?
+            }
             other => bail!("`{other}` is unknown; there are `--store URL` and `--listen ADDRESS`"),
         }
     }
     let engine = Idempotency::connect(&store).await?;
-    let listener = TcpListener::bind(&listen).await.with_context(|| format!("cannot listen on {listen}"))?;
+    let listener =
+        TcpListener::bind(&listen).await.with_context(|| format!("cannot listen on {listen}"))?;
     // The part after the scheme may hold a password.
     let store = store.split(':').next().unwrap_or_default();
-    println!("http://{} (store: {store}; open it in a browser, Ctrl-C ends it)", listener.local_addr()?);
+    println!(
+        "http://{} (store: {store}; open it in a browser, Ctrl-C ends it)",
+        listener.local_addr()?
+    );
     server::serve(listener, shop::router(engine)).await
 }

@@ -1,5 +1,5 @@
-//! The card provider. It is outside of the shop, knows nothing of keys, and charges as often as it is asked: its books
-//! are where charges are counted.
+//! The card provider. It is outside of the shop, knows nothing of keys, and charges as often as it
+//! is asked: its books are where charges are counted.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -52,7 +52,13 @@ pub struct Provider {
 
 impl Provider {
     /// Charges, whether or not it did so before. `reference` is what the shop calls the payment.
-    pub async fn charge(&self, order: &str, reference: &str, amount: u64, card: Card) -> Result<Receipt, NotCharged> {
+    pub async fn charge(
+        &self,
+        order: &str,
+        reference: &str,
+        amount: u64,
+        card: Card,
+    ) -> Result<Receipt, NotCharged> {
         let receipt = self.enter(order, reference, amount, card);
         tokio::time::sleep(PAUSE).await;
         match card {
@@ -67,7 +73,12 @@ impl Provider {
     }
 
     pub fn account(&self, order: &str) -> Account {
-        self.books.lock().unwrap_or_else(PoisonError::into_inner).get(order).cloned().unwrap_or_default()
+        self.books
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(order)
+            .cloned()
+            .unwrap_or_default()
     }
 
     fn enter(&self, order: &str, reference: &str, amount: u64, card: Card) -> Option<Receipt> {

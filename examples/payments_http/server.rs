@@ -1,4 +1,5 @@
-//! Connections that end without an answer where the service says so. Everybody else uses `axum::serve`.
+//! Connections that end without an answer where the service says so. Everybody else uses
+//! `axum::serve`.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -32,9 +33,12 @@ pub async fn serve(listener: TcpListener, router: Router) -> ! {
         let router = router.clone();
         tokio::spawn(async move {
             let service = service_fn(|request| answer(router.clone(), request));
-            // One request per connection: where a connection was used before, browsers send a request whose answer is lost
-            // again by themselves, also a payment, and the page would not see that anything was lost.
-            let connection = http1::Builder::new().keep_alive(false).serve_connection(TokioIo::new(stream), service);
+            // One request per connection: where a connection was used before, browsers send a
+            // request whose answer is lost again by themselves, also a payment, and the page would
+            // not see that anything was lost.
+            let connection = http1::Builder::new()
+                .keep_alive(false)
+                .serve_connection(TokioIo::new(stream), service);
             // It ends with an error when the answer is lost, and when the client has gone.
             let _ = connection.await;
         });

@@ -1,4 +1,5 @@
-//! The service: orders and payments, each of them behind the layer. No handler knows that requests are repeated.
+//! The service: orders and payments, each of them behind the layer. No handler knows that requests
+//! are repeated.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,7 +10,9 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{Html, IntoResponse as _, Response as AnyResponse};
 use axum::routing::{get, post, put};
 use axum::{Json, Router};
-use idempotency::http::{IDEMPOTENCY_KEY, IdempotencyKey, IdempotencyLayer, RequestFingerprint, Scope};
+use idempotency::http::{
+    IDEMPOTENCY_KEY, IdempotencyKey, IdempotencyLayer, RequestFingerprint, Scope,
+};
 use idempotency::{Idempotency, Resolution, State as RecordState};
 use serde::Deserialize;
 use serde_json::json;
@@ -30,18 +33,21 @@ pub struct Shop {
 }
 
 pub fn router(engine: Idempotency) -> Router {
-    // Nobody logs in here, so there is nobody to keep apart. A service with clients names the one who asks.
+    // Nobody logs in here, so there is nobody to keep apart. A service with clients names the one
+    // who asks.
     let once = IdempotencyLayer::new(engine.clone(), Scope::global())
         .with_operation(OPERATION)
         .with_fingerprint(RequestFingerprint::json());
     let status = once.status_service();
-    let shop = Shop { engine, provider: Arc::default(), orders: Arc::default(), cut_off: Arc::default() };
+    let shop =
+        Shop { engine, provider: Arc::default(), orders: Arc::default(), cut_off: Arc::default() };
     let lose = from_fn_with_state(shop.clone(), lose_answers);
     Router::new()
         .route("/orders", post(order).layer(once.clone()))
         .route("/orders/{order}/payments", post(pay).layer(once).layer(lose))
         .route_service("/status", status)
-        // What follows is for the page and for people with curl: faults, an operator, and the provider's books.
+        // What follows is for the page and for people with curl: faults, an operator, and the
+        // provider's books.
         .route("/", get(Html(include_str!("index.html"))))
         .route("/orders/{order}/answers", put(switch_answers))
         .route("/orders/{order}/settlement", put(settle))
@@ -82,7 +88,8 @@ async fn pay(
     match shop.provider.charge(&order, key.as_str(), payment.amount, payment.card).await {
         Ok(receipt) => created(&receipt).into_response(),
         Err(NotCharged::Declined) => problem(StatusCode::PAYMENT_REQUIRED, "the card was declined"),
-        // It may have charged: of a 5xx nobody knows, and there is no retry until somebody has looked.
+        // It may have charged: of a 5xx nobody knows, and there is no retry until somebody has
+        // looked.
         Err(NotCharged::NoAnswer) => {
             problem(StatusCode::GATEWAY_TIMEOUT, "the provider did not answer; it may have charged")
         }
@@ -92,7 +99,9 @@ async fn pay(
 fn created(receipt: &Receipt) -> Response<String> {
     let mut response = Response::new(json!(receipt).to_string());
     *response.status_mut() = StatusCode::CREATED;
-    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
     response
 }
 
@@ -121,7 +130,11 @@ enum Answers {
     Lost,
 }
 
-async fn switch_answers(State(shop): State<Shop>, Path(order): Path<String>, Json(answers): Json<Answers>) {
+async fn switch_answers(
+    State(shop): State<Shop>,
+    Path(order): Path<String>,
+    Json(answers): Json<Answers>,
+) {
     let mut cut_off = shop.cut_off.lock().unwrap_or_else(PoisonError::into_inner);
     match answers {
         Answers::Delivered => cut_off.remove(&order),
@@ -138,7 +151,9 @@ async fn settle(
     let key = headers.get(IDEMPOTENCY_KEY).and_then(|key| key.to_str().ok()).unwrap_or_default();
     let record = shop.engine.record(OPERATION, key);
     let view = record.inspect().await?.filter(|view| view.state == RecordState::InDoubt);
-    let Some(view) = view else { return Ok(problem(StatusCode::NOT_FOUND, "nothing is uncertain under this key")) };
+    let Some(view) = view else {
+        return Ok(problem(StatusCode::NOT_FOUND, "nothing is uncertain under this key"));
+    };
     let (resolution, found) = match shop.provider.receipt(&order, key) {
         Some(receipt) => (Resolution::response(created(&receipt)), "charged"),
         None => (Resolution::NotExecuted, "not charged"),

@@ -1,5 +1,6 @@
-//! After a crash, the next call asks the payment provider before anything else. Workers are killed (SIGKILL) before and
-//! after the charge reached the provider, the provider is killed too, and still every payment is charged once.
+//! After a crash, the next call asks the payment provider before anything else. Workers are killed
+//! (SIGKILL) before and after the charge reached the provider, the provider is killed too, and
+//! still every payment is charged once.
 //!
 //! ```sh
 //! cargo run --features sqlite --example verify_with_provider
@@ -40,10 +41,12 @@ struct Worker {
 }
 
 impl Worker {
-    /// The key of the charge is the same in every attempt. It is what the provider is asked about, and what it enforces:
-    /// a worker that was only slow, and sends its charge after the question, has none made.
+    /// The key of the charge is the same in every attempt. It is what the provider is asked about,
+    /// and what it enforces: a worker that was only slow, and sends its charge after the question,
+    /// has none made.
     ///
-    /// A charge without an answer may have been made: `hold`, and the next call asks about that too.
+    /// A charge without an answer may have been made: `hold`, and the next call asks about that
+    /// too.
     #[idempotent(name = "payments.charge", key = payment, ttl = "24h", lease = "1s", on_error = hold,
         on_crash = verify(async |context| {
             let found = self.provider.find(payment, &context.derive_key("charge")).await;
@@ -56,7 +59,8 @@ impl Worker {
         }))]
     async fn charge(&self, payment: u32) -> Result<String, PayError> {
         self.is_at("charging").await;
-        let receipt = self.provider.charge(payment, &Context::current().derive_key("charge")).await?;
+        let receipt =
+            self.provider.charge(payment, &Context::current().derive_key("charge")).await?;
         self.is_at("the provider has charged").await;
         Ok(receipt)
     }
@@ -77,7 +81,8 @@ impl Worker {
                     return Ok(());
                 }
                 Err(PayError::Idempotency(error)) if error.is_retryable() => {
-                    let what = if error.kind() == ErrorKind::InDoubt { "in doubt" } else { "not now" };
+                    let what =
+                        if error.kind() == ErrorKind::InDoubt { "in doubt" } else { "not now" };
                     println!("{what}: {error}");
                     tokio::time::sleep(error.retry_after().unwrap_or(PAUSE)).await;
                 }
@@ -97,11 +102,17 @@ fn in_words(found: &io::Result<Option<String>>) -> String {
 }
 
 /// Pays in a process of its own. It is killed as soon as it prints a line that begins with `until`.
-async fn worker(directory: &Path, address: &str, payment: u32, until: Option<&str>) -> anyhow::Result<()> {
+async fn worker(
+    directory: &Path,
+    address: &str,
+    payment: u32,
+    until: Option<&str>,
+) -> anyhow::Result<()> {
     println!("payment {payment}, a worker starts");
     let mut command = Command::new(std::env::current_exe()?);
     command.arg("worker").arg(directory).args([address, &payment.to_string()]).args(until);
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true).spawn()?;
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true).spawn()?;
     let _ends_with_this_process = child.stdin.take();
     let mut lines = BufReader::new(child.stdout.take().context("no output")?).lines();
     while let Some(line) = lines.next_line().await? {
@@ -134,9 +145,13 @@ async fn lead(directory: &Path) -> anyhow::Result<()> {
     worker(directory, provider.address(), 3, None).await?;
 
     for payment in ["1", "2", "3"] {
-        let count = |what| anyhow::Ok(noted(&books, what)?.iter().filter(|(noted, _)| noted == payment).count());
+        let count = |what| {
+            anyhow::Ok(noted(&books, what)?.iter().filter(|(noted, _)| noted == payment).count())
+        };
         let (charged, repeated, asked) = (count("charged")?, count("repeated")?, count("asked")?);
-        println!("payment {payment} at the provider: charged {charged}x, sent again {repeated}x, asked about {asked}x");
+        println!(
+            "payment {payment} at the provider: charged {charged}x, sent again {repeated}x, asked about {asked}x"
+        );
         ensure!((charged, repeated) == (1, 0), "payment {payment} was not charged exactly once");
     }
     println!("every payment was charged once");

@@ -1,8 +1,9 @@
-//! The world around the code of `verify_with_provider`: a payment provider, which is a process of its own with books of
-//! its own, and the client that talks to it.
+//! The world around the code of `verify_with_provider`: a payment provider, which is a process of
+//! its own with books of its own, and the client that talks to it.
 //!
-//! Each connection carries one line that asks and one that answers: `charge PAYMENT KEY` gives `receipt ch_1`, and
-//! `find PAYMENT KEY` gives that or `none`. The key is enforced: a charge that is sent again is not made again.
+//! Each connection carries one line that asks and one that answers: `charge PAYMENT KEY` gives
+//! `receipt ch_1`, and `find PAYMENT KEY` gives that or `none`. The key is enforced: a charge that
+//! is sent again is not made again.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
@@ -27,7 +28,12 @@ pub(crate) struct ProviderProcess {
 impl ProviderProcess {
     pub(crate) async fn start(books: &Path) -> anyhow::Result<Self> {
         let mut command = Command::new(std::env::current_exe()?);
-        command.arg("provider").arg(books).stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
+        command
+            .arg("provider")
+            .arg(books)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true);
         let mut child = command.spawn()?;
         let mut lines = BufReader::new(child.stdout.take().context("no output")?).lines();
         let address = lines.next_line().await?.context("the provider has ended early")?;
@@ -95,7 +101,8 @@ impl Books {
 /// The payments and keys of all lines of the books that begin with `what`.
 pub(crate) fn noted(books: &Path, what: &str) -> anyhow::Result<Vec<(String, String)>> {
     let text = fs::read_to_string(books)?;
-    let entries = text.lines().filter_map(|line| line.strip_prefix(what)?.trim_start().split_once(' '));
+    let entries =
+        text.lines().filter_map(|line| line.strip_prefix(what)?.trim_start().split_once(' '));
     Ok(entries.map(|(payment, key)| (payment.to_owned(), key.to_owned())).collect())
 }
 
@@ -130,7 +137,9 @@ impl Provider {
         let answer = tokio::time::timeout(PATIENCE, answer).await??;
         match answer.strip_suffix('\n') {
             Some("none") => Ok(None),
-            Some(answer) if let Some(receipt) = answer.strip_prefix("receipt ") => Ok(Some(receipt.to_owned())),
+            Some(answer) if let Some(receipt) = answer.strip_prefix("receipt ") => {
+                Ok(Some(receipt.to_owned()))
+            }
             Some(_) => Err(io::Error::other("it answers something else")),
             None => Err(io::ErrorKind::UnexpectedEof.into()), // half an answer is none
         }

@@ -124,7 +124,8 @@ pub(crate) fn parse(tokens: TokenStream, errors: &mut Errors) -> Args {
     args
 }
 
-/// Goes on after the next comma, so that a mistake in one option does not hide the mistakes in the others.
+/// Goes on after the next comma, so that a mistake in one option does not hide the mistakes in the
+/// others.
 fn skip_option(input: ParseStream) -> syn::Result<()> {
     while !input.is_empty() {
         if input.parse::<Option<Token![,]>>()?.is_some() {
@@ -139,13 +140,17 @@ fn separator(input: ParseStream) -> syn::Result<()> {
     if input.is_empty() || input.parse::<Option<Token![,]>>()?.is_some() {
         return Ok(());
     }
-    Err(input.error("options are separated by commas: `#[idempotent(key = order.id, ttl = \"24h\")]`"))
+    Err(input
+        .error("options are separated by commas: `#[idempotent(key = order.id, ttl = \"24h\")]`"))
 }
 
 fn option(args: &mut Args, input: ParseStream, errors: &mut Errors) -> syn::Result<()> {
     let name = input.call(Ident::parse_any).map_err(|error| {
         args.has_unreadable = true;
-        syn::Error::new(error.span(), "expected an option: `#[idempotent(key = order.id, ttl = \"24h\")]`")
+        syn::Error::new(
+            error.span(),
+            "expected an option: `#[idempotent(key = order.id, ttl = \"24h\")]`",
+        )
     })?;
     let text = name.to_string();
     let Some((_, example)) = OPTIONS.iter().find(|(option, _)| *option == text) else {
@@ -154,7 +159,10 @@ fn option(args: &mut Args, input: ParseStream, errors: &mut Errors) -> syn::Resu
         return Err(unknown(&name, meant));
     };
     if args.named(&text).is_some() {
-        return Err(syn::Error::new(name.span(), format!("`{text}` is given twice: keep one `{example}`")));
+        return Err(syn::Error::new(
+            name.span(),
+            format!("`{text}` is given twice: keep one `{example}`"),
+        ));
     }
     args.named.push(name.clone());
 
@@ -163,24 +171,34 @@ fn option(args: &mut Args, input: ParseStream, errors: &mut Errors) -> syn::Resu
         if input.is_empty() || input.peek(Token![,]) {
             return Ok(());
         }
-        return Err(syn::Error::new(name.span(), "`detach` takes no value: write `detach`, or leave it out"));
+        return Err(syn::Error::new(
+            name.span(),
+            "`detach` takes no value: write `detach`, or leave it out",
+        ));
     }
     if input.parse::<Option<Token![=]>>()?.is_none() {
-        return Err(syn::Error::new(name.span(), format!("`{text}` takes a value: write `{example}`")));
+        return Err(syn::Error::new(
+            name.span(),
+            format!("`{text}` takes a value: write `{example}`"),
+        ));
     }
     if text == "crate" {
         args.facade = Some(facade(input, &name)?);
         return Ok(());
     }
     let value: Expr = input.parse().map_err(|error| {
-        syn::Error::new(error.span(), format!("{error}: `{text}` takes an expression, as in `{example}`"))
+        syn::Error::new(
+            error.span(),
+            format!("{error}: `{text}` takes an expression, as in `{example}`"),
+        )
     })?;
     if text == "tx" {
         args.tx = transaction::parse(value, errors);
         return Ok(());
     }
     refuse_leaving(&text, &value, errors);
-    if let Some(option) = ["key", "scope", "fingerprint"].into_iter().find(|option| *option == text) {
+    if let Some(option) = ["key", "scope", "fingerprint"].into_iter().find(|option| *option == text)
+    {
         args.telling_apart.push((option, value.clone()));
     }
     match text.as_str() {
@@ -227,9 +245,12 @@ fn refuse_leaving(option: &str, value: &Expr, errors: &mut Errors) {
 
 fn unknown(name: &Ident, meant: Option<&str>) -> syn::Error {
     let options = OPTIONS.map(|(option, _)| option).join(", ");
-    let example = OPTIONS.iter().find(|(option, _)| meant == Some(option)).map(|(_, example)| example);
+    let example =
+        OPTIONS.iter().find(|(option, _)| meant == Some(option)).map(|(_, example)| example);
     let message = match example {
-        Some(example) => format!("unknown option `{name}`; the options are {options}; did you mean `{example}`?"),
+        Some(example) => {
+            format!("unknown option `{name}`; the options are {options}; did you mean `{example}`?")
+        }
         None => format!("unknown option `{name}`; write one of {options}"),
     };
     syn::Error::new(name.span(), message)
@@ -248,7 +269,10 @@ fn operation_name(value: Expr, errors: &mut Errors) -> Option<Expr> {
     if let Some(literal) = string(&value) {
         let text = literal.value();
         if text.trim().is_empty() {
-            errors.at(literal.span(), "an operation needs a name: write `name = \"payments.charge\"`");
+            errors.at(
+                literal.span(),
+                "an operation needs a name: write `name = \"payments.charge\"`",
+            );
             return None;
         }
         if text.contains(['{', '}']) {
@@ -294,7 +318,8 @@ fn on_conflict(value: &Expr, errors: &mut Errors) -> Option<OnConflict> {
         && word(&call.func).as_deref() == Some("wait")
         && let [time] = &call.args.iter().collect::<Vec<_>>()[..]
     {
-        return duration::parse("wait", "on_conflict = wait(\"5s\")", (*time).clone(), errors).map(OnConflict::WaitFor);
+        return duration::parse("wait", "on_conflict = wait(\"5s\")", (*time).clone(), errors)
+            .map(OnConflict::WaitFor);
     }
     errors.over(
         value,
@@ -308,7 +333,12 @@ fn after_expiry(value: &Expr, errors: &mut Errors) -> Option<Time> {
         && word(&call.func).as_deref() == Some("refuse")
         && let [time] = &call.args.iter().collect::<Vec<_>>()[..]
     {
-        return duration::parse("refuse", "after_expiry = refuse(\"30d\")", (*time).clone(), errors);
+        return duration::parse(
+            "refuse",
+            "after_expiry = refuse(\"30d\")",
+            (*time).clone(),
+            errors,
+        );
     }
     errors.over(
         value,

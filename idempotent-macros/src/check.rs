@@ -77,7 +77,8 @@ fn in_transaction(args: &Args, function: &Function, errors: &mut Errors) {
         ("lease", "a claim in a transaction lives as long as the transaction: leave `lease` out"),
     ] {
         if args.named(excluded).is_some() {
-            errors.at(option, format!("`tx` and `{excluded}` exclude each other, because {reason}"));
+            errors
+                .at(option, format!("`tx` and `{excluded}` exclude each other, because {reason}"));
         }
     }
     if let Some(tx) = &args.tx {
@@ -90,7 +91,10 @@ fn qualifiers(function: &Function, errors: &mut Errors) {
     let name = &signature.ident;
     for attribute in &function.attributes {
         if is_idempotent(attribute) {
-            errors.over(attribute, "a function is one operation: keep one `#[idempotent(…)]` and remove this one");
+            errors.over(
+                attribute,
+                "a function is one operation: keep one `#[idempotent(…)]` and remove this one",
+            );
         }
     }
     if function.body.is_none() {
@@ -103,7 +107,12 @@ fn qualifiers(function: &Function, errors: &mut Errors) {
         errors.over(constness, format!("a `const fn` cannot ask a store: write `async fn {name}`"));
     }
     if let Some(abi) = &signature.abi {
-        errors.over(abi, format!("an `extern` function cannot be awaited by its caller: write `async fn {name}`"));
+        errors.over(
+            abi,
+            format!(
+                "an `extern` function cannot be awaited by its caller: write `async fn {name}`"
+            ),
+        );
     }
 }
 
@@ -185,7 +194,10 @@ fn detached_receiver(receiver: &Receiver, errors: &mut Errors) {
         _ => true,
     };
     if borrows {
-        errors.over(receiver, "`detach` needs a body that owns what it uses: take `self: Arc<Self>` or `self`");
+        errors.over(
+            receiver,
+            "`detach` needs a body that owns what it uses: take `self: Arc<Self>` or `self`",
+        );
     }
 }
 

@@ -1,5 +1,5 @@
-//! Finds texts that were meant as arguments: `key = "order.id"`. Such a key is the same in every call, and all calls
-//! would get the answer of the first.
+//! Finds texts that were meant as arguments: `key = "order.id"`. Such a key is the same in every
+//! call, and all calls would get the answer of the first.
 
 use proc_macro2::{Delimiter, Group, Ident, Span, TokenStream, TokenTree};
 use quote::ToTokens;
@@ -25,7 +25,10 @@ pub(crate) fn check(args: &Args, function: &Function, errors: &mut Errors) {
                 "fingerprint" => String::new(),
                 option => format!(", or a template, `{option} = \"{{{written}}}\"`"),
             };
-            errors.at(span, format!("\"{text}\" is a text, {reason}: write `{option} = {written}`{template}"));
+            errors.at(
+                span,
+                format!("\"{text}\" is a text, {reason}: write `{option} = {written}`{template}"),
+            );
         }
     }
 }
@@ -48,16 +51,20 @@ fn meant_in(value: &Expr, names: &[Ident]) -> Option<(Meant, Span)> {
     let is_mentioned = |name: &Ident| mentions(&rest, name);
     let is_constant = !names.iter().any(is_mentioned);
     found.texts.into_iter().find_map(|Quoted { text, span, is_looked_up }| {
-        // Of something that is called with an argument, or on one, nobody knows what it does with the text.
+        // Of something that is called with an argument, or on one, nobody knows what it does with
+        // the text.
         if is_looked_up && !is_constant {
             return None;
         }
         let meant = match template {
             Some(_) if text.contains(['{', '}']) => word(&text, names),
             Some(_) => whole(&text, names).or_else(|| word(&text, names)),
-            None => whole(&text, names).or_else(|| word(&text, names)).or_else(|| in_braces(&text, names)),
+            None => whole(&text, names)
+                .or_else(|| word(&text, names))
+                .or_else(|| in_braces(&text, names)),
         }?;
-        // Beside other values a name is a prefix, `("order", order.id)`, and so is what begins with one of them.
+        // Beside other values a name is a prefix, `("order", order.id)`, and so is what begins with
+        // one of them.
         let is_prefix = !is_constant && (meant.is_bare || is_mentioned(&meant.argument));
         (!is_prefix).then_some((meant, span))
     })
@@ -76,7 +83,8 @@ struct Found {
 struct Quoted {
     text: String,
     span: Span,
-    /// It is given to a method, an index, or a function that gets an argument too: `event.field("order.id")`.
+    /// It is given to a method, an index, or a function that gets an argument too:
+    /// `event.field("order.id")`.
     is_looked_up: bool,
 }
 
@@ -100,7 +108,11 @@ impl Found {
                 TokenTree::Group(group) => match called.take() {
                     Some(name) if name == "stringify" => {
                         let text = group.stream().to_string().replace(' ', "");
-                        self.texts.push(Quoted { text, span: group.span(), is_looked_up: place.is_looked_up });
+                        self.texts.push(Quoted {
+                            text,
+                            span: group.span(),
+                            is_looked_up: place.is_looked_up,
+                        });
                     }
                     Some(name) if name == "concat" => {
                         let mut parts = Self::default();
@@ -108,7 +120,11 @@ impl Found {
                         self.has_macro |= parts.has_macro;
                         if !parts.has_macro {
                             let text = parts.texts.into_iter().map(|part| part.text).collect();
-                            self.texts.push(Quoted { text, span: group.span(), is_looked_up: place.is_looked_up });
+                            self.texts.push(Quoted {
+                                text,
+                                span: group.span(),
+                                is_looked_up: place.is_looked_up,
+                            });
                         }
                     }
                     called => {
@@ -120,7 +136,11 @@ impl Found {
                 },
                 TokenTree::Literal(literal) if !place.is_macro => {
                     let text = text(literal).unwrap_or_else(|| literal.to_string());
-                    self.texts.push(Quoted { text, span: literal.span(), is_looked_up: place.is_looked_up });
+                    self.texts.push(Quoted {
+                        text,
+                        span: literal.span(),
+                        is_looked_up: place.is_looked_up,
+                    });
                 }
                 TokenTree::Ident(ident) => {
                     let is_called = matches!(tokens.peek(), Some(TokenTree::Punct(next)) if next.as_char() == '!');
@@ -137,11 +157,14 @@ impl Found {
     }
 }
 
-/// Whether `group` is what a method is called with, an index, or what a function is called with, an argument among it.
+/// Whether `group` is what a method is called with, an index, or what a function is called with, an
+/// argument among it.
 fn looks_up(before: &[Option<TokenTree>; 2], group: &Group, names: &[Ident]) -> bool {
     match (group.delimiter(), before) {
         (Delimiter::Bracket, [_, Some(TokenTree::Ident(_) | TokenTree::Group(_))]) => true,
-        (Delimiter::Parenthesis, [Some(TokenTree::Punct(dot)), Some(TokenTree::Ident(_))]) if dot.as_char() == '.' => {
+        (Delimiter::Parenthesis, [Some(TokenTree::Punct(dot)), Some(TokenTree::Ident(_))])
+            if dot.as_char() == '.' =>
+        {
             true
         }
         (Delimiter::Parenthesis, [_, Some(TokenTree::Ident(_))]) => {
@@ -160,7 +183,8 @@ fn text(literal: &proc_macro2::Literal) -> Option<String> {
     }
 }
 
-/// `"id"`, `"order.id"`, `"#id"`, `"(user, id)"`: all of the text is an expression over an argument.
+/// `"id"`, `"order.id"`, `"#id"`, `"(user, id)"`: all of the text is an expression over an
+/// argument.
 fn whole(text: &str, names: &[Ident]) -> Option<Meant> {
     let trimmed = text.trim();
     let path = trimmed.trim_start_matches(['#', '$', '@', ':', '?', '&', '*']);
@@ -168,7 +192,12 @@ fn whole(text: &str, names: &[Ident]) -> Option<Meant> {
         && is_path(rest)
     {
         let is_bare = rest.is_empty() && path == trimmed;
-        return Some(Meant { text: text.to_owned(), written: format!("{argument}{rest}"), argument, is_bare });
+        return Some(Meant {
+            text: text.to_owned(),
+            written: format!("{argument}{rest}"),
+            argument,
+            is_bare,
+        });
     }
     let value = syn::parse_str::<Expr>(trimmed).ok()?;
     let is_expression = matches!(value, Expr::Tuple(_) | Expr::Paren(_) | Expr::Array(_));
@@ -182,7 +211,9 @@ fn word(text: &str, names: &[Ident]) -> Option<Meant> {
     text.match_indices(['#', '$']).find_map(|(at, sign)| {
         let begins = !text[..at].ends_with(|before: char| before.is_alphanumeric());
         let (argument, rest) = argument_at(&text[at + sign.len()..], names).filter(|_| begins)?;
-        let end = rest.find(|next: char| !(next.is_alphanumeric() || matches!(next, '_' | '.'))).unwrap_or(rest.len());
+        let end = rest
+            .find(|next: char| !(next.is_alphanumeric() || matches!(next, '_' | '.')))
+            .unwrap_or(rest.len());
         let written = format!("{argument}{}", rest[..end].trim_end_matches('.'));
         Some(Meant { text: text.to_owned(), argument, written, is_bare: false })
     })
@@ -193,19 +224,26 @@ fn in_braces(text: &str, names: &[Ident]) -> Option<Meant> {
     text.match_indices('{').find_map(|(at, _)| {
         let inside = text[at + 1..].split('}').next()?;
         let (argument, rest) = argument_at(inside, names).filter(|(_, rest)| is_path(rest))?;
-        Some(Meant { text: text.to_owned(), written: format!("{argument}{rest}"), argument, is_bare: false })
+        Some(Meant {
+            text: text.to_owned(),
+            written: format!("{argument}{rest}"),
+            argument,
+            is_bare: false,
+        })
     })
 }
 
 /// The argument that `text` begins with, and what follows.
 fn argument_at<'a>(text: &'a str, names: &[Ident]) -> Option<(Ident, &'a str)> {
     let text = text.strip_prefix("r#").unwrap_or(text);
-    let end = text.find(|next: char| !(next.is_alphanumeric() || next == '_')).unwrap_or(text.len());
+    let end =
+        text.find(|next: char| !(next.is_alphanumeric() || next == '_')).unwrap_or(text.len());
     let argument = names.iter().find(|name| name.unraw() == text[..end])?;
     Some((argument.clone(), &text[end..]))
 }
 
-/// Whether what follows a name goes on as a path into it: `.id`, `::id`, `[0]`, `.id()`, or is nothing.
+/// Whether what follows a name goes on as a path into it: `.id`, `::id`, `[0]`, `.id()`, or is
+/// nothing.
 fn is_path(rest: &str) -> bool {
     let rest = rest.trim_end();
     rest.is_empty()
@@ -222,7 +260,8 @@ mod tests {
 
     /// What should have been written in place of the value, for `order`, `id`, `r#type` and `self`.
     fn written(value: &str) -> Option<String> {
-        let mut names = ["order", "id", "self"].map(|name| Ident::new(name, Span::call_site())).to_vec();
+        let mut names =
+            ["order", "id", "self"].map(|name| Ident::new(name, Span::call_site())).to_vec();
         names.push(Ident::new_raw("type", Span::call_site()));
         meant_in(&syn::parse_str(value).unwrap(), &names).map(|(meant, _)| meant.written)
     }

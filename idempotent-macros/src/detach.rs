@@ -23,7 +23,8 @@ pub(crate) fn copied<'a>(function: &'a Function, body: &Body) -> Vec<Copied<'a>>
     typed(&function.signature)
         .filter(|argument| is_lent(&argument.ty))
         .filter_map(|argument| {
-            let name = argument_name(&argument.pat).filter(|name| mentions(&body.statements, name))?;
+            let name =
+                argument_name(&argument.pat).filter(|name| mentions(&body.statements, name))?;
             Some(Copied {
                 name,
                 mutability: mutability(&argument.pat),
@@ -54,18 +55,30 @@ impl Copied<'_> {
     }
 }
 
-/// One check for each argument that moves into the task, so that a mistake is reported at the argument.
-pub(crate) fn checks(function: &Function, private: &TokenStream) -> impl Iterator<Item = TokenStream> {
+/// One check for each argument that moves into the task, so that a mistake is reported at the
+/// argument.
+pub(crate) fn checks(
+    function: &Function,
+    private: &TokenStream,
+) -> impl Iterator<Item = TokenStream> {
     function.signature.inputs.iter().filter_map(move |argument| {
         let (name, place, conditions) = match argument {
             FnArg::Receiver(Receiver { self_token, kind, .. }) => {
-                let place = if let ReceiverKind::Typed(_, of_type) = kind { of_type.span() } else { self_token.span };
+                let place = if let ReceiverKind::Typed(_, of_type) = kind {
+                    of_type.span()
+                } else {
+                    self_token.span
+                };
                 (Ident::from(*self_token), place, Vec::new())
             }
             FnArg::Typed(argument) if !is_moved(&argument.ty) => return None,
             FnArg::Typed(argument) => {
                 let place = argument.ty.span();
-                (argument_name(&argument.pat)?.clone(), place, conditions(&argument.attrs).collect())
+                (
+                    argument_name(&argument.pat)?.clone(),
+                    place,
+                    conditions(&argument.attrs).collect(),
+                )
             }
         };
         let reference = quote_spanned!(place=> &#name);
@@ -76,8 +89,9 @@ pub(crate) fn checks(function: &Function, private: &TokenStream) -> impl Iterato
 
 /// Takes an argument that nobody mentions into the task, where it may guard what the body does.
 ///
-/// That uses it, and the compiler would say nothing of one that was forgotten. So the name is bound once more, to be
-/// reported as the argument would be: in a block of its own, where it hides nothing from the body.
+/// That uses it, and the compiler would say nothing of one that was forgotten. So the name is bound
+/// once more, to be reported as the argument would be: in a block of its own, where it hides
+/// nothing from the body.
 pub(crate) fn taken_along(attributes: &[Attribute], name: &Ident) -> TokenStream {
     let conditions = conditions(attributes);
     if is_never_reported(name) {
@@ -100,7 +114,9 @@ fn underscore_lint(name: &Ident) -> Option<TokenStream> {
 
 /// Whether the attribute says what becomes of a lint.
 fn is_level(attribute: &Attribute) -> bool {
-    ["allow", "warn", "deny", "forbid", "expect"].iter().any(|level| attribute.path().is_ident(level))
+    ["allow", "warn", "deny", "forbid", "expect"]
+        .iter()
+        .any(|level| attribute.path().is_ident(level))
 }
 
 /// Gives a name to each argument `_` by value, which could not move into the task without.
@@ -125,8 +141,9 @@ fn wildcard(pattern: &mut Pat) -> Option<&mut Pat> {
     }
 }
 
-/// The signature without what is said of the arguments in the body: `mut` on those that it gets anew would be unused out
-/// here, and `#[expect]` on those that it reports as unused would not be fulfilled.
+/// The signature without what is said of the arguments in the body: `mut` on those that it gets
+/// anew would be unused out here, and `#[expect]` on those that it reports as unused would not be
+/// fulfilled.
 pub(crate) fn signature(signature: &Signature, is_used: impl Fn(&Ident) -> bool) -> Signature {
     let is_reported = |name: &Ident| !is_used(name) && !is_never_reported(name);
     let mut signature = signature.clone();
@@ -136,7 +153,8 @@ pub(crate) fn signature(signature: &Signature, is_used: impl Fn(&Ident) -> bool)
             if let Pat::Ident(name) = &mut *argument.pat {
                 name.mutability = None;
             }
-        } else if is_moved(&argument.ty) && bound_names(&argument.pat).into_iter().any(is_reported) {
+        } else if is_moved(&argument.ty) && bound_names(&argument.pat).into_iter().any(is_reported)
+        {
             argument.attrs.retain(|attribute| !attribute.path().is_ident("expect"));
         }
     }

@@ -29,7 +29,9 @@ impl ToTokens for Time {
         match self {
             Self::Literal { value, span } => {
                 let (seconds, nanoseconds) = (value.as_secs(), value.subsec_nanos());
-                tokens.extend(quote_spanned!(*span=> ::core::time::Duration::new(#seconds, #nanoseconds)));
+                tokens.extend(
+                    quote_spanned!(*span=> ::core::time::Duration::new(#seconds, #nanoseconds)),
+                );
             }
             Self::Expression(value) => value.to_tokens(tokens),
         }
@@ -59,7 +61,8 @@ pub(crate) fn parse(name: &str, example: &str, value: Expr, errors: &mut Errors)
         }
         Ok(value) => Some(Time::Literal { value, span: literal.span() }),
         Err(error) => {
-            errors.at(literal.span(), format!("`{name}` is no duration, {error}: write `{example}`"));
+            errors
+                .at(literal.span(), format!("`{name}` is no duration, {error}: write `{example}`"));
             None
         }
     }

@@ -25,34 +25,46 @@ pub(crate) fn expand(args: &Args, mut function: Function) -> TokenStream {
         return function.unchanged();
     };
     let private = private_path(args);
-    let detached = is_detached.then(|| detach::signature(signature, |name| is_used(args, body, name)));
+    let detached =
+        is_detached.then(|| detach::signature(signature, |name| is_used(args, body, name)));
     let signature = detached.as_ref().unwrap_or(signature);
     let contents = match (function.output(), &args.tx) {
-        (Output::Async(output), Some(tx)) => native_in_transaction(args, tx, function, body, &private, output),
+        (Output::Async(output), Some(tx)) => {
+            native_in_transaction(args, tx, function, body, &private, output)
+        }
         (Output::Boxed { future, output }, Some(tx)) => {
             boxed_in_transaction(args, tx, function, body, &private, future, output)
         }
         (Output::Async(output), None) => native(args, function, body, &private, output),
-        (Output::Boxed { future, output }, None) => boxed(args, function, body, &private, future, output),
+        (Output::Boxed { future, output }, None) => {
+            boxed(args, function, body, &private, future, output)
+        }
         _ => return function.unchanged(),
     };
     let body = body.braced(&body.inner_attributes, &contents);
     quote!(#(#attributes)* #visibility #signature #body)
 }
 
-/// `async fn`: the body becomes a closure that makes the future where it is run, since a future that is passed by
-/// value takes its room twice.
-fn native(args: &Args, function: &Function, body: &Body, private: &TokenStream, output: &Type) -> TokenStream {
+/// `async fn`: the body becomes a closure that makes the future where it is run, since a future
+/// that is passed by value takes its room twice.
+fn native(
+    args: &Args,
+    function: &Function,
+    body: &Body,
+    private: &TokenStream,
+    output: &Type,
+) -> TokenStream {
     let is_detached = args.detach.is_some();
     let arguments = if is_detached { detach::copied(function, body) } else { Vec::new() };
     let copies = arguments.iter().map(|argument| argument.copy(private));
     let borrows = arguments.iter().map(Copied::borrow);
     let checks = is_detached.then(|| detach::checks(function, private));
     let checks = checks.into_iter().flatten();
-    // A closure captures only the fields that it uses, and what only the key uses would be gone before the body runs:
-    // a guard among the arguments would be dropped too early. What nobody mentions stays outside until the end, and is
-    // reported as unused; a detached body takes that along too, since the outside may end before it. Captures are dropped
-    // in the order in which they are mentioned, arguments from the last to the first.
+    // A closure captures only the fields that it uses, and what only the key uses would be gone
+    // before the body runs: a guard among the arguments would be dropped too early. What nobody
+    // mentions stays outside until the end, and is reported as unused; a detached body takes that
+    // along too, since the outside may end before it. Captures are dropped in the order in which
+    // they are mentioned, arguments from the last to the first.
     let wholes = function.moved_names().into_iter().rev().filter_map(|(attributes, name)| {
         if is_used(args, body, &name) {
             let conditions = conditions(attributes);
@@ -73,7 +85,8 @@ fn native(args: &Args, function: &Function, body: &Body, private: &TokenStream, 
     quote!((#call)().await)
 }
 
-/// `fn … -> Pin<Box<dyn Future>>`: the body gives a future, and whatever it does before is part of the run.
+/// `fn … -> Pin<Box<dyn Future>>`: the body gives a future, and whatever it does before is part of
+/// the run.
 fn boxed(
     args: &Args,
     function: &Function,
@@ -84,7 +97,8 @@ fn boxed(
 ) -> TokenStream {
     let inner = body.braced(&TokenStream::new(), &body.statements);
     let local = local("__body");
-    // `#[async_trait]` binds every argument again inside of `inner`, also those that only the key uses.
+    // `#[async_trait]` binds every argument again inside of `inner`, also those that only the key
+    // uses.
     let closure = quote!(#[allow(unused_variables)] let #local = move || -> #future #inner;);
     if let Some(OnCrash::Verify(verify)) = &args.on_crash {
         let call = call_after_question(args, verify, function, private, output, &closure);
@@ -94,8 +108,8 @@ fn boxed(
     quote!(::std::boxed::Box::pin(#private::on_first_poll(#call)))
 }
 
-/// `async fn` with `tx`: the body borrows the transaction and gives it back. What it borrows else stays an argument of
-/// the outer function, so nothing has to be moved along.
+/// `async fn` with `tx`: the body borrows the transaction and gives it back. What it borrows else
+/// stays an argument of the outer function, so nothing has to be moved along.
 fn native_in_transaction(
     args: &Args,
     tx: &Expr,
@@ -111,7 +125,8 @@ fn native_in_transaction(
     call_in_transaction(args, tx, function, private, output, &lint, &quote!(|| async #inner))
 }
 
-/// A boxed future with `tx`. It takes a loan of the transaction, which is shorter than the lifetimes of the signature.
+/// A boxed future with `tx`. It takes a loan of the transaction, which is shorter than the
+/// lifetimes of the signature.
 fn boxed_in_transaction(
     args: &Args,
     tx: &Expr,
@@ -124,9 +139,18 @@ fn boxed_in_transaction(
     let loan = transaction::loan(tx, function, body);
     let inner = body.following(&loan.unwrap_or_default());
     let future = types::without_lifetimes(future);
-    // `#[async_trait]` binds every argument again inside of `inner`, also those that only the key uses.
+    // `#[async_trait]` binds every argument again inside of `inner`, also those that only the key
+    // uses.
     let lint = quote!(#[allow(unused_variables)]);
-    let call = call_in_transaction(args, tx, function, private, output, &lint, &quote!(|| -> #future #inner));
+    let call = call_in_transaction(
+        args,
+        tx,
+        function,
+        private,
+        output,
+        &lint,
+        &quote!(|| -> #future #inner),
+    );
     quote!(::std::boxed::Box::pin(async move { #call }))
 }
 
@@ -161,9 +185,15 @@ fn call_in_transaction(
 
 /// A closure that makes the future of the call.
 ///
-/// An argument that was borrowed for the key would else keep its place in the state of the outer future, though it was
-/// moved into the body since.
-fn call(args: &Args, function: &Function, private: &TokenStream, output: &Type, closure: &TokenStream) -> TokenStream {
+/// An argument that was borrowed for the key would else keep its place in the state of the outer
+/// future, though it was moved into the body since.
+fn call(
+    args: &Args,
+    function: &Function,
+    private: &TokenStream,
+    output: &Type,
+    closure: &TokenStream,
+) -> TokenStream {
     let (call, codec, body) = (local("__call"), local("__codec"), local("__body"));
     let start = start(args, function, private, output);
     let run = if args.detach.is_some() { quote!(run_detached) } else { quote!(run) };
@@ -176,7 +206,8 @@ fn call(args: &Args, function: &Function, private: &TokenStream, output: &Type, 
     }
 }
 
-/// The call with `on_crash = verify`: the question borrows the arguments, and it is over before the body moves them.
+/// The call with `on_crash = verify`: the question borrows the arguments, and it is over before the
+/// body moves them.
 fn call_after_question(
     args: &Args,
     verify: &Verify,
@@ -240,15 +271,21 @@ fn start(args: &Args, function: &Function, private: &TokenStream, output: &Type)
     }
 }
 
-/// Of a captured variable the compiler says that an assigned field is never read; of an argument it does not.
+/// Of a captured variable the compiler says that an assigned field is never read; of an argument it
+/// does not.
 fn assignments_lint(function: &Function) -> TokenStream {
-    if function.has_mutable_argument() { quote!(#[allow(unused_assignments)]) } else { TokenStream::new() }
+    if function.has_mutable_argument() {
+        quote!(#[allow(unused_assignments)])
+    } else {
+        TokenStream::new()
+    }
 }
 
-/// The one `static` of the function. It is alone in a block, so the body does not see its name. But the user's `name` does,
-/// which may be a constant that is called `SITE`.
+/// The one `static` of the function. It is alone in a block, so the body does not see its name. But
+/// the user's `name` does, which may be a constant that is called `SITE`.
 ///
-/// With a type that no other function has, however it was written: a macro can write two functions at one place.
+/// With a type that no other function has, however it was written: a macro can write two functions
+/// at one place.
 fn site(args: &Args, function: &Function, private: &TokenStream) -> TokenStream {
     let name = if let Some(name) = &args.name {
         name.to_token_stream()
@@ -269,7 +306,8 @@ fn site(args: &Args, function: &Function, private: &TokenStream) -> TokenStream 
 fn settings(args: &Args, private: &TokenStream) -> TokenStream {
     let ttl = args.ttl.as_ref().map(|ttl| quote!(.ttl(#ttl)));
     let scope = args.scope.as_ref().and_then(Key::borrowed).map(|scope| quote!(.scope(#scope)));
-    let fingerprint = args.fingerprint.as_ref().map(borrowed).map(|value| quote!(.fingerprint(#value)));
+    let fingerprint =
+        args.fingerprint.as_ref().map(borrowed).map(|value| quote!(.fingerprint(#value)));
     let former = args.former_fingerprint.as_ref().map(|former| match former {
         FormerFingerprint::Absent => quote!(.formerly_without_fingerprint()),
         FormerFingerprint::Of(value) => {
@@ -287,15 +325,18 @@ fn settings(args: &Args, private: &TokenStream) -> TokenStream {
         OnCrash::Hold => quote!(.on_crash(#private::OnCrash::Hold)),
         OnCrash::Retry => quote!(.on_crash(#private::OnCrash::Retry)),
         OnCrash::Resume => quote!(.on_crash(#private::OnCrash::Resume)),
-        OnCrash::Verify(Verify { settle, .. }) => settle.iter().map(|delay| quote!(.settle(#delay))).collect(),
+        OnCrash::Verify(Verify { settle, .. }) => {
+            settle.iter().map(|delay| quote!(.settle(#delay))).collect()
+        }
     });
     let after_expiry = args.after_expiry.as_ref().map(|time| quote!(.after_expiry(#time)));
     let version = args.version.as_ref().map(|version| quote!(.version(#version)));
     quote!(#ttl #scope #fingerprint #former #lease #on_conflict #on_crash #after_expiry #version)
 }
 
-/// The one place that asks for the bounds of the return type, and of the error type if errors are stored. All of its
-/// path is located at the return type, or a missing bound would be reported at the attribute.
+/// The one place that asks for the bounds of the return type, and of the error type if errors are
+/// stored. All of its path is located at the return type, or a missing bound would be reported at
+/// the attribute.
 fn witness(args: &Args, private: &TokenStream, output: &Type) -> TokenStream {
     let span = output.span();
     let private = located_at(private, span);
@@ -303,7 +344,9 @@ fn witness(args: &Args, private: &TokenStream, output: &Type) -> TokenStream {
     match &args.on_error {
         None | Some(OnError::Release) => quote_spanned!(span=> #private::outcome::<#output>()),
         Some(OnError::Hold) => quote_spanned!(span=> #private::outcome_holding_errors::<#output>()),
-        Some(OnError::Store) => quote_spanned!(span=> #private::outcome_storing_errors::<#output>()),
+        Some(OnError::Store) => {
+            quote_spanned!(span=> #private::outcome_storing_errors::<#output>())
+        }
         Some(OnError::Classify(classify)) => {
             let mut classify = classify.clone();
             if let Expr::Closure(closure) = &mut *classify {
@@ -314,8 +357,8 @@ fn witness(args: &Args, private: &TokenStream, output: &Type) -> TokenStream {
     }
 }
 
-/// Never runs, but tells the compiler the type of the async block, so that mistakes in the body are reported there and
-/// coercions like the one to `Box<dyn Trait>` go on to work.
+/// Never runs, but tells the compiler the type of the async block, so that mistakes in the body are
+/// reported there and coercions like the one to `Box<dyn Trait>` go on to work.
 fn return_type_edge(output: &Type) -> TokenStream {
     let output = erased(output);
     let result = local("__result");
@@ -330,7 +373,11 @@ fn return_type_edge(output: &Type) -> TokenStream {
 
 /// `::idempotency::__private`, or the same below the path that `crate = …` gives.
 fn private_path(args: &Args) -> TokenStream {
-    if let Some(facade) = &args.facade { quote!(#facade::__private) } else { quote!(::idempotency::__private) }
+    if let Some(facade) = &args.facade {
+        quote!(#facade::__private)
+    } else {
+        quote!(::idempotency::__private)
+    }
 }
 
 /// The same names, found as before, but reported at `span`.

@@ -37,7 +37,9 @@ fn is_fresh(path: &[Ident]) -> bool {
         return false;
     };
     CRATES.iter().any(|name| path[0] == name)
-        || FUNCTIONS.iter().any(|(name, functions)| owner == name && functions.iter().any(|name| function == name))
+        || FUNCTIONS
+            .iter()
+            .any(|(name, functions)| owner == name && functions.iter().any(|name| function == name))
 }
 
 fn collect_paths(tokens: TokenStream, paths: &mut Vec<Vec<Ident>>) {
@@ -49,8 +51,7 @@ fn collect_paths(tokens: TokenStream, paths: &mut Vec<Vec<Ident>>) {
                 path.push(ident);
                 // `::` is two colons of which the first is joint.
                 let colon = |token: &TokenTree| matches!(token, TokenTree::Punct(punct) if punct.as_char() == ':');
-                let joint =
-                    |token: &TokenTree| matches!(token, TokenTree::Punct(punct) if punct.spacing() == Spacing::Joint);
+                let joint = |token: &TokenTree| matches!(token, TokenTree::Punct(punct) if punct.spacing() == Spacing::Joint);
                 if tokens.next_if(|token| colon(token) && joint(token)).is_some() {
                     tokens.next_if(colon);
                     if matches!(tokens.peek(), Some(TokenTree::Ident(_))) {
@@ -78,7 +79,10 @@ mod tests {
         assert_eq!(found("Uuid::new_v4()").unwrap(), "Uuid::new_v4");
         assert_eq!(found("::uuid::Uuid::now_v7()").unwrap(), "uuid::Uuid::now_v7");
         assert_eq!(found("(order.id, SystemTime::now())").unwrap(), "SystemTime::now");
-        assert_eq!(found("std::time::Instant::now().elapsed()").unwrap(), "std::time::Instant::now");
+        assert_eq!(
+            found("std::time::Instant::now().elapsed()").unwrap(),
+            "std::time::Instant::now"
+        );
         assert_eq!(found("format!(\"{}\", rand::random::<u64>())").unwrap(), "rand::random");
         assert_eq!(found("rand::rng().next_u64()").unwrap(), "rand::rng");
         assert_eq!(found("f(|| Utc::now().date())").unwrap(), "Utc::now");

@@ -1,4 +1,5 @@
-//! Reads the function under the attribute. Its body is not looked into: it stays the tokens that the user wrote.
+//! Reads the function under the attribute. Its body is not looked into: it stays the tokens that
+//! the user wrote.
 
 use proc_macro2::{Delimiter, Group, Span, TokenStream, TokenTree};
 use quote::quote;
@@ -6,8 +7,8 @@ use syn::ext::IdentExt;
 use syn::parse::{Parse, ParseStream, Parser};
 use syn::visit::{self, Visit};
 use syn::{
-    Attribute, FnArg, GenericParam, Ident, Pat, PatIdent, Receiver, ReceiverKind, ReturnType, Signature, Token, Type,
-    Visibility,
+    Attribute, FnArg, GenericParam, Ident, Pat, PatIdent, Receiver, ReceiverKind, ReturnType,
+    Signature, Token, Type, Visibility,
 };
 
 use crate::types::{self, Output, unwrapped};
@@ -62,7 +63,8 @@ impl Function {
     /// Whether one function in the source is many at run time.
     pub(crate) fn is_generic(&self) -> bool {
         let parameters = self.signature.generics.params.iter();
-        let has_parameters = parameters.into_iter().any(|parameter| !matches!(parameter, GenericParam::Lifetime(_)));
+        let has_parameters =
+            parameters.into_iter().any(|parameter| !matches!(parameter, GenericParam::Lifetime(_)));
         has_parameters || self.arguments().any(|(_, of_type)| types::mentions_impl(of_type))
     }
 
@@ -83,7 +85,8 @@ impl Function {
                 visit::visit_pat_ident(self, pattern);
             }
         }
-        let mut finder = Finder(self.signature.receiver().is_some_and(|receiver| receiver.mutability.is_some()));
+        let mut finder =
+            Finder(self.signature.receiver().is_some_and(|receiver| receiver.mutability.is_some()));
         self.arguments().for_each(|(pattern, _)| finder.visit_pat(pattern));
         finder.0
     }
@@ -95,7 +98,8 @@ impl Function {
             match argument {
                 FnArg::Receiver(Receiver { kind: ReceiverKind::Reference(..), .. }) => {}
                 FnArg::Receiver(receiver) => names.push((&[][..], receiver.self_token.into())),
-                FnArg::Typed(argument) if matches!(unwrapped(&argument.ty), Type::Reference(_)) => {}
+                FnArg::Typed(argument) if matches!(unwrapped(&argument.ty), Type::Reference(_)) => {
+                }
                 FnArg::Typed(argument) => {
                     let bound = bound_names(&argument.pat).into_iter();
                     names.extend(bound.map(|name| (&*argument.attrs, name.clone())));
@@ -114,7 +118,9 @@ impl Function {
 
     /// A key that this function could have, for messages.
     pub(crate) fn example_key(&self) -> String {
-        let named = self.arguments().find_map(|(pattern, of_type)| Some((argument_name(pattern)?, of_type)));
+        let named = self
+            .arguments()
+            .find_map(|(pattern, of_type)| Some((argument_name(pattern)?, of_type)));
         match named {
             Some((name, of_type)) if types::is_plain_value(of_type) => name.to_string(),
             Some((name, _)) => format!("{name}.id"),
@@ -138,8 +144,8 @@ pub(crate) fn argument_name(pattern: &Pat) -> Option<&Ident> {
     }
 }
 
-/// All names that a pattern binds. One in capitals may be a constant or a type without fields instead, which nothing can be
-/// told from here, and which can be named like an argument.
+/// All names that a pattern binds. One in capitals may be a constant or a type without fields
+/// instead, which nothing can be told from here, and which can be named like an argument.
 pub(crate) fn bound_names(pattern: &Pat) -> Vec<&Ident> {
     struct Finder<'a>(Vec<&'a Ident>);
     impl<'a> Visit<'a> for Finder<'a> {
@@ -153,8 +159,8 @@ pub(crate) fn bound_names(pattern: &Pat) -> Vec<&Ident> {
     finder.0
 }
 
-/// Whether the tokens use the name: not as a field or method of something else, but also in a text like `"{name}"` or
-/// `"{:name$}"`.
+/// Whether the tokens use the name: not as a field or method of something else, but also in a text
+/// like `"{name}"` or `"{:name$}"`.
 pub(crate) fn mentions(tokens: &TokenStream, name: &Ident) -> bool {
     let name = &name.unraw();
     let in_text = [format!("{{{name}"), format!("{name}$")];
@@ -184,13 +190,15 @@ pub(crate) fn conditions(attributes: &[Attribute]) -> impl Iterator<Item = &Attr
 }
 
 impl Body {
-    /// The user's braces with other contents. Braces from elsewhere would silence lints about the whole function.
+    /// The user's braces with other contents. Braces from elsewhere would silence lints about the
+    /// whole function.
     pub(crate) fn braced(&self, before: &TokenStream, contents: &TokenStream) -> TokenTree {
         braces(self.span, quote!(#before #contents))
     }
 
-    /// Braces of ours in the place of the user's, around the user's statements after some of ours. Clippy must not
-    /// take all of them for the user's: an item at the beginning of the body would come after statements.
+    /// Braces of ours in the place of the user's, around the user's statements after some of ours.
+    /// Clippy must not take all of them for the user's: an item at the beginning of the body would
+    /// come after statements.
     pub(crate) fn following(&self, statements: &TokenStream) -> TokenTree {
         let following = &self.statements;
         braces(Span::call_site().located_at(self.span), quote!(#statements #following))
@@ -220,7 +228,9 @@ impl Parse for Body {
     fn parse(input: ParseStream) -> syn::Result<Self> {
         let group = match input.parse()? {
             TokenTree::Group(group) => visible(group),
-            other => return Err(syn::Error::new(other.span(), "expected the body of the function")),
+            other => {
+                return Err(syn::Error::new(other.span(), "expected the body of the function"));
+            }
         };
         let split = |input: ParseStream| {
             let inner_attributes = input.call(Attribute::parse_inner)?;
@@ -265,7 +275,8 @@ mod tests {
         ] {
             assert!(mentioned(source), "{source}");
         }
-        for source in ["order.id", "order.id()", "f(order . id)", "\"id\"", "ids", "\"{ids }\".id"] {
+        for source in ["order.id", "order.id()", "f(order . id)", "\"id\"", "ids", "\"{ids }\".id"]
+        {
             assert_eq!(mentioned(source), source.contains("{id"), "{source}");
         }
     }

@@ -83,7 +83,8 @@ fn encoder() -> Ident {
     Ident::new("__parts", Span::mixed_site())
 }
 
-/// Method calls that add one part, each part of a tuple by itself, so that a part that cannot be one is reported there.
+/// Method calls that add one part, each part of a tuple by itself, so that a part that cannot be
+/// one is reported there.
 fn added(value: &Expr) -> TokenStream {
     match plain(value) {
         Expr::Tuple(tuple) if !tuple.elems.is_empty() => {
@@ -107,7 +108,8 @@ impl Part {
     }
 }
 
-/// `&value`, where the parts of a tuple are borrowed one by one, so that none of them is moved out of an argument.
+/// `&value`, where the parts of a tuple are borrowed one by one, so that none of them is moved out
+/// of an argument.
 pub(crate) fn borrowed(value: &Expr) -> TokenStream {
     let span = value.span();
     if let Expr::Tuple(tuple) = plain(value) {

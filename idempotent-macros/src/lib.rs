@@ -1,9 +1,9 @@
-//! The `#[idempotent]` attribute of the crate [`idempotency`](https://docs.rs/idempotency). Depend on that crate, not
-//! on this one.
+//! The `#[idempotent]` attribute of the crate [`idempotency`](https://docs.rs/idempotency). Depend
+//! on that crate, not on this one.
 //!
-//! The work is in three steps: `args` and `func` read what the user wrote, `check` judges it, `expand` writes the
-//! function anew. Mistakes are collected on the way and shown together; the function is then left as it was, so that
-//! its callers do not fail as well.
+//! The work is in three steps: `args` and `func` read what the user wrote, `check` judges it,
+//! `expand` writes the function anew. Mistakes are collected on the way and shown together; the
+//! function is then left as it was, so that its callers do not fail as well.
 
 mod args;
 mod check;
@@ -30,7 +30,10 @@ use crate::func::Function;
 
 /// Makes an async function safe to retry. See the documentation of the crate `idempotency`.
 #[proc_macro_attribute]
-pub fn idempotent(args: proc_macro::TokenStream, item: proc_macro::TokenStream) -> proc_macro::TokenStream {
+pub fn idempotent(
+    args: proc_macro::TokenStream,
+    item: proc_macro::TokenStream,
+) -> proc_macro::TokenStream {
     rewrite(args.into(), item.into()).into()
 }
 

@@ -16,9 +16,15 @@ fn edits(from: &str, to: &str) -> usize {
     table[0] = (0..=to.len()).collect();
     for row in 1..=from.len() {
         for column in 1..=to.len() {
-            let replaced = table[row - 1][column - 1] + usize::from(from[row - 1] != to[column - 1]);
-            let mut fewest = replaced.min(table[row - 1][column] + 1).min(table[row][column - 1] + 1);
-            if row > 1 && column > 1 && from[row - 1] == to[column - 2] && from[row - 2] == to[column - 1] {
+            let replaced =
+                table[row - 1][column - 1] + usize::from(from[row - 1] != to[column - 1]);
+            let mut fewest =
+                replaced.min(table[row - 1][column] + 1).min(table[row][column - 1] + 1);
+            if row > 1
+                && column > 1
+                && from[row - 1] == to[column - 2]
+                && from[row - 2] == to[column - 1]
+            {
                 fewest = fewest.min(table[row - 2][column - 2] + 1);
             }
             table[row][column] = fewest;

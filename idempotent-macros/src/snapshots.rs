@@ -132,9 +132,11 @@ fn function_with_a_mistake() {
 
 #[test]
 fn another_facade_replaces_every_path() {
-    let args =
-        r#"key = (order.id, order.user), ttl = "24h", on_error = store, on_conflict = reject, detach, crate = a::b"#;
-    let output = expanded(args, "async fn charge(order: &Order, note: String) -> Result<Receipt, PayError> { pay() }");
+    let args = r#"key = (order.id, order.user), ttl = "24h", on_error = store, on_conflict = reject, detach, crate = a::b"#;
+    let output = expanded(
+        args,
+        "async fn charge(order: &Order, note: String) -> Result<Receipt, PayError> { pay() }",
+    );
     assert!(output.contains("a::b::__private::run_detached"), "{output}");
     assert!(!output.contains("idempotency"), "{output}");
 }

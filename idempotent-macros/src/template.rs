@@ -14,8 +14,8 @@ pub(crate) enum Part {
     Value(Box<Expr>),
 }
 
-/// Takes `literal` apart. No part is a value if and only if the literal has no braces but escaped ones; the text is
-/// then the one part.
+/// Takes `literal` apart. No part is a value if and only if the literal has no braces but escaped
+/// ones; the text is then the one part.
 pub(crate) fn parts(literal: &LitStr, errors: &mut Errors) -> Vec<Part> {
     let text = literal.value();
     let mut parts = Vec::new();
@@ -23,7 +23,9 @@ pub(crate) fn parts(literal: &LitStr, errors: &mut Errors) -> Vec<Part> {
     let mut rest = text.char_indices().peekable();
     while let Some((at, character)) = rest.next() {
         match character {
-            '{' | '}' if rest.next_if(|(_, next)| *next == character).is_some() => pending.push(character),
+            '{' | '}' if rest.next_if(|(_, next)| *next == character).is_some() => {
+                pending.push(character)
+            }
             '{' => {
                 let start = at + 1;
                 let Some(end) = closing_brace(&text, start) else {
@@ -34,7 +36,10 @@ pub(crate) fn parts(literal: &LitStr, errors: &mut Errors) -> Vec<Part> {
                     return Vec::new();
                 };
                 if !pending.is_empty() {
-                    parts.push(Part::Text(LitStr::new(&std::mem::take(&mut pending), literal.span())));
+                    parts.push(Part::Text(LitStr::new(
+                        &std::mem::take(&mut pending),
+                        literal.span(),
+                    )));
                 }
                 match value(&text[start..end], span_of(literal, &text, start..end)) {
                     Ok(value) => parts.push(Part::Value(Box::new(value))),
@@ -58,7 +63,8 @@ pub(crate) fn parts(literal: &LitStr, errors: &mut Errors) -> Vec<Part> {
     parts
 }
 
-/// Where the value that begins at `start` ends. The value may have braces of its own, in pairs, and in literals any.
+/// Where the value that begins at `start` ends. The value may have braces of its own, in pairs, and
+/// in literals any.
 fn closing_brace(text: &str, start: usize) -> Option<usize> {
     let (mut at, mut depth) = (start, 0_usize);
     let mut word = "";
@@ -81,8 +87,8 @@ fn closing_brace(text: &str, start: usize) -> Option<usize> {
     None
 }
 
-/// How long the text or character is with which `rest` begins, behind the `word` that stands before it; zero if it begins with
-/// none, and `None` if it does not end.
+/// How long the text or character is with which `rest` begins, behind the `word` that stands before
+/// it; zero if it begins with none, and `None` if it does not end.
 fn literal(word: &str, rest: &str) -> Option<usize> {
     let after = |end: &str, from: usize| rest[from..].find(end).map(|at| from + at + end.len());
     if matches!(word, "r" | "br" | "cr") {
@@ -113,19 +119,24 @@ fn value(source: &str, span: Span) -> syn::Result<Expr> {
     if source.trim().is_empty() {
         return Err(syn::Error::new(span, "these braces name no value: write `{order.id}`"));
     }
-    let tokens: TokenStream = LitStr::new(source, span)
-        .parse()
-        .map_err(|_| syn::Error::new(span, format!("`{{{source}}}` is not an expression: write `{{order.id}}`")))?;
+    let tokens: TokenStream = LitStr::new(source, span).parse().map_err(|_| {
+        syn::Error::new(span, format!("`{{{source}}}` is not an expression: write `{{order.id}}`"))
+    })?;
     let parser = |input: ParseStream| {
-        let value: Expr = input
-            .parse()
-            .map_err(|_| syn::Error::new(span, format!("`{{{source}}}` is not an expression: write `{{order.id}}`")))?;
+        let value: Expr = input.parse().map_err(|_| {
+            syn::Error::new(
+                span,
+                format!("`{{{source}}}` is not an expression: write `{{order.id}}`"),
+            )
+        })?;
         if input.is_empty() {
             return Ok(value);
         }
         let message = if input.peek(Token![:]) {
             let name = source.split(':').next().unwrap_or(source).trim();
-            format!("a key is made of values, not of formatted text, so it has no formats: write `{{{name}}}`")
+            format!(
+                "a key is made of values, not of formatted text, so it has no formats: write `{{{name}}}`"
+            )
         } else {
             format!("`{{{source}}}` is not one expression: write `{{order.id}}`")
         };
@@ -147,7 +158,10 @@ fn span_of(literal: &LitStr, text: &str, range: Range<usize>) -> Span {
     let token = literal.token();
     let is_verbatim = token.to_string() == format!("\"{text}\"");
     // The opening quote comes before the text.
-    is_verbatim.then(|| token.subspan(range.start + 1..=range.end)).flatten().unwrap_or_else(|| literal.span())
+    is_verbatim
+        .then(|| token.subspan(range.start + 1..=range.end))
+        .flatten()
+        .unwrap_or_else(|| literal.span())
 }
 
 #[cfg(test)]
@@ -202,7 +216,10 @@ mod tests {
             split("{items[0].id}-{Kind::of(a)}").unwrap(),
             ["value items [0] . id", "text -", "value Kind :: of (a)"]
         );
-        assert_eq!(split("{match a { A { id } => id }}").unwrap(), ["value match a { A { id } => id }"]);
+        assert_eq!(
+            split("{match a { A { id } => id }}").unwrap(),
+            ["value match a { A { id } => id }"]
+        );
         assert_eq!(split("{ a }").unwrap(), ["value a"]);
     }
 
@@ -221,7 +238,10 @@ mod tests {
         ] {
             assert_eq!(split(&format!("{{{value}}}:{{b}}")).unwrap().len(), 3, "{value}");
         }
-        assert!(split(r"{a.split('}").unwrap_err().contains("not an expression"), "a lifetime without a name");
+        assert!(
+            split(r"{a.split('}").unwrap_err().contains("not an expression"),
+            "a lifetime without a name"
+        );
         assert!(split(r#"{a.split("}"#).unwrap_err().contains("this `{` has no `}`"));
     }
 

@@ -19,7 +19,10 @@ pub(crate) fn parse(value: Expr, errors: &mut Errors) -> Option<Expr> {
         && reference.mutability.is_none()
     {
         let place = reference.expr.to_token_stream();
-        errors.over(&value, format!("a transaction is changed by what runs in it: write `tx = &mut {place}`"));
+        errors.over(
+            &value,
+            format!("a transaction is changed by what runs in it: write `tx = &mut {place}`"),
+        );
         return None;
     }
     if !can_be_borrowed_again(&value) {
@@ -38,8 +41,12 @@ fn can_be_borrowed_again(value: &Expr) -> bool {
         Expr::Path(_) | Expr::Lit(_) => true,
         Expr::Field(field) => can_be_borrowed_again(&field.base),
         Expr::Reference(reference) => can_be_borrowed_again(&reference.expr),
-        Expr::Unary(unary) => matches!(unary.op, UnOp::Deref(_)) && can_be_borrowed_again(&unary.expr),
-        Expr::Index(index) => can_be_borrowed_again(&index.expr) && can_be_borrowed_again(&index.index),
+        Expr::Unary(unary) => {
+            matches!(unary.op, UnOp::Deref(_)) && can_be_borrowed_again(&unary.expr)
+        }
+        Expr::Index(index) => {
+            can_be_borrowed_again(&index.expr) && can_be_borrowed_again(&index.index)
+        }
         Expr::MethodCall(call) => {
             let lends = LENDING.iter().any(|method| call.method == method) && call.args.is_empty();
             lends && can_be_borrowed_again(&call.receiver)
@@ -48,7 +55,8 @@ fn can_be_borrowed_again(value: &Expr) -> bool {
     }
 }
 
-/// The transaction, borrowed for one step. `lend` is the path of the function that asks for its type.
+/// The transaction, borrowed for one step. `lend` is the path of the function that asks for its
+/// type.
 pub(crate) fn borrowed(tx: &Expr, lend: &TokenStream) -> TokenStream {
     match plain(tx) {
         reference @ Expr::Reference(_) => quote_spanned!(tx.span()=> &mut #lend(#reference)),
@@ -62,7 +70,10 @@ pub(crate) fn check(tx: &Expr, function: &Function, errors: &mut Errors) {
         match unwrapped(of_type) {
             Type::Reference(reference) if reference.mutability.is_none() => {
                 let lent = text(&reference.elem);
-                errors.over(of_type, format!("a transaction is changed by what runs in it: take `&mut {lent}`"));
+                errors.over(
+                    of_type,
+                    format!("a transaction is changed by what runs in it: take `&mut {lent}`"),
+                );
             }
             owned if is_transaction(owned) => {
                 let lent = text(owned);
@@ -105,13 +116,17 @@ fn named<'a>(tx: &Expr, function: &'a Function) -> Option<(&'a PatIdent, &'a Typ
 /// The argument of type `&mut _` that the transaction is, if it is one.
 fn lent_argument<'a>(tx: &Expr, function: &'a Function) -> Option<&'a Ident> {
     let (pattern, of_type) = named(tx, function).filter(|_| matches!(plain(tx), Expr::Path(_)))?;
-    let is_lent = matches!(unwrapped(of_type), Type::Reference(reference) if reference.mutability.is_some());
-    (is_lent && pattern.by_ref.is_none() && pattern.mutability.is_none() && pattern.subpat.is_none())
-        .then_some(&pattern.ident)
+    let is_lent =
+        matches!(unwrapped(of_type), Type::Reference(reference) if reference.mutability.is_some());
+    (is_lent
+        && pattern.by_ref.is_none()
+        && pattern.mutability.is_none()
+        && pattern.subpat.is_none())
+    .then_some(&pattern.ident)
 }
 
-/// The transaction as the body knows it. A body may give its argument away, to `query.execute(tx)` for example: this
-/// way it gives away a loan, and the transaction is there for the record.
+/// The transaction as the body knows it. A body may give its argument away, to `query.execute(tx)`
+/// for example: this way it gives away a loan, and the transaction is there for the record.
 pub(crate) fn loan(tx: &Expr, function: &Function, body: &Body) -> Option<TokenStream> {
     let name = lent_argument(tx, function).filter(|name| mentions(&body.statements, name))?;
     Some(quote!(#[allow(unused_variables)] let #name = &mut *#name;))

@@ -5,8 +5,9 @@ use quote::ToTokens;
 use syn::visit::Visit;
 use syn::visit_mut::{self, VisitMut};
 use syn::{
-    AngleBracketedGenericArguments, AssocType, GenericArgument, Lifetime, PathArguments, PathSegment, ReturnType,
-    Signature, Type, TypeFnPtr, TypeImplTrait, TypeParamBound, TypeReference,
+    AngleBracketedGenericArguments, AssocType, GenericArgument, Lifetime, PathArguments,
+    PathSegment, ReturnType, Signature, Type, TypeFnPtr, TypeImplTrait, TypeParamBound,
+    TypeReference,
 };
 
 /// What a function gives to its caller.
@@ -51,7 +52,8 @@ fn boxed_output(future: &Type) -> Option<&Type> {
         return type_argument(segment);
     }
     let pinned = (segment.ident == "Pin").then(|| type_argument(segment)).flatten()?;
-    let boxed = last_segment(pinned).filter(|segment| segment.ident == "Box").and_then(type_argument)?;
+    let boxed =
+        last_segment(pinned).filter(|segment| segment.ident == "Box").and_then(type_argument)?;
     match unwrapped(boxed) {
         Type::TraitObject(object) => output_of_bounds(&object.bounds),
         _ => None,
@@ -63,7 +65,9 @@ fn output_of_bounds<'a>(bounds: impl IntoIterator<Item = &'a TypeParamBound>) ->
         TypeParamBound::Trait(bound) => {
             let future = bound.path.segments.last().filter(|segment| segment.ident == "Future")?;
             arguments(future)?.args.iter().find_map(|argument| match argument {
-                GenericArgument::AssocType(AssocType { ident, ty, .. }) if ident == "Output" => Some(ty),
+                GenericArgument::AssocType(AssocType { ident, ty, .. }) if ident == "Output" => {
+                    Some(ty)
+                }
                 _ => None,
             })
         }
@@ -106,25 +110,33 @@ pub(crate) fn unwrapped(mut of_type: &Type) -> &Type {
 /// Whether the type cannot be a `Result`, whatever its names mean: an alias can be one.
 pub(crate) fn is_surely_no_result(of_type: &Type) -> bool {
     const NO_RESULTS: [&str; 24] = [
-        "bool", "char", "str", "u8", "u16", "u32", "u64", "u128", "usize", "i8", "i16", "i32", "i64", "i128", "isize",
-        "f32", "f64", "String", "Option", "Vec", "Box", "Arc", "HashMap", "BTreeMap",
+        "bool", "char", "str", "u8", "u16", "u32", "u64", "u128", "usize", "i8", "i16", "i32",
+        "i64", "i128", "isize", "f32", "f64", "String", "Option", "Vec", "Box", "Arc", "HashMap",
+        "BTreeMap",
     ];
     match unwrapped(of_type) {
-        Type::Array(_) | Type::FnPtr(_) | Type::Never(_) | Type::Ptr(_) | Type::Slice(_) | Type::Tuple(_) => true,
-        other => last_segment(other).is_some_and(|segment| NO_RESULTS.iter().any(|name| segment.ident == name)),
+        Type::Array(_)
+        | Type::FnPtr(_)
+        | Type::Never(_)
+        | Type::Ptr(_)
+        | Type::Slice(_)
+        | Type::Tuple(_) => true,
+        other => last_segment(other)
+            .is_some_and(|segment| NO_RESULTS.iter().any(|name| segment.ident == name)),
     }
 }
 
 /// Whether the type looks like a value that can be a key as it is.
 pub(crate) fn is_plain_value(of_type: &Type) -> bool {
     const PLAIN: [&str; 16] = [
-        "bool", "char", "str", "String", "Uuid", "u8", "u16", "u32", "u64", "u128", "usize", "i32", "i64", "i128",
-        "isize", "i16",
+        "bool", "char", "str", "String", "Uuid", "u8", "u16", "u32", "u64", "u128", "usize", "i32",
+        "i64", "i128", "isize", "i16",
     ];
     match unwrapped(of_type) {
         Type::Reference(reference) => is_plain_value(&reference.elem),
         other => last_segment(other).is_some_and(|segment| {
-            PLAIN.iter().any(|name| segment.ident == name) || segment.ident.to_string().ends_with("Id")
+            PLAIN.iter().any(|name| segment.ident == name)
+                || segment.ident.to_string().ends_with("Id")
         }),
     }
 }
@@ -161,7 +173,11 @@ pub(crate) fn borrow_in(of_type: &Type) -> Option<Borrow<'_>> {
         }
         // What a function takes is not what the value holds.
         fn visit_type_fn_ptr(&mut self, _: &'a TypeFnPtr) {}
-        fn visit_parenthesized_generic_arguments(&mut self, _: &'a syn::ParenthesizedGenericArguments) {}
+        fn visit_parenthesized_generic_arguments(
+            &mut self,
+            _: &'a syn::ParenthesizedGenericArguments,
+        ) {
+        }
     }
     let mut finder = Finder(None);
     finder.visit_type(of_type);
@@ -184,14 +200,18 @@ pub(crate) fn owned_text(reference: &TypeReference) -> String {
     }
 }
 
-/// The type with `impl Trait` erased: where a type is written inside of a body, the compiler infers it.
+/// The type with `impl Trait` erased: where a type is written inside of a body, the compiler infers
+/// it.
 pub(crate) fn erased(of_type: &Type) -> Type {
     struct Eraser;
     impl VisitMut for Eraser {
         fn visit_type_mut(&mut self, of_type: &mut Type) {
             if let Type::ImplTrait(erased) = of_type {
                 let span = syn::spanned::Spanned::span(erased);
-                *of_type = Type::Infer(syn::TypeInfer { attrs: Vec::new(), underscore_token: syn::Token![_](span) });
+                *of_type = Type::Infer(syn::TypeInfer {
+                    attrs: Vec::new(),
+                    underscore_token: syn::Token![_](span),
+                });
             } else {
                 visit_mut::visit_type_mut(self, of_type);
             }
@@ -202,7 +222,8 @@ pub(crate) fn erased(of_type: &Type) -> Type {
     erased
 }
 
-/// The type with every lifetime but `'static` left to the compiler, for the return type of a closure.
+/// The type with every lifetime but `'static` left to the compiler, for the return type of a
+/// closure.
 pub(crate) fn without_lifetimes(of_type: &Type) -> Type {
     struct Eraser;
     impl VisitMut for Eraser {
@@ -221,9 +242,16 @@ pub(crate) fn without_lifetimes(of_type: &Type) -> Type {
 pub(crate) fn text(of_type: impl ToTokens) -> String {
     let tokens: TokenStream = of_type.into_token_stream();
     let mut text = tokens.to_string();
-    for (loose, tight) in
-        [(" < ", "<"), (" <", "<"), ("< ", "<"), (" >", ">"), (" ,", ","), (" :: ", "::"), ("& ", "&"), ("' ", "'")]
-    {
+    for (loose, tight) in [
+        (" < ", "<"),
+        (" <", "<"),
+        ("< ", "<"),
+        (" >", ">"),
+        (" ,", ","),
+        (" :: ", "::"),
+        ("& ", "&"),
+        ("' ", "'"),
+    ] {
         text = text.replace(loose, tight);
     }
     text

@@ -36,12 +36,23 @@ pub(crate) fn parse(call: &ExprCall, errors: &mut Errors) -> Option<Verify> {
     let mut settle = None;
     for value in values {
         match plain(value) {
-            Expr::Assign(named) if word(&named.left).as_deref() == Some("settle") && settle.is_none() => {
-                settle = Some(duration::parse("settle", SETTLE_EXAMPLE, (*named.right).clone(), errors)?);
+            Expr::Assign(named)
+                if word(&named.left).as_deref() == Some("settle") && settle.is_none() =>
+            {
+                settle = Some(duration::parse(
+                    "settle",
+                    SETTLE_EXAMPLE,
+                    (*named.right).clone(),
+                    errors,
+                )?);
             }
             _ => {
-                errors
-                    .over(value, format!("`verify` takes one function and a `settle` delay: write `{SETTLE_EXAMPLE}`"));
+                errors.over(
+                    value,
+                    format!(
+                        "`verify` takes one function and a `settle` delay: write `{SETTLE_EXAMPLE}`"
+                    ),
+                );
                 return None;
             }
         }
@@ -51,8 +62,9 @@ pub(crate) fn parse(call: &ExprCall, errors: &mut Errors) -> Option<Verify> {
 
 /// The question as the runtime is given it.
 ///
-/// A closure becomes an async one without `move`: it borrows the arguments, which the body may still move. Its return
-/// type is known from the first line, so that `?` and `return` in it need no annotation.
+/// A closure becomes an async one without `move`: it borrows the arguments, which the body may
+/// still move. Its return type is known from the first line, so that `?` and `return` in it need no
+/// annotation.
 pub(crate) fn question(question: &Expr, private: &TokenStream, output: &Type) -> TokenStream {
     let Expr::Closure(closure) = plain(question) else {
         return quote!(#question);

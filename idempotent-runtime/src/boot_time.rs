@@ -1,19 +1,35 @@
 //! The machine's clock that goes on while the machine is suspended.
 //!
-//! `std::time::Instant` stops then on Linux and on Apple's systems. An owner that wakes up with it believes in a lease that
-//! is long over, and starts a body after others were told that there is none.
+//! `std::time::Instant` stops then on Linux and on Apple's systems. An owner that wakes up with it
+//! believes in a lease that is long over, and starts a body after others were told that there is
+//! none.
 
 use std::time::Duration;
 
-/// Time since an arbitrary start in the past. It never goes back, and goes on while the machine is suspended.
-#[cfg(any(target_os = "linux", target_os = "android", target_os = "fuchsia", target_os = "openbsd"))]
+/// Time since an arbitrary start in the past. It never goes back, and goes on while the machine is
+/// suspended.
+#[cfg(any(
+    target_os = "linux",
+    target_os = "android",
+    target_os = "fuchsia",
+    target_os = "openbsd"
+))]
 pub(crate) fn now() -> Duration {
     read(rustix::time::ClockId::Boottime)
 }
 
-/// Time since an arbitrary start in the past. It never goes back. It goes on while the machine is suspended on Apple's
-/// systems, where this clock is another than that of `Instant`; elsewhere it is the best that there is.
-#[cfg(all(unix, not(any(target_os = "linux", target_os = "android", target_os = "fuchsia", target_os = "openbsd"))))]
+/// Time since an arbitrary start in the past. It never goes back. It goes on while the machine is
+/// suspended on Apple's systems, where this clock is another than that of `Instant`; elsewhere it
+/// is the best that there is.
+#[cfg(all(
+    unix,
+    not(any(
+        target_os = "linux",
+        target_os = "android",
+        target_os = "fuchsia",
+        target_os = "openbsd"
+    ))
+))]
 pub(crate) fn now() -> Duration {
     read(rustix::time::ClockId::Monotonic)
 }
@@ -24,8 +40,8 @@ fn read(clock: rustix::time::ClockId) -> Duration {
     Duration::try_from(rustix::time::clock_gettime(clock)).unwrap_or_default()
 }
 
-/// Time since the first call. It never goes back. On Windows it is the performance counter, which goes on while the machine
-/// is suspended.
+/// Time since the first call. It never goes back. On Windows it is the performance counter, which
+/// goes on while the machine is suspended.
 #[cfg(not(unix))]
 #[expect(clippy::disallowed_methods, reason = "this is the one place that asks the machine")]
 pub(crate) fn now() -> Duration {
@@ -38,7 +54,8 @@ mod tests {
     use std::process::{Command, Output};
     use std::time::Duration;
 
-    /// What the kernel counts with the time for which the machine was suspended, to a hundredth of a second.
+    /// What the kernel counts with the time for which the machine was suspended, to a hundredth of
+    /// a second.
     fn uptime() -> Duration {
         let text = std::fs::read_to_string("/proc/uptime").unwrap();
         Duration::from_secs_f64(text.split_whitespace().next().unwrap().parse().unwrap())
@@ -48,13 +65,17 @@ mod tests {
     fn it_is_the_time_since_the_machine_was_started() {
         let hundredth = Duration::from_millis(10);
         let (before, now, after) = (uptime(), super::now(), uptime());
-        assert!(before <= now + hundredth && now <= after + hundredth, "{before:?} {now:?} {after:?}");
+        assert!(
+            before <= now + hundredth && now <= after + hundredth,
+            "{before:?} {now:?} {after:?}"
+        );
     }
 
-    /// Runs `program` where the machine seems to have been suspended for ten days: its boot time is as much later, and the
-    /// clock that stops is as it was.
+    /// Runs `program` where the machine seems to have been suspended for ten days: its boot time is
+    /// as much later, and the clock that stops is as it was.
     fn after_ten_days(program: &str, arguments: &[&str]) -> Option<Output> {
-        let namespace = ["--user", "--map-root-user", "--time", "--boottime", "864000", "--fork", program];
+        let namespace =
+            ["--user", "--map-root-user", "--time", "--boottime", "864000", "--fork", program];
         Command::new("unshare").args(namespace).args(arguments).output().ok()
     }
 
@@ -62,7 +83,9 @@ mod tests {
     fn it_goes_on_while_the_machine_is_suspended() {
         // Not every machine lets its users do this.
         if !after_ten_days("true", &[]).is_some_and(|output| output.status.success()) {
-            eprintln!("there are no namespaces of time here: only the time since the start was looked at");
+            eprintln!(
+                "there are no namespaces of time here: only the time since the start was looked at"
+            );
             return;
         }
         let here = std::env::current_exe().unwrap();

@@ -4,8 +4,8 @@ use std::io;
 
 use rustls::AlertDescription as Alert;
 
-/// Whether TLS failed for a reason that another try does not change. A client reads of its own certificate's refusal when it
-/// takes the connection to be made.
+/// Whether TLS failed for a reason that another try does not change. A client reads of its own
+/// certificate's refusal when it takes the connection to be made.
 pub(crate) fn are_refused(error: &io::Error) -> bool {
     let cause = error.get_ref().and_then(|cause| cause.downcast_ref());
     cause.is_some_and(|cause| match cause {

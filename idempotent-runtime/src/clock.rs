@@ -1,4 +1,5 @@
-//! Time and randomness as the engine sees them: injected, so that tests and simulations decide both.
+//! Time and randomness as the engine sees them: injected, so that tests and simulations decide
+//! both.
 
 use std::fmt;
 use std::future::Future;
@@ -74,13 +75,13 @@ pub trait Clock: fmt::Debug + Send + Sync + 'static {
     /// The wall clock: what expiry is counted on in stores that use this clock.
     fn now(&self) -> Timestamp;
 
-    /// Time since an arbitrary start that never goes back: what leases and deadlines are counted on. It goes on while the
-    /// machine, or whatever this code runs in, stands still: an owner that was suspended for longer than its lease must
-    /// not believe in it when it wakes up.
+    /// Time since an arbitrary start that never goes back: what leases and deadlines are counted
+    /// on. It goes on while the machine, or whatever this code runs in, stands still: an owner that
+    /// was suspended for longer than its lease must not believe in it when it wakes up.
     fn monotonic(&self) -> Duration;
 
-    /// Resolves once `duration` has passed on the monotonic clock. It may be late, by the time for which the machine was
-    /// suspended for example: nothing is decided by it alone.
+    /// Resolves once `duration` has passed on the monotonic clock. It may be late, by the time for
+    /// which the machine was suspended for example: nothing is decided by it alone.
     fn sleep(&self, duration: Duration) -> Sleep;
 }
 
@@ -100,9 +101,10 @@ impl<C: Clock + ?Sized> Clock for Arc<C> {
 
 /// The machine's clock, with Tokio's timer behind [`Clock::sleep`].
 ///
-/// Its monotonic side goes on while the machine is suspended: `CLOCK_BOOTTIME` on Linux, Android and OpenBSD,
-/// `CLOCK_MONOTONIC` on Apple's systems and the performance counter on Windows. On other systems it may stop. Tokio's timers
-/// stop; a sleep that should be over by this clock ends at most five seconds after the machine has woken up.
+/// Its monotonic side goes on while the machine is suspended: `CLOCK_BOOTTIME` on Linux, Android
+/// and OpenBSD, `CLOCK_MONOTONIC` on Apple's systems and the performance counter on Windows. On
+/// other systems it may stop. Tokio's timers stop; a sleep that should be over by this clock ends
+/// at most five seconds after the machine has woken up.
 #[derive(Clone, Copy, Debug)]
 pub struct SystemClock {
     start: Duration,
@@ -127,7 +129,8 @@ impl Default for SystemClock {
 #[expect(clippy::disallowed_methods, reason = "this is the one place that asks the machine")]
 impl Clock for SystemClock {
     fn now(&self) -> Timestamp {
-        let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        let since_epoch =
+            std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         Timestamp::default() + since_epoch
     }
 
@@ -141,7 +144,13 @@ impl Clock for SystemClock {
         let deadline = now.checked_add(duration).unwrap_or_else(|| now + FAR);
         let timer = tokio::time::sleep_until(deadline.min(now + LOOK_EVERY));
         let ends = self.monotonic().saturating_add(duration);
-        Box::pin(SystemSleep { timer, deadline, ends, clock: *self, runtime: Handle::current().id() })
+        Box::pin(SystemSleep {
+            timer,
+            deadline,
+            ends,
+            clock: *self,
+            runtime: Handle::current().id(),
+        })
     }
 }
 
@@ -149,11 +158,13 @@ impl Clock for SystemClock {
 const FAR: Duration = Duration::from_secs(86_400 * 365 * 30);
 
 pin_project! {
-    /// A timer belongs to one runtime, and is of no use when that has ended. Polled on another one, the sleep goes on
-    /// there for what is left: the engine finishes on a runtime of its own what callers left behind.
+    /// A timer belongs to one runtime, and is of no use when that has ended. Polled on another one,
+    /// the sleep goes on there for what is left: the engine finishes on a runtime of its own what
+    /// callers left behind.
     ///
-    /// It ends with whichever comes first: the timer, which a test may have paused and moves by itself, or the clock, which
-    /// has gone on while the machine was suspended and the timer stood still.
+    /// It ends with whichever comes first: the timer, which a test may have paused and moves by
+    /// itself, or the clock, which has gone on while the machine was suspended and the timer stood
+    /// still.
     struct SystemSleep {
         #[pin]
         timer: tokio::time::Sleep,
@@ -170,7 +181,9 @@ impl Future for SystemSleep {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let mut this = self.project();
-        if let Some(runtime) = Handle::try_current().ok().map(|handle| handle.id()).filter(|id| id != this.runtime) {
+        if let Some(runtime) =
+            Handle::try_current().ok().map(|handle| handle.id()).filter(|id| id != this.runtime)
+        {
             *this.runtime = runtime;
             let now = tokio::time::Instant::now();
             *this.deadline = now + this.ends.saturating_sub(this.clock.monotonic()).min(FAR);
@@ -210,7 +223,10 @@ impl Randomness for SystemRandomness {
 }
 
 #[cfg(test)]
-#[expect(clippy::disallowed_methods, reason = "these tests are about Tokio's clock and the machine's")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "these tests are about Tokio's clock and the machine's"
+)]
 mod tests {
     use std::time::Duration;
 
@@ -226,7 +242,10 @@ mod tests {
     fn the_monotonic_side_counts_the_time_for_which_the_machine_was_suspended() {
         let (before, clock) = (boot_time::now(), SystemClock::new());
         let (now, after) = (clock.monotonic(), boot_time::now());
-        assert!(clock.start >= before && clock.start + now <= after, "{before:?} {clock:?} {now:?} {after:?}");
+        assert!(
+            clock.start >= before && clock.start + now <= after,
+            "{before:?} {clock:?} {now:?} {after:?}"
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -238,7 +257,8 @@ mod tests {
         assert!(start.elapsed() < HOUR + LOOK_EVERY);
     }
 
-    /// The timer has an hour to go, as it had when the machine was suspended, and the clock says that it is over.
+    /// The timer has an hour to go, as it had when the machine was suspended, and the clock says
+    /// that it is over.
     #[tokio::test(start_paused = true)]
     async fn a_sleep_ends_soon_after_the_machine_has_woken_up() {
         let (start, clock) = (Instant::now(), SystemClock::new());

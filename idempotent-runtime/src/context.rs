@@ -45,8 +45,9 @@ struct Parts {
     /// The store's time when the claim was granted, and the monotonic time a little later.
     #[cfg_attr(not(feature = "http"), expect(dead_code, reason = "responses tell it to clients"))]
     granted: (Timestamp, Duration),
-    /// The calls around this one whose bodies ran when it began. Not their contexts, which would have those around them in
-    /// turn: tasks that go on from one another without end would make a chain of them.
+    /// The calls around this one whose bodies ran when it began. Not their contexts, which would
+    /// have those around them in turn: tasks that go on from one another without end would make a
+    /// chain of them.
     around: Vec<Own>,
     #[cfg(feature = "http")]
     unlabelled_requests: crate::http::client::Unlabelled,
@@ -120,7 +121,10 @@ impl Context {
         claim: Held,
     ) -> Self {
         let granted = (granted, engine.clock.monotonic());
-        let around = Scope::current().context().map(|context| context.running().cloned().collect()).unwrap_or_default();
+        let around = Scope::current()
+            .context()
+            .map(|context| context.running().cloned().collect())
+            .unwrap_or_default();
         Self(Arc::new(Parts {
             own: Own { engine: Arc::downgrade(engine), key, claim },
             operation: operation.clone(),
@@ -136,7 +140,8 @@ impl Context {
     ///
     /// # Panics
     /// Outside the body of a guarded call, and in a task that the body spawned without
-    /// [`in_current_scope`](InCurrentScope::in_current_scope). [`try_current`](Self::try_current) does not panic.
+    /// [`in_current_scope`](InCurrentScope::in_current_scope). [`try_current`](Self::try_current)
+    /// does not panic.
     #[track_caller]
     pub fn current() -> Self {
         Self::try_current().expect(
@@ -149,10 +154,11 @@ impl Context {
         Scope::current().context().cloned()
     }
 
-    /// How many attempts there were, this one included: 1 in the first. A claim that was given back before its body
-    /// began is none; one whose body ended in an error that released it counts only with
-    /// [`count_attempts`](crate::Call::count_attempts), and any call of the key without that forgets the count. Zero where the operation is [disabled](crate::Idempotency::disable), or where an HTTP layer
-    /// fails open: nothing is claimed there.
+    /// How many attempts there were, this one included: 1 in the first. A claim that was given back
+    /// before its body began is none; one whose body ended in an error that released it counts only
+    /// with [`count_attempts`](crate::Call::count_attempts), and any call of the key without that
+    /// forgets the count. Zero where the operation is [disabled](crate::Idempotency::disable), or
+    /// where an HTTP layer fails open: nothing is claimed there.
     pub fn attempt(&self) -> u32 {
         self.0.attempt
     }
@@ -167,48 +173,55 @@ impl Context {
         &self.0.operation
     }
 
-    /// A number that grows with every claim of this key, also over records that are gone. A resource that refuses smaller
-    /// numbers than it has seen is safe from an owner that was paused and overtaken, which no lease is: the owner that
-    /// wakes up writes before it looks at the time.
+    /// A number that grows with every claim of this key, also over records that are gone. A
+    /// resource that refuses smaller numbers than it has seen is safe from an owner that was paused
+    /// and overtaken, which no lease is: the owner that wakes up writes before it looks at the
+    /// time.
     ///
-    /// A row of a table becomes such a resource with a column for the fence and one condition, so that its state only
-    /// moves forward. No row updated: a later owner has written, and this one stops.
+    /// A row of a table becomes such a resource with a column for the fence and one condition, so
+    /// that its state only moves forward. No row updated: a later owner has written, and this one
+    /// stops.
     ///
     /// ```sql
     /// UPDATE orders SET state = ?, fence = ? WHERE id = ? AND fence < ?
     /// ```
     ///
-    /// - Ask before the work begins. A fence that is asked for after it names the claim just as well, but a call that
-    ///   was overtaken gets [`Superseded`](ErrorKind::Superseded) then and has worked for nothing.
-    /// - `fence < ?` lets an attempt write once, `fence <= ?` several times. Late owners are refused by both.
-    /// - Compare fences of one key alone. Those of two keys, or of two operations, say nothing about each other, so all
-    ///   writers of a row share one.
+    /// - Ask before the work begins. A fence that is asked for after it names the claim just as
+    ///   well, but a call that was overtaken gets [`Superseded`](ErrorKind::Superseded) then and
+    ///   has worked for nothing.
+    /// - `fence < ?` lets an attempt write once, `fence <= ?` several times. Late owners are
+    ///   refused by both.
+    /// - Compare fences of one key alone. Those of two keys, or of two operations, say nothing
+    ///   about each other, so all writers of a row share one.
     /// - It fits into a signed column of 64 bits.
-    /// - In memory and on SQLite the largest fence of the records that are gone is remembered. Redis, PostgreSQL and MySQL
-    ///   remember none: the next record of such a key begins at the server's time, in microseconds. A server's clock that is set
-    ///   back, or another server that takes its place with a clock that is behind, may begin below, and the resource then refuses
-    ///   that owner until the time has caught up. So do two processes on MySQL one of which claims and releases the key
-    ///   between the read and the write of the other's claim.
+    /// - In memory and on SQLite the largest fence of the records that are gone is remembered.
+    ///   Redis, PostgreSQL and MySQL remember none: the next record of such a key begins at the
+    ///   server's time, in microseconds. A server's clock that is set back, or another server that
+    ///   takes its place with a clock that is behind, may begin below, and the resource then
+    ///   refuses that owner until the time has caught up. So do two processes on MySQL one of which
+    ///   claims and releases the key between the read and the write of the other's claim.
     ///
     /// The example `advance_with_fence` runs this, with an owner that is late.
     ///
     /// # Errors
     /// [`Superseded`](ErrorKind::Superseded) when the claim is not this attempt's any more,
-    /// [`Unsupported`](ErrorKind::Unsupported) where the operation is disabled or an HTTP layer fails open, and the store's
-    /// errors.
+    /// [`Unsupported`](ErrorKind::Unsupported) where the operation is disabled or an HTTP layer
+    /// fails open, and the store's errors.
     pub async fn fence(&self) -> Result<u64, Error> {
         let token = match &self.0.own.claim {
             Held::Claim(token, ..) => *token,
             Held::Transaction { fence, .. } => return Ok(*fence),
             Held::Nothing { .. } => {
                 let error = self.refused(ErrorKind::Unsupported);
-                return Err(error.with_detail("the call runs unprotected, so there is no claim and no fence"));
+                return Err(error
+                    .with_detail("the call runs unprotected, so there is no claim and no fence"));
             }
         };
         let superseded = || self.lost();
         let engine = self.0.own.engine.upgrade().ok_or_else(superseded)?;
-        let fence =
-            retry::until(&engine, engine.settings.claim_timeout, || engine.store.clone().fence(self.0.own.key, token));
+        let fence = retry::until(&engine, engine.settings.claim_timeout, || {
+            engine.store.clone().fence(self.0.own.key, token)
+        });
         fence
             .await
             .map_err(|error| {
@@ -229,19 +242,21 @@ impl Context {
             .ok_or_else(superseded)
     }
 
-    /// A key for a service downstream: 64 lower-case hexadecimal characters, the same in every attempt of this call, in
-    /// every process and release, and another for each `purpose`. It is made of the [name](Self::key) of the record, and
-    /// shows nothing of the key. Two services whose operations and keys have the same names derive the same ones, unless they
-    /// have [namespaces](crate::Builder::namespace).
+    /// A key for a service downstream: 64 lower-case hexadecimal characters, the same in every
+    /// attempt of this call, in every process and release, and another for each `purpose`. It is
+    /// made of the [name](Self::key) of the record, and shows nothing of the key. Two services
+    /// whose operations and keys have the same names derive the same ones, unless they have
+    /// [namespaces](crate::Builder::namespace).
     ///
-    /// So has a later call of the same key: one after the `ttl`, or after an error that released it. A service downstream
-    /// that knows the earlier one longer takes it for a retry, and answers as it did then, with a decline too. Where the
-    /// later call is a new intent, its key says so, with the date for example, or the purpose does, with the number of the
-    /// card.
+    /// So has a later call of the same key: one after the `ttl`, or after an error that released
+    /// it. A service downstream that knows the earlier one longer takes it for a retry, and answers
+    /// as it did then, with a decline too. Where the later call is a new intent, its key says so,
+    /// with the date for example, or the purpose does, with the number of the card.
     ///
-    /// Inside of a [step](Self::step) of this call it is another for each step too, whichever `Context` is asked. The
-    /// question of [`on_crash_verify`](crate::Call::on_crash_verify) is outside of every step: what it asks about is
-    /// derived outside of steps as well, and taken along.
+    /// Inside of a [step](Self::step) of this call it is another for each step too, whichever
+    /// `Context` is asked. The question of [`on_crash_verify`](crate::Call::on_crash_verify) is
+    /// outside of every step: what it asks about is derived outside of steps as well, and taken
+    /// along.
     pub fn derive_key(&self, purpose: &str) -> String {
         match Scope::current().step_of(self) {
             Some(step) => derive_in_step(&self.0.own.key, &step.name, step.index, purpose),
@@ -249,8 +264,8 @@ impl Context {
         }
     }
 
-    /// Whether the lease is over as far as this process knows: another caller may have taken the call over. Never in the
-    /// user's transaction, where there is none.
+    /// Whether the lease is over as far as this process knows: another caller may have taken the
+    /// call over. Never in the user's transaction, where there is none.
     pub fn lease_lost(&self) -> bool {
         matches!(&self.0.own.claim, Held::Claim(_, lease, _) if lease.is_lost())
     }
@@ -288,7 +303,8 @@ impl Context {
         Some(granted + engine.clock.monotonic().saturating_sub(at))
     }
 
-    /// The requests that this attempt sends to services downstream, and that only their addresses tell apart.
+    /// The requests that this attempt sends to services downstream, and that only their addresses
+    /// tell apart.
     #[cfg(feature = "http")]
     pub(crate) fn unlabelled_requests(&self) -> &crate::http::client::Unlabelled {
         &self.0.unlabelled_requests
@@ -319,7 +335,8 @@ impl Context {
         let journal = match &self.0.own.claim {
             Held::Claim(_, _, Some(journal)) => Some(journal.clone()),
             Held::Claim(_, _, None) => {
-                let detail = "the question about an earlier attempt has no steps: only the body does";
+                let detail =
+                    "the question about an earlier attempt has no steps: only the body does";
                 return Err(self.refused(ErrorKind::Unsupported).with_detail(detail));
             }
             Held::Transaction { .. } => {
@@ -363,7 +380,9 @@ impl Own {
     fn is_running(&self) -> bool {
         match &self.claim {
             Held::Claim(_, lease, _) => !lease.has_body_ended(),
-            Held::Transaction { ended, .. } | Held::Nothing { ended, .. } => !ended.load(Ordering::Acquire),
+            Held::Transaction { ended, .. } | Held::Nothing { ended, .. } => {
+                !ended.load(Ordering::Acquire)
+            }
         }
     }
 
@@ -388,7 +407,8 @@ impl fmt::Debug for Context {
 
 /// Takes the running call along into another task.
 pub trait InCurrentScope: Future + Sized {
-    /// The future with the engine and the [`Context`] of the code that calls this, wherever it is polled.
+    /// The future with the engine and the [`Context`] of the code that calls this, wherever it is
+    /// polled.
     ///
     /// ```
     /// # use std::time::Duration;

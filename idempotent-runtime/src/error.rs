@@ -48,9 +48,10 @@ pub enum ErrorKind {
     Encode,
     /// A stored record or result cannot be read. The body did not run again.
     Decode,
-    /// The claim was lost: another caller had taken the call over, and its result is not known; or the record was removed or
-    /// answered meanwhile, and nobody has a result. A body that ran here may have left its effect. Only where another caller
-    /// is known to be at it, or no body ran here, is the error [retryable](Error::is_retryable).
+    /// The claim was lost: another caller had taken the call over, and its result is not known; or
+    /// the record was removed or answered meanwhile, and nobody has a result. A body that ran here
+    /// may have left its effect. Only where another caller is known to be at it, or no body ran
+    /// here, is the error [retryable](Error::is_retryable).
     Superseded,
     /// A step that runs at most once was interrupted.
     StepInterrupted,
@@ -72,7 +73,9 @@ impl ErrorKind {
     /// What happened, and what to do.
     const fn text(self) -> (&'static str, &'static str) {
         match self {
-            Self::InProgress => ("another caller is running this call", "retry later with the same key"),
+            Self::InProgress => {
+                ("another caller is running this call", "retry later with the same key")
+            }
             Self::Mismatch => (
                 "the key was used before for another request",
                 "use a new key for a new request, or repeat the first request unchanged",
@@ -84,7 +87,9 @@ impl ErrorKind {
             ),
             Self::MissingKey => ("the call has no key", "give every part of the key a value"),
             Self::InvalidKey => ("the key cannot be used", "use a shorter key of a supported type"),
-            Self::StoreUnavailable => ("the store did not answer, the body did not run", "retry with the same key"),
+            Self::StoreUnavailable => {
+                ("the store did not answer, the body did not run", "retry with the same key")
+            }
             Self::NotStored => (
                 "the body ran but its result could not be stored",
                 "do not run it under another key; retry with the same key to learn the outcome",
@@ -93,12 +98,14 @@ impl ErrorKind {
                 "the body ran and its result is larger than the limit",
                 "return a smaller result or raise `max_result_size`; the body will not run again for this key",
             ),
-            Self::Full => {
-                ("the store is full, the body did not run", "raise the store's limits or shorten `ttl`, then retry")
-            }
-            Self::Encode => {
-                ("a value could not be encoded", "return one that JSON can hold and that reads back from it")
-            }
+            Self::Full => (
+                "the store is full, the body did not run",
+                "raise the store's limits or shorten `ttl`, then retry",
+            ),
+            Self::Encode => (
+                "a value could not be encoded",
+                "return one that JSON can hold and that reads back from it",
+            ),
             Self::Decode => (
                 "the stored record cannot be read, the body did not run again",
                 "read it with the version that wrote it, or set `version` and `upgrade`",
@@ -107,26 +114,38 @@ impl ErrorKind {
                 "another caller took the call over while the body ran here",
                 "retry with the same key to get that caller's result",
             ),
-            Self::StepInterrupted => {
-                ("a step that runs at most once was interrupted", "find out whether its effect happened")
-            }
-            Self::Expired => ("the call was made too late, its record has expired", "use a new key for a new request"),
-            Self::Reentrant => {
-                ("the body called its own operation with its own key", "call the inner function without the guard")
-            }
+            Self::StepInterrupted => (
+                "a step that runs at most once was interrupted",
+                "find out whether its effect happened",
+            ),
+            Self::Expired => (
+                "the call was made too late, its record has expired",
+                "use a new key for a new request",
+            ),
+            Self::Reentrant => (
+                "the body called its own operation with its own key",
+                "call the inner function without the guard",
+            ),
             Self::Config => ("the configuration is wrong", "correct it as described"),
-            Self::Unsupported => ("the store cannot do what was asked", "use a store with that capability"),
-            Self::NotInstalled => {
-                ("no engine is installed", "call `engine.install()?` at start, or wrap the call in `engine.scope(…)`")
+            Self::Unsupported => {
+                ("the store cannot do what was asked", "use a store with that capability")
             }
-            Self::ShuttingDown => ("the engine is shutting down", "retry with the same key at another instance"),
+            Self::NotInstalled => (
+                "no engine is installed",
+                "call `engine.install()?` at start, or wrap the call in `engine.scope(…)`",
+            ),
+            Self::ShuttingDown => {
+                ("the engine is shutting down", "retry with the same key at another instance")
+            }
         }
     }
 
     /// The same where it is about one step, if that is another thing.
     const fn text_of_step(self) -> Option<(&'static str, &'static str)> {
         Some(match self {
-            Self::StoreUnavailable => ("the store did not answer, the step did not run", "retry with the same key"),
+            Self::StoreUnavailable => {
+                ("the store did not answer, the step did not run", "retry with the same key")
+            }
             Self::NotStored => (
                 "the step ran but its result could not be stored",
                 "retry with the same key; the step runs again if its result did not reach the store",
@@ -135,14 +154,18 @@ impl ErrorKind {
                 "the recorded steps are larger than the limit",
                 "return less from the steps or raise `max_result_size`",
             ),
-            Self::Encode => {
-                ("its result could not be encoded", "return one that JSON can hold and that reads back from it")
-            }
+            Self::Encode => (
+                "its result could not be encoded",
+                "return one that JSON can hold and that reads back from it",
+            ),
             Self::Decode => (
                 "what is recorded does not fit the code",
                 "finish the call with the code that has begun it, or give changed steps another name in a new operation",
             ),
-            Self::Config => ("a step is used twice", "give each step its own name, or number them with `step_at`"),
+            Self::Config => (
+                "a step is used twice",
+                "give each step its own name, or number them with `step_at`",
+            ),
             Self::Unsupported => ("a step cannot be used here", "call the function without a step"),
             Self::StepInterrupted => (
                 "the step was interrupted and nobody knows whether its effect happened",
@@ -162,8 +185,8 @@ pub(crate) const CLAIM_LOST: (&str, &str) = (
 
 /// Why a call, or an operation on a record, has no result.
 ///
-/// `Display` says what happened, to which operation and key, and what to do. The message is for people; programs
-/// look at [`kind`](Self::kind).
+/// `Display` says what happened, to which operation and key, and what to do. The message is for
+/// people; programs look at [`kind`](Self::kind).
 ///
 /// ```
 /// use idempotent_runtime::{Error, ErrorKind};
@@ -195,7 +218,8 @@ struct Parts {
     /// The body ran here, and the next call would run it again.
     would_repeat: bool,
     source: Option<Arc<dyn StdError + Send + Sync>>,
-    /// The same error once more as its own source, which wrappers that are transparent show in place of this one.
+    /// The same error once more as its own source, which wrappers that are transparent show in
+    /// place of this one.
     twin: OnceLock<Box<Error>>,
     is_twin: bool,
 }
@@ -258,15 +282,18 @@ impl Error {
         self
     }
 
-    /// Says that there is, or was, another call with the key, if who was refused `has_met` one. What the error says of that
-    /// by itself stays.
+    /// Says that there is, or was, another call with the key, if who was refused `has_met` one.
+    /// What the error says of that by itself stays.
     pub(crate) fn after_another(mut self, has_met: bool) -> Self {
         self.0.met_another |= has_met;
         self
     }
 
     /// Whether the store failed before anything was known of the key.
-    #[cfg_attr(not(feature = "http"), expect(dead_code, reason = "only the layer goes on without a store"))]
+    #[cfg_attr(
+        not(feature = "http"),
+        expect(dead_code, reason = "only the layer goes on without a store")
+    )]
     pub(crate) fn knows_nothing(&self) -> bool {
         self.0.store.is_some() && !self.0.met_another
     }
@@ -313,8 +340,8 @@ impl Error {
         self.0.key.as_deref()
     }
 
-    /// The [step](crate::Context::step) that the error is about, if it is about one: its name, and its index if that is
-    /// not zero.
+    /// The [step](crate::Context::step) that the error is about, if it is about one: its name, and
+    /// its index if that is not zero.
     pub fn step(&self) -> Option<&str> {
         self.0.step.as_deref()
     }
@@ -329,10 +356,11 @@ impl Error {
         self.0.retry_after
     }
 
-    /// Whether the same call can succeed later without anybody's action. Of [`InDoubt`](ErrorKind::InDoubt), only where
-    /// a later call asks the outside world (`on_crash = verify`); [`retry_after`](Self::retry_after) then says when. Of
-    /// [`Superseded`](ErrorKind::Superseded) and [`NotStored`](ErrorKind::NotStored), not where the body ran here and the
-    /// next call may do again what it did.
+    /// Whether the same call can succeed later without anybody's action. Of
+    /// [`InDoubt`](ErrorKind::InDoubt), only where a later call asks the outside world
+    /// (`on_crash = verify`); [`retry_after`](Self::retry_after) then says when. Of
+    /// [`Superseded`](ErrorKind::Superseded) and [`NotStored`](ErrorKind::NotStored), not where the
+    /// body ran here and the next call may do again what it did.
     pub fn is_retryable(&self) -> bool {
         let will_ask = self.0.kind == ErrorKind::InDoubt && self.0.retry_after.is_some();
         let passes = matches!(
@@ -347,11 +375,12 @@ impl Error {
         will_ask || (passes && !self.0.would_repeat)
     }
 
-    /// The error of this crate in a chain of sources: finds it inside `anyhow::Error` and `#[from]` wrappers, also
-    /// transparent ones. Those show the source of what they wrap as their own, so an error of this crate is its own
-    /// first source; what the store's client said is the one after.
+    /// The error of this crate in a chain of sources: finds it inside `anyhow::Error` and `#[from]`
+    /// wrappers, also transparent ones. Those show the source of what they wrap as their own, so an
+    /// error of this crate is its own first source; what the store's client said is the one after.
     pub fn find<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a Self> {
-        std::iter::successors(Some(error), |&error| StdError::source(error)).find_map(|error| error.downcast_ref())
+        std::iter::successors(Some(error), |&error| StdError::source(error))
+            .find_map(|error| error.downcast_ref())
     }
 }
 
@@ -369,7 +398,8 @@ impl fmt::Display for Error {
             return write!(f, "an idempotency error of the kind {:?}", self.0.kind);
         }
         let text_of_step = || self.0.step.as_ref().and_then(|_| self.0.kind.text_of_step());
-        let (happened, advice) = self.0.text.or_else(text_of_step).unwrap_or_else(|| self.0.kind.text());
+        let (happened, advice) =
+            self.0.text.or_else(text_of_step).unwrap_or_else(|| self.0.kind.text());
         if let Some(operation) = self.operation() {
             write!(f, "{operation}")?;
             if let Some(key) = self.key() {

@@ -11,7 +11,8 @@ use crate::error::{Error, ErrorKind};
 /// [former one](crate::Call::former_fingerprint) of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Fingerprint {
-    /// Which encoding made the hash. Fingerprints of different versions are never those of one request.
+    /// Which encoding made the hash. Fingerprints of different versions are never those of one
+    /// request.
     pub version: u8,
     /// The first 128 bits of the SHA-256 of the canonical encoding.
     pub bits: u128,
@@ -26,7 +27,8 @@ impl Fingerprint {
     /// The order of fields and of map entries and the width of integers do not count.
     ///
     /// # Errors
-    /// [`Encode`](ErrorKind::Encode) when the value has no canonical encoding (`NaN`) or its `Serialize` fails.
+    /// [`Encode`](ErrorKind::Encode) when the value has no canonical encoding (`NaN`) or its
+    /// `Serialize` fails.
     ///
     /// ```
     /// use idempotent_runtime::Fingerprint;
@@ -47,10 +49,11 @@ impl Fingerprint {
         Ok(Self { version: Self::VERSION, bits: u128::from_be_bytes(bits) })
     }
 
-    /// Whether a retry with `retry` contradicts a record with `recorded`: whether they differ in anything.
+    /// Whether a retry with `retry` contradicts a record with `recorded`: whether they differ in
+    /// anything.
     ///
-    /// Also fingerprints of two versions contradict each other, and one contradicts none: what was not compared is not
-    /// known to be the same request.
+    /// Also fingerprints of two versions contradict each other, and one contradicts none: what was
+    /// not compared is not known to be the same request.
     ///
     /// ```
     /// use idempotent_runtime::Fingerprint;

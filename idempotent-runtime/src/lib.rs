@@ -1,4 +1,5 @@
-//! The engine and the stores of the crate [`idempotency`](https://docs.rs/idempotency). Depend on that crate, not on this one.
+//! The engine and the stores of the crate [`idempotency`](https://docs.rs/idempotency). Depend on
+//! that crate, not on this one.
 #![warn(clippy::disallowed_methods)]
 
 mod argument;
@@ -47,8 +48,8 @@ pub mod testing;
 
 pub use context::{Context, InCurrentScope};
 pub use engine::{
-    Builder, Call, Drained, Duplicate, Idempotency, Purging, RecordHandle, RecordView, Report, Resolution, Revision,
-    Run, Unasked, Verify, observe,
+    Builder, Call, Drained, Duplicate, Idempotency, Purging, RecordHandle, RecordView, Report,
+    Resolution, Revision, Run, Unasked, Verify, observe,
 };
 pub use error::{Error, ErrorKind};
 pub use fingerprint::Fingerprint;

@@ -1,8 +1,10 @@
-//! Results that this process has seen: repeated calls of hot keys are answered without asking the store.
+//! Results that this process has seen: repeated calls of hot keys are answered without asking the
+//! store.
 //!
-//! A completed record never changes but by an operator that corrects an operator's answer; it only ends, by its expiry or
-//! because somebody removes it. Its expiry is known when it is kept. A removal or a correction by this engine is known at
-//! once, and one by others where the store can push. All others show after `near_cache_ttl`.
+//! A completed record never changes but by an operator that corrects an operator's answer; it only
+//! ends, by its expiry or because somebody removes it. Its expiry is known when it is kept. A
+//! removal or a correction by this engine is known at once, and one by others where the store can
+//! push. All others show after `near_cache_ttl`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,13 +25,15 @@ pub(crate) struct NearCache {
     entries: Cache<KeyHash, Arc<Entry>>,
     ttl: Duration,
     clock: Arc<dyn Clock>,
-    /// How often a record of the group was seen to change. What was asked before a change is not kept after it.
+    /// How often a record of the group was seen to change. What was asked before a change is not
+    /// kept after it.
     changes: Box<[AtomicU64]>,
     /// All changes before this monotonic time are known, in nanoseconds.
     known_until: AtomicU64,
 }
 
-/// A point in time on the clock of a near cache. A store counts on another, which began at another time.
+/// A point in time on the clock of a near cache. A store counts on another, which began at another
+/// time.
 #[cfg(feature = "redis")]
 #[derive(Clone, Copy)]
 pub(crate) struct Moment(Duration);
@@ -71,7 +75,12 @@ impl NearCache {
 
     /// To be called before the store is asked for the record.
     pub(crate) fn ask(&self, key: KeyHash) -> Asked<'_> {
-        Asked { cache: self, key, changes: self.changes(&key).load(Ordering::SeqCst), since: self.clock.monotonic() }
+        Asked {
+            cache: self,
+            key,
+            changes: self.changes(&key).load(Ordering::SeqCst),
+            since: self.clock.monotonic(),
+        }
     }
 
     /// The record is not what it was.
@@ -82,7 +91,10 @@ impl NearCache {
     }
 
     /// No record may be what it was.
-    #[cfg_attr(not(feature = "redis"), expect(dead_code, reason = "only a store that pushes asks for it"))]
+    #[cfg_attr(
+        not(feature = "redis"),
+        expect(dead_code, reason = "only a store that pushes asks for it")
+    )]
     pub(crate) fn forget_all(&self) {
         for changes in &self.changes {
             changes.fetch_add(1, Ordering::SeqCst);
@@ -146,7 +158,8 @@ impl Asked<'_> {
         if record.state != State::Completed || left.is_zero() || !is_unchanged() {
             return;
         }
-        let entry = Entry { record: record.clone(), asked: since, until: since.saturating_add(left) };
+        let entry =
+            Entry { record: record.clone(), asked: since, until: since.saturating_add(left) };
         cache.entries.insert(key, Arc::new(entry));
         // A change after the first look found nothing to take away.
         if !is_unchanged() {

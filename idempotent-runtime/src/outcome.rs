@@ -113,7 +113,8 @@ impl<R, P> Writer<R, P> {
         (self.is_error)(result)
     }
 
-    /// What the caller returns if nothing comes between, which is what is stored, and how it is stored.
+    /// What the caller returns if nothing comes between, which is what is stored, and how it is
+    /// stored.
     pub(crate) fn ending(self, result: R) -> (R, Ending) {
         (self.ending)(result, self.policy)
     }
@@ -145,7 +146,8 @@ impl<R> fmt::Debug for Reader<R> {
     }
 }
 
-/// Reads a result, or a stored error, that another schema version wrote: the version, then the stored bytes.
+/// Reads a result, or a stored error, that another schema version wrote: the version, then the
+/// stored bytes.
 pub type Upgrade<T> = fn(u32, &[u8]) -> Option<T>;
 
 /// The same, for the whole return type.
@@ -175,7 +177,11 @@ impl<R> Upgrades<R> {
 #[cfg(feature = "http")]
 impl<R, P> Codec<R, P> {
     /// For results that make bytes of themselves.
-    pub(crate) fn of(policy: P, ending: fn(R, P) -> (R, Ending), answer: fn(Answer, &Upgrades<R>) -> R) -> Self {
+    pub(crate) fn of(
+        policy: P,
+        ending: fn(R, P) -> (R, Ending),
+        answer: fn(Answer, &Upgrades<R>) -> R,
+    ) -> Self {
         Self {
             writer: Writer { policy, ending, is_error: |_| false },
             reader: Reader { upgrades: Upgrades::none(), answer },
@@ -186,7 +192,8 @@ impl<R, P> Codec<R, P> {
 impl<T: 'static, E, P> Codec<Result<T, E>, P> {
     /// Reads results of other schema versions with `upgrade`.
     pub fn upgrade(mut self, upgrade: Upgrade<T>) -> Self {
-        self.reader.upgrades.of_results = Some(Box::new(move |version, body| upgrade(version, body).map(Ok)));
+        self.reader.upgrades.of_results =
+            Some(Box::new(move |version, body| upgrade(version, body).map(Ok)));
         self
     }
 }
@@ -194,7 +201,8 @@ impl<T: 'static, E, P> Codec<Result<T, E>, P> {
 impl<T, E: 'static, P> Codec<Result<T, E>, P> {
     /// Reads stored errors of other schema versions with `upgrade`.
     pub fn upgrade_error(mut self, upgrade: Upgrade<E>) -> Self {
-        self.reader.upgrades.of_errors = Some(Box::new(move |version, body| upgrade(version, body).map(Err)));
+        self.reader.upgrades.of_errors =
+            Some(Box::new(move |version, body| upgrade(version, body).map(Err)));
         self
     }
 }
@@ -202,7 +210,8 @@ impl<T, E: 'static, P> Codec<Result<T, E>, P> {
 /// How a body ended, in bytes.
 #[derive(Debug)]
 pub(crate) enum Ending {
-    /// The result, or the error that counts as one, and how long it is kept if not as long as the call says.
+    /// The result, or the error that counts as one, and how long it is kept if not as long as the
+    /// call says.
     Answer { state: State, body: Result<Bytes, NotEncodable>, ttl: Option<Duration> },
     /// An error that says that nothing happened.
     Release,
@@ -248,15 +257,19 @@ impl StoredAnswer {
     pub(crate) fn marker(&self) -> Option<Error> {
         match self.record.reason {
             Some(Reason::TooLarge) => Some(self.error(ErrorKind::TooLarge)),
-            Some(Reason::NotEncodable) => {
-                Some(self.error(ErrorKind::Encode).with_detail("the body ran once and its result could not be stored"))
-            }
+            Some(Reason::NotEncodable) => Some(
+                self.error(ErrorKind::Encode)
+                    .with_detail("the body ran once and its result could not be stored"),
+            ),
             _ => None,
         }
     }
 }
 
-fn ending<T: StoredValue, E, P: ErrorPolicy<E>>(result: Result<T, E>, policy: P) -> (Result<T, E>, Ending) {
+fn ending<T: StoredValue, E, P: ErrorPolicy<E>>(
+    result: Result<T, E>,
+    policy: P,
+) -> (Result<T, E>, Ending) {
     match result {
         Ok(value) => {
             let encoded = encode(&value);
@@ -274,8 +287,12 @@ fn ending<T: StoredValue, E, P: ErrorPolicy<E>>(result: Result<T, E>, policy: P)
     }
 }
 
-/// What was read back takes the place of the body's own value, which stays only where there is nothing to read.
-fn stored_form<T>(own: T, encoded: Result<Encoded<T>, NotEncodable>) -> (T, Result<Bytes, NotEncodable>) {
+/// What was read back takes the place of the body's own value, which stays only where there is
+/// nothing to read.
+fn stored_form<T>(
+    own: T,
+    encoded: Result<Encoded<T>, NotEncodable>,
+) -> (T, Result<Bytes, NotEncodable>) {
     match encoded {
         Ok(Encoded { body, value }) => (value, Ok(body)),
         Err(error) => (own, Err(error)),
@@ -288,7 +305,9 @@ fn answer<T: StoredValue, E: CallError, P: ErrorPolicy<E>>(
 ) -> Result<T, E> {
     match answer {
         Answer::Refused(error) => Err(error.into()),
-        Answer::Stored(stored) => replay::<T, E, P>(&stored, upgrades).unwrap_or_else(|error| Err(error.into())),
+        Answer::Stored(stored) => {
+            replay::<T, E, P>(&stored, upgrades).unwrap_or_else(|error| Err(error.into()))
+        }
     }
 }
 
@@ -302,13 +321,16 @@ fn replay<T: StoredValue, E: CallError, P: ErrorPolicy<E>>(
     let Record { state, schema, body, .. } = &*stored.record;
     let unreadable = |detail: String| stored.error(ErrorKind::Decode).with_detail(detail);
     if *schema != stored.version {
-        return upgrades
-            .of(*state)
-            .and_then(|upgrade| upgrade(*schema, body))
-            .ok_or_else(|| unreadable(format!("it has schema version {schema}, this call reads {}", stored.version)));
+        return upgrades.of(*state).and_then(|upgrade| upgrade(*schema, body)).ok_or_else(|| {
+            unreadable(format!(
+                "it has schema version {schema}, this call reads {}",
+                stored.version
+            ))
+        });
     }
-    let source =
-        |error: serde_json::Error| unreadable("it does not fit the type".into()).with_source(Redacted::of(&error));
+    let source = |error: serde_json::Error| {
+        unreadable("it does not fit the type".into()).with_source(Redacted::of(&error))
+    };
     match state {
         State::Completed => decode(body).map(Ok).map_err(source),
         State::Failed => P::decode(body)
@@ -319,7 +341,8 @@ fn replay<T: StoredValue, E: CallError, P: ErrorPolicy<E>>(
     }
 }
 
-/// What becomes of an error of type `E`: [`OnError`], [`Unstored`], or a function over `&E` that returns one of them.
+/// What becomes of an error of type `E`: [`OnError`], [`Unstored`], or a function over `&E` that
+/// returns one of them.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` does not decide what becomes of `{E}`",
     note = "use `OnError::…` when `{E}` is `Serialize + DeserializeOwned`, `Unstored::…` otherwise, or a function over `&{E}` that returns one of them"

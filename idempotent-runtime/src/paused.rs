@@ -1,5 +1,5 @@
-//! Says so when a store seems silent only because time did not pass: a test has paused Tokio's clock, which then moves to
-//! the next time-out whenever all tasks wait, also for a server.
+//! Says so when a store seems silent only because time did not pass: a test has paused Tokio's
+//! clock, which then moves to the next time-out whenever all tasks wait, also for a server.
 
 use std::time::Duration;
 
@@ -7,7 +7,9 @@ use crate::store::StoreError;
 
 /// `error`, with the reason where the clock that time-outs are counted on is ahead of the real one.
 pub(crate) fn explain(error: StoreError, counted: Duration, real: Duration) -> StoreError {
-    if !error.is_transient() || counted <= real.saturating_add(real / 2).saturating_add(Duration::from_millis(10)) {
+    if !error.is_transient()
+        || counted <= real.saturating_add(real / 2).saturating_add(Duration::from_millis(10))
+    {
         return error;
     }
     StoreError::new(error.kind(), error.operation())
@@ -21,7 +23,9 @@ pub(crate) fn explain(error: StoreError, counted: Duration, real: Duration) -> S
 /// `work`, and the reason of its failure where it failed because Tokio's clock is paused.
 #[cfg(any(feature = "redis", feature = "postgres", feature = "mysql", feature = "sqlite"))]
 #[expect(clippy::disallowed_methods, reason = "compares the machine's clock with Tokio's")]
-pub(crate) async fn explained<T>(work: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+pub(crate) async fn explained<T>(
+    work: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, StoreError> {
     let (real, counted) = (std::time::Instant::now(), tokio::time::Instant::now());
     work.await.map_err(|error| {
         // In this order: were they one clock, less would be counted than has really passed.
@@ -30,7 +34,10 @@ pub(crate) async fn explained<T>(work: impl Future<Output = Result<T, StoreError
     })
 }
 
-#[cfg(all(test, any(feature = "redis", feature = "postgres", feature = "mysql", feature = "sqlite")))]
+#[cfg(all(
+    test,
+    any(feature = "redis", feature = "postgres", feature = "mysql", feature = "sqlite")
+))]
 mod tests {
     use std::error::Error as _;
     use std::time::Duration;

@@ -17,17 +17,19 @@ pub enum OnConflict {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OnCrash {
-    /// Fails with [`InDoubt`](crate::ErrorKind::InDoubt) until somebody resolves the record: effects at most once.
+    /// Fails with [`InDoubt`](crate::ErrorKind::InDoubt) until somebody resolves the record:
+    /// effects at most once.
     Hold,
     /// Runs the body again: effects at least once. For bodies whose effect may happen twice.
     Retry,
-    /// Runs the body again with the [steps](crate::Context::step) that are recorded: those that finished are replayed,
-    /// and the first unfinished one runs. Each step's effect happens at least once, or
-    /// [at most once](crate::Step::at_most_once).
+    /// Runs the body again with the [steps](crate::Context::step) that are recorded: those that
+    /// finished are replayed, and the first unfinished one runs. Each step's effect happens at
+    /// least once, or [at most once](crate::Step::at_most_once).
     Resume,
 }
 
-/// What the outside world says about an earlier attempt: the answer to the question of `on_crash = verify`.
+/// What the outside world says about an earlier attempt: the answer to the question of
+/// `on_crash = verify`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Verdict<T> {
@@ -35,8 +37,9 @@ pub enum Verdict<T> {
     Completed(T),
     /// The effect did not happen and will not: the body runs now.
     NotExecuted,
-    /// It cannot be told yet: the record stays in doubt, and is asked about again after a rest: 5 seconds for the
-    /// second attempt of the call, doubled by every attempt since, whether it asked or ran the body, up to 10 minutes.
+    /// It cannot be told yet: the record stays in doubt, and is asked about again after a rest: 5
+    /// seconds for the second attempt of the call, doubled by every attempt since, whether it asked
+    /// or ran the body, up to 10 minutes.
     Unknown,
 }
 

@@ -2,11 +2,14 @@
 
 pub use crate::argument::{Detachable, DetachableCopy, assert_detachable, copied};
 pub use crate::engine::{
-    Asked, Begun, Call, Cleared, InTransaction, Loan, Site, Verified, begin, lend, run, run_detached, verify,
+    Asked, Begun, Call, Cleared, InTransaction, Loan, Site, Verified, begin, lend, run,
+    run_detached, verify,
 };
 pub use crate::first_poll::on_first_poll;
 pub use crate::key::Key;
-pub use crate::outcome::{CallError, Codec, Decision, ErrorPolicy, Outcome, StoredError, StoredValue};
+pub use crate::outcome::{
+    CallError, Codec, Decision, ErrorPolicy, Outcome, StoredError, StoredValue,
+};
 pub use crate::policy::{OnConflict, OnCrash, OnError, Unstored};
 
 /// For a simulated database.
@@ -25,8 +28,8 @@ pub fn call_on(site: &'static Site, engine: &Idempotency, key: Key) -> Call {
     Call::at(site, Some(engine), key)
 }
 
-/// `call` of a function without a name of the user's. The closure stands in the function, so that its type tells the
-/// instances of the function apart.
+/// `call` of a function without a name of the user's. The closure stands in the function, so that
+/// its type tells the instances of the function apart.
 pub fn unnamed<W>(call: Call, _in_the_function: W) -> Call {
     call.of_instance::<W>()
 }
@@ -36,7 +39,8 @@ pub fn scoped(call: Call, scope: Key) -> Call {
     call.in_scope(Some(scope))
 }
 
-/// The witness: the return type of a guarded function can be stored and replayed. Errors are released.
+/// The witness: the return type of a guarded function can be stored and replayed. Errors are
+/// released.
 pub fn outcome<R: Outcome>() -> Codec<R> {
     R::codec(Unstored::Release)
 }

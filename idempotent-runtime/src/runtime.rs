@@ -1,8 +1,8 @@
 //! Which Tokio runtime a request belongs to, and whether that is still there.
 //!
-//! A client's timers and sockets belong to the runtime that made them. The engine goes on with a request on its own
-//! thread when its caller is gone, and with it perhaps the runtime: such a timer panics when it is polled, and such a
-//! socket never answers.
+//! A client's timers and sockets belong to the runtime that made them. The engine goes on with a
+//! request on its own thread when its caller is gone, and with it perhaps the runtime: such a timer
+//! panics when it is polled, and such a socket never answers.
 
 use std::collections::HashMap;
 use std::future::{Future, poll_fn};
@@ -28,8 +28,8 @@ pub(crate) fn sentinel(runtime: &Handle) -> Arc<JoinHandle<()>> {
     sentinel
 }
 
-/// Something of its own for each runtime: what one of them leaves unfinished while it stands still keeps no other waiting.
-/// What belongs to a runtime that has ended is dropped with the next look.
+/// Something of its own for each runtime: what one of them leaves unfinished while it stands still
+/// keeps no other waiting. What belongs to a runtime that has ended is dropped with the next look.
 pub(crate) struct PerRuntime<T>(Mutex<HashMap<Id, Owned<T>>>);
 
 struct Owned<T> {
@@ -74,7 +74,8 @@ impl<T> PerRuntime<T> {
     }
 }
 
-/// The output of `request`, or nothing if the runtime ends on which this is polled first: `request` is not polled then.
+/// The output of `request`, or nothing if the runtime ends on which this is polled first: `request`
+/// is not polled then.
 pub(crate) async fn while_runtime_lives<A>(request: impl Future<Output = A>) -> Option<A> {
     let home = Handle::current();
     let sentinel = sentinel(&home);
@@ -126,7 +127,8 @@ mod tests {
     #[test]
     fn a_request_whose_runtime_has_ended_is_not_polled() {
         let (home, elsewhere) = (runtime(), runtime());
-        let mut timer = pin!(while_runtime_lives(async { tokio::time::sleep(Duration::from_secs(600)).await }));
+        let mut timer =
+            pin!(while_runtime_lives(async { tokio::time::sleep(Duration::from_secs(600)).await }));
         let mut cx = Context::from_waker(Waker::noop());
         let poll = home.block_on(async { timer.as_mut().poll(&mut cx) });
         assert_eq!(poll, Poll::Pending);

@@ -24,14 +24,29 @@ pub(crate) const AREAS: &[Area] = &[
     Area {
         name: "engine",
         rooms: &[Room {
-            sources: &["engine", "context.rs", "outcome.rs", "policy.rs", "near_cache.rs", "runtime.rs"],
+            sources: &[
+                "engine",
+                "context.rs",
+                "outcome.rs",
+                "policy.rs",
+                "near_cache.rs",
+                "runtime.rs",
+            ],
             tests: &[UNIT, "engine", "detach", "redis", "transactions"],
         }],
     },
     Area {
         name: "contract",
         rooms: &[Room {
-            sources: &["store", "key", "canonical", "encoding", "fingerprint.rs", "argument.rs", "error.rs"],
+            sources: &[
+                "store",
+                "key",
+                "canonical",
+                "encoding",
+                "fingerprint.rs",
+                "argument.rs",
+                "error.rs",
+            ],
             tests: &[
                 UNIT,
                 "contract",
@@ -47,17 +62,29 @@ pub(crate) const AREAS: &[Area] = &[
     },
     Area {
         name: "steps",
-        rooms: &[Room { sources: &["steps"], tests: &[UNIT, "engine", "redis", "conformance_sqlite"] }],
+        rooms: &[Room {
+            sources: &["steps"],
+            tests: &[UNIT, "engine", "redis", "conformance_sqlite"],
+        }],
     },
     Area { name: "http", rooms: &[Room { sources: &["http"], tests: &[UNIT, "http"] }] },
     Area {
         name: "stores",
         rooms: &[
             Room { sources: &["memory"], tests: &[UNIT, "engine", "conformance_memory"] },
-            Room { sources: &["sqlite", "sql"], tests: &[UNIT, "sqlite", "transactions", "conformance_sqlite"] },
+            Room {
+                sources: &["sqlite", "sql"],
+                tests: &[UNIT, "sqlite", "transactions", "conformance_sqlite"],
+            },
             Room { sources: &["redis"], tests: &[UNIT, "redis", "conformance_redis"] },
-            Room { sources: &["postgres"], tests: &[UNIT, "postgres", "transactions", "conformance_postgres"] },
-            Room { sources: &["mysql"], tests: &[UNIT, "mysql", "transactions", "conformance_mysql"] },
+            Room {
+                sources: &["postgres"],
+                tests: &[UNIT, "postgres", "transactions", "conformance_postgres"],
+            },
+            Room {
+                sources: &["mysql"],
+                tests: &[UNIT, "mysql", "transactions", "conformance_mysql"],
+            },
         ],
     },
 ];

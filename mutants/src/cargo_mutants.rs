@@ -1,4 +1,5 @@
-//! Runs `cargo-mutants`, which changes conditions, operators, match arms and the results of functions.
+//! Runs `cargo-mutants`, which changes conditions, operators, match arms and the results of
+//! functions.
 
 use std::path::Path;
 use std::process::Command;
@@ -16,11 +17,23 @@ const KIND: &str = "changes of cargo-mutants";
 /// In seconds, for one run of the tests.
 const LIMIT: &str = "600";
 
-pub(crate) fn run(options: &Options, tree: &Tree, target: &Path, report: &mut Report) -> anyhow::Result<()> {
+pub(crate) fn run(
+    options: &Options,
+    tree: &Tree,
+    target: &Path,
+    report: &mut Report,
+) -> anyhow::Result<()> {
     let version = cargo(tree, target).args(["mutants", "--version"]).output()?;
-    ensure!(version.status.success(), "it is missing; install it with `cargo install --locked cargo-mutants`");
+    ensure!(
+        version.status.success(),
+        "it is missing; install it with `cargo install --locked cargo-mutants`"
+    );
     for area in &options.areas {
-        let totals = area.rooms.iter().map(|room| total(tree, target, room)).collect::<anyhow::Result<Vec<_>>>()?;
+        let totals = area
+            .rooms
+            .iter()
+            .map(|room| total(tree, target, room))
+            .collect::<anyhow::Result<Vec<_>>>()?;
         let total: usize = totals.iter().sum();
         let mut changes = Vec::new();
         for (room, of_room) in area.rooms.iter().zip(totals) {
@@ -54,7 +67,8 @@ fn with_files(mut command: Command, tree: &Tree, room: &Room) -> anyhow::Result<
 
 /// How many changes there are.
 fn total(tree: &Tree, target: &Path, room: &Room) -> anyhow::Result<usize> {
-    let output = with_files(cargo(tree, target), tree, room)?.args(["--list", "--json"]).output()?;
+    let output =
+        with_files(cargo(tree, target), tree, room)?.args(["--list", "--json"]).output()?;
     ensure!(output.status.success(), "no list: {}", String::from_utf8_lossy(&output.stderr));
     let list: Value = serde_json::from_slice(&output.stdout).context("the list cannot be read")?;
     Ok(list.as_array().map_or(0, Vec::len))
@@ -68,7 +82,8 @@ fn mutate(
     room: &Room,
     (shard, shards): (usize, usize),
 ) -> anyhow::Result<Vec<(Fate, String)>> {
-    let place = target.join("cargo-mutants").join(area.name).join(room.sources.first().unwrap_or(&"all"));
+    let place =
+        target.join("cargo-mutants").join(area.name).join(room.sources.first().unwrap_or(&"all"));
     std::fs::create_dir_all(&place)?;
     let results = place.join("mutants.out");
     // Of an earlier run, which are not to be taken for this one's.
@@ -76,13 +91,20 @@ fn mutate(
         std::fs::remove_dir_all(&results)?;
     }
     let mut command = with_files(cargo(tree, target), tree, room)?;
-    command.args(["--test-workspace=true", "--no-shuffle", "--sharding=round-robin", "--timeout", LIMIT]);
+    command.args([
+        "--test-workspace=true",
+        "--no-shuffle",
+        "--sharding=round-robin",
+        "--timeout",
+        LIMIT,
+    ]);
     command.arg(format!("--shard={shard}/{shards}")).arg("--output").arg(&place).arg("--");
     command.args(targets(room.tests));
     let status = command.status().context("it does not start")?;
     let path = results.join("outcomes.json");
     let read = || {
-        let text = std::fs::read_to_string(&path).with_context(|| format!("{} cannot be read", path.display()))?;
+        let text = std::fs::read_to_string(&path)
+            .with_context(|| format!("{} cannot be read", path.display()))?;
         outcomes(&serde_json::from_str(&text)?)
     };
     read().with_context(|| format!("it ended with {status}"))
@@ -93,7 +115,11 @@ fn outcomes(document: &Value) -> anyhow::Result<Vec<(Fate, String)>> {
     let mut fates = Vec::new();
     for outcome in outcomes {
         if outcome["scenario"] == "Baseline" {
-            ensure!(outcome["summary"] == "Success", "the tests fail without a change: {}", outcome["summary"]);
+            ensure!(
+                outcome["summary"] == "Success",
+                "the tests fail without a change: {}",
+                outcome["summary"]
+            );
         }
         let Some(name) = outcome["scenario"]["Mutant"]["name"].as_str() else { continue };
         let fate = match outcome["summary"].as_str() {
@@ -116,10 +142,15 @@ mod tests {
 
     #[test]
     fn a_run_whose_tests_fail_without_a_change_is_no_sample() -> anyhow::Result<()> {
-        let mutant = json!({"scenario": {"Mutant": {"name": "a.rs:1: x"}}, "summary": "MissedMutant"});
-        let run = |summary| json!({"outcomes": [{"scenario": "Baseline", "summary": summary}, mutant]});
+        let mutant =
+            json!({"scenario": {"Mutant": {"name": "a.rs:1: x"}}, "summary": "MissedMutant"});
+        let run =
+            |summary| json!({"outcomes": [{"scenario": "Baseline", "summary": summary}, mutant]});
         assert_eq!(outcomes(&run("Success"))?, [(Fate::Survived, "a.rs:1: x".to_owned())]);
-        assert!(outcomes(&run("Failure")).is_err_and(|error| error.to_string().contains("without a change")));
+        assert!(
+            outcomes(&run("Failure"))
+                .is_err_and(|error| error.to_string().contains("without a change"))
+        );
         Ok(())
     }
 }

@@ -28,7 +28,12 @@ struct Place {
     is_needed: bool,
 }
 
-pub(crate) fn run(options: &Options, tree: &Tree, target: &Path, report: &mut Report) -> anyhow::Result<()> {
+pub(crate) fn run(
+    options: &Options,
+    tree: &Tree,
+    target: &Path,
+    report: &mut Report,
+) -> anyhow::Result<()> {
     let mut places = Vec::new();
     for area in &options.areas {
         for room in area.rooms {
@@ -49,8 +54,12 @@ pub(crate) fn run(options: &Options, tree: &Tree, target: &Path, report: &mut Re
         for index in spread(candidates.len(), options.sample, options.round) {
             let (number, place) = candidates[index];
             let fate = fate(number, place, &tests)?;
-            let text =
-                format!("{}:{}: {}", place.file.display(), place.statement.lines().start(), place.statement.text);
+            let text = format!(
+                "{}:{}: {}",
+                place.file.display(),
+                place.statement.lines().start(),
+                place.statement.text
+            );
             println!("{fate:?} {text}");
             changes.push((fate, text));
         }
@@ -60,11 +69,22 @@ pub(crate) fn run(options: &Options, tree: &Tree, target: &Path, report: &mut Re
     originals.iter().try_for_each(|(file, source)| tree.write(file, source))
 }
 
-fn find(tree: &Tree, area: &'static Area, room: &'static Room, places: &mut Vec<Place>) -> anyhow::Result<()> {
+fn find(
+    tree: &Tree,
+    area: &'static Area,
+    room: &'static Room,
+    places: &mut Vec<Place>,
+) -> anyhow::Result<()> {
     for sources in room.sources {
         for file in tree.sources(sources)? {
             for statement in statements(&tree.read(&file)?)? {
-                places.push(Place { area: area.name, room, file: file.clone(), statement, is_needed: false });
+                places.push(Place {
+                    area: area.name,
+                    room,
+                    file: file.clone(),
+                    statement,
+                    is_needed: false,
+                });
             }
         }
     }
@@ -84,13 +104,24 @@ fn built(
     originals: &BTreeMap<PathBuf, String>,
     places: &mut [Place],
 ) -> anyhow::Result<BTreeMap<&'static str, Test>> {
-    let names: BTreeSet<_> =
-        options.areas.iter().flat_map(|area| area.rooms).flat_map(|room| room.tests).copied().collect();
+    let names: BTreeSet<_> = options
+        .areas
+        .iter()
+        .flat_map(|area| area.rooms)
+        .flat_map(|room| room.tests)
+        .copied()
+        .collect();
     let names: Vec<_> = names.into_iter().collect();
     for _ in 0..BUILDS {
         for (file, source) in originals {
-            let here = places.iter().enumerate().filter(|(_, place)| place.file == *file && !place.is_needed);
-            tree.write(file, &with_conditions(source, here.map(|(number, place)| (number, &place.statement))))?;
+            let here = places
+                .iter()
+                .enumerate()
+                .filter(|(_, place)| place.file == *file && !place.is_needed);
+            tree.write(
+                file,
+                &with_conditions(source, here.map(|(number, place)| (number, &place.statement))),
+            )?;
         }
         match build(&tree.root, target, &names)? {
             Ok(tests) => return Ok(tests),
@@ -106,7 +137,9 @@ fn leave(refused: &[Refused], places: &mut [Place]) -> anyhow::Result<()> {
     for place in places.iter_mut() {
         let lines = place.statement.lines();
         let is_meant = |refused: &Refused| {
-            refused.file == place.file && refused.lines.start() <= lines.end() && lines.start() <= refused.lines.end()
+            refused.file == place.file
+                && refused.lines.start() <= lines.end()
+                && lines.start() <= refused.lines.end()
         };
         place.is_needed |= refused.iter().any(is_meant);
     }

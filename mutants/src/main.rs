@@ -1,8 +1,10 @@
-//! Looks for code whose absence no test notices: `cargo xtask mutants [--sample N] [--round N] [AREA]...`.
+//! Looks for code whose absence no test notices:
+//! `cargo xtask mutants [--sample N] [--round N] [AREA]...`.
 //!
-//! Two kinds of changes are made to a copy of the sources: a statement is deleted, and what `cargo-mutants` changes. Of
-//! each kind a sample is taken for each area, spread evenly over its sources. A change is caught when a test fails. One
-//! that makes a test last too long is counted apart: it is noticed, but nothing says what is wrong.
+//! Two kinds of changes are made to a copy of the sources: a statement is deleted, and what
+//! `cargo-mutants` changes. Of each kind a sample is taken for each area, spread evenly over its
+//! sources. A change is caught when a test fails. One that makes a test last too long is counted
+//! apart: it is noticed, but nothing says what is wrong.
 
 mod areas;
 mod cargo_mutants;
@@ -48,7 +50,8 @@ fn main() -> ExitCode {
 /// Whether enough is caught.
 fn run(options: &Options) -> anyhow::Result<bool> {
     let origin = std::env::current_dir()?;
-    let place = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| origin.join("target"), PathBuf::from);
+    let place =
+        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| origin.join("target"), PathBuf::from);
     let place = std::path::absolute(place.join("mutants"))?;
     let tree = Tree::copy(&origin, place.join("tree"))?;
     let target = place.join("target");
@@ -61,7 +64,8 @@ fn run(options: &Options) -> anyhow::Result<bool> {
     }
     let text = report.to_string();
     let page = place.join("report.txt");
-    std::fs::write(&page, &text).with_context(|| format!("{} cannot be written", page.display()))?;
+    std::fs::write(&page, &text)
+        .with_context(|| format!("{} cannot be written", page.display()))?;
     println!("\n{text}\nThis report is in {} too.", page.display());
     Ok(report.is_enough())
 }

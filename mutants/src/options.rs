@@ -36,7 +36,9 @@ impl Options {
                 Short(_) | Long(_) => return Err(argument.unexpected()),
             }
         }
-        if let Some(unknown) = names.iter().find(|name| AREAS.iter().all(|area| area.name != **name)) {
+        if let Some(unknown) =
+            names.iter().find(|name| AREAS.iter().all(|area| area.name != **name))
+        {
             return Err(format!("there is no area `{unknown}`").into());
         }
         if sample == 0 {
@@ -46,7 +48,13 @@ impl Options {
             (deletes, changes) = (true, true);
         }
         let wanted = |area: &&Area| names.is_empty() || names.iter().any(|name| name == area.name);
-        Ok(Some(Self { areas: AREAS.iter().filter(wanted).collect(), sample, round, deletes, changes }))
+        Ok(Some(Self {
+            areas: AREAS.iter().filter(wanted).collect(),
+            sample,
+            round,
+            deletes,
+            changes,
+        }))
     }
 }
 
@@ -68,7 +76,9 @@ mod tests {
 
     fn parse(words: &str) -> Result<Options, String> {
         let options = Options::parse(lexopt::Parser::from_args(words.split_whitespace()));
-        options.map_err(|error| error.to_string()).map(|options| options.expect("help was not asked for"))
+        options
+            .map_err(|error| error.to_string())
+            .map(|options| options.expect("help was not asked for"))
     }
 
     #[test]
@@ -78,14 +88,20 @@ mod tests {
             options.areas.iter().map(|area| area.name).collect::<Vec<_>>(),
             ["engine", "contract", "steps", "http", "stores"]
         );
-        assert_eq!((options.sample, options.round, options.deletes, options.changes), (60, 0, true, true));
+        assert_eq!(
+            (options.sample, options.round, options.deletes, options.changes),
+            (60, 0, true, true)
+        );
     }
 
     #[test]
     fn areas_kinds_and_samples_are_chosen() {
         let options = parse("--deleted http --sample 5 --round 2").unwrap();
         assert_eq!(options.areas.iter().map(|area| area.name).collect::<Vec<_>>(), ["http"]);
-        assert_eq!((options.sample, options.round, options.deletes, options.changes), (5, 2, true, false));
+        assert_eq!(
+            (options.sample, options.round, options.deletes, options.changes),
+            (5, 2, true, false)
+        );
     }
 
     #[test]

@@ -78,8 +78,12 @@ mod tests {
     use super::{Fate, Report, Sample};
 
     fn report(survivors: usize) -> Report {
-        let change =
-            |index| (if index < survivors { Fate::Survived } else { Fate::Caught }, format!("{index}.rs:1: x"));
+        let change = |index| {
+            (
+                if index < survivors { Fate::Survived } else { Fate::Caught },
+                format!("{index}.rs:1: x"),
+            )
+        };
         let changes = (0..20).map(change).collect();
         let mut report = Report::default();
         report.add(Sample { area: "http", kind: "deleted statements", total: 300, changes });
@@ -89,13 +93,21 @@ mod tests {
     #[test]
     fn what_survived_is_named() {
         let text = report(1).to_string();
-        assert_eq!(text, "http, deleted statements: 19 of 20 caught (out of 300)\n  survived: 0.rs:1: x\n");
+        assert_eq!(
+            text,
+            "http, deleted statements: 19 of 20 caught (out of 300)\n  survived: 0.rs:1: x\n"
+        );
     }
 
     #[test]
     fn an_area_of_which_nothing_was_changed_is_not_enough() {
         let mut report = Report::default();
-        report.add(Sample { area: "http", kind: "deleted statements", total: 300, changes: Vec::new() });
+        report.add(Sample {
+            area: "http",
+            kind: "deleted statements",
+            total: 300,
+            changes: Vec::new(),
+        });
         assert!(!report.is_enough());
     }
 

@@ -1,7 +1,9 @@
-//! Statements that can be taken away, and sources in which a variable of the environment takes one away.
+//! Statements that can be taken away, and sources in which a variable of the environment takes one
+//! away.
 //!
-//! Each statement gets a condition around it, so that one build serves for all of them: what is deleted is chosen when a
-//! test runs. The condition stands on the lines of its statement, so that messages of the compiler name them.
+//! Each statement gets a condition around it, so that one build serves for all of them: what is
+//! deleted is chosen when a test runs. The condition stands on the lines of its statement, so that
+//! messages of the compiler name them.
 
 use std::fmt::Write as _;
 
@@ -9,7 +11,9 @@ use anyhow::Context as _;
 use proc_macro2::LineColumn;
 use syn::spanned::Spanned as _;
 use syn::visit::{self, Visit};
-use syn::{Attribute, Block, Expr, ImplItemFn, ItemFn, ItemImpl, ItemMod, Local, Pat, Signature, Stmt};
+use syn::{
+    Attribute, Block, Expr, ImplItemFn, ItemFn, ItemImpl, ItemMod, Local, Pat, Signature, Stmt,
+};
 
 /// Names the statement that is taken away in this process and those that it starts.
 pub(crate) const VARIABLE: &str = "IDEMPOTENCY_DELETED_STATEMENT";
@@ -58,7 +62,9 @@ pub(crate) fn with_conditions<'a>(
     let mut result = String::new();
     for (index, line) in source.lines().enumerate() {
         for (column, character) in line.chars().enumerate() {
-            while let Some((_, _, text)) = insertions.next_if(|(at, ..)| (at.line, at.column) == (index + 1, column)) {
+            while let Some((_, _, text)) =
+                insertions.next_if(|(at, ..)| (at.line, at.column) == (index + 1, column))
+            {
                 result.push_str(&text);
             }
             result.push(character);
@@ -212,7 +218,9 @@ mod tests { fn test() { check(); } }
     fn calls_assignments_and_guards_can_go_and_nothing_else() {
         let guard = "if amount == 0 { return Ok(()); }";
         let inside = ["ledger.warn();", "log(\"ä\");", "ledger.total += amount;"];
-        let all = [&[guard, "ledger.book(amount)?;"][..], &inside[..], &["let _ = ledger .flush();"][..]].concat();
+        let all =
+            [&[guard, "ledger.book(amount)?;"][..], &inside[..], &["let _ = ledger .flush();"][..]]
+                .concat();
         assert_eq!(found(), all);
     }
 

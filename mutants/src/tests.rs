@@ -63,7 +63,11 @@ impl Test {
             }
             // Something else may have kept the machine busy.
             attempts += 1;
-            ensure!(attempts < ATTEMPTS, "the test `{}` does not pass with nothing taken away", self.name);
+            ensure!(
+                attempts < ATTEMPTS,
+                "the test `{}` does not pass with nothing taken away",
+                self.name
+            );
         };
         self.limit = time * 4 + Duration::from_secs(30);
         self.is_measured = true;
@@ -77,7 +81,9 @@ impl Test {
         command.current_dir(&self.folder).env("CARGO_MANIFEST_DIR", &self.folder);
         command.env_remove(VARIABLE).envs(deleted.map(|number| (VARIABLE, number.to_string())));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-        let mut child = command.spawn().with_context(|| format!("{} does not start", self.program.display()))?;
+        let mut child = command
+            .spawn()
+            .with_context(|| format!("{} does not start", self.program.display()))?;
         let has_failed = Arc::new(AtomicBool::new(false));
         if let Some(output) = child.stdout.take() {
             let has_failed = Arc::clone(&has_failed);
@@ -134,7 +140,8 @@ pub(crate) fn build(
             Some("compiler-artifact") if message["profile"]["test"] == true => {
                 let name = names.iter().find(|name| message["target"]["name"] == **name);
                 let program = message["executable"].as_str();
-                let manifest = message["manifest_path"].as_str().map(Path::new).and_then(Path::parent);
+                let manifest =
+                    message["manifest_path"].as_str().map(Path::new).and_then(Path::parent);
                 if let (Some(name), Some(program), Some(folder)) = (name, program, manifest) {
                     let test = Test {
                         name,
@@ -146,7 +153,9 @@ pub(crate) fn build(
                     tests.insert(*name, test);
                 }
             }
-            Some("compiler-message") if message["message"]["level"] == "error" => refused.extend(refusals(&message)),
+            Some("compiler-message") if message["message"]["level"] == "error" => {
+                refused.extend(refusals(&message))
+            }
             _ => {}
         }
     }

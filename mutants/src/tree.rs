@@ -17,12 +17,19 @@ pub(crate) struct Tree {
 impl Tree {
     /// Copies what git knows, or would know, of the repository at `origin` to `root`.
     pub(crate) fn copy(origin: &Path, root: PathBuf) -> anyhow::Result<Self> {
-        let list =
-            Command::new("git").args(["ls-files", "-z", "-co", "--exclude-standard"]).current_dir(origin).output();
+        let list = Command::new("git")
+            .args(["ls-files", "-z", "-co", "--exclude-standard"])
+            .current_dir(origin)
+            .output();
         let list = list.context("git does not start")?;
-        ensure!(list.status.success(), "git does not list the sources: {}", String::from_utf8_lossy(&list.stderr));
+        ensure!(
+            list.status.success(),
+            "git does not list the sources: {}",
+            String::from_utf8_lossy(&list.stderr)
+        );
         if root.exists() {
-            std::fs::remove_dir_all(&root).with_context(|| format!("{} cannot be removed", root.display()))?;
+            std::fs::remove_dir_all(&root)
+                .with_context(|| format!("{} cannot be removed", root.display()))?;
         }
         for name in String::from_utf8(list.stdout)?.split_terminator('\0') {
             let (from, to) = (origin.join(name), root.join(name));
@@ -32,12 +39,14 @@ impl Tree {
             }
             let folder = to.parent().context("a file is in a folder")?;
             std::fs::create_dir_all(folder)?;
-            std::fs::copy(&from, &to).with_context(|| format!("{} cannot be copied", from.display()))?;
+            std::fs::copy(&from, &to)
+                .with_context(|| format!("{} cannot be copied", from.display()))?;
         }
         Ok(Self { root })
     }
 
-    /// The sources of `room`, a file or a folder, as paths from the root of the tree. In their order.
+    /// The sources of `room`, a file or a folder, as paths from the root of the tree. In their
+    /// order.
     pub(crate) fn sources(&self, room: &str) -> anyhow::Result<Vec<PathBuf>> {
         let start = PathBuf::from(SOURCES).join(room);
         let (mut open, mut found) = (vec![start], Vec::new());
@@ -57,7 +66,8 @@ impl Tree {
     }
 
     pub(crate) fn read(&self, path: &Path) -> anyhow::Result<String> {
-        std::fs::read_to_string(self.root.join(path)).with_context(|| format!("{} cannot be read", path.display()))
+        std::fs::read_to_string(self.root.join(path))
+            .with_context(|| format!("{} cannot be read", path.display()))
     }
 
     /// Nothing is written where nothing changes: what is newer is compiled again.
@@ -65,7 +75,8 @@ impl Tree {
         if self.read(path)? == text {
             return Ok(());
         }
-        std::fs::write(self.root.join(path), text).with_context(|| format!("{} cannot be written", path.display()))
+        std::fs::write(self.root.join(path), text)
+            .with_context(|| format!("{} cannot be written", path.display()))
     }
 }
 

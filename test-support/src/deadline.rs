@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::bail;
 
-/// How long anything in a test may take before the test fails: far longer than it takes on a loaded machine.
+/// How long anything in a test may take before the test fails: far longer than it takes on a loaded
+/// machine.
 pub const DEADLINE: Duration = Duration::from_secs(30);
 
 /// How long to wait before a condition is looked at again that nothing announces.
@@ -30,12 +31,18 @@ const PAUSE: Duration = Duration::from_millis(5);
 /// # ?;
 /// # Ok::<(), anyhow::Error>(())
 /// ```
-pub async fn eventually(what: impl Display, mut condition: impl FnMut() -> bool) -> anyhow::Result<()> {
+pub async fn eventually(
+    what: impl Display,
+    mut condition: impl FnMut() -> bool,
+) -> anyhow::Result<()> {
     eventually_async(what, async || condition()).await
 }
 
 /// As [`eventually`], for a condition that has to ask somebody.
-pub async fn eventually_async(what: impl Display, condition: impl AsyncFnMut() -> bool) -> anyhow::Result<()> {
+pub async fn eventually_async(
+    what: impl Display,
+    condition: impl AsyncFnMut() -> bool,
+) -> anyhow::Result<()> {
     eventually_within(DEADLINE, what, condition).await
 }
 
@@ -72,7 +79,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_condition_that_never_holds_is_named() {
-        let error = eventually_within(Duration::from_millis(1), "rain", async || false).await.unwrap_err();
+        let error =
+            eventually_within(Duration::from_millis(1), "rain", async || false).await.unwrap_err();
         assert_eq!(error.to_string(), "waited 1ms for rain in vain");
     }
 

@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 
 /// A file to which every effect appends one line, shared by all tasks and processes of a test.
 ///
-/// A line is one `write` to a file opened with `O_APPEND`: it is whole or missing, also when the writer is killed, and
-/// lines of several processes do not mix. There is no buffer that a kill could lose.
+/// A line is one `write` to a file opened with `O_APPEND`: it is whole or missing, also when the
+/// writer is killed, and lines of several processes do not mix. There is no buffer that a kill
+/// could lose.
 ///
 /// ```
 /// use idempotency_test_support::effects::EffectLog;
@@ -54,7 +55,10 @@ impl EffectLog {
         let line = format!("{line}\n");
         let written = (&self.file).write(line.as_bytes())?;
         if written < line.len() {
-            return Err(io::Error::new(io::ErrorKind::WriteZero, "only a part of the effect was written"));
+            return Err(io::Error::new(
+                io::ErrorKind::WriteZero,
+                "only a part of the effect was written",
+            ));
         }
         Ok(())
     }
@@ -109,13 +113,15 @@ mod tests {
                 scope.spawn(move || {
                     let log = EffectLog::open(path).unwrap();
                     for number in 0..200 {
-                        log.append(&format!("writer-{writer} {number} {}", "x".repeat(number))).unwrap();
+                        log.append(&format!("writer-{writer} {number} {}", "x".repeat(number)))
+                            .unwrap();
                     }
                 });
             }
         });
         let log = EffectLog::open(&path).unwrap();
-        let expected: BTreeMap<_, _> = (0..8).map(|writer| (format!("writer-{writer}"), 200)).collect();
+        let expected: BTreeMap<_, _> =
+            (0..8).map(|writer| (format!("writer-{writer}"), 200)).collect();
         assert_eq!(log.count_by_key().unwrap(), expected);
         assert!(log.lines().unwrap().iter().all(|line| {
             let words: Vec<_> = line.split(' ').collect();

@@ -7,8 +7,9 @@ use std::process::{Child, Command, Stdio};
 
 use rustix::process::Signal;
 
-/// Reads the process id, then waits: for a line, which means that all is well, or for the end of the pipe, which means
-/// that the test process has died. Signals of the terminal are not for it: it would be gone when it is needed.
+/// Reads the process id, then waits: for a line, which means that all is well, or for the end of
+/// the pipe, which means that the test process has died. Signals of the terminal are not for it: it
+/// would be gone when it is needed.
 const SCRIPT: &str = r#"
 trap '' HUP INT TERM
 read -r pid || exit 0
@@ -29,17 +30,17 @@ if [ -n "$2" ]; then
 fi
 "#;
 
-/// A shell on the other end of a pipe. The kernel closes the pipe when this process ends, also by SIGKILL, where no
-/// destructor runs; the shell then kills the process it was told to watch.
+/// A shell on the other end of a pipe. The kernel closes the pipe when this process ends, also by
+/// SIGKILL, where no destructor runs; the shell then kills the process it was told to watch.
 #[derive(Debug)]
 pub(crate) struct Guard {
     shell: Child,
 }
 
 impl Guard {
-    /// Started before the process that it watches, so that only the moment between the start of the process and
-    /// [`watch`](Self::watch) is without a guard. The process is sent `signal`, and killed if it has not ended after ten
-    /// seconds. `directory` is removed as well.
+    /// Started before the process that it watches, so that only the moment between the start of the
+    /// process and [`watch`](Self::watch) is without a guard. The process is sent `signal`, and
+    /// killed if it has not ended after ten seconds. `directory` is removed as well.
     pub(crate) fn start(directory: Option<&Path>, signal: Signal) -> io::Result<Self> {
         let mut command = Command::new("/bin/sh");
         command.args(["-c", SCRIPT, "guard"]).arg(signal.as_raw().to_string());
@@ -55,7 +56,8 @@ impl Guard {
         self.tell(&pid.to_string())
     }
 
-    /// As [`watch`](Self::watch), for the process and all others of the group that it leads. They are killed in any case.
+    /// As [`watch`](Self::watch), for the process and all others of the group that it leads. They
+    /// are killed in any case.
     pub(crate) fn watch_group(&mut self, leader: u32) -> io::Result<()> {
         self.tell(&format!("-{leader}"))
     }

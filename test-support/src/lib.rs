@@ -1,4 +1,5 @@
-//! Servers, worker processes, faults and checks for the project's own tests. Not published, Unix only.
+//! Servers, worker processes, faults and checks for the project's own tests. Not published, Unix
+//! only.
 //!
 //! - [`server`]: private servers that end with the test, also when it is killed.
 //! - [`worker`]: processes that stop at named points, to be killed exactly there.

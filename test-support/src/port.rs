@@ -6,14 +6,16 @@ use std::sync::atomic::{AtomicU16, Ordering};
 
 use anyhow::Context as _;
 
-/// Below the range from which systems take the ports of outgoing connections: while a server is restarted, a client
-/// that tries to reach it must not be given the server's own port, which would connect it to itself.
+/// Below the range from which systems take the ports of outgoing connections: while a server is
+/// restarted, a client that tries to reach it must not be given the server's own port, which would
+/// connect it to itself.
 const PORTS: Range<u16> = 20_000..32_000;
 
 /// The next port to look at. Test processes begin at different ones.
 static NEXT: AtomicU16 = AtomicU16::new(0);
 
-/// A port of the loopback interface on which nobody listens. Somebody may take it before the caller does.
+/// A port of the loopback interface on which nobody listens. Somebody may take it before the caller
+/// does.
 pub(crate) fn free() -> anyhow::Result<u16> {
     let count = PORTS.end - PORTS.start;
     // Far apart for process ids that are close together.
@@ -34,9 +36,11 @@ mod tests {
 
     #[test]
     fn a_port_that_is_taken_is_not_given_out() {
-        let held: Vec<_> =
-            (0..20).map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, super::free().unwrap())).unwrap()).collect();
-        let mut ports: Vec<_> = held.iter().map(|listener| listener.local_addr().unwrap().port()).collect();
+        let held: Vec<_> = (0..20)
+            .map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, super::free().unwrap())).unwrap())
+            .collect();
+        let mut ports: Vec<_> =
+            held.iter().map(|listener| listener.local_addr().unwrap().port()).collect();
         ports.sort_unstable();
         ports.dedup();
         assert_eq!(ports.len(), held.len());

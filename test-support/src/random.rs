@@ -58,11 +58,13 @@ impl Random {
     }
 }
 
-/// The seed that `IDEMPOTENCY_SEED` names, or else another one in every run. A test that fails says which it was: what
-/// the tasks choose is repeated with it, how they meet is not.
+/// The seed that `IDEMPOTENCY_SEED` names, or else another one in every run. A test that fails says
+/// which it was: what the tasks choose is repeated with it, how they meet is not.
 pub fn seed() -> u64 {
     let named = std::env::var(SEED_VARIABLE).ok().and_then(|seed| seed.parse().ok());
     let of_now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
     // The lower half changes fastest.
-    named.unwrap_or_else(|| Random::new(u64::try_from(of_now() & u128::from(u64::MAX)).unwrap_or_default()).bits())
+    named.unwrap_or_else(|| {
+        Random::new(u64::try_from(of_now() & u128::from(u64::MAX)).unwrap_or_default()).bits()
+    })
 }

@@ -45,7 +45,9 @@ pub(crate) fn words(request: &[u8]) -> Vec<&[u8]> {
     let mut words = Vec::new();
     let Ok((_, mut at)) = line(request, 0) else { return words };
     while at < request.len() {
-        let (Ok((_, start)), Ok(end)) = (line(request, at), value(request, at, MAX_DEPTH)) else { break };
+        let (Ok((_, start)), Ok(end)) = (line(request, at), value(request, at, MAX_DEPTH)) else {
+            break;
+        };
         words.push(&request[start..end - 2]);
         at = end;
     }
@@ -66,14 +68,22 @@ fn value(bytes: &[u8], at: usize, depth: usize) -> Result<usize, Length> {
         b'$' | b'=' | b'!' => match count(content)? {
             None => Ok(end),
             Some(length) => {
-                let end = end.checked_add(length).and_then(|end| end.checked_add(2)).ok_or(Length::Invalid)?;
+                let end = end
+                    .checked_add(length)
+                    .and_then(|end| end.checked_add(2))
+                    .ok_or(Length::Invalid)?;
                 if end <= bytes.len() { Ok(end) } else { Err(Length::Incomplete) }
             }
         },
         b'*' | b'~' | b'>' => values(bytes, end, count(content)?.unwrap_or(0), depth),
         b'%' => values(bytes, end, count(content)?.unwrap_or(0).saturating_mul(2), depth),
         // Attributes stand before the value that they describe.
-        b'|' => values(bytes, end, count(content)?.unwrap_or(0).saturating_mul(2).saturating_add(1), depth),
+        b'|' => values(
+            bytes,
+            end,
+            count(content)?.unwrap_or(0).saturating_mul(2).saturating_add(1),
+            depth,
+        ),
         _ => Err(Length::Invalid),
     }
 }
@@ -82,7 +92,8 @@ fn values(bytes: &[u8], start: usize, count: usize, depth: usize) -> Result<usiz
     (0..count).try_fold(start, |at, _| value(bytes, at, depth))
 }
 
-/// What stands after the first byte of the line that begins at `at`, and where the next line begins.
+/// What stands after the first byte of the line that begins at `at`, and where the next line
+/// begins.
 fn line(bytes: &[u8], at: usize) -> Result<(&[u8], usize), Length> {
     let rest = bytes.get(at..).ok_or(Length::Incomplete)?;
     let length = rest.iter().position(|byte| *byte == b'\n').ok_or(Length::Incomplete)?;
@@ -121,18 +132,32 @@ mod tests {
         ];
         for message in messages {
             for cut in 0..message.len() {
-                assert_eq!(message_length(&message[..cut]), Incomplete, "{}", message[..cut].escape_ascii());
+                assert_eq!(
+                    message_length(&message[..cut]),
+                    Incomplete,
+                    "{}",
+                    message[..cut].escape_ascii()
+                );
             }
             let followed = [message, b"+next\r\n"].concat();
-            assert_eq!(message_length(&followed), Complete(message.len()), "{}", message.escape_ascii());
+            assert_eq!(
+                message_length(&followed),
+                Complete(message.len()),
+                "{}",
+                message.escape_ascii()
+            );
         }
     }
 
     #[test]
     fn what_is_not_the_protocol_is_said_to_be_none() {
-        for bytes in
-            [&b"\x16\x03\x01"[..], b"HTTP/1.1 400 Bad Request\r\n", b"$x\r\n", b"$-2\r\n", b"$99999999999999999999\r\n"]
-        {
+        for bytes in [
+            &b"\x16\x03\x01"[..],
+            b"HTTP/1.1 400 Bad Request\r\n",
+            b"$x\r\n",
+            b"$-2\r\n",
+            b"$99999999999999999999\r\n",
+        ] {
             assert_eq!(message_length(bytes), Invalid, "{}", bytes.escape_ascii());
         }
         assert_eq!(message_length(&b"*1\r\n".repeat(100)), Invalid);

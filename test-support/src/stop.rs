@@ -13,8 +13,8 @@ const PAUSE: Duration = Duration::from_millis(1);
 
 /// Stops a child of this process (SIGSTOP) and waits until it stands still.
 ///
-/// The signal alone is not enough: it is only noted when the system call returns, and a process that runs on another
-/// core can still answer a request after that.
+/// The signal alone is not enough: it is only noted when the system call returns, and a process
+/// that runs on another core can still answer a request after that.
 ///
 /// # Errors
 /// When it has ended, or does not stop in time.
@@ -24,7 +24,8 @@ pub(crate) fn stop_child(child: u32) -> anyhow::Result<()> {
     // Leaves the status where it is, so that a second stop sees it too. Never reaps.
     let stopped = WaitIdOptions::STOPPED | WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG;
     wait_until_still(child, || {
-        let status = waitid(WaitId::Pid(pid), stopped).with_context(|| format!("process {child} cannot be stopped"))?;
+        let status = waitid(WaitId::Pid(pid), stopped)
+            .with_context(|| format!("process {child} cannot be stopped"))?;
         Ok(status.is_some())
     })
 }
@@ -34,7 +35,9 @@ pub(crate) fn stop_child(child: u32) -> anyhow::Result<()> {
 /// # Errors
 /// When it does not stop in time.
 pub(crate) fn wait_until_stopped(process: u32) -> anyhow::Result<()> {
-    wait_until_still(process, || Ok(state_of(process).is_none_or(|state| matches!(state, 'T' | 'Z' | 'X'))))
+    wait_until_still(process, || {
+        Ok(state_of(process).is_none_or(|state| matches!(state, 'T' | 'Z' | 'X')))
+    })
 }
 
 /// The letter of its state. None when it is gone, and where there is no `/proc`.
@@ -44,7 +47,10 @@ pub(crate) fn state_of(process: u32) -> Option<char> {
     stat.rsplit_once(") ")?.1.chars().next()
 }
 
-fn wait_until_still(process: u32, mut stands_still: impl FnMut() -> anyhow::Result<bool>) -> anyhow::Result<()> {
+fn wait_until_still(
+    process: u32,
+    mut stands_still: impl FnMut() -> anyhow::Result<bool>,
+) -> anyhow::Result<()> {
     let start = Instant::now();
     while !stands_still()? {
         if start.elapsed() >= DEADLINE {

@@ -61,8 +61,10 @@ fn breaks(events: &[Event], policy: Policy, rule: Rule, words: &str) {
 
 #[test]
 fn what_is_allowed_passes() {
-    let run_and_replay = vec![effect(1), value("a", "1"), value("b", "1"), error("c", "InProgress")];
-    let stored_error = vec![effect(1), stored_error("a", "declined"), stored_error("b", "declined")];
+    let run_and_replay =
+        vec![effect(1), value("a", "1"), value("b", "1"), error("c", "InProgress")];
+    let stored_error =
+        vec![effect(1), stored_error("a", "declined"), stored_error("b", "declined")];
     let crashed = vec![effect(1), error("a", "InDoubt")];
     let never_ran = vec![error("a", "StoreUnavailable"), error("b", "Mismatch")];
     for events in [vec![], run_and_replay, stored_error, crashed, never_ran] {
@@ -108,8 +110,18 @@ fn s2_finds_a_second_result() {
 #[test]
 fn s2_finds_a_result_that_is_not_the_stored_one() {
     let words = "S2 at key (retention 0): a got `1`, and the store has ";
-    breaks(&[effect(1), value("a", "1"), stored(1, Some("2"))], Policy::Hold, Rule::OneResult, &format!("{words}`2`"));
-    breaks(&[effect(1), value("a", "1"), stored(1, None)], Policy::Hold, Rule::OneResult, &format!("{words}no result"));
+    breaks(
+        &[effect(1), value("a", "1"), stored(1, Some("2"))],
+        Policy::Hold,
+        Rule::OneResult,
+        &format!("{words}`2`"),
+    );
+    breaks(
+        &[effect(1), value("a", "1"), stored(1, None)],
+        Policy::Hold,
+        Rule::OneResult,
+        &format!("{words}no result"),
+    );
     check(&[effect(1), value("a", "1"), stored(1, Some("1"))], Policy::Hold).unwrap();
     check(&[effect(1), error("a", "InDoubt"), stored(1, None)], Policy::Hold).unwrap();
 }
@@ -117,7 +129,12 @@ fn s2_finds_a_result_that_is_not_the_stored_one() {
 #[test]
 fn s3_finds_more_effects_than_takeovers_explain() {
     breaks(&[effect(1), effect(1)], Policy::Retry, Rule::EffectsWithinTakeovers, "S3");
-    breaks(&[effect(2), effect(2), takeover()], Policy::Retry, Rule::EffectsWithinTakeovers, "one attempt");
+    breaks(
+        &[effect(2), effect(2), takeover()],
+        Policy::Retry,
+        Rule::EffectsWithinTakeovers,
+        "one attempt",
+    );
     let events = [effect(0), effect(1), effect(2)];
     breaks(&events, Policy::Retry, Rule::EffectsWithinTakeovers, "3 effects with 1 takeovers");
 }
@@ -140,15 +157,26 @@ fn s8_finds_results_that_come_from_nowhere() {
     }
     let early = call("a", 20, Outcome::Value(b"1".to_vec()));
     let events = [effect(1), early.into(), value("b", "1")];
-    breaks(&events, Policy::Hold, Rule::NoResultWithoutEffect, "a got a result 30 µs before the first effect");
+    breaks(
+        &events,
+        Policy::Hold,
+        Rule::NoResultWithoutEffect,
+        "a got a result 30 µs before the first effect",
+    );
 }
 
 #[test]
 fn s8_finds_results_that_no_effect_had() {
-    let events = [happened("key", 1).with_result("1").into(), happened("key", 2).with_result("2").into()];
+    let events =
+        [happened("key", 1).with_result("1").into(), happened("key", 2).with_result("2").into()];
     check(&[&events[..], &[value("a", "2")]].concat(), Policy::Retry).unwrap();
     let words = "S8 at key (retention 0): a got `3`, which is the result of no effect";
-    breaks(&[&events[..], &[value("a", "3")]].concat(), Policy::Retry, Rule::NoResultWithoutEffect, words);
+    breaks(
+        &[&events[..], &[value("a", "3")]].concat(),
+        Policy::Retry,
+        Rule::NoResultWithoutEffect,
+        words,
+    );
 }
 
 #[test]
@@ -163,7 +191,8 @@ fn s9_finds_calls_with_another_fingerprint() {
     let value = || Outcome::Value(b"1".to_vec());
 
     let events = [ran("EUR 1", 1, 50), got("EUR 1", value()), got("EUR 2", value())];
-    let words = "S9 at key (retention 0): the key is that of EUR 1, and a call with EUR 2 got the result";
+    let words =
+        "S9 at key (retention 0): the key is that of EUR 1, and a call with EUR 2 got the result";
     breaks(&events, Policy::Retry, Rule::FingerprintsKeptApart, words);
     let events = [ran("EUR 2", 2, 60), ran("EUR 1", 1, 50)];
     breaks(&events, Policy::Retry, Rule::FingerprintsKeptApart, "a call with EUR 2 ran the body");
@@ -188,7 +217,12 @@ fn keys_and_retentions_are_judged_apart() {
     };
     check(&[retained(0, "1"), retained(1, "2")].concat(), Policy::Hold).unwrap();
 
-    breaks(&[value("a", "1"), happened("other", 1).into()], Policy::Hold, Rule::NoResultWithoutEffect, "no effect");
+    breaks(
+        &[value("a", "1"), happened("other", 1).into()],
+        Policy::Hold,
+        Rule::NoResultWithoutEffect,
+        "no effect",
+    );
 }
 
 #[test]
@@ -202,8 +236,13 @@ fn all_violations_are_told() {
 fn events_come_back_from_the_log_as_they_were() {
     let directory = tempfile::tempdir().unwrap();
     let log = EventLog::open(directory.path().join("events")).unwrap();
-    let events =
-        [value("a", "line\nbreak"), effect(1).clone(), takeover(), error("b", "InDoubt"), stored(1, Some("1"))];
+    let events = [
+        value("a", "line\nbreak"),
+        effect(1).clone(),
+        takeover(),
+        error("b", "InDoubt"),
+        stored(1, Some("1")),
+    ];
     for event in &events {
         log.append(event.clone()).unwrap();
     }

@@ -28,8 +28,12 @@ async fn a_server_answers_and_ends_when_it_is_dropped() -> anyhow::Result<()> {
     assert_eq!(server.url(), format!("mysql://root@{}/idempotency", server.address()));
     let rows =
         server.sql(r"SELECT 1, NULL, 'a\nb\\c\td'; CREATE TABLE t (a text); SELECT 2; SELECT 3 WHERE false; SELECT ''");
-    assert_eq!(rows.await?, [row(&[Some("1"), None, Some("a\nb\\c\td")]), row(&[Some("2")]), row(&[Some("")])]);
-    let settings = server.sql("SELECT @@character_set_server, @@max_connections, DATABASE()").await?;
+    assert_eq!(
+        rows.await?,
+        [row(&[Some("1"), None, Some("a\nb\\c\td")]), row(&[Some("2")]), row(&[Some("")])]
+    );
+    let settings =
+        server.sql("SELECT @@character_set_server, @@max_connections, DATABASE()").await?;
     assert_eq!(settings, [row(&[Some("utf8mb4"), Some("300"), Some("idempotency")])]);
 
     let (pid, port) = (server.pid().unwrap(), server.port());
@@ -47,7 +51,11 @@ async fn what_was_committed_survives_a_kill_and_what_was_not_does_not() -> anyho
     for options in [private(), private().durable()] {
         let mut server = MariaDbServer::start(options).await?;
         let (url, pid) = (server.url(), server.pid());
-        server.sql("CREATE TABLE t (a int); INSERT INTO t VALUES (1); BEGIN; INSERT INTO t VALUES (2)").await?;
+        server
+            .sql(
+                "CREATE TABLE t (a int); INSERT INTO t VALUES (1); BEGIN; INSERT INTO t VALUES (2)",
+            )
+            .await?;
         server.kill()?;
         assert_eq!(server.pid(), None);
         server.restart().await?;
@@ -74,7 +82,8 @@ async fn a_stopped_server_does_not_wait_for_its_clients() -> anyhow::Result<()> 
 
 async fn until_others_run(server: &MariaDbServer) -> anyhow::Result<()> {
     eventually_async("the statement to run", async || {
-        let others = "SELECT count(*) FROM information_schema.processlist WHERE info LIKE 'SELECT SLEEP%'";
+        let others =
+            "SELECT count(*) FROM information_schema.processlist WHERE info LIKE 'SELECT SLEEP%'";
         server.sql(others).await.is_ok_and(|rows| rows == one("1"))
     })
     .await
@@ -129,12 +138,17 @@ async fn settings_reach_the_server_and_wrong_ones_are_named() -> anyhow::Result<
     let server = MariaDbServer::start(private().setting("lock_wait_timeout", "7")).await?;
     assert_eq!(server.sql("SELECT @@lock_wait_timeout").await?, one("7"));
     let error = MariaDbServer::start(private().setting("no_such_setting", "1")).await.unwrap_err();
-    assert!(error.to_string().contains("no_such_setting") || error.to_string().contains("no-such-setting"), "{error}");
+    assert!(
+        error.to_string().contains("no_such_setting")
+            || error.to_string().contains("no-such-setting"),
+        "{error}"
+    );
     Ok(())
 }
 
 #[tokio::test]
-async fn a_server_ends_with_the_process_that_started_it_also_when_that_is_killed() -> anyhow::Result<()> {
+async fn a_server_ends_with_the_process_that_started_it_also_when_that_is_killed()
+-> anyhow::Result<()> {
     let mut holder = Command::new(env!("CARGO_BIN_EXE_hold_server"))
         .arg("mariadb")
         .stdout(Stdio::piped())

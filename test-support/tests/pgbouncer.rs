@@ -17,11 +17,16 @@ async fn server() -> anyhow::Result<PostgresServer> {
 #[tokio::test]
 async fn transactions_reach_the_server_and_sessions_do_not() -> anyhow::Result<()> {
     let server = server().await?;
-    let pooler = PgBouncer::start(PgBouncerOptions::before(&server).setting("default_pool_size", "1")).await?;
+    let pooler =
+        PgBouncer::start(PgBouncerOptions::before(&server).setting("default_pool_size", "1"))
+            .await?;
     let url = pooler.through(&server.database("shop").await?);
     server.sql_at(&url, "CREATE TABLE t (a int); BEGIN; INSERT INTO t VALUES (1); COMMIT").await?;
     assert_eq!(server.sql_at(&url, "SELECT a FROM t").await?, one("1"));
-    assert_eq!(server.sql_at(&pooler.url(), "SELECT current_database()").await?, one("idempotency"));
+    assert_eq!(
+        server.sql_at(&pooler.url(), "SELECT current_database()").await?,
+        one("idempotency")
+    );
     // Two clients share the one connection: what the first has set is there for the second.
     let first = server.sql_at(&url, "SET work_mem = '7MB'; SELECT pg_backend_pid()").await?;
     let second = server.sql_at(&url, "SHOW work_mem; SELECT pg_backend_pid()").await?;

@@ -42,8 +42,14 @@ async fn a_server_answers_and_ends_when_it_is_dropped() -> anyhow::Result<()> {
     assert_eq!(server.url(), format!("postgres://idempotency@{}/idempotency", server.address()));
     let rows =
         server.sql("SELECT 1, NULL, E'a\nb|c'; CREATE TABLE t (a text); SELECT 2; SELECT 3 WHERE false; SELECT ''");
-    assert_eq!(rows.await?, [row(&[Some("1"), None, Some("a\nb|c")]), row(&[Some("2")]), row(&[Some("")])]);
-    assert_eq!(server.sql("SHOW server_encoding; SHOW max_connections").await?, [one("UTF8"), one("300")].concat());
+    assert_eq!(
+        rows.await?,
+        [row(&[Some("1"), None, Some("a\nb|c")]), row(&[Some("2")]), row(&[Some("")])]
+    );
+    assert_eq!(
+        server.sql("SHOW server_encoding; SHOW max_connections").await?,
+        [one("UTF8"), one("300")].concat()
+    );
 
     let (pid, port) = (server.pid().unwrap(), server.port());
     let directory = server.directory()?.to_path_buf();
@@ -62,7 +68,11 @@ async fn what_was_committed_survives_a_kill_and_what_was_not_does_not() -> anyho
     for options in [private(), private().durable()] {
         let mut server = PostgresServer::start(options).await?;
         let (url, pid) = (server.url(), server.pid());
-        server.sql("CREATE TABLE t (a int); INSERT INTO t VALUES (1); BEGIN; INSERT INTO t VALUES (2)").await?;
+        server
+            .sql(
+                "CREATE TABLE t (a int); INSERT INTO t VALUES (1); BEGIN; INSERT INTO t VALUES (2)",
+            )
+            .await?;
         let memory = shared_memory(server.directory()?)?;
         server.kill()?;
         assert_eq!(server.pid(), None);
@@ -116,7 +126,8 @@ async fn a_stopped_server_does_not_wait_for_its_clients() -> anyhow::Result<()> 
 }
 
 #[tokio::test]
-async fn a_server_ends_with_the_process_that_started_it_also_when_that_is_killed() -> anyhow::Result<()> {
+async fn a_server_ends_with_the_process_that_started_it_also_when_that_is_killed()
+-> anyhow::Result<()> {
     let mut holder = Command::new(env!("CARGO_BIN_EXE_hold_server"))
         .arg("postgres")
         .stdout(Stdio::piped())
@@ -147,8 +158,14 @@ async fn a_paused_server_keeps_its_connections_and_answers_later() -> anyhow::Re
     server.pause()?;
     let mut late = Box::pin(server.sql("SELECT 1"));
     // The server cannot answer however long this waits: a pause that does nothing fails here.
-    assert!(tokio::time::timeout(Duration::from_millis(5_500), &mut answer).await.is_err(), "its processes go on");
-    assert!(tokio::time::timeout(Duration::from_millis(200), &mut late).await.is_err(), "it takes connections");
+    assert!(
+        tokio::time::timeout(Duration::from_millis(5_500), &mut answer).await.is_err(),
+        "its processes go on"
+    );
+    assert!(
+        tokio::time::timeout(Duration::from_millis(200), &mut late).await.is_err(),
+        "it takes connections"
+    );
     server.resume()?;
     assert_eq!(within("the answer", answer).await??, one(""));
     assert_eq!(within("the late answer", late).await??, one("1"));

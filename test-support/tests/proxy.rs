@@ -98,12 +98,21 @@ async fn a_fault_strikes_exactly_at_its_moment() -> anyhow::Result<()> {
             fault.happened().await?;
 
             let applied = matches!(moment, Moment::AfterRequest | Moment::InsideAnswer);
-            assert_eq!(scene.stored().await?, if applied { "value" } else { "" }, "{moment:?} {action:?}");
+            assert_eq!(
+                scene.stored().await?,
+                if applied { "value" } else { "" },
+                "{moment:?} {action:?}"
+            );
             // A reset takes back what the client has not read.
             if action == Action::Close {
-                let expected: &[u8] = if moment == Moment::InsideAnswer { b"+PONG\r\n+O" } else { b"+PONG\r\n" };
+                let expected: &[u8] =
+                    if moment == Moment::InsideAnswer { b"+PONG\r\n+O" } else { b"+PONG\r\n" };
                 // Before the request, also the answer to the earlier one may be lost.
-                assert!(heard == expected || !applied && heard.is_empty(), "{moment:?} {}", heard.escape_ascii());
+                assert!(
+                    heard == expected || !applied && heard.is_empty(),
+                    "{moment:?} {}",
+                    heard.escape_ascii()
+                );
             }
             let reset = (action == Action::Reset).then_some(ErrorKind::ConnectionReset);
             assert_eq!(end, reset, "{moment:?} {action:?}");
@@ -125,7 +134,9 @@ async fn a_silenced_connection_stays_open_and_others_go_on() -> anyhow::Result<(
         answer(&mut scene.client().await?, PING, b"+PONG\r\n").await?;
         // Nothing can come however long this waits: a fault that does nothing fails here.
         let mut byte = [0];
-        assert!(tokio::time::timeout(Duration::from_millis(100), client.read(&mut byte)).await.is_err());
+        assert!(
+            tokio::time::timeout(Duration::from_millis(100), client.read(&mut byte)).await.is_err()
+        );
         scene.proxy.close_all();
         assert_eq!(rest(&mut client).await?, (Vec::new(), None));
     }
@@ -136,7 +147,11 @@ async fn a_silenced_connection_stays_open_and_others_go_on() -> anyhow::Result<(
 async fn the_nth_matching_request_is_counted_over_all_connections() -> anyhow::Result<()> {
     let scene = Scene::new().await?;
     let fault = Fault::new(Moment::BeforeRequest, Action::Close);
-    let planned = scene.proxy.nth(3, |request| request.mentions("key") && request.arguments().len() == 2, fault);
+    let planned = scene.proxy.nth(
+        3,
+        |request| request.mentions("key") && request.arguments().len() == 2,
+        fault,
+    );
     let (mut first, mut second) = (scene.client().await?, scene.client().await?);
     answer(&mut first, SET, b"+OK\r\n").await?;
     answer(&mut second, b"GET key\r\n", b"$5\r\nvalue\r\n").await?;
@@ -193,7 +208,9 @@ async fn half_open_connections_hear_nothing_until_they_heal() -> anyhow::Result<
     let mut late = scene.client().await?;
     late.write_all(PING).await?;
     let mut byte = [0];
-    assert!(tokio::time::timeout(Duration::from_millis(100), client.read(&mut byte)).await.is_err());
+    assert!(
+        tokio::time::timeout(Duration::from_millis(100), client.read(&mut byte)).await.is_err()
+    );
     assert_eq!(scene.stored().await?, "");
     scene.proxy.heal();
     answer(&mut client, b"", b"+OK\r\n").await?;
@@ -206,12 +223,16 @@ async fn held_answers_keep_no_request_from_the_server() -> anyhow::Result<()> {
     let mut client = scene.client().await?;
     scene.proxy.hold_answers();
     client.write_all(SET).await?;
-    eventually_async("the server to apply it", async || scene.stored().await.is_ok_and(|stored| stored == "value"))
-        .await?;
+    eventually_async("the server to apply it", async || {
+        scene.stored().await.is_ok_and(|stored| stored == "value")
+    })
+    .await?;
     client.write_all(PING).await?;
     eventually("the second request", || scene.proxy.requests() == 2).await?;
     let mut byte = [0];
-    assert!(tokio::time::timeout(Duration::from_millis(100), client.read(&mut byte)).await.is_err());
+    assert!(
+        tokio::time::timeout(Duration::from_millis(100), client.read(&mut byte)).await.is_err()
+    );
     scene.proxy.heal();
     answer(&mut client, b"", b"+OK\r\n+PONG\r\n").await?;
     assert_eq!(scene.proxy.round_trips(), 1);
@@ -222,7 +243,10 @@ async fn held_answers_keep_no_request_from_the_server() -> anyhow::Result<()> {
 async fn all_connections_can_be_closed_or_reset() -> anyhow::Result<()> {
     type End = fn(&Proxy);
     let scene = Scene::new().await?;
-    let ends = [(Proxy::close_all as End, None), (Proxy::reset_all as End, Some(ErrorKind::ConnectionReset))];
+    let ends = [
+        (Proxy::close_all as End, None),
+        (Proxy::reset_all as End, Some(ErrorKind::ConnectionReset)),
+    ];
     for (end, expected) in ends {
         let (mut first, mut second) = (scene.client().await?, scene.client().await?);
         answer(&mut first, PING, b"+PONG\r\n").await?;
@@ -249,7 +273,8 @@ async fn new_connections_are_refused_while_open_ones_go_on() -> anyhow::Result<(
 }
 
 #[tokio::test]
-async fn without_a_server_connections_are_closed_and_work_again_when_it_is_back() -> anyhow::Result<()> {
+async fn without_a_server_connections_are_closed_and_work_again_when_it_is_back()
+-> anyhow::Result<()> {
     let mut scene = Scene::new().await?;
     scene.server.kill()?;
     let mut client = scene.client().await?;
@@ -267,7 +292,8 @@ async fn pushed_messages_are_no_answers() -> anyhow::Result<()> {
     while !heard.ends_with(b"+OK\r\n") {
         within("the greeting", client.read_buf(&mut heard)).await??;
     }
-    // The message is held up until the request has passed: were it an answer, it would be taken for that of the request.
+    // The message is held up until the request has passed: were it an answer, it would be taken for
+    // that of the request.
     scene.proxy.delay_answers(Duration::from_millis(100));
     scene.server.command(&["SET", "key", "other"]).await?;
     let planned = scene.proxy.next("PING", Fault::new(Moment::AfterRequest, Action::Close));
@@ -304,7 +330,10 @@ async fn urls_lead_through_the_proxy() -> anyhow::Result<()> {
     let proxy = Proxy::start("127.0.0.1:1").await?;
     let address = proxy.address();
     assert_eq!(proxy.url("redis://localhost:6379"), format!("redis://{address}"));
-    assert_eq!(proxy.url("rediss://u:p@h:1/2?protocol=resp3"), format!("rediss://u:p@{address}/2?protocol=resp3"));
+    assert_eq!(
+        proxy.url("rediss://u:p@h:1/2?protocol=resp3"),
+        format!("rediss://u:p@{address}/2?protocol=resp3")
+    );
     Ok(())
 }
 
@@ -317,7 +346,8 @@ async fn a_proxy_that_is_dropped_ends_its_connections_and_takes_no_more() -> any
     let (_server, _) = within("the connection", server.accept()).await??;
     drop(proxy);
     assert_eq!(rest(&mut client).await?.0, b"");
-    // Another test may have been given the port by now: whoever is there, it is no proxy to this server.
+    // Another test may have been given the port by now: whoever is there, it is no proxy to this
+    // server.
     let _ = TcpStream::connect(address).await;
     let late = tokio::time::timeout(Duration::from_millis(200), server.accept()).await;
     assert!(late.is_err(), "the proxy still takes connections");

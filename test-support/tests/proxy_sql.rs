@@ -3,7 +3,8 @@
 use idempotency_test_support::deadline::within;
 use idempotency_test_support::proxy::{Action, Fault, Moment, Protocol, Proxy};
 use idempotency_test_support::server::{
-    MariaDbOptions, MariaDbServer, PgBouncer, PgBouncerOptions, PostgresOptions, PostgresServer, Rows,
+    MariaDbOptions, MariaDbServer, PgBouncer, PgBouncerOptions, PostgresOptions, PostgresServer,
+    Rows,
 };
 use sqlx::postgres::PgListener;
 use sqlx::{Connection as _, Executor as _, MySqlConnection, PgConnection, Row as _};
@@ -42,7 +43,8 @@ macro_rules! on {
                     sqlx::query("INSERT INTO t VALUES (1)").execute(&mut connection).await?;
                 }
                 connection.execute(sqlx::raw_sql("UPDATE t SET a = 2")).await?;
-                let counts = ["PREPARE", "INSERT", "UPDATE"].map(|command| proxy.requests_of(command));
+                let counts =
+                    ["PREPARE", "INSERT", "UPDATE"].map(|command| proxy.requests_of(command));
                 assert_eq!(counts, [1, 2, 1], "{:?}", proxy.requests_by_command());
                 assert_eq!(server.sql("SELECT a FROM t").await?, rows(&["2", "2"]));
                 Ok(())
@@ -60,22 +62,37 @@ macro_rules! on {
                 ] {
                     for is_prepared in [true, false] {
                         server.sql("DELETE FROM t").await?;
-                        let mut connection = <$connection>::connect(&proxy.url(&server.url())).await?;
-                        let fault = proxy.nth(2, |request| request.runs("VALUES (1)"), Fault::new(moment, action));
+                        let mut connection =
+                            <$connection>::connect(&proxy.url(&server.url())).await?;
+                        let fault = proxy.nth(
+                            2,
+                            |request| request.runs("VALUES (1)"),
+                            Fault::new(moment, action),
+                        );
                         let mut insert = async || {
                             if is_prepared {
-                                sqlx::query("INSERT INTO t VALUES (1)").execute(&mut connection).await.map(drop)
+                                sqlx::query("INSERT INTO t VALUES (1)")
+                                    .execute(&mut connection)
+                                    .await
+                                    .map(drop)
                             } else {
-                                connection.execute(sqlx::raw_sql("INSERT INTO t VALUES (1)")).await.map(drop)
+                                connection
+                                    .execute(sqlx::raw_sql("INSERT INTO t VALUES (1)"))
+                                    .await
+                                    .map(drop)
                             }
                         };
                         insert().await?;
                         within("the lost answer", insert()).await?.unwrap_err();
                         fault.happened().await?;
-                        let is_applied = matches!(moment, Moment::AfterRequest | Moment::InsideAnswer);
+                        let is_applied =
+                            matches!(moment, Moment::AfterRequest | Moment::InsideAnswer);
                         let expected = rows(if is_applied { &["1", "1"] } else { &["1"] });
                         let found = server.sql("SELECT a FROM t").await?;
-                        assert_eq!(found, expected, "{moment:?} {action:?} prepared: {is_prepared}");
+                        assert_eq!(
+                            found, expected,
+                            "{moment:?} {action:?} prepared: {is_prepared}"
+                        );
                     }
                 }
                 Ok(())
@@ -83,7 +100,9 @@ macro_rules! on {
 
             #[tokio::test]
             async fn a_commit_can_be_lost_before_it_takes_effect_and_after() -> anyhow::Result<()> {
-                for (moment, stored) in [(Moment::BeforeRequest, &[][..]), (Moment::AfterRequest, &["1"])] {
+                for (moment, stored) in
+                    [(Moment::BeforeRequest, &[][..]), (Moment::AfterRequest, &["1"])]
+                {
                     let (server, proxy) = $database().await?;
                     let mut connection = <$connection>::connect(&proxy.url(&server.url())).await?;
                     let mut transaction = connection.begin().await?;
@@ -103,7 +122,8 @@ macro_rules! on {
                 let fault = proxy.next("INSERT", Fault::new(Moment::AfterRequest, Action::Close));
                 for length in [1, 3_000_000] {
                     let query = format!("SELECT REPEAT('x', {length})");
-                    let row = sqlx::query(sqlx::AssertSqlSafe(query)).fetch_one(&mut connection).await?;
+                    let row =
+                        sqlx::query(sqlx::AssertSqlSafe(query)).fetch_one(&mut connection).await?;
                     assert_eq!(row.try_get::<String, _>(0)?.len(), length);
                 }
                 sqlx::query("INSERT INTO t VALUES (1)").execute(&mut connection).await.unwrap_err();
@@ -117,7 +137,8 @@ macro_rules! on {
                 let (server, proxy) = $database().await?;
                 let mut connection = <$connection>::connect(&proxy.url(&server.url())).await?;
                 let fault = proxy.next("INSERT", Fault::new(Moment::AfterRequest, Action::Silence));
-                let mut insert = Box::pin(sqlx::query("INSERT INTO t VALUES (1)").execute(&mut connection));
+                let mut insert =
+                    Box::pin(sqlx::query("INSERT INTO t VALUES (1)").execute(&mut connection));
                 tokio::select! {
                     answer = &mut insert => panic!("{answer:?}"),
                     struck = fault.happened() => struck?,

@@ -32,7 +32,8 @@ async fn a_server_answers_and_ends_when_it_is_dropped() -> anyhow::Result<()> {
 
 #[tokio::test]
 async fn two_servers_do_not_know_each_other() -> anyhow::Result<()> {
-    let (first, second) = tokio::try_join!(RedisServer::start(private()), RedisServer::start(private()))?;
+    let (first, second) =
+        tokio::try_join!(RedisServer::start(private()), RedisServer::start(private()))?;
     assert_ne!(first.port(), second.port());
     first.command(&["SET", "key", "first"]).await?;
     second.command(&["SET", "key", "second"]).await?;
@@ -43,7 +44,8 @@ async fn two_servers_do_not_know_each_other() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
-async fn what_was_answered_survives_a_kill_with_append_only_and_not_without() -> anyhow::Result<()> {
+async fn what_was_answered_survives_a_kill_with_append_only_and_not_without() -> anyhow::Result<()>
+{
     for (options, expected) in [(private().append_only(), "value"), (private(), "")] {
         let mut server = RedisServer::start(options).await?;
         let (url, pid) = (server.url(), server.pid());
@@ -74,7 +76,8 @@ async fn a_stopped_server_refuses_connections_until_it_is_started_again() -> any
 #[tokio::test]
 async fn a_restarted_server_has_read_its_files() -> anyhow::Result<()> {
     // Reading takes half a second then: a pause, in microseconds, for each key.
-    let mut server = RedisServer::start(private().append_only().setting("key-load-delay", "50")).await?;
+    let mut server =
+        RedisServer::start(private().append_only().setting("key-load-delay", "50")).await?;
     server.command(&["EVAL", "for i = 1, 5000 do redis.call('SET', i, i) end", "0"]).await?;
     server.restart().await?;
     assert_eq!(server.command(&["DBSIZE"]).await?, "5000");
@@ -142,7 +145,11 @@ async fn a_server_with_tls_has_certificates_and_a_second_port() -> anyhow::Resul
         assert!(server.command(&["CONFIG", "GET", "tls-auth-clients"]).await?.ends_with(value));
         let certificates = server.certificates()?;
         for file in [&certificates.authority, &certificates.server, &certificates.client] {
-            assert!(std::fs::read_to_string(file)?.contains("BEGIN CERTIFICATE"), "{}", file.display());
+            assert!(
+                std::fs::read_to_string(file)?.contains("BEGIN CERTIFICATE"),
+                "{}",
+                file.display()
+            );
         }
         server.restart().await?;
         assert_eq!(server.tls_url()?, url);
@@ -154,12 +161,14 @@ async fn a_server_with_tls_has_certificates_and_a_second_port() -> anyhow::Resul
 
 #[tokio::test]
 async fn a_server_that_does_not_start_says_why() {
-    let error = RedisServer::start(RedisOptions::new().setting("no-such-setting", "1")).await.unwrap_err();
+    let error =
+        RedisServer::start(RedisOptions::new().setting("no-such-setting", "1")).await.unwrap_err();
     assert!(error.to_string().contains("no-such-setting"), "{error}");
 }
 
 #[tokio::test]
-async fn a_server_ends_with_the_process_that_started_it_also_when_that_is_killed() -> anyhow::Result<()> {
+async fn a_server_ends_with_the_process_that_started_it_also_when_that_is_killed()
+-> anyhow::Result<()> {
     let mut holder = Command::new(env!("CARGO_BIN_EXE_hold_server"))
         .arg("redis")
         .stdout(Stdio::piped())

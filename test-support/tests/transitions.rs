@@ -61,10 +61,13 @@ fn s2_only_an_operators_answer_is_corrected_and_stays_one() {
     let by_hand = Some(Reason::Resolved);
     let request = Request::Resolve { observed: ONE };
     assert_eq!(broken(&[change(request, answer(ONE, by_hand), answer(TWO, by_hand))]), []);
-    for (before, after) in [(None, answer(TWO, by_hand)), (by_hand, None), (by_hand, answer(TWO, None))] {
+    for (before, after) in
+        [(None, answer(TWO, by_hand)), (by_hand, None), (by_hand, answer(TWO, None))]
+    {
         assert_eq!(broken(&[change(request, answer(ONE, before), after)]), [Rule::OneResult]);
     }
-    let by_owner = change(Request::Complete { token: ONE }, answer(ONE, by_hand), answer(ONE, None));
+    let by_owner =
+        change(Request::Complete { token: ONE }, answer(ONE, by_hand), answer(ONE, None));
     assert_eq!(broken(&[by_owner]), [Rule::OneResult]);
 }
 
@@ -72,7 +75,11 @@ fn s2_only_an_operators_answer_is_corrected_and_stays_one() {
 fn s2_a_retention_has_one_answer() {
     let completes = |token| {
         let request = Request::Complete { token };
-        change(request, Some(record(token, State::InProgress, 1)), Some(record(token, State::Completed, 1)))
+        change(
+            request,
+            Some(record(token, State::InProgress, 1)),
+            Some(record(token, State::Completed, 1)),
+        )
     };
     assert_eq!(broken(&[completes(ONE), completes(TWO)]), [Rule::OneResult]);
     let later = Transition { retention: 1, ..completes(TWO) };
@@ -84,8 +91,10 @@ fn s4_a_later_owner_has_a_larger_fence() {
     let first = record(ONE, State::InProgress, 5);
     for (fence, rules) in [(4, &[Rule::FencesGrow][..]), (5, &[Rule::FencesGrow]), (6, &[])] {
         let second = record(TWO, State::InProgress, fence);
-        let transitions =
-            [change(claim(ONE), None, Some(first.clone())), change(claim(TWO), Some(first.clone()), Some(second))];
+        let transitions = [
+            change(claim(ONE), None, Some(first.clone())),
+            change(claim(TWO), Some(first.clone()), Some(second)),
+        ];
         assert_eq!(broken(&transitions), rules, "{fence}");
     }
 }
@@ -95,7 +104,10 @@ fn s5_nobody_takes_over_under_hold() {
     let mut held = record(ONE, State::InProgress, 1);
     held.policy = CrashPolicy::Hold;
     let taken = Some(record(TWO, State::InProgress, 2));
-    assert_eq!(broken(&[change(claim(TWO), Some(held), taken.clone())]), [Rule::OneEffectUnderHold]);
+    assert_eq!(
+        broken(&[change(claim(TWO), Some(held), taken.clone())]),
+        [Rule::OneEffectUnderHold]
+    );
     let strict = Request::Claim { token: TWO, policy: CrashPolicy::Hold, fingerprint: None };
     let before = Some(record(ONE, State::InProgress, 1));
     assert_eq!(broken(&[change(strict, before, taken)]), [Rule::OneEffectUnderHold]);
@@ -107,8 +119,13 @@ fn s8_nobody_writes_on_the_record_of_another() {
     running.lease_until = Timestamp::from_millis(10);
     let mut renewed = running.clone();
     renewed.lease_until = Timestamp::from_millis(20);
-    for request in [Request::Renew { token: ONE }, Request::Park { token: TWO, only_orphaned: true }] {
-        assert_eq!(broken(&[change(request, Some(running.clone()), Some(renewed.clone()))]), [Rule::OwnRecordOnly]);
+    for request in
+        [Request::Renew { token: ONE }, Request::Park { token: TWO, only_orphaned: true }]
+    {
+        assert_eq!(
+            broken(&[change(request, Some(running.clone()), Some(renewed.clone()))]),
+            [Rule::OwnRecordOnly]
+        );
     }
     assert_eq!(broken(&[change(Request::Renew { token: TWO }, Some(running), Some(renewed))]), []);
 }
@@ -123,9 +140,14 @@ fn s8_a_record_comes_back_only_when_it_was_removed_and_while_its_lease_holds() {
         done.read_at = Timestamp::from_millis(millis);
         Transition { retention, ..change(Request::Complete { token: ONE }, None, Some(done)) }
     };
-    for (retention, millis, rules) in [(0, 9, &[Rule::OwnRecordOnly][..]), (1, 9, &[]), (1, 10, &[Rule::OwnRecordOnly])]
+    for (retention, millis, rules) in
+        [(0, 9, &[Rule::OwnRecordOnly][..]), (1, 9, &[]), (1, 10, &[Rule::OwnRecordOnly])]
     {
-        assert_eq!(broken(&[granted.clone(), anew(retention, millis)]), rules, "{retention} {millis}");
+        assert_eq!(
+            broken(&[granted.clone(), anew(retention, millis)]),
+            rules,
+            "{retention} {millis}"
+        );
     }
 }
 
@@ -165,7 +187,11 @@ fn s9_another_request_does_not_take_over() -> Result<(), idempotent_runtime::Err
     let retry = |value: &str| {
         let fingerprint = Some(Fingerprint::of(value)?);
         let request = Request::Claim { token: TWO, policy: CrashPolicy::Retry, fingerprint };
-        Ok::<_, idempotent_runtime::Error>(broken(&[change(request, Some(first.clone()), taken.clone())]))
+        Ok::<_, idempotent_runtime::Error>(broken(&[change(
+            request,
+            Some(first.clone()),
+            taken.clone(),
+        )]))
     };
     assert_eq!(retry("EUR 101")?, [Rule::FingerprintsKeptApart]);
     assert_eq!(retry("EUR 100")?, []);

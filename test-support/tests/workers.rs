@@ -19,7 +19,10 @@ struct Scene {
 impl Scene {
     fn new() -> anyhow::Result<Self> {
         let directory = tempfile::tempdir()?;
-        Ok(Self { effects: EffectLog::open(directory.path().join("effects"))?, _directory: directory })
+        Ok(Self {
+            effects: EffectLog::open(directory.path().join("effects"))?,
+            _directory: directory,
+        })
     }
 
     fn worker(&self, points: &[&str]) -> anyhow::Result<Worker> {
@@ -120,7 +123,8 @@ async fn a_dropped_worker_is_killed_also_when_it_is_stopped() -> anyhow::Result<
 }
 
 #[tokio::test]
-async fn a_worker_ends_with_the_process_that_started_it_also_when_both_cannot_act() -> anyhow::Result<()> {
+async fn a_worker_ends_with_the_process_that_started_it_also_when_both_cannot_act()
+-> anyhow::Result<()> {
     let scene = Scene::new()?;
     let mut holder = tokio::process::Command::new(env!("CARGO_BIN_EXE_hold_worker"))
         .arg(env!("CARGO_BIN_EXE_sample_worker"))

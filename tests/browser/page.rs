@@ -58,7 +58,10 @@ impl Page {
         let mut shop = Worker::spawn(command, &[])?;
         let line = shop.line().await?.context("the shop has ended")?;
         let url = line.split(' ').next().unwrap_or_default();
-        let address = url.strip_prefix("http://").with_context(|| format!("the shop printed {line:?}"))?.to_owned();
+        let address = url
+            .strip_prefix("http://")
+            .with_context(|| format!("the shop printed {line:?}"))?
+            .to_owned();
 
         let driver = ChromeDriver::start().await?;
         let mut arguments = driver.browser_arguments()?;
@@ -70,11 +73,13 @@ impl Page {
                 "width": look.width, "height": look.height, "pixelRatio": 1, "mobile": is_phone, "touch": false,
             }},
         });
-        let capabilities = [("browserName".into(), json!("chrome")), ("goog:chromeOptions".into(), options)];
+        let capabilities =
+            [("browserName".into(), json!("chrome")), ("goog:chromeOptions".into(), options)];
         let mut builder = ClientBuilder::new(HttpConnector::new());
         builder.capabilities(capabilities.into_iter().collect());
-        let client =
-            tokio::time::timeout(DEADLINE, builder.connect(driver.url())).await.context("no browser started")??;
+        let client = tokio::time::timeout(DEADLINE, builder.connect(driver.url()))
+            .await
+            .context("no browser started")??;
         let page = Self { client, _driver: driver, shop: Some(shop), address, _turn: turn };
         page.steer(page.client.goto(url)).await?;
         Ok(page)
@@ -82,8 +87,11 @@ impl Page {
 
     /// The id of the browser's process.
     pub fn browser(&self) -> anyhow::Result<u32> {
-        let id = self.client.capabilities().and_then(|capabilities| capabilities.get("goog:processID"));
-        Ok(u32::try_from(id.and_then(Value::as_u64).context("the driver does not tell the process")?)?)
+        let id =
+            self.client.capabilities().and_then(|capabilities| capabilities.get("goog:processID"));
+        Ok(u32::try_from(
+            id.and_then(Value::as_u64).context("the driver does not tell the process")?,
+        )?)
     }
 
     /// Ends the shop: nobody listens at its address any more.
@@ -100,7 +108,9 @@ impl Page {
         &self,
         command: impl Future<Output = Result<T, fantoccini::error::CmdError>>,
     ) -> anyhow::Result<T> {
-        Ok(tokio::time::timeout(DEADLINE, command).await.context("the browser does not answer")??)
+        Ok(tokio::time::timeout(DEADLINE, command)
+            .await
+            .context("the browser does not answer")??)
     }
 
     async fn element(&self, id: &str) -> anyhow::Result<Element> {
@@ -115,8 +125,10 @@ impl Page {
     /// Two clicks of the mouse, as fast as they can be made.
     pub async fn double_click(&self, id: &str) -> anyhow::Result<()> {
         let element = self.element(id).await?;
-        let (down, up) =
-            (PointerAction::Down { button: MOUSE_BUTTON_LEFT }, PointerAction::Up { button: MOUSE_BUTTON_LEFT });
+        let (down, up) = (
+            PointerAction::Down { button: MOUSE_BUTTON_LEFT },
+            PointerAction::Up { button: MOUSE_BUTTON_LEFT },
+        );
         let there = PointerAction::MoveToElement { element, duration: None, x: 0.0, y: 0.0 };
         let clicks = [there, down.clone(), up.clone(), down, up];
         let mouse = clicks.into_iter().fold(MouseActions::new("mouse".into()), MouseActions::then);
@@ -130,7 +142,8 @@ impl Page {
 
     /// What the element says, also where it is scrolled out of sight.
     pub async fn text(&self, id: &str) -> anyhow::Result<String> {
-        let text = self.script(&format!("return document.getElementById('{id}').textContent")).await?;
+        let text =
+            self.script(&format!("return document.getElementById('{id}').textContent")).await?;
         Ok(text.as_str().with_context(|| format!("#{id} is not there"))?.to_owned())
     }
 
@@ -139,7 +152,9 @@ impl Page {
         let mut last = Ok(Vec::new());
         let waited = eventually_within(DEADLINE, "the page to say so", async || {
             last = self.texts(expected).await;
-            last.as_ref().map_or(true, |said| said.iter().zip(expected).all(|(said, (_, expected))| said == expected))
+            last.as_ref().map_or(true, |said| {
+                said.iter().zip(expected).all(|(said, (_, expected))| said == expected)
+            })
         });
         let waited = waited.await;
         let said = last?;
@@ -154,7 +169,8 @@ impl Page {
         Ok(texts)
     }
 
-    /// What the provider says about the order that the page shows, asked past the page and its browser.
+    /// What the provider says about the order that the page shows, asked past the page and its
+    /// browser.
     pub async fn account(&self) -> anyhow::Result<Account> {
         let order = self.text("order").await?;
         let request = format!("GET /provider/{order} HTTP/1.0\r\n\r\n");
@@ -166,10 +182,12 @@ impl Page {
             anyhow::Ok(answer)
         };
         let answer = within("the provider to answer", ask).await??;
-        let (head, body) = answer.split_once("\r\n\r\n").context("the answer has no end of its head")?;
+        let (head, body) =
+            answer.split_once("\r\n\r\n").context("the answer has no end of its head")?;
         ensure!(head.contains(" 200 "), "{answer}");
         let account: Value = serde_json::from_str(body)?;
-        let figure = |name: &str| account[name].as_u64().with_context(|| format!("{answer} has no {name}"));
+        let figure =
+            |name: &str| account[name].as_u64().with_context(|| format!("{answer} has no {name}"));
         Ok(Account { asked: figure("asked")?, charges: figure("charges")? })
     }
 

@@ -1,6 +1,8 @@
-//! The page of the example `payments_http`, tried as a person tries it. Charges are counted at the provider.
+//! The page of the example `payments_http`, tried as a person tries it. Charges are counted at the
+//! provider.
 //!
-//! `IDEMPOTENCY_PICTURES=docs/images cargo xtask test tests` takes the pictures of the documentation anew.
+//! `IDEMPOTENCY_PICTURES=docs/images cargo xtask test tests` takes the pictures of the
+//! documentation anew.
 
 mod page;
 
@@ -14,7 +16,10 @@ use page::{Account, DESKTOP, Look, Page};
 const ONE_CHARGE: Account = Account { asked: 1, charges: 1 };
 
 /// Runs `test` on a page, and ends the browser in good order if it succeeds.
-async fn on_page(look: Look, test: impl AsyncFnOnce(&mut Page) -> anyhow::Result<()>) -> anyhow::Result<()> {
+async fn on_page(
+    look: Look,
+    test: impl AsyncFnOnce(&mut Page) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
     let mut page = Page::open(look).await?;
     test(&mut page).await?;
     page.close().await
@@ -95,9 +100,16 @@ async fn a_lost_answer_is_replayed() -> anyhow::Result<()> {
 async fn a_changed_amount_is_refused() -> anyhow::Result<()> {
     on_page(DESKTOP, async |page| {
         page.click("change").await?;
-        page.until(&[("refusals", "1"), ("headline", "Charged once. The changed request was refused.")]).await?;
+        page.until(&[
+            ("refusals", "1"),
+            ("headline", "Charged once. The changed request was refused."),
+        ])
+        .await?;
         let log = page.text("log").await?;
-        assert!(log.contains("422 refused") && log.contains("€59.99 is not what it was used for"), "{log}");
+        assert!(
+            log.contains("422 refused") && log.contains("€59.99 is not what it was used for"),
+            "{log}"
+        );
         assert_eq!(page.account().await?, ONE_CHARGE);
         Ok(())
     })
@@ -108,8 +120,12 @@ async fn a_changed_amount_is_refused() -> anyhow::Result<()> {
 async fn a_declined_card_is_declined_again_from_the_record() -> anyhow::Result<()> {
     on_page(DESKTOP, async |page| {
         page.click("decline").await?;
-        page.until(&[("replays", "1"), ("state", "failed"), ("headline", "Not charged: the card was declined.")])
-            .await?;
+        page.until(&[
+            ("replays", "1"),
+            ("state", "failed"),
+            ("headline", "Not charged: the card was declined."),
+        ])
+        .await?;
         let log = page.text("log").await?;
         assert!(log.contains("402 declined") && log.contains("402 replayed"), "{log}");
         assert_eq!(page.account().await?, Account { asked: 1, charges: 0 });
@@ -119,7 +135,8 @@ async fn a_declined_card_is_declined_again_from_the_record() -> anyhow::Result<(
 }
 
 #[tokio::test]
-async fn a_silent_provider_is_not_asked_again_until_somebody_has_settled_it() -> anyhow::Result<()> {
+async fn a_silent_provider_is_not_asked_again_until_somebody_has_settled_it() -> anyhow::Result<()>
+{
     let look = Look { width: 390, height: 1080, dark: true };
     on_page(look, async |page| {
         page.click("time-out").await?;

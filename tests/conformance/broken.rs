@@ -55,7 +55,8 @@ fn passes(flaw: Flaw, case: Case<Broken>) -> bool {
 
 #[test]
 fn a_store_without_a_mistake_passes() {
-    let failed: Vec<_> = cases().into_iter().filter(|case| !passes(Flaw::None, *case)).map(|case| case.0).collect();
+    let failed: Vec<_> =
+        cases().into_iter().filter(|case| !passes(Flaw::None, *case)).map(|case| case.0).collect();
     assert_eq!(failed, [""; 0]);
 }
 
@@ -64,7 +65,10 @@ fn each_mistake_is_caught_by_the_case_that_is_about_it() {
     let cases = cases();
     let mut missed = Vec::new();
     for (flaw, name) in Flaw::ALL {
-        let case = cases.iter().find(|case| case.0 == name).unwrap_or_else(|| panic!("there is no case {name}"));
+        let case = cases
+            .iter()
+            .find(|case| case.0 == name)
+            .unwrap_or_else(|| panic!("there is no case {name}"));
         if passes(flaw, *case) {
             missed.push(format!("{flaw:?} passes {name}"));
         } else {

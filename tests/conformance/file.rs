@@ -22,7 +22,8 @@ struct Files {
 impl Files {
     fn new() -> Self {
         let (clock, directory) = (ManualClock::new(), tempfile::tempdir().expect("a directory"));
-        let store = FileStore::open(directory.path(), clock.clone()).expect("the directory can be used");
+        let store =
+            FileStore::open(directory.path(), clock.clone()).expect("the directory can be used");
         Self { store: Arc::new(store), clock, _directory: directory }
     }
 }

@@ -13,10 +13,15 @@ fn server() -> &'static (MariaDbServer, String) {
     static SERVER: OnceLock<(MariaDbServer, String)> = OnceLock::new();
     SERVER.get_or_init(|| {
         let start = || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .expect("a runtime");
             runtime.block_on(async {
-                let server = MariaDbServer::start(MariaDbOptions::new()).await.expect("the server starts");
-                let url = server.database("conformance").await.expect("the server makes a database");
+                let server =
+                    MariaDbServer::start(MariaDbOptions::new()).await.expect("the server starts");
+                let url =
+                    server.database("conformance").await.expect("the server makes a database");
                 (server, url)
             })
         };

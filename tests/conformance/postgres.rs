@@ -13,8 +13,13 @@ fn server() -> &'static PostgresServer {
     static SERVER: OnceLock<PostgresServer> = OnceLock::new();
     SERVER.get_or_init(|| {
         let start = || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-            runtime.block_on(PostgresServer::start(PostgresOptions::new())).expect("the server starts")
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .expect("a runtime");
+            runtime
+                .block_on(PostgresServer::start(PostgresOptions::new()))
+                .expect("the server starts")
         };
         std::thread::spawn(start).join().expect("the server starts")
     })

@@ -43,8 +43,8 @@ pub trait Backend: Kind<Options: Default> + Send + Sync + 'static {
     /// A patient store in the database at `url`, with its table.
     async fn migrated(url: &str) -> anyhow::Result<Arc<dyn DynStore>>;
 
-    /// A store that has one connection, and waits `patience` for an answer. A connection that does not answer and is
-    /// used again would block it.
+    /// A store that has one connection, and waits `patience` for an answer. A connection that does
+    /// not answer and is used again would block it.
     fn impatient(url: &str, patience: Duration) -> anyhow::Result<Arc<dyn DynStore>>;
 
     fn reads(request: &Request) -> bool {
@@ -72,7 +72,10 @@ pub trait Backend: Kind<Options: Default> + Send + Sync + 'static {
 pub async fn shared<B: Backend>() -> anyhow::Result<&'static Server<B>> {
     let start = || {
         B::shared().get_or_init(|| {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .expect("a runtime");
             runtime.block_on(Server::start(B::Options::default())).expect("the server starts")
         })
     };

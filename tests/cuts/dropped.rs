@@ -14,7 +14,8 @@ fn poll_once<F: Future + Unpin>(future: &mut F) -> bool {
 }
 
 /// The server has the claim, and nobody has its answer when the caller goes.
-pub async fn a_call_dropped_while_it_claims_leaves_nothing_behind<B: Backend>() -> anyhow::Result<()> {
+pub async fn a_call_dropped_while_it_claims_leaves_nothing_behind<B: Backend>() -> anyhow::Result<()>
+{
     let world = World::<B>::new().await?;
     let way = world.warm_way().await?;
     way.proxy.every(B::claims, Fault::new(Moment::AfterRequest, Action::Silence));

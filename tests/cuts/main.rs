@@ -1,7 +1,9 @@
-//! The SQL stores on servers to which the connections break: at every message of a call, in renewals, while the server
-//! stops or restarts. A call answers or says that the store is unavailable, and its effect happens once.
+//! The SQL stores on servers to which the connections break: at every message of a call, in
+//! renewals, while the server stops or restarts. A call answers or says that the store is
+//! unavailable, and its effect happens once.
 //!
-//! Effects are lines in a file outside of the code under test. Time is real, and the stores do not wait long.
+//! Effects are lines in a file outside of the code under test. Time is real, and the stores do not
+//! wait long.
 
 #![cfg(any(feature = "mysql", feature = "postgres"))]
 

@@ -37,7 +37,8 @@ impl Backend for MariaDb {
     }
 
     async fn migrated(url: &str) -> anyhow::Result<Arc<dyn DynStore>> {
-        let store = MySqlStore::builder(url).response_timeout(Duration::from_secs(20)).connect().await?;
+        let store =
+            MySqlStore::builder(url).response_timeout(Duration::from_secs(20)).connect().await?;
         store.migrate().await?;
         Ok(Arc::new(store))
     }
@@ -45,6 +46,8 @@ impl Backend for MariaDb {
     fn impatient(url: &str, patience: Duration) -> anyhow::Result<Arc<dyn DynStore>> {
         // It waits longer than the server does for a lock.
         let patience = patience.max(Duration::from_millis(1_500));
-        Ok(Arc::new(MySqlStore::builder(url).response_timeout(patience).max_connections(1).build()?))
+        Ok(Arc::new(
+            MySqlStore::builder(url).response_timeout(patience).max_connections(1).build()?,
+        ))
     }
 }

@@ -20,7 +20,8 @@ const SMALL: usize = 7;
 const LARGE: usize = 20_000;
 const VERY_LARGE: usize = 200_000;
 
-/// Cuts the whole way of a call, from the connection to the commit, at each message and each moment of it.
+/// Cuts the whole way of a call, from the connection to the commit, at each message and each moment
+/// of it.
 async fn cut_everywhere<B: Backend>(action: Action, size: usize) -> anyhow::Result<()> {
     let world = World::<B>::new().await?;
     let messages = messages_of_a_call(&world, size).await?;
@@ -46,7 +47,8 @@ async fn messages_of_a_call<B: Backend>(world: &World<B>, size: usize) -> anyhow
         seen.lock().expect("no test panics here").push(request.command());
         B::commits(request)
     };
-    let commit = way.proxy.nth(1, until_the_commit, Fault::new(Moment::AfterRequest, Action::Close));
+    let commit =
+        way.proxy.nth(1, until_the_commit, Fault::new(Moment::AfterRequest, Action::Close));
     charge(world, &way.engine, 0, size).await?;
     commit.happened().await?;
     let sent = sent.lock().expect("no test panics here");
@@ -74,11 +76,20 @@ async fn round<B: Backend>(
     cut.happened().await?;
     assert!(within(what, charge(world, &way.engine, key, size)).await?? == result(size), "{what}");
     assert_eq!(world.count(key), 1, "{what}");
-    assert_eq!(world.record(key).await.map(|record| record.state), Some(State::Completed), "{what}");
+    assert_eq!(
+        world.record(key).await.map(|record| record.state),
+        Some(State::Completed),
+        "{what}"
+    );
     Ok(())
 }
 
-async fn charge<B: Backend>(world: &World<B>, engine: &Idempotency, key: u64, size: usize) -> Result<String, Error> {
+async fn charge<B: Backend>(
+    world: &World<B>,
+    engine: &Idempotency,
+    key: u64,
+    size: usize,
+) -> Result<String, Error> {
     let call = call(engine, key).run(|| async {
         world.effect(key);
         Ok(result(size))
@@ -88,36 +99,45 @@ async fn charge<B: Backend>(world: &World<B>, engine: &Idempotency, key: u64, si
 
 /// Letters in an order that no lost piece leaves intact.
 fn result(size: usize) -> String {
-    (0..size).map(|position| char::from(b'a' + u8::try_from(position % 23).unwrap_or_default())).collect()
+    (0..size)
+        .map(|position| char::from(b'a' + u8::try_from(position % 23).unwrap_or_default()))
+        .collect()
 }
 
-pub async fn a_connection_closed_at_any_message_of_a_call_has_one_effect<B: Backend>() -> anyhow::Result<()> {
+pub async fn a_connection_closed_at_any_message_of_a_call_has_one_effect<B: Backend>()
+-> anyhow::Result<()> {
     cut_everywhere::<B>(Action::Close, SMALL).await
 }
 
-pub async fn a_connection_reset_at_any_message_of_a_call_has_one_effect<B: Backend>() -> anyhow::Result<()> {
+pub async fn a_connection_reset_at_any_message_of_a_call_has_one_effect<B: Backend>()
+-> anyhow::Result<()> {
     cut_everywhere::<B>(Action::Reset, SMALL).await
 }
 
-pub async fn a_connection_silent_from_any_message_of_a_call_has_one_effect<B: Backend>() -> anyhow::Result<()> {
+pub async fn a_connection_silent_from_any_message_of_a_call_has_one_effect<B: Backend>()
+-> anyhow::Result<()> {
     cut_everywhere::<B>(Action::Silence, SMALL).await
 }
 
-pub async fn a_connection_closed_at_any_message_of_a_call_with_a_large_result_has_one_effect<B: Backend>()
--> anyhow::Result<()> {
+pub async fn a_connection_closed_at_any_message_of_a_call_with_a_large_result_has_one_effect<
+    B: Backend,
+>() -> anyhow::Result<()> {
     cut_everywhere::<B>(Action::Close, LARGE).await
 }
 
-pub async fn a_connection_closed_at_any_message_of_a_call_with_a_very_large_result_has_one_effect<B: Backend>()
--> anyhow::Result<()> {
+pub async fn a_connection_closed_at_any_message_of_a_call_with_a_very_large_result_has_one_effect<
+    B: Backend,
+>() -> anyhow::Result<()> {
     cut_everywhere::<B>(Action::Close, VERY_LARGE).await
 }
 
 /// What comes after the first half of an answer is never made up for.
-pub async fn a_replay_cut_at_any_boundary_gives_the_whole_result_or_none<B: Backend>() -> anyhow::Result<()> {
+pub async fn a_replay_cut_at_any_boundary_gives_the_whole_result_or_none<B: Backend>()
+-> anyhow::Result<()> {
     let world = World::<B>::new().await?;
     let actions = [Action::Close, Action::Reset, Action::Silence];
-    let faults = actions.into_iter().flat_map(|action| Moment::ALL.map(|moment| Fault::new(moment, action)));
+    let faults =
+        actions.into_iter().flat_map(|action| Moment::ALL.map(|moment| Fault::new(moment, action)));
     let rounds = faults.flat_map(|fault| [SMALL, LARGE, VERY_LARGE].map(|size| (fault, size)));
     let rounds = (1_u64..).zip(rounds).map(|(key, (fault, size))| {
         let world = &world;

@@ -19,7 +19,8 @@ fn logins(way: &Way) -> usize {
 }
 
 /// A connection on which an answer is owed would give it to the next request.
-pub async fn a_server_that_stops_runs_no_body_and_owes_no_answer_when_it_goes_on<B: Backend>() -> anyhow::Result<()> {
+pub async fn a_server_that_stops_runs_no_body_and_owes_no_answer_when_it_goes_on<B: Backend>()
+-> anyhow::Result<()> {
     let server = Server::<B>::start(B::private()).await?;
     let world = World::<B>::on(&server).await?;
     let way = world.warm_way().await?;
@@ -36,7 +37,8 @@ pub async fn a_server_that_stops_runs_no_body_and_owes_no_answer_when_it_goes_on
 }
 
 /// It goes on before the caller's patience is over, and after the store's.
-pub async fn a_call_that_outlasts_a_stop_of_the_server_has_one_effect<B: Backend>() -> anyhow::Result<()> {
+pub async fn a_call_that_outlasts_a_stop_of_the_server_has_one_effect<B: Backend>()
+-> anyhow::Result<()> {
     let server = Server::<B>::start(B::private()).await?;
     let world = World::<B>::on(&server).await?;
     let way = world.warm_way().await?;
@@ -60,7 +62,8 @@ pub async fn a_call_that_outlasts_a_stop_of_the_server_has_one_effect<B: Backend
     Ok(())
 }
 
-pub async fn a_commit_under_way_when_the_server_stops_is_stored_when_it_goes_on<B: Backend>() -> anyhow::Result<()> {
+pub async fn a_commit_under_way_when_the_server_stops_is_stored_when_it_goes_on<B: Backend>()
+-> anyhow::Result<()> {
     let server = Server::<B>::start(B::private()).await?;
     let world = World::<B>::on(&server).await?;
     let way = world.warm_way().await?;
@@ -80,17 +83,22 @@ pub async fn a_commit_under_way_when_the_server_stops_is_stored_when_it_goes_on<
     };
     let (receipt, resumed) = tokio::join!(owner, meanwhile);
     resumed?;
-    assert_eq!((receipt?, world.count(1), way.engine.duplicates()), ("receipt 1.1".to_owned(), 1, 0));
+    assert_eq!(
+        (receipt?, world.count(1), way.engine.duplicates()),
+        ("receipt 1.1".to_owned(), 1, 0)
+    );
     assert!(logins(&way) > before, "the connection that owes an answer was used again");
     assert_eq!(world.record(1).await.map(|record| record.state), Some(State::Completed));
     assert_eq!(world.charge(&world.elsewhere().build(), 1).await?, "receipt 1.1");
     world.recovers(&way.engine, 2).await
 }
 
-pub async fn a_result_is_stored_after_the_server_was_restarted_since_the_claim<B: Backend>() -> anyhow::Result<()> {
+pub async fn a_result_is_stored_after_the_server_was_restarted_since_the_claim<B: Backend>()
+-> anyhow::Result<()> {
     let mut server = Server::<B>::start(B::durable()).await?;
     let world = World::<B>::on(&server).await?;
-    let way = world.warm_way_with(|builder| builder.commit_timeout(Duration::from_secs(60))).await?;
+    let way =
+        world.warm_way_with(|builder| builder.commit_timeout(Duration::from_secs(60))).await?;
     for (key, is_killed) in [(1, true), (2, false)] {
         let (start, started) = oneshot::channel();
         let (finish, finished) = oneshot::channel::<()>();
@@ -113,7 +121,10 @@ pub async fn a_result_is_stored_after_the_server_was_restarted_since_the_claim<B
         };
         let (receipt, restarted) = tokio::join!(owner, meanwhile);
         restarted?;
-        assert_eq!((receipt?, world.count(key), way.engine.duplicates()), (format!("receipt {key}.1"), 1, 0));
+        assert_eq!(
+            (receipt?, world.count(key), way.engine.duplicates()),
+            (format!("receipt {key}.1"), 1, 0)
+        );
     }
     server.kill()?;
     world.refused(&way, 3).await?;
@@ -126,7 +137,8 @@ pub async fn a_result_is_stored_after_the_server_was_restarted_since_the_claim<B
 }
 
 /// It is not asked once more whether it is alive, which would take as long again.
-pub async fn a_connection_that_owes_an_answer_is_replaced_at_once<B: Backend>() -> anyhow::Result<()> {
+pub async fn a_connection_that_owes_an_answer_is_replaced_at_once<B: Backend>() -> anyhow::Result<()>
+{
     const LONG: Duration = Duration::from_secs(9);
     let world = World::<B>::new().await?;
     let way = world.patient_way(LONG, |builder| builder.claim_timeout(LONG * 11 / 6)).await?;
@@ -135,8 +147,10 @@ pub async fn a_connection_that_owes_an_answer_is_replaced_at_once<B: Backend>() 
     silent.happened().await
 }
 
-/// The pool asks connections that come back whether they work. The only one must not be waited for without end.
-pub async fn a_connection_that_falls_silent_when_it_is_given_back_is_replaced<B: Backend>() -> anyhow::Result<()> {
+/// The pool asks connections that come back whether they work. The only one must not be waited for
+/// without end.
+pub async fn a_connection_that_falls_silent_when_it_is_given_back_is_replaced<B: Backend>()
+-> anyhow::Result<()> {
     let world = World::<B>::new().await?;
     let way = world.warm_way().await?;
     let silent = way.proxy.nth(1, |request| request.command() == B::PING, SILENCE);
@@ -145,7 +159,8 @@ pub async fn a_connection_that_falls_silent_when_it_is_given_back_is_replaced<B:
     world.recovers(&way.engine, 2).await
 }
 
-pub async fn a_connection_that_is_reset_is_made_anew_within_the_call<B: Backend>() -> anyhow::Result<()> {
+pub async fn a_connection_that_is_reset_is_made_anew_within_the_call<B: Backend>()
+-> anyhow::Result<()> {
     let world = World::<B>::new().await?;
     let way = world.warm_way().await?;
     for key in 1..6 {
@@ -155,7 +170,8 @@ pub async fn a_connection_that_is_reset_is_made_anew_within_the_call<B: Backend>
     Ok(())
 }
 
-pub async fn a_server_that_refuses_connections_runs_no_body_and_is_found_again<B: Backend>() -> anyhow::Result<()> {
+pub async fn a_server_that_refuses_connections_runs_no_body_and_is_found_again<B: Backend>()
+-> anyhow::Result<()> {
     let world = World::<B>::new().await?;
     let way = world.warm_way().await?;
     world.charge(&way.engine, 1).await?;

@@ -37,12 +37,15 @@ impl Backend for Postgres {
     }
 
     async fn migrated(url: &str) -> anyhow::Result<Arc<dyn DynStore>> {
-        let store = PostgresStore::builder(url).response_timeout(Duration::from_secs(20)).connect().await?;
+        let store =
+            PostgresStore::builder(url).response_timeout(Duration::from_secs(20)).connect().await?;
         store.migrate().await?;
         Ok(Arc::new(store))
     }
 
     fn impatient(url: &str, patience: Duration) -> anyhow::Result<Arc<dyn DynStore>> {
-        Ok(Arc::new(PostgresStore::builder(url).response_timeout(patience).max_connections(1).build()?))
+        Ok(Arc::new(
+            PostgresStore::builder(url).response_timeout(patience).max_connections(1).build()?,
+        ))
     }
 }

@@ -18,7 +18,8 @@ pub const OPERATION: &str = "payments.charge";
 pub const DAY: Duration = Duration::from_secs(86_400);
 /// Longer than any test takes: no renewal comes in between.
 pub const LONG_LEASE: Duration = Duration::from_secs(120);
-/// Longer than a busy machine keeps a process waiting, and some times what most stores wait for an answer.
+/// Longer than a busy machine keeps a process waiting, and some times what most stores wait for an
+/// answer.
 const CLAIM_TIMEOUT: Duration = Duration::from_secs(20);
 
 pub struct World<B> {
@@ -50,7 +51,14 @@ impl<B: Backend> World<B> {
         let direct = B::migrated(&url).await?;
         let directory = tempfile::tempdir()?;
         let effects = EffectLog::open(directory.path().join("effects"))?;
-        Ok(Self { url, address: server.address(), direct, effects, _directory: directory, _backend: PhantomData })
+        Ok(Self {
+            url,
+            address: server.address(),
+            direct,
+            effects,
+            _directory: directory,
+            _backend: PhantomData,
+        })
     }
 
     /// A new way to the server, on which nothing was sent yet.
@@ -58,7 +66,10 @@ impl<B: Backend> World<B> {
         self.way_with(|builder| builder).await
     }
 
-    pub async fn way_with(&self, configure: impl FnOnce(Builder) -> Builder) -> anyhow::Result<Way> {
+    pub async fn way_with(
+        &self,
+        configure: impl FnOnce(Builder) -> Builder,
+    ) -> anyhow::Result<Way> {
         self.patient_way(PATIENCE, configure).await
     }
 
@@ -80,7 +91,10 @@ impl<B: Backend> World<B> {
         self.warm_way_with(|builder| builder).await
     }
 
-    pub async fn warm_way_with(&self, configure: impl FnOnce(Builder) -> Builder) -> anyhow::Result<Way> {
+    pub async fn warm_way_with(
+        &self,
+        configure: impl FnOnce(Builder) -> Builder,
+    ) -> anyhow::Result<Way> {
         let way = self.way_with(configure).await?;
         // Nobody else's: a replay would not prepare them.
         let key = u64::MAX - u64::from(way.proxy.address().port());
@@ -127,9 +141,13 @@ impl<B: Backend> World<B> {
         Ok(())
     }
 
-    /// The same engine takes the call once the store is back, at once: what the outage left behind does not block it.
+    /// The same engine takes the call once the store is back, at once: what the outage left behind
+    /// does not block it.
     pub async fn recovers(&self, engine: &Idempotency, key: u64) -> anyhow::Result<()> {
-        assert_eq!(within("the recovery", self.charge(engine, key)).await??, format!("receipt {key}.1"));
+        assert_eq!(
+            within("the recovery", self.charge(engine, key)).await??,
+            format!("receipt {key}.1")
+        );
         assert_eq!(self.count(key), 1);
         Ok(())
     }
@@ -141,5 +159,8 @@ pub fn call(engine: &Idempotency, key: u64) -> Call {
 
 /// Sends nothing but what calls send.
 pub fn engine_on(store: Arc<dyn DynStore>) -> Builder {
-    Idempotency::builder(store).lease(LONG_LEASE).claim_timeout(CLAIM_TIMEOUT).background_purge(false)
+    Idempotency::builder(store)
+        .lease(LONG_LEASE)
+        .claim_timeout(CLAIM_TIMEOUT)
+        .background_purge(false)
 }

@@ -11,7 +11,8 @@ use idempotency::store::MemoryStore;
 pub(crate) struct Effects(AtomicUsize);
 
 impl Effects {
-    /// Changes the world once. Gives the number of the change, so that a second run would give another result.
+    /// Changes the world once. Gives the number of the change, so that a second run would give
+    /// another result.
     pub(crate) fn happen(&self) -> usize {
         self.0.fetch_add(1, Ordering::SeqCst) + 1
     }
@@ -21,7 +22,8 @@ impl Effects {
     }
 }
 
-/// Makes the same call twice on an engine of its own: one effect, and the second answer is the first.
+/// Makes the same call twice on an engine of its own: one effect, and the second answer is the
+/// first.
 pub(crate) async fn once<T, E>(call: impl AsyncFn(&Effects) -> Result<T, E>) -> T
 where
     T: PartialEq + Debug,

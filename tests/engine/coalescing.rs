@@ -264,7 +264,9 @@ async fn a_follower_waits_no_longer_than_its_own_patience() {
     world.clock.advance(Duration::from_millis(999));
     assert!(poll_once(&mut follower).is_pending());
     world.clock.advance(Duration::from_millis(1));
-    assert!(matches!(poll_once(&mut follower), Poll::Ready(Err(error)) if error.kind() == ErrorKind::InProgress));
+    assert!(
+        matches!(poll_once(&mut follower), Poll::Ready(Err(error)) if error.kind() == ErrorKind::InProgress)
+    );
     assert_eq!(world.store.requests("claim"), 1);
 }
 
@@ -274,7 +276,9 @@ async fn followers_share_that_the_store_does_not_answer() {
     world.store.always("claim", Some(Fault::LostRequest));
     let before = world.clock_now();
     let answers = world.while_time_passes(join_all((0..8).map(|_| world.charge(1)))).await;
-    assert!(answers.into_iter().all(|answer| answer.unwrap_err().kind() == ErrorKind::StoreUnavailable));
+    assert!(
+        answers.into_iter().all(|answer| answer.unwrap_err().kind() == ErrorKind::StoreUnavailable)
+    );
     let took = world.clock_now().saturating_sub(before);
     assert!(took < Duration::from_secs(10), "one claim_timeout for all of them, not {took:?}");
 }
@@ -297,7 +301,10 @@ async fn followers_of_a_leader_that_is_gone_ask_when_the_store_knows_of_it() {
 }
 
 /// A body that has had its effect and hangs, polled by its caller no more.
-async fn hanging(world: &World, on_crash: OnCrash) -> impl Future<Output = Result<String, Error>> + Unpin {
+async fn hanging(
+    world: &World,
+    on_crash: OnCrash,
+) -> impl Future<Output = Result<String, Error>> + Unpin {
     let mut hanging = Box::pin(world.call(1).on_crash(on_crash).run(|| async {
         world.effect(1)?;
         std::future::pending::<Result<String, Error>>().await
@@ -432,7 +439,10 @@ async fn a_leader_that_was_left_takes_no_seat_away_from_the_next_one() {
     assert!(poll_once(&mut third).is_pending());
     next.open();
     let (second, (third, report)) = tokio::join!(second, third);
-    assert_eq!((second.unwrap(), third.unwrap()), ("receipt 1.1".to_owned(), "receipt 1.1".to_owned()));
+    assert_eq!(
+        (second.unwrap(), third.unwrap()),
+        ("receipt 1.1".to_owned(), "receipt 1.1".to_owned())
+    );
     assert!(report.unwrap().joined, "it shares the seat of the second one");
     assert_eq!(world.store.requests("claim"), 2);
 }

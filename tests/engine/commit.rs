@@ -4,8 +4,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use idempotency::clock::Clock as _;
-use idempotency::store::{Claim, Claimed, Commit, Reason, Release, Remove, Store as _, StoreErrorKind, Token, Written};
-use idempotency::{Builder, Error, ErrorKind, Fingerprint, Idempotency, OnConflict, OnCrash, State, observe};
+use idempotency::store::{
+    Claim, Claimed, Commit, Reason, Release, Remove, Store as _, StoreErrorKind, Token, Written,
+};
+use idempotency::{
+    Builder, Error, ErrorKind, Fingerprint, Idempotency, OnConflict, OnCrash, State, observe,
+};
 use idempotency_test_support::deadline::within;
 
 use crate::faults::{Fault, FaultyStore, Gate};
@@ -43,9 +47,14 @@ async fn a_result_that_cannot_be_stored_in_time_is_not_stored_and_the_background
     let record = world.record(1).await.unwrap();
     assert!(record.is_running(), "its lease is renewed as long as storing goes on: {record:?}");
     world.store.always("complete", None);
-    let stored = world.record_is(1, |record| record.is_some_and(|record| record.state == State::Completed));
+    let stored =
+        world.record_is(1, |record| record.is_some_and(|record| record.state == State::Completed));
     world.while_time_passes(stored).await;
-    assert_eq!(world.charge(1).await.unwrap(), "receipt 1.1", "the result that the caller never saw");
+    assert_eq!(
+        world.charge(1).await.unwrap(),
+        "receipt 1.1",
+        "the result that the caller never saw"
+    );
     assert_eq!(world.ledger.count(), 1);
 }
 
@@ -55,7 +64,8 @@ async fn a_result_that_can_never_be_stored_leaves_the_record_in_doubt() {
     world.store.always("complete", Some(Fault::LostRequest));
     let error = world.while_time_passes(world.charge(1)).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotStored);
-    let parked = world.record_is(1, |record| record.is_some_and(|record| record.state == State::InDoubt));
+    let parked =
+        world.record_is(1, |record| record.is_some_and(|record| record.state == State::InDoubt));
     world.while_time_passes(parked).await;
     assert_eq!(world.record(1).await.unwrap().reason, Some(Reason::NotStored));
     assert_eq!(world.charge(1).await.unwrap_err().kind(), ErrorKind::InDoubt);
@@ -65,15 +75,25 @@ async fn a_result_that_can_never_be_stored_leaves_the_record_in_doubt() {
 /// A full disk, a right that was taken away: somebody sees it, and mends it.
 #[tokio::test]
 async fn a_result_that_the_store_refuses_to_take_is_stored_when_it_takes_it() {
-    for kind in [StoreErrorKind::Full, StoreErrorKind::Config, StoreErrorKind::Corrupt, StoreErrorKind::Refused] {
+    for kind in [
+        StoreErrorKind::Full,
+        StoreErrorKind::Config,
+        StoreErrorKind::Corrupt,
+        StoreErrorKind::Refused,
+    ] {
         for policy in [OnCrash::Hold, OnCrash::Retry] {
             let world = World::new();
             world.store.always("complete", Some(Fault::Refused(kind)));
             let call = || world.call(1).on_crash(policy).run(|| async { world.effect(1) });
-            assert_eq!(world.while_time_passes(call()).await.unwrap_err().kind(), ErrorKind::NotStored);
+            assert_eq!(
+                world.while_time_passes(call()).await.unwrap_err().kind(),
+                ErrorKind::NotStored
+            );
             world.while_time_passes(world.clock.sleep(LEASE)).await;
             world.store.always("complete", None);
-            let stored = world.record_is(1, |record| record.is_some_and(|record| record.state == State::Completed));
+            let stored = world.record_is(1, |record| {
+                record.is_some_and(|record| record.state == State::Completed)
+            });
             world.while_time_passes(stored).await;
             assert_eq!(call().await.unwrap(), "receipt 1.1", "{kind:?} {policy:?}");
             assert_eq!(world.ledger.count(), 1, "{kind:?} {policy:?}");
@@ -88,7 +108,9 @@ fn distant(configure: impl FnOnce(Builder) -> Builder) -> (World, FaultyStore) {
     for operation in ["complete", "read"] {
         store.always(operation, Some(Fault::Slow(behind.clock.clone(), Duration::from_millis(5))));
     }
-    let builder = Idempotency::builder(store).clock(behind.clock.clone()).commit_timeout(Duration::from_secs(1));
+    let builder = Idempotency::builder(store)
+        .clock(behind.clock.clone())
+        .commit_timeout(Duration::from_secs(1));
     let engine = configure(builder).build();
     let store = behind.store.clone();
     (World { engine, ..behind }, store)
@@ -101,7 +123,8 @@ async fn without_time_in_the_background_a_result_is_tried_once_more() {
     let call = world.call(1).run(|| async { world.effect(1) });
     assert_eq!(without_renewals(&world, call).await.unwrap_err().kind(), ErrorKind::NotStored);
     store.always("complete", None);
-    let stored = world.record_is(1, |record| record.is_some_and(|record| record.state == State::Completed));
+    let stored =
+        world.record_is(1, |record| record.is_some_and(|record| record.state == State::Completed));
     without_renewals(&world, stored).await;
 }
 
@@ -109,7 +132,8 @@ async fn without_time_in_the_background_a_result_is_tried_once_more() {
 async fn the_last_try_has_time_and_the_error_names_the_reason() {
     let (world, store) = distant(|builder| builder);
     store.always("read", Some(Fault::Refused(StoreErrorKind::Refused)));
-    let error = without_renewals(&world, world.engine.record(OPERATION, 1).inspect()).await.unwrap_err();
+    let error =
+        without_renewals(&world, world.engine.record(OPERATION, 1).inspect()).await.unwrap_err();
     let reasons = format!("{:#}", anyhow::Error::new(error));
     assert!(reasons.contains("refused"), "{reasons}");
 }
@@ -128,7 +152,9 @@ async fn a_caller_that_is_dropped_while_its_result_is_stored_loses_nothing() {
         .await;
     }
     gate.open();
-    world.record_is(1, |record| record.is_some_and(|record| record.state == State::Completed)).await;
+    world
+        .record_is(1, |record| record.is_some_and(|record| record.state == State::Completed))
+        .await;
     assert_eq!(world.charge(1).await.unwrap(), "receipt 1.1");
     assert_eq!(world.ledger.count(), 1);
 }
@@ -149,7 +175,8 @@ fn with_hook(seen: &Seen) -> World {
     })
 }
 
-/// An owner that stalls for longer than its lease, while renewals fail, and another one that takes over and finishes.
+/// An owner that stalls for longer than its lease, while renewals fail, and another one that takes
+/// over and finishes.
 #[tokio::test]
 async fn an_owner_that_was_overtaken_returns_the_winner_s_result_and_reports_its_own() {
     let seen = Seen::default();
@@ -174,7 +201,10 @@ async fn an_owner_that_was_overtaken_returns_the_winner_s_result_and_reports_its
     let report = report.unwrap();
     assert!(report.replayed);
     assert_eq!(report.attempt, 2, "the attempt that gave the answer");
-    assert_eq!(*seen.lock().unwrap(), [("\"receipt 1.1\"".to_owned(), Some("\"receipt 1.2\"".to_owned()))]);
+    assert_eq!(
+        *seen.lock().unwrap(),
+        [("\"receipt 1.1\"".to_owned(), Some("\"receipt 1.2\"".to_owned()))]
+    );
     assert_eq!(here.engine.duplicates(), 1);
     assert_eq!(here.ledger.count(), 2, "under retry the effect can happen twice");
 }
@@ -217,7 +247,10 @@ async fn an_owner_that_was_overtaken_waits_no_longer_than_what_is_left_of_its_pa
     let mut claim = Claim::new(key, first, OPERATION.into());
     (claim.lease, claim.ttl, claim.linger) = (LEASE, DAY, DAY);
     assert!(matches!(here.memory.claim(claim).await.unwrap(), Claimed::Mine(_)));
-    let patient = here.call(1).on_crash(OnCrash::Retry).on_conflict(OnConflict::Wait(Duration::from_secs(10)));
+    let patient = here
+        .call(1)
+        .on_crash(OnCrash::Retry)
+        .on_conflict(OnConflict::Wait(Duration::from_secs(10)));
     let stalled = async {
         let call = patient.run(|| async {
             begun.open();
@@ -244,13 +277,17 @@ async fn an_owner_that_was_overtaken_waits_no_longer_than_what_is_left_of_its_pa
     let time = async {
         begun.wait().await;
         let before = here.store.requests("watch");
-        eventually("it to wait for the winner", async || here.store.requests("watch") > before).await;
+        eventually("it to wait for the winner", async || here.store.requests("watch") > before)
+            .await;
         here.clock.advance(Duration::from_secs(5));
     };
     let (stalled, winner, ()) = tokio::join!(stalled, taker, time);
     let stalled = stalled.expect("it waits no longer").unwrap_err();
     assert_eq!(stalled.kind(), ErrorKind::Superseded);
-    assert!(stalled.is_retryable() && stalled.to_string().contains("that caller's result"), "{stalled}");
+    assert!(
+        stalled.is_retryable() && stalled.to_string().contains("that caller's result"),
+        "{stalled}"
+    );
     assert_eq!(winner.unwrap(), "winner");
 }
 
@@ -340,7 +377,10 @@ async fn an_owner_whose_key_is_used_for_another_request_does_not_return_its_resu
         let record = world.record(1).await.unwrap();
         world.memory.release(Release::new(record.key, record.owner)).await.unwrap();
         let other = world.other_process();
-        let other = other.call(1).fingerprint("EUR 200").run(|| async { Ok::<_, Error>("another".to_owned()) });
+        let other = other
+            .call(1)
+            .fingerprint("EUR 200")
+            .run(|| async { Ok::<_, Error>("another".to_owned()) });
         assert_eq!(other.await.unwrap(), "another");
         gate.open();
     };
@@ -373,7 +413,8 @@ async fn an_owner_whose_key_is_used_for_another_request_does_not_wait_for_its_re
 
 #[tokio::test]
 async fn an_own_commit_that_is_found_as_lost_is_still_the_own_result() {
-    // Applied twice by a store that answers the second one with "lost", as a statement on a stale snapshot does.
+    // Applied twice by a store that answers the second one with "lost", as a statement on a stale
+    // snapshot does.
     let (world, gate) = (World::new(), Gate::new());
     let call = world.call(1).run(|| async {
         gate.wait().await;
@@ -391,7 +432,8 @@ async fn an_own_commit_that_is_found_as_lost_is_still_the_own_result() {
     assert_eq!(world.engine.duplicates(), 0);
 }
 
-/// `max_run` bounds bodies. A result that is in hand is stored for as long as `background_commit` says.
+/// `max_run` bounds bodies. A result that is in hand is stored for as long as `background_commit`
+/// says.
 #[tokio::test]
 async fn the_lease_of_a_result_that_is_being_stored_is_renewed_also_past_the_longest_run() {
     let world = World::with(|builder| builder.max_run(LEASE * 2));
@@ -406,7 +448,11 @@ async fn the_lease_of_a_result_that_is_being_stored_is_renewed_also_past_the_lon
     };
     assert_eq!(world.while_time_passes(later).await.unwrap_err().kind(), ErrorKind::InProgress);
     world.store.always("complete", None);
-    world.while_time_passes(world.record_is(1, |record| record.is_some_and(|record| record.state.is_answer()))).await;
+    world
+        .while_time_passes(
+            world.record_is(1, |record| record.is_some_and(|record| record.state.is_answer())),
+        )
+        .await;
     assert_eq!(other.charge(1).await.unwrap(), "receipt 1.1");
     assert_eq!(world.ledger.count(), 1);
 }

@@ -36,8 +36,12 @@ async fn a_caller_elsewhere_waits_and_gets_the_same_result() {
 async fn a_caller_that_waits_does_not_get_the_result_of_another_request() {
     let world = World::new();
     let there = world.other_process();
-    let mut first =
-        Box::pin(world.call(1).fingerprint("EUR 100").run(std::future::pending::<Result<String, idempotency::Error>>));
+    let mut first = Box::pin(
+        world
+            .call(1)
+            .fingerprint("EUR 100")
+            .run(std::future::pending::<Result<String, idempotency::Error>>),
+    );
     eventually("the first caller to own", async || {
         assert!(poll_once(&mut first).is_pending());
         world.record(1).await.is_some()
@@ -46,7 +50,8 @@ async fn a_caller_that_waits_does_not_get_the_result_of_another_request() {
     let second = there.call(1).fingerprint("EUR 100").run(|| async { there.effect(1) });
     let other = async {
         eventually("the second caller to wait", async || there.store.requests("watch") > 0).await;
-        // Before the second caller looks, the record is gone, and there is one of another request in its place.
+        // Before the second caller looks, the record is gone, and there is one of another request
+        // in its place.
         let record = world.record(1).await.unwrap();
         world.memory.release(Release::new(record.key, record.owner)).await.unwrap();
         let mut claim = Claim::new(record.key, Token::from_bits(7), OPERATION.into());
@@ -64,13 +69,15 @@ async fn a_caller_that_waits_does_not_get_the_result_of_another_request() {
 async fn a_caller_that_refuses_to_wait_is_told_at_once_and_how_long_the_lease_runs() {
     let world = World::new();
     let there = world.other_process();
-    let mut first = Box::pin(world.call(1).run(std::future::pending::<Result<String, idempotency::Error>>));
+    let mut first =
+        Box::pin(world.call(1).run(std::future::pending::<Result<String, idempotency::Error>>));
     eventually("the first caller to own", async || {
         assert!(poll_once(&mut first).is_pending());
         world.record(1).await.is_some()
     })
     .await;
-    let second = there.call(1).on_conflict(OnConflict::Reject).run(|| async { there.effect(1) }).await;
+    let second =
+        there.call(1).on_conflict(OnConflict::Reject).run(|| async { there.effect(1) }).await;
     let error = second.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InProgress);
     assert_eq!(error.retry_after(), Some(LEASE));
@@ -82,14 +89,16 @@ async fn a_caller_that_refuses_to_wait_is_told_at_once_and_how_long_the_lease_ru
 async fn waiting_is_bounded() {
     let world = World::new();
     let there = world.other_process();
-    let mut first = Box::pin(world.call(1).run(std::future::pending::<Result<String, idempotency::Error>>));
+    let mut first =
+        Box::pin(world.call(1).run(std::future::pending::<Result<String, idempotency::Error>>));
     eventually("the first caller to own", async || {
         assert!(poll_once(&mut first).is_pending());
         world.record(1).await.is_some()
     })
     .await;
     let patience = Duration::from_secs(3);
-    let second = there.call(1).on_conflict(OnConflict::Wait(patience)).run(|| async { there.effect(1) });
+    let second =
+        there.call(1).on_conflict(OnConflict::Wait(patience)).run(|| async { there.effect(1) });
     let started = world.clock_now();
     let error = there.while_time_passes(second).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InProgress);
@@ -102,7 +111,8 @@ async fn waiting_is_bounded() {
 async fn more_waiters_than_the_bound_are_refused_at_once() {
     let world = World::with(|builder| builder.max_waiters(1));
     let other = world.other_process();
-    let mut owner = Box::pin(other.call(1).run(std::future::pending::<Result<String, idempotency::Error>>));
+    let mut owner =
+        Box::pin(other.call(1).run(std::future::pending::<Result<String, idempotency::Error>>));
     eventually("the owner to own", async || {
         assert!(poll_once(&mut owner).is_pending());
         world.record(1).await.is_some()

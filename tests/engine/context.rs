@@ -4,7 +4,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use idempotency::clock::Clock as _;
-use idempotency::{Context, Error, ErrorKind, InCurrentScope as _, OnConflict, OnCrash, State, observe};
+use idempotency::{
+    Context, Error, ErrorKind, InCurrentScope as _, OnConflict, OnCrash, State, observe,
+};
 
 use crate::faults::{Fault, Gate};
 use crate::world::{DAY, LEASE, OPERATION, World, eventually, poll_once};
@@ -13,10 +15,12 @@ use crate::world::{DAY, LEASE, OPERATION, World, eventually, poll_once};
 async fn a_body_that_calls_itself_with_its_own_key_is_refused() {
     let world = World::new();
     let call = world.call(1).run(|| async {
-        let again = || world.call(1).on_conflict(OnConflict::Reject).run(|| async { world.effect(1) });
+        let again =
+            || world.call(1).on_conflict(OnConflict::Reject).run(|| async { world.effect(1) });
         assert_eq!(again().await.unwrap_err().kind(), ErrorKind::Reentrant);
         // From a task that took the scope along, too.
-        let spawned = world.call(1).on_conflict(OnConflict::Reject).run(|| async { Ok::<_, Error>(()) });
+        let spawned =
+            world.call(1).on_conflict(OnConflict::Reject).run(|| async { Ok::<_, Error>(()) });
         let spawned = tokio::spawn(spawned.in_current_scope()).await.unwrap();
         assert_eq!(spawned.unwrap_err().kind(), ErrorKind::Reentrant);
         // Another key is another call, and there the outer key is still running.
@@ -43,7 +47,12 @@ async fn attempts_and_fences_grow_and_derived_keys_stay() {
                 let context = Context::current();
                 let fence = context.fence().await?;
                 assert_eq!(context.fence().await?, fence, "one fence for one claim");
-                seen = Some((context.attempt(), fence, context.derive_key("provider"), context.derive_key("mail")));
+                seen = Some((
+                    context.attempt(),
+                    fence,
+                    context.derive_key("provider"),
+                    context.derive_key("mail"),
+                ));
                 world.ledger.charge("attempt");
                 if hang {
                     std::future::pending::<()>().await;
@@ -93,7 +102,12 @@ async fn a_fence_is_asked_again_when_its_answer_was_lost() {
 #[tokio::test]
 async fn a_fence_that_the_store_does_not_tell_is_not_said_to_be_of_a_body_that_did_not_run() {
     use idempotency::store::StoreErrorKind;
-    for kind in [StoreErrorKind::Unavailable, StoreErrorKind::Refused, StoreErrorKind::Full, StoreErrorKind::Corrupt] {
+    for kind in [
+        StoreErrorKind::Unavailable,
+        StoreErrorKind::Refused,
+        StoreErrorKind::Full,
+        StoreErrorKind::Corrupt,
+    ] {
         let world = World::new();
         world.store.always("fence", Some(Fault::Refused(kind)));
         let call = world.call(1).run(|| async {
@@ -145,13 +159,17 @@ async fn an_attempt_counts_whose_claim_was_repeated_and_whose_release_an_outage_
     world.while_time_passes(world.clock.sleep(LEASE * 2)).await;
     world.store.always("release", None);
     world
-        .while_time_passes(world.record_is(1, |record| record.is_none_or(|record| record.state == State::Released)))
+        .while_time_passes(
+            world
+                .record_is(1, |record| record.is_none_or(|record| record.state == State::Released)),
+        )
         .await;
     let record = world.record(1).await.expect("it has counted one");
     assert_eq!((record.state, record.attempts), (State::Released, 1));
 }
 
-/// Two attempts that were released and counted, and a claim after them that `give_back` gives back unused.
+/// Two attempts that were released and counted, and a claim after them that `give_back` gives back
+/// unused.
 async fn counts_on(give_back: impl AsyncFnOnce(&World)) {
     let world = World::with(|builder| builder.claim_timeout(LEASE * 2));
     let fails = async || {
@@ -167,7 +185,10 @@ async fn counts_on(give_back: impl AsyncFnOnce(&World)) {
     world.record_is(1, |record| record.is_some_and(|record| record.state == State::Released)).await;
     assert_eq!(world.record(1).await.unwrap().attempts, 2, "the one that was given back is none");
     let there = world.other_process();
-    let call = there.call(1).count_attempts().run(|| async { Ok::<_, Error>(Context::current().attempt()) });
+    let call = there
+        .call(1)
+        .count_attempts()
+        .run(|| async { Ok::<_, Error>(Context::current().attempt()) });
     assert_eq!(call.await.unwrap(), 3);
 }
 
@@ -260,7 +281,8 @@ async fn a_body_of_a_disabled_operation_knows_its_own_call() {
     let disabled = world.call(1).run(|| async { refund().await }).await.unwrap();
     world.engine.enable("payments.refund");
     let enabled = world.engine.call("payments.refund", 7).ttl(DAY);
-    let enabled = enabled.run(|| async { Ok::<_, Error>(Context::current().derive_key("provider")) }).await;
+    let enabled =
+        enabled.run(|| async { Ok::<_, Error>(Context::current().derive_key("provider")) }).await;
     assert_eq!(disabled, enabled.unwrap(), "the provider recognises the call");
 }
 
@@ -268,7 +290,8 @@ async fn a_body_of_a_disabled_operation_knows_its_own_call() {
 async fn calls_that_the_body_of_a_disabled_operation_makes_are_not_reported() {
     let world = World::new();
     world.engine.disable("payments.refund");
-    let refund = world.engine.call("payments.refund", 7).ttl(DAY).run(|| async { world.charge(1).await });
+    let refund =
+        world.engine.call("payments.refund", 7).ttl(DAY).run(|| async { world.charge(1).await });
     let (result, report) = observe(refund).await;
     result.unwrap();
     let report = report.unwrap();

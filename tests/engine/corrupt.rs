@@ -8,8 +8,9 @@ use bytes::Bytes;
 use idempotency::clock::Timestamp;
 use idempotency::key::KeyHash;
 use idempotency::store::{
-    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Page, Park, Purged, Record, Release, Remove,
-    Renewal, Resolve, Scan, Store, StoreError, Token, Watch, Written, envelope, transition,
+    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Page, Park, Purged, Record,
+    Release, Remove, Renewal, Resolve, Scan, Store, StoreError, Token, Watch, Written, envelope,
+    transition,
 };
 use idempotency::{Error, ErrorKind, Idempotency, OnError};
 use proptest::prelude::*;
@@ -25,7 +26,11 @@ impl ByteStore {
     const NOW: Timestamp = Timestamp::from_millis(1_000_000);
 
     /// Applies `transition` to the stored bytes.
-    fn apply<T>(&self, key: KeyHash, transition: impl FnOnce(&mut Option<Record>) -> T) -> Result<T, StoreError> {
+    fn apply<T>(
+        &self,
+        key: KeyHash,
+        transition: impl FnOnce(&mut Option<Record>) -> T,
+    ) -> Result<T, StoreError> {
         let mut records = self.0.lock().unwrap();
         let bytes = records.get(&key).cloned().map(Bytes::from);
         let record = bytes.map(|bytes| envelope::decode(key, bytes, Self::NOW)).transpose();
@@ -53,7 +58,10 @@ impl Store for ByteStore {
     }
 
     async fn renew(&self, renewals: Vec<Renewal>) -> Result<Vec<Written>, StoreError> {
-        renewals.iter().map(|one| self.apply(one.key, |slot| transition::renew(slot, one, Self::NOW))).collect()
+        renewals
+            .iter()
+            .map(|one| self.apply(one.key, |slot| transition::renew(slot, one, Self::NOW)))
+            .collect()
     }
 
     async fn complete(&self, commit: Commit) -> Result<Written, StoreError> {
@@ -105,7 +113,8 @@ impl Store for ByteStore {
     }
 }
 
-/// Calls on a store that holds `bytes` under the key; tells what came of it and how often the body ran.
+/// Calls on a store that holds `bytes` under the key; tells what came of it and how often the body
+/// ran.
 fn call_on_bytes(bytes: Vec<u8>) -> (Result<String, Error>, usize) {
     let store = ByteStore::default();
     let ledger = Ledger::new();
@@ -143,7 +152,9 @@ fn a_record_of_an_unknown_format_is_decode_and_never_a_rerun() {
     let (result, charges) = call_on_bytes(bytes);
     let error = result.unwrap_err();
     assert_eq!((error.kind(), charges), (ErrorKind::Decode, 0));
-    let chain: Vec<_> = std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source()).collect();
+    let chain: Vec<_> =
+        std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source())
+            .collect();
     let reason = chain.last().unwrap().to_string();
     assert!(reason.contains("version 250"), "{reason}");
 }
@@ -200,7 +211,8 @@ async fn a_result_of_another_schema_version_is_decode_unless_it_can_be_upgraded(
         || async { world.effect(1) },
     );
     assert_eq!(upgraded.await.unwrap(), "was 7");
-    let refused = world.call(1).version(1).run_with_upgrade(|_, _| None, || async { world.effect(1) });
+    let refused =
+        world.call(1).version(1).run_with_upgrade(|_, _| None, || async { world.effect(1) });
     assert_eq!(refused.await.unwrap_err().kind(), ErrorKind::Decode);
     assert_eq!(world.ledger.count(), 0);
 }
@@ -224,7 +236,9 @@ async fn a_stored_error_of_another_schema_version_is_decode_unless_it_can_be_upg
     assert_eq!(result_only.await, Err(Failure("Decode".into())), "it is no result");
     let upgraded = call(1).run_with_upgrades(
         |_, _| Some(String::new()),
-        |version, bytes| (version == 0).then(|| Failure(format!("was {}", String::from_utf8_lossy(bytes)))),
+        |version, bytes| {
+            (version == 0).then(|| Failure(format!("was {}", String::from_utf8_lossy(bytes))))
+        },
         run,
     );
     assert_eq!(upgraded.await, Err(Failure(r#"was "declined""#.into())));
@@ -236,10 +250,15 @@ async fn a_stored_error_of_another_schema_version_is_decode_unless_it_can_be_upg
 #[tokio::test]
 async fn a_decode_error_does_not_quote_the_stored_result() {
     let world = World::new();
-    world.call(1).run(|| async { Ok::<_, Error>("card 4242424242424242".to_owned()) }).await.unwrap();
+    world
+        .call(1)
+        .run(|| async { Ok::<_, Error>("card 4242424242424242".to_owned()) })
+        .await
+        .unwrap();
     let error = world.call(1).run(|| async { Ok::<_, Error>(1_u32) }).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Decode);
-    let chain = std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
+    let chain =
+        std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
     let texts: Vec<String> = chain.map(|error| format!("{error} {error:?}")).collect();
     assert_eq!(texts.len(), 3, "the error, itself as its source, and where decoding failed");
     assert!(!texts.concat().contains("4242"));

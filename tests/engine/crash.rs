@@ -53,7 +53,11 @@ async fn under_retry_the_next_call_runs_at_once_after_a_dropped_body() {
 async fn the_stricter_policy_of_caller_and_record_wins() {
     let world = World::new();
     drop_in_the_body(&world, OnCrash::Retry).await;
-    assert_eq!(world.charge(1).await.unwrap_err().kind(), ErrorKind::InDoubt, "a caller that holds");
+    assert_eq!(
+        world.charge(1).await.unwrap_err().kind(),
+        ErrorKind::InDoubt,
+        "a caller that holds"
+    );
     let world = World::new();
     drop_in_the_body(&world, OnCrash::Hold).await;
     let retried = world.call(1).on_crash(OnCrash::Retry).run(|| async { world.effect(1) }).await;
@@ -110,7 +114,8 @@ async fn a_claim_that_arrives_after_its_caller_is_gone_is_released() {
     assert_eq!(world.ledger.count(), 0);
 }
 
-/// One connection is slow, or a commit waits for its standby: the releases went another way, and found nothing.
+/// One connection is slow, or a commit waits for its standby: the releases went another way, and
+/// found nothing.
 #[tokio::test]
 async fn a_claim_that_arrives_minutes_after_it_was_given_up_is_released() {
     for late in [1, 30, 250] {
@@ -124,7 +129,10 @@ async fn a_claim_that_arrives_minutes_after_it_was_given_up_is_released() {
         let given_up = world.clock_now();
         without_renewals(&world, world.record_is(1, |record| record.is_none())).await;
         let took = world.clock_now().saturating_sub(given_up);
-        assert!(took < Duration::from_secs(late + 15), "as long again as it was late, not {took:?}");
+        assert!(
+            took < Duration::from_secs(late + 15),
+            "as long again as it was late, not {took:?}"
+        );
         // A shutdown does not wait for more of them.
         let before = world.clock_now();
         assert_eq!(world.engine.shutdown(DAY).await.abandoned, 0);
@@ -178,7 +186,10 @@ async fn a_key_whose_owner_died_is_blocked_no_longer_than_its_lease() {
     let before = world.clock_now();
     assert_eq!(world.while_time_passes(call).await.unwrap(), "receipt 1.1");
     let blocked = world.clock_now().saturating_sub(before);
-    assert!(blocked >= LEASE && blocked < LEASE + Duration::from_secs(5), "blocked for {blocked:?}");
+    assert!(
+        blocked >= LEASE && blocked < LEASE + Duration::from_secs(5),
+        "blocked for {blocked:?}"
+    );
     assert_eq!(world.record(1).await.unwrap().attempts, 2);
 }
 
@@ -186,7 +197,8 @@ async fn a_key_whose_owner_died_is_blocked_no_longer_than_its_lease() {
 async fn under_hold_the_record_of_a_dead_owner_is_in_doubt_when_its_lease_is_over() {
     let world = World::new();
     dead_owner(&world, OnCrash::Hold).await;
-    let early = world.call(1).on_conflict(OnConflict::Reject).run(|| async { world.effect(1) }).await;
+    let early =
+        world.call(1).on_conflict(OnConflict::Reject).run(|| async { world.effect(1) }).await;
     assert_eq!(early.unwrap_err().kind(), ErrorKind::InProgress);
     world.clock.advance(LEASE + Duration::from_millis(1));
     let late = world.charge(1).await.unwrap_err();
@@ -253,7 +265,8 @@ async fn a_claim_that_hangs_is_given_up_and_released_when_it_is_answered() {
     assert_eq!(world.ledger.count(), 0);
 }
 
-/// What was sent to a server that stands still for longer than a lease, or whose network is away, is applied all the same.
+/// What was sent to a server that stands still for longer than a lease, or whose network is away,
+/// is applied all the same.
 #[tokio::test]
 async fn claims_that_an_outage_longer_than_a_lease_left_behind_are_released_after_it() {
     const CALLS: u64 = 5;
@@ -269,7 +282,11 @@ async fn claims_that_an_outage_longer_than_a_lease_left_behind_are_released_afte
     world.store.always("release", Some(Fault::LostRequest));
     let calls = futures::future::join_all((0..CALLS).map(|key| world.charge(key)));
     let (refused, ()) = tokio::join!(calls, passes(LEASE * 4));
-    assert!(refused.iter().all(|call| call.as_ref().is_err_and(|error| error.kind() == ErrorKind::StoreUnavailable)));
+    assert!(
+        refused.iter().all(|call| call
+            .as_ref()
+            .is_err_and(|error| error.kind() == ErrorKind::StoreUnavailable))
+    );
     let before = world.store.requests("release");
     passes(LEASE).await;
     let during = world.store.requests("release") - before;
@@ -277,7 +294,10 @@ async fn claims_that_an_outage_longer_than_a_lease_left_behind_are_released_afte
     let goes_on = eventually("another release", async || world.store.requests("release") > before);
     world.while_time_passes(goes_on).await;
     for key in 0..CALLS {
-        assert!(world.record(key).await.is_some_and(|record| record.is_orphaned()), "nobody renews it");
+        assert!(
+            world.record(key).await.is_some_and(|record| record.is_orphaned()),
+            "nobody renews it"
+        );
     }
     world.store.always("claim", None);
     world.store.always("release", None);
@@ -311,11 +331,18 @@ async fn leave_owed_releases(world: &World, keys: std::ops::Range<u64>) {
     world.store.always("release", Some(Fault::LostRequest));
     let calls = futures::future::join_all(keys.clone().map(|key| world.charge(key)));
     let refused = without_renewals(world, calls).await;
-    assert!(refused.iter().all(|call| call.as_ref().is_err_and(|error| error.kind() == ErrorKind::StoreUnavailable)));
+    assert!(
+        refused.iter().all(|call| call
+            .as_ref()
+            .is_err_and(|error| error.kind() == ErrorKind::StoreUnavailable))
+    );
     without_renewals(world, world.clock.sleep(LEASE * 2)).await;
     world.store.always("claim", None);
     for key in keys {
-        assert!(world.record(key).await.is_some_and(|record| record.is_orphaned()), "nobody renews it");
+        assert!(
+            world.record(key).await.is_some_and(|record| record.is_orphaned()),
+            "nobody renews it"
+        );
     }
 }
 
@@ -324,7 +351,8 @@ async fn an_owed_release_that_goes_on_failing_costs_the_others_nothing() {
     for fault in [Fault::Late(Gate::new()), Fault::Refused(StoreErrorKind::Refused), Fault::Panic] {
         let world = World::with(|builder| builder.background_commit(LEASE * 8));
         leave_owed_releases(&world, 0..5).await;
-        let locked: Vec<_> = (0..4).map(|key| world.engine.record(OPERATION, key).hash().unwrap()).collect();
+        let locked: Vec<_> =
+            (0..4).map(|key| world.engine.record(OPERATION, key).hash().unwrap()).collect();
         for key in &locked {
             world.store.always_at("release", *key, Some(fault.clone()));
         }
@@ -332,7 +360,8 @@ async fn an_owed_release_that_goes_on_failing_costs_the_others_nothing() {
         let since = world.clock_now();
         without_renewals(&world, world.record_is(4, |record| record.is_none())).await;
         let took = world.clock_now().saturating_sub(since);
-        // Each of the four has had its try of five seconds before it, and the pauses grow to one second.
+        // Each of the four has had its try of five seconds before it, and the pauses grow to one
+        // second.
         assert!(took < LEASE * 6, "{fault:?}: {took:?}");
         world.store.always_at("release", locked[0], None);
         without_renewals(&world, world.record_is(0, |record| record.is_none())).await;
@@ -390,7 +419,9 @@ async fn a_detached_body_goes_on_when_its_caller_is_gone() {
     }
     drop(call);
     gate.open();
-    world.record_is(1, |record| record.is_some_and(|record| record.state == State::Completed)).await;
+    world
+        .record_is(1, |record| record.is_some_and(|record| record.state == State::Completed))
+        .await;
     assert_eq!(world.charge(1).await.unwrap(), "detached");
     assert_eq!(world.ledger.charges(), ["detached"]);
 }
@@ -482,11 +513,16 @@ async fn a_takeover_that_starts_no_body_keeps_what_the_earlier_owner_left() {
     world.clock.advance(LEASE + Duration::from_millis(1));
     let gate = Gate::new();
     world.store.next("claim", Fault::LateAnswer(gate.clone()));
-    let mut taker = Box::pin(world.call(1).on_crash(OnCrash::Retry).run(|| async { world.effect(1) }));
+    let mut taker =
+        Box::pin(world.call(1).on_crash(OnCrash::Retry).run(|| async { world.effect(1) }));
     assert!(poll_once(&mut taker).is_pending());
     drop(taker);
     gate.open();
-    world.record_is(1, |record| record.is_some_and(|record| record.lease_until == Timestamp::default())).await;
+    world
+        .record_is(1, |record| {
+            record.is_some_and(|record| record.lease_until == Timestamp::default())
+        })
+        .await;
     // Nobody knows whether the dead owner had its effect: a caller that holds must not run.
     assert_eq!(world.charge(1).await.unwrap_err().kind(), ErrorKind::InDoubt);
     assert_eq!((world.ledger.count(), world.record(1).await.unwrap().attempts), (0, 1));

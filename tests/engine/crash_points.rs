@@ -1,4 +1,5 @@
-//! `crash_at_every_await` finds what is charged twice wherever the charge is, or says that it could not look.
+//! `crash_at_every_await` finds what is charged twice wherever the charge is, or says that it could
+//! not look.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -55,7 +56,11 @@ async fn charge_over_a_socket(bank: SocketAddr, order: usize) -> Result<(), Erro
 }
 
 /// Charges in a task that nobody awaits, after some time.
-fn charge_later(bank: &Bank, order: usize, delay: Duration) -> impl Future<Output = Result<(), Error>> + use<> {
+fn charge_later(
+    bank: &Bank,
+    order: usize,
+    delay: Duration,
+) -> impl Future<Output = Result<(), Error>> + use<> {
     let bank = bank.clone();
     async move {
         tokio::spawn(async move {
@@ -76,7 +81,11 @@ async fn finds<F: Future<Output = Result<(), Error>>>(
     let engine = Idempotency::new(MemoryStore::new());
     let call = |order: usize| {
         let charge = &charge;
-        engine.call("charge", order as u64).ttl(Duration::from_secs(3600)).on_crash(policy).run(move || charge(order))
+        engine
+            .call("charge", order as u64)
+            .ttl(Duration::from_secs(3600))
+            .on_crash(policy)
+            .run(move || charge(order))
     };
     let mut is_found = false;
     let points = crash_at_every_await(call, async |order, _| {
@@ -101,7 +110,8 @@ fn a_double_charge_over_a_socket_is_found_every_time() {
         for run in 0..RUNS {
             let bank = Bank::default();
             let address = bank.listen().await;
-            let is_found = finds(OnCrash::Retry, &bank, |order| charge_over_a_socket(address, order)).await;
+            let is_found =
+                finds(OnCrash::Retry, &bank, |order| charge_over_a_socket(address, order)).await;
             assert!(is_found, "run {run}: {bank:?}");
         }
     });
@@ -175,7 +185,11 @@ async fn with_a_paused_clock_every_retry_of_a_dropped_call_gets_its_answer() {
     };
     let points = crash_at_every_await(call, async |order, _| match call(order).await {
         Ok(()) => assert_eq!(bank.charges(order), 1),
-        Err(error) => assert_eq!((error.kind(), bank.charges(order) <= 1), (ErrorKind::InDoubt, true), "{error}"),
+        Err(error) => assert_eq!(
+            (error.kind(), bank.charges(order) <= 1),
+            (ErrorKind::InDoubt, true),
+            "{error}"
+        ),
     });
     assert!(points.await >= 3);
 }
@@ -229,14 +243,24 @@ async fn every_point_is_met_from_both_sides() {
     assert_eq!(points, 3);
     // The first is left in peace, then two for each point, and those that find no other point.
     let (begun, gone_on) = (begun.into_inner().unwrap(), gone_on.into_inner().unwrap());
-    let parts: Vec<_> = (1..=7).map(|number| (begun[&number], gone_on.get(&number).copied().unwrap_or(0))).collect();
+    let parts: Vec<_> = (1..=7)
+        .map(|number| (begun[&number], gone_on.get(&number).copied().unwrap_or(0)))
+        .collect();
     assert_eq!(
         parts,
         [(3, 3), (1, 0), (1, 0), (2, 1), (2, 1), (3, 2), (3, 2)],
         "dropped when it began to wait, and when it was about to go on"
     );
     for (number, seen) in looks {
-        assert_eq!(seen, [!(2..=7).contains(&number), false], "call {number}: at once, and at the end");
-        assert_eq!(begun[&number] == 3 && gone_on.get(&number) == Some(&3), seen[0], "call {number}");
+        assert_eq!(
+            seen,
+            [!(2..=7).contains(&number), false],
+            "call {number}: at once, and at the end"
+        );
+        assert_eq!(
+            begun[&number] == 3 && gone_on.get(&number) == Some(&3),
+            seen[0],
+            "call {number}"
+        );
     }
 }

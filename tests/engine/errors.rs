@@ -49,8 +49,10 @@ async fn by_default_an_error_releases_the_claim() {
 async fn a_stored_error_replays_as_the_same_typed_error() {
     let world = World::new();
     for _ in 0..2 {
-        let call =
-            world.call(1).on_error(OnError::Store).run(|| async { fails(&world, PayError::Declined { code: 51 }) });
+        let call = world
+            .call(1)
+            .on_error(OnError::Store)
+            .run(|| async { fails(&world, PayError::Declined { code: 51 }) });
         assert_eq!(call.await, Err(PayError::Declined { code: 51 }));
     }
     assert_eq!(world.ledger.count(), 1);
@@ -60,7 +62,10 @@ async fn a_stored_error_replays_as_the_same_typed_error() {
 #[tokio::test]
 async fn a_held_error_leaves_the_call_in_doubt() {
     let world = World::new();
-    let call = world.call(1).on_error(Unstored::Hold).run(|| async { fails(&world, PayError::ProviderTimeout) });
+    let call = world
+        .call(1)
+        .on_error(Unstored::Hold)
+        .run(|| async { fails(&world, PayError::ProviderTimeout) });
     assert_eq!(call.await, Err(PayError::ProviderTimeout));
     let error = world.charge(1).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InDoubt);
@@ -84,10 +89,18 @@ async fn a_held_error_is_held_also_after_an_outage_whatever_the_policy() {
             is_away(&world, true);
             fails(&world, PayError::ProviderTimeout)
         });
-        assert_eq!(without_renewals(&world, call).await, Err(PayError::ProviderTimeout), "{policy:?}");
-        assert!(world.record(1).await.unwrap().state == State::InProgress, "it could not be held in time");
+        assert_eq!(
+            without_renewals(&world, call).await,
+            Err(PayError::ProviderTimeout),
+            "{policy:?}"
+        );
+        assert!(
+            world.record(1).await.unwrap().state == State::InProgress,
+            "it could not be held in time"
+        );
         is_away(&world, false);
-        let held = world.record_is(1, |record| record.is_some_and(|record| record.state == State::InDoubt));
+        let held = world
+            .record_is(1, |record| record.is_some_and(|record| record.state == State::InDoubt));
         without_renewals(&world, held).await;
         let again = without_renewals(&world, pay().run(|| async { world.effect(1) })).await;
         assert_eq!(again.unwrap_err().kind(), ErrorKind::InDoubt, "{policy:?}");
@@ -129,7 +142,8 @@ async fn an_owner_that_was_overtaken_and_fails_returns_the_answer_and_reports_it
         let winner = async {
             here.record_is(1, |record| record.is_some()).await;
             here.clock.advance(LEASE + Duration::from_millis(1));
-            let result = there.call(1).on_crash(OnCrash::Retry).run(|| async { there.effect(1) }).await;
+            let result =
+                there.call(1).on_crash(OnCrash::Retry).run(|| async { there.effect(1) }).await;
             gate.open();
             result.unwrap()
         };
@@ -153,7 +167,8 @@ async fn a_function_over_the_error_decides_for_each() {
     ] as [(fn() -> PayError, PayError, usize); 3]
     {
         let world = World::new();
-        let call = async || world.call(1).on_error(policy).run(|| async { fails(&world, error()) }).await;
+        let call =
+            async || world.call(1).on_error(policy).run(|| async { fails(&world, error()) }).await;
         assert_eq!(call().await, Err(error()));
         assert_eq!(call().await, Err(again));
         assert_eq!(world.ledger.count(), attempts);
@@ -163,10 +178,20 @@ async fn a_function_over_the_error_decides_for_each() {
 #[tokio::test]
 async fn a_policy_that_stores_nothing_takes_any_error_type() {
     let world = World::new();
-    let policy = |error: &anyhow::Error| if error.is::<std::io::Error>() { Unstored::Hold } else { Unstored::Release };
-    let call = world.call(1).on_error(policy).run(|| async { Err::<u8, _>(std::io::Error::other("cut").into()) });
+    let policy = |error: &anyhow::Error| {
+        if error.is::<std::io::Error>() { Unstored::Hold } else { Unstored::Release }
+    };
+    let call = world
+        .call(1)
+        .on_error(policy)
+        .run(|| async { Err::<u8, _>(std::io::Error::other("cut").into()) });
     assert!(call.await.unwrap_err().is::<std::io::Error>());
-    let again = world.call(1).on_error(policy).run(|| async { Ok::<u8, anyhow::Error>(1) }).await.unwrap_err();
+    let again = world
+        .call(1)
+        .on_error(policy)
+        .run(|| async { Ok::<u8, anyhow::Error>(1) })
+        .await
+        .unwrap_err();
     let error = Error::find(again.as_ref()).expect("ours is found inside");
     assert_eq!(error.kind(), ErrorKind::InDoubt);
 }
@@ -174,7 +199,8 @@ async fn a_policy_that_stores_nothing_takes_any_error_type() {
 #[tokio::test]
 async fn a_stored_error_that_the_call_does_not_store_is_decode_and_never_a_rerun() {
     let world = World::new();
-    let call = world.call(1).on_error(OnError::Store).run(|| async { fails(&world, PayError::Busy) });
+    let call =
+        world.call(1).on_error(OnError::Store).run(|| async { fails(&world, PayError::Busy) });
     call.await.unwrap_err();
     assert_eq!(world.charge(1).await.unwrap_err().kind(), ErrorKind::Decode);
     assert_eq!(world.ledger.count(), 1);
@@ -240,11 +266,15 @@ async fn errors_show_operation_and_short_hash_and_never_the_key() {
 #[tokio::test]
 async fn what_a_person_logs_shows_neither_keys_nor_results() {
     use idempotency::Resolution;
-    use idempotency::store::{Checkpoint, Commit, Park, Reason, Resolve, ResolveAnswer, Store as _, Token};
+    use idempotency::store::{
+        Checkpoint, Commit, Park, Reason, Resolve, ResolveAnswer, Store as _, Token,
+    };
     let logged = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
     let log = logged.clone();
     let world = World::with(|builder| {
-        builder.on_duplicate(move |duplicate| log.lock().unwrap().push(format!("{duplicate:?} {duplicate:#?}")))
+        builder.on_duplicate(move |duplicate| {
+            log.lock().unwrap().push(format!("{duplicate:?} {duplicate:#?}"))
+        })
     });
     let secret = "card-4242";
     let call = || world.engine.call(OPERATION, secret).scope(secret).fingerprint(secret).ttl(DAY);
@@ -255,12 +285,17 @@ async fn what_a_person_logs_shows_neither_keys_nor_results() {
         world.memory.park(Park::own(key, record.owner, Reason::Crashed)).await.unwrap();
         let body = bytes::Bytes::from(format!("{secret:?}"));
         let answer = ResolveAnswer::Finished { state: State::Completed, body, schema: 0, ttl: DAY };
-        world.memory.resolve(Resolve::new(key, record.owner, Token::from_bits(7), answer)).await.unwrap();
+        world
+            .memory
+            .resolve(Resolve::new(key, record.owner, Token::from_bits(7), answer))
+            .await
+            .unwrap();
         Ok::<_, Error>(secret.to_owned())
     });
     assert_eq!(result.await.unwrap(), secret);
     let body = || bytes::Bytes::from_static(secret.as_bytes());
-    let finished = ResolveAnswer::Finished { state: State::Completed, body: body(), schema: 0, ttl: DAY };
+    let finished =
+        ResolveAnswer::Finished { state: State::Completed, body: body(), schema: 0, ttl: DAY };
     let mut texts = logged.lock().unwrap().clone();
     assert_eq!(texts.len(), 1);
     texts.extend([

@@ -25,7 +25,11 @@ async fn a_late_retry_is_told_that_its_record_has_expired() {
         assert!(error.to_string().contains("use a new key"), "{error}");
     }
     world.clock.advance((30 * DAY).saturating_sub(MILLI));
-    assert_eq!(world.charge(1).await.unwrap_err().kind(), ErrorKind::Expired, "the record says so, not the caller");
+    assert_eq!(
+        world.charge(1).await.unwrap_err().kind(),
+        ErrorKind::Expired,
+        "the record says so, not the caller"
+    );
     world.clock.advance(MILLI);
     assert_eq!(call(&world).run(|| async { world.effect(1) }).await.unwrap(), "receipt 1.2");
     assert_eq!(world.ledger.count(), 2);
@@ -43,7 +47,12 @@ async fn without_it_a_late_retry_runs_again() {
 async fn a_refusal_for_no_time_or_too_long_is_an_error_of_the_configuration() {
     let world = World::new();
     for refuse_for in [Duration::ZERO, 401 * DAY] {
-        let error = world.call(1).after_expiry(refuse_for).run(|| async { world.effect(1) }).await.unwrap_err();
+        let error = world
+            .call(1)
+            .after_expiry(refuse_for)
+            .run(|| async { world.effect(1) })
+            .await
+            .unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Config);
         assert!(error.to_string().contains("`after_expiry`"), "{error}");
     }

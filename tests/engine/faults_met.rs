@@ -60,8 +60,12 @@ async fn faults_go_around_a_store_that_is_chosen_at_run_time() {
     let store = FaultyStore::new(chosen);
     let engine = Idempotency::new(store.clone());
     store.always("claim", Some(Fault::LostRequest));
-    let engine_without_patience = Idempotency::builder(store.clone()).claim_timeout(Duration::from_millis(1)).build();
-    assert_eq!(call(&engine_without_patience).await.unwrap_err().kind(), ErrorKind::StoreUnavailable);
+    let engine_without_patience =
+        Idempotency::builder(store.clone()).claim_timeout(Duration::from_millis(1)).build();
+    assert_eq!(
+        call(&engine_without_patience).await.unwrap_err().kind(),
+        ErrorKind::StoreUnavailable
+    );
     store.always("claim", None);
     assert_eq!(call(&engine).await.unwrap(), 7);
 }
@@ -79,18 +83,23 @@ async fn a_gate_that_nobody_reached_is_not_passed() {
 #[tokio::test(start_paused = true)]
 async fn a_store_that_has_no_time_to_answer_because_the_clock_is_paused_says_so() {
     let store = FaultyStore::new(MemoryStore::new());
-    let engine = Idempotency::builder(store.clone()).claim_timeout(Duration::from_millis(50)).build();
+    let engine =
+        Idempotency::builder(store.clone()).claim_timeout(Duration::from_millis(50)).build();
     store.always("claim", Some(Fault::Late(Gate::new())));
     let error = call(&engine).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::StoreUnavailable);
     let reason = error.to_string();
-    assert!(reason.contains("Tokio's clock ran ahead") && reason.contains("start_paused"), "{reason}");
+    assert!(
+        reason.contains("Tokio's clock ran ahead") && reason.contains("start_paused"),
+        "{reason}"
+    );
 }
 
 #[tokio::test]
 async fn a_store_that_does_not_answer_on_a_clock_that_goes_is_only_silent() {
     let store = FaultyStore::new(MemoryStore::new());
-    let engine = Idempotency::builder(store.clone()).claim_timeout(Duration::from_millis(50)).build();
+    let engine =
+        Idempotency::builder(store.clone()).claim_timeout(Duration::from_millis(50)).build();
     store.always("claim", Some(Fault::Late(Gate::new())));
     let error = call(&engine).await.unwrap_err();
     let reason = error.to_string();

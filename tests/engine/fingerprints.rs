@@ -1,12 +1,15 @@
 //! What a call has to say about a record with another fingerprint, one of another version, or none.
 
 use idempotency::store::{Claim, Claimed, Commit, Park, Reason, Store as _, Token, Written};
-use idempotency::{Call, Error, ErrorKind, Fingerprint, OnConflict, OnCrash, State, Verdict, observe};
+use idempotency::{
+    Call, Error, ErrorKind, Fingerprint, OnConflict, OnCrash, State, Verdict, observe,
+};
 
 use crate::faults::{Fault, Gate};
 use crate::world::{DAY, LEASE, OPERATION, World, eventually, poll_once};
 
-/// The calls of this operation in three releases: with nothing to compare, with the amount, with the currency too.
+/// The calls of this operation in three releases: with nothing to compare, with the amount, with
+/// the currency too.
 fn releases() -> [fn(Call) -> Call; 3] {
     [|call| call, |call| call.fingerprint(&100), |call| call.fingerprint(&(100, "EUR"))]
 }
@@ -65,14 +68,22 @@ async fn fingerprints_of_two_versions_are_two_requests() {
     for (key, other) in (1..).zip(of_others) {
         orphan(&world, key, Some(other), OnCrash::Retry).await;
         let hash = world.engine.record(OPERATION, key).hash().unwrap();
-        let running = world.call(key).fingerprint(&100).on_conflict(OnConflict::Reject).on_crash(OnCrash::Retry);
+        let running = world
+            .call(key)
+            .fingerprint(&100)
+            .on_conflict(OnConflict::Reject)
+            .on_crash(OnCrash::Retry);
         assert_eq!(run(&world, key, running).await.unwrap_err().kind(), ErrorKind::Mismatch);
         world.clock.advance(LEASE * 2);
         let takeover = world.call(key).fingerprint(&100).on_crash(OnCrash::Retry);
         assert_eq!(run(&world, key, takeover).await.unwrap_err().kind(), ErrorKind::Mismatch);
-        let commit = Commit::new(hash, Token::from_bits(u128::from(key)), "\"another\"".into(), DAY);
+        let commit =
+            Commit::new(hash, Token::from_bits(u128::from(key)), "\"another\"".into(), DAY);
         assert_eq!(world.memory.complete(commit).await.unwrap(), Written::Applied);
-        assert_eq!(run(&world, key, world.call(key).fingerprint(&100)).await.unwrap_err().kind(), ErrorKind::Mismatch);
+        assert_eq!(
+            run(&world, key, world.call(key).fingerprint(&100)).await.unwrap_err().kind(),
+            ErrorKind::Mismatch
+        );
     }
     assert_eq!(world.ledger.count(), 0);
 }
@@ -119,7 +130,10 @@ async fn a_call_of_an_earlier_release_is_taken_over_by_who_names_its_fingerprint
         assert_eq!(run(&world, key, retry()).await.unwrap_err().kind(), ErrorKind::Mismatch);
         let (result, report) = observe(run(&world, key, with_history())).await;
         let receipt = result.unwrap();
-        assert_eq!((report.unwrap().attempt, world.ledger.count()), (2, usize::try_from(key).unwrap()));
+        assert_eq!(
+            (report.unwrap().attempt, world.ledger.count()),
+            (2, usize::try_from(key).unwrap())
+        );
         // Its fingerprint stays, and whoever knows it gets the result.
         assert_eq!(world.record(key).await.unwrap().fingerprint, former);
         assert_eq!(run(&world, key, with_history()).await.unwrap(), receipt);
@@ -149,7 +163,8 @@ async fn a_call_of_an_earlier_release_is_asked_about_by_who_names_its_fingerprin
 async fn a_waiter_of_a_later_release_takes_over_when_the_lease_of_an_earlier_one_is_over() {
     let world = World::new();
     orphan(&world, 1, Some(Fingerprint::of(&100).unwrap()), OnCrash::Retry).await;
-    let call = world.call(1).fingerprint(&(100, "EUR")).former_fingerprint(&100).on_crash(OnCrash::Retry);
+    let call =
+        world.call(1).fingerprint(&(100, "EUR")).former_fingerprint(&100).on_crash(OnCrash::Retry);
     world.while_time_passes(run(&world, 1, call)).await.unwrap();
     assert_eq!((world.record(1).await.unwrap().attempts, world.ledger.count()), (2, 1));
 }
@@ -160,7 +175,11 @@ async fn an_owner_that_was_overtaken_by_an_earlier_release_returns_its_result() 
     let call = world.call(1).fingerprint(&(100, "EUR")).former_fingerprint(&100);
     let result = call.run(|| async {
         let record = world.record(1).await.unwrap();
-        world.memory.release(idempotency::store::Release::new(record.key, record.owner)).await.unwrap();
+        world
+            .memory
+            .release(idempotency::store::Release::new(record.key, record.owner))
+            .await
+            .unwrap();
         orphan(&world, 1, Some(Fingerprint::of(&100).unwrap()), OnCrash::Retry).await;
         let commit = Commit::new(record.key, Token::from_bits(1), "\"the winner's\"".into(), DAY);
         world.memory.complete(commit).await.unwrap();
@@ -181,7 +200,8 @@ async fn a_former_fingerprint_that_cannot_be_computed_is_refused() {
     assert_eq!(world.ledger.count(), 0);
 }
 
-/// Whoever repeats its claim for a record that an earlier release left behind does not make such a record.
+/// Whoever repeats its claim for a record that an earlier release left behind does not make such a
+/// record.
 #[tokio::test]
 async fn a_call_that_finds_its_former_record_gone_makes_one_of_its_own() {
     let world = World::new();
@@ -204,14 +224,22 @@ async fn a_call_that_finds_its_former_record_gone_makes_one_of_its_own() {
         world.engine.record(OPERATION, key).forget().await.unwrap();
         gate.open();
         let receipt = first.await.unwrap();
-        assert_eq!(world.record(key).await.unwrap().fingerprint, Fingerprint::of(&(100, "EUR")).ok());
-        assert_eq!(run(&world, key, made("USD")).await.unwrap_err().kind(), ErrorKind::Mismatch, "another request");
+        assert_eq!(
+            world.record(key).await.unwrap().fingerprint,
+            Fingerprint::of(&(100, "EUR")).ok()
+        );
+        assert_eq!(
+            run(&world, key, made("USD")).await.unwrap_err().kind(),
+            ErrorKind::Mismatch,
+            "another request"
+        );
         assert_eq!(run(&world, key, made("EUR")).await.unwrap(), receipt);
     }
 }
 
 #[tokio::test]
-async fn a_store_that_takes_no_release_of_a_claim_for_a_former_record_keeps_no_caller_for_its_lease() {
+async fn a_store_that_takes_no_release_of_a_claim_for_a_former_record_keeps_no_caller_for_its_lease()
+ {
     const LONG: std::time::Duration = std::time::Duration::from_secs(3600);
     let (world, gate) = (World::new(), Gate::new());
     orphan(&world, 1, Fingerprint::of(&1).ok(), OnCrash::Retry).await;
@@ -226,7 +254,9 @@ async fn a_store_that_takes_no_release_of_a_claim_for_a_former_record_keeps_no_c
     })
     .await;
     world.engine.record(OPERATION, 1).forget().await.unwrap();
-    world.store.always("release", Some(Fault::Refused(idempotency::store::StoreErrorKind::Unavailable)));
+    world
+        .store
+        .always("release", Some(Fault::Refused(idempotency::store::StoreErrorKind::Unavailable)));
     let start = world.clock_now();
     gate.open();
     assert_eq!(world.while_time_passes(call).await.unwrap_err().kind(), ErrorKind::InProgress);

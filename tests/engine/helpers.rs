@@ -1,5 +1,5 @@
-//! `idempotency::testing` finds what is wrong with a service. Each service here is wrong in one way, and each helper
-//! finds that which it is for.
+//! `idempotency::testing` finds what is wrong with a service. Each service here is wrong in one
+//! way, and each helper finds that which it is for.
 
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
@@ -65,7 +65,12 @@ const HELPERS: [&str; 5] =
     ["assert_runs_once", "run_concurrently", "crash_at_every_await", "FaultyStore", "ManualClock"];
 
 fn found_by(judgement: [bool; 5]) -> Vec<&'static str> {
-    HELPERS.into_iter().zip(judgement).filter(|(_, is_fine)| !is_fine).map(|(helper, _)| helper).collect()
+    HELPERS
+        .into_iter()
+        .zip(judgement)
+        .filter(|(_, is_fine)| !is_fine)
+        .map(|(helper, _)| helper)
+        .collect()
 }
 
 #[tokio::test]
@@ -91,24 +96,27 @@ async fn a_service_that_looks_before_it_pays_is_found_by_calls_at_once() {
 
 #[tokio::test]
 async fn a_service_that_runs_again_after_a_crash_is_found_by_crashes() {
-    let retries =
-        async |world: &World, order| world.call(order).on_crash(OnCrash::Retry).run(|| world.pay(order)).await;
+    let retries = async |world: &World, order| {
+        world.call(order).on_crash(OnCrash::Retry).run(|| world.pay(order)).await
+    };
     assert_eq!(found_by(judge(retries).await), ["crash_at_every_await"]);
 }
 
 #[tokio::test]
 async fn a_service_that_pays_without_its_store_is_found_by_a_store_that_fails() {
-    let fails_open = async |world: &World, order| match world.call(order).run(|| world.pay(order)).await {
-        Err(error) if error.kind() == ErrorKind::StoreUnavailable => world.pay(order).await,
-        answer => answer,
-    };
+    let fails_open =
+        async |world: &World, order| match world.call(order).run(|| world.pay(order)).await {
+            Err(error) if error.kind() == ErrorKind::StoreUnavailable => world.pay(order).await,
+            answer => answer,
+        };
     assert_eq!(found_by(judge(fails_open).await), ["FaultyStore"]);
 }
 
 #[tokio::test]
 async fn a_service_that_forgets_too_early_is_found_by_a_clock() {
     let call = |world: &World, order| world.engine.call(OPERATION, order).ttl(HOUR / 2);
-    let forgets = async |world: &World, order: u64| call(world, order).run(|| world.pay(order)).await;
+    let forgets =
+        async |world: &World, order: u64| call(world, order).run(|| world.pay(order)).await;
     assert_eq!(found_by(judge(forgets).await), ["ManualClock"]);
 }
 
@@ -116,7 +124,9 @@ async fn a_service_that_forgets_too_early_is_found_by_a_clock() {
 #[should_panic(expected = "has another answer")]
 async fn a_retry_with_another_answer_is_reported() {
     let world = World::new();
-    let pay = async || if world.charges(1) == 0 { world.pay(1).await } else { Ok("paid before".to_owned()) };
+    let pay = async || {
+        if world.charges(1) == 0 { world.pay(1).await } else { Ok("paid before".to_owned()) }
+    };
     assert_runs_once(pay, || world.charges(1)).await;
 }
 

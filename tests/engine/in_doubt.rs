@@ -1,5 +1,5 @@
-//! What `InDoubt` tells: the operation, its age, its attempts, why, and the ways out. One test for each reason, as the
-//! engine produces it.
+//! What `InDoubt` tells: the operation, its age, its attempts, why, and the ways out. One test for
+//! each reason, as the engine produces it.
 
 use std::time::Duration;
 
@@ -9,7 +9,8 @@ use idempotency::{Error, ErrorKind, OnCrash, Resolution, State, Unstored, Verdic
 use crate::faults::Fault;
 use crate::world::{DAY, LEASE, OPERATION, World, eventually, poll_once};
 
-/// Lets time pass, and looks at what the next caller and an operator are told about attempt 1. `words` say why.
+/// Lets time pass, and looks at what the next caller and an operator are told about attempt 1.
+/// `words` say why.
 async fn assert_told(world: &World, reason: Reason, words: &str) {
     let effects = world.ledger.count();
     let seen = world.record(1).await.unwrap();
@@ -60,7 +61,12 @@ async fn a_process_that_died_is_told() {
     let mut claim = Claim::new(hash, Token::from_bits(7), OPERATION.into());
     claim.lease = LEASE;
     assert!(matches!(world.memory.claim(claim).await, Ok(Claimed::Mine(_))));
-    assert_told(&world, Reason::Crashed, "its process died, hung or lost the store, and its lease ran out").await;
+    assert_told(
+        &world,
+        Reason::Crashed,
+        "its process died, hung or lost the store, and its lease ran out",
+    )
+    .await;
 }
 
 #[tokio::test]
@@ -114,9 +120,13 @@ async fn a_held_error_is_told() {
 async fn a_result_that_could_not_be_stored_is_told() {
     let world = World::with(|builder| builder.background_commit(Duration::from_secs(20)));
     world.store.always("complete", Some(Fault::LostRequest));
-    assert_eq!(world.while_time_passes(world.charge(1)).await.unwrap_err().kind(), ErrorKind::NotStored);
+    assert_eq!(
+        world.while_time_passes(world.charge(1)).await.unwrap_err().kind(),
+        ErrorKind::NotStored
+    );
     world.while_time_passes(is_parked(&world)).await;
-    assert_told(&world, Reason::NotStored, "the body finished, and its result could not be stored").await;
+    assert_told(&world, Reason::NotStored, "the body finished, and its result could not be stored")
+        .await;
 }
 
 #[tokio::test]
@@ -138,21 +148,33 @@ async fn a_question_without_an_answer_is_told_and_who_asks_again() {
     assert!(matches!(world.memory.claim(claim).await, Ok(Claimed::Mine(_))));
     world.clock.advance(LEASE);
 
-    let ask = || world.call(1).settle(Duration::ZERO).on_crash_verify(async |_| Ok(Verdict::Unknown));
+    let ask =
+        || world.call(1).settle(Duration::ZERO).on_crash_verify(async |_| Ok(Verdict::Unknown));
     let error = ask().run(|| async { world.effect(1) }).await.unwrap_err();
     let text = error.to_string();
     let why = "it crashed, and the question whether it had happened was not answered";
-    for part in [OPERATION, why, "attempt 2, first claimed 15s ago", "asks again, in 5s at the earliest", "resolve(…)"]
-    {
+    for part in [
+        OPERATION,
+        why,
+        "attempt 2, first claimed 15s ago",
+        "asks again, in 5s at the earliest",
+        "resolve(…)",
+    ] {
         assert!(text.contains(part), "{part} is missing: {text}");
     }
-    assert_eq!((error.kind(), error.retry_after()), (ErrorKind::InDoubt, Some(Duration::from_secs(5))));
+    assert_eq!(
+        (error.kind(), error.retry_after()),
+        (ErrorKind::InDoubt, Some(Duration::from_secs(5)))
+    );
     let record = world.record(1).await.unwrap();
     assert_eq!((record.state, record.reason), (State::InDoubt, Some(Reason::Unverified)));
 
-    let error = world.call(1).on_crash(OnCrash::Retry).run(|| async { world.effect(1) }).await.unwrap_err();
+    let error =
+        world.call(1).on_crash(OnCrash::Retry).run(|| async { world.effect(1) }).await.unwrap_err();
     let text = error.to_string();
-    for part in [why, "attempt 2", "a call with `on_crash = verify` asks the outside world", "resolve(…)"] {
+    for part in
+        [why, "attempt 2", "a call with `on_crash = verify` asks the outside world", "resolve(…)"]
+    {
         assert!(text.contains(part), "{part} is missing: {text}");
     }
     assert!(!error.is_retryable(), "this caller cannot ask");

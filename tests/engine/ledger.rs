@@ -15,7 +15,8 @@ impl Ledger {
 
     /// The effect of a body.
     pub fn charge(&self, what: &str) {
-        let mut file = OpenOptions::new().append(true).open(self.0.path()).expect("the ledger opens");
+        let mut file =
+            OpenOptions::new().append(true).open(self.0.path()).expect("the ledger opens");
         file.write_all(format!("{what}\n").as_bytes()).expect("the ledger takes a line");
     }
 

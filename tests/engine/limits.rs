@@ -14,8 +14,12 @@ const MILLI: Duration = Duration::from_millis(1);
 /// The longest time that can be set.
 const CENTURY: Duration = Duration::from_secs(100 * 365 * 86_400);
 /// What is no time: nothing, all there is, and what lies just outside of the bounds.
-const NO_TIMES: [Duration; 4] =
-    [Duration::ZERO, Duration::from_nanos(999_999), Duration::from_secs(100 * 365 * 86_400 + 1), Duration::MAX];
+const NO_TIMES: [Duration; 4] = [
+    Duration::ZERO,
+    Duration::from_nanos(999_999),
+    Duration::from_secs(100 * 365 * 86_400 + 1),
+    Duration::MAX,
+];
 
 async fn refusal(world: &World, call: Call) -> Error {
     let error = call.run(|| async { world.effect(1) }).await.unwrap_err();
@@ -29,7 +33,12 @@ async fn refusal(world: &World, call: Call) -> Error {
 async fn a_ttl_is_required_and_bounded() {
     let world = World::new();
     let call = || world.engine.call(OPERATION, 1);
-    for call in [call(), call().ttl(Duration::ZERO), call().ttl(DAY * 401), call().ttl(DAY).lease(Duration::ZERO)] {
+    for call in [
+        call(),
+        call().ttl(Duration::ZERO),
+        call().ttl(DAY * 401),
+        call().ttl(DAY).lease(Duration::ZERO),
+    ] {
         assert_eq!(refusal(&world, call).await.kind(), ErrorKind::Config);
     }
     let error = refusal(&world, call().ttl(DAY).lease(DAY * 2)).await;
@@ -78,7 +87,10 @@ async fn settings_out_of_range_refuse_every_call_and_install() {
             Ok::<_, Error>(())
         });
         assert_eq!(call.await.unwrap_err().kind(), ErrorKind::Config);
-        assert_eq!(engine.record(OPERATION, 1).inspect().await.unwrap_err().kind(), ErrorKind::Config);
+        assert_eq!(
+            engine.record(OPERATION, 1).inspect().await.unwrap_err().kind(),
+            ErrorKind::Config
+        );
         assert_eq!(engine.install().unwrap_err().kind(), ErrorKind::Config);
         assert_eq!(ledger.count(), 0);
     }
@@ -134,7 +146,9 @@ async fn is_refused(builder: Builder, name: &str) {
 async fn a_setting_out_of_its_bounds_is_named_when_it_is_built_and_panics_in_no_call() {
     let builder = || Idempotency::builder(MemoryStore::new());
     for (name, set) in TIMES {
-        for time in NO_TIMES.into_iter().filter(|time| name != "background_commit" || !time.is_zero()) {
+        for time in
+            NO_TIMES.into_iter().filter(|time| name != "background_commit" || !time.is_zero())
+        {
             is_refused(set(builder(), time), name).await;
         }
         for time in [MILLI, CENTURY] {
@@ -180,7 +194,9 @@ async fn a_time_of_a_call_out_of_its_bounds_is_named() {
 #[cfg(all(feature = "redis", feature = "postgres", feature = "mysql", feature = "sqlite"))]
 #[tokio::test]
 async fn a_time_limit_of_a_store_out_of_its_bounds_is_named() {
-    use idempotency::store::{MySqlStore, PostgresStore, RedisStore, SqliteStore, StoreError, StoreErrorKind};
+    use idempotency::store::{
+        MySqlStore, PostgresStore, RedisStore, SqliteStore, StoreError, StoreErrorKind,
+    };
     let is_named = |error: StoreError, name: &str| {
         assert_eq!(error.kind(), StoreErrorKind::Config);
         assert!(error.to_string().contains(&format!("`{name}` is ")), "{name}: {error}");
@@ -192,14 +208,30 @@ async fn a_time_limit_of_a_store_out_of_its_bounds_is_named() {
             RedisStore::builder("redis://localhost/").connect_timeout(time).build().unwrap_err(),
             "connect_timeout",
         );
-        is_named(RedisStore::builder("redis://localhost/").response_timeout(time).build().unwrap_err(), name);
-        is_named(PostgresStore::builder("postgres://localhost/db").response_timeout(time).build().unwrap_err(), name);
-        is_named(MySqlStore::builder("mysql://localhost/db").response_timeout(time).build().unwrap_err(), name);
+        is_named(
+            RedisStore::builder("redis://localhost/").response_timeout(time).build().unwrap_err(),
+            name,
+        );
+        is_named(
+            PostgresStore::builder("postgres://localhost/db")
+                .response_timeout(time)
+                .build()
+                .unwrap_err(),
+            name,
+        );
+        is_named(
+            MySqlStore::builder("mysql://localhost/db").response_timeout(time).build().unwrap_err(),
+            name,
+        );
         let file = SqliteStore::builder(directory.path().join("calls.db"));
         is_named(file.response_timeout(time).open().await.unwrap_err(), name);
     }
     for time in [MILLI, DAY] {
-        RedisStore::builder("redis://localhost/").connect_timeout(time).response_timeout(time).build().unwrap();
+        RedisStore::builder("redis://localhost/")
+            .connect_timeout(time)
+            .response_timeout(time)
+            .build()
+            .unwrap();
         PostgresStore::builder("postgres://localhost/db").response_timeout(time).build().unwrap();
     }
     for time in [MILLI * 1_500, DAY] {
@@ -212,7 +244,8 @@ fn times() -> impl Strategy<Value = Duration> {
     let edges = [Duration::ZERO, Duration::from_nanos(1), MILLI, DAY, CENTURY, Duration::MAX];
     prop_oneof![
         prop::sample::select(edges.to_vec()),
-        (0_u32..64, any::<u32>()).prop_map(|(size, nanos)| Duration::new((1 << size) - 1, nanos % 1_000_000_000)),
+        (0_u32..64, any::<u32>())
+            .prop_map(|(size, nanos)| Duration::new((1 << size) - 1, nanos % 1_000_000_000)),
     ]
 }
 
@@ -255,8 +288,12 @@ proptest! {
 async fn the_longest_times_mean_forever() {
     let forever = CENTURY;
     let configure = |builder: Builder| {
-        let builder = builder.lease(forever).max_run(forever).claim_timeout(forever).commit_timeout(forever);
-        builder.background_commit(forever).in_doubt_retention(forever).on_conflict(OnConflict::Wait(forever))
+        let builder =
+            builder.lease(forever).max_run(forever).claim_timeout(forever).commit_timeout(forever);
+        builder
+            .background_commit(forever)
+            .in_doubt_retention(forever)
+            .on_conflict(OnConflict::Wait(forever))
     };
     let (world, gate) = (World::with(configure), Gate::new());
     let leader = world.call(1).run(|| async {
@@ -279,6 +316,9 @@ async fn the_longest_times_mean_forever() {
     };
     let (leader, (follower, waiter)) = tokio::join!(leader, follower);
     assert_eq!(leader.unwrap(), "receipt 1.1");
-    assert_eq!((follower.unwrap(), waiter.unwrap()), ("receipt 1.1".to_owned(), "receipt 1.1".to_owned()));
+    assert_eq!(
+        (follower.unwrap(), waiter.unwrap()),
+        ("receipt 1.1".to_owned(), "receipt 1.1".to_owned())
+    );
     assert_eq!(world.engine.shutdown(Duration::MAX).await.abandoned, 0);
 }

@@ -5,7 +5,10 @@ use std::time::Duration;
 use idempotency::clock::Randomness;
 use idempotency::store::{MemoryStore, Reason};
 use idempotency::testing::ManualClock;
-use idempotency::{Call, Error, ErrorKind, Idempotency, OnConflict, OnCrash, OnError, Report, State, Verdict, observe};
+use idempotency::{
+    Call, Error, ErrorKind, Idempotency, OnConflict, OnCrash, OnError, Report, State, Verdict,
+    observe,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::world::{DAY, OPERATION, World};
@@ -49,7 +52,8 @@ async fn a_result_takes_no_claim() {
 #[tokio::test]
 async fn a_result_of_another_request_is_a_mismatch() {
     let world = World::new();
-    let first = world.call(1).fingerprint("EUR 100").run(|| async { world.effect(1) }).await.unwrap();
+    let first =
+        world.call(1).fingerprint("EUR 100").run(|| async { world.effect(1) }).await.unwrap();
     let engine = without_claims(&world);
     let (same, _) = charge(&world, call(&engine).fingerprint("EUR 100")).await;
     assert_eq!(same.unwrap(), first);
@@ -81,7 +85,10 @@ async fn a_stored_error_takes_no_claim_either() {
 
     let world = World::new();
     for engine in [world.engine.clone(), without_claims(&world)] {
-        let declined = call(&engine).on_error(OnError::Store).run(|| async { Err::<(), _>(Declined::Card) }).await;
+        let declined = call(&engine)
+            .on_error(OnError::Store)
+            .run(|| async { Err::<(), _>(Declined::Card) })
+            .await;
         assert_eq!(declined, Err(Declined::Card));
     }
 }
@@ -94,7 +101,10 @@ async fn a_result_ends_with_its_record_on_the_clock_of_the_store() {
     world.clock.advance(DAY.saturating_sub(MILLI));
     assert_eq!(charge(&world, call(&engine)).await.0.unwrap(), receipt);
     world.clock.advance(MILLI);
-    assert_eq!(charge(&world, call(&engine)).await.0.unwrap_err().kind(), ErrorKind::StoreUnavailable);
+    assert_eq!(
+        charge(&world, call(&engine)).await.0.unwrap_err().kind(),
+        ErrorKind::StoreUnavailable
+    );
     assert_eq!(world.ledger.count(), 1);
 }
 
@@ -104,7 +114,10 @@ async fn a_result_that_was_forgotten_is_replayed_no_more() {
     world.charge(1).await.unwrap();
     let engine = without_claims(&world);
     world.engine.record(OPERATION, 1).forget().await.unwrap();
-    assert_eq!(charge(&world, call(&engine)).await.0.unwrap_err().kind(), ErrorKind::StoreUnavailable);
+    assert_eq!(
+        charge(&world, call(&engine)).await.0.unwrap_err().kind(),
+        ErrorKind::StoreUnavailable
+    );
 }
 
 #[tokio::test]
@@ -123,7 +136,8 @@ async fn everything_but_a_result_takes_a_claim() {
     assert_eq!(world.ledger.count(), 1);
 }
 
-/// A test that has paused Tokio's clock leaves other threads no time: what a dropped call leaves is there all the same.
+/// A test that has paused Tokio's clock leaves other threads no time: what a dropped call leaves is
+/// there all the same.
 #[tokio::test(start_paused = true)]
 async fn what_a_dropped_call_leaves_is_there_at_once_when_time_is_paused() {
     let second = Duration::from_secs(1);
@@ -134,16 +148,23 @@ async fn what_a_dropped_call_leaves_is_there_at_once_when_time_is_paused() {
     for policy in [OnCrash::Hold, OnCrash::Retry, OnCrash::Resume] {
         let engine = Idempotency::new(MemoryStore::new());
         for on_conflict in [OnConflict::Wait(30 * second), OnConflict::Reject] {
-            let call = || engine.call(OPERATION, format!("{on_conflict:?}")).ttl(DAY).on_crash(policy);
+            let call =
+                || engine.call(OPERATION, format!("{on_conflict:?}")).ttl(DAY).on_crash(policy);
             assert!(tokio::time::timeout(second, call().run(body)).await.is_err());
-            let retried = call().on_conflict(on_conflict).run(body).await.map_err(|error| error.kind());
-            let expected = if policy == OnCrash::Hold { Err(ErrorKind::InDoubt) } else { Ok("paid".to_owned()) };
+            let retried =
+                call().on_conflict(on_conflict).run(body).await.map_err(|error| error.kind());
+            let expected = if policy == OnCrash::Hold {
+                Err(ErrorKind::InDoubt)
+            } else {
+                Ok("paid".to_owned())
+            };
             assert_eq!(retried, expected, "{policy:?} {on_conflict:?}");
         }
     }
 }
 
-/// As above, for a call that is dropped before it has asked its question, while it asks, and for a shutdown.
+/// As above, for a call that is dropped before it has asked its question, while it asks, and for a
+/// shutdown.
 #[tokio::test(start_paused = true)]
 async fn what_a_dropped_question_or_a_shutdown_leaves_is_there_at_once_when_time_is_paused() {
     let second = Duration::from_secs(1);
@@ -157,10 +178,15 @@ async fn what_a_dropped_question_or_a_shutdown_leaves_is_there_at_once_when_time
         call.run(std::future::pending::<Result<String, Error>>)
     };
     assert!(tokio::time::timeout(second, asks(second, second)).await.is_err(), "in the body");
-    assert!(tokio::time::timeout(second, asks(10 * second, second)).await.is_err(), "before the question");
+    assert!(
+        tokio::time::timeout(second, asks(10 * second, second)).await.is_err(),
+        "before the question"
+    );
     assert_eq!(asks(second, second).await.unwrap(), "paid");
 
-    let mut call = Box::pin(engine.call(OPERATION, 2).ttl(DAY).run(std::future::pending::<Result<String, Error>>));
+    let mut call = Box::pin(
+        engine.call(OPERATION, 2).ttl(DAY).run(std::future::pending::<Result<String, Error>>),
+    );
     assert!(tokio::time::timeout(second, &mut call).await.is_err());
     assert_eq!(engine.shutdown(second).await.abandoned, 1);
     let view = engine.record(OPERATION, 2).inspect().await.unwrap().unwrap();

@@ -1,4 +1,5 @@
-//! Results that the process has seen are replayed without asking the store, and no longer than they are true.
+//! Results that the process has seen are replayed without asking the store, and no longer than they
+//! are true.
 
 use std::time::Duration;
 
@@ -114,7 +115,11 @@ async fn an_answer_that_was_on_its_way_while_its_record_was_forgotten_is_not_kep
     world.store.next("claim", Fault::LateAnswer(gate.clone()));
     let reader = async {
         let (result, report) = observed(&world, world.call(1)).await;
-        assert_eq!((result.unwrap(), report.near_cached), (receipt, false), "it was there when it was asked for");
+        assert_eq!(
+            (result.unwrap(), report.near_cached),
+            (receipt, false),
+            "it was there when it was asked for"
+        );
     };
     let operator = async {
         eventually("the claim", async || world.store.requests("claim") == 1).await;
@@ -217,8 +222,12 @@ async fn a_time_limit_of_nothing_is_an_error_of_the_configuration() {
 async fn a_corrected_answer_counts_at_once_here_and_soon_elsewhere() {
     use idempotency::{Resolution, Unstored};
     let world = world();
-    let there = world.other_process_with(|builder| builder.near_cache(1_000_000).near_cache_ttl(TTL));
-    let held = world.call(1).on_error(Unstored::Hold).run(|| async { Err::<String, _>(anyhow::anyhow!("no answer")) });
+    let there =
+        world.other_process_with(|builder| builder.near_cache(1_000_000).near_cache_ttl(TTL));
+    let held = world
+        .call(1)
+        .on_error(Unstored::Hold)
+        .run(|| async { Err::<String, _>(anyhow::anyhow!("no answer")) });
     held.await.unwrap_err();
     let record = world.engine.record(OPERATION, 1_u64);
     for answer in ["first", "second"] {

@@ -161,7 +161,11 @@ async fn a_question_that_panics_runs_no_body() {
         })
         .await;
         drop(left);
-        world.record_is(1, |record| record.is_some_and(|record| record.reason == Some(Reason::Dropped))).await;
+        world
+            .record_is(1, |record| {
+                record.is_some_and(|record| record.reason == Some(Reason::Dropped))
+            })
+            .await;
         let question = async |_| {
             assert!(in_encoding, "the question breaks");
             Ok(Verdict::Completed(Breaks))
@@ -187,7 +191,8 @@ async fn a_fingerprint_or_a_random_source_that_panics_claims_nothing() {
         }
     }
     let world = World::with(|builder| builder.randomness(Unlucky));
-    let fingerprinted = std::panic::catch_unwind(AssertUnwindSafe(|| world.call(1).fingerprint(&Breaks)));
+    let fingerprinted =
+        std::panic::catch_unwind(AssertUnwindSafe(|| world.call(1).fingerprint(&Breaks)));
     assert!(fingerprinted.is_err());
     assert!(AssertUnwindSafe(world.charge(1)).catch_unwind().await.is_err());
     assert_eq!(world.store.requests("claim"), 0);
@@ -201,7 +206,8 @@ async fn an_upgrade_that_panics_leaves_the_result_to_the_others() {
     let world = World::new();
     let receipt = world.charge(1).await.unwrap();
     let reads = || world.call(1).version(2);
-    let broken = reads().run_with_upgrade(|_, _| panic!("the upgrade breaks"), || async { world.effect(1) });
+    let broken =
+        reads().run_with_upgrade(|_, _| panic!("the upgrade breaks"), || async { world.effect(1) });
     assert!(AssertUnwindSafe(broken).catch_unwind().await.is_err());
     let upgrade = |_: u32, body: &[u8]| serde_json::from_slice::<String>(body).ok();
     let read = reads().run_with_upgrade(upgrade, || async { world.effect(1) }).await;
@@ -220,7 +226,8 @@ impl Breaking {
     fn tick(&self) {
         let is_here = std::thread::current().id() == self.thread;
         let last = |left: usize| left.checked_sub(1);
-        let before = is_here.then(|| self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, last));
+        let before =
+            is_here.then(|| self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, last));
         assert_ne!(before, Some(Ok(1)), "the clock breaks");
     }
 }
@@ -277,7 +284,9 @@ async fn a_clock_that_panics_at_any_question_makes_no_second_effect() {
         match (first, second) {
             (Ok(Ok(first)), second) => assert_eq!(second.unwrap(), first, "question {question}"),
             (_, Ok(second)) => assert_eq!(second, 1, "question {question}"),
-            (_, Err(error)) => assert_eq!(error.kind(), ErrorKind::InDoubt, "question {question}: {error}"),
+            (_, Err(error)) => {
+                assert_eq!(error.kind(), ErrorKind::InDoubt, "question {question}: {error}")
+            }
         }
     }
     assert!(broke > 5, "the clock is asked {broke} times");

@@ -11,10 +11,14 @@ use crate::faults::Fault;
 use crate::warnings::Warnings;
 use crate::world::{LEASE, World, eventually, poll_once};
 
-const REASONS: [Reason; 5] = [Reason::Dropped, Reason::Panicked, Reason::LeaseLost, Reason::ShutDown, Reason::Crashed];
+const REASONS: [Reason; 5] =
+    [Reason::Dropped, Reason::Panicked, Reason::LeaseLost, Reason::ShutDown, Reason::Crashed];
 
 /// A body that had its effect and does not come to an end.
-async fn hanging(world: &World, on_crash: OnCrash) -> impl Future<Output = Result<String, Error>> + Unpin + '_ {
+async fn hanging(
+    world: &World,
+    on_crash: OnCrash,
+) -> impl Future<Output = Result<String, Error>> + Unpin + '_ {
     let mut call = Box::pin(world.call(1).on_crash(on_crash).run(|| async {
         world.effect(1)?;
         std::future::pending().await
@@ -27,7 +31,8 @@ async fn hanging(world: &World, on_crash: OnCrash) -> impl Future<Output = Resul
     call
 }
 
-/// The one reason that was logged since `warnings` listens is the one on the record, once all is done.
+/// The one reason that was logged since `warnings` listens is the one on the record, once all is
+/// done.
 async fn is_logged_and_recorded(world: &World, warnings: &Warnings, reason: Reason) {
     world.while_time_passes(world.engine.shutdown(Duration::from_secs(3_600))).await;
     assert_eq!(world.record(1).await.unwrap().reason, Some(reason));
@@ -82,7 +87,11 @@ async fn a_body_that_lost_its_lease_is_logged_as_it_is_recorded_also_if_somebody
         if is_seen {
             let refused = world.other_process().charge(1).await.unwrap_err();
             assert_eq!(refused.kind(), ErrorKind::InDoubt);
-            assert_eq!(world.record(1).await.unwrap().reason, Some(Reason::Crashed), "all that others can see");
+            assert_eq!(
+                world.record(1).await.unwrap().reason,
+                Some(Reason::Crashed),
+                "all that others can see"
+            );
         }
         drop(hanging);
         is_logged_and_recorded(&world, &warnings, Reason::LeaseLost).await;

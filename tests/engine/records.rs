@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use idempotency::store::{Claim, Claimed, CrashPolicy, Reason, Renewal, Store as _, Token};
-use idempotency::{Context, Error, ErrorKind, OnCrash, OnError, RecordHandle, RecordView, Resolution, State, Unstored};
+use idempotency::{
+    Context, Error, ErrorKind, OnCrash, OnError, RecordHandle, RecordView, Resolution, State,
+    Unstored,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::faults::{Fault, Gate};
@@ -30,13 +33,19 @@ async fn a_record_shows_what_it_is_and_never_its_content() {
     assert!(world.handle(1).inspect().await.unwrap().is_none());
     world.charge(1).await.unwrap();
     let view = world.handle(1).inspect().await.unwrap().unwrap();
-    assert_eq!((view.state, view.attempts, view.reason, &*view.operation), (State::Completed, 1, None, OPERATION));
+    assert_eq!(
+        (view.state, view.attempts, view.reason, &*view.operation),
+        (State::Completed, 1, None, OPERATION)
+    );
     assert_eq!(view.expires.saturating_duration_since(view.created), DAY);
     assert_eq!(view.size, "\"receipt 1.1\"".len());
     assert!(!format!("{view:?}").contains("receipt"));
     let by_hash = world.engine.record_by_hash(&view.key.to_hex()).inspect().await.unwrap().unwrap();
     assert_eq!(by_hash.revision, view.revision);
-    assert_eq!(world.engine.record_by_hash("abc").inspect().await.unwrap_err().kind(), ErrorKind::InvalidKey);
+    assert_eq!(
+        world.engine.record_by_hash("abc").inspect().await.unwrap_err().kind(),
+        ErrorKind::InvalidKey
+    );
     assert!(world.handle(1).scope("tenant-7").inspect().await.unwrap().is_none());
 }
 
@@ -46,7 +55,11 @@ async fn an_operator_says_that_it_happened_and_every_caller_gets_the_answer() {
     in_doubt(&world).await;
     let view = world.handle(1).inspect().await.unwrap().unwrap();
     assert_eq!(view.state, State::InDoubt);
-    world.handle(1).resolve(&view, Resolution::Completed("from the provider's books")).await.unwrap();
+    world
+        .handle(1)
+        .resolve(&view, Resolution::Completed("from the provider's books"))
+        .await
+        .unwrap();
     assert_eq!(world.charge(1).await.unwrap(), "from the provider's books");
     assert_eq!(world.ledger.count(), 1);
     let again = world.handle(1).resolve(&view, Resolution::Completed("another")).await.unwrap_err();
@@ -173,7 +186,11 @@ async fn after_a_forced_removal_callers_wait_for_the_end_of_the_lease() {
         assert_eq!(error.kind(), ErrorKind::InProgress);
         assert_eq!(error.retry_after(), Some(LEASE));
         let error = there.handle(1).forget().await.unwrap_err();
-        assert_eq!((error.kind(), error.retry_after()), (ErrorKind::InProgress, Some(LEASE)), "its owner runs");
+        assert_eq!(
+            (error.kind(), error.retry_after()),
+            (ErrorKind::InProgress, Some(LEASE)),
+            "its owner runs"
+        );
         gate.open();
     };
     let (running, ()) = tokio::join!(running, operator);
@@ -184,7 +201,9 @@ async fn after_a_forced_removal_callers_wait_for_the_end_of_the_lease() {
 async fn an_operator_s_answer_has_the_schema_version_of_the_call() {
     let world = World::new();
     let call = || world.call(1).version(3).on_error(Unstored::Hold);
-    let held = call().run(|| async { Err::<String, _>(anyhow::anyhow!("the provider did not answer")) }).await;
+    let held = call()
+        .run(|| async { Err::<String, _>(anyhow::anyhow!("the provider did not answer")) })
+        .await;
     held.unwrap_err();
     let view = world.handle(1).inspect().await.unwrap().unwrap();
     world.handle(1).resolve(&view, Resolution::Completed("found")).await.unwrap();
@@ -192,11 +211,13 @@ async fn an_operator_s_answer_has_the_schema_version_of_the_call() {
     assert_eq!(replayed.unwrap(), "found");
 }
 
-const POLICIES: [CrashPolicy; 4] = [CrashPolicy::Hold, CrashPolicy::Verify, CrashPolicy::Resume, CrashPolicy::Retry];
+const POLICIES: [CrashPolicy; 4] =
+    [CrashPolicy::Hold, CrashPolicy::Verify, CrashPolicy::Resume, CrashPolicy::Retry];
 
 /// An owner whose process is gone: it claimed, and is never heard of again.
 async fn dead_owner(world: &World, policy: CrashPolicy) {
-    let mut claim = Claim::new(world.handle(1).hash().unwrap(), Token::from_bits(7), OPERATION.into());
+    let mut claim =
+        Claim::new(world.handle(1).hash().unwrap(), Token::from_bits(7), OPERATION.into());
     claim.lease = LEASE;
     claim.policy = policy;
     assert!(matches!(world.memory.claim(claim).await, Ok(Claimed::Mine(_))));
@@ -209,12 +230,17 @@ async fn an_operator_answers_for_a_dead_owner_under_every_policy() {
         dead_owner(&world, policy).await;
         let alive = world.handle(1).inspect().await.unwrap().unwrap();
         assert_eq!((alive.state, alive.reason), (State::InProgress, None), "{policy:?}");
-        let refused = world.handle(1).resolve(&alive, Resolution::Completed("operator")).await.unwrap_err();
+        let refused =
+            world.handle(1).resolve(&alive, Resolution::Completed("operator")).await.unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::InProgress, "{policy:?}");
 
         world.clock.advance(LEASE);
         let view = world.handle(1).inspect().await.unwrap().unwrap();
-        assert_eq!(view.reason, Some(Reason::Crashed), "{policy:?}: it can be told from one that lives");
+        assert_eq!(
+            view.reason,
+            Some(Reason::Crashed),
+            "{policy:?}: it can be told from one that lives"
+        );
         world.handle(1).resolve(&view, Resolution::Completed("operator")).await.unwrap();
         let retry = world.call(1).on_crash(OnCrash::Retry).run(|| async { world.effect(1) }).await;
         assert_eq!(retry.unwrap(), "operator", "{policy:?}");
@@ -234,7 +260,11 @@ async fn an_answer_about_an_owner_that_was_taken_over_is_refused() {
         assert!(matches!(world.memory.claim(claim).await, Ok(Claimed::Mine(_))));
         let refused = world.handle(1).resolve(&view, Resolution::NotExecuted).await.unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::Superseded, "{policy:?}");
-        assert_eq!(world.record(1).await.unwrap().state, State::InProgress, "{policy:?}: the new owner runs");
+        assert_eq!(
+            world.record(1).await.unwrap().state,
+            State::InProgress,
+            "{policy:?}: the new owner runs"
+        );
     }
 }
 
@@ -260,7 +290,9 @@ async fn an_answer_is_refused_where_the_same_owner_has_recorded_a_step_since() {
         old = old => old,
     };
     drop(call);
-    world.record_is(1, |record| record.is_some_and(|record| record.reason == Some(Reason::Dropped))).await;
+    world
+        .record_is(1, |record| record.is_some_and(|record| record.reason == Some(Reason::Dropped)))
+        .await;
     let refused = world.handle(1).resolve(&old, Resolution::NotExecuted).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Superseded);
     let view = world.handle(1).inspect().await.unwrap().unwrap();
@@ -278,7 +310,8 @@ async fn a_view_is_the_same_as_long_as_nothing_but_the_lease_changes() {
     let first = view().await;
     let record = world.record(1).await.unwrap();
     world.clock.advance(LEASE / 2);
-    let renewed = world.memory.renew(vec![Renewal::new(record.key, record.owner, LEASE)]).await.unwrap();
+    let renewed =
+        world.memory.renew(vec![Renewal::new(record.key, record.owner, LEASE)]).await.unwrap();
     assert!(renewed[0].is_done());
     assert_eq!(first.revision, view().await.revision);
     world.clock.advance(LEASE);
@@ -299,7 +332,9 @@ async fn an_operator_answers_for_a_body_that_was_given_up() {
     })
     .await;
     drop(call);
-    world.record_is(1, |record| record.is_some_and(|record| record.reason == Some(Reason::Dropped))).await;
+    world
+        .record_is(1, |record| record.is_some_and(|record| record.reason == Some(Reason::Dropped)))
+        .await;
     let view = world.handle(1).inspect().await.unwrap().unwrap();
     assert_eq!((view.state, view.reason), (State::InProgress, Some(Reason::Dropped)));
     world.handle(1).resolve(&view, Resolution::Completed("operator")).await.unwrap();
@@ -315,12 +350,17 @@ async fn an_operator_that_fails_in_the_middle_of_an_answer_leaves_the_record_in_
         let view = world.handle(1).inspect().await.unwrap().unwrap();
         world.store.always("resolve", Some(Fault::LostRequest));
         let resolve = world.handle(1);
-        let failed = world.while_time_passes(resolve.resolve(&view, Resolution::Completed("lost"))).await;
+        let failed =
+            world.while_time_passes(resolve.resolve(&view, Resolution::Completed("lost"))).await;
         assert_eq!(failed.unwrap_err().kind(), ErrorKind::StoreUnavailable, "{policy:?}");
         world.store.always("resolve", None);
 
         let doubt = world.handle(1).inspect().await.unwrap().unwrap();
-        assert_eq!((doubt.state, doubt.reason), (State::InDoubt, Some(Reason::Crashed)), "{policy:?}");
+        assert_eq!(
+            (doubt.state, doubt.reason),
+            (State::InDoubt, Some(Reason::Crashed)),
+            "{policy:?}"
+        );
         assert_eq!(world.charge(1).await.unwrap_err().kind(), ErrorKind::InDoubt, "{policy:?}");
         world.handle(1).resolve(&doubt, Resolution::Completed("operator")).await.unwrap();
         assert_eq!(world.charge(1).await.unwrap(), "operator", "{policy:?}");
@@ -344,7 +384,11 @@ async fn an_operator_s_answer_is_kept_for_the_ttl_however_short_doubts_are_kept(
     let late = call().run(|| async { world.effect(1) }).await;
     assert_eq!((late.unwrap().as_str(), world.ledger.count()), ("operator", 1));
     world.clock.advance(resolved.expires.saturating_duration_since(view.created));
-    assert_eq!(call().run(|| async { world.effect(1) }).await.unwrap(), "receipt 1.2", "and not for ever");
+    assert_eq!(
+        call().run(|| async { world.effect(1) }).await.unwrap(),
+        "receipt 1.2",
+        "and not for ever"
+    );
 }
 
 #[tokio::test]
@@ -356,7 +400,8 @@ async fn a_doubt_is_not_forgotten_before_a_result_would_be() {
     assert_eq!(world.ledger.count(), 1);
 }
 
-/// The record is in doubt, and an operator has answered with a number, which callers that read a text cannot.
+/// The record is in doubt, and an operator has answered with a number, which callers that read a
+/// text cannot.
 async fn answered_in_the_wrong_shape(world: &World) -> RecordView {
     in_doubt(world).await;
     let view = world.handle(1).inspect().await.unwrap().unwrap();
@@ -374,8 +419,14 @@ async fn an_answer_that_no_caller_can_read_is_corrected_without_forgetting_the_c
     world.handle(1).resolve(&wrong, Resolution::Completed("right")).await.unwrap();
     assert_eq!(world.charge(1).await.unwrap(), "right");
     let right = world.handle(1).inspect().await.unwrap().unwrap();
-    assert_eq!((right.state, right.reason, right.attempts), (State::Completed, Some(Reason::Resolved), 1));
-    assert!(right.fence > wrong.fence && right.revision != wrong.revision, "the correction is on the record");
+    assert_eq!(
+        (right.state, right.reason, right.attempts),
+        (State::Completed, Some(Reason::Resolved), 1)
+    );
+    assert!(
+        right.fence > wrong.fence && right.revision != wrong.revision,
+        "the correction is on the record"
+    );
     let late = world.handle(1).resolve(&wrong, Resolution::Completed("late")).await.unwrap_err();
     assert_eq!(late.kind(), ErrorKind::Superseded);
     assert_eq!(world.charge(1).await.unwrap(), "right");
@@ -393,8 +444,11 @@ async fn an_answer_and_its_correction_are_of_the_version_of_the_call_that_left_t
         world.handle(1).resolve(&view, Resolution::Completed(answer)).await.unwrap();
         assert_eq!(charge(1).await.unwrap(), answer);
         assert_eq!(charge(2).await.unwrap_err().kind(), ErrorKind::Decode);
-        let upgrade = |version, stored: &[u8]| Some(format!("{version}: {}", String::from_utf8_lossy(stored)));
-        let upgraded = world.call(1).version(2).run_with_upgrade(upgrade, || async { world.effect(1) });
+        let upgrade = |version, stored: &[u8]| {
+            Some(format!("{version}: {}", String::from_utf8_lossy(stored)))
+        };
+        let upgraded =
+            world.call(1).version(2).run_with_upgrade(upgrade, || async { world.effect(1) });
         assert_eq!(upgraded.await.unwrap(), format!("1: \"{answer}\""));
     }
     assert_eq!(world.ledger.count(), 0);
@@ -437,10 +491,9 @@ async fn no_result_of_an_owner_or_a_verdict_is_corrected() {
     let world = World::new();
     dead_owner(&world, CrashPolicy::Verify).await;
     world.clock.advance(LEASE);
-    let call = world
-        .call(1)
-        .settle(Duration::ZERO)
-        .on_crash_verify(async |_| Ok::<_, Error>(idempotency::Verdict::Completed("verdict".to_owned())));
+    let call = world.call(1).settle(Duration::ZERO).on_crash_verify(async |_| {
+        Ok::<_, Error>(idempotency::Verdict::Completed("verdict".to_owned()))
+    });
     assert_eq!(call.run(|| async { world.effect(1) }).await.unwrap(), "verdict");
     let view = world.handle(1).inspect().await.unwrap().unwrap();
     let refused = world.handle(1).resolve(&view, Resolution::Completed("other")).await.unwrap_err();
@@ -452,7 +505,8 @@ async fn no_result_of_an_owner_or_a_verdict_is_corrected() {
 #[tokio::test]
 async fn a_forgotten_tombstone_lets_the_next_call_run() {
     let world = World::new();
-    let charge = async || world.call(1).after_expiry(DAY * 10).run(|| async { world.effect(1) }).await;
+    let charge =
+        async || world.call(1).after_expiry(DAY * 10).run(|| async { world.effect(1) }).await;
     charge().await.unwrap();
     world.clock.advance(DAY);
     assert_eq!(charge().await.unwrap_err().kind(), ErrorKind::Expired);
@@ -462,7 +516,8 @@ async fn a_forgotten_tombstone_lets_the_next_call_run() {
     assert_eq!(charge().await.unwrap(), "receipt 1.2");
 }
 
-/// What an operator is told whose answer, or removal, the store applied without saying so, after which another call ran.
+/// What an operator is told whose answer, or removal, the store applied without saying so, after
+/// which another call ran.
 async fn told_after_another_call(
     operation: &'static str,
     send: impl AsyncFnOnce(&World, &RecordView) -> Result<(), Error>,
@@ -486,7 +541,10 @@ async fn told_after_another_call(
     };
     assert_eq!((error.kind(), world.store.requests(operation)), (ErrorKind::Superseded, 2));
     let text = error.to_string();
-    assert!(!text.contains("nothing has changed") && text.contains("not known whether it was applied"), "{text}");
+    assert!(
+        !text.contains("nothing has changed") && text.contains("not known whether it was applied"),
+        "{text}"
+    );
     // It says what to look at, and that tells.
     assert!(text.contains("`created`"), "{text}");
     let seen = world.handle(1).inspect().await.unwrap().unwrap();
@@ -494,7 +552,8 @@ async fn told_after_another_call(
 }
 
 #[tokio::test]
-async fn an_operator_whose_answer_was_lost_is_not_told_that_nothing_has_changed_when_another_call_ran() {
+async fn an_operator_whose_answer_was_lost_is_not_told_that_nothing_has_changed_when_another_call_ran()
+ {
     told_after_another_call("resolve", async |world, view| {
         world.handle(1).resolve(view, Resolution::NotExecuted).await
     })
@@ -503,7 +562,8 @@ async fn an_operator_whose_answer_was_lost_is_not_told_that_nothing_has_changed_
 }
 
 #[tokio::test]
-async fn an_operator_whose_answer_was_lost_is_not_told_that_nothing_has_changed_when_another_call_runs() {
+async fn an_operator_whose_answer_was_lost_is_not_told_that_nothing_has_changed_when_another_call_runs()
+ {
     for resolves in [true, false] {
         let (world, gate) = (World::new(), Gate::new());
         let other = world.other_process();
@@ -512,7 +572,11 @@ async fn an_operator_whose_answer_was_lost_is_not_told_that_nothing_has_changed_
         world.store.next(if resolves { "resolve" } else { "remove" }, Fault::LostAnswer);
         let handle = world.handle(1);
         let answered = async {
-            if resolves { handle.resolve(&view, Resolution::NotExecuted).await } else { handle.forget().await }
+            if resolves {
+                handle.resolve(&view, Resolution::NotExecuted).await
+            } else {
+                handle.forget().await
+            }
         };
         let next = async {
             world.record_is(1, |record| record.is_none()).await;
@@ -527,7 +591,10 @@ async fn an_operator_whose_answer_was_lost_is_not_told_that_nothing_has_changed_
             () = next => unreachable!("the gate stays closed"),
         };
         let text = error.to_string();
-        assert!(text.contains("not known whether it was applied") && text.contains("`created`"), "{text}");
+        assert!(
+            text.contains("not known whether it was applied") && text.contains("`created`"),
+            "{text}"
+        );
     }
 }
 
@@ -540,12 +607,19 @@ async fn an_operator_whose_answer_never_reached_the_store_for_certain_is_told_so
         world.store.always(if resolves { "resolve" } else { "remove" }, Some(Fault::LostAnswer));
         let handle = world.handle(1);
         let answered = async {
-            if resolves { handle.resolve(&view, Resolution::Completed("found")).await } else { handle.forget().await }
+            if resolves {
+                handle.resolve(&view, Resolution::Completed("found")).await
+            } else {
+                handle.forget().await
+            }
         };
         let error = world.while_time_passes(answered).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::StoreUnavailable);
         let text = error.to_string();
-        assert!(text.contains("not known whether it was applied") && !text.contains("body"), "{text}");
+        assert!(
+            text.contains("not known whether it was applied") && !text.contains("body"),
+            "{text}"
+        );
     }
 }
 
@@ -558,7 +632,8 @@ async fn a_store_that_shows_no_record_says_nothing_of_the_body() {
     world.store.always("read", Some(Fault::LostRequest));
     let record = world.handle(1);
     let inspected = world.while_time_passes(record.inspect()).await.map(drop);
-    let resolved = world.while_time_passes(record.resolve(&view, Resolution::Completed("paid"))).await;
+    let resolved =
+        world.while_time_passes(record.resolve(&view, Resolution::Completed("paid"))).await;
     let forgotten = world.while_time_passes(record.forget()).await;
     for answer in [inspected, resolved, forgotten] {
         let error = answer.unwrap_err();

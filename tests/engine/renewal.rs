@@ -18,8 +18,9 @@ async fn pass_with_renewals(world: &World, duration: Duration) {
         passed += step;
         world
             .record_is(1, |record| {
-                record
-                    .is_some_and(|record| record.lease_until.saturating_duration_since(record.read_at) > LEASE * 9 / 10)
+                record.is_some_and(|record| {
+                    record.lease_until.saturating_duration_since(record.read_at) > LEASE * 9 / 10
+                })
             })
             .await;
     }
@@ -36,7 +37,8 @@ async fn a_body_of_three_leases_runs_once() {
     let time = async {
         world.record_is(1, |record| record.is_some()).await;
         pass_with_renewals(&world, LEASE * 3).await;
-        let rejected = there.call(1).on_conflict(OnConflict::Reject).run(|| async { there.effect(1) }).await;
+        let rejected =
+            there.call(1).on_conflict(OnConflict::Reject).run(|| async { there.effect(1) }).await;
         assert_eq!(rejected.unwrap_err().kind(), ErrorKind::InProgress);
         gate.open();
     };
@@ -88,7 +90,10 @@ async fn a_body_that_blocks_its_executor_keeps_its_lease() {
             world.clock.advance(LEASE / 3);
             let deadline = std::time::Instant::now() + Duration::from_secs(20);
             while world.store.requests("renew") == renewals {
-                assert!(std::time::Instant::now() < deadline, "no renewal while the executor is blocked");
+                assert!(
+                    std::time::Instant::now() < deadline,
+                    "no renewal while the executor is blocked"
+                );
                 std::thread::yield_now();
             }
         }
@@ -139,7 +144,11 @@ async fn a_body_that_hangs_loses_its_lease_after_max_run() {
     assert_eq!(there.while_time_passes(taken).await.unwrap(), "receipt 1.2");
     assert!(world.store.requests("renew") <= renewals + 1);
     drop(hanging);
-    assert_eq!(there.charge(1).await.unwrap(), "receipt 1.2", "the drop takes nothing away from the new owner");
+    assert_eq!(
+        there.charge(1).await.unwrap(),
+        "receipt 1.2",
+        "the drop takes nothing away from the new owner"
+    );
 }
 
 #[tokio::test]
@@ -155,8 +164,14 @@ async fn renewals_of_many_calls_are_sent_together() {
     let time = async {
         world.record_is(99, |record| record.is_some()).await;
         world.clock.advance(LEASE / 3);
-        world.record_is(99, |record| record.unwrap().lease_until > world.clock.now() + LEASE * 9 / 10).await;
-        world.record_is(0, |record| record.unwrap().lease_until > world.clock.now() + LEASE * 9 / 10).await;
+        world
+            .record_is(99, |record| {
+                record.unwrap().lease_until > world.clock.now() + LEASE * 9 / 10
+            })
+            .await;
+        world
+            .record_is(0, |record| record.unwrap().lease_until > world.clock.now() + LEASE * 9 / 10)
+            .await;
         gate.open();
     };
     let (answers, ()) = tokio::join!(futures::future::join_all(calls), time);
@@ -189,8 +204,8 @@ async fn a_finished_call_is_renewed_no_more() {
     call.unwrap();
 }
 
-/// With the machine's clock, and a lease that is short enough to wait for: two thirds of it are left for a renewal that
-/// comes late on a busy machine.
+/// With the machine's clock, and a lease that is short enough to wait for: two thirds of it are
+/// left for a renewal that comes late on a busy machine.
 #[tokio::test]
 async fn leases_are_renewed_on_the_machine_s_clock_too() {
     let store = idempotency::store::MemoryStore::new();
@@ -229,7 +244,8 @@ async fn a_body_whose_claim_was_lost_before_it_started_never_starts() {
     static SITE: Site = Site::new(OPERATION, file!(), line!());
     let world = World::new();
     let ledger = world.ledger.clone();
-    let call = call_on(&SITE, &world.engine, Key::of(&1_u64)).ttl(DAY).on_conflict(OnConflict::Reject);
+    let call =
+        call_on(&SITE, &world.engine, Key::of(&1_u64)).ttl(DAY).on_conflict(OnConflict::Reject);
     let mut call = Box::pin(run_detached(call, outcome(), move || async move {
         ledger.charge("detached");
         Ok::<_, Error>(())
@@ -269,7 +285,9 @@ async fn renewals_go_on_after_the_store_s_client_panicked() {
         world.clock.advance(LEASE / 3);
         eventually("the panic", async || world.store.requests("renew") == 1).await;
         let renewed = world.record_is(1, |record| {
-            record.is_some_and(|record| record.lease_until.saturating_duration_since(record.read_at) > LEASE * 9 / 10)
+            record.is_some_and(|record| {
+                record.lease_until.saturating_duration_since(record.read_at) > LEASE * 9 / 10
+            })
         });
         world.while_time_passes(renewed).await;
         gate.open();
@@ -291,7 +309,11 @@ async fn a_store_that_leaves_renewals_unanswered_is_asked_again_later() {
         world.clock.advance(LEASE / 3);
         eventually("a renewal", async || world.store.requests("renew") > 0).await;
         world.clock.wait_for_sleepers(1).await;
-        assert_eq!(world.store.requests("renew"), 1, "the clock stands still, and nobody asks again");
+        assert_eq!(
+            world.store.requests("renew"),
+            1,
+            "the clock stands still, and nobody asks again"
+        );
         world.clock.advance(LEASE / 9);
         eventually("the next try", async || world.store.requests("renew") == 2).await;
         gate.open();
@@ -318,7 +340,9 @@ async fn a_short_lease_does_not_cost_the_long_ones_their_renewals() {
     let time = async {
         world.record_is(1, |record| record.is_some()).await;
         let end = world.clock_now() + LEASE * 2;
-        world.while_time_passes(eventually("time to pass", async || world.clock_now() >= end)).await;
+        world
+            .while_time_passes(eventually("time to pass", async || world.clock_now() >= end))
+            .await;
         gate.open();
     };
     let (short, long, ()) = tokio::join!(short, long, time);
@@ -339,7 +363,10 @@ async fn a_call_that_was_given_up_is_renewed_no_more() {
     eventually("the abandonment", async || world.store.requests("abandon") == 1).await;
     world.clock.advance(LEASE / 3);
     eventually("the other's renewal", async || {
-        world.record(2).await.is_some_and(|record| record.lease_until > world.clock.now() + LEASE * 9 / 10)
+        world
+            .record(2)
+            .await
+            .is_some_and(|record| record.lease_until > world.clock.now() + LEASE * 9 / 10)
     })
     .await;
     let record = world.record(1).await.unwrap();
@@ -357,7 +384,9 @@ async fn no_two_owners_believe_in_their_leases_at_once() {
         world.clock.advance(offset);
         let call = world.call(1).on_crash(OnCrash::Retry).run(|| async {
             let context = Context::current();
-            world.clock.advance(LEASE.saturating_sub(Duration::from_millis(2)).saturating_sub(offset));
+            world
+                .clock
+                .advance(LEASE.saturating_sub(Duration::from_millis(2)).saturating_sub(offset));
             assert!(!context.lease_lost());
             world.clock.advance(Duration::from_millis(2));
             let taken = there.call(1).on_crash(OnCrash::Retry).on_conflict(OnConflict::Reject);

@@ -28,8 +28,10 @@ async fn a_second_call_replays_the_first() {
 #[tokio::test]
 async fn key_scope_operation_and_namespace_each_make_another_call() {
     let world = World::new();
-    let other_namespace =
-        Idempotency::builder(world.store.clone()).clock(world.clock.clone()).namespace("other").build();
+    let other_namespace = Idempotency::builder(world.store.clone())
+        .clock(world.clock.clone())
+        .namespace("other")
+        .build();
     let calls = [
         world.engine.call(OPERATION, 1),
         world.engine.call(OPERATION, 2),
@@ -63,7 +65,10 @@ async fn ttl_counts_from_the_end_of_the_body() {
     assert_eq!(world.ledger.count(), 2);
 }
 
-async fn replays_as_itself<T: Serialize + DeserializeOwned + PartialEq + Debug + Clone>(name: &str, value: T) {
+async fn replays_as_itself<T: Serialize + DeserializeOwned + PartialEq + Debug + Clone>(
+    name: &str,
+    value: T,
+) {
     let world = World::new();
     for _ in 0..2 {
         let result: Result<T, Error> = world
@@ -95,8 +100,9 @@ async fn values_that_look_like_nothing_replay_as_themselves() {
 #[tokio::test]
 async fn a_key_reused_for_another_request_is_a_mismatch_and_never_runs() {
     let world = World::new();
-    let charge =
-        async |amount: u32| world.call(1).fingerprint(&("EUR", amount)).run(|| async { world.effect(1) }).await;
+    let charge = async |amount: u32| {
+        world.call(1).fingerprint(&("EUR", amount)).run(|| async { world.effect(1) }).await
+    };
     let first = charge(100).await.unwrap();
     let error = charge(101).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Mismatch);
@@ -129,8 +135,10 @@ async fn the_task_s_engine_is_the_one_that_scope_names() {
         .engine
         .scope(inner.engine.scope(async {
             // What the attribute expands to when it names no engine.
-            static SITE: idempotency::__private::Site = idempotency::__private::Site::new(OPERATION, file!(), line!());
-            let call = idempotency::__private::call(&SITE, idempotency::__private::Key::of(&1)).ttl(DAY);
+            static SITE: idempotency::__private::Site =
+                idempotency::__private::Site::new(OPERATION, file!(), line!());
+            let call =
+                idempotency::__private::call(&SITE, idempotency::__private::Key::of(&1)).ttl(DAY);
             call.run(|| async { inner.effect(1) }).await.unwrap();
         }))
         .await;
@@ -144,9 +152,15 @@ async fn two_functions_with_one_name_are_refused_at_the_first_use_of_the_second(
     static FIRST: Site = Site::new("shop::charge", "src/a.rs", 1);
     static SECOND: Site = Site::new("shop::charge", "src/b.rs", 2);
     let world = World::new();
-    let first = call_on(&FIRST, &world.engine, Key::of(&1)).ttl(DAY).run(|| async { world.effect(1) }).await;
+    let first = call_on(&FIRST, &world.engine, Key::of(&1))
+        .ttl(DAY)
+        .run(|| async { world.effect(1) })
+        .await;
     first.unwrap();
-    let second = call_on(&SECOND, &world.engine, Key::of(&1)).ttl(DAY).run(|| async { world.effect(1) }).await;
+    let second = call_on(&SECOND, &world.engine, Key::of(&1))
+        .ttl(DAY)
+        .run(|| async { world.effect(1) })
+        .await;
     let error = second.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Config);
     for part in ["src/a.rs:1", "src/b.rs:2", "name = "] {
@@ -170,7 +184,10 @@ async fn a_local_set_runs_bodies_that_are_not_send() {
             .await
     };
     assert_eq!(
-        tokio::task::LocalSet::new().run_until(async { tokio::task::spawn_local(call).await.unwrap() }).await.unwrap(),
+        tokio::task::LocalSet::new()
+            .run_until(async { tokio::task::spawn_local(call).await.unwrap() })
+            .await
+            .unwrap(),
         7
     );
 }
@@ -178,7 +195,8 @@ async fn a_local_set_runs_bodies_that_are_not_send() {
 #[tokio::test]
 async fn a_call_that_is_refused_before_it_has_a_record_is_observed_too() {
     let world = World::new();
-    let refused = || world.engine.call("orders.pay", None::<u8>).ttl(DAY).run(|| async { Ok::<_, Error>(1) });
+    let refused =
+        || world.engine.call("orders.pay", None::<u8>).ttl(DAY).run(|| async { Ok::<_, Error>(1) });
     let (result, alone) = observe(refused()).await;
     assert_eq!(result.unwrap_err().kind(), ErrorKind::MissingKey);
     let several = async {

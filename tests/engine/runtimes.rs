@@ -114,7 +114,10 @@ async fn a_claim_that_is_to_be_released_again_later_keeps_no_engine() {
     let held = Arc::new(());
     let store = FaultyStore::new(MemoryStore::new());
     let clock = Held(SystemClock::new(), held.clone());
-    let engine = Idempotency::builder(store.clone()).clock(clock).claim_timeout(Duration::from_millis(100)).build();
+    let engine = Idempotency::builder(store.clone())
+        .clock(clock)
+        .claim_timeout(Duration::from_millis(100))
+        .build();
     store.always("claim", Some(Fault::LostRequest));
     engine.call(OPERATION, 1).ttl(DAY).run(|| async { Ok::<_, Error>(()) }).await.unwrap_err();
     // Once, and once again; the pauses double.
@@ -153,7 +156,10 @@ async fn a_claim_without_an_answer_is_released_twice_also_without_time_in_the_ba
 }
 
 /// A call whose body has begun, and never ends.
-fn begun(engine: &Idempotency, runtime: &Runtime) -> impl Future<Output = Result<u32, Error>> + use<> {
+fn begun(
+    engine: &Idempotency,
+    runtime: &Runtime,
+) -> impl Future<Output = Result<u32, Error>> + use<> {
     let started = Gate::new();
     let body = {
         let started = started.clone();
@@ -185,7 +191,11 @@ fn a_call_that_is_dropped_where_there_are_no_timers_is_left_to_its_policy_at_onc
     let next = engine.call(OPERATION, 1).ttl(DAY).on_conflict(OnConflict::Reject);
     let next = runtime.block_on(next.run(|| async { Ok::<u32, Error>(2) }));
     assert_eq!(next.unwrap_err().kind(), ErrorKind::InDoubt);
-    assert_eq!(runtime.block_on(engine.shutdown(Duration::ZERO)).abandoned, 0, "no lease is left behind");
+    assert_eq!(
+        runtime.block_on(engine.shutdown(Duration::ZERO)).abandoned,
+        0,
+        "no lease is left behind"
+    );
 }
 
 /// A clock that panics where it is asked to wait, on the thread of who made it.
@@ -218,5 +228,9 @@ fn a_lease_ends_with_its_call_also_where_the_clean_up_panics() {
     is_stopped.store(true, Ordering::SeqCst);
     runtime.block_on(async { drop(call) });
     is_stopped.store(false, Ordering::SeqCst);
-    assert_eq!(runtime.block_on(engine.shutdown(Duration::ZERO)).abandoned, 0, "no lease is left behind");
+    assert_eq!(
+        runtime.block_on(engine.shutdown(Duration::ZERO)).abandoned,
+        0,
+        "no lease is left behind"
+    );
 }

@@ -33,7 +33,10 @@ async fn a_shutdown_waits_for_running_bodies_and_refuses_new_calls() {
     assert_eq!(world.ledger.charges(), ["charge 2", "charge 1"]);
 }
 
-async fn hang(world: &World, on_crash: OnCrash) -> impl Future<Output = Result<String, Error>> + Unpin + '_ {
+async fn hang(
+    world: &World,
+    on_crash: OnCrash,
+) -> impl Future<Output = Result<String, Error>> + Unpin + '_ {
     let mut hanging = Box::pin(world.call(1).on_crash(on_crash).run(|| async {
         world.effect(1)?;
         std::future::pending::<()>().await;
@@ -130,7 +133,8 @@ async fn a_shutdown_on_a_store_that_does_not_answer_ends_all_the_same() {
     let world = World::new();
     let hanging: Vec<_> = (0..50)
         .map(|key| {
-            let mut call = Box::pin(world.call(key).run(std::future::pending::<Result<String, Error>>));
+            let mut call =
+                Box::pin(world.call(key).run(std::future::pending::<Result<String, Error>>));
             assert!(poll_once(&mut call).is_pending());
             call
         })
@@ -148,7 +152,8 @@ async fn what_a_finished_body_left_running_makes_no_new_calls_during_the_shutdow
     let (world, gate) = (World::new(), Gate::new());
     let (sender, left_running) = tokio::sync::oneshot::channel();
     let call = world.call(1).run(|| async {
-        let (later, gate, ledger) = (world.engine.call(OPERATION, 2).ttl(DAY), gate.clone(), world.ledger.clone());
+        let (later, gate, ledger) =
+            (world.engine.call(OPERATION, 2).ttl(DAY), gate.clone(), world.ledger.clone());
         let task = async move {
             gate.wait().await;
             later
@@ -164,7 +169,10 @@ async fn what_a_finished_body_left_running_makes_no_new_calls_during_the_shutdow
     call.await.unwrap();
     assert_eq!(world.engine.shutdown(LONG).await.abandoned, 0);
     gate.open();
-    assert_eq!(left_running.await.unwrap().await.unwrap().unwrap_err().kind(), ErrorKind::ShuttingDown);
+    assert_eq!(
+        left_running.await.unwrap().await.unwrap().unwrap_err().kind(),
+        ErrorKind::ShuttingDown
+    );
     assert_eq!(world.ledger.count(), 0);
 }
 

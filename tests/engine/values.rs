@@ -1,5 +1,5 @@
-//! What a value becomes on its way through the record: the same for the owner as for everybody else. Generated values of
-//! every shape are in the package `idempotency-values-tests`.
+//! What a value becomes on its way through the record: the same for the owner as for everybody
+//! else. Generated values of every shape are in the package `idempotency-values-tests`.
 
 use std::panic::AssertUnwindSafe;
 
@@ -22,7 +22,8 @@ struct Receipt {
 async fn the_owner_gets_what_was_stored() {
     let world = World::new();
     let amount = 49.99 * 1.19;
-    let call = || world.call(1).run(|| async { Ok::<_, Error>(Receipt { amount, session: Some(7) }) });
+    let call =
+        || world.call(1).run(|| async { Ok::<_, Error>(Receipt { amount, session: Some(7) }) });
     let stored = Receipt { amount, session: None };
     assert_eq!(call().await.unwrap(), stored);
     assert_eq!(call().await.unwrap(), stored);
@@ -41,7 +42,8 @@ async fn what_json_would_change_is_an_error_at_once_and_for_everybody_and_never_
     };
     let (owner, follower) = tokio::join!(world.call(1).run(body), world.call(1).run(body));
     let elsewhere = world.other_process();
-    for error in [owner, follower, world.call(1).run(body).await, elsewhere.call(1).run(body).await] {
+    for error in [owner, follower, world.call(1).run(body).await, elsewhere.call(1).run(body).await]
+    {
         assert_eq!(error.unwrap_err().kind(), ErrorKind::Encode);
     }
     assert_eq!(world.ledger.count(), 1);
@@ -118,7 +120,10 @@ async fn a_panic_while_a_result_is_read_back_is_an_unknown_outcome() {
 #[tokio::test]
 async fn an_operator_s_answer_that_json_would_change_is_refused_and_changes_nothing() {
     let world = World::new();
-    let failing = world.call(1).on_error(Unstored::Hold).run(|| async { Err::<f64, _>(anyhow::anyhow!("cut off")) });
+    let failing = world
+        .call(1)
+        .on_error(Unstored::Hold)
+        .run(|| async { Err::<f64, _>(anyhow::anyhow!("cut off")) });
     failing.await.unwrap_err();
     let record = world.engine.record(OPERATION, 1);
     let view = record.inspect().await.unwrap().unwrap();

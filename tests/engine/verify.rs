@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use idempotency::store::{Claim, Claimed, CrashPolicy, Reason, Store as _, Token};
-use idempotency::{Call, Context, Error, ErrorKind, OnConflict, OnCrash, State, Unstored, Verdict, Verify};
+use idempotency::{
+    Call, Context, Error, ErrorKind, OnConflict, OnCrash, State, Unstored, Verdict, Verify,
+};
 
 use crate::faults::{Fault, Gate};
 use crate::world::{DAY, LEASE, OPERATION, World, eventually, poll_once};
@@ -46,7 +48,8 @@ fn completed() -> Answer {
 
 /// A call that asks `provider`, which gives this answer.
 async fn ask(world: &World, provider: &Provider, answer: Answer) -> Result<String, Error> {
-    let call = world.call(1).settle(Duration::ZERO).on_crash_verify(async |_| provider.says(answer));
+    let call =
+        world.call(1).settle(Duration::ZERO).on_crash_verify(async |_| provider.says(answer));
     call.run(|| async { world.effect(1) }).await
 }
 
@@ -63,7 +66,9 @@ async fn dropped_owner(world: &World) {
     })
     .await;
     drop(call);
-    world.record_is(1, |record| record.is_some_and(|record| record.reason == Some(Reason::Dropped))).await;
+    world
+        .record_is(1, |record| record.is_some_and(|record| record.reason == Some(Reason::Dropped)))
+        .await;
 }
 
 /// An owner whose process is gone: it claimed, and is never heard of again.
@@ -120,12 +125,17 @@ async fn what_nobody_knows_is_in_doubt_and_is_asked_again_after_a_rest_that_grow
         assert!(error.is_retryable());
         let text = error.to_string();
         let attempts = format!("attempt {}", question + 2);
-        for part in [OPERATION, "was not answered", &attempts, "first claimed", "asks again", "resolve"] {
+        for part in
+            [OPERATION, "was not answered", &attempts, "first claimed", "asks again", "resolve"]
+        {
             assert!(text.contains(part), "{part} is missing: {text}");
         }
         world.clock.advance(rest.saturating_sub(Duration::from_millis(1)));
         let early = ask(&world, &provider, completed()).await.unwrap_err();
-        assert_eq!((early.kind(), early.retry_after()), (ErrorKind::InDoubt, Some(Duration::from_millis(1))));
+        assert_eq!(
+            (early.kind(), early.retry_after()),
+            (ErrorKind::InDoubt, Some(Duration::from_millis(1)))
+        );
         assert_eq!(provider.questions(), question + 1, "not before the rest is over");
         world.clock.advance(Duration::from_millis(1));
     }
@@ -139,7 +149,10 @@ async fn the_first_rest_grows_with_the_attempts_before_it() {
     let (world, provider) = (World::new(), Provider::default());
     dropped_owner(&world).await;
     let busy = |answer: Answer| {
-        let call = world.call(1).settle(Duration::ZERO).on_crash_verify(async |_| Ok(provider.says(answer)?));
+        let call = world
+            .call(1)
+            .settle(Duration::ZERO)
+            .on_crash_verify(async |_| Ok(provider.says(answer)?));
         call.run(|| async { Err::<String, _>(PayError::Unreachable) })
     };
     for _ in 0..3 {
@@ -153,7 +166,8 @@ async fn the_first_rest_grows_with_the_attempts_before_it() {
 async fn an_error_of_the_question_is_returned_and_leaves_the_record_in_doubt() {
     let (world, provider) = (World::new(), Provider::default());
     dropped_owner(&world).await;
-    let call = world.call(1).settle(Duration::ZERO).on_crash_verify(async |_| Err(PayError::Unreachable));
+    let call =
+        world.call(1).settle(Duration::ZERO).on_crash_verify(async |_| Err(PayError::Unreachable));
     let error = call.run(|| async { Ok(world.effect(1)?) }).await.unwrap_err();
     assert!(matches!(error, PayError::Unreachable));
     let record = world.record(1).await.unwrap();
@@ -230,7 +244,8 @@ async fn callers_at_once_ask_once() {
         eventually("the others to wait", async || there.store.requests("watch") > 0).await;
         open.open();
     };
-    let (one, two, three, ()) = tokio::join!(question(&world), question(&world), question(&there), opener);
+    let (one, two, three, ()) =
+        tokio::join!(question(&world), question(&world), question(&there), opener);
     for result in [one, two, three] {
         assert_eq!(result.unwrap(), "receipt of the provider");
     }
@@ -261,19 +276,26 @@ async fn a_dead_owner_is_asked_about_when_its_lease_is_over_and_things_have_sett
     let result = world.while_time_passes(call.run(|| async { world.effect(1) })).await;
     assert_eq!(result.unwrap(), "receipt 1.1", "the claim was renewed for longer than its lease");
     let waited = asked_at.lock().unwrap().saturating_sub(before);
-    assert!(waited >= LEASE + settle && waited < LEASE + settle + Duration::from_secs(5), "asked after {waited:?}");
+    assert!(
+        waited >= LEASE + settle && waited < LEASE + settle + Duration::from_secs(5),
+        "asked after {waited:?}"
+    );
 }
 
 #[tokio::test]
-async fn a_panicked_owner_is_asked_about_after_the_settle_delay_and_without_waiting_for_its_lease() {
+async fn a_panicked_owner_is_asked_about_after_the_settle_delay_and_without_waiting_for_its_lease()
+{
     let (world, provider) = (World::new(), Provider::default());
     let engine = world.engine.clone();
     let task = tokio::spawn(async move {
-        let call = engine.call(OPERATION, 1_u64).ttl(DAY).on_crash_verify(async |_| Ok(Verdict::Unknown));
+        let call =
+            engine.call(OPERATION, 1_u64).ttl(DAY).on_crash_verify(async |_| Ok(Verdict::Unknown));
         let _: Result<String, Error> = call.run(|| async { panic!("the body breaks") }).await;
     });
     assert!(task.await.unwrap_err().is_panic());
-    world.record_is(1, |record| record.is_some_and(|record| record.reason == Some(Reason::Panicked))).await;
+    world
+        .record_is(1, |record| record.is_some_and(|record| record.reason == Some(Reason::Panicked)))
+        .await;
     let before = world.clock_now();
     let call = world.call(1).on_crash_verify(async |_| provider.says(completed()));
     let mut call = Box::pin(call.run(|| async { world.effect(1) }));
@@ -304,7 +326,9 @@ async fn a_call_that_is_dropped_before_it_asks_leaves_the_question_to_the_next()
     })
     .await;
     drop(call);
-    world.record_is(1, |record| record.is_some_and(|record| record.reason == Some(Reason::Crashed))).await;
+    world
+        .record_is(1, |record| record.is_some_and(|record| record.reason == Some(Reason::Crashed)))
+        .await;
     assert_eq!(ask(&world, &provider, completed()).await.unwrap(), "receipt of the provider");
     assert_eq!(world.record(1).await.unwrap().attempts, 2, "the one that did not ask is none");
 }
@@ -312,7 +336,10 @@ async fn a_call_that_is_dropped_before_it_asks_leaves_the_question_to_the_next()
 #[tokio::test]
 async fn a_held_error_is_asked_about_by_the_next_call() {
     let (world, provider) = (World::new(), Provider::default());
-    let call = world.call(1).on_error(Unstored::Hold).on_crash_verify(async |_| Err(PayError::Unreachable));
+    let call = world
+        .call(1)
+        .on_error(Unstored::Hold)
+        .on_crash_verify(async |_| Err(PayError::Unreachable));
     let held: Result<String, PayError> = call.run(|| async { Err(PayError::Unreachable) }).await;
     held.unwrap_err();
     assert_eq!(world.record(1).await.unwrap().state, State::InDoubt);
@@ -322,7 +349,10 @@ async fn a_held_error_is_asked_about_by_the_next_call() {
 /// A body that runs on while its lease cannot be renewed, and ends when it may.
 async fn paused_owner(world: &World, started: &Gate, resume: &Gate) -> Result<String, Error> {
     world.store.always("renew", Some(Fault::LostRequest));
-    let call = world.call(1).on_conflict(OnConflict::Reject).on_crash_verify(async |_| Ok(Verdict::Unknown));
+    let call = world
+        .call(1)
+        .on_conflict(OnConflict::Reject)
+        .on_crash_verify(async |_| Ok(Verdict::Unknown));
     call.run(|| async {
         started.open();
         resume.wait().await;
@@ -437,7 +467,11 @@ async fn who_has_no_question_runs_no_body_that_has_to_be_asked_about() {
     assert!(error.to_string().contains(&format!("{}; attempt 1", Reason::Dropped)), "{error}");
     assert_eq!(world.charge(1).await.unwrap_err().kind(), ErrorKind::InDoubt);
     assert_eq!(world.ledger.count(), 1);
-    world.record_is(1, |record| record.is_some_and(|it| (it.attempts, it.reason) == (1, Some(Reason::Dropped)))).await;
+    world
+        .record_is(1, |record| {
+            record.is_some_and(|it| (it.attempts, it.reason) == (1, Some(Reason::Dropped)))
+        })
+        .await;
     assert_eq!(ask(&world, &provider, completed()).await.unwrap(), "receipt of the provider");
 }
 
@@ -460,7 +494,8 @@ async fn who_has_no_question_waits_for_a_living_owner_and_not_for_a_dead_one() {
     let call = || world.call(1).on_crash(OnCrash::Retry);
     let busy = call().on_conflict(OnConflict::Reject).run(|| async { world.effect(1) }).await;
     assert_eq!(busy.unwrap_err().kind(), ErrorKind::InProgress);
-    let mut waiting = Box::pin(call().on_conflict(OnConflict::Wait(LEASE * 4)).run(|| async { world.effect(1) }));
+    let mut waiting =
+        Box::pin(call().on_conflict(OnConflict::Wait(LEASE * 4)).run(|| async { world.effect(1) }));
     assert!(poll_once(&mut waiting).is_pending());
     world.clock.advance(LEASE + Duration::from_millis(1));
     assert_eq!(waiting.await.unwrap_err().kind(), ErrorKind::InDoubt);
@@ -482,7 +517,8 @@ async fn the_stricter_policy_decides_whether_to_ask() {
 #[tokio::test]
 async fn the_last_word_about_crashes_counts() {
     let (world, provider) = (World::new(), Provider::default());
-    let call: Call = world.call(1).on_crash_verify(async |_: Context| completed()).on_crash(OnCrash::Hold);
+    let call: Call =
+        world.call(1).on_crash_verify(async |_: Context| completed()).on_crash(OnCrash::Hold);
     let mut call = Box::pin(call.run(|| async {
         world.effect(1)?;
         std::future::pending::<Result<String, Error>>().await
@@ -502,11 +538,12 @@ async fn the_last_word_about_crashes_counts() {
 async fn the_question_has_the_context_of_its_attempt() {
     let world = World::new();
     let keys = std::sync::Mutex::new(Vec::new());
-    let mut call = Box::pin(world.call(1).on_crash_verify(async |_| Ok(Verdict::Unknown)).run(|| async {
-        keys.lock().unwrap().push(Context::current().derive_key("charge"));
-        world.effect(1)?;
-        std::future::pending::<Result<String, Error>>().await
-    }));
+    let mut call =
+        Box::pin(world.call(1).on_crash_verify(async |_| Ok(Verdict::Unknown)).run(|| async {
+            keys.lock().unwrap().push(Context::current().derive_key("charge"));
+            world.effect(1)?;
+            std::future::pending::<Result<String, Error>>().await
+        }));
     eventually("the effect", async || {
         assert!(poll_once(&mut call).is_pending());
         world.ledger.count() == 1
@@ -514,16 +551,17 @@ async fn the_question_has_the_context_of_its_attempt() {
     .await;
     drop(call);
     world.record_is(1, |record| record.is_some_and(|record| record.reason.is_some())).await;
-    let call: Call<_, Verify<_>> = world.call(1).settle(Duration::ZERO).on_crash_verify(async |context: Context| {
-        keys.lock().unwrap().push(context.derive_key("charge"));
-        assert_eq!((context.attempt(), Context::current().attempt()), (2, 2));
-        assert!(context.fence().await? > 0);
-        let step = context.step("look", || async { Ok::<_, Error>(1) }).await;
-        assert_eq!(step.unwrap_err().kind(), ErrorKind::Unsupported, "steps are the body's");
-        let nested = world.charge(1).await;
-        assert_eq!(nested.unwrap_err().kind(), ErrorKind::Reentrant);
-        Ok(Verdict::Completed(String::new()))
-    });
+    let call: Call<_, Verify<_>> =
+        world.call(1).settle(Duration::ZERO).on_crash_verify(async |context: Context| {
+            keys.lock().unwrap().push(context.derive_key("charge"));
+            assert_eq!((context.attempt(), Context::current().attempt()), (2, 2));
+            assert!(context.fence().await? > 0);
+            let step = context.step("look", || async { Ok::<_, Error>(1) }).await;
+            assert_eq!(step.unwrap_err().kind(), ErrorKind::Unsupported, "steps are the body's");
+            let nested = world.charge(1).await;
+            assert_eq!(nested.unwrap_err().kind(), ErrorKind::Reentrant);
+            Ok(Verdict::Completed(String::new()))
+        });
     call.run(|| async { world.effect(1) }).await.unwrap();
     let keys = keys.into_inner().unwrap();
     assert_eq!(keys[0], keys[1]);
@@ -534,7 +572,8 @@ async fn who_waited_for_a_call_that_ended_in_doubt_asks_about_it() {
     let (world, provider) = (World::new(), Provider::default());
     let there = world.other_process();
     let (started, fail) = (Gate::new(), Gate::new());
-    let call = world.call(1).on_error(Unstored::Hold).on_crash_verify(async |_| Ok(Verdict::Unknown));
+    let call =
+        world.call(1).on_error(Unstored::Hold).on_crash_verify(async |_| Ok(Verdict::Unknown));
     let failing = call.run(|| async {
         started.open();
         fail.wait().await;
@@ -573,8 +612,9 @@ async fn who_has_a_question_asks_it_behind_a_caller_of_its_process_that_has_none
     let (asking, plain) = world.while_time_passes(both).await;
     assert_eq!(asking.unwrap(), "receipt of the provider");
     // Whether it comes before the answer or after it.
-    assert!(
-        plain.map_or_else(|error| error.kind() == ErrorKind::InDoubt, |result| result == "receipt of the provider")
-    );
+    assert!(plain.map_or_else(
+        |error| error.kind() == ErrorKind::InDoubt,
+        |result| result == "receipt of the provider"
+    ));
     assert_eq!((provider.questions(), world.ledger.count()), (1, 1));
 }

@@ -37,7 +37,11 @@ async fn calls_in_one_window_are_one_call() {
     assert_eq!(send(&world).await.unwrap(), "receipt 1.1");
     world.clock.advance(HOUR.saturating_sub(MILLI));
     assert_eq!(send(&world).await.unwrap(), "receipt 1.1");
-    assert_eq!(world.store.requests("read"), 1, "the window before is asked by who would run the body");
+    assert_eq!(
+        world.store.requests("read"),
+        1,
+        "the window before is asked by who would run the body"
+    );
 }
 
 #[tokio::test]
@@ -50,12 +54,17 @@ async fn a_call_just_after_the_end_of_a_window_gets_the_result_of_the_one_before
     assert_eq!(result.unwrap(), "receipt 1.1");
     let report = report.unwrap();
     assert!(report.replayed);
-    assert_ne!(report.key, world.engine.record(OPERATION, ("ada", window(HOUR))).hash().unwrap(), "the window before");
+    assert_ne!(
+        report.key,
+        world.engine.record(OPERATION, ("ada", window(HOUR))).hash().unwrap(),
+        "the window before"
+    );
     assert_eq!(world.ledger.count(), 1);
 }
 
 #[tokio::test]
-async fn a_repetition_within_the_length_is_always_recognised_and_one_after_twice_the_length_never() {
+async fn a_repetition_within_the_length_is_always_recognised_and_one_after_twice_the_length_never()
+{
     for start in [Duration::ZERO, HOUR / 2, HOUR.saturating_sub(MILLI)] {
         for (later, runs) in [(HOUR.saturating_sub(MILLI), 1), (HOUR, 1), (HOUR * 2, 2)] {
             let world = world();
@@ -63,7 +72,11 @@ async fn a_repetition_within_the_length_is_always_recognised_and_one_after_twice
             send(&world).await.unwrap();
             world.clock.advance(later);
             send(&world).await.unwrap();
-            assert_eq!(world.ledger.count(), runs, "started at {start:?}, repeated after {later:?}");
+            assert_eq!(
+                world.ledger.count(),
+                runs,
+                "started at {start:?}, repeated after {later:?}"
+            );
         }
     }
 }
@@ -72,7 +85,13 @@ async fn a_repetition_within_the_length_is_always_recognised_and_one_after_twice
 #[tokio::test]
 async fn a_repetition_less_than_a_millisecond_before_the_length_is_recognised() {
     let (world, part) = (world(), Duration::from_micros(900));
-    let send = || world.engine.call(OPERATION, ("ada", window(HOUR))).ttl(HOUR).run(|| async { world.effect(1) });
+    let send = || {
+        world
+            .engine
+            .call(OPERATION, ("ada", window(HOUR)))
+            .ttl(HOUR)
+            .run(|| async { world.effect(1) })
+    };
     world.clock.advance(part);
     send().await.unwrap();
     world.clock.advance(HOUR.saturating_sub(Duration::from_micros(300)));
@@ -99,7 +118,11 @@ async fn a_clock_that_is_set_back_over_the_beginning_of_a_window_runs_again() {
     world.clock.jump(ClockJump::Back(MILLI));
     assert_eq!(send(&world).await.unwrap(), "receipt 1.2", "its window is still to come");
     world.clock.jump(ClockJump::Forward(MILLI));
-    assert_eq!(send(&world).await.unwrap(), "receipt 1.1", "the record of the window itself comes first");
+    assert_eq!(
+        send(&world).await.unwrap(),
+        "receipt 1.1",
+        "the record of the window itself comes first"
+    );
 }
 
 #[tokio::test]
@@ -126,7 +149,8 @@ async fn a_call_waits_for_the_one_that_runs_in_the_window_before() {
     let second = async {
         started.wait().await;
         world.clock.advance(MILLI);
-        let refused = call(&there).on_conflict(OnConflict::Reject).run(|| async { world.effect(1) }).await;
+        let refused =
+            call(&there).on_conflict(OnConflict::Reject).run(|| async { world.effect(1) }).await;
         assert_eq!(refused.unwrap_err().kind(), ErrorKind::InProgress);
         let mut waiting = Box::pin(send(&there));
         eventually("the second call to wait", async || {
@@ -138,14 +162,18 @@ async fn a_call_waits_for_the_one_that_runs_in_the_window_before() {
         waiting.await
     };
     let (first, second) = tokio::join!(first, second);
-    assert_eq!((first.unwrap(), second.unwrap()), ("receipt 1.1".to_owned(), "receipt 1.1".to_owned()));
+    assert_eq!(
+        (first.unwrap(), second.unwrap()),
+        ("receipt 1.1".to_owned(), "receipt 1.1".to_owned())
+    );
     assert_eq!(world.ledger.count(), 1);
 }
 
 #[tokio::test]
 async fn a_released_call_of_the_window_before_leaves_the_window_to_the_next() {
     let world = world();
-    let refused: Result<String, Error> = call(&world).run(|| async { Err(Error::from(refusal())) }).await;
+    let refused: Result<String, Error> =
+        call(&world).run(|| async { Err(Error::from(refusal())) }).await;
     assert!(refused.is_err());
     world.clock.advance(HOUR);
     assert_eq!(send(&world).await.unwrap(), "receipt 1.1");
@@ -160,7 +188,9 @@ fn refusal() -> idempotency::store::StoreError {
 #[tokio::test]
 async fn a_call_in_doubt_in_the_window_before_keeps_the_next_from_running() {
     let world = world();
-    let held = call(&world).on_error(Unstored::Hold).run(|| async { Err::<String, _>(Error::from(refusal())) });
+    let held = call(&world)
+        .on_error(Unstored::Hold)
+        .run(|| async { Err::<String, _>(Error::from(refusal())) });
     held.await.unwrap_err();
     world.clock.advance(HOUR);
     let error = send(&world).await.unwrap_err();
@@ -187,7 +217,8 @@ async fn a_dead_owner_in_the_window_before_is_taken_over_there() {
     })
     .await;
     world.clock.advance(HOUR);
-    let (result, report) = observe(call(&world).on_crash(OnCrash::Retry).run(|| async { world.effect(1) })).await;
+    let (result, report) =
+        observe(call(&world).on_crash(OnCrash::Retry).run(|| async { world.effect(1) })).await;
     assert_eq!(result.unwrap(), "receipt 1.2");
     assert_eq!(report.unwrap().attempt, 2);
     world.clock.advance(HOUR);
@@ -206,7 +237,11 @@ async fn a_claim_that_is_granted_in_the_next_window_starts_anew_there() {
     gate.open();
     assert_eq!(first.await.unwrap(), "receipt 1.1");
     world.clock.advance(HOUR);
-    assert_eq!(send(&world).await.unwrap(), "receipt 1.1", "the record is in the window in which the body started");
+    assert_eq!(
+        send(&world).await.unwrap(),
+        "receipt 1.1",
+        "the record is in the window in which the body started"
+    );
 }
 
 #[tokio::test]
@@ -220,7 +255,8 @@ async fn a_store_that_cannot_tell_about_the_window_before_runs_nothing_and_keeps
     assert!(world.clock_now().saturating_sub(before) < LEASE, "nobody waited for a lease");
 }
 
-/// A process that dies with the claim of the window of now in its hand, before it has looked at the window before.
+/// A process that dies with the claim of the window of now in its hand, before it has looked at the
+/// window before.
 async fn dies_before_it_looks(world: &World, policy: CrashPolicy) {
     let key = world.engine.record(OPERATION, ("ada", window(HOUR))).hash().unwrap();
     let mut claim = Claim::new(key, Token::from_bits(1), OPERATION.into());
@@ -234,7 +270,11 @@ async fn ask(world: &World, asked: &AtomicUsize) -> Result<String, Error> {
         asked.fetch_add(1, Ordering::Relaxed);
         Ok::<_, Error>(Verdict::NotExecuted)
     };
-    call(world).settle(Duration::ZERO).on_crash_verify(question).run(|| async { world.effect(1) }).await
+    call(world)
+        .settle(Duration::ZERO)
+        .on_crash_verify(question)
+        .run(|| async { world.effect(1) })
+        .await
 }
 
 #[tokio::test]
@@ -249,7 +289,9 @@ async fn who_takes_over_a_claim_that_only_looked_looks_too() {
         world.clock.advance(LEASE);
         let repeated = match policy {
             CrashPolicy::Verify => ask(&world, &asked).await,
-            CrashPolicy::Resume => call(&world).on_crash(OnCrash::Resume).run(|| async { world.effect(1) }).await,
+            CrashPolicy::Resume => {
+                call(&world).on_crash(OnCrash::Resume).run(|| async { world.effect(1) }).await
+            }
             _ => call(&world).on_crash(OnCrash::Retry).run(|| async { world.effect(1) }).await,
         };
         assert_eq!(repeated.unwrap(), "receipt 1.1", "{policy:?}");
@@ -306,7 +348,8 @@ async fn who_looks_for_longer_than_its_lease_does_not_begin() {
     let there = world.other_process();
     there.store.next("read", Fault::LateAnswer(gate.clone()));
     there.store.always("renew", Some(Fault::LostRequest));
-    let mut slow = Box::pin(call(&there).on_crash(OnCrash::Retry).run(|| async { there.effect(1) }));
+    let mut slow =
+        Box::pin(call(&there).on_crash(OnCrash::Retry).run(|| async { there.effect(1) }));
     eventually("the look", async || {
         assert!(poll_once(&mut slow).is_pending());
         there.store.requests("read") == 1
@@ -326,16 +369,21 @@ async fn a_claim_that_only_looked_in_the_window_before_counts_for_nothing() {
     let world = world();
     dies_before_it_looks(&world, CrashPolicy::Retry).await;
     world.clock.advance(HOUR);
-    let retry = async || call(&world).on_crash(OnCrash::Retry).run(|| async { world.effect(1) }).await;
+    let retry =
+        async || call(&world).on_crash(OnCrash::Retry).run(|| async { world.effect(1) }).await;
     let (result, report) = observe(retry()).await;
     assert_eq!(result.unwrap(), "receipt 1.1");
-    assert_eq!(report.unwrap().key, world.engine.record(OPERATION, ("ada", window(HOUR))).hash().unwrap());
+    assert_eq!(
+        report.unwrap().key,
+        world.engine.record(OPERATION, ("ada", window(HOUR))).hash().unwrap()
+    );
     world.clock.advance(HOUR);
     assert_eq!(retry().await.unwrap(), "receipt 1.1", "within the length after the one that ran");
     assert_eq!(world.ledger.count(), 1);
 }
 
-/// Its word that the window is decided comes after the claim was given up, and after another window was decided on.
+/// Its word that the window is decided comes after the claim was given up, and after another window
+/// was decided on.
 #[tokio::test]
 async fn who_gave_up_while_it_looked_lets_nobody_begin_afterwards() {
     let world = world();
@@ -379,7 +427,8 @@ async fn a_store_that_does_not_say_that_the_look_is_recorded_runs_nothing() {
 #[tokio::test]
 async fn what_a_window_cannot_be_is_told() {
     let world = world();
-    let refused = async |key: &dyn Fn() -> Call| key().run(|| async { world.effect(1) }).await.unwrap_err();
+    let refused =
+        async |key: &dyn Fn() -> Call| key().run(|| async { world.effect(1) }).await.unwrap_err();
     let with = |key: &dyn IntoKeyCall| key.call(&world);
     let short = refused(&|| call(&world).ttl(HOUR.saturating_sub(MILLI))).await;
     assert_eq!(short.kind(), ErrorKind::Config);
@@ -421,7 +470,8 @@ async fn a_store_that_stops_after_the_claim_keeps_no_caller_for_its_lease() {
                 world.store.always(stopped, Some(Fault::Refused(StoreErrorKind::Unavailable)));
             }
             let start = world.clock_now();
-            let call = call(&world).lease(HOUR).on_conflict(on_conflict).run(|| async { world.effect(1) });
+            let call =
+                call(&world).lease(HOUR).on_conflict(on_conflict).run(|| async { world.effect(1) });
             let error = without_renewals(&world, call).await.unwrap_err();
             let took = world.clock_now().saturating_sub(start);
             assert_eq!((error.kind(), world.ledger.count()), (ErrorKind::StoreUnavailable, 0));
@@ -431,7 +481,10 @@ async fn a_store_that_stops_after_the_claim_keeps_no_caller_for_its_lease() {
             }
             // The claim is given back as soon as the store is there.
             assert_eq!(without_renewals(&world, send(&world)).await.unwrap(), "receipt 1.1");
-            assert!(world.clock_now().saturating_sub(start) < HOUR / 2, "nobody waited for the lease");
+            assert!(
+                world.clock_now().saturating_sub(start) < HOUR / 2,
+                "nobody waited for the lease"
+            );
         }
     }
 }
@@ -455,7 +508,9 @@ async fn a_call_with_a_window_waits_no_longer_than_it_was_told_to() {
     })
     .await;
     one.clock.advance(MILLI);
-    let mut caller = Box::pin(call(&two).on_conflict(OnConflict::Wait(PATIENCE)).run(|| async { two.effect(1) }));
+    let mut caller = Box::pin(
+        call(&two).on_conflict(OnConflict::Wait(PATIENCE)).run(|| async { two.effect(1) }),
+    );
     eventually("the caller to wait in the window before", async || {
         assert!(poll_once(&mut caller).is_pending());
         two.store.requests("watch") > 0

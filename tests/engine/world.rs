@@ -18,7 +18,8 @@ pub const LEASE: Duration = Duration::from_secs(15);
 pub const DAY: Duration = Duration::from_secs(86_400);
 pub const OPERATION: &str = "payments.charge";
 
-/// How long a renewal that is due may take to be sent, in real time. One that is never sent costs as much.
+/// How long a renewal that is due may take to be sent, in real time. One that is never sent costs
+/// as much.
 const RENEWAL: Duration = Duration::from_secs(3);
 
 /// How long a condition may take to come true, in real time.
@@ -52,8 +53,15 @@ impl World {
 
     pub fn other_process_with(&self, configure: impl FnOnce(Builder) -> Builder) -> Self {
         let store = FaultyStore::new(self.memory.clone());
-        let engine = configure(Idempotency::builder(store.clone()).clock(self.clock.clone())).build();
-        Self { clock: self.clock.clone(), memory: self.memory.clone(), store, engine, ledger: self.ledger.clone() }
+        let engine =
+            configure(Idempotency::builder(store.clone()).clock(self.clock.clone())).build();
+        Self {
+            clock: self.clock.clone(),
+            memory: self.memory.clone(),
+            store,
+            engine,
+            ledger: self.ledger.clone(),
+        }
     }
 
     pub fn call(&self, key: u64) -> Call {
@@ -82,7 +90,10 @@ impl World {
 
     /// Waits until the record is as asked.
     pub async fn record_is(&self, key: u64, condition: impl Fn(Option<&Record>) -> bool) {
-        eventually("the record to be as asked", async || condition(self.record(key).await.as_ref())).await;
+        eventually("the record to be as asked", async || {
+            condition(self.record(key).await.as_ref())
+        })
+        .await;
     }
 
     /// Finishes `future` while time passes, no faster than this engine renews its leases.
@@ -102,20 +113,25 @@ impl World {
         }
     }
 
-    /// Waits for renewals that are long due: the thread that sends them may be late on a busy machine. Some are never
-    /// sent, and each is waited for once: `seen` has the ends of leases, and how many renewals were sent before.
+    /// Waits for renewals that are long due: the thread that sends them may be late on a busy
+    /// machine. Some are never sent, and each is waited for once: `seen` has the ends of leases,
+    /// and how many renewals were sent before.
     async fn renewals_are_sent(&self, seen: &mut HashMap<Token, (Timestamp, usize)>) {
         for claim in self.store.sent_claims() {
             let record = self.memory.read(claim.key).await.expect("the store works");
-            let Some(record) = record.filter(|record| record.owner == claim.token && record.is_running()) else {
+            let Some(record) =
+                record.filter(|record| record.owner == claim.token && record.is_running())
+            else {
                 continue;
             };
             let sent = self.store.requests("renew");
-            let (lease_until, before) = seen.entry(claim.token).or_insert((record.lease_until, sent));
+            let (lease_until, before) =
+                seen.entry(claim.token).or_insert((record.lease_until, sent));
             if *lease_until != record.lease_until {
                 (*lease_until, *before) = (record.lease_until, sent);
             } else if *before == sent && record.lease_until < record.read_at + claim.lease / 2 {
-                let renewal = eventually("the renewal", async || self.store.requests("renew") > sent);
+                let renewal =
+                    eventually("the renewal", async || self.store.requests("renew") > sent);
                 let _ = tokio::time::timeout(RENEWAL, renewal).await;
                 *before = usize::MAX;
             }

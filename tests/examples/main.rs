@@ -1,4 +1,5 @@
-//! The examples, started as a user starts them: what they print, what they leave outside, and how they exit.
+//! The examples, started as a user starts them: what they print, what they leave outside, and how
+//! they exit.
 
 mod payments_http;
 
@@ -12,10 +13,15 @@ use serde_json::Value;
 /// The program that `cargo test` has built from the example.
 fn example(name: &str) -> Command {
     let test = std::env::current_exe().expect("the test knows its own program");
-    let profile = test.parent().and_then(Path::parent).expect("tests are built into `deps` of the profile's directory");
-    let program = profile.join("examples").join(name).with_extension(std::env::consts::EXE_EXTENSION);
+    let profile = test
+        .parent()
+        .and_then(Path::parent)
+        .expect("tests are built into `deps` of the profile's directory");
+    let program =
+        profile.join("examples").join(name).with_extension(std::env::consts::EXE_EXTENSION);
     let built = fs::metadata(&program).and_then(|metadata| metadata.modified());
-    let newest = sources(name).iter().filter_map(|source| source.metadata().ok()?.modified().ok()).max();
+    let newest =
+        sources(name).iter().filter_map(|source| source.metadata().ok()?.modified().ok()).max();
     assert!(
         built.is_ok_and(|built| newest.is_some_and(|newest| newest <= built)),
         "{} is missing or older than its source: `cargo build --examples` builds it, and so does `cargo test` without `--test`",
@@ -76,7 +82,8 @@ fn ledger(path: &Path) -> (HashMap<String, u32>, HashMap<String, u64>) {
         let charge: Value = serde_json::from_str(line).expect("the ledger is JSON");
         let text = |field: &str| charge[field].as_str().expect("a text").to_owned();
         *payments.entry(text("payment")).or_default() += 1;
-        *cents.entry(text("currency")).or_default() += charge["amount"].as_u64().expect("an amount");
+        *cents.entry(text("currency")).or_default() +=
+            charge["amount"].as_u64().expect("an amount");
     }
     (payments, cents)
 }
@@ -122,7 +129,9 @@ fn quickstart_on_a_file_charges_nothing_in_a_second_run() {
     let mut charged = HashMap::new();
     for (run, charges) in [("first", 228), ("second", 0)] {
         let kept = directory.path().join(run);
-        printed(example("quickstart").arg(data("events.jsonl")).arg(&kept).args(["--store", &store]));
+        printed(
+            example("quickstart").arg(data("events.jsonl")).arg(&kept).args(["--store", &store]),
+        );
         let (payments, _) = ledger(&kept);
         assert_eq!(payments.len(), charges, "{run} run");
         for (payment, count) in payments {
@@ -135,7 +144,8 @@ fn quickstart_on_a_file_charges_nothing_in_a_second_run() {
 #[test]
 fn quickstart_joins_double_submits_that_overlap() {
     let rows = rows(&printed(&mut example("quickstart")));
-    // 23 events are second and third submits on lines next to their first, and 64 events run at a time.
+    // 23 events are second and third submits on lines next to their first, and 64 events run at a
+    // time.
     assert!(count(&rows, "repeats: joined in flight") > 0, "{rows:?}");
 }
 
@@ -151,24 +161,32 @@ fn quickstart_charges_each_payment_once_in_the_ledger_outside() {
 fn quickstart_reports_malformed_lines_by_number_and_goes_on() {
     let directory = tempfile::tempdir().expect("a directory");
     let kept = directory.path().join("ledger");
-    let Output { status, stdout, stderr } = run(example("quickstart").arg(data("malformed.jsonl")).arg(&kept));
+    let Output { status, stdout, stderr } =
+        run(example("quickstart").arg(data("malformed.jsonl")).arg(&kept));
     let (stdout, stderr) = (String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
     assert!(status.success(), "{status}: {stderr}");
 
     let reported: Vec<_> = stderr.lines().collect();
     assert_eq!(reported.len(), 3, "{stderr}");
-    for (line, number, reason) in [(0, 2, "EOF"), (1, 4, "missing field `payment`"), (2, 5, "-500")] {
+    for (line, number, reason) in [(0, 2, "EOF"), (1, 4, "missing field `payment`"), (2, 5, "-500")]
+    {
         let start = format!("line {number}, column ");
         assert!(reported[line].starts_with(&start) && reported[line].contains(reason), "{stderr}");
     }
 
-    assert!(stdout.starts_with("3 events from ") && stdout.contains("; 3 malformed lines\n"), "{stdout}");
+    assert!(
+        stdout.starts_with("3 events from ") && stdout.contains("; 3 malformed lines\n"),
+        "{stdout}"
+    );
     let rows = rows(&stdout);
     assert_eq!(count(&rows, "charges made"), 2);
     assert_eq!(count(&rows, "repeats: replayed") + count(&rows, "repeats: joined in flight"), 1);
     assert_eq!(rows["moved, EUR"], "62.49");
     let (payments, cents) = ledger(&kept);
-    assert_eq!(payments, HashMap::from([("pay_AAAAAAAAA1".to_owned(), 1), ("pay_AAAAAAAAA3".to_owned(), 1)]));
+    assert_eq!(
+        payments,
+        HashMap::from([("pay_AAAAAAAAA1".to_owned(), 1), ("pay_AAAAAAAAA3".to_owned(), 1)])
+    );
     assert_eq!(cents, HashMap::from([("EUR".to_owned(), 6249)]));
 }
 
@@ -201,7 +219,8 @@ fn an_unreadable_file_is_a_clear_error() {
 fn a_ledger_that_is_there_already_is_not_touched() {
     let kept = tempfile::NamedTempFile::new().expect("a file");
     fs::write(&kept, "the books of last year").expect("the file can be written");
-    let Output { status, stderr, .. } = run(example("quickstart").arg(data("events.jsonl")).arg(kept.path()));
+    let Output { status, stderr, .. } =
+        run(example("quickstart").arg(data("events.jsonl")).arg(kept.path()));
     let stderr = String::from_utf8_lossy(&stderr);
     assert_eq!(status.code(), Some(1), "{stderr}");
     assert!(stderr.starts_with("error: cannot make the ledger "), "{stderr}");
@@ -231,14 +250,18 @@ fn custom_store_survives_a_restart_and_a_damaged_record() {
     assert_eq!(lines[1], "second call:    label 1 for parcel-1");
     assert_eq!(lines[2], "32 at once:     label 2 for parcel-2");
     assert_eq!(lines[3], "after restart:  label 1 for parcel-1");
-    assert!(lines[4].contains("the stored record cannot be read, the body did not run again"), "{text}");
+    assert!(
+        lines[4].contains("the stored record cannot be read, the body did not run again"),
+        "{text}"
+    );
     assert_eq!(lines[5], "labels printed: 2 for 2 parcels");
 }
 
 #[test]
 fn testing_your_service_passes_its_checks() {
     let text = printed(&mut example("testing_your_service"));
-    let sold: Vec<_> = text.lines().filter_map(|line| line.strip_suffix(" sold")?.rsplit(' ').next()).collect();
+    let sold: Vec<_> =
+        text.lines().filter_map(|line| line.strip_suffix(" sold")?.rsplit(' ').next()).collect();
     assert_eq!(sold, ["1", "1", "1", "0", "2"], "{text}");
 }
 
@@ -246,17 +269,28 @@ fn testing_your_service_passes_its_checks() {
 fn axum_handler_answers_with_the_status_of_each_error() {
     let text = printed(&mut example("axum_handler"));
     let lines: Vec<_> = text.lines().collect();
-    let status = |line: usize, what: &str| lines[line].strip_prefix(what).unwrap_or_else(|| panic!("{text}")).trim();
+    let status = |line: usize, what: &str| {
+        lines[line].strip_prefix(what).unwrap_or_else(|| panic!("{text}")).trim()
+    };
     assert_eq!(status(0, "a charge "), "200 OK");
     assert_eq!(status(1, "the same again "), "200 OK");
     assert_eq!(status(2, "the key, another amount "), "422 Unprocessable Entity");
     assert_eq!(status(3, "no key "), "400 Bad Request");
-    let (conflict, wait) =
-        status(4, "a double submit ").split_once(", retry after ").unwrap_or_else(|| panic!("{text}"));
+    let (conflict, wait) = status(4, "a double submit ")
+        .split_once(", retry after ")
+        .unwrap_or_else(|| panic!("{text}"));
     assert_eq!(conflict, "409 Conflict");
-    assert!(wait.strip_suffix(" s").and_then(|wait| wait.parse().ok()).is_some_and(|wait: u64| wait >= 1), "{text}");
+    assert!(
+        wait.strip_suffix(" s")
+            .and_then(|wait| wait.parse().ok())
+            .is_some_and(|wait: u64| wait >= 1),
+        "{text}"
+    );
     assert_eq!(status(5, "a double submit "), "200 OK");
-    assert!(status(6, "at shutdown ").starts_with("503 Service Unavailable, retry after "), "{text}");
+    assert!(
+        status(6, "at shutdown ").starts_with("503 Service Unavailable, retry after "),
+        "{text}"
+    );
     assert_eq!(lines[7], "the bank made 2 charges");
 }
 
@@ -266,13 +300,22 @@ fn error_policy_stores_holds_and_releases() {
     let lines: Vec<_> = text.lines().collect();
     assert_eq!(lines[0], "declined  first try  the bank was asked 1x: the card was declined");
     assert_eq!(lines[1], "declined  retry      the bank was asked 1x: the card was declined");
-    assert_eq!(lines[2], "timeout   first try  the bank was asked 1x: the bank gave no answer in time");
-    assert!(lines[3].starts_with("timeout   retry      the bank was asked 1x: payments.charge ["), "{text}");
+    assert_eq!(
+        lines[2],
+        "timeout   first try  the bank was asked 1x: the bank gave no answer in time"
+    );
+    assert!(
+        lines[3].starts_with("timeout   retry      the bank was asked 1x: payments.charge ["),
+        "{text}"
+    );
     assert!(lines[3].contains("nobody knows whether it finished"), "{text}");
     assert_eq!(lines[4], "busy      first try  the bank was asked 1x: the bank is busy");
     assert_eq!(lines[5], "busy      retry      the bank was asked 2x: receipt for `busy`");
     assert!(lines[7].contains(" is InDoubt because "), "{text}");
-    assert_eq!(lines[8], "timeout   retry      the bank was asked 1x: receipt from the bank's books");
+    assert_eq!(
+        lines[8],
+        "timeout   retry      the bank was asked 1x: receipt from the bank's books"
+    );
 }
 
 #[test]
@@ -283,7 +326,8 @@ fn swap_store_runs_the_same_service_on_the_store_of_the_variable() {
     assert!(text.contains("another item:   refused, Mismatch\n"), "{text}");
     assert!(text.ends_with("parcels packed: 2\n"), "{text}");
 
-    let Output { status, stdout, stderr } = run(example("swap_store").env("STORE_URL", "floppy:secret"));
+    let Output { status, stdout, stderr } =
+        run(example("swap_store").env("STORE_URL", "floppy:secret"));
     let stderr = String::from_utf8_lossy(&stderr);
     assert!(!status.success() && stdout.is_empty(), "{stderr}");
     assert!(stderr.contains("`floppy:`") && !stderr.contains("secret"), "{stderr}");
@@ -310,8 +354,10 @@ mod redis {
 
     fn assert_account_of_the_day(text: &str) {
         assert!(text.starts_with("worker 1 was killed (SIGKILL)"), "{text}");
-        // How many payments were under way when it died, if any, is the scheduler's choice: the sums hold whatever it was.
-        for total in ["moved, EUR   12032.58 ", "moved, GBP    6770.99 ", "moved, USD    1013.17 "] {
+        // How many payments were under way when it died, if any, is the scheduler's choice: the
+        // sums hold whatever it was.
+        for total in ["moved, EUR   12032.58 ", "moved, GBP    6770.99 ", "moved, USD    1013.17 "]
+        {
             assert!(text.contains(total), "{text}");
         }
         assert!(text.ends_with("every payment was charged once: 228 charges\n"), "{text}");
@@ -320,7 +366,9 @@ mod redis {
     #[tokio::test]
     async fn redis_shared_has_the_right_total_although_a_worker_was_killed() -> anyhow::Result<()> {
         let server = RedisServer::start(RedisOptions::new().private()).await?;
-        assert_account_of_the_day(&printed(example("redis_shared").env_remove("REDIS_URL").arg(server.url())));
+        assert_account_of_the_day(&printed(
+            example("redis_shared").env_remove("REDIS_URL").arg(server.url()),
+        ));
         assert_account_of_the_day(&printed(example("redis_shared").env("REDIS_URL", server.url())));
         Ok(())
     }
@@ -329,10 +377,14 @@ mod redis {
     fn redis_shared_starts_a_server_of_its_own_or_says_how_to_get_one() {
         assert_account_of_the_day(&printed(example("redis_shared").env_remove("REDIS_URL")));
         let mut command = example("redis_shared");
-        let Output { status, stderr, .. } = run(command.env_remove("REDIS_URL").env("PATH", "/nowhere"));
+        let Output { status, stderr, .. } =
+            run(command.env_remove("REDIS_URL").env("PATH", "/nowhere"));
         let stderr = String::from_utf8_lossy(&stderr);
         assert_eq!(status.code(), Some(1), "{stderr}");
-        assert!(stderr.contains("apt install redis-server") && stderr.contains("REDIS_URL"), "{stderr}");
+        assert!(
+            stderr.contains("apt install redis-server") && stderr.contains("REDIS_URL"),
+            "{stderr}"
+        );
     }
 }
 
@@ -347,14 +399,30 @@ fn fulfil_order_goes_on_after_the_last_finished_step() {
         .collect();
     let steps = |process: usize| &processes[process][..4];
     assert_eq!(steps(0), ["reserve ran", "charge ran", "ship started", "killed"], "{text}");
-    assert_eq!(steps(1), ["reserve replayed", "charge replayed", "ship ran", "notify ran"], "{text}");
-    assert_eq!(steps(2), ["reserve ran", "charge ran", "ship failed", "not fulfilled: no truck today"], "{text}");
-    assert_eq!(steps(3), ["reserve replayed", "charge replayed", "ship ran", "notify ran"], "{text}");
-    assert!(processes[1][4].starts_with("fulfilled: parcel from shelf 11, paid with ch_"), "{text}");
+    assert_eq!(
+        steps(1),
+        ["reserve replayed", "charge replayed", "ship ran", "notify ran"],
+        "{text}"
+    );
+    assert_eq!(
+        steps(2),
+        ["reserve ran", "charge ran", "ship failed", "not fulfilled: no truck today"],
+        "{text}"
+    );
+    assert_eq!(
+        steps(3),
+        ["reserve replayed", "charge replayed", "ship ran", "notify ran"],
+        "{text}"
+    );
+    assert!(
+        processes[1][4].starts_with("fulfilled: parcel from shelf 11, paid with ch_"),
+        "{text}"
+    );
     assert!(text.ends_with("each effect happened once\n"), "{text}");
 }
 
-/// The provider's books are its own: each line is a request that arrived there, with the payment and the key.
+/// The provider's books are its own: each line is a request that arrived there, with the payment
+/// and the key.
 #[cfg(feature = "sqlite")]
 #[test]
 fn verify_with_provider_charges_once_whenever_the_worker_was_killed() {
@@ -364,24 +432,37 @@ fn verify_with_provider_charges_once_whenever_the_worker_was_killed() {
     let books = fs::read_to_string(kept.join("books")).expect("the provider has books");
     let requests: Vec<[&str; 3]> = books
         .lines()
-        .map(|line| line.split(' ').collect::<Vec<_>>().try_into().unwrap_or_else(|_| panic!("{line}")))
+        .map(|line| {
+            line.split(' ').collect::<Vec<_>>().try_into().unwrap_or_else(|_| panic!("{line}"))
+        })
         .collect();
     for payment in ["1", "2", "3"] {
-        let of_payment: Vec<_> = requests.iter().filter(|[_, noted, _]| *noted == payment).collect();
+        let of_payment: Vec<_> =
+            requests.iter().filter(|[_, noted, _]| *noted == payment).collect();
         let count = |what| of_payment.iter().filter(|[noted, ..]| *noted == what).count();
         assert_eq!((count("charged"), count("repeated")), (1, 0), "payment {payment}: {books}");
         assert!(count("asked") > 0, "payment {payment}: {books}");
-        assert!(of_payment.iter().all(|[.., key]| *key == of_payment[0][2]), "one key for all attempts: {books}");
+        assert!(
+            of_payment.iter().all(|[.., key]| *key == of_payment[0][2]),
+            "one key for all attempts: {books}"
+        );
     }
-    let position = |line: &str| requests.iter().position(|request| request[..2].join(" ") == line).expect(line);
+    let position = |line: &str| {
+        requests.iter().position(|request| request[..2].join(" ") == line).expect(line)
+    };
     assert!(position("charged 1") < position("asked 1"), "killed after the charge: {books}");
     assert!(position("asked 2") < position("charged 2"), "killed before the charge: {books}");
 
     assert_eq!(text.lines().filter(|line| *line == "  killed").count(), 4, "{text}");
-    let (_, while_down) = text.split_once("the provider is down\n").expect("the provider goes down");
-    let (while_down, afterwards) = while_down.split_once("the provider is up again\n").expect("and up again");
+    let (_, while_down) =
+        text.split_once("the provider is down\n").expect("the provider goes down");
+    let (while_down, afterwards) =
+        while_down.split_once("the provider is up again\n").expect("and up again");
     assert!(while_down.contains("asked the provider, no answer: "), "{text}");
-    assert!(while_down.contains("nobody knows whether it finished") && !while_down.contains("paid"), "{text}");
+    assert!(
+        while_down.contains("nobody knows whether it finished") && !while_down.contains("paid"),
+        "{text}"
+    );
     assert!(afterwards.contains("asked the provider, it has charged: ch_3\n"), "{text}");
     assert!(afterwards.contains("  paid, ch_3\n"), "{text}");
     assert!(text.ends_with("every payment was charged once\n"), "{text}");
@@ -393,17 +474,26 @@ fn operator_resolve_answers_once_for_each_payment_in_doubt() {
     let directory = tempfile::tempdir().expect("a directory");
     let kept = directory.path().join("kept");
     let text = printed(example("operator_resolve").arg(&kept));
-    assert_eq!(fs::read_to_string(kept.join("books")).expect("the bank has books"), "charged 7\ncharged 8\n");
+    assert_eq!(
+        fs::read_to_string(kept.join("books")).expect("the bank has books"),
+        "charged 7\ncharged 8\n"
+    );
 
     let count = |part: &str| text.lines().filter(|line| line.starts_with(part)).count();
     let told = text.lines().filter(|line| line.starts_with("  refused: payments.charge ["));
-    for part in ["nobody knows whether it finished", "and its lease ran out", "attempt 1", "first claimed ", "resolve("]
-    {
+    for part in [
+        "nobody knows whether it finished",
+        "and its lease ran out",
+        "attempt 1",
+        "first claimed ",
+        "resolve(",
+    ] {
         assert_eq!(told.clone().filter(|line| line.contains(part)).count(), 2, "{part}: {text}");
     }
     assert!(text.contains("in doubt are 2 payments\n"), "{text}");
     assert_eq!((count("  Ada "), count("  Bob answers too late: ")), (2, 2), "{text}");
-    let (_, afterwards) = text.rsplit_once("payment 7, a worker starts\n").expect("it is called again");
+    let (_, afterwards) =
+        text.rsplit_once("payment 7, a worker starts\n").expect("it is called again");
     assert_eq!(
         afterwards,
         "  done: receipt of payment 7\npayment 8, a worker starts\n  charging\n  charged\n  done: receipt of payment \
@@ -421,16 +511,27 @@ async fn advance_with_fence_refuses_the_late_owner_in_the_row() -> anyhow::Resul
     let options = sqlx::sqlite::SqliteConnectOptions::new().filename(kept.join("shop.db"));
     let mut shop = sqlx::SqliteConnection::connect_with(&options).await?;
     let tries: Vec<(String, i64, bool)> =
-        sqlx::query_as("SELECT owner, fence, written FROM tries ORDER BY fence").fetch_all(&mut shop).await?;
-    let order: (String, i64) = sqlx::query_as("SELECT state, fence FROM orders").fetch_one(&mut shop).await?;
-    let [(slow, smaller, false), (next, larger, true)] = &tries[..] else { panic!("{tries:?}\n{text}") };
+        sqlx::query_as("SELECT owner, fence, written FROM tries ORDER BY fence")
+            .fetch_all(&mut shop)
+            .await?;
+    let order: (String, i64) =
+        sqlx::query_as("SELECT state, fence FROM orders").fetch_one(&mut shop).await?;
+    let [(slow, smaller, false), (next, larger, true)] = &tries[..] else {
+        panic!("{tries:?}\n{text}")
+    };
     assert_eq!((&**next, &**slow), ("the next owner", "the slow owner"), "{text}");
     assert!(larger > smaller, "{tries:?}");
     assert_eq!(order, ("packed by the next owner".to_owned(), *larger));
     assert!(text.contains("the slow owner wakes up; its lease is over\n"), "{text}");
     // Its own, or the answer of who took it over, if that is stored by then.
-    let ends = ["an error: a later owner has written to the order", "the result of the call: packed by the next owner"];
-    assert!(ends.iter().any(|end| text.contains(&format!("the slow owner returns {end}\n"))), "{text}");
+    let ends = [
+        "an error: a later owner has written to the order",
+        "the result of the call: packed by the next owner",
+    ];
+    assert!(
+        ends.iter().any(|end| text.contains(&format!("the slow owner returns {end}\n"))),
+        "{text}"
+    );
     Ok(())
 }
 
@@ -442,7 +543,10 @@ fn inventory_happens_once_also_in_a_second_run_on_the_same_file() {
     for _ in 0..2 {
         let text = printed(example("inventory").arg(&path));
         assert!(text.contains("360 sent, 300 accepted, 60 sold out"), "{text}");
-        assert!(text.contains("0 lamps left, 40 serial numbers, chairs at 2090 in version 10"), "{text}");
+        assert!(
+            text.contains("0 lamps left, 40 serial numbers, chairs at 2090 in version 10"),
+            "{text}"
+        );
         assert!(text.ends_with("everything happened once\n"), "{text}");
     }
 }

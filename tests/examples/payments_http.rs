@@ -25,8 +25,11 @@ async fn start(store: &str) -> anyhow::Result<(Worker, String)> {
 fn send(address: &str, method: &str, path: &str, key: &str, body: &str) -> anyhow::Result<String> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(DEADLINE))?;
-    let head = format!("{method} {path} HTTP/1.0\r\ncontent-type: application/json\r\nidempotency-key: {key}");
-    stream.write_all(format!("{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len()).as_bytes())?;
+    let head = format!(
+        "{method} {path} HTTP/1.0\r\ncontent-type: application/json\r\nidempotency-key: {key}"
+    );
+    stream
+        .write_all(format!("{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len()).as_bytes())?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     Ok(answer)
@@ -45,7 +48,10 @@ async fn payments_http_charges_once_although_the_answer_was_lost() -> anyhow::Re
     send(&address, "PUT", "/orders/lamp/answers", "none", r#""delivered""#)?;
     let answer = pay()?;
     assert!(answer.contains(" 201 ") && answer.contains("idempotency-replayed: true"), "{answer}");
-    assert!(send(&address, "GET", "/provider/lamp", "none", "")?.ends_with(r#"{"asked":1,"charges":1}"#));
+    assert!(
+        send(&address, "GET", "/provider/lamp", "none", "")?
+            .ends_with(r#"{"asked":1,"charges":1}"#)
+    );
     assert!(send(&address, "GET", "/status", "k2", "")?.contains(r#""state":"succeeded""#));
     Ok(())
 }
@@ -55,7 +61,9 @@ async fn payments_http_charges_once_although_the_answer_was_lost() -> anyhow::Re
 async fn payments_http_on_a_file_replays_after_a_restart() -> anyhow::Result<()> {
     let directory = tempfile::tempdir()?;
     let store = format!("sqlite:{}", directory.path().join("payments.db").display());
-    for (is_replayed, account) in [(false, r#"{"asked":1,"charges":1}"#), (true, r#"{"asked":0,"charges":0}"#)] {
+    for (is_replayed, account) in
+        [(false, r#"{"asked":1,"charges":1}"#), (true, r#"{"asked":0,"charges":0}"#)]
+    {
         let (shop, address) = start(&store).await?;
         send(&address, "POST", "/orders", "k1", r#"{"order": "lamp"}"#)?;
         let answer = send(&address, "POST", "/orders/lamp/payments", "k2", r#"{"amount": 4999}"#)?;
@@ -78,6 +86,9 @@ fn payments_http_says_what_is_wrong_with_its_arguments() {
         let Output { status, stdout, stderr } = run(example("payments_http").args(arguments));
         let stderr = String::from_utf8_lossy(&stderr);
         assert_eq!((status.code(), stdout.len()), (Some(1), 0), "{stderr}");
-        assert!(stderr.starts_with("error: ") && stderr.contains(part) && !stderr.contains("secret"), "{stderr}");
+        assert!(
+            stderr.starts_with("error: ") && stderr.contains(part) && !stderr.contains("secret"),
+            "{stderr}"
+        );
     }
 }

@@ -1,5 +1,5 @@
-//! A process that is forked from one that had an engine. The only test of its process: a fork has the calling thread alone,
-//! and what other threads had locked stays locked.
+//! A process that is forked from one that had an engine. The only test of its process: a fork has
+//! the calling thread alone, and what other threads had locked stays locked.
 
 use std::fs::OpenOptions;
 use std::io::{Read as _, Write as _, pipe};
@@ -25,14 +25,18 @@ fn runtime() -> Runtime {
 
 async fn engine(folder: &Path) -> Result<Idempotency, Error> {
     Ok(Idempotency::new(
-        SqliteStore::open(folder.join("records.db")).await.map_err(anyhow::Error::from).expect("it opens"),
+        SqliteStore::open(folder.join("records.db"))
+            .await
+            .map_err(anyhow::Error::from)
+            .expect("it opens"),
     ))
 }
 
 /// Charges once, and says what came of it.
 async fn charge(engine: &Idempotency, ledger: PathBuf, key: u64) -> String {
     let call = engine.call("payments.charge", key).ttl(DAY).run(async || {
-        let mut ledger = OpenOptions::new().create(true).append(true).open(&ledger).expect("the ledger opens");
+        let mut ledger =
+            OpenOptions::new().create(true).append(true).open(&ledger).expect("the ledger opens");
         writeln!(ledger, "charge {key}").expect("the ledger takes it");
         Ok::<_, Error>(format!("receipt {key}"))
     });
@@ -66,7 +70,8 @@ fn in_child(work: impl FnOnce() -> String) -> anyhow::Result<String> {
 }
 
 #[test]
-fn the_engine_of_its_parent_asks_nothing_in_a_fork_and_one_of_its_own_works() -> anyhow::Result<()> {
+fn the_engine_of_its_parent_asks_nothing_in_a_fork_and_one_of_its_own_works() -> anyhow::Result<()>
+{
     let folder = tempfile::tempdir()?;
     let ledger = folder.path().join("ledger");
     let parent = runtime();
@@ -77,7 +82,8 @@ fn the_engine_of_its_parent_asks_nothing_in_a_fork_and_one_of_its_own_works() ->
         let said = in_child(|| runtime().block_on(charge(&engine_of_parent, ledger.clone(), key)))?;
         assert!(said.contains("payments.charge") && said.contains("was forked"), "{said}");
         let said = in_child(|| {
-            let looked = runtime().block_on(engine_of_parent.record("payments.charge", key).inspect());
+            let looked =
+                runtime().block_on(engine_of_parent.record("payments.charge", key).inspect());
             looked.map_or_else(|error| error.to_string(), |_| "an answer".to_owned())
         })?;
         assert!(said.contains("was forked"), "{said}");

@@ -1,4 +1,5 @@
-//! Keys in the body: what the layer cannot read there, a handler may, and it never runs unprotected for that.
+//! Keys in the body: what the layer cannot read there, a handler may, and it never runs unprotected
+//! for that.
 
 use idempotency::http::{IdempotencyLayer, RequestFingerprint, Scope};
 use idempotency::store::MemoryStore;
@@ -11,7 +12,11 @@ async fn world() -> anyhow::Result<World> {
 }
 
 /// The request is refused, and the handler has not run.
-async fn assert_malformed(world: &World, content_type: Option<&'static str>, body: Vec<u8>) -> anyhow::Result<()> {
+async fn assert_malformed(
+    world: &World,
+    content_type: Option<&'static str>,
+    body: Vec<u8>,
+) -> anyhow::Result<()> {
     let shown = body.escape_ascii().to_string();
     let request = world.client.post("/pay").body(body);
     let request = match content_type {
@@ -105,9 +110,14 @@ async fn rule_11_a_key_of_another_type_or_in_another_place_is_malformed() -> any
     ] {
         assert_malformed(&world, Some("application/json"), body.into()).await?;
     }
-    let nested = World::with(|layer| layer.with_key_from_body("/request/id").with_optional_key()).await?;
-    for body in [r#"{"request":["abc"]}"#, r#"{"request":"abc"}"#, r#"{"request":[{"id":"abc"}]}"#, r#"{"request":7}"#]
-    {
+    let nested =
+        World::with(|layer| layer.with_key_from_body("/request/id").with_optional_key()).await?;
+    for body in [
+        r#"{"request":["abc"]}"#,
+        r#"{"request":"abc"}"#,
+        r#"{"request":[{"id":"abc"}]}"#,
+        r#"{"request":7}"#,
+    ] {
         assert_malformed(&nested, Some("application/json"), body.into()).await?;
     }
     Ok(())
@@ -134,7 +144,11 @@ async fn rule_11_of_other_types_only_an_empty_body_has_no_key() -> anyhow::Resul
             assert_malformed(&world, Some(content_type), body.into()).await?;
         }
     }
-    let two = world.client.post("/pay").header("content-type", "application/json").header("content-type", "text/plain");
+    let two = world
+        .client
+        .post("/pay")
+        .header("content-type", "application/json")
+        .header("content-type", "text/plain");
     two.body("{}").send().await?.assert_problem(400, "malformed")?;
     for content_type in content_types {
         let empty = world.client.post("/pay").header("content-type", content_type).body("");
@@ -143,7 +157,9 @@ async fn rule_11_of_other_types_only_an_empty_body_has_no_key() -> anyhow::Resul
     assert_eq!((world.effects("none"), world.records().await?), (content_types.len(), 0));
     // Where there is a key it counts, whatever the body calls itself.
     for content_type in content_types {
-        let request = || world.client.post("/pay").header("content-type", content_type).body(r#"{"id":"abc"}"#);
+        let request = || {
+            world.client.post("/pay").header("content-type", content_type).body(r#"{"id":"abc"}"#)
+        };
         assert!([201, 422].contains(&request().send().await?.status));
     }
     assert_eq!(world.effects("abc"), 1);
@@ -156,13 +172,15 @@ async fn rule_11_a_compressed_body_has_no_key_only_if_it_is_empty() -> anyhow::R
     for encoding in ["gzip", "br", "zstd", "deflate", "GZIP, br", "identity, gzip", "unheard-of"] {
         for body in [&b"\x1f\x8b\x08\0"[..], b"{}", b"1"] {
             let request = world.client.post("/pay").header("content-type", "application/json");
-            let reply = request.header("content-encoding", encoding).body(body.to_vec()).send().await?;
+            let reply =
+                request.header("content-encoding", encoding).body(body.to_vec()).send().await?;
             assert_eq!(reply.status, 400, "{encoding} {body:?}");
             reply.assert_problem(400, "malformed")?;
         }
     }
     assert_eq!((world.effects("none"), world.records().await?), (0, 0));
-    let plain = |encoding| world.client.post("/pay").header("content-encoding", encoding).body("{}").send();
+    let plain =
+        |encoding| world.client.post("/pay").header("content-encoding", encoding).body("{}").send();
     assert_eq!((plain("identity").await?.status, plain("").await?.status), (201, 201));
     let empty = world.client.post("/pay").header("content-encoding", "gzip").body("");
     assert_eq!((empty.send().await?.status, world.effects("none")), (201, 3));
@@ -172,19 +190,36 @@ async fn rule_11_a_compressed_body_has_no_key_only_if_it_is_empty() -> anyhow::R
 #[tokio::test]
 async fn rule_11_a_body_that_says_that_there_is_no_key_runs_every_time() -> anyhow::Result<()> {
     let world = world().await?;
-    let bodies = ["", "{}", r#" {"a":{"id":"abc"}} "#, r#"{"id":null}"#, r#"{"ID":"abc"}"#, "null", r#"{"a":1,"a":2}"#];
+    let bodies = [
+        "",
+        "{}",
+        r#" {"a":{"id":"abc"}} "#,
+        r#"{"id":null}"#,
+        r#"{"ID":"abc"}"#,
+        "null",
+        r#"{"a":1,"a":2}"#,
+    ];
     for body in bodies {
-        for content_type in
-            ["application/json", "Application/JSON; charset=UTF-8", "application/vnd.api+json", "text/json"]
-        {
+        for content_type in [
+            "application/json",
+            "Application/JSON; charset=UTF-8",
+            "application/vnd.api+json",
+            "text/json",
+        ] {
             let request = world.client.post("/pay").header("content-type", content_type).body(body);
             assert_eq!(request.send().await?.status, 201, "{content_type} {body}");
         }
         assert_eq!(world.client.post("/pay").body(body).send().await?.status, 201, "{body}");
     }
     assert_eq!((world.effects("none"), world.records().await?), (5 * bodies.len(), 0));
-    let nested = World::with(|layer| layer.with_key_from_body("/requests/0/id").with_optional_key()).await?;
-    for body in [r#"{"requests":null}"#, r#"{"requests":[]}"#, r#"{"requests":[null]}"#, r#"{"requests":[{}]}"#] {
+    let nested =
+        World::with(|layer| layer.with_key_from_body("/requests/0/id").with_optional_key()).await?;
+    for body in [
+        r#"{"requests":null}"#,
+        r#"{"requests":[]}"#,
+        r#"{"requests":[null]}"#,
+        r#"{"requests":[{}]}"#,
+    ] {
         assert_eq!(nested.client.post("/pay").body(body).send().await?.status, 201, "{body}");
     }
     Ok(())
@@ -192,7 +227,8 @@ async fn rule_11_a_body_that_says_that_there_is_no_key_runs_every_time() -> anyh
 
 /// A client that sends its key in the header believes that it is protected.
 #[tokio::test]
-async fn rule_11_a_key_in_the_header_of_a_service_that_looks_into_the_body_is_malformed() -> anyhow::Result<()> {
+async fn rule_11_a_key_in_the_header_of_a_service_that_looks_into_the_body_is_malformed()
+-> anyhow::Result<()> {
     let world = world().await?;
     for body in ["", "{}", r#"{"id":null}"#] {
         world.pay("abc").body(body).send().await?.assert_problem(400, "malformed")?;
@@ -218,7 +254,8 @@ fn a_place_that_is_no_pointer_is_refused_where_the_options_are_looked_at() {
         }
     }
     for pointer in ["", "/", "/id", "/request/id", "/0"] {
-        let checked = layer().with_key_from_body(pointer).with_fingerprint(fields(pointer)).checked();
+        let checked =
+            layer().with_key_from_body(pointer).with_fingerprint(fields(pointer)).checked();
         assert!(checked.is_ok(), "{pointer}: {checked:?}");
     }
 }

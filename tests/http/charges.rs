@@ -1,5 +1,5 @@
-//! A handler that charges, and the database in which it does: outside of the code under test, and still there when the
-//! process is killed.
+//! A handler that charges, and the database in which it does: outside of the code under test, and
+//! still there when the process is killed.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -68,7 +68,8 @@ impl Book {
     pub async fn open(path: &Path) -> anyhow::Result<Self> {
         // What a killed process has committed is with the operating system, which lives.
         let options = SqliteConnectOptions::new().filename(path).create_if_missing(true);
-        let options = options.journal_mode(SqliteJournalMode::Wal).synchronous(SqliteSynchronous::Off);
+        let options =
+            options.journal_mode(SqliteJournalMode::Wal).synchronous(SqliteSynchronous::Off);
         let pool = SqlitePool::connect_with(options.busy_timeout(Duration::from_secs(60))).await?;
         let table = "CREATE TABLE IF NOT EXISTS charges \
                      (number INTEGER PRIMARY KEY, key TEXT NOT NULL, event TEXT NOT NULL, run TEXT NOT NULL)";
@@ -109,7 +110,9 @@ pub fn overtaken(log: &EffectLog) {
 pub fn all_overtaken(log: &EffectLog) -> anyhow::Result<Vec<u32>> {
     let lines = log.lines()?;
     let processes = lines.iter().filter_map(|line| line.strip_prefix(OVERTAKEN));
-    processes.map(|process| process.trim().parse().with_context(|| format!("no process: {process}"))).collect()
+    processes
+        .map(|process| process.trim().parse().with_context(|| format!("no process: {process}")))
+        .collect()
 }
 
 pub fn routes(book: Book, points: KillPoints) -> Router {
@@ -121,7 +124,10 @@ async fn charge(
     key: IdempotencyKey,
     headers: HeaderMap,
 ) -> (StatusCode, Json<Run>) {
-    let takes = headers.get(TAKES).and_then(|value| value.to_str().ok()).and_then(|millis| millis.parse().ok());
+    let takes = headers
+        .get(TAKES)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|millis| millis.parse().ok());
     let half = Duration::from_millis(takes.unwrap_or_default()) / 2;
     let run = Run {
         key: key.as_str().to_owned(),

@@ -44,7 +44,8 @@ impl Client {
         Ok(stream)
     }
 
-    /// Writes these bytes and gives all that the server answers until it closes the connection, as the request must ask.
+    /// Writes these bytes and gives all that the server answers until it closes the connection, as
+    /// the request must ask.
     pub async fn exchange(&self, bytes: impl AsRef<[u8]>) -> anyhow::Result<String> {
         let mut stream = self.write(bytes).await?;
         let mut answer = Vec::new();
@@ -55,7 +56,10 @@ impl Client {
 
 /// The head of a POST whose key header has this value, byte by byte.
 pub fn raw_post(path: &str, headers: &[u8], body: &[u8]) -> Vec<u8> {
-    let head = format!("POST {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\nContent-Length: {}\r\n", body.len());
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\nContent-Length: {}\r\n",
+        body.len()
+    );
     [head.as_bytes(), headers, b"\r\n", body].concat()
 }
 
@@ -87,13 +91,15 @@ impl Outgoing {
 
     /// The answer with its whole body.
     pub async fn send(self) -> anyhow::Result<Reply> {
-        let mut request =
-            Request::builder().method(self.method).uri(format!("http://{}{}", self.client.address, self.path));
+        let mut request = Request::builder()
+            .method(self.method)
+            .uri(format!("http://{}{}", self.client.address, self.path));
         if let Some(headers) = request.headers_mut() {
             headers.extend(self.headers);
         }
         let answer = async {
-            let (head, body) = self.client.hyper.request(request.body(self.body)?).await?.into_parts();
+            let (head, body) =
+                self.client.hyper.request(request.body(self.body)?).await?.into_parts();
             let body = to_bytes(Body::new(body), usize::MAX).await?;
             anyhow::Ok(Reply { status: head.status.as_u16(), headers: head.headers, body })
         };
@@ -143,11 +149,14 @@ impl Reply {
 
     pub fn is_replayed(&self) -> bool {
         // The second is the name that Stripe's API has for it.
-        ["idempotency-replayed", "idempotent-replayed"].iter().any(|name| self.header(name) == Some("true"))
+        ["idempotency-replayed", "idempotent-replayed"]
+            .iter()
+            .any(|name| self.header(name) == Some("true"))
     }
 
     pub fn json(&self) -> anyhow::Result<Value> {
-        serde_json::from_slice(&self.body).with_context(|| format!("no JSON: {}", self.body.escape_ascii()))
+        serde_json::from_slice(&self.body)
+            .with_context(|| format!("no JSON: {}", self.body.escape_ascii()))
     }
 
     /// The name at the end of the problem's `type`.

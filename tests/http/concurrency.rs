@@ -33,7 +33,8 @@ async fn rule_36_in_progress_is_a_409_that_says_when_to_retry() -> anyhow::Resul
 #[tokio::test]
 async fn rule_37_blocking_waits_and_replays_and_gives_up_at_its_bound() -> anyhow::Result<()> {
     let mut world = World::with(|layer| layer.blocking(PATIENCE)).await?;
-    let impatient = world.another_server(|layer| layer.with_wait(Duration::from_millis(50))).await?;
+    let impatient =
+        world.another_server(|layer| layer.with_wait(Duration::from_millis(50))).await?;
     let first = world.pay("abc").header("x-wait", "1").spawn();
     world.entered("abc").await?;
     let waiting = world.pay("abc").spawn();
@@ -59,14 +60,20 @@ async fn rule_38_a_waiter_that_leaves_never_changes_the_claim() -> anyhow::Resul
         let waiter = client.write(raw_post("/pay", b"Idempotency-Key: abc\r\n", b"{}")).await?;
         // The one in the owner's process follows it there and asks no store.
         if client.address() == elsewhere.address() {
-            eventually_async("the claim of the waiter", async || world.store.requests("claim") > claims).await?;
+            eventually_async("the claim of the waiter", async || {
+                world.store.requests("claim") > claims
+            })
+            .await?;
         }
         drop(waiter);
         let stays = client.post("/pay").key("abc").spawn();
         stays.leave();
     }
     let after = world.record("abc").inspect().await?.expect("there is a record");
-    assert_eq!((after.revision == before.revision, after.fence, after.state), (true, before.fence, before.state));
+    assert_eq!(
+        (after.revision == before.revision, after.fence, after.state),
+        (true, before.fence, before.state)
+    );
     world.shop.gate.open();
     let first = first.reply().await?;
     let retry = elsewhere.post("/pay").key("abc").send().await?;
@@ -82,7 +89,8 @@ async fn rule_39_of_64_at_once_on_two_processes_one_runs() -> anyhow::Result<()>
     let servers = [Process::start(&orders, &[]).await?, Process::start(&orders, &[]).await?];
     for round in 0..5 {
         let key = format!("round-{round}");
-        let requests = (0..64).map(|number| servers[number % 2].client().post("/pay").key(&key).spawn());
+        let requests =
+            (0..64).map(|number| servers[number % 2].client().post("/pay").key(&key).spawn());
         let requests: Vec<_> = requests.collect();
         let replies = try_join_all(requests.into_iter().map(crate::client::Pending::reply)).await?;
         let mut receipts = BTreeSet::new();
@@ -114,7 +122,8 @@ async fn rule_40_of_two_payloads_at_once_one_runs_and_the_other_is_refused() -> 
             async move { anyhow::Ok((payload, reply.reply().await?)) }
         };
         let replies = try_join_all((0..32).map(request)).await?;
-        let winner = replies.iter().find(|(_, reply)| reply.status == 201).map(|(payload, _)| *payload);
+        let winner =
+            replies.iter().find(|(_, reply)| reply.status == 201).map(|(payload, _)| *payload);
         for (payload, reply) in &replies {
             if Some(*payload) != winner {
                 reply.assert_problem(422, "mismatch")?;
@@ -137,7 +146,8 @@ async fn rule_41_many_keys_at_once_run_once_each_and_no_body_crosses_over() -> a
     for _ in 0..2 {
         let request = |number: usize| {
             let (key, body) = (format!("key-{number}"), format!("body of {number}"));
-            let reply = servers[number % 2].client().post("/pay").key(&key).body(body.clone()).spawn();
+            let reply =
+                servers[number % 2].client().post("/pay").key(&key).body(body.clone()).spawn();
             async move {
                 let reply = reply.reply().await?;
                 assert_eq!(reply.status, 201);
@@ -168,7 +178,8 @@ async fn rule_42_waiters_are_bounded_and_other_routes_stay_responsive() -> anyho
     world.entered("abc").await?;
     let requests: Vec<_> = (0..20).map(|_| world.pay("abc").spawn()).collect();
     let refused = || requests.iter().filter(|request| request.is_answered()).count();
-    eventually_async("those that may not wait to be refused", async || refused() == 20 - WAITERS).await?;
+    eventually_async("those that may not wait to be refused", async || refused() == 20 - WAITERS)
+        .await?;
     assert_eq!(world.client.request(axum::http::Method::GET, "/pay").send().await?.status, 201);
     assert_eq!(world.pay("another").send().await?.status, 201);
     assert_eq!(refused(), 20 - WAITERS);

@@ -14,7 +14,9 @@ use idempotency::testing::{Fault, ManualClock};
 use idempotency::{Context, Error, Resolution, State as RecordState};
 use idempotency_test_support::deadline::eventually_async;
 use idempotency_test_support::server::{RedisOptions, RedisServer};
-use idempotency_test_support::worker::{AFTER_CLAIM, AFTER_EFFECT, BEFORE_COMMIT, BEFORE_SEND, DURING_RENEWAL, POINTS};
+use idempotency_test_support::worker::{
+    AFTER_CLAIM, AFTER_EFFECT, BEFORE_COMMIT, BEFORE_SEND, DURING_RENEWAL, POINTS,
+};
 
 use crate::client::Client;
 use crate::process::{LEASE, Orders, Policy, Process, connect};
@@ -70,9 +72,20 @@ async fn rule_52_an_owner_that_was_stopped_and_taken_over_cannot_complete() -> a
         let late = late.reply().await?;
         assert_eq!((late.is_replayed(), late.answer()), (true, winner.answer()), "{point}");
         let after = engine.record("http", key).inspect().await?.expect("the response is stored");
-        assert_eq!((after.revision == record.revision, after.fence), (true, record.fence), "{point}");
-        assert_eq!(successor.client().post("/pay").key(key).send().await?.answer(), winner.answer());
-        assert_eq!(orders.effects(key)?, 2, "{point}: the effect of a stopped handler cannot be taken back");
+        assert_eq!(
+            (after.revision == record.revision, after.fence),
+            (true, record.fence),
+            "{point}"
+        );
+        assert_eq!(
+            successor.client().post("/pay").key(key).send().await?.answer(),
+            winner.answer()
+        );
+        assert_eq!(
+            orders.effects(key)?,
+            2,
+            "{point}: the effect of a stopped handler cannot be taken back"
+        );
     }
     Ok(())
 }
@@ -96,14 +109,20 @@ async fn rule_53_killed_before_the_handler_began_a_retry_runs_it() -> anyhow::Re
     let redis = redis().await?;
     let orders = Orders::new(redis.url())?;
     let usual = Duration::from_secs(15);
-    for (policy, lease, point) in
-        [(Policy::Hold, usual, BEFORE_SEND), (Policy::Retry, usual, BEFORE_SEND), (Policy::Retry, LEASE, AFTER_CLAIM)]
-    {
+    for (policy, lease, point) in [
+        (Policy::Hold, usual, BEFORE_SEND),
+        (Policy::Retry, usual, BEFORE_SEND),
+        (Policy::Retry, LEASE, AFTER_CLAIM),
+    ] {
         let orders = orders.clone().with(policy, lease);
         let key = kill_at(&orders, &format!("{policy:?}-{point}"), point).await?;
         assert_eq!(orders.effects(&key)?, 0);
         let retry = Process::start(&orders, &[]).await?.settled("/pay", &key).await?;
-        assert_eq!((retry.status, retry.is_replayed(), orders.effects(&key)?), (201, false, 1), "{key}");
+        assert_eq!(
+            (retry.status, retry.is_replayed(), orders.effects(&key)?),
+            (201, false, 1),
+            "{key}"
+        );
     }
     Ok(())
 }
@@ -121,14 +140,21 @@ async fn rule_54_killed_after_the_effect_the_policy_decides() -> anyhow::Result<
             Policy::Hold => next.assert_problem(409, "uncertain")?,
             Policy::Retry => assert_eq!((next.status, next.is_replayed()), (201, false)),
             Policy::Verify => {
-                assert_eq!((next.status, next.is_replayed(), &next.body[..]), (200, true, &b"found in the books"[..]));
+                assert_eq!(
+                    (next.status, next.is_replayed(), &next.body[..]),
+                    (200, true, &b"found in the books"[..])
+                );
                 assert!(next.header("idempotency-key-expires").is_some());
             }
         }
         let again = server.client().post("/pay").key(&key).send().await?;
         assert_eq!(again.answer(), next.answer(), "{policy:?}");
         let is_asked = orders.effects(&format!("asked-{key}"))? > 0;
-        assert_eq!((orders.effects(&key)?, is_asked), (runs, policy == Policy::Verify), "{policy:?}");
+        assert_eq!(
+            (orders.effects(&key)?, is_asked),
+            (runs, policy == Policy::Verify),
+            "{policy:?}"
+        );
     }
     // Asked before the effect, the world says no, and the handler runs.
     let orders = orders.with(Policy::Verify, LEASE);
@@ -172,7 +198,8 @@ async fn no_key_is_stuck(orders: Orders, policy: Policy) -> anyhow::Result<()> {
 async fn rule_55_no_crash_leaves_a_key_stuck() -> anyhow::Result<()> {
     let redis = redis().await?;
     let orders = Orders::new(redis.url())?;
-    let (hold, retry) = (no_key_is_stuck(orders.clone(), Policy::Hold), no_key_is_stuck(orders, Policy::Retry));
+    let (hold, retry) =
+        (no_key_is_stuck(orders.clone(), Policy::Hold), no_key_is_stuck(orders, Policy::Retry));
     tokio::try_join!(hold, retry)?;
     Ok(())
 }
@@ -225,7 +252,10 @@ async fn rule_56_when_storing_fails_the_client_gets_the_real_response() -> anyho
     })
     .await?;
     assert_eq!(retry.answer(), first.answer());
-    assert_eq!((world.effects("lost answer"), world.effects("abc"), world.effects("late")), (1, 1, 1));
+    assert_eq!(
+        (world.effects("lost answer"), world.effects("abc"), world.effects("late")),
+        (1, 1, 1)
+    );
     assert_eq!(world.state("abc").await?, Some(RecordState::InDoubt));
     Ok(())
 }
@@ -244,12 +274,17 @@ async fn fenced(
     Ok(answer)
 }
 
-/// The owner comes back from longer than its lease, and its handler has run to its end: with a receipt, with a status that
-/// says that nobody knows, or with the word that its claim is lost.
+/// The owner comes back from longer than its lease, and its handler has run to its end: with a
+/// receipt, with a status that says that nobody knows, or with the word that its claim is lost.
 #[tokio::test]
-async fn rule_52_our_own_client_does_not_repeat_what_an_operator_believed_not_to_have_happened() -> anyhow::Result<()> {
+async fn rule_52_our_own_client_does_not_repeat_what_an_operator_believed_not_to_have_happened()
+-> anyhow::Result<()> {
     for (path, status) in [("/pay", "201"), ("/pay", "504"), ("/fenced", "201")] {
-        let world = World::setup().clock_by_hand().routes(Router::new().route("/fenced", post(fenced))).start().await?;
+        let world = World::setup()
+            .clock_by_hand()
+            .routes(Router::new().route("/fenced", post(fenced)))
+            .start()
+            .await?;
         world.store.always("renew", Some(Fault::LostRequest));
         let request = Request::post(format!("http://{}{path}", world.client.address()))
             .header("idempotency-key", "\"abc\"")
@@ -271,7 +306,8 @@ async fn rule_52_our_own_client_does_not_repeat_what_an_operator_believed_not_to
         })
         .await?;
         let answer = first.await???;
-        let problem = answer.headers.get("idempotency-problem").and_then(|problem| problem.to_str().ok());
+        let problem =
+            answer.headers.get("idempotency-problem").and_then(|problem| problem.to_str().ok());
         assert_eq!((answer.status, problem), (409, Some("uncertain")), "{path} {status}");
         assert_eq!((answer.attempts(), world.effects("abc")), (Some(1), 1), "{path} {status}");
     }
@@ -280,7 +316,8 @@ async fn rule_52_our_own_client_does_not_repeat_what_an_operator_believed_not_to
 
 /// Everybody else gets the operator's.
 #[tokio::test]
-async fn rule_52_a_late_owner_that_does_not_know_gets_the_answer_of_the_operator() -> anyhow::Result<()> {
+async fn rule_52_a_late_owner_that_does_not_know_gets_the_answer_of_the_operator()
+-> anyhow::Result<()> {
     let world = World::setup().clock_by_hand().start().await?;
     world.store.always("renew", Some(Fault::LostRequest));
     let first = world.pay("abc").header("x-wait", "1").header("x-status", "504").spawn();

@@ -7,7 +7,9 @@ use anyhow::bail;
 use idempotency::http::client::{ClientError, ClientService, RequestKey, RequestLabel};
 use idempotency::store::MemoryStore;
 use idempotency::testing::ManualClock;
-use idempotency::{Call, Context, Error, ErrorKind, Idempotency, InCurrentScope as _, OnCrash, Verdict};
+use idempotency::{
+    Call, Context, Error, ErrorKind, Idempotency, InCurrentScope as _, OnCrash, Verdict,
+};
 
 use crate::scripted::{Outcome, Scripted, Step, Strict, answer, client, layer, send};
 use crate::world::{DAY, PATIENCE};
@@ -72,7 +74,11 @@ async fn keys_are_the_same_in_every_attempt_and_others_in_every_call() -> anyhow
     let keys = caller.service.keys();
     assert_eq!(keys[..3], keys[3..6], "a later attempt repeats the keys");
     assert_eq!(keys[0], quoted(&derived), "a label is the purpose of a derived key");
-    assert_eq!(keys.iter().collect::<HashSet<_>>().len(), 6, "three requests in each of two calls: {keys:?}");
+    assert_eq!(
+        keys.iter().collect::<HashSet<_>>().len(),
+        6,
+        "three requests in each of two calls: {keys:?}"
+    );
     Ok(())
 }
 
@@ -101,15 +107,30 @@ async fn a_second_request_to_one_address_needs_a_label() -> anyhow::Result<()> {
         caller.send("/charge?another", None).await??;
         caller.send("/charge", Some("second")).await??;
         caller.send("/charge", Some("second")).await??;
-        let refused = refused.map(|error| (error.kind() == ErrorKind::InvalidKey, error.to_string()));
+        let refused =
+            refused.map(|error| (error.kind() == ErrorKind::InvalidKey, error.to_string()));
         anyhow::Ok(refused)
     };
     let (is_invalid_key, text) = caller.order(1).run(body).await?.unwrap_or_default();
-    assert!(is_invalid_key && text.contains("orders.pay") && text.ends_with("give each a `RequestLabel`"), "{text}");
-    let paths: Vec<_> = caller.service.received().into_iter().map(|received| received.path).collect();
-    assert_eq!(paths, ["/charge", "/charge?another", "/charge", "/charge"], "what was refused was not sent");
+    assert!(
+        is_invalid_key
+            && text.contains("orders.pay")
+            && text.ends_with("give each a `RequestLabel`"),
+        "{text}"
+    );
+    let paths: Vec<_> =
+        caller.service.received().into_iter().map(|received| received.path).collect();
+    assert_eq!(
+        paths,
+        ["/charge", "/charge?another", "/charge", "/charge"],
+        "what was refused was not sent"
+    );
     let keys = caller.service.keys();
-    assert_eq!((keys.iter().collect::<HashSet<_>>().len(), &keys[2]), (3, &keys[3]), "one label is one request");
+    assert_eq!(
+        (keys.iter().collect::<HashSet<_>>().len(), &keys[2]),
+        (3, &keys[3]),
+        "one label is one request"
+    );
     Ok(())
 }
 
@@ -122,9 +143,13 @@ async fn what_was_not_answered_is_sent_again_with_its_key() -> anyhow::Result<()
         // Nobody waits for the answer to the third.
         let mut client = caller.client.clone();
         std::future::poll_fn(|task| tower::Service::poll_ready(&mut client, task)).await?;
-        let hanging = tokio::spawn(tower::Service::call(&mut client, caller.service.post("/charge")));
+        let hanging =
+            tokio::spawn(tower::Service::call(&mut client, caller.service.post("/charge")));
         caller.service.has_received(3).await?;
-        assert!(refusal(caller.send("/charge", None).await?).is_some(), "the other one is still on its way");
+        assert!(
+            refusal(caller.send("/charge", None).await?).is_some(),
+            "the other one is still on its way"
+        );
         hanging.abort();
         assert!(hanging.await.is_err_and(|error| error.is_cancelled()));
         assert_eq!(caller.send("/charge", None).await??.status, 402);
@@ -167,11 +192,16 @@ async fn tasks_of_a_body_take_its_call_along() -> anyhow::Result<()> {
     };
     let derived = caller.order(1).run(body).await?;
     let keys = caller.service.keys();
-    assert_eq!((keys[0] == quoted(&derived), keys[1] == quoted(&derived)), (true, false), "{keys:?}");
+    assert_eq!(
+        (keys[0] == quoted(&derived), keys[1] == quoted(&derived)),
+        (true, false),
+        "{keys:?}"
+    );
     Ok(())
 }
 
-/// Where lookups are sent with POST, the service would answer each from the record of the one before.
+/// Where lookups are sent with POST, the service would answer each from the record of the one
+/// before.
 #[tokio::test]
 async fn a_question_says_what_its_requests_repeat() -> anyhow::Result<()> {
     let caller = Caller::new([]).await?;
@@ -194,10 +224,13 @@ async fn a_question_says_what_its_requests_repeat() -> anyhow::Result<()> {
         assert!(tokio::time::timeout(Duration::from_millis(200), attempt).await.is_err());
     }
     let question = |_: Context| async {
-        let refused = refusal(caller.send("/search", None).await?).map(|error| (error.kind(), error.to_string()));
+        let refused = refusal(caller.send("/search", None).await?)
+            .map(|error| (error.kind(), error.to_string()));
         let (kind, text) = refused.unwrap_or((ErrorKind::Config, String::new()));
         assert!(
-            kind == ErrorKind::InvalidKey && text.contains("RequestKey") && text.contains("RequestLabel"),
+            kind == ErrorKind::InvalidKey
+                && text.contains("RequestKey")
+                && text.contains("RequestLabel"),
             "{text}"
         );
         assert!(refusal(caller.send("/ledger", None).await?).is_some());
@@ -217,6 +250,9 @@ async fn a_question_says_what_its_requests_repeat() -> anyhow::Result<()> {
     let paths: Vec<_> = received.iter().map(|received| received.path.as_str()).collect();
     assert_eq!(paths, ["/charge", "/ledger", "/charge", "/search", "/ledger"]);
     let keys = caller.service.keys();
-    assert_eq!((&keys[0], &keys[1], keys[3].as_str()), (&keys[2], &keys[4], "\"of this question\""));
+    assert_eq!(
+        (&keys[0], &keys[1], keys[3].as_str()),
+        (&keys[2], &keys[4], "\"of this question\"")
+    );
     Ok(())
 }

@@ -40,7 +40,13 @@ async fn rule_23_a_panic_is_a_500_and_its_claim_is_resolved_by_policy() -> anyho
         let mut retry = world.client.post("/panic").key("abc").send().await?;
         eventually_async("the claim to be resolved", async || {
             if retry.status == 409 && retry.problem().is_ok_and(|name| name == "in-progress") {
-                retry = world.client.post("/panic").key("abc").send().await.expect("the server answers");
+                retry = world
+                    .client
+                    .post("/panic")
+                    .key("abc")
+                    .send()
+                    .await
+                    .expect("the server answers");
                 return false;
             }
             true
@@ -55,7 +61,8 @@ async fn rule_23_a_panic_is_a_500_and_its_claim_is_resolved_by_policy() -> anyho
 }
 
 #[tokio::test]
-async fn rule_24_a_client_that_leaves_neither_runs_it_twice_nor_loses_the_result() -> anyhow::Result<()> {
+async fn rule_24_a_client_that_leaves_neither_runs_it_twice_nor_loses_the_result()
+-> anyhow::Result<()> {
     let world = World::new().await?;
     let headers = b"Idempotency-Key: \"abc\"\r\nx-wait: 1\r\n";
     let connection = world.client.write(raw_post("/pay", headers, b"{}")).await?;
@@ -64,8 +71,10 @@ async fn rule_24_a_client_that_leaves_neither_runs_it_twice_nor_loses_the_result
     // While the handler goes on for nobody.
     world.pay("abc").send().await?.assert_problem(409, "in-progress")?;
     world.shop.gate.open();
-    eventually_async("the result", async || world.state("abc").await.ok().flatten() == Some(RecordState::Completed))
-        .await?;
+    eventually_async("the result", async || {
+        world.state("abc").await.ok().flatten() == Some(RecordState::Completed)
+    })
+    .await?;
     let retry = world.pay("abc").send().await?;
     assert_eq!((retry.status, retry.is_replayed(), world.effects("abc")), (201, true, 1));
     Ok(())
@@ -87,7 +96,10 @@ async fn shutdown_waits_for_handlers_whose_client_has_left() -> anyhow::Result<(
     assert!(!shutdown.is_finished());
     world.shop.gate.open();
     assert_eq!(within("the drain", shutdown).await??.abandoned, 0);
-    assert_eq!((world.state("abc").await?, world.effects("abc")), (Some(RecordState::Completed), 1));
+    assert_eq!(
+        (world.state("abc").await?, world.effects("abc")),
+        (Some(RecordState::Completed), 1)
+    );
     Ok(())
 }
 
@@ -159,7 +171,8 @@ fn streams() -> Router<Shop> {
     }
     async fn broken(State(shop): State<Shop>) -> Response<Body> {
         shop.effect("broken");
-        let pieces = stream::iter([Ok(Bytes::from("half")), Err(std::io::Error::other("the disk is gone"))]);
+        let pieces =
+            stream::iter([Ok(Bytes::from("half")), Err(std::io::Error::other("the disk is gone"))]);
         Response::new(Body::from_stream(pieces))
     }
     Router::new()
@@ -171,14 +184,22 @@ fn streams() -> Router<Shop> {
 }
 
 #[tokio::test]
-async fn rule_25_streams_and_large_answers_reach_the_first_caller_and_are_never_replayed_in_part() -> anyhow::Result<()>
-{
-    let world = World::setup().routes(streams()).layer(|layer| layer.with_max_response_body(1_000)).start().await?;
+async fn rule_25_streams_and_large_answers_reach_the_first_caller_and_are_never_replayed_in_part()
+-> anyhow::Result<()> {
+    let world = World::setup()
+        .routes(streams())
+        .layer(|layer| layer.with_max_response_body(1_000))
+        .start()
+        .await?;
     // The first piece comes before the last one is there.
-    let mut connection = world.client.write(raw_post("/small", b"Idempotency-Key: small\r\n", b"{}")).await?;
+    let mut connection =
+        world.client.write(raw_post("/small", b"Idempotency-Key: small\r\n", b"{}")).await?;
     let mut read = Vec::new();
     while !String::from_utf8_lossy(&read).contains("pppppppppp") {
-        assert!(within("the first piece", connection.read_buf(&mut read)).await?? > 0, "closed early");
+        assert!(
+            within("the first piece", connection.read_buf(&mut read)).await?? > 0,
+            "closed early"
+        );
     }
     world.client.post("/small").key("small").send().await?.assert_problem(409, "in-progress")?;
     world.shop.gate.open();
@@ -187,9 +208,15 @@ async fn rule_25_streams_and_large_answers_reach_the_first_caller_and_are_never_
     let retry = world.client.post("/small").key("small").send().await?;
     assert_eq!((retry.is_replayed(), retry.body.len()), (true, 30));
 
-    for (path, key, size) in [("/large", "large", 2_000), ("/known", "known", 1_001), ("/events", "events", 1)] {
+    for (path, key, size) in
+        [("/large", "large", 2_000), ("/known", "known", 1_001), ("/events", "events", 1)]
+    {
         let first = world.client.post(path).key(key).send().await?;
-        assert_eq!((first.status, first.body.len(), first.is_replayed()), (200, size, false), "{path}");
+        assert_eq!(
+            (first.status, first.body.len(), first.is_replayed()),
+            (200, size, false),
+            "{path}"
+        );
         for _ in 0..2 {
             let mut retry = world.client.post(path).key(key).send().await?;
             eventually_async("the record", async || {
@@ -220,7 +247,13 @@ async fn rule_25_a_stream_ends_for_its_caller_when_the_record_is_written() -> an
     eventually_async("the commit", async || world.store.requests("complete") == 1).await?;
     // Time for an end that does not wait for the record to arrive.
     for _ in 0..5 {
-        world.client.post("/small").key("small").send().await?.assert_problem(409, "in-progress")?;
+        world
+            .client
+            .post("/small")
+            .key("small")
+            .send()
+            .await?
+            .assert_problem(409, "in-progress")?;
     }
     assert!(!first.is_answered());
     commits.open();
@@ -232,14 +265,18 @@ async fn rule_25_a_stream_ends_for_its_caller_when_the_record_is_written() -> an
 
 /// A stream under way, for whom its client waits at the gate.
 async fn a_stream_under_way(policy: OnCrash) -> anyhow::Result<(World, Pending)> {
-    let world = World::setup().routes(streams()).layer(move |layer| layer.with_on_crash(policy)).start().await?;
+    let world = World::setup()
+        .routes(streams())
+        .layer(move |layer| layer.with_on_crash(policy))
+        .start()
+        .await?;
     let first = world.client.post("/small").key("small").spawn();
     eventually_async("the stream", async || world.effects("small") == 1).await?;
     Ok((world, first))
 }
 
-/// The claim of a stream is over, and somebody else has another answer for everybody. `late` is what the stream's own waits
-/// for.
+/// The claim of a stream is over, and somebody else has another answer for everybody. `late` is
+/// what the stream's own waits for.
 async fn is_answered_by_another(world: &World, first: Pending, late: &Gate) -> anyhow::Result<()> {
     let layer = world.layer_of_another().with_on_crash(OnCrash::Retry);
     let another = Server::start(router(&world.shop, streams()).layer(layer)).await?;
@@ -261,14 +298,16 @@ async fn is_answered_by_another(world: &World, first: Pending, late: &Gate) -> a
 }
 
 #[tokio::test]
-async fn rule_25_a_stream_whose_claim_is_over_does_not_end_as_if_it_were_the_answer() -> anyhow::Result<()> {
+async fn rule_25_a_stream_whose_claim_is_over_does_not_end_as_if_it_were_the_answer()
+-> anyhow::Result<()> {
     let (world, first) = a_stream_under_way(OnCrash::Retry).await?;
     assert_eq!(world.engine.shutdown(Duration::ZERO).await.abandoned, 1);
     is_answered_by_another(&world, first, &Gate::new()).await
 }
 
 #[tokio::test]
-async fn rule_25_a_stream_that_is_overtaken_at_its_end_does_not_end_as_if_it_were_the_answer() -> anyhow::Result<()> {
+async fn rule_25_a_stream_that_is_overtaken_at_its_end_does_not_end_as_if_it_were_the_answer()
+-> anyhow::Result<()> {
     let patient = Duration::from_secs(600);
     let world = World::setup()
         .clock_by_hand()
@@ -289,9 +328,14 @@ async fn rule_25_a_stream_that_is_overtaken_at_its_end_does_not_end_as_if_it_wer
 
 /// It is the truth, though nobody else may get it.
 #[tokio::test]
-async fn rule_25_a_stream_whose_record_cannot_be_written_is_whole_all_the_same() -> anyhow::Result<()> {
+async fn rule_25_a_stream_whose_record_cannot_be_written_is_whole_all_the_same()
+-> anyhow::Result<()> {
     let soon = Duration::from_millis(10);
-    let world = World::setup().engine(move |builder| builder.commit_timeout(soon)).routes(streams()).start().await?;
+    let world = World::setup()
+        .engine(move |builder| builder.commit_timeout(soon))
+        .routes(streams())
+        .start()
+        .await?;
     world.shop.gate.open();
     world.store.always("complete", Some(Fault::LostRequest));
     let first = world.client.post("/small").key("small").send().await?;
@@ -301,9 +345,12 @@ async fn rule_25_a_stream_whose_record_cannot_be_written_is_whole_all_the_same()
 
 /// If it never can be, the next attempt has an answer of its own for everybody.
 #[tokio::test]
-async fn rule_25_an_answer_whose_record_cannot_be_written_is_none_where_another_may_be_given() -> anyhow::Result<()> {
+async fn rule_25_an_answer_whose_record_cannot_be_written_is_none_where_another_may_be_given()
+-> anyhow::Result<()> {
     let soon = Duration::from_millis(10);
-    for (policy, is_given) in [(OnCrash::Hold, true), (OnCrash::Retry, false), (OnCrash::Resume, false)] {
+    for (policy, is_given) in
+        [(OnCrash::Hold, true), (OnCrash::Retry, false), (OnCrash::Resume, false)]
+    {
         let world = World::setup()
             .engine(move |builder| builder.commit_timeout(soon))
             .layer(move |layer| layer.with_on_crash(policy))
@@ -314,7 +361,11 @@ async fn rule_25_an_answer_whose_record_cannot_be_written_is_none_where_another_
         world.store.always("complete", Some(Fault::LostRequest));
         let whole = world.pay("whole").send().await?;
         if is_given {
-            assert_eq!((whole.status, whole.header("idempotency-key-expires")), (201, None), "{policy:?}");
+            assert_eq!(
+                (whole.status, whole.header("idempotency-key-expires")),
+                (201, None),
+                "{policy:?}"
+            );
         } else {
             whole.assert_problem(409, "uncertain")?;
         }
@@ -324,7 +375,8 @@ async fn rule_25_an_answer_whose_record_cannot_be_written_is_none_where_another_
         // It is stored in the background as soon as it can be.
         world.store.always("complete", None);
         eventually_async("the record", async || {
-            let retries = [world.pay("whole"), world.client.post("/small").key("small")].map(Outgoing::send);
+            let retries =
+                [world.pay("whole"), world.client.post("/small").key("small")].map(Outgoing::send);
             futures::future::join_all(retries)
                 .await
                 .into_iter()
@@ -336,9 +388,11 @@ async fn rule_25_an_answer_whose_record_cannot_be_written_is_none_where_another_
     Ok(())
 }
 
-/// Nobody gives another answer under this policy: it is as with a status that leaves the outcome unknown.
+/// Nobody gives another answer under this policy: it is as with a status that leaves the outcome
+/// unknown.
 #[tokio::test]
-async fn rule_25_a_stream_whose_claim_is_over_goes_on_where_nobody_answers_again() -> anyhow::Result<()> {
+async fn rule_25_a_stream_whose_claim_is_over_goes_on_where_nobody_answers_again()
+-> anyhow::Result<()> {
     let (world, first) = a_stream_under_way(OnCrash::Hold).await?;
     assert_eq!(world.engine.shutdown(Duration::ZERO).await.abandoned, 1);
     world.shop.gate.open();
@@ -352,7 +406,9 @@ async fn rule_25_a_stream_whose_claim_is_over_goes_on_where_nobody_answers_again
 
 #[tokio::test]
 async fn rule_25_a_service_may_run_again_what_was_too_large_to_keep() -> anyhow::Result<()> {
-    let layer = |layer: IdempotencyLayer| layer.with_max_response_body(1_000).with_unreplayable(Unreplayable::Release);
+    let layer = |layer: IdempotencyLayer| {
+        layer.with_max_response_body(1_000).with_unreplayable(Unreplayable::Release)
+    };
     let world = World::setup().routes(streams()).layer(layer).start().await?;
     for runs in 1..=2 {
         let reply = world.client.post("/known").key("known").send().await?;
@@ -364,17 +420,29 @@ async fn rule_25_a_service_may_run_again_what_was_too_large_to_keep() -> anyhow:
 
 #[tokio::test]
 async fn rule_25_headers_over_the_limit_are_too_large_without_a_body_too() -> anyhow::Result<()> {
-    for (unreplayable, status, effects) in [(Unreplayable::Mark, 409, 1), (Unreplayable::Release, 204, 2)] {
-        let layer = move |layer: IdempotencyLayer| layer.with_max_response_body(10).with_unreplayable(unreplayable);
+    for (unreplayable, status, effects) in
+        [(Unreplayable::Mark, 409, 1), (Unreplayable::Release, 204, 2)]
+    {
+        let layer = move |layer: IdempotencyLayer| {
+            layer.with_max_response_body(10).with_unreplayable(unreplayable)
+        };
         let deleted = async |State(shop): State<Shop>| {
             shop.effect("deleted");
             StatusCode::NO_CONTENT
         };
-        let world = World::setup().routes(Router::new().route("/delete", post(deleted))).layer(layer).start().await?;
+        let world = World::setup()
+            .routes(Router::new().route("/delete", post(deleted)))
+            .layer(layer)
+            .start()
+            .await?;
         let delete = || world.client.post("/delete").key("abc").send();
         let (first, retry) = (delete().await?, delete().await?);
         assert_eq!((first.status, first.header("idempotency-key-expires")), (204, None));
-        assert_eq!((retry.status, world.effects("deleted")), (status, effects), "{unreplayable:?}: {retry:?}");
+        assert_eq!(
+            (retry.status, world.effects("deleted")),
+            (status, effects),
+            "{unreplayable:?}: {retry:?}"
+        );
     }
     Ok(())
 }
@@ -382,30 +450,40 @@ async fn rule_25_headers_over_the_limit_are_too_large_without_a_body_too() -> an
 #[tokio::test]
 async fn rule_25_an_answer_that_breaks_off_is_neither_ended_nor_replayed() -> anyhow::Result<()> {
     let world = World::setup().routes(streams()).start().await?;
-    let answer = world.client.exchange(raw_post("/broken", b"Idempotency-Key: broken\r\n", b"{}")).await?;
+    let answer =
+        world.client.exchange(raw_post("/broken", b"Idempotency-Key: broken\r\n", b"{}")).await?;
     assert!(!answer.ends_with("0\r\n\r\n"), "{answer}");
-    eventually_async("the record", async || world.state("broken").await.ok().flatten() == Some(RecordState::InDoubt))
-        .await?;
+    eventually_async("the record", async || {
+        world.state("broken").await.ok().flatten() == Some(RecordState::InDoubt)
+    })
+    .await?;
     world.client.post("/broken").key("broken").send().await?.assert_problem(409, "uncertain")?;
     assert_eq!(world.effects("broken"), 1);
     Ok(())
 }
 
 #[tokio::test]
-async fn rule_26_a_request_body_over_the_limit_is_refused_and_leaves_nothing() -> anyhow::Result<()> {
+async fn rule_26_a_request_body_over_the_limit_is_refused_and_leaves_nothing() -> anyhow::Result<()>
+{
     let world = World::with(|layer| layer.with_max_request_body(1_000)).await?;
     world.pay("abc").body("x".repeat(1_001)).send().await?.assert_problem(413, "too-large")?;
     // Without a length in front.
     let chunk = format!("{:x}\r\n{}\r\n0\r\n\r\n", 1_001, "x".repeat(1_001));
-    let head = "POST /pay HTTP/1.1\r\nHost: test\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n";
-    let answer = world.client.exchange(format!("{head}Idempotency-Key: abc\r\n\r\n{chunk}")).await?;
+    let head =
+        "POST /pay HTTP/1.1\r\nHost: test\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n";
+    let answer =
+        world.client.exchange(format!("{head}Idempotency-Key: abc\r\n\r\n{chunk}")).await?;
     assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
     // A client that says more than it sends.
     let head = "POST /pay HTTP/1.1\r\nHost: test\r\nConnection: close\r\nContent-Length: 10\r\n";
-    let mut connection = world.client.write(format!("{head}Idempotency-Key: abc\r\n\r\nhalf")).await?;
+    let mut connection =
+        world.client.write(format!("{head}Idempotency-Key: abc\r\n\r\nhalf")).await?;
     tokio::io::AsyncWriteExt::shutdown(&mut connection).await?;
     within("the end", connection.read_to_end(&mut Vec::new())).await??;
-    assert_eq!((world.shop.effects.lines()?.len(), world.records().await?, world.store.requests("claim")), (0, 0, 0));
+    assert_eq!(
+        (world.shop.effects.lines()?.len(), world.records().await?, world.store.requests("claim")),
+        (0, 0, 0)
+    );
 
     assert_eq!(world.pay("abc").body("x".repeat(1_000)).send().await?.status, 201);
     Ok(())

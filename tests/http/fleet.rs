@@ -1,5 +1,6 @@
-//! Two servers on one Redis, killed and started again at random under many clients that retry: the failure table, cell by
-//! cell. `IDEMPOTENCY_SEED` repeats the choices of a run; how its requests meet is not repeated.
+//! Two servers on one Redis, killed and started again at random under many clients that retry: the
+//! failure table, cell by cell. `IDEMPOTENCY_SEED` repeats the choices of a run; how its requests
+//! meet is not repeated.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -25,16 +26,25 @@ const SERVERS: usize = 2;
 const REQUESTS_OF_A_KEY: usize = 10;
 /// How many requests are with a server at once. Those that wait for their next try are with none.
 const AT_ONCE: usize = 6;
-/// Long enough that a busy machine does not miss its renewals, for the claims of those that live; those of the dead end.
+/// Long enough that a busy machine does not miss its renewals, for the claims of those that live;
+/// those of the dead end.
 const LEASE: Duration = Duration::from_secs(9);
-/// What is left of its lease at least when a handler begins: no body starts when 80 % of it is over.
+/// What is left of its lease at least when a handler begins: no body starts when 80 % of it is
+/// over.
 const LEFT_AT_LEAST: Duration = Duration::from_millis(1_800);
 /// How long a client asks before the test fails.
 const PATIENCE: Duration = Duration::from_secs(10 * DEADLINE.as_secs());
 
 /// Where servers are killed; the others of their requests may be anywhere.
-const POINTS: [&str; 7] =
-    [AFTER_EFFECT, BEFORE_EFFECT, AFTER_COMMIT, AFTER_CLAIM, BEFORE_COMMIT, BEFORE_SEND, AFTER_SEND];
+const POINTS: [&str; 7] = [
+    AFTER_EFFECT,
+    BEFORE_EFFECT,
+    AFTER_COMMIT,
+    AFTER_CLAIM,
+    BEFORE_COMMIT,
+    BEFORE_SEND,
+    AFTER_SEND,
+];
 /// Those at which the handler runs.
 const IN_THE_HANDLER: [&str; 2] = [AFTER_EFFECT, BEFORE_EFFECT];
 
@@ -92,14 +102,22 @@ impl Fleet {
     }
 
     /// Keeps a server in one place, and kills it `kills` times.
-    async fn keep(&self, place: usize, kills: usize, mut random: Random) -> anyhow::Result<Vec<Death>> {
+    async fn keep(
+        &self,
+        place: usize,
+        kills: usize,
+        mut random: Random,
+    ) -> anyhow::Result<Vec<Death>> {
         let mut deaths = Vec::new();
         // Each point once, the handler's first, and then any.
-        let mut points: Vec<_> = POINTS.into_iter().skip(place).chain(POINTS.into_iter().take(place)).rev().collect();
+        let mut points: Vec<_> =
+            POINTS.into_iter().skip(place).chain(POINTS.into_iter().take(place)).rev().collect();
         let mut is_over = self.is_over.subscribe();
         loop {
             let point = (deaths.len() < kills).then(|| {
-                let any = || POINTS[usize::try_from(random.below(POINTS.len() as u64)).unwrap_or_default()];
+                let any = || {
+                    POINTS[usize::try_from(random.below(POINTS.len() as u64)).unwrap_or_default()]
+                };
                 points.pop().unwrap_or_else(any)
             });
             let mut server = Process::start(&self.orders, point.as_slice()).await?;
@@ -129,7 +147,10 @@ impl Fleet {
             if let Some(server) = self.server(&mut planned.random) {
                 let place = self.places.acquire().await?;
                 self.sent.fetch_add(1, Ordering::Relaxed);
-                let request = server.post("/charge").key(&planned.key).header(TAKES, planned.millis.to_string());
+                let request = server
+                    .post("/charge")
+                    .key(&planned.key)
+                    .header(TAKES, planned.millis.to_string());
                 // Without an answer, its server was killed.
                 let reply = request.send().await.ok();
                 drop(place);
@@ -147,8 +168,14 @@ impl Fleet {
         }
     }
 
-    /// All requests of all keys, and their answers. The next keys come after each death, and when all are answered.
-    async fn drive(self: &Arc<Self>, keys: usize, kills: usize, mut random: Random) -> anyhow::Result<Answers> {
+    /// All requests of all keys, and their answers. The next keys come after each death, and when
+    /// all are answered.
+    async fn drive(
+        self: &Arc<Self>,
+        keys: usize,
+        kills: usize,
+        mut random: Random,
+    ) -> anyhow::Result<Answers> {
         let (mut answers, mut asking) = (Answers::new(), JoinSet::new());
         let mut deaths = self.deaths.subscribe();
         let each = keys.div_ceil(SERVERS * kills + 1);
@@ -159,7 +186,8 @@ impl Fleet {
             let mut planned: Vec<_> = together.flat_map(|key| [key; REQUESTS_OF_A_KEY]).collect();
             planned.sort_by_cached_key(|_| random.bits());
             for key in planned {
-                let planned = Planned { key: name(key), millis: random.below(20), random: random.fork() };
+                let planned =
+                    Planned { key: name(key), millis: random.below(20), random: random.fork() };
                 asking.spawn(tokio::time::timeout(PATIENCE, self.clone().ask(planned)));
             }
             loop {
@@ -180,7 +208,11 @@ impl Fleet {
     }
 
     /// What one more client of each key is told in the end.
-    async fn last(self: &Arc<Self>, keys: usize, mut random: Random) -> anyhow::Result<BTreeMap<String, Reply>> {
+    async fn last(
+        self: &Arc<Self>,
+        keys: usize,
+        mut random: Random,
+    ) -> anyhow::Result<BTreeMap<String, Reply>> {
         let server = Process::start(&self.orders, &[]).await?;
         self.put(0, Some(server.client().clone()));
         let mut asking = JoinSet::new();
@@ -212,7 +244,9 @@ async fn pass(server: &mut Process, nth: u64) -> anyhow::Result<()> {
     for number in 1..=nth {
         // Nobody may come this way for as long as a lease, or longer.
         loop {
-            if let Ok(reached) = tokio::time::timeout(DEADLINE / 2, server.worker().next_point()).await {
+            if let Ok(reached) =
+                tokio::time::timeout(DEADLINE / 2, server.worker().next_point()).await
+            {
                 reached?;
                 break;
             }
@@ -260,7 +294,9 @@ impl Key {
 
     /// Claims whose handler did not begin.
     fn without_run(&self) -> usize {
-        usize::try_from(self.record.attempts).unwrap_or_default().saturating_sub(self.entry.began.len())
+        usize::try_from(self.record.attempts)
+            .unwrap_or_default()
+            .saturating_sub(self.entry.began.len())
     }
 }
 
@@ -281,16 +317,23 @@ impl Story {
     fn check(&self, key: &Key) -> anyhow::Result<()> {
         let Key { entry, answers, last, record } = key;
         ensure!(answers.len() == REQUESTS_OF_A_KEY, "{} answers", answers.len());
-        ensure!(entry.charged.iter().all(|run| entry.began.contains(run)), "a charge without its run");
+        ensure!(
+            entry.charged.iter().all(|run| entry.began.contains(run)),
+            "a charge without its run"
+        );
         for (answer, _) in answers.iter().filter(|(answer, _)| answer.status == 201) {
             ensure!(answer.answer() == last.answer(), "{answer:?} and {last:?}");
-            let expires = |reply: &Reply| reply.header("idempotency-key-expires").map(str::to_owned);
+            let expires =
+                |reply: &Reply| reply.header("idempotency-key-expires").map(str::to_owned);
             ensure!(expires(answer) == expires(last), "{answer:?} and {last:?}");
         }
         let refusals: Vec<_> = answers.iter().filter(|(answer, _)| answer.status != 201).collect();
         for (refusal, at) in &refusals {
             refusal.assert_problem(409, "uncertain")?;
-            ensure!(entry.began.iter().all(|run| is_over(run, *at)), "told before the lease was over");
+            ensure!(
+                entry.began.iter().all(|run| is_over(run, *at)),
+                "told before the lease was over"
+            );
         }
         let is_late = |runs: &[Run]| is_over(&runs[0], runs[1].began);
         ensure!(entry.began.windows(2).all(is_late), "taken over before the lease was over");
@@ -302,19 +345,32 @@ impl Story {
             last.assert_problem(409, "uncertain")?;
             ensure!(refusals.len() == answers.len(), "an answer, and now it is in doubt");
             ensure!(entry.charged.len() <= 1, "{} charges", entry.charged.len());
-            ensure!(entry.began.iter().all(|run| self.has_died(run)), "in doubt, and its owner lives");
+            ensure!(
+                entry.began.iter().all(|run| self.has_died(run)),
+                "in doubt, and its owner lives"
+            );
             return Ok(());
         }
         ensure!(record.state == RecordState::Completed && last.is_replayed(), "{last:?}");
         let winner = key.winner().with_context(|| format!("nobody charged for {last:?}"))?;
         ensure!(winner.attempt == record.attempts, "attempt {} has the result", winner.attempt);
         // An owner that stands still for longer than its lease settles the doubt when it goes on.
-        ensure!(refusals.is_empty() || (self.policy == Policy::Hold && !self.has_died(winner)), "{refusals:?}");
+        ensure!(
+            refusals.is_empty() || (self.policy == Policy::Hold && !self.has_died(winner)),
+            "{refusals:?}"
+        );
         ensure!(key.began_only().all(|run| self.has_died(run)), "a run that lives has no charge");
         let of_the_dead = key.lost().filter(|run| self.has_died(run)).count();
         let of_the_late = key.lost().filter(|run| !self.has_died(run)).count();
-        ensure!(of_the_late <= self.overtaken, "a charge of a process that lives and was not overtaken");
-        ensure!(entry.charged.len() == 1 + of_the_dead + of_the_late, "{} charges", entry.charged.len());
+        ensure!(
+            of_the_late <= self.overtaken,
+            "a charge of a process that lives and was not overtaken"
+        );
+        ensure!(
+            entry.charged.len() == 1 + of_the_dead + of_the_late,
+            "{} charges",
+            entry.charged.len()
+        );
         Ok(())
     }
 
@@ -341,7 +397,9 @@ impl Story {
         for death in &self.deaths {
             ensure!(self.shows(death), "no key was left by {death:?}");
         }
-        let at = |points: &[&str]| self.deaths.iter().filter(|death| points.contains(&death.point)).count();
+        let at = |points: &[&str]| {
+            self.deaths.iter().filter(|death| points.contains(&death.point)).count()
+        };
         let without_run: usize = self.keys.values().map(Key::without_run).sum();
         ensure!(without_run >= at(&[AFTER_CLAIM]), "{without_run} claims have no run");
         ensure!(at(&IN_THE_HANDLER) >= SERVERS, "killed in the handler: {:?}", self.deaths);
@@ -365,7 +423,11 @@ async fn run(policy: Policy) -> anyhow::Result<()> {
     )?;
     deaths.extend(more);
     let last = fleet.last(keys, random).await?;
-    println!("{} requests sent, {} servers killed", fleet.sent.load(Ordering::Relaxed), deaths.len());
+    println!(
+        "{} requests sent, {} servers killed",
+        fleet.sent.load(Ordering::Relaxed),
+        deaths.len()
+    );
 
     let late = |process: &u32| deaths.iter().all(|death| death.process != *process);
     let overtaken = all_overtaken(&orders.log()?)?.into_iter().filter(late).count();
@@ -387,11 +449,13 @@ async fn run(policy: Policy) -> anyhow::Result<()> {
 }
 
 #[tokio::test]
-async fn under_hold_a_fleet_that_is_killed_at_random_charges_what_the_table_says() -> anyhow::Result<()> {
+async fn under_hold_a_fleet_that_is_killed_at_random_charges_what_the_table_says()
+-> anyhow::Result<()> {
     run(Policy::Hold).await
 }
 
 #[tokio::test]
-async fn under_retry_a_fleet_that_is_killed_at_random_charges_what_the_table_says() -> anyhow::Result<()> {
+async fn under_retry_a_fleet_that_is_killed_at_random_charges_what_the_table_says()
+-> anyhow::Result<()> {
     run(Policy::Retry).await
 }

@@ -1,5 +1,5 @@
-//! Responses in pieces whose end HTTP itself tells, before their stream does: by a length, a status, or the version. A client
-//! has no whole answer before its record is written.
+//! Responses in pieces whose end HTTP itself tells, before their stream does: by a length, a
+//! status, or the version. A client has no whole answer before its record is written.
 
 use std::collections::VecDeque;
 use std::io;
@@ -37,7 +37,10 @@ impl HttpBody for Pieces {
     type Data = Bytes;
     type Error = io::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         Poll::Ready(self.frames.pop_front())
     }
 
@@ -75,7 +78,9 @@ async fn receipt(State(shop): State<Shop>, request: Request<Body>) -> Response<B
         "see-other" => (303, Some(0), body(None, [])),
         "large" => (200, None, body(None, [data(one), data(&two.repeat(100))])),
         "large-declared" => (200, Some(1_818), body(None, [data(one), data(&two.repeat(100))])),
-        "trailers" => (200, None, body(None, [data(&receipt), Ok(Frame::trailers(HeaderMap::new()))])),
+        "trailers" => {
+            (200, None, body(None, [data(&receipt), Ok(Frame::trailers(HeaderMap::new()))]))
+        }
         "chunked" | "of-1.0" => (200, None, body(None, [data(one), data(two)])),
         "whole-chunked" => (200, None, Body::from(receipt.clone())),
         "beyond" => (200, Some(18), body(None, [data(one), data(two)])),
@@ -83,8 +88,12 @@ async fn receipt(State(shop): State<Shop>, request: Request<Body>) -> Response<B
         "broken" => (200, Some(36), body(None, [data(one), data(two), broken()])),
         "broken-known" => (200, Some(36), body(Some(36), [data(one), data(two), broken()])),
         "broken-chunked" => (200, None, body(None, [data(one), broken()])),
-        "short-trailers" => (200, Some(36), body(None, [data(one), Ok(Frame::trailers(HeaderMap::new()))])),
-        "short-trailers-known" => (200, None, body(Some(36), [data(one), Ok(Frame::trailers(HeaderMap::new()))])),
+        "short-trailers" => {
+            (200, Some(36), body(None, [data(one), Ok(Frame::trailers(HeaderMap::new()))]))
+        }
+        "short-trailers-known" => {
+            (200, None, body(Some(36), [data(one), Ok(Frame::trailers(HeaderMap::new()))]))
+        }
         "large-broken" => (200, None, broken_late(shop, two.repeat(100))),
         "held-broken" => (503, None, broken_late(shop, one.to_owned())),
         "released-broken" => (403, None, broken_late(shop, one.to_owned())),
@@ -121,7 +130,8 @@ const ANSWERS: [&str; 11] = [
     "whole-chunked",
 ];
 /// What is no answer, though all that its head promises is there, or trailers end it.
-const NONE: [&str; 6] = ["beyond", "beyond-known", "broken", "broken-known", "short-trailers", "short-trailers-known"];
+const NONE: [&str; 6] =
+    ["beyond", "beyond-known", "broken", "broken-known", "short-trailers", "short-trailers-known"];
 
 fn is_large(kind: &str) -> bool {
     matches!(kind, "large" | "large-declared" | "trailers")
@@ -136,7 +146,12 @@ async fn world(policy: OnCrash, unreplayable: Unreplayable) -> anyhow::Result<Wo
     let soon = Duration::from_millis(10);
     World::setup()
         .engine(move |builder| builder.commit_timeout(soon))
-        .layer(move |layer| layer.with_on_crash(policy).with_max_response_body(LIMIT).with_unreplayable(unreplayable))
+        .layer(move |layer| {
+            layer
+                .with_on_crash(policy)
+                .with_max_response_body(LIMIT)
+                .with_unreplayable(unreplayable)
+        })
         .routes(routes())
         .start()
         .await
@@ -148,11 +163,14 @@ fn ask(world: &World, kind: &str) -> Outgoing {
 
 /// As a client of HTTP/1.0 asks, for whom a response ends with its connection.
 async fn ask_old(client: Client, kind: &str) -> anyhow::Result<String> {
-    let head = format!("POST /{kind} HTTP/1.0\r\nIdempotency-Key: {kind}\r\nContent-Length: 2\r\n\r\n{{}}");
+    let head = format!(
+        "POST /{kind} HTTP/1.0\r\nIdempotency-Key: {kind}\r\nContent-Length: 2\r\n\r\n{{}}"
+    );
     client.exchange(head).await
 }
 
-/// A world whose clock the test moves: the record of a response is lost, and so is the claim after it.
+/// A world whose clock the test moves: the record of a response is lost, and so is the claim after
+/// it.
 async fn world_without_records() -> anyhow::Result<World> {
     let world = World::setup()
         .clock_by_hand()
@@ -166,8 +184,13 @@ async fn world_without_records() -> anyhow::Result<World> {
     Ok(world)
 }
 
-/// Waits until the record is given up and `first` has what there is for it, and gives the answer of another process.
-async fn answer_of_another<T>(world: &World, kind: &str, first: &tokio::task::JoinHandle<T>) -> anyhow::Result<Reply> {
+/// Waits until the record is given up and `first` has what there is for it, and gives the answer of
+/// another process.
+async fn answer_of_another<T>(
+    world: &World,
+    kind: &str,
+    first: &tokio::task::JoinHandle<T>,
+) -> anyhow::Result<Reply> {
     eventually_async("the commit", async || world.store.requests("complete") > 0).await?;
     eventually_async("the end of the first one", async || {
         world.clock.advance(Duration::from_secs(1));
@@ -229,8 +252,8 @@ async fn rule_25_no_framing_ends_an_answer_before_its_record_is_written() -> any
 }
 
 #[tokio::test]
-async fn rule_25_where_nobody_answers_again_an_answer_of_any_framing_is_whole_without_its_record() -> anyhow::Result<()>
-{
+async fn rule_25_where_nobody_answers_again_an_answer_of_any_framing_is_whole_without_its_record()
+-> anyhow::Result<()> {
     for kind in ANSWERS {
         let world = world(OnCrash::Hold, Unreplayable::Mark).await?;
         world.store.always("complete", Some(Fault::LostRequest));
@@ -253,7 +276,11 @@ async fn rule_25_what_may_run_again_for_its_size_waits_for_no_record() -> anyhow
     world.store.always("release", Some(Fault::LostRequest));
     for kind in ["large", "large-declared", "trailers"] {
         let first = ask(&world, kind).send().await?;
-        assert_eq!((first.status, first.body.len() >= 36, world.effects(kind)), (200, true, 1), "{kind}");
+        assert_eq!(
+            (first.status, first.body.len() >= 36, world.effects(kind)),
+            (200, true, 1),
+            "{kind}"
+        );
     }
     Ok(())
 }
@@ -274,19 +301,31 @@ async fn rule_25_what_is_no_answer_is_not_whole_by_its_length_alone() -> anyhow:
 }
 
 async fn is_in_doubt(world: &World, kind: &str) -> anyhow::Result<()> {
-    let is_over = async || world.state(kind).await.ok().flatten().is_some_and(|state| state != RecordState::InProgress);
+    let is_over = async || {
+        world.state(kind).await.ok().flatten().is_some_and(|state| state != RecordState::InProgress)
+    };
     eventually_async("the record", is_over).await?;
     assert_eq!(world.state(kind).await?, Some(RecordState::InDoubt), "{kind}");
     Ok(())
 }
 
 /// All that a client of this version gets of a response that breaks off when it has a part of it.
-async fn ask_until_it_breaks_off(world: &World, kind: &str, version: &str) -> anyhow::Result<String> {
-    let head = format!("POST /{kind} HTTP/{version}\r\nHost: test\r\nConnection: close\r\nIdempotency-Key: {kind}");
-    let mut connection = world.client.write(format!("{head}\r\nContent-Length: 2\r\n\r\n{{}}")).await?;
+async fn ask_until_it_breaks_off(
+    world: &World,
+    kind: &str,
+    version: &str,
+) -> anyhow::Result<String> {
+    let head = format!(
+        "POST /{kind} HTTP/{version}\r\nHost: test\r\nConnection: close\r\nIdempotency-Key: {kind}"
+    );
+    let mut connection =
+        world.client.write(format!("{head}\r\nContent-Length: 2\r\n\r\n{{}}")).await?;
     let mut answer = Vec::new();
     while old_body(&String::from_utf8_lossy(&answer)).is_empty() {
-        ensure!(within("a part", connection.read_buf(&mut answer)).await?? > 0, "{kind}: closed early");
+        ensure!(
+            within("a part", connection.read_buf(&mut answer)).await?? > 0,
+            "{kind}: closed early"
+        );
     }
     world.shop.gate.open();
     within("the end", connection.read_to_end(&mut answer)).await??;
@@ -300,12 +339,15 @@ fn is_seen_to_break_off(answer: &str) -> bool {
         && !answer.ends_with("0\r\n\r\n")
 }
 
-/// What is past the limit is between the handler and its client: the mark is written before it is read. A client of HTTP/1.0
-/// sees no break in it.
+/// What is past the limit is between the handler and its client: the mark is written before it is
+/// read. A client of HTTP/1.0 sees no break in it.
 #[tokio::test]
-async fn rule_25_what_is_past_the_limit_counts_as_answered_whatever_becomes_of_its_rest() -> anyhow::Result<()> {
+async fn rule_25_what_is_past_the_limit_counts_as_answered_whatever_becomes_of_its_rest()
+-> anyhow::Result<()> {
     for policy in [OnCrash::Hold, OnCrash::Retry] {
-        for (kind, version) in [("large-broken", "1.1"), ("events-broken", "1.1"), ("events-broken", "1.0")] {
+        for (kind, version) in
+            [("large-broken", "1.1"), ("events-broken", "1.1"), ("events-broken", "1.0")]
+        {
             let world = world(policy, Unreplayable::Mark).await?;
             let answer = ask_until_it_breaks_off(&world, kind, version).await?;
             let is_of_old = version == "1.0" && answer.starts_with("HTTP/1.0 200 ");
@@ -334,9 +376,11 @@ async fn rule_25_a_client_of_http_1_0_sees_no_break_in_what_is_not_stored() -> a
     Ok(())
 }
 
-/// A gateway passes the version of its upstream on, and a response of HTTP/1.0 would end with its connection.
+/// A gateway passes the version of its upstream on, and a response of HTTP/1.0 would end with its
+/// connection.
 #[tokio::test]
-async fn rule_25_a_response_of_another_version_that_breaks_off_is_not_whole() -> anyhow::Result<()> {
+async fn rule_25_a_response_of_another_version_that_breaks_off_is_not_whole() -> anyhow::Result<()>
+{
     let world = world(OnCrash::Hold, Unreplayable::Mark).await?;
     let answer = ask_until_it_breaks_off(&world, "of-1.0-broken", "1.1").await?;
     assert!(is_seen_to_break_off(&answer), "{answer}");
@@ -349,12 +393,16 @@ fn old_body(answer: &str) -> &str {
 }
 
 #[tokio::test]
-async fn rule_25_a_client_of_http_1_0_gets_no_part_of_an_answer_for_the_whole() -> anyhow::Result<()> {
+async fn rule_25_a_client_of_http_1_0_gets_no_part_of_an_answer_for_the_whole() -> anyhow::Result<()>
+{
     for policy in [OnCrash::Hold, OnCrash::Retry] {
         for kind in ["broken-chunked", "broken-announced"] {
             let world = world(policy, Unreplayable::Mark).await?;
             let answer = ask_old(world.client.clone(), kind).await?;
-            assert!(answer.starts_with("HTTP/1.0 500 ") && answer.contains("internal"), "{kind}: {answer}");
+            assert!(
+                answer.starts_with("HTTP/1.0 500 ") && answer.contains("internal"),
+                "{kind}: {answer}"
+            );
             if policy == OnCrash::Hold {
                 is_in_doubt(&world, kind).await?;
             }
@@ -370,7 +418,8 @@ async fn rule_25_a_client_of_http_1_0_gets_no_part_of_an_answer_for_the_whole() 
 }
 
 #[tokio::test]
-async fn rule_25_a_client_of_http_1_0_gets_no_answer_that_another_attempt_replaces() -> anyhow::Result<()> {
+async fn rule_25_a_client_of_http_1_0_gets_no_answer_that_another_attempt_replaces()
+-> anyhow::Result<()> {
     for kind in ["chunked", "large", "declared"] {
         let world = world_without_records().await?;
         let first = tokio::spawn(ask_old(world.client.clone(), kind));
@@ -378,14 +427,18 @@ async fn rule_25_a_client_of_http_1_0_gets_no_answer_that_another_attempt_replac
         assert_eq!((second.status, world.effects(kind)), (200, 2), "{kind}");
         let first = first.await??;
         let is_declared = first.contains("content-length: 36");
-        assert!(first.starts_with("HTTP/1.0 409 ") || is_declared && old_body(&first).len() < 36, "{kind}: {first}");
+        assert!(
+            first.starts_with("HTTP/1.0 409 ") || is_declared && old_body(&first).len() < 36,
+            "{kind}: {first}"
+        );
     }
     Ok(())
 }
 
 /// They were collected, to be kept.
 #[tokio::test]
-async fn rule_25_a_client_of_http_1_0_gets_all_pieces_of_what_is_too_large_to_keep() -> anyhow::Result<()> {
+async fn rule_25_a_client_of_http_1_0_gets_all_pieces_of_what_is_too_large_to_keep()
+-> anyhow::Result<()> {
     for unreplayable in [Unreplayable::Mark, Unreplayable::Release] {
         let world = world(OnCrash::Hold, unreplayable).await?;
         for (kind, size) in [("large", 1_818), ("trailers", 36)] {
@@ -399,12 +452,20 @@ async fn rule_25_a_client_of_http_1_0_gets_all_pieces_of_what_is_too_large_to_ke
 
 /// Whose claim ends, and whose bytes never do.
 #[tokio::test]
-async fn rule_25_a_body_that_never_ends_is_not_collected_for_longer_than_its_claim() -> anyhow::Result<()> {
+async fn rule_25_a_body_that_never_ends_is_not_collected_for_longer_than_its_claim()
+-> anyhow::Result<()> {
     let quiet = || async {
         let body = Body::from_stream(stream::pending::<io::Result<Bytes>>());
-        Response::builder().header("x-begun", "yes").body(body).expect("the response is well-formed")
+        Response::builder()
+            .header("x-begun", "yes")
+            .body(body)
+            .expect("the response is well-formed")
     };
-    let world = World::setup().clock_by_hand().routes(Router::new().route("/quiet", post(quiet))).start().await?;
+    let world = World::setup()
+        .clock_by_hand()
+        .routes(Router::new().route("/quiet", post(quiet)))
+        .start()
+        .await?;
     world.store.always("renew", Some(Fault::LostRequest));
     let first = tokio::spawn(ask_old(world.client.clone(), "quiet"));
     eventually_async("the claim", async || world.store.requests("claim") == 1).await?;

@@ -18,7 +18,9 @@ use idempotency::clock::Timestamp;
 use idempotency::http::{IdempotencyKey, IdempotencyLayer, RequestBody, Scope};
 use idempotency::store::MemoryStore;
 use idempotency::testing::Fault;
-use idempotency::{Context, Error, Idempotency, InCurrentScope as _, OnCrash, State as RecordState, idempotent};
+use idempotency::{
+    Context, Error, Idempotency, InCurrentScope as _, OnCrash, State as RecordState, idempotent,
+};
 use idempotency_test_support::deadline::within;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
@@ -48,7 +50,10 @@ async fn key_scope_and_context_reach_handlers_and_what_they_call() -> anyhow::Re
         Extension(extension): Extension<IdempotencyKey>,
         key: IdempotencyKey,
     ) -> Result<String, Error> {
-        assert_eq!((extension.as_str(), format!("{key:?}")), (key.as_str(), "IdempotencyKey(3 octets)".to_owned()));
+        assert_eq!(
+            (extension.as_str(), format!("{key:?}")),
+            (key.as_str(), "IdempotencyKey(3 octets)".to_owned())
+        );
         let context = Context::current();
         assert_eq!((context.operation(), context.attempt()), ("http", 1));
         // In the scope of the request as well.
@@ -61,7 +66,11 @@ async fn key_scope_and_context_reach_handlers_and_what_they_call() -> anyhow::Re
         assert!(tokio::spawn(carried).await.is_ok_and(|found| found));
         Ok(format!("{} {one}", context.derive_key("psp")))
     }
-    let world = World::setup().scope(tenant()).routes(Router::new().route("/handler", post(handler))).start().await?;
+    let world = World::setup()
+        .scope(tenant())
+        .routes(Router::new().route("/handler", post(handler)))
+        .start()
+        .await?;
     let send = |tenant| world.client.post("/handler").key("abc").header("x-tenant", tenant).send();
     let (one, two) = (send("one").await?, send("two").await?);
     assert_eq!((one.status, two.status), (200, 200), "{one:?}");
@@ -116,13 +125,16 @@ impl tracing::Subscriber for Spans {
     fn current_span(&self) -> span::Current {
         let known = self.known();
         let Some(id) = known.entered.last() else { return span::Current::none() };
-        let metadata = usize::try_from(id.into_u64() - 1).ok().and_then(|index| known.spans.get(index));
-        metadata.map_or_else(span::Current::none, |metadata| span::Current::new(id.clone(), metadata))
+        let metadata =
+            usize::try_from(id.into_u64() - 1).ok().and_then(|index| known.spans.get(index));
+        metadata
+            .map_or_else(span::Current::none, |metadata| span::Current::new(id.clone(), metadata))
     }
 }
 
 #[tokio::test]
-async fn the_handler_runs_in_the_span_of_the_request_and_in_a_task_of_its_own() -> anyhow::Result<()> {
+async fn the_handler_runs_in_the_span_of_the_request_and_in_a_task_of_its_own() -> anyhow::Result<()>
+{
     tokio::task_local! {
         static CALLER: ();
     }
@@ -134,7 +146,8 @@ async fn the_handler_runs_in_the_span_of_the_request_and_in_a_task_of_its_own() 
         Ok::<_, Infallible>(Response::new(Body::from(format!("{span:?} {is_callers_task}"))))
     }));
     let request = Request::post("/").header("idempotency-key", "abc").body(Body::from("{}"))?;
-    let answer = tower::Service::call(&mut service, request).instrument(tracing::info_span!("request"));
+    let answer =
+        tower::Service::call(&mut service, request).instrument(tracing::info_span!("request"));
     let answer = CALLER.scope((), answer).await?;
     let body = axum::body::to_bytes(Body::new(answer.into_body()), usize::MAX).await?;
     assert_eq!(body, "Some(\"request\") false");
@@ -160,17 +173,22 @@ async fn errors_are_responses_without_the_layer_too() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
-async fn a_service_that_fails_leaves_an_unknown_outcome_and_its_error_is_unchanged() -> anyhow::Result<()> {
+async fn a_service_that_fails_leaves_an_unknown_outcome_and_its_error_is_unchanged()
+-> anyhow::Result<()> {
     #[derive(Clone, Debug, PartialEq, Eq)]
     struct Broken;
     let engine = Idempotency::new(MemoryStore::new());
     let layer = IdempotencyLayer::new(engine.clone(), Scope::global());
-    let mut service = layer.layer(service_fn(async |_: Request<RequestBody<Body>>| Err::<Response<Body>, _>(Broken)));
+    let mut service = layer
+        .layer(service_fn(async |_: Request<RequestBody<Body>>| Err::<Response<Body>, _>(Broken)));
     let request = || Request::post("/").header("idempotency-key", "abc").body(Body::from("{}"));
     assert_eq!(tower::Service::call(&mut service, request()?).await.unwrap_err(), Broken);
     let view = engine.record("http", "abc").inspect().await?;
     assert_eq!(view.map(|view| view.state), Some(RecordState::InDoubt));
-    assert_eq!(tower::Service::call(&mut service, request()?).await.map(|reply| reply.status().as_u16()), Ok(409));
+    assert_eq!(
+        tower::Service::call(&mut service, request()?).await.map(|reply| reply.status().as_u16()),
+        Ok(409)
+    );
     Ok(())
 }
 
@@ -198,7 +216,10 @@ async fn the_layer_works_on_hyper_alone() -> anyhow::Result<()> {
     });
     let send = || client.post("/").key("abc").body("hello").send();
     let (first, retry) = (send().await?, send().await?);
-    assert_eq!((first.body.as_ref(), retry.is_replayed(), retry.answer()), (&b"hello"[..], true, first.answer()));
+    assert_eq!(
+        (first.body.as_ref(), retry.is_replayed(), retry.answer()),
+        (&b"hello"[..], true, first.answer())
+    );
     assert_eq!(runs.load(Ordering::SeqCst), 1);
     server.abort();
     Ok(())
@@ -212,14 +233,21 @@ async fn without_a_key_nothing_is_buffered() -> anyhow::Result<()> {
         Response::new(Body::from(piece.and_then(Result::ok).unwrap_or_default()))
     }
     let routes = Router::new().route("/first", post(first_piece));
-    let world =
-        World::setup().routes(routes).layer(|layer| layer.with_optional_key().with_max_request_body(4)).start().await?;
+    let world = World::setup()
+        .routes(routes)
+        .layer(|layer| layer.with_optional_key().with_max_request_body(4))
+        .start()
+        .await?;
     let head = "POST /first HTTP/1.1\r\nHost: test\r\nConnection: close\r\nContent-Length: 1000000\r\n\r\n";
     let mut connection = world.client.write(head).await?;
     connection.write_all(b"beginning").await?;
     let mut answer = Vec::new();
     while !answer.ends_with(b"beginning") {
-        assert!(within("the answer", connection.read_buf(&mut answer)).await?? > 0, "{}", answer.escape_ascii());
+        assert!(
+            within("the answer", connection.read_buf(&mut answer)).await?? > 0,
+            "{}",
+            answer.escape_ascii()
+        );
     }
     Ok(())
 }
@@ -238,7 +266,8 @@ async fn a_request_whose_owner_is_gone_is_uncertain_under_every_policy() -> anyh
                 layer
             })
             .around(move |router| {
-                let status = status.lock().expect("nobody panicked").take().expect("the layer was made");
+                let status =
+                    status.lock().expect("nobody panicked").take().expect("the layer was made");
                 router.route_service("/status", status)
             })
             .start()
@@ -274,26 +303,32 @@ async fn the_status_of_a_request_is_told_by_its_key_and_never_its_response() -> 
             }
         })
         .around(move |router| {
-            let status = status.lock().expect("nobody panicked").take().expect("the layer was made");
+            let status =
+                status.lock().expect("nobody panicked").take().expect("the layer was made");
             router.route_service("/status", status)
         })
         .start()
         .await?;
     let pay = |key: &str| world.pay(key).header("x-tenant", "one");
-    let look =
-        |key: &str, tenant| world.client.request(Method::GET, "/status").key(key).header("x-tenant", tenant).send();
+    let look = |key: &str, tenant| {
+        world.client.request(Method::GET, "/status").key(key).header("x-tenant", tenant).send()
+    };
     pay("paid").send().await?;
     pay("declined").header("x-status", "402").send().await?;
     pay("timeout").header("x-status", "504").send().await?;
     let running = pay("running").header("x-wait", "1").spawn();
     world.entered("running").await?;
-    for (key, state) in
-        [("paid", "succeeded"), ("declined", "failed"), ("timeout", "uncertain"), ("running", "processing")]
-    {
+    for (key, state) in [
+        ("paid", "succeeded"),
+        ("declined", "failed"),
+        ("timeout", "uncertain"),
+        ("running", "processing"),
+    ] {
         let reply = look(key, "one").await?;
         let document = reply.json()?;
         assert_eq!((reply.status, document["state"].as_str()), (200, Some(state)), "{key}");
-        let members: Vec<_> = document.as_object().into_iter().flatten().map(|(name, _)| name.as_str()).collect();
+        let members: Vec<_> =
+            document.as_object().into_iter().flatten().map(|(name, _)| name.as_str()).collect();
         assert_eq!(members, ["expires", "since", "state"]);
         for time in ["since", "expires"] {
             let time = humantime::parse_rfc3339(document[time].as_str().unwrap_or_default())?;
@@ -326,7 +361,8 @@ async fn the_status_of_a_request_that_is_kept_beyond_all_dates_is_told() -> anyh
             layer
         })
         .around(move |router| {
-            let status = status.lock().expect("nobody panicked").take().expect("the layer was made");
+            let status =
+                status.lock().expect("nobody panicked").take().expect("the layer was made");
             router.route_service("/status", status)
         })
         .start()

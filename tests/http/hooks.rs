@@ -1,5 +1,5 @@
-//! Functions of the service and of the client that panic, or that ask for what they may not have: they come after the
-//! guards, and change no outcome.
+//! Functions of the service and of the client that panic, or that ask for what they may not have:
+//! they come after the guards, and change no outcome.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -47,7 +47,8 @@ async fn charge_and_panic(State(shop): State<Shop>) -> Response<Body> {
 type Trapped = fn(IdempotencyLayer, Trap) -> IdempotencyLayer;
 
 #[tokio::test]
-async fn a_function_that_panics_before_the_handler_refuses_the_request_and_leaves_the_key_free() -> anyhow::Result<()> {
+async fn a_function_that_panics_before_the_handler_refuses_the_request_and_leaves_the_key_free()
+-> anyhow::Result<()> {
     let trapped: [Trapped; 3] = [
         |layer, trap| {
             layer.with_key_format(KeyFormat::matching(move |_| {
@@ -101,7 +102,8 @@ async fn a_scope_that_panics_refuses_the_request_and_leaves_the_key_free() -> an
 }
 
 #[tokio::test]
-async fn a_function_that_panics_refuses_the_question_for_a_state_and_no_other() -> anyhow::Result<()> {
+async fn a_function_that_panics_refuses_the_question_for_a_state_and_no_other() -> anyhow::Result<()>
+{
     let (format, scope) = (Trap::set(), Trap::set());
     let (its_format, its_scope) = (format.clone(), scope.clone());
     let engine = Idempotency::new(MemoryStore::new());
@@ -109,10 +111,12 @@ async fn a_function_that_panics_refuses_the_question_for_a_state_and_no_other() 
         its_scope.spring();
         Some("one")
     });
-    let layer = IdempotencyLayer::new(engine.clone(), of_everybody).with_key_format(KeyFormat::matching(move |_| {
-        its_format.spring();
-        true
-    }));
+    let layer = IdempotencyLayer::new(engine.clone(), of_everybody).with_key_format(
+        KeyFormat::matching(move |_| {
+            its_format.spring();
+            true
+        }),
+    );
     let state = || async {
         let request = Request::get("/state").header("idempotency-key", "abc").body(Body::empty())?;
         anyhow::Ok(layer.status_service().oneshot(request).await?)
@@ -120,7 +124,10 @@ async fn a_function_that_panics_refuses_the_question_for_a_state_and_no_other() 
     for trap in [format, scope] {
         let refused = state().await?;
         assert_eq!(refused.status(), 500);
-        assert_eq!(refused.headers().get("idempotency-problem").map(HeaderValue::as_bytes), Some(&b"internal"[..]));
+        assert_eq!(
+            refused.headers().get("idempotency-problem").map(HeaderValue::as_bytes),
+            Some(&b"internal"[..])
+        );
         trap.remove();
     }
     assert_eq!(state().await?.status(), 404);
@@ -128,7 +135,8 @@ async fn a_function_that_panics_refuses_the_question_for_a_state_and_no_other() 
 }
 
 #[tokio::test]
-async fn a_function_that_panics_after_the_handler_neither_loses_the_answer_nor_frees_the_key() -> anyhow::Result<()> {
+async fn a_function_that_panics_after_the_handler_neither_loses_the_answer_nor_frees_the_key()
+-> anyhow::Result<()> {
     let trapped: [Trapped; 2] = [
         |layer, trap| {
             layer.with_on_status(move |_, _| {
@@ -144,9 +152,14 @@ async fn a_function_that_panics_after_the_handler_neither_loses_the_answer_nor_f
         },
     ];
     for trapped in trapped {
-        let world = World::with(move |layer| trapped(layer, Trap::set()).with_on_crash(OnCrash::Retry)).await?;
+        let world =
+            World::with(move |layer| trapped(layer, Trap::set()).with_on_crash(OnCrash::Retry))
+                .await?;
         let (first, retry) = (world.pay("abc").send().await?, world.pay("abc").send().await?);
-        assert_eq!((first.status, retry.is_replayed(), retry.answer()), (201, true, first.answer()));
+        assert_eq!(
+            (first.status, retry.is_replayed(), retry.answer()),
+            (201, true, first.answer())
+        );
         assert_eq!(world.effects("abc"), 1);
     }
     Ok(())
@@ -190,7 +203,8 @@ async fn a_question_that_panics_is_asked_again_and_nothing_runs_meanwhile() -> a
         .await?;
     let pay = || world.client.post("/panic").key("abc").send();
     pay().await?.assert_problem(500, "internal")?;
-    // Whoever meets the panic is told that nobody knows, or that the service failed; never to send another request.
+    // Whoever meets the panic is told that nobody knows, or that the service failed; never to send
+    // another request.
     let met = pay().await?;
     assert!([409, 500].contains(&met.status), "{met:?}");
     let answered = async || pay().await.is_ok_and(|reply| reply.body == "charged");
@@ -210,7 +224,10 @@ async fn a_handler_that_panics_unprotected_is_said_to_have_run_so() -> anyhow::R
     for world in [disabled, open] {
         let reply = world.client.post("/panic").key("abc").send().await?;
         reply.assert_problem(500, "internal")?;
-        assert_eq!((reply.header("idempotency-bypassed"), world.effects("charged")), (Some("true"), 1));
+        assert_eq!(
+            (reply.header("idempotency-bypassed"), world.effects("charged")),
+            (Some("true"), 1)
+        );
     }
     Ok(())
 }
@@ -221,17 +238,24 @@ async fn derive() -> String {
 }
 
 #[tokio::test]
-async fn a_handler_that_runs_unprotected_has_the_keys_for_others_that_a_protected_one_has() -> anyhow::Result<()> {
+async fn a_handler_that_runs_unprotected_has_the_keys_for_others_that_a_protected_one_has()
+-> anyhow::Result<()> {
     let start = |patience| {
         let setup = World::setup().routes(Router::new().route("/derive", post(derive)));
-        setup.engine(move |builder| builder.claim_timeout(patience)).layer(IdempotencyLayer::with_fail_open).start()
+        setup
+            .engine(move |builder| builder.claim_timeout(patience))
+            .layer(IdempotencyLayer::with_fail_open)
+            .start()
     };
     let protected = start(PATIENCE).await?.client.post("/derive").key("abc").send().await?;
     assert_eq!((protected.status, protected.header("idempotency-bypassed")), (200, None));
     let open = start(NO_PATIENCE).await?;
     open.store.always("claim", Some(Fault::Refused(StoreErrorKind::Refused)));
     let unprotected = open.client.post("/derive").key("abc").send().await?;
-    assert_eq!((unprotected.status, unprotected.header("idempotency-bypassed")), (200, Some("true")));
+    assert_eq!(
+        (unprotected.status, unprotected.header("idempotency-bypassed")),
+        (200, Some("true"))
+    );
     assert_eq!(unprotected.body, protected.body);
     assert_ne!(open.client.post("/derive").key("other").send().await?.body, protected.body);
     Ok(())
@@ -273,7 +297,8 @@ async fn what_cannot_change_is_not_sent_again_whatever_the_client_says() -> anyh
 }
 
 #[tokio::test]
-async fn functions_of_the_client_that_panic_neither_lose_the_answer_nor_send_again() -> anyhow::Result<()> {
+async fn functions_of_the_client_that_panic_neither_lose_the_answer_nor_send_again()
+-> anyhow::Result<()> {
     let quick = || layer(&ManualClock::new());
 
     let service = Scripted::start([answer(500)]).await?;
@@ -281,13 +306,15 @@ async fn functions_of_the_client_that_panic_neither_lose_the_answer_nor_send_aga
     assert_eq!(send(client(&layer), service.post("/pay")).await??.text(), (500, "answer 1"));
 
     let service = Scripted::start([Step::Close]).await?;
-    let layer = quick().with_errors(|_: &hyper_util::client::legacy::Error| panic!("the test asked for it"));
+    let layer = quick()
+        .with_errors(|_: &hyper_util::client::legacy::Error| panic!("the test asked for it"));
     let error = send(layer.layer(Strict::new()), service.post("/pay")).await?.err();
     assert!(matches!(&error, Some(ClientError::Failed { .. })), "{error:?}");
     assert_eq!(error.as_ref().and_then(ClientError::sent).map(Sent::attempts), Some(1));
 
     let service = Scripted::start([answer(503)]).await?;
-    let layer: ClientLayer<_> = quick().with_body_copy(|_: &String| panic!("the test asked for it"));
+    let layer: ClientLayer<_> =
+        quick().with_body_copy(|_: &String| panic!("the test asked for it"));
     let answer = send(layer.layer(Strict::new()), service.post("/pay")).await??;
     assert_eq!((answer.text(), service.keys().len()), ((503, "answer 1"), 1));
     Ok(())

@@ -9,7 +9,9 @@ use crate::world::World;
 #[tokio::test]
 async fn rule_01_a_quoted_string_is_the_key_after_unescaping() -> anyhow::Result<()> {
     let world = World::new().await?;
-    for (line, key) in [("\"abc\"", "abc"), (r#""a\"b\\c""#, r#"a"b\c"#), ("\"a,b;c d\"", "a,b;c d")] {
+    for (line, key) in
+        [("\"abc\"", "abc"), (r#""a\"b\\c""#, r#"a"b\c"#), ("\"a,b;c d\"", "a,b;c d")]
+    {
         let reply = world.client.post("/pay").header("idempotency-key", line).send().await?;
         assert_eq!(reply.status, 201, "{line}");
         assert_eq!(reply.json()?["key"], key);
@@ -19,7 +21,8 @@ async fn rule_01_a_quoted_string_is_the_key_after_unescaping() -> anyhow::Result
 }
 
 #[tokio::test]
-async fn rule_02_a_bare_key_names_the_same_record_unless_quotes_are_required() -> anyhow::Result<()> {
+async fn rule_02_a_bare_key_names_the_same_record_unless_quotes_are_required() -> anyhow::Result<()>
+{
     let mut world = World::new().await?;
     let first = world.client.post("/pay").header("idempotency-key", "abc").send().await?;
     let second = world.pay("abc").send().await?;
@@ -63,7 +66,8 @@ async fn rule_04_keys_of_255_octets_are_accepted_and_longer_ones_are_not() -> an
 }
 
 #[tokio::test]
-async fn rule_05_control_characters_non_ascii_and_unbalanced_quotes_are_refused() -> anyhow::Result<()> {
+async fn rule_05_control_characters_non_ascii_and_unbalanced_quotes_are_refused()
+-> anyhow::Result<()> {
     let world = World::with(IdempotencyLayer::with_optional_key).await?;
     for value in [
         &b"\"abc"[..],
@@ -91,11 +95,17 @@ async fn rule_05_control_characters_non_ascii_and_unbalanced_quotes_are_refused(
 async fn rule_06_two_header_lines_or_a_list_are_refused() -> anyhow::Result<()> {
     let world = World::with(IdempotencyLayer::with_optional_key).await?;
     let two = "Idempotency-Key: \"a\"\r\nidempotency-key: \"a\"\r\n";
-    for headers in
-        [two, "Idempotency-Key: a,b\r\n", "Idempotency-Key: \"a\", \"b\"\r\n", "Idempotency-Key: (\"a\")\r\n"]
-    {
+    for headers in [
+        two,
+        "Idempotency-Key: a,b\r\n",
+        "Idempotency-Key: \"a\", \"b\"\r\n",
+        "Idempotency-Key: (\"a\")\r\n",
+    ] {
         let answer = world.client.exchange(raw_post("/pay", headers.as_bytes(), b"{}")).await?;
-        assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("#malformed"), "{headers}: {answer}");
+        assert!(
+            answer.starts_with("HTTP/1.1 400 ") && answer.contains("#malformed"),
+            "{headers}: {answer}"
+        );
     }
     assert_eq!((world.shop.effects.lines()?.len(), world.records().await?), (0, 0));
     Ok(())
@@ -117,10 +127,16 @@ async fn rule_07_parameters_never_make_another_record() -> anyhow::Result<()> {
 async fn rule_08_a_key_format_is_enforced_before_any_lookup() -> anyhow::Result<()> {
     let mut world = World::with(|layer| layer.with_key_format(KeyFormat::uuid())).await?;
     let uuid = "0191a3b0-7c8f-7d7e-8f3a-2b1c0d9e8f7a";
-    for key in ["abc", &uuid[1..], "{0191a3b0-7c8f-7d7e-8f3a-2b1c0d9e8f7a}", "0191a3b07c8f7d7e8f3a2b1c0d9e8f7a"] {
+    for key in [
+        "abc",
+        &uuid[1..],
+        "{0191a3b0-7c8f-7d7e-8f3a-2b1c0d9e8f7a}",
+        "0191a3b07c8f7d7e8f3a2b1c0d9e8f7a",
+    ] {
         world.pay(key).send().await?.assert_problem(400, "malformed")?;
     }
-    let long = world.another_server(|layer| layer.with_key_format(KeyFormat::min_length(16))).await?;
+    let long =
+        world.another_server(|layer| layer.with_key_format(KeyFormat::min_length(16))).await?;
     long.post("/pay").key("fifteen-octets-").send().await?.assert_problem(400, "malformed")?;
     let format = KeyFormat::matching(|key| key.starts_with("order-"));
     let ours = world.another_server(|layer| layer.with_key_format(format)).await?;
@@ -134,7 +150,8 @@ async fn rule_08_a_key_format_is_enforced_before_any_lookup() -> anyhow::Result<
 }
 
 #[tokio::test]
-async fn rule_09_keys_are_case_sensitive_and_nothing_is_trimmed_inside_quotes() -> anyhow::Result<()> {
+async fn rule_09_keys_are_case_sensitive_and_nothing_is_trimmed_inside_quotes() -> anyhow::Result<()>
+{
     let world = World::new().await?;
     for key in ["abc", "Abc", " abc", "abc ", "a  bc"] {
         let reply = world.pay(key).send().await?;
@@ -146,13 +163,19 @@ async fn rule_09_keys_are_case_sensitive_and_nothing_is_trimmed_inside_quotes() 
 }
 
 #[tokio::test]
-async fn rule_10_a_missing_key_is_refused_with_a_type_that_leads_to_documentation() -> anyhow::Result<()> {
+async fn rule_10_a_missing_key_is_refused_with_a_type_that_leads_to_documentation()
+-> anyhow::Result<()> {
     let mut world = World::new().await?;
     let reply = world.client.post("/pay").send().await?;
     reply.assert_problem(400, "missing")?;
-    assert!(reply.json()?["type"].as_str().is_some_and(|address| address.starts_with("https://docs.rs/idempotency/")));
+    assert!(
+        reply.json()?["type"]
+            .as_str()
+            .is_some_and(|address| address.starts_with("https://docs.rs/idempotency/"))
+    );
 
-    let own = world.another_server(|layer| layer.with_documentation("https://shop.example/keys")).await?;
+    let own =
+        world.another_server(|layer| layer.with_documentation("https://shop.example/keys")).await?;
     let reply = own.post("/pay").send().await?;
     reply.assert_problem(400, "missing")?;
     assert_eq!(reply.json()?["type"], "https://shop.example/keys#missing");
@@ -161,12 +184,14 @@ async fn rule_10_a_missing_key_is_refused_with_a_type_that_leads_to_documentatio
 }
 
 #[tokio::test]
-async fn rule_11_without_a_key_an_optional_one_runs_every_time_and_leaves_nothing() -> anyhow::Result<()> {
+async fn rule_11_without_a_key_an_optional_one_runs_every_time_and_leaves_nothing()
+-> anyhow::Result<()> {
     let world = World::with(IdempotencyLayer::with_optional_key).await?;
     for runs in 1..=3 {
         let reply = world.client.post("/pay").send().await?;
         assert_eq!((reply.status, world.effects("none")), (201, runs));
-        let added = ["idempotency-replayed", "idempotency-key-expires", "access-control-expose-headers"];
+        let added =
+            ["idempotency-replayed", "idempotency-key-expires", "access-control-expose-headers"];
         assert!(added.iter().all(|name| reply.header(name).is_none()), "{reply:?}");
     }
     assert_eq!((world.records().await?, world.store.requests("claim")), (0, 0));
@@ -176,10 +201,14 @@ async fn rule_11_without_a_key_an_optional_one_runs_every_time_and_leaves_nothin
 }
 
 #[tokio::test]
-async fn rule_12_safe_methods_ignore_the_key_and_others_are_guarded_as_asked() -> anyhow::Result<()> {
+async fn rule_12_safe_methods_ignore_the_key_and_others_are_guarded_as_asked() -> anyhow::Result<()>
+{
     let mut world = World::new().await?;
-    let everything = [Method::GET, Method::HEAD, Method::OPTIONS, Method::TRACE, Method::PUT, Method::DELETE];
-    let all = world.another_server(|layer| layer.with_methods([&everything[..], &[Method::POST]].concat())).await?;
+    let everything =
+        [Method::GET, Method::HEAD, Method::OPTIONS, Method::TRACE, Method::PUT, Method::DELETE];
+    let all = world
+        .another_server(|layer| layer.with_methods([&everything[..], &[Method::POST]].concat()))
+        .await?;
     for (client, guarded) in [
         (world.client.clone(), vec![Method::POST, Method::PATCH]),
         (all, vec![Method::POST, Method::PUT, Method::DELETE]),
@@ -214,11 +243,14 @@ async fn operations_of_two_names_have_records_of_their_own() -> anyhow::Result<(
 
 #[tokio::test]
 async fn a_key_can_be_a_field_of_the_body() -> anyhow::Result<()> {
-    let world =
-        World::with(|layer| layer.with_key_from_body("/request/id").with_fingerprint(RequestFingerprint::json()))
-            .await?;
-    let first = world.client.post("/pay").body(r#"{"request":{"id":"abc"},"amount":1}"#).send().await?;
-    let retry = world.client.post("/pay").body(r#"{"amount":1,"request":{"id":"abc"}}"#).send().await?;
+    let world = World::with(|layer| {
+        layer.with_key_from_body("/request/id").with_fingerprint(RequestFingerprint::json())
+    })
+    .await?;
+    let first =
+        world.client.post("/pay").body(r#"{"request":{"id":"abc"},"amount":1}"#).send().await?;
+    let retry =
+        world.client.post("/pay").body(r#"{"amount":1,"request":{"id":"abc"}}"#).send().await?;
     assert_eq!((first.status, retry.is_replayed(), world.effects("abc")), (201, true, 1));
     for body in ["", "{}", r#"{"request":null}"#, r#"{"request":{"id":null}}"#] {
         world.pay("ignored").body(body).send().await?.assert_problem(400, "missing")?;
@@ -235,8 +267,13 @@ async fn a_key_can_be_a_field_of_the_body() -> anyhow::Result<()> {
     }
     // What else is in the body is no concern of the key.
     let other = r#"{"request":{"id":"large"},"amount":1,"amount":18446744073709551617}"#;
-    let replies =
-        [world.client.post("/pay").body(other).send().await?, world.client.post("/pay").body(other).send().await?];
-    assert_eq!((replies[0].status, replies[1].is_replayed(), world.effects("large")), (201, true, 1));
+    let replies = [
+        world.client.post("/pay").body(other).send().await?,
+        world.client.post("/pay").body(other).send().await?,
+    ];
+    assert_eq!(
+        (replies[0].status, replies[1].is_replayed(), world.effects("large")),
+        (201, true, 1)
+    );
     Ok(())
 }

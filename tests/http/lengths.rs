@@ -1,4 +1,5 @@
-//! Responses that end elsewhere than they say, or that turn out at their end to be none that is kept.
+//! Responses that end elsewhere than they say, or that turn out at their end to be none that is
+//! kept.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -33,7 +34,10 @@ impl HttpBody for Announced {
     type Data = Bytes;
     type Error = std::io::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<std::io::Result<Frame<Bytes>>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<std::io::Result<Frame<Bytes>>>> {
         Poll::Ready(self.frames.pop_front())
     }
 
@@ -64,9 +68,15 @@ async fn respond(State(shop): State<Shop>, request: Request<Body>) -> Response<B
         "short" => (200, Some(100), announced(100, [Ok(half())])),
         "short-body" => (200, None, announced(100, [Ok(half())])),
         "long-body" => (200, None, announced(2, [Ok(half())])),
-        "broken" => (200, None, announced(100, [Ok(half()), Err(std::io::Error::other("the disk is gone"))])),
+        "broken" => (
+            200,
+            None,
+            announced(100, [Ok(half()), Err(std::io::Error::other("the disk is gone"))]),
+        ),
         "unmodified" => (304, Some(100), Body::empty()),
-        "trailers" => (200, None, announced(4, [Ok(half()), Ok(Frame::trailers(HeaderMap::new()))])),
+        "trailers" => {
+            (200, None, announced(4, [Ok(half()), Ok(Frame::trailers(HeaderMap::new()))]))
+        }
         "pieces" => (200, None, in_pieces(&["", "ha", "", "", "lf", ""])),
         _ => (200, Some(4), in_pieces(&["ha", "lf"])),
     };
@@ -86,11 +96,19 @@ async fn rule_25_a_response_of_another_length_than_it_says_is_no_answer() -> any
     let world = world().await?;
     for name in ["short-stream", "long-stream", "short", "short-body", "long-body", "broken"] {
         let key = format!("Idempotency-Key: {name}\r\n");
-        let answer = world.client.exchange(raw_post(&format!("/{name}"), key.as_bytes(), b"{}")).await?;
+        let answer =
+            world.client.exchange(raw_post(&format!("/{name}"), key.as_bytes(), b"{}")).await?;
         assert!(!answer.contains("idempotency-key-expires"), "{answer}");
-        let is_in_doubt = async || world.state(name).await.ok().flatten() == Some(RecordState::InDoubt);
+        let is_in_doubt =
+            async || world.state(name).await.ok().flatten() == Some(RecordState::InDoubt);
         eventually_async("the record", is_in_doubt).await?;
-        world.client.post(&format!("/{name}")).key(name).send().await?.assert_problem(409, "uncertain")?;
+        world
+            .client
+            .post(&format!("/{name}"))
+            .key(name)
+            .send()
+            .await?
+            .assert_problem(409, "uncertain")?;
         assert_eq!(world.effects(name), 1);
     }
     // One that is as long as it says, and one that says how long its body would be.
@@ -116,7 +134,9 @@ async fn rule_25_pieces_without_content_are_neither_kept_nor_passed_on() -> anyh
     let request = Request::post("/pieces").header("idempotency-key", "abc").body(Body::empty())?;
     let mut body = Box::pin(service.oneshot(request).await?.into_body());
     let mut pieces = Vec::new();
-    while let Some(frame) = within("a piece", poll_fn(|task| body.as_mut().poll_frame(task))).await? {
+    while let Some(frame) =
+        within("a piece", poll_fn(|task| body.as_mut().poll_frame(task))).await?
+    {
         pieces.extend(frame.map_err(anyhow::Error::from_boxed)?.into_data().ok());
     }
     assert!(pieces.iter().all(|piece| !piece.is_empty()), "{pieces:?}");
@@ -137,7 +157,8 @@ async fn rule_58_a_lifetime_is_told_only_of_what_is_kept() -> anyhow::Result<()>
     trailers().await?.assert_problem(409, "not-kept")
 }
 
-/// A body with these pieces, and perhaps with a length, that never ends. It tells when it is asked for more than the first.
+/// A body with these pieces, and perhaps with a length, that never ends. It tells when it is asked
+/// for more than the first.
 struct Lingering {
     shop: Shop,
     length: Option<u64>,
@@ -175,7 +196,10 @@ impl HttpBody for WithLength {
     type Data = Bytes;
     type Error = axum::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, task: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        task: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         Pin::new(&mut self.body).poll_frame(task)
     }
 
@@ -191,7 +215,9 @@ async fn linger(State(shop): State<Shop>, request: Request<Body>) -> Response<Bo
     let known = path.ends_with("known").then_some(length);
     let more = path.starts_with("more").then_some("more");
     let response = Response::builder().status(201).header("content-length", length);
-    response.body(Lingering { shop, length: known, sent: 0, more }.body()).expect("the response is well-formed")
+    response
+        .body(Lingering { shop, length: known, sent: 0, more }.body())
+        .expect("the response is well-formed")
 }
 
 fn lingering() -> Router<Shop> {
@@ -200,8 +226,8 @@ fn lingering() -> Router<Shop> {
 
 /// A server of HTTP sends what is there by the length, and looks no further.
 #[tokio::test]
-async fn rule_25_a_response_that_is_whole_by_its_length_does_not_wait_for_the_end_of_its_stream() -> anyhow::Result<()>
-{
+async fn rule_25_a_response_that_is_whole_by_its_length_does_not_wait_for_the_end_of_its_stream()
+-> anyhow::Result<()> {
     let world = World::setup().routes(lingering()).start().await?;
     for name in ["whole", "whole-known"] {
         let send = || world.client.post(&format!("/{name}")).key(name).send();
@@ -214,12 +240,14 @@ async fn rule_25_a_response_that_is_whole_by_its_length_does_not_wait_for_the_en
 }
 
 #[tokio::test]
-async fn rule_25_a_response_that_is_longer_than_it_says_is_none_before_its_stream_ends() -> anyhow::Result<()> {
+async fn rule_25_a_response_that_is_longer_than_it_says_is_none_before_its_stream_ends()
+-> anyhow::Result<()> {
     let world = World::setup().clock_by_hand().routes(lingering()).start().await?;
     for name in ["beyond", "beyond-known"] {
         let first = world.client.post(&format!("/{name}")).key(name).send().await;
         assert!(first.is_err(), "{name}: {first:?}");
-        let is_in_doubt = async || world.state(name).await.ok().flatten() == Some(RecordState::InDoubt);
+        let is_in_doubt =
+            async || world.state(name).await.ok().flatten() == Some(RecordState::InDoubt);
         eventually_async("the record", is_in_doubt).await?;
     }
     Ok(())
@@ -227,7 +255,8 @@ async fn rule_25_a_response_that_is_longer_than_it_says_is_none_before_its_strea
 
 /// The clock stands still, so that the look takes as long as it has to.
 #[tokio::test]
-async fn rule_25_a_response_that_is_whole_by_its_length_is_looked_at_once_more() -> anyhow::Result<()> {
+async fn rule_25_a_response_that_is_whole_by_its_length_is_looked_at_once_more()
+-> anyhow::Result<()> {
     for name in ["more", "more-known"] {
         let world = World::setup().clock_by_hand().routes(lingering()).start().await?;
         let first = world.client.post(&format!("/{name}")).key(name).spawn();
@@ -235,17 +264,20 @@ async fn rule_25_a_response_that_is_whole_by_its_length_is_looked_at_once_more()
         world.shop.gate.open();
         let first = first.reply().await;
         assert!(first.is_err(), "{name}: {first:?}");
-        let is_in_doubt = async || world.state(name).await.ok().flatten() == Some(RecordState::InDoubt);
+        let is_in_doubt =
+            async || world.state(name).await.ok().flatten() == Some(RecordState::InDoubt);
         eventually_async("the record", is_in_doubt).await?;
     }
     Ok(())
 }
 
 #[tokio::test]
-async fn rule_25_a_response_that_is_whole_by_its_length_is_kept_when_its_claim_ends() -> anyhow::Result<()> {
+async fn rule_25_a_response_that_is_whole_by_its_length_is_kept_when_its_claim_ends()
+-> anyhow::Result<()> {
     for policy in [OnCrash::Hold, OnCrash::Retry] {
         for name in ["whole", "whole-known"] {
-            let world = World::setup().clock_by_hand().layer(move |layer| layer.with_on_crash(policy));
+            let world =
+                World::setup().clock_by_hand().layer(move |layer| layer.with_on_crash(policy));
             let world = world.routes(lingering()).start().await?;
             world.store.always("renew", Some(Fault::LostRequest));
             let send = || world.client.post(&format!("/{name}")).key(name);
@@ -256,7 +288,11 @@ async fn rule_25_a_response_that_is_whole_by_its_length_is_kept_when_its_claim_e
             let first = first.reply().await?;
             assert_eq!((first.status, &first.body[..]), (201, &b"hello"[..]), "{name}, {policy:?}");
             let retry = send().send().await?;
-            assert_eq!((retry.is_replayed(), retry.answer()), (true, first.answer()), "{name}, {policy:?}");
+            assert_eq!(
+                (retry.is_replayed(), retry.answer()),
+                (true, first.answer()),
+                "{name}, {policy:?}"
+            );
             assert_eq!(world.effects(name), 1);
         }
     }

@@ -1,8 +1,9 @@
-//! The rules of the HTTP layer, one test or more for each, over real sockets. A test's name begins with the number of its
-//! rule. The layer for clients has no numbers: `sending` and `downstream`.
+//! The rules of the HTTP layer, one test or more for each, over real sockets. A test's name begins
+//! with the number of its rule. The layer for clients has no numbers: `sending` and `downstream`.
 //!
-//! Beside the rules: a fleet of servers that are killed, requests that never become whole, round trips and memory.
-//! `IDEMPOTENCY_LONG` makes fleet and memory ten times as large, `IDEMPOTENCY_SEED` repeats the choices of the fleet.
+//! Beside the rules: a fleet of servers that are killed, requests that never become whole, round
+//! trips and memory. `IDEMPOTENCY_LONG` makes fleet and memory ten times as large,
+//! `IDEMPOTENCY_SEED` repeats the choices of the fleet.
 
 mod body_keys;
 mod charges;

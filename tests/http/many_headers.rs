@@ -55,7 +55,8 @@ struct Scene {
 
 impl Scene {
     fn new(status: StatusCode, headers: HeaderMap) -> Self {
-        let engine = Idempotency::builder(MemoryStore::new()).max_result_size(8 * 1024 * 1024).build();
+        let engine =
+            Idempotency::builder(MemoryStore::new()).max_result_size(8 * 1024 * 1024).build();
         let layer = IdempotencyLayer::new(engine.clone(), Scope::global());
         Self { engine, layer, response: (status, headers), runs: Arc::default() }
     }
@@ -72,12 +73,15 @@ impl Scene {
                 Ok::<_, Infallible>(response)
             }
         }));
-        Ok(service.oneshot(Request::post("/").header("idempotency-key", "abc").body(Body::empty())?).await?)
+        Ok(service
+            .oneshot(Request::post("/").header("idempotency-key", "abc").body(Body::empty())?)
+            .await?)
     }
 }
 
 #[tokio::test]
-async fn a_response_with_more_headers_than_a_replay_can_have_is_delivered_and_not_kept() -> anyhow::Result<()> {
+async fn a_response_with_more_headers_than_a_replay_can_have_is_delivered_and_not_kept()
+-> anyhow::Result<()> {
     for (times, is_kept) in [(16_384, true), (16_385, false), (70_000, false)] {
         let scene = Scene::new(StatusCode::OK, repeated(times));
         let links = |response: &Response<_>| response.headers().get_all("link").iter().count();
@@ -85,7 +89,8 @@ async fn a_response_with_more_headers_than_a_replay_can_have_is_delivered_and_no
         assert_eq!((first.status(), links(&first)), (StatusCode::OK, times));
         for _ in 0..2 {
             let retry = scene.send().await?;
-            let expected = if is_kept { (StatusCode::OK, times) } else { (StatusCode::CONFLICT, 0) };
+            let expected =
+                if is_kept { (StatusCode::OK, times) } else { (StatusCode::CONFLICT, 0) };
             assert_eq!((retry.status(), links(&retry)), expected);
             assert_eq!(retry.headers().contains_key("idempotency-replayed"), is_kept);
         }
@@ -100,13 +105,17 @@ async fn a_response_without_room_for_markers_is_delivered_and_kept() -> anyhow::
     let first = scene.send().await?;
     assert_eq!((first.status(), first.headers()), (StatusCode::OK, &scene.response.1));
     let retry = scene.send().await?;
-    assert_eq!(retry.headers().get("idempotency-replayed"), Some(&HeaderValue::from_static("true")));
+    assert_eq!(
+        retry.headers().get("idempotency-replayed"),
+        Some(&HeaderValue::from_static("true"))
+    );
     Ok(())
 }
 
 /// Clients go by the mark, and would send the request again.
 #[tokio::test]
-async fn an_unprotected_response_without_room_for_its_mark_is_a_refusal_that_has_it() -> anyhow::Result<()> {
+async fn an_unprotected_response_without_room_for_its_mark_is_a_refusal_that_has_it()
+-> anyhow::Result<()> {
     let disabled = Scene::new(StatusCode::OK, full("x-passed-on"));
     disabled.engine.disable("http");
     let mut open = Scene::new(StatusCode::OK, full("x-passed-on"));
@@ -118,11 +127,17 @@ async fn an_unprotected_response_without_room_for_its_mark_is_a_refusal_that_has
         *response.headers_mut() = full_but(3);
         response
     };
-    open.layer = IdempotencyLayer::new(open.engine.clone(), Scope::global()).with_fail_open().with_problem(shape);
+    open.layer = IdempotencyLayer::new(open.engine.clone(), Scope::global())
+        .with_fail_open()
+        .with_problem(shape);
     for scene in [disabled, open] {
         let response = scene.send().await?;
-        let marks = ["idempotency-bypassed", "idempotency-problem"].map(|name| response.headers().get(name));
-        assert_eq!(marks.map(|mark| mark.map(HeaderValue::as_bytes)), [Some(&b"true"[..]), Some(b"internal")]);
+        let marks = ["idempotency-bypassed", "idempotency-problem"]
+            .map(|name| response.headers().get(name));
+        assert_eq!(
+            marks.map(|mark| mark.map(HeaderValue::as_bytes)),
+            [Some(&b"true"[..]), Some(b"internal")]
+        );
         assert_eq!((response.status().as_u16(), scene.runs.load(Ordering::SeqCst)), (500, 1));
     }
     Ok(())
@@ -132,15 +147,17 @@ async fn an_unprotected_response_without_room_for_its_mark_is_a_refusal_that_has
 async fn a_form_of_refusals_without_room_for_markers_is_not_taken() -> anyhow::Result<()> {
     for headers in [full_but(0), full_but(1)] {
         let mut scene = Scene::new(StatusCode::OK, HeaderMap::new());
-        scene.layer = scene.layer.with_problem(move |_: &Problem, mut response: Response<Bytes>| {
-            *response.headers_mut() = headers.clone();
-            response
-        });
-        let mut service = scene
-            .layer
-            .layer(service_fn(async |_: Request<RequestBody<Body>>| Ok::<_, Infallible>(Response::new(Body::empty()))));
+        scene.layer =
+            scene.layer.with_problem(move |_: &Problem, mut response: Response<Bytes>| {
+                *response.headers_mut() = headers.clone();
+                response
+            });
+        let mut service = scene.layer.layer(service_fn(async |_: Request<RequestBody<Body>>| {
+            Ok::<_, Infallible>(Response::new(Body::empty()))
+        }));
         let response = service.ready().await?.call(Request::post("/").body(Body::empty())?).await?;
-        let told = ["cache-control", "idempotency-problem", "content-type"].map(|name| response.headers().get(name));
+        let told = ["cache-control", "idempotency-problem", "content-type"]
+            .map(|name| response.headers().get(name));
         let expected = [&b"no-store"[..], b"missing", b"application/problem+json"];
         assert_eq!(told.map(|value| value.map(HeaderValue::as_bytes)), expected.map(Some));
         assert_eq!(response.status(), StatusCode::BAD_REQUEST);
@@ -183,7 +200,10 @@ async fn an_operators_response_with_too_many_headers_is_a_refusal() -> anyhow::R
         record.resolve(&view, Resolution::response(response)).await?;
         for _ in 0..2 {
             let retry = scene.send().await?;
-            assert_eq!((retry.status(), scene.runs.load(Ordering::SeqCst)), (StatusCode::CONFLICT, 1));
+            assert_eq!(
+                (retry.status(), scene.runs.load(Ordering::SeqCst)),
+                (StatusCode::CONFLICT, 1)
+            );
         }
     }
     Ok(())

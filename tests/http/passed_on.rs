@@ -1,4 +1,5 @@
-//! What a gateway passes on of an upstream's response: its version, and pieces that are as small as they come.
+//! What a gateway passes on of an upstream's response: its version, and pieces that are as small as
+//! they come.
 
 use std::convert::Infallible;
 use std::io;
@@ -25,19 +26,22 @@ const LIMIT: usize = 1_000;
 
 fn layer_on(store: FaultyStore<MemoryStore>) -> IdempotencyLayer {
     let engine = Idempotency::builder(store).claim_timeout(Duration::from_millis(10)).build();
-    IdempotencyLayer::new(engine, Scope::global()).with_max_response_body(LIMIT).with_fail_open().with_problem(
-        |_: &Problem, mut response: Response<Bytes>| {
+    IdempotencyLayer::new(engine, Scope::global())
+        .with_max_response_body(LIMIT)
+        .with_fail_open()
+        .with_problem(|_: &Problem, mut response: Response<Bytes>| {
             *response.version_mut() = Version::HTTP_3;
             response
-        },
-    )
+        })
 }
 
 /// A response of an upstream, as the path says.
 async fn upstream(request: Request<RequestBody<Body>>) -> Result<Response<Body>, Infallible> {
     let (status, body) = match request.uri().path() {
         "/whole" => (200, Body::from("whole")),
-        "/pieces" => (200, Body::from_stream(stream::iter(["in ", "pieces"].map(Ok::<_, io::Error>)))),
+        "/pieces" => {
+            (200, Body::from_stream(stream::iter(["in ", "pieces"].map(Ok::<_, io::Error>))))
+        }
         "/large" => (200, Body::from("l".repeat(LIMIT))),
         "/empty" => (204, Body::empty()),
         "/held" => (504, Body::from("held")),
@@ -62,10 +66,11 @@ async fn send(
     Ok(layer.layer(service_fn(upstream)).oneshot(request.body(Body::empty())?).await?)
 }
 
-/// With the version of another hop, a server ends a body of unknown length with its connection, and one that breaks off looks
-/// whole.
+/// With the version of another hop, a server ends a body of unknown length with its connection, and
+/// one that breaks off looks whole.
 #[tokio::test]
-async fn rule_25_every_response_of_a_guarded_request_has_the_version_of_its_own_hop() -> anyhow::Result<()> {
+async fn rule_25_every_response_of_a_guarded_request_has_the_version_of_its_own_hop()
+-> anyhow::Result<()> {
     let store = FaultyStore::new(MemoryStore::new());
     let layer = layer_on(store.clone());
     let paths = ["/whole", "/pieces", "/large", "/empty", "/held", "/released", "/panic"];
@@ -75,8 +80,14 @@ async fn rule_25_every_response_of_a_guarded_request_has_the_version_of_its_own_
         for path in paths {
             // The first answer, and what is said to the retry.
             for _ in 0..2 {
-                let response = send(&layer, version, path, Some(format!("{path}{version:?}"))).await?;
-                assert_eq!(response.version(), Version::HTTP_11, "{path}, {version:?}: {}", response.status());
+                let response =
+                    send(&layer, version, path, Some(format!("{path}{version:?}"))).await?;
+                assert_eq!(
+                    response.version(),
+                    Version::HTTP_11,
+                    "{path}, {version:?}: {}",
+                    response.status()
+                );
             }
         }
         let refusal = send(&layer, version, "/whole", None).await?;
@@ -87,7 +98,11 @@ async fn rule_25_every_response_of_a_guarded_request_has_the_version_of_its_own_
         for path in paths {
             let response = send(&layer, version, path, Some("unprotected".to_owned())).await?;
             let is_marked = response.headers().contains_key("idempotency-bypassed");
-            assert_eq!((response.version(), is_marked), (Version::HTTP_11, true), "{path}, {version:?}");
+            assert_eq!(
+                (response.version(), is_marked),
+                (Version::HTTP_11, true),
+                "{path}, {version:?}"
+            );
         }
     }
     Ok(())
@@ -132,10 +147,14 @@ impl HttpBody for Trickle {
     type Data = Bytes;
     type Error = Infallible;
 
-    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         self.most.fetch_max(self.held.load(Ordering::SeqCst), Ordering::SeqCst);
         let Some(left) = self.pieces.checked_sub(1) else {
-            let trailers = std::mem::take(&mut self.has_trailers).then(|| Ok(Frame::trailers(HeaderMap::new())));
+            let trailers = std::mem::take(&mut self.has_trailers)
+                .then(|| Ok(Frame::trailers(HeaderMap::new())));
             return Poll::Ready(trailers);
         };
         self.pieces = left;
@@ -144,7 +163,11 @@ impl HttpBody for Trickle {
     }
 
     fn size_hint(&self) -> SizeHint {
-        if self.is_announced { SizeHint::with_exact(self.pieces as u64) } else { SizeHint::default() }
+        if self.is_announced {
+            SizeHint::with_exact(self.pieces as u64)
+        } else {
+            SizeHint::default()
+        }
     }
 }
 
@@ -167,8 +190,12 @@ async fn rule_25_small_pieces_do_not_hold_the_buffers_that_they_came_in() -> any
             async { Ok::<_, Infallible>(Response::new(body)) }
         });
         let engine = Idempotency::new(MemoryStore::new());
-        let layer = IdempotencyLayer::new(engine.clone(), Scope::global()).with_max_response_body(LIMIT);
-        let request = Request::post("/").version(version).header("idempotency-key", "abc").body(Body::empty())?;
+        let layer =
+            IdempotencyLayer::new(engine.clone(), Scope::global()).with_max_response_body(LIMIT);
+        let request = Request::post("/")
+            .version(version)
+            .header("idempotency-key", "abc")
+            .body(Body::empty())?;
         let mut body = Box::pin(layer.layer(service).oneshot(request).await?.into_body());
         // A slow client: it takes nothing before all that is recorded was read.
         let record = engine.record("http", "abc");
@@ -181,11 +208,14 @@ async fn rule_25_small_pieces_do_not_hold_the_buffers_that_they_came_in() -> any
         let last = held.load(Ordering::SeqCst);
         assert_eq!((most.load(Ordering::SeqCst), last), (0, usize::from(pieces > LIMIT)), "{name}");
         let mut taken = Vec::new();
-        while let Some(frame) = within("a piece", poll_fn(|task| body.as_mut().poll_frame(task))).await? {
+        while let Some(frame) =
+            within("a piece", poll_fn(|task| body.as_mut().poll_frame(task))).await?
+        {
             taken.extend(frame.map_err(anyhow::Error::from_boxed)?.into_data().ok());
         }
         assert_eq!(taken.concat(), vec![b'x'; pieces], "{name}");
-        // What nobody took is one buffer, and not a list of pieces. What is past the limit comes as it is.
+        // What nobody took is one buffer, and not a list of pieces. What is past the limit comes as
+        // it is.
         let past_limit = pieces.saturating_sub(LIMIT - 100);
         assert!(taken.len() <= 3 + past_limit, "{name}: {} pieces", taken.len());
     }

@@ -34,7 +34,10 @@ async fn rule_28_after_a_mismatch_the_original_still_replays() -> anyhow::Result
     let first = world.pay("abc").body("one").send().await?;
     world.pay("abc").body("two").send().await?.assert_problem(422, "mismatch")?;
     let retry = world.pay("abc").body("one").send().await?;
-    assert_eq!((retry.is_replayed(), retry.answer(), world.effects("abc")), (true, first.answer(), 1));
+    assert_eq!(
+        (retry.is_replayed(), retry.answer(), world.effects("abc")),
+        (true, first.answer(), 1)
+    );
     Ok(())
 }
 
@@ -57,8 +60,17 @@ async fn rule_30_another_method_or_path_never_replays_the_first() -> anyhow::Res
     let world = World::with(|layer| layer.with_methods([Method::POST, Method::PUT])).await?;
     let first = world.pay("abc").send().await?;
     world.client.post("/refund").key("abc").send().await?.assert_problem(422, "mismatch")?;
-    world.client.request(Method::PUT, "/pay").key("abc").send().await?.assert_problem(422, "mismatch")?;
-    assert_eq!((world.pay("abc").send().await?.answer(), world.effects("abc")), (first.answer(), 1));
+    world
+        .client
+        .request(Method::PUT, "/pay")
+        .key("abc")
+        .send()
+        .await?
+        .assert_problem(422, "mismatch")?;
+    assert_eq!(
+        (world.pay("abc").send().await?.answer(), world.effects("abc")),
+        (first.answer(), 1)
+    );
     Ok(())
 }
 
@@ -74,7 +86,11 @@ async fn rule_31_the_query_counts_unless_it_is_excluded() -> anyhow::Result<()> 
         for other in ["/pay?currency=USD&amount=1", "/pay?amount=1&currency=EUR", "/pay"] {
             let reply = send(other).await?;
             if replays {
-                assert_eq!((reply.is_replayed(), reply.answer()), (true, first.answer()), "{other}");
+                assert_eq!(
+                    (reply.is_replayed(), reply.answer()),
+                    (true, first.answer()),
+                    "{other}"
+                );
             } else {
                 reply.assert_problem(422, "mismatch")?;
             }
@@ -111,7 +127,11 @@ async fn rule_32_canonical_json_ignores_spelling_but_not_duplicate_members() -> 
         ("duplicates", r#"{"a":1,"a":2}"#, r#"{"a":2,"a":1}"#),
         ("integers", r#"{"id":9007199254740992}"#, r#"{"id":9007199254740993}"#),
         ("larger ones", r#"{"id":18446744073709551616}"#, r#"{"id":18446744073709551617}"#),
-        ("in name only", r#"{"amount":1}"#, r#"{"$serde_json::private::RawValue":"{\"amount\":1}"}"#),
+        (
+            "in name only",
+            r#"{"amount":1}"#,
+            r#"{"$serde_json::private::RawValue":"{\"amount\":1}"}"#,
+        ),
     ] {
         world.pay(key).body(one).send().await?;
         assert!(world.pay(key).body(one).send().await?.is_replayed());
@@ -136,8 +156,12 @@ async fn rule_32_a_body_that_is_not_sent_as_json_counts_with_every_byte() -> any
                 (&[], false),
             ] {
                 let send = |body: &'static str| {
-                    let request = world.pay(&format!("{number} {headers:?}").replace('"', "")).body(body);
-                    headers.iter().fold(request, |request, (name, value)| request.header(name, value)).send()
+                    let request =
+                        world.pay(&format!("{number} {headers:?}").replace('"', "")).body(body);
+                    headers
+                        .iter()
+                        .fold(request, |request, (name, value)| request.header(name, value))
+                        .send()
                 };
                 assert_eq!(send(one).await?.status, 201);
                 assert!(send(one).await?.is_replayed());
@@ -155,7 +179,16 @@ async fn rule_32_a_body_that_is_not_sent_as_json_counts_with_every_byte() -> any
 
 /// Each line is one number, in as many spellings.
 const ONE_NUMBER: [&[&str]; 6] = [
-    &["1", "1.0", "1.000000000000000000000000000", "10e-1", "0.1E+1", "0.00001e5", "1e0", "1e-0000000000000000000000"],
+    &[
+        "1",
+        "1.0",
+        "1.000000000000000000000000000",
+        "10e-1",
+        "0.1E+1",
+        "0.00001e5",
+        "1e0",
+        "1e-0000000000000000000000",
+    ],
     &["0", "-0", "0.0", "-0.000", "0e999999999999999999999", "-0E-999999999999999999999"],
     &["-12.5", "-12.50", "-125e-1", "-0.125e2"],
     &["100000000000000000000000000000001", "1.00000000000000000000000000000001e32"],
@@ -169,7 +202,15 @@ const TWO_NUMBERS: [&[&str]; 6] = [
     &["0.1", "0.10000000000000001", "0.1000000000000000055511151231257827"],
     &["9007199254740992", "9007199254740993", "9007199254740992.5"],
     &["18446744073709551616", "18446744073709551617", "18446744073709551616.01"],
-    &["0", "1e-400", "1e-401", "-1e-400", "1e-999999999", "1e-9999999999999999999999", "1e-99999999999999999999999"],
+    &[
+        "0",
+        "1e-400",
+        "1e-401",
+        "-1e-400",
+        "1e-999999999",
+        "1e-9999999999999999999999",
+        "1e-99999999999999999999999",
+    ],
     &["1e300", "1.00000000000000000001e300", "-1e300"],
 ];
 
@@ -178,7 +219,8 @@ fn ways_to_read_numbers() -> [RequestFingerprint; 2] {
 }
 
 #[tokio::test]
-async fn rule_32_the_spelling_of_a_number_does_not_count_and_each_of_its_digits_does() -> anyhow::Result<()> {
+async fn rule_32_the_spelling_of_a_number_does_not_count_and_each_of_its_digits_does()
+-> anyhow::Result<()> {
     for fingerprint in ways_to_read_numbers() {
         let world = World::with(|layer| layer.with_fingerprint(fingerprint)).await?;
         let send = |key: String, number: &str| {
@@ -187,7 +229,11 @@ async fn rule_32_the_spelling_of_a_number_does_not_count_and_each_of_its_digits_
         for (line, spellings) in ONE_NUMBER.iter().enumerate() {
             for spelling in *spellings {
                 let reply = send(format!("one-{line}"), spelling).await?;
-                assert_eq!((reply.status, reply.is_replayed()), (201, *spelling != spellings[0]), "{spelling}");
+                assert_eq!(
+                    (reply.status, reply.is_replayed()),
+                    (201, *spelling != spellings[0]),
+                    "{spelling}"
+                );
             }
             assert_eq!(world.effects(&format!("one-{line}")), 1);
         }
@@ -211,7 +257,9 @@ async fn rule_32_the_spelling_of_a_number_does_not_count_and_each_of_its_digits_
 async fn rule_32_a_number_with_a_large_exponent_costs_what_its_text_does() -> anyhow::Result<()> {
     for fingerprint in ways_to_read_numbers() {
         let world = World::with(|layer| layer.with_fingerprint(fingerprint)).await?;
-        let many = ["1e999999999", "1e-999999999", "-1e2147483648", "1e-9223372036854775809"].repeat(2_000).join(",");
+        let many = ["1e999999999", "1e-999999999", "-1e2147483648", "1e-9223372036854775809"]
+            .repeat(2_000)
+            .join(",");
         let body = format!(r#"{{"amount":[{many}]}}"#);
         world.pay("abc").body(body.clone()).send().await?;
         assert!(world.pay("abc").body(body.clone()).send().await?.is_replayed());
@@ -234,7 +282,10 @@ async fn rule_30_what_the_body_is_counts_beside_its_bytes() -> anyhow::Result<()
         let world = World::with(|layer| layer.with_fingerprint(fingerprint)).await?;
         let send = |key: &str, headers: &[(&'static str, &'static str)]| {
             let request = world.pay(key).body(r#"{"amount":1}"#);
-            headers.iter().fold(request, |request, (name, value)| request.header(name, value)).send()
+            headers
+                .iter()
+                .fold(request, |request, (name, value)| request.header(name, value))
+                .send()
         };
         let one: [&[(&str, &str)]; 6] = [
             &[("content-type", "application/json")],
@@ -265,7 +316,8 @@ async fn rule_30_what_the_body_is_counts_beside_its_bytes() -> anyhow::Result<()
         {
             let key = format!("spelling-{number}");
             send(&key, &[("content-type", one), ("content-encoding", "GZIP")]).await?;
-            let retry = send(&key, &[("content-type", other), ("content-encoding", "gzip ")]).await?;
+            let retry =
+                send(&key, &[("content-type", other), ("content-encoding", "gzip ")]).await?;
             assert!(retry.is_replayed(), "{one} {other}");
         }
         for (number, (one, other)) in [
@@ -284,7 +336,8 @@ async fn rule_30_what_the_body_is_counts_beside_its_bytes() -> anyhow::Result<()
     Ok(())
 }
 
-/// What a string says is no JSON of the body. Taken for some, this is deeper than the stack of a server.
+/// What a string says is no JSON of the body. Taken for some, this is deeper than the stack of a
+/// server.
 #[tokio::test]
 async fn rule_32_json_in_strings_is_no_part_of_the_body() -> anyhow::Result<()> {
     let world = World::with(|layer| layer.with_fingerprint(RequestFingerprint::json())).await?;
@@ -304,9 +357,10 @@ async fn rule_33_with_selected_fields_only_those_count() -> anyhow::Result<()> {
     let fingerprint = RequestFingerprint::fields(["/amount", "/card/number"]);
     let world = World::with(|layer| layer.with_fingerprint(fingerprint)).await?;
     world.pay("abc").body(r#"{"amount":1,"card":{"number":"42"},"sent_at":1}"#).send().await?;
-    for same in
-        [r#"{"sent_at":2,"amount":1.0,"card":{"number":"42","name":"x"}}"#, r#"{"amount":1,"card":{"number":"42"}}"#]
-    {
+    for same in [
+        r#"{"sent_at":2,"amount":1.0,"card":{"number":"42","name":"x"}}"#,
+        r#"{"amount":1,"card":{"number":"42"}}"#,
+    ] {
         assert!(world.pay("abc").body(same).send().await?.is_replayed(), "{same}");
     }
     for other in [
@@ -331,8 +385,20 @@ async fn what_counts_can_be_computed_by_the_service() -> anyhow::Result<()> {
     let world = World::with(|layer| layer.with_fingerprint(fingerprint)).await?;
     world.pay("abc").header("x-version", "1").body("a first").send().await?;
     assert!(world.pay("abc").header("x-version", "1").body("a second").send().await?.is_replayed());
-    world.pay("abc").header("x-version", "2").body("a first").send().await?.assert_problem(422, "mismatch")?;
-    world.pay("abc").header("x-version", "1").body("b").send().await?.assert_problem(422, "mismatch")?;
+    world
+        .pay("abc")
+        .header("x-version", "2")
+        .body("a first")
+        .send()
+        .await?
+        .assert_problem(422, "mismatch")?;
+    world
+        .pay("abc")
+        .header("x-version", "1")
+        .body("b")
+        .send()
+        .await?
+        .assert_problem(422, "mismatch")?;
     Ok(())
 }
 
@@ -343,7 +409,12 @@ async fn rule_33_what_is_in_the_place_of_the_selected_fields_counts() -> anyhow:
     let world = World::with(|layer| layer.with_fingerprint(fingerprint)).await?;
     let cases = [
         ("whole", r#"[100,["42"]]"#, r#"[ 1e2, ["\u0034\u0032"] ]"#, r#"[1,["42"]]"#),
-        ("inner", r#"{"amount":1,"card":["42"]}"#, r#"{"card":["42"],"amount":1.0}"#, r#"{"amount":1,"card":["43"]}"#),
+        (
+            "inner",
+            r#"{"amount":1,"card":["42"]}"#,
+            r#"{"card":["42"],"amount":1.0}"#,
+            r#"{"amount":1,"card":["43"]}"#,
+        ),
         ("word", r#"{"card":"cash"}"#, r#"{"card":"cash","sent_at":1}"#, r#"{"card":"none"}"#),
         ("scalar", "100", "1e2", "1"),
     ];
@@ -358,7 +429,8 @@ async fn rule_33_what_is_in_the_place_of_the_selected_fields_counts() -> anyhow:
 
 /// To a patch these remove, replace, empty or keep the same thing.
 #[tokio::test]
-async fn rule_33_what_ends_the_way_to_the_selected_fields_counts_with_its_place() -> anyhow::Result<()> {
+async fn rule_33_what_ends_the_way_to_the_selected_fields_counts_with_its_place()
+-> anyhow::Result<()> {
     let fingerprint = RequestFingerprint::fields(["/address/street", "/address/city"]);
     let world = World::with(|layer| layer.with_fingerprint(fingerprint)).await?;
     let bodies = [
@@ -389,7 +461,8 @@ async fn rule_33_what_ends_the_way_to_the_selected_fields_counts_with_its_place(
 /// Without the slash a pointer leads nowhere, in whatever body.
 #[tokio::test]
 async fn rule_33_what_is_no_pointer_excludes_nothing() -> anyhow::Result<()> {
-    let world = World::with(|layer| layer.with_fingerprint(RequestFingerprint::fields(["amount"]))).await?;
+    let world =
+        World::with(|layer| layer.with_fingerprint(RequestFingerprint::fields(["amount"]))).await?;
     world.pay("abc").body(r#"{"amount":1}"#).send().await?;
     assert!(world.pay("abc").body(r#"{ "amount": 1 }"#).send().await?.is_replayed());
     world.pay("abc").body(r#"{"amount":2}"#).send().await?.assert_problem(422, "mismatch")?;
@@ -399,7 +472,8 @@ async fn rule_33_what_is_no_pointer_excludes_nothing() -> anyhow::Result<()> {
 #[tokio::test]
 async fn rule_34_different_keys_with_the_same_body_both_run() -> anyhow::Result<()> {
     let world = World::new().await?;
-    let (one, two) = (world.pay("one").body("same").send().await?, world.pay("two").body("same").send().await?);
+    let (one, two) =
+        (world.pay("one").body("same").send().await?, world.pay("two").body("same").send().await?);
     assert!(!one.is_replayed() && !two.is_replayed() && one.body != two.body);
     assert_eq!((world.effects("one"), world.effects("two")), (1, 1));
     Ok(())
@@ -417,11 +491,14 @@ async fn rule_35_a_new_fingerprint_version_causes_no_false_mismatch() -> anyhow:
     ];
     for fingerprint in later {
         let old = RequestFingerprint::body();
-        let with_history = fingerprint.clone().formerly(RequestFingerprint::json().version(9)).formerly(old);
+        let with_history =
+            fingerprint.clone().formerly(RequestFingerprint::json().version(9)).formerly(old);
         let client = world.another_server(|layer| layer.with_fingerprint(with_history)).await?;
-        let retry = client.post("/pay").key("abc").body(r#"{"amount":1,"note":"x"}"#).send().await?;
+        let retry =
+            client.post("/pay").key("abc").body(r#"{"amount":1,"note":"x"}"#).send().await?;
         assert_eq!((retry.is_replayed(), retry.answer()), (true, first.answer()));
-        // Another request is compared in the way of the record, though the new way may take it for the same.
+        // Another request is compared in the way of the record, though the new way may take it for
+        // the same.
         client
             .post("/pay")
             .key("abc")
@@ -439,10 +516,17 @@ async fn rule_35_a_new_fingerprint_version_causes_no_false_mismatch() -> anyhow:
         // Among themselves the new ones are compared.
         let key = uuid::Uuid::new_v4().to_string();
         client.post("/pay").key(&key).body(r#"{"amount":1}"#).send().await?;
-        client.post("/pay").key(&key).body(r#"{"amount":2}"#).send().await?.assert_problem(422, "mismatch")?;
+        client
+            .post("/pay")
+            .key(&key)
+            .body(r#"{"amount":2}"#)
+            .send()
+            .await?
+            .assert_problem(422, "mismatch")?;
         // And who names no history has none.
         let client = world.another_server(|layer| layer.with_fingerprint(fingerprint)).await?;
-        let retry = client.post("/pay").key("abc").body(r#"{"amount":1,"note":"x"}"#).send().await?;
+        let retry =
+            client.post("/pay").key("abc").body(r#"{"amount":1,"note":"x"}"#).send().await?;
         retry.assert_problem(422, "mismatch")?;
     }
     assert_eq!(world.effects("abc"), 1);
@@ -450,7 +534,8 @@ async fn rule_35_a_new_fingerprint_version_causes_no_false_mismatch() -> anyhow:
 }
 
 #[tokio::test]
-async fn rule_35_a_request_of_an_earlier_release_is_taken_over_by_its_retry_alone() -> anyhow::Result<()> {
+async fn rule_35_a_request_of_an_earlier_release_is_taken_over_by_its_retry_alone()
+-> anyhow::Result<()> {
     fn retrying(layer: IdempotencyLayer) -> IdempotencyLayer {
         layer.with_on_crash(OnCrash::Retry).with_on_status(|status, _| match status.as_u16() {
             504 => OnStatus::Hold,
@@ -461,7 +546,8 @@ async fn rule_35_a_request_of_an_earlier_release_is_taken_over_by_its_retry_alon
     let held = world.pay("abc").header("x-status", "504").body(r#"{"amount":1}"#).send().await?;
     assert_eq!(held.status, 504);
     let fingerprint = RequestFingerprint::json().formerly(RequestFingerprint::body());
-    let client = world.another_server(|layer| retrying(layer).with_fingerprint(fingerprint)).await?;
+    let client =
+        world.another_server(|layer| retrying(layer).with_fingerprint(fingerprint)).await?;
     for (path, body) in [("/pay", r#"{"amount":2}"#), ("/refund", r#"{"amount":1}"#)] {
         client.post(path).key("abc").body(body).send().await?.assert_problem(422, "mismatch")?;
     }
@@ -482,7 +568,15 @@ async fn headers_that_a_service_names_count() -> anyhow::Result<()> {
     let fingerprint = RequestFingerprint::json().with_headers([version]);
     let world = World::with(|layer| layer.with_fingerprint(fingerprint)).await?;
     world.pay("abc").header("x-version", "1").send().await?;
-    assert!(world.pay("abc").header("x-version", "1").header("x-trace", "2").send().await?.is_replayed());
+    assert!(
+        world
+            .pay("abc")
+            .header("x-version", "1")
+            .header("x-trace", "2")
+            .send()
+            .await?
+            .is_replayed()
+    );
     world.pay("abc").header("x-version", "2").send().await?.assert_problem(422, "mismatch")?;
     world.pay("abc").send().await?.assert_problem(422, "mismatch")?;
     Ok(())
@@ -490,10 +584,14 @@ async fn headers_that_a_service_names_count() -> anyhow::Result<()> {
 
 /// A new boundary for each try is another body, unless the service reads the parts.
 #[tokio::test]
-async fn a_multipart_body_with_another_boundary_is_another_request_unless_its_parts_count() -> anyhow::Result<()> {
+async fn a_multipart_body_with_another_boundary_is_another_request_unless_its_parts_count()
+-> anyhow::Result<()> {
     let parts = RequestFingerprint::custom(|request, body| {
-        let content_type = request.headers.get("content-type").and_then(|value| value.to_str().ok());
-        let boundary = content_type.and_then(|text| text.split_once("boundary=")).map(|(_, boundary)| boundary);
+        let content_type =
+            request.headers.get("content-type").and_then(|value| value.to_str().ok());
+        let boundary = content_type
+            .and_then(|text| text.split_once("boundary="))
+            .map(|(_, boundary)| boundary);
         String::from_utf8_lossy(body).replace(boundary.unwrap_or("none"), "").into_bytes()
     });
     for (fingerprint, is_same) in
@@ -502,13 +600,18 @@ async fn a_multipart_body_with_another_boundary_is_another_request_unless_its_pa
         let world = World::with(|layer| layer.with_fingerprint(fingerprint)).await?;
         let send = |boundary: &str, amount: u32| {
             let part = format!("Content-Disposition: form-data; name=\"amount\"\r\n\r\n{amount}");
-            let request = world.pay("abc").header("content-type", format!("multipart/form-data; boundary={boundary}"));
+            let request = world
+                .pay("abc")
+                .header("content-type", format!("multipart/form-data; boundary={boundary}"));
             request.body(format!("--{boundary}\r\n{part}\r\n--{boundary}--\r\n")).send()
         };
         send("one", 1).await?;
         assert!(send("one", 1).await?.is_replayed());
         let retry = send("two", 1).await?;
-        assert_eq!((retry.status, retry.is_replayed()), if is_same { (201, true) } else { (422, false) });
+        assert_eq!(
+            (retry.status, retry.is_replayed()),
+            if is_same { (201, true) } else { (422, false) }
+        );
         send("two", 2).await?.assert_problem(422, "mismatch")?;
         assert_eq!(world.effects("abc"), 1);
     }

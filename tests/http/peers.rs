@@ -53,13 +53,24 @@ async fn a_refusal_says_when_to_retry_if_a_retry_helps_and_only_then() -> anyhow
         let helps = matches!(kind, ProblemKind::InProgress | ProblemKind::Unavailable);
         assert_eq!(reply.header("retry-after"), helps.then_some("1"), "{}", kind.name());
         let exposed = reply.headers.get_all("access-control-expose-headers").iter();
-        let is_exposed = exposed.filter_map(|value| value.to_str().ok()).any(|names| names.contains("Retry-After"));
+        let is_exposed = exposed
+            .filter_map(|value| value.to_str().ok())
+            .any(|names| names.contains("Retry-After"));
         assert_eq!(is_exposed, helps, "{}: {reply:?}", kind.name());
     }
     // The others need time, a crash or a setting of their own.
-    let others = [ProblemKind::NoPrincipal, ProblemKind::Uncertain, ProblemKind::Expired, ProblemKind::NotKept];
+    let others = [
+        ProblemKind::NoPrincipal,
+        ProblemKind::Uncertain,
+        ProblemKind::Expired,
+        ProblemKind::NotKept,
+    ];
     for kind in others.into_iter().chain([ProblemKind::Unreadable]) {
-        assert!(!Problem::new(kind).to_response().headers().contains_key("retry-after"), "{}", kind.name());
+        assert!(
+            !Problem::new(kind).to_response().headers().contains_key("retry-after"),
+            "{}",
+            kind.name()
+        );
     }
     Ok(())
 }
@@ -67,11 +78,17 @@ async fn a_refusal_says_when_to_retry_if_a_retry_helps_and_only_then() -> anyhow
 #[tokio::test]
 async fn rule_66_refusals_have_the_form_that_the_service_gives_them() -> anyhow::Result<()> {
     let shape = |problem: &Problem, response: Response<Bytes>| {
-        let text = format!("{} {} {}", problem.kind().name(), response.status().as_u16(), problem.title());
-        let shaped = Response::builder().status(StatusCode::IM_A_TEAPOT).header("content-type", "text/plain");
+        let text =
+            format!("{} {} {}", problem.kind().name(), response.status().as_u16(), problem.title());
+        let shaped = Response::builder()
+            .status(StatusCode::IM_A_TEAPOT)
+            .header("content-type", "text/plain");
         // What the layer answers for stays: these are not the service's to say.
         let shaped = shaped.header("content-length", "3").header("idempotency-replayed", "true");
-        shaped.header("idempotency-problem", "none").body(Bytes::from(text)).expect("the response is well-formed")
+        shaped
+            .header("idempotency-problem", "none")
+            .body(Bytes::from(text))
+            .expect("the response is well-formed")
     };
     let world = World::with(move |layer| layer.with_problem(shape)).await?;
     for (kind, reply) in refusals(&world).await? {
@@ -81,7 +98,10 @@ async fn rule_66_refusals_have_the_form_that_the_service_gives_them() -> anyhow:
             (reply.header("content-type"), reply.header("cache-control")),
             (Some("text/plain"), Some("no-store"))
         );
-        assert_eq!((reply.header("idempotency-problem"), reply.is_replayed()), (Some(kind.name()), false));
+        assert_eq!(
+            (reply.header("idempotency-problem"), reply.is_replayed()),
+            (Some(kind.name()), false)
+        );
     }
     // It shapes what is refused, neither results nor replays.
     let retry = world.pay("abc").send().await?;
@@ -125,21 +145,38 @@ async fn rule_66_the_form_of_a_refusal_never_makes_a_result_of_it() -> anyhow::R
 async fn look(request: AxumRequest, next: Next) -> Response<Body> {
     let mut response = next.run(request).await;
     let kind = response.extensions().get::<ProblemKind>().map_or("none", |kind| kind.name());
-    let operation = response.extensions().get::<Error>().map_or("none", |error| error.operation().unwrap_or("unnamed"));
-    let told =
-        [("x-kind", HeaderValue::from_static(kind)), ("x-error", HeaderValue::from_str(operation).expect("text"))];
+    let operation = response
+        .extensions()
+        .get::<Error>()
+        .map_or("none", |error| error.operation().unwrap_or("unnamed"));
+    let told = [
+        ("x-kind", HeaderValue::from_static(kind)),
+        ("x-error", HeaderValue::from_str(operation).expect("text")),
+    ];
     response.headers_mut().extend(told.map(|(name, value)| (HeaderName::from_static(name), value)));
     response
 }
 
 #[tokio::test]
-async fn rule_66_layers_in_front_see_which_refusal_it_is_and_the_error_behind_it() -> anyhow::Result<()> {
+async fn rule_66_layers_in_front_see_which_refusal_it_is_and_the_error_behind_it()
+-> anyhow::Result<()> {
     for shaped in [false, true] {
         let layer = move |layer: IdempotencyLayer| if shaped { layer.stripe() } else { layer };
-        let world = World::setup().layer(layer).around(|router: Router| router.layer(from_fn(look))).start().await?;
+        let world = World::setup()
+            .layer(layer)
+            .around(|router: Router| router.layer(from_fn(look)))
+            .start()
+            .await?;
         for (kind, reply) in refusals(&world).await? {
-            let error = if matches!(kind, ProblemKind::Missing | ProblemKind::Malformed) { "none" } else { "http" };
-            assert_eq!((reply.header("x-kind"), reply.header("x-error")), (Some(kind.name()), Some(error)));
+            let error = if matches!(kind, ProblemKind::Missing | ProblemKind::Malformed) {
+                "none"
+            } else {
+                "http"
+            };
+            assert_eq!(
+                (reply.header("x-kind"), reply.header("x-error")),
+                (Some(kind.name()), Some(error))
+            );
         }
         let replay = world.pay("abc").send().await?;
         assert_eq!(
@@ -160,15 +197,22 @@ async fn rule_66_stripe_refuses_as_clients_of_stripe_expect() -> anyhow::Result<
     refusals.push((ProblemKind::TooLarge, large));
     for (kind, reply) in refusals {
         let (status, name, code, again) = match kind {
-            ProblemKind::Missing | ProblemKind::Malformed => (400, "invalid_request_error", None, None),
+            ProblemKind::Missing | ProblemKind::Malformed => {
+                (400, "invalid_request_error", None, None)
+            }
             ProblemKind::Mismatch => (400, "idempotency_error", None, Some("false")),
-            ProblemKind::InProgress => (409, "idempotency_error", Some("idempotency_key_in_use"), Some("true")),
+            ProblemKind::InProgress => {
+                (409, "idempotency_error", Some("idempotency_key_in_use"), Some("true"))
+            }
             ProblemKind::Unavailable => (503, "api_error", None, Some("true")),
             ProblemKind::TooLarge => (413, "invalid_request_error", None, None),
             _ => (500, "api_error", None, None),
         };
         let error = &reply.json()?["error"];
-        assert_eq!((reply.status, &error["type"], error["code"].as_str()), (status, &Value::from(name), code));
+        assert_eq!(
+            (reply.status, &error["type"], error["code"].as_str()),
+            (status, &Value::from(name), code)
+        );
         assert!(error["message"].as_str().is_some_and(|message| !message.is_empty()), "{error}");
         let page = error["doc_url"].as_str().unwrap_or_default();
         assert!(page.ends_with(&format!("#{}", kind.name())), "{page}");
@@ -179,7 +223,8 @@ async fn rule_66_stripe_refuses_as_clients_of_stripe_expect() -> anyhow::Result<
         assert_eq!(reply.header("retry-after").is_some(), again == Some("true"), "{reply:?}");
     }
     let replay = world.pay("abc").send().await?;
-    let marks = ["idempotent-replayed", "stripe-should-retry", "idempotency-replayed"].map(|name| replay.header(name));
+    let marks = ["idempotent-replayed", "stripe-should-retry", "idempotency-replayed"]
+        .map(|name| replay.header(name));
     assert_eq!((replay.status, marks), (201, [Some("true"), Some("false"), None]));
     Ok(())
 }
@@ -194,51 +239,75 @@ async fn rule_67_the_names_of_key_and_markers_can_be_set_on_both_sides() -> anyh
         .with_problem("x-why")?;
     let start = |patience| {
         let names = names.clone();
-        let world = World::setup().engine(move |builder| builder.claim_timeout(patience)).layer(move |layer| {
-            let markers = ["x-replayed", "x-open", "idempotency-replayed", "x-request-id"].map(HeaderName::from_static);
-            layer.with_replayed_headers(markers).with_header_names(names).with_fail_open()
-        });
+        let world = World::setup().engine(move |builder| builder.claim_timeout(patience)).layer(
+            move |layer| {
+                let markers = ["x-replayed", "x-open", "idempotency-replayed", "x-request-id"]
+                    .map(HeaderName::from_static);
+                layer.with_replayed_headers(markers).with_header_names(names).with_fail_open()
+            },
+        );
         world.start()
     };
     let world = start(PATIENCE).await?;
     let post = || world.client.post("/pay");
     let exposes = |reply: &Reply, name: &str| {
         let exposed = reply.headers.get_all("access-control-expose-headers").iter();
-        exposed.filter_map(|value| value.to_str().ok()).any(|value| value.split(", ").any(|exposed| exposed == name))
+        exposed
+            .filter_map(|value| value.to_str().ok())
+            .any(|value| value.split(", ").any(|exposed| exposed == name))
     };
-    let has_usual = |reply: &Reply| reply.headers.keys().any(|name| name.as_str().starts_with("idempotency-"));
+    let has_usual =
+        |reply: &Reply| reply.headers.keys().any(|name| name.as_str().starts_with("idempotency-"));
 
     // The usual name is any header now.
     let missing = post().key("abc").send().await?;
-    assert_eq!((missing.status, missing.header("x-why"), exposes(&missing, "x-why")), (400, Some("missing"), true));
+    assert_eq!(
+        (missing.status, missing.header("x-why"), exposes(&missing, "x-why")),
+        (400, Some("missing"), true)
+    );
     let pay = |key: &str| post().header("x-request-key", key);
     let (first, replay) = (pay("abc").send().await?, pay("abc").send().await?);
     assert_eq!((first.header("x-replayed"), replay.header("x-replayed")), (None, Some("true")));
-    assert!(first.header("x-expires").is_some() && replay.header("x-expires").is_some(), "{replay:?}");
-    assert!(["x-replayed", "x-expires", "x-open", "x-why"].iter().all(|name| exposes(&replay, name)), "{replay:?}");
+    assert!(
+        first.header("x-expires").is_some() && replay.header("x-expires").is_some(),
+        "{replay:?}"
+    );
+    assert!(
+        ["x-replayed", "x-expires", "x-open", "x-why"].iter().all(|name| exposes(&replay, name)),
+        "{replay:?}"
+    );
     assert!(![missing, first, replay].iter().any(has_usual));
 
     // The client sends the one, and knows the others.
-    let sender = layer(&ManualClock::new()).with_header_names(names.clone()).with_retried_answers(|_| true);
+    let sender =
+        layer(&ManualClock::new()).with_header_names(names.clone()).with_retried_answers(|_| true);
     let request = |world: &World, status: &'static str| {
         let address = format!("http://{}/pay", world.client.address());
         Request::post(address).header("x-status", status).body("{}".to_owned())
     };
-    let answer = send(client(&sender.clone().with_max_attempts(2)), request(&world, "201")?).await??;
+    let answer =
+        send(client(&sender.clone().with_max_attempts(2)), request(&world, "201")?).await??;
     let is_replayed = answer.headers.get("x-replayed").is_some_and(|value| value == "true");
     assert_eq!((answer.status, answer.attempts(), is_replayed), (201, Some(2), true));
     let away = start(NO_PATIENCE).await?;
     away.store.always("claim", Some(Fault::Refused(StoreErrorKind::Refused)));
     let answer = send(client(&sender.with_max_attempts(3)), request(&away, "503")?).await??;
-    assert_eq!((answer.status, answer.attempts(), answer.headers.contains_key("x-open")), (503, Some(1), true));
+    assert_eq!(
+        (answer.status, answer.attempts(), answer.headers.contains_key("x-open")),
+        (503, Some(1), true)
+    );
     Ok(())
 }
 
 #[tokio::test]
 async fn rule_68_grpc_requests_pass_through_untouched() -> anyhow::Result<()> {
     let world = World::new().await?;
-    let types =
-        ["application/grpc", "application/grpc+proto", "Application/GRPC-Web; x=1", "application/grpc-web-text"];
+    let types = [
+        "application/grpc",
+        "application/grpc+proto",
+        "Application/GRPC-Web; x=1",
+        "application/grpc-web-text",
+    ];
     let mut runs = 0;
     for content_type in types {
         for key in [Some("abc"), Some("abc"), None, Some("")] {
@@ -249,7 +318,10 @@ async fn rule_68_grpc_requests_pass_through_untouched() -> anyhow::Result<()> {
             };
             let reply = request.send().await?;
             assert_eq!((reply.status, reply.is_replayed()), (201, false), "{content_type}");
-            assert!(reply.headers.keys().all(|name| !name.as_str().starts_with("idempotency-")), "{reply:?}");
+            assert!(
+                reply.headers.keys().all(|name| !name.as_str().starts_with("idempotency-")),
+                "{reply:?}"
+            );
             runs += 1;
             assert_eq!(world.effects("none"), runs, "the handler finds no key");
         }
@@ -269,7 +341,8 @@ async fn rule_68_grpc_requests_pass_through_untouched() -> anyhow::Result<()> {
 
 /// axum reads it as JSON, as it reads every type that ends so.
 #[tokio::test]
-async fn rule_68_a_type_of_grpc_that_others_read_as_json_is_guarded_where_it_has_a_key() -> anyhow::Result<()> {
+async fn rule_68_a_type_of_grpc_that_others_read_as_json_is_guarded_where_it_has_a_key()
+-> anyhow::Result<()> {
     async fn charge(State(shop): State<Shop>, Json(_): Json<Value>) {
         shop.effect("charged");
     }
@@ -277,7 +350,8 @@ async fn rule_68_a_type_of_grpc_that_others_read_as_json_is_guarded_where_it_has
     for content_type in ["application/grpc+json", "Application/gRPC-Web+JSON; x=1"] {
         let before = world.effects("charged");
         let charge = || world.client.post("/charge").header("content-type", content_type);
-        let (first, retry) = (charge().key(content_type).send().await?, charge().key(content_type).send().await?);
+        let (first, retry) =
+            (charge().key(content_type).send().await?, charge().key(content_type).send().await?);
         assert_eq!((first.status, retry.is_replayed()), (200, true), "{content_type}");
         assert_eq!(world.effects("charged"), before + 1, "{content_type}");
         assert_eq!(charge().send().await?.status, 200, "a service of gRPC knows nothing of keys");
@@ -291,15 +365,20 @@ async fn rule_68_the_client_neither_labels_nor_repeats_grpc_requests() -> anyhow
     let mut request = service.post("/pay");
     request.headers_mut().insert("content-type", "application/grpc".parse()?);
     let answer = send(client(&layer(&ManualClock::new())), request).await??;
-    assert_eq!((answer.text(), answer.attempts(), service.keys()), ((503, "answer 1"), None, vec!["none".to_owned()]));
+    assert_eq!(
+        (answer.text(), answer.attempts(), service.keys()),
+        ((503, "answer 1"), None, vec!["none".to_owned()])
+    );
     Ok(())
 }
 
 #[tokio::test]
-async fn rule_12_a_method_in_other_letters_is_guarded_as_the_one_that_it_spells() -> anyhow::Result<()> {
+async fn rule_12_a_method_in_other_letters_is_guarded_as_the_one_that_it_spells()
+-> anyhow::Result<()> {
     let mut world = World::new().await?;
     let deletes = world.another_server(|layer| layer.with_methods([Method::DELETE])).await?;
-    // The routes of these services take any method, as `any` in axum and plain services of hyper do.
+    // The routes of these services take any method, as `any` in axum and plain services of hyper
+    // do.
     for (client, method, guarded) in [
         (&world.client, "post", true),
         (&world.client, "pAtCh", true),
@@ -332,26 +411,42 @@ async fn rule_12_a_method_that_nobody_knows_is_guarded_where_it_has_a_key() -> a
         for client in [&world.client, &in_body] {
             let key = uuid::Uuid::new_v4().to_string();
             let send = || {
-                let request = client.request(method.clone(), "/pay").body(format!(r#"{{"id": "{key}"}}"#));
+                let request =
+                    client.request(method.clone(), "/pay").body(format!(r#"{{"id": "{key}"}}"#));
                 request.key(&key).send()
             };
             assert_eq!(send().await?.status, 201, "{method}");
             assert_eq!((send().await?.is_replayed(), world.effects(&key)), (true, 1), "{method}");
             // They are not refused for want of one: not every one of them has an effect.
-            assert_eq!(client.request(method.clone(), "/pay").send().await?.status, 201, "{method}");
+            assert_eq!(
+                client.request(method.clone(), "/pay").send().await?.status,
+                201,
+                "{method}"
+            );
         }
-        world.client.request(method, "/pay").key("").send().await?.assert_problem(400, "malformed")?;
+        world
+            .client
+            .request(method, "/pay")
+            .key("")
+            .send()
+            .await?
+            .assert_problem(400, "malformed")?;
     }
     for safe in ["PROPFIND", "QUERY", "REPORT", "SEARCH", "propfind"] {
         let method = Method::from_bytes(safe.as_bytes())?;
         let send = || world.client.request(method.clone(), "/pay").key(safe).send();
-        assert_eq!((send().await?.is_replayed(), send().await?.is_replayed()), (false, false), "{safe}");
+        assert_eq!(
+            (send().await?.is_replayed(), send().await?.is_replayed()),
+            (false, false),
+            "{safe}"
+        );
     }
     Ok(())
 }
 
 #[tokio::test]
-async fn rule_69_a_409_without_retry_after_is_asked_for_again_until_the_deadline() -> anyhow::Result<()> {
+async fn rule_69_a_409_without_retry_after_is_asked_for_again_until_the_deadline()
+-> anyhow::Result<()> {
     let problem = ("content-type", "application/problem+json");
     for headers in [&[][..], &[problem], &[("content-type", "application/json")]] {
         let conflict = answer_with(409, headers);
@@ -363,8 +458,10 @@ async fn rule_69_a_409_without_retry_after_is_asked_for_again_until_the_deadline
     // With pauses that grow, and no further attempt when the next one would be too late.
     let service = Scripted::start(std::iter::repeat_n(answer(409), 100)).await?;
     let clock = ManualClock::new();
-    let patient =
-        layer(&clock).with_backoff(SECOND, 16 * SECOND).with_randomness(Drawn(0xff)).with_deadline(10 * SECOND);
+    let patient = layer(&clock)
+        .with_backoff(SECOND, 16 * SECOND)
+        .with_randomness(Drawn(0xff))
+        .with_deadline(10 * SECOND);
     let request = tokio::spawn(send(client(&patient), service.post("/pay")));
     for (sent, pause) in [(1, 1), (2, 2), (3, 4)] {
         service.has_received(sent).await?;
@@ -390,13 +487,18 @@ async fn rule_69_stripe_should_retry_is_obeyed() -> anyhow::Result<()> {
         // It has succeeded, whatever else it says.
         (200, "true", 1),
     ] {
-        let service = Scripted::start([answer_with(status, &[("stripe-should-retry", word)])]).await?;
+        let service =
+            Scripted::start([answer_with(status, &[("stripe-should-retry", word)])]).await?;
         let answer = send(client(&layer(&ManualClock::new())), service.post("/pay")).await??;
         assert_eq!(answer.attempts(), Some(attempts), "{status} {word}");
     }
     // No word of a service makes its client repeat what ran unprotected, or what will not change.
     for marker in ["idempotency-bypassed", "idempotency-replayed"] {
-        let service = Scripted::start([answer_with(503, &[(marker, "true"), ("stripe-should-retry", "true")])]).await?;
+        let service = Scripted::start([answer_with(
+            503,
+            &[(marker, "true"), ("stripe-should-retry", "true")],
+        )])
+        .await?;
         let answer = send(client(&layer(&ManualClock::new())), service.post("/pay")).await??;
         assert_eq!(answer.attempts(), Some(1), "{marker}");
     }
@@ -405,11 +507,14 @@ async fn rule_69_stripe_should_retry_is_obeyed() -> anyhow::Result<()> {
 
 #[tokio::test]
 async fn rule_69_an_uncertain_outcome_is_not_asked_for_blindly() -> anyhow::Result<()> {
-    let world = World::with(|layer| layer.with_on_status(|_, _| idempotency::http::OnStatus::Hold)).await?;
+    let world =
+        World::with(|layer| layer.with_on_status(|_, _| idempotency::http::OnStatus::Hold)).await?;
     assert_eq!(world.pay("abc").send().await?.status, 201);
-    let request = Request::post(format!("http://{}/pay", world.client.address())).header("idempotency-key", "abc");
+    let request = Request::post(format!("http://{}/pay", world.client.address()))
+        .header("idempotency-key", "abc");
     let clock = ManualClock::new();
-    let answer = send(client(&layer(&clock).with_max_attempts(5)), request.body("{}".to_owned())?).await??;
+    let answer =
+        send(client(&layer(&clock).with_max_attempts(5)), request.body("{}".to_owned())?).await??;
     assert!(answer.status == 409 && answer.body.contains("#uncertain"), "{}", answer.body);
     assert_eq!((answer.sent.as_ref().map(Sent::attempts), world.effects("abc")), (Some(1), 1));
     Ok(())

@@ -1,4 +1,5 @@
-//! Servers in processes of their own: this test binary again, with its orders in a file that a variable names.
+//! Servers in processes of their own: this test binary again, with its orders in a file that a
+//! variable names.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -18,7 +19,9 @@ use idempotency::store::{DynStore, RedisStore, SqliteStore};
 use idempotency::{Context, Duplicate, Idempotency, OnCrash, Verdict};
 use idempotency_test_support::deadline::{eventually, within};
 use idempotency_test_support::effects::EffectLog;
-use idempotency_test_support::worker::{AFTER_EFFECT, BEFORE_EFFECT, KillPointStore, KillPoints, Worker};
+use idempotency_test_support::worker::{
+    AFTER_EFFECT, BEFORE_EFFECT, KillPointStore, KillPoints, Worker,
+};
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
@@ -66,7 +69,14 @@ impl Orders {
         let kept = tempfile::tempdir()?;
         let directory = kept.path().to_owned();
         let lease = Duration::from_secs(15);
-        Ok(Self { url, directory, policy: Policy::Hold, lease, skew: 0, _kept: Some(Arc::new(kept)) })
+        Ok(Self {
+            url,
+            directory,
+            policy: Policy::Hold,
+            lease,
+            skew: 0,
+            _kept: Some(Arc::new(kept)),
+        })
     }
 
     pub fn with(mut self, policy: Policy, lease: Duration) -> Self {
@@ -83,7 +93,8 @@ impl Orders {
         Ok(EffectLog::open(self.directory.join("effects"))?)
     }
 
-    /// The database in which handlers charge. Servers have the route for it if it was there before them.
+    /// The database in which handlers charge. Servers have the route for it if it was there before
+    /// them.
     pub async fn book(&self) -> anyhow::Result<Book> {
         Book::open(&self.book_path()).await
     }
@@ -118,7 +129,10 @@ impl Orders {
 
     /// An engine of the test's own on the same store.
     pub async fn engine(&self) -> anyhow::Result<Idempotency> {
-        Ok(Idempotency::builder(connect(&self.url).await?).lease(self.lease).claim_timeout(PATIENCE).build())
+        Ok(Idempotency::builder(connect(&self.url).await?)
+            .lease(self.lease)
+            .claim_timeout(PATIENCE)
+            .build())
     }
 }
 
@@ -133,7 +147,13 @@ impl Process {
     pub async fn start(orders: &Orders, points: &[&str]) -> anyhow::Result<Self> {
         let mut command = Command::new(std::env::current_exe()?);
         // With one thread, the harness begins a line that the server would end.
-        command.args(["process::obeys_its_orders", "--exact", "--nocapture", "--quiet", "--test-threads=2"]);
+        command.args([
+            "process::obeys_its_orders",
+            "--exact",
+            "--nocapture",
+            "--quiet",
+            "--test-threads=2",
+        ]);
         let file = orders.directory.join(format!("orders-{}", uuid::Uuid::new_v4()));
         std::fs::write(&file, serde_json::to_vec(orders)?)?;
         command.env(ORDERS_VARIABLE, file);
@@ -154,8 +174,9 @@ impl Process {
         &mut self.worker
     }
 
-    /// Sends `request` with `key` until the server waits at `point`. On a busy machine a claim can come too late for its
-    /// lease, and the handler does not begin then: another key is tried. Gives the key that is waiting.
+    /// Sends `request` with `key` until the server waits at `point`. On a busy machine a claim can
+    /// come too late for its lease, and the handler does not begin then: another key is tried.
+    /// Gives the key that is waiting.
     pub async fn reach(
         &mut self,
         point: &str,
@@ -185,14 +206,15 @@ impl Process {
         self.worker.kill().await
     }
 
-    /// Sends until the answer is another than that the first request is in progress, or that a busy machine was too slow
-    /// for the lease.
+    /// Sends until the answer is another than that the first request is in progress, or that a busy
+    /// machine was too slow for the lease.
     pub async fn settled(&self, path: &str, key: &str) -> anyhow::Result<Reply> {
         let asking = async {
             loop {
                 let reply = self.client.post(path).key(key).send().await?;
                 let will_ask_again = reply.header("retry-after").is_some();
-                let is_early = reply.status == 409 && (reply.problem()? == "in-progress" || will_ask_again);
+                let is_early =
+                    reply.status == 409 && (reply.problem()? == "in-progress" || will_ask_again);
                 if !is_early && reply.status != 503 {
                     return anyhow::Ok(reply);
                 }
@@ -242,7 +264,12 @@ struct Shop {
 }
 
 /// As the world's payment, with points at which the process is killed.
-async fn pay(State(shop): State<Shop>, key: IdempotencyKey, headers: HeaderMap, body: Bytes) -> Response<Body> {
+async fn pay(
+    State(shop): State<Shop>,
+    key: IdempotencyKey,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response<Body> {
     let key = key.as_str();
     if headers.contains_key("x-wait") {
         shop.log.append(&format!("entered-{key}")).expect("the log takes a line");
@@ -259,7 +286,8 @@ async fn pay(State(shop): State<Shop>, key: IdempotencyKey, headers: HeaderMap, 
         "key": key, "receipt": receipt, "attempt": attempt, "pid": std::process::id(),
         "derived": Context::current().derive_key("psp"), "body": String::from_utf8_lossy(&body),
     });
-    let response = Response::builder().status(StatusCode::CREATED).header("content-type", "application/json");
+    let response =
+        Response::builder().status(StatusCode::CREATED).header("content-type", "application/json");
     response.body(Body::from(document.to_string())).expect("the response is well-formed")
 }
 
@@ -270,18 +298,24 @@ fn layer(orders: &Orders, engine: Idempotency, log: &Arc<EffectLog>) -> Idempote
         Policy::Retry => layer.with_on_crash(OnCrash::Retry),
         Policy::Verify => {
             let log = log.clone();
-            layer.with_settle(Duration::from_millis(10)).with_verify(move |_: Context, request: Request<Bytes>| {
-                let (log, key) = (log.clone(), request.extensions().get::<IdempotencyKey>().cloned());
-                async move {
-                    let key = key.expect("the request has a key");
-                    log.append(&format!("asked-{}", key.as_str())).expect("the log takes a line");
-                    match log.count(key.as_str()) {
-                        Ok(0) => Verdict::NotExecuted,
-                        Ok(_) => Verdict::Completed(Response::new(Bytes::from("found in the books"))),
-                        Err(_) => Verdict::Unknown,
+            layer.with_settle(Duration::from_millis(10)).with_verify(
+                move |_: Context, request: Request<Bytes>| {
+                    let (log, key) =
+                        (log.clone(), request.extensions().get::<IdempotencyKey>().cloned());
+                    async move {
+                        let key = key.expect("the request has a key");
+                        log.append(&format!("asked-{}", key.as_str()))
+                            .expect("the log takes a line");
+                        match log.count(key.as_str()) {
+                            Ok(0) => Verdict::NotExecuted,
+                            Ok(_) => {
+                                Verdict::Completed(Response::new(Bytes::from("found in the books")))
+                            }
+                            Err(_) => Verdict::Unknown,
+                        }
                     }
-                }
-            })
+                },
+            )
         }
     }
 }

@@ -1,4 +1,5 @@
-//! The question of `with_verify` is asked in a task of its own: clients that hang up do not cut it off.
+//! The question of `with_verify` is asked in a task of its own: clients that hang up do not cut it
+//! off.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -23,7 +24,8 @@ use crate::world::{DAY, Server, Shop, World, router};
 
 const KEY: &[u8] = b"Idempotency-Key: \"abc\"\r\n";
 
-/// A service that has answered 504 to the request `abc`, and whose question about it waits at a gate.
+/// A service that has answered 504 to the request `abc`, and whose question about it waits at a
+/// gate.
 struct Scene {
     world: World,
     asked: Arc<AtomicUsize>,
@@ -42,7 +44,9 @@ impl Scene {
             async move {
                 gate.wait().await;
                 match verdict {
-                    Verdict::Completed(()) => Verdict::Completed(Response::new(Bytes::from_static(b"in the books"))),
+                    Verdict::Completed(()) => {
+                        Verdict::Completed(Response::new(Bytes::from_static(b"in the books")))
+                    }
                     Verdict::NotExecuted => Verdict::NotExecuted,
                     _ => Verdict::Unknown,
                 }
@@ -53,7 +57,9 @@ impl Scene {
         let world = World::setup()
             .clock_by_hand()
             .engine(|builder| builder.lease(DAY))
-            .layer(move |layer: IdempotencyLayer| layer.with_ttl(2 * DAY).with_settle(settle).with_verify(question))
+            .layer(move |layer: IdempotencyLayer| {
+                layer.with_ttl(2 * DAY).with_settle(settle).with_verify(question)
+            })
             .around(move |router: Router| {
                 router.layer(from_fn(move |request: Request, next: Next| {
                     let counting = counting.clone();
@@ -84,7 +90,8 @@ impl Scene {
 
     /// Waits until the record has its answer.
     async fn answered(&self) -> anyhow::Result<()> {
-        let is_answered = async || self.world.state("abc").await.ok().flatten() == Some(RecordState::Completed);
+        let is_answered =
+            async || self.world.state("abc").await.ok().flatten() == Some(RecordState::Completed);
         eventually_async("the answer", is_answered).await
     }
 }
@@ -115,7 +122,8 @@ async fn a_question_that_panics_is_a_500_and_is_asked_again_after_a_rest() -> an
         .await?;
     world.pay("abc").header("x-status", "504").send().await?;
     world.pay("abc").send().await?.assert_problem(500, "internal")?;
-    let is_in_doubt = async || world.state("abc").await.ok().flatten() == Some(RecordState::InDoubt);
+    let is_in_doubt =
+        async || world.state("abc").await.ok().flatten() == Some(RecordState::InDoubt);
     eventually_async("the doubt", is_in_doubt).await?;
     world.pay("abc").send().await?.assert_problem(409, "uncertain")?;
     world.clock.advance(Duration::from_secs(5));
@@ -131,7 +139,11 @@ async fn an_answer_that_only_announces_a_response_is_none() -> anyhow::Result<()
     let counting = asked.clone();
     let question = move |_: Context, _: axum::http::Request<Bytes>| {
         counting.fetch_add(1, Ordering::SeqCst);
-        async { Verdict::Completed(Response::builder().status(102).body(Bytes::new()).expect("it is well-formed")) }
+        async {
+            Verdict::Completed(
+                Response::builder().status(102).body(Bytes::new()).expect("it is well-formed"),
+            )
+        }
     };
     let world = World::setup()
         .clock_by_hand()
@@ -148,7 +160,8 @@ async fn an_answer_that_only_announces_a_response_is_none() -> anyhow::Result<()
 }
 
 #[tokio::test]
-async fn rule_24_a_client_that_leaves_does_not_cut_the_question_about_its_request_off() -> anyhow::Result<()> {
+async fn rule_24_a_client_that_leaves_does_not_cut_the_question_about_its_request_off()
+-> anyhow::Result<()> {
     let scene = Scene::new(Duration::ZERO, Verdict::Completed(())).await?;
     scene.hang_up(|| scene.asked() == 1).await?;
     // The question is under way, for nobody.
@@ -164,7 +177,8 @@ async fn rule_24_a_client_that_leaves_does_not_cut_the_question_about_its_reques
 }
 
 #[tokio::test]
-async fn rule_24_a_client_that_leaves_before_the_question_is_asked_lets_it_be_asked_in_time() -> anyhow::Result<()> {
+async fn rule_24_a_client_that_leaves_before_the_question_is_asked_lets_it_be_asked_in_time()
+-> anyhow::Result<()> {
     let settle = Duration::from_secs(1);
     let scene = Scene::new(settle, Verdict::Completed(())).await?;
     scene.gate.open();
@@ -179,8 +193,8 @@ async fn rule_24_a_client_that_leaves_before_the_question_is_asked_lets_it_be_as
 }
 
 #[tokio::test]
-async fn rule_24_a_client_that_leaves_does_not_keep_its_request_from_running_after_the_question() -> anyhow::Result<()>
-{
+async fn rule_24_a_client_that_leaves_does_not_keep_its_request_from_running_after_the_question()
+-> anyhow::Result<()> {
     let scene = Scene::new(Duration::ZERO, Verdict::NotExecuted).await?;
     scene.hang_up(|| scene.asked() == 1).await?;
     scene.gate.open();
@@ -191,11 +205,13 @@ async fn rule_24_a_client_that_leaves_does_not_keep_its_request_from_running_aft
 }
 
 #[tokio::test]
-async fn a_question_without_an_answer_leaves_the_record_in_doubt_though_nobody_waits_for_it() -> anyhow::Result<()> {
+async fn a_question_without_an_answer_leaves_the_record_in_doubt_though_nobody_waits_for_it()
+-> anyhow::Result<()> {
     let scene = Scene::new(Duration::ZERO, Verdict::Unknown).await?;
     scene.hang_up(|| scene.asked() == 1).await?;
     scene.gate.open();
-    let is_in_doubt = async || scene.world.state("abc").await.ok().flatten() == Some(RecordState::InDoubt);
+    let is_in_doubt =
+        async || scene.world.state("abc").await.ok().flatten() == Some(RecordState::InDoubt);
     eventually_async("the doubt", is_in_doubt).await?;
     let retry = scene.world.pay("abc").send().await?;
     retry.assert_problem(409, "uncertain")?;
@@ -221,23 +237,28 @@ async fn stream(State(shop): State<Shop>) -> Response<Body> {
 
 /// Nobody gets that answer, and none of the late owner either.
 #[tokio::test]
-async fn rule_25_a_late_owner_gives_no_answer_where_the_question_had_one_that_is_too_large() -> anyhow::Result<()> {
+async fn rule_25_a_late_owner_gives_no_answer_where_the_question_had_one_that_is_too_large()
+-> anyhow::Result<()> {
     for (path, is_whole) in [("/pay", true), ("/stream", false)] {
         for (limit, size) in [(300_000, 300_000), (10_000, 10_000), (300_000, 10)] {
             let question = move |layer: IdempotencyLayer| {
-                layer.with_settle(Duration::ZERO).with_max_response_body(limit).with_verify(move |_, _| async move {
-                    Verdict::Completed(Response::new(Bytes::from("x".repeat(size))))
-                })
+                layer.with_settle(Duration::ZERO).with_max_response_body(limit).with_verify(
+                    move |_, _| async move {
+                        Verdict::Completed(Response::new(Bytes::from("x".repeat(size))))
+                    },
+                )
             };
             let routes = || Router::new().route("/stream", post(stream));
-            let world = World::setup().clock_by_hand().routes(routes()).layer(question).start().await?;
+            let world =
+                World::setup().clock_by_hand().routes(routes()).layer(question).start().await?;
             world.store.always("renew", Some(Fault::LostRequest));
             let ask = |client: &Client| client.post(path).key("abc").header("x-wait", "1");
             let first = ask(&world.client).spawn();
             let begun = if is_whole { "entered-abc" } else { "streaming" };
             eventually("the handler", || world.shop.count(begun) == 1).await?;
             world.clock.advance(Duration::from_secs(60));
-            let engine = Idempotency::builder(world.memory.clone()).clock(world.clock.clone()).build();
+            let engine =
+                Idempotency::builder(world.memory.clone()).clock(world.clock.clone()).build();
             let layer = question(IdempotencyLayer::new(engine, Scope::global()));
             let other = Server::start(router(&world.shop, routes()).layer(layer)).await?;
             let is_kept = size < 10_000;
@@ -258,7 +279,9 @@ async fn rule_25_a_late_owner_gives_no_answer_where_the_question_had_one_that_is
             match first.reply().await {
                 Ok(answer) if is_kept && is_whole => assert_eq!(answer.body.len(), size),
                 Ok(answer) if is_whole => answer.assert_problem(409, "not-kept")?,
-                Ok(answer) => anyhow::bail!("it has all of an answer that nobody else gets: {answer:?}"),
+                Ok(answer) => {
+                    anyhow::bail!("it has all of an answer that nobody else gets: {answer:?}")
+                }
                 Err(error) => assert!(!is_whole, "{error}"),
             }
         }

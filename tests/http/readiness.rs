@@ -1,4 +1,5 @@
-//! Rule 70: what is right behind the layer is asked whether it is ready when its handler is to begin, and not before.
+//! Rule 70: what is right behind the layer is asked whether it is ready when its handler is to
+//! begin, and not before.
 
 use std::convert::Infallible;
 use std::pin::pin;
@@ -42,7 +43,8 @@ fn endless(key: &str) -> Request<Body> {
 }
 
 #[tokio::test]
-async fn rule_70_a_request_whose_body_is_on_its_way_takes_no_place_behind_the_layer() -> anyhow::Result<()> {
+async fn rule_70_a_request_whose_body_is_on_its_way_takes_no_place_behind_the_layer()
+-> anyhow::Result<()> {
     let limited = layer().layer(ConcurrencyLimitLayer::new(1).layer(service_fn(paid)));
     let mut slow = pin!(limited.clone().oneshot(endless("slow")));
     assert!(slow.as_mut().now_or_never().is_none());
@@ -57,7 +59,8 @@ async fn rule_70_a_request_whose_body_is_on_its_way_takes_no_place_behind_the_la
 }
 
 #[tokio::test]
-async fn rule_70_a_request_that_waits_for_another_takes_no_place_behind_the_layer() -> anyhow::Result<()> {
+async fn rule_70_a_request_that_waits_for_another_takes_no_place_behind_the_layer()
+-> anyhow::Result<()> {
     let (gate, begun) = (Gate::new(), Arc::new(AtomicUsize::default()));
     let (handlers, counting) = (gate.clone(), begun.clone());
     let gated = service_fn(move |_: Request<RequestBody<Body>>| {
@@ -136,7 +139,8 @@ impl Service<Request<RequestBody<Body>>> for Moody {
 }
 
 #[tokio::test]
-async fn rule_70_a_service_that_is_not_ready_under_the_claim_leaves_the_key_free() -> anyhow::Result<()> {
+async fn rule_70_a_service_that_is_not_ready_under_the_claim_leaves_the_key_free()
+-> anyhow::Result<()> {
     let engine = Idempotency::new(MemoryStore::new());
     let ran = Arc::new(AtomicUsize::default());
     let moody = Moody { asked: Arc::default(), ran: ran.clone() };
@@ -152,11 +156,13 @@ async fn rule_70_a_service_that_is_not_ready_under_the_claim_leaves_the_key_free
 
 /// Somebody else may run it then.
 #[tokio::test]
-async fn rule_70_a_request_whose_claim_ends_while_it_waits_for_a_place_does_not_run() -> anyhow::Result<()> {
+async fn rule_70_a_request_whose_claim_ends_while_it_waits_for_a_place_does_not_run()
+-> anyhow::Result<()> {
     let clock = ManualClock::new();
     let store = FaultyStore::new(MemoryStore::with_clock(clock.clone()));
     store.always("renew", Some(Fault::LostRequest));
-    let engine = Idempotency::builder(store.clone()).clock(clock.clone()).claim_timeout(PATIENCE).build();
+    let engine =
+        Idempotency::builder(store.clone()).clock(clock.clone()).claim_timeout(PATIENCE).build();
     let ran = Arc::new(AtomicUsize::default());
     let counting = ran.clone();
     let counted = service_fn(move |_: Request<RequestBody<Body>>| {
@@ -164,7 +170,9 @@ async fn rule_70_a_request_whose_claim_ends_while_it_waits_for_a_place_does_not_
         std::future::ready(Ok::<_, Infallible>(Response::new(Body::from("paid"))))
     });
     let limited = ConcurrencyLimitLayer::new(1).layer(counted);
-    let service = IdempotencyLayer::new(engine, Scope::global()).with_on_crash(OnCrash::Retry).layer(limited.clone());
+    let service = IdempotencyLayer::new(engine, Scope::global())
+        .with_on_crash(OnCrash::Retry)
+        .layer(limited.clone());
     // Somebody takes the place while the body of the request comes.
     let body = Gate::new();
     let rest = body.clone();
@@ -204,15 +212,22 @@ impl Crowded {
     fn new() -> Self {
         let clock = ManualClock::new();
         let store = FaultyStore::new(MemoryStore::with_clock(clock.clone()));
-        let engine = Idempotency::builder(store.clone()).clock(clock.clone()).claim_timeout(PATIENCE).build();
+        let engine = Idempotency::builder(store.clone())
+            .clock(clock.clone())
+            .claim_timeout(PATIENCE)
+            .build();
         Self { store, engine, clock, ran: Arc::default() }
     }
 
     /// What stands behind the layer.
     fn limited(
         &self,
-    ) -> impl Service<Request<RequestBody<Body>>, Response = Response<Body>, Error = Infallible, Future: Send>
-    + Clone
+    ) -> impl Service<
+        Request<RequestBody<Body>>,
+        Response = Response<Body>,
+        Error = Infallible,
+        Future: Send,
+    > + Clone
     + Send
     + 'static {
         let counting = self.ran.clone();
@@ -226,14 +241,22 @@ impl Crowded {
     async fn waiting<S>(
         &self,
         limited: &S,
-    ) -> anyhow::Result<(tokio::task::JoinHandle<Result<Response<ResponseBody<Body>>, Infallible>>, S)>
+    ) -> anyhow::Result<(
+        tokio::task::JoinHandle<Result<Response<ResponseBody<Body>>, Infallible>>,
+        S,
+    )>
     where
-        S: Service<Request<RequestBody<Body>>, Response = Response<Body>, Error = Infallible, Future: Send>
-            + Clone
+        S: Service<
+                Request<RequestBody<Body>>,
+                Response = Response<Body>,
+                Error = Infallible,
+                Future: Send,
+            > + Clone
             + Send
             + 'static,
     {
-        let service = IdempotencyLayer::new(self.engine.clone(), Scope::global()).layer(limited.clone());
+        let service =
+            IdempotencyLayer::new(self.engine.clone(), Scope::global()).layer(limited.clone());
         // The layer is asked whether it is ready before its body comes, and the place is free then.
         let body = Gate::new();
         let rest = body.clone();
@@ -255,12 +278,18 @@ impl Crowded {
     /// The first retry runs: nobody is in doubt.
     async fn runs_next<S>(&self, limited: S) -> anyhow::Result<()>
     where
-        S: Service<Request<RequestBody<Body>>, Response = Response<Body>, Error = Infallible, Future: Send>
-            + Clone
+        S: Service<
+                Request<RequestBody<Body>>,
+                Response = Response<Body>,
+                Error = Infallible,
+                Future: Send,
+            > + Clone
             + Send
             + 'static,
     {
-        let elsewhere = Idempotency::builder(self.store.clone()).clock(self.clock.clone()).claim_timeout(PATIENCE);
+        let elsewhere = Idempotency::builder(self.store.clone())
+            .clock(self.clock.clone())
+            .claim_timeout(PATIENCE);
         let service = IdempotencyLayer::new(elsewhere.build(), Scope::global()).layer(limited);
         let retry = within("the retry", service.oneshot(request("abc"))).await??;
         assert_eq!((retry.status().as_u16(), self.ran.load(Ordering::SeqCst)), (200, 1));
@@ -269,7 +298,8 @@ impl Crowded {
 }
 
 #[tokio::test]
-async fn rule_70_a_shutdown_takes_back_the_claims_of_requests_that_wait_for_a_place() -> anyhow::Result<()> {
+async fn rule_70_a_shutdown_takes_back_the_claims_of_requests_that_wait_for_a_place()
+-> anyhow::Result<()> {
     let world = Crowded::new();
     let limited = world.limited();
     let (first, place) = world.waiting(&limited).await?;
@@ -286,7 +316,8 @@ async fn rule_70_a_shutdown_takes_back_the_claims_of_requests_that_wait_for_a_pl
 }
 
 #[tokio::test]
-async fn rule_70_a_claim_that_ends_while_its_request_waits_for_a_place_leaves_no_doubt() -> anyhow::Result<()> {
+async fn rule_70_a_claim_that_ends_while_its_request_waits_for_a_place_leaves_no_doubt()
+-> anyhow::Result<()> {
     let world = Crowded::new();
     world.store.always("renew", Some(Fault::LostRequest));
     let limited = world.limited();

@@ -62,7 +62,10 @@ async fn rule_14_a_retry_replays_and_says_so() -> anyhow::Result<()> {
     let retry = world.pay("abc").send().await?;
     assert_eq!((first.status, world.effects("abc")), (201, 1));
     assert_eq!(retry.answer(), first.answer());
-    assert_eq!((first.header("idempotency-replayed"), retry.header("idempotency-replayed")), (None, Some("true")));
+    assert_eq!(
+        (first.header("idempotency-replayed"), retry.header("idempotency-replayed")),
+        (None, Some("true"))
+    );
     for name in ["content-type", "location"] {
         assert!(first.header(name).is_some() && retry.header(name) == first.header(name), "{name}");
     }
@@ -111,7 +114,8 @@ async fn rule_16_headers_that_describe_the_answer_are_replayed() -> anyhow::Resu
 }
 
 #[tokio::test]
-async fn rule_17_credentials_dates_and_headers_of_a_connection_are_never_replayed() -> anyhow::Result<()> {
+async fn rule_17_credentials_dates_and_headers_of_a_connection_are_never_replayed()
+-> anyhow::Result<()> {
     let never = [
         "set-cookie",
         "authorization",
@@ -126,11 +130,18 @@ async fn rule_17_credentials_dates_and_headers_of_a_connection_are_never_replaye
     // Also not if the service asks for them.
     let names = never.iter().chain(&["date", "content-length", "x-request-id"]);
     let names: Vec<_> = names.map(|name| HeaderName::from_static(name)).collect();
-    let world = World::setup().routes(routes).layer(|layer| layer.with_replayed_headers(names)).start().await?;
+    let world = World::setup()
+        .routes(routes)
+        .layer(|layer| layer.with_replayed_headers(names))
+        .start()
+        .await?;
     let first = world.client.post("/fixed").key("abc").send().await?;
     assert!(never.iter().all(|name| first.header(name).is_some()), "{first:?}");
     let retry = world.client.post("/fixed").key("abc").send().await?;
-    assert!(retry.is_replayed() && never.iter().all(|name| retry.header(name).is_none()), "{retry:?}");
+    assert!(
+        retry.is_replayed() && never.iter().all(|name| retry.header(name).is_none()),
+        "{retry:?}"
+    );
     assert_eq!((retry.header("content-length"), &retry.body[..]), (Some("5"), &b"first"[..]));
     assert_ne!(retry.header("date"), first.header("date"));
     assert_eq!(retry.header("x-request-id"), Some("1"), "the service asked for it");
@@ -147,11 +158,13 @@ async fn rule_18_empty_binary_and_redirecting_replies_are_byte_exact() -> anyhow
             "/binary" => (200, binary),
             _ => (303, b"elsewhere".to_vec()),
         };
-        let response = Response::builder().status(status).header("location", "/there").body(Body::from(body));
+        let response =
+            Response::builder().status(status).header("location", "/there").body(Body::from(body));
         response.expect("the response is well-formed")
     }
     let paths = ["/204", "/empty", "/binary", "/303"];
-    let routes = paths.iter().fold(Router::<Shop>::new(), |routes, path| routes.route(path, post(shaped)));
+    let routes =
+        paths.iter().fold(Router::<Shop>::new(), |routes, path| routes.route(path, post(shaped)));
     let world = World::setup().routes(routes).start().await?;
     for path in paths {
         let send = || world.client.post(path).key(path).send();
@@ -162,14 +175,21 @@ async fn rule_18_empty_binary_and_redirecting_replies_are_byte_exact() -> anyhow
     }
     // On the wire too, where only the markers are new.
     let raw = |path| {
-        world.client.exchange(raw_post(path, format!("Idempotency-Key: raw-{}\r\n", &path[1..]).as_bytes(), b""))
+        world.client.exchange(raw_post(
+            path,
+            format!("Idempotency-Key: raw-{}\r\n", &path[1..]).as_bytes(),
+            b"",
+        ))
     };
     for path in paths {
         let (first, retry) = (raw(path).await?, raw(path).await?);
         let parts = |answer: &str| {
             let (head, body) = answer.split_once("\r\n\r\n").expect("the head ends");
-            let mut lines: Vec<_> = head.lines().filter(|line| !line.starts_with("date")).map(str::to_owned).collect();
-            lines.retain(|line| !line.starts_with("idempotency-") && !line.starts_with("access-control"));
+            let mut lines: Vec<_> =
+                head.lines().filter(|line| !line.starts_with("date")).map(str::to_owned).collect();
+            lines.retain(|line| {
+                !line.starts_with("idempotency-") && !line.starts_with("access-control")
+            });
             lines.sort();
             (lines, body.to_owned())
         };
@@ -185,7 +205,10 @@ async fn rule_19_client_errors_of_the_handler_are_stored_and_replayed() -> anyho
         let first = world.pay(status).header("x-status", status).send().await?;
         let retry = world.pay(status).send().await?;
         assert_eq!(first.status.to_string(), status);
-        assert_eq!((retry.is_replayed(), retry.answer(), world.effects(status)), (true, first.answer(), 1));
+        assert_eq!(
+            (retry.is_replayed(), retry.answer(), world.effects(status)),
+            (true, first.answer(), 1)
+        );
     }
     Ok(())
 }
@@ -195,10 +218,17 @@ async fn rule_20_what_is_refused_before_something_is_done_is_not_stored() -> any
     let world = World::new().await?;
     for status in ["425", "429", "401", "403", "413"] {
         let first = world.pay(status).header("x-status", status).send().await?;
-        assert_eq!((first.status.to_string().as_str(), first.header("idempotency-key-expires")), (status, None));
+        assert_eq!(
+            (first.status.to_string().as_str(), first.header("idempotency-key-expires")),
+            (status, None)
+        );
         assert_eq!(world.state(status).await?, None, "{status}");
         let retry = world.pay(status).send().await?;
-        assert_eq!((retry.status, retry.is_replayed(), world.effects(status)), (201, false, 2), "{status}");
+        assert_eq!(
+            (retry.status, retry.is_replayed(), world.effects(status)),
+            (201, false, 2),
+            "{status}"
+        );
         assert!(world.pay(status).send().await?.is_replayed());
     }
     Ok(())
@@ -212,12 +242,15 @@ async fn passed_on(State(shop): State<Shop>, request: Request) -> Response<Body>
         "/failed" => (502, Body::empty()),
         _ => (200, Body::from_stream(stream::iter([Ok::<_, std::io::Error>("piece")]))),
     };
-    let answer = Response::builder().status(status).header("idempotency-key-expires", "Fri, 31 Dec 9999 23:59:59 GMT");
+    let answer = Response::builder()
+        .status(status)
+        .header("idempotency-key-expires", "Fri, 31 Dec 9999 23:59:59 GMT");
     answer.body(body).expect("the response is well-formed")
 }
 
 #[tokio::test]
-async fn rule_58_an_answer_that_is_not_kept_promises_nothing_in_the_name_of_another_service() -> anyhow::Result<()> {
+async fn rule_58_an_answer_that_is_not_kept_promises_nothing_in_the_name_of_another_service()
+-> anyhow::Result<()> {
     let routes = Router::new().route("/{*path}", post(passed_on));
     let world = World::setup().routes(routes).start().await?;
     for path in ["/refused", "/failed", "/pieces"] {
@@ -226,7 +259,10 @@ async fn rule_58_an_answer_that_is_not_kept_promises_nothing_in_the_name_of_anot
     }
     let replay = world.client.post("/pieces").key("/pieces").send().await?;
     let lifetime = replay.header("idempotency-key-expires");
-    assert!(replay.is_replayed() && lifetime.is_some_and(|date| !date.contains("9999")), "{replay:?}");
+    assert!(
+        replay.is_replayed() && lifetime.is_some_and(|date| !date.contains("9999")),
+        "{replay:?}"
+    );
     Ok(())
 }
 
@@ -236,23 +272,33 @@ async fn rule_21_the_policy_is_a_function_of_status_and_route() -> anyhow::Resul
     for status in ["408", "501", "502", "503", "504"] {
         stripe.pay(status).header("x-status", status).send().await?;
         let retry = stripe.pay(status).send().await?;
-        assert_eq!((retry.status, retry.header("idempotency-problem")), (409, Some("uncertain")), "{status}");
+        assert_eq!(
+            (retry.status, retry.header("idempotency-problem")),
+            (409, Some("uncertain")),
+            "{status}"
+        );
         assert_eq!(stripe.effects(status), 1, "{status}");
     }
     for (status, stored) in [("500", true), ("402", true), ("429", false)] {
         let first = stripe.pay(status).header("x-status", status).send().await?;
         let retry = stripe.pay(status).send().await?;
         assert_eq!(first.status.to_string(), status);
-        assert_eq!((retry.is_replayed(), stripe.effects(status)), (stored, if stored { 1 } else { 2 }), "{status}");
+        assert_eq!(
+            (retry.is_replayed(), stripe.effects(status)),
+            (stored, if stored { 1 } else { 2 }),
+            "{status}"
+        );
         assert_eq!(retry.status == first.status, stored);
     }
 
     let world = World::with(|layer| {
-        layer.with_on_status(|status, request| match (request.uri.path(), request.method.as_str(), status.as_u16()) {
-            ("/refund", "POST", 503) => OnStatus::Store,
-            (_, _, 402 | 503) => OnStatus::Release,
-            (_, _, 409) => OnStatus::Hold,
-            (_, _, _) => OnStatus::standard(status),
+        layer.with_on_status(|status, request| {
+            match (request.uri.path(), request.method.as_str(), status.as_u16()) {
+                ("/refund", "POST", 503) => OnStatus::Store,
+                (_, _, 402 | 503) => OnStatus::Release,
+                (_, _, 409) => OnStatus::Hold,
+                (_, _, _) => OnStatus::standard(status),
+            }
         })
     })
     .await?;
@@ -277,7 +323,8 @@ async fn rule_21_the_policy_is_a_function_of_status_and_route() -> anyhow::Resul
 #[tokio::test]
 async fn rule_22_what_is_refused_before_the_handler_leaves_the_key_free() -> anyhow::Result<()> {
     async fn refuse(request: Request, next: Next) -> Response<Body> {
-        let status = request.headers().get("x-refused").and_then(|value| value.to_str().ok()?.parse().ok());
+        let status =
+            request.headers().get("x-refused").and_then(|value| value.to_str().ok()?.parse().ok());
         match status.and_then(|status| StatusCode::from_u16(status).ok()) {
             Some(status) => status.into_response(),
             None => next.run(request).await,

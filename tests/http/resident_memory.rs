@@ -10,11 +10,13 @@ use idempotency_test_support::server::{RedisOptions, RedisServer};
 use crate::client::Client;
 use crate::process::{Orders, Policy, Process};
 
-/// By how much a server may grow, in bytes. A leak of two kilobytes with each request is more than that.
+/// By how much a server may grow, in bytes. A leak of two kilobytes with each request is more than
+/// that.
 const GROWTH: u64 = 20 * 1024 * 1024;
-/// What is sent before the first look: connections, buffers and the allocator's pools have their size after it, and the
-/// pages of the program that requests need are loaded. A tenth of the requests in the default run, of the same mix, so
-/// that what grows with each request has grown by little.
+/// What is sent before the first look: connections, buffers and the allocator's pools have their
+/// size after it, and the pages of the program that requests need are loaded. A tenth of the
+/// requests in the default run, of the same mix, so that what grows with each request has grown by
+/// little.
 const WARM_UP: usize = 1_000;
 const CLIENTS: usize = 8;
 /// No renewal falls due.
@@ -48,7 +50,8 @@ async fn five(client: &Client, key: &str, number: usize) -> anyhow::Result<()> {
     ensure!((first.status, first.is_replayed()) == (201, false), "{first:?}");
     for _ in 0..2 {
         let retry = pay().await?;
-        let as_stored = if size == 1_000_000 { retry.problem()? == "not-kept" } else { retry.is_replayed() };
+        let as_stored =
+            if size == 1_000_000 { retry.problem()? == "not-kept" } else { retry.is_replayed() };
         ensure!(as_stored, "{retry:?}");
     }
     client.post("/pay").key(key).body("other").send().await?.assert_problem(422, "mismatch")?;

@@ -42,7 +42,11 @@ async fn a_first_request_costs_two_round_trips_and_a_replay_one() -> anyhow::Res
 
         let (trips, requests) = (proxy.round_trips(), proxy.requests());
         assert!(pay().send().await?.is_replayed());
-        assert_eq!((proxy.round_trips() - trips, proxy.requests() - requests), (1, 1), "{key}: the replay");
+        assert_eq!(
+            (proxy.round_trips() - trips, proxy.requests() - requests),
+            (1, 1),
+            "{key}: the replay"
+        );
     }
     Ok(())
 }

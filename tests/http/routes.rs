@@ -1,4 +1,5 @@
-//! One key on several routes, each of which has a layer of its own on one engine: none gets the answer of another.
+//! One key on several routes, each of which has a layer of its own on one engine: none gets the
+//! answer of another.
 
 use axum::Router;
 use axum::extract::State as Shared;
@@ -10,7 +11,8 @@ use idempotency::{Error, OnCrash, State, idempotent};
 use crate::client::Client;
 use crate::world::{Server, Shop, World, pay};
 
-/// One way of counting for each kind of payload, and one more for a version that the service has chosen.
+/// One way of counting for each kind of payload, and one more for a version that the service has
+/// chosen.
 fn ways() -> Vec<RequestFingerprint> {
     vec![
         RequestFingerprint::body(),
@@ -39,7 +41,10 @@ async fn server(
     other: &RequestFingerprint,
 ) -> anyhow::Result<(Server, Client)> {
     let router = Router::new()
-        .route("/pay", post(pay).layer(layer(world, one)).merge(put(pay).layer(layer(world, other))))
+        .route(
+            "/pay",
+            post(pay).layer(layer(world, one)).merge(put(pay).layer(layer(world, other))),
+        )
         .route("/refund", any(pay).layer(layer(world, other)))
         .with_state(world.shop.clone());
     let server = Server::start(router).await?;
@@ -50,17 +55,34 @@ async fn server(
 const BODY: &str = r#"{"amount":100}"#;
 
 #[tokio::test]
-async fn rule_30_two_routes_that_count_different_things_never_share_an_answer() -> anyhow::Result<()> {
+async fn rule_30_two_routes_that_count_different_things_never_share_an_answer() -> anyhow::Result<()>
+{
     let world = World::new().await?;
     for (first, one) in ways().iter().enumerate() {
         for (second, other) in ways().iter().enumerate() {
             let (_server, client) = server(&world, one, other).await?;
             let key = format!("{first}-{second}");
             let paid = client.post("/pay").key(&key).body(BODY).send().await?;
-            client.post("/refund").key(&key).body(BODY).send().await?.assert_problem(422, "mismatch")?;
-            client.request(Method::PUT, "/pay").key(&key).body(BODY).send().await?.assert_problem(422, "mismatch")?;
+            client
+                .post("/refund")
+                .key(&key)
+                .body(BODY)
+                .send()
+                .await?
+                .assert_problem(422, "mismatch")?;
+            client
+                .request(Method::PUT, "/pay")
+                .key(&key)
+                .body(BODY)
+                .send()
+                .await?
+                .assert_problem(422, "mismatch")?;
             let retry = client.post("/pay").key(&key).body(BODY).send().await?;
-            assert_eq!((retry.is_replayed(), retry.answer(), world.effects(&key)), (true, paid.answer(), 1), "{key}");
+            assert_eq!(
+                (retry.is_replayed(), retry.answer(), world.effects(&key)),
+                (true, paid.answer(), 1),
+                "{key}"
+            );
         }
     }
     Ok(())
@@ -73,12 +95,27 @@ async fn rule_30_another_route_takes_over_no_request_that_may_run_again() -> any
         for (second, other) in ways().iter().enumerate() {
             let (_server, client) = server(&world, one, other).await?;
             let key = format!("{first}-{second}");
-            let held = client.post("/pay").key(&key).header("x-status", "504").body(BODY).send().await?;
-            assert_eq!((held.status, world.state(&key).await?), (504, Some(State::InProgress)), "{key}");
-            client.post("/refund").key(&key).body(BODY).send().await?.assert_problem(422, "mismatch")?;
+            let held =
+                client.post("/pay").key(&key).header("x-status", "504").body(BODY).send().await?;
+            assert_eq!(
+                (held.status, world.state(&key).await?),
+                (504, Some(State::InProgress)),
+                "{key}"
+            );
+            client
+                .post("/refund")
+                .key(&key)
+                .body(BODY)
+                .send()
+                .await?
+                .assert_problem(422, "mismatch")?;
             assert_eq!(world.effects(&key), 1, "{key}");
             let retry = client.post("/pay").key(&key).body(BODY).send().await?;
-            assert_eq!((retry.status, retry.is_replayed(), world.effects(&key)), (201, false, 2), "{key}");
+            assert_eq!(
+                (retry.status, retry.is_replayed(), world.effects(&key)),
+                (201, false, 2),
+                "{key}"
+            );
         }
     }
     Ok(())
@@ -86,9 +123,11 @@ async fn rule_30_another_route_takes_over_no_request_that_may_run_again() -> any
 
 /// A router that is nested sees paths without their prefix.
 #[tokio::test]
-async fn rule_30_routes_that_are_nested_are_told_apart_by_the_path_that_the_client_sent() -> anyhow::Result<()> {
+async fn rule_30_routes_that_are_nested_are_told_apart_by_the_path_that_the_client_sent()
+-> anyhow::Result<()> {
     let world = World::new().await?;
-    let inner = || Router::new().route("/new", any(pay)).layer(layer(&world, &RequestFingerprint::body()));
+    let inner =
+        || Router::new().route("/new", any(pay)).layer(layer(&world, &RequestFingerprint::body()));
     let deeper = Router::new().nest("/deeper", inner());
     let router = Router::new().nest("/payments", inner()).nest("/refunds", inner().merge(deeper));
     let server = Server::start(router.with_state(world.shop.clone())).await?;
@@ -98,7 +137,10 @@ async fn rule_30_routes_that_are_nested_are_told_apart_by_the_path_that_the_clie
         client.post(other).key("abc").body(BODY).send().await?.assert_problem(422, "mismatch")?;
     }
     let retry = client.post("/payments/new").key("abc").body(BODY).send().await?;
-    assert_eq!((retry.is_replayed(), retry.answer(), world.effects("abc")), (true, paid.answer(), 1));
+    assert_eq!(
+        (retry.is_replayed(), retry.answer(), world.effects("abc")),
+        (true, paid.answer(), 1)
+    );
     Ok(())
 }
 
@@ -108,11 +150,14 @@ async fn charge(shop: &Shop, route: &str) -> Result<String, Error> {
     Ok(format!("charged by {route}"))
 }
 
-/// Where routes have records of their own, so has what their handlers call with the key of the request.
+/// Where routes have records of their own, so has what their handlers call with the key of the
+/// request.
 #[tokio::test]
-async fn rule_30_the_key_of_a_request_is_another_one_under_another_operation() -> anyhow::Result<()> {
+async fn rule_30_the_key_of_a_request_is_another_one_under_another_operation() -> anyhow::Result<()>
+{
     let world = World::new().await?;
-    let operation = |name: &'static str| layer(&world, &RequestFingerprint::body()).with_operation(name);
+    let operation =
+        |name: &'static str| layer(&world, &RequestFingerprint::body()).with_operation(name);
     let pay = |Shared(shop): Shared<Shop>| async move { charge(&shop, "pay").await };
     let donate = |Shared(shop): Shared<Shop>| async move { charge(&shop, "donate").await };
     let router = Router::new()
@@ -122,7 +167,10 @@ async fn rule_30_the_key_of_a_request_is_another_one_under_another_operation() -
     for route in ["pay", "donate"] {
         for _ in 0..2 {
             let reply = server.client().post(&format!("/{route}")).key("abc").send().await?;
-            assert_eq!((reply.status, &reply.body[..]), (200, format!("charged by {route}").as_bytes()));
+            assert_eq!(
+                (reply.status, &reply.body[..]),
+                (200, format!("charged by {route}").as_bytes())
+            );
         }
         assert_eq!(world.effects(route), 1);
     }

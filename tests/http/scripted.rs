@@ -1,4 +1,5 @@
-//! A service that does what a script says and remembers what it was sent, and the client that is tested against it.
+//! A service that does what a script says and remembers what it was sent, and the client that is
+//! tested against it.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -78,7 +79,10 @@ impl Scripted {
 
     /// The key of each request, in order.
     pub fn keys(&self) -> Vec<String> {
-        self.received().into_iter().map(|received| received.key.unwrap_or_else(|| "none".to_owned())).collect()
+        self.received()
+            .into_iter()
+            .map(|received| received.key.unwrap_or_else(|| "none".to_owned()))
+            .collect()
     }
 
     /// Waits until so many requests have come.
@@ -87,7 +91,8 @@ impl Scripted {
     }
 
     pub fn request(&self, method: Method, path: &str) -> Request<String> {
-        let request = Request::builder().method(method).uri(format!("http://{}{path}", self.address));
+        let request =
+            Request::builder().method(method).uri(format!("http://{}{path}", self.address));
         request.body("{}".to_owned()).expect("the request is well-formed")
     }
 
@@ -107,7 +112,11 @@ fn lock(received: &Mutex<Vec<Received>>) -> MutexGuard<'_, Vec<Received>> {
 }
 
 /// One request on one connection.
-async fn serve(mut stream: TcpStream, log: &Mutex<Vec<Received>>, script: &[Step]) -> anyhow::Result<()> {
+async fn serve(
+    mut stream: TcpStream,
+    log: &Mutex<Vec<Received>>,
+    script: &[Step],
+) -> anyhow::Result<()> {
     let received = read(&mut stream).await?;
     let number = {
         let mut log = lock(log);
@@ -119,7 +128,8 @@ async fn serve(mut stream: TcpStream, log: &Mutex<Vec<Received>>, script: &[Step
         Step::Hang => return std::future::pending().await,
         Step::Answer(status, headers) => (status, headers),
     };
-    let headers: Vec<_> = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    let headers: Vec<_> =
+        headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
     let body = format!("answer {number}");
     let length = body.len();
     let text = format!(
@@ -141,7 +151,10 @@ async fn read(stream: &mut TcpStream) -> anyhow::Result<Received> {
     let head = String::from_utf8(bytes[..end].to_vec())?;
     let header = |name: &str| {
         let lines = head.lines().filter_map(|line| line.split_once(": "));
-        lines.filter(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value.to_owned()).next()
+        lines
+            .filter(|(known, _)| known.eq_ignore_ascii_case(name))
+            .map(|(_, value)| value.to_owned())
+            .next()
     };
     let length = header("content-length").map_or(Ok(0), |length| length.parse::<usize>())?;
     while bytes.len() < end + length {
@@ -149,7 +162,12 @@ async fn read(stream: &mut TcpStream) -> anyhow::Result<Received> {
     }
     let mut words = head.split(' ').map(str::to_owned);
     let (method, path) = (words.next().context("a method")?, words.next().context("a path")?);
-    Ok(Received { method, path, key: header("idempotency-key"), body: String::from_utf8(bytes.split_off(end))? })
+    Ok(Received {
+        method,
+        path,
+        key: header("idempotency-key"),
+        body: String::from_utf8(bytes.split_off(end))?,
+    })
 }
 
 /// hyper, which insists on being asked whether it is ready, as a client with a limit does.
@@ -188,7 +206,10 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> ResponseFuture {
-        assert!(std::mem::take(&mut self.is_ready), "it is called without being asked whether it is ready");
+        assert!(
+            std::mem::take(&mut self.is_ready),
+            "it is called without being asked whether it is ready"
+        );
         self.hyper.request(request)
     }
 }
@@ -204,7 +225,8 @@ impl Randomness for Drawn {
     }
 }
 
-/// On a clock that stands still until it is advanced, and with pauses that take no time unless the layer says otherwise.
+/// On a clock that stands still until it is advanced, and with pauses that take no time unless the
+/// layer says otherwise.
 pub fn layer(clock: &ManualClock) -> ClientLayer {
     ClientLayer::new().with_clock(clock.clone()).with_backoff(Duration::ZERO, Duration::ZERO)
 }

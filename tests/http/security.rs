@@ -26,7 +26,8 @@ async fn rule_43_two_tenants_with_one_key_are_independent() -> anyhow::Result<()
     let world = World::setup().scope(tenant()).start().await?;
     let send = |tenant, body| world.pay("abc").header("x-tenant", tenant).body(body).send();
     let first = send("one", "one").await?;
-    // What the other one gets is what a key gets that nobody has used: no replay, no mismatch, no conflict.
+    // What the other one gets is what a key gets that nobody has used: no replay, no mismatch, no
+    // conflict.
     let other = send("two", "two").await?;
     assert_eq!((other.status, other.is_replayed(), world.effects("abc")), (201, false, 2));
     assert_ne!(first.body, other.body);
@@ -43,20 +44,34 @@ async fn rule_43_two_tenants_with_one_key_are_independent() -> anyhow::Result<()
 }
 
 #[tokio::test]
-async fn rule_44_a_request_without_a_key_needs_no_principal_where_keys_are_optional() -> anyhow::Result<()> {
-    let header = World::setup().scope(tenant()).layer(IdempotencyLayer::with_optional_key).start().await?;
-    let body = World::setup().scope(tenant()).layer(|layer| layer.with_optional_key().with_key_from_body("/id"));
+async fn rule_44_a_request_without_a_key_needs_no_principal_where_keys_are_optional()
+-> anyhow::Result<()> {
+    let header =
+        World::setup().scope(tenant()).layer(IdempotencyLayer::with_optional_key).start().await?;
+    let body = World::setup()
+        .scope(tenant())
+        .layer(|layer| layer.with_optional_key().with_key_from_body("/id"));
     let body = body.start().await?;
     for world in [&header, &body] {
-        assert_eq!((world.client.post("/pay").send().await?.status, world.effects("none")), (201, 1));
+        assert_eq!(
+            (world.client.post("/pay").send().await?.status, world.effects("none")),
+            (201, 1)
+        );
     }
     header.pay("abc").send().await?.assert_problem(401, "no-principal")?;
     let with_key = || body.client.post("/pay").body(r#"{"id":"abc"}"#);
     with_key().send().await?.assert_problem(401, "no-principal")?;
     assert_eq!((body.records().await?, body.effects("abc")), (0, 0));
-    assert_eq!((with_key().header("x-tenant", "one").send().await?.status, body.effects("abc")), (201, 1));
+    assert_eq!(
+        (with_key().header("x-tenant", "one").send().await?.status, body.effects("abc")),
+        (201, 1)
+    );
     // Where a key is required, nobody's body is read for one.
-    let world = World::setup().scope(tenant()).layer(|layer| layer.with_key_from_body("/id")).start().await?;
+    let world = World::setup()
+        .scope(tenant())
+        .layer(|layer| layer.with_key_from_body("/id"))
+        .start()
+        .await?;
     for body in ["{}", r#"{"id":"abc"}"#, "no JSON"] {
         world.client.post("/pay").body(body).send().await?.assert_problem(401, "no-principal")?;
     }
@@ -100,7 +115,8 @@ async fn rule_45_authorization_runs_before_a_replay() -> anyhow::Result<()> {
             _ => StatusCode::UNAUTHORIZED.into_response(),
         }
     }
-    let world = World::setup().around(|router: Router| router.layer(from_fn(authorize))).start().await?;
+    let world =
+        World::setup().around(|router: Router| router.layer(from_fn(authorize))).start().await?;
     let send = |token| world.pay("abc").header("authorization", token).send();
     assert_eq!(send("Bearer good").await?.status, 201);
     let (stolen, claims) = (send("Bearer revoked").await?, world.store.requests("claim"));
@@ -110,17 +126,29 @@ async fn rule_45_authorization_runs_before_a_replay() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
-async fn rule_46_preconditions_are_part_of_the_request_and_not_evaluated_again() -> anyhow::Result<()> {
+async fn rule_46_preconditions_are_part_of_the_request_and_not_evaluated_again()
+-> anyhow::Result<()> {
     let world = World::new().await?;
     let send = |name, value: &'static str| world.pay("abc").header(name, value).send();
     // The handler would now refuse the precondition: it is not asked.
     let first = send("if-match", "\"1\"").await?;
-    let retry = world.pay("abc").header("if-match", "\"1\"").header("x-status", "412").send().await?;
+    let retry =
+        world.pay("abc").header("if-match", "\"1\"").header("x-status", "412").send().await?;
     assert_eq!((retry.is_replayed(), retry.answer()), (true, first.answer()));
     send("if-match", "\"2\"").await?.assert_problem(422, "mismatch")?;
-    send("if-unmodified-since", "Thu, 01 Jan 1970 00:00:00 GMT").await?.assert_problem(422, "mismatch")?;
+    send("if-unmodified-since", "Thu, 01 Jan 1970 00:00:00 GMT")
+        .await?
+        .assert_problem(422, "mismatch")?;
     world.pay("abc").send().await?.assert_problem(422, "mismatch")?;
-    assert!(world.pay("abc").header("if-match", "\"1\"").header("if-none-match", "*").send().await?.is_replayed());
+    assert!(
+        world
+            .pay("abc")
+            .header("if-match", "\"1\"")
+            .header("if-none-match", "*")
+            .send()
+            .await?
+            .is_replayed()
+    );
     assert_eq!(world.effects("abc"), 1);
     Ok(())
 }
@@ -179,9 +207,17 @@ fn log() -> &'static Mutex<String> {
 async fn rule_47_no_key_body_or_result_is_in_logs_or_error_bodies() -> anyhow::Result<()> {
     const SECRETS: [&str; 3] = ["k3y-of-mine", "b0dy-of-mine", "t3nant-of-mine"];
     let log = log();
-    let world = World::setup().scope(tenant()).layer(|layer| layer.with_max_request_body(100)).start().await?;
+    let world = World::setup()
+        .scope(tenant())
+        .layer(|layer| layer.with_max_request_body(100))
+        .start()
+        .await?;
     let send = |key: &str, body: &str| {
-        world.pay(key).header("x-tenant", "t3nant-of-mine").body(format!("b0dy-of-mine {body}")).send()
+        world
+            .pay(key)
+            .header("x-tenant", "t3nant-of-mine")
+            .body(format!("b0dy-of-mine {body}"))
+            .send()
     };
     let mut said = Vec::new();
     assert_eq!(send("k3y-of-mine", "").await?.status, 201);
@@ -203,15 +239,23 @@ async fn rule_47_no_key_body_or_result_is_in_logs_or_error_bodies() -> anyhow::R
         assert!(!SECRETS.iter().any(|secret| text.contains(secret)), "{text}");
     }
     let logged = log.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    assert!(logged.contains("operation=http") && logged.contains("could not be answered"), "{logged}");
+    assert!(
+        logged.contains("operation=http") && logged.contains("could not be answered"),
+        "{logged}"
+    );
     assert!(!SECRETS.iter().any(|secret| logged.contains(secret)), "{logged}");
     Ok(())
 }
 
 #[tokio::test]
 async fn rule_48_errors_of_the_layer_are_problem_details() -> anyhow::Result<()> {
-    // `assert_problem` looks at the content type, the status in the document and `Cache-Control` each time.
-    let world = World::setup().scope(tenant()).layer(|layer| layer.with_max_request_body(10)).start().await?;
+    // `assert_problem` looks at the content type, the status in the document and `Cache-Control`
+    // each time.
+    let world = World::setup()
+        .scope(tenant())
+        .layer(|layer| layer.with_max_request_body(10))
+        .start()
+        .await?;
     let pay = |key| world.pay(key).header("x-tenant", "one");
     world.client.post("/pay").send().await?.assert_problem(400, "missing")?;
     pay("").send().await?.assert_problem(400, "malformed")?;
@@ -226,7 +270,8 @@ async fn rule_48_errors_of_the_layer_are_problem_details() -> anyhow::Result<()>
     let unavailable = pay("new").send().await?;
     unavailable.assert_problem(503, "unavailable")?;
     let document = unavailable.json()?;
-    let members: Vec<_> = document.as_object().into_iter().flatten().map(|(name, _)| name.as_str()).collect();
+    let members: Vec<_> =
+        document.as_object().into_iter().flatten().map(|(name, _)| name.as_str()).collect();
     assert_eq!(members, ["detail", "status", "title", "type"]);
     assert!(document["title"].as_str().is_some_and(|title| !title.is_empty()));
     world.shop.gate.open();
@@ -268,7 +313,8 @@ async fn rule_49_each_kind_of_refusal_has_a_type_of_its_own() -> anyhow::Result<
     let unavailable = world.pay("new").send().await?;
     unavailable.assert_problem(503, "unavailable")?;
     collect(&unavailable)?;
-    let expected = ["expired", "in-progress", "malformed", "mismatch", "missing", "unavailable", "uncertain"];
+    let expected =
+        ["expired", "in-progress", "malformed", "mismatch", "missing", "unavailable", "uncertain"];
     let base = "https://docs.rs/idempotency/latest/idempotency/http/index.html";
     assert_eq!(types, expected.iter().map(|name| format!("{base}#{name}")).collect());
     Ok(())
@@ -279,12 +325,14 @@ async fn rule_50_browsers_may_read_the_markers() -> anyhow::Result<()> {
     let world = World::new().await?;
     let exposed = |reply: &crate::client::Reply| {
         let values = reply.headers.get_all("access-control-expose-headers");
-        let text = values.iter().filter_map(|value| value.to_str().ok()).collect::<Vec<_>>().join(",");
+        let text =
+            values.iter().filter_map(|value| value.to_str().ok()).collect::<Vec<_>>().join(",");
         text.split(',').map(|name| name.trim().to_ascii_lowercase()).collect::<Vec<_>>()
     };
     for _ in 0..2 {
         let reply = world.pay("abc").header("origin", "https://shop.example").send().await?;
-        let markers: Vec<_> = reply.headers.keys().filter(|name| name.as_str().starts_with("idempotency-")).collect();
+        let markers: Vec<_> =
+            reply.headers.keys().filter(|name| name.as_str().starts_with("idempotency-")).collect();
         assert!(!markers.is_empty());
         for marker in markers {
             assert!(exposed(&reply).contains(&marker.to_string()), "{marker} of {reply:?}");

@@ -17,7 +17,9 @@ use idempotency_test_support::deadline::within;
 use tower::{Layer as _, Service as _, ServiceExt as _, service_fn};
 use uuid::Uuid;
 
-use crate::scripted::{Drawn, Outcome, Scripted, Step, Strict, answer, answer_with, client, layer, send};
+use crate::scripted::{
+    Drawn, Outcome, Scripted, Step, Strict, answer, answer_with, client, layer, send,
+};
 use crate::world::World;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -28,7 +30,10 @@ fn just_before(duration: Duration) -> Duration {
 }
 
 /// In a task of its own.
-fn spawn(layer: &ClientLayer, service: &Scripted) -> tokio::task::JoinHandle<anyhow::Result<Outcome>> {
+fn spawn(
+    layer: &ClientLayer,
+    service: &Scripted,
+) -> tokio::task::JoinHandle<anyhow::Result<Outcome>> {
     tokio::spawn(send(client(layer), service.post("/pay")))
 }
 
@@ -48,7 +53,11 @@ async fn one_key_is_sent_in_every_attempt_and_another_with_every_request() -> an
         let received = service.received();
         assert_eq!((received[0].method.as_str(), received[0].path.as_str()), ("POST", "/pay"));
         assert_eq!(received[0].body, "{}");
-        assert_eq!(received.iter().collect::<HashSet<_>>().len(), 1, "all attempts are one request: {received:?}");
+        assert_eq!(
+            received.iter().collect::<HashSet<_>>().len(),
+            1,
+            "all attempts are one request: {received:?}"
+        );
         let key = service.keys().remove(0);
         assert_eq!(answer.sent.as_ref().map(Sent::header), Some(&HeaderValue::from_str(&key)?));
         let uuid = Uuid::parse_str(key.trim_matches('"'))?;
@@ -87,7 +96,8 @@ async fn keys_of_the_user_are_sent_as_they_are() -> anyhow::Result<()> {
 
 #[tokio::test]
 async fn requests_of_other_methods_are_passed_on_untouched() -> anyhow::Result<()> {
-    let service = Scripted::start([answer(503), Step::Close, answer(503), answer(201), answer(503)]).await?;
+    let service =
+        Scripted::start([answer(503), Step::Close, answer(503), answer(201), answer(503)]).await?;
     let layer = layer(&ManualClock::new());
     let answer = send(client(&layer), service.request(Method::GET, "/pay")).await??;
     assert_eq!((answer.text(), answer.attempts()), ((503, "answer 1"), None));
@@ -135,7 +145,11 @@ async fn a_problem_counts_under_its_usual_name_too() -> anyhow::Result<()> {
             let service = Scripted::start([answer_with(409, &[(name, kind)])]).await?;
             let layer = layer(&ManualClock::new()).with_header_names(names.clone());
             let answer = send(client(&layer), service.post("/pay")).await??;
-            assert_eq!((answer.text(), service.keys().len()), ((409, "answer 1"), 1), "{name}: {kind}");
+            assert_eq!(
+                (answer.text(), service.keys().len()),
+                ((409, "answer 1"), 1),
+                "{name}: {kind}"
+            );
         }
     }
     Ok(())
@@ -145,7 +159,8 @@ async fn a_problem_counts_under_its_usual_name_too() -> anyhow::Result<()> {
 async fn services_and_clients_of_other_habits_are_described() -> anyhow::Result<()> {
     let again = answer_with(500, &[("x-should-retry", "true")]);
     let service = Scripted::start([again, answer(500), Step::Close]).await?;
-    let layer = layer(&ManualClock::new()).with_retried_answers(|answer| answer.headers.contains_key("x-should-retry"));
+    let layer = layer(&ManualClock::new())
+        .with_retried_answers(|answer| answer.headers.contains_key("x-should-retry"));
     assert_eq!(send(client(&layer), service.post("/pay")).await??.text(), (500, "answer 2"));
 
     let connected = layer.with_errors(HyperError::is_connect).layer(Strict::new());
@@ -164,7 +179,11 @@ async fn a_body_that_cannot_be_copied_is_sent_once() -> anyhow::Result<()> {
     let error = failure(send(once, request()).await?)?;
     assert!(matches!(error, ClientError::Failed { .. }), "{error}");
     let keys = service.keys();
-    assert_eq!(keys.iter().collect::<HashSet<_>>().len(), 2, "each of the two has a key of its own: {keys:?}");
+    assert_eq!(
+        keys.iter().collect::<HashSet<_>>().len(),
+        2,
+        "each of the two has a key of its own: {keys:?}"
+    );
     Ok(())
 }
 
@@ -235,7 +254,10 @@ async fn a_pause_that_would_pass_the_deadline_is_not_made() -> anyhow::Result<()
     let patient = layer(&clock).with_backoff(60 * SECOND, 60 * SECOND).with_randomness(Drawn(0x80));
     let error = failure(send(client(&patient), service.post("/pay")).await?)?;
     assert!(matches!(error, ClientError::Failed { .. }), "{error}");
-    assert_eq!((error.sent().map(Sent::attempts), service.keys().len(), clock.sleepers()), (Some(1), 1, 0));
+    assert_eq!(
+        (error.sent().map(Sent::attempts), service.keys().len(), clock.sleepers()),
+        (Some(1), 1, 0)
+    );
     Ok(())
 }
 
@@ -256,7 +278,10 @@ async fn the_deadline_is_over_all_attempts() -> anyhow::Result<()> {
     let sent = error.sent().context("it was sent")?;
     assert_eq!(sent.attempts(), 2);
     assert_eq!(service.keys(), [sent.header().to_str()?; 2], "the error names the key");
-    assert!(!format!("{error:?} {error}").contains(sent.header().to_str()?.trim_matches('"')), "nobody else does");
+    assert!(
+        !format!("{error:?} {error}").contains(sent.header().to_str()?.trim_matches('"')),
+        "nobody else does"
+    );
     Ok(())
 }
 
@@ -310,7 +335,10 @@ async fn without_a_key_nothing_is_sent() -> anyhow::Result<()> {
     let service = Scripted::start([]).await?;
     let layer = layer(&ManualClock::new()).with_randomness(Nothing);
     let error = failure(send(client(&layer), service.post("/pay")).await?)?;
-    assert!(matches!(&error, ClientError::NotSent(error) if error.kind() == ErrorKind::Config), "{error}");
+    assert!(
+        matches!(&error, ClientError::NotSent(error) if error.kind() == ErrorKind::Config),
+        "{error}"
+    );
     assert!(error.sent().is_none() && service.keys().is_empty());
     Ok(())
 }
@@ -323,7 +351,10 @@ async fn a_request_with_two_keys_is_not_sent() -> anyhow::Result<()> {
         request.headers_mut().append("idempotency-key", key.parse()?);
     }
     let error = failure(send(client(&layer(&ManualClock::new())), request).await?)?;
-    assert!(matches!(&error, ClientError::NotSent(error) if error.kind() == ErrorKind::InvalidKey), "{error}");
+    assert!(
+        matches!(&error, ClientError::NotSent(error) if error.kind() == ErrorKind::InvalidKey),
+        "{error}"
+    );
     assert!(error.sent().is_none() && service.keys().is_empty());
     Ok(())
 }
@@ -383,7 +414,8 @@ async fn the_answer_of_the_first_request_is_waited_for() -> anyhow::Result<()> {
     world.entered("abc").await?;
 
     let clock = ManualClock::new();
-    let mut request = Request::post(format!("http://{}/pay", world.client.address())).body("{}".to_owned())?;
+    let mut request =
+        Request::post(format!("http://{}/pay", world.client.address())).body("{}".to_owned())?;
     request.extensions_mut().insert(RequestKey::new("abc")?);
     let second = tokio::spawn(send(client(&layer(&clock)), request));
     within("the pause", clock.wait_for_sleepers(2)).await?;

@@ -28,7 +28,9 @@ const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3_600);
 
 fn expires(reply: &Reply) -> anyhow::Result<SystemTime> {
-    let date = reply.header("idempotency-key-expires").with_context(|| format!("no lifetime: {reply:?}"))?;
+    let date = reply
+        .header("idempotency-key-expires")
+        .with_context(|| format!("no lifetime: {reply:?}"))?;
     Ok(httpdate::parse_http_date(date)?)
 }
 
@@ -36,7 +38,11 @@ fn expires(reply: &Reply) -> anyhow::Result<SystemTime> {
 async fn rule_58_the_lifetime_is_published_and_honoured() -> anyhow::Result<()> {
     let world = World::setup()
         .clock_by_hand()
-        .layer(|layer| layer.with_ttl(DAY).with_ttl_of(|response| if response.status == 402 { HOUR } else { DAY }))
+        .layer(|layer| {
+            layer
+                .with_ttl(DAY)
+                .with_ttl_of(|response| if response.status == 402 { HOUR } else { DAY })
+        })
         .start()
         .await?;
     let start = Timestamp::from_millis(1_700_000_000_000);
@@ -49,7 +55,11 @@ async fn rule_58_the_lifetime_is_published_and_honoured() -> anyhow::Result<()> 
     world.clock.advance(MINUTE * 59);
     for (key, ttl) in [("paid", DAY), ("declined", HOUR)] {
         let retry = world.pay(key).send().await?;
-        assert_eq!((retry.is_replayed(), expires(&retry)?), (true, SystemTime::from(start + ttl)), "{key}");
+        assert_eq!(
+            (retry.is_replayed(), expires(&retry)?),
+            (true, SystemTime::from(start + ttl)),
+            "{key}"
+        );
     }
     world.clock.advance(MINUTE * 2);
     assert!(world.pay("paid").send().await?.is_replayed());
@@ -66,7 +76,10 @@ async fn rule_58_the_lifetime_is_published_and_honoured() -> anyhow::Result<()> 
 async fn rule_59_an_expired_record_that_is_still_there_is_not_replayed() -> anyhow::Result<()> {
     let directory = memory_directory()?;
     let clock = ManualClock::new();
-    let store = SqliteStore::builder(directory.path().join("records.db")).clock(clock.clone()).open().await?;
+    let store = SqliteStore::builder(directory.path().join("records.db"))
+        .clock(clock.clone())
+        .open()
+        .await?;
     let engine = Idempotency::builder(store).clock(clock.clone()).background_purge(false).build();
     let shop = Shop::open(directory.path())?;
     let server = shop.serve(IdempotencyLayer::new(engine, Scope::global()).with_ttl(HOUR)).await?;
@@ -77,7 +90,8 @@ async fn rule_59_an_expired_record_that_is_still_there_is_not_replayed() -> anyh
     clock.advance(HOUR * 2);
     let url = format!("sqlite:{}", directory.path().join("records.db").display());
     let pool = sqlx::SqlitePool::connect(&url).await?;
-    let (rows,): (i64,) = sqlx::query_as("SELECT count(*) FROM idempotency_records").fetch_one(&pool).await?;
+    let (rows,): (i64,) =
+        sqlx::query_as("SELECT count(*) FROM idempotency_records").fetch_one(&pool).await?;
     assert_eq!(rows, 1, "nothing has removed it");
     let later = pay().await?;
     assert_eq!((later.status, later.is_replayed(), shop.count("abc")), (201, false, 2));
@@ -92,14 +106,16 @@ async fn rule_60_without_its_store_the_layer_refuses_unless_it_fails_open() -> a
     let shop = Shop::open(directory.path())?;
     let store = RedisStore::connect(&redis.url()).await?;
     let patient = Idempotency::builder(store.clone()).claim_timeout(PATIENCE).build();
-    let protected = shop.serve(IdempotencyLayer::new(patient, Scope::global()).with_fail_open()).await?;
+    let protected =
+        shop.serve(IdempotencyLayer::new(patient, Scope::global()).with_fail_open()).await?;
     let protected = protected.client().post("/pay").key("before").send().await?;
     assert_eq!((protected.status, protected.header("idempotency-bypassed")), (201, None));
     redis.kill()?;
 
     let engine = Idempotency::builder(store).claim_timeout(Duration::from_millis(400)).build();
     let layer = IdempotencyLayer::new(engine, Scope::global());
-    let (closed, open) = (shop.serve(layer.clone()).await?, shop.serve(layer.with_fail_open()).await?);
+    let (closed, open) =
+        (shop.serve(layer.clone()).await?, shop.serve(layer.with_fail_open()).await?);
     let refused = closed.client().post("/pay").key("closed").send().await?;
     refused.assert_problem(503, "unavailable")?;
     let seconds: u64 = refused.header("retry-after").unwrap_or_default().parse()?;
@@ -138,12 +154,16 @@ async fn rule_60_a_store_that_answers_late_is_no_store_that_is_away() -> anyhow:
     pending.reply().await?.assert_problem(503, "unavailable")?;
     assert_eq!(world.effects("abc"), 0);
     let retry = world.pay("abc").send().await?;
-    assert_eq!((retry.status, retry.header("idempotency-bypassed"), world.effects("abc")), (201, None, 1));
+    assert_eq!(
+        (retry.status, retry.header("idempotency-bypassed"), world.effects("abc")),
+        (201, None, 1)
+    );
     Ok(())
 }
 
 #[tokio::test]
-async fn rule_60_who_has_waited_for_another_request_does_not_run_when_the_store_goes_away() -> anyhow::Result<()> {
+async fn rule_60_who_has_waited_for_another_request_does_not_run_when_the_store_goes_away()
+-> anyhow::Result<()> {
     let world = World::setup()
         .engine(|builder| builder.claim_timeout(Duration::from_secs(1)).max_waiters(1))
         .layer(|layer| layer.with_fail_open().blocking(PATIENCE))
@@ -163,18 +183,29 @@ async fn rule_60_who_has_waited_for_another_request_does_not_run_when_the_store_
         problems.push(other.reply().await?.problem()?);
     }
     problems.sort_unstable();
-    assert_eq!((problems, world.effects("abc")), (vec!["in-progress".to_owned(), "unavailable".to_owned()], 1));
+    assert_eq!(
+        (problems, world.effects("abc")),
+        (vec!["in-progress".to_owned(), "unavailable".to_owned()], 1)
+    );
     Ok(())
 }
 
-/// Polled by hand: each is woken when the store is away, and sees of the first one what the case says.
+/// Polled by hand: each is woken when the store is away, and sees of the first one what the case
+/// says.
 #[tokio::test]
-async fn rule_60_who_has_followed_another_request_does_not_run_for_what_the_next_one_knows() -> anyhow::Result<()> {
-    for (sees_it_run, fresh_comes_first) in [(true, false), (true, true), (false, false), (false, true)] {
-        let case = format!("sees it run: {sees_it_run}, a fresh one comes first: {fresh_comes_first}");
+async fn rule_60_who_has_followed_another_request_does_not_run_for_what_the_next_one_knows()
+-> anyhow::Result<()> {
+    for (sees_it_run, fresh_comes_first) in
+        [(true, false), (true, true), (false, false), (false, true)]
+    {
+        let case =
+            format!("sees it run: {sees_it_run}, a fresh one comes first: {fresh_comes_first}");
         let clock = ManualClock::new();
         let store = FaultyStore::new(MemoryStore::with_clock(clock.clone()));
-        let engine = Idempotency::builder(store.clone()).clock(clock.clone()).claim_timeout(PATIENCE).build();
+        let engine = Idempotency::builder(store.clone())
+            .clock(clock.clone())
+            .claim_timeout(PATIENCE)
+            .build();
         let layer = IdempotencyLayer::new(engine, Scope::global()).with_fail_open().blocking(DAY);
         let (gate, ran) = (Gate::new(), Arc::new(AtomicUsize::default()));
         let (handlers, counting) = (gate.clone(), ran.clone());
@@ -184,7 +215,12 @@ async fn rule_60_who_has_followed_another_request_does_not_run_for_what_the_next
                 // The first one does not know whether its charge has arrived.
                 let status = if ran.fetch_add(1, Ordering::SeqCst) == 0 { 504 } else { 201 };
                 gate.wait().await;
-                Ok::<_, Infallible>(Response::builder().status(status).body(Body::empty()).expect("it is well-formed"))
+                Ok::<_, Infallible>(
+                    Response::builder()
+                        .status(status)
+                        .body(Body::empty())
+                        .expect("it is well-formed"),
+                )
             }
         }));
         let request = || Request::post("/").header("idempotency-key", "abc").body(Body::from("{}"));
@@ -229,9 +265,11 @@ async fn rule_60_who_has_followed_another_request_does_not_run_for_what_the_next
     Ok(())
 }
 
-/// The claim that tells of it is granted when most of its lease is over, and given back. The next one does not arrive.
+/// The claim that tells of it is granted when most of its lease is over, and given back. The next
+/// one does not arrive.
 #[tokio::test]
-async fn rule_60_who_was_told_of_another_attempt_does_not_run_when_the_store_goes_away() -> anyhow::Result<()> {
+async fn rule_60_who_was_told_of_another_attempt_does_not_run_when_the_store_goes_away()
+-> anyhow::Result<()> {
     let lease = Duration::from_secs(100);
     let world = World::setup()
         .clock_by_hand()
@@ -264,7 +302,8 @@ async fn rule_60_who_was_told_of_another_attempt_does_not_run_when_the_store_goe
 }
 
 #[tokio::test]
-async fn rule_61_when_the_store_is_back_all_goes_on_and_lost_answers_are_recognised() -> anyhow::Result<()> {
+async fn rule_61_when_the_store_is_back_all_goes_on_and_lost_answers_are_recognised()
+-> anyhow::Result<()> {
     let mut redis = RedisServer::start(RedisOptions::new().private().append_only()).await?;
     let proxy = Proxy::start(redis.address()).await?;
     let directory = tempfile::tempdir()?;
@@ -284,8 +323,13 @@ async fn rule_61_when_the_store_is_back_all_goes_on_and_lost_answers_are_recogni
             let key = tries.next().context("no answer was lost")?;
             let lost = proxy.next("SET", Fault::new(Moment::AfterRequest, action));
             let reply = pay(&key).await?;
-            assert_eq!((reply.status, reply.is_replayed(), shop.count(&key)), (201, false, 1), "{key}");
-            let view = engine.record("http", key.as_str()).inspect().await?.expect("there is a record");
+            assert_eq!(
+                (reply.status, reply.is_replayed(), shop.count(&key)),
+                (201, false, 1),
+                "{key}"
+            );
+            let view =
+                engine.record("http", key.as_str()).inspect().await?.expect("there is a record");
             assert_eq!((view.state, view.attempts), (RecordState::Completed, 1), "{key}");
             // On a busy machine the client gives the connection up before the fault strikes.
             if lost.happened().await.is_ok() {
@@ -306,7 +350,10 @@ async fn rule_61_when_the_store_is_back_all_goes_on_and_lost_answers_are_recogni
     })
     .await?;
     assert_eq!((retry.is_replayed(), retry.answer()), (true, first.answer()));
-    assert_eq!((pay("after").await?.status, shop.count("after"), shop.count("before")), (201, 1, 1));
+    assert_eq!(
+        (pay("after").await?.status, shop.count("after"), shop.count("before")),
+        (201, 1, 1)
+    );
     Ok(())
 }
 

@@ -42,9 +42,12 @@ impl Ledger {
     pub async fn open(url: &str) -> anyhow::Result<Self> {
         let path = url.trim_start_matches("sqlite:");
         let options = SqliteConnectOptions::new().filename(path).create_if_missing(true);
-        let options = options.journal_mode(SqliteJournalMode::Wal).busy_timeout(Duration::from_secs(20));
+        let options =
+            options.journal_mode(SqliteJournalMode::Wal).busy_timeout(Duration::from_secs(20));
         let pool = SqlitePool::connect_with(options).await?;
-        sqlx::query("CREATE TABLE IF NOT EXISTS ledger (entry TEXT NOT NULL)").execute(&pool).await?;
+        sqlx::query("CREATE TABLE IF NOT EXISTS ledger (entry TEXT NOT NULL)")
+            .execute(&pool)
+            .await?;
         Ok(Self { pool, engine: Idempotency::new(SqliteStore::open(path).await?) })
     }
 
@@ -73,7 +76,10 @@ async fn transfer(
         points.reach(BEFORE_EFFECT).await;
         let call = ledger.engine.call(OPERATION, key.as_str()).ttl(DAY);
         call.run_in(&mut transaction, async |connection| {
-            sqlx::query("INSERT INTO ledger VALUES (?)").bind(key.as_str()).execute(connection).await?;
+            sqlx::query("INSERT INTO ledger VALUES (?)")
+                .bind(key.as_str())
+                .execute(connection)
+                .await?;
             points.reach(AFTER_EFFECT).await;
             Ok::<_, Fault>(())
         })
@@ -82,11 +88,15 @@ async fn transfer(
         points.reach(AFTER_TRANSACTION).await;
         Ok::<_, Fault>(())
     };
-    added.await.map(|()| StatusCode::CREATED).map_err(|fault| (StatusCode::SERVICE_UNAVAILABLE, fault.to_string()))
+    added
+        .await
+        .map(|()| StatusCode::CREATED)
+        .map_err(|fault| (StatusCode::SERVICE_UNAVAILABLE, fault.to_string()))
 }
 
 #[tokio::test]
-async fn rule_57_in_one_transaction_effect_and_record_live_and_die_together() -> anyhow::Result<()> {
+async fn rule_57_in_one_transaction_effect_and_record_live_and_die_together() -> anyhow::Result<()>
+{
     let directory = memory_directory()?;
     let url = format!("sqlite:{}", directory.path().join("records.db").display());
     let orders = Orders::new(url.clone())?.with(Policy::Retry, LEASE);

@@ -1,4 +1,5 @@
-//! Requests that are cut off, too large, repeated, slow or without a usable key: no handler runs, and no record is left.
+//! Requests that are cut off, too large, repeated, slow or without a usable key: no handler runs,
+//! and no record is left.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -57,7 +58,11 @@ fn refused() -> Vec<(u16, Vec<u8>)> {
         (400, with(b"Idempotency-Key: \"unfinished\", \"other\"\r\n")),
         (400, with(format!("Idempotency-Key: \"{}\"\r\n", "k".repeat(256)).as_bytes())),
         (400, [OPEN, b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}"].concat()),
-        (400, [OPEN, b"Connection: close\r\nTransfer-Encoding: chunked\r\n\r\nno length\r\n"].concat()),
+        (
+            400,
+            [OPEN, b"Connection: close\r\nTransfer-Encoding: chunked\r\n\r\nno length\r\n"]
+                .concat(),
+        ),
         (413, raw_post("/pay", b"Idempotency-Key: \"unfinished\"\r\n", large.as_bytes())),
         // What says that it is too large is refused before it comes.
         (413, [OPEN, b"Connection: close\r\nContent-Length: 1000000000\r\n\r\n"].concat()),
@@ -90,9 +95,15 @@ struct Scene {
 impl Scene {
     async fn new() -> anyhow::Result<Self> {
         let redis = RedisServer::start(RedisOptions::new().private()).await?;
-        let connecting = RedisStore::builder(redis.url()).connect_timeout(PATIENCE).response_timeout(PATIENCE);
-        let engine = Idempotency::builder(connecting.connect().await?).claim_timeout(PATIENCE).lease(DAY).build();
-        let layer = IdempotencyLayer::new(engine, Scope::global()).with_max_request_body(LIMIT).with_ttl(2 * DAY);
+        let connecting =
+            RedisStore::builder(redis.url()).connect_timeout(PATIENCE).response_timeout(PATIENCE);
+        let engine = Idempotency::builder(connecting.connect().await?)
+            .claim_timeout(PATIENCE)
+            .lease(DAY)
+            .build();
+        let layer = IdempotencyLayer::new(engine, Scope::global())
+            .with_max_request_body(LIMIT)
+            .with_ttl(2 * DAY);
         let directory = memory_directory()?;
         let shop = Shop::open(directory.path())?;
         let under_way = Arc::new(AtomicUsize::default());
@@ -141,7 +152,8 @@ async fn what_is_refused_or_cut_off_runs_no_handler_and_leaves_no_record() -> an
     }
     // Those whose head is whole are at the layer, and wait for their bodies.
     let bodies = COPIES * (cut_off().len() - 2);
-    eventually("the bodies to be waited for", || scene.under_way.load(Ordering::SeqCst) == bodies).await?;
+    eventually("the bodies to be waited for", || scene.under_way.load(Ordering::SeqCst) == bodies)
+        .await?;
     scene.assert_untouched_but_by(0).await?;
     drop(open);
     scene.all_are_over().await?;
@@ -154,7 +166,9 @@ async fn what_is_refused_or_cut_off_runs_no_handler_and_leaves_no_record() -> an
 
 /// The head of a request with a body of 50 bytes.
 fn slow_head(key: usize) -> String {
-    format!("POST /pay HTTP/1.1\r\nHost: test\r\nIdempotency-Key: slow-{key}\r\nContent-Length: 50\r\n\r\n")
+    format!(
+        "POST /pay HTTP/1.1\r\nHost: test\r\nIdempotency-Key: slow-{key}\r\nContent-Length: 50\r\n\r\n"
+    )
 }
 
 /// One frame of HTTP/2 on the first stream of a connection, or about the connection.
@@ -168,8 +182,10 @@ fn opened(headers: &[(&str, &str)]) -> Vec<u8> {
     const HEADERS: u8 = 1;
     const SETTINGS: u8 = 4;
     const END_HEADERS: u8 = 4;
-    let text = |text: &str| [&[u8::try_from(text.len()).expect("it is short")], text.as_bytes()].concat();
-    // POST and http by their places in the table, the path under its name there, and the others by theirs.
+    let text =
+        |text: &str| [&[u8::try_from(text.len()).expect("it is short")], text.as_bytes()].concat();
+    // POST and http by their places in the table, the path under its name there, and the others by
+    // theirs.
     let mut head = [&[0x83, 0x86, 0x04][..], &text("/pay")].concat();
     for (name, value) in headers {
         head.extend([&[0][..], &text(name), &text(value)].concat());
@@ -181,7 +197,8 @@ fn opened(headers: &[(&str, &str)]) -> Vec<u8> {
 
 /// It breaks no connection, and a server need not take it for an error: hyper ends the body then.
 #[tokio::test]
-async fn a_request_that_is_taken_back_in_the_middle_runs_no_handler_and_leaves_no_record() -> anyhow::Result<()> {
+async fn a_request_that_is_taken_back_in_the_middle_runs_no_handler_and_leaves_no_record()
+-> anyhow::Result<()> {
     const RST_STREAM: u8 = 3;
     const NO_ERROR: u8 = 0;
     const CANCEL: u8 = 8;
@@ -194,10 +211,16 @@ async fn a_request_that_is_taken_back_in_the_middle_runs_no_handler_and_leaves_n
         for word in [NO_ERROR, CANCEL] {
             for _ in 0..COPIES {
                 let mut connection = world.client.write(opened(headers)).await?;
-                eventually("the body to be waited for", || under_way.load(Ordering::SeqCst) == 1).await?;
+                eventually("the body to be waited for", || under_way.load(Ordering::SeqCst) == 1)
+                    .await?;
                 connection.write_all(&frame(RST_STREAM, 0, 1, &[0, 0, 0, word])).await?;
-                eventually("the request to be over", || under_way.load(Ordering::SeqCst) == 0).await?;
-                assert_eq!((world.store.requests("claim"), world.shop.effects.lines()?.len()), (0, 0), "{headers:?}");
+                eventually("the request to be over", || under_way.load(Ordering::SeqCst) == 0)
+                    .await?;
+                assert_eq!(
+                    (world.store.requests("claim"), world.shop.effects.lines()?.len()),
+                    (0, 0),
+                    "{headers:?}"
+                );
             }
         }
     }
@@ -213,14 +236,18 @@ async fn in_a_task(under_way: Arc<AtomicUsize>, request: Request, next: Next) ->
 }
 
 #[tokio::test]
-async fn a_request_that_is_taken_back_is_measured_by_what_it_says_whatever_wraps_its_body() -> anyhow::Result<()> {
+async fn a_request_that_is_taken_back_is_measured_by_what_it_says_whatever_wraps_its_body()
+-> anyhow::Result<()> {
     const RST_STREAM: u8 = 3;
     let under_way = Arc::new(AtomicUsize::default());
     let counting = under_way.clone();
     let in_a_task = from_fn(move |request, next| in_a_task(counting.clone(), request, next));
     // Its body does not say how long it is.
     let wrapped = RequestBodyTimeoutLayer::new(DAY);
-    let world = World::setup().around(move |router: Router| router.layer(wrapped).layer(in_a_task)).start().await?;
+    let world = World::setup()
+        .around(move |router: Router| router.layer(wrapped).layer(in_a_task))
+        .start()
+        .await?;
     let headers = [("idempotency-key", "unfinished"), ("content-length", "100")];
     for _ in 0..COPIES {
         let mut connection = world.client.write(opened(&headers)).await?;
@@ -251,7 +278,8 @@ async fn slow_bodies_hold_no_claim_and_nobody_else_up() -> anyhow::Result<()> {
     let scene = Scene::new().await?;
     let client = scene.server.client();
     let slow = futures::future::try_join_all((0..SLOW).map(|key| trickle(&client, key))).await?;
-    eventually("the bodies to be waited for", || scene.under_way.load(Ordering::SeqCst) == SLOW).await?;
+    eventually("the bodies to be waited for", || scene.under_way.load(Ordering::SeqCst) == SLOW)
+        .await?;
     scene.assert_untouched_but_by(0).await?;
     // A slow request has not claimed its key: a whole one with the same key is the first.
     let quick = client.post("/pay").key("slow-0").send().await?;
@@ -268,8 +296,10 @@ async fn in_time(request: Request, next: Next) -> Response {
 }
 
 #[tokio::test]
-async fn a_slow_body_is_bounded_by_a_time_limit_in_front_and_leaves_no_record() -> anyhow::Result<()> {
-    let world = World::setup().around(|router: Router| router.layer(from_fn(in_time))).start().await?;
+async fn a_slow_body_is_bounded_by_a_time_limit_in_front_and_leaves_no_record() -> anyhow::Result<()>
+{
+    let world =
+        World::setup().around(|router: Router| router.layer(from_fn(in_time))).start().await?;
     let mut connections = Vec::new();
     for key in 0..COPIES {
         // Written at once: the limit may cut off whoever is still writing.

@@ -28,13 +28,15 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 pub const NO_PATIENCE: Duration = Duration::from_millis(10);
 pub const DAY: Duration = Duration::from_secs(86_400);
 
-/// In memory where the system has files there: no test waits for a disk that is busy with other things.
+/// In memory where the system has files there: no test waits for a disk that is busy with other
+/// things.
 pub fn memory_directory() -> anyhow::Result<TempDir> {
     let memory = Path::new("/dev/shm");
     Ok(if memory.is_dir() { TempDir::new_in(memory)? } else { TempDir::new()? })
 }
 
-/// What handlers share: the world that they change, and a gate at which they wait if the request says so.
+/// What handlers share: the world that they change, and a gate at which they wait if the request
+/// says so.
 #[derive(Clone)]
 pub struct Shop {
     pub effects: Arc<EffectLog>,
@@ -81,7 +83,8 @@ pub async fn pay(
     let receipt = uuid::Uuid::new_v4().to_string();
     shop.effect(&format!("{word} {receipt} {method} {uri}"));
     let status: u16 = text("x-status").and_then(|status| status.parse().ok()).unwrap_or(201);
-    let document = serde_json::json!({"key": key, "receipt": receipt, "body": String::from_utf8_lossy(&body)});
+    let document =
+        serde_json::json!({"key": key, "receipt": receipt, "body": String::from_utf8_lossy(&body)});
     Response::builder()
         .status(status)
         .header("content-type", "application/json")
@@ -147,7 +150,10 @@ impl Setup {
         self
     }
 
-    pub fn layer(mut self, configure: impl FnOnce(IdempotencyLayer) -> IdempotencyLayer + 'static) -> Self {
+    pub fn layer(
+        mut self,
+        configure: impl FnOnce(IdempotencyLayer) -> IdempotencyLayer + 'static,
+    ) -> Self {
         self.layer = Box::new(configure);
         self
     }
@@ -177,7 +183,8 @@ impl Setup {
 
     pub async fn start(self) -> anyhow::Result<World> {
         let clock = ManualClock::new();
-        let memory = if self.by_hand { MemoryStore::with_clock(clock.clone()) } else { MemoryStore::new() };
+        let memory =
+            if self.by_hand { MemoryStore::with_clock(clock.clone()) } else { MemoryStore::new() };
         let store = FaultyStore::new(memory.clone());
         let builder = Idempotency::builder(store.clone()).claim_timeout(PATIENCE);
         let builder = if self.by_hand { builder.clock(clock.clone()) } else { builder };
@@ -187,7 +194,16 @@ impl Setup {
         let layer = (self.layer)(IdempotencyLayer::new(engine.clone(), self.scope));
         let server = Server::start((self.around)(router(&shop, self.routes).layer(layer))).await?;
         let client = Client::new(server.address);
-        Ok(World { clock, memory, store, engine, shop, client, servers: vec![server], directories: vec![directory] })
+        Ok(World {
+            clock,
+            memory,
+            store,
+            engine,
+            shop,
+            client,
+            servers: vec![server],
+            directories: vec![directory],
+        })
     }
 }
 
@@ -212,7 +228,9 @@ impl World {
         Self::setup().start().await
     }
 
-    pub async fn with(layer: impl FnOnce(IdempotencyLayer) -> IdempotencyLayer + 'static) -> anyhow::Result<Self> {
+    pub async fn with(
+        layer: impl FnOnce(IdempotencyLayer) -> IdempotencyLayer + 'static,
+    ) -> anyhow::Result<Self> {
         Self::setup().layer(layer).start().await
     }
 

@@ -9,7 +9,8 @@ use crate::world::{World, key};
 const TOLD: &[u8] = b"innodb_lock_wait_timeout = 1";
 const KEPT: &[u8] = b"innodb_lock_wait_timeout = 9";
 
-/// Something between the store and the server that has a mind of its own about the settings of sessions. Its address.
+/// Something between the store and the server that has a mind of its own about the settings of
+/// sessions. Its address.
 async fn headstrong(server: String) -> anyhow::Result<String> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?.to_string();
@@ -43,7 +44,8 @@ async fn pass_on(client: TcpStream, server: TcpStream) -> anyhow::Result<()> {
 #[tokio::test]
 async fn a_proxy_that_drops_what_a_session_was_told_is_noticed() -> anyhow::Result<()> {
     let world = World::new().await?;
-    let url = world.url.replace(&world.server().address(), &headstrong(world.server().address()).await?);
+    let url =
+        world.url.replace(&world.server().address(), &headstrong(world.server().address()).await?);
     assert_ne!(url, world.url);
     let error = MySqlStore::connect(&url).await.unwrap_err();
     assert_eq!((error.kind(), error.operation()), (StoreErrorKind::Config, "connect"), "{error}");

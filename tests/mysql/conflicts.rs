@@ -1,7 +1,9 @@
-//! A transaction that the server has rolled back for the sake of others is made again, whatever the server calls that.
+//! A transaction that the server has rolled back for the sake of others is made again, whatever the
+//! server calls that.
 //!
-//! The errors come from a trigger: a server answers with the number that it is told. Who really gives them are MariaDB with
-//! `innodb_snapshot_isolation` (1020), Galera (1213) and Group Replication (3101, 1180).
+//! The errors come from a trigger: a server answers with the number that it is told. Who really
+//! gives them are MariaDB with `innodb_snapshot_isolation` (1020), Galera (1213) and Group
+//! Replication (3101, 1180).
 
 use idempotency::store::{Store as _, StoreErrorKind};
 use idempotency::{Error, in_transaction};

@@ -6,11 +6,12 @@ use idempotency_test_support::server::MariaDbOptions;
 
 use crate::world::{LEASE, World, claim, commit, fresh, key, mine};
 
-/// A count of the server's. `INNODB_TRX` is no place to look into: it is only brought up to date when nobody has looked for
-/// a tenth of a second.
+/// A count of the server's. `INNODB_TRX` is no place to look into: it is only brought up to date
+/// when nobody has looked for a tenth of a second.
 async fn count(world: &World, name: &str) -> anyhow::Result<i64> {
-    let statement =
-        format!("SELECT VARIABLE_VALUE FROM information_schema.GLOBAL_STATUS WHERE VARIABLE_NAME = '{name}'");
+    let statement = format!(
+        "SELECT VARIABLE_VALUE FROM information_schema.GLOBAL_STATUS WHERE VARIABLE_NAME = '{name}'"
+    );
     world.figure(&statement).await
 }
 
@@ -22,25 +23,31 @@ async fn deadlocks(world: &World) -> anyhow::Result<i64> {
     count(world, "Innodb_deadlocks").await
 }
 
-/// Whether the renewal of two leases was the victim of a deadlock, and was applied all the same. The server waits for a
-/// lock for one second: where the machine stands still for that long, nothing is shown either way.
+/// Whether the renewal of two leases was the victim of a deadlock, and was applied all the same.
+/// The server waits for a lock for one second: where the machine stands still for that long,
+/// nothing is shown either way.
 async fn is_applied_as_a_victim(world: &World, token: Token) -> anyhow::Result<bool> {
     let before = deadlocks(world).await?;
-    // Somebody who has written much, so that the store's statement is the cheaper one to roll back; and through the
-    // trigger, the row for which the renewal will wait.
+    // Somebody who has written much, so that the store's statement is the cheaper one to roll back;
+    // and through the trigger, the row for which the renewal will wait.
     let mut other = world.lock(key(50)).await?;
-    let heavy = sqlx::query("UPDATE idempotency_records SET schema_version = schema_version + 1 WHERE key_hash >= ?");
+    let heavy = sqlx::query(
+        "UPDATE idempotency_records SET schema_version = schema_version + 1 WHERE key_hash >= ?",
+    );
     heavy.bind(key(50).as_bytes().to_vec()).execute(&mut *other).await?;
     let renewals = vec![Renewal::new(key(1), token, LEASE), Renewal::new(key(2), token, LEASE)];
     let store = world.store.clone();
     let renewing = tokio::spawn(async move { store.renew(renewals).await });
     let waits = async || renewing.is_finished() || waits_for_a_lock(world).await;
     eventually_async("the renewal to wait", waits).await?;
-    let crossing = sqlx::query("UPDATE idempotency_records SET schema_version = schema_version + 1 WHERE key_hash = ?");
+    let crossing = sqlx::query(
+        "UPDATE idempotency_records SET schema_version = schema_version + 1 WHERE key_hash = ?",
+    );
     crossing.bind(key(1).as_bytes().to_vec()).execute(&mut *other).await?;
     other.commit().await?;
     let written = within("the renewal", renewing).await??;
-    Ok(deadlocks(world).await? > before && written.is_ok_and(|written| written == [Written::Applied; 2]))
+    Ok(deadlocks(world).await? > before
+        && written.is_ok_and(|written| written == [Written::Applied; 2]))
 }
 
 #[tokio::test]

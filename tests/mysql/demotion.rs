@@ -1,5 +1,5 @@
-//! A primary that became a replica: who answers that it takes no writes is not asked again on the same connection, so that
-//! the next one finds its successor.
+//! A primary that became a replica: who answers that it takes no writes is not asked again on the
+//! same connection, so that the next one finds its successor.
 
 use std::collections::BTreeSet;
 
@@ -20,11 +20,16 @@ async fn demotable() -> anyhow::Result<(World, String)> {
 
 /// The user's sessions in the server.
 async fn sessions(world: &World) -> anyhow::Result<BTreeSet<String>> {
-    let rows = world.sql("SELECT ID FROM information_schema.PROCESSLIST WHERE USER = 'shop'").await?;
+    let rows =
+        world.sql("SELECT ID FROM information_schema.PROCESSLIST WHERE USER = 'shop'").await?;
     Ok(rows.into_iter().flatten().flatten().collect())
 }
 
-async fn all_are_others(world: &World, before: &BTreeSet<String>, what: &str) -> anyhow::Result<()> {
+async fn all_are_others(
+    world: &World,
+    before: &BTreeSet<String>,
+    what: &str,
+) -> anyhow::Result<()> {
     eventually_async(format!("the sessions to end in which {what}"), async || {
         sessions(world).await.is_ok_and(|now| now.is_disjoint(before))
     })
@@ -39,14 +44,17 @@ fn is_refused<A: std::fmt::Debug>(answer: Result<A, StoreError>) {
 }
 
 #[tokio::test]
-async fn a_connection_to_a_demoted_server_is_closed_by_the_write_that_finds_it_so() -> anyhow::Result<()> {
+async fn a_connection_to_a_demoted_server_is_closed_by_the_write_that_finds_it_so()
+-> anyhow::Result<()> {
     let (world, url) = demotable().await?;
     // One connection, which each write has to find out about anew.
     let pool = MySqlPoolOptions::new().max_connections(1).connect(&url).await?;
     let foreign = MySqlStore::builder(pool).response_timeout(PATIENCE).build()?;
     // So that no other sessions end than those that are meant.
     let mut kept = Vec::new();
-    for (name, store) in [("own", patient(&url).max_connections(1).build()?), ("the user's", foreign)] {
+    for (name, store) in
+        [("own", patient(&url).max_connections(1).build()?), ("the user's", foreign)]
+    {
         kept.push(store.clone());
         let (running, token) = (key(if name == "own" { 1 } else { 2 }), fresh());
         mine(store.claim(claim(running, token)).await?);
@@ -60,7 +68,9 @@ async fn a_connection_to_a_demoted_server_is_closed_by_the_write_that_finds_it_s
             eventually_async(format!("{name}, {write}"), async || {
                 match write {
                     "claim" => is_refused(store.claim(claim(key(3), fresh())).await),
-                    "complete" => is_refused(store.complete(Commit::new(running, token, "late".into(), DAY)).await),
+                    "complete" => is_refused(
+                        store.complete(Commit::new(running, token, "late".into(), DAY)).await,
+                    ),
                     _ => is_refused(store.renew(vec![Renewal::new(running, token, LEASE)]).await),
                 }
                 sessions(&world).await.is_ok_and(|now| ended(&now))

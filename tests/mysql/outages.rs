@@ -1,5 +1,5 @@
-//! The server goes away, or a connection to it: what was acknowledged is there, and what is unknown is settled by the
-//! owner's token.
+//! The server goes away, or a connection to it: what was acknowledged is there, and what is unknown
+//! is settled by the owner's token.
 
 use std::time::Duration;
 
@@ -36,7 +36,11 @@ async fn every_record_is_there_after_the_server_was_killed() -> anyhow::Result<(
         assert!(error.is_transient(), "{error}");
         error.kind() == StoreErrorKind::Refused
     };
-    eventually_async("requests to be refused because there is no connection to send them on", is_refused).await?;
+    eventually_async(
+        "requests to be refused because there is no connection to send them on",
+        is_refused,
+    )
+    .await?;
     world.own_server().restart().await?;
     eventually_async("the store to recover", async || store.read(key(0)).await.is_ok()).await?;
     let store = world.store.clone();
@@ -90,7 +94,8 @@ async fn an_answer_that_is_lost_is_an_unknown_outcome_that_a_retry_settles() -> 
     let token = fresh();
     mine(store.claim(claim(key(1), token)).await?);
     // The proxy sees the statement in pieces: the mark is in one of them wherever they are cut.
-    let has_mark = |request: &Request| request.bytes().windows(MARK.len()).any(|bytes| bytes == MARK);
+    let has_mark =
+        |request: &Request| request.bytes().windows(MARK.len()).any(|bytes| bytes == MARK);
     let lost = proxy.nth(1, has_mark, Fault::new(Moment::AfterRequest, Action::Close));
     let commit = || {
         let mut commit = commit(key(1), token);
@@ -113,6 +118,8 @@ async fn a_server_that_hangs_is_given_up_and_found_again() -> anyhow::Result<()>
     let error = within("the answer", Box::pin(store.read(key(1)))).await?.unwrap_err();
     assert!(error.is_transient(), "{error}");
     world.own_server().resume()?;
-    eventually_async("the store to recover", async || store.read(key(1)).await.is_ok_and(|record| record.is_some()))
-        .await
+    eventually_async("the store to recover", async || {
+        store.read(key(1)).await.is_ok_and(|record| record.is_some())
+    })
+    .await
 }

@@ -1,7 +1,7 @@
 //! What a purge costs beside a transaction that has been open for long, counted by the server.
 //!
-//! What was removed after the transaction began stays in the index, and in its history, until it ends. A batch that went
-//! over what the batches before it have removed would cost more each time.
+//! What was removed after the transaction began stays in the index, and in its history, until it
+//! ends. A batch that went over what the batches before it have removed would cost more each time.
 
 use idempotency::store::Store as _;
 use idempotency_test_support::server::MariaDbOptions;
@@ -22,7 +22,8 @@ async fn pages(world: &World) -> anyhow::Result<i64> {
         .await
 }
 
-/// Adds `count` records whose time is over, in no order of their keys, as many at a time as there are in `same`.
+/// Adds `count` records whose time is over, in no order of their keys, as many at a time as there
+/// are in `same`.
 async fn expired(world: &World, count: usize, same: usize) -> anyhow::Result<()> {
     let over = format!("1000000 + (seq DIV {same}) * 7919 MOD 1000003");
     world
@@ -36,7 +37,8 @@ async fn expired(world: &World, count: usize, same: usize) -> anyhow::Result<()>
     Ok(())
 }
 
-/// A transaction that has seen all records, and has written something: the server remembers for it what each record was.
+/// A transaction that has seen all records, and has written something: the server remembers for it
+/// what each record was.
 async fn old_transaction(world: &World) -> anyhow::Result<Transaction<'static, MySql>> {
     let pool = world.pool("SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ").await?;
     sqlx::raw_sql("CREATE TABLE others (id INT PRIMARY KEY)").execute(&pool).await?;
@@ -51,7 +53,11 @@ async fn costs_of_batches(world: &World) -> anyhow::Result<Vec<i64>> {
     for batch in 1..=BATCHES {
         let start = pages(world).await?;
         let purged = world.store.purge(BATCH).await?;
-        assert_eq!((purged.removed, purged.lag.is_some()), (BATCH, batch < BATCHES), "batch {batch}");
+        assert_eq!(
+            (purged.removed, purged.lag.is_some()),
+            (BATCH, batch < BATCHES),
+            "batch {batch}"
+        );
         costs.push(pages(world).await? - start);
     }
     Ok(costs)
@@ -86,7 +92,8 @@ async fn nor_where_many_records_end_at_the_same_time() -> anyhow::Result<()> {
 
 /// A service that goes on for days beside it: each look of its purge finds nothing, or a few.
 #[tokio::test]
-async fn looks_beside_an_old_transaction_do_not_go_over_all_that_was_removed() -> anyhow::Result<()> {
+async fn looks_beside_an_old_transaction_do_not_go_over_all_that_was_removed() -> anyhow::Result<()>
+{
     const REMOVED: usize = 20_000;
     const LOOKS: i64 = 100;
     let world = World::private(MariaDbOptions::new()).await?;

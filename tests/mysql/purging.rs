@@ -14,8 +14,8 @@ async fn unfinished_records_and_tombstones_to_be_are_put_off() -> anyhow::Result
     for number in 1..=4 {
         mine(world.store.claim(claim(key(number), fresh())).await?);
     }
-    // A claim plans the purge for the end of the result's time, which is over here: one runs, one's lease is over, one
-    // is in doubt, one was finished and leaves a tombstone.
+    // A claim plans the purge for the end of the result's time, which is over here: one runs, one's
+    // lease is over, one is in doubt, one was finished and leaves a tombstone.
     let row = |number: u64| format!("WHERE key_hash = X'{}'", key(number).to_hex());
     world.sql("UPDATE idempotency_records SET purge_at = 1").await?;
     world.sql(&format!("UPDATE idempotency_records SET lease_until = 0 {}", row(2))).await?;
@@ -35,7 +35,8 @@ async fn unfinished_records_and_tombstones_to_be_are_put_off() -> anyhow::Result
         world.figure("SELECT COUNT(*) FROM idempotency_records WHERE purge_at = expires_at + after_expiry").await?,
         4
     );
-    for (number, state) in [(1, State::InProgress), (2, State::InProgress), (3, State::InDoubt), (4, State::Tombstone)]
+    for (number, state) in
+        [(1, State::InProgress), (2, State::InProgress), (3, State::InDoubt), (4, State::Tombstone)]
     {
         assert_eq!(world.store.read(key(number)).await?.map(|record| record.state), Some(state));
     }
@@ -69,7 +70,9 @@ async fn the_index_of_a_table_that_was_renamed_has_another_name() -> anyhow::Res
     }
     world.sql("UPDATE idempotency_records SET expires_at = 5, purge_at = 5").await?;
     world.completed(key(3)).await?;
-    world.sql("RENAME TABLE idempotency_records TO claims, idempotency_records_meta TO claims_meta").await?;
+    world
+        .sql("RENAME TABLE idempotency_records TO claims, idempotency_records_meta TO claims_meta")
+        .await?;
     let store = patient(&world.url).table("claims").connect().await?;
     for (removed, is_one_left) in [(2, true), (1, false), (0, false)] {
         let purged = store.purge(2).await?;
@@ -86,7 +89,9 @@ async fn what_is_due_before_the_end_of_the_last_batch_is_found() -> anyhow::Resu
         world.completed(key(number)).await?;
     }
     let older = format!("WHERE key_hash < X'{}'", key(2).to_hex());
-    world.sql(&format!("UPDATE idempotency_records SET expires_at = 9, purge_at = 9 {older}")).await?;
+    world
+        .sql(&format!("UPDATE idempotency_records SET expires_at = 9, purge_at = 9 {older}"))
+        .await?;
     assert_eq!(world.store.purge(2).await?.removed, 2);
     world.sql("UPDATE idempotency_records SET expires_at = 5, purge_at = 5").await?;
     let purged = world.store.purge(2).await?;
@@ -99,7 +104,8 @@ async fn what_is_due_before_the_end_of_the_last_batch_is_found() -> anyhow::Resu
 async fn two_purges_and_32_claimers_do_not_disturb_each_other() -> anyhow::Result<()> {
     let world = World::new().await?;
     let short = Duration::from_millis(1);
-    // A server that stands still for a while takes each lock that was waited for meanwhile for one that is held too long.
+    // A server that stands still for a while takes each lock that was waited for meanwhile for one
+    // that is held too long.
     let pool = world.pool("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED").await?;
     let store = MySqlStore::builder(pool).response_timeout(PATIENCE).build()?;
     let claimers = (0..32_u64).map(|claimer| {
@@ -150,7 +156,8 @@ async fn two_purges_and_32_claimers_do_not_disturb_each_other() -> anyhow::Resul
     // What is over goes, what was kept for a day stays.
     let own = "SELECT COUNT(*) FROM idempotency_records WHERE key_hash >= X'00000000000003E8'";
     eventually_async("the short results to go", async || {
-        world.store.purge(1_000).await.is_ok() && world.figure(own).await.is_ok_and(|left| left <= 32 * 10)
+        world.store.purge(1_000).await.is_ok()
+            && world.figure(own).await.is_ok_and(|left| left <= 32 * 10)
     })
     .await?;
     assert_eq!(world.figure(own).await?, 32 * 10);

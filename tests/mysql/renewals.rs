@@ -11,7 +11,10 @@ use crate::world::{DAY, LEASE, World, claim, fresh, key, mine};
 
 const OPERATION: &str = "payments.charge";
 
-async fn claimed(world: &World, numbers: std::ops::RangeInclusive<u64>) -> anyhow::Result<Vec<Renewal>> {
+async fn claimed(
+    world: &World,
+    numbers: std::ops::RangeInclusive<u64>,
+) -> anyhow::Result<Vec<Renewal>> {
     let mut renewals = Vec::new();
     for number in numbers {
         let token = fresh();
@@ -22,16 +25,19 @@ async fn claimed(world: &World, numbers: std::ops::RangeInclusive<u64>) -> anyho
 }
 
 #[tokio::test]
-async fn a_locked_row_is_not_answered_and_does_not_cost_others_their_renewal() -> anyhow::Result<()> {
+async fn a_locked_row_is_not_answered_and_does_not_cost_others_their_renewal() -> anyhow::Result<()>
+{
     let world = World::new().await?;
     let mut renewals = claimed(&world, 1..=3).await?;
     let of_the_locked = renewals[1];
     renewals.push(Renewal::new(key(4), fresh(), LEASE));
     renewals.push(Renewal::new(key(3), Token::from_bits(1), LEASE));
     let lock = world.lock(key(2)).await?;
-    let renewed = [Written::Applied, Written::Unanswered, Written::Applied, Written::Gone, Written::Lost];
+    let renewed =
+        [Written::Applied, Written::Unanswered, Written::Applied, Written::Gone, Written::Lost];
     // Also on connections that by themselves wait for as long as anybody likes.
-    let patient = MySqlStore::from_pool(world.pool("SET SESSION innodb_lock_wait_timeout = 600").await?);
+    let patient =
+        MySqlStore::from_pool(world.pool("SET SESSION innodb_lock_wait_timeout = 600").await?);
     let skips_locked = world.skips_locked().await;
     for store in [&world.store, &patient] {
         let answer = store.renew(renewals.clone()).await;
@@ -48,7 +54,8 @@ async fn a_locked_row_is_not_answered_and_does_not_cost_others_their_renewal() -
 }
 
 #[tokio::test]
-async fn a_row_that_is_locked_for_longer_than_a_lease_costs_no_other_call_its_claim() -> anyhow::Result<()> {
+async fn a_row_that_is_locked_for_longer_than_a_lease_costs_no_other_call_its_claim()
+-> anyhow::Result<()> {
     const CALLS: u32 = 20;
     let world = World::new().await?;
     let engine = Idempotency::builder(world.store.clone()).lease(Duration::from_secs(9)).build();
@@ -56,7 +63,8 @@ async fn a_row_that_is_locked_for_longer_than_a_lease_costs_no_other_call_its_cl
     let (started, mut starts) = tokio::sync::mpsc::unbounded_channel();
     let calls: Vec<_> = (0..CALLS)
         .map(|call| {
-            let (engine, started, mut finished) = (engine.clone(), started.clone(), finished.clone());
+            let (engine, started, mut finished) =
+                (engine.clone(), started.clone(), finished.clone());
             tokio::spawn(async move {
                 let body = || async move {
                     let _ = started.send(call);
@@ -81,7 +89,10 @@ async fn a_row_that_is_locked_for_longer_than_a_lease_costs_no_other_call_its_cl
     for call in 1..CALLS {
         let record = record(call).await?;
         let lives = record.lease_until > record.read_at;
-        assert_eq!(lives, skips_locked, "where the server cannot leave the row out, all wait for it: {call}");
+        assert_eq!(
+            lives, skips_locked,
+            "where the server cannot leave the row out, all wait for it: {call}"
+        );
     }
     lock.rollback().await?;
     finish.send(true)?;
@@ -119,7 +130,10 @@ async fn renewals_follow_a_pool_whose_credentials_change() -> anyhow::Result<()>
     world.sql(&format!("RENAME USER {one}@'%' TO {two}@'%'")).await?;
     pool.set_connect_options(options.username(&two));
     // Connections end, by their age for example.
-    for row in world.sql(&format!("SELECT id FROM information_schema.processlist WHERE user = '{one}'")).await? {
+    for row in world
+        .sql(&format!("SELECT id FROM information_schema.processlist WHERE user = '{one}'"))
+        .await?
+    {
         world.sql(&format!("KILL {}", row[0].as_deref().unwrap_or_default())).await?;
     }
     eventually_async("a renewal by the new user", async || {

@@ -8,8 +8,11 @@ use crate::world::{World, claim, everything, fresh, held, key, mine, patient};
 /// The statements in `docs/mysql.md` that give rights, for `user` in the database of `world`.
 fn documented(world: &World, user: &str) -> Vec<String> {
     let (_, database) = world.url.rsplit_once('/').expect("the URL names a database");
-    let grants = include_str!("../../docs/mysql.md").lines().filter(|line| line.starts_with("GRANT "));
-    grants.map(|grant| grant.replace("shop.", &format!("{database}.")).replace("'shop'@'%'", user)).collect()
+    let grants =
+        include_str!("../../docs/mysql.md").lines().filter(|line| line.starts_with("GRANT "));
+    grants
+        .map(|grant| grant.replace("shop.", &format!("{database}.")).replace("'shop'@'%'", user))
+        .collect()
 }
 
 #[tokio::test]
@@ -43,7 +46,9 @@ async fn a_user_who_may_not_make_the_table_is_told_so() -> anyhow::Result<()> {
     let world = World::without_table().await?;
     let (_, database) = world.url.rsplit_once('/').expect("the URL names a database");
     let name = format!("user_{}", uuid::Uuid::new_v4().simple());
-    world.sql(&format!("CREATE USER '{name}'@'%'; GRANT SELECT ON {database}.* TO '{name}'@'%'")).await?;
+    world
+        .sql(&format!("CREATE USER '{name}'@'%'; GRANT SELECT ON {database}.* TO '{name}'@'%'"))
+        .await?;
     let store = patient(&world.url.replace("root@", &format!("{name}@"))).connect().await?;
     let error = store.migrate().await.unwrap_err();
     assert_eq!(error.kind(), StoreErrorKind::Config, "{error}");

@@ -1,4 +1,5 @@
-//! Rows of every format: those of released versions are read as they were meant, others are left alone.
+//! Rows of every format: those of released versions are read as they were meant, others are left
+//! alone.
 
 use std::sync::Arc;
 
@@ -7,7 +8,8 @@ use idempotency::Fingerprint;
 use idempotency::clock::Timestamp;
 use idempotency::key::KeyHash;
 use idempotency::store::{
-    CrashPolicy, Reason, Record, Release, Renewal, Scan, State, Store as _, StoreErrorKind, Token, Written,
+    CrashPolicy, Reason, Record, Release, Renewal, Scan, State, Store as _, StoreErrorKind, Token,
+    Written,
 };
 
 use crate::world::{LEASE, World, claim, commit, fresh, held, key, mine};
@@ -17,13 +19,23 @@ const FAR: Timestamp = Timestamp::from_millis(9_999_999_999_000);
 /// What the rows of `golden.sql` say.
 fn golden() -> Vec<Record> {
     let record = |byte, owner, operation: &str, state| {
-        let mut record = Record::new(KeyHash::from_bytes([byte; 32]), Token::from_bits(owner), Arc::from(operation));
+        let mut record = Record::new(
+            KeyHash::from_bytes([byte; 32]),
+            Token::from_bits(owner),
+            Arc::from(operation),
+        );
         (record.state, record.expires) = (state, FAR);
         record
     };
-    let mut progress = record(0xa1, 0x0001_0203_0405_0607_0809_0a0b_0c0d_0e0f, "payments.charge", State::InProgress);
+    let mut progress = record(
+        0xa1,
+        0x0001_0203_0405_0607_0809_0a0b_0c0d_0e0f,
+        "payments.charge",
+        State::InProgress,
+    );
     progress.fence = 1_700_000_000_000_000;
-    progress.fingerprint = Some(Fingerprint { version: 1, bits: 0xffee_ddcc_bbaa_9988_7766_5544_3322_1100 });
+    progress.fingerprint =
+        Some(Fingerprint { version: 1, bits: 0xffee_ddcc_bbaa_9988_7766_5544_3322_1100 });
     progress.policy = CrashPolicy::Verify;
     progress.created = Timestamp::from_millis(1_700_000_000_000);
     progress.attempts = 2;
@@ -46,12 +58,15 @@ fn golden() -> Vec<Record> {
         record.body = Bytes::from_static(body);
         record
     };
-    let mut completed = other(0xa3, State::Completed, CrashPolicy::Retry, u32::MAX, Some(Reason::Resolved), b"{}");
+    let mut completed =
+        other(0xa3, State::Completed, CrashPolicy::Retry, u32::MAX, Some(Reason::Resolved), b"{}");
     completed.schema = u32::MAX;
-    let mut failed = other(0xa4, State::Failed, CrashPolicy::Resume, 1, Some(Reason::Error), b"\"no\"");
+    let mut failed =
+        other(0xa4, State::Failed, CrashPolicy::Resume, 1, Some(Reason::Error), b"\"no\"");
     failed.taken_over = Some(State::InProgress);
     let released = other(0xa5, State::Released, CrashPolicy::Hold, 3, None, b"");
-    let tombstone = other(0xa6, State::Tombstone, CrashPolicy::Hold, 1, Some(Reason::Resolved), b"");
+    let tombstone =
+        other(0xa6, State::Tombstone, CrashPolicy::Hold, 1, Some(Reason::Resolved), b"");
     vec![progress, doubt, completed, failed, released, tombstone]
 }
 
@@ -67,7 +82,9 @@ async fn rows_of_format_1_are_read_as_they_were_written() -> anyhow::Result<()> 
     }
     // And each is what the rules take it for.
     let claimed = |byte| world.store.claim(claim(KeyHash::from_bytes([byte; 32]), fresh()));
-    for (byte, state) in [(0xa1, State::InProgress), (0xa2, State::InDoubt), (0xa3, State::Completed)] {
+    for (byte, state) in
+        [(0xa1, State::InProgress), (0xa2, State::InDoubt), (0xa3, State::Completed)]
+    {
         assert_eq!(held(claimed(byte).await?).state, state);
     }
     assert_eq!(mine(claimed(0xa5).await?).attempts, 4);
@@ -119,7 +136,11 @@ async fn rows_of_an_unknown_format_are_refused_and_left_alone() -> anyhow::Resul
     );
     let page = store.scan(Scan::default()).await?;
     let listed: Vec<_> = page.records.iter().map(|record| record.key).collect();
-    assert_eq!((listed, page.unreadable), (vec![mine_too], vec![key(1)]), "it lists what can be read");
+    assert_eq!(
+        (listed, page.unreadable),
+        (vec![mine_too], vec![key(1)]),
+        "it lists what can be read"
+    );
     assert_eq!(store.purge(100).await?.removed, 0);
     assert_eq!(world.sql(dump).await?, before);
     assert_eq!(before.len(), 1);

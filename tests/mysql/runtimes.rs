@@ -1,4 +1,5 @@
-//! Several runtimes on one store: what one of them keeps while it stands still, nobody else waits for.
+//! Several runtimes on one store: what one of them keeps while it stands still, nobody else waits
+//! for.
 
 use idempotency::store::MySqlStore;
 use idempotency::{Error, Idempotency};
@@ -15,7 +16,8 @@ async fn call(engine: &Idempotency, key: u64) -> Result<u64, Error> {
 }
 
 #[test]
-fn runtimes_that_stand_still_between_their_calls_take_no_connection_from_others() -> anyhow::Result<()> {
+fn runtimes_that_stand_still_between_their_calls_take_no_connection_from_others()
+-> anyhow::Result<()> {
     const CONNECTIONS: u32 = 2;
     let home = runtime();
     let world = home.block_on(World::new())?;

@@ -25,15 +25,22 @@ async fn time_zones_and_modes_change_nothing() -> anyhow::Result<()> {
     let world = World::new().await?;
     let running = mine(world.store.claim(claim(key(1), fresh())).await?);
     for (number, session) in (1..).zip(SESSIONS) {
-        let store = MySqlStore::builder(world.pool(session).await?).response_timeout(PATIENCE).build()?;
-        everything(&store, 1_000 * number).await.unwrap_or_else(|error| panic!("{session}: {error:?}"));
+        let store =
+            MySqlStore::builder(world.pool(session).await?).response_timeout(PATIENCE).build()?;
+        everything(&store, 1_000 * number)
+            .await
+            .unwrap_or_else(|error| panic!("{session}: {error:?}"));
         // Judged on the same time as by everybody else.
         let seen = held(store.claim(claim(key(1), fresh())).await?);
-        assert!(seen.is_running() && seen.lease_until == running.lease_until, "{session}: {seen:?}");
+        assert!(
+            seen.is_running() && seen.lease_until == running.lease_until,
+            "{session}: {seen:?}"
+        );
         let behind = seen.read_at.saturating_duration_since(running.read_at);
         assert!(behind < Duration::from_secs(60), "{session}: {behind:?}");
     }
-    let since = SystemTime::from(running.read_at).duration_since(SystemTime::now() - Duration::from_secs(60))?;
+    let since = SystemTime::from(running.read_at)
+        .duration_since(SystemTime::now() - Duration::from_secs(60))?;
     assert!(since < Duration::from_secs(90), "it is the time in UTC");
     Ok(())
 }
@@ -48,7 +55,10 @@ async fn a_pool_whose_sessions_commit_nothing_or_change_results_is_refused() -> 
     ] {
         let builder = MySqlStore::builder(world.pool(session).await?).response_timeout(PATIENCE);
         let error = builder.connect().await.unwrap_err();
-        assert!(error.kind() == StoreErrorKind::Config && error.to_string().contains(word), "{error}");
+        assert!(
+            error.kind() == StoreErrorKind::Config && error.to_string().contains(word),
+            "{error}"
+        );
     }
     Ok(())
 }
@@ -62,7 +72,8 @@ async fn one_of_64_owns_the_key_in_every_isolation_level_that_is_taken() -> anyh
         "SET SESSION TRANSACTION ISOLATION LEVEL SERIALIZABLE",
     ];
     for (number, session) in (1..).zip(sessions) {
-        let store = MySqlStore::builder(world.pool(session).await?).response_timeout(PATIENCE).build()?;
+        let store =
+            MySqlStore::builder(world.pool(session).await?).response_timeout(PATIENCE).build()?;
         for round in 0..5 {
             let key = key(number * 100 + round);
             let claims = (0..64).map(|_| {

@@ -1,4 +1,5 @@
-//! Who holds the connections of a pool that the store was given keeps its requests waiting, and is told so.
+//! Who holds the connections of a pool that the store was given keeps its requests waiting, and is
+//! told so.
 
 use idempotency::store::{MySqlStore, Store as _};
 use sqlx::mysql::MySqlPoolOptions;

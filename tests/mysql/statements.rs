@@ -50,7 +50,8 @@ async fn a_hit_takes_no_lock_and_writes_nothing() -> anyhow::Result<()> {
     }
     assert_eq!(executed(&world).await? - executed_before, 1_000, "one statement for each hit");
     let after = status(&world).await?;
-    let mut changed: BTreeMap<_, _> = after.iter().map(|(name, count)| (name, count - before[name])).collect();
+    let mut changed: BTreeMap<_, _> =
+        after.iter().map(|(name, count)| (name, count - before[name])).collect();
     // What it takes to ask.
     for name in ["Handler_write", "Handler_update"] {
         let cost = changed.remove(&String::from(name)).unwrap_or_default();
@@ -74,7 +75,11 @@ async fn each_call_takes_the_statements_that_are_promised() -> anyhow::Result<()
     assert_eq!(claimed - before, 2, "a first claim reads and inserts");
     store.renew(vec![Renewal::new(key(1), token, LEASE)]).await?;
     let renewed = executed(&world).await?;
-    assert_eq!(renewed - claimed, renewals_take, "a renewal: which rows nobody has locked, and the renewal of those");
+    assert_eq!(
+        renewed - claimed,
+        renewals_take,
+        "a renewal: which rows nobody has locked, and the renewal of those"
+    );
     store.complete(commit(key(1), token)).await?;
     let completed = executed(&world).await?;
     assert_eq!(completed - renewed, 1, "a commit");
@@ -94,7 +99,9 @@ async fn renewals_of_a_process_share_statements() -> anyhow::Result<()> {
     let world = World::private(MariaDbOptions::new()).await?;
     let token = fresh();
     try_join_all((0..1_000).map(|number| world.store.claim(claim(key(number), token)))).await?;
-    let renewals = |lease| (0..1_000).map(move |number| Renewal::new(key(number), token, lease)).collect::<Vec<_>>();
+    let renewals = |lease| {
+        (0..1_000).map(move |number| Renewal::new(key(number), token, lease)).collect::<Vec<_>>()
+    };
     let before = executed(&world).await?;
     assert_eq!(world.store.renew(renewals(LEASE * 2)).await?, [Written::Applied; 1_000]);
     let statements = if world.skips_locked().await { 2 } else { 1 };

@@ -101,7 +101,12 @@ async fn an_engine_is_connected_by_url() -> anyhow::Result<()> {
     for scheme in ["mysql://", "mariadb://"] {
         let world = World::without_table().await?;
         let engine = Idempotency::connect(&world.url.replace("mysql://", scheme)).await?;
-        let charge = || engine.call("payments.charge", 1_u64).ttl(DAY).run(|| async { Ok::<_, Error>(fresh().bits()) });
+        let charge = || {
+            engine
+                .call("payments.charge", 1_u64)
+                .ttl(DAY)
+                .run(|| async { Ok::<_, Error>(fresh().bits()) })
+        };
         assert_eq!(charge().await?, charge().await?);
     }
     Ok(())
@@ -125,7 +130,8 @@ async fn what_cannot_be_connected_says_why() -> anyhow::Result<()> {
     }
     let error = MySqlStore::connect("mysql://127.0.0.1:1/shop").await.unwrap_err();
     assert_eq!(error.kind(), StoreErrorKind::Refused, "{error}");
-    let error = MySqlStore::builder(&world.url).table("a; DROP TABLE b").connect().await.unwrap_err();
+    let error =
+        MySqlStore::builder(&world.url).table("a; DROP TABLE b").connect().await.unwrap_err();
     assert_eq!(error.kind(), StoreErrorKind::Config);
     let nowhere = patient(address).connect().await?;
     let error = nowhere.claim(claim(key(1), fresh())).await.unwrap_err();

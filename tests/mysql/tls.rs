@@ -21,20 +21,28 @@ async fn encrypting(certificates: &Certificates) -> anyhow::Result<MariaDbServer
 }
 
 #[tokio::test]
-async fn certificates_that_are_refused_and_files_that_are_missing_are_configuration() -> anyhow::Result<()> {
+async fn certificates_that_are_refused_and_files_that_are_missing_are_configuration()
+-> anyhow::Result<()> {
     let directory = tempfile::tempdir()?;
     let certificates = Certificates::create(directory.path())?;
     let server = encrypting(&certificates).await?;
     let url = server.url();
-    let trusting = format!("{url}?ssl-mode=VERIFY_IDENTITY&ssl-ca={}", certificates.authority.display());
+    let trusting =
+        format!("{url}?ssl-mode=VERIFY_IDENTITY&ssl-ca={}", certificates.authority.display());
     patient(&trusting).connect().await?;
     let strangers = tempfile::tempdir()?;
     let stranger = Certificates::create(strangers.path())?;
     let client = (stranger.client.display(), stranger.client_key.display());
     let cases = [
         (format!("{url}?ssl-mode=VERIFY_CA"), "a certificate is refused"),
-        (format!("{url}?ssl-mode=VERIFY_CA&ssl-ca={}", stranger.authority.display()), "a certificate is refused"),
-        (format!("{trusting}&ssl-cert={}&ssl-key={}", client.0, client.1), "a certificate is refused"),
+        (
+            format!("{url}?ssl-mode=VERIFY_CA&ssl-ca={}", stranger.authority.display()),
+            "a certificate is refused",
+        ),
+        (
+            format!("{trusting}&ssl-cert={}&ssl-key={}", client.0, client.1),
+            "a certificate is refused",
+        ),
         (format!("{trusting}.not_there"), "a file that the URL names for TLS is missing"),
     ];
     for (url, expected) in cases {
@@ -42,16 +50,18 @@ async fn certificates_that_are_refused_and_files_that_are_missing_are_configurat
         assert_eq!(error.kind(), StoreErrorKind::Config, "{url}: {error:?}");
         assert!(error.to_string().contains(expected), "{url}: {error:?}");
     }
-    let missing = format!("mysql://localhost/shop?socket={}", directory.path().join("s.sock").display());
+    let missing =
+        format!("mysql://localhost/shop?socket={}", directory.path().join("s.sock").display());
     let error = patient(&missing).connect().await.unwrap_err();
     assert_eq!(error.kind(), StoreErrorKind::Refused, "{error:?}");
     Ok(())
 }
 
-/// The beginning of MySQL's conversation, as far as the question for a password that is not in the server's cache. MariaDB
-/// has no such users.
+/// The beginning of MySQL's conversation, as far as the question for a password that is not in the
+/// server's cache. MariaDB has no such users.
 async fn ask_for_the_password(mut client: TcpStream) -> anyhow::Result<()> {
-    const GREETING: &[u8] = b"\x0a8.4.0\0\x01\0\0\0saltsalt\0\xff\xf7\x2d\x02\0\xff\x81\x15\0\0\0\0\0\0\0\0\0\0\
+    const GREETING: &[u8] =
+        b"\x0a8.4.0\0\x01\0\0\0saltsalt\0\xff\xf7\x2d\x02\0\xff\x81\x15\0\0\0\0\0\0\0\0\0\0\
         saltsaltsalt\0caching_sha2_password\0";
     const WHOLE_PASSWORD: &[u8] = b"\x01\x04";
     const PUBLIC_KEY: &[u8] = b"\x01-----BEGIN PUBLIC KEY-----";

@@ -1,4 +1,5 @@
-//! Nobody waits for a lock when nobody waits for the answer any more: what the server did then would be nobody's.
+//! Nobody waits for a lock when nobody waits for the answer any more: what the server did then
+//! would be nobody's.
 
 use std::time::Duration;
 
@@ -27,12 +28,17 @@ async fn nobody_waits(world: &World) -> anyhow::Result<()> {
 }
 
 #[tokio::test]
-async fn a_claim_that_waited_for_a_transaction_leaves_nothing_when_that_is_rolled_back() -> anyhow::Result<()> {
+async fn a_claim_that_waited_for_a_transaction_leaves_nothing_when_that_is_rolled_back()
+-> anyhow::Result<()> {
     let world = World::new().await?;
     let pool = world.pool(PATIENT).await?;
     let engine = Idempotency::new(MySqlStore::from_pool(pool.clone()));
     let mut transaction = pool.begin().await?;
-    engine.call(OPERATION, 1).ttl(DAY).run_in(&mut transaction, async |_| Ok::<_, Error>(1)).await?;
+    engine
+        .call(OPERATION, 1)
+        .ttl(DAY)
+        .run_in(&mut transaction, async |_| Ok::<_, Error>(1))
+        .await?;
     let refused = engine.call(OPERATION, 1).ttl(DAY).run(async || Ok::<_, Error>(2)).await;
     assert_eq!(refused.unwrap_err().kind(), ErrorKind::StoreUnavailable);
     nobody_waits(&world).await?;
@@ -43,7 +49,8 @@ async fn a_claim_that_waited_for_a_transaction_leaves_nothing_when_that_is_rolle
 }
 
 #[tokio::test]
-async fn a_takeover_that_waited_for_a_transaction_does_not_happen_when_that_is_rolled_back() -> anyhow::Result<()> {
+async fn a_takeover_that_waited_for_a_transaction_does_not_happen_when_that_is_rolled_back()
+-> anyhow::Result<()> {
     let world = World::new().await?;
     let pool = world.pool(PATIENT).await?;
     let store = MySqlStore::from_pool(pool.clone());
@@ -90,14 +97,16 @@ async fn the_bound_of_a_claim_is_not_left_in_the_users_session() -> anyhow::Resu
 
 /// As `ALTER TABLE` and backups do.
 #[tokio::test]
-async fn a_table_that_somebody_locks_leaves_no_session_waiting_and_no_claim() -> anyhow::Result<()> {
+async fn a_table_that_somebody_locks_leaves_no_session_waiting_and_no_claim() -> anyhow::Result<()>
+{
     let world = World::private(MariaDbOptions::new()).await?;
     let foreign = world.pool("SET SESSION lock_wait_timeout = 17").await?;
     for store in [world.store.clone(), MySqlStore::from_pool(foreign.clone())] {
         let mut locking = world.pool("SET autocommit = 1").await?.acquire().await?;
         sqlx::raw_sql("FLUSH TABLES WITH READ LOCK").execute(&mut *locking).await?;
         let engine = Idempotency::new(store);
-        let calls = (0..8).map(|call| engine.call(OPERATION, call).ttl(DAY).run(async || Ok::<_, Error>(1)));
+        let calls = (0..8)
+            .map(|call| engine.call(OPERATION, call).ttl(DAY).run(async || Ok::<_, Error>(1)));
         for refused in futures::future::join_all(calls).await {
             assert_eq!(refused.unwrap_err().kind(), ErrorKind::StoreUnavailable);
         }
@@ -105,8 +114,9 @@ async fn a_table_that_somebody_locks_leaves_no_session_waiting_and_no_claim() ->
         sqlx::raw_sql("UNLOCK TABLES").execute(&mut *locking).await?;
         let records = world.figure("SELECT COUNT(*) FROM idempotency_records").await?;
         assert_eq!(records, 0, "no request was left behind to be applied later");
-        let (bound,): (i64,) =
-            sqlx::query_as("SELECT CAST(@@SESSION.lock_wait_timeout AS SIGNED)").fetch_one(&foreign).await?;
+        let (bound,): (i64,) = sqlx::query_as("SELECT CAST(@@SESSION.lock_wait_timeout AS SIGNED)")
+            .fetch_one(&foreign)
+            .await?;
         assert_eq!(bound, 17, "what the pool's owner has set");
     }
     Ok(())
@@ -132,7 +142,8 @@ const PATIENT_READERS: &str = "SET SESSION lock_wait_timeout = 600, max_statemen
 
 async fn read_all(store: &MySqlStore) -> Vec<StoreError> {
     let reads = futures::future::join_all((0..4).map(|number| store.read(key(number))));
-    let (listing, watching, asking) = (store.scan(Scan::default()), store.watch(key(1)), store.fence(key(1), fresh()));
+    let (listing, watching, asking) =
+        (store.scan(Scan::default()), store.watch(key(1)), store.fence(key(1), fresh()));
     let (reads, listed, watched, asked) = futures::join!(reads, listing, watching, asking);
     let others = [listed.map(drop), watched.map(drop), asked.map(drop)];
     let answers = reads.into_iter().map(|read| read.map(drop)).chain(others);
@@ -140,7 +151,8 @@ async fn read_all(store: &MySqlStore) -> Vec<StoreError> {
 }
 
 #[tokio::test]
-async fn reads_of_a_locked_table_leave_no_session_waiting_and_the_users_bounds_alone() -> anyhow::Result<()> {
+async fn reads_of_a_locked_table_leave_no_session_waiting_and_the_users_bounds_alone()
+-> anyhow::Result<()> {
     let world = World::new().await?;
     let pool = world.pool(PATIENT_READERS).await?;
     for (name, store) in readers(&world, &pool)? {
@@ -151,14 +163,16 @@ async fn reads_of_a_locked_table_leave_no_session_waiting_and_the_users_bounds_a
             for error in read_all(&store).await {
                 assert!(error.is_transient(), "{name}, {time}: {error}");
             }
-            let nobody_waits = async || sessions_that_wait(&world).await.is_ok_and(|count| count == 0);
+            let nobody_waits =
+                async || sessions_that_wait(&world).await.is_ok_and(|count| count == 0);
             eventually_async(format!("the sessions of {name}, {time}"), nobody_waits).await?;
             sqlx::raw_sql("UNLOCK TABLES").execute(&mut *locking).await?;
             store.read(key(1)).await?;
         }
     }
     for _ in 0..pool.size() {
-        let bounds = "SELECT CONCAT(@@SESSION.lock_wait_timeout, ' ', @@SESSION.max_statement_time)";
+        let bounds =
+            "SELECT CONCAT(@@SESSION.lock_wait_timeout, ' ', @@SESSION.max_statement_time)";
         let (bounds,): (String,) = sqlx::query_as(bounds).fetch_one(&pool).await?;
         assert_eq!(bounds, "600 500.000000");
     }
@@ -167,16 +181,19 @@ async fn reads_of_a_locked_table_leave_no_session_waiting_and_the_users_bounds_a
 
 /// Preparing waits for a table behind those who want it for themselves, not only using it.
 #[tokio::test]
-async fn reads_behind_somebody_who_waits_for_the_table_leave_no_session_waiting() -> anyhow::Result<()> {
+async fn reads_behind_somebody_who_waits_for_the_table_leave_no_session_waiting()
+-> anyhow::Result<()> {
     let world = World::new().await?;
     let pool = world.pool(PATIENT_READERS).await?;
     for (name, store) in readers(&world, &pool)? {
         let mut reader = world.pool("SET autocommit = 1").await?.begin().await?;
         sqlx::query("SELECT COUNT(*) FROM idempotency_records").fetch_one(&mut *reader).await?;
         let truncating = world.pool(PATIENT_READERS).await?;
-        let truncating =
-            tokio::spawn(async move { sqlx::raw_sql("TRUNCATE idempotency_records").execute(&truncating).await });
-        let waits = async |count| sessions_that_wait(&world).await.is_ok_and(|waiting| waiting == count);
+        let truncating = tokio::spawn(async move {
+            sqlx::raw_sql("TRUNCATE idempotency_records").execute(&truncating).await
+        });
+        let waits =
+            async |count| sessions_that_wait(&world).await.is_ok_and(|waiting| waiting == count);
         eventually_async("somebody to wait for the table", async || waits(1).await).await?;
         for error in read_all(&store).await {
             assert!(error.is_transient(), "{name}: {error}");
@@ -200,7 +217,8 @@ async fn a_migration_that_was_given_up_leaves_no_session_waiting() -> anyhow::Re
             .execute(&mut *locking)
             .await?;
         let mut migrating = Box::pin(store.migrate());
-        let waits = async |count| sessions_that_wait(&world).await.is_ok_and(|waiting| waiting == count);
+        let waits =
+            async |count| sessions_that_wait(&world).await.is_ok_and(|waiting| waiting == count);
         tokio::select! {
             migrated = &mut migrating => panic!("{name}: {migrated:?}"),
             waited = eventually_async("it to wait", async || waits(1).await) => waited?,

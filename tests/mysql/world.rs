@@ -6,7 +6,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use idempotency::key::KeyHash;
 use idempotency::store::{
-    Claim, Claimed, Commit, CrashPolicy, MySqlStore, MySqlStoreBuilder, Record, Store as _, StoreError, Token, Written,
+    Claim, Claimed, Commit, CrashPolicy, MySqlStore, MySqlStoreBuilder, Record, Store as _,
+    StoreError, Token, Written,
 };
 use idempotency_test_support::server::{MariaDbOptions, MariaDbServer};
 use sqlx::mysql::{MySqlConnectOptions, MySqlPoolOptions};
@@ -14,8 +15,8 @@ use sqlx::{MySql, MySqlPool, Transaction};
 
 pub const DAY: Duration = Duration::from_secs(86_400);
 pub const LEASE: Duration = Duration::from_secs(120);
-/// How long a store or a claim waits for an answer where that is not what a test is about: longer than a busy machine
-/// keeps a process waiting.
+/// How long a store or a claim waits for an answer where that is not what a test is about: longer
+/// than a busy machine keeps a process waiting.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
 pub struct World {
@@ -30,8 +31,13 @@ fn shared() -> &'static MariaDbServer {
     static SERVER: OnceLock<MariaDbServer> = OnceLock::new();
     SERVER.get_or_init(|| {
         let start = || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-            runtime.block_on(MariaDbServer::start(MariaDbOptions::new())).expect("the server starts")
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .expect("a runtime");
+            runtime
+                .block_on(MariaDbServer::start(MariaDbOptions::new()))
+                .expect("the server starts")
         };
         std::thread::spawn(start).join().expect("the server starts")
     })
@@ -81,7 +87,8 @@ impl World {
         Ok(figure.ok_or_else(|| anyhow::anyhow!("no answer to {statement}"))?.parse()?)
     }
 
-    /// Whether the server can leave rows out that somebody has locked: MariaDB from 10.6 on, and MySQL.
+    /// Whether the server can leave rows out that somebody has locked: MariaDB from 10.6 on, and
+    /// MySQL.
     pub async fn skips_locked(&self) -> bool {
         let statement = "SELECT key_hash FROM idempotency_records LIMIT 1 FOR UPDATE SKIP LOCKED";
         self.sql(statement).await.is_ok()
@@ -92,16 +99,20 @@ impl World {
         let options: MySqlConnectOptions = self.url.parse()?;
         // Nothing is set but what the test sets.
         let options = options.timezone(None).pipes_as_concat(false).no_engine_substitution(false);
-        let pool = MySqlPoolOptions::new().max_connections(16).after_connect(move |connection, _| {
-            Box::pin(async move { sqlx::raw_sql(session).execute(connection).await.map(|_| ()) })
-        });
+        let pool =
+            MySqlPoolOptions::new().max_connections(16).after_connect(move |connection, _| {
+                Box::pin(
+                    async move { sqlx::raw_sql(session).execute(connection).await.map(|_| ()) },
+                )
+            });
         Ok(pool.connect_with(options).await?)
     }
 
     /// A transaction of somebody else that holds the lock of the key's row.
     pub async fn lock(&self, key: KeyHash) -> anyhow::Result<Transaction<'static, MySql>> {
         let mut transaction = self.pool("SET autocommit = 1").await?.begin().await?;
-        let locking = sqlx::query("SELECT key_hash FROM idempotency_records WHERE key_hash = ? FOR UPDATE");
+        let locking =
+            sqlx::query("SELECT key_hash FROM idempotency_records WHERE key_hash = ? FOR UPDATE");
         locking.bind(key.as_bytes().to_vec()).fetch_one(&mut *transaction).await?;
         Ok(transaction)
     }
@@ -157,7 +168,9 @@ pub fn held(claimed: Claimed) -> Record {
 
 /// Everything that a store does, to the records of the keys from `first` on.
 pub async fn everything(store: &MySqlStore, first: u64) -> Result<(), StoreError> {
-    use idempotency::store::{Abandon, Checkpoint, Park, Reason, Release, Remove, Renewal, Scan, State};
+    use idempotency::store::{
+        Abandon, Checkpoint, Park, Reason, Release, Remove, Renewal, Scan, State,
+    };
 
     let (one, two, token) = (key(first), key(first + 1), fresh());
     let with_policy = |key| {
@@ -197,7 +210,16 @@ pub async fn everything(store: &MySqlStore, first: u64) -> Result<(), StoreError
     mine(store.claim(with_policy(three)).await?);
     assert_eq!(store.park(Park::own(three, token, Reason::Panicked)).await?, Written::Applied);
     assert_eq!(store.read(three).await?.map(|record| record.state), Some(State::InDoubt));
-    assert_eq!(store.scan(Scan::default()).await?.records.iter().filter(|record| record.owner == token).count(), 2);
+    assert_eq!(
+        store
+            .scan(Scan::default())
+            .await?
+            .records
+            .iter()
+            .filter(|record| record.owner == token)
+            .count(),
+        2
+    );
     let mut remove = Remove::new(three, token);
     remove.force = true;
     store.remove(remove).await?;

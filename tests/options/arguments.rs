@@ -26,7 +26,9 @@ async fn nowhere(_permit: Permit) -> Result<bool, Error> {
 }
 
 /// Whether the argument is gone while the result is on its way to the store.
-async fn is_gone_before_the_result_is_stored<F: Future<Output = Result<bool, Error>>>(call: fn(Permit) -> F) -> bool {
+async fn is_gone_before_the_result_is_stored<F: Future<Output = Result<bool, Error>>>(
+    call: fn(Permit) -> F,
+) -> bool {
     let store = FaultyStore::new(MemoryStore::new());
     let (gate, gone) = (Gate::new(), Arc::new(AtomicBool::new(false)));
     store.next("complete", Fault::Late(gate.clone()));

@@ -11,7 +11,11 @@ struct Gate {
 
 impl Gate {
     fn new() -> Arc<Self> {
-        Arc::new(Self { started: Semaphore::new(0), open: Semaphore::new(0), effects: Effects::default() })
+        Arc::new(Self {
+            started: Semaphore::new(0),
+            open: Semaphore::new(0),
+            effects: Effects::default(),
+        })
     }
 
     async fn pass(&self) -> Result<usize, Error> {

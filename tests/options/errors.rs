@@ -74,7 +74,10 @@ async fn decides_by_closure(error: PayError, strict: bool, text: &str, effects: 
     ttl = "1h",
     on_error = |error| if error.is::<std::fmt::Error>() { Unstored::Hold } else { Unstored::Release }
 )]
-async fn decides_without_serde(error: Option<std::fmt::Error>, effects: &Effects) -> anyhow::Result<()> {
+async fn decides_without_serde(
+    error: Option<std::fmt::Error>,
+    effects: &Effects,
+) -> anyhow::Result<()> {
     effects.happen();
     match error {
         Some(error) => Err(error.into()),
@@ -110,8 +113,14 @@ async fn one_answer_for_all_errors() {
 #[tokio::test]
 async fn an_answer_for_each_error() {
     let declined = || PayError::Declined;
-    assert_eq!(second(async |effects| decides_by_path(declined(), effects).await).await, (Err(declined()), 1));
-    assert_eq!(second(async |effects| decides_by_path(PayError::Timeout, effects).await).await, (in_doubt(), 1));
+    assert_eq!(
+        second(async |effects| decides_by_path(declined(), effects).await).await,
+        (Err(declined()), 1)
+    );
+    assert_eq!(
+        second(async |effects| decides_by_path(PayError::Timeout, effects).await).await,
+        (in_doubt(), 1)
+    );
     let busy = second(async |effects| decides_by_path(PayError::Busy, effects).await).await;
     assert_eq!(busy, (Err(PayError::Busy), 2));
 }
@@ -119,11 +128,14 @@ async fn an_answer_for_each_error() {
 #[tokio::test]
 async fn a_closure_sees_borrowed_and_copied_arguments() {
     let timeout = || PayError::Timeout;
-    let held = second(async |effects| decides_by_closure(timeout(), true, "text", effects).await).await;
+    let held =
+        second(async |effects| decides_by_closure(timeout(), true, "text", effects).await).await;
     assert_eq!(held, (in_doubt(), 1));
-    let released = second(async |effects| decides_by_closure(timeout(), true, "other", effects).await).await;
+    let released =
+        second(async |effects| decides_by_closure(timeout(), true, "other", effects).await).await;
     assert_eq!(released, (Err(timeout()), 2));
-    let released = second(async |effects| decides_by_closure(timeout(), false, "text", effects).await).await;
+    let released =
+        second(async |effects| decides_by_closure(timeout(), false, "text", effects).await).await;
     assert_eq!(released, (Err(timeout()), 2));
 }
 

@@ -1,4 +1,5 @@
-//! Which functions are one operation. Two that are not, and have one name, never get each other's answers.
+//! Which functions are one operation. Two that are not, and have one name, never get each other's
+//! answers.
 
 use std::future::Future;
 use std::marker::PhantomData;
@@ -184,7 +185,8 @@ impl Borrowing<'_> {
     }
 }
 
-/// Types of which the methods are elsewhere, as in a service that keeps its data and what it does with it apart.
+/// Types of which the methods are elsewhere, as in a service that keeps its data and what it does
+/// with it apart.
 mod data {
     pub struct Voucher;
     pub struct Loan<'a>(pub &'a str);
@@ -234,20 +236,53 @@ impl data::Batch<u8> {
 
 /// Functions of which the second would share the first one's records.
 const PAIRS: [(&str, Caller, Caller); 9] = [
-    ("on_one_line", || Box::pin(async { Card.charge().await }), || Box::pin(async { Wallet.charge().await })),
-    ("same_tokens", || Box::pin(async { Card.refund().await }), || Box::pin(async { Wallet.refund().await })),
-    ("named_by_a_macro", || Box::pin(async { Card.named().await }), || Box::pin(async { Wallet.named().await })),
+    (
+        "on_one_line",
+        || Box::pin(async { Card.charge().await }),
+        || Box::pin(async { Wallet.charge().await }),
+    ),
+    (
+        "same_tokens",
+        || Box::pin(async { Card.refund().await }),
+        || Box::pin(async { Wallet.refund().await }),
+    ),
+    (
+        "named_by_a_macro",
+        || Box::pin(async { Card.named().await }),
+        || Box::pin(async { Wallet.named().await }),
+    ),
     ("nested", || Card::nested(), || Wallet::nested()),
-    ("provided", || Box::pin(async { Card.provided().await }), || Box::pin(async { Wallet.provided().await })),
-    ("arrays", || Box::pin(async { [0; 1].provided().await }), || Box::pin(async { [0; 2].provided().await })),
+    (
+        "provided",
+        || Box::pin(async { Card.provided().await }),
+        || Box::pin(async { Wallet.provided().await }),
+    ),
+    (
+        "arrays",
+        || Box::pin(async { [0; 1].provided().await }),
+        || Box::pin(async { [0; 2].provided().await }),
+    ),
     ("local_types", || of_a_local_type(false), || of_a_local_type(true)),
-    ("boxed", || Box::pin(async { Card.boxed().await }), || Box::pin(async { Wallet.boxed().await })),
-    ("of_both", || Box::pin(async { Card.provided().await }), || Box::pin(async { [0; 2].provided().await })),
+    (
+        "boxed",
+        || Box::pin(async { Card.boxed().await }),
+        || Box::pin(async { Wallet.boxed().await }),
+    ),
+    (
+        "of_both",
+        || Box::pin(async { Card.provided().await }),
+        || Box::pin(async { [0; 2].provided().await }),
+    ),
 ];
 
-/// Functions that have parameters where the attribute cannot see them: not even the first is called.
+/// Functions that have parameters where the attribute cannot see them: not even the first is
+/// called.
 const PARAMETERS: [(&str, Caller, Caller); 6] = [
-    ("letters", || Box::pin(async { Letter::<'x'>.write().await }), || Box::pin(async { Letter::<'y'>.write().await })),
+    (
+        "letters",
+        || Box::pin(async { Letter::<'x'>.write().await }),
+        || Box::pin(async { Letter::<'y'>.write().await }),
+    ),
     (
         "brackets",
         || Box::pin(async { Letter::<'<'>.write().await }),
@@ -263,7 +298,11 @@ const PARAMETERS: [(&str, Caller, Caller); 6] = [
         || Box::pin(Repository::<u8>::without_a_receiver()),
         || Box::pin(Repository::<u16>::without_a_receiver()),
     ),
-    ("detached", || Box::pin(Repository::<u8>::new().detached()), || Box::pin(Repository::<u16>::new().detached())),
+    (
+        "detached",
+        || Box::pin(Repository::<u8>::new().detached()),
+        || Box::pin(Repository::<u16>::new().detached()),
+    ),
     (
         "verified",
         || Box::pin(async { Repository::<u8>::new().verified().await }),
@@ -284,7 +323,11 @@ async fn the_second_function_of_a_name_is_refused_in_both_orders() {
             let engine = engine();
             assert_eq!(engine.scope(first()).await.unwrap(), answer, "{case}");
             assert_refused(case, engine.scope(second()).await);
-            assert_eq!(engine.scope(first()).await.unwrap(), answer, "{case}: the first one keeps its records");
+            assert_eq!(
+                engine.scope(first()).await.unwrap(),
+                answer,
+                "{case}: the first one keeps its records"
+            );
             assert_refused(case, engine.scope(second()).await);
         }
     }
@@ -308,15 +351,18 @@ fn threads_that_meet_under_one_name_never_get_each_others_answers() {
         let (engine, start) = (engine(), Barrier::new(THREADS));
         let call = |thread: usize| {
             let (call, own) = if thread.is_multiple_of(2) { (one, 1) } else { (other, 2) };
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             start.wait();
             (own, runtime.block_on(engine.scope(async move { call().await })))
         };
         let answers: Vec<_> = std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..THREADS).map(|thread| scope.spawn(move || call(thread))).collect();
+            let threads: Vec<_> =
+                (0..THREADS).map(|thread| scope.spawn(move || call(thread))).collect();
             threads.into_iter().map(|thread| thread.join().unwrap()).collect()
         });
-        let winner = answers.iter().find_map(|(own, answer)| answer.is_ok().then_some(*own)).expect(case);
+        let winner =
+            answers.iter().find_map(|(own, answer)| answer.is_ok().then_some(*own)).expect(case);
         for (own, answer) in answers {
             if own == winner {
                 assert_eq!(answer.unwrap(), own, "{case}");
@@ -333,7 +379,11 @@ async fn a_name_is_shared_by_all_types_of_one_function() {
     engine
         .scope(async {
             assert_eq!(Repository::<u8>::new().named().await.unwrap(), 1);
-            assert_eq!(Repository::<u16>::new().named().await.unwrap(), 1, "the answer of the first");
+            assert_eq!(
+                Repository::<u16>::new().named().await.unwrap(),
+                1,
+                "the answer of the first"
+            );
             assert_eq!(Card.provided_by_name().await.unwrap(), 1);
             assert_eq!(Wallet.provided_by_name().await.unwrap(), 1, "the answer of the first");
         })
@@ -391,7 +441,10 @@ async fn a_refusal_says_which_functions_would_share_the_operation() {
             assert!(text.contains("Card as ") && text.contains("Wallet as "), "{text}");
             Card.charge().await.unwrap();
             let text = Wallet.charge().await.unwrap_err().to_string();
-            assert!(text.contains("both written by a macro at tests/options/identity.rs:"), "{text}");
+            assert!(
+                text.contains("both written by a macro at tests/options/identity.rs:"),
+                "{text}"
+            );
         })
         .await;
 }

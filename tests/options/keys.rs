@@ -27,7 +27,11 @@ async fn escaped(a: u64) -> Result<(), Error> {
     Ok(())
 }
 
-#[idempotent(key = "{a.split('}').count() as u64}:{a.replace(\"{a\", \"\")}", ttl = "1h", name = "braces_in_literals")]
+#[idempotent(
+    key = "{a.split('}').count() as u64}:{a.replace(\"{a\", \"\")}",
+    ttl = "1h",
+    name = "braces_in_literals"
+)]
 async fn braces_in_literals(a: &str) -> Result<(), Error> {
     Ok(())
 }
@@ -58,7 +62,10 @@ async fn a_key_is_the_value_of_its_expression() {
     engine.scope(field(&order())).await.unwrap();
     assert_eq!(state(engine.record("field", 7)).await, Some(State::Completed));
     engine.scope(tuple(order())).await.unwrap();
-    assert_eq!(state(engine.record("tuple", ("ada", "eu", (7, "x")))).await, Some(State::Completed));
+    assert_eq!(
+        state(engine.record("tuple", ("ada", "eu", (7, "x")))).await,
+        Some(State::Completed)
+    );
     engine.scope(constant()).await.unwrap();
     assert_eq!(state(engine.record("constant", "nightly")).await, Some(State::Completed));
 }
@@ -67,11 +74,21 @@ async fn a_key_is_the_value_of_its_expression() {
 async fn a_template_is_the_tuple_of_its_parts() {
     let engine = engine();
     engine.scope(template(&order())).await.unwrap();
-    assert_eq!(state(engine.record("template", ("order:", 7, ":", "ada"))).await, Some(State::Completed));
+    assert_eq!(
+        state(engine.record("template", ("order:", 7, ":", "ada"))).await,
+        Some(State::Completed)
+    );
     assert_eq!(state(engine.record("template", "order:7:ada")).await, None, "it is not text");
     engine.scope(only_separators("a/b", "c")).await.unwrap();
-    assert_eq!(state(engine.record("only_separators", ("a/b", "/", "c"))).await, Some(State::Completed));
-    assert_eq!(state(engine.record("only_separators", ("a", "/", "b/c"))).await, None, "the boundary counts");
+    assert_eq!(
+        state(engine.record("only_separators", ("a/b", "/", "c"))).await,
+        Some(State::Completed)
+    );
+    assert_eq!(
+        state(engine.record("only_separators", ("a", "/", "b/c"))).await,
+        None,
+        "the boundary counts"
+    );
     engine.scope(escaped(5)).await.unwrap();
     assert_eq!(state(engine.record("escaped", ("{", 5, "}"))).await, Some(State::Completed));
 }
@@ -80,7 +97,10 @@ async fn a_template_is_the_tuple_of_its_parts() {
 async fn braces_in_literals_of_a_value_are_no_end_of_it() {
     let engine = engine();
     engine.scope(braces_in_literals("{a}b}")).await.unwrap();
-    assert_eq!(state(engine.record("braces_in_literals", (3, ":", "}b}"))).await, Some(State::Completed));
+    assert_eq!(
+        state(engine.record("braces_in_literals", (3, ":", "}b}"))).await,
+        Some(State::Completed)
+    );
 }
 
 #[tokio::test]

@@ -22,7 +22,8 @@ use effects::{Effects, once};
 use idempotency::store::{MemoryStore, Store as _};
 use idempotency::testing::ManualClock;
 use idempotency::{
-    Context, Error, ErrorKind, Idempotency, OnConflict, OnError, RecordHandle, State, Unstored, idempotent, observe,
+    Context, Error, ErrorKind, Idempotency, OnConflict, OnError, RecordHandle, State, Unstored,
+    idempotent, observe,
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;

@@ -119,7 +119,10 @@ async fn a_question_sees_the_arguments_that_the_body_moves() {
         crashed_and_called_again(|provider| asks(order(), provider)).await,
         crashed_and_called_again(|provider| asks_with_a_block(order(), provider)).await,
         crashed_and_called_again(|provider| Shop(provider).charge(order())).await,
-        crashed_and_called_again(|provider| async move { Shop(provider).charge_in_trait(order()).await }).await,
+        crashed_and_called_again(|provider| async move {
+            Shop(provider).charge_in_trait(order()).await
+        })
+        .await,
     ] {
         assert_eq!(receipt, "charge 1 of ada");
         assert_eq!((provider.effects.count(), provider.questions()), (1, 1));
@@ -128,7 +131,8 @@ async fn a_question_sees_the_arguments_that_the_body_moves() {
 
 #[tokio::test]
 async fn a_question_can_be_a_function() {
-    let (provider, receipt) = crashed_and_called_again(|provider| asks_a_path(order(), provider)).await;
+    let (provider, receipt) =
+        crashed_and_called_again(|provider| asks_a_path(order(), provider)).await;
     assert_eq!((receipt.as_str(), provider.effects.count()), ("known by heart", 1));
 }
 
@@ -160,7 +164,10 @@ async fn a_detached_body_needs_no_question_when_its_caller_is_gone() {
     }
     crashed.abort();
     let _ = crashed.await;
-    assert_eq!(engine.scope(asks_and_detaches(&order, provider.clone())).await.unwrap(), "charge 1 of ada");
+    assert_eq!(
+        engine.scope(asks_and_detaches(&order, provider.clone())).await.unwrap(),
+        "charge 1 of ada"
+    );
     assert_eq!(provider.questions(), 0);
 }
 
@@ -172,7 +179,8 @@ async fn refuses_late_retries(effects: &Effects) -> Result<usize, Error> {
 #[tokio::test]
 async fn a_late_retry_is_refused_for_as_long_as_it_says() {
     let (clock, effects) = (ManualClock::new(), Effects::default());
-    let engine = Idempotency::builder(MemoryStore::with_clock(clock.clone())).clock(clock.clone()).build();
+    let engine =
+        Idempotency::builder(MemoryStore::with_clock(clock.clone())).clock(clock.clone()).build();
     assert_eq!(engine.scope(refuses_late_retries(&effects)).await.unwrap(), 1);
     clock.advance(Duration::from_secs(90));
     let late = engine.scope(refuses_late_retries(&effects)).await.unwrap_err();

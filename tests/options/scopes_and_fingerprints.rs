@@ -13,8 +13,21 @@ async fn templated(order: &Order) -> Result<(), Error> {
 }
 
 #[idempotent(key = a, ttl = "1h", scope = "{a}:{b}:{c}:{d}:{e}:{f}:{g}:{a}", name = "long_scope")]
-#[expect(clippy::too_many_arguments, clippy::many_single_char_names, reason = "each is a value of the scope")]
-async fn long_scope(a: u8, b: u8, c: u8, d: u8, e: u8, f: u8, g: u8, effects: &Effects) -> Result<usize, Error> {
+#[expect(
+    clippy::too_many_arguments,
+    clippy::many_single_char_names,
+    reason = "each is a value of the scope"
+)]
+async fn long_scope(
+    a: u8,
+    b: u8,
+    c: u8,
+    d: u8,
+    e: u8,
+    f: u8,
+    g: u8,
+    effects: &Effects,
+) -> Result<usize, Error> {
     Ok(effects.happen())
 }
 
@@ -31,7 +44,10 @@ async fn a_scope_is_part_of_the_key() {
     assert_eq!(state(engine.record("scoped", 7).scope("eu")).await, Some(State::Completed));
     assert_eq!(state(engine.record("scoped", 7)).await, None);
     engine.scope(templated(&order())).await.unwrap();
-    assert_eq!(state(engine.record("templated", 7).scope(("ada", "-", 7))).await, Some(State::Completed));
+    assert_eq!(
+        state(engine.record("templated", 7).scope(("ada", "-", 7))).await,
+        Some(State::Completed)
+    );
 }
 
 #[tokio::test]
@@ -54,7 +70,10 @@ async fn a_retry_must_repeat_the_fingerprint() {
             fingerprinted(order(), &effects).await.unwrap();
             assert_eq!(fingerprinted(order(), &effects).await.unwrap(), 1);
             let other = Order { user: "eve".to_owned(), ..order() };
-            assert_eq!(fingerprinted(other, &effects).await.unwrap_err().kind(), ErrorKind::Mismatch);
+            assert_eq!(
+                fingerprinted(other, &effects).await.unwrap_err().kind(),
+                ErrorKind::Mismatch
+            );
         })
         .await;
     assert_eq!(effects.count(), 1);
@@ -81,7 +100,8 @@ async fn third_release(order: &Order, effects: &Effects) -> Result<usize, Error>
     Ok(effects.happen())
 }
 
-/// Each release is a process of its own: one engine takes three functions of one name for a mistake.
+/// Each release is a process of its own: one engine takes three functions of one name for a
+/// mistake.
 #[tokio::test]
 async fn a_release_that_changes_the_fingerprint_names_the_one_before() {
     let effects = Effects::default();
@@ -95,7 +115,13 @@ async fn a_release_that_changes_the_fingerprint_names_the_one_before() {
     second.scope(second_release(&new, &effects)).await.unwrap();
     assert_eq!(third.scope(third_release(&new, &effects)).await.unwrap(), 2);
     let other = Order { user: "eve".to_owned(), ..new.clone() };
-    assert_eq!(third.scope(third_release(&other, &effects)).await.unwrap_err().kind(), ErrorKind::Mismatch);
-    assert_eq!(first.scope(first_release(&new, &effects)).await.unwrap_err().kind(), ErrorKind::Mismatch);
+    assert_eq!(
+        third.scope(third_release(&other, &effects)).await.unwrap_err().kind(),
+        ErrorKind::Mismatch
+    );
+    assert_eq!(
+        first.scope(first_release(&new, &effects)).await.unwrap_err().kind(),
+        ErrorKind::Mismatch
+    );
     assert_eq!(effects.count(), 2);
 }

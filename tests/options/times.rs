@@ -21,7 +21,8 @@ async fn leased(engine: &Idempotency, store: &MemoryStore) -> Result<u64, Error>
 #[tokio::test]
 async fn a_result_is_kept_for_the_ttl() {
     let clock = ManualClock::new();
-    let engine = Idempotency::builder(MemoryStore::with_clock(clock.clone())).clock(clock.clone()).build();
+    let engine =
+        Idempotency::builder(MemoryStore::with_clock(clock.clone())).clock(clock.clone()).build();
     engine.scope(by_text()).await.unwrap();
     engine.scope(by_expression(Duration::from_secs(100))).await.unwrap();
     clock.advance(Duration::from_secs(89));

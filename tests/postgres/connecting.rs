@@ -7,7 +7,8 @@ use idempotency_test_support::server::{PostgresOptions, PostgresServer};
 use crate::world::{World, claim, key, patient, shared_server};
 
 #[tokio::test]
-async fn addresses_roles_and_databases_that_are_not_there_are_configuration() -> anyhow::Result<()> {
+async fn addresses_roles_and_databases_that_are_not_there_are_configuration() -> anyhow::Result<()>
+{
     let server = shared_server().await?;
     let url = server.url();
     let cases = [
@@ -30,9 +31,11 @@ async fn addresses_roles_and_databases_that_are_not_there_are_configuration() ->
 }
 
 #[tokio::test]
-async fn a_server_that_a_paused_clock_leaves_no_time_is_not_said_to_be_silent() -> anyhow::Result<()> {
+async fn a_server_that_a_paused_clock_leaves_no_time_is_not_said_to_be_silent() -> anyhow::Result<()>
+{
     let server = PostgresServer::start(PostgresOptions::new().private()).await?;
-    // It would take some time to answer, and the clock goes to the next time-out as soon as everybody waits.
+    // It would take some time to answer, and the clock goes to the next time-out as soon as
+    // everybody waits.
     server.pause()?;
     tokio::time::pause();
     let error = patient(&server.url()).connect().await.unwrap_err();
@@ -47,12 +50,15 @@ async fn a_server_that_a_paused_clock_leaves_no_time_is_not_said_to_be_silent() 
 async fn a_wrong_password_is_configuration() -> anyhow::Result<()> {
     let server = PostgresServer::start(PostgresOptions::new().private()).await?;
     // Before version 14 a password was kept in a form with which SCRAM does not work.
-    server.sql("SET password_encryption = 'scram-sha-256'; CREATE ROLE shop LOGIN PASSWORD 'right'").await?;
+    server
+        .sql("SET password_encryption = 'scram-sha-256'; CREATE ROLE shop LOGIN PASSWORD 'right'")
+        .await?;
     let access = server.directory()?.join("data/pg_hba.conf");
     let rest = std::fs::read_to_string(&access)?;
     std::fs::write(&access, format!("host all shop 127.0.0.1/32 scram-sha-256\n{rest}"))?;
     server.sql("SELECT pg_reload_conf()").await?;
-    let url = |password: &str| format!("postgres://shop:{password}@{}/idempotency", server.address());
+    let url =
+        |password: &str| format!("postgres://shop:{password}@{}/idempotency", server.address());
     idempotency_test_support::deadline::eventually_async("passwords to be asked for", async || {
         patient(&url("wrong")).connect().await.is_err()
     })

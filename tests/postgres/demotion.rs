@@ -1,9 +1,11 @@
-//! A primary that became a standby: who answers that it takes no writes is not asked again on the same connection, so that
-//! the next one finds its successor.
+//! A primary that became a standby: who answers that it takes no writes is not asked again on the
+//! same connection, so that the next one finds its successor.
 
 use std::collections::BTreeSet;
 
-use idempotency::store::{Commit, PostgresStore, Renewal, Store as _, StoreError, StoreErrorKind, Written};
+use idempotency::store::{
+    Commit, PostgresStore, Renewal, Store as _, StoreError, StoreErrorKind, Written,
+};
 use idempotency_test_support::deadline::eventually_async;
 use idempotency_test_support::server::{PostgresOptions, PostgresServer};
 use sqlx::postgres::PgPoolOptions;
@@ -12,8 +14,7 @@ use crate::world::{DAY, HOUR, PATIENCE, claim, key, migrated, patient, token};
 
 /// Sessions of stores in the server.
 async fn sessions(server: &PostgresServer) -> anyhow::Result<BTreeSet<String>> {
-    let others =
-        "SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend' AND application_name <> 'psql'";
+    let others = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend' AND application_name <> 'psql'";
     Ok(server.sql(others).await?.into_iter().flatten().flatten().collect())
 }
 
@@ -36,7 +37,8 @@ fn is_refused<A: std::fmt::Debug>(answer: Result<A, StoreError>) {
 }
 
 #[tokio::test]
-async fn a_connection_to_a_demoted_server_is_closed_by_the_write_that_finds_it_so() -> anyhow::Result<()> {
+async fn a_connection_to_a_demoted_server_is_closed_by_the_write_that_finds_it_so()
+-> anyhow::Result<()> {
     let server = PostgresServer::start(PostgresOptions::new().private()).await?;
     // Kept, as the others are, so that no other sessions end than those that are meant.
     let mut kept = vec![migrated(&server.url()).await?];
@@ -61,7 +63,9 @@ async fn a_connection_to_a_demoted_server_is_closed_by_the_write_that_finds_it_s
             eventually_async(format!("{name}, {write}"), async || {
                 match write {
                     "claim" => is_refused(store.claim(claim(100)).await),
-                    "complete" => is_refused(store.complete(Commit::new(running, owner, "late".into(), DAY)).await),
+                    "complete" => is_refused(
+                        store.complete(Commit::new(running, owner, "late".into(), DAY)).await,
+                    ),
                     _ => is_refused(store.renew(renewal()).await),
                 }
                 sessions(&server).await.is_ok_and(|now| ended(&now))
@@ -69,9 +73,14 @@ async fn a_connection_to_a_demoted_server_is_closed_by_the_write_that_finds_it_s
             .await?;
             takes_writes(&server, true).await?;
             // A session may have begun while the server took no writes.
-            eventually_async(format!("{name} to write"), async || store.renew(renewal()).await.is_ok()).await?;
+            eventually_async(format!("{name} to write"), async || {
+                store.renew(renewal()).await.is_ok()
+            })
+            .await?;
         }
-        let writes = async || store.complete(Commit::new(running, owner, "in time".into(), DAY)).await.is_ok();
+        let writes = async || {
+            store.complete(Commit::new(running, owner, "in time".into(), DAY)).await.is_ok()
+        };
         eventually_async(format!("{name} to write"), writes).await?;
     }
     Ok(())

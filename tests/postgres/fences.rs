@@ -34,7 +34,8 @@ async fn fences_grow_over_transactions_that_are_rolled_back() -> anyhow::Result<
     for _ in 0..50 {
         let mut transaction = pool.begin().await?;
         let call = engine.call(OPERATION, 1).ttl(DAY);
-        fences.push(call.run_in(&mut transaction, async |_| Context::current().fence().await).await?);
+        fences
+            .push(call.run_in(&mut transaction, async |_| Context::current().fence().await).await?);
         transaction.rollback().await?;
     }
     assert!(fences.is_sorted_by(|before, after| before < after), "{fences:?}");

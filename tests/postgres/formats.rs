@@ -4,7 +4,8 @@ use idempotency::Fingerprint;
 use idempotency::clock::Timestamp;
 use idempotency::key::KeyHash;
 use idempotency::store::{
-    Claim, Commit, CrashPolicy, PostgresStore, Reason, Record, Scan, State, Store as _, StoreErrorKind, Token,
+    Claim, Commit, CrashPolicy, PostgresStore, Reason, Record, Scan, State, Store as _,
+    StoreErrorKind, Token,
 };
 
 use crate::world::{DAY, World, claim, key, patient};
@@ -72,7 +73,11 @@ async fn rows_of_an_unknown_format_are_refused_and_left_alone() -> anyhow::Resul
     world.sql("UPDATE idempotency_records SET format = 2, purge_at = 0, expires_at = 1, after_expiry = 0").await?;
     let errors = [
         world.store.read(FULL).await.unwrap_err(),
-        world.store.claim(Claim::new(FULL, Token::from_bits(9), "payments.charge".into())).await.unwrap_err(),
+        world
+            .store
+            .claim(Claim::new(FULL, Token::from_bits(9), "payments.charge".into()))
+            .await
+            .unwrap_err(),
         world.store.complete(Commit::new(FULL, OWNER, "x".into(), DAY)).await.unwrap_err(),
         world.store.watch(FULL).await.unwrap_err(),
     ];

@@ -29,7 +29,8 @@ async fn under_every_isolation_one_of_64_tasks_owns_a_claim() -> anyhow::Result<
         assert_eq!(world.server.sql_at(&url, "SHOW transaction_isolation").await?, one(isolation));
         let pool = PgPoolOptions::new().max_connections(16).connect(&url).await?;
         // 64 share 16 connections, and the machine may be busy.
-        let store = PostgresStore::builder(pool).response_timeout(Duration::from_secs(30)).build()?;
+        let store =
+            PostgresStore::builder(pool).response_timeout(Duration::from_secs(30)).build()?;
         let mut owners = 0;
         for round in 0..10 {
             let barrier = Arc::new(Barrier::new(64));
@@ -38,7 +39,13 @@ async fn under_every_isolation_one_of_64_tasks_owns_a_claim() -> anyhow::Result<
                     let (store, barrier) = (store.clone(), Arc::clone(&barrier));
                     tokio::spawn(async move {
                         barrier.wait().await;
-                        store.claim(Claim::new(key(round), Token::from_bits(number + 1), OPERATION.into())).await
+                        store
+                            .claim(Claim::new(
+                                key(round),
+                                Token::from_bits(number + 1),
+                                OPERATION.into(),
+                            ))
+                            .await
                     })
                 })
                 .collect();
@@ -55,7 +62,11 @@ async fn under_every_isolation_one_of_64_tasks_owns_a_claim() -> anyhow::Result<
 async fn own_connections_are_read_committed_and_carry_a_name() -> anyhow::Result<()> {
     let world = World::new().await?;
     let database = world.url.rsplit('/').next().unwrap_or_default();
-    world.sql(&format!("ALTER DATABASE {database} SET default_transaction_isolation = 'serializable'")).await?;
+    world
+        .sql(&format!(
+            "ALTER DATABASE {database} SET default_transaction_isolation = 'serializable'"
+        ))
+        .await?;
     // What a trigger sees is what the statement runs under.
     world
         .sql(

@@ -24,7 +24,9 @@ async fn many_make_the_table_at_once() -> anyhow::Result<()> {
         for task in tasks {
             task.await??;
         }
-        let rows = server.sql_at(&url, &format!("SELECT version, length(identity) FROM {table}_meta")).await?;
+        let rows = server
+            .sql_at(&url, &format!("SELECT version, length(identity) FROM {table}_meta"))
+            .await?;
         assert_eq!(rows, [[Some("1".to_owned()), Some("16".to_owned())]]);
     }
     Ok(())
@@ -49,7 +51,10 @@ async fn a_missing_table_is_named_and_the_table_may_be_in_any_schema() -> anyhow
     let tables = "SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
                   WHERE nspname = 'Shop' AND relname IN ('Payments', 'Payments_meta', 'Payments_purge_at')";
     assert_eq!(number(&server.sql_at(&url, tables).await?)?, 3);
-    assert_eq!(number(&server.sql_at(&url, "SELECT count(*) FROM \"Shop\".\"Payments\"").await?)?, 1);
+    assert_eq!(
+        number(&server.sql_at(&url, "SELECT count(*) FROM \"Shop\".\"Payments\"").await?)?,
+        1
+    );
     let elsewhere = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'";
     assert_eq!(number(&server.sql_at(&url, elsewhere).await?)?, 0);
     Ok(())

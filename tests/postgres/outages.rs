@@ -21,8 +21,12 @@ fn impatient(url: &str) -> anyhow::Result<PostgresStore> {
 async fn results_replay_after_a_restart_and_after_a_kill() -> anyhow::Result<()> {
     let mut server = PostgresServer::start(PostgresOptions::new().private()).await?;
     migrated(&server.url()).await?;
-    let engine = Idempotency::builder(impatient(&server.url())?).claim_timeout(Duration::from_secs(10)).build();
-    let call = |key: u32, value: u32| engine.call(OPERATION, key).ttl(DAY).run(async move || Ok::<_, Error>(value));
+    let engine = Idempotency::builder(impatient(&server.url())?)
+        .claim_timeout(Duration::from_secs(10))
+        .build();
+    let call = |key: u32, value: u32| {
+        engine.call(OPERATION, key).ttl(DAY).run(async move || Ok::<_, Error>(value))
+    };
     assert_eq!(call(1, 1).await?, 1);
     server.restart().await?;
     // The connections are gone, and nobody has told the pool.
@@ -50,7 +54,8 @@ async fn a_server_that_is_away_is_refused_and_nothing_was_sent() -> anyhow::Resu
 
 /// Nothing arrives any more and nobody says so: only time tells.
 #[tokio::test]
-async fn a_half_open_connection_is_an_unknown_outcome_and_is_not_used_again() -> anyhow::Result<()> {
+async fn a_half_open_connection_is_an_unknown_outcome_and_is_not_used_again() -> anyhow::Result<()>
+{
     let world = World::new().await?;
     let proxy = Proxy::start_for(Protocol::Postgres, world.server.address()).await?;
     let store = impatient(&proxy.url(&world.url))?;
@@ -77,7 +82,8 @@ async fn an_idle_connection_is_tried_before_it_is_used() -> anyhow::Result<()> {
     let store = patient(&proxy.url(&world.url)).build()?;
     run(&store, 1, "one", DAY).await?;
     proxy.reset_all();
-    // Longer than a connection is taken to be alive without a try, which counts from when it was back in its pool.
+    // Longer than a connection is taken to be alive without a try, which counts from when it was
+    // back in its pool.
     tokio::time::sleep(Duration::from_millis(2_500)).await;
     store.claim(claim(2)).await?;
     Ok(())
@@ -98,10 +104,13 @@ async fn a_request_that_is_dropped_takes_its_connection_with_it() -> anyhow::Res
 }
 
 #[tokio::test]
-async fn a_statement_that_waits_too_long_is_cancelled_by_the_server_and_has_not_happened() -> anyhow::Result<()> {
+async fn a_statement_that_waits_too_long_is_cancelled_by_the_server_and_has_not_happened()
+-> anyhow::Result<()> {
     let world = World::new().await?;
-    // The server gives the lock up after three quarters of that: four seconds are left for its answer.
-    let store = PostgresStore::builder(&world.url).response_timeout(Duration::from_secs(16)).build()?;
+    // The server gives the lock up after three quarters of that: four seconds are left for its
+    // answer.
+    let store =
+        PostgresStore::builder(&world.url).response_timeout(Duration::from_secs(16)).build()?;
     run(&store, 1, "one", DAY).await?;
     let other = sqlx::PgPool::connect(&world.url).await?;
     let mut transaction = other.begin().await?;
@@ -121,13 +130,16 @@ async fn a_session_that_the_server_ends_is_an_unknown_outcome() -> anyhow::Resul
     let other = sqlx::PgPool::connect(&world.url).await?;
     let mut transaction = other.begin().await?;
     sqlx::query("SELECT 1 FROM idempotency_records FOR UPDATE").execute(&mut *transaction).await?;
-    let store = PostgresStore::builder(&world.url).response_timeout(Duration::from_secs(60)).build()?;
+    let store =
+        PostgresStore::builder(&world.url).response_timeout(Duration::from_secs(60)).build()?;
     let remove = idempotency::store::Remove::new(key(1), crate::world::token(1));
     let waiting = tokio::spawn(async move { store.remove(remove).await });
     let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
                WHERE wait_event_type = 'Lock' AND datname = current_database()";
-    eventually_async("the session to be ended", async || world.sql(end).await.is_ok_and(|rows| !rows.is_empty()))
-        .await?;
+    eventually_async("the session to be ended", async || {
+        world.sql(end).await.is_ok_and(|rows| !rows.is_empty())
+    })
+    .await?;
     let error = waiting.await?.unwrap_err();
     assert_eq!(error.kind(), StoreErrorKind::Unavailable, "{error}");
     transaction.rollback().await?;
@@ -152,19 +164,24 @@ async fn a_server_without_writes_refuses_claims_and_replays_stored_results() -> 
     Ok(())
 }
 
-/// Nothing bounds how long a commit waits for its standby, and a server does not notice that its client has gone.
+/// Nothing bounds how long a commit waits for its standby, and a server does not notice that its
+/// client has gone.
 #[tokio::test]
-async fn requests_that_a_standby_keeps_waiting_do_not_fill_the_server_with_sessions() -> anyhow::Result<()> {
+async fn requests_that_a_standby_keeps_waiting_do_not_fill_the_server_with_sessions()
+-> anyhow::Result<()> {
     const CONNECTIONS: u32 = 3;
-    let server = PostgresServer::start(PostgresOptions::new().private().setting("max_connections", "40")).await?;
+    let server =
+        PostgresServer::start(PostgresOptions::new().private().setting("max_connections", "40"))
+            .await?;
     migrated(&server.url()).await?;
     let builder = PostgresStore::builder(server.url()).max_connections(CONNECTIONS);
     let store = builder.response_timeout(Duration::from_millis(300)).build()?;
     let standby = async |name: &str| {
         server.sql(&format!("ALTER SYSTEM SET synchronous_standby_names = '{name}'")).await?;
         server.sql("SELECT pg_reload_conf()").await?;
-        let is_set =
-            format!("SELECT count(*) FROM pg_settings WHERE name = 'synchronous_standby_names' AND setting = '{name}'");
+        let is_set = format!(
+            "SELECT count(*) FROM pg_settings WHERE name = 'synchronous_standby_names' AND setting = '{name}'"
+        );
         eventually_async("the setting", async || {
             server.sql(&is_set).await.is_ok_and(|rows| number(&rows).is_ok_and(|count| count == 1))
         })

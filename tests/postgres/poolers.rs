@@ -91,15 +91,19 @@ async fn version(world: &World, pooler: &PgBouncer) -> anyhow::Result<(u32, u32)
 
 /// From 1.21 on, where it is told to. Before that, the store says what to do.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn prepared_statements_work_in_transaction_mode_where_the_pooler_knows_them() -> anyhow::Result<()> {
+async fn prepared_statements_work_in_transaction_mode_where_the_pooler_knows_them()
+-> anyhow::Result<()> {
     let world = World::new().await?;
-    let options =
-        PgBouncerOptions::before(world.server).setting("ignore_startup_parameters", "extra_float_digits, options");
+    let options = PgBouncerOptions::before(world.server)
+        .setting("ignore_startup_parameters", "extra_float_digits, options");
     let options = options.setting("default_pool_size", "2");
     let plain = PgBouncer::start(options.clone()).await?;
     let knows_them = version(&world, &plain).await? >= (1, 21);
-    let pooler =
-        if knows_them { PgBouncer::start(options.setting("max_prepared_statements", "100")).await? } else { plain };
+    let pooler = if knows_them {
+        PgBouncer::start(options.setting("max_prepared_statements", "100")).await?
+    } else {
+        plain
+    };
     let url = pooler.through(&world.url);
     let store = patient(&url).build()?;
     let engine = Idempotency::builder(store.clone()).claim_timeout(PATIENCE).build();
@@ -130,7 +134,11 @@ async fn prepared_statements_work_in_transaction_mode_where_the_pooler_knows_the
     let pool = PgPoolOptions::new().max_connections(4).connect(&url).await?;
     for _ in 0..2 {
         let mut transaction = pool.begin().await?;
-        engine.call(OPERATION, "tx").ttl(DAY).run_in(&mut transaction, async |_| Ok::<_, Error>(1)).await?;
+        engine
+            .call(OPERATION, "tx")
+            .ttl(DAY)
+            .run_in(&mut transaction, async |_| Ok::<_, Error>(1))
+            .await?;
         transaction.commit().await?;
     }
     assert_eq!(world.rows().await?, 10);

@@ -1,7 +1,7 @@
 //! What a purge costs beside a transaction that has been open for long, counted by the server.
 //!
-//! What was removed after the transaction began stays in the table and its indexes until it ends. A batch that went over
-//! what the batches before it have removed would cost more each time.
+//! What was removed after the transaction began stays in the table and its indexes until it ends. A
+//! batch that went over what the batches before it have removed would cost more each time.
 
 use idempotency::store::Store as _;
 use idempotency_test_support::server::PostgresServer;
@@ -23,7 +23,12 @@ async fn pages(server: &PostgresServer, url: &str) -> anyhow::Result<i64> {
 }
 
 /// Adds `count` records whose time is over, each at another time and in no order.
-async fn expired(server: &PostgresServer, url: &str, from: usize, count: usize) -> anyhow::Result<()> {
+async fn expired(
+    server: &PostgresServer,
+    url: &str,
+    from: usize,
+    count: usize,
+) -> anyhow::Result<()> {
     let records = format!(
         "INSERT INTO idempotency_records
          SELECT sha256(number::text::bytea), format, state, owner, fence, revision, operation, fingerprint, policy,
@@ -56,7 +61,11 @@ async fn batches_beside_an_old_transaction_do_not_get_more_expensive() -> anyhow
     for batch in 1..=BATCHES {
         let start = pages(&server, &url).await?;
         let purged = store.purge(BATCH).await?;
-        assert_eq!((purged.removed, purged.lag.is_some()), (BATCH, batch < BATCHES), "batch {batch}");
+        assert_eq!(
+            (purged.removed, purged.lag.is_some()),
+            (BATCH, batch < BATCHES),
+            "batch {batch}"
+        );
         costs.push(pages(&server, &url).await? - start);
     }
     let sum = |costs: &[i64]| costs.iter().sum::<i64>();
@@ -71,7 +80,8 @@ async fn batches_beside_an_old_transaction_do_not_get_more_expensive() -> anyhow
 
 /// A service that goes on for days beside it: each look of its purge finds nothing, or a few.
 #[tokio::test]
-async fn looks_beside_an_old_transaction_do_not_go_over_all_that_was_removed() -> anyhow::Result<()> {
+async fn looks_beside_an_old_transaction_do_not_go_over_all_that_was_removed() -> anyhow::Result<()>
+{
     const REMOVED: usize = 20_000;
     const LOOKS: i64 = 100;
     let server = quiet_server().await?;

@@ -36,8 +36,8 @@ async fn unfinished_records_stay_until_their_own_time_is_over() -> anyhow::Resul
     assert_eq!((purged.removed, purged.lag, world.rows().await?), (0, None, 2));
     assert_eq!(purged.put_off, 1);
     assert_eq!(world.store.purge(10).await?.removed, 0);
-    let states =
-        [world.store.read(key(1)).await?, world.store.read(key(2)).await?].map(|record| record.map(|r| r.state));
+    let states = [world.store.read(key(1)).await?, world.store.read(key(2)).await?]
+        .map(|record| record.map(|r| r.state));
     assert_eq!(states, [Some(State::InProgress), Some(State::InDoubt)]);
     world.sql(EXPIRE).await?;
     assert_eq!((world.store.purge(10).await?.removed, world.rows().await?), (2, 0));
@@ -82,9 +82,16 @@ async fn tombstones_stay_until_they_are_over() -> anyhow::Result<()> {
     claim.ttl = Duration::from_millis(1);
     claim.after_expiry = DAY;
     world.store.claim(claim).await?;
-    world.store.complete(Commit::new(key(1), token(1), "x".into(), Duration::from_millis(1))).await?;
+    world
+        .store
+        .complete(Commit::new(key(1), token(1), "x".into(), Duration::from_millis(1)))
+        .await?;
     eventually_async("the record to expire", async || {
-        world.store.read(key(1)).await.is_ok_and(|record| record.is_some_and(|record| record.state == State::Tombstone))
+        world
+            .store
+            .read(key(1))
+            .await
+            .is_ok_and(|record| record.is_some_and(|record| record.state == State::Tombstone))
     })
     .await?;
     assert_eq!((world.store.purge(10).await?.removed, world.rows().await?), (0, 1));
@@ -176,8 +183,10 @@ async fn an_engine_purges_in_the_background() -> anyhow::Result<()> {
     world.sql(EXPIRE).await?;
     let engine = world.engine(|builder| builder.purge_interval(Duration::from_millis(50)));
     engine.call(OPERATION, 2_u32).ttl(DAY).run(async || Ok::<_, Error>(1)).await?;
-    eventually_async("the expired record to be removed", async || world.rows().await.is_ok_and(|rows| rows == 1))
-        .await?;
+    eventually_async("the expired record to be removed", async || {
+        world.rows().await.is_ok_and(|rows| rows == 1)
+    })
+    .await?;
     Ok(())
 }
 

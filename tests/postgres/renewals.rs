@@ -16,9 +16,12 @@ fn renewal(number: u32) -> Renewal {
     Renewal::new(key(number), token(number), LEASE)
 }
 
-fn on_another_runtime<T: Send + 'static>(task: impl Future<Output = T> + Send + 'static) -> impl Future<Output = T> {
+fn on_another_runtime<T: Send + 'static>(
+    task: impl Future<Output = T> + Send + 'static,
+) -> impl Future<Output = T> {
     let thread = move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         runtime.block_on(task)
     };
     async { tokio::task::spawn_blocking(thread).await.expect("the thread ends") }
@@ -27,7 +30,8 @@ fn on_another_runtime<T: Send + 'static>(task: impl Future<Output = T> + Send + 
 #[tokio::test]
 async fn renewals_go_on_while_all_other_connections_are_taken() -> anyhow::Result<()> {
     let world = World::new().await?;
-    let store = PostgresStore::builder(&world.url).response_timeout(LEASE).max_connections(1).build()?;
+    let store =
+        PostgresStore::builder(&world.url).response_timeout(LEASE).max_connections(1).build()?;
     store.claim(claim(1)).await?;
     // Somebody holds the row of the next request, and with it the only connection.
     let other = sqlx::PgPool::connect(&world.url).await?;
@@ -55,13 +59,15 @@ async fn renewals_go_on_while_all_other_connections_are_taken() -> anyhow::Resul
 }
 
 #[tokio::test]
-async fn connections_for_renewals_are_made_anew_when_their_runtime_has_ended() -> anyhow::Result<()> {
+async fn connections_for_renewals_are_made_anew_when_their_runtime_has_ended() -> anyhow::Result<()>
+{
     let world = World::new().await?;
     world.store.claim(claim(1)).await?;
     for _ in 0..3 {
         let store = world.store.clone();
         let renewing = async move {
-            // A connection goes back to its pool after its request; the first of several has by the end.
+            // A connection goes back to its pool after its request; the first of several has by the
+            // end.
             for _ in 0..5 {
                 assert_eq!(store.renew(vec![renewal(1)]).await?, [Written::Applied]);
             }
@@ -105,14 +111,22 @@ async fn a_row_that_cannot_be_read_does_not_cost_others_their_leases() -> anyhow
     for number in 1..=3 {
         world.store.claim(claim(number)).await?;
     }
-    world.sql(&format!("UPDATE idempotency_records SET format = 2 WHERE key_hash = '\\x{}'", key(2).to_hex())).await?;
+    world
+        .sql(&format!(
+            "UPDATE idempotency_records SET format = 2 WHERE key_hash = '\\x{}'",
+            key(2).to_hex()
+        ))
+        .await?;
     let written = world.store.renew((1..=3).map(renewal).collect()).await?;
     assert_eq!(written, [Written::Applied, Written::Lost, Written::Applied]);
     Ok(())
 }
 
 /// A transaction of somebody else that holds the row of `key`.
-async fn lock(world: &World, key: KeyHash) -> anyhow::Result<sqlx::Transaction<'static, sqlx::Postgres>> {
+async fn lock(
+    world: &World,
+    key: KeyHash,
+) -> anyhow::Result<sqlx::Transaction<'static, sqlx::Postgres>> {
     let mut transaction = sqlx::PgPool::connect(&world.url).await?.begin().await?;
     let locking = sqlx::query("SELECT 1 FROM idempotency_records WHERE key_hash = $1 FOR UPDATE");
     locking.bind(&key.as_bytes()[..]).fetch_one(&mut *transaction).await?;
@@ -120,7 +134,8 @@ async fn lock(world: &World, key: KeyHash) -> anyhow::Result<sqlx::Transaction<'
 }
 
 #[tokio::test]
-async fn a_locked_row_is_not_answered_and_does_not_cost_others_their_renewal() -> anyhow::Result<()> {
+async fn a_locked_row_is_not_answered_and_does_not_cost_others_their_renewal() -> anyhow::Result<()>
+{
     let world = World::new().await?;
     for number in 1..=3 {
         world.store.claim(claim(number)).await?;
@@ -128,7 +143,8 @@ async fn a_locked_row_is_not_answered_and_does_not_cost_others_their_renewal() -
     let transaction = lock(&world, key(2)).await?;
     let mut renewals: Vec<_> = (1..=4).map(renewal).collect();
     renewals.push(Renewal::new(key(3), token(1), LEASE));
-    let renewed = [Written::Applied, Written::Unanswered, Written::Applied, Written::Gone, Written::Lost];
+    let renewed =
+        [Written::Applied, Written::Unanswered, Written::Applied, Written::Gone, Written::Lost];
     assert_eq!(world.store.renew(renewals).await?, renewed);
     transaction.rollback().await?;
     assert_eq!(world.store.renew(vec![renewal(2)]).await?, [Written::Applied]);
@@ -136,7 +152,8 @@ async fn a_locked_row_is_not_answered_and_does_not_cost_others_their_renewal() -
 }
 
 #[tokio::test]
-async fn a_row_that_is_locked_for_longer_than_a_lease_costs_no_other_call_its_claim() -> anyhow::Result<()> {
+async fn a_row_that_is_locked_for_longer_than_a_lease_costs_no_other_call_its_claim()
+-> anyhow::Result<()> {
     const CALLS: u32 = 20;
     let world = World::new().await?;
     let engine = world.engine(|builder| builder.lease(Duration::from_secs(9)));
@@ -144,7 +161,8 @@ async fn a_row_that_is_locked_for_longer_than_a_lease_costs_no_other_call_its_cl
     let (started, mut starts) = tokio::sync::mpsc::unbounded_channel();
     let calls: Vec<_> = (0..CALLS)
         .map(|call| {
-            let (engine, started, mut finished) = (engine.clone(), started.clone(), finished.clone());
+            let (engine, started, mut finished) =
+                (engine.clone(), started.clone(), finished.clone());
             tokio::spawn(async move {
                 let body = || async move {
                     let _ = started.send(call);
@@ -191,8 +209,11 @@ async fn renewals_follow_a_pool_whose_credentials_change() -> anyhow::Result<()>
     world.sql(&format!("ALTER ROLE {one} RENAME TO {two}")).await?;
     pool.set_connect_options(options.username(&two));
     // Connections end, by their age for example.
-    let sessions = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()";
-    world.sql(&format!("SELECT pg_terminate_backend(pid) {sessions} AND usename = '{two}'")).await?;
+    let sessions =
+        "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()";
+    world
+        .sql(&format!("SELECT pg_terminate_backend(pid) {sessions} AND usename = '{two}'"))
+        .await?;
     eventually_async("a renewal by the new role", async || {
         store.renew(vec![renewal(1)]).await.is_ok_and(|written| written == [Written::Applied])
     })

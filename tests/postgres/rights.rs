@@ -18,13 +18,17 @@ fn grants() -> String {
 async fn the_rights_of_the_documentation_are_enough() -> anyhow::Result<()> {
     let world = World::new().await?;
     let role = format!("app_{}", std::process::id());
-    world.sql(&format!("CREATE ROLE {role} LOGIN; REVOKE ALL ON SCHEMA public FROM PUBLIC")).await?;
+    world
+        .sql(&format!("CREATE ROLE {role} LOGIN; REVOKE ALL ON SCHEMA public FROM PUBLIC"))
+        .await?;
     let url = world.url.replace("idempotency@", &format!("{role}@"));
     let refused = patient(&url).connect().await?.claim(claim(1)).await.unwrap_err();
     assert_eq!(refused.kind(), StoreErrorKind::Config, "{refused}");
 
-    let grants =
-        grants().replace("shop_app", &role).replace("SCHEMA shop", "SCHEMA public").replace("shop.", "public.");
+    let grants = grants()
+        .replace("shop_app", &role)
+        .replace("SCHEMA shop", "SCHEMA public")
+        .replace("shop.", "public.");
     world.sql(&grants).await?;
     let store = patient(&url).connect().await?;
     // The table is there.
@@ -33,7 +37,10 @@ async fn the_rights_of_the_documentation_are_enough() -> anyhow::Result<()> {
     store.claim(claim(2)).await?;
     let renewal = idempotency::store::Renewal::new(key(2), token(2), DAY);
     assert_eq!(store.renew(vec![renewal]).await?, [Written::Applied]);
-    assert_eq!(store.release(idempotency::store::Release::new(key(2), token(2))).await?, Written::Applied);
+    assert_eq!(
+        store.release(idempotency::store::Release::new(key(2), token(2))).await?,
+        Written::Applied
+    );
     assert_eq!(store.purge(10).await?.removed, 0);
     let engine = Idempotency::connect(&url).await?;
     assert_eq!(engine.call(OPERATION, 3_u32).ttl(DAY).run(async || Ok::<_, Error>(3)).await?, 3);

@@ -1,4 +1,5 @@
-//! Several runtimes on one store: what one of them keeps while it stands still, nobody else waits for.
+//! Several runtimes on one store: what one of them keeps while it stands still, nobody else waits
+//! for.
 
 use std::time::Duration;
 
@@ -18,12 +19,14 @@ async fn call(engine: &Idempotency, key: u64) -> Result<u64, Error> {
 }
 
 #[test]
-fn runtimes_that_stand_still_between_their_calls_take_no_connection_from_others() -> anyhow::Result<()> {
+fn runtimes_that_stand_still_between_their_calls_take_no_connection_from_others()
+-> anyhow::Result<()> {
     const CONNECTIONS: u32 = 2;
     let home = runtime();
     let world = home.block_on(World::new())?;
     let engine = home.block_on(async {
-        let store = PostgresStore::builder(&world.url).max_connections(CONNECTIONS).connect().await?;
+        let store =
+            PostgresStore::builder(&world.url).max_connections(CONNECTIONS).connect().await?;
         anyhow::Ok(Idempotency::new(store))
     })?;
     let mut runtimes = Vec::new();
@@ -39,7 +42,8 @@ fn runtimes_that_stand_still_between_their_calls_take_no_connection_from_others(
 }
 
 #[test]
-fn calls_that_were_dropped_on_a_runtime_that_stands_still_take_no_connection_from_others() -> anyhow::Result<()> {
+fn calls_that_were_dropped_on_a_runtime_that_stands_still_take_no_connection_from_others()
+-> anyhow::Result<()> {
     let (home, callers) = (runtime(), runtime());
     let world = home.block_on(World::new())?;
     let engine = home.block_on(async {
@@ -71,7 +75,9 @@ fn calls_that_were_dropped_on_a_runtime_that_stands_still_take_no_connection_fro
         assert_eq!(call(&engine, 3).await?, 3);
         // Nobody owns what they may have written.
         let left = "SELECT count(*) FROM idempotency_records WHERE state = 1";
-        let none = async || world.sql(left).await.is_ok_and(|rows| number(&rows).is_ok_and(|count| count == 0));
+        let none = async || {
+            world.sql(left).await.is_ok_and(|rows| number(&rows).is_ok_and(|count| count == 0))
+        };
         eventually_async("their claims to be released", none).await?;
         assert_eq!([call(&engine, 1).await?, call(&engine, 2).await?], [1, 2]);
         anyhow::Ok(())
@@ -81,7 +87,8 @@ fn calls_that_were_dropped_on_a_runtime_that_stands_still_take_no_connection_fro
 }
 
 #[test]
-fn who_waits_for_a_record_is_woken_though_another_runtime_that_waits_stands_still() -> anyhow::Result<()> {
+fn who_waits_for_a_record_is_woken_though_another_runtime_that_waits_stands_still()
+-> anyhow::Result<()> {
     let (home, still) = (runtime(), runtime());
     let world = home.block_on(World::new())?;
     home.block_on(world.store.claim(claim(1)))?;

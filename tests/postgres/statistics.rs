@@ -15,7 +15,8 @@ async fn replays_write_no_wal_and_wait_for_no_lock() -> anyhow::Result<()> {
         run(&store, number, "a result", DAY).await?;
     }
     let replay = async |number: u32| {
-        let claimed = store.claim(Claim::new(key(number), Token::from_bits(99), OPERATION.into())).await?;
+        let claimed =
+            store.claim(Claim::new(key(number), Token::from_bits(99), OPERATION.into())).await?;
         let Claimed::Held(record) = claimed else { anyhow::bail!("claimed anew") };
         assert_eq!((record.state, &record.body[..]), (State::Completed, &b"a result"[..]));
         Ok(())
@@ -54,9 +55,15 @@ async fn a_call_writes_about_a_kilobyte_of_wal_and_its_replay_none() -> anyhow::
     let engine = engine.background_purge(false).build();
     let call = async |key: u32| {
         let body = async || Ok::<_, Error>("x".repeat(198));
-        engine.call(OPERATION, key).ttl(DAY).run(body).await.map(|result| assert_eq!(result.len(), 198))
+        engine
+            .call(OPERATION, key)
+            .ttl(DAY)
+            .run(body)
+            .await
+            .map(|result| assert_eq!(result.len(), 198))
     };
-    let position = async || number(&server.sql("SELECT pg_current_wal_insert_lsn() - '0/0'").await?);
+    let position =
+        async || number(&server.sql("SELECT pg_current_wal_insert_lsn() - '0/0'").await?);
     // Pages are there, and what is asked of the catalogs once.
     for key in 0..10 {
         call(key).await?;
@@ -115,7 +122,9 @@ async fn a_record_takes_about_a_kilobyte() -> anyhow::Result<()> {
     for number in 0..RECORDS {
         run(&store, number, &body, DAY).await?;
     }
-    let size = number(&server.sql_at(&url, "SELECT pg_total_relation_size('idempotency_records')").await?)?;
+    let size = number(
+        &server.sql_at(&url, "SELECT pg_total_relation_size('idempotency_records')").await?,
+    )?;
     let each = size / i64::from(RECORDS);
     assert!((400..1_500).contains(&each), "{each} bytes per record with a result of 200 bytes");
     Ok(())

@@ -1,4 +1,5 @@
-//! A certificate that is refused, or a file that is missing, is not taken for a server that is away.
+//! A certificate that is refused, or a file that is missing, is not taken for a server that is
+//! away.
 
 use std::fs::{Permissions, metadata, set_permissions};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
@@ -21,7 +22,8 @@ async fn encrypting() -> anyhow::Result<(PostgresServer, Certificates)> {
         chown(file, Some(user.uid()), Some(user.gid()))?;
         set_permissions(file, Permissions::from_mode(0o600))?;
     }
-    let setting = |name: &str, file: &Path| format!("ALTER SYSTEM SET {name} = '{}';", file.display());
+    let setting =
+        |name: &str, file: &Path| format!("ALTER SYSTEM SET {name} = '{}';", file.display());
     let statements = [
         setting("ssl_ca_file", &certificates.authority),
         setting("ssl_cert_file", &certificates.server),
@@ -30,14 +32,22 @@ async fn encrypting() -> anyhow::Result<(PostgresServer, Certificates)> {
     ];
     server.sql(&statements.concat()).await?;
     let required = format!("{}?sslmode=require", server.url());
-    eventually_async("the server to encrypt", async || server.sql_at(&required, "SELECT 1").await.is_ok()).await?;
+    eventually_async("the server to encrypt", async || {
+        server.sql_at(&required, "SELECT 1").await.is_ok()
+    })
+    .await?;
     Ok((server, certificates))
 }
 
 #[tokio::test]
-async fn certificates_that_are_refused_and_files_that_are_missing_are_configuration() -> anyhow::Result<()> {
+async fn certificates_that_are_refused_and_files_that_are_missing_are_configuration()
+-> anyhow::Result<()> {
     let (server, certificates) = encrypting().await?;
-    let trusting = format!("{}?sslmode=verify-full&sslrootcert={}", server.url(), certificates.authority.display());
+    let trusting = format!(
+        "{}?sslmode=verify-full&sslrootcert={}",
+        server.url(),
+        certificates.authority.display()
+    );
     patient(&trusting).connect().await?;
     let cases = [
         (format!("{}?sslmode=verify-full", server.url()), "a certificate is refused"),
@@ -52,7 +62,8 @@ async fn certificates_that_are_refused_and_files_that_are_missing_are_configurat
 }
 
 #[tokio::test]
-async fn a_client_whose_certificate_the_server_does_not_know_is_configuration() -> anyhow::Result<()> {
+async fn a_client_whose_certificate_the_server_does_not_know_is_configuration() -> anyhow::Result<()>
+{
     let (server, certificates) = encrypting().await?;
     let strangers = tempfile::tempdir()?;
     let stranger = Certificates::create(strangers.path())?;
@@ -68,7 +79,8 @@ async fn a_client_whose_certificate_the_server_does_not_know_is_configuration() 
 }
 
 #[tokio::test]
-async fn a_socket_in_the_file_system_that_is_missing_is_a_server_that_is_away() -> anyhow::Result<()> {
+async fn a_socket_in_the_file_system_that_is_missing_is_a_server_that_is_away() -> anyhow::Result<()>
+{
     let directory = tempfile::tempdir()?;
     let url = format!("postgres://localhost/shop?host={}", directory.path().display());
     let error = patient(&url).connect().await.unwrap_err();

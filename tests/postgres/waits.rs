@@ -1,4 +1,5 @@
-//! Nobody waits for a lock when nobody waits for the answer any more: what the server did then would be nobody's.
+//! Nobody waits for a lock when nobody waits for the answer any more: what the server did then
+//! would be nobody's.
 
 use std::time::Duration;
 
@@ -12,19 +13,31 @@ use sqlx::{Postgres, Transaction};
 
 use crate::world::{DAY, OPERATION, World, claim, key, number, token};
 
-/// Stores whose sessions wait for ever, and the pooler behind which one of them is: it takes the settings that the store
-/// gives a session, and drops them.
-async fn patient_sessions(world: &World) -> anyhow::Result<(PgBouncer, [(&'static str, PostgresStore); 3])> {
+/// Stores whose sessions wait for ever, and the pooler behind which one of them is: it takes the
+/// settings that the store gives a session, and drops them.
+async fn patient_sessions(
+    world: &World,
+) -> anyhow::Result<(PgBouncer, [(&'static str, PostgresStore); 3])> {
     let options = PgBouncerOptions::before(world.server).setting("pool_mode", "session");
-    let pooler = PgBouncer::start(options.setting("ignore_startup_parameters", "extra_float_digits, options")).await?;
+    let pooler = PgBouncer::start(
+        options.setting("ignore_startup_parameters", "extra_float_digits, options"),
+    )
+    .await?;
     let through = pooler.through(&world.url);
     // Read back, so that a pooler that lets them pass some day is noticed.
-    let bound = PgPoolOptions::new().connect(&format!("{through}?options=-c%20lock_timeout%3D1234")).await;
+    let bound =
+        PgPoolOptions::new().connect(&format!("{through}?options=-c%20lock_timeout%3D1234")).await;
     let (bound,): (String,) = sqlx::query_as("SHOW lock_timeout").fetch_one(&bound?).await?;
     assert_eq!(bound, "0", "the pooler drops it");
     let stores = [
-        ("a pool of the user's", PostgresStore::from_pool(PgPoolOptions::new().connect(&world.url).await?)),
-        ("unprepared", PostgresStore::builder(&world.url).without_prepared_statements().connect().await?),
+        (
+            "a pool of the user's",
+            PostgresStore::from_pool(PgPoolOptions::new().connect(&world.url).await?),
+        ),
+        (
+            "unprepared",
+            PostgresStore::builder(&world.url).without_prepared_statements().connect().await?,
+        ),
         ("behind a pooler", PostgresStore::builder(through).connect().await?),
     ];
     Ok((pooler, stores))
@@ -32,8 +45,7 @@ async fn patient_sessions(world: &World) -> anyhow::Result<(PgBouncer, [(&'stati
 
 /// Also where its client has gone.
 async fn nobody_waits(world: &World) -> anyhow::Result<()> {
-    let waiting =
-        "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()";
+    let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()";
     eventually_async("the server to give up waiting", async || {
         world.sql(waiting).await.is_ok_and(|rows| number(&rows).is_ok_and(|count| count == 0))
     })
@@ -41,14 +53,19 @@ async fn nobody_waits(world: &World) -> anyhow::Result<()> {
 }
 
 #[tokio::test]
-async fn a_claim_that_waited_for_a_transaction_leaves_nothing_when_that_is_rolled_back() -> anyhow::Result<()> {
+async fn a_claim_that_waited_for_a_transaction_leaves_nothing_when_that_is_rolled_back()
+-> anyhow::Result<()> {
     let world = World::new().await?;
     let (_pooler, stores) = patient_sessions(&world).await?;
     for (name, store) in stores {
         let engine = Idempotency::new(store);
         let pool = PgPoolOptions::new().connect(&world.url).await?;
         let mut transaction = pool.begin().await?;
-        engine.call(OPERATION, name).ttl(DAY).run_in(&mut transaction, async |_| Ok::<_, Error>(1)).await?;
+        engine
+            .call(OPERATION, name)
+            .ttl(DAY)
+            .run_in(&mut transaction, async |_| Ok::<_, Error>(1))
+            .await?;
         let refused = engine.call(OPERATION, name).ttl(DAY).run(async || Ok::<_, Error>(2)).await;
         assert_eq!(refused.unwrap_err().kind(), ErrorKind::StoreUnavailable, "{name}");
         nobody_waits(&world).await?;
@@ -60,7 +77,8 @@ async fn a_claim_that_waited_for_a_transaction_leaves_nothing_when_that_is_rolle
 }
 
 #[tokio::test]
-async fn a_takeover_that_waited_for_a_transaction_does_not_happen_when_that_is_rolled_back() -> anyhow::Result<()> {
+async fn a_takeover_that_waited_for_a_transaction_does_not_happen_when_that_is_rolled_back()
+-> anyhow::Result<()> {
     let world = World::new().await?;
     let (_pooler, stores) = patient_sessions(&world).await?;
     for (number, (name, store)) in (1..).zip(stores) {
@@ -70,12 +88,16 @@ async fn a_takeover_that_waited_for_a_transaction_does_not_happen_when_that_is_r
         store.claim(dead.clone()).await?;
         let lease_is_over = async || {
             let record = store.read(key(number)).await;
-            record.is_ok_and(|record| record.is_some_and(|record| record.lease_until < record.read_at))
+            record.is_ok_and(|record| {
+                record.is_some_and(|record| record.lease_until < record.read_at)
+            })
         };
         eventually_async("the lease to be over", lease_is_over).await?;
         let pool = PgPoolOptions::new().connect(&world.url).await?;
         let mut transaction = pool.begin().await?;
-        sqlx::query("SELECT 1 FROM idempotency_records FOR UPDATE").execute(&mut *transaction).await?;
+        sqlx::query("SELECT 1 FROM idempotency_records FOR UPDATE")
+            .execute(&mut *transaction)
+            .await?;
         let mut next = dead.clone();
         next.token = token(1_000);
         let error = store.claim(next).await.unwrap_err();
@@ -101,7 +123,8 @@ async fn the_bound_of_a_claim_is_not_left_in_the_users_session() -> anyhow::Resu
     Ok(())
 }
 
-/// As `ALTER TABLE` and `VACUUM FULL` do. The statements wait for the table before they can bound anything.
+/// As `ALTER TABLE` and `VACUUM FULL` do. The statements wait for the table before they can bound
+/// anything.
 #[tokio::test]
 async fn a_claim_that_waited_for_a_locked_table_leaves_nothing() -> anyhow::Result<()> {
     const CLAIMS: u32 = 6;
@@ -112,8 +135,12 @@ async fn a_claim_that_waited_for_a_locked_table_leaves_nothing() -> anyhow::Resu
         // Prepared.
         store.claim(claim(100)).await?;
         let mut locking = PgPoolOptions::new().connect(&world.url).await?.begin().await?;
-        sqlx::raw_sql("LOCK TABLE idempotency_records IN ACCESS EXCLUSIVE MODE").execute(&mut *locking).await?;
-        for refused in futures::future::join_all((0..CLAIMS).map(|number| store.claim(claim(number)))).await {
+        sqlx::raw_sql("LOCK TABLE idempotency_records IN ACCESS EXCLUSIVE MODE")
+            .execute(&mut *locking)
+            .await?;
+        for refused in
+            futures::future::join_all((0..CLAIMS).map(|number| store.claim(claim(number)))).await
+        {
             assert!(refused.unwrap_err().is_transient(), "{name}");
         }
         locking.rollback().await?;
@@ -124,8 +151,12 @@ async fn a_claim_that_waited_for_a_locked_table_leaves_nothing() -> anyhow::Resu
     Ok(())
 }
 
-/// All that a store can be connected by, each with a session that waits for ever unless it is told otherwise.
-async fn all_kinds(world: &World, poolers: &[PgBouncer; 2]) -> anyhow::Result<Vec<(&'static str, PostgresStore)>> {
+/// All that a store can be connected by, each with a session that waits for ever unless it is told
+/// otherwise.
+async fn all_kinds(
+    world: &World,
+    poolers: &[PgBouncer; 2],
+) -> anyhow::Result<Vec<(&'static str, PostgresStore)>> {
     let [by_session, by_transaction] = poolers;
     let (_pooler, [foreign, unprepared, _]) = patient_sessions(world).await?;
     let url = by_transaction.through(&world.url);
@@ -133,20 +164,28 @@ async fn all_kinds(world: &World, poolers: &[PgBouncer; 2]) -> anyhow::Result<Ve
         ("own", PostgresStore::builder(&world.url).build()?),
         foreign,
         unprepared,
-        ("behind a pooler that drops settings", PostgresStore::builder(by_session.through(&world.url)).build()?),
-        ("behind a pooler of transactions", PostgresStore::builder(url).without_prepared_statements().build()?),
+        (
+            "behind a pooler that drops settings",
+            PostgresStore::builder(by_session.through(&world.url)).build()?,
+        ),
+        (
+            "behind a pooler of transactions",
+            PostgresStore::builder(url).without_prepared_statements().build()?,
+        ),
     ])
 }
 
 async fn poolers(world: &World) -> anyhow::Result<[PgBouncer; 2]> {
-    let options = || PgBouncerOptions::before(world.server).setting("ignore_startup_parameters", "options");
+    let options =
+        || PgBouncerOptions::before(world.server).setting("ignore_startup_parameters", "options");
     let by_session = PgBouncer::start(options().setting("pool_mode", "session")).await?;
     Ok([by_session, PgBouncer::start(options().setting("pool_mode", "transaction")).await?])
 }
 
 async fn lock(world: &World) -> anyhow::Result<Transaction<'static, Postgres>> {
     let mut locking = PgPoolOptions::new().connect(&world.url).await?.begin().await?;
-    let statement = "LOCK TABLE idempotency_records, idempotency_records_meta IN ACCESS EXCLUSIVE MODE";
+    let statement =
+        "LOCK TABLE idempotency_records, idempotency_records_meta IN ACCESS EXCLUSIVE MODE";
     sqlx::raw_sql(statement).execute(&mut *locking).await?;
     Ok(locking)
 }
@@ -160,7 +199,8 @@ async fn reads_of_a_locked_table_leave_no_session_waiting() -> anyhow::Result<()
         for time in 1..=2 {
             let locking = lock(&world).await?;
             let reads = futures::future::join_all((0..4).map(|number| store.read(key(number))));
-            let (reads, listed, watched) = futures::join!(reads, store.scan(Scan::default()), store.watch(key(1)));
+            let (reads, listed, watched) =
+                futures::join!(reads, store.scan(Scan::default()), store.watch(key(1)));
             let others = [listed.map(drop), watched.map(drop)];
             for answer in reads.into_iter().map(|read| read.map(drop)).chain(others) {
                 let error = answer.expect_err("the table is locked");
@@ -184,7 +224,9 @@ async fn a_migration_that_was_given_up_leaves_no_session_waiting() -> anyhow::Re
         let waits =
             "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()
             AND state = 'active'";
-        let it_waits = async || world.sql(waits).await.is_ok_and(|rows| number(&rows).is_ok_and(|count| count == 1));
+        let it_waits = async || {
+            world.sql(waits).await.is_ok_and(|rows| number(&rows).is_ok_and(|count| count == 1))
+        };
         tokio::select! {
             migrated = &mut migrating => panic!("{name}: {migrated:?}"),
             waited = eventually_async(format!("{name} to wait"), it_waits) => waited?,

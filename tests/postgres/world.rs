@@ -4,15 +4,17 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use idempotency::key::KeyHash;
-use idempotency::store::{Claim, Commit, PostgresStore, PostgresStoreBuilder, Store as _, Token, Written};
+use idempotency::store::{
+    Claim, Commit, PostgresStore, PostgresStoreBuilder, Store as _, Token, Written,
+};
 use idempotency::{Builder, Idempotency};
 use idempotency_test_support::server::{PostgresOptions, PostgresServer, Rows};
 
 pub const DAY: Duration = Duration::from_secs(86_400);
 pub const HOUR: Duration = Duration::from_secs(3_600);
 pub const OPERATION: &str = "payments.charge";
-/// How long a store or a claim waits for an answer where that is not what a test is about: longer than a busy machine
-/// keeps a process waiting.
+/// How long a store or a claim waits for an answer where that is not what a test is about: longer
+/// than a busy machine keeps a process waiting.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// One server for the tests that do nothing to it. It ends with this process.
@@ -20,15 +22,20 @@ pub async fn shared_server() -> anyhow::Result<&'static PostgresServer> {
     static SERVER: OnceLock<PostgresServer> = OnceLock::new();
     let start = || {
         SERVER.get_or_init(|| {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-            runtime.block_on(PostgresServer::start(PostgresOptions::new())).expect("the server starts")
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .expect("a runtime");
+            runtime
+                .block_on(PostgresServer::start(PostgresOptions::new()))
+                .expect("the server starts")
         })
     };
     Ok(tokio::task::spawn_blocking(start).await?)
 }
 
-/// A server whose statistics and log of writes tell of nothing but the test, and the same each time: no page is logged as
-/// a whole because it is the first change after a checkpoint.
+/// A server whose statistics and log of writes tell of nothing but the test, and the same each
+/// time: no page is logged as a whole because it is the first change after a checkpoint.
 pub async fn quiet_server() -> anyhow::Result<PostgresServer> {
     let options = PostgresOptions::new()
         .private()
@@ -105,11 +112,18 @@ pub fn token(number: u32) -> Token {
 }
 
 /// Claims and commits.
-pub async fn run(store: &PostgresStore, number: u32, body: &str, ttl: Duration) -> anyhow::Result<()> {
+pub async fn run(
+    store: &PostgresStore,
+    number: u32,
+    body: &str,
+    ttl: Duration,
+) -> anyhow::Result<()> {
     let mut claim = claim(number);
     claim.ttl = ttl;
     store.claim(claim).await?;
-    let written = store.complete(Commit::new(key(number), token(number), body.to_owned().into(), ttl)).await?;
+    let written = store
+        .complete(Commit::new(key(number), token(number), body.to_owned().into(), ttl))
+        .await?;
     assert_eq!(written, Written::Applied);
     Ok(())
 }

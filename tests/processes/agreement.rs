@@ -22,7 +22,11 @@ const LEASE: Duration = Duration::from_secs(60);
 async fn race(scene: &Scene, lists: Vec<Vec<Planned>>) -> anyhow::Result<Vec<Call>> {
     let mut workers = Vec::new();
     for calls in lists {
-        workers.push(scene.worker(LEASE, Work::Charge { retries: false, endless: false, calls }, &[START])?);
+        workers.push(scene.worker(
+            LEASE,
+            Work::Charge { retries: false, endless: false, calls },
+            &[START],
+        )?);
     }
     for worker in &mut workers {
         worker.wait_for_point(START).await?;
@@ -44,7 +48,9 @@ async fn lines(worker: &mut Worker) -> anyhow::Result<Vec<String>> {
     Ok(lines)
 }
 
-pub async fn callers_of_three_processes_have_one_effect_and_one_answer(backend: Backend) -> anyhow::Result<()> {
+pub async fn callers_of_three_processes_have_one_effect_and_one_answer(
+    backend: Backend,
+) -> anyhow::Result<()> {
     let scene = Scene::new(backend).await?;
     let call = Planned { body: Duration::from_millis(20), ..Planned::now("one") };
     let answers = race(&scene, vec![vec![call; 64]; PROCESSES]).await?;
@@ -73,7 +79,8 @@ pub async fn two_thousand_keys_have_one_effect_each(backend: Backend) -> anyhow:
         })
         .collect();
     // Callers of one key meet, those of others come between them.
-    let mut places: Vec<_> = calls.drain(..).zip(0..).map(|(call, at)| (at + random.below(256), call)).collect();
+    let mut places: Vec<_> =
+        calls.drain(..).zip(0..).map(|(call, at)| (at + random.below(256), call)).collect();
     places.sort_by_key(|(place, _)| *place);
     let mut lists = vec![Vec::new(); PROCESSES];
     for (at, (_, call)) in places.into_iter().enumerate() {
@@ -85,12 +92,15 @@ pub async fn two_thousand_keys_have_one_effect_each(backend: Backend) -> anyhow:
     let keys: BTreeSet<_> = effects.iter().map(|effect| effect.key.clone()).collect();
     assert_eq!((keys.len() as u64, effects.len() as u64), (KEYS, KEYS), "every key has one effect");
     assert_eq!(answers.len() as u64, KEYS * CALLERS);
-    let failed = answers.iter().find(|answer| matches!(answer.outcome, Outcome::StoredError(_) | Outcome::Error(_)));
+    let failed = answers
+        .iter()
+        .find(|answer| matches!(answer.outcome, Outcome::StoredError(_) | Outcome::Error(_)));
     assert_eq!(failed, None);
     let refused = answers.iter().filter(|answer| answer.outcome == Outcome::Mismatch).count();
     assert!(refused as u64 >= KEYS / 10, "{refused} calls with other content were refused");
 
-    let mut events: Vec<_> = answers.into_iter().map(Event::from).chain(effects.into_iter().map(Event::from)).collect();
+    let mut events: Vec<_> =
+        answers.into_iter().map(Event::from).chain(effects.into_iter().map(Event::from)).collect();
     for key in keys {
         events.push(stored(&scene, key).await?.into());
     }
@@ -101,7 +111,9 @@ pub async fn two_thousand_keys_have_one_effect_each(backend: Backend) -> anyhow:
 async fn stored(scene: &Scene, key: String) -> anyhow::Result<Stored> {
     let record = scene.record(&key).await?.with_context(|| format!("no record of {key}"))?;
     let result = match record.state {
-        State::Completed => Some(Outcome::Value(serde_json::from_slice::<Receipt>(&record.body)?.bytes())),
+        State::Completed => {
+            Some(Outcome::Value(serde_json::from_slice::<Receipt>(&record.body)?.bytes()))
+        }
         _ => None,
     };
     Ok(Stored { key, retention: 0, attempts: record.attempts, result })

@@ -1,4 +1,5 @@
-//! SIGKILL of operators that answer for owners that were killed before: before, while and after the answer is written.
+//! SIGKILL of operators that answer for owners that were killed before: before, while and after the
+//! answer is written.
 
 use anyhow::{Context as _, ensure};
 use futures::future::try_join_all;
@@ -6,8 +7,8 @@ use idempotency::{ErrorKind, Resolution, State};
 use idempotency_test_support::deadline::eventually_async;
 use idempotency_test_support::history::Outcome;
 use idempotency_test_support::worker::{
-    AFTER_EFFECT, AFTER_PARK, AFTER_RESOLVE, BEFORE_EFFECT, BEFORE_PARK, BEFORE_RESOLVE, DURING_PARK, DURING_RESOLVE,
-    Worker,
+    AFTER_EFFECT, AFTER_PARK, AFTER_RESOLVE, BEFORE_EFFECT, BEFORE_PARK, BEFORE_RESOLVE,
+    DURING_PARK, DURING_RESOLVE, Worker,
 };
 
 use crate::backend::Backend;
@@ -47,19 +48,26 @@ async fn dead_owner(scene: &Scene, key: &str, policy: Policy, point: &str) -> an
 }
 
 /// An operator that dies at `point`. What it sent there has arrived.
-async fn dead_operator(scene: &Scene, key: &str, answer: &Answer, point: &str) -> anyhow::Result<()> {
+async fn dead_operator(
+    scene: &Scene,
+    key: &str,
+    answer: &Answer,
+    point: &str,
+) -> anyhow::Result<()> {
     let _room = Scene::room().await?;
     let work = Work::Answer { key: String::from(key), answer: answer.clone() };
     let mut operator = scene.steady(work, &[point]).await?;
     operator.wait_for_point(point).await?;
-    let state = async || scene.record_of(PAY, key).await.map(|record| record.map(|record| record.state));
+    let state =
+        async || scene.record_of(PAY, key).await.map(|record| record.map(|record| record.state));
     match point {
         DURING_PARK => {
             let is_parked = async || state().await.is_ok_and(|state| state == Some(State::InDoubt));
             eventually_async("the doubt to arrive", is_parked).await?;
         }
         DURING_RESOLVE => {
-            let is_answered = async || state().await.is_ok_and(|state| state != Some(State::InDoubt));
+            let is_answered =
+                async || state().await.is_ok_and(|state| state != Some(State::InDoubt));
             eventually_async("the answer to arrive", is_answered).await?;
         }
         _ => {}
@@ -67,11 +75,19 @@ async fn dead_operator(scene: &Scene, key: &str, answer: &Answer, point: &str) -
     operator.kill().await
 }
 
-/// Where nothing is answered, another operator does so, and the callers get its answer. The dead one's is gone.
-async fn follow(scene: &Scene, key: &str, policy: Policy, answer: &Answer, row: (&str, Left)) -> anyhow::Result<()> {
+/// Where nothing is answered, another operator does so, and the callers get its answer. The dead
+/// one's is gone.
+async fn follow(
+    scene: &Scene,
+    key: &str,
+    policy: Policy,
+    answer: &Answer,
+    row: (&str, Left),
+) -> anyhow::Result<()> {
     let (point, left) = row;
     let nothing_happened = *answer == Answer::NotExecuted;
-    dead_owner(scene, key, policy, if nothing_happened { BEFORE_EFFECT } else { AFTER_EFFECT }).await?;
+    dead_owner(scene, key, policy, if nothing_happened { BEFORE_EFFECT } else { AFTER_EFFECT })
+        .await?;
     dead_operator(scene, key, answer, point).await?;
 
     let service = scene.here();
@@ -80,8 +96,11 @@ async fn follow(scene: &Scene, key: &str, policy: Policy, answer: &Answer, row: 
         Left::Answer => answer.clone(),
         Left::Nothing | Left::Doubt => {
             let view = view.context("the record of the dead owner")?;
-            let state =
-                if left == Left::Nothing && policy != Policy::Hold { State::InProgress } else { State::InDoubt };
+            let state = if left == Left::Nothing && policy != Policy::Hold {
+                State::InProgress
+            } else {
+                State::InDoubt
+            };
             ensure!(view.state == state, "the record is {:?}", view.state);
             if left == Left::Doubt && policy != Policy::Verify {
                 let waiting = service.pay(key, policy).await;
@@ -98,28 +117,39 @@ async fn follow(scene: &Scene, key: &str, policy: Policy, answer: &Answer, row: 
     ensure!(effects.len() == 1, "{} effects", effects.len());
     let expected = standing.outcome().or(effects[0].result.clone().map(Outcome::Value));
     ensure!(Some(&answered) == expected.as_ref(), "{answered:?} instead of {expected:?}");
-    ensure!(outcome(&service.pay(key, policy).await) == answered, "the next caller got something else");
+    ensure!(
+        outcome(&service.pay(key, policy).await) == answered,
+        "the next caller got something else"
+    );
     Ok(())
 }
 
-pub async fn a_kill_of_an_operator_leaves_the_answer_or_none(backend: Backend) -> anyhow::Result<()> {
+pub async fn a_kill_of_an_operator_leaves_the_answer_or_none(
+    backend: Backend,
+) -> anyhow::Result<()> {
     let scene = Scene::new(backend).await?;
     let answers = [Answer::completed(), Answer::Declined, Answer::NotExecuted];
     // Every answer at every point, and every policy with one of the answers.
-    let held = answers.iter().flat_map(|answer| TABLE.iter().map(move |row| (Policy::Hold, answer, *row)));
+    let held =
+        answers.iter().flat_map(|answer| TABLE.iter().map(move |row| (Policy::Hold, answer, *row)));
     let others = POLICIES.iter().filter(|policy| **policy != Policy::Hold);
     let others = others.flat_map(|policy| TABLE.iter().map(|row| (*policy, &answers[0], *row)));
     let deaths = held.chain(others).map(async |(policy, answer, row)| {
         let key = uuid::Uuid::new_v4().to_string();
         let death = follow(&scene, &key, policy, answer, row).await;
-        death.with_context(|| format!("{answer:?} under {policy:?} by an operator that was killed at {}", row.0))
+        death.with_context(|| {
+            format!("{answer:?} under {policy:?} by an operator that was killed at {}", row.0)
+        })
     });
     try_join_all(deaths).await?;
     Ok(())
 }
 
-/// The request is on its way when its sender dies: the answer is there or it is not, and another one is refused or not.
-pub async fn a_kill_while_an_answer_is_on_its_way_leaves_one_answer(backend: Backend) -> anyhow::Result<()> {
+/// The request is on its way when its sender dies: the answer is there or it is not, and another
+/// one is refused or not.
+pub async fn a_kill_while_an_answer_is_on_its_way_leaves_one_answer(
+    backend: Backend,
+) -> anyhow::Result<()> {
     let scene = Scene::new(backend).await?;
     let deaths = (0..6).map(async |number| {
         let key = format!("order-{number}");
@@ -141,7 +171,10 @@ pub async fn a_kill_while_an_answer_is_on_its_way_leaves_one_answer(backend: Bac
         };
         for _ in 0..2 {
             let answered = outcome(&service.pay(&key, Policy::Hold).await);
-            ensure!(Some(&answered) == stands.outcome().as_ref(), "{answered:?}, and {stands:?} was answered");
+            ensure!(
+                Some(&answered) == stands.outcome().as_ref(),
+                "{answered:?}, and {stands:?} was answered"
+            );
         }
         ensure!(scene.effects(&key)?.len() == 1, "the body ran again");
         Ok(())
@@ -150,8 +183,11 @@ pub async fn a_kill_while_an_answer_is_on_its_way_leaves_one_answer(backend: Bac
     Ok(())
 }
 
-/// The record as it was seen is not there any more: answered by another operator, or run again by the next caller.
-pub async fn an_answer_that_is_based_on_an_old_look_is_refused(backend: Backend) -> anyhow::Result<()> {
+/// The record as it was seen is not there any more: answered by another operator, or run again by
+/// the next caller.
+pub async fn an_answer_that_is_based_on_an_old_look_is_refused(
+    backend: Backend,
+) -> anyhow::Result<()> {
     let scene = Scene::new(backend).await?;
     let service = scene.here();
     let refused = async |key: &str, operator: &mut Worker| {
@@ -194,7 +230,8 @@ pub async fn an_answer_that_is_based_on_an_old_look_is_refused(backend: Backend)
         dead_owner(&scene, "taken over", Policy::Retry, AFTER_EFFECT).await?;
         let view = service.look("taken over").await?;
         let result = paid(service, "taken over", Policy::Retry).await?;
-        let answer = service.payment("taken over").resolve(&view, Answer::completed().resolution()).await;
+        let answer =
+            service.payment("taken over").resolve(&view, Answer::completed().resolution()).await;
         assert_eq!(answer.unwrap_err().kind(), ErrorKind::Superseded);
         assert_eq!(paid(service, "taken over", Policy::Retry).await?, result);
         anyhow::Ok(())
@@ -214,12 +251,17 @@ pub async fn an_owner_that_lives_is_not_answered_for(backend: Backend) -> anyhow
     let owners = POLICIES.iter().map(async |policy| {
         let key = format!("{policy:?}");
         let _room = Scene::room().await?;
-        let mut owner = scene.living(Work::Pay { key: key.clone(), policy: *policy }, &[AFTER_EFFECT]).await?;
+        let mut owner =
+            scene.living(Work::Pay { key: key.clone(), policy: *policy }, &[AFTER_EFFECT]).await?;
         owner.wait_for_point(AFTER_EFFECT).await?;
-        let view = service.payment(&key).inspect().await?.context("the record of a living owner")?;
+        let view =
+            service.payment(&key).inspect().await?.context("the record of a living owner")?;
         ensure!((view.state, view.reason) == (State::InProgress, None), "{view:?}");
         let answer = service.payment(&key).resolve(&view, Answer::completed().resolution()).await;
-        ensure!(answer.as_ref().is_err_and(|error| error.kind() == ErrorKind::InProgress), "{answer:?}");
+        ensure!(
+            answer.as_ref().is_err_and(|error| error.kind() == ErrorKind::InProgress),
+            "{answer:?}"
+        );
         owner.go().await?;
         let own = only_answer(&mut owner).await?;
         ensure!(own == outcome(&service.pay(&key, *policy).await), "{own:?} is not the result");

@@ -35,8 +35,12 @@ impl Backend {
     pub async fn start(self) -> anyhow::Result<Place> {
         Ok(match self {
             Self::Redis => Place::Redis(RedisServer::start(RedisOptions::new().private()).await?),
-            Self::Postgres => Place::Postgres(PostgresServer::start(PostgresOptions::new().private()).await?),
-            Self::MariaDb => Place::MariaDb(MariaDbServer::start(MariaDbOptions::new().private()).await?),
+            Self::Postgres => {
+                Place::Postgres(PostgresServer::start(PostgresOptions::new().private()).await?)
+            }
+            Self::MariaDb => {
+                Place::MariaDb(MariaDbServer::start(MariaDbOptions::new().private()).await?)
+            }
             Self::Sqlite => Place::Sqlite(memory_directory()?),
         })
     }
@@ -48,11 +52,19 @@ impl Backend {
         Ok(Place::Shared(match self {
             Self::Redis | Self::Sqlite => return self.start().await,
             Self::Postgres => {
-                let start = || PostgresServer::start(PostgresOptions::new().setting("max_connections", CONNECTIONS));
+                let start = || {
+                    PostgresServer::start(
+                        PostgresOptions::new().setting("max_connections", CONNECTIONS),
+                    )
+                };
                 shared(&POSTGRES, start).await?.database("processes").await?
             }
             Self::MariaDb => {
-                let start = || MariaDbServer::start(MariaDbOptions::new().setting("max_connections", CONNECTIONS));
+                let start = || {
+                    MariaDbServer::start(
+                        MariaDbOptions::new().setting("max_connections", CONNECTIONS),
+                    )
+                };
                 shared(&MARIADB, start).await?.database("processes").await?
             }
         }))
@@ -62,8 +74,8 @@ impl Backend {
 /// Enough for all tests at once with their workers.
 const CONNECTIONS: &str = "600";
 
-/// The server of all tests. It ends with this process, and is waited for outside of the runtime of the test that happens
-/// to start it.
+/// The server of all tests. It ends with this process, and is waited for outside of the runtime of
+/// the test that happens to start it.
 async fn shared<S, F>(server: &'static OnceLock<S>, start: fn() -> F) -> anyhow::Result<&'static S>
 where
     S: Send + Sync,
@@ -71,15 +83,18 @@ where
 {
     let start = move || {
         server.get_or_init(|| {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .expect("a runtime");
             runtime.block_on(start()).expect("the server starts")
         })
     };
     Ok(tokio::task::spawn_blocking(start).await?)
 }
 
-/// In memory where the system has files there: what a killed process has written is kept as well as on a disk, and no
-/// test waits for a disk that is busy with other things.
+/// In memory where the system has files there: what a killed process has written is kept as well as
+/// on a disk, and no test waits for a disk that is busy with other things.
 fn memory_directory() -> anyhow::Result<TempDir> {
     let memory = Path::new("/dev/shm");
     Ok(if memory.is_dir() { TempDir::new_in(memory)? } else { TempDir::new()? })
@@ -92,17 +107,20 @@ impl Place {
             Self::Postgres(server) => server.url(),
             Self::MariaDb(server) => server.url(),
             Self::Shared(url) => url.clone(),
-            Self::Sqlite(directory) => format!("sqlite:{}", directory.path().join("records.db").display()),
+            Self::Sqlite(directory) => {
+                format!("sqlite:{}", directory.path().join("records.db").display())
+            }
         }
     }
 }
 
-/// The store at `url`, with its table, patient on a busy machine. The engine chooses by the URL too; here its store has
-/// to be wrapped.
+/// The store at `url`, with its table, patient on a busy machine. The engine chooses by the URL
+/// too; here its store has to be wrapped.
 pub async fn connect(url: &str) -> anyhow::Result<Arc<dyn DynStore>> {
     Ok(match url.split(':').next() {
         Some("redis") => {
-            let builder = RedisStore::builder(url).connect_timeout(DEADLINE).response_timeout(DEADLINE);
+            let builder =
+                RedisStore::builder(url).connect_timeout(DEADLINE).response_timeout(DEADLINE);
             Arc::new(builder.connect().await?)
         }
         Some("postgres") => {

@@ -1,4 +1,5 @@
-//! Bodies that end without a result while their process lives: dropped, panicked, shut down. Nobody waits for a lease.
+//! Bodies that end without a result while their process lives: dropped, panicked, shut down. Nobody
+//! waits for a lease.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -43,7 +44,9 @@ async fn end(scene: &Scene, key: &str, policy: Policy, end: End) -> anyhow::Resu
     within("the effect", had_effect.notified()).await?;
     match end {
         End::Dropped => body.abort(),
-        End::Panicked => ensure!(body.await.is_err_and(|error| error.is_panic()), "the panic reached nobody"),
+        End::Panicked => {
+            ensure!(body.await.is_err_and(|error| error.is_panic()), "the panic reached nobody")
+        }
         End::ShutDown => {
             let drained = owner.engine.shutdown(Duration::from_millis(1)).await;
             ensure!(drained.abandoned == 1, "{drained:?}");
@@ -71,10 +74,15 @@ pub async fn a_body_that_ends_without_a_result_is_given_up_at_once_and_its_polic
         match (policy, &next) {
             (Policy::Retry | Policy::Resume, Ok(receipt)) => {
                 ensure!(effects.len() == 2, "{key}: {} effects", effects.len());
-                ensure!(effects[1].result == Some(receipt.bytes()) && effects[1].attempt == 2, "{key}: {effects:?}");
+                ensure!(
+                    effects[1].result == Some(receipt.bytes()) && effects[1].attempt == 2,
+                    "{key}: {effects:?}"
+                );
             }
             // Under verify the provider was asked, which does not know.
-            (Policy::Hold | Policy::Verify, Err(error)) if error.kind() == Some(ErrorKind::InDoubt) => {
+            (Policy::Hold | Policy::Verify, Err(error))
+                if error.kind() == Some(ErrorKind::InDoubt) =>
+            {
                 ensure!(effects.len() == 1, "{key}: {} effects", effects.len());
             }
             _ => anyhow::bail!("{key}: {next:?}"),

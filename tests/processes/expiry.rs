@@ -25,7 +25,9 @@ impl Service {
 }
 
 /// The caller of the first call has not heard of its result, and asks too late.
-pub async fn a_retry_after_the_expiry_is_refused_and_never_runs(backend: Backend) -> anyhow::Result<()> {
+pub async fn a_retry_after_the_expiry_is_refused_and_never_runs(
+    backend: Backend,
+) -> anyhow::Result<()> {
     const ORDER: &str = "order";
     let scene = Scene::new(backend).await?;
     let mut owner = scene.steady(Work::Ship(String::from(ORDER)), &[AFTER_COMMIT]).await?;
@@ -36,7 +38,9 @@ pub async fn a_retry_after_the_expiry_is_refused_and_never_runs(backend: Backend
     let retries = async {
         loop {
             match scene.here().ship(ORDER).await {
-                Ok(receipt) => ensure!(Some(receipt.bytes()) == result, "{receipt:?} is another result"),
+                Ok(receipt) => {
+                    ensure!(Some(receipt.bytes()) == result, "{receipt:?} is another result")
+                }
                 Err(error) if error.kind() == ErrorKind::Expired => return Ok(()),
                 Err(error) => return Err(error.into()),
             }

@@ -1,4 +1,5 @@
-//! An operation with steps: two in a row, the second of which runs at most once, and then two at the same time.
+//! An operation with steps: two in a row, the second of which runs at most once, and then two at
+//! the same time.
 
 use idempotency::{Context, Error, OnCrash};
 use idempotency_test_support::history::Effect;
@@ -26,8 +27,12 @@ impl Service {
         let call = self.engine.call(FULFIL, order).ttl(DAY).on_crash(OnCrash::Resume);
         let body = || async {
             let context = Context::current();
-            let reserved = context.step(RESERVE, || async { self.step(order, RESERVE).await }).await?;
-            let charged = context.step(ONCE, || async { self.step(order, ONCE).await }).at_most_once().await?;
+            let reserved =
+                context.step(RESERVE, || async { self.step(order, RESERVE).await }).await?;
+            let charged = context
+                .step(ONCE, || async { self.step(order, ONCE).await })
+                .at_most_once()
+                .await?;
             let (packed, notified) = tokio::join!(
                 context.step(PACK, || async { self.step(order, PACK).await }),
                 context.step(NOTIFY, || async { self.step(order, NOTIFY).await }),
@@ -37,11 +42,13 @@ impl Service {
         call.run(body).await
     }
 
-    /// The effect of a step, with a point before and one after it. Returns what tells it from every other run.
+    /// The effect of a step, with a point before and one after it. Returns what tells it from every
+    /// other run.
     async fn step(&self, order: &str, step: &str) -> Result<String, Error> {
         self.points.reach(&format!("before_{step}")).await;
         let effect = uuid::Uuid::new_v4().to_string();
-        let line = Effect::now(effects_of(order, step), Context::current().attempt()).with_result(effect.as_bytes());
+        let line = Effect::now(effects_of(order, step), Context::current().attempt())
+            .with_result(effect.as_bytes());
         self.effects.append(line).expect("the effect is written");
         self.points.reach(&format!("after_{step}")).await;
         Ok(effect)

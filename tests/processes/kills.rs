@@ -7,8 +7,8 @@ use anyhow::{Context as _, ensure};
 use idempotency::{ErrorKind, OnCrash, observe};
 use idempotency_test_support::deadline::within;
 use idempotency_test_support::worker::{
-    AFTER_CLAIM, AFTER_COMMIT, AFTER_EFFECT, AFTER_SEND, BEFORE_COMMIT, BEFORE_EFFECT, BEFORE_SEND, DURING_RENEWAL,
-    POINTS,
+    AFTER_CLAIM, AFTER_COMMIT, AFTER_EFFECT, AFTER_SEND, BEFORE_COMMIT, BEFORE_EFFECT, BEFORE_SEND,
+    DURING_RENEWAL, POINTS,
 };
 
 use crate::backend::Backend;
@@ -29,7 +29,8 @@ enum Next {
     Replays,
 }
 
-/// Where the owner died, and under each policy what the next caller finds and how many effects there are in the end.
+/// Where the owner died, and under each policy what the next caller finds and how many effects
+/// there are in the end.
 struct Row {
     point: &'static str,
     hold: (Next, usize),
@@ -37,8 +38,10 @@ struct Row {
 }
 
 const NOTHING_SENT: Row = Row { point: BEFORE_SEND, hold: (Next::Owns, 1), retry: (Next::Owns, 1) };
-const CLAIMED: Row = Row { point: AFTER_CLAIM, hold: (Next::InDoubt, 0), retry: (Next::RunsAgain, 1) };
-/// `after_send` is not here: the kill races with the network, and it is one of the first two rows that holds.
+const CLAIMED: Row =
+    Row { point: AFTER_CLAIM, hold: (Next::InDoubt, 0), retry: (Next::RunsAgain, 1) };
+/// `after_send` is not here: the kill races with the network, and it is one of the first two rows
+/// that holds.
 const TABLE: [Row; 7] = [
     NOTHING_SENT,
     CLAIMED,
@@ -63,14 +66,22 @@ impl Row {
     }
 }
 
-/// A claim on its way arrives, or it does not: the first are killed at once, the others a little later each.
+/// A claim on its way arrives, or it does not: the first are killed at once, the others a little
+/// later each.
 const LATER: Duration = Duration::from_millis(3);
 const STEPS: u32 = 15;
 
-/// Kills one owner at `point` and compares what follows with the table. Tells whether its claim had reached the server.
-async fn kill_one(scene: &Scene, point: &str, on_crash: OnCrash, number: u32) -> anyhow::Result<bool> {
+/// Kills one owner at `point` and compares what follows with the table. Tells whether its claim had
+/// reached the server.
+async fn kill_one(
+    scene: &Scene,
+    point: &str,
+    on_crash: OnCrash,
+    number: u32,
+) -> anyhow::Result<bool> {
     let key = &*format!("{point}-{number}");
-    let (retries, endless, calls) = (on_crash == OnCrash::Retry, point == DURING_RENEWAL, vec![Planned::now(key)]);
+    let (retries, endless, calls) =
+        (on_crash == OnCrash::Retry, point == DURING_RENEWAL, vec![Planned::now(key)]);
     let points = if endless { &[AFTER_EFFECT, point][..] } else { &[point] };
     let room = Scene::room().await?;
     let mut worker = scene.steady(Work::Charge { retries, endless, calls }, points).await?;
@@ -100,7 +111,8 @@ async fn kill_one(scene: &Scene, point: &str, on_crash: OnCrash, number: u32) ->
         Ok(_) if report.attempt == 1 => Next::Owns,
         Ok(_) => Next::RunsAgain,
     };
-    // A claim on its way may arrive when its sender is dead already: only the answer tells whether it did.
+    // A claim on its way may arrive when its sender is dead already: only the answer tells whether
+    // it did.
     let claimed = found != Next::Owns;
     let (next, expected_effects) = Row::of(point, claimed).cell(on_crash);
     ensure!(found == next, "the next caller found {found:?}, not {next:?}");
@@ -137,8 +149,9 @@ async fn kill_at_each_point(backend: Backend, on_crash: OnCrash) -> anyhow::Resu
             let scene = scene.clone();
             deaths.spawn(async move {
                 let death = kill_one(&scene, point, on_crash, number).await;
-                let claimed =
-                    death.with_context(|| format!("killed at {point} under {on_crash:?}, number {number}"))?;
+                let claimed = death.with_context(|| {
+                    format!("killed at {point} under {on_crash:?}, number {number}")
+                })?;
                 anyhow::Ok((point, claimed))
             });
         }

@@ -1,4 +1,5 @@
-//! Real processes on real stores: many at once, killed at every point of a call, and stopped beyond their lease.
+//! Real processes on real stores: many at once, killed at every point of a call, and stopped beyond
+//! their lease.
 
 mod agreement;
 mod answers;

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use idempotency::{Context, Error, ErrorKind, OnCrash, OnError, RecordHandle, RecordView, Resolution, State, Verdict};
+use idempotency::{
+    Context, Error, ErrorKind, OnCrash, OnError, RecordHandle, RecordView, Resolution, State,
+    Verdict,
+};
 use idempotency_test_support::deadline::within;
 use idempotency_test_support::history::Outcome;
 use serde::{Deserialize, Serialize};
@@ -112,7 +115,9 @@ impl Service {
             Policy::Hold => call.on_crash(OnCrash::Hold).run(body).await,
             Policy::Retry => call.on_crash(OnCrash::Retry).run(body).await,
             Policy::Resume => call.on_crash(OnCrash::Resume).run(body).await,
-            Policy::Verify => call.on_crash_verify(async |_: Context| Ok(Verdict::Unknown)).run(body).await,
+            Policy::Verify => {
+                call.on_crash_verify(async |_: Context| Ok(Verdict::Unknown)).run(body).await
+            }
         }
     }
 
@@ -126,7 +131,9 @@ impl Service {
             loop {
                 match self.payment(key).inspect().await? {
                     // What is in progress has a reason when nobody runs it any more.
-                    Some(view) if view.state == State::InDoubt || view.reason.is_some() => return anyhow::Ok(view),
+                    Some(view) if view.state == State::InDoubt || view.reason.is_some() => {
+                        return anyhow::Ok(view);
+                    }
                     _ => tokio::time::sleep(PAUSE).await,
                 }
             }

@@ -1,4 +1,5 @@
-//! An operation that asks the outside world after a crash. The outside world is the file of the effects.
+//! An operation that asks the outside world after a crash. The outside world is the file of the
+//! effects.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! SIGKILL of those who ask the outside world about somebody that was killed before: the failure table of
-//! `on_crash = verify`.
+//! SIGKILL of those who ask the outside world about somebody that was killed before: the failure
+//! table of `on_crash = verify`.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -10,7 +10,8 @@ use idempotency::{Error, ErrorKind, Report, State, observe};
 use idempotency_test_support::deadline::{eventually_async, within};
 use idempotency_test_support::history::Outcome;
 use idempotency_test_support::worker::{
-    AFTER_CLAIM, AFTER_COMMIT, AFTER_EFFECT, AFTER_PARK, BEFORE_COMMIT, BEFORE_EFFECT, BEFORE_PARK, DURING_PARK,
+    AFTER_CLAIM, AFTER_COMMIT, AFTER_EFFECT, AFTER_PARK, BEFORE_COMMIT, BEFORE_EFFECT, BEFORE_PARK,
+    DURING_PARK,
 };
 
 use crate::backend::Backend;
@@ -32,7 +33,8 @@ enum Next {
 
 use Next::{Asks, Replays, Rests};
 
-/// Where the owner and who asked were killed, and what follows. There is one effect in the end, always.
+/// Where the owner and who asked were killed, and what follows. There is one effect in the end,
+/// always.
 struct Row {
     /// Before the effect of the body, or after it.
     owner: &'static str,
@@ -45,7 +47,12 @@ struct Row {
     questions: usize,
 }
 
-const fn row(owner: &'static str, asker: Option<&'static str>, next: Next, questions: usize) -> Row {
+const fn row(
+    owner: &'static str,
+    asker: Option<&'static str>,
+    next: Next,
+    questions: usize,
+) -> Row {
     Row { owner, provider_knows: true, asker, next, questions }
 }
 
@@ -86,13 +93,15 @@ const TABLE: [Row; 24] = [
 /// What is lost where times are rounded.
 const ROUNDING: Duration = Duration::from_millis(5);
 
-/// The questions after the first `before` are asked when the lease is over that ends then, or later.
+/// The questions after the first `before` are asked when the lease is over that ends then, or
+/// later.
 struct Bound {
     before: usize,
     lease_until: Duration,
 }
 
-/// By the clock of this machine, which the questions have too, and by how much of the lease the store says is left.
+/// By the clock of this machine, which the questions have too, and by how much of the lease the
+/// store says is left.
 async fn bound(scene: &Scene, key: &str) -> anyhow::Result<Option<Bound>> {
     let before = scene.questions(key)?.len();
     let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
@@ -102,7 +111,12 @@ async fn bound(scene: &Scene, key: &str) -> anyhow::Result<Option<Bound>> {
 }
 
 /// Kills a worker at `point`. Gives when its lease ends.
-async fn kill(scene: &Scene, key: &str, provider_knows: bool, point: &str) -> anyhow::Result<Option<Bound>> {
+async fn kill(
+    scene: &Scene,
+    key: &str,
+    provider_knows: bool,
+    point: &str,
+) -> anyhow::Result<Option<Bound>> {
     let _room = Scene::room().await?;
     let work = Work::Settle { key: String::from(key), provider_knows };
     let mut worker = scene.steady(work, &[point]).await?;
@@ -118,7 +132,9 @@ async fn kill(scene: &Scene, key: &str, provider_knows: bool, point: &str) -> an
 async fn is_parked(scene: &Scene, key: &str) -> anyhow::Result<()> {
     let is_parked = async || {
         let record = scene.record_of(SETTLE, key).await.ok().flatten();
-        record.is_some_and(|record| (record.state, record.reason) == (State::InDoubt, Some(Reason::Unverified)))
+        record.is_some_and(|record| {
+            (record.state, record.reason) == (State::InDoubt, Some(Reason::Unverified))
+        })
     };
     eventually_async("the record to be in doubt", is_parked).await
 }
@@ -130,7 +146,8 @@ async fn ask(scene: &Scene, key: &str) -> anyhow::Result<(Result<Receipt, Error>
     Ok((result, report.context("the call reports")?))
 }
 
-/// Calls until the rest of a question without an answer is over: whoever calls before gets `InDoubt` and asks nothing.
+/// Calls until the rest of a question without an answer is over: whoever calls before gets
+/// `InDoubt` and asks nothing.
 async fn ask_after_the_rest(scene: &Scene, key: &str) -> anyhow::Result<(Receipt, Report)> {
     let asked = scene.questions(key)?.len();
     let mut refused = 0;
@@ -139,7 +156,10 @@ async fn ask_after_the_rest(scene: &Scene, key: &str) -> anyhow::Result<(Receipt
             match ask(scene, key).await? {
                 (Err(error), _) if error.kind() == ErrorKind::InDoubt => {
                     ensure!(error.retry_after().is_some(), "it is not said when it is asked again");
-                    ensure!(scene.questions(key)?.len() == asked, "it was asked again before its rest was over");
+                    ensure!(
+                        scene.questions(key)?.len() == asked,
+                        "it was asked again before its rest was over"
+                    );
                     refused += 1;
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
@@ -174,37 +194,52 @@ async fn follow(scene: &Scene, key: &str, row: &Row) -> anyhow::Result<Receipt> 
         for question in &questions[bound.before..] {
             let asked = Duration::from_micros(question.at);
             let earliest = bound.lease_until + DELAY;
-            ensure!(asked + ROUNDING >= earliest, "asked {:?} too early", earliest.saturating_sub(asked));
+            ensure!(
+                asked + ROUNDING >= earliest,
+                "asked {:?} too early",
+                earliest.saturating_sub(asked)
+            );
         }
     }
     Ok(receipt)
 }
 
-pub async fn under_verify_a_kill_of_owner_and_asker_leaves_one_effect(backend: Backend) -> anyhow::Result<()> {
+pub async fn under_verify_a_kill_of_owner_and_asker_leaves_one_effect(
+    backend: Backend,
+) -> anyhow::Result<()> {
     let scene = Scene::new(backend).await?;
     let deaths = TABLE.iter().map(async |row| {
         let key = uuid::Uuid::new_v4().to_string();
         let death = follow(&scene, &key, row).await;
         let receipt = death.with_context(|| {
             let provider = if row.provider_knows { "knows" } else { "does not know" };
-            format!("owner killed at {}, asker at {:?}, and the provider {provider}", row.owner, row.asker)
+            format!(
+                "owner killed at {}, asker at {:?}, and the provider {provider}",
+                row.owner, row.asker
+            )
         })?;
         anyhow::Ok((key, receipt))
     });
     let found = try_join_all(deaths).await?;
 
-    // For another process it is settled: the same answer, no further question and no further effect.
+    // For another process it is settled: the same answer, no further question and no further
+    // effect.
     for (key, receipt) in found.iter().step_by(6) {
         let work = Work::Settle { key: key.clone(), provider_knows: true };
         let replayed = only_answer(&mut scene.steady(work, &[]).await?).await?;
         assert_eq!(replayed, Outcome::Value(receipt.bytes()));
     }
     let questions: usize = TABLE.iter().map(|row| row.questions).sum();
-    assert_eq!((scene.all_effects()?.len(), scene.all_questions()?.len()), (TABLE.len(), questions));
+    assert_eq!(
+        (scene.all_effects()?.len(), scene.all_questions()?.len()),
+        (TABLE.len(), questions)
+    );
     Ok(())
 }
 
-pub async fn under_verify_nobody_asks_while_the_owner_lives(backend: Backend) -> anyhow::Result<()> {
+pub async fn under_verify_nobody_asks_while_the_owner_lives(
+    backend: Backend,
+) -> anyhow::Result<()> {
     const KEY: &str = "order";
     let scene = Scene::new(backend).await?;
     let work = Work::Settle { key: String::from(KEY), provider_knows: true };

@@ -49,7 +49,8 @@ impl Scene {
 
     /// A worker that waits at `points`.
     pub fn worker(&self, lease: Duration, work: Work, points: &[&str]) -> anyhow::Result<Worker> {
-        let orders = Orders { url: self.place.url(), effects: self.effects.path().to_owned(), lease, work };
+        let orders =
+            Orders { url: self.place.url(), effects: self.effects.path().to_owned(), lease, work };
         spawn(&orders, points)
     }
 
@@ -63,7 +64,12 @@ impl Scene {
         self.started(LIVING_LEASE, work, points).await
     }
 
-    async fn started(&self, lease: Duration, work: Work, points: &[&str]) -> anyhow::Result<Worker> {
+    async fn started(
+        &self,
+        lease: Duration,
+        work: Work,
+        points: &[&str],
+    ) -> anyhow::Result<Worker> {
         let _start = STARTS.acquire().await?;
         let mut worker = self.worker(lease, work, &[&[START], points].concat())?;
         worker.wait_for_point(START).await?;

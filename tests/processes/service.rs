@@ -1,4 +1,5 @@
-//! The operations of one process, in the test or in a worker, with the world that their bodies change.
+//! The operations of one process, in the test or in a worker, with the world that their bodies
+//! change.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -8,10 +9,11 @@ use idempotency_test_support::history::{Effect, EventLog};
 use idempotency_test_support::worker::{AFTER_EFFECT, BEFORE_EFFECT, KillPoints};
 use serde::{Deserialize, Serialize};
 
-/// How long a claim lives of an owner that must not lose it on a busy machine before it is killed: an answer that is
-/// late by three seconds is not too late for a body.
+/// How long a claim lives of an owner that must not lose it on a busy machine before it is killed:
+/// an answer that is late by three seconds is not too late for a body.
 pub const STEADY_LEASE: Duration = Duration::from_secs(4);
-/// How long a claim lives that is renewed while others wait for its end: two thirds are left for a late renewal.
+/// How long a claim lives that is renewed while others wait for its end: two thirds are left for a
+/// late renewal.
 pub const LIVING_LEASE: Duration = Duration::from_secs(9);
 pub const DAY: Duration = Duration::from_secs(86_400);
 pub const CHARGE: &str = "payments.charge";
@@ -70,8 +72,14 @@ impl Service {
     }
 
     /// An operation with one effect. An `endless` one waits after it, until its process is killed.
-    pub async fn charge(&self, planned: &Planned, on_crash: OnCrash, endless: bool) -> Result<Receipt, Error> {
-        let call = self.engine.call(CHARGE, planned.key.as_str()).ttl(DAY).fingerprint(&planned.payload);
+    pub async fn charge(
+        &self,
+        planned: &Planned,
+        on_crash: OnCrash,
+        endless: bool,
+    ) -> Result<Receipt, Error> {
+        let call =
+            self.engine.call(CHARGE, planned.key.as_str()).ttl(DAY).fingerprint(&planned.payload);
         let body = || async {
             let receipt = self.effect(planned).await;
             if endless {
@@ -87,7 +95,8 @@ impl Service {
         tokio::time::sleep(planned.body).await;
         self.points.reach(BEFORE_EFFECT).await;
         let receipt = Receipt::new(planned.payload);
-        let effect = Effect::now(&*planned.key, Context::current().attempt()).with_result(receipt.bytes());
+        let effect =
+            Effect::now(&*planned.key, Context::current().attempt()).with_result(receipt.bytes());
         let effect = effect.with_fingerprint(planned.payload.to_string());
         self.effects.append(effect).expect("the effect is written");
         self.points.reach(AFTER_EFFECT).await;

@@ -6,7 +6,8 @@ use idempotency::{Error, ErrorKind, Report, observe};
 use idempotency_test_support::deadline::eventually_async;
 use idempotency_test_support::history::Outcome;
 use idempotency_test_support::worker::{
-    AFTER_CLAIM, AFTER_COMMIT, BEFORE_COMMIT, Worker, after_checkpoint, before_checkpoint, during_checkpoint,
+    AFTER_CLAIM, AFTER_COMMIT, BEFORE_COMMIT, Worker, after_checkpoint, before_checkpoint,
+    during_checkpoint,
 };
 
 use crate::backend::Backend;
@@ -41,8 +42,9 @@ const fn row(stands_at: &'static [&'static str], effects: [usize; 4], next: Next
     Row { passed: &[], stands_at, effects, next }
 }
 
-/// The checkpoints are numbered: 0 has the first step, 1 the start of the one that runs at most once, 2 its result; 3
-/// and 4 have the two steps that run at the same time, in the order in which these end.
+/// The checkpoints are numbered: 0 has the first step, 1 the start of the one that runs at most
+/// once, 2 its result; 3 and 4 have the two steps that run at the same time, in the order in which
+/// these end.
 const TABLE: [Row; 24] = [
     row(&[AFTER_CLAIM], [1, 1, 1, 1], Resumes),
     row(&["before_reserve"], [1, 1, 1, 1], Resumes),
@@ -80,7 +82,12 @@ const FIRST_OF_BOTH: u32 = 3;
 const TIMES: u32 = 2;
 
 /// Starts an owner and waits until its tasks stand at `stands_at`.
-async fn owner(scene: &Scene, order: &str, passed: &[&str], stands_at: &[&str]) -> anyhow::Result<Worker> {
+async fn owner(
+    scene: &Scene,
+    order: &str,
+    passed: &[&str],
+    stands_at: &[&str],
+) -> anyhow::Result<Worker> {
     let work = Work::Fulfil(vec![String::from(order)]);
     let mut worker = scene.steady(work, &[passed, stands_at].concat()).await?;
     wait_for_all(&mut worker, passed).await?;
@@ -93,7 +100,8 @@ async fn owner(scene: &Scene, order: &str, passed: &[&str], stands_at: &[&str]) 
 
 async fn wait_for_all(worker: &mut Worker, points: &[&str]) -> anyhow::Result<()> {
     for _ in points {
-        let point = worker.next_point().await.with_context(|| format!("while waiting for {points:?}"))?;
+        let point =
+            worker.next_point().await.with_context(|| format!("while waiting for {points:?}"))?;
         ensure!(points.contains(&point.as_str()), "it got to {point} before {points:?}");
     }
     Ok(())
@@ -113,28 +121,43 @@ fn effects(scene: &Scene, order: &str) -> anyhow::Result<([usize; 4], [Option<St
     for (at, step) in STEPS.iter().enumerate() {
         let effects = scene.effects(&effects_of(order, step))?;
         counts[at] = effects.len();
-        last[at] = effects.last().and_then(|effect| effect.result.clone()).map(String::from_utf8).transpose()?;
+        last[at] = effects
+            .last()
+            .and_then(|effect| effect.result.clone())
+            .map(String::from_utf8)
+            .transpose()?;
     }
     Ok((counts, last))
 }
 
-/// Makes the next call after the owner has died, and compares it with what `rows` allow. Gives what the call got, and
-/// which of the rows it was.
-async fn next<'r>(scene: &Scene, order: &str, rows: &[&'r Row]) -> anyhow::Result<(Outcome, &'r Row)> {
+/// Makes the next call after the owner has died, and compares it with what `rows` allow. Gives what
+/// the call got, and which of the rows it was.
+async fn next<'r>(
+    scene: &Scene,
+    order: &str,
+    rows: &[&'r Row],
+) -> anyhow::Result<(Outcome, &'r Row)> {
     let (result, report) = resume(scene, order).await?;
     let found = match &result {
-        Err(error) if error.kind() == ErrorKind::StepInterrupted && error.step() == Some(ONCE) => Interrupted,
+        Err(error) if error.kind() == ErrorKind::StepInterrupted && error.step() == Some(ONCE) => {
+            Interrupted
+        }
         Err(error) => anyhow::bail!("an error that is in no row: {error}"),
         Ok(_) if report.replayed => Replays,
         Ok(_) => Resumes,
     };
     let (counts, last) = effects(scene, order)?;
     let row = rows.iter().find(|row| (row.effects, row.next) == (counts, found));
-    let row = row.with_context(|| format!("the next caller {found:?}, and the effects are {counts:?}"))?;
+    let row =
+        row.with_context(|| format!("the next caller {found:?}, and the effects are {counts:?}"))?;
     ensure!(found == Replays || report.attempt >= 2, "it was attempt {}", report.attempt);
     if let Ok(fulfilled) = &result {
-        // What ran again was recorded again: the result has no effect that was not the last of its step.
-        ensure!(fulfilled.clone().map(Some) == last, "{fulfilled:?} are not the last effects, {last:?}");
+        // What ran again was recorded again: the result has no effect that was not the last of its
+        // step.
+        ensure!(
+            fulfilled.clone().map(Some) == last,
+            "{fulfilled:?} are not the last effects, {last:?}"
+        );
     }
     Ok((outcome(&result), row))
 }
@@ -144,8 +167,10 @@ async fn settled(scene: &Scene, found: Vec<(String, Outcome)>) -> anyhow::Result
     let before = scene.all_effects()?.len();
     let orders: Vec<_> = found.iter().map(|(order, _)| order.clone()).collect();
     let mut third = scene.steady(Work::Fulfil(orders), &[]).await?;
-    let mut answers: Vec<_> =
-        answers(&third.lines().await?)?.into_iter().map(|answer| (answer.key, answer.outcome)).collect();
+    let mut answers: Vec<_> = answers(&third.lines().await?)?
+        .into_iter()
+        .map(|answer| (answer.key, answer.outcome))
+        .collect();
     let mut found = found;
     answers.sort();
     found.sort();
@@ -154,7 +179,9 @@ async fn settled(scene: &Scene, found: Vec<(String, Outcome)>) -> anyhow::Result
     Ok(())
 }
 
-pub async fn a_kill_at_each_point_of_each_step_leaves_what_the_table_says(backend: Backend) -> anyhow::Result<()> {
+pub async fn a_kill_at_each_point_of_each_step_leaves_what_the_table_says(
+    backend: Backend,
+) -> anyhow::Result<()> {
     let scene = Scene::new(backend).await?;
     let all = TABLE.iter().flat_map(|row| (0..TIMES).map(move |time| (row, time)));
     let deaths = all.map(async |(row, time)| {
@@ -173,17 +200,24 @@ pub async fn a_kill_at_each_point_of_each_step_leaves_what_the_table_says(backen
 
 /// The row of a call that was killed at this point alone, or first.
 fn row_at(point: &str) -> anyhow::Result<&'static Row> {
-    TABLE.iter().rev().find(|row| row.stands_at[0] == point).with_context(|| format!("no row for {point}"))
+    TABLE
+        .iter()
+        .rev()
+        .find(|row| row.stands_at[0] == point)
+        .with_context(|| format!("no row for {point}"))
 }
 
-/// The request was sent, and its answer was not read: the checkpoint is there or it is not, and nothing between.
+/// The request was sent, and its answer was not read: the checkpoint is there or it is not, and
+/// nothing between.
 pub async fn a_kill_while_a_checkpoint_is_on_its_way_leaves_the_step_done_or_not(
     backend: Backend,
 ) -> anyhow::Result<()> {
     let scene = Scene::new(backend).await?;
-    let all = (0..CHECKPOINTS).flat_map(|number| [(number, true), (number, false), (number, false)]);
+    let all =
+        (0..CHECKPOINTS).flat_map(|number| [(number, true), (number, false), (number, false)]);
     let deaths = all.map(async |(number, is_applied)| {
-        let (lost, applied) = (row_at(&before_checkpoint(number))?, row_at(&after_checkpoint(number))?);
+        let (lost, applied) =
+            (row_at(&before_checkpoint(number))?, row_at(&after_checkpoint(number))?);
         let order = uuid::Uuid::new_v4().to_string();
         let during = during_checkpoint(number);
         let mut stands_at = vec![&*during];
@@ -196,7 +230,9 @@ pub async fn a_kill_while_a_checkpoint_is_on_its_way_leaves_the_step_done_or_not
             if is_applied {
                 let has_arrived = async || {
                     let record = scene.record_of(FULFIL, &order).await;
-                    record.is_ok_and(|record| record.is_some_and(|record| record.checkpoints > number))
+                    record.is_ok_and(|record| {
+                        record.is_some_and(|record| record.checkpoints > number)
+                    })
                 };
                 eventually_async("the checkpoint to arrive", has_arrived).await?;
             }
@@ -206,15 +242,18 @@ pub async fn a_kill_while_a_checkpoint_is_on_its_way_leaves_the_step_done_or_not
             let rows: &[_] = if is_applied { &[applied] } else { &[applied, lost] };
             next(&scene, &order, rows).await
         };
-        let (outcome, _) =
-            death.await.with_context(|| format!("killed at {during}, known to be applied: {is_applied}"))?;
+        let (outcome, _) = death
+            .await
+            .with_context(|| format!("killed at {during}, known to be applied: {is_applied}"))?;
         anyhow::Ok((order, outcome))
     });
     settled(&scene, try_join_all(deaths).await?).await
 }
 
 /// One owner after another dies, each a little later than the one before.
-pub async fn a_call_that_dies_again_and_again_gets_on_each_time(backend: Backend) -> anyhow::Result<()> {
+pub async fn a_call_that_dies_again_and_again_gets_on_each_time(
+    backend: Backend,
+) -> anyhow::Result<()> {
     const ORDER: &str = "order";
     let scene = Scene::new(backend).await?;
     for points in [
@@ -225,7 +264,9 @@ pub async fn a_call_that_dies_again_and_again_gets_on_each_time(backend: Backend
         &[BEFORE_COMMIT],
     ] {
         let _room = Scene::room().await?;
-        let owner = owner(&scene, ORDER, &[], points).await.with_context(|| format!("to be killed at {points:?}"))?;
+        let owner = owner(&scene, ORDER, &[], points)
+            .await
+            .with_context(|| format!("to be killed at {points:?}"))?;
         owner.kill().await?;
     }
     let (result, report) = resume(&scene, ORDER).await?;

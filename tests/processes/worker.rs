@@ -1,4 +1,5 @@
-//! The program that the tests start: this test binary again, with its orders in a file that a variable names.
+//! The program that the tests start: this test binary again, with its orders in a file that a
+//! variable names.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -69,7 +70,13 @@ pub enum Work {
 pub fn spawn(orders: &Orders, points: &[&str]) -> anyhow::Result<Worker> {
     let mut command = Command::new(std::env::current_exe()?);
     // With one thread, the harness begins a line that the worker would end.
-    command.args(["worker::obeys_its_orders", "--exact", "--nocapture", "--quiet", "--test-threads=2"]);
+    command.args([
+        "worker::obeys_its_orders",
+        "--exact",
+        "--nocapture",
+        "--quiet",
+        "--test-threads=2",
+    ]);
     // A variable holds less than the calls of a long list.
     let file = orders.effects.with_file_name(format!("orders-{}", uuid::Uuid::new_v4()));
     std::fs::write(&file, serde_json::to_vec(orders)?)?;
@@ -79,7 +86,11 @@ pub fn spawn(orders: &Orders, points: &[&str]) -> anyhow::Result<Worker> {
 
 /// The calls among the lines that a worker printed.
 pub fn answers(lines: &[String]) -> anyhow::Result<Vec<Call>> {
-    lines.iter().filter_map(|line| line.strip_prefix(ANSWER)).map(|line| Ok(serde_json::from_str(line)?)).collect()
+    lines
+        .iter()
+        .filter_map(|line| line.strip_prefix(ANSWER))
+        .map(|line| Ok(serde_json::from_str(line)?))
+        .collect()
 }
 
 /// The answer of a worker that makes one call.
@@ -99,7 +110,8 @@ async fn obeys_its_orders() -> anyhow::Result<()> {
     let engine = Idempotency::builder(store)
         .lease(orders.lease)
         .on_conflict(OnConflict::Wait(PATIENCE))
-        // A request that waits at a point is not given up, and sent anew behind the back of the test.
+        // A request that waits at a point is not given up, and sent anew behind the back of the
+        // test.
         .claim_timeout(2 * DEADLINE)
         .commit_timeout(2 * DEADLINE)
         .on_duplicate(|_: &Duplicate| println!("{DUPLICATE}"))
@@ -115,11 +127,14 @@ async fn obeys_its_orders() -> anyhow::Result<()> {
             for planned in planned {
                 let (service, places) = (service.clone(), places.clone());
                 calls.spawn(async move {
-                    // Waited for in here, so that the answers of the first calls are printed meanwhile.
+                    // Waited for in here, so that the answers of the first calls are printed
+                    // meanwhile.
                     let place = places.acquire_owned().await;
                     tokio::time::sleep(planned.delay).await;
-                    let call = OpenCall::start(&*planned.key, caller()).with_fingerprint(planned.payload.to_string());
-                    let call = call.end(outcome(&service.charge(&planned, on_crash, endless).await));
+                    let call = OpenCall::start(&*planned.key, caller())
+                        .with_fingerprint(planned.payload.to_string());
+                    let call =
+                        call.end(outcome(&service.charge(&planned, on_crash, endless).await));
                     drop(place);
                     call
                 });

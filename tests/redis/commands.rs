@@ -23,7 +23,8 @@ async fn a_miss_takes_two_commands_and_a_hit_one_plain_set() -> anyhow::Result<(
     world.proxy.every(
         move |request| {
             if request.command() == "SET" {
-                let words = request.arguments().into_iter().map(|word| word.escape_ascii().to_string());
+                let words =
+                    request.arguments().into_iter().map(|word| word.escape_ascii().to_string());
                 seen.lock().unwrap().push(words.collect::<Vec<_>>());
             }
             false
@@ -45,7 +46,8 @@ async fn a_miss_takes_two_commands_and_a_hit_one_plain_set() -> anyhow::Result<(
 }
 
 #[tokio::test]
-async fn sixty_four_duplicates_in_one_process_take_the_commands_of_one_call() -> anyhow::Result<()> {
+async fn sixty_four_duplicates_in_one_process_take_the_commands_of_one_call() -> anyhow::Result<()>
+{
     let world = World::patient().await?;
     world.warm_up().await?;
     let before = world.proxy.requests();

@@ -14,10 +14,12 @@ use crate::world::{OPERATION, World, engine_on, patient};
 #[tokio::test]
 async fn a_server_that_may_evict_records_is_refused_unless_that_is_allowed() -> anyhow::Result<()> {
     let warnings = Warnings::listen();
-    let evicting = RedisServer::start(RedisOptions::new().max_memory(100_000_000, "allkeys-lru")).await?;
+    let evicting =
+        RedisServer::start(RedisOptions::new().max_memory(100_000_000, "allkeys-lru")).await?;
     let error = patient(&evicting.url()).connect().await.unwrap_err();
     assert_eq!(error.kind(), StoreErrorKind::Config);
-    for part in ["maxmemory-policy allkeys-lru", "maxmemory-policy noeviction", "allow_eviction()"] {
+    for part in ["maxmemory-policy allkeys-lru", "maxmemory-policy noeviction", "allow_eviction()"]
+    {
         assert!(error.to_string().contains(part), "{error}");
     }
     let error = Idempotency::connect(&evicting.url()).await.unwrap_err();
@@ -26,15 +28,18 @@ async fn a_server_that_may_evict_records_is_refused_unless_that_is_allowed() -> 
     patient(&evicting.url()).allow_eviction().connect().await?;
     assert!(warnings.mention("may evict"));
 
-    let keeping = RedisServer::start(RedisOptions::new().max_memory(100_000_000, "noeviction")).await?;
+    let keeping =
+        RedisServer::start(RedisOptions::new().max_memory(100_000_000, "noeviction")).await?;
     patient(&keeping.url()).connect().await?;
     Ok(())
 }
 
 #[tokio::test]
-async fn a_server_that_a_paused_clock_leaves_no_time_is_not_said_to_be_silent() -> anyhow::Result<()> {
+async fn a_server_that_a_paused_clock_leaves_no_time_is_not_said_to_be_silent() -> anyhow::Result<()>
+{
     let server = RedisServer::start(RedisOptions::new().private()).await?;
-    // It would take some time to answer, and the clock goes to the next time-out as soon as everybody waits.
+    // It would take some time to answer, and the clock goes to the next time-out as soon as
+    // everybody waits.
     server.pause()?;
     tokio::time::pause();
     let error = patient(&server.url()).connect().await.unwrap_err();
@@ -47,7 +52,8 @@ async fn a_server_that_a_paused_clock_leaves_no_time_is_not_said_to_be_silent() 
 
 #[tokio::test]
 async fn a_node_of_a_cluster_is_refused() -> anyhow::Result<()> {
-    let node = RedisServer::start(RedisOptions::new().private().setting("cluster-enabled", "yes")).await?;
+    let node =
+        RedisServer::start(RedisOptions::new().private().setting("cluster-enabled", "yes")).await?;
     let error = patient(&node.url()).connect().await.unwrap_err();
     assert_eq!(error.kind(), StoreErrorKind::Config, "{error}");
     assert!(error.to_string().contains("Redis Cluster"), "{error}");
@@ -66,7 +72,8 @@ async fn a_server_without_an_append_only_file_is_warned_about() -> anyhow::Resul
     Ok(())
 }
 
-/// A listener that answers like an old server: no such server is at hand, and this is about the message.
+/// A listener that answers like an old server: no such server is at hand, and this is about the
+/// message.
 #[tokio::test]
 async fn the_message_for_a_server_that_is_too_old_names_the_versions() -> anyhow::Result<()> {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
@@ -79,7 +86,9 @@ async fn the_message_for_a_server_that_is_too_old_names_the_versions() -> anyhow
                     let text = String::from_utf8_lossy(&bytes[..length]).to_uppercase();
                     for request in text.split('*').skip(1) {
                         let answer: &[u8] = match request {
-                            _ if request.contains("HELLO") => b"%1\r\n$6\r\nserver\r\n$5\r\nredis\r\n",
+                            _ if request.contains("HELLO") => {
+                                b"%1\r\n$6\r\nserver\r\n$5\r\nredis\r\n"
+                            }
                             _ if request.contains("TIME") => b"*2\r\n$1\r\n1\r\n$1\r\n1\r\n",
                             _ if request.contains("INFO\r\n") => b"$20\r\nredis_version:6.2.14\r\n",
                             _ => b"+OK\r\n",
@@ -94,7 +103,10 @@ async fn the_message_for_a_server_that_is_too_old_names_the_versions() -> anyhow
     });
     let error = patient(&url).connect().await.unwrap_err();
     assert_eq!(error.kind(), StoreErrorKind::Unsupported, "{error}");
-    assert!(error.to_string().contains("6.2.14") && error.to_string().contains("Redis 7.0 or later"), "{error}");
+    assert!(
+        error.to_string().contains("6.2.14") && error.to_string().contains("Redis 7.0 or later"),
+        "{error}"
+    );
     Ok(())
 }
 
@@ -112,14 +124,19 @@ fn pem(path: &Path) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn tls_takes_the_own_authority_and_the_clients_certificate_and_refuses_without_them() -> anyhow::Result<()> {
+async fn tls_takes_the_own_authority_and_the_clients_certificate_and_refuses_without_them()
+-> anyhow::Result<()> {
     let server = RedisServer::start(RedisOptions::new().tls(TlsClients::WithCertificate)).await?;
     let (url, certificates) = (server.tls_url()?, server.certificates()?);
     let (authority, client, key) =
         (pem(&certificates.authority), pem(&certificates.client), pem(&certificates.client_key));
     let builder = || patient(url.as_str());
 
-    let store = builder().tls_ca(authority.clone()).tls_client(client.clone(), key.clone()).connect().await?;
+    let store = builder()
+        .tls_ca(authority.clone())
+        .tls_client(client.clone(), key.clone())
+        .connect()
+        .await?;
     let engine = engine_on(store).build();
     for _ in 0..2 {
         let call = engine.call("tls", 1_u64).ttl(crate::world::DAY);
@@ -139,9 +156,12 @@ async fn tls_takes_the_own_authority_and_the_clients_certificate_and_refuses_wit
 
 /// What stands for other characters in a pattern of the server is a character of a prefix.
 #[tokio::test]
-async fn a_list_has_the_records_under_its_own_prefix_whatever_its_characters() -> anyhow::Result<()> {
+async fn a_list_has_the_records_under_its_own_prefix_whatever_its_characters() -> anyhow::Result<()>
+{
     let world = World::new().await?;
-    for (number, prefix) in (1..).zip(["shop:", "shop[1]:", "shop?:", "sh*:", "shop\\:", "shop{x}:", ""]) {
+    for (number, prefix) in
+        (1..).zip(["shop:", "shop[1]:", "shop?:", "sh*:", "shop\\:", "shop{x}:", ""])
+    {
         let store = patient(&world.server.url()).prefix(prefix).connect().await?;
         let token = Token::from_bits(number);
         store.claim(Claim::new(KeyHash::from_bytes([7; 32]), token, OPERATION.into())).await?;

@@ -27,7 +27,11 @@ struct Gate {
 
 impl Gate {
     fn new(world: &World) -> Arc<Self> {
-        Arc::new(Self { started: Semaphore::new(0), open: Semaphore::new(0), effects: world.effects.clone() })
+        Arc::new(Self {
+            started: Semaphore::new(0),
+            open: Semaphore::new(0),
+            effects: world.effects.clone(),
+        })
     }
 
     async fn pass(&self, key: u64) -> Result<String, Error> {
@@ -121,7 +125,8 @@ async fn a_call_dropped_before_its_body_releases_the_claim() -> anyhow::Result<(
     let gate = Gate::new(&world);
     for (key, mut call) in both(&world, &gate) {
         assert!(!poll_once(&mut call), "the claim is sent");
-        eventually_async("the claim to be granted", async || world.record(key).await.is_some()).await?;
+        eventually_async("the claim to be granted", async || world.record(key).await.is_some())
+            .await?;
         drop(call);
         eventually_async("the release", async || world.record(key).await.is_none()).await?;
         assert!(!gate.has_started());
@@ -131,7 +136,8 @@ async fn a_call_dropped_before_its_body_releases_the_claim() -> anyhow::Result<(
 }
 
 #[tokio::test]
-async fn a_body_dropped_in_the_middle_is_in_doubt_or_the_next_callers_by_its_policy() -> anyhow::Result<()> {
+async fn a_body_dropped_in_the_middle_is_in_doubt_or_the_next_callers_by_its_policy()
+-> anyhow::Result<()> {
     let world = World::new().await?;
     for (key, policy) in [(1, OnCrash::Hold), (2, OnCrash::Retry)] {
         let call = world.call(key).on_crash(policy).run(|| async {
@@ -162,7 +168,8 @@ async fn a_body_dropped_in_the_middle_is_in_doubt_or_the_next_callers_by_its_pol
 }
 
 #[tokio::test]
-async fn a_detached_body_goes_on_without_its_caller_and_its_result_is_stored() -> anyhow::Result<()> {
+async fn a_detached_body_goes_on_without_its_caller_and_its_result_is_stored() -> anyhow::Result<()>
+{
     let world = World::new().await?;
     let gate = Gate::new(&world);
     let mut call: Call = Box::pin(world.engine.scope(detached(1, gate.clone())));
@@ -173,7 +180,10 @@ async fn a_detached_body_goes_on_without_its_caller_and_its_result_is_stored() -
     .await?;
     drop(call);
     gate.open.add_permits(1);
-    eventually_async("the result", async || world.record(1).await.is_some_and(|r| r.state == State::Completed)).await?;
+    eventually_async("the result", async || {
+        world.record(1).await.is_some_and(|r| r.state == State::Completed)
+    })
+    .await?;
     assert_eq!(attached(world.elsewhere(), 1, gate).await?, "receipt");
     assert_eq!(world.count(1), 1);
     Ok(())
@@ -185,8 +195,10 @@ fn runtime() -> Runtime {
 
 /// The server has the claim, and its answer belongs to a runtime that nobody drives any more.
 #[test]
-fn a_call_dropped_while_it_claims_leaves_nothing_behind_on_a_runtime_that_stands_still() -> anyhow::Result<()> {
-    let (home, callers) = (Builder::new_multi_thread().worker_threads(1).enable_all().build()?, runtime());
+fn a_call_dropped_while_it_claims_leaves_nothing_behind_on_a_runtime_that_stands_still()
+-> anyhow::Result<()> {
+    let (home, callers) =
+        (Builder::new_multi_thread().worker_threads(1).enable_all().build()?, runtime());
     let world = home.block_on(World::new())?;
     // The store's connection is made by the callers.
     callers.block_on(world.charge_on(&world.hasty, 1))?;
@@ -198,7 +210,9 @@ fn a_call_dropped_while_it_claims_leaves_nothing_behind_on_a_runtime_that_stands
             tokio::task::yield_now().await;
         }
     });
-    home.block_on(eventually_async("the claim to be applied", async || world.record(2).await.is_some()))?;
+    home.block_on(eventually_async("the claim to be applied", async || {
+        world.record(2).await.is_some()
+    }))?;
     drop(call);
     home.block_on(eventually_async("the release", async || world.record(2).await.is_none()))?;
     assert!(!gate.has_started());
@@ -209,7 +223,8 @@ fn a_call_dropped_while_it_claims_leaves_nothing_behind_on_a_runtime_that_stands
 
 /// The answer is on its way, and the client waits for it with a timer of a runtime that has ended.
 #[test]
-fn a_call_whose_runtime_ends_while_it_waits_for_the_server_leaves_no_claim_and_loses_no_result() -> anyhow::Result<()> {
+fn a_call_whose_runtime_ends_while_it_waits_for_the_server_leaves_no_claim_and_loses_no_result()
+-> anyhow::Result<()> {
     let home = Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let world = home.block_on(World::new())?;
     home.block_on(world.warm_up())?;
@@ -236,7 +251,8 @@ fn a_call_whose_runtime_ends_while_it_waits_for_the_server_leaves_no_claim_and_l
         lost.happened().await
     })?;
     drop(callers);
-    let is_stored = async || world.record(2).await.is_some_and(|record| record.state == State::Completed);
+    let is_stored =
+        async || world.record(2).await.is_some_and(|record| record.state == State::Completed);
     home.block_on(eventually_async("the result to be stored", is_stored))?;
     assert_eq!((home.block_on(world.charge(2))?, world.count(2)), ("receipt".to_owned(), 1));
     Ok(())

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use idempotency::store::{
-    Abandon, Changed, Checkpoint, Claim, Claimed, Commit, CrashPolicy, Park, Reason, Release, Remove, Renewal, Resolve,
-    ResolveAnswer, Store as _, Token, Written,
+    Abandon, Changed, Checkpoint, Claim, Claimed, Commit, CrashPolicy, Park, Reason, Release,
+    Remove, Renewal, Resolve, ResolveAnswer, Store as _, Token, Written,
 };
 use idempotency::{Context, Error, ErrorKind, OnConflict, OnCrash, Resolution, State};
 use idempotency_test_support::deadline::eventually_async;
@@ -16,7 +16,9 @@ use idempotency_test_support::proxy::{Action, Fault, Moment};
 use idempotency_test_support::server::RedisOptions;
 use tokio::sync::oneshot;
 
-use crate::world::{DAY, LONG_LEASE, OPERATION, SHORT_LEASE, STEADY_LEASE, World, engine_on, is_commit, is_fence};
+use crate::world::{
+    DAY, LONG_LEASE, OPERATION, SHORT_LEASE, STEADY_LEASE, World, engine_on, is_commit, is_fence,
+};
 
 const ANSWER_LOST: Fault = Fault::new(Moment::AfterRequest, Action::Close);
 
@@ -58,7 +60,10 @@ async fn a_claim_whose_answer_is_lost_is_recognised_by_its_token() -> anyhow::Re
     let lost = world.proxy.next("SET", ANSWER_LOST);
     assert_eq!(world.charge(1).await?, "receipt 1.1");
     lost.happened().await?;
-    assert_eq!(world.record(1).await.map(|record| (record.state, record.attempts)), Some((State::Completed, 1)));
+    assert_eq!(
+        world.record(1).await.map(|record| (record.state, record.attempts)),
+        Some((State::Completed, 1))
+    );
     Ok(())
 }
 
@@ -81,7 +86,8 @@ async fn a_claim_transmitted_twice_that_arrives_late_is_released_again() -> anyh
         claims
     };
     let lost = world.proxy.nth(1, is_claim, Fault::new(Moment::BeforeRequest, Action::Close));
-    // However slow this test is, the engine gives the claim back again when the late one has arrived, and not before.
+    // However slow this test is, the engine gives the claim back again when the late one has
+    // arrived, and not before.
     let (name, releases) = (world.name(1), AtomicUsize::new(0));
     let is_again = move |request: &idempotency_test_support::proxy::Request| {
         let releases_it = request.command().starts_with("EVAL") && request.mentions(&name);
@@ -108,9 +114,12 @@ async fn a_claim_transmitted_twice_that_arrives_late_is_released_again() -> anyh
     Ok(())
 }
 
-/// An owner that cannot renew until its lease is over and another caller has asked; what then happens to the record is
-/// told by `meanwhile`. Returns the owner's answer.
-async fn late_owner(world: &World, meanwhile: impl AsyncFnOnce() -> anyhow::Result<()>) -> Result<String, Error> {
+/// An owner that cannot renew until its lease is over and another caller has asked; what then
+/// happens to the record is told by `meanwhile`. Returns the owner's answer.
+async fn late_owner(
+    world: &World,
+    meanwhile: impl AsyncFnOnce() -> anyhow::Result<()>,
+) -> Result<String, Error> {
     let (start, started) = oneshot::channel();
     let (finish, finished) = oneshot::channel();
     let owner = world.call(1).run(|| async {
@@ -122,7 +131,10 @@ async fn late_owner(world: &World, meanwhile: impl AsyncFnOnce() -> anyhow::Resu
     let rest = async {
         started.await.expect("the body starts");
         world.proxy.half_open();
-        eventually_async("the lease to end", async || world.record(1).await.is_none_or(|r| r.is_orphaned())).await?;
+        eventually_async("the lease to end", async || {
+            world.record(1).await.is_none_or(|r| r.is_orphaned())
+        })
+        .await?;
         let error = world.charge_on(&world.elsewhere(), 1).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InDoubt);
         meanwhile().await?;
@@ -160,7 +172,11 @@ async fn a_parked_owner_releases_and_the_key_is_free() -> anyhow::Result<()> {
     claim(&world, token, LONG_LEASE, CrashPolicy::Hold).await?;
     assert_eq!(world.direct.park(Park::own(hash, token, Reason::Dropped)).await?, Written::Applied);
     assert_eq!(world.charge(1).await.unwrap_err().kind(), ErrorKind::InDoubt);
-    assert_eq!(world.direct.release(Release::new(hash, Token::from_bits(8))).await?, Written::Lost, "another's token");
+    assert_eq!(
+        world.direct.release(Release::new(hash, Token::from_bits(8))).await?,
+        Written::Lost,
+        "another's token"
+    );
     assert_eq!(world.direct.release(Release::new(hash, token)).await?, Written::Applied);
     assert_eq!(world.charge(1).await?, "receipt 1.1");
     Ok(())
@@ -180,11 +196,14 @@ async fn an_operators_answer_wins_over_a_late_owner() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Releases of a service with other settings than the owner's: how long a record counts is written on the record.
+/// Releases of a service with other settings than the owner's: how long a record counts is written
+/// on the record.
 #[tokio::test]
-async fn a_ttl_raised_or_lowered_between_reader_and_owner_changes_no_record() -> anyhow::Result<()> {
+async fn a_ttl_raised_or_lowered_between_reader_and_owner_changes_no_record() -> anyhow::Result<()>
+{
     let retention = Duration::from_secs(5);
-    let configure = |builder: idempotency::Builder| builder.lease(STEADY_LEASE).in_doubt_retention(retention);
+    let configure =
+        |builder: idempotency::Builder| builder.lease(STEADY_LEASE).in_doubt_retention(retention);
     let world = World::with(RedisOptions::new().private(), configure).await?;
     let reader = |kept| engine_on(world.direct.clone()).in_doubt_retention(kept).build();
     let ask = async |kept, ttl| {
@@ -206,19 +225,39 @@ async fn a_ttl_raised_or_lowered_between_reader_and_owner_changes_no_record() ->
         }
     })
     .await?;
-    for (kept, ttl) in [(Duration::from_millis(1), Duration::from_millis(1)), (DAY * 300, DAY * 300)] {
-        assert_eq!(ask(kept, ttl).await.unwrap_err().kind(), ErrorKind::InProgress, "a live claim is not stolen");
+    for (kept, ttl) in
+        [(Duration::from_millis(1), Duration::from_millis(1)), (DAY * 300, DAY * 300)]
+    {
+        assert_eq!(
+            ask(kept, ttl).await.unwrap_err().kind(),
+            ErrorKind::InProgress,
+            "a live claim is not stolen"
+        );
     }
     drop(owner);
-    eventually_async("the parking", async || world.record(1).await.is_some_and(|r| r.state == State::InDoubt)).await?;
+    eventually_async("the parking", async || {
+        world.record(1).await.is_some_and(|r| r.state == State::InDoubt)
+    })
+    .await?;
     assert_eq!(ask(DAY * 300, DAY * 300).await.unwrap_err().kind(), ErrorKind::InDoubt);
-    assert_eq!(ask(Duration::from_millis(1), Duration::from_millis(1)).await.unwrap_err().kind(), ErrorKind::InDoubt);
-    eventually_async("the owner's retention to end", async || ask(DAY * 300, DAY * 300).await.is_ok()).await?;
+    assert_eq!(
+        ask(Duration::from_millis(1), Duration::from_millis(1)).await.unwrap_err().kind(),
+        ErrorKind::InDoubt
+    );
+    eventually_async("the owner's retention to end", async || {
+        ask(DAY * 300, DAY * 300).await.is_ok()
+    })
+    .await?;
     assert_eq!(world.count(1), 1);
     Ok(())
 }
 
-async fn claim(world: &World, token: Token, lease: Duration, policy: CrashPolicy) -> anyhow::Result<Claimed> {
+async fn claim(
+    world: &World,
+    token: Token,
+    lease: Duration,
+    policy: CrashPolicy,
+) -> anyhow::Result<Claimed> {
     let mut claim = Claim::new(world.engine.record(OPERATION, 1).hash()?, token, OPERATION.into());
     (claim.lease, claim.linger, claim.policy) = (lease, DAY, policy);
     Ok(world.direct.claim(claim).await?)
@@ -233,12 +272,18 @@ async fn every_script_is_loaded_again_after_a_flush() -> anyhow::Result<()> {
     let body = || Bytes::from_static(b"1");
 
     claim(&world, one, Duration::from_millis(1), CrashPolicy::Retry).await?;
-    eventually_async("the lease to end", async || world.record(1).await.is_some_and(|r| r.is_orphaned())).await?;
+    eventually_async("the lease to end", async || {
+        world.record(1).await.is_some_and(|r| r.is_orphaned())
+    })
+    .await?;
     flush().await?;
     let taken = claim(&world, two, LONG_LEASE, CrashPolicy::Retry).await?;
     assert!(matches!(taken, Claimed::Mine(_)), "takeover");
     flush().await?;
-    assert_eq!(store.renew(vec![Renewal::new(hash, two, LONG_LEASE); 3]).await?, [Written::Applied; 3]);
+    assert_eq!(
+        store.renew(vec![Renewal::new(hash, two, LONG_LEASE); 3]).await?,
+        [Written::Applied; 3]
+    );
     flush().await?;
     assert!(store.fence(hash, two).await?.is_some());
     flush().await?;
@@ -248,7 +293,8 @@ async fn every_script_is_loaded_again_after_a_flush() -> anyhow::Result<()> {
     flush().await?;
     assert_eq!(store.park(Park::own(hash, two, Reason::Dropped)).await?, Written::Applied);
     flush().await?;
-    let answer = ResolveAnswer::Finished { state: State::Completed, body: body(), schema: 0, ttl: DAY };
+    let answer =
+        ResolveAnswer::Finished { state: State::Completed, body: body(), schema: 0, ttl: DAY };
     assert_eq!(store.resolve(Resolve::new(hash, two, three, answer)).await?, Changed::Applied);
     flush().await?;
     assert_eq!(store.remove(Remove::new(hash, three)).await?, Changed::Applied);

@@ -52,7 +52,9 @@ async fn a_body_that_outlives_its_lease_runs_once() -> anyhow::Result<()> {
     let body = async || {
         let first = world.record(1).await.expect("the claim is there").lease_until;
         let is_over = async || world.record(1).await.is_some_and(|record| record.read_at > first);
-        eventually_async("the first lease to end", is_over).await.expect("the server's clock goes on");
+        eventually_async("the first lease to end", is_over)
+            .await
+            .expect("the server's clock goes on");
     };
     runs_once(&world, body).await
 }

@@ -18,10 +18,12 @@ const HOUR: Duration = Duration::from_secs(3600);
 /// An engine with a near cache that the server tells of all changes from now on.
 async fn world(configure: impl FnOnce(Builder) -> Builder) -> anyhow::Result<World> {
     let options = RedisOptions::new().debug_command();
-    let world = World::on(options, patient, |builder| configure(builder.near_cache(1_000_000))).await?;
+    let world =
+        World::on(options, patient, |builder| configure(builder.near_cache(1_000_000))).await?;
     world.warm_up().await?;
     is_followed(&world).await?;
-    // One for the connection of the commands. The other comes when nothing from before is near any more.
+    // One for the connection of the commands. The other comes when nothing from before is near any
+    // more.
     eventually_async("the first question", async || world.proxy.requests_of("TIME") >= 2).await?;
     Ok(world)
 }
@@ -31,12 +33,14 @@ async fn charged(world: &World, key: u64) -> (String, Report) {
     (result.expect("the server answers"), report.expect("the call reports"))
 }
 
-/// Makes the first call with this key, and lets the message about its commit come, which takes the result away again. The
-/// one about its claim may be as late, so that the result is taken away a second time.
+/// Makes the first call with this key, and lets the message about its commit come, which takes the
+/// result away again. The one about its claim may be as late, so that the result is taken away a
+/// second time.
 async fn near(world: &World, key: u64) -> anyhow::Result<String> {
     let receipt = world.charge(key).await?;
     eventually_async("the message", async || !charged(world, key).await.1.near_cached).await?;
-    eventually_async("the result to be near", async || charged(world, key).await.1.near_cached).await?;
+    eventually_async("the result to be near", async || charged(world, key).await.1.near_cached)
+        .await?;
     Ok(receipt)
 }
 
@@ -77,7 +81,8 @@ async fn a_hot_hit_sends_nothing() -> anyhow::Result<()> {
 
 /// The server would tell of an expiry, but not of one that it has not noticed.
 #[tokio::test]
-async fn a_result_of_another_process_is_replayed_no_longer_than_its_record_lives() -> anyhow::Result<()> {
+async fn a_result_of_another_process_is_replayed_no_longer_than_its_record_lives()
+-> anyhow::Result<()> {
     let world = world(|builder| builder.near_cache_ttl(HOUR)).await?;
     world.server.command(&["DEBUG", "SET-ACTIVE-EXPIRE", "0"]).await?;
     let elsewhere = world.elsewhere();
@@ -123,7 +128,12 @@ async fn what_others_change_leaves_the_rest_near() -> anyhow::Result<()> {
     near(&world, 1).await?;
     let mut asked = 0;
     for key in 100..150 {
-        world.elsewhere().call(OPERATION, key).ttl(DAY).run(|| async { Ok::<_, Error>(()) }).await?;
+        world
+            .elsewhere()
+            .call(OPERATION, key)
+            .ttl(DAY)
+            .run(|| async { Ok::<_, Error>(()) })
+            .await?;
         asked += usize::from(!charged(&world, 1).await.1.near_cached);
     }
     assert!(asked <= 1, "asked {asked} times: more than the own claim explains");
@@ -143,7 +153,11 @@ async fn while_the_server_tells_the_time_limit_does_not_count() -> anyhow::Resul
         // What the server told while the machine stood still says nothing.
         let stood_still = last.elapsed() > LIMIT / 3;
         asked += usize::from(!is_near && !stood_still);
-        assert!(asked <= 1, "asked after {:?}: more often than the own claim explains", since.elapsed());
+        assert!(
+            asked <= 1,
+            "asked after {:?}: more often than the own claim explains",
+            since.elapsed()
+        );
         last = Instant::now();
         if !is_near || stood_still {
             since = last;
@@ -158,12 +172,16 @@ async fn while_the_server_tells_the_time_limit_does_not_count() -> anyhow::Resul
 async fn without_the_connection_the_time_limit_counts() -> anyhow::Result<()> {
     let world = world(|builder| builder.near_cache_ttl(Duration::from_secs(2))).await?;
     near(&world, 1).await?;
-    world.proxy.every(|request| request.mentions("BCAST"), Fault::new(Moment::BeforeRequest, Action::Close));
+    world.proxy.every(
+        |request| request.mentions("BCAST"),
+        Fault::new(Moment::BeforeRequest, Action::Close),
+    );
     for follower in followers(&world).await? {
         world.server.command(&["CLIENT", "KILL", "ID", &follower]).await?;
     }
     world.elsewhere().record(OPERATION, 1).forget().await?;
-    eventually_async("the time limit", async || charged(&world, 1).await.0 == "receipt 1.2").await?;
+    eventually_async("the time limit", async || charged(&world, 1).await.0 == "receipt 1.2")
+        .await?;
     assert_eq!(followers(&world).await?.len(), 0);
     Ok(())
 }
@@ -174,7 +192,8 @@ async fn a_server_that_tells_is_asked_a_few_times_in_a_time_limit() -> anyhow::R
     const LIMIT: Duration = Duration::from_secs(1);
     let world = world(|builder| builder.near_cache_ttl(LIMIT)).await?;
     let (before, since) = (world.proxy.requests_of("TIME"), Instant::now());
-    eventually_async("more questions", async || world.proxy.requests_of("TIME") >= before + 10).await?;
+    eventually_async("more questions", async || world.proxy.requests_of("TIME") >= before + 10)
+        .await?;
     // The first may have been on its way.
     let least = (LIMIT / 5) * 8;
     assert!(since.elapsed() >= least, "ten questions within {:?}", since.elapsed());
@@ -183,7 +202,8 @@ async fn a_server_that_tells_is_asked_a_few_times_in_a_time_limit() -> anyhow::R
 
 /// A connection that cannot be made is not tried again at once.
 #[tokio::test]
-async fn a_server_that_does_not_tell_is_left_in_peace_between_two_connections() -> anyhow::Result<()> {
+async fn a_server_that_does_not_tell_is_left_in_peace_between_two_connections() -> anyhow::Result<()>
+{
     const PAUSE: Duration = Duration::from_millis(500);
     let world = world(|builder| builder.near_cache_ttl(Duration::from_secs(2))).await?;
     let tries = Arc::new(AtomicUsize::new(0));
@@ -212,7 +232,8 @@ async fn a_connection_that_was_cut_is_made_anew_and_forgets_all() -> anyhow::Res
     let before = followers(&world).await?;
     world.proxy.close_all();
     world.elsewhere().record(OPERATION, 1).forget().await?;
-    eventually_async("the other connection", async || charged(&world, 1).await.0 == "receipt 1.2").await?;
+    eventually_async("the other connection", async || charged(&world, 1).await.0 == "receipt 1.2")
+        .await?;
     is_followed(&world).await?;
     assert_ne!(followers(&world).await?, before);
     Ok(())
@@ -239,14 +260,16 @@ impl Clock for Elsewhere {
 #[tokio::test]
 async fn engine_and_store_count_on_clocks_of_their_own() -> anyhow::Result<()> {
     const LIMIT: Duration = Duration::from_millis(500);
-    let world = world(|builder| builder.near_cache_ttl(LIMIT).clock(Elsewhere(SystemClock::new()))).await?;
+    let world =
+        world(|builder| builder.near_cache_ttl(LIMIT).clock(Elsewhere(SystemClock::new()))).await?;
     near(&world, 1).await?;
     let (start, mut asked) = (Instant::now(), 0);
     while start.elapsed() < LIMIT * 10 {
         asked += u32::from(!charged(&world, 1).await.1.near_cached);
         tokio::task::yield_now().await;
     }
-    // By the time limit alone it would be asked ten times. A busy machine may be late with one word of the server or two.
+    // By the time limit alone it would be asked ten times. A busy machine may be late with one word
+    // of the server or two.
     assert!(asked < 5, "the server says that nothing has changed: {asked}");
     Ok(())
 }

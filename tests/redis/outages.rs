@@ -27,7 +27,8 @@ async fn refused(world: &World, key: u64) -> anyhow::Result<Error> {
     Ok(error)
 }
 
-/// The same engine takes the call once the store is back, at once: what the outage left behind does not block it.
+/// The same engine takes the call once the store is back, at once: what the outage left behind does
+/// not block it.
 async fn recovers(world: &World, key: u64) -> anyhow::Result<()> {
     assert_eq!(within("the recovery", world.charge(key)).await??, format!("receipt {key}.1"));
     assert_eq!(world.count(key), 1);
@@ -77,7 +78,8 @@ async fn a_body_that_outlives_its_servers_restart_stores_its_result() -> anyhow:
 }
 
 #[tokio::test]
-async fn a_server_that_pauses_runs_no_body_and_is_used_again_when_it_resumes() -> anyhow::Result<()> {
+async fn a_server_that_pauses_runs_no_body_and_is_used_again_when_it_resumes() -> anyhow::Result<()>
+{
     let world = World::new().await?;
     world.charge(1).await?;
     world.server.pause()?;
@@ -104,7 +106,8 @@ async fn a_half_open_connection_is_given_up_and_another_one_made() -> anyhow::Re
 
 /// The store would wait for longer than the engine does, which has given the claim up.
 #[tokio::test]
-async fn a_connection_that_is_silent_for_one_request_keeps_no_other_waiting() -> anyhow::Result<()> {
+async fn a_connection_that_is_silent_for_one_request_keeps_no_other_waiting() -> anyhow::Result<()>
+{
     let world = World::patient().await?;
     world.warm_up().await?;
     let silence = world.proxy.next("SET", Fault::new(Moment::BeforeRequest, Action::Silence));
@@ -148,7 +151,10 @@ async fn a_claim_that_an_outage_left_behind_is_released_after_it() -> anyhow::Re
     assert!(world.record(1).await.is_some(), "the claim was applied");
     world.proxy.delay_answers(Duration::ZERO);
     world.proxy.close_all();
-    eventually_async("the release, long before the lease ends", async || world.record(1).await.is_none()).await?;
+    eventually_async("the release, long before the lease ends", async || {
+        world.record(1).await.is_none()
+    })
+    .await?;
     assert!(LONG_LEASE > idempotency_test_support::deadline::DEADLINE);
     recovers(&world, 1).await
 }
@@ -161,7 +167,9 @@ async fn what_is_no_redis_server_is_said_to_be_none() -> anyhow::Result<()> {
         while let Ok((mut stream, _)) = listener.accept().await {
             tokio::spawn(async move {
                 let _ = stream.read(&mut [0; 1024]).await;
-                let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n").await;
+                let _ = stream
+                    .write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+                    .await;
             });
         }
     });
@@ -197,7 +205,10 @@ async fn a_waiter_outlives_an_outage_of_the_server() -> anyhow::Result<()> {
     });
     started.await?;
     let waiter = tokio::spawn(async move {
-        let call = there.call(OPERATION, 1_u64).ttl(DAY).on_conflict(OnConflict::Wait(Duration::from_secs(60)));
+        let call = there
+            .call(OPERATION, 1_u64)
+            .ttl(DAY)
+            .on_conflict(OnConflict::Wait(Duration::from_secs(60)));
         call.run(|| async { Ok::<_, Error>("not waited".to_owned()) }).await
     });
     tracked(&world).await?;
@@ -221,11 +232,13 @@ async fn tracked(world: &World) -> anyhow::Result<()> {
 
 /// As in a `select!`, or a stream of calls whose results are looked at slowly.
 #[tokio::test]
-async fn a_call_that_nobody_polls_while_it_connects_keeps_no_other_one_waiting() -> anyhow::Result<()> {
+async fn a_call_that_nobody_polls_while_it_connects_keeps_no_other_one_waiting()
+-> anyhow::Result<()> {
     let world = World::new().await?;
     world.warm_up().await?;
     world.proxy.close_all();
-    eventually_async("the connections to be closed", async || world.proxy.connections() == 0).await?;
+    eventually_async("the connections to be closed", async || world.proxy.connections() == 0)
+        .await?;
     // What makes a connection is under way for some time.
     world.proxy.hold_answers();
     let before = world.proxy.requests();

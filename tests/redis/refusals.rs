@@ -34,7 +34,8 @@ async fn refuses_new_calls(refuse: &[&str], allow: &[&str], named: &str) -> anyh
         assert_eq!(world.count(4), 0);
         // The body ends while nothing can be stored: its commit goes on until it can.
         let _ = finish.send(());
-        idempotency_test_support::deadline::eventually("the effect", || world.count(3) == 1).await?;
+        idempotency_test_support::deadline::eventually("the effect", || world.count(3) == 1)
+            .await?;
         world.server.command(allow).await?;
         anyhow::Ok(())
     };
@@ -49,25 +50,45 @@ async fn refuses_new_calls(refuse: &[&str], allow: &[&str], named: &str) -> anyh
 
 #[tokio::test]
 async fn a_server_out_of_memory_replays_and_refuses_new_calls() -> anyhow::Result<()> {
-    refuses_new_calls(&["CONFIG", "SET", "maxmemory", "1"], &["CONFIG", "SET", "maxmemory", "0"], "out of memory").await
+    refuses_new_calls(
+        &["CONFIG", "SET", "maxmemory", "1"],
+        &["CONFIG", "SET", "maxmemory", "0"],
+        "out of memory",
+    )
+    .await
 }
 
 #[tokio::test]
 async fn a_read_only_server_replays_and_refuses_new_calls() -> anyhow::Result<()> {
-    refuses_new_calls(&["REPLICAOF", "127.0.0.1", "1"], &["REPLICAOF", "NO", "ONE"], "read-only replica").await
+    refuses_new_calls(
+        &["REPLICAOF", "127.0.0.1", "1"],
+        &["REPLICAOF", "NO", "ONE"],
+        "read-only replica",
+    )
+    .await
 }
 
 #[tokio::test]
 async fn a_server_without_its_replicas_replays_and_refuses_new_calls() -> anyhow::Result<()> {
     let setting = "min-replicas-to-write";
-    refuses_new_calls(&["CONFIG", "SET", setting, "1"], &["CONFIG", "SET", setting, "0"], "too few replicas").await
+    refuses_new_calls(
+        &["CONFIG", "SET", setting, "1"],
+        &["CONFIG", "SET", setting, "0"],
+        "too few replicas",
+    )
+    .await
 }
 
 #[tokio::test]
 async fn a_refused_password_is_a_configuration_error_until_it_is_right() -> anyhow::Result<()> {
     let rules = "on >right ~* &* +@all";
     let world = World::with(RedisOptions::new().user("app", rules), |builder| builder).await?;
-    let url = |password| world.proxy.url(&world.server.url()).replace("redis://", &format!("redis://app:{password}@"));
+    let url = |password| {
+        world
+            .proxy
+            .url(&world.server.url())
+            .replace("redis://", &format!("redis://app:{password}@"))
+    };
     let error = patient(&url("wrong")).connect().await.unwrap_err();
     assert_eq!(error.kind(), StoreErrorKind::Config, "{error}");
     assert!(error.to_string().contains("refuses the user or the password"), "{error}");

@@ -84,8 +84,8 @@ async fn ten_thousand_leases_are_renewed_in_one_round_trip() -> anyhow::Result<(
 }
 
 #[tokio::test]
-async fn a_key_that_somebody_else_has_overwritten_costs_no_other_its_renewal_or_place_in_a_list() -> anyhow::Result<()>
-{
+async fn a_key_that_somebody_else_has_overwritten_costs_no_other_its_renewal_or_place_in_a_list()
+-> anyhow::Result<()> {
     let world = World::patient().await?;
     let key = |number| KeyHash::from_bytes([number; 32]);
     let token = |number: u8| Token::from_bits(number.into());

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use idempotency::store::{
-    Abandon, Checkpoint, Claim, CrashPolicy, Park, Reason, Release, Remove, Renewal, Scan, Store as _, StoreError,
-    Token,
+    Abandon, Checkpoint, Claim, CrashPolicy, Park, Reason, Release, Remove, Renewal, Scan,
+    Store as _, StoreError, Token,
 };
 use idempotency::{Error, OnConflict, observe};
 use idempotency_test_support::deadline::{eventually_async, within};
@@ -17,7 +17,10 @@ use crate::world::{DAY, OPERATION, World, engine_on, large, patient};
 
 /// The commands in the documentation of `RedisStore`, and on its page.
 fn documented() -> BTreeSet<&'static str> {
-    let sources = [include_str!("../../idempotent-runtime/src/redis/mod.rs"), include_str!("../../docs/redis.md")];
+    let sources = [
+        include_str!("../../idempotent-runtime/src/redis/mod.rs"),
+        include_str!("../../docs/redis.md"),
+    ];
     let [source, page] = sources.map(|source| {
         let (_, rights) = source.split_once("ACL SETUSER").expect("the rights are documented");
         let (rights, _) = rights.split_once("```").expect("the rights end");
@@ -29,7 +32,17 @@ fn documented() -> BTreeSet<&'static str> {
 
 /// The URL of a user with these commands.
 async fn user(world: &World, name: &str, commands: &BTreeSet<&str>) -> anyhow::Result<String> {
-    let rules = ["ACL", "SETUSER", name, "reset", "on", ">secret", "~idempotency:*", "resetchannels", "-@all"];
+    let rules = [
+        "ACL",
+        "SETUSER",
+        name,
+        "reset",
+        "on",
+        ">secret",
+        "~idempotency:*",
+        "resetchannels",
+        "-@all",
+    ];
     let words: Vec<_> = rules.into_iter().chain(commands.iter().copied()).collect();
     world.server.command(&words).await?;
     Ok(world.server.url().replace("redis://", &format!("redis://{name}:secret@")) + "/1")
@@ -92,7 +105,10 @@ async fn the_documented_rights_are_enough_and_each_is_needed() -> anyhow::Result
             Ok(()) => needless.push(*right),
             // The client does not understand what it is told of a transaction that is refused.
             Err(error) => {
-                assert!(error.to_string().contains("ACL") || ["+multi", "+exec"].contains(right), "{right}: {error:?}");
+                assert!(
+                    error.to_string().contains("ACL") || ["+multi", "+exec"].contains(right),
+                    "{right}: {error:?}"
+                );
             }
         }
     }
@@ -112,13 +128,19 @@ async fn without_the_right_to_track_waiters_poll() -> anyhow::Result<()> {
     let (start, started) = oneshot::channel();
     let owner = world.call(1).run(|| async {
         let _ = start.send(());
-        eventually_async("the warning", async || warnings.mention("waiters poll")).await.expect("the waiter waits");
+        eventually_async("the warning", async || warnings.mention("waiters poll"))
+            .await
+            .expect("the waiter waits");
         Ok::<_, Error>(world.effect(1))
     });
     let waiting = async {
         started.await?;
-        let call = there.call(OPERATION, 1_u64).ttl(DAY).on_conflict(OnConflict::Wait(Duration::from_secs(60)));
-        let (answer, report) = observe(call.run(|| async { Ok::<_, Error>("not waited".to_owned()) })).await;
+        let call = there
+            .call(OPERATION, 1_u64)
+            .ttl(DAY)
+            .on_conflict(OnConflict::Wait(Duration::from_secs(60)));
+        let (answer, report) =
+            observe(call.run(|| async { Ok::<_, Error>("not waited".to_owned()) })).await;
         assert!(report.is_some_and(|report| report.waited));
         anyhow::Ok(answer?)
     };
@@ -128,7 +150,8 @@ async fn without_the_right_to_track_waiters_poll() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
-async fn without_the_right_to_ask_for_settings_the_store_connects_and_warns() -> anyhow::Result<()> {
+async fn without_the_right_to_ask_for_settings_the_store_connects_and_warns() -> anyhow::Result<()>
+{
     let warnings = Warnings::listen();
     let world = World::new().await?;
     let mut rights = documented();

@@ -1,5 +1,5 @@
-//! Several runtimes on one store: what one of them keeps while it stands still, or while a body blocks it, nobody else
-//! waits for.
+//! Several runtimes on one store: what one of them keeps while it stands still, or while a body
+//! blocks it, nobody else waits for.
 
 use std::sync::mpsc::channel;
 
@@ -36,7 +36,8 @@ fn a_runtime_that_stands_still_while_it_connects_keeps_no_other_waiting() -> any
         assert!(runtime.block_on(within("another call", world.charge(2)))?.is_ok());
     }
     assert_eq!(world.count(2), 1);
-    // The one that stood still goes on, and one that has ended leaves nothing behind that others wait for.
+    // The one that stood still goes on, and one that has ended leaves nothing behind that others
+    // wait for.
     assert!(still.block_on(within("a call on it", world.charge(1)))?.is_ok());
     drop(still);
     assert!(other.block_on(within("a call after its end", world.charge(3)))?.is_ok());

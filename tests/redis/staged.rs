@@ -5,7 +5,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use idempotency::key::KeyHash;
-use idempotency::store::{Checkpoint, Claim, Claimed, Commit, CrashPolicy, State, Store as _, Token, Written};
+use idempotency::store::{
+    Checkpoint, Claim, Claimed, Commit, CrashPolicy, State, Store as _, Token, Written,
+};
 
 use crate::commands::NEVER;
 use crate::world::{DAY, World, is_commit, patient};
@@ -25,7 +27,8 @@ fn claim() -> Claim {
 
 /// A server that has forgotten its scripts makes the way of a request longer.
 #[tokio::test]
-async fn a_checkpoint_and_a_commit_that_are_on_their_way_at_once_do_not_stand_for_each_other() -> anyhow::Result<()> {
+async fn a_checkpoint_and_a_commit_that_are_on_their_way_at_once_do_not_stand_for_each_other()
+-> anyhow::Result<()> {
     let world = World::patient().await?;
     let store = &world.direct;
     for round in 0..200 {
@@ -36,7 +39,11 @@ async fn a_checkpoint_and_a_commit_that_are_on_their_way_at_once_do_not_stand_fo
         let (_, committed) = tokio::join!(checkpoint, commit);
         assert_eq!(committed?, Written::Applied, "round {round}");
         let record = store.read(KEY).await?.expect("the record is there");
-        assert_eq!((record.state, record.body == body(b'r')), (State::Completed, true), "round {round}");
+        assert_eq!(
+            (record.state, record.body == body(b'r')),
+            (State::Completed, true),
+            "round {round}"
+        );
         assert_eq!(&*record.operation, "orders.fulfil", "round {round}");
         world.server.command(&["FLUSHALL"]).await?;
     }
@@ -65,7 +72,10 @@ async fn a_staging_that_arrives_again_is_no_result() -> anyhow::Result<()> {
         NEVER,
     );
     store.claim(claim()).await?;
-    assert_eq!(store.checkpoint(Checkpoint::new(KEY, OWNER, 0, body(b'c'))).await?, Written::Applied);
+    assert_eq!(
+        store.checkpoint(Checkpoint::new(KEY, OWNER, 0, body(b'c'))).await?,
+        Written::Applied
+    );
     assert_eq!(store.complete(Commit::new(KEY, OWNER, body(b'r'), DAY)).await?, Written::Applied);
     assert!(first.lock().unwrap_or_else(PoisonError::into_inner).is_some(), "nothing was staged");
     let record = store.read(KEY).await?.expect("the record is there");

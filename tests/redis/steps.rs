@@ -43,7 +43,10 @@ async fn a_call_resumes_after_the_lease_of_an_owner_that_was_cut_off() -> anyhow
         assert_eq!(context.attempt(), 2);
         let record = world.record(1).await.expect("a record");
         assert!(record.read_at >= lease_until, "the lease was given up");
-        assert_eq!(context.step("reserve", || act("again")).await?, "reserve".to_owned() + &large());
+        assert_eq!(
+            context.step("reserve", || act("again")).await?,
+            "reserve".to_owned() + &large()
+        );
         context.step("charge", || act("again")).await?;
         context.step("ship", async || Ok::<_, Error>("shipped".to_owned())).await
     });
@@ -56,7 +59,8 @@ async fn a_call_resumes_after_the_lease_of_an_owner_that_was_cut_off() -> anyhow
 
 /// What is large is stored in another way, as a whole.
 #[tokio::test]
-async fn a_large_checkpoint_and_a_large_answer_keep_the_name_of_the_operation() -> anyhow::Result<()> {
+async fn a_large_checkpoint_and_a_large_answer_keep_the_name_of_the_operation() -> anyhow::Result<()>
+{
     let world = World::new().await?;
     let call = world.call(1).run(async || {
         Context::current().step("reserve", async || Ok::<_, Error>(large())).await?;
@@ -70,8 +74,10 @@ async fn a_large_checkpoint_and_a_large_answer_keep_the_name_of_the_operation() 
     .await?;
     drop(call);
     let record = world.elsewhere().record(OPERATION, 1_u64);
-    eventually_async("the doubt", async || world.record(1).await.is_some_and(|record| record.state == State::InDoubt))
-        .await?;
+    eventually_async("the doubt", async || {
+        world.record(1).await.is_some_and(|record| record.state == State::InDoubt)
+    })
+    .await?;
     let listed = async || {
         let mut scan = Scan::default();
         scan.operation = Some(OPERATION.into());

@@ -30,12 +30,19 @@ impl Clock for OnlyPushed {
     }
 
     fn sleep(&self, duration: Duration) -> Sleep {
-        if duration < SAFETY_POLL { self.0.sleep(duration) } else { Box::pin(std::future::pending()) }
+        if duration < SAFETY_POLL {
+            self.0.sleep(duration)
+        } else {
+            Box::pin(std::future::pending())
+        }
     }
 }
 
 async fn world() -> anyhow::Result<World> {
-    World::with(RedisOptions::new().private(), |builder| builder.clock(OnlyPushed(SystemClock::new()))).await
+    World::with(RedisOptions::new().private(), |builder| {
+        builder.clock(OnlyPushed(SystemClock::new()))
+    })
+    .await
 }
 
 /// A caller of `engine` that waits in the background.
@@ -80,7 +87,10 @@ async fn tracked_keys(world: &World) -> Option<usize> {
 }
 
 async fn until_tracked(world: &World, keys: usize) -> anyhow::Result<()> {
-    eventually_async("the server to track the keys", async || tracked_keys(world).await == Some(keys)).await
+    eventually_async("the server to track the keys", async || {
+        tracked_keys(world).await == Some(keys)
+    })
+    .await
 }
 
 /// An owner and a waiter that is registered at the server.
@@ -110,14 +120,16 @@ async fn a_waiter_whose_connection_is_killed_registers_anew_and_is_woken() -> an
     let (owner, waiter) = waiting(&world).await?;
     let looks = world.proxy.requests_of("GET");
     world.server.command(&["CLIENT", "KILL", "TYPE", "normal"]).await?;
-    // The server forgets what it tracked for a connection only when the key changes, so that counting says nothing.
+    // The server forgets what it tracked for a connection only when the key changes, so that
+    // counting says nothing.
     eventually_async("another look", async || world.proxy.requests_of("GET") > looks).await?;
     owner.end().await?;
     assert_eq!(within("the waiter", waiter).await???, "receipt");
     Ok(())
 }
 
-/// At the store: a caller may be killed between the two commands of its look, and looks again anyway.
+/// At the store: a caller may be killed between the two commands of its look, and looks again
+/// anyway.
 #[tokio::test]
 async fn a_watch_resolves_when_its_connection_is_lost_and_not_before() -> anyhow::Result<()> {
     let world = World::new().await?;
@@ -159,7 +171,11 @@ async fn a_waiter_takes_over_when_the_lease_ends_and_not_before() -> anyhow::Res
     // Short enough that the waiter sleeps until its end, and not until it would look by itself.
     const LEASE: Duration = Duration::from_millis(900);
     let world = world().await?;
-    let mut claim = Claim::new(world.engine.record(OPERATION, 1).hash()?, Token::from_bits(7), OPERATION.into());
+    let mut claim = Claim::new(
+        world.engine.record(OPERATION, 1).hash()?,
+        Token::from_bits(7),
+        OPERATION.into(),
+    );
     (claim.lease, claim.linger, claim.policy) = (LEASE, DAY, CrashPolicy::Retry);
     let before = Instant::now();
     world.direct.claim(claim).await?;
@@ -171,18 +187,24 @@ async fn a_waiter_takes_over_when_the_lease_ends_and_not_before() -> anyhow::Res
 }
 
 #[tokio::test]
-async fn a_waiter_that_runs_out_of_time_is_told_that_the_call_is_in_progress() -> anyhow::Result<()> {
+async fn a_waiter_that_runs_out_of_time_is_told_that_the_call_is_in_progress() -> anyhow::Result<()>
+{
     let world = World::new().await?;
     let owner = Owner::start(world.elsewhere(), 1).await?;
     let call = world.call(1).on_conflict(OnConflict::Wait(Duration::from_millis(100)));
     let error = call.run(|| async { Ok::<_, Error>("not waited".to_owned()) }).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InProgress);
-    assert!(error.retry_after().is_some_and(|left| left <= LONG_LEASE), "{:?}", error.retry_after());
+    assert!(
+        error.retry_after().is_some_and(|left| left <= LONG_LEASE),
+        "{:?}",
+        error.retry_after()
+    );
     owner.end().await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn five_thousand_waiters_are_woken_by_one_commit_each_with_five_commands_each() -> anyhow::Result<()> {
+async fn five_thousand_waiters_are_woken_by_one_commit_each_with_five_commands_each()
+-> anyhow::Result<()> {
     const WAITERS: u64 = 5_000;
     let world = World::new().await?;
     let store = patient(&world.proxy.url(&world.server.url())).connect().await?;

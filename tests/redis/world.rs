@@ -1,4 +1,5 @@
-//! A server, a proxy in front of it, an engine that knows only the proxy, and the effects of its bodies.
+//! A server, a proxy in front of it, an engine that knows only the proxy, and the effects of its
+//! bodies.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,10 +17,11 @@ pub const DAY: Duration = Duration::from_secs(86_400);
 pub const LONG_LEASE: Duration = Duration::from_secs(120);
 /// For tests in which a lease ends. No claim is answered so late that its body does not start.
 pub const SHORT_LEASE: Duration = Duration::from_secs(4);
-/// For tests in which a lease is renewed: two thirds of it are left for a renewal that comes late on a busy machine.
+/// For tests in which a lease is renewed: two thirds of it are left for a renewal that comes late
+/// on a busy machine.
 pub const STEADY_LEASE: Duration = Duration::from_secs(9);
-/// How long a claim, or a store that is not impatient, waits for an answer: longer than a busy machine keeps a process
-/// waiting.
+/// How long a claim, or a store that is not impatient, waits for an answer: longer than a busy
+/// machine keeps a process waiting.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
 pub struct World {
@@ -44,7 +46,10 @@ impl World {
         Self::on(RedisOptions::new().private(), patient, |builder| builder).await
     }
 
-    pub async fn with(options: RedisOptions, configure: impl FnOnce(Builder) -> Builder) -> anyhow::Result<Self> {
+    pub async fn with(
+        options: RedisOptions,
+        configure: impl FnOnce(Builder) -> Builder,
+    ) -> anyhow::Result<Self> {
         Self::on(options, impatient, configure).await
     }
 
@@ -99,10 +104,14 @@ impl World {
 
     /// The Redis key of the record.
     pub fn name(&self, key: u64) -> String {
-        format!("idempotency:{{{}}}", self.engine.record(OPERATION, key).hash().expect("the key is fine").to_hex())
+        format!(
+            "idempotency:{{{}}}",
+            self.engine.record(OPERATION, key).hash().expect("the key is fine").to_hex()
+        )
     }
 
-    /// Connects and loads the scripts of a whole call, so that what follows sends no other commands.
+    /// Connects and loads the scripts of a whole call, so that what follows sends no other
+    /// commands.
     pub async fn warm_up(&self) -> anyhow::Result<()> {
         const KEY: u64 = u64::MAX;
         let call = self.call(KEY).run(|| async {
@@ -116,7 +125,9 @@ impl World {
 
 /// A store that does not wait long for answers.
 pub fn impatient(url: &str) -> RedisStoreBuilder {
-    RedisStore::builder(url).connect_timeout(Duration::from_secs(1)).response_timeout(Duration::from_millis(400))
+    RedisStore::builder(url)
+        .connect_timeout(Duration::from_secs(1))
+        .response_timeout(Duration::from_millis(400))
 }
 
 pub fn patient(url: &str) -> RedisStoreBuilder {
@@ -127,7 +138,8 @@ pub fn engine_on(store: RedisStore) -> Builder {
     Idempotency::builder(store).lease(LONG_LEASE).claim_timeout(PATIENCE)
 }
 
-/// Whether this runs the script that stores a result, with the key of its staged body where it has one.
+/// Whether this runs the script that stores a result, with the key of its staged body where it has
+/// one.
 pub fn is_commit(request: &Request) -> bool {
     request.command() == "EVALSHA" && [12, 13].contains(&request.arguments().len())
 }

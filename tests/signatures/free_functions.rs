@@ -21,7 +21,11 @@ async fn takes_nothing() -> Result<(), Error> {
 }
 
 #[idempotent(key = id, ttl = "24h")]
-async fn assigns_to_its_arguments(mut id: u64, mut steps: Vec<u64>, effects: &Effects) -> Result<Vec<u64>, Error> {
+async fn assigns_to_its_arguments(
+    mut id: u64,
+    mut steps: Vec<u64>,
+    effects: &Effects,
+) -> Result<Vec<u64>, Error> {
     effects.happen();
     id += 1;
     steps.push(id);
@@ -29,7 +33,11 @@ async fn assigns_to_its_arguments(mut id: u64, mut steps: Vec<u64>, effects: &Ef
 }
 
 #[idempotent(key = id, ttl = "24h")]
-async fn changes_what_it_borrows(id: u64, steps: &mut Vec<u64>, effects: &Effects) -> Result<usize, Error> {
+async fn changes_what_it_borrows(
+    id: u64,
+    steps: &mut Vec<u64>,
+    effects: &Effects,
+) -> Result<usize, Error> {
     effects.happen();
     steps.push(id);
     tokio::task::yield_now().await;
@@ -66,7 +74,10 @@ async fn arguments_are_borrowed_owned_or_absent() {
 
 #[tokio::test]
 async fn a_body_can_assign_to_its_arguments() {
-    assert_eq!(once(async |effects| assigns_to_its_arguments(1, vec![5], effects).await).await, [5, 2]);
+    assert_eq!(
+        once(async |effects| assigns_to_its_arguments(1, vec![5], effects).await).await,
+        [5, 2]
+    );
 }
 
 #[tokio::test]

@@ -17,12 +17,19 @@ async fn const_parameter<const N: usize>(id: u64, effects: &Effects) -> Result<[
 }
 
 #[idempotent(key = name, ttl = "24h")]
-async fn lifetimes<'name, 'effects: 'name>(name: &'name str, effects: &'effects Effects) -> Result<String, Error> {
+async fn lifetimes<'name, 'effects: 'name>(
+    name: &'name str,
+    effects: &'effects Effects,
+) -> Result<String, Error> {
     Ok(format!("{name}{}", effects.happen()))
 }
 
 #[idempotent(key = "{id.to_string()}", ttl = "24h", name = "signatures.impl_trait")]
-async fn impl_trait(id: impl Display, mut more: impl Iterator<Item = u64>, effects: &Effects) -> Result<u64, Error> {
+async fn impl_trait(
+    id: impl Display,
+    mut more: impl Iterator<Item = u64>,
+    effects: &Effects,
+) -> Result<u64, Error> {
     effects.happen();
     Ok(more.next().unwrap_or(0) + id.to_string().len() as u64)
 }
@@ -38,7 +45,9 @@ where
 }
 
 #[idempotent(key = id, ttl = "24h")]
-async fn hidden_result(id: u64) -> Result<impl Serialize + DeserializeOwned + Debug + PartialEq, Error> {
+async fn hidden_result(
+    id: u64,
+) -> Result<impl Serialize + DeserializeOwned + Debug + PartialEq, Error> {
     Ok(id + 1)
 }
 
@@ -58,7 +67,10 @@ async fn types_constants_and_lifetimes() {
     assert_eq!(once(async |effects| const_parameter::<4>(1, effects).await).await, [5]);
     assert_eq!(once(async |effects| lifetimes("a", effects).await).await, "a1");
     assert_eq!(once(async |effects| impl_trait("ab", [3].into_iter(), effects).await).await, 5);
-    assert_eq!(once(async |effects| where_clause::<_, anyhow::Error>(1, 5, effects).await).await, 5);
+    assert_eq!(
+        once(async |effects| where_clause::<_, anyhow::Error>(1, 5, effects).await).await,
+        5
+    );
     let hidden = Idempotency::new(MemoryStore::new()).scope(hidden_result(1)).await.unwrap();
     assert_eq!(format!("{hidden:?}"), "2");
     assert_eq!(once(async |effects| Repository(PhantomData).save(1, &9, effects).await).await, 9);
@@ -73,6 +85,10 @@ async fn all_instantiations_are_one_operation() {
             type_parameter(1, "text".to_owned(), &effects).await
         })
         .await;
-    assert_eq!(second.unwrap_err().kind(), ErrorKind::Decode, "the stored result is of the other type");
+    assert_eq!(
+        second.unwrap_err().kind(),
+        ErrorKind::Decode,
+        "the stored result is of the other type"
+    );
     assert_eq!(effects.count(), 1);
 }

@@ -43,7 +43,10 @@ async fn only_the_key_uses_it(guard: Guard, gone: &AtomicBool) -> Result<bool, E
 }
 
 #[idempotent(key = guard.id(), ttl = "24h")]
-async fn only_the_key_uses_what_is_bound((guard, _): (Guard, u64), gone: &AtomicBool) -> Result<bool, Error> {
+async fn only_the_key_uses_what_is_bound(
+    (guard, _): (Guard, u64),
+    gone: &AtomicBool,
+) -> Result<bool, Error> {
     is_gone(gone).await
 }
 
@@ -69,7 +72,10 @@ async fn arguments_are_dropped_when_the_body_is_over() {
         assert!(gone.load(Ordering::SeqCst));
     };
     check(|guard, gone| Box::pin(async move { only_the_key_uses_it(guard, &gone).await })).await;
-    check(|guard, gone| Box::pin(async move { only_the_key_uses_what_is_bound((guard, 1), &gone).await })).await;
+    check(|guard, gone| {
+        Box::pin(async move { only_the_key_uses_what_is_bound((guard, 1), &gone).await })
+    })
+    .await;
     check(|guard, gone| {
         let request = Request { id: guard.id, _guard: guard };
         Box::pin(async move { the_body_uses_another_field(request, &gone).await })
@@ -94,19 +100,34 @@ impl Drop for Named {
 }
 
 impl Named {
-    async fn plain(self, second: Self, (third, fourth): (Self, Self), log: &str) -> Result<usize, Error> {
+    async fn plain(
+        self,
+        second: Self,
+        (third, fourth): (Self, Self),
+        log: &str,
+    ) -> Result<usize, Error> {
         tokio::task::yield_now().await;
         Ok(third.1.len() + self.1.len() + second.1.len() + fourth.1.len() + log.len())
     }
 
     #[idempotent(key = second.1, ttl = "24h", name = "signatures.guarded")]
-    async fn guarded(self, second: Self, (third, fourth): (Self, Self), log: &str) -> Result<usize, Error> {
+    async fn guarded(
+        self,
+        second: Self,
+        (third, fourth): (Self, Self),
+        log: &str,
+    ) -> Result<usize, Error> {
         tokio::task::yield_now().await;
         Ok(third.1.len() + self.1.len() + second.1.len() + fourth.1.len() + log.len())
     }
 
     #[idempotent(key = second.1, ttl = "24h", name = "signatures.detached_guard", detach)]
-    async fn detached(self, second: Self, (third, fourth): (Self, Self), log: &str) -> Result<usize, Error> {
+    async fn detached(
+        self,
+        second: Self,
+        (third, fourth): (Self, Self),
+        log: &str,
+    ) -> Result<usize, Error> {
         tokio::task::yield_now().await;
         Ok(third.1.len() + self.1.len() + second.1.len() + fourth.1.len() + log.len())
     }
@@ -128,13 +149,23 @@ impl Named {
 }
 
 impl Named {
-    async fn plain_unmentioned(self, _second: Self, (third, _fourth): (Self, Self), _: Self) -> Result<usize, Error> {
+    async fn plain_unmentioned(
+        self,
+        _second: Self,
+        (third, _fourth): (Self, Self),
+        _: Self,
+    ) -> Result<usize, Error> {
         tokio::task::yield_now().await;
         Ok(third.1.len())
     }
 
     #[idempotent(key = third.1, ttl = "24h", name = "signatures.detached_unmentioned", detach)]
-    async fn unmentioned(self, _second: Self, (third, _fourth): (Self, Self), _: Self) -> Result<usize, Error> {
+    async fn unmentioned(
+        self,
+        _second: Self,
+        (third, _fourth): (Self, Self),
+        _: Self,
+    ) -> Result<usize, Error> {
         tokio::task::yield_now().await;
         Ok(third.1.len())
     }
@@ -173,7 +204,10 @@ async fn names_in_capitals_are_arguments_like_all_others() {
     Named::plain_in_capitals(named("first"), named("SECOND"), named("third")).await.unwrap();
     let plain = std::mem::take(&mut *log.lock().unwrap());
     for _ in 0..2 {
-        engine.scope(Named::in_capitals(named("first"), named("SECOND"), named("third"))).await.unwrap();
+        engine
+            .scope(Named::in_capitals(named("first"), named("SECOND"), named("third")))
+            .await
+            .unwrap();
         assert_eq!(std::mem::take(&mut *log.lock().unwrap()), plain);
     }
     assert_eq!(engine.scope(takes_a_marker(Marker, 7)).await.unwrap(), 7);

@@ -40,7 +40,10 @@ async fn has_conditional_arguments(
 
 #[tokio::test]
 async fn arguments_are_taken_apart() {
-    assert_eq!(once(async |effects| destructures(order(), (1, [2, 0]), &3, effects).await).await, 13);
+    assert_eq!(
+        once(async |effects| destructures(order(), (1, [2, 0]), &3, effects).await).await,
+        13
+    );
     assert_eq!(once(async |effects| binds_with_at(&order(), 0, 0, effects).await).await, 80);
     assert_eq!(once(async |effects| has_conditional_arguments(1, 2, effects).await).await, 3);
 }

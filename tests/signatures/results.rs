@@ -37,7 +37,10 @@ async fn boxed_error(id: Option<u64>) -> Result<u64, Box<dyn std::error::Error +
 
 #[allow(unused_qualifications, reason = "the path is what is tested")]
 #[idempotent(key = id, ttl = "24h")]
-async fn std_path(id: u64, effects: &Effects) -> core::result::Result<HashMap<String, Vec<Option<u8>>>, Error> {
+async fn std_path(
+    id: u64,
+    effects: &Effects,
+) -> core::result::Result<HashMap<String, Vec<Option<u8>>>, Error> {
     effects.happen();
     Ok(HashMap::from([("a".to_owned(), vec![None, Some(0)])]))
 }
@@ -60,7 +63,9 @@ async fn aliases_and_error_types() {
 async fn errors_of_the_engine_arrive_in_the_users_type() {
     let engine = Idempotency::new(MemoryStore::new());
     assert!(matches!(engine.scope(thiserror(Some(1))).await, Err(PayError::Declined)));
-    let Err(PayError::Idempotency(error)) = engine.scope(thiserror(None)).await else { panic!("no key") };
+    let Err(PayError::Idempotency(error)) = engine.scope(thiserror(None)).await else {
+        panic!("no key")
+    };
     assert_eq!(error.kind(), ErrorKind::MissingKey);
     let error = engine.scope(boxed_error(None)).await.unwrap_err();
     assert_eq!(error.downcast::<Error>().unwrap().kind(), ErrorKind::MissingKey);

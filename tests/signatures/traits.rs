@@ -24,7 +24,12 @@ impl Native for Card {
 #[async_trait::async_trait]
 trait Boxing {
     async fn charge(&self, order: &Order, effects: &Effects) -> Result<usize, Error>;
-    async fn refund(&mut self, id: u64, mut order: Order, effects: &Effects) -> Result<Order, anyhow::Error>;
+    async fn refund(
+        &mut self,
+        id: u64,
+        mut order: Order,
+        effects: &Effects,
+    ) -> Result<Order, anyhow::Error>;
 }
 
 #[async_trait::async_trait]
@@ -36,7 +41,12 @@ impl Boxing for Card {
     }
 
     #[idempotent(key = (id, order.user), ttl = "24h")]
-    async fn refund(&mut self, id: u64, mut order: Order, effects: &Effects) -> Result<Order, anyhow::Error> {
+    async fn refund(
+        &mut self,
+        id: u64,
+        mut order: Order,
+        effects: &Effects,
+    ) -> Result<Order, anyhow::Error> {
         order.amount = "0".parse()?;
         effects.happen();
         Ok(order)
@@ -57,7 +67,10 @@ trait Local {
 impl Local for Card {}
 
 #[idempotent(key = id, ttl = "24h")]
-fn boxed_by_hand(id: u64, effects: &Effects) -> Pin<Box<dyn Future<Output = Result<usize, Error>> + Send + '_>> {
+fn boxed_by_hand(
+    id: u64,
+    effects: &Effects,
+) -> Pin<Box<dyn Future<Output = Result<usize, Error>> + Send + '_>> {
     let more = usize::from(id == 0);
     Box::pin(async move {
         tokio::task::yield_now().await;
@@ -82,7 +95,10 @@ async fn native_methods() {
 #[tokio::test]
 async fn async_trait_methods() {
     assert_eq!(once(async |effects| Card.charge(&order(), effects).await).await, 4);
-    assert_eq!(once(async |effects| Boxing::refund(&mut Card, 1, order(), effects).await).await.amount, 0);
+    assert_eq!(
+        once(async |effects| Boxing::refund(&mut Card, 1, order(), effects).await).await.amount,
+        0
+    );
     once(async |effects| Local::provided(&Card, 1, effects).await).await;
     let dynamic: Box<dyn Boxing> = Box::new(Card);
     once(async |effects| dynamic.charge(&order(), effects).await).await;

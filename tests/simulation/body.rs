@@ -1,4 +1,5 @@
-//! What a caller guards: bodies with an effect that end well, badly or not at all, and the question after a crash.
+//! What a caller guards: bodies with an effect that end well, badly or not at all, and the question
+//! after a crash.
 
 use std::panic::resume_unwind;
 use std::sync::Arc;
@@ -175,7 +176,10 @@ impl Site {
         result
     }
 
-    async fn of_task(work: &Work, task: Option<oneshot::Receiver<Result<String, Failure>>>) -> Result<String, Failure> {
+    async fn of_task(
+        work: &Work,
+        task: Option<oneshot::Receiver<Result<String, Failure>>>,
+    ) -> Result<String, Failure> {
         let Some(task) = task else { return Err(Failure::Refused) };
         let result = task.await.unwrap_or(Err(Failure::Ambiguous));
         work.life.goes_on().await;
@@ -184,11 +188,18 @@ impl Site {
 
     async fn steps(&self, work: &Work) -> Result<String, Failure> {
         let work = &work;
-        let reserve = work.context.step("reserve", || async { Ok::<_, Failure>(work.effect("reserve").await) });
+        let reserve = work
+            .context
+            .step("reserve", || async { Ok::<_, Failure>(work.effect("reserve").await) });
         let reserved = reserve.await?;
         work.pause(self.script.between).await;
-        let charge = work.context.step("charge", || async { Ok::<_, Failure>(work.effect("charge").await) });
-        let charged = if self.key.class == Class::ResumeOnce { charge.at_most_once().await? } else { charge.await? };
+        let charge =
+            work.context.step("charge", || async { Ok::<_, Failure>(work.effect("charge").await) });
+        let charged = if self.key.class == Class::ResumeOnce {
+            charge.at_most_once().await?
+        } else {
+            charge.await?
+        };
         Ok(format!("{reserved}+{charged}"))
     }
 

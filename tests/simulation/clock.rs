@@ -1,4 +1,5 @@
-//! Time: Tokio's paused clock, which goes on when nobody can do anything before. A process sees it through its life.
+//! Time: Tokio's paused clock, which goes on when nobody can do anything before. A process sees it
+//! through its life.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -39,8 +40,8 @@ impl Clock for RunClock {
     }
 }
 
-/// The clock of one process: while it stands still, nothing that sleeps in it wakes. While its machine is suspended, the
-/// clock goes on and the timers do not.
+/// The clock of one process: while it stands still, nothing that sleeps in it wakes. While its
+/// machine is suspended, the clock goes on and the timers do not.
 #[derive(Clone, Debug)]
 pub struct ProcessClock {
     pub run: RunClock,

@@ -29,13 +29,19 @@ pub const EVENTS: &[Event] = &[
         })
     }),
     ("a question is asked again", |it| {
-        is_change(it, |change| change.taken_over().is_some_and(|before| before.state == State::InDoubt))
+        is_change(it, |change| {
+            change.taken_over().is_some_and(|before| before.state == State::InDoubt)
+        })
     }),
     ("a dead owner is parked", |it| {
-        is_change(it, |change| matches!(change.request, Request::Claim { .. }) && becomes(change, State::InDoubt))
+        is_change(it, |change| {
+            matches!(change.request, Request::Claim { .. }) && becomes(change, State::InDoubt)
+        })
     }),
     ("an owner parks itself", |it| {
-        is_change(it, |change| matches!(change.request, Request::Park { .. }) && becomes(change, State::InDoubt))
+        is_change(it, |change| {
+            matches!(change.request, Request::Park { .. }) && becomes(change, State::InDoubt)
+        })
     }),
     ("an owner in doubt commits", |it| {
         is_change(it, |change| {
@@ -48,32 +54,58 @@ pub const EVENTS: &[Event] = &[
         |it| matches!(it, Entry::Applied(change) if matches!(change.request, Request::Complete { .. }) && !change.has_changed()),
     ),
     ("an error is stored", |it| is_change(it, |change| becomes(change, State::Failed))),
-    ("a step is recorded", |it| is_change(it, |change| matches!(change.request, Request::Checkpoint { .. }))),
+    ("a step is recorded", |it| {
+        is_change(it, |change| matches!(change.request, Request::Checkpoint { .. }))
+    }),
     ("a step of a call that refuses runs in a task", |it| {
         is_change(it, |change| {
-            matches!(change.request, Request::Park { only_orphaned: false, .. } | Request::Abandon { .. })
-                && change.key.starts_with("InTask")
-                && change.after.as_ref().is_some_and(|it| it.reason == Some(Reason::Error) && it.checkpoints == 0)
+            matches!(
+                change.request,
+                Request::Park { only_orphaned: false, .. } | Request::Abandon { .. }
+            ) && change.key.starts_with("InTask")
+                && change
+                    .after
+                    .as_ref()
+                    .is_some_and(|it| it.reason == Some(Reason::Error) && it.checkpoints == 0)
         })
     }),
-    ("a lease is renewed", |it| is_change(it, |change| matches!(change.request, Request::Renew { .. }))),
-    ("an owner gives its lease up", |it| is_change(it, |change| matches!(change.request, Request::Abandon { .. }))),
+    ("a lease is renewed", |it| {
+        is_change(it, |change| matches!(change.request, Request::Renew { .. }))
+    }),
+    ("an owner gives its lease up", |it| {
+        is_change(it, |change| matches!(change.request, Request::Abandon { .. }))
+    }),
     ("a claim is given back", |it| is_change(it, |change| change.after.is_none())),
     ("a released call is claimed", |it| {
         is_change(it, |change| {
-            change.granted().is_some() && change.before.as_ref().is_some_and(|it| it.state == State::Released)
+            change.granted().is_some()
+                && change.before.as_ref().is_some_and(|it| it.state == State::Released)
         })
     }),
-    ("a retention begins anew", |it| is_change(it, |change| change.granted().is_some() && change.retention > 0)),
+    ("a retention begins anew", |it| {
+        is_change(it, |change| change.granted().is_some() && change.retention > 0)
+    }),
     ("an operator says that it happened", |it| {
-        is_change(it, |change| matches!(change.request, Request::Resolve { .. }) && becomes(change, State::Completed))
+        is_change(it, |change| {
+            matches!(change.request, Request::Resolve { .. }) && becomes(change, State::Completed)
+        })
     }),
     ("an operator says that it did not", |it| {
-        is_change(it, |change| matches!(change.request, Request::Resolve { .. }) && change.after.is_none())
+        is_change(it, |change| {
+            matches!(change.request, Request::Resolve { .. }) && change.after.is_none()
+        })
     }),
-    ("an operator forgets", |it| is_change(it, |change| matches!(change.request, Request::Remove { .. }))),
-    ("a result is replayed", |it| matches!(it, Entry::Called(called) if matches!(called.outcome, Outcome::Value(_)))),
-    ("another request is refused", |it| matches!(it, Entry::Called(called) if called.outcome == Outcome::Mismatch)),
+    ("an operator forgets", |it| {
+        is_change(it, |change| matches!(change.request, Request::Remove { .. }))
+    }),
+    (
+        "a result is replayed",
+        |it| matches!(it, Entry::Called(called) if matches!(called.outcome, Outcome::Value(_))),
+    ),
+    (
+        "another request is refused",
+        |it| matches!(it, Entry::Called(called) if called.outcome == Outcome::Mismatch),
+    ),
     ("a late retry is refused", |it| is_error(it, "Expired")),
     ("a result is not stored", |it| is_error(it, "NotStored")),
     ("an owner is superseded", |it| is_error(it, "Superseded")),

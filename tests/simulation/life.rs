@@ -1,7 +1,8 @@
 //! The life of one process: it stands still, goes on, and ends in the middle of whatever it does.
 //!
-//! A process moves when it sleeps no more and when it is answered. Both go through [`Life::goes_on`], which never
-//! returns in a process that is dead: what it has sent may still arrive, and nothing else of it happens.
+//! A process moves when it sleeps no more and when it is answered. Both go through
+//! [`Life::goes_on`], which never returns in a process that is dead: what it has sent may still
+//! arrive, and nothing else of it happens.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -55,7 +56,8 @@ impl Life {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Resolves at once in a process that runs, at its end in one that stands still, and never in one that is dead.
+    /// Resolves at once in a process that runs, at its end in one that stands still, and never in
+    /// one that is dead.
     pub async fn goes_on(&self) {
         loop {
             let changed = self.changed.notified();
@@ -81,7 +83,8 @@ impl Life {
         self.state().is_frozen = true;
     }
 
-    /// As [`freeze`](Self::freeze), with its machine: the timers stand still too, and go on from where they were.
+    /// As [`freeze`](Self::freeze), with its machine: the timers stand still too, and go on from
+    /// where they were.
     pub fn suspend(&self, now: Duration) {
         let mut state = self.state();
         state.is_frozen = true;
@@ -125,16 +128,20 @@ impl Life {
         self.state().acknowledged.push(acknowledged);
     }
 
-    /// The process has sent that it does not own this claim any more. It may be told after that that it owned it.
+    /// The process has sent that it does not own this claim any more. It may be told after that
+    /// that it owned it.
     pub fn give_back(&self, token: Token) {
         self.state().given_back.push(token);
     }
 
-    /// The last claim of `key` with this number of attempts that the process was told to own, and has not given back.
+    /// The last claim of `key` with this number of attempts that the process was told to own, and
+    /// has not given back.
     pub fn acknowledged(&self, key: KeyHash, attempts: u32) -> Option<Acknowledged> {
         let state = self.state();
         let is_own = |claim: &&Acknowledged| {
-            claim.key == key && claim.attempts == attempts && !state.given_back.contains(&claim.owner)
+            claim.key == key
+                && claim.attempts == attempts
+                && !state.given_back.contains(&claim.owner)
         };
         state.acknowledged.iter().rfind(is_own).copied()
     }

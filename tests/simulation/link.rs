@@ -1,4 +1,5 @@
-//! The way of one process to the store: requests and answers are lost, late, repeated and out of order.
+//! The way of one process to the store: requests and answers are lost, late, repeated and out of
+//! order.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,8 +9,9 @@ use idempotency::State;
 use idempotency::clock::Clock as _;
 use idempotency::key::KeyHash;
 use idempotency::store::{
-    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Grant, Page, Park, Purged, Reason, Record,
-    Release, Remove, Renewal, Resolve, Scan, Store, StoreError, StoreErrorKind, Token, Watch, Written,
+    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Grant, Page, Park, Purged,
+    Reason, Record, Release, Remove, Renewal, Resolve, Scan, Store, StoreError, StoreErrorKind,
+    Token, Watch, Written,
 };
 use idempotency_test_support::random::Random;
 use tokio::sync::oneshot;
@@ -59,7 +61,8 @@ impl Link {
     fn fate(&self) -> Fate {
         let mut random = self.random.lock().unwrap_or_else(PoisonError::into_inner);
         let random = &mut *random;
-        let mut fate = Fate { arrives: true, is_answered: true, patience: SILENCE, ..Fate::default() };
+        let mut fate =
+            Fate { arrives: true, is_answered: true, patience: SILENCE, ..Fate::default() };
         if random.chance(50) {
             (fate.there, fate.back) = (millis_below(random, PROMPT), millis_below(random, PROMPT));
         }
@@ -71,7 +74,8 @@ impl Link {
             millis_below(random, limit)
         };
         let faults = self.world.plan.faults;
-        if self.life.is_cut_off(self.world.clock.monotonic()) || random.chance(faults.lost_request) {
+        if self.life.is_cut_off(self.world.clock.monotonic()) || random.chance(faults.lost_request)
+        {
             return Fate {
                 fault: Some("lost"),
                 arrives: false,
@@ -81,7 +85,12 @@ impl Link {
             };
         }
         if random.chance(faults.lost_answer) {
-            return Fate { fault: Some("answer lost"), is_answered: false, patience: impatience(random), ..fate };
+            return Fate {
+                fault: Some("answer lost"),
+                is_answered: false,
+                patience: impatience(random),
+                ..fate
+            };
         }
         if random.chance(faults.late) {
             let there = millis_below(random, LATEST);
@@ -120,7 +129,8 @@ impl Link {
         }
         let (sender, answer) = oneshot::channel();
         // Who hears nothing is not told that there is nothing to hear.
-        let (sender, _silent) = if fate.is_answered { (Some(sender), None) } else { (None, Some(sender)) };
+        let (sender, _silent) =
+            if fate.is_answered { (Some(sender), None) } else { (None, Some(sender)) };
         if fate.arrives {
             let (world, name) = (self.world.clone(), self.life.name.clone());
             let on_its_way = world.on_its_way();
@@ -158,7 +168,11 @@ impl Link {
     }
 
     /// What a mutant makes of the answer to a claim.
-    fn altered(&self, claim: &Claim, answer: Result<Claimed, StoreError>) -> Result<Claimed, StoreError> {
+    fn altered(
+        &self,
+        claim: &Claim,
+        answer: Result<Claimed, StoreError>,
+    ) -> Result<Claimed, StoreError> {
         match (self.world.mutant, answer) {
             (Some(Mutant::GrantsInvented), Err(error)) if error.is_outcome_unknown() => {
                 let mut record = Record::new(claim.key, claim.token, claim.operation.clone());
@@ -168,11 +182,15 @@ impl Link {
             (Some(Mutant::AnswersMixedUp), Ok(Claimed::Held(record))) if record.is_running() => {
                 Ok(Claimed::Mine(Grant::new(record)))
             }
-            (Some(Mutant::ReplaysAltered), Ok(Claimed::Held(mut record))) if record.state == State::Completed => {
+            (Some(Mutant::ReplaysAltered), Ok(Claimed::Held(mut record)))
+                if record.state == State::Completed =>
+            {
                 record.body = br#""another result""#.as_slice().into();
                 Ok(Claimed::Held(record))
             }
-            (Some(Mutant::TakeoversUnlooked), Ok(Claimed::Mine(mut grant))) if grant.taken_over.is_some() => {
+            (Some(Mutant::TakeoversUnlooked), Ok(Claimed::Mine(mut grant)))
+                if grant.taken_over.is_some() =>
+            {
                 grant.record.checkpoints = grant.record.checkpoints.max(1);
                 Ok(Claimed::Mine(grant))
             }
@@ -207,7 +225,13 @@ impl Store for Link {
         let answer = self.altered(&claim, answer);
         if let Ok(Claimed::Mine(grant)) = &answer {
             let (key, owner, attempts) = (claim.key, grant.record.owner, grant.record.attempts);
-            self.life.acknowledge(Acknowledged { key, sent: claim.token, owner, attempts, first_sent });
+            self.life.acknowledge(Acknowledged {
+                key,
+                sent: claim.token,
+                owner,
+                attempts,
+                first_sent,
+            });
         }
         answer
     }
@@ -240,7 +264,8 @@ impl Store for Link {
     }
 
     async fn checkpoint(&self, checkpoint: Checkpoint) -> Result<Written, StoreError> {
-        self.pass("checkpoint", move |server, from| server.checkpoint(from, checkpoint.clone())).await
+        self.pass("checkpoint", move |server, from| server.checkpoint(from, checkpoint.clone()))
+            .await
     }
 
     async fn fence(&self, key: KeyHash, token: Token) -> Result<Option<u64>, StoreError> {
@@ -261,7 +286,11 @@ impl Store for Link {
         Ok(Watch::new(record, async move {
             // A connection that is lost ends the watch; else a change is told after a while.
             let lost = async {
-                if fate.is_answered && fate.arrives { std::future::pending().await } else { sleep(fate.patience).await }
+                if fate.is_answered && fate.arrives {
+                    std::future::pending().await
+                } else {
+                    sleep(fate.patience).await
+                }
             };
             tokio::select! {
                 biased;

@@ -46,8 +46,10 @@ fn overdue(entries: &[Entry], call: &Called) -> Option<Violation> {
     let took = call.ended.saturating_sub(call.started);
     let stood_still = frozen(entries, &call.process, call.started, call.ended);
     (took > call.bound + stood_still).then(|| {
-        let seen =
-            format!("a call of {} took {took:?} and may take {:?}: {:?}", call.process, call.bound, call.outcome);
+        let seen = format!(
+            "a call of {} took {took:?} and may take {:?}: {:?}",
+            call.process, call.bound, call.outcome
+        );
         violation(Rule::CallsReturn, &call.key, seen)
     })
 }
@@ -72,9 +74,13 @@ fn frozen(entries: &[Entry], name: &str, from: Duration, until: Duration) -> Dur
 /// L1: with a store that answers, a call gets an answer about its key.
 fn refused(call: &Called) -> Option<Violation> {
     let Outcome::Error(kind) = &call.outcome else { return None };
-    let is_answer = ["InProgress", "InDoubt", "StepInterrupted", "Expired"].contains(&kind.as_str());
+    let is_answer =
+        ["InProgress", "InDoubt", "StepInterrupted", "Expired"].contains(&kind.as_str());
     (!is_answer).then(|| {
-        let seen = format!("a call of {} at {:?} got {kind} from a store that answers", call.process, call.started);
+        let seen = format!(
+            "a call of {} at {:?} got {kind} from a store that answers",
+            call.process, call.started
+        );
         violation(Rule::CallsReturn, &call.key, seen)
     })
 }
@@ -84,7 +90,10 @@ fn blocked(entries: &[Entry], call: &Called) -> Option<Violation> {
     let is_refused = call.outcome == Outcome::Error("InProgress".to_owned());
     (is_refused && !is_at_work(entries, &call.key, call.ended)).then(|| {
         let waited = call.ended.saturating_sub(call.started);
-        let seen = format!("a call of {} at {:?} waited {waited:?} for nobody", call.process, call.started);
+        let seen = format!(
+            "a call of {} at {:?} waited {waited:?} for nobody",
+            call.process, call.started
+        );
         violation(Rule::DeadOwnersMakeRoom, &call.key, seen)
     })
 }
@@ -92,13 +101,19 @@ fn blocked(entries: &[Entry], call: &Called) -> Option<Violation> {
 /// Whether the owner of `key` at `time` works, or is about to.
 fn is_at_work(entries: &[Entry], key: &str, time: Duration) -> bool {
     let last = applied(entries).filter(|change| change.key == key && change.at <= time).last();
-    let Some(owner) = last.and_then(|change| change.after.as_ref()).map(|record| record.owner) else { return false };
+    let Some(owner) = last.and_then(|change| change.after.as_ref()).map(|record| record.owner)
+    else {
+        return false;
+    };
     let works = entries.iter().filter_map(|entry| match entry {
         Entry::Began { work, token, .. } if *token == owner => Some(*work),
         _ => None,
     });
-    let has_ended =
-        |work| entries.iter().any(|it| matches!(it, Entry::Ended { at, work: it } if *it == work && *at < time));
+    let has_ended = |work| {
+        entries
+            .iter()
+            .any(|it| matches!(it, Entry::Ended { at, work: it } if *it == work && *at < time))
+    };
     works.into_iter().any(|work| !has_ended(work))
 }
 
@@ -109,7 +124,9 @@ fn unnoticed(entries: &[Entry], call: &Called) -> Option<Violation> {
         is_there(&change.after) && !is_there(&change.before)
     };
     let stored = applied(entries)
-        .filter(|change| change.key == call.key && call.started < change.at && change.at <= call.ended)
+        .filter(|change| {
+            change.key == call.key && call.started < change.at && change.at <= call.ended
+        })
         .find(|change| is_answer(change))?;
     let late = call.ended.saturating_sub(stored.at);
     (late > NOTICED_WITHIN).then(|| {
@@ -122,30 +139,43 @@ fn is_answer(record: &idempotency::store::Record) -> bool {
     record.state.is_answer()
 }
 
-/// L4: a body runs in a process that moves, whose renewals met no fault, and its record was taken away.
+/// L4: a body runs in a process that moves, whose renewals met no fault, and its record was taken
+/// away.
 fn taken_from_the_living(plan: &Plan, entries: &[Entry], change: &Transition) -> Option<Violation> {
     let owned = change.before.as_ref().filter(|record| record.state == State::InProgress)?;
-    let is_taken = change.granted().is_some() || change.after.as_ref().is_some_and(|it| it.state == State::InDoubt);
+    let is_taken = change.granted().is_some()
+        || change.after.as_ref().is_some_and(|it| it.state == State::InDoubt);
     let by_itself = owned.lease_until == Timestamp::default()
-        || matches!(change.request, idempotency_test_support::history::Request::Park { only_orphaned: false, .. });
+        || matches!(
+            change.request,
+            idempotency_test_support::history::Request::Park { only_orphaned: false, .. }
+        );
     if !is_taken || by_itself {
         return None;
     }
     let (work, process, sent) = entries.iter().find_map(|entry| match entry {
-        Entry::Began { work, process, token, sent, .. } if *token == owned.owner => Some((*work, process, *sent)),
+        Entry::Began { work, process, token, sent, .. } if *token == owned.owner => {
+            Some((*work, process, *sent))
+        }
         _ => None,
     })?;
-    let ended =
-        entries.iter().any(|entry| matches!(entry, Entry::Ended { at, work: it } if *it == work && *at <= change.at));
+    let ended = entries.iter().any(
+        |entry| matches!(entry, Entry::Ended { at, work: it } if *it == work && *at <= change.at),
+    );
     // A claim that took long, and a renewal that was lost, leave less of the lease.
     let lately = change.at.saturating_sub(plan.lease * 2);
     let is_excused = entries.iter().any(|entry| match entry {
         Entry::Fault { at, process: whose, request, .. } => {
-            whose == process && *at <= change.at && *at >= lately && ["renew", "claim"].contains(request)
+            whose == process
+                && *at <= change.at
+                && *at >= lately
+                && ["renew", "claim"].contains(request)
         }
         Entry::Turn { at, process: whose, turn } if *at <= change.at => match turn {
             Turn::Killed | Turn::ShutsDown => whose == process,
-            Turn::Frozen | Turn::Suspended => whose == process && frozen_until(entries, process, *at) >= lately,
+            Turn::Frozen | Turn::Suspended => {
+                whose == process && frozen_until(entries, process, *at) >= lately
+            }
             Turn::CutOff => whose == process && *at + plan.lease * 3 >= lately,
             Turn::StoreAway => *at + plan.lease >= lately,
             _ => false,
@@ -154,13 +184,17 @@ fn taken_from_the_living(plan: &Plan, entries: &[Entry], change: &Transition) ->
     });
     let is_renewed = change.at < sent + plan.max_run;
     (!ended && !is_excused && is_renewed).then(|| {
-        let seen = format!("the record of {process}, whose body runs, went to {} at {:?}", change.from, change.at);
+        let seen = format!(
+            "the record of {process}, whose body runs, went to {} at {:?}",
+            change.from, change.at
+        );
         violation(Rule::LivingOwnersStay, &change.key, seen)
     })
 }
 
 fn frozen_until(entries: &[Entry], name: &str, since: Duration) -> Duration {
     let moves = |turn: Turn| matches!(turn, Turn::Thawed | Turn::Awake);
-    let thawed = turns(entries).find(|(at, process, turn)| moves(*turn) && *process == name && *at >= since);
+    let thawed =
+        turns(entries).find(|(at, process, turn)| moves(*turn) && *process == name && *at >= since);
     thawed.map_or(Duration::MAX, |(at, ..)| at)
 }

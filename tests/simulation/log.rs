@@ -1,4 +1,5 @@
-//! What happened in a run, written by those who see it from outside of the engine: the store, the links, the provider.
+//! What happened in a run, written by those who see it from outside of the engine: the store, the
+//! links, the provider.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;

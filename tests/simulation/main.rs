@@ -1,8 +1,10 @@
-//! A simulation: several processes with the real engine on one store, each behind a link that loses, delays, repeats and
-//! reorders, with crashes, stalls and operators, on a clock that is not real. One seed decides everything, and a run can
-//! be repeated: see `docs/design/0013-simulation.md`.
+//! A simulation: several processes with the real engine on one store, each behind a link that
+//! loses, delays, repeats and reorders, with crashes, stalls and operators, on a clock that is not
+//! real. One seed decides everything, and a run can be repeated: see
+//! `docs/design/0013-simulation.md`.
 //!
-//! `IDEMPOTENCY_SEED` runs one seed and prints what happened in it, `IDEMPOTENCY_LONG` a million of them.
+//! `IDEMPOTENCY_SEED` runs one seed and prints what happened in it, `IDEMPOTENCY_LONG` a million of
+//! them.
 
 mod body;
 mod clock;

@@ -1,5 +1,5 @@
-//! Mistakes that a run can have on purpose, to see that they are noticed. Those of the protocol itself are in the model;
-//! these are of what surrounds the engine.
+//! Mistakes that a run can have on purpose, to see that they are noticed. Those of the protocol
+//! itself are in the model; these are of what surrounds the engine.
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mutant {

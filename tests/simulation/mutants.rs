@@ -8,7 +8,9 @@ use crate::run::run;
 /// Looks for a seed in which `mutant` breaks `rule`.
 fn is_noticed(mutant: Mutant, rule: Rule) {
     // Most take some tens; a claim that only looked, and that no release comes to, takes thousands.
-    let seed = (0..20_000).find(|seed| run(*seed, Some(mutant)).broken.iter().any(|violation| violation.rule == rule));
+    let seed = (0..20_000).find(|seed| {
+        run(*seed, Some(mutant)).broken.iter().any(|violation| violation.rule == rule)
+    });
     let seed = seed.unwrap_or_else(|| panic!("{mutant:?} does not break {rule}"));
     println!("{mutant:?} breaks {rule} in seed {seed}");
 }

@@ -1,5 +1,5 @@
-//! An operator, who looks at records in doubt and answers for owners that cannot. It knows the world outside, and tells
-//! the truth or nothing.
+//! An operator, who looks at records in doubt and answers for owners that cannot. It knows the
+//! world outside, and tells the truth or nothing.
 
 use std::time::Duration;
 
@@ -28,7 +28,10 @@ pub async fn looks_after(desk: Process, mut random: Random) {
             let Some(resolution) = truth(&desk, &key, hash) else { continue };
             let what = format!("{resolution:?}");
             tokio::time::sleep(hesitates).await;
-            format!("{what} {:?}", record.resolve(&view, resolution).await.map_err(|error| error.kind()))
+            format!(
+                "{what} {:?}",
+                record.resolve(&view, resolution).await.map_err(|error| error.kind())
+            )
         } else if forgets {
             format!("forget {:?}", record.forget().await.map_err(|error| error.kind()))
         } else {
@@ -44,7 +47,9 @@ fn truth(desk: &Process, key: &Key, hash: KeyHash) -> Option<Resolution> {
     let label = world.server.name(hash);
     let effects = world.outside.effects(&label, world.server.retention(hash));
     if key.class.has_steps() && !effects.is_empty() {
-        let of = |step| effects.iter().find(|effect| effect.step == step).map(|effect| effect.value.clone());
+        let of = |step| {
+            effects.iter().find(|effect| effect.step == step).map(|effect| effect.value.clone())
+        };
         return Some(Resolution::Completed(format!("{}+{}", of("reserve")?, of("charge")?)));
     }
     if let Some(effect) = effects.first() {

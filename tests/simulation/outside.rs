@@ -51,7 +51,12 @@ impl Outside {
     /// The effects of a key in one retention.
     pub fn effects(&self, key: &str, retention: u32) -> Vec<Effect> {
         let known = self.known();
-        known.effects.iter().filter(|effect| effect.key == key && effect.retention == retention).cloned().collect()
+        known
+            .effects
+            .iter()
+            .filter(|effect| effect.key == key && effect.retention == retention)
+            .cloned()
+            .collect()
     }
 
     /// The body of this owner says that nothing happened, while a step of it runs in a task.
@@ -66,7 +71,10 @@ impl Outside {
     /// Whether a body of `key` may still have an effect that `but` did not begin.
     pub fn is_at_work(&self, key: &str, but: Option<Token>) -> bool {
         let known = self.known();
-        known.at_work.values().any(|work| work.key == key && Some(work.token) != but && !work.life.is_dead())
+        known
+            .at_work
+            .values()
+            .any(|work| work.key == key && Some(work.token) != but && !work.life.is_dead())
     }
 }
 
@@ -100,29 +108,56 @@ impl Work {
             (Some(claim), _) if claim.sent != claim.owner => {
                 Some((Rule::AcknowledgedBeforeBody, format!("by the claim of {:?}", claim.owner)))
             }
-            (Some(_), None) => Some((Rule::FailClosed, "although the store has granted nothing".to_owned())),
+            (Some(_), None) => {
+                Some((Rule::FailClosed, "although the store has granted nothing".to_owned()))
+            }
             (Some(claim), Some(grant)) => {
                 let waited = now.saturating_sub(claim.first_sent);
                 let has_asked = grant.is_takeover && key.class.asks();
-                (what == "body" && !has_asked && waited > world.plan.lease / 5 * 4)
-                    .then(|| (Rule::AcknowledgedBeforeBody, format!("{waited:?} after its claim was sent")))
+                (what == "body" && !has_asked && waited > world.plan.lease / 5 * 4).then(|| {
+                    (Rule::AcknowledgedBeforeBody, format!("{waited:?} after its claim was sent"))
+                })
             }
         };
-        let grant = known.unwrap_or(Grant { key: label.clone(), retention: 0, attempt: 1, is_takeover: false });
+        let grant = known.unwrap_or(Grant {
+            key: label.clone(),
+            retention: 0,
+            attempt: 1,
+            is_takeover: false,
+        });
         if let Some((rule, seen)) = broken {
-            world.log.broken(now, rule, &label, grant.retention, format!("a {what} began in {}, {seen}", life.name));
+            world.log.broken(
+                now,
+                rule,
+                &label,
+                grant.retention,
+                format!("a {what} began in {}, {seen}", life.name),
+            );
         }
-        let number = world.outside.is_told_of(AtWork { key: label.clone(), token, life: life.clone() });
+        let number =
+            world.outside.is_told_of(AtWork { key: label.clone(), token, life: life.clone() });
         let sent = acknowledged.map_or(now, |claim| claim.first_sent);
         let (process, key) = (life.name.clone(), label);
         world.log.write(Entry::Began { at: now, work: number, process, key, token, sent, what });
         let is_aside = false;
-        let work = Self { world, life, context, grant, token, number, is_aside, fingerprint, began: now, spent };
+        let work = Self {
+            world,
+            life,
+            context,
+            grant,
+            token,
+            number,
+            is_aside,
+            fingerprint,
+            began: now,
+            spent,
+        };
         work.look();
         work
     }
 
-    /// The same work in another task: it is at work until it is dropped, also when the body is over.
+    /// The same work in another task: it is at work until it is dropped, also when the body is
+    /// over.
     pub fn aside(&self) -> Self {
         let (key, token, life) = (self.grant.key.clone(), self.token, self.life.clone());
         let number = self.world.outside.is_told_of(AtWork { key, token, life });
@@ -147,7 +182,8 @@ impl Work {
         self.token
     }
 
-    /// S7: who believes in its lease owns the record. The claim of a body that is over is nobody's belief any more.
+    /// S7: who believes in its lease owns the record. The claim of a body that is over is nobody's
+    /// belief any more.
     pub fn look(&self) {
         if self.is_aside || self.context.lease_lost() {
             return;
@@ -155,8 +191,14 @@ impl Work {
         let record = self.world.server.record(self.context.key());
         let is_owner = |owner: Token| owner == self.token;
         if !record.as_ref().is_some_and(|it| it.state == State::InProgress && is_owner(it.owner)) {
-            let seen = record.map_or_else(|| "nobody".to_owned(), |it| format!("{:?} ({:?})", it.owner, it.state));
-            let seen = format!("{:?} in {} believes in its lease, and the owner is {seen}", self.token, self.life.name);
+            let seen = record.map_or_else(
+                || "nobody".to_owned(),
+                |it| format!("{:?} ({:?})", it.owner, it.state),
+            );
+            let seen = format!(
+                "{:?} in {} believes in its lease, and the owner is {seen}",
+                self.token, self.life.name
+            );
             let (now, retention) = (self.world.now(), self.grant.retention);
             self.world.log.broken(now, Rule::OneOwner, &self.grant.key, retention, seen);
         }
@@ -191,8 +233,8 @@ impl Work {
         self.known_effect(step, None)
     }
 
-    /// The effect at a provider that does nothing for a key which it knows. The request takes its time, and arrives also
-    /// when its sender is gone.
+    /// The effect at a provider that does nothing for a key which it knows. The request takes its
+    /// time, and arrives also when its sender is gone.
     pub async fn charge(&self, there: Duration, back: Duration) -> String {
         self.life.goes_on().await;
         let key = self.provider_key();
@@ -201,7 +243,8 @@ impl Work {
         tokio::spawn(async move {
             let _on_its_way = request.world.on_its_way();
             sleep(there).await;
-            let value = request.charged(&key).unwrap_or_else(|| request.known_effect("", Some(key)));
+            let value =
+                request.charged(&key).unwrap_or_else(|| request.known_effect("", Some(key)));
             sleep(back).await;
             let _ = sender.send(value);
         });
@@ -218,7 +261,11 @@ impl Work {
     /// What the provider did for its key.
     pub fn charged(&self, key: &str) -> Option<String> {
         let known = self.world.outside.known();
-        known.effects.iter().find(|effect| effect.provider_key.as_deref() == Some(key)).map(|it| it.value.clone())
+        known
+            .effects
+            .iter()
+            .find(|effect| effect.provider_key.as_deref() == Some(key))
+            .map(|it| it.value.clone())
     }
 
     fn known_effect(&self, step: &'static str, provider_key: Option<String>) -> String {
@@ -246,7 +293,8 @@ impl Drop for Work {
     fn drop(&mut self) {
         if self.number > 0 {
             let spent = self.world.now().saturating_sub(self.began);
-            self.spent.fetch_add(u64::try_from(spent.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+            self.spent
+                .fetch_add(u64::try_from(spent.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
             self.world.outside.known().at_work.remove(&self.number);
             if !self.is_aside {
                 self.world.log.write(Entry::Ended { at: self.world.now(), work: self.number });

@@ -18,15 +18,23 @@ pub enum Class {
     Resume,
     /// The second of two steps runs at most once.
     ResumeOnce,
-    /// The effect is a step in a task of its own, for which a body that refuses does not wait. Under hold.
+    /// The effect is a step in a task of its own, for which a body that refuses does not wait.
+    /// Under hold.
     InTask,
     /// The same under resume.
     InTaskResume,
 }
 
 impl Class {
-    const ALL: [Self; 7] =
-        [Self::Hold, Self::Retry, Self::Mixed, Self::VerifyByKey, Self::VerifyWhenOver, Self::Resume, Self::ResumeOnce];
+    const ALL: [Self; 7] = [
+        Self::Hold,
+        Self::Retry,
+        Self::Mixed,
+        Self::VerifyByKey,
+        Self::VerifyWhenOver,
+        Self::Resume,
+        Self::ResumeOnce,
+    ];
 
     /// Those that came later: see [`Plan::of`].
     const LATER: [Self; 2] = [Self::InTask, Self::InTaskResume];
@@ -75,8 +83,13 @@ pub enum Disaster {
     Shutdown,
 }
 
-const DISASTERS: [Disaster; 5] =
-    [Disaster::Kill, Disaster::Freeze, Disaster::Partition, Disaster::StoreRestart, Disaster::Shutdown];
+const DISASTERS: [Disaster; 5] = [
+    Disaster::Kill,
+    Disaster::Freeze,
+    Disaster::Partition,
+    Disaster::StoreRestart,
+    Disaster::Shutdown,
+];
 
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -103,8 +116,9 @@ const SECOND: Duration = Duration::from_secs(1);
 pub const DAY: Duration = Duration::from_secs(86_400);
 
 impl Plan {
-    /// The plan of `seed`, whose run goes on with `random`. What came later than the seeds that are kept is in every
-    /// fourth seed, and decided by itself: those that are kept go on to show what they have shown.
+    /// The plan of `seed`, whose run goes on with `random`. What came later than the seeds that are
+    /// kept is in every fourth seed, and decided by itself: those that are kept go on to show what
+    /// they have shown.
     pub fn of(seed: u64, random: &mut Random) -> Self {
         let mut plan = Self::new(random);
         if seed % 4 == 2 {
@@ -142,7 +156,8 @@ impl Plan {
         }
     }
 
-    /// Each run has some of the troubles and not the others: all of them together would hide what few of them do.
+    /// Each run has some of the troubles and not the others: all of them together would hide what
+    /// few of them do.
     fn new(random: &mut Random) -> Self {
         let lease = SECOND * number(random, 2, 6);
         let keys = (0..=random.below(2)).map(|number| Key {
@@ -161,7 +176,8 @@ impl Plan {
             duplicate: share(40),
             slow: share(50),
         };
-        let disasters = (0..random.below(5)).map(|_| DISASTERS[index(random, DISASTERS.len())]).collect();
+        let disasters =
+            (0..random.below(5)).map(|_| DISASTERS[index(random, DISASTERS.len())]).collect();
         let expires = random.chance(30);
         Self {
             processes: 2 + index(random, 2),
@@ -175,7 +191,8 @@ impl Plan {
             max_run: lease * if random.chance(20) { 6 } else { 20 },
             ttl: if expires { lease + SECOND * number(random, 2, 20) } else { DAY },
             after_expiry: (expires && random.chance(30)).then(|| SECOND * number(random, 5, 30)),
-            in_doubt_retention: (expires && random.chance(50)).then(|| SECOND * number(random, 5, 60)),
+            in_doubt_retention: (expires && random.chance(50))
+                .then(|| SECOND * number(random, 5, 60)),
             faults,
             disasters,
             has_operator: random.chance(40),

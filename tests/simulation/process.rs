@@ -63,7 +63,9 @@ impl Process {
             for _ in 0..process.world.plan.calls {
                 clock.sleep(millis_below(&mut random, process.world.plan.lease)).await;
                 let wish = Wish::new(&process.world, &mut random);
-                let gives_up = random.chance(15).then(|| millis_below(&mut random, process.world.plan.lease * 2));
+                let gives_up = random
+                    .chance(15)
+                    .then(|| millis_below(&mut random, process.world.plan.lease * 2));
                 tokio::select! {
                     biased;
                     () = process.call(wish) => {}
@@ -104,9 +106,12 @@ impl Process {
         };
         let label = key.label();
         let answer = AssertUnwindSafe(observe(make(call, site, is_strict))).catch_unwind().await;
-        let (answer, report) = answer.map_or_else(|panic| (Err(panic), None), |(answer, report)| (Ok(answer), report));
+        let (answer, report) =
+            answer.map_or_else(|panic| (Err(panic), None), |(answer, report)| (Ok(answer), report));
         // With a window, the record that the call belongs to is known only now.
-        let label = report.filter(|_| key.window.is_some()).map_or(label, |report| world.server.name(report.key));
+        let label = report
+            .filter(|_| key.window.is_some())
+            .map_or(label, |report| world.server.name(report.key));
         let outcome = match answer {
             Ok(Ok(value)) => Outcome::Value(value.into()),
             Ok(Err(Failure::Declined(value))) => Outcome::StoredError(value.into()),
@@ -118,7 +123,8 @@ impl Process {
         self.life.goes_on().await;
         // A call with a window may start anew some times, each time with the patience that it had.
         let starts = if key.window.is_some() { 5 } else { 1 };
-        let bound = self.bound(patience) * starts + Duration::from_millis(spent.load(Ordering::Relaxed));
+        let bound =
+            self.bound(patience) * starts + Duration::from_millis(spent.load(Ordering::Relaxed));
         let (process, ended) = (self.life.name.clone(), world.now());
         world.log.write(Entry::Called(Called {
             process,
@@ -140,13 +146,18 @@ impl Process {
         }
     }
 
-    /// How long a call may take beside its body and its question: it waits for others until its patience is over, claims,
-    /// stores, and waits once more for the result of who has overtaken it.
+    /// How long a call may take beside its body and its question: it waits for others until its
+    /// patience is over, claims, stores, and waits once more for the result of who has overtaken
+    /// it.
     fn bound(&self, patience: Option<Duration>) -> Duration {
         let plan = &self.world.plan;
         let settle = plan.settle;
         let claims = plan.claim_timeout * 6 + plan.lease * 2;
-        patience.unwrap_or_default() * 2 + claims + settle + plan.commit_timeout * 3 + Duration::from_secs(1)
+        patience.unwrap_or_default() * 2
+            + claims
+            + settle
+            + plan.commit_timeout * 3
+            + Duration::from_secs(1)
     }
 }
 
@@ -166,7 +177,8 @@ impl Wish {
         let plan = &world.plan;
         let key = plan.keys[index(random, plan.keys.len())].clone();
         Self {
-            fingerprint: (key.has_fingerprints && random.chance(80)).then(|| u64::from(random.chance(30))),
+            fingerprint: (key.has_fingerprints && random.chance(80))
+                .then(|| u64::from(random.chance(30))),
             script: Script::new(random, plan.lease),
             patience: random.chance(70).then(|| Duration::from_millis(500) * number(random, 1, 40)),
             is_strict: random.chance(50),
@@ -179,7 +191,8 @@ async fn make(call: Call, site: Site, is_strict: bool) -> Result<String, Failure
     let (settle, class, asked) = (site.world.plan.settle, site.key.class, site.clone());
     let on_crash = match class {
         Class::VerifyByKey | Class::VerifyWhenOver => {
-            let call = call.on_error(Failure::policy).settle(settle).on_crash_verify(|_| asked.question());
+            let call =
+                call.on_error(Failure::policy).settle(settle).on_crash_verify(|_| asked.question());
             return call.run(|| site.body()).await;
         }
         Class::Hold | Class::InTask => OnCrash::Hold,

@@ -59,7 +59,9 @@ impl Fleet {
         let start = |number| Process::start(world, format!("p{number}"), &mut random);
         let processes: Vec<_> = (0..world.plan.processes).map(start).collect();
         for key in world.plan.keys.iter().filter(|key| key.window.is_none()) {
-            world.server.label(processes[0].record(key).hash().expect("a number is a key"), &key.label());
+            world
+                .server
+                .label(processes[0].record(key).hash().expect("a number is a key"), &key.label());
         }
         Self { world: world.clone(), random, processes: Arc::new(Mutex::new(processes)) }
     }
@@ -96,7 +98,13 @@ impl Fleet {
         for disaster in plan.disasters.clone() {
             let number = index(&mut self.random, plan.processes);
             let after = millis_below(&mut self.random, plan.lease * 3);
-            let strike = strike(self.world.clone(), self.processes.clone(), disaster, number, self.random.fork());
+            let strike = strike(
+                self.world.clone(),
+                self.processes.clone(),
+                disaster,
+                number,
+                self.random.fork(),
+            );
             disasters.spawn(async move {
                 sleep(after).await;
                 strike.await;
@@ -128,7 +136,9 @@ impl Fleet {
         }
         if plan.expires() {
             sleep(plan.ttl + plan.after_expiry.unwrap_or_default() + PURGE_INTERVAL * 2).await;
-            if let Some(lag) = world.server.lag().filter(|lag| *lag > PURGE_INTERVAL + Duration::from_secs(1)) {
+            if let Some(lag) =
+                world.server.lag().filter(|lag| *lag > PURGE_INTERVAL + Duration::from_secs(1))
+            {
                 let seen = format!("a record that has been over for {lag:?} is still there");
                 world.log.broken(world.now(), Rule::ExpiredAreRemoved, "a key", 0, seen);
             }
@@ -177,7 +187,11 @@ async fn strike(
             if disaster == Disaster::Shutdown {
                 world.turn(&name, Turn::ShutsDown);
                 // Somebody else ends it when that takes too long.
-                let _ = timeout(lasts / 3 + world.plan.claim_timeout * 2, struck.engine.shutdown(lasts / 3)).await;
+                let _ = timeout(
+                    lasts / 3 + world.plan.claim_timeout * 2,
+                    struck.engine.shutdown(lasts / 3),
+                )
+                .await;
             }
             // Somebody else may have been quicker.
             if struck.life.is_dead() {

@@ -64,7 +64,9 @@ fn both(seed: u64) -> [Run; 2] {
 fn failure(seed: u64, run: &Run) -> Option<String> {
     let broken: Vec<_> = run.broken.iter().map(|violation| format!("  {violation}")).collect();
     (!broken.is_empty()).then(|| {
-        let command = format!("IDEMPOTENCY_SEED={seed} cargo test --features testing --test simulation -- --nocapture");
+        let command = format!(
+            "IDEMPOTENCY_SEED={seed} cargo test --features testing --test simulation -- --nocapture"
+        );
         format!("seed {seed}:\n{}\n  to see it again: {command}", broken.join("\n"))
     })
 }
@@ -102,7 +104,12 @@ fn no_seed_breaks_a_rule() {
     });
     let failures = failures.into_inner().expect("nobody panics with it");
     let shown: Vec<_> = failures.iter().take(20).cloned().collect();
-    assert!(failures.is_empty(), "{} of {count} seeds break rules:\n{}", failures.len(), shown.join("\n"));
+    assert!(
+        failures.is_empty(),
+        "{} of {count} seeds break rules:\n{}",
+        failures.len(),
+        shown.join("\n")
+    );
 }
 
 #[test]
@@ -112,7 +119,10 @@ fn kept_seeds_show_their_mistake_no_more() {
         assert!(failure.is_none(), "{showed}, in {}", failure.unwrap_or_default());
         let Some((mutant, rule)) = mutant else { continue };
         let broken = run(*seed, Some(*mutant)).broken;
-        assert!(broken.iter().any(|violation| violation.rule == *rule), "{mutant:?} is not seen in {seed}: {broken:?}");
+        assert!(
+            broken.iter().any(|violation| violation.rule == *rule),
+            "{mutant:?} is not seen in {seed}: {broken:?}"
+        );
     }
 }
 
@@ -120,9 +130,13 @@ fn kept_seeds_show_their_mistake_no_more() {
 fn a_seed_repeats_its_run_to_the_millisecond() {
     for seed in 0..200 {
         for (first, second) in both(seed).iter().zip(both(seed)) {
-            let differs = first.entries.iter().zip(&second.entries).position(|(one, other)| one != other);
+            let differs =
+                first.entries.iter().zip(&second.entries).position(|(one, other)| one != other);
             if let Some(at) = differs {
-                panic!("seed {seed} differs at {at}:\n{:?}\n{:?}", first.entries[at], second.entries[at]);
+                panic!(
+                    "seed {seed} differs at {at}:\n{:?}\n{:?}",
+                    first.entries[at], second.entries[at]
+                );
             }
             assert_eq!(first.entries.len(), second.entries.len(), "seed {seed}");
         }

@@ -9,8 +9,9 @@ use idempotency::State;
 use idempotency::clock::{Clock as _, Timestamp};
 use idempotency::key::KeyHash;
 use idempotency::store::{
-    Abandon, Changed, Checkpoint, Claim, Claimed, Commit, CrashPolicy, MemoryStore, Page, Park, Purged, Record,
-    Release, Remove, Renewal, Resolve, Scan, Store as _, StoreError, Token, Watch, Written,
+    Abandon, Changed, Checkpoint, Claim, Claimed, Commit, CrashPolicy, MemoryStore, Page, Park,
+    Purged, Record, Release, Remove, Renewal, Resolve, Scan, Store as _, StoreError, Token, Watch,
+    Written,
 };
 use idempotency_test_support::history::{Request, Transition};
 
@@ -104,7 +105,9 @@ impl Server {
     fn look(&self, seen: &mut Seen, key: KeyHash) -> Option<Record> {
         let record = now(self.store.read(key)).expect("the memory store reads");
         let known = seen.keys.entry(key).or_default();
-        let is_there = |record: &Option<Record>| record.as_ref().is_some_and(|it| it.state != State::Tombstone);
+        let is_there = |record: &Option<Record>| {
+            record.as_ref().is_some_and(|it| it.state != State::Tombstone)
+        };
         if is_there(&known.last) && !is_there(&record) {
             known.retention += 1;
             known.takeovers = 0;
@@ -114,7 +117,13 @@ impl Server {
     }
 
     /// Applies a request, and notes what it changed.
-    fn apply<T>(&self, from: &str, key: KeyHash, request: Request, apply: impl FnOnce(Option<&Record>) -> T) -> T {
+    fn apply<T>(
+        &self,
+        from: &str,
+        key: KeyHash,
+        request: Request,
+        apply: impl FnOnce(Option<&Record>) -> T,
+    ) -> T {
         let mut seen = self.seen();
         let before = self.look(&mut seen, key);
         let answer = apply(before.as_ref());
@@ -133,7 +142,8 @@ impl Server {
         if let Some(token) = transition.granted() {
             let is_takeover = transition.taken_over().is_some();
             known.takeovers += u32::from(is_takeover);
-            let (key, retention, attempt) = (known.label.clone(), known.retention, known.takeovers + 1);
+            let (key, retention, attempt) =
+                (known.label.clone(), known.retention, known.takeovers + 1);
             grants.insert(token, Grant { key, retention, attempt, is_takeover });
         }
         if matches!(request, Request::Remove { .. }) && transition.has_changed() {
@@ -146,21 +156,32 @@ impl Server {
     }
 
     pub fn claim(&self, from: &str, mut claim: Claim) -> Result<Claimed, StoreError> {
-        let request = Request::Claim { token: claim.token, policy: claim.policy, fingerprint: claim.fingerprint };
+        let request = Request::Claim {
+            token: claim.token,
+            policy: claim.policy,
+            fingerprint: claim.fingerprint,
+        };
         self.apply(from, claim.key, request, |before| {
             match self.mutant {
                 Some(Mutant::HoldForgotten) => claim.policy = CrashPolicy::Retry,
                 Some(Mutant::LeasesHalved) => claim.lease /= 2,
                 Some(Mutant::FingerprintsForgotten) => claim.fingerprint = None,
                 Some(Mutant::CompletedCallsGranted) => {
-                    before.into_iter().filter(|record| record.state.is_answer()).for_each(|record| self.strike(record));
+                    before
+                        .into_iter()
+                        .filter(|record| record.state.is_answer())
+                        .for_each(|record| self.strike(record));
                 }
                 Some(Mutant::DoubtsTakenBack) => {
-                    let is_own = |it: &&Record| it.owner == claim.token && it.state == State::InDoubt;
+                    let is_own =
+                        |it: &&Record| it.owner == claim.token && it.state == State::InDoubt;
                     before.into_iter().filter(is_own).for_each(|record| self.strike(record));
                 }
                 Some(Mutant::DeadOwnersRenewed) => {
-                    before.into_iter().filter(|record| record.is_orphaned()).for_each(|record| self.revive(record));
+                    before
+                        .into_iter()
+                        .filter(|record| record.is_orphaned())
+                        .for_each(|record| self.revive(record));
                 }
                 _ => {}
             }
@@ -177,7 +198,11 @@ impl Server {
 
     /// For a mutant: the lease begins anew.
     fn revive(&self, record: &Record) {
-        let _ = now(self.store.renew(vec![Renewal::new(record.key, record.owner, Duration::from_secs(5))]));
+        let _ = now(self.store.renew(vec![Renewal::new(
+            record.key,
+            record.owner,
+            Duration::from_secs(5),
+        )]));
     }
 
     pub fn renew(&self, from: &str, renewals: &[Renewal]) -> Result<Vec<Written>, StoreError> {
@@ -209,7 +234,11 @@ impl Server {
                 (Some(Mutant::CommitsUnguarded), Some(other)) => commit.token = other.owner,
                 (Some(Mutant::AnswersOverwritten), Some(other)) if other.state.is_answer() => {
                     self.strike(other);
-                    let _ = now(self.store.claim(Claim::new(commit.key, commit.token, other.operation.clone())));
+                    let _ = now(self.store.claim(Claim::new(
+                        commit.key,
+                        commit.token,
+                        other.operation.clone(),
+                    )));
                 }
                 _ => {}
             }

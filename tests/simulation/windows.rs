@@ -32,10 +32,18 @@ impl Windows {
         let millis = u64::try_from(length.as_millis()).unwrap_or(u64::MAX);
         let current = now.as_millis() / millis;
         for number in current.saturating_sub(1)..=current + 1 {
-            if self.named.lock().unwrap_or_else(PoisonError::into_inner).insert((key.number, number)) {
+            if self
+                .named
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .insert((key.number, number))
+            {
                 self.clock.set(Timestamp::from_millis(number * millis));
                 let record = self.engine().record(OPERATION, (key.number, window(length)));
-                server.label(record.hash().expect("a number and a window are a key"), &label(key, number));
+                server.label(
+                    record.hash().expect("a number and a window are a key"),
+                    &label(key, number),
+                );
             }
         }
     }

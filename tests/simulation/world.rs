@@ -57,7 +57,11 @@ impl World {
 
     /// The clock of a process.
     pub fn clock_of(&self, life: &Arc<Life>) -> ProcessClock {
-        ProcessClock { run: self.clock, life: life.clone(), stops: self.mutant == Some(Mutant::ClocksStop) }
+        ProcessClock {
+            run: self.clock,
+            life: life.clone(),
+            stops: self.mutant == Some(Mutant::ClocksStop),
+        }
     }
 
     pub fn turn(&self, process: &str, turn: Turn) {

@@ -1,4 +1,5 @@
-//! Processes whose clocks are ten minutes off, in both directions, on servers that decide time themselves.
+//! Processes whose clocks are ten minutes off, in both directions, on servers that decide time
+//! themselves.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -14,7 +15,8 @@ use idempotency_test_support::deadline::{eventually_async, within};
 const TEN_MINUTES: Duration = Duration::from_secs(600);
 /// So long that neither a claim nor a renewal that is late on a busy machine is too late.
 const LEASE: Duration = Duration::from_secs(9);
-/// How long a store or a claim waits for an answer: longer than a busy machine keeps a process waiting.
+/// How long a store or a claim waits for an answer: longer than a busy machine keeps a process
+/// waiting.
 const PATIENCE: Duration = Duration::from_secs(20);
 const OPERATION: &str = "payments.charge";
 const DAY: Duration = Duration::from_secs(86_400);
@@ -52,7 +54,8 @@ impl Clock for Skewed {
     }
 }
 
-/// Two processes on one server, the first with a clock that is ahead of the second's by twenty minutes.
+/// Two processes on one server, the first with a clock that is ahead of the second's by twenty
+/// minutes.
 struct World {
     stores: [Arc<dyn DynStore>; 2],
     /// A store that no engine uses: one that ends takes connections of its store along.
@@ -78,7 +81,8 @@ const ORDERS: [(usize, usize); 2] = [(0, 1), (1, 0)];
 
 impl World {
     fn engine(&self, process: usize) -> Idempotency {
-        let clock = [Skewed::Ahead(SystemClock::new()), Skewed::Behind(SystemClock::new())][process];
+        let clock =
+            [Skewed::Ahead(SystemClock::new()), Skewed::Behind(SystemClock::new())][process];
         Idempotency::builder(self.stores[process].clone())
             .clock(clock)
             .lease(LEASE)
@@ -90,21 +94,28 @@ impl World {
 
     async fn record(&self, engine: &Idempotency, key: &str) -> Record {
         let hash = engine.record(OPERATION, key).hash().expect("the key is fine");
-        Store::read(&self.direct, hash).await.expect("the server answers").expect("there is a record")
+        Store::read(&self.direct, hash)
+            .await
+            .expect("the server answers")
+            .expect("there is a record")
     }
 }
 
-/// The other process waits for as long as the body runs, longer than its first lease, and gets its result.
+/// The other process waits for as long as the body runs, longer than its first lease, and gets its
+/// result.
 async fn a_running_call_is_not_taken_over(world: &World) -> anyhow::Result<()> {
     let rounds = ORDERS.map(async |(owner, other)| {
         let key = &*format!("running owner {owner}");
-        let (owner, other, effects) = (world.engine(owner), world.engine(other), Effects::default());
+        let (owner, other, effects) =
+            (world.engine(owner), world.engine(other), Effects::default());
         let (start, started) = tokio::sync::oneshot::channel();
         let running = owner.call(OPERATION, key).ttl(DAY).on_crash(OnCrash::Retry).run(|| async {
             let first = world.record(&owner, key).await.lease_until;
             let _ = start.send(());
             let is_over = async || world.record(&owner, key).await.read_at > first;
-            eventually_async("the first lease to end", is_over).await.expect("the server's clock goes on");
+            eventually_async("the first lease to end", is_over)
+                .await
+                .expect("the server's clock goes on");
             Ok::<_, Error>(effects.add())
         });
         let waiting = async {
@@ -121,7 +132,8 @@ async fn a_running_call_is_not_taken_over(world: &World) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// An owner that does not renew is believed dead after its lease: not at once, and not ten minutes later.
+/// An owner that does not renew is believed dead after its lease: not at once, and not ten minutes
+/// later.
 async fn a_dead_owner_blocks_its_key_for_its_lease(world: &World) -> anyhow::Result<()> {
     let rounds = ORDERS.map(async |(owner, other)| {
         let key = format!("dead owner {owner}");
@@ -134,7 +146,8 @@ async fn a_dead_owner_blocks_its_key_for_its_lease(world: &World) -> anyhow::Res
         assert!(matches!(claimed_first, Claimed::Mine(_)));
 
         let call = || other.call(OPERATION, key.as_str()).ttl(DAY).on_crash(OnCrash::Retry);
-        let refused = call().on_conflict(OnConflict::Reject).run(|| async { Ok::<_, Error>(0) }).await;
+        let refused =
+            call().on_conflict(OnConflict::Reject).run(|| async { Ok::<_, Error>(0) }).await;
         assert_eq!(refused.unwrap_err().kind(), ErrorKind::InProgress, "its lease runs");
         let taken_over = within("the takeover", call().run(|| async { Ok::<_, Error>(7) })).await?;
         assert_eq!(taken_over?, 7);
@@ -151,11 +164,14 @@ async fn a_result_is_kept_for_its_ttl(world: &World) -> anyhow::Result<()> {
     let ttl = Duration::from_secs(8);
     let rounds = ORDERS.map(async |(owner, other)| {
         let key = format!("kept {owner}");
-        let call = |engine: &Idempotency| engine.call(OPERATION, key.as_str()).ttl(ttl).lease(ttl / 2);
-        let (owner, other, effects) = (world.engine(owner), world.engine(other), Effects::default());
+        let call =
+            |engine: &Idempotency| engine.call(OPERATION, key.as_str()).ttl(ttl).lease(ttl / 2);
+        let (owner, other, effects) =
+            (world.engine(owner), world.engine(other), Effects::default());
         call(&owner).run(|| async { Ok::<_, Error>(effects.add()) }).await?;
         for engine in [&owner, &other] {
-            let (replayed, report) = observe(call(engine).run(|| async { Ok::<_, Error>(effects.add()) })).await;
+            let (replayed, report) =
+                observe(call(engine).run(|| async { Ok::<_, Error>(effects.add()) })).await;
             assert_eq!((replayed?, report.expect("a report").replayed), (1, true));
         }
         let gone = eventually_async("the result to expire", async || {
@@ -176,14 +192,21 @@ async fn a_record_has_the_servers_times(world: &World) -> anyhow::Result<()> {
     let now = SystemClock::new().now();
     for process in [0, 1] {
         let engine = world.engine(process);
-        engine.call(OPERATION, ("times", process as u64)).ttl(DAY).run(|| async { Ok::<_, Error>(1) }).await?;
+        engine
+            .call(OPERATION, ("times", process as u64))
+            .ttl(DAY)
+            .run(|| async { Ok::<_, Error>(1) })
+            .await?;
         let hash = engine.record(OPERATION, ("times", process as u64)).hash()?;
         let record = Store::read(&world.direct, hash).await?.expect("there is a record");
         let off = record.created.as_millis().abs_diff(now.as_millis());
         assert!(off < 60_000, "{off} ms off");
         assert_eq!(record.state, State::Completed);
         let kept = record.expires.saturating_duration_since(record.created);
-        assert!(kept + Duration::from_secs(1) > DAY && kept < DAY + Duration::from_secs(60), "{kept:?}");
+        assert!(
+            kept + Duration::from_secs(1) > DAY && kept < DAY + Duration::from_secs(60),
+            "{kept:?}"
+        );
     }
     Ok(())
 }

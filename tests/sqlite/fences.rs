@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use idempotency::Context;
 use idempotency::key::KeyHash;
-use idempotency::store::{Adoption, Claim, Claimed, Commit, Release, Remove, SqliteStore, Store, Token, Written};
+use idempotency::store::{
+    Adoption, Claim, Claimed, Commit, Release, Remove, SqliteStore, Store, Token, Written,
+};
 use idempotency::testing::{ClockJump, ManualClock};
 use idempotency::{Error, Idempotency};
 
@@ -32,7 +34,8 @@ fn assert_grow(fences: &[u64]) {
 }
 
 #[tokio::test]
-async fn fences_grow_over_records_that_are_gone_while_the_clock_stands_still() -> anyhow::Result<()> {
+async fn fences_grow_over_records_that_are_gone_while_the_clock_stands_still() -> anyhow::Result<()>
+{
     let world = World::new().await?;
     let mut fences = Vec::new();
     for number in 0..3 {
@@ -90,7 +93,8 @@ async fn fences_grow_over_a_clock_that_is_set_back() -> anyhow::Result<()> {
 
 /// The record is there and over: nobody has removed it yet.
 #[tokio::test]
-async fn fences_grow_over_a_record_that_has_expired_on_a_clock_that_was_set_back() -> anyhow::Result<()> {
+async fn fences_grow_over_a_record_that_has_expired_on_a_clock_that_was_set_back()
+-> anyhow::Result<()> {
     let world = World::new().await?;
     let mut fences = Vec::new();
     // It knows of a fence of an hour later.
@@ -99,21 +103,26 @@ async fn fences_grow_over_a_record_that_has_expired_on_a_clock_that_was_set_back
     first.release(Release::new(KEY, Token::from_bits(0))).await?;
     world.clock.jump(ClockJump::Back(HOUR));
     fences.push(claim(&first, 1).await?);
-    first.complete(Commit::new(KEY, Token::from_bits(1), "done".into(), Duration::from_secs(1))).await?;
+    first
+        .complete(Commit::new(KEY, Token::from_bits(1), "done".into(), Duration::from_secs(1)))
+        .await?;
     world.clock.advance(Duration::from_secs(1));
     fences.push(claim(&process(&world).await?, 2).await?);
     assert_grow(&fences);
     Ok(())
 }
 
-/// A late owner's result comes back with the fence of its claim, which is below those that were granted since.
+/// A late owner's result comes back with the fence of its claim, which is below those that were
+/// granted since.
 #[tokio::test]
 async fn a_result_that_comes_back_does_not_take_the_fence_back() -> anyhow::Result<()> {
     let world = World::new().await?;
     let (one, other) = (process(&world).await?, process(&world).await?);
     let mut late = Claim::new(KEY, Token::from_bits(0), OPERATION.into());
     (late.lease, late.linger) = (HOUR, Duration::ZERO);
-    let Claimed::Mine(grant) = one.claim(late.clone()).await? else { anyhow::bail!("the key is nobody's") };
+    let Claimed::Mine(grant) = one.claim(late.clone()).await? else {
+        anyhow::bail!("the key is nobody's")
+    };
     let mut fences = vec![grant.record.fence];
     world.clock.advance(HOUR);
     assert_eq!(other.purge(10).await?.removed, 1);
@@ -131,7 +140,8 @@ async fn a_result_that_comes_back_does_not_take_the_fence_back() -> anyhow::Resu
 
 /// What a body sees of it, in a service that starts again on a machine whose clock was wrong.
 #[tokio::test]
-async fn a_body_has_a_larger_fence_after_a_restart_with_a_clock_that_was_set_back() -> anyhow::Result<()> {
+async fn a_body_has_a_larger_fence_after_a_restart_with_a_clock_that_was_set_back()
+-> anyhow::Result<()> {
     let world = World::new().await?;
     let fence = async |clock: ManualClock| -> anyhow::Result<u64> {
         let store = patient(&world.path).clock(clock.clone()).open().await?;
@@ -177,7 +187,9 @@ async fn fences_grow_over_claims_that_meet() -> anyhow::Result<()> {
         let mut granted = 0;
         for number in (first..).step_by(2) {
             let token = Token::from_bits(number);
-            if let Claimed::Mine(grant) = store.claim(Claim::new(KEY, token, OPERATION.into())).await? {
+            if let Claimed::Mine(grant) =
+                store.claim(Claim::new(KEY, token, OPERATION.into())).await?
+            {
                 fences.lock().expect("nobody panics").push(grant.record.fence);
                 store.release(Release::new(KEY, token)).await?;
                 granted += 1;

@@ -23,7 +23,8 @@ async fn records_survive_the_store_that_wrote_them() -> anyhow::Result<()> {
 #[tokio::test]
 async fn connections_are_in_wal_mode_and_sync_every_commit() -> anyhow::Result<()> {
     let world = World::new().await?;
-    let mode: String = sqlx::query("PRAGMA journal_mode").fetch_one(&world.pool).await?.try_get(0)?;
+    let mode: String =
+        sqlx::query("PRAGMA journal_mode").fetch_one(&world.pool).await?.try_get(0)?;
     assert_eq!(mode, "wal");
     Ok(())
 }
@@ -68,11 +69,16 @@ async fn while_the_file_is_locked_claims_are_refused_and_replays_go_on() -> anyh
 #[tokio::test]
 async fn a_file_that_cannot_be_opened_is_a_clear_error() -> anyhow::Result<()> {
     let world = World::new().await?;
-    let error = SqliteStore::open(world.path.with_file_name("missing").join("records.db")).await.unwrap_err();
+    let error = SqliteStore::open(world.path.with_file_name("missing").join("records.db"))
+        .await
+        .unwrap_err();
     assert_eq!(error.kind(), StoreErrorKind::Config);
     assert!(error.to_string().contains("does its directory exist"), "{error}");
     let text = world.path.with_file_name("text.db");
-    std::fs::write(&text, "this is no database, and long enough that SQLite looks at it: ".repeat(20))?;
+    std::fs::write(
+        &text,
+        "this is no database, and long enough that SQLite looks at it: ".repeat(20),
+    )?;
     let error = SqliteStore::open(&text).await.unwrap_err();
     assert_eq!(error.kind(), StoreErrorKind::Corrupt, "{error}");
     let error = Idempotency::connect("sqlite::memory:").await.unwrap_err();
@@ -88,12 +94,21 @@ async fn two_engines_on_one_file_share_their_records() -> anyhow::Result<()> {
         .clock(world.clock.clone())
         .build();
     let engine = world.engine(|builder| builder);
-    let (first, second) =
-        tokio::join!(engine.call(OPERATION, 7).ttl(DAY).run(|| async { Ok::<_, Error>("first".to_owned()) }), async {
+    let (first, second) = tokio::join!(
+        engine.call(OPERATION, 7).ttl(DAY).run(|| async { Ok::<_, Error>("first".to_owned()) }),
+        async {
             // Its clock stands, so it waits for the wake and not for the lease.
-            other.call(OPERATION, 7).ttl(DAY).run(|| async { Ok::<_, Error>("second".to_owned()) }).await
-        },);
+            other
+                .call(OPERATION, 7)
+                .ttl(DAY)
+                .run(|| async { Ok::<_, Error>("second".to_owned()) })
+                .await
+        },
+    );
     assert_eq!(first?, second?);
-    assert_eq!(engine.record(OPERATION, 7).inspect().await?.map(|view| view.state), Some(State::Completed));
+    assert_eq!(
+        engine.record(OPERATION, 7).inspect().await?.map(|view| view.state),
+        Some(State::Completed)
+    );
     Ok(())
 }

@@ -5,7 +5,9 @@ use std::time::Duration;
 use idempotency::Fingerprint;
 use idempotency::clock::Timestamp;
 use idempotency::key::KeyHash;
-use idempotency::store::{Claim, Commit, CrashPolicy, Reason, Record, Scan, State, Store as _, StoreErrorKind, Token};
+use idempotency::store::{
+    Claim, Commit, CrashPolicy, Reason, Record, Scan, State, Store as _, StoreErrorKind, Token,
+};
 
 use crate::world::{DAY, World};
 
@@ -21,8 +23,11 @@ async fn golden_rows_of_format_1_are_read() -> anyhow::Result<()> {
     sqlx::raw_sql(FORMAT_1).execute(&world.pool).await?;
     let read_at = Timestamp::from_millis(1_700_000_000_000);
 
-    let mut full =
-        Record::new(FULL, Token::from_bits(0x0102_0304_0506_0708_090a_0b0c_0d0e_0f10), "payments.charge".into());
+    let mut full = Record::new(
+        FULL,
+        Token::from_bits(0x0102_0304_0506_0708_090a_0b0c_0d0e_0f10),
+        "payments.charge".into(),
+    );
     full.state = State::InDoubt;
     full.fence = 1_699_999_000_000_001;
     full.fingerprint = Some(Fingerprint { version: 1, bits: 0xfeed });
@@ -55,11 +60,17 @@ async fn golden_rows_of_format_1_are_read() -> anyhow::Result<()> {
 async fn rows_of_an_unknown_format_are_refused_and_left_alone() -> anyhow::Result<()> {
     let world = World::new().await?;
     sqlx::raw_sql(FORMAT_1).execute(&world.pool).await?;
-    sqlx::query("UPDATE idempotency_records SET format = 2, purge_at = 0").execute(&world.pool).await?;
+    sqlx::query("UPDATE idempotency_records SET format = 2, purge_at = 0")
+        .execute(&world.pool)
+        .await?;
     let owner = Token::from_bits(0x0102_0304_0506_0708_090a_0b0c_0d0e_0f10);
     let errors = [
         world.store.read(FULL).await.unwrap_err(),
-        world.store.claim(Claim::new(FULL, Token::from_bits(9), "payments.charge".into())).await.unwrap_err(),
+        world
+            .store
+            .claim(Claim::new(FULL, Token::from_bits(9), "payments.charge".into()))
+            .await
+            .unwrap_err(),
         world.store.complete(Commit::new(FULL, owner, "x".into(), DAY)).await.unwrap_err(),
         world.store.watch(FULL).await.unwrap_err(),
     ];
@@ -71,7 +82,11 @@ async fn rows_of_an_unknown_format_are_refused_and_left_alone() -> anyhow::Resul
     let page = world.store.scan(Scan::default()).await?;
     let mut unknown = [FULL, BARE];
     unknown.sort_unstable();
-    assert_eq!((page.records.len(), &page.unreadable[..]), (0, &unknown[..]), "it lists what can be read");
+    assert_eq!(
+        (page.records.len(), &page.unreadable[..]),
+        (0, &unknown[..]),
+        "it lists what can be read"
+    );
     world.clock.advance(Duration::from_secs(400 * 86_400));
     let purged = world.store.purge(10).await?;
     assert_eq!((purged.removed, world.rows().await?), (0, 2));

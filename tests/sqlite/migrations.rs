@@ -19,15 +19,19 @@ async fn many_make_the_table_at_once() -> anyhow::Result<()> {
     for task in tasks {
         task.await??;
     }
-    let pool = SqlitePoolOptions::new().connect_with(SqliteConnectOptions::new().filename(&path)).await?;
+    let pool =
+        SqlitePoolOptions::new().connect_with(SqliteConnectOptions::new().filename(&path)).await?;
     let (versions, identity): (i64, Vec<u8>) =
-        sqlx::query_as("SELECT count(*), identity FROM idempotency_records_meta").fetch_one(&pool).await?;
+        sqlx::query_as("SELECT count(*), identity FROM idempotency_records_meta")
+            .fetch_one(&pool)
+            .await?;
     assert_eq!((versions, identity.len()), (1, 16));
     Ok(())
 }
 
 #[tokio::test]
-async fn a_pool_without_the_table_says_what_to_do_and_the_table_has_any_name() -> anyhow::Result<()> {
+async fn a_pool_without_the_table_says_what_to_do_and_the_table_has_any_name() -> anyhow::Result<()>
+{
     let pool = SqlitePoolOptions::new().max_connections(1).connect("sqlite::memory:").await?;
     let store = SqliteStore::from_pool(pool);
     let error = store.read(KeyHash::from_bytes([1; 32])).await.unwrap_err();
@@ -60,7 +64,9 @@ async fn a_table_of_a_newer_release_is_refused() -> anyhow::Result<()> {
 #[tokio::test]
 async fn the_shipped_script_makes_the_table_that_the_store_needs() -> anyhow::Result<()> {
     let pool = SqlitePoolOptions::new().max_connections(1).connect("sqlite::memory:").await?;
-    sqlx::raw_sql(include_str!("../../idempotent-runtime/migrations/sqlite/0001_records.sql")).execute(&pool).await?;
+    sqlx::raw_sql(include_str!("../../idempotent-runtime/migrations/sqlite/0001_records.sql"))
+        .execute(&pool)
+        .await?;
     assert_eq!(SqliteStore::from_pool(pool).read(KeyHash::from_bytes([1; 32])).await?, None);
     Ok(())
 }

@@ -24,7 +24,11 @@ async fn the_background_removes_what_expired_in_batches_and_tells_its_lag() -> a
     let held = engine.call(OPERATION, 6).ttl(HOUR).on_error(Unstored::Hold);
     let held: Result<u32, Error> = held
         .run(|| async {
-            Err(idempotency::store::StoreError::new(idempotency::store::StoreErrorKind::Refused, "the provider").into())
+            Err(idempotency::store::StoreError::new(
+                idempotency::store::StoreErrorKind::Refused,
+                "the provider",
+            )
+            .into())
         })
         .await;
     assert!(held.is_err());
@@ -46,14 +50,18 @@ async fn the_background_removes_what_expired_in_batches_and_tells_its_lag() -> a
     // Unresolved for longer than its `ttl`, and still there.
     let in_doubt = engine.record(OPERATION, 6).inspect().await?;
     assert_eq!(in_doubt.map(|view| view.state), Some(State::InDoubt));
-    assert_eq!(charge(&engine, 6, HOUR).await.map_err(|error| error.kind()), Err(ErrorKind::InDoubt));
+    assert_eq!(
+        charge(&engine, 6, HOUR).await.map_err(|error| error.kind()),
+        Err(ErrorKind::InDoubt)
+    );
     Ok(())
 }
 
 #[tokio::test]
 async fn a_purge_that_is_switched_off_removes_nothing() -> anyhow::Result<()> {
     let world = World::new().await?;
-    let (purging, idle) = (world.engine(|builder| builder), world.engine(|builder| builder.background_purge(false)));
+    let (purging, idle) =
+        (world.engine(|builder| builder), world.engine(|builder| builder.background_purge(false)));
     charge(&idle, 1, HOUR).await?;
     world.clock.advance(2 * HOUR);
     for _ in 0..3 {

@@ -4,7 +4,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use idempotency::key::KeyHash;
-use idempotency::store::{Claim, Commit, Release, Renewal, SqliteStore, Store as _, Token, Written};
+use idempotency::store::{
+    Claim, Commit, Release, Renewal, SqliteStore, Store as _, Token, Written,
+};
 use idempotency_test_support::deadline::eventually;
 
 use crate::statements;
@@ -28,8 +30,8 @@ async fn claimed(store: &SqliteStore, count: u16) -> anyhow::Result<Vec<Renewal>
     Ok((0..count).map(|number| Renewal::new(key(number), OWNER, LEASE)).collect())
 }
 
-/// How many transactions the write-ahead log holds: the last page of each has the size of the file then, the others have
-/// zero there (SQLite, "WAL-mode File Format").
+/// How many transactions the write-ahead log holds: the last page of each has the size of the file
+/// then, the others have zero there (SQLite, "WAL-mode File Format").
 fn commits(database: &Path) -> anyhow::Result<usize> {
     const HEADER: usize = 32;
     const FRAME: usize = 24;
@@ -99,7 +101,10 @@ async fn a_row_that_cannot_be_read_does_not_cost_others_their_leases() -> anyhow
     let spoil = sqlx::query("UPDATE idempotency_records SET format = 2 WHERE key_hash = ?");
     spoil.bind(&key(1).as_bytes()[..]).execute(&world.pool).await?;
     world.clock.advance(LEASE / 2);
-    assert_eq!(world.store.renew(renewals).await?, [Written::Applied, Written::Lost, Written::Applied]);
+    assert_eq!(
+        world.store.renew(renewals).await?,
+        [Written::Applied, Written::Lost, Written::Applied]
+    );
     let record = world.store.read(key(2)).await?.expect("it is there");
     assert_eq!(record.lease_until, record.read_at + LEASE);
     Ok(())

@@ -1,5 +1,5 @@
-//! Several runtimes on one store: what one of them keeps while it stands still, or while a body blocks it, nobody else
-//! waits for.
+//! Several runtimes on one store: what one of them keeps while it stands still, or while a body
+//! blocks it, nobody else waits for.
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
@@ -50,7 +50,9 @@ async fn renewed(store: &SqliteStore, engine: &Idempotency, key: u64) -> anyhow:
     let hash = engine.record(OPERATION, key).hash()?;
     let first = store.read(hash).await?.map(|record| record.lease_until);
     anyhow::ensure!(first.is_some(), "there is a record");
-    let renewed = async || store.read(hash).await.is_ok_and(|record| record.map(|record| record.lease_until) > first);
+    let renewed = async || {
+        store.read(hash).await.is_ok_and(|record| record.map(|record| record.lease_until) > first)
+    };
     eventually_async("the lease to be renewed", renewed).await
 }
 
@@ -101,7 +103,8 @@ fn a_runtime_that_stands_still_between_its_calls_keeps_no_other_waiting() -> any
     Ok(())
 }
 
-/// Connections share a database in memory by its name; one without a name is seen by the pool's own alone.
+/// Connections share a database in memory by its name; one without a name is seen by the pool's own
+/// alone.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn leases_of_a_pool_in_memory_are_renewed() -> anyhow::Result<()> {
     let named: SqliteConnectOptions = "sqlite::memory:".parse()?;

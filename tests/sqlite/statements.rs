@@ -12,7 +12,9 @@ static HEARD: Mutex<Vec<String>> = Mutex::new(Vec::new());
 /// The statements from now on.
 pub fn listen() {
     static LISTENER: Once = Once::new();
-    LISTENER.call_once(|| tracing::subscriber::set_global_default(Listener).expect("nobody else listens"));
+    LISTENER.call_once(|| {
+        tracing::subscriber::set_global_default(Listener).expect("nobody else listens")
+    });
 }
 
 /// How many of them have `words` in them. A table of the test's own keeps those of others out.

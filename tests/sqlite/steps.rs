@@ -39,7 +39,10 @@ async fn a_call_resumes_after_a_takeover_with_the_steps_in_the_file() -> anyhow:
         let context = Context::current();
         assert_eq!(context.attempt(), 2);
         for index in 0..3 {
-            assert_eq!(context.step_at("item", index, || act("again")).await?, "item".repeat(5_000));
+            assert_eq!(
+                context.step_at("item", index, || act("again")).await?,
+                "item".repeat(5_000)
+            );
         }
         context.step("charge", || act("again")).await?;
         context.step("ship", || act("ship")).await
@@ -58,7 +61,9 @@ async fn a_call_in_a_transaction_has_no_steps() -> anyhow::Result<()> {
     let engine = world.engine(|builder| builder);
     let mut transaction = world.pool.begin().await?;
     let call = engine.call(OPERATION, 1).ttl(DAY).run_in(&mut transaction, async |_| {
-        Context::current().step("charge", async || -> Result<(), Error> { panic!("the step runs") }).await
+        Context::current()
+            .step("charge", async || -> Result<(), Error> { panic!("the step runs") })
+            .await
     });
     let error = call.await.unwrap_err();
     assert_eq!((error.kind(), error.step()), (ErrorKind::Unsupported, Some("charge")));

@@ -46,7 +46,9 @@ impl World {
 
     /// How many rows the table has.
     pub async fn rows(&self) -> anyhow::Result<i64> {
-        let (rows,): (i64,) = sqlx::query_as("SELECT count(*) FROM idempotency_records").fetch_one(&self.pool).await?;
+        let (rows,): (i64,) = sqlx::query_as("SELECT count(*) FROM idempotency_records")
+            .fetch_one(&self.pool)
+            .await?;
         Ok(rows)
     }
 }

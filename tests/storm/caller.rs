@@ -20,12 +20,22 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const FALLBACK: Duration = Duration::from_millis(200);
 
 /// One call after the other until the storm is over.
-pub async fn calls<S: Store>(scene: Arc<Scene<S>>, number: usize, mut random: Random) -> anyhow::Result<()> {
+pub async fn calls<S: Store>(
+    scene: Arc<Scene<S>>,
+    number: usize,
+    mut random: Random,
+) -> anyhow::Result<()> {
     while !scene.is_over() {
         let key = scene.next_key(&mut random);
-        let call = OpenCall::start(scene.log.of(key, |known| known.label.clone()), format!("caller {number}"));
-        let outcome =
-            if random.chance(10) { looks(&scene, key).await? } else { calls_once(&scene, key, &mut random).await? };
+        let call = OpenCall::start(
+            scene.log.of(key, |known| known.label.clone()),
+            format!("caller {number}"),
+        );
+        let outcome = if random.chance(10) {
+            looks(&scene, key).await?
+        } else {
+            calls_once(&scene, key, &mut random).await?
+        };
         if let Some(outcome) = outcome {
             scene.log.of(key, |known| known.ended(call, outcome));
         }
@@ -36,7 +46,9 @@ pub async fn calls<S: Store>(scene: Arc<Scene<S>>, number: usize, mut random: Ra
 /// Only reads.
 async fn looks<S: Store>(scene: &Scene<S>, key: KeyHash) -> anyhow::Result<Option<Outcome>> {
     let (record, _) = answered(|| scene.store.read(key)).await?;
-    Ok(Some(record.as_ref().and_then(result_of).unwrap_or_else(|| Outcome::Error("nothing".into()))))
+    Ok(Some(
+        record.as_ref().and_then(result_of).unwrap_or_else(|| Outcome::Error("nothing".into())),
+    ))
 }
 
 /// The result on a record, if there is one.
@@ -49,14 +61,19 @@ pub fn result_of(record: &Record) -> Option<Outcome> {
 }
 
 /// What the caller gets; `None` if it dies before that.
-async fn calls_once<S: Store>(scene: &Scene<S>, key: KeyHash, random: &mut Random) -> anyhow::Result<Option<Outcome>> {
+async fn calls_once<S: Store>(
+    scene: &Scene<S>,
+    key: KeyHash,
+    random: &mut Random,
+) -> anyhow::Result<Option<Outcome>> {
     let began = Instant::now();
     while began.elapsed() < PATIENCE {
         let claim = claim(scene, key, random);
         let (claimed, span) = send(scene, &claim, random.chance(15)).await?;
         let record = match claimed {
             Claimed::Mine(grant) => {
-                let grant_of = Grant { token: claim.token, span, taken_over: grant.taken_over.is_some() };
+                let grant_of =
+                    Grant { token: claim.token, span, taken_over: grant.taken_over.is_some() };
                 return Owner::new(scene, claim, &grant, grant_of).works(random).await;
             }
             Claimed::Held(record) => record,
@@ -87,8 +104,13 @@ fn claim<S>(scene: &Scene<S>, key: KeyHash, random: &mut Random) -> Claim {
     claim
 }
 
-/// Sends a claim, or the same one twice at once. One that is not answered is sent again with its token.
-async fn send<S: Store>(scene: &Scene<S>, claim: &Claim, twice: bool) -> anyhow::Result<(Claimed, Span)> {
+/// Sends a claim, or the same one twice at once. One that is not answered is sent again with its
+/// token.
+async fn send<S: Store>(
+    scene: &Scene<S>,
+    claim: &Claim,
+    twice: bool,
+) -> anyhow::Result<(Claimed, Span)> {
     let once = || answered(|| scene.store.claim(claim.clone()));
     if !twice {
         return once().await;
@@ -104,11 +126,14 @@ async fn send<S: Store>(scene: &Scene<S>, claim: &Claim, twice: bool) -> anyhow:
 /// Until the record changes, or for a while.
 async fn waits<S: Store>(scene: &Scene<S>, key: KeyHash) -> anyhow::Result<()> {
     let (watch, _) = answered(|| scene.store.watch(key)).await?;
-    let lease_left = watch
+    let lease_left = watch.record.as_ref().map_or(Duration::ZERO, |record| {
+        record.lease_until.saturating_duration_since(record.read_at)
+    });
+    if watch
         .record
         .as_ref()
-        .map_or(Duration::ZERO, |record| record.lease_until.saturating_duration_since(record.read_at));
-    if watch.record.as_ref().is_some_and(|record| matches!(record.state, State::InProgress | State::InDoubt)) {
+        .is_some_and(|record| matches!(record.state, State::InProgress | State::InDoubt))
+    {
         let limit = if lease_left.is_zero() { FALLBACK } else { lease_left.min(FALLBACK) };
         // At the end of the lease nothing changes, so there is nothing to wake the caller.
         let _ = tokio::time::timeout(limit, watch).await;

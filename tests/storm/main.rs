@@ -1,7 +1,9 @@
-//! A storm on a real store: 64 tasks claim, run, crash, stall, come back too late and send everything twice, on few keys
-//! with short leases. Everything is recorded outside of the store; in the end the records are held against the rules.
+//! A storm on a real store: 64 tasks claim, run, crash, stall, come back too late and send
+//! everything twice, on few keys with short leases. Everything is recorded outside of the store; in
+//! the end the records are held against the rules.
 //!
-//! `IDEMPOTENCY_LONG` makes it two minutes for each store, `IDEMPOTENCY_SEED` repeats the choices of a run.
+//! `IDEMPOTENCY_LONG` makes it two minutes for each store, `IDEMPOTENCY_SEED` repeats the choices
+//! of a run.
 
 mod caller;
 mod log;

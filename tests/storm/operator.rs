@@ -1,11 +1,14 @@
-//! Those who look after the records: operators answer for owners that cannot, a purge removes what has expired.
+//! Those who look after the records: operators answer for owners that cannot, a purge removes what
+//! has expired.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use idempotency::State;
-use idempotency::store::{Changed, CrashPolicy, Record, Resolve, ResolveAnswer, Scan, Store, Token};
+use idempotency::store::{
+    Changed, CrashPolicy, Record, Resolve, ResolveAnswer, Scan, Store, Token,
+};
 use idempotency_test_support::history::OpenCall;
 use idempotency_test_support::random::Random;
 
@@ -23,12 +26,16 @@ pub async fn resolves<S: Store>(scene: Arc<Scene<S>>, mut random: Random) -> any
         in_doubt.state = Some(State::InDoubt);
         let (page, _) = answered(|| scene.store.scan(in_doubt.clone())).await?;
         for record in page.records {
-            let answer = scene.log.of(record.key, |known| answer(known, &record, scene.next_result()));
+            let answer =
+                scene.log.of(record.key, |known| answer(known, &record, scene.next_result()));
             let Some(answer) = answer else { continue };
-            let resolve = Resolve::new(record.key, record.owner, Token::from_bits(random.token()), answer);
+            let resolve =
+                Resolve::new(record.key, record.owner, Token::from_bits(random.token()), answer);
             let (changed, span) = answered(|| scene.store.resolve(resolve.clone())).await?;
             if changed == Changed::Applied {
-                scene.log.of(record.key, |known| known.resolved.push(Resolved { observed: record.owner, span }));
+                scene.log.of(record.key, |known| {
+                    known.resolved.push(Resolved { observed: record.owner, span })
+                });
             }
         }
         tokio::time::sleep(PAUSE).await;
@@ -36,15 +43,22 @@ pub async fn resolves<S: Store>(scene: Arc<Scene<S>>, mut random: Random) -> any
     Ok(())
 }
 
-/// What an operator knows who has looked at the world outside. It does not guess: what may still happen has no answer.
+/// What an operator knows who has looked at the world outside. It does not guess: what may still
+/// happen has no answer.
 fn answer(known: &mut Key, record: &Record, number: u64) -> Option<ResolveAnswer> {
     if !known.effects.is_empty() {
         let body = Bytes::from(format!("result {number} of an operator"));
         known.results.push(body.clone());
-        return Some(ResolveAnswer::Finished { state: State::Completed, body, schema: 0, ttl: HOUR });
+        return Some(ResolveAnswer::Finished {
+            state: State::Completed,
+            body,
+            schema: 0,
+            ttl: HOUR,
+        });
     }
     // Where there were other owners, one of them may be late.
-    let is_only = record.attempts == 1 || (known.class == Class::Hold && record.policy == CrashPolicy::Hold);
+    let is_only =
+        record.attempts == 1 || (known.class == Class::Hold && record.policy == CrashPolicy::Hold);
     (is_only && known.dead.contains(&record.owner)).then_some(ResolveAnswer::NotExecuted)
 }
 
@@ -52,7 +66,11 @@ fn answer(known: &mut Key, record: &Record, number: u64) -> Option<ResolveAnswer
 pub async fn purges<S: Store>(scene: Arc<Scene<S>>) -> anyhow::Result<()> {
     while !scene.is_over() {
         let (purged, _) = answered(|| scene.store.purge(100)).await?;
-        anyhow::ensure!(purged.removed == 0, "a purge removed {} records that live", purged.removed);
+        anyhow::ensure!(
+            purged.removed == 0,
+            "a purge removed {} records that live",
+            purged.removed
+        );
         tokio::time::sleep(PAUSE).await;
     }
     Ok(())

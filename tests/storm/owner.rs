@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use idempotency::State;
-use idempotency::store::{Abandon, Claim, Commit, Grant, Park, Reason, Release, Renewal, Store, Written};
+use idempotency::store::{
+    Abandon, Claim, Commit, Grant, Park, Reason, Release, Renewal, Store, Written,
+};
 use idempotency_test_support::history::Outcome;
 use idempotency_test_support::random::Random;
 
@@ -44,7 +46,9 @@ impl<'a, S: Store> Owner<'a, S> {
             if random.chance(50) {
                 return self.gives_back(random).await;
             }
-        } else if self.granted.span.first_sent.elapsed() > self.claim.lease * 4 / 5 || random.chance(16) {
+        } else if self.granted.span.first_sent.elapsed() > self.claim.lease * 4 / 5
+            || random.chance(16)
+        {
             return self.gives_back(random).await;
         }
         // From here on the body runs, whatever becomes of the lease.
@@ -84,7 +88,8 @@ impl<'a, S: Store> Owner<'a, S> {
     }
 
     async fn asks_for_its_fence(&self) -> anyhow::Result<()> {
-        let (fence, span) = answered(|| self.scene.store.fence(self.claim.key, self.claim.token)).await?;
+        let (fence, span) =
+            answered(|| self.scene.store.fence(self.claim.key, self.claim.token)).await?;
         let token = self.claim.token;
         self.note(|known| known.fences.extend(fence.map(|number| Fence { token, number, span })));
         Ok(())
@@ -115,12 +120,14 @@ impl<'a, S: Store> Owner<'a, S> {
     /// Something happens in the world outside.
     fn effect(&self, random: &mut Random) -> Bytes {
         let filling = if random.chance(10) { 20_000 } else { 0 };
-        let result = Bytes::from(format!("result {} {}", self.scene.next_result(), "x".repeat(filling)));
+        let result =
+            Bytes::from(format!("result {} {}", self.scene.next_result(), "x".repeat(filling)));
         self.note(|known| known.effect(self.claim.token, self.attempt, result.clone()));
         result
     }
 
-    /// Nothing has happened: the claim goes back, and to the next if an earlier owner may have done something.
+    /// Nothing has happened: the claim goes back, and to the next if an earlier owner may have done
+    /// something.
     async fn gives_back(&self, random: &mut Random) -> anyhow::Result<Option<Outcome>> {
         self.gives_up();
         let mut release = Release::new(self.claim.key, self.claim.token);
@@ -156,11 +163,17 @@ impl<'a, S: Store> Owner<'a, S> {
     }
 
     /// Its commit may be under way, or not.
-    async fn dies_at_its_commit(&self, result: Bytes, random: &mut Random) -> anyhow::Result<Option<Outcome>> {
+    async fn dies_at_its_commit(
+        &self,
+        result: Bytes,
+        random: &mut Random,
+    ) -> anyhow::Result<Option<Outcome>> {
         let commit = self.commit(result, random);
-        let _ =
-            tokio::time::timeout(random.duration_below(Duration::from_millis(2)), self.scene.store.complete(commit))
-                .await;
+        let _ = tokio::time::timeout(
+            random.duration_below(Duration::from_millis(2)),
+            self.scene.store.complete(commit),
+        )
+        .await;
         Ok(self.dies())
     }
 
@@ -173,7 +186,10 @@ impl<'a, S: Store> Owner<'a, S> {
             let ((first, span), (second, other)) = (first?, second?);
             self.wrote(Write::Commit, first, span);
             self.wrote(Write::Commit, second, other);
-            anyhow::ensure!(first.is_done() == second.is_done(), "a commit sent twice is {first:?} and {second:?}");
+            anyhow::ensure!(
+                first.is_done() == second.is_done(),
+                "a commit sent twice is {first:?} and {second:?}"
+            );
             anyhow::ensure!(
                 (first, second) != (Written::Applied, Written::Applied),
                 "a commit sent twice was applied twice"
@@ -192,11 +208,18 @@ impl<'a, S: Store> Owner<'a, S> {
         }
         // What others made of it is what the caller gets.
         let (record, _) = answered(|| self.scene.store.read(self.claim.key)).await?;
-        Ok(Some(record.as_ref().and_then(result_of).unwrap_or_else(|| Outcome::Error("Superseded".into()))))
+        Ok(Some(
+            record
+                .as_ref()
+                .and_then(result_of)
+                .unwrap_or_else(|| Outcome::Error("Superseded".into())),
+        ))
     }
 
     fn wrote(&self, write: Write, answer: Written, span: Span) {
-        self.note(|known| known.writes.push(Answered { token: self.claim.token, write, answer, span }));
+        self.note(|known| {
+            known.writes.push(Answered { token: self.claim.token, write, answer, span })
+        });
     }
 
     /// Until the lease of the request that was sent then is over.

@@ -1,7 +1,7 @@
 //! Whether what happened to one key is allowed.
 //!
-//! Two requests are compared only where one was answered before the other was sent: then there is no doubt about their
-//! order.
+//! Two requests are compared only where one was answered before the other was sent: then there is
+//! no doubt about their order.
 
 use std::time::Instant;
 
@@ -22,7 +22,9 @@ pub fn broken(key: &Key) -> Vec<String> {
         ("a fence did not grow", fences(key)),
         ("the claim was abandoned under hold", abandoned_under_hold(key)),
     ];
-    let own = own.into_iter().filter_map(|(rule, seen)| Some(format!("{rule} at {}: {}", key.label, seen?)));
+    let own = own
+        .into_iter()
+        .filter_map(|(rule, seen)| Some(format!("{rule} at {}: {}", key.label, seen?)));
     common.into_iter().chain(own).collect()
 }
 
@@ -35,13 +37,15 @@ fn results_from_nowhere(key: &Key) -> Option<String> {
         Outcome::Value(bytes) | Outcome::StoredError(bytes) => Some((caller, bytes)),
         Outcome::Mismatch | Outcome::Error(_) => None,
     });
-    let (caller, bytes) = results.find(|(_, bytes)| !key.results.iter().any(|result| result == &bytes[..]))?;
+    let (caller, bytes) =
+        results.find(|(_, bytes)| !key.results.iter().any(|result| result == &bytes[..]))?;
     Some(format!("{caller} got `{}`, which nobody has made", bytes.escape_ascii()))
 }
 
 /// S7: nobody believes in a lease while somebody else does.
 fn two_owners(key: &Key) -> Option<String> {
-    let mut beliefs: Vec<_> = key.beliefs.iter().filter(|belief| belief.from < belief.until).collect();
+    let mut beliefs: Vec<_> =
+        key.beliefs.iter().filter(|belief| belief.from < belief.until).collect();
     beliefs.sort_by_key(|belief| belief.from);
     let mut pairs = beliefs.iter().enumerate().flat_map(|(at, one)| {
         let meanwhile = beliefs[at + 1..].iter().take_while(|other| other.from < one.until);
@@ -53,7 +57,10 @@ fn two_owners(key: &Key) -> Option<String> {
 
 /// The last grant of `token` that it knew of when it sent `write`.
 fn grant_of<'a>(key: &'a Key, write: &Answered) -> Option<&'a Grant> {
-    let own = key.grants.iter().filter(|grant| grant.token == write.token && grant.span.answered <= write.span.sent);
+    let own = key
+        .grants
+        .iter()
+        .filter(|grant| grant.token == write.token && grant.span.answered <= write.span.sent);
     own.max_by_key(|grant| grant.span.answered)
 }
 
@@ -65,10 +72,9 @@ fn stale_writes(key: &Key) -> Option<String> {
                 && other.span.first_sent > granted.span.answered
                 && other.span.answered < write.span.sent
         });
-        let resolved = key
-            .resolved
-            .iter()
-            .find(|resolved| resolved.observed == write.token && resolved.span.answered < write.span.sent);
+        let resolved = key.resolved.iter().find(|resolved| {
+            resolved.observed == write.token && resolved.span.answered < write.span.sent
+        });
         let by = match (successor, resolved) {
             (Some(successor), _) => format!("{:?} owned it", successor.token),
             (None, Some(_)) => String::from("an operator had answered for it"),
@@ -81,7 +87,8 @@ fn stale_writes(key: &Key) -> Option<String> {
 /// Who had a commit or a release refused must have a successor, or an operator in its place.
 fn refusals_without_reason(key: &Key) -> Option<String> {
     let refused = |write: &&Answered| {
-        matches!(write.write, Write::Commit | Write::Release) && matches!(write.answer, Written::Lost | Written::Gone)
+        matches!(write.write, Write::Commit | Write::Release)
+            && matches!(write.answer, Written::Lost | Written::Gone)
     };
     key.writes.iter().filter(refused).find_map(|write| {
         let granted = grant_of(key, write)?;
@@ -91,10 +98,14 @@ fn refusals_without_reason(key: &Key) -> Option<String> {
                 && grant.span.first_sent < write.span.answered
         };
         let has_successor = key.grants.iter().any(|other| is_after(other.token, other));
-        let is_resolved =
-            key.resolved.iter().any(|it| it.observed == write.token && it.span.first_sent < write.span.answered);
+        let is_resolved = key
+            .resolved
+            .iter()
+            .any(|it| it.observed == write.token && it.span.first_sent < write.span.answered);
         let reason = has_successor || is_resolved;
-        (!reason).then(|| format!("{:?} of {:?} was answered with {:?}", write.write, write.token, write.answer))
+        (!reason).then(|| {
+            format!("{:?} of {:?} was answered with {:?}", write.write, write.token, write.answer)
+        })
     })
 }
 
@@ -105,16 +116,21 @@ fn fences(key: &Key) -> Option<String> {
         let claimed = granted(fence.token).map(|grant| grant.span.first_sent).min()?;
         let owns = granted(fence.token).map(|grant| grant.span.answered).min()?;
         let earlier = key.fences.iter().find(|earlier| {
-            let is_before = earlier.span.answered < claimed || has_gone_before(key, earlier.token, owns);
+            let is_before =
+                earlier.span.answered < claimed || has_gone_before(key, earlier.token, owns);
             earlier.token != fence.token
                 && (earlier.number == fence.number || (is_before && earlier.number > fence.number))
         })?;
-        Some(format!("{:?} has {}, and {:?} had {}", fence.token, fence.number, earlier.token, earlier.number))
+        Some(format!(
+            "{:?} has {}, and {:?} had {}",
+            fence.token, fence.number, earlier.token, earlier.number
+        ))
     })
 }
 
-/// Whether the first owner of a record gave it back before `time`: who is told then that the record is its own has
-/// claimed it later. (Who owned it before the first owner would have to be gone, and is told nothing any more.)
+/// Whether the first owner of a record gave it back before `time`: who is told then that the record
+/// is its own has claimed it later. (Who owned it before the first owner would have to be gone, and
+/// is told nothing any more.)
 fn has_gone_before(key: &Key, token: Token, time: Instant) -> bool {
     let gave_back = |write: &Answered| {
         write.token == token

@@ -23,7 +23,8 @@ const PLACES: usize = 40;
 const CALLS_OF_A_KEY: u64 = 30;
 const SHORT: Duration = Duration::from_secs(6);
 const LONG: Duration = Duration::from_secs(120);
-/// How much longer the storm goes on where something that it is about has not happened: on a busy machine little does.
+/// How much longer the storm goes on where something that it is about has not happened: on a busy
+/// machine little does.
 const LONGER: Duration = Duration::from_secs(120);
 /// How long a request is repeated that was refused or not answered.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -119,9 +120,18 @@ fn counts(keys: &BTreeMap<KeyHash, Key>) -> Counts {
         ("renewals", keys.values().map(|key| writes(key, Write::Renew, Written::is_done)).sum()),
         ("commits", keys.values().map(|key| writes(key, Write::Commit, Written::is_done)).sum()),
         ("releases", keys.values().map(|key| writes(key, Write::Release, Written::is_done)).sum()),
-        ("owners that gave up", keys.values().map(|key| writes(key, Write::Abandon, Written::is_done)).sum()),
-        ("owners in doubt", keys.values().map(|key| writes(key, Write::Park, Written::is_done)).sum()),
-        ("commits that came too late", keys.values().map(|key| writes(key, Write::Commit, lost)).sum()),
+        (
+            "owners that gave up",
+            keys.values().map(|key| writes(key, Write::Abandon, Written::is_done)).sum(),
+        ),
+        (
+            "owners in doubt",
+            keys.values().map(|key| writes(key, Write::Park, Written::is_done)).sum(),
+        ),
+        (
+            "commits that came too late",
+            keys.values().map(|key| writes(key, Write::Commit, lost)).sum(),
+        ),
         ("answers of operators", count(|key| key.resolved.len())),
         ("fences", count(|key| key.fences.len())),
     ]
@@ -168,7 +178,8 @@ impl<S: Store> Scene<S> {
     }
 }
 
-/// The answer to a request, which is repeated as long as it is not answered. Any other error fails the test.
+/// The answer to a request, which is repeated as long as it is not answered. Any other error fails
+/// the test.
 pub async fn answered<A, F>(request: impl Fn() -> F) -> anyhow::Result<(A, Span)>
 where
     F: Future<Output = Result<A, StoreError>>,
@@ -179,7 +190,8 @@ where
         match request().await {
             Ok(answer) => return Ok((answer, Span { first_sent, sent, answered: Instant::now() })),
             Err(error) if error.is_transient() && first_sent.elapsed() < PATIENCE => {
-                // A pool or a lock that is busy now; there is nothing that would tell when it no longer is.
+                // A pool or a lock that is busy now; there is nothing that would tell when it no
+                // longer is.
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
             Err(error) => return Err(error).context("the store failed"),

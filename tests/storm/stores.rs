@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use idempotency::store::{MemoryStore, Store};
 
-/// How long a store waits for an answer: a release whose answer is given up would find nothing when it is sent again.
+/// How long a store waits for an answer: a release whose answer is given up would find nothing when
+/// it is sent again.
 #[cfg(any(feature = "mysql", feature = "postgres", feature = "redis", feature = "sqlite"))]
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -43,7 +44,10 @@ pub async fn mysql() -> anyhow::Result<Subject<idempotency::store::MySqlStore>> 
     use idempotency_test_support::server::{MariaDbOptions, MariaDbServer};
 
     let server = MariaDbServer::start(MariaDbOptions::new().private()).await?;
-    let store = idempotency::store::MySqlStore::builder(server.url()).response_timeout(PATIENCE).connect().await?;
+    let store = idempotency::store::MySqlStore::builder(server.url())
+        .response_timeout(PATIENCE)
+        .connect()
+        .await?;
     store.migrate().await?;
     Ok(Subject::new(store, Duration::from_millis(300), server))
 }
@@ -53,7 +57,10 @@ pub async fn postgres() -> anyhow::Result<Subject<idempotency::store::PostgresSt
     use idempotency_test_support::server::{PostgresOptions, PostgresServer};
 
     let server = PostgresServer::start(PostgresOptions::new().private()).await?;
-    let store = idempotency::store::PostgresStore::builder(server.url()).response_timeout(PATIENCE).connect().await?;
+    let store = idempotency::store::PostgresStore::builder(server.url())
+        .response_timeout(PATIENCE)
+        .connect()
+        .await?;
     store.migrate().await?;
     Ok(Subject::new(store, Duration::from_millis(300), server))
 }
@@ -63,6 +70,9 @@ pub async fn redis() -> anyhow::Result<Subject<idempotency::store::RedisStore>> 
     use idempotency_test_support::server::{RedisOptions, RedisServer};
 
     let server = RedisServer::start(RedisOptions::new().private()).await?;
-    let store = idempotency::store::RedisStore::builder(server.url()).response_timeout(PATIENCE).connect().await?;
+    let store = idempotency::store::RedisStore::builder(server.url())
+        .response_timeout(PATIENCE)
+        .connect()
+        .await?;
     Ok(Subject::new(store, Duration::from_millis(150), server))
 }

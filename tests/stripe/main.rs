@@ -1,5 +1,5 @@
-//! The official client of Stripe's API against a service behind `stripe()`, over sockets: it takes each refusal for an
-//! error, and sends again what it may.
+//! The official client of Stripe's API against a service behind `stripe()`, over sockets: it takes
+//! each refusal for an error, and sends again what it may.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -31,7 +31,12 @@ struct Counts(Arc<Mutex<HashMap<(String, &'static str), usize>>>);
 
 impl Counts {
     fn add(&self, key: &str, what: &'static str) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner).entry((key.to_owned(), what)).or_default() += 1;
+        *self
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .entry((key.to_owned(), what))
+            .or_default() += 1;
     }
 
     fn of(&self, key: &str, what: &'static str) -> usize {
@@ -70,15 +75,22 @@ async fn charge(counts: Counts, gate: Gate, request: Request) -> Response<Body> 
         _ => {}
     }
     let pad = if word == "large" { "x".repeat(2_000) } else { String::new() };
-    let charge = json!({"id": format!("ch_{}", counts.of(&key, "charges")), "object": "charge", "pad": pad});
+    let charge =
+        json!({"id": format!("ch_{}", counts.of(&key, "charges")), "object": "charge", "pad": pad});
     let status = if word == "fails" { 500 } else { 200 };
-    let body = if word == "fails" { json!({"error": {"type": "api_error", "message": "it fails"}}) } else { charge };
+    let body = if word == "fails" {
+        json!({"error": {"type": "api_error", "message": "it fails"}})
+    } else {
+        charge
+    };
     let response = Response::builder().status(status).header("content-type", "application/json");
     response.body(Body::from(body.to_string())).expect("the response is well-formed")
 }
 
 impl Shop {
-    async fn open(layer: impl FnOnce(IdempotencyLayer) -> IdempotencyLayer) -> anyhow::Result<Self> {
+    async fn open(
+        layer: impl FnOnce(IdempotencyLayer) -> IdempotencyLayer,
+    ) -> anyhow::Result<Self> {
         Self::on(MemoryStore::new(), Duration::from_secs(20), layer).await
     }
 
@@ -107,7 +119,10 @@ impl Shop {
         let router = Router::new().route("/v1/{*path}", any(handler)).layer(layer).layer(count);
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
         let address = listener.local_addr()?;
-        let server = tokio::spawn(async move { axum::serve(listener, router).await.expect("the server serves") });
+        let server =
+            tokio::spawn(
+                async move { axum::serve(listener, router).await.expect("the server serves") },
+            );
         Ok(Self { store, gate, counts, address, server })
     }
 
@@ -132,10 +147,15 @@ async fn client(address: SocketAddr, order: Value) -> anyhow::Result<Value> {
     let mut command = tokio::process::Command::new(node()?);
     command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/stripe/client.mjs")).arg(&packages);
     command.arg(address.port().to_string()).arg(order.to_string());
-    command.env_remove("NODE_OPTIONS").stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true);
+    command
+        .env_remove("NODE_OPTIONS")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true);
     let output = within("the client", command.output()).await??;
     ensure!(output.status.success(), "{order}: {}", output.status);
-    serde_json::from_slice(&output.stdout).with_context(|| format!("{order}: {}", output.stdout.escape_ascii()))
+    serde_json::from_slice(&output.stdout)
+        .with_context(|| format!("{order}: {}", output.stdout.escape_ascii()))
 }
 
 /// The type of the error, and its status.
@@ -144,7 +164,8 @@ fn error(outcome: &Value) -> (&str, u64) {
 }
 
 #[tokio::test]
-async fn the_client_takes_each_refusal_for_an_error_and_a_charge_for_a_charge() -> anyhow::Result<()> {
+async fn the_client_takes_each_refusal_for_an_error_and_a_charge_for_a_charge() -> anyhow::Result<()>
+{
     let day = Duration::from_secs(86_400);
     // The store alone knows that it is later.
     let clock = ManualClock::new();
@@ -169,10 +190,18 @@ async fn the_client_takes_each_refusal_for_an_error_and_a_charge_for_a_charge() 
     assert_eq!(error(&large), ("StripeAPIError", 413), "{large}");
     shop.order(json!({"key": "large-1"})).await?;
     let not_kept = shop.order(json!({"key": "large-1", "retries": 2})).await?;
-    assert_eq!((error(&not_kept), shop.counted("large-1")), (("StripeAPIError", 409), (2, 1)), "{not_kept}");
+    assert_eq!(
+        (error(&not_kept), shop.counted("large-1")),
+        (("StripeAPIError", 409), (2, 1)),
+        "{not_kept}"
+    );
     shop.store.next("claim", Fault::Refused(StoreErrorKind::Corrupt));
     let internal = shop.order(json!({"key": "new"})).await?;
-    assert_eq!((error(&internal), &internal["raw"]), (("StripeAPIError", 500), &json!("api_error")), "{internal}");
+    assert_eq!(
+        (error(&internal), &internal["raw"]),
+        (("StripeAPIError", 500), &json!("api_error")),
+        "{internal}"
+    );
     clock.advance(2 * day);
     let expired = shop.order(json!({"key": "abc"})).await?;
     assert_eq!(error(&expired), ("StripeIdempotencyError", 400), "{expired}");
@@ -180,18 +209,27 @@ async fn the_client_takes_each_refusal_for_an_error_and_a_charge_for_a_charge() 
 
     let keyless = Shop::open(|layer| layer.with_methods([Method::DELETE])).await?;
     let missing = keyless.order(json!({"method": "DELETE"})).await?;
-    assert_eq!((error(&missing), keyless.counted("none")), (("StripeInvalidRequestError", 400), (1, 0)), "{missing}");
+    assert_eq!(
+        (error(&missing), keyless.counted("none")),
+        (("StripeInvalidRequestError", 400), (1, 0)),
+        "{missing}"
+    );
     Ok(())
 }
 
 #[tokio::test]
-async fn the_client_comes_again_while_a_charge_is_made_and_gets_the_one_charge() -> anyhow::Result<()> {
+async fn the_client_comes_again_while_a_charge_is_made_and_gets_the_one_charge()
+-> anyhow::Result<()> {
     let shop = Shop::open(|layer| layer).await?;
     let order = json!({"key": "waits-1", "retries": 8});
     let first = tokio::spawn(client(shop.address, order.clone()));
     eventually("the charge to begin", || shop.counted("waits-1").1 == 1).await?;
     let busy = shop.order(json!({"key": "waits-1"})).await?;
-    assert_eq!((error(&busy), &busy["code"]), (("StripeAPIError", 409), &json!("idempotency_key_in_use")), "{busy}");
+    assert_eq!(
+        (error(&busy), &busy["code"]),
+        (("StripeAPIError", 409), &json!("idempotency_key_in_use")),
+        "{busy}"
+    );
     let second = tokio::spawn(client(shop.address, order));
     eventually("the client to come again", || shop.counted("waits-1").0 >= 4).await?;
     shop.gate.open();
@@ -201,7 +239,8 @@ async fn the_client_comes_again_while_a_charge_is_made_and_gets_the_one_charge()
 }
 
 #[tokio::test]
-async fn the_client_comes_again_after_a_store_that_was_away_and_not_after_an_unknown_outcome() -> anyhow::Result<()> {
+async fn the_client_comes_again_after_a_store_that_was_away_and_not_after_an_unknown_outcome()
+-> anyhow::Result<()> {
     let shop = Shop::open(|layer| layer).await?;
     shop.store.next("claim", Fault::Refused(StoreErrorKind::Full));
     let paid = shop.order(json!({"key": "abc", "retries": 2})).await?;
@@ -209,7 +248,11 @@ async fn the_client_comes_again_after_a_store_that_was_away_and_not_after_an_unk
 
     // The panic is a 500, after which the client asks once more, and is told that nobody knows.
     let uncertain = shop.order(json!({"key": "panics-1", "retries": 5})).await?;
-    assert_eq!((error(&uncertain), &uncertain["raw"]), (("StripeAPIError", 409), &json!("api_error")), "{uncertain}");
+    assert_eq!(
+        (error(&uncertain), &uncertain["raw"]),
+        (("StripeAPIError", 409), &json!("api_error")),
+        "{uncertain}"
+    );
     assert_eq!(shop.counted("panics-1"), (2, 1));
     Ok(())
 }
@@ -221,7 +264,11 @@ async fn the_client_does_not_repeat_what_ran_unprotected() -> anyhow::Result<()>
     shop.store.always("claim", Some(Fault::Refused(StoreErrorKind::Refused)));
     for key in ["fails-1", "panics-1"] {
         let failed = shop.order(json!({"key": key, "retries": 5})).await?;
-        assert_eq!((error(&failed), shop.counted(key)), (("StripeAPIError", 500), (1, 1)), "{failed}");
+        assert_eq!(
+            (error(&failed), shop.counted(key)),
+            (("StripeAPIError", 500), (1, 1)),
+            "{failed}"
+        );
     }
     Ok(())
 }

@@ -1,12 +1,18 @@
 //! `#[idempotent(…, tx = …)]`: what a call leaves in the database.
 
-use idempotency::{Context, ErrorKind, Idempotency, State, Unstored, idempotent, in_transaction, observe};
+use idempotency::{
+    Context, ErrorKind, Idempotency, State, Unstored, idempotent, in_transaction, observe,
+};
 use sqlx::{Sqlite, SqliteConnection, Transaction};
 
 use crate::world::{Fault, World, add};
 
 #[idempotent(key = entry, ttl = "24h", name = "ledger.add", engine = engine, tx = tx)]
-async fn record(engine: &Idempotency, tx: &mut Transaction<'_, Sqlite>, entry: &str) -> Result<String, Fault> {
+async fn record(
+    engine: &Idempotency,
+    tx: &mut Transaction<'_, Sqlite>,
+    entry: &str,
+) -> Result<String, Fault> {
     add(tx, entry).await
 }
 
@@ -19,7 +25,10 @@ async fn what_is_committed_is_replayed_and_has_one_effect() -> anyhow::Result<()
         assert_eq!(result?, "added a");
         assert_eq!(report.expect("the call reports").replayed, round > 0);
         transaction.commit().await?;
-        assert_eq!((world.entries("a").await?, world.state("a").await?), (1, Some(State::Completed)));
+        assert_eq!(
+            (world.entries("a").await?, world.state("a").await?),
+            (1, Some(State::Completed))
+        );
     }
     Ok(())
 }
@@ -39,13 +48,18 @@ async fn what_the_caller_rolls_back_has_not_happened() -> anyhow::Result<()> {
 }
 
 #[idempotent(key = entry, ttl = "24h", name = "ledger.add", engine = engine, tx = tx)]
-async fn record_and_fail(engine: &Idempotency, tx: &mut Transaction<'_, Sqlite>, entry: &str) -> Result<String, Fault> {
+async fn record_and_fail(
+    engine: &Idempotency,
+    tx: &mut Transaction<'_, Sqlite>,
+    entry: &str,
+) -> Result<String, Fault> {
     add(tx, entry).await?;
     Err(Fault::No)
 }
 
 #[tokio::test]
-async fn an_error_leaves_neither_effect_nor_record_under_the_callers_commit() -> anyhow::Result<()> {
+async fn an_error_leaves_neither_effect_nor_record_under_the_callers_commit() -> anyhow::Result<()>
+{
     let world = World::new().await?;
     let mut transaction = world.begin().await?;
     let result = record_and_fail(&world.engine, &mut transaction, "a").await;
@@ -113,7 +127,8 @@ async fn a_stored_error_is_replayed_and_its_effect_is_undone() -> anyhow::Result
     let world = World::new().await?;
     for round in 0..2 {
         let mut transaction = world.begin().await?;
-        let (result, report) = observe(record_and_decline(&world.engine, &mut transaction, "a")).await;
+        let (result, report) =
+            observe(record_and_decline(&world.engine, &mut transaction, "a")).await;
         assert!(matches!(result, Err(Decline::Declined)), "{result:?}");
         assert_eq!(report.expect("the call reports").replayed, round > 0);
         transaction.commit().await?;
@@ -179,7 +194,11 @@ async fn a_scope_separates_and_a_fingerprint_is_compared() -> anyhow::Result<()>
 }
 
 #[idempotent(key = entry, ttl = "24h", name = "ledger.versions", engine = engine, tx = tx)]
-async fn first_version(engine: &Idempotency, tx: &mut SqliteConnection, entry: &str) -> Result<u64, Fault> {
+async fn first_version(
+    engine: &Idempotency,
+    tx: &mut SqliteConnection,
+    entry: &str,
+) -> Result<u64, Fault> {
     add(tx, entry).await.map(|text| text.len() as u64)
 }
 
@@ -224,7 +243,11 @@ async fn a_result_of_another_version_is_upgraded() -> anyhow::Result<()> {
 }
 
 #[idempotent(key = entry, ttl = "24h", engine = engine, tx = tx)]
-async fn with_context(engine: &Idempotency, tx: &mut SqliteConnection, entry: &str) -> Result<String, Fault> {
+async fn with_context(
+    engine: &Idempotency,
+    tx: &mut SqliteConnection,
+    entry: &str,
+) -> Result<String, Fault> {
     let context = Context::current();
     add(tx, &context.derive_key("psp")).await?;
     Ok(context.derive_key("psp"))
@@ -252,7 +275,11 @@ async fn nothing_happens_before_the_first_poll() -> anyhow::Result<()> {
 }
 
 #[idempotent(key = entry, ttl = "24h", name = "ledger.add", engine = engine, tx = tx)]
-async fn record_and_wait(engine: &Idempotency, tx: &mut Transaction<'_, Sqlite>, entry: &str) -> Result<String, Fault> {
+async fn record_and_wait(
+    engine: &Idempotency,
+    tx: &mut Transaction<'_, Sqlite>,
+    entry: &str,
+) -> Result<String, Fault> {
     add(tx, entry).await?;
     WRITTEN.notify_one();
     std::future::pending().await
@@ -261,7 +288,8 @@ async fn record_and_wait(engine: &Idempotency, tx: &mut Transaction<'_, Sqlite>,
 static WRITTEN: tokio::sync::Notify = tokio::sync::Notify::const_new();
 
 #[tokio::test]
-async fn a_future_that_is_dropped_in_the_body_and_committed_reads_as_in_doubt() -> anyhow::Result<()> {
+async fn a_future_that_is_dropped_in_the_body_and_committed_reads_as_in_doubt() -> anyhow::Result<()>
+{
     let world = World::new().await?;
     let mut transaction = world.begin().await?;
     tokio::select! {
@@ -280,10 +308,16 @@ async fn a_transaction_that_makes_itself_again_takes_a_function_in_it() -> anyho
         let (engine, pool) = (world.engine.clone(), world.pool.clone());
         let task = tokio::spawn(async move {
             let engine = &engine;
-            in_transaction(&pool, |mut transaction| async move { record(engine, &mut transaction, "a").await }).await
+            in_transaction(&pool, |mut transaction| async move {
+                record(engine, &mut transaction, "a").await
+            })
+            .await
         });
         assert_eq!(task.await??, "added a");
-        assert_eq!((world.entries("a").await?, world.state("a").await?), (1, Some(State::Completed)));
+        assert_eq!(
+            (world.entries("a").await?, world.state("a").await?),
+            (1, Some(State::Completed))
+        );
     }
     Ok(())
 }

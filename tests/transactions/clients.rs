@@ -38,7 +38,13 @@ struct Orders {
 
 fn spawn(orders: &Orders) -> anyhow::Result<Worker> {
     let mut command = Command::new(std::env::current_exe()?);
-    command.args(["clients::obeys_its_orders", "--exact", "--nocapture", "--quiet", "--test-threads=2"]);
+    command.args([
+        "clients::obeys_its_orders",
+        "--exact",
+        "--nocapture",
+        "--quiet",
+        "--test-threads=2",
+    ]);
     command.env(ORDERS_VARIABLE, serde_json::to_string(orders)?);
     Worker::spawn(command, &[])
 }
@@ -124,18 +130,26 @@ where
     Ok(())
 }
 
-/// Lets one process after the other live until some of its bodies have begun. Gives the answers that were heard of.
-async fn deaths(database: &str, url: String, mut random: Random) -> anyhow::Result<Vec<(String, String)>> {
+/// Lets one process after the other live until some of its bodies have begun. Gives the answers
+/// that were heard of.
+async fn deaths(
+    database: &str,
+    url: String,
+    mut random: Random,
+) -> anyhow::Result<Vec<(String, String)>> {
     let mut answers = Vec::new();
     for _ in 0..KILLS {
-        let orders = Orders { database: database.to_owned(), url: url.clone(), seed: random.bits() };
+        let orders =
+            Orders { database: database.to_owned(), url: url.clone(), seed: random.bits() };
         let mut worker = spawn(&orders)?;
         let mut bodies = 1 + random.below(5);
         while bodies > 0 {
             let line = worker.line().await?.context("the process has ended by itself")?;
             if line == RUNNING {
                 bodies -= 1;
-            } else if let Some((key, answer)) = line.strip_prefix(ANSWER).and_then(|line| line.split_once(' ')) {
+            } else if let Some((key, answer)) =
+                line.strip_prefix(ANSWER).and_then(|line| line.split_once(' '))
+            {
                 answers.push((key.to_owned(), answer.to_owned()));
             }
         }

@@ -1,4 +1,5 @@
-//! The answer to a COMMIT is lost: the transaction is made again, and the record tells whether it happened.
+//! The answer to a COMMIT is lost: the transaction is made again, and the record tells whether it
+//! happened.
 
 use std::cell::Cell;
 
@@ -29,10 +30,12 @@ where
             let runs = Cell::new(0);
             let in_body = || runs.set(runs.get() + 1);
             let cut = proxy.next("COMMIT", Fault::new(moment, action));
-            let answer = within(&key, charge::<D>(&pool, &engine, &key, Ending::Commit, &in_body)).await??;
+            let answer =
+                within(&key, charge::<D>(&pool, &engine, &key, Ending::Commit, &in_body)).await??;
             cut.happened().await?;
             let effects = D::effects(&direct).await?;
-            let of_key: Vec<_> = effects.iter().filter(|(name, _)| *name == key).map(|(_, value)| value).collect();
+            let of_key: Vec<_> =
+                effects.iter().filter(|(name, _)| *name == key).map(|(_, value)| value).collect();
             assert_eq!(of_key, [answer.as_ref().expect("the call has a result")], "{key}");
             // Where the server has the whole COMMIT, the record answers.
             let is_applied = matches!(moment, Moment::AfterRequest | Moment::InsideAnswer);
@@ -43,7 +46,8 @@ where
     Ok(())
 }
 
-/// The call in the transaction failed and left no record, and the rest of the transaction was committed.
+/// The call in the transaction failed and left no record, and the rest of the transaction was
+/// committed.
 async fn a_commit_without_record_that_is_cut<D: Remote>() -> anyhow::Result<()>
 where
     Transaction<'static, D::Sqlx>: SqlTransaction<Connection = Connection<D>>,
@@ -55,9 +59,12 @@ where
     let runs = Cell::new(0);
     let in_body = || runs.set(runs.get() + 1);
     let cut = proxy.next("COMMIT", Fault::new(Moment::AfterRequest, Action::Close));
-    let answer = within("the call", charge::<D>(&pool, &engine, "a", Ending::CommitError, &in_body)).await?;
+    let answer =
+        within("the call", charge::<D>(&pool, &engine, "a", Ending::CommitError, &in_body)).await?;
     cut.happened().await?;
-    let Err(crate::world::Fault::Idempotency(error)) = answer else { panic!("nobody knows: {answer:?}") };
+    let Err(crate::world::Fault::Idempotency(error)) = answer else {
+        panic!("nobody knows: {answer:?}")
+    };
     assert_eq!((error.kind(), runs.get()), (ErrorKind::NotStored, 1), "{error}");
     Ok(())
 }
@@ -76,12 +83,14 @@ async fn on_mariadb_a_lost_commit_without_a_record_is_not_made_again() -> anyhow
 
 #[cfg(feature = "postgres")]
 #[tokio::test]
-async fn on_postgresql_a_lost_commit_is_settled_by_making_the_transaction_again() -> anyhow::Result<()> {
+async fn on_postgresql_a_lost_commit_is_settled_by_making_the_transaction_again()
+-> anyhow::Result<()> {
     commits_that_are_cut::<databases::Postgres>().await
 }
 
 #[cfg(feature = "mysql")]
 #[tokio::test]
-async fn on_mariadb_a_lost_commit_is_settled_by_making_the_transaction_again() -> anyhow::Result<()> {
+async fn on_mariadb_a_lost_commit_is_settled_by_making_the_transaction_again() -> anyhow::Result<()>
+{
     commits_that_are_cut::<databases::MariaDb>().await
 }

@@ -27,17 +27,29 @@ impl Database for Sqlite {
         self.0.path().join("effects.db").display().to_string()
     }
 
-    async fn open(url: &str, connections: u32, _: Option<&str>) -> anyhow::Result<(SqlitePool, Idempotency)> {
+    async fn open(
+        url: &str,
+        connections: u32,
+        _: Option<&str>,
+    ) -> anyhow::Result<(SqlitePool, Idempotency)> {
         let options = SqliteConnectOptions::new().filename(url).create_if_missing(true);
-        let options = options.journal_mode(SqliteJournalMode::Wal).busy_timeout(Duration::from_secs(20));
-        let pool = SqlitePoolOptions::new().max_connections(connections).acquire_timeout(ACQUIRE_TIMEOUT);
+        let options =
+            options.journal_mode(SqliteJournalMode::Wal).busy_timeout(Duration::from_secs(20));
+        let pool =
+            SqlitePoolOptions::new().max_connections(connections).acquire_timeout(ACQUIRE_TIMEOUT);
         let pool = pool.connect_with(options).await?;
-        sqlx::query("CREATE TABLE IF NOT EXISTS effects (name TEXT, value TEXT)").execute(&pool).await?;
+        sqlx::query("CREATE TABLE IF NOT EXISTS effects (name TEXT, value TEXT)")
+            .execute(&pool)
+            .await?;
         let store = SqliteStore::builder(url).response_timeout(PATIENCE).open().await?;
         Ok((pool, Idempotency::builder(store).claim_timeout(PATIENCE).build()))
     }
 
-    async fn add(connection: &mut SqliteConnection, key: &str, value: &str) -> Result<(), sqlx::Error> {
+    async fn add(
+        connection: &mut SqliteConnection,
+        key: &str,
+        value: &str,
+    ) -> Result<(), sqlx::Error> {
         let statement = sqlx::query("INSERT INTO effects VALUES (?, ?)").bind(key).bind(value);
         statement.execute(connection).await.map(drop)
     }
@@ -96,19 +108,31 @@ mod postgres {
             self.url.clone()
         }
 
-        async fn open(url: &str, connections: u32, isolation: Option<&str>) -> anyhow::Result<(PgPool, Idempotency)> {
+        async fn open(
+            url: &str,
+            connections: u32,
+            isolation: Option<&str>,
+        ) -> anyhow::Result<(PgPool, Idempotency)> {
             let options: PgConnectOptions = url.parse()?;
             let isolation = isolation.map(|level| ("default_transaction_isolation", level));
-            let pool = PgPoolOptions::new().max_connections(connections).acquire_timeout(ACQUIRE_TIMEOUT);
+            let pool =
+                PgPoolOptions::new().max_connections(connections).acquire_timeout(ACQUIRE_TIMEOUT);
             let pool = pool.connect_with(options.options(isolation)).await?;
             let store = PostgresStore::builder(url).response_timeout(PATIENCE).connect().await?;
             store.migrate().await?;
-            sqlx::query("CREATE TABLE IF NOT EXISTS effects (name text, value text)").execute(&pool).await?;
+            sqlx::query("CREATE TABLE IF NOT EXISTS effects (name text, value text)")
+                .execute(&pool)
+                .await?;
             Ok((pool, Idempotency::builder(store).claim_timeout(PATIENCE).build()))
         }
 
-        async fn add(connection: &mut PgConnection, key: &str, value: &str) -> Result<(), sqlx::Error> {
-            let statement = sqlx::query("INSERT INTO effects VALUES ($1, $2)").bind(key).bind(value);
+        async fn add(
+            connection: &mut PgConnection,
+            key: &str,
+            value: &str,
+        ) -> Result<(), sqlx::Error> {
+            let statement =
+                sqlx::query("INSERT INTO effects VALUES ($1, $2)").bind(key).bind(value);
             statement.execute(connection).await.map(drop)
         }
 
@@ -183,8 +207,11 @@ mod mysql {
             connections: u32,
             isolation: Option<&str>,
         ) -> anyhow::Result<(MySqlPool, Idempotency)> {
-            let set = isolation.map(|level| format!("SET SESSION TRANSACTION ISOLATION LEVEL {level}"));
-            let pool = MySqlPoolOptions::new().max_connections(connections).acquire_timeout(ACQUIRE_TIMEOUT);
+            let set =
+                isolation.map(|level| format!("SET SESSION TRANSACTION ISOLATION LEVEL {level}"));
+            let pool = MySqlPoolOptions::new()
+                .max_connections(connections)
+                .acquire_timeout(ACQUIRE_TIMEOUT);
             let pool = pool.after_connect(move |connection, _| {
                 let set = set.clone();
                 Box::pin(async move {
@@ -203,7 +230,11 @@ mod mysql {
             Ok((pool, Idempotency::builder(store).claim_timeout(PATIENCE).build()))
         }
 
-        async fn add(connection: &mut MySqlConnection, key: &str, value: &str) -> Result<(), sqlx::Error> {
+        async fn add(
+            connection: &mut MySqlConnection,
+            key: &str,
+            value: &str,
+        ) -> Result<(), sqlx::Error> {
             let statement = sqlx::query("INSERT INTO effects VALUES (?, ?)").bind(key).bind(value);
             statement.execute(connection).await.map(drop)
         }
@@ -217,11 +248,16 @@ mod mysql {
             let found = sqlx::query_as(
                 "SELECT CAST(id AS SIGNED) FROM information_schema.processlist WHERE db = ? ORDER BY rand() LIMIT 1",
             );
-            let Some((id,)): Option<(i64,)> = found.bind(database).fetch_optional(&self.killer).await? else {
+            let Some((id,)): Option<(i64,)> =
+                found.bind(database).fetch_optional(&self.killer).await?
+            else {
                 return Ok(false);
             };
             // It may be gone by now.
-            Ok(sqlx::raw_sql(AssertSqlSafe(format!("KILL CONNECTION {id}"))).execute(&self.killer).await.is_ok())
+            Ok(sqlx::raw_sql(AssertSqlSafe(format!("KILL CONNECTION {id}")))
+                .execute(&self.killer)
+                .await
+                .is_ok())
         }
     }
 }

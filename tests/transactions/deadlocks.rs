@@ -12,8 +12,8 @@ use crate::databases;
 use crate::scene::{Connection, Database, Scene, call};
 use crate::world::Fault;
 
-/// One call inside of the other. In its first run the body of the outer one waits until the other transaction holds its
-/// key too.
+/// One call inside of the other. In its first run the body of the outer one waits until the other
+/// transaction holds its key too.
 async fn nested<D: Database>(
     pool: &Pool<D::Sqlx>,
     engine: &Idempotency,

@@ -1,4 +1,5 @@
-//! Calls in a transaction whose operation is disabled: nothing is recorded, and an error of the body undoes what it wrote.
+//! Calls in a transaction whose operation is disabled: nothing is recorded, and an error of the
+//! body undoes what it wrote.
 
 use idempotency::store::SqlTransaction;
 use idempotency::{ErrorKind, TransactionDatabase};
@@ -21,7 +22,9 @@ where
         let failing = call(engine, "a").run_in(&mut transaction, async |connection| {
             // One inside of the other: each undoes its own.
             call(engine, "b")
-                .run_in(connection, async |connection| Ok::<_, Fault>(D::add(connection, "undone", "b").await?))
+                .run_in(connection, async |connection| {
+                    Ok::<_, Fault>(D::add(connection, "undone", "b").await?)
+                })
                 .await?;
             D::add(connection, "undone", "a").await?;
             Err::<(), _>(Fault::No)
@@ -40,25 +43,31 @@ where
     }
     transaction.commit().await?;
     let effects = scene.effects().await?;
-    assert_eq!(effects.into_iter().collect::<Vec<_>>(), [("kept".into(), vec!["first".into(), "second".into()])]);
+    assert_eq!(
+        effects.into_iter().collect::<Vec<_>>(),
+        [("kept".into(), vec!["first".into(), "second".into()])]
+    );
     assert!(engine.record(OPERATION, "a").inspect().await?.is_none());
     Ok(())
 }
 
 #[tokio::test]
-async fn on_sqlite_an_error_undoes_the_effect_also_while_the_operation_is_disabled() -> anyhow::Result<()> {
+async fn on_sqlite_an_error_undoes_the_effect_also_while_the_operation_is_disabled()
+-> anyhow::Result<()> {
     an_error_undoes_the_effect::<databases::Sqlite>().await
 }
 
 #[cfg(feature = "postgres")]
 #[tokio::test]
-async fn on_postgresql_an_error_undoes_the_effect_also_while_the_operation_is_disabled() -> anyhow::Result<()> {
+async fn on_postgresql_an_error_undoes_the_effect_also_while_the_operation_is_disabled()
+-> anyhow::Result<()> {
     an_error_undoes_the_effect::<databases::Postgres>().await
 }
 
 #[cfg(feature = "mysql")]
 #[tokio::test]
-async fn on_mariadb_an_error_undoes_the_effect_also_while_the_operation_is_disabled() -> anyhow::Result<()> {
+async fn on_mariadb_an_error_undoes_the_effect_also_while_the_operation_is_disabled()
+-> anyhow::Result<()> {
     an_error_undoes_the_effect::<databases::MariaDb>().await
 }
 
@@ -69,22 +78,24 @@ async fn on_sqlite_a_call_without_the_transaction_is_refused_also_in_the_body_of
     let world = World::new().await?;
     world.engine.disable("outer");
     let mut transaction = world.begin().await?;
-    let outer = world
-        .engine
-        .call("outer", "a")
-        .ttl(DAY)
-        .run_in(&mut transaction, async |_| world.call("a").run(async || Ok::<_, Fault>(String::new())).await);
+    let outer = world.engine.call("outer", "a").ttl(DAY).run_in(&mut transaction, async |_| {
+        world.call("a").run(async || Ok::<_, Fault>(String::new())).await
+    });
     let refused = outer.await;
-    let Err(Fault::Idempotency(error)) = refused else { panic!("it waits for itself: {refused:?}") };
+    let Err(Fault::Idempotency(error)) = refused else {
+        panic!("it waits for itself: {refused:?}")
+    };
     assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
     transaction.rollback().await?;
     Ok(())
 }
 
-/// A statement that fails takes all of PostgreSQL's transaction with it, unless somebody rolls back to before it.
+/// A statement that fails takes all of PostgreSQL's transaction with it, unless somebody rolls back
+/// to before it.
 #[cfg(feature = "postgres")]
 #[tokio::test]
-async fn on_postgresql_a_statement_that_fails_leaves_the_rest_to_the_callers_commit() -> anyhow::Result<()> {
+async fn on_postgresql_a_statement_that_fails_leaves_the_rest_to_the_callers_commit()
+-> anyhow::Result<()> {
     type Postgres = databases::Postgres;
     let scene = Scene::<Postgres>::new(2, None).await?;
     scene.engine.disable(OPERATION);
@@ -116,7 +127,9 @@ async fn on_postgresql_a_success_in_a_broken_transaction_is_none_also_while_the_
         Ok::<_, Fault>(())
     });
     let broken = broken.await;
-    let Err(Fault::Idempotency(error)) = broken else { panic!("nothing of it is kept: {broken:?}") };
+    let Err(Fault::Idempotency(error)) = broken else {
+        panic!("nothing of it is kept: {broken:?}")
+    };
     assert_eq!(error.kind(), ErrorKind::StoreUnavailable, "{error}");
     assert!(error.to_string().contains("the body ran, and the transaction is broken"), "{error}");
     transaction.commit().await?;
@@ -124,14 +137,21 @@ async fn on_postgresql_a_success_in_a_broken_transaction_is_none_also_while_the_
     Ok(())
 }
 
-/// The savepoint would begin a transaction there, and keep all other writers waiting if the call is dropped.
+/// The savepoint would begin a transaction there, and keep all other writers waiting if the call is
+/// dropped.
 #[tokio::test]
-async fn a_connection_in_no_transaction_is_refused_also_while_the_operation_is_disabled() -> anyhow::Result<()> {
+async fn a_connection_in_no_transaction_is_refused_also_while_the_operation_is_disabled()
+-> anyhow::Result<()> {
     let world = World::new().await?;
     world.engine.disable(OPERATION);
     let mut connection = world.pool.acquire().await?;
-    let refused = world.call("a").run_in(&mut *connection, async |connection| add(connection, "a").await).await;
-    let Err(Fault::Idempotency(error)) = refused else { panic!("it is in no transaction: {refused:?}") };
+    let refused = world
+        .call("a")
+        .run_in(&mut *connection, async |connection| add(connection, "a").await)
+        .await;
+    let Err(Fault::Idempotency(error)) = refused else {
+        panic!("it is in no transaction: {refused:?}")
+    };
     assert_eq!(error.kind(), ErrorKind::Config, "{error}");
     assert_eq!(world.entries("a").await?, 0);
     Ok(())

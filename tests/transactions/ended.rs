@@ -16,17 +16,20 @@ enum Noticed {
     AtTheCommit,
 }
 
-/// In its first attempt a transaction is idle until the server has ended it, which it says of itself in `$end`.
+/// In its first attempt a transaction is idle until the server has ended it, which it says of
+/// itself in `$end`.
 macro_rules! a_session_that_the_server_ends {
     ($database:ty, $end:expr, $number:expr, $is_there:expr) => {{
         for noticed in [Noticed::InTheBody, Noticed::AtTheCommit] {
             let scene = Scene::<$database>::new(1, None).await?;
-            let watching = sqlx::Pool::<<$database as Database>::Sqlx>::connect(&scene.database.url()).await?;
+            let watching =
+                sqlx::Pool::<<$database as Database>::Sqlx>::connect(&scene.database.url()).await?;
             let (attempts, engine, watching) = (&Cell::new(0), &scene.engine, &watching);
             let result = in_transaction(&scene.pool, |mut transaction| async move {
                 attempts.set(attempts.get() + 1);
                 let is_first = attempts.get() == 1;
-                let (number,): (i64,) = sqlx::query_as($number).fetch_one(&mut **transaction).await?;
+                let (number,): (i64,) =
+                    sqlx::query_as($number).fetch_one(&mut **transaction).await?;
                 if is_first {
                     sqlx::raw_sql($end).execute(&mut **transaction).await?;
                 }
@@ -40,7 +43,9 @@ macro_rules! a_session_that_the_server_ends {
                         let there = sqlx::query_as($is_there).bind(number).fetch_one(watching);
                         there.await.is_ok_and(|(there,): (i64,)| there == 0)
                     };
-                    eventually_async("the server to end the session", is_gone).await.expect("it ends it");
+                    eventually_async("the server to end the session", is_gone)
+                        .await
+                        .expect("it ends it");
                     if noticed == Noticed::InTheBody {
                         <$database>::add(&mut transaction, "b", "value").await?;
                     }
@@ -57,7 +62,8 @@ macro_rules! a_session_that_the_server_ends {
 
 #[cfg(feature = "postgres")]
 #[tokio::test]
-async fn on_postgresql_a_transaction_whose_session_the_server_has_ended_is_made_again() -> anyhow::Result<()> {
+async fn on_postgresql_a_transaction_whose_session_the_server_has_ended_is_made_again()
+-> anyhow::Result<()> {
     a_session_that_the_server_ends!(
         databases::Postgres,
         "SET idle_in_transaction_session_timeout = 50",
@@ -68,7 +74,8 @@ async fn on_postgresql_a_transaction_whose_session_the_server_has_ended_is_made_
 
 #[cfg(feature = "mysql")]
 #[tokio::test]
-async fn on_mariadb_a_transaction_whose_session_the_server_has_ended_is_made_again() -> anyhow::Result<()> {
+async fn on_mariadb_a_transaction_whose_session_the_server_has_ended_is_made_again()
+-> anyhow::Result<()> {
     a_session_that_the_server_ends!(
         databases::MariaDb,
         "SET SESSION idle_transaction_timeout = 1",

@@ -1,5 +1,5 @@
-//! Many callers of the same keys, of whom some roll back, fail, are dropped or lose their connection: in the end the
-//! effects in the database are those of the completed records, exactly.
+//! Many callers of the same keys, of whom some roll back, fail, are dropped or lose their
+//! connection: in the end the effects in the database are those of the completed records, exactly.
 
 use std::cell::Cell;
 use std::time::Duration;
@@ -39,7 +39,11 @@ impl Fate {
     }
 }
 
-async fn a_caller<D: Database>(scene: &Scene<D>, key: &str, fate: Fate) -> Result<Option<String>, Fault>
+async fn a_caller<D: Database>(
+    scene: &Scene<D>,
+    key: &str,
+    fate: Fate,
+) -> Result<Option<String>, Fault>
 where
     Transaction<'static, D::Sqlx>: SqlTransaction<Connection = Connection<D>>,
 {
@@ -66,8 +70,8 @@ const CALLERS_OF_A_KILL: u64 = 8;
 
 /// Kills connections on the side of the server as long as `callers` run. Gives how many.
 ///
-/// Each kill waits until a few callers have added a permit to `ended`. By the clock instead, a slow machine would kill the
-/// same transaction more often than it is made again.
+/// Each kill waits until a few callers have added a permit to `ended`. By the clock instead, a slow
+/// machine would kill the same transaction more often than it is made again.
 async fn with_a_killer<D: Database, T>(
     scene: &Scene<D>,
     random: &mut Random,
@@ -131,7 +135,8 @@ where
             Err(Fault::No) => {}
             // No record stays that could tell whether a commit happened whose answer was lost.
             Err(Fault::Idempotency(error))
-                if *fate == Fate::Ends(Ending::CommitError) && error.kind() == ErrorKind::NotStored => {}
+                if *fate == Fate::Ends(Ending::CommitError)
+                    && error.kind() == ErrorKind::NotStored => {}
             Err(error) => anyhow::bail!("{fate:?} at {key}: {error}"),
         }
     }
@@ -149,18 +154,21 @@ where
 }
 
 #[tokio::test]
-async fn on_sqlite_effects_are_those_of_the_records_whatever_happens_to_callers() -> anyhow::Result<()> {
+async fn on_sqlite_effects_are_those_of_the_records_whatever_happens_to_callers()
+-> anyhow::Result<()> {
     chaos::<databases::Sqlite>(false).await
 }
 
 #[cfg(feature = "postgres")]
 #[tokio::test]
-async fn on_postgresql_effects_are_those_of_the_records_whatever_happens_to_callers() -> anyhow::Result<()> {
+async fn on_postgresql_effects_are_those_of_the_records_whatever_happens_to_callers()
+-> anyhow::Result<()> {
     chaos::<databases::Postgres>(true).await
 }
 
 #[cfg(feature = "mysql")]
 #[tokio::test]
-async fn on_mariadb_effects_are_those_of_the_records_whatever_happens_to_callers() -> anyhow::Result<()> {
+async fn on_mariadb_effects_are_those_of_the_records_whatever_happens_to_callers()
+-> anyhow::Result<()> {
     chaos::<databases::MariaDb>(true).await
 }

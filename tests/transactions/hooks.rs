@@ -19,11 +19,15 @@ impl Serialize for Breaks {
 
 /// Whoever catches the panic and commits all the same has committed what the body wrote.
 #[tokio::test]
-async fn a_result_that_panics_when_it_is_encoded_is_in_doubt_if_it_is_committed() -> anyhow::Result<()> {
+async fn a_result_that_panics_when_it_is_encoded_is_in_doubt_if_it_is_committed()
+-> anyhow::Result<()> {
     let world = World::new().await?;
     let mut transaction = world.begin().await?;
     let call = world.call("a").run_in(&mut transaction, async |connection| {
-        sqlx::query("INSERT INTO ledger VALUES ('a')").execute(connection).await.expect("the ledger takes a line");
+        sqlx::query("INSERT INTO ledger VALUES ('a')")
+            .execute(connection)
+            .await
+            .expect("the ledger takes a line");
         Ok::<_, Error>(Breaks)
     });
     assert!(AssertUnwindSafe(call).catch_unwind().await.is_err());

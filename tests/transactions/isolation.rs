@@ -31,7 +31,8 @@ where
         tries += 1;
         match try_by_hand::<D>(pool, engine, key, ending).await {
             Err(Fault::Client(_)) if tries < TRIES => {}
-            Err(Fault::Idempotency(error)) if error.kind() == ErrorKind::StoreUnavailable && tries < TRIES => {}
+            Err(Fault::Idempotency(error))
+                if error.kind() == ErrorKind::StoreUnavailable && tries < TRIES => {}
             result => return result,
         }
         // Those who met should not meet again.
@@ -75,8 +76,12 @@ where
         let scene = Scene::<D>::new(CONNECTIONS, Some(level)).await?;
         let keys = keys(12);
         let endings = [Ending::Commit, Ending::CommitError, Ending::RollBack, Ending::Commit];
-        let calls: Vec<_> = (0..keys.len() * 16).map(|number| (&keys[number % 12], endings[number / 12 % 4])).collect();
-        let charges = calls.iter().map(|(key, ending)| charge_by_hand::<D>(&scene.pool, &scene.engine, key, *ending));
+        let calls: Vec<_> = (0..keys.len() * 16)
+            .map(|number| (&keys[number % 12], endings[number / 12 % 4]))
+            .collect();
+        let charges = calls
+            .iter()
+            .map(|(key, ending)| charge_by_hand::<D>(&scene.pool, &scene.engine, key, *ending));
         let mut answers = Vec::new();
         for ((key, ending), result) in calls.iter().zip(join_all(charges).await) {
             match result {
@@ -87,7 +92,11 @@ where
         }
         scene.is_exact(&keys, &answers).await.with_context(|| format!("under {level}"))?;
         let effects = scene.effects().await?;
-        anyhow::ensure!(effects.len() == keys.len(), "{} keys have effects under {level}", effects.len());
+        anyhow::ensure!(
+            effects.len() == keys.len(),
+            "{} keys have effects under {level}",
+            effects.len()
+        );
     }
     Ok(())
 }
@@ -95,11 +104,13 @@ where
 #[cfg(feature = "postgres")]
 #[tokio::test]
 async fn on_postgresql_any_isolation_is_exact() -> anyhow::Result<()> {
-    under_isolation::<databases::Postgres>(&["read committed", "repeatable read", "serializable"]).await
+    under_isolation::<databases::Postgres>(&["read committed", "repeatable read", "serializable"])
+        .await
 }
 
 #[cfg(feature = "mysql")]
 #[tokio::test]
 async fn on_mariadb_any_isolation_is_exact() -> anyhow::Result<()> {
-    under_isolation::<databases::MariaDb>(&["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]).await
+    under_isolation::<databases::MariaDb>(&["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"])
+        .await
 }

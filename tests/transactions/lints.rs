@@ -128,14 +128,24 @@ mod clean {
 
     #[async_trait::async_trait]
     pub(super) trait Boxing {
-        async fn boxing(&self, tx: &mut SqliteConnection, id: u64, entry: &str) -> Result<String, Fault>;
+        async fn boxing(
+            &self,
+            tx: &mut SqliteConnection,
+            id: u64,
+            entry: &str,
+        ) -> Result<String, Fault>;
     }
 
     #[async_trait::async_trait]
     impl Boxing for Idempotency {
         // The body does not use `id`.
         #[idempotent(key = (id, entry), ttl = "24h", engine = self, tx = tx)]
-        async fn boxing(&self, tx: &mut SqliteConnection, id: u64, entry: &str) -> Result<String, Fault> {
+        async fn boxing(
+            &self,
+            tx: &mut SqliteConnection,
+            id: u64,
+            entry: &str,
+        ) -> Result<String, Fault> {
             add(tx, entry).await
         }
     }
@@ -150,7 +160,11 @@ mod told {
 
     #[expect(dead_code, reason = "nobody calls it")]
     #[idempotent(key = entry, ttl = "24h", engine = engine, tx = tx)]
-    async fn unused_function(engine: &Idempotency, tx: &mut SqliteConnection, entry: &str) -> Result<String, Fault> {
+    async fn unused_function(
+        engine: &Idempotency,
+        tx: &mut SqliteConnection,
+        entry: &str,
+    ) -> Result<String, Fault> {
         add(tx, entry).await
     }
 

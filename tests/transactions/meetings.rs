@@ -1,4 +1,5 @@
-//! A call in a transaction meets others with its key: calls without a transaction, and transactions that it refuses to wait for.
+//! A call in a transaction meets others with its key: calls without a transaction, and transactions
+//! that it refuses to wait for.
 
 #[cfg(feature = "mysql")]
 use std::cell::Cell;
@@ -16,8 +17,8 @@ use crate::databases;
 use crate::scene::{Connection, Database, Scene, call};
 use crate::world::{Fault, World, add};
 
-/// Runs `$begin`, and in it a call whose key one without a transaction holds until the transaction waits for it; then that one
-/// ends with `$outside`. `$waiting` counts who waits.
+/// Runs `$begin`, and in it a call whose key one without a transaction holds until the transaction
+/// waits for it; then that one ends with `$outside`. `$waiting` counts who waits.
 macro_rules! behind_a_call_outside {
     ($scene:expr, $begin:expr, $waiting:expr, $outside:expr) => {{
         let scene = $scene;
@@ -31,15 +32,18 @@ macro_rules! behind_a_call_outside {
         let inside = async {
             held.await?;
             let mut transaction = scene.pool.begin_with($begin).await?;
-            let calling =
-                call(&scene.engine, "a").run_in(&mut transaction, async |_| Ok::<_, Fault>("inside".to_owned()));
+            let calling = call(&scene.engine, "a")
+                .run_in(&mut transaction, async |_| Ok::<_, Fault>("inside".to_owned()));
             let (result, report) = observe(calling).await;
             transaction.commit().await?;
             anyhow::Ok((result, report.expect("the call reports")))
         };
         let release = async {
             let is_waiting = async || {
-                sqlx::query_as($waiting).fetch_one(&scene.pool).await.is_ok_and(|(waiting,): (i64,)| waiting > 0)
+                sqlx::query_as($waiting)
+                    .fetch_one(&scene.pool)
+                    .await
+                    .is_ok_and(|(waiting,): (i64,)| waiting > 0)
             };
             eventually_async("the transaction to wait", is_waiting).await?;
             let _ = end.send(());
@@ -65,7 +69,8 @@ async fn on_postgresql_a_call_in_a_transaction_waits_for_one_outside() -> anyhow
     let (result, report) = behind_a_call_outside!(&scene, "BEGIN", POSTGRESQL_WAITING, outside);
     assert_eq!((&*result?, report.replayed, report.waited), ("outside", true, true));
     let scene = Scene::<databases::Postgres>::new(4, None).await?;
-    let (result, report) = behind_a_call_outside!(&scene, "BEGIN", POSTGRESQL_WAITING, Err::<String, _>(Fault::No));
+    let (result, report) =
+        behind_a_call_outside!(&scene, "BEGIN", POSTGRESQL_WAITING, Err::<String, _>(Fault::No));
     assert_eq!((&*result?, report.replayed, report.waited), ("inside", false, true));
     Ok(())
 }
@@ -73,7 +78,8 @@ async fn on_postgresql_a_call_in_a_transaction_waits_for_one_outside() -> anyhow
 /// It sees the record as it was when the transaction began, and would look for ever.
 #[cfg(feature = "postgres")]
 #[tokio::test]
-async fn on_postgresql_a_transaction_that_sees_no_end_of_a_call_outside_is_told_so() -> anyhow::Result<()> {
+async fn on_postgresql_a_transaction_that_sees_no_end_of_a_call_outside_is_told_so()
+-> anyhow::Result<()> {
     let scene = Scene::<databases::Postgres>::new(4, None).await?;
     let outside = Ok::<_, Fault>("outside".to_owned());
     let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ";
@@ -84,13 +90,17 @@ async fn on_postgresql_a_transaction_that_sees_no_end_of_a_call_outside_is_told_
     Ok(())
 }
 
-/// It has waited for the row to take an expired record's place, and another one was faster. That one has to renew its lease
-/// and to end, so nothing of the row may stay locked.
+/// It has waited for the row to take an expired record's place, and another one was faster. That
+/// one has to renew its lease and to end, so nothing of the row may stay locked.
 #[cfg(feature = "postgres")]
 #[tokio::test]
-async fn on_postgresql_a_call_in_a_transaction_that_waits_for_one_outside_has_locked_nothing() -> anyhow::Result<()> {
+async fn on_postgresql_a_call_in_a_transaction_that_waits_for_one_outside_has_locked_nothing()
+-> anyhow::Result<()> {
     let scene = Scene::<databases::Postgres>::new(4, None).await?;
-    call(&scene.engine, "a").ttl(Duration::from_millis(1)).run(async || Ok::<_, Fault>("old".to_owned())).await?;
+    call(&scene.engine, "a")
+        .ttl(Duration::from_millis(1))
+        .run(async || Ok::<_, Fault>("old".to_owned()))
+        .await?;
     let count = async |query: &'static str| {
         sqlx::query_as(query).fetch_one(&scene.pool).await.is_ok_and(|(count,): (i64,)| count > 0)
     };
@@ -103,18 +113,24 @@ async fn on_postgresql_a_call_in_a_transaction_that_waits_for_one_outside_has_lo
     sqlx::raw_sql(claims).execute(&mut *faster).await?;
     let inside = async {
         let mut transaction = scene.pool.begin().await?;
-        let inside = call(&scene.engine, "a").run_in(&mut transaction, async |_| Ok::<_, Fault>("inside".to_owned()));
+        let inside = call(&scene.engine, "a")
+            .run_in(&mut transaction, async |_| Ok::<_, Fault>("inside".to_owned()));
         let inside = inside.await?;
         transaction.commit().await?;
         anyhow::Ok(inside)
     };
     let others = async {
-        let waits =
-            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()";
-        eventually_async("the transaction to wait for the row", async || count(waits).await).await?;
+        let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()";
+        eventually_async("the transaction to wait for the row", async || count(waits).await)
+            .await?;
         faster.commit().await?;
-        eventually_async("the transaction to wait for the call", async || count(POSTGRESQL_WAITING).await).await?;
-        sqlx::raw_sql("SELECT 1 FROM idempotency_records FOR UPDATE NOWAIT").execute(&scene.pool).await?;
+        eventually_async("the transaction to wait for the call", async || {
+            count(POSTGRESQL_WAITING).await
+        })
+        .await?;
+        sqlx::raw_sql("SELECT 1 FROM idempotency_records FOR UPDATE NOWAIT")
+            .execute(&scene.pool)
+            .await?;
         sqlx::raw_sql("DELETE FROM idempotency_records").execute(&scene.pool).await?;
         anyhow::Ok(())
     };
@@ -132,7 +148,8 @@ async fn on_mariadb_a_call_in_a_transaction_waits_for_one_outside() -> anyhow::R
     // Its log has the statements that have ended, too.
     let server = MariaDbServer::start(MariaDbOptions::new().private()).await?;
     let database = databases::MariaDb::on(server).await?;
-    let (pool, engine) = databases::MariaDb::open(&database.url(), 4, Some("READ COMMITTED")).await?;
+    let (pool, engine) =
+        databases::MariaDb::open(&database.url(), 4, Some("READ COMMITTED")).await?;
     for statement in ["SET GLOBAL log_output = 'TABLE'", "SET GLOBAL general_log = 1"] {
         sqlx::raw_sql(statement).execute(&pool).await?;
     }
@@ -145,11 +162,12 @@ async fn on_mariadb_a_call_in_a_transaction_waits_for_one_outside() -> anyhow::R
     Ok(())
 }
 
-/// It has locked the record, by its failed insert or because it locks all that it reads, and while it waits the one outside
-/// can neither end nor renew its lease.
+/// It has locked the record, by its failed insert or because it locks all that it reads, and while
+/// it waits the one outside can neither end nor renew its lease.
 #[cfg(feature = "mysql")]
 #[tokio::test]
-async fn on_mariadb_a_call_in_a_transaction_does_not_wait_for_one_outside_that_waits_for_it() -> anyhow::Result<()> {
+async fn on_mariadb_a_call_in_a_transaction_does_not_wait_for_one_outside_that_waits_for_it()
+-> anyhow::Result<()> {
     for isolation in ["REPEATABLE READ", "SERIALIZABLE"] {
         let scene = Scene::<databases::MariaDb>::new(4, Some(isolation)).await?;
         let mut transaction = scene.pool.begin().await?;
@@ -163,8 +181,11 @@ async fn on_mariadb_a_call_in_a_transaction_does_not_wait_for_one_outside_that_w
         });
         let inside = async {
             held.await?;
-            let patient = call(&scene.engine, "a").on_conflict(OnConflict::Wait(Duration::from_secs(3_600)));
-            let refused = patient.run_in(&mut transaction, async |_| Ok::<_, Fault>("inside".to_owned())).await;
+            let patient =
+                call(&scene.engine, "a").on_conflict(OnConflict::Wait(Duration::from_secs(3_600)));
+            let refused = patient
+                .run_in(&mut transaction, async |_| Ok::<_, Fault>("inside".to_owned()))
+                .await;
             let Err(Fault::Idempotency(error)) = refused else { panic!("it is held: {refused:?}") };
             assert_eq!(error.kind(), ErrorKind::InProgress, "{error}");
             assert!(error.is_retryable() && error.to_string().contains("begin it anew"), "{error}");
@@ -172,7 +193,8 @@ async fn on_mariadb_a_call_in_a_transaction_does_not_wait_for_one_outside_that_w
             let _ = end.send(());
             anyhow::Ok(())
         };
-        let (outside, inside) = within("both", Box::pin(async { tokio::join!(outside, inside) })).await?;
+        let (outside, inside) =
+            within("both", Box::pin(async { tokio::join!(outside, inside) })).await?;
         inside?;
         assert_eq!(outside?, "outside", "under {isolation}");
     }
@@ -203,12 +225,15 @@ async fn on_mariadb_a_transaction_that_one_outside_waits_for_is_made_again() -> 
             }
             async move {
                 let calling = call(&scene.engine, "a");
-                calling.run_in(&mut transaction, async |_| Ok::<_, Fault>("inside".to_owned())).await
+                calling
+                    .run_in(&mut transaction, async |_| Ok::<_, Fault>("inside".to_owned()))
+                    .await
             }
         });
         anyhow::Ok(inside.await?)
     };
-    let (outside, inside) = within("both", Box::pin(async { tokio::join!(outside, inside) })).await?;
+    let (outside, inside) =
+        within("both", Box::pin(async { tokio::join!(outside, inside) })).await?;
     assert_eq!((outside?, inside?), ("outside".to_owned(), "outside".to_owned()));
     assert!(tries.get() > 1);
     Ok(())
@@ -227,7 +252,8 @@ async fn on_sqlite_a_call_in_a_transaction_does_not_wait_for_one_outside() -> an
         held.await?;
         let mut transaction = world.begin().await?;
         let patient = world.call("a").on_conflict(OnConflict::Wait(Duration::from_secs(600)));
-        let refused = patient.run_in(&mut transaction, async |connection| add(connection, "a").await).await;
+        let refused =
+            patient.run_in(&mut transaction, async |connection| add(connection, "a").await).await;
         let Err(Fault::Idempotency(error)) = refused else { panic!("it is held: {refused:?}") };
         assert_eq!(error.kind(), ErrorKind::InProgress, "{error}");
         transaction.rollback().await?;
@@ -251,7 +277,9 @@ where
     let mut second = scene.pool.begin().await?;
     let hasty = call(&scene.engine, "a").on_conflict(OnConflict::Reject);
     let (refused, report) = observe(hasty.run_in(&mut second, async |_| Ok::<_, Fault>(2))).await;
-    let Err(Fault::Idempotency(error)) = refused else { panic!("another one holds it: {refused:?}") };
+    let Err(Fault::Idempotency(error)) = refused else {
+        panic!("another one holds it: {refused:?}")
+    };
     assert_eq!(error.kind(), ErrorKind::InProgress, "{error}");
     assert!(!error.to_string().contains("0ns"), "{error}");
     assert!(!report.expect("the call reports").waited);

@@ -11,7 +11,8 @@ use sqlx::{Connection as _, MySqlConnection, MySqlPool};
 
 use crate::world::{DAY, Fault, OPERATION, PATIENCE};
 
-/// The default of the server is stricter, and there a transaction may not be shown what was committed while it waited.
+/// The default of the server is stricter, and there a transaction may not be shown what was
+/// committed while it waited.
 const READ_COMMITTED: &str = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; START TRANSACTION";
 
 struct World {
@@ -32,7 +33,8 @@ impl World {
     }
 
     async fn entries(&self) -> anyhow::Result<i64> {
-        let (count,): (i64,) = sqlx::query_as("SELECT count(*) FROM ledger").fetch_one(&self.pool).await?;
+        let (count,): (i64,) =
+            sqlx::query_as("SELECT count(*) FROM ledger").fetch_one(&self.pool).await?;
         Ok(count)
     }
 }
@@ -70,7 +72,10 @@ async fn a_second_transaction_waits_and_replays_or_runs() -> anyhow::Result<()> 
         let end = async {
             let waits = "SELECT count(*) FROM information_schema.processlist WHERE info LIKE 'INSERT INTO `idempotency_records`%'";
             eventually_async("the second to wait", async || {
-                sqlx::query_as(waits).fetch_one(&world.pool).await.is_ok_and(|(waiting,): (i64,)| waiting > 0)
+                sqlx::query_as(waits)
+                    .fetch_one(&world.pool)
+                    .await
+                    .is_ok_and(|(waiting,): (i64,)| waiting > 0)
             })
             .await?;
             if commits {
@@ -84,7 +89,10 @@ async fn a_second_transaction_waits_and_replays_or_runs() -> anyhow::Result<()> 
         second?;
         end?;
         assert_eq!(world.entries().await?, entries, "{key}");
-        assert_eq!(world.engine.record(OPERATION, key).inspect().await?.map(|view| view.state), Some(State::Completed));
+        assert_eq!(
+            world.engine.record(OPERATION, key).inspect().await?.map(|view| view.state),
+            Some(State::Completed)
+        );
     }
     Ok(())
 }
@@ -137,7 +145,9 @@ async fn a_wait_that_undoes_the_transaction_is_no_answer() -> anyhow::Result<()>
     add(&mut second).await?;
     let patience = OnConflict::Wait(Duration::from_millis(300));
     let refused = world.call("a").on_conflict(patience).run_in(&mut second, add_in);
-    let Err(Fault::Idempotency(error)) = within("the refusal", refused).await? else { panic!("somebody holds it") };
+    let Err(Fault::Idempotency(error)) = within("the refusal", refused).await? else {
+        panic!("somebody holds it")
+    };
     assert_eq!(error.kind(), ErrorKind::StoreUnavailable, "{error}");
     second.commit().await?;
     first.commit().await?;
@@ -176,10 +186,13 @@ async fn a_bound_that_a_dropped_call_has_left_is_undone_by_the_next_one() -> any
     world.call("a").run_in(&mut first, add_in).await?;
     let mut second = world.pool.begin().await?;
     sqlx::query("SET SESSION innodb_lock_wait_timeout = 17").execute(&mut *second).await?;
-    let waits =
-        "SELECT count(*) FROM information_schema.processlist WHERE info LIKE 'INSERT INTO `idempotency_records`%'";
-    let is_waiting =
-        async || sqlx::query_as(waits).fetch_one(&world.pool).await.is_ok_and(|(waiting,): (i64,)| waiting > 0);
+    let waits = "SELECT count(*) FROM information_schema.processlist WHERE info LIKE 'INSERT INTO `idempotency_records`%'";
+    let is_waiting = async || {
+        sqlx::query_as(waits)
+            .fetch_one(&world.pool)
+            .await
+            .is_ok_and(|(waiting,): (i64,)| waiting > 0)
+    };
     let patience = OnConflict::Wait(Duration::from_secs(20));
     tokio::select! {
         _ = world.call("a").on_conflict(patience).run_in(&mut second, add_in) => panic!("somebody else holds it"),
@@ -192,11 +205,14 @@ async fn a_bound_that_a_dropped_call_has_left_is_undone_by_the_next_one() -> any
 }
 
 #[tokio::test]
-async fn a_connection_in_no_transaction_is_refused_before_anything_is_written() -> anyhow::Result<()> {
+async fn a_connection_in_no_transaction_is_refused_before_anything_is_written() -> anyhow::Result<()>
+{
     let world = World::new().await?;
     let mut connection = world.pool.acquire().await?;
     let refused = world.call("a").run_in(&mut *connection, add_in).await;
-    let Err(Fault::Idempotency(error)) = refused else { panic!("each statement would be committed") };
+    let Err(Fault::Idempotency(error)) = refused else {
+        panic!("each statement would be committed")
+    };
     assert_eq!(error.kind(), ErrorKind::Config);
     assert!(error.to_string().contains("in no transaction"), "{error}");
     assert_eq!(world.entries().await?, 0);
@@ -204,10 +220,11 @@ async fn a_connection_in_no_transaction_is_refused_before_anything_is_written() 
     Ok(())
 }
 
-/// What `innodb_snapshot_isolation` can be: on by default since MariaDB 11.6.2, and not there in releases before it was
-/// invented, nor in MySQL.
+/// What `innodb_snapshot_isolation` can be: on by default since MariaDB 11.6.2, and not there in
+/// releases before it was invented, nor in MySQL.
 async fn snapshot_isolations(pool: &MySqlPool) -> anyhow::Result<&'static [Option<&'static str>]> {
-    let settings = sqlx::query("SHOW VARIABLES LIKE 'innodb_snapshot_isolation'").fetch_all(pool).await?;
+    let settings =
+        sqlx::query("SHOW VARIABLES LIKE 'innodb_snapshot_isolation'").fetch_all(pool).await?;
     Ok(if settings.is_empty() { &[None] } else { &[Some("OFF"), Some("ON")] })
 }
 
@@ -218,19 +235,24 @@ async fn under_repeatable_read_an_older_snapshot_sees_what_was_committed_since_o
         let world = World::new().await?;
         let mut old = world.pool.acquire().await?;
         if let Some(isolation) = isolation {
-            let setting = sqlx::AssertSqlSafe(format!("SET SESSION innodb_snapshot_isolation = {isolation}"));
+            let setting =
+                sqlx::AssertSqlSafe(format!("SET SESSION innodb_snapshot_isolation = {isolation}"));
             sqlx::raw_sql(setting).execute(&mut *old).await?;
         }
         let mut old = old.begin().await?;
-        let (count,): (i64,) = sqlx::query_as("SELECT count(*) FROM ledger").fetch_one(&mut *old).await?;
+        let (count,): (i64,) =
+            sqlx::query_as("SELECT count(*) FROM ledger").fetch_one(&mut *old).await?;
         assert_eq!(count, 0);
         let mut new = world.pool.begin().await?;
         world.call("a").run_in(&mut new, add_in).await?;
         new.commit().await?;
         let called = world.call("a").run_in(&mut old, add_in).await;
         if *isolation == Some("ON") {
-            // The server has undone the transaction: what is committed now are statements outside of it.
-            let Err(Fault::Idempotency(error)) = called else { panic!("the server shows no newer row: {called:?}") };
+            // The server has undone the transaction: what is committed now are statements outside
+            // of it.
+            let Err(Fault::Idempotency(error)) = called else {
+                panic!("the server shows no newer row: {called:?}")
+            };
             assert_eq!(error.kind(), ErrorKind::StoreUnavailable, "{error}");
             old.rollback().await?;
             let mut again = world.pool.begin().await?;
@@ -255,7 +277,8 @@ async fn a_transaction_of_another_database_is_refused() -> anyhow::Result<()> {
     assert_eq!(error.kind(), ErrorKind::Config);
     assert!(error.to_string().contains("another database"), "{error}");
     transaction.commit().await?;
-    let (count,): (i64,) = sqlx::query_as("SELECT count(*) FROM idempotency_records").fetch_one(&other).await?;
+    let (count,): (i64,) =
+        sqlx::query_as("SELECT count(*) FROM idempotency_records").fetch_one(&other).await?;
     assert_eq!((count, world.entries().await?), (0, 0));
 
     let elsewhere = Idempotency::new(idempotency::store::MemoryStore::new());
@@ -287,7 +310,9 @@ async fn a_transaction_of_a_copy_of_the_database_is_refused() -> anyhow::Result<
     assert!(error.to_string().contains("another database"), "{error}");
 
     // The name of the table says where it is, whatever the connection's own database.
-    let store = MySqlStore::builder(world.pool.clone()).table(format!("{original}.idempotency_records")).build()?;
+    let store = MySqlStore::builder(world.pool.clone())
+        .table(format!("{original}.idempotency_records"))
+        .build()?;
     let engine = Idempotency::builder(store).claim_timeout(PATIENCE).build();
     engine.call(OPERATION, "a").ttl(DAY).run_in(&mut transaction, add_in).await?;
     transaction.commit().await?;
@@ -295,7 +320,8 @@ async fn a_transaction_of_a_copy_of_the_database_is_refused() -> anyhow::Result<
 }
 
 #[tokio::test]
-async fn a_pool_whose_hook_chooses_the_database_keeps_records_in_its_transactions() -> anyhow::Result<()> {
+async fn a_pool_whose_hook_chooses_the_database_keeps_records_in_its_transactions()
+-> anyhow::Result<()> {
     let world = World::new().await?;
     let (name,): (String,) = sqlx::query_as("SELECT DATABASE()").fetch_one(&world.pool).await?;
     let options: MySqlConnectOptions = world.server.url().parse()?;
@@ -304,7 +330,8 @@ async fn a_pool_whose_hook_chooses_the_database_keeps_records_in_its_transaction
         Box::pin(async move { sqlx::raw_sql(statement).execute(connection).await.map(drop) })
     });
     let pool = pool.connect_with(options).await?;
-    let engine = Idempotency::builder(MySqlStore::from_pool(pool.clone())).claim_timeout(PATIENCE).build();
+    let engine =
+        Idempotency::builder(MySqlStore::from_pool(pool.clone())).claim_timeout(PATIENCE).build();
     for _ in 0..2 {
         let mut transaction = pool.begin().await?;
         engine.call(OPERATION, "a").ttl(DAY).run_in(&mut transaction, add_in).await?;

@@ -1,5 +1,5 @@
-//! A transaction is over before the call that was made in it: the database has undone it, or a statement has committed it.
-//! What the body writes after that is committed at once.
+//! A transaction is over before the call that was made in it: the database has undone it, or a
+//! statement has committed it. What the body writes after that is committed at once.
 
 use std::cell::{Cell, RefCell};
 
@@ -16,15 +16,22 @@ use crate::world::{Fault, OPERATION, World, add};
 /// That nothing is promised of what the body wrote, and that nobody is told to make it again.
 #[track_caller]
 pub fn assert_open<T: std::fmt::Debug>(result: Result<T, Fault>, why: &str) -> Error {
-    let Err(Fault::Idempotency(error)) = result else { panic!("{why}: the transaction was over: {result:?}") };
+    let Err(Fault::Idempotency(error)) = result else {
+        panic!("{why}: the transaction was over: {result:?}")
+    };
     let text = error.to_string();
-    assert_eq!((error.kind(), error.is_retryable()), (ErrorKind::NotStored, false), "{why}: {text}");
+    assert_eq!(
+        (error.kind(), error.is_retryable()),
+        (ErrorKind::NotStored, false),
+        "{why}: {text}"
+    );
     assert!(text.contains("over before") && text.contains("look for"), "{why}: {text}");
     assert!(!text.contains("kept") && !text.contains("roll the transaction back"), "{why}: {text}");
     error
 }
 
-/// `$statements` end the transaction of the body, which takes no notice of their errors; and what becomes of its record.
+/// `$statements` end the transaction of the body, which takes no notice of their errors; and what
+/// becomes of its record.
 macro_rules! bodies_that_outlive_their_transaction {
     ($database:ty, $prepare:expr, $statements:expr) => {{
         let scene = Scene::<$database>::new(2, None).await?;
@@ -36,7 +43,8 @@ macro_rules! bodies_that_outlive_their_transaction {
                 } else {
                     scene.engine.enable(OPERATION);
                 }
-                let (engine, runs, key) = (&scene.engine, &Cell::new(0), &*format!("{is_disabled}: {statement}"));
+                let (engine, runs, key) =
+                    (&scene.engine, &Cell::new(0), &*format!("{is_disabled}: {statement}"));
                 let result = in_transaction(&scene.pool, |mut transaction| async move {
                     let call = call(engine, key).run_in(&mut transaction, async |connection| {
                         runs.set(runs.get() + 1);
@@ -50,7 +58,8 @@ macro_rules! bodies_that_outlive_their_transaction {
                 assert_eq!(runs.get(), 1, "{key}: it is not made again");
                 let effects = scene.effects().await?;
                 assert_eq!(effects.get(key).map(Vec::len), Some(1), "{key}: {effects:?}");
-                let found = engine.record(OPERATION, key).inspect().await?.map(|record| record.state);
+                let found =
+                    engine.record(OPERATION, key).inspect().await?.map(|record| record.state);
                 let state: Option<State> = state;
                 assert_eq!(found, state.filter(|_| !is_disabled), "{key}");
             }
@@ -60,31 +69,36 @@ macro_rules! bodies_that_outlive_their_transaction {
 }
 
 #[tokio::test]
-async fn on_sqlite_a_body_that_outlives_its_transaction_is_not_told_as_undone() -> anyhow::Result<()> {
+async fn on_sqlite_a_body_that_outlives_its_transaction_is_not_told_as_undone() -> anyhow::Result<()>
+{
     let prepare = "CREATE TABLE audit (id INTEGER PRIMARY KEY); INSERT INTO audit VALUES (1)";
-    let statements = [("INSERT OR ROLLBACK INTO audit VALUES (1)", None), ("COMMIT", Some(State::Completed))];
+    let statements =
+        [("INSERT OR ROLLBACK INTO audit VALUES (1)", None), ("COMMIT", Some(State::Completed))];
     bodies_that_outlive_their_transaction!(databases::Sqlite, prepare, statements)
 }
 
 #[cfg(feature = "postgres")]
 #[tokio::test]
-async fn on_postgresql_a_body_that_outlives_its_transaction_is_not_told_as_undone() -> anyhow::Result<()> {
+async fn on_postgresql_a_body_that_outlives_its_transaction_is_not_told_as_undone()
+-> anyhow::Result<()> {
     let statements = [("ROLLBACK", None), ("COMMIT", Some(State::Completed))];
     bodies_that_outlive_their_transaction!(databases::Postgres, "", statements)
 }
 
 #[cfg(feature = "mysql")]
 #[tokio::test]
-async fn on_mariadb_a_body_that_outlives_its_transaction_is_not_told_as_undone() -> anyhow::Result<()> {
-    let statements = [("ROLLBACK", None), ("CREATE OR REPLACE TABLE report (id INT)", Some(State::Completed))];
+async fn on_mariadb_a_body_that_outlives_its_transaction_is_not_told_as_undone()
+-> anyhow::Result<()> {
+    let statements =
+        [("ROLLBACK", None), ("CREATE OR REPLACE TABLE report (id INT)", Some(State::Completed))];
     bodies_that_outlive_their_transaction!(databases::MariaDb, "SELECT 1", statements)
 }
 
 /// The server undoes the transaction of whoever waits for the lock, and others have the key since.
 #[cfg(feature = "mysql")]
 #[tokio::test]
-async fn on_mariadb_a_record_that_others_have_taken_since_is_not_a_reason_to_make_the_body_again() -> anyhow::Result<()>
-{
+async fn on_mariadb_a_record_that_others_have_taken_since_is_not_a_reason_to_make_the_body_again()
+-> anyhow::Result<()> {
     type MariaDb = databases::MariaDb;
     let scene = Scene::<MariaDb>::new(2, None).await?;
     let (others, other) = MariaDb::open(&scene.database.url(), 2, None).await?;
@@ -98,7 +112,9 @@ async fn on_mariadb_a_record_that_others_have_taken_since_is_not_a_reason_to_mak
             let mut holding = others.begin().await?;
             call(other, "a").run_in(&mut holding, async |_| Ok::<_, Fault>(String::new())).await?;
             held.replace(Some(holding));
-            sqlx::raw_sql("SET SESSION innodb_lock_wait_timeout = 1").execute(&mut *connection).await?;
+            sqlx::raw_sql("SET SESSION innodb_lock_wait_timeout = 1")
+                .execute(&mut *connection)
+                .await?;
             Ok::<_, Fault>(String::from("after"))
         });
         call.await
@@ -119,7 +135,8 @@ enum Meets {
 
 /// The lock is gone with the transaction, and another writer has it when the body goes on.
 #[tokio::test]
-async fn on_sqlite_another_writer_after_the_transaction_is_no_reason_to_make_the_body_again() -> anyhow::Result<()> {
+async fn on_sqlite_another_writer_after_the_transaction_is_no_reason_to_make_the_body_again()
+-> anyhow::Result<()> {
     for meets in [Meets::AfterTheBody, Meets::InTheBody] {
         let world = World::new().await?;
         sqlx::raw_sql("CREATE TABLE audit (id INTEGER PRIMARY KEY); INSERT INTO audit VALUES (1)")
@@ -182,7 +199,9 @@ async fn on_sqlite_the_connection_of_a_transaction_that_the_database_has_undone_
                     runs.set(runs.get() + 1);
                     databases::Sqlite::add(connection, key, "value").await?;
                     if is_undone && undoes == Undoes::Returned {
-                        sqlx::query("INSERT INTO large VALUES (zeroblob(1000000))").execute(&mut *connection).await?;
+                        sqlx::query("INSERT INTO large VALUES (zeroblob(1000000))")
+                            .execute(&mut *connection)
+                            .await?;
                     }
                     Ok::<_, Fault>(String::from("value"))
                 });
@@ -203,7 +222,9 @@ async fn on_sqlite_the_connection_of_a_transaction_that_the_database_has_undone_
             Undoes::Beside => drop(assert_open(undone.await, "undone beside the call")),
             Undoes::Returned => assert!(matches!(undone.await, Err(Fault::Client(_)))),
             Undoes::Dropped => {
-                let reached = within("the body", select(Box::pin(undone), Box::pin(reached.notified()))).await?;
+                let reached =
+                    within("the body", select(Box::pin(undone), Box::pin(reached.notified())))
+                        .await?;
                 drop(reached);
             }
         }
@@ -212,7 +233,9 @@ async fn on_sqlite_the_connection_of_a_transaction_that_the_database_has_undone_
         // Nor does the pool have another one: what is of one connection only is there.
         sqlx::raw_sql("INSERT INTO mark VALUES (1)").execute(pool).await?;
         let mut transaction = pool.begin_with("BEGIN IMMEDIATE").await?;
-        call(engine, "by hand").run_in(&mut transaction, async |_| Ok::<_, Fault>(String::new())).await?;
+        call(engine, "by hand")
+            .run_in(&mut transaction, async |_| Ok::<_, Fault>(String::new()))
+            .await?;
         transaction.commit().await?;
         let effects = scene.effects().await?;
         assert_eq!(effects.into_keys().collect::<Vec<_>>(), ["next"], "{undoes:?}");
@@ -220,7 +243,8 @@ async fn on_sqlite_the_connection_of_a_transaction_that_the_database_has_undone_
     Ok(())
 }
 
-/// Puts another transaction in the place of the one that `in_transaction` has begun, and makes the call in that.
+/// Puts another transaction in the place of the one that `in_transaction` has begun, and makes the
+/// call in that.
 macro_rules! a_transaction_in_the_place {
     ($database:ty) => {{
         let scene = Scene::<$database>::new(2, None).await?;
@@ -246,7 +270,8 @@ async fn on_sqlite_a_transaction_that_was_put_in_the_place_is_committed() -> any
 
 #[cfg(feature = "postgres")]
 #[tokio::test]
-async fn on_postgresql_a_transaction_that_was_put_in_the_place_is_committed() -> anyhow::Result<()> {
+async fn on_postgresql_a_transaction_that_was_put_in_the_place_is_committed() -> anyhow::Result<()>
+{
     let (result, scene) = a_transaction_in_the_place!(databases::Postgres);
     scene.is_exact(&["a".into()], &[("a".into(), result?)]).await
 }
@@ -265,7 +290,8 @@ async fn on_mariadb_a_transaction_that_was_put_in_the_place_is_rolled_back() -> 
 /// The server commits everything before such a statement.
 #[cfg(feature = "mysql")]
 #[tokio::test]
-async fn on_mariadb_a_statement_beside_the_call_that_commits_by_itself_is_not_told_as_undone() -> anyhow::Result<()> {
+async fn on_mariadb_a_statement_beside_the_call_that_commits_by_itself_is_not_told_as_undone()
+-> anyhow::Result<()> {
     type MariaDb = databases::MariaDb;
     let scene = Scene::<MariaDb>::new(2, None).await?;
     let engine = &scene.engine;
@@ -285,7 +311,8 @@ async fn on_mariadb_a_statement_beside_the_call_that_commits_by_itself_is_not_to
 /// What it would wait for does not undo what was written before.
 #[cfg(feature = "mysql")]
 #[tokio::test]
-async fn on_mariadb_a_transaction_that_was_over_is_not_made_again_for_a_call_outside() -> anyhow::Result<()> {
+async fn on_mariadb_a_transaction_that_was_over_is_not_made_again_for_a_call_outside()
+-> anyhow::Result<()> {
     type MariaDb = databases::MariaDb;
     let scene = Scene::<MariaDb>::new(4, Some("SERIALIZABLE")).await?;
     let engine = &scene.engine;
@@ -298,8 +325,12 @@ async fn on_mariadb_a_transaction_that_was_over_is_not_made_again_for_a_call_out
         held.await?;
         let result = in_transaction(&scene.pool, |mut transaction| async move {
             MariaDb::add(&mut transaction, "beside", "value").await?;
-            sqlx::raw_sql("CREATE TABLE IF NOT EXISTS report (id INT)").execute(&mut **transaction).await?;
-            call(engine, "a").run_in(&mut transaction, async |_| Ok::<_, Fault>(String::new())).await
+            sqlx::raw_sql("CREATE TABLE IF NOT EXISTS report (id INT)")
+                .execute(&mut **transaction)
+                .await?;
+            call(engine, "a")
+                .run_in(&mut transaction, async |_| Ok::<_, Fault>(String::new()))
+                .await
         });
         anyhow::Ok(result.await)
     };

@@ -29,7 +29,8 @@ impl World {
     }
 
     async fn entries(&self) -> anyhow::Result<i64> {
-        let (count,): (i64,) = sqlx::query_as("SELECT count(*) FROM ledger").fetch_one(&self.pool).await?;
+        let (count,): (i64,) =
+            sqlx::query_as("SELECT count(*) FROM ledger").fetch_one(&self.pool).await?;
         Ok(count)
     }
 }
@@ -65,10 +66,12 @@ async fn a_second_transaction_waits_and_replays_or_runs() -> anyhow::Result<()> 
             anyhow::Ok(())
         };
         let end = async {
-            let waits =
-                "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()";
+            let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()";
             eventually_async("the second to wait", async || {
-                sqlx::query_as(waits).fetch_one(&world.pool).await.is_ok_and(|(waiting,): (i64,)| waiting > 0)
+                sqlx::query_as(waits)
+                    .fetch_one(&world.pool)
+                    .await
+                    .is_ok_and(|(waiting,): (i64,)| waiting > 0)
             })
             .await?;
             if commits {
@@ -82,7 +85,10 @@ async fn a_second_transaction_waits_and_replays_or_runs() -> anyhow::Result<()> 
         second?;
         end?;
         assert_eq!(world.entries().await?, entries, "{key}");
-        assert_eq!(world.engine.record(OPERATION, key).inspect().await?.map(|view| view.state), Some(State::Completed));
+        assert_eq!(
+            world.engine.record(OPERATION, key).inspect().await?.map(|view| view.state),
+            Some(State::Completed)
+        );
     }
     Ok(())
 }
@@ -118,7 +124,8 @@ async fn a_wait_is_bounded_and_leaves_the_transaction_as_it_was() -> anyhow::Res
 }
 
 #[tokio::test]
-async fn a_statement_that_fails_in_the_body_is_undone_under_the_callers_commit() -> anyhow::Result<()> {
+async fn a_statement_that_fails_in_the_body_is_undone_under_the_callers_commit()
+-> anyhow::Result<()> {
     let world = World::new().await?;
     let mut transaction = world.pool.begin().await?;
     add(&mut transaction).await?;
@@ -145,7 +152,8 @@ async fn a_transaction_of_another_database_is_refused() -> anyhow::Result<()> {
     assert_eq!(error.kind(), ErrorKind::Config);
     assert!(error.to_string().contains("another database"), "{error}");
     transaction.commit().await?;
-    let (count,): (i64,) = sqlx::query_as("SELECT count(*) FROM idempotency_records").fetch_one(&other).await?;
+    let (count,): (i64,) =
+        sqlx::query_as("SELECT count(*) FROM idempotency_records").fetch_one(&other).await?;
     assert_eq!((count, world.entries().await?), (0, 0));
 
     let elsewhere = Idempotency::new(idempotency::store::MemoryStore::new());
@@ -163,7 +171,8 @@ async fn a_pool_that_gives_no_connection_is_not_asked_again() -> anyhow::Result<
     // Takes connections and never says a word.
     let server = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
     let url = format!("postgres://nobody@{}/nothing", server.local_addr()?);
-    let pool = PgPoolOptions::new().acquire_timeout(Duration::from_millis(200)).connect_lazy(&url)?;
+    let pool =
+        PgPoolOptions::new().acquire_timeout(Duration::from_millis(200)).connect_lazy(&url)?;
     let taken = std::cell::Cell::new(0);
     let server = async {
         let mut connections = Vec::new();
@@ -189,8 +198,10 @@ async fn a_pool_that_gives_no_connection_is_not_asked_again() -> anyhow::Result<
 async fn a_transaction_of_a_copy_of_the_database_is_refused() -> anyhow::Result<()> {
     let world = World::new().await?;
     let options = world.pool.connect_options();
-    let (original, copy) =
-        (options.get_database().unwrap_or_default().to_owned(), world.server.database("copy").await?);
+    let (original, copy) = (
+        options.get_database().unwrap_or_default().to_owned(),
+        world.server.database("copy").await?,
+    );
     let copy: PgConnectOptions = copy.parse()?;
     let name = copy.get_database().unwrap_or_default().to_owned();
     // A template has no sessions.
@@ -199,7 +210,8 @@ async fn a_transaction_of_a_copy_of_the_database_is_refused() -> anyhow::Result<
     for statement in copied.split("; ") {
         world.server.sql(statement).await?;
     }
-    let store = PostgresStore::builder((*options).clone()).response_timeout(PATIENCE).connect().await?;
+    let store =
+        PostgresStore::builder((*options).clone()).response_timeout(PATIENCE).connect().await?;
     let engine = Idempotency::builder(store).claim_timeout(PATIENCE).build();
     let copy = PgPool::connect_with(copy).await?;
     let mut transaction = copy.begin().await?;
@@ -215,12 +227,17 @@ async fn a_transaction_of_a_copy_of_the_database_is_refused() -> anyhow::Result<
 }
 
 #[tokio::test]
-async fn a_pool_whose_hook_chooses_the_schema_keeps_records_in_its_transactions() -> anyhow::Result<()> {
+async fn a_pool_whose_hook_chooses_the_schema_keeps_records_in_its_transactions()
+-> anyhow::Result<()> {
     let server = PostgresServer::start(PostgresOptions::new()).await?;
     let url = server.database("ledger").await?;
-    server.sql_at(&url, "CREATE SCHEMA shop; CREATE TABLE shop.ledger (entry TEXT NOT NULL)").await?;
+    server
+        .sql_at(&url, "CREATE SCHEMA shop; CREATE TABLE shop.ledger (entry TEXT NOT NULL)")
+        .await?;
     let pool = PgPoolOptions::new().after_connect(|connection, _| {
-        Box::pin(async move { sqlx::query("SET search_path TO shop").execute(connection).await.map(drop) })
+        Box::pin(async move {
+            sqlx::query("SET search_path TO shop").execute(connection).await.map(drop)
+        })
     });
     let pool = pool.connect(&url).await?;
     let store = PostgresStore::from_pool(pool.clone());
@@ -231,17 +248,21 @@ async fn a_pool_whose_hook_chooses_the_schema_keeps_records_in_its_transactions(
         engine.call(OPERATION, "a").ttl(DAY).run_in(&mut transaction, add_in).await?;
         transaction.commit().await?;
     }
-    let (count,): (i64,) = sqlx::query_as("SELECT count(*) FROM shop.ledger").fetch_one(&pool).await?;
+    let (count,): (i64,) =
+        sqlx::query_as("SELECT count(*) FROM shop.ledger").fetch_one(&pool).await?;
     assert_eq!(count, 1);
     Ok(())
 }
 
 #[tokio::test]
-async fn a_connection_in_no_transaction_is_refused_before_anything_is_written() -> anyhow::Result<()> {
+async fn a_connection_in_no_transaction_is_refused_before_anything_is_written() -> anyhow::Result<()>
+{
     let world = World::new().await?;
     let mut connection = world.pool.acquire().await?;
     let refused = world.call("a").run_in(&mut *connection, add_in).await;
-    let Err(Fault::Idempotency(error)) = refused else { panic!("each statement would be committed") };
+    let Err(Fault::Idempotency(error)) = refused else {
+        panic!("each statement would be committed")
+    };
     assert_eq!(error.kind(), ErrorKind::Config, "{error}");
     assert!(error.to_string().contains("in no transaction"), "{error}");
     assert_eq!(world.entries().await?, 0);

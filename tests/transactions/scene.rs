@@ -1,4 +1,5 @@
-//! What the tests on all databases share: a table of effects beside the records, and one guarded call that adds to it.
+//! What the tests on all databases share: a table of effects beside the records, and one guarded
+//! call that adds to it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
@@ -15,7 +16,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 pub type Connection<D> = <<D as Database>::Sqlx as sqlx::Database>::Connection;
 
-/// A database under test. Its table `effects` has one row for each time that a body ran and was committed.
+/// A database under test. Its table `effects` has one row for each time that a body ran and was
+/// committed.
 pub trait Database: Sized + 'static {
     type Sqlx: TransactionDatabase;
 
@@ -25,7 +27,8 @@ pub trait Database: Sized + 'static {
     /// Where the database is.
     fn url(&self) -> String;
 
-    /// A pool, and an engine whose records are in the same database. Makes the tables that are missing.
+    /// A pool, and an engine whose records are in the same database. Makes the tables that are
+    /// missing.
     async fn open(
         url: &str,
         connections: u32,
@@ -33,12 +36,17 @@ pub trait Database: Sized + 'static {
     ) -> anyhow::Result<(Pool<Self::Sqlx>, Idempotency)>;
 
     /// The effect.
-    async fn add(connection: &mut Connection<Self>, key: &str, value: &str) -> Result<(), sqlx::Error>;
+    async fn add(
+        connection: &mut Connection<Self>,
+        key: &str,
+        value: &str,
+    ) -> Result<(), sqlx::Error>;
 
     /// All effects: keys and values.
     async fn effects(pool: &Pool<Self::Sqlx>) -> Result<Vec<(String, String)>, sqlx::Error>;
 
-    /// Ends a connection that works, on the side of the server. False if there is none, or no server.
+    /// Ends a connection that works, on the side of the server. False if there is none, or no
+    /// server.
     async fn kill_a_backend(&self) -> anyhow::Result<bool>;
 }
 
@@ -83,24 +91,40 @@ impl<D: Database> Scene<D> {
         Ok(effects)
     }
 
-    /// That there is one effect for each completed record and none for any other key, and that all `answers` tell of it.
-    pub async fn is_exact(&self, keys: &[String], answers: &[(String, String)]) -> anyhow::Result<()> {
+    /// That there is one effect for each completed record and none for any other key, and that all
+    /// `answers` tell of it.
+    pub async fn is_exact(
+        &self,
+        keys: &[String],
+        answers: &[(String, String)],
+    ) -> anyhow::Result<()> {
         let effects = self.effects().await?;
         for key in keys {
             let record = self.engine.record(OPERATION, key.as_str()).inspect().await?;
             let state = record.map(|record| record.state);
             let of_key = effects.get(key).map_or(&[][..], Vec::as_slice);
-            ensure!(matches!(state, None | Some(State::Completed)), "the record of {key} is {state:?}");
-            ensure!(of_key.len() == usize::from(state.is_some()), "{key} is {state:?} and has the effects {of_key:?}");
+            ensure!(
+                matches!(state, None | Some(State::Completed)),
+                "the record of {key} is {state:?}"
+            );
+            ensure!(
+                of_key.len() == usize::from(state.is_some()),
+                "{key} is {state:?} and has the effects {of_key:?}"
+            );
         }
         let mut told = HashMap::<_, Vec<_>>::new();
         for (key, answer) in answers {
             told.entry(key).or_default().push(answer);
         }
         for (key, answers) in told {
-            let effect = effects.get(key).with_context(|| format!("{key} was answered and has no effect"))?;
+            let effect = effects
+                .get(key)
+                .with_context(|| format!("{key} was answered and has no effect"))?;
             let other = answers.iter().find(|answer| **answer != &effect[0]);
-            ensure!(other.is_none(), "the effect of {key} is {effect:?}, and a caller got {other:?}");
+            ensure!(
+                other.is_none(),
+                "the effect of {key} is {effect:?}, and a caller got {other:?}"
+            );
         }
         Ok(())
     }
@@ -114,7 +138,8 @@ pub fn call(engine: &Idempotency, key: &str) -> Call {
     engine.call(OPERATION, key).ttl(DAY).on_conflict(OnConflict::Wait(PATIENCE))
 }
 
-/// One guarded call in a transaction that makes itself again. `None` if the error of its body was committed.
+/// One guarded call in a transaction that makes itself again. `None` if the error of its body was
+/// committed.
 ///
 /// `in_body` is told when the body runs.
 pub async fn charge<D: Database>(

@@ -13,7 +13,8 @@ async fn a_body_in_a_transaction_that_outlasts_the_shutdown_is_counted() -> anyh
     let (begun, has_begun) = tokio::sync::oneshot::channel();
     let call = world.call("a").run_in(&mut transaction, async |_| {
         let _ = begun.send(());
-        // Until the engine is closed, a call inside is refused for another reason: the transaction keeps the writer.
+        // Until the engine is closed, a call inside is refused for another reason: the transaction
+        // keeps the writer.
         loop {
             let inner = world.engine.call("inner", 1).ttl(DAY).run(async || Ok::<_, Error>(()));
             if inner.await.is_err_and(|error| error.kind() == ErrorKind::ShuttingDown) {
@@ -41,7 +42,8 @@ async fn no_body_begins_in_a_transaction_after_the_shutdown() -> anyhow::Result<
     let mut transaction = world.begin().await?;
     for operation in [crate::world::OPERATION, "disabled"] {
         let call = world.engine.call(operation, "a").ttl(DAY);
-        let refused = call.run_in(&mut transaction, async |_| Ok::<_, Error>(())).await.unwrap_err();
+        let refused =
+            call.run_in(&mut transaction, async |_| Ok::<_, Error>(())).await.unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::ShuttingDown, "{operation}");
     }
     transaction.commit().await?;

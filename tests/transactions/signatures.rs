@@ -39,26 +39,42 @@ mod argument {
     use super::*;
 
     #[idempotent(key = entry, ttl = "24h", engine = engine, tx = tx)]
-    pub async fn transaction(engine: &Idempotency, tx: &mut Transaction<'_, Sqlite>, entry: &str) -> Result<(), Fault> {
+    pub async fn transaction(
+        engine: &Idempotency,
+        tx: &mut Transaction<'_, Sqlite>,
+        entry: &str,
+    ) -> Result<(), Fault> {
         sqlx::query("INSERT INTO ledger VALUES (?)").bind(entry).execute(&mut **tx).await?;
         Ok(())
     }
 
     #[idempotent(key = entry, ttl = "24h", engine = engine, tx = tx)]
-    pub async fn connection(engine: &Idempotency, tx: &mut SqliteConnection, entry: &str) -> Result<(), Fault> {
+    pub async fn connection(
+        engine: &Idempotency,
+        tx: &mut SqliteConnection,
+        entry: &str,
+    ) -> Result<(), Fault> {
         sqlx::query("INSERT INTO ledger VALUES (?)").bind(entry).execute(&mut *tx).await?;
         Ok(())
     }
 
     #[idempotent(key = entry, ttl = "24h", engine = engine, tx = tx)]
-    pub async fn given_away(engine: &Idempotency, tx: &mut SqliteConnection, entry: &str) -> Result<(), Fault> {
+    pub async fn given_away(
+        engine: &Idempotency,
+        tx: &mut SqliteConnection,
+        entry: &str,
+    ) -> Result<(), Fault> {
         // Without the attribute this is a move.
         sqlx::query("INSERT INTO ledger VALUES (?)").bind(entry).execute(tx).await?;
         Ok(())
     }
 
     #[idempotent(key = entry, ttl = "24h", engine = engine, tx = tx)]
-    pub async fn lent(engine: &Idempotency, tx: &mut Transaction<'_, Sqlite>, entry: &str) -> Result<String, Fault> {
+    pub async fn lent(
+        engine: &Idempotency,
+        tx: &mut Transaction<'_, Sqlite>,
+        entry: &str,
+    ) -> Result<String, Fault> {
         add(tx, entry).await?;
         add(tx, &format!("{entry}2")).await
     }
@@ -82,12 +98,20 @@ mod argument {
     }
 
     #[idempotent(key = entry, ttl = "24h", engine = engine, tx = tx)]
-    pub async fn unused_in_the_body(engine: &Idempotency, tx: &mut SqliteConnection, entry: &str) -> Result<(), Fault> {
+    pub async fn unused_in_the_body(
+        engine: &Idempotency,
+        tx: &mut SqliteConnection,
+        entry: &str,
+    ) -> Result<(), Fault> {
         Ok(())
     }
 
     #[idempotent(key = entry, ttl = "24h", engine = engine, tx = tx)]
-    pub async fn mutable(engine: &Idempotency, mut tx: &mut SqliteConnection, entry: &str) -> Result<(), Fault> {
+    pub async fn mutable(
+        engine: &Idempotency,
+        mut tx: &mut SqliteConnection,
+        entry: &str,
+    ) -> Result<(), Fault> {
         sqlx::query("INSERT INTO ledger VALUES (?)").bind(entry).execute(&mut *tx).await?;
         #[expect(clippy::mut_mut, reason = "the reference itself can be borrowed")]
         let again = &mut tx;
@@ -163,7 +187,12 @@ impl Borrowing<'_> {
     }
 
     #[idempotent(key = (entry, more.len()), ttl = "24h", engine = self.engine, tx = tx)]
-    async fn beside(&self, tx: &mut Transaction<'_, Sqlite>, entry: &str, more: &[&str]) -> Result<usize, Fault> {
+    async fn beside(
+        &self,
+        tx: &mut Transaction<'_, Sqlite>,
+        entry: &str,
+        more: &[&str],
+    ) -> Result<usize, Fault> {
         add(tx, entry).await?;
         for entry in more {
             add(tx, entry).await?;
@@ -176,7 +205,8 @@ impl Borrowing<'_> {
 async fn a_field_is_the_transaction() -> anyhow::Result<()> {
     let world = World::new().await?;
     for (round, written) in [1, 0].into_iter().enumerate() {
-        let mut owning = Owning { engine: world.engine.clone(), tx: world.begin().await?, written: 0 };
+        let mut owning =
+            Owning { engine: world.engine.clone(), tx: world.begin().await?, written: 0 };
         assert_eq!(owning.by_reference("a").await?, 1);
         assert_eq!(owning.without_ampersand("b").await?, 2, "round {round}");
         assert_eq!(owning.lending("c").await?, 3, "round {round}");
@@ -271,7 +301,11 @@ mod arguments {
     }
 
     #[idempotent(key = entry, ttl = "24h", engine = engine, tx = tx)]
-    pub async fn local(engine: &Idempotency, tx: &mut SqliteConnection, entry: &str) -> Result<String, Fault> {
+    pub async fn local(
+        engine: &Idempotency,
+        tx: &mut SqliteConnection,
+        entry: &str,
+    ) -> Result<String, Fault> {
         let shared = Rc::new(entry);
         add(tx, &shared).await
     }
@@ -294,10 +328,16 @@ mod arguments {
 async fn arguments_are_moved_changed_and_taken_apart() -> anyhow::Result<()> {
     let world = World::new().await?;
     let engine = &world.engine;
-    let entry = |name: &str| arguments::Entry { name: name.to_owned(), tags: vec!["tag".to_owned()] };
+    let entry =
+        |name: &str| arguments::Entry { name: name.to_owned(), tags: vec!["tag".to_owned()] };
     assert_once!(world, ["a"], |tx| arguments::moved(engine.clone(), &mut tx, entry("a")));
     assert_once!(world, ["b"], |tx| arguments::moved_in_part(engine, &mut tx, entry("b")));
-    assert_once!(world, ["c", "8"], |tx| arguments::changed(engine, &mut tx, 7, vec!["c".to_owned()]));
+    assert_once!(world, ["c", "8"], |tx| arguments::changed(
+        engine,
+        &mut tx,
+        7,
+        vec!["c".to_owned()]
+    ));
     assert_once!(world, ["d"], |tx| arguments::patterns(engine, &mut tx, entry("d"), (1, 2), &3));
     assert_once!(world, ["e"], |tx| arguments::early_returns(engine, &mut tx, "e", None));
     assert_once!(world, ["f", "f2"], |tx| arguments::early_returns(engine, &mut tx, "f", Some(1)));
@@ -355,12 +395,20 @@ mod traits {
     use super::*;
 
     pub trait Native {
-        async fn native(&self, tx: &mut Transaction<'_, Sqlite>, entry: &str) -> Result<String, Fault>;
+        async fn native(
+            &self,
+            tx: &mut Transaction<'_, Sqlite>,
+            entry: &str,
+        ) -> Result<String, Fault>;
     }
 
     impl Native for Idempotency {
         #[idempotent(key = entry, ttl = "24h", engine = self, tx = tx)]
-        async fn native(&self, tx: &mut Transaction<'_, Sqlite>, entry: &str) -> Result<String, Fault> {
+        async fn native(
+            &self,
+            tx: &mut Transaction<'_, Sqlite>,
+            entry: &str,
+        ) -> Result<String, Fault> {
             add(tx, entry).await
         }
     }
@@ -374,7 +422,12 @@ mod traits {
             more: Vec<String>,
         ) -> Result<usize, Fault>;
 
-        async fn given_away(&self, tx: &mut SqliteConnection, entry: &str, n: u64) -> Result<u64, Fault>;
+        async fn given_away(
+            &self,
+            tx: &mut SqliteConnection,
+            entry: &str,
+            n: u64,
+        ) -> Result<u64, Fault>;
     }
 
     #[async_trait::async_trait]
@@ -394,7 +447,12 @@ mod traits {
         }
 
         #[idempotent(key = (entry, n), ttl = "24h", engine = self, tx = tx)]
-        async fn given_away(&self, tx: &mut SqliteConnection, entry: &str, mut n: u64) -> Result<u64, Fault> {
+        async fn given_away(
+            &self,
+            tx: &mut SqliteConnection,
+            entry: &str,
+            mut n: u64,
+        ) -> Result<u64, Fault> {
             sqlx::query("INSERT INTO ledger VALUES (?)").bind(entry).execute(tx).await?;
             n += 1;
             Ok(n)
@@ -450,7 +508,11 @@ mod from_a_macro {
         };
         ($name:ident) => {
             #[idempotent(key = entry, ttl = "24h", engine = engine, tx = tx)]
-            pub async fn $name(engine: &Idempotency, tx: &mut SqliteConnection, entry: &str) -> Result<(), Fault> {
+            pub async fn $name(
+                engine: &Idempotency,
+                tx: &mut SqliteConnection,
+                entry: &str,
+            ) -> Result<(), Fault> {
                 sqlx::query("INSERT INTO ledger VALUES (?)").bind(entry).execute(tx).await?;
                 Ok(())
             }
@@ -468,7 +530,10 @@ mod without_prelude {
     use ::idempotency::{Error, store::SqlTransaction};
 
     #[::idempotency::idempotent(key = id, ttl = "24h", name = "without_prelude", tx = tx)]
-    pub async fn compiles<X: SqlTransaction>(tx: &mut X, id: u64) -> ::core::result::Result<u64, Error> {
+    pub async fn compiles<X: SqlTransaction>(
+        tx: &mut X,
+        id: u64,
+    ) -> ::core::result::Result<u64, Error> {
         let _ = tx.connection();
         Ok(id)
     }

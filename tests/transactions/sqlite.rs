@@ -22,7 +22,8 @@ fn config(refused: Result<(), Fault>, why: &str) {
 }
 
 #[tokio::test]
-async fn a_connection_in_no_transaction_is_refused_before_anything_is_written() -> anyhow::Result<()> {
+async fn a_connection_in_no_transaction_is_refused_before_anything_is_written() -> anyhow::Result<()>
+{
     let world = World::new().await?;
     let mut connection = world.pool.acquire().await?;
     config(world.call("a").run_in(&mut *connection, add).await, "in no transaction");
@@ -43,7 +44,9 @@ async fn a_transaction_of_a_copy_of_the_file_is_refused() -> anyhow::Result<()> 
     let world = World::new().await?;
     let directory = tempfile::tempdir()?;
     let path = directory.path().join("copy.db");
-    sqlx::query(AssertSqlSafe(format!("VACUUM INTO '{}'", path.display()))).execute(&world.pool).await?;
+    sqlx::query(AssertSqlSafe(format!("VACUUM INTO '{}'", path.display())))
+        .execute(&world.pool)
+        .await?;
     let copy = SqlitePool::connect_with(SqliteConnectOptions::new().filename(&path)).await?;
     let mut transaction = copy.begin_with("BEGIN IMMEDIATE").await?;
     config(world.call("a").run_in(&mut transaction, add).await, "another database");
@@ -63,17 +66,22 @@ async fn a_transaction_of_a_copy_of_the_file_is_refused() -> anyhow::Result<()> 
 }
 
 #[tokio::test]
-async fn a_pool_whose_hook_attaches_the_records_keeps_them_in_its_transactions() -> anyhow::Result<()> {
+async fn a_pool_whose_hook_attaches_the_records_keeps_them_in_its_transactions()
+-> anyhow::Result<()> {
     let directory = tempfile::tempdir()?;
-    let (records, ledger) = (directory.path().join("records.db"), directory.path().join("ledger.db"));
+    let (records, ledger) =
+        (directory.path().join("records.db"), directory.path().join("ledger.db"));
     SqliteStore::open(&records).await?;
     let pool = SqlitePoolOptions::new().after_connect(move |connection, _| {
         let attach = sqlx::query("ATTACH ? AS kept").bind(records.display().to_string());
         Box::pin(async move { attach.execute(connection).await.map(drop) })
     });
-    let pool = pool.connect_with(SqliteConnectOptions::new().filename(&ledger).create_if_missing(true)).await?;
+    let pool = pool
+        .connect_with(SqliteConnectOptions::new().filename(&ledger).create_if_missing(true))
+        .await?;
     sqlx::query("CREATE TABLE ledger (entry TEXT NOT NULL)").execute(&pool).await?;
-    let engine = Idempotency::builder(SqliteStore::from_pool(pool.clone())).claim_timeout(PATIENCE).build();
+    let engine =
+        Idempotency::builder(SqliteStore::from_pool(pool.clone())).claim_timeout(PATIENCE).build();
     for _ in 0..2 {
         let mut transaction = pool.begin_with("BEGIN IMMEDIATE").await?;
         engine.call(OPERATION, "a").ttl(DAY).run_in(&mut transaction, add).await?;
@@ -86,14 +94,17 @@ async fn a_pool_whose_hook_attaches_the_records_keeps_them_in_its_transactions()
 
 /// It has read, and cannot write before the other one is over, nor afterwards.
 #[tokio::test]
-async fn a_transaction_that_another_writer_keeps_from_writing_says_how_to_begin_it() -> anyhow::Result<()> {
+async fn a_transaction_that_another_writer_keeps_from_writing_says_how_to_begin_it()
+-> anyhow::Result<()> {
     let world = World::new().await?;
     let mut first = world.begin().await?;
     add(&mut first).await?;
     for conflict in [OnConflict::Reject, OnConflict::Wait(Duration::from_secs(12))] {
         let mut second = world.pool.begin().await?;
         let refused = world.call("a").on_conflict(conflict).run_in(&mut second, add).await;
-        let Err(Fault::Idempotency(error)) = refused else { panic!("it cannot write: {refused:?}") };
+        let Err(Fault::Idempotency(error)) = refused else {
+            panic!("it cannot write: {refused:?}")
+        };
         assert_eq!(error.kind(), ErrorKind::StoreUnavailable, "nobody has the key: {error}");
         assert!(error.is_retryable());
         assert!(error.to_string().contains("BEGIN IMMEDIATE"), "{error}");

@@ -1,4 +1,5 @@
-//! What another transaction has written and not committed is told to nobody, whatever isolation the sessions have.
+//! What another transaction has written and not committed is told to nobody, whatever isolation the
+//! sessions have.
 
 use std::cell::Cell;
 
@@ -17,7 +18,8 @@ use crate::scene::call;
 use crate::scene::{Database as _, Scene};
 use crate::world::{Fault, PATIENCE, add};
 
-/// An engine on sessions that read everything is refused while the result of another transaction may still go away.
+/// An engine on sessions that read everything is refused while the result of another transaction
+/// may still go away.
 async fn is_refused(engine: &Idempotency) -> String {
     let runs = Cell::new(0);
     let told = call(engine, "a").run(async || {
@@ -56,7 +58,8 @@ async fn on_mariadb_a_pool_that_reads_what_is_not_committed_is_refused() -> anyh
 
 #[cfg(feature = "mysql")]
 #[tokio::test]
-async fn on_mariadb_a_transaction_that_reads_what_is_not_committed_waits_for_its_end() -> anyhow::Result<()> {
+async fn on_mariadb_a_transaction_that_reads_what_is_not_committed_waits_for_its_end()
+-> anyhow::Result<()> {
     for (commits, value) in [(false, "second"), (true, "first")] {
         let scene = Scene::<MariaDb>::new(4, Some("READ UNCOMMITTED")).await?;
         let mut one = scene.pool.begin().await?;
@@ -77,8 +80,12 @@ async fn on_mariadb_a_transaction_that_reads_what_is_not_committed_waits_for_its
         };
         let end = async {
             let waits = "SELECT count(*) FROM information_schema.processlist WHERE info LIKE '%LOCK IN SHARE MODE'";
-            let is_waiting =
-                async || sqlx::query_as(waits).fetch_one(&scene.pool).await.is_ok_and(|(waiting,): (i64,)| waiting > 0);
+            let is_waiting = async || {
+                sqlx::query_as(waits)
+                    .fetch_one(&scene.pool)
+                    .await
+                    .is_ok_and(|(waiting,): (i64,)| waiting > 0)
+            };
             eventually_async("the second to wait", is_waiting).await?;
             if commits {
                 one.commit().await?;
@@ -90,7 +97,10 @@ async fn on_mariadb_a_transaction_that_reads_what_is_not_committed_waits_for_its
         let (told, end) = within("both", Box::pin(async { tokio::join!(other, end) })).await?;
         end?;
         assert_eq!(told?, value);
-        assert_eq!(scene.effects().await?.get("a").map(Vec::as_slice), Some(&[value.to_owned()][..]));
+        assert_eq!(
+            scene.effects().await?.get("a").map(Vec::as_slice),
+            Some(&[value.to_owned()][..])
+        );
     }
     Ok(())
 }
@@ -98,7 +108,9 @@ async fn on_mariadb_a_transaction_that_reads_what_is_not_committed_waits_for_its
 #[tokio::test]
 async fn on_sqlite_a_pool_that_reads_what_is_not_committed_is_refused() -> anyhow::Result<()> {
     let directory = tempfile::tempdir()?;
-    let options = SqliteConnectOptions::new().filename(directory.path().join("ledger.db")).create_if_missing(true);
+    let options = SqliteConnectOptions::new()
+        .filename(directory.path().join("ledger.db"))
+        .create_if_missing(true);
     let options = options.journal_mode(SqliteJournalMode::Wal).shared_cache(true);
     let sees_all = options.clone().pragma("read_uncommitted", "1");
     let pool = SqlitePoolOptions::new().max_connections(1).connect_with(options).await?;
@@ -107,9 +119,12 @@ async fn on_sqlite_a_pool_that_reads_what_is_not_committed_is_refused() -> anyho
     store.migrate().await?;
     let engine = Idempotency::builder(store).claim_timeout(PATIENCE).build();
     let sees_all = SqlitePoolOptions::new().max_connections(4).connect_with(sees_all).await?;
-    let seeing = Idempotency::builder(SqliteStore::from_pool(sees_all)).claim_timeout(PATIENCE).build();
+    let seeing =
+        Idempotency::builder(SqliteStore::from_pool(sees_all)).claim_timeout(PATIENCE).build();
     let mut transaction = pool.begin_with("BEGIN IMMEDIATE").await?;
-    call(&engine, "a").run_in(&mut transaction, async |connection| add(connection, "a").await).await?;
+    call(&engine, "a")
+        .run_in(&mut transaction, async |connection| add(connection, "a").await)
+        .await?;
     let refused = is_refused(&seeing).await;
     assert!(refused.contains("read_uncommitted"), "{refused}");
     transaction.rollback().await?;

@@ -1,4 +1,5 @@
-//! The database has undone a transaction, and its body takes no notice: the commit would be answered all the same.
+//! The database has undone a transaction, and its body takes no notice: the commit would be
+//! answered all the same.
 
 use idempotency::{ErrorKind, in_transaction};
 
@@ -11,17 +12,22 @@ use crate::world::{Fault, OPERATION};
 #[cfg(feature = "postgres")]
 #[track_caller]
 fn assert_undone(result: &Result<String, Fault>) {
-    let Err(Fault::Idempotency(error)) = result else { panic!("nothing was committed: {result:?}") };
+    let Err(Fault::Idempotency(error)) = result else {
+        panic!("nothing was committed: {result:?}")
+    };
     assert_eq!(error.kind(), ErrorKind::Config, "{error}");
     assert!(error.to_string().contains("undone the transaction"), "{error}");
 }
 
 #[cfg(feature = "postgres")]
 #[tokio::test]
-async fn on_postgresql_an_error_beside_the_call_that_was_ignored_is_not_taken_for_a_commit() -> anyhow::Result<()> {
+async fn on_postgresql_an_error_beside_the_call_that_was_ignored_is_not_taken_for_a_commit()
+-> anyhow::Result<()> {
     type Postgres = databases::Postgres;
     let scene = Scene::<Postgres>::new(2, None).await?;
-    sqlx::raw_sql("CREATE TABLE audit (id int PRIMARY KEY); INSERT INTO audit VALUES (1)").execute(&scene.pool).await?;
+    sqlx::raw_sql("CREATE TABLE audit (id int PRIMARY KEY); INSERT INTO audit VALUES (1)")
+        .execute(&scene.pool)
+        .await?;
     let engine = &scene.engine;
     let result = in_transaction(&scene.pool, |mut transaction| async move {
         let value = call(engine, "a").run_in(&mut transaction, async |connection| {
@@ -37,14 +43,17 @@ async fn on_postgresql_an_error_beside_the_call_that_was_ignored_is_not_taken_fo
     assert_undone(&result);
     assert!(engine.record(OPERATION, "a").inspect().await?.is_none());
     assert!(scene.effects().await?.is_empty());
-    let value = charge::<Postgres>(&scene.pool, engine, "a", Ending::Commit, &|| {}).await?.expect("it runs");
+    let value = charge::<Postgres>(&scene.pool, engine, "a", Ending::Commit, &|| {})
+        .await?
+        .expect("it runs");
     scene.is_exact(&["a".into()], &[("a".into(), value)]).await
 }
 
 /// An error after which a savepoint brings the transaction back is no reason to refuse the commit.
 #[cfg(feature = "postgres")]
 #[tokio::test]
-async fn on_postgresql_an_error_that_a_savepoint_undid_does_not_keep_the_rest_from_its_commit() -> anyhow::Result<()> {
+async fn on_postgresql_an_error_that_a_savepoint_undid_does_not_keep_the_rest_from_its_commit()
+-> anyhow::Result<()> {
     use sqlx::Connection as _;
 
     type Postgres = databases::Postgres;
@@ -88,8 +97,9 @@ async fn an_ignored_deadlock(meets: Meets) -> anyhow::Result<()> {
         let waiting = "SELECT count(*) FROM information_schema.processlist WHERE info LIKE 'UPDATE counters%'";
         sqlx::query_as(waiting).fetch_one(&watching).await.is_ok_and(|(count,): (i64,)| count > 0)
     };
-    // Has written more than the other one, which therefore is the one that the server undoes. It keeps no lock of the row
-    // that it passes over, as a server may that reads the whole table, and its isolation is stricter.
+    // Has written more than the other one, which therefore is the one that the server undoes. It
+    // keeps no lock of the row that it passes over, as a server may that reads the whole table, and
+    // its isolation is stricter.
     let begin = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; START TRANSACTION";
     let mut large = pool.begin_with(begin).await?;
     sqlx::query("UPDATE counters SET count = count + 1 WHERE id > 1").execute(&mut *large).await?;
@@ -140,7 +150,8 @@ async fn an_ignored_deadlock(meets: Meets) -> anyhow::Result<()> {
 
 #[cfg(feature = "mysql")]
 #[tokio::test]
-async fn on_mariadb_a_deadlock_beside_the_call_that_was_ignored_is_not_taken_for_a_commit() -> anyhow::Result<()> {
+async fn on_mariadb_a_deadlock_beside_the_call_that_was_ignored_is_not_taken_for_a_commit()
+-> anyhow::Result<()> {
     an_ignored_deadlock(Meets::BesideTheCall).await
 }
 
@@ -165,7 +176,9 @@ macro_rules! a_commit_that_a_rule_refuses_is_made_once {
                     runs.set(runs.get() + 1);
                     <$database>::add(connection, "a", "first").await?;
                     if !is_fit {
-                        sqlx::query("INSERT INTO lines VALUES (7)").execute(&mut *connection).await?;
+                        sqlx::query("INSERT INTO lines VALUES (7)")
+                            .execute(&mut *connection)
+                            .await?;
                     }
                     Ok::<_, Fault>(String::from("first"))
                 });
@@ -173,10 +186,18 @@ macro_rules! a_commit_that_a_rule_refuses_is_made_once {
             })
             .await
         };
-        let Err(Fault::Idempotency(error)) = charge(false).await else { anyhow::bail!("the rule is broken") };
+        let Err(Fault::Idempotency(error)) = charge(false).await else {
+            anyhow::bail!("the rule is broken")
+        };
         assert_eq!(error.kind(), ErrorKind::StoreUnavailable, "{error}");
-        assert!(format!("{error:?}").to_lowercase().contains("foreign key constraint"), "{error:?}");
-        assert!(error.to_string().contains("the body ran, and its transaction was rolled back"), "{error}");
+        assert!(
+            format!("{error:?}").to_lowercase().contains("foreign key constraint"),
+            "{error:?}"
+        );
+        assert!(
+            error.to_string().contains("the body ran, and its transaction was rolled back"),
+            "{error}"
+        );
         assert_eq!(runs.get(), 1, "it is no use to make it again");
         assert!(scene.effects().await?.is_empty());
         assert!(engine.record(OPERATION, "a").inspect().await?.is_none());
@@ -203,8 +224,10 @@ async fn on_sqlite_a_commit_that_a_rule_refuses_is_made_once() -> anyhow::Result
 async fn on_postgresql_a_record_that_cannot_be_written_after_the_body_is_not_told_as_a_body_that_did_not_run()
 -> anyhow::Result<()> {
     let scene = Scene::<databases::Postgres>::new(2, None).await?;
-    for (key, ignored) in [("statement", "SELECT 1 / 0"), ("session", "SELECT pg_terminate_backend(pg_backend_pid())")]
-    {
+    for (key, ignored) in [
+        ("statement", "SELECT 1 / 0"),
+        ("session", "SELECT pg_terminate_backend(pg_backend_pid())"),
+    ] {
         let (runs, mut transaction) = (std::cell::Cell::new(0), scene.pool.begin().await?);
         let result = call(&scene.engine, key).run_in(&mut transaction, async |connection| {
             runs.set(runs.get() + 1);
@@ -215,7 +238,8 @@ async fn on_postgresql_a_record_that_cannot_be_written_after_the_body_is_not_tol
         let text = error.to_string();
         assert_eq!((error.kind(), runs.get()), (ErrorKind::StoreUnavailable, 1), "{text}");
         assert!(
-            text.contains("the body ran, and its record could not be written") && !text.contains("body did not run"),
+            text.contains("the body ran, and its record could not be written")
+                && !text.contains("body did not run"),
             "{text}"
         );
     }

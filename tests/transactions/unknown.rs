@@ -1,4 +1,5 @@
-//! The answer to a COMMIT is lost, and what comes after it does not tell whether it happened: nobody is told that it did not.
+//! The answer to a COMMIT is lost, and what comes after it does not tell whether it happened:
+//! nobody is told that it did not.
 
 use std::cell::Cell;
 use std::error::Error as _;
@@ -45,13 +46,17 @@ impl<D: Remote> Place<D> {
     }
 }
 
-/// That nobody knows whether it was committed, and that the error tells what the client said of the commit.
+/// That nobody knows whether it was committed, and that the error tells what the client said of the
+/// commit.
 #[track_caller]
 fn is_unknown<T: std::fmt::Debug>(result: Result<T, Fault>) -> Error {
     let Err(Fault::Idempotency(error)) = result else { panic!("nobody knows: {result:?}") };
     assert_eq!(error.kind(), ErrorKind::NotStored, "{error}");
     let text = error.to_string();
-    assert!(text.contains("answer to the commit was lost") && !text.contains("did not run"), "{text}");
+    assert!(
+        text.contains("answer to the commit was lost") && !text.contains("did not run"),
+        "{text}"
+    );
     let mut sources = std::iter::successors(error.source(), |&error| error.source());
     assert!(sources.any(<dyn std::error::Error>::is::<sqlx::Error>), "{error:?}");
     error
@@ -79,7 +84,10 @@ where
     let error = is_unknown(within("the call", result).await?);
     cut.happened().await?;
     assert!(error.to_string().contains("could not be begun"), "{error}");
-    assert_eq!((runs.get(), place.effects("a").await?, place.state("a").await?), (1, 1, Some(State::Completed)));
+    assert_eq!(
+        (runs.get(), place.effects("a").await?, place.state("a").await?),
+        (1, 1, Some(State::Completed))
+    );
     Ok(())
 }
 
@@ -93,7 +101,11 @@ enum Looks {
 }
 
 /// A body that fails when it is made again: `looks` says where.
-async fn fails_the_second_time<D: Remote>(place: &Place<D>, key: &str, looks: Looks) -> Result<String, Fault>
+async fn fails_the_second_time<D: Remote>(
+    place: &Place<D>,
+    key: &str,
+    looks: Looks,
+) -> Result<String, Fault>
 where
     Transaction<'static, D::Sqlx>: SqlTransaction<Connection = Connection<D>>,
 {
@@ -129,10 +141,16 @@ where
             match looks {
                 Looks::BeforeTheCall => {
                     let error = is_unknown(result);
-                    assert!(error.to_string().contains(&Fault::No.to_string()), "{key}: the body's error in {error}");
+                    assert!(
+                        error.to_string().contains(&Fault::No.to_string()),
+                        "{key}: the body's error in {error}"
+                    );
                 }
-                // The record was there, or was not there before this attempt, which was rolled back.
-                Looks::AfterTheCall => assert!(matches!(result, Err(Fault::No)), "{key}: {result:?}"),
+                // The record was there, or was not there before this attempt, which was rolled
+                // back.
+                Looks::AfterTheCall => {
+                    assert!(matches!(result, Err(Fault::No)), "{key}: {result:?}")
+                }
             }
             assert_eq!(place.effects(key).await?, effects, "{key}");
             assert_eq!(place.state(key).await?.is_some(), effects == 1, "{key}");
@@ -173,8 +191,8 @@ where
     Ok(())
 }
 
-/// Two records were in the lost commit. The call of one of them tells nothing of the other, which may be an
-/// answer of before.
+/// Two records were in the lost commit. The call of one of them tells nothing of the other, which
+/// may be an answer of before.
 async fn one_of_two_records_after_a_lost_commit<D: Remote>() -> anyhow::Result<()>
 where
     Transaction<'static, D::Sqlx>: SqlTransaction<Connection = Connection<D>>,
@@ -213,10 +231,11 @@ where
     let cut = place.cut_commit(Moment::AfterRequest);
     let result = in_transaction(&place.pool, |mut transaction| async move {
         for operation in [OPERATION, "disabled"] {
-            let added = engine.call(operation, "a").ttl(DAY).run_in(&mut transaction, async |connection| {
-                D::add(connection, operation, "value").await?;
-                Ok::<_, Fault>(1)
-            });
+            let added =
+                engine.call(operation, "a").ttl(DAY).run_in(&mut transaction, async |connection| {
+                    D::add(connection, operation, "value").await?;
+                    Ok::<_, Fault>(1)
+                });
             added.await?;
         }
         Ok(1)
@@ -227,7 +246,8 @@ where
     Ok(())
 }
 
-/// A guarded call tells of the transaction that it was made in. Another one is none of this one's business.
+/// A guarded call tells of the transaction that it was made in. Another one is none of this one's
+/// business.
 async fn a_call_in_another_transaction<D: Remote>() -> anyhow::Result<()>
 where
     Transaction<'static, D::Sqlx>: SqlTransaction<Connection = Connection<D>>,
@@ -316,13 +336,15 @@ async fn on_mariadb_a_lost_commit_stays_unknown_when_the_server_is_gone() -> any
 
 #[cfg(feature = "postgres")]
 #[tokio::test]
-async fn on_postgresql_an_error_of_the_body_counts_after_a_lost_commit_only_with_its_record() -> anyhow::Result<()> {
+async fn on_postgresql_an_error_of_the_body_counts_after_a_lost_commit_only_with_its_record()
+-> anyhow::Result<()> {
     errors_of_a_body_after_a_lost_commit::<databases::Postgres>().await
 }
 
 #[cfg(feature = "mysql")]
 #[tokio::test]
-async fn on_mariadb_an_error_of_the_body_counts_after_a_lost_commit_only_with_its_record() -> anyhow::Result<()> {
+async fn on_mariadb_an_error_of_the_body_counts_after_a_lost_commit_only_with_its_record()
+-> anyhow::Result<()> {
     errors_of_a_body_after_a_lost_commit::<databases::MariaDb>().await
 }
 
@@ -340,19 +362,22 @@ async fn on_mariadb_another_record_tells_nothing_of_a_lost_commit() -> anyhow::R
 
 #[cfg(feature = "postgres")]
 #[tokio::test]
-async fn on_postgresql_a_call_in_another_transaction_tells_nothing_of_this_one() -> anyhow::Result<()> {
+async fn on_postgresql_a_call_in_another_transaction_tells_nothing_of_this_one()
+-> anyhow::Result<()> {
     Box::pin(a_call_in_another_transaction::<databases::Postgres>()).await
 }
 
 #[cfg(feature = "mysql")]
 #[tokio::test]
-async fn on_mariadb_a_call_in_another_transaction_tells_nothing_of_this_one() -> anyhow::Result<()> {
+async fn on_mariadb_a_call_in_another_transaction_tells_nothing_of_this_one() -> anyhow::Result<()>
+{
     Box::pin(a_call_in_another_transaction::<databases::MariaDb>()).await
 }
 
 #[cfg(feature = "postgres")]
 #[tokio::test]
-async fn on_postgresql_a_call_that_was_undone_tells_nothing_of_a_lost_commit() -> anyhow::Result<()> {
+async fn on_postgresql_a_call_that_was_undone_tells_nothing_of_a_lost_commit() -> anyhow::Result<()>
+{
     a_call_that_was_undone_with_the_one_around_it::<databases::Postgres>().await
 }
 

@@ -23,8 +23,8 @@ use crate::databases;
 use crate::scene::{Connection, Database, Scene, call};
 use crate::world::{DAY, Fault, OPERATION};
 
-/// A call of a key that nobody has is refused while the table is locked, and leaves its transaction as it was. `release`
-/// lets the table go.
+/// A call of a key that nobody has is refused while the table is locked, and leaves its transaction
+/// as it was. `release` lets the table go.
 async fn behind_a_locked_table<D: Database>(
     scene: &Scene<D>,
     release: impl AsyncFnOnce() -> anyhow::Result<()>,
@@ -36,9 +36,12 @@ where
         let mut transaction = scene.pool.begin().await?;
         D::add(SqlTransaction::connection(&mut transaction), "before", "before").await?;
         let calling = scene.engine.call(OPERATION, "a").ttl(DAY).on_conflict(conflict);
-        let calling = calling.run_in(&mut transaction, async |_| Ok::<_, Fault>("inside".to_owned()));
+        let calling =
+            calling.run_in(&mut transaction, async |_| Ok::<_, Fault>("inside".to_owned()));
         let refused = within("the refusal", calling).await?;
-        let Err(Fault::Idempotency(error)) = refused else { panic!("it cannot be written: {refused:?}") };
+        let Err(Fault::Idempotency(error)) = refused else {
+            panic!("it cannot be written: {refused:?}")
+        };
         assert_eq!(error.kind(), ErrorKind::StoreUnavailable, "nobody has the key: {error}");
         assert!(error.to_string().contains("table"), "{error}");
         transaction.commit().await?;
@@ -66,7 +69,8 @@ where
             let called = calling.await;
             transaction.rollback().await?;
             // A deadlock, as MariaDB sees it.
-            let is_passing = matches!(&called, Err(Fault::Idempotency(error)) if error.is_retryable());
+            let is_passing =
+                matches!(&called, Err(Fault::Idempotency(error)) if error.is_retryable());
             if is_passing { anyhow::Ok(()) } else { Ok(called?) }
         });
         for call in join_all(calls).await {
@@ -82,13 +86,15 @@ where
 
 #[cfg(feature = "postgres")]
 #[tokio::test]
-async fn on_postgresql_a_call_that_has_waited_for_a_transaction_has_a_larger_fence() -> anyhow::Result<()> {
+async fn on_postgresql_a_call_that_has_waited_for_a_transaction_has_a_larger_fence()
+-> anyhow::Result<()> {
     fences_grow::<databases::Postgres>().await
 }
 
 #[cfg(feature = "mysql")]
 #[tokio::test]
-async fn on_mariadb_a_call_that_has_waited_for_a_transaction_has_a_larger_fence() -> anyhow::Result<()> {
+async fn on_mariadb_a_call_that_has_waited_for_a_transaction_has_a_larger_fence()
+-> anyhow::Result<()> {
     fences_grow::<databases::MariaDb>().await
 }
 
@@ -113,13 +119,18 @@ async fn on_postgresql_a_locked_table_keeps_a_call_no_longer_than_it_waits() -> 
 /// Each of them rolls back, and the next one gets the key.
 #[cfg(feature = "postgres")]
 #[tokio::test]
-async fn on_postgresql_a_call_waits_once_for_all_who_have_the_key_one_after_the_other() -> anyhow::Result<()> {
+async fn on_postgresql_a_call_waits_once_for_all_who_have_the_key_one_after_the_other()
+-> anyhow::Result<()> {
     let scene = Scene::<databases::Postgres>::new(12, None).await?;
     let scene = &scene;
     let calls = (0..10).map(|_| async move {
         let mut transaction = scene.pool.begin().await?;
         let (started, began) = (Instant::now(), Cell::new(None));
-        let calling = scene.engine.call(OPERATION, "a").ttl(DAY).on_conflict(OnConflict::Wait(Duration::from_secs(1)));
+        let calling = scene
+            .engine
+            .call(OPERATION, "a")
+            .ttl(DAY)
+            .on_conflict(OnConflict::Wait(Duration::from_secs(1)));
         let calling = calling.run_in(&mut transaction, async |_| {
             began.set(Some(started.elapsed()));
             sleep(Duration::from_millis(800)).await;
@@ -141,7 +152,8 @@ async fn on_postgresql_a_call_waits_once_for_all_who_have_the_key_one_after_the_
 }
 
 #[cfg(feature = "postgres")]
-const SETTINGS: &str = "SELECT current_setting('lock_timeout'), current_setting('statement_timeout'),
+const SETTINGS: &str =
+    "SELECT current_setting('lock_timeout'), current_setting('statement_timeout'),
     current_setting('bytea_output')";
 
 #[cfg(feature = "postgres")]
@@ -152,7 +164,8 @@ async fn settings(connection: &mut PgConnection) -> anyhow::Result<[String; 3]> 
 
 #[cfg(feature = "postgres")]
 #[tokio::test]
-async fn on_postgresql_calls_leave_the_settings_of_the_transaction_as_they_are() -> anyhow::Result<()> {
+async fn on_postgresql_calls_leave_the_settings_of_the_transaction_as_they_are()
+-> anyhow::Result<()> {
     let scene = Scene::<databases::Postgres>::new(4, None).await?;
     let mut other = scene.pool.begin().await?;
     call(&scene.engine, "held").run_in(&mut other, async |_| Ok::<_, Fault>(())).await?;
@@ -183,7 +196,8 @@ async fn on_postgresql_calls_leave_the_settings_of_the_transaction_as_they_are()
 /// The first of them waits for the transaction, and the others for the first one.
 #[cfg(feature = "postgres")]
 #[tokio::test]
-async fn on_postgresql_all_who_wait_for_a_record_that_is_over_are_told_who_has_it() -> anyhow::Result<()> {
+async fn on_postgresql_all_who_wait_for_a_record_that_is_over_are_told_who_has_it()
+-> anyhow::Result<()> {
     let scene = Scene::<databases::Postgres>::new(5, None).await?;
     let (scene, brief) = (&scene, Duration::from_millis(1));
     scene.engine.call(OPERATION, "a").ttl(brief).run(async || Ok::<_, Fault>(0)).await?;
@@ -196,14 +210,20 @@ async fn on_postgresql_all_who_wait_for_a_record_that_is_over_are_told_who_has_i
     assert_eq!(call(&scene.engine, "a").run_in(&mut first, async |_| Ok::<_, Fault>(1)).await?, 1);
     let others = (0..3).map(|_| async move {
         let mut transaction = scene.pool.begin().await?;
-        let calling = scene.engine.call(OPERATION, "a").ttl(DAY).on_conflict(OnConflict::Wait(Duration::from_secs(1)));
+        let calling = scene
+            .engine
+            .call(OPERATION, "a")
+            .ttl(DAY)
+            .on_conflict(OnConflict::Wait(Duration::from_secs(1)));
         let refused = calling.run_in(&mut transaction, async |_| Ok::<_, Fault>(2)).await;
         transaction.rollback().await?;
         anyhow::Ok(refused)
     });
     for refused in join_all(others).await {
         let refused = refused?;
-        let Err(Fault::Idempotency(error)) = refused else { panic!("another one has it: {refused:?}") };
+        let Err(Fault::Idempotency(error)) = refused else {
+            panic!("another one has it: {refused:?}")
+        };
         assert_eq!(error.kind(), ErrorKind::InProgress, "{error}");
     }
     first.rollback().await?;

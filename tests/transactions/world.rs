@@ -27,7 +27,8 @@ impl World {
         let directory = tempfile::tempdir()?;
         let path = directory.path().join("ledger.db");
         let options = SqliteConnectOptions::new().filename(&path).create_if_missing(true);
-        let options = options.journal_mode(SqliteJournalMode::Wal).busy_timeout(Duration::from_millis(200));
+        let options =
+            options.journal_mode(SqliteJournalMode::Wal).busy_timeout(Duration::from_millis(200));
         let pool = SqlitePoolOptions::new().max_connections(4).connect_with(options).await?;
         sqlx::query("CREATE TABLE ledger (entry TEXT NOT NULL)").execute(&pool).await?;
         let engine = engine(&path).await?;

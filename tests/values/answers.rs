@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use idempotency::store::MemoryStore;
-use idempotency::{Context, Error, ErrorKind, Idempotency, OnCrash, OnError, Resolution, State, Verdict};
+use idempotency::{
+    Context, Error, ErrorKind, Idempotency, OnCrash, OnError, Resolution, State, Verdict,
+};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
@@ -36,7 +38,8 @@ impl<T> From<Error> for Failure<T> {
     }
 }
 
-/// What somebody got: the value as it shows itself, which tells `-0.0` from `0.0`, or the kind of the error.
+/// What somebody got: the value as it shows itself, which tells `-0.0` from `0.0`, or the kind of
+/// the error.
 pub type Answer = Result<String, ErrorKind>;
 
 fn shown<T: Debug>(result: Result<T, Error>) -> Answer {
@@ -52,7 +55,8 @@ struct Processes {
 /// What everybody gets of `value`, and who it was.
 async fn answers<T: Stored>(value: &T) -> Vec<(&'static str, Answer)> {
     let store = MemoryStore::new();
-    let processes = Processes { here: Idempotency::new(store.clone()), there: Idempotency::new(store) };
+    let processes =
+        Processes { here: Idempotency::new(store.clone()), there: Idempotency::new(store) };
     let mut answers = results(&processes, value).await;
     answers.extend(errors(&processes, value).await);
     answers.extend(steps(&processes, value).await);
@@ -63,7 +67,10 @@ async fn answers<T: Stored>(value: &T) -> Vec<(&'static str, Answer)> {
 
 const OPERATOR: &str = "an operator's answer";
 
-async fn results<T: Stored>(Processes { here, there }: &Processes, value: &T) -> Vec<(&'static str, Answer)> {
+async fn results<T: Stored>(
+    Processes { here, there }: &Processes,
+    value: &T,
+) -> Vec<(&'static str, Answer)> {
     let bodies = AtomicUsize::new(0);
     let call = async |engine: &Idempotency| {
         let call = engine.call("results", 1).ttl(DAY);
@@ -87,7 +94,10 @@ async fn body<T: Stored>(value: &T, bodies: &AtomicUsize) -> Result<T, Error> {
     Ok(value.clone())
 }
 
-async fn errors<T: Stored>(Processes { here, there }: &Processes, value: &T) -> Vec<(&'static str, Answer)> {
+async fn errors<T: Stored>(
+    Processes { here, there }: &Processes,
+    value: &T,
+) -> Vec<(&'static str, Answer)> {
     let call = async |engine: &Idempotency| {
         let call = engine.call("errors", 1).ttl(DAY).on_error(OnError::Store);
         match call.run(|| async { Err::<(), _>(Failure::Own(value.clone())) }).await {
@@ -96,17 +106,24 @@ async fn errors<T: Stored>(Processes { here, there }: &Processes, value: &T) -> 
             Err(Failure::Guard(kind)) => Err(kind),
         }
     };
-    vec![("the owner of a stored error", call(here).await), ("a replay of a stored error", call(there).await)]
+    vec![
+        ("the owner of a stored error", call(here).await),
+        ("a replay of a stored error", call(there).await),
+    ]
 }
 
 /// A step that ran in a process which died after it, and the same step where the call was resumed.
-async fn steps<T: Stored>(Processes { here, there }: &Processes, value: &T) -> Vec<(&'static str, Answer)> {
+async fn steps<T: Stored>(
+    Processes { here, there }: &Processes,
+    value: &T,
+) -> Vec<(&'static str, Answer)> {
     let mut seen = Vec::new();
     for (who, engine) in [("a step", here), ("a resumed step", there)] {
         let (reached, step) = (Notify::new(), OnceLock::new());
         let call = engine.call("steps", 1).ttl(DAY).on_crash(OnCrash::Resume);
         let run = call.run(|| async {
-            let answer = Context::current().step("value", || async { Ok::<_, Error>(value.clone()) }).await;
+            let answer =
+                Context::current().step("value", || async { Ok::<_, Error>(value.clone()) }).await;
             step.set(shown(answer)).expect("it is asked for once");
             reached.notify_one();
             std::future::pending::<Result<(), Error>>().await
@@ -133,14 +150,19 @@ async fn endless<T>(reached: &Notify) -> Result<T, Error> {
 }
 
 /// What the outside world says, and what a replay says after it.
-async fn questions<T: Stored>(Processes { here, there }: &Processes, value: &T) -> Vec<(&'static str, Answer)> {
+async fn questions<T: Stored>(
+    Processes { here, there }: &Processes,
+    value: &T,
+) -> Vec<(&'static str, Answer)> {
     let reached = Notify::new();
-    let died = here.call("questions", 1).ttl(DAY).on_crash_verify(|_| async { Ok(Verdict::<T>::Unknown) });
+    let died =
+        here.call("questions", 1).ttl(DAY).on_crash_verify(|_| async { Ok(Verdict::<T>::Unknown) });
     dies(died.run(|| endless(&reached)), &reached).await;
     let mut answers = Vec::new();
     for who in ["who asked", "a replay of what was asked"] {
         let question = |_| async { Ok(Verdict::Completed(value.clone())) };
-        let call = there.call("questions", 1).ttl(DAY).settle(Duration::ZERO).on_crash_verify(question);
+        let call =
+            there.call("questions", 1).ttl(DAY).settle(Duration::ZERO).on_crash_verify(question);
         answers.push((who, shown(call.run(|| async { panic!("it has run") }).await)));
     }
     answers
@@ -164,7 +186,9 @@ async fn operators<T: Stored>(Processes { here, there }: &Processes, value: &T) 
     let view = tokio::time::timeout(PATIENCE, in_doubt).await.expect("the record is in doubt");
     match record.resolve(&view, Resolution::Completed(value.clone())).await {
         Err(error) => Err(error.kind()),
-        Ok(()) => shown(there.call("operators", 1).ttl(DAY).run(|| async { Ok(value.clone()) }).await),
+        Ok(()) => {
+            shown(there.call("operators", 1).ttl(DAY).run(|| async { Ok(value.clone()) }).await)
+        }
     }
 }
 
@@ -176,7 +200,10 @@ pub async fn one_answer<T: Stored>(value: &T) -> Answer {
     for (who, answer) in &answers {
         // Which type reads an operator's answer is not known when it is given.
         let is_unread = *who == OPERATOR && *answer == Err(ErrorKind::Decode) && owner.is_err();
-        assert!(*answer == owner || is_unread, "{who} gets {answer:?} of {value:?}, the owner {owner:?}");
+        assert!(
+            *answer == owner || is_unread,
+            "{who} gets {answer:?} of {value:?}, the owner {owner:?}"
+        );
     }
     owner
 }

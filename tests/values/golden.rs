@@ -55,7 +55,11 @@ const SAME_ORDER: Order = Order {
 
 fn key<T: Serialize>(value: &T) -> String {
     let engine = Idempotency::new(MemoryStore::new());
-    engine.record("payments.charge", digest(value)).hash().expect("the value has an encoding").to_hex()
+    engine
+        .record("payments.charge", digest(value))
+        .hash()
+        .expect("the value has an encoding")
+        .to_hex()
 }
 
 fn fingerprint<T: Serialize>(value: &T) -> u128 {
@@ -82,8 +86,8 @@ const KEY: &str = "9b6e3e1b0930b1921b3b3684ad9640f86991bd64dbac79f7d6e4eb0538ef4
 const KEY_OF_JSON: &str = "b4b1b2693e32d002c6b7b02dc8d28751b58d5402dfd34cfb25fa46dfb2c690b9";
 const FINGERPRINT_OF_JSON: u128 = 205_161_893_682_905_638_503_946_697_375_427_417_512;
 
-/// A number that a build without `arbitrary_precision` would round is that number there, and refused with the feature: it
-/// is never another key.
+/// A number that a build without `arbitrary_precision` would round is that number there, and
+/// refused with the feature: it is never another key.
 #[test]
 fn a_number_with_too_many_digits_is_no_key_or_the_key_of_what_it_is_rounded_to() {
     for (text, rounded) in [
@@ -95,7 +99,11 @@ fn a_number_with_too_many_digits_is_no_key_or_the_key_of_what_it_is_rounded_to()
         let written = parsed.to_string();
         let kept = written == text;
         match Fingerprint::of(&parsed) {
-            Ok(fingerprint) => assert_eq!(fingerprint, Fingerprint::of(&rounded).expect("it is a number"), "{text}"),
+            Ok(fingerprint) => assert_eq!(
+                fingerprint,
+                Fingerprint::of(&rounded).expect("it is a number"),
+                "{text}"
+            ),
             Err(error) => assert!(kept, "{text}: {error}"),
         }
     }
@@ -105,7 +113,12 @@ fn a_number_with_too_many_digits_is_no_key_or_the_key_of_what_it_is_rounded_to()
 async fn stored<T: Clone + Serialize + DeserializeOwned>(value: &T) -> String {
     let store = MemoryStore::new();
     let engine = Idempotency::new(store.clone());
-    engine.call("values", 1).ttl(DAY).run(|| async { Ok::<_, Error>(value.clone()) }).await.expect("it is stored");
+    engine
+        .call("values", 1)
+        .ttl(DAY)
+        .run(|| async { Ok::<_, Error>(value.clone()) })
+        .await
+        .expect("it is stored");
     let hash = engine.record("values", 1).hash().expect("the key is fine");
     let record = store.read(hash).await.expect("the store works").expect("there is a record");
     String::from_utf8(record.body.to_vec()).expect("it is JSON")
@@ -155,12 +168,18 @@ const PAYLOAD: &str = r#""double":0.30000000000000004,"signed":-9223372036854775
 #[tokio::test]
 async fn stored_bytes_are_the_same_in_every_build() {
     assert_eq!(stored(&payload()).await, format!("{{{PAYLOAD}}}"));
-    assert_eq!(stored(&External::Wrapped(payload())).await, format!("{{\"wrapped\":{{{PAYLOAD}}}}}"));
+    assert_eq!(
+        stored(&External::Wrapped(payload())).await,
+        format!("{{\"wrapped\":{{{PAYLOAD}}}}}")
+    );
     let beside = Adjacent::Map(BTreeMap::from([("b".into(), 2), ("a".into(), -1)]));
     assert_eq!(stored(&beside).await, r#"{"type":"Map","content":{"a":-1,"b":2}}"#);
     let inside = Internal::Map(BTreeMap::from([("b".into(), 2), ("a".into(), -1)]));
     assert_eq!(stored(&inside).await, r#"{"type":"Map","a":-1,"b":2}"#);
-    assert_eq!(stored(&[1.0, -0.0, 1e21, 5e-324, f64::MAX]).await, "[1.0,-0.0,1e+21,5e-324,1.7976931348623157e+308]");
+    assert_eq!(
+        stored(&[1.0, -0.0, 1e21, 5e-324, f64::MAX]).await,
+        "[1.0,-0.0,1e+21,5e-324,1.7976931348623157e+308]"
+    );
     assert_eq!(stored(&[0.1_f32, 16_777_216.0]).await, "[0.1,16777216.0]");
     assert_eq!(stored(&json!({"a": [1.5, 1, null]})).await, r#"{"a":[1.5,1,null]}"#);
 }

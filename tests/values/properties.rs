@@ -13,7 +13,8 @@ use crate::shapes::*;
 
 /// A value that JSON holds is everybody's as it was, unless its type itself leaves something out.
 fn check<T: Stored>(value: &T, is_exact: bool) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
     match runtime.block_on(one_answer(value)) {
         Ok(answer) if is_exact => assert_eq!(answer, format!("{value:?}")),
         _ => {}
@@ -45,7 +46,12 @@ fn signed() -> impl Strategy<Value = i64> + Clone {
 }
 
 fn huge() -> impl Strategy<Value = u128> + Clone {
-    prop_oneof![any::<u128>(), unsigned().prop_map(u128::from), Just(u128::MAX), Just(u128::from(u64::MAX) + 1)]
+    prop_oneof![
+        any::<u128>(),
+        unsigned().prop_map(u128::from),
+        Just(u128::MAX),
+        Just(u128::from(u64::MAX) + 1)
+    ]
 }
 
 fn texts() -> impl Strategy<Value = String> + Clone {
@@ -81,17 +87,20 @@ fn json() -> impl Strategy<Value = Value> + Clone {
     leaf.prop_recursive(3, 12, 4, |inner| {
         prop_oneof![
             prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
-            prop::collection::btree_map(texts(), inner, 0..4).prop_map(|map| map.into_iter().collect()),
+            prop::collection::btree_map(texts(), inner, 0..4)
+                .prop_map(|map| map.into_iter().collect()),
         ]
     })
 }
 
 fn numbers() -> impl Strategy<Value = Numbers> {
-    let single = prop_oneof![any::<f32>(), Just(0.1_f32), Just(f32::MAX), Just(-0.0_f32), Just(f32::NAN)];
+    let single =
+        prop_oneof![any::<f32>(), Just(0.1_f32), Just(f32::MAX), Just(-0.0_f32), Just(f32::NAN)];
     let wide = (any::<i32>(), any::<u32>(), signed(), unsigned());
     let huge = (prop_oneof![any::<i128>(), Just(i128::MIN)], huge());
-    (any::<(i8, u8, i16, u16)>(), wide, huge, single, floats())
-        .prop_map(|(small, wide, huge, single, double)| Numbers { small, wide, huge, single, double })
+    (any::<(i8, u8, i16, u16)>(), wide, huge, single, floats()).prop_map(
+        |(small, wide, huge, single, double)| Numbers { small, wide, huge, single, double },
+    )
 }
 
 fn options() -> impl Strategy<Value = Options> {
@@ -121,7 +130,14 @@ fn options() -> impl Strategy<Value = Options> {
 
 fn payload() -> impl Strategy<Value = Payload> {
     (floats(), signed(), unsigned(), huge(), texts(), any::<char>()).prop_map(
-        |(double, signed, unsigned, huge, text, character)| Payload { double, signed, unsigned, huge, text, character },
+        |(double, signed, unsigned, huge, text, character)| Payload {
+            double,
+            signed,
+            unsigned,
+            huge,
+            text,
+            character,
+        },
     )
 }
 
@@ -149,7 +165,9 @@ fn ambiguous() -> impl Strategy<Value = Ambiguous> {
         Just(Ambiguous::Nothing),
         texts().prop_map(Ambiguous::Text),
     ];
-    leaf.prop_recursive(2, 6, 3, |inner| prop::collection::vec(inner, 0..3).prop_map(Ambiguous::List))
+    leaf.prop_recursive(2, 6, 3, |inner| {
+        prop::collection::vec(inner, 0..3).prop_map(Ambiguous::List)
+    })
 }
 
 fn maps() -> impl Strategy<Value = Maps> {
@@ -175,40 +193,43 @@ fn maps() -> impl Strategy<Value = Maps> {
 }
 
 fn flat() -> impl Strategy<Value = Flat> {
-    let inner = (floats(), any::<u8>(), 0..3_u8, 0..3_u8).prop_map(|(rate, unseen, needed, defaulted)| Inner {
-        rate,
-        unseen,
-        needed,
-        defaulted,
-    });
+    let inner = (floats(), any::<u8>(), 0..3_u8, 0..3_u8)
+        .prop_map(|(rate, unseen, needed, defaulted)| Inner { rate, unseen, needed, defaulted });
     let rest = prop::collection::btree_map(texts(), json(), 0..3);
     (floats(), inner, rest).prop_map(|(total, inner, rest)| Flat { total, inner, rest })
 }
 
 fn moments() -> impl Strategy<Value = Moments> {
     let seconds = -377_000_000_000_i64..253_000_000_000;
-    (seconds, 0..1_000_000_000_u32, -86_399..86_400_i32, any::<bool>(), any::<(i64, u64)>()).prop_map(
-        |(seconds, nanoseconds, offset, is_stamped, (signed, unsigned))| {
+    (seconds, 0..1_000_000_000_u32, -86_399..86_400_i32, any::<bool>(), any::<(i64, u64)>())
+        .prop_map(|(seconds, nanoseconds, offset, is_stamped, (signed, unsigned))| {
             let instant = chrono::Utc.timestamp_opt(seconds.max(0), nanoseconds).unwrap();
             let zone = chrono::FixedOffset::east_opt(offset).expect("it is less than a day");
             let at = time::OffsetDateTime::from_unix_timestamp(seconds).expect("it is in range");
-            let offset = time::UtcOffset::from_whole_seconds(offset).expect("it is less than a day");
+            let offset =
+                time::UtcOffset::from_whole_seconds(offset).expect("it is less than a day");
             Moments {
                 instant,
                 zoned: instant.with_timezone(&zone),
                 stamp: is_stamped.then_some(instant),
                 day: instant.date_naive(),
-                at: at.checked_to_offset(offset).unwrap_or(at).replace_nanosecond(nanoseconds).expect("it is in range"),
+                at: at
+                    .checked_to_offset(offset)
+                    .unwrap_or(at)
+                    .replace_nanosecond(nanoseconds)
+                    .expect("it is in range"),
                 length: time::Duration::new(signed / 2, 7),
                 wait: std::time::Duration::new(unsigned / 2, nanoseconds),
             }
-        },
-    )
+        })
 }
 
 fn money() -> impl Strategy<Value = Money> {
-    let decimal =
-        || (any::<i64>(), 0..28_u32).prop_map(|(digits, scale)| rust_decimal::Decimal::new(digits, scale)).boxed();
+    let decimal = || {
+        (any::<i64>(), 0..28_u32)
+            .prop_map(|(digits, scale)| rust_decimal::Decimal::new(digits, scale))
+            .boxed()
+    };
     (decimal(), prop::option::of(decimal()), any::<u128>()).prop_map(|(price, refund, id)| Money {
         price,
         refund,
@@ -294,14 +315,25 @@ proptest! {
 
 #[test]
 fn what_a_type_does_not_read_back_is_refused_at_once_and_for_everybody() {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
     let inner = Inner { rate: 1.0, unseen: 7, needed: 0, defaulted: 0 };
     assert_eq!(runtime.block_on(one_answer(&inner)), Err(ErrorKind::Encode), "a field is missing");
     let inner = Inner { needed: 1, ..inner };
     let read = Inner { unseen: 0, ..inner.clone() };
-    assert_eq!(runtime.block_on(one_answer(&inner)), Ok(format!("{read:?}")), "what is skipped is nobody's");
+    assert_eq!(
+        runtime.block_on(one_answer(&inner)),
+        Ok(format!("{read:?}")),
+        "what is skipped is nobody's"
+    );
     for refused in [Some(None), Some(Some(None))] {
-        assert_eq!(runtime.block_on(one_answer::<Option<Option<Option<u8>>>>(&refused)), Err(ErrorKind::Encode));
+        assert_eq!(
+            runtime.block_on(one_answer::<Option<Option<Option<u8>>>>(&refused)),
+            Err(ErrorKind::Encode)
+        );
     }
-    assert_eq!(runtime.block_on(one_answer(&BTreeMap::from([((1, 2), 3)]))), Err(ErrorKind::Encode));
+    assert_eq!(
+        runtime.block_on(one_answer(&BTreeMap::from([((1, 2), 3)]))),
+        Err(ErrorKind::Encode)
+    );
 }

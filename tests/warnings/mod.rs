@@ -17,11 +17,13 @@ pub struct Warnings {
 }
 
 impl Warnings {
-    /// The listener is one for the whole process. With one for each thread, a thread without any that comes first to a
-    /// place that warns would switch that place off for all.
+    /// The listener is one for the whole process. With one for each thread, a thread without any
+    /// that comes first to a place that warns would switch that place off for all.
     pub fn listen() -> Self {
         static LISTENER: Once = Once::new();
-        LISTENER.call_once(|| tracing::subscriber::set_global_default(Listener).expect("nobody else listens"));
+        LISTENER.call_once(|| {
+            tracing::subscriber::set_global_default(Listener).expect("nobody else listens")
+        });
         Self { heard_before: HEARD.with_borrow(Vec::len) }
     }
 
@@ -31,7 +33,9 @@ impl Warnings {
 
     /// How many mention it.
     pub fn count(&self, part: &str) -> usize {
-        HEARD.with_borrow(|heard| heard.iter().skip(self.heard_before).filter(|warning| warning.contains(part)).count())
+        HEARD.with_borrow(|heard| {
+            heard.iter().skip(self.heard_before).filter(|warning| warning.contains(part)).count()
+        })
     }
 }
 

@@ -54,7 +54,9 @@ pub(crate) fn parse(mut parser: lexopt::Parser) -> Result<Task, lexopt::Error> {
         Some("versions") if servers.is_empty() => Err("which server?".into()),
         Some("versions") if names.is_empty() => Ok(Task::Versions(servers)),
         Some("versions") => Err(format!("what is `{}`?", names.join(" ")).into()),
-        Some("bench") => Ok(Task::Bench(write.then(|| "--write".into()).into_iter().chain(names).collect())),
+        Some("bench") => {
+            Ok(Task::Bench(write.then(|| "--write".into()).into_iter().chain(names).collect()))
+        }
         Some("help") => Ok(Task::Help),
         Some(other) => Err(format!("there is no task `{other}`").into()),
         None => Err("which task?".into()),
@@ -66,7 +68,8 @@ fn select(names: &[String]) -> Result<Vec<&'static Part>, lexopt::Error> {
         return Err(format!("there is no part `{unknown}`").into());
     }
     let wanted = |part: &&Part| names.is_empty() || names.iter().any(|name| name == part.name);
-    let needed = |part: &&Part| PARTS.iter().filter(wanted).any(|other| other.after == Some(part.name));
+    let needed =
+        |part: &&Part| PARTS.iter().filter(wanted).any(|other| other.after == Some(part.name));
     Ok(PARTS.iter().filter(|part| wanted(part) || needed(part)).collect())
 }
 
@@ -97,12 +100,15 @@ mod tests {
     use super::{Kind, Task, parse};
 
     fn parse_words(words: &str) -> Result<Task, String> {
-        parse(lexopt::Parser::from_args(words.split_whitespace())).map_err(|error| error.to_string())
+        parse(lexopt::Parser::from_args(words.split_whitespace()))
+            .map_err(|error| error.to_string())
     }
 
     fn selected(words: &str) -> (Vec<&'static str>, bool) {
         match parse_words(words) {
-            Ok(Task::Test(options)) => (options.parts.iter().map(|part| part.name).collect(), options.long),
+            Ok(Task::Test(options)) => {
+                (options.parts.iter().map(|part| part.name).collect(), options.long)
+            }
             other => panic!("{words}: {other:?}"),
         }
     }
@@ -130,17 +136,23 @@ mod tests {
 
     #[test]
     fn other_servers_are_named_by_their_programs() {
-        let servers = vec![(Kind::Redis, "/opt/redis-server".into()), (Kind::Postgres, "/opt/pg/bin".into())];
+        let servers =
+            vec![(Kind::Redis, "/opt/redis-server".into()), (Kind::Postgres, "/opt/pg/bin".into())];
         let words = "versions --redis /opt/redis-server --postgres=/opt/pg/bin";
         assert_eq!(parse_words(words), Ok(Task::Versions(servers)));
-        for wrong in ["versions", "versions --redis", "versions --oracle /opt", "versions --redis /opt more"] {
+        for wrong in
+            ["versions", "versions --redis", "versions --oracle /opt", "versions --redis /opt more"]
+        {
             assert!(parse_words(wrong).is_err(), "{wrong}");
         }
     }
 
     #[test]
     fn measurements_take_groups_or_the_page() {
-        assert_eq!(parse_words("bench redis sqlite"), Ok(Task::Bench(vec!["redis".into(), "sqlite".into()])));
+        assert_eq!(
+            parse_words("bench redis sqlite"),
+            Ok(Task::Bench(vec!["redis".into(), "sqlite".into()]))
+        );
         assert_eq!(parse_words("bench --write"), Ok(Task::Bench(vec!["--write".into()])));
         assert!(parse_words("bench --long").is_err());
         assert!(parse_words("test --write").is_err());

@@ -48,7 +48,8 @@ impl Command {
     /// Runs it with the terminal of this process.
     pub(crate) fn run(&self) -> anyhow::Result<()> {
         println!("\n$ {self}");
-        let status = self.process().status().with_context(|| format!("could not start `{self}`"))?;
+        let status =
+            self.process().status().with_context(|| format!("could not start `{self}`"))?;
         if !status.success() {
             bail!("`{self}` failed ({status})");
         }
@@ -57,13 +58,20 @@ impl Command {
 
     /// Runs it without output and tells whether it succeeded.
     pub(crate) fn succeeds(&self) -> bool {
-        self.process().stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+        self.process()
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()
+            .is_ok_and(|status| status.success())
     }
 
     /// Runs it and returns what it printed.
     pub(crate) fn output(&self) -> anyhow::Result<Vec<u8>> {
-        let output =
-            self.process().stderr(Stdio::inherit()).output().with_context(|| format!("could not start `{self}`"))?;
+        let output = self
+            .process()
+            .stderr(Stdio::inherit())
+            .output()
+            .with_context(|| format!("could not start `{self}`"))?;
         if !output.status.success() {
             bail!("`{self}` failed ({})", output.status);
         }
@@ -73,8 +81,11 @@ impl Command {
     fn process(&self) -> std::process::Command {
         // The cargo that started this process, which need not be the first one in PATH.
         let this_cargo = std::env::var_os("CARGO").filter(|_| self.program == "cargo");
-        let mut process = std::process::Command::new(this_cargo.unwrap_or_else(|| OsString::from(&self.program)));
-        process.args(&self.arguments).envs(self.variables.iter().map(|(name, value)| (name, value)));
+        let mut process =
+            std::process::Command::new(this_cargo.unwrap_or_else(|| OsString::from(&self.program)));
+        process
+            .args(&self.arguments)
+            .envs(self.variables.iter().map(|(name, value)| (name, value)));
         if let Some(folder) = &self.folder {
             process.current_dir(folder);
         }
@@ -108,7 +119,10 @@ mod tests {
     #[test]
     fn is_shown_as_it_is_typed() {
         let command = Command::cargo("doc  --no-deps").with_variable("RUSTDOCFLAGS", "-D warnings");
-        assert_eq!(command.with_variable("A", "1").to_string(), "RUSTDOCFLAGS='-D warnings' A=1 cargo doc --no-deps");
+        assert_eq!(
+            command.with_variable("A", "1").to_string(),
+            "RUSTDOCFLAGS='-D warnings' A=1 cargo doc --no-deps"
+        );
         assert_eq!(Command::program("id", "").in_folder(Path::new("/")).to_string(), "cd / && id");
     }
 
@@ -122,6 +136,12 @@ mod tests {
     fn a_failing_command_is_an_error_that_names_it() {
         let command = Command::cargo("no-such-command-of-cargo");
         assert!(!command.succeeds());
-        assert!(command.output().unwrap_err().to_string().contains("`cargo no-such-command-of-cargo` failed"));
+        assert!(
+            command
+                .output()
+                .unwrap_err()
+                .to_string()
+                .contains("`cargo no-such-command-of-cargo` failed")
+        );
     }
 }

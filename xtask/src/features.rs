@@ -1,4 +1,5 @@
-//! The feature sets that are looked at one by one, read from the manifests so that a new feature is never forgotten.
+//! The feature sets that are looked at one by one, read from the manifests so that a new feature is
+//! never forgotten.
 
 use anyhow::Context as _;
 use serde_json::Value;
@@ -8,7 +9,8 @@ use crate::command::Command;
 /// The packages whose features users choose.
 const PACKAGES: [&str; 2] = ["idempotency", "idempotent-runtime"];
 
-/// Arguments for cargo: each package without features, with each feature alone, and with the default ones.
+/// Arguments for cargo: each package without features, with each feature alone, and with the
+/// default ones.
 pub(crate) fn feature_sets() -> anyhow::Result<Vec<String>> {
     from_metadata(&metadata()?)
 }
@@ -25,7 +27,10 @@ fn metadata() -> anyhow::Result<Value> {
     serde_json::from_slice(&output).context("`cargo metadata` printed something else than JSON")
 }
 
-fn features<'a>(metadata: &'a Value, package: &str) -> anyhow::Result<impl Iterator<Item = &'a str> + use<'a>> {
+fn features<'a>(
+    metadata: &'a Value,
+    package: &str,
+) -> anyhow::Result<impl Iterator<Item = &'a str> + use<'a>> {
     let packages = metadata["packages"].as_array().context("`cargo metadata` lists no packages")?;
     let features = packages
         .iter()

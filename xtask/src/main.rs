@@ -1,6 +1,6 @@
-//! The project's commands. `cargo xtask test` checks everything, `cargo xtask versions` the stores on other servers,
-//! `cargo xtask bench` measures, `cargo xtask mutants` takes code away to see which test notices; `cargo xtask --help`
-//! lists the rest.
+//! The project's commands. `cargo xtask test` checks everything, `cargo xtask versions` the stores
+//! on other servers, `cargo xtask bench` measures, `cargo xtask mutants` takes code away to see
+//! which test notices; `cargo xtask --help` lists the rest.
 
 mod arguments;
 mod command;
@@ -27,7 +27,8 @@ fn main() -> ExitCode {
         Ok(Task::Test(options)) => exit_code(test::run(&options)),
         Ok(Task::Versions(servers)) => exit_code(versions::run(&servers)),
         Ok(Task::Bench(arguments)) => {
-            let line = format!("run --release --package idempotency-bench -- {}", arguments.join(" "));
+            let line =
+                format!("run --release --package idempotency-bench -- {}", arguments.join(" "));
             exit_code(command::Command::cargo(&line).run())
         }
         Ok(Task::Mutants(arguments)) => {

@@ -14,7 +14,8 @@ pub(crate) struct Part {
     pub(crate) name: &'static str,
     /// One line for `--help`.
     pub(crate) about: &'static str,
-    /// The component of the toolchain that it needs, and the cargo command that the component brings.
+    /// The component of the toolchain that it needs, and the cargo command that the component
+    /// brings.
     pub(crate) component: Option<(&'static str, &'static str)>,
     /// The part that runs before it, also when only this one is named.
     pub(crate) after: Option<&'static str>,
@@ -41,7 +42,13 @@ pub(crate) const PARTS: &[Part] = &[
         result: servers::check,
         ..PART
     },
-    Part { name: "fmt", about: "the formatting", component: Some(("rustfmt", "fmt")), commands: fmt, ..PART },
+    Part {
+        name: "fmt",
+        about: "the formatting",
+        component: Some(("rustfmt", "fmt")),
+        commands: fmt,
+        ..PART
+    },
     Part {
         name: "clippy",
         about: "clippy, for each feature set",
@@ -49,7 +56,12 @@ pub(crate) const PARTS: &[Part] = &[
         commands: clippy,
         ..PART
     },
-    Part { name: "docs", about: "the documentation builds without a warning", commands: docs, ..PART },
+    Part {
+        name: "docs",
+        about: "the documentation builds without a warning",
+        commands: docs,
+        ..PART
+    },
     Part { name: "examples", about: "the examples build", commands: examples, ..PART },
     Part {
         name: "tests",
@@ -82,8 +94,14 @@ pub(crate) const PARTS: &[Part] = &[
 ];
 
 /// What most parts have in common.
-const PART: Part =
-    Part { name: "", about: "", component: None, after: None, commands: |_| Ok(Vec::new()), result: || Ok(()) };
+const PART: Part = Part {
+    name: "",
+    about: "",
+    component: None,
+    after: None,
+    commands: |_| Ok(Vec::new()),
+    result: || Ok(()),
+};
 
 fn fmt(_: &Options) -> anyhow::Result<Vec<Command>> {
     Ok(vec![Command::cargo("fmt --all --check")])
@@ -109,11 +127,10 @@ fn tests(options: &Options) -> anyhow::Result<Vec<Command>> {
 }
 
 /// What any crate of a user's build may switch on for all others.
-const FOREIGN_FEATURES: &str =
-    "serde_json/arbitrary_precision,serde_json/float_roundtrip,serde_json/preserve_order,serde_json/raw_value";
+const FOREIGN_FEATURES: &str = "serde_json/arbitrary_precision,serde_json/float_roundtrip,serde_json/preserve_order,serde_json/raw_value";
 
-/// One package at a time: features of the packages that are built together are switched on for all of them, and would hide
-/// what the default build does.
+/// One package at a time: features of the packages that are built together are switched on for all
+/// of them, and would hide what the default build does.
 fn values(_: &Options) -> anyhow::Result<Vec<Command>> {
     const PACKAGE: &str = "--package idempotency-values-tests";
     let mut lines = vec![
@@ -122,7 +139,9 @@ fn values(_: &Options) -> anyhow::Result<Vec<Command>> {
         format!("test --package idempotent-runtime --lib --features http,{FOREIGN_FEATURES}"),
     ];
     for feature in features_of_facade()? {
-        lines.push(format!("test {PACKAGE} --no-default-features --features idempotency/{feature} --test golden"));
+        lines.push(format!(
+            "test {PACKAGE} --no-default-features --features idempotency/{feature} --test golden"
+        ));
     }
     Ok(lines.iter().map(|line| Command::cargo(line)).collect())
 }
@@ -163,9 +182,15 @@ mod tests {
         // What installs servers, and which there are, depends on the machine.
         let depends = [crate::servers::NAME, crate::versions::NAME];
         for part in PARTS.iter().filter(|part| !depends.contains(&part.name)) {
-            let told = commands(part.name, true).iter().any(|command| command.contains("IDEMPOTENCY_LONG=1"));
+            let told = commands(part.name, true)
+                .iter()
+                .any(|command| command.contains("IDEMPOTENCY_LONG=1"));
             assert_eq!(told, part.name.contains("tests"), "{}", part.name);
-            assert!(!commands(part.name, false).concat().contains("IDEMPOTENCY_LONG"), "{}", part.name);
+            assert!(
+                !commands(part.name, false).concat().contains("IDEMPOTENCY_LONG"),
+                "{}",
+                part.name
+            );
         }
     }
 
@@ -180,8 +205,12 @@ mod tests {
     fn values_are_looked_at_with_each_feature_alone_and_with_those_of_others() {
         let commands = commands("values", false);
         for feature in ["macros", "memory", "redis", "http", "testing"] {
-            let set = format!("--no-default-features --features idempotency/{feature} --test golden");
-            assert!(commands.iter().any(|command| command.ends_with(&set)), "{set} is not in {commands:#?}");
+            let set =
+                format!("--no-default-features --features idempotency/{feature} --test golden");
+            assert!(
+                commands.iter().any(|command| command.ends_with(&set)),
+                "{set} is not in {commands:#?}"
+            );
         }
         assert!(commands.contains(&"cargo test --package idempotency-values-tests".to_owned()));
         let foreign = |command: &&String| command.contains("serde_json/arbitrary_precision");
@@ -192,7 +221,9 @@ mod tests {
     fn clippy_sees_every_feature_of_the_facade_alone_and_all_targets_at_the_end() {
         let commands = commands("clippy", false);
         for set in ["", " --features macros", " --features memory", " --features testing"] {
-            let command = format!("cargo clippy --package idempotency --no-default-features{set} -- -D warnings");
+            let command = format!(
+                "cargo clippy --package idempotency --no-default-features{set} -- -D warnings"
+            );
             assert!(commands.contains(&command), "{command} is not in {commands:#?}");
         }
         let last = "cargo clippy --workspace --all-features --all-targets -- -D warnings";

@@ -61,7 +61,11 @@ impl fmt::Display for Report {
             writeln!(f, "{part:<10}{time:>12}   {}", outcome.word())?;
         }
         if !self.long && total.time() > Some(BUDGET) {
-            writeln!(f, "This took longer than {}: move what is slow under --long.", minutes(BUDGET))?;
+            writeln!(
+                f,
+                "This took longer than {}: move what is slow under --long.",
+                minutes(BUDGET)
+            )?;
         }
         Ok(())
     }
@@ -104,7 +108,9 @@ total       1 min 05 s   FAILED
 
     #[test]
     fn only_a_default_run_has_a_budget() {
-        for (long, time, warned) in [(false, 2_100, false), (false, 2_101, true), (true, 9_000, false)] {
+        for (long, time, warned) in
+            [(false, 2_100, false), (false, 2_101, true), (true, 9_000, false)]
+        {
             let mut report = Report::new(long);
             report.add("tests", Outcome::Passed(seconds(time)));
             assert_eq!(report.to_string().contains("--long"), warned, "{long} {time}");

@@ -37,7 +37,9 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
 fn require_components(parts: &[&'static Part]) -> anyhow::Result<()> {
     for (component, command) in parts.iter().filter_map(|part| part.component) {
         if !Command::cargo(&format!("{command} --version")).succeeds() {
-            bail!("the component {component} is missing; add it with `rustup component add {component}`");
+            bail!(
+                "the component {component} is missing; add it with `rustup component add {component}`"
+            );
         }
     }
     Ok(())

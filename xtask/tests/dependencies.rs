@@ -37,10 +37,16 @@ fn crates(features: &str) -> BTreeSet<String> {
 
 #[test]
 fn each_feature_brings_its_own_client_and_no_other() {
-    for feature in ["memory", "macros", "testing", "redis", "postgres", "mysql", "sqlite", "http", "axum"] {
+    for feature in
+        ["memory", "macros", "testing", "redis", "postgres", "mysql", "sqlite", "http", "axum"]
+    {
         let crates = crates(feature);
         for (client, features) in CLIENTS {
-            assert_eq!(crates.contains(client), features.contains(&feature), "`{client}` with the feature `{feature}`");
+            assert_eq!(
+                crates.contains(client),
+                features.contains(&feature),
+                "`{client}` with the feature `{feature}`"
+            );
         }
     }
 }
@@ -48,7 +54,9 @@ fn each_feature_brings_its_own_client_and_no_other() {
 #[test]
 fn the_default_build_has_no_client_and_no_http() {
     let crates = crates("default");
-    for name in CLIENTS.map(|(client, _)| client).into_iter().chain(["http", "hyper", "tower", "axum"]) {
+    for name in
+        CLIENTS.map(|(client, _)| client).into_iter().chain(["http", "hyper", "tower", "axum"])
+    {
         assert!(!crates.contains(name), "{name}");
     }
     assert!(crates.len() < 60, "{} crates: {crates:?}", crates.len());

@@ -2,8 +2,8 @@
 
 use serde::Serialize;
 use serde::ser::{
-    SerializeMap, SerializeSeq, SerializeStruct, SerializeStructVariant, SerializeTuple, SerializeTupleStruct,
-    SerializeTupleVariant,
+    SerializeMap, SerializeSeq, SerializeStruct, SerializeStructVariant, SerializeTuple,
+    SerializeTupleStruct, SerializeTupleVariant,
 };
 
 use super::CanonicalError;
@@ -12,7 +12,8 @@ use super::serializer::Encoder;
 const SEQUENCE: u8 = b'[';
 const MAP: u8 = b'{';
 
-/// Elements one after the other. Their count is written at the end, because serde need not know it before.
+/// Elements one after the other. Their count is written at the end, because serde need not know it
+/// before.
 pub(super) struct Sequence<'a> {
     encoder: &'a mut Encoder,
     start: usize,
@@ -63,14 +64,16 @@ impl<'a> Entries<'a> {
         self.encoder.nested(value)
     }
 
-    /// No encoded key is the beginning of another one, so the order of whole entries is the order of their keys.
+    /// No encoded key is the beginning of another one, so the order of whole entries is the order
+    /// of their keys.
     fn finish(self) {
         let Self { encoder, start, begins } = self;
         let count = (begins.len() as u64).to_be_bytes();
         let first = start + count.len();
         encoder.bytes[start..first].copy_from_slice(&count);
         let ends = begins.iter().skip(1).copied().chain([encoder.bytes.len()]);
-        let entries = begins.iter().copied().zip(ends).map(|(begin, end)| &encoder.bytes[begin..end]);
+        let entries =
+            begins.iter().copied().zip(ends).map(|(begin, end)| &encoder.bytes[begin..end]);
         if !entries.clone().is_sorted() {
             let mut entries: Vec<&[u8]> = entries.collect();
             entries.sort_unstable();
@@ -106,7 +109,11 @@ sequences! {
 }
 
 impl Entries<'_> {
-    fn field<T: Serialize + ?Sized>(&mut self, name: &'static str, value: &T) -> Result<(), CanonicalError> {
+    fn field<T: Serialize + ?Sized>(
+        &mut self,
+        name: &'static str,
+        value: &T,
+    ) -> Result<(), CanonicalError> {
         self.key(name)?;
         self.value(value)
     }
@@ -122,7 +129,11 @@ impl SerializeStruct for Struct<'_> {
     type Ok = ();
     type Error = CanonicalError;
 
-    fn serialize_field<T: Serialize + ?Sized>(&mut self, name: &'static str, value: &T) -> Result<(), CanonicalError> {
+    fn serialize_field<T: Serialize + ?Sized>(
+        &mut self,
+        name: &'static str,
+        value: &T,
+    ) -> Result<(), CanonicalError> {
         match self {
             Self::Fields(entries) => entries.field(name, value),
             Self::Number(encoder) => encoder.spelled(value),
@@ -141,7 +152,11 @@ impl SerializeStructVariant for Entries<'_> {
     type Ok = ();
     type Error = CanonicalError;
 
-    fn serialize_field<T: Serialize + ?Sized>(&mut self, name: &'static str, value: &T) -> Result<(), CanonicalError> {
+    fn serialize_field<T: Serialize + ?Sized>(
+        &mut self,
+        name: &'static str,
+        value: &T,
+    ) -> Result<(), CanonicalError> {
         self.field(name, value)
     }
 

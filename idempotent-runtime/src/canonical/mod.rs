@@ -1,17 +1,21 @@
 //! The canonical encoding of any `Serialize` value, for fingerprints and digests.
 //!
-//! Serialized JSON would not do: its maps come in any order, `NaN` becomes `null`, `Some(())` is `None`, and the key
-//! `1` is the key `"1"`. Here every value starts with a tag, everything of variable length has its length in front,
-//! and
+//! Serialized JSON would not do: its maps come in any order, `NaN` becomes `null`, `Some(())` is
+//! `None`, and the key `1` is the key `"1"`. Here every value starts with a tag, everything of
+//! variable length has its length in front, and
 //!
-//! - the entries of maps and structs are sorted by their encoded keys, and a struct is a map of its fields' names;
-//! - an integer is a sign and a magnitude, whatever its width; an `f32` is an `f64`; `-0.0` is `0.0`;
-//! - `Some` is a tag of its own; newtype structs are what they wrap; tuples, arrays and sequences are the same;
+//! - the entries of maps and structs are sorted by their encoded keys, and a struct is a map of its
+//!   fields' names;
+//! - an integer is a sign and a magnitude, whatever its width; an `f32` is an `f64`; `-0.0` is
+//!   `0.0`;
+//! - `Some` is a tag of its own; newtype structs are what they wrap; tuples, arrays and sequences
+//!   are the same;
 //! - variants go by their names, not by their numbers;
-//! - a `serde_json::Value` is encoded alike whichever features of `serde_json` other crates of the build have switched
-//!   on.
+//! - a `serde_json::Value` is encoded alike whichever features of `serde_json` other crates of the
+//!   build have switched on.
 //!
-//! The encoding is part of the stored format: what changes it needs a new [`Fingerprint::VERSION`](crate::Fingerprint).
+//! The encoding is part of the stored format: what changes it needs a new
+//! [`Fingerprint::VERSION`](crate::Fingerprint).
 
 mod collection;
 mod number;
@@ -33,7 +37,8 @@ const MAX_DEPTH: usize = 128;
 pub(crate) enum CanonicalError {
     /// A floating point number is `NaN` or infinite.
     NotFinite,
-    /// A number of `serde_json` has more digits than a build without its feature `arbitrary_precision` would keep.
+    /// A number of `serde_json` has more digits than a build without its feature
+    /// `arbitrary_precision` would keep.
     Inexact,
     /// The value is nested deeper than [`MAX_DEPTH`].
     TooDeep,
@@ -46,8 +51,12 @@ pub(crate) enum CanonicalError {
 impl fmt::Display for CanonicalError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NotFinite => f.write_str("a floating point number is NaN or infinite, which equals nothing"),
-            Self::Inexact => f.write_str("a JSON number has more digits than a float keeps: make it a text"),
+            Self::NotFinite => {
+                f.write_str("a floating point number is NaN or infinite, which equals nothing")
+            }
+            Self::Inexact => {
+                f.write_str("a JSON number has more digits than a float keeps: make it a text")
+            }
             Self::TooDeep => write!(f, "the value is nested deeper than {MAX_DEPTH} levels"),
             Self::Unwritable => f.write_str("a `Display` fails to write its text"),
             Self::Custom(message) => f.write_str(message),

@@ -1,8 +1,10 @@
-//! Numbers that `serde_json` gives as text, where any crate of the build has switched its feature `arbitrary_precision` on.
+//! Numbers that `serde_json` gives as text, where any crate of the build has switched its feature
+//! `arbitrary_precision` on.
 //!
-//! Without the feature, the same value holds an integer of 64 bits or a float. Both builds have to encode it alike, or a
-//! feature of somebody else would make another key of the same request. A number that a build without the feature would
-//! round is refused: rounded, two requests would have one key, and kept as it is, one request would have two.
+//! Without the feature, the same value holds an integer of 64 bits or a float. Both builds have to
+//! encode it alike, or a feature of somebody else would make another key of the same request. A
+//! number that a build without the feature would round is refused: rounded, two requests would have
+//! one key, and kept as it is, one request would have two.
 
 use super::CanonicalError;
 
@@ -29,10 +31,15 @@ pub(super) fn read(text: &str) -> Result<Number, CanonicalError> {
         return Err(CanonicalError::NotFinite);
     }
     let (written, read) = (Decimal::of(text), Decimal::of(&format!("{float:e}")));
-    if written.is_some() && written == read { Ok(Number::Float(float)) } else { Err(CanonicalError::Inexact) }
+    if written.is_some() && written == read {
+        Ok(Number::Float(float))
+    } else {
+        Err(CanonicalError::Inexact)
+    }
 }
 
-/// A decimal number in its one form: digits without zeros at their ends, and the power of ten of the last one.
+/// A decimal number in its one form: digits without zeros at their ends, and the power of ten of
+/// the last one.
 #[derive(Debug, PartialEq)]
 struct Decimal {
     is_negative: bool,
@@ -48,7 +55,8 @@ impl Decimal {
         let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
         let digits = format!("{whole}{fraction}");
         let kept = digits.trim_end_matches('0');
-        let exponent = exponent.parse::<i64>().ok()?.checked_sub(i64::try_from(fraction.len()).ok()?)?;
+        let exponent =
+            exponent.parse::<i64>().ok()?.checked_sub(i64::try_from(fraction.len()).ok()?)?;
         let exponent = exponent.checked_add(i64::try_from(digits.len() - kept.len()).ok()?)?;
         let digits = kept.trim_start_matches('0').to_owned();
         let exponent = if digits.is_empty() { 0 } else { exponent };
@@ -64,7 +72,8 @@ mod tests {
     use crate::canonical::{CanonicalError, to_bytes};
     use crate::encoding::NUMBER;
 
-    /// A number as `serde_json` gives it with `arbitrary_precision`, whether the feature is on or not.
+    /// A number as `serde_json` gives it with `arbitrary_precision`, whether the feature is on or
+    /// not.
     struct Text(&'static str);
 
     impl Serialize for Text {
@@ -117,7 +126,10 @@ mod tests {
             "1e99999999999999999999",
             "no number",
         ] {
-            assert!(matches!(read(text), Err(CanonicalError::Inexact | CanonicalError::NotFinite)), "{text}");
+            assert!(
+                matches!(read(text), Err(CanonicalError::Inexact | CanonicalError::NotFinite)),
+                "{text}"
+            );
         }
         assert_eq!(read("1e400"), Err(CanonicalError::NotFinite));
         assert_eq!(read("-1"), Ok(Number::Signed(-1)));

@@ -41,7 +41,10 @@ impl Encoder {
     }
 
     /// Every value within another one goes through here.
-    pub(super) fn nested<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), CanonicalError> {
+    pub(super) fn nested<T: Serialize + ?Sized>(
+        &mut self,
+        value: &T,
+    ) -> Result<(), CanonicalError> {
         if self.depth == MAX_DEPTH {
             return Err(CanonicalError::TooDeep);
         }
@@ -62,12 +65,16 @@ impl Encoder {
     }
 
     /// A number that comes as a text.
-    pub(super) fn spelled<T: Serialize + ?Sized>(&mut self, text: &T) -> Result<(), CanonicalError> {
+    pub(super) fn spelled<T: Serialize + ?Sized>(
+        &mut self,
+        text: &T,
+    ) -> Result<(), CanonicalError> {
         // Written as any text, and replaced.
         let start = self.bytes.len();
         text.serialize(&mut *self)?;
         let written = self.bytes.split_off(start);
-        let text = written.get(TEXT..).and_then(|text| std::str::from_utf8(text).ok()).unwrap_or_default();
+        let text =
+            written.get(TEXT..).and_then(|text| std::str::from_utf8(text).ok()).unwrap_or_default();
         match number::read(text)? {
             Number::Unsigned(number) => self.serialize_u64(number),
             Number::Signed(number) => self.serialize_i64(number),
@@ -175,12 +182,21 @@ impl<'a> Serializer for &'a mut Encoder {
         self.serialize_unit()
     }
 
-    fn serialize_unit_variant(self, _: &'static str, _: u32, variant: &'static str) -> Result<(), CanonicalError> {
+    fn serialize_unit_variant(
+        self,
+        _: &'static str,
+        _: u32,
+        variant: &'static str,
+    ) -> Result<(), CanonicalError> {
         self.prefixed(UNIT_VARIANT, variant.as_bytes());
         Ok(())
     }
 
-    fn serialize_newtype_struct<T: Serialize + ?Sized>(self, _: &'static str, value: &T) -> Result<(), CanonicalError> {
+    fn serialize_newtype_struct<T: Serialize + ?Sized>(
+        self,
+        _: &'static str,
+        value: &T,
+    ) -> Result<(), CanonicalError> {
         self.nested(value)
     }
 
@@ -203,7 +219,11 @@ impl<'a> Serializer for &'a mut Encoder {
         Ok(Sequence::new(self))
     }
 
-    fn serialize_tuple_struct(self, _: &'static str, _: usize) -> Result<Sequence<'a>, CanonicalError> {
+    fn serialize_tuple_struct(
+        self,
+        _: &'static str,
+        _: usize,
+    ) -> Result<Sequence<'a>, CanonicalError> {
         Ok(Sequence::new(self))
     }
 

@@ -84,7 +84,12 @@ fn chain(length: usize) -> Chain {
 
 #[test]
 fn golden_bytes_of_version_1() {
-    let value = (Order { total: -7, currency: "EUR", note: Some(()) }, [Payment::Card(1), Payment::Cash], 1.5, 'x');
+    let value = (
+        Order { total: -7, currency: "EUR", note: Some(()) },
+        [Payment::Card(1), Payment::Cash],
+        1.5,
+        'x',
+    );
     let expected = [
         "5b 0000000000000004",
         "7b 0000000000000003",
@@ -98,8 +103,10 @@ fn golden_bytes_of_version_1() {
         "63 00000078",
     ];
     let expected = expected.concat().replace(' ', "");
-    let expected: Vec<u8> =
-        (0..expected.len()).step_by(2).map(|at| u8::from_str_radix(&expected[at..at + 2], 16).unwrap()).collect();
+    let expected: Vec<u8> = (0..expected.len())
+        .step_by(2)
+        .map(|at| u8::from_str_radix(&expected[at..at + 2], 16).unwrap())
+        .collect();
     assert_eq!(bytes(value), expected);
 }
 

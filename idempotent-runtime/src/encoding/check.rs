@@ -1,4 +1,5 @@
-//! A look at a value, with the same eyes as `serde_json`, for what JSON would change without a word.
+//! A look at a value, with the same eyes as `serde_json`, for what JSON would change without a
+//! word.
 
 use std::fmt::{self, Write as _};
 
@@ -63,13 +64,17 @@ impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Parts { reason, place } = &*self.0;
         match reason {
-            Reason::NotFinite => write!(f, "{place} is NaN or infinite, which JSON has no number for"),
+            Reason::NotFinite => {
+                write!(f, "{place} is NaN or infinite, which JSON has no number for")
+            }
             Reason::NullInSome => {
                 write!(f, "{place} is a `Some` of what becomes `null`, which reads back as `None`")
             }
             Reason::RepeatedKey => write!(f, "{place} is a map with two keys of one text"),
             Reason::UnfitKey => write!(f, "{place} is a map with a key that is no text in JSON"),
-            Reason::ReservedKey => write!(f, "{place} is a map with a key that `serde_json` keeps for itself"),
+            Reason::ReservedKey => {
+                write!(f, "{place} is a map with a key that `serde_json` keeps for itself")
+            }
             Reason::TooDeep => write!(f, "{place} is nested too deep to be read back"),
             Reason::Unwritable => write!(f, "{place} has a text that its `Display` fails to write"),
             Reason::Custom(message) => write!(f, "{place}: {message}"),
@@ -176,11 +181,20 @@ impl Serializer for Check {
         Ok(Shape::Null)
     }
 
-    fn serialize_unit_variant(self, _: &'static str, _: u32, _: &'static str) -> Result<Shape, Refusal> {
+    fn serialize_unit_variant(
+        self,
+        _: &'static str,
+        _: u32,
+        _: &'static str,
+    ) -> Result<Shape, Refusal> {
         Ok(Shape::Other)
     }
 
-    fn serialize_newtype_struct<T: Serialize + ?Sized>(self, _: &'static str, value: &T) -> Result<Shape, Refusal> {
+    fn serialize_newtype_struct<T: Serialize + ?Sized>(
+        self,
+        _: &'static str,
+        value: &T,
+    ) -> Result<Shape, Refusal> {
         value.serialize(self.inside()?)
     }
 
@@ -191,7 +205,9 @@ impl Serializer for Check {
         variant: &'static str,
         value: &T,
     ) -> Result<Shape, Refusal> {
-        value.serialize(self.inside()?).map_err(|refusal| refusal.within(Step::Variant(variant)))?;
+        value
+            .serialize(self.inside()?)
+            .map_err(|refusal| refusal.within(Step::Variant(variant)))?;
         Ok(Shape::Other)
     }
 

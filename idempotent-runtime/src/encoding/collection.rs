@@ -2,8 +2,8 @@
 
 use serde::Serialize;
 use serde::ser::{
-    SerializeMap, SerializeSeq, SerializeStruct, SerializeStructVariant, SerializeTuple, SerializeTupleStruct,
-    SerializeTupleVariant,
+    SerializeMap, SerializeSeq, SerializeStruct, SerializeStructVariant, SerializeTuple,
+    SerializeTupleStruct, SerializeTupleVariant,
 };
 
 use super::check::{Check, Reason, Refusal, Shape, finite};
@@ -62,7 +62,8 @@ sequences! {
     SerializeTupleVariant: serialize_field;
 }
 
-/// The entries of a map. Structs with flattened fields are maps too, so a field and a flattened one may have one name.
+/// The entries of a map. Structs with flattened fields are maps too, so a field and a flattened one
+/// may have one name.
 pub(super) struct Map {
     check: Check,
     /// The texts of the keys, in order.
@@ -122,7 +123,8 @@ impl Struct {
         match self {
             Self::Fields { check, variant } => {
                 let checked = value.serialize(*check);
-                checked.map_err(|refusal| of_variant(refusal.within(Step::Field(name)), *variant))?;
+                checked
+                    .map_err(|refusal| of_variant(refusal.within(Step::Field(name)), *variant))?;
             }
             // Nobody else could read a number that no float is as large as.
             Self::Number => finite(key::text(value)?.parse().unwrap_or(f64::NAN))?,

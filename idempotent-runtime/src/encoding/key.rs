@@ -7,7 +7,8 @@ use serde::ser::{Impossible, Serializer};
 
 use super::check::{Reason, Refusal, finite};
 
-/// The text of `key`, as `serde_json` writes it. Two floats have one text only if they are one number, whoever writes it.
+/// The text of `key`, as `serde_json` writes it. Two floats have one text only if they are one
+/// number, whoever writes it.
 pub(super) fn text<T: Serialize + ?Sized>(key: &T) -> Result<String, Refusal> {
     key.serialize(Text)
 }
@@ -87,11 +88,20 @@ impl Serializer for Text {
         value.serialize(self)
     }
 
-    fn serialize_newtype_struct<T: Serialize + ?Sized>(self, _: &'static str, value: &T) -> Result<String, Refusal> {
+    fn serialize_newtype_struct<T: Serialize + ?Sized>(
+        self,
+        _: &'static str,
+        value: &T,
+    ) -> Result<String, Refusal> {
         value.serialize(self)
     }
 
-    fn serialize_unit_variant(self, _: &'static str, _: u32, variant: &'static str) -> Result<String, Refusal> {
+    fn serialize_unit_variant(
+        self,
+        _: &'static str,
+        _: u32,
+        variant: &'static str,
+    ) -> Result<String, Refusal> {
         Ok(variant.to_owned())
     }
 

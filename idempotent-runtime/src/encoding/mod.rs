@@ -1,8 +1,8 @@
 //! How results, stored errors and steps become JSON, and come back.
 //!
-//! Everybody gets what was stored, the owner too: a value is read back as soon as it is encoded, and what was read is what
-//! the owner returns. JSON that says something else than the value is refused before that, by a look at the value that
-//! writes nothing:
+//! Everybody gets what was stored, the owner too: a value is read back as soon as it is encoded,
+//! and what was read is what the owner returns. JSON that says something else than the value is
+//! refused before that, by a look at the value that writes nothing:
 //!
 //! - a number that is not finite, which becomes `null`;
 //! - `Some` of something that becomes `null`, which reads back as `None`;
@@ -10,7 +10,8 @@
 //! - a map with a key that `serde_json` takes for an instruction;
 //! - a text that its `Display` fails to write, at which `serde_json` panics.
 //!
-//! What is refused or does not read back has no encoding. That is found out when the body ends, and by every caller.
+//! What is refused or does not read back has no encoding. That is found out when the body ends, and
+//! by every caller.
 
 mod check;
 mod collection;
@@ -28,11 +29,13 @@ use serde_json::value::RawValue;
 
 use check::Refusal;
 
-/// How deep values may be nested, counting each `Some`, each newtype struct and each container: all that `serde_json` reads,
-/// with an `Option` and a newtype around each container. Deeper ones would exhaust the stack, which ends the process.
+/// How deep values may be nested, counting each `Some`, each newtype struct and each container: all
+/// that `serde_json` reads, with an `Option` and a newtype around each container. Deeper ones would
+/// exhaust the stack, which ends the process.
 const MAX_DEPTH: usize = 384;
 
-/// The struct by which `serde_json` says "number" where somebody has switched its feature `arbitrary_precision` on.
+/// The struct by which `serde_json` says "number" where somebody has switched its feature
+/// `arbitrary_precision` on.
 pub(crate) const NUMBER: &str = "$serde_json::private::Number";
 
 /// The struct by which `serde_json` says "this text is JSON".
@@ -48,7 +51,9 @@ pub struct Encoded<T, B = Bytes> {
 }
 
 /// The stored form of `value`, and what reads back from it.
-pub(crate) fn encode<T: Serialize + DeserializeOwned>(value: &T) -> Result<Encoded<T>, NotEncodable> {
+pub(crate) fn encode<T: Serialize + DeserializeOwned>(
+    value: &T,
+) -> Result<Encoded<T>, NotEncodable> {
     check::check(value)?;
     let body = serde_json::to_vec(value)?;
     let value = decode(&body).map_err(NotEncodable::unreadable)?;
@@ -78,7 +83,8 @@ pub(crate) fn decode<'de, T: Deserialize<'de>>(body: &'de [u8]) -> Result<T, ser
     serde_json::from_slice(body)
 }
 
-/// Why a value cannot be stored. It shows names of fields and variants, and nothing that the value holds.
+/// Why a value cannot be stored. It shows names of fields and variants, and nothing that the value
+/// holds.
 #[derive(Debug)]
 pub struct NotEncodable(Box<Why>);
 
@@ -115,7 +121,9 @@ impl fmt::Display for NotEncodable {
         match &*self.0 {
             Why::Refused(refusal) => refusal.fmt(f),
             Why::Unwritten(error) => error.fmt(f),
-            Why::Unreadable(error) => write!(f, "what was written does not read back as its type: {error}"),
+            Why::Unreadable(error) => {
+                write!(f, "what was written does not read back as its type: {error}")
+            }
         }
     }
 }

@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-/// One step on the way from the whole value to a part of it. Keys of maps are the user's data, so an entry goes by its
-/// position.
+/// One step on the way from the whole value to a part of it. Keys of maps are the user's data, so
+/// an entry goes by its position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
     Field(&'static str),

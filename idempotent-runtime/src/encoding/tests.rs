@@ -13,7 +13,10 @@ use super::{decode, encode, encode_for_any_reader, encode_part};
 /// Why `value` is refused.
 fn refusal<T: Serialize + DeserializeOwned>(value: &T) -> String {
     let refused = encode(value).map(|encoded| encoded.body).unwrap_err().to_string();
-    assert_eq!(encode_part(value).map(|encoded| encoded.body.get().to_owned()).unwrap_err().to_string(), refused);
+    assert_eq!(
+        encode_part(value).map(|encoded| encoded.body.get().to_owned()).unwrap_err().to_string(),
+        refused
+    );
     refused
 }
 
@@ -98,12 +101,18 @@ fn a_number_that_is_not_finite_is_refused_wherever_it_is() {
 fn the_place_is_named_by_fields_variants_and_positions_and_never_by_keys() {
     let order = |payment| Order { items: vec![Payment::Voucher(None), payment], note: None };
     let nan = Some(f64::NAN);
-    assert!(refusal(&order(Payment::Card { limit: nan })).starts_with("`items[1].Card.limit` is NaN"));
+    assert!(
+        refusal(&order(Payment::Card { limit: nan })).starts_with("`items[1].Card.limit` is NaN")
+    );
     assert!(refusal(&order(Payment::Voucher(nan))).starts_with("`items[1].Voucher` is NaN"));
-    assert!(refusal(&order(Payment::Transfer(1, Some(None)))).starts_with("`items[1].Transfer[1]` is a `Some`"));
+    assert!(
+        refusal(&order(Payment::Transfer(1, Some(None))))
+            .starts_with("`items[1].Transfer[1]` is a `Some`")
+    );
     let note = Order { items: Vec::new(), note: Some(Wrapped(None)) };
     assert!(refusal(&note).starts_with("`note` is a `Some`"));
-    let cards = BTreeMap::from([("4242".to_owned(), vec![1.0]), ("4243".to_owned(), vec![f64::NAN])]);
+    let cards =
+        BTreeMap::from([("4242".to_owned(), vec![1.0]), ("4243".to_owned(), vec![f64::NAN])]);
     assert!(refusal(&cards).starts_with("`{1}[0]` is NaN"));
 }
 
@@ -129,7 +138,8 @@ fn keys_that_become_one_text_are_refused() {
         Map(BTreeMap<String, String>),
     }
 
-    let map = BTreeMap::from([(Key::Number(1), 1), (Key::Number(2), 2), (Key::Text("1".into()), 3)]);
+    let map =
+        BTreeMap::from([(Key::Number(1), 1), (Key::Number(2), 2), (Key::Text("1".into()), 3)]);
     assert_eq!(refusal(&map), "the value itself is a map with two keys of one text");
     let flat = |key: &str| Flat { total: 1, rest: BTreeMap::from([(key.to_owned(), 2)]) };
     assert!(refusal(&vec![flat("total")]).starts_with("`[0]` is a map with two keys"));
@@ -143,7 +153,10 @@ fn keys_that_json_has_no_text_for_are_refused_and_the_others_read_back() {
     assert!(refusal(&BTreeMap::from([((1, 2), 3)])).contains("a key that is no text"));
     assert!(refusal(&BTreeMap::from([(None::<u8>, 3)])).contains("a key that is no text"));
     assert_eq!(text(&BTreeMap::from([(Some(1), 3)])), r#"{"1":3}"#);
-    assert_eq!(text(&BTreeMap::from([(u128::MAX, 1)])), r#"{"340282366920938463463374607431768211455":1}"#);
+    assert_eq!(
+        text(&BTreeMap::from([(u128::MAX, 1)])),
+        r#"{"340282366920938463463374607431768211455":1}"#
+    );
     assert_eq!(text(&BTreeMap::from([(false, 0), (true, 1)])), r#"{"false":0,"true":1}"#);
     assert_eq!(text(&BTreeMap::from([('"', 0)])), r#"{"\"":0}"#);
     let numbers: HashMap<i16, i16> = (0..100).map(|number| (number, number)).collect();
@@ -202,7 +215,9 @@ fn newtypes_and_options_make_no_value_too_deep_that_reads_back() {
     /// No container is in it, however deep it is.
     #[derive(Debug, PartialEq, Serialize, Deserialize)]
     struct Hollow(Option<Box<Hollow>>);
-    let link = |length: usize| (0..length).fold(Link(None), |next, _| Link(Some(Box::new(Order { next }))));
+    let link = |length: usize| {
+        (0..length).fold(Link(None), |next, _| Link(Some(Box::new(Order { next }))))
+    };
     assert!(text(&link(127)).ends_with('}'));
     assert!(refusal(&link(128)).contains("nested too deep"));
 
@@ -214,7 +229,9 @@ fn newtypes_and_options_make_no_value_too_deep_that_reads_back() {
 fn an_answer_without_a_known_reader_reads_back_as_json() {
     assert_eq!(encode_for_any_reader(&"receipt 7").unwrap(), r#""receipt 7""#);
     assert!(encode_for_any_reader(&chain(127)).is_ok());
-    assert!(encode_for_any_reader(&chain(128)).unwrap_err().to_string().contains("does not read back"));
+    assert!(
+        encode_for_any_reader(&chain(128)).unwrap_err().to_string().contains("does not read back")
+    );
     assert!(encode_for_any_reader(&Some(())).is_err());
     let raw = |text: &str| RawValue::from_string(text.to_owned()).unwrap();
     let deep = format!("{}{}", "[".repeat(1000), "]".repeat(1000));
@@ -261,7 +278,8 @@ fn a_text_that_cannot_be_written_is_refused_and_no_panic() {
 fn a_float_reads_back_as_itself() {
     let mut state = 1_u64;
     for _ in 0..10_000 {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let number = f64::from_bits(state);
         if number.is_finite() {
             let encoded = encode(&number).unwrap();

@@ -83,7 +83,8 @@ pub(crate) async fn admit(request: Request) -> Admission {
         return Admission::Bypass(scope, unprotected);
     }
     // A key with a window has more than one record.
-    let answer = if call.windowed.is_none() { at_hand(&call, &scope, &mut report) } else { Ok(None) };
+    let answer =
+        if call.windowed.is_none() { at_hand(&call, &scope, &mut report) } else { Ok(None) };
     match answer {
         // On the heap: a call that is answered by then does not carry the way to the store along.
         Ok(None) => Box::pin(admit_by_store(Arc::new(call), scope, report)).await,
@@ -97,16 +98,21 @@ async fn admit_by_store(call: Arc<Checked>, scope: Scope, mut report: Report) ->
     let clock = &call.engine.clock;
     let deadline = call.patience().map(|patience| clock.monotonic().saturating_add(patience));
     let sought = match &call.windowed {
-        None => seek_in_store(&call, deadline, &scope, &mut report).await.map(|sought| (call.clone(), sought)),
+        None => seek_in_store(&call, deadline, &scope, &mut report)
+            .await
+            .map(|sought| (call.clone(), sought)),
         Some(windowed) => seek_in_windows(&call, windowed, deadline, &scope, &mut report).await,
     };
     match sought {
         Ok((call, Sought::Found(record))) => replay(record, call.version, report, &scope),
-        // The record wants the outside world to be asked, and this caller has no question. A store that grants it the
-        // claim all the same does not make its body run.
-        Ok((call, Sought::Running(running))) if running.must_ask() && call.policy != CrashPolicy::Verify => {
+        // The record wants the outside world to be asked, and this caller has no question. A store
+        // that grants it the claim all the same does not make its body run.
+        Ok((call, Sought::Running(running)))
+            if running.must_ask() && call.policy != CrashPolicy::Verify =>
+        {
             let left = Record { reason: Some(Reason::Crashed), ..running.grant.record.clone() };
-            let ending = Ending::Unknown { reason: Reason::Crashed, ask_again_after: Duration::ZERO };
+            let ending =
+                Ending::Unknown { reason: Reason::Crashed, ask_again_after: Duration::ZERO };
             running.finish(ending).await;
             Admission::Answer(Answer::Refused(in_doubt(&call, &left)))
         }
@@ -135,7 +141,8 @@ pub(super) enum Sought {
     Running(Box<Running>),
 }
 
-/// Finds an answer or gets a claim. Others are waited for until `deadline` on the monotonic clock, or not at all.
+/// Finds an answer or gets a claim. Others are waited for until `deadline` on the monotonic clock,
+/// or not at all.
 pub(super) async fn seek(
     call: &Arc<Checked>,
     deadline: Option<Duration>,
@@ -149,7 +156,11 @@ pub(super) async fn seek(
 }
 
 /// The answer that takes no claim, because this process has it.
-fn at_hand(call: &Checked, scope: &Scope, report: &mut Report) -> Result<Option<Arc<Record>>, Error> {
+fn at_hand(
+    call: &Checked,
+    scope: &Scope,
+    report: &mut Report,
+) -> Result<Option<Arc<Record>>, Error> {
     let engine = &call.engine;
     if scope.context().is_some_and(|context| context.is_running(engine, &call.key)) {
         return Err(call.refused(ErrorKind::Reentrant));
@@ -157,8 +168,11 @@ fn at_hand(call: &Checked, scope: &Scope, report: &mut Report) -> Result<Option<
     if scope.is_shut_out(engine) {
         return Err(call.refused(ErrorKind::ShuttingDown));
     }
-    let is_in_transaction = scope.context().is_some_and(|context| context.is_in_transaction_of(engine));
-    if (is_in_transaction || is_in_body_of(&engine.store)) && engine.store.capabilities().single_writer {
+    let is_in_transaction =
+        scope.context().is_some_and(|context| context.is_in_transaction_of(engine));
+    if (is_in_transaction || is_in_body_of(&engine.store))
+        && engine.store.capabilities().single_writer
+    {
         let detail = "the call would wait for the transaction around it, which keeps all other writers of this store \
                       waiting: give it the transaction too (`tx = tx`)";
         return Err(call.refused(ErrorKind::Unsupported).with_detail(detail));
@@ -196,29 +210,36 @@ async fn seek_in_store(
     loop {
         // Who has a question asks it where the others get an error.
         let asks = call.policy == CrashPolicy::Verify;
-        match engine.flights.join((call.key, call.fingerprint, call.former_fingerprints.clone(), asks)) {
-            Seat::Leader(leader) => match lead(call, &leader, deadline, scope, report, &mut has_met).await {
-                Led::Granted(granted) => {
-                    let observer = scope.observer().cloned();
-                    return Ok(Sought::Running(Box::new(Running::new(
-                        call.clone(),
-                        *granted,
-                        deadline,
-                        leader,
-                        observer,
-                        report.clone(),
-                    ))));
+        match engine.flights.join((
+            call.key,
+            call.fingerprint,
+            call.former_fingerprints.clone(),
+            asks,
+        )) {
+            Seat::Leader(leader) => {
+                match lead(call, &leader, deadline, scope, report, &mut has_met).await {
+                    Led::Granted(granted) => {
+                        let observer = scope.observer().cloned();
+                        return Ok(Sought::Running(Box::new(Running::new(
+                            call.clone(),
+                            *granted,
+                            deadline,
+                            leader,
+                            observer,
+                            report.clone(),
+                        ))));
+                    }
+                    Led::Found(record) => {
+                        leader.answer(stored(record.clone(), call.version));
+                        return Ok(Sought::Found(record));
+                    }
+                    Led::Refused(error) => {
+                        leader.answer(Answer::Refused(error.clone()));
+                        return Err(error);
+                    }
+                    Led::OutOfTime(error) => return Err(error),
                 }
-                Led::Found(record) => {
-                    leader.answer(stored(record.clone(), call.version));
-                    return Ok(Sought::Found(record));
-                }
-                Led::Refused(error) => {
-                    leader.answer(Answer::Refused(error.clone()));
-                    return Err(error);
-                }
-                Led::OutOfTime(error) => return Err(error),
-            },
+            }
             Seat::Follower(flight) => {
                 let answer = follow(call, &flight, deadline, report).await?;
                 // Also where it went by unseen.
@@ -251,11 +272,13 @@ async fn lead(
     let mut next = call.fingerprint;
     loop {
         let claim = match new_claim(call) {
-            Ok(claim) => Claim { fingerprint: std::mem::replace(&mut next, call.fingerprint), ..claim },
+            Ok(claim) => {
+                Claim { fingerprint: std::mem::replace(&mut next, call.fingerprint), ..claim }
+            }
             Err(error) => return Led::Refused(error),
         };
-        // In this order, and looked at again after each wait: a shutdown that begins after the look waits for what is
-        // busy, and one that began before is seen here.
+        // In this order, and looked at again after each wait: a shutdown that begins after the look
+        // waits for what is busy, and one that began before is seen here.
         let busy = engine.keeper.busy();
         if scope.is_shut_out(engine) {
             return Led::OutOfTime(call.refused(ErrorKind::ShuttingDown));
@@ -263,18 +286,29 @@ async fn lead(
         let near_cache = engine.near_cache.as_ref().map(|near_cache| near_cache.ask(call.key));
         let sent = engine.clock.monotonic();
         let mut found = match claim::send(engine, claim.clone(), scope).await {
-            Err(_) if scope.is_shut_out(engine) => return Led::OutOfTime(call.refused(ErrorKind::ShuttingDown)),
+            Err(_) if scope.is_shut_out(engine) => {
+                return Led::OutOfTime(call.refused(ErrorKind::ShuttingDown));
+            }
             Err(error) => return Led::Refused(store_error(call, error).after_another(*has_met)),
-            // The record that an earlier release left is gone: the one that was made in its place is not this call's, and
-            // would be that of every other request which was the same to that release.
+            // The record that an earlier release left is gone: the one that was made in its place
+            // is not this call's, and would be that of every other request which was the same to
+            // that release.
             Ok(Answered { claimed: Claimed::Mine(grant), repeated })
                 if claim.fingerprint != call.fingerprint && grant.taken_over.is_none() =>
             {
                 engine.give_back(&claim, repeated).await;
                 continue;
             }
-            Ok(Answered { claimed: Claimed::Mine(grant), repeated }) if engine.may_start(sent, call.lease) => {
-                return Led::Granted(Box::new(Granted { claim, grant, sent, repeated, _busy: busy }));
+            Ok(Answered { claimed: Claimed::Mine(grant), repeated })
+                if engine.may_start(sent, call.lease) =>
+            {
+                return Led::Granted(Box::new(Granted {
+                    claim,
+                    grant,
+                    sent,
+                    repeated,
+                    _busy: busy,
+                }));
             }
             Ok(Answered { claimed: Claimed::Mine(grant), repeated }) => {
                 if grant.taken_over.is_some() {
@@ -285,7 +319,9 @@ async fn lead(
                 engine.give_back(&claim, repeated).await;
                 if late == LATE_CLAIMS {
                     let detail = "the claim was granted so late that its lease could end before the body starts";
-                    return Led::OutOfTime(call.refused(ErrorKind::StoreUnavailable).with_detail(detail));
+                    return Led::OutOfTime(
+                        call.refused(ErrorKind::StoreUnavailable).with_detail(detail),
+                    );
                 }
                 late += 1;
                 continue;
@@ -315,18 +351,30 @@ async fn lead(
                 Judged::Refused(error) => return Led::Refused(error),
                 Judged::Busy => {
                     leader.busy();
-                    let in_progress =
-                        || in_progress(call, Some(record.lease_until.saturating_duration_since(record.read_at)));
+                    let in_progress = || {
+                        in_progress(
+                            call,
+                            Some(record.lease_until.saturating_duration_since(record.read_at)),
+                        )
+                    };
                     let Some(deadline) = deadline else { return Led::OutOfTime(in_progress()) };
-                    let Some(_waiting) = Waiting::enter(engine) else { return Led::OutOfTime(in_progress()) };
+                    let Some(_waiting) = Waiting::enter(engine) else {
+                        return Led::OutOfTime(in_progress());
+                    };
                     report.waited = true;
                     found = match wait::for_change(engine, call.key, deadline).await {
-                        Ok(wait::Changed::Record(record)) => Some(record).filter(|record| !may_ask(call, record)),
+                        Ok(wait::Changed::Record(record)) => {
+                            Some(record).filter(|record| !may_ask(call, record))
+                        }
                         Ok(wait::Changed::Claimable) => None,
                         Ok(wait::Changed::OutOfTime) => return Led::OutOfTime(in_progress()),
                         // The store was asked for no longer than this caller waits.
-                        Err(_) if engine.clock.monotonic() >= deadline => return Led::OutOfTime(in_progress()),
-                        Err(error) => return Led::Refused(store_error(call, error).after_another(true)),
+                        Err(_) if engine.clock.monotonic() >= deadline => {
+                            return Led::OutOfTime(in_progress());
+                        }
+                        Err(error) => {
+                            return Led::Refused(store_error(call, error).after_another(true));
+                        }
                     };
                 }
             }
@@ -336,7 +384,9 @@ async fn lead(
 
 pub(super) fn new_claim(call: &Checked) -> Result<Claim, Error> {
     let token = call.engine.token().map_err(|error| {
-        call.refused(ErrorKind::StoreUnavailable).with_detail("no random numbers for the claim").with_source(error)
+        call.refused(ErrorKind::StoreUnavailable)
+            .with_detail("no random numbers for the claim")
+            .with_source(error)
     })?;
     let mut claim = Claim::new(call.key, token, call.operation.clone());
     claim.fingerprint = call.fingerprint;
@@ -362,11 +412,12 @@ fn in_progress(call: &Checked, retry_after: Option<Duration>) -> Error {
     }
 }
 
-/// Whether the record was left by this very call before its fingerprint changed, and a claim with `sent` did not get it for
-/// that: a store lets only an equal fingerprint take over. The claim with the record's own that follows has no reason to be
-/// sent again, whatever is found then.
+/// Whether the record was left by this very call before its fingerprint changed, and a claim with
+/// `sent` did not get it for that: a store lets only an equal fingerprint take over. The claim with
+/// the record's own that follows has no reason to be sent again, whatever is found then.
 fn is_former(call: &Checked, record: &Record, sent: Option<Fingerprint>) -> bool {
-    let is_left = matches!(record.state, State::InProgress | State::InDoubt) && !record.is_running();
+    let is_left =
+        matches!(record.state, State::InProgress | State::InDoubt) && !record.is_running();
     is_left && record.fingerprint != sent && call.accepts(record.fingerprint)
 }
 
@@ -388,7 +439,9 @@ pub(super) fn judge(call: &Checked, record: &Record) -> Judged {
         State::Tombstone if record.reason == Some(Reason::Resolved) => {
             let left = record.expires.saturating_duration_since(record.read_at);
             let detail = "its record was removed while its body ran";
-            Judged::Refused(call.refused(ErrorKind::InProgress).with_detail(detail).with_retry_after(left))
+            Judged::Refused(
+                call.refused(ErrorKind::InProgress).with_detail(detail).with_retry_after(left),
+            )
         }
         State::Tombstone => Judged::Refused(call.refused(ErrorKind::Expired)),
         State::InProgress | State::Released => Judged::Busy,
@@ -402,7 +455,9 @@ fn asks(call: &Checked, record: &Record) -> bool {
 
 /// Whether the record's owner is gone, and only who asks the outside world goes on from there.
 fn is_for_askers(call: &Checked, record: &Record) -> bool {
-    record.is_orphaned() && record.policy == CrashPolicy::Verify && call.policy != CrashPolicy::Verify
+    record.is_orphaned()
+        && record.policy == CrashPolicy::Verify
+        && call.policy != CrashPolicy::Verify
 }
 
 fn may_ask(call: &Checked, record: &Record) -> bool {
@@ -411,16 +466,24 @@ fn may_ask(call: &Checked, record: &Record) -> bool {
 
 pub(super) fn in_doubt(call: &Checked, record: &Record) -> Error {
     let age = record.read_at.saturating_duration_since(record.created);
-    let reason = record.reason.map_or_else(|| "its owner is gone".to_owned(), |reason| reason.to_string());
-    let detail = format!("{reason}; attempt {}, first claimed {} ago", record.attempts, in_words(age));
+    let reason =
+        record.reason.map_or_else(|| "its owner is gone".to_owned(), |reason| reason.to_string());
+    let detail =
+        format!("{reason}; attempt {}, first claimed {} ago", record.attempts, in_words(age));
     if asks(call, record) {
         let left = record.lease_until.saturating_duration_since(record.read_at);
-        let seconds = Duration::from_secs(u64::try_from(left.as_millis().div_ceil(1000)).unwrap_or(u64::MAX));
-        let detail = format!("{detail}; a call with this key asks again, in {} at the earliest", in_words(seconds));
+        let seconds =
+            Duration::from_secs(u64::try_from(left.as_millis().div_ceil(1000)).unwrap_or(u64::MAX));
+        let detail = format!(
+            "{detail}; a call with this key asks again, in {} at the earliest",
+            in_words(seconds)
+        );
         return call.refused(ErrorKind::InDoubt).with_detail(detail).with_retry_after(left);
     }
     let detail = match record.policy {
-        CrashPolicy::Verify => format!("{detail}; a call with `on_crash = verify` asks the outside world"),
+        CrashPolicy::Verify => {
+            format!("{detail}; a call with `on_crash = verify` asks the outside world")
+        }
         _ => detail,
     };
     call.refused(ErrorKind::InDoubt).with_detail(detail)
@@ -446,9 +509,10 @@ async fn follow(
 ) -> Result<Option<Answer>, Error> {
     let clock = &call.engine.clock;
     let Some(_waiting) = Waiting::enter(&call.engine) else { return Err(in_progress(call, None)) };
-    // Who refuses to wait still learns what the store answers to the leader: that takes no longer than an own claim.
-    let deadline_or_answer =
-        deadline.unwrap_or_else(|| clock.monotonic().saturating_add(call.engine.settings.claim_timeout));
+    // Who refuses to wait still learns what the store answers to the leader: that takes no longer
+    // than an own claim.
+    let deadline_or_answer = deadline
+        .unwrap_or_else(|| clock.monotonic().saturating_add(call.engine.settings.claim_timeout));
     let out_of_time = clock.sleep(deadline_or_answer.saturating_sub(clock.monotonic()));
     tokio::pin!(out_of_time);
     loop {

@@ -1,18 +1,19 @@
 //! Bounds on what the background does at once.
 //!
-//! During a long outage each call that fails leaves something behind, and each body that ends has something to store.
-//! Without a bound the process would keep all of it in memory for as long as the outage lasts.
+//! During a long outage each call that fails leaves something behind, and each body that ends has
+//! something to store. Without a bound the process would keep all of it in memory for as long as
+//! the outage lasts.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// How many requests are followed to an answer of which nobody hears, some thirty megabytes. What comes beyond is owed at
-/// once, which takes a hundredth of that.
+/// How many requests are followed to an answer of which nobody hears, some thirty megabytes. What
+/// comes beyond is owed at once, which takes a hundredth of that.
 const FOLLOWED: usize = 10_000;
-/// How many ends of bodies are on their way to the store, some two hundred megabytes and the results. What comes beyond
-/// ends with its lease: its outcome is unknown then.
+/// How many ends of bodies are on their way to the store, some two hundred megabytes and the
+/// results. What comes beyond ends with its lease: its outcome is unknown then.
 const ENDS: usize = 50_000;
 
 /// All bounds of an engine.
@@ -23,7 +24,10 @@ pub(super) struct Bounds {
 
 impl Default for Bounds {
     fn default() -> Self {
-        Self { followed: Bound::new("requests without a caller", FOLLOWED), ends: Bound::new("ends of bodies", ENDS) }
+        Self {
+            followed: Bound::new("requests without a caller", FOLLOWED),
+            ends: Bound::new("ends of bodies", ENDS),
+        }
     }
 }
 
@@ -39,14 +43,18 @@ impl Bound {
         Self { of_what, places: Arc::new(Semaphore::new(places)), left_out: AtomicU64::new(0) }
     }
 
-    /// A place, taken until it is dropped. Without one, the count of what was left out goes to the log each time that it
-    /// has doubled.
+    /// A place, taken until it is dropped. Without one, the count of what was left out goes to the
+    /// log each time that it has doubled.
     pub(super) fn place(&self) -> Option<OwnedSemaphorePermit> {
         let place = self.places.clone().try_acquire_owned().ok();
         if place.is_none() {
             let left_out = self.left_out.fetch_add(1, Ordering::Relaxed).saturating_add(1);
             if left_out.is_power_of_two() {
-                tracing::warn!(left_out, of_what = self.of_what, "the background has too much to do");
+                tracing::warn!(
+                    left_out,
+                    of_what = self.of_what,
+                    "the background has too much to do"
+                );
             }
         }
         place
@@ -100,8 +108,12 @@ mod tests {
         let store = FaultyStore::new(MemoryStore::new());
         store.always("complete", Some(Fault::Refused(StoreErrorKind::Full)));
         let engine = Idempotency::new(store);
-        let call =
-            |key: u64| engine.call("payments.charge", key).ttl(DAY).run(async || Ok::<_, Error>("charged".to_owned()));
+        let call = |key: u64| {
+            engine
+                .call("payments.charge", key)
+                .ttl(DAY)
+                .run(async || Ok::<_, Error>("charged".to_owned()))
+        };
         assert_eq!(call(1).await.unwrap_err().kind(), ErrorKind::NotStored);
         assert_eq!(engine.inner.keeper.held().len(), 1, "it is stored in the background");
         let _all = engine.inner.bounds.ends.fill();

@@ -69,8 +69,8 @@ impl Call {
 }
 
 impl<P, V> Call<P, V> {
-    /// Decides what becomes of an `Err` of the body: [`OnError`](crate::OnError), [`Unstored`], or a function over
-    /// the error that returns one of them. The default is [`Unstored::Release`].
+    /// Decides what becomes of an `Err` of the body: [`OnError`](crate::OnError), [`Unstored`], or
+    /// a function over the error that returns one of them. The default is [`Unstored::Release`].
     ///
     /// ```
     /// # use std::time::Duration;
@@ -97,9 +97,10 @@ impl<P, V> Call<P, V> {
         Call { request: self.request, policy, question: self.question }
     }
 
-    /// How long the result is kept, counted from the end of the body; required. From a millisecond up to the
-    /// engine's ceiling of 400 days, else the call fails with [`Config`](crate::ErrorKind::Config). It is counted in whole
-    /// milliseconds of the store's clock, a part of one as one.
+    /// How long the result is kept, counted from the end of the body; required. From a millisecond
+    /// up to the engine's ceiling of 400 days, else the call fails with
+    /// [`Config`](crate::ErrorKind::Config). It is counted in whole milliseconds of the store's
+    /// clock, a part of one as one.
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.request.ttl = Some(ttl);
         self
@@ -111,22 +112,25 @@ impl<P, V> Call<P, V> {
         self
     }
 
-    /// What a retry must repeat: the same key with another fingerprint fails with [`Mismatch`](crate::ErrorKind::Mismatch), and so
-    /// does a call with one where the record has none, or the other way round.
+    /// What a retry must repeat: the same key with another fingerprint fails with
+    /// [`Mismatch`](crate::ErrorKind::Mismatch), and so does a call with one where the record has
+    /// none, or the other way round.
     ///
-    /// What counts is what `value` serializes to, as in [`key::digest`](crate::key::digest): equal values with unequal
-    /// text are two fingerprints. A `Decimal` of `1.0` is not one of `1.00`, a time is another one in another zone, a
-    /// `HashSet` has another order in each process, a sum of floats depends on its order. Take what is one text for one
-    /// value: cents, UTC, a `BTreeSet`.
+    /// What counts is what `value` serializes to, as in [`key::digest`](crate::key::digest): equal
+    /// values with unequal text are two fingerprints. A `Decimal` of `1.0` is not one of `1.00`, a
+    /// time is another one in another zone, a `HashSet` has another order in each process, a sum of
+    /// floats depends on its order. Take what is one text for one value: cents, UTC, a `BTreeSet`.
     ///
-    /// Whoever changes `value` in a later release says with [`former_fingerprint`](Self::former_fingerprint) what it was.
+    /// Whoever changes `value` in a later release says with
+    /// [`former_fingerprint`](Self::former_fingerprint) what it was.
     pub fn fingerprint<T: Serialize + ?Sized>(mut self, value: &T) -> Self {
         self.request.fingerprint = Fingerprint::of(value).map(Some);
         self
     }
 
-    /// Says what the [`fingerprint`](Self::fingerprint) of this call was in an earlier release: a record that carries it
-    /// is this call's too. Needed for as long as such records live. Can be said more than once.
+    /// Says what the [`fingerprint`](Self::fingerprint) of this call was in an earlier release: a
+    /// record that carries it is this call's too. Needed for as long as such records live. Can be
+    /// said more than once.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -149,25 +153,26 @@ impl<P, V> Call<P, V> {
         self
     }
 
-    /// Says that this call had no [`fingerprint`](Self::fingerprint) in an earlier release: a record without one is this
-    /// call's too, whatever it repeats. Such a record was made by whoever came first with the key, so say it only for as
-    /// long as records of that release live.
+    /// Says that this call had no [`fingerprint`](Self::fingerprint) in an earlier release: a
+    /// record without one is this call's too, whatever it repeats. Such a record was made by
+    /// whoever came first with the key, so say it only for as long as records of that release live.
     pub fn formerly_without_fingerprint(mut self) -> Self {
         self.request.add_former(Ok(None));
         self
     }
 
-    /// How long the claim lives without renewal, from a millisecond to 100 years, and no longer than the `ttl`. The default
-    /// is the engine's, 15 seconds, whatever the `ttl`.
+    /// How long the claim lives without renewal, from a millisecond to 100 years, and no longer
+    /// than the `ttl`. The default is the engine's, 15 seconds, whatever the `ttl`.
     pub fn lease(mut self, lease: Duration) -> Self {
         self.request.lease = Some(lease);
         self
     }
 
-    /// What to do when another caller is running the call. The default is the engine's: wait 30 seconds. A wait goes from
-    /// a millisecond to 100 years, else the call fails with [`Config`](crate::ErrorKind::Config); it is one for the whole call, also
-    /// over several [windows](crate::key::window), and after the body, where a call that was overtaken waits for the result
-    /// of the other one. The time that the body takes does not count.
+    /// What to do when another caller is running the call. The default is the engine's: wait 30
+    /// seconds. A wait goes from a millisecond to 100 years, else the call fails with
+    /// [`Config`](crate::ErrorKind::Config); it is one for the whole call, also over several
+    /// [windows](crate::key::window), and after the body, where a call that was overtaken waits for
+    /// the result of the other one. The time that the body takes does not count.
     pub fn on_conflict(mut self, on_conflict: OnConflict) -> Self {
         self.request.on_conflict = Some(Conflict::As(on_conflict));
         self
@@ -179,7 +184,8 @@ impl<P, V> Call<P, V> {
         self
     }
 
-    /// What the next caller does when this one is gone in the middle of the body. The default is [`OnCrash::Hold`].
+    /// What the next caller does when this one is gone in the middle of the body. The default is
+    /// [`OnCrash::Hold`].
     pub fn on_crash(mut self, on_crash: OnCrash) -> Call<P> {
         self.request.policy = match on_crash {
             OnCrash::Hold => CrashPolicy::Hold,
@@ -189,19 +195,21 @@ impl<P, V> Call<P, V> {
         Call { request: self.request, policy: self.policy, question: Unasked }
     }
 
-    /// Lets the next caller ask the outside world when this one is gone in the middle of the body: the effect of a call
-    /// may be known to a provider, a mailbox or a table.
+    /// Lets the next caller ask the outside world when this one is gone in the middle of the body:
+    /// the effect of a call may be known to a provider, a mailbox or a table.
     ///
-    /// The next caller takes the claim over, waits for the [`settle`](Self::settle) delay and calls `question`, whose
-    /// [`Verdict`](crate::Verdict) is the result, lets the body run, or leaves the record in doubt. Callers then get
-    /// [`InDoubt`](crate::ErrorKind::InDoubt) with a [`retry_after`](Error::retry_after), after which the next call asks again.
-    /// An `Err` of the question is returned, and leaves the record in doubt just so; as do its panic and its drop. The
-    /// question is asked by one caller at a time, and its lease is renewed meanwhile.
+    /// The next caller takes the claim over, waits for the [`settle`](Self::settle) delay and calls
+    /// `question`, whose [`Verdict`](crate::Verdict) is the result, lets the body run, or leaves
+    /// the record in doubt. Callers then get [`InDoubt`](crate::ErrorKind::InDoubt) with a
+    /// [`retry_after`](Error::retry_after), after which the next call asks again. An `Err` of the
+    /// question is returned, and leaves the record in doubt just so; as do its panic and its drop.
+    /// The question is asked by one caller at a time, and its lease is renewed meanwhile.
     ///
-    /// **Nobody can tell a dead owner from a slow one.** "It did not happen" is true only at the moment of the answer: an
-    /// owner that was paused may still make the effect afterwards. So this is safe only where the outside world
-    /// enforces the key that both attempts sent ([`Context::derive_key`](crate::Context::derive_key)), or the old
-    /// attempt is known to be dead. The settle delay covers requests that were on their way.
+    /// **Nobody can tell a dead owner from a slow one.** "It did not happen" is true only at the
+    /// moment of the answer: an owner that was paused may still make the effect afterwards. So this
+    /// is safe only where the outside world enforces the key that both attempts sent
+    /// ([`Context::derive_key`](crate::Context::derive_key)), or the old attempt is known to be
+    /// dead. The settle delay covers requests that were on their way.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -232,32 +240,36 @@ impl<P, V> Call<P, V> {
         Call { request: self.request, policy: self.policy, question: Verify(question) }
     }
 
-    /// How long to wait between the takeover and the question of [`on_crash_verify`](Self::on_crash_verify), so that a
-    /// request arrives that was on its way when its sender died. The default is one second; choose a time in which the
-    /// outside world answers or gives up.
+    /// How long to wait between the takeover and the question of
+    /// [`on_crash_verify`](Self::on_crash_verify), so that a request arrives that was on its way
+    /// when its sender died. The default is one second; choose a time in which the outside world
+    /// answers or gives up.
     pub fn settle(mut self, delay: Duration) -> Self {
         self.request.settle = delay;
         self
     }
 
-    /// How long after its record has expired a late call is told [`Expired`](crate::ErrorKind::Expired) instead of running the
-    /// body again: a small tombstone stays in the record's place. From a millisecond up to the engine's ceiling of 400
-    /// days, else the call fails with [`Config`](crate::ErrorKind::Config). Without it, nothing stays.
+    /// How long after its record has expired a late call is told
+    /// [`Expired`](crate::ErrorKind::Expired) instead of running the body again: a small tombstone
+    /// stays in the record's place. From a millisecond up to the engine's ceiling of 400 days, else
+    /// the call fails with [`Config`](crate::ErrorKind::Config). Without it, nothing stays.
     pub fn after_expiry(mut self, refuse_for: Duration) -> Self {
         self.request.after_expiry = Some(refuse_for);
         self
     }
 
     /// The schema version of the result, and of a stored error. What another version has stored is
-    /// [`Decode`](crate::ErrorKind::Decode), unless [`run_with_upgrades`](Self::run_with_upgrades) reads it. The default is zero.
+    /// [`Decode`](crate::ErrorKind::Decode), unless [`run_with_upgrades`](Self::run_with_upgrades)
+    /// reads it. The default is zero.
     pub fn version(mut self, version: u32) -> Self {
         self.request.version = version;
         self
     }
 
-    /// Keeps counting attempts when a claim is released, so that [`Context::attempt`](crate::Context::attempt) counts
-    /// failed ones too. Not in a transaction ([`run_in`](Self::run_in)): there the count is undone with what else the
-    /// failed attempt has written.
+    /// Keeps counting attempts when a claim is released, so that
+    /// [`Context::attempt`](crate::Context::attempt) counts failed ones too. Not in a transaction
+    /// ([`run_in`](Self::run_in)): there the count is undone with what else the failed attempt has
+    /// written.
     pub fn count_attempts(mut self) -> Self {
         self.request.count_attempts = true;
         self
@@ -293,17 +305,19 @@ impl<P, V> Call<P, V> {
 }
 
 impl<P> Call<P> {
-    /// Makes the call: replays the stored result if there is one, else runs `body` under the claim and stores what it
-    /// returns. Takes `|| async { … }` and `async || { … }`.
+    /// Makes the call: replays the stored result if there is one, else runs `body` under the claim
+    /// and stores what it returns. Takes `|| async { … }` and `async || { … }`.
     ///
-    /// The caller that runs the body gets what all others get: its result is stored as JSON and read back. A result that
-    /// JSON would change (`NaN`, `Some(None)`), or that does not read back, is [`Encode`](crate::ErrorKind::Encode) for everybody.
+    /// The caller that runs the body gets what all others get: its result is stored as JSON and
+    /// read back. A result that JSON would change (`NaN`, `Some(None)`), or that does not read
+    /// back, is [`Encode`](crate::ErrorKind::Encode) for everybody.
     ///
-    /// Nothing happens until the future is polled. If it is dropped while the body runs, the outcome is unknown and
-    /// the next call decides by [`on_crash`](Self::on_crash).
+    /// Nothing happens until the future is polled. If it is dropped while the body runs, the
+    /// outcome is unknown and the next call decides by [`on_crash`](Self::on_crash).
     ///
     /// # Errors
-    /// The body's own, and [`Error`] converted into `E`: every [`ErrorKind`](crate::ErrorKind) can occur.
+    /// The body's own, and [`Error`] converted into `E`: every [`ErrorKind`](crate::ErrorKind) can
+    /// occur.
     pub fn run<T, E, F, B>(self, body: B) -> Run<Result<T, E>, B, F, P>
     where
         B: FnOnce() -> F,
@@ -316,9 +330,14 @@ impl<P> Call<P> {
         run(call, Result::<T, E>::codec(policy), body)
     }
 
-    /// As [`run`](Self::run); results of another schema [`version`](Self::version) are read by `upgrade`, which gets
-    /// their version and bytes, and answers `None` for those that it cannot read.
-    pub fn run_with_upgrade<T, E, F, B>(self, upgrade: Upgrade<T>, body: B) -> Run<Result<T, E>, B, F, P>
+    /// As [`run`](Self::run); results of another schema [`version`](Self::version) are read by
+    /// `upgrade`, which gets their version and bytes, and answers `None` for those that it cannot
+    /// read.
+    pub fn run_with_upgrade<T, E, F, B>(
+        self,
+        upgrade: Upgrade<T>,
+        body: B,
+    ) -> Run<Result<T, E>, B, F, P>
     where
         B: FnOnce() -> F,
         F: Future<Output = Result<T, E>>,
@@ -330,8 +349,8 @@ impl<P> Call<P> {
         run(call, Result::<T, E>::codec(policy).upgrade(upgrade), body)
     }
 
-    /// As [`run_with_upgrade`](Self::run_with_upgrade); stored errors of another schema version are read by
-    /// `upgrade_error` in the same way.
+    /// As [`run_with_upgrade`](Self::run_with_upgrade); stored errors of another schema version are
+    /// read by `upgrade_error` in the same way.
     ///
     /// ```
     /// # use std::time::Duration;

@@ -18,15 +18,21 @@ pub(crate) struct Answered {
 
 /// Sends `claim` until its answer is known, for at most `claim_timeout`.
 ///
-/// A claim that was sent is followed to its answer: if the caller goes, or the time is over, the background releases
-/// what was granted to nobody.
+/// A claim that was sent is followed to its answer: if the caller goes, or the time is over, the
+/// background releases what was granted to nobody.
 ///
 /// Once a shutdown has begun, nothing is sent again from `scope`.
-pub(crate) async fn send(engine: &Arc<Inner>, claim: Claim, scope: &Scope) -> Result<Answered, StoreError> {
+pub(crate) async fn send(
+    engine: &Arc<Inner>,
+    claim: Claim,
+    scope: &Scope,
+) -> Result<Answered, StoreError> {
     let (release, lease) = (Release::unused(claim.key, claim.token), claim.lease);
     let for_release = engine.clone();
     let mut followed = Followed::new(&engine.keeper, repeat(engine.clone(), claim, scope.clone()))
-        .and_if_dropped(move |claiming| async move { settle(&for_release, claiming, release, lease).await });
+        .and_if_dropped(move |claiming| async move {
+            settle(&for_release, claiming, release, lease).await
+        });
     let (timeout, start) = (engine.settings.claim_timeout, engine.clock.monotonic());
     let answer = tokio::select! {
         biased;
@@ -60,8 +66,9 @@ async fn settle(
         biased;
         answer = &mut claiming => answer,
         () = engine.clock.sleep(settings.claim_timeout) => {
-            // The answer may never be heard, and the claim be applied all the same: where the request belongs to the
-            // runtime of a caller who has left it standing, for example. It is followed meanwhile.
+            // The answer may never be heard, and the claim be applied all the same: where the
+            // request belongs to the runtime of a caller who has left it standing, for example. It
+            // is followed meanwhile.
             give_back(engine, release, lease, true).await;
             tokio::select! {
                 biased;
@@ -105,11 +112,17 @@ async fn repeat(engine: Arc<Inner>, claim: Claim, scope: Scope) -> Result<Answer
     Err(unknown.unwrap_or_else(|| StoreError::new(StoreErrorKind::Unavailable, "claim")))
 }
 
-/// Gives back what the owner may hold, for at most `budget`. Without success it is [owed] to the store.
+/// Gives back what the owner may hold, for at most `budget`. Without success it is [owed] to the
+/// store.
 ///
-/// A claim that was `repeated` is given back again later: a try that was believed lost may arrive after the release, and
-/// would leave a record that nobody owns.
-pub(crate) async fn give_back(engine: &Arc<Inner>, release: Release, budget: Duration, repeated: bool) {
+/// A claim that was `repeated` is given back again later: a try that was believed lost may arrive
+/// after the release, and would leave a record that nobody owns.
+pub(crate) async fn give_back(
+    engine: &Arc<Inner>,
+    release: Release,
+    budget: Duration,
+    repeated: bool,
+) {
     let Some(_place) = engine.bounds.followed.place() else {
         owed::add(engine, release, repeated, &not_followed());
         return;

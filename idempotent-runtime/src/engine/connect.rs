@@ -61,10 +61,15 @@ fn unknown(scheme: &str) -> Error {
             "`{scheme}:` needs the feature `{feature}`: `idempotency = {{ version = \"…\", features = [\"{feature}\"] }}`"
         ));
     }
-    let schemes: Vec<String> =
-        SCHEMES.iter().map(|(scheme, feature)| format!("`{scheme}:` (feature `{feature}`)")).collect();
+    let schemes: Vec<String> = SCHEMES
+        .iter()
+        .map(|(scheme, feature)| format!("`{scheme}:` (feature `{feature}`)"))
+        .collect();
     // The URL itself may hold a password.
-    Error::config(format!("no store is known for a URL that begins with `{scheme}:`; known are {}", schemes.join(", ")))
+    Error::config(format!(
+        "no store is known for a URL that begins with `{scheme}:`; known are {}",
+        schemes.join(", ")
+    ))
 }
 
 #[cfg(test)]
@@ -76,13 +81,19 @@ mod tests {
         for (scheme, feature) in SCHEMES {
             let error = unknown(scheme);
             assert_eq!(error.kind(), crate::ErrorKind::Config);
-            assert!(error.to_string().contains(&format!("needs the feature `{feature}`")), "{error}");
+            assert!(
+                error.to_string().contains(&format!("needs the feature `{feature}`")),
+                "{error}"
+            );
         }
     }
 
     #[test]
     fn an_unknown_scheme_names_the_known_ones() {
         let error = unknown("gopher").to_string();
-        assert!(error.contains("`gopher:`") && error.contains("`rediss:` (feature `redis`)"), "{error}");
+        assert!(
+            error.contains("`gopher:`") && error.contains("`rediss:` (feature `redis`)"),
+            "{error}"
+        );
     }
 }

@@ -7,8 +7,8 @@ use bytes::Bytes;
 
 use crate::key::KeyHash;
 
-/// A body finished here after another caller had taken the call over: its effect may have happened twice.
-/// Handed to the hook that [`Builder::on_duplicate`](super::Builder::on_duplicate) sets.
+/// A body finished here after another caller had taken the call over: its effect may have happened
+/// twice. Handed to the hook that [`Builder::on_duplicate`](super::Builder::on_duplicate) sets.
 /// `Debug` shows the sizes of the results in their place.
 #[derive(Clone)]
 #[non_exhaustive]

@@ -13,7 +13,9 @@ use super::{Waiting, claim, keeper, owed, retry, wait};
 use crate::encoding::NotEncodable;
 use crate::error::{Error, ErrorKind};
 use crate::outcome::{Answer, Ending, StoredAnswer, stored};
-use crate::store::{Adoption, Commit, Park, Reason, Record, Release, State, StoreError, Token, Written};
+use crate::store::{
+    Adoption, Commit, Park, Reason, Record, Release, State, StoreError, Token, Written,
+};
 
 /// What the caller gets.
 pub(crate) enum Verdict {
@@ -59,7 +61,8 @@ pub(super) async fn finish(mut running: Box<Running>, ending: Ending) -> Verdict
         Ending::NotBegun => {
             running.has_run = false;
             let was_lost = running.lease.is_lost();
-            let written = release(&running, Release::unused(running.lease.key, running.lease.token)).await;
+            let written =
+                release(&running, Release::unused(running.lease.key, running.lease.token)).await;
             return with_own_error(running, was_lost, written).await;
         }
         Ending::Hold => {
@@ -119,7 +122,11 @@ fn conclude(running: &mut Running, verdict: Verdict, record: Option<Arc<Record>>
 }
 
 /// What to store, and the error for the caller if a marker stands in place of the result.
-fn commit(running: &Running, state: State, body: Result<Bytes, NotEncodable>) -> (Commit, Option<Error>) {
+fn commit(
+    running: &Running,
+    state: State,
+    body: Result<Bytes, NotEncodable>,
+) -> (Commit, Option<Error>) {
     let (call, record) = (&running.call, &running.grant.record);
     let limit = call.engine.settings.max_result_size;
     let mut commit = Commit::new(record.key, record.owner, Bytes::new(), call.ttl);
@@ -137,7 +144,9 @@ fn commit(running: &Running, state: State, body: Result<Bytes, NotEncodable>) ->
         }
         Err(error) => {
             commit.reason = Some(Reason::NotEncodable);
-            let detail = format!("{error}; the body ran and its result is lost; it will not run again for this key");
+            let detail = format!(
+                "{error}; the body ran and its result is lost; it will not run again for this key"
+            );
             Some(call.refused(ErrorKind::Encode).with_detail(detail).with_source(error))
         }
     };
@@ -159,14 +168,17 @@ async fn store(running: &Running, commit: &Commit) -> Result<Written, StoreError
     retry::until(engine, engine.settings.commit_timeout, || storing(running, commit)).await
 }
 
-fn storing(running: &Running, commit: &Commit) -> impl Future<Output = Result<Written, StoreError>> + use<> {
+fn storing(
+    running: &Running,
+    commit: &Commit,
+) -> impl Future<Output = Result<Written, StoreError>> + use<> {
     let mut commit = commit.clone();
     commit.adopt = (!running.lease.is_lost()).then(|| adoption(running, commit.ttl));
     running.call.engine.store.clone().complete(commit)
 }
 
-/// Once the lease may be over, a record that is gone may be somebody else's next. And what this commit has stored may be
-/// gone again `ttl` after it, when the network repeats it.
+/// Once the lease may be over, a record that is gone may be somebody else's next. And what this
+/// commit has stored may be gone again `ttl` after it, when the network repeats it.
 fn adoption(running: &Running, ttl: Duration) -> Arc<Adoption> {
     let mut adoption = running.adoption.clone();
     // The store's time, which was this or later when the answer to the claim was heard.
@@ -174,7 +186,8 @@ fn adoption(running: &Running, ttl: Duration) -> Arc<Adoption> {
     Arc::new(adoption)
 }
 
-/// A step that was dropped may still be on its way to the record, which takes it only while it is the owner's.
+/// A step that was dropped may still be on its way to the record, which takes it only while it is
+/// the owner's.
 async fn steps_are_settled(running: &Running) {
     if let Some(journal) = &running.journal {
         journal.settled(&running.call.engine, running.call.engine.settings.commit_timeout).await;
@@ -205,10 +218,13 @@ fn own_release(running: &Running) -> Release {
 /// `None` if the store has not answered.
 async fn release(running: &Running, release: Release) -> Option<Written> {
     let engine = &running.call.engine;
-    let released = retry::until(engine, engine.settings.commit_timeout, || engine.store.clone().release(release)).await;
+    let released = retry::until(engine, engine.settings.commit_timeout, || {
+        engine.store.clone().release(release)
+    })
+    .await;
     match released {
-        // First this one, which may count the attempt, then one for a late duplicate of the claim, which is no further
-        // attempt.
+        // First this one, which may count the attempt, then one for a late duplicate of the claim,
+        // which is no further attempt.
         Err(error) => {
             owed::add(engine, release, running.repeated, &error);
             None
@@ -231,22 +247,32 @@ fn parking(running: &Running, reason: Reason, ask_again_after: Duration) -> Park
     park
 }
 
-async fn park(running: &Running, reason: Reason, ask_again_after: Duration) -> Result<Written, StoreError> {
+async fn park(
+    running: &Running,
+    reason: Reason,
+    ask_again_after: Duration,
+) -> Result<Written, StoreError> {
     let engine = &running.call.engine;
     let park = parking(running, reason, ask_again_after);
     retry::until(engine, engine.settings.commit_timeout, || engine.store.clone().park(park)).await
 }
 
-/// The body ended in an error that is no result. Its caller gets it at once, unless somebody has taken the call over
-/// meanwhile and given the answer.
+/// The body ended in an error that is no result. Its caller gets it at once, unless somebody has
+/// taken the call over meanwhile and given the answer.
 ///
-/// `was_lost`: the lease was over before the store was asked first. With one that ran then, the first try was applied, and
-/// its answer lost: whoever has the record now came after it.
-async fn with_own_error(mut running: Box<Running>, was_lost: bool, written: Option<Written>) -> Verdict {
+/// `was_lost`: the lease was over before the store was asked first. With one that ran then, the
+/// first try was applied, and its answer lost: whoever has the record now came after it.
+async fn with_own_error(
+    mut running: Box<Running>,
+    was_lost: bool,
+    written: Option<Written>,
+) -> Verdict {
     let is_overtaken = was_lost && written == Some(Written::Lost) && !running.lease.is_shut_down();
     if is_overtaken {
         let token = running.grant.record.owner;
-        if let Verdict::Instead(Answer::Stored(stored)) = overtaken(&mut running, token, &Bytes::new(), false).await {
+        if let Verdict::Instead(Answer::Stored(stored)) =
+            overtaken(&mut running, token, &Bytes::new(), false).await
+        {
             let winner = stored.record.clone();
             return conclude(&mut running, Verdict::Instead(Answer::Stored(stored)), Some(winner));
         }
@@ -254,10 +280,15 @@ async fn with_own_error(mut running: Box<Running>, was_lost: bool, written: Opti
     conclude(&mut running, Verdict::Own, None)
 }
 
-/// Nobody knows what came of the body, and its caller gets what it has to say, unless the record was answered, removed or
-/// taken over meanwhile: a retry would find nothing that says so, and run the body once more.
+/// Nobody knows what came of the body, and its caller gets what it has to say, unless the record
+/// was answered, removed or taken over meanwhile: a retry would find nothing that says so, and run
+/// the body once more.
 #[cfg(feature = "http")]
-async fn with_unknown_outcome(mut running: Box<Running>, was_lost: bool, written: Option<Written>) -> Verdict {
+async fn with_unknown_outcome(
+    mut running: Box<Running>,
+    was_lost: bool,
+    written: Option<Written>,
+) -> Verdict {
     let is_overtaken = was_lost && matches!(written, Some(Written::Lost | Written::Gone));
     if !is_overtaken || running.lease.is_shut_down() {
         return conclude(&mut running, Verdict::Own, None);
@@ -268,8 +299,8 @@ async fn with_unknown_outcome(mut running: Box<Running>, was_lost: bool, written
     conclude(&mut running, verdict, winner)
 }
 
-/// The caller gets its error, and the background goes on holding the record: its effect may be there, and under a policy
-/// that runs again the next call would repeat it when the lease is over.
+/// The caller gets its error, and the background goes on holding the record: its effect may be
+/// there, and under a policy that runs again the next call would repeat it when the lease is over.
 fn not_held(mut running: Box<Running>, error: &StoreError) -> Verdict {
     let engine = running.call.engine.clone();
     running.tell(&Verdict::Own);
@@ -285,8 +316,10 @@ fn not_held(mut running: Box<Running>, error: &StoreError) -> Verdict {
     keeper.spawn(async move {
         let _place = place;
         let park = parking(&running, Reason::Error, Duration::ZERO);
-        let parked =
-            retry::until_done(&engine, engine.settings.background_commit, || engine.store.clone().park(park)).await;
+        let parked = retry::until_done(&engine, engine.settings.background_commit, || {
+            engine.store.clone().park(park)
+        })
+        .await;
         if let Err(error) = parked {
             tracing::error!(key = %park.key, %error,
                 "a record in doubt was never held; its policy applies when the lease is over");
@@ -296,7 +329,8 @@ fn not_held(mut running: Box<Running>, error: &StoreError) -> Verdict {
     Verdict::Own
 }
 
-/// The commit was refused: somebody else decided. Returns the winner's result if there is or will be one.
+/// The commit was refused: somebody else decided. Returns the winner's result if there is or will
+/// be one.
 async fn overtaken(running: &mut Running, token: Token, result: &Bytes, waits: bool) -> Verdict {
     let call = running.call.clone();
     let found = winner(running, waits).await;
@@ -342,8 +376,10 @@ const WITHOUT_WORD: (&str, &str) = (
     "the body ran here, and the store does not say who has its call now",
     "find out what it did before the call is made again",
 );
-const ASKED_TOO_LATE: (&str, &str) =
-    ("the call was settled in another way while the outside world was asked", "retry with the same key");
+const ASKED_TOO_LATE: (&str, &str) = (
+    "the call was settled in another way while the outside world was asked",
+    "retry with the same key",
+);
 
 async fn report_duplicate(call: &Checked, result: &Bytes, winner: Option<&Arc<Record>>) {
     tracing::warn!(operation = %call.operation, key = %call.key, winner = winner.is_some(),
@@ -368,7 +404,8 @@ async fn report_duplicate(call: &Checked, result: &Bytes, winner: Option<&Arc<Re
 enum Winner {
     /// Its result, or an operator's answer.
     Answered(Arc<Record>),
-    /// Another owner, whose body runs or has left the record in doubt: a call that is made now runs no body.
+    /// Another owner, whose body runs or has left the record in doubt: a call that is made now runs
+    /// no body.
     AtWork,
     /// The record was removed, is another request's by now, or is there for the next call to run.
     Nobody,
@@ -379,7 +416,9 @@ impl Winner {
         match record.state {
             State::Completed | State::Failed => Self::Answered(record),
             State::InDoubt => Self::AtWork,
-            State::InProgress if !record.is_orphaned() || !record.policy.allows_takeover() => Self::AtWork,
+            State::InProgress if !record.is_orphaned() || !record.policy.allows_takeover() => {
+                Self::AtWork
+            }
             State::InProgress | State::Released | State::Tombstone => Self::Nobody,
         }
     }
@@ -390,7 +429,10 @@ async fn winner(running: &mut Running, waits: bool) -> Result<Winner, StoreError
     let call = running.call.clone();
     let engine = &call.engine;
     let is_own_request = |record: &Record| call.accepts(record.fingerprint);
-    let record = retry::until(engine, engine.settings.commit_timeout, || engine.store.clone().read(call.key)).await?;
+    let record = retry::until(engine, engine.settings.commit_timeout, || {
+        engine.store.clone().read(call.key)
+    })
+    .await?;
     let Some(record) = record.filter(is_own_request) else { return Ok(Winner::Nobody) };
     if !(record.is_running() && waits) {
         return Ok(Winner::of(Arc::new(record)));
@@ -399,7 +441,9 @@ async fn winner(running: &mut Running, waits: bool) -> Result<Winner, StoreError
         return Ok(Winner::AtWork);
     };
     running.report.waited = true;
-    match wait::for_change(engine, call.key, engine.clock.monotonic().saturating_add(patience)).await? {
+    match wait::for_change(engine, call.key, engine.clock.monotonic().saturating_add(patience))
+        .await?
+    {
         // Looked at once more: it may be another than the one that was waited for.
         wait::Changed::Record(record) if is_own_request(&record) => Ok(Winner::of(record)),
         wait::Changed::Record(_) | wait::Changed::Claimable => Ok(Winner::Nobody),
@@ -407,14 +451,20 @@ async fn winner(running: &mut Running, waits: bool) -> Result<Winner, StoreError
     }
 }
 
-/// Tells the caller, and goes on storing in the background. If that fails too, the record is in doubt.
+/// Tells the caller, and goes on storing in the background. If that fails too, the record is in
+/// doubt.
 fn not_stored(mut running: Box<Running>, commit: Commit, error: StoreError) -> Verdict {
     let call = running.call.clone();
     let engine = call.engine.clone();
     let place = engine.bounds.ends.place();
-    let then = if place.is_some() { "storing goes on in the background" } else { "the record is as after a crash" };
+    let then = if place.is_some() {
+        "storing goes on in the background"
+    } else {
+        "the record is as after a crash"
+    };
     tracing::error!(operation = %call.operation, key = %call.key, %error, "a result could not be stored; {then}");
-    let refused = call.refused(ErrorKind::NotStored).with_store(engine.store.name()).with_source(error);
+    let refused =
+        call.refused(ErrorKind::NotStored).with_store(engine.store.name()).with_source(error);
     let verdict = Verdict::refused(refused);
     let keeper = engine.keeper.clone();
     let lease = running.lease.clone();

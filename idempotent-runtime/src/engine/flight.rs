@@ -1,8 +1,9 @@
 //! Coalescing: callers of one key in one process share one claim.
 //!
-//! The first caller leads, the others follow. A leader that is gone, that released its claim or that ran out of time
-//! leaves its place to one of them. So does one whose lease is over while its body hangs: the store may have given the
-//! call to somebody else by then, and its record is what counts.
+//! The first caller leads, the others follow. A leader that is gone, that released its claim or
+//! that ran out of time leaves its place to one of them. So does one whose lease is over while its
+//! body hangs: the store may have given the call to somebody else by then, and its record is what
+//! counts.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,8 +17,8 @@ use crate::fingerprint::Fingerprint;
 use crate::key::KeyHash;
 use crate::outcome::Answer;
 
-/// What callers have in common that share an answer: the key, what they accept as their own request, now and from former
-/// releases, and whether they have a question for the outside world.
+/// What callers have in common that share an answer: the key, what they accept as their own
+/// request, now and from former releases, and whether they have a question for the outside world.
 type Key = (KeyHash, Option<Fingerprint>, Vec<Option<Fingerprint>>, bool);
 
 /// The calls of one engine that are under way.
@@ -27,8 +28,8 @@ pub(crate) struct Flights(Mutex<HashMap<Key, Arc<Flight>>>);
 /// One call that is under way.
 pub(crate) struct Flight {
     stage: Mutex<Stage>,
-    /// Wakes the followers in the order in which they came, and not at random as a watch channel would: the next leader
-    /// is the one that waited longest, and a simulation can be repeated.
+    /// Wakes the followers in the order in which they came, and not at random as a watch channel
+    /// would: the next leader is the one that waited longest, and a simulation can be repeated.
     changed: Notify,
     /// Under which the leader runs its body, once it does.
     lease: OnceLock<Arc<Lease>>,
@@ -46,7 +47,8 @@ impl Flight {
         self.changed.notified()
     }
 
-    /// Resolves when the store may have given the call to somebody else while the leader is still at it.
+    /// Resolves when the store may have given the call to somebody else while the leader is still
+    /// at it.
     pub(crate) async fn forsaken(&self) {
         match self.lease.get() {
             Some(lease) => lease.ended().await,
@@ -101,8 +103,9 @@ impl Flights {
             lease: OnceLock::new(),
             has_met: AtomicBool::new(false),
         });
-        // In place of a forsaken one, whose leader finds that when it ends. Its followers come here by themselves, and the
-        // first of them leads: the others find the new flight under this lock.
+        // In place of a forsaken one, whose leader finds that when it ends. Its followers come here
+        // by themselves, and the first of them leads: the others find the new flight under this
+        // lock.
         flights.insert(key.clone(), flight.clone());
         Seat::Leader(Leader { flights: self.clone(), key, flight, ended: false })
     }

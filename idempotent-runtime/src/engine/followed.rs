@@ -7,7 +7,8 @@ use std::task::{Context, Poll};
 
 use super::keeper::{Keeper, Task};
 
-/// A future that goes on in the background when its owner is dropped: a request that was sent is followed to its answer.
+/// A future that goes on in the background when its owner is dropped: a request that was sent is
+/// followed to its answer.
 pub(crate) struct Followed<T: Send + 'static> {
     future: Option<Following<T>>,
     keeper: Arc<Keeper>,
@@ -20,12 +21,18 @@ pub(crate) type Following<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 type Afterwards<T> = Box<dyn FnOnce(Following<T>) -> Task + Send>;
 
 impl<T: Send + 'static> Followed<T> {
-    pub(crate) fn new(keeper: &Arc<Keeper>, future: impl Future<Output = T> + Send + 'static) -> Self {
+    pub(crate) fn new(
+        keeper: &Arc<Keeper>,
+        future: impl Future<Output = T> + Send + 'static,
+    ) -> Self {
         Self { future: Some(Box::pin(future)), keeper: keeper.clone(), afterwards: None }
     }
 
     /// Hands the request to `afterwards` if nobody else is there to take its answer.
-    pub(crate) fn and_if_dropped<F>(mut self, afterwards: impl FnOnce(Following<T>) -> F + Send + 'static) -> Self
+    pub(crate) fn and_if_dropped<F>(
+        mut self,
+        afterwards: impl FnOnce(Following<T>) -> F + Send + 'static,
+    ) -> Self
     where
         F: Future<Output = ()> + Send + 'static,
     {

@@ -2,8 +2,8 @@
 
 use std::any::{TypeId, type_name};
 
-/// A function as it is compiled for one set of types and constants: those of its `impl` and of the implementor of its
-/// trait included, which an attribute on the function cannot see.
+/// A function as it is compiled for one set of types and constants: those of its `impl` and of the
+/// implementor of its trait included, which an attribute on the function cannot see.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Instance {
     id: TypeId,
@@ -18,8 +18,8 @@ impl PartialEq for Instance {
 }
 
 impl Instance {
-    /// The instance in which a closure of type `W` is written. The type of a closure has all parameters around it, also
-    /// those that it does not use; lifetimes do not count.
+    /// The instance in which a closure of type `W` is written. The type of a closure has all
+    /// parameters around it, also those that it does not use; lifetimes do not count.
     pub(crate) fn of<W>() -> Self {
         Self { id: typeid::of::<W>(), path: type_name::<W>() }
     }
@@ -35,29 +35,35 @@ impl Instance {
 
     /// Whether the function is surely one of several that types or constants make of it.
     ///
-    /// Reads the text of the path, which the compiler does not promise: where it shows nothing, instances are told
-    /// apart when the second one is called.
+    /// Reads the text of the path, which the compiler does not promise: where it shows nothing,
+    /// instances are told apart when the second one is called.
     pub(crate) fn has_parameters(&self) -> bool {
         has_parameters(self.function())
     }
 }
 
-/// Whether a name in `path` has an argument that is a type or a constant: `Repo<u8>`, and not `Repo<'_>` or `<A as B>`, nor
-/// `<impl Card>`, by which the compiler names an `impl` that is in another module than its type.
+/// Whether a name in `path` has an argument that is a type or a constant: `Repo<u8>`, and not
+/// `Repo<'_>` or `<A as B>`, nor `<impl Card>`, by which the compiler names an `impl` that is in
+/// another module than its type.
 fn has_parameters(path: &str) -> bool {
     let path = match path.rsplit_once("::") {
-        // What stands in the body of another function has no parameters but its own: those further out make no more of it.
+        // What stands in the body of another function has no parameters but its own: those further
+        // out make no more of it.
         Some((around, name)) if !name.ends_with('>') && !around.ends_with('>') => return false,
         _ => path,
     };
     path.match_indices('<').any(|(at, _)| {
-        let is_list = path[..at].ends_with(|before: char| before.is_alphanumeric() || matches!(before, '_' | ':'));
+        let is_list = path[..at]
+            .ends_with(|before: char| before.is_alphanumeric() || matches!(before, '_' | ':'));
         // Up to the next bracket is enough: what is nested has a name before it.
         let arguments = path[at + 1..].split(['<', '>']).next().unwrap_or_default();
         let is_block = path[..at].ends_with("::") && arguments.starts_with("impl ");
         is_list
             && !is_block
-            && arguments.split(',').map(str::trim).any(|one| !is_lifetime(one) && !matches!(one, "" | "_"))
+            && arguments
+                .split(',')
+                .map(str::trim)
+                .any(|one| !is_lifetime(one) && !matches!(one, "" | "_"))
     })
 }
 

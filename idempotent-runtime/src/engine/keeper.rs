@@ -1,8 +1,9 @@
 //! The thread that keeps leases alive and finishes what callers left behind.
 //!
-//! Renewals run here, on a thread and a Tokio runtime of their own, so that a blocked executor of the user does not
-//! lose its leases. So do claims and commits whose caller is gone: they are followed to their answer. And expired records
-//! are removed from here. What callers leave behind in memory of this process needs no thread, and is done at once.
+//! Renewals run here, on a thread and a Tokio runtime of their own, so that a blocked executor of
+//! the user does not lose its leases. So do claims and commits whose caller is gone: they are
+//! followed to their answer. And expired records are removed from here. What callers leave behind
+//! in memory of this process needs no thread, and is done at once.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -31,7 +32,8 @@ thread_local! {
     static IS_OURS: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Runs code of the user's, which may take its time: on the thread that renews leases, it keeps none of them waiting.
+/// Runs code of the user's, which may take its time: on the thread that renews leases, it keeps
+/// none of them waiting.
 pub(super) async fn beside(code: impl FnOnce() + Send + 'static) {
     if IS_OURS.get() {
         // It catches its own panics.
@@ -111,7 +113,8 @@ impl Keeper {
             return Ok(());
         }
         let (sender, receiver) = mpsc::unbounded_channel();
-        let background = self.shared.clone().keep(receiver, self.purge.clone(), self.near_cache.clone());
+        let background =
+            self.shared.clone().keep(receiver, self.purge.clone(), self.near_cache.clone());
         if let Some(spawn) = &self.spawn {
             spawn(Box::pin(background));
         } else {
@@ -136,9 +139,9 @@ impl Keeper {
         self.send(Box::pin(task));
     }
 
-    /// Finishes what a caller has left behind: `task`, which waits for the store alone. On the thread, unless the store is
-    /// memory of this process: then it is done when this returns, also in a test that has paused Tokio's clock and so
-    /// leaves no thread any time.
+    /// Finishes what a caller has left behind: `task`, which waits for the store alone. On the
+    /// thread, unless the store is memory of this process: then it is done when this returns, also
+    /// in a test that has paused Tokio's clock and so leaves no thread any time.
     pub(crate) fn finish(&self, task: impl Future<Output = ()> + Send + 'static) {
         let mut task = self.task(task);
         if !self.answers_at_once || !self.is_over_at_once(&mut task) {
@@ -155,7 +158,11 @@ impl Keeper {
         // It has timers, for stores that do not answer. A runtime of the caller's may have none.
         let _inside = self.runtime.get().map(Handle::enter);
         // Whoever was dropped may have used up what Tokio allows in one poll.
-        let look = || pin!(tokio::task::unconstrained(task)).poll(&mut Context::from_waker(Waker::noop())).is_ready();
+        let look = || {
+            pin!(tokio::task::unconstrained(task))
+                .poll(&mut Context::from_waker(Waker::noop()))
+                .is_ready()
+        };
         // It is over with its panic, as on the thread.
         catch_unwind(AssertUnwindSafe(look)).unwrap_or(true)
     }
@@ -176,7 +183,8 @@ impl Keeper {
 
     /// Something is under way that a shutdown waits for.
     pub(crate) fn busy(&self) -> Busy {
-        // In one order with the engine's word that it closes, so that of a claim and a shutdown one sees the other.
+        // In one order with the engine's word that it closes, so that of a claim and a shutdown one
+        // sees the other.
         self.shared.under_way.fetch_add(1, Ordering::SeqCst);
         Busy(self.shared.clone())
     }
@@ -213,7 +221,8 @@ impl Keeper {
             tokio::pin!(idle);
             idle.as_mut().enable();
             let none_under_way = || self.shared.under_way.load(Ordering::SeqCst) == 0;
-            // Asked twice: a claim is held before it stops being on its way, and in the background before it is forgotten.
+            // Asked twice: a claim is held before it stops being on its way, and in the background
+            // before it is forgotten.
             if none_under_way() && self.shared.leases().by_token.is_empty() && none_under_way() {
                 return;
             }
@@ -275,7 +284,8 @@ impl Shared {
                 tokio::spawn(self.clone().renew(batch));
             }
             let next_look = self.leases().next_look;
-            let pause = Duration::from_nanos(next_look.saturating_sub(nanos(self.clock.monotonic())));
+            let pause =
+                Duration::from_nanos(next_look.saturating_sub(nanos(self.clock.monotonic())));
             let sleep = self.clock.sleep(pause);
             if nanos(self.clock.monotonic()) >= next_look {
                 // The clock moved between the two questions.
@@ -289,15 +299,17 @@ impl Shared {
         }
     }
 
-    /// The leases to renew now: those that are due, and those that soon will be. Only leases of one length share a
-    /// batch, because it waits for the store as long as they can.
+    /// The leases to renew now: those that are due, and those that soon will be. Only leases of one
+    /// length share a batch, because it waits for the store as long as they can.
     fn due(&self) -> Vec<Vec<Arc<Lease>>> {
         let mut leases = self.leases();
         let now = self.clock.monotonic();
         for lease in leases.by_token.values().filter(|lease| lease.is_renewed_no_more(now)) {
             lease.stop_renewal();
         }
-        let next = |leases: &Leases| leases.by_token.values().map(|lease| lease.due()).min().unwrap_or(u64::MAX);
+        let next = |leases: &Leases| {
+            leases.by_token.values().map(|lease| lease.due()).min().unwrap_or(u64::MAX)
+        };
         let mut due: BTreeMap<Duration, Vec<Arc<Lease>>> = BTreeMap::new();
         if next(&leases) <= nanos(now) {
             let soon = |lease: &&Arc<Lease>| lease.due() <= nanos(now + lease.length() / 6);
@@ -313,7 +325,10 @@ impl Shared {
 
     /// Renews leases of one length.
     async fn renew(self: Arc<Self>, batch: Vec<Arc<Lease>>) {
-        let renewals = batch.iter().map(|lease| Renewal::new(lease.key, lease.token, lease.length())).collect();
+        let renewals = batch
+            .iter()
+            .map(|lease| Renewal::new(lease.key, lease.token, lease.length()))
+            .collect();
         let patience = batch.first().map(|lease| lease.length() / 3).unwrap_or_default();
         let sent = self.clock.monotonic();
         // In a task of its own: a store that panics ends nothing but this.
@@ -327,7 +342,8 @@ impl Shared {
             () = self.clock.sleep(patience) => Err(format!("no answer within {patience:?}")),
         };
         request.abort();
-        let (written, error) = answer.map_or_else(|error| (Vec::new(), Some(error)), |written| (written, None));
+        let (written, error) =
+            answer.map_or_else(|error| (Vec::new(), Some(error)), |written| (written, None));
         let answers = written.into_iter().chain(std::iter::repeat(Written::Unanswered));
         let mut unanswered = 0;
         for (lease, written) in batch.iter().zip(answers) {
@@ -340,7 +356,12 @@ impl Shared {
         }
         if unanswered > 0 {
             let error = error.as_deref().unwrap_or("their records could not be reached");
-            tracing::warn!(store = self.store.name(), leases = unanswered, error, "leases could not be renewed");
+            tracing::warn!(
+                store = self.store.name(),
+                leases = unanswered,
+                error,
+                "leases could not be renewed"
+            );
         }
         self.earlier.notify_one();
     }
@@ -350,7 +371,8 @@ impl Shared {
             lease.renewed(sent);
         } else {
             lease.stop_renewal();
-            // A record that is gone is nobody's: the claim stays valid for what is left of the lease.
+            // A record that is gone is nobody's: the claim stays valid for what is left of the
+            // lease.
             let still_owned = self.leases().by_token.contains_key(&lease.token);
             if written == Written::Lost && still_owned {
                 // The own commit answers the same.

@@ -1,4 +1,5 @@
-//! The lease of a claim, as its owner knows it: how long nobody else can own the claim, and what was begun under it.
+//! The lease of a claim, as its owner knows it: how long nobody else can own the claim, and what
+//! was begun under it.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
@@ -82,7 +83,8 @@ impl Lease {
 
     /// Whether another caller may own the claim by now.
     pub(crate) fn is_lost(&self) -> bool {
-        self.lost.load(Ordering::Acquire) || nanos(self.clock.monotonic()) >= self.valid_until.load(Ordering::Acquire)
+        self.lost.load(Ordering::Acquire)
+            || nanos(self.clock.monotonic()) >= self.valid_until.load(Ordering::Acquire)
     }
 
     /// Monotonic time from which the lease is known to have run, at the latest.
@@ -102,7 +104,10 @@ impl Lease {
             if self.is_lost() {
                 return;
             }
-            let left = self.valid_until.load(Ordering::Acquire).saturating_sub(nanos(self.clock.monotonic()));
+            let left = self
+                .valid_until
+                .load(Ordering::Acquire)
+                .saturating_sub(nanos(self.clock.monotonic()));
             tokio::select! {
                 biased;
                 () = given_up => {}
@@ -117,12 +122,14 @@ impl Lease {
         self.given_up.notify_waiters();
     }
 
-    /// From now on something may have happened under the claim. False when a shutdown was faster: then nothing may.
+    /// From now on something may have happened under the claim. False when a shutdown was faster:
+    /// then nothing may.
     ///
-    /// Body and shutdown meet here alone: either the body has begun and its outcome is unknown to the shutdown, or the
-    /// shutdown gives the claim back and the body never begins.
+    /// Body and shutdown meet here alone: either the body has begun and its outcome is unknown to
+    /// the shutdown, or the shutdown gives the claim back and the body never begins.
     pub(crate) fn begin(&self) -> bool {
-        let before = self.stage.compare_exchange(WAITING, BEGUN, Ordering::AcqRel, Ordering::Acquire);
+        let before =
+            self.stage.compare_exchange(WAITING, BEGUN, Ordering::AcqRel, Ordering::Acquire);
         matches!(before, Ok(_) | Err(BEGUN))
     }
 
@@ -187,7 +194,10 @@ impl Lease {
     }
 
     pub(super) fn retry_renewal(&self, now: Duration) {
-        self.due.store(nanos(now + (self.length / RETRY_SHARE).max(Duration::from_millis(1))), Ordering::Release);
+        self.due.store(
+            nanos(now + (self.length / RETRY_SHARE).max(Duration::from_millis(1))),
+            Ordering::Release,
+        );
     }
 
     /// The lease runs out unless somebody gives it back.
@@ -202,12 +212,15 @@ impl Lease {
 
 impl fmt::Debug for Lease {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Lease").field("key", &self.key).field("token", &self.token).finish_non_exhaustive()
+        f.debug_struct("Lease")
+            .field("key", &self.key)
+            .field("token", &self.token)
+            .finish_non_exhaustive()
     }
 }
 
-/// When to stop believing in a lease that was asked for at `sent`, in monotonic nanoseconds: a little before a store that
-/// counts whole milliseconds gives it to somebody else.
+/// When to stop believing in a lease that was asked for at `sent`, in monotonic nanoseconds: a
+/// little before a store that counts whole milliseconds gives it to somebody else.
 fn end_of(sent: Duration, length: Duration) -> u64 {
     let whole = Duration::from_millis(u64::try_from(length.as_millis()).unwrap_or(u64::MAX));
     nanos(sent.saturating_add(whole.saturating_sub(ROUNDING.min(whole / 10))))

@@ -1,8 +1,10 @@
-//! The transactions that `in_transaction` has lent to a body, and what guarded calls have met in each of them.
+//! The transactions that `in_transaction` has lent to a body, and what guarded calls have met in
+//! each of them.
 //!
-//! Bodies hand on what they were lent in many shapes (`&mut tx`, `&mut **tx`, a loan of it, the whole to another task), and
-//! all of them lead to one connection. So a call knows its transaction by the place of that connection in memory, which
-//! nothing else has for as long as it is lent. A call in another transaction, wherever it is made, finds nothing here.
+//! Bodies hand on what they were lent in many shapes (`&mut tx`, `&mut **tx`, a loan of it, the
+//! whole to another task), and all of them lead to one connection. So a call knows its transaction
+//! by the place of that connection in memory, which nothing else has for as long as it is lent. A
+//! call in another transaction, wherever it is made, finds nothing here.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -31,7 +33,8 @@ struct Met {
     answered: BTreeSet<KeyHash>,
     /// The result was there.
     found: Vec<KeyHash>,
-    /// In the order in which they were written; those of calls inside of a body come before the one around them.
+    /// In the order in which they were written; those of calls inside of a body come before the one
+    /// around them.
     written: Vec<Written>,
     /// A call of a disabled operation was made, which leaves no record.
     is_unrecorded: bool,
@@ -58,10 +61,12 @@ pub(super) fn calls_at(place: usize) -> Option<Arc<Calls>> {
     lent().get(&place).cloned()
 }
 
-/// Whether the code is in the body of a transaction of `store`, as far as a call in it has told. What that keeps from others it
-/// keeps until the body is over.
+/// Whether the code is in the body of a transaction of `store`, as far as a call in it has told.
+/// What that keeps from others it keeps until the body is over.
 pub(super) fn is_in_body_of(store: &Arc<dyn DynStore>) -> bool {
-    let is_of_store = |calls: &Arc<Calls>| calls.met().store.as_ref().is_some_and(|other| Arc::ptr_eq(other, store));
+    let is_of_store = |calls: &Arc<Calls>| {
+        calls.met().store.as_ref().is_some_and(|other| Arc::ptr_eq(other, store))
+    };
     AROUND.try_with(is_of_store).unwrap_or(false)
 }
 
@@ -103,7 +108,8 @@ impl Calls {
 
 #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
 impl Calls {
-    /// Lets the calls in the transaction whose connection is at `place` find this, until the answer is dropped.
+    /// Lets the calls in the transaction whose connection is at `place` find this, until the answer
+    /// is dropped.
     pub(crate) fn lend(self: &Arc<Self>, place: usize) -> Lent {
         lent().insert(place, Arc::clone(self));
         Lent(place)
@@ -114,18 +120,24 @@ impl Calls {
         AROUND.scope(Arc::clone(self), body).await
     }
 
-    /// The records that tell whether the transaction was committed: what it has written. One that has written none has
-    /// only found some, which are the same afterwards. None where a call had no record, which would run once more.
+    /// The records that tell whether the transaction was committed: what it has written. One that
+    /// has written none has only found some, which are the same afterwards. None where a call had
+    /// no record, which would run once more.
     pub(crate) fn records(&self) -> Vec<KeyHash> {
         let met = self.met();
         if met.is_unrecorded {
             return Vec::new();
         }
-        if met.written.is_empty() { met.found.clone() } else { met.written.iter().map(|written| written.key).collect() }
+        if met.written.is_empty() {
+            met.found.clone()
+        } else {
+            met.written.iter().map(|written| written.key).collect()
+        }
     }
 
-    /// Whether the database has said in this transaction what it has of all of `records`. One of them may have been undone by
-    /// a savepoint of the body's own, so that its absence says nothing of the others.
+    /// Whether the database has said in this transaction what it has of all of `records`. One of
+    /// them may have been undone by a savepoint of the body's own, so that its absence says nothing
+    /// of the others.
     pub(crate) fn tell_of(&self, records: &[KeyHash]) -> bool {
         let met = self.met();
         !records.is_empty() && records.iter().all(|key| met.answered.contains(key))

@@ -6,8 +6,9 @@ use std::time::Duration;
 use crate::store::transaction::{End, Keep, Kept, Taken};
 use crate::store::{Claim, DynStore, SqlTransaction, Token};
 
-/// A transaction whose type is forgotten. The expansion asks for the bound once, at what the user wrote, so a mistake
-/// is one error; and the steps are compiled once, not for each type of transaction.
+/// A transaction whose type is forgotten. The expansion asks for the bound once, at what the user
+/// wrote, so a mistake is one error; and the steps are compiled once, not for each type of
+/// transaction.
 pub struct Loan<'a>(&'a mut dyn Keep);
 
 /// Borrows `transaction` for one step.
@@ -29,7 +30,12 @@ impl Keep for Loan<'_> {
         self.0.place()
     }
 
-    fn begin<'a>(&'a mut self, store: &'a dyn DynStore, claim: &'a Claim, patience: Duration) -> Kept<'a, Taken> {
+    fn begin<'a>(
+        &'a mut self,
+        store: &'a dyn DynStore,
+        claim: &'a Claim,
+        patience: Duration,
+    ) -> Kept<'a, Taken> {
         self.0.begin(store, claim, patience)
     }
 

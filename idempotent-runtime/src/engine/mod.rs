@@ -73,8 +73,9 @@ use crate::store::{Claim, DynStore, Reason, Record, Release, Store, StoreError, 
 #[cfg(feature = "memory")]
 use crate::store::{MemoryStore, find};
 
-/// The engine: a handle that is cheap to clone. One per store and process is enough. After a `fork`, the child makes a store
-/// and an engine of its own: the one of its parent refuses to ask the store there.
+/// The engine: a handle that is cheap to clone. One per store and process is enough. After a
+/// `fork`, the child makes a store and an engine of its own: the one of its parent refuses to ask
+/// the store there.
 ///
 /// ```
 /// # use std::time::Duration;
@@ -116,7 +117,8 @@ pub(crate) struct Inner {
     bounds: Bounds,
     closing: AtomicU8,
     waiters: AtomicUsize,
-    /// Bodies that run without a lease: their record is in a transaction of the user's, or they have none.
+    /// Bodies that run without a lease: their record is in a transaction of the user's, or they
+    /// have none.
     without_lease: AtomicUsize,
     duplicates: AtomicU64,
 }
@@ -169,17 +171,20 @@ impl Inner {
         self.validity.clone()
     }
 
-    /// Refuses what would ask the store from a fork of the process: it has the connections of its parent, in which the
-    /// answers of both would be mixed up, and not the thread that renews leases.
+    /// Refuses what would ask the store from a fork of the process: it has the connections of its
+    /// parent, in which the answers of both would be mixed up, and not the thread that renews
+    /// leases.
     fn at_home(&self) -> Result<(), Error> {
         if std::process::id() == self.home {
             return Ok(());
         }
-        Err(Error::config("this process was forked from the one that made the engine; make a store and an engine here"))
+        Err(Error::config(
+            "this process was forked from the one that made the engine; make a store and an engine here",
+        ))
     }
 
-    /// The result of `key` in a store that can be looked into at once: what a claim would be answered with, without its
-    /// token and its followers.
+    /// The result of `key` in a store that can be looked into at once: what a claim would be
+    /// answered with, without its token and its followers.
     #[cfg(feature = "memory")]
     fn result_in_memory(&self, key: &KeyHash) -> Option<Arc<Record>> {
         self.memory.as_ref()?.result(key).map(Arc::new)
@@ -206,17 +211,20 @@ impl Inner {
         Ok(Token::from_bits(u128::from_be_bytes(bytes)))
     }
 
-    /// Whether a body may start whose claim was sent first at `sent`: not when more than 80 % of its lease are over.
+    /// Whether a body may start whose claim was sent first at `sent`: not when more than 80 % of
+    /// its lease are over.
     fn may_start(&self, sent: Duration, lease: Duration) -> bool {
         self.clock.monotonic().saturating_sub(sent) <= lease / 5 * 4
     }
 
-    /// Gives back a claim that was granted and that nobody uses. The caller waits for `claim_timeout` at most, whatever its
-    /// lease: then the background goes on with it.
+    /// Gives back a claim that was granted and that nobody uses. The caller waits for
+    /// `claim_timeout` at most, whatever its lease: then the background goes on with it.
     async fn give_back(self: &Arc<Self>, claim: &Claim, repeated: bool) {
-        let (engine, release, lease) = (self.clone(), Release::unused(claim.key, claim.token), claim.lease);
-        let released =
-            Followed::new(&self.keeper, async move { claim::give_back(&engine, release, lease, false).await });
+        let (engine, release, lease) =
+            (self.clone(), Release::unused(claim.key, claim.token), claim.lease);
+        let released = Followed::new(&self.keeper, async move {
+            claim::give_back(&engine, release, lease, false).await
+        });
         tokio::select! {
             biased;
             () = released => {}
@@ -227,9 +235,11 @@ impl Inner {
         }
     }
 
-    /// Gives back a claim that was sent more than once, and that is not ours: a late try may still take it.
+    /// Gives back a claim that was sent more than once, and that is not ours: a late try may still
+    /// take it.
     fn give_back_later(self: &Arc<Self>, claim: &Claim) {
-        let (engine, release, lease) = (self.clone(), Release::unused(claim.key, claim.token), claim.lease);
+        let (engine, release, lease) =
+            (self.clone(), Release::unused(claim.key, claim.token), claim.lease);
         self.keeper.spawn(async move { claim::give_back(&engine, release, lease, true).await });
     }
 
@@ -272,7 +282,8 @@ impl Drop for WithoutLease {
     }
 }
 
-/// A body that runs without any protection, until it is over: a shutdown waits for it, and counts it.
+/// A body that runs without any protection, until it is over: a shutdown waits for it, and counts
+/// it.
 pub(crate) struct Unprotected {
     ended: Arc<AtomicBool>,
     // In this order: what is not busy any more is not counted either.
@@ -317,10 +328,11 @@ const CLOSED: u8 = 2;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Drained {
-    /// How many calls had begun and were not over at the end of the time: their body ran, or their result was not stored
-    /// yet. They were given up: in doubt under `hold`, left to the next caller under the other policies, in a
-    /// transaction whatever becomes of that, and without protection nothing is left of them. A store that does not answer learns of it by the end of their leases.
-    /// Zero when all was over.
+    /// How many calls had begun and were not over at the end of the time: their body ran, or their
+    /// result was not stored yet. They were given up: in doubt under `hold`, left to the next
+    /// caller under the other policies, in a transaction whatever becomes of that, and without
+    /// protection nothing is left of them. A store that does not answer learns of it by the end of
+    /// their leases. Zero when all was over.
     pub abandoned: usize,
 }
 
@@ -335,12 +347,13 @@ impl Idempotency {
         Builder::new(store)
     }
 
-    /// An engine on the store that `url` names, with the default settings: `memory:`, `redis://…`, `rediss://…`,
-    /// `postgres://…`, `mysql://…`, `sqlite:…`.
+    /// An engine on the store that `url` names, with the default settings: `memory:`, `redis://…`,
+    /// `rediss://…`, `postgres://…`, `mysql://…`, `sqlite:…`.
     ///
     /// # Errors
-    /// [`Config`](crate::ErrorKind::Config) when the scheme is unknown, its feature is off, or the store is configured so that
-    /// it cannot keep the promise; [`StoreUnavailable`](crate::ErrorKind::StoreUnavailable) when the store does not answer;
+    /// [`Config`](crate::ErrorKind::Config) when the scheme is unknown, its feature is off, or the
+    /// store is configured so that it cannot keep the promise;
+    /// [`StoreUnavailable`](crate::ErrorKind::StoreUnavailable) when the store does not answer;
     /// [`Unsupported`](crate::ErrorKind::Unsupported) when it is too old.
     ///
     /// ```
@@ -368,7 +381,8 @@ impl Idempotency {
     /// [`scope`](Self::scope).
     ///
     /// # Errors
-    /// [`Config`](crate::ErrorKind::Config) when one is installed already, or when this one's settings are wrong.
+    /// [`Config`](crate::ErrorKind::Config) when one is installed already, or when this one's
+    /// settings are wrong.
     pub fn install(self) -> Result<(), Error> {
         self.inner.validity()?;
         scope::install(self)
@@ -376,7 +390,8 @@ impl Idempotency {
 
     /// Runs `future` with this engine in place of the installed one. Tests swap the store here.
     ///
-    /// Tasks that the future spawns do not inherit it: see [`InCurrentScope`](crate::InCurrentScope).
+    /// Tasks that the future spawns do not inherit it: see
+    /// [`InCurrentScope`](crate::InCurrentScope).
     pub fn scope<F: Future>(&self, future: F) -> impl Future<Output = F::Output> + use<F> {
         let engine = self.clone();
         // What surrounds the future is what surrounds it when it runs, not when it was made.
@@ -388,20 +403,21 @@ impl Idempotency {
         Call::named(self, operation, Key::of(&key))
     }
 
-    /// The record of a call. Of a key with a [`window`](crate::key::window), the one in the window of now.
+    /// The record of a call. Of a key with a [`window`](crate::key::window), the one in the window
+    /// of now.
     pub fn record<K: IntoKey>(&self, operation: &str, key: K) -> RecordHandle {
         RecordHandle::of_call(self.inner.clone(), operation, Key::of(&key))
     }
 
-    /// The record with this name: the 64 hexadecimal characters of [`KeyHash::to_hex`](crate::key::KeyHash::to_hex), which
-    /// stand for the scope too.
+    /// The record with this name: the 64 hexadecimal characters of
+    /// [`KeyHash::to_hex`](crate::key::KeyHash::to_hex), which stand for the scope too.
     pub fn record_by_hash(&self, hash: &str) -> RecordHandle {
         RecordHandle::of_hash(self.inner.clone(), hash)
     }
 
-    /// Switches the protection of `operation` off, for emergencies: its bodies run at every call, without claim and
-    /// without record, and every such call is logged as a warning. In a transaction of the user's, an `Err` still undoes what
-    /// the body wrote.
+    /// Switches the protection of `operation` off, for emergencies: its bodies run at every call,
+    /// without claim and without record, and every such call is logged as a warning. In a
+    /// transaction of the user's, an `Err` still undoes what the body wrote.
     pub fn disable(&self, operation: &str) {
         self.inner.operations.disable(operation);
     }
@@ -416,20 +432,21 @@ impl Idempotency {
         self.inner.duplicates.load(Ordering::Relaxed)
     }
 
-    /// What the background has removed of records that had expired, and whether it keeps up. All zero where the store's
-    /// server removes them itself, where [`background_purge`](Builder::background_purge) is off, and before the first
-    /// call.
+    /// What the background has removed of records that had expired, and whether it keeps up. All
+    /// zero where the store's server removes them itself, where
+    /// [`background_purge`](Builder::background_purge) is off, and before the first call.
     pub fn purging(&self) -> Purging {
         self.inner.keeper.purging()
     }
 
-    /// Takes no new calls, waits at most `timeout` for the bodies that run, and gives the rest up, which takes at most
-    /// [`claim_timeout`](Builder::claim_timeout) more.
+    /// Takes no new calls, waits at most `timeout` for the bodies that run, and gives the rest up,
+    /// which takes at most [`claim_timeout`](Builder::claim_timeout) more.
     ///
-    /// New calls get [`ShuttingDown`](crate::ErrorKind::ShuttingDown), and so do calls that wait, as soon as they would have
-    /// to claim; those whose answer comes from elsewhere still get it. Calls that a running body makes still work until
-    /// `timeout` is over. A body that was given up is not stopped: if it finishes after all and nobody has taken over, its
-    /// result is stored. A claim whose body had not begun is given back, and counts as no attempt.
+    /// New calls get [`ShuttingDown`](crate::ErrorKind::ShuttingDown), and so do calls that wait,
+    /// as soon as they would have to claim; those whose answer comes from elsewhere still get it.
+    /// Calls that a running body makes still work until `timeout` is over. A body that was given up
+    /// is not stopped: if it finishes after all and nobody has taken over, its result is stored. A
+    /// claim whose body had not begun is given back, and counts as no attempt.
     pub async fn shutdown(&self, timeout: Duration) -> Drained {
         let engine = &self.inner;
         // Not back from closed: somebody else may have shut the engine down before.
@@ -439,12 +456,14 @@ impl Idempotency {
             () = engine.keeper.idle() => {}
             () = engine.clock.sleep(timeout) => {}
         }
-        // Which claims are taken away below, and which never come to be: one that asks whether it may before this is held
-        // or on its way, and is seen here or by the last wait; one that asks afterwards sends nothing.
+        // Which claims are taken away below, and which never come to be: one that asks whether it
+        // may before this is held or on its way, and is seen here or by the last wait; one that
+        // asks afterwards sends nothing.
         engine.closing.store(CLOSED, Ordering::SeqCst);
         let mut abandoned = engine.without_lease.load(Ordering::SeqCst);
         for lease in engine.keeper.held() {
-            // A record that is gone from now on was taken away by an answer, and is not written anew.
+            // A record that is gone from now on was taken away by an answer, and is not written
+            // anew.
             let has_begun = lease.shut_down();
             engine.keeper.forget(&lease);
             abandoned += usize::from(has_begun);
@@ -454,11 +473,18 @@ impl Idempotency {
                 if has_begun {
                     running::give_up(&engine, &lease, Reason::ShutDown, budget).await;
                 } else {
-                    claim::give_back(&engine, Release::unused(lease.key, lease.token), budget, false).await;
+                    claim::give_back(
+                        &engine,
+                        Release::unused(lease.key, lease.token),
+                        budget,
+                        false,
+                    )
+                    .await;
                 }
             });
         }
-        // All at once, and no longer than for one: a store that does not answer would keep the process for each of them.
+        // All at once, and no longer than for one: a store that does not answer would keep the
+        // process for each of them.
         tokio::select! {
             biased;
             () = engine.keeper.idle() => {}

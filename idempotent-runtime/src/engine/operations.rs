@@ -24,10 +24,12 @@ impl Site {
         Self { name, file, line, column: 0, function: None }
     }
 
-    /// The same with what tells it from every other function: a type that is declared for this one alone.
+    /// The same with what tells it from every other function: a type that is declared for this one
+    /// alone.
     ///
-    /// A place in the source is not enough. Two functions that a macro writes stand at one, and so do those of a crate
-    /// that is compiled twice. Nor is the address of a `static`: the linker may merge equal ones.
+    /// A place in the source is not enough. Two functions that a macro writes stand at one, and so
+    /// do those of a crate that is compiled twice. Nor is the address of a `static`: the linker may
+    /// merge equal ones.
     #[must_use]
     pub const fn of(self, column: u32, function: TypeId) -> Self {
         let Self { name, file, line, .. } = self;
@@ -66,14 +68,19 @@ struct Known {
 }
 
 impl Operations {
-    /// The name of the operation at `site`, unless it would share its records with another function, or with another
-    /// instance of the function where the user has not given the name.
+    /// The name of the operation at `site`, unless it would share its records with another
+    /// function, or with another instance of the function where the user has not given the name.
     ///
-    /// Whoever comes first keeps the name, and everybody else is refused, however many threads come at once: the first
-    /// is entered under the lock and never replaced. An instance with parameters is refused even if it is the first,
-    /// because the other ones may come in another process.
-    pub(crate) fn name_of(&self, site: &'static Site, instance: Option<Instance>) -> Result<Arc<str>, Error> {
-        let known = self.known.read().unwrap_or_else(PoisonError::into_inner).get(site.name).cloned();
+    /// Whoever comes first keeps the name, and everybody else is refused, however many threads come
+    /// at once: the first is entered under the lock and never replaced. An instance with parameters
+    /// is refused even if it is the first, because the other ones may come in another process.
+    pub(crate) fn name_of(
+        &self,
+        site: &'static Site,
+        instance: Option<Instance>,
+    ) -> Result<Arc<str>, Error> {
+        let known =
+            self.known.read().unwrap_or_else(PoisonError::into_inner).get(site.name).cloned();
         let first = if let Some(known) = known {
             known
         } else {
@@ -81,17 +88,22 @@ impl Operations {
                 return Err(one_of_many(site, &instance));
             }
             let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
-            known.entry(site.name).or_insert_with(|| Known { site, instance, name: site.name.into() }).clone()
+            known
+                .entry(site.name)
+                .or_insert_with(|| Known { site, instance, name: site.name.into() })
+                .clone()
         };
         if !first.site.is_same_function(site) {
             return Err(two_functions(first.site, site));
         }
         match (first.instance, instance) {
-            (Some(known), Some(instance)) if known != instance => Err(if instance.has_parameters() {
-                one_of_many(site, &instance)
-            } else {
-                two_instances(site, &known, &instance)
-            }),
+            (Some(known), Some(instance)) if known != instance => {
+                Err(if instance.has_parameters() {
+                    one_of_many(site, &instance)
+                } else {
+                    two_instances(site, &known, &instance)
+                })
+            }
             _ => Ok(first.name),
         }
     }
@@ -115,9 +127,15 @@ fn refused(site: &Site, detail: String) -> Error {
 
 fn two_functions(first: &Site, second: &Site) -> Error {
     let (one, other) = (first.place(), second.place());
-    let places =
-        if one == other { format!("both written by a macro at {one}") } else { format!("at {one} and at {other}") };
-    refused(second, format!("two functions have this name, {places}; give one of them another: `name = \"…\"`"))
+    let places = if one == other {
+        format!("both written by a macro at {one}")
+    } else {
+        format!("at {one} and at {other}")
+    };
+    refused(
+        second,
+        format!("two functions have this name, {places}; give one of them another: `name = \"…\"`"),
+    )
 }
 
 fn one_of_many(site: &Site, instance: &Instance) -> Error {
@@ -134,7 +152,11 @@ fn one_of_many(site: &Site, instance: &Instance) -> Error {
 
 fn two_instances(site: &Site, first: &Instance, second: &Instance) -> Error {
     let (one, other) = (first.function(), second.function());
-    let both = if one == other { format!("two types at `{one}`") } else { format!("`{one}` and `{other}`") };
+    let both = if one == other {
+        format!("two types at `{one}`")
+    } else {
+        format!("`{one}` and `{other}`")
+    };
     refused(
         site,
         format!(

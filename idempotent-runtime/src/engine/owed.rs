@@ -1,15 +1,17 @@
 //! Releases that the background owes the store.
 //!
-//! What was sent to a server that stands still is applied when it goes on, also a claim whose caller has long been told
-//! that there is none: under `hold` its record would be in doubt, and no body has begun. So the release goes on for as
-//! long as the background goes on storing results. An outage leaves many of them at once: one task has them all, and asks
-//! with one until the store answers.
+//! What was sent to a server that stands still is applied when it goes on, also a claim whose
+//! caller has long been told that there is none: under `hold` its record would be in doubt, and no
+//! body has begun. So the release goes on for as long as the background goes on storing results. An
+//! outage leaves many of them at once: one task has them all, and asks with one until the store
+//! answers.
 //!
-//! A claim without an answer may also arrive after its release, which then found nothing: one connection is slow, or a
-//! commit waits for its standby. So it is released again, after pauses that double.
+//! A claim without an answer may also arrive after its release, which then found nothing: one
+//! connection is slow, or a commit waits for its standby. So it is released again, after pauses
+//! that double.
 //!
-//! Each gets one bounded try and then stands behind the others: one that the store refuses for long, a locked row for
-//! example, costs the others no more than its own tries.
+//! Each gets one bounded try and then stands behind the others: one that the store refuses for
+//! long, a locked row for example, costs the others no more than its own tries.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -21,8 +23,8 @@ use super::keeper::Busy;
 use super::{Inner, retry};
 use crate::store::{Release, StoreError, StoreErrorKind};
 
-/// How many releases of either kind are owed at most, some ten megabytes; what comes beyond is logged, and ends with its
-/// lease.
+/// How many releases of either kind are owed at most, some ten megabytes; what comes beyond is
+/// logged, and ends with its lease.
 const MOST: usize = 100_000;
 
 /// What is owed, and whether somebody is at it.
@@ -97,7 +99,8 @@ impl Debts {
 
     fn next(&mut self, now: Duration) -> Next {
         let due = |again: &mut BTreeMap<(Duration, u64), Owing>| {
-            let is_due = again.first_key_value().is_some_and(|((not_before, _), _)| *not_before <= now);
+            let is_due =
+                again.first_key_value().is_some_and(|((not_before, _), _)| *not_before <= now);
             is_due.then(|| again.pop_first()).flatten().map(|(_, owing)| owing)
         };
         let next = if self.is_turn_of_again {
@@ -109,7 +112,9 @@ impl Debts {
             self.is_turn_of_again = owing.first.is_some();
             return Next::Release(owing);
         }
-        self.again.first_key_value().map_or(Next::Nothing, |((not_before, _), _)| Next::Wait(*not_before))
+        self.again
+            .first_key_value()
+            .map_or(Next::Nothing, |((not_before, _), _)| Next::Wait(*not_before))
     }
 
     fn len(&self) -> usize {
@@ -117,8 +122,8 @@ impl Debts {
     }
 }
 
-/// Goes on with `release`, which failed with `error`, in the background. The claim may be `repeated`: one try of it is
-/// perhaps still on its way.
+/// Goes on with `release`, which failed with `error`, in the background. The claim may be
+/// `repeated`: one try of it is perhaps still on its way.
 pub(super) fn add(engine: &Arc<Inner>, release: Release, repeated: bool, error: &StoreError) {
     let now = engine.clock.monotonic();
     let until = now.saturating_add(engine.settings.background_commit);
@@ -133,17 +138,27 @@ pub(super) fn add(engine: &Arc<Inner>, release: Release, repeated: bool, error: 
     }
 }
 
-/// Releases the claim of `release` again, and again: it was released, and a try of it is perhaps still on its way.
+/// Releases the claim of `release` again, and again: it was released, and a try of it is perhaps
+/// still on its way.
 pub(super) fn repeat(engine: &Arc<Inner>, release: Release) {
     let now = engine.clock.monotonic();
     let pause = engine.settings.claim_timeout;
-    let (owing, not_before) =
-        first_repetition(release, pause, now, now.saturating_add(engine.settings.background_commit));
+    let (owing, not_before) = first_repetition(
+        release,
+        pause,
+        now,
+        now.saturating_add(engine.settings.background_commit),
+    );
     owe(engine, owing, not_before);
 }
 
 /// The release after `pause`, however little time is left.
-fn first_repetition(release: Release, pause: Duration, now: Duration, until: Duration) -> (Owing, Duration) {
+fn first_repetition(
+    release: Release,
+    pause: Duration,
+    now: Duration,
+    until: Duration,
+) -> (Owing, Duration) {
     let not_before = now.saturating_add(pause);
     // Late, the claim is one that nothing began under, whatever was before.
     let release = Release::unused(release.key, release.token);
@@ -166,7 +181,12 @@ fn owe(engine: &Arc<Inner>, owing: Owing, not_before: Duration) -> bool {
             return false;
         }
         // From here on its end, whatever that is, makes room for another.
-        Payer { engine: Arc::downgrade(engine), news: engine.owed.news.subscribe(), at: None, has_paid: false }
+        Payer {
+            engine: Arc::downgrade(engine),
+            news: engine.owed.news.subscribe(),
+            at: None,
+            has_paid: false,
+        }
     };
     engine.keeper.spawn_beside(payer.pay());
     true
@@ -183,15 +203,17 @@ struct Payer {
 }
 
 impl Drop for Payer {
-    /// The background has ended in the middle. What is left waits for the next that fails, which also starts another
-    /// payer; the two cannot run beside each other, because the place is given back under the lock.
+    /// The background has ended in the middle. What is left waits for the next that fails, which
+    /// also starts another payer; the two cannot run beside each other, because the place is given
+    /// back under the lock.
     fn drop(&mut self) {
         let Some(engine) = self.engine.upgrade().filter(|_| !self.has_paid) else { return };
         let mut debts = engine.owed.lock();
         debts.first.extend(self.at.take().filter(|owing| owing.first.is_some()));
         debts.is_paid = false;
         let left = debts.len();
-        // Nobody is at it: they keep neither a shutdown nor the engine. What they kept is dropped without the lock.
+        // Nobody is at it: they keep neither a shutdown nor the engine. What they kept is dropped
+        // without the lock.
         let kept: Vec<_> = debts.first.iter_mut().filter_map(|owing| owing.first.take()).collect();
         drop(debts);
         drop(kept);
@@ -232,19 +254,22 @@ impl Payer {
             match answer {
                 Ok(()) => {
                     pauses = retry::pauses();
-                    let repetition = owing
-                        .again
-                        .map(|pause| (first_repetition(release, pause, now, owing.until), owing.first.is_some()));
+                    let repetition = owing.again.map(|pause| {
+                        (first_repetition(release, pause, now, owing.until), owing.first.is_some())
+                    });
                     match repetition {
                         // One follows the first release in any case.
-                        Some(((next, not_before), is_first)) if is_first || not_before <= owing.until => {
+                        Some(((next, not_before), is_first))
+                            if is_first || not_before <= owing.until =>
+                        {
                             engine.owed.lock().put(next, not_before);
                         }
                         _ => {}
                     }
                 }
                 Err(error) => {
-                    // Each has a try of its own at the end, however long it has stood behind others.
+                    // Each has a try of its own at the end, however long it has stood behind
+                    // others.
                     if owing.until <= now {
                         give_up(&release, &error);
                     } else {
@@ -257,8 +282,8 @@ impl Payer {
     }
 }
 
-/// Sends `release` once. A try that takes longer than `claim_timeout` is dropped, and one that panics has failed: its task
-/// has it alone.
+/// Sends `release` once. A try that takes longer than `claim_timeout` is dropped, and one that
+/// panics has failed: its task has it alone.
 async fn send(engine: &Inner, release: Release) -> Result<(), StoreError> {
     let unavailable = || StoreError::new(StoreErrorKind::Unavailable, "release");
     let patience = engine.settings.claim_timeout;
@@ -287,7 +312,8 @@ mod tests {
     use crate::store::{MemoryStore, Release, Token};
 
     fn owing(number: u8, first: Option<First>) -> Owing {
-        let release = Release::new(KeyHash::from_bytes([number; 32]), Token::from_bits(number.into()));
+        let release =
+            Release::new(KeyHash::from_bytes([number; 32]), Token::from_bits(number.into()));
         Owing { release, until: Duration::from_secs(600), again: None, first }
     }
 
@@ -335,7 +361,8 @@ mod tests {
             (debts.is_paid, debts.len())
         };
         let news = || engine.owed.news.subscribe();
-        let payer = |at, has_paid| Payer { engine: Arc::downgrade(&engine), news: news(), at, has_paid };
+        let payer =
+            |at, has_paid| Payer { engine: Arc::downgrade(&engine), news: news(), at, has_paid };
         engine.owed.lock().is_paid = true;
         drop(payer(Some(owing(1, Some(first(&engine)))), false));
         assert_eq!((owed(), Arc::strong_count(&engine)), ((false, 1), 1));

@@ -14,7 +14,9 @@ use crate::clock::Timestamp;
 use crate::encoding::{NotEncodable, encode_for_any_reader};
 use crate::error::{Error, ErrorKind};
 use crate::key::{IntoKey, Key, KeyHash, hash_key};
-use crate::store::{Changed, Park, Reason, Record, Remove, Resolve, ResolveAnswer, State, StoreError, Token};
+use crate::store::{
+    Changed, Park, Reason, Record, Remove, Resolve, ResolveAnswer, State, StoreError, Token,
+};
 
 /// The record of one call. Made by [`Idempotency::record`](super::Idempotency::record).
 ///
@@ -53,9 +55,9 @@ pub struct RecordView {
     pub key: KeyHash,
     /// The operation's name.
     pub operation: Arc<str>,
-    /// The state. A record whose lease is over under the policy hold is shown as in doubt, which it is. Under the other
-    /// policies it stays in progress until a call takes it over or somebody answers for it; `reason` tells that its owner
-    /// is gone.
+    /// The state. A record whose lease is over under the policy hold is shown as in doubt, which it
+    /// is. Under the other policies it stays in progress until a call takes it over or somebody
+    /// answers for it; `reason` tells that its owner is gone.
     pub state: State,
     /// When the call was claimed first, in the store's time.
     pub created: Timestamp,
@@ -69,7 +71,8 @@ pub struct RecordView {
     pub size: usize,
     /// Why the record is what it is, where there is more to say than the state.
     pub reason: Option<Reason>,
-    /// Stands for exactly what was seen: [`resolve`](RecordHandle::resolve) refuses if it changed since.
+    /// Stands for exactly what was seen: [`resolve`](RecordHandle::resolve) refuses if it changed
+    /// since.
     pub revision: Revision,
 }
 
@@ -126,7 +129,8 @@ impl RecordView {
 
 /// An operator's answer to a record in doubt.
 ///
-/// Read as an enum: `Resolution::Completed(value)`, `Resolution::Failed(error)`, `Resolution::NotExecuted`.
+/// Read as an enum: `Resolution::Completed(value)`, `Resolution::Failed(error)`,
+/// `Resolution::NotExecuted`.
 pub struct Resolution(Kind);
 
 enum Kind {
@@ -163,8 +167,8 @@ impl Resolution {
         Self(Kind::Finished(State::Completed, encode_for_any_reader(&value)))
     }
 
-    /// It failed, and this is the error that every caller gets from now on. The operation has to store errors
-    /// (`on_error = store`) to read it.
+    /// It failed, and this is the error that every caller gets from now on. The operation has to
+    /// store errors (`on_error = store`) to read it.
     pub fn Failed<E: Serialize>(error: E) -> Self {
         Self(Kind::Finished(State::Failed, encode_for_any_reader(&error)))
     }
@@ -190,14 +194,14 @@ impl RecordHandle {
     }
 
     pub(super) fn of_hash(engine: Arc<Inner>, hash: &str) -> Self {
-        let hash = hash
-            .parse()
-            .map_err(|error| Error::new(ErrorKind::InvalidKey).with_source(error).with_detail("it is no key hash"));
+        let hash = hash.parse().map_err(|error| {
+            Error::new(ErrorKind::InvalidKey).with_source(error).with_detail("it is no key hash")
+        });
         Self { engine, name: Name::Hash(hash) }
     }
 
-    /// The tenant part of the key, as the call has it. A record that is named by its hash has that in the hash: there it
-    /// changes nothing.
+    /// The tenant part of the key, as the call has it. A record that is named by its hash has that
+    /// in the hash: there it changes nothing.
     #[must_use]
     pub fn scope<K: IntoKey>(mut self, value: K) -> Self {
         if let Name::Call { scope, .. } = &mut self.name {
@@ -225,13 +229,17 @@ impl RecordHandle {
             Name::Call { operation, key, scope } => {
                 let settings = &self.engine.settings;
                 self.engine.validity()?;
-                let scope = scope.as_ref().map_or(Ok(&[][..]), |scope| scope.as_scope(settings.max_key_size))?;
+                let scope = scope
+                    .as_ref()
+                    .map_or(Ok(&[][..]), |scope| scope.as_scope(settings.max_key_size))?;
                 let number = key.window_number(self.engine.clock.now());
                 let key = key.in_window(number, settings.max_key_size)?;
                 Ok(hash_key(&settings.namespace, scope, operation, &key))
             }
         }
-        .map_err(|error| self.operation().map_or(error.clone(), |operation| error.of_operation(operation)))
+        .map_err(|error| {
+            self.operation().map_or(error.clone(), |operation| error.of_operation(operation))
+        })
     }
 
     /// The key under which the store may be asked.
@@ -254,14 +262,21 @@ impl RecordHandle {
 
     async fn read(&self, key: KeyHash) -> Result<Option<Record>, Error> {
         let engine = &self.engine;
-        retry::until(engine, engine.settings.claim_timeout, || engine.store.clone().read(key)).await.map_err(|error| {
-            let error = self.error(&key, engine.store_error(error));
-            if error.kind() == ErrorKind::StoreUnavailable { error.with_text(UNREAD.0, UNREAD.1) } else { error }
-        })
+        retry::until(engine, engine.settings.claim_timeout, || engine.store.clone().read(key))
+            .await
+            .map_err(|error| {
+                let error = self.error(&key, engine.store_error(error));
+                if error.kind() == ErrorKind::StoreUnavailable {
+                    error.with_text(UNREAD.0, UNREAD.1)
+                } else {
+                    error
+                }
+            })
     }
 
-    /// The record as it is, `None` if there is none or it has expired. What is left of an expired one under
-    /// [`after_expiry`](crate::Call::after_expiry) is shown as a [`Tombstone`](State::Tombstone).
+    /// The record as it is, `None` if there is none or it has expired. What is left of an expired
+    /// one under [`after_expiry`](crate::Call::after_expiry) is shown as a
+    /// [`Tombstone`](State::Tombstone).
     ///
     /// # Errors
     /// The store's.
@@ -269,40 +284,52 @@ impl RecordHandle {
         Ok(self.read(self.asked()?).await?.as_ref().map(RecordView::new))
     }
 
-    /// Answers for an owner that cannot. The answer is kept from now for as long as an unfinished record, which is the
-    /// call's `ttl` or longer ([`in_doubt_retention`](crate::Builder::in_doubt_retention)); a late owner can neither
+    /// Answers for an owner that cannot. The answer is kept from now for as long as an unfinished
+    /// record, which is the call's `ttl` or longer
+    /// ([`in_doubt_retention`](crate::Builder::in_doubt_retention)); a late owner can neither
     /// overwrite it nor return another value.
     ///
-    /// A record whose owner is gone can be answered under every policy, as long as no other call has taken it over. Where
-    /// the next call would have done so, the record is made in doubt first: if this fails in between, it waits for an
-    /// answer.
+    /// A record whose owner is gone can be answered under every policy, as long as no other call
+    /// has taken it over. Where the next call would have done so, the record is made in doubt
+    /// first: if this fails in between, it waits for an answer.
     ///
-    /// An answer that turns out to be wrong, for example JSON that no caller can read, is corrected in the same way: a
-    /// view whose state is completed or failed and whose reason is [`Resolved`](Reason::Resolved) shows an earlier answer,
-    /// and another one takes its place. It is the one exception to "a result never changes": callers may have had the
-    /// first one, and near caches of other processes keep it for
-    /// [`near_cache_ttl`](crate::Builder::near_cache_ttl). The result of an owner is never corrected. That it did not happen
-    /// is no correction; [`forget`](Self::forget) lets the next call run.
+    /// An answer that turns out to be wrong, for example JSON that no caller can read, is corrected
+    /// in the same way: a view whose state is completed or failed and whose reason is
+    /// [`Resolved`](Reason::Resolved) shows an earlier answer, and another one takes its place. It
+    /// is the one exception to "a result never changes": callers may have had the first one, and
+    /// near caches of other processes keep it for
+    /// [`near_cache_ttl`](crate::Builder::near_cache_ttl). The result of an owner is never
+    /// corrected. That it did not happen is no correction; [`forget`](Self::forget) lets the next
+    /// call run.
     ///
-    /// The answer is one of the schema [`version`](crate::Call::version) of the call that left the record, and a correction
-    /// of it too. Callers of a release with another version read it through their `upgrade` alone, and get
-    /// [`Decode`](ErrorKind::Decode) without one: answer in the form of the old release, or before the new one.
+    /// The answer is one of the schema [`version`](crate::Call::version) of the call that left the
+    /// record, and a correction of it too. Callers of a release with another version read it
+    /// through their `upgrade` alone, and get [`Decode`](ErrorKind::Decode) without one: answer in
+    /// the form of the old release, or before the new one.
     ///
     /// # Errors
-    /// [`InProgress`](ErrorKind::InProgress) when an owner is alive. [`Superseded`](ErrorKind::Superseded) when the
-    /// record is not as `view` shows it any more, or can be answered no more: inspect it again. [`Encode`](ErrorKind::Encode)
-    /// and [`TooLarge`](ErrorKind::TooLarge) when the answer cannot be stored, [`Config`](ErrorKind::Config) when it is a
-    /// response that HTTP does not have; nothing has changed then. The store's.
+    /// [`InProgress`](ErrorKind::InProgress) when an owner is alive.
+    /// [`Superseded`](ErrorKind::Superseded) when the record is not as `view` shows it any more, or
+    /// can be answered no more: inspect it again. [`Encode`](ErrorKind::Encode) and
+    /// [`TooLarge`](ErrorKind::TooLarge) when the answer cannot be stored,
+    /// [`Config`](ErrorKind::Config) when it is a response that HTTP does not have; nothing has
+    /// changed then. The store's.
     pub async fn resolve(&self, view: &RecordView, resolution: Resolution) -> Result<(), Error> {
         let key = self.asked()?;
         let engine = &self.engine;
         let observed = view.revision.owner;
-        let record = self.read(key).await?.filter(|record| Revision::of(record, shown(record)) == view.revision);
+        let record = self
+            .read(key)
+            .await?
+            .filter(|record| Revision::of(record, shown(record)) == view.revision);
         let record = record.ok_or_else(|| self.changed(&key))?;
         let answer = self.answer(&key, &record, resolution)?;
         let token = engine.token().map_err(|error| {
             let error = Error::new(ErrorKind::StoreUnavailable)
-                .with_text("there are no random numbers for the answer, and nothing has changed", REFUSED.1)
+                .with_text(
+                    "there are no random numbers for the answer, and nothing has changed",
+                    REFUSED.1,
+                )
                 .with_source(error);
             self.error(&key, error)
         })?;
@@ -320,10 +347,13 @@ impl RecordHandle {
         let resolve = Resolve::new(key, observed, token, answer);
         // An answer that is corrected may be there.
         let _changes = Changes { engine, key };
-        let (changed, tries) = self.send(&key, || engine.store.clone().resolve(resolve.clone())).await?;
+        let (changed, tries) =
+            self.send(&key, || engine.store.clone().resolve(resolve.clone())).await?;
         match changed {
             Changed::Applied => Ok(()),
-            Changed::Running if tries.may_be_applied() => Err(self.overtaken(&key, ErrorKind::InProgress)),
+            Changed::Running if tries.may_be_applied() => {
+                Err(self.overtaken(&key, ErrorKind::InProgress))
+            }
             Changed::Running => Err(self.error(&key, Error::new(ErrorKind::InProgress))),
             // The first try may have been applied and its answer lost.
             Changed::Absent if not_executed => Ok(()),
@@ -339,19 +369,26 @@ impl RecordHandle {
     }
 
     /// Sends a change until the store answers, and tells what is known of the tries before.
-    async fn send<F>(&self, key: &KeyHash, mut change: impl FnMut() -> F) -> Result<(Changed, Tries), Error>
+    async fn send<F>(
+        &self,
+        key: &KeyHash,
+        mut change: impl FnMut() -> F,
+    ) -> Result<(Changed, Tries), Error>
     where
         F: Future<Output = Result<Changed, StoreError>>,
     {
         let (engine, tries) = (&self.engine, Tries::default());
-        let answer = retry::until(engine, engine.settings.claim_timeout, || tries.follow(change())).await;
+        let answer =
+            retry::until(engine, engine.settings.claim_timeout, || tries.follow(change())).await;
         match answer {
             Ok(changed) => Ok((changed, tries)),
             Err(error) => {
                 let error = self.error(key, engine.store_error(error));
                 Err(match error.kind() {
                     _ if tries.may_be_applied() => error.with_text(UNKNOWN.0, UNKNOWN.1),
-                    ErrorKind::StoreUnavailable | ErrorKind::Full => error.with_text(REFUSED.0, REFUSED.1),
+                    ErrorKind::StoreUnavailable | ErrorKind::Full => {
+                        error.with_text(REFUSED.0, REFUSED.1)
+                    }
                     _ => error,
                 })
             }
@@ -363,7 +400,12 @@ impl RecordHandle {
         self.error(key, Error::new(kind).with_text(OVERTAKEN.0, OVERTAKEN.1))
     }
 
-    fn answer(&self, key: &KeyHash, record: &Record, resolution: Resolution) -> Result<ResolveAnswer, Error> {
+    fn answer(
+        &self,
+        key: &KeyHash,
+        record: &Record,
+        resolution: Resolution,
+    ) -> Result<ResolveAnswer, Error> {
         let (state, body) = match resolution.0 {
             Kind::Finished(state, body) => (state, body),
             #[cfg(feature = "http")]
@@ -380,21 +422,27 @@ impl RecordHandle {
             let error = Error::new(ErrorKind::TooLarge).with_detail(detail);
             return Err(self.error(key, error.with_text(TOO_LARGE.0, TOO_LARGE.1)));
         }
-        Ok(ResolveAnswer::Finished { state, body, schema: record.schema, ttl: Duration::from_millis(record.linger) })
+        Ok(ResolveAnswer::Finished {
+            state,
+            body,
+            schema: record.schema,
+            ttl: Duration::from_millis(record.linger),
+        })
     }
 
     fn changed(&self, key: &KeyHash) -> Error {
-        let happened =
-            "the record is not as it was seen, or is neither in doubt nor an operator's answer; nothing has changed";
+        let happened = "the record is not as it was seen, or is neither in doubt nor an operator's answer; nothing has changed";
         self.error(key, Error::new(ErrorKind::Superseded).with_text(happened, "inspect it again"))
     }
 
-    /// Removes the record: the next call with this key runs the body. Nothing happens if there is none. The tombstone that
-    /// an expired record leaves ([`after_expiry`](crate::Call::after_expiry)) is removed just so.
+    /// Removes the record: the next call with this key runs the body. Nothing happens if there is
+    /// none. The tombstone that an expired record leaves
+    /// ([`after_expiry`](crate::Call::after_expiry)) is removed just so.
     ///
     /// # Errors
-    /// [`InProgress`](ErrorKind::InProgress) when its body runs, or may run although its record was removed by force. [`Superseded`](ErrorKind::Superseded) when it changed
-    /// meanwhile. The store's.
+    /// [`InProgress`](ErrorKind::InProgress) when its body runs, or may run although its record was
+    /// removed by force. [`Superseded`](ErrorKind::Superseded) when it changed meanwhile. The
+    /// store's.
     pub async fn forget(&self) -> Result<(), Error> {
         let key = self.asked()?;
         let engine = &self.engine;
@@ -408,7 +456,9 @@ impl RecordHandle {
                 let left = record.lease_until.saturating_duration_since(record.read_at);
                 Err(self.error(&key, Error::new(ErrorKind::InProgress).with_retry_after(left)))
             }
-            Changed::Conflict if tries.may_be_applied() => Err(self.overtaken(&key, ErrorKind::Superseded)),
+            Changed::Conflict if tries.may_be_applied() => {
+                Err(self.overtaken(&key, ErrorKind::Superseded))
+            }
             Changed::Conflict => Err(self.changed(&key)),
         }
     }
@@ -419,7 +469,8 @@ const TOO_LARGE: (&str, &str) = (
     "the answer is larger than the limit, and nothing has changed",
     "answer with a smaller one or raise `max_result_size`",
 );
-/// No answer to a look. The texts of calls are about bodies that did not run, and nobody asks for one here.
+/// No answer to a look. The texts of calls are about bodies that did not run, and nobody asks for
+/// one here.
 const UNREAD: (&str, &str) = ("the record could not be read", "do the same again later");
 /// No answer at all to a change.
 const UNKNOWN: (&str, &str) = (
@@ -427,7 +478,8 @@ const UNKNOWN: (&str, &str) = (
     "inspect the record: if it is as it was seen, do the same again",
 );
 /// An answer that says no.
-const REFUSED: (&str, &str) = ("the store did not take it, and nothing has changed", "do the same again later");
+const REFUSED: (&str, &str) =
+    ("the store did not take it, and nothing has changed", "do the same again later");
 /// No answer to the first try, and another record at a later one.
 const OVERTAKEN: (&str, &str) = (
     "the record is not as it was seen any more, the store did not answer at first, and it is not known whether it was applied \
@@ -442,7 +494,10 @@ struct Tries(AtomicBool);
 
 impl Tries {
     /// Makes a try. One that is dropped, because it took too long, may be applied just so.
-    async fn follow(&self, change: impl Future<Output = Result<Changed, StoreError>>) -> Result<Changed, StoreError> {
+    async fn follow(
+        &self,
+        change: impl Future<Output = Result<Changed, StoreError>>,
+    ) -> Result<Changed, StoreError> {
         let before = self.0.swap(true, Ordering::Relaxed);
         let answer = change.await;
         if !answer.as_ref().is_err_and(StoreError::is_outcome_unknown) {
@@ -456,7 +511,8 @@ impl Tries {
     }
 }
 
-/// Takes a record out of the near cache when its removal or its correction is over, however that ended.
+/// Takes a record out of the near cache when its removal or its correction is over, however that
+/// ended.
 struct Changes<'engine> {
     engine: &'engine Inner,
     key: KeyHash,
@@ -472,6 +528,9 @@ impl Drop for Changes<'_> {
 
 impl fmt::Debug for RecordHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RecordHandle").field("operation", &self.operation()).field("key", &self.hash().ok()).finish()
+        f.debug_struct("RecordHandle")
+            .field("operation", &self.operation())
+            .field("key", &self.hash().ok())
+            .finish()
     }
 }

@@ -15,19 +15,22 @@ use crate::key::KeyHash;
 pub struct Report {
     /// The operation's name.
     pub operation: Arc<str>,
-    /// The name of the record. All zeros where the call was refused before it had one: its key or its configuration is wrong.
+    /// The name of the record. All zeros where the call was refused before it had one: its key or
+    /// its configuration is wrong.
     pub key: KeyHash,
-    /// The answer came from the record, and is another call's or an operator's: this call did not run the body, or it was
-    /// overtaken and its own result is not the answer.
+    /// The answer came from the record, and is another call's or an operator's: this call did not
+    /// run the body, or it was overtaken and its own result is not the answer.
     pub replayed: bool,
-    /// This call waited for another caller that was running the body, in this process or elsewhere. A call in a transaction
-    /// that waited for another transaction does not know of it if that one rolled back, and says that it did not.
+    /// This call waited for another caller that was running the body, in this process or elsewhere.
+    /// A call in a transaction that waited for another transaction does not know of it if that one
+    /// rolled back, and says that it did not.
     pub waited: bool,
     /// The answer was shared by another call in this process, without asking the store.
     pub joined: bool,
     /// The answer came from the near cache of this process, without asking the store.
     pub near_cached: bool,
-    /// How often the call has been claimed, the attempt that gave the answer included. Zero when no claim is known.
+    /// How often the call has been claimed, the attempt that gave the answer included. Zero when no
+    /// claim is known.
     pub attempt: u32,
     /// The operation was disabled: the body ran without any protection.
     pub bypassed: bool,
@@ -73,9 +76,9 @@ impl fmt::Debug for Observer {
     }
 }
 
-/// Runs `future` and tells what its guarded call did: `None` if it made none, the last one if it made several. One that was
-/// refused is one too.
-/// Calls that the body of a guarded call makes do not count.
+/// Runs `future` and tells what its guarded call did: `None` if it made none, the last one if it
+/// made several. One that was refused is one too. Calls that the body of a guarded call makes do
+/// not count.
 ///
 /// ```
 /// # use std::time::Duration;

@@ -132,10 +132,14 @@ impl Request {
             if operation.is_empty() {
                 return Err(Error::config("the operation has no name"));
             }
-            let ttl =
-                self.ttl.ok_or_else(|| Error::config("the call has no `ttl`; say how long its result is kept"))?;
+            let ttl = self.ttl.ok_or_else(|| {
+                Error::config("the call has no `ttl`; say how long its result is kept")
+            })?;
             if ttl < MILLI || ttl > settings.max_ttl {
-                return Err(Error::config(format!("`ttl` is {ttl:?}; it goes from 1ms to {:?}", settings.max_ttl)));
+                return Err(Error::config(format!(
+                    "`ttl` is {ttl:?}; it goes from 1ms to {:?}",
+                    settings.max_ttl
+                )));
             }
             let lease = self.lease.unwrap_or(settings.lease);
             check_time("lease", lease)?;
@@ -152,25 +156,41 @@ impl Request {
                 )));
             }
             if self.lease.is_some_and(|lease| lease > ttl) {
-                return Err(Error::config(format!("`ttl` ({ttl:?}) is shorter than `lease` ({lease:?})")));
+                return Err(Error::config(format!(
+                    "`ttl` ({ttl:?}) is shorter than `lease` ({lease:?})"
+                )));
             }
-            let scope = self.scope.as_ref().map_or(Ok(&[][..]), |scope| scope.as_scope(settings.max_key_size))?;
-            let number = self.key.window().map_or(0, |_| self.key.window_number(engine.clock.now()));
+            let scope = self
+                .scope
+                .as_ref()
+                .map_or(Ok(&[][..]), |scope| scope.as_scope(settings.max_key_size))?;
+            let number =
+                self.key.window().map_or(0, |_| self.key.window_number(engine.clock.now()));
             let canonical = self.key.in_window(number, settings.max_key_size)?;
             let key = hash_key(&settings.namespace, scope, &operation, &canonical);
             let windowed = match self.key.window() {
                 Some(length) if length > ttl => {
-                    let detail = format!("`ttl` ({ttl:?}) is shorter than the window of the key ({length:?})");
+                    let detail = format!(
+                        "`ttl` ({ttl:?}) is shorter than the window of the key ({length:?})"
+                    );
                     return Err(Error::config(detail));
                 }
                 Some(_) => Some(Windowed { scope: scope.to_vec(), key: self.key.clone() }),
                 None => None,
             };
-            // Expiry counts from the beginning of the millisecond in which the result is stored. A repetition within the
-            // length of a window is promised to the last part of one.
+            // Expiry counts from the beginning of the millisecond in which the result is stored. A
+            // repetition within the length of a window is promised to the last part of one.
             let edge = if windowed.is_some() { MILLI } else { Duration::ZERO };
             let ttl = whole_millis(ttl) + edge;
-            Ok((ttl, whole_millis(after_expiry), lease, key, windowed, self.fingerprint?, self.former_fingerprints?))
+            Ok((
+                ttl,
+                whole_millis(after_expiry),
+                lease,
+                key,
+                windowed,
+                self.fingerprint?,
+                self.former_fingerprints?,
+            ))
         };
         let (ttl, after_expiry, lease, key, windowed, fingerprint, former_fingerprints) =
             checked().map_err(|error| named(error, &operation))?;
@@ -204,9 +224,11 @@ impl Checked {
         Error::new(kind).of_record(Some(&self.operation), &self.key)
     }
 
-    /// Whether a record with this fingerprint is one of this very request, made by this release or by one before it.
+    /// Whether a record with this fingerprint is one of this very request, made by this release or
+    /// by one before it.
     pub(crate) fn accepts(&self, recorded: Option<Fingerprint>) -> bool {
-        !Fingerprint::contradicts(recorded, self.fingerprint) || self.former_fingerprints.contains(&recorded)
+        !Fingerprint::contradicts(recorded, self.fingerprint)
+            || self.former_fingerprints.contains(&recorded)
     }
 
     /// How long an unfinished record of this call is kept.

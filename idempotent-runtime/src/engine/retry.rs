@@ -24,16 +24,21 @@ const LAST_TRY: Duration = Duration::from_millis(100);
 
 /// Repeats `operation` while it fails in a way that can pass, for at most `budget`.
 ///
-/// A try that takes longer than `claim_timeout` is dropped, and its outcome is unknown: `operation` must be safe to repeat.
-pub(crate) async fn until<T, F>(engine: &Inner, budget: Duration, operation: impl FnMut() -> F) -> Result<T, StoreError>
+/// A try that takes longer than `claim_timeout` is dropped, and its outcome is unknown: `operation`
+/// must be safe to repeat.
+pub(crate) async fn until<T, F>(
+    engine: &Inner,
+    budget: Duration,
+    operation: impl FnMut() -> F,
+) -> Result<T, StoreError>
 where
     F: Future<Output = Result<T, StoreError>>,
 {
     repeated(engine, budget, StoreError::is_transient, operation).await
 }
 
-/// Repeats `operation` however it fails, for at most `budget`: rights, room and settings come back too, when somebody has
-/// seen that they are missing.
+/// Repeats `operation` however it fails, for at most `budget`: rights, room and settings come back
+/// too, when somebody has seen that they are missing.
 pub(crate) async fn until_done<T, F>(
     engine: &Inner,
     budget: Duration,
@@ -64,7 +69,8 @@ where
     loop {
         let left = end.saturating_sub(clock.monotonic());
         // Without any time there is one try.
-        let patience = engine.settings.claim_timeout.min(if budget.is_zero() { Duration::MAX } else { left });
+        let patience =
+            engine.settings.claim_timeout.min(if budget.is_zero() { Duration::MAX } else { left });
         let answer = tokio::select! {
             // An answer that is there is taken, however late this was polled.
             biased;
@@ -88,7 +94,9 @@ where
                 said = Some(error);
             }
             answer => {
-                return answer.map_err(|error| explain(error, slept, clock.monotonic().saturating_sub(start)));
+                return answer.map_err(|error| {
+                    explain(error, slept, clock.monotonic().saturating_sub(start))
+                });
             }
         }
     }

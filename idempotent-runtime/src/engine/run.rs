@@ -1,4 +1,5 @@
-//! The generic shell around a body: a thin future over the engine's core, one instance per annotated function.
+//! The generic shell around a body: a thin future over the engine's core, one instance per
+//! annotated function.
 
 use std::fmt;
 use std::future::Future;
@@ -26,8 +27,9 @@ type Core<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 pin_project! {
     /// The future of a guarded call.
     ///
-    /// Nothing happens until it is polled. Dropped before the body started, it gives its claim back. Dropped while the
-    /// body runs, it leaves an unknown outcome. Dropped after that, the result is stored in the background.
+    /// Nothing happens until it is polled. Dropped before the body started, it gives its claim
+    /// back. Dropped while the body runs, it leaves an unknown outcome. Dropped after that, the
+    /// result is stored in the background.
     #[must_use = "futures do nothing unless polled"]
     pub struct Run<R, B, F, P> {
         reader: Reader<R>,
@@ -37,7 +39,8 @@ pin_project! {
 }
 
 pin_project! {
-    // The body closure and the body's future share their place: the whole is as large as the larger of both.
+    // The body closure and the body's future share their place: the whole is as large as the larger
+    // of both.
     #[project = StageProjection]
     #[project_replace = StageOwned]
     enum Stage<R, B, F, P> {
@@ -49,7 +52,8 @@ pin_project! {
     }
 }
 
-/// The claim and the scope of a body that started. Dropped with the body, it leaves the outcome to the policy.
+/// The claim and the scope of a body that started. Dropped with the body, it leaves the outcome to
+/// the policy.
 struct Guard {
     running: Box<Running>,
     scope: Scope,
@@ -101,20 +105,26 @@ where
             match this.stage.as_mut().project() {
                 StageProjection::Admission { core, .. } => {
                     let admission = ready!(core.as_mut().poll(cx));
-                    let StageOwned::Admission { body, writer, .. } = this.stage.as_mut().project_replace(Stage::Over)
+                    let StageOwned::Admission { body, writer, .. } =
+                        this.stage.as_mut().project_replace(Stage::Over)
                     else {
                         continue;
                     };
                     let next = match admission {
-                        Admission::Answer(answer) => return Poll::Ready(this.reader.answer(answer)),
+                        Admission::Answer(answer) => {
+                            return Poll::Ready(this.reader.answer(answer));
+                        }
                         Admission::Bypass(scope, unprotected) => {
                             Stage::Bypass { future: scope.enter(body), scope, unprotected }
                         }
                         Admission::Run(mut running) => match running.start() {
-                            Err(error) => return Poll::Ready(this.reader.answer(Answer::Refused(error))),
+                            Err(error) => {
+                                return Poll::Ready(this.reader.answer(Answer::Refused(error)));
+                            }
                             Ok(scope) => {
                                 let mut guard = Guard { running, scope };
-                                let future = guard.run(body).unwrap_or_else(|panic| resume_unwind(panic));
+                                let future =
+                                    guard.run(body).unwrap_or_else(|panic| resume_unwind(panic));
                                 #[cfg(feature = "testing")]
                                 crate::testing::body_begins(cx);
                                 Stage::Body { future, guard, writer }
@@ -133,14 +143,17 @@ where
                         Ok(Poll::Ready(result)) => Ok(result),
                         Err(panic) => Err(panic),
                     };
-                    // The outcome of a panic is settled now, whatever the caller does with it and with this future.
-                    let StageOwned::Body { mut guard, writer, .. } = this.stage.as_mut().project_replace(Stage::Over)
+                    // The outcome of a panic is settled now, whatever the caller does with it and
+                    // with this future.
+                    let StageOwned::Body { mut guard, writer, .. } =
+                        this.stage.as_mut().project_replace(Stage::Over)
                     else {
                         continue;
                     };
                     let result = result.unwrap_or_else(|panic| resume_unwind(panic));
-                    let (result, ending) =
-                        guard.run(|| writer.ending(result)).unwrap_or_else(|panic| resume_unwind(panic));
+                    let (result, ending) = guard
+                        .run(|| writer.ending(result))
+                        .unwrap_or_else(|panic| resume_unwind(panic));
                     this.stage.set(Stage::Finish { core: guard.running.finish(ending), result });
                 }
                 StageProjection::Bypass { future, scope, .. } => {
@@ -150,7 +163,9 @@ where
                 }
                 StageProjection::Finish { core, .. } => {
                     let verdict = ready!(Pin::new(core).poll(cx));
-                    let StageOwned::Finish { result, .. } = this.stage.as_mut().project_replace(Stage::Over) else {
+                    let StageOwned::Finish { result, .. } =
+                        this.stage.as_mut().project_replace(Stage::Over)
+                    else {
                         continue;
                     };
                     return Poll::Ready(match verdict {
@@ -170,7 +185,8 @@ impl<R, B, F, P> fmt::Debug for Run<R, B, F, P> {
     }
 }
 
-/// Makes `call` in a task of its own from the moment that its body may start: the body goes on when the caller is gone.
+/// Makes `call` in a task of its own from the moment that its body may start: the body goes on when
+/// the caller is gone.
 pub fn run_detached<R, P, F, B>(call: Call, codec: Codec<R, P>, body: B) -> impl Future<Output = R>
 where
     R: Send + 'static,
@@ -188,10 +204,15 @@ where
     }
 }
 
-/// As [`run_detached`], and tells `settled` what the call gives when that is decided: in its task, so also where the caller
-/// is gone. Where the body does not run there is nothing to tell.
+/// As [`run_detached`], and tells `settled` what the call gives when that is decided: in its task,
+/// so also where the caller is gone. Where the body does not run there is nothing to tell.
 #[cfg(feature = "http")]
-pub(crate) async fn run_detached_and<R, P, F, B, W>(call: Call, codec: Codec<R, P>, body: B, settled: W) -> R
+pub(crate) async fn run_detached_and<R, P, F, B, W>(
+    call: Call,
+    codec: Codec<R, P>,
+    body: B,
+    settled: W,
+) -> R
 where
     R: Send + 'static,
     P: Send + 'static,
@@ -207,7 +228,12 @@ where
 
 /// As [`detach`], for [`run_detached_and`].
 #[cfg(feature = "http")]
-pub(super) async fn detach_and<R, P, F, B, W>(admission: Admission, codec: Codec<R, P>, body: B, settled: W) -> R
+pub(super) async fn detach_and<R, P, F, B, W>(
+    admission: Admission,
+    codec: Codec<R, P>,
+    body: B,
+    settled: W,
+) -> R
 where
     R: Send + 'static,
     P: Send + 'static,
@@ -224,8 +250,8 @@ where
     in_its_own_task(call, refusals, rest).await
 }
 
-/// Runs the body of an admitted call in a task of its own, which begins at once. The future waits for its result, and is
-/// small: the body is not in it.
+/// Runs the body of an admitted call in a task of its own, which begins at once. The future waits
+/// for its result, and is small: the body is not in it.
 pub(super) fn detach<R, P, F, B>(
     admission: Admission,
     codec: Codec<R, P>,
@@ -241,8 +267,8 @@ where
     in_its_own_task(call, refusals, Run::admitted(admission, codec, body))
 }
 
-/// Starts `rest`, what is left of `call`, in a task of its own, with the caller's scope and span. The future waits for its
-/// result, and is small: `rest` is not in it.
+/// Starts `rest`, what is left of `call`, in a task of its own, with the caller's scope and span.
+/// The future waits for its result, and is small: `rest` is not in it.
 pub(super) fn in_its_own_task<R, F>(
     call: Option<Arc<Checked>>,
     refusals: Reader<R>,
@@ -261,8 +287,10 @@ where
                     resume_unwind(panic)
                 }
                 // Only the end of its runtime cancels the task. The caller may be on another one.
-                let error =
-                    call.map_or_else(|| Error::new(ErrorKind::InDoubt), |call| call.refused(ErrorKind::InDoubt));
+                let error = call.map_or_else(
+                    || Error::new(ErrorKind::InDoubt),
+                    |call| call.refused(ErrorKind::InDoubt),
+                );
                 refusals.answer(Answer::Refused(error.with_detail("the runtime of its task ended")))
             }
         }

@@ -1,7 +1,7 @@
 //! A claim that this process holds, from its grant to its end.
 //!
-//! Dropped before the body started, it is given back. Dropped afterwards, the outcome is unknown: the record goes in
-//! doubt or to the next caller, by its policy, and is never deleted.
+//! Dropped before the body started, it is given back. Dropped afterwards, the outcome is unknown:
+//! the record goes in doubt or to the next caller, by its policy, and is never deleted.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,7 +30,8 @@ pub(crate) struct Running {
     sent: Duration,
     /// An earlier try of the claim may still be on its way.
     pub(super) repeated: bool,
-    /// What is left of the time for others, which the call has only once; `None` if it waits for nobody.
+    /// What is left of the time for others, which the call has only once; `None` if it waits for
+    /// nobody.
     pub(super) patience: Option<Duration>,
     leader: Option<Leader>,
     observer: Option<Observer>,
@@ -69,12 +70,20 @@ impl Running {
         let patience = deadline.map(|deadline| deadline.saturating_sub(engine.clock.monotonic()));
         let owner = (grant.record.key, grant.record.owner);
         let policy = grant.record.policy;
-        let lease = Lease::new(owner, policy, call.lease, sent, engine.settings.max_run, engine.clock.clone());
+        let lease = Lease::new(
+            owner,
+            policy,
+            call.lease,
+            sent,
+            engine.settings.max_run,
+            engine.clock.clone(),
+        );
         let lease = Arc::new(lease);
         engine.keeper.keep(&lease);
         leader.runs_under(&lease);
         if engine.is_closed() {
-            // Too late for the shutdown to take it away. It never begins, and is not kept alive until that is noticed.
+            // Too late for the shutdown to take it away. It never begins, and is not kept alive
+            // until that is noticed.
             lease.stop_renewal();
         }
         report.attempt = grant.record.attempts;
@@ -96,10 +105,12 @@ impl Running {
         }
     }
 
-    /// The scope for the body, if it may start: the engine is not closing, and there is enough of the lease left.
+    /// The scope for the body, if it may start: the engine is not closing, and there is enough of
+    /// the lease left.
     pub(crate) fn start(&mut self) -> Result<Scope, Error> {
         let (engine, scope) = (&self.call.engine, Scope::current());
-        // Asked again with the claim in hand: a shutdown that did not see it sees to it that this does.
+        // Asked again with the claim in hand: a shutdown that did not see it sees to it that this
+        // does.
         if scope.is_shut_out(engine) {
             return Err(self.call.refused(ErrorKind::ShuttingDown));
         }
@@ -108,7 +119,8 @@ impl Running {
             return Err(self.call.refused(ErrorKind::StoreUnavailable).with_detail(detail));
         }
         let (operation, limit) = (&self.call.operation, engine.settings.max_result_size);
-        let journal = Arc::new(Journal::of(operation, &self.grant.record, self.lease.clone(), limit)?);
+        let journal =
+            Arc::new(Journal::of(operation, &self.grant.record, self.lease.clone(), limit)?);
         if !self.lease.begin() {
             return Err(self.call.refused(ErrorKind::ShuttingDown));
         }
@@ -116,7 +128,8 @@ impl Running {
         self.lease.has_steps(&journal);
         self.phase = Phase::Started;
         self.has_run = true;
-        let context = Context::new(engine, operation, &self.grant, self.lease.clone(), Some(journal));
+        let context =
+            Context::new(engine, operation, &self.grant, self.lease.clone(), Some(journal));
         Ok(scope.of_body(context))
     }
 
@@ -134,7 +147,8 @@ impl Running {
             return Err(self.call.refused(ErrorKind::ShuttingDown));
         }
         self.phase = Phase::Asking;
-        let context = Context::new(engine, &self.call.operation, &self.grant, self.lease.clone(), None);
+        let context =
+            Context::new(engine, &self.call.operation, &self.grant, self.lease.clone(), None);
         Ok((scope.of_body(context.clone()), context))
     }
 
@@ -144,7 +158,8 @@ impl Running {
         self.sent = self.lease.known_since();
     }
 
-    /// Gives the claim back before anything was done under it. Goes on in the background if it is dropped.
+    /// Gives the claim back before anything was done under it. Goes on in the background if it is
+    /// dropped.
     pub(super) async fn give_back(mut self: Box<Self>) {
         self.observer = None;
         let engine = self.call.engine.clone();
@@ -153,13 +168,15 @@ impl Running {
         self.conclude(None);
     }
 
-    /// The same without anybody who waits for it: nothing follows that a claim in the way would disturb.
+    /// The same without anybody who waits for it: nothing follows that a claim in the way would
+    /// disturb.
     pub(super) fn give_back_later(self: Box<Self>) {
         let keeper = self.call.engine.keeper.clone();
         keeper.finish(self.give_back());
     }
 
-    /// Stores, releases or parks, as the body's end asks for. Goes on in the background if it is dropped.
+    /// Stores, releases or parks, as the body's end asks for. Goes on in the background if it is
+    /// dropped.
     pub(crate) fn finish(mut self: Box<Self>, ending: Ending) -> Followed<Verdict> {
         self.phase = Phase::Ended;
         self.end_body();
@@ -167,7 +184,8 @@ impl Running {
         Followed::new(&keeper, finish::finish(self, ending))
     }
 
-    /// From here on no step begins, in whatever task. What runs already is looked at by who decides about the claim.
+    /// From here on no step begins, in whatever task. What runs already is looked at by who decides
+    /// about the claim.
     fn end_body(&self) {
         self.lease.end_body();
         if let Some(journal) = &self.journal {
@@ -225,7 +243,8 @@ impl Drop for Running {
         if let Some(observer) = &self.observer {
             observer.report(self.report.clone());
         }
-        // The followers wait until the store knows, so that the next of them finds the record as it is left.
+        // The followers wait until the store knows, so that the next of them finds the record as it
+        // is left.
         let leader = self.leader.take();
         if self.phase == Phase::Granted {
             let keeper = engine.keeper.clone();
@@ -278,8 +297,9 @@ impl Drop for Running {
     }
 }
 
-/// A lease that is renewed until this is dropped: with what follows a dropped call, on every way out of that. Renewed any
-/// longer, by nobody's will, it would keep the key from everybody for as long as a body may run.
+/// A lease that is renewed until this is dropped: with what follows a dropped call, on every way
+/// out of that. Renewed any longer, by nobody's will, it would keep the key from everybody for as
+/// long as a body may run.
 struct Kept(Arc<super::Inner>, Arc<Lease>);
 
 impl Drop for Kept {
@@ -288,19 +308,29 @@ impl Drop for Kept {
     }
 }
 
-/// Leaves a record whose outcome is unknown to its policy, at once. Without success the lease runs out: `None` if the store
-/// has not answered.
-pub(super) async fn give_up(engine: &super::Inner, lease: &Lease, reason: Reason, budget: Duration) -> Option<Written> {
+/// Leaves a record whose outcome is unknown to its policy, at once. Without success the lease runs
+/// out: `None` if the store has not answered.
+pub(super) async fn give_up(
+    engine: &super::Inner,
+    lease: &Lease,
+    reason: Reason,
+    budget: Duration,
+) -> Option<Written> {
     let (key, token) = (lease.key, lease.token);
-    // What a step has to say that ended before this is on the record before the next caller gets it.
+    // What a step has to say that ended before this is on the record before the next caller gets
+    // it.
     if let Some(journal) = lease.journal() {
         journal.close();
         journal.settled(engine, budget.min(engine.settings.commit_timeout)).await;
     }
     let written = if lease.may_be_taken_over() {
-        retry::until(engine, budget, || engine.store.clone().abandon(Abandon::new(key, token, reason))).await
+        retry::until(engine, budget, || {
+            engine.store.clone().abandon(Abandon::new(key, token, reason))
+        })
+        .await
     } else {
-        retry::until(engine, budget, || engine.store.clone().park(Park::own(key, token, reason))).await
+        retry::until(engine, budget, || engine.store.clone().park(Park::own(key, token, reason)))
+            .await
     };
     let failed = |error: &StoreError| {
         tracing::warn!(%key, %error, "an unknown outcome could not be recorded; the policy applies when the lease is over");

@@ -1,4 +1,5 @@
-//! What a task carries: the engine that overrides the installed one, the running call, the observer.
+//! What a task carries: the engine that overrides the installed one, the running call, the
+//! observer.
 
 use std::future::Future;
 use std::sync::{Arc, OnceLock};
@@ -24,7 +25,8 @@ struct Parts {
     engine: Option<Idempotency>,
     context: Option<Context>,
     observer: Option<Observer>,
-    /// The steps that the code is in, the innermost last. Where a step makes a call that has steps itself, they are several.
+    /// The steps that the code is in, the innermost last. Where a step makes a call that has steps
+    /// itself, they are several.
     steps: Vec<(Context, StepId)>,
     #[cfg(feature = "http")]
     request: Option<crate::http::IdempotencyKey>,
@@ -85,10 +87,12 @@ impl Scope {
         self.0.as_ref()?.context.as_ref()
     }
 
-    /// Whether `engine` is closing and takes no new calls from here. What a running body calls belongs to its drain, until
-    /// the body is given up.
+    /// Whether `engine` is closing and takes no new calls from here. What a running body calls
+    /// belongs to its drain, until the body is given up.
     pub(crate) fn is_shut_out(&self, engine: &Arc<Inner>) -> bool {
-        engine.is_closing() && (engine.is_closed() || !self.context().is_some_and(|context| context.is_inside(engine)))
+        engine.is_closing()
+            && (engine.is_closed()
+                || !self.context().is_some_and(|context| context.is_inside(engine)))
     }
 
     pub(crate) fn observer(&self) -> Option<&Observer> {
@@ -115,9 +119,11 @@ impl Scope {
 
 /// Makes `engine` the one of every call that names none and runs in no scope.
 pub(crate) fn install(engine: Idempotency) -> Result<(), Error> {
-    INSTALLED
-        .set(engine)
-        .map_err(|_| Error::config("an engine is installed already; call `install` once, at the start of the process"))
+    INSTALLED.set(engine).map_err(|_| {
+        Error::config(
+            "an engine is installed already; call `install` once, at the start of the process",
+        )
+    })
 }
 
 /// The engine of the task, else the installed one.

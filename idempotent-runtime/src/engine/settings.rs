@@ -18,7 +18,8 @@ const KEY_CEILING: usize = 64 * 1024;
 /// The largest `purge_batch`.
 const BATCH_CEILING: usize = 100_000;
 const SHORTEST: Duration = Duration::from_millis(1);
-/// A hundred years. What is longer means for ever and is a mistake in one of the stores, where times are added up.
+/// A hundred years. What is longer means for ever and is a mistake in one of the stores, where
+/// times are added up.
 const LONGEST: Duration = Duration::from_secs(100 * 365 * 86_400);
 
 /// A time that somebody sets has to be one that every store can count.
@@ -109,8 +110,12 @@ impl Settings {
     pub(crate) const WAIT: Duration = Duration::from_secs(30);
 
     pub(crate) fn validate(&self) -> Result<(), Error> {
-        let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"._-".contains(&byte);
-        if self.namespace.is_empty() || self.namespace.len() > 64 || !self.namespace.bytes().all(allowed) {
+        let allowed =
+            |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"._-".contains(&byte);
+        if self.namespace.is_empty()
+            || self.namespace.len() > 64
+            || !self.namespace.bytes().all(allowed)
+        {
             return Err(Error::config("a namespace is 1 to 64 characters of `a-z 0-9 . _ -`"));
         }
         for (name, time) in [
@@ -133,7 +138,9 @@ impl Settings {
         check_size("purge_batch", self.purge_batch, BATCH_CEILING)?;
         #[cfg(feature = "near-cache")]
         if self.near_cache == Some(0) {
-            return Err(Error::config("`near_cache` is 0; it takes at least one byte, and without it there is none"));
+            return Err(Error::config(
+                "`near_cache` is 0; it takes at least one byte, and without it there is none",
+            ));
         }
         Ok(())
     }
@@ -157,8 +164,8 @@ impl Settings {
         }
     }
 
-    /// How long an unfinished record is kept for a call with this `ttl`, and an operator's answer to it: what is not known
-    /// is not forgotten sooner than what is.
+    /// How long an unfinished record is kept for a call with this `ttl`, and an operator's answer
+    /// to it: what is not known is not forgotten sooner than what is.
     pub(crate) fn linger(&self, ttl: Duration) -> Duration {
         self.in_doubt_retention.max(ttl)
     }

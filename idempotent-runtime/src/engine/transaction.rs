@@ -1,7 +1,7 @@
 //! A call whose claim, effect and record are in the user's own transaction.
 //!
-//! Neither coalescing nor leases take part: until the user commits, nothing has happened, and only the database knows
-//! whether they did.
+//! Neither coalescing nor leases take part: until the user commits, nothing has happened, and only
+//! the database knows whether they did.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -21,15 +21,22 @@ use super::{Unprotected, Waiting, WithoutLease, wait};
 use crate::context::Context;
 use crate::error::{Error, ErrorKind};
 use crate::outcome::{
-    Answer, CallError, Codec, Ending, ErrorPolicy, Outcome as _, Reader, StoredValue, Writer, stored,
+    Answer, CallError, Codec, Ending, ErrorPolicy, Outcome as _, Reader, StoredValue, Writer,
+    stored,
 };
-use crate::store::transaction::{End, Keep as _, KeepsLock, Taken, is_over, savepoint_without_claim};
+use crate::store::transaction::{
+    End, Keep as _, KeepsLock, Taken, is_over, savepoint_without_claim,
+};
 use crate::store::{
-    Claimed, Commit, CrashPolicy, Grant, Park, Reason, Record, SqlTransaction, State, StoreError, Token,
+    Claimed, Commit, CrashPolicy, Grant, Park, Reason, Record, SqlTransaction, State, StoreError,
+    Token,
 };
 
 /// What [`begin`] found.
-#[expect(missing_debug_implementations, reason = "a result of any type is in it, and the expansion alone sees it")]
+#[expect(
+    missing_debug_implementations,
+    reason = "a result of any type is in it, and the expansion alone sees it"
+)]
 pub enum Begun<R, P> {
     /// What the call returns.
     Answered(R),
@@ -48,7 +55,8 @@ pub struct InTransaction<R, P> {
     reader: Reader<R>,
 }
 
-/// A body without a claim: its operation is disabled. What it wrote is undone with its error just so.
+/// A body without a claim: its operation is disabled. What it wrote is undone with its error just
+/// so.
 struct Unclaimed {
     call: Checked,
     savepoint: String,
@@ -120,7 +128,9 @@ where
     let version = call.request.version();
     match seek(call.request, transaction).await {
         Ok(Sought::Found(record)) => Begun::Answered(reader.answer(stored(record, version))),
-        Ok(Sought::Run { claimed, scope }) => Begun::Mine(InTransaction { claimed, scope, writer, reader }),
+        Ok(Sought::Run { claimed, scope }) => {
+            Begun::Mine(InTransaction { claimed, scope, writer, reader })
+        }
         Err(error) => Begun::Answered(reader.answer(Answer::Refused(error))),
     }
 }
@@ -130,14 +140,18 @@ enum Sought {
     Run { claimed: Result<Box<InClaim>, Box<Unclaimed>>, scope: Scope },
 }
 
-async fn seek<X: SqlTransaction + ?Sized>(request: Request, transaction: &mut X) -> Result<Sought, Error> {
+async fn seek<X: SqlTransaction + ?Sized>(
+    request: Request,
+    transaction: &mut X,
+) -> Result<Sought, Error> {
     let scope = Scope::current();
     let call = request.check().inspect_err(|error| scope.report(&Report::of_refusal(error)))?;
     let report = Report::new(call.operation.clone(), call.key);
     // Of a call that is refused; told again when more is known.
     scope.report(&report);
     if call.windowed.is_some() {
-        let detail = "a transaction sees one record, and a key with a window needs two: use a short `ttl`";
+        let detail =
+            "a transaction sees one record, and a key with a window needs two: use a short `ttl`";
         return Err(call.refused(ErrorKind::Unsupported).with_detail(detail));
     }
     let engine = call.engine.clone();
@@ -176,7 +190,11 @@ async fn bypass<X: SqlTransaction + ?Sized>(
         calls.unrecorded(&call.engine.store);
     }
     let savepoint = savepoint_without_claim();
-    transaction.connection().set_savepoint(&savepoint).await.map_err(|error| store_error(&call, error))?;
+    transaction
+        .connection()
+        .set_savepoint(&savepoint)
+        .await
+        .map_err(|error| store_error(&call, error))?;
     let scope = scope.of_body(unprotected.context_in_transaction(&call.operation, call.key));
     let unclaimed = Unclaimed { call, savepoint, _unprotected: unprotected };
     Ok(Sought::Run { claimed: Err(Box::new(unclaimed)), scope })
@@ -185,8 +203,8 @@ async fn bypass<X: SqlTransaction + ?Sized>(
 /// How often a transaction looks at a call outside whose end it does not see.
 const LOOKS: usize = 3;
 
-/// Takes the claim, or finds what stands in its place. Other transactions are waited for by the database, in the statement
-/// that meets them; calls without one between the looks.
+/// Takes the claim, or finds what stands in its place. Other transactions are waited for by the
+/// database, in the statement that meets them; calls without one between the looks.
 async fn take<X: SqlTransaction + ?Sized>(
     call: Checked,
     scope: Scope,
@@ -195,7 +213,8 @@ async fn take<X: SqlTransaction + ?Sized>(
 ) -> Result<Sought, Error> {
     let engine = call.engine.clone();
     let calls = calls_at(transaction.connection().place());
-    let deadline = call.patience().map(|patience| engine.clock.monotonic().saturating_add(patience));
+    let deadline =
+        call.patience().map(|patience| engine.clock.monotonic().saturating_add(patience));
     let (mut seen, mut looks) = (None, 0);
     loop {
         let busy = engine.keeper.busy();
@@ -203,13 +222,16 @@ async fn take<X: SqlTransaction + ?Sized>(
             return Err(call.refused(ErrorKind::ShuttingDown));
         }
         let mut claim = new_claim(&call)?;
-        // A row that is committed without a result belongs to nobody from the start, and nobody runs it again. Nor is a
-        // record taken over of an owner outside: its question is not asked here, and its steps are not known.
+        // A row that is committed without a result belongs to nobody from the start, and nobody
+        // runs it again. Nor is a record taken over of an owner outside: its question is not asked
+        // here, and its steps are not known.
         claim.lease = Duration::ZERO;
         claim.policy = CrashPolicy::Hold;
-        let patience = deadline.map_or(Duration::ZERO, |deadline| deadline.saturating_sub(engine.clock.monotonic()));
+        let patience = deadline
+            .map_or(Duration::ZERO, |deadline| deadline.saturating_sub(engine.clock.monotonic()));
         let taken = transaction.connection().begin(&*engine.store, &claim, patience).await;
-        let Taken { claimed, has_waited, keeps_lock } = taken.map_err(|error| store_error(&call, error))?;
+        let Taken { claimed, has_waited, keeps_lock } =
+            taken.map_err(|error| store_error(&call, error))?;
         report.waited |= has_waited && deadline.is_some();
         scope.report(&report);
         let Some(claimed) = claimed else { return Err(held_by_a_transaction(&call)) };
@@ -219,7 +241,9 @@ async fn take<X: SqlTransaction + ?Sized>(
             Claimed::Mine(_) if scope.is_shut_out(&engine) => {
                 return Err(too_late(&call, claim.token, transaction).await);
             }
-            Claimed::Mine(grant) => return Ok(granted(call, grant, &scope, report, calls.zip(before), busy)),
+            Claimed::Mine(grant) => {
+                return Ok(granted(call, grant, &scope, report, calls.zip(before), busy));
+            }
             Claimed::Held(record) => record,
         };
         drop(busy);
@@ -238,7 +262,9 @@ async fn take<X: SqlTransaction + ?Sized>(
         }
         // Its owner could not end it: the transaction keeps the writer.
         let deadline = deadline.filter(|_| !engine.store.capabilities().single_writer);
-        let Some(deadline) = deadline else { return Err(held_outside(&call, &record, HELD_OUTSIDE)) };
+        let Some(deadline) = deadline else {
+            return Err(held_outside(&call, &record, HELD_OUTSIDE));
+        };
         // It could not end, nor renew its lease, for as long as this waits.
         if keeps_lock {
             return Err(held_outside(&call, &record, LOCKED).with_source(KeepsLock));
@@ -273,7 +299,8 @@ fn held_outside(call: &Checked, record: &Record, detail: &str) -> Error {
     call.refused(ErrorKind::InProgress).with_detail(detail).with_retry_after(left)
 }
 
-/// Waits until the call outside that has left `record` is over, or until the deadline, which is an error.
+/// Waits until the call outside that has left `record` is over, or until the deadline, which is an
+/// error.
 async fn outside_is_over(call: &Checked, record: &Record, deadline: Duration) -> Result<(), Error> {
     let engine = &call.engine;
     let in_progress = || held_outside(call, record, HELD_OUTSIDE);
@@ -288,7 +315,11 @@ async fn outside_is_over(call: &Checked, record: &Record, deadline: Duration) ->
 }
 
 /// Gives the claim back: the engine was shut down while it was waited for.
-async fn too_late<X: SqlTransaction + ?Sized>(call: &Checked, token: Token, transaction: &mut X) -> Error {
+async fn too_late<X: SqlTransaction + ?Sized>(
+    call: &Checked,
+    token: Token,
+    transaction: &mut X,
+) -> Error {
     let engine = &call.engine;
     let error = call.refused(ErrorKind::ShuttingDown);
     match transaction.connection().end(&*engine.store, token, End::Undo).await {
@@ -331,7 +362,8 @@ impl<R, P> InTransaction<R, P> {
             Err(unclaimed) => {
                 let is_error = writer.is_error(&result);
                 let ended = unclaimed.end(is_error, transaction).await;
-                // The body's own error comes first, as below. What it calls a success is none without the transaction.
+                // The body's own error comes first, as below. What it calls a success is none
+                // without the transaction.
                 return match ended {
                     Err(error) if !is_error => reader.answer(Answer::Refused(error)),
                     Ok(()) | Err(_) => result,
@@ -359,9 +391,9 @@ impl<R, P> InTransaction<R, P> {
                 claim.tell(Leaves::Nothing);
                 return reader.answer(Answer::Refused(error));
             }
-            (Ok(false), _) => call
-                .refused(ErrorKind::Superseded)
-                .with_detail("its record changed inside the transaction: roll the transaction back"),
+            (Ok(false), _) => call.refused(ErrorKind::Superseded).with_detail(
+                "its record changed inside the transaction: roll the transaction back",
+            ),
             (Err(error), _) => broken(call, error, UNWRITTEN),
         };
         claim.tell(Leaves::Nothing);
@@ -382,7 +414,8 @@ const UNWRITTEN: (&str, &str) = (
 /// The same where there is no record.
 const BROKEN: &str = "the body ran, and the transaction is broken, so what it wrote is not kept";
 
-/// Where the transaction was no more when the body was over: what the body wrote since was committed at once.
+/// Where the transaction was no more when the body was over: what the body wrote since was
+/// committed at once.
 const OVER: (&str, &str) = (
     "the body ran, and the transaction was over before the record could be written: it was undone, or committed by a \
      statement, and part of what the body wrote may be committed",
@@ -390,17 +423,29 @@ const OVER: (&str, &str) = (
 );
 
 /// What came of a body whose end the transaction did not take.
-fn broken(call: &Checked, error: StoreError, (happened, advice): (&'static str, &'static str)) -> Error {
+fn broken(
+    call: &Checked,
+    error: StoreError,
+    (happened, advice): (&'static str, &'static str),
+) -> Error {
     if is_over(&error) {
         let (happened, advice) = OVER;
         let error = call.engine.store_error(error);
-        return call.refused(ErrorKind::NotStored).with_text(happened, advice).would_repeat().with_source(error);
+        return call
+            .refused(ErrorKind::NotStored)
+            .with_text(happened, advice)
+            .would_repeat()
+            .with_source(error);
     }
     store_error(call, error).with_text(happened, advice)
 }
 
 impl Unclaimed {
-    async fn end<X: SqlTransaction + ?Sized>(&self, undoes: bool, transaction: &mut X) -> Result<(), Error> {
+    async fn end<X: SqlTransaction + ?Sized>(
+        &self,
+        undoes: bool,
+        transaction: &mut X,
+    ) -> Result<(), Error> {
         transaction.connection().end_savepoint(&self.savepoint, undoes).await.map_err(|error| {
             tracing::warn!(operation = %self.call.operation, key = %self.call.key, %error, "the transaction of an unprotected body is broken");
             broken(&self.call, error, (BROKEN, UNWRITTEN.1))
@@ -416,8 +461,12 @@ fn end_of(call: &Checked, record: &Record, ending: Ending) -> (End, Option<Error
         #[cfg(feature = "http")]
         Ending::NotBegun => return (End::Undo, None),
         #[cfg(feature = "http")]
-        Ending::GiveUp => return (End::Hold(Park::own(record.key, record.owner, Reason::Error)), None),
-        Ending::Hold => return (End::Hold(Park::own(record.key, record.owner, Reason::Error)), None),
+        Ending::GiveUp => {
+            return (End::Hold(Park::own(record.key, record.owner, Reason::Error)), None);
+        }
+        Ending::Hold => {
+            return (End::Hold(Park::own(record.key, record.owner, Reason::Error)), None);
+        }
         Ending::Answer { state, body, .. } => (state, body),
     };
     let limit = call.engine.settings.max_result_size;
@@ -425,12 +474,16 @@ fn end_of(call: &Checked, record: &Record, ending: Ending) -> (End, Option<Error
     let body: Bytes = match body {
         Ok(body) if body.len() <= limit => body,
         Ok(body) => {
-            let detail = format!("it takes {} bytes and the limit is {limit}; {undone}", body.len());
+            let detail =
+                format!("it takes {} bytes and the limit is {limit}; {undone}", body.len());
             return (End::Undo, Some(call.refused(ErrorKind::TooLarge).with_detail(detail)));
         }
         Err(error) => {
             let detail = format!("{error}; {undone}");
-            return (End::Undo, Some(call.refused(ErrorKind::Encode).with_detail(detail).with_source(error)));
+            return (
+                End::Undo,
+                Some(call.refused(ErrorKind::Encode).with_detail(detail).with_source(error)),
+            );
         }
     };
     let mut commit = Commit::new(record.key, record.owner, body, call.ttl);
@@ -440,29 +493,35 @@ fn end_of(call: &Checked, record: &Record, ending: Ending) -> (End, Option<Error
 }
 
 impl<P> Call<P> {
-    /// Makes the call in `transaction`: its claim, what `body` writes and the result are committed together by the
-    /// caller, or not at all. Nothing is ever in doubt, and no lease is kept.
+    /// Makes the call in `transaction`: its claim, what `body` writes and the result are committed
+    /// together by the caller, or not at all. Nothing is ever in doubt, and no lease is kept.
     ///
-    /// Another call of the same key in another transaction waits until this one is over, for as long as
-    /// [`on_conflict`](Self::on_conflict) says, and then replays or runs. This one waits just so for a call that has the key
-    /// without a transaction, which keeps the transaction open meanwhile; not on SQLite, where that call needs the writer to
-    /// end, nor on MySQL where the transaction has locked that call's record. An `Err` of the body undoes what it wrote, whatever the caller does then. Where [`on_error`](Self::on_error)
-    /// stores or holds it, that is in the transaction as well: who returns the error before the commit has rolled it back,
-    /// and the next call runs. If the answer to the commit is lost, make the call again with the same key: it replays if the
-    /// commit happened, and runs if not. [`in_transaction`](crate::in_transaction) does all that.
+    /// Another call of the same key in another transaction waits until this one is over, for as
+    /// long as [`on_conflict`](Self::on_conflict) says, and then replays or runs. This one waits
+    /// just so for a call that has the key without a transaction, which keeps the transaction open
+    /// meanwhile; not on SQLite, where that call needs the writer to end, nor on MySQL where the
+    /// transaction has locked that call's record. An `Err` of the body undoes what it wrote,
+    /// whatever the caller does then. Where [`on_error`](Self::on_error) stores or holds it, that
+    /// is in the transaction as well: who returns the error before the commit has rolled it back,
+    /// and the next call runs. If the answer to the commit is lost, make the call again with the
+    /// same key: it replays if the commit happened, and runs if not.
+    /// [`in_transaction`](crate::in_transaction) does all that.
     ///
     /// Effects outside of the database are still made once for each attempt.
     ///
-    /// The policy is always [`OnCrash::Hold`](crate::OnCrash::Hold), whatever [`on_crash`](Self::on_crash) says: what a
-    /// call outside of a transaction has left behind is in doubt here.
+    /// The policy is always [`OnCrash::Hold`](crate::OnCrash::Hold), whatever
+    /// [`on_crash`](Self::on_crash) says: what a call outside of a transaction has left behind is
+    /// in doubt here.
     ///
     /// # Errors
-    /// The body's own, and [`Error`] converted into `E`: [`InProgress`](ErrorKind::InProgress) when others were not done
-    /// in time, [`StoreUnavailable`](ErrorKind::StoreUnavailable) for deadlocks and serialization failures, after which
-    /// the whole transaction is rolled back and made again, [`NotStored`](ErrorKind::NotStored), which is not retryable here,
-    /// when the transaction was over before the body was, by an error that the body went on after or by a statement that
-    /// commits by itself (MySQL, SQLite): part of what the body wrote may be committed.
-    /// [`Config`](ErrorKind::Config) when the transaction is one of another database than the engine's store.
+    /// The body's own, and [`Error`] converted into `E`: [`InProgress`](ErrorKind::InProgress) when
+    /// others were not done in time, [`StoreUnavailable`](ErrorKind::StoreUnavailable) for
+    /// deadlocks and serialization failures, after which the whole transaction is rolled back and
+    /// made again, [`NotStored`](ErrorKind::NotStored), which is not retryable here, when the
+    /// transaction was over before the body was, by an error that the body went on after or by a
+    /// statement that commits by itself (MySQL, SQLite): part of what the body wrote may be
+    /// committed. [`Config`](ErrorKind::Config) when the transaction is one of another database
+    /// than the engine's store.
     pub async fn run_in<X, T, E, B>(self, transaction: &mut X, body: B) -> Result<T, E>
     where
         X: SqlTransaction + ?Sized,

@@ -1,7 +1,8 @@
 //! `on_crash = verify`: after a crash, the next caller asks the outside world before anything else.
 //!
-//! It asks under a claim of its own, whose lease is renewed meanwhile. The answer is the result, or lets the body run
-//! under the same claim, or leaves the record in doubt until it may be asked again.
+//! It asks under a claim of its own, whose lease is renewed meanwhile. The answer is the result, or
+//! lets the body run under the same claim, or leaves the record in doubt until it may be asked
+//! again.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -16,18 +17,22 @@ use super::run::{detach_and, in_its_own_task};
 use super::running::Running;
 use crate::context::Context;
 use crate::error::Error;
-use crate::outcome::{Answer, CallError, Codec, Ending, ErrorPolicy, Outcome, StoredValue, Upgrade};
+use crate::outcome::{
+    Answer, CallError, Codec, Ending, ErrorPolicy, Outcome, StoredValue, Upgrade,
+};
 use crate::policy::Verdict;
 use crate::store::{Reason, Record};
 
-/// How long a call waits before it asks, where nobody says: long enough for a request to arrive that was on its way when
-/// its sender died.
+/// How long a call waits before it asks, where nobody says: long enough for a request to arrive
+/// that was on its way when its sender died.
 pub(super) const SETTLE: Duration = Duration::from_secs(1);
-/// How long a question without an answer rests. Doubles with every attempt: the record does not count questions by themselves.
+/// How long a question without an answer rests. Doubles with every attempt: the record does not
+/// count questions by themselves.
 const FIRST_REST: Duration = Duration::from_secs(5);
 const LONGEST_REST: Duration = Duration::from_secs(600);
 
-/// How long until the question of attempt number `attempts` may be asked again. The second attempt asks first.
+/// How long until the question of attempt number `attempts` may be asked again. The second attempt
+/// asks first.
 fn rest(attempts: u32) -> Duration {
     let doublings = attempts.saturating_sub(2).min(16);
     FIRST_REST.saturating_mul(1 << doublings).min(LONGEST_REST)
@@ -45,7 +50,10 @@ pub struct Unasked;
 pub type Asked<R> = Result<Verdict<<R as Outcome>::Value>, <R as Outcome>::Failure>;
 
 /// What [`verify`] found.
-#[expect(missing_debug_implementations, reason = "a result of any type is in it, and the expansion alone sees it")]
+#[expect(
+    missing_debug_implementations,
+    reason = "a result of any type is in it, and the expansion alone sees it"
+)]
 pub enum Verified<R, P> {
     /// What the call returns.
     Answered(R),
@@ -62,7 +70,11 @@ pub struct Cleared<R, P> {
 }
 
 /// Takes the claim of `call` and asks `question` if an earlier attempt may have left an effect.
-pub fn verify<R, P, V, Q>(call: Call, codec: Codec<R, P>, question: V) -> impl Future<Output = Verified<R, P>>
+pub fn verify<R, P, V, Q>(
+    call: Call,
+    codec: Codec<R, P>,
+    question: V,
+) -> impl Future<Output = Verified<R, P>>
 where
     R: Outcome,
     V: FnOnce(Context) -> Q,
@@ -74,14 +86,17 @@ where
         match admission.await {
             Admission::Answer(answer) => Verified::Answered(codec.reader.answer(answer)),
             // Boxed: it is rarely asked, and every future of the call would have room for it.
-            Admission::Run(running) if running.must_ask() => Box::pin(ask(running, codec, question)).await,
+            Admission::Run(running) if running.must_ask() => {
+                Box::pin(ask(running, codec, question)).await
+            }
             admission => Verified::Mine(Cleared { admission, codec }),
         }
     }
 }
 
-/// As [`verify`], and runs `body` if it may: both in a task of its own. A caller that leaves cuts neither the question nor
-/// the body off, and one that is refused or replayed takes no task. `settled` is told as by [`run_detached_and`](super::run_detached_and).
+/// As [`verify`], and runs `body` if it may: both in a task of its own. A caller that leaves cuts
+/// neither the question nor the body off, and one that is refused or replayed takes no task.
+/// `settled` is told as by [`run_detached_and`](super::run_detached_and).
 #[cfg(feature = "http")]
 pub(crate) async fn verify_detached_and<R, P, V, Q, F, B, W>(
     call: Call,
@@ -120,7 +135,11 @@ where
 }
 
 /// Asks `question` under the claim of an earlier attempt.
-async fn ask<R, P, V, Q>(mut running: Box<Running>, codec: Codec<R, P>, question: V) -> Verified<R, P>
+async fn ask<R, P, V, Q>(
+    mut running: Box<Running>,
+    codec: Codec<R, P>,
+    question: V,
+) -> Verified<R, P>
 where
     R: Outcome,
     V: FnOnce(Context) -> Q,
@@ -139,9 +158,10 @@ where
             return Verified::Mine(Cleared { admission: Admission::Run(running), codec });
         }
         Ok(Verdict::Completed(value)) => scope.enter(|| codec.writer.ending(R::completed(value))),
-        Ok(Verdict::Unknown) => {
-            (codec.reader.answer(Answer::Refused(running.without_answer())), running.ask_again_later())
-        }
+        Ok(Verdict::Unknown) => (
+            codec.reader.answer(Answer::Refused(running.without_answer())),
+            running.ask_again_later(),
+        ),
         Err(error) => (R::failed(error), running.ask_again_later()),
     };
     Verified::Answered(match running.finish(ending).await {
@@ -151,7 +171,8 @@ where
 }
 
 impl<R, P> Cleared<R, P> {
-    /// Runs the body. Boxed: what the body takes along has a place already where the question borrows it from.
+    /// Runs the body. Boxed: what the body takes along has a place already where the question
+    /// borrows it from.
     pub fn run<F, B>(self, body: B) -> Pin<Box<Run<R, B, F, P>>>
     where
         B: FnOnce() -> F,
@@ -175,7 +196,8 @@ impl<R, P> Cleared<R, P> {
 impl Running {
     /// Whether an earlier attempt may have left an effect, and the outside world knows about it.
     pub(super) fn must_ask(&self) -> bool {
-        self.grant.taken_over.is_some() && self.grant.record.policy == crate::store::CrashPolicy::Verify
+        self.grant.taken_over.is_some()
+            && self.grant.record.policy == crate::store::CrashPolicy::Verify
     }
 
     /// The record as it is left without an answer.
@@ -197,8 +219,8 @@ impl Running {
 }
 
 impl<P, V> Call<P, Verify<V>> {
-    /// Makes the call as [`Call::run`] does. After a crash it asks first, and runs `body` if the answer is
-    /// [`Verdict::NotExecuted`].
+    /// Makes the call as [`Call::run`] does. After a crash it asks first, and runs `body` if the
+    /// answer is [`Verdict::NotExecuted`].
     ///
     /// # Errors
     /// As [`Call::run`], and the question's own.
@@ -241,8 +263,8 @@ impl<P, V> Call<P, Verify<V>> {
         }
     }
 
-    /// As [`run_with_upgrade`](Self::run_with_upgrade); stored errors of another schema version are read by
-    /// `upgrade_error`, as in [`Call::run_with_upgrades`].
+    /// As [`run_with_upgrade`](Self::run_with_upgrade); stored errors of another schema version are
+    /// read by `upgrade_error`, as in [`Call::run_with_upgrades`].
     ///
     /// # Errors
     /// As [`run`](Self::run).

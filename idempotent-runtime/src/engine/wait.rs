@@ -22,7 +22,11 @@ pub(crate) enum Changed {
 }
 
 /// Waits until the call that holds `key` is over, or until `deadline` on the monotonic clock.
-pub(crate) async fn for_change(engine: &Arc<Inner>, key: KeyHash, deadline: Duration) -> Result<Changed, StoreError> {
+pub(crate) async fn for_change(
+    engine: &Arc<Inner>,
+    key: KeyHash,
+    deadline: Duration,
+) -> Result<Changed, StoreError> {
     loop {
         let left = deadline.saturating_sub(engine.clock.monotonic());
         if left.is_zero() {
@@ -31,8 +35,12 @@ pub(crate) async fn for_change(engine: &Arc<Inner>, key: KeyHash, deadline: Dura
         let watch = retry::until(engine, left, || engine.store.clone().watch(key)).await?;
         let lease_left = match &watch.record {
             None => return Ok(Changed::Claimable),
-            Some(record) if record.state == State::Released || record.is_orphaned() => return Ok(Changed::Claimable),
-            Some(record) if record.state != State::InProgress => return Ok(Changed::Record(Arc::new(record.clone()))),
+            Some(record) if record.state == State::Released || record.is_orphaned() => {
+                return Ok(Changed::Claimable);
+            }
+            Some(record) if record.state != State::InProgress => {
+                return Ok(Changed::Record(Arc::new(record.clone())));
+            }
             Some(record) => record.lease_until.saturating_duration_since(record.read_at) + ROUNDING,
         };
         tokio::select! {

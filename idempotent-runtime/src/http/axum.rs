@@ -11,8 +11,8 @@ use super::key::IdempotencyKey;
 use super::problem::{Problem, ProblemKind};
 use crate::error::{Error, ErrorKind};
 
-/// The key that the layer has found. Without the layer, or without a key, the request is refused (400); extract
-/// `Option<IdempotencyKey>` where that is allowed.
+/// The key that the layer has found. Without the layer, or without a key, the request is refused
+/// (400); extract `Option<IdempotencyKey>` where that is allowed.
 impl<S: Sync> FromRequestParts<S> for IdempotencyKey {
     type Rejection = Problem;
 
@@ -35,7 +35,8 @@ impl IntoResponse for Problem {
     }
 }
 
-/// The [`Problem`] that the error is to a client, for handlers that return `Result<_, idempotency::Error>`.
+/// The [`Problem`] that the error is to a client, for handlers that return
+/// `Result<_, idempotency::Error>`.
 ///
 /// The error's [kind](ErrorKind) is in the extensions of the response, for the
 /// [layer](super::IdempotencyLayer#errors-of-guarded-calls-inside) around the handler.
@@ -45,8 +46,10 @@ impl IntoResponse for Error {
     }
 }
 
-/// For responses that a handler makes of an error by itself: `(StatusCode::CONFLICT, error.kind(), "busy")` tells the
-/// [layer](super::IdempotencyLayer#errors-of-guarded-calls-inside) around the handler what became of the guarded call.
+/// For responses that a handler makes of an error by itself:
+/// `(StatusCode::CONFLICT, error.kind(), "busy")` tells the
+/// [layer](super::IdempotencyLayer#errors-of-guarded-calls-inside) around the handler what became
+/// of the guarded call.
 impl IntoResponseParts for ErrorKind {
     type Error = Infallible;
 
@@ -66,8 +69,8 @@ impl IntoResponseParts for NothingHappened {
     }
 }
 
-/// A response of which the handler says that nothing happened: [`NothingHappened`] in one word around the whole of it, for
-/// errors in particular.
+/// A response of which the handler says that nothing happened: [`NothingHappened`] in one word
+/// around the whole of it, for errors in particular.
 ///
 /// ```
 /// use axum_core::response::IntoResponse;

@@ -4,22 +4,23 @@ use std::collections::HashSet;
 
 use super::json::{Json, Target};
 
-/// The same bytes for bodies of the same value. `None` where readers differ in what the value is: it is no JSON, or an
-/// object names a member twice.
+/// The same bytes for bodies of the same value. `None` where readers differ in what the value is:
+/// it is no JSON, or an object names a member twice.
 ///
-/// The order of members, white space and the spelling of strings and numbers do not count, as in RFC 8785; but numbers are
-/// decimals here, and not rounded to floats first.
+/// The order of members, white space and the spelling of strings and numbers do not count, as in
+/// RFC 8785; but numbers are decimals here, and not rounded to floats first.
 pub(super) fn canonical(body: &[u8]) -> Option<Vec<u8>> {
     unambiguous(body).map(|value| bytes(&value))
 }
 
-/// The bytes of what these JSON pointers lead to, `None` for each that leads nowhere. `None` altogether where readers differ
-/// in what the body is.
+/// The bytes of what these JSON pointers lead to, `None` for each that leads nowhere. `None`
+/// altogether where readers differ in what the body is.
 ///
-/// Where a value on the way has no members, that value and its place count, and it is not one that was found: readers take an
-/// array for a struct, its fields in their order, so what the pointer is after may be in it, and `null` for a whole that is
-/// removed. And where the way ends in an object without the member, how far it leads counts: that object is a value too, which
-/// may replace another one.
+/// Where a value on the way has no members, that value and its place count, and it is not one that
+/// was found: readers take an array for a struct, its fields in their order, so what the pointer is
+/// after may be in it, and `null` for a whole that is removed. And where the way ends in an object
+/// without the member, how far it leads counts: that object is a value too, which may replace
+/// another one.
 pub(super) fn fields(body: &[u8], pointers: &[String]) -> Option<Vec<Option<Vec<u8>>>> {
     let value = unambiguous(body)?;
     let field = |pointer: &String| match value.pointer(pointer) {
@@ -60,8 +61,8 @@ fn bytes(value: &Json<'_>) -> Vec<u8> {
     bytes
 }
 
-/// A tag in front of every value, and a length or an end that occurs nowhere else with all that has no fixed one, so that
-/// no two values have the same bytes.
+/// A tag in front of every value, and a length or an end that occurs nowhere else with all that has
+/// no fixed one, so that no two values have the same bytes.
 fn encode(value: &Json<'_>, bytes: &mut Vec<u8>) {
     match value {
         Json::Null => bytes.push(b'n'),
@@ -143,15 +144,23 @@ mod tests {
 
     #[test]
     fn what_readers_read_differently_is_no_value() {
-        for body in
-            [r#"{"a":1,"a":1}"#, r#"[{"a":1,"\u0061":2}]"#, "1e999", "{", "", "1 2", "\u{feff}1", r#"["\ud800"]"#]
-        {
+        for body in [
+            r#"{"a":1,"a":1}"#,
+            r#"[{"a":1,"\u0061":2}]"#,
+            "1e999",
+            "{",
+            "",
+            "1 2",
+            "\u{feff}1",
+            r#"["\ud800"]"#,
+        ] {
             assert_eq!(of(body), None, "{body}");
             assert_eq!(fields(body.as_bytes(), &["/a".to_owned()]), None, "{body}");
         }
     }
 
-    /// What a body says, as the property compares it: numbers by how many tenths of thousandths they are.
+    /// What a body says, as the property compares it: numbers by how many tenths of thousandths
+    /// they are.
     #[derive(Clone, Debug, PartialEq)]
     enum Value {
         Null,
@@ -164,15 +173,23 @@ mod tests {
 
     /// Few of each kind, so that two are often equal or nearly so.
     fn value() -> impl Strategy<Value = Value> {
-        let text =
-            || proptest::sample::select(vec!["", "a", "b", "ab", "\"", "é", "1", "null", "\0"]).prop_map(str::to_owned);
+        let text = || {
+            proptest::sample::select(vec!["", "a", "b", "ab", "\"", "é", "1", "null", "\0"])
+                .prop_map(str::to_owned)
+        };
         let leaf = prop_oneof![
             Just(Value::Null),
             any::<bool>().prop_map(Value::Bool),
             (-3..4_i64).prop_map(|number| Value::Number(number * 10_000)),
             // Beyond the digits of a float.
-            proptest::sample::select(vec![1, -1, 12_500, 900_719_925_474_099_300, 900_719_925_474_099_301])
-                .prop_map(Value::Number),
+            proptest::sample::select(vec![
+                1,
+                -1,
+                12_500,
+                900_719_925_474_099_300,
+                900_719_925_474_099_301
+            ])
+            .prop_map(Value::Number),
             text().prop_map(Value::String),
         ];
         leaf.prop_recursive(3, 12, 3, move |inner| {
@@ -186,13 +203,16 @@ mod tests {
     /// One of the spellings of `value`, as the bits of `taste` say.
     fn spell(value: &Value, taste: &mut u64) -> String {
         let mut choice = |of: u64| {
-            *taste = taste.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            *taste = taste
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             (*taste >> 33) % of
         };
         let space = ["", " ", "\n\t"][usize::try_from(choice(3)).unwrap()];
         let text = |text: &str, escaped: bool| {
             if escaped {
-                let units: Vec<_> = text.encode_utf16().map(|unit| format!("\\u{unit:04x}")).collect();
+                let units: Vec<_> =
+                    text.encode_utf16().map(|unit| format!("\\u{unit:04x}")).collect();
                 let units = units.concat();
                 format!("\"{units}\"")
             } else {
@@ -214,7 +234,8 @@ mod tests {
             },
             Value::String(value) => text(value, choice(2) == 0),
             Value::Array(elements) => {
-                let elements: Vec<_> = elements.iter().map(|element| spell(element, taste)).collect();
+                let elements: Vec<_> =
+                    elements.iter().map(|element| spell(element, taste)).collect();
                 format!("[{space}{}]", elements.join(","))
             }
             Value::Object(members) => {
@@ -222,7 +243,9 @@ mod tests {
                 let escaped = choice(2) == 0;
                 let mut members: Vec<_> = members
                     .iter()
-                    .map(|(name, value)| format!("{}{space}:{}", text(name, escaped), spell(value, taste)))
+                    .map(|(name, value)| {
+                        format!("{}{space}:{}", text(name, escaped), spell(value, taste))
+                    })
                     .collect();
                 if is_turned {
                     members.reverse();

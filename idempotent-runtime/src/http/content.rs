@@ -6,8 +6,10 @@ use mime::Mime;
 
 /// The type of the body in one spelling, `None` where no header tells it.
 ///
-/// Type, subtype, the names of parameters and the value of `charset` are told in lower case, and parameters in the order of
-/// their names; those of one name in their own, for a reader may take the first of them or the last. What is no media type stays as it is, but for white space around it.
+/// Type, subtype, the names of parameters and the value of `charset` are told in lower case, and
+/// parameters in the order of their names; those of one name in their own, for a reader may take
+/// the first of them or the last. What is no media type stays as it is, but for white space around
+/// it.
 pub(super) fn content_type(headers: &HeaderMap, counts: impl Fn(&str) -> bool) -> Option<Vec<u8>> {
     let line = lines(headers, CONTENT_TYPE)?;
     let Some(media_type) = media_type(&line) else { return Some(line) };
@@ -34,7 +36,8 @@ pub(super) fn content_encoding(headers: &HeaderMap) -> Option<Vec<u8>> {
     }
 }
 
-/// Whether a body that is JSON is meant to be read as that: there is no type, or a type of JSON, and no encoding.
+/// Whether a body that is JSON is meant to be read as that: there is no type, or a type of JSON,
+/// and no encoding.
 pub(super) fn may_be_json(headers: &HeaderMap) -> bool {
     let is_json = |line: Vec<u8>| {
         media_type(&line).is_some_and(|media_type| {
@@ -52,7 +55,8 @@ fn media_type(line: &[u8]) -> Option<Mime> {
 
 /// The lines of one header as one, without white space around it.
 fn lines(headers: &HeaderMap, name: HeaderName) -> Option<Vec<u8>> {
-    let lines: Vec<_> = headers.get_all(name).iter().map(HeaderValue::as_bytes).map(<[u8]>::trim_ascii).collect();
+    let lines: Vec<_> =
+        headers.get_all(name).iter().map(HeaderValue::as_bytes).map(<[u8]>::trim_ascii).collect();
     (!lines.is_empty()).then(|| lines.join(&b", "[..]))
 }
 
@@ -124,8 +128,13 @@ mod tests {
             (&["gzip", "br"], Some("gzip,br")),
             (&["identity,gzip"], Some("identity,gzip")),
         ] {
-            let headers: HeaderMap = lines.iter().map(|line| (CONTENT_ENCODING, line.parse().unwrap())).collect();
-            assert_eq!(content_encoding(&headers).as_deref(), encoding.map(str::as_bytes), "{lines:?}");
+            let headers: HeaderMap =
+                lines.iter().map(|line| (CONTENT_ENCODING, line.parse().unwrap())).collect();
+            assert_eq!(
+                content_encoding(&headers).as_deref(),
+                encoding.map(str::as_bytes),
+                "{lines:?}"
+            );
             assert_eq!(may_be_json(&headers), encoding.is_none(), "{lines:?}");
         }
     }

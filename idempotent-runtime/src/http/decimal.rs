@@ -1,6 +1,7 @@
 //! Numbers as people write them: exactly, whatever their spelling.
 
-/// A decimal number. Equal ones have the same value, and all others differ: unlike floats, which round.
+/// A decimal number. Equal ones have the same value, and all others differ: unlike floats, which
+/// round.
 ///
 /// It is the text that spells it, so an exponent costs nothing, however large it is.
 #[derive(Clone, Copy, Debug)]
@@ -9,15 +10,16 @@ pub(super) struct Decimal<'a>(&'a str);
 /// What a number is made of, whatever its spelling.
 struct Parts<'a> {
     is_negative: bool,
-    /// From the first digit of the text that is not zero to the last one, with a point among them perhaps. Empty for zero.
+    /// From the first digit of the text that is not zero to the last one, with a point among them
+    /// perhaps. Empty for zero.
     significant: &'a str,
     /// The power of ten that the last significant digit counts.
     exponent: i64,
 }
 
 impl<'a> Decimal<'a> {
-    /// The number that `text` spells as JSON does (RFC 8259). `None` for all else, and for an exponent that no reader
-    /// could count with, beyond 2⁶².
+    /// The number that `text` spells as JSON does (RFC 8259). `None` for all else, and for an
+    /// exponent that no reader could count with, beyond 2⁶².
     pub(super) fn read(text: &'a str) -> Option<Self> {
         parts(text).map(|_| Self(text))
     }
@@ -27,7 +29,8 @@ impl<'a> Decimal<'a> {
         self.0.parse::<f64>().is_ok_and(f64::is_finite)
     }
 
-    /// The same bytes for the same number: the sign, the exponent, and the digits with an end that is no digit.
+    /// The same bytes for the same number: the sign, the exponent, and the digits with an end that
+    /// is no digit.
     pub(super) fn encode(&self, bytes: &mut Vec<u8>) {
         // The text was read before, or this would not be there.
         let Some(Parts { is_negative, significant, exponent }) = parts(self.0) else { return };
@@ -63,7 +66,8 @@ fn parts(text: &str) -> Option<Parts<'_>> {
         None => (mantissa, None),
     };
     let is_whole = is_digits(whole) && (whole == "0" || !whole.starts_with('0'));
-    let exponent_digits = exponent.map(|exponent| exponent.strip_prefix(['+', '-']).unwrap_or(exponent));
+    let exponent_digits =
+        exponent.map(|exponent| exponent.strip_prefix(['+', '-']).unwrap_or(exponent));
     if !is_whole || !fraction.is_none_or(is_digits) || !exponent_digits.is_none_or(is_digits) {
         return None;
     }
@@ -72,10 +76,13 @@ fn parts(text: &str) -> Option<Parts<'_>> {
         return Some(Parts { is_negative: false, significant, exponent: 0 });
     }
     let exponent = match exponent {
-        Some(exponent) => exponent.parse::<i64>().ok().filter(|exponent| exponent.unsigned_abs() < 1 << 62)?,
+        Some(exponent) => {
+            exponent.parse::<i64>().ok().filter(|exponent| exponent.unsigned_abs() < 1 << 62)?
+        }
         None => 0,
     };
-    // What was cut off at the end was zeros in front of the point, or the significant digits reach behind it.
+    // What was cut off at the end was zeros in front of the point, or the significant digits reach
+    // behind it.
     let behind = fraction.map_or(0, |fraction| fraction.trim_end_matches('0').len());
     let zeros = if behind == 0 { whole.len() - whole.trim_end_matches('0').len() } else { 0 };
     let shift = i64::try_from(zeros).ok()? - i64::try_from(behind).ok()?;
@@ -98,8 +105,8 @@ mod tests {
         bytes
     }
 
-    /// A number with up to six digits at up to twelve places on both sides of the point, as JSON spells it, and how many
-    /// billionths of billionths it is.
+    /// A number with up to six digits at up to twelve places on both sides of the point, as JSON
+    /// spells it, and how many billionths of billionths it is.
     fn spelled() -> impl Strategy<Value = (String, i128)> {
         (any::<bool>(), 0..1_000_000_u32, 0..6_usize, 0..3_usize, -6..=6_i32, 0..4_usize).prop_map(
             |(is_negative, digits, point, zeros, exponent, spelling)| {
@@ -109,7 +116,8 @@ mod tests {
                 let whole = if whole.is_empty() { "0" } else { whole };
                 let fraction = format!("{fraction}{}", "0".repeat(zeros));
                 let sign = if is_negative { "-" } else { "" };
-                let point_and_fraction = if fraction.is_empty() { String::new() } else { format!(".{fraction}") };
+                let point_and_fraction =
+                    if fraction.is_empty() { String::new() } else { format!(".{fraction}") };
                 let exponent_text = match spelling {
                     0 if exponent == 0 => String::new(),
                     0 | 1 => format!("e{exponent}"),
@@ -162,7 +170,9 @@ mod tests {
 
     #[test]
     fn an_exponent_that_cannot_be_counted_with_is_no_number_but_for_zero() {
-        for text in ["1e4611686018427387904", "1e99999999999999999999", "-1.5E-99999999999999999999"] {
+        for text in
+            ["1e4611686018427387904", "1e99999999999999999999", "-1.5E-99999999999999999999"]
+        {
             assert!(Decimal::read(text).is_none(), "{text}");
         }
         assert_eq!(encoded("0e99999999999999999999"), encoded("0"));
@@ -172,9 +182,10 @@ mod tests {
 
     #[test]
     fn what_json_does_not_spell_is_no_number() {
-        for text in
-            ["", "-", "+1", "01", "-01", "1.", ".1", "1e", "1e+", "e1", "1e1.0", "1_0", "0x1", "1 ", "١", "--1", "1.-1"]
-        {
+        for text in [
+            "", "-", "+1", "01", "-01", "1.", ".1", "1e", "1e+", "e1", "1e1.0", "1_0", "0x1", "1 ",
+            "١", "--1", "1.-1",
+        ] {
             assert!(Decimal::read(text).is_none(), "{text}");
         }
     }

@@ -6,15 +6,17 @@ use super::options::OnStatus;
 use super::problem::ProblemKind;
 use crate::error::ErrorKind;
 
-/// In the extensions of a response: the handler says that nothing happened, whatever the status is. The key is free, and
-/// the next request with it runs the handler again.
+/// In the extensions of a response: the handler says that nothing happened, whatever the status is.
+/// The key is free, and the next request with it runs the handler again.
 ///
 /// Without it, a handler that has begun and answers 408 or 5xx leaves an unknown outcome
-/// ([`OnStatus::standard`]). **Say it only of what was not begun, or was rolled back**: a provider that did not answer may
-/// have charged. A handler whose [steps](crate::Context::step) are on the record is not believed: they have happened.
+/// ([`OnStatus::standard`]). **Say it only of what was not begun, or was rolled back**: a provider
+/// that did not answer may have charged. A handler whose [steps](crate::Context::step) are on the
+/// record is not believed: they have happened.
 ///
-/// With the feature `axum` it is a part of a response, `(StatusCode::SERVICE_UNAVAILABLE, NothingHappened, "try again")`,
-/// and `NotExecuted` says it of a whole one.
+/// With the feature `axum` it is a part of a response,
+/// `(StatusCode::SERVICE_UNAVAILABLE, NothingHappened, "try again")`, and `NotExecuted` says it of
+/// a whole one.
 ///
 /// ```
 /// use http::{Response, StatusCode};
@@ -49,8 +51,9 @@ pub(super) fn told(extensions: &Extensions) -> Option<OnStatus> {
     of_error.or_else(|| extensions.get().copied().map(of_problem))
 }
 
-/// A guarded call inside of the handler was refused with this, and the handler passes it on. It is never a result: what
-/// was true of the call for a moment would be told for as long as the record is kept.
+/// A guarded call inside of the handler was refused with this, and the handler passes it on. It is
+/// never a result: what was true of the call for a moment would be told for as long as the record
+/// is kept.
 const fn of_error(kind: ErrorKind) -> OnStatus {
     match kind {
         // The call did not run, and can later, or for another request.
@@ -89,7 +92,10 @@ const fn of_problem(kind: ProblemKind) -> OnStatus {
         | ProblemKind::TooLarge
         | ProblemKind::Unreadable
         | ProblemKind::Unavailable => OnStatus::Release,
-        ProblemKind::Uncertain | ProblemKind::Expired | ProblemKind::NotKept | ProblemKind::Internal => OnStatus::Hold,
+        ProblemKind::Uncertain
+        | ProblemKind::Expired
+        | ProblemKind::NotKept
+        | ProblemKind::Internal => OnStatus::Hold,
     }
 }
 
@@ -130,7 +136,11 @@ mod tests {
             (ProblemKind::NotKept, OnStatus::Hold),
             (ProblemKind::Internal, OnStatus::Hold),
         ] {
-            assert_eq!(told(Problem::new(kind).to_response().extensions()), Some(expected), "{kind:?}");
+            assert_eq!(
+                told(Problem::new(kind).to_response().extensions()),
+                Some(expected),
+                "{kind:?}"
+            );
         }
     }
 }

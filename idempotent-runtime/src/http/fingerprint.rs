@@ -13,10 +13,10 @@ use crate::fingerprint::Fingerprint;
 
 /// What a retry must repeat; a request with the same key that differs in it is refused (422).
 ///
-/// Always, whatever is chosen here: the method, the path, the type, encoding and range of the body (`Content-Type`,
-/// `Content-Encoding`, `Content-Range`) and the preconditions (`If-Match`, `If-Unmodified-Since`). The query, unless
-/// [`without_query`](Self::without_query). Further headers [`with_headers`](Self::with_headers). And the body in one of
-/// these ways:
+/// Always, whatever is chosen here: the method, the path, the type, encoding and range of the body
+/// (`Content-Type`, `Content-Encoding`, `Content-Range`) and the preconditions (`If-Match`,
+/// `If-Unmodified-Since`). The query, unless [`without_query`](Self::without_query). Further
+/// headers [`with_headers`](Self::with_headers). And the body in one of these ways:
 ///
 /// ```
 /// use idempotent_runtime::http::RequestFingerprint;
@@ -27,8 +27,8 @@ use crate::fingerprint::Fingerprint;
 /// let nothing = RequestFingerprint::custom(|_request, _body| Vec::new());
 /// ```
 ///
-/// A service that changes its way says which it had before, with [`formerly`](Self::formerly); else retries of requests
-/// from before the change are refused.
+/// A service that changes its way says which it had before, with [`formerly`](Self::formerly); else
+/// retries of requests from before the change are refused.
 #[derive(Clone, Debug)]
 pub struct RequestFingerprint {
     payload: Payload,
@@ -58,8 +58,8 @@ impl Payload {
         }
     }
 
-    /// Whether a parameter of the content type counts. The boundary of a multipart body is another one in each try, so it
-    /// is left to the function that reads such bodies.
+    /// Whether a parameter of the content type counts. The boundary of a multipart body is another
+    /// one in each try, so it is left to the function that reads such bodies.
     fn counts_parameter(&self, name: &str) -> bool {
         !matches!(self, Self::Custom(_)) || name != "boundary"
     }
@@ -72,37 +72,41 @@ impl fmt::Debug for Payload {
 }
 
 impl RequestFingerprint {
-    /// Every byte of the body. Clients that write the same JSON in another order are refused, and so are those that make a
-    /// new boundary for each try of a multipart body.
+    /// Every byte of the body. Clients that write the same JSON in another order are refused, and
+    /// so are those that make a new boundary for each try of a multipart body.
     pub fn body() -> Self {
         Self::new(Payload::Body, 1)
     }
 
-    /// The JSON value of the body: neither the order of members nor white space nor the spelling of numbers and strings
-    /// count (RFC 8785). Each digit of a number does: `1`, `1.0` and `10e-1` are one number, and `1.000000000000000001` is
-    /// another one, also where a float would round it. Every byte of the body where readers would read it differently: it
-    /// names a member twice, has a number beyond the range of floats, is nested more than 127 deep, or is no JSON at all. And
-    /// where it is not sent as JSON: with a `Content-Type` of something else than `application/json`, `text/json` and
-    /// `…+json`, or with a `Content-Encoding`. Without a type it is taken for JSON.
+    /// The JSON value of the body: neither the order of members nor white space nor the spelling of
+    /// numbers and strings count (RFC 8785). Each digit of a number does: `1`, `1.0` and `10e-1`
+    /// are one number, and `1.000000000000000001` is another one, also where a float would round
+    /// it. Every byte of the body where readers would read it differently: it names a member twice,
+    /// has a number beyond the range of floats, is nested more than 127 deep, or is no JSON at all.
+    /// And where it is not sent as JSON: with a `Content-Type` of something else than
+    /// `application/json`, `text/json` and `…+json`, or with a `Content-Encoding`. Without a type
+    /// it is taken for JSON.
     pub fn json() -> Self {
         Self::new(Payload::Json, 2)
     }
 
-    /// The values that these JSON pointers (RFC 6901) lead to in the body, `"/amount"` for example; a value that is
-    /// missing differs from `null`. Where there is something else than an object or an array on the way, or an array and the
-    /// pointer has a name, all of that: readers take `[100, "EUR"]` for a struct, its fields in their order. `null` on the way
-    /// is something else too, and an object without the member differs from one that is missing: for `"/address/city"`,
-    /// `{"address": null}`, `{"address": {}}` and `{}` are three requests, of which a patch may remove, empty or keep the
-    /// address. Every byte of the body where readers would read it differently, and where it is not sent as JSON, as in
-    /// [`json`](Self::json).
+    /// The values that these JSON pointers (RFC 6901) lead to in the body, `"/amount"` for example;
+    /// a value that is missing differs from `null`. Where there is something else than an object or
+    /// an array on the way, or an array and the pointer has a name, all of that: readers take
+    /// `[100, "EUR"]` for a struct, its fields in their order. `null` on the way is something else
+    /// too, and an object without the member differs from one that is missing: for
+    /// `"/address/city"`, `{"address": null}`, `{"address": {}}` and `{}` are three requests, of
+    /// which a patch may remove, empty or keep the address. Every byte of the body where readers
+    /// would read it differently, and where it is not sent as JSON, as in [`json`](Self::json).
     pub fn fields<P: Into<String>>(pointers: impl IntoIterator<Item = P>) -> Self {
         Self::new(Payload::Fields(pointers.into_iter().map(Into::into).collect()), 3)
     }
 
     /// What `payload` makes of the head and the body of the request.
     ///
-    /// The `boundary` of a multipart body does not count beside it: such bodies have another one in each try, so a service
-    /// that takes them with keys reads them here and gives the bytes of their parts.
+    /// The `boundary` of a multipart body does not count beside it: such bodies have another one in
+    /// each try, so a service that takes them with keys reads them here and gives the bytes of
+    /// their parts.
     pub fn custom(payload: impl Fn(&Parts, &Bytes) -> Vec<u8> + Send + Sync + 'static) -> Self {
         Self::new(Payload::Custom(Arc::new(payload)), 4)
     }
@@ -118,26 +122,28 @@ impl RequestFingerprint {
         self
     }
 
-    /// Further headers that a retry must repeat, for handlers that read them: the version of the interface, or an account
-    /// on whose behalf the client acts.
+    /// Further headers that a retry must repeat, for handlers that read them: the version of the
+    /// interface, or an account on whose behalf the client acts.
     #[must_use]
     pub fn with_headers(mut self, names: impl IntoIterator<Item = HeaderName>) -> Self {
         self.headers = names.into_iter().collect();
         self
     }
 
-    /// The number that is stored beside the fingerprint, and a part of it: fingerprints of two versions are never those of
-    /// one request. Change it with the meaning of [`custom`](Self::custom). The default is 1 for [`body`](Self::body), 2
-    /// for [`json`](Self::json), 3 for [`fields`](Self::fields) and 4 for [`custom`](Self::custom).
+    /// The number that is stored beside the fingerprint, and a part of it: fingerprints of two
+    /// versions are never those of one request. Change it with the meaning of
+    /// [`custom`](Self::custom). The default is 1 for [`body`](Self::body), 2 for
+    /// [`json`](Self::json), 3 for [`fields`](Self::fields) and 4 for [`custom`](Self::custom).
     #[must_use]
     pub fn version(mut self, version: u8) -> Self {
         self.version = version;
         self
     }
 
-    /// Says that `former` and this are one history: a record that an earlier release made is compared in the way of that
-    /// release, so a retry of such a request is replayed and another request is still refused. Needed for as long as such
-    /// records live; computed for each request, beside this one. Can be said more than once.
+    /// Says that `former` and this are one history: a record that an earlier release made is
+    /// compared in the way of that release, so a retry of such a request is replayed and another
+    /// request is still refused. Needed for as long as such records live; computed for each
+    /// request, beside this one. Can be said more than once.
     ///
     /// ```
     /// use idempotent_runtime::http::RequestFingerprint;
@@ -145,9 +151,9 @@ impl RequestFingerprint {
     /// let fingerprint = RequestFingerprint::json().formerly(RequestFingerprint::body());
     /// ```
     ///
-    /// Servers of the earlier release do not know the new way, and refuse retries of requests that a new server has
-    /// answered. Where both run for a while, release `body().formerly(json())` first, which reads both and writes the old
-    /// one, and the line above when all servers have it.
+    /// Servers of the earlier release do not know the new way, and refuse retries of requests that
+    /// a new server has answered. Where both run for a while, release `body().formerly(json())`
+    /// first, which reads both and writes the old one, and the line above when all servers have it.
     #[must_use]
     pub fn formerly(mut self, former: Self) -> Self {
         self.former.push(former);
@@ -156,7 +162,8 @@ impl RequestFingerprint {
 
     /// The JSON pointers of this way and its former ones, each with the option that has it.
     pub(super) fn pointers(&self) -> Vec<(&'static str, &str)> {
-        let own: &[String] = if let Payload::Fields(pointers) = &self.payload { pointers } else { &[] };
+        let own: &[String] =
+            if let Payload::Fields(pointers) = &self.payload { pointers } else { &[] };
         let own = own.iter().map(|pointer| ("RequestFingerprint::fields", pointer.as_str()));
         own.chain(self.former.iter().flat_map(Self::pointers)).collect()
     }
@@ -172,7 +179,10 @@ impl RequestFingerprint {
         } else {
             hash.left_out();
         }
-        hash.maybe(content::content_type(&request.headers, |name| self.payload.counts_parameter(name)).as_deref());
+        hash.maybe(
+            content::content_type(&request.headers, |name| self.payload.counts_parameter(name))
+                .as_deref(),
+        );
         hash.maybe(content::content_encoding(&request.headers).as_deref());
         for name in [CONTENT_RANGE, IF_MATCH, IF_UNMODIFIED_SINCE] {
             hash.header(&request.headers, &name);
@@ -210,11 +220,12 @@ impl RequestFingerprint {
     }
 }
 
-/// The path that the client sent, where a router in front has cut off a part of it: what is left can be that of another
-/// route.
+/// The path that the client sent, where a router in front has cut off a part of it: what is left
+/// can be that of another route.
 fn original_path(request: &Parts) -> Option<&str> {
     #[cfg(feature = "axum")]
-    let original = request.extensions.get::<::axum::extract::OriginalUri>().map(|original| original.0.path());
+    let original =
+        request.extensions.get::<::axum::extract::OriginalUri>().map(|original| original.0.path());
     #[cfg(not(feature = "axum"))]
     let original = None;
     original.filter(|path| *path != request.uri.path())
@@ -246,7 +257,8 @@ impl Hash {
         }
     }
 
-    /// Another thing than a part that is not there: a former way must not find the one in the other.
+    /// Another thing than a part that is not there: a former way must not find the one in the
+    /// other.
     fn left_out(&mut self) {
         self.0.update([2]);
     }
@@ -318,7 +330,8 @@ mod tests {
     #[test]
     fn a_missing_field_is_not_null() {
         let fields = RequestFingerprint::fields(["/a", "/b/0"]);
-        let all = [r#"{"a":1}"#, r#"{"a":1,"b":[null]}"#, r#"{"b":[1]}"#, "{}", "[]", r#"{"a":1,"a":1}"#];
+        let all =
+            [r#"{"a":1}"#, r#"{"a":1,"b":[null]}"#, r#"{"b":[1]}"#, "{}", "[]", r#"{"a":1,"a":1}"#];
         for (index, one) in all.iter().enumerate() {
             for other in &all[..index] {
                 assert_ne!(of(&fields, one), of(&fields, other), "{one} {other}");
@@ -331,8 +344,14 @@ mod tests {
     #[test]
     fn every_part_of_a_request_counts_for_itself() {
         let plain = || Request::post("/pay?a=1");
-        let headers =
-            ["content-type", "content-encoding", "content-range", "if-match", "if-unmodified-since", "x-version"];
+        let headers = [
+            "content-type",
+            "content-encoding",
+            "content-range",
+            "if-match",
+            "if-unmodified-since",
+            "x-version",
+        ];
         let mut requests = vec![
             plain(),
             Request::put("/pay?a=1"),
@@ -357,10 +376,13 @@ mod tests {
         for way in ways {
             let way = way.with_headers([HeaderName::from_static("x-version")]);
             for (number, request) in requests.iter().enumerate() {
-                let mut copy = Request::builder().method(request.method_ref().unwrap()).uri(request.uri_ref().unwrap());
+                let mut copy = Request::builder()
+                    .method(request.method_ref().unwrap())
+                    .uri(request.uri_ref().unwrap());
                 *copy.headers_mut().unwrap() = request.headers_ref().unwrap().clone();
                 let (head, ()) = copy.body(()).unwrap().into_parts();
-                let is_other_language = request.headers_ref().unwrap().contains_key("content-language");
+                let is_other_language =
+                    request.headers_ref().unwrap().contains_key("content-language");
                 let before = seen.insert(way.of(&head, &Bytes::from_static(b"{}")).bits, number);
                 assert_eq!(before, is_other_language.then(|| number - 3), "{request:?}");
             }
@@ -371,10 +393,12 @@ mod tests {
     fn a_request_without_a_query_is_not_one_whose_query_does_not_count() {
         let with = RequestFingerprint::body();
         let without = RequestFingerprint::body().without_query();
-        let [bare, other] = ["/pay", "/pay?amount=5"].map(|uri| Request::post(uri).body(()).unwrap().into_parts().0);
+        let [bare, other] = ["/pay", "/pay?amount=5"]
+            .map(|uri| Request::post(uri).body(()).unwrap().into_parts().0);
         let body = Bytes::new();
         assert_eq!(without.of(&bare, &body), without.of(&other, &body));
-        // What a release that counts queries has stored of the one is not compared in the way of the release before.
+        // What a release that counts queries has stored of the one is not compared in the way of
+        // the release before.
         let way = with.clone().formerly(without);
         assert!(!way.former(&other, &body).contains(&with.of(&bare, &body)));
     }
@@ -383,8 +407,11 @@ mod tests {
     fn former_ways_are_computed_with_theirs() {
         let (head, ()) = Request::post("/pay").body(()).unwrap().into_parts();
         let body = Bytes::from_static(b"{}");
-        let (bytes, fields) = (RequestFingerprint::body(), RequestFingerprint::fields(["/a"]).version(9));
-        let way = RequestFingerprint::json().formerly(bytes.clone().formerly(fields.clone())).formerly(bytes.clone());
+        let (bytes, fields) =
+            (RequestFingerprint::body(), RequestFingerprint::fields(["/a"]).version(9));
+        let way = RequestFingerprint::json()
+            .formerly(bytes.clone().formerly(fields.clone()))
+            .formerly(bytes.clone());
         let expected = [&bytes, &fields, &bytes].map(|former| former.of(&head, &body));
         assert_eq!(way.former(&head, &body), expected);
         assert_eq!(way.of(&head, &body), RequestFingerprint::json().of(&head, &body));

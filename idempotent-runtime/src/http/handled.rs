@@ -68,20 +68,27 @@ pub(super) struct Vouched {
 }
 
 impl<E> Handled<E> {
-    /// Whether what the handler answered is what every caller gets, or would get if it could be kept.
+    /// Whether what the handler answered is what every caller gets, or would get if it could be
+    /// kept.
     pub(super) fn is_its_own(&self, crash: &Crash) -> bool {
         match self {
             Self::Answered { .. } => true,
             Self::Refused(error) => is_not_kept(error, crash),
-            Self::Failed { .. } | Self::Vouched(_) | Self::Replayed(_) | Self::Lost(_) | Self::NotBegun => false,
+            Self::Failed { .. }
+            | Self::Vouched(_)
+            | Self::Replayed(_)
+            | Self::Lost(_)
+            | Self::NotBegun => false,
         }
     }
 }
 
-/// Whether the handler has done its work, and its answer alone could not be stored: no other answer will be.
+/// Whether the handler has done its work, and its answer alone could not be stored: no other answer
+/// will be.
 ///
-/// Where the record cannot be written, the next attempt may have an answer of its own for everybody, unless the policy has
-/// none. Where the engine keeps less than the mark of an answer that is not kept, a marker of its own is there.
+/// Where the record cannot be written, the next attempt may have an answer of its own for
+/// everybody, unless the policy has none. Where the engine keeps less than the mark of an answer
+/// that is not kept, a marker of its own is there.
 pub(super) fn is_not_kept(error: &Error, crash: &Crash) -> bool {
     match error.kind() {
         ErrorKind::NotStored => !crash.may_be_answered_again(),

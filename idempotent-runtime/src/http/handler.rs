@@ -28,19 +28,32 @@ use crate::context::Context;
 
 /// A service behind the layer, as a task of its own needs it.
 pub(super) trait Handles<B, R>:
-    Service<Request<RequestBody<B>>, Response = Response<R>, Future: Send + 'static, Error: Send + 'static> + Send + 'static
+    Service<
+        Request<RequestBody<B>>,
+        Response = Response<R>,
+        Future: Send + 'static,
+        Error: Send + 'static,
+    > + Send
+    + 'static
 {
 }
 
 impl<S, B, R> Handles<B, R> for S where
-    S: Service<Request<RequestBody<B>>, Response = Response<R>, Future: Send + 'static, Error: Send + 'static>
-        + Send
+    S: Service<
+            Request<RequestBody<B>>,
+            Response = Response<R>,
+            Future: Send + 'static,
+            Error: Send + 'static,
+        > + Send
         + 'static
 {
 }
 
 /// A body whose bytes are looked at.
-pub(super) trait Readable: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static {}
+pub(super) trait Readable:
+    Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static
+{
+}
 
 impl<B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static> Readable for B {}
 
@@ -98,8 +111,9 @@ struct Recording {
     last_look: Option<Duration>,
 }
 
-/// How long a body is looked at that has all that its response says: whether it is longer, or breaks off after all. A server
-/// of HTTP looks no further then, so nothing that comes later reaches a client, and a stream that lingers keeps nobody waiting.
+/// How long a body is looked at that has all that its response says: whether it is longer, or
+/// breaks off after all. A server of HTTP looks no further then, so nothing that comes later
+/// reaches a client, and a stream that lingers keeps nobody waiting.
 const LAST_LOOK: Duration = Duration::from_millis(100);
 
 impl Recording {
@@ -131,14 +145,16 @@ impl Recording {
         self.length() == Some(Ordering::Greater)
     }
 
-    /// Whether what is recorded is as long as the response says. A shorter body has broken off, whatever its stream says.
+    /// Whether what is recorded is as long as the response says. A shorter body has broken off,
+    /// whatever its stream says.
     fn is_whole(&self) -> bool {
         self.length().is_none_or(Ordering::is_eq)
     }
 }
 
-/// The next frame of a body, `None` behind the last one. None at all where nobody waits for it any longer: the claim is over,
-/// under which a body that never ends would be read for ever, or the body lingers though all of it is there.
+/// The next frame of a body, `None` behind the last one. None at all where nobody waits for it any
+/// longer: the claim is over, under which a body that never ends would be read for ever, or the
+/// body lingers though all of it is there.
 async fn next<R: Readable>(
     options: &Options,
     body: &mut Pin<Box<R>>,
@@ -168,8 +184,9 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
             // The engine runs a body once.
             return Handled::Answered { fate: Fate::Unknown };
         };
-        // It has waited for its key with no place there, and takes one now. Until then nothing has happened: a shutdown
-        // takes the claim back, and if it is over before, or with the place, somebody else may run the handler.
+        // It has waited for its key with no place there, and takes one now. Until then nothing has
+        // happened: a shutdown takes the claim back, and if it is over before, or with the place,
+        // somebody else may run the handler.
         let context = Context::try_current();
         if let Some(context) = &context {
             context.stands_in_line();
@@ -203,13 +220,20 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
             }
             return self.settle(head, ResponseBody::untouched(body), Fate::Release);
         };
-        // A promise about another record, if it is there: of a layer inside, or of a service that was asked.
+        // A promise about another record, if it is there: of a layer inside, or of a service that
+        // was asked.
         head.headers.remove(self.options.markers.names.expires());
         // What the handler says beside its status goes first: a status is often somebody else's.
-        match told(&head.extensions).unwrap_or_else(|| self.options.on_status(head.status, &self.request)) {
+        match told(&head.extensions)
+            .unwrap_or_else(|| self.options.on_status(head.status, &self.request))
+        {
             OnStatus::Store => {}
-            OnStatus::Release => return self.settle(head, ResponseBody::untouched(body), Fate::Release),
-            OnStatus::Hold => return self.settle(head, ResponseBody::untouched(body), Fate::Unknown),
+            OnStatus::Release => {
+                return self.settle(head, ResponseBody::untouched(body), Fate::Release);
+            }
+            OnStatus::Hold => {
+                return self.settle(head, ResponseBody::untouched(body), Fate::Unknown);
+            }
         }
         let ttl = self.options.ttl_of(&head);
         let Some(mut recording) = self.recording(&head, ttl) else {
@@ -223,7 +247,8 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
         let hint = body.size_hint();
         // The server in front would say so of the body.
         recording.declared = recording.declared.or(hint.exact());
-        let is_too_large = usize::try_from(hint.lower()).map_or(true, |least| least > recording.room());
+        let is_too_large =
+            usize::try_from(hint.lower()).map_or(true, |least| least > recording.room());
         if is_too_large || is_endless(&head) {
             let fate = self.not_kept(&head, ttl);
             return self.settle(head, ResponseBody::untouched(body), fate);
@@ -232,7 +257,8 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
         recording.draft.reserve(usize::try_from(hint.lower()).unwrap_or_default());
         // Of the body as the handler framed it, which is not the one that is sent.
         head.headers.remove(TRANSFER_ENCODING);
-        // A client of HTTP/1.0 takes the end of its connection for the end of a body whose length it was not told.
+        // A client of HTTP/1.0 takes the end of its connection for the end of a body whose length
+        // it was not told.
         if hint.exact().is_some() || self.ends_with_its_connection(&head) {
             self.collect(head, Box::pin(body), recording).await
         } else {
@@ -247,7 +273,14 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
         let draft = Draft::new(response.status, &replayed)?;
         let limit = self.options.response_limit();
         let declared = headers::declared_length(response);
-        (draft.len() <= limit).then_some(Recording { draft, limit, declared, ttl, until: None, last_look: None })
+        (draft.len() <= limit).then_some(Recording {
+            draft,
+            limit,
+            declared,
+            ttl,
+            until: None,
+            last_look: None,
+        })
     }
 
     fn not_kept(&self, response: &response::Parts, ttl: Duration) -> Fate {
@@ -267,8 +300,14 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
         Handled::Answered { fate }
     }
 
-    /// A body whose length is known and fits, or whose client could not tell a part of it from the whole.
-    async fn collect<E>(self, head: response::Parts, mut body: Pin<Box<R>>, mut recording: Recording) -> Handled<E> {
+    /// A body whose length is known and fits, or whose client could not tell a part of it from the
+    /// whole.
+    async fn collect<E>(
+        self,
+        head: response::Parts,
+        mut body: Pin<Box<R>>,
+        mut recording: Recording,
+    ) -> Handled<E> {
         loop {
             let Some(frame) = next(&self.options, &mut body, &mut recording).await else {
                 if recording.is_reached() {
@@ -287,7 +326,9 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
                         }
                     }
                     // What ends here has another length than it says.
-                    None if !recording.is_whole() => return self.break_off(head, recording, headers::not_whole()),
+                    None if !recording.is_whole() => {
+                        return self.break_off(head, recording, headers::not_whole());
+                    }
                     _ => return self.give_up(head, recording, frame, body),
                 },
                 Some(Err(error)) => return self.break_off(head, recording, error.into()),
@@ -317,7 +358,12 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
     }
 
     /// Delivers what there is of a body that is not whole.
-    fn break_off<E>(self, head: response::Parts, recording: Recording, error: BoxError) -> Handled<E> {
+    fn break_off<E>(
+        self,
+        head: response::Parts,
+        recording: Recording,
+        error: BoxError,
+    ) -> Handled<E> {
         if self.ends_with_its_connection(&head) {
             tracing::error!(error, "the body of a response broke off");
             let problem = self.options.refusal(Problem::new(ProblemKind::Internal), None);
@@ -350,9 +396,15 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
         self.settle(head, live, fate)
     }
 
-    /// A body whose length is not known: the client gets it as it comes, but for what would make it whole. Whether it will
-    /// be kept is not known when its head is sent, which therefore tells no lifetime.
-    async fn pass_on<E>(self, head: response::Parts, mut body: Pin<Box<R>>, mut recording: Recording) -> Handled<E> {
+    /// A body whose length is not known: the client gets it as it comes, but for what would make it
+    /// whole. Whether it will be kept is not known when its head is sent, which therefore tells no
+    /// lifetime.
+    async fn pass_on<E>(
+        self,
+        head: response::Parts,
+        mut body: Pin<Box<R>>,
+        mut recording: Recording,
+    ) -> Handled<E> {
         let (status, ttl) = (head.status, recording.ttl);
         let not_kept = self.not_kept(&head, ttl);
         let (sender, live) = ResponseBody::live();

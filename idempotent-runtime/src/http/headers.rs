@@ -17,12 +17,12 @@ pub const IDEMPOTENCY_REPLAYED: HeaderName = HeaderName::from_static("idempotenc
 /// Until when a retry is answered from the record: an HTTP date, in the store's time.
 pub const IDEMPOTENCY_KEY_EXPIRES: HeaderName = HeaderName::from_static("idempotency-key-expires");
 
-/// `true` on an answer to a request that had a key and ran without protection: the store did not answer and the layer
-/// fails open, or the operation is [disabled](crate::Idempotency::disable).
+/// `true` on an answer to a request that had a key and ran without protection: the store did not
+/// answer and the layer fails open, or the operation is [disabled](crate::Idempotency::disable).
 pub const IDEMPOTENCY_BYPASSED: HeaderName = HeaderName::from_static("idempotency-bypassed");
 
-/// Why the layer refused a request: the [name](ProblemKind::name) of the kind. A client that reads heads alone knows by it
-/// which conflict passes.
+/// Why the layer refused a request: the [name](ProblemKind::name) of the kind. A client that reads
+/// heads alone knows by it which conflict passes.
 pub const IDEMPOTENCY_PROBLEM: HeaderName = HeaderName::from_static("idempotency-problem");
 
 /// What Stripe's API calls [`IDEMPOTENCY_REPLAYED`].
@@ -31,7 +31,8 @@ pub(super) const STRIPE_REPLAYED: HeaderName = HeaderName::from_static("idempote
 /// `true` or `false`: whether a client of Stripe's API should send the request again.
 pub(super) const STRIPE_SHOULD_RETRY: HeaderName = HeaderName::from_static("stripe-should-retry");
 
-/// Replayed unless the service says otherwise: they describe the body or the resource, not the exchange.
+/// Replayed unless the service says otherwise: they describe the body or the resource, not the
+/// exchange.
 pub(super) const REPLAYED: [HeaderName; 11] = [
     header::CACHE_CONTROL,
     header::CONTENT_DISPOSITION,
@@ -83,14 +84,13 @@ pub(super) fn may_be_replayed(name: &HeaderName) -> bool {
     !NEVER.contains(name) && !WRITTEN.contains(name)
 }
 
-/// The headers that may be replayed, repeated ones repeatedly. What `Connection` names belongs to the connection.
+/// The headers that may be replayed, repeated ones repeatedly. What `Connection` names belongs to
+/// the connection.
 pub(super) fn replayable(headers: &HeaderMap) -> Vec<(&HeaderName, &HeaderValue)> {
     let of_connection = |name: &HeaderName| {
-        headers
-            .get_all(header::CONNECTION)
-            .iter()
-            .filter_map(|value| value.to_str().ok())
-            .any(|value| value.split(',').any(|named| named.trim().eq_ignore_ascii_case(name.as_str())))
+        headers.get_all(header::CONNECTION).iter().filter_map(|value| value.to_str().ok()).any(
+            |value| value.split(',').any(|named| named.trim().eq_ignore_ascii_case(name.as_str())),
+        )
     };
     headers.iter().filter(|(name, _)| may_be_replayed(name) && !of_connection(name)).collect()
 }
@@ -139,9 +139,11 @@ impl Markers {
     pub(super) fn new(names: HeaderNames, to_stripe: bool) -> Self {
         let should_retry = STRIPE_SHOULD_RETRY;
         let stripe = to_stripe.then_some(&should_retry);
-        let exposed: Vec<_> = names.written().into_iter().chain(stripe).map(HeaderName::as_str).collect();
+        let exposed: Vec<_> =
+            names.written().into_iter().chain(stripe).map(HeaderName::as_str).collect();
         // Names and commas: there is nothing in it that a header cannot have.
-        let exposed = HeaderValue::try_from(exposed.join(", ")).unwrap_or_else(|_| HeaderValue::from_static(""));
+        let exposed = HeaderValue::try_from(exposed.join(", "))
+            .unwrap_or_else(|_| HeaderValue::from_static(""));
         Self { names, exposed, to_stripe }
     }
 
@@ -155,11 +157,14 @@ impl Markers {
         WRITTEN.contains(name) || self.names.written().contains(&name)
     }
 
-    /// Adds a marker and lets browsers read it, where there is room: a handler may have filled the map up.
+    /// Adds a marker and lets browsers read it, where there is room: a handler may have filled the
+    /// map up.
     fn mark(&self, headers: &mut HeaderMap, name: &HeaderName, value: HeaderValue) -> bool {
         let is_marked = headers.try_insert(name, value).is_ok();
-        let is_exposed =
-            headers.get_all(header::ACCESS_CONTROL_EXPOSE_HEADERS).iter().any(|exposed| exposed == self.exposed);
+        let is_exposed = headers
+            .get_all(header::ACCESS_CONTROL_EXPOSE_HEADERS)
+            .iter()
+            .any(|exposed| exposed == self.exposed);
         if !is_exposed {
             // Without it the answer is the same, and a script cannot tell that it is one of ours.
             let _ = headers.try_append(header::ACCESS_CONTROL_EXPOSE_HEADERS, self.exposed.clone());
@@ -182,7 +187,8 @@ impl Markers {
         }
     }
 
-    /// Tells that the request ran without protection. `false`: there is no room for the marker, which clients go by.
+    /// Tells that the request ran without protection. `false`: there is no room for the marker,
+    /// which clients go by.
     #[must_use]
     pub(super) fn bypassed(&self, headers: &mut HeaderMap) -> bool {
         headers.remove(self.names.expires());
@@ -191,8 +197,8 @@ impl Markers {
         is_marked
     }
 
-    /// Tells why the request is refused, which is neither a replay nor anything that is kept. `false`: there is no room for
-    /// the marker, which clients go by.
+    /// Tells why the request is refused, which is neither a replay nor anything that is kept.
+    /// `false`: there is no room for the marker, which clients go by.
     #[must_use]
     pub(super) fn refused(&self, headers: &mut HeaderMap, kind: ProblemKind) -> bool {
         for name in self.names.written().into_iter().chain([&IDEMPOTENCY_PROBLEM]) {
@@ -201,11 +207,16 @@ impl Markers {
         self.mark(headers, self.names.problem(), HeaderValue::from_static(kind.name()))
     }
 
-    /// A response from the record, as it is sent. `None`: it has so many headers that there is no room for the marker,
-    /// which the client goes by.
-    pub(super) fn replay(&self, mut response: Response<Bytes>, expires: Timestamp) -> Option<Response<Bytes>> {
+    /// A response from the record, as it is sent. `None`: it has so many headers that there is no
+    /// room for the marker, which the client goes by.
+    pub(super) fn replay(
+        &self,
+        mut response: Response<Bytes>,
+        expires: Timestamp,
+    ) -> Option<Response<Bytes>> {
         let headers = response.headers_mut();
-        // Whoever wrote the record may have other names, or pass on what a service said that was asked.
+        // Whoever wrote the record may have other names, or pass on what a service said that was
+        // asked.
         for name in self.names.written() {
             headers.remove(name);
         }
@@ -229,8 +240,21 @@ mod tests {
     #[test]
     fn a_name_that_cannot_be_one_or_that_is_another_headers_is_refused_when_it_is_set() {
         let not_names = ["", "a b", "ä", "a:b"];
-        let of_others = ["authorization", "Content-Type", "retry-after", "Idempotency-Problem", "host", "Expires"];
-        let of_others_too = ["content-range", "user-agent", "access-control-allow-origin", "sec-fetch-site", "origin"];
+        let of_others = [
+            "authorization",
+            "Content-Type",
+            "retry-after",
+            "Idempotency-Problem",
+            "host",
+            "Expires",
+        ];
+        let of_others_too = [
+            "content-range",
+            "user-agent",
+            "access-control-allow-origin",
+            "sec-fetch-site",
+            "origin",
+        ];
         for name in [&not_names[..], &of_others, &of_others_too].concat() {
             let error = HeaderNames::new().with_key(name).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Config, "{name}");
@@ -238,27 +262,58 @@ mod tests {
         for name in &NEVER {
             assert!(HeaderNames::new().with_bypassed(name).is_err(), "{name}");
         }
-        let names = HeaderNames::new().with_key("x-key").and_then(|names| names.with_replayed("X-Replayed")).unwrap();
-        assert!(names.clone().with_expires("x-key").is_err() && names.clone().with_problem("x-replayed").is_err());
+        let names = HeaderNames::new()
+            .with_key("x-key")
+            .and_then(|names| names.with_replayed("X-Replayed"))
+            .unwrap();
+        assert!(
+            names.clone().with_expires("x-key").is_err()
+                && names.clone().with_problem("x-replayed").is_err()
+        );
         // The one that it has, and the usual one for what it usually says.
-        let names = names.with_key("x-key").and_then(|names| names.with_replayed("idempotency-replayed")).unwrap();
-        assert_eq!((names.key().as_str(), names.replayed().as_str()), ("x-key", "idempotency-replayed"));
+        let names = names
+            .with_key("x-key")
+            .and_then(|names| names.with_replayed("idempotency-replayed"))
+            .unwrap();
+        assert_eq!(
+            (names.key().as_str(), names.replayed().as_str()),
+            ("x-key", "idempotency-replayed")
+        );
         // Clients take a usual name for what it usually says, whoever has it.
-        let free = names.with_replayed("idempotent-replayed").and_then(|names| names.with_problem("x-why")).unwrap();
-        for name in ["idempotency-replayed", "idempotent-replayed", "idempotency-problem", "idempotency-key-expires"] {
+        let free = names
+            .with_replayed("idempotent-replayed")
+            .and_then(|names| names.with_problem("x-why"))
+            .unwrap();
+        for name in [
+            "idempotency-replayed",
+            "idempotent-replayed",
+            "idempotency-problem",
+            "idempotency-key-expires",
+        ] {
             assert!(free.clone().with_bypassed(name).is_err(), "{name}");
             assert!(free.clone().with_key(name).is_err(), "{name}");
         }
-        assert!(free.clone().with_key("idempotency-key").is_ok() && free.with_problem("Idempotency-Problem").is_ok());
+        assert!(
+            free.clone().with_key("idempotency-key").is_ok()
+                && free.with_problem("Idempotency-Problem").is_ok()
+        );
     }
 
     #[test]
     fn a_replay_has_no_other_marker_of_the_layer_than_its_own() {
-        let names = HeaderNames::new().with_bypassed("x-open").and_then(|names| names.with_problem("x-why")).unwrap();
-        let stored = Response::builder().header("x-open", "true").header("x-why", "none").header("etag", "\"1\"");
-        let replay = Markers::new(names, false).replay(stored.body(Bytes::new()).unwrap(), Timestamp::from_millis(1));
+        let names = HeaderNames::new()
+            .with_bypassed("x-open")
+            .and_then(|names| names.with_problem("x-why"))
+            .unwrap();
+        let stored = Response::builder()
+            .header("x-open", "true")
+            .header("x-why", "none")
+            .header("etag", "\"1\"");
+        let replay = Markers::new(names, false)
+            .replay(stored.body(Bytes::new()).unwrap(), Timestamp::from_millis(1));
         let replay = replay.unwrap();
-        let has = ["idempotency-replayed", "x-open", "x-why", "etag"].map(|name| replay.headers().contains_key(name));
+        let has = ["idempotency-replayed", "x-open", "x-why", "etag"]
+            .map(|name| replay.headers().contains_key(name));
         assert_eq!(has, [true, false, false, true]);
     }
 
@@ -268,9 +323,17 @@ mod tests {
         for to_stripe in [false, true] {
             let markers = Markers::new(names.clone(), to_stripe);
             let exposed = markers.exposed.to_str().unwrap();
-            assert!(names.written().iter().all(|name| exposed.contains(name.as_str())), "{exposed}");
+            assert!(
+                names.written().iter().all(|name| exposed.contains(name.as_str())),
+                "{exposed}"
+            );
             assert_eq!(exposed.contains(STRIPE_SHOULD_RETRY.as_str()), to_stripe, "{exposed}");
-            let written = ["x-replayed", "idempotency-replayed", "idempotency-bypassed", "stripe-should-retry"];
+            let written = [
+                "x-replayed",
+                "idempotency-replayed",
+                "idempotency-bypassed",
+                "stripe-should-retry",
+            ];
             assert!(written.into_iter().all(|name| markers.contain(&name.parse().unwrap())));
             assert!(!markers.contain(&"x-request-id".parse().unwrap()));
         }

@@ -9,9 +9,10 @@ use super::decimal::Decimal;
 
 /// A value of JSON.
 ///
-/// Not the one of `serde_json`, which rounds numbers, and which takes what a client writes under certain names for
-/// instructions: with the feature `raw_value` it reads the text in `{"$serde_json::private::RawValue": "…"}` as JSON too,
-/// so that two bodies are one value, and a small body is deeper than a stack.
+/// Not the one of `serde_json`, which rounds numbers, and which takes what a client writes under
+/// certain names for instructions: with the feature `raw_value` it reads the text in
+/// `{"$serde_json::private::RawValue": "…"}` as JSON too, so that two bodies are one value, and a
+/// small body is deeper than a stack.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Json<'a> {
     Null,
@@ -27,23 +28,24 @@ pub(super) enum Json<'a> {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Target<'a> {
     Found(&'a Json<'a>),
-    /// The place where it would be is there, behind so many steps, and it is not: an object without the member, or an array
-    /// that is too short.
+    /// The place where it would be is there, behind so many steps, and it is not: an object without
+    /// the member, or an array that is too short.
     Absent(usize),
     /// A member on the way is there more than once.
     Repeated,
-    /// Behind so many steps, this value has no members, or none of that kind. `null` is one: to a merge patch it is another
-    /// thing than a member that is missing.
+    /// Behind so many steps, this value has no members, or none of that kind. `null` is one: to a
+    /// merge patch it is another thing than a member that is missing.
     Astray(usize, &'a Json<'a>),
 }
 
 impl<'a> Json<'a> {
-    /// The value of `body`. `None` if it is no JSON, or none that readers agree on: it is nested too deep, has half of a
-    /// surrogate pair, or a number that is infinite for a reader with floats.
+    /// The value of `body`. `None` if it is no JSON, or none that readers agree on: it is nested
+    /// too deep, has half of a surrogate pair, or a number that is infinite for a reader with
+    /// floats.
     ///
-    /// `serde_json` reads structure and strings. Numbers, which it would round, and the other scalars are taken from the
-    /// text, and each is `null` where the parser looks. So what is read does not depend on the parser's features, which
-    /// any crate of a build can switch on.
+    /// `serde_json` reads structure and strings. Numbers, which it would round, and the other
+    /// scalars are taken from the text, and each is `null` where the parser looks. So what is read
+    /// does not depend on the parser's features, which any crate of a build can switch on.
     pub(super) fn read(body: &'a [u8]) -> Option<Self> {
         let text = std::str::from_utf8(body).ok()?;
         // A word of one letter and the comma behind it become five.
@@ -98,7 +100,8 @@ impl<'a> Json<'a> {
 
 /// RFC 6901 has neither signs nor zeros in front.
 fn index(step: &str) -> Option<usize> {
-    let is_index = step == "0" || (!step.starts_with('0') && step.bytes().all(|byte| byte.is_ascii_digit()));
+    let is_index =
+        step == "0" || (!step.starts_with('0') && step.bytes().all(|byte| byte.is_ascii_digit()));
     if is_index { step.parse().ok() } else { None }
 }
 
@@ -149,15 +152,18 @@ impl<'a> Pieces<'a> {
 impl Iterator for Pieces<'_> {
     type Item = Piece;
 
-    // Every piece ends beside an ASCII character or at the end, so it is a part of the text. A `\` that is the last
-    // character, or stands before one of several bytes, is followed by bytes that are no quotes.
+    // Every piece ends beside an ASCII character or at the end, so it is a part of the text. A `\`
+    // that is the last character, or stands before one of several bytes, is followed by bytes that
+    // are no quotes.
     fn next(&mut self) -> Option<Piece> {
         let start = self.at;
         let first = *self.bytes.get(start)?;
         let is_scalar = |byte: &u8| !b"{}[],:\" \t\r\n".contains(byte);
         if is_scalar(&first) {
-            self.at =
-                self.bytes[start..].iter().position(|byte| !is_scalar(byte)).map_or(self.bytes.len(), |n| start + n);
+            self.at = self.bytes[start..]
+                .iter()
+                .position(|byte| !is_scalar(byte))
+                .map_or(self.bytes.len(), |n| start + n);
             return Some(Piece::Scalar(start..self.at));
         }
         self.at = if first == b'"' { self.end_of_string(start) } else { start + 1 };
@@ -263,13 +269,24 @@ mod tests {
         assert_eq!(at("/a/"), Json::Null);
         assert_eq!(at("/m~0n"), Json::Bool(true));
         assert_eq!(at("/0"), string("zero"));
-        for (absent, depth) in [("/", 0), ("/b", 0), ("/b/x", 0), ("/a/b", 1), ("/a/b~1c/2", 2), ("/a/b~1c/2/x", 2)] {
+        for (absent, depth) in
+            [("/", 0), ("/b", 0), ("/b/x", 0), ("/a/b", 1), ("/a/b~1c/2", 2), ("/a/b~1c/2/x", 2)]
+        {
             assert_eq!(value.pointer(absent), Target::Absent(depth), "{absent}");
         }
         assert_eq!(value.pointer("/a//x"), Target::Astray(2, &Json::Null));
-        for astray in
-            ["a", "/a/b~1c/01", "/a/b~1c/+1", "/a/b~1c/-", "/a/b~1c/", "/a/b~1c/x", "/m~0n/x", "/0/0", "/a//x", "/a//0"]
-        {
+        for astray in [
+            "a",
+            "/a/b~1c/01",
+            "/a/b~1c/+1",
+            "/a/b~1c/-",
+            "/a/b~1c/",
+            "/a/b~1c/x",
+            "/m~0n/x",
+            "/0/0",
+            "/a//x",
+            "/a//0",
+        ] {
             assert!(matches!(value.pointer(astray), Target::Astray(..)), "{astray}");
         }
     }
@@ -286,19 +303,28 @@ mod tests {
     #[test]
     fn names_of_the_parser_s_own_are_names() {
         for name in ["$serde_json::private::RawValue", "$serde_json::private::Number"] {
-            for (written, value) in [(r#""1""#, string("1")), ("1", number("1")), (r#""\u0031""#, string("1"))] {
+            for (written, value) in
+                [(r#""1""#, string("1")), ("1", number("1")), (r#""\u0031""#, string("1"))]
+            {
                 let body = format!(r#"{{"{name}":{written}}}"#);
-                assert_eq!(read(&body), Some(Json::Object(vec![(name.to_owned(), value)])), "{body}");
+                assert_eq!(
+                    read(&body),
+                    Some(Json::Object(vec![(name.to_owned(), value)])),
+                    "{body}"
+                );
             }
         }
     }
 
     #[test]
     fn scalars_are_in_the_places_that_the_text_has_them_in() {
-        let value = read(" [ null,true,\t{\"1\":-0.5e1,\"\\\"2\":[false]},\"3,4\",\r\n5 ] ").unwrap();
+        let value =
+            read(" [ null,true,\t{\"1\":-0.5e1,\"\\\"2\":[false]},\"3,4\",\r\n5 ] ").unwrap();
         let member = |name: &str, value| (name.to_owned(), value);
-        let object = vec![member("1", number("-5")), member("\"2", Json::Array(vec![Json::Bool(false)]))];
-        let expected = vec![Json::Null, Json::Bool(true), Json::Object(object), string("3,4"), number("5")];
+        let object =
+            vec![member("1", number("-5")), member("\"2", Json::Array(vec![Json::Bool(false)]))];
+        let expected =
+            vec![Json::Null, Json::Bool(true), Json::Object(object), string("3,4"), number("5")];
         assert_eq!(value, Json::Array(expected));
         assert_eq!(read("7"), Some(number("7")));
     }

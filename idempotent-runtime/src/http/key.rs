@@ -69,7 +69,13 @@ pub(super) struct KeyRules {
 
 impl Default for KeyRules {
     fn default() -> Self {
-        Self { header: IDEMPOTENCY_KEY, structured_only: false, longest: 255, format: None, in_body: None }
+        Self {
+            header: IDEMPOTENCY_KEY,
+            structured_only: false,
+            longest: 255,
+            format: None,
+            in_body: None,
+        }
     }
 }
 
@@ -95,23 +101,41 @@ impl KeyRules {
 
     /// The key in the body at `pointer`, `None` without one.
     ///
-    /// That there is none is said only where no handler can find one either: the body is empty, or it is JSON, is sent as
-    /// JSON, and has nothing at the place. A handler may read what this cannot, so everything else is malformed.
-    pub(super) fn of_body(&self, pointer: &str, headers: &HeaderMap, body: &[u8]) -> Result<Option<String>, Malformed> {
+    /// That there is none is said only where no handler can find one either: the body is empty, or
+    /// it is JSON, is sent as JSON, and has nothing at the place. A handler may read what this
+    /// cannot, so everything else is malformed.
+    pub(super) fn of_body(
+        &self,
+        pointer: &str,
+        headers: &HeaderMap,
+        body: &[u8],
+    ) -> Result<Option<String>, Malformed> {
         if body.is_empty() {
             return Ok(None);
         }
-        let Some(value) = Json::read(body) else { return Err(Malformed("the body cannot be read as JSON")) };
+        let Some(value) = Json::read(body) else {
+            return Err(Malformed("the body cannot be read as JSON"));
+        };
         match value.pointer(pointer) {
-            Target::Found(Json::String(key)) if key.bytes().all(|byte| (b' '..=b'~').contains(&byte)) => {
+            Target::Found(Json::String(key))
+                if key.bytes().all(|byte| (b' '..=b'~').contains(&byte)) =>
+            {
                 self.check(key.clone()).map(Some)
             }
             Target::Found(Json::Null) | Target::Absent(_) | Target::Astray(_, Json::Null) => {
-                if content::may_be_json(headers) { Ok(None) } else { Err(Malformed("the body is not sent as JSON")) }
+                if content::may_be_json(headers) {
+                    Ok(None)
+                } else {
+                    Err(Malformed("the body is not sent as JSON"))
+                }
             }
-            Target::Found(_) => Err(Malformed("the field is no string of printable ASCII characters")),
+            Target::Found(_) => {
+                Err(Malformed("the field is no string of printable ASCII characters"))
+            }
             Target::Repeated => Err(Malformed("the field is there more than once")),
-            Target::Astray(..) => Err(Malformed("the field would be in a value that has no fields")),
+            Target::Astray(..) => {
+                Err(Malformed("the field would be in a value that has no fields"))
+            }
         }
     }
 
@@ -157,10 +181,11 @@ fn bare(line: &HeaderValue) -> Result<String, Malformed> {
 
 /// The key of the request that runs, and whose it is.
 ///
-/// The layer puts it into the extensions of the request, and the feature `axum` makes it an extractor. In functions that
-/// the handler calls, [`current`](Self::current) finds it. As a part of a key it stands for all that names the request's
-/// record: the layer's [operation](super::IdempotencyLayer::with_operation), scope and key together, so that two tenants
-/// with one key are two, and so are two routes whose layers have records of their own:
+/// The layer puts it into the extensions of the request, and the feature `axum` makes it an
+/// extractor. In functions that the handler calls, [`current`](Self::current) finds it. As a part
+/// of a key it stands for all that names the request's record: the layer's
+/// [operation](super::IdempotencyLayer::with_operation), scope and key together, so that two
+/// tenants with one key are two, and so are two routes whose layers have records of their own:
 ///
 /// ```
 /// # use std::time::Duration;
@@ -199,8 +224,9 @@ impl IdempotencyKey {
         &self.0.key
     }
 
-    /// Whose key it is, for `scope = …` and [`Call::scope`](crate::Call::scope) of calls inside of the handler. The request's own
-    /// record is under what the layer's [`Scope`](super::Scope) gives, and not under this.
+    /// Whose key it is, for `scope = …` and [`Call::scope`](crate::Call::scope) of calls inside of
+    /// the handler. The request's own record is under what the layer's [`Scope`](super::Scope)
+    /// gives, and not under this.
     pub fn scope(&self) -> RequestScope {
         RequestScope(self.clone())
     }
@@ -224,7 +250,8 @@ impl fmt::Debug for IdempotencyKey {
     }
 }
 
-/// Whose request it is, as the layer's [`Scope`](super::Scope) says. Made by [`IdempotencyKey::scope`].
+/// Whose request it is, as the layer's [`Scope`](super::Scope) says. Made by
+/// [`IdempotencyKey::scope`].
 #[derive(Clone, PartialEq, Eq)]
 pub struct RequestScope(IdempotencyKey);
 

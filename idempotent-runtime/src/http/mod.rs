@@ -1,8 +1,10 @@
-//! The `Idempotency-Key` header: a [`tower`](https://docs.rs/tower) layer that answers each request once.
+//! The `Idempotency-Key` header: a [`tower`](https://docs.rs/tower) layer that answers each request
+//! once.
 //!
-//! A client sends `Idempotency-Key: "…"` with a request, and the same key with every retry of it. The layer runs the
-//! handler for the first one, keeps its response in the [engine](crate::Idempotency)'s store, and answers the retries from
-//! there: the same status, the same bytes, the headers that describe them, and `Idempotency-Replayed: true`.
+//! A client sends `Idempotency-Key: "…"` with a request, and the same key with every retry of it.
+//! The layer runs the handler for the first one, keeps its response in the
+//! [engine](crate::Idempotency)'s store, and answers the retries from there: the same status, the
+//! same bytes, the headers that describe them, and `Idempotency-Replayed: true`.
 //!
 //! ```
 //! # use idempotent_runtime::{Idempotency, store::MemoryStore};
@@ -16,57 +18,64 @@
 //! # let _ = layer.layer(());
 //! ```
 //!
-//! With axum: `Router::new().route("/payments", post(pay)).layer(layer)`, and authentication in a layer that is added
-//! after it, so that it runs before.
+//! With axum: `Router::new().route("/payments", post(pay)).layer(layer)`, and authentication in a
+//! layer that is added after it, so that it runs before.
 //!
-//! - The handler runs in a task of its own: a client that leaves neither cuts it off nor loses its response, and
-//!   [`shutdown`](crate::Idempotency::shutdown) waits for it.
-//! - Of a handler that has begun, 408 and 5xx are an unknown outcome, and a retry gets 409, unless the response says
+//! - The handler runs in a task of its own: a client that leaves neither cuts it off nor loses its
+//!   response, and [`shutdown`](crate::Idempotency::shutdown) waits for it.
+//! - Of a handler that has begun, 408 and 5xx are an unknown outcome, and a retry gets 409, unless
+//!   the response says
 //!   [`NothingHappened`]: see [what a status says](IdempotencyLayer#what-a-status-says).
-//! - Handlers find the key as [`IdempotencyKey`] in the request's extensions, functions that they call with
-//!   [`IdempotencyKey::current`]. [`Context::derive_key`](crate::Context::derive_key) works in handlers.
-//! - The body of a request with a key is read into memory, up to a limit. A request without a key is not touched, unless keys
-//!   are in [bodies](IdempotencyLayer::with_key_from_body).
-//! - A response whose length is known is sent when its record is written. One that comes in pieces is passed on as it
-//!   comes, and ends when its record is written.
+//! - Handlers find the key as [`IdempotencyKey`] in the request's extensions, functions that they
+//!   call with [`IdempotencyKey::current`]. [`Context::derive_key`](crate::Context::derive_key)
+//!   works in handlers.
+//! - The body of a request with a key is read into memory, up to a limit. A request without a key
+//!   is not touched, unless keys are in [bodies](IdempotencyLayer::with_key_from_body).
+//! - A response whose length is known is sent when its record is written. One that comes in pieces
+//!   is passed on as it comes, and ends when its record is written.
 //!
-//! - Requests of gRPC (`application/grpc…`) pass through untouched: guard the functions behind them. One whose type ends in
-//!   `+json` is guarded where it has a key.
-//! - [`stripe`](IdempotencyLayer::stripe) makes the service one for the official clients of Stripe's API.
+//! - Requests of gRPC (`application/grpc…`) pass through untouched: guard the functions behind
+//!   them. One whose type ends in `+json` is guarded where it has a key.
+//! - [`stripe`](IdempotencyLayer::stripe) makes the service one for the official clients of
+//!   Stripe's API.
 //!
 //! # Problems
 //!
-//! What the layer refuses is answered with `application/problem+json` (RFC 9457), or in the form that
-//! [`with_problem`](IdempotencyLayer::with_problem) gives it, and has the name in `Idempotency-Problem`. The `type` is the address of this page,
-//! or the one of [`with_documentation`](IdempotencyLayer::with_documentation), and one of these names:
+//! What the layer refuses is answered with `application/problem+json` (RFC 9457), or in the form
+//! that [`with_problem`](IdempotencyLayer::with_problem) gives it, and has the name in
+//! `Idempotency-Problem`. The `type` is the address of this page, or the one of
+//! [`with_documentation`](IdempotencyLayer::with_documentation), and one of these names:
 //!
 //! ## missing
 //! Status 400. The request has no key, and needs one.
 //!
 //! ## malformed
-//! Status 400. The key is blank, too long, not of the format that the service asks for, or there is more than one. Or keys
-//! are in the body, and it cannot be read for one.
+//! Status 400. The key is blank, too long, not of the format that the service asks for, or there is
+//! more than one. Or keys are in the body, and it cannot be read for one.
 //!
 //! ## no-principal
 //! Status 401. The layer's scope finds nobody to whom the key could belong.
 //!
 //! ## mismatch
-//! Status 422. The key was used for another request: another method, path, query, precondition or body, or the same bytes
-//! as a body of another type. Or by a release of the service that counted in another way.
+//! Status 422. The key was used for another request: another method, path, query, precondition or
+//! body, or the same bytes as a body of another type. Or by a release of the service that counted
+//! in another way.
 //!
 //! ## in-progress
 //! Status 409 with `Retry-After`. The first request with the key still runs.
 //!
 //! ## uncertain
-//! Status 409. The first request started, and nobody knows whether it finished, or it was answered with 408 or 5xx. An
-//! operator decides with
-//! [`RecordHandle::resolve`](crate::RecordHandle::resolve) and [`Resolution::response`](crate::Resolution::response).
+//! Status 409. The first request started, and nobody knows whether it finished, or it was answered
+//! with 408 or 5xx. An operator decides with
+//! [`RecordHandle::resolve`](crate::RecordHandle::resolve) and
+//! [`Resolution::response`](crate::Resolution::response).
 //!
 //! ## expired
 //! Status 410. The key was used long ago, and the response is not kept any more.
 //!
 //! ## not-kept
-//! Status 409. The request was processed; its response was too large to be kept, had too many headers, or was a stream.
+//! Status 409. The request was processed; its response was too large to be kept, had too many
+//! headers, or was a stream.
 //!
 //! ## too-large
 //! Status 413. The body of the request is larger than the limit. The key can be used again.
@@ -75,7 +84,8 @@
 //! Status 400. The body of the request ended too early. The key can be used again.
 //!
 //! ## unavailable
-//! Status 503 with `Retry-After`. The store does not answer, or the service is shutting down. The handler did not run.
+//! Status 503 with `Retry-After`. The store does not answer, or the service is shutting down. The
+//! handler did not run.
 //!
 //! ## internal
 //! Status 500. The handler panicked, or the record cannot be read.
@@ -112,7 +122,9 @@ mod stripe;
 pub use axum::NotExecuted;
 pub use effects::NothingHappened;
 pub use fingerprint::RequestFingerprint;
-pub use headers::{IDEMPOTENCY_BYPASSED, IDEMPOTENCY_KEY_EXPIRES, IDEMPOTENCY_PROBLEM, IDEMPOTENCY_REPLAYED};
+pub use headers::{
+    IDEMPOTENCY_BYPASSED, IDEMPOTENCY_KEY_EXPIRES, IDEMPOTENCY_PROBLEM, IDEMPOTENCY_REPLAYED,
+};
 pub use key::{IDEMPOTENCY_KEY, IdempotencyKey, KeyFormat, RequestScope};
 pub use layer::IdempotencyLayer;
 pub use names::HeaderNames;

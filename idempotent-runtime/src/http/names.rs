@@ -2,13 +2,15 @@
 
 use http::header::{self, HeaderMap, HeaderName};
 
-use super::headers::{IDEMPOTENCY_BYPASSED, IDEMPOTENCY_KEY_EXPIRES, IDEMPOTENCY_PROBLEM, IDEMPOTENCY_REPLAYED};
+use super::headers::{
+    IDEMPOTENCY_BYPASSED, IDEMPOTENCY_KEY_EXPIRES, IDEMPOTENCY_PROBLEM, IDEMPOTENCY_REPLAYED,
+};
 use super::headers::{NEVER, REPLAYED, STRIPE_REPLAYED, STRIPE_SHOULD_RETRY};
 use super::key::IDEMPOTENCY_KEY;
 use crate::error::Error;
 
-/// The names of the headers that the layers use, for services whose clients know other ones. The layer of a service and
-/// the one of its clients have the same.
+/// The names of the headers that the layers use, for services whose clients know other ones. The
+/// layer of a service and the one of its clients have the same.
 ///
 /// ```
 /// # use idempotent_runtime::{Error, Idempotency, store::MemoryStore};
@@ -26,9 +28,9 @@ use crate::error::Error;
 /// ```
 ///
 /// # Errors
-/// A name is checked when it is set: [`Config`](crate::ErrorKind::Config) if it is not a header's name, if it is the name
-/// of a header that means something else to HTTP, if it is the usual name of another one of the five, or if another one has
-/// it.
+/// A name is checked when it is set: [`Config`](crate::ErrorKind::Config) if it is not a header's
+/// name, if it is the name of a header that means something else to HTTP, if it is the usual name
+/// of another one of the five, or if another one has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HeaderNames {
     key: HeaderName,
@@ -69,9 +71,11 @@ const RESERVED: [HeaderName; 26] = [
 ];
 
 /// How the names begin of those that mean something together.
-const FAMILIES: [&str; 7] = ["accept-", "access-control-", "cdn-", "content-", "if-", "proxy-", "sec-"];
+const FAMILIES: [&str; 7] =
+    ["accept-", "access-control-", "cdn-", "content-", "if-", "proxy-", "sec-"];
 
-/// The usual names. Clients take each for what it usually says, so it says nothing else under other names.
+/// The usual names. Clients take each for what it usually says, so it says nothing else under other
+/// names.
 const USUAL: [HeaderName; 6] = [
     IDEMPOTENCY_KEY,
     IDEMPOTENCY_REPLAYED,
@@ -82,8 +86,8 @@ const USUAL: [HeaderName; 6] = [
 ];
 
 impl HeaderNames {
-    /// `Idempotency-Key`, `Idempotency-Replayed`, `Idempotency-Key-Expires`, `Idempotency-Bypassed` and
-    /// `Idempotency-Problem`.
+    /// `Idempotency-Key`, `Idempotency-Replayed`, `Idempotency-Key-Expires`, `Idempotency-Bypassed`
+    /// and `Idempotency-Problem`.
     pub fn new() -> Self {
         Self {
             key: IDEMPOTENCY_KEY,
@@ -126,9 +130,10 @@ impl HeaderNames {
         place: impl Fn(&mut Self) -> &mut HeaderName,
     ) -> Result<Self, Error> {
         let name = name.try_into().map_err(|_| Error::config("a header cannot have this name"))?;
-        let is_reserved = [&NEVER[..], &REPLAYED, &RESERVED].iter().any(|names| names.contains(&name))
-            || FAMILIES.iter().any(|family| name.as_str().starts_with(family))
-            || (USUAL.contains(&name) && !usual.contains(&name));
+        let is_reserved =
+            [&NEVER[..], &REPLAYED, &RESERVED].iter().any(|names| names.contains(&name))
+                || FAMILIES.iter().any(|family| name.as_str().starts_with(family))
+                || (USUAL.contains(&name) && !usual.contains(&name));
         // A header may have the name that it has.
         *place(&mut self) = HeaderName::from_static("-");
         let is_taken = name == self.key || self.written().contains(&&name);
@@ -175,11 +180,14 @@ impl HeaderNames {
         [&self.replayed, &self.expires, &self.bypassed, &self.problem]
     }
 
-    /// Whether an answer is from a record, or of a request that ran without one. It is the same under the names that are
-    /// usual: nobody else uses them.
+    /// Whether an answer is from a record, or of a request that ran without one. It is the same
+    /// under the names that are usual: nobody else uses them.
     pub(super) fn mark_final(&self, headers: &HeaderMap) -> bool {
         let usual = [&IDEMPOTENCY_REPLAYED, &STRIPE_REPLAYED, &IDEMPOTENCY_BYPASSED];
-        usual.into_iter().chain([&self.replayed, &self.bypassed]).any(|name| headers.contains_key(name))
+        usual
+            .into_iter()
+            .chain([&self.replayed, &self.bypassed])
+            .any(|name| headers.contains_key(name))
     }
 }
 

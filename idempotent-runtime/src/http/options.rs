@@ -29,19 +29,22 @@ use crate::policy::{OnConflict, OnCrash, Verdict};
 pub enum OnStatus {
     /// The response is the result: it is stored and replayed.
     Store,
-    /// The response says that nothing happened: the next request with the key runs the handler again.
+    /// The response says that nothing happened: the next request with the key runs the handler
+    /// again.
     Release,
-    /// The response may hide an effect, as one of a timeout does: what follows is what follows a handler whose end nobody
-    /// knows. The record is held in doubt; under [`OnCrash::Retry`] and [`OnCrash::Resume`] the next request runs
-    /// the handler again, and under [`with_verify`](super::IdempotencyLayer::with_verify) it asks.
+    /// The response may hide an effect, as one of a timeout does: what follows is what follows a
+    /// handler whose end nobody knows. The record is held in doubt; under [`OnCrash::Retry`] and
+    /// [`OnCrash::Resume`] the next request runs the handler again, and under
+    /// [`with_verify`](super::IdempotencyLayer::with_verify) it asks.
     Hold,
 }
 
 impl OnStatus {
     /// The default. 2xx, 3xx and 4xx are results and are stored, but for these:
     /// - 401, 403, 413, 425 and 429 refuse a request before something is done, and are released.
-    /// - 408 and 5xx say that nobody knows how far the handler got, whoever made them: a time limit, something that catches
-    ///   panics, the handler itself. They are held, and so is every status that HTTP does not know as a final one.
+    /// - 408 and 5xx say that nobody knows how far the handler got, whoever made them: a time
+    ///   limit, something that catches panics, the handler itself. They are held, and so is every
+    ///   status that HTTP does not know as a final one.
     pub fn standard(status: StatusCode) -> Self {
         match status {
             StatusCode::UNAUTHORIZED
@@ -50,12 +53,17 @@ impl OnStatus {
             | StatusCode::TOO_EARLY
             | StatusCode::TOO_MANY_REQUESTS => Self::Release,
             StatusCode::REQUEST_TIMEOUT => Self::Hold,
-            status if status.is_success() || status.is_redirection() || status.is_client_error() => Self::Store,
+            status
+                if status.is_success() || status.is_redirection() || status.is_client_error() =>
+            {
+                Self::Store
+            }
             _ => Self::Hold,
         }
     }
 
-    /// Where the function that was to decide has panicked: the default, but that nothing is free which nobody has freed.
+    /// Where the function that was to decide has panicked: the default, but that nothing is free
+    /// which nobody has freed.
     fn undecided(status: StatusCode) -> Self {
         match Self::standard(status) {
             Self::Release => Self::Hold,
@@ -63,15 +71,19 @@ impl OnStatus {
         }
     }
 
-    /// As [`standard`](Self::standard), but 500 is stored: a handler that failed does not run again, and everybody gets
-    /// its answer. 408, 502, 503 and 504 are held: who answers with them has been waiting for somebody else, and does not
-    /// know.
+    /// As [`standard`](Self::standard), but 500 is stored: a handler that failed does not run
+    /// again, and everybody gets its answer. 408, 502, 503 and 504 are held: who answers with them
+    /// has been waiting for somebody else, and does not know.
     pub fn stripe(status: StatusCode) -> Self {
-        if status == StatusCode::INTERNAL_SERVER_ERROR { Self::Store } else { Self::standard(status) }
+        if status == StatusCode::INTERNAL_SERVER_ERROR {
+            Self::Store
+        } else {
+            Self::standard(status)
+        }
     }
 
-    /// As [`standard`](Self::standard), but 408 and 5xx are released: for services of which everything that answers with
-    /// them has rolled back what was done. See
+    /// As [`standard`](Self::standard), but 408 and 5xx are released: for services of which
+    /// everything that answers with them has rolled back what was done. See
     /// [`release_server_errors`](super::IdempotencyLayer::release_server_errors).
     pub fn releasing_server_errors(status: StatusCode) -> Self {
         if status == StatusCode::REQUEST_TIMEOUT || status.is_server_error() {
@@ -82,21 +94,24 @@ impl OnStatus {
     }
 }
 
-/// What a response leaves that is to be stored and cannot be: it is larger than the limit, has trailers or thousands of
-/// headers, or is a stream of events. The first caller gets it in any case. It counts as answered when the limit is passed, or
-/// the stream begins, whatever becomes of the rest.
+/// What a response leaves that is to be stored and cannot be: it is larger than the limit, has
+/// trailers or thousands of headers, or is a stream of events. The first caller gets it in any
+/// case. It counts as answered when the limit is passed, or the stream begins, whatever becomes of
+/// the rest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Unreplayable {
-    /// The fact that the request was answered: the handler does not run again, and a retry is told so (409, `not-kept`).
+    /// The fact that the request was answered: the handler does not run again, and a retry is told
+    /// so (409, `not-kept`).
     #[default]
     Mark,
     /// Nothing: a retry runs the handler again.
     Release,
 }
 
-type Question =
-    dyn Fn(Context, Request<Bytes>) -> Pin<Box<dyn Future<Output = Verdict<Response<Bytes>>> + Send>> + Send + Sync;
+type Question = dyn Fn(Context, Request<Bytes>) -> Pin<Box<dyn Future<Output = Verdict<Response<Bytes>>> + Send>>
+    + Send
+    + Sync;
 
 /// What follows when nobody knows whether a handler finished.
 #[derive(Clone)]
@@ -171,7 +186,12 @@ impl Options {
 
     /// The call of a request with `key`, as far as the service says it.
     pub(super) fn call(&self, key: &str) -> Call {
-        let call = self.engine.call(&self.operation, key).on_conflict(self.on_conflict).ttl(self.ttl).version(FORMAT);
+        let call = self
+            .engine
+            .call(&self.operation, key)
+            .on_conflict(self.on_conflict)
+            .ttl(self.ttl)
+            .version(FORMAT);
         let call = match self.settle {
             Some(delay) => call.settle(delay),
             None => call,
@@ -202,15 +222,26 @@ impl Options {
 
     pub(super) fn ttl_of(&self, response: &response::Parts) -> Duration {
         let lifetime = self.lifetime.as_ref();
-        let ttl = lifetime.and_then(|lifetime| hook::call("with_ttl_of", || lifetime(response))).unwrap_or(self.ttl);
+        let ttl = lifetime
+            .and_then(|lifetime| hook::call("with_ttl_of", || lifetime(response)))
+            .unwrap_or(self.ttl);
         ttl.clamp(Duration::from_millis(1), self.engine.inner.settings.max_ttl)
     }
 }
 
 /// Whether the response never ends by itself.
 pub(super) fn is_endless(response: &response::Parts) -> bool {
-    let content_type = response.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    content_type.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("text/event-stream")
+    let content_type = response
+        .headers
+        .get(CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default();
+    content_type
+        .split(';')
+        .next()
+        .unwrap_or_default()
+        .trim()
+        .eq_ignore_ascii_case("text/event-stream")
 }
 
 impl fmt::Debug for Options {

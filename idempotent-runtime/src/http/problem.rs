@@ -4,7 +4,9 @@ use std::borrow::Cow;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ACCESS_CONTROL_EXPOSE_HEADERS, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use http::header::{
+    ACCESS_CONTROL_EXPOSE_HEADERS, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, RETRY_AFTER,
+};
 use http::{Response, StatusCode};
 use http_body_util::Full;
 use serde::Serialize;
@@ -13,9 +15,11 @@ use super::headers::IDEMPOTENCY_PROBLEM;
 use crate::error::{Error, ErrorKind};
 
 /// Where the types of problems are explained, if the service names no place of its own.
-pub(super) const DOCUMENTATION: &str = "https://docs.rs/idempotency/latest/idempotency/http/index.html";
+pub(super) const DOCUMENTATION: &str =
+    "https://docs.rs/idempotency/latest/idempotency/http/index.html";
 
-/// Why a request is refused. Each kind has a `type`: the documentation's address, `#`, and the kind's [name](Self::name).
+/// Why a request is refused. Each kind has a `type`: the documentation's address, `#`, and the
+/// kind's [name](Self::name).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ProblemKind {
@@ -39,7 +43,8 @@ pub enum ProblemKind {
     TooLarge,
     /// The body of the request could not be read.
     Unreadable,
-    /// The store of records does not answer, or the service is shutting down. The request was not run.
+    /// The store of records does not answer, or the service is shutting down. The request was not
+    /// run.
     Unavailable,
     /// The service is at fault.
     Internal,
@@ -85,10 +90,13 @@ impl ProblemKind {
                 "The request has no Idempotency-Key",
                 "Send a key that is new for each request, and the same one with each retry of it.",
             ),
-            Self::Malformed => {
-                ("The Idempotency-Key cannot be used", "Send one key as a quoted string, for example a UUID.")
+            Self::Malformed => (
+                "The Idempotency-Key cannot be used",
+                "Send one key as a quoted string, for example a UUID.",
+            ),
+            Self::NoPrincipal => {
+                ("The request cannot be attributed to anybody", "Authenticate, then send it again.")
             }
-            Self::NoPrincipal => ("The request cannot be attributed to anybody", "Authenticate, then send it again."),
             Self::Mismatch => (
                 "The Idempotency-Key was used for another request",
                 "Use a new key for a new request, or repeat the first request unchanged.",
@@ -110,10 +118,13 @@ impl ProblemKind {
                 "It will not run again. Read the state of the resource instead.",
             ),
             Self::TooLarge => ("The body of the request is too large", "Send a smaller one."),
-            Self::Unreadable => ("The body of the request could not be read", "Send it again, with the same key."),
-            Self::Unavailable => {
-                ("The service cannot process the request now", "It was not run. Retry later with the same key.")
+            Self::Unreadable => {
+                ("The body of the request could not be read", "Send it again, with the same key.")
             }
+            Self::Unavailable => (
+                "The service cannot process the request now",
+                "It was not run. Retry later with the same key.",
+            ),
             Self::Internal => (
                 "The service failed",
                 "Retry with the same key to learn the outcome; do not send the request with another key.",
@@ -129,7 +140,8 @@ impl ProblemKind {
     }
 }
 
-/// A refusal, as `application/problem+json`. Neither keys nor anything of a request or a result is in it.
+/// A refusal, as `application/problem+json`. Neither keys nor anything of a request or a result is
+/// in it.
 ///
 /// The layer makes these by itself. Without the layer, an [`Error`] becomes one:
 ///
@@ -181,10 +193,14 @@ impl Problem {
             ErrorKind::Superseded if !error.is_retryable() => ProblemKind::Uncertain,
             ErrorKind::InProgress | ErrorKind::Superseded => ProblemKind::InProgress,
             ErrorKind::Mismatch => ProblemKind::Mismatch,
-            ErrorKind::InDoubt | ErrorKind::NotStored | ErrorKind::StepInterrupted => ProblemKind::Uncertain,
+            ErrorKind::InDoubt | ErrorKind::NotStored | ErrorKind::StepInterrupted => {
+                ProblemKind::Uncertain
+            }
             ErrorKind::MissingKey => ProblemKind::Missing,
             ErrorKind::InvalidKey => ProblemKind::Malformed,
-            ErrorKind::StoreUnavailable | ErrorKind::Full | ErrorKind::ShuttingDown => ProblemKind::Unavailable,
+            ErrorKind::StoreUnavailable | ErrorKind::Full | ErrorKind::ShuttingDown => {
+                ProblemKind::Unavailable
+            }
             ErrorKind::TooLarge => ProblemKind::NotKept,
             ErrorKind::Expired => ProblemKind::Expired,
             ErrorKind::Encode
@@ -196,7 +212,8 @@ impl Problem {
         };
         let mut problem = Self::new(kind);
         problem.error = Some(error.kind());
-        // How long a lease still runs says nothing about the end of its handler, which is when a retry succeeds.
+        // How long a lease still runs says nothing about the end of its handler, which is when a
+        // retry succeeds.
         if kind != ProblemKind::InProgress {
             problem.retry_after = error.retry_after().or(problem.retry_after);
         }
@@ -214,7 +231,8 @@ impl Problem {
         self
     }
 
-    /// Where the service explains its problems: the `type` is this, `#`, and the kind's [name](ProblemKind::name).
+    /// Where the service explains its problems: the `type` is this, `#`, and the kind's
+    /// [name](ProblemKind::name).
     #[must_use]
     pub fn with_documentation(mut self, address: impl Into<Cow<'static, str>>) -> Self {
         self.documentation = address.into();
@@ -244,8 +262,9 @@ impl Problem {
 
     /// The answer, with `Cache-Control: no-store`, and `Retry-After` where a retry helps.
     ///
-    /// In its extensions are the [`ProblemKind`], and the [`ErrorKind`] of the error that it was made of: a
-    /// [layer](super::IdempotencyLayer#errors-of-guarded-calls-inside) around it learns from them that this is no result.
+    /// In its extensions are the [`ProblemKind`], and the [`ErrorKind`] of the error that it was
+    /// made of: a [layer](super::IdempotencyLayer#errors-of-guarded-calls-inside) around it learns
+    /// from them that this is no result.
     pub fn to_response(&self) -> Response<Full<Bytes>> {
         self.response().map(Full::new)
     }

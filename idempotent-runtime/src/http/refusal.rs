@@ -19,12 +19,14 @@ pub(super) type Shape = dyn Fn(&Problem, Response<Bytes>) -> Response<Bytes> + S
 impl Options {
     /// The answer that tells `problem`, and the `error` behind it to the layers in front.
     ///
-    /// The form is the service's. That it is a refusal, that nobody keeps it, and which one it is, are ours.
+    /// The form is the service's. That it is a refusal, that nobody keeps it, and which one it is,
+    /// are ours.
     pub(super) fn refusal(&self, problem: Problem, error: Option<&Error>) -> Response<Full<Bytes>> {
         self.refusal_with(problem, error, |_| true)
     }
 
-    /// The answer in place of one that was given without protection, where that is lost or has no room for its mark.
+    /// The answer in place of one that was given without protection, where that is lost or has no
+    /// room for its mark.
     pub(super) fn unprotected_failure(&self) -> Response<Full<Bytes>> {
         let problem = Problem::new(ProblemKind::Internal);
         self.refusal_with(problem, None, |headers| self.markers.bypassed(headers))
@@ -50,7 +52,9 @@ impl Options {
             if has_room(response.headers_mut()) {
                 return Some(response);
             }
-            tracing::error!("`with_problem` left no room for the headers of a refusal, and is not asked");
+            tracing::error!(
+                "`with_problem` left no room for the headers of a refusal, and is not asked"
+            );
             None
         });
         let mut response = shaped.unwrap_or_else(|| {
@@ -60,7 +64,8 @@ impl Options {
             response
         });
         let extensions = response.extensions_mut();
-        // A layer around this one goes by these, and not by what a new response of the service has or lacks.
+        // A layer around this one goes by these, and not by what a new response of the service has
+        // or lacks.
         extensions.remove::<NothingHappened>();
         extensions.remove::<ErrorKind>();
         extensions.insert(problem.kind());

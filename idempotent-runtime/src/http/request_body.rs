@@ -15,7 +15,8 @@ use pin_project_lite::pin_project;
 use super::BoxError;
 
 pin_project! {
-    /// The body of a request behind the layer: untouched without a key, and read into memory with one.
+    /// The body of a request behind the layer: untouched without a key, and read into memory with
+    /// one.
     #[derive(Debug)]
     pub struct RequestBody<B> {
         #[pin]
@@ -40,7 +41,8 @@ pub(super) enum Unread {
 }
 
 impl Unread {
-    /// A limit in front says with an error that it was passed, and its body may be inside of another one: axum wraps each.
+    /// A limit in front says with an error that it was passed, and its body may be inside of
+    /// another one: axum wraps each.
     fn because(error: &(dyn Error + 'static)) -> Self {
         let mut causes = std::iter::successors(Some(error), |&error| error.source());
         if causes.any(<dyn Error>::is::<LengthLimitError>) { Self::TooLarge } else { Self::Broken }
@@ -59,7 +61,11 @@ where
     B::Error: Into<BoxError>,
 {
     /// Reads `body` up to `limit` bytes. These are the `headers` of its request.
-    pub(super) async fn read(body: B, headers: &HeaderMap, limit: usize) -> Result<(Bytes, Self), Unread> {
+    pub(super) async fn read(
+        body: B,
+        headers: &HeaderMap,
+        limit: usize,
+    ) -> Result<(Bytes, Self), Unread> {
         // A layer in front may have wrapped it in a body that does not say how long it is.
         let least = body.size_hint().lower().max(declared_length(headers).unwrap_or_default());
         // What says that it is too large is not read at all.
@@ -68,7 +74,8 @@ where
         }
         let mut body = pin!(Limited::new(body, limit));
         let mut trailers = None;
-        // Copied, however small they come: each piece by itself holds on to the buffer that it was received in.
+        // Copied, however small they come: each piece by itself holds on to the buffer that it was
+        // received in.
         let mut pieces = Vec::new();
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|error| Unread::because(&*error))?;
@@ -77,9 +84,10 @@ where
                 Err(frame) => trailers = frame.into_trailers().ok(),
             }
         }
-        // HTTP/2 lets a client take its request back in the middle with the word that nothing is wrong, and hyper then ends the
-        // body as if it were whole. It is shorter than it says, or it does not know of its end: in that case the server, which
-        // knows, drops the request as soon as it is polled and has to wait.
+        // HTTP/2 lets a client take its request back in the middle with the word that nothing is
+        // wrong, and hyper then ends the body as if it were whole. It is shorter than it says, or
+        // it does not know of its end: in that case the server, which knows, drops the request as
+        // soon as it is polled and has to wait.
         if u64::try_from(pieces.len()).is_ok_and(|size| size < least) {
             return Err(Unread::Broken);
         }
@@ -92,8 +100,8 @@ where
     }
 }
 
-/// How many bytes the request says that its body has. Where it says beside that how it is encoded for the connection, that is
-/// what counts (RFC 9112).
+/// How many bytes the request says that its body has. Where it says beside that how it is encoded
+/// for the connection, that is what counts (RFC 9112).
 fn declared_length(headers: &HeaderMap) -> Option<u64> {
     if headers.contains_key(TRANSFER_ENCODING) {
         return None;
@@ -118,11 +126,15 @@ impl<B: Body<Data = Bytes>> Body for RequestBody<B> {
     type Data = Bytes;
     type Error = B::Error;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         match self.project().kind.project() {
             KindProjection::Untouched { body } => body.poll_frame(cx),
             KindProjection::Read { data, trailers } => {
-                let frame = data.take().map(Frame::data).or_else(|| trailers.take().map(Frame::trailers));
+                let frame =
+                    data.take().map(Frame::data).or_else(|| trailers.take().map(Frame::trailers));
                 Poll::Ready(frame.map(Ok))
             }
         }
@@ -138,7 +150,9 @@ impl<B: Body<Data = Bytes>> Body for RequestBody<B> {
     fn size_hint(&self) -> SizeHint {
         match &self.kind {
             Kind::Untouched { body } => body.size_hint(),
-            Kind::Read { data, .. } => SizeHint::with_exact(data.as_ref().map_or(0, |data| data.len() as u64)),
+            Kind::Read { data, .. } => {
+                SizeHint::with_exact(data.as_ref().map_or(0, |data| data.len() as u64))
+            }
         }
     }
 }
@@ -176,7 +190,10 @@ mod tests {
         type Data = Bytes;
         type Error = Infallible;
 
-        fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
             assert_eq!(Arc::strong_count(&self.buffers), 1, "what was read is held");
             let Some(left) = self.pieces.checked_sub(1) else { return Poll::Ready(None) };
             self.pieces = left;
@@ -202,14 +219,20 @@ mod tests {
         let collected = body.collect().await.unwrap();
         assert!(collected.trailers().is_some());
         assert_eq!(collected.to_bytes(), bytes);
-        assert_eq!(RequestBody::read(trickle(1_001), &headers, 1_000).await.err(), Some(Unread::TooLarge));
+        assert_eq!(
+            RequestBody::read(trickle(1_001), &headers, 1_000).await.err(),
+            Some(Unread::TooLarge)
+        );
     }
 
     /// A body that does not know its length.
     #[tokio::test]
     async fn a_body_is_as_long_as_its_request_says() {
         let read = async |headers: &[(HeaderName, &'static str)]| {
-            let headers = headers.iter().map(|(name, value)| (name.clone(), HeaderValue::from_static(value))).collect();
+            let headers = headers
+                .iter()
+                .map(|(name, value)| (name.clone(), HeaderValue::from_static(value)))
+                .collect();
             RequestBody::read(trickle(10), &headers, 100).await.map(|(bytes, _)| bytes.len())
         };
         assert_eq!(read(&[(CONTENT_LENGTH, "10")]).await, Ok(10));

@@ -45,8 +45,9 @@ struct Passage<B>(Mutex<Passed<B>>);
 
 #[derive(Debug)]
 struct Passed<B> {
-    /// What the client has not taken yet. It is one buffer, however many pieces it came in: for a slow client there is as
-    /// much of it as is recorded, at most, and no piece holds on to what it was received in.
+    /// What the client has not taken yet. It is one buffer, however many pieces it came in: for a
+    /// slow client there is as much of it as is recorded, at most, and no piece holds on to what it
+    /// was received in.
     data: Vec<u8>,
     /// What comes after it, once the task has no more.
     next: Option<Next<B>>,
@@ -58,7 +59,8 @@ struct Passed<B> {
 
 #[derive(Debug)]
 enum Next<B> {
-    /// The task reads no further: what is left comes from the handler's body itself, after this frame of it.
+    /// The task reads no further: what is left comes from the handler's body itself, after this
+    /// frame of it.
     Rest(Option<Frame<Bytes>>, Pin<Box<B>>),
     Failed(BoxError),
     /// Nothing is missing.
@@ -121,7 +123,8 @@ impl<B> Drop for Live<B> {
     }
 }
 
-/// The other end of a body that is passed on. Dropped before it is told what comes after the pieces, it breaks the body off.
+/// The other end of a body that is passed on. Dropped before it is told what comes after the
+/// pieces, it breaks the body off.
 #[derive(Debug)]
 pub(super) struct LiveSender<B> {
     passage: Arc<Passage<B>>,
@@ -256,7 +259,8 @@ impl<B> ResponseBody<B> {
     }
 }
 
-/// Without content: what a layer in front answers with in place of the handler, a time limit for example.
+/// Without content: what a layer in front answers with in place of the handler, a time limit for
+/// example.
 impl<B> Default for ResponseBody<B> {
     fn default() -> Self {
         Self::whole(Bytes::new())
@@ -303,7 +307,10 @@ where
     type Data = Bytes;
     type Error = BoxError;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         match self.project().kind.project() {
             KindProjection::Untouched { body } => body.poll_frame(cx).map_err(Into::into),
             KindProjection::Whole { body } => body.poll_frame(cx).map_err(|never| match never {}),

@@ -9,7 +9,8 @@ use crate::key::{IntoKey, Key};
 
 /// Who is asking: the part of the name of a record that keeps the keys of two tenants apart.
 ///
-/// A required argument of the layer: without it, one client could read the answers to another by guessing keys.
+/// A required argument of the layer: without it, one client could read the answers to another by
+/// guessing keys.
 ///
 /// ```
 /// use http::request::Parts;
@@ -27,13 +28,15 @@ pub struct Scope(Option<Arc<Principal>>);
 type Principal = dyn Fn(&Parts) -> Option<Key> + Send + Sync;
 
 impl Scope {
-    /// One name space for all clients: right where there is one client, or where keys come from a trusted place.
+    /// One name space for all clients: right where there is one client, or where keys come from a
+    /// trusted place.
     pub const fn global() -> Self {
         Self(None)
     }
 
-    /// What `principal` finds in the head of the request. Where it finds nobody, which is also a principal with a `None` in
-    /// it, a request with a key is refused (401), and so is one without where a key is required.
+    /// What `principal` finds in the head of the request. Where it finds nobody, which is also a
+    /// principal with a `None` in it, a request with a key is refused (401), and so is one without
+    /// where a key is required.
     pub fn of<K: IntoKey>(principal: impl Fn(&Parts) -> Option<K> + Send + Sync + 'static) -> Self {
         Self(Some(Arc::new(move |request| principal(request).map(|principal| Key::of(&principal)))))
     }

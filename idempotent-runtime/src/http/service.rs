@@ -49,12 +49,16 @@ impl<S> IdempotencyService<S> {
 
 impl<S: fmt::Debug> fmt::Debug for IdempotencyService<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("IdempotencyService").field("service", &self.service).field("options", &self.options).finish()
+        f.debug_struct("IdempotencyService")
+            .field("service", &self.service)
+            .field("options", &self.options)
+            .finish()
     }
 }
 
 pin_project! {
-    /// The future of [`IdempotencyService`]. Dropped, it leaves a handler that began to finish by itself.
+    /// The future of [`IdempotencyService`]. Dropped, it leaves a handler that began to finish by
+    /// itself.
     pub struct ResponseFuture<F, R, E> {
         #[pin]
         kind: Kind<F, R, E>,
@@ -84,16 +88,16 @@ where
                 future.poll(task).map_ok(|response| response.map(ResponseBody::untouched))
             }
             KindProjection::Guarded { future } => future.as_mut().poll(task).map_ok(of_this_hop),
-            KindProjection::Refused { response } => {
-                response.take().map_or(Poll::Pending, |response| Poll::Ready(Ok(of_this_hop(response))))
-            }
+            KindProjection::Refused { response } => response
+                .take()
+                .map_or(Poll::Pending, |response| Poll::Ready(Ok(of_this_hop(response)))),
         }
     }
 }
 
-/// `response` without the version of another hop, which a gateway passes on. A server would frame it as one of that version:
-/// of HTTP/1.0 it ends with its connection, and a body that breaks off looks whole. What a client of HTTP/1.0 gets, the server
-/// sees to.
+/// `response` without the version of another hop, which a gateway passes on. A server would frame
+/// it as one of that version: of HTTP/1.0 it ends with its connection, and a body that breaks off
+/// looks whole. What a client of HTTP/1.0 gets, the server sees to.
 fn of_this_hop<B>(mut response: Response<B>) -> Response<B> {
     *response.version_mut() = Version::HTTP_11;
     response
@@ -125,11 +129,15 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let kind = match self.plan(request) {
-            Plan::PassOn(request) => Kind::Untouched { future: self.service.call(request.map(RequestBody::untouched)) },
-            Plan::Refuse(problem) => Kind::Refused { response: Some(refusal(&self.options, problem)) },
+            Plan::PassOn(request) => {
+                Kind::Untouched { future: self.service.call(request.map(RequestBody::untouched)) }
+            }
+            Plan::Refuse(problem) => {
+                Kind::Refused { response: Some(refusal(&self.options, problem)) }
+            }
             Plan::Guard { request, key, required } => {
-                // What is ready has a place, a permit for example. It is given back: it may take long until the handler
-                // begins, and it may never do so.
+                // What is ready has a place, a permit for example. It is given back: it may take
+                // long until the handler begins, and it may never do so.
                 let service = self.service.clone();
                 self.service = service.clone();
                 let guarded = Exchange { options: self.options.clone(), service, required };
@@ -167,7 +175,9 @@ impl<S> IdempotencyService<S> {
             Some(Ok(Some(key))) => Plan::Guard { request, key: Some(key), required },
             Some(Ok(None)) if required => Plan::Refuse(Problem::new(ProblemKind::Missing)),
             Some(Ok(None)) => Plan::PassOn(request),
-            Some(Err(malformed)) => Plan::Refuse(Problem::new(ProblemKind::Malformed).because(malformed.0)),
+            Some(Err(malformed)) => {
+                Plan::Refuse(Problem::new(ProblemKind::Malformed).because(malformed.0))
+            }
             None => Plan::Refuse(Problem::new(ProblemKind::Internal)),
         }
     }
@@ -200,20 +210,23 @@ impl<S> Exchange<S> {
         let Some(scope) = hook::call("Scope::of", || options.scope.of_request(&head)) else {
             return refuse(ProblemKind::Internal);
         };
-        // Whose request it is matters to one with a key. Where that may be in the body and need not be, it is read first.
+        // Whose request it is matters to one with a key. Where that may be in the body and need not
+        // be, it is read first.
         if scope.is_err() && (key.is_some() || self.required) {
             return refuse(ProblemKind::NoPrincipal);
         }
-        let (bytes, body) = match RequestBody::read(body, &head.headers, options.request_limit).await {
-            Ok(read) => read,
-            Err(Unread::TooLarge) => return refuse(ProblemKind::TooLarge),
-            Err(Unread::Broken) => return refuse(ProblemKind::Unreadable),
-        };
+        let (bytes, body) =
+            match RequestBody::read(body, &head.headers, options.request_limit).await {
+                Ok(read) => read,
+                Err(Unread::TooLarge) => return refuse(ProblemKind::TooLarge),
+                Err(Unread::Broken) => return refuse(ProblemKind::Unreadable),
+            };
         let in_body = || {
             let pointer = options.keys.in_body.as_deref()?;
             options.keys.of_body(pointer, &head.headers, &bytes).transpose()
         };
-        let malformed = |reason| Ok(refusal(&options, Problem::new(ProblemKind::Malformed).because(reason)));
+        let malformed =
+            |reason| Ok(refusal(&options, Problem::new(ProblemKind::Malformed).because(reason)));
         let Some(key) = hook::call("with_key_format", || key.map(Ok).or_else(in_body)) else {
             return refuse(ProblemKind::Internal);
         };
@@ -249,7 +262,11 @@ struct Guard {
 }
 
 impl Guard {
-    async fn run<S, B, R>(self, service: S, body: RequestBody<B>) -> Result<Response<ResponseBody<R>>, S::Error>
+    async fn run<S, B, R>(
+        self,
+        service: S,
+        body: RequestBody<B>,
+    ) -> Result<Response<ResponseBody<R>>, S::Error>
     where
         S: Handles<B, R>,
         B: Send + 'static,
@@ -289,21 +306,27 @@ impl Guard {
         R: Send + 'static,
     {
         Ok(match ending {
-            Handled::Answered { .. } => response.unwrap_or_else(|| self.refuse(ProblemKind::Internal)),
+            Handled::Answered { .. } => {
+                response.unwrap_or_else(|| self.refuse(ProblemKind::Internal))
+            }
             Handled::Failed { error, .. } => return Err(error),
             Handled::NotBegun => self.refused(&Error::new(ErrorKind::StoreUnavailable)),
             Handled::Lost(error) => self.refused(&error),
             Handled::Replayed(record) => self.replay(record.body.clone()).await,
             Handled::Vouched(Vouched { record, .. }) => self.replay(record).await,
             Handled::Refused(error) => match (error.kind(), response) {
-                // The handler has done its work; its answer is the truth, though it may not be replayed.
+                // The handler has done its work; its answer is the truth, though it may not be
+                // replayed.
                 (_, Some(mut response)) if is_not_kept(&error, &self.options.crash) => {
                     response.headers_mut().remove(self.options.markers.names.expires());
                     response
                 }
-                // A store that answered, too late for the lease, is not away: it may have told of an earlier attempt. One that
-                // went away while this request waited for another one has told of it.
-                (ErrorKind::StoreUnavailable, None) if self.options.fail_open && error.knows_nothing() => {
+                // A store that answered, too late for the lease, is not away: it may have told of
+                // an earlier attempt. One that went away while this request waited for another one
+                // has told of it.
+                (ErrorKind::StoreUnavailable, None)
+                    if self.options.fail_open && error.knows_nothing() =>
+                {
                     match take(unhandled) {
                         Some((service, request)) => return self.bypass(service, request).await,
                         None => self.refused(&error),
@@ -318,7 +341,11 @@ impl Guard {
     fn scope(&self) -> Scope {
         let scope = Scope::current().with_request(self.key.clone());
         // Functions that name no engine use the layer's, where no other was given to them.
-        if current_engine().is_err() { scope.with_engine(self.options.engine.clone()) } else { scope }
+        if current_engine().is_err() {
+            scope.with_engine(self.options.engine.clone())
+        } else {
+            scope
+        }
     }
 
     fn call(&self) -> Call {
@@ -330,8 +357,8 @@ impl Guard {
             .with_former_fingerprints(options.fingerprint.former(&self.head, &self.bytes))
     }
 
-    /// Runs the handler under the claim, in a task of its own. So is the question about an earlier one asked: it takes its
-    /// time, and a client that leaves must not cut it off.
+    /// Runs the handler under the claim, in a task of its own. So is the question about an earlier
+    /// one asked: it takes its time, and a client that leaves must not cut it off.
     async fn claim<S, B, R>(&self, handler: Handler<S, B, R>) -> Handled<S::Error>
     where
         S: Handles<B, R>,
@@ -341,10 +368,13 @@ impl Guard {
         let codec: Codec<Handled<S::Error>> = Handled::codec(Unstored::Release);
         let end = handler.end.clone();
         let options = self.options.clone();
-        let settled = move |handled: &Handled<S::Error>| end.close(handled.is_its_own(&options.crash));
+        let settled =
+            move |handled: &Handled<S::Error>| end.close(handled.is_its_own(&options.crash));
         let body = || handler.run();
         match &self.options.crash {
-            Crash::Policy(policy) => run_detached_and(self.call().on_crash(*policy), codec, body, settled).await,
+            Crash::Policy(policy) => {
+                run_detached_and(self.call().on_crash(*policy), codec, body, settled).await
+            }
             Crash::Verify(question) => {
                 let request = Request::from_parts((*self.head).clone(), self.bytes.clone());
                 let (question, options) = (question.clone(), self.options.clone());
@@ -377,7 +407,10 @@ impl Guard {
     /// When the record expires, of one whose response somebody else has written.
     async fn expiry(&self) -> Timestamp {
         let options = &self.options;
-        let record = options.engine.record(&options.operation, self.key.as_str()).in_scope(self.key.tenant());
+        let record = options
+            .engine
+            .record(&options.operation, self.key.as_str())
+            .in_scope(self.key.tenant());
         let view = record.inspect().await.ok().flatten();
         view.map_or_else(|| options.engine.inner.clock.now(), |view| view.expires)
     }
@@ -420,13 +453,16 @@ impl Guard {
             return Ok(self.refused(&Error::new(ErrorKind::ShuttingDown)));
         };
         tracing::warn!(operation = %options.operation, "the store does not answer: a request runs unprotected");
-        let record = options.engine.record(&options.operation, self.key.as_str()).in_scope(self.key.tenant());
+        let record = options
+            .engine
+            .record(&options.operation, self.key.as_str())
+            .in_scope(self.key.tenant());
         let key = match record.hash() {
             Ok(key) => key,
             Err(error) => return Ok(self.refused(&error)),
         };
-        // A call that has claimed nothing, and the keys that it derives for others are those of one that has: what the
-        // layer does not stop, they may.
+        // A call that has claimed nothing, and the keys that it derives for others are those of one
+        // that has: what the layer does not stop, they may.
         let context = unprotected.context(&options.operation, key);
         // What the service does when it is called belongs to the handler too.
         let handler = async move {
@@ -449,11 +485,18 @@ impl Guard {
 }
 
 /// What the answer to a question leaves in the record.
-fn vouch(options: &Options, context: &Context, verdict: Verdict<Response<Bytes>>) -> Verdict<Vouched> {
+fn vouch(
+    options: &Options,
+    context: &Context,
+    verdict: Verdict<Response<Bytes>>,
+) -> Verdict<Vouched> {
     let response = match verdict {
         Verdict::Completed(response) if response.status().is_informational() => {
             let status = response.status().as_u16();
-            tracing::error!(status, "the question about a request was answered with a status that no response has");
+            tracing::error!(
+                status,
+                "the question about a request was answered with a status that no response has"
+            );
             return Verdict::Unknown;
         }
         Verdict::Completed(response) => response,
@@ -541,8 +584,13 @@ mod tests {
             let (delivery, delivered) = oneshot::channel::<Delivery<Body>>();
             let outcome = until_answered(
                 async move {
-                    let response = Response::new(ResponseBody::whole(Bytes::from_static(b"answer")));
-                    let _ = delivery.send(if live { Delivery::Live(response) } else { Delivery::Settled(response) });
+                    let response =
+                        Response::new(ResponseBody::whole(Bytes::from_static(b"answer")));
+                    let _ = delivery.send(if live {
+                        Delivery::Live(response)
+                    } else {
+                        Delivery::Settled(response)
+                    });
                     Handled::<Infallible>::Answered { fate: Fate::Release }
                 },
                 delivered,

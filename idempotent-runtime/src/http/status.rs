@@ -23,18 +23,21 @@ use crate::store::State;
 
 /// Tells what became of a request with a key: a service for a route of its own.
 ///
-/// `GET` with the key in `Idempotency-Key`, by the same principal as the request itself. The answer is JSON:
+/// `GET` with the key in `Idempotency-Key`, by the same principal as the request itself. The answer
+/// is JSON:
 ///
 /// ```json
 /// {"state": "succeeded", "since": "2026-01-31T12:00:00Z", "expires": "2026-02-01T12:00:00Z"}
 /// ```
 ///
-/// `state` is `processing` (its handler runs), `succeeded`, `failed` (the response had a status of 4xx or 5xx), `uncertain`
-/// (its handler is over or its process is gone, and nobody knows whether it finished) or `expired`. What follows `uncertain`
-/// is the policy's: under [`OnCrash::Hold`](crate::OnCrash::Hold) nothing runs until an operator answers; under `Retry` and
-/// `Resume` the next request with the key runs the handler again, and with a question it asks. `since` is when the first request came, `expires` until when the record is kept. The
-/// response itself is never shown. 404 when there is no record. Keys that are taken from a body are put into the header
-/// here.
+/// `state` is `processing` (its handler runs), `succeeded`, `failed` (the response had a status of
+/// 4xx or 5xx), `uncertain` (its handler is over or its process is gone, and nobody knows whether
+/// it finished) or `expired`. What follows `uncertain` is the policy's: under
+/// [`OnCrash::Hold`](crate::OnCrash::Hold) nothing runs until an operator answers; under `Retry`
+/// and `Resume` the next request with the key runs the handler again, and with a question it asks.
+/// `since` is when the first request came, `expires` until when the record is kept. The response
+/// itself is never shown. 404 when there is no record. Keys that are taken from a body are put into
+/// the header here.
 ///
 /// ```
 /// # use idempotent_runtime::{Idempotency, store::MemoryStore};
@@ -66,10 +69,14 @@ impl StatusService {
             return response;
         }
         let refuse = |problem| self.options.refusal(problem, None);
-        let key = match hook::call("with_key_format", || self.options.keys.of_headers(&request.headers)) {
+        let key = match hook::call("with_key_format", || {
+            self.options.keys.of_headers(&request.headers)
+        }) {
             Some(Ok(Some(key))) => key,
             Some(Ok(None)) => return refuse(Problem::new(ProblemKind::Missing)),
-            Some(Err(malformed)) => return refuse(Problem::new(ProblemKind::Malformed).because(malformed.0)),
+            Some(Err(malformed)) => {
+                return refuse(Problem::new(ProblemKind::Malformed).because(malformed.0));
+            }
             None => return refuse(Problem::new(ProblemKind::Internal)),
         };
         let scope = match hook::call("Scope::of", || self.options.scope.of_request(&request)) {
@@ -77,9 +84,12 @@ impl StatusService {
             Some(Err(scope::Nobody)) => return refuse(Problem::new(ProblemKind::NoPrincipal)),
             None => return refuse(Problem::new(ProblemKind::Internal)),
         };
-        let record = self.options.engine.record(&self.options.operation, key.as_str()).in_scope(scope);
+        let record =
+            self.options.engine.record(&self.options.operation, key.as_str()).in_scope(scope);
         match record.inspect().await {
-            Ok(view) => view.as_ref().and_then(describe).unwrap_or_else(|| status(StatusCode::NOT_FOUND)),
+            Ok(view) => {
+                view.as_ref().and_then(describe).unwrap_or_else(|| status(StatusCode::NOT_FOUND))
+            }
             Err(error) => self.options.refusal(Problem::of(&error), Some(&error)),
         }
     }
@@ -95,7 +105,8 @@ fn status(status: StatusCode) -> Response<Full<Bytes>> {
 /// `None` where the record is only a memory of attempts.
 fn describe(record: &RecordView) -> Option<Response<Full<Bytes>>> {
     let state = match record.state {
-        // A reason is only on one whose owner is gone. Under some policies it stays in progress for the next request.
+        // A reason is only on one whose owner is gone. Under some policies it stays in progress for
+        // the next request.
         State::InProgress if record.reason.is_some() => "uncertain",
         State::InProgress => "processing",
         State::Completed => "succeeded",
@@ -104,7 +115,8 @@ fn describe(record: &RecordView) -> Option<Response<Full<Bytes>>> {
         State::Tombstone => "expired",
         State::Released => return None,
     };
-    let text = |time: Timestamp| humantime::format_rfc3339_seconds(headers::nameable(time)).to_string();
+    let text =
+        |time: Timestamp| humantime::format_rfc3339_seconds(headers::nameable(time)).to_string();
     let document = Status { state, since: text(record.created), expires: text(record.expires) };
     let mut response = status(StatusCode::OK);
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));

@@ -3,9 +3,10 @@
 //! ```text
 //! kind 1 | until 8 | status 2 | number of headers 2 | { length 2, name, length 4, value } … | body
 //! ```
-//! All numbers are big-endian. The kind is 0 for a whole response, and 1 for one that was too large, had trailers or too
-//! many headers, and has neither headers nor body here. `until` is what the first caller was told about its lifetime, in
-//! milliseconds since 1970 of the store's time: a store need not tell it with every answer. It is zero where nobody was told.
+//! All numbers are big-endian. The kind is 0 for a whole response, and 1 for one that was too
+//! large, had trailers or too many headers, and has neither headers nor body here. `until` is what
+//! the first caller was told about its lifetime, in milliseconds since 1970 of the store's time: a
+//! store need not tell it with every answer. It is zero where nobody was told.
 
 use bytes::{Buf as _, BufMut as _, Bytes};
 use http::header::{HeaderMap, HeaderName, HeaderValue};
@@ -19,7 +20,8 @@ use crate::store::State;
 /// The version of the format, as the record's schema version.
 pub(super) const FORMAT: u32 = 1;
 
-/// How many headers are kept of a response. A `HeaderMap` has room for 24 576 names, and a replay has markers of its own.
+/// How many headers are kept of a response. A `HeaderMap` has room for 24 576 names, and a replay
+/// has markers of its own.
 const MOST_HEADERS: u16 = 16_384;
 
 const WHOLE: u8 = 0;
@@ -36,7 +38,8 @@ pub(super) enum Stored {
 
 /// The record of a response while it is written: its head, and as much of its body as there is.
 ///
-/// What is added is copied, however small it comes: each piece by itself holds on to the buffer that it was received in.
+/// What is added is copied, however small it comes: each piece by itself holds on to the buffer
+/// that it was received in.
 pub(super) struct Draft {
     bytes: Vec<u8>,
     /// Where the body begins.
@@ -165,9 +168,11 @@ pub(super) fn of_response(response: Response<Bytes>, until: Option<Timestamp>) -
 }
 
 impl Resolution {
-    /// It happened, and this is the response that every retry of the request gets from now on: the answer to a record in
-    /// doubt of the [HTTP layer](crate::http). Headers that are never replayed are left out, and so is the body of a 204, 205 or
-    /// 304, which has none. A status of 1xx only announces a response: [`resolve`](crate::RecordHandle::resolve) refuses it ([`Config`](crate::ErrorKind::Config)).
+    /// It happened, and this is the response that every retry of the request gets from now on: the
+    /// answer to a record in doubt of the [HTTP layer](crate::http). Headers that are never
+    /// replayed are left out, and so is the body of a 204, 205 or 304, which has none. A status of
+    /// 1xx only announces a response: [`resolve`](crate::RecordHandle::resolve) refuses it
+    /// ([`Config`](crate::ErrorKind::Config)).
     ///
     /// ```
     /// # use idempotent_runtime::{Error, Idempotency, Resolution};
@@ -202,32 +207,48 @@ mod tests {
 
     #[test]
     fn the_format_is_what_released_versions_wrote() {
-        let response = Response::builder().status(201).header("location", "/1").body(Bytes::from_static(b"\0ok"));
+        let response = Response::builder()
+            .status(201)
+            .header("location", "/1")
+            .body(Bytes::from_static(b"\0ok"));
         let until = Timestamp::from_millis(0x0102);
         let (state, record) = of_response(response.unwrap(), Some(until));
         assert_eq!(state, State::Completed);
         let (head, rest) = record.split_at(9);
         assert_eq!(head, [0, 0, 0, 0, 0, 0, 0, 1, 2]);
-        assert_eq!(rest.escape_ascii().to_string(), r"\x00\xc9\x00\x01\x00\x08location\x00\x00\x00\x02/1\x00ok");
+        assert_eq!(
+            rest.escape_ascii().to_string(),
+            r"\x00\xc9\x00\x01\x00\x08location\x00\x00\x00\x02/1\x00ok"
+        );
         let Some(Stored::Whole(response, told)) = read(record) else { panic!("it is whole") };
         assert_eq!(told, Some(until));
-        assert_eq!((response.status().as_u16(), response.headers()["location"].as_bytes()), (201, &b"/1"[..]));
+        assert_eq!(
+            (response.status().as_u16(), response.headers()["location"].as_bytes()),
+            (201, &b"/1"[..])
+        );
         assert_eq!(response.body(), &b"\0ok"[..]);
         assert_eq!(not_kept(http::StatusCode::OK)[..], [1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xc8, 0, 0]);
     }
 
     #[test]
     fn what_somebody_vouches_for_has_no_credentials_either() {
-        let response =
-            Response::builder().header("set-cookie", "a=1").header("connection", "x-hop").header("x-hop", "1");
-        let (_, record) = of_response(response.header("etag", "\"1\"").body(Bytes::new()).unwrap(), None);
+        let response = Response::builder()
+            .header("set-cookie", "a=1")
+            .header("connection", "x-hop")
+            .header("x-hop", "1");
+        let (_, record) =
+            of_response(response.header("etag", "\"1\"").body(Bytes::new()).unwrap(), None);
         let Some(Stored::Whole(response, _)) = read(record) else { panic!("it is whole") };
-        assert_eq!(response.headers().keys().map(http::HeaderName::as_str).collect::<Vec<_>>(), ["etag"]);
+        assert_eq!(
+            response.headers().keys().map(http::HeaderName::as_str).collect::<Vec<_>>(),
+            ["etag"]
+        );
     }
 
     #[test]
     fn what_is_cut_off_or_foreign_is_not_read() {
-        let response = Response::builder().header("etag", "\"1\"").header("etag", "\"2\"").body(Bytes::new());
+        let response =
+            Response::builder().header("etag", "\"1\"").header("etag", "\"2\"").body(Bytes::new());
         let (_, record) = of_response(response.unwrap(), None);
         assert!(matches!(read(record.clone()), Some(Stored::Whole(_, None))));
         for length in 0..record.len() {
@@ -237,7 +258,8 @@ mod tests {
         // As many headers as can be counted, and more than can be had.
         let count = [&record[..11], &u16::MAX.to_be_bytes()].concat();
         assert!(read(count.clone().into()).is_none());
-        let names = (0..u16::MAX).flat_map(|number| format!("\0\u{4}{number:04x}\0\0\0\0").into_bytes());
+        let names =
+            (0..u16::MAX).flat_map(|number| format!("\0\u{4}{number:04x}\0\0\0\0").into_bytes());
         assert!(read(count.into_iter().chain(names).collect()).is_none());
         assert!(read([&not_kept(http::StatusCode::OK)[..], b"x"].concat().into()).is_none());
     }
@@ -246,9 +268,14 @@ mod tests {
     #[test]
     fn a_record_that_leaves_no_room_for_the_marker_is_no_replay() {
         let count = |count: u16| {
-            let head = [&[super::WHOLE][..], &[0; 8], &200_u16.to_be_bytes(), &count.to_be_bytes()].concat();
-            let names = (0..count).flat_map(|number| format!("\0\u{4}{number:04x}\0\0\0\0").into_bytes());
-            let Some(Stored::Whole(response, _)) = read(head.into_iter().chain(names).collect()) else { return None };
+            let head = [&[super::WHOLE][..], &[0; 8], &200_u16.to_be_bytes(), &count.to_be_bytes()]
+                .concat();
+            let names =
+                (0..count).flat_map(|number| format!("\0\u{4}{number:04x}\0\0\0\0").into_bytes());
+            let Some(Stored::Whole(response, _)) = read(head.into_iter().chain(names).collect())
+            else {
+                return None;
+            };
             Markers::new(HeaderNames::new(), false).replay(response, Timestamp::from_millis(1))
         };
         assert!(count(super::MOST_HEADERS).is_some());

@@ -27,23 +27,28 @@ struct Form {
     status: StatusCode,
     r#type: &'static str,
     code: Option<&'static str>,
-    /// Whether a repetition with the same key helps, where the status alone does not tell their clients.
+    /// Whether a repetition with the same key helps, where the status alone does not tell their
+    /// clients.
     repeat: Option<bool>,
 }
 
 impl Form {
-    /// Those clients take a body without `error` for a result, whatever its status. They make of 400 and `idempotency_error`
-    /// the error of that name; they send 409 and 5xx again unless they are told not to.
+    /// Those clients take a body without `error` for a result, whatever its status. They make of
+    /// 400 and `idempotency_error` the error of that name; they send 409 and 5xx again unless they
+    /// are told not to.
     const fn of(kind: ProblemKind) -> Self {
         const API: &str = "api_error";
         const IDEMPOTENCY: &str = "idempotency_error";
         const REQUEST: &str = "invalid_request_error";
         let (r#type, code, repeat) = match kind {
-            ProblemKind::Missing | ProblemKind::Malformed | ProblemKind::Unreadable | ProblemKind::TooLarge => {
-                (REQUEST, None, None)
-            }
+            ProblemKind::Missing
+            | ProblemKind::Malformed
+            | ProblemKind::Unreadable
+            | ProblemKind::TooLarge => (REQUEST, None, None),
             ProblemKind::NoPrincipal => (REQUEST, None, Some(false)),
-            ProblemKind::Mismatch | ProblemKind::Expired | ProblemKind::NotKept => (IDEMPOTENCY, None, Some(false)),
+            ProblemKind::Mismatch | ProblemKind::Expired | ProblemKind::NotKept => {
+                (IDEMPOTENCY, None, Some(false))
+            }
             ProblemKind::InProgress => (IDEMPOTENCY, Some("idempotency_key_in_use"), Some(true)),
             ProblemKind::Uncertain => (API, None, Some(false)),
             ProblemKind::Unavailable => (API, None, Some(true)),
@@ -74,7 +79,10 @@ pub(super) fn refusal(problem: &Problem, ours: Response<Bytes>) -> Response<Byte
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     if let Some(repeat) = form.repeat {
-        headers.insert(STRIPE_SHOULD_RETRY, HeaderValue::from_static(if repeat { "true" } else { "false" }));
+        headers.insert(
+            STRIPE_SHOULD_RETRY,
+            HeaderValue::from_static(if repeat { "true" } else { "false" }),
+        );
     }
     if form.repeat == Some(false) {
         headers.remove(RETRY_AFTER);

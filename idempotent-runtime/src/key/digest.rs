@@ -21,26 +21,31 @@ impl Digest {
 
 /// A key made of everything in `value`, for requests that carry no identifier.
 ///
-/// Two requests with equal content are one call then, also when the user meant to order the same thing twice: prefer
-/// an identifier that the client chose once per intent. What counts, and what does not:
+/// Two requests with equal content are one call then, also when the user meant to order the same
+/// thing twice: prefer an identifier that the client chose once per intent. What counts, and what
+/// does not:
 ///
-/// - What the value serializes to counts, not what `==` says: **equal values with unequal text are two keys**, and the
-///   retry runs again. A decimal type that keeps its zeros writes `1.0` and `1.00`, a time is another text in another zone,
-///   and a type that writes itself in the words of a locale is another one there. Digest cents, UTC, and codes.
-/// - The order of fields and of map entries does not count. That of a sequence does, and for a `HashSet` it is random:
-///   use a `BTreeSet`.
-/// - The width of an integer does not count, `1_u8` is `1_i64`. An integer is no float: `1` and `1.0` are two keys. A
-///   float has one zero, and `0.1_f32` is another number than `0.1_f64`. So is `0.1 + 0.2` than `0.3`, and a sum of floats
-///   in another order: digest cents, not euros.
+/// - What the value serializes to counts, not what `==` says: **equal values with unequal text are
+///   two keys**, and the retry runs again. A decimal type that keeps its zeros writes `1.0` and
+///   `1.00`, a time is another text in another zone, and a type that writes itself in the words of
+///   a locale is another one there. Digest cents, UTC, and codes.
+/// - The order of fields and of map entries does not count. That of a sequence does, and for a
+///   `HashSet` it is random: use a `BTreeSet`.
+/// - The width of an integer does not count, `1_u8` is `1_i64`. An integer is no float: `1` and
+///   `1.0` are two keys. A float has one zero, and `0.1_f32` is another number than `0.1_f64`. So
+///   is `0.1 + 0.2` than `0.3`, and a sum of floats in another order: digest cents, not euros.
 /// - `None` is a value here, other than in a key itself, and `Some(1)` is not `1`. A field that is
-///   added later as an `Option` changes the digest unless it has `#[serde(skip_serializing_if = "Option::is_none")]`.
+///   added later as an `Option` changes the digest unless it has
+///   `#[serde(skip_serializing_if = "Option::is_none")]`.
 /// - Where one field ends and the next begins counts: `("ab", "c")` is not `("a", "bc")`.
-/// - Names of fields and variants count, that of the type does not: renaming a field makes new keys, and retries of
-///   earlier calls run again.
-/// - What changes from one try to the next (a time stamp, a trace identifier) makes every retry a new call.
+/// - Names of fields and variants count, that of the type does not: renaming a field makes new
+///   keys, and retries of earlier calls run again.
+/// - What changes from one try to the next (a time stamp, a trace identifier) makes every retry a
+///   new call.
 ///
-/// - A `serde_json::Value` counts alike whether or not a crate of the build switches `arbitrary_precision` on. With it, a
-///   number with more digits than an `f64` keeps has no canonical encoding.
+/// - A `serde_json::Value` counts alike whether or not a crate of the build switches
+///   `arbitrary_precision` on. With it, a number with more digits than an `f64` keeps has no
+///   canonical encoding.
 ///
 /// A value that has no canonical encoding (`NaN`, an infinity) makes the call fail with
 /// [`InvalidKey`](crate::ErrorKind::InvalidKey).
@@ -52,7 +57,11 @@ impl Digest {
 /// assert_ne!(digest(&("ada", [1, 2])), digest(&("ada", [2, 1])));
 /// ```
 pub fn digest<T: Serialize + ?Sized>(value: &T) -> Digest {
-    Digest(canonical::to_bytes(value).map(|bytes| Sha256::digest(bytes).into()).map_err(|error| error.to_string()))
+    Digest(
+        canonical::to_bytes(value)
+            .map(|bytes| Sha256::digest(bytes).into())
+            .map_err(|error| error.to_string()),
+    )
 }
 
 #[cfg(test)]
@@ -69,7 +78,8 @@ mod tests {
     fn the_order_of_map_entries_does_not_count_and_that_of_a_sequence_does() {
         let forward: HashMap<u32, u32> = (0..100).map(|number| (number, number)).collect();
         let backward: HashMap<u32, u32> = (0..100).rev().map(|number| (number, number)).collect();
-        let sorted: BTreeMap<u32, u32> = forward.iter().map(|(key, value)| (*key, *value)).collect();
+        let sorted: BTreeMap<u32, u32> =
+            forward.iter().map(|(key, value)| (*key, *value)).collect();
         assert_eq!(digest(&forward), digest(&backward));
         assert_eq!(digest(&forward), digest(&sorted));
         assert_ne!(digest(&[1, 2]), digest(&[2, 1]));
@@ -79,8 +89,11 @@ mod tests {
     #[test]
     fn golden_bytes_of_a_released_format() {
         let key = Key::of(&digest(&("ada", [1, 2])));
-        let bytes =
-            key.in_window(0, 1024).unwrap().iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}"));
+        let bytes = key
+            .in_window(0, 1024)
+            .unwrap()
+            .iter()
+            .fold(String::new(), |text, byte| format!("{text}{byte:02x}"));
         assert_eq!(bytes, "645af9c1cf0470318c3b3931fa036ef6df80cb5f287ea4bbe50f0d967f4d354d9c");
     }
 
@@ -168,7 +181,10 @@ mod tests {
         struct Older {
             id: u8,
         }
-        assert_eq!(digest(&Order { id: 1, note: None, seen: 1 }), digest(&Order { id: 1, note: None, seen: 2 }));
+        assert_eq!(
+            digest(&Order { id: 1, note: None, seen: 1 }),
+            digest(&Order { id: 1, note: None, seen: 2 })
+        );
         assert_eq!(digest(&Order { id: 1, note: None, seen: 1 }), digest(&Older { id: 1 }));
         assert_ne!(digest(&Order { id: 1, note: Some(1), seen: 1 }), digest(&Older { id: 1 }));
     }

@@ -1,11 +1,13 @@
-//! The canonical encoding: type tags and length prefixes, so that different keys never share their bytes.
+//! The canonical encoding: type tags and length prefixes, so that different keys never share their
+//! bytes.
 
 use std::fmt;
 use std::time::Duration;
 
 use super::{IntoKey, InvalidKey, Slot};
 
-// Part of the stored format: a changed tag would make every record of a released version unreachable.
+// Part of the stored format: a changed tag would make every record of a released version
+// unreachable.
 const STRING: u8 = b's';
 const INTEGER: u8 = b'i';
 const BOOL: u8 = b'b';
@@ -16,8 +18,9 @@ const TUPLE: u8 = b't';
 const DIGEST: u8 = b'd';
 const WINDOW: u8 = b'w';
 
-/// Writes one value in the canonical encoding. Implementations of [`IntoKey`] call one of its methods, once: a key in which
-/// a value is none, or more than one, could be that of another call, and is [`InvalidKey`](crate::ErrorKind::InvalidKey).
+/// Writes one value in the canonical encoding. Implementations of [`IntoKey`] call one of its
+/// methods, once: a key in which a value is none, or more than one, could be that of another call,
+/// and is [`InvalidKey`](crate::ErrorKind::InvalidKey).
 pub struct KeyEncoder {
     bytes: Vec<u8>,
     invalid: Option<InvalidKey>,
@@ -109,7 +112,8 @@ impl KeyEncoder {
 
     /// A window of time. Its number is known when the call is made.
     pub(super) fn window(&mut self, length: Duration) {
-        let Some(length) = u64::try_from(length.as_millis()).ok().filter(|&length| length > 0) else {
+        let Some(length) = u64::try_from(length.as_millis()).ok().filter(|&length| length > 0)
+        else {
             self.invalid("its window is shorter than a millisecond, or longer than time");
             return;
         };
@@ -141,7 +145,8 @@ impl KeyEncoder {
         self.invalid.get_or_insert(InvalidKey::Missing);
     }
 
-    /// The value cannot be a key: the call fails with [`InvalidKey`](crate::ErrorKind::InvalidKey) and this reason.
+    /// The value cannot be a key: the call fails with [`InvalidKey`](crate::ErrorKind::InvalidKey)
+    /// and this reason.
     pub fn invalid(&mut self, reason: impl Into<String>) {
         self.invalid.get_or_insert_with(|| InvalidKey::Unfit(reason.into()));
     }
@@ -154,7 +159,8 @@ impl fmt::Debug for KeyEncoder {
     }
 }
 
-/// Adds the parts of a tuple. See [`KeyEncoder::tuple`] and [`Key::from_parts`](super::Key::from_parts).
+/// Adds the parts of a tuple. See [`KeyEncoder::tuple`] and
+/// [`Key::from_parts`](super::Key::from_parts).
 #[derive(Debug)]
 pub struct KeyParts<'a> {
     encoder: &'a mut KeyEncoder,
@@ -183,7 +189,8 @@ mod tests {
     use crate::ErrorKind;
     use crate::key::Key;
 
-    /// Writes those that are there: of two periods that begin and end on one day, nobody could tell which is which.
+    /// Writes those that are there: of two periods that begin and end on one day, nobody could tell
+    /// which is which.
     struct Period {
         from: Option<u8>,
         to: Option<u8>,
@@ -208,8 +215,13 @@ mod tests {
         assert!(refused(&Key::of(&both)).contains("wrote 2 values"));
         assert!(refused(&Key::of(&(1, (both, 2)))).contains("wrote 2 values"));
         assert!(refused(&Key::of(&none)).contains("wrote 0 values"));
-        assert!(Key::of(&none).as_scope(1024).is_err(), "it would be the scope of those that have none");
-        assert!(refused(&Key::from_parts(|parts| parts.add(&1).add(&none))).contains("wrote 0 values"));
+        assert!(
+            Key::of(&none).as_scope(1024).is_err(),
+            "it would be the scope of those that have none"
+        );
+        assert!(
+            refused(&Key::from_parts(|parts| parts.add(&1).add(&none))).contains("wrote 0 values")
+        );
         assert!(Key::of(&(1, (Period { from: Some(1), to: None }, 2))).in_window(0, 1024).is_ok());
     }
 
@@ -217,6 +229,8 @@ mod tests {
     fn a_key_is_not_printed_while_it_is_written() {
         let mut encoder = KeyEncoder::new();
         encoder.string("4242");
-        encoder.tuple(|parts| assert_eq!(format!("{parts:?}"), "KeyParts { encoder: KeyEncoder(18 bytes), count: 0 }"));
+        encoder.tuple(|parts| {
+            assert_eq!(format!("{parts:?}"), "KeyParts { encoder: KeyEncoder(18 bytes), count: 0 }")
+        });
     }
 }

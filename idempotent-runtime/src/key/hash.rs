@@ -11,8 +11,8 @@ const DERIVE_IN_STEP_DOMAIN: &[u8] = b"idempotency/derive-in-step/1";
 
 /// The 256-bit hash of namespace, scope, operation and key: the name of a record in its store.
 ///
-/// `Display` shows the first twelve of its 64 hexadecimal characters, which is what logs and errors carry;
-/// [`to_hex`](Self::to_hex) gives all of them.
+/// `Display` shows the first twelve of its 64 hexadecimal characters, which is what logs and errors
+/// carry; [`to_hex`](Self::to_hex) gives all of them.
 ///
 /// ```
 /// use idempotent_runtime::key::KeyHash;
@@ -43,7 +43,8 @@ impl KeyHash {
 }
 
 pub(crate) fn hex(bytes: &[u8]) -> String {
-    const DIGITS: [char; 16] = ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f'];
+    const DIGITS: [char; 16] =
+        ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f'];
     let mut text = String::with_capacity(bytes.len() * 2);
     for byte in bytes {
         text.push(DIGITS[usize::from(byte >> 4)]);
@@ -85,7 +86,8 @@ impl FromStr for KeyHash {
             return Err(ParseKeyHashError);
         }
         for (byte, pair) in bytes.iter_mut().zip(0..) {
-            *byte = u8::from_str_radix(&text[pair * 2..pair * 2 + 2], 16).map_err(|_| ParseKeyHashError)?;
+            *byte = u8::from_str_radix(&text[pair * 2..pair * 2 + 2], 16)
+                .map_err(|_| ParseKeyHashError)?;
         }
         Ok(Self(bytes))
     }
@@ -107,7 +109,8 @@ pub(crate) fn hash_key(namespace: &str, scope: &[u8], operation: &str, key: &[u8
     KeyHash(hasher.finalize().into())
 }
 
-/// A key for a service downstream: 64 characters, the same over all attempts, another for each purpose.
+/// A key for a service downstream: 64 characters, the same over all attempts, another for each
+/// purpose.
 pub(crate) fn derive(key: &KeyHash, purpose: &str) -> String {
     let mut hasher = Sha256::new();
     hasher.update(DERIVE_DOMAIN);
@@ -140,7 +143,10 @@ mod tests {
     fn golden_hash_of_a_released_format() {
         let key = canonical(&Key::of(&("order", 7, true)));
         let hash = hash_key("default", &canonical(&Key::of("tenant-7")), "payments.charge", &key);
-        assert_eq!(hash.to_hex(), "52a6a1e3e6feb504412fdb7fd83e85d5a20b268c5ad22640a8bcb9ead9c84a6e");
+        assert_eq!(
+            hash.to_hex(),
+            "52a6a1e3e6feb504412fdb7fd83e85d5a20b268c5ad22640a8bcb9ead9c84a6e"
+        );
     }
 
     #[test]
@@ -169,7 +175,10 @@ mod tests {
     #[test]
     fn golden_derived_key() {
         let key = hash_key("a", b"", "b", b"c");
-        assert_eq!(derive(&key, "psp"), "688a2ed1dfaf1f99f0b1ad78aa228d0966b94853c0f69284acba84aafd87e238");
+        assert_eq!(
+            derive(&key, "psp"),
+            "688a2ed1dfaf1f99f0b1ad78aa228d0966b94853c0f69284acba84aafd87e238"
+        );
     }
 
     #[test]

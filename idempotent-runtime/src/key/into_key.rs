@@ -9,9 +9,10 @@ use super::{Digest, KeyEncoder, Window};
 
 /// A type whose values can be keys.
 ///
-/// Strings, integers, `bool`, `char`, `Uuid`, byte arrays, references, tuples, [`Digest`] and [`Window`] are. `Option` is too,
-/// and `None` makes the call fail with [`MissingKey`](crate::ErrorKind::MissingKey). Floating point numbers are not:
-/// they have two zeros and a `NaN` that differs from itself.
+/// Strings, integers, `bool`, `char`, `Uuid`, byte arrays, references, tuples, [`Digest`] and
+/// [`Window`] are. `Option` is too, and `None` makes the call fail with
+/// [`MissingKey`](crate::ErrorKind::MissingKey). Floating point numbers are not: they have two
+/// zeros and a `NaN` that differs from itself.
 ///
 /// A newtype of the user forwards to what it wraps:
 ///

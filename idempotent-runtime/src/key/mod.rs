@@ -1,8 +1,8 @@
 //! Keys: which call of an operation this is.
 //!
-//! A key is any value that is [`IntoKey`]. It is encoded with type tags and length prefixes, so that
-//! `("a", "bc")` and `("ab", "c")` are two keys, and so are `1` and `"1"`; then it is hashed together with the
-//! namespace, the scope and the operation's name:
+//! A key is any value that is [`IntoKey`]. It is encoded with type tags and length prefixes, so
+//! that `("a", "bc")` and `("ab", "c")` are two keys, and so are `1` and `"1"`; then it is hashed
+//! together with the namespace, the scope and the operation's name:
 //!
 //! ```text
 //! sha256("idempotency/1" ‖ len‖namespace ‖ len‖scope ‖ len‖operation ‖ canonical(key))
@@ -89,7 +89,9 @@ impl Key {
     /// let (user, order) = ("ada", 7);
     /// assert_eq!(Key::from_parts(|parts| parts.add(&user).add(&order)), Key::of(&("ada", 7)));
     /// ```
-    pub fn from_parts(add: impl for<'a, 'b> FnOnce(&'b mut KeyParts<'a>) -> &'b mut KeyParts<'a>) -> Self {
+    pub fn from_parts(
+        add: impl for<'a, 'b> FnOnce(&'b mut KeyParts<'a>) -> &'b mut KeyParts<'a>,
+    ) -> Self {
         let mut encoder = KeyEncoder::new();
         encoder.tuple(|parts| {
             add(parts);

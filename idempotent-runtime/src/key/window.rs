@@ -12,35 +12,40 @@ impl Window {
     }
 }
 
-/// The window of time in which the call is made, as a part of a key: for calls that nobody gave an identifier, and that
-/// count as one when they follow each other within `length`.
+/// The window of time in which the call is made, as a part of a key: for calls that nobody gave an
+/// identifier, and that count as one when they follow each other within `length`.
 ///
-/// Time is cut into windows of `length` since 1970, on the [`clock`](crate::Builder::clock) of the engine. A call
-/// belongs to the window that it finds a record in: the one it is made in, or else the one before. So a repetition
-/// within `length` after the first call is always recognised, one that comes twice `length` later never, and in between
-/// it depends on where the first call lay in its window.
+/// Time is cut into windows of `length` since 1970, on the [`clock`](crate::Builder::clock) of the
+/// engine. A call belongs to the window that it finds a record in: the one it is made in, or else
+/// the one before. So a repetition within `length` after the first call is always recognised, one
+/// that comes twice `length` later never, and in between it depends on where the first call lay in
+/// its window.
 ///
-/// **A short `ttl` is usually the better window**: `key = user, ttl = "1h"` has one record that is kept for an hour
-/// after the call ended, on the store's clock. There is no edge, no second record to look at, and all processes agree.
-/// A window is for a result that has to outlive the time in which repetitions count, because somebody looks at its
-/// record later.
+/// **A short `ttl` is usually the better window**: `key = user, ttl = "1h"` has one record that is
+/// kept for an hour after the call ended, on the store's clock. There is no edge, no second record
+/// to look at, and all processes agree. A window is for a result that has to outlive the time in
+/// which repetitions count, because somebody looks at its record later.
 ///
-/// - A first call costs a question to the store and a write more: it looks at the window before, and its record says that
-///   this is done, so that whoever has to take it over knows. A call that the window before answers costs four requests
-///   instead of one.
-/// - Windows are counted in UTC and have no calendar: one of a day begins at midnight UTC, and has 24 hours also on the
-///   two days of the year on which local clocks change. "Once per day of the customer" is the customer's date as a text
-///   in the key, computed by the caller, who then answers for retries around midnight.
-/// - The edge is as sharp as the clocks of the processes agree: where they differ by a second, two calls that meet within
-///   a second around the end of a window can both run. So can a call that is repeated after a clock was set back over
-///   the beginning of the window: nobody looks into windows that are still to come.
-/// - A call that broke off belongs to the window in which it began, also when its policy lets the next one run it again:
-///   repetitions count from when it began, and not from when it was ended.
-/// - `ttl` is at least `length`, and a millisecond is added to it, since clocks show whole ones; else the call fails with [`Config`](crate::ErrorKind::Config): a record that is
-///   gone is not found in the window before.
+/// - A first call costs a question to the store and a write more: it looks at the window before,
+///   and its record says that this is done, so that whoever has to take it over knows. A call that
+///   the window before answers costs four requests instead of one.
+/// - Windows are counted in UTC and have no calendar: one of a day begins at midnight UTC, and has
+///   24 hours also on the two days of the year on which local clocks change. "Once per day of the
+///   customer" is the customer's date as a text in the key, computed by the caller, who then
+///   answers for retries around midnight.
+/// - The edge is as sharp as the clocks of the processes agree: where they differ by a second, two
+///   calls that meet within a second around the end of a window can both run. So can a call that is
+///   repeated after a clock was set back over the beginning of the window: nobody looks into
+///   windows that are still to come.
+/// - A call that broke off belongs to the window in which it began, also when its policy lets the
+///   next one run it again: repetitions count from when it began, and not from when it was ended.
+/// - `ttl` is at least `length`, and a millisecond is added to it, since clocks show whole ones;
+///   else the call fails with [`Config`](crate::ErrorKind::Config): a record that is gone is not
+///   found in the window before.
 /// - A key has one window, of a millisecond or more. A scope has none, and a call in a transaction
 ///   ([`run_in`](crate::Call::run_in)) neither.
-/// - [`Idempotency::record`](crate::Idempotency::record) gives the record of the window in which it is asked.
+/// - [`Idempotency::record`](crate::Idempotency::record) gives the record of the window in which it
+///   is asked.
 ///
 /// ```
 /// # use std::time::Duration;
@@ -73,7 +78,10 @@ mod tests {
     fn golden_bytes_of_a_released_format() {
         let key = Key::of(&(1, window(Duration::from_secs(1))));
         let bytes = key.in_window(258, 1024).unwrap();
-        assert_eq!(bytes[bytes.len() - 17..], [b'w', 0, 0, 0, 0, 0, 0, 3, 0xe8, 0, 0, 0, 0, 0, 0, 1, 2]);
+        assert_eq!(
+            bytes[bytes.len() - 17..],
+            [b'w', 0, 0, 0, 0, 0, 0, 3, 0xe8, 0, 0, 0, 0, 0, 0, 1, 2]
+        );
     }
 
     const DAY: u64 = 86_400_000;
@@ -96,13 +104,16 @@ mod tests {
     fn days_on_which_local_clocks_change_are_windows_like_all_others() {
         let day = Key::of(&window(Duration::from_millis(DAY)));
         let hour = Key::of(&window(Duration::from_secs(3600)));
-        // Midnight UTC of 2026-03-29 and 2026-10-25, when clocks in Europe change at one o'clock UTC.
+        // Midnight UTC of 2026-03-29 and 2026-10-25, when clocks in Europe change at one o'clock
+        // UTC.
         for midnight in [1_774_742_400_000, 1_792_886_400_000] {
-            let number = |key: &Key, millis| key.window_number(Timestamp::from_millis(midnight + millis));
+            let number =
+                |key: &Key, millis| key.window_number(Timestamp::from_millis(midnight + millis));
             assert_eq!(number(&day, 0) * DAY, midnight);
             assert_eq!(number(&day, DAY - 1), number(&day, 0));
             assert_eq!(number(&day, DAY), number(&day, 0) + 1);
-            let hours: Vec<_> = (0..24).map(|hours| number(&hour, hours * 3_600_000) - number(&hour, 0)).collect();
+            let hours: Vec<_> =
+                (0..24).map(|hours| number(&hour, hours * 3_600_000) - number(&hour, 0)).collect();
             assert!(hours.iter().copied().eq(0..24), "{hours:?}");
         }
     }

@@ -17,7 +17,11 @@ pub struct MemoryStoreBuilder {
 
 impl Default for MemoryStoreBuilder {
     fn default() -> Self {
-        Self { max_records: 1_000_000, max_bytes: 512 * 1024 * 1024, clock: Arc::new(SystemClock::new()) }
+        Self {
+            max_records: 1_000_000,
+            max_bytes: 512 * 1024 * 1024,
+            clock: Arc::new(SystemClock::new()),
+        }
     }
 }
 
@@ -28,9 +32,11 @@ impl MemoryStoreBuilder {
         self
     }
 
-    /// How many bytes the records take at most, with an estimate of their own overhead. 512 MiB unless set.
+    /// How many bytes the records take at most, with an estimate of their own overhead. 512 MiB
+    /// unless set.
     ///
-    /// Results and checkpoints of calls that are running may exceed it: a call that was admitted can store its result.
+    /// Results and checkpoints of calls that are running may exceed it: a call that was admitted
+    /// can store its result.
     pub fn max_bytes(mut self, max_bytes: usize) -> Self {
         self.max_bytes = max_bytes;
         self

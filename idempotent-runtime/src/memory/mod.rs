@@ -19,11 +19,13 @@ use watchers::Registration;
 use crate::clock::{Clock, Timestamp};
 use crate::key::KeyHash;
 use crate::store::{
-    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Page, Park, Purged, Record, Release, Remove,
-    Renewal, Resolve, Scan, Store, StoreError, StoreErrorKind, Token, Watch, Written, transition,
+    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Page, Park, Purged, Record,
+    Release, Remove, Renewal, Resolve, Scan, Store, StoreError, StoreErrorKind, Token, Watch,
+    Written, transition,
 };
 
-/// A power of two; a shard holds the keys that share their first six bits, so shards are in the order of keys.
+/// A power of two; a shard holds the keys that share their first six bits, so shards are in the
+/// order of keys.
 const SHARDS: usize = 64;
 const SHARD_SHIFT: u32 = 2;
 /// How many expired records each operation removes from the shard that it visits.
@@ -35,18 +37,19 @@ const DEFAULT_PAGE: usize = 100;
 
 /// Keeps records in this process's memory, and forgets them with the process.
 ///
-/// Right for tests, for command-line tools and for one process whose restarts may run a call again. Several processes
-/// need a shared store.
+/// Right for tests, for command-line tools and for one process whose restarts may run a call again.
+/// Several processes need a shared store.
 ///
 /// Cloning is cheap, and all clones share the records.
 ///
 /// **Bounds.** At most [`max_records`](MemoryStoreBuilder::max_records) records and
 /// [`max_bytes`](MemoryStoreBuilder::max_bytes) bytes. A claim beyond that is refused with
-/// [`StoreErrorKind::Full`]; a record that has not expired is never dropped. A call that was admitted can always store
-/// its result, so the bytes may exceed their limit by the results and checkpoints of the calls that are running.
+/// [`StoreErrorKind::Full`]; a record that has not expired is never dropped. A call that was
+/// admitted can always store its result, so the bytes may exceed their limit by the results and
+/// checkpoints of the calls that are running.
 ///
-/// **Expiry** is counted on the wall clock of the injected [`Clock`]. Expired records are removed a few at a time by
-/// the operations that follow, and by [`Store::purge`].
+/// **Expiry** is counted on the wall clock of the injected [`Clock`]. Expired records are removed a
+/// few at a time by the operations that follow, and by [`Store::purge`].
 ///
 /// ```
 /// use idempotent_runtime::store::MemoryStore;
@@ -88,7 +91,11 @@ impl MemoryStore {
     }
 
     /// Applies one transition to the slot of `key`.
-    fn apply<R>(&self, key: &KeyHash, transition: impl FnOnce(&mut Option<Record>, Timestamp) -> R) -> R {
+    fn apply<R>(
+        &self,
+        key: &KeyHash,
+        transition: impl FnOnce(&mut Option<Record>, Timestamp) -> R,
+    ) -> R {
         let now = self.inner.clock.now();
         self.inner.visit(shard_number(key), |shard, usage| {
             shard.remove_expired(EXPIRED_PER_OPERATION, now, usage);
@@ -110,7 +117,8 @@ impl MemoryStore {
         let now = self.inner.clock.now();
         self.inner.visit(shard_number(&claim.key), |shard, usage| {
             shard.remove_expired(EXPIRED_PER_OPERATION, now, usage);
-            let reserved = if shard.holds(&claim.key, now) { Cost::default() } else { Cost::of_claim(claim) };
+            let reserved =
+                if shard.holds(&claim.key, now) { Cost::default() } else { Cost::of_claim(claim) };
             usage.reserve(reserved).then(|| shard.claim(claim, reserved, usage, now))
         })
     }
@@ -118,14 +126,15 @@ impl MemoryStore {
     fn remove_expired_everywhere(&self) {
         let now = self.inner.clock.now();
         for number in 0..SHARDS {
-            self.inner.visit(number, |shard, usage| shard.remove_expired(EXPIRED_WHEN_FULL, now, usage));
+            self.inner
+                .visit(number, |shard, usage| shard.remove_expired(EXPIRED_WHEN_FULL, now, usage));
         }
     }
 }
 
 impl Inner {
-    /// Locks a shard for `visit`, then wakes who watches what `visit` changed: with the lock gone, because a waker may
-    /// run anything.
+    /// Locks a shard for `visit`, then wakes who watches what `visit` changed: with the lock gone,
+    /// because a waker may run anything.
     fn visit<R>(&self, number: usize, visit: impl FnOnce(&mut Shard, &Usage) -> R) -> R {
         let mut shard = lock(&self.shards[number]);
         let answer = visit(&mut shard, &self.usage);
@@ -177,12 +186,15 @@ impl Store for MemoryStore {
             return Ok(claimed);
         }
         self.remove_expired_everywhere();
-        self.try_claim(&claim)
-            .ok_or_else(|| StoreError::new(StoreErrorKind::Full, "claim").with_detail(self.inner.usage.to_string()))
+        self.try_claim(&claim).ok_or_else(|| {
+            StoreError::new(StoreErrorKind::Full, "claim").with_detail(self.inner.usage.to_string())
+        })
     }
 
     async fn renew(&self, renewals: Vec<Renewal>) -> Result<Vec<Written>, StoreError> {
-        let renew = |renewal: &Renewal| self.apply(&renewal.key, |slot, now| transition::renew(slot, renewal, now));
+        let renew = |renewal: &Renewal| {
+            self.apply(&renewal.key, |slot, now| transition::renew(slot, renewal, now))
+        };
         Ok(renewals.iter().map(renew).collect())
     }
 
@@ -218,12 +230,15 @@ impl Store for MemoryStore {
         let clock = &self.inner.clock;
         let now = clock.now();
         let (record, notified) = self.inner.visit(shard_number(&key), |shard, usage| {
-            let record = shard.apply(&key, Cost::default(), usage, |slot| transition::read(slot, now));
+            let record =
+                shard.apply(&key, Cost::default(), usage, |slot| transition::read(slot, now));
             (record, shard.watchers.register(key))
         });
         let registration = Registration::new(Arc::downgrade(&self.inner), key);
         // Nobody may come by to notice the expiry.
-        let expiry = record.as_ref().map(|record| clock.sleep(record.expires.saturating_duration_since(now)));
+        let expiry = record
+            .as_ref()
+            .map(|record| clock.sleep(record.expires.saturating_duration_since(now)));
         let changed = async move {
             let _deregisters = registration;
             match expiry {

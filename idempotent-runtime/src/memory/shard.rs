@@ -66,10 +66,17 @@ impl Shard {
     }
 
     /// Takes a claim, or says what stands in the way; `reserved` is in the totals already.
-    pub(super) fn claim(&mut self, claim: &Claim, reserved: Cost, usage: &Usage, now: Timestamp) -> Claimed {
+    pub(super) fn claim(
+        &mut self,
+        claim: &Claim,
+        reserved: Cost,
+        usage: &Usage,
+        now: Timestamp,
+    ) -> Claimed {
         let last_fence = self.last_fence;
-        let claimed =
-            self.apply(&claim.key, reserved, usage, |slot| transition::claim_above(slot, claim, now, last_fence));
+        let claimed = self.apply(&claim.key, reserved, usage, |slot| {
+            transition::claim_above(slot, claim, now, last_fence)
+        });
         if let Claimed::Mine(grant) = &claimed {
             self.last_fence = last_fence.max(grant.record.fence);
         }
@@ -123,7 +130,13 @@ impl Shard {
     }
 
     /// Adds what `scan` asks for until there are `limit` records.
-    pub(super) fn list(&self, scan: &Scan, limit: usize, now: Timestamp, records: &mut Vec<Record>) {
+    pub(super) fn list(
+        &self,
+        scan: &Scan,
+        limit: usize,
+        now: Timestamp,
+        records: &mut Vec<Record>,
+    ) {
         let start = scan.after.map_or(Bound::Unbounded, Bound::Excluded);
         let found = self.slots.range((start, Bound::Unbounded)).filter_map(|(_, slot)| {
             let mut record = slot.clone();

@@ -1,4 +1,5 @@
-//! Bounds, removal and watches of the memory store. The rules of claims and results are in the conformance suite.
+//! Bounds, removal and watches of the memory store. The rules of claims and results are in the
+//! conformance suite.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +10,8 @@ use super::{MemoryStore, lock};
 use crate::clock::{Clock, Sleep, Timestamp};
 use crate::key::KeyHash;
 use crate::store::{
-    Adoption, Claim, Claimed, Commit, Grant, Record, Release, Scan, State, Store, StoreErrorKind, Token, Written,
+    Adoption, Claim, Claimed, Commit, Grant, Record, Release, Scan, State, Store, StoreErrorKind,
+    Token, Written,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -164,7 +166,10 @@ async fn usage_returns_to_zero() {
     wall.set(10);
     assert_eq!(store.purge(usize::MAX).await.unwrap().removed, 500);
     assert_eq!(stored_records(&store), 0);
-    assert!(format!("{store:?}").contains("0 of 1000000 records and 0 of 536870912 bytes"), "{store:?}");
+    assert!(
+        format!("{store:?}").contains("0 of 1000000 records and 0 of 536870912 bytes"),
+        "{store:?}"
+    );
 }
 
 #[tokio::test]
@@ -199,8 +204,9 @@ async fn purge_stops_at_its_limit_and_tells_the_lag() {
 #[tokio::test]
 async fn watches_leave_nothing_behind() {
     let store = MemoryStore::new();
-    let watchers =
-        |store: &MemoryStore| store.inner.shards.iter().filter(|shard| !lock(shard).watchers.is_empty()).count();
+    let watchers = |store: &MemoryStore| {
+        store.inner.shards.iter().filter(|shard| !lock(shard).watchers.is_empty()).count()
+    };
     let first = store.watch(key(1)).await.unwrap();
     let second = store.watch(key(1)).await.unwrap();
     assert_eq!(watchers(&store), 1);
@@ -238,7 +244,10 @@ async fn concurrent_claims_never_pass_the_bound() {
         admitted += task.await.unwrap();
     }
     assert_eq!((admitted, stored_records(&store)), (100, 100));
-    assert_eq!(store.scan(Scan { limit: 1000, ..Scan::default() }).await.unwrap().records.len(), 100);
+    assert_eq!(
+        store.scan(Scan { limit: 1000, ..Scan::default() }).await.unwrap().records.len(),
+        100
+    );
 }
 
 #[tokio::test]

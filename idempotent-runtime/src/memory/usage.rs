@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::store::{Claim, Record};
 
-/// An estimate of what a record takes beside its variable parts: itself, its place in the map and in the index.
+/// An estimate of what a record takes beside its variable parts: itself, its place in the map and
+/// in the index.
 const OVERHEAD: usize = size_of::<Record>() + 128;
 
 /// What one record takes.
@@ -69,7 +70,8 @@ impl Usage {
 
 impl Counter {
     fn reserve(&self, amount: usize) -> bool {
-        let reserve = |used: usize| used.checked_add(amount).filter(|&sum| amount == 0 || sum <= self.limit);
+        let reserve =
+            |used: usize| used.checked_add(amount).filter(|&sum| amount == 0 || sum <= self.limit);
         self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, reserve).is_ok()
     }
 

@@ -52,7 +52,8 @@ fn of_url(url: &str) -> Result<Source, StoreError> {
     if !["mysql://", "mariadb://"].iter().any(|scheme| url.starts_with(scheme)) {
         return Err(unfit("the URL of a MySQL store begins with `mysql://` or `mariadb://`"));
     }
-    let options = url.parse().map_err(|error: sqlx::Error| unfit("the URL is unfit").with_source(error))?;
+    let options =
+        url.parse().map_err(|error: sqlx::Error| unfit("the URL is unfit").with_source(error))?;
     Ok(Source::Server(Box::new(options)))
 }
 
@@ -63,12 +64,23 @@ mod tests {
 
     #[test]
     fn urls_of_other_stores_are_refused() {
-        for url in ["mysql://user:password@host:3307/shop?ssl-mode=REQUIRED", "mariadb://host/shop"] {
+        for url in ["mysql://user:password@host:3307/shop?ssl-mode=REQUIRED", "mariadb://host/shop"]
+        {
             let Ok(Source::Server(options)) = url.source() else { panic!("{url}") };
             assert_eq!(options.get_database(), Some("shop"), "{url}");
         }
-        for url in ["postgres://host/shop", "mysql:shop", "mysql://ho st/", "mysql://host/?ssl-mode=perhaps", ""] {
-            assert_eq!(url.source().err().map(|error| error.kind()), Some(StoreErrorKind::Config), "{url}");
+        for url in [
+            "postgres://host/shop",
+            "mysql:shop",
+            "mysql://ho st/",
+            "mysql://host/?ssl-mode=perhaps",
+            "",
+        ] {
+            assert_eq!(
+                url.source().err().map(|error| error.kind()),
+                Some(StoreErrorKind::Config),
+                "{url}"
+            );
         }
     }
 }

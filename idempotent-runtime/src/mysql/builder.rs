@@ -22,12 +22,14 @@ use crate::store::{StoreError, StoreErrorKind};
 
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
 const CONNECTIONS: u32 = 10;
-/// A connection that was used this short a time ago is taken to be alive: asking costs a round trip.
+/// A connection that was used this short a time ago is taken to be alive: asking costs a round
+/// trip.
 const FRESH: Duration = Duration::from_secs(1);
 /// How long a connection that was not used for longer may take to show that it is alive.
 const PING: Duration = Duration::from_millis(500);
-/// How long the server lets a write wait for a lock: shorter than an answer, so that the answer says that nothing
-/// happened. A claim that waits on when nobody listens any more would leave a record that nobody owns.
+/// How long the server lets a write wait for a lock: shorter than an answer, so that the answer
+/// says that nothing happened. A claim that waits on when nobody listens any more would leave a
+/// record that nobody owns.
 pub(super) const LOCK_WAIT_SECONDS: u128 = 1;
 /// An answer is waited for longer than the server waits for a lock.
 const SHORTEST_TIMEOUT: Duration = Duration::from_millis(1_500);
@@ -68,23 +70,25 @@ impl MySqlStoreBuilder {
         }
     }
 
-    /// The table's name, `table` or `database.table`. Services that share a database get a table each, or a namespace of
-    /// the engine each. The default is `idempotency_records` in the connection's database.
+    /// The table's name, `table` or `database.table`. Services that share a database get a table
+    /// each, or a namespace of the engine each. The default is `idempotency_records` in the
+    /// connection's database.
     pub fn table(mut self, name: impl Into<String>) -> Self {
         self.table = name.into();
         self
     }
 
-    /// How many connections the store opens at most for each Tokio runtime that calls it, beside two for renewals. The
-    /// default is 10. A pool that the store was given has its own limit.
+    /// How many connections the store opens at most for each Tokio runtime that calls it, beside
+    /// two for renewals. The default is 10. A pool that the store was given has its own limit.
     pub fn max_connections(mut self, connections: u32) -> Self {
         self.max_connections = connections.max(1);
         self
     }
 
-    /// How long a request may wait for a connection, and then for its answer, before it is given up. The default is 2
-    /// seconds, the shortest a second and a half: the server waits for the lock of a row or a table for one second, and what
-    /// is given up before that would be written when nobody waits for it any more.
+    /// How long a request may wait for a connection, and then for its answer, before it is given
+    /// up. The default is 2 seconds, the shortest a second and a half: the server waits for the
+    /// lock of a row or a table for one second, and what is given up before that would be written
+    /// when nobody waits for it any more.
     pub fn response_timeout(mut self, timeout: Duration) -> Self {
         self.response_timeout = timeout;
         self
@@ -93,20 +97,21 @@ impl MySqlStoreBuilder {
     /// Connects, and checks that the server can keep the promise.
     ///
     /// # Errors
-    /// [`Config`](StoreErrorKind::Config) when the address, the table's name or the time limit is unfit, the server refuses
-    /// the user, or is older than MariaDB 10.5 or MySQL 8.0; [`Refused`](StoreErrorKind::Refused) when there is no
-    /// connection to it.
+    /// [`Config`](StoreErrorKind::Config) when the address, the table's name or the time limit is
+    /// unfit, the server refuses the user, or is older than MariaDB 10.5 or MySQL 8.0;
+    /// [`Refused`](StoreErrorKind::Refused) when there is no connection to it.
     pub async fn connect(self) -> Result<MySqlStore, StoreError> {
         let store = self.build()?;
         explained(check::server(&store.0)).await?;
         Ok(store)
     }
 
-    /// A store that connects when it is used first. Nothing is checked. Called in the Tokio runtime in which the store is
-    /// used.
+    /// A store that connects when it is used first. Nothing is checked. Called in the Tokio runtime
+    /// in which the store is used.
     ///
     /// # Errors
-    /// [`Config`](StoreErrorKind::Config) when the address, the table's name or the time limit is unfit.
+    /// [`Config`](StoreErrorKind::Config) when the address, the table's name or the time limit is
+    /// unfit.
     pub fn build(self) -> Result<MySqlStore, StoreError> {
         check_timeout("response_timeout", self.response_timeout)?;
         if self.response_timeout < SHORTEST_TIMEOUT {
@@ -120,8 +125,15 @@ impl MySqlStoreBuilder {
         let response_timeout = self.response_timeout;
         let connections = match self.source? {
             Source::Server(options) => {
-                let (read_back, demotions) = (ReadBack::default(), Demotions::of(self.max_connections));
-                let pools = own_pools(*options, self.max_connections, response_timeout, &read_back, &demotions);
+                let (read_back, demotions) =
+                    (ReadBack::default(), Demotions::of(self.max_connections));
+                let pools = own_pools(
+                    *options,
+                    self.max_connections,
+                    response_timeout,
+                    &read_back,
+                    &demotions,
+                );
                 Connections { pools, response_timeout, has_bounds: true, read_back, demotions }
             }
             Source::Pool(pool) => of_others(pool, response_timeout),
@@ -142,8 +154,15 @@ impl fmt::Debug for MySqlStoreBuilder {
 }
 
 fn of_others(pool: MySqlPool, response_timeout: Duration) -> Connections {
-    let (read_back, demotions) = (ReadBack::default(), Demotions::of(pool.options().get_max_connections()));
-    Connections { pools: Pools::given(pool), response_timeout, has_bounds: false, read_back, demotions }
+    let (read_back, demotions) =
+        (ReadBack::default(), Demotions::of(pool.options().get_max_connections()));
+    Connections {
+        pools: Pools::given(pool),
+        response_timeout,
+        has_bounds: false,
+        read_back,
+        demotions,
+    }
 }
 
 fn own_pools(
@@ -160,7 +179,9 @@ fn own_pools(
         .test_before_acquire(false)
         .before_acquire(move |connection, metadata| {
             let is_demoted = demotions.are_younger_than(metadata.age);
-            Box::pin(async move { Ok(!is_demoted && (metadata.idle_for < FRESH || is_alive(connection.ping()).await)) })
+            Box::pin(async move {
+                Ok(!is_demoted && (metadata.idle_for < FRESH || is_alive(connection.ping()).await))
+            })
         })
         .after_connect(move |connection, _| {
             let read_back = read_back.clone();
@@ -169,7 +190,10 @@ fn own_pools(
     Pools::own(pool, options)
 }
 
-#[expect(clippy::disallowed_methods, reason = "the patience with a server is real time, whatever clock records have")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the patience with a server is real time, whatever clock records have"
+)]
 async fn is_alive(ping: impl Future<Output = Result<(), sqlx::Error>>) -> bool {
     tokio::time::timeout(PING, ping).await.is_ok_and(|answer| answer.is_ok())
 }

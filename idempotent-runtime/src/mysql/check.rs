@@ -14,17 +14,20 @@ const OLDEST_MYSQL: (u32, u32) = (8, 0);
 
 pub(super) async fn server(store: &Inner) -> Result<(), StoreError> {
     let mut lease = store.connections.lease(OPERATION).await?;
-    let result = in_time(OPERATION, store.connections.response_timeout, connected(&mut lease)).await;
+    let result =
+        in_time(OPERATION, store.connections.response_timeout, connected(&mut lease)).await;
     store.connections.end(lease, result.as_ref().err());
     result
 }
 
 async fn connected(connection: &mut MySqlConnection) -> Result<(), StoreError> {
     let row = sqlx::query("SELECT VERSION()").persistent(false).fetch_one(&mut *connection).await;
-    let version: String = row.and_then(|row| row.try_get(0)).map_err(|error| store_error(OPERATION, error))?;
+    let version: String =
+        row.and_then(|row| row.try_get(0)).map_err(|error| store_error(OPERATION, error))?;
     supported(&version)?;
     session(connection).await?;
-    let flush = sqlx::query("SELECT CAST(@@innodb_flush_log_at_trx_commit AS SIGNED)").persistent(false);
+    let flush =
+        sqlx::query("SELECT CAST(@@innodb_flush_log_at_trx_commit AS SIGNED)").persistent(false);
     match flush.fetch_one(&mut *connection).await.and_then(|row| row.try_get::<i64, _>(0)) {
         Ok(1) => {}
         Ok(flush) => tracing::warn!(
@@ -41,21 +44,30 @@ async fn connected(connection: &mut MySqlConnection) -> Result<(), StoreError> {
 
 /// What the pool of somebody else does to its sessions, as far as it would make answers wrong.
 async fn session(connection: &mut MySqlConnection) -> Result<(), StoreError> {
-    let settings = format!("SELECT CAST(@@autocommit AS SIGNED), CAST(@@sql_mode AS CHAR), {ISOLATION}");
+    let settings =
+        format!("SELECT CAST(@@autocommit AS SIGNED), CAST(@@sql_mode AS CHAR), {ISOLATION}");
     let row = sqlx::query(AssertSqlSafe(settings)).persistent(false).fetch_one(connection).await;
-    let row =
-        row.and_then(|row| Ok((row.try_get::<i64, _>(0)?, row.try_get::<String, _>(1)?, row.try_get::<i64, _>(2)?)));
+    let row = row.and_then(|row| {
+        Ok((row.try_get::<i64, _>(0)?, row.try_get::<String, _>(1)?, row.try_get::<i64, _>(2)?))
+    });
     let (autocommit, mode, isolation) = row.map_err(|error| store_error(OPERATION, error))?;
-    let unfit = |detail| Err(StoreError::new(StoreErrorKind::Config, OPERATION).with_detail(detail));
+    let unfit =
+        |detail| Err(StoreError::new(StoreErrorKind::Config, OPERATION).with_detail(detail));
     if autocommit == 0 {
         return unfit(
             "`autocommit` is off in the sessions of the pool: what the store writes would never be committed",
         );
     }
     if mode.split(',').any(|mode| mode.trim() == "EMPTY_STRING_IS_NULL") {
-        return unfit("`sql_mode` has EMPTY_STRING_IS_NULL in the sessions of the pool: empty results would be none");
+        return unfit(
+            "`sql_mode` has EMPTY_STRING_IS_NULL in the sessions of the pool: empty results would be none",
+        );
     }
-    if Isolation::of(isolation) == Isolation::Uncommitted { Err(uncommitted(OPERATION)) } else { Ok(()) }
+    if Isolation::of(isolation) == Isolation::Uncommitted {
+        Err(uncommitted(OPERATION))
+    } else {
+        Ok(())
+    }
 }
 
 /// What a session is refused with that shows what is not committed.
@@ -77,8 +89,9 @@ fn supported(version: &str) -> Result<(), StoreError> {
     if found.is_some_and(|found| found >= oldest) {
         return Ok(());
     }
-    Err(StoreError::new(StoreErrorKind::Config, OPERATION)
-        .with_detail(format!("the server is `{version}`; the store takes MariaDB 10.5, MySQL 8.0 and later ones")))
+    Err(StoreError::new(StoreErrorKind::Config, OPERATION).with_detail(format!(
+        "the server is `{version}`; the store takes MariaDB 10.5, MySQL 8.0 and later ones"
+    )))
 }
 
 #[cfg(test)]
@@ -87,9 +100,14 @@ mod tests {
 
     #[test]
     fn old_servers_are_refused() {
-        for version in
-            ["10.5.0-MariaDB", "10.11.19-MariaDB-0+deb12u1", "11.4.2-MariaDB-log", "8.0.36", "8.4.0-log", "9.7.4"]
-        {
+        for version in [
+            "10.5.0-MariaDB",
+            "10.11.19-MariaDB-0+deb12u1",
+            "11.4.2-MariaDB-log",
+            "8.0.36",
+            "8.4.0-log",
+            "9.7.4",
+        ] {
             assert!(supported(version).is_ok(), "{version}");
         }
         for version in ["10.4.34-MariaDB-log", "5.5.68-MariaDB", "5.7.44-log", "", "PostgreSQL"] {

@@ -6,15 +6,18 @@ use sqlx::mysql::MySqlDatabaseError;
 use crate::sql::unconnected;
 use crate::store::{StoreError, StoreErrorKind};
 
-/// Two transactions waited for each other, or in Galera changed one row on two nodes; this one was rolled back as a whole.
+/// Two transactions waited for each other, or in Galera changed one row on two nodes; this one was
+/// rolled back as a whole.
 const DEADLOCK: u16 = 1213;
 /// Somebody else held a lock for as long as `innodb_lock_wait_timeout` says.
 pub(crate) const LOCK_WAIT_TIMEOUT: u16 = 1205;
 /// There is no savepoint of that name.
 pub(super) const NO_SAVEPOINT: u16 = 1305;
-/// Under `innodb_snapshot_isolation`, a row was changed since the transaction's snapshot; it was rolled back as a whole.
+/// Under `innodb_snapshot_isolation`, a row was changed since the transaction's snapshot; it was
+/// rolled back as a whole.
 const SNAPSHOT_TOO_OLD: u16 = 1020;
-/// Another member of a Group Replication was faster, and the transaction was rolled back at its commit.
+/// Another member of a Group Replication was faster, and the transaction was rolled back at its
+/// commit.
 const NOT_CERTIFIED: u16 = 3101;
 /// A commit failed, for the reason that the message numbers: see [`is_conflict`].
 const ERROR_DURING_COMMIT: u16 = 1180;
@@ -27,7 +30,8 @@ pub(super) const NO_SUCH_INDEX: u16 = 1176;
 /// A table is missing.
 pub(super) const NO_TABLE: u16 = 1146;
 
-/// The server takes no writes: `read_only` and `super_read_only`, a transaction or an engine that only reads.
+/// The server takes no writes: `read_only` and `super_read_only`, a transaction or an engine that
+/// only reads.
 const READ_ONLY: [u16; 3] = [1290, 1792, 1836];
 /// The node is not part of a cluster that works.
 const NO_CLUSTER: u16 = 1047;
@@ -43,9 +47,13 @@ pub(super) fn store_error(operation: &'static str, error: Error) -> StoreError {
     .with_source(error)
 }
 
-/// The error of getting a connection: no request was sent, so nothing was applied. `is_local`: it would be one to a socket in
-/// the file system.
-pub(super) fn connection_error(operation: &'static str, error: Error, is_local: bool) -> StoreError {
+/// The error of getting a connection: no request was sent, so nothing was applied. `is_local`: it
+/// would be one to a socket in the file system.
+pub(super) fn connection_error(
+    operation: &'static str,
+    error: Error,
+    is_local: bool,
+) -> StoreError {
     let unfit = match &error {
         Error::Io(error) => unconnected::reason(error, is_local),
         // The URL itself was read before. Without TLS a password would be encrypted by this.
@@ -57,7 +65,9 @@ pub(super) fn connection_error(operation: &'static str, error: Error, is_local: 
         _ => None,
     };
     if let Some(unfit) = unfit {
-        return StoreError::new(StoreErrorKind::Config, operation).with_detail(unfit).with_source(error);
+        return StoreError::new(StoreErrorKind::Config, operation)
+            .with_detail(unfit)
+            .with_source(error);
     }
     match meaning(&error) {
         (StoreErrorKind::Unavailable, _) => no_connection(operation).with_source(error),
@@ -66,7 +76,8 @@ pub(super) fn connection_error(operation: &'static str, error: Error, is_local: 
 }
 
 pub(super) fn no_connection(operation: &'static str) -> StoreError {
-    StoreError::new(StoreErrorKind::Refused, operation).with_detail("there is no connection to the server")
+    StoreError::new(StoreErrorKind::Refused, operation)
+        .with_detail("there is no connection to the server")
 }
 
 /// The server's number of an error that it answered with.
@@ -75,12 +86,14 @@ pub(super) fn number(error: &Error) -> Option<u16> {
     database.try_downcast_ref::<MySqlDatabaseError>().map(MySqlDatabaseError::number)
 }
 
-/// Whether the server has rolled back the transaction as a whole because of what others did at the same time.
+/// Whether the server has rolled back the transaction as a whole because of what others did at the
+/// same time.
 pub(crate) fn is_conflict(error: &MySqlDatabaseError) -> bool {
     match error.number() {
         DEADLOCK | SNAPSHOT_TOO_OLD | NOT_CERTIFIED => true,
-        // "Got error 149 - 'Lock deadlock; Retry transaction' during COMMIT", which is how a member of a Group Replication
-        // says that it was rolled back for another one. After any other the commit may have happened.
+        // "Got error 149 - 'Lock deadlock; Retry transaction' during COMMIT", which is how a member
+        // of a Group Replication says that it was rolled back for another one. After any other the
+        // commit may have happened.
         ERROR_DURING_COMMIT => error.message().contains("error 149"),
         _ => false,
     }
@@ -92,14 +105,18 @@ pub(super) fn has_conflict(error: &Error) -> bool {
     database.is_some_and(is_conflict)
 }
 
-/// Whether the server may have a successor, which other connections find: it takes no writes, or left its cluster.
+/// Whether the server may have a successor, which other connections find: it takes no writes, or
+/// left its cluster.
 pub(super) fn is_demoted(error: &StoreError) -> bool {
     let source = std::error::Error::source(error).and_then(|source| source.downcast_ref());
-    source.and_then(number).is_some_and(|number| READ_ONLY.contains(&number) || number == NO_CLUSTER)
+    source
+        .and_then(number)
+        .is_some_and(|number| READ_ONLY.contains(&number) || number == NO_CLUSTER)
 }
 
-/// `Refused` and the others that promise it only where it is certain that nothing was applied: the statement was never
-/// begun, or was rolled back before its error was sent. A statement that was interrupted may have been committed.
+/// `Refused` and the others that promise it only where it is certain that nothing was applied: the
+/// statement was never begun, or was rolled back before its error was sent. A statement that was
+/// interrupted may have been committed.
 fn meaning(error: &Error) -> (StoreErrorKind, Option<&'static str>) {
     use StoreErrorKind::{Config, Refused, Unavailable};
     match error {
@@ -108,7 +125,9 @@ fn meaning(error: &Error) -> (StoreErrorKind, Option<&'static str>) {
         }
         Error::Database(_) => number(error).map_or((Unavailable, None), meaning_of_number),
         Error::Configuration(_) => (Config, Some("the URL is unfit")),
-        Error::Tls(_) => (Config, Some("no encrypted connection: see `ssl-mode` and `ssl-ca` in the URL")),
+        Error::Tls(_) => {
+            (Config, Some("no encrypted connection: see `ssl-mode` and `ssl-ca` in the URL"))
+        }
         Error::PoolTimedOut => (Refused, Some("no connection was free or could be made in time")),
         Error::PoolClosed => (Refused, Some("the pool was closed")),
         _ => (Unavailable, None),
@@ -118,22 +137,33 @@ fn meaning(error: &Error) -> (StoreErrorKind, Option<&'static str>) {
 fn meaning_of_number(number: u16) -> (StoreErrorKind, Option<&'static str>) {
     use StoreErrorKind::{Config, Full, Refused, Unavailable, Unsupported};
     match number {
-        NO_TABLE => (Config, Some("the table is missing: run `store.migrate()` once, or the shipped SQL")),
+        NO_TABLE => {
+            (Config, Some("the table is missing: run `store.migrate()` once, or the shipped SQL"))
+        }
         1046 => (Config, Some("no database is chosen: name it in the URL, or in the table's name")),
         1049 => (Config, Some("the server has no database of that name")),
         1045 | 1251 | 1698 => (Config, Some("the server refuses the user or the password")),
-        1044 | 1142 | 1143 | 1227 => {
-            (Config, Some("the user lacks a right that the store needs; see the store's documentation"))
-        }
+        1044 | 1142 | 1143 | 1227 => (
+            Config,
+            Some("the user lacks a right that the store needs; see the store's documentation"),
+        ),
         1048 | 1054 | 1136 | 1264 | 1364 | 1366 | 1406 => {
             (Config, Some("the table is not as `store.migrate()` makes it"))
         }
-        SYNTAX => (Unsupported, Some("the server's dialect is not that of MariaDB 10.5 or MySQL 8.0")),
-        1153 => (Config, Some("the record is larger than the server takes: raise `max_allowed_packet`")),
+        SYNTAX => {
+            (Unsupported, Some("the server's dialect is not that of MariaDB 10.5 or MySQL 8.0"))
+        }
+        1153 => {
+            (Config, Some("the record is larger than the server takes: raise `max_allowed_packet`"))
+        }
         1665 => (Config, Some("the server's `binlog_format` is STATEMENT: use MIXED or ROW")),
         1114 => (Full, Some("the table or the disk is full")),
-        LOCK_WAIT_TIMEOUT => (Refused, Some("somebody else holds the lock of the row or the table")),
-        number if READ_ONLY.contains(&number) => (Refused, Some("the server is read-only: is it a replica?")),
+        LOCK_WAIT_TIMEOUT => {
+            (Refused, Some("somebody else holds the lock of the row or the table"))
+        }
+        number if READ_ONLY.contains(&number) => {
+            (Refused, Some("the server is read-only: is it a replica?"))
+        }
         1040 | 1203 | 1226 => (Refused, Some("the server has no more connections for this user")),
         NO_CLUSTER => (Refused, Some("the node is not part of a working cluster")),
         _ => (Unavailable, None),

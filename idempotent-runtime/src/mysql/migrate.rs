@@ -29,10 +29,11 @@ pub(super) async fn migrate(store: &Inner) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// The version of the table, which is made if it is not there. A user who may not make tables can ask all the same.
+/// The version of the table, which is made if it is not there. A user who may not make tables can
+/// ask all the same.
 ///
-/// Each statement of the script takes effect by itself, since the server commits around every `CREATE TABLE`, and does
-/// nothing where somebody else was faster.
+/// Each statement of the script takes effect by itself, since the server commits around every
+/// `CREATE TABLE`, and does nothing where somebody else was faster.
 async fn up_to_date(store: &Inner, connection: &mut MySqlConnection) -> Result<i64, StoreError> {
     let failed = |error| store_error(OPERATION, error);
     // For as long as `PATIENCE`.
@@ -59,6 +60,7 @@ async fn version(store: &Inner, connection: &mut MySqlConnection) -> Result<Opti
     let statement = format!(
         "SELECT meta.version FROM {meta} AS meta LEFT JOIN {table} AS kept ON kept.key_hash = X'' WHERE meta.id = 1"
     );
-    let row = sqlx::query(AssertSqlSafe(statement)).persistent(false).fetch_optional(connection).await?;
+    let row =
+        sqlx::query(AssertSqlSafe(statement)).persistent(false).fetch_optional(connection).await?;
     row.map(|row| row.try_get(0)).transpose()
 }

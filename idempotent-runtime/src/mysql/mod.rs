@@ -29,16 +29,16 @@ use statements::{Isolation, Statement, Statements};
 use crate::key::KeyHash;
 use crate::sql::transaction::OwnIdentity;
 use crate::sql::{
-    self, Answer, COLUMNS, Fences, Found, Guard, Lease, Listed, PurgeMark, Row, Rows, Table, TableName, Watchers,
-    in_time, integer, reason_code, state_code, store_of_rows,
+    self, Answer, COLUMNS, Fences, Found, Guard, Lease, Listed, PurgeMark, Row, Rows, Table,
+    TableName, Watchers, in_time, integer, reason_code, state_code, store_of_rows,
 };
 use crate::store::{Capabilities, Commit, Release, StoreError, Token};
 
 /// Records in a table of a MySQL or MariaDB server.
 ///
-/// It takes MariaDB 10.5, MySQL 8.0 and later ones, with statements that both know. A hit is one plain read, which takes
-/// no lock and writes nothing; a first call is a read, an insert and, for the result, an update by primary key. Leases
-/// and expiry are judged on the server's clock.
+/// It takes MariaDB 10.5, MySQL 8.0 and later ones, with statements that both know. A hit is one
+/// plain read, which takes no lock and writes nothing; a first call is a read, an insert and, for
+/// the result, an update by primary key. Leases and expiry are judged on the server's clock.
 ///
 /// ```no_run
 /// # use idempotent_runtime::{Idempotency, store::MySqlStore};
@@ -71,8 +71,9 @@ struct Inner {
 }
 
 impl MySqlStore {
-    /// Connects to the server and the database that `url` names: `mysql://user:password@host:3306/database`, or the same
-    /// with `mariadb://`. `?ssl-mode=VERIFY_IDENTITY&ssl-ca=ca.pem` checks the server's certificate.
+    /// Connects to the server and the database that `url` names:
+    /// `mysql://user:password@host:3306/database`, or the same with `mariadb://`.
+    /// `?ssl-mode=VERIFY_IDENTITY&ssl-ca=ca.pem` checks the server's certificate.
     ///
     /// # Errors
     /// As [`MySqlStoreBuilder::connect`].
@@ -80,33 +81,39 @@ impl MySqlStore {
         Self::builder(url).connect().await
     }
 
-    /// A store with settings, on the server that `address` names: a URL, [`sqlx::mysql::MySqlConnectOptions`] or a
-    /// [`sqlx::MySqlPool`].
+    /// A store with settings, on the server that `address` names: a URL,
+    /// [`sqlx::mysql::MySqlConnectOptions`] or a [`sqlx::MySqlPool`].
     pub fn builder(address: impl MySqlAddress) -> MySqlStoreBuilder {
         MySqlStoreBuilder::new(address)
     }
 
-    /// A store that takes its connections from `pool`. Renewals have at most two of their own, made as the pool makes
-    /// its connections. The pool's belong to the runtimes that made them, and come back to it as long as these go on.
+    /// A store that takes its connections from `pool`. Renewals have at most two of their own, made
+    /// as the pool makes its connections. The pool's belong to the runtimes that made them, and
+    /// come back to it as long as these go on.
     ///
-    /// Who holds many of them, in open transactions for example, keeps the engine's calls waiting. These are refused after
-    /// two seconds, and a call that waited for more than one of them is told in the log, once a minute. Who holds one and
-    /// makes a call needs two: as many as the pool has can stop each other. Then a pool of the store's own is better.
+    /// Who holds many of them, in open transactions for example, keeps the engine's calls waiting.
+    /// These are refused after two seconds, and a call that waited for more than one of them is
+    /// told in the log, once a minute. Who holds one and makes a call needs two: as many as the
+    /// pool has can stop each other. Then a pool of the store's own is better.
     ///
-    /// The settings of connections are the caller's: any isolation level but `READ UNCOMMITTED`, which shows results that are
-    /// never committed and is refused ([`Config`](crate::store::StoreErrorKind::Config)), any time zone and any `sql_mode` but
-    /// MariaDB's `EMPTY_STRING_IS_NULL` will do, but `autocommit` has to be on, as it is by default. While something is written, its session waits for locks of rows and tables no longer than a second; how
-    /// long it waited before is kept in variables of the session and restored; what is read bounds itself. The server is not checked. Call
+    /// The settings of connections are the caller's: any isolation level but `READ UNCOMMITTED`,
+    /// which shows results that are never committed and is refused
+    /// ([`Config`](crate::store::StoreErrorKind::Config)), any time zone and any `sql_mode` but
+    /// MariaDB's `EMPTY_STRING_IS_NULL` will do, but `autocommit` has to be on, as it is by
+    /// default. While something is written, its session waits for locks of rows and tables no
+    /// longer than a second; how long it waited before is kept in variables of the session and
+    /// restored; what is read bounds itself. The server is not checked. Call
     /// [`migrate`](Self::migrate) once before the first use.
     pub fn from_pool(pool: MySqlPool) -> Self {
         MySqlStoreBuilder::in_pool(pool)
     }
 
-    /// Creates the table, or brings that of an earlier release up to date. Many processes may call it at once. Where
-    /// nothing is to be done, the user needs no right to make tables.
+    /// Creates the table, or brings that of an earlier release up to date. Many processes may call
+    /// it at once. Where nothing is to be done, the user needs no right to make tables.
     ///
     /// # Errors
-    /// [`Config`](crate::store::StoreErrorKind::Config) when the table was made by a newer release, or the user may not make it.
+    /// [`Config`](crate::store::StoreErrorKind::Config) when the table was made by a newer release,
+    /// or the user may not make it.
     pub async fn migrate(&self) -> Result<(), StoreError> {
         migrate::migrate(&self.0).await
     }
@@ -140,7 +147,8 @@ async fn read_row(
     Ok((sql::found(operation, &row)?, isolation))
 }
 
-/// Outside of a transaction. Of what is not committed nothing is told, and what is there instead is not known.
+/// Outside of a transaction. Of what is not committed nothing is told, and what is there instead is
+/// not known.
 async fn read_committed(
     operation: &'static str,
     connection: &mut MySqlConnection,
@@ -188,7 +196,9 @@ impl Table for MySqlTable {
     }
 
     async fn insert(&mut self, operation: &'static str, row: &Row) -> Answer<bool> {
-        let inserting = execute(&mut self.connection, || sql::bind(query(&self.store.statements.insert), row)).await;
+        let inserting =
+            execute(&mut self.connection, || sql::bind(query(&self.store.statements.insert), row))
+                .await;
         match inserting {
             Ok(_) => Ok(true),
             Err(error) if number(&error) == Some(DUPLICATE_KEY) => Ok(false),
@@ -247,7 +257,11 @@ impl Rows for MySqlStore {
     }
 
     async fn release_own(&self, release: &Release) -> Answer<bool> {
-        let releasing = || query(&self.0.statements.release).bind(key_of(&release.key)).bind(owner_of(release.token));
+        let releasing = || {
+            query(&self.0.statements.release)
+                .bind(key_of(&release.key))
+                .bind(owner_of(release.token))
+        };
         Ok(self.0.connections.write("release", releasing).await? == 1)
     }
 
@@ -269,6 +283,8 @@ store_of_rows!(MySqlStore, "mysql", {
 
 impl fmt::Debug for MySqlStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("MySqlStore").field("table", &self.0.table.to_string()).finish_non_exhaustive()
+        f.debug_struct("MySqlStore")
+            .field("table", &self.0.table.to_string())
+            .finish_non_exhaustive()
     }
 }

@@ -22,7 +22,8 @@ impl MySqlStore {
         purge_from_mark(&self.0.purge_mark, limit, batch).await
     }
 
-    /// The server's time, and what was done with the first `limit` rows that are due behind `begin`.
+    /// The server's time, and what was done with the first `limit` rows that are due behind
+    /// `begin`.
     async fn purge_from(&self, begin: Place, limit: usize) -> Answer<(i64, Batch)> {
         let (mut all, mut due) = (Batch::default(), 0);
         while due < limit {
@@ -54,13 +55,18 @@ impl MySqlStore {
                 match self.try_batch(&mut lease, begin, most).await {
                     // The server has rolled back all of it.
                     Err(error) if has_conflict(&error) => {}
-                    Err(error) if number(&error) == Some(NO_SUCH_INDEX) && self.0.knows_index.swap(false, Relaxed) => {}
+                    Err(error)
+                        if number(&error) == Some(NO_SUCH_INDEX)
+                            && self.0.knows_index.swap(false, Relaxed) => {}
                     // MariaDB 10.5 cannot skip locked rows. Two purges then wait for each other.
-                    Err(error) if number(&error) == Some(SYNTAX) && self.0.skips_locked.swap(false, Relaxed) => {}
+                    Err(error)
+                        if number(&error) == Some(SYNTAX)
+                            && self.0.skips_locked.swap(false, Relaxed) => {}
                     result => return result.map_err(|error| store_error(OPERATION, error)),
                 }
             }
-            Err(StoreError::new(StoreErrorKind::Refused, OPERATION).with_detail("the rows were locked by others"))
+            Err(StoreError::new(StoreErrorKind::Refused, OPERATION)
+                .with_detail("the rows were locked by others"))
         };
         let result = in_time(OPERATION, self.0.connections.response_timeout, purging).await;
         self.0.connections.end_impatient(lease, result.as_ref().err());
@@ -71,8 +77,8 @@ impl MySqlStore {
         if self.0.knows_index.load(Relaxed) { Access::Index } else { Access::Any }
     }
 
-    /// The keys first, then each row by its primary key if it is still due: nobody who claims meanwhile waits longer than
-    /// for this batch.
+    /// The keys first, then each row by its primary key if it is still due: nobody who claims
+    /// meanwhile waits longer than for this batch.
     async fn try_batch(
         &self,
         connection: &mut MySqlConnection,
@@ -103,12 +109,16 @@ fn from(statement: Bound<'_>, (purge_at, key): Place) -> Bound<'_> {
 }
 
 fn place(row: &MySqlRow) -> Result<Place, Error> {
-    let key =
-        <[u8; 32]>::try_from(row.try_get::<&[u8], _>("key_hash")?).map_err(|error| Error::Decode(error.into()))?;
+    let key = <[u8; 32]>::try_from(row.try_get::<&[u8], _>("key_hash")?)
+        .map_err(|error| Error::Decode(error.into()))?;
     Ok((row.try_get("purge_at")?, key))
 }
 
-async fn change(connection: &mut MySqlConnection, statement: &Statement, keys: &[&[u8]]) -> Result<usize, Error> {
+async fn change(
+    connection: &mut MySqlConnection,
+    statement: &Statement,
+    keys: &[&[u8]],
+) -> Result<usize, Error> {
     let statement = keys.iter().fold(query(statement), |query, key| query.bind(*key));
     let done = statement.execute(connection).await?;
     Ok(usize::try_from(done.rows_affected()).unwrap_or(usize::MAX))

@@ -48,16 +48,16 @@ impl Connections {
         self.pools.lease(operation, self.response_timeout, failed).await.map_err(|error| {
             let error = not_sent(operation, error);
             match self.read_back.refusal_since(begun) {
-                Some(refusal) => {
-                    StoreError::new(StoreErrorKind::Config, operation).with_detail(refusal).with_source(error)
-                }
+                Some(refusal) => StoreError::new(StoreErrorKind::Config, operation)
+                    .with_detail(refusal)
+                    .with_source(error),
                 None => error,
             }
         })
     }
 
-    /// Gives the connection back if it can be used again after `failure`, what the last request on it failed with. Else it is
-    /// closed.
+    /// Gives the connection back if it can be used again after `failure`, what the last request on
+    /// it failed with. Else it is closed.
     pub(super) fn end(&self, lease: Lease<MySql>, failure: Option<&StoreError>) {
         if self.is_usable(failure) {
             lease.end();
@@ -72,14 +72,17 @@ impl Connections {
         self.pools.connecting().get_socket().is_some()
     }
 
-    /// A connection that waits for a lock shorter than we wait for its answer. [`end_impatient`](Self::end_impatient)
-    /// gives it back.
+    /// A connection that waits for a lock shorter than we wait for its answer.
+    /// [`end_impatient`](Self::end_impatient) gives it back.
     pub(super) async fn impatient(&self, operation: &'static str) -> Answer<Lease<MySql>> {
         let mut lease = self.lease(operation).await?;
         if !self.has_bounds {
             let bounding = Box::pin(waits::bound(&mut lease, LOCK_WAIT_SECONDS));
-            let bounding = async { bounding.await.map_err(|error| connection_error(operation, error, true)) };
-            in_time(operation, self.response_timeout, bounding).await.map_err(|error| not_sent(operation, error))?;
+            let bounding =
+                async { bounding.await.map_err(|error| connection_error(operation, error, true)) };
+            in_time(operation, self.response_timeout, bounding)
+                .await
+                .map_err(|error| not_sent(operation, error))?;
         }
         Ok(lease)
     }
@@ -102,14 +105,20 @@ impl Connections {
         statement: impl Fn() -> Bound<'q> + Send,
     ) -> Answer<u64> {
         let mut lease = self.impatient(operation).await?;
-        let writing = async { execute(&mut lease, statement).await.map_err(|error| store_error(operation, error)) };
+        let writing = async {
+            execute(&mut lease, statement).await.map_err(|error| store_error(operation, error))
+        };
         let result = in_time(operation, self.response_timeout, writing).await;
         self.end_impatient(lease, result.as_ref().err());
         result
     }
 
     /// The rows that one reading statement finds.
-    pub(super) async fn rows(&self, operation: &'static str, statement: Bound<'_>) -> Answer<Vec<MySqlRow>> {
+    pub(super) async fn rows(
+        &self,
+        operation: &'static str,
+        statement: Bound<'_>,
+    ) -> Answer<Vec<MySqlRow>> {
         let mut lease = self.lease(operation).await?;
         let result = self.fetch(operation, &mut lease, statement).await;
         self.end(lease, result.as_ref().err());
@@ -117,7 +126,11 @@ impl Connections {
     }
 
     /// The rows that one statement locks.
-    pub(super) async fn locked_rows(&self, operation: &'static str, statement: Bound<'_>) -> Answer<Vec<MySqlRow>> {
+    pub(super) async fn locked_rows(
+        &self,
+        operation: &'static str,
+        statement: Bound<'_>,
+    ) -> Answer<Vec<MySqlRow>> {
         let mut lease = self.impatient(operation).await?;
         let result = self.fetch(operation, &mut lease, statement).await;
         self.end_impatient(lease, result.as_ref().err());
@@ -130,7 +143,9 @@ impl Connections {
         connection: &mut MySqlConnection,
         statement: Bound<'_>,
     ) -> Answer<Vec<MySqlRow>> {
-        let reading = async { statement.fetch_all(connection).await.map_err(|error| store_error(operation, error)) };
+        let reading = async {
+            statement.fetch_all(connection).await.map_err(|error| store_error(operation, error))
+        };
         in_time(operation, self.response_timeout, reading).await
     }
 }
@@ -140,8 +155,8 @@ fn not_sent(operation: &'static str, error: StoreError) -> StoreError {
     if error.is_outcome_unknown() { no_connection(operation).with_source(error) } else { error }
 }
 
-/// How many rows a statement of its own transaction found: where others made the server roll it back, that was all of it, and
-/// it is sent again.
+/// How many rows a statement of its own transaction found: where others made the server roll it
+/// back, that was all of it, and it is sent again.
 pub(super) async fn execute<'q>(
     connection: &mut MySqlConnection,
     statement: impl Fn() -> Bound<'q> + Send,

@@ -21,8 +21,9 @@ const MOST: usize = 1_000;
 type Owner = (KeyHash, Token);
 
 impl MySqlStore {
-    /// Two statements for the owners of leases of the same length: which rows nobody else has locked, and the renewal of
-    /// those. How many rows it found tells whether all of them were renewed; only if not, each row is read.
+    /// Two statements for the owners of leases of the same length: which rows nobody else has
+    /// locked, and the renewal of those. How many rows it found tells whether all of them were
+    /// renewed; only if not, each row is read.
     pub(super) async fn renew_rows(&self, renewals: &[Renewal]) -> Answer<Vec<Written>> {
         let connections = &self.0.renewals;
         let mut leases: HashMap<Duration, Vec<&Renewal>> = HashMap::new();
@@ -36,14 +37,18 @@ impl MySqlStore {
                 self.renew_owners(connections, lease, renewals, &mut refused).await?;
             }
         }
-        Ok(renewals.iter().map(|renewal| refused.get(&owner(renewal)).copied().unwrap_or(Written::Applied)).collect())
+        Ok(renewals
+            .iter()
+            .map(|renewal| refused.get(&owner(renewal)).copied().unwrap_or(Written::Applied))
+            .collect())
     }
 
     /// Prolongs the leases, and adds those to `refused` that were not prolonged.
     ///
-    /// The renewal would wait for each row that somebody else has locked, an administrator's transaction for example, and
-    /// all others would wait with it, perhaps longer than their leases last. So it names only rows that were free a moment
-    /// ago. It is a statement of its own: where the connection falls silent between the two, no lock is left.
+    /// The renewal would wait for each row that somebody else has locked, an administrator's
+    /// transaction for example, and all others would wait with it, perhaps longer than their leases
+    /// last. So it names only rows that were free a moment ago. It is a statement of its own: where
+    /// the connection falls silent between the two, no lock is left.
     async fn renew_owners(
         &self,
         connections: &Connections,
@@ -51,12 +56,15 @@ impl MySqlStore {
         renewals: &[&Renewal],
         refused: &mut HashMap<Owner, Written>,
     ) -> Answer<()> {
-        let mut pending: HashMap<Owner, &Renewal> = renewals.iter().map(|renewal| (owner(renewal), *renewal)).collect();
+        let mut pending: HashMap<Owner, &Renewal> =
+            renewals.iter().map(|renewal| (owner(renewal), *renewal)).collect();
         for _ in 0..ATTEMPTS {
             let keys: Vec<_> = pending.values().map(|renewal| renewal.key).collect();
             let mut locked = HashMap::new();
             if let Some(unlocked) = self.unlocked(connections, &keys).await? {
-                locked = pending.extract_if(|(key, _), _| !unlocked.contains(&key.as_bytes()[..])).collect();
+                locked = pending
+                    .extract_if(|(key, _), _| !unlocked.contains(&key.as_bytes()[..]))
+                    .collect();
             }
             if !locked.is_empty() {
                 refused.extend(self.lost(connections, &mut locked).await?);
@@ -70,18 +78,24 @@ impl MySqlStore {
             if renewed == owners.len() as u64 {
                 return Ok(());
             }
-            // Who can still be renewed now was renewed by the statement, or wrote the row after it. The next one tells:
-            // to renew twice does no harm.
+            // Who can still be renewed now was renewed by the statement, or wrote the row after it.
+            // The next one tells: to renew twice does no harm.
             refused.extend(self.lost(connections, &mut pending).await?);
             if pending.is_empty() {
                 return Ok(());
             }
         }
-        Err(StoreError::new(StoreErrorKind::Refused, OPERATION).with_detail("the records changed meanwhile"))
+        Err(StoreError::new(StoreErrorKind::Refused, OPERATION)
+            .with_detail("the records changed meanwhile"))
     }
 
-    /// The keys whose rows are there and locked by nobody else. `None` where the server cannot say: before MariaDB 10.6.
-    async fn unlocked(&self, connections: &Connections, keys: &[KeyHash]) -> Answer<Option<HashSet<Vec<u8>>>> {
+    /// The keys whose rows are there and locked by nobody else. `None` where the server cannot say:
+    /// before MariaDB 10.6.
+    async fn unlocked(
+        &self,
+        connections: &Connections,
+        keys: &[KeyHash],
+    ) -> Answer<Option<HashSet<Vec<u8>>>> {
         if !self.0.skips_locked.load(Relaxed) {
             return Ok(None);
         }
@@ -103,9 +117,13 @@ impl MySqlStore {
 
     fn renewing(&self, lease: Duration, owners: &[Owner]) -> Bound<'static> {
         let owners = filled_up(owners);
-        let statement = query(&self.0.statements.renew(owners.len())).bind(integer_of(lease)).bind(integer_of(lease));
+        let statement = query(&self.0.statements.renew(owners.len()))
+            .bind(integer_of(lease))
+            .bind(integer_of(lease));
         let statement = owners.iter().fold(statement, |query, (key, _)| query.bind(key_of(key)));
-        owners.iter().fold(statement, |query, (key, token)| query.bind(key_of(key)).bind(owner_of(*token)))
+        owners
+            .iter()
+            .fold(statement, |query, (key, token)| query.bind(key_of(key)).bind(owner_of(*token)))
     }
 
     /// Takes those out of `pending` whose record says that they cannot be renewed.
@@ -119,9 +137,11 @@ impl MySqlStore {
         let statement = self.0.statements.rows(keys.len());
         let statement = keys.iter().fold(query(&statement), |query, key| query.bind(*key));
         let rows = connections.rows(OPERATION, statement).await?;
-        // A record that this release cannot read is not its owner's any more, and no reason to give up the others.
+        // A record that this release cannot read is not its owner's any more, and no reason to give
+        // up the others.
         let found = rows.iter().map(|row| {
-            let key = row.try_get::<Vec<u8>, _>(1).map_err(|error| store_error(OPERATION, error))?;
+            let key =
+                row.try_get::<Vec<u8>, _>(1).map_err(|error| store_error(OPERATION, error))?;
             Ok((key, sql::found(OPERATION, row).ok()))
         });
         let found: HashMap<_, _> = found.collect::<Answer<_>>()?;

@@ -1,7 +1,8 @@
 //! The statements, with the table's name in its place.
 //!
-//! Only what the manuals of MariaDB 10.5 and MySQL 8.0 describe alike. `UPDATE` assigns from left to right, and later
-//! assignments see what earlier ones wrote: what is computed from a column stands before the column.
+//! Only what the manuals of MariaDB 10.5 and MySQL 8.0 describe alike. `UPDATE` assigns from left
+//! to right, and later assignments see what earlier ones wrote: what is computed from a column
+//! stands before the column.
 
 use std::sync::Arc;
 
@@ -10,14 +11,15 @@ use crate::key::KeyHash;
 use crate::sql::{COLUMNS, TableName};
 use crate::store::Token;
 
-/// The server's time, in milliseconds. The same in every time zone and `sql_mode` of a session; `NOW()` is not, and
-/// repeats an hour at the end of summer time.
+/// The server's time, in milliseconds. The same in every time zone and `sql_mode` of a session;
+/// `NOW()` is not, and repeats an hour at the end of summer time.
 const NOW: &str = "(TIMESTAMPDIFF(MICROSECOND, '1970-01-01 00:00:00', UTC_TIMESTAMP(6)) DIV 1000)";
 /// The same in microseconds.
 const MICROS: &str = "TIMESTAMPDIFF(MICROSECOND, '1970-01-01 00:00:00', UTC_TIMESTAMP(6))";
-/// The isolation of the session, as [`Isolation::of`] reads it. MariaDB runs what is in the first comment, MySQL what is in
-/// the second one, and each passes over the other: neither knows the other's name of it. The letter before it stands there
-/// for a `sql_mode` in which an empty string is none.
+/// The isolation of the session, as [`Isolation::of`] reads it. MariaDB runs what is in the first
+/// comment, MySQL what is in the second one, and each passes over the other: neither knows the
+/// other's name of it. The letter before it stands there for a `sql_mode` in which an empty string
+/// is none.
 pub(super) const ISOLATION: &str =
     "CASE CONCAT('=' /*M!100100 , @@tx_isolation */ /*!80000 , @@transaction_isolation */)
     WHEN '=READ-UNCOMMITTED' THEN 1 WHEN '=SERIALIZABLE' THEN 2 ELSE 0 END";
@@ -28,13 +30,14 @@ const FORGOTTEN: &str = "(expires_at + CASE WHEN state IN (5, 6) THEN 0 ELSE aft
 /// What one statement about many records names at most.
 pub(super) const MOST: usize = 512;
 /// What one list names at most. MariaDB makes a table of a list with a thousand figures
-/// (`in_predicate_conversion_threshold`), and then goes through all rows to look for each of them there.
+/// (`in_predicate_conversion_threshold`), and then goes through all rows to look for each of them
+/// there.
 const LISTED: usize = 256;
 
 pub(super) type Statement = Arc<str>;
 
-/// What the isolation of a session means for reads in it. That of one transaction (`SET TRANSACTION` without `SESSION`) the
-/// server does not tell.
+/// What the isolation of a session means for reads in it. That of one transaction
+/// (`SET TRANSACTION` without `SESSION`) the server does not tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Isolation {
     /// They show what others have written and may never commit.
@@ -79,30 +82,34 @@ pub(super) struct Statements {
     pub(super) release: Statement,
     pub(super) page: Statement,
     pub(super) identity: Statement,
-    /// Changes nothing, and fails where somebody keeps the table from being written: at once on MariaDB, and after a second
-    /// on MySQL, which has no shorter bound.
+    /// Changes nothing, and fails where somebody keeps the table from being written: at once on
+    /// MariaDB, and after a second on MySQL, which has no shorter bound.
     pub(super) touch: String,
 }
 
 impl Statements {
-    /// `bound`: how long each read may take on the server, whatever its session says. Without it, in a transaction of the
-    /// user's, the session decides.
+    /// `bound`: how long each read may take on the server, whatever its session says. Without it,
+    /// in a transaction of the user's, the session decides.
     pub(super) fn new(name: &TableName, bound: Option<ReadBound>) -> Self {
         let table = name.quoted('`');
         // Some are words of one or another `sql_mode`.
         let columns = COLUMNS.map(|column| format!("`{column}`"));
-        let assignments: Vec<_> = columns.iter().skip(1).map(|column| format!("{column} = ?")).collect();
+        let assignments: Vec<_> =
+            columns.iter().skip(1).map(|column| format!("{column} = ?")).collect();
         let places = ["?"; COLUMNS.len()].join(", ");
         let columns = columns.join(", ");
         let without_body = columns.replace(", `body`", ", X''");
-        let is_own = format!("key_hash = ? AND owner = ? AND {UNFINISHED} AND expires_at > {NOW} AND format = 1");
+        let is_own = format!(
+            "key_hash = ? AND owner = ? AND {UNFINISHED} AND expires_at > {NOW} AND format = 1"
+        );
         let select = select(bound);
         let read = format!(
             "{select} server.micros DIV 1000, {columns}, server.micros, {ISOLATION} FROM (SELECT {MICROS} AS micros) AS server
              LEFT JOIN {table} AS kept ON kept.key_hash = ?"
         );
-        // Where the name of the table says the database, that is the same on each connection. Others may write the name of the
-        // connection's own in other letters where the server takes no notice.
+        // Where the name of the table says the database, that is the same on each connection.
+        // Others may write the name of the connection's own in other letters where the server takes
+        // no notice.
         let place = match name.schema() {
             Some(_) => "''",
             None => "IF(@@lower_case_table_names = 0, DATABASE(), LOWER(DATABASE()))",
@@ -142,8 +149,8 @@ impl Statements {
         }
     }
 
-    /// The rows of as many keys as they are, without their bodies. Here and below the limit only overrides the session's
-    /// `sql_select_limit`.
+    /// The rows of as many keys as they are, without their bodies. Here and below the limit only
+    /// overrides the session's `sql_select_limit`.
     pub(super) fn rows(&self, keys: usize) -> Statement {
         Statement::from(format!(
             "{select} {NOW}, {columns} FROM {table} FORCE INDEX (PRIMARY) WHERE {keys_in} LIMIT {keys}",
@@ -154,8 +161,8 @@ impl Statements {
         ))
     }
 
-    /// Raises the fence of the owner's record to the time, and answers with it. A text with its values in it, of hexadecimal
-    /// digits alone.
+    /// Raises the fence of the owner's record to the time, and answers with it. A text with its
+    /// values in it, of hexadecimal digits alone.
     pub(super) fn raise(&self, key: &KeyHash, owner: Token) -> String {
         let (table, key, owner) = (&self.table, key.to_hex(), owner.bits());
         let is_own = format!("key_hash = X'{key}' AND owner = X'{owner:032x}'");
@@ -173,12 +180,14 @@ impl Statements {
         ))
     }
 
-    /// Prolongs the leases of as many owners: the lease twice, the keys, then each key with its owner.
+    /// Prolongs the leases of as many owners: the lease twice, the keys, then each key with its
+    /// owner.
     ///
-    /// The primary key is forced here and below because for a small table the server may prefer to go through all of
-    /// it, and would wait for the locks of rows that have nothing to do with it.
+    /// The primary key is forced here and below because for a small table the server may prefer to
+    /// go through all of it, and would wait for the locks of rows that have nothing to do with it.
     pub(super) fn renew(&self, owners: usize) -> Statement {
-        let (keys, pairs) = (is_in("key_hash", "?", owners), is_in("(key_hash, owner)", "(?, ?)", owners));
+        let (keys, pairs) =
+            (is_in("key_hash", "?", owners), is_in("(key_hash, owner)", "(?, ?)", owners));
         Statement::from(format!(
             "UPDATE {table} FORCE INDEX (PRIMARY)
              SET expires_at = GREATEST(expires_at, {NOW} + ? + linger), lease_until = {NOW} + ?, revision = revision + 1
@@ -199,7 +208,8 @@ impl Statements {
         ))
     }
 
-    /// The rows that are due behind a place: its time twice, its key, and how many. `by` is how they are found.
+    /// The rows that are due behind a place: its time twice, its key, and how many. `by` is how
+    /// they are found.
     pub(super) fn due(&self, by: Access, skips_locked: bool) -> Statement {
         let lock = if skips_locked { " FOR UPDATE SKIP LOCKED" } else { "" };
         Statement::from(format!("{} LIMIT ?{lock}", self.is_due(by)))
@@ -215,9 +225,10 @@ impl Statements {
         ))
     }
 
-    /// Rows that were removed are gone over again and again while a transaction is open that began before: the place is
-    /// behind them. The server knows how many rows there are, but not how many there were: of a few rows it would rather
-    /// go through all of the table, so the index is forced.
+    /// Rows that were removed are gone over again and again while a transaction is open that began
+    /// before: the place is behind them. The server knows how many rows there are, but not how many
+    /// there were: of a few rows it would rather go through all of the table, so the index is
+    /// forced.
     fn is_due(&self, by: Access) -> String {
         let index = match by {
             Access::Index => format!(" FORCE INDEX ({})", self.purge_index),
@@ -231,8 +242,9 @@ impl Statements {
         )
     }
 
-    /// Removes those of as many records of which nothing is left. Says nothing of `purge_at`, by whose index the server
-    /// would go over what was removed before; and only a statement that could name several tables can force an index.
+    /// Removes those of as many records of which nothing is left. Says nothing of `purge_at`, by
+    /// whose index the server would go over what was removed before; and only a statement that
+    /// could name several tables can force an index.
     pub(super) fn purge(&self, keys: usize) -> Statement {
         Statement::from(format!(
             "DELETE kept FROM {table} AS kept FORCE INDEX (PRIMARY)
@@ -265,11 +277,13 @@ fn is_in(columns: &str, place: &str, count: usize) -> String {
     format!("({})", lists.collect::<Vec<_>>().join(" OR "))
 }
 
-/// `items`, filled up with the last one to a power of two: each number of places is a statement that the server prepares
-/// and the connection keeps, so there are only a few of them.
+/// `items`, filled up with the last one to a power of two: each number of places is a statement
+/// that the server prepares and the connection keeps, so there are only a few of them.
 pub(super) fn filled_up<T: Copy>(items: &[T]) -> Vec<T> {
     let mut filled = items.to_vec();
-    filled.extend(items.last().into_iter().flat_map(|last| std::iter::repeat_n(*last, padding(items.len()))));
+    filled.extend(
+        items.last().into_iter().flat_map(|last| std::iter::repeat_n(*last, padding(items.len()))),
+    );
     filled
 }
 

@@ -8,21 +8,27 @@ use sqlx::{AssertSqlSafe, Error, MySql, MySqlConnection, Row as _, Transaction};
 use super::error::{DUPLICATE_KEY, LOCK_WAIT_TIMEOUT, NO_SAVEPOINT, number, store_error};
 use super::query::{Bound, query};
 use super::statements::{Isolation, Statement};
-use super::{Inner, MySqlStore, commit_statement, delete_statement, read_row, replace_statement, waits};
+use super::{
+    Inner, MySqlStore, commit_statement, delete_statement, read_row, replace_statement, waits,
+};
 use crate::key::KeyHash;
-use crate::sql::transaction::{self, Identity, OwnIdentity, Savepoints, TransactionStore, Transactional};
+use crate::sql::transaction::{
+    self, Identity, OwnIdentity, Savepoints, TransactionStore, Transactional,
+};
 use crate::sql::{self, Answer, Found, Guard, Row, Standing, Table, TransactionDatabase, in_time};
 use crate::store::transaction::{End, Keep, Kept, Taken};
-use crate::store::{Claim, Commit, DynStore, Record, SqlTransaction, StoreError, StoreErrorKind, Token};
+use crate::store::{
+    Claim, Commit, DynStore, Record, SqlTransaction, StoreError, StoreErrorKind, Token,
+};
 
 const OPERATION: &str = "claim in a transaction";
 
 impl TransactionDatabase for MySql {
     // Fewer locks and fewer deadlocks than under the server's default, and nothing here needs more.
-    const BEGIN: &'static str =
-        "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; START TRANSACTION; SAVEPOINT idempotency_transaction";
+    const BEGIN: &'static str = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; START TRANSACTION; SAVEPOINT idempotency_transaction";
 
-    /// The savepoint goes with the transaction that it was set in, whether that was undone or committed.
+    /// The savepoint goes with the transaction that it was set in, whether that was undone or
+    /// committed.
     async fn standing(connection: &mut MySqlConnection) -> Result<Standing, Error> {
         match sqlx::raw_sql("RELEASE SAVEPOINT idempotency_transaction").execute(connection).await {
             Ok(_) => Ok(Standing::Whole),
@@ -35,8 +41,8 @@ impl TransactionDatabase for MySql {
 pub(crate) struct InTransaction<'a> {
     connection: &'a mut MySqlConnection,
     store: &'a Inner,
-    /// Whether what a plain read shows is not what counts: a write has met something else, because the snapshot of the
-    /// transaction is older, or the session shows what is not committed.
+    /// Whether what a plain read shows is not what counts: a write has met something else, because
+    /// the snapshot of the transaction is older, or the session shows what is not committed.
     is_behind: bool,
     /// Whether the row may be locked, which no savepoint gives up.
     has_locked: bool,
@@ -54,7 +60,8 @@ enum Stage {
 }
 
 impl InTransaction<'_> {
-    /// How many rows the statement found. It is sent once: a deadlock has rolled back the whole transaction.
+    /// How many rows the statement found. It is sent once: a deadlock has rolled back the whole
+    /// transaction.
     async fn write(&mut self, operation: &'static str, statement: Bound<'_>) -> Answer<u64> {
         let done = statement.execute(&mut *self.connection).await;
         done.map(|done| done.rows_affected()).map_err(|error| store_error(operation, error))
@@ -72,7 +79,8 @@ impl Table for InTransaction<'_> {
     async fn read(&mut self, operation: &'static str, key: KeyHash) -> Answer<Found> {
         let statements = &self.store.in_transactions;
         if !self.is_behind {
-            let (found, isolation) = read_row(operation, self.connection, self.store, &statements.read, &key).await?;
+            let (found, isolation) =
+                read_row(operation, self.connection, self.store, &statements.read, &key).await?;
             self.has_locked |= isolation == Isolation::Serializable;
             if isolation != Isolation::Uncommitted || found.stored.is_none() {
                 return Ok(found);
@@ -84,7 +92,9 @@ impl Table for InTransaction<'_> {
     }
 
     async fn insert(&mut self, operation: &'static str, row: &Row) -> Answer<bool> {
-        let inserted = sql::bind(query(&self.store.in_transactions.insert), row).execute(&mut *self.connection).await;
+        let inserted = sql::bind(query(&self.store.in_transactions.insert), row)
+            .execute(&mut *self.connection)
+            .await;
         match inserted {
             Ok(_) => Ok(true),
             Err(error) if number(&error) == Some(DUPLICATE_KEY) => {
@@ -114,10 +124,11 @@ impl InTransaction<'_> {
             && self.connection.release(SAVEPOINT).await.is_ok()
     }
 
-    /// Whether it is the table that nobody may write to at the moment, and not a row. The server calls both waits the same.
+    /// Whether it is the table that nobody may write to at the moment, and not a row. The server
+    /// calls both waits the same.
     async fn is_table_locked(&mut self) -> bool {
-        let touched =
-            sqlx::raw_sql(AssertSqlSafe(self.store.in_transactions.touch.clone())).execute(&mut *self.connection);
+        let touched = sqlx::raw_sql(AssertSqlSafe(self.store.in_transactions.touch.clone()))
+            .execute(&mut *self.connection);
         touched.await.is_err_and(|error| number(&error) == Some(LOCK_WAIT_TIMEOUT))
     }
 }
@@ -128,7 +139,8 @@ impl Savepoints for MySqlConnection {
         done.map(drop).map_err(|error| store_error(OPERATION, error))
     }
 
-    /// Outside of a transaction the server makes no savepoint and says nothing, and each statement would be committed.
+    /// Outside of a transaction the server makes no savepoint and says nothing, and each statement
+    /// would be committed.
     async fn set_savepoint(&mut self, name: &str) -> Answer<()> {
         self.run(format!("SAVEPOINT {name}")).await?;
         self.run(format!("ROLLBACK TO SAVEPOINT {name}")).await.map_err(|error| {
@@ -149,11 +161,18 @@ impl Savepoints for MySqlConnection {
 impl Transactional for InTransaction<'_> {
     type Connection = MySqlConnection;
 
-    /// Reads wait too: for locks of tables, and under SERIALIZABLE, which the transaction may have, for those of rows.
-    async fn look(&mut self, _: &str, key: KeyHash, patience: Duration) -> Answer<(Identity, Found)> {
+    /// Reads wait too: for locks of tables, and under SERIALIZABLE, which the transaction may have,
+    /// for those of rows.
+    async fn look(
+        &mut self,
+        _: &str,
+        key: KeyHash,
+        patience: Duration,
+    ) -> Answer<(Identity, Found)> {
         let bounded = waits::bound(self.connection, patience.as_millis().div_ceil(1_000)).await;
         bounded.map_err(|error| store_error(OPERATION, error))?;
-        let identity = identity(OPERATION, self.connection, &self.store.in_transactions.identity).await?;
+        let identity =
+            identity(OPERATION, self.connection, &self.store.in_transactions.identity).await?;
         self.stage = Stage::Known;
         Ok((identity, self.read(OPERATION, key).await?))
     }
@@ -168,32 +187,46 @@ impl Transactional for InTransaction<'_> {
         Ok(())
     }
 
-    /// Also raises the fence, without a round trip of its own: the write may have waited for another transaction, whose fence
-    /// is then the larger one.
+    /// Also raises the fence, without a round trip of its own: the write may have waited for
+    /// another transaction, whose fence is then the larger one.
     async fn settle(&mut self, savepoint: &str, claimed: &Record) -> Answer<u64> {
         let raising = self.store.in_transactions.raise(&claimed.key, claimed.owner);
-        let settled = waits::restore_and(self.connection, &format!("{raising}; SAVEPOINT {savepoint}_body")).await;
-        let fence: i64 = settled.and_then(|row| row.try_get(0)).map_err(|error| store_error(OPERATION, error))?;
+        let settled =
+            waits::restore_and(self.connection, &format!("{raising}; SAVEPOINT {savepoint}_body"))
+                .await;
+        let fence: i64 = settled
+            .and_then(|row| row.try_get(0))
+            .map_err(|error| store_error(OPERATION, error))?;
         Ok(u64::try_from(fence).unwrap_or(claimed.fence))
     }
 
     async fn leave(&mut self, savepoint: &str) -> Answer<()> {
-        let undone = if self.stage == Stage::SetOut { self.connection.undo(savepoint).await } else { Ok(()) };
+        let undone = if self.stage == Stage::SetOut {
+            self.connection.undo(savepoint).await
+        } else {
+            Ok(())
+        };
         // No savepoint brings the bounds back.
-        let restored = waits::restore(self.connection).await.map_err(|error| store_error(OPERATION, error));
+        let restored =
+            waits::restore(self.connection).await.map_err(|error| store_error(OPERATION, error));
         undone.and(restored)
     }
 
     async fn has_outwaited(&mut self, error: StoreError) -> Answer<()> {
         // A server can be told to undo the whole transaction then.
-        if !Self::is_locked_out(&error) || !(self.stage == Stage::SetOut || self.is_in_transaction().await) {
+        if !Self::is_locked_out(&error)
+            || !(self.stage == Stage::SetOut || self.is_in_transaction().await)
+        {
             return Err(error);
         }
         if self.stage != Stage::Begun && !self.is_table_locked().await {
             return Ok(());
         }
-        // Without the server's error, after which transactions are made again, and would wait as long each time.
-        let detail = format!("somebody keeps the table locked, as `LOCK TABLES` and `ALTER TABLE` do ({error})");
+        // Without the server's error, after which transactions are made again, and would wait as
+        // long each time.
+        let detail = format!(
+            "somebody keeps the table locked, as `LOCK TABLES` and `ALTER TABLE` do ({error})"
+        );
         Err(StoreError::new(StoreErrorKind::Refused, OPERATION).with_detail(detail))
     }
 
@@ -206,7 +239,8 @@ impl Transactional for InTransaction<'_> {
     }
 
     async fn commit_own(&mut self, commit: &Commit) -> Answer<bool> {
-        Ok(self.write("complete", commit_statement(&self.store.in_transactions, commit)).await? == 1)
+        Ok(self.write("complete", commit_statement(&self.store.in_transactions, commit)).await?
+            == 1)
     }
 }
 
@@ -232,14 +266,21 @@ impl TransactionStore for MySqlStore {
     type OpenTable<'a> = InTransaction<'a>;
 
     fn table_on<'a>(&'a self, connection: &'a mut MySqlConnection) -> InTransaction<'a> {
-        InTransaction { connection, store: &self.0, is_behind: false, has_locked: false, stage: Stage::Begun }
+        InTransaction {
+            connection,
+            store: &self.0,
+            is_behind: false,
+            has_locked: false,
+            stage: Stage::Begun,
+        }
     }
 
     fn known_identity(&self) -> &OwnIdentity {
         &self.0.identity
     }
 
-    /// On a connection for renewals, made as the others are: all of the pool's may be in transactions that wait for this.
+    /// On a connection for renewals, made as the others are: all of the pool's may be in
+    /// transactions that wait for this.
     async fn own_identity(&self) -> Answer<Identity> {
         let store = &self.0;
         let mut lease = store.renewals.lease(OPERATION).await?;
@@ -257,7 +298,12 @@ impl TransactionStore for MySqlStore {
 }
 
 impl Keep for MySqlConnection {
-    fn begin<'a>(&'a mut self, store: &'a dyn DynStore, claim: &'a Claim, patience: Duration) -> Kept<'a, Taken> {
+    fn begin<'a>(
+        &'a mut self,
+        store: &'a dyn DynStore,
+        claim: &'a Claim,
+        patience: Duration,
+    ) -> Kept<'a, Taken> {
         transaction::begin_on::<MySqlStore>(self, store, claim, patience)
     }
 

@@ -6,8 +6,9 @@ use std::time::Duration;
 use sqlx::mysql::MySqlRow;
 use sqlx::{AssertSqlSafe, Error, MySqlConnection, Row as _, raw_sql};
 
-/// Locks of rows; and locks of tables, as `ALTER TABLE`, `LOCK TABLES` and `FLUSH TABLES WITH READ LOCK` take them, for
-/// which a session by itself waits a day, also when its client has gone.
+/// Locks of rows; and locks of tables, as `ALTER TABLE`, `LOCK TABLES` and
+/// `FLUSH TABLES WITH READ LOCK` take them, for which a session by itself waits a day, also when
+/// its client has gone.
 const BOUNDS: [&str; 2] = ["innodb_lock_wait_timeout", "lock_wait_timeout"];
 
 /// The assignments by which a session waits for `seconds` at most: the server counts whole ones.
@@ -16,8 +17,9 @@ fn bounds(seconds: u128) -> String {
     BOUNDS.map(|name| format!("SESSION {name} = {seconds}")).join(", ")
 }
 
-/// Whether sessions are as they were told to be when they began. A proxy may answer what sets something by itself, or send
-/// it to another session, and then the server would wait without a bound when something is written.
+/// Whether sessions are as they were told to be when they began. A proxy may answer what sets
+/// something by itself, or send it to another session, and then the server would wait without a
+/// bound when something is written.
 #[derive(Clone, Debug, Default)]
 pub(super) struct ReadBack(Arc<Mutex<Sessions>>);
 
@@ -33,8 +35,8 @@ impl ReadBack {
     /// Begins a session of the store's own with `settings`, and bounds of `seconds`.
     ///
     /// # Errors
-    /// Where it is not as it was told to be. The pool tries again then until its patience is over, and says nothing but that:
-    /// see [`refusal_since`](Self::refusal_since) for the reason.
+    /// Where it is not as it was told to be. The pool tries again then until its patience is over,
+    /// and says nothing but that: see [`refusal_since`](Self::refusal_since) for the reason.
     pub(super) async fn begin(
         self,
         connection: &mut MySqlConnection,
@@ -54,7 +56,8 @@ impl ReadBack {
                 ));
             }
         }
-        let result = refusal.clone().map_or(Ok(()), |refusal| Err(Error::Configuration(refusal.into())));
+        let result =
+            refusal.clone().map_or(Ok(()), |refusal| Err(Error::Configuration(refusal.into())));
         self.found(refusal);
         result
     }
@@ -70,8 +73,8 @@ impl ReadBack {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).begun
     }
 
-    /// What was wrong with the session that began last, if it is none of the first `begun`: a refusal of long ago is not why
-    /// there is no connection today.
+    /// What was wrong with the session that began last, if it is none of the first `begun`: a
+    /// refusal of long ago is not why there is no connection today.
     pub(super) fn refusal_since(&self, begun: u64) -> Option<String> {
         let sessions = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         sessions.refusal.clone().filter(|_| sessions.begun > begun)
@@ -86,11 +89,12 @@ pub(super) struct ReadBound {
 }
 
 impl ReadBound {
-    /// `SELECT`, and what bounds it on either server: that needs no round trip, changes nothing in a session that belongs to
-    /// somebody else, and does not depend on what a pooler has made of a session's settings. MariaDB runs what is in the
-    /// first comment, and MySQL takes the second one for hints. On both the lock bound holds already while the statement is
-    /// prepared, which waits for the table too. There is nothing like it for the locks of rows on MySQL, so writes are
-    /// bounded by their session.
+    /// `SELECT`, and what bounds it on either server: that needs no round trip, changes nothing in
+    /// a session that belongs to somebody else, and does not depend on what a pooler has made of a
+    /// session's settings. MariaDB runs what is in the first comment, and MySQL takes the second
+    /// one for hints. On both the lock bound holds already while the statement is prepared, which
+    /// waits for the table too. There is nothing like it for the locks of rows on MySQL, so writes
+    /// are bounded by their session.
     pub(super) fn select(self) -> String {
         let Self { locks, whole } = self;
         let (seconds, millis) = (whole.as_secs_f64(), whole.as_millis().max(1));
@@ -101,13 +105,14 @@ impl ReadBound {
     }
 }
 
-/// From now on the session, which is not ours, waits for `seconds` at most. Its user's own bounds are kept in variables of
-/// the session, also where an earlier request was given up before it could restore them. MariaDB takes zero, and does not wait
-/// then; MySQL waits for a second at least.
+/// From now on the session, which is not ours, waits for `seconds` at most. Its user's own bounds
+/// are kept in variables of the session, also where an earlier request was given up before it could
+/// restore them. MariaDB takes zero, and does not wait then; MySQL waits for a second at least.
 pub(super) async fn bound(connection: &mut MySqlConnection, seconds: u128) -> Result<(), Error> {
     let keeping = BOUNDS
         .map(|name| format!("@idempotency_{name} = CAST(COALESCE(@idempotency_{name}, @@SESSION.{name}) AS UNSIGNED)"));
-    let at_once = BOUNDS.map(|name| format!(", SESSION {name} = IF(VERSION() LIKE '%MariaDB%', 0, 1)"));
+    let at_once =
+        BOUNDS.map(|name| format!(", SESSION {name} = IF(VERSION() LIKE '%MariaDB%', 0, 1)"));
     let at_once = if seconds == 0 { at_once.concat() } else { String::new() };
     let statement = format!("SET {}, {}{at_once}", keeping.join(", "), bounds(seconds));
     raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
@@ -119,13 +124,19 @@ pub(super) async fn restore(connection: &mut MySqlConnection) -> Result<(), Erro
 }
 
 /// The same, and `statements` then, in one round trip. The row that they answer with.
-pub(super) async fn restore_and(connection: &mut MySqlConnection, statements: &str) -> Result<MySqlRow, Error> {
-    let rows = raw_sql(AssertSqlSafe(format!("{}; {statements}", restoring()))).fetch_all(connection).await?;
+pub(super) async fn restore_and(
+    connection: &mut MySqlConnection,
+    statements: &str,
+) -> Result<MySqlRow, Error> {
+    let rows = raw_sql(AssertSqlSafe(format!("{}; {statements}", restoring())))
+        .fetch_all(connection)
+        .await?;
     rows.into_iter().next().ok_or(Error::RowNotFound)
 }
 
 fn restoring() -> String {
-    let restoring = BOUNDS.map(|name| format!("SESSION {name} = @idempotency_{name}, @idempotency_{name} = NULL"));
+    let restoring = BOUNDS
+        .map(|name| format!("SESSION {name} = @idempotency_{name}, @idempotency_{name} = NULL"));
     format!("SET {}", restoring.join(", "))
 }
 

@@ -50,6 +50,7 @@ addresses! {
 }
 
 fn of_url(url: &str) -> Result<Source, StoreError> {
-    let options = PgConnectOptions::from_str(url).map_err(|error| connection_error("connect", error, false))?;
+    let options = PgConnectOptions::from_str(url)
+        .map_err(|error| connection_error("connect", error, false))?;
     Ok(Source::Server(Box::new(options)))
 }

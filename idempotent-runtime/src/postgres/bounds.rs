@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use sqlx::{AssertSqlSafe, Error, PgConnection, Row as _, raw_sql};
 
-/// What the server gives up before we do has certainly not taken effect. A claim that waits on when nobody listens any more
-/// would leave a record that nobody owns, and a read a session that does nothing but wait.
+/// What the server gives up before we do has certainly not taken effect. A claim that waits on when
+/// nobody listens any more would leave a record that nobody owns, and a read a session that does
+/// nothing but wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Bounds {
     /// For each lock.
@@ -23,11 +24,15 @@ impl Bounds {
 
     /// Settings with which a session begins.
     pub(super) fn settings(self) -> [(&'static str, String); 2] {
-        [("lock_timeout", millis(self.locks).to_string()), ("statement_timeout", millis(self.whole).to_string())]
+        [
+            ("lock_timeout", millis(self.locks).to_string()),
+            ("statement_timeout", millis(self.whole).to_string()),
+        ]
     }
 
-    /// What bounds the statements after it in the same text: the server makes one transaction of all of them, with which the
-    /// settings end, and takes the locks of a statement only when the one before it is done.
+    /// What bounds the statements after it in the same text: the server makes one transaction of
+    /// all of them, with which the settings end, and takes the locks of a statement only when the
+    /// one before it is done.
     pub(super) fn before(self) -> String {
         let settings = self.settings().map(|(name, value)| format!("SET LOCAL {name} = {value}; "));
         settings.concat()
@@ -39,8 +44,8 @@ fn millis(duration: Duration) -> u128 {
     duration.as_millis().max(1)
 }
 
-/// Whether the sessions of a store have the bounds that it asked for when they began, as far as the server was asked. A
-/// pooler may have dropped them.
+/// Whether the sessions of a store have the bounds that it asked for when they began, as far as the
+/// server was asked. A pooler may have dropped them.
 #[derive(Clone, Debug)]
 pub(super) struct Asked {
     bounds: Bounds,
@@ -57,12 +62,15 @@ impl Asked {
         self.are_kept.load(Relaxed)
     }
 
-    /// Asks a session that has just begun. Where it has no bounds or longer ones, this is no error: from then on each
-    /// statement of the store brings its own.
+    /// Asks a session that has just begun. Where it has no bounds or longer ones, this is no error:
+    /// from then on each statement of the store brings its own.
     pub(super) async fn read_back(self, connection: &mut PgConnection) -> Result<(), Error> {
-        let millis_of = |name| format!("(extract(epoch FROM current_setting('{name}')::interval) * 1000)::int8");
+        let millis_of = |name| {
+            format!("(extract(epoch FROM current_setting('{name}')::interval) * 1000)::int8")
+        };
         let asked = self.bounds.settings();
-        let question = format!("SELECT {}", asked.each_ref().map(|(name, _)| millis_of(*name)).join(", "));
+        let question =
+            format!("SELECT {}", asked.each_ref().map(|(name, _)| millis_of(*name)).join(", "));
         let row = raw_sql(AssertSqlSafe(question)).fetch_one(connection).await?;
         let asked = [self.bounds.locks, self.bounds.whole].map(millis);
         let mut are_kept = true;

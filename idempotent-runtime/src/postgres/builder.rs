@@ -65,30 +65,31 @@ impl PostgresStoreBuilder {
         }
     }
 
-    /// The table's name, `table` or `schema.table`. Services that share a database get a table each, or a namespace of
-    /// the engine each. The default is `idempotency_records`, where the role's `search_path` puts it.
+    /// The table's name, `table` or `schema.table`. Services that share a database get a table
+    /// each, or a namespace of the engine each. The default is `idempotency_records`, where the
+    /// role's `search_path` puts it.
     pub fn table(mut self, name: impl Into<String>) -> Self {
         self.table = name.into();
         self
     }
 
-    /// How many connections the store opens at most for each Tokio runtime that calls it, beside two for renewals. The
-    /// default is 10. A pool that the store was given has its own limit.
+    /// How many connections the store opens at most for each Tokio runtime that calls it, beside
+    /// two for renewals. The default is 10. A pool that the store was given has its own limit.
     pub fn max_connections(mut self, connections: u32) -> Self {
         self.max_connections = connections.max(1);
         self
     }
 
-    /// How long a request may wait for a connection, and then for its answer, before it is given up. The default is 2
-    /// seconds.
+    /// How long a request may wait for a connection, and then for its answer, before it is given
+    /// up. The default is 2 seconds.
     pub fn response_timeout(mut self, timeout: Duration) -> Self {
         self.response_timeout = timeout;
         self
     }
 
-    /// Sends every statement as one text, with its values in it, and asks nothing of the session: for poolers that give
-    /// each transaction another one and know no prepared statements, as `PgBouncer` before 1.21 does. Costs the server the
-    /// planning of each statement.
+    /// Sends every statement as one text, with its values in it, and asks nothing of the session:
+    /// for poolers that give each transaction another one and know no prepared statements, as
+    /// `PgBouncer` before 1.21 does. Costs the server the planning of each statement.
     pub fn without_prepared_statements(mut self) -> Self {
         self.prepares = false;
         self
@@ -97,9 +98,10 @@ impl PostgresStoreBuilder {
     /// Connects, and checks that the server can keep the promise.
     ///
     /// # Errors
-    /// [`Config`](StoreErrorKind::Config) when the address or the table's name is unfit or the server
-    /// refuses the role, [`Refused`](StoreErrorKind::Refused) when there is no connection to it or it is a
-    /// standby, [`Unsupported`](StoreErrorKind::Unsupported) when it is older than version 13.
+    /// [`Config`](StoreErrorKind::Config) when the address or the table's name is unfit or the
+    /// server refuses the role, [`Refused`](StoreErrorKind::Refused) when there is no connection to
+    /// it or it is a standby, [`Unsupported`](StoreErrorKind::Unsupported) when it is older than
+    /// version 13.
     pub async fn connect(self) -> Result<PostgresStore, StoreError> {
         let store = self.build()?;
         explained(check::server(&store.0)).await?;
@@ -109,8 +111,8 @@ impl PostgresStoreBuilder {
     /// A store that connects when it is used first. Nothing is checked.
     ///
     /// # Errors
-    /// [`Config`](StoreErrorKind::Config) when the address or the table's name is unfit, or this is called outside of a
-    /// Tokio runtime, which a pool of connections needs.
+    /// [`Config`](StoreErrorKind::Config) when the address or the table's name is unfit, or this is
+    /// called outside of a Tokio runtime, which a pool of connections needs.
     pub fn build(self) -> Result<PostgresStore, StoreError> {
         check_timeout("response_timeout", self.response_timeout)?;
         let table = TableName::parse(&self.table)?;
@@ -120,7 +122,9 @@ impl PostgresStoreBuilder {
         }
         let (prepares, response_timeout) = (self.prepares, self.response_timeout);
         let sessions = match self.source? {
-            Source::Server(options) => own_sessions(*options, self.max_connections, response_timeout, prepares),
+            Source::Server(options) => {
+                own_sessions(*options, self.max_connections, response_timeout, prepares)
+            }
             Source::Pool(pool) => sessions_of(pool, response_timeout, prepares),
         };
         Ok(store(sessions, table))
@@ -145,7 +149,12 @@ fn sessions_of(pool: PgPool, response_timeout: Duration, prepares: bool) -> Sess
     Sessions::new(Pools::given(pool), prepares, response_timeout, asked, demotions)
 }
 
-fn own_sessions(options: PgConnectOptions, connections: u32, response_timeout: Duration, prepares: bool) -> Sessions {
+fn own_sessions(
+    options: PgConnectOptions,
+    connections: u32,
+    response_timeout: Duration,
+    prepares: bool,
+) -> Sessions {
     let bounds = Bounds::of(response_timeout);
     // A pooler refuses settings that it does not know; no column is a floating-point number.
     let mut options = options.extra_float_digits(None);
@@ -167,16 +176,22 @@ fn own_sessions(options: PgConnectOptions, connections: u32, response_timeout: D
         .test_before_acquire(false)
         .before_acquire(move |connection, metadata| {
             let is_demoted = found.are_younger_than(metadata.age);
-            Box::pin(async move { Ok(!is_demoted && (metadata.idle_for < FRESH || is_alive(connection.ping()).await)) })
+            Box::pin(async move {
+                Ok(!is_demoted && (metadata.idle_for < FRESH || is_alive(connection.ping()).await))
+            })
         });
     if prepares {
         let asked = asked.clone();
-        pool = pool.after_connect(move |connection, _| Box::pin(asked.clone().read_back(connection)));
+        pool =
+            pool.after_connect(move |connection, _| Box::pin(asked.clone().read_back(connection)));
     }
     Sessions::new(Pools::own(pool, options), prepares, response_timeout, asked, demotions)
 }
 
-#[expect(clippy::disallowed_methods, reason = "the patience with a server is real time, whatever clock records have")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the patience with a server is real time, whatever clock records have"
+)]
 async fn is_alive(ping: impl Future<Output = Result<(), sqlx::Error>>) -> bool {
     tokio::time::timeout(PING, ping).await.is_ok_and(|answer| answer.is_ok())
 }
@@ -186,7 +201,9 @@ fn store(sessions: Sessions, table: TableName) -> PostgresStore {
     let in_transactions = Statements::new(&table, None);
     let watchers = {
         let (sessions, statement) = (sessions.clone(), Arc::clone(&statements.seen));
-        Watchers::new(Arc::new(SystemClock::new()), move |keys| look(sessions.clone(), Arc::clone(&statement), keys))
+        Watchers::new(Arc::new(SystemClock::new()), move |keys| {
+            look(sessions.clone(), Arc::clone(&statement), keys)
+        })
     };
     let renewals = sessions.for_renewals();
     PostgresStore(Arc::new(Inner {

@@ -24,14 +24,16 @@ pub(super) async fn server(store: &Inner) -> Result<(), StoreError> {
     let failed = |error| store_error(OPERATION, error);
     if row.try_get::<i32, _>(0).map_err(failed)? < OLDEST {
         let version: &str = row.try_get(1).map_err(failed)?;
-        return Err(StoreError::new(StoreErrorKind::Unsupported, OPERATION)
-            .with_detail(format!("the server is PostgreSQL {version}; it takes version 13 or later")));
+        return Err(StoreError::new(StoreErrorKind::Unsupported, OPERATION).with_detail(format!(
+            "the server is PostgreSQL {version}; it takes version 13 or later"
+        )));
     }
     if row.try_get(2).map_err(failed)? {
         return Err(StoreError::new(StoreErrorKind::Refused, OPERATION)
             .with_detail("the server is a standby: it takes no writes, and its records are old"));
     }
-    let [fsync, synchronous] = [row.try_get::<bool, _>(3).map_err(failed)?, row.try_get(4).map_err(failed)?];
+    let [fsync, synchronous] =
+        [row.try_get::<bool, _>(3).map_err(failed)?, row.try_get(4).map_err(failed)?];
     if !fsync || !synchronous {
         tracing::warn!(
             "the server acknowledges before its disk has it (`fsync` or `synchronous_commit` is off): records are lost \

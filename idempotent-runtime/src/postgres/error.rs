@@ -8,17 +8,23 @@ use crate::store::{StoreError, StoreErrorKind};
 
 type Meaning = (StoreErrorKind, Option<&'static str>);
 
-const MISSING: &str = "the table is missing: call `migrate` on the store once, or run the shipped SQL";
-const OTHER_TABLE: &str = "the table is not as this release made it: has it been changed, or made by another one?";
+const MISSING: &str =
+    "the table is missing: call `migrate` on the store once, or run the shipped SQL";
+const OTHER_TABLE: &str =
+    "the table is not as this release made it: has it been changed, or made by another one?";
 
 /// What the failure of a statement means that is a transaction of its own.
 pub(super) fn store_error(operation: &'static str, error: Error) -> StoreError {
     described(operation, statement_meaning(&error), error)
 }
 
-/// What the failure to get a connection means: nothing was sent, so nothing was applied. `is_local`: it would be one to a
-/// socket in the file system.
-pub(super) fn connection_error(operation: &'static str, error: Error, is_local: bool) -> StoreError {
+/// What the failure to get a connection means: nothing was sent, so nothing was applied.
+/// `is_local`: it would be one to a socket in the file system.
+pub(super) fn connection_error(
+    operation: &'static str,
+    error: Error,
+    is_local: bool,
+) -> StoreError {
     described(operation, connection_meaning(&error, is_local), error)
 }
 
@@ -67,8 +73,8 @@ pub(super) fn is_missing_table(error: &Error) -> bool {
     matches!(refusal(error), Some("42P01" | "3F000"))
 }
 
-/// The code of an error that ended the transaction and nothing else. What ends the session may come after the commit:
-/// the server may have been shut down while it waited for its standbys.
+/// The code of an error that ended the transaction and nothing else. What ends the session may come
+/// after the commit: the server may have been shut down while it waited for its standbys.
 fn refusal(error: &Error) -> Option<&str> {
     let error = server_error(error)?;
     matches!(error.severity(), PgSeverity::Error).then(|| error.code())
@@ -78,25 +84,35 @@ fn server_error(error: &Error) -> Option<&PgDatabaseError> {
     error.as_database_error()?.try_downcast_ref()
 }
 
-/// The codes are those of <https://www.postgresql.org/docs/current/errcodes-appendix.html>. What is not listed here may
-/// come from something between us and the server, and promises nothing.
+/// The codes are those of <https://www.postgresql.org/docs/current/errcodes-appendix.html>. What is
+/// not listed here may come from something between us and the server, and promises nothing.
 fn statement_meaning(error: &Error) -> Meaning {
     use StoreErrorKind::{Config, Corrupt, Refused, Unavailable, Unsupported};
     match refusal(error) {
         Some("42P01" | "3F000") => (Config, Some(MISSING)),
-        Some("42501") => {
-            (Config, Some("the role may not do this; see the store's documentation for the rights it needs"))
-        }
+        Some("42501") => (
+            Config,
+            Some("the role may not do this; see the store's documentation for the rights it needs"),
+        ),
         Some("25P01") => (Config, Some("the connection is in no transaction: begin one first")),
         Some("25006") => (Refused, Some("the server is read-only: is it a standby?")),
-        Some("55P03") => (Refused, Some("somebody else holds the lock of the record or of its table")),
-        Some("57014") => (Refused, Some("the server cancelled the statement (`statement_timeout`)")),
-        Some("53100") => (Refused, Some("the server's disk is full")),
-        Some("22021" | "22P05") => (Unsupported, Some("the database cannot keep a character of the operation's name")),
-        Some("XX001" | "XX002") => (Corrupt, Some("the server found its table or index to be damaged")),
-        Some("26000" | "42P05") => {
-            (Config, Some("a pooler gives its sessions to several: see `without_prepared_statements`"))
+        Some("55P03") => {
+            (Refused, Some("somebody else holds the lock of the record or of its table"))
         }
+        Some("57014") => {
+            (Refused, Some("the server cancelled the statement (`statement_timeout`)"))
+        }
+        Some("53100") => (Refused, Some("the server's disk is full")),
+        Some("22021" | "22P05") => {
+            (Unsupported, Some("the database cannot keep a character of the operation's name"))
+        }
+        Some("XX001" | "XX002") => {
+            (Corrupt, Some("the server found its table or index to be damaged"))
+        }
+        Some("26000" | "42P05") => (
+            Config,
+            Some("a pooler gives its sessions to several: see `without_prepared_statements`"),
+        ),
         Some("40003") | None => (Unavailable, None),
         Some(code) => match code.get(..2) {
             // Conflicts, no room, a trigger or a constraint of the user's own.
@@ -114,9 +130,12 @@ fn connection_meaning(error: &Error, is_local: bool) -> Meaning {
             "28000" | "28P01" => (Config, Some("the server refuses the role or the password")),
             "3D000" => (Config, Some("there is no such database")),
             "42501" => (Config, Some("the role may not connect to the database")),
-            _ if error.message().contains("startup parameter") => {
-                (Config, Some("the pooler refuses how the session begins: see `without_prepared_statements`"))
-            }
+            _ if error.message().contains("startup parameter") => (
+                Config,
+                Some(
+                    "the pooler refuses how the session begins: see `without_prepared_statements`",
+                ),
+            ),
             _ => (Refused, Some("the server takes no connections at the moment")),
         };
     }
@@ -127,8 +146,12 @@ fn connection_meaning(error: &Error, is_local: bool) -> Meaning {
     }
     match error {
         Error::Configuration(_) => (Config, Some("the connection URL is unfit")),
-        Error::Tls(_) => (Config, Some("TLS failed: a certificate is refused, or the server does not take TLS")),
-        Error::PoolTimedOut => (Refused, Some("no connection in time: all are busy, or the server takes none")),
+        Error::Tls(_) => {
+            (Config, Some("TLS failed: a certificate is refused, or the server does not take TLS"))
+        }
+        Error::PoolTimedOut => {
+            (Refused, Some("no connection in time: all are busy, or the server takes none"))
+        }
         Error::PoolClosed => (Refused, Some("the pool was closed")),
         _ => (Refused, Some("no connection to the server")),
     }

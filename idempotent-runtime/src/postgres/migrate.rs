@@ -30,13 +30,16 @@ pub(super) async fn migrate(store: &Inner) -> Result<(), StoreError> {
     result
 }
 
-/// For as long as `PATIENCE`: the server itself is patient for a moment only, so that it does not wait on when nobody does.
+/// For as long as `PATIENCE`: the server itself is patient for a moment only, so that it does not
+/// wait on when nobody does.
 async fn make(store: &Inner, connection: &mut PgConnection) -> Result<(), StoreError> {
     let failed = |error| store_error(OPERATION, error);
     loop {
         match up_to_date(store, connection).await {
             Ok(version) => return known(version),
-            Err(error) if is_lock_timeout(&error) => run(connection, String::from("ROLLBACK")).await.map_err(failed)?,
+            Err(error) if is_lock_timeout(&error) => {
+                run(connection, String::from("ROLLBACK")).await.map_err(failed)?
+            }
             Err(error) => return Err(failed(error)),
         }
     }
@@ -52,11 +55,14 @@ async fn up_to_date(store: &Inner, connection: &mut PgConnection) -> Result<i64,
         Err(error) => return Err(error),
     }
     let bounds = bounds(store).before();
-    let begin = format!("BEGIN ISOLATION LEVEL READ COMMITTED; {bounds}SELECT pg_advisory_xact_lock({LOCK})");
+    let begin = format!(
+        "BEGIN ISOLATION LEVEL READ COMMITTED; {bounds}SELECT pg_advisory_xact_lock({LOCK})"
+    );
     run(connection, begin).await?;
     if let Some(schema) = store.table.schema() {
         // The right to make one is not asked for where it is there.
-        let there = raw_sql(AssertSqlSafe(format!("SELECT to_regnamespace('\"{schema}\"') IS NOT NULL")));
+        let there =
+            raw_sql(AssertSqlSafe(format!("SELECT to_regnamespace('\"{schema}\"') IS NOT NULL")));
         if !there.fetch_one(&mut *connection).await.and_then(|row| row.try_get(0))? {
             run(connection, format!("CREATE SCHEMA \"{schema}\"")).await?;
         }
@@ -78,7 +84,9 @@ async fn run(connection: &mut PgConnection, statements: String) -> Result<(), Er
 
 async fn version(store: &Inner, connection: &mut PgConnection) -> Result<Option<i64>, Error> {
     let (meta, bounds) = (store.table.with_suffix("meta").quoted('"'), bounds(store).before());
-    let row = raw_sql(AssertSqlSafe(format!("{bounds}SELECT version FROM {meta}"))).fetch_optional(connection).await?;
+    let row = raw_sql(AssertSqlSafe(format!("{bounds}SELECT version FROM {meta}")))
+        .fetch_optional(connection)
+        .await?;
     row.map(|row| row.try_get(0)).transpose()
 }
 

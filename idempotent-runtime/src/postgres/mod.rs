@@ -31,22 +31,23 @@ use crate::clock::Timestamp;
 use crate::key::KeyHash;
 use crate::sql::transaction::OwnIdentity;
 use crate::sql::{
-    self, Answer, Fences, First, Found, Guard, Lease, Listed, Look, PurgeMark, Row, Rows, Seen, Table, TableName,
-    Watchers, integer, reason_code, state_code, store_of_rows,
+    self, Answer, Fences, First, Found, Guard, Lease, Listed, Look, PurgeMark, Row, Rows, Seen,
+    Table, TableName, Watchers, integer, reason_code, state_code, store_of_rows,
 };
 use crate::store::codes::{self, STATES};
 use crate::store::{
-    Capabilities, Claim, Claimed, Commit, Record, Release, StoreError, StoreErrorKind, Token, transition,
+    Capabilities, Claim, Claimed, Commit, Record, Release, StoreError, StoreErrorKind, Token,
+    transition,
 };
 
 /// Records in a table of a PostgreSQL database, version 13 or later.
 ///
-/// A replay is one statement that locks no row and writes nothing; a call that runs is one more statement, which commits.
-/// Each statement is a transaction of its own, and no session is asked to remember anything beyond it. Leases and expiry
-/// are judged on the server's clock.
+/// A replay is one statement that locks no row and writes nothing; a call that runs is one more
+/// statement, which commits. Each statement is a transaction of its own, and no session is asked to
+/// remember anything beyond it. Leases and expiry are judged on the server's clock.
 ///
-/// What has to be known of a server that can lose what it has acknowledged, of poolers and of rights is said in the
-/// repository's `docs/postgres.md`.
+/// What has to be known of a server that can lose what it has acknowledged, of poolers and of
+/// rights is said in the repository's `docs/postgres.md`.
 ///
 /// ```no_run
 /// # use idempotent_runtime::{Idempotency, store::PostgresStore};
@@ -78,43 +79,50 @@ struct Inner {
 }
 
 impl PostgresStore {
-    /// Connects to the server that `url` names, as `postgres://user:password@host:5432/database?sslmode=verify-full`,
-    /// and checks that it can keep the promise. The table is not made: see [`migrate`](Self::migrate).
+    /// Connects to the server that `url` names, as
+    /// `postgres://user:password@host:5432/database?sslmode=verify-full`, and checks that it can
+    /// keep the promise. The table is not made: see [`migrate`](Self::migrate).
     ///
     /// # Errors
     /// [`Config`](StoreErrorKind::Config) when the URL is unfit or the server refuses the role,
-    /// [`Refused`](StoreErrorKind::Refused) when there is no connection to it, [`Unsupported`](StoreErrorKind::Unsupported)
-    /// when it is older than version 13.
+    /// [`Refused`](StoreErrorKind::Refused) when there is no connection to it,
+    /// [`Unsupported`](StoreErrorKind::Unsupported) when it is older than version 13.
     pub async fn connect(url: &str) -> Result<Self, StoreError> {
         Self::builder(url).connect().await
     }
 
-    /// A store with settings, on the server that `address` names: a URL, [`sqlx::postgres::PgConnectOptions`] or a
-    /// [`sqlx::PgPool`].
+    /// A store with settings, on the server that `address` names: a URL,
+    /// [`sqlx::postgres::PgConnectOptions`] or a [`sqlx::PgPool`].
     pub fn builder(address: impl PostgresAddress) -> PostgresStoreBuilder {
         PostgresStoreBuilder::new(address)
     }
 
-    /// A store that takes its connections from `pool`. Renewals have at most two of their own, made as the pool makes
-    /// its connections. Nothing is checked, and nothing is sent before the first call.
+    /// A store that takes its connections from `pool`. Renewals have at most two of their own, made
+    /// as the pool makes its connections. Nothing is checked, and nothing is sent before the first
+    /// call.
     ///
-    /// The pool's connections belong to the runtimes that made them, and come back to it as long as these go on.
+    /// The pool's connections belong to the runtimes that made them, and come back to it as long as
+    /// these go on.
     ///
-    /// Who holds many of them, in open transactions for example, keeps the engine's calls waiting. These are refused after
-    /// two seconds, and a call that waited for more than one of them is told in the log, once a minute. Who holds one and
-    /// makes a call needs two: as many as the pool has can stop each other. Then a pool of the store's own is better.
+    /// Who holds many of them, in open transactions for example, keeps the engine's calls waiting.
+    /// These are refused after two seconds, and a call that waited for more than one of them is
+    /// told in the log, once a minute. Who holds one and makes a call needs two: as many as the
+    /// pool has can stop each other. Then a pool of the store's own is better.
     ///
-    /// Any isolation and any timeouts will do: how long a lock is waited for is said with each request. What the pool does
-    /// when it makes or lends a connection must leave it outside of a transaction.
+    /// Any isolation and any timeouts will do: how long a lock is waited for is said with each
+    /// request. What the pool does when it makes or lends a connection must leave it outside of a
+    /// transaction.
     pub fn from_pool(pool: PgPool) -> Self {
         PostgresStoreBuilder::in_pool(pool)
     }
 
-    /// Creates the table, and its schema if that is missing, or brings the table of an earlier release up to date. Many
-    /// processes may call it at once; where there is nothing to do, it needs no right but to read.
+    /// Creates the table, and its schema if that is missing, or brings the table of an earlier
+    /// release up to date. Many processes may call it at once; where there is nothing to do, it
+    /// needs no right but to read.
     ///
     /// # Errors
-    /// [`Config`](StoreErrorKind::Config) when the table was made by a newer release, or the role may not create it.
+    /// [`Config`](StoreErrorKind::Config) when the table was made by a newer release, or the role
+    /// may not create it.
     pub async fn migrate(&self) -> Result<(), StoreError> {
         migrate::migrate(&self.0).await
     }
@@ -123,9 +131,11 @@ impl PostgresStore {
 /// What the one row says that `read` answers with.
 fn found_one(operation: &'static str, store: &Inner, rows: &[PgRow]) -> Answer<Found> {
     let Some(row) = rows.first() else {
-        return Err(StoreError::new(StoreErrorKind::Unavailable, operation).with_detail("the answer has no row"));
+        return Err(StoreError::new(StoreErrorKind::Unavailable, operation)
+            .with_detail("the answer has no row"));
     };
-    let micros: i64 = row.try_get(AFTER_COLUMNS).map_err(|error| error::store_error(operation, error))?;
+    let micros: i64 =
+        row.try_get(AFTER_COLUMNS).map_err(|error| error::store_error(operation, error))?;
     store.fences.reached(u64::try_from(micros).unwrap_or_default());
     sql::found(operation, row)
 }
@@ -138,7 +148,8 @@ pub(crate) struct PostgresTable {
 
 impl PostgresTable {
     async fn wrote(&mut self, operation: &'static str, request: Request<'_>) -> Answer<bool> {
-        let rows = request.send(operation, &mut self.connection, self.store.sessions.writing()).await?;
+        let rows =
+            request.send(operation, &mut self.connection, self.store.sessions.writing()).await?;
         Ok(!rows.is_empty())
     }
 }
@@ -202,16 +213,21 @@ impl Rows for PostgresStore {
         const OPERATION: &str = "claim";
         // The row as it would be at the time zero; the server adds its time.
         let zero = Timestamp::default();
-        let Claimed::Mine(grant) = transition::claim(&mut None, claim, zero) else { return Ok(First::Raced) };
+        let Claimed::Mine(grant) = transition::claim(&mut None, claim, zero) else {
+            return Ok(First::Raced);
+        };
         let row = Row::new(&grant.record, 0, None, Some(zero + claim.ttl));
         let request = Request::new(&self.0.statements.claim).values(row.values());
         let rows = match self.0.sessions.written(OPERATION, request).await {
-            Err(error) if error::is_read_only(&error) => return Box::pin(self.stored_result(claim, error)).await,
+            Err(error) if error::is_read_only(&error) => {
+                return Box::pin(self.stored_result(claim, error)).await;
+            }
             rows => rows?,
         };
         let Some(row) = rows.first() else { return Ok(First::Raced) };
         let found = sql::found(OPERATION, row)?;
-        let inserted = row.try_get(AFTER_COLUMNS).map_err(|error| error::store_error(OPERATION, error))?;
+        let inserted =
+            row.try_get(AFTER_COLUMNS).map_err(|error| error::store_error(OPERATION, error))?;
         Ok(match found {
             Found { stored: Some(stored), .. } if inserted => First::Mine(stored.record),
             found => First::Found(found),
@@ -226,7 +242,8 @@ impl Rows for PostgresStore {
 
     async fn release_own(&self, release: &Release) -> Answer<bool> {
         let owner = owner_bytes(release.token);
-        let request = Request::new(&self.0.statements.release).bytes(release.key.as_bytes()).bytes(&owner);
+        let request =
+            Request::new(&self.0.statements.release).bytes(release.key.as_bytes()).bytes(&owner);
         Ok(!self.0.sessions.written("release", request).await?.is_empty())
     }
 
@@ -241,8 +258,8 @@ impl Rows for PostgresStore {
 }
 
 impl PostgresStore {
-    /// The answer to a claim from a server that takes no writes: what is stored is still told, everything else would be
-    /// decided on what may be old.
+    /// The answer to a claim from a server that takes no writes: what is stored is still told,
+    /// everything else would be decided on what may be old.
     async fn stored_result(&self, claim: &Claim, refusal: StoreError) -> Answer<First> {
         let found = self.row(refusal.operation(), claim.key).await?;
         let is_answer = |record: &Record| record.state.is_answer() && record.expires > found.now;
@@ -254,7 +271,11 @@ impl PostgresStore {
 }
 
 /// Stores a result on its owner's own unfinished record.
-fn commit_request<'a>(statements: &'a Statements, commit: &'a Commit, owner: &'a [u8; 16]) -> Request<'a> {
+fn commit_request<'a>(
+    statements: &'a Statements,
+    commit: &'a Commit,
+    owner: &'a [u8; 16],
+) -> Request<'a> {
     Request::new(&statements.commit)
         .bytes(commit.key.as_bytes())
         .bytes(owner)
@@ -303,6 +324,8 @@ store_of_rows!(PostgresStore, "postgres", {
 
 impl fmt::Debug for PostgresStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PostgresStore").field("table", &self.0.table.to_string()).finish_non_exhaustive()
+        f.debug_struct("PostgresStore")
+            .field("table", &self.0.table.to_string())
+            .finish_non_exhaustive()
     }
 }

@@ -12,12 +12,14 @@ const OPERATION: &str = "purge";
 
 impl PostgresStore {
     pub(super) async fn purge_rows(&self, limit: usize) -> Answer<Purged> {
-        let batch =
-            |begin: Option<Place>, most| self.purge_batch(most, begin.map_or(i64::MIN, |(purge_at, _)| purge_at));
+        let batch = |begin: Option<Place>, most| {
+            self.purge_batch(most, begin.map_or(i64::MIN, |(purge_at, _)| purge_at))
+        };
         purge_from_mark(&self.0.purge_mark, limit, batch).await
     }
 
-    /// The server's time, and what it did with the first `limit` rows that are due, from those of `from` on.
+    /// The server's time, and what it did with the first `limit` rows that are due, from those of
+    /// `from` on.
     async fn purge_batch(&self, limit: usize, from: i64) -> Answer<(i64, Batch)> {
         let most = i64::try_from(limit).unwrap_or(i64::MAX);
         let request = Request::new(&self.0.statements.purge).integer(most).integer(from);

@@ -20,21 +20,29 @@ impl PostgresStore {
         let keys: Vec<_> = renewals.iter().map(|renewal| renewal.key).collect();
         let owners: Vec<_> = renewals.iter().map(|renewal| owner_bytes(renewal.token)).collect();
         let leases = renewals.iter().map(|renewal| millis(renewal.lease)).collect();
-        let request = Request::new(&self.0.statements.renew).keys(&keys).owners(&owners).integers(leases);
+        let request =
+            Request::new(&self.0.statements.renew).keys(&keys).owners(&owners).integers(leases);
         let mut renewed: HashSet<([u8; 32], [u8; 16])> = HashSet::with_capacity(renewals.len());
         for row in sessions.written(OPERATION, request).await? {
             let failed = |error| store_error(OPERATION, error);
             renewed.insert((row.try_get(0).map_err(failed)?, row.try_get(1).map_err(failed)?));
         }
-        let is_renewed = |renewal: &Renewal| renewed.contains(&(*renewal.key.as_bytes(), owner_bytes(renewal.token)));
+        let is_renewed = |renewal: &Renewal| {
+            renewed.contains(&(*renewal.key.as_bytes(), owner_bytes(renewal.token)))
+        };
         let refused = renewals.iter().filter(|renewal| !is_renewed(renewal));
         let found = self.found(sessions, refused.map(|renewal| renewal.key).collect()).await?;
-        let written = |renewal| if is_renewed(renewal) { Written::Applied } else { refusal(renewal, &found) };
+        let written =
+            |renewal| if is_renewed(renewal) { Written::Applied } else { refusal(renewal, &found) };
         Ok(renewals.iter().map(written).collect())
     }
 
     /// The records of those who could not renew, as far as they can be read.
-    async fn found(&self, sessions: &Sessions, keys: Vec<KeyHash>) -> Answer<HashMap<KeyHash, Option<Record>>> {
+    async fn found(
+        &self,
+        sessions: &Sessions,
+        keys: Vec<KeyHash>,
+    ) -> Answer<HashMap<KeyHash, Option<Record>>> {
         if keys.is_empty() {
             return Ok(HashMap::new());
         }
@@ -42,7 +50,8 @@ impl PostgresStore {
         let rows = sessions.rows(OPERATION, request).await?;
         let mut records = HashMap::with_capacity(rows.len());
         for row in rows {
-            let key = KeyHash::from_bytes(row.try_get(1).map_err(|error| store_error(OPERATION, error))?);
+            let key =
+                KeyHash::from_bytes(row.try_get(1).map_err(|error| store_error(OPERATION, error))?);
             let found = sql::found(OPERATION, &row);
             if let Err(error) = &found {
                 tracing::warn!(%key, %error, "a lease is not renewed: its record cannot be read");
@@ -57,7 +66,8 @@ impl PostgresStore {
 /// Why a renewal did nothing.
 fn refusal(renewal: &Renewal, found: &HashMap<KeyHash, Option<Record>>) -> Written {
     let mut slot = match found.get(&renewal.key) {
-        // A record that this release cannot read is not its owner's any more, and no reason to give up the others.
+        // A record that this release cannot read is not its owner's any more, and no reason to give
+        // up the others.
         Some(None) => return Written::Lost,
         found => found.cloned().flatten(),
     };

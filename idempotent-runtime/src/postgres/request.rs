@@ -1,4 +1,5 @@
-//! One statement with its values, which are bound or, where statements cannot be prepared, written into it.
+//! One statement with its values, which are bound or, where statements cannot be prepared, written
+//! into it.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -62,7 +63,8 @@ impl<'a> Request<'a> {
     }
 
     pub(super) fn keys(mut self, keys: &'a [KeyHash]) -> Self {
-        self.arguments.push(Argument::BytesList(keys.iter().map(|key| &key.as_bytes()[..]).collect()));
+        self.arguments
+            .push(Argument::BytesList(keys.iter().map(|key| &key.as_bytes()[..]).collect()));
         self
     }
 
@@ -76,8 +78,8 @@ impl<'a> Request<'a> {
         self
     }
 
-    /// The rows of the result. A transaction of its own, which is all that the server rolls back when it says so: the
-    /// statement is sent again then, and meets what the others have written.
+    /// The rows of the result. A transaction of its own, which is all that the server rolls back
+    /// when it says so: the statement is sent again then, and meets what the others have written.
     pub(super) async fn send(
         self,
         operation: &'static str,
@@ -104,7 +106,8 @@ impl<'a> Request<'a> {
         self.try_once(connection, manner).await.map_err(|error| store_error(operation, error))
     }
 
-    /// As [`send_once`](Self::send_once), as one text with its values in it after the statements of `first`. The rows of all.
+    /// As [`send_once`](Self::send_once), as one text with its values in it after the statements of
+    /// `first`. The rows of all.
     pub(super) async fn send_after(
         self,
         operation: &'static str,
@@ -115,11 +118,17 @@ impl<'a> Request<'a> {
         self.try_once(connection, manner).await.map_err(|error| store_error(operation, error))
     }
 
-    async fn try_once(&self, connection: &mut PgConnection, manner: Manner<'_>) -> Result<Vec<PgRow>, Error> {
+    async fn try_once(
+        &self,
+        connection: &mut PgConnection,
+        manner: Manner<'_>,
+    ) -> Result<Vec<PgRow>, Error> {
         match manner {
             Manner::Prepared => self.bound(connection).await,
             Manner::TextAfter(first) => {
-                raw_sql(AssertSqlSafe(self.as_text(String::from(first)))).fetch_all(connection).await
+                raw_sql(AssertSqlSafe(self.as_text(String::from(first))))
+                    .fetch_all(connection)
+                    .await
             }
         }
     }
@@ -146,7 +155,10 @@ impl<'a> Request<'a> {
         for piece in pieces {
             let digits = piece.bytes().take_while(u8::is_ascii_digit).count();
             let (number, rest) = piece.split_at(digits);
-            let argument = number.parse::<usize>().ok().and_then(|number| self.arguments.get(number.checked_sub(1)?));
+            let argument = number
+                .parse::<usize>()
+                .ok()
+                .and_then(|number| self.arguments.get(number.checked_sub(1)?));
             match argument {
                 Some(argument) => write_argument(&mut text, argument),
                 // The server says what is wrong with it.
@@ -164,7 +176,9 @@ fn write_argument(text: &mut String, argument: &Argument<'_>) {
         Argument::BytesList(list) => {
             write_list(text, "bytea", list.iter().map(|bytes| Value::Bytes(Some(bytes))));
         }
-        Argument::IntegerList(list) => write_list(text, "int8", list.iter().copied().map(Value::Integer)),
+        Argument::IntegerList(list) => {
+            write_list(text, "int8", list.iter().copied().map(Value::Integer))
+        }
     }
 }
 
@@ -181,7 +195,8 @@ fn write_list<'a>(text: &mut String, of: &str, values: impl Iterator<Item = Valu
     text.push_str("[]");
 }
 
-/// Bytes and text as hexadecimal digits: nothing in them can be taken for anything else, whatever the server's settings.
+/// Bytes and text as hexadecimal digits: nothing in them can be taken for anything else, whatever
+/// the server's settings.
 fn write_value(text: &mut String, value: Value<'_>) {
     match value {
         Value::Small(value) => drop(write!(text, "({value})::int2")),
@@ -198,7 +213,8 @@ fn write_value(text: &mut String, value: Value<'_>) {
 }
 
 fn write_bytes(text: &mut String, bytes: &[u8]) {
-    const DIGITS: [char; 16] = ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f'];
+    const DIGITS: [char; 16] =
+        ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f'];
     text.reserve(2 * bytes.len() + 18);
     text.push_str("decode('");
     for byte in bytes {
@@ -216,7 +232,8 @@ mod tests {
 
     #[test]
     fn values_are_written_as_what_they_are_and_as_nothing_else() {
-        let statement = Arc::from("SELECT $1, $2 + $10, '$', $3, $4, $5, $6, $7, $8 FROM t WHERE a = $9");
+        let statement =
+            Arc::from("SELECT $1, $2 + $10, '$', $3, $4, $5, $6, $7, $8 FROM t WHERE a = $9");
         let request = Request::new(&statement)
             .small(-3)
             .integer(i64::MIN)

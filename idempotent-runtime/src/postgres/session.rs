@@ -33,7 +33,8 @@ impl Sessions {
         demotions: Demotions,
     ) -> Self {
         // Bytes in a text can be read in one of their two forms only.
-        let bounded = format!("{}SET LOCAL bytea_output = hex; ", Bounds::of(response_timeout).before());
+        let bounded =
+            format!("{}SET LOCAL bytea_output = hex; ", Bounds::of(response_timeout).before());
         Self { pools, prepares, response_timeout, asked, bounded: bounded.into(), demotions }
     }
 
@@ -53,13 +54,18 @@ impl Sessions {
     pub(super) async fn lease(&self, operation: &'static str) -> Answer<Lease<Postgres>> {
         let failed = |operation, error| connection_error(operation, error, self.are_local());
         self.pools.lease(operation, self.response_timeout, failed).await.map_err(|error| {
-            // The one error of an unknown outcome here is that of the time limit, and nothing was sent.
+            // The one error of an unknown outcome here is that of the time limit, and nothing was
+            // sent.
             if !error.is_outcome_unknown() {
                 return error;
             }
-            let detail =
-                format!("no connection within {:?}: all are busy, or the server takes none", self.response_timeout);
-            StoreError::new(StoreErrorKind::Refused, operation).with_detail(detail).with_source(error)
+            let detail = format!(
+                "no connection within {:?}: all are busy, or the server takes none",
+                self.response_timeout
+            );
+            StoreError::new(StoreErrorKind::Refused, operation)
+                .with_detail(detail)
+                .with_source(error)
         })
     }
 
@@ -68,8 +74,8 @@ impl Sessions {
         connecting.get_socket().is_some() || connecting.get_host().starts_with('/')
     }
 
-    /// Gives the connection back if it can be used again after `failure`, what the last request on it failed with. Else it is
-    /// closed.
+    /// Gives the connection back if it can be used again after `failure`, what the last request on
+    /// it failed with. Else it is closed.
     pub(super) fn end(&self, lease: Lease<Postgres>, failure: Option<&StoreError>) {
         let is_demoted = failure.is_some_and(is_read_only) && self.demotions.seen();
         if is_settled(failure) && !is_demoted {
@@ -82,25 +88,35 @@ impl Sessions {
         Manner::TextAfter(&self.bounded)
     }
 
-    /// How what reads is sent. It waits for a locked table before anything in it could say for how long. So its session says
-    /// so, or a text before it, in which there is nothing that a log of the server's must not have.
+    /// How what reads is sent. It waits for a locked table before anything in it could say for how
+    /// long. So its session says so, or a text before it, in which there is nothing that a log of
+    /// the server's must not have.
     pub(super) fn reading(&self) -> Manner<'_> {
         if self.prepares && self.asked.are_kept() { Manner::Prepared } else { self.bounded() }
     }
 
-    /// How what writes is sent. See [`Statements::new`](super::statements::Statements::new) for what bounds it without its
-    /// session. As a text it would put results into the server's log, when it fails for example.
+    /// How what writes is sent. See [`Statements::new`](super::statements::Statements::new) for
+    /// what bounds it without its session. As a text it would put results into the server's log,
+    /// when it fails for example.
     pub(super) fn writing(&self) -> Manner<'_> {
         if self.prepares { Manner::Prepared } else { self.bounded() }
     }
 
     /// The rows that the one statement of `request` reads.
-    pub(super) async fn rows(&self, operation: &'static str, request: Request<'_>) -> Answer<Vec<PgRow>> {
+    pub(super) async fn rows(
+        &self,
+        operation: &'static str,
+        request: Request<'_>,
+    ) -> Answer<Vec<PgRow>> {
         self.send(operation, request, Self::reading).await
     }
 
     /// The rows that the one statement of `request` returns, which writes.
-    pub(super) async fn written(&self, operation: &'static str, request: Request<'_>) -> Answer<Vec<PgRow>> {
+    pub(super) async fn written(
+        &self,
+        operation: &'static str,
+        request: Request<'_>,
+    ) -> Answer<Vec<PgRow>> {
         self.send(operation, request, Self::writing).await
     }
 

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use crate::sql::{COLUMNS, TableName};
 
-/// The server's time in milliseconds. It goes on within a statement: one that waited for a lock sees when that is over.
+/// The server's time in milliseconds. It goes on within a statement: one that waited for a lock
+/// sees when that is over.
 const NOW: &str = "floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint";
 /// The same in microseconds.
 const MICROS: &str = "floor(extract(epoch FROM clock_timestamp()) * 1000000)::bigint";
@@ -18,8 +19,8 @@ const CLOCK: &str = "SELECT micros / 1000 AS now, micros
 const UNFINISHED: &str = "state IN (1, 2)";
 /// When nothing is left of a record: released ones and tombstones have no tombstone of their own.
 const FORGOTTEN: &str = "expires_at + CASE WHEN state IN (5, 6) THEN 0 ELSE after_expiry END";
-/// The columns of a first claim that are times, or made of the time. The claim is made for the time zero, and the server
-/// adds its own.
+/// The columns of a first claim that are times, or made of the time. The claim is made for the time
+/// zero, and the server adds its own.
 const TIMES: [&str; 4] = ["created_at", "lease_until", "expires_at", "purge_at"];
 const TICKS: [&str; 2] = ["fence", "revision"];
 
@@ -30,8 +31,8 @@ pub(super) struct Statements {
     pub(super) claim: Statement,
     pub(super) read: Statement,
     pub(super) insert: Statement,
-    /// The same with a fence that is not below the time at which the server received it, for what may wait for another
-    /// transaction. Answers with the fence, and with how long it took.
+    /// The same with a fence that is not below the time at which the server received it, for what
+    /// may wait for another transaction. Answers with the fence, and with how long it took.
     pub(super) insert_late: Statement,
     /// Raises the fence of the record `$4` of the owner `$5` to the time, and answers with it.
     pub(super) raise: String,
@@ -50,14 +51,16 @@ pub(super) struct Statements {
 }
 
 impl Statements {
-    /// `lock_timeout`: how long each write waits for a lock, whatever the session says. Without it, in a transaction of the
-    /// user's, the session decides.
+    /// `lock_timeout`: how long each write waits for a lock, whatever the session says. Without it,
+    /// in a transaction of the user's, the session decides.
     ///
-    /// It is set by the statement itself, before it comes to its first row, and ends with its transaction: that needs no
-    /// round trip, leaves nothing in a session that belongs to somebody else, and does not depend on what a pooler has made
-    /// of a session's settings. The lock of the table comes before that, when the statement is planned: one that has waited
-    /// for it too long, behind an `ALTER TABLE` for example, and for which nobody waits any more, finds no row. `now()` is
-    /// the time at which the transaction began, that is, at which the server received the statement.
+    /// It is set by the statement itself, before it comes to its first row, and ends with its
+    /// transaction: that needs no round trip, leaves nothing in a session that belongs to somebody
+    /// else, and does not depend on what a pooler has made of a session's settings. The lock of the
+    /// table comes before that, when the statement is planned: one that has waited for it too long,
+    /// behind an `ALTER TABLE` for example, and for which nobody waits any more, finds no row.
+    /// `now()` is the time at which the transaction began, that is, at which the server received
+    /// the statement.
     pub(super) fn new(name: &TableName, lock_timeout: Option<Duration>) -> Self {
         let bound = lock_timeout.map_or(String::from("true"), |timeout| {
             let timeout = timeout.as_millis().max(1);
@@ -70,14 +73,20 @@ impl Statements {
         let columns = COLUMNS.join(", ");
         let without_body = columns.replace(", body", ", ''::bytea");
         let places: Vec<_> = (1..=COLUMNS.len()).map(|number| format!("${number}")).collect();
-        let assignments: Vec<_> =
-            COLUMNS.iter().zip(&places).skip(1).map(|(column, place)| format!("{column} = {place}")).collect();
-        let first: Vec<_> = COLUMNS.iter().zip(&places).map(|(column, place)| first_value(column, place)).collect();
-        let late: Vec<_> = COLUMNS.iter().zip(&places).map(|(column, place)| late_value(column, place)).collect();
+        let assignments: Vec<_> = COLUMNS
+            .iter()
+            .zip(&places)
+            .skip(1)
+            .map(|(column, place)| format!("{column} = {place}"))
+            .collect();
+        let first: Vec<_> =
+            COLUMNS.iter().zip(&places).map(|(column, place)| first_value(column, place)).collect();
+        let late: Vec<_> =
+            COLUMNS.iter().zip(&places).map(|(column, place)| late_value(column, place)).collect();
         let statement = |text: String| Statement::from(text);
         Self {
-            // Two branches of one snapshot: what `found` does not see and `claimed` cannot insert was written in between,
-            // and there is no row.
+            // Two branches of one snapshot: what `found` does not see and `claimed` cannot insert
+            // was written in between, and there is no row.
             claim: statement(format!(
                 "WITH clock AS MATERIALIZED ({CLOCK}),
                  found AS MATERIALIZED (SELECT {columns} FROM {table} WHERE key_hash = $1),
@@ -126,7 +135,8 @@ impl Statements {
                      AND format = 1 AND {bound}
                  RETURNING 1"
             )),
-            // A row that somebody else has locked must not keep the others waiting until their leases are over.
+            // A row that somebody else has locked must not keep the others waiting until their
+            // leases are over.
             renew: statement(format!(
                 "UPDATE {table} AS record SET lease_until = {NOW} + lease, revision = revision + 1,
                      expires_at = greatest(expires_at, {NOW} + lease + linger)
@@ -156,9 +166,11 @@ impl Statements {
     }
 }
 
-/// Removes what is due, or puts it off, from the time `$2` on. What somebody else has locked is being written, or purged.
+/// Removes what is due, or puts it off, from the time `$2` on. What somebody else has locked is
+/// being written, or purged.
 ///
-/// Rows that were removed are still gone over while a transaction is open that began before: the time is behind them.
+/// Rows that were removed are still gone over while a transaction is open that began before: the
+/// time is behind them.
 fn purge(table: &str) -> String {
     format!(
         "WITH clock AS MATERIALIZED ({CLOCK}),
@@ -185,8 +197,9 @@ fn purge(table: &str) -> String {
     )
 }
 
-/// What tells which database the table is in. The database's number is a part of the table's path: not everybody may read
-/// `pg_database`, and the session's own entry in the statistics costs a copy of all others.
+/// What tells which database the table is in. The database's number is a part of the table's path:
+/// not everybody may read `pg_database`, and the session's own entry in the statistics costs a copy
+/// of all others.
 fn identity(name: &TableName) -> String {
     let meta = name.with_suffix("meta").quoted('"');
     format!(

@@ -7,25 +7,31 @@ use std::time::Duration;
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Error, PgConnection, Postgres, Row as _, Transaction};
 
-use super::error::{is_aborted, is_lock_timeout, is_out_of_time, is_savepoint_missing, store_error};
+use super::error::{
+    is_aborted, is_lock_timeout, is_out_of_time, is_savepoint_missing, store_error,
+};
 use super::request::Request;
 use super::{Inner, PostgresStore, commit_request, found_one, owner_bytes};
 use crate::key::KeyHash;
-use crate::sql::transaction::{self, Identity, OwnIdentity, Savepoints, TransactionStore, Transactional};
+use crate::sql::transaction::{
+    self, Identity, OwnIdentity, Savepoints, TransactionStore, Transactional,
+};
 use crate::sql::{Answer, Found, Guard, Row, Standing, Table, TransactionDatabase};
 use crate::store::transaction::{End, Keep, Kept, Taken};
-use crate::store::{Claim, Commit, DynStore, Record, SqlTransaction, StoreError, StoreErrorKind, Token};
+use crate::store::{
+    Claim, Commit, DynStore, Record, SqlTransaction, StoreError, StoreErrorKind, Token,
+};
 
 const OPERATION: &str = "claim in a transaction";
 
-/// The shortest time for which a lock is waited for. The server takes locks also to make room for a row, and who waits for
-/// none of another transaction waits for those.
+/// The shortest time for which a lock is waited for. The server takes locks also to make room for a
+/// row, and who waits for none of another transaction waits for those.
 const SHORTEST_WAIT: Duration = Duration::from_millis(50);
-/// How much longer a statement may take than it waits for a lock. It may wait for several, one after the other: for each
-/// transaction that had the key and rolled back.
+/// How much longer a statement may take than it waits for a lock. It may wait for several, one
+/// after the other: for each transaction that had the key and rolled back.
 const WORK: Duration = Duration::from_secs(1);
-/// An insert that took longer may have waited for another transaction, which has sent two more requests at least since it
-/// got the key, and whose fence is then the larger one. In microseconds.
+/// An insert that took longer may have waited for another transaction, which has sent two more
+/// requests at least since it got the key, and whose fence is then the larger one. In microseconds.
 const QUICK: i64 = 100;
 
 impl TransactionDatabase for Postgres {
@@ -44,7 +50,8 @@ impl TransactionDatabase for Postgres {
 pub(crate) struct InTransaction<'a> {
     connection: &'a mut PgConnection,
     store: &'a Inner,
-    /// The user's values of the settings that are other ones while the claim is made, in the order of [`restoring`].
+    /// The user's values of the settings that are other ones while the claim is made, in the order
+    /// of [`restoring`].
     before: [String; 3],
     /// The fence that was written.
     fence: Option<i64>,
@@ -53,9 +60,11 @@ pub(crate) struct InTransaction<'a> {
 }
 
 impl InTransaction<'_> {
-    /// Whether the statement returned a row. It is sent once: what it fails with has broken the whole transaction.
+    /// Whether the statement returned a row. It is sent once: what it fails with has broken the
+    /// whole transaction.
     async fn wrote(&mut self, operation: &'static str, request: Request<'_>) -> Answer<bool> {
-        let rows = request.send_once(operation, self.connection, self.store.sessions.prepares()).await?;
+        let rows =
+            request.send_once(operation, self.connection, self.store.sessions.prepares()).await?;
         Ok(!rows.is_empty())
     }
 }
@@ -72,7 +81,8 @@ impl Table for InTransaction<'_> {
 
     async fn insert(&mut self, operation: &'static str, row: &Row) -> Answer<bool> {
         let request = Request::new(&self.store.in_transactions.insert_late).values(row.values());
-        let rows = request.send_once(operation, self.connection, self.store.sessions.prepares()).await?;
+        let rows =
+            request.send_once(operation, self.connection, self.store.sessions.prepares()).await?;
         let Some(row) = rows.first() else { return Ok(false) };
         let failed = |error| store_error(operation, error);
         self.fence = Some(row.try_get(0).map_err(failed)?);
@@ -108,14 +118,23 @@ impl Savepoints for PgConnection {
 impl Transactional for InTransaction<'_> {
     type Connection = PgConnection;
 
-    /// One text with everything in it, and one round trip: the savepoint, the bounds, and both reads.
-    async fn look(&mut self, savepoint: &str, key: KeyHash, patience: Duration) -> Answer<(Identity, Found)> {
+    /// One text with everything in it, and one round trip: the savepoint, the bounds, and both
+    /// reads.
+    async fn look(
+        &mut self,
+        savepoint: &str,
+        key: KeyHash,
+        patience: Duration,
+    ) -> Answer<(Identity, Found)> {
         let (first, statements) = (opening(savepoint, patience), &self.store.in_transactions);
         let first = format!("{first}; {}; ", statements.identity);
         let request = Request::new(&statements.read).bytes(key.as_bytes());
         let rows = request.send_after(OPERATION, self.connection, &first).await?;
-        let (Some(settings), Some(found)) = (rows.first(), rows.get(1..).filter(|found| !found.is_empty())) else {
-            return Err(StoreError::new(StoreErrorKind::Unavailable, OPERATION).with_detail("the answer has no row"));
+        let (Some(settings), Some(found)) =
+            (rows.first(), rows.get(1..).filter(|found| !found.is_empty()))
+        else {
+            return Err(StoreError::new(StoreErrorKind::Unavailable, OPERATION)
+                .with_detail("the answer has no row"));
         };
         for (column, before) in self.before.iter_mut().enumerate() {
             *before = settings.try_get(column).map_err(|error| store_error(OPERATION, error))?;
@@ -134,7 +153,11 @@ impl Transactional for InTransaction<'_> {
     }
 
     async fn settle(&mut self, savepoint: &str, claimed: &Record) -> Answer<u64> {
-        let raising = if self.is_late { format!("{};", self.store.in_transactions.raise) } else { String::new() };
+        let raising = if self.is_late {
+            format!("{};", self.store.in_transactions.raise)
+        } else {
+            String::new()
+        };
         let statement = Arc::from(format!("{}; {raising} SAVEPOINT {savepoint}_body", restoring()));
         let owner = owner_bytes(claimed.owner);
         let [locks, whole, bytes] = &self.before;
@@ -149,18 +172,26 @@ impl Transactional for InTransaction<'_> {
 
     /// Also brings the settings back, and gives up what a write has locked and not changed.
     async fn leave(&mut self, savepoint: &str) -> Answer<()> {
-        self.connection.run(format!("ROLLBACK TO SAVEPOINT {savepoint}; RELEASE SAVEPOINT {savepoint}")).await
+        self.connection
+            .run(format!("ROLLBACK TO SAVEPOINT {savepoint}; RELEASE SAVEPOINT {savepoint}"))
+            .await
     }
 
-    /// The server calls waits for rows and for the table the same, and says of which row only to the first who waits for it.
+    /// The server calls waits for rows and for the table the same, and says of which row only to
+    /// the first who waits for it.
     async fn has_outwaited(&mut self, error: StoreError) -> Answer<()> {
         const SAVEPOINT: &str = "idempotency_wait";
         if !error.source().and_then(|source| source.downcast_ref()).is_some_and(is_out_of_time) {
             return Err(error);
         }
-        let locked = self.connection.run(format!("SAVEPOINT {SAVEPOINT}; {}", self.store.in_transactions.lock)).await;
-        let undone =
-            self.connection.run(format!("ROLLBACK TO SAVEPOINT {SAVEPOINT}; RELEASE SAVEPOINT {SAVEPOINT}")).await;
+        let locked = self
+            .connection
+            .run(format!("SAVEPOINT {SAVEPOINT}; {}", self.store.in_transactions.lock))
+            .await;
+        let undone = self
+            .connection
+            .run(format!("ROLLBACK TO SAVEPOINT {SAVEPOINT}; RELEASE SAVEPOINT {SAVEPOINT}"))
+            .await;
         if locked.is_ok() && undone.is_ok() { Ok(()) } else { Err(error) }
     }
 
@@ -174,8 +205,9 @@ impl Transactional for InTransaction<'_> {
     }
 }
 
-/// Sets the savepoint and what holds while the claim is made: how long a lock is waited for, how long a statement takes, if
-/// the user does not bound that more closely, and how bytes are written in an answer to a text. Tells what was set before.
+/// Sets the savepoint and what holds while the claim is made: how long a lock is waited for, how
+/// long a statement takes, if the user does not bound that more closely, and how bytes are written
+/// in an answer to a text. Tells what was set before.
 fn opening(savepoint: &str, patience: Duration) -> String {
     let millis = |duration: Duration| duration.as_millis().min(i32::MAX as u128);
     let patience = patience.max(SHORTEST_WAIT);
@@ -197,11 +229,12 @@ fn restoring() -> &'static str {
 }
 
 fn identity(rows: &[PgRow]) -> Answer<Identity> {
-    let row = rows
-        .first()
-        .ok_or_else(|| StoreError::new(StoreErrorKind::Config, OPERATION).with_detail("the `meta` table is empty"))?;
+    let row = rows.first().ok_or_else(|| {
+        StoreError::new(StoreErrorKind::Config, OPERATION).with_detail("the `meta` table is empty")
+    })?;
     let failed = |error| store_error(OPERATION, error);
-    let (name, number): (String, i64) = (row.try_get(1).map_err(failed)?, row.try_get(2).map_err(failed)?);
+    let (name, number): (String, i64) =
+        (row.try_get(1).map_err(failed)?, row.try_get(2).map_err(failed)?);
     Identity::new(OPERATION, row.try_get(0).map_err(failed)?, format!("{name} {number}"))
 }
 
@@ -212,14 +245,21 @@ impl TransactionStore for PostgresStore {
     type OpenTable<'a> = InTransaction<'a>;
 
     fn table_on<'a>(&'a self, connection: &'a mut PgConnection) -> InTransaction<'a> {
-        InTransaction { connection, store: &self.0, before: Default::default(), fence: None, is_late: false }
+        InTransaction {
+            connection,
+            store: &self.0,
+            before: Default::default(),
+            fence: None,
+            is_late: false,
+        }
     }
 
     fn known_identity(&self) -> &OwnIdentity {
         &self.0.identity
     }
 
-    /// On a connection for renewals, made as the others are: all of the pool's may be in transactions that wait for this.
+    /// On a connection for renewals, made as the others are: all of the pool's may be in
+    /// transactions that wait for this.
     async fn own_identity(&self) -> Answer<Identity> {
         let store = &self.0;
         let request = Request::new(&store.statements.identity);
@@ -230,7 +270,12 @@ impl TransactionStore for PostgresStore {
 }
 
 impl Keep for PgConnection {
-    fn begin<'a>(&'a mut self, store: &'a dyn DynStore, claim: &'a Claim, patience: Duration) -> Kept<'a, Taken> {
+    fn begin<'a>(
+        &'a mut self,
+        store: &'a dyn DynStore,
+        claim: &'a Claim,
+        patience: Duration,
+    ) -> Kept<'a, Taken> {
         transaction::begin_on::<PostgresStore>(self, store, claim, patience)
     }
 

@@ -1,9 +1,10 @@
-//! Telling the near cache what others change: invalidation messages of `CLIENT TRACKING … BCAST`, on a connection of its
-//! own.
+//! Telling the near cache what others change: invalidation messages of `CLIENT TRACKING … BCAST`,
+//! on a connection of its own.
 //!
-//! The server sends the name of every record that changes, and has nothing to remember for it. A message can be late
-//! only as long as the connection is: what was sent before a question is there when its answer is, but for the messages of
-//! the moment in which the server answers. Those are there with the next answer.
+//! The server sends the name of every record that changes, and has nothing to remember for it. A
+//! message can be late only as long as the connection is: what was sent before a question is there
+//! when its answer is, but for the messages of the moment in which the server answers. Those are
+//! there with the next answer.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,13 +34,17 @@ impl RedisStore {
         }
     }
 
-    async fn follow_connected(&self, near_cache: &Arc<NearCache>) -> RedisResult<std::convert::Infallible> {
+    async fn follow_connected(
+        &self,
+        near_cache: &Arc<NearCache>,
+    ) -> RedisResult<std::convert::Infallible> {
         let (told, prefix) = (near_cache.clone(), self.0.prefix.clone());
         let config = self.0.config.clone().set_push_sender(move |push| {
             tell(&told, &prefix, &push);
             Ok::<(), redis::aio::SendError>(())
         });
-        let mut connection = self.0.client.get_multiplexed_async_connection_with_config(&config).await?;
+        let mut connection =
+            self.0.client.get_multiplexed_async_connection_with_config(&config).await?;
         let mut track = redis::cmd("CLIENT");
         track.arg("TRACKING").arg("ON").arg("BCAST").arg("PREFIX").arg(&self.0.prefix);
         track.query_async::<()>(&mut connection).await?;
@@ -70,8 +75,11 @@ fn tell(near_cache: &NearCache, prefix: &str, push: &PushInfo) {
     for name in names {
         let Value::BulkString(name) = name else { continue };
         // Longer names are of values that a record will get.
-        let hash = name.strip_prefix(prefix.as_bytes()).and_then(|name| name.strip_prefix(b"{")?.strip_suffix(b"}"));
-        if let Some(key) = hash.and_then(|hash| str::from_utf8(hash).ok()?.parse::<KeyHash>().ok()) {
+        let hash = name
+            .strip_prefix(prefix.as_bytes())
+            .and_then(|name| name.strip_prefix(b"{")?.strip_suffix(b"}"));
+        if let Some(key) = hash.and_then(|hash| str::from_utf8(hash).ok()?.parse::<KeyHash>().ok())
+        {
             near_cache.forget(&key);
         }
     }

@@ -4,7 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use redis::io::tcp::TcpSettings;
-use redis::{AsyncConnectionConfig, Client, ClientTlsConfig, ConnectionInfo, ProtocolVersion, TlsCertificates};
+use redis::{
+    AsyncConnectionConfig, Client, ClientTlsConfig, ConnectionInfo, ProtocolVersion,
+    TlsCertificates,
+};
 
 use super::link::{Link, Setup};
 use super::tracking::Waiters;
@@ -60,15 +63,15 @@ impl RedisStoreBuilder {
         }
     }
 
-    /// What the names of all keys begin with. Services that share a server get a prefix each, or a namespace of the
-    /// engine each. The default is `idempotency:`.
+    /// What the names of all keys begin with. Services that share a server get a prefix each, or a
+    /// namespace of the engine each. The default is `idempotency:`.
     pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
         self.prefix = prefix.into();
         self
     }
 
-    /// The authority that signed the server's certificate, in PEM; the machine's authorities are not asked then. The URL
-    /// begins with `rediss://`.
+    /// The authority that signed the server's certificate, in PEM; the machine's authorities are
+    /// not asked then. The URL begins with `rediss://`.
     pub fn tls_ca(mut self, pem: impl Into<Vec<u8>>) -> Self {
         self.tls_ca = Some(pem.into());
         self
@@ -76,7 +79,8 @@ impl RedisStoreBuilder {
 
     /// The certificate and the key by which the server knows this client, in PEM.
     pub fn tls_client(mut self, certificate: impl Into<Vec<u8>>, key: impl Into<Vec<u8>>) -> Self {
-        self.tls_client = Some(ClientTlsConfig { client_cert: certificate.into(), client_key: key.into() });
+        self.tls_client =
+            Some(ClientTlsConfig { client_cert: certificate.into(), client_key: key.into() });
         self
     }
 
@@ -86,14 +90,15 @@ impl RedisStoreBuilder {
         self
     }
 
-    /// How long an answer may take before its connection is given up, from a millisecond to a day. The default is 2
-    /// seconds.
+    /// How long an answer may take before its connection is given up, from a millisecond to a day.
+    /// The default is 2 seconds.
     pub fn response_timeout(mut self, timeout: Duration) -> Self {
         self.response_timeout = timeout;
         self
     }
 
-    /// Connects although the server may evict records: each evicted record is a call that runs again.
+    /// Connects although the server may evict records: each evicted record is a call that runs
+    /// again.
     pub fn allow_eviction(mut self) -> Self {
         self.allow_eviction = true;
         self
@@ -102,9 +107,11 @@ impl RedisStoreBuilder {
     /// Connects, and checks that the server can keep the promise.
     ///
     /// # Errors
-    /// [`Unavailable`](StoreErrorKind::Unavailable) when the server does not answer, [`Unsupported`](StoreErrorKind::Unsupported)
-    /// when it is older than Redis 7.0, [`Config`](StoreErrorKind::Config) when it refuses the user, its certificate is
-    /// not trusted, it is a node of a Redis Cluster, or it may evict records (see [`allow_eviction`](Self::allow_eviction)).
+    /// [`Unavailable`](StoreErrorKind::Unavailable) when the server does not answer,
+    /// [`Unsupported`](StoreErrorKind::Unsupported) when it is older than Redis 7.0,
+    /// [`Config`](StoreErrorKind::Config) when it refuses the user, its certificate is not trusted,
+    /// it is a node of a Redis Cluster, or it may evict records (see
+    /// [`allow_eviction`](Self::allow_eviction)).
     pub async fn connect(self) -> Result<RedisStore, StoreError> {
         let allow_eviction = self.allow_eviction;
         let store = self.build()?;
@@ -112,8 +119,8 @@ impl RedisStoreBuilder {
         Ok(store)
     }
 
-    /// A store that connects when it is used first. Nothing is checked: neither the server's version nor whether it may
-    /// evict records.
+    /// A store that connects when it is used first. Nothing is checked: neither the server's
+    /// version nor whether it may evict records.
     ///
     /// # Errors
     /// [`Config`](StoreErrorKind::Config) when the URL, the certificates or a time-out are unfit.
@@ -125,7 +132,10 @@ impl RedisStoreBuilder {
         let tcp = TcpSettings::default().set_nodelay(true);
         let info = info.set_redis_settings(redis).set_tcp_settings(tcp);
         let client = if self.tls_ca.is_some() || self.tls_client.is_some() {
-            Client::build_with_tls(info, TlsCertificates { client_tls: self.tls_client, root_cert: self.tls_ca })
+            Client::build_with_tls(
+                info,
+                TlsCertificates { client_tls: self.tls_client, root_cert: self.tls_ca },
+            )
         } else {
             Client::open(info)
         };
@@ -139,7 +149,9 @@ impl RedisStoreBuilder {
             for_pushes.push(&push);
             Ok::<(), redis::aio::SendError>(())
         });
-        let link = |config, setup: Option<Setup>| Link::new(client.clone(), config, self.clock.clone(), setup);
+        let link = |config, setup: Option<Setup>| {
+            Link::new(client.clone(), config, self.clock.clone(), setup)
+        };
         Ok(RedisStore(Arc::new(Inner {
             commands: link(config.clone(), None),
             renewals: link(config.clone(), None),

@@ -12,7 +12,8 @@ const OLDEST: u32 = 7;
 pub(super) async fn server(store: &RedisStore, allow_eviction: bool) -> Result<(), StoreError> {
     let link = &store.0.commands;
     let mut connected = link.connected("connect").await?;
-    let info: redis::RedisResult<InfoDict> = redis::cmd("INFO").query_async(&mut connected.connection).await;
+    let info: redis::RedisResult<InfoDict> =
+        redis::cmd("INFO").query_async(&mut connected.connection).await;
     let info = match link.answer("connect", &connected, info) {
         Ok(info) => info,
         Err(error) if is_refused_command(&error) => {
@@ -32,8 +33,9 @@ fn version(info: &InfoDict) -> Result<(), StoreError> {
     let version: String = info.get("redis_version").unwrap_or_default();
     let major = version.split('.').next().and_then(|major| major.parse::<u32>().ok());
     if major.is_none_or(|major| major < OLDEST) {
-        return Err(StoreError::new(StoreErrorKind::Unsupported, "connect")
-            .with_detail(format!("the server is Redis {version}; it takes Redis 7.0 or later, or Valkey")));
+        return Err(StoreError::new(StoreErrorKind::Unsupported, "connect").with_detail(format!(
+            "the server is Redis {version}; it takes Redis 7.0 or later, or Valkey"
+        )));
     }
     Ok(())
 }
@@ -62,7 +64,8 @@ fn eviction(info: &InfoDict, allowed: bool) -> Result<(), StoreError> {
         tracing::warn!("{detail}");
         return Ok(());
     }
-    Err(StoreError::new(StoreErrorKind::Config, "connect").with_detail(format!("{detail}, or say `allow_eviction()`")))
+    Err(StoreError::new(StoreErrorKind::Config, "connect")
+        .with_detail(format!("{detail}, or say `allow_eviction()`")))
 }
 
 fn persistence(info: &InfoDict) {

@@ -29,18 +29,29 @@ pub(super) fn is_foreign(error: &RedisError) -> bool {
 fn meaning(error: &RedisError) -> (StoreErrorKind, Option<&'static str>) {
     use StoreErrorKind::{Config, Corrupt, Refused, Unavailable, Unsupported};
     match (error.kind(), error.code()) {
-        (_, Some(UNREADABLE | "WRONGTYPE")) => (Corrupt, Some("another program or a newer release wrote this key")),
-        (_, Some("OOM")) => (Refused, Some("the server is out of memory: raise `maxmemory`, or shorten `ttl`")),
-        (_, Some("NOREPLICAS")) => (Refused, Some("too few replicas are connected (`min-replicas-to-write`)")),
+        (_, Some(UNREADABLE | "WRONGTYPE")) => {
+            (Corrupt, Some("another program or a newer release wrote this key"))
+        }
+        (_, Some("OOM")) => {
+            (Refused, Some("the server is out of memory: raise `maxmemory`, or shorten `ttl`"))
+        }
+        (_, Some("NOREPLICAS")) => {
+            (Refused, Some("too few replicas are connected (`min-replicas-to-write`)"))
+        }
         (_, Some("MISCONF")) => (Refused, Some("the server cannot persist and refuses writes")),
         (_, Some("BUSY")) => (Refused, Some("the server is busy with a script")),
         (_, Some("NOAUTH" | "WRONGPASS")) | (ErrorKind::AuthenticationFailed, _) => {
             (Config, Some("the server refuses the user or the password in the URL"))
         }
-        (ErrorKind::Server(ServerErrorKind::NoPerm), _) => {
-            (Config, Some("the server's ACL refuses a command that the store needs; see the store's documentation"))
+        (ErrorKind::Server(ServerErrorKind::NoPerm), _) => (
+            Config,
+            Some(
+                "the server's ACL refuses a command that the store needs; see the store's documentation",
+            ),
+        ),
+        (ErrorKind::Server(ServerErrorKind::ReadOnly), _) => {
+            (Refused, Some("the server is a read-only replica"))
         }
-        (ErrorKind::Server(ServerErrorKind::ReadOnly), _) => (Refused, Some("the server is a read-only replica")),
         (
             ErrorKind::Server(
                 ServerErrorKind::ExecAbort
@@ -53,19 +64,32 @@ fn meaning(error: &RedisError) -> (StoreErrorKind, Option<&'static str>) {
             ),
             _,
         ) => (Refused, None),
-        (ErrorKind::RESP3NotSupported, _) => (Unsupported, Some("the server is older than Redis 7.0")),
-        (ErrorKind::InvalidClientConfig, _) => (Config, Some("the connection URL or its certificates are unfit")),
-        (ErrorKind::Io, _) if is_certificate_refused(error) => {
-            (Config, Some("a certificate is refused: the server's by this client, or this client's by the server"))
+        (ErrorKind::RESP3NotSupported, _) => {
+            (Unsupported, Some("the server is older than Redis 7.0"))
         }
-        (ErrorKind::Parse, _) => (Unavailable, Some("the answer is not of the Redis protocol: is it a Redis server?")),
-        _ if error.to_string().contains("has no permissions to run") => {
-            (Config, Some("the server's ACL refuses a command that the store needs; see the store's documentation"))
+        (ErrorKind::InvalidClientConfig, _) => {
+            (Config, Some("the connection URL or its certificates are unfit"))
         }
+        (ErrorKind::Io, _) if is_certificate_refused(error) => (
+            Config,
+            Some(
+                "a certificate is refused: the server's by this client, or this client's by the server",
+            ),
+        ),
+        (ErrorKind::Parse, _) => {
+            (Unavailable, Some("the answer is not of the Redis protocol: is it a Redis server?"))
+        }
+        _ if error.to_string().contains("has no permissions to run") => (
+            Config,
+            Some(
+                "the server's ACL refuses a command that the store needs; see the store's documentation",
+            ),
+        ),
         // What the script did before is not known.
-        _ if error.to_string().contains("can't run this command") => {
-            (Unavailable, Some("the server's ACL refuses a command of a script; see the store's documentation"))
-        }
+        _ if error.to_string().contains("can't run this command") => (
+            Unavailable,
+            Some("the server's ACL refuses a command of a script; see the store's documentation"),
+        ),
         _ => (Unavailable, None),
     }
 }
@@ -77,6 +101,7 @@ pub(super) fn is_refused_command(error: &StoreError) -> bool {
 }
 
 fn is_certificate_refused(error: &RedisError) -> bool {
-    let shared = error.source().and_then(|source| source.downcast_ref::<Arc<dyn Error + Send + Sync>>());
+    let shared =
+        error.source().and_then(|source| source.downcast_ref::<Arc<dyn Error + Send + Sync>>());
     shared.and_then(|cause| cause.downcast_ref()).is_some_and(certificates::are_refused)
 }

@@ -1,11 +1,14 @@
-//! One connection to the server for each runtime, made when it is needed and made anew when it is broken.
+//! One connection to the server for each runtime, made when it is needed and made anew when it is
+//! broken.
 //!
-//! A connection moves only as fast as the runtime does in which it was made. One for all would keep everybody waiting
-//! behind a runtime that stands still between its calls, whose executor a body blocks, or that stopped while it connected.
+//! A connection moves only as fast as the runtime does in which it was made. One for all would keep
+//! everybody waiting behind a runtime that stands still between its calls, whose executor a body
+//! blocks, or that stopped while it connected.
 //!
-//! The client's own `ConnectionManager` keeps a connection on which an answer timed out; on a half-open connection
-//! nothing would ever be answered again. Here a time-out ends the connection. And where an answer is missing for a while,
-//! though whoever asked may have gone, the next request takes another connection: it must not wait behind the first.
+//! The client's own `ConnectionManager` keeps a connection on which an answer timed out; on a
+//! half-open connection nothing would ever be answered again. Here a time-out ends the connection.
+//! And where an answer is missing for a while, though whoever asked may have gone, the next request
+//! takes another connection: it must not wait behind the first.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -44,7 +47,8 @@ struct Home {
     connecting: tokio::sync::Mutex<()>,
 }
 
-/// A connection that was made, and the server's clock as it was then. For one request of each who gets it.
+/// A connection that was made, and the server's clock as it was then. For one request of each who
+/// gets it.
 #[derive(Clone)]
 pub(super) struct Connected {
     pub(super) connection: MultiplexedConnection,
@@ -57,8 +61,9 @@ pub(super) struct Connected {
     asked: u64,
 }
 
-/// Whether a connection answers, in monotonic nanoseconds. Answers come in the order of the requests, so one for a later
-/// request stands for those before it, also of requests that nobody waits for any more.
+/// Whether a connection answers, in monotonic nanoseconds. Answers come in the order of the
+/// requests, so one for a later request stands for those before it, also of requests that nobody
+/// waits for any more.
 #[derive(Default)]
 struct Traffic {
     last_asked: AtomicU64,
@@ -74,8 +79,9 @@ impl Traffic {
         self.is_waiting(now);
     }
 
-    /// A request that is made while the last answer is noted may find the mark of those before it, which goes. So the
-    /// mark is taken away first, and then the last request is looked at again; the request does both in the other order.
+    /// A request that is made while the last answer is noted may find the mark of those before it,
+    /// which goes. So the mark is taken away first, and then the last request is looked at again;
+    /// the request does both in the other order.
     fn answered(&self, asked: u64, now: u64) {
         self.last_answered.fetch_max(asked, Ordering::SeqCst);
         self.waiting_since.store(0, Ordering::SeqCst);
@@ -117,14 +123,17 @@ impl Link {
         if let Some(connected) = self.0.current(&home) {
             return Ok(connected);
         }
-        // In a task of its own: whoever asks first makes the connection for all on the runtime, and may not be polled any
-        // more.
+        // In a task of its own: whoever asks first makes the connection for all on the runtime, and
+        // may not be polled any more.
         let shared = Arc::clone(&self.0);
         match tokio::spawn(async move { shared.connected_anew(&home).await }).await {
             Ok(connected) => connected.map_err(|error| store_error(operation, error)),
             Err(error) => {
-                let detail = "the task that makes the connection has ended, perhaps with its runtime";
-                Err(StoreError::new(StoreErrorKind::Unavailable, operation).with_detail(detail).with_source(error))
+                let detail =
+                    "the task that makes the connection has ended, perhaps with its runtime";
+                Err(StoreError::new(StoreErrorKind::Unavailable, operation)
+                    .with_detail(detail)
+                    .with_source(error))
             }
         }
     }
@@ -135,7 +144,8 @@ impl Link {
         Timestamp::default() + connected.server_time + passed
     }
 
-    /// The answer to a request on `connected`. An error that leaves the connection in doubt ends it.
+    /// The answer to a request on `connected`. An error that leaves the connection in doubt ends
+    /// it.
     pub(super) fn answer<T>(
         &self,
         operation: &'static str,
@@ -194,7 +204,8 @@ impl Shared {
     }
 
     async fn connect(&self) -> RedisResult<Connected> {
-        let mut connection = self.client.get_multiplexed_async_connection_with_config(&self.config).await?;
+        let mut connection =
+            self.client.get_multiplexed_async_connection_with_config(&self.config).await?;
         let (seconds, micros): (u64, u64) = redis::cmd("TIME").query_async(&mut connection).await?;
         let read_at = self.clock.monotonic();
         if let Some(setup) = self.setup {
@@ -203,7 +214,15 @@ impl Shared {
         let server_time = Duration::from_secs(seconds) + Duration::from_micros(micros);
         let generation = self.generations.fetch_add(1, Ordering::AcqRel);
         let (runtime, traffic) = (Handle::current().id(), Arc::default());
-        Ok(Connected { connection, runtime, generation, server_time, read_at, traffic, asked: self.now() })
+        Ok(Connected {
+            connection,
+            runtime,
+            generation,
+            server_time,
+            read_at,
+            traffic,
+            asked: self.now(),
+        })
     }
 }
 

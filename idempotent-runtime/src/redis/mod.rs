@@ -1,4 +1,5 @@
-//! The Redis store: one string per record, first claims and replays by one plain command, everything else by scripts.
+//! The Redis store: one string per record, first claims and replays by one plain command,
+//! everything else by scripts.
 
 mod address;
 #[cfg(feature = "near-cache")]
@@ -31,9 +32,9 @@ use crate::clock::{Clock, Randomness as _, SystemRandomness, Timestamp};
 use crate::key::{KeyHash, hex};
 use crate::runtime::while_runtime_lives;
 use crate::store::{
-    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Grant, Page, Park, Purged, Record, Release,
-    Remove, Renewal, Resolve, Scan, State, Store, StoreClock, StoreError, StoreErrorKind, Token, Watch, Written, codes,
-    envelope,
+    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Grant, Page, Park, Purged,
+    Record, Release, Remove, Renewal, Resolve, Scan, State, Store, StoreClock, StoreError,
+    StoreErrorKind, Token, Watch, Written, codes, envelope,
 };
 
 type SetupFuture = Pin<Box<dyn Future<Output = RedisResult<()>> + Send>>;
@@ -47,14 +48,16 @@ const POLL: Duration = Duration::from_millis(100);
 
 /// Records in Redis 7.0 or later, or in Valkey.
 ///
-/// Commands, renewals and pushes have a connection each, on each Tokio runtime. A connection that breaks, or on which an answer takes too long,
-/// is made anew with the next request; what was on its way is an unknown outcome, which the engine settles by token.
+/// Commands, renewals and pushes have a connection each, on each Tokio runtime. A connection that
+/// breaks, or on which an answer takes too long, is made anew with the next request; what was on
+/// its way is an unknown outcome, which the engine settles by token.
 ///
 /// # What Redis can lose
-/// A record that Redis loses is a call that runs again. Redis acknowledges a write before it is on disk
-/// (`appendfsync everysec` loses up to a second, no append-only file loses all) and before a replica has it: a failover
-/// loses what the replica had not received. Eviction, `FLUSHALL` and a restored backup lose records too.
-/// [`connect`](Self::connect) refuses a server that may evict, and warns about one that has no append-only file.
+/// A record that Redis loses is a call that runs again. Redis acknowledges a write before it is on
+/// disk (`appendfsync everysec` loses up to a second, no append-only file loses all) and before a
+/// replica has it: a failover loses what the replica had not received. Eviction, `FLUSHALL` and a
+/// restored backup lose records too. [`connect`](Self::connect) refuses a server that may evict,
+/// and warns about one that has no append-only file.
 ///
 /// # Rights
 /// The least that an ACL user needs, for the default prefix:
@@ -86,7 +89,8 @@ struct Inner {
 }
 
 impl RedisStore {
-    /// Connects to the server that `url` names: `redis://[user:password@]host[:port][/database]`, `rediss://` with TLS.
+    /// Connects to the server that `url` names: `redis://[user:password@]host[:port][/database]`,
+    /// `rediss://` with TLS.
     ///
     /// # Errors
     /// See [`RedisStoreBuilder::connect`].
@@ -103,8 +107,8 @@ impl RedisStore {
         [self.0.prefix.as_str(), "{", &key.to_hex(), "}"].concat()
     }
 
-    /// A key for one body of one request. Bodies of one record that are on their way at once, or arrive once more, would
-    /// stand for each other under one name.
+    /// A key for one body of one request. Bodies of one record that are on their way at once, or
+    /// arrive once more, would stand for each other under one name.
     fn staged_key(&self, operation: &'static str, key: &KeyHash) -> Result<String, StoreError> {
         let mut name = [0; 16];
         self.0.randomness.fill(&mut name).map_err(|error| {
@@ -116,8 +120,8 @@ impl RedisStore {
     }
 }
 
-/// The answer to a request. When the runtime ends in which it was sent, it will not come: the client's timers are of that
-/// runtime, and another try on another one settles it.
+/// The answer to a request. When the runtime ends in which it was sent, it will not come: the
+/// client's timers are of that runtime, and another try on another one settles it.
 async fn at_home<A>(
     operation: &'static str,
     request: impl Future<Output = Result<A, StoreError>>,
@@ -131,7 +135,8 @@ async fn at_home<A>(
 /// Times that Redis keeps in the key's expiry are put on the record.
 fn placed(mut record: Record, remaining: i64, now: Timestamp) -> Record {
     let now_millis = i128::from(now.as_millis());
-    let at = |millis: i128| Timestamp::from_millis(u64::try_from(millis.max(0)).unwrap_or(u64::MAX));
+    let at =
+        |millis: i128| Timestamp::from_millis(u64::try_from(millis.max(0)).unwrap_or(u64::MAX));
     let left = i128::from(remaining) - i128::from(record.after_expiry);
     record.read_at = now;
     record.expires = at(now_millis + left);
@@ -141,8 +146,8 @@ fn placed(mut record: Record, remaining: i64, now: Timestamp) -> Record {
     unmarked(record)
 }
 
-/// What is stored in place of the end of a lease is no time. Where it was not asked for, or the key's expiry is that of
-/// something else by now, the lease is over.
+/// What is stored in place of the end of a lease is no time. Where it was not asked for, or the
+/// key's expiry is that of something else by now, the lease is over.
 fn unmarked(mut record: Record) -> Record {
     if record.lease_until == BY_EXPIRY {
         record.lease_until = Timestamp::default();
@@ -176,7 +181,9 @@ fn decoded(
 }
 
 fn start_tracking(mut connection: MultiplexedConnection) -> SetupFuture {
-    Box::pin(async move { redis::cmd("CLIENT").arg("TRACKING").arg("ON").query_async(&mut connection).await })
+    Box::pin(async move {
+        redis::cmd("CLIENT").arg("TRACKING").arg("ON").query_async(&mut connection).await
+    })
 }
 
 fn millis(duration: Duration) -> u64 {
@@ -199,7 +206,12 @@ fn pending(claim: &Claim, created: Timestamp) -> Record {
 
 impl RedisStore {
     /// The record and its expiry, of one moment.
-    async fn get(&self, operation: &'static str, link: &Link, key: KeyHash) -> Result<Option<Record>, StoreError> {
+    async fn get(
+        &self,
+        operation: &'static str,
+        link: &Link,
+        key: KeyHash,
+    ) -> Result<Option<Record>, StoreError> {
         let mut connected = link.connected(operation).await?;
         let name = self.key(&key);
         let answer = redis::pipe()
@@ -227,27 +239,35 @@ impl RedisStore {
         while attempts.next().is_some() {
             let mut connected = link.connected(OPERATION).await?;
             let mut script = self.0.scripts.claim.key(self.key(&claim.key));
-            let answer = script.arg(pending).arg(millis(claim.lease)).invoke_async(&mut connected.connection).await;
+            let answer = script
+                .arg(pending)
+                .arg(millis(claim.lease))
+                .invoke_async(&mut connected.connection)
+                .await;
             let (verdict, fields, words, remaining, now): (String, Vec<u8>, Vec<u8>, i64, u64) =
                 link.answer(OPERATION, &connected, answer)?;
             let now = Timestamp::from_millis(now);
             let (bytes, body_length) =
                 envelope::without_body(&fields, &words).map_err(|error| error.during(OPERATION))?;
-            let record = envelope::decode(claim.key, bytes.into(), now).map_err(|error| error.during(OPERATION))?;
+            let record = envelope::decode(claim.key, bytes.into(), now)
+                .map_err(|error| error.during(OPERATION))?;
             let mut record = placed(record, remaining, now);
             let is_mine = verdict == "mine";
             if body_length > 0 && (is_mine || record.state.is_answer()) {
-                // A body does not pass through the script. It is the same as long as the owner and the state are.
+                // A body does not pass through the script. It is the same as long as the owner and
+                // the state are.
                 match self.get(OPERATION, link, claim.key).await {
                     Ok(Some(read)) if read.owner == record.owner && read.state == record.state => {
                         record.body = read.body;
                     }
                     // Whatever was in the way: the claim is taken. It is settled by its token.
                     Err(error) if is_mine && error.kind() == StoreErrorKind::Refused => {
-                        return Err(StoreError::new(StoreErrorKind::Unavailable, OPERATION).with_source(error));
+                        return Err(StoreError::new(StoreErrorKind::Unavailable, OPERATION)
+                            .with_source(error));
                     }
                     Err(error) => return Err(error),
-                    // The record of another is decided about once more; so is an own one that an operator has taken away.
+                    // The record of another is decided about once more; so is an own one that an
+                    // operator has taken away.
                     Ok(_) => continue,
                 }
             }
@@ -260,7 +280,8 @@ impl RedisStore {
                 Claimed::Held(record)
             });
         }
-        Err(StoreError::new(StoreErrorKind::Unavailable, OPERATION).with_detail("the record changed again and again"))
+        Err(StoreError::new(StoreErrorKind::Unavailable, OPERATION)
+            .with_detail("the record changed again and again"))
     }
 }
 
@@ -276,7 +297,8 @@ impl Store for RedisStore {
         capabilities
     }
 
-    // What a hit does not need is in boxes: the future of every hit would be as large as that of the longest way.
+    // What a hit does not need is in boxes: the future of every hit would be as large as that of
+    // the longest way.
     async fn claim(&self, claim: Claim) -> Result<Claimed, StoreError> {
         at_home("claim", async {
             const OPERATION: &str = "claim";
@@ -285,19 +307,26 @@ impl Store for RedisStore {
             let created = link.now(&connected);
             let pending = pending(&claim, created);
             let bytes = envelope::encode(&pending);
-            let total = millis(claim.lease.saturating_add(claim.linger).saturating_add(claim.after_expiry));
+            let total =
+                millis(claim.lease.saturating_add(claim.linger).saturating_add(claim.after_expiry));
             let name = self.key(&claim.key);
             let mut set = redis::Cmd::with_capacity(7, name.len() + bytes.len() + 32);
             set.arg("SET").arg(&name).arg(&bytes).arg("NX").arg("GET").arg("PX").arg(total);
             let answer = if claim.tell_expiry {
                 let mut set_and_ask = redis::pipe();
                 set_and_ask.atomic().add_command(set).pttl(&name);
-                Box::pin(set_and_ask.query_async::<(Option<Vec<u8>>, i64)>(&mut connected.connection)).await
+                Box::pin(
+                    set_and_ask.query_async::<(Option<Vec<u8>>, i64)>(&mut connected.connection),
+                )
+                .await
             } else {
-                set.query_async::<Option<Vec<u8>>>(&mut connected.connection).await.map(|found| (found, 0))
+                set.query_async::<Option<Vec<u8>>>(&mut connected.connection)
+                    .await
+                    .map(|found| (found, 0))
             };
             let found = match link.answer(OPERATION, &connected, answer) {
-                // Without memory or replicas nothing was claimed, and what is stored can still be read.
+                // Without memory or replicas nothing was claimed, and what is stored can still be
+                // read.
                 Err(error) if error.kind() == StoreErrorKind::Refused => {
                     // No transaction: a server without memory does not even take its first word.
                     return match Box::pin(self.look(OPERATION, link, claim.key)).await {
@@ -311,10 +340,16 @@ impl Store for RedisStore {
                 let remaining = i64::try_from(total).unwrap_or(i64::MAX);
                 return Ok(Claimed::Mine(Grant::new(placed(pending, remaining, created))));
             };
-            let record = envelope::decode(claim.key, found.into(), created).map_err(|error| error.during(OPERATION))?;
-            // With a tombstone to come, only the key's expiry tells whether the record still counts.
+            let record = envelope::decode(claim.key, found.into(), created)
+                .map_err(|error| error.during(OPERATION))?;
+            // With a tombstone to come, only the key's expiry tells whether the record still
+            // counts.
             if record.state.is_answer() && record.after_expiry == 0 {
-                let record = if claim.tell_expiry { placed(record, remaining, created) } else { unmarked(record) };
+                let record = if claim.tell_expiry {
+                    placed(record, remaining, created)
+                } else {
+                    unmarked(record)
+                };
                 return Ok(Claimed::Held(record));
             }
             if record.state.is_answer()
@@ -347,15 +382,25 @@ impl Store for RedisStore {
     async fn abandon(&self, abandon: Abandon) -> Result<Written, StoreError> {
         at_home("abandon", async {
             let script = &self.0.scripts.abandon;
-            self.write("abandon", script, &abandon.key, abandon.token, &[reason(Some(abandon.reason))]).await
+            self.write(
+                "abandon",
+                script,
+                &abandon.key,
+                abandon.token,
+                &[reason(Some(abandon.reason))],
+            )
+            .await
         })
         .await
     }
 
     async fn park(&self, park: Park) -> Result<Written, StoreError> {
         at_home("park", async {
-            let arguments =
-                [reason(Some(park.reason)), flag(park.only_orphaned), millis(park.ask_again_after).to_string()];
+            let arguments = [
+                reason(Some(park.reason)),
+                flag(park.only_orphaned),
+                millis(park.ask_again_after).to_string(),
+            ];
             self.write("park", &self.0.scripts.park, &park.key, park.token, &arguments).await
         })
         .await
@@ -370,7 +415,10 @@ impl Store for RedisStore {
             let link = &self.0.commands;
             let mut connected = link.connected("fence").await?;
             let mut script = self.0.scripts.fence.key(self.key(&key));
-            let answer = script.arg(&token.bits().to_be_bytes()[..]).invoke_async(&mut connected.connection).await;
+            let answer = script
+                .arg(&token.bits().to_be_bytes()[..])
+                .invoke_async(&mut connected.connection)
+                .await;
             link.answer("fence", &connected, answer)
         })
         .await
@@ -410,7 +458,8 @@ impl Store for RedisStore {
         at_home("remove", async {
             let script = &self.0.scripts.remove;
             let arguments = [flag(remove.force), millis(remove.tombstone).to_string()];
-            let answer = self.invoke("remove", script, &remove.key, remove.observed, &arguments).await?;
+            let answer =
+                self.invoke("remove", script, &remove.key, remove.observed, &arguments).await?;
             changed("remove", &answer)
         })
         .await
@@ -427,25 +476,36 @@ impl Store for RedisStore {
 }
 
 impl RedisStore {
-    /// The record for a waiter, by as few commands as it takes: an answer needs no second one, and a change between the
-    /// two is pushed.
-    async fn look(&self, operation: &'static str, link: &Link, key: KeyHash) -> Result<Option<Record>, StoreError> {
+    /// The record for a waiter, by as few commands as it takes: an answer needs no second one, and
+    /// a change between the two is pushed.
+    async fn look(
+        &self,
+        operation: &'static str,
+        link: &Link,
+        key: KeyHash,
+    ) -> Result<Option<Record>, StoreError> {
         let mut connected = link.connected(operation).await?;
         let name = self.key(&key);
-        let answer = redis::cmd("GET").arg(&name).query_async::<Option<Vec<u8>>>(&mut connected.connection).await;
+        let answer = redis::cmd("GET")
+            .arg(&name)
+            .query_async::<Option<Vec<u8>>>(&mut connected.connection)
+            .await;
         let Some(bytes) = link.answer(operation, &connected, answer)? else { return Ok(None) };
         let now = link.now(&connected);
         let bytes = Bytes::from(bytes);
-        let record = envelope::decode(key, bytes.clone(), now).map_err(|error| error.during(operation))?;
+        let record =
+            envelope::decode(key, bytes.clone(), now).map_err(|error| error.during(operation))?;
         if record.state.is_answer() && record.after_expiry == 0 {
             return Ok(Some(unmarked(record)));
         }
-        let answer = redis::cmd("PTTL").arg(&name).query_async::<i64>(&mut connected.connection).await;
+        let answer =
+            redis::cmd("PTTL").arg(&name).query_async::<i64>(&mut connected.connection).await;
         let remaining = link.answer(operation, &connected, answer)?;
         decoded(operation, key, bytes, remaining, link.now(&connected))
     }
 
-    /// A watch that resolves after a while, at another moment for each key so that waiters do not come all at once.
+    /// A watch that resolves after a while, at another moment for each key so that waiters do not
+    /// come all at once.
     async fn poll(&self, key: KeyHash) -> Result<Watch, StoreError> {
         let link = &self.0.commands;
         let record = self.look("watch", link, key).await?;
@@ -474,7 +534,8 @@ fn changed(operation: &'static str, answer: &str) -> Result<Changed, StoreError>
 }
 
 fn unexpected(operation: &'static str, answer: &str) -> StoreError {
-    StoreError::new(StoreErrorKind::Unavailable, operation).with_detail(format!("the script answered `{answer}`"))
+    StoreError::new(StoreErrorKind::Unavailable, operation)
+        .with_detail(format!("the script answered `{answer}`"))
 }
 
 impl std::fmt::Debug for RedisStore {

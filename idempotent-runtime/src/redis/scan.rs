@@ -29,7 +29,8 @@ impl RedisStore {
                     continue;
                 }
                 if records.len() + unreadable.len() == limit {
-                    let next = records.last().map(|record| record.key).max(unreadable.last().copied());
+                    let next =
+                        records.last().map(|record| record.key).max(unreadable.last().copied());
                     return Ok(Page::new(records, next).with_unreadable(unreadable));
                 }
                 match head {
@@ -60,7 +61,11 @@ impl RedisStore {
                 .await;
             let (next, names) = link.answer(OPERATION, &connected, answer)?;
             let hashes = names.iter().filter_map(|name| {
-                name.strip_prefix(&self.0.prefix)?.strip_prefix('{')?.strip_suffix('}')?.parse::<KeyHash>().ok()
+                name.strip_prefix(&self.0.prefix)?
+                    .strip_prefix('{')?
+                    .strip_suffix('}')?
+                    .parse::<KeyHash>()
+                    .ok()
             });
             keys.extend(hashes.filter(|hash| after.is_none_or(|after| *hash > after)));
             if next == 0 {
@@ -85,11 +90,16 @@ impl RedisStore {
     }
 
     /// Reads the fields of records and `length` bytes of their ends.
-    async fn read_heads(&self, keys: &[KeyHash], length: usize) -> Result<Vec<(KeyHash, Head)>, StoreError> {
+    async fn read_heads(
+        &self,
+        keys: &[KeyHash],
+        length: usize,
+    ) -> Result<Vec<(KeyHash, Head)>, StoreError> {
         let link = &self.0.commands;
         let mut connected = link.connected(OPERATION).await?;
         let mut pipeline = redis::pipe();
-        // Both ends of a record are of one moment, and one that is none does not cost the others theirs.
+        // Both ends of a record are of one moment, and one that is none does not cost the others
+        // theirs.
         pipeline.atomic().ignore_errors();
         let start = i64::try_from(length).map_or(0, |length| -length);
         for key in keys {
@@ -101,7 +111,8 @@ impl RedisStore {
         let answer = pipeline.query_async::<Vec<Value>>(&mut connected.connection).await;
         let values = link.answer(OPERATION, &connected, answer)?;
         let now = link.now(&connected);
-        let heads = keys.iter().zip(values.chunks(3)).map(|(key, values)| (*key, head(*key, values, now)));
+        let heads =
+            keys.iter().zip(values.chunks(3)).map(|(key, values)| (*key, head(*key, values, now)));
         Ok(heads.filter_map(|(key, head)| Some((key, head.transpose()?))).collect())
     }
 }
@@ -112,19 +123,23 @@ type Head = Result<Record, StoreError>;
 /// What one record's three answers say. `None`: there is none, or none that has not expired.
 fn head(key: KeyHash, values: &[Value], now: Timestamp) -> Result<Option<Record>, StoreError> {
     let [Value::BulkString(fields), Value::BulkString(end), Value::Int(remaining)] = values else {
-        return Err(StoreError::new(StoreErrorKind::Corrupt, OPERATION).with_detail("the value is no record"));
+        return Err(StoreError::new(StoreErrorKind::Corrupt, OPERATION)
+            .with_detail("the value is no record"));
     };
     if fields.is_empty() {
         return Ok(None);
     }
-    let (bytes, _) = envelope::without_body(fields, end).map_err(|error| error.during(OPERATION))?;
-    let record = envelope::decode(key, bytes.into(), now).map_err(|error| error.during(OPERATION))?;
+    let (bytes, _) =
+        envelope::without_body(fields, end).map_err(|error| error.during(OPERATION))?;
+    let record =
+        envelope::decode(key, bytes.into(), now).map_err(|error| error.during(OPERATION))?;
     Ok(Some(placed(record, *remaining, now)).filter(|record| record.expires > now))
 }
 
 /// Whether the words of a record are not all in the end of it that was read.
 fn is_cut_off(error: &StoreError) -> bool {
-    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<EnvelopeError>());
+    let source =
+        std::error::Error::source(error).and_then(|source| source.downcast_ref::<EnvelopeError>());
     source == Some(&EnvelopeError::Truncated("operation"))
 }
 

@@ -1,7 +1,8 @@
 //! Waking those who wait for a record: invalidation messages of the server's `CLIENT TRACKING`.
 //!
-//! `GET` on the tracking connection registers the interest, so that no change after it goes unnoticed. A message without
-//! keys, and the end of the connection, wake everybody: they read again.
+//! `GET` on the tracking connection registers the interest, so that no change after it goes
+//! unnoticed. A message without keys, and the end of the connection, wake everybody: they read
+//! again.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};

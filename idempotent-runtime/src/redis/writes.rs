@@ -1,8 +1,9 @@
-//! An owner's writes. Bodies over [`INLINE`] bytes never pass through a script: they are staged under a key of their own
-//! with a plain `SET`, and the script renames it.
+//! An owner's writes. Bodies over [`INLINE`] bytes never pass through a script: they are staged
+//! under a key of their own with a plain `SET`, and the script renames it.
 //!
-//! The name is one request's. A checkpoint and a commit of one owner may be on their way at once, and the network may bring
-//! a staging once more: a script finds the body that came with it, or none.
+//! The name is one request's. A checkpoint and a commit of one owner may be on their way at once,
+//! and the network may bring a staging once more: a script finds the body that came with it, or
+//! none.
 
 use std::sync::Arc;
 
@@ -13,8 +14,8 @@ use super::error::is_foreign;
 use super::{RedisStore, changed, flag, millis, pending, reason, unexpected};
 use crate::key::KeyHash;
 use crate::store::{
-    Changed, Checkpoint, Commit, Record, Renewal, Resolve, ResolveAnswer, StoreError, StoreErrorKind, Token, Written,
-    codes, envelope,
+    Changed, Checkpoint, Commit, Record, Renewal, Resolve, ResolveAnswer, StoreError,
+    StoreErrorKind, Token, Written, codes, envelope,
 };
 
 /// The largest body that goes with the script.
@@ -38,11 +39,11 @@ impl RedisStore {
         }
         // A key that somebody else has overwritten does not cost the others their answers.
         pipeline.ignore_errors();
-        let mut answers = pipeline.query_async::<Vec<RedisResult<String>>>(&mut connected.connection).await;
-        if answers
-            .as_ref()
-            .is_ok_and(|answers| answers.iter().any(|answer| answer.as_ref().is_err_and(is_unknown_script)))
-        {
+        let mut answers =
+            pipeline.query_async::<Vec<RedisResult<String>>>(&mut connected.connection).await;
+        if answers.as_ref().is_ok_and(|answers| {
+            answers.iter().any(|answer| answer.as_ref().is_err_and(is_unknown_script))
+        }) {
             let loaded = script.load_async(&mut connected.connection).await;
             link.answer(OPERATION, &connected, loaded)?;
             answers = pipeline.query_async(&mut connected.connection).await;
@@ -80,7 +81,11 @@ impl RedisStore {
         self.run(operation, &invocation).await
     }
 
-    async fn run(&self, operation: &'static str, invocation: &ScriptInvocation<'_>) -> Result<String, StoreError> {
+    async fn run(
+        &self,
+        operation: &'static str,
+        invocation: &ScriptInvocation<'_>,
+    ) -> Result<String, StoreError> {
         let link = &self.0.commands;
         let mut connected = link.connected(operation).await?;
         let answer = invocation.invoke_async(&mut connected.connection).await;
@@ -99,7 +104,12 @@ impl RedisStore {
     }
 
     /// `body` as it goes with a request.
-    fn carried<'b>(&self, operation: &'static str, key: &KeyHash, body: &'b Bytes) -> Result<Carried<'b>, StoreError> {
+    fn carried<'b>(
+        &self,
+        operation: &'static str,
+        key: &KeyHash,
+        body: &'b Bytes,
+    ) -> Result<Carried<'b>, StoreError> {
         if body.len() <= INLINE {
             return Ok(Carried { inline: body, staging: None });
         }
@@ -123,7 +133,9 @@ impl RedisStore {
         match &carried.staging {
             None => self.run(operation, invocation).await,
             // Few bodies are so large, and the future of every request would have room for it.
-            Some(staging) => Box::pin(self.run_staged(operation, script, staging, invocation)).await,
+            Some(staging) => {
+                Box::pin(self.run_staged(operation, script, staging, invocation)).await
+            }
         }
     }
 
@@ -176,7 +188,10 @@ impl RedisStore {
         written(OPERATION, &self.run_carrying(OPERATION, script, &carried, &invocation).await?)
     }
 
-    pub(super) async fn checkpoint_record(&self, checkpoint: &Checkpoint) -> Result<Written, StoreError> {
+    pub(super) async fn checkpoint_record(
+        &self,
+        checkpoint: &Checkpoint,
+    ) -> Result<Written, StoreError> {
         const OPERATION: &str = "checkpoint";
         let carried = self.carried(OPERATION, &checkpoint.key, &checkpoint.body)?;
         let script = &self.0.scripts.checkpoint;
@@ -241,7 +256,10 @@ impl Carried<'_> {
 
 /// The first of the commands that were sent together and refused, as if it had been sent alone.
 fn first_refusal(error: RedisError) -> RedisError {
-    let first = error.clone().into_server_errors().and_then(|errors| errors.first().map(|(_, first)| first.clone()));
+    let first = error
+        .clone()
+        .into_server_errors()
+        .and_then(|errors| errors.first().map(|(_, first)| first.clone()));
     first.map_or(error, RedisError::from)
 }
 
@@ -257,9 +275,8 @@ fn written(operation: &'static str, answer: &str) -> Result<Written, StoreError>
         "lost" => Ok(Written::Lost),
         "gone" => Ok(Written::Gone),
         // The staged body's time was over before the script came: the engine sends both again.
-        "unstaged" => {
-            Err(StoreError::new(StoreErrorKind::Refused, operation).with_detail("the staged body had expired"))
-        }
+        "unstaged" => Err(StoreError::new(StoreErrorKind::Refused, operation)
+            .with_detail("the staged body had expired")),
         other => Err(unexpected(operation, other)),
     }
 }

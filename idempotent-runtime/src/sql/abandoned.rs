@@ -7,19 +7,21 @@ use sqlx::pool::PoolConnection;
 use sqlx::{Connection as _, Database, Pool};
 use tokio::sync::Semaphore;
 
-/// How long a connection beside the pool is kept for its server's answer: as long as results are stored in the background.
+/// How long a connection beside the pool is kept for its server's answer: as long as results are
+/// stored in the background.
 const BESIDE: Duration = Duration::from_secs(600);
 /// How long one keeps its place in the pool.
 const IN_PLACE: Duration = Duration::from_secs(60);
 /// The same for renewals, which are needed as soon as a server is back.
 const RENEWALS_IN_PLACE: Duration = Duration::from_secs(10);
 
-/// A server does not notice that a client has gone while it waits for a lock, for its disk or for a standby, and each
-/// request that was given up would leave one more session, until the server takes no more of anybody.
+/// A server does not notice that a client has gone while it waits for a lock, for its disk or for a
+/// standby, and each request that was given up would leave one more session, until the server takes
+/// no more of anybody.
 ///
-/// So a connection is closed when the server has answered on it. As many as the pool has leave it meanwhile, and others
-/// take their places: after a failover, where no answer ever comes, nothing is kept waiting. Further ones keep their
-/// places, and then the pool has no connection to give.
+/// So a connection is closed when the server has answered on it. As many as the pool has leave it
+/// meanwhile, and others take their places: after a failover, where no answer ever comes, nothing
+/// is kept waiting. Further ones keep their places, and then the pool has no connection to give.
 #[derive(Clone, Debug)]
 pub(crate) struct Abandoned {
     beside: Arc<Semaphore>,
@@ -30,7 +32,10 @@ impl Abandoned {
     /// Those of `pool`.
     pub(crate) fn of<DB: Database>(pool: &Pool<DB>) -> Self {
         let most = usize::try_from(pool.options().get_max_connections()).unwrap_or(usize::MAX);
-        Self { beside: Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS))), in_place: IN_PLACE }
+        Self {
+            beside: Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS))),
+            in_place: IN_PLACE,
+        }
     }
 
     /// Those of a pool for renewals.

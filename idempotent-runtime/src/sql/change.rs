@@ -8,8 +8,8 @@ use crate::store::{Record, StoreError, StoreErrorKind, Token};
 
 use super::row::{Row, integer};
 
-/// How often a change is decided anew because somebody else was faster. Each time somebody else's change succeeded, so
-/// this many in a row are only met on a key that thousands write at once.
+/// How often a change is decided anew because somebody else was faster. Each time somebody else's
+/// change succeeded, so this many in a row are only met on a key that thousands write at once.
 const ATTEMPTS: usize = 100;
 
 /// A record as it stands in its row.
@@ -39,13 +39,21 @@ pub(crate) struct Guard {
 /// The statements on one row that a change is made of, each of them atomic.
 pub(crate) trait Table: Send {
     /// The row of `key` and the store's time.
-    fn read(&mut self, operation: &'static str, key: KeyHash)
-    -> impl Future<Output = Result<Found, StoreError>> + Send;
+    fn read(
+        &mut self,
+        operation: &'static str,
+        key: KeyHash,
+    ) -> impl Future<Output = Result<Found, StoreError>> + Send;
 
     /// Writes a row; false, and nothing changed, if there is one with its key.
-    fn insert(&mut self, operation: &'static str, row: &Row) -> impl Future<Output = Result<bool, StoreError>> + Send;
+    fn insert(
+        &mut self,
+        operation: &'static str,
+        row: &Row,
+    ) -> impl Future<Output = Result<bool, StoreError>> + Send;
 
-    /// Puts `row` in the place of the one that `guard` describes; false, and nothing changed, if that is not there.
+    /// Puts `row` in the place of the one that `guard` describes; false, and nothing changed, if
+    /// that is not there.
     fn replace(
         &mut self,
         operation: &'static str,
@@ -61,7 +69,8 @@ pub(crate) trait Table: Send {
     ) -> impl Future<Output = Result<bool, StoreError>> + Send;
 }
 
-/// Lets `transition` decide on the record of `key`, beginning with what was `found` already, and writes its decision.
+/// Lets `transition` decide on the record of `key`, beginning with what was `found` already, and
+/// writes its decision.
 ///
 /// `retention` tells how long the result of a claim will be kept, for the purge to come by then.
 pub(crate) async fn change<A>(
@@ -81,7 +90,11 @@ pub(crate) async fn change<A>(
         let answer_ends = retention.map(|ttl| now + ttl);
         let mut slot = stored.as_ref().map(|stored| stored.record.clone());
         let answer = transition(&mut slot, now);
-        let guard = stored.as_ref().map(|stored| Guard { key, owner: stored.record.owner, revision: stored.revision });
+        let guard = stored.as_ref().map(|stored| Guard {
+            key,
+            owner: stored.record.owner,
+            revision: stored.revision,
+        });
         let written = match (guard, slot) {
             (None, None) => true,
             (None, Some(record)) => {
@@ -89,11 +102,17 @@ pub(crate) async fn change<A>(
                 let row = Row::new(&record, revision, None, answer_ends);
                 table.insert(operation, &row).await?
             }
-            (Some(_), Some(record)) if stored.as_ref().is_some_and(|stored| stored.record == record) => true,
+            (Some(_), Some(record))
+                if stored.as_ref().is_some_and(|stored| stored.record == record) =>
+            {
+                true
+            }
             (Some(guard), Some(record)) => {
                 let revision = guard.revision.saturating_add(1);
                 let before = stored.as_ref().map(|stored| stored.purge_at);
-                table.replace(operation, guard, &Row::new(&record, revision, before, answer_ends)).await?
+                table
+                    .replace(operation, guard, &Row::new(&record, revision, before, answer_ends))
+                    .await?
             }
             (Some(guard), None) => table.delete(operation, guard).await?,
         };

@@ -8,12 +8,14 @@ const PERIOD: Duration = Duration::from_secs(1);
 
 /// When a server last said that it takes no writes.
 ///
-/// The address may lead to its successor by now, but a connection that was made before leads to the old one. The one on
-/// which it said so is closed, and so are the store's own that are older: not each of them has to be refused first.
+/// The address may lead to its successor by now, but a connection that was made before leads to the
+/// old one. The one on which it said so is closed, and so are the store's own that are older: not
+/// each of them has to be refused first.
 #[derive(Clone, Debug)]
 pub(crate) struct Demotions {
-    /// How many connections are closed for it in a period at most. A server that takes no writes for long still answers
-    /// what it has, and is not to be asked for a connection with each of these requests.
+    /// How many connections are closed for it in a period at most. A server that takes no writes
+    /// for long still answers what it has, and is not to be asked for a connection with each of
+    /// these requests.
     most: u32,
     last: Arc<Mutex<Option<Last>>>,
 }
@@ -24,7 +26,10 @@ struct Last {
     closed: u32,
 }
 
-#[expect(clippy::disallowed_methods, reason = "the age of connections is real time, whatever clock records have")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the age of connections is real time, whatever clock records have"
+)]
 impl Demotions {
     /// Of a server to which there are this many connections at most.
     pub(crate) fn of(connections: u32) -> Self {
@@ -78,7 +83,8 @@ mod tests {
     fn no_more_connections_are_closed_at_once_than_there_are() {
         let demotions = Demotions::of(2);
         let start = Instant::now();
-        let closed = [0, 100, 200, 999, 1_000].map(|millis| demotions.seen_at(start + Duration::from_millis(millis)));
+        let closed = [0, 100, 200, 999, 1_000]
+            .map(|millis| demotions.seen_at(start + Duration::from_millis(millis)));
         assert_eq!(closed, [true, true, false, false, true]);
     }
 }

@@ -5,14 +5,19 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::clock::Timestamp;
 use crate::store::{Claim, Claimed, Record, transition};
 
-/// The largest fence that this process knows of. A record's time is in milliseconds, and one can be claimed, released and
-/// claimed again within one.
+/// The largest fence that this process knows of. A record's time is in milliseconds, and one can be
+/// claimed, released and claimed again within one.
 #[derive(Debug, Default)]
 pub(crate) struct Fences(AtomicU64);
 
 impl Fences {
     /// [`transition::claim`], with a fence above all that are known.
-    pub(crate) fn claim(&self, slot: &mut Option<Record>, claim: &Claim, now: Timestamp) -> Claimed {
+    pub(crate) fn claim(
+        &self,
+        slot: &mut Option<Record>,
+        claim: &Claim,
+        now: Timestamp,
+    ) -> Claimed {
         let claimed = transition::claim_above(slot, claim, now, self.0.load(Ordering::Acquire));
         if let Claimed::Mine(grant) = &claimed {
             self.granted(grant.record.fence);
@@ -42,7 +47,8 @@ mod tests {
     #[test]
     fn fences_grow_while_the_clock_stands_still() {
         let fences = Fences::default();
-        let claim = Claim::new(KeyHash::from_bytes([7; 32]), Token::from_bits(1), "payments.charge".into());
+        let claim =
+            Claim::new(KeyHash::from_bytes([7; 32]), Token::from_bits(1), "payments.charge".into());
         let next = || match fences.claim(&mut None, &claim, Timestamp::from_millis(5)) {
             Claimed::Mine(grant) => grant.record.fence,
             held => panic!("{held:?}"),

@@ -9,7 +9,9 @@ use std::time::Duration;
 use backon::{BackoffBuilder as _, ExponentialBuilder};
 use sqlx::{Connection as _, Database, Pool, SqlSafeStr as _, Transaction};
 
-use super::passing::{has_lost_session, is_passing, is_passing_before_commit, is_refused, is_rolled_back, keeps_lock};
+use super::passing::{
+    has_lost_session, is_passing, is_passing_before_commit, is_refused, is_rolled_back, keeps_lock,
+};
 use crate::clock::{Clock as _, SystemClock};
 use crate::engine::{Calls, Lent};
 use crate::error::{Error, ErrorKind};
@@ -21,30 +23,35 @@ use crate::store::transaction::place_of;
 /// How often a transaction is made again.
 const RETRIES: usize = 12;
 
-/// A database in which [`in_transaction`] makes transactions: `sqlx::Postgres`, `sqlx::MySql` and `sqlx::Sqlite`, each
-/// with the feature of that name.
+/// A database in which [`in_transaction`] makes transactions: `sqlx::Postgres`, `sqlx::MySql` and
+/// `sqlx::Sqlite`, each with the feature of that name.
 pub trait TransactionDatabase: Database {
     /// The statement that begins a transaction in which calls keep their records.
     #[doc(hidden)]
     const BEGIN: &'static str;
 
-    /// Whether an error that passes when the transaction is made again may have undone it. If not, one that is over by then
-    /// was over before.
+    /// Whether an error that passes when the transaction is made again may have undone it. If not,
+    /// one that is over by then was over before.
     #[doc(hidden)]
     const PASSING_ERRORS_UNDO: bool = true;
 
-    /// What became of the transaction that [`BEGIN`](Self::BEGIN) has begun. The database answers a commit as if all were
-    /// well.
+    /// What became of the transaction that [`BEGIN`](Self::BEGIN) has begun. The database answers a
+    /// commit as if all were well.
     #[doc(hidden)]
-    fn standing(connection: &mut Self::Connection) -> impl Future<Output = Result<Standing, sqlx::Error>> + Send;
+    fn standing(
+        connection: &mut Self::Connection,
+    ) -> impl Future<Output = Result<Standing, sqlx::Error>> + Send;
 
     /// Rolls back, so that another transaction can begin on the connection.
     #[doc(hidden)]
-    fn roll_back(transaction: Transaction<'static, Self>) -> impl Future<Output = Result<(), sqlx::Error>> + Send {
+    fn roll_back(
+        transaction: Transaction<'static, Self>,
+    ) -> impl Future<Output = Result<(), sqlx::Error>> + Send {
         transaction.rollback()
     }
 
-    /// Whether a transaction can begin on `connection` again, of which the client believes that it is in one.
+    /// Whether a transaction can begin on `connection` again, of which the client believes that it
+    /// is in one.
     #[doc(hidden)]
     fn mend(connection: &mut Self::Connection) -> impl Future<Output = bool> + Send {
         let _ = connection;
@@ -60,25 +67,29 @@ pub enum Standing {
     Whole,
     /// An error that the body took no notice of has broken it, and nothing of it is kept.
     Undone,
-    /// It is no more: undone, or committed by a statement. What was written since was committed at once.
+    /// It is no more: undone, or committed by a statement. What was written since was committed at
+    /// once.
     Over,
 }
 
-/// Runs `body` in a transaction of `pool` and commits it; makes the whole transaction again, after a pause that grows,
-/// when the database could not go on with it: deadlocks, serialization failures, a lost connection.
+/// Runs `body` in a transaction of `pool` and commits it; makes the whole transaction again, after
+/// a pause that grows, when the database could not go on with it: deadlocks, serialization
+/// failures, a lost connection.
 ///
-/// An `Err` of the body that is none of these rolls the transaction back and is returned. The body's error tells by its
-/// sources what it is, so it keeps the client's error as one (`#[from]`, `#[source]`). When the answer to the commit
-/// is lost, nobody knows whether it happened: if a guarded call was made in the transaction
-/// ([`Call::run_in`](crate::Call::run_in), or the attribute's `tx`), the body runs once more, and the call replays if
-/// it happened and runs if not. So **everything that the body writes must go through guarded calls**. Without any,
-/// [`NotStored`](ErrorKind::NotStored) is returned. So it is, with what came last in its text, when the attempts end before
-/// a call of the same key has told what became of that commit: the server cannot be reached, or the body returns an `Err`
-/// before it makes the call, because it sees its own effect.
+/// An `Err` of the body that is none of these rolls the transaction back and is returned. The
+/// body's error tells by its sources what it is, so it keeps the client's error as one (`#[from]`,
+/// `#[source]`). When the answer to the commit is lost, nobody knows whether it happened: if a
+/// guarded call was made in the transaction ([`Call::run_in`](crate::Call::run_in), or the
+/// attribute's `tx`), the body runs once more, and the call replays if it happened and runs if not.
+/// So **everything that the body writes must go through guarded calls**. Without any,
+/// [`NotStored`](ErrorKind::NotStored) is returned. So it is, with what came last in its text, when
+/// the attempts end before a call of the same key has told what became of that commit: the server
+/// cannot be reached, or the body returns an `Err` before it makes the call, because it sees its
+/// own effect.
 ///
-/// An error that a guarded call **stores or holds** (`on_error`) is kept by the commit, as all in the transaction. A body that
-/// returns it as its own error has it rolled back, which is logged as a warning, and the next call runs again. So return
-/// such errors in an `Ok`:
+/// An error that a guarded call **stores or holds** (`on_error`) is kept by the commit, as all in
+/// the transaction. A body that returns it as its own error has it rolled back, which is logged as
+/// a warning, and the next call runs again. So return such errors in an `Ok`:
 ///
 /// ```ignore
 /// let paid = in_transaction(&pool, |mut tx| async move {
@@ -90,20 +101,22 @@ pub enum Standing {
 /// let receipt = paid.await??;
 /// ```
 ///
-/// A body that goes on after an error of the database may return `Ok` where nothing is left to commit: PostgreSQL has
-/// aborted the transaction after any error, MySQL has undone it after a deadlock and SQLite after `OR ROLLBACK` or on a
-/// full disk, and statements like `CREATE TABLE` have committed it on MySQL. What comes after that is committed at once on
-/// MySQL and SQLite. All that is an error here, and costs one more round trip before the commit.
+/// A body that goes on after an error of the database may return `Ok` where nothing is left to
+/// commit: PostgreSQL has aborted the transaction after any error, MySQL has undone it after a
+/// deadlock and SQLite after `OR ROLLBACK` or on a full disk, and statements like `CREATE TABLE`
+/// have committed it on MySQL. What comes after that is committed at once on MySQL and SQLite. All
+/// that is an error here, and costs one more round trip before the commit.
 ///
 /// A pool that has no connection for as long as its `acquire_timeout` says is not asked again.
 ///
 /// On SQLite the transaction begins with `BEGIN IMMEDIATE`.
 ///
 /// # Errors
-/// The body's own, and converted into `E`: [`NotStored`](ErrorKind::NotStored) when nobody knows whether the transaction
-/// was committed, [`StoreUnavailable`](ErrorKind::StoreUnavailable) when it could not be begun or committed, also not
-/// after 12 more tries. When the body returned `Ok` and its transaction was no more: [`Config`](ErrorKind::Config) where the
-/// database says that nothing of it is kept (PostgreSQL), [`NotStored`](ErrorKind::NotStored), which is not retryable then,
+/// The body's own, and converted into `E`: [`NotStored`](ErrorKind::NotStored) when nobody knows
+/// whether the transaction was committed, [`StoreUnavailable`](ErrorKind::StoreUnavailable) when it
+/// could not be begun or committed, also not after 12 more tries. When the body returned `Ok` and
+/// its transaction was no more: [`Config`](ErrorKind::Config) where the database says that nothing
+/// of it is kept (PostgreSQL), [`NotStored`](ErrorKind::NotStored), which is not retryable then,
 /// where part of it may be committed.
 ///
 #[cfg_attr(feature = "sqlite", doc = "```")]
@@ -152,8 +165,9 @@ where
     loop {
         let calls = Arc::new(Calls::default());
         let attempt = attempt(pool, &mut body, &calls).await;
-        // A record that the lost commit has written is there, or it was not before this attempt: both settle it. While its
-        // transaction goes on, the claim of the same key waits for it, and the database has not answered.
+        // A record that the lost commit has written is there, or it was not before this attempt:
+        // both settle it. While its transaction goes on, the claim of the same key waits for it,
+        // and the database has not answered.
         unknown = unknown.filter(|unknown| !calls.tell_of(&unknown.records));
         let failed = match attempt {
             Attempt::Done(Err(error)) => return Err(last_word(unknown, error)),
@@ -177,23 +191,27 @@ struct Unknown {
     error: Error,
 }
 
-/// What the caller gets when the last attempt ended with `error`: that is about this attempt, and as long as nobody knows
-/// what became of an earlier one, it does not say that nothing has happened.
+/// What the caller gets when the last attempt ended with `error`: that is about this attempt, and
+/// as long as nobody knows what became of an earlier one, it does not say that nothing has
+/// happened.
 fn last_word<E: CallError + StdError>(unknown: Option<Unknown>, error: E) -> E {
     let Some(unknown) = unknown else { return error };
-    let detail =
-        format!("the answer to the commit was lost, and the attempts to learn what became of it ended with: {error}");
+    let detail = format!(
+        "the answer to the commit was lost, and the attempts to learn what became of it ended with: {error}"
+    );
     unknown_by_key(detail).with_source(unknown.error).into()
 }
 
-/// The transaction that [`in_transaction`] has begun: a `sqlx::Transaction` that is committed when the body is over. The
-/// body drops it, and has no need to end it.
+/// The transaction that [`in_transaction`] has begun: a `sqlx::Transaction` that is committed when
+/// the body is over. The body drops it, and has no need to end it.
 ///
-/// Put another in its place (`std::mem::replace`), and that one is committed; but on MySQL and MariaDB it is rolled back, and
-/// [`NotStored`](ErrorKind::NotStored) is returned, because nothing there tells it from one that was undone.
+/// Put another in its place (`std::mem::replace`), and that one is committed; but on MySQL and
+/// MariaDB it is rolled back, and [`NotStored`](ErrorKind::NotStored) is returned, because nothing
+/// there tells it from one that was undone.
 #[derive(Debug)]
 pub struct OpenTransaction<DB: TransactionDatabase> {
-    /// `None` only while it is dropped. By its place in memory calls know it, and that stays when this is moved.
+    /// `None` only while it is dropped. By its place in memory calls know it, and that stays when
+    /// this is moved.
     transaction: Option<Box<Transaction<'static, DB>>>,
     /// Given back before the transaction leaves its place.
     lent: Option<Lent>,
@@ -304,7 +322,9 @@ where
 }
 
 /// Begins a transaction, on a connection on which one can begin.
-async fn begin<DB: TransactionDatabase>(pool: &Pool<DB>) -> Result<Transaction<'static, DB>, sqlx::Error> {
+async fn begin<DB: TransactionDatabase>(
+    pool: &Pool<DB>,
+) -> Result<Transaction<'static, DB>, sqlx::Error> {
     let mut connection = pool.acquire().await?;
     // The last one could not be rolled back, and the pool does not look.
     while connection.is_in_transaction() && !DB::mend(&mut connection).await {
@@ -315,7 +335,8 @@ async fn begin<DB: TransactionDatabase>(pool: &Pool<DB>) -> Result<Transaction<'
     Transaction::begin(connection, Some(DB::BEGIN.into_sql_str())).await
 }
 
-/// Tells of a transaction that was over before the body has failed with `error`, as far as that can be known.
+/// Tells of a transaction that was over before the body has failed with `error`, as far as that can
+/// be known.
 async fn over_before<DB: TransactionDatabase>(
     transaction: Option<Transaction<'static, DB>>,
     error: &(impl StdError + 'static),
@@ -331,7 +352,10 @@ async fn over_before<DB: TransactionDatabase>(
 }
 
 /// Commits, or says what is to be done instead.
-async fn commit<DB, T, E>(mut transaction: Transaction<'static, DB>, calls: &Calls) -> Result<(), Attempt<T, E>>
+async fn commit<DB, T, E>(
+    mut transaction: Transaction<'static, DB>,
+    calls: &Calls,
+) -> Result<(), Attempt<T, E>>
 where
     DB: TransactionDatabase,
     E: From<Error>,
@@ -341,36 +365,46 @@ where
         Ok(standing) => {
             // The body's result tells of what is not there.
             let _ = DB::roll_back(transaction).await;
-            let error = if standing == Standing::Undone { Error::config(UNDONE) } else { unknown_by_effect(OVER) };
+            let error = if standing == Standing::Undone {
+                Error::config(UNDONE)
+            } else {
+                unknown_by_effect(OVER)
+            };
             return Err(Attempt::Done(Err(error.into())));
         }
         Err(error) => {
             let is_passing = is_passing_before_commit(&error);
-            let error = rolled_back("the connection failed before the commit", MAKE_AGAIN, error).into();
+            let error =
+                rolled_back("the connection failed before the commit", MAKE_AGAIN, error).into();
             return Err(if is_passing { Attempt::Again(error) } else { Attempt::Done(Err(error)) });
         }
     }
     let Err(error) = transaction.commit().await else { return Ok(()) };
     let of_server = error.as_database_error();
     Err(if of_server.is_some_and(is_rolled_back) {
-        Attempt::Again(rolled_back("the database could not go on with it", MAKE_AGAIN, error).into())
+        Attempt::Again(
+            rolled_back("the database could not go on with it", MAKE_AGAIN, error).into(),
+        )
     } else if of_server.is_some_and(is_refused) {
         Attempt::Done(Err(rolled_back("the database refused the commit", CORRECT, error).into()))
     } else {
         let records = calls.records();
         if records.is_empty() {
-            let detail =
-                "the answer to the commit was lost, and no guarded call in the transaction tells whether it happened";
+            let detail = "the answer to the commit was lost, and no guarded call in the transaction tells whether it happened";
             Attempt::Done(Err(unknown_by_effect(detail).with_source(error).into()))
         } else {
-            Attempt::Unknown { records, error: unknown_by_key("the answer to the commit was lost").with_source(error) }
+            Attempt::Unknown {
+                records,
+                error: unknown_by_key("the answer to the commit was lost").with_source(error),
+            }
         }
     })
 }
 
 const MAKE_AGAIN: &str = "make the whole transaction again";
 const CORRECT: &str = "correct what it writes, and make it again";
-const FIND_BY_KEY: &str = "do not run it under another key; make the same calls again to learn the outcome";
+const FIND_BY_KEY: &str =
+    "do not run it under another key; make the same calls again to learn the outcome";
 const FIND_BY_EFFECT: &str = "look for what it wrote before it is made again";
 
 fn not_begun(error: sqlx::Error) -> Error {
@@ -389,14 +423,18 @@ fn rolled_back(detail: &str, advice: &'static str, error: sqlx::Error) -> Error 
 
 const UNKNOWN: &str = "the body ran, and it is not known whether its transaction was committed";
 
-/// The body ran, and nobody but the records of its calls knows whether its transaction was committed.
+/// The body ran, and nobody but the records of its calls knows whether its transaction was
+/// committed.
 fn unknown_by_key(detail: impl Into<String>) -> Error {
     Error::new(ErrorKind::NotStored).with_text(UNKNOWN, FIND_BY_KEY).with_detail(detail)
 }
 
 /// The same without records that know. Made again, it may write the same once more.
 fn unknown_by_effect(detail: impl Into<String>) -> Error {
-    Error::new(ErrorKind::NotStored).with_text(UNKNOWN, FIND_BY_EFFECT).with_detail(detail).would_repeat()
+    Error::new(ErrorKind::NotStored)
+        .with_text(UNKNOWN, FIND_BY_EFFECT)
+        .with_detail(detail)
+        .would_repeat()
 }
 
 /// 10 ms, doubling up to a second, with jitter: those who met in a deadlock should not meet again.
@@ -410,7 +448,8 @@ fn pauses() -> impl Iterator<Item = Duration> + Send {
         .build()
 }
 
-/// Rolls back; whether the connection was lost, which an error of the body's own type need not tell.
+/// Rolls back; whether the connection was lost, which an error of the body's own type need not
+/// tell.
 async fn is_lost<DB: TransactionDatabase>(transaction: Option<Transaction<'static, DB>>) -> bool {
     let Some(transaction) = transaction else { return false };
     DB::roll_back(transaction).await.is_err_and(|error| has_lost_session(&error))

@@ -4,13 +4,15 @@ use std::fmt;
 
 use crate::store::{StoreError, StoreErrorKind};
 
-/// The longest name of which the tables and indexes derived from it still fit PostgreSQL (63 bytes) and MySQL (64).
+/// The longest name of which the tables and indexes derived from it still fit PostgreSQL (63 bytes)
+/// and MySQL (64).
 const LONGEST: usize = 48;
 
-/// A table, and the schema (in MySQL: the database) in which it is, if that is not the connection's own.
+/// A table, and the schema (in MySQL: the database) in which it is, if that is not the connection's
+/// own.
 ///
-/// Letters, digits and underscores of ASCII, not beginning with a digit: such a name is the same in every dialect, and
-/// cannot be anything but a name in a statement.
+/// Letters, digits and underscores of ASCII, not beginning with a digit: such a name is the same in
+/// every dialect, and cannot be anything but a name in a statement.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct TableName {
     schema: Option<String>,
@@ -23,7 +25,8 @@ impl TableName {
     /// Reads `table` or `schema.table`.
     ///
     /// # Errors
-    /// [`Config`](StoreErrorKind::Config) when a part is empty, longer than 48 characters or has another character.
+    /// [`Config`](StoreErrorKind::Config) when a part is empty, longer than 48 characters or has
+    /// another character.
     pub(crate) fn parse(name: &str) -> Result<Self, StoreError> {
         let (schema, table) = match name.split_once('.') {
             Some((schema, table)) => (Some(schema), table),
@@ -38,7 +41,8 @@ impl TableName {
         )))
     }
 
-    /// The name of something that belongs to the table and is in the same schema: `records_meta` for `meta`.
+    /// The name of something that belongs to the table and is in the same schema: `records_meta`
+    /// for `meta`.
     pub(crate) fn with_suffix(&self, suffix: &str) -> Self {
         Self { schema: self.schema.clone(), table: format!("{}_{suffix}", self.table) }
     }
@@ -54,7 +58,8 @@ impl TableName {
         &self.table
     }
 
-    /// `script`, which makes the default table, for this one. Names of indexes and triggers have no schema.
+    /// `script`, which makes the default table, for this one. Names of indexes and triggers have no
+    /// schema.
     pub(crate) fn in_script(&self, script: &str, quote: char) -> String {
         script
             .replace("idempotency_records_purge_at", "{index}")
@@ -66,7 +71,8 @@ impl TableName {
             .replace("{meta}", &self.with_suffix("meta").quoted(quote))
     }
 
-    /// The index by which a purge finds what is due, as it stands in a statement between two `quote`s.
+    /// The index by which a purge finds what is due, as it stands in a statement between two
+    /// `quote`s.
     pub(crate) fn purge_index(&self, quote: char) -> String {
         format!("{quote}{}_purge_at{quote}", self.table)
     }
@@ -107,7 +113,10 @@ mod tests {
     #[test]
     fn names_are_quoted_part_by_part() {
         let plain = TableName::parse("records").unwrap();
-        assert_eq!((plain.quoted('"'), plain.to_string()), ("\"records\"".into(), "records".into()));
+        assert_eq!(
+            (plain.quoted('"'), plain.to_string()),
+            ("\"records\"".into(), "records".into())
+        );
         let name = TableName::parse("shop.records_2").unwrap();
         assert_eq!(name.quoted('`'), "`shop`.`records_2`");
         assert_eq!(name.with_suffix("meta").quoted('"'), "\"shop\".\"records_2_meta\"");
@@ -121,7 +130,9 @@ mod tests {
     #[test]
     fn what_could_be_more_than_a_name_is_refused() {
         let long = "x".repeat(49);
-        for name in ["", ".", "a.", ".b", "a.b.c", "1a", "a b", "a\"b", "a`b", "a;drop", "täble", &long] {
+        for name in
+            ["", ".", "a.", ".b", "a.b.c", "1a", "a b", "a\"b", "a`b", "a;drop", "täble", &long]
+        {
             let error = TableName::parse(name).unwrap_err();
             assert_eq!(error.kind(), StoreErrorKind::Config, "{name}");
             assert!(error.to_string().contains("schema.table"), "{error}");

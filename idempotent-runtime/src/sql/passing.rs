@@ -6,34 +6,39 @@ use sqlx::error::DatabaseError;
 
 use crate::store::transaction::KeepsLock;
 
-/// Whether the transaction can succeed when it is made again: a deadlock, a serialization failure, a lock that was held
-/// for too long, a connection that was lost before the commit, or a lock that it keeps from a call it waits for.
+/// Whether the transaction can succeed when it is made again: a deadlock, a serialization failure,
+/// a lock that was held for too long, a connection that was lost before the commit, or a lock that
+/// it keeps from a call it waits for.
 ///
-/// The client's error is one of the sources of the body's. Error types that show their source as if they were it
-/// (`#[error(transparent)]`) hide the client's own error and leave that of the server in it.
+/// The client's error is one of the sources of the body's. Error types that show their source as if
+/// they were it (`#[error(transparent)]`) hide the client's own error and leave that of the server
+/// in it.
 pub(super) fn is_passing(error: &(dyn StdError + 'static)) -> bool {
     std::iter::successors(Some(error), |&error| error.source()).any(|error| {
         let of_client = error.downcast_ref::<sqlx::Error>();
         let of_server = of_client.and_then(sqlx::Error::as_database_error);
-        let of_server = of_server.or_else(|| error.downcast_ref::<Box<dyn DatabaseError>>().map(Box::as_ref));
+        let of_server =
+            of_server.or_else(|| error.downcast_ref::<Box<dyn DatabaseError>>().map(Box::as_ref));
         error.is::<KeepsLock>()
             || of_client.is_some_and(is_connection_lost)
             || of_server.is_some_and(|error| is_rolled_back(error) || is_session_ended(error))
     })
 }
 
-/// Whether the transaction is made again because it keeps a lock from a call that it would wait for.
+/// Whether the transaction is made again because it keeps a lock from a call that it would wait
+/// for.
 pub(super) fn keeps_lock(error: &(dyn StdError + 'static)) -> bool {
     std::iter::successors(Some(error), |&error| error.source()).any(<dyn StdError>::is::<KeepsLock>)
 }
 
-/// As [`is_passing`], of what a statement on the transaction's own connection has failed with before the commit was sent.
+/// As [`is_passing`], of what a statement on the transaction's own connection has failed with
+/// before the commit was sent.
 pub(super) fn is_passing_before_commit(error: &sqlx::Error) -> bool {
     is_passing(error) || has_lost_session(error)
 }
 
-/// Whether the transaction's own connection was lost, which before its commit was sent has rolled it back. A server that ends
-/// a session says so with a severity, whatever the reason.
+/// Whether the transaction's own connection was lost, which before its commit was sent has rolled
+/// it back. A server that ends a session says so with a severity, whatever the reason.
 pub(super) fn has_lost_session(error: &sqlx::Error) -> bool {
     #[cfg(feature = "postgres")]
     if let Some(error) = error.as_database_error() {
@@ -46,7 +51,8 @@ pub(super) fn has_lost_session(error: &sqlx::Error) -> bool {
     is_connection_lost(error)
 }
 
-/// Whether the database says that it has undone the transaction, or the statement that made the transaction fail.
+/// Whether the database says that it has undone the transaction, or the statement that made the
+/// transaction fail.
 pub(super) fn is_rolled_back(error: &(dyn DatabaseError + 'static)) -> bool {
     #[cfg(feature = "mysql")]
     if let Some(error) = error.try_downcast_ref::<sqlx::mysql::MySqlDatabaseError>() {
@@ -56,34 +62,39 @@ pub(super) fn is_rolled_back(error: &(dyn DatabaseError + 'static)) -> bool {
     #[cfg(feature = "sqlite")]
     if let Some(error) = error.try_downcast_ref::<sqlx::sqlite::SqliteError>() {
         // The file or a table is locked; the extended codes have more bits.
-        let code = DatabaseError::code(error).and_then(|code| code.parse::<u32>().ok()).unwrap_or_default();
+        let code = DatabaseError::code(error)
+            .and_then(|code| code.parse::<u32>().ok())
+            .unwrap_or_default();
         return matches!(code & 0xff, 5 | 6);
     }
     // Serialization failure and deadlock (PostgreSQL manual, appendix A).
     error.code().is_some_and(|code| matches!(&*code, "40001" | "40P01"))
 }
 
-/// Whether the answer to a commit says for certain that nothing was committed, and nothing will be when it is made again: a
-/// constraint that is checked at the end.
+/// Whether the answer to a commit says for certain that nothing was committed, and nothing will be
+/// when it is made again: a constraint that is checked at the end.
 pub(super) fn is_refused(error: &(dyn DatabaseError + 'static)) -> bool {
     #[cfg(feature = "postgres")]
     if let Some(error) = error.try_downcast_ref::<sqlx::postgres::PgDatabaseError>() {
-        // What comes after the commit ends the session (FATAL), and may come when the commit is on its way to a standby. A
-        // pooler in between may say so of a server that it has lost.
-        return matches!(error.severity(), sqlx::postgres::PgSeverity::Error) && !is_of_a_connection(error.code());
+        // What comes after the commit ends the session (FATAL), and may come when the commit is on
+        // its way to a standby. A pooler in between may say so of a server that it has lost.
+        return matches!(error.severity(), sqlx::postgres::PgSeverity::Error)
+            && !is_of_a_connection(error.code());
     }
     #[cfg(feature = "sqlite")]
     if let Some(error) = error.try_downcast_ref::<sqlx::sqlite::SqliteError>() {
         // A constraint; the extended codes have more bits.
-        let code = DatabaseError::code(error).and_then(|code| code.parse::<u32>().ok()).unwrap_or_default();
+        let code = DatabaseError::code(error)
+            .and_then(|code| code.parse::<u32>().ok())
+            .unwrap_or_default();
         return code & 0xff == 19;
     }
     let _ = error;
     false
 }
 
-/// Whether the code is about connections, interventions or faults of the system (PostgreSQL manual, appendix A): then nobody
-/// knows how far the statement came.
+/// Whether the code is about connections, interventions or faults of the system (PostgreSQL manual,
+/// appendix A): then nobody knows how far the statement came.
 #[cfg(feature = "postgres")]
 fn is_of_a_connection(code: &str) -> bool {
     code == "40003" || ["08", "57", "58", "XX"].iter().any(|class| code.starts_with(class))
@@ -103,13 +114,15 @@ fn is_session_ended(error: &(dyn DatabaseError + 'static)) -> bool {
     if let Some(error) = error.try_downcast_ref::<sqlx::mysql::MySqlDatabaseError>() {
         return is_number_of_end(error.number());
     }
-    // PostgreSQL manual, appendix A: shutdowns, too many connections, and the timeouts of transactions and sessions.
-    error
-        .code()
-        .is_some_and(|code| matches!(&*code, "57P01" | "57P02" | "57P03" | "57P05" | "53300" | "25P03" | "25P04"))
+    // PostgreSQL manual, appendix A: shutdowns, too many connections, and the timeouts of
+    // transactions and sessions.
+    error.code().is_some_and(|code| {
+        matches!(&*code, "57P01" | "57P02" | "57P03" | "57P05" | "53300" | "25P03" | "25P04")
+    })
 }
 
-/// Too many connections, a shutdown, a connection that was killed, and one that was idle for too long (MySQL).
+/// Too many connections, a shutdown, a connection that was killed, and one that was idle for too
+/// long (MySQL).
 #[cfg(feature = "mysql")]
 const fn is_number_of_end(number: u16) -> bool {
     matches!(number, 1040 | 1053 | 1927 | 4031)

@@ -19,10 +19,11 @@ type Options<DB> = <<DB as Database>::Connection as Connection>::Options;
 
 /// Where connections come from.
 ///
-/// A connection works only while the runtime lives in which it was made, and only as fast as that one, and a pool takes it
-/// back in a task there. Of one pool for all, runtimes that stand still between their calls, or whose executor a body
-/// blocks, would keep one connection each, until there is none left for anybody. So a store's own pools are one for each
-/// runtime: one that stands still has nothing that another one waits for.
+/// A connection works only while the runtime lives in which it was made, and only as fast as that
+/// one, and a pool takes it back in a task there. Of one pool for all, runtimes that stand still
+/// between their calls, or whose executor a body blocks, would keep one connection each, until
+/// there is none left for anybody. So a store's own pools are one for each runtime: one that stands
+/// still has nothing that another one waits for.
 pub(crate) struct Pools<DB: Database>(Arc<Source<DB>>);
 
 enum Source<DB: Database> {
@@ -117,19 +118,23 @@ impl<DB: Database> Pools<DB> {
         Self(Arc::new(Source::Own { like, made: PerRuntime::default() }))
     }
 
-    /// Those for renewals, of `connections` each, made as these make theirs: neither a blocked executor of the user nor
-    /// requests that hold all other connections keep a lease from being renewed. An engine has one thread for renewals,
-    /// so there are as many pools as engines that share the store.
+    /// Those for renewals, of `connections` each, made as these make theirs: neither a blocked
+    /// executor of the user nor requests that hold all other connections keep a lease from being
+    /// renewed. An engine has one thread for renewals, so there are as many pools as engines that
+    /// share the store.
     pub(crate) fn for_renewals(&self, connections: u32) -> Self {
         let (options, connecting) = match &*self.0 {
             Source::Given { pool, .. } => (pool.options().clone(), Connecting::Pool(pool.clone())),
-            Source::Own { like, .. } => (like.options.clone(), Connecting::Options(like.connecting.now())),
+            Source::Own { like, .. } => {
+                (like.options.clone(), Connecting::Options(like.connecting.now()))
+            }
         };
         let options = options.min_connections(0).max_connections(connections);
         Self::made(Like { options, connecting, abandoned: Abandoned::of_renewals })
     }
 
-    /// A connection within `patience`, for the time of one request. `failed` tells what it means that there is none.
+    /// A connection within `patience`, for the time of one request. `failed` tells what it means
+    /// that there is none.
     #[cfg(any(feature = "mysql", feature = "postgres"))]
     #[expect(
         clippy::disallowed_methods,
@@ -142,7 +147,8 @@ impl<DB: Database> Pools<DB> {
         failed: impl FnOnce(&'static str, Error) -> StoreError,
     ) -> Answer<Lease<DB>> {
         let since = Instant::now();
-        // Of many kilobytes, because it may have to make a connection, and part of every request's future.
+        // Of many kilobytes, because it may have to make a connection, and part of every request's
+        // future.
         let connecting = Box::pin(self.acquire());
         let connecting = async { connecting.await.map_err(|error| failed(operation, error)) };
         let acquired = in_time(operation, patience, connecting).await;
@@ -168,8 +174,9 @@ impl<DB: Database> Pools<DB> {
             if Handle::current().id() == runtime {
                 return Ok(Acquired { connection, abandoned });
             }
-            // The engine goes on with a request whose caller is gone, on a runtime of its own. A connection that was made
-            // here for a pool of the caller's runtime would end up there, and one of the caller's runtime may never answer.
+            // The engine goes on with a request whose caller is gone, on a runtime of its own. A
+            // connection that was made here for a pool of the caller's runtime would end up there,
+            // and one of the caller's runtime may never answer.
             drop(connection.detach());
         }
     }

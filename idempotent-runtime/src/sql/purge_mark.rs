@@ -12,18 +12,21 @@ const FEW: u64 = 10_000;
 /// After that, one of so many looks does: one an hour, where an engine looks every minute.
 const LOOKS: u32 = 60;
 
-/// Where a row is in the index of `purge_at`: that, and the key where the server keeps rows of the same time in its order.
+/// Where a row is in the index of `purge_at`: that, and the key where the server keeps rows of the
+/// same time in its order.
 pub(crate) type Place = (i64, [u8; 32]);
 
 /// How far the purges of one store have come in the order of `purge_at`.
 ///
-/// Rows that were removed stay in the index while a transaction is open that began before: the server may still need them
-/// for it. Whoever looks for the next rows from the beginning goes over all of them, each time. So a batch begins where the
-/// one before has ended, and so does the first batch of the next look.
+/// Rows that were removed stay in the index while a transaction is open that began before: the
+/// server may still need them for it. Whoever looks for the next rows from the beginning goes over
+/// all of them, each time. So a batch begins where the one before has ended, and so does the first
+/// batch of the next look.
 ///
-/// That passes over what is written behind the mark later: by a transaction that was open for longer than the record was to
-/// live, by an operator, by hand. Such rows are over, and only take space. Now and then a look begins at the beginning and
-/// finds them. Rows that somebody else had locked are known, and the next look begins with them.
+/// That passes over what is written behind the mark later: by a transaction that was open for
+/// longer than the record was to live, by an operator, by hand. Such rows are over, and only take
+/// space. Now and then a look begins at the beginning and finds them. Rows that somebody else had
+/// locked are known, and the next look begins with them.
 #[derive(Debug, Default)]
 pub(crate) struct PurgeMark(Mutex<State>);
 
@@ -57,17 +60,20 @@ impl PurgeMark {
         self.with(|state| state.next)
     }
 
-    /// A batch has ended. Returns the `purge_at` of the first row that this look has left, as far as is known.
+    /// A batch has ended. Returns the `purge_at` of the first row that this look has left, as far
+    /// as is known.
     pub(crate) fn ended(&self, batch: &Batch) -> Option<i64> {
         self.with(|state| state.ended(batch))
     }
 
-    /// Whether `batch`, which began at `begin`, has come to the end, and there may be something before where it began.
+    /// Whether `batch`, which began at `begin`, has come to the end, and there may be something
+    /// before where it began.
     pub(crate) fn is_to_begin_anew(&self, begin: Option<Place>, batch: &Batch) -> bool {
         begin.is_some() && batch.is_last && self.next().is_none()
     }
 
-    /// All rows up to `place` were looked at; what will come of the batch that they are a part of is not known yet.
+    /// All rows up to `place` were looked at; what will come of the batch that they are a part of
+    /// is not known yet.
     #[cfg(feature = "mysql")]
     pub(crate) fn reached(&self, place: Option<Place>) {
         self.with(|state| state.reached = state.reached.max(place));
@@ -83,12 +89,12 @@ impl PurgeMark {
     }
 }
 
-/// Removes what is due, at most `limit` records, with `batch`: from which place on it looks for at most how many. It answers
-/// with the server's time.
+/// Removes what is due, at most `limit` records, with `batch`: from which place on it looks for at
+/// most how many. It answers with the server's time.
 ///
 /// # Errors
-/// Those of the first batch. Where the one after it fails, which begins at the beginning once more, the answer is what the
-/// first one did: the next look finds the rest.
+/// Those of the first batch. Where the one after it fails, which begins at the beginning once more,
+/// the answer is what the first one did: the next look finds the rest.
 pub(crate) async fn purge_from_mark<B>(
     mark: &PurgeMark,
     limit: usize,
@@ -115,7 +121,8 @@ where
         let oldest = mark.ended(&batch);
         purged.removed += batch.removed;
         purged.put_off += batch.put_off;
-        purged.lag = oldest.map(|oldest| Duration::from_millis(u64::try_from(now - oldest).unwrap_or_default()));
+        purged.lag = oldest
+            .map(|oldest| Duration::from_millis(u64::try_from(now - oldest).unwrap_or_default()));
         if !mark.is_to_begin_anew(begin, &batch) {
             return Ok(purged);
         }
@@ -144,7 +151,8 @@ impl State {
         // The place before it.
         let left = self.left.take().map(|(purge_at, _)| (purge_at, [0; 32]));
         let is_new_beginning = self.removed <= FEW || self.looks == 0;
-        self.next = if is_new_beginning { None } else { left.into_iter().chain(self.reached).min() };
+        self.next =
+            if is_new_beginning { None } else { left.into_iter().chain(self.reached).min() };
     }
 }
 
@@ -198,7 +206,11 @@ mod tests {
     fn what_was_left_is_told_until_the_look_ends_and_the_next_one_begins_there() {
         let mark = PurgeMark::default();
         mark.ended(&batch(5, FEW + 1));
-        assert_eq!(mark.ended(&Batch { oldest: Some(place(6)), ..batch(9, 1) }), Some(6), "locked by somebody");
+        assert_eq!(
+            mark.ended(&Batch { oldest: Some(place(6)), ..batch(9, 1) }),
+            Some(6),
+            "locked by somebody"
+        );
         assert_eq!(mark.ended(&Batch { oldest: Some(place(30)), ..batch(20, 1) }), Some(6));
         assert_eq!(mark.next(), Some(place(20)));
         assert_eq!(mark.ended(&last_batch()), Some(6));

@@ -1,7 +1,8 @@
-//! A record as a row: one column per field, numbers, bytes and text only, the same in every dialect.
+//! A record as a row: one column per field, numbers, bytes and text only, the same in every
+//! dialect.
 //!
-//! Times are milliseconds since 1970 on the store's clock, durations are milliseconds; codes are those of
-//! [`envelope`](crate::store::envelope), whose version is also the row's format.
+//! Times are milliseconds since 1970 on the store's clock, durations are milliseconds; codes are
+//! those of [`envelope`](crate::store::envelope), whose version is also the row's format.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -46,8 +47,8 @@ pub(crate) const COLUMNS: [&str; 22] = [
 /// The version of the row's format that this release writes, and the only one that it reads.
 pub(crate) const FORMAT: i16 = envelope::VERSION as i16;
 
-/// No time and no duration in a row is larger, so that the sum of several is still a number of 64 bits. In the year
-/// 36 million nothing will be kept from now.
+/// No time and no duration in a row is larger, so that the sum of several is still a number of 64
+/// bits. In the year 36 million nothing will be kept from now.
 const LATEST: i64 = 1 << 60;
 
 /// A record as it is written.
@@ -77,9 +78,14 @@ pub(crate) struct Row {
 }
 
 impl Row {
-    /// The row of `record`. `purge_at` is when a purge would have looked at it so far; `answer_ends` is how long its
-    /// result would be kept if it came now, where a claim told that.
-    pub(crate) fn new(record: &Record, revision: i64, purge_at: Option<i64>, answer_ends: Option<Timestamp>) -> Self {
+    /// The row of `record`. `purge_at` is when a purge would have looked at it so far;
+    /// `answer_ends` is how long its result would be kept if it came now, where a claim told that.
+    pub(crate) fn new(
+        record: &Record,
+        revision: i64,
+        purge_at: Option<i64>,
+        answer_ends: Option<Timestamp>,
+    ) -> Self {
         Self {
             key: *record.key.as_bytes(),
             state: state_code(record.state),
@@ -134,9 +140,9 @@ impl Row {
     }
 }
 
-/// When a purge looks at a row: never later than the record may be forgotten. The figure is in an index, and writing it
-/// anew is what makes an update expensive: it is chosen at the claim so that the commit need not touch it. Coming early
-/// does no harm, the purge puts the row off.
+/// When a purge looks at a row: never later than the record may be forgotten. The figure is in an
+/// index, and writing it anew is what makes an update expensive: it is chosen at the claim so that
+/// the commit need not touch it. Coming early does no harm, the purge puts the row off.
 fn next_purge(record: &Record, purge_at: Option<i64>, answer_ends: Option<Timestamp>) -> i64 {
     let forgotten = forgotten_at(record);
     if record.state != State::InProgress {
@@ -205,7 +211,8 @@ pub(crate) struct Listed {
     pub(crate) found: Result<Found, StoreError>,
 }
 
-/// As [`found`], of a row among others. An error is one that concerns them all: the row does not tell its key.
+/// As [`found`], of a row among others. An error is one that concerns them all: the row does not
+/// tell its key.
 pub(crate) fn listed<R>(operation: &'static str, row: &R) -> Result<Listed, StoreError>
 where
     R: sqlx::Row,
@@ -221,7 +228,8 @@ where
     Ok(Listed { key, found: found(operation, row) })
 }
 
-/// What a row of a result says that consists of the store's time and all columns, empty where there is no record.
+/// What a row of a result says that consists of the store's time and all columns, empty where there
+/// is no record.
 pub(crate) fn found<R>(operation: &'static str, row: &R) -> Result<Found, StoreError>
 where
     R: sqlx::Row,
@@ -233,7 +241,9 @@ where
 {
     let mut columns = Columns { operation, row, next: 0 };
     let now = timestamp(columns.value()?);
-    let Some(key) = columns.value::<Option<Vec<u8>>>()? else { return Ok(Found { now, stored: None }) };
+    let Some(key) = columns.value::<Option<Vec<u8>>>()? else {
+        return Ok(Found { now, stored: None });
+    };
     let key = KeyHash::from_bytes(columns.exactly("key_hash", key)?);
     let format = columns.value::<i16>()?;
     if format != FORMAT {
@@ -295,7 +305,11 @@ where
         })
     }
 
-    fn exactly<const LENGTH: usize>(&self, field: &'static str, bytes: Vec<u8>) -> Result<[u8; LENGTH], StoreError> {
+    fn exactly<const LENGTH: usize>(
+        &self,
+        field: &'static str,
+        bytes: Vec<u8>,
+    ) -> Result<[u8; LENGTH], StoreError> {
         bytes.try_into().map_err(|_| EnvelopeError::Truncated(field).during(self.operation))
     }
 
@@ -311,7 +325,11 @@ where
         })
     }
 
-    fn optional_code<T: Copy>(&mut self, field: &'static str, table: &[(T, u8)]) -> Result<Option<T>, StoreError>
+    fn optional_code<T: Copy>(
+        &mut self,
+        field: &'static str,
+        table: &[(T, u8)],
+    ) -> Result<Option<T>, StoreError>
     where
         i16: Decode<'r, R::Database> + Type<R::Database>,
     {
@@ -328,7 +346,8 @@ where
         i64: Decode<'r, R::Database> + Type<R::Database>,
     {
         let count = self.value::<i64>()?;
-        u32::try_from(count).map_err(|_| EnvelopeError::UnknownCode { field, code: u8::MAX }.during(self.operation))
+        u32::try_from(count)
+            .map_err(|_| EnvelopeError::UnknownCode { field, code: u8::MAX }.during(self.operation))
     }
 }
 

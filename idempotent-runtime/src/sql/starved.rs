@@ -8,18 +8,24 @@ use sqlx::{Database, Pool};
 /// How often it is said at most.
 const ONCE_IN: Duration = Duration::from_secs(60);
 
-/// Says in the log when those who hold the connections of a pool that a store was given keep the store's requests waiting.
-/// Each of these fails or is late by itself, and nothing else tells why.
+/// Says in the log when those who hold the connections of a pool that a store was given keep the
+/// store's requests waiting. Each of these fails or is late by itself, and nothing else tells why.
 #[derive(Debug, Default)]
 pub(super) struct Starved(Mutex<Option<Instant>>);
 
 impl Starved {
-    /// A request has waited for a connection of `pool` for this long, of the time that it has for that.
+    /// A request has waited for a connection of `pool` for this long, of the time that it has for
+    /// that.
     #[expect(
         clippy::disallowed_methods,
         reason = "the patience with a server is real time, whatever clock records have"
     )]
-    pub(super) fn waited<DB: Database>(&self, pool: &Pool<DB>, waited: Duration, patience: Duration) {
+    pub(super) fn waited<DB: Database>(
+        &self,
+        pool: &Pool<DB>,
+        waited: Duration,
+        patience: Duration,
+    ) {
         let most = pool.options().get_max_connections();
         // A pool that could make another connection waits for its server, not for its users.
         if waited < patience / 2 || pool.size() < most || !self.is_due(Instant::now()) {
@@ -53,7 +59,8 @@ mod tests {
     #[expect(clippy::disallowed_methods, reason = "any time will do")]
     fn it_is_said_once_a_minute() {
         let (starved, start) = (Starved::default(), Instant::now());
-        let said = [0, 1, 59, 60, 61, 120].map(|second| starved.is_due(start + Duration::from_secs(second)));
+        let said = [0, 1, 59, 60, 61, 120]
+            .map(|second| starved.is_due(start + Duration::from_secs(second)));
         assert_eq!(said, [true, false, false, true, false, true]);
         assert_eq!(ONCE_IN, Duration::from_secs(60));
     }

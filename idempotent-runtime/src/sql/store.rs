@@ -11,18 +11,22 @@ use crate::clock::Timestamp;
 use crate::key::KeyHash;
 use crate::runtime::while_runtime_lives;
 use crate::store::{
-    Abandon, Changed, Checkpoint, Claim, Claimed, Commit, Grant, Page, Park, Record, Release, Remove, Resolve, Scan,
-    StoreError, StoreErrorKind, Token, Watch, Written, transition,
+    Abandon, Changed, Checkpoint, Claim, Claimed, Commit, Grant, Page, Park, Record, Release,
+    Remove, Resolve, Scan, StoreError, StoreErrorKind, Token, Watch, Written, transition,
 };
 
-/// How often a first claim is sent again because somebody else was faster, and was gone when it looked.
+/// How often a first claim is sent again because somebody else was faster, and was gone when it
+/// looked.
 const ATTEMPTS: usize = 100;
 /// How many records a page has where the caller leaves it to the store.
 const DEFAULT_PAGE: usize = 500;
 
 /// What one statement made of a claim.
 #[derive(Debug)]
-#[cfg_attr(not(feature = "postgres"), allow(dead_code, reason = "only PostgreSQL claims in the statement that reads"))]
+#[cfg_attr(
+    not(feature = "postgres"),
+    allow(dead_code, reason = "only PostgreSQL claims in the statement that reads")
+)]
 pub(crate) enum First {
     /// There was no row: this is the one that it wrote.
     Mine(Record),
@@ -38,10 +42,18 @@ pub(crate) trait Rows: Send + Sync + 'static {
     type Table: Table;
 
     /// A connection that writes.
-    fn table(&self, operation: &'static str) -> impl Future<Output = Result<Self::Table, StoreError>> + Send;
+    fn table(
+        &self,
+        operation: &'static str,
+    ) -> impl Future<Output = Result<Self::Table, StoreError>> + Send;
 
-    /// Gives the connection back if it can be used again after `failure`, what the last request on it failed with.
-    fn end(&self, table: Self::Table, failure: Option<&StoreError>) -> impl Future<Output = ()> + Send;
+    /// Gives the connection back if it can be used again after `failure`, what the last request on
+    /// it failed with.
+    fn end(
+        &self,
+        table: Self::Table,
+        failure: Option<&StoreError>,
+    ) -> impl Future<Output = ()> + Send;
 
     /// How long a request may take.
     fn response_timeout(&self) -> Duration;
@@ -49,18 +61,22 @@ pub(crate) trait Rows: Send + Sync + 'static {
     fn watchers(&self) -> &Arc<Watchers>;
 
     /// The row of `key` and the store's time, in one statement.
-    fn row(&self, operation: &'static str, key: KeyHash) -> impl Future<Output = Result<Found, StoreError>> + Send;
+    fn row(
+        &self,
+        operation: &'static str,
+        key: KeyHash,
+    ) -> impl Future<Output = Result<Found, StoreError>> + Send;
 
-    /// Writes the row of a first claim if there is none, or tells what is there, in one statement where the dialect has
-    /// one for that.
+    /// Writes the row of a first claim if there is none, or tells what is there, in one statement
+    /// where the dialect has one for that.
     fn first_claim(&self, claim: &Claim) -> impl Future<Output = Result<First, StoreError>> + Send {
         async { self.row("claim", claim.key).await.map(First::Found) }
     }
 
     fn fences(&self) -> &Fences;
 
-    /// Stores the result on the owner's own unfinished record, in one statement; false, and nothing changed, if it is
-    /// not there.
+    /// Stores the result on the owner's own unfinished record, in one statement; false, and nothing
+    /// changed, if it is not there.
     fn commit_own(&self, commit: &Commit) -> impl Future<Output = Result<bool, StoreError>> + Send;
 
     /// Records after a key in the order of the keys, expired ones included, without their bodies.
@@ -70,24 +86,35 @@ pub(crate) trait Rows: Send + Sync + 'static {
         limit: usize,
     ) -> impl Future<Output = Result<Vec<Listed>, StoreError>> + Send;
 
-    /// Removes the owner's own unfinished record, in one statement; false, and nothing changed, if it is not there.
-    fn release_own(&self, release: &Release) -> impl Future<Output = Result<bool, StoreError>> + Send;
+    /// Removes the owner's own unfinished record, in one statement; false, and nothing changed, if
+    /// it is not there.
+    fn release_own(
+        &self,
+        release: &Release,
+    ) -> impl Future<Output = Result<bool, StoreError>> + Send;
 }
 
 /// An answer from the server within the time that it has.
 ///
-/// When the runtime ends in which the request was sent, its answer will not come: another try on another runtime
-/// settles it.
-#[expect(clippy::disallowed_methods, reason = "the patience with a server is real time, whatever clock records have")]
+/// When the runtime ends in which the request was sent, its answer will not come: another try on
+/// another runtime settles it.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the patience with a server is real time, whatever clock records have"
+)]
 pub(crate) async fn in_time<A>(
     operation: &'static str,
     limit: Duration,
     request: impl Future<Output = Result<A, StoreError>>,
 ) -> Result<A, StoreError> {
-    let unknown = |detail: String| Err(StoreError::new(StoreErrorKind::Unavailable, operation).with_detail(detail));
+    let unknown = |detail: String| {
+        Err(StoreError::new(StoreErrorKind::Unavailable, operation).with_detail(detail))
+    };
     match while_runtime_lives(tokio::time::timeout(limit, request)).await {
         Some(Ok(answer)) => answer,
-        Some(Err(_)) => unknown(format!("no answer within {limit:?}; whether the request took effect is not known")),
+        Some(Err(_)) => unknown(format!(
+            "no answer within {limit:?}; whether the request took effect is not known"
+        )),
         None => unknown(String::from("the runtime in which the request was sent has ended")),
     }
 }
@@ -147,13 +174,15 @@ pub(crate) async fn claim(rows: &impl Rows, claim: Claim) -> Result<Claimed, Sto
                 return Ok(Claimed::Mine(Grant::new(record)));
             }
             First::Found(found) => {
-                let decide = |slot: &mut Option<Record>, now| rows.fences().claim(slot, &claim, now);
+                let decide =
+                    |slot: &mut Option<Record>, now| rows.fences().claim(slot, &claim, now);
                 return change_row(rows, "claim", found, claim.key, Some(claim.ttl), decide).await;
             }
             First::Raced => {}
         }
     }
-    Err(StoreError::new(StoreErrorKind::Refused, "claim").with_detail("others claimed and released the key meanwhile"))
+    Err(StoreError::new(StoreErrorKind::Refused, "claim")
+        .with_detail("others claimed and released the key meanwhile"))
 }
 
 pub(crate) async fn complete(rows: &impl Rows, commit: Commit) -> Result<Written, StoreError> {
@@ -171,24 +200,37 @@ pub(crate) async fn release(rows: &impl Rows, release: Release) -> Result<Writte
         rows.watchers().changed(&release.key);
         return Ok(Written::Applied);
     }
-    read_and_change(rows, "release", release.key, |slot, now| transition::release(slot, &release, now)).await
+    read_and_change(rows, "release", release.key, |slot, now| {
+        transition::release(slot, &release, now)
+    })
+    .await
 }
 
 pub(crate) async fn abandon(rows: &impl Rows, abandon: Abandon) -> Result<Written, StoreError> {
-    read_and_change(rows, "abandon", abandon.key, |slot, now| transition::abandon(slot, &abandon, now)).await
+    read_and_change(rows, "abandon", abandon.key, |slot, now| {
+        transition::abandon(slot, &abandon, now)
+    })
+    .await
 }
 
 pub(crate) async fn park(rows: &impl Rows, park: Park) -> Result<Written, StoreError> {
     read_and_change(rows, "park", park.key, |slot, now| transition::park(slot, &park, now)).await
 }
 
-pub(crate) async fn checkpoint(rows: &impl Rows, checkpoint: Checkpoint) -> Result<Written, StoreError> {
+pub(crate) async fn checkpoint(
+    rows: &impl Rows,
+    checkpoint: Checkpoint,
+) -> Result<Written, StoreError> {
     let decide = |slot: &mut Option<Record>, now| transition::checkpoint(slot, &checkpoint, now);
     let found = rows.row("checkpoint", checkpoint.key).await?;
     change_row(rows, "checkpoint", found, checkpoint.key, None, decide).await
 }
 
-pub(crate) async fn fence(rows: &impl Rows, key: KeyHash, token: Token) -> Result<Option<u64>, StoreError> {
+pub(crate) async fn fence(
+    rows: &impl Rows,
+    key: KeyHash,
+    token: Token,
+) -> Result<Option<u64>, StoreError> {
     let found = rows.row("fence", key).await?;
     let mut slot = found.stored.map(|stored| stored.record);
     Ok(transition::fence(&mut slot, token, found.now))
@@ -210,11 +252,15 @@ pub(crate) async fn watch(rows: &impl Rows, key: KeyHash) -> Result<Watch, Store
 }
 
 pub(crate) async fn resolve(rows: &impl Rows, resolve: Resolve) -> Result<Changed, StoreError> {
-    read_and_change(rows, "resolve", resolve.key, |slot, now| transition::resolve(slot, &resolve, now)).await
+    read_and_change(rows, "resolve", resolve.key, |slot, now| {
+        transition::resolve(slot, &resolve, now)
+    })
+    .await
 }
 
 pub(crate) async fn remove(rows: &impl Rows, remove: Remove) -> Result<Changed, StoreError> {
-    read_and_change(rows, "remove", remove.key, |slot, now| transition::remove(slot, &remove, now)).await
+    read_and_change(rows, "remove", remove.key, |slot, now| transition::remove(slot, &remove, now))
+        .await
 }
 
 pub(crate) async fn scan(rows: &impl Rows, scan: Scan) -> Result<Page, StoreError> {
@@ -228,7 +274,9 @@ pub(crate) async fn scan(rows: &impl Rows, scan: Scan) -> Result<Page, StoreErro
             match found {
                 Ok(Found { now, stored }) => {
                     let mut slot = stored.map(|stored| stored.record);
-                    records.extend(transition::read(&mut slot, now).filter(|record| scan.includes(record)));
+                    records.extend(
+                        transition::read(&mut slot, now).filter(|record| scan.includes(record)),
+                    );
                 }
                 Err(error) => {
                     tracing::warn!(%key, %error, "a record cannot be read, and is not listed");
@@ -245,7 +293,8 @@ pub(crate) async fn scan(rows: &impl Rows, scan: Scan) -> Result<Page, StoreErro
     }
 }
 
-/// Implements [`Store`](crate::store::Store) for a type that is [`Rows`] and has `renew_rows` and `purge_rows`.
+/// Implements [`Store`](crate::store::Store) for a type that is [`Rows`] and has `renew_rows` and
+/// `purge_rows`.
 macro_rules! store_of_rows {
     ($store:ty, $name:literal, $capabilities:expr) => {
         impl $crate::store::Store for $store {
@@ -257,7 +306,10 @@ macro_rules! store_of_rows {
                 $capabilities
             }
 
-            async fn claim(&self, claim: $crate::store::Claim) -> $crate::sql::Answer<$crate::store::Claimed> {
+            async fn claim(
+                &self,
+                claim: $crate::store::Claim,
+            ) -> $crate::sql::Answer<$crate::store::Claimed> {
                 $crate::sql::store::claim(self, claim).await
             }
 
@@ -268,19 +320,31 @@ macro_rules! store_of_rows {
                 self.renew_rows(&renewals).await
             }
 
-            async fn complete(&self, commit: $crate::store::Commit) -> $crate::sql::Answer<$crate::store::Written> {
+            async fn complete(
+                &self,
+                commit: $crate::store::Commit,
+            ) -> $crate::sql::Answer<$crate::store::Written> {
                 $crate::sql::store::complete(self, commit).await
             }
 
-            async fn release(&self, release: $crate::store::Release) -> $crate::sql::Answer<$crate::store::Written> {
+            async fn release(
+                &self,
+                release: $crate::store::Release,
+            ) -> $crate::sql::Answer<$crate::store::Written> {
                 $crate::sql::store::release(self, release).await
             }
 
-            async fn abandon(&self, abandon: $crate::store::Abandon) -> $crate::sql::Answer<$crate::store::Written> {
+            async fn abandon(
+                &self,
+                abandon: $crate::store::Abandon,
+            ) -> $crate::sql::Answer<$crate::store::Written> {
                 $crate::sql::store::abandon(self, abandon).await
             }
 
-            async fn park(&self, park: $crate::store::Park) -> $crate::sql::Answer<$crate::store::Written> {
+            async fn park(
+                &self,
+                park: $crate::store::Park,
+            ) -> $crate::sql::Answer<$crate::store::Written> {
                 $crate::sql::store::park(self, park).await
             }
 
@@ -299,23 +363,38 @@ macro_rules! store_of_rows {
                 $crate::sql::store::fence(self, key, token).await
             }
 
-            async fn read(&self, key: $crate::key::KeyHash) -> $crate::sql::Answer<Option<$crate::store::Record>> {
+            async fn read(
+                &self,
+                key: $crate::key::KeyHash,
+            ) -> $crate::sql::Answer<Option<$crate::store::Record>> {
                 $crate::sql::store::read(self, "read", key).await
             }
 
-            async fn watch(&self, key: $crate::key::KeyHash) -> $crate::sql::Answer<$crate::store::Watch> {
+            async fn watch(
+                &self,
+                key: $crate::key::KeyHash,
+            ) -> $crate::sql::Answer<$crate::store::Watch> {
                 $crate::sql::store::watch(self, key).await
             }
 
-            async fn resolve(&self, resolve: $crate::store::Resolve) -> $crate::sql::Answer<$crate::store::Changed> {
+            async fn resolve(
+                &self,
+                resolve: $crate::store::Resolve,
+            ) -> $crate::sql::Answer<$crate::store::Changed> {
                 $crate::sql::store::resolve(self, resolve).await
             }
 
-            async fn remove(&self, remove: $crate::store::Remove) -> $crate::sql::Answer<$crate::store::Changed> {
+            async fn remove(
+                &self,
+                remove: $crate::store::Remove,
+            ) -> $crate::sql::Answer<$crate::store::Changed> {
                 $crate::sql::store::remove(self, remove).await
             }
 
-            async fn scan(&self, scan: $crate::store::Scan) -> $crate::sql::Answer<$crate::store::Page> {
+            async fn scan(
+                &self,
+                scan: $crate::store::Scan,
+            ) -> $crate::sql::Answer<$crate::store::Page> {
                 $crate::sql::store::scan(self, scan).await
             }
 

@@ -1,12 +1,13 @@
 //! A call whose claim, effect and record are in the user's own transaction.
 //!
-//! The claim is a row that nobody else sees before the commit. Another transaction that claims the same key waits in its
-//! own insert until this one is over, and then replays or becomes the owner. There is no lease, and nothing is in doubt:
-//! what is not committed has not happened.
+//! The claim is a row that nobody else sees before the commit. Another transaction that claims the
+//! same key waits in its own insert until this one is over, and then replays or becomes the owner.
+//! There is no lease, and nothing is in doubt: what is not committed has not happened.
 //!
-//! Two savepoints frame the call: one before the claim, to which an error of the body rolls back, and one after it, for
-//! errors that are stored. A row that is committed without a result (the body's future was dropped, and the transaction
-//! committed all the same) reads as in doubt: its lease was over from the start.
+//! Two savepoints frame the call: one before the claim, to which an error of the body rolls back,
+//! and one after it, for errors that are stored. A row that is committed without a result (the
+//! body's future was dropped, and the transaction committed all the same) reads as in doubt: its
+//! lease was over from the start.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -18,7 +19,8 @@ use crate::clock::Timestamp;
 use crate::key::KeyHash;
 use crate::store::transaction::{End, Kept, Taken, over, savepoint_of};
 use crate::store::{
-    Claim, Claimed, Commit, DynStore, Record, Store, StoreError, StoreErrorKind, Token, Written, find, transition,
+    Claim, Claimed, Commit, DynStore, Record, Store, StoreError, StoreErrorKind, Token, Written,
+    find, transition,
 };
 
 const OPERATION: &str = "claim in a transaction";
@@ -28,7 +30,8 @@ const OPERATION: &str = "claim in a transaction";
 pub(crate) struct Identity {
     /// Written once into the `meta` table.
     written: [u8; 16],
-    /// Where the table is: it tells a database from one that was copied from it with all that is written there.
+    /// Where the table is: it tells a database from one that was copied from it with all that is
+    /// written there.
     place: String,
 }
 
@@ -38,15 +41,16 @@ impl Identity {
     pub(crate) fn new(operation: &'static str, written: Vec<u8>, place: String) -> Answer<Self> {
         let unfit = "the `meta` table holds no identity of 16 bytes";
         let written = written.try_into();
-        let written = written.map_err(|_| StoreError::new(StoreErrorKind::Config, operation).with_detail(unfit))?;
+        let written = written
+            .map_err(|_| StoreError::new(StoreErrorKind::Config, operation).with_detail(unfit))?;
         Ok(Self { written, place })
     }
 }
 
 /// The identity of a store's own database, once it was asked for.
 ///
-/// Everybody who needs it before it is known asks for it: of one who asks for all, the others would wait for a runtime that
-/// stands still meanwhile.
+/// Everybody who needs it before it is known asks for it: of one who asks for all, the others would
+/// wait for a runtime that stands still meanwhile.
 #[derive(Debug, Default)]
 pub(crate) struct OwnIdentity(Mutex<Option<Identity>>);
 
@@ -83,7 +87,8 @@ pub(crate) trait Savepoints: Send {
         self.run(format!("RELEASE SAVEPOINT {name}"))
     }
 
-    /// Whether `error` says that there is no such savepoint, or no transaction in which one could be.
+    /// Whether `error` says that there is no such savepoint, or no transaction in which one could
+    /// be.
     fn is_gone(error: &StoreError) -> bool;
 }
 
@@ -94,8 +99,9 @@ pub(crate) trait Transactional: Table {
     /// The connection.
     fn connection(&mut self) -> &mut Self::Connection;
 
-    /// Bounds how long locks of others are waited for by `patience`, and reads then: which database the table is in, and what
-    /// it has of `key`. Where an error breaks the transaction, `savepoint` is set before all that.
+    /// Bounds how long locks of others are waited for by `patience`, and reads then: which database
+    /// the table is in, and what it has of `key`. Where an error breaks the transaction,
+    /// `savepoint` is set before all that.
     fn look(
         &mut self,
         savepoint: &str,
@@ -106,18 +112,23 @@ pub(crate) trait Transactional: Table {
     /// Sets `savepoint`, if that was not done by [`look`](Self::look): something is to be written.
     fn set_out(&mut self, savepoint: &str) -> impl Future<Output = Answer<()>> + Send;
 
-    /// The claim is written: locks are waited for as before [`look`](Self::look), and the savepoint of the body is set.
-    /// Returns the claim's fence, which may have been raised.
-    fn settle(&mut self, savepoint: &str, claimed: &Record) -> impl Future<Output = Answer<u64>> + Send;
+    /// The claim is written: locks are waited for as before [`look`](Self::look), and the savepoint
+    /// of the body is set. Returns the claim's fence, which may have been raised.
+    fn settle(
+        &mut self,
+        savepoint: &str,
+        claimed: &Record,
+    ) -> impl Future<Output = Answer<u64>> + Send;
 
     /// Undoes everything since [`look`](Self::look): nothing is claimed.
     fn leave(&mut self, savepoint: &str) -> impl Future<Output = Answer<()>> + Send;
 
-    /// Whether `error`, after which the transaction was [left](Self::leave), only says that another transaction has held the
-    /// key for longer than the bound. If not, what the caller is told.
+    /// Whether `error`, after which the transaction was [left](Self::leave), only says that another
+    /// transaction has held the key for longer than the bound. If not, what the caller is told.
     fn has_outwaited(&mut self, error: StoreError) -> impl Future<Output = Answer<()>> + Send;
 
-    /// Whether the transaction may keep others from the row of the key until it is over, although nothing is claimed.
+    /// Whether the transaction may keep others from the row of the key until it is over, although
+    /// nothing is claimed.
     fn keeps_lock(&self) -> bool {
         false
     }
@@ -179,7 +190,8 @@ async fn claim_row<S: TransactionStore>(
     expected: Identity,
 ) -> Answer<(Claimed, bool)> {
     let (identity, found) = table.look(savepoint, claim.key, patience).await?;
-    // Another server may have taken the place of the store's since, where the same database is found elsewhere.
+    // Another server may have taken the place of the store's since, where the same database is
+    // found elsewhere.
     if identity != expected && identity != store.own_identity().await? {
         return Err(StoreError::new(StoreErrorKind::Config, OPERATION).with_detail(
             "the transaction is one of another database than the engine's store: the record would not be where other \
@@ -195,7 +207,8 @@ async fn claim_row<S: TransactionStore>(
     }
     table.set_out(savepoint).await?;
     let claimed = change(table, OPERATION, claim.key, Some(found), Some(claim.ttl), decide).await?;
-    // The read did not show it: its transaction was committed after that, and the write waited for it.
+    // The read did not show it: its transaction was committed after that, and the write waited for
+    // it.
     let has_waited = matches!((first, &claimed), (Claimed::Mine(_), Claimed::Held(_)));
     Ok((claimed, has_waited))
 }
@@ -217,8 +230,8 @@ async fn ended<T: Transactional>(table: &mut T, token: Token, end: End) -> Answe
             return Ok(true);
         }
         End::Keep(commit) => match table.commit_own(&commit).await {
-            // Nobody keeps a transaction from its own claim: this one may be no more, and others have what was its own. The
-            // savepoint tells.
+            // Nobody keeps a transaction from its own claim: this one may be no more, and others
+            // have what was its own. The savepoint tells.
             Err(error) if T::is_locked_out(&error) => {
                 table.connection().undo(&savepoint).await?;
                 return Err(error);
@@ -231,8 +244,10 @@ async fn ended<T: Transactional>(table: &mut T, token: Token, end: End) -> Answe
         }
         End::Hold(park) => {
             table.connection().run(format!("ROLLBACK TO SAVEPOINT {savepoint}_body")).await?;
-            let parked =
-                change(table, OPERATION, park.key, None, None, |slot, now| transition::park(slot, &park, now)).await?;
+            let parked = change(table, OPERATION, park.key, None, None, |slot, now| {
+                transition::park(slot, &park, now)
+            })
+            .await?;
             parked == Written::Applied
         }
     };
@@ -278,7 +293,9 @@ pub(crate) fn end_on<'a, S: TransactionStore>(
     token: Token,
     ending: End,
 ) -> Kept<'a, bool> {
-    Box::pin(async move { end(&mut store_of::<S>(store)?.table_on(connection), token, ending).await })
+    Box::pin(
+        async move { end(&mut store_of::<S>(store)?.table_on(connection), token, ending).await },
+    )
 }
 
 fn store_of<S: TransactionStore>(store: &dyn DynStore) -> Answer<&S> {
@@ -292,14 +309,22 @@ fn store_of<S: TransactionStore>(store: &dyn DynStore) -> Answer<&S> {
 }
 
 /// [`Keep::set_savepoint`](crate::store::transaction::Keep::set_savepoint).
-pub(crate) fn set_savepoint_on<'a>(connection: &'a mut impl Savepoints, name: &'a str) -> Kept<'a, ()> {
+pub(crate) fn set_savepoint_on<'a>(
+    connection: &'a mut impl Savepoints,
+    name: &'a str,
+) -> Kept<'a, ()> {
     Box::pin(connection.set_savepoint(name))
 }
 
 /// [`Keep::end_savepoint`](crate::store::transaction::Keep::end_savepoint).
-pub(crate) fn end_savepoint_on<'a, C: Savepoints>(connection: &'a mut C, name: &'a str, undoes: bool) -> Kept<'a, ()> {
+pub(crate) fn end_savepoint_on<'a, C: Savepoints>(
+    connection: &'a mut C,
+    name: &'a str,
+    undoes: bool,
+) -> Kept<'a, ()> {
     Box::pin(async move {
-        let ended = if undoes { connection.undo(name).await } else { connection.release(name).await };
+        let ended =
+            if undoes { connection.undo(name).await } else { connection.release(name).await };
         ended.map_err(over_if_gone::<C>)
     })
 }

@@ -4,15 +4,19 @@ use std::io;
 
 use crate::certificates;
 
-/// What is wrong with the files and certificates of TLS, if that is what `error` tells of. `is_local`: the connection is one
-/// to a socket in the file system, which is missing too where the server is away.
+/// What is wrong with the files and certificates of TLS, if that is what `error` tells of.
+/// `is_local`: the connection is one to a socket in the file system, which is missing too where the
+/// server is away.
 pub(crate) fn reason(error: &io::Error, is_local: bool) -> Option<&'static str> {
     if certificates::are_refused(error) {
-        return Some("a certificate is refused: the server's by this client, or this client's by the server");
+        return Some(
+            "a certificate is refused: the server's by this client, or this client's by the server",
+        );
     }
     let is_missing = matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::IsADirectory);
-    (is_missing && !is_local)
-        .then_some("a file that the URL names for TLS is missing: the authority, certificate or key")
+    (is_missing && !is_local).then_some(
+        "a file that the URL names for TLS is missing: the authority, certificate or key",
+    )
 }
 
 #[cfg(test)]

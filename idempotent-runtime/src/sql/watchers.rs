@@ -16,10 +16,12 @@ use crate::store::{Record, State, StoreError, Token, Watch};
 
 /// How often the store is asked while somebody waits.
 const TICK: Duration = Duration::from_millis(25);
-/// Between two statements, at least this many times the time that the last one took: waiting must not be the load.
+/// Between two statements, at least this many times the time that the last one took: waiting must
+/// not be the load.
 const REST: u32 = 4;
 
-/// What of a record tells whether a waiter wants to know of a change: renewals do not count, giving up a lease does.
+/// What of a record tells whether a waiter wants to know of a change: renewals do not count, giving
+/// up a lease does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Seen {
     pub(crate) owner: Token,
@@ -34,11 +36,13 @@ impl Seen {
     }
 }
 
-pub(crate) type Look = Pin<Box<dyn Future<Output = Result<HashMap<KeyHash, Seen>, StoreError>> + Send>>;
+pub(crate) type Look =
+    Pin<Box<dyn Future<Output = Result<HashMap<KeyHash, Seen>, StoreError>> + Send>>;
 
 /// Who waits for which record.
 pub(crate) struct Watchers {
-    /// Asks the store for records that have not expired; those without record are not in the answer.
+    /// Asks the store for records that have not expired; those without record are not in the
+    /// answer.
     look: Box<dyn Fn(Vec<KeyHash>) -> Look + Send + Sync>,
     clock: Arc<dyn Clock>,
     state: Mutex<Waiting>,
@@ -49,7 +53,8 @@ struct Waiting {
     next: u64,
     /// The watches of each key, by their numbers.
     keys: HashMap<KeyHash, HashMap<u64, Watched>>,
-    /// One on each runtime where somebody waits: that of another one looks no more while that one stands still.
+    /// One on each runtime where somebody waits: that of another one looks no more while that one
+    /// stands still.
     pollers: HashMap<Id, JoinHandle<()>>,
 }
 
@@ -60,12 +65,15 @@ struct Watched {
 }
 
 impl Watchers {
-    pub(crate) fn new(clock: Arc<dyn Clock>, look: impl Fn(Vec<KeyHash>) -> Look + Send + Sync + 'static) -> Arc<Self> {
+    pub(crate) fn new(
+        clock: Arc<dyn Clock>,
+        look: impl Fn(Vec<KeyHash>) -> Look + Send + Sync + 'static,
+    ) -> Arc<Self> {
         Arc::new(Self { look: Box::new(look), clock, state: Mutex::default() })
     }
 
-    /// A watch for changes after `record` was read. Nothing is missed in between: what the next look finds is compared
-    /// with what was read.
+    /// A watch for changes after `record` was read. Nothing is missed in between: what the next
+    /// look finds is compared with what was read.
     pub(crate) fn watch(self: &Arc<Self>, key: KeyHash, record: Option<Record>) -> Watch {
         let changed = Arc::new(Notify::new());
         let seen = record.as_ref().map(Seen::of);
@@ -74,10 +82,17 @@ impl Watchers {
         waiting.next = id.wrapping_add(1);
         let home = Handle::current();
         let runtime = home.id();
-        waiting.keys.entry(key).or_default().insert(id, Watched { runtime, seen, changed: Arc::clone(&changed) });
+        waiting
+            .keys
+            .entry(key)
+            .or_default()
+            .insert(id, Watched { runtime, seen, changed: Arc::clone(&changed) });
         // A poller ends with its runtime.
         waiting.pollers.retain(|_, poller| !poller.is_finished());
-        waiting.pollers.entry(runtime).or_insert_with(|| home.spawn(poll(Arc::downgrade(self), runtime)));
+        waiting
+            .pollers
+            .entry(runtime)
+            .or_insert_with(|| home.spawn(poll(Arc::downgrade(self), runtime)));
         drop(waiting);
         let registration = Registration { watchers: Arc::downgrade(self), key, id };
         Watch::new(record, async move {
@@ -103,9 +118,15 @@ impl Watchers {
     async fn look(&self, runtime: Id) -> bool {
         let keys: Vec<_> = {
             let mut waiting = self.waiting();
-            let is_here = |watches: &HashMap<_, Watched>| watches.values().any(|watched| watched.runtime == runtime);
-            let keys: Vec<_> =
-                waiting.keys.iter().filter(|(_, watches)| is_here(watches)).map(|(key, _)| *key).collect();
+            let is_here = |watches: &HashMap<_, Watched>| {
+                watches.values().any(|watched| watched.runtime == runtime)
+            };
+            let keys: Vec<_> = waiting
+                .keys
+                .iter()
+                .filter(|(_, watches)| is_here(watches))
+                .map(|(key, _)| *key)
+                .collect();
             if keys.is_empty() {
                 waiting.pollers.remove(&runtime);
                 return false;
@@ -131,7 +152,9 @@ impl Watchers {
 async fn poll(watchers: Weak<Watchers>, runtime: Id) {
     let mut pause = TICK;
     loop {
-        let Some(clock) = watchers.upgrade().map(|watchers| Arc::clone(&watchers.clock)) else { return };
+        let Some(clock) = watchers.upgrade().map(|watchers| Arc::clone(&watchers.clock)) else {
+            return;
+        };
         clock.sleep(pause).await;
         let Some(watchers) = watchers.upgrade() else { return };
         let started = clock.monotonic();

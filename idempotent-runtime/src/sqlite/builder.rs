@@ -47,23 +47,23 @@ impl SqliteStoreBuilder {
         }
     }
 
-    /// The table's name. Services that share a file get a table each, or a namespace of the engine each. The default is
-    /// `idempotency_records`.
+    /// The table's name. Services that share a file get a table each, or a namespace of the engine
+    /// each. The default is `idempotency_records`.
     pub fn table(mut self, name: impl Into<String>) -> Self {
         self.table = name.into();
         self
     }
 
-    /// The clock that leases and expiry are judged on. All processes that share a file need the same time. The default
-    /// is the machine's.
+    /// The clock that leases and expiry are judged on. All processes that share a file need the
+    /// same time. The default is the machine's.
     pub fn clock(mut self, clock: impl Clock) -> Self {
         self.clock = Arc::new(clock);
         self
     }
 
-    /// How long a request may wait for a connection, and then for its answer, before it is given up. The default is 2
-    /// seconds. A statement waits for the file's lock for three quarters of that, so that the answer says that nothing
-    /// happened.
+    /// How long a request may wait for a connection, and then for its answer, before it is given
+    /// up. The default is 2 seconds. A statement waits for the file's lock for three quarters of
+    /// that, so that the answer says that nothing happened.
     pub fn response_timeout(mut self, timeout: Duration) -> Self {
         self.response_timeout = timeout;
         self
@@ -72,8 +72,8 @@ impl SqliteStoreBuilder {
     /// Opens the file; it and the table are made if they are not there.
     ///
     /// # Errors
-    /// [`Config`](StoreErrorKind::Config) when the file cannot be opened or made, the table's name is unfit, or the table
-    /// was made by a newer release.
+    /// [`Config`](StoreErrorKind::Config) when the file cannot be opened or made, the table's name
+    /// is unfit, or the table was made by a newer release.
     pub async fn open(self) -> Result<SqliteStore, StoreError> {
         check_timeout("response_timeout", self.response_timeout)?;
         explained(self.open_file()).await
@@ -88,7 +88,11 @@ impl SqliteStoreBuilder {
             .synchronous(SqliteSynchronous::Full)
             .busy_timeout(self.response_timeout * 3 / 4);
         // Nothing is sent over a network: a connection that is open works.
-        let pool = || SqlitePoolOptions::new().test_before_acquire(false).acquire_timeout(self.response_timeout);
+        let pool = || {
+            SqlitePoolOptions::new()
+                .test_before_acquire(false)
+                .acquire_timeout(self.response_timeout)
+        };
         let writer = Pools::own(pool().max_connections(1), options.clone());
         let readers = Pools::own(pool().max_connections(READERS), options);
         let store = store(readers, writer, table, self.clock, self.response_timeout);
@@ -113,14 +117,17 @@ fn store(
 ) -> SqliteStore {
     let statements = Statements::new(&table);
     let aside = writer.for_renewals(1);
-    // A second connection beside a pool of the user's might never get in (`locking_mode`), see another database (one in
-    // memory), or be in the way of a transaction that only this process writes beside.
+    // A second connection beside a pool of the user's might never get in (`locking_mode`), see
+    // another database (one in memory), or be in the way of a transaction that only this process
+    // writes beside.
     let is_given = writer.are_given();
     let renewals = if is_given { writer.clone() } else { aside.clone() };
     let pools = [readers, writer, renewals, aside];
-    let [readers, writer, renewals, aside] = pools.map(|pools| Connections { pools, response_timeout });
+    let [readers, writer, renewals, aside] =
+        pools.map(|pools| Connections { pools, response_timeout });
     let watchers = {
-        let (readers, statement, clock) = (readers.clone(), Arc::clone(&statements.seen), Arc::clone(&clock));
+        let (readers, statement, clock) =
+            (readers.clone(), Arc::clone(&statements.seen), Arc::clone(&clock));
         // Others write at their own time, whatever clock records are judged on.
         Watchers::new(Arc::new(SystemClock::new()), move |keys| {
             look(readers.clone(), Arc::clone(&statement), Arc::clone(&clock), keys)
@@ -144,7 +151,8 @@ fn store(
 
 /// The path in `sqlite:path` or `sqlite://path`.
 pub(super) fn path_of(url: &str) -> Result<PathBuf, StoreError> {
-    let unfit = |detail: &str| Err(StoreError::new(StoreErrorKind::Config, "connect").with_detail(detail));
+    let unfit =
+        |detail: &str| Err(StoreError::new(StoreErrorKind::Config, "connect").with_detail(detail));
     let Some(path) = url.strip_prefix("sqlite:") else {
         return unfit("the URL of an SQLite store begins with `sqlite:`");
     };
@@ -152,9 +160,9 @@ pub(super) fn path_of(url: &str) -> Result<PathBuf, StoreError> {
     match path {
         "" => unfit("the URL names no file: write `sqlite:events.db`"),
         ":memory:" => unfit("a database in memory is forgotten with the process: use `memory:`"),
-        _ if path.contains('?') => {
-            unfit("the URL of an SQLite store has no parameters; `SqliteStore::builder` has settings")
-        }
+        _ if path.contains('?') => unfit(
+            "the URL of an SQLite store has no parameters; `SqliteStore::builder` has settings",
+        ),
         _ => Ok(PathBuf::from(path)),
     }
 }
@@ -175,7 +183,9 @@ mod tests {
         ] {
             assert_eq!(path_of(url).unwrap(), Path::new(path), "{url}");
         }
-        for url in ["sqlite:", "sqlite://", "sqlite::memory:", "sqlite:a.db?mode=ro", "postgres://a"] {
+        for url in
+            ["sqlite:", "sqlite://", "sqlite::memory:", "sqlite:a.db?mode=ro", "postgres://a"]
+        {
             assert!(path_of(url).is_err(), "{url}");
         }
     }

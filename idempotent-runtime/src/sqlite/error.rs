@@ -27,14 +27,17 @@ pub(super) fn store_error(operation: &'static str, error: Error) -> StoreError {
 fn meaning(error: &Error) -> (StoreErrorKind, Option<&'static str>) {
     use StoreErrorKind::{Config, Corrupt, Refused, Unavailable};
     match error {
-        error if is_missing_table(error) => {
-            (Config, Some("the table is missing: call `migrate` on the store once, or run the shipped SQL"))
-        }
+        error if is_missing_table(error) => (
+            Config,
+            Some("the table is missing: call `migrate` on the store once, or run the shipped SQL"),
+        ),
         Error::Database(database) => {
             match database.code().and_then(|code| code.parse::<i32>().ok()).unwrap_or(0) & 0xff {
                 BUSY | LOCKED => (Refused, Some("another connection holds the file's lock")),
                 READ_ONLY => (Config, Some("the file or its directory cannot be written")),
-                CANNOT_OPEN => (Config, Some("the file cannot be opened: does its directory exist?")),
+                CANNOT_OPEN => {
+                    (Config, Some("the file cannot be opened: does its directory exist?"))
+                }
                 CORRUPT | NO_DATABASE => (Corrupt, Some("the file is no intact SQLite database")),
                 FULL => (Refused, Some("the disk is full")),
                 _ => (Unavailable, None),
@@ -70,5 +73,6 @@ fn source(error: &StoreError) -> Option<&Error> {
 /// Whether another connection held the file's lock for too long. Nothing was applied.
 pub(super) fn is_busy(error: &StoreError) -> bool {
     let code = source(error).and_then(Error::as_database_error).and_then(DatabaseError::code);
-    code.and_then(|code| code.parse::<i32>().ok()).is_some_and(|code| matches!(code & 0xff, BUSY | LOCKED))
+    code.and_then(|code| code.parse::<i32>().ok())
+        .is_some_and(|code| matches!(code & 0xff, BUSY | LOCKED))
 }

@@ -23,7 +23,8 @@ pub(super) async fn migrate(store: &Inner) -> Result<(), StoreError> {
     let found = if let Some(version) = found {
         version
     } else {
-        // The lock is taken before anything else: two processes that make the table at once come one after the other.
+        // The lock is taken before anything else: two processes that make the table at once come
+        // one after the other.
         let mut transaction = lease.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
         let script = store.table.in_script(SCRIPT, '"');
         sqlx::raw_sql(AssertSqlSafe(script)).execute(&mut *transaction).await.map_err(failed)?;
@@ -44,6 +45,8 @@ pub(super) async fn migrate(store: &Inner) -> Result<(), StoreError> {
 
 async fn version(store: &Inner, connection: &mut SqliteConnection) -> Result<Option<i64>, Error> {
     let meta = store.table.with_suffix("meta").quoted('"');
-    let row = sqlx::query(AssertSqlSafe(format!("SELECT version FROM {meta}"))).fetch_optional(connection).await?;
+    let row = sqlx::query(AssertSqlSafe(format!("SELECT version FROM {meta}")))
+        .fetch_optional(connection)
+        .await?;
     row.map(|row| row.try_get(0)).transpose()
 }

@@ -26,18 +26,21 @@ use crate::clock::Clock;
 use crate::key::KeyHash;
 use crate::sql::transaction::OwnIdentity;
 use crate::sql::{
-    self, Answer, COLUMNS, Fences, Found, Guard, Lease, Listed, Look, Pools, Row, Rows, Seen, Table, TableName,
-    Watchers, in_time, integer, is_answered, is_settled, reason_code, state_code, store_of_rows,
+    self, Answer, COLUMNS, Fences, Found, Guard, Lease, Listed, Look, Pools, Row, Rows, Seen,
+    Table, TableName, Watchers, in_time, integer, is_answered, is_settled, reason_code, state_code,
+    store_of_rows,
 };
 use crate::store::codes::{self, STATES};
 use crate::store::{Capabilities, Commit, Release, StoreClock, StoreError, StoreErrorKind, Token};
 
-/// Records in a table of an SQLite database: the durable store for one machine that needs no server.
+/// Records in a table of an SQLite database: the durable store for one machine that needs no
+/// server.
 ///
-/// The file is in WAL mode with `synchronous = FULL`: what was acknowledged survives a crash of the process and of the
-/// machine. Several processes can share the file, on one machine and never on a network file system. On each runtime one
-/// connection writes and several read; each write is one statement that takes the file's lock at once, and everything of several
-/// statements begins with `BEGIN IMMEDIATE`.
+/// The file is in WAL mode with `synchronous = FULL`: what was acknowledged survives a crash of the
+/// process and of the machine. Several processes can share the file, on one machine and never on a
+/// network file system. On each runtime one connection writes and several read; each write is one
+/// statement that takes the file's lock at once, and everything of several statements begins with
+/// `BEGIN IMMEDIATE`.
 ///
 /// SQLite has no clock: leases and expiry are judged on the injected clock, which is the machine's.
 ///
@@ -84,8 +87,8 @@ impl SqliteStore {
     /// Opens the file that `url` names: `sqlite:events.db`, `sqlite:///var/lib/shop/events.db`.
     ///
     /// # Errors
-    /// As [`open`](Self::open); [`Config`](StoreErrorKind::Config) when the URL names a database in memory, which is
-    /// what [`MemoryStore`](crate::store::MemoryStore) is for, or has parameters.
+    /// As [`open`](Self::open); [`Config`](StoreErrorKind::Config) when the URL names a database in
+    /// memory, which is what [`MemoryStore`](crate::store::MemoryStore) is for, or has parameters.
     pub async fn connect(url: &str) -> Result<Self, StoreError> {
         Self::builder(builder::path_of(url)?).open().await
     }
@@ -95,16 +98,17 @@ impl SqliteStore {
         SqliteStoreBuilder::at(path.as_ref())
     }
 
-    /// A store in the database of `pool`, whose settings (WAL, busy timeout, `synchronous`) are the caller's; connections
-    /// with `PRAGMA read_uncommitted` are refused ([`Config`](StoreErrorKind::Config)). Renewals have
-    /// a connection of their own, made as the pool makes its connections. Who holds many of the pool's keeps the engine's
-    /// calls waiting. Call
-    /// [`migrate`](Self::migrate) once before the first use.
+    /// A store in the database of `pool`, whose settings (WAL, busy timeout, `synchronous`) are the
+    /// caller's; connections with `PRAGMA read_uncommitted` are refused
+    /// ([`Config`](StoreErrorKind::Config)). Renewals have a connection of their own, made as the
+    /// pool makes its connections. Who holds many of the pool's keeps the engine's calls waiting.
+    /// Call [`migrate`](Self::migrate) once before the first use.
     pub fn from_pool(pool: SqlitePool) -> Self {
         SqliteStoreBuilder::in_pool(pool)
     }
 
-    /// Creates the table, or brings that of an earlier release up to date. Many processes may call it at once.
+    /// Creates the table, or brings that of an earlier release up to date. Many processes may call
+    /// it at once.
     ///
     /// # Errors
     /// [`Config`](StoreErrorKind::Config) when the table was made by a newer release.
@@ -135,7 +139,9 @@ impl Inner {
     /// How many rows one writing statement changed.
     async fn write(&self, operation: &'static str, statement: Bound<'_>) -> Answer<u64> {
         let mut lease = self.writer.lease(operation).await?;
-        let result = in_time(operation, self.response_timeout, execute(operation, &mut lease, statement)).await;
+        let result =
+            in_time(operation, self.response_timeout, execute(operation, &mut lease, statement))
+                .await;
         if is_answered(&result) {
             lease.give_back().await;
         }
@@ -152,21 +158,28 @@ struct Connections {
 
 impl Connections {
     async fn lease(&self, operation: &'static str) -> Answer<Lease<Sqlite>> {
-        // Of some kilobytes, because it may have to open the file, and part of every request's future.
+        // Of some kilobytes, because it may have to open the file, and part of every request's
+        // future.
         let connecting = Box::pin(self.pools.acquire());
         let connecting = async { connecting.await.map_err(|error| store_error(operation, error)) };
         let acquired = in_time(operation, self.response_timeout, connecting).await;
         acquired.map(|acquired| Lease::new(acquired, self.response_timeout)).map_err(|error| {
             // Whatever kept it, no statement was begun.
             let is_unknown = error.is_outcome_unknown();
-            if is_unknown { StoreError::new(StoreErrorKind::Refused, operation).with_source(error) } else { error }
+            if is_unknown {
+                StoreError::new(StoreErrorKind::Refused, operation).with_source(error)
+            } else {
+                error
+            }
         })
     }
 
     /// The rows that one reading statement finds.
     async fn rows(&self, operation: &'static str, statement: Bound<'_>) -> Answer<Vec<SqliteRow>> {
         let mut lease = self.lease(operation).await?;
-        let reading = async { statement.fetch_all(&mut *lease).await.map_err(|error| store_error(operation, error)) };
+        let reading = async {
+            statement.fetch_all(&mut *lease).await.map_err(|error| store_error(operation, error))
+        };
         let result = in_time(operation, self.response_timeout, reading).await;
         if is_answered(&result) {
             lease.give_back().await;
@@ -175,8 +188,13 @@ impl Connections {
     }
 }
 
-async fn execute(operation: &'static str, connection: &mut SqliteConnection, statement: Bound<'_>) -> Answer<u64> {
-    let result = statement.execute(connection).await.map_err(|error| store_error(operation, error))?;
+async fn execute(
+    operation: &'static str,
+    connection: &mut SqliteConnection,
+    statement: Bound<'_>,
+) -> Answer<u64> {
+    let result =
+        statement.execute(connection).await.map_err(|error| store_error(operation, error))?;
     Ok(result.rows_affected())
 }
 
@@ -243,7 +261,8 @@ async fn replace(
     guard: Guard,
     row: &Row,
 ) -> Answer<bool> {
-    let statement = sql::bind(query(&statements.replace), row).bind(owner_of(guard.owner)).bind(guard.revision);
+    let statement =
+        sql::bind(query(&statements.replace), row).bind(owner_of(guard.owner)).bind(guard.revision);
     Ok(execute(operation, connection, statement).await? == 1)
 }
 
@@ -253,7 +272,10 @@ async fn delete(
     statements: &Statements,
     guard: Guard,
 ) -> Answer<bool> {
-    let statement = query(&statements.delete).bind(key_of(&guard.key)).bind(owner_of(guard.owner)).bind(guard.revision);
+    let statement = query(&statements.delete)
+        .bind(key_of(&guard.key))
+        .bind(owner_of(guard.owner))
+        .bind(guard.revision);
     Ok(execute(operation, connection, statement).await? == 1)
 }
 
@@ -331,11 +353,18 @@ impl Rows for SqliteStore {
 }
 
 /// What a watcher needs to know of the records of `keys`.
-fn look(readers: Connections, statements: Arc<str>, clock: Arc<dyn Clock>, keys: Vec<KeyHash>) -> Look {
+fn look(
+    readers: Connections,
+    statements: Arc<str>,
+    clock: Arc<dyn Clock>,
+    keys: Vec<KeyHash>,
+) -> Look {
     const OPERATION: &str = "watch";
     Box::pin(async move {
         let list: Vec<_> = keys.iter().map(|key| format!("\"{}\"", key.to_hex())).collect();
-        let statement = query(&statements).bind(format!("[{}]", list.join(","))).bind(integer(clock.now().as_millis()));
+        let statement = query(&statements)
+            .bind(format!("[{}]", list.join(",")))
+            .bind(integer(clock.now().as_millis()));
         let failed = |error| store_error(OPERATION, error);
         let rows = readers.rows(OPERATION, statement).await?;
         let mut seen = HashMap::with_capacity(rows.len());
@@ -344,7 +373,8 @@ fn look(readers: Connections, statements: Arc<str>, clock: Arc<dyn Clock>, keys:
             let owner = <[u8; 16]>::try_from(row.try_get::<&[u8], _>(1).map_err(failed)?);
             let state = u8::try_from(row.try_get::<i16, _>(2).map_err(failed)?).ok();
             let given_up = row.try_get::<i64, _>(3).map_err(failed)? == 0;
-            if let (Ok(key), Ok(owner), Some(state)) = (key, owner, state.and_then(|code| codes::value(&STATES, code)))
+            if let (Ok(key), Ok(owner), Some(state)) =
+                (key, owner, state.and_then(|code| codes::value(&STATES, code)))
             {
                 let owner = Token::from_bits(u128::from_be_bytes(owner));
                 seen.insert(KeyHash::from_bytes(key), Seen { owner, state, given_up });
@@ -364,6 +394,8 @@ store_of_rows!(SqliteStore, "sqlite", {
 
 impl fmt::Debug for SqliteStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SqliteStore").field("table", &self.0.table.to_string()).finish_non_exhaustive()
+        f.debug_struct("SqliteStore")
+            .field("table", &self.0.table.to_string())
+            .finish_non_exhaustive()
     }
 }

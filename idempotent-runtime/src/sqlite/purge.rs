@@ -25,8 +25,11 @@ impl SqliteStore {
             let lag = query(&statements.lag).bind(now).fetch_one(&mut *transaction).await;
             let oldest: Option<i64> = lag.and_then(|row| row.try_get(0)).map_err(failed)?;
             transaction.commit().await.map_err(failed)?;
-            let lag = oldest.map(|oldest| Duration::from_millis(u64::try_from(now - oldest).unwrap_or_default()));
-            let [removed, put_off] = [removed, put_off].map(|count| usize::try_from(count).unwrap_or(usize::MAX));
+            let lag = oldest.map(|oldest| {
+                Duration::from_millis(u64::try_from(now - oldest).unwrap_or_default())
+            });
+            let [removed, put_off] =
+                [removed, put_off].map(|count| usize::try_from(count).unwrap_or(usize::MAX));
             Ok(Purged::new(removed, lag).with_put_off(put_off))
         };
         let result = in_time(OPERATION, self.0.response_timeout, purging).await;

@@ -25,7 +25,8 @@ impl SqliteStore {
 
     async fn renew_some(&self, renewals: &[Renewal]) -> Answer<Vec<Written>> {
         let mut lease = self.0.renewals.lease(OPERATION).await?;
-        let result = in_time(OPERATION, self.0.response_timeout, renew(&self.0, &mut lease, renewals)).await;
+        let result =
+            in_time(OPERATION, self.0.response_timeout, renew(&self.0, &mut lease, renewals)).await;
         if is_answered(&result) {
             lease.give_back().await;
         }
@@ -33,18 +34,31 @@ impl SqliteStore {
     }
 }
 
-async fn renew(store: &Inner, connection: &mut SqliteConnection, renewals: &[Renewal]) -> Answer<Vec<Written>> {
+async fn renew(
+    store: &Inner,
+    connection: &mut SqliteConnection,
+    renewals: &[Renewal],
+) -> Answer<Vec<Written>> {
     let failed = |error| store_error(OPERATION, error);
     let now = store.clock.now();
-    let statement = query(&store.statements.renew).bind(list(renewals, now)).bind(integer(now.as_millis()));
+    let statement =
+        query(&store.statements.renew).bind(list(renewals, now)).bind(integer(now.as_millis()));
     let mut renewed = HashSet::with_capacity(renewals.len());
     for row in statement.fetch_all(&mut *connection).await.map_err(failed)? {
-        renewed.insert((row.try_get::<Vec<u8>, _>(0).map_err(failed)?, row.try_get::<Vec<u8>, _>(1).map_err(failed)?));
+        renewed.insert((
+            row.try_get::<Vec<u8>, _>(0).map_err(failed)?,
+            row.try_get::<Vec<u8>, _>(1).map_err(failed)?,
+        ));
     }
     let mut written = Vec::with_capacity(renewals.len());
     for renewal in renewals {
-        let is_renewed = renewed.contains(&(key_of(&renewal.key).to_vec(), owner_of(renewal.token)));
-        written.push(if is_renewed { Written::Applied } else { refusal(store, connection, renewal, now).await? });
+        let is_renewed =
+            renewed.contains(&(key_of(&renewal.key).to_vec(), owner_of(renewal.token)));
+        written.push(if is_renewed {
+            Written::Applied
+        } else {
+            refusal(store, connection, renewal, now).await?
+        });
     }
     Ok(written)
 }
@@ -65,12 +79,15 @@ async fn refusal(
     renewal: &Renewal,
     now: Timestamp,
 ) -> Answer<Written> {
-    let reading = query(&store.statements.read).bind(integer(now.as_millis())).bind(key_of(&renewal.key));
-    let row = reading.fetch_optional(connection).await.map_err(|error| store_error(OPERATION, error))?;
+    let reading =
+        query(&store.statements.read).bind(integer(now.as_millis())).bind(key_of(&renewal.key));
+    let row =
+        reading.fetch_optional(connection).await.map_err(|error| store_error(OPERATION, error))?;
     let mut slot = match row.map(|row| sql::found(OPERATION, &row)) {
         None => None,
         Some(Ok(found)) => found.stored.map(|stored| stored.record),
-        // A record that this release cannot read is not its owner's any more, and no reason to give up the others.
+        // A record that this release cannot read is not its owner's any more, and no reason to give
+        // up the others.
         Some(Err(_)) => return Ok(Written::Lost),
     };
     Ok(sql::not_renewed(&mut slot, renewal, now))

@@ -38,16 +38,22 @@ impl Statements {
         let columns = COLUMNS.join(", ");
         let without_body = columns.replace(", body", ", x''");
         let places: Vec<_> = (1..=COLUMNS.len()).map(|number| format!("?{number}")).collect();
-        let assignments: Vec<_> =
-            COLUMNS.iter().zip(&places).skip(1).map(|(column, place)| format!("{column} = {place}")).collect();
-        let due =
-            format!("SELECT key_hash FROM {table} WHERE purge_at <= ?1 AND format = 1 ORDER BY purge_at LIMIT ?2");
+        let assignments: Vec<_> = COLUMNS
+            .iter()
+            .zip(&places)
+            .skip(1)
+            .map(|(column, place)| format!("{column} = {place}"))
+            .collect();
+        let due = format!(
+            "SELECT key_hash FROM {table} WHERE purge_at <= ?1 AND format = 1 ORDER BY purge_at LIMIT ?2"
+        );
         let meta = name.with_suffix("meta");
         // One row, whatever is in the table.
         let gone = format!("(SELECT coalesce(max(fence), 0) AS gone FROM {})", meta.quoted('"'));
         // Where no schema is named, the first one that has the table is meant.
-        let schema =
-            meta.schema().map_or(String::from("true"), |schema| format!("open.name = '{schema}' COLLATE NOCASE"));
+        let schema = meta.schema().map_or(String::from("true"), |schema| {
+            format!("open.name = '{schema}' COLLATE NOCASE")
+        });
         let read = |shows_all: &str| {
             Statement::from(format!(
                 "SELECT ?1, {columns}, gone, {shows_all} FROM {gone} LEFT JOIN {table} ON key_hash = ?2"
@@ -57,8 +63,8 @@ impl Statements {
         Self {
             read: read("0"),
             read_given: read("(SELECT read_uncommitted FROM pragma_read_uncommitted)"),
-            // Not below the fence of a record that has come and gone since this one was decided on. A result that comes back
-            // has the fence of its claim.
+            // Not below the fence of a record that has come and gone since this one was decided on.
+            // A result that comes back has the fence of its claim.
             insert: statement(format!(
                 "INSERT INTO {table} ({columns}) SELECT {} FROM {gone} WHERE ?3 <> {IN_PROGRESS} OR ?5 > gone
                  ON CONFLICT (key_hash) DO NOTHING",

@@ -2,15 +2,25 @@
 
 use std::time::Duration;
 
-use sqlx::{AssertSqlSafe, Connection as _, Error, Row as _, Sqlite, SqliteConnection, Transaction};
+use sqlx::{
+    AssertSqlSafe, Connection as _, Error, Row as _, Sqlite, SqliteConnection, Transaction,
+};
 
 use super::error::{is_busy, is_savepoint_missing, is_table_missing, store_error};
-use super::{Connections, Inner, SqliteStore, commit_statement, execute, insert, query, read, replace};
+use super::{
+    Connections, Inner, SqliteStore, commit_statement, execute, insert, query, read, replace,
+};
 use crate::key::KeyHash;
-use crate::sql::transaction::{self, Identity, OwnIdentity, Savepoints, TransactionStore, Transactional};
-use crate::sql::{Answer, Found, Guard, Row, Standing, Table, TransactionDatabase, in_time, is_answered};
+use crate::sql::transaction::{
+    self, Identity, OwnIdentity, Savepoints, TransactionStore, Transactional,
+};
+use crate::sql::{
+    Answer, Found, Guard, Row, Standing, Table, TransactionDatabase, in_time, is_answered,
+};
 use crate::store::transaction::{End, Keep, Kept, Taken};
-use crate::store::{Claim, Commit, DynStore, Record, SqlTransaction, StoreError, StoreErrorKind, Token};
+use crate::store::{
+    Claim, Commit, DynStore, Record, SqlTransaction, StoreError, StoreErrorKind, Token,
+};
 
 const OPERATION: &str = "claim in a transaction";
 
@@ -33,23 +43,26 @@ impl TransactionDatabase for Sqlite {
         Ok(())
     }
 
-    /// SQLite ends a transaction by itself when the disk is full, and where a statement asks for it (`OR ROLLBACK`). The
-    /// client takes no notice, and lets none begin on the connection before its own is rolled back: it gets one.
+    /// SQLite ends a transaction by itself when the disk is full, and where a statement asks for it
+    /// (`OR ROLLBACK`). The client takes no notice, and lets none begin on the connection before
+    /// its own is rolled back: it gets one.
     async fn mend(connection: &mut SqliteConnection) -> bool {
         let is_given = run(connection, "BEGIN").await.is_ok();
-        // The client refuses it, and rolls back what it believes to be in. An answer to what comes later tells that it has.
+        // The client refuses it, and rolls back what it believes to be in. An answer to what comes
+        // later tells that it has.
         drop(connection.begin_with(Self::BEGIN).await);
         let is_mended = connection.ping().await.is_ok() && !connection.is_in_transaction();
         if is_given {
-            // Should it be there still, because the client believes in one within it, others would build on it.
+            // Should it be there still, because the client believes in one within it, others would
+            // build on it.
             let _ = run(connection, "ROLLBACK").await;
         }
         is_mended
     }
 }
 
-/// Whether the connection is in no transaction, whatever the client believes. A transaction in a transaction is what SQLite
-/// refuses, and nothing happens.
+/// Whether the connection is in no transaction, whatever the client believes. A transaction in a
+/// transaction is what SQLite refuses, and nothing happens.
 async fn is_in_none(connection: &mut SqliteConnection) -> Result<bool, Error> {
     match run(connection, "BEGIN").await {
         Ok(()) => run(connection, "ROLLBACK").await.map(|()| true),
@@ -74,15 +87,21 @@ impl Table for InTransaction<'_> {
     }
 
     async fn insert(&mut self, operation: &'static str, row: &Row) -> Answer<bool> {
-        insert(operation, self.connection, &self.store.statements, row).await.map_err(not_begun_to_write)
+        insert(operation, self.connection, &self.store.statements, row)
+            .await
+            .map_err(not_begun_to_write)
     }
 
     async fn replace(&mut self, operation: &'static str, guard: Guard, row: &Row) -> Answer<bool> {
-        replace(operation, self.connection, &self.store.statements, guard, row).await.map_err(not_begun_to_write)
+        replace(operation, self.connection, &self.store.statements, guard, row)
+            .await
+            .map_err(not_begun_to_write)
     }
 
     async fn delete(&mut self, operation: &'static str, guard: Guard) -> Answer<bool> {
-        super::delete(operation, self.connection, &self.store.statements, guard).await.map_err(not_begun_to_write)
+        super::delete(operation, self.connection, &self.store.statements, guard)
+            .await
+            .map_err(not_begun_to_write)
     }
 }
 
@@ -91,12 +110,13 @@ impl Savepoints for SqliteConnection {
         execute(OPERATION, self, sqlx::query(AssertSqlSafe(statement))).await.map(drop)
     }
 
-    /// Outside of a transaction a savepoint would begin one, and its release commit it; and what a dropped call left open
-    /// would keep everybody from writing.
+    /// Outside of a transaction a savepoint would begin one, and its release commit it; and what a
+    /// dropped call left open would keep everybody from writing.
     async fn set_savepoint(&mut self, name: &str) -> Answer<()> {
         let failed = |error| store_error(OPERATION, error);
         if is_in_none(self).await.map_err(failed)? {
-            let detail = "the connection is in no transaction: begin one first, with `BEGIN IMMEDIATE`";
+            let detail =
+                "the connection is in no transaction: begin one first, with `BEGIN IMMEDIATE`";
             return Err(StoreError::new(StoreErrorKind::Config, OPERATION).with_detail(detail));
         }
         self.run(format!("SAVEPOINT {name}")).await
@@ -135,7 +155,8 @@ impl Transactional for InTransaction<'_> {
         if self.has_savepoint { self.connection.undo(savepoint).await } else { Ok(()) }
     }
 
-    /// Nobody else's transaction has the key: who is kept from writing has not begun as one that writes.
+    /// Nobody else's transaction has the key: who is kept from writing has not begun as one that
+    /// writes.
     async fn has_outwaited(&mut self, error: StoreError) -> Answer<()> {
         Err(error)
     }
@@ -150,8 +171,8 @@ impl Transactional for InTransaction<'_> {
     }
 }
 
-/// The error of a write that met another writer: a transaction that begins by reading waits for none, and cannot write any
-/// more when that one is over.
+/// The error of a write that met another writer: a transaction that begins by reading waits for
+/// none, and cannot write any more when that one is over.
 fn not_begun_to_write(error: StoreError) -> StoreError {
     if !is_busy(&error) {
         return error;
@@ -181,7 +202,9 @@ pub(super) async fn identity(
 impl SqliteStore {
     async fn identity_on(&self, connections: &Connections) -> Answer<Identity> {
         let mut lease = connections.lease(OPERATION).await?;
-        let asked = in_time(OPERATION, self.0.response_timeout, identity(OPERATION, &mut lease, &self.0)).await;
+        let asked =
+            in_time(OPERATION, self.0.response_timeout, identity(OPERATION, &mut lease, &self.0))
+                .await;
         if is_answered(&asked) {
             lease.give_back().await;
         }
@@ -203,7 +226,8 @@ impl TransactionStore for SqliteStore {
         &self.0.identity
     }
 
-    /// On a connection of its own, made as the others are: all of the pool's may be in transactions that wait for this.
+    /// On a connection of its own, made as the others are: all of the pool's may be in transactions
+    /// that wait for this.
     async fn own_identity(&self) -> Answer<Identity> {
         let store = &self.0;
         let identity = match self.identity_on(&store.aside).await {
@@ -217,7 +241,12 @@ impl TransactionStore for SqliteStore {
 }
 
 impl Keep for SqliteConnection {
-    fn begin<'a>(&'a mut self, store: &'a dyn DynStore, claim: &'a Claim, patience: Duration) -> Kept<'a, Taken> {
+    fn begin<'a>(
+        &'a mut self,
+        store: &'a dyn DynStore,
+        claim: &'a Claim,
+        patience: Duration,
+    ) -> Kept<'a, Taken> {
         transaction::begin_on::<SqliteStore>(self, store, claim, patience)
     }
 

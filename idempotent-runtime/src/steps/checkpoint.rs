@@ -65,10 +65,16 @@ struct ReadStep<'a> {
 }
 
 /// The same steps give the same bytes: they are in order.
-pub(super) fn encode<'a>(steps: impl Iterator<Item = (&'a StepId, &'a Recorded)>) -> Result<Bytes, serde_json::Error> {
+pub(super) fn encode<'a>(
+    steps: impl Iterator<Item = (&'a StepId, &'a Recorded)>,
+) -> Result<Bytes, serde_json::Error> {
     let mut steps: Vec<_> = steps.collect();
     steps.sort_unstable_by_key(|(id, _)| *id);
-    let steps = steps.into_iter().map(|(id, outcome)| WrittenStep { name: &id.name, index: id.index, outcome });
+    let steps = steps.into_iter().map(|(id, outcome)| WrittenStep {
+        name: &id.name,
+        index: id.index,
+        outcome,
+    });
     serde_json::to_vec(&Written { version: VERSION, steps: steps.collect() }).map(Bytes::from)
 }
 

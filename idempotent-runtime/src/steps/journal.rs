@@ -1,13 +1,16 @@
-//! The steps of one attempt: which are recorded, which were asked for, and the one writer of their checkpoints.
+//! The steps of one attempt: which are recorded, which were asked for, and the one writer of their
+//! checkpoints.
 //!
-//! A checkpoint holds all recorded steps. One is under way at a time, and the next is not sent before the answer to the
-//! one before is known: steps that finish at the same time do not lose each other, and a lost answer does not either.
-//! No step begins while an answer is missing for which no other step waits: neither one that was given up, nor that about a
-//! step that was dropped, which the background alone follows.
+//! A checkpoint holds all recorded steps. One is under way at a time, and the next is not sent
+//! before the answer to the one before is known: steps that finish at the same time do not lose
+//! each other, and a lost answer does not either. No step begins while an answer is missing for
+//! which no other step waits: neither one that was given up, nor that about a step that was
+//! dropped, which the background alone follows.
 //!
-//! Steps run in other tasks too, so the end of the body and the begin of a step can meet. One lock decides between them:
-//! a step that began before the journal was [closed](Journal::close) is seen by whoever decides what becomes of the claim,
-//! and one that comes after it is refused before its body runs. There is no third case.
+//! Steps run in other tasks too, so the end of the body and the begin of a step can meet. One lock
+//! decides between them: a step that began before the journal was [closed](Journal::close) is seen
+//! by whoever decides what becomes of the claim, and one that comes after it is refused before its
+//! body runs. There is no third case.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -116,11 +119,25 @@ impl Unwritten {
 
 impl Journal {
     /// The journal of an attempt that goes on from the checkpoint on `record`.
-    pub(crate) fn of(operation: &Arc<str>, record: &Record, lease: Arc<Lease>, limit: usize) -> Result<Self, Error> {
-        let recorded = decode(&record.body).map_err(|unreadable| unread(operation, &record.key, unreadable))?;
+    pub(crate) fn of(
+        operation: &Arc<str>,
+        record: &Record,
+        lease: Arc<Lease>,
+        limit: usize,
+    ) -> Result<Self, Error> {
+        let recorded = decode(&record.body)
+            .map_err(|unreadable| unread(operation, &record.key, unreadable))?;
         let steps = Mutex::new(Steps { recorded, ..Steps::default() });
-        let writer = tokio::sync::Mutex::new(Writer { sequence: record.checkpoints, unanswered: None });
-        Ok(Self { operation: operation.clone(), lease, limit, steps, writer, step_ended: Notify::new() })
+        let writer =
+            tokio::sync::Mutex::new(Writer { sequence: record.checkpoints, unanswered: None });
+        Ok(Self {
+            operation: operation.clone(),
+            lease,
+            limit,
+            steps,
+            writer,
+            step_ended: Notify::new(),
+        })
     }
 
     fn steps(&self) -> MutexGuard<'_, Steps> {
@@ -135,12 +152,15 @@ impl Journal {
         self.limit
     }
 
-    /// What is recorded of `step`; `None` if it is to run, which it counts as doing until [`ended`](Self::ended).
+    /// What is recorded of `step`; `None` if it is to run, which it counts as doing until
+    /// [`ended`](Self::ended).
     pub(super) fn ask(&self, step: &StepId) -> Result<Option<Recorded>, Error> {
         let mut steps = self.steps();
         self.check(&steps, step)?;
         if !steps.asked.insert(step.clone()) {
-            return Err(self.refused(ErrorKind::Config, step).with_detail("this attempt has used its identity before"));
+            return Err(self
+                .refused(ErrorKind::Config, step)
+                .with_detail("this attempt has used its identity before"));
         }
         if let Some(recorded) = steps.recorded.get(step) {
             return Ok(Some(recorded.clone()));
@@ -149,7 +169,8 @@ impl Journal {
         match steps.checkpoint((step, Some(&Recorded::NotEncodable)), true) {
             Ok(body) if body.len() <= self.limit => {}
             _ => {
-                let detail = format!("there is no room for it within {} bytes: it did not run", self.limit);
+                let detail =
+                    format!("there is no room for it within {} bytes: it did not run", self.limit);
                 return Err(self.refused(ErrorKind::TooLarge, step).with_detail(detail));
             }
         }
@@ -194,7 +215,8 @@ impl Journal {
         self.step_ended.notify_waiters();
     }
 
-    /// No step begins any more. Those that run are known to [`tells_of_effects`](Self::tells_of_effects).
+    /// No step begins any more. Those that run are known to
+    /// [`tells_of_effects`](Self::tells_of_effects).
     pub(crate) fn close(&self) {
         self.steps().closed = true;
     }
@@ -204,8 +226,9 @@ impl Journal {
         self.steps().unsettled = true;
     }
 
-    /// Whether releasing the claim would forget an effect: of a step that is recorded, that was cut off, or that runs in
-    /// another task, of which nobody knows what it will do. Asked of a journal that is closed and settled.
+    /// Whether releasing the claim would forget an effect: of a step that is recorded, that was cut
+    /// off, or that runs in another task, of which nobody knows what it will do. Asked of a journal
+    /// that is closed and settled.
     pub(crate) fn tells_of_effects(&self) -> bool {
         let steps = self.steps();
         let runs = steps.running.values().any(|progress| *progress != Progress::Asked);
@@ -216,18 +239,21 @@ impl Journal {
     pub(crate) fn unasked(&self) -> Option<Error> {
         let steps = self.steps();
         let step = steps.recorded.keys().find(|step| !steps.asked.contains(step))?;
-        let detail = format!("`{step}` is recorded and the body did not ask for it, so its result was not stored");
+        let detail = format!(
+            "`{step}` is recorded and the body did not ask for it, so its result was not stored"
+        );
         Some(self.refused(ErrorKind::Decode, step).with_detail(detail))
     }
 
     /// Whether no checkpoint is under way or about to be.
     pub(crate) fn is_settled(&self) -> bool {
-        let is_recording = self.steps().running.values().any(|progress| *progress == Progress::Recording);
+        let is_recording =
+            self.steps().running.values().any(|progress| *progress == Progress::Recording);
         !is_recording && self.writer.try_lock().is_ok()
     }
 
-    /// Resolves when no checkpoint is under way or about to be, after `patience` at the latest: a step that nobody polls
-    /// any more never gets on.
+    /// Resolves when no checkpoint is under way or about to be, after `patience` at the latest: a
+    /// step that nobody polls any more never gets on.
     pub(crate) async fn settled(&self, engine: &Inner, patience: Duration) {
         let all_recorded = async {
             loop {
@@ -294,7 +320,8 @@ impl Journal {
                 return Err(Unwritten::Superseded);
             }
             let (step, recorded) = (&change.0, change.1.as_ref());
-            let size = steps.checkpoint((step, recorded), true).map_err(Unwritten::not_encodable)?.len();
+            let size =
+                steps.checkpoint((step, recorded), true).map_err(Unwritten::not_encodable)?.len();
             if size > self.limit {
                 return Err(Unwritten::TooLarge(size));
             }
@@ -304,8 +331,13 @@ impl Journal {
         self.follow(engine, &mut writer, end).await
     }
 
-    /// The writer, by `end` at the latest: a step that nobody polls any more while it is recorded does not give it back.
-    async fn writer_by(&self, engine: &Inner, end: Duration) -> Result<tokio::sync::MutexGuard<'_, Writer>, Unwritten> {
+    /// The writer, by `end` at the latest: a step that nobody polls any more while it is recorded
+    /// does not give it back.
+    async fn writer_by(
+        &self,
+        engine: &Inner,
+        end: Duration,
+    ) -> Result<tokio::sync::MutexGuard<'_, Writer>, Unwritten> {
         if let Ok(writer) = self.writer.try_lock() {
             return Ok(writer);
         }
@@ -321,12 +353,19 @@ impl Journal {
     }
 
     /// Sends what is unanswered until the answer is known, with the same number.
-    async fn follow(&self, engine: &Inner, writer: &mut Writer, end: Duration) -> Result<(), Unwritten> {
+    async fn follow(
+        &self,
+        engine: &Inner,
+        writer: &mut Writer,
+        end: Duration,
+    ) -> Result<(), Unwritten> {
         let Some(sent) = &writer.unanswered else { return Ok(()) };
         let (key, token) = (self.lease.key, self.lease.token);
         let checkpoint = Checkpoint::new(key, token, writer.sequence, sent.body.clone());
         let left = end.saturating_sub(engine.clock.monotonic());
-        let written = retry::until(engine, left, || engine.store.clone().checkpoint(checkpoint.clone())).await;
+        let written =
+            retry::until(engine, left, || engine.store.clone().checkpoint(checkpoint.clone()))
+                .await;
         if !written.map_err(Unwritten::Unknown)?.is_done() {
             self.steps().superseded = true;
             return Err(Unwritten::Superseded);
@@ -341,7 +380,11 @@ impl Journal {
 
 impl Steps {
     /// The checkpoint with one step changed; with `room` for what the running ones may have to say.
-    fn checkpoint(&self, change: (&StepId, Option<&Recorded>), room: bool) -> Result<Bytes, serde_json::Error> {
+    fn checkpoint(
+        &self,
+        change: (&StepId, Option<&Recorded>),
+        room: bool,
+    ) -> Result<Bytes, serde_json::Error> {
         let mut steps: BTreeMap<_, _> = self.recorded.iter().collect();
         if room {
             for step in self.running.keys() {
@@ -372,9 +415,9 @@ impl Steps {
 fn unread(operation: &Arc<str>, key: &KeyHash, unreadable: Unreadable) -> Error {
     let error = refused(ErrorKind::Decode, operation, key);
     match unreadable {
-        Unreadable::Version(version) => {
-            error.with_detail(format!("its steps are recorded in version {version}, which this release does not know"))
-        }
+        Unreadable::Version(version) => error.with_detail(format!(
+            "its steps are recorded in version {version}, which this release does not know"
+        )),
         Unreadable::Malformed(source) => {
             error.with_detail("its recorded steps are damaged").with_source(Redacted::of(&source))
         }

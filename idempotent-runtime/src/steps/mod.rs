@@ -1,4 +1,5 @@
-//! Steps of a body whose results are recorded one by one, so that a later attempt goes on where an earlier one ended.
+//! Steps of a body whose results are recorded one by one, so that a later attempt goes on where an
+//! earlier one ended.
 
 mod checkpoint;
 mod identity;
@@ -22,29 +23,37 @@ use crate::context::Context;
 use crate::outcome::{CallError, StoredValue};
 
 impl Context {
-    /// A part of the body whose result is recorded: runs `body`, unless an earlier attempt has recorded its result,
-    /// which is then returned in its place. [`OnCrash::Resume`](crate::OnCrash::Resume) is the policy that makes use of it.
+    /// A part of the body whose result is recorded: runs `body`, unless an earlier attempt has
+    /// recorded its result, which is then returned in its place.
+    /// [`OnCrash::Resume`](crate::OnCrash::Resume) is the policy that makes use of it.
     ///
-    /// A step is recognised by its name and its index, which is zero here; [`step_at`](Self::step_at) takes one. Each
-    /// identity is used once in an attempt; steps can run at the same time, with `join!` for example.
+    /// A step is recognised by its name and its index, which is zero here;
+    /// [`step_at`](Self::step_at) takes one. Each identity is used once in an attempt; steps can
+    /// run at the same time, with `join!` for example.
     ///
-    /// **Effects.** The result is recorded after `body` has returned. If the process dies in between, the next attempt
-    /// runs the step again, unless it is [`at_most_once`](Step::at_most_once). An `Err` says that nothing happened:
-    /// nothing is recorded of it. Where steps are recorded and the body returns an error that is released, the record is
-    /// not removed: the next call resumes, under [`OnCrash::Hold`](crate::OnCrash::Hold) it is in doubt.
+    /// **Effects.** The result is recorded after `body` has returned. If the process dies in
+    /// between, the next attempt runs the step again, unless it is
+    /// [`at_most_once`](Step::at_most_once). An `Err` says that nothing happened: nothing is
+    /// recorded of it. Where steps are recorded and the body returns an error that is released, the
+    /// record is not removed: the next call resumes, under [`OnCrash::Hold`](crate::OnCrash::Hold)
+    /// it is in doubt.
     ///
     /// **Tasks.** A step can run in a task of its own, with
-    /// [`in_current_scope`](crate::InCurrentScope::in_current_scope). A body that returns an error while one runs has not
-    /// said what it will do: the record is not removed either. A step that comes after the end of the body is refused.
-    /// A body that returns a result waits for its tasks before: in a later attempt, in which all else is replayed, it would be
-    /// faster than a task whose step is recorded. The step has not been asked for then, and the call fails with `Decode`.
+    /// [`in_current_scope`](crate::InCurrentScope::in_current_scope). A body that returns an error
+    /// while one runs has not said what it will do: the record is not removed either. A step that
+    /// comes after the end of the body is refused. A body that returns a result waits for its tasks
+    /// before: in a later attempt, in which all else is replayed, it would be faster than a task
+    /// whose step is recorded. The step has not been asked for then, and the call fails with
+    /// `Decode`.
     ///
-    /// `body` is `|| async { … }` or `async || { … }` and returns `Result<T, E>`, `T` as the results of a call and `E` with
-    /// `From<Error>`. That is asked for where the step is awaited: with a bound here, the compiler would take every
-    /// closure for one that runs once, and none could be tried again.
+    /// `body` is `|| async { … }` or `async || { … }` and returns `Result<T, E>`, `T` as the
+    /// results of a call and `E` with `From<Error>`. That is asked for where the step is awaited:
+    /// with a bound here, the compiler would take every closure for one that runs once, and none
+    /// could be tried again.
     ///
-    /// **Size.** All recorded steps of a call share one bound, [`max_result_size`](crate::Builder::max_result_size), and
-    /// each step writes all of them anew: return what later steps need and no more.
+    /// **Size.** All recorded steps of a call share one bound,
+    /// [`max_result_size`](crate::Builder::max_result_size), and each step writes all of them anew:
+    /// return what later steps need and no more.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -82,14 +91,16 @@ impl Context {
         self.step_at(name, 0, body)
     }
 
-    /// As [`step`](Self::step), for steps of one name that an index tells apart: the number of an item, or its position in
-    /// the input. The index is part of the identity, so it must stand for the same item in every attempt.
+    /// As [`step`](Self::step), for steps of one name that an index tells apart: the number of an
+    /// item, or its position in the input. The index is part of the identity, so it must stand for
+    /// the same item in every attempt.
     ///
-    /// **Never count what is finished.** With `JoinSet::join_next`, `FuturesUnordered` or `buffer_unordered`, the first
-    /// item that is ready is another one in each attempt; counted with `enumerate` or a variable, it would get the recorded
-    /// result of that one. Nobody can notice, because a recorded step does not look at its body. So count before
-    /// anything runs, and take the index along, or make it of the item: its number in the database, or its own name,
-    /// `context.step(&format!("item {}", item.id), …)`.
+    /// **Never count what is finished.** With `JoinSet::join_next`, `FuturesUnordered` or
+    /// `buffer_unordered`, the first item that is ready is another one in each attempt; counted
+    /// with `enumerate` or a variable, it would get the recorded result of that one. Nobody can
+    /// notice, because a recorded step does not look at its body. So count before anything runs,
+    /// and take the index along, or make it of the item: its number in the database, or its own
+    /// name, `context.step(&format!("item {}", item.id), …)`.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -114,13 +125,17 @@ impl Context {
     /// As [`step`](Self::step).
     pub fn step_at<B>(&self, name: &str, index: u64, body: B) -> Step<StepOnce<B>> {
         let id = StepId { name: name.into(), index };
-        Step { plan: Plan { context: self.clone(), id, at_most_once: false, timeout: None }, body: StepOnce::new(body) }
+        Step {
+            plan: Plan { context: self.clone(), id, at_most_once: false, timeout: None },
+            body: StepOnce::new(body),
+        }
     }
 }
 
 /// A step of a body, made by [`Context::step`]. `.await` runs or replays it.
 ///
-/// `join!` of Tokio takes it as it is; what asks for a [`Future`] gets one from [`IntoFuture::into_future`].
+/// `join!` of Tokio takes it as it is; what asks for a [`Future`] gets one from
+/// [`IntoFuture::into_future`].
 #[must_use = "a step does nothing until it is awaited"]
 pub struct Step<B> {
     plan: Plan,
@@ -128,21 +143,26 @@ pub struct Step<B> {
 }
 
 impl<B> Step<B> {
-    /// Records that the step is about to run before it does. If the attempt ends after that without a result of the step,
-    /// later attempts get [`StepInterrupted`](crate::ErrorKind::StepInterrupted) in place of a second run. The body can
-    /// match on that, find out what happened and go on; an error policy can hold it for an operator.
+    /// Records that the step is about to run before it does. If the attempt ends after that without
+    /// a result of the step, later attempts get
+    /// [`StepInterrupted`](crate::ErrorKind::StepInterrupted) in place of a second run. The body
+    /// can match on that, find out what happened and go on; an error policy can hold it for an
+    /// operator.
     ///
-    /// An `Err` of the step says that nothing happened and takes the note back. Where the store did not say whether it
-    /// has the note, the step does not run, and later attempts may find it interrupted all the same.
-    /// Where the operation is [disabled](crate::Idempotency::disable) nothing is recorded, and the step runs in every call.
+    /// An `Err` of the step says that nothing happened and takes the note back. Where the store did
+    /// not say whether it has the note, the step does not run, and later attempts may find it
+    /// interrupted all the same. Where the operation is [disabled](crate::Idempotency::disable)
+    /// nothing is recorded, and the step runs in every call.
     pub fn at_most_once(mut self) -> Self {
         self.plan.at_most_once = true;
         self
     }
 
-    /// Ends a try of the step that takes longer, on the engine's clock, and drops its future: its outcome is unknown.
-    /// After the last try the step gives [`StepInterrupted`](crate::ErrorKind::StepInterrupted). The next attempt runs
-    /// it again, unless it is [`at_most_once`](Self::at_most_once): then this attempt does not try it again either.
+    /// Ends a try of the step that takes longer, on the engine's clock, and drops its future: its
+    /// outcome is unknown. After the last try the step gives
+    /// [`StepInterrupted`](crate::ErrorKind::StepInterrupted). The next attempt runs it again,
+    /// unless it is [`at_most_once`](Self::at_most_once): then this attempt does not try it again
+    /// either.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.plan.timeout = Some(timeout);
         self
@@ -150,10 +170,12 @@ impl<B> Step<B> {
 }
 
 impl<B> Step<StepOnce<B>> {
-    /// Tries the step again after an `Err`, and after a [`timeout`](Self::timeout), as `policy` says. It returns the
-    /// error of the last try. The tries belong to one attempt of the call: they are not recorded.
+    /// Tries the step again after an `Err`, and after a [`timeout`](Self::timeout), as `policy`
+    /// says. It returns the error of the last try. The tries belong to one attempt of the call:
+    /// they are not recorded.
     ///
-    /// The body is called once for each try. It must be `FnMut`: clone inside of it what a try consumes.
+    /// The body is called once for each try. It must be `FnMut`: clone inside of it what a try
+    /// consumes.
     pub fn retry<F>(self, policy: StepRetry) -> Step<StepRetried<B>>
     where
         B: FnMut() -> F,

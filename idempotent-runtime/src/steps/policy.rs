@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-/// How often a step is tried within one attempt of its call, and how long the pauses are: they double from one to the
-/// next. The pauses are on the engine's clock.
+/// How often a step is tried within one attempt of its call, and how long the pauses are: they
+/// double from one to the next. The pauses are on the engine's clock.
 ///
 /// ```
 /// use std::time::Duration;
@@ -21,10 +21,14 @@ pub struct StepRetry {
 }
 
 impl StepRetry {
-    /// Tries the step at most this often, the first time included; zero is one. The first pause is 100 ms, the longest
-    /// 10 s.
+    /// Tries the step at most this often, the first time included; zero is one. The first pause is
+    /// 100 ms, the longest 10 s.
     pub const fn tries(tries: u32) -> Self {
-        Self { tries, first_pause: Duration::from_millis(100), longest_pause: Duration::from_secs(10) }
+        Self {
+            tries,
+            first_pause: Duration::from_millis(100),
+            longest_pause: Duration::from_secs(10),
+        }
     }
 
     /// The pause before the second try.
@@ -40,7 +44,11 @@ impl StepRetry {
     }
 
     pub(super) fn pauses(self) -> Pauses {
-        Pauses { left: self.tries.saturating_sub(1), next: self.first_pause, longest: self.longest_pause }
+        Pauses {
+            left: self.tries.saturating_sub(1),
+            next: self.first_pause,
+            longest: self.longest_pause,
+        }
     }
 }
 
@@ -71,7 +79,8 @@ mod tests {
 
     #[test]
     fn pauses_double_up_to_the_longest() {
-        let millis = |policy: StepRetry| policy.pauses().map(|pause| pause.as_millis()).collect::<Vec<_>>();
+        let millis =
+            |policy: StepRetry| policy.pauses().map(|pause| pause.as_millis()).collect::<Vec<_>>();
         let policy = StepRetry::tries(5).first_pause(Duration::from_millis(10));
         assert_eq!(millis(policy), [10, 20, 40, 80]);
         assert_eq!(millis(policy.longest_pause(Duration::from_millis(30))), [10, 20, 30, 30]);

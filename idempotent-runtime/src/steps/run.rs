@@ -97,8 +97,9 @@ pin_project! {
     #[must_use = "futures do nothing unless polled"]
     pub struct StepRun<B, F, T, E> {
         body: B,
-        // As pointers, what the closure `B` does with `F` is known without bounds on the future. With them, `join!` of
-        // steps that borrow could not be spawned: the compiler forgets that the lifetimes in `B` and in `F` are the same.
+        // As pointers, what the closure `B` does with `F` is known without bounds on the future.
+        // With them, `join!` of steps that borrow could not be spawned: the compiler forgets that
+        // the lifetimes in `B` and in `F` are the same.
         start: fn(&mut B) -> Option<F>,
         next_pause: fn(&mut B) -> Option<Duration>,
         #[pin]
@@ -139,14 +140,21 @@ where
             let next = match this.stage.as_mut().project() {
                 StageProjection::Asking { core } => match ready!(core.as_mut().poll(cx)) {
                     Ok(Admitted::Run(underway)) => Ok(Stage::Starting { underway }),
-                    Ok(Admitted::Replay(replay)) => Err(decode(replay.result.get().as_bytes()).map_err(|error| {
-                        let refused = replay.refused(ErrorKind::Decode);
-                        E::from(refused.with_detail("its type has changed").with_source(Redacted::of(&error)))
-                    })),
+                    Ok(Admitted::Replay(replay)) => Err(decode(replay.result.get().as_bytes())
+                        .map_err(|error| {
+                            let refused = replay.refused(ErrorKind::Decode);
+                            E::from(
+                                refused
+                                    .with_detail("its type has changed")
+                                    .with_source(Redacted::of(&error)),
+                            )
+                        })),
                     Err(error) => Err(Err(E::from(error))),
                 },
                 StageProjection::Starting { .. } => {
-                    let StageOwned::Starting { mut underway } = this.stage.as_mut().project_replace(Stage::Over) else {
+                    let StageOwned::Starting { mut underway } =
+                        this.stage.as_mut().project_replace(Stage::Over)
+                    else {
                         continue;
                     };
                     if let Err(error) = underway.begin() {
@@ -164,7 +172,8 @@ where
                             None => return Poll::Pending,
                         }
                     }
-                    let StageOwned::Running { mut underway, .. } = this.stage.as_mut().project_replace(Stage::Over)
+                    let StageOwned::Running { mut underway, .. } =
+                        this.stage.as_mut().project_replace(Stage::Over)
                     else {
                         continue;
                     };
@@ -183,14 +192,18 @@ where
                 }
                 StageProjection::Pausing { sleep, .. } => {
                     ready!(sleep.as_mut().poll(cx));
-                    let StageOwned::Pausing { underway, .. } = this.stage.as_mut().project_replace(Stage::Over) else {
+                    let StageOwned::Pausing { underway, .. } =
+                        this.stage.as_mut().project_replace(Stage::Over)
+                    else {
                         continue;
                     };
                     Ok(Stage::Starting { underway })
                 }
                 StageProjection::Recording { writing, .. } => {
                     let recorded = ready!(Pin::new(writing).poll(cx));
-                    let StageOwned::Recording { result, .. } = this.stage.as_mut().project_replace(Stage::Over) else {
+                    let StageOwned::Recording { result, .. } =
+                        this.stage.as_mut().project_replace(Stage::Over)
+                    else {
                         continue;
                     };
                     Err(recorded.map_err(E::from).and(result))
@@ -235,7 +248,10 @@ fn end_of_try<T, E: CallError>(
 }
 
 /// Records the end of a step where there is something to record, else returns the result.
-fn record<F, T, E>(writing: Option<Writing>, result: Result<T, E>) -> Result<Stage<F, T, E>, Result<T, E>> {
+fn record<F, T, E>(
+    writing: Option<Writing>,
+    result: Result<T, E>,
+) -> Result<Stage<F, T, E>, Result<T, E>> {
     match writing {
         Some(writing) => Ok(Stage::Recording { writing, result }),
         None => Err(result),

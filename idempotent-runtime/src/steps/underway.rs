@@ -20,15 +20,19 @@ use crate::error::{Error, ErrorKind};
 
 pub(super) type Core<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
-/// A checkpoint on its way. It goes on in the background when it is dropped: what was sent is followed to its answer, and
-/// no step begins meanwhile.
+/// A checkpoint on its way. It goes on in the background when it is dropped: what was sent is
+/// followed to its answer, and no step begins meanwhile.
 pub(super) struct Writing<T: Send + 'static = Result<(), Error>> {
     followed: Option<Followed<T>>,
     journal: Arc<Journal>,
 }
 
 impl<T: Send + 'static> Writing<T> {
-    fn new(engine: &Inner, journal: Arc<Journal>, write: impl Future<Output = T> + Send + 'static) -> Self {
+    fn new(
+        engine: &Inner,
+        journal: Arc<Journal>,
+        write: impl Future<Output = T> + Send + 'static,
+    ) -> Self {
         Self { followed: Some(Followed::new(&engine.keeper, write)), journal }
     }
 }
@@ -49,7 +53,8 @@ impl<T: Send + 'static> Future for Writing<T> {
 impl<T: Send + 'static> Drop for Writing<T> {
     fn drop(&mut self) {
         let Some(followed) = self.followed.take() else { return };
-        // Counted here and not when the background begins with it, which may be later than the next step of this body.
+        // Counted here and not when the background begins with it, which may be later than the next
+        // step of this body.
         let unheard = Unheard::new(&self.journal);
         drop(followed.and_if_dropped(move |writing| async move {
             let _unheard = unheard;
@@ -90,8 +95,9 @@ pub(super) async fn admit(plan: Plan) -> Result<Admitted, Error> {
     let Plan { context, id, at_most_once, timeout } = plan;
     let scope = Scope::current();
     if let Some(around) = scope.step_of(&context) {
-        let detail =
-            format!("it is in the step `{around}`, whose replay would leave it out: give it a place of its own");
+        let detail = format!(
+            "it is in the step `{around}`, whose replay would leave it out: give it a place of its own"
+        );
         return Err(context.refused(ErrorKind::Unsupported).of_step(&id).with_detail(detail));
     }
     let (engine, journal) = context.journal().map_err(|error| error.of_step(&id))?;
@@ -100,7 +106,9 @@ pub(super) async fn admit(plan: Plan) -> Result<Admitted, Error> {
     let has_run = "an earlier attempt has run it, and it does not run again";
     match recorded {
         None => {}
-        Some(Recorded::Finished(result)) => return Ok(Admitted::Replay(Replay { result, context, id })),
+        Some(Recorded::Finished(result)) => {
+            return Ok(Admitted::Replay(Replay { result, context, id }));
+        }
         Some(Recorded::Started) => {
             let detail = "an earlier attempt started it, and it runs at most once";
             return refused(ErrorKind::StepInterrupted, detail);
@@ -109,7 +117,16 @@ pub(super) async fn admit(plan: Plan) -> Result<Admitted, Error> {
         Some(Recorded::NotEncodable) => return refused(ErrorKind::Encode, has_run),
     }
     let scope = scope.of_step(&context, id.clone());
-    let underway = Underway { context, engine, journal, id, scope, at_most_once, timeout, phase: Phase::Asked };
+    let underway = Underway {
+        context,
+        engine,
+        journal,
+        id,
+        scope,
+        at_most_once,
+        timeout,
+        phase: Phase::Asked,
+    };
     underway.prepare().await?;
     Ok(Admitted::Run(underway))
 }
@@ -138,7 +155,8 @@ impl Underway {
     /// What has to be known before the step runs.
     async fn prepare(&self) -> Result<(), Error> {
         let Some(journal) = &self.journal else { return Ok(()) };
-        let did_not_run = |unwritten| self.unwritten(journal, unwritten, ErrorKind::StoreUnavailable);
+        let did_not_run =
+            |unwritten| self.unwritten(journal, unwritten, ErrorKind::StoreUnavailable);
         journal.catch_up(&self.engine).await.map_err(did_not_run)?;
         if self.at_most_once {
             let (writer, engine) = (journal.clone(), self.engine.clone());
@@ -156,9 +174,10 @@ impl Underway {
     fn unwritten(&self, journal: &Journal, unwritten: Unwritten, unknown: ErrorKind) -> Error {
         match unwritten {
             Unwritten::Superseded => self.refused(ErrorKind::Superseded).would_repeat(),
-            Unwritten::TooLarge(size) => self
-                .refused(ErrorKind::TooLarge)
-                .with_detail(format!("with it the steps take {size} bytes and the limit is {}", journal.limit())),
+            Unwritten::TooLarge(size) => self.refused(ErrorKind::TooLarge).with_detail(format!(
+                "with it the steps take {size} bytes and the limit is {}",
+                journal.limit()
+            )),
             Unwritten::NotEncodable(source) => {
                 self.refused(ErrorKind::Encode).with_detail(source.to_string()).with_source(source)
             }
@@ -230,7 +249,10 @@ impl Underway {
     }
 
     /// The step returned this result.
-    pub(super) fn finished(mut self, result: Result<Box<RawValue>, NotEncodable>) -> Option<Writing> {
+    pub(super) fn finished(
+        mut self,
+        result: Result<Box<RawValue>, NotEncodable>,
+    ) -> Option<Writing> {
         self.phase = Phase::Ended;
         self.goes_on(Progress::Recording);
         let journal = self.journal.clone()?;
@@ -243,7 +265,8 @@ impl Underway {
             let mut written = journal.write(&self.engine, (self.id.clone(), Some(outcome))).await;
             if let Err(Unwritten::TooLarge(size)) = written {
                 let marker = (self.id.clone(), Some(Recorded::TooLarge));
-                written = journal.write(&self.engine, marker).await.and(Err(Unwritten::TooLarge(size)));
+                written =
+                    journal.write(&self.engine, marker).await.and(Err(Unwritten::TooLarge(size)));
             }
             written.and(encoded).map_err(|unwritten| {
                 journal.unsettled();

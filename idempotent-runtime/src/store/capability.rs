@@ -1,6 +1,7 @@
 //! What a store can and cannot do.
 
-/// What a store can do beyond the required operations. Tests, operators' tools and the documentation follow it.
+/// What a store can do beyond the required operations. Tests, operators' tools and the
+/// documentation follow it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 #[expect(clippy::struct_excessive_bools, reason = "each answers a question of its own")]

@@ -1,4 +1,5 @@
-//! The numbers that stand for states, policies and reasons in stored records. A number never changes its meaning.
+//! The numbers that stand for states, policies and reasons in stored records. A number never
+//! changes its meaning.
 
 use super::{CrashPolicy, Reason, State};
 
@@ -11,8 +12,12 @@ pub(crate) const STATES: [(State, u8); 6] = [
     (State::Tombstone, 6),
 ];
 
-pub(crate) const POLICIES: [(CrashPolicy, u8); 4] =
-    [(CrashPolicy::Retry, 1), (CrashPolicy::Resume, 2), (CrashPolicy::Verify, 3), (CrashPolicy::Hold, 4)];
+pub(crate) const POLICIES: [(CrashPolicy, u8); 4] = [
+    (CrashPolicy::Retry, 1),
+    (CrashPolicy::Resume, 2),
+    (CrashPolicy::Verify, 3),
+    (CrashPolicy::Hold, 4),
+];
 
 pub(crate) const REASONS: [(Reason, u8); 11] = [
     (Reason::Crashed, 1),

@@ -6,8 +6,9 @@ use std::time::Duration;
 use idempotency::clock::{Clock, Timestamp};
 use idempotency::key::KeyHash;
 use idempotency::store::{
-    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Page, Park, Purged, Record, Release, Remove,
-    Renewal, Resolve, Scan, Store, StoreError, Token, Watch, Written, envelope, transition,
+    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Page, Park, Purged, Record,
+    Release, Remove, Renewal, Resolve, Scan, Store, StoreError, Token, Watch, Written, envelope,
+    transition,
 };
 use tokio::sync::Notify;
 
@@ -30,7 +31,8 @@ impl CustomStore {
         }
     }
 
-    /// Everything that makes a store correct: nobody else sees or writes the value between the reading and the writing.
+    /// Everything that makes a store correct: nobody else sees or writes the value between the
+    /// reading and the writing.
     fn change<R>(
         &self,
         operation: &'static str,
@@ -39,7 +41,10 @@ impl CustomStore {
     ) -> Result<R, StoreError> {
         let now = self.clock.now();
         let mut values = self.values.lock().unwrap_or_else(PoisonError::into_inner);
-        let read = values.get(&key).map(|bytes| envelope::decode(key, bytes.clone().into(), now)).transpose();
+        let read = values
+            .get(&key)
+            .map(|bytes| envelope::decode(key, bytes.clone().into(), now))
+            .transpose();
         let before = read.map_err(|error| error.during(operation))?;
         let mut slot = before.clone();
         let answer = transition(&mut slot, now);
@@ -69,7 +74,8 @@ impl Store for CustomStore {
 
     async fn claim(&self, claim: Claim) -> Result<Claimed, StoreError> {
         self.change("claim", claim.key, |slot, now| {
-            let claimed = transition::claim_above(slot, &claim, now, self.last_fence.load(Ordering::Relaxed));
+            let claimed =
+                transition::claim_above(slot, &claim, now, self.last_fence.load(Ordering::Relaxed));
             if let Claimed::Mine(grant) = &claimed {
                 self.last_fence.fetch_max(grant.record.fence, Ordering::Relaxed);
             }
@@ -78,8 +84,9 @@ impl Store for CustomStore {
     }
 
     async fn renew(&self, renewals: Vec<Renewal>) -> Result<Vec<Written>, StoreError> {
-        let renew =
-            |renewal: &Renewal| self.change("renew", renewal.key, |slot, now| transition::renew(slot, renewal, now));
+        let renew = |renewal: &Renewal| {
+            self.change("renew", renewal.key, |slot, now| transition::renew(slot, renewal, now))
+        };
         renewals.iter().map(renew).collect()
     }
 
@@ -100,7 +107,9 @@ impl Store for CustomStore {
     }
 
     async fn checkpoint(&self, checkpoint: Checkpoint) -> Result<Written, StoreError> {
-        self.change("checkpoint", checkpoint.key, |slot, now| transition::checkpoint(slot, &checkpoint, now))
+        self.change("checkpoint", checkpoint.key, |slot, now| {
+            transition::checkpoint(slot, &checkpoint, now)
+        })
     }
 
     async fn fence(&self, key: KeyHash, token: Token) -> Result<Option<u64>, StoreError> {
@@ -112,8 +121,10 @@ impl Store for CustomStore {
     }
 
     async fn watch(&self, key: KeyHash) -> Result<Watch, StoreError> {
-        // Registered first, read second; and after a second the watch resolves by itself, which covers expiry.
-        let (changed, second) = (self.changed.clone().notified_owned(), self.clock.sleep(Duration::from_secs(1)));
+        // Registered first, read second; and after a second the watch resolves by itself, which
+        // covers expiry.
+        let (changed, second) =
+            (self.changed.clone().notified_owned(), self.clock.sleep(Duration::from_secs(1)));
         let record = self.change("watch", key, transition::read)?;
         Ok(Watch::new(record, async {
             tokio::select! {
@@ -134,7 +145,8 @@ impl Store for CustomStore {
     async fn scan(&self, scan: Scan) -> Result<Page, StoreError> {
         let limit = if scan.limit == 0 { 100 } else { scan.limit };
         let mut records: Vec<Record> = Vec::new();
-        for key in self.keys().into_iter().filter(|key| scan.after.is_none_or(|after| *key > after)) {
+        for key in self.keys().into_iter().filter(|key| scan.after.is_none_or(|after| *key > after))
+        {
             let Some(mut record) = self.change("scan", key, transition::read)? else { continue };
             if !scan.includes(&record) {
                 continue;
@@ -153,7 +165,8 @@ impl Store for CustomStore {
         let mut removed = 0;
         for key in self.keys() {
             let expired = self.change("purge", key, |slot, now| {
-                let expired = removed < limit && slot.as_ref().is_some_and(|record| record.expires <= now);
+                let expired =
+                    removed < limit && slot.as_ref().is_some_and(|record| record.expires <= now);
                 if expired {
                     transition::expire(slot, now);
                 }

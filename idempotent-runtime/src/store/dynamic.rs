@@ -6,8 +6,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use super::{
-    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Page, Park, Purged, Record, Release, Remove,
-    Renewal, Resolve, Scan, Store, StoreError, Token, Watch, Written,
+    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Page, Park, Purged, Record,
+    Release, Remove, Renewal, Resolve, Scan, Store, StoreError, Token, Watch, Written,
 };
 use crate::key::KeyHash;
 
@@ -22,8 +22,8 @@ macro_rules! twin {
     ($($method:ident($($argument:ident: $type:ty),*) -> $answer:ty;)*) => {
         /// [`Store`] as a trait object: `Arc<dyn DynStore>`.
         ///
-        /// Implemented for every store and for nothing else. The futures own what they need, so that one that was
-        /// sent can be followed to its answer after its caller is gone.
+        /// Implemented for every store and for nothing else. The futures own what they need, so
+        /// that one that was sent can be followed to its answer after its caller is gone.
         pub trait DynStore: sealed::Sealed + Send + Sync + 'static {
             #[doc = "See [`Store::name`]."]
             fn name(&self) -> &'static str;

@@ -1,8 +1,8 @@
 //! The versioned bytes of a record, for stores that keep each record as one value.
 //!
 //! [`encode`] writes everything but the key, under which the store keeps the value, and
-//! [`read_at`](Record::read_at). [`decode`] accepts what `encode` wrote, now and in every earlier release, and nothing
-//! else: any other bytes are an [`EnvelopeError`].
+//! [`read_at`](Record::read_at). [`decode`] accepts what `encode` wrote, now and in every earlier
+//! release, and nothing else: any other bytes are an [`EnvelopeError`].
 //!
 //! Version 1 is these fields one after the other, numbers in big-endian order:
 //!
@@ -27,8 +27,9 @@
 //! | 99 | 4 + 4 + 8 | lengths of operation, trace context and body |
 //! | 115 | | body, operation and trace context (UTF-8; no trace context has no bytes) |
 //!
-//! All but the last have a fixed place, so that a store's own scripts can read and write them. The words follow the body:
-//! a store that puts another body in its place puts the same words behind it, and need not know where the body comes from.
+//! All but the last have a fixed place, so that a store's own scripts can read and write them. The
+//! words follow the body: a store that puts another body in its place puts the same words behind
+//! it, and need not know where the body comes from.
 
 use std::fmt;
 use std::sync::Arc;
@@ -66,7 +67,9 @@ fn value<T: Copy>(table: &[(T, u8)], code: u8, field: &'static str) -> Result<T,
 /// # Ok::<(), envelope::EnvelopeError>(())
 /// ```
 pub fn encode(record: &Record) -> Vec<u8> {
-    let variable = record.operation.len() + record.trace.as_ref().map_or(0, |trace| trace.len()) + record.body.len();
+    let variable = record.operation.len()
+        + record.trace.as_ref().map_or(0, |trace| trace.len())
+        + record.body.len();
     let mut bytes = Vec::with_capacity(128 + variable);
     bytes.put_u8(VERSION);
     bytes.put_u8(code(&STATES, record.state));
@@ -102,12 +105,13 @@ pub fn encode(record: &Record) -> Vec<u8> {
 #[cfg(feature = "redis")]
 pub(crate) const FIELDS: usize = 115;
 
-/// So many bytes at the end of a record hold its words, unless a name is longer than any reasonable one.
+/// So many bytes at the end of a record hold its words, unless a name is longer than any reasonable
+/// one.
 #[cfg(feature = "redis")]
 pub(crate) const LONGEST_WORDS: usize = 4096;
 
-/// A record without its body, of the first [`FIELDS`] of its bytes and of so many from its `end` that the words are among
-/// them; and how long the body is.
+/// A record without its body, of the first [`FIELDS`] of its bytes and of so many from its `end`
+/// that the words are among them; and how long the body is.
 #[cfg(feature = "redis")]
 pub(crate) fn without_body(fields: &[u8], end: &[u8]) -> Result<(Vec<u8>, u64), EnvelopeError> {
     let fields = fields.get(..FIELDS).ok_or(EnvelopeError::Truncated("body"))?;
@@ -119,7 +123,8 @@ pub(crate) fn without_body(fields: &[u8], end: &[u8]) -> Result<(Vec<u8>, u64), 
     Ok(([&fields[..FIELDS - 8], &[0; 8], words].concat(), body))
 }
 
-/// The text, or so much of it as its length field can tell. Names and trace contexts are for people.
+/// The text, or so much of it as its length field can tell. Names and trace contexts are for
+/// people.
 fn beginning(text: &str) -> &[u8] {
     let longest = text.len().min(u32::MAX as usize);
     let end = (0..=longest).rev().find(|end| text.is_char_boundary(*end)).unwrap_or_default();
@@ -130,7 +135,8 @@ fn length(part: &[u8]) -> u32 {
     u32::try_from(part.len()).unwrap_or(u32::MAX)
 }
 
-/// The record that [`encode`] wrote, read under `key` at `read_at` of the store's time. Its body shares `bytes`.
+/// The record that [`encode`] wrote, read under `key` at `read_at` of the store's time. Its body
+/// shares `bytes`.
 ///
 /// # Errors
 /// When the bytes are no envelope of a version that this release reads.
@@ -148,8 +154,10 @@ pub fn decode(key: KeyHash, bytes: Bytes, read_at: Timestamp) -> Result<Record, 
     record.linger = reader.u64("linger")?;
     record.after_expiry = reader.u64("after_expiry")?;
     let has_fingerprint = reader.flag("fingerprint")?;
-    let fingerprint =
-        Fingerprint { version: reader.u8("fingerprint")?, bits: reader.number("fingerprint", Bytes::get_u128)? };
+    let fingerprint = Fingerprint {
+        version: reader.u8("fingerprint")?,
+        bits: reader.number("fingerprint", Bytes::get_u128)?,
+    };
     record.fingerprint = match (has_fingerprint, fingerprint) {
         (true, fingerprint) => Some(fingerprint),
         (false, NO_FINGERPRINT) => None,
@@ -178,7 +186,11 @@ pub fn decode(key: KeyHash, bytes: Bytes, read_at: Timestamp) -> Result<Record, 
 struct Reader(Bytes);
 
 impl Reader {
-    fn number<T>(&mut self, field: &'static str, get: impl FnOnce(&mut Bytes) -> T) -> Result<T, EnvelopeError> {
+    fn number<T>(
+        &mut self,
+        field: &'static str,
+        get: impl FnOnce(&mut Bytes) -> T,
+    ) -> Result<T, EnvelopeError> {
         if self.0.len() < size_of::<T>() {
             return Err(EnvelopeError::Truncated(field));
         }
@@ -201,7 +213,11 @@ impl Reader {
         value(&[(false, 0), (true, 1)], self.u8(field)?, field)
     }
 
-    fn optional<T: Copy>(&mut self, field: &'static str, table: &[(T, u8)]) -> Result<Option<T>, EnvelopeError> {
+    fn optional<T: Copy>(
+        &mut self,
+        field: &'static str,
+        table: &[(T, u8)],
+    ) -> Result<Option<T>, EnvelopeError> {
         match self.u8(field)? {
             0 => Ok(None),
             code => value(table, code, field).map(Some),
@@ -223,7 +239,8 @@ impl Reader {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum EnvelopeError {
-    /// The format version is not one that this release reads: a newer release wrote it, or it is no envelope.
+    /// The format version is not one that this release reads: a newer release wrote it, or it is no
+    /// envelope.
     UnknownVersion(u8),
     /// A field holds a code that this format version does not have.
     UnknownCode {
@@ -241,7 +258,8 @@ pub enum EnvelopeError {
 }
 
 impl EnvelopeError {
-    /// The error of kind [`Corrupt`](StoreErrorKind::Corrupt) of the store operation that met the bytes.
+    /// The error of kind [`Corrupt`](StoreErrorKind::Corrupt) of the store operation that met the
+    /// bytes.
     #[must_use]
     pub fn during(self, operation: &'static str) -> StoreError {
         StoreError::new(StoreErrorKind::Corrupt, operation).with_source(self)
@@ -252,9 +270,14 @@ impl fmt::Display for EnvelopeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::UnknownVersion(version) => {
-                write!(f, "the record has format version {version}, this release reads version {VERSION}")
+                write!(
+                    f,
+                    "the record has format version {version}, this release reads version {VERSION}"
+                )
             }
-            Self::UnknownCode { field, code } => write!(f, "the record's field {field} holds the unknown code {code}"),
+            Self::UnknownCode { field, code } => {
+                write!(f, "the record's field {field} holds the unknown code {code}")
+            }
             Self::Truncated(field) => write!(f, "the record ends within its field {field}"),
             Self::NotText(field) => write!(f, "the record's field {field} is not UTF-8"),
             Self::Trailing(count) => write!(f, "{count} bytes follow the record"),
@@ -294,7 +317,11 @@ mod tests {
     }
 
     fn full_record() -> Record {
-        let mut record = Record::new(KEY, Token::from_bits(0x0102_0304_0506_0708_090a_0b0c_0d0e_0f10), "op".into());
+        let mut record = Record::new(
+            KEY,
+            Token::from_bits(0x0102_0304_0506_0708_090a_0b0c_0d0e_0f10),
+            "op".into(),
+        );
         record.state = State::InDoubt;
         record.fence = 3;
         record.linger = 0x1111;
@@ -344,8 +371,16 @@ mod tests {
     fn golden_bytes_of_version_1() {
         assert_eq!(hex(&encode(&full_record())), FULL_RECORD);
         let empty = Record::new(KEY, Token::from_bits(0), "".into());
-        let expected =
-            ["01", "01", &"0".repeat(2 * 58), "04", &"0".repeat(16), "00000001", &"0".repeat(2 * 42)].concat();
+        let expected = [
+            "01",
+            "01",
+            &"0".repeat(2 * 58),
+            "04",
+            &"0".repeat(16),
+            "00000001",
+            &"0".repeat(2 * 42),
+        ]
+        .concat();
         assert_eq!(hex(&encode(&empty)), expected);
     }
 
@@ -354,11 +389,23 @@ mod tests {
         assert_eq!(STATES.map(|(_, code)| code), [1, 2, 3, 4, 5, 6]);
         assert_eq!(
             STATES.map(|(state, _)| state),
-            [State::InProgress, State::InDoubt, State::Completed, State::Failed, State::Released, State::Tombstone]
+            [
+                State::InProgress,
+                State::InDoubt,
+                State::Completed,
+                State::Failed,
+                State::Released,
+                State::Tombstone
+            ]
         );
         assert_eq!(
             POLICIES,
-            [(CrashPolicy::Retry, 1), (CrashPolicy::Resume, 2), (CrashPolicy::Verify, 3), (CrashPolicy::Hold, 4)]
+            [
+                (CrashPolicy::Retry, 1),
+                (CrashPolicy::Resume, 2),
+                (CrashPolicy::Verify, 3),
+                (CrashPolicy::Hold, 4)
+            ]
         );
         assert_eq!(REASONS.map(|(_, code)| code), [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]);
         assert_eq!(
@@ -406,7 +453,9 @@ mod tests {
         };
         assert!(all(Reason::Crashed));
         let all = |policy| match policy {
-            CrashPolicy::Retry | CrashPolicy::Resume | CrashPolicy::Verify | CrashPolicy::Hold => POLICIES.len() == 4,
+            CrashPolicy::Retry | CrashPolicy::Resume | CrashPolicy::Verify | CrashPolicy::Hold => {
+                POLICIES.len() == 4
+            }
         };
         assert!(all(CrashPolicy::Hold));
     }
@@ -424,7 +473,8 @@ mod tests {
 
     #[test]
     fn unknown_codes_are_errors_of_their_field() {
-        for (position, field) in [(1, "state"), (42, "fingerprint"), (60, "policy"), (73, "reason"), (98, "taken_over")]
+        for (position, field) in
+            [(1, "state"), (42, "fingerprint"), (60, "policy"), (73, "reason"), (98, "taken_over")]
         {
             let mut bytes = encode(&full_record());
             bytes[position] = 77;
@@ -453,7 +503,10 @@ mod tests {
     fn every_truncation_is_an_error() {
         let bytes = encode(&full_record());
         for length in 0..bytes.len() {
-            assert!(matches!(decoded(&bytes[..length]), Err(EnvelopeError::Truncated(_))), "{length}");
+            assert!(
+                matches!(decoded(&bytes[..length]), Err(EnvelopeError::Truncated(_))),
+                "{length}"
+            );
         }
     }
 

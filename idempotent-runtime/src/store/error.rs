@@ -10,7 +10,8 @@ use std::sync::Arc;
 pub enum StoreErrorKind {
     /// No answer, or a broken one: the request may have been applied or not.
     Unavailable,
-    /// The store refused the request before it applied anything; the same request can succeed later.
+    /// The store refused the request before it applied anything; the same request can succeed
+    /// later.
     Refused,
     /// No room for another record; nothing was applied.
     Full,

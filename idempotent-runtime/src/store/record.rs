@@ -9,7 +9,8 @@ use crate::clock::Timestamp;
 use crate::fingerprint::Fingerprint;
 use crate::key::KeyHash;
 
-/// Names the owner of a claim: 128 random bits, new for each attempt. Every write of an owner is guarded by it.
+/// Names the owner of a claim: 128 random bits, new for each attempt. Every write of an owner is
+/// guarded by it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Token(u128);
 
@@ -36,7 +37,8 @@ impl fmt::Debug for Token {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum State {
-    /// Somebody holds the claim (P). Whether the lease still runs is told by [`Record::lease_until`].
+    /// Somebody holds the claim (P). Whether the lease still runs is told by
+    /// [`Record::lease_until`].
     InProgress,
     /// The body started and nobody knows whether it finished (X).
     InDoubt,
@@ -119,14 +121,17 @@ impl fmt::Display for Reason {
             Self::TooLarge => "its result was larger than the limit",
             Self::NotEncodable => "its result could not be encoded",
             Self::Resolved => "it was resolved by hand",
-            Self::Unverified => "it crashed, and the question whether it had happened was not answered",
+            Self::Unverified => {
+                "it crashed, and the question whether it had happened was not answered"
+            }
         })
     }
 }
 
 /// One record, as a store returns it. Bodies are opaque bytes to a store.
 ///
-/// All times are the store's. `Debug` shows the size of the body in its place: results are not for logs.
+/// All times are the store's. `Debug` shows the size of the body in its place: results are not for
+/// logs.
 #[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Record {
@@ -154,9 +159,10 @@ pub struct Record {
     pub linger: u64,
     /// Milliseconds for which a tombstone refuses late retries after expiry; zero leaves none.
     pub after_expiry: u64,
-    /// In progress: when the lease ends, zero once the owner has given it up. In doubt under [`CrashPolicy::Verify`]:
-    /// when the question may be asked again. Tombstone: when the lease of the owner ends whose running record was
-    /// removed, else zero. An answer: when its owner's lease ended, or zero where the store does not keep that.
+    /// In progress: when the lease ends, zero once the owner has given it up. In doubt under
+    /// [`CrashPolicy::Verify`]: when the question may be asked again. Tombstone: when the lease of
+    /// the owner ends whose running record was removed, else zero. An answer: when its owner's
+    /// lease ended, or zero where the store does not keep that.
     pub lease_until: Timestamp,
     /// When the store may forget the record.
     pub expires: Timestamp,
@@ -166,11 +172,13 @@ pub struct Record {
     pub schema: u32,
     /// How many checkpoints were accepted from all owners so far.
     pub checkpoints: u32,
-    /// The state in which the last owner but one left the record, if the claim was taken over (T5, T5b).
+    /// The state in which the last owner but one left the record, if the claim was taken over (T5,
+    /// T5b).
     pub taken_over: Option<State>,
     /// Trace context of the call that made the claim (W3C `traceparent`), if there was any.
     pub trace: Option<Arc<str>>,
-    /// Completed and failed: the encoded result. In progress and in doubt: the last checkpoint. Else empty.
+    /// Completed and failed: the encoded result. In progress and in doubt: the last checkpoint.
+    /// Else empty.
     pub body: Bytes,
 }
 
@@ -202,7 +210,8 @@ impl fmt::Debug for Record {
 }
 
 impl Record {
-    /// A record in progress with nothing else set: what a first claim writes. Stores fill in the rest.
+    /// A record in progress with nothing else set: what a first claim writes. Stores fill in the
+    /// rest.
     pub fn new(key: KeyHash, owner: Token, operation: Arc<str>) -> Self {
         Self {
             key,

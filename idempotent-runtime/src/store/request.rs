@@ -1,7 +1,7 @@
 //! What the engine asks of a store, and what a store answers.
 //!
-//! The structs are `#[non_exhaustive]`: they grow without breaking stores. A store reads the fields; the engine and
-//! tests build them with `new` and assign the optional fields.
+//! The structs are `#[non_exhaustive]`: they grow without breaking stores. A store reads the
+//! fields; the engine and tests build them with `new` and assign the optional fields.
 
 use std::fmt;
 use std::future::Future;
@@ -31,7 +31,8 @@ pub struct Claim {
     pub fingerprint: Option<Fingerprint>,
     /// What this caller does to a dead owner's claim. The stricter of this and the record's wins.
     pub policy: CrashPolicy,
-    /// The schema version of the result to come, kept on the record: an operator's answer has it too.
+    /// The schema version of the result to come, kept on the record: an operator's answer has it
+    /// too.
     pub schema: u32,
     /// How long the claim lives without renewal.
     pub lease: Duration,
@@ -39,18 +40,19 @@ pub struct Claim {
     pub linger: Duration,
     /// How long a tombstone refuses late retries after the record expired; zero leaves none.
     pub after_expiry: Duration,
-    /// How long the result will be kept, as far as the caller knows. The [commit](Commit::ttl) decides; a store that
-    /// plans ahead when it removes a record goes by this.
+    /// How long the result will be kept, as far as the caller knows. The [commit](Commit::ttl)
+    /// decides; a store that plans ahead when it removes a record goes by this.
     pub ttl: Duration,
-    /// Tell with a result when its record expires, also where that costs the store more. Without it, [`Record::expires`]
-    /// of a result may be zero.
+    /// Tell with a result when its record expires, also where that costs the store more. Without
+    /// it, [`Record::expires`] of a result may be zero.
     pub tell_expiry: bool,
     /// Trace context to keep on the record.
     pub trace: Option<Arc<str>>,
 }
 
 impl Claim {
-    /// A claim with the policy [`CrashPolicy::Hold`], a lease of 15 seconds, a linger of 30 days and a `ttl` of one.
+    /// A claim with the policy [`CrashPolicy::Hold`], a lease of 15 seconds, a linger of 30 days
+    /// and a `ttl` of one.
     pub fn new(key: KeyHash, token: Token, operation: Arc<str>) -> Self {
         Self {
             key,
@@ -75,7 +77,8 @@ impl Claim {
 pub enum Claimed {
     /// The caller owns the claim, and nobody else does.
     Mine(Grant),
-    /// The caller does not; this is what stands in the way. The body of a record that is no answer may be left out.
+    /// The caller does not; this is what stands in the way. The body of a record that is no answer
+    /// may be left out.
     Held(Record),
 }
 
@@ -85,13 +88,14 @@ pub enum Claimed {
 pub struct Grant {
     /// The record as it is now, owned by the caller. Its body is the last checkpoint.
     pub record: Record,
-    /// The state in which an earlier owner left the record, if the claim was taken over (T5) or is asked again (T5b).
+    /// The state in which an earlier owner left the record, if the claim was taken over (T5) or is
+    /// asked again (T5b).
     pub taken_over: Option<State>,
 }
 
 impl Grant {
-    /// The claim of the owner that stands on `record`. [`Record::taken_over`] tells whether it was taken over, also
-    /// when a lost answer is given again.
+    /// The claim of the owner that stands on `record`. [`Record::taken_over`] tells whether it was
+    /// taken over, also when a lost answer is given again.
     pub fn new(record: Record) -> Self {
         Self { taken_over: record.taken_over, record }
     }
@@ -130,9 +134,9 @@ pub enum Written {
     Lost,
     /// There is no record, or only a tombstone. Nothing changed.
     Gone,
-    /// Nothing is known and nothing changed: the record is locked by somebody else, or could not be reached, and has to be
-    /// asked for again. Only one of many renewals is answered so, because it must not cost the others theirs; a request about
-    /// one record fails instead.
+    /// Nothing is known and nothing changed: the record is locked by somebody else, or could not be
+    /// reached, and has to be asked for again. Only one of many renewals is answered so, because it
+    /// must not cost the others theirs; a request about one record fails instead.
     Unanswered,
 }
 
@@ -183,7 +187,16 @@ impl fmt::Debug for Commit {
 impl Commit {
     /// Stores `body` as a completed result for `ttl`.
     pub fn new(key: KeyHash, token: Token, body: Bytes, ttl: Duration) -> Self {
-        Self { key, token, state: State::Completed, body, schema: 0, reason: None, ttl, adopt: None }
+        Self {
+            key,
+            token,
+            state: State::Completed,
+            body,
+            schema: 0,
+            reason: None,
+            ttl,
+            adopt: None,
+        }
     }
 }
 
@@ -199,8 +212,8 @@ pub struct Adoption {
     pub attempts: u32,
     /// When the record was created.
     pub created: Timestamp,
-    /// The store's time from which nothing is written anew: the owner's lease may be over by then, and so may the
-    /// retention of what an earlier try of the same commit has stored.
+    /// The store's time from which nothing is written anew: the owner's lease may be over by then,
+    /// and so may the retention of what an earlier try of the same commit has stored.
     pub ends: Timestamp,
 }
 
@@ -222,7 +235,8 @@ pub struct Release {
     pub token: Token,
     /// Leave [`State::Released`] with the attempts instead of nothing.
     pub keep_attempts: bool,
-    /// Nothing began under the claim: it counts as no attempt, and the attempts before it stay counted.
+    /// Nothing began under the claim: it counts as no attempt, and the attempts before it stay
+    /// counted.
     pub unused: bool,
 }
 
@@ -232,7 +246,8 @@ impl Release {
         Self { key, token, keep_attempts: false, unused: false }
     }
 
-    /// Gives back the claim of `token` under which nothing began: the record is as it was before the claim.
+    /// Gives back the claim of `token` under which nothing began: the record is as it was before
+    /// the claim.
     pub const fn unused(key: KeyHash, token: Token) -> Self {
         Self { unused: true, ..Self::new(key, token) }
     }
@@ -281,11 +296,18 @@ impl Park {
 
     /// An observer parks the record of a dead owner.
     pub const fn orphan(key: KeyHash, observed: Token) -> Self {
-        Self { key, token: observed, reason: Reason::Crashed, only_orphaned: true, ask_again_after: Duration::ZERO }
+        Self {
+            key,
+            token: observed,
+            reason: Reason::Crashed,
+            only_orphaned: true,
+            ask_again_after: Duration::ZERO,
+        }
     }
 }
 
-/// Replaces the record's checkpoint. Checkpoints of one record are numbered from zero, over all its owners.
+/// Replaces the record's checkpoint. Checkpoints of one record are numbered from zero, over all its
+/// owners.
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct Checkpoint {
@@ -323,7 +345,8 @@ impl Checkpoint {
 pub struct Resolve {
     /// The name of the record.
     pub key: KeyHash,
-    /// The owner that was seen on the record. Any change since then makes the answer [`Changed::Conflict`].
+    /// The owner that was seen on the record. Any change since then makes the answer
+    /// [`Changed::Conflict`].
     pub observed: Token,
     /// Takes the owner's place, so that a late owner finds itself replaced.
     pub token: Token,
@@ -342,7 +365,8 @@ impl Resolve {
 #[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ResolveAnswer {
-    /// It happened: [`State::Completed`] or [`State::Failed`] with this body, kept for `ttl` from now.
+    /// It happened: [`State::Completed`] or [`State::Failed`] with this body, kept for `ttl` from
+    /// now.
     Finished {
         /// [`State::Completed`] or [`State::Failed`].
         state: State,
@@ -382,8 +406,8 @@ pub struct Remove {
     pub observed: Token,
     /// Also while its owner runs.
     pub force: bool,
-    /// How long a tombstone stays in the record's place; zero leaves none, and takes away one that is there. Where the
-    /// owner runs, one stays for at least the rest of its lease.
+    /// How long a tombstone stays in the record's place; zero leaves none, and takes away one that
+    /// is there. Where the owner runs, one stays for at least the rest of its lease.
     pub tombstone: Duration,
 }
 
@@ -438,7 +462,8 @@ pub struct Page {
     pub records: Vec<Record>,
     /// Where the next page starts; `None` when this is the last.
     pub next: Option<KeyHash>,
-    /// The keys of what is in between and cannot be read: records of a newer release, or what somebody else has put there.
+    /// The keys of what is in between and cannot be read: records of a newer release, or what
+    /// somebody else has put there.
     pub unreadable: Vec<KeyHash>,
 }
 
@@ -481,7 +506,8 @@ impl Purged {
     }
 }
 
-/// A record, and a future that resolves when it may have changed. Made by [`Store::watch`](super::Store::watch).
+/// A record, and a future that resolves when it may have changed. Made by
+/// [`Store::watch`](super::Store::watch).
 #[non_exhaustive]
 pub struct Watch {
     /// The record, read after the interest in its changes was registered.
@@ -490,8 +516,8 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// `changed` resolves at the first change after `record` was read; it may resolve too often. What
-    /// it owns is kept until the watch is dropped: a registration deregisters itself then.
+    /// `changed` resolves at the first change after `record` was read; it may resolve too often.
+    /// What it owns is kept until the watch is dropped: a registration deregisters itself then.
     pub fn new(record: Option<Record>, changed: impl Future<Output = ()> + Send + 'static) -> Self {
         Self { record, changed: Box::pin(changed) }
     }

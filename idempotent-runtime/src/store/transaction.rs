@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use super::{Claim, Claimed, Commit, DynStore, Park, StoreError, Token};
 
-/// A transaction in which a record can be kept together with what the body writes: `sqlx::Transaction` or the
-/// connection of PostgreSQL, MySQL or SQLite, each with the feature of that name. Nobody else implements it, but for the simulation of the engine.
+/// A transaction in which a record can be kept together with what the body writes:
+/// `sqlx::Transaction` or the connection of PostgreSQL, MySQL or SQLite, each with the feature of
+/// that name. Nobody else implements it, but for the simulation of the engine.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is no transaction in which a record can be kept",
     label = "not a transaction of PostgreSQL, MySQL or SQLite",
@@ -29,21 +30,28 @@ pub type Kept<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send
 
 /// The steps of a call that keeps its record in a transaction of `store`'s database.
 pub trait Keep: Send {
-    /// Where the connection is in memory: what tells it from all others that are there at the same time.
+    /// Where the connection is in memory: what tells it from all others that are there at the same
+    /// time.
     fn place(&self) -> usize {
         place_of(self)
     }
 
     /// Takes the claim, waiting for other transactions for at most `patience`.
     ///
-    /// What was claimed is undone by [`End::Undo`]. If the answer is anything but a grant, the transaction is as it was,
-    /// but for [a lock](Taken::keeps_lock).
-    fn begin<'a>(&'a mut self, store: &'a dyn DynStore, claim: &'a Claim, patience: Duration) -> Kept<'a, Taken>;
+    /// What was claimed is undone by [`End::Undo`]. If the answer is anything but a grant, the
+    /// transaction is as it was, but for [a lock](Taken::keeps_lock).
+    fn begin<'a>(
+        &'a mut self,
+        store: &'a dyn DynStore,
+        claim: &'a Claim,
+        patience: Duration,
+    ) -> Kept<'a, Taken>;
 
     /// Ends what `begin` granted to `token`. False if the record is not as `begin` left it.
     fn end<'a>(&'a mut self, store: &'a dyn DynStore, token: Token, end: End) -> Kept<'a, bool>;
 
-    /// Sets the savepoint `name`, for a body without a claim. A connection in no transaction is refused.
+    /// Sets the savepoint `name`, for a body without a claim. A connection in no transaction is
+    /// refused.
     fn set_savepoint<'a>(&'a mut self, name: &'a str) -> Kept<'a, ()>;
 
     /// Gives the savepoint `name` up; `undoes` says whether also what was written since.
@@ -61,7 +69,8 @@ pub struct Taken {
     pub keeps_lock: bool,
 }
 
-/// Why a call does not wait for another one: its transaction keeps that one from its own record. Made again, it can wait.
+/// Why a call does not wait for another one: its transaction keeps that one from its own record.
+/// Made again, it can wait.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct KeepsLock;
 
@@ -78,8 +87,8 @@ pub(crate) fn place_of<C: ?Sized>(connection: &C) -> usize {
     std::ptr::from_ref(connection).addr()
 }
 
-/// A name of its own for each call: calls can be nested in one transaction, and MySQL replaces a savepoint by a later
-/// one of the same name.
+/// A name of its own for each call: calls can be nested in one transaction, and MySQL replaces a
+/// savepoint by a later one of the same name.
 #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
 pub(crate) fn savepoint_of(token: Token) -> String {
     format!("idempotency_{:016x}", token.bits() >> 64)
@@ -91,7 +100,8 @@ pub(crate) fn savepoint_without_claim() -> String {
     format!("idempotency_disabled_{}", NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
-/// The source of an error that says that a call's savepoint is gone, and with it the transaction in which the call began.
+/// The source of an error that says that a call's savepoint is gone, and with it the transaction in
+/// which the call began.
 #[derive(Debug)]
 struct Over(StoreError);
 
@@ -116,8 +126,8 @@ pub(crate) fn over(error: StoreError) -> StoreError {
     StoreError::new(error.kind(), error.operation()).with_source(Over(error))
 }
 
-/// Whether the transaction was over before the call that was made in it: the database has undone it, or a statement that
-/// commits by itself was in it. What came after that was committed at once.
+/// Whether the transaction was over before the call that was made in it: the database has undone
+/// it, or a statement that commits by itself was in it. What came after that was committed at once.
 pub(crate) fn is_over(error: &StoreError) -> bool {
     error.source().is_some_and(<dyn StdError>::is::<Over>)
 }

@@ -1,9 +1,10 @@
-//! The rules of the protocol as functions on one record: a store that locks the record, calls one of these and writes
-//! the slot back keeps every rule of [`Store`](super::Store) that is about a single record.
+//! The rules of the protocol as functions on one record: a store that locks the record, calls one
+//! of these and writes the slot back keeps every rule of [`Store`](super::Store) that is about a
+//! single record.
 //!
-//! Each function takes the slot, `None` for no record, the request and the store's time. A slot may hold a record that
-//! has expired: every function treats it as expired, whether or not somebody has removed it.
-//! Answers carry `now` as [`Record::read_at`].
+//! Each function takes the slot, `None` for no record, the request and the store's time. A slot may
+//! hold a record that has expired: every function treats it as expired, whether or not somebody has
+//! removed it. Answers carry `now` as [`Record::read_at`].
 //!
 //! ```
 //! use std::time::Duration;
@@ -30,17 +31,18 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::{
-    Abandon, Changed, Checkpoint, Claim, Claimed, Commit, CrashPolicy, Grant, Park, Reason, Record, Release, Remove,
-    Renewal, Resolve, ResolveAnswer, State, Token, Written,
+    Abandon, Changed, Checkpoint, Claim, Claimed, Commit, CrashPolicy, Grant, Park, Reason, Record,
+    Release, Remove, Renewal, Resolve, ResolveAnswer, State, Token, Written,
 };
 use crate::clock::Timestamp;
 use crate::fingerprint::Fingerprint;
 
-/// The end of a lease that was given up. Not the time at which it was: a clock that is set back must not revive the lease,
-/// and neither must a renewal that was on its way.
+/// The end of a lease that was given up. Not the time at which it was: a clock that is set back
+/// must not revive the lease, and neither must a renewal that was on its way.
 const GIVEN_UP: Timestamp = Timestamp::from_millis(0);
 
-/// Expiry (T13): a record whose time is over becomes a tombstone where it asks for one, else nothing.
+/// Expiry (T13): a record whose time is over becomes a tombstone where it asks for one, else
+/// nothing.
 ///
 /// The other functions begin with this, so a store needs it only for removing what nobody asks for.
 pub fn expire(slot: &mut Option<Record>, now: Timestamp) {
@@ -62,15 +64,21 @@ pub fn read(slot: &mut Option<Record>, now: Timestamp) -> Option<Record> {
 
 /// Takes the claim, or says what stands in the way (T1–T6).
 ///
-/// The fence of a new record is made of `now`, so records of one key that follow each other within a millisecond have
-/// the same: see [`claim_above`].
+/// The fence of a new record is made of `now`, so records of one key that follow each other within
+/// a millisecond have the same: see [`claim_above`].
 pub fn claim(slot: &mut Option<Record>, claim: &Claim, now: Timestamp) -> Claimed {
     claim_above(slot, claim, now, 0)
 }
 
-/// As [`claim`], with a fence larger than `last_fence`: that of the last claim which the store granted, to this key or
-/// to any. A store that remembers it keeps the order of fences also where its clock has not gone on since, or was set back.
-pub fn claim_above(slot: &mut Option<Record>, claim: &Claim, now: Timestamp, last_fence: u64) -> Claimed {
+/// As [`claim`], with a fence larger than `last_fence`: that of the last claim which the store
+/// granted, to this key or to any. A store that remembers it keeps the order of fences also where
+/// its clock has not gone on since, or was set back.
+pub fn claim_above(
+    slot: &mut Option<Record>,
+    claim: &Claim,
+    now: Timestamp,
+    last_fence: u64,
+) -> Claimed {
     // Of a record that is over as well: the clock may have been set back since.
     let last_fence = slot.as_ref().map_or(last_fence, |record| record.fence.max(last_fence));
     expire(slot, now);
@@ -90,7 +98,9 @@ pub fn claim_above(slot: &mut Option<Record>, claim: &Claim, now: Timestamp, las
         && match record.state {
             State::InProgress => policy.allows_takeover() && can_ask,
             // By a repeated claim of the owner that left it there, nobody would own it.
-            State::InDoubt => policy == CrashPolicy::Verify && can_ask && record.owner != claim.token,
+            State::InDoubt => {
+                policy == CrashPolicy::Verify && can_ask && record.owner != claim.token
+            }
             _ => false,
         };
     if may_take_over {
@@ -152,7 +162,8 @@ pub fn release(slot: &mut Option<Record>, release: &Release, now: Timestamp) -> 
                 record.attempts = record.attempts.saturating_sub(1);
             }
             if record.taken_over.is_some() {
-                // The owner speaks for itself alone: what the one before it did is as unknown as it was.
+                // The owner speaks for itself alone: what the one before it did is as unknown as it
+                // was.
                 record.lease_until = GIVEN_UP;
                 record.reason = record.reason.or(Some(Reason::Crashed));
             } else if release.keep_attempts || release.unused && record.attempts > 0 {
@@ -200,7 +211,10 @@ pub fn park(slot: &mut Option<Record>, park: &Park, now: Timestamp) -> Written {
             Written::Applied
         }
         Ok(record) if record.state == State::InDoubt => Written::AlreadyApplied,
-        Ok(record) if record.state == State::InProgress && (!park.only_orphaned || record.lease_until <= now) => {
+        Ok(record)
+            if record.state == State::InProgress
+                && (!park.only_orphaned || record.lease_until <= now) =>
+        {
             record.state = State::InDoubt;
             // An observer knows only that the lease is over; what the owner wrote says more.
             let known = record.reason.filter(|_| park.only_orphaned);
@@ -245,7 +259,8 @@ pub fn resolve(slot: &mut Option<Record>, resolve: &Resolve, now: Timestamp) -> 
     if record.state == State::InProgress && record.lease_until > now {
         return Changed::Running;
     }
-    // An operator may correct an operator's answer, though not to "it did not happen": callers have had it.
+    // An operator may correct an operator's answer, though not to "it did not happen": callers have
+    // had it.
     let is_correction = record.state.is_answer()
         && record.reason == Some(Reason::Resolved)
         && resolve.answer != ResolveAnswer::NotExecuted;
@@ -326,13 +341,18 @@ fn record_of(claim: &Claim, now: Timestamp) -> Record {
     record
 }
 
-/// Larger than the fence before, and than those of records of this key that are gone: a resource that has seen those
-/// must not refuse the next owner.
+/// Larger than the fence before, and than those of records of this key that are gone: a resource
+/// that has seen those must not refuse the next owner.
 fn next_fence(before: u64, now: Timestamp) -> u64 {
     now.as_millis().saturating_mul(1000).max(before.saturating_add(1))
 }
 
-fn first_claim(slot: &mut Option<Record>, claim: &Claim, now: Timestamp, last_fence: u64) -> Record {
+fn first_claim(
+    slot: &mut Option<Record>,
+    claim: &Claim,
+    now: Timestamp,
+    last_fence: u64,
+) -> Record {
     let mut record = record_of(claim, now);
     record.fence = next_fence(last_fence, now);
     if let Some(released) = slot.take() {

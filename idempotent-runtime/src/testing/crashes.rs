@@ -18,25 +18,28 @@ const TRIES: usize = 3;
 /// What the world gets after a call was woken, so that what was on its way arrives.
 const LINGER: Duration = Duration::from_millis(2);
 
-/// Tasks that calls left behind are waited for as long as some of them end, each time for this long. Those that do nothing
-/// for longer cannot be told from those that never end.
+/// Tasks that calls left behind are waited for as long as some of them end, each time for this
+/// long. Those that do nothing for longer cannot be told from those that never end.
 const QUIET: Duration = Duration::from_millis(200);
 
 /// The longest wait for them.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Drops a call at each point at which it waits, as a time-out, a `select!` or a client that leaves does, and lets `check`
-/// look at what is left. Gives how many points there were.
+/// Drops a call at each point at which it waits, as a time-out, a `select!` or a client that leaves
+/// does, and lets `check` look at what is left. Gives how many points there were.
 ///
-/// `call` makes a call, and `check` looks at it; both get its number, from one, so that each can have a key of its own.
-/// The first call is left in peace. `check` also gets the output of a call that came to its end: a network may answer
-/// so soon that there is nothing to wait for. It looks at each call again at the end, without an output: a request that was on its way, or a spawned task, may have had its effect by then. So it counts the effects
-/// of each key by themselves, and does not take them away.
+/// `call` makes a call, and `check` looks at it; both get its number, from one, so that each can
+/// have a key of its own. The first call is left in peace. `check` also gets the output of a call
+/// that came to its end: a network may answer so soon that there is nothing to wait for. It looks
+/// at each call again at the end, without an output: a request that was on its way, or a spawned
+/// task, may have had its effect by then. So it counts the effects of each key by themselves, and
+/// does not take them away.
 ///
-/// Each point is met from both sides: when the call begins to wait, and what it has sent may be on its way; and when it
-/// was woken and is about to go on, so what it waited for has happened, and it does not know. On Tokio, what is ready at once
-/// is waited for as well: sockets, channels, locks, timers and spawned tasks are told that it is another task's turn, as
-/// Tokio tells those that are ready too often in a row.
+/// Each point is met from both sides: when the call begins to wait, and what it has sent may be on
+/// its way; and when it was woken and is about to go on, so what it waited for has happened, and it
+/// does not know. On Tokio, what is ready at once is waited for as well: sockets, channels, locks,
+/// timers and spawned tasks are told that it is another task's turn, as Tokio tells those that are
+/// ready too often in a row.
 ///
 /// ```
 /// # use std::collections::HashMap;
@@ -68,11 +71,13 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// ```
 ///
 /// # Panics
-/// When it could not look. No call ever waited for something outside, so there was no point to drop it at: let the fake of it
-/// wait, with `tokio::task::yield_now().await`, before its effect and after it. Or half as many tasks as calls were
-/// dropped still run at the end, two at least, and nobody saw their effects: let them end sooner, with shorter timers or
-/// `tokio::time::pause()`. Tasks are waited for as long as one of them ends every 200 ms, for five seconds at most; fewer of
-/// them that do nothing for longer cannot be told from connections and workers, and what they do later is not seen.
+/// When it could not look. No call ever waited for something outside, so there was no point to drop
+/// it at: let the fake of it wait, with `tokio::task::yield_now().await`, before its effect and
+/// after it. Or half as many tasks as calls were dropped still run at the end, two at least, and
+/// nobody saw their effects: let them end sooner, with shorter timers or `tokio::time::pause()`.
+/// Tasks are waited for as long as one of them ends every 200 ms, for five seconds at most; fewer
+/// of them that do nothing for longer cannot be told from connections and workers, and what they do
+/// later is not seen.
 #[track_caller]
 pub fn crash_at_every_await<F: Future>(
     call: impl FnMut(usize) -> F,
@@ -95,7 +100,8 @@ pub fn crash_at_every_await<F: Future>(
                     let mut tries = 0;
                     loop {
                         calls += 1;
-                        let end = until(call(calls), Point { turn, wait }, moment, &mut bodies).await;
+                        let end =
+                            until(call(calls), Point { turn, wait }, moment, &mut bodies).await;
                         let is_met = matches!(end, End::Dropped { is_met: true });
                         crashes += usize::from(matches!(end, End::Dropped { .. }));
                         check(calls, end.output()).await;
@@ -147,8 +153,8 @@ enum Moment {
     IsAboutToGoOn,
 }
 
-/// A place in a call. How often a network makes it wait differs from call to call; where it is told that it is another
-/// task's turn does not, so places are counted from there.
+/// A place in a call. How often a network makes it wait differs from call to call; where it is told
+/// that it is another task's turn does not, so places are counted from there.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Point {
     /// How often the call was told so.
@@ -176,7 +182,12 @@ impl<T> End<T> {
 }
 
 /// Polls `call` until it waits at `point`, and drops it then.
-async fn until<F: Future>(call: F, point: Point, moment: Moment, bodies: &mut Bodies) -> End<F::Output> {
+async fn until<F: Future>(
+    call: F,
+    point: Point,
+    moment: Moment,
+    bodies: &mut Bodies,
+) -> End<F::Output> {
     let mut call = pin!(call);
     let woken = Arc::new(Woken::default());
     woken.wake_by_ref();
@@ -204,10 +215,12 @@ async fn until<F: Future>(call: F, point: Point, moment: Moment, bodies: &mut Bo
     }
 }
 
-/// Leaves a call one operation of Tokio in each poll, so that it waits before the next one whether or not that is ready.
+/// Leaves a call one operation of Tokio in each poll, so that it waits before the next one whether
+/// or not that is ready.
 #[derive(Default)]
 struct Turns {
-    /// How many operations Tokio allows in a poll; `None` before the first, in which there are none.
+    /// How many operations Tokio allows in a poll; `None` before the first, in which there are
+    /// none.
     budget: Option<usize>,
 }
 
@@ -225,7 +238,8 @@ impl Turns {
         match self.budget {
             None => self.budget = Some(spend(Self::UNBOUNDED, cx)),
             Some(Self::UNBOUNDED) => {}
-            // Others in this task may have spent some. With nothing left the call gets no further in this poll.
+            // Others in this task may have spent some. With nothing left the call gets no further
+            // in this poll.
             Some(budget) => {
                 let spent = spend(budget.saturating_sub(1), cx);
                 if !has_budget_remaining() {
@@ -253,8 +267,8 @@ thread_local! {
     static BODIES: Cell<Option<Bodies>> = const { Cell::new(None) };
 }
 
-/// The engine is about to poll a body for the first time. On the way to it, a `select!` may have left what Tokio allows, and
-/// the body's first operation is to be a point like all others.
+/// The engine is about to poll a body for the first time. On the way to it, a `select!` may have
+/// left what Tokio allows, and the body's first operation is to be a point like all others.
 pub(crate) fn body_begins(cx: &mut Context<'_>) {
     if let Some(bodies) = BODIES.get() {
         BODIES.set(Some(Bodies { have_begun: true, ..bodies }));
@@ -271,7 +285,9 @@ pub(crate) fn body_waits() {
 
 /// Takes at most `count` operations of the budget of this poll; gives how many there were.
 fn spend(count: usize, cx: &mut Context<'_>) -> usize {
-    (0..count).take_while(|_| has_budget_remaining() && pin!(consume_budget()).poll(cx).is_ready()).count()
+    (0..count)
+        .take_while(|_| has_budget_remaining() && pin!(consume_budget()).poll(cx).is_ready())
+        .count()
 }
 
 /// Whether the call was woken since it was polled.
@@ -317,14 +333,16 @@ impl Wake for Woken {
     }
 }
 
-/// Lets `time` pass for the rest of the world: for other threads really, for a clock of Tokio that is paused not at all.
+/// Lets `time` pass for the rest of the world: for other threads really, for a clock of Tokio that
+/// is paused not at all.
 async fn linger(time: Duration) {
     if Handle::try_current().is_ok() {
         let _ = tokio::task::spawn_blocking(move || sleep(time)).await;
     }
 }
 
-/// Waits until no more tasks run than `idle`, or the others show no sign of ending. A paused clock goes on meanwhile.
+/// Waits until no more tasks run than `idle`, or the others show no sign of ending. A paused clock
+/// goes on meanwhile.
 pub(super) async fn settle(idle: usize) {
     const LOOK: Duration = Duration::from_millis(5);
     let (mut running, mut quiet, mut waited) = (running_tasks(), Duration::ZERO, Duration::ZERO);
@@ -346,7 +364,10 @@ pub(super) fn running_tasks() -> usize {
     Handle::try_current().map_or(0, |runtime| runtime.metrics().num_alive_tasks())
 }
 
-#[expect(clippy::disallowed_methods, reason = "sockets and threads of a test take real time, whatever clock it has")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "sockets and threads of a test take real time, whatever clock it has"
+)]
 fn sleep(time: Duration) {
     std::thread::sleep(time);
 }

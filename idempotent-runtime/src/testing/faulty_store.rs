@@ -12,8 +12,9 @@ use super::ManualClock;
 use crate::clock::Clock as _;
 use crate::key::KeyHash;
 use crate::store::{
-    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Page, Park, Purged, Record, Release, Remove,
-    Renewal, Resolve, Scan, Store, StoreError, StoreErrorKind, Token, Watch, Written,
+    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Page, Park, Purged, Record,
+    Release, Remove, Renewal, Resolve, Scan, Store, StoreError, StoreErrorKind, Token, Watch,
+    Written,
 };
 
 /// What happens to one request to a [`FaultyStore`].
@@ -55,7 +56,10 @@ impl Default for Gate {
 impl Gate {
     /// A gate that is closed.
     pub fn new() -> Self {
-        Self(Arc::new(Closed { semaphore: Semaphore::new(0), has_been_reached: AtomicBool::new(false) }))
+        Self(Arc::new(Closed {
+            semaphore: Semaphore::new(0),
+            has_been_reached: AtomicBool::new(false),
+        }))
     }
 
     /// Lets everybody through, now and later.
@@ -75,19 +79,21 @@ impl Gate {
     }
 }
 
-/// A store whose network a test controls: requests and answers to the store inside are lost, kept waiting or refused.
+/// A store whose network a test controls: requests and answers to the store inside are lost, kept
+/// waiting or refused.
 ///
-/// Operations are named as the methods of [`Store`]: `"claim"`, `"complete"`, `"renew"`, … Another name panics at once: its
-/// faults would never come.
+/// Operations are named as the methods of [`Store`]: `"claim"`, `"complete"`, `"renew"`, … Another
+/// name panics at once: its faults would never come.
 ///
-/// A test that plans a fault which no request meets has tested something else than it says. So when what [`new`](Self::new)
-/// gave is dropped, and faults of [`next`](Self::next) are left, it panics and names them;
-/// [`unmet_faults`](Self::unmet_faults) tells of them earlier. Keep it in the test, and give the engine a clone.
+/// A test that plans a fault which no request meets has tested something else than it says. So when
+/// what [`new`](Self::new) gave is dropped, and faults of [`next`](Self::next) are left, it panics
+/// and names them; [`unmet_faults`](Self::unmet_faults) tells of them earlier. Keep it in the test,
+/// and give the engine a clone.
 ///
 /// The store inside is any store, `Arc<dyn DynStore>` too. Calls in a transaction of the user's
-/// ([`run_in`](crate::Call::run_in), the attribute's `tx`) go past the store to the user's own connection, where no fault
-/// would meet them: around a SQL store they are refused as on another database ([`Config`](crate::ErrorKind::Config)). Test
-/// them with the SQL store itself.
+/// ([`run_in`](crate::Call::run_in), the attribute's `tx`) go past the store to the user's own
+/// connection, where no fault would meet them: around a SQL store they are refused as on another
+/// database ([`Config`](crate::ErrorKind::Config)). Test them with the SQL store itself.
 ///
 /// ```
 /// # use std::time::Duration;
@@ -114,7 +120,11 @@ pub struct FaultyStore<S> {
 
 impl<S> Clone for FaultyStore<S> {
     fn clone(&self) -> Self {
-        Self { inner: Arc::clone(&self.inner), script: Arc::clone(&self.script), is_original: false }
+        Self {
+            inner: Arc::clone(&self.inner),
+            script: Arc::clone(&self.script),
+            is_original: false,
+        }
     }
 }
 
@@ -122,8 +132,12 @@ impl<S> Drop for FaultyStore<S> {
     fn drop(&mut self) {
         let unmet = self.unmet();
         if self.is_original && !unmet.is_empty() && !std::thread::panicking() {
-            let unmet: Vec<_> = unmet.iter().map(|(operation, fault)| format!("{operation}: {fault:?}")).collect();
-            panic!("no request met these faults, so the test did not see them: {}", unmet.join(", "));
+            let unmet: Vec<_> =
+                unmet.iter().map(|(operation, fault)| format!("{operation}: {fault:?}")).collect();
+            panic!(
+                "no request met these faults, so the test did not see them: {}",
+                unmet.join(", ")
+            );
         }
     }
 }
@@ -155,7 +169,8 @@ impl<S: Store> FaultyStore<S> {
         self.script().faults.entry(operation).or_default().push_back(fault);
     }
 
-    /// All requests of this kind meet this fault, until it is taken back with `None`. There need not be any.
+    /// All requests of this kind meet this fault, until it is taken back with `None`. There need
+    /// not be any.
     ///
     /// # Panics
     /// When the store has no such operation.
@@ -169,9 +184,9 @@ impl<S: Store> FaultyStore<S> {
         };
     }
 
-    /// All requests of this kind for the record of `key` meet this fault, until it is taken back with `None`: a row that
-    /// somebody has locked, for example. There need not be any. What is for many records at once (`renew`, `scan`,
-    /// `purge`) goes through.
+    /// All requests of this kind for the record of `key` meet this fault, until it is taken back
+    /// with `None`: a row that somebody has locked, for example. There need not be any. What is for
+    /// many records at once (`renew`, `scan`, `purge`) goes through.
     ///
     /// # Panics
     /// When the store has no such operation.
@@ -258,7 +273,9 @@ impl<S> FaultyStore<S> {
     fn unmet(&self) -> Vec<(&'static str, Fault)> {
         let script = self.script();
         let faults = script.faults.iter();
-        faults.flat_map(|(operation, faults)| faults.iter().map(|fault| (*operation, fault.clone()))).collect()
+        faults
+            .flat_map(|(operation, faults)| faults.iter().map(|fault| (*operation, fault.clone())))
+            .collect()
     }
 }
 

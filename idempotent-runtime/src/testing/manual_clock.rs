@@ -18,9 +18,10 @@ const START: Timestamp = Timestamp::from_millis(1_767_225_600_000);
 
 /// A clock that moves by hand. Clones are the same clock.
 ///
-/// A test waits until the code under test sleeps, moves the clock and sees what happens; nothing waits for real.
-/// [`advance`](Self::advance) takes the whole step at once: code that sleeps again after it woke starts from the end
-/// of the step, so a test of something periodic advances one period at a time.
+/// A test waits until the code under test sleeps, moves the clock and sees what happens; nothing
+/// waits for real. [`advance`](Self::advance) takes the whole step at once: code that sleeps again
+/// after it woke starts from the end of the step, so a test of something periodic advances one
+/// period at a time.
 ///
 /// ```
 /// use std::time::Duration;
@@ -72,7 +73,9 @@ impl ManualClock {
             next_sleeper: 0,
             sleepers: BTreeMap::new(),
         };
-        Self { shared: Arc::new(Shared { hands: Mutex::new(hands), sleepers_changed: Notify::new() }) }
+        Self {
+            shared: Arc::new(Shared { hands: Mutex::new(hands), sleepers_changed: Notify::new() }),
+        }
     }
 
     /// Lets `duration` pass on both sides of the clock, and wakes who has slept long enough.
@@ -90,12 +93,14 @@ impl ManualClock {
         due.into_values().for_each(Waker::wake);
     }
 
-    /// Sets the wall clock, as an administrator does. The monotonic side and the sleepers notice nothing.
+    /// Sets the wall clock, as an administrator does. The monotonic side and the sleepers notice
+    /// nothing.
     pub fn set_wall(&self, wall: Timestamp) {
         self.hands().wall = Duration::from_millis(wall.as_millis());
     }
 
-    /// Sets the wall clock forward, or back at most to 1970. The monotonic side and the sleepers notice nothing.
+    /// Sets the wall clock forward, or back at most to 1970. The monotonic side and the sleepers
+    /// notice nothing.
     pub fn jump(&self, jump: ClockJump) {
         let mut hands = self.hands();
         hands.wall = match jump {
@@ -239,7 +244,10 @@ mod tests {
             sleeper.await.unwrap();
         }
         clock.sleep(SECOND).await;
-        assert_eq!((clock.monotonic(), clock.now()), (Duration::MAX, Timestamp::from_millis(u64::MAX)));
+        assert_eq!(
+            (clock.monotonic(), clock.now()),
+            (Duration::MAX, Timestamp::from_millis(u64::MAX))
+        );
     }
 
     #[tokio::test]

@@ -6,11 +6,13 @@ use std::task::Poll;
 
 use super::crashes::{running_tasks, settle};
 
-/// Makes the same call twice, one after the other, and asserts that it had one effect and one answer. `effects` counts
-/// outside of the code under test: rows, files, messages at a fake provider. It counts when the tasks are over that the
-/// calls have spawned, as far as they end: while one of them ends every 200 ms, for five seconds at most. Those that do nothing
-/// for longer cannot be told from those that never end, and what they do later is not counted. Tokio does not tell of what
-/// runs on threads, `spawn_blocking` included: a call waits for that itself, or its effect may come after the count.
+/// Makes the same call twice, one after the other, and asserts that it had one effect and one
+/// answer. `effects` counts outside of the code under test: rows, files, messages at a fake
+/// provider. It counts when the tasks are over that the calls have spawned, as far as they end:
+/// while one of them ends every 200 ms, for five seconds at most. Those that do nothing for longer
+/// cannot be told from those that never end, and what they do later is not counted. Tokio does not
+/// tell of what runs on threads, `spawn_blocking` included: a call waits for that itself, or its
+/// effect may come after the count.
 ///
 /// ```
 /// # use std::sync::atomic::{AtomicUsize, Ordering};
@@ -29,9 +31,13 @@ use super::crashes::{running_tasks, settle};
 /// ```
 ///
 /// # Panics
-/// When the second call has another answer than the first, or there is not exactly one more effect than before.
+/// When the second call has another answer than the first, or there is not exactly one more effect
+/// than before.
 #[track_caller]
-pub fn assert_runs_once<F, T, E>(call: impl FnMut() -> F, effects: impl Fn() -> usize) -> impl Future<Output = T>
+pub fn assert_runs_once<F, T, E>(
+    call: impl FnMut() -> F,
+    effects: impl Fn() -> usize,
+) -> impl Future<Output = T>
 where
     F: Future<Output = Result<T, E>>,
     T: PartialEq + std::fmt::Debug,
@@ -41,26 +47,34 @@ where
     async move {
         let mut call = call;
         let (before, idle) = (effects(), running_tasks());
-        let first = call().await.unwrap_or_else(|error| panic!("the first call at {caller} failed: {error:?}"));
-        let second = call().await.unwrap_or_else(|error| panic!("the second call at {caller} failed: {error:?}"));
+        let first = call()
+            .await
+            .unwrap_or_else(|error| panic!("the first call at {caller} failed: {error:?}"));
+        let second = call()
+            .await
+            .unwrap_or_else(|error| panic!("the second call at {caller} failed: {error:?}"));
         assert_eq!(first, second, "the second call at {caller} has another answer");
         // A mail is often sent in a task of its own, that of the second call as well.
         settle(idle).await;
         let after = effects();
-        assert!(after >= before, "the count at {caller} goes down, from {before} to {after}: it counts no effects");
+        assert!(
+            after >= before,
+            "the count at {caller} goes down, from {before} to {after}: it counts no effects"
+        );
         let made = after - before;
         assert_eq!(made, 1, "two calls at {caller} had {made} effects");
         first
     }
 }
 
-/// Makes `count` calls at once, and gives their answers in the order of their numbers, from zero, when the tasks are over
-/// that the calls have spawned, as far as they end: as with [`assert_runs_once`], those that do nothing for longer than 200 ms
-/// are not waited for.
+/// Makes `count` calls at once, and gives their answers in the order of their numbers, from zero,
+/// when the tasks are over that the calls have spawned, as far as they end: as with
+/// [`assert_runs_once`], those that do nothing for longer than 200 ms are not waited for.
 ///
 /// # Panics
-/// When it could not look: fewer than two calls, or none that ever waited while another was to come, are not at once. Let the
-/// fake of what is outside wait, with `tokio::task::yield_now().await`.
+/// When it could not look: fewer than two calls, or none that ever waited while another was to
+/// come, are not at once. Let the fake of what is outside wait, with
+/// `tokio::task::yield_now().await`.
 ///
 /// ```
 /// # use std::sync::atomic::{AtomicUsize, Ordering};
@@ -80,9 +94,15 @@ where
 /// # }
 /// ```
 #[track_caller]
-pub fn run_concurrently<F: Future>(count: usize, call: impl FnMut(usize) -> F) -> impl Future<Output = Vec<F::Output>> {
+pub fn run_concurrently<F: Future>(
+    count: usize,
+    call: impl FnMut(usize) -> F,
+) -> impl Future<Output = Vec<F::Output>> {
     let caller = Location::caller();
-    assert!(count >= 2, "run_concurrently at {caller} could not look: {count} calls are not at once");
+    assert!(
+        count >= 2,
+        "run_concurrently at {caller} could not look: {count} calls are not at once"
+    );
     async move {
         let mut calls: Vec<_> = (0..count).map(call).map(Box::pin).collect();
         let mut answers: Vec<_> = calls.iter().map(|_| None).collect();

@@ -71,14 +71,22 @@ pub enum Action {
 const SENDS: u8 = 2;
 
 impl Action {
-    /// Whether this is a fault of the network, a caller or a process. What follows from an earlier one is none. A step in a
-    /// task of its own counts as one, so that the states stay few.
+    /// Whether this is a fault of the network, a caller or a process. What follows from an earlier
+    /// one is none. A step in a task of its own counts as one, so that the states stay few.
     pub fn is_fault(self, state: &State) -> bool {
         match self {
-            Self::ClaimArrives { caller, heard } => !heard && state.callers[caller].phase == Phase::Claiming,
-            Self::CommitArrives { caller, heard, .. } => !heard && state.callers[caller].phase == Phase::Committing,
-            Self::Checkpoint { heard, .. } | Self::Renew { heard, .. } | Self::EndArrives { heard, .. } => !heard,
-            Self::ResolveArrives => !matches!(state.operator, Operator::Answering { arrived: 0, .. }),
+            Self::ClaimArrives { caller, heard } => {
+                !heard && state.callers[caller].phase == Phase::Claiming
+            }
+            Self::CommitArrives { caller, heard, .. } => {
+                !heard && state.callers[caller].phase == Phase::Committing
+            }
+            Self::Checkpoint { heard, .. }
+            | Self::Renew { heard, .. }
+            | Self::EndArrives { heard, .. } => !heard,
+            Self::ResolveArrives => {
+                !matches!(state.operator, Operator::Answering { arrived: 0, .. })
+            }
             Self::SendClaimAgain(_)
             | Self::GiveUp(_)
             | Self::Spawn(_)
@@ -111,7 +119,12 @@ pub fn actions(protocol: &Protocol, state: &State, actions: &mut Vec<Action>) {
     }
 }
 
-fn of_caller(protocol: &Protocol, state: &State, (index, caller): (usize, &Caller), actions: &mut Vec<Action>) {
+fn of_caller(
+    protocol: &Protocol,
+    state: &State,
+    (index, caller): (usize, &Caller),
+    actions: &mut Vec<Action>,
+) {
     if caller.claims_under_way > 0 {
         actions.push(Action::ClaimArrives { caller: index, heard: false });
         if caller.phase == Phase::Claiming && caller.answer.is_none() {
@@ -122,7 +135,9 @@ fn of_caller(protocol: &Protocol, state: &State, (index, caller): (usize, &Calle
             actions.push(Action::ClaimIsLost(index));
         }
     }
-    for (under_way, adopting) in [(caller.commits_under_way, false), (caller.adopting_under_way, true)] {
+    for (under_way, adopting) in
+        [(caller.commits_under_way, false), (caller.adopting_under_way, true)]
+    {
         if under_way > 0 {
             actions.push(Action::CommitArrives { caller: index, adopting, heard: false });
             if caller.phase == Phase::Committing {
@@ -179,7 +194,13 @@ fn of_caller(protocol: &Protocol, state: &State, (index, caller): (usize, &Calle
     actions.push(Action::Crash(index));
 }
 
-fn in_body(protocol: &Protocol, (index, caller): (usize, &Caller), believes: bool, now: u8, actions: &mut Vec<Action>) {
+fn in_body(
+    protocol: &Protocol,
+    (index, caller): (usize, &Caller),
+    believes: bool,
+    now: u8,
+    actions: &mut Vec<Action>,
+) {
     let finished = usize::from(caller.grant.steps) >= protocol.steps();
     match caller.effect {
         _ if finished => actions.push(Action::SendCommit(index)),
@@ -190,7 +211,11 @@ fn in_body(protocol: &Protocol, (index, caller): (usize, &Caller), believes: boo
         Some(_) => actions.push(Action::SendCommit(index)),
         None if protocol.is(Mutant::CommitFirst) => actions.push(Action::SendCommit(index)),
         None if caller.spawned => actions.push(Action::ReturnError(index)),
-        None => actions.extend([Action::Effect(index), Action::Spawn(index), Action::ReturnError(index)]),
+        None => actions.extend([
+            Action::Effect(index),
+            Action::Spawn(index),
+            Action::ReturnError(index),
+        ]),
     }
     if believes && caller.believes_until != now + LEASE {
         actions.push(Action::Renew { caller: index, heard: true });
@@ -210,7 +235,8 @@ fn may_ask(protocol: &Protocol, state: &State, asking: usize) -> bool {
 fn of_operator(protocol: &Protocol, state: &State, actions: &mut Vec<Action>) {
     match state.operator {
         Operator::Away => {
-            let in_doubt = state.slot.as_ref().is_some_and(|record| record.state == RecordState::InDoubt);
+            let in_doubt =
+                state.slot.as_ref().is_some_and(|record| record.state == RecordState::InDoubt);
             if in_doubt && truth(protocol, state).is_some() {
                 actions.push(Action::OperatorAnswers);
             }
@@ -225,12 +251,17 @@ pub fn truth(protocol: &Protocol, state: &State) -> Option<bool> {
     let effects = &state.world.effects[state.world.retention][..protocol.steps()];
     let owner = state.slot.as_ref().map_or(0, |record| record.owner.bits());
     // A very late owner belongs to an older retention.
-    let owner_had_none = u32::try_from(owner).is_ok_and(|owner| state.world.effected & (1 << owner) == 0);
+    let owner_had_none =
+        u32::try_from(owner).is_ok_and(|owner| state.world.effected & (1 << owner) == 0);
     let no_step_is_told = state.slot.as_ref().is_none_or(|record| record.body.is_empty());
     let nobody_works = state.callers.iter().all(|caller| !caller.is_at_work());
     if effects.iter().all(|effects| *effects > 0) {
         Some(true)
-    } else if effects.iter().all(|effects| *effects == 0) && owner_had_none && no_step_is_told && nobody_works {
+    } else if effects.iter().all(|effects| *effects == 0)
+        && owner_had_none
+        && no_step_is_told
+        && nobody_works
+    {
         Some(false)
     } else {
         None

@@ -7,7 +7,9 @@ use crate::actions::{self, Action, truth};
 use crate::invariants::{self, Broken};
 use crate::protocol::{Mutant, Policy, Protocol};
 use crate::seen::Event;
-use crate::state::{Answer, Caller, Ending, Granted, Operator, Phase, Plan, RETENTIONS, State, Value, World};
+use crate::state::{
+    Answer, Caller, Ending, Granted, Operator, Phase, Plan, RETENTIONS, State, Value, World,
+};
 use crate::store::{self, token, value};
 use crate::time::{LEASE, START};
 
@@ -89,7 +91,8 @@ impl Protocol {
             Action::Renew { caller, heard } => {
                 let written = store::renew(state, caller);
                 if heard {
-                    state.callers[caller].believes_until = if written.is_done() { now + LEASE } else { now };
+                    state.callers[caller].believes_until =
+                        if written.is_done() { now + LEASE } else { now };
                 }
             }
             Action::ReturnError(index) => self.return_error(&mut state.callers[index]),
@@ -101,7 +104,9 @@ impl Protocol {
                 settle(&mut state.callers[index], self.unknown_outcome());
             }
             Action::SendCommit(index) => send_commit(&mut state.callers[index], now),
-            Action::CommitArrives { caller, adopting, heard } => self.commit_arrives(state, caller, adopting, heard),
+            Action::CommitArrives { caller, adopting, heard } => {
+                self.commit_arrives(state, caller, adopting, heard)
+            }
             Action::ReadWinner(index) => {
                 let winner = store::read(state).filter(|record| record.state.is_answer());
                 if let Some(record) = winner {
@@ -123,7 +128,9 @@ impl Protocol {
                 if let Operator::Answering { observed, happened, arrived } = state.operator {
                     self.resolve(state, observed, happened);
                     state.operator = match arrived {
-                        0 if state.faults > 0 => Operator::Answering { observed, happened, arrived: 1 },
+                        0 if state.faults > 0 => {
+                            Operator::Answering { observed, happened, arrived: 1 }
+                        }
                         _ => Operator::Done,
                     };
                 }
@@ -132,12 +139,18 @@ impl Protocol {
         }
     }
 
-    /// Commits of somebody whose token is not on the record, and cannot come back to it, change nothing any more.
+    /// Commits of somebody whose token is not on the record, and cannot come back to it, change
+    /// nothing any more.
     fn forget_dead_letters(&self, state: &mut State) {
         let owner = state.slot.as_ref().map(|record| record.owner);
         for (index, caller) in state.callers.iter_mut().enumerate() {
-            let is_over = matches!(caller.phase, Phase::Over { .. }) && caller.claims_under_way == 0;
-            if is_over && caller.adopting_under_way == 0 && owner != Some(token(index)) && self.mutant.is_none() {
+            let is_over =
+                matches!(caller.phase, Phase::Over { .. }) && caller.claims_under_way == 0;
+            if is_over
+                && caller.adopting_under_way == 0
+                && owner != Some(token(index))
+                && self.mutant.is_none()
+            {
                 (caller.commits_under_way, caller.effect) = (0, None);
             }
         }
@@ -151,7 +164,8 @@ impl Protocol {
         }
     }
 
-    /// A refusal is heard at once. A grant may be long on its way, which is what the owner's lease is about.
+    /// A refusal is heard at once. A grant may be long on its way, which is what the owner's lease
+    /// is about.
     fn hear(&self, state: &mut State, index: usize, answer: Answer) {
         match answer {
             Answer::Granted(grant) => state.callers[index].answer = Some(grant),
@@ -189,9 +203,12 @@ impl Protocol {
         }
     }
 
-    /// The claim is ended at once, and once more when those that are still on their way have arrived or are lost.
+    /// The claim is ended at once, and once more when those that are still on their way have
+    /// arrived or are lost.
     fn give_back(&self, caller: &mut Caller) {
-        let is_unknown = caller.phase == Phase::Claiming && caller.answer.is_none() && !self.is(Mutant::GhostClaim);
+        let is_unknown = caller.phase == Phase::Claiming
+            && caller.answer.is_none()
+            && !self.is(Mutant::GhostClaim);
         let rounds = if is_unknown || self.may_come_again(caller) { 2 } else { 1 };
         caller.ends(Phase::Ending(Ending { plan: Plan::GiveBack, rounds, started: false }));
     }
@@ -204,7 +221,8 @@ impl Protocol {
             _ if caller.spawned && !self.is(Mutant::ErrorForgetsRunning) => self.unknown_outcome(),
             _ => Plan::NothingHappened,
         };
-        let rounds = if plan == Plan::NothingHappened && self.may_come_again(caller) { 2 } else { 1 };
+        let rounds =
+            if plan == Plan::NothingHappened && self.may_come_again(caller) { 2 } else { 1 };
         caller.ends(Phase::Ending(Ending { plan, rounds, started: true }));
     }
 
@@ -267,7 +285,12 @@ impl Protocol {
         }
         let caller = &state.callers[index];
         let own = caller.effect.unwrap_or_else(|| u8::try_from(index).unwrap_or(u8::MAX));
-        let written = self.complete(state, index, own, adopting.then_some((caller.grant, caller.adopts_until)));
+        let written = self.complete(
+            state,
+            index,
+            own,
+            adopting.then_some((caller.grant, caller.adopts_until)),
+        );
         if !heard {
             return;
         }
@@ -281,7 +304,9 @@ impl Protocol {
     }
 
     fn end_arrives(&self, state: &mut State, index: usize, heard: bool) {
-        let Phase::Ending(Ending { plan, rounds, started }) = state.callers[index].phase else { return };
+        let Phase::Ending(Ending { plan, rounds, started }) = state.callers[index].phase else {
+            return;
+        };
         self.end(state, index, plan);
         if !heard {
             return;

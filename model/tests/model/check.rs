@@ -6,15 +6,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use stateright::{Checker, HasDiscoveries, Model, Property};
 
-/// Every state is looked at, no invariant fails, everything that must be reachable is reached, and there are more than
-/// `floor` states.
+/// Every state is looked at, no invariant fails, everything that must be reachable is reached, and
+/// there are more than `floor` states.
 pub fn holds<M>(model: &M, floor: usize)
 where
     M: Model + Clone + Debug + Send + Sync + 'static,
     M::State: Clone + Debug + Hash + PartialEq + Send + Sync + 'static,
     M::Action: Clone + Debug + PartialEq + Send + Sync + 'static,
 {
-    let checker = model.clone().checker().finish_when(HasDiscoveries::AnyFailures).spawn_bfs().join();
+    let checker =
+        model.clone().checker().finish_when(HasDiscoveries::AnyFailures).spawn_bfs().join();
     let states = checker.unique_state_count();
     println!("{model:?}: {states} states, {} deep", checker.max_depth());
     checker.assert_properties();
@@ -41,8 +42,8 @@ where
     }
 }
 
-/// A model with one invariant, which fails once: the checker comes by the shortest way first, but goes on for a while
-/// and tells of the last.
+/// A model with one invariant, which fails once: the checker comes by the shortest way first, but
+/// goes on for a while and tells of the last.
 struct Search<M: Model> {
     model: M,
     name: &'static str,

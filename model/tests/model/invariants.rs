@@ -22,7 +22,8 @@ pub const S8_WRITES: &str = "S8 an owner writes on its own record alone";
 /// Rule 5 of the protocol.
 pub const R5: &str = "R5 a claim that nobody uses is nobody's";
 
-/// Invariants that a transition broke, where the state afterwards does not show it: one bit for each.
+/// Invariants that a transition broke, where the state afterwards does not show it: one bit for
+/// each.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Broken(u8);
 
@@ -56,19 +57,25 @@ pub fn properties() -> Vec<Property<Protocol>> {
         Property::always(S5, one_effect),
         Property::always(S7, one_believer),
         Property::always(S8, results_have_effects),
-        Property::always(S8_WRITES, |_, state: &State| !state.world.broken.has(Broken::FOREIGN_WRITE)),
+        Property::always(S8_WRITES, |_, state: &State| {
+            !state.world.broken.has(Broken::FOREIGN_WRITE)
+        }),
         Property::always(R5, no_ghosts),
     ]
 }
 
 fn one_result(_: &Protocol, state: &State) -> bool {
     let broken = state.world.broken;
-    !broken.has(Broken::RESULT_CHANGED) && !broken.has(Broken::RESULT_CAME_BACK) && state.world.results <= 1
+    !broken.has(Broken::RESULT_CHANGED)
+        && !broken.has(Broken::RESULT_CAME_BACK)
+        && state.world.results <= 1
 }
 
 fn effects_and_takeovers(_: &Protocol, state: &State) -> bool {
     let counts = state.world.effects.iter().zip(state.world.takeovers);
-    counts.into_iter().all(|(effects, takeovers)| effects.iter().all(|effects| *effects <= 1 + takeovers))
+    counts
+        .into_iter()
+        .all(|(effects, takeovers)| effects.iter().all(|effects| *effects <= 1 + takeovers))
 }
 
 fn one_effect(protocol: &Protocol, state: &State) -> bool {
@@ -77,21 +84,33 @@ fn one_effect(protocol: &Protocol, state: &State) -> bool {
 }
 
 fn one_believer(_: &Protocol, state: &State) -> bool {
-    state.callers.iter().filter(|caller| caller.is_owner() && state.now < caller.believes_until).count() <= 1
+    state
+        .callers
+        .iter()
+        .filter(|caller| caller.is_owner() && state.now < caller.believes_until)
+        .count()
+        <= 1
 }
 
 fn results_have_effects(protocol: &Protocol, state: &State) -> bool {
-    let Some(record) = state.slot.as_ref().filter(|record| record.state.is_answer()) else { return true };
+    let Some(record) = state.slot.as_ref().filter(|record| record.state.is_answer()) else {
+        return true;
+    };
     let value = value(record);
     if protocol.policy == Policy::Resume {
         let happened = |step: usize| state.world.effects.iter().any(|effects| effects[step] > 0);
         return (0..protocol.steps()).all(happened);
     }
-    if value == OPERATOR { state.world.effected != 0 } else { state.world.effected & (1 << value) != 0 }
+    if value == OPERATOR {
+        state.world.effected != 0
+    } else {
+        state.world.effected & (1 << value) != 0
+    }
 }
 
-/// A caller that is over without having started its body, and did not crash, leaves nothing but what it took over. And
-/// who has left a record in doubt does not get it back by a claim that is late.
+/// A caller that is over without having started its body, and did not crash, leaves nothing but
+/// what it took over. And who has left a record in doubt does not get it back by a claim that is
+/// late.
 fn no_ghosts(_: &Protocol, state: &State) -> bool {
     if state.world.broken.has(Broken::TAKEN_BACK) {
         return false;
@@ -99,10 +118,13 @@ fn no_ghosts(_: &Protocol, state: &State) -> bool {
     let Some(record) = &state.slot else { return true };
     let is_unfinished = matches!(record.state, RecordState::InProgress | RecordState::InDoubt);
     // Given up with the lease zero: the next caller may have it at once.
-    let is_given_up = record.taken_over.is_some() && record.lease_until <= crate::time::timestamp(0);
+    let is_given_up =
+        record.taken_over.is_some() && record.lease_until <= crate::time::timestamp(0);
     let is_left = |index: usize| {
         let caller = &state.callers[index];
-        caller.phase == (Phase::Over { unused: true }) && caller.claims_under_way == 0 && record.owner == token(index)
+        caller.phase == (Phase::Over { unused: true })
+            && caller.claims_under_way == 0
+            && record.owner == token(index)
     };
     !is_unfinished || is_given_up || !(0..state.callers.len()).any(is_left)
 }

@@ -1,4 +1,5 @@
-//! What is checked: the policy of the calls, and what is wrong with them or with the store, if anything.
+//! What is checked: the policy of the calls, and what is wrong with them or with the store, if
+//! anything.
 
 use crate::seen::Seen;
 use crate::state::STEPS;
@@ -72,7 +73,15 @@ pub enum Mutant {
 
 impl Protocol {
     pub fn new(policy: Policy) -> Self {
-        Self { callers: 3, policy, count_attempts: false, horizon: 5, faults: 1, mutant: None, seen: Seen::default() }
+        Self {
+            callers: 3,
+            policy,
+            count_attempts: false,
+            horizon: 5,
+            faults: 1,
+            mutant: None,
+            seen: Seen::default(),
+        }
     }
 
     pub fn counting_attempts(self) -> Self {

@@ -17,8 +17,14 @@ pub enum Event {
 }
 
 impl Event {
-    pub const ALL: [Self; 6] =
-        [Self::Replayed, Self::InDoubt, Self::Resolved, Self::LateCommit, Self::Overtaken, Self::RanAgain];
+    pub const ALL: [Self; 6] = [
+        Self::Replayed,
+        Self::InDoubt,
+        Self::Resolved,
+        Self::LateCommit,
+        Self::Overtaken,
+        Self::RanAgain,
+    ];
 }
 
 /// Kept beside the states: they would be many times more if each knew its past.

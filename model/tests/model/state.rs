@@ -1,4 +1,5 @@
-//! What the model remembers: the store, the callers, what is on the wire, and what has happened in the world.
+//! What the model remembers: the store, the callers, what is on the wire, and what has happened in
+//! the world.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
@@ -21,7 +22,8 @@ pub const OPERATOR: Value = 100;
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct State {
-    /// Ticks of the one clock. The model has no skew: the owner's lease begins before the store's, that is all.
+    /// Ticks of the one clock. The model has no skew: the owner's lease begins before the store's,
+    /// that is all.
     pub now: u8,
     pub slot: Option<Record>,
     /// That of the last claim which the store granted.
@@ -174,7 +176,10 @@ impl Caller {
             effect: self.effect.filter(|_| self.commits_under_way + self.adopting_under_way > 0),
             grant: match self.adopting_under_way {
                 // And which step it is.
-                0 => Granted { steps: if self.spawned { self.grant.steps } else { 0 }, ..Granted::default() },
+                0 => Granted {
+                    steps: if self.spawned { self.grant.steps } else { 0 },
+                    ..Granted::default()
+                },
                 _ => self.grant,
             },
             adopts_until: if self.adopting_under_way > 0 { self.adopts_until } else { 0 },
@@ -193,14 +198,16 @@ impl Caller {
     }
 }
 
-/// States that differ only in how long ago something was over, in the sizes of fences or in the numbers of callers are
-/// one state to the checker.
+/// States that differ only in how long ago something was over, in the sizes of fences or in the
+/// numbers of callers are one state to the checker.
 impl Hash for State {
     fn hash<H: Hasher>(&self, hasher: &mut H) {
         self.now.hash(hasher);
         if let Some(record) = &self.slot {
-            (record.state, record.policy, record.taken_over, record.reason, record.checkpoints).hash(hasher);
-            (ticks_left(record.lease_until, self.now), ticks_left(record.expires, self.now)).hash(hasher);
+            (record.state, record.policy, record.taken_over, record.reason, record.checkpoints)
+                .hash(hasher);
+            (ticks_left(record.lease_until, self.now), ticks_left(record.expires, self.now))
+                .hash(hasher);
             (record.lease_until == Timestamp::default(), record.body.len()).hash(hasher);
             // The result of an operator, who is no caller.
             (record.body.first() == Some(&OPERATOR)).hash(hasher);
@@ -214,7 +221,8 @@ impl Hash for State {
         let world = &self.world;
         (self.faults, world.retention, world.effects, world.takeovers, world.results).hash(hasher);
         (world.checkpoints, world.told == Some(OPERATOR), world.broken).hash(hasher);
-        let mut callers: Vec<u64> = (0..self.callers.len()).map(|index| self.fingerprint_of(index)).collect();
+        let mut callers: Vec<u64> =
+            (0..self.callers.len()).map(|index| self.fingerprint_of(index)).collect();
         callers.sort_unstable();
         callers.hash(hasher);
     }
@@ -224,24 +232,28 @@ impl State {
     /// All that distinguishes a caller, wherever it is written, except its number.
     fn fingerprint_of(&self, index: usize) -> u64 {
         let (mut hasher, caller, world) = (DefaultHasher::new(), &self.callers[index], &self.world);
-        let age = |tick: u8| if tick == 0 { 0 } else { self.now.saturating_sub(tick).min(LEASE) + 1 };
+        let age =
+            |tick: u8| if tick == 0 { 0 } else { self.now.saturating_sub(tick).min(LEASE) + 1 };
         (caller.phase, age(caller.sent), age(caller.sent_last)).hash(&mut hasher);
         caller.believes_until.saturating_sub(self.now).hash(&mut hasher);
         caller.adopts_until.saturating_sub(self.now).hash(&mut hasher);
         (caller.claims_sent, caller.claims_under_way, caller.retention).hash(&mut hasher);
-        (caller.commits_sent, caller.commits_under_way, caller.adopting_under_way).hash(&mut hasher);
+        (caller.commits_sent, caller.commits_under_way, caller.adopting_under_way)
+            .hash(&mut hasher);
         caller.spawned.hash(&mut hasher);
         for grant in [Some(caller.grant), caller.answer] {
             grant.map(|grant| (grant.taken_over, grant.steps)).hash(&mut hasher);
         }
         let is_me = |value: Option<Value>| value.map(usize::from) == Some(index);
         let effect = (caller.effect.is_some(), is_me(caller.effect), is_me(world.first_effect));
-        (effect, world.effected & (1 << index), world.committed & (1 << index), is_me(world.told)).hash(&mut hasher);
+        (effect, world.effected & (1 << index), world.committed & (1 << index), is_me(world.told))
+            .hash(&mut hasher);
         if let Operator::Answering { observed, .. } = self.operator {
             (observed == index as u128).hash(&mut hasher);
         }
         if let Some(record) = &self.slot {
-            (record.owner.bits() == index as u128, is_me(record.body.first().copied())).hash(&mut hasher);
+            (record.owner.bits() == index as u128, is_me(record.body.first().copied()))
+                .hash(&mut hasher);
         }
         hasher.finish()
     }

@@ -1,6 +1,8 @@
-//! The store of the model: the crate's own transitions on one slot, and the mutants that spoil them.
+//! The store of the model: the crate's own transitions on one slot, and the mutants that spoil
+//! them.
 //!
-//! A mutant changes the request or the slot around the real transition, so no transition is written twice.
+//! A mutant changes the request or the slot around the real transition, so no transition is written
+//! twice.
 
 use std::sync::Arc;
 
@@ -8,8 +10,9 @@ use bytes::Bytes;
 use idempotent_runtime::clock::Timestamp;
 use idempotent_runtime::key::KeyHash;
 use idempotent_runtime::store::{
-    Abandon, Adoption, Changed, Checkpoint, Claim, Claimed, Commit, CrashPolicy, Grant, Park, Reason, Record, Release,
-    Renewal, Resolve, ResolveAnswer, State as RecordState, Token, Written, transition,
+    Abandon, Adoption, Changed, Checkpoint, Claim, Claimed, Commit, CrashPolicy, Grant, Park,
+    Reason, Record, Release, Renewal, Resolve, ResolveAnswer, State as RecordState, Token, Written,
+    transition,
 };
 
 use crate::invariants::Broken;
@@ -26,7 +29,8 @@ pub fn token(caller: usize) -> Token {
 
 fn operation() -> Arc<str> {
     // One allocation for all states.
-    static OPERATION: std::sync::LazyLock<Arc<str>> = std::sync::LazyLock::new(|| "payments.charge".into());
+    static OPERATION: std::sync::LazyLock<Arc<str>> =
+        std::sync::LazyLock::new(|| "payments.charge".into());
     OPERATION.clone()
 }
 
@@ -55,14 +59,16 @@ impl Protocol {
         let claim = self.claim_of(caller);
         let now = timestamp(state.now);
         if self.is(Mutant::OwnLinger)
-            && let Some(record) = state.slot.as_mut().filter(|record| record.state == RecordState::InProgress)
+            && let Some(record) =
+                state.slot.as_mut().filter(|record| record.state == RecordState::InProgress)
         {
             let end = record.expires.as_millis().saturating_sub(u64::from(LINGER + 1) * 1000);
             record.lease_until = Timestamp::from_millis(end);
         }
         let before = state.slot.clone();
         let last_fence = if self.is(Mutant::FenceForgotten) { 0 } else { state.last_fence };
-        let own_doubt = |record: &Record| record.owner == claim.token && record.state == RecordState::InDoubt;
+        let own_doubt =
+            |record: &Record| record.owner == claim.token && record.state == RecordState::InDoubt;
         let is_own_doubt = before.as_ref().is_some_and(own_doubt);
         if self.is(Mutant::DoubtTakenBack)
             && let Some(record) = state.slot.as_mut().filter(|_| is_own_doubt)
@@ -79,7 +85,11 @@ impl Protocol {
                     self.granted(state, caller, before.as_ref(), &record);
                 }
                 let steps = u8::try_from(record.body.len()).unwrap_or(u8::MAX);
-                Answer::Granted(Granted { fence: record.fence, taken_over: taken_over.is_some(), steps })
+                Answer::Granted(Granted {
+                    fence: record.fence,
+                    taken_over: taken_over.is_some(),
+                    steps,
+                })
             }
             Claimed::Held(record) if record.state.is_answer() => {
                 self.seen.note(Event::Replayed);
@@ -108,12 +118,20 @@ impl Protocol {
     }
 
     /// A commit arrives.
-    pub fn complete(&self, state: &mut State, caller: usize, value: Value, adopt: Option<(Granted, u8)>) -> Written {
-        let mut commit = Commit::new(KEY, token(caller), Bytes::copy_from_slice(&[value]), duration(TTL));
+    pub fn complete(
+        &self,
+        state: &mut State,
+        caller: usize,
+        value: Value,
+        adopt: Option<(Granted, u8)>,
+    ) -> Written {
+        let mut commit =
+            Commit::new(KEY, token(caller), Bytes::copy_from_slice(&[value]), duration(TTL));
         commit.adopt = adopt.map(|(granted, until)| {
             let mut record = Record::new(KEY, token(caller), operation());
             record.fence = granted.fence;
-            record.lease_until = timestamp(if self.is(Mutant::AdoptsForEver) { u8::MAX } else { until });
+            record.lease_until =
+                timestamp(if self.is(Mutant::AdoptsForEver) { u8::MAX } else { until });
             Arc::new(Adoption::new(self.claim_of(caller), &Grant::new(record)))
         });
         if self.is(Mutant::CommitOfAnybody)
@@ -142,7 +160,8 @@ impl Protocol {
         written
     }
 
-    /// The end of a claim arrives. A release of a body that said "nothing happened" may count the attempts.
+    /// The end of a claim arrives. A release of a body that said "nothing happened" may count the
+    /// attempts.
     pub fn end(&self, state: &mut State, caller: usize, plan: Plan) {
         let token = token(caller);
         owners_write(state, caller, |slot, now| match plan {
@@ -161,7 +180,9 @@ impl Protocol {
                 release.keep_attempts = plan == Plan::NothingHappened && self.count_attempts;
                 transition::release(slot, &release, now)
             }
-            Plan::Abandon => transition::abandon(slot, &Abandon::new(KEY, token, Reason::Dropped), now),
+            Plan::Abandon => {
+                transition::abandon(slot, &Abandon::new(KEY, token, Reason::Dropped), now)
+            }
             Plan::Park => transition::park(slot, &Park::own(KEY, token, Reason::Dropped), now),
             Plan::AskAgain => {
                 let mut park = Park::own(KEY, token, Reason::Crashed);
@@ -186,7 +207,8 @@ impl Protocol {
         };
         let resolve = Resolve::new(KEY, observed, Token::from_bits(u128::from(OPERATOR)), answer);
         let before = state.slot.clone();
-        if transition::resolve(&mut state.slot, &resolve, timestamp(state.now)) != Changed::Applied {
+        if transition::resolve(&mut state.slot, &resolve, timestamp(state.now)) != Changed::Applied
+        {
             return;
         }
         self.seen.note(Event::Resolved);
@@ -208,9 +230,14 @@ pub fn renew(state: &mut State, caller: usize) -> Written {
 
 /// The result of step number `sequence` arrives, on top of those before.
 pub fn checkpoint(state: &mut State, caller: usize, sequence: u8) -> Written {
-    let checkpoint =
-        Checkpoint::new(KEY, token(caller), sequence.into(), Bytes::from(vec![0; usize::from(sequence) + 1]));
-    let written = owners_write(state, caller, |slot, now| transition::checkpoint(slot, &checkpoint, now));
+    let checkpoint = Checkpoint::new(
+        KEY,
+        token(caller),
+        sequence.into(),
+        Bytes::from(vec![0; usize::from(sequence) + 1]),
+    );
+    let written =
+        owners_write(state, caller, |slot, now| transition::checkpoint(slot, &checkpoint, now));
     if written == Written::Applied {
         state.world.checkpoints = state.world.checkpoints.max(sequence + 1);
     }

@@ -1,6 +1,7 @@
 //! Calls whose claim, effect and result are in the user's transaction.
 //!
-//! The database keeps one row and counts the effects; a transaction that is open has its own view of the row.
+//! The database keeps one row and counts the effects; a transaction that is open has its own view
+//! of the row.
 
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
@@ -8,7 +9,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use idempotent_runtime::key::KeyHash;
 use idempotent_runtime::store::{
-    Claim, Claimed, Commit, CrashPolicy, Park, Reason, Record, Release, State as RecordState, Token, transition,
+    Claim, Claimed, Commit, CrashPolicy, Park, Reason, Record, Release, State as RecordState,
+    Token, transition,
 };
 use stateright::{Model, Property};
 
@@ -83,11 +85,14 @@ pub enum Phase {
 
 impl Hash for Database {
     fn hash<H: Hasher>(&self, hasher: &mut H) {
-        let of_row =
-            |row: &Option<Record>| row.as_ref().map(|row| (row.state, row.owner, row.policy, row.body.clone()));
-        (of_row(&self.row), self.effects, self.told, self.told_otherwise, self.results).hash(hasher);
+        let of_row = |row: &Option<Record>| {
+            row.as_ref().map(|row| (row.state, row.owner, row.policy, row.body.clone()))
+        };
+        (of_row(&self.row), self.effects, self.told, self.told_otherwise, self.results)
+            .hash(hasher);
         for caller in &self.callers {
-            (caller.phase, caller.begun, of_row(&caller.row), caller.effect, caller.result).hash(hasher);
+            (caller.phase, caller.begun, of_row(&caller.row), caller.effect, caller.result)
+                .hash(hasher);
         }
     }
 }
@@ -149,18 +154,28 @@ impl Model for Transactions {
     }
 
     fn actions(&self, state: &Database, actions: &mut Vec<Action>) {
-        let is_held = state.callers.iter().any(Caller::is_open) && !self.is(TransactionMutant::DoesNotWait);
+        let is_held =
+            state.callers.iter().any(Caller::is_open) && !self.is(TransactionMutant::DoesNotWait);
         for (index, caller) in state.callers.iter().enumerate() {
             match caller.phase {
                 Phase::Idle if is_held => actions.push(Action::OutOfPatience(index)),
                 Phase::Idle => actions.push(Action::Begin(index)),
                 Phase::Body => {
-                    actions.push(if caller.effect { Action::Finish(index) } else { Action::Effect(index) });
+                    actions.push(if caller.effect {
+                        Action::Finish(index)
+                    } else {
+                        Action::Effect(index)
+                    });
                     actions.extend([Action::ReturnError(index), Action::ReturnHeldError(index)]);
-                    actions.extend([Action::CutOff(index), Action::RollBack(index), Action::Crash(index)]);
+                    actions.extend([
+                        Action::CutOff(index),
+                        Action::RollBack(index),
+                        Action::Crash(index),
+                    ]);
                 }
                 Phase::Ended => {
-                    actions.extend([true, false].map(|heard| Action::Commit { caller: index, heard }));
+                    actions
+                        .extend([true, false].map(|heard| Action::Commit { caller: index, heard }));
                     actions.extend([Action::RollBack(index), Action::Crash(index)]);
                 }
                 Phase::Over => {}
@@ -179,7 +194,11 @@ impl Model for Transactions {
             Action::Finish(index) => self.finish(&mut next, index),
             Action::ReturnError(index) => {
                 let caller = &mut next.callers[index];
-                transition::release(&mut caller.row, &Release::new(KEY, state.callers[index].token(index)), now);
+                transition::release(
+                    &mut caller.row,
+                    &Release::new(KEY, state.callers[index].token(index)),
+                    now,
+                );
                 (caller.phase, caller.effect) = (Phase::Ended, false);
             }
             Action::ReturnHeldError(index) => {
@@ -212,7 +231,8 @@ impl Transactions {
         let caller = &mut state.callers[index];
         caller.begun += 1;
         let mut claim = Claim::new(KEY, caller.token(index), Arc::from("stock.reserve"));
-        // As the engine claims in a transaction: a row that is committed without a result is nobody's.
+        // As the engine claims in a transaction: a row that is committed without a result is
+        // nobody's.
         claim.lease = duration(0);
         if self.is(TransactionMutant::Retries) {
             claim.policy = CrashPolicy::Retry;
@@ -233,7 +253,8 @@ impl Transactions {
     fn finish(&self, state: &mut Database, index: usize) {
         let caller = &mut state.callers[index];
         let result = u8::try_from(index * 10).unwrap_or(u8::MAX) + caller.begun;
-        let commit = Commit::new(KEY, caller.token(index), Bytes::copy_from_slice(&[result]), duration(TTL));
+        let commit =
+            Commit::new(KEY, caller.token(index), Bytes::copy_from_slice(&[result]), duration(TTL));
         transition::complete(&mut caller.row, &commit, timestamp(START));
         (caller.phase, caller.result) = (Phase::Ended, Some(result));
         if self.is(TransactionMutant::ResultOutside) {
@@ -259,13 +280,15 @@ fn tell(state: &mut Database, result: u8) {
     state.told = state.told.or(Some(result));
 }
 
-/// One effect with a result, none without a row, one at most with a row that has no result and reads as in doubt.
+/// One effect with a result, none without a row, one at most with a row that has no result and
+/// reads as in doubt.
 fn effects_go_with_the_row(_: &Transactions, state: &Database) -> bool {
     match &state.row {
         None => state.effects == 0,
         Some(row) if row.state.is_answer() => state.effects == 1,
         Some(row) => {
-            let is_orphaned = row.state == RecordState::InProgress && row.lease_until <= timestamp(START);
+            let is_orphaned =
+                row.state == RecordState::InProgress && row.lease_until <= timestamp(START);
             state.effects <= 1 && (row.state == RecordState::InDoubt || is_orphaned)
         }
     }

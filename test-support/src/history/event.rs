@@ -39,7 +39,8 @@ impl Event {
 pub struct Call {
     /// The key, as the test names it.
     pub key: String,
-    /// Counts how often the record of the key has ended by expiry or by removal. The test knows, because it ended it.
+    /// Counts how often the record of the key has ended by expiry or by removal. The test knows,
+    /// because it ended it.
     pub retention: u32,
     /// Whatever tells requests under one key apart, if there is such a thing.
     pub fingerprint: Option<String>,
@@ -145,7 +146,13 @@ pub struct OpenCall {
 impl OpenCall {
     /// A call that starts now, in the first retention.
     pub fn start(key: impl Into<String>, caller: impl Into<String>) -> Self {
-        Self { key: key.into(), retention: 0, fingerprint: None, caller: caller.into(), started: now() }
+        Self {
+            key: key.into(),
+            retention: 0,
+            fingerprint: None,
+            caller: caller.into(),
+            started: now(),
+        }
     }
 
     /// With what tells this request apart from others under the key.

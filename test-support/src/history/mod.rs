@@ -1,8 +1,8 @@
 //! Whether what callers were told and what happened is allowed.
 //!
-//! A test records every call with what its caller got, and every run of a body as an effect, from inside the body and
-//! before it returns, whether it returns a result or an error; in the end, what the store keeps. [`check`] then looks at all records of one key and one
-//! retention together:
+//! A test records every call with what its caller got, and every run of a body as an effect, from
+//! inside the body and before it returns, whether it returns a result or an error; in the end, what
+//! the store keeps. [`check`] then looks at all records of one key and one retention together:
 //!
 //! | rule | |
 //! |---|---|
@@ -13,9 +13,9 @@
 //! | S8 | nobody got a result before an effect has happened, or one that no effect had |
 //! | S9 | a call with another fingerprint neither ran nor got the result, and one with the same was not refused |
 //!
-//! Where a test sees each change of a record, before and after, [`check_transitions`] holds it against the rules about
-//! changes: S2, S4, S5, S8 and S9. The other [`Rule`]s need to see into processes; tests that do report them by the
-//! same names.
+//! Where a test sees each change of a record, before and after, [`check_transitions`] holds it
+//! against the rules about changes: S2, S4, S5, S8 and S9. The other [`Rule`]s need to see into
+//! processes; tests that do report them by the same names.
 //!
 //! Worker processes record into an [`EventLog`], which survives their being killed.
 

@@ -38,14 +38,23 @@ pub fn check(events: &[Event], policy: Policy) -> Result<(), Violations> {
     let mut groups: BTreeMap<(&str, u32), Group> = BTreeMap::new();
     for event in events {
         match event {
-            Event::Call(call) => groups.entry((&call.key, call.retention)).or_default().calls.push(call),
-            Event::Effect(effect) => groups.entry((&effect.key, effect.retention)).or_default().effects.push(effect),
-            Event::Stored(stored) => groups.entry((&stored.key, stored.retention)).or_default().stored = Some(stored),
-            Event::Takeover { key, retention } => groups.entry((key, *retention)).or_default().takeovers += 1,
+            Event::Call(call) => {
+                groups.entry((&call.key, call.retention)).or_default().calls.push(call)
+            }
+            Event::Effect(effect) => {
+                groups.entry((&effect.key, effect.retention)).or_default().effects.push(effect)
+            }
+            Event::Stored(stored) => {
+                groups.entry((&stored.key, stored.retention)).or_default().stored = Some(stored)
+            }
+            Event::Takeover { key, retention } => {
+                groups.entry((key, *retention)).or_default().takeovers += 1
+            }
         }
     }
     let violations = groups.iter().flat_map(|((key, retention), group)| {
-        let violation = |(rule, seen)| Violation { rule, key: String::from(*key), retention: *retention, seen };
+        let violation =
+            |(rule, seen)| Violation { rule, key: String::from(*key), retention: *retention, seen };
         group.broken(policy).into_iter().map(violation)
     });
     let violations: Vec<_> = violations.collect();
@@ -68,21 +77,30 @@ impl Group<'_> {
             (Rule::OneResult, self.different_results().or_else(|| self.not_what_is_stored())),
             (Rule::EffectsWithinTakeovers, self.too_many_effects()),
             (Rule::OneEffectUnderHold, self.repeated_under_hold(policy)),
-            (Rule::NoResultWithoutEffect, self.result_from_nowhere().or_else(|| self.result_of_no_effect())),
-            (Rule::FingerprintsKeptApart, self.mixed_fingerprints().or_else(|| self.wrongly_refused())),
+            (
+                Rule::NoResultWithoutEffect,
+                self.result_from_nowhere().or_else(|| self.result_of_no_effect()),
+            ),
+            (
+                Rule::FingerprintsKeptApart,
+                self.mixed_fingerprints().or_else(|| self.wrongly_refused()),
+            ),
         ];
         rules.into_iter().filter_map(|(rule, seen)| Some((rule, seen?))).collect()
     }
 
     fn different_values(&self) -> Option<String> {
-        let values: Vec<_> = self.results().filter(|call| matches!(call.outcome, Outcome::Value(_))).collect();
+        let values: Vec<_> =
+            self.results().filter(|call| matches!(call.outcome, Outcome::Value(_))).collect();
         different(&values).then(|| format!("callers got different values: {}", shown(&values)))
     }
 
     fn different_results(&self) -> Option<String> {
         let results: Vec<_> = self.results().collect();
-        let with_errors = results.iter().any(|call| matches!(call.outcome, Outcome::StoredError(_)));
-        (with_errors && different(&results)).then(|| format!("callers got different results: {}", shown(&results)))
+        let with_errors =
+            results.iter().any(|call| matches!(call.outcome, Outcome::StoredError(_)));
+        (with_errors && different(&results))
+            .then(|| format!("callers got different results: {}", shown(&results)))
     }
 
     fn not_what_is_stored(&self) -> Option<String> {
@@ -96,11 +114,19 @@ impl Group<'_> {
         let attempts: Vec<_> = self.effects.iter().map(|effect| effect.attempt).collect();
         let distinct: BTreeSet<_> = attempts.iter().collect();
         if distinct.len() < attempts.len() {
-            return Some(format!("one attempt had several effects: the effects are of the attempts {attempts:?}"));
+            return Some(format!(
+                "one attempt had several effects: the effects are of the attempts {attempts:?}"
+            ));
         }
-        // The n-th attempt is the owner after n - 1 takeovers, some of which may have left no other trace.
+        // The n-th attempt is the owner after n - 1 takeovers, some of which may have left no other
+        // trace.
         let stored = self.stored.map(|stored| stored.attempts);
-        let highest = attempts.iter().copied().chain(stored).max().map_or(0, |attempt| attempt.saturating_sub(1));
+        let highest = attempts
+            .iter()
+            .copied()
+            .chain(stored)
+            .max()
+            .map_or(0, |attempt| attempt.saturating_sub(1));
         let takeovers = self.takeovers.max(usize::try_from(highest).unwrap_or(usize::MAX));
         (attempts.len() > takeovers.saturating_add(1))
             .then(|| format!("{} effects with {takeovers} takeovers", attempts.len()))
@@ -124,22 +150,31 @@ impl Group<'_> {
     }
 
     fn result_of_no_effect(&self) -> Option<String> {
-        let results: Option<Vec<_>> = self.effects.iter().map(|effect| effect.result.as_deref()).collect();
+        let results: Option<Vec<_>> =
+            self.effects.iter().map(|effect| effect.result.as_deref()).collect();
         let results = results?;
         let is_foreign = |call: &&Call| match &call.outcome {
             Outcome::Value(bytes) | Outcome::StoredError(bytes) => !results.contains(&&**bytes),
             Outcome::Mismatch | Outcome::Error(_) => false,
         };
         let call = self.results().find(is_foreign)?;
-        Some(format!("{} got {}, which is the result of no effect", call.caller, show(&call.outcome)))
+        Some(format!(
+            "{} got {}, which is the result of no effect",
+            call.caller,
+            show(&call.outcome)
+        ))
     }
 
     fn wrongly_refused(&self) -> Option<String> {
-        let ran: Vec<_> = self.effects.iter().filter_map(|effect| effect.fingerprint.as_deref()).collect();
+        let ran: Vec<_> =
+            self.effects.iter().filter_map(|effect| effect.fingerprint.as_deref()).collect();
         let refused = self.calls.iter().filter(|call| call.outcome == Outcome::Mismatch);
         let mut refused = refused.filter_map(|call| Some((call, call.fingerprint.as_deref()?)));
         let (call, fingerprint) = refused.find(|(_, fingerprint)| ran.contains(fingerprint))?;
-        Some(format!("the key is that of {fingerprint}, and {} was refused with the same", call.caller))
+        Some(format!(
+            "the key is that of {fingerprint}, and {} was refused with the same",
+            call.caller
+        ))
     }
 
     fn mixed_fingerprints(&self) -> Option<String> {
@@ -147,8 +182,10 @@ impl Group<'_> {
         ran.sort_by_key(|effect| effect.at);
         let mut got: Vec<_> = self.results().collect();
         got.sort_by_key(|call| call.ended);
-        let effects = ran.iter().filter_map(|effect| Some((effect.fingerprint.as_deref()?, "ran the body")));
-        let calls = got.iter().filter_map(|call| Some((call.fingerprint.as_deref()?, "got the result")));
+        let effects =
+            ran.iter().filter_map(|effect| Some((effect.fingerprint.as_deref()?, "ran the body")));
+        let calls =
+            got.iter().filter_map(|call| Some((call.fingerprint.as_deref()?, "got the result")));
         let mut all = effects.chain(calls);
         let (first, _) = all.next()?;
         let (other, did) = all.find(|(fingerprint, _)| *fingerprint != first)?;
@@ -170,7 +207,8 @@ fn shown(calls: &[&Call]) -> String {
     for call in calls {
         callers.entry(&call.outcome).or_insert(&call.caller);
     }
-    let outcomes: Vec<_> = callers.iter().map(|(outcome, caller)| format!("{caller} {}", show(outcome))).collect();
+    let outcomes: Vec<_> =
+        callers.iter().map(|(outcome, caller)| format!("{caller} {}", show(outcome))).collect();
     outcomes.join(", ")
 }
 

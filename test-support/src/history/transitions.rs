@@ -1,4 +1,5 @@
-//! The rules about changes of one record, for tests that see the record before and after each request.
+//! The rules about changes of one record, for tests that see the record before and after each
+//! request.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -44,7 +45,8 @@ pub enum Request {
 }
 
 impl Request {
-    /// The owner as which the sender speaks. A claim speaks as nobody, and who parks an orphan only says whom it saw.
+    /// The owner as which the sender speaks. A claim speaks as nobody, and who parks an orphan only
+    /// says whom it saw.
     fn owner(&self) -> Option<Token> {
         match *self {
             Self::Claim { .. } => None,
@@ -68,13 +70,15 @@ impl Transition {
     /// The owner that the request put on the record.
     pub fn granted(&self) -> Option<Token> {
         let Request::Claim { token, .. } = self.request else { return None };
-        let owns = |record: &Option<Record>| record.as_ref().is_some_and(|record| record.owner == token);
+        let owns =
+            |record: &Option<Record>| record.as_ref().is_some_and(|record| record.owner == token);
         (owns(&self.after) && !owns(&self.before)).then_some(token)
     }
 
     /// The record of the owner that was taken over.
     pub fn taken_over(&self) -> Option<&Record> {
-        let unfinished = |record: &&Record| matches!(record.state, State::InProgress | State::InDoubt);
+        let unfinished =
+            |record: &&Record| matches!(record.state, State::InProgress | State::InDoubt);
         self.granted().and(self.before.as_ref()).filter(unfinished)
     }
 
@@ -100,9 +104,12 @@ pub fn check_transitions(transitions: &[Transition]) -> Vec<Violation> {
     let mut owners = BTreeMap::new();
     let mut broken = Vec::new();
     for transition in transitions.iter().filter(|transition| transition.has_changed()) {
-        if let Some(owned) = transition.after.as_ref().filter(|record| record.state == State::InProgress) {
-            let owner =
-                owners.entry(owned.owner).or_insert(Owner { retention: transition.retention, ..Owner::default() });
+        if let Some(owned) =
+            transition.after.as_ref().filter(|record| record.state == State::InProgress)
+        {
+            let owner = owners
+                .entry(owned.owner)
+                .or_insert(Owner { retention: transition.retention, ..Owner::default() });
             owner.lease_until = owner.lease_until.max(owned.lease_until);
         }
         let seen = [
@@ -115,26 +122,36 @@ pub fn check_transitions(transitions: &[Transition]) -> Vec<Violation> {
             (Rule::DeadOwnersMakeRoom, taken_back(transition)),
             (Rule::FingerprintsKeptApart, taken_over_by_another_request(transition)),
         ];
-        broken.extend(seen.into_iter().filter_map(|(rule, seen)| Some(transition.violation(rule, &seen?))));
+        broken.extend(
+            seen.into_iter().filter_map(|(rule, seen)| Some(transition.violation(rule, &seen?))),
+        );
     }
     broken
 }
 
-/// S2: an answer stays as it is until it expires or is removed. An operator may correct an operator's.
+/// S2: an answer stays as it is until it expires or is removed. An operator may correct an
+/// operator's.
 fn changed_answer(transition: &Transition) -> Option<String> {
     let before = transition.before.as_ref().filter(|record| record.state.is_answer())?;
-    let is_answer = |record: &Record| record.state.is_answer() && record.reason == Some(Reason::Resolved);
+    let is_answer =
+        |record: &Record| record.state.is_answer() && record.reason == Some(Reason::Resolved);
     let may_change = match transition.request {
         Request::Remove { .. } => true,
-        Request::Resolve { .. } => is_answer(before) && transition.after.as_ref().is_some_and(is_answer),
+        Request::Resolve { .. } => {
+            is_answer(before) && transition.after.as_ref().is_some_and(is_answer)
+        }
         _ => false,
     };
     (!may_change).then(|| format!("a record that was {:?} was changed", before.state))
 }
 
 /// S2: one answer is stored.
-fn another_answer<'a>(transition: &'a Transition, answers: &mut BTreeMap<(&'a str, u32), Token>) -> Option<String> {
-    let is_answer = |record: &Option<Record>| record.as_ref().is_some_and(|record| record.state.is_answer());
+fn another_answer<'a>(
+    transition: &'a Transition,
+    answers: &mut BTreeMap<(&'a str, u32), Token>,
+) -> Option<String> {
+    let is_answer =
+        |record: &Option<Record>| record.as_ref().is_some_and(|record| record.state.is_answer());
     if is_answer(&transition.before) || !is_answer(&transition.after) {
         return None;
     }
@@ -144,7 +161,10 @@ fn another_answer<'a>(transition: &'a Transition, answers: &mut BTreeMap<(&'a st
 }
 
 /// S4: each owner has a larger fence than all before it.
-fn smaller_fence<'a>(transition: &'a Transition, fences: &mut BTreeMap<&'a str, u64>) -> Option<String> {
+fn smaller_fence<'a>(
+    transition: &'a Transition,
+    fences: &mut BTreeMap<&'a str, u64>,
+) -> Option<String> {
     transition.granted()?;
     let fence = transition.after.as_ref()?.fence;
     let before = fences.insert(&transition.key, fence)?;
@@ -155,7 +175,8 @@ fn smaller_fence<'a>(transition: &'a Transition, fences: &mut BTreeMap<&'a str, 
 fn taken_over_under_hold(transition: &Transition) -> Option<String> {
     let policy = transition.taken_over()?.policy;
     let Request::Claim { policy: of_claim, .. } = transition.request else { return None };
-    (policy.max(of_claim) == CrashPolicy::Hold).then(|| String::from("a claim under hold was taken over"))
+    (policy.max(of_claim) == CrashPolicy::Hold)
+        .then(|| String::from("a claim under hold was taken over"))
 }
 
 /// S5: what has to be asked about goes to those who can ask.
@@ -170,29 +191,36 @@ fn taken_over_without_question(transition: &Transition) -> Option<String> {
 fn taken_back(transition: &Transition) -> Option<String> {
     let before = transition.before.as_ref().filter(|record| record.state == State::InDoubt)?;
     let after = transition.after.as_ref().filter(|record| record.state == State::InProgress)?;
-    (before.owner == after.owner).then(|| format!("a record in doubt went back to {:?}", after.owner))
+    (before.owner == after.owner)
+        .then(|| format!("a record in doubt went back to {:?}", after.owner))
 }
 
 /// S8: who writes as an owner is the one on the record, and nobody ends the lease of another.
 ///
-/// A commit writes a record anew that is gone as long as its owner's lease holds (T9). Nothing vanishes from a store that
-/// loses nothing, so that was removed.
+/// A commit writes a record anew that is gone as long as its owner's lease holds (T9). Nothing
+/// vanishes from a store that loses nothing, so that was removed.
 fn foreign_record(transition: &Transition, owners: &BTreeMap<Token, Owner>) -> Option<String> {
     let writer = transition.request.owner()?;
     match &transition.before {
         None => {
             let now = transition.after.as_ref()?.read_at;
-            let may_adopt = |owner: &Owner| owner.retention < transition.retention && now < owner.lease_until;
+            let may_adopt =
+                |owner: &Owner| owner.retention < transition.retention && now < owner.lease_until;
             (!owners.get(&writer).is_some_and(may_adopt))
                 .then(|| String::from("a record that was gone was written anew"))
         }
-        Some(record) if record.owner != writer => Some(format!("the record of {:?} was changed", record.owner)),
+        Some(record) if record.owner != writer => {
+            Some(format!("the record of {:?} was changed", record.owner))
+        }
         Some(record) => {
             let is_observer = matches!(
                 transition.request,
-                Request::Park { only_orphaned: true, .. } | Request::Resolve { .. } | Request::Remove { .. }
+                Request::Park { only_orphaned: true, .. }
+                    | Request::Resolve { .. }
+                    | Request::Remove { .. }
             );
-            (is_observer && record.is_running()).then(|| format!("the running {:?} lost its record", record.owner))
+            (is_observer && record.is_running())
+                .then(|| format!("the running {:?} lost its record", record.owner))
         }
     }
 }
@@ -201,5 +229,6 @@ fn foreign_record(transition: &Transition, owners: &BTreeMap<Token, Owner>) -> O
 fn taken_over_by_another_request(transition: &Transition) -> Option<String> {
     let before = transition.taken_over()?.fingerprint;
     let Request::Claim { fingerprint, .. } = transition.request else { return None };
-    Fingerprint::contradicts(before, fingerprint).then(|| String::from("another request has taken the call over"))
+    Fingerprint::contradicts(before, fingerprint)
+        .then(|| String::from("another request has taken the call over"))
 }

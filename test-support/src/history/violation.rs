@@ -23,7 +23,8 @@ pub enum Rule {
     NoResultWithoutEffect,
     /// S8: nobody writes on, deletes or renews the record of another.
     OwnRecordOnly,
-    /// S9: a call with another fingerprint neither ran nor got the result, and one with the same was not refused.
+    /// S9: a call with another fingerprint neither ran nor got the result, and one with the same
+    /// was not refused.
     FingerprintsKeptApart,
     /// S10: no body starts before its claim was acknowledged, or when most of its lease is over.
     AcknowledgedBeforeBody,

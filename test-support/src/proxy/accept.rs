@@ -54,7 +54,8 @@ async fn listen() -> anyhow::Result<(TcpListener, SocketAddr)> {
             Err(error) => failure = Some(error),
         }
     }
-    Err(failure.unwrap_or_else(|| io::ErrorKind::AddrInUse.into())).context("the proxy found no free port")
+    Err(failure.unwrap_or_else(|| io::ErrorKind::AddrInUse.into()))
+        .context("the proxy found no free port")
 }
 
 /// Until the proxy is dropped; its connections go with it.
@@ -100,15 +101,16 @@ async fn next(listener: Option<&TcpListener>) -> io::Result<TcpStream> {
 
 fn close(listener: &mut Option<TcpListener>) {
     if let Some(listener) = listener.take() {
-        // A process that is being started at this moment has a copy of the socket until it executes its program, and
-        // closing would take effect only then.
+        // A process that is being started at this moment has a copy of the socket until it executes
+        // its program, and closing would take effect only then.
         let _ = rustix::net::shutdown(&listener, rustix::net::Shutdown::Both);
     }
 }
 
 async fn open(listener: &mut Option<TcpListener>, address: SocketAddr) -> anyhow::Result<()> {
     if listener.is_none() {
-        *listener = Some(TcpListener::bind(address).await.context("the port of the proxy was taken")?);
+        *listener =
+            Some(TcpListener::bind(address).await.context("the port of the proxy was taken")?);
     }
     Ok(())
 }

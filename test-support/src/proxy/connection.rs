@@ -43,7 +43,14 @@ pub(super) struct Conditions {
 impl Default for Conditions {
     fn default() -> Self {
         let none = Duration::ZERO;
-        Self { request_delay: none, answer_delay: none, flows: true, answers_flow: true, ended: 0, end: Ending::Close }
+        Self {
+            request_delay: none,
+            answer_delay: none,
+            flows: true,
+            answers_flow: true,
+            ended: 0,
+            end: Ending::Close,
+        }
     }
 }
 
@@ -138,8 +145,8 @@ pub(super) async fn run(mut client: TcpStream, server: String, shared: Arc<Share
     }
 }
 
-/// What the request direction tells the answer direction: for each request without an answer, the fault that its answer
-/// meets.
+/// What the request direction tells the answer direction: for each request without an answer, the
+/// fault that its answer meets.
 type Unanswered = Mutex<VecDeque<Option<Struck>>>;
 
 async fn forward(client: &mut TcpStream, server: &str, shared: &Shared) -> io::Result<Ending> {
@@ -160,7 +167,8 @@ async fn forward(client: &mut TcpStream, server: &str, shared: &Shared) -> io::R
         tokio::select! {
             action = write_requests(requests, to_server, &conversation, &unanswered, shared) => action?,
             action = write_answers(answers, to_client, &conversation, &unanswered, shared) => action?,
-            // A side that says no more: what it has said is still passed on, which ends the connection.
+            // A side that says no more: what it has said is still passed on, which ends the
+            // connection.
             never = read(from_client, request, request_length, request_delay) => match never? {},
             never = read(from_server, answer, answer_length, answer_delay) => match never? {},
         }
@@ -209,7 +217,8 @@ async fn read(
         }
     }
     if !buffer.is_empty() {
-        let _ = to.send(Message { due: Instant::now() + delay(), bytes: buffer, understood: false });
+        let _ =
+            to.send(Message { due: Instant::now() + delay(), bytes: buffer, understood: false });
     }
     drop(to);
     std::future::pending().await
@@ -263,7 +272,9 @@ async fn write_answers(
     shared: &Shared,
 ) -> io::Result<Action> {
     while let Some(answer) = answers.recv().await {
-        shared.until_due_and(answer.due, |conditions| conditions.flows && conditions.answers_flow).await;
+        shared
+            .until_due_and(answer.due, |conditions| conditions.flows && conditions.answers_flow)
+            .await;
         let struck = struck_by(&answer, conversation, unanswered);
         let answer = answer.bytes;
         match struck.as_ref().map(|struck| struck.fault.moment) {
@@ -279,11 +290,19 @@ async fn write_answers(
 }
 
 /// The fault of the request to which this is the answer.
-fn struck_by(answer: &Message, conversation: &Mutex<Conversation>, unanswered: &Unanswered) -> Option<Struck> {
+fn struck_by(
+    answer: &Message,
+    conversation: &Mutex<Conversation>,
+    unanswered: &Unanswered,
+) -> Option<Struck> {
     if !answer.understood {
         return lock(unanswered).drain(..).flatten().next();
     }
-    if lock(conversation).is_answer(&answer.bytes) { lock(unanswered).pop_front().flatten() } else { None }
+    if lock(conversation).is_answer(&answer.bytes) {
+        lock(unanswered).pop_front().flatten()
+    } else {
+        None
+    }
 }
 
 fn announce(struck: Option<Struck>) -> Action {

@@ -22,7 +22,8 @@ impl Fault {
     }
 }
 
-/// When a fault strikes. Earlier requests of the connection have reached the server; their answers may be lost too.
+/// When a fault strikes. Earlier requests of the connection have reached the server; their answers
+/// may be lost too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Moment {
     /// No byte of the request reaches the server.
@@ -37,7 +38,8 @@ pub enum Moment {
 
 impl Moment {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::BeforeRequest, Self::InsideRequest, Self::AfterRequest, Self::InsideAnswer];
+    pub const ALL: [Self; 4] =
+        [Self::BeforeRequest, Self::InsideRequest, Self::AfterRequest, Self::InsideAnswer];
 }
 
 /// What becomes of the connection. Nothing that comes later on it is passed on.
@@ -61,7 +63,9 @@ impl Planned {
     /// # Errors
     /// When it does not strike in time, or was cleared.
     pub async fn happened(self) -> anyhow::Result<()> {
-        within("the fault to strike", self.0).await?.context("the fault was cleared before it struck")
+        within("the fault to strike", self.0)
+            .await?
+            .context("the fault was cleared before it struck")
     }
 }
 

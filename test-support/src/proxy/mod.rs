@@ -1,11 +1,12 @@
 //! A TCP proxy between a client and a server that fails as told.
 //!
-//! It knows where requests and answers of a [`Protocol`] begin and end, so that a fault strikes exactly between two of
-//! them, and so that requests can be counted and recognized. It takes the first answer for that of the first request,
-//! and so on; what a server says unasked is no answer. (Commands of Redis with more or fewer answers than one, such as
-//! `SUBSCRIBE` in RESP2, `MONITOR` and `CLIENT REPLY OFF`, put that out of step.) A stream that is not of the protocol, TLS
-//! for example, is passed on as it comes, and each piece that was read counts as one nameless request or as the answer
-//! to all requests before it.
+//! It knows where requests and answers of a [`Protocol`] begin and end, so that a fault strikes
+//! exactly between two of them, and so that requests can be counted and recognized. It takes the
+//! first answer for that of the first request, and so on; what a server says unasked is no answer.
+//! (Commands of Redis with more or fewer answers than one, such as `SUBSCRIBE` in RESP2, `MONITOR`
+//! and `CLIENT REPLY OFF`, put that out of step.) A stream that is not of the protocol, TLS for
+//! example, is passed on as it comes, and each piece that was read counts as one nameless request
+//! or as the answer to all requests before it.
 //!
 //! It runs in a thread of its own: a test may block its executor, and the proxy goes on.
 
@@ -94,17 +95,24 @@ impl Proxy {
         with_address(url, &self.address.to_string())
     }
 
-    /// The next request of this command, as in [`Request::command`], meets the fault. The name counts whatever its case.
+    /// The next request of this command, as in [`Request::command`], meets the fault. The name
+    /// counts whatever its case.
     pub fn next(&self, command: &str, fault: Fault) -> Planned {
         let command = command.to_ascii_uppercase();
         self.nth(1, move |request| request.command() == command, fault)
     }
 
-    /// The `nth` request from now for which `matches` holds meets the fault, over all connections. The first is 1.
+    /// The `nth` request from now for which `matches` holds meets the fault, over all connections.
+    /// The first is 1.
     ///
-    /// Faults that wait are looked at in the order in which they were planned. A request that meets one is not counted
-    /// by those behind it.
-    pub fn nth(&self, nth: usize, matches: impl Fn(&Request) -> bool + Send + 'static, fault: Fault) -> Planned {
+    /// Faults that wait are looked at in the order in which they were planned. A request that meets
+    /// one is not counted by those behind it.
+    pub fn nth(
+        &self,
+        nth: usize,
+        matches: impl Fn(&Request) -> bool + Send + 'static,
+        fault: Fault,
+    ) -> Planned {
         let (plan, planned) = Plan::new(nth, Box::new(matches), fault);
         self.shared.plans().push(plan);
         planned
@@ -130,18 +138,20 @@ impl Proxy {
         self.shared.change(|conditions| conditions.answer_delay = delay);
     }
 
-    /// Nothing is passed on any more, in both directions, on all connections, new ones included. They stay open.
+    /// Nothing is passed on any more, in both directions, on all connections, new ones included.
+    /// They stay open.
     pub fn half_open(&self) {
         self.shared.change(|conditions| conditions.flows = false);
     }
 
-    /// No answer is passed on any more, on all connections, while requests go on to the server: what comes now is what
-    /// clients send without waiting.
+    /// No answer is passed on any more, on all connections, while requests go on to the server:
+    /// what comes now is what clients send without waiting.
     pub fn hold_answers(&self) {
         self.shared.change(|conditions| conditions.answers_flow = false);
     }
 
-    /// Ends [`half_open`](Self::half_open) and [`hold_answers`](Self::hold_answers): what has waited is passed on.
+    /// Ends [`half_open`](Self::half_open) and [`hold_answers`](Self::hold_answers): what has
+    /// waited is passed on.
     pub fn heal(&self) {
         self.shared.change(|conditions| (conditions.flows, conditions.answers_flow) = (true, true));
     }
@@ -151,7 +161,8 @@ impl Proxy {
         self.end_all(Ending::Close);
     }
 
-    /// Resets all connections towards their clients (RST), as a server that has crashed or a firewall does.
+    /// Resets all connections towards their clients (RST), as a server that has crashed or a
+    /// firewall does.
     pub fn reset_all(&self) {
         self.end_all(Ending::Reset);
     }
@@ -179,7 +190,10 @@ impl Proxy {
         self.order(Door::Open).await
     }
 
-    async fn order(&self, door: fn(oneshot::Sender<anyhow::Result<()>>) -> Door) -> anyhow::Result<()> {
+    async fn order(
+        &self,
+        door: fn(oneshot::Sender<anyhow::Result<()>>) -> Door,
+    ) -> anyhow::Result<()> {
         let (answer, done) = oneshot::channel();
         let doors = self.doors.as_ref().context("the proxy has ended")?;
         doors.send(door(answer)).ok().context("the proxy has ended")?;
@@ -201,9 +215,10 @@ impl Proxy {
         self.shared.counts().get(&command.to_ascii_uppercase()).copied().unwrap_or_default()
     }
 
-    /// How often clients have waited for the server so far: a request that comes while an answer is still due on its
-    /// connection is on one round trip with the one before it. [Hold the answers](Self::hold_answers) to see what a client
-    /// sends without waiting, or a quick answer may come between two requests that were sent together.
+    /// How often clients have waited for the server so far: a request that comes while an answer is
+    /// still due on its connection is on one round trip with the one before it. [Hold the
+    /// answers](Self::hold_answers) to see what a client sends without waiting, or a quick answer
+    /// may come between two requests that were sent together.
     pub fn round_trips(&self) -> usize {
         self.shared.round_trips()
     }

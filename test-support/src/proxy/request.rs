@@ -39,14 +39,19 @@ impl Request {
         &self.bytes
     }
 
-    /// The command in upper case: `"SET"`, or the first word of the statement that is run: `"UPDATE"`.
+    /// The command in upper case: `"SET"`, or the first word of the statement that is run:
+    /// `"UPDATE"`.
     ///
-    /// Of SQL databases also what runs no statement: `"LOGIN"`, `"PREPARE"` for a statement that is only prepared, and
-    /// so on. Empty for what is of another protocol.
+    /// Of SQL databases also what runs no statement: `"LOGIN"`, `"PREPARE"` for a statement that is
+    /// only prepared, and so on. Empty for what is of another protocol.
     pub fn command(&self) -> String {
         match &self.meaning {
             Meaning::Sql { command, .. } => command.clone(),
-            _ => self.words().first().map(|word| word.escape_ascii().to_string().to_uppercase()).unwrap_or_default(),
+            _ => self
+                .words()
+                .first()
+                .map(|word| word.escape_ascii().to_string().to_uppercase())
+                .unwrap_or_default(),
         }
     }
 
@@ -55,12 +60,14 @@ impl Request {
         self.words().into_iter().skip(1).collect()
     }
 
-    /// Whether one of the words of a command of Redis is this one, for example the hash of a script or a key.
+    /// Whether one of the words of a command of Redis is this one, for example the hash of a script
+    /// or a key.
     pub fn mentions(&self, word: &str) -> bool {
         self.words().contains(&word.as_bytes())
     }
 
-    /// The SQL statements that are run, also where the request only names one that was prepared before.
+    /// The SQL statements that are run, also where the request only names one that was prepared
+    /// before.
     pub fn statements(&self) -> &[String] {
         match &self.meaning {
             Meaning::Sql { statements, .. } => statements,

@@ -1,4 +1,5 @@
-//! Where the programs of servers are. `cargo xtask test servers` looks in the same places: it compiles this file too.
+//! Where the programs of servers are. `cargo xtask test servers` looks in the same places: it
+//! compiles this file too.
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
@@ -10,12 +11,17 @@ const MARIADB_VARIABLE: &str = "MARIADB_SERVER";
 
 /// Names the directory of PostgreSQL's programs.
 const POSTGRES_VARIABLE: &str = "POSTGRES_BIN";
-/// Where PostgreSQL is that is not in `PATH`: folders of all versions, and what precedes a version's number.
-const POSTGRES_FOLDERS: [(&str, &str); 3] =
-    [("/usr/lib/postgresql", ""), ("/opt/homebrew/opt", "postgresql@"), ("/usr/local/opt", "postgresql@")];
+/// Where PostgreSQL is that is not in `PATH`: folders of all versions, and what precedes a
+/// version's number.
+const POSTGRES_FOLDERS: [(&str, &str); 3] = [
+    ("/usr/lib/postgresql", ""),
+    ("/opt/homebrew/opt", "postgresql@"),
+    ("/usr/local/opt", "postgresql@"),
+];
 
-/// A program of PostgreSQL: in the directory that the environment variable `POSTGRES_BIN` names if that is set, else
-/// where the server is in `PATH`, else of the highest version in the usual places. A client may also be in `PATH` alone.
+/// A program of PostgreSQL: in the directory that the environment variable `POSTGRES_BIN` names if
+/// that is set, else where the server is in `PATH`, else of the highest version in the usual
+/// places. A client may also be in `PATH` alone.
 ///
 /// # Errors
 /// When there is none, with what to do about it.
@@ -25,10 +31,17 @@ pub(crate) fn postgres(name: &str) -> anyhow::Result<PathBuf> {
         Some(directory) => Some(PathBuf::from(directory)),
         None => first_in("postgres", &path)
             .and_then(|server| Some(server.parent()?.to_path_buf()))
-            .or_else(|| POSTGRES_FOLDERS.iter().find_map(|(folder, prefix)| highest(Path::new(folder), prefix))),
+            .or_else(|| {
+                POSTGRES_FOLDERS
+                    .iter()
+                    .find_map(|(folder, prefix)| highest(Path::new(folder), prefix))
+            }),
     };
-    let beside = directory.map(|directory| directory.join(name)).filter(|program| is_program(program));
-    beside.or_else(|| first_in(name, &path)).with_context(|| missing(name, POSTGRES_VARIABLE, "its directory"))
+    let beside =
+        directory.map(|directory| directory.join(name)).filter(|program| is_program(program));
+    beside
+        .or_else(|| first_in(name, &path))
+        .with_context(|| missing(name, POSTGRES_VARIABLE, "its directory"))
 }
 
 /// The directory of programs of the highest version in `folder`, whose entries begin with `prefix`.
@@ -42,8 +55,8 @@ fn highest(folder: &Path, prefix: &str) -> Option<PathBuf> {
     Some(versions.max()?.1)
 }
 
-/// A program of MariaDB: with the server that the environment variable `MARIADB_SERVER` names if that is set, else in
-/// `PATH`.
+/// A program of MariaDB: with the server that the environment variable `MARIADB_SERVER` names if
+/// that is set, else in `PATH`.
 ///
 /// # Errors
 /// When there is none, with what to do about it.
@@ -55,22 +68,25 @@ pub(crate) fn mariadb(name: &str) -> anyhow::Result<PathBuf> {
     // A version that was unpacked by itself has its programs in several folders.
     let server = configured.map(PathBuf::from);
     let folder = server.as_deref().and_then(Path::parent);
-    let beside = folder.into_iter().flat_map(|folder| ["", "../bin", "../scripts"].map(|other| folder.join(other)));
+    let beside = folder
+        .into_iter()
+        .flat_map(|folder| ["", "../bin", "../scripts"].map(|other| folder.join(other)));
     let beside = beside.map(|folder| folder.join(name)).find(|program| is_program(program));
     beside
         .or_else(|| first_in(name, &search_path()))
         .with_context(|| missing(name, MARIADB_VARIABLE, "the path of `mariadbd`"))
 }
 
-/// Where a version of MariaDB that was unpacked by itself has its files, as an option of its programs. Without it they take
-/// those of an installed one.
+/// Where a version of MariaDB that was unpacked by itself has its files, as an option of its
+/// programs. Without it they take those of an installed one.
 #[allow(dead_code, reason = "for who starts it")]
 pub(crate) fn mariadb_base() -> Option<String> {
     let server = PathBuf::from(std::env::var_os(MARIADB_VARIABLE)?);
     Some(format!("--basedir={}", server.parent()?.parent()?.display()))
 }
 
-/// The program `name`: the path in the environment variable `variable` if that is set, else the first in `PATH`.
+/// The program `name`: the path in the environment variable `variable` if that is set, else the
+/// first in `PATH`.
 ///
 /// # Errors
 /// When there is none, with what to do about it.
@@ -78,11 +94,19 @@ pub(crate) fn find(name: &str, variable: &str) -> anyhow::Result<PathBuf> {
     find_in(name, variable, std::env::var_os(variable).as_deref(), &search_path())
 }
 
-fn find_in(name: &str, variable: &str, configured: Option<&OsStr>, path: &OsStr) -> anyhow::Result<PathBuf> {
+fn find_in(
+    name: &str,
+    variable: &str,
+    configured: Option<&OsStr>,
+    path: &OsStr,
+) -> anyhow::Result<PathBuf> {
     if let Some(configured) = configured {
         let program = PathBuf::from(configured);
         if !program.is_file() {
-            bail!("{variable} says that {name} is {}, but there is no such file", program.display());
+            bail!(
+                "{variable} says that {name} is {}, but there is no such file",
+                program.display()
+            );
         }
         return Ok(program);
     }
@@ -110,7 +134,8 @@ fn missing(name: &str, variable: &str, value: &str) -> String {
 
 fn is_program(path: &Path) -> bool {
     use std::os::unix::fs::PermissionsExt as _;
-    path.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
+    path.metadata()
+        .is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
 }
 
 #[cfg(test)]
@@ -122,7 +147,8 @@ mod tests {
 
     #[test]
     fn a_missing_program_is_named_with_the_way_to_get_it() {
-        let error = find_in("redis-server", "REDIS_SERVER", None, OsStr::new("/nowhere")).unwrap_err();
+        let error =
+            find_in("redis-server", "REDIS_SERVER", None, OsStr::new("/nowhere")).unwrap_err();
         let message = error.to_string();
         for part in ["redis-server is missing", "cargo xtask test servers", "REDIS_SERVER"] {
             assert!(message.contains(part), "{message}");
@@ -139,7 +165,10 @@ mod tests {
             std::fs::create_dir_all(&directory).unwrap();
             std::os::unix::fs::symlink("/bin/sh", directory.join(program)).unwrap();
         }
-        assert_eq!(highest(folder.path(), "postgresql@"), Some(folder.path().join("postgresql@16/bin")));
+        assert_eq!(
+            highest(folder.path(), "postgresql@"),
+            Some(folder.path().join("postgresql@16/bin"))
+        );
         assert_eq!(highest(folder.path(), ""), None);
     }
 
@@ -147,7 +176,10 @@ mod tests {
     fn the_variable_wins_and_is_checked() {
         let path = OsStr::new("/bin");
         assert_eq!(find_in("sh", "SHELL", None, path).unwrap(), Path::new("/bin/sh"));
-        assert_eq!(find_in("redis-server", "R", Some(OsStr::new("/bin/sh")), path).unwrap(), Path::new("/bin/sh"));
+        assert_eq!(
+            find_in("redis-server", "R", Some(OsStr::new("/bin/sh")), path).unwrap(),
+            Path::new("/bin/sh")
+        );
         let error = find_in("sh", "SHELL", Some(OsStr::new("/nowhere/sh")), path).unwrap_err();
         assert!(error.to_string().contains("SHELL says that sh is /nowhere/sh"), "{error}");
     }

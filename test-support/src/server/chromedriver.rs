@@ -24,10 +24,11 @@ const REMOVALS: u32 = 500;
 /// How long to wait before that.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// A `ChromeDriver` for one test, on a port that it has chosen, with a directory for the browsers that it starts.
+/// A `ChromeDriver` for one test, on a port that it has chosen, with a directory for the browsers
+/// that it starts.
 ///
-/// It ends with this value or with the test process, and the browsers with it. They outlive a driver that is killed, so all
-/// are one group of processes.
+/// It ends with this value or with the test process, and the browsers with it. They outlive a
+/// driver that is killed, so all are one group of processes.
 #[derive(Debug)]
 pub struct ChromeDriver {
     url: String,
@@ -41,7 +42,8 @@ impl ChromeDriver {
     /// Starts it, and waits until it listens.
     ///
     /// # Errors
-    /// When its program is missing, with the way to get it, or when it does not start, with what it printed.
+    /// When its program is missing, with the way to get it, or when it does not start, with what it
+    /// printed.
     pub async fn start() -> anyhow::Result<Self> {
         let directory = tempfile::Builder::new().prefix("chromedriver-").tempdir()?;
         let output = directory.path().join("output.log");
@@ -50,7 +52,8 @@ impl ChromeDriver {
         // What the browser leaves in a home directory is removed too.
         command.arg("--port=0").env("HOME", directory.path()).current_dir(directory.path());
         command.process_group(0).stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
-        let guard = Guard::start(Some(directory.path()), Signal::KILL).context("could not start the guard")?;
+        let guard = Guard::start(Some(directory.path()), Signal::KILL)
+            .context("could not start the guard")?;
         let child = command.spawn().context("could not start chromedriver")?;
         let mut driver = Self { url: String::new(), child, directory, guard };
         driver.guard.watch_group(driver.child.id()).context("the guard has ended")?;
@@ -72,8 +75,8 @@ impl ChromeDriver {
         &self.url
     }
 
-    /// The arguments with which a browser runs without a screen, also as root in a container, and keeps its files in the
-    /// directory that is removed.
+    /// The arguments with which a browser runs without a screen, also as root in a container, and
+    /// keeps its files in the directory that is removed.
     ///
     /// # Errors
     /// When that directory has no name in UTF-8.
@@ -89,8 +92,13 @@ impl ChromeDriver {
             "--disable-component-update",
             "--disable-sync",
         ];
-        let profile = profile(self.directory.path()).context("the temporary directory is not named in UTF-8")?;
-        Ok(ARGUMENTS.into_iter().map(String::from).chain([format!("--user-data-dir={profile}")]).collect())
+        let profile = profile(self.directory.path())
+            .context("the temporary directory is not named in UTF-8")?;
+        Ok(ARGUMENTS
+            .into_iter()
+            .map(String::from)
+            .chain([format!("--user-data-dir={profile}")])
+            .collect())
     }
 }
 

@@ -6,8 +6,8 @@ use rustix::process::{Signal, kill_process};
 
 use super::process::pid_of;
 
-/// Sends `signal` to the processes that `parent` has started. Those that have ended in the meantime need none: as long as
-/// their parent stands still, nobody else is given their ids.
+/// Sends `signal` to the processes that `parent` has started. Those that have ended in the meantime
+/// need none: as long as their parent stands still, nobody else is given their ids.
 pub(super) fn signal_children(parent: u32, signal: Signal) -> Vec<u32> {
     let children = children_of(parent);
     for pid in children.iter().filter_map(|child| pid_of(*child).ok()) {
@@ -19,7 +19,8 @@ pub(super) fn signal_children(parent: u32, signal: Signal) -> Vec<u32> {
 /// The processes that `parent` has started and that have not been reaped.
 fn children_of(parent: u32) -> Vec<u32> {
     let parent = parent.to_string();
-    let processes = if Path::new("/proc/self/stat").exists() { listed_by_the_kernel() } else { listed_by_ps() };
+    let processes =
+        if Path::new("/proc/self/stat").exists() { listed_by_the_kernel() } else { listed_by_ps() };
     let children = processes.iter().filter(|(_, its_parent)| *its_parent == parent);
     children.filter_map(|(pid, _)| pid.parse().ok()).collect()
 }

@@ -48,7 +48,8 @@ pub trait Kind: Sized {
         Ok(())
     }
 
-    /// Takes back from the system what a killed server leaves there and would find again when it is restarted.
+    /// Takes back from the system what a killed server leaves there and would find again when it is
+    /// restarted.
     fn clean_up_after_kill(&self, _directory: &Path) {}
 
     /// Where it is.
@@ -57,9 +58,10 @@ pub trait Kind: Sized {
 
 /// A server for one test, or for all tests of a process.
 ///
-/// It is private: nobody else knows its port, its directory is removed with it, and it ends with this value or with the
-/// test process, whichever is first. Where an environment variable names a server of this kind and the options ask for
-/// nothing special, that one is used instead, and can be neither stopped nor paused.
+/// It is private: nobody else knows its port, its directory is removed with it, and it ends with
+/// this value or with the test process, whichever is first. Where an environment variable names a
+/// server of this kind and the options ask for nothing special, that one is used instead, and can
+/// be neither stopped nor paused.
 #[derive(Debug)]
 pub struct Server<K> {
     pub(super) place: Place<K>,
@@ -84,16 +86,22 @@ impl<K: Kind> Server<K> {
     /// Starts a server, and waits until it answers.
     ///
     /// # Errors
-    /// When its program is missing, with the way to get it, or when it does not start, with what it printed.
+    /// When its program is missing, with the way to get it, or when it does not start, with what it
+    /// printed.
     pub async fn start(options: K::Options) -> anyhow::Result<Self> {
         Self::start_or_use(options, K::URL_VARIABLE.and_then(|name| std::env::var(name).ok())).await
     }
 
-    pub(super) async fn start_or_use(options: K::Options, url: Option<String>) -> anyhow::Result<Self> {
+    pub(super) async fn start_or_use(
+        options: K::Options,
+        url: Option<String>,
+    ) -> anyhow::Result<Self> {
         let place = match url {
             Some(url) if K::any_server_will_do(&options) => {
                 let url = ServerUrl::parse(&url, K::PORT);
-                Place::Elsewhere(url.with_context(|| format!("{} is no URL of a server", variable::<K>()))?)
+                Place::Elsewhere(
+                    url.with_context(|| format!("{} is no URL of a server", variable::<K>()))?,
+                )
             }
             _ => Place::Private(Box::new(Private::start(options).await?)),
         };
@@ -145,8 +153,8 @@ impl<K: Kind> Server<K> {
         Ok(self.private("keeps its files elsewhere")?.directory.path())
     }
 
-    /// Asks it to end and waits until it has. Its clients lose their connections. It can be started again with
-    /// [`restart`](Self::restart).
+    /// Asks it to end and waits until it has. Its clients lose their connections. It can be started
+    /// again with [`restart`](Self::restart).
     ///
     /// # Errors
     /// When it is not private, not running, or does not end.
@@ -154,7 +162,8 @@ impl<K: Kind> Server<K> {
         self.take("cannot be stopped")?.stop().await
     }
 
-    /// Kills it (SIGKILL) with all that it has started. It can be started again with [`restart`](Self::restart).
+    /// Kills it (SIGKILL) with all that it has started. It can be started again with
+    /// [`restart`](Self::restart).
     ///
     /// # Errors
     /// When it is not private or not running.
@@ -165,7 +174,8 @@ impl<K: Kind> Server<K> {
         Ok(())
     }
 
-    /// Stops it if it runs, starts it again on the same port with the same files, and waits until it answers.
+    /// Stops it if it runs, starts it again on the same port with the same files, and waits until
+    /// it answers.
     ///
     /// # Errors
     /// When it is not private, or does not start.
@@ -212,12 +222,19 @@ impl<K: Kind> Server<K> {
     }
 
     fn take(&mut self, refusal: &str) -> anyhow::Result<ServerProcess> {
-        self.private_mut(refusal)?.process.take().with_context(|| format!("{} does not run", K::NAME))
+        self.private_mut(refusal)?
+            .process
+            .take()
+            .with_context(|| format!("{} does not run", K::NAME))
     }
 }
 
 fn not_ours<K: Kind>(refusal: &str) -> String {
-    format!("the server that {} names {refusal}: ask for one of your own with {}", variable::<K>(), K::PRIVATE)
+    format!(
+        "the server that {} names {refusal}: ask for one of your own with {}",
+        variable::<K>(),
+        K::PRIVATE
+    )
 }
 
 fn variable<K: Kind>() -> &'static str {
@@ -234,10 +251,16 @@ impl<K: Kind> Private<K> {
             server.port = port::free()?;
             match server.run().await {
                 Ok(()) => {
-                    server.kind.set_up(server.port).await.with_context(|| format!("{} was not set up", K::NAME))?;
+                    server
+                        .kind
+                        .set_up(server.port)
+                        .await
+                        .with_context(|| format!("{} was not set up", K::NAME))?;
                     return Ok(server);
                 }
-                Err(error) if error.to_string().contains("Address already in use") => failure = Some(error),
+                Err(error) if error.to_string().contains("Address already in use") => {
+                    failure = Some(error)
+                }
                 Err(error) => return Err(error),
             }
         }

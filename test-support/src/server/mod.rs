@@ -1,8 +1,9 @@
 //! Private servers: each on a free port in a temporary directory, ended by its own process id.
 //!
-//! [`Server`] is what all kinds have in common: starting, signals, and an end that is certain. A kind adds its options,
-//! its address and how to tell that it is ready: [`RedisServer`], [`PostgresServer`],
-//! [`MariaDbServer`], [`PgBouncer`]. [`ChromeDriver`] is no server of records, and ends as surely.
+//! [`Server`] is what all kinds have in common: starting, signals, and an end that is certain. A
+//! kind adds its options, its address and how to tell that it is ready: [`RedisServer`],
+//! [`PostgresServer`], [`MariaDbServer`], [`PgBouncer`]. [`ChromeDriver`] is no server of records,
+//! and ends as surely.
 
 mod binary;
 mod chromedriver;

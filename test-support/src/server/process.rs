@@ -27,11 +27,13 @@ const PAUSE: Duration = Duration::from_millis(2);
 pub struct Signals {
     /// Ends it in good order, without waiting for its clients.
     pub stop: Signal,
-    /// Ends it at once when nobody needs its data any more. SIGKILL where that leaves nothing behind.
+    /// Ends it at once when nobody needs its data any more. SIGKILL where that leaves nothing
+    /// behind.
     pub discard: Signal,
 }
 
-/// A server's process. It ends with this value, and also when the test process is killed before that.
+/// A server's process. It ends with this value, and also when the test process is killed before
+/// that.
 #[derive(Debug)]
 pub struct ServerProcess {
     name: String,
@@ -43,17 +45,22 @@ pub struct ServerProcess {
 }
 
 impl ServerProcess {
-    /// Starts `command` as the server `name`. Its output goes to a file in `directory`, which is removed together with
-    /// the process if the test process is killed.
+    /// Starts `command` as the server `name`. Its output goes to a file in `directory`, which is
+    /// removed together with the process if the test process is killed.
     ///
     /// # Errors
     /// When the program cannot be started.
-    pub fn spawn(name: &str, mut command: Command, directory: &Path, signals: Signals) -> anyhow::Result<Self> {
+    pub fn spawn(
+        name: &str,
+        mut command: Command,
+        directory: &Path,
+        signals: Signals,
+    ) -> anyhow::Result<Self> {
         let output = directory.join("output.log");
         let file = File::options().create(true).append(true).open(&output)?;
         command.current_dir(directory).stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
-        let mut guard =
-            Guard::start(Some(directory), signals.discard).context("could not start the guard of a server")?;
+        let mut guard = Guard::start(Some(directory), signals.discard)
+            .context("could not start the guard of a server")?;
         let mut child = command.spawn().with_context(|| format!("could not start {name}"))?;
         if let Err(error) = guard.watch(child.id()) {
             let _ = child.kill();
@@ -84,8 +91,8 @@ impl ServerProcess {
         lines[lines.len().saturating_sub(QUOTED_LINES)..].join("\n")
     }
 
-    /// Stops it where it stands with all that it has started (SIGSTOP), and waits until they stand still. Its
-    /// connections stay open, nothing answers.
+    /// Stops it where it stands with all that it has started (SIGSTOP), and waits until they stand
+    /// still. Its connections stay open, nothing answers.
     ///
     /// # Errors
     /// When the process has ended.
@@ -171,7 +178,8 @@ impl Drop for ServerProcess {
     }
 }
 
-/// Whether a process with this id exists and has not ended. One that has ended and waits for its parent has ended.
+/// Whether a process with this id exists and has not ended. One that has ended and waits for its
+/// parent has ended.
 ///
 /// # Errors
 /// When the id cannot be that of a process.

@@ -21,7 +21,9 @@ impl SystemUser {
             return Ok(Self(None));
         }
         let ids = names.iter().find_map(|name| Some((id("-u", name)?, id("-g", name)?)));
-        let ids = ids.with_context(|| format!("the server does not run as root, and no user is named {names:?}"))?;
+        let ids = ids.with_context(|| {
+            format!("the server does not run as root, and no user is named {names:?}")
+        })?;
         Ok(Self(Some(ids)))
     }
 
@@ -36,7 +38,8 @@ impl SystemUser {
     /// `path` is this user's.
     pub(super) fn owns(self, path: &Path) -> anyhow::Result<()> {
         let Self(Some((user, group))) = self else { return Ok(()) };
-        chown(path, Some(user), Some(group)).with_context(|| format!("could not give {} away", path.display()))
+        chown(path, Some(user), Some(group))
+            .with_context(|| format!("could not give {} away", path.display()))
     }
 }
 

@@ -21,7 +21,8 @@ impl ServerUrl {
     /// # Errors
     /// When it is no such URL. The message does not show it: it may contain a password.
     pub(super) fn parse(text: &str, port: u16) -> anyhow::Result<Self> {
-        let (scheme, rest) = text.split_once("://").context("a URL begins with its scheme and ://")?;
+        let (scheme, rest) =
+            text.split_once("://").context("a URL begins with its scheme and ://")?;
         let rest = rest.split('?').next().unwrap_or_default();
         let (authority, database) = rest.split_once('/').unwrap_or((rest, ""));
         let (credentials, address) = authority.rsplit_once('@').unwrap_or(("", authority));
@@ -45,7 +46,10 @@ impl ServerUrl {
 
     /// The same server with another database.
     pub(super) fn with_database(&self, database: &str) -> String {
-        let (before, query) = self.text.split_once('?').map_or((&*self.text, None), |(url, query)| (url, Some(query)));
+        let (before, query) = self
+            .text
+            .split_once('?')
+            .map_or((&*self.text, None), |(url, query)| (url, Some(query)));
         let start = self.scheme.len() + "://".len();
         let end = before[start..].find('/').map_or(before.len(), |slash| start + slash);
         let query = query.map(|query| format!("?{query}")).unwrap_or_default();

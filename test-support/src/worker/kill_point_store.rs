@@ -5,17 +5,19 @@ use std::sync::Arc;
 
 use idempotent_runtime::key::KeyHash;
 use idempotent_runtime::store::{
-    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, DynStore, Page, Park, Purged, Record, Release,
-    Remove, Renewal, Resolve, Scan, Store, StoreError, Token, Watch, Written,
+    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, DynStore, Page, Park,
+    Purged, Record, Release, Remove, Renewal, Resolve, Scan, Store, StoreError, Token, Watch,
+    Written,
 };
 
 use super::{
-    AFTER_CLAIM, AFTER_COMMIT, AFTER_PARK, AFTER_RESOLVE, AFTER_SEND, BEFORE_COMMIT, BEFORE_PARK, BEFORE_RESOLVE,
-    BEFORE_SEND, DURING_PARK, DURING_RENEWAL, DURING_RESOLVE, KillPoints, after_checkpoint, before_checkpoint,
-    during_checkpoint,
+    AFTER_CLAIM, AFTER_COMMIT, AFTER_PARK, AFTER_RESOLVE, AFTER_SEND, BEFORE_COMMIT, BEFORE_PARK,
+    BEFORE_RESOLVE, BEFORE_SEND, DURING_PARK, DURING_RENEWAL, DURING_RESOLVE, KillPoints,
+    after_checkpoint, before_checkpoint, during_checkpoint,
 };
 
-/// Stops at the points around the requests that change a record. Everything goes to the store inside.
+/// Stops at the points around the requests that change a record. Everything goes to the store
+/// inside.
 #[derive(Clone)]
 pub struct KillPointStore {
     inner: Arc<dyn DynStore>,
@@ -24,7 +26,9 @@ pub struct KillPointStore {
 
 impl fmt::Debug for KillPointStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("KillPointStore").field("inner", &DynStore::name(&*self.inner)).finish_non_exhaustive()
+        f.debug_struct("KillPointStore")
+            .field("inner", &DynStore::name(&*self.inner))
+            .finish_non_exhaustive()
     }
 }
 

@@ -27,13 +27,16 @@ pub struct KillPoints {
 }
 
 impl KillPoints {
-    /// The points that [`Worker::spawn`](super::Worker::spawn) was given; none if this process is nobody's worker.
+    /// The points that [`Worker::spawn`](super::Worker::spawn) was given; none if this process is
+    /// nobody's worker.
     ///
     /// Reads standard input from now on. When it ends, the test is gone, and so is this process.
     pub fn from_env() -> Self {
         let names = std::env::var(POINTS_VARIABLE).unwrap_or_default();
         let armed = names.split(',').filter(|name| !name.is_empty());
-        let armed = Arc::new(armed.map(|name| (String::from(name), Semaphore::new(0))).collect::<HashMap<_, _>>());
+        let armed = Arc::new(
+            armed.map(|name| (String::from(name), Semaphore::new(0))).collect::<HashMap<_, _>>(),
+        );
         if !armed.is_empty() {
             let points = Arc::clone(&armed);
             thread::spawn(move || listen(&points));
@@ -46,7 +49,8 @@ impl KillPoints {
         self.armed.contains_key(point)
     }
 
-    /// Says that this point is reached and waits for the test to let it go on, if the test wants to know.
+    /// Says that this point is reached and waits for the test to let it go on, if the test wants to
+    /// know.
     ///
     /// Several tasks may wait at one point; each `go` is for one of them.
     pub async fn reach(&self, point: &str) {

@@ -1,10 +1,10 @@
 //! Worker processes that can be killed at named points.
 //!
-//! The test starts a program with [`Worker::spawn`] and says at which points it shall stop. The program makes
-//! [`KillPoints::from_env`] and awaits [`reach`](KillPoints::reach) where a kill would be interesting; with
-//! [`KillPointStore`] around its store, the points of the store's requests are there already. Each side knows the other
-//! by lines: the worker prints `at <point>` and waits; the test writes `go <point>`. All other lines that the worker
-//! prints are its output.
+//! The test starts a program with [`Worker::spawn`] and says at which points it shall stop. The
+//! program makes [`KillPoints::from_env`] and awaits [`reach`](KillPoints::reach) where a kill
+//! would be interesting; with [`KillPointStore`] around its store, the points of the store's
+//! requests are there already. Each side knows the other by lines: the worker prints `at <point>`
+//! and waits; the test writes `go <point>`. All other lines that the worker prints are its output.
 
 mod kill_point_store;
 mod kill_points;
@@ -15,8 +15,16 @@ pub use kill_points::KillPoints;
 pub use process::{Worker, example};
 
 /// The points that every test of crashes goes through, in the order in which one call reaches them.
-pub const POINTS: [&str; 8] =
-    [BEFORE_SEND, AFTER_SEND, AFTER_CLAIM, BEFORE_EFFECT, DURING_RENEWAL, AFTER_EFFECT, BEFORE_COMMIT, AFTER_COMMIT];
+pub const POINTS: [&str; 8] = [
+    BEFORE_SEND,
+    AFTER_SEND,
+    AFTER_CLAIM,
+    BEFORE_EFFECT,
+    DURING_RENEWAL,
+    AFTER_EFFECT,
+    BEFORE_COMMIT,
+    AFTER_COMMIT,
+];
 
 /// The claim has not been sent.
 pub const BEFORE_SEND: &str = "before_send";

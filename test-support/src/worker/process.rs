@@ -41,16 +41,22 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts `command`; it shall wait at `points`, each time that it gets there. What it prints as errors goes where
-    /// the errors of the test go.
+    /// Starts `command`; it shall wait at `points`, each time that it gets there. What it prints as
+    /// errors goes where the errors of the test go.
     ///
     /// # Errors
     /// When the program cannot be started.
     pub fn spawn(command: impl Into<Command>, points: &[&str]) -> anyhow::Result<Self> {
         let mut command = command.into();
-        command.env(POINTS_VARIABLE, points.join(",")).stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
-        let mut guard = Guard::start(None, Signal::KILL).context("could not start the guard of a worker")?;
-        let mut child = command.spawn().with_context(|| format!("could not start the worker {command:?}"))?;
+        command
+            .env(POINTS_VARIABLE, points.join(","))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true);
+        let mut guard =
+            Guard::start(None, Signal::KILL).context("could not start the guard of a worker")?;
+        let mut child =
+            command.spawn().with_context(|| format!("could not start the worker {command:?}"))?;
         let pid = child.id().context("the worker has no process id")?;
         guard.watch(pid).context("the guard of a worker has ended")?;
         let input = child.stdin.take().context("the worker has no standard input")?;
@@ -77,13 +83,15 @@ impl Worker {
         Ok(point)
     }
 
-    /// Lets it pass all other points until it waits at this one. One at which it waits already is left alone: let it
-    /// [`go`](Self::go) from there first.
+    /// Lets it pass all other points until it waits at this one. One at which it waits already is
+    /// left alone: let it [`go`](Self::go) from there first.
     ///
     /// # Errors
     /// When it ends, or does not get there.
     pub async fn wait_for_point(&mut self, point: &str) -> anyhow::Result<()> {
-        while self.next_point().await.with_context(|| format!("while waiting for {point}"))? != point {
+        while self.next_point().await.with_context(|| format!("while waiting for {point}"))?
+            != point
+        {
             self.go().await?;
         }
         Ok(())
@@ -103,7 +111,10 @@ impl Worker {
     /// # Errors
     /// When it is gone.
     pub async fn go_from(&mut self, point: &str) -> anyhow::Result<()> {
-        self.input.write_all(format!("{GO}{point}\n").as_bytes()).await.context("the worker is gone")
+        self.input
+            .write_all(format!("{GO}{point}\n").as_bytes())
+            .await
+            .context("the worker is gone")
     }
 
     /// The next line that it prints, or `None` when it has ended.
@@ -142,7 +153,8 @@ impl Worker {
         self.signal(Signal::CONT)
     }
 
-    /// Kills it (SIGKILL) and waits until it is gone. Nothing in it runs any more, no destructor and no thread.
+    /// Kills it (SIGKILL) and waits until it is gone. Nothing in it runs any more, no destructor
+    /// and no thread.
     ///
     /// # Errors
     /// When it had ended by itself before.
@@ -162,7 +174,8 @@ impl Worker {
     }
 
     fn signal(&self, signal: Signal) -> anyhow::Result<()> {
-        kill_process(pid_of(self.id()?)?, signal).with_context(|| format!("could not send {signal:?} to the worker"))
+        kill_process(pid_of(self.id()?)?, signal)
+            .with_context(|| format!("could not send {signal:?} to the worker"))
     }
 
     /// Its process id, which is its own as long as it is not reaped.
@@ -171,8 +184,13 @@ impl Worker {
     }
 }
 
-/// Points here, output there. Always reads, so that a worker never waits for a test that does not listen.
-async fn sort(printed: ChildStdout, points: UnboundedSender<String>, output: UnboundedSender<String>) {
+/// Points here, output there. Always reads, so that a worker never waits for a test that does not
+/// listen.
+async fn sort(
+    printed: ChildStdout,
+    points: UnboundedSender<String>,
+    output: UnboundedSender<String>,
+) {
     let mut lines = BufReader::new(printed).lines();
     while let Ok(Some(line)) = lines.next_line().await {
         // Nobody listens any more when the test has dropped the worker.
@@ -193,7 +211,9 @@ pub fn example(name: &str) -> anyhow::Result<PathBuf> {
     let profile = test.ancestors().nth(2).context("the test is in no target directory")?;
     let program = profile.join("examples").join(name);
     if !program.is_file() {
-        bail!("the example {name} is not built: `cargo build --workspace --all-features --examples` builds all");
+        bail!(
+            "the example {name} is not built: `cargo build --workspace --all-features --examples` builds all"
+        );
     }
     Ok(program)
 }

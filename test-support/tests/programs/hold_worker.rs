@@ -1,4 +1,5 @@
-//! Starts the worker that the arguments name, stops it in its tracks, and holds it until this process is killed.
+//! Starts the worker that the arguments name, stops it in its tracks, and holds it until this
+//! process is killed.
 
 use std::process::Command;
 

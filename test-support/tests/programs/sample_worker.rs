@@ -1,4 +1,5 @@
-//! Makes one claim, has one effect and commits, on a store of its own. The argument is the path of the effect log.
+//! Makes one claim, has one effect and commits, on a store of its own. The argument is the path of
+//! the effect log.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +20,9 @@ async fn main() -> anyhow::Result<()> {
 
     println!("started");
     let claim = Claim::new(key, token, Arc::from("sample"));
-    let Claimed::Mine(_) = store.claim(claim).await? else { bail!("somebody else holds the claim") };
+    let Claimed::Mine(_) = store.claim(claim).await? else {
+        bail!("somebody else holds the claim")
+    };
     points.reach(BEFORE_EFFECT).await;
     effects.append("key effect")?;
     points.reach(AFTER_EFFECT).await;

@@ -1,5 +1,5 @@
-//! A store in memory that works as one behind a network does: others come in between wherever it waits. It is right but for
-//! its flaw.
+//! A store in memory that works as one behind a network does: others come in between wherever it
+//! waits. It is right but for its flaw.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,8 +10,9 @@ use bytes::Bytes;
 use idempotency::clock::{Clock, Timestamp};
 use idempotency::key::KeyHash;
 use idempotency::store::{
-    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, CrashPolicy, Page, Park, Purged, Record,
-    Release, Remove, Renewal, Resolve, Scan, State, Store, StoreError, Token, Watch, Written, transition,
+    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, CrashPolicy, Page, Park,
+    Purged, Record, Release, Remove, Renewal, Resolve, Scan, State, Store, StoreError, Token,
+    Watch, Written, transition,
 };
 use idempotency::{Fingerprint, testing::ManualClock};
 use tokio::sync::Notify;
@@ -137,7 +138,9 @@ impl BrokenStore {
             Flaw::BodiesOf2Mebibytes => body.slice(..body.len().min(2 << 20)),
             Flaw::BodiesOf64Kibibytes => body.slice(..body.len().min(64 << 10)),
             Flaw::BodiesOfText => String::from_utf8_lossy(body).into_owned().into(),
-            Flaw::BodiesEndAtZero => body.slice(..body.iter().position(|byte| *byte == 0).unwrap_or(body.len())),
+            Flaw::BodiesEndAtZero => {
+                body.slice(..body.iter().position(|byte| *byte == 0).unwrap_or(body.len()))
+            }
             _ => body.clone(),
         }
     }
@@ -177,7 +180,12 @@ impl BrokenStore {
     }
 
     /// Reads, decides and writes, with a way to the server before each.
-    async fn change<R>(&self, by: By, key: KeyHash, decide: impl FnOnce(&mut Option<Record>, Timestamp) -> R) -> R {
+    async fn change<R>(
+        &self,
+        by: By,
+        key: KeyHash,
+        decide: impl FnOnce(&mut Option<Record>, Timestamp) -> R,
+    ) -> R {
         let key = self.key(key);
         let _guard = self.guard(by).await;
         yield_now().await;
@@ -193,8 +201,12 @@ impl BrokenStore {
             self.spoil(record);
         }
         let half = match (self.flaw, &before, &slot) {
-            (Flaw::StateBeforeBody, Some(before), Some(after)) => Some(with_body(after, &before.body)),
-            (Flaw::BodyBeforeState, Some(before), Some(after)) => Some(with_body(before, &after.body)),
+            (Flaw::StateBeforeBody, Some(before), Some(after)) => {
+                Some(with_body(after, &before.body))
+            }
+            (Flaw::BodyBeforeState, Some(before), Some(after)) => {
+                Some(with_body(before, &after.body))
+            }
             _ => None,
         };
         if half.is_some() {
@@ -217,19 +229,22 @@ impl BrokenStore {
                 record.operation = record.operation.chars().take(64).collect::<String>().into();
             }
             Flaw::NamesOfAscii => {
-                record.operation = record.operation.chars().filter(char::is_ascii).collect::<String>().into();
+                record.operation =
+                    record.operation.chars().filter(char::is_ascii).collect::<String>().into();
             }
             Flaw::TracesDropped => record.trace = None,
             Flaw::AttemptsOf8Bits => record.attempts &= 0xff,
             Flaw::CheckpointsOf8Bits => record.checkpoints &= 0xff,
             Flaw::SchemasOf16Bits => record.schema &= 0xffff,
             Flaw::FingerprintsOf64Bits => {
-                record.fingerprint = record
-                    .fingerprint
-                    .map(|fingerprint| Fingerprint { bits: fingerprint.bits & u128::from(u64::MAX), ..fingerprint });
+                record.fingerprint = record.fingerprint.map(|fingerprint| Fingerprint {
+                    bits: fingerprint.bits & u128::from(u64::MAX),
+                    ..fingerprint
+                });
             }
             Flaw::FingerprintsWithoutVersion => {
-                record.fingerprint = record.fingerprint.map(|fingerprint| Fingerprint { version: 1, ..fingerprint });
+                record.fingerprint =
+                    record.fingerprint.map(|fingerprint| Fingerprint { version: 1, ..fingerprint });
             }
             _ => {}
         }
@@ -242,7 +257,9 @@ impl BrokenStore {
         (claim.lease, claim.linger) = (self.time(claim.lease), self.time(claim.linger));
         (claim.after_expiry, claim.ttl) = (self.time(claim.after_expiry), self.time(claim.ttl));
         claim.fingerprint = claim.fingerprint.map(|fingerprint| match self.flaw {
-            Flaw::FingerprintsOf64Bits => Fingerprint { bits: fingerprint.bits & u128::from(u64::MAX), ..fingerprint },
+            Flaw::FingerprintsOf64Bits => {
+                Fingerprint { bits: fingerprint.bits & u128::from(u64::MAX), ..fingerprint }
+            }
             Flaw::FingerprintsWithoutVersion => Fingerprint { version: 1, ..fingerprint },
             _ => fingerprint,
         });
@@ -288,10 +305,14 @@ impl Store for BrokenStore {
                 }
                 let fence = match self.flaw {
                     Flaw::FencesOfOneHandle => Some(self.fences.fetch_add(1, Ordering::SeqCst) + 1),
-                    Flaw::FencesBeginAgain => slot.as_ref().map(|record| u64::from(record.attempts)),
+                    Flaw::FencesBeginAgain => {
+                        slot.as_ref().map(|record| u64::from(record.attempts))
+                    }
                     _ => None,
                 };
-                if let (Claimed::Mine(_), Some(record), Some(fence)) = (&claimed, slot.as_mut(), fence) {
+                if let (Claimed::Mine(_), Some(record), Some(fence)) =
+                    (&claimed, slot.as_mut(), fence)
+                {
                     record.fence = fence;
                 }
                 claimed
@@ -303,8 +324,8 @@ impl Store for BrokenStore {
     async fn renew(&self, renewals: Vec<Renewal>) -> Result<Vec<Written>, StoreError> {
         let mut written = Vec::new();
         for (number, mut renewal) in renewals.into_iter().enumerate() {
-            let stops =
-                self.has(Flaw::RenewalsStopAtRefusal) && written.last().is_some_and(|last| *last != Written::Applied);
+            let stops = self.has(Flaw::RenewalsStopAtRefusal)
+                && written.last().is_some_and(|last| *last != Written::Applied);
             if stops || (self.has(Flaw::RenewalsOf25) && number >= 25) {
                 written.push(if stops { Written::Lost } else { Written::Applied });
                 continue;
@@ -334,7 +355,10 @@ impl Store for BrokenStore {
                 if self.has(Flaw::CommitsUnguarded) {
                     commit.token = record.owner;
                 }
-                if self.has(Flaw::CommitsRepeat) && record.state.is_answer() && record.owner == commit.token {
+                if self.has(Flaw::CommitsRepeat)
+                    && record.state.is_answer()
+                    && record.owner == commit.token
+                {
                     record.state = State::InProgress;
                 }
             }
@@ -356,16 +380,20 @@ impl Store for BrokenStore {
 
     async fn abandon(&self, mut abandon: Abandon) -> Result<Written, StoreError> {
         abandon.token = self.token(abandon.token);
-        Ok(self.change(By::Owner, abandon.key, |slot, now| transition::abandon(slot, &abandon, now)).await)
+        Ok(self
+            .change(By::Owner, abandon.key, |slot, now| transition::abandon(slot, &abandon, now))
+            .await)
     }
 
     async fn park(&self, mut park: Park) -> Result<Written, StoreError> {
-        (park.token, park.ask_again_after) = (self.token(park.token), self.time(park.ask_again_after));
+        (park.token, park.ask_again_after) =
+            (self.token(park.token), self.time(park.ask_again_after));
         Ok(self.change(By::Owner, park.key, |slot, now| transition::park(slot, &park, now)).await)
     }
 
     async fn checkpoint(&self, mut checkpoint: Checkpoint) -> Result<Written, StoreError> {
-        (checkpoint.token, checkpoint.body) = (self.token(checkpoint.token), self.body(&checkpoint.body));
+        (checkpoint.token, checkpoint.body) =
+            (self.token(checkpoint.token), self.body(&checkpoint.body));
         let written = self.change(By::Owner, checkpoint.key, |slot, now| {
             if let (Flaw::CheckpointsUnordered, Some(record)) = (self.flaw, &slot) {
                 checkpoint.sequence = record.checkpoints;
@@ -390,8 +418,10 @@ impl Store for BrokenStore {
     async fn watch(&self, key: KeyHash) -> Result<Watch, StoreError> {
         let of_one = self.has(Flaw::WakesOneHandle);
         let changed = if of_one { &self.changed } else { &self.shared.changed };
-        // Registered first, read second; and after a second it resolves by itself, which covers expiry.
-        let (changed, second) = (Arc::clone(changed).notified_owned(), self.shared.clock.sleep(Duration::from_secs(1)));
+        // Registered first, read second; and after a second it resolves by itself, which covers
+        // expiry.
+        let (changed, second) =
+            (Arc::clone(changed).notified_owned(), self.shared.clock.sleep(Duration::from_secs(1)));
         let record = self.change(By::Reader, key, transition::read).await;
         Ok(Watch::new(record, async move {
             tokio::select! {
@@ -402,7 +432,8 @@ impl Store for BrokenStore {
     }
 
     async fn resolve(&self, mut resolve: Resolve) -> Result<Changed, StoreError> {
-        (resolve.observed, resolve.token) = (self.token(resolve.observed), self.token(resolve.token));
+        (resolve.observed, resolve.token) =
+            (self.token(resolve.observed), self.token(resolve.token));
         if let idempotency::store::ResolveAnswer::Finished { body, ttl, .. } = &mut resolve.answer {
             (*body, *ttl) = (self.body(body), self.time(*ttl));
         }
@@ -416,24 +447,31 @@ impl Store for BrokenStore {
     }
 
     async fn remove(&self, mut remove: Remove) -> Result<Changed, StoreError> {
-        (remove.observed, remove.tombstone) = (self.token(remove.observed), self.time(remove.tombstone));
+        (remove.observed, remove.tombstone) =
+            (self.token(remove.observed), self.time(remove.tombstone));
         if self.has(Flaw::RemovalsOfRunning) {
             remove.force = true;
         }
-        Ok(self.change(By::Operator, remove.key, |slot, now| transition::remove(slot, &remove, now)).await)
+        Ok(self
+            .change(By::Operator, remove.key, |slot, now| transition::remove(slot, &remove, now))
+            .await)
     }
 
     async fn scan(&self, scan: Scan) -> Result<Page, StoreError> {
         let limit = if scan.limit == 0 { 100 } else { scan.limit };
         let mut records: Vec<Record> = Vec::new();
-        for key in self.keys().into_iter().filter(|key| scan.after.is_none_or(|after| *key > after)) {
+        for key in self.keys().into_iter().filter(|key| scan.after.is_none_or(|after| *key > after))
+        {
             let now = self.shared.clock.now();
-            let Some(mut record) = transition::read(&mut self.find(key, By::Operator), now) else { continue };
+            let Some(mut record) = transition::read(&mut self.find(key, By::Operator), now) else {
+                continue;
+            };
             if !scan.includes(&record) {
                 continue;
             }
             if records.len() == limit {
-                let next = records.last().map(|last| last.key).filter(|_| !self.has(Flaw::ScansEnd));
+                let next =
+                    records.last().map(|last| last.key).filter(|_| !self.has(Flaw::ScansEnd));
                 return Ok(Page::new(records, next));
             }
             record.body.clear();
@@ -447,8 +485,8 @@ impl Store for BrokenStore {
         for key in self.keys() {
             let is_expired = self.change(By::Operator, key, |slot, now| {
                 let takes_all = self.has(Flaw::PurgesTakeUnfinished);
-                let is_expired =
-                    removed < limit && slot.as_ref().is_some_and(|record| takes_all || record.expires <= now);
+                let is_expired = removed < limit
+                    && slot.as_ref().is_some_and(|record| takes_all || record.expires <= now);
                 if is_expired && takes_all {
                     *slot = None;
                 } else if is_expired {

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use idempotency::store::{Checkpoint, Claim, CrashPolicy, Release, Store as _, StoreErrorKind, Token};
+use idempotency::store::{
+    Checkpoint, Claim, CrashPolicy, Release, Store as _, StoreErrorKind, Token,
+};
 use idempotency::{Context, Error, ErrorKind, State, StepRetry};
 
 use super::hang;
@@ -71,9 +73,16 @@ async fn a_step_whose_record_is_not_confirmed_in_time_is_not_stored() {
     assert_eq!(world.while_time_passes(call).await.unwrap_err().kind(), ErrorKind::NotStored);
     let took = world.clock_now().saturating_sub(start);
     assert!(took >= Duration::from_millis(900) && took < Duration::from_secs(2), "{took:?}");
-    assert_eq!(world.record(1).await.unwrap().state, State::InProgress, "the step ran, so the record stays");
+    assert_eq!(
+        world.record(1).await.unwrap().state,
+        State::InProgress,
+        "the step ran, so the record stays"
+    );
     world.store.always("checkpoint", None);
-    assert_eq!(world.fulfil().run(async || world.step("reserve").await).await.unwrap(), "reserve done");
+    assert_eq!(
+        world.fulfil().run(async || world.step("reserve").await).await.unwrap(),
+        "reserve done"
+    );
     assert_eq!(world.ledger.charges(), ["reserve", "reserve"]);
 }
 
@@ -84,7 +93,10 @@ async fn a_result_that_reached_the_store_unconfirmed_is_replayed() {
     let call = world.fulfil().run(async || world.step("reserve").await);
     assert_eq!(world.while_time_passes(call).await.unwrap_err().kind(), ErrorKind::NotStored);
     world.store.always("checkpoint", None);
-    assert_eq!(world.fulfil().run(async || world.step("reserve").await).await.unwrap(), "reserve done");
+    assert_eq!(
+        world.fulfil().run(async || world.step("reserve").await).await.unwrap(),
+        "reserve done"
+    );
     assert_eq!(world.ledger.charges(), ["reserve"]);
 }
 
@@ -136,7 +148,11 @@ async fn after_the_claim_was_lost_nothing_further_runs() {
     assert_eq!(call.await.unwrap_err().kind(), ErrorKind::Superseded);
     assert_eq!(world.ledger.charges(), ["reserve", "charge"]);
     let record = world.record(1).await.unwrap();
-    assert_eq!((record.owner, record.checkpoints), (Token::from_bits(7), 0), "the other's record is untouched");
+    assert_eq!(
+        (record.owner, record.checkpoints),
+        (Token::from_bits(7), 0),
+        "the other's record is untouched"
+    );
 }
 
 #[tokio::test]
@@ -147,7 +163,9 @@ async fn a_lease_that_may_be_over_starts_no_step_and_no_further_try() {
         let charge = || async {
             world.ledger.charge("charge");
             world.clock.advance(LEASE);
-            Err::<(), Error>(Context::current().step("nested", hang::<Result<(), Error>>).await.unwrap_err())
+            Err::<(), Error>(
+                Context::current().step("nested", hang::<Result<(), Error>>).await.unwrap_err(),
+            )
         };
         let policy = StepRetry::tries(3).first_pause(Duration::ZERO);
         let error = Context::current().step("charge", charge).retry(policy).await.unwrap_err();
@@ -218,13 +236,21 @@ async fn a_step_for_whose_record_there_is_no_room_does_not_run() {
     let world = &world;
     let call = world.fulfil().run(async || {
         let context = Context::current();
-        let step = |index| context.step_at(&name, index, move || world.act(format!("{index}"))).into_future();
+        let step = |index| {
+            context.step_at(&name, index, move || world.act(format!("{index}"))).into_future()
+        };
         // Room is kept for those that run.
         let results = futures::future::join_all((0..3).map(step)).await;
         let refused = |result: &Result<String, Error>| {
-            result.as_ref().err().map(|error| (error.kind(), error.to_string().contains("did not run")))
+            result
+                .as_ref()
+                .err()
+                .map(|error| (error.kind(), error.to_string().contains("did not run")))
         };
-        assert_eq!(results.iter().map(refused).collect::<Vec<_>>(), [None, None, Some((ErrorKind::TooLarge, true))]);
+        assert_eq!(
+            results.iter().map(refused).collect::<Vec<_>>(),
+            [None, None, Some((ErrorKind::TooLarge, true))]
+        );
         Ok::<_, Error>(())
     });
     call.await.unwrap();
@@ -254,7 +280,9 @@ async fn a_checkpoint_of_another_version_runs_nothing_and_stays() {
         let error = world.fulfil().run(async || world.step("reserve").await).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Decode);
         assert!(error.to_string().contains("version 2"), "{error}");
-        world.record_is(1, |record| record.is_some_and(idempotency::store::Record::is_orphaned)).await;
+        world
+            .record_is(1, |record| record.is_some_and(idempotency::store::Record::is_orphaned))
+            .await;
     }
     assert_eq!(world.ledger.count(), 0);
     assert_eq!(world.record(1).await.unwrap().body, r#"{"version":2}"#);
@@ -278,8 +306,10 @@ async fn a_step_that_nobody_polls_while_it_is_recorded_keeps_no_other_one_for_ev
         assert_eq!(first.await?, "first done");
         Err::<(), _>(second)
     });
-    let error =
-        tokio::time::timeout(Duration::from_secs(20), world.while_time_passes(call)).await.unwrap().unwrap_err();
+    let error = tokio::time::timeout(Duration::from_secs(20), world.while_time_passes(call))
+        .await
+        .unwrap()
+        .unwrap_err();
     assert_eq!((error.kind(), error.step()), (ErrorKind::NotStored, Some("second")));
     // It is not taken for one that did not happen.
     assert_eq!(world.record(1).await.unwrap().state, State::InProgress);
@@ -294,7 +324,8 @@ async fn no_step_runs_while_the_answer_about_a_dropped_one_is_missing() {
     let call = world.fulfil().run(async || {
         let context = Context::current();
         {
-            let mut dropped = Box::pin(context.step("reserve", || world.act("reserve")).into_future());
+            let mut dropped =
+                Box::pin(context.step("reserve", || world.act("reserve")).into_future());
             eventually("the checkpoint", async || {
                 assert!(poll_once(&mut dropped).is_pending());
                 world.store.requests("checkpoint") > 0

@@ -39,7 +39,10 @@ async fn a_failed_step_leaves_earlier_ones_done_and_runs_again_in_the_next_call(
         assert!(record.is_orphaned(), "the next caller waits for nobody");
     }
     assert_eq!(attempt(true).await.unwrap(), "shipped");
-    assert_eq!(world.ledger.charges(), ["reserve", "ask for a truck", "ask for a truck", "ask for a truck"]);
+    assert_eq!(
+        world.ledger.charges(),
+        ["reserve", "ask for a truck", "ask for a truck", "ask for a truck"]
+    );
 }
 
 #[tokio::test]
@@ -69,7 +72,8 @@ async fn under_hold_an_error_after_a_recorded_step_is_in_doubt() {
 
 #[tokio::test]
 async fn an_error_after_a_step_was_dropped_in_its_middle_is_not_taken_for_nothing_happened() {
-    for (on_crash, state) in [(OnCrash::Resume, State::InProgress), (OnCrash::Hold, State::InDoubt)] {
+    for (on_crash, state) in [(OnCrash::Resume, State::InProgress), (OnCrash::Hold, State::InDoubt)]
+    {
         let world = World::new();
         let call = world.call(1).on_crash(on_crash).run(async || {
             let context = Context::current();
@@ -78,7 +82,10 @@ async fn an_error_after_a_step_was_dropped_in_its_middle_is_not_taken_for_nothin
                 hang::<Result<(), Error>>().await
             };
             let mut step = Box::pin(context.step("charge", charge).into_future());
-            eventually("the effect", async || poll_once(&mut step).is_pending() && world.ledger.count() == 1).await;
+            eventually("the effect", async || {
+                poll_once(&mut step).is_pending() && world.ledger.count() == 1
+            })
+            .await;
             drop(step);
             Err::<(), _>(NoTruck)
         });
@@ -158,7 +165,10 @@ async fn fail_with_a_step_on_its_way(world: &World, policy: Unstored) {
 async fn an_error_of_the_body_waits_for_a_step_that_is_on_its_way_to_the_record() {
     let world = World::new();
     fail_with_a_step_on_its_way(&world, Unstored::Release).await;
-    assert_eq!(world.fulfil().run(async || world.step("reserve").await).await.unwrap(), "reserve done");
+    assert_eq!(
+        world.fulfil().run(async || world.step("reserve").await).await.unwrap(),
+        "reserve done"
+    );
     assert_eq!(world.ledger.charges(), ["reserve"]);
 }
 

@@ -12,7 +12,8 @@ async fn a_name_and_an_index_tell_steps_apart() {
         let context = Context::current();
         let mut results = Vec::new();
         for (name, index) in [("item", 0), ("item", 1), ("item 1", 0), ("", 1)] {
-            results.push(context.step_at(name, index, || world.act(format!("{name}/{index}"))).await?);
+            results
+                .push(context.step_at(name, index, || world.act(format!("{name}/{index}"))).await?);
         }
         Ok::<_, Error>(results)
     });
@@ -51,9 +52,16 @@ async fn a_recorded_step_that_the_code_does_not_ask_for_is_an_error_at_commit() 
         let error = renamed().run(async || world.step("reserve").await.map_err(Into::into)).await;
         let error: TextError = error.unwrap_err();
         assert!(error.0.starts_with("Decode"), "{}", error.0);
-        assert!(error.0.contains("step `charge`") && error.0.contains("`charge` is recorded"), "{}", error.0);
+        assert!(
+            error.0.contains("step `charge`") && error.0.contains("`charge` is recorded"),
+            "{}",
+            error.0
+        );
         // An error that would be the result does not hide it either.
-        let error = renamed().run(async || Err::<String, _>(TextError("declined".into()))).await.unwrap_err();
+        let error = renamed()
+            .run(async || Err::<String, _>(TextError("declined".into())))
+            .await
+            .unwrap_err();
         assert!(error.0.starts_with("Decode"), "{}", error.0);
     }
     assert_eq!(world.record(1).await.unwrap().state, State::InProgress);
@@ -82,7 +90,9 @@ async fn a_step_inside_of_a_step_is_refused() {
         let nested = context.step("outer", async || {
             assert_eq!(world.step("inner").await.unwrap_err().kind(), ErrorKind::Unsupported);
             // A guarded call has steps of its own, wherever it is made.
-            let other = world.call(2).run(async || Context::current().step("inner", || world.act("other")).await);
+            let other = world
+                .call(2)
+                .run(async || Context::current().step("inner", || world.act("other")).await);
             other.await
         });
         nested.await

@@ -12,7 +12,8 @@ async fn key(context: &Context) -> Result<String, Error> {
     let key = context.derive_key("provider");
     tokio::task::yield_now().await;
     assert_eq!(Context::current().derive_key("provider"), key);
-    let spawned = tokio::spawn(async { Context::current().derive_key("provider") }.in_current_scope()).await;
+    let spawned =
+        tokio::spawn(async { Context::current().derive_key("provider") }.in_current_scope()).await;
     assert_eq!(spawned.unwrap(), key);
     assert!(key.len() <= 64);
     Ok(key)
@@ -73,8 +74,8 @@ async fn a_key_of_a_call_tells_its_steps_apart_also_in_a_step_of_a_call_that_a_s
             let charge = context.step_at("item", item, async || {
                 let inner = world.call(100 + item).run(async || {
                     let of_item = context.derive_key("provider");
-                    let step =
-                        Context::current().step("charge", async || Ok::<_, Error>(context.derive_key("provider")));
+                    let step = Context::current()
+                        .step("charge", async || Ok::<_, Error>(context.derive_key("provider")));
                     assert_eq!(step.await?, of_item);
                     Ok::<_, Error>(of_item)
                 });

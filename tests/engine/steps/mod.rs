@@ -34,9 +34,14 @@ impl World {
         Ok(format!("{name} done"))
     }
 
-    /// Polls `call` until the ledger has `count` lines and as many checkpoints are answered, and drops it there: the
-    /// attempt is over.
-    async fn crash_after<T: Debug>(&self, count: usize, checkpoints: usize, call: impl Future<Output = T>) {
+    /// Polls `call` until the ledger has `count` lines and as many checkpoints are answered, and
+    /// drops it there: the attempt is over.
+    async fn crash_after<T: Debug>(
+        &self,
+        count: usize,
+        checkpoints: usize,
+        call: impl Future<Output = T>,
+    ) {
         let mut call = Box::pin(call);
         eventually("the effects and the checkpoints", async || {
             if let std::task::Poll::Ready(result) = poll_once(&mut call) {

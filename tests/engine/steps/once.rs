@@ -78,7 +78,9 @@ async fn a_body_that_finds_out_what_happened_can_go_on() {
         let charged = match world.charge_once().await {
             Err(error) if error.kind() == ErrorKind::StepInterrupted => {
                 Context::current()
-                    .step("look up the charge", async || Ok::<_, Error>(world.ledger.charges().join(",")))
+                    .step("look up the charge", async || {
+                        Ok::<_, Error>(world.ledger.charges().join(","))
+                    })
                     .await?
             }
             other => other?,
@@ -163,7 +165,8 @@ async fn a_step_that_has_failed_is_not_begun_for_the_steps_that_are_recorded_aft
     let world = World::new();
     let died = world.fulfil().run(async || {
         let context = Context::current();
-        let declined = context.step("charge", async || Err::<String, _>(Declined)).at_most_once().await;
+        let declined =
+            context.step("charge", async || Err::<String, _>(Declined)).at_most_once().await;
         assert!(declined.is_err());
         world.step("reserve").await.unwrap();
         hang::<Result<String, Error>>().await
@@ -250,6 +253,10 @@ async fn a_step_that_is_dropped_before_its_start_is_confirmed_does_not_run() {
     }
     gate.open();
     let error = world.fulfil().run(async || world.charge_once().await).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::StepInterrupted, "the note says no more than that it was about to run");
+    assert_eq!(
+        error.kind(),
+        ErrorKind::StepInterrupted,
+        "the note says no more than that it was about to run"
+    );
     assert_eq!(world.ledger.count(), 0);
 }

@@ -16,7 +16,11 @@ struct Place {
 #[tokio::test]
 async fn a_call_without_a_crash_runs_each_step_once_and_replays_its_result() {
     let world = World::new();
-    let run = || world.fulfil().run(async || Ok::<_, Error>((world.step("reserve").await?, world.step("ship").await?)));
+    let run = || {
+        world
+            .fulfil()
+            .run(async || Ok::<_, Error>((world.step("reserve").await?, world.step("ship").await?)))
+    };
     for _ in 0..2 {
         assert_eq!(run().await.unwrap(), ("reserve done".into(), "ship done".into()));
     }
@@ -61,7 +65,9 @@ async fn steps_of_many_attempts_add_up() {
         let world = &world;
         world.fulfil().run(async move || {
             for index in 0..4 {
-                Context::current().step_at("item", index, || world.act(format!("item {index}"))).await?;
+                Context::current()
+                    .step_at("item", index, || world.act(format!("item {index}")))
+                    .await?;
                 if index == crash_after {
                     hang::<()>().await;
                 }
@@ -154,7 +160,8 @@ async fn steps_that_run_at_the_same_time_do_not_lose_each_other() {
         let world = &world;
         world.fulfil().run(async move || {
             let steps = (0..STEPS).map(|index| {
-                let step = Context::current().step_at("item", index, move || world.act(format!("item {index}")));
+                let step = Context::current()
+                    .step_at("item", index, move || world.act(format!("item {index}")));
                 step.into_future()
             });
             let results = futures::future::join_all(steps).await;
@@ -234,11 +241,17 @@ async fn a_recorded_result_of_another_type_is_decode_and_runs_nothing() {
         });
         let error = changed.await.unwrap_err();
         assert_eq!((error.kind(), error.step()), (ErrorKind::Decode, Some("reserve")));
-        assert!(!format!("{error:?}").contains("reserve done"), "results are not for logs: {error:?}");
+        assert!(
+            !format!("{error:?}").contains("reserve done"),
+            "results are not for logs: {error:?}"
+        );
     }
     assert_eq!(world.ledger.charges(), ["reserve"]);
     // Nothing is lost: the code that wrote it reads it.
-    assert_eq!(world.fulfil().run(async || world.step("reserve").await).await.unwrap(), "reserve done");
+    assert_eq!(
+        world.fulfil().run(async || world.step("reserve").await).await.unwrap(),
+        "reserve done"
+    );
 }
 
 #[tokio::test]
@@ -246,9 +259,9 @@ async fn steps_of_a_disabled_operation_run_and_record_nothing() {
     let world = World::new();
     world.engine.disable(crate::world::OPERATION);
     for _ in 0..2 {
-        let call = world
-            .fulfil()
-            .run(async || Context::current().step("reserve", || world.act("reserve")).at_most_once().await);
+        let call = world.fulfil().run(async || {
+            Context::current().step("reserve", || world.act("reserve")).at_most_once().await
+        });
         assert_eq!(call.await.unwrap(), "reserve done");
     }
     assert_eq!(world.ledger.count(), 2);

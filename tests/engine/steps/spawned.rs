@@ -25,7 +25,8 @@ impl From<Error> for Declined {
 
 type Task = JoinHandle<Result<(), Error>>;
 
-/// A step in a task of its own, which says when its body begins and has its effect when it is told to.
+/// A step in a task of its own, which says when its body begins and has its effect when it is told
+/// to.
 struct Charge {
     begins: Arc<Notify>,
     may_charge: Gate,
@@ -37,7 +38,8 @@ impl Charge {
     }
 
     async fn spawn(&self, world: &Arc<World>) -> Task {
-        let (world, begins, may_charge) = (world.clone(), self.begins.clone(), self.may_charge.clone());
+        let (world, begins, may_charge) =
+            (world.clone(), self.begins.clone(), self.may_charge.clone());
         let task = async move {
             let step = Context::current().step("charge", async || {
                 begins.notify_one();
@@ -111,8 +113,8 @@ async fn an_error_that_takes_a_join_set_with_steps_along_is_in_doubt() {
     }
 }
 
-/// The begin of a step and the end of the body meet at every distance. One of the two comes first: if it is the step, its
-/// call is in doubt, else the step is refused and the next call runs.
+/// The begin of a step and the end of the body meet at every distance. One of the two comes first:
+/// if it is the step, its call is in doubt, else the step is refused and the next call runs.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_step_that_meets_the_end_of_the_body_runs_in_one_attempt() {
     let (mut in_doubt, mut refused) = (0, 0);
@@ -162,7 +164,11 @@ async fn a_step_that_comes_after_the_end_of_the_body_is_refused_before_its_effec
             returns.clone().map_err(|()| Declined)
         });
         assert_eq!(call.await.is_ok(), returns.is_ok());
-        assert_eq!(world.record(1).await.is_some(), returns.is_ok(), "an error before any step leaves nothing");
+        assert_eq!(
+            world.record(1).await.is_some(),
+            returns.is_ok(),
+            "an error before any step leaves nothing"
+        );
         body_ended.open();
         let error = tasks.into_inner().unwrap().await.unwrap().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Superseded);
@@ -191,7 +197,10 @@ async fn a_step_that_waits_between_two_tries_when_the_body_ends_is_not_tried_aga
         Err::<(), _>(Declined)
     });
     assert!(call.await.is_err());
-    assert!(world.record(1).await.is_none(), "the try said that nothing happened, and there is no other one");
+    assert!(
+        world.record(1).await.is_none(),
+        "the try said that nothing happened, and there is no other one"
+    );
     let task = tasks.into_inner().unwrap();
     while !task.is_finished() {
         world.clock.advance(Duration::from_secs(1));
@@ -234,7 +243,11 @@ async fn a_step_in_a_task_that_was_taken_over_from_records_nothing() {
     });
     assert!(call.await.is_err());
     let resumed = world.fulfil().run(async || world.step("charge").await);
-    assert_eq!(resumed.await.unwrap(), "charge done", "a step that was cut off runs again under resume");
+    assert_eq!(
+        resumed.await.unwrap(),
+        "charge done",
+        "a step that was cut off runs again under resume"
+    );
     charge.may_charge.open();
     let late = tasks.into_inner().unwrap().await.unwrap();
     assert_eq!(late.unwrap_err().kind(), ErrorKind::Superseded);
@@ -259,8 +272,9 @@ async fn a_step_that_runs_at_most_once_in_a_task_is_interrupted_for_the_next_cal
         Err::<String, _>(Declined)
     });
     assert!(call.await.is_err());
-    let resumed =
-        world.fulfil().run(async || Context::current().step("charge", || world.act("charge")).at_most_once().await);
+    let resumed = world.fulfil().run(async || {
+        Context::current().step("charge", || world.act("charge")).at_most_once().await
+    });
     assert_eq!(resumed.await.unwrap_err().kind(), ErrorKind::StepInterrupted);
     assert_eq!(world.ledger.count(), 1);
 }
@@ -338,7 +352,10 @@ async fn a_shutdown_leaves_the_record_to_nobody_before_a_step_that_has_ended_is_
     gate.open();
     assert_eq!(drained.await.unwrap().abandoned, 1);
     let there = world.other_process();
-    assert_eq!(there.fulfil().run(async || there.step("reserve").await).await.unwrap(), "reserve done");
+    assert_eq!(
+        there.fulfil().run(async || there.step("reserve").await).await.unwrap(),
+        "reserve done"
+    );
     assert_eq!(world.ledger.charges(), ["reserve"]);
     let _ = running.await;
 }
@@ -366,21 +383,23 @@ async fn a_step_that_never_gets_on_does_not_keep_the_claim_for_ever() {
     gate.open();
 }
 
-/// A guarded call is protected by its own record, in whatever task it runs: an error of the call around it releases that
-/// one alone.
+/// A guarded call is protected by its own record, in whatever task it runs: an error of the call
+/// around it releases that one alone.
 #[tokio::test]
 async fn a_guarded_call_in_a_task_of_a_body_that_fails_has_its_effect_once() {
     let (world, charge) = (world(), Charge::new());
     let tasks = tokio::sync::Mutex::new(Vec::new());
     let attempt = || {
         world.call(1).run(async || {
-            let (world, begins, may_charge) = (world.clone(), charge.begins.clone(), charge.may_charge.clone());
+            let (world, begins, may_charge) =
+                (world.clone(), charge.begins.clone(), charge.may_charge.clone());
             let inner = async move {
-                let inner = world.engine.call(OPERATION, 2).ttl(crate::world::DAY).run(async || {
-                    begins.notify_one();
-                    may_charge.wait().await;
-                    world.effect(2)
-                });
+                let inner =
+                    world.engine.call(OPERATION, 2).ttl(crate::world::DAY).run(async || {
+                        begins.notify_one();
+                        may_charge.wait().await;
+                        world.effect(2)
+                    });
                 inner.await
             };
             tasks.lock().await.push(tokio::spawn(inner.in_current_scope()));
@@ -417,7 +436,10 @@ async fn a_body_that_does_not_wait_for_a_recorded_step_of_a_task_is_decode_until
     };
     {
         let mut dying = Box::pin(fulfil(true, true));
-        eventually("the step", async || poll_once(&mut dying).is_pending() && world.checkpoints().await == 1).await;
+        eventually("the step", async || {
+            poll_once(&mut dying).is_pending() && world.checkpoints().await == 1
+        })
+        .await;
     }
     for _ in 0..2 {
         let error = fulfil(false, false).await.unwrap_err();

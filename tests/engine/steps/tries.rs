@@ -79,9 +79,9 @@ async fn a_step_is_tried_again_with_growing_pauses_until_it_succeeds() {
 async fn the_error_of_the_last_try_is_the_steps() {
     let world = World::new();
     let provider = Provider::new(&world, u32::MAX);
-    let call = world
-        .fulfil()
-        .run(async || Context::current().step("charge", || provider.ask()).retry(StepRetry::tries(3)).await);
+    let call = world.fulfil().run(async || {
+        Context::current().step("charge", || provider.ask()).retry(StepRetry::tries(3)).await
+    });
     assert_eq!(world.while_time_passes(call).await.unwrap_err(), Refused::Busy(3));
     assert_eq!(world.ledger.count(), 3);
     assert!(world.record(1).await.is_none());
@@ -92,7 +92,11 @@ async fn a_step_that_runs_at_most_once_is_tried_again_after_errors() {
     let world = World::new();
     let provider = Provider::new(&world, 1);
     let call = world.fulfil().run(async || {
-        Context::current().step("charge", || provider.ask()).at_most_once().retry(StepRetry::tries(3)).await
+        Context::current()
+            .step("charge", || provider.ask())
+            .at_most_once()
+            .retry(StepRetry::tries(3))
+            .await
     });
     assert_eq!(world.while_time_passes(call).await.unwrap(), 2);
 }
@@ -118,8 +122,15 @@ async fn time_out(world: &World, at_most_once: bool) -> Error {
 async fn a_step_that_takes_too_long_has_an_unknown_outcome_and_runs_again_in_the_next_attempt() {
     let world = World::new();
     assert_eq!(time_out(&world, false).await.kind(), ErrorKind::StepInterrupted);
-    assert_eq!(world.record(1).await.unwrap().state, State::InProgress, "the record is not released");
-    assert_eq!(world.fulfil().run(async || world.step("charge").await).await.unwrap(), "charge done");
+    assert_eq!(
+        world.record(1).await.unwrap().state,
+        State::InProgress,
+        "the record is not released"
+    );
+    assert_eq!(
+        world.fulfil().run(async || world.step("charge").await).await.unwrap(),
+        "charge done"
+    );
     assert_eq!(world.ledger.charges(), ["charge", "charge"]);
 }
 
@@ -135,10 +146,9 @@ async fn a_step_that_takes_too_long_never_runs_again_if_it_runs_at_most_once() {
 #[tokio::test]
 async fn under_hold_a_step_that_takes_too_long_is_in_doubt() {
     let world = World::new();
-    let call = world
-        .call(1)
-        .on_crash(OnCrash::Hold)
-        .run(async || Context::current().step("charge", hang::<Result<(), Refused>>).timeout(PAUSE).await);
+    let call = world.call(1).on_crash(OnCrash::Hold).run(async || {
+        Context::current().step("charge", hang::<Result<(), Refused>>).timeout(PAUSE).await
+    });
     assert!(world.while_time_passes(call).await.is_err());
     assert_eq!(world.record(1).await.unwrap().state, State::InDoubt);
 }
@@ -156,7 +166,8 @@ async fn each_try_has_the_whole_time() {
                 }
                 Ok::<_, Refused>("charged".to_owned())
             };
-            let step = Context::current().step("charge", charge).timeout(PAUSE).retry(StepRetry::tries(3));
+            let step =
+                Context::current().step("charge", charge).timeout(PAUSE).retry(StepRetry::tries(3));
             if at_most_once { step.at_most_once().await } else { step.await }
         })
     };

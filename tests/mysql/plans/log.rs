@@ -8,7 +8,8 @@ struct Access {
     table: String,
     kind: String,
     key: String,
-    /// How many rows were read, each time that the table was looked at. Unknown where it was not executed.
+    /// How many rows were read, each time that the table was looked at. Unknown where it was not
+    /// executed.
     read: Option<f64>,
     extra: String,
 }
@@ -21,18 +22,31 @@ pub struct Executed {
 }
 
 impl Executed {
-    /// That every row was found by a condition on an index, no more were read than was asked for, and nothing was sorted.
+    /// That every row was found by a condition on an index, no more were read than was asked for,
+    /// and nothing was sorted.
     pub fn assert_by_index(&self) {
         // What is inserted is not looked for.
         if self.text.starts_with("INSERT") {
             return;
         }
         // A purge looks for what is due by its index, everything else for keys.
-        let index = if self.text.contains("(purge_at >") { "idempotency_records_purge_at" } else { "PRIMARY" };
-        for access in self.accesses.iter().filter(|access| ["idempotency_records", "kept"].contains(&&*access.table)) {
-            let is_found = ["const", "eq_ref", "ref", "range"].contains(&&*access.kind) && access.key == index;
+        let index = if self.text.contains("(purge_at >") {
+            "idempotency_records_purge_at"
+        } else {
+            "PRIMARY"
+        };
+        for access in self
+            .accesses
+            .iter()
+            .filter(|access| ["idempotency_records", "kept"].contains(&&*access.table))
+        {
+            let is_found =
+                ["const", "eq_ref", "ref", "range"].contains(&&*access.kind) && access.key == index;
             assert!(is_found, "{self:#?}");
-            assert!(!access.extra.contains("filesort") && !access.extra.contains("temporary"), "{self:#?}");
+            assert!(
+                !access.extra.contains("filesort") && !access.extra.contains("temporary"),
+                "{self:#?}"
+            );
             assert!(access.read.is_none_or(|rows| rows <= 1_024.0), "{self:#?}");
         }
     }
@@ -60,10 +74,12 @@ impl Log {
 
     /// How the server would execute `text`.
     pub async fn explained(&self, text: &str) -> anyhow::Result<Executed> {
-        let rows = sqlx::raw_sql(AssertSqlSafe(format!("EXPLAIN {text}"))).fetch_all(&self.pool).await?;
+        let rows =
+            sqlx::raw_sql(AssertSqlSafe(format!("EXPLAIN {text}"))).fetch_all(&self.pool).await?;
         let mut accesses = Vec::new();
         for row in rows {
-            let value = |name| row.try_get::<Option<String>, _>(name).map(Option::unwrap_or_default);
+            let value =
+                |name| row.try_get::<Option<String>, _>(name).map(Option::unwrap_or_default);
             let (table, kind, key) = (value("table")?, value("type")?, value("key")?);
             accesses.push(Access { table, kind, key, read: None, extra: value("Extra")? });
         }
@@ -92,16 +108,24 @@ fn executed(entry: &str) -> Option<Executed> {
         }),
         _ => None,
     });
-    Some(Executed { accesses: accesses.collect(), text: without_comments(text.trim_end().trim_end_matches(';')) })
+    Some(Executed {
+        accesses: accesses.collect(),
+        text: without_comments(text.trim_end().trim_end_matches(';')),
+    })
 }
 
-/// `text` without what bounds a statement in time, which is in comments and which `EXPLAIN` does not take.
+/// `text` without what bounds a statement in time, which is in comments and which `EXPLAIN` does
+/// not take.
 fn without_comments(text: &str) -> String {
     let mut pieces = text.split("/*");
     let mut bare = String::from(pieces.next().unwrap_or_default());
     for piece in pieces {
         let rest = piece.split_once("*/").map_or(piece, |(_, rest)| rest);
-        bare.push_str(if bare.is_empty() || bare.ends_with(' ') { rest.trim_start() } else { rest });
+        bare.push_str(if bare.is_empty() || bare.ends_with(' ') {
+            rest.trim_start()
+        } else {
+            rest
+        });
     }
     bare
 }

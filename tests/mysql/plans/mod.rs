@@ -1,5 +1,6 @@
-//! How the server finds the rows of a large table, for each thing that a store does, as the server itself tells: the plan
-//! of every statement that it has executed is in its log of slow queries, and none is fast enough to be left out.
+//! How the server finds the rows of a large table, for each thing that a store does, as the server
+//! itself tells: the plan of every statement that it has executed is in its log of slow queries,
+//! and none is fast enough to be left out.
 //!
 //! `IDEMPOTENCY_LONG` makes it ten million rows.
 
@@ -7,7 +8,8 @@ mod log;
 
 use idempotency::key::KeyHash;
 use idempotency::store::{
-    Abandon, Checkpoint, Claimed, MySqlStore, Park, Reason, Release, Remove, Renewal, Scan, Store as _, Token, Written,
+    Abandon, Checkpoint, Claimed, MySqlStore, Park, Reason, Release, Remove, Renewal, Scan,
+    Store as _, Token, Written,
 };
 use idempotency_test_support::deadline::eventually_async;
 use idempotency_test_support::server::MariaDbOptions;
@@ -20,8 +22,8 @@ fn rows() -> u32 {
     if std::env::var_os("IDEMPOTENCY_LONG").is_some() { 10_000_000 } else { 200_000 }
 }
 
-/// Records in all states, one in twenty-five due, their times in no order. Their keys are text, so that statements with them
-/// can be sent again as text.
+/// Records in all states, one in twenty-five due, their times in no order. Their keys are text, so
+/// that statements with them can be sent again as text.
 async fn load(world: &World, rows: u32) -> anyhow::Result<()> {
     let now = "TIMESTAMPDIFF(MICROSECOND, '1970-01-01 00:00:00', UTC_TIMESTAMP(6)) DIV 1000";
     let over = "@now + CRC32(seq) MOD 80000000 - 3200000";
@@ -133,7 +135,9 @@ async fn every_row_is_found_by_an_index() -> anyhow::Result<()> {
     })
     .await
     .map_err(|error| {
-        let missing = KINDS.iter().filter(|kind| !seen.iter().any(|executed| executed.text.starts_with(**kind)));
+        let missing = KINDS
+            .iter()
+            .filter(|kind| !seen.iter().any(|executed| executed.text.starts_with(**kind)));
         error.context(format!("missing: {:?}", missing.collect::<Vec<_>>()))
     })?;
     for executed in &seen {
@@ -141,7 +145,8 @@ async fn every_row_is_found_by_an_index() -> anyhow::Result<()> {
     }
     // The same as text.
     for kind in KINDS {
-        let executed = seen.iter().find(|executed| executed.text.starts_with(kind)).expect("it was seen");
+        let executed =
+            seen.iter().find(|executed| executed.text.starts_with(kind)).expect("it was seen");
         log.explained(&executed.text).await?.assert_by_index();
     }
     Ok(())

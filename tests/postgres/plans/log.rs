@@ -43,8 +43,13 @@ impl Log {
         self.parsed(&text)
     }
 
-    /// Waits until the plans since the last call of [`plans`](Self::plans) are as `condition` wants them.
-    pub async fn eventually(&self, what: &str, mut condition: impl FnMut(&[Plan]) -> bool) -> anyhow::Result<()> {
+    /// Waits until the plans since the last call of [`plans`](Self::plans) are as `condition` wants
+    /// them.
+    pub async fn eventually(
+        &self,
+        what: &str,
+        mut condition: impl FnMut(&[Plan]) -> bool,
+    ) -> anyhow::Result<()> {
         eventually_async(what, async || {
             let text = self.rest().await.unwrap_or_default();
             // The last one may be half written.
@@ -81,8 +86,8 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// That every row was found by a condition on one of `indexes`, nothing was sorted, and no more than `most` pages were
-    /// looked at.
+    /// That every row was found by a condition on one of `indexes`, nothing was sorted, and no more
+    /// than `most` pages were looked at.
     pub fn assert_uses(&self, indexes: &[&str], most: i64) {
         let root = &self.plan["Plan"];
         let count = |name: &str| root[name].as_i64().unwrap_or_default();
@@ -97,7 +102,8 @@ impl Plan {
         assert!(!kind.contains("Sort"), "{}", self.shown());
         assert!(!kind.contains("Seq Scan"), "{}", self.shown());
         if kind.contains("Index") {
-            let is_expected = indexes.contains(&text("Index Name")) && !text("Index Cond").is_empty();
+            let is_expected =
+                indexes.contains(&text("Index Name")) && !text("Index Cond").is_empty();
             assert!(is_expected, "{}", self.shown());
         }
         for child in node["Plans"].as_array().into_iter().flatten() {

@@ -1,5 +1,5 @@
-//! How the server finds the rows of a large table, for each thing that a store does, as the server itself tells:
-//! `auto_explain` writes down the plan of every statement that it has executed.
+//! How the server finds the rows of a large table, for each thing that a store does, as the server
+//! itself tells: `auto_explain` writes down the plan of every statement that it has executed.
 //!
 //! `IDEMPOTENCY_LONG` makes it ten million rows.
 
@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use idempotency::key::KeyHash;
 use idempotency::store::{
-    Abandon, Checkpoint, Claimed, Commit, Park, PostgresStore, Reason, Release, Remove, Renewal, Scan, Store as _,
-    Written,
+    Abandon, Checkpoint, Claimed, Commit, Park, PostgresStore, Reason, Release, Remove, Renewal,
+    Scan, Store as _, Written,
 };
 use idempotency_test_support::server::{PostgresOptions, PostgresServer};
 use log::{Log, Plan};
@@ -64,9 +64,14 @@ async fn loaded(server: &PostgresServer, url: &str) -> anyhow::Result<Vec<KeyHas
     rows.iter().map(|row| key(row[0].as_deref().unwrap_or_default())).collect()
 }
 
-/// What each thing that the store does may use, and how many pages it may look at. `first` is a number that no other run
-/// on the table has.
-async fn everything(store: &PostgresStore, log: &Log, loaded: &[KeyHash], first: u32) -> anyhow::Result<()> {
+/// What each thing that the store does may use, and how many pages it may look at. `first` is a
+/// number that no other run on the table has.
+async fn everything(
+    store: &PostgresStore,
+    log: &Log,
+    loaded: &[KeyHash],
+    first: u32,
+) -> anyhow::Result<()> {
     let by_key = |plan: &Plan, pages: i64| plan.assert_uses(&[PRIMARY], pages);
     let expect = async |what: &str, pages: i64| {
         let plans = log.plans().await?;
@@ -90,8 +95,11 @@ async fn everything(store: &PostgresStore, log: &Log, loaded: &[KeyHash], first:
         store.claim(claim(one + number)).await?;
     }
     log.plans().await?;
-    let renewals = (0..many).map(|number| Renewal::new(key(one + number), token(one + number), HOUR));
-    assert!(store.renew(renewals.collect()).await?.iter().all(|written| *written == Written::Applied));
+    let renewals =
+        (0..many).map(|number| Renewal::new(key(one + number), token(one + number), HOUR));
+    assert!(
+        store.renew(renewals.collect()).await?.iter().all(|written| *written == Written::Applied)
+    );
     expect("a renewal", i64::from(many) * 40).await?;
     let others = (0..many).map(|number| Renewal::new(key(one + number), token(7), HOUR));
     store.renew(others.collect()).await?;

@@ -1,4 +1,5 @@
-//! The connection of one transaction to the database, which breaks, is slow, and loses the answers to commits.
+//! The connection of one transaction to the database, which breaks, is slow, and loses the answers
+//! to commits.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -79,7 +80,10 @@ fn lost() -> StoreError {
 
 impl Transaction {
     /// A statement is on its way to the server and back.
-    async fn send<T>(&mut self, apply: impl FnOnce(&Database, u64) -> Result<T, Over>) -> Result<T, StoreError> {
+    async fn send<T>(
+        &mut self,
+        apply: impl FnOnce(&Database, u64) -> Result<T, Over>,
+    ) -> Result<T, StoreError> {
         self.pool.life().goes_on().await;
         if self.pool.chance(self.pool.faults.slow) {
             sleep(self.pool.moment(SILENCE * 3)).await;
@@ -145,7 +149,8 @@ impl Transaction {
     fn abandon(&mut self) {
         let (database, number) = (self.pool.database.clone(), self.number);
         self.is_open = false;
-        let noticed = if self.pool.chance(50) { Duration::ZERO } else { self.pool.moment(NOTICED_WITHIN) };
+        let noticed =
+            if self.pool.chance(50) { Duration::ZERO } else { self.pool.moment(NOTICED_WITHIN) };
         if noticed.is_zero() {
             database.roll_back(number);
         } else if let Ok(runtime) = Handle::try_current() {
@@ -167,7 +172,12 @@ impl Drop for Transaction {
 }
 
 impl Keep for Transaction {
-    fn begin<'a>(&'a mut self, _: &'a dyn DynStore, claim: &'a Claim, patience: Duration) -> Kept<'a, Taken> {
+    fn begin<'a>(
+        &'a mut self,
+        _: &'a dyn DynStore,
+        claim: &'a Claim,
+        patience: Duration,
+    ) -> Kept<'a, Taken> {
         Box::pin(async move {
             let pool = self.pool.clone();
             let ends = pool.clock.monotonic() + patience;
@@ -176,7 +186,9 @@ impl Keep for Transaction {
                 let over = pool.database.over.notified();
                 tokio::pin!(over);
                 over.as_mut().enable();
-                if let Some(claimed) = self.send(|database, number| database.claim(number, claim)).await? {
+                if let Some(claimed) =
+                    self.send(|database, number| database.claim(number, claim)).await?
+                {
                     return Ok(Taken { claimed: Some(claimed), has_waited, keeps_lock: false });
                 }
                 pool.note("a claim waits for another transaction");

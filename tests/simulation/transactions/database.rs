@@ -1,4 +1,5 @@
-//! The database of all processes: records and effects that are committed, and transactions in which more of them is staged.
+//! The database of all processes: records and effects that are committed, and transactions in which
+//! more of them is staged.
 //!
 //! It does what a server does, at once. What a client hears of it is in `connection`.
 
@@ -90,11 +91,13 @@ impl Database {
         number
     }
 
-    /// Claims in the transaction; `Ok(None)` while another one holds the key, `Err` if the transaction is over.
+    /// Claims in the transaction; `Ok(None)` while another one holds the key, `Err` if the
+    /// transaction is over.
     pub fn claim(&self, number: u64, claim: &Claim) -> Result<Option<Claimed>, Over> {
         let (now, mut tables) = (self.clock.now(), self.tables());
         let Tables { rows, open, .. } = &mut *tables;
-        let (session, row) = (open.get_mut(&number).ok_or(Over)?, rows.entry(claim.key).or_default());
+        let (session, row) =
+            (open.get_mut(&number).ok_or(Over)?, rows.entry(claim.key).or_default());
         let mut slot = row.record.clone();
         let claimed = transition::claim(&mut slot, claim, now);
         // What needs no write waits for nobody.
@@ -129,7 +132,8 @@ impl Database {
         Ok(value)
     }
 
-    /// Ends the call in the transaction, as its engine says. False if the record is not as the claim left it.
+    /// Ends the call in the transaction, as its engine says. False if the record is not as the
+    /// claim left it.
     pub fn end(&self, number: u64, end: End) -> Result<bool, Over> {
         let (now, mut tables) = (self.clock.now(), self.tables());
         let Tables { rows, open, .. } = &mut *tables;
@@ -169,11 +173,12 @@ impl Database {
     pub fn commit(&self, number: u64) -> Result<(), Over> {
         let (at, mut tables) = (self.clock.monotonic(), self.tables());
         let Session { process, staged, .. } = tables.open.remove(&number).ok_or(Over)?;
-        if let Some((row, record)) = staged.key.and_then(|key| Some((tables.rows.get_mut(&key)?, staged.record))) {
-            let is_anew = row
-                .record
-                .as_ref()
-                .is_some_and(|before| before.created != record.as_ref().map_or(before.created, |it| it.created));
+        if let Some((row, record)) =
+            staged.key.and_then(|key| Some((tables.rows.get_mut(&key)?, staged.record)))
+        {
+            let is_anew = row.record.as_ref().is_some_and(|before| {
+                before.created != record.as_ref().map_or(before.created, |it| it.created)
+            });
             if is_anew {
                 row.retention += 1;
                 row.effects = 0;
@@ -193,9 +198,17 @@ impl Database {
     }
 
     /// What a transaction has changed.
-    fn note(&self, at: Duration, process: String, row: &mut Row, before: Option<Record>, effects: &[String]) {
+    fn note(
+        &self,
+        at: Duration,
+        process: String,
+        row: &mut Row,
+        before: Option<Record>,
+        effects: &[String],
+    ) {
         let after = row.record.clone();
-        let (token, attempt) = after.as_ref().map_or((Token::from_bits(0), 1), |it| (it.owner, it.attempts));
+        let (token, attempt) =
+            after.as_ref().map_or((Token::from_bits(0), 1), |it| (it.owner, it.attempts));
         let decided = after.as_ref().filter(|it| it.state == State::Failed).and_then(declined);
         for value in effects.iter().cloned().chain(decided) {
             self.log.write(Entry::Effect(Effect {
@@ -226,19 +239,29 @@ impl Database {
         self.over.notify_waiters();
     }
 
-    /// S6: one effect with a result, none without a record, and one at most with a record that reads as in doubt.
+    /// S6: one effect with a result, none without a record, and one at most with a record that
+    /// reads as in doubt.
     fn look(&self, row: &Row) {
         let now = self.clock.now();
         let allowed = match &row.record {
             None => row.effects == 0,
             Some(record) if record.state == State::Completed => row.effects == 1,
             Some(record) if record.state == State::Failed => row.effects == 0,
-            Some(record) => row.effects <= 1 && (record.state == State::InDoubt || record.lease_until <= now),
+            Some(record) => {
+                row.effects <= 1 && (record.state == State::InDoubt || record.lease_until <= now)
+            }
         };
         if !allowed {
             let state = row.record.as_ref().map(|record| record.state);
-            let seen = format!("{} effects are committed, and the record is {state:?}", row.effects);
-            self.log.broken(self.clock.monotonic(), Rule::EffectWithRecord, &row.label, row.retention, seen);
+            let seen =
+                format!("{} effects are committed, and the record is {state:?}", row.effects);
+            self.log.broken(
+                self.clock.monotonic(),
+                Rule::EffectWithRecord,
+                &row.label,
+                row.retention,
+                seen,
+            );
         }
     }
 }

@@ -1,9 +1,9 @@
-//! Calls whose claim, effect and record are in a transaction of the user's: the real engine on a database that is not
-//! real. Clients are killed, connections break, commits and their answers are lost, futures are dropped and what they
-//! left is committed all the same.
+//! Calls whose claim, effect and record are in a transaction of the user's: the real engine on a
+//! database that is not real. Clients are killed, connections break, commits and their answers are
+//! lost, futures are dropped and what they left is committed all the same.
 //!
-//! A transaction here is for one call. It is made again by the caller, as the documentation says, when nobody knows
-//! whether it was committed.
+//! A transaction here is for one call. It is made again by the caller, as the documentation says,
+//! when nobody knows whether it was committed.
 
 mod connection;
 mod database;
@@ -54,7 +54,14 @@ fn run_with(seed: u64, mutant: Option<Mutant>) -> Run {
     let world = runtime.block_on(async {
         let (clock, log) = (RunClock::start(), Arc::new(Log::default()));
         let database = Arc::new(Database::new(clock, log.clone(), mutant));
-        let world = Arc::new(World { plan, mutant, clock, log, database, calls: crate::world::Count::default() });
+        let world = Arc::new(World {
+            plan,
+            mutant,
+            clock,
+            log,
+            database,
+            calls: crate::world::Count::default(),
+        });
         if timeout(LONGEST, goes_through_it(&world, random)).await.is_err() {
             let hangs = format!("a call has not come back after {LONGEST:?}");
             world.log.broken(clock.monotonic(), Rule::CallsReturn, "a key", 0, hangs);
@@ -152,7 +159,9 @@ fn everything_happens_in_some_seed_with_transactions() {
         for entry in &run(seed).entries {
             match entry {
                 Entry::InTransaction { what, .. } => missing.retain(|it| it != what),
-                Entry::Called(called) => outcomes.retain(|it| called.outcome != Outcome::Error((*it).to_owned())),
+                Entry::Called(called) => {
+                    outcomes.retain(|it| called.outcome != Outcome::Error((*it).to_owned()))
+                }
                 _ => {}
             }
         }
@@ -164,8 +173,11 @@ fn everything_happens_in_some_seed_with_transactions() {
 }
 
 fn is_noticed(mutant: Mutant, rule: Rule) {
-    let breaks = |seed: &u64| run_with(*seed, Some(mutant)).broken.iter().any(|violation| violation.rule == rule);
-    let seed = (0..2_000).find(breaks).unwrap_or_else(|| panic!("{mutant:?} does not break {rule}"));
+    let breaks = |seed: &u64| {
+        run_with(*seed, Some(mutant)).broken.iter().any(|violation| violation.rule == rule)
+    };
+    let seed =
+        (0..2_000).find(breaks).unwrap_or_else(|| panic!("{mutant:?} does not break {rule}"));
     println!("{mutant:?} breaks {rule} in seed {seed}");
 }
 

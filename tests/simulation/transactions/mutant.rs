@@ -8,7 +8,8 @@ pub enum Mutant {
     EffectOutside,
     /// A claim does not wait for another transaction.
     ClaimsDoNotWait,
-    /// A body that returned an error leaves its effect in the transaction, and only its claim is undone.
+    /// A body that returned an error leaves its effect in the transaction, and only its claim is
+    /// undone.
     EffectNotUndone,
     /// Who hears no answer to a commit tells the result all the same.
     UnknownCommitsTold,

@@ -41,9 +41,15 @@ pub struct Plan {
 impl Plan {
     pub fn new(random: &mut Random) -> Self {
         let processes = 2 + index(random, 2);
-        let key =
-            |number| Key { number, class: Class::Hold, has_fingerprints: false, counts_attempts: false, window: None };
-        let mut share = |chance, limit| if random.chance(chance) { 1 + random.below(limit) } else { 0 };
+        let key = |number| Key {
+            number,
+            class: Class::Hold,
+            has_fingerprints: false,
+            counts_attempts: false,
+            window: None,
+        };
+        let mut share =
+            |chance, limit| if random.chance(chance) { 1 + random.below(limit) } else { 0 };
         let faults = Faults {
             slow: share(50, 20),
             broken: share(50, 10),
@@ -120,7 +126,11 @@ impl Script {
                 8..16 => Afterwards::Drop,
                 _ => Afterwards::Commit,
             },
-            patience: if random.chance(30) { Duration::ZERO } else { millis_below(random, SECOND * 10) },
+            patience: if random.chance(30) {
+                Duration::ZERO
+            } else {
+                millis_below(random, SECOND * 10)
+            },
         }
     }
 

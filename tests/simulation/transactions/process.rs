@@ -119,11 +119,16 @@ impl Process {
     async fn attempt(&self, key: &Key, script: Script) -> Option<Outcome> {
         let pool = &self.pool;
         let mut transaction = pool.begin().await;
-        let call = self.engine.call(OPERATION, key.number).ttl(self.world.plan.ttl).on_error(Failure::policy);
+        let call = self
+            .engine
+            .call(OPERATION, key.number)
+            .ttl(self.world.plan.ttl)
+            .on_error(Failure::policy);
         let call = call.on_conflict(OnConflict::Wait(script.patience));
         let life = self.life.clone();
-        let run =
-            call.run_in(&mut transaction, async |transaction: &mut Transaction| body(transaction, &life, script).await);
+        let run = call.run_in(&mut transaction, async |transaction: &mut Transaction| {
+            body(transaction, &life, script).await
+        });
         let run = AssertUnwindSafe(run).catch_unwind();
         let result = match script.cut_off {
             Some(limit) => timeout(limit, run).await.ok(),
@@ -158,16 +163,23 @@ impl Process {
                 let is_unfinished = outcome == Outcome::Error("StoreUnavailable".to_owned());
                 (!is_unfinished).then_some(outcome)
             }
-            Committed::Unknown if self.world.mutant == Some(Mutant::UnknownCommitsTold) => Some(outcome),
+            Committed::Unknown if self.world.mutant == Some(Mutant::UnknownCommitsTold) => {
+                Some(outcome)
+            }
             Committed::No | Committed::Unknown => None,
         }
     }
 }
 
-async fn body(transaction: &mut Transaction, life: &Life, script: Script) -> Result<String, Failure> {
+async fn body(
+    transaction: &mut Transaction,
+    life: &Life,
+    script: Script,
+) -> Result<String, Failure> {
     sleep(script.before).await;
     life.goes_on().await;
-    let value = transaction.effect().await.map_err(|_| Failure::Guard("StoreUnavailable".to_owned()))?;
+    let value =
+        transaction.effect().await.map_err(|_| Failure::Guard("StoreUnavailable".to_owned()))?;
     sleep(script.after).await;
     life.goes_on().await;
     match script.end {

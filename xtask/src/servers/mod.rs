@@ -1,4 +1,5 @@
-//! The part that provides servers: finds them, installs what is missing where it can, and says what to do where it cannot.
+//! The part that provides servers: finds them, installs what is missing where it can, and says what
+//! to do where it cannot.
 
 #[path = "../../../test-support/src/server/binary.rs"]
 mod binary;
@@ -35,7 +36,9 @@ struct Machine<'a> {
 pub(crate) fn install(_: &Options) -> anyhow::Result<Vec<Command>> {
     let mut commands = choose(&Machine {
         system: env::consts::OS,
-        administrator: Command::program("id", "-u").output().is_ok_and(|id| id.trim_ascii() == b"0"),
+        administrator: Command::program("id", "-u")
+            .output()
+            .is_ok_and(|id| id.trim_ascii() == b"0"),
         has_server: &|wanted| (wanted.find)().is_ok(),
         has_program: &is_in_path,
         is_set: &is_set,
@@ -50,7 +53,9 @@ pub(crate) fn check() -> anyhow::Result<()> {
         if let Some(variable) = wanted.url_variable.filter(|variable| is_set(variable)) {
             // Not which: the URL may contain a password.
             let program = wanted.program;
-            println!("{variable} names the server; tests that stop or pause one need {program} all the same.");
+            println!(
+                "{variable} names the server; tests that stop or pause one need {program} all the same."
+            );
             continue;
         }
         let program = (wanted.find)()?;
@@ -66,9 +71,11 @@ pub(crate) fn check() -> anyhow::Result<()> {
 
 fn choose(machine: &Machine) -> anyhow::Result<Vec<Command>> {
     let (has, is_set) = (machine.has_program, machine.is_set);
-    let is_named = |wanted: &Wanted| is_set(wanted.variable.0) || wanted.url_variable.is_some_and(is_set);
-    let is_missing =
-        |wanted: &&Wanted| wanted.is_for(machine.system) && !is_named(wanted) && !(machine.has_server)(wanted);
+    let is_named =
+        |wanted: &Wanted| is_set(wanted.variable.0) || wanted.url_variable.is_some_and(is_set);
+    let is_missing = |wanted: &&Wanted| {
+        wanted.is_for(machine.system) && !is_named(wanted) && !(machine.has_server)(wanted)
+    };
     let missing: Vec<_> = WANTED.iter().filter(is_missing).collect();
     if missing.is_empty() {
         return Ok(Vec::new());
@@ -118,8 +125,17 @@ fn is_in_path(program: &str) -> bool {
 mod tests {
     use super::{Machine, WANTED, Wanted, choose};
 
-    const SERVERS: [&str; 9] =
-        ["redis-server", "postgres", "mariadbd", "pgbouncer", "chromedriver", "curl", "valgrind", "node", "npm"];
+    const SERVERS: [&str; 9] = [
+        "redis-server",
+        "postgres",
+        "mariadbd",
+        "pgbouncer",
+        "chromedriver",
+        "curl",
+        "valgrind",
+        "node",
+        "npm",
+    ];
 
     fn on(
         system: &str,
@@ -143,8 +159,13 @@ mod tests {
 
     #[test]
     fn what_is_there_is_not_installed() {
-        for (system, administrator) in [("linux", true), ("linux", false), ("macos", false), ("other", false)] {
-            assert_eq!(on(system, administrator, &SERVERS, &["apt-get", "sudo", "brew"], &[]), Ok(vec![]));
+        for (system, administrator) in
+            [("linux", true), ("linux", false), ("macos", false), ("other", false)]
+        {
+            assert_eq!(
+                on(system, administrator, &SERVERS, &["apt-get", "sudo", "brew"], &[]),
+                Ok(vec![])
+            );
         }
         let missing = on(
             "macos",
@@ -201,8 +222,9 @@ mod tests {
 
     #[test]
     fn macos_installs_with_brew() {
-        let install =
-            String::from("brew install redis postgresql@16 mariadb pgbouncer chromium chromedriver curl node");
+        let install = String::from(
+            "brew install redis postgresql@16 mariadb pgbouncer chromium chromedriver curl node",
+        );
         assert_eq!(on("macos", false, &[], &["brew"], &[]), Ok(vec![install]));
     }
 
@@ -218,7 +240,12 @@ mod tests {
             let message = on(system, administrator, &["mariadbd"], programs, &[]).unwrap_err();
             let missing = |wanted: &&Wanted| wanted.program != "mariadbd" && wanted.is_for(system);
             for wanted in WANTED.iter().filter(missing) {
-                for part in [wanted.program, wanted.variable.0, wanted.url_variable.unwrap_or_default(), "cargo test"] {
+                for part in [
+                    wanted.program,
+                    wanted.variable.0,
+                    wanted.url_variable.unwrap_or_default(),
+                    "cargo test",
+                ] {
                     assert!(message.contains(part), "{system}: {message}");
                 }
             }

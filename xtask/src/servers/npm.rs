@@ -22,20 +22,24 @@ pub(crate) struct Project {
 impl Project {
     /// The command that installs it in `folder`.
     pub(crate) fn install(&self, folder: &Path) -> anyhow::Result<Command> {
-        fs::create_dir_all(folder).with_context(|| format!("{} cannot be made", folder.display()))?;
+        fs::create_dir_all(folder)
+            .with_context(|| format!("{} cannot be made", folder.display()))?;
         for (name, text) in self.files() {
-            fs::write(folder.join(name), text).with_context(|| format!("{name} cannot be written"))?;
+            fs::write(folder.join(name), text)
+                .with_context(|| format!("{name} cannot be written"))?;
         }
         // Where npm is itself about to be installed it will be in `PATH`.
-        let npm = binary::find("npm", "NPM").map_or_else(|_| String::from("npm"), |path| path.display().to_string());
+        let npm = binary::find("npm", "NPM")
+            .map_or_else(|_| String::from("npm"), |path| path.display().to_string());
         let options = "ci --ignore-scripts --no-audit --no-fund --prefix";
         Ok(Command::program(&npm, options).with_argument(folder.display().to_string()))
     }
 
     /// Whether `folder` has it as the lock file wants it.
     pub(super) fn is_installed(&self, folder: &Path) -> bool {
-        let is_current =
-            |(name, text): (&str, &str)| fs::read_to_string(folder.join(name)).is_ok_and(|there| there == text);
+        let is_current = |(name, text): (&str, &str)| {
+            fs::read_to_string(folder.join(name)).is_ok_and(|there| there == text)
+        };
         folder.join(DONE).is_file() && self.files().into_iter().all(is_current)
     }
 
@@ -48,7 +52,9 @@ impl Project {
     pub(crate) fn assert_pinned(&self) {
         let lock = self.lock;
         assert!(
-            lock.contains("\"integrity\": \"sha512-") && !lock.contains("resolved") && !lock.contains("://"),
+            lock.contains("\"integrity\": \"sha512-")
+                && !lock.contains("resolved")
+                && !lock.contains("://"),
             "{lock}"
         );
     }

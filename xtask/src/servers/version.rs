@@ -4,7 +4,8 @@ use anyhow::bail;
 
 use super::wanted::Wanted;
 
-/// Refuses a version that is too old. One that is not printed, a build of somebody's own, is left to the tests.
+/// Refuses a version that is too old. One that is not printed, a build of somebody's own, is left
+/// to the tests.
 pub(super) fn check(wanted: &Wanted, printed: &str) -> anyhow::Result<()> {
     let Some(version) = version(printed) else { return Ok(()) };
     if version < wanted.lowest {
@@ -38,9 +39,15 @@ mod tests {
             ("Valkey server v=10.1.2 sha=0", Some((10, 1))),
             ("postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)", Some((15, 18))),
             ("postgres (PostgreSQL) 19devel", Some((19, 0))),
-            ("/usr/sbin/mariadbd  Ver 10.11.19-MariaDB-0+deb12u1 for debian-linux-gnu", Some((10, 11))),
+            (
+                "/usr/sbin/mariadbd  Ver 10.11.19-MariaDB-0+deb12u1 for debian-linux-gnu",
+                Some((10, 11)),
+            ),
             ("PgBouncer 1.18.0\nlibevent 2.1.12-stable", Some((1, 18))),
-            ("ChromeDriver 156.0.8078.79 (a21ce95c24ce3964416f09ae1862f53f319eb4d0-refs)", Some((156, 0))),
+            (
+                "ChromeDriver 156.0.8078.79 (a21ce95c24ce3964416f09ae1862f53f319eb4d0-refs)",
+                Some((156, 0)),
+            ),
             ("curl 7.88.1 (x86_64-pc-linux-gnu) libcurl/7.88.1", Some((7, 88))),
             ("valgrind-3.19.0", Some((3, 19))),
             ("v18.20.4", Some((18, 20))),

@@ -128,8 +128,9 @@ impl Wanted {
     pub(super) fn advice(&self) -> String {
         let (major, minor) = self.lowest;
         let (variable, value) = self.variable;
-        let instead =
-            self.url_variable.map(|variable| format!("; or set {variable} to the URL of one that may be written to"));
+        let instead = self.url_variable.map(|variable| {
+            format!("; or set {variable} to the URL of one that may be written to")
+        });
         format!(
             "- install {} {major}.{minor} or newer with the package manager of your system, so that `{}` is in PATH; \
              or set {variable} to {value}{}",

@@ -1,4 +1,5 @@
-//! Servers from other releases of Debian, unpacked and not installed. They bring their C library, and start with its loader.
+//! Servers from other releases of Debian, unpacked and not installed. They bring their C library,
+//! and start with its loader.
 
 use std::io::Read as _;
 use std::os::unix::fs::PermissionsExt as _;
@@ -17,7 +18,8 @@ struct Release {
     packages: &'static str,
 }
 
-/// Servers with the libraries that they are linked with. What their packages ask for beyond that is for installing them.
+/// Servers with the libraries that they are linked with. What their packages ask for beyond that is
+/// for installing them.
 const RELEASES: [Release; 2] = [
     Release {
         folder: "trixie",
@@ -54,8 +56,12 @@ pub(super) fn folders() -> impl Iterator<Item = &'static str> {
 /// The address of Debian's archive in the machine's own list of sources.
 pub(super) fn archive() -> Result<String, &'static str> {
     let format = "$(CREATED_BY) $(ORIGIN) $(LABEL) $(REPO_URI)";
-    let targets = Command::program("apt-get", "indextargets --format").with_argument(String::from(format)).output();
-    let Ok(targets) = targets else { return Err("they are packages of Debian, and there is no apt-get") };
+    let targets = Command::program("apt-get", "indextargets --format")
+        .with_argument(String::from(format))
+        .output();
+    let Ok(targets) = targets else {
+        return Err("they are packages of Debian, and there is no apt-get");
+    };
     let targets = String::from_utf8_lossy(&targets);
     let address = targets.lines().find_map(|line| line.strip_prefix("Packages Debian Debian "));
     address
@@ -69,10 +75,12 @@ pub(super) fn provide(servers: &Path) -> anyhow::Result<()> {
         let folder = servers.join(release.folder);
         let recipe = format!("{REVISION}\n{}\n{}\n", release.suites.join(" "), release.packages);
         filled(&folder, &recipe, |new| {
-            let packages = download(release, new)
-                .with_context(|| format!("the servers of Debian's {} cannot be had", release.folder))?;
+            let packages = download(release, new).with_context(|| {
+                format!("the servers of Debian's {} cannot be had", release.folder)
+            })?;
             for package in packages {
-                let unpack = Command::program("dpkg-deb", "--extract").with_argument(package.display().to_string());
+                let unpack = Command::program("dpkg-deb", "--extract")
+                    .with_argument(package.display().to_string());
                 unpack.with_argument(new.display().to_string()).output()?;
             }
             start_with_own_loader(new, &folder)
@@ -81,16 +89,20 @@ pub(super) fn provide(servers: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The files of packages, of the versions that the archive has now, and whose signatures apt has checked.
+/// The files of packages, of the versions that the archive has now, and whose signatures apt has
+/// checked.
 fn download(release: &Release, new: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let archive = archive().map_err(anyhow::Error::msg)?;
     let apt = new.join("apt");
     let folders = ["lists/partial", "archives/partial", "packages"];
     folders.iter().try_for_each(|folder| fs::create_dir_all(apt.join(folder)))?;
-    let signed = if Path::new(KEYS).is_file() { format!("[signed-by={KEYS}] ") } else { String::new() };
-    let sources = release.suites.iter().map(|suite| format!("deb {signed}{archive} {suite} main\n"));
+    let signed =
+        if Path::new(KEYS).is_file() { format!("[signed-by={KEYS}] ") } else { String::new() };
+    let sources =
+        release.suites.iter().map(|suite| format!("deb {signed}{archive} {suite} main\n"));
     fs::write(apt.join("sources.list"), sources.collect::<String>())?;
-    // None of the machine's own lists, nothing that is installed, and a folder that is nobody else's.
+    // None of the machine's own lists, nothing that is installed, and a folder that is nobody
+    // else's.
     let settings = [
         ("Dir::Etc::sourcelist", apt.join("sources.list")),
         ("Dir::Etc::sourceparts", PathBuf::from("/dev/null")),
@@ -113,12 +125,14 @@ fn download(release: &Release, new: &Path) -> anyhow::Result<Vec<PathBuf>> {
     fs::read_dir(apt.join("packages"))?.map(|entry| Ok(entry?.path())).collect()
 }
 
-/// Puts a script in the place of each program, which starts it with the loader and the libraries of `folder`, where `new`
-/// will be. The machine's own C library may be older.
+/// Puts a script in the place of each program, which starts it with the loader and the libraries of
+/// `folder`, where `new` will be. The machine's own C library may be older.
 fn start_with_own_loader(new: &Path, folder: &Path) -> anyhow::Result<()> {
     fs::remove_dir_all(new.join("apt"))?;
     let libraries = libraries(new)?;
-    let loader = libraries.iter().find_map(|libraries| loader(&new.join(libraries)).map(|name| libraries.join(name)));
+    let loader = libraries
+        .iter()
+        .find_map(|libraries| loader(&new.join(libraries)).map(|name| libraries.join(name)));
     let loader = folder.join(loader.context("the packages have no loader")?);
     let path = env::join_paths(libraries.iter().map(|libraries| folder.join(libraries)))?;
     for programs in ["bin", "sbin", "usr/bin", "usr/sbin"] {
@@ -166,7 +180,8 @@ fn libraries(new: &Path) -> anyhow::Result<Vec<PathBuf>> {
 }
 
 fn loader(libraries: &Path) -> Option<String> {
-    let names = libraries.read_dir().ok()?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let names =
+        libraries.read_dir().ok()?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
     names.into_iter().find(|name| name.starts_with("ld-linux"))
 }
 
@@ -195,7 +210,10 @@ mod tests {
         fs::write(file("script"), "#!/bin/sh\n").unwrap();
         start_with_own_loader(place.path(), Path::new("/servers/trixie")).unwrap();
         let script = fs::read_to_string(file("server")).unwrap();
-        assert!(script.contains("exec '/servers/trixie/usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2'"), "{script}");
+        assert!(
+            script.contains("exec '/servers/trixie/usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2'"),
+            "{script}"
+        );
         assert!(script.contains("'/servers/trixie/usr/bin/server.elf' \"$@\""), "{script}");
         assert_eq!(fs::read(file("server.elf")).unwrap(), b"\x7fELF and so on");
         assert_eq!(fs::read_to_string(file("script")).unwrap(), "#!/bin/sh\n");

@@ -13,8 +13,8 @@ const VARIABLE: &str = "IDEMPOTENCY_SERVERS";
 /// What a folder was filled by.
 const RECIPE: &str = "recipe";
 
-/// The folder of all servers, outside of the clone. As root, the tests start servers as users without rights, who cannot
-/// look into the administrator's home.
+/// The folder of all servers, outside of the clone. As root, the tests start servers as users
+/// without rights, who cannot look into the administrator's home.
 pub(super) fn of_servers() -> anyhow::Result<PathBuf> {
     if let Some(named) = env::var_os(VARIABLE).filter(|named| !named.is_empty()) {
         return std::path::absolute(named).context("the folder of servers has no place");
@@ -28,8 +28,9 @@ pub(super) fn of_servers() -> anyhow::Result<PathBuf> {
         .join("idempotency-servers"))
 }
 
-/// Lets `fill` make the content of `folder` if it is not there, or was made by another recipe. It is made in a folder beside
-/// it, which takes its place when it is complete: others may be at the same.
+/// Lets `fill` make the content of `folder` if it is not there, or was made by another recipe. It
+/// is made in a folder beside it, which takes its place when it is complete: others may be at the
+/// same.
 pub(super) fn filled(
     folder: &Path,
     recipe: &str,
@@ -66,7 +67,9 @@ mod tests {
     fn a_folder_is_filled_once_for_each_recipe_and_not_by_halves() {
         let place = tempfile::tempdir().unwrap();
         let folder = place.path().join("servers");
-        let fill = |word: &'static str| move |new: &std::path::Path| Ok(fs::write(new.join("word"), word)?);
+        let fill = |word: &'static str| {
+            move |new: &std::path::Path| Ok(fs::write(new.join("word"), word)?)
+        };
         let word = || fs::read_to_string(folder.join("word")).unwrap();
         filled(&folder, "1", fill("one")).unwrap();
         filled(&folder, "1", |_| panic!("it is filled")).unwrap();

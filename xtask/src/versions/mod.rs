@@ -1,7 +1,9 @@
-//! The part that runs the suites again, on servers of other versions than those that the machine has.
+//! The part that runs the suites again, on servers of other versions than those that the machine
+//! has.
 //!
-//! `cargo xtask test servers` puts the servers into a folder of their own and installs none of them. Which program a suite
-//! starts is told to it by the environment variables that a person can set too.
+//! `cargo xtask test servers` puts the servers into a folder of their own and installs none of
+//! them. Which program a suite starts is told to it by the environment variables that a person can
+//! set too.
 
 mod debian;
 mod folder;
@@ -20,14 +22,16 @@ pub(crate) use suites::Kind;
 /// The part's name.
 pub(crate) const NAME: &str = "versions";
 
-/// A server of another version, and where its program is in the [folder of all](folder::of_servers).
+/// A server of another version, and where its program is in the [folder of
+/// all](folder::of_servers).
 struct Version {
     name: &'static str,
     kind: Kind,
     program: &'static str,
 }
 
-/// The oldest and the newest ones that can be had as packages, and those that behave in a way of their own.
+/// The oldest and the newest ones that can be had as packages, and those that behave in a way of
+/// their own.
 const VERSIONS: [Version; 6] = [
     // The first with prepared statements in transaction mode was 1.21.
     Version { name: "PgBouncer 1.24", kind: Kind::PgBouncer, program: "trixie/usr/sbin/pgbouncer" },
@@ -43,7 +47,11 @@ const VERSIONS: [Version; 6] = [
         kind: Kind::Postgres,
         program: "postgresql/node_modules/postgresql-18/native/bin",
     },
-    Version { name: "Valkey 8.0", kind: Kind::Redis, program: "bookworm-backports/usr/bin/valkey-server" },
+    Version {
+        name: "Valkey 8.0",
+        kind: Kind::Redis,
+        program: "bookworm-backports/usr/bin/valkey-server",
+    },
     Version { name: "Redis 8.0", kind: Kind::Redis, program: "trixie/usr/bin/redis-server" },
 ];
 
@@ -53,7 +61,9 @@ pub(crate) fn provide() -> anyhow::Result<()> {
         let servers = folder::of_servers()?;
         debian::provide(&servers)?;
         postgresql::provide(&servers)?;
-        return VERSIONS.iter().try_for_each(|version| show(version, &servers.join(version.program)));
+        return VERSIONS
+            .iter()
+            .try_for_each(|version| show(version, &servers.join(version.program)));
     };
     let names = names();
     if env::var_os("CI").is_some() {
@@ -78,15 +88,19 @@ pub(crate) fn commands(options: &Options) -> anyhow::Result<Vec<Command>> {
 /// The suites on servers that somebody has, each named by its program or by a URL.
 pub(crate) fn run(servers: &[(Kind, String)]) -> anyhow::Result<()> {
     for (kind, server) in servers {
-        let suites =
-            if server.contains("://") { kind.suites_at(server)? } else { kind.suites(&program(*kind, server)?) };
+        let suites = if server.contains("://") {
+            kind.suites_at(server)?
+        } else {
+            kind.suites(&program(*kind, server)?)
+        };
         suites.iter().try_for_each(Command::run)?;
     }
     Ok(())
 }
 
 fn program(kind: Kind, named: &str) -> anyhow::Result<PathBuf> {
-    // The tests look at it from directories of their own. Some programs have several names, and do what they are called.
+    // The tests look at it from directories of their own. Some programs have several names, and do
+    // what they are called.
     let program = std::path::absolute(named)?;
     if !program.exists() {
         bail!("there is no {}", program.display());
@@ -118,7 +132,8 @@ fn show(version: &Version, program: &Path) -> anyhow::Result<()> {
 }
 
 fn first_line(kind: Kind, program: &Path) -> anyhow::Result<String> {
-    let program = if kind == Kind::Postgres { program.join("postgres") } else { program.to_path_buf() };
+    let program =
+        if kind == Kind::Postgres { program.join("postgres") } else { program.to_path_buf() };
     let printed = Command::program(&program.to_string_lossy(), "--version").output()?;
     Ok(String::from_utf8_lossy(&printed).lines().next().unwrap_or_default().to_owned())
 }

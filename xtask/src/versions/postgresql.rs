@@ -32,13 +32,15 @@ pub(super) fn provide(servers: &Path) -> anyhow::Result<()> {
 /// A package of npm has no links: this one lists them.
 fn link(package: &Path) -> anyhow::Result<()> {
     let list = fs::read(package.join("native/pg-symlinks.json"))?;
-    let list: Vec<Value> = serde_json::from_slice(&list).context("a list of links cannot be read")?;
+    let list: Vec<Value> =
+        serde_json::from_slice(&list).context("a list of links cannot be read")?;
     for entry in &list {
         let path = |name: &str| entry[name].as_str().map(Path::new).context("a link has two ends");
         let (source, target) = (path("source")?, path("target")?);
         // In the same folder, which is moved.
         let name = source.file_name().context("a link leads to a file")?;
-        symlink(name, package.join(target)).with_context(|| format!("{} cannot be linked", target.display()))?;
+        symlink(name, package.join(target))
+            .with_context(|| format!("{} cannot be linked", target.display()))?;
     }
     Ok(())
 }

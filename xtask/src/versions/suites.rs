@@ -1,4 +1,5 @@
-//! What is run on a server of another version: the suites whose outcome depends on the server, and none that only counts.
+//! What is run on a server of another version: the suites whose outcome depends on the server, and
+//! none that only counts.
 
 use std::path::Path;
 
@@ -47,7 +48,8 @@ impl Kind {
         }
     }
 
-    /// The environment variable that names a server that runs already. Tests that stop or pause one start another.
+    /// The environment variable that names a server that runs already. Tests that stop or pause one
+    /// start another.
     fn url_variable(self) -> Option<&'static str> {
         match self {
             Self::PgBouncer => None,
@@ -74,24 +76,30 @@ impl Kind {
                 "--test transactions -- postgres:: on_postgresql",
                 "--test processes -- postgres::under_",
             ],
-            Self::Redis => &["--test conformance_redis", "--test redis", "--test processes -- redis::under_"],
+            Self::Redis => {
+                &["--test conformance_redis", "--test redis", "--test processes -- redis::under_"]
+            }
         }
     }
 
-    /// The suites with `program` as the server. They are the binaries that the part `tests` has built.
+    /// The suites with `program` as the server. They are the binaries that the part `tests` has
+    /// built.
     pub(super) fn suites(self, program: &Path) -> Vec<Command> {
         self.commands(self.variable(), &program.display().to_string())
     }
 
     /// The suites on the server at `url`.
     pub(super) fn suites_at(self, url: &str) -> anyhow::Result<Vec<Command>> {
-        let variable = self.url_variable().context("a pooler is named by its program, or as a server by its URL")?;
+        let variable = self
+            .url_variable()
+            .context("a pooler is named by its program, or as a server by its URL")?;
         Ok(self.commands(variable, url))
     }
 
     fn commands(self, variable: &'static str, value: &str) -> Vec<Command> {
         let command = |line: &&str| {
-            Command::cargo(&format!("test --workspace --all-features {line}")).with_variable(variable, value)
+            Command::cargo(&format!("test --workspace --all-features {line}"))
+                .with_variable(variable, value)
         };
         self.lines().iter().map(command).collect()
     }
@@ -106,7 +114,9 @@ mod tests {
 
     /// Names of files and modules, and what is in them.
     fn text_of(suite: &Path) -> String {
-        let files = fs::read_dir(suite).expect("the suite has a folder").map(|entry| entry.expect("an entry").path());
+        let files = fs::read_dir(suite)
+            .expect("the suite has a folder")
+            .map(|entry| entry.expect("an entry").path());
         let text = |file: std::path::PathBuf| {
             let name = file.file_stem().expect("a file has a name").to_string_lossy().into_owned();
             format!("{name}\n{}\n", fs::read_to_string(file).unwrap_or_default())
@@ -125,7 +135,8 @@ mod tests {
                 let is_there = filter.split("::").all(|name| text.contains(name));
                 assert!(is_there, "{suite} has no {filter}");
             }
-            let conformance = suite.strip_prefix("conformance_").map(|store| format!("conformance/{store}.rs"));
+            let conformance =
+                suite.strip_prefix("conformance_").map(|store| format!("conformance/{store}.rs"));
             let place = conformance.unwrap_or_else(|| format!("{suite}/main.rs"));
             assert!(tests.join(&place).is_file(), "there is no {place}");
         }

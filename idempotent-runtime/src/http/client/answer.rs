@@ -23,8 +23,11 @@ pub(super) fn repetition(answer: &response::Parts, names: &HeaderNames) -> Repet
         return Repetition::Ruled(false);
     }
     // What an operator has to settle, or what was asked for wrongly.
-    let settled = [ProblemKind::Uncertain, ProblemKind::NotKept, ProblemKind::Expired, ProblemKind::Mismatch];
-    let is_settled = |name| text(answer, name).is_some_and(|problem| settled.iter().any(|kind| kind.name() == problem));
+    let settled =
+        [ProblemKind::Uncertain, ProblemKind::NotKept, ProblemKind::Expired, ProblemKind::Mismatch];
+    let is_settled = |name| {
+        text(answer, name).is_some_and(|problem| settled.iter().any(|kind| kind.name() == problem))
+    };
     // Under the usual name too: nobody else uses it.
     if is_settled(names.problem()) || is_settled(&IDEMPOTENCY_PROBLEM) {
         return Repetition::Ruled(false);
@@ -78,26 +81,41 @@ mod tests {
     use crate::http::HeaderNames;
 
     fn answer(status: u16, headers: &[(&str, &str)]) -> response::Parts {
-        let answer = headers
-            .iter()
-            .fold(Response::builder().status(status), |answer, (name, value)| answer.header(*name, *value));
+        let answer =
+            headers.iter().fold(Response::builder().status(status), |answer, (name, value)| {
+                answer.header(*name, *value)
+            });
         answer.body(()).unwrap().into_parts().0
     }
 
     #[test]
     fn only_what_passes_is_asked_again() {
-        let of = |status, headers: &[(&str, &str)]| repetition(&answer(status, headers), &HeaderNames::new());
+        let of = |status, headers: &[(&str, &str)]| {
+            repetition(&answer(status, headers), &HeaderNames::new())
+        };
         let later = ("retry-after", "1");
         for status in [408, 409, 425, 429, 502, 503, 504] {
             assert_eq!(of(status, &[]), Repetition::ByStatus(true), "{status}");
             for marker in ["idempotency-replayed", "idempotent-replayed", "idempotency-bypassed"] {
-                assert_eq!(of(status, &[(marker, "true"), later]), Repetition::Ruled(false), "{status} with {marker}");
+                assert_eq!(
+                    of(status, &[(marker, "true"), later]),
+                    Repetition::Ruled(false),
+                    "{status} with {marker}"
+                );
             }
             for kind in ["uncertain", "not-kept", "expired", "mismatch"] {
-                assert_eq!(of(status, &[("idempotency-problem", kind), later]), Repetition::Ruled(false), "{kind}");
+                assert_eq!(
+                    of(status, &[("idempotency-problem", kind), later]),
+                    Repetition::Ruled(false),
+                    "{kind}"
+                );
             }
             for kind in ["in-progress", "unavailable", "something-else"] {
-                assert_eq!(of(status, &[("idempotency-problem", kind)]), Repetition::ByStatus(true), "{kind}");
+                assert_eq!(
+                    of(status, &[("idempotency-problem", kind)]),
+                    Repetition::ByStatus(true),
+                    "{kind}"
+                );
             }
         }
         for status in [200, 201, 204, 301, 400, 401, 403, 404, 410, 413, 422, 500, 501, 505] {
@@ -107,10 +125,16 @@ mod tests {
 
     #[test]
     fn markers_of_other_names_count_beside_the_usual_ones() {
-        let names =
-            HeaderNames::new().with_replayed("x-replayed").and_then(|names| names.with_bypassed("x-open")).unwrap();
+        let names = HeaderNames::new()
+            .with_replayed("x-replayed")
+            .and_then(|names| names.with_bypassed("x-open"))
+            .unwrap();
         for marker in ["x-replayed", "x-open", "idempotency-replayed", "idempotency-bypassed"] {
-            assert_eq!(repetition(&answer(503, &[(marker, "true")]), &names), Repetition::Ruled(false), "{marker}");
+            assert_eq!(
+                repetition(&answer(503, &[(marker, "true")]), &names),
+                Repetition::Ruled(false),
+                "{marker}"
+            );
         }
     }
 
@@ -130,10 +154,17 @@ mod tests {
             ("", None),
             ("soon", None),
         ] {
-            assert_eq!(wait(&[("retry-after", value)]), expected.map(Duration::from_secs), "{value}");
+            assert_eq!(
+                wait(&[("retry-after", value)]),
+                expected.map(Duration::from_secs),
+                "{value}"
+            );
         }
         // The clock of the service is the one that its date is on.
-        let skewed = [("retry-after", "Sun, 06 Nov 1994 09:50:37 GMT"), ("date", "Sun, 06 Nov 1994 09:50:30 GMT")];
+        let skewed = [
+            ("retry-after", "Sun, 06 Nov 1994 09:50:37 GMT"),
+            ("date", "Sun, 06 Nov 1994 09:50:30 GMT"),
+        ];
         assert_eq!(wait(&skewed), Some(Duration::from_secs(7)));
     }
 }

@@ -92,7 +92,9 @@ impl<E: fmt::Display> fmt::Display for ClientError<E> {
             Self::Failed { error, sent: Some(sent) } => {
                 write!(f, "the request failed, attempts: {}: {error}", sent.attempts)
             }
-            Self::TimedOut { sent } => write!(f, "the request was not answered in time, attempts: {}", sent.attempts),
+            Self::TimedOut { sent } => {
+                write!(f, "the request was not answered in time, attempts: {}", sent.attempts)
+            }
         }
     }
 }

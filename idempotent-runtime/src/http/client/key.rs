@@ -38,7 +38,8 @@ impl RequestKey {
     /// [`InvalidKey`](ErrorKind::InvalidKey) when it is blank, or has other characters.
     pub fn new(key: impl Into<Arc<str>>) -> Result<Self, Error> {
         let key = key.into();
-        let is_usable = !key.trim().is_empty() && key.bytes().all(|byte| (b' '..=b'~').contains(&byte));
+        let is_usable =
+            !key.trim().is_empty() && key.bytes().all(|byte| (b' '..=b'~').contains(&byte));
         if is_usable { Ok(Self(key)) } else { Err(unusable()) }
     }
 
@@ -55,13 +56,15 @@ impl fmt::Debug for RequestKey {
 }
 
 fn unusable() -> Error {
-    Error::new(ErrorKind::InvalidKey)
-        .with_text("the key cannot be sent in a header", "use printable ASCII characters, for example a UUID")
+    Error::new(ErrorKind::InvalidKey).with_text(
+        "the key cannot be sent in a header",
+        "use printable ASCII characters, for example a UUID",
+    )
 }
 
 /// What a request inside of a guarded call is for, in its extensions: the request has the key that
-/// [`Context::derive_key`](crate::Context::derive_key) gives for it, the same in every attempt. Outside of one it says
-/// nothing.
+/// [`Context::derive_key`](crate::Context::derive_key) gives for it, the same in every attempt.
+/// Outside of one it says nothing.
 ///
 /// ```
 /// # use std::time::Duration;
@@ -120,7 +123,8 @@ impl Options {
         if let Some(key) = request.extensions.get::<RequestKey>() {
             return self.chosen(key.as_str(), None).map(Some);
         }
-        let is_one_of_ours = |method: &Method| method.as_str().eq_ignore_ascii_case(request.method.as_str());
+        let is_one_of_ours =
+            |method: &Method| method.as_str().eq_ignore_ascii_case(request.method.as_str());
         if !self.methods.iter().any(is_one_of_ours) {
             return Ok(None);
         }
@@ -130,7 +134,8 @@ impl Options {
         if let Some(label) = request.extensions.get::<RequestLabel>() {
             return self.chosen(&context.derive_key(label.as_str()), None).map(Some);
         }
-        // It would be answered with what the same question was told before, or with what the body was.
+        // It would be answered with what the same question was told before, or with what the body
+        // was.
         if context.is_question() {
             return Err(context.refused(ErrorKind::InvalidKey).with_text(
                 "a request of the question after a crash does not say whether it repeats an earlier one",
@@ -165,7 +170,8 @@ impl Options {
             bare(key).ok_or_else(unusable)?
         } else {
             let string = StringRef::from_str(key).map_err(|_| unusable())?;
-            HeaderValue::try_from(ItemSerializer::new().bare_item(string).finish()).map_err(|_| unusable())?
+            HeaderValue::try_from(ItemSerializer::new().bare_item(string).finish())
+                .map_err(|_| unusable())?
         };
         header.set_sensitive(true);
         Ok(Chosen { header, place })
@@ -174,14 +180,18 @@ impl Options {
     fn fresh(&self) -> Result<Uuid, Error> {
         let mut random = [0; 10];
         self.randomness.fill(&mut random).map_err(|error| {
-            Error::new(ErrorKind::Config).with_detail("there is no randomness for a new key").with_source(error)
+            Error::new(ErrorKind::Config)
+                .with_detail("there is no randomness for a new key")
+                .with_source(error)
         })?;
-        Ok(uuid::Builder::from_unix_timestamp_millis(self.clock.now().as_millis(), &random).into_uuid())
+        Ok(uuid::Builder::from_unix_timestamp_millis(self.clock.now().as_millis(), &random)
+            .into_uuid())
     }
 }
 
-/// The key as it stands. `None` where whoever receives it would read another one: white space around a header's value is no
-/// part of it, and a value that begins with a quote is a key in quotes.
+/// The key as it stands. `None` where whoever receives it would read another one: white space
+/// around a header's value is no part of it, and a value that begins with a quote is a key in
+/// quotes.
 fn bare(key: &str) -> Option<HeaderValue> {
     let is_read_as_it_is = key.trim() == key && !key.starts_with('"');
     HeaderValue::from_str(key).ok().filter(|_| is_read_as_it_is)
@@ -199,7 +209,10 @@ mod tests {
         }
         assert_eq!(RequestKey::new("a \"b\"").unwrap().as_str(), "a \"b\"");
         for key in ["abc ", " abc", "\"abc\"", "\"abc\";x"] {
-            assert!(RequestKey::new(key).is_ok() && bare(key).is_none(), "{key:?} would be the key abc without quotes");
+            assert!(
+                RequestKey::new(key).is_ok() && bare(key).is_none(),
+                "{key:?} would be the key abc without quotes"
+            );
         }
         assert!(bare("a b").is_some());
         assert_eq!(format!("{:?}", RequestKey::new("secret").unwrap()), "RequestKey(6 octets)");

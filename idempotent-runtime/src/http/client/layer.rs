@@ -29,11 +29,12 @@ pub(super) struct Options {
     pub(super) randomness: Arc<dyn Randomness>,
 }
 
-/// Gives each request of a client one `Idempotency-Key`, and sends it again with that key while this can help. The
-/// [module](super) says which key, and when.
+/// Gives each request of a client one `Idempotency-Key`, and sends it again with that key while
+/// this can help. The [module](super) says which key, and when.
 ///
-/// Everything has a default. The client behind it is any `tower` service of [`http::Request`]; it is cloned for each
-/// request. The layer needs a Tokio runtime, unless [`with_clock`](Self::with_clock) gives another timer.
+/// Everything has a default. The client behind it is any `tower` service of [`http::Request`]; it
+/// is cloned for each request. The layer needs a Tokio runtime, unless
+/// [`with_clock`](Self::with_clock) gives another timer.
 ///
 /// ```
 /// use std::time::Duration;
@@ -54,7 +55,8 @@ pub struct ClientLayer<C = ClonedBody, P = AnyError> {
 }
 
 impl ClientLayer {
-    /// The layer around a client whose bodies are `Clone`. Others are made with [`with_body_copy`](Self::with_body_copy).
+    /// The layer around a client whose bodies are `Clone`. Others are made with
+    /// [`with_body_copy`](Self::with_body_copy).
     pub fn new() -> Self {
         let options = Options {
             methods: vec![Method::POST, Method::PATCH],
@@ -63,7 +65,10 @@ impl ClientLayer {
             deadline: Duration::from_secs(30),
             attempt_timeout: None,
             max_attempts: u32::MAX,
-            backoff: Backoff { first: Duration::from_millis(100), longest: Duration::from_secs(10) },
+            backoff: Backoff {
+                first: Duration::from_millis(100),
+                longest: Duration::from_secs(10),
+            },
             retried: None,
             clock: Arc::new(SystemClock::new()),
             randomness: Arc::new(SystemRandomness),
@@ -84,8 +89,8 @@ impl<C, P> ClientLayer<C, P> {
         self
     }
 
-    /// How a body is copied for a further attempt, for bodies that are not `Clone`. A request whose body gives `None` is
-    /// sent once.
+    /// How a body is copied for a further attempt, for bodies that are not `Clone`. A request whose
+    /// body gives `None` is sent once.
     ///
     /// ```
     /// use idempotent_runtime::http::client::ClientLayer;
@@ -104,8 +109,9 @@ impl<C, P> ClientLayer<C, P> {
         ClientLayer { options: self.options, copy, passing: self.passing }
     }
 
-    /// Which errors of the client can pass, so that the request is sent again: a broken connection can, an address that is
-    /// wrong cannot. The default is to take each for one that can; with a key, that is safe.
+    /// Which errors of the client can pass, so that the request is sent again: a broken connection
+    /// can, an address that is wrong cannot. The default is to take each for one that can; with a
+    /// key, that is safe.
     ///
     /// ```
     /// use idempotent_runtime::http::client::ClientLayer;
@@ -117,58 +123,65 @@ impl<C, P> ClientLayer<C, P> {
         ClientLayer { options: self.options, copy: self.copy, passing: can_pass }
     }
 
-    /// Further answers after which a request is sent again, for example of a service that says so in a header of its own.
-    /// They are added to those of the [module](super). It is not asked about what the service says is final: what was
-    /// replayed or ran unprotected, what it asks not to be sent again, and an outcome that is not known.
+    /// Further answers after which a request is sent again, for example of a service that says so
+    /// in a header of its own. They are added to those of the [module](super). It is not asked
+    /// about what the service says is final: what was replayed or ran unprotected, what it asks not
+    /// to be sent again, and an outcome that is not known.
     ///
     /// ```
     /// use idempotent_runtime::http::client::ClientLayer;
     ///
     /// let layer = ClientLayer::new().with_retried_answers(|answer| answer.headers.contains_key("x-should-retry"));
     /// ```
-    pub fn with_retried_answers(self, retried: impl Fn(&response::Parts) -> bool + Send + Sync + 'static) -> Self {
+    pub fn with_retried_answers(
+        self,
+        retried: impl Fn(&response::Parts) -> bool + Send + Sync + 'static,
+    ) -> Self {
         self.set(|options| options.retried = Some(Arc::new(retried)))
     }
 
-    /// The names of the headers with the key and with what the service tells. The default is [`HeaderNames::new`]. The
-    /// usual names of what marks an answer as final count in any case.
+    /// The names of the headers with the key and with what the service tells. The default is
+    /// [`HeaderNames::new`]. The usual names of what marks an answer as final count in any case.
     pub fn with_header_names(self, names: HeaderNames) -> Self {
         self.set(|options| options.names = names)
     }
 
-    /// Which requests get a key. The default is POST and PATCH. A request that has a key already is sent with it whatever
-    /// its method.
+    /// Which requests get a key. The default is POST and PATCH. A request that has a key already is
+    /// sent with it whatever its method.
     pub fn with_methods(self, methods: impl IntoIterator<Item = Method>) -> Self {
         self.set(|options| options.methods = methods.into_iter().collect())
     }
 
-    /// Sends keys without the quotes that the draft of the standard has, for services that ask for it. One that would arrive
-    /// as another, because it begins or ends with a space or begins with a quote, is not sent.
+    /// Sends keys without the quotes that the draft of the standard has, for services that ask for
+    /// it. One that would arrive as another, because it begins or ends with a space or begins with
+    /// a quote, is not sent.
     pub fn with_bare_keys(self) -> Self {
         self.set(|options| options.bare_keys = true)
     }
 
-    /// How long all attempts together may take, with the pauses between them. The default is 30 seconds.
+    /// How long all attempts together may take, with the pauses between them. The default is 30
+    /// seconds.
     ///
-    /// When a pause would not end before it, the last answer or error is given back at once. An attempt that is on its way
-    /// then is dropped: [`TimedOut`](super::ClientError::TimedOut).
+    /// When a pause would not end before it, the last answer or error is given back at once. An
+    /// attempt that is on its way then is dropped: [`TimedOut`](super::ClientError::TimedOut).
     pub fn with_deadline(self, deadline: Duration) -> Self {
         self.set(|options| options.deadline = deadline)
     }
 
-    /// How long one attempt may take until there is an answer. The default is as long as the client behind the layer, and
-    /// the deadline, let it.
+    /// How long one attempt may take until there is an answer. The default is as long as the client
+    /// behind the layer, and the deadline, let it.
     pub fn with_attempt_timeout(self, timeout: Duration) -> Self {
         self.set(|options| options.attempt_timeout = Some(timeout))
     }
 
-    /// How many times a request is sent at most, 1 or more. The default is as often as the deadline lets it.
+    /// How many times a request is sent at most, 1 or more. The default is as often as the deadline
+    /// lets it.
     pub fn with_max_attempts(self, attempts: u32) -> Self {
         self.set(|options| options.max_attempts = attempts.max(1))
     }
 
-    /// The bounds of the pauses: `first`, doubled each time up to `longest`. The defaults are 100 milliseconds and 10
-    /// seconds. A pause has a random length from nothing to its bound.
+    /// The bounds of the pauses: `first`, doubled each time up to `longest`. The defaults are 100
+    /// milliseconds and 10 seconds. A pause has a random length from nothing to its bound.
     pub fn with_backoff(self, first: Duration, longest: Duration) -> Self {
         self.set(|options| options.backoff = Backoff { first, longest })
     }
@@ -178,7 +191,8 @@ impl<C, P> ClientLayer<C, P> {
         self.set(|options| options.clock = Arc::new(clock))
     }
 
-    /// Where new keys and the lengths of pauses come from. The default is the operating system's generator.
+    /// Where new keys and the lengths of pauses come from. The default is the operating system's
+    /// generator.
     pub fn with_randomness(self, randomness: impl Randomness) -> Self {
         self.set(|options| options.randomness = Arc::new(randomness))
     }

@@ -26,8 +26,8 @@ impl Backoff {
     }
 }
 
-/// A pause of any length up to `bound`, so that clients that failed together do not come back together. Without
-/// randomness it is the longest one.
+/// A pause of any length up to `bound`, so that clients that failed together do not come back
+/// together. Without randomness it is the longest one.
 pub(super) fn anything_up_to(bound: Duration, randomness: &dyn Randomness) -> Duration {
     let mut bytes = [0; 8];
     if randomness.fill(&mut bytes).is_err() {

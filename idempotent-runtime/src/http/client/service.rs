@@ -45,7 +45,8 @@ impl<S: fmt::Debug, C, P> fmt::Debug for ClientService<S, C, P> {
 }
 
 pin_project! {
-    /// The future of [`ClientService`]. Dropped, it sends no further attempt; what became of the last one is not known.
+    /// The future of [`ClientService`]. Dropped, it sends no further attempt; what became of the
+    /// last one is not known.
     pub struct ClientFuture<F, R, E> {
         #[pin]
         kind: Kind<F, R, E>,
@@ -75,9 +76,9 @@ where
                 future.poll(task).map_err(|error| ClientError::Failed { error, sent: None })
             }
             KindProjection::Sending { future } => future.as_mut().poll(task),
-            KindProjection::NotSent { error } => {
-                error.take().map_or(Poll::Pending, |error| Poll::Ready(Err(ClientError::NotSent(error))))
-            }
+            KindProjection::NotSent { error } => error
+                .take()
+                .map_or(Poll::Pending, |error| Poll::Ready(Err(ClientError::NotSent(error)))),
         }
     }
 }
@@ -113,13 +114,24 @@ where
             None => Ok(None),
         });
         let kind = match key {
-            Ok(None) => Kind::Untouched { future: self.service.call(Request::from_parts(head, body)) },
+            Ok(None) => {
+                Kind::Untouched { future: self.service.call(Request::from_parts(head, body)) }
+            }
             Ok(Some(key)) => {
                 let next = self.clone();
                 // The service that is ready is the one that is called.
                 let Self { service, options, copy, passing } = std::mem::replace(self, next);
-                let delivery = Delivery { service, options, copy, passing, header: key.header.clone(), attempts: 0 };
-                Kind::Sending { future: Box::pin(delivery.run(Request::from_parts(head, body), key)) }
+                let delivery = Delivery {
+                    service,
+                    options,
+                    copy,
+                    passing,
+                    header: key.header.clone(),
+                    attempts: 0,
+                };
+                Kind::Sending {
+                    future: Box::pin(delivery.run(Request::from_parts(head, body), key)),
+                }
             }
             Err(error) => Kind::NotSent { error: Some(error) },
         };
@@ -148,7 +160,11 @@ enum Ended<R, E> {
 }
 
 impl<S, C, P> Delivery<S, C, P> {
-    async fn run<B, R>(mut self, request: Request<B>, key: Chosen) -> Result<Response<R>, ClientError<S::Error>>
+    async fn run<B, R>(
+        mut self,
+        request: Request<B>,
+        key: Chosen,
+    ) -> Result<Response<R>, ClientError<S::Error>>
     where
         S: Service<Request<B>, Response = Response<R>>,
         C: BodyCopy<B>,
@@ -170,7 +186,9 @@ impl<S, C, P> Delivery<S, C, P> {
                 head.extensions.insert(sent);
                 Ok(Response::from_parts(head, body))
             }
-            Ended::Failed(error) | Ended::Closed(error) => Err(ClientError::Failed { error, sent: Some(sent) }),
+            Ended::Failed(error) | Ended::Closed(error) => {
+                Err(ClientError::Failed { error, sent: Some(sent) })
+            }
             Ended::TimedOut => Err(ClientError::TimedOut { sent }),
         }
     }
@@ -188,7 +206,11 @@ impl<S, C, P> Delivery<S, C, P> {
         let (head, mut body) = request.into_parts();
         loop {
             let is_last = self.attempts.saturating_add(1) >= self.options.max_attempts;
-            let copy = if is_last { None } else { hook::call("with_body_copy", || self.copy.copy(&body)).flatten() };
+            let copy = if is_last {
+                None
+            } else {
+                hook::call("with_body_copy", || self.copy.copy(&body)).flatten()
+            };
             let ended = self.attempt(Request::from_parts(head.clone(), body)).await;
             let (Some(least), Some(copy)) = (self.least_pause(&ended), copy) else { return ended };
             let bound = bounds.next().unwrap_or_default();
@@ -198,7 +220,11 @@ impl<S, C, P> Delivery<S, C, P> {
             }
             // Its connection is of use to others.
             drop(ended);
-            tracing::debug!(attempts = self.attempts, ?pause, "a request is sent again with its idempotency key");
+            tracing::debug!(
+                attempts = self.attempts,
+                ?pause,
+                "a request is sent again with its idempotency key"
+            );
             clock.sleep(pause).await;
             if clock.monotonic() >= end {
                 return Ended::TimedOut;
@@ -255,7 +281,9 @@ impl<S, C, P> Delivery<S, C, P> {
                 let now = SystemTime::from(self.options.clock.now());
                 Some(retry_after(head, now).unwrap_or_default())
             }
-            Ended::Failed(error) if hook::call("with_errors", || self.passing.can_pass(error)) == Some(true) => {
+            Ended::Failed(error)
+                if hook::call("with_errors", || self.passing.can_pass(error)) == Some(true) =>
+            {
                 Some(Duration::ZERO)
             }
             Ended::TimedOut => Some(Duration::ZERO),
@@ -270,7 +298,9 @@ impl<S, C, P> Delivery<S, C, P> {
             Repetition::ByStatus(true) => true,
             Repetition::ByStatus(false) => {
                 let retried = self.options.retried.as_ref();
-                retried.is_some_and(|retried| hook::call("with_retried_answers", || retried(answer)) == Some(true))
+                retried.is_some_and(|retried| {
+                    hook::call("with_retried_answers", || retried(answer)) == Some(true)
+                })
             }
         }
     }

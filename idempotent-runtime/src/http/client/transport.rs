@@ -1,6 +1,7 @@
 //! What the layer has to know of the client that it is around.
 
-/// How the body of a request is copied for a further attempt. Made by [`ClientLayer::with_body_copy`].
+/// How the body of a request is copied for a further attempt. Made by
+/// [`ClientLayer::with_body_copy`].
 ///
 /// [`ClientLayer::with_body_copy`]: super::ClientLayer::with_body_copy
 pub trait BodyCopy<B> {

@@ -15,7 +15,8 @@ impl Unlabelled {
     }
 }
 
-/// A request that is on its way. Dropped before it is answered, the next one is the same request once more.
+/// A request that is on its way. Dropped before it is answered, the next one is the same request
+/// once more.
 pub(super) struct Place {
     context: Context,
     key: String,

@@ -58,7 +58,11 @@ pub async fn keys_are_independent<S: Subject>(scene: Scene<S>) {
     assert_eq!(scene.complete(scene.commit_by(1, "one")).await, Written::Applied, "{rule}");
     for (caller, other) in [(2, key(1)), (3, KeyHash::from_bytes(neighbour))] {
         let record = scene.read_key(other).await.expect(rule);
-        assert_eq!((record.key, record.state, record.owner), (other, State::InProgress, token(caller)), "{rule}");
+        assert_eq!(
+            (record.key, record.state, record.owner),
+            (other, State::InProgress, token(caller)),
+            "{rule}"
+        );
     }
 }
 
@@ -67,7 +71,8 @@ pub async fn a_running_claim_is_held<S: Subject>(scene: Scene<S>) {
     let rule = "T3: a claim whose lease runs is held";
     scene.running(CrashPolicy::Retry).await;
     let before = scene.record().await;
-    for policy in [CrashPolicy::Retry, CrashPolicy::Resume, CrashPolicy::Verify, CrashPolicy::Hold] {
+    for policy in [CrashPolicy::Retry, CrashPolicy::Resume, CrashPolicy::Verify, CrashPolicy::Hold]
+    {
         let record = scene.held(&scene.claim_under(2, policy), rule).await;
         assert_eq!((record.state, record.owner), (State::InProgress, token(1)), "{rule}");
         assert!(record.is_running(), "{rule}");
@@ -83,7 +88,11 @@ pub async fn a_repeated_claim_is_granted_again<S: Subject>(scene: Scene<S>) {
     let before = scene.record().await;
     let longer = Claim { lease: scene.leases(8), linger: scene.leases(64), ..claim };
     let grant = scene.mine(&longer, rule).await;
-    assert_eq!((grant.record.attempts, grant.record.fence, grant.taken_over), (1, before.fence, None), "{rule}");
+    assert_eq!(
+        (grant.record.attempts, grant.record.fence, grant.taken_over),
+        (1, before.fence, None),
+        "{rule}"
+    );
     scene.unchanged(&before, rule).await;
 }
 
@@ -101,24 +110,43 @@ pub async fn a_repeated_claim_is_granted_after_its_lease<S: Subject>(scene: Scen
     }
 }
 
-/// T2: what is finished is returned with its body to everybody, also to its owner and to another fingerprint.
+/// T2: what is finished is returned with its body to everybody, also to its owner and to another
+/// fingerprint.
 pub async fn an_answer_is_replayed<S: Subject>(scene: Scene<S>) {
     let rule = "T2: a claim of a finished record returns it and changes nothing";
     for state in [State::Completed, State::Failed] {
-        let claim = Claim { fingerprint: Some(fingerprint(1, 7)), ..scene.claim_under(1, CrashPolicy::Retry) };
+        let claim = Claim {
+            fingerprint: Some(fingerprint(1, 7)),
+            ..scene.claim_under(1, CrashPolicy::Retry)
+        };
         scene.mine(&claim, "T1: a claim of no record is granted").await;
-        scene.complete(crate::store::Commit { state, schema: 3, ..scene.commit_by(1, "first") }).await;
+        scene
+            .complete(crate::store::Commit { state, schema: 3, ..scene.commit_by(1, "first") })
+            .await;
         let before = scene.record().await;
         scene.pass(2).await;
         for (caller, bits) in [(1, 7), (2, 7), (3, 8)] {
-            let claim =
-                Claim { fingerprint: Some(fingerprint(1, bits)), ..scene.claim_under(caller, CrashPolicy::Retry) };
+            let claim = Claim {
+                fingerprint: Some(fingerprint(1, bits)),
+                ..scene.claim_under(caller, CrashPolicy::Retry)
+            };
             let record = scene.held(&claim, rule).await;
-            assert_eq!((record.state, record.schema, &record.body[..]), (state, 3, &b"first"[..]), "{rule}");
-            assert_eq!((record.owner, record.fingerprint), (token(1), Some(fingerprint(1, 7))), "{rule}");
+            assert_eq!(
+                (record.state, record.schema, &record.body[..]),
+                (state, 3, &b"first"[..]),
+                "{rule}"
+            );
+            assert_eq!(
+                (record.owner, record.fingerprint),
+                (token(1), Some(fingerprint(1, 7))),
+                "{rule}"
+            );
         }
         let after = scene.record().await;
-        assert!(after.expires.saturating_duration_since(before.expires) < scene.leases(1), "{rule}: expiry stays");
+        assert!(
+            after.expires.saturating_duration_since(before.expires) < scene.leases(1),
+            "{rule}: expiry stays"
+        );
         assert_eq!(after.attempts, before.attempts, "{rule}");
         scene.pass_expiry().await;
     }
@@ -126,7 +154,8 @@ pub async fn an_answer_is_replayed<S: Subject>(scene: Scene<S>) {
 
 /// Rule 5: a claim that was transmitted twice and arrives after its release is released again.
 pub async fn a_late_duplicate_claim_can_be_released_again<S: Subject>(scene: Scene<S>) {
-    let rule = "rule 5: a claim that arrives again after its release is released by a second release";
+    let rule =
+        "rule 5: a claim that arrives again after its release is released by a second release";
     for keep_attempts in [false, true] {
         let claim = scene.claim_by(1);
         let release = Release { keep_attempts, ..Release::new(KEY, token(1)) };
@@ -155,10 +184,12 @@ pub async fn a_late_duplicate_claim_harms_nobody<S: Subject>(scene: Scene<S>) {
 
 /// T1 from R: the attempts go on.
 pub async fn a_released_record_is_claimed_with_its_attempts<S: Subject>(scene: Scene<S>) {
-    let rule = "T1: a released record is claimed; created stays, fence and attempts grow, the rest is new";
+    let rule =
+        "T1: a released record is claimed; created stays, fence and attempts grow, the rest is new";
     let released = scene.released().await;
     scene.pass(1).await;
-    let claim = Claim { fingerprint: Some(fingerprint(1, 9)), ..scene.claim_under(2, CrashPolicy::Retry) };
+    let claim =
+        Claim { fingerprint: Some(fingerprint(1, 9)), ..scene.claim_under(2, CrashPolicy::Retry) };
     let grant = scene.mine(&claim, rule).await;
     let Record { state, owner, attempts, created, policy, .. } = grant.record;
     assert_eq!((state, owner, attempts), (State::InProgress, token(2), 2), "{rule}");
@@ -193,7 +224,11 @@ pub async fn a_claim_given_back_unused_is_no_attempt<S: Subject>(scene: Scene<S>
     for expected in [Written::Applied, Written::AlreadyApplied] {
         assert_eq!(scene.release(unused(2)).await, expected, "{rule}");
         let record = scene.record().await;
-        assert_eq!((record.state, record.attempts, record.created), (State::Released, 1, released.created), "{rule}");
+        assert_eq!(
+            (record.state, record.attempts, record.created),
+            (State::Released, 1, released.created),
+            "{rule}"
+        );
     }
     // A duplicate of the claim arrives late, and is given back as well.
     assert_eq!(scene.mine(&claim, rule).await.record.attempts, 2, "{rule}");
@@ -254,7 +289,8 @@ pub(super) async fn race<S: Subject>(scene: &Scene<S>, mut claims: Vec<Claim>, r
     for task in tasks {
         answers.push(task.await.expect("the store panicked"));
     }
-    let winners: Vec<_> = answers.iter().filter(|(_, claimed)| matches!(claimed, Claimed::Mine(_))).collect();
+    let winners: Vec<_> =
+        answers.iter().filter(|(_, claimed)| matches!(claimed, Claimed::Mine(_))).collect();
     assert_eq!(winners.len(), 1, "{rule}");
     let winner = winners[0].0;
     for (_, claimed) in &answers {

@@ -1,5 +1,5 @@
-//! Wall clocks that somebody sets, for stores that count on an injected one. A lease may end early or late then, but
-//! the rules hold.
+//! Wall clocks that somebody sets, for stores that count on an injected one. A lease may end early
+//! or late then, but the rules hold.
 
 use super::Scene;
 use super::scene::{KEY, token};
@@ -17,7 +17,10 @@ pub async fn a_clock_set_back_keeps_the_owner<S: Subject>(scene: Scene<S>) {
     scene.mine(&scene.claim_under(1, CrashPolicy::Retry), rule).await;
     scene.held(&scene.claim_under(2, CrashPolicy::Retry), rule).await;
     assert_eq!(scene.renew(1, scene.leases(1)).await, Written::Applied, "{rule}");
-    assert!(scene.record().await.expires >= before.expires, "{rule}: renewing never shortens how long it is kept");
+    assert!(
+        scene.record().await.expires >= before.expires,
+        "{rule}: renewing never shortens how long it is kept"
+    );
     scene.held(&scene.claim_under(2, CrashPolicy::Retry), rule).await;
     assert_eq!(scene.complete(scene.commit_by(1, "first")).await, Written::Applied, "{rule}");
     scene.kept_for(&scene.record().await, scene.leases(16), rule);
@@ -37,7 +40,8 @@ pub async fn a_clock_set_back_revives_no_abandoned_claim<S: Subject>(scene: Scen
     }
 }
 
-/// A clock set forward ends leases early: the running owner finds itself parked or replaced, never joined.
+/// A clock set forward ends leases early: the running owner finds itself parked or replaced, never
+/// joined.
 pub async fn a_clock_set_forward_makes_no_second_result<S: Subject>(scene: Scene<S>) {
     let rule = "after the clock was set forward there is still one result";
     scene.running(CrashPolicy::Retry).await;

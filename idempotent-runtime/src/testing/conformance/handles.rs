@@ -1,5 +1,5 @@
-//! Two handles on the same records: what one wrote the other sees, and operations that meet are as good as one after the
-//! other.
+//! Two handles on the same records: what one wrote the other sees, and operations that meet are as
+//! good as one after the other.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,8 +13,8 @@ use super::watches::is_woken;
 use crate::clock::Timestamp;
 use crate::key::KeyHash;
 use crate::store::{
-    Abandon, Checkpoint, Claim, Claimed, Commit, CrashPolicy, Park, Reason, Record, Release, Remove, Renewal, Resolve,
-    ResolveAnswer, State, Store, Written, transition,
+    Abandon, Checkpoint, Claim, Claimed, Commit, CrashPolicy, Park, Reason, Record, Release,
+    Remove, Renewal, Resolve, ResolveAnswer, State, Store, Written, transition,
 };
 use crate::testing::{ClockJump, Subject};
 
@@ -26,8 +26,8 @@ fn claim(key: KeyHash, caller: u128, policy: CrashPolicy) -> Claim {
     claim
 }
 
-/// One request about a record. Callers 1 to 3 may own it, and only 1 writes before it has heard so; 4 is a stranger, and 9 an
-/// operator.
+/// One request about a record. Callers 1 to 3 may own it, and only 1 writes before it has heard so;
+/// 4 is a stranger, and 9 an operator.
 #[derive(Clone, Copy, Debug)]
 enum Request {
     Claim(u128),
@@ -76,7 +76,9 @@ fn answer(answer: impl fmt::Debug) -> Answer {
 
 fn of_claim(claimed: Claimed) -> Answer {
     match claimed {
-        Claimed::Mine(grant) => answer(("mine", grant.record.attempts, grant.taken_over, grant.record.body)),
+        Claimed::Mine(grant) => {
+            answer(("mine", grant.record.attempts, grant.taken_over, grant.record.body))
+        }
         Claimed::Held(mut record) => {
             // What its owner has got so far is nobody else's.
             if !record.state.is_answer() {
@@ -132,7 +134,12 @@ impl Request {
             ttl: HOUR,
         };
         let is_completed = matches!(self, Self::ResolveCompleted);
-        Resolve::new(key, token(1), token(9), if is_completed { completed } else { ResolveAnswer::NotExecuted })
+        Resolve::new(
+            key,
+            token(1),
+            token(9),
+            if is_completed { completed } else { ResolveAnswer::NotExecuted },
+        )
     }
 
     fn remove(self, key: KeyHash) -> Remove {
@@ -154,14 +161,22 @@ impl Request {
         }
         match self {
             Self::Claim(_) | Self::ClaimUnderHold(_) => unreachable!("a claim was sent"),
-            Self::Complete(caller) => answer(answered(|| store.complete(Self::commit(key, caller))).await),
-            Self::Release(caller) => answer(answered(|| store.release(Release::new(key, token(caller)))).await),
-            Self::Abandon(caller) => {
-                answer(answered(|| store.abandon(Abandon::new(key, token(caller), Reason::Dropped))).await)
+            Self::Complete(caller) => {
+                answer(answered(|| store.complete(Self::commit(key, caller))).await)
             }
-            Self::Park(caller) => answer(answered(|| store.park(Park::own(key, token(caller), Reason::Error))).await),
+            Self::Release(caller) => {
+                answer(answered(|| store.release(Release::new(key, token(caller)))).await)
+            }
+            Self::Abandon(caller) => answer(
+                answered(|| store.abandon(Abandon::new(key, token(caller), Reason::Dropped))).await,
+            ),
+            Self::Park(caller) => {
+                answer(answered(|| store.park(Park::own(key, token(caller), Reason::Error))).await)
+            }
             Self::ParkOrphan => answer(answered(|| store.park(Park::orphan(key, token(1)))).await),
-            Self::Checkpoint(sequence) => answer(answered(|| store.checkpoint(Self::checkpoint(key, sequence))).await),
+            Self::Checkpoint(sequence) => {
+                answer(answered(|| store.checkpoint(Self::checkpoint(key, sequence))).await)
+            }
             Self::Renew(caller) => {
                 let renewal = Renewal::new(key, token(caller), HOUR);
                 let mut renewed = Written::Unanswered;
@@ -171,11 +186,15 @@ impl Request {
                 }
                 answer(renewed)
             }
-            Self::Fence(caller) => answer(answered(|| store.fence(key, token(caller))).await.is_some()),
+            Self::Fence(caller) => {
+                answer(answered(|| store.fence(key, token(caller))).await.is_some())
+            }
             Self::ResolveCompleted | Self::ResolveNotExecuted => {
                 answer(answered(|| store.resolve(self.resolve(key))).await)
             }
-            Self::Remove | Self::RemoveByForce => answer(answered(|| store.remove(self.remove(key))).await),
+            Self::Remove | Self::RemoveByForce => {
+                answer(answered(|| store.remove(self.remove(key))).await)
+            }
         }
     }
 
@@ -186,20 +205,34 @@ impl Request {
         }
         match self {
             Self::Claim(_) | Self::ClaimUnderHold(_) => unreachable!("a claim was applied"),
-            Self::Complete(caller) => answer(transition::complete(slot, &Self::commit(key, caller), now)),
-            Self::Release(caller) => answer(transition::release(slot, &Release::new(key, token(caller)), now)),
-            Self::Abandon(caller) => {
-                answer(transition::abandon(slot, &Abandon::new(key, token(caller), Reason::Dropped), now))
+            Self::Complete(caller) => {
+                answer(transition::complete(slot, &Self::commit(key, caller), now))
             }
-            Self::Park(caller) => answer(transition::park(slot, &Park::own(key, token(caller), Reason::Error), now)),
+            Self::Release(caller) => {
+                answer(transition::release(slot, &Release::new(key, token(caller)), now))
+            }
+            Self::Abandon(caller) => answer(transition::abandon(
+                slot,
+                &Abandon::new(key, token(caller), Reason::Dropped),
+                now,
+            )),
+            Self::Park(caller) => {
+                answer(transition::park(slot, &Park::own(key, token(caller), Reason::Error), now))
+            }
             Self::ParkOrphan => answer(transition::park(slot, &Park::orphan(key, token(1)), now)),
-            Self::Checkpoint(sequence) => answer(transition::checkpoint(slot, &Self::checkpoint(key, sequence), now)),
-            Self::Renew(caller) => answer(transition::renew(slot, &Renewal::new(key, token(caller), HOUR), now)),
+            Self::Checkpoint(sequence) => {
+                answer(transition::checkpoint(slot, &Self::checkpoint(key, sequence), now))
+            }
+            Self::Renew(caller) => {
+                answer(transition::renew(slot, &Renewal::new(key, token(caller), HOUR), now))
+            }
             Self::Fence(caller) => answer(transition::fence(slot, token(caller), now).is_some()),
             Self::ResolveCompleted | Self::ResolveNotExecuted => {
                 answer(transition::resolve(slot, &self.resolve(key), now))
             }
-            Self::Remove | Self::RemoveByForce => answer(transition::remove(slot, &self.remove(key), now)),
+            Self::Remove | Self::RemoveByForce => {
+                answer(transition::remove(slot, &self.remove(key), now))
+            }
         }
     }
 }
@@ -218,7 +251,11 @@ fn in_order(
 }
 
 /// Lets each pair of requests meet on a record of its own.
-async fn meet<S: Subject>(scene: &Scene<S>, state: &str, prepare: impl AsyncFn(&S::Store, KeyHash)) {
+async fn meet<S: Subject>(
+    scene: &Scene<S>,
+    state: &str,
+    prepare: impl AsyncFn(&S::Store, KeyHash),
+) {
     scene.is_timeless();
     let (one, other) = (scene.store(), &scene.second().await);
     let mut number = 0;
@@ -233,11 +270,15 @@ async fn meet<S: Subject>(scene: &Scene<S>, state: &str, prepare: impl AsyncFn(&
                 let (ours, theirs) = if round == 0 {
                     tokio::join!(first.send(one, key), second.send(other, key))
                 } else {
-                    let (theirs, ours) = tokio::join!(second.send(one, key), first.send(other, key));
+                    let (theirs, ours) =
+                        tokio::join!(second.send(one, key), first.send(other, key));
                     (ours, theirs)
                 };
                 let after = answered(|| other.read(key)).await;
-                let now = after.as_ref().or(before.as_ref()).map_or(Timestamp::default(), |record| record.read_at);
+                let now = after
+                    .as_ref()
+                    .or(before.as_ref())
+                    .map_or(Timestamp::default(), |record| record.read_at);
                 let found = (ours, theirs, after.as_ref().map(Outline::of));
                 let in_one_order = in_order(before.as_ref(), key, (*first, *second), now);
                 let (theirs, ours, left) = in_order(before.as_ref(), key, (*second, *first), now);
@@ -293,7 +334,11 @@ pub async fn requests_that_meet_on_a_doubt_have_an_order<S: Subject>(scene: Scen
 pub async fn requests_that_meet_on_a_result_have_an_order<S: Subject>(scene: Scene<S>) {
     let prepare = async |store: &S::Store, key| {
         run(store, key).await;
-        assert_eq!(answered(|| store.complete(Request::commit(key, 1))).await, Written::Applied, "T8");
+        assert_eq!(
+            answered(|| store.complete(Request::commit(key, 1))).await,
+            Written::Applied,
+            "T8"
+        );
     };
     meet(&scene, "a result", prepare).await;
 }
@@ -321,19 +366,31 @@ pub async fn a_walk_of_any_requests_follows_the_protocol<S: Subject>(scene: Scen
     scene.is_timeless();
     let (one, other) = (scene.store(), &scene.second().await);
     for walk in 1..=40 {
-        let (key, mut random, mut steps) = (numbered(walk), u64::from(walk) * 0x9e37_79b9, Vec::new());
+        let (key, mut random, mut steps) =
+            (numbered(walk), u64::from(walk) * 0x9e37_79b9, Vec::new());
         for step in 0..30 {
             let request = REQUESTS[next(&mut random, REQUESTS.len())];
-            let request = if let Request::Checkpoint(_) = request { Request::Checkpoint(step % 3) } else { request };
+            let request = if let Request::Checkpoint(_) = request {
+                Request::Checkpoint(step % 3)
+            } else {
+                request
+            };
             let mut expected = answered(|| one.read(key)).await;
             let now = expected.as_ref().map_or(Timestamp::default(), |record| record.read_at);
-            let found =
-                if next(&mut random, 2) == 0 { request.send(one, key).await } else { request.send(other, key).await };
+            let found = if next(&mut random, 2) == 0 {
+                request.send(one, key).await
+            } else {
+                request.send(other, key).await
+            };
             let answer = request.apply(&mut expected, key, now);
             steps.push(request);
             let left = answered(|| other.read(key)).await.as_ref().map(Outline::of);
             let expected = (answer, expected.as_ref().map(Outline::of));
-            assert_eq!((found, left), expected, "a request is answered as the protocol says, after {steps:?}");
+            assert_eq!(
+                (found, left),
+                expected,
+                "a request is answered as the protocol says, after {steps:?}"
+            );
         }
     }
 }
@@ -350,9 +407,21 @@ pub async fn a_reader_sees_no_half_of_a_write<S: Subject>(scene: Scene<S>) {
         let is_over = AtomicBool::new(false);
         let writing = async {
             let checkpoint = Checkpoint::new(key, token(1), 0, half.clone());
-            assert_eq!(answered(|| scene.store().checkpoint(checkpoint.clone())).await, Written::Applied, "{rule}");
-            let commit = Commit { schema: 5, body: result.clone(), ..Commit::new(key, token(1), Bytes::new(), HOUR) };
-            assert_eq!(answered(|| scene.store().complete(commit.clone())).await, Written::Applied, "{rule}");
+            assert_eq!(
+                answered(|| scene.store().checkpoint(checkpoint.clone())).await,
+                Written::Applied,
+                "{rule}"
+            );
+            let commit = Commit {
+                schema: 5,
+                body: result.clone(),
+                ..Commit::new(key, token(1), Bytes::new(), HOUR)
+            };
+            assert_eq!(
+                answered(|| scene.store().complete(commit.clone())).await,
+                Written::Applied,
+                "{rule}"
+            );
             is_over.store(true, Ordering::SeqCst);
         };
         let reading = async {
@@ -394,12 +463,23 @@ pub async fn what_one_handle_wrote_the_other_sees<S: Subject>(scene: Scene<S>) {
         see("nothing", None).await;
         answered(|| one.claim(claim(key, 1, CrashPolicy::Resume))).await;
         see("a claim", Some(State::InProgress)).await;
-        assert_eq!(answered(|| other.park(Park::own(key, token(1), Reason::Error))).await, Written::Applied, "{rule}");
+        assert_eq!(
+            answered(|| other.park(Park::own(key, token(1), Reason::Error))).await,
+            Written::Applied,
+            "{rule}"
+        );
         see("a parked record", Some(State::InDoubt)).await;
-        assert_eq!(answered(|| one.complete(Request::commit(key, 1))).await, Written::Applied, "{rule}");
+        assert_eq!(
+            answered(|| one.complete(Request::commit(key, 1))).await,
+            Written::Applied,
+            "{rule}"
+        );
         see("a result", Some(State::Completed)).await;
         let held = answered(|| other.claim(claim(key, 2, CrashPolicy::Resume))).await;
-        assert!(matches!(held, Claimed::Held(record) if record.state == State::Completed), "{rule}");
+        assert!(
+            matches!(held, Claimed::Held(record) if record.state == State::Completed),
+            "{rule}"
+        );
         answered(|| other.remove(Remove::new(key, token(1)))).await;
         see("a removal", None).await;
         let granted = answered(|| one.claim(claim(key, 3, CrashPolicy::Resume))).await;
@@ -422,10 +502,17 @@ pub async fn fences_grow_over_handles<S: Subject>(scene: Scene<S>) {
         assert!(matches!(granted, Claimed::Mine(_)), "{rule}");
         let fence = answered(|| another.fence(KEY, token(caller))).await;
         assert!(fence.is_some() && fence > last, "{rule}: {fence:?} after {last:?}");
-        assert_eq!(answered(|| store.fence(KEY, token(caller))).await, fence, "{rule}: one figure for a claim");
+        assert_eq!(
+            answered(|| store.fence(KEY, token(caller))).await,
+            fence,
+            "{rule}: one figure for a claim"
+        );
         last = fence;
         match caller % 3 {
-            0 => drop(answered(|| another.abandon(Abandon::new(KEY, token(caller), Reason::Dropped))).await),
+            0 => drop(
+                answered(|| another.abandon(Abandon::new(KEY, token(caller), Reason::Dropped)))
+                    .await,
+            ),
             1 => {
                 answered(|| store.complete(Request::commit(KEY, caller))).await;
                 answered(|| another.remove(Remove::new(KEY, token(caller)))).await;
@@ -435,7 +522,8 @@ pub async fn fences_grow_over_handles<S: Subject>(scene: Scene<S>) {
                 answered(|| store.remove(Remove::new(KEY, token(caller)))).await;
             }
         }
-        // No time passes in between on a clock that is injected, and one that is set back takes no fence along.
+        // No time passes in between on a clock that is injected, and one that is set back takes no
+        // fence along.
         if caller == 15 {
             scene.jump(ClockJump::Back(HOUR));
         }
@@ -450,8 +538,16 @@ pub async fn a_watch_is_woken_by_another_handle<S: Subject>(scene: Scene<S>) {
         let key = numbered(number);
         answered(|| scene.store().claim(claim(key, 1, CrashPolicy::Resume))).await;
         let watch = answered(|| second.watch(key)).await;
-        assert_eq!(watch.record.as_ref().map(|record| record.state), Some(State::InProgress), "{rule}");
-        assert_eq!(answered(|| scene.store().complete(Request::commit(key, 1))).await, Written::Applied, "{rule}");
+        assert_eq!(
+            watch.record.as_ref().map(|record| record.state),
+            Some(State::InProgress),
+            "{rule}"
+        );
+        assert_eq!(
+            answered(|| scene.store().complete(Request::commit(key, 1))).await,
+            Written::Applied,
+            "{rule}"
+        );
         // A store that does not push asks again after a while, on its own clock.
         let passing = async {
             loop {

@@ -25,10 +25,10 @@ use crate::clock::SystemClock;
 
 /// Makes one test for each rule that a store must keep.
 ///
-/// Takes a closure or an `async fn` that starts a fresh [`Subject`]. The tests need the
-/// feature `testing` and no runtime of their own. A failure names the rule that was broken. A case that failed after
-/// the machine, or the store's server, had stood still for most of a lease says nothing about the store: it is run
-/// again, with another subject and longer leases.
+/// Takes a closure or an `async fn` that starts a fresh [`Subject`]. The tests need the feature
+/// `testing` and no runtime of their own. A failure names the rule that was broken. A case that
+/// failed after the machine, or the store's server, had stood still for most of a lease says
+/// nothing about the store: it is run again, with another subject and longer leases.
 ///
 /// ```no_run
 /// use std::time::Duration;
@@ -271,10 +271,12 @@ where
     B: Future<Output = S>,
     F: Future<Output = ()> + Send + 'static,
 {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build();
     runtime.expect("a runtime for the test").block_on(async {
         for tries in 1.. {
-            let (subject, stopwatch) = (Arc::new(start().await), Arc::new(Stopwatch::start(SystemClock::new())));
+            let (subject, stopwatch) =
+                (Arc::new(start().await), Arc::new(Stopwatch::start(SystemClock::new())));
             // A machine that was too busy once may be so again: each time there is more room.
             let lease = subject.lease() * tries;
             let scene = Scene::new(Arc::clone(&subject), lease, Arc::clone(&stopwatch));
@@ -297,7 +299,8 @@ mod tests {
         let list = include_str!("mod.rs");
         let (_, list) = list.split_once("$($argument)?;\n").unwrap();
         let (list, _) = list.split_once("        }\n").unwrap();
-        let listed: Vec<&str> = list.split_whitespace().filter(|word| !word.ends_with(':')).collect();
+        let listed: Vec<&str> =
+            list.split_whitespace().filter(|word| !word.ends_with(':')).collect();
         let sources = [
             include_str!("claims.rs"),
             include_str!("clocks.rs"),
@@ -314,7 +317,10 @@ mod tests {
         let mut defined = 0;
         for definition in sources.iter().flat_map(|source| source.split("pub async fn ").skip(1)) {
             let name = definition.split('<').next().unwrap();
-            assert!(listed.iter().any(|listed| listed.trim_end_matches(';') == name), "{name} is not in the suite");
+            assert!(
+                listed.iter().any(|listed| listed.trim_end_matches(';') == name),
+                "{name} is not in the suite"
+            );
             defined += 1;
         }
         assert_eq!(listed.len(), defined);

@@ -5,13 +5,19 @@ use bytes::Bytes;
 use super::Scene;
 use super::scene::{KEY, key, token};
 use crate::store::{
-    Changed, Claim, Commit, CrashPolicy, Park, Reason, Release, Remove, Resolve, ResolveAnswer, Scan, State, Written,
+    Changed, Claim, Commit, CrashPolicy, Park, Reason, Release, Remove, Resolve, ResolveAnswer,
+    Scan, State, Written,
 };
 use crate::testing::Subject;
 
 fn finished<S: Subject>(scene: &Scene<S>, state: State) -> Resolve {
     let body = Bytes::from_static(b"resolved");
-    Resolve::new(KEY, token(1), token(9), ResolveAnswer::Finished { state, body, schema: 5, ttl: scene.leases(16) })
+    Resolve::new(
+        KEY,
+        token(1),
+        token(9),
+        ResolveAnswer::Finished { state, body, schema: 5, ttl: scene.leases(16) },
+    )
 }
 
 fn not_executed() -> Resolve {
@@ -59,7 +65,8 @@ pub async fn a_late_owner_does_not_undo_an_answer<S: Subject>(scene: Scene<S>) {
 
 /// T12: the same answer again, because its own answer was lost.
 pub async fn an_answer_sent_twice_counts_once<S: Subject>(scene: Scene<S>) {
-    let rule = "T12: an answer that is sent again is applied already; one by somebody else is a conflict";
+    let rule =
+        "T12: an answer that is sent again is applied already; one by somebody else is a conflict";
     scene.in_doubt(CrashPolicy::Hold).await;
     assert_eq!(scene.resolve(finished(&scene, State::Completed)).await, Changed::Applied, "{rule}");
     let before = scene.record().await;
@@ -78,15 +85,24 @@ pub async fn an_operators_answer_is_corrected<S: Subject>(scene: Scene<S>) {
         ..finished(scene, State::Failed)
     };
     scene.in_doubt(CrashPolicy::Hold).await;
-    let ResolveAnswer::Finished { schema, ttl, .. } = finished(&scene, State::Completed).answer else { return };
+    let ResolveAnswer::Finished { schema, ttl, .. } = finished(&scene, State::Completed).answer
+    else {
+        return;
+    };
     let wrong = Bytes::from_static(b"of the wrong shape");
     let wrong = ResolveAnswer::Finished { state: State::Completed, body: wrong, schema, ttl };
-    assert_eq!(scene.resolve(Resolve::new(KEY, token(1), token(8), wrong)).await, Changed::Applied, "{rule}");
+    assert_eq!(
+        scene.resolve(Resolve::new(KEY, token(1), token(8), wrong)).await,
+        Changed::Applied,
+        "{rule}"
+    );
     let before = scene.record().await;
     scene.pass(4).await;
-    for refused in
-        [Resolve { observed: token(8), ..not_executed() }, correction(&scene, 1, 9), correction(&scene, 7, 9)]
-    {
+    for refused in [
+        Resolve { observed: token(8), ..not_executed() },
+        correction(&scene, 1, 9),
+        correction(&scene, 7, 9),
+    ] {
         assert_eq!(scene.resolve(refused).await, Changed::Conflict, "{rule}");
     }
     scene.unchanged(&before, rule).await;
@@ -107,7 +123,11 @@ pub async fn an_operators_answer_is_corrected<S: Subject>(scene: Scene<S>) {
         scene.kept_for(&record, scene.leases(16), rule);
     }
     let corrected = scene.record().await;
-    assert_eq!(scene.resolve(correction(&scene, 8, 10)).await, Changed::Conflict, "{rule}: somebody else was faster");
+    assert_eq!(
+        scene.resolve(correction(&scene, 8, 10)).await,
+        Changed::Conflict,
+        "{rule}: somebody else was faster"
+    );
     scene.refuses_owner(1, Written::Lost, rule).await;
     scene.unchanged(&corrected, rule).await;
     assert_eq!(&scene.held(&scene.claim_by(2), rule).await.body[..], b"resolved", "{rule}");
@@ -115,14 +135,19 @@ pub async fn an_operators_answer_is_corrected<S: Subject>(scene: Scene<S>) {
 
 /// S2: what an owner has stored is not for operators to correct.
 pub async fn an_owners_result_is_never_corrected<S: Subject>(scene: Scene<S>) {
-    let rule = "S2: the result of an owner is changed by nobody, whoever it is and whyever it is none";
+    let rule =
+        "S2: the result of an owner is changed by nobody, whoever it is and whyever it is none";
     for state in [State::Completed, State::Failed] {
         for reason in [None, Some(Reason::TooLarge), Some(Reason::NotEncodable)] {
             scene.running(CrashPolicy::Hold).await;
             let commit = Commit { state, reason, ..scene.commit_by(1, "first") };
             assert_eq!(scene.complete(commit).await, Written::Applied, "{rule}");
             let before = scene.record().await;
-            for answer in [finished(&scene, State::Completed), finished(&scene, State::Failed), not_executed()] {
+            for answer in [
+                finished(&scene, State::Completed),
+                finished(&scene, State::Failed),
+                not_executed(),
+            ] {
                 assert_eq!(scene.resolve(answer).await, Changed::Conflict, "{rule}");
             }
             scene.unchanged(&before, rule).await;
@@ -166,17 +191,33 @@ pub async fn an_answer_to_another_owner_is_a_conflict<S: Subject>(scene: Scene<S
     }
     scene.unchanged(&before, rule).await;
     scene.mine(&scene.claim_under(2, CrashPolicy::Verify), rule).await;
-    assert_eq!(scene.park(Park::own(KEY, token(2), Reason::Error)).await, Written::Applied, "{rule}");
-    assert_eq!(scene.resolve(not_executed()).await, Changed::Conflict, "{rule}: it was taken over and parked again");
+    assert_eq!(
+        scene.park(Park::own(KEY, token(2), Reason::Error)).await,
+        Written::Applied,
+        "{rule}"
+    );
+    assert_eq!(
+        scene.resolve(not_executed()).await,
+        Changed::Conflict,
+        "{rule}: it was taken over and parked again"
+    );
 }
 
 /// T14: what nobody runs can be forgotten.
 pub async fn a_record_is_removed_unless_its_owner_runs<S: Subject>(scene: Scene<S>) {
     let rule = "T14: a record that nobody runs is removed and leaves nothing";
     let removed = async |observed: u128| {
-        assert_eq!(scene.remove(Remove::new(KEY, token(observed))).await, Changed::Applied, "{rule}");
+        assert_eq!(
+            scene.remove(Remove::new(KEY, token(observed))).await,
+            Changed::Applied,
+            "{rule}"
+        );
         assert_eq!(scene.read().await, None, "{rule}");
-        assert_eq!(scene.remove(Remove::new(KEY, token(observed))).await, Changed::Absent, "{rule}: asked again");
+        assert_eq!(
+            scene.remove(Remove::new(KEY, token(observed))).await,
+            Changed::Absent,
+            "{rule}: asked again"
+        );
         let grant = scene.mine(&scene.claim_by(5), rule).await;
         assert_eq!((grant.record.attempts, grant.taken_over), (1, None), "{rule}");
         assert_eq!(scene.release(Release::new(KEY, token(5))).await, Written::Applied, "{rule}");
@@ -217,7 +258,11 @@ pub async fn a_record_of_another_owner_is_not_removed<S: Subject>(scene: Scene<S
         scene.pass_expiry().await;
         scene.running(CrashPolicy::Retry).await;
         assert_eq!(scene.remove(remove).await, Changed::Conflict, "{rule}: running");
-        assert_eq!(scene.release(Release::new(KEY, token(1))).await, Written::Applied, "{rule}: the owner goes on");
+        assert_eq!(
+            scene.release(Release::new(KEY, token(1))).await,
+            Written::Applied,
+            "{rule}: the owner goes on"
+        );
     }
 }
 
@@ -225,11 +270,27 @@ pub async fn a_record_of_another_owner_is_not_removed<S: Subject>(scene: Scene<S
 pub async fn a_removal_leaves_the_tombstone_that_was_asked_for<S: Subject>(scene: Scene<S>) {
     let rule = "T14: a tombstone holds claims off until it ends, and is lifted by nobody who has not seen it";
     let tombstone = scene.buried(4).await;
-    assert_eq!((tombstone.state, tombstone.owner, tombstone.body.len()), (State::Tombstone, token(1), 0), "{rule}");
-    assert_eq!(tombstone.reason, Some(Reason::Resolved), "{rule}: it tells that the record was removed");
+    assert_eq!(
+        (tombstone.state, tombstone.owner, tombstone.body.len()),
+        (State::Tombstone, token(1), 0),
+        "{rule}"
+    );
+    assert_eq!(
+        tombstone.reason,
+        Some(Reason::Resolved),
+        "{rule}: it tells that the record was removed"
+    );
     for policy in [CrashPolicy::Retry, CrashPolicy::Verify] {
-        assert_eq!(scene.held(&scene.claim_under(1, policy), rule).await.state, State::Tombstone, "{rule}");
-        assert_eq!(scene.held(&scene.claim_under(2, policy), rule).await.state, State::Tombstone, "{rule}");
+        assert_eq!(
+            scene.held(&scene.claim_under(1, policy), rule).await.state,
+            State::Tombstone,
+            "{rule}"
+        );
+        assert_eq!(
+            scene.held(&scene.claim_under(2, policy), rule).await.state,
+            State::Tombstone,
+            "{rule}"
+        );
     }
     for force in [false, true] {
         let unseen = Remove { force, ..Remove::new(KEY, token(2)) };
@@ -256,7 +317,11 @@ pub async fn a_record_removed_by_force_does_not_come_back<S: Subject>(scene: Sce
     assert_eq!(scene.remove(politely).await, Changed::Running, "{rule}: its owner runs");
     scene.pass(2).await;
     assert_eq!(scene.record().await.state, State::Tombstone, "{rule}");
-    assert_eq!(scene.complete(scene.adopting_commit(&claim, &grant)).await, Written::Gone, "{rule}");
+    assert_eq!(
+        scene.complete(scene.adopting_commit(&claim, &grant)).await,
+        Written::Gone,
+        "{rule}"
+    );
     scene.refuses_owner(1, Written::Gone, rule).await;
     assert_eq!(scene.held(&scene.claim_by(2), rule).await.state, State::Tombstone, "{rule}");
     scene.pass_expiry().await;
@@ -282,10 +347,17 @@ pub async fn a_tombstone_is_removed<S: Subject>(scene: Scene<S>) {
         scene.buried(8).await;
         removed(remove).await;
         for is_finished in [true, false] {
-            let claim = Claim { after_expiry: scene.leases(32), ..scene.claim_under(1, CrashPolicy::Retry) };
+            let claim = Claim {
+                after_expiry: scene.leases(32),
+                ..scene.claim_under(1, CrashPolicy::Retry)
+            };
             scene.mine(&claim, rule).await;
             if is_finished {
-                assert_eq!(scene.complete(scene.commit_by(1, "first")).await, Written::Applied, "{rule}");
+                assert_eq!(
+                    scene.complete(scene.commit_by(1, "first")).await,
+                    Written::Applied,
+                    "{rule}"
+                );
             }
             scene.pass_expiry().await;
             removed(remove).await;
@@ -341,7 +413,8 @@ pub async fn a_scan_lists_what_was_asked_for<S: Subject>(scene: Scene<S>) {
             _ => "pay",
         };
         let caller = number.into();
-        let claim = Claim { key: key(number), operation: operation.into(), ..scene.claim_by(caller) };
+        let claim =
+            Claim { key: key(number), operation: operation.into(), ..scene.claim_by(caller) };
         scene.mine(&claim, rule).await;
         if number % 2 == 0 {
             let commit = Commit { key: key(number), ..scene.commit_by(caller, "body") };
@@ -356,7 +429,8 @@ pub async fn a_scan_lists_what_was_asked_for<S: Subject>(scene: Scene<S>) {
         (Some(State::InDoubt), None, vec![]),
         (None, Some("ma"), vec![]),
     ] {
-        let mut scan = Scan { limit: 2, state, operation: operation.map(Into::into), ..Scan::default() };
+        let mut scan =
+            Scan { limit: 2, state, operation: operation.map(Into::into), ..Scan::default() };
         let mut listed = Vec::new();
         for _ in 0..20 {
             let page = scene.scan(scan.clone()).await;

@@ -1,5 +1,5 @@
-//! What an owner may do to its claim, and nobody else: renew, release, abandon, park, checkpoint (T6b, T7, T10, T11,
-//! rules 1 and 6).
+//! What an owner may do to its claim, and nobody else: renew, release, abandon, park, checkpoint
+//! (T6b, T7, T10, T11, rules 1 and 6).
 
 use super::Scene;
 use super::scene::{KEY, key, token};
@@ -25,12 +25,23 @@ pub async fn a_stranger_writes_nothing<S: Subject>(scene: Scene<S>) {
     scene.refuses_owner(2, Written::Lost, rule).await;
     scene.unchanged(&before, rule).await;
     scene.pass(2).await;
-    assert_eq!(scene.park(Park::orphan(KEY, token(2))).await, Written::Lost, "{rule}: park of an orphan");
-    assert_eq!(scene.park(Park::own(KEY, token(1), Reason::Error)).await, Written::Applied, "{rule}");
+    assert_eq!(
+        scene.park(Park::orphan(KEY, token(2))).await,
+        Written::Lost,
+        "{rule}: park of an orphan"
+    );
+    assert_eq!(
+        scene.park(Park::own(KEY, token(1), Reason::Error)).await,
+        Written::Applied,
+        "{rule}"
+    );
     let before = scene.record().await;
     scene.refuses_owner(2, Written::Lost, rule).await;
     scene.unchanged(&before, rule).await;
-    assert_eq!(scene.release(Release { keep_attempts: true, ..Release::new(KEY, token(1)) }).await, Written::Applied);
+    assert_eq!(
+        scene.release(Release { keep_attempts: true, ..Release::new(KEY, token(1)) }).await,
+        Written::Applied
+    );
     let before = scene.record().await;
     scene.refuses_owner(2, Written::Lost, rule).await;
     scene.unchanged(&before, rule).await;
@@ -54,12 +65,18 @@ pub async fn a_renewal_prolongs_the_lease<S: Subject>(scene: Scene<S>) {
     scene.running(CrashPolicy::Retry).await;
     assert_eq!(scene.renew(1, scene.leases(4)).await, Written::Applied, "{rule}");
     scene.pass(2).await;
-    assert!(scene.held(&scene.claim_under(2, CrashPolicy::Retry), rule).await.is_running(), "{rule}");
+    assert!(
+        scene.held(&scene.claim_under(2, CrashPolicy::Retry), rule).await.is_running(),
+        "{rule}"
+    );
     assert_eq!(scene.renew(1, scene.leases(4)).await, Written::Applied, "{rule}");
     scene.pass(3).await;
     scene.held(&scene.claim_under(2, CrashPolicy::Retry), rule).await;
     scene.pass(2).await;
-    assert_eq!(scene.mine(&scene.claim_under(2, CrashPolicy::Retry), rule).await.taken_over, Some(State::InProgress));
+    assert_eq!(
+        scene.mine(&scene.claim_under(2, CrashPolicy::Retry), rule).await.taken_over,
+        Some(State::InProgress)
+    );
 }
 
 /// T7: late, but before anybody took over.
@@ -98,18 +115,31 @@ pub async fn a_renewal_extends_the_expiry_and_never_shortens_it<S: Subject>(scen
     scene.pass(5).await;
     assert_eq!(scene.renew(1, scene.leases(8)).await, Written::Applied, "{rule}");
     scene.pass(7).await;
-    assert!(scene.record().await.is_running(), "{rule}: the record lives on although its first expiry has passed");
+    assert!(
+        scene.record().await.is_running(),
+        "{rule}: the record lives on although its first expiry has passed"
+    );
 }
 
 /// T7: one round trip for many owners, each with its own answer.
 pub async fn renewals_are_answered_one_by_one<S: Subject>(scene: Scene<S>) {
     let rule = "T7: every renewal of a batch has its own answer, in order";
     for (number, caller) in [(1, 1), (2, 2), (4, 4)] {
-        scene.mine(&Claim { key: key(number), ..scene.claim_under(caller, CrashPolicy::Retry) }, rule).await;
+        scene
+            .mine(
+                &Claim { key: key(number), ..scene.claim_under(caller, CrashPolicy::Retry) },
+                rule,
+            )
+            .await;
     }
     let renewal = |number, caller| Renewal::new(key(number), token(caller), scene.leases(4));
-    let answers = scene.renew_all(vec![renewal(4, 4), renewal(2, 1), renewal(3, 3), renewal(1, 1)]).await;
-    assert_eq!(answers, [Written::Applied, Written::Lost, Written::Gone, Written::Applied], "{rule}");
+    let answers =
+        scene.renew_all(vec![renewal(4, 4), renewal(2, 1), renewal(3, 3), renewal(1, 1)]).await;
+    assert_eq!(
+        answers,
+        [Written::Applied, Written::Lost, Written::Gone, Written::Applied],
+        "{rule}"
+    );
     scene.pass(2).await;
     for (number, runs) in [(1, true), (2, false), (4, true)] {
         assert_eq!(scene.read_key(key(number)).await.expect(rule).is_running(), runs, "{rule}");
@@ -125,18 +155,34 @@ pub async fn an_owner_releases_its_claim<S: Subject>(scene: Scene<S>) {
             scene.running(CrashPolicy::Hold).await;
             assert_eq!(scene.checkpoint(1, 0, "half").await, Written::Applied, "{rule}");
             if parked {
-                assert_eq!(scene.park(Park::own(KEY, token(1), Reason::Error)).await, Written::Applied, "{rule}");
+                assert_eq!(
+                    scene.park(Park::own(KEY, token(1), Reason::Error)).await,
+                    Written::Applied,
+                    "{rule}"
+                );
             }
             let release = Release { keep_attempts, ..Release::new(KEY, token(1)) };
             assert_eq!(scene.release(release).await, Written::Applied, "{rule}");
             if keep_attempts {
                 let record = scene.record().await;
-                assert_eq!((record.state, record.attempts, record.reason), (State::Released, 1, None), "{rule}");
+                assert_eq!(
+                    (record.state, record.attempts, record.reason),
+                    (State::Released, 1, None),
+                    "{rule}"
+                );
                 assert_eq!((record.owner, record.body.len()), (token(1), 0), "{rule}");
-                assert_eq!(scene.release(release).await, Written::AlreadyApplied, "{rule}: asked again");
+                assert_eq!(
+                    scene.release(release).await,
+                    Written::AlreadyApplied,
+                    "{rule}: asked again"
+                );
                 let grant = scene.mine(&scene.claim_by(2), rule).await;
                 assert_eq!((grant.record.checkpoints, grant.record.body.len()), (0, 0), "{rule}");
-                assert_eq!(scene.release(Release::new(KEY, token(2))).await, Written::Applied, "{rule}");
+                assert_eq!(
+                    scene.release(Release::new(KEY, token(2))).await,
+                    Written::Applied,
+                    "{rule}"
+                );
             } else {
                 assert_eq!(scene.read().await, None, "{rule}");
                 assert_eq!(scene.release(release).await, Written::Gone, "{rule}: asked again");
@@ -145,7 +191,8 @@ pub async fn an_owner_releases_its_claim<S: Subject>(scene: Scene<S>) {
     }
 }
 
-/// T10: "nothing happened" is about the owner's own attempt. What the one before did, and its checkpoint, stay.
+/// T10: "nothing happened" is about the owner's own attempt. What the one before did, and its
+/// checkpoint, stay.
 pub async fn a_release_leaves_what_was_taken_over<S: Subject>(scene: Scene<S>) {
     let rule = "T10: a release of a record that was taken over leaves it to the next caller";
     for policy in [CrashPolicy::Retry, CrashPolicy::Resume, CrashPolicy::Verify] {
@@ -161,15 +208,30 @@ pub async fn a_release_leaves_what_was_taken_over<S: Subject>(scene: Scene<S>) {
                 let record = scene.record().await;
                 assert!(record.is_orphaned(), "{rule}: {record:?}");
                 assert_eq!((record.owner, record.attempts), (token(2), 2), "{rule}");
-                assert_eq!((record.reason, record.fence), (Some(Reason::Crashed), taken_over.record.fence), "{rule}");
+                assert_eq!(
+                    (record.reason, record.fence),
+                    (Some(Reason::Crashed), taken_over.record.fence),
+                    "{rule}"
+                );
             }
             // A duplicate of the claim arrives late, and is given back as well.
             scene.mine(&claim, rule).await;
             assert_eq!(scene.release(release).await, Written::Applied, "{rule}");
             let next = scene.mine(&scene.claim_under(3, policy), rule).await;
-            assert_eq!((next.taken_over, next.record.attempts), (Some(State::InProgress), 3), "{rule}");
-            assert_eq!((next.record.checkpoints, &next.record.body[..]), (1, &b"half"[..]), "{rule}");
-            assert!(next.record.is_running() && next.record.fence > taken_over.record.fence, "{rule}");
+            assert_eq!(
+                (next.taken_over, next.record.attempts),
+                (Some(State::InProgress), 3),
+                "{rule}"
+            );
+            assert_eq!(
+                (next.record.checkpoints, &next.record.body[..]),
+                (1, &b"half"[..]),
+                "{rule}"
+            );
+            assert!(
+                next.record.is_running() && next.record.fence > taken_over.record.fence,
+                "{rule}"
+            );
             scene.cleared(token(3), rule).await;
         }
     }
@@ -180,17 +242,22 @@ pub async fn a_release_leaves_a_doubt<S: Subject>(scene: Scene<S>) {
     let rule = "T10: a release of a record that was in doubt before leaves it in doubt, to be asked about at once";
     scene.in_doubt(CrashPolicy::Verify).await;
     scene.mine(&scene.claim_under(2, CrashPolicy::Verify), rule).await;
-    let park = Park { ask_again_after: scene.leases(16), ..Park::own(KEY, token(2), Reason::Unverified) };
+    let park =
+        Park { ask_again_after: scene.leases(16), ..Park::own(KEY, token(2), Reason::Unverified) };
     assert_eq!(scene.park(park).await, Written::Applied, "{rule}");
     assert_eq!(scene.release(Release::new(KEY, token(2))).await, Written::Applied, "{rule}");
     let record = scene.record().await;
     assert_eq!((record.state, record.reason), (State::InDoubt, Some(Reason::Unverified)), "{rule}");
-    assert_eq!(scene.mine(&scene.claim_under(3, CrashPolicy::Verify), rule).await.taken_over, Some(State::InDoubt));
+    assert_eq!(
+        scene.mine(&scene.claim_under(3, CrashPolicy::Verify), rule).await.taken_over,
+        Some(State::InDoubt)
+    );
 }
 
 /// T10: also after the lease, as long as the token stands.
 pub async fn a_late_owner_releases_its_claim<S: Subject>(scene: Scene<S>) {
-    let rule = "T10: a release counts also when the lease is over, or an observer has parked the record";
+    let rule =
+        "T10: a release counts also when the lease is over, or an observer has parked the record";
     scene.orphaned(CrashPolicy::Hold).await;
     scene.held(&scene.claim_by(2), rule).await;
     assert_eq!(scene.release(Release::new(KEY, token(1))).await, Written::Applied, "{rule}");
@@ -199,14 +266,19 @@ pub async fn a_late_owner_releases_its_claim<S: Subject>(scene: Scene<S>) {
 
 /// T10: what was given back is given back.
 pub async fn a_released_claim_is_written_no_more<S: Subject>(scene: Scene<S>) {
-    let rule = "T10: after its release an owner writes nothing, and releasing again is applied already";
+    let rule =
+        "T10: after its release an owner writes nothing, and releasing again is applied already";
     let before = scene.released().await;
     for (write, written) in scene.owner_writes(1).await {
         let expected = if write == "release" { Written::AlreadyApplied } else { Written::Lost };
         assert_eq!(written, expected, "{rule} ({write})");
     }
     scene.pass(2).await;
-    assert_eq!(scene.park(Park::orphan(KEY, token(1))).await, Written::Lost, "{rule} (park by an observer)");
+    assert_eq!(
+        scene.park(Park::orphan(KEY, token(1))).await,
+        Written::Lost,
+        "{rule} (park by an observer)"
+    );
     assert_eq!(scene.fence(1).await, None, "{rule} (fence)");
     scene.unchanged(&before, rule).await;
 }
@@ -218,7 +290,10 @@ pub async fn an_abandoned_claim_is_taken_over_at_once<S: Subject>(scene: Scene<S
         scene.running(policy).await;
         assert_eq!(scene.abandon(1, Reason::Dropped).await, Written::Applied, "{rule}");
         let record = scene.record().await;
-        assert_eq!((record.state, record.owner, record.reason), (State::InProgress, token(1), Some(Reason::Dropped)));
+        assert_eq!(
+            (record.state, record.owner, record.reason),
+            (State::InProgress, token(1), Some(Reason::Dropped))
+        );
         assert!(record.is_orphaned(), "{rule}");
         let grant = scene.mine(&scene.claim_under(2, policy), rule).await;
         assert_eq!(grant.taken_over, Some(State::InProgress), "{rule}");
@@ -233,7 +308,11 @@ pub async fn a_lease_that_was_given_up_is_not_renewed<S: Subject>(scene: Scene<S
     assert_eq!(scene.abandon(1, Reason::Dropped).await, Written::Applied, "{rule}");
     assert_eq!(scene.renew(1, scene.leases(2)).await, Written::Lost, "{rule} (abandoned)");
     scene.mine(&scene.claim_under(2, CrashPolicy::Retry), rule).await;
-    assert_eq!(scene.renew(2, scene.leases(2)).await, Written::Applied, "{rule}: the next owner renews its own");
+    assert_eq!(
+        scene.renew(2, scene.leases(2)).await,
+        Written::Applied,
+        "{rule}: the next owner renews its own"
+    );
     assert_eq!(scene.release(Release::new(KEY, token(2))).await, Written::Applied, "{rule}");
     assert_eq!(scene.renew(2, scene.leases(2)).await, Written::Lost, "{rule} (released)");
     assert!(scene.record().await.is_orphaned(), "{rule}");
@@ -265,13 +344,25 @@ pub async fn an_owner_parks_its_record<S: Subject>(scene: Scene<S>) {
     let rule = "T6b: a running owner makes its record in doubt, and the checkpoint stays";
     scene.running(CrashPolicy::Hold).await;
     assert_eq!(scene.checkpoint(1, 0, "half").await, Written::Applied, "{rule}");
-    assert_eq!(scene.park(Park::own(KEY, token(1), Reason::Panicked)).await, Written::Applied, "{rule}");
+    assert_eq!(
+        scene.park(Park::own(KEY, token(1), Reason::Panicked)).await,
+        Written::Applied,
+        "{rule}"
+    );
     let parked = scene.record().await;
     let Record { state, owner, reason, .. } = parked;
-    assert_eq!((state, owner, reason), (State::InDoubt, token(1), Some(Reason::Panicked)), "{rule}");
+    assert_eq!(
+        (state, owner, reason),
+        (State::InDoubt, token(1), Some(Reason::Panicked)),
+        "{rule}"
+    );
     assert_eq!((&parked.body[..], parked.checkpoints), (&b"half"[..], 1), "{rule}");
     scene.kept_for(&parked, scene.leases(16), rule);
-    assert_eq!(scene.park(Park::own(KEY, token(1), Reason::Dropped)).await, Written::AlreadyApplied, "{rule}");
+    assert_eq!(
+        scene.park(Park::own(KEY, token(1), Reason::Dropped)).await,
+        Written::AlreadyApplied,
+        "{rule}"
+    );
     scene.unchanged(&parked, rule).await;
     assert_eq!(scene.held(&scene.claim_by(2), rule).await.reason, Some(Reason::Panicked), "{rule}");
 }
@@ -282,7 +373,8 @@ pub async fn an_owner_says_more_than_an_observer<S: Subject>(scene: Scene<S>) {
     scene.orphaned(CrashPolicy::Hold).await;
     let parked = scene.held(&scene.claim_by(2), rule).await;
     assert_eq!((parked.state, parked.reason), (State::InDoubt, Some(Reason::Crashed)), "{rule}");
-    let late = Park { ask_again_after: scene.leases(4), ..Park::own(KEY, token(1), Reason::LeaseLost) };
+    let late =
+        Park { ask_again_after: scene.leases(4), ..Park::own(KEY, token(1), Reason::LeaseLost) };
     assert_eq!(scene.park(Park { token: token(2), ..late }).await, Written::Lost, "{rule}");
     assert_eq!(scene.park(late).await, Written::Applied, "{rule}");
     let record = scene.record().await;
@@ -303,7 +395,11 @@ pub async fn an_observer_parks_only_an_orphan<S: Subject>(scene: Scene<S>) {
     scene.unchanged(&before, rule).await;
     scene.pass(2).await;
     assert_eq!(scene.renew(1, scene.leases(1)).await, Written::Applied, "{rule}");
-    assert_eq!(scene.park(Park::orphan(KEY, token(1))).await, Written::Lost, "{rule}: it was renewed");
+    assert_eq!(
+        scene.park(Park::orphan(KEY, token(1))).await,
+        Written::Lost,
+        "{rule}: it was renewed"
+    );
     scene.pass(2).await;
     assert_eq!(scene.park(Park::orphan(KEY, token(1))).await, Written::Applied, "{rule}");
     let record = scene.record().await;
@@ -325,10 +421,18 @@ pub async fn checkpoints_are_accepted_in_order<S: Subject>(scene: Scene<S>) {
         (u32::MAX, "second", Written::Lost),
         (2, "", Written::Applied),
     ] {
-        assert_eq!(scene.checkpoint(1, sequence, body).await, expected, "{rule} ({sequence} {body:?})");
+        assert_eq!(
+            scene.checkpoint(1, sequence, body).await,
+            expected,
+            "{rule} ({sequence} {body:?})"
+        );
     }
     let record = scene.record().await;
-    assert_eq!((record.checkpoints, record.body.len(), record.state), (3, 0, State::InProgress), "{rule}");
+    assert_eq!(
+        (record.checkpoints, record.body.len(), record.state),
+        (3, 0, State::InProgress),
+        "{rule}"
+    );
 }
 
 /// Rule 6: the answer was lost, and the checkpoint is sent again.
@@ -352,7 +456,9 @@ pub async fn a_checkpoint_keeps_lease_and_expiry<S: Subject>(scene: Scene<S>) {
     scene.pass(3).await;
     assert_eq!(scene.checkpoint(1, 0, "half").await, Written::Applied, "{rule}");
     let after = scene.record().await;
-    for (before, after) in [(before.expires, after.expires), (before.lease_until, after.lease_until)] {
+    for (before, after) in
+        [(before.expires, after.expires), (before.lease_until, after.lease_until)]
+    {
         let difference = before.max(after).saturating_duration_since(before.min(after));
         assert!(difference < scene.leases(1), "{rule}");
     }
@@ -364,11 +470,19 @@ pub async fn only_the_owner_in_progress_writes_checkpoints<S: Subject>(scene: Sc
     scene.running(CrashPolicy::Resume).await;
     assert_eq!(scene.checkpoint(2, 0, "stranger").await, Written::Lost, "{rule}");
     scene.pass(2).await;
-    assert_eq!(scene.checkpoint(1, 0, "late").await, Written::Applied, "{rule}: the lease does not matter");
+    assert_eq!(
+        scene.checkpoint(1, 0, "late").await,
+        Written::Applied,
+        "{rule}: the lease does not matter"
+    );
     scene.mine(&scene.claim_under(2, CrashPolicy::Resume), rule).await;
     assert_eq!(scene.checkpoint(1, 1, "stale").await, Written::Lost, "{rule}");
     assert_eq!(scene.checkpoint(1, 0, "late").await, Written::Lost, "{rule}");
-    assert_eq!(scene.park(Park::own(KEY, token(2), Reason::Error)).await, Written::Applied, "{rule}");
+    assert_eq!(
+        scene.park(Park::own(KEY, token(2), Reason::Error)).await,
+        Written::Applied,
+        "{rule}"
+    );
     assert_eq!(scene.checkpoint(2, 1, "parked").await, Written::Lost, "{rule}");
     assert_eq!(&scene.record().await.body[..], b"late", "{rule}");
 }
@@ -380,7 +494,11 @@ pub async fn only_a_claim_in_progress_has_a_fence<S: Subject>(scene: Scene<S>) {
     scene.running(CrashPolicy::Hold).await;
     assert!(scene.fence(1).await.is_some(), "{rule}");
     assert_eq!(scene.fence(2).await, None, "{rule}: stranger");
-    assert_eq!(scene.park(Park::own(KEY, token(1), Reason::Error)).await, Written::Applied, "{rule}");
+    assert_eq!(
+        scene.park(Park::own(KEY, token(1), Reason::Error)).await,
+        Written::Applied,
+        "{rule}"
+    );
     assert_eq!(scene.fence(1).await, None, "{rule}: in doubt");
     assert_eq!(scene.complete(scene.commit_by(1, "first")).await, Written::Applied, "{rule}");
     assert_eq!(scene.fence(1).await, None, "{rule}: completed");

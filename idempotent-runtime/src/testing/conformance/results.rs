@@ -1,4 +1,5 @@
-//! Results: storing, storing again, storing too late, storing what vanished (T8, T9, rules 1, 2 and 7).
+//! Results: storing, storing again, storing too late, storing what vanished (T8, T9, rules 1, 2 and
+//! 7).
 
 use std::sync::Arc;
 
@@ -7,8 +8,8 @@ use bytes::Bytes;
 use super::Scene;
 use super::scene::{KEY, OPERATION, fingerprint, token};
 use crate::store::{
-    Adoption, Changed, Checkpoint, Claim, Commit, CrashPolicy, Park, Reason, Release, Remove, Resolve, ResolveAnswer,
-    State, Store as _, Written,
+    Adoption, Changed, Checkpoint, Claim, Commit, CrashPolicy, Park, Reason, Release, Remove,
+    Resolve, ResolveAnswer, State, Store as _, Written,
 };
 use crate::testing::Subject;
 
@@ -17,17 +18,30 @@ pub async fn an_owner_stores_its_result<S: Subject>(scene: Scene<S>) {
     let rule = "T8: a commit by the owner stores state, body, schema and reason";
     for state in [State::Completed, State::Failed] {
         let grant = scene.running(CrashPolicy::Hold).await;
-        let commit = Commit { state, schema: 5, reason: Some(Reason::TooLarge), ..scene.commit_by(1, "first") };
+        let commit = Commit {
+            state,
+            schema: 5,
+            reason: Some(Reason::TooLarge),
+            ..scene.commit_by(1, "first")
+        };
         assert_eq!(scene.complete(commit).await, Written::Applied, "{rule}");
         let record = scene.record().await;
         assert_eq!((record.state, record.owner), (state, token(1)), "{rule}");
         assert_eq!((record.schema, record.reason), (5, Some(Reason::TooLarge)), "{rule}");
         assert_eq!((&record.body[..], record.attempts), (&b"first"[..], 1), "{rule}");
-        assert_eq!((record.created, &*record.operation), (grant.record.created, OPERATION), "{rule}");
+        assert_eq!(
+            (record.created, &*record.operation),
+            (grant.record.created, OPERATION),
+            "{rule}"
+        );
         let watched = scene.watch().await.record.expect(rule);
         for seen in [record, watched, scene.held(&scene.claim_by(2), rule).await] {
             let latest = seen.read_at.max(grant.record.lease_until);
-            assert!(seen.lease_until <= latest, "{rule}, and the lease is over or as it was: {:?}", seen.lease_until);
+            assert!(
+                seen.lease_until <= latest,
+                "{rule}, and the lease is over or as it was: {:?}",
+                seen.lease_until
+            );
         }
         scene.pass_expiry().await;
     }
@@ -46,10 +60,16 @@ pub async fn a_result_replaces_the_checkpoint<S: Subject>(scene: Scene<S>) {
 pub async fn bodies_are_opaque<S: Subject>(scene: Scene<S>) {
     let rule = "T8: a body is any bytes, up to a mebibyte and more";
     let all: Vec<u8> = (0..=255).collect();
-    let large: Vec<u8> =
-        (0..1 << 20).map(|position: u32| position.to_le_bytes()[usize::from(position.is_multiple_of(3))]).collect();
-    for body in [Bytes::new(), Bytes::from_static(b"\0"), Bytes::from_static(b"'\"\\{}\r\n"), all.into(), large.into()]
-    {
+    let large: Vec<u8> = (0..1 << 20)
+        .map(|position: u32| position.to_le_bytes()[usize::from(position.is_multiple_of(3))])
+        .collect();
+    for body in [
+        Bytes::new(),
+        Bytes::from_static(b"\0"),
+        Bytes::from_static(b"'\"\\{}\r\n"),
+        all.into(),
+        large.into(),
+    ] {
         scene.running(CrashPolicy::Hold).await;
         let checkpoint = Checkpoint::new(KEY, token(1), 0, body.clone());
         let written = scene.store().checkpoint(checkpoint).await;
@@ -58,7 +78,11 @@ pub async fn bodies_are_opaque<S: Subject>(scene: Scene<S>) {
         let commit = Commit { body: body.clone(), ..scene.commit_by(1, "") };
         assert_eq!(scene.complete(commit).await, Written::Applied, "{rule}");
         assert!(scene.record().await.body == body, "{rule}: {} bytes", body.len());
-        assert!(scene.held(&scene.claim_by(2), rule).await.body == body, "{rule}: {} bytes replayed", body.len());
+        assert!(
+            scene.held(&scene.claim_by(2), rule).await.body == body,
+            "{rule}: {} bytes replayed",
+            body.len()
+        );
         scene.pass_expiry().await;
     }
 }
@@ -78,21 +102,51 @@ pub async fn a_body_of_any_size_leaves_what_the_claim_said<S: Subject>(scene: Sc
             let record = scene.record().await;
             assert!(record.body == large, "{rule} ({what} of {} bytes)", large.len());
             let words = (&*record.operation, record.trace.as_deref());
-            assert_eq!(words, (OPERATION, Some("00-trace-01")), "{rule} ({what} of {} bytes)", large.len());
+            assert_eq!(
+                words,
+                (OPERATION, Some("00-trace-01")),
+                "{rule} ({what} of {} bytes)",
+                large.len()
+            );
             let guards = (record.fingerprint, record.policy);
-            assert_eq!(guards, (claim.fingerprint, CrashPolicy::Verify), "{rule} ({what} of {} bytes)", large.len());
+            assert_eq!(
+                guards,
+                (claim.fingerprint, CrashPolicy::Verify),
+                "{rule} ({what} of {} bytes)",
+                large.len()
+            );
         };
         for sequence in 0..2 {
             let checkpoint = Checkpoint::new(KEY, token(1), sequence, large.clone());
-            assert_eq!(scene.store().checkpoint(checkpoint.clone()).await.ok(), Some(Written::Applied), "{rule}");
+            assert_eq!(
+                scene.store().checkpoint(checkpoint.clone()).await.ok(),
+                Some(Written::Applied),
+                "{rule}"
+            );
             as_claimed("checkpoint").await;
-            assert_eq!(scene.store().checkpoint(checkpoint).await.ok(), Some(Written::AlreadyApplied), "{rule}");
+            assert_eq!(
+                scene.store().checkpoint(checkpoint).await.ok(),
+                Some(Written::AlreadyApplied),
+                "{rule}"
+            );
         }
-        assert_eq!(scene.park(Park::own(KEY, token(1), Reason::Error)).await, Written::Applied, "{rule}");
+        assert_eq!(
+            scene.park(Park::own(KEY, token(1), Reason::Error)).await,
+            Written::Applied,
+            "{rule}"
+        );
         as_claimed("what was parked").await;
-        let answer =
-            ResolveAnswer::Finished { state: State::Completed, body: large.clone(), schema: 1, ttl: scene.leases(16) };
-        assert_eq!(scene.resolve(Resolve::new(KEY, token(1), token(9), answer)).await, Changed::Applied, "{rule}");
+        let answer = ResolveAnswer::Finished {
+            state: State::Completed,
+            body: large.clone(),
+            schema: 1,
+            ttl: scene.leases(16),
+        };
+        assert_eq!(
+            scene.resolve(Resolve::new(KEY, token(1), token(9), answer)).await,
+            Changed::Applied,
+            "{rule}"
+        );
         as_claimed("an operator's answer").await;
         assert_eq!(scene.remove(Remove::new(KEY, token(9))).await, Changed::Applied, "{rule}");
 
@@ -101,8 +155,14 @@ pub async fn a_body_of_any_size_leaves_what_the_claim_said<S: Subject>(scene: Sc
         assert_eq!(scene.complete(commit).await, Written::Applied, "{rule}");
         as_claimed("a result").await;
         let listed = scene.scan(crate::store::Scan::default()).await.records;
-        let words: Vec<_> = listed.iter().map(|record| (&*record.operation, record.trace.as_deref())).collect();
-        assert_eq!(words, [(OPERATION, Some("00-trace-01"))], "{rule} (a listed result of {} bytes)", large.len());
+        let words: Vec<_> =
+            listed.iter().map(|record| (&*record.operation, record.trace.as_deref())).collect();
+        assert_eq!(
+            words,
+            [(OPERATION, Some("00-trace-01"))],
+            "{rule} (a listed result of {} bytes)",
+            large.len()
+        );
         assert_eq!(scene.remove(Remove::new(KEY, token(1))).await, Changed::Applied, "{rule}");
     }
 }
@@ -113,7 +173,11 @@ pub async fn a_late_result_is_stored<S: Subject>(scene: Scene<S>) {
     for policy in [CrashPolicy::Hold, CrashPolicy::Retry] {
         scene.orphaned(policy).await;
         assert_eq!(scene.complete(scene.commit_by(1, "late")).await, Written::Applied, "{rule}");
-        assert_eq!(scene.held(&scene.claim_under(2, policy), rule).await.state, State::Completed, "{rule}");
+        assert_eq!(
+            scene.held(&scene.claim_under(2, policy), rule).await.state,
+            State::Completed,
+            "{rule}"
+        );
         scene.pass_expiry().await;
     }
 }
@@ -124,24 +188,38 @@ pub async fn a_parked_owner_stores_its_result<S: Subject>(scene: Scene<S>) {
     for by_owner in [true, false] {
         scene.orphaned(CrashPolicy::Hold).await;
         if by_owner {
-            assert_eq!(scene.park(Park::own(KEY, token(1), Reason::Error)).await, Written::Applied, "{rule}");
+            assert_eq!(
+                scene.park(Park::own(KEY, token(1), Reason::Error)).await,
+                Written::Applied,
+                "{rule}"
+            );
         } else {
             assert_eq!(scene.held(&scene.claim_by(2), rule).await.state, State::InDoubt, "{rule}");
         }
         assert_eq!(scene.complete(scene.commit_by(1, "mine")).await, Written::Applied, "{rule}");
         let record = scene.record().await;
-        assert_eq!((record.state, record.reason, &record.body[..]), (State::Completed, None, &b"mine"[..]), "{rule}");
+        assert_eq!(
+            (record.state, record.reason, &record.body[..]),
+            (State::Completed, None, &b"mine"[..]),
+            "{rule}"
+        );
         scene.pass_expiry().await;
     }
 }
 
 /// Rule 7: a commit whose answer was lost is sent again.
 pub async fn a_result_sent_twice_is_stored_once<S: Subject>(scene: Scene<S>) {
-    let rule = "rule 7: a commit that is sent again is answered with already applied and changes nothing";
+    let rule =
+        "rule 7: a commit that is sent again is answered with already applied and changes nothing";
     for state in [State::Completed, State::Failed] {
         let before = scene.completed(state).await;
         for again in [State::Completed, State::Failed] {
-            let commit = Commit { state: again, schema: 9, ttl: scene.leases(64), ..scene.commit_by(1, "second") };
+            let commit = Commit {
+                state: again,
+                schema: 9,
+                ttl: scene.leases(64),
+                ..scene.commit_by(1, "second")
+            };
             assert_eq!(scene.complete(commit).await, Written::AlreadyApplied, "{rule}");
         }
         scene.unchanged(&before, rule).await;
@@ -158,10 +236,26 @@ pub async fn an_answer_never_changes<S: Subject>(scene: Scene<S>) {
         assert_eq!(scene.renew(1, scene.leases(64)).await, Written::Lost, "{rule} (renew)");
         assert_eq!(scene.checkpoint(1, 0, "late").await, Written::Lost, "{rule} (checkpoint)");
         assert_eq!(scene.abandon(1, Reason::Dropped).await, Written::Lost, "{rule} (abandon)");
-        assert_eq!(scene.park(Park::own(KEY, token(1), Reason::Error)).await, Written::Lost, "{rule} (park)");
-        assert_eq!(scene.park(Park::orphan(KEY, token(1))).await, Written::Lost, "{rule} (park by an observer)");
-        assert_eq!(scene.release(Release::new(KEY, token(1))).await, Written::Lost, "{rule} (release)");
-        assert_eq!(scene.complete(scene.commit_by(2, "other")).await, Written::Lost, "{rule} (complete by another)");
+        assert_eq!(
+            scene.park(Park::own(KEY, token(1), Reason::Error)).await,
+            Written::Lost,
+            "{rule} (park)"
+        );
+        assert_eq!(
+            scene.park(Park::orphan(KEY, token(1))).await,
+            Written::Lost,
+            "{rule} (park by an observer)"
+        );
+        assert_eq!(
+            scene.release(Release::new(KEY, token(1))).await,
+            Written::Lost,
+            "{rule} (release)"
+        );
+        assert_eq!(
+            scene.complete(scene.commit_by(2, "other")).await,
+            Written::Lost,
+            "{rule} (complete by another)"
+        );
         let resolve = Resolve::new(KEY, token(1), token(9), ResolveAnswer::NotExecuted);
         assert_eq!(scene.resolve(resolve).await, Changed::Conflict, "{rule} (resolve)");
         for policy in [CrashPolicy::Retry, CrashPolicy::Verify] {
@@ -211,7 +305,8 @@ pub async fn a_result_is_kept_for_its_ttl<S: Subject>(scene: Scene<S>) {
 
 /// T9: the record vanished under its living owner.
 pub async fn a_vanished_record_is_written_anew<S: Subject>(scene: Scene<S>) {
-    let rule = "T9: a commit that may adopt writes a vanished record anew, with what the claim said";
+    let rule =
+        "T9: a commit that may adopt writes a vanished record anew, with what the claim said";
     let claim = Claim {
         fingerprint: Some(fingerprint(1, 7)),
         after_expiry: scene.leases(3),
@@ -220,15 +315,35 @@ pub async fn a_vanished_record_is_written_anew<S: Subject>(scene: Scene<S>) {
     };
     let grant = scene.mine(&claim, rule).await;
     vanish(&scene, 1).await;
-    let commit = Commit { schema: 5, reason: Some(Reason::TooLarge), ..scene.adopting_commit(&claim, &grant) };
+    let commit = Commit {
+        schema: 5,
+        reason: Some(Reason::TooLarge),
+        ..scene.adopting_commit(&claim, &grant)
+    };
     assert_eq!(scene.complete(commit.clone()).await, Written::Adopted, "{rule}");
     let record = scene.record().await;
-    assert_eq!((record.state, record.owner, &record.body[..]), (State::Completed, token(1), &b"adopted"[..]), "{rule}");
+    assert_eq!(
+        (record.state, record.owner, &record.body[..]),
+        (State::Completed, token(1), &b"adopted"[..]),
+        "{rule}"
+    );
     assert_eq!((record.schema, record.reason), (5, Some(Reason::TooLarge)), "{rule}");
-    assert_eq!((record.fence, record.attempts), (grant.record.fence, grant.record.attempts), "{rule}");
+    assert_eq!(
+        (record.fence, record.attempts),
+        (grant.record.fence, grant.record.attempts),
+        "{rule}"
+    );
     assert_eq!((record.created, &*record.operation), (grant.record.created, OPERATION), "{rule}");
-    assert_eq!((record.fingerprint, record.policy), (Some(fingerprint(1, 7)), CrashPolicy::Resume), "{rule}");
-    assert_eq!((record.after_expiry, record.trace.as_deref()), (grant.record.after_expiry, Some("trace")), "{rule}");
+    assert_eq!(
+        (record.fingerprint, record.policy),
+        (Some(fingerprint(1, 7)), CrashPolicy::Resume),
+        "{rule}"
+    );
+    assert_eq!(
+        (record.after_expiry, record.trace.as_deref()),
+        (grant.record.after_expiry, Some("trace")),
+        "{rule}"
+    );
     scene.kept_for(&record, scene.leases(16), rule);
     assert_eq!(scene.complete(commit).await, Written::AlreadyApplied, "{rule}: sent again");
     scene.held(&scene.claim_by(2), rule).await;
@@ -252,9 +367,17 @@ pub async fn an_adoption_ends<S: Subject>(scene: Scene<S>) {
     scene.pass(2).await;
     let renewed = scene.adopting_commit(&claim, &grant);
     let over = Commit { adopt: Some(Arc::new(Adoption::new(claim, &grant))), ..renewed.clone() };
-    assert_eq!(scene.complete(over).await, Written::Gone, "{rule}: with the lease that was granted");
+    assert_eq!(
+        scene.complete(over).await,
+        Written::Gone,
+        "{rule}: with the lease that was granted"
+    );
     assert_eq!(scene.read().await, None, "{rule}");
-    assert_eq!(scene.complete(renewed).await, Written::Adopted, "{rule}: with the lease as it was renewed");
+    assert_eq!(
+        scene.complete(renewed).await,
+        Written::Adopted,
+        "{rule}: with the lease as it was renewed"
+    );
 }
 
 /// T9: the network repeats a commit when the retention of what it stored is over.
@@ -264,7 +387,8 @@ pub async fn an_adoption_brings_no_expired_result_back<S: Subject>(scene: Scene<
         let claim = scene.claim_by(1);
         let grant = scene.mine(&claim, rule).await;
         let adopt = Some(Arc::new(Adoption::new(claim, &grant)));
-        let commit = Commit { body, adopt, ..Commit::new(KEY, token(1), Bytes::new(), scene.leases(2)) };
+        let commit =
+            Commit { body, adopt, ..Commit::new(KEY, token(1), Bytes::new(), scene.leases(2)) };
         assert_eq!(scene.complete(commit.clone()).await, Written::Applied, "{rule}");
         scene.pass_expiry().await;
         assert_eq!(scene.complete(commit).await, Written::Gone, "{rule}");
@@ -294,7 +418,11 @@ pub async fn an_adoption_opens_no_tombstone<S: Subject>(scene: Scene<S>) {
     scene.pass(2).await;
     let remove = Remove { tombstone: scene.leases(8), ..Remove::new(KEY, token(1)) };
     assert_eq!(scene.remove(remove).await, Changed::Applied, "{rule}");
-    assert_eq!(scene.complete(scene.adopting_commit(&claim, &grant)).await, Written::Gone, "{rule}");
+    assert_eq!(
+        scene.complete(scene.adopting_commit(&claim, &grant)).await,
+        Written::Gone,
+        "{rule}"
+    );
     assert_eq!(scene.record().await.state, State::Tombstone, "{rule}");
 }
 
@@ -303,8 +431,16 @@ pub async fn an_adopting_commit_is_a_commit<S: Subject>(scene: Scene<S>) {
     let rule = "T8: a commit that may adopt is an ordinary one while the record is there";
     let claim = scene.claim_by(1);
     let grant = scene.mine(&claim, rule).await;
-    assert_eq!(scene.complete(scene.adopting_commit(&claim, &grant)).await, Written::Applied, "{rule}");
-    assert_eq!(scene.complete(scene.adopting_commit(&claim, &grant)).await, Written::AlreadyApplied, "{rule}");
+    assert_eq!(
+        scene.complete(scene.adopting_commit(&claim, &grant)).await,
+        Written::Applied,
+        "{rule}"
+    );
+    assert_eq!(
+        scene.complete(scene.adopting_commit(&claim, &grant)).await,
+        Written::AlreadyApplied,
+        "{rule}"
+    );
 }
 
 /// The suite cannot make a store lose a record, but an owner's release leaves the same nothing.

@@ -5,7 +5,8 @@ use std::time::Duration;
 use super::Scene;
 use super::scene::{KEY, key, token};
 use crate::store::{
-    Changed, Claim, Commit, CrashPolicy, Park, Reason, Release, Remove, Resolve, ResolveAnswer, Scan, State, Written,
+    Changed, Claim, Commit, CrashPolicy, Park, Reason, Release, Remove, Resolve, ResolveAnswer,
+    Scan, State, Written,
 };
 use crate::testing::Subject;
 
@@ -29,7 +30,11 @@ pub async fn an_expired_unfinished_record_is_absent<S: Subject>(scene: Scene<S>)
     for parked in [false, true] {
         scene.running(CrashPolicy::Retry).await;
         if parked {
-            assert_eq!(scene.park(Park::own(KEY, token(1), Reason::Error)).await, Written::Applied, "{rule}");
+            assert_eq!(
+                scene.park(Park::own(KEY, token(1), Reason::Error)).await,
+                Written::Applied,
+                "{rule}"
+            );
         }
         scene.pass_expiry().await;
         is_absent(&scene, rule).await;
@@ -47,7 +52,11 @@ pub async fn no_operation_needs_another_to_notice_the_expiry<S: Subject>(scene: 
         let claim = Claim { linger: scene.leases(1), ..scene.claim_under(1, CrashPolicy::Retry) };
         scene.mine(&claim, rule).await;
         if operation >= 10 {
-            assert_eq!(scene.park(Park::own(KEY, token(1), Reason::Error)).await, Written::Applied, "{rule}");
+            assert_eq!(
+                scene.park(Park::own(KEY, token(1), Reason::Error)).await,
+                Written::Applied,
+                "{rule}"
+            );
         }
         scene.pass_expiry().await;
         let written = match operation {
@@ -61,7 +70,11 @@ pub async fn no_operation_needs_another_to_notice_the_expiry<S: Subject>(scene: 
             7 => scene.fence(1).await.map_or(Written::Gone, |_| Written::Applied),
             8 => scene.watch().await.record.map_or(Written::Gone, |_| Written::Applied),
             9 => removed(scene.remove(Remove::new(KEY, token(1))).await),
-            _ => removed(scene.resolve(Resolve::new(KEY, token(1), token(9), ResolveAnswer::NotExecuted)).await),
+            _ => removed(
+                scene
+                    .resolve(Resolve::new(KEY, token(1), token(9), ResolveAnswer::NotExecuted))
+                    .await,
+            ),
         };
         assert_eq!(written, Written::Gone, "{rule} (operation {operation} of this case)");
         assert_eq!(scene.read().await, None, "{rule} (operation {operation} of this case)");
@@ -69,7 +82,11 @@ pub async fn no_operation_needs_another_to_notice_the_expiry<S: Subject>(scene: 
     let claim = Claim { linger: scene.leases(1), ..scene.claim_by(1) };
     let grant = scene.mine(&claim, rule).await;
     scene.pass_expiry().await;
-    assert_eq!(scene.complete(scene.adopting_commit(&claim, &grant)).await, Written::Adopted, "{rule} (adoption)");
+    assert_eq!(
+        scene.complete(scene.adopting_commit(&claim, &grant)).await,
+        Written::Adopted,
+        "{rule} (adoption)"
+    );
 }
 
 fn removed(changed: Changed) -> Written {
@@ -99,7 +116,11 @@ pub async fn the_records_own_linger_decides<S: Subject>(scene: Scene<S>) {
     assert_eq!((held.state, held.owner), (State::InDoubt, token(1)), "{rule}: not forgotten");
     scene.pass(6).await;
     let held = scene.held(&hasty(3), rule).await;
-    assert_eq!((held.state, u128::from(held.linger)), (State::InDoubt, scene.leases(16).as_millis()), "{rule}");
+    assert_eq!(
+        (held.state, u128::from(held.linger)),
+        (State::InDoubt, scene.leases(16).as_millis()),
+        "{rule}"
+    );
     scene.pass_expiry().await;
     scene.mine(&hasty(4), rule).await;
     scene.pass_expiry().await;
@@ -109,7 +130,8 @@ pub async fn the_records_own_linger_decides<S: Subject>(scene: Scene<S>) {
 
 /// The longest times that the engine lets anybody set, all at once.
 pub async fn a_hundred_years_are_a_time<S: Subject>(scene: Scene<S>) {
-    let rule = "a lease, a linger, a retention and a tombstone of a hundred years are kept as they are";
+    let rule =
+        "a lease, a linger, a retention and a tombstone of a hundred years are kept as they are";
     let century = Duration::from_secs(100 * 365 * 86_400);
     let claim = Claim {
         lease: century,
@@ -128,7 +150,11 @@ pub async fn a_hundred_years_are_a_time<S: Subject>(scene: Scene<S>) {
     scene.kept_for(&record, century * 2, rule);
     let park = Park { ask_again_after: century, ..Park::own(KEY, token(1), Reason::Error) };
     assert_eq!(scene.park(park).await, Written::Applied, "{rule}");
-    assert_eq!(scene.held(&scene.claim_under(2, CrashPolicy::Verify), rule).await.state, State::InDoubt, "{rule}");
+    assert_eq!(
+        scene.held(&scene.claim_under(2, CrashPolicy::Verify), rule).await.state,
+        State::InDoubt,
+        "{rule}"
+    );
     let commit = Commit { ttl: century, ..scene.commit_by(1, "first") };
     assert_eq!(scene.complete(commit).await, Written::Applied, "{rule}");
     scene.kept_for(&scene.record().await, century, rule);
@@ -145,12 +171,17 @@ pub async fn an_expired_record_leaves_its_tombstone<S: Subject>(scene: Scene<S>)
     let rule = "T13: an expired record that asks for it is a tombstone for that long, and absent afterwards";
     for state in [State::Completed, State::Failed, State::InDoubt, State::InProgress] {
         let rule = format!("{rule} ({state:?})");
-        let claim = Claim { after_expiry: scene.leases(8), ..scene.claim_under(1, CrashPolicy::Retry) };
+        let claim =
+            Claim { after_expiry: scene.leases(8), ..scene.claim_under(1, CrashPolicy::Retry) };
         let grant = scene.mine(&claim, &rule).await;
         match state {
             State::InProgress => {}
             State::InDoubt => {
-                assert_eq!(scene.park(Park::own(KEY, token(1), Reason::Error)).await, Written::Applied, "{rule}");
+                assert_eq!(
+                    scene.park(Park::own(KEY, token(1), Reason::Error)).await,
+                    Written::Applied,
+                    "{rule}"
+                );
             }
             _ => {
                 let commit = Commit { state, ..scene.commit_by(1, "first") };
@@ -159,10 +190,18 @@ pub async fn an_expired_record_leaves_its_tombstone<S: Subject>(scene: Scene<S>)
         }
         scene.pass_expiry().await;
         let tombstone = scene.held(&scene.claim_under(2, CrashPolicy::Retry), &rule).await;
-        assert_eq!((tombstone.state, tombstone.body.len(), tombstone.reason), (State::Tombstone, 0, None), "{rule}");
+        assert_eq!(
+            (tombstone.state, tombstone.body.len(), tombstone.reason),
+            (State::Tombstone, 0, None),
+            "{rule}"
+        );
         assert_eq!(scene.record().await.state, State::Tombstone, "{rule}");
         scene.refuses_owner(1, Written::Gone, &rule).await;
-        assert_eq!(scene.complete(scene.adopting_commit(&claim, &grant)).await, Written::Gone, "{rule}");
+        assert_eq!(
+            scene.complete(scene.adopting_commit(&claim, &grant)).await,
+            Written::Gone,
+            "{rule}"
+        );
         scene.purge().await;
         scene.pass(5).await;
         assert_eq!(scene.record().await.state, State::Tombstone, "{rule}: purging leaves it");
@@ -182,8 +221,15 @@ pub async fn a_purge_takes_only_what_has_expired<S: Subject>(scene: Scene<S>) {
         scene.mine(&claim(number), rule).await;
     }
     scene.mine(&Claim { linger: scene.leases(1), ..claim(5) }, rule).await;
-    assert_eq!(scene.park(Park { key: key(2), ..Park::own(KEY, token(2), Reason::Error) }).await, Written::Applied);
-    assert_eq!(scene.complete(Commit { key: key(3), ..scene.commit_by(3, "kept") }).await, Written::Applied, "{rule}");
+    assert_eq!(
+        scene.park(Park { key: key(2), ..Park::own(KEY, token(2), Reason::Error) }).await,
+        Written::Applied
+    );
+    assert_eq!(
+        scene.complete(Commit { key: key(3), ..scene.commit_by(3, "kept") }).await,
+        Written::Applied,
+        "{rule}"
+    );
     let short = Commit { key: key(4), ttl: scene.leases(1), ..scene.commit_by(4, "short") };
     let release = Release { keep_attempts: true, ..Release::new(key(5), token(5)) };
     assert_eq!(scene.release(release).await, Written::Applied, "{rule}");
@@ -192,13 +238,21 @@ pub async fn a_purge_takes_only_what_has_expired<S: Subject>(scene: Scene<S>) {
     scene.purge().await;
     scene.purge().await;
     for (number, state) in [(1, State::InProgress), (2, State::InDoubt), (3, State::Completed)] {
-        assert_eq!(scene.read_key(key(number)).await.map(|record| record.state), Some(state), "{rule}");
+        assert_eq!(
+            scene.read_key(key(number)).await.map(|record| record.state),
+            Some(state),
+            "{rule}"
+        );
     }
     assert_eq!(scene.read_key(key(5)).await, None, "{rule}");
     scene.pass(20).await;
     scene.purge().await;
     for number in 1..=5 {
-        assert_eq!(scene.read_key(key(number)).await, None, "T13: what has expired is absent after a purge");
+        assert_eq!(
+            scene.read_key(key(number)).await,
+            None,
+            "T13: what has expired is absent after a purge"
+        );
     }
 }
 
@@ -207,7 +261,11 @@ async fn is_absent<S: Subject>(scene: &Scene<S>, rule: &str) {
     let page = scene.scan(Scan::default()).await;
     assert_eq!(page.records.len(), 0, "{rule} (scan)");
     scene.refuses_owner(1, Written::Gone, rule).await;
-    assert_eq!(scene.park(Park::orphan(KEY, token(1))).await, Written::Gone, "{rule} (park by an observer)");
+    assert_eq!(
+        scene.park(Park::orphan(KEY, token(1))).await,
+        Written::Gone,
+        "{rule} (park by an observer)"
+    );
     let resolve = Resolve::new(KEY, token(1), token(9), ResolveAnswer::NotExecuted);
     assert_eq!(scene.resolve(resolve).await, Changed::Absent, "{rule} (resolve)");
     for force in [false, true] {

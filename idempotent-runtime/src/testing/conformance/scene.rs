@@ -10,8 +10,9 @@ use crate::clock::SystemClock;
 use crate::fingerprint::Fingerprint;
 use crate::key::KeyHash;
 use crate::store::{
-    Abandon, Adoption, Changed, Checkpoint, Claim, Claimed, Commit, CrashPolicy, Grant, Page, Park, Reason, Record,
-    Release, Remove, Renewal, Resolve, Scan, State, Store as _, Token, Watch, Written,
+    Abandon, Adoption, Changed, Checkpoint, Claim, Claimed, Commit, CrashPolicy, Grant, Page, Park,
+    Reason, Record, Release, Remove, Renewal, Resolve, Scan, State, Store as _, Token, Watch,
+    Written,
 };
 use crate::testing::{ClockJump, Subject};
 
@@ -44,7 +45,11 @@ pub struct Scene<S> {
 
 impl<S> Clone for Scene<S> {
     fn clone(&self) -> Self {
-        Self { subject: Arc::clone(&self.subject), lease: self.lease, stopwatch: Arc::clone(&self.stopwatch) }
+        Self {
+            subject: Arc::clone(&self.subject),
+            lease: self.lease,
+            stopwatch: Arc::clone(&self.stopwatch),
+        }
     }
 }
 
@@ -75,7 +80,11 @@ fn expect<T>(answer: Result<T, crate::store::StoreError>) -> T {
 }
 
 impl<S: Subject> Scene<S> {
-    pub(super) fn new(subject: Arc<S>, lease: Duration, stopwatch: Arc<Stopwatch<SystemClock>>) -> Self {
+    pub(super) fn new(
+        subject: Arc<S>,
+        lease: Duration,
+        stopwatch: Arc<Stopwatch<SystemClock>>,
+    ) -> Self {
         Self { subject, lease, stopwatch }
     }
 
@@ -111,7 +120,8 @@ impl<S: Subject> Scene<S> {
     /// Lets the record of `KEY` expire.
     pub(super) async fn pass_expiry(&self) {
         let record = self.record().await;
-        self.advance(record.expires.saturating_duration_since(record.read_at) + self.leases(1)).await;
+        self.advance(record.expires.saturating_duration_since(record.read_at) + self.leases(1))
+            .await;
     }
 
     /// Whether the store's clock could be set. Where it is injected it must be possible.
@@ -143,7 +153,8 @@ impl<S: Subject> Scene<S> {
     pub(super) fn adopting_commit(&self, claim: &Claim, grant: &Grant) -> Commit {
         let mut adoption = Adoption::new(claim.clone(), grant);
         adoption.ends = adoption.ends + self.leases(256);
-        let mut commit = Commit::new(KEY, claim.token, Bytes::from_static(b"adopted"), self.leases(16));
+        let mut commit =
+            Commit::new(KEY, claim.token, Bytes::from_static(b"adopted"), self.leases(16));
         commit.adopt = Some(Arc::new(adoption));
         commit
     }
@@ -210,7 +221,11 @@ impl<S: Subject> Scene<S> {
     pub(super) async fn released(&self) -> Record {
         self.running(CrashPolicy::Retry).await;
         let release = Release { keep_attempts: true, ..Release::new(KEY, token(1)) };
-        assert_eq!(self.release(release).await, Written::Applied, "T10: an owner releases its claim");
+        assert_eq!(
+            self.release(release).await,
+            Written::Applied,
+            "T10: an owner releases its claim"
+        );
         self.record().await
     }
 
@@ -218,7 +233,11 @@ impl<S: Subject> Scene<S> {
     pub(super) async fn buried(&self, leases: u32) -> Record {
         let record = self.completed(State::Completed).await;
         let remove = Remove { tombstone: self.leases(leases), ..Remove::new(KEY, record.owner) };
-        assert_eq!(self.remove(remove).await, Changed::Applied, "T14: a finished record is removed");
+        assert_eq!(
+            self.remove(remove).await,
+            Changed::Applied,
+            "T14: a finished record is removed"
+        );
         self.record().await
     }
 
@@ -234,16 +253,25 @@ impl<S: Subject> Scene<S> {
         self.read().await.expect("the record must be there")
     }
 
-    /// The record must be as it was, but for the time at which it is read. A store that computes its times from the time
-    /// that is left may be off by less than a lease.
+    /// The record must be as it was, but for the time at which it is read. A store that computes
+    /// its times from the time that is left may be off by less than a lease.
     pub(super) async fn unchanged(&self, before: &Record, rule: &str) {
         let after = self.record().await;
-        for (before, after) in [(before.expires, after.expires), (before.lease_until, after.lease_until)] {
+        for (before, after) in
+            [(before.expires, after.expires), (before.lease_until, after.lease_until)]
+        {
             let difference = before.max(after).saturating_duration_since(before.min(after));
-            assert!(difference < self.leases(1), "{rule}: the record's times must not change ({before:?}, {after:?})");
+            assert!(
+                difference < self.leases(1),
+                "{rule}: the record's times must not change ({before:?}, {after:?})"
+            );
         }
-        let after =
-            Record { read_at: before.read_at, expires: before.expires, lease_until: before.lease_until, ..after };
+        let after = Record {
+            read_at: before.read_at,
+            expires: before.expires,
+            lease_until: before.lease_until,
+            ..after
+        };
         assert_eq!(after, *before, "{rule}: the record must not change");
     }
 
@@ -255,7 +283,11 @@ impl<S: Subject> Scene<S> {
     /// The record must be kept for about this long, or longer.
     pub(super) fn kept_for(&self, record: &Record, at_least: Duration, rule: &str) {
         let kept = Self::kept(record) + self.leases(1);
-        assert!(kept > at_least, "{rule}: the record is kept for {:?}, not for {at_least:?}", Self::kept(record));
+        assert!(
+            kept > at_least,
+            "{rule}: the record is kept for {:?}, not for {at_least:?}",
+            Self::kept(record)
+        );
     }
 
     pub(super) async fn renew(&self, caller: u128, lease: Duration) -> Written {
@@ -292,7 +324,12 @@ impl<S: Subject> Scene<S> {
         expect(self.store().park(park).await)
     }
 
-    pub(super) async fn checkpoint(&self, caller: u128, sequence: u32, body: &'static str) -> Written {
+    pub(super) async fn checkpoint(
+        &self,
+        caller: u128,
+        sequence: u32,
+        body: &'static str,
+    ) -> Written {
         let body = Bytes::from_static(body.as_bytes());
         expect(self.store().checkpoint(Checkpoint::new(KEY, token(caller), sequence, body)).await)
     }
@@ -321,8 +358,8 @@ impl<S: Subject> Scene<S> {
         expect(self.store().watch(KEY).await)
     }
 
-    /// Every write that only an owner may do, with what it is called in a failure. None of them changes anything when
-    /// it is refused.
+    /// Every write that only an owner may do, with what it is called in a failure. None of them
+    /// changes anything when it is refused.
     pub(super) async fn owner_writes(&self, caller: u128) -> [(&'static str, Written); 6] {
         [
             ("complete", self.complete(self.commit_by(caller, "stale")).await),

@@ -28,7 +28,8 @@ async fn claim_all(store: &Arc<impl Store>, numbers: std::ops::Range<u32>, rule:
         workers.spawn(async move {
             let mut granted = true;
             for number in numbers.filter(|number| number % AT_ONCE == worker) {
-                granted &= matches!(answered(|| store.claim(claim(number))).await, Claimed::Mine(_));
+                granted &=
+                    matches!(answered(|| store.claim(claim(number))).await, Claimed::Mine(_));
             }
             granted
         });
@@ -46,11 +47,13 @@ pub async fn a_thousand_leases_are_renewed_at_once<S: Subject>(scene: Scene<S>) 
     claim_all(&first, 0..1_000, rule).await;
     let lost = |number: &u32| number % 100 == 7;
     for number in (0..1_000).filter(lost) {
-        let commit = Commit::new(numbered(number), token(u128::from(number) + 1), Bytes::new(), HOUR);
+        let commit =
+            Commit::new(numbered(number), token(u128::from(number) + 1), Bytes::new(), HOUR);
         assert_eq!(answered(|| second.complete(commit.clone())).await, Written::Applied, "{rule}");
     }
-    let renewals: Vec<_> =
-        (0..1_000).map(|number| Renewal::new(numbered(number), token(u128::from(number) + 1), HOUR * 24)).collect();
+    let renewals: Vec<_> = (0..1_000)
+        .map(|number| Renewal::new(numbered(number), token(u128::from(number) + 1), HOUR * 24))
+        .collect();
     let written = answered(|| first.renew(renewals.clone())).await;
     let expected = |number: u32| if lost(&number) { Written::Lost } else { Written::Applied };
     assert_eq!(written.len(), 1_000, "{rule}");
@@ -88,7 +91,10 @@ pub async fn ten_thousand_records_are_kept<S: Subject>(scene: Scene<S>) {
     assert_eq!(numbers.next(), None, "{rule}: all are listed");
     for number in (0..RECORDS).step_by(97) {
         let stranger = Claim { token: token(9), ..claim(number) };
-        assert!(matches!(answered(|| scene.store().claim(stranger.clone())).await, Claimed::Held(_)), "{rule}");
+        assert!(
+            matches!(answered(|| scene.store().claim(stranger.clone())).await, Claimed::Held(_)),
+            "{rule}"
+        );
     }
 }
 
@@ -98,18 +104,29 @@ pub async fn bodies_of_eight_mebibytes_are_kept<S: Subject>(scene: Scene<S>) {
     scene.is_timeless();
     let second = scene.second().await;
     let mebibyte = 1 << 20;
-    let sizes = [255, 256, 65_535, 65_536, mebibyte + 1, 2 * mebibyte + 1, 4 * mebibyte + 1, 8 * mebibyte];
+    let sizes =
+        [255, 256, 65_535, 65_536, mebibyte + 1, 2 * mebibyte + 1, 4 * mebibyte + 1, 8 * mebibyte];
     for (number, size) in (0..).zip(sizes) {
         let body: Vec<u8> = (0..=255).chain((0..250).rev()).cycle().take(size).collect();
         let body = Bytes::from(body);
         answered(|| scene.store().claim(claim(number))).await;
-        let commit = Commit::new(numbered(number), token(u128::from(number) + 1), body.clone(), HOUR);
-        assert_eq!(answered(|| scene.store().complete(commit.clone())).await, Written::Applied, "{rule} ({size})");
+        let commit =
+            Commit::new(numbered(number), token(u128::from(number) + 1), body.clone(), HOUR);
+        assert_eq!(
+            answered(|| scene.store().complete(commit.clone())).await,
+            Written::Applied,
+            "{rule} ({size})"
+        );
         let record = answered(|| second.read(numbered(number))).await.expect(rule);
-        assert!(record.state == State::Completed && record.body == body, "{rule}: one of {size} bytes");
+        assert!(
+            record.state == State::Completed && record.body == body,
+            "{rule}: one of {size} bytes"
+        );
         let stranger = Claim { token: token(99), ..claim(number) };
         match answered(|| second.claim(stranger.clone())).await {
-            Claimed::Held(record) => assert!(record.body == body, "{rule}: one of {size} bytes, replayed"),
+            Claimed::Held(record) => {
+                assert!(record.body == body, "{rule}: one of {size} bytes, replayed")
+            }
             Claimed::Mine(_) => panic!("{rule}: a result of {size} bytes is not found"),
         }
     }

@@ -7,8 +7,8 @@ use crate::clock::Clock;
 
 /// Started with a case, on the machine's clock, whatever clock the store has.
 ///
-/// Cases leave every store a lease for its answers. Where time passes for real and the machine was so busy that a lease
-/// is gone, a failure says nothing about the store.
+/// Cases leave every store a lease for its answers. Where time passes for real and the machine was
+/// so busy that a lease is gone, a failure says nothing about the store.
 #[derive(Debug)]
 pub struct Stopwatch<C> {
     clock: C,
@@ -25,7 +25,11 @@ struct Expected {
 impl<C: Clock> Stopwatch<C> {
     pub(super) fn start(clock: C) -> Self {
         let started = clock.monotonic();
-        Self { clock, started, expected: Mutex::new(Expected { passed: Duration::ZERO, matters: true }) }
+        Self {
+            clock,
+            started,
+            expected: Mutex::new(Expected { passed: Duration::ZERO, matters: true }),
+        }
     }
 
     /// The case lets `duration` pass.
@@ -42,7 +46,9 @@ impl<C: Clock> Stopwatch<C> {
     pub(super) fn was_late(&self, lease: Duration) -> bool {
         let passed = self.clock.monotonic().saturating_sub(self.started);
         // Server and process may round differently.
-        self.change(|expected| expected.matters && passed.saturating_sub(expected.passed) > lease / 4 * 3)
+        self.change(|expected| {
+            expected.matters && passed.saturating_sub(expected.passed) > lease / 4 * 3
+        })
     }
 
     fn change<A>(&self, change: impl FnOnce(&mut Expected) -> A) -> A {

@@ -1,4 +1,5 @@
-//! What becomes of a claim whose owner is gone: takeover, parking, asking again (T5, T5b, T6, rule 3).
+//! What becomes of a claim whose owner is gone: takeover, parking, asking again (T5, T5b, T6, rule
+//! 3).
 
 use super::Scene;
 use super::claims::race;
@@ -18,7 +19,11 @@ pub async fn an_orphan_is_taken_over<S: Subject>(scene: Scene<S>) {
         let grant = scene.mine(&claim, rule).await;
         let record = &grant.record;
         assert_eq!(grant.taken_over, Some(State::InProgress), "{rule}");
-        assert_eq!((record.state, record.owner, record.policy), (State::InProgress, claim.token, policy), "{rule}");
+        assert_eq!(
+            (record.state, record.owner, record.policy),
+            (State::InProgress, claim.token, policy),
+            "{rule}"
+        );
         assert_eq!((record.attempts, record.trace.as_deref()), (attempts, Some("taker")), "{rule}");
         assert_eq!(record.schema, attempts, "{rule}");
         assert!(record.fence > fence, "{rule}");
@@ -49,16 +54,20 @@ pub async fn a_repeated_takeover_tells_that_it_was_one<S: Subject>(scene: Scene<
     let grant = scene.mine(&claim, rule).await;
     assert_eq!(scene.mine(&claim, rule).await.taken_over, Some(State::InProgress), "{rule}");
     assert_eq!(scene.record().await.attempts, grant.record.attempts, "{rule}");
-    assert_eq!(scene.park(Park::own(KEY, token(2), Reason::Error)).await, Written::Applied, "{rule}");
+    assert_eq!(
+        scene.park(Park::own(KEY, token(2), Reason::Error)).await,
+        Written::Applied,
+        "{rule}"
+    );
     let claim = scene.claim_under(3, CrashPolicy::Verify);
     scene.mine(&claim, rule).await;
     assert_eq!(scene.mine(&claim, rule).await.taken_over, Some(State::InDoubt), "{rule}");
 }
 
-/// Rule 2: the record has the figures of the claim that took it over, and is not forgotten earlier than before.
+/// Rule 2: the record has the figures of the claim that took it over, and is not forgotten earlier
+/// than before.
 pub async fn a_takeover_writes_its_own_linger<S: Subject>(scene: Scene<S>) {
-    let rule =
-        "T5: a takeover writes the caller's linger and after_expiry and never shortens how long the record is kept";
+    let rule = "T5: a takeover writes the caller's linger and after_expiry and never shortens how long the record is kept";
     scene.orphaned(CrashPolicy::Retry).await;
     let before = scene.record().await;
     let shorter = Claim { linger: scene.leases(2), ..scene.claim_under(2, CrashPolicy::Retry) };
@@ -66,8 +75,11 @@ pub async fn a_takeover_writes_its_own_linger<S: Subject>(scene: Scene<S>) {
     assert_eq!(u128::from(record.linger), scene.leases(2).as_millis(), "{rule}");
     assert!(record.expires + scene.leases(1) > before.expires, "{rule}");
     scene.pass(2).await;
-    let longer =
-        Claim { linger: scene.leases(64), after_expiry: scene.leases(32), ..scene.claim_under(3, CrashPolicy::Retry) };
+    let longer = Claim {
+        linger: scene.leases(64),
+        after_expiry: scene.leases(32),
+        ..scene.claim_under(3, CrashPolicy::Retry)
+    };
     let record = scene.mine(&longer, rule).await.record;
     assert_eq!(u128::from(record.linger), scene.leases(64).as_millis(), "{rule}");
     assert_eq!(u128::from(record.after_expiry), scene.leases(32).as_millis(), "{rule}");
@@ -81,7 +93,11 @@ pub async fn an_orphan_under_hold_is_parked<S: Subject>(scene: Scene<S>) {
     assert_eq!(scene.checkpoint(1, 0, "half").await, Written::Applied, "{rule}");
     scene.pass(2).await;
     let held = scene.held(&scene.claim_by(2), rule).await;
-    assert_eq!((held.state, held.owner, held.reason), (State::InDoubt, token(1), Some(Reason::Crashed)), "{rule}");
+    assert_eq!(
+        (held.state, held.owner, held.reason),
+        (State::InDoubt, token(1), Some(Reason::Crashed)),
+        "{rule}"
+    );
     let record = scene.record().await;
     assert_eq!(
         (record.state, record.owner, record.reason),
@@ -108,7 +124,11 @@ pub async fn the_stricter_policy_decides<S: Subject>(scene: Scene<S>) {
                 scene.held(&claim, &rule).await;
                 token(1)
             } else {
-                assert_eq!(scene.mine(&claim, &rule).await.record.policy, recorded.max(asked), "{rule}");
+                assert_eq!(
+                    scene.mine(&claim, &rule).await.record.policy,
+                    recorded.max(asked),
+                    "{rule}"
+                );
                 token(2)
             };
             scene.cleared(owner, &rule).await;
@@ -118,7 +138,8 @@ pub async fn the_stricter_policy_decides<S: Subject>(scene: Scene<S>) {
 
 /// Rule 3: verify hands a dead owner's claim to those who can ask.
 pub async fn who_has_no_question_changes_nothing<S: Subject>(scene: Scene<S>) {
-    let rule = "T5: a claim without a question changes nothing on a record that is to be asked about";
+    let rule =
+        "T5: a claim without a question changes nothing on a record that is to be asked about";
     for is_abandoned in [false, true] {
         scene.running(CrashPolicy::Verify).await;
         let reason = is_abandoned.then_some(Reason::Panicked);
@@ -140,7 +161,11 @@ pub async fn who_has_no_question_changes_nothing<S: Subject>(scene: Scene<S>) {
             scene.unchanged(&before, rule).await;
         }
         let grant = scene.mine(&scene.claim_under(4, CrashPolicy::Verify), rule).await;
-        assert_eq!((grant.taken_over, grant.record.attempts), (Some(State::InProgress), 2), "{rule}");
+        assert_eq!(
+            (grant.taken_over, grant.record.attempts),
+            (Some(State::InProgress), 2),
+            "{rule}"
+        );
         scene.cleared(token(4), rule).await;
     }
 }
@@ -148,11 +173,13 @@ pub async fn who_has_no_question_changes_nothing<S: Subject>(scene: Scene<S>) {
 /// T5: another request may not continue this one.
 pub async fn a_contradicting_fingerprint_takes_nothing_over<S: Subject>(scene: Scene<S>) {
     let rule = "T5: a claim with another fingerprint takes nothing over";
-    let recorded = Claim { fingerprint: Some(fingerprint(1, 7)), ..scene.claim_under(1, CrashPolicy::Retry) };
+    let recorded =
+        Claim { fingerprint: Some(fingerprint(1, 7)), ..scene.claim_under(1, CrashPolicy::Retry) };
     scene.mine(&recorded, "T1: a claim of no record is granted").await;
     scene.pass(2).await;
     let before = scene.record().await;
-    let claim = Claim { fingerprint: Some(fingerprint(1, 8)), ..scene.claim_under(2, CrashPolicy::Retry) };
+    let claim =
+        Claim { fingerprint: Some(fingerprint(1, 8)), ..scene.claim_under(2, CrashPolicy::Retry) };
     let record = scene.held(&claim, rule).await;
     assert_eq!(
         (record.state, record.owner, record.fingerprint),
@@ -163,25 +190,36 @@ pub async fn a_contradicting_fingerprint_takes_nothing_over<S: Subject>(scene: S
 }
 
 /// T5: what cannot be compared is not known to be the same request.
-pub async fn an_absent_fingerprint_or_one_of_another_version_takes_nothing_over<S: Subject>(scene: Scene<S>) {
+pub async fn an_absent_fingerprint_or_one_of_another_version_takes_nothing_over<S: Subject>(
+    scene: Scene<S>,
+) {
     let rule = "T5: only an equal fingerprint takes over, and only none where the record has none";
     let (none, some, zero) = (None, Some(fingerprint(1, 7)), Some(fingerprint(0, 0)));
     let mut caller = 10;
-    for (recorded, others) in
-        [(some, vec![none, Some(fingerprint(2, 7)), zero]), (none, vec![some, zero]), (zero, vec![none])]
-    {
+    for (recorded, others) in [
+        (some, vec![none, Some(fingerprint(2, 7)), zero]),
+        (none, vec![some, zero]),
+        (zero, vec![none]),
+    ] {
         let rule = format!("{rule} (record {recorded:?})");
-        let first = Claim { fingerprint: recorded, ..scene.claim_under(caller, CrashPolicy::Retry) };
+        let first =
+            Claim { fingerprint: recorded, ..scene.claim_under(caller, CrashPolicy::Retry) };
         scene.mine(&first, "T1: a claim of no record is granted").await;
         scene.pass(2).await;
         for other in others {
             caller += 1;
-            let claim = Claim { fingerprint: other, ..scene.claim_under(caller, CrashPolicy::Retry) };
+            let claim =
+                Claim { fingerprint: other, ..scene.claim_under(caller, CrashPolicy::Retry) };
             let record = scene.held(&claim, &rule).await;
-            assert_eq!((record.owner, record.fingerprint), (first.token, recorded), "{rule} (caller {other:?})");
+            assert_eq!(
+                (record.owner, record.fingerprint),
+                (first.token, recorded),
+                "{rule} (caller {other:?})"
+            );
         }
         caller += 1;
-        let equal = Claim { fingerprint: recorded, ..scene.claim_under(caller, CrashPolicy::Retry) };
+        let equal =
+            Claim { fingerprint: recorded, ..scene.claim_under(caller, CrashPolicy::Retry) };
         assert_eq!(scene.mine(&equal, &rule).await.record.fingerprint, recorded, "{rule}");
         scene.cleared(equal.token, &rule).await;
     }
@@ -194,7 +232,11 @@ pub async fn a_doubt_is_asked_again_after_its_backoff<S: Subject>(scene: Scene<S
     let park = Park { ask_again_after: scene.leases(4), ..Park::own(KEY, token(1), Reason::Error) };
     assert_eq!(scene.park(park).await, Written::Applied, "{rule}");
     scene.pass(2).await;
-    assert_eq!(scene.held(&scene.claim_under(2, CrashPolicy::Verify), rule).await.state, State::InDoubt, "{rule}");
+    assert_eq!(
+        scene.held(&scene.claim_under(2, CrashPolicy::Verify), rule).await.state,
+        State::InDoubt,
+        "{rule}"
+    );
     scene.pass(3).await;
     let grant = scene.mine(&scene.claim_under(2, CrashPolicy::Verify), rule).await;
     assert_eq!(grant.taken_over, Some(State::InDoubt), "{rule}");
@@ -209,7 +251,8 @@ pub async fn a_doubt_is_asked_again_after_its_backoff<S: Subject>(scene: Scene<S
 
 /// T5b: only under verify.
 pub async fn a_doubt_is_held_under_every_other_policy<S: Subject>(scene: Scene<S>) {
-    let rule = "T5b: a record in doubt is held unless the caller has a question and the record allows it";
+    let rule =
+        "T5b: a record in doubt is held unless the caller has a question and the record allows it";
     let all = [CrashPolicy::Retry, CrashPolicy::Resume, CrashPolicy::Verify, CrashPolicy::Hold];
     for recorded in all {
         for asked in all {
@@ -231,25 +274,38 @@ pub async fn a_doubt_is_held_under_every_other_policy<S: Subject>(scene: Scene<S
 
 /// T5b: the owner is gone, and what arrives of it is late.
 pub async fn a_repeated_claim_asks_nothing_about_itself<S: Subject>(scene: Scene<S>) {
-    let rule = "T5b: a claim that arrives again after its owner has left the record in doubt is held";
+    let rule =
+        "T5b: a claim that arrives again after its owner has left the record in doubt is held";
     for policy in [CrashPolicy::Verify, CrashPolicy::Retry] {
         scene.in_doubt(policy).await;
         scene.pass(1).await;
         let before = scene.record().await;
         let held = scene.held(&scene.claim_under(1, CrashPolicy::Verify), rule).await;
-        assert_eq!((held.state, held.owner, held.attempts), (State::InDoubt, token(1), 1), "{rule}");
+        assert_eq!(
+            (held.state, held.owner, held.attempts),
+            (State::InDoubt, token(1), 1),
+            "{rule}"
+        );
         scene.unchanged(&before, rule).await;
-        scene.mine(&scene.claim_under(2, CrashPolicy::Verify), "T5b: the next caller asks at once").await;
+        scene
+            .mine(&scene.claim_under(2, CrashPolicy::Verify), "T5b: the next caller asks at once")
+            .await;
         scene.cleared(token(2), rule).await;
     }
 }
 
 /// T5b: the verdict is about one request.
 pub async fn a_contradicting_fingerprint_asks_nothing_again<S: Subject>(scene: Scene<S>) {
-    let rule = "T5b: a claim with another fingerprint, or none, does not take a record in doubt over";
-    let recorded = Claim { fingerprint: Some(fingerprint(1, 7)), ..scene.claim_under(1, CrashPolicy::Verify) };
+    let rule =
+        "T5b: a claim with another fingerprint, or none, does not take a record in doubt over";
+    let recorded =
+        Claim { fingerprint: Some(fingerprint(1, 7)), ..scene.claim_under(1, CrashPolicy::Verify) };
     scene.mine(&recorded, "T1: a claim of no record is granted").await;
-    assert_eq!(scene.park(Park::own(KEY, token(1), Reason::Error)).await, Written::Applied, "{rule}");
+    assert_eq!(
+        scene.park(Park::own(KEY, token(1), Reason::Error)).await,
+        Written::Applied,
+        "{rule}"
+    );
     scene.pass(1).await;
     for other in [Some(fingerprint(1, 8)), Some(fingerprint(2, 7)), None] {
         let claim = Claim { fingerprint: other, ..scene.claim_under(2, CrashPolicy::Verify) };
@@ -262,7 +318,11 @@ pub async fn a_takeover_forgets_the_reason<S: Subject>(scene: Scene<S>) {
     let rule = "T5: the reason of the owner before does not stay on a claim that was taken over";
     scene.running(CrashPolicy::Retry).await;
     assert_eq!(scene.abandon(1, Reason::Panicked).await, Written::Applied, "{rule}");
-    assert_eq!(scene.mine(&scene.claim_under(2, CrashPolicy::Retry), rule).await.record.reason, None, "{rule}");
+    assert_eq!(
+        scene.mine(&scene.claim_under(2, CrashPolicy::Retry), rule).await.record.reason,
+        None,
+        "{rule}"
+    );
     scene.pass(2).await;
     assert_eq!(scene.held(&scene.claim_by(3), rule).await.reason, Some(Reason::Crashed), "{rule}");
 }
@@ -279,8 +339,16 @@ pub async fn parking_an_abandoned_record_keeps_its_reason<S: Subject>(scene: Sce
             assert_eq!(scene.park(Park::orphan(KEY, token(1))).await, Written::Applied, "{rule}");
         }
         let record = scene.record().await;
-        assert_eq!((record.state, record.reason), (State::InDoubt, Some(Reason::Panicked)), "{rule}");
-        assert_eq!(scene.release(crate::store::Release::new(KEY, token(1))).await, Written::Applied, "{rule}");
+        assert_eq!(
+            (record.state, record.reason),
+            (State::InDoubt, Some(Reason::Panicked)),
+            "{rule}"
+        );
+        assert_eq!(
+            scene.release(crate::store::Release::new(KEY, token(1))).await,
+            Written::Applied,
+            "{rule}"
+        );
     }
 }
 
@@ -305,7 +373,11 @@ pub async fn fences_grow_over_takeovers<S: Subject>(scene: Scene<S>) {
         if caller % 2 == 0 {
             scene.pass(2).await;
         } else {
-            assert_eq!(scene.abandon(caller, Reason::Dropped).await, Written::Applied, "{rule}, also without any time");
+            assert_eq!(
+                scene.abandon(caller, Reason::Dropped).await,
+                Written::Applied,
+                "{rule}, also without any time"
+            );
         }
         scene.mine(&scene.claim_under(caller + 1, CrashPolicy::Retry), rule).await;
         assert_eq!(scene.fence(caller).await, None, "{rule}: an owner that was replaced has none");
@@ -320,8 +392,10 @@ pub async fn fences_grow_over_kept_releases<S: Subject>(scene: Scene<S>) {
     scene.running(CrashPolicy::Retry).await;
     let mut last = scene.fence(1).await;
     for caller in 2..=5 {
-        let release =
-            crate::store::Release { keep_attempts: true, ..crate::store::Release::new(KEY, token(caller - 1)) };
+        let release = crate::store::Release {
+            keep_attempts: true,
+            ..crate::store::Release::new(KEY, token(caller - 1))
+        };
         assert_eq!(scene.release(release).await, Written::Applied, "{rule}");
         if caller == 4 {
             scene.jump(crate::testing::ClockJump::Back(scene.leases(2)));

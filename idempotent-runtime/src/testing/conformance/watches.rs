@@ -5,7 +5,8 @@ use std::time::Duration;
 use super::Scene;
 use super::scene::{KEY, token};
 use crate::store::{
-    Changed, CrashPolicy, Park, Reason, Release, Remove, Resolve, ResolveAnswer, State, Watch, Written,
+    Changed, CrashPolicy, Park, Reason, Release, Remove, Resolve, ResolveAnswer, State, Watch,
+    Written,
 };
 use crate::testing::Subject;
 
@@ -13,7 +14,10 @@ use crate::testing::Subject;
 pub(super) const FOR_EVER: Duration = Duration::from_secs(20);
 
 /// Whether the watch is woken at all.
-#[expect(clippy::disallowed_methods, reason = "a watch that is never woken waits on no clock that a test could move")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a watch that is never woken waits on no clock that a test could move"
+)]
 pub(super) async fn is_woken(watch: Watch) -> bool {
     tokio::time::timeout(FOR_EVER, watch).await.is_ok()
 }
@@ -80,10 +84,15 @@ pub async fn a_watch_is_woken_by_an_abandonment<S: Subject>(scene: Scene<S>) {
 
 /// Nothing to wait for any more.
 pub async fn a_watch_is_woken_by_parking<S: Subject>(scene: Scene<S>) {
-    let rule = "a watch is woken when the record is parked, by its owner, by an observer or by a claim";
+    let rule =
+        "a watch is woken when the record is parked, by its owner, by an observer or by a claim";
     scene.running(CrashPolicy::Hold).await;
     let by_owner = watches(&scene).await;
-    assert_eq!(scene.park(Park::own(KEY, token(1), Reason::Error)).await, Written::Applied, "{rule}");
+    assert_eq!(
+        scene.park(Park::own(KEY, token(1), Reason::Error)).await,
+        Written::Applied,
+        "{rule}"
+    );
     woken(by_owner, rule).await;
     assert_eq!(scene.release(Release::new(KEY, token(1))).await, Written::Applied, "{rule}");
     scene.orphaned(CrashPolicy::Hold).await;

@@ -9,8 +9,8 @@ use super::Scene;
 use super::scene::{KEY, OPERATION, fingerprint, token};
 use crate::key::KeyHash;
 use crate::store::{
-    Changed, Checkpoint, Claim, Claimed, Commit, CrashPolicy, Reason, Record, Remove, Resolve, ResolveAnswer, State,
-    Store as _, Token, Written,
+    Changed, Checkpoint, Claim, Claimed, Commit, CrashPolicy, Reason, Record, Remove, Resolve,
+    ResolveAnswer, State, Store as _, Token, Written,
 };
 use crate::testing::Subject;
 
@@ -42,7 +42,11 @@ pub async fn an_owner_is_known_by_its_whole_token<S: Subject>(scene: Scene<S>) {
         assert_eq!(scene.remove(remove).await, Changed::Conflict, "{rule}");
     }
     scene.mine(&long(&scene, OWNER), "T2: a repeated claim of the owner is granted").await;
-    assert_eq!(scene.park(crate::store::Park::own(KEY, token(OWNER), Reason::Error)).await, Written::Applied, "{rule}");
+    assert_eq!(
+        scene.park(crate::store::Park::own(KEY, token(OWNER), Reason::Error)).await,
+        Written::Applied,
+        "{rule}"
+    );
     for neighbour in neighbours(OWNER) {
         let resolve = Resolve::new(KEY, token(neighbour), token(9), ResolveAnswer::NotExecuted);
         assert_eq!(scene.resolve(resolve).await, Changed::Conflict, "{rule}");
@@ -53,20 +57,31 @@ pub async fn an_owner_is_known_by_its_whole_token<S: Subject>(scene: Scene<S>) {
 
 /// A fingerprint is compared in its version and all of its bits.
 pub async fn a_request_is_known_by_its_whole_fingerprint<S: Subject>(scene: Scene<S>) {
-    let rule = "a claim with another fingerprint, in its version or any of its bytes, takes nothing over";
+    let rule =
+        "a claim with another fingerprint, in its version or any of its bytes, takes nothing over";
     scene.is_timeless();
     let bits = OWNER.rotate_left(5);
     let first = Claim { fingerprint: Some(fingerprint(1, bits)), ..long(&scene, 1) };
     scene.mine(&first, rule).await;
     assert_eq!(scene.abandon(1, Reason::Dropped).await, Written::Applied, "{rule}");
-    let others =
-        neighbours(bits).map(|bits| fingerprint(1, bits)).chain([fingerprint(2, bits), fingerprint(255, bits)]);
+    let others = neighbours(bits)
+        .map(|bits| fingerprint(1, bits))
+        .chain([fingerprint(2, bits), fingerprint(255, bits)]);
     for other in others {
         let claim = Claim { fingerprint: Some(other), ..long(&scene, 2) };
         let held = scene.held(&claim, rule).await;
-        assert_eq!((held.owner, held.fingerprint), (token(1), first.fingerprint), "{rule} ({other:?})");
+        assert_eq!(
+            (held.owner, held.fingerprint),
+            (token(1), first.fingerprint),
+            "{rule} ({other:?})"
+        );
     }
-    scene.mine(&Claim { fingerprint: first.fingerprint, ..long(&scene, 2) }, "T5: the same request takes over").await;
+    scene
+        .mine(
+            &Claim { fingerprint: first.fingerprint, ..long(&scene, 2) },
+            "T5: the same request takes over",
+        )
+        .await;
 }
 
 /// A key is compared in all of its 256 bits.
@@ -83,7 +98,11 @@ pub async fn a_record_is_known_by_its_whole_key<S: Subject>(scene: Scene<S>) {
         scene.mine(&Claim { key: *key, ..long(&scene, number) }, rule).await;
     }
     for (number, key) in (1..).zip(&keys) {
-        assert_eq!(scene.read_key(*key).await.map(|record| record.owner), Some(token(number)), "{rule}");
+        assert_eq!(
+            scene.read_key(*key).await.map(|record| record.owner),
+            Some(token(number)),
+            "{rule}"
+        );
     }
     let listed = scene.scan(crate::store::Scan { limit: 100, ..Default::default() }).await.records;
     let mut expected = keys;
@@ -95,7 +114,10 @@ pub async fn a_record_is_known_by_its_whole_key<S: Subject>(scene: Scene<S>) {
 #[track_caller]
 fn lasts(found: Duration, wanted: Duration, rule: &str) {
     let minute = Duration::from_secs(600);
-    assert!(found + minute > wanted && found < wanted + minute, "{rule}: {found:?} instead of {wanted:?}");
+    assert!(
+        found + minute > wanted && found < wanted + minute,
+        "{rule}: {found:?} instead of {wanted:?}"
+    );
 }
 
 fn kept(record: &Record) -> Duration {
@@ -104,7 +126,8 @@ fn kept(record: &Record) -> Duration {
 
 /// Leases of a month and results of more than a year are what users ask for.
 pub async fn days_and_years_are_kept_as_they_are<S: Subject>(scene: Scene<S>) {
-    let rule = "a lease, a linger, a ttl and a tombstone of 30 or 400 days are that long on the record";
+    let rule =
+        "a lease, a linger, a ttl and a tombstone of 30 or 400 days are that long on the record";
     scene.is_timeless();
     for days in [20, 30, 49, 50, 60, 100, 400, 1_000] {
         let time = DAY * days;
@@ -131,14 +154,24 @@ pub async fn days_and_years_are_kept_as_they_are<S: Subject>(scene: Scene<S>) {
         assert_eq!(scene.remove(Remove::new(KEY, token(1))).await, Changed::Applied, "{rule}");
 
         scene.mine(&claim, rule).await;
-        let park =
-            crate::store::Park { ask_again_after: time, ..crate::store::Park::own(KEY, token(1), Reason::Error) };
+        let park = crate::store::Park {
+            ask_again_after: time,
+            ..crate::store::Park::own(KEY, token(1), Reason::Error)
+        };
         assert_eq!(scene.park(park).await, Written::Applied, "{rule}");
         let record = scene.record().await;
         lasts(record.lease_until.saturating_duration_since(record.read_at), time, rule);
-        let answer =
-            ResolveAnswer::Finished { state: State::Failed, body: Bytes::from_static(b"answer"), schema: 1, ttl: time };
-        assert_eq!(scene.resolve(Resolve::new(KEY, token(1), token(9), answer)).await, Changed::Applied, "{rule}");
+        let answer = ResolveAnswer::Finished {
+            state: State::Failed,
+            body: Bytes::from_static(b"answer"),
+            schema: 1,
+            ttl: time,
+        };
+        assert_eq!(
+            scene.resolve(Resolve::new(KEY, token(1), token(9), answer)).await,
+            Changed::Applied,
+            "{rule}"
+        );
         lasts(kept(&scene.record().await), time, rule);
         assert_eq!(scene.remove(Remove::new(KEY, token(9))).await, Changed::Applied, "{rule}");
     }
@@ -146,9 +179,11 @@ pub async fn days_and_years_are_kept_as_they_are<S: Subject>(scene: Scene<S>) {
 
 /// Numbers and names as large as they get.
 pub async fn numbers_and_names_are_kept_as_they_are<S: Subject>(scene: Scene<S>) {
-    let rule = "schema versions, attempts, checkpoints, names and trace contexts are kept as they are";
+    let rule =
+        "schema versions, attempts, checkpoints, names and trace contexts are kept as they are";
     scene.is_timeless();
-    let names = [OPERATION.into(), "x".repeat(200), "оплата.списать/чек 🧾 'quoted' \\ \"too\"".to_owned()];
+    let names =
+        [OPERATION.into(), "x".repeat(200), "оплата.списать/чек 🧾 'quoted' \\ \"too\"".to_owned()];
     for name in names {
         let trace: Arc<str> = format!("00-{}-01", "ab".repeat(100)).into();
         let claim = Claim {
@@ -167,20 +202,30 @@ pub async fn numbers_and_names_are_kept_as_they_are<S: Subject>(scene: Scene<S>)
     }
     scene.mine(&long(&scene, 1), rule).await;
     for caller in 2..=300_u32 {
-        assert_eq!(scene.abandon(u128::from(caller) - 1, Reason::Dropped).await, Written::Applied, "{rule}");
+        assert_eq!(
+            scene.abandon(u128::from(caller) - 1, Reason::Dropped).await,
+            Written::Applied,
+            "{rule}"
+        );
         let grant = scene.mine(&long(&scene, caller.into()), rule).await;
         assert_eq!(grant.record.attempts, caller, "{rule}");
     }
     for sequence in 0..300 {
         let checkpoint = Checkpoint::new(KEY, token(300), sequence, Bytes::from_static(b"step"));
-        assert_eq!(scene.store().checkpoint(checkpoint).await.ok(), Some(Written::Applied), "{rule} ({sequence})");
+        assert_eq!(
+            scene.store().checkpoint(checkpoint).await.ok(),
+            Some(Written::Applied),
+            "{rule} ({sequence})"
+        );
     }
     let record = scene.record().await;
     assert_eq!((record.checkpoints, record.attempts), (300, 300), "{rule}");
 }
 
 /// Tokens at the ends of their range are tokens.
-pub async fn tokens_and_fingerprints_of_zeros_and_ones_are_as_good_as_others<S: Subject>(scene: Scene<S>) {
+pub async fn tokens_and_fingerprints_of_zeros_and_ones_are_as_good_as_others<S: Subject>(
+    scene: Scene<S>,
+) {
     let rule = "a token or a fingerprint of nothing but zeros or ones is one like any other";
     scene.is_timeless();
     for bits in [0, 1, u128::MAX, 1 << 127, u128::from(u64::MAX), 1 << 64] {

@@ -1,4 +1,5 @@
-//! What is said on one connection: where requests and answers begin and end, and what a request asks for.
+//! What is said on one connection: where requests and answers begin and end, and what a request
+//! asks for.
 
 mod mysql;
 mod postgres;
@@ -53,7 +54,8 @@ impl Conversation {
         }
     }
 
-    /// A whole request, and whether the server answers it. Called in the order in which they reach the server.
+    /// A whole request, and whether the server answers it. Called in the order in which they reach
+    /// the server.
     pub(super) fn request(&mut self, bytes: Vec<u8>) -> (Request, bool) {
         match self {
             Self::Redis => (Request::of_redis(bytes), true),
@@ -62,7 +64,8 @@ impl Conversation {
         }
     }
 
-    /// Whether this is the answer to the earliest request that has none. If not, the server speaks unasked, or goes on.
+    /// Whether this is the answer to the earliest request that has none. If not, the server speaks
+    /// unasked, or goes on.
     pub(super) fn is_answer(&mut self, bytes: &[u8]) -> bool {
         match self {
             Self::Redis => bytes.first() != Some(&b'>'),

@@ -1,8 +1,9 @@
 //! The protocol of MySQL and MariaDB.
 //!
-//! A request is one command. Of an answer only the beginning is known: the first piece that comes after a request, at
-//! least one whole packet, stands for the answer, and what follows it is passed on as it comes. The answer to a
-//! statement that writes is one packet; of several statements in one request, it is the answer to the first.
+//! A request is one command. Of an answer only the beginning is known: the first piece that comes
+//! after a request, at least one whole packet, stands for the answer, and what follows it is passed
+//! on as it comes. The answer to a statement that writes is one packet; of several statements in
+//! one request, it is the answer to the first.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -25,7 +26,8 @@ pub(in crate::proxy) struct MySql {
     unanswered: usize,
     /// For each of them and for each answer that was read, the statement that the request prepares.
     prepares: VecDeque<Option<String>>,
-    /// For each piece that was read and not yet looked at by [`is_answer`](Self::is_answer), whether it is one.
+    /// For each piece that was read and not yet looked at by [`is_answer`](Self::is_answer),
+    /// whether it is one.
     pieces: VecDeque<bool>,
     /// The statements that were prepared, by the numbers that the server gave them.
     prepared: HashMap<[u8; 4], String>,
@@ -38,7 +40,10 @@ impl MySql {
         }
         let length = packets_length(bytes);
         let is_second = bytes.get(3) == Some(&1);
-        if length == Length::Complete(HEADER + ENCRYPTION_REQUEST) && is_second && bytes[HEADER + 1] & ENCRYPTS != 0 {
+        if length == Length::Complete(HEADER + ENCRYPTION_REQUEST)
+            && is_second
+            && bytes[HEADER + 1] & ENCRYPTS != 0
+        {
             self.is_encrypted = true;
         }
         length
@@ -192,7 +197,10 @@ mod tests {
         assert_eq!((prepare.command(), prepare.statements()), (String::from("PREPARE"), &[][..]));
         assert!(answers(&mut mysql, &packet(1, b"\0\x07\0\0\0\0\0\x01\0\0\0\0")));
         let (run, has_answer) = mysql.request(packet(0, b"\x17\x07\0\0\0\0\x01\0\0\0"));
-        assert_eq!((run.command(), run.runs("SET a"), has_answer), (String::from("UPDATE"), true, true));
+        assert_eq!(
+            (run.command(), run.runs("SET a"), has_answer),
+            (String::from("UPDATE"), true, true)
+        );
         let (close, has_answer) = mysql.request(packet(0, b"\x19\x07\0\0\0"));
         assert_eq!((close.command(), has_answer), (String::from("CLOSE"), false));
     }

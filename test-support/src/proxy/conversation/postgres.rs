@@ -1,8 +1,8 @@
 //! The protocol of PostgreSQL, version 3.
 //!
-//! A request is all that a client sends until it wants an answer: a simple query, or the messages up to a Sync. An answer
-//! is all up to the message that says that the server is ready for the next request, or wants to know more of who logs
-//! in. (What `COPY` and Flush do is not followed.)
+//! A request is all that a client sends until it wants an answer: a simple query, or the messages
+//! up to a Sync. An answer is all up to the message that says that the server is ready for the next
+//! request, or wants to know more of who logs in. (What `COPY` and Flush do is not followed.)
 
 use std::collections::HashMap;
 
@@ -52,7 +52,9 @@ impl Postgres {
     }
 
     fn introduction_length(&mut self, bytes: &[u8]) -> Length {
-        let (Some(length), Some(code)) = (number(bytes, 0), number(bytes, 4)) else { return Length::Incomplete };
+        let (Some(length), Some(code)) = (number(bytes, 0), number(bytes, 4)) else {
+            return Length::Incomplete;
+        };
         let length = length as usize;
         if !(8..=MAX_INTRODUCTION).contains(&length) {
             return Length::Invalid;
@@ -98,7 +100,10 @@ impl Postgres {
         if bytes.first() == Some(&0) {
             let code = number(&bytes, 4).unwrap_or_default();
             let name = if ENCRYPTION_REQUESTS.contains(&code) { "ENCRYPT" } else { "LOGIN" };
-            return (Request::of_sql(bytes, String::from(name), Vec::new()), code != CANCEL_REQUEST);
+            return (
+                Request::of_sql(bytes, String::from(name), Vec::new()),
+                code != CANCEL_REQUEST,
+            );
         }
         let mut statements = Vec::new();
         let mut name = String::new();
@@ -183,15 +188,29 @@ mod tests {
     /// It ends where it ends and not before.
     fn whole(length: impl Fn(&[u8]) -> Length, bytes: &[u8]) {
         for cut in 0..bytes.len() {
-            assert_eq!(length(&bytes[..cut]), Length::Incomplete, "{}", bytes[..cut].escape_ascii());
+            assert_eq!(
+                length(&bytes[..cut]),
+                Length::Incomplete,
+                "{}",
+                bytes[..cut].escape_ascii()
+            );
         }
-        assert_eq!(length(&[bytes, b"Q"].concat()), Length::Complete(bytes.len()), "{}", bytes.escape_ascii());
+        assert_eq!(
+            length(&[bytes, b"Q"].concat()),
+            Length::Complete(bytes.len()),
+            "{}",
+            bytes.escape_ascii()
+        );
     }
 
     #[test]
     fn a_request_goes_as_far_as_the_client_goes_without_an_answer() {
-        let extended = [message(b'P', b"s\0SELECT 1\0\0\0"), message(b'D', b"Ss\0"), message(b'S', b"")].concat();
-        for request in [message(b'Q', b"SELECT 1\0"), extended, message(b'p', b"secret\0"), message(b'X', b"")] {
+        let extended =
+            [message(b'P', b"s\0SELECT 1\0\0\0"), message(b'D', b"Ss\0"), message(b'S', b"")]
+                .concat();
+        for request in
+            [message(b'Q', b"SELECT 1\0"), extended, message(b'p', b"secret\0"), message(b'X', b"")]
+        {
             whole(|bytes| introduced().request_length(bytes), &request);
         }
     }
@@ -199,14 +218,23 @@ mod tests {
     #[test]
     fn an_answer_goes_as_far_as_the_server_goes_without_a_request() {
         let asks_for_password = message(b'R', &3_u32.to_be_bytes());
-        let welcome = [message(b'R', &0_u32.to_be_bytes()), message(b'S', b"a\0b\0"), message(b'Z', b"I")].concat();
-        let rows = [message(b'T', b"..."), message(b'N', b"..."), message(b'C', b"SELECT 1\0"), message(b'Z', b"T")];
+        let welcome =
+            [message(b'R', &0_u32.to_be_bytes()), message(b'S', b"a\0b\0"), message(b'Z', b"I")]
+                .concat();
+        let rows = [
+            message(b'T', b"..."),
+            message(b'N', b"..."),
+            message(b'C', b"SELECT 1\0"),
+            message(b'Z', b"T"),
+        ];
         for answer in [asks_for_password, welcome, message(b'A', b"...")] {
             whole(|bytes| Postgres::default().answer_length(bytes), &answer);
         }
         let received = || Postgres { is_received: true, ..Postgres::default() };
         whole(|bytes| received().answer_length(bytes), &rows.concat());
-        assert!(!super::is_answer(&message(b'A', b"...")) && super::is_answer(&message(b'E', b"...")));
+        assert!(
+            !super::is_answer(&message(b'A', b"...")) && super::is_answer(&message(b'E', b"..."))
+        );
     }
 
     #[test]
@@ -227,11 +255,18 @@ mod tests {
         let mut request = |messages: &[Vec<u8>]| postgres.request(messages.concat()).0;
         let prepare = request(&[message(b'P', b"s\0UPDATE t SET a = 1\0\0\0"), message(b'S', b"")]);
         assert_eq!((prepare.command(), prepare.statements()), (String::from("PREPARE"), &[][..]));
-        let run = request(&[message(b'B', b"\0s\0\0\0"), message(b'E', b"\0\0\0\0\0"), message(b'S', b"")]);
+        let run = request(&[
+            message(b'B', b"\0s\0\0\0"),
+            message(b'E', b"\0\0\0\0\0"),
+            message(b'S', b""),
+        ]);
         assert_eq!((run.command(), run.runs("SET a")), (String::from("UPDATE"), true));
         assert!(!run.runs("SET b"));
         let query = request(&[message(b'Q', b"COMMIT\0")]);
-        assert_eq!((query.command(), query.statements()), (String::from("COMMIT"), &[String::from("COMMIT")][..]));
+        assert_eq!(
+            (query.command(), query.statements()),
+            (String::from("COMMIT"), &[String::from("COMMIT")][..])
+        );
         assert!(!postgres.request(message(b'X', b"")).1, "nobody answers to that");
     }
 }

@@ -9,8 +9,20 @@ use crate::server::url::ServerUrl;
 pub(super) async fn run(url: &ServerUrl, statements: &str) -> anyhow::Result<Rows> {
     let mut command = Command::new(binary::mariadb("mariadb")?);
     // Some clients insist on TLS, which the servers do not speak by themselves.
-    command.args(["--no-defaults", "--protocol=tcp", "--skip-ssl", "--default-character-set=utf8mb4"]);
-    command.args(["--batch", "--skip-column-names", "--host", &url.host, "--port", &url.port.to_string()]);
+    command.args([
+        "--no-defaults",
+        "--protocol=tcp",
+        "--skip-ssl",
+        "--default-character-set=utf8mb4",
+    ]);
+    command.args([
+        "--batch",
+        "--skip-column-names",
+        "--host",
+        &url.host,
+        "--port",
+        &url.port.to_string(),
+    ]);
     command.args(["--user", url.user.as_deref().unwrap_or("root"), "--database", &url.database]);
     if let Some(password) = &url.password {
         // Not as an argument, which everybody on the machine can read.

@@ -19,8 +19,9 @@ use super::url::ServerUrl;
 
 /// A MariaDB server, 10.5 or newer.
 ///
-/// Where the environment variable `IDEMPOTENCY_MARIADB_URL` names a server and the options ask for nothing special, that
-/// one is used instead. Tests make databases of their own on it with [`database`](Server::database), which stay there.
+/// Where the environment variable `IDEMPOTENCY_MARIADB_URL` names a server and the options ask for
+/// nothing special, that one is used instead. Tests make databases of their own on it with
+/// [`database`](Server::database), which stay there.
 ///
 /// ```no_run
 /// # async fn test() -> anyhow::Result<()> {
@@ -62,12 +63,19 @@ impl Kind for MariaDb {
 
     fn prepare(options: MariaDbOptions, directory: &Path) -> anyhow::Result<Self> {
         let mut command = Command::new(binary::mariadb("mariadb-install-db")?);
-        command.args(["--no-defaults", "--auth-root-authentication-method=normal", "--skip-test-db"]);
+        command.args([
+            "--no-defaults",
+            "--auth-root-authentication-method=normal",
+            "--skip-test-db",
+        ]);
         command.args(binary::mariadb_base());
-        command.arg(format!("--datadir={}", directory.join("data").display())).current_dir(directory);
+        command
+            .arg(format!("--datadir={}", directory.join("data").display()))
+            .current_dir(directory);
         command.args(as_administrator()).env("TMPDIR", directory);
         let output = command.output()?;
-        let printed = || String::from_utf8_lossy(&[&*output.stdout, &output.stderr].concat()).into_owned();
+        let printed =
+            || String::from_utf8_lossy(&[&*output.stdout, &output.stderr].concat()).into_owned();
         ensure!(output.status.success(), "mariadb-install-db failed: {}", printed());
         Ok(Self { options })
     }
@@ -75,11 +83,17 @@ impl Kind for MariaDb {
     fn command(&mut self, port: u16, directory: &Path) -> anyhow::Result<Command> {
         let mut command = Command::new(binary::mariadb("mariadbd")?);
         let file = |name: &str| directory.join(name).display().to_string();
-        command.args(["--no-defaults", &format!("--datadir={}", file("data")), &format!("--port={port}")]);
+        command.args([
+            "--no-defaults",
+            &format!("--datadir={}", file("data")),
+            &format!("--port={port}"),
+        ]);
         command.args(binary::mariadb_base());
-        command.args([format!("--socket={}", file("s.sock")), format!("--pid-file={}", file(STATUS))]);
+        command
+            .args([format!("--socket={}", file("s.sock")), format!("--pid-file={}", file(STATUS))]);
         command.args(self.options.settings().map(|(name, value)| format!("--{name}={value}")));
-        // A server that starts removes the temporary tables that it finds there, also those of others.
+        // A server that starts removes the temporary tables that it finds there, also those of
+        // others.
         command.args(as_administrator()).env("TMPDIR", directory);
         Ok(command)
     }
@@ -113,8 +127,9 @@ async fn run(url: &str, statements: &str) -> anyhow::Result<Rows> {
 }
 
 impl MariaDbServer {
-    /// Runs statements, each in a transaction of its own unless they begin one, and returns the rows of all of them as
-    /// text. Uses a connection of the `mariadb` client, none of the code under test. The text `NULL` reads as null.
+    /// Runs statements, each in a transaction of its own unless they begin one, and returns the
+    /// rows of all of them as text. Uses a connection of the `mariadb` client, none of the code
+    /// under test. The text `NULL` reads as null.
     ///
     /// # Errors
     /// When the server cannot be reached or refuses, with what it said.
@@ -127,7 +142,8 @@ impl MariaDbServer {
         run(url, statements).await
     }
 
-    /// Makes an empty database whose name begins with `name` and that is nobody else's, and returns its URL.
+    /// Makes an empty database whose name begins with `name` and that is nobody else's, and returns
+    /// its URL.
     ///
     /// # Errors
     /// As [`sql`](Self::sql).

@@ -1,9 +1,10 @@
 //! How a MariaDB server is set up.
 
-/// What a private MariaDB server is started with. The default takes up to 300 connections without a password.
+/// What a private MariaDB server is started with. The default takes up to 300 connections without a
+/// password.
 ///
-/// What it has committed survives its being killed, with any options. By default it does not survive the end of the
-/// machine, which no test waits for.
+/// What it has committed survives its being killed, with any options. By default it does not
+/// survive the end of the machine, which no test waits for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MariaDbOptions {
     private: bool,
@@ -17,8 +18,8 @@ impl MariaDbOptions {
         Self::default()
     }
 
-    /// A private server also where `IDEMPOTENCY_MARIADB_URL` names one: for tests that pause, stop or restart it, or read
-    /// its statistics. All other options ask for a private one too.
+    /// A private server also where `IDEMPOTENCY_MARIADB_URL` names one: for tests that pause, stop
+    /// or restart it, or read its statistics. All other options ask for a private one too.
     #[must_use]
     pub fn private(mut self) -> Self {
         self.private = true;
@@ -47,15 +48,19 @@ impl MariaDbOptions {
     /// The settings of the server.
     pub(super) fn settings(&self) -> impl Iterator<Item = (&str, &str)> {
         // A commit is given to the system, which keeps it when the server is killed.
-        let forgetful: &[_] =
-            if self.durable { &[] } else { &[("innodb_flush_log_at_trx_commit", "2"), ("innodb_doublewrite", "0")] };
+        let forgetful: &[_] = if self.durable {
+            &[]
+        } else {
+            &[("innodb_flush_log_at_trx_commit", "2"), ("innodb_doublewrite", "0")]
+        };
         let always = [
             ("bind_address", "127.0.0.1"),
             ("character_set_server", "utf8mb4"),
             ("max_connections", "300"),
             // Nobody asks the name service for the name of a client.
             ("skip_name_resolve", "1"),
-            // From 11.4 on a server makes a certificate for itself, and clients take it: no proxy could read along.
+            // From 11.4 on a server makes a certificate for itself, and clients take it: no proxy
+            // could read along.
             ("ssl", "0"),
         ];
         let own = self.settings.iter().map(|(name, value)| (&**name, &**value));
@@ -82,6 +87,8 @@ mod tests {
         let settings: Vec<_> = options.settings().collect();
         assert!(settings.contains(&("innodb_flush_log_at_trx_commit", "2")));
         assert_eq!(settings.last(), Some(&("max_connections", "5")));
-        assert!(!MariaDbOptions::new().durable().settings().any(|(name, _)| name.starts_with("innodb")));
+        assert!(
+            !MariaDbOptions::new().durable().settings().any(|(name, _)| name.starts_with("innodb"))
+        );
     }
 }

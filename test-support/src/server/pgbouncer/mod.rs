@@ -16,8 +16,8 @@ use super::process::Signals;
 use super::system_user::SystemUser;
 use super::url::with_address;
 
-/// `PgBouncer` in transaction mode: each transaction of a client may run on another connection to the server, so that
-/// nothing that belongs to a session is there in the next one.
+/// `PgBouncer` in transaction mode: each transaction of a client may run on another connection to
+/// the server, so that nothing that belongs to a session is there in the next one.
 ///
 /// ```no_run
 /// # async fn test() -> anyhow::Result<()> {

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use crate::server::PostgresServer;
 
-/// What `PgBouncer` is started with: transaction mode, up to 300 clients, up to 20 connections to each database of the
-/// server, and nobody needs a password.
+/// What `PgBouncer` is started with: transaction mode, up to 300 clients, up to 20 connections to
+/// each database of the server, and nobody needs a password.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PgBouncerOptions {
     server: (String, u16),
@@ -17,7 +17,11 @@ pub struct PgBouncerOptions {
 impl PgBouncerOptions {
     /// In front of all databases of `server`.
     pub fn before(server: &PostgresServer) -> Self {
-        Self { server: (String::from(server.host()), server.port()), users: Vec::new(), settings: Vec::new() }
+        Self {
+            server: (String::from(server.host()), server.port()),
+            users: Vec::new(),
+            settings: Vec::new(),
+        }
     }
 
     /// One more role of the server that may log in, besides its owner.

@@ -20,8 +20,9 @@ use super::url::ServerUrl;
 
 /// A PostgreSQL server, 13 or newer.
 ///
-/// Where the environment variable `IDEMPOTENCY_POSTGRES_URL` names a server and the options ask for nothing special, that
-/// one is used instead. Tests make databases of their own on it with [`database`](Server::database), which stay there.
+/// Where the environment variable `IDEMPOTENCY_POSTGRES_URL` names a server and the options ask for
+/// nothing special, that one is used instead. Tests make databases of their own on it with
+/// [`database`](Server::database), which stay there.
 ///
 /// ```no_run
 /// # async fn test() -> anyhow::Result<()> {
@@ -67,11 +68,22 @@ impl Kind for Postgres {
         let user = SystemUser::without_rights(&["postgres", "nobody"])?;
         user.owns(directory)?;
         let mut command = Command::new(binary::postgres("initdb")?);
-        command.args(["--no-sync", "--auth=trust", "--encoding=UTF8", "--locale=C", "--username", OWNER]);
+        command.args([
+            "--no-sync",
+            "--auth=trust",
+            "--encoding=UTF8",
+            "--locale=C",
+            "--username",
+            OWNER,
+        ]);
         command.args(["--pgdata", "data"]).current_dir(directory);
         user.runs(&mut command);
         let output = command.output()?;
-        ensure!(output.status.success(), "initdb failed: {}", String::from_utf8_lossy(&output.stderr));
+        ensure!(
+            output.status.success(),
+            "initdb failed: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         Ok(Self { options, user })
     }
 
@@ -98,8 +110,9 @@ impl Kind for Postgres {
     }
 
     fn clean_up_after_kill(&self, directory: &Path) {
-        // A segment of a few bytes, by which a server tells whether processes of an earlier one still live: its key and
-        // its id are in one line. Where there is no such program, it stays until the machine ends.
+        // A segment of a few bytes, by which a server tells whether processes of an earlier one
+        // still live: its key and its id are in one line. Where there is no such program, it stays
+        // until the machine ends.
         let file = std::fs::read_to_string(directory.join(STATUS)).unwrap_or_default();
         if let Some(segment) = file.lines().nth(6).and_then(|line| line.split_whitespace().nth(1)) {
             let _ = Command::new("ipcrm").args(["-m", segment]).output();
@@ -112,8 +125,8 @@ impl Kind for Postgres {
 }
 
 impl PostgresServer {
-    /// Runs statements, each in a transaction of its own unless they begin one, and returns the rows of all of them as
-    /// text. Uses a connection of `psql`, none of the code under test.
+    /// Runs statements, each in a transaction of its own unless they begin one, and returns the
+    /// rows of all of them as text. Uses a connection of `psql`, none of the code under test.
     ///
     /// # Errors
     /// When the server cannot be reached or refuses, with what it said.
@@ -126,7 +139,8 @@ impl PostgresServer {
         client::run(url, statements).await
     }
 
-    /// Makes an empty database whose name begins with `name` and that is nobody else's, and returns its URL.
+    /// Makes an empty database whose name begins with `name` and that is nobody else's, and returns
+    /// its URL.
     ///
     /// # Errors
     /// As [`sql`](Self::sql).

@@ -1,9 +1,10 @@
 //! How a PostgreSQL server is set up.
 
-/// What a private PostgreSQL server is started with. The default takes up to 300 connections without a password.
+/// What a private PostgreSQL server is started with. The default takes up to 300 connections
+/// without a password.
 ///
-/// What it has committed survives its being killed, with any options. By default it does not survive the end of the
-/// machine, which no test waits for.
+/// What it has committed survives its being killed, with any options. By default it does not
+/// survive the end of the machine, which no test waits for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PostgresOptions {
     private: bool,
@@ -17,8 +18,8 @@ impl PostgresOptions {
         Self::default()
     }
 
-    /// A private server also where `IDEMPOTENCY_POSTGRES_URL` names one: for tests that pause, stop or restart it, or
-    /// read its statistics. All other options ask for a private one too.
+    /// A private server also where `IDEMPOTENCY_POSTGRES_URL` names one: for tests that pause, stop
+    /// or restart it, or read its statistics. All other options ask for a private one too.
     #[must_use]
     pub fn private(mut self) -> Self {
         self.private = true;
@@ -46,12 +47,14 @@ impl PostgresOptions {
 
     /// The settings of the server.
     pub(super) fn settings(&self) -> impl Iterator<Item = (&str, &str)> {
-        let forgetful: &[_] = if self.durable { &[] } else { &[("fsync", "off"), ("full_page_writes", "off")] };
+        let forgetful: &[_] =
+            if self.durable { &[] } else { &[("fsync", "off"), ("full_page_writes", "off")] };
         let always = [
             ("listen_addresses", "127.0.0.1"),
             ("unix_socket_directories", ""),
             ("max_connections", "300"),
-            // In the data directory instead of in the system's shared memory, where a killed server would leave it.
+            // In the data directory instead of in the system's shared memory, where a killed server
+            // would leave it.
             ("dynamic_shared_memory_type", "mmap"),
         ];
         let own = self.settings.iter().map(|(name, value)| (&**name, &**value));

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose,
 };
 
 /// Files in PEM format. Nothing outside the test trusts them.
@@ -33,7 +34,8 @@ impl Certificates {
         let authority_key = KeyPair::generate()?;
         let mut authority = parameters(&[], "test authority")?;
         authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        authority.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
+        authority.key_usages =
+            vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
         let authority_certificate = authority.self_signed(&authority_key)?;
         let issuer = Issuer::from_params(&authority, &authority_key);
 
@@ -46,7 +48,8 @@ impl Certificates {
 
         let write = |name: &str, text: String| -> anyhow::Result<PathBuf> {
             let path = directory.join(name);
-            fs::write(&path, text).with_context(|| format!("could not write {}", path.display()))?;
+            fs::write(&path, text)
+                .with_context(|| format!("could not write {}", path.display()))?;
             Ok(path)
         };
         Ok(Self {

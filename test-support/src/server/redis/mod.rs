@@ -21,15 +21,18 @@ use crate::port;
 /// Names the program to start, which may be a Valkey server.
 const PROGRAM_VARIABLE: &str = "REDIS_SERVER";
 
-/// What the server says of itself when it has read its files. Before that, it answers but has no keys.
+/// What the server says of itself when it has read its files. Before that, it answers but has no
+/// keys.
 const LOADED: &str = "\nloading:0\r";
 
 /// A Redis or Valkey server.
 ///
-/// Where the environment variable `IDEMPOTENCY_REDIS_URL` names a server and the options ask for nothing special, that
-/// one is used instead. Its keys may be those of other tests too: a test uses a prefix of its own.
+/// Where the environment variable `IDEMPOTENCY_REDIS_URL` names a server and the options ask for
+/// nothing special, that one is used instead. Its keys may be those of other tests too: a test uses
+/// a prefix of its own.
 ///
-/// With [`append_only`](RedisOptions::append_only) a restarted one knows all that it knew, else nothing.
+/// With [`append_only`](RedisOptions::append_only) a restarted one knows all that it knew, else
+/// nothing.
 ///
 /// ```no_run
 /// # async fn test() -> anyhow::Result<()> {
@@ -74,8 +77,12 @@ impl Kind for Redis {
     }
 
     fn prepare(options: RedisOptions, directory: &Path) -> anyhow::Result<Self> {
-        let certificates = options.wants_tls().then(|| Certificates::create(directory)).transpose()?;
-        Ok(Self { options, tls: certificates.map(|certificates| Tls { certificates, port: 0, beside: 0 }) })
+        let certificates =
+            options.wants_tls().then(|| Certificates::create(directory)).transpose()?;
+        Ok(Self {
+            options,
+            tls: certificates.map(|certificates| Tls { certificates, port: 0, beside: 0 }),
+        })
     }
 
     fn command(&mut self, port: u16, directory: &Path) -> anyhow::Result<Command> {
@@ -88,7 +95,10 @@ impl Kind for Redis {
         }
         let tls = self.tls.as_ref().map(|tls| (tls.port, &tls.certificates));
         let mut command = Command::new(binary::find("redis-server", PROGRAM_VARIABLE)?);
-        command.args(self.options.arguments(port, &access_control, tls)).arg("--dir").arg(directory);
+        command
+            .args(self.options.arguments(port, &access_control, tls))
+            .arg("--dir")
+            .arg(directory);
         Ok(command)
     }
 
@@ -131,8 +141,9 @@ impl RedisServer {
         Ok(&self.private("has no certificates of ours")?.kind.tls()?.certificates)
     }
 
-    /// Sends one command as the user `default` on a connection of its own, to set the server up or to look at it.
-    /// Returns a string or a number as text, null as nothing, everything else as the server wrote it.
+    /// Sends one command as the user `default` on a connection of its own, to set the server up or
+    /// to look at it. Returns a string or a number as text, null as nothing, everything else as the
+    /// server wrote it.
     ///
     /// # Errors
     /// When the server cannot be reached or refuses.
@@ -140,7 +151,10 @@ impl RedisServer {
         match &self.place {
             Place::Private(server) => server.kind.ask(server.port, words).await,
             Place::Elsewhere(url) => {
-                let credentials = [url.user.clone(), url.password.clone()].into_iter().flatten().collect::<Vec<_>>();
+                let credentials = [url.user.clone(), url.password.clone()]
+                    .into_iter()
+                    .flatten()
+                    .collect::<Vec<_>>();
                 let credentials = (!credentials.is_empty()).then_some(credentials);
                 admin::ask(&self.address(), credentials.as_deref(), words).await
             }
@@ -155,15 +169,23 @@ mod tests {
     #[tokio::test]
     async fn a_server_of_somebody_else_is_used_and_left_alone() {
         let url = String::from("redis://:secret@example.org:7000/3");
-        let mut server = RedisServer::start_or_use(RedisOptions::new(), Some(url.clone())).await.unwrap();
+        let mut server =
+            RedisServer::start_or_use(RedisOptions::new(), Some(url.clone())).await.unwrap();
         assert_eq!((server.url(), server.port(), server.pid()), (url, 7000, None));
 
-        let mut refusals = vec![server.pause().unwrap_err(), server.resume().unwrap_err(), server.kill().unwrap_err()];
+        let mut refusals = vec![
+            server.pause().unwrap_err(),
+            server.resume().unwrap_err(),
+            server.kill().unwrap_err(),
+        ];
         refusals.push(server.stop().await.unwrap_err());
         refusals.push(server.restart().await.unwrap_err());
         for refusal in refusals {
             let message = refusal.to_string();
-            assert!(message.contains("IDEMPOTENCY_REDIS_URL") && message.contains("private"), "{message}");
+            assert!(
+                message.contains("IDEMPOTENCY_REDIS_URL") && message.contains("private"),
+                "{message}"
+            );
         }
     }
 }

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use super::certificates::Certificates;
 
-/// What a private Redis server is started with. The default has no persistence, no password and no limits.
+/// What a private Redis server is started with. The default has no persistence, no password and no
+/// limits.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RedisOptions {
     private: bool,
@@ -32,15 +33,16 @@ impl RedisOptions {
         Self::default()
     }
 
-    /// A private server also where `IDEMPOTENCY_REDIS_URL` names one: for tests that pause, stop or restart it, or
-    /// change its settings. All other options ask for a private one too.
+    /// A private server also where `IDEMPOTENCY_REDIS_URL` names one: for tests that pause, stop or
+    /// restart it, or change its settings. All other options ask for a private one too.
     #[must_use]
     pub fn private(mut self) -> Self {
         self.private = true;
         self
     }
 
-    /// Every write is on disk before it is answered, so that a restarted or killed server has lost nothing.
+    /// Every write is on disk before it is answered, so that a restarted or killed server has lost
+    /// nothing.
     #[must_use]
     pub fn append_only(mut self) -> Self {
         self.append_only = true;
@@ -112,16 +114,25 @@ impl RedisOptions {
         if self.users.is_empty() {
             return None;
         }
-        let password = self.password.as_ref().map_or_else(|| String::from("nopass"), |password| format!(">{password}"));
+        let password = self
+            .password
+            .as_ref()
+            .map_or_else(|| String::from("nopass"), |password| format!(">{password}"));
         let mut lines = vec![format!("user default on {password} ~* &* +@all")];
         lines.extend(self.users.iter().map(|(name, rules)| format!("user {name} {rules}")));
         Some(lines.join("\n") + "\n")
     }
 
     /// The arguments of the server on `port`.
-    pub(super) fn arguments(&self, port: u16, access_control: &Path, tls: Option<(u16, &Certificates)>) -> Vec<String> {
+    pub(super) fn arguments(
+        &self,
+        port: u16,
+        access_control: &Path,
+        tls: Option<(u16, &Certificates)>,
+    ) -> Vec<String> {
         let mut arguments = Vec::new();
-        let mut set = |name: &str, value: &str| arguments.extend([format!("--{name}"), String::from(value)]);
+        let mut set =
+            |name: &str, value: &str| arguments.extend([format!("--{name}"), String::from(value)]);
         set("port", &port.to_string());
         set("bind", "127.0.0.1");
         set("save", "");
@@ -141,7 +152,10 @@ impl RedisOptions {
             set("tls-cert-file", &certificates.server.to_string_lossy());
             set("tls-key-file", &certificates.server_key.to_string_lossy());
             set("tls-ca-cert-file", &certificates.authority.to_string_lossy());
-            set("tls-auth-clients", if clients == TlsClients::WithCertificate { "yes" } else { "no" });
+            set(
+                "tls-auth-clients",
+                if clients == TlsClients::WithCertificate { "yes" } else { "no" },
+            );
         }
         if self.debug_command {
             set("enable-debug-command", "yes");
@@ -186,7 +200,10 @@ mod tests {
 
         let options = options.user("app", "on >other ~app:* +get");
         let arguments = options.arguments(1, Path::new("users"), None).join(" ");
-        assert!(arguments.contains("--aclfile users") && !arguments.contains("--requirepass"), "{arguments}");
+        assert!(
+            arguments.contains("--aclfile users") && !arguments.contains("--requirepass"),
+            "{arguments}"
+        );
         let expected = "user default on >secret ~* &* +@all\nuser app on >other ~app:* +get\n";
         assert_eq!(options.access_control().as_deref(), Some(expected));
     }
