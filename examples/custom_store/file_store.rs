@@ -9,8 +9,9 @@ use bytes::Bytes;
 use idempotency::clock::Clock;
 use idempotency::key::KeyHash;
 use idempotency::store::{
-    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Page, Park, Purged, Record,
-    Release, Remove, Renewal, Resolve, Scan, Store, StoreError, Token, Watch, Written, transition,
+    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Facets, Page, Park, Purged,
+    Record, Release, Remove, Renewal, Resolve, Scan, Store, StoreError, Token, Watch, Written,
+    transition,
 };
 
 use super::directory::Directory;
@@ -32,6 +33,10 @@ impl Store for FileStore {
         let mut capabilities = Capabilities::in_process();
         (capabilities.durable, capabilities.push) = (true, false);
         capabilities
+    }
+
+    fn facets(&self) -> Facets<'_> {
+        Facets::none()
     }
 
     async fn claim(&self, claim: Claim) -> Result<Claimed, StoreError> {

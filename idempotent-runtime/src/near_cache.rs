@@ -14,7 +14,7 @@ use moka::sync::Cache;
 
 use crate::clock::Clock;
 use crate::key::KeyHash;
-use crate::store::{DynStore, Record, State};
+use crate::store::{ChangeListener, DynStore, Moment, Record, State};
 
 /// What an entry takes beside the body, in bytes.
 const OVERHEAD: usize = 512;
@@ -31,12 +31,6 @@ pub(crate) struct NearCache {
     /// All changes before this monotonic time are known, in nanoseconds.
     known_until: AtomicU64,
 }
-
-/// A point in time on the clock of a near cache. A store counts on another, which began at another
-/// time.
-#[cfg(feature = "redis")]
-#[derive(Clone, Copy)]
-pub(crate) struct Moment(Duration);
 
 struct Entry {
     record: Arc<Record>,
@@ -90,50 +84,42 @@ impl NearCache {
         self.entries.invalidate(key);
     }
 
-    /// No record may be what it was.
-    #[cfg_attr(
-        not(feature = "redis"),
-        expect(dead_code, reason = "only a store that pushes asks for it")
-    )]
-    pub(crate) fn forget_all(&self) {
+    /// Learns of what others change, if `store` reports it.
+    pub(crate) async fn follow(self: Arc<Self>, store: Arc<dyn DynStore>) {
+        if let Some(feed) = store.facets().change_feed {
+            feed.follow(self).await;
+        }
+    }
+
+    fn changes(&self, key: &KeyHash) -> &AtomicU64 {
+        let [first, second, ..] = key.as_bytes();
+        &self.changes[usize::from(u16::from_be_bytes([*first, *second])) % GROUPS]
+    }
+}
+
+impl ChangeListener for NearCache {
+    fn changed(&self, key: &KeyHash) {
+        self.forget(key);
+    }
+
+    fn missed_changes(&self) {
         for changes in &self.changes {
             changes.fetch_add(1, Ordering::SeqCst);
         }
         self.entries.invalidate_all();
     }
 
-    /// The time on the clock of this cache.
-    #[cfg(feature = "redis")]
-    pub(crate) fn now(&self) -> Moment {
-        Moment(self.clock.monotonic())
+    fn now(&self) -> Moment {
+        Moment::new(self.clock.monotonic())
     }
 
-    /// Every change before `moment` has been [forgotten](Self::forget).
-    #[cfg(feature = "redis")]
-    pub(crate) fn knows_changes_until(&self, moment: Moment) {
-        let nanos = u64::try_from(moment.0.as_nanos()).unwrap_or(u64::MAX);
+    fn knows_changes_until(&self, moment: Moment) {
+        let nanos = u64::try_from(moment.since_start().as_nanos()).unwrap_or(u64::MAX);
         self.known_until.store(nanos, Ordering::Release);
     }
 
-    /// How often to ask whether a connection that pushes still does.
-    #[cfg(feature = "redis")]
-    pub(crate) fn ttl(&self) -> Duration {
+    fn patience(&self) -> Duration {
         self.ttl
-    }
-
-    /// Learns of what others change, if `store` tells.
-    #[cfg_attr(not(feature = "redis"), expect(clippy::unused_async, reason = "only Redis tells"))]
-    pub(crate) async fn follow(self: Arc<Self>, store: Arc<dyn DynStore>) {
-        #[cfg(feature = "redis")]
-        if let Some(redis) = crate::store::find::<crate::store::RedisStore>(&*store) {
-            redis.follow(&self).await;
-        }
-        drop(store);
-    }
-
-    fn changes(&self, key: &KeyHash) -> &AtomicU64 {
-        let [first, second, ..] = key.as_bytes();
-        &self.changes[usize::from(u16::from_be_bytes([*first, *second])) % GROUPS]
     }
 }
 

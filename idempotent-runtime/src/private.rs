@@ -14,7 +14,7 @@ pub use crate::policy::{OnConflict, OnCrash, OnError, Unstored};
 
 /// For a simulated database.
 #[cfg(feature = "testing")]
-pub use crate::store::transaction::{End, Keep, Kept, Taken};
+pub use crate::store::transaction::{ClaimAnswer, End, TransactionConnection, TransactionFuture};
 
 use crate::engine::Idempotency;
 

@@ -8,9 +8,9 @@ use bytes::Bytes;
 use idempotency::clock::Timestamp;
 use idempotency::key::KeyHash;
 use idempotency::store::{
-    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Page, Park, Purged, Record,
-    Release, Remove, Renewal, Resolve, Scan, Store, StoreError, Token, Watch, Written, envelope,
-    transition,
+    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Facets, Page, Park, Purged,
+    Record, Release, Remove, Renewal, Resolve, Scan, Store, StoreError, Token, Watch, Written,
+    envelope, transition,
 };
 use idempotency::{Error, ErrorKind, Idempotency, OnError};
 use proptest::prelude::*;
@@ -51,6 +51,10 @@ impl Store for ByteStore {
 
     fn capabilities(&self) -> Capabilities {
         Capabilities::in_process()
+    }
+
+    fn facets(&self) -> Facets<'_> {
+        Facets::none()
     }
 
     async fn claim(&self, claim: Claim) -> Result<Claimed, StoreError> {

@@ -9,9 +9,9 @@ use idempotency::State;
 use idempotency::clock::Clock as _;
 use idempotency::key::KeyHash;
 use idempotency::store::{
-    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Grant, Page, Park, Purged,
-    Reason, Record, Release, Remove, Renewal, Resolve, Scan, Store, StoreError, StoreErrorKind,
-    Token, Watch, Written,
+    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Facets, Grant, Page, Park,
+    Purged, Reason, Record, Release, Remove, Renewal, Resolve, Scan, Store, StoreError,
+    StoreErrorKind, Token, Watch, Written,
 };
 use idempotency_test_support::random::Random;
 use tokio::sync::oneshot;
@@ -210,6 +210,10 @@ impl Store for Link {
         capabilities.shared = true;
         capabilities.needs_purging = true;
         capabilities
+    }
+
+    fn facets(&self) -> Facets<'_> {
+        Facets::none()
     }
 
     async fn claim(&self, claim: Claim) -> Result<Claimed, StoreError> {

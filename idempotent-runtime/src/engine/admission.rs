@@ -179,7 +179,7 @@ fn at_hand(
     }
     let near = engine.near_cache.as_ref().and_then(|near_cache| near_cache.get(&call.key));
     let is_near = near.is_some();
-    let Some(record) = near.or_else(|| engine.result_in_memory(&call.key)) else { return Ok(None) };
+    let Some(record) = near.or_else(|| engine.local_result(&call.key)) else { return Ok(None) };
     match judge(call, &record) {
         Judged::Final => {
             report.near_cached = is_near;

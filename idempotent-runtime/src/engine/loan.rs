@@ -3,13 +3,13 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::store::transaction::{End, Keep, Kept, Taken};
+use crate::store::transaction::{ClaimAnswer, End, TransactionConnection, TransactionFuture};
 use crate::store::{Claim, DynStore, SqlTransaction, Token};
 
 /// A transaction whose type is forgotten. The expansion asks for the bound once, at what the user
 /// wrote, so a mistake is one error; and the steps are compiled once, not for each type of
 /// transaction.
-pub struct Loan<'a>(&'a mut dyn Keep);
+pub struct Loan<'a>(&'a mut dyn TransactionConnection);
 
 /// Borrows `transaction` for one step.
 pub fn lend<X: SqlTransaction + ?Sized>(transaction: &mut X) -> Loan<'_> {
@@ -25,7 +25,7 @@ impl SqlTransaction for Loan<'_> {
     }
 }
 
-impl Keep for Loan<'_> {
+impl TransactionConnection for Loan<'_> {
     fn place(&self) -> usize {
         self.0.place()
     }
@@ -35,19 +35,24 @@ impl Keep for Loan<'_> {
         store: &'a dyn DynStore,
         claim: &'a Claim,
         patience: Duration,
-    ) -> Kept<'a, Taken> {
+    ) -> TransactionFuture<'a, ClaimAnswer> {
         self.0.begin(store, claim, patience)
     }
 
-    fn end<'a>(&'a mut self, store: &'a dyn DynStore, token: Token, end: End) -> Kept<'a, bool> {
+    fn end<'a>(
+        &'a mut self,
+        store: &'a dyn DynStore,
+        token: Token,
+        end: End,
+    ) -> TransactionFuture<'a, bool> {
         self.0.end(store, token, end)
     }
 
-    fn set_savepoint<'a>(&'a mut self, name: &'a str) -> Kept<'a, ()> {
+    fn set_savepoint<'a>(&'a mut self, name: &'a str) -> TransactionFuture<'a, ()> {
         self.0.set_savepoint(name)
     }
 
-    fn end_savepoint<'a>(&'a mut self, name: &'a str, undoes: bool) -> Kept<'a, ()> {
+    fn end_savepoint<'a>(&'a mut self, name: &'a str, undoes: bool) -> TransactionFuture<'a, ()> {
         self.0.end_savepoint(name, undoes)
     }
 }

@@ -70,8 +70,6 @@ use crate::error::Error;
 use crate::key::{IntoKey, Key, KeyHash};
 use crate::near_cache::NearCache;
 use crate::store::{Claim, DynStore, Reason, Record, Release, Store, StoreError, Token};
-#[cfg(feature = "memory")]
-use crate::store::{MemoryStore, find};
 
 /// The engine: a handle that is cheap to clone. One per store and process is enough. After a
 /// `fork`, the child makes a store and an engine of its own: the one of its parent refuses to ask
@@ -108,9 +106,6 @@ pub(crate) struct Inner {
     home: u32,
     flights: Arc<Flights>,
     pub(crate) near_cache: Option<Arc<NearCache>>,
-    /// The store, if it is memory of this process.
-    #[cfg(feature = "memory")]
-    memory: Option<MemoryStore>,
     operations: Operations,
     pub(crate) keeper: Arc<Keeper>,
     owed: Owed,
@@ -132,12 +127,7 @@ impl Inner {
         validity: Result<(), Error>,
     ) -> Self {
         let near_cache = settings.near_cache(&clock);
-        #[cfg(feature = "memory")]
-        let memory = find::<MemoryStore>(&*store).cloned();
-        #[cfg(feature = "memory")]
-        let answers_at_once = memory.is_some();
-        #[cfg(not(feature = "memory"))]
-        let answers_at_once = false;
+        let answers_at_once = DynStore::facets(&*store).local_results.is_some();
         Self {
             keeper: Arc::new(Keeper::new(
                 store.clone(),
@@ -147,8 +137,6 @@ impl Inner {
                 settings.background.clone(),
                 answers_at_once,
             )),
-            #[cfg(feature = "memory")]
-            memory,
             store,
             clock,
             randomness,
@@ -183,17 +171,10 @@ impl Inner {
         ))
     }
 
-    /// The result of `key` in a store that can be looked into at once: what a claim would be
-    /// answered with, without its token and its followers.
-    #[cfg(feature = "memory")]
-    fn result_in_memory(&self, key: &KeyHash) -> Option<Arc<Record>> {
-        self.memory.as_ref()?.result(key).map(Arc::new)
-    }
-
-    #[cfg(not(feature = "memory"))]
-    #[expect(clippy::unused_self, reason = "without the feature there is no such store")]
-    fn result_in_memory(&self, _: &KeyHash) -> Option<Arc<Record>> {
-        None
+    /// The result of `key` in a store that can be read at once: what a claim would be answered
+    /// with, without its token and its followers.
+    fn local_result(&self, key: &KeyHash) -> Option<Arc<Record>> {
+        DynStore::facets(&*self.store).local_results?.local_result(key).map(Arc::new)
     }
 
     fn is_closing(&self) -> bool {

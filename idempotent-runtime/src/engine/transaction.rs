@@ -25,7 +25,7 @@ use crate::outcome::{
     stored,
 };
 use crate::store::transaction::{
-    End, Keep as _, KeepsLock, Taken, is_over, savepoint_without_claim,
+    ClaimAnswer, End, KeepsLock, TransactionConnection as _, is_over, savepoint_without_claim,
 };
 use crate::store::{
     Claimed, Commit, CrashPolicy, Grant, Park, Reason, Record, SqlTransaction, State, StoreError,
@@ -230,7 +230,7 @@ async fn take<X: SqlTransaction + ?Sized>(
         let patience = deadline
             .map_or(Duration::ZERO, |deadline| deadline.saturating_sub(engine.clock.monotonic()));
         let taken = transaction.connection().begin(&*engine.store, &claim, patience).await;
-        let Taken { claimed, has_waited, keeps_lock } =
+        let ClaimAnswer { claimed, has_waited, keeps_lock } =
             taken.map_err(|error| store_error(&call, error))?;
         report.waited |= has_waited && deadline.is_some();
         scope.report(&report);

@@ -19,9 +19,9 @@ use watchers::Registration;
 use crate::clock::{Clock, Timestamp};
 use crate::key::KeyHash;
 use crate::store::{
-    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Page, Park, Purged, Record,
-    Release, Remove, Renewal, Resolve, Scan, Store, StoreError, StoreErrorKind, Token, Watch,
-    Written, transition,
+    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Facets, LocalResults, Page,
+    Park, Purged, Record, Release, Remove, Renewal, Resolve, Scan, Store, StoreError,
+    StoreErrorKind, Token, Watch, Written, transition,
 };
 
 /// A power of two; a shard holds the keys that share their first six bits, so shards are in the
@@ -103,15 +103,6 @@ impl MemoryStore {
         })
     }
 
-    /// The result that a claim of `key` would be answered with, which changes nothing.
-    pub(crate) fn result(&self, key: &KeyHash) -> Option<Record> {
-        let now = self.inner.clock.now();
-        self.inner.visit(shard_number(key), |shard, usage| {
-            shard.remove_expired(EXPIRED_PER_OPERATION, now, usage);
-            shard.result(key, now)
-        })
-    }
-
     /// `None` if there is no room for a new record.
     fn try_claim(&self, claim: &Claim) -> Option<Claimed> {
         let now = self.inner.clock.now();
@@ -171,6 +162,16 @@ impl fmt::Debug for MemoryStore {
     }
 }
 
+impl LocalResults for MemoryStore {
+    fn local_result(&self, key: &KeyHash) -> Option<Record> {
+        let now = self.inner.clock.now();
+        self.inner.visit(shard_number(key), |shard, usage| {
+            shard.remove_expired(EXPIRED_PER_OPERATION, now, usage);
+            shard.result(key, now)
+        })
+    }
+}
+
 #[deny(clippy::missing_trait_methods)]
 impl Store for MemoryStore {
     fn name(&self) -> &'static str {
@@ -179,6 +180,10 @@ impl Store for MemoryStore {
 
     fn capabilities(&self) -> Capabilities {
         Capabilities::in_process()
+    }
+
+    fn facets(&self) -> Facets<'_> {
+        Facets::none().with_local_results(Some(self))
     }
 
     async fn claim(&self, claim: Claim) -> Result<Claimed, StoreError> {

@@ -16,12 +16,16 @@ use crate::sql::transaction::{
     self, Identity, OwnIdentity, Savepoints, TransactionStore, Transactional,
 };
 use crate::sql::{self, Answer, Found, Guard, Row, Standing, Table, TransactionDatabase, in_time};
-use crate::store::transaction::{End, Keep, Kept, Taken};
+use crate::store::transaction::{
+    AnyConnection, ClaimAnswer, End, TransactionConnection, TransactionFuture,
+};
 use crate::store::{
     Claim, Commit, DynStore, Record, SqlTransaction, StoreError, StoreErrorKind, Token,
 };
 
 const OPERATION: &str = "claim in a transaction";
+/// The name that people call it by.
+const DATABASE: &str = "MySQL";
 
 impl TransactionDatabase for MySql {
     // Fewer locks and fewer deadlocks than under the server's default, and nothing here needs more.
@@ -260,8 +264,6 @@ async fn identity(
 }
 
 impl TransactionStore for MySqlStore {
-    const DATABASE: &'static str = "MySQL";
-
     type Connection = MySqlConnection;
     type OpenTable<'a> = InTransaction<'a>;
 
@@ -297,25 +299,30 @@ impl TransactionStore for MySqlStore {
     }
 }
 
-impl Keep for MySqlConnection {
+impl TransactionConnection for MySqlConnection {
     fn begin<'a>(
         &'a mut self,
         store: &'a dyn DynStore,
         claim: &'a Claim,
         patience: Duration,
-    ) -> Kept<'a, Taken> {
-        transaction::begin_on::<MySqlStore>(self, store, claim, patience)
+    ) -> TransactionFuture<'a, ClaimAnswer> {
+        transaction::begin_on(AnyConnection::new(self, DATABASE), store, claim, patience)
     }
 
-    fn end<'a>(&'a mut self, store: &'a dyn DynStore, token: Token, end: End) -> Kept<'a, bool> {
-        transaction::end_on::<MySqlStore>(self, store, token, end)
+    fn end<'a>(
+        &'a mut self,
+        store: &'a dyn DynStore,
+        token: Token,
+        end: End,
+    ) -> TransactionFuture<'a, bool> {
+        transaction::end_on(AnyConnection::new(self, DATABASE), store, token, end)
     }
 
-    fn set_savepoint<'a>(&'a mut self, name: &'a str) -> Kept<'a, ()> {
+    fn set_savepoint<'a>(&'a mut self, name: &'a str) -> TransactionFuture<'a, ()> {
         transaction::set_savepoint_on(self, name)
     }
 
-    fn end_savepoint<'a>(&'a mut self, name: &'a str, undoes: bool) -> Kept<'a, ()> {
+    fn end_savepoint<'a>(&'a mut self, name: &'a str, undoes: bool) -> TransactionFuture<'a, ()> {
         transaction::end_savepoint_on(self, name, undoes)
     }
 }

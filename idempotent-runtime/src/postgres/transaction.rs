@@ -17,12 +17,16 @@ use crate::sql::transaction::{
     self, Identity, OwnIdentity, Savepoints, TransactionStore, Transactional,
 };
 use crate::sql::{Answer, Found, Guard, Row, Standing, Table, TransactionDatabase};
-use crate::store::transaction::{End, Keep, Kept, Taken};
+use crate::store::transaction::{
+    AnyConnection, ClaimAnswer, End, TransactionConnection, TransactionFuture,
+};
 use crate::store::{
     Claim, Commit, DynStore, Record, SqlTransaction, StoreError, StoreErrorKind, Token,
 };
 
 const OPERATION: &str = "claim in a transaction";
+/// The name that people call it by.
+const DATABASE: &str = "PostgreSQL";
 
 /// The shortest time for which a lock is waited for. The server takes locks also to make room for a
 /// row, and who waits for none of another transaction waits for those.
@@ -239,8 +243,6 @@ fn identity(rows: &[PgRow]) -> Answer<Identity> {
 }
 
 impl TransactionStore for PostgresStore {
-    const DATABASE: &'static str = "PostgreSQL";
-
     type Connection = PgConnection;
     type OpenTable<'a> = InTransaction<'a>;
 
@@ -269,25 +271,30 @@ impl TransactionStore for PostgresStore {
     }
 }
 
-impl Keep for PgConnection {
+impl TransactionConnection for PgConnection {
     fn begin<'a>(
         &'a mut self,
         store: &'a dyn DynStore,
         claim: &'a Claim,
         patience: Duration,
-    ) -> Kept<'a, Taken> {
-        transaction::begin_on::<PostgresStore>(self, store, claim, patience)
+    ) -> TransactionFuture<'a, ClaimAnswer> {
+        transaction::begin_on(AnyConnection::new(self, DATABASE), store, claim, patience)
     }
 
-    fn end<'a>(&'a mut self, store: &'a dyn DynStore, token: Token, end: End) -> Kept<'a, bool> {
-        transaction::end_on::<PostgresStore>(self, store, token, end)
+    fn end<'a>(
+        &'a mut self,
+        store: &'a dyn DynStore,
+        token: Token,
+        end: End,
+    ) -> TransactionFuture<'a, bool> {
+        transaction::end_on(AnyConnection::new(self, DATABASE), store, token, end)
     }
 
-    fn set_savepoint<'a>(&'a mut self, name: &'a str) -> Kept<'a, ()> {
+    fn set_savepoint<'a>(&'a mut self, name: &'a str) -> TransactionFuture<'a, ()> {
         transaction::set_savepoint_on(self, name)
     }
 
-    fn end_savepoint<'a>(&'a mut self, name: &'a str, undoes: bool) -> Kept<'a, ()> {
+    fn end_savepoint<'a>(&'a mut self, name: &'a str, undoes: bool) -> TransactionFuture<'a, ()> {
         transaction::end_savepoint_on(self, name, undoes)
     }
 }

@@ -6,6 +6,7 @@
 //! when its answer is, but for the messages of the moment in which the server answers. Those are
 //! there with the next answer.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,33 +15,42 @@ use redis::{PushInfo, PushKind, RedisResult, Value};
 use super::RedisStore;
 use super::error::{is_refused_command, store_error};
 use crate::key::KeyHash;
-use crate::near_cache::NearCache;
+use crate::store::{ChangeFeed, ChangeListener};
 
 /// Before a broken connection is made anew.
 const PAUSE: Duration = Duration::from_millis(500);
 
-impl RedisStore {
-    /// Tells `near_cache` of all changes, until it is dropped.
-    pub(crate) async fn follow(&self, near_cache: &Arc<NearCache>) {
-        loop {
-            let Err(error) = self.follow_connected(near_cache).await;
-            let error = store_error("follow", error);
-            if is_refused_command(&error) {
-                tracing::warn!(%error, "the server refuses tracking: the near cache learns of removals by its time limit");
-                return;
+impl ChangeFeed for RedisStore {
+    fn follow(
+        &self,
+        listener: Arc<dyn ChangeListener>,
+    ) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(async move {
+            loop {
+                let Err(error) = self.follow_connected(&listener).await;
+                let error = store_error("follow", error);
+                if is_refused_command(&error) {
+                    tracing::warn!(
+                        %error,
+                        "the server refuses tracking: the near cache learns of removals by its time limit"
+                    );
+                    return;
+                }
+                tracing::debug!(%error, "the near cache learns nothing of changes for now");
+                self.0.clock.sleep(PAUSE).await;
             }
-            tracing::debug!(%error, "the near cache learns nothing of changes for now");
-            self.0.clock.sleep(PAUSE).await;
-        }
+        })
     }
+}
 
+impl RedisStore {
     async fn follow_connected(
         &self,
-        near_cache: &Arc<NearCache>,
+        listener: &Arc<dyn ChangeListener>,
     ) -> RedisResult<std::convert::Infallible> {
-        let (told, prefix) = (near_cache.clone(), self.0.prefix.clone());
+        let (of_pushes, prefix) = (listener.clone(), self.0.prefix.clone());
         let config = self.0.config.clone().set_push_sender(move |push| {
-            tell(&told, &prefix, &push);
+            report(&*of_pushes, &prefix, &push);
             Ok::<(), redis::aio::SendError>(())
         });
         let mut connection =
@@ -48,28 +58,28 @@ impl RedisStore {
         let mut track = redis::cmd("CLIENT");
         track.arg("TRACKING").arg("ON").arg("BCAST").arg("PREFIX").arg(&self.0.prefix);
         track.query_async::<()>(&mut connection).await?;
-        // Nobody told of what changed before.
-        near_cache.forget_all();
+        // Nothing has reported what changed before.
+        listener.missed_changes();
         let mut last = None;
         loop {
-            let sent = near_cache.now();
+            let sent = listener.now();
             // Any question would do; this one is among the rights that the store has.
             redis::cmd("TIME").query_async::<()>(&mut connection).await?;
             if let Some(last) = last.replace(sent) {
-                near_cache.knows_changes_until(last);
+                listener.knows_changes_until(last);
             }
-            self.0.clock.sleep(near_cache.ttl() / 5).await;
+            self.0.clock.sleep(listener.patience() / 5).await;
         }
     }
 }
 
-fn tell(near_cache: &NearCache, prefix: &str, push: &PushInfo) {
+fn report(listener: &dyn ChangeListener, prefix: &str, push: &PushInfo) {
     if push.kind != PushKind::Invalidate {
         return;
     }
     let Some(Value::Array(names)) = push.data.first() else {
         // A flush.
-        near_cache.forget_all();
+        listener.missed_changes();
         return;
     };
     for name in names {
@@ -80,7 +90,7 @@ fn tell(near_cache: &NearCache, prefix: &str, push: &PushInfo) {
             .and_then(|name| name.strip_prefix(b"{")?.strip_suffix(b"}"));
         if let Some(key) = hash.and_then(|hash| str::from_utf8(hash).ok()?.parse::<KeyHash>().ok())
         {
-            near_cache.forget(&key);
+            listener.changed(&key);
         }
     }
 }

@@ -160,9 +160,7 @@ impl RedisStoreBuilder {
             polls: std::sync::atomic::AtomicBool::new(false),
             scripts: script::Scripts::new(),
             prefix: self.prefix,
-            #[cfg(feature = "near-cache")]
             client: client.clone(),
-            #[cfg(feature = "near-cache")]
             config,
             clock: self.clock,
             randomness: crate::clock::SystemRandomness,

@@ -2,7 +2,6 @@
 //! everything else by scripts.
 
 mod address;
-#[cfg(feature = "near-cache")]
 mod broadcast;
 mod builder;
 mod check;
@@ -32,8 +31,8 @@ use crate::clock::{Clock, Randomness as _, SystemRandomness, Timestamp};
 use crate::key::{KeyHash, hex};
 use crate::runtime::while_runtime_lives;
 use crate::store::{
-    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Grant, Page, Park, Purged,
-    Record, Release, Remove, Renewal, Resolve, Scan, State, Store, StoreClock, StoreError,
+    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Facets, Grant, Page, Park,
+    Purged, Record, Release, Remove, Renewal, Resolve, Scan, State, Store, StoreClock, StoreError,
     StoreErrorKind, Token, Watch, Written, codes, envelope,
 };
 
@@ -82,9 +81,7 @@ struct Inner {
     prefix: String,
     clock: Arc<dyn Clock>,
     randomness: SystemRandomness,
-    #[cfg(feature = "near-cache")]
     client: redis::Client,
-    #[cfg(feature = "near-cache")]
     config: redis::AsyncConnectionConfig,
 }
 
@@ -295,6 +292,10 @@ impl Store for RedisStore {
         capabilities.clock = StoreClock::Own;
         capabilities.push = !self.0.polls.load(Ordering::Relaxed);
         capabilities
+    }
+
+    fn facets(&self) -> Facets<'_> {
+        Facets::none().with_change_feed(Some(self))
     }
 
     // What a hit does not need is in boxes: the future of every hit would be as large as that of

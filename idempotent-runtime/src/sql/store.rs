@@ -306,6 +306,10 @@ macro_rules! store_of_rows {
                 $capabilities
             }
 
+            fn facets(&self) -> $crate::store::Facets<'_> {
+                $crate::store::Facets::none().with_transactions(Some(self))
+            }
+
             async fn claim(
                 &self,
                 claim: $crate::store::Claim,

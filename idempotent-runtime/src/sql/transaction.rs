@@ -9,6 +9,7 @@
 //! body's future was dropped, and the transaction committed all the same) reads as in doubt: its
 //! lease was over from the start.
 
+use std::future::ready;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -17,10 +18,13 @@ use super::change::{Found, Table, change};
 use super::store::Rows;
 use crate::clock::Timestamp;
 use crate::key::KeyHash;
-use crate::store::transaction::{End, Kept, Taken, over, savepoint_of};
+use crate::store::transaction::{
+    AnyConnection, ClaimAnswer, End, TransactionFuture, Transactions, over, savepoint_of,
+    transactions,
+};
 use crate::store::{
     Claim, Claimed, Commit, DynStore, Record, Store, StoreError, StoreErrorKind, Token, Written,
-    find, transition,
+    transition,
 };
 
 const OPERATION: &str = "claim in a transaction";
@@ -140,13 +144,13 @@ pub(crate) trait Transactional: Table {
     fn commit_own(&mut self, commit: &Commit) -> impl Future<Output = Answer<bool>> + Send;
 }
 
-/// See [`Keep::begin`](crate::store::transaction::Keep::begin).
+/// See [`TransactionConnection::begin`](crate::store::transaction::TransactionConnection::begin).
 async fn begin<S: TransactionStore>(
     table: &mut S::OpenTable<'_>,
     store: &S,
     claim: &Claim,
     patience: Duration,
-) -> Answer<Taken> {
+) -> Answer<ClaimAnswer> {
     let expected = match store.known_identity().get() {
         Some(known) => known,
         None => store.own_identity().await?,
@@ -163,11 +167,15 @@ async fn begin<S: TransactionStore>(
                 }
             }
             store.fences().granted(grant.record.fence);
-            Ok(Taken { claimed: Some(Claimed::Mine(grant)), has_waited: false, keeps_lock: false })
+            Ok(ClaimAnswer {
+                claimed: Some(Claimed::Mine(grant)),
+                has_waited: false,
+                keeps_lock: false,
+            })
         }
         Ok((held, has_waited)) => {
             table.leave(&savepoint).await?;
-            Ok(Taken { claimed: Some(held), has_waited, keeps_lock: table.keeps_lock() })
+            Ok(ClaimAnswer { claimed: Some(held), has_waited, keeps_lock: table.keeps_lock() })
         }
         Err(error) => {
             // What cannot be undone is broken, and no answer.
@@ -175,7 +183,7 @@ async fn begin<S: TransactionStore>(
                 return Err(error);
             }
             table.has_outwaited(error).await?;
-            Ok(Taken { claimed: None, has_waited: true, keeps_lock: false })
+            Ok(ClaimAnswer { claimed: None, has_waited: true, keeps_lock: false })
         }
     }
 }
@@ -213,7 +221,7 @@ async fn claim_row<S: TransactionStore>(
     Ok((claimed, has_waited))
 }
 
-/// See [`Keep::end`](crate::store::transaction::Keep::end).
+/// See [`TransactionConnection::end`](crate::store::transaction::TransactionConnection::end).
 async fn end<T: Transactional>(table: &mut T, token: Token, end: End) -> Answer<bool> {
     ended(table, token, end).await.map_err(over_if_gone::<T::Connection>)
 }
@@ -257,10 +265,7 @@ async fn ended<T: Transactional>(table: &mut T, token: Token, end: End) -> Answe
 
 /// A store whose records can be kept in transactions of the user's.
 pub(crate) trait TransactionStore: Store + Rows {
-    /// What people call its database.
-    const DATABASE: &'static str;
-
-    type Connection: Send;
+    type Connection: Send + 'static;
     type OpenTable<'a>: Transactional;
 
     /// The store's table on a connection of the user's.
@@ -273,55 +278,72 @@ pub(crate) trait TransactionStore: Store + Rows {
     fn own_identity(&self) -> impl Future<Output = Answer<Identity>> + Send;
 }
 
-/// [`Keep::begin`](crate::store::transaction::Keep::begin) on a connection of `S`'s database.
-pub(crate) fn begin_on<'a, S: TransactionStore>(
-    connection: &'a mut S::Connection,
+impl<S: TransactionStore> Transactions for S {
+    fn begin<'a>(
+        &'a self,
+        connection: AnyConnection<'a>,
+        claim: &'a Claim,
+        patience: Duration,
+    ) -> TransactionFuture<'a, ClaimAnswer> {
+        Box::pin(async move {
+            let connection = connection.downcast::<S::Connection>(self.name())?;
+            begin(&mut self.table_on(connection), self, claim, patience).await
+        })
+    }
+
+    fn end<'a>(
+        &'a self,
+        connection: AnyConnection<'a>,
+        token: Token,
+        ending: End,
+    ) -> TransactionFuture<'a, bool> {
+        Box::pin(async move {
+            let connection = connection.downcast::<S::Connection>(self.name())?;
+            end(&mut self.table_on(connection), token, ending).await
+        })
+    }
+}
+
+/// Gives `connection` to the store's [`Transactions::begin`].
+pub(crate) fn begin_on<'a>(
+    connection: AnyConnection<'a>,
     store: &'a dyn DynStore,
     claim: &'a Claim,
     patience: Duration,
-) -> Kept<'a, Taken> {
-    Box::pin(async move {
-        let store = store_of::<S>(store)?;
-        begin(&mut store.table_on(connection), store, claim, patience).await
-    })
+) -> TransactionFuture<'a, ClaimAnswer> {
+    match transactions(store, connection.database()) {
+        Ok(transactions) => transactions.begin(connection, claim, patience),
+        Err(error) => Box::pin(ready(Err(error))),
+    }
 }
 
-/// [`Keep::end`](crate::store::transaction::Keep::end) on a connection of `S`'s database.
-pub(crate) fn end_on<'a, S: TransactionStore>(
-    connection: &'a mut S::Connection,
+/// Gives `connection` to the store's [`Transactions::end`].
+pub(crate) fn end_on<'a>(
+    connection: AnyConnection<'a>,
     store: &'a dyn DynStore,
     token: Token,
     ending: End,
-) -> Kept<'a, bool> {
-    Box::pin(
-        async move { end(&mut store_of::<S>(store)?.table_on(connection), token, ending).await },
-    )
+) -> TransactionFuture<'a, bool> {
+    match transactions(store, connection.database()) {
+        Ok(transactions) => transactions.end(connection, token, ending),
+        Err(error) => Box::pin(ready(Err(error))),
+    }
 }
 
-fn store_of<S: TransactionStore>(store: &dyn DynStore) -> Answer<&S> {
-    find::<S>(store).ok_or_else(|| {
-        StoreError::new(StoreErrorKind::Config, OPERATION).with_detail(format!(
-            "the transaction is one of {} and the engine's store is `{}`: record and effect would not be in one database",
-            S::DATABASE,
-            store.name()
-        ))
-    })
-}
-
-/// [`Keep::set_savepoint`](crate::store::transaction::Keep::set_savepoint).
+/// [`TransactionConnection::set_savepoint`](crate::store::transaction::TransactionConnection::set_savepoint).
 pub(crate) fn set_savepoint_on<'a>(
     connection: &'a mut impl Savepoints,
     name: &'a str,
-) -> Kept<'a, ()> {
+) -> TransactionFuture<'a, ()> {
     Box::pin(connection.set_savepoint(name))
 }
 
-/// [`Keep::end_savepoint`](crate::store::transaction::Keep::end_savepoint).
+/// [`TransactionConnection::end_savepoint`](crate::store::transaction::TransactionConnection::end_savepoint).
 pub(crate) fn end_savepoint_on<'a, C: Savepoints>(
     connection: &'a mut C,
     name: &'a str,
     undoes: bool,
-) -> Kept<'a, ()> {
+) -> TransactionFuture<'a, ()> {
     Box::pin(async move {
         let ended =
             if undoes { connection.undo(name).await } else { connection.release(name).await };

@@ -17,12 +17,16 @@ use crate::sql::transaction::{
 use crate::sql::{
     Answer, Found, Guard, Row, Standing, Table, TransactionDatabase, in_time, is_answered,
 };
-use crate::store::transaction::{End, Keep, Kept, Taken};
+use crate::store::transaction::{
+    AnyConnection, ClaimAnswer, End, TransactionConnection, TransactionFuture,
+};
 use crate::store::{
     Claim, Commit, DynStore, Record, SqlTransaction, StoreError, StoreErrorKind, Token,
 };
 
 const OPERATION: &str = "claim in a transaction";
+/// The name that people call it by.
+const DATABASE: &str = "SQLite";
 
 impl TransactionDatabase for Sqlite {
     // A transaction that begins by reading cannot write any more once somebody else has.
@@ -213,8 +217,6 @@ impl SqliteStore {
 }
 
 impl TransactionStore for SqliteStore {
-    const DATABASE: &'static str = "SQLite";
-
     type Connection = SqliteConnection;
     type OpenTable<'a> = InTransaction<'a>;
 
@@ -240,25 +242,30 @@ impl TransactionStore for SqliteStore {
     }
 }
 
-impl Keep for SqliteConnection {
+impl TransactionConnection for SqliteConnection {
     fn begin<'a>(
         &'a mut self,
         store: &'a dyn DynStore,
         claim: &'a Claim,
         patience: Duration,
-    ) -> Kept<'a, Taken> {
-        transaction::begin_on::<SqliteStore>(self, store, claim, patience)
+    ) -> TransactionFuture<'a, ClaimAnswer> {
+        transaction::begin_on(AnyConnection::new(self, DATABASE), store, claim, patience)
     }
 
-    fn end<'a>(&'a mut self, store: &'a dyn DynStore, token: Token, end: End) -> Kept<'a, bool> {
-        transaction::end_on::<SqliteStore>(self, store, token, end)
+    fn end<'a>(
+        &'a mut self,
+        store: &'a dyn DynStore,
+        token: Token,
+        end: End,
+    ) -> TransactionFuture<'a, bool> {
+        transaction::end_on(AnyConnection::new(self, DATABASE), store, token, end)
     }
 
-    fn set_savepoint<'a>(&'a mut self, name: &'a str) -> Kept<'a, ()> {
+    fn set_savepoint<'a>(&'a mut self, name: &'a str) -> TransactionFuture<'a, ()> {
         transaction::set_savepoint_on(self, name)
     }
 
-    fn end_savepoint<'a>(&'a mut self, name: &'a str, undoes: bool) -> Kept<'a, ()> {
+    fn end_savepoint<'a>(&'a mut self, name: &'a str, undoes: bool) -> TransactionFuture<'a, ()> {
         transaction::end_savepoint_on(self, name, undoes)
     }
 }

@@ -6,9 +6,9 @@ use std::time::Duration;
 use idempotency::clock::{Clock, Timestamp};
 use idempotency::key::KeyHash;
 use idempotency::store::{
-    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Page, Park, Purged, Record,
-    Release, Remove, Renewal, Resolve, Scan, Store, StoreError, Token, Watch, Written, envelope,
-    transition,
+    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Facets, Page, Park, Purged,
+    Record, Release, Remove, Renewal, Resolve, Scan, Store, StoreError, Token, Watch, Written,
+    envelope, transition,
 };
 use tokio::sync::Notify;
 
@@ -70,6 +70,10 @@ impl Store for CustomStore {
 
     fn capabilities(&self) -> Capabilities {
         Capabilities::in_process()
+    }
+
+    fn facets(&self) -> Facets<'_> {
+        Facets::none()
     }
 
     async fn claim(&self, claim: Claim) -> Result<Claimed, StoreError> {

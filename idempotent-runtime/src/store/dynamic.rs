@@ -1,13 +1,12 @@
 //! The twin of [`Store`] that can be a trait object: sealed, and implemented for every store.
 
-use std::any::Any;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
 use super::{
-    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Page, Park, Purged, Record,
-    Release, Remove, Renewal, Resolve, Scan, Store, StoreError, Token, Watch, Written,
+    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Facets, Page, Park, Purged,
+    Record, Release, Remove, Renewal, Resolve, Scan, Store, StoreError, Token, Watch, Written,
 };
 use crate::key::KeyHash;
 
@@ -29,8 +28,8 @@ macro_rules! twin {
             fn name(&self) -> &'static str;
             #[doc = "See [`Store::capabilities`]."]
             fn capabilities(&self) -> Capabilities;
-            #[doc(hidden)]
-            fn as_any(&self) -> &dyn Any;
+            #[doc = "See [`Store::facets`]."]
+            fn facets(&self) -> Facets<'_>;
             $(
                 #[doc = concat!("See [`Store::", stringify!($method), "`].")]
                 fn $method(self: Arc<Self>, $($argument: $type),*) -> StoreFuture<$answer>;
@@ -46,8 +45,8 @@ macro_rules! twin {
                 Store::capabilities(self)
             }
 
-            fn as_any(&self) -> &dyn Any {
-                self
+            fn facets(&self) -> Facets<'_> {
+                Store::facets(self)
             }
             $(
                 fn $method(self: Arc<Self>, $($argument: $type),*) -> StoreFuture<$answer> {
@@ -66,6 +65,10 @@ macro_rules! twin {
             fn capabilities(&self) -> Capabilities {
                 Store::capabilities(&**self)
             }
+
+            fn facets(&self) -> Facets<'_> {
+                Store::facets(&**self)
+            }
             $(
                 async fn $method(&self, $($argument: $type),*) -> Result<$answer, StoreError> {
                     Store::$method(&**self, $($argument),*).await
@@ -82,6 +85,10 @@ macro_rules! twin {
 
             fn capabilities(&self) -> Capabilities {
                 DynStore::capabilities(&**self)
+            }
+
+            fn facets(&self) -> Facets<'_> {
+                DynStore::facets(&**self)
             }
             $(
                 async fn $method(&self, $($argument: $type),*) -> Result<$answer, StoreError> {
@@ -107,20 +114,4 @@ twin! {
     remove(remove: Remove) -> Changed;
     scan(scan: Scan) -> Page;
     purge(limit: usize) -> Purged;
-}
-
-/// The store of type `S` in `store`, also behind an `Arc` or two.
-#[cfg(any(
-    feature = "memory",
-    feature = "postgres",
-    feature = "mysql",
-    feature = "sqlite",
-    all(feature = "redis", feature = "near-cache")
-))]
-pub(crate) fn find<S: Store>(store: &dyn DynStore) -> Option<&S> {
-    let any = store.as_any();
-    if let Some(erased) = any.downcast_ref::<Arc<dyn DynStore>>() {
-        return find(&**erased);
-    }
-    any.downcast_ref::<S>().or_else(|| any.downcast_ref::<Arc<S>>().map(|shared| &**shared))
 }

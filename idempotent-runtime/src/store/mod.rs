@@ -28,9 +28,10 @@ pub(crate) mod codes;
 mod dynamic;
 pub mod envelope;
 mod error;
+mod facets;
 mod record;
 mod request;
-pub(crate) mod transaction;
+pub mod transaction;
 pub mod transition;
 
 use std::future::Future;
@@ -47,15 +48,8 @@ pub use crate::redis::{RedisAddress, RedisStore, RedisStoreBuilder};
 pub use crate::sqlite::{SqliteStore, SqliteStoreBuilder};
 pub use capability::{Capabilities, StoreClock};
 pub use dynamic::DynStore;
-#[cfg(any(
-    feature = "memory",
-    feature = "postgres",
-    feature = "mysql",
-    feature = "sqlite",
-    all(feature = "redis", feature = "near-cache")
-))]
-pub(crate) use dynamic::find;
 pub use error::{StoreError, StoreErrorKind};
+pub use facets::{ChangeFeed, ChangeListener, Facets, LocalResults, Moment};
 pub use record::{CrashPolicy, Reason, Record, State, Token};
 pub use request::{
     Abandon, Adoption, Changed, Checkpoint, Claim, Claimed, Commit, Grant, Page, Park, Purged,
@@ -84,6 +78,10 @@ pub trait Store: Send + Sync + 'static {
 
     /// What the store can do.
     fn capabilities(&self) -> Capabilities;
+
+    /// What the store can do beyond these operations: [`Facets::none`], or what it has of its own.
+    /// A store that wraps another one decides which of that one's abilities hold for it.
+    fn facets(&self) -> Facets<'_>;
 
     /// Takes the claim, or says what stands in the way (T1–T6).
     ///

@@ -12,9 +12,9 @@ use super::ManualClock;
 use crate::clock::Clock as _;
 use crate::key::KeyHash;
 use crate::store::{
-    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Page, Park, Purged, Record,
-    Release, Remove, Renewal, Resolve, Scan, Store, StoreError, StoreErrorKind, Token, Watch,
-    Written,
+    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Facets, Page, Park, Purged,
+    Record, Release, Remove, Renewal, Resolve, Scan, Store, StoreError, StoreErrorKind, Token,
+    Watch, Written,
 };
 
 /// What happens to one request to a [`FaultyStore`].
@@ -303,6 +303,14 @@ macro_rules! through {
 
             fn capabilities(&self) -> Capabilities {
                 self.inner.capabilities()
+            }
+
+            // Not the results at hand: each call is to meet its faults.
+            fn facets(&self) -> Facets<'_> {
+                let inside = self.inner.facets();
+                Facets::none()
+                    .with_change_feed(inside.change_feed)
+                    .with_transactions(inside.transactions)
             }
 
             async fn claim(&self, claim: Claim) -> Result<Claimed, StoreError> {

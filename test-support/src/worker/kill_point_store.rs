@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use idempotent_runtime::key::KeyHash;
 use idempotent_runtime::store::{
-    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, DynStore, Page, Park,
-    Purged, Record, Release, Remove, Renewal, Resolve, Scan, Store, StoreError, Token, Watch,
+    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, DynStore, Facets, Page,
+    Park, Purged, Record, Release, Remove, Renewal, Resolve, Scan, Store, StoreError, Token, Watch,
     Written,
 };
 
@@ -70,6 +70,10 @@ macro_rules! through {
 
             fn capabilities(&self) -> Capabilities {
                 DynStore::capabilities(&*self.inner)
+            }
+
+            fn facets(&self) -> Facets<'_> {
+                Facets::none()
             }
 
             async fn claim(&self, claim: Claim) -> Result<Claimed, StoreError> {

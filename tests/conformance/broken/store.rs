@@ -10,8 +10,8 @@ use bytes::Bytes;
 use idempotency::clock::{Clock, Timestamp};
 use idempotency::key::KeyHash;
 use idempotency::store::{
-    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, CrashPolicy, Page, Park,
-    Purged, Record, Release, Remove, Renewal, Resolve, Scan, State, Store, StoreError, Token,
+    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, CrashPolicy, Facets, Page,
+    Park, Purged, Record, Release, Remove, Renewal, Resolve, Scan, State, Store, StoreError, Token,
     Watch, Written, transition,
 };
 use idempotency::{Fingerprint, testing::ManualClock};
@@ -278,6 +278,10 @@ impl Store for BrokenStore {
 
     fn capabilities(&self) -> Capabilities {
         Capabilities::in_process()
+    }
+
+    fn facets(&self) -> Facets<'_> {
+        Facets::none()
     }
 
     async fn claim(&self, claim: Claim) -> Result<Claimed, StoreError> {

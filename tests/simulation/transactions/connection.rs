@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use idempotency::__private::{End, Keep, Kept, Taken};
+use idempotency::__private::{ClaimAnswer, End, TransactionConnection, TransactionFuture};
 use idempotency::clock::Clock as _;
 use idempotency::store::{Claim, DynStore, SqlTransaction, StoreError, StoreErrorKind, Token};
 use idempotency_test_support::random::Random;
@@ -171,13 +171,13 @@ impl Drop for Transaction {
     }
 }
 
-impl Keep for Transaction {
+impl TransactionConnection for Transaction {
     fn begin<'a>(
         &'a mut self,
         _: &'a dyn DynStore,
         claim: &'a Claim,
         patience: Duration,
-    ) -> Kept<'a, Taken> {
+    ) -> TransactionFuture<'a, ClaimAnswer> {
         Box::pin(async move {
             let pool = self.pool.clone();
             let ends = pool.clock.monotonic() + patience;
@@ -189,29 +189,38 @@ impl Keep for Transaction {
                 if let Some(claimed) =
                     self.send(|database, number| database.claim(number, claim)).await?
                 {
-                    return Ok(Taken { claimed: Some(claimed), has_waited, keeps_lock: false });
+                    return Ok(ClaimAnswer {
+                        claimed: Some(claimed),
+                        has_waited,
+                        keeps_lock: false,
+                    });
                 }
                 pool.note("a claim waits for another transaction");
                 has_waited = true;
                 if timeout(ends.saturating_sub(pool.clock.monotonic()), over).await.is_err() {
                     pool.life().goes_on().await;
                     pool.note("a claim is out of patience");
-                    return Ok(Taken { claimed: None, has_waited, keeps_lock: false });
+                    return Ok(ClaimAnswer { claimed: None, has_waited, keeps_lock: false });
                 }
             }
         })
     }
 
-    fn end<'a>(&'a mut self, _: &'a dyn DynStore, _: Token, end: End) -> Kept<'a, bool> {
+    fn end<'a>(
+        &'a mut self,
+        _: &'a dyn DynStore,
+        _: Token,
+        end: End,
+    ) -> TransactionFuture<'a, bool> {
         Box::pin(self.send(move |database, number| database.end(number, end)))
     }
 
     // For operations that are disabled, and here none is.
-    fn set_savepoint<'a>(&'a mut self, _: &'a str) -> Kept<'a, ()> {
+    fn set_savepoint<'a>(&'a mut self, _: &'a str) -> TransactionFuture<'a, ()> {
         Box::pin(self.send(|_, _| Ok(())))
     }
 
-    fn end_savepoint<'a>(&'a mut self, _: &'a str, _: bool) -> Kept<'a, ()> {
+    fn end_savepoint<'a>(&'a mut self, _: &'a str, _: bool) -> TransactionFuture<'a, ()> {
         Box::pin(self.send(|_, _| Ok(())))
     }
 }

@@ -1,0 +1,99 @@
+//! Calls whose record is in a transaction of the user's, through a wrapper.
+
+use std::time::Duration;
+
+use idempotency::store::{MemoryStore, SqliteStore, Store};
+use idempotency::{Error, ErrorKind, Idempotency, in_transaction};
+use sqlx::SqlitePool;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions};
+use tempfile::TempDir;
+
+use crate::counting::Counting;
+use crate::delaying::Delaying;
+use crate::sealing::Sealing;
+
+const DAY: Duration = Duration::from_secs(86_400);
+
+#[derive(Debug, thiserror::Error)]
+enum Fault {
+    #[error(transparent)]
+    Client(#[from] sqlx::Error),
+    #[error(transparent)]
+    Idempotency(#[from] Error),
+}
+
+/// A database with a ledger and a store.
+async fn database() -> anyhow::Result<(SqlitePool, SqliteStore, TempDir)> {
+    let directory = tempfile::tempdir()?;
+    let path = directory.path().join("ledger.db");
+    let options = SqliteConnectOptions::new().filename(&path).create_if_missing(true);
+    let options =
+        options.journal_mode(SqliteJournalMode::Wal).busy_timeout(Duration::from_secs(20));
+    let pool = SqlitePoolOptions::new().max_connections(2).connect_with(options).await?;
+    sqlx::query("CREATE TABLE ledger (entry TEXT NOT NULL)").execute(&pool).await?;
+    let store = SqliteStore::builder(&path).response_timeout(Duration::from_secs(20));
+    Ok((pool, store.open().await?, directory))
+}
+
+async fn add(pool: &SqlitePool, engine: &Idempotency, entry: &str) -> Result<String, Fault> {
+    in_transaction(pool, |mut transaction| async move {
+        let call = engine.call("ledger.add", 1).ttl(DAY);
+        call.run_in(&mut transaction, async |connection| {
+            sqlx::query("INSERT INTO ledger VALUES (?)").bind(entry).execute(connection).await?;
+            Ok::<_, Fault>(format!("added {entry}"))
+        })
+        .await
+    })
+    .await
+}
+
+/// Two calls of one key add one entry, and both get the answer of the first.
+async fn adds_once(pool: &SqlitePool, store: impl Store) -> anyhow::Result<()> {
+    let engine = Idempotency::builder(store).claim_timeout(Duration::from_secs(20)).build();
+    anyhow::ensure!(add(pool, &engine, "tea").await? == "added tea");
+    anyhow::ensure!(add(pool, &engine, "coffee").await? == "added tea");
+    let (entries,): (String,) =
+        sqlx::query_as("SELECT group_concat(entry) FROM ledger").fetch_one(pool).await?;
+    anyhow::ensure!(entries == "tea", "{entries}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_counted_store_keeps_records_in_transactions() -> anyhow::Result<()> {
+    let (pool, store, _directory) = database().await?;
+    adds_once(&pool, Counting::new(store)).await
+}
+
+#[tokio::test]
+async fn a_store_that_is_delayed_keeps_records_in_transactions() -> anyhow::Result<()> {
+    let (pool, store, _directory) = database().await?;
+    adds_once(&pool, Delaying::new(store)).await
+}
+
+#[tokio::test]
+async fn a_store_that_is_sealed_keeps_sealed_records_in_transactions() -> anyhow::Result<()> {
+    let (pool, store, _directory) = database().await?;
+    adds_once(&pool, Sealing::new(store)).await?;
+    let rows: Vec<(Vec<u8>,)> =
+        sqlx::query_as("SELECT body FROM idempotency_records").fetch_all(&pool).await?;
+    let plain = b"added tea";
+    anyhow::ensure!(rows.len() == 1, "{} records", rows.len());
+    anyhow::ensure!(!rows[0].0.windows(plain.len()).any(|window| window == plain));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_store_without_transactions_is_refused_before_anything_is_written() -> anyhow::Result<()>
+{
+    let (pool, _, _directory) = database().await?;
+    let engine = Idempotency::new(Counting::new(MemoryStore::new()));
+    let Err(Fault::Idempotency(error)) = add(&pool, &engine, "tea").await else {
+        anyhow::bail!("it was not refused")
+    };
+    anyhow::ensure!(error.kind() == ErrorKind::Config);
+    let text = error.to_string();
+    anyhow::ensure!(text.contains("`memory`, which keeps no records in transactions"), "{text}");
+    let (entries,): (i64,) = sqlx::query_as("SELECT count(*) FROM ledger").fetch_one(&pool).await?;
+    anyhow::ensure!(entries == 0);
+    Ok(())
+}
