@@ -331,7 +331,7 @@ pub struct Drained {
     /// The number of calls that had begun and had not ended when the time was up: their body ran,
     /// or their result was not stored yet. They were given up: in doubt under `hold`, and left to
     /// the next caller under the other policies. The outcome of a call in a transaction is that of
-    /// the transaction, and a call without protection leaves nothing behind. A store that does not
+    /// the transaction, and a call without protection leaves no record. A store that does not
     /// answer learns of it when their leases expire. Zero if all had ended.
     pub abandoned: usize,
 }
