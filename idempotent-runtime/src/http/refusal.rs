@@ -21,7 +21,7 @@ impl Options {
     /// front.
     ///
     /// The service decides the form (R66). The layer ensures that it is a refusal, that it is not
-    /// cached, and that its kind is recognizable.
+    /// cached, and that its kind is recognisable.
     pub(super) fn refusal(&self, problem: Problem, error: Option<&Error>) -> Response<Full<Bytes>> {
         self.refusal_with(problem, error, |_| true)
     }

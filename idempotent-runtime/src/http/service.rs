@@ -475,7 +475,7 @@ impl Guard {
             Err(error) => return Ok(self.refused(&error)),
         };
         // The context of a call without a claim. It derives the same keys as a call with one, so
-        // that services downstream can still recognize a repetition that this layer does not stop.
+        // that services downstream can still recognise a repetition that this layer does not stop.
         let context = unprotected.context(&options.operation, key);
         // `call` itself may already run service code, so it belongs inside the task too.
         // `unprotected` is dropped with the handler's future: a shutdown waits until then.

@@ -57,13 +57,13 @@ const PATIENCE: Duration = Duration::from_secs(5);
 ///     let charges = &charges;
 ///     move || async move {
 ///         *charges.lock().unwrap().entry(key).or_insert(0) += 1;
-///         tokio::task::yield_now().await; // the way back
+///         tokio::task::yield_now().await; // the response travels
 ///         Ok::<_, Error>(())
 ///     }
 /// });
 /// let points = crash_at_every_await(charge, async |key, _| {
 ///     match charge(key).await {
-///         Err(error) => assert_eq!(error.kind(), ErrorKind::InDoubt), // somebody looks
+///         Err(error) => assert_eq!(error.kind(), ErrorKind::InDoubt), // an operator decides
 ///         Ok(()) => assert_eq!(charges.lock().unwrap()[&key], 1),
 ///     }
 ///     assert!(charges.lock().unwrap().get(&key).is_none_or(|&count| count <= 1), "charged twice");

@@ -104,10 +104,10 @@ impl Gate {
 /// let store = FaultyStore::new(MemoryStore::new());
 /// let engine = Idempotency::new(store.clone());
 /// let mut charges = 0;
-/// store.next("complete", Fault::LostAnswer); // the result is stored, and nobody hears of it
+/// store.next("complete", Fault::LostAnswer); // the result is stored, but the response is lost
 /// let call = engine.call("payments.charge", 7).ttl(Duration::from_secs(60));
 /// call.run(async || { charges += 1; Ok::<_, Error>(charges) }).await?;
-/// assert_eq!((charges, store.requests("complete")), (1, 2)); // it was stored again, and had been
+/// assert_eq!((charges, store.requests("complete")), (1, 2)); // the second found it stored
 /// # Ok(())
 /// # }
 /// ```

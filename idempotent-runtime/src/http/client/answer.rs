@@ -143,7 +143,8 @@ mod tests {
 
     #[test]
     fn seconds_and_dates_say_when() {
-        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777); // Sun, 06 Nov 1994 08:49:37 GMT
+        // Sun, 06 Nov 1994 08:49:37 GMT
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777);
         let wait = |headers: &[(&str, &str)]| retry_after(&answer(503, headers), now);
         assert_eq!(wait(&[]), None);
         for (value, expected) in [

@@ -25,7 +25,7 @@ impl<B, F: Fn(&B) -> Option<B>> BodyCopy<B> for F {
     }
 }
 
-/// A function that recognizes temporary errors of the client. Set by [`ClientLayer::with_errors`].
+/// A function that recognises temporary errors of the client. Set by [`ClientLayer::with_errors`].
 ///
 /// [`ClientLayer::with_errors`]: super::ClientLayer::with_errors
 pub trait PassingError<E> {

@@ -1,4 +1,4 @@
-//! A store under test with one record at its center, and helpers for the cases.
+//! A store under test with one record at its centre, and helpers for the cases.
 
 use std::sync::Arc;
 use std::time::Duration;
