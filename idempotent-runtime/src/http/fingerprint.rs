@@ -75,44 +75,44 @@ impl fmt::Debug for Payload {
 }
 
 impl RequestFingerprint {
-    /// Every byte of the body counts. Clients that write the same JSON in another order are
+    /// Compares every byte of the body. Clients that write the same JSON in another order are
     /// refused, and so are clients that generate a new boundary for each attempt of a multipart
     /// body.
     pub fn body() -> Self {
         Self::new(Payload::Body, 1)
     }
 
-    /// The JSON value of the body counts: the order of members, white space, and the spelling of
-    /// numbers and strings do not (RFC 8785).
+    /// Compares the JSON value of the body: the order of members, white space, and the spelling of
+    /// numbers and strings do not count (RFC 8785).
     ///
     /// Every digit of a number counts: `1`, `1.0` and `10e-1` are the same number, and
     /// `1.000000000000000001` is another one, even where a float would round it.
     ///
-    /// Every byte of the body counts instead if readers would interpret it differently: it names a
-    /// member twice, has a number beyond the range of floats, is nested more than 127 levels deep,
-    /// or is not JSON at all. The same applies if it is not sent as JSON: with a `Content-Type`
-    /// other than `application/json`, `text/json` and `…+json`, or with a `Content-Encoding`. A
-    /// body without a type is treated as JSON.
+    /// Every byte of the body is compared instead if readers would interpret it differently: it
+    /// names a member twice, has a number beyond the range of floats, is nested more than 127
+    /// levels deep, or is not JSON at all. The same applies if it is not sent as JSON: with a
+    /// `Content-Type` other than `application/json`, `text/json` and `…+json`, or with a
+    /// `Content-Encoding`. A body without a type is treated as JSON.
     pub fn json() -> Self {
         Self::new(Payload::Json, 2)
     }
 
-    /// The values at these JSON pointers (RFC 6901) in the body count, for example `"/amount"`. A
-    /// missing value differs from `null`.
+    /// Compares the values at these JSON pointers (RFC 6901) in the body, for example `"/amount"`.
+    /// A missing value differs from `null`.
     ///
     /// If something other than an object or an array is on the way, or an array where the pointer
-    /// has a name, the whole of that value counts: readers take `[100, "EUR"]` for a struct, with
-    /// its fields in order. This includes `null`. An object without the member also differs from a
+    /// has a name, that whole value is compared: readers take `[100, "EUR"]` for a struct, with its
+    /// fields in order. This includes `null`. An object without the member also differs from a
     /// missing object: for `"/address/city"`, `{"address": null}`, `{"address": {}}` and `{}` are
     /// three different requests. A patch may use them to remove, empty or keep the address.
     ///
-    /// Every byte of the body counts instead if readers would interpret it differently, and if it
-    /// is not sent as JSON, as in [`json`](Self::json).
+    /// Every byte of the body is compared instead if readers would interpret it differently, and if
+    /// it is not sent as JSON, as in [`json`](Self::json).
     pub fn fields<P: Into<String>>(pointers: impl IntoIterator<Item = P>) -> Self {
         Self::new(Payload::Fields(pointers.into_iter().map(Into::into).collect()), 3)
     }
 
-    /// The bytes that `payload` returns for the head and the body of the request count.
+    /// Compares the bytes that `payload` returns for the head and the body of the request.
     ///
     /// The `boundary` of a multipart body does not count in addition: such bodies have a different
     /// one in each attempt. A service that accepts them with keys reads them here and returns the
@@ -184,9 +184,11 @@ impl RequestFingerprint {
     /// Computes the fingerprint of one request.
     pub(super) fn of(&self, request: &Parts, body: &Bytes) -> Fingerprint {
         let mut hash = Hash(Sha256::new_with_prefix(b"idempotency/http/1"));
+        // R30: another method or path is another request.
         hash.part(request.method.as_str().as_bytes());
         hash.part(request.uri.path().as_bytes());
         hash.maybe(original_path(request).map(str::as_bytes));
+        // R31.
         if self.query {
             hash.maybe(request.uri.query().map(str::as_bytes));
         } else {
@@ -207,6 +209,7 @@ impl RequestFingerprint {
             hash.header(&request.headers, name);
         }
         hash.part(self.payload.name().as_bytes());
+        // R32, R33.
         match &self.payload {
             Payload::Body => hash.part(body),
             // A handler that receives text may distinguish `1.10` from `1.1`.

@@ -251,6 +251,7 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
             let fate = self.not_kept(&head, ttl);
             return self.settle(head, ResponseBody::untouched(body), fate);
         };
+        // R18.
         if headers::is_without_body(&head) {
             recording.expires(&context);
             return self.store(head, recording);

@@ -183,7 +183,7 @@ impl Markers {
         }
     }
 
-    /// Adds the time until which the response is stored.
+    /// Adds the time until which the response is stored (R58).
     pub(super) fn expiry(&self, headers: &mut HeaderMap, expires: Timestamp) {
         let date = httpdate::fmt_http_date(nameable(expires));
         if let Ok(date) = HeaderValue::try_from(date) {
@@ -211,8 +211,8 @@ impl Markers {
         self.mark(headers, self.names.problem(), HeaderValue::from_static(kind.name()))
     }
 
-    /// Prepares a response from the record for sending. Returns `None` if it has so many headers
-    /// that there is no room for the marker, which the client relies on.
+    /// Prepares a response from the record for sending (R14). Returns `None` if it has so many
+    /// headers that there is no room for the marker, which the client relies on.
     pub(super) fn replay(
         &self,
         mut response: Response<Bytes>,

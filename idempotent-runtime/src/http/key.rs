@@ -15,7 +15,7 @@ use crate::key::{IntoKey, Key, KeyEncoder};
 /// The name of the header that carries the key.
 pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
-/// The format that a service requires of its clients' keys, beyond what the header allows (R8).
+/// The format that a service requires of its clients' keys, beyond what the header allows.
 ///
 /// ```
 /// use idempotent_runtime::http::KeyFormat;
@@ -150,6 +150,7 @@ impl KeyRules {
         if key.len() > self.longest {
             return Err(Malformed("it is too long"));
         }
+        // R8.
         if self.format.as_ref().is_some_and(|format| !format.accepts(&key)) {
             return Err(Malformed("it is not of the format that this service asks for"));
         }
@@ -254,6 +255,7 @@ impl IntoKey for IdempotencyKey {
 
 impl fmt::Debug for IdempotencyKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // R47: never the key itself.
         write!(f, "IdempotencyKey({} octets)", self.as_str().len())
     }
 }

@@ -44,7 +44,8 @@
 //! A request that the layer refuses is answered with `application/problem+json` (RFC 9457), or in
 //! the form that [`with_problem`](IdempotencyLayer::with_problem) gives it. The name of the problem
 //! is in `Idempotency-Problem`. The `type` is the address of this page, or the one set by
-//! [`with_documentation`](IdempotencyLayer::with_documentation), followed by one of these names:
+//! [`with_documentation`](IdempotencyLayer::with_documentation), followed by `#` and one of these
+//! names:
 //!
 //! ## missing
 //! Status 400. The request has no key, but requires one.

@@ -1,4 +1,4 @@
-//! The names of the headers that the layers read and write.
+//! The names of the headers that the layers read and write (R67).
 
 use http::header::{self, HeaderMap, HeaderName};
 

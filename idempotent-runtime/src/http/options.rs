@@ -47,14 +47,15 @@ impl OnStatus {
     ///   is not a final one in HTTP.
     pub fn standard(status: StatusCode) -> Self {
         match status {
+            // R20.
             StatusCode::UNAUTHORIZED
             | StatusCode::FORBIDDEN
             | StatusCode::PAYLOAD_TOO_LARGE
             | StatusCode::TOO_EARLY
-            // R20.
             | StatusCode::TOO_MANY_REQUESTS => Self::Release,
             // R63. 5xx are in the last arm.
             StatusCode::REQUEST_TIMEOUT => Self::Hold,
+            // R19: a 4xx of the handler is a result too.
             status
                 if status.is_success() || status.is_redirection() || status.is_client_error() =>
             {
@@ -77,6 +78,7 @@ impl OnStatus {
     /// again, and every caller gets its response. 408, 502, 503 and 504 are held: a server that
     /// answers with them was waiting for another one, and does not know the outcome.
     pub fn stripe(status: StatusCode) -> Self {
+        // R21.
         if status == StatusCode::INTERNAL_SERVER_ERROR {
             Self::Store
         } else {

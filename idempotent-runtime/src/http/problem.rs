@@ -18,8 +18,8 @@ use crate::error::{Error, ErrorKind};
 pub(super) const DOCUMENTATION: &str =
     "https://docs.rs/idempotency/latest/idempotency/http/index.html";
 
-/// The reason for a refusal. Each kind has a `type` of its own (R49): the documentation's address,
-/// `#`, and the kind's [name](Self::name).
+/// The reason for a refusal. Each kind has a `type` of its own: the documentation's address, `#`,
+/// and the kind's [name](Self::name).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ProblemKind {
@@ -54,6 +54,7 @@ impl ProblemKind {
     /// The last part of the `type`.
     pub const fn name(self) -> &'static str {
         match self {
+            // R49: every kind has a name of its own.
             Self::Missing => "missing",
             Self::Malformed => "malformed",
             Self::NoPrincipal => "no-principal",
@@ -287,10 +288,12 @@ impl Problem {
             response.extensions_mut().insert(error);
         }
         let headers = response.headers_mut();
+        // R48.
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         headers.insert(IDEMPOTENCY_PROBLEM, HeaderValue::from_static(self.kind.name()));
         if let Some(retry_after) = self.retry_after {
+            // R36: at least one second.
             let seconds = retry_after.as_millis().div_ceil(1000).max(1);
             let seconds = u64::try_from(seconds).unwrap_or(u64::MAX);
             headers.insert(RETRY_AFTER, HeaderValue::from(seconds));

@@ -8,7 +8,7 @@ use http::request::Parts;
 use crate::key::{IntoKey, Key};
 
 /// The principal that a key belongs to: the part of a record's name that keeps the keys of two
-/// tenants apart (R43).
+/// tenants apart.
 ///
 /// It is a required argument of the layer. Without it, one client could read the responses of
 /// another by guessing keys.
@@ -42,7 +42,7 @@ impl Scope {
         Self(Some(Arc::new(move |request| principal(request).map(|principal| Key::of(&principal)))))
     }
 
-    /// Returns the scope of a request, or `Nobody` if it has no principal.
+    /// Returns the scope of a request (R43), or `Nobody` if it has no principal (R44).
     pub(super) fn of_request(&self, request: &Parts) -> Result<Option<Key>, Nobody> {
         let Some(principal) = &self.0 else { return Ok(None) };
         principal(request).filter(|principal| !principal.is_missing()).map(Some).ok_or(Nobody)
