@@ -7,7 +7,8 @@ if not r or r.state == TOMBSTONE then
   refused = 'absent'
 elseif r.state == IN_PROGRESS and r.ends > now then
   refused = 'running'
--- An operator may correct an operator's answer, though not to "it did not happen": callers have had it.
+-- An operator may correct an operator's answer, but not to "it did not happen": callers may have
+-- received it.
 elseif (r.state ~= IN_DOUBT and not (is_answer(r) and r.reason == RESOLVED and state ~= 0)) or r.owner ~= ARGV[1] then
   refused = (r.owner == ARGV[2] and r.reason == RESOLVED) and 'applied' or 'conflict'
 end
