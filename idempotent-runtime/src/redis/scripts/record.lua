@@ -1,6 +1,6 @@
 -- Code that all scripts share. The places of the fields are those of store/envelope.rs, counted
 -- from one here. Time is the server's. The lease of a first claim is not written: it ends `linger`
--- before the key expires.
+-- and `after_expiry` before the key expires.
 local key = KEYS[1]
 local clock = redis.call('TIME')
 local micros = clock[1] * 1000000 + clock[2]
