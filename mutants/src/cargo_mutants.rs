@@ -74,7 +74,7 @@ fn total(tree: &Tree, target: &Path, room: &Room) -> anyhow::Result<usize> {
     Ok(list.as_array().map_or(0, Vec::len))
 }
 
-/// Makes each change of one of the shards, and runs the tests.
+/// Applies each change of one of the shards, and runs the tests.
 fn mutate(
     tree: &Tree,
     target: &Path,

@@ -1,4 +1,4 @@
-//! The proxy in front of a real server: what reaches the server is asked of the server itself.
+//! The proxy in front of a real server: the server itself shows what reaches it.
 
 use std::io::ErrorKind;
 use std::time::{Duration, Instant};

@@ -1,4 +1,4 @@
-//! The proxy in front of SQL databases: what reaches the server is asked of the server itself.
+//! The proxy in front of SQL databases: the server itself shows what reaches it.
 
 use idempotency_test_support::deadline::within;
 use idempotency_test_support::proxy::{Action, Fault, Moment, Protocol, Proxy};

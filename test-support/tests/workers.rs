@@ -1,4 +1,4 @@
-//! Worker processes that stop where they are told to.
+//! Worker processes that stop at the named points.
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};

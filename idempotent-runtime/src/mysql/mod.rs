@@ -93,9 +93,10 @@ impl MySqlStore {
     /// runtimes that opened them, and return to it only as long as these runtimes run.
     ///
     /// Code that holds many of them, in open transactions for example, keeps the engine's calls
-    /// waiting. Requests are refused after two seconds, and long waits are logged, once a minute.
-    /// Code that holds one connection and makes a call needs two: as many such callers as the pool
-    /// has connections can block each other. Use a separate pool for the store then.
+    /// waiting. These are refused after two seconds, and a wait of more than one second is logged,
+    /// at most once a minute. Code that holds one connection and makes a call needs two: as many
+    /// such callers as the pool has connections can block each other. Use a separate pool for the
+    /// store then.
     ///
     /// The caller chooses the settings of connections. Any isolation level will do except `READ
     /// UNCOMMITTED`, which shows results that are never committed and is rejected

@@ -226,9 +226,10 @@ impl Statements {
         ))
     }
 
-    /// Removed rows are passed over again and again while a transaction is open that began before:
-    /// starting at a place skips them. The server knows how many rows there are, but not how many
-    /// there were. With few rows it would rather scan the whole table, so the index is forced.
+    /// Returns the query for the due rows after a place. Removed rows are scanned again and again
+    /// while a transaction is open that began before: starting at a place skips them. The server
+    /// knows how many rows there are, but not how many there were. With few rows it would rather
+    /// scan the whole table, so the index is forced.
     fn is_due(&self, by: Access) -> String {
         let index = match by {
             Access::Index => format!(" FORCE INDEX ({})", self.purge_index),
@@ -243,8 +244,8 @@ impl Statements {
     }
 
     /// Returns the statement that removes those of `keys` records of which nothing is left. It does
-    /// not mention `purge_at`, through whose index the server would pass over rows that were
-    /// removed before. Only the multi-table form of `DELETE` can force an index.
+    /// not mention `purge_at`, through whose index the server would scan rows that were removed
+    /// before. Only the multi-table form of `DELETE` can force an index.
     pub(super) fn purge(&self, keys: usize) -> Statement {
         Statement::from(format!(
             "DELETE kept FROM {table} AS kept FORCE INDEX (PRIMARY)

@@ -106,9 +106,10 @@ impl PostgresStore {
     /// long as these runtimes run.
     ///
     /// Code that holds many of them, in open transactions for example, keeps the engine's calls
-    /// waiting. Requests are refused after two seconds, and long waits are logged, once a minute.
-    /// Code that holds one connection and makes a call needs two: as many such callers as the pool
-    /// has connections can block each other. Use a separate pool for the store then.
+    /// waiting. These are refused after two seconds, and a wait of more than one second is logged,
+    /// at most once a minute. Code that holds one connection and makes a call needs two: as many
+    /// such callers as the pool has connections can block each other. Use a separate pool for the
+    /// store then.
     ///
     /// Any isolation level and any timeouts will do: each request states how long to wait for a
     /// lock. Hooks that the pool runs when it opens or lends a connection must leave it outside of

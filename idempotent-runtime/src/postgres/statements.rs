@@ -170,8 +170,8 @@ impl Statements {
 /// Removes due rows, or puts them off, from the time `$2` on. Rows that another transaction has
 /// locked are being written, or purged.
 ///
-/// Removed rows are still passed over while a transaction is open that began before: starting at a
-/// time skips them.
+/// Removed rows are still scanned while a transaction is open that began before: starting at a time
+/// skips them.
 fn purge(table: &str) -> String {
     format!(
         "WITH clock AS MATERIALIZED ({CLOCK}),

@@ -39,8 +39,8 @@ use crate::store::{
 
 type SetupFuture = Pin<Box<dyn Future<Output = RedisResult<()>> + Send>>;
 
-/// The `lease_until` of a record whose lease ends `linger` and `after_expiry` before its key expires.
-/// See `scripts/record.lua`.
+/// The `lease_until` of a record whose lease ends `linger` and `after_expiry` before its key
+/// expires. See `scripts/record.lua`.
 const BY_EXPIRY: Timestamp = Timestamp::from_millis(u64::MAX);
 /// The number of times that a claim is decided while the record changes before its body is read.
 const ATTEMPTS: usize = 100;

@@ -19,11 +19,10 @@ pub(crate) type Place = (i64, [u8; 32]);
 /// The progress of one store's purges in the order of `purge_at`.
 ///
 /// Removed rows stay in the index while a transaction is open that began before: the server may
-/// still need them for it. A purge that starts from the beginning passes over all of them, each
-/// time. So a batch begins where the previous one ended, and so does the first batch of the next
-/// look.
+/// still need them for it. A purge that starts from the beginning scans all of them, each time. So
+/// a batch begins where the previous one ended, and so does the first batch of the next look.
 ///
-/// That skips rows that are written behind the mark later: by a transaction that was open for
+/// This skips rows that are written behind the mark later: by a transaction that was open for
 /// longer than the record was to live, by an operator, by hand. Such rows have expired, and only
 /// take space. Now and then a look begins at the beginning and finds them. Rows that another
 /// transaction had locked are known, and the next look begins with them.
@@ -79,8 +78,8 @@ impl PurgeMark {
         self.with(|state| state.reached = state.reached.max(place));
     }
 
-    /// Records that a batch has failed, perhaps because it had to pass over too much: the next one
-    /// does not.
+    /// Records that a batch has failed, perhaps because it had to scan too much: the next one
+    /// starts after the rows that were reached.
     pub(crate) fn failed(&self) {
         self.with(|state| state.next = state.next.max(state.reached));
     }

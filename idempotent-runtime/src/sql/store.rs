@@ -126,7 +126,7 @@ pub(crate) fn is_answered<A>(result: &Result<A, StoreError>) -> bool {
     is_settled(result.as_ref().err())
 }
 
-/// Returns true if the request succeeded, or its `failure` was an answer of the server.
+/// Returns true unless `failure` leaves the outcome of the request unknown.
 pub(crate) fn is_settled(failure: Option<&StoreError>) -> bool {
     failure.is_none_or(|failure| !failure.is_outcome_unknown())
 }

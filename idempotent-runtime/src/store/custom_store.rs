@@ -31,7 +31,7 @@ impl CustomStore {
         }
     }
 
-    /// Reads, changes and writes one value. This makes the store correct: no other caller sees or
+    /// Reads, changes and writes one value. The store is correct because no other caller sees or
     /// writes the value between the read and the write.
     fn change<R>(
         &self,

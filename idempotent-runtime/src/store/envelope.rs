@@ -18,7 +18,7 @@
 //! | 60 | 1 | policy: retry 1, resume 2, verify 3, hold 4 |
 //! | 61 | 8 | `created`, milliseconds since 1970 |
 //! | 69 | 4 | attempts |
-//! | 73 | 1 | reason: none 0, crashed 1, dropped 2, panicked 3, lease lost 4, error 5, not stored 6, shut down 7, too large 8, not encodable 9, resolved 10 |
+//! | 73 | 1 | reason: none 0, crashed 1, dropped 2, panicked 3, lease lost 4, error 5, not stored 6, shut down 7, too large 8, not encodable 9, resolved 10, unverified 11 |
 //! | 74 | 8 | `lease_until`, milliseconds since 1970; a store that keeps it elsewhere overwrites it after decoding |
 //! | 82 | 8 | `expires`, milliseconds since 1970; likewise |
 //! | 90 | 4 | schema |

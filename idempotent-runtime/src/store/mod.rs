@@ -96,7 +96,7 @@ use crate::key::KeyHash;
 /// | T3 | busy: P whose lease runs stays | `claim` |
 /// | T4 | repeated claim: P with the caller's token stays | `claim` |
 /// | T5, T5b | takeover: P whose lease has expired (T5) or X under verify (T5b) → P | `claim` |
-/// | T6, T6b | P → X: the lease expired (T6), or the owner does it (T6b) | `claim`, [`park`](Self::park) |
+/// | T6, T6b | P → X: lease expired (T6), or by the owner (T6b) | `claim`, [`park`](Self::park) |
 /// | T7 | renewal: P stays | [`renew`](Self::renew) |
 /// | T8 | commit: P and X → C, F | [`complete`](Self::complete) |
 /// | T9 | adoption: no record → C, F; it vanished while its owner's lease ran | `complete` |

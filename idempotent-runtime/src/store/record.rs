@@ -32,7 +32,7 @@ impl fmt::Debug for Token {
     }
 }
 
-/// The state of a record. There is no state for an absent record.
+/// The state of a record. An absent record has none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum State {

@@ -138,12 +138,12 @@ pub(crate) fn is_over(error: &StoreError) -> bool {
 /// The end of a call in a transaction.
 #[derive(Clone, Debug)]
 pub enum End {
-    /// What the body wrote stays, with its result.
+    /// Keeps what the body wrote, with its result.
     Keep(Commit),
-    /// What the body wrote is undone; its error is stored as the result.
+    /// Undoes what the body wrote; its error is stored as the result.
     KeepError(Commit),
-    /// What the body wrote is undone; the record is in doubt.
+    /// Undoes what the body wrote; the record is in doubt.
     Hold(Park),
-    /// Everything since `begin` is undone.
+    /// Undoes everything since `begin`.
     Undo,
 }

@@ -247,7 +247,7 @@ fn of_operator(protocol: &Protocol, state: &State, actions: &mut Vec<Action>) {
     }
 }
 
-/// Returns what an operator who investigates can know: that it happened, or that it did not and
+/// Returns what an operator that investigates can know: that it happened, or that it did not and
 /// will not.
 pub fn truth(protocol: &Protocol, state: &State) -> Option<bool> {
     let effects = &state.world.effects[state.world.retention][..protocol.steps()];

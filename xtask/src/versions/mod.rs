@@ -72,8 +72,7 @@ pub(crate) fn provide() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Returns the suites on each version: only on the first of its kind by default, on all of them in
-/// a long run.
+/// Returns the suites on each version: only the first one by default, all of them in a long run.
 pub(crate) fn commands(options: &Options) -> anyhow::Result<Vec<Command>> {
     if let Err(reason) = can_be_had() {
         println!("not run: the suites on {}: {reason}", names());

@@ -1,5 +1,5 @@
--- KEYS 1 record 2 staged record. ARGV 1 observed token 2 new token 3 state, or 0 for not executed 4 schema 5 ttl
--- 6 '1' if staged 7 body.
+-- KEYS 1 record 2 staged record. ARGV 1 observed token 2 new token 3 state, or 0 for not executed
+-- 4 schema 5 ttl 6 '1' if staged 7 body.
 local staged, state = ARGV[6] == '1', tonumber(ARGV[3])
 local r = read()
 local refused
