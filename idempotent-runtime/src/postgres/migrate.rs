@@ -55,6 +55,10 @@ async fn up_to_date(store: &Inner, connection: &mut PgConnection) -> Result<i64,
         Err(error) if is_missing_table(&error) => {}
         Err(error) => return Err(error),
     }
+    // One process at a time: `CREATE … IF NOT EXISTS` of two at once can fail in the system
+    // catalogs. The lock is taken before the first of these statements and ends with the
+    // transaction. A process that has waited for it finds the table, and the script changes
+    // nothing.
     let bounds = bounds(store).before();
     let begin = format!(
         "BEGIN ISOLATION LEVEL READ COMMITTED; {bounds}SELECT pg_advisory_xact_lock({LOCK})"

@@ -153,6 +153,10 @@ impl Transactional for InTransaction<'_> {
     }
 
     async fn settle(&mut self, savepoint: &str, claimed: &Record) -> Answer<u64> {
+        // The fence was written before the wait for another transaction, if there was one. That
+        // transaction may have got a larger fence meanwhile, shown it to its body, and rolled back.
+        // So the fence is raised now, when the row belongs to this transaction and no other one can
+        // get a fence for the key.
         let raising = if self.is_late {
             format!("{};", self.store.in_transactions.raise)
         } else {
