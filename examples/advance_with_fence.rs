@@ -1,14 +1,15 @@
-//! A lease does not stop an owner that was paused: it wakes up, believes that it owns the call, and
-//! writes. A row that remembers the largest fence refuses it, so that the order only moves forward.
+//! A fence stops an owner that was paused. A lease cannot: the owner wakes up, believes that it
+//! still owns the call, and writes. A row that remembers the largest fence rejects that write, so
+//! that the order only moves forward.
 //!
 //! ```sh
 //! cargo run --features sqlite --example advance_with_fence
 //! cargo run --features sqlite --example advance_with_fence -- DIRECTORY   # keeps the tables in a new one
 //! ```
 //!
-//! Two engines on one file stand for two processes. The first one has a `max_run` that is far too
-//! short: its lease is not renewed any more while its body goes on, as after a pause of the whole
-//! process.
+//! Two engines on one file represent two processes. The `max_run` of the first one is far too
+//! short: its lease is no longer renewed while its body is still running, as after a pause of the
+//! whole process.
 
 use std::path::Path;
 use std::time::Duration;
@@ -38,15 +39,15 @@ enum ShopError {
     Idempotency(#[from] Error),
 }
 
-/// The key is the order: fences of one key grow with every claim, those of two keys say nothing
-/// about each other.
+/// The key is the order: the fences of one key grow with every claim, those of two keys are
+/// unrelated.
 #[idempotent(name = "orders.pack", key = order, ttl = "24h", lease = "10s", on_crash = retry)]
 async fn pack(shop: &Shop, order: u32, owner: &str) -> Result<String, ShopError> {
     let context = Context::current();
-    let fence = context.fence().await?; // before the work: whoever claims later has a larger one
+    let fence = context.fence().await?; // before the work: a later claim has a larger one
     println!("{owner} has the claim, attempt {}", context.attempt());
     if owner == SLOW {
-        shop.wait_until_packed(order).await?; // by somebody else: it sleeps through the end of its lease
+        shop.wait_until_packed(order).await?; // by others: its lease expires meanwhile
         println!(
             "{owner} wakes up; its lease is {}",
             if context.lease_lost() { "over" } else { "still there" }
@@ -70,9 +71,9 @@ impl Shop {
         Ok(Self { pool })
     }
 
-    /// The row decides, in one statement, and nobody else: whoever asks first and writes then is
-    /// late in between. One attempt writes once here; `fence <= ?` lets it write again, and refuses
-    /// late owners just as well.
+    /// Writes only if the fence is larger than the row's, in one statement. A caller that reads the
+    /// row first and writes afterwards may be overtaken in between. Here an attempt writes once;
+    /// `fence <= ?` would let it write again, and rejects late owners just as well.
     async fn advance(
         &self,
         order: u32,

@@ -1,4 +1,4 @@
-//! An annotated service function behind axum, its errors as HTTP statuses.
+//! An annotated service function behind axum, with its errors as HTTP statuses.
 //!
 //! ```sh
 //! cargo run --example axum_handler             # starts the server, sends it requests, prints the statuses
@@ -27,8 +27,9 @@ struct Charge {
     amount: u64,
 }
 
-/// `detach`: when the client hangs up, axum drops the handler, and the charge is finished all the
-/// same. A service with several clients also says `scope = …`, so that their keys never meet.
+/// Charges a card. With `detach`, the charge is finished even if the client disconnects and axum
+/// drops the handler. A service with several clients also sets `scope = …`, so that their keys
+/// never collide.
 #[idempotent(key = key, ttl = "24h", fingerprint = charge, on_conflict = reject, detach)]
 async fn pay(bank: Arc<Bank>, key: Option<String>, charge: Charge) -> Result<String, Error> {
     Ok(bank.charge(&charge).await)
@@ -51,14 +52,14 @@ fn refusal(error: &Error) -> Response {
         _ if error.is_retryable() => StatusCode::SERVICE_UNAVAILABLE,
         _ => StatusCode::INTERNAL_SERVER_ERROR,
     };
-    // In doubt is a conflict that no retry ends: no `Retry-After` then.
+    // No retry resolves a record in doubt: that conflict has no `Retry-After`.
     let wait = error.is_retryable().then(|| error.retry_after().unwrap_or(Duration::from_secs(1)));
     let retry_after =
         wait.map(|wait| [(header::RETRY_AFTER, wait.as_millis().div_ceil(1000).to_string())]);
     (status, retry_after, error.to_string()).into_response()
 }
 
-/// Outside of the service. It counts its charges, and makes one at a time.
+/// The bank, outside of the service. It counts its charges, and makes one at a time.
 #[derive(Default)]
 struct Bank {
     charges: Mutex<u32>,
@@ -107,7 +108,7 @@ async fn main() -> anyhow::Result<()> {
     send("the key, another amount", Some("k1"), 900).await?;
     send("no key", None, 500).await?;
 
-    let busy = bank.charges.lock().await; // whichever of the two comes first has to wait for the bank
+    let busy = bank.charges.lock().await; // the first of the two has to wait
     let one = pin!(send("a double submit", Some("k2"), 700));
     let other = pin!(send("a double submit", Some("k2"), 700));
     let (refused, charged) = select(one, other).await.factor_first();

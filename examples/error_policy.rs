@@ -1,5 +1,5 @@
-//! Three errors of a bank, and what a retry gets after each: a declined card is stored, a timeout
-//! is held, a busy bank is released.
+//! Three errors of a bank, and the outcome of a retry after each: a declined card is stored, a
+//! timeout is held, a busy bank is released.
 //!
 //! ```sh
 //! cargo run --example error_policy
@@ -26,15 +26,16 @@ enum PayError {
     Idempotency(#[from] Error),
 }
 
-/// The policy answers one question: what does this error say about the money?
+/// Decides about each error by one question: what does it say about the money?
 fn policy(error: &PayError) -> OnError {
     match error {
-        // It was not moved, and that is the answer: every retry gets the same, and the bank is not
-        // asked again.
+        // The money was not moved, and that is the result: every retry gets the same, and the bank
+        // is not called again.
         PayError::Declined => OnError::Store,
-        // Nobody knows: every retry is refused until somebody has asked the bank.
+        // The outcome is unknown: every retry is refused until an operator has checked with the
+        // bank.
         PayError::Timeout => OnError::Hold,
-        // It was not moved, and the next try may be luckier.
+        // The money was not moved, and the next attempt may succeed.
         PayError::Busy | PayError::Idempotency(_) => OnError::Release,
     }
 }
@@ -44,7 +45,7 @@ async fn charge(bank: &Bank, payment: &str) -> Result<String, PayError> {
     bank.charge(payment)
 }
 
-/// Stands outside of the code that is shown, and counts how often it is asked.
+/// The bank, which is outside of the service. It counts the requests that it gets.
 #[derive(Default)]
 struct Bank {
     asked: Mutex<HashMap<String, u32>>,
@@ -94,7 +95,7 @@ async fn main() -> anyhow::Result<()> {
         view.state,
         view.reason.context("it has no reason")?
     );
-    // The bank's books say that the money was moved. Had it not been, the answer would be
+    // The bank's books show that the money was moved. Otherwise the resolution would be
     // `Resolution::NotExecuted`.
     record.resolve(&view, Resolution::Completed("receipt from the bank's books")).await?;
     attempt("retry", &bank, "timeout").await;

@@ -1,6 +1,6 @@
 //! An order in four steps: reserve, charge, ship, notify. A process that fulfils one is killed in
-//! the middle, and another process goes on after its last finished step. A step that fails leaves
-//! the earlier ones done.
+//! the middle, and another process continues after its last finished step. If a step fails, the
+//! earlier ones stay done.
 //!
 //! ```sh
 //! cargo run --features sqlite --example fulfil_order
@@ -19,9 +19,9 @@ use idempotency::{Context, Error, Idempotency, StepRetry, idempotent};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::Command;
 
-/// Its truck takes a minute to load, which is when its process is killed.
+/// An order whose truck takes a minute to load; its process is killed meanwhile.
 const SLOW: u32 = 4711;
-/// There is no truck for it at first.
+/// An order for which there is no truck at first.
 const NO_TRUCK: u32 = 4712;
 
 #[derive(Debug, thiserror::Error)]
@@ -38,8 +38,8 @@ enum ShopError {
 async fn fulfil(shop: &Shop, order: u32) -> Result<String, ShopError> {
     let context = Context::current();
     let place = shop.tell("reserve", context.step("reserve", || shop.reserve(order))).await?;
-    // Never again after a crash in its middle. Its key is the same in every attempt, and no other
-    // step's.
+    // Never run again after a crash in the middle of it. Its key is the same in every attempt, and
+    // differs from that of every other step.
     let charge = context.step("charge", || shop.charge(order, context.derive_key("provider")));
     let payment = shop.tell("charge", charge.at_most_once()).await?;
     let parcel = shop.tell("ship", context.step("ship", || shop.ship(order, place))).await?;
@@ -49,7 +49,7 @@ async fn fulfil(shop: &Shop, order: u32) -> Result<String, ShopError> {
     Ok(format!("{parcel}, paid with {payment}"))
 }
 
-/// The world around: its books are where effects are counted.
+/// The world outside. Its books are where effects are counted.
 struct Shop {
     books: PathBuf,
     ran: AtomicBool,
@@ -60,7 +60,7 @@ impl Shop {
         Self { books: directory.join("books"), ran: AtomicBool::new(false) }
     }
 
-    /// Says whether a step ran here or was replayed.
+    /// Prints whether a step ran here or was replayed.
     async fn tell<T>(
         &self,
         name: &str,
@@ -78,7 +78,7 @@ impl Shop {
     }
 
     async fn note(&self, line: String) -> Result<(), ShopError> {
-        tokio::time::sleep(Duration::from_millis(3)).await; // the way there
+        tokio::time::sleep(Duration::from_millis(3)).await; // network latency
         self.ran.store(true, Ordering::Relaxed);
         let mut books = OpenOptions::new().create(true).append(true).open(&self.books)?;
         Ok(books.write_all(format!("{line}\n").as_bytes())?)
@@ -122,7 +122,7 @@ async fn in_process(directory: &Path, order: u32, until: Option<&str>) -> anyhow
     while let Some(line) = lines.next_line().await? {
         println!("  {line}");
         if until == Some(line.as_str()) {
-            child.kill().await?; // SIGKILL: nothing in it runs any more
+            child.kill().await?; // SIGKILL: none of its code runs any more
             println!("  killed");
             println!("the next process goes on when its lease is over, in ten seconds");
         }

@@ -1,11 +1,11 @@
-//! `reqwest` behind the layer for clients: the answer to a charge is lost, and the retry has the
-//! same key.
+//! `reqwest` behind the client layer: the response to a charge is lost, and the retry has the same
+//! key.
 //!
 //! ```sh
 //! cargo run --example http_client --features http
 //! ```
 //!
-//! The service is in the same process, on a real socket. It breaks the first connection after the
+//! The service runs in the same process, on a real socket. It breaks the first connection after the
 //! charge was made.
 
 use std::future::IntoFuture as _;
@@ -27,13 +27,13 @@ use idempotency::store::MemoryStore;
 use tokio::net::TcpListener;
 use tower::{Layer as _, ServiceExt as _, service_fn};
 
-/// Counts its charges.
+/// Charges, and counts its charges.
 async fn charge(State(charges): State<Arc<AtomicU32>>, order: String) -> (StatusCode, String) {
     let number = charges.fetch_add(1, Ordering::SeqCst) + 1;
     (StatusCode::CREATED, format!("receipt {number} for {order}"))
 }
 
-/// Serves `router`, and breaks the connection of the first answer instead of sending it.
+/// Serves `router`, and breaks the first connection instead of sending its response.
 async fn serve(listener: TcpListener, router: Router) -> anyhow::Result<()> {
     let is_first = Arc::new(AtomicBool::new(true));
     loop {
@@ -64,7 +64,7 @@ async fn main() -> anyhow::Result<()> {
     let address = listener.local_addr()?;
     tokio::spawn(serve(listener, router));
 
-    // reqwest has a request type of its own: this is all that lies between.
+    // reqwest has a request type of its own. This adapter is all that is needed.
     let plain = reqwest::Client::new();
     let transport = service_fn(move |request: Request<Bytes>| {
         let plain = plain.clone();

@@ -1,4 +1,4 @@
-//! A warehouse whose clients lose answers and ask again: three kinds of updates that a retry would
+//! A warehouse whose clients lose responses and retry: three kinds of updates that a retry would
 //! spoil, each in one transaction with its record.
 //!
 //! ```sh
@@ -34,7 +34,7 @@ enum ShopError {
     Idempotency(#[from] Error),
 }
 
-/// A conditional decrement. Made twice, the order would take two items.
+/// A conditional decrement. If it ran twice, the order would take two items.
 #[idempotent(name = "inventory.reserve", key = order, ttl = "24h", fingerprint = item, tx = tx)]
 async fn reserve(
     tx: &mut Transaction<'_, Sqlite>,
@@ -48,8 +48,8 @@ async fn reserve(
     Ok(left.ok_or(ShopError::SoldOut)?.0)
 }
 
-/// An update of the version that was seen. Made twice, the second would say that somebody else was
-/// faster.
+/// An update of the version that was seen. If it ran twice, the second would report that another
+/// writer was faster.
 #[idempotent(name = "inventory.reprice", key = (item, version), ttl = "24h", fingerprint = price, tx = tx)]
 async fn reprice(
     tx: &mut Transaction<'_, Sqlite>,
@@ -64,7 +64,7 @@ async fn reprice(
     if updated.rows_affected() == 1 { Ok(version + 1) } else { Err(ShopError::Stale) }
 }
 
-/// An insert under a unique constraint. Made twice, the second would fail.
+/// An insert under a unique constraint. If it ran twice, the second would fail.
 #[idempotent(name = "inventory.register", key = serial, ttl = "24h", fingerprint = item, tx = tx)]
 async fn register(
     tx: &mut Transaction<'_, Sqlite>,
@@ -121,7 +121,7 @@ async fn main() -> anyhow::Result<()> {
     check(&pool, reserved, sold_out).await
 }
 
-/// What the tables hold, whatever the calls have said.
+/// Checks the content of the tables, whatever the calls have returned.
 async fn check(pool: &SqlitePool, reserved: usize, sold_out: usize) -> anyhow::Result<()> {
     let (lamps,): (i64,) =
         sqlx::query_as("SELECT left FROM items WHERE name = 'lamp'").fetch_one(pool).await?;

@@ -1,6 +1,6 @@
 //! Two payments whose workers were killed (SIGKILL), one after the charge and one before. Under
-//! `hold`, the default, nobody runs them again: operators list what is in doubt, look into the
-//! bank's books, and answer.
+//! `hold`, the default, no caller runs them again. Operators list the records in doubt, check the
+//! bank's books, and resolve them.
 //!
 //! ```sh
 //! cargo run --features sqlite --example operator_resolve
@@ -37,10 +37,10 @@ async fn charge(bank: &Bank, payment: u32) -> Result<String, PayError> {
     Ok(format!("receipt of payment {payment}"))
 }
 
-/// The bank charges whenever it is asked. Its books are where effects are counted.
+/// The bank, which charges on every request. Its books are where effects are counted.
 struct Bank {
     books: PathBuf,
-    /// Where the worker stands still until it is killed.
+    /// The place at which the worker stops until it is killed.
     stops: Option<String>,
 }
 
@@ -58,7 +58,7 @@ impl Bank {
     }
 }
 
-/// Charges in a process of its own. It is killed as soon as it prints the line `until`.
+/// Charges in a process of its own, which is killed as soon as it prints the line `until`.
 async fn worker(directory: &Path, payment: u32, until: Option<&str>) -> anyhow::Result<()> {
     println!("payment {payment}, a worker starts");
     let mut command = Command::new(std::env::current_exe()?);
@@ -70,7 +70,7 @@ async fn worker(directory: &Path, payment: u32, until: Option<&str>) -> anyhow::
     while let Some(line) = lines.next_line().await? {
         println!("  {line}");
         if until == Some(line.as_str()) {
-            child.kill().await?; // SIGKILL: nothing in it runs any more
+            child.kill().await?; // SIGKILL: none of its code runs any more
             println!("  killed");
             return Ok(());
         }
@@ -79,8 +79,8 @@ async fn worker(directory: &Path, payment: u32, until: Option<&str>) -> anyhow::
     Ok(())
 }
 
-/// What is in doubt, also where no caller has noticed yet. A list shows hashes: the store knows no
-/// keys.
+/// Lists the records in doubt, including those that no caller has noticed yet. A list shows hashes:
+/// the store does not know the keys.
 async fn in_doubt(store: &SqliteStore, engine: &Idempotency) -> anyhow::Result<Vec<RecordView>> {
     let (mut scan, mut found) = (Scan::default(), Vec::new());
     scan.operation = Some(OPERATION.into());
@@ -100,8 +100,8 @@ async fn in_doubt(store: &SqliteStore, engine: &Idempotency) -> anyhow::Result<V
 async fn lead(directory: &Path) -> anyhow::Result<()> {
     worker(directory, 7, Some("charged")).await?;
     worker(directory, 8, Some("charging")).await?;
-    // The leases of the dead are over in ten seconds. From then on, every call is told that it is
-    // in doubt.
+    // The leases of the killed workers expire after ten seconds. From then on, every call is
+    // refused as in doubt.
     worker(directory, 7, None).await?;
     worker(directory, 8, None).await?;
 
@@ -111,8 +111,7 @@ async fn lead(directory: &Path) -> anyhow::Result<()> {
     println!("in doubt are {} payments", ada_sees.len());
     let books = fs::read_to_string(directory.join("books"))?;
     for payment in [7, 8] {
-        // The name under which the store keeps it; callers read its first twelve characters in
-        // their errors.
+        // The hash under which the store keeps the record. Errors show its first twelve characters.
         let record = engine.record(OPERATION, payment);
         let name = record.hash()?;
         let of_payment = |views: &[RecordView]| views.iter().find(|view| view.key == name).cloned();
@@ -134,8 +133,8 @@ async fn lead(directory: &Path) -> anyhow::Result<()> {
         record.resolve(&view, answer).await?;
         println!("  Ada has looked into the books and answers: {words}");
 
-        // Bob looked at the same time, and has not looked into the books. His answer is refused,
-        // whatever it is.
+        // Bob took his list at the same time, and has not checked the books. His resolution is
+        // rejected, whatever it is.
         let seen = of_payment(&bob_sees).context("Bob has not seen it")?;
         match record.resolve(&seen, Resolution::NotExecuted).await {
             Err(error) if error.kind() == ErrorKind::Superseded => {
@@ -180,7 +179,7 @@ async fn main() -> anyhow::Result<()> {
     }
 }
 
-/// Ends this process when the one that has started it is gone, however that went.
+/// Ends this process when the one that started it is gone, for whatever reason.
 fn end_with_parent() {
     std::thread::spawn(|| {
         let _ = io::copy(&mut io::stdin(), &mut io::sink());

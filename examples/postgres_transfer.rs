@@ -1,13 +1,13 @@
 //! Two processes make the same transfers between two accounts on PostgreSQL, each in one
-//! transaction with its record. One is killed in the middle of its transactions (SIGKILL), and
-//! still every transfer is made once and no cent is lost.
+//! transaction with its record. One is killed in the middle of its transactions (SIGKILL). Still
+//! every transfer is made once and no cent is lost.
 //!
 //! ```sh
 //! cargo run --features postgres --example postgres_transfer -- postgres://user:password@localhost/database
 //! ```
 //!
-//! `DATABASE_URL` names the database too. The tables are in a schema of this run, which is dropped
-//! in the end.
+//! `DATABASE_URL` can name the database too. The tables are in a schema of this run, which is
+//! dropped at the end.
 
 use std::process::Stdio;
 
@@ -51,12 +51,12 @@ enum BankError {
     Idempotency(#[from] Error),
 }
 
-/// Relative updates: made twice, they would move the money twice, and nobody could see it in the
-/// balances.
+/// Transfers money with relative updates. If they ran twice, they would move the money twice, and
+/// the balances would not show it.
 #[idempotent(name = "bank.transfer", key = transfer.id, ttl = "24h", fingerprint = transfer, tx = tx)]
 async fn make(tx: &mut Transaction<'_, Postgres>, transfer: &Transfer) -> Result<(), BankError> {
     let mut updates = [(transfer.from, -transfer.cents), (transfer.to, transfer.cents)];
-    updates.sort_unstable(); // all transactions take their locks in one order, or they meet in deadlocks
+    updates.sort_unstable(); // one lock order for all transactions avoids deadlocks
     for (account, cents) in updates {
         let update = sqlx::query("UPDATE accounts SET cents = cents + $1 WHERE name = $2")
             .bind(cents)
@@ -91,7 +91,7 @@ async fn connect(url: &str, schema: &str) -> anyhow::Result<PgPool> {
     Ok(PgPoolOptions::new().max_connections(8).connect_with(options).await?)
 }
 
-/// What each worker does: all transfers, eight at a time.
+/// Runs all transfers, eight at a time. This is the work of each worker.
 async fn work(url: &str, schema: &str) -> anyhow::Result<()> {
     let pool = &connect(url, schema).await?;
     Idempotency::new(PostgresStore::from_pool(pool.clone())).install()?;

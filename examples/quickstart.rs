@@ -32,12 +32,15 @@ enum PayError {
     Idempotency(#[from] Error),
 }
 
-/// The function that must not run twice for one payment. All that makes it safe to retry is in the
-/// attribute.
+/// The function that must not run twice for one payment. Everything that makes it safe to retry is
+/// in the attribute.
 #[idempotent(key = payment.id, ttl = "24h", fingerprint = payment, on_error = |error| match error {
-    PayError::Provider(ProviderError::Declined) => OnError::Store, // an answer like any other: a retry gets it again
-    PayError::Provider(ProviderError::NoAnswer(_)) => OnError::Hold, // money may have moved: no retry, somebody looks
-    PayError::Idempotency(_) => OnError::Release, // nothing has happened
+    // A result like any other: a retry gets it again.
+    PayError::Provider(ProviderError::Declined) => OnError::Store,
+    // Money may have moved: no retry, an operator decides.
+    PayError::Provider(ProviderError::NoAnswer(_)) => OnError::Hold,
+    // Nothing has happened.
+    PayError::Idempotency(_) => OnError::Release,
 })]
 async fn charge(provider: &CardProvider, payment: &Payment) -> Result<(), PayError> {
     Ok(provider.charge(payment).await?)

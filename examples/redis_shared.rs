@@ -1,16 +1,16 @@
 //! Three processes share a Redis store and work on one file of payment events. One is killed in the
-//! middle with SIGKILL, and still every payment is charged once.
+//! middle (SIGKILL). Still every payment is charged once.
 //!
 //! ```sh
 //! cargo run --features redis --example redis_shared                            # starts a redis-server of its own
 //! cargo run --features redis --example redis_shared -- redis://127.0.0.1/      # or takes yours; REDIS_URL does it too
 //! ```
 //!
-//! The policy is `hold`, the default: money is not moved twice. A payment whose worker died in the
-//! body is therefore in doubt: nobody runs it again by itself. At the end the operator's part is
-//! played: the provider's ledger is asked for each of them, and the record gets its answer. With
-//! `on_crash = retry` nothing would be left over, but the payments that the dead worker had charged
-//! already would be charged again.
+//! The policy is `hold`, the default: money is not moved twice. If a worker died in the body, its
+//! payment is therefore in doubt and is not run again automatically. At the end the example plays
+//! the operator: it looks up each of them in the provider's ledger, and resolves its record. With
+//! `on_crash = retry` none would be left, but payments that the dead worker had already charged
+//! would be charged again.
 
 mod fleet;
 #[expect(dead_code, reason = "shared with the other examples")]
@@ -29,7 +29,7 @@ use payments::{Payment, bundled_events, exit_code, read_events, sums};
 
 const OPERATION: &str = "payments.charge";
 
-/// `false`: the card was declined, which is an answer like any other.
+/// Charges a payment. Returns false if the card was declined, which is a result like any other.
 #[idempotent(name = OPERATION, key = payment.id, ttl = "24h", fingerprint = payment, on_error = hold)]
 async fn charge(ledger: &Ledger, payment: &Payment) -> anyhow::Result<bool> {
     ledger.charge(payment).await
@@ -46,8 +46,8 @@ async fn main() -> ExitCode {
     })
 }
 
-/// All that the processes have in common is the URL. The namespace keeps the runs of this example
-/// apart.
+/// Creates the engine. The URL is all that the processes have in common. The namespace separates
+/// the runs of this example.
 async fn engine(url: &str, ledger: &Path) -> anyhow::Result<Idempotency> {
     let store = RedisStore::connect(url).await?;
     let run = ledger
@@ -58,15 +58,16 @@ async fn engine(url: &str, ledger: &Path) -> anyhow::Result<Idempotency> {
         "run-{}",
         run.to_string_lossy().to_lowercase().replace(|c: char| !c.is_ascii_alphanumeric(), "-")
     );
-    // Short, so that the payments of the dead worker are in doubt soon. The usual 15 s fit a real
-    // service.
+    // A short lease, so that the payments of the dead worker are soon in doubt. The default of 15 s
+    // fits a real service.
     let engine = Idempotency::builder(store).namespace(run).lease(Duration::from_secs(4));
-    // Nobody repeats an event that was not answered in time: wait longer than a busy machine takes.
+    // An event that was not answered in time is not repeated: wait longer than a busy machine
+    // takes.
     let engine = engine.claim_timeout(Duration::from_secs(20));
     Ok(engine.on_conflict(OnConflict::Wait(Duration::from_secs(20))).build())
 }
 
-/// What each worker does: all events, beginning at another place than the others.
+/// Runs all events, beginning at another place than the other workers.
 async fn work(number: &str, url: &str, ledger: &Path) -> anyhow::Result<()> {
     engine(url, ledger).await?.install()?;
     let (mut events, _) = read_events(&bundled_events())?;
@@ -130,7 +131,7 @@ async fn lead(url: Option<String>) -> anyhow::Result<()> {
         let answer =
             if was_charged { Resolution::Completed(true) } else { Resolution::NotExecuted };
         record.resolve(&view, answer).await?;
-        // The next redelivery: a replay of the one, the first run of the other.
+        // The next redelivery: a replay for the one, the first run for the other.
         let payment = &events
             .iter()
             .find(|event| event.payment.id == id)

@@ -1,4 +1,4 @@
-//! The same annotated service on whichever store a variable names. Nothing else changes.
+//! The same annotated service on any store, named by a variable. Nothing else changes.
 //!
 //! ```sh
 //! cargo run --features redis --example swap_store
@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use idempotency::{Error, ErrorKind, Idempotency, State, idempotent, observe};
 
-/// The service. It knows of no store.
+/// The service. It does not know the store.
 #[derive(Default)]
 struct Warehouse {
     parcels_packed: AtomicU32,
@@ -39,7 +39,7 @@ async fn main() -> ExitCode {
 async fn run(url: &str) -> Result<(), Error> {
     let engine = Idempotency::connect(url).await?;
     engine.clone().install()?;
-    // The part after the scheme may hold a password.
+    // The part after the scheme may contain a password.
     println!("store:          {}", url.split(':').next().unwrap_or_default());
 
     let warehouse = Warehouse::default();

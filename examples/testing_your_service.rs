@@ -1,12 +1,12 @@
-//! Tests of a service whose function is `#[idempotent]`: what to check, and how to give each test a
-//! store of its own.
+//! Tests of a service whose function is `#[idempotent]`: what to check, and how to use one store
+//! per test.
 //!
 //! ```sh
 //! cargo run --example testing_your_service
 //! ```
 //!
-//! In your crate, each check is a `#[tokio::test]`. The feature `testing` has more: callers that
-//! leave at every point, a store with faults and a clock that moves by hand. Its documentation,
+//! In your crate, each check is a `#[tokio::test]`. The `testing` feature adds more: calls that are
+//! dropped at every point, a fault-injecting store and a manual clock. Its documentation,
 //! `idempotency::testing`, shows a service with all of them.
 
 use std::sync::{Mutex, PoisonError};
@@ -16,10 +16,10 @@ use idempotency::store::MemoryStore;
 use idempotency::{Error, ErrorKind, Idempotency, idempotent, observe};
 use serde::{Deserialize, Serialize};
 
-/// The service under test. It takes its engine from where it runs, so a test need not pass one in.
+/// The service under test. It uses the engine of the current scope, so a test need not pass one.
 #[idempotent(key = (show, seat), ttl = "1h", fingerprint = guest)]
 async fn reserve(hall: &Hall, show: &str, seat: u32, guest: &str) -> Result<Ticket, Error> {
-    tokio::task::yield_now().await; // others get their turn while the body runs
+    tokio::task::yield_now().await; // other calls run while this body does
     Ok(hall.sell(show, seat, guest))
 }
 
@@ -29,8 +29,8 @@ struct Ticket {
     guest: String,
 }
 
-/// The fake of what is outside. It counts effects, so it knows nothing of engines, and the service
-/// cannot touch the count.
+/// The fake of the outside world. It counts effects, knows nothing of engines, and the service
+/// cannot change the count.
 #[derive(Default)]
 struct Hall {
     sold: Mutex<Vec<String>>,
@@ -48,7 +48,7 @@ impl Hall {
     }
 }
 
-/// A store that nobody else has: tests may run side by side and use the same keys.
+/// Creates an engine with a store of its own: tests may run in parallel and use the same keys.
 fn engine() -> Idempotency {
     Idempotency::new(MemoryStore::new())
 }

@@ -1,5 +1,4 @@
-//! The day of `quickstart` one event after the other, with the call written out instead of the
-//! attribute.
+//! The events of `quickstart` one after the other, with an explicit call instead of the attribute.
 //!
 //! ```sh
 //! cargo run --example without_macro                   # the bundled day of a shop
@@ -32,8 +31,8 @@ enum PayError {
     Idempotency(#[from] Error),
 }
 
-/// What the attribute in `quickstart` expands to, in substance: the engine is named, and so is the
-/// operation.
+/// The call that the attribute in `quickstart` expands to, in essence: the engine is named, and so
+/// is the operation.
 async fn charge(
     engine: &Idempotency,
     provider: &CardProvider,
@@ -100,7 +99,7 @@ async fn run() -> anyhow::Result<()> {
     }
     anyhow::ensure!(ledger.len() == charges, "the ledger has {} charges", ledger.len());
 
-    // Without the attribute the operation's name is at hand, so a record can be looked up.
+    // Without the attribute the operation's name is known, so a record can be looked up.
     if let Some(first) = events.first() {
         let record = engine.record(OPERATION, &first.payment.id).inspect().await?;
         let record = record.ok_or_else(|| anyhow::anyhow!("the first payment left no record"))?;

@@ -1,5 +1,5 @@
-//! What the attribute costs the compiler: 200 annotated functions beside the same functions without
-//! it.
+//! The cost of the attribute for the compiler: 200 annotated functions beside the same functions
+//! without it.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -12,10 +12,10 @@ use crate::cpu;
 use crate::measure::{Row, Target};
 
 const FUNCTIONS: u32 = 200;
-/// A body that does as little as one can.
+/// A body that does as little as possible.
 const SHORT: &str = "    let receipt = format!(\"{} {}\", order.id, order.customer);
     Ok(Receipt { order: order.id, total: 0, charge: receipt })";
-/// One as services have them.
+/// A body as services have them.
 const ORDINARY: &str = "    let customer = provider.customer(order.customer).await?;
     if customer.is_blocked {
         return Err(PayError::Blocked(customer.name));
@@ -70,7 +70,7 @@ fn compare(which: &str, body: &str) -> anyhow::Result<Row> {
     let mut figures = Vec::new();
     for round in 0..=ROUNDS {
         let pair = (check(&annotated)?, check(&plain)?);
-        // The first builds what both depend on.
+        // The first round builds what both depend on.
         if round > 0 {
             figures.push(pair);
         }
@@ -85,7 +85,7 @@ fn compare(which: &str, body: &str) -> anyhow::Result<Row> {
     Ok(row)
 }
 
-/// A package with that many functions, each behind `attribute`.
+/// Creates a package with that many functions, each with `attribute`.
 fn package(
     directory: &Path,
     name: &str,
@@ -114,11 +114,11 @@ fn package(
     Ok(package)
 }
 
-/// The processor time of checking the package alone.
+/// Returns the processor time of checking the package alone.
 fn check(package: &Path) -> anyhow::Result<Duration> {
     let source = package.join("src/lib.rs");
     let text = std::fs::read_to_string(&source)?;
-    // Newer than what was built.
+    // Newer than the build.
     std::fs::write(&source, text)?;
     let before = cpu::children()?;
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());

@@ -1,10 +1,11 @@
-//! The time that processes had a processor.
+//! The processor time of processes.
 
 use std::time::Duration;
 
 use anyhow::Context as _;
 
-/// What all threads of the process have spent until now, in nanoseconds.
+/// Returns the time that all threads of the process have used so far; the system reports
+/// nanoseconds.
 fn spent(pid: u32) -> anyhow::Result<Duration> {
     let mut nanoseconds = 0;
     for thread in std::fs::read_dir(format!("/proc/{pid}/task"))? {
@@ -17,18 +18,19 @@ fn spent(pid: u32) -> anyhow::Result<Duration> {
     Ok(Duration::from_nanos(nanoseconds))
 }
 
-/// What this process and the servers have spent.
+/// Returns the time that this process and the servers have used.
 pub fn together(servers: &[u32]) -> anyhow::Result<Duration> {
     let pids = servers.iter().copied().chain([std::process::id()]);
     pids.map(spent).sum()
 }
 
-/// What the servers have spent.
+/// Returns the time that the servers have used.
 pub fn of(servers: &[u32]) -> anyhow::Result<Duration> {
     servers.iter().copied().map(spent).sum()
 }
 
-/// What those children of this process have spent that have ended. Ticks of ten milliseconds.
+/// Returns the time of those children of this process that have ended, in ticks of ten
+/// milliseconds.
 pub fn children() -> anyhow::Result<Duration> {
     let stat = std::fs::read_to_string("/proc/self/stat")?;
     // The name of the program, in parentheses, may contain anything.

@@ -1,5 +1,5 @@
-//! What a guarded call costs, beside what the bare client, a plain cache and other crates cost for
-//! the same work.
+//! The cost of a guarded call, beside the cost of the bare client, a plain cache and other crates
+//! for the same work.
 //!
 //! Every figure is a ratio of two kinds of work that take turns in one run.
 //! `cargo xtask bench --write` puts them into `docs/performance.md`.

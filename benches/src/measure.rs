@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// What is asked of a ratio.
+/// The requirement for a ratio.
 #[derive(Clone, Copy, Debug)]
 pub enum Target {
     AtMost(f64),
     AtLeast(f64),
-    /// It is only told.
+    /// It is only reported.
     Told,
 }
 
@@ -20,9 +20,9 @@ pub struct Row {
     pub path: String,
     pub reference: String,
     pub target: Target,
-    /// One for each round, or the one figure.
+    /// The ratio of each round, or the only one.
     pub ratios: Vec<f64>,
-    /// What both took, in words.
+    /// The times of both, in words.
     pub figures: String,
 }
 
@@ -32,7 +32,7 @@ impl Row {
         Self { path, reference, target, ratios: Vec::new(), figures: String::new() }
     }
 
-    /// A figure without a reference.
+    /// Creates a row with a figure and no reference.
     pub fn figure(path: &str, figures: String) -> Self {
         Self { figures, ..Self::new(path, "–", Target::Told) }
     }
@@ -49,7 +49,7 @@ impl Row {
         }
     }
 
-    /// Fills the row with `rounds` rounds, each of which gives the subject's and the reference's
+    /// Fills the row with `rounds` rounds, each of which has the subject's and the reference's
     /// figure.
     fn rounds(mut self, figures: &[(f64, f64)], unit: fn(f64) -> String) -> Self {
         self.ratios = figures.iter().map(|(subject, reference)| subject / reference).collect();
@@ -69,7 +69,7 @@ pub fn median(figures: &[f64]) -> Option<f64> {
     sorted.get(sorted.len() / 2).copied()
 }
 
-/// The share of `sorted` below which `share` of it lies.
+/// Returns the value of `sorted` below which `share` of its values lie.
 pub fn quantile(sorted: &[Duration], share: f64) -> Duration {
     #[expect(
         clippy::cast_possible_truncation,
@@ -81,14 +81,14 @@ pub fn quantile(sorted: &[Duration], share: f64) -> Duration {
     sorted.get(index.min(sorted.len().saturating_sub(1))).copied().unwrap_or_default()
 }
 
-/// How much is done before it is the other's turn, and how often each has one.
+/// The size of a turn, and the number of turns for each.
 #[derive(Clone, Copy)]
 pub struct Turns {
     pub rounds: u32,
     pub calls: u32,
 }
 
-/// Numbers that no call had before.
+/// Numbers that no call has had before.
 static NUMBERS: AtomicU64 = AtomicU64::new(1_000);
 
 fn numbers(count: u32) -> std::ops::Range<u64> {
@@ -143,7 +143,7 @@ where
     Ok(quantile(&times, 0.5).as_secs_f64())
 }
 
-/// Compares how many calls a second `clients` tasks make.
+/// Compares the number of calls per second that `clients` tasks make.
 pub async fn throughput<S, R, F, G>(
     row: Row,
     turns: Turns,
@@ -164,7 +164,7 @@ where
     Ok(row.rounds(&figures, |figure| format!("{figure:.0}/s")))
 }
 
-/// Compares what `spent` grows by for each call, of `clients` tasks.
+/// Compares the growth of `spent` per call, with `clients` tasks.
 pub async fn processor<S, R, F, G>(
     row: Row,
     turns: Turns,
@@ -187,7 +187,7 @@ where
 
 type Taken = (Duration, Duration);
 
-/// The time and the growth of `spent` of each turn.
+/// Returns the time and the growth of `spent` of each turn.
 async fn take_turns<S, R, F, G>(
     turns: Turns,
     subject: S,

@@ -25,7 +25,7 @@ pub async fn rows() -> anyhow::Result<Vec<Row>> {
     let store = idempotency::store::RedisStore::connect(&world.server.url()).await?;
     let near = Idempotency::builder(store).near_cache(64 * 1024 * 1024).build();
     let memory = Idempotency::new(MemoryStore::new());
-    // Who calls has the request already.
+    // A caller already has the request.
     let order = Order::new(HOT);
     let of_near = Row::new("near-cache hit, p50", "`moka` get + decode", Target::AtMost(3.0));
     let of_near =
@@ -35,7 +35,7 @@ pub async fn rows() -> anyhow::Result<Vec<Row>> {
     let of_memory =
         latency(of_memory, turns, |_| async { Ok(charge(&memory, &order).await.map(drop)?) }, get)
             .await?;
-    // What a result costs that is looked at, encoded and read back. Each call leaves a record.
+    // The cost of a result that is checked, encoded and read back. Each call leaves a record.
     let turns = Turns { rounds: 20, calls: 2_000 };
     let (receipts, nothing) =
         (Idempotency::new(MemoryStore::new()), Idempotency::new(MemoryStore::new()));

@@ -9,7 +9,7 @@ use comfy_table::{ContentArrangement, Table};
 
 use crate::measure::{Row, Target};
 
-/// What stands around the table on the page. The rest of the page is written by hand.
+/// The marks around the table on the page. The rest of the page is written by hand.
 const BEGIN: &str = "<!-- figures: cargo xtask bench --write -->";
 const END: &str = "<!-- end of the figures -->";
 
@@ -45,7 +45,7 @@ fn lines(rows: &[Row]) -> Table {
     table
 }
 
-/// The median of the rounds, with the lowest and the highest of them.
+/// Formats the median of the rounds, with the lowest and the highest.
 fn ratio(row: &Row) -> String {
     let Some(median) = row.ratio() else { return "–".into() };
     let lowest = row.ratios.iter().copied().fold(f64::INFINITY, f64::min);
@@ -57,7 +57,7 @@ fn ratio(row: &Row) -> String {
     }
 }
 
-/// Puts the figures into the page at `path`, between its two marks.
+/// Writes the figures into the page at `path`, between its two marks.
 pub fn write(path: &Path, rows: &[Row]) -> anyhow::Result<()> {
     let page =
         std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;

@@ -1,4 +1,4 @@
-//! Other crates on the same work: `cached`, which keeps results, and `idempotent`, which claims
+//! Other crates with the same work: `cached`, which keeps results, and `idempotent`, which claims
 //! keys.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -19,10 +19,10 @@ use crate::measure::{Row, Target, Turns, latency};
 use crate::receipt::{DAY, HOT, Order, Receipt, charge, decode};
 use crate::redis::World;
 
-/// How many calls come at once.
+/// The number of concurrent calls.
 const AT_ONCE: usize = 64;
 
-/// What the body of a peer's function cannot say otherwise.
+/// An error of a peer's function, which needs a type of its own.
 #[derive(Clone, Debug)]
 struct Failed(String);
 
@@ -40,7 +40,7 @@ async fn cached_in_memory(id: u64) -> Receipt {
     Receipt::of(&Order::new(id))
 }
 
-/// Where `cached` finds its server; it asks once.
+/// The URL at which `cached` finds its server; it is read once.
 static REDIS: OnceLock<String> = OnceLock::new();
 
 async fn cache() -> AsyncRedisCache<u64, Receipt> {
@@ -68,7 +68,7 @@ async fn cached_slowly(id: u64) -> Receipt {
     Receipt::of(&Order::new(id))
 }
 
-/// What a user of `idempotent` writes around a function.
+/// Runs what a user of `idempotent` writes around a function.
 async fn claimed<S: IdempotencyStore>(store: &S, order: &Order) -> anyhow::Result<Receipt> {
     let key = IdempotencyKey::new(format!("bench:{}", order.id))?;
     let fingerprint =
@@ -139,7 +139,7 @@ pub async fn rows() -> anyhow::Result<Vec<Row>> {
     Ok(vec![of_claims, plain, on_redis, kept, executions(&memory).await?])
 }
 
-/// How often the body runs when many call at once.
+/// Counts how often the body runs when many call at once.
 async fn executions(engine: &Idempotency) -> anyhow::Result<Row> {
     let own = Arc::new(AtomicUsize::new(0));
     let calls = (0..AT_ONCE).map(|_| {

@@ -1,4 +1,4 @@
-//! The ratios as a picture: where they lie, how they spread, and what was asked for.
+//! The ratios as a picture: where they lie, how they spread, and what was required.
 
 use std::path::Path;
 

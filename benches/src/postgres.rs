@@ -21,7 +21,7 @@ const INSERT: &str = "INSERT INTO reference SELECT $1, format, 1, owner, fence, 
 const UPDATE: &str =
     "UPDATE reference SET state = 3, body = $2, expires_at = $3, purge_at = $3 WHERE key_hash = $1";
 
-/// The statements that a call is compared with.
+/// The statements with which a call is compared.
 #[derive(Clone)]
 struct Reference {
     pool: PgPool,
@@ -97,7 +97,7 @@ pub async fn rows() -> anyhow::Result<Vec<Row>> {
         Target::AtLeast(0.8),
     );
     let one = Turns { rounds: 25, calls: 200 };
-    // Turned around: the share of the reference's speed that is left.
+    // Inverted: the remaining share of the reference's speed.
     let misses = latency(misses, one, |number| reference.clone().write_twice(number), call).await?;
     Ok(vec![hits, misses])
 }

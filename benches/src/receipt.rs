@@ -6,10 +6,10 @@ use idempotency::{Error, Idempotency, idempotent};
 use serde::{Deserialize, Serialize};
 
 pub const DAY: Duration = Duration::from_secs(86_400);
-/// The key under which what is read again and again is stored.
+/// The key of the result that is read again and again.
 pub const HOT: u64 = 7;
-/// How many keys the calls of many clients go through. Far more than there are clients: calls of
-/// one key at one time would share what the first of them reads.
+/// The number of keys that the calls of many clients use. Far more than there are clients:
+/// concurrent calls of one key would share what the first of them reads.
 pub const KEYS: u64 = 1_000;
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -37,7 +37,7 @@ pub struct Receipt {
 }
 
 impl Receipt {
-    /// About 200 bytes.
+    /// Creates one of about 200 bytes.
     pub fn of(order: &Order) -> Self {
         Self::with_note(order, "x".repeat(60))
     }
@@ -63,7 +63,7 @@ pub async fn charge(engine: &Idempotency, order: &Order) -> Result<Receipt, Erro
     Ok(Receipt::of(order))
 }
 
-/// The same with a result that there is nothing to write and to read of.
+/// Does the same with a result that has nothing to write or read.
 #[idempotent(name = "bench.acknowledge", key = order.id, fingerprint = order, ttl = "24h", engine = engine)]
 pub async fn acknowledge(engine: &Idempotency, order: &Order) -> Result<(), Error> {
     std::hint::black_box(Receipt::of(order));

@@ -13,7 +13,7 @@ use crate::redis::World;
 
 const FEW: u32 = 1_000;
 const MANY: u32 = 1_000_000;
-/// How much is sent at once.
+/// The number of records that are sent at once.
 const BATCH: u32 = 10_000;
 const HITS: u64 = 2_000;
 const ROUNDS: u32 = 9;
@@ -22,7 +22,7 @@ pub async fn rows() -> anyhow::Result<Vec<Row>> {
     Ok(vec![in_memory().await?, in_redis().await?, in_postgres().await?])
 }
 
-/// The 99th percentile of hits.
+/// Returns the 99th percentile of hits.
 async fn slow_hits(engine: &Idempotency) -> anyhow::Result<Duration> {
     let mut times = Vec::new();
     for _ in 0..HITS {
@@ -62,7 +62,7 @@ fn hash(number: u32) -> KeyHash {
     KeyHash::from_bytes(bytes)
 }
 
-/// Bytes of memory that this process has.
+/// Returns the resident memory of this process in bytes.
 fn resident() -> anyhow::Result<u64> {
     let status = std::fs::read_to_string("/proc/self/status")?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no `VmRSS`")?;

@@ -47,7 +47,7 @@ impl World {
         Ok(())
     }
 
-    /// A raw `GET` and the decoding, of one key after the other out of `keys`.
+    /// Returns a raw `GET` with decoding, of one key after the other out of `keys`.
     fn get(&self, name: &'static str, keys: u64) -> impl Fn(u64) -> Work + Send + Sync + use<> {
         let connection = self.connection.clone();
         move |number| {
@@ -62,7 +62,7 @@ impl World {
         }
     }
 
-    /// A call that replays, of one key after the other out of `keys`.
+    /// Returns a call that replays, of one key after the other out of `keys`.
     fn hit(&self, keys: u64) -> impl Fn(u64) -> Work + Send + Sync + use<> {
         let engine = self.engine.clone();
         move |number| {

@@ -1,4 +1,4 @@
-//! Many callers that wait for others elsewhere, each for a key of its own.
+//! Many callers that wait for owners elsewhere, each for a key of its own.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -27,7 +27,7 @@ async fn engine(server: &RedisServer) -> anyhow::Result<Idempotency> {
     Ok(engine.on_conflict(OnConflict::Wait(Duration::from_secs(120))).build())
 }
 
-/// How many commands the server has processed.
+/// Returns the number of commands that the server has processed.
 async fn commands(server: &RedisServer) -> anyhow::Result<u64> {
     let info = server.command(&["INFO", "stats"]).await?;
     let line = info.lines().find_map(|line| line.strip_prefix("total_commands_processed:"));
@@ -43,8 +43,8 @@ pub async fn rows() -> anyhow::Result<Vec<Row>> {
         let (owners, mut released) = (owners.clone(), released.clone());
         running.spawn(async move {
             let body = || async move {
-                // One after the other, so that the time between commit and wake is not that of all
-                // commits. The sender lives as long as the calls.
+                // One after the other, so that the time between commit and wake-up is not that of
+                // all commits. The sender lives as long as the calls.
                 let _ = released.wait_for(|released| *released > key).await;
                 Ok::<_, Error>(key)
             };
@@ -68,7 +68,7 @@ pub async fn rows() -> anyhow::Result<Vec<Row>> {
             Ok::<_, Error>(())
         });
     }
-    // A claim and a look for each, and nobody asks again while nothing changes.
+    // A claim and a read for each, and no further query while nothing changes.
     let asked = before + 2 * KEYS;
     while commands(&server).await? < asked {
         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -99,7 +99,7 @@ pub async fn rows() -> anyhow::Result<Vec<Row>> {
     )])
 }
 
-/// Waits until that many records are there.
+/// Waits until that many records exist.
 async fn until_keys(server: &RedisServer, keys: u64) -> anyhow::Result<()> {
     while server.command(&["DBSIZE"]).await?.trim().parse::<u64>()? < keys {
         tokio::time::sleep(Duration::from_millis(50)).await;

@@ -1,4 +1,4 @@
-//! Records as files: one file for each, in one directory.
+//! Records as files: one file per record, in one directory.
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
@@ -12,11 +12,12 @@ use idempotency::store::{Record, StoreError, StoreErrorKind, envelope};
 pub(crate) struct Directory {
     path: PathBuf,
     clock: Arc<dyn Clock>,
-    /// The largest fence of a record that is gone. Held from reading a record to writing it back.
+    /// The largest fence of any removed record. The lock is held from reading a record to writing
+    /// it back, so that no two operations interleave.
     gone: Mutex<u64>,
 }
 
-/// Where it is written down.
+/// The name of the file in which it is stored.
 const GONE: &str = "gone";
 
 impl Directory {
@@ -31,11 +32,11 @@ impl Directory {
     }
 
     /// Reads the record, lets `transition` change it, and writes it back, all as one step. Files
-    /// are quick enough to block for; a store behind a network is asked with `.await` here.
+    /// are fast enough to block for; a store behind a network would `.await` here.
     ///
-    /// `operation` is for the error. Every error but a damaged record is an unknown outcome to the
-    /// engine, which then repeats the operation with the same token: what was written already is
-    /// recognised by it.
+    /// `operation` is for the error. To the engine, every error except a damaged record is an
+    /// unknown outcome. It then repeats the operation with the same token, by which the store
+    /// recognises what has already been written.
     pub(crate) fn step<R>(
         &self,
         operation: &'static str,
@@ -45,7 +46,7 @@ impl Directory {
         self.step_above(operation, key, |slot, now, _| transition(slot, now))
     }
 
-    /// The same for a claim, whose fence is above those of all records that are gone.
+    /// The same for a claim, whose fence must be larger than those of all removed records.
     pub(crate) fn step_above<R>(
         &self,
         operation: &'static str,
@@ -75,7 +76,8 @@ impl Directory {
         Ok(answer)
     }
 
-    /// A crash in the middle leaves the old file or the new one, never a part of one.
+    /// Writes a file. A crash in the middle leaves the old file or the new one, never a part of
+    /// one.
     fn write(&self, name: &str, contents: &[u8]) -> io::Result<()> {
         let new = self.path.join("new");
         let mut file = File::create(&new)?;
@@ -84,7 +86,8 @@ impl Directory {
         fs::rename(new, self.path.join(name))
     }
 
-    /// The fence first: a resource may have seen it, and refuses smaller ones.
+    /// Removes a record, but stores its fence first: a resource may have seen it, and rejects
+    /// smaller ones.
     fn remove(&self, record: &Record, gone: &mut u64) -> io::Result<()> {
         if record.fence > *gone {
             self.write(GONE, record.fence.to_string().as_bytes())?;
@@ -93,7 +96,7 @@ impl Directory {
         fs::remove_file(self.file(record.key))
     }
 
-    /// The keys of all records, in order.
+    /// Returns the keys of all records, in order.
     pub(crate) fn keys(&self, operation: &'static str) -> Result<Vec<KeyHash>, StoreError> {
         let names = fs::read_dir(&self.path).and_then(|entries| {
             entries.map(|entry| Ok(entry?.file_name())).collect::<io::Result<Vec<_>>>()

@@ -1,5 +1,5 @@
-//! A complete store, for one process at a time. The rules of the protocol are in [`transition`];
-//! what is left to a store is to apply each as one step.
+//! A complete store, for one process at a time. The rules of the protocol are in [`transition`]; a
+//! store only has to apply each of them as one step.
 
 use std::io;
 use std::path::PathBuf;
@@ -82,7 +82,7 @@ impl Store for FileStore {
         self.0.step("read", key, transition::read)
     }
 
-    /// Files wake nobody: who waits looks again after a while.
+    /// Files do not notify: waiting callers poll.
     async fn watch(&self, key: KeyHash) -> Result<Watch, StoreError> {
         Ok(Watch::new(self.read(key).await?, tokio::time::sleep(Duration::from_millis(20))))
     }

@@ -1,11 +1,11 @@
-//! A store of one's own, and a service that uses it. The store is complete: `file_store.rs` has its
+//! A custom store, and a service that uses it. The store is complete: `file_store.rs` contains its
 //! operations, `directory.rs` keeps the records.
 //!
 //! ```sh
 //! cargo run --example custom_store
 //! ```
 //!
-//! `tests/conformance/file.rs` proves it against every rule of the protocol, with
+//! `tests/conformance/file.rs` checks it against every rule of the protocol, with
 //! `idempotency::testing::conformance!` (feature `testing`).
 
 mod directory;
@@ -21,7 +21,7 @@ use futures::future::join_all;
 use idempotency::clock::SystemClock;
 use idempotency::{Error, ErrorKind, Idempotency, idempotent};
 
-/// What is outside of the service: labels that were printed stay printed.
+/// The world outside of the service: labels that were printed stay printed.
 #[derive(Default)]
 struct LabelPrinter {
     printed: AtomicU32,

@@ -1,5 +1,5 @@
-//! The world around the code of `redis_shared`: a Redis server, worker processes, and a card
-//! provider's ledger that all of them write to.
+//! The world around `redis_shared`: a Redis server, worker processes, and the ledger of a card
+//! provider, to which all of them write.
 
 use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
@@ -66,7 +66,7 @@ impl Redis {
     }
 }
 
-/// This program once more, as a worker.
+/// A worker: this program again, with arguments.
 pub(crate) struct Worker {
     number: usize,
     child: Child,
@@ -97,12 +97,13 @@ impl Worker {
         Ok(())
     }
 
-    /// With SIGKILL: nothing in it runs any more.
+    /// Kills the worker with SIGKILL: none of its code runs any more.
     pub(crate) async fn kill(mut self) -> anyhow::Result<()> {
         Ok(self.child.kill().await?)
     }
 
-    /// How many events it has answers for, and what the others failed with.
+    /// Waits for the worker. Returns the number of events with a result, and the failures of the
+    /// others.
     pub(crate) async fn finish(mut self) -> anyhow::Result<(usize, Vec<(String, String)>)> {
         let (mut done, mut failed) = (0, Vec::new());
         while let Some(line) = self.lines.next_line().await? {
@@ -118,7 +119,8 @@ impl Worker {
     }
 }
 
-/// Charges whenever it is asked, whoever asks. Each line is one write at the end of the file.
+/// A ledger of charges, made on every request of any worker. Each line is a single write at the end
+/// of the file.
 pub(crate) struct Ledger {
     path: PathBuf,
     file: File,
@@ -131,15 +133,15 @@ impl Ledger {
         Ok(Self { path: path.to_owned(), file })
     }
 
-    /// Whether the card was good.
+    /// Charges a payment, and returns true if the card was good.
     pub(crate) async fn charge(&self, payment: &Payment) -> anyhow::Result<bool> {
-        tokio::time::sleep(Duration::from_millis(3 + payment.amount % 10)).await; // the way there
+        tokio::time::sleep(Duration::from_millis(3 + payment.amount % 10)).await; // latency
         if payment.card.ends_with("-0002") {
             return Ok(false);
         }
         let line = format!("{}\n", serde_json::to_string(payment)?);
         (&self.file).write_all(line.as_bytes())?;
-        tokio::time::sleep(Duration::from_millis(5)).await; // and back
+        tokio::time::sleep(Duration::from_millis(5)).await; // and the response
         Ok(true)
     }
 
@@ -151,7 +153,7 @@ impl Ledger {
     }
 }
 
-/// What should be charged: the first event of each payment whose card is good.
+/// Returns the payments that should be charged: the first event of each payment whose card is good.
 pub(crate) fn first_of_each_payment(events: Vec<Event>) -> Vec<Payment> {
     let mut seen = HashSet::new();
     let payments = events.into_iter().map(|event| event.payment);

@@ -1,5 +1,5 @@
-//! The world around the code of `quickstart` and `without_macro`: events from a file, and a card
-//! provider with a ledger of its own.
+//! The world around `quickstart` and `without_macro`: events from a file, and a card provider with
+//! a ledger of its own.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -21,7 +21,7 @@ pub(crate) struct Event {
     pub(crate) answer: Answer,
 }
 
-/// Whether the client gets the answer. If it is lost, the client sends the payment again later.
+/// The fate of the response. If it is lost, the client sends the payment again later.
 #[derive(Default, PartialEq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Answer {
@@ -35,7 +35,7 @@ pub(crate) struct Payment {
     #[serde(rename = "payment")]
     pub(crate) id: String,
     pub(crate) customer: String,
-    /// In cents.
+    /// The amount in cents.
     pub(crate) amount: u64,
     pub(crate) currency: String,
     pub(crate) card: String,
@@ -45,8 +45,8 @@ pub(crate) fn bundled_events() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/data/events.jsonl")
 }
 
-/// The events of the file, and how many of its lines are none; those are reported with their
-/// numbers.
+/// Reads the events of the file. Returns them with the number of invalid lines, which are reported
+/// with their line numbers.
 pub(crate) fn read_events(path: &Path) -> anyhow::Result<(Vec<Event>, usize)> {
     let text = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
     let (mut events, mut malformed) = (Vec::new(), 0);
@@ -69,14 +69,14 @@ pub(crate) fn read_events(path: &Path) -> anyhow::Result<(Vec<Event>, usize)> {
     Ok((events, malformed))
 }
 
-/// Says on stderr what went wrong.
+/// Prints an error on stderr.
 pub(crate) fn exit_code(outcome: anyhow::Result<()>) -> ExitCode {
     let Err(error) = outcome else { return ExitCode::SUCCESS };
     eprintln!("error: {error:#}");
     ExitCode::FAILURE
 }
 
-/// How many cents of each currency these charges have moved, and how many of them there are.
+/// Returns the sum of these charges in cents, and their number, for each currency.
 pub(crate) fn sums(charges: &[Payment]) -> BTreeMap<&str, (u128, usize)> {
     charges.iter().fold(BTreeMap::new(), |mut sums, charge| {
         let (amount, count) = sums.entry(&*charge.currency).or_default();
@@ -86,11 +86,12 @@ pub(crate) fn sums(charges: &[Payment]) -> BTreeMap<&str, (u128, usize)> {
     })
 }
 
-/// Charges whenever it is asked, and writes down what it did: what a retry must not reach twice.
+/// A card provider that charges on every request and records it: the effect that a retry must not
+/// repeat.
 pub(crate) struct CardProvider {
     path: PathBuf,
     ledger: File,
-    /// Where the ledger is, if nobody wants to keep it.
+    /// The directory of a ledger that is not kept.
     _scratch: TempDir,
 }
 
@@ -109,7 +110,8 @@ impl From<io::Error> for ProviderError {
 }
 
 impl CardProvider {
-    /// A provider with an empty ledger: a new file at `keep`, or one that is gone at the end.
+    /// Opens a provider with an empty ledger: a new file at `keep`, or one that is deleted at the
+    /// end.
     pub(crate) fn open(keep: Option<PathBuf>) -> anyhow::Result<Self> {
         let scratch = tempfile::tempdir().context("cannot make a directory for the ledger")?;
         let path = keep.unwrap_or_else(|| scratch.path().join("ledger.jsonl"));
@@ -120,7 +122,7 @@ impl CardProvider {
     }
 
     pub(crate) async fn charge(&self, payment: &Payment) -> Result<(), ProviderError> {
-        tokio::time::sleep(Duration::from_millis(3)).await; // the network
+        tokio::time::sleep(Duration::from_millis(3)).await; // network latency
         if payment.card.ends_with("-0002") {
             return Err(ProviderError::Declined);
         }
@@ -128,7 +130,7 @@ impl CardProvider {
         Ok((&self.ledger).write_all(format!("{line}\n").as_bytes())?)
     }
 
-    /// Every charge that was made, read back from the ledger.
+    /// Returns every charge that was made, read back from the ledger.
     pub(crate) fn charges(&self) -> anyhow::Result<Vec<Payment>> {
         let text = fs::read_to_string(&self.path)
             .with_context(|| format!("cannot read {}", self.path.display()))?;

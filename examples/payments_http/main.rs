@@ -6,7 +6,7 @@
 //! cargo run --features sqlite --example payments_http -- --store sqlite:payments.db
 //! ```
 //!
-//! The README has the same with curl.
+//! The README shows the same with curl.
 
 mod provider;
 mod server;
@@ -45,7 +45,7 @@ async fn run() -> anyhow::Result<()> {
     let engine = Idempotency::connect(&store).await?;
     let listener =
         TcpListener::bind(&listen).await.with_context(|| format!("cannot listen on {listen}"))?;
-    // The part after the scheme may hold a password.
+    // The part after the scheme may contain a password.
     let store = store.split(':').next().unwrap_or_default();
     println!(
         "http://{} (store: {store}; open it in a browser, Ctrl-C ends it)",

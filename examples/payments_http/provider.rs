@@ -1,5 +1,5 @@
-//! The card provider. It is outside of the shop, knows nothing of keys, and charges as often as it
-//! is asked: its books are where charges are counted.
+//! The card provider. It is outside of the shop, knows nothing of keys, and charges on every
+//! request: its books are where charges are counted.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// How long the provider takes: long enough for a second click to come in between.
+/// The time that the provider takes: long enough for a second click to arrive meanwhile.
 const PAUSE: Duration = Duration::from_millis(700);
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -16,16 +16,16 @@ pub enum Card {
     #[default]
     Good,
     Declined,
-    /// The money is taken, and the provider says nothing.
+    /// The money is taken, and the provider does not answer.
     TimesOut,
 }
 
-/// What the provider has in its books about an order.
+/// The entry for an order in the provider's books.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Account {
-    /// How often it was asked for money.
+    /// The number of requests for money.
     asked: u32,
-    /// How often it took some.
+    /// The number of charges that were made.
     charges: u32,
     #[serde(skip)]
     receipts: HashMap<String, Receipt>,
@@ -41,7 +41,7 @@ pub struct Receipt {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NotCharged {
     Declined,
-    /// It may have charged all the same.
+    /// The provider did not answer. It may have charged all the same.
     NoAnswer,
 }
 
@@ -51,7 +51,7 @@ pub struct Provider {
 }
 
 impl Provider {
-    /// Charges, whether or not it did so before. `reference` is what the shop calls the payment.
+    /// Charges, whether or not it did so before. `reference` is the shop's name for the payment.
     pub async fn charge(
         &self,
         order: &str,
@@ -67,7 +67,7 @@ impl Provider {
         }
     }
 
-    /// What it has charged under this reference, for those who ask afterwards.
+    /// Returns the charge under this reference, for later lookups.
     pub fn receipt(&self, order: &str, reference: &str) -> Option<Receipt> {
         self.account(order).receipts.get(reference).cloned()
     }

@@ -1,5 +1,5 @@
-//! Connections that end without an answer where the service says so. Everybody else uses
-//! `axum::serve`.
+//! A server that closes connections without a response where the service requests it. Use
+//! `axum::serve` for everything else.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -14,10 +14,10 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 use tower::ServiceExt as _;
 
-/// How long to wait after a connection that could not be accepted.
+/// The pause after a connection that could not be accepted.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// In the extensions of a response: the connection is closed instead.
+/// An extension of a response that is not sent: the connection is closed instead.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 #[error("the answer is lost on the way")]
 pub struct LostAnswer;
@@ -26,20 +26,20 @@ pub struct LostAnswer;
 pub async fn serve(listener: TcpListener, router: Router) -> ! {
     loop {
         let Ok((stream, _)) = listener.accept().await else {
-            // The client has left already, or too many files are open.
+            // The client has already disconnected, or too many files are open.
             tokio::time::sleep(PAUSE).await;
             continue;
         };
         let router = router.clone();
         tokio::spawn(async move {
             let service = service_fn(|request| answer(router.clone(), request));
-            // One request per connection: where a connection was used before, browsers send a
-            // request whose answer is lost again by themselves, also a payment, and the page would
-            // not see that anything was lost.
+            // One request per connection. On a reused connection, browsers automatically retry a
+            // request whose response is lost, even a payment, and the page would not notice the
+            // loss.
             let connection = http1::Builder::new()
                 .keep_alive(false)
                 .serve_connection(TokioIo::new(stream), service);
-            // It ends with an error when the answer is lost, and when the client has gone.
+            // It ends with an error if the response is lost, and if the client has disconnected.
             let _ = connection.await;
         });
     }

@@ -28,13 +28,13 @@ pub struct Shop {
     engine: Idempotency,
     provider: Arc<Provider>,
     orders: Arc<Mutex<HashSet<String>>>,
-    /// Orders whose answers get lost on the way.
+    /// Orders whose responses get lost.
     cut_off: Arc<Mutex<HashSet<String>>>,
 }
 
 pub fn router(engine: Idempotency) -> Router {
-    // Nobody logs in here, so there is nobody to keep apart. A service with clients names the one
-    // who asks.
+    // There is no login here, so there are no principals to separate. A service with clients names
+    // the principal here.
     let once = IdempotencyLayer::new(engine.clone(), Scope::global())
         .with_operation(OPERATION)
         .with_fingerprint(RequestFingerprint::json());
@@ -46,8 +46,8 @@ pub fn router(engine: Idempotency) -> Router {
         .route("/orders", post(order).layer(once.clone()))
         .route("/orders/{order}/payments", post(pay).layer(once).layer(lose))
         .route_service("/status", status)
-        // What follows is for the page and for people with curl: faults, an operator, and the
-        // provider's books.
+        // The rest is for the page and for use with curl: faults, an operator, and the provider's
+        // books.
         .route("/", get(Html(include_str!("index.html"))))
         .route("/orders/{order}/answers", put(switch_answers))
         .route("/orders/{order}/settlement", put(settle))
@@ -69,13 +69,13 @@ async fn order(State(shop): State<Shop>, Json(new): Json<NewOrder>) -> AnyRespon
 
 #[derive(Deserialize)]
 struct Payment {
-    /// In cents.
+    /// The amount in cents.
     amount: u64,
     #[serde(default)]
     card: Card,
 }
 
-/// Plain code that charges when it is called. The layer sees to it that it is called once.
+/// Plain code that charges when it is called. The layer ensures that it is called once.
 async fn pay(
     State(shop): State<Shop>,
     Path(order): Path<String>,
@@ -88,8 +88,8 @@ async fn pay(
     match shop.provider.charge(&order, key.as_str(), payment.amount, payment.card).await {
         Ok(receipt) => created(&receipt).into_response(),
         Err(NotCharged::Declined) => problem(StatusCode::PAYMENT_REQUIRED, "the card was declined"),
-        // It may have charged: of a 5xx nobody knows, and there is no retry until somebody has
-        // looked.
+        // The provider may have charged. A 5xx means that the outcome is unknown: there is no retry
+        // until an operator has decided.
         Err(NotCharged::NoAnswer) => {
             problem(StatusCode::GATEWAY_TIMEOUT, "the provider did not answer; it may have charged")
         }
@@ -109,7 +109,7 @@ fn problem(status: StatusCode, detail: &str) -> AnyResponse {
     (status, Json(json!({ "status": status.as_u16(), "detail": detail }))).into_response()
 }
 
-/// In front of the layer: what gets lost here was charged and recorded before.
+/// Loses responses in front of the layer: they have already been charged and recorded.
 async fn lose_answers(
     State(shop): State<Shop>,
     Path(order): Path<String>,
@@ -142,7 +142,7 @@ async fn switch_answers(
     };
 }
 
-/// The operator: looks into the provider's books, and tells the record what has happened.
+/// Acts as the operator: checks the provider's books, and resolves the record accordingly.
 async fn settle(
     State(shop): State<Shop>,
     Path(order): Path<String>,

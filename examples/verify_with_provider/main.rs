@@ -1,13 +1,13 @@
-//! After a crash, the next call asks the payment provider before anything else. Workers are killed
-//! (SIGKILL) before and after the charge reached the provider, the provider is killed too, and
-//! still every payment is charged once.
+//! After a crash, the next call queries the payment provider before anything else. Workers are
+//! killed (SIGKILL) before and after the charge reached the provider, and the provider is killed
+//! too. Still every payment is charged once.
 //!
 //! ```sh
 //! cargo run --features sqlite --example verify_with_provider
 //! cargo run --features sqlite --example verify_with_provider -- DIRECTORY   # keeps the provider's books in a new one
 //! ```
 //!
-//! The provider and each worker are processes of their own: this program once more, with arguments.
+//! The provider and each worker are processes of their own: this program again, with arguments.
 
 mod provider;
 
@@ -23,7 +23,7 @@ use provider::{Provider, ProviderProcess, noted, serve};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::Command;
 
-/// Before a call that cannot say when it will succeed is made again.
+/// The pause before a call is repeated whose error does not say when it will succeed.
 const PAUSE: Duration = Duration::from_millis(100);
 
 #[derive(Debug, thiserror::Error)]
@@ -36,25 +36,25 @@ enum PayError {
 
 struct Worker {
     provider: Provider,
-    /// Where it stands still until it is killed.
+    /// The place at which it stops until it is killed.
     stops: Option<String>,
 }
 
 impl Worker {
-    /// The key of the charge is the same in every attempt. It is what the provider is asked about,
-    /// and what it enforces: a worker that was only slow, and sends its charge after the question,
-    /// has none made.
+    /// Charges a payment. The provider's key is the same in every attempt. The lookup uses it, and
+    /// the provider enforces it: a worker that was only slow, and sends its charge after the
+    /// lookup, makes no second one.
     ///
-    /// A charge without an answer may have been made: `hold`, and the next call asks about that
+    /// A charge without a response may have been made: it is held, and the next call looks that up
     /// too.
     #[idempotent(name = "payments.charge", key = payment, ttl = "24h", lease = "1s", on_error = hold,
         on_crash = verify(async |context| {
             let found = self.provider.find(payment, &context.derive_key("charge")).await;
             println!("asked the provider, {}", in_words(&found));
             Ok(match found {
-                Ok(Some(receipt)) => Verdict::Completed(receipt), // the result of this call and of all that follow
-                Ok(None) => Verdict::NotExecuted,                 // the body runs, under the claim that asked
-                Err(_) => Verdict::Unknown,                       // in doubt, and asked again after a while
+                Ok(Some(receipt)) => Verdict::Completed(receipt), // the result, now and later
+                Ok(None) => Verdict::NotExecuted,                 // the body runs, same claim
+                Err(_) => Verdict::Unknown,                       // in doubt, looked up again later
             })
         }))]
     async fn charge(&self, payment: u32) -> Result<String, PayError> {
@@ -101,7 +101,8 @@ fn in_words(found: &io::Result<Option<String>>) -> String {
     }
 }
 
-/// Pays in a process of its own. It is killed as soon as it prints a line that begins with `until`.
+/// Pays in a process of its own, which is killed as soon as it prints a line that begins with
+/// `until`.
 async fn worker(
     directory: &Path,
     address: &str,
@@ -118,7 +119,7 @@ async fn worker(
     while let Some(line) = lines.next_line().await? {
         println!("  {line}");
         if until.is_some_and(|until| line.starts_with(until)) {
-            child.kill().await?; // SIGKILL: nothing in it runs any more
+            child.kill().await?; // SIGKILL: none of its code runs any more
             println!("  killed");
             return Ok(());
         }
@@ -181,7 +182,7 @@ async fn main() -> anyhow::Result<()> {
     }
 }
 
-/// Ends this process when the one that has started it is gone, however that went.
+/// Ends this process when the one that started it is gone, for whatever reason.
 fn end_with_parent() {
     std::thread::spawn(|| {
         let _ = io::copy(&mut io::stdin(), &mut io::sink());

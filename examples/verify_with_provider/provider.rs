@@ -1,9 +1,9 @@
-//! The world around the code of `verify_with_provider`: a payment provider, which is a process of
-//! its own with books of its own, and the client that talks to it.
+//! The world around `verify_with_provider`: a payment provider, which is a process of its own with
+//! its own books, and its client.
 //!
-//! Each connection carries one line that asks and one that answers: `charge PAYMENT KEY` gives
-//! `receipt ch_1`, and `find PAYMENT KEY` gives that or `none`. The key is enforced: a charge that
-//! is sent again is not made again.
+//! Each connection carries one line with a request and one with the response: `charge PAYMENT KEY`
+//! returns `receipt ch_1`, and `find PAYMENT KEY` returns the same or `none`. The key is enforced:
+//! a charge that is sent again is not made again.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
@@ -16,10 +16,10 @@ use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::{Child, Command};
 
-/// How long the client waits for an answer.
+/// The time for which the client waits for a response.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The process, seen by the one that starts it.
+/// The provider's process, as seen by the process that starts it.
 pub(crate) struct ProviderProcess {
     child: Child,
     address: String,
@@ -44,13 +44,13 @@ impl ProviderProcess {
         &self.address
     }
 
-    /// With SIGKILL: nobody answers any more.
+    /// Kills the process with SIGKILL: it does not answer any more.
     pub(crate) async fn kill(mut self) -> anyhow::Result<()> {
         Ok(self.child.kill().await?)
     }
 }
 
-/// What that process does.
+/// Runs the provider in that process.
 pub(crate) async fn serve(books: &Path) -> anyhow::Result<()> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     println!("{}", listener.local_addr()?);
@@ -59,7 +59,7 @@ pub(crate) async fn serve(books: &Path) -> anyhow::Result<()> {
         let (client, _) = listener.accept().await?;
         let mut client = BufReader::new(client);
         let mut request = String::new();
-        // A client that is gone takes nothing with it.
+        // A client that has disconnected does not affect the others.
         if matches!(client.read_line(&mut request).await, Ok(1..)) {
             let answer = books.answer(request.trim_end())?;
             let _ = client.write_all(format!("{answer}\n").as_bytes()).await;
@@ -67,7 +67,7 @@ pub(crate) async fn serve(books: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// What the provider remembers: each request that arrived, in a file that outlives the process.
+/// The provider's memory: each request that arrived, in a file that outlives the process.
 struct Books {
     file: File,
     charged: Vec<String>,
@@ -98,7 +98,7 @@ impl Books {
     }
 }
 
-/// The payments and keys of all lines of the books that begin with `what`.
+/// Returns the payments and keys of all lines of the books that begin with `what`.
 pub(crate) fn noted(books: &Path, what: &str) -> anyhow::Result<Vec<(String, String)>> {
     let text = fs::read_to_string(books)?;
     let entries =
@@ -106,7 +106,7 @@ pub(crate) fn noted(books: &Path, what: &str) -> anyhow::Result<Vec<(String, Str
     Ok(entries.map(|(payment, key)| (payment.to_owned(), key.to_owned())).collect())
 }
 
-/// The client. An error says that there is no answer, not that nothing happened.
+/// The client. An error means that there is no response, not that nothing happened.
 pub(crate) struct Provider {
     address: String,
 }
@@ -116,13 +116,13 @@ impl Provider {
         Self { address: address.to_owned() }
     }
 
-    /// Gives the number of the receipt.
+    /// Charges, and returns the number of the receipt.
     pub(crate) async fn charge(&self, payment: u32, key: &str) -> io::Result<String> {
         let receipt = self.ask(format!("charge {payment} {key}\n")).await?;
         receipt.ok_or_else(|| io::Error::other("it answers something else"))
     }
 
-    /// The number of the receipt, if the provider has charged under `key`.
+    /// Returns the number of the receipt, if the provider has charged under `key`.
     pub(crate) async fn find(&self, payment: u32, key: &str) -> io::Result<Option<String>> {
         self.ask(format!("find {payment} {key}\n")).await
     }
@@ -141,7 +141,7 @@ impl Provider {
                 Ok(Some(receipt.to_owned()))
             }
             Some(_) => Err(io::Error::other("it answers something else")),
-            None => Err(io::ErrorKind::UnexpectedEof.into()), // half an answer is none
+            None => Err(io::ErrorKind::UnexpectedEof.into()), // half a response is not one
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Reads the options of the attribute: each with its place in the source, all mistakes at once.
+//! Parses the options of the attribute, each with its span. All mistakes are reported at once.
 
 use proc_macro2::{Span, TokenStream};
 use syn::ext::IdentExt;
@@ -13,7 +13,7 @@ use crate::nearest::nearest;
 use crate::transaction;
 use crate::verify::{self, Verify};
 
-/// The options as written, each checked by itself. Rules across options are in `check`.
+/// The options as written, each checked on its own. Rules across options are in `check`.
 #[derive(Default)]
 pub(crate) struct Args {
     pub(crate) key: Option<Key>,
@@ -34,18 +34,18 @@ pub(crate) struct Args {
     pub(crate) detach: Option<Span>,
     pub(crate) tx: Option<Expr>,
     pub(crate) after_expiry: Option<Time>,
-    /// Every option that was named, even with a value that is wrong: it is not missing.
+    /// Every option that was named, even with a wrong value: it does not count as missing.
     named: Vec<Ident>,
-    /// The values of `key`, `scope` and `fingerprint` as they were written.
+    /// The values of `key`, `scope` and `fingerprint` as written.
     pub(crate) telling_apart: Vec<(&'static str, Expr)>,
-    /// All that was written.
+    /// All tokens as written.
     pub(crate) tokens: TokenStream,
-    /// Something that was meant as an option cannot be read: it may be any of them.
+    /// True if one of the options is unreadable: it may be any of them.
     pub(crate) has_unreadable: bool,
 }
 
 impl Args {
-    /// Where the option was named, if it was.
+    /// Returns the place at which the option was named, if it was.
     pub(crate) fn named(&self, option: &str) -> Option<Span> {
         self.named.iter().find(|ident| *ident == option).map(Ident::span)
     }
@@ -57,7 +57,7 @@ pub(crate) enum FormerFingerprint {
 }
 
 pub(crate) enum OnConflict {
-    /// As long as the engine's setting says.
+    /// As long as the engine is configured to wait.
     Wait,
     WaitFor(Time),
     Reject,
@@ -74,11 +74,11 @@ pub(crate) enum OnError {
     Release,
     Hold,
     Store,
-    /// A path or a closure that answers for each error.
+    /// A path or a closure that returns the policy for each error.
     Classify(Box<Expr>),
 }
 
-/// The options with one correct use of each.
+/// The options, each with a correct example.
 const OPTIONS: [(&str, &str); 18] = [
     ("key", "key = order.id"),
     ("ttl", "ttl = \"24h\""),
@@ -100,7 +100,7 @@ const OPTIONS: [(&str, &str); 18] = [
     ("crate", "crate = crate::reexported::idempotency"),
 ];
 
-/// Reads the tokens between the parentheses of the attribute.
+/// Parses the tokens between the parentheses of the attribute.
 pub(crate) fn parse(tokens: TokenStream, errors: &mut Errors) -> Args {
     let mut args = Args { tokens: tokens.clone(), ..Args::default() };
     let parser = |input: ParseStream| {
@@ -124,8 +124,7 @@ pub(crate) fn parse(tokens: TokenStream, errors: &mut Errors) -> Args {
     args
 }
 
-/// Goes on after the next comma, so that a mistake in one option does not hide the mistakes in the
-/// others.
+/// Skips to the next comma, so that a mistake in one option does not hide mistakes in the others.
 fn skip_option(input: ParseStream) -> syn::Result<()> {
     while !input.is_empty() {
         if input.parse::<Option<Token![,]>>()?.is_some() {
@@ -221,7 +220,8 @@ fn option(args: &mut Args, input: ParseStream, errors: &mut Errors) -> syn::Resu
     Ok(())
 }
 
-/// The values are computed in a closure, which `?`, `return` and `.await` cannot leave.
+/// Rejects values that would leave their closure: `?`, `return` and `.await` are not possible in
+/// it.
 fn refuse_leaving(option: &str, value: &Expr, errors: &mut Errors) {
     struct Finder<'a>(Option<&'a Expr>);
     impl<'a> Visit<'a> for Finder<'a> {
@@ -400,7 +400,7 @@ fn version(value: &Expr, errors: &mut Errors) -> Option<LitInt> {
     None
 }
 
-/// The value without the invisible delimiters of macro fragments and without parentheses.
+/// Strips the invisible delimiters of macro fragments, and parentheses.
 pub(crate) fn plain(mut value: &Expr) -> &Expr {
     loop {
         value = match value {
@@ -411,7 +411,7 @@ pub(crate) fn plain(mut value: &Expr) -> &Expr {
     }
 }
 
-/// The string literal that the value is, if it is one.
+/// Returns the string literal, if the value is one.
 pub(crate) fn string(value: &Expr) -> Option<&LitStr> {
     match plain(value) {
         Expr::Lit(ExprLit { lit: Lit::Str(literal), .. }) => Some(literal),
@@ -419,7 +419,7 @@ pub(crate) fn string(value: &Expr) -> Option<&LitStr> {
     }
 }
 
-/// The one word that the value is, if it is one, like `retry`.
+/// Returns the word, if the value is a single word like `retry`.
 pub(crate) fn word(value: &Expr) -> Option<String> {
     match plain(value) {
         Expr::Path(path) => path.path.get_ident().map(Ident::to_string),

@@ -68,7 +68,7 @@ fn options(args: &Args, function: &Function, errors: &mut Errors) {
     }
 }
 
-/// What has no meaning in a transaction, or cannot reach it.
+/// Rejects options that have no meaning in a transaction, or cannot affect it.
 fn in_transaction(args: &Args, function: &Function, errors: &mut Errors) {
     let Some(option) = args.named("tx") else { return };
     for (excluded, reason) in [
@@ -118,7 +118,7 @@ fn qualifiers(function: &Function, errors: &mut Errors) {
 
 fn output(function: &Function, errors: &mut Errors) {
     let name = &function.signature.ident;
-    // Other qualifiers than `async` have been reported, and the correction is the same.
+    // Qualifiers other than `async` have already been reported, with the same correction.
     let is_reported = function.signature.constness.is_some() || function.signature.abi.is_some();
     match function.output() {
         Output::Async(output) | Output::Boxed { output, .. } => result(output, errors),
@@ -168,7 +168,7 @@ fn result(output: &Type, errors: &mut Errors) {
     }
 }
 
-/// A detached body must own all that it uses.
+/// Rejects arguments that a detached body would borrow: it must own everything that it uses.
 fn detached(detach: Span, function: &Function, errors: &mut Errors) {
     if let Output::Boxed { future, .. } = function.output()
         && matches!(types::borrow_in(future), Some(Borrow::Lifetime(_)))

@@ -1,5 +1,5 @@
 //! Finds texts that were meant as arguments: `key = "order.id"`. Such a key is the same in every
-//! call, and all calls would get the answer of the first.
+//! call, and all calls would get the result of the first.
 
 use proc_macro2::{Delimiter, Group, Ident, Span, TokenStream, TokenTree};
 use quote::ToTokens;
@@ -37,9 +37,9 @@ pub(crate) fn check(args: &Args, function: &Function, errors: &mut Errors) {
 struct Meant {
     text: String,
     argument: Ident,
-    /// What should have been written.
+    /// The expression that should have been written.
     written: String,
-    /// Nothing but the name, which can be a prefix as well.
+    /// True if the text is only the name, which may also be a prefix.
     is_bare: bool,
 }
 
@@ -51,8 +51,8 @@ fn meant_in(value: &Expr, names: &[Ident]) -> Option<(Meant, Span)> {
     let is_mentioned = |name: &Ident| mentions(&rest, name);
     let is_constant = !names.iter().any(is_mentioned);
     found.texts.into_iter().find_map(|Quoted { text, span, is_looked_up }| {
-        // Of something that is called with an argument, or on one, nobody knows what it does with
-        // the text.
+        // If a method or function is called with an argument, or on one, it is unknown what it does
+        // with the text.
         if is_looked_up && !is_constant {
             return None;
         }
@@ -63,32 +63,32 @@ fn meant_in(value: &Expr, names: &[Ident]) -> Option<(Meant, Span)> {
                 .or_else(|| word(&text, names))
                 .or_else(|| in_braces(&text, names)),
         }?;
-        // Beside other values a name is a prefix, `("order", order.id)`, and so is what begins with
-        // one of them.
+        // Next to other values a name is a prefix, `("order", order.id)`, and so is a text that
+        // begins with one of their names.
         let is_prefix = !is_constant && (meant.is_bare || is_mentioned(&meant.argument));
         (!is_prefix).then_some((meant, span))
     })
 }
 
-/// What an expression is made of.
+/// The parts of an expression.
 #[derive(Default)]
 struct Found {
     texts: Vec<Quoted>,
-    /// Everything else, and the texts that macros get.
+    /// Everything else, and the texts that are passed to macros.
     rest: TokenStream,
-    /// Whether a macro is in it of which nobody knows what it gives.
+    /// True if it contains a macro whose result is unknown.
     has_macro: bool,
 }
 
 struct Quoted {
     text: String,
     span: Span,
-    /// It is given to a method, an index, or a function that gets an argument too:
+    /// True if it is passed to a method, an index, or a function that also gets an argument:
     /// `event.field("order.id")`.
     is_looked_up: bool,
 }
 
-/// What tokens are in.
+/// The context of tokens.
 #[derive(Clone, Copy, Default)]
 struct Place {
     is_macro: bool,
@@ -157,8 +157,8 @@ impl Found {
     }
 }
 
-/// Whether `group` is what a method is called with, an index, or what a function is called with, an
-/// argument among it.
+/// Returns true if `group` is the parentheses of a method call, an index, or the parentheses of a
+/// function call that contain an argument.
 fn looks_up(before: &[Option<TokenTree>; 2], group: &Group, names: &[Ident]) -> bool {
     match (group.delimiter(), before) {
         (Delimiter::Bracket, [_, Some(TokenTree::Ident(_) | TokenTree::Group(_))]) => true,
@@ -183,7 +183,7 @@ fn text(literal: &proc_macro2::Literal) -> Option<String> {
     }
 }
 
-/// `"id"`, `"order.id"`, `"#id"`, `"(user, id)"`: all of the text is an expression over an
+/// Finds `"id"`, `"order.id"`, `"#id"`, `"(user, id)"`: the whole text is an expression over an
 /// argument.
 fn whole(text: &str, names: &[Ident]) -> Option<Meant> {
     let trimmed = text.trim();
@@ -206,7 +206,7 @@ fn whole(text: &str, names: &[Ident]) -> Option<Meant> {
     Some(Meant { text: text.to_owned(), written: trimmed.to_owned(), argument, is_bare: false })
 }
 
-/// `#id` or `$order.id` anywhere in the text.
+/// Finds `#id` or `$order.id` anywhere in the text.
 fn word(text: &str, names: &[Ident]) -> Option<Meant> {
     text.match_indices(['#', '$']).find_map(|(at, sign)| {
         let begins = !text[..at].ends_with(|before: char| before.is_alphanumeric());
@@ -219,7 +219,7 @@ fn word(text: &str, names: &[Ident]) -> Option<Meant> {
     })
 }
 
-/// `{id}` in a text that is no template.
+/// Finds `{id}` in a text that is not a template.
 fn in_braces(text: &str, names: &[Ident]) -> Option<Meant> {
     text.match_indices('{').find_map(|(at, _)| {
         let inside = text[at + 1..].split('}').next()?;
@@ -233,7 +233,7 @@ fn in_braces(text: &str, names: &[Ident]) -> Option<Meant> {
     })
 }
 
-/// The argument that `text` begins with, and what follows.
+/// Returns the argument that `text` begins with, and the rest.
 fn argument_at<'a>(text: &'a str, names: &[Ident]) -> Option<(Ident, &'a str)> {
     let text = text.strip_prefix("r#").unwrap_or(text);
     let end =
@@ -242,8 +242,8 @@ fn argument_at<'a>(text: &'a str, names: &[Ident]) -> Option<(Ident, &'a str)> {
     Some((argument.clone(), &text[end..]))
 }
 
-/// Whether what follows a name goes on as a path into it: `.id`, `::id`, `[0]`, `.id()`, or is
-/// nothing.
+/// Returns true if the rest after a name continues a path into it (`.id`, `::id`, `[0]`, `.id()`),
+/// or is empty.
 fn is_path(rest: &str) -> bool {
     let rest = rest.trim_end();
     rest.is_empty()
@@ -258,7 +258,8 @@ mod tests {
 
     use super::meant_in;
 
-    /// What should have been written in place of the value, for `order`, `id`, `r#type` and `self`.
+    /// Returns the expression that should have been written in place of the value, for `order`,
+    /// `id`, `r#type` and `self`.
     fn written(value: &str) -> Option<String> {
         let mut names =
             ["order", "id", "self"].map(|name| Ident::new(name, Span::call_site())).to_vec();

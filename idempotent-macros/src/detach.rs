@@ -1,4 +1,4 @@
-//! `detach`: what the body borrows is copied, so that the body can go on without its caller.
+//! `detach`: copies what the body borrows, so that the body can continue without its caller.
 
 use proc_macro2::{Ident, Span, TokenStream};
 use quote::{format_ident, quote, quote_spanned};
@@ -11,14 +11,14 @@ use crate::types::{is_static, unwrapped};
 /// An argument of type `&T`, which the body gets as a reference to a copy.
 pub(crate) struct Copied<'a> {
     name: &'a Ident,
-    /// The body may assign to the name.
+    /// Present if the body may assign to the name.
     mutability: Option<syn::Token![mut]>,
-    /// `#[cfg]` on the argument goes for its copy as well.
+    /// The `#[cfg]`s of the argument, which apply to its copy as well.
     attributes: Vec<&'a Attribute>,
     place: Span,
 }
 
-/// The arguments that the body uses and cannot take along.
+/// Returns the arguments that the body uses but cannot own.
 pub(crate) fn copied<'a>(function: &'a Function, body: &Body) -> Vec<Copied<'a>> {
     typed(&function.signature)
         .filter(|argument| is_lent(&argument.ty))
@@ -40,14 +40,14 @@ impl Copied<'_> {
         format_ident!("__copied_{}", self.name, span = Span::mixed_site())
     }
 
-    /// The copy, made before the body's task.
+    /// Returns the statement that creates the copy, before the body's task.
     pub(crate) fn copy(&self, private: &TokenStream) -> TokenStream {
         let Self { name, attributes, place, .. } = self;
         let local = self.local();
         quote_spanned!(*place=> #(#attributes)* let #local = #private::copied(#name);)
     }
 
-    /// The argument as the body knows it.
+    /// Returns the statement that binds the argument inside the body.
     pub(crate) fn borrow(&self) -> TokenStream {
         let Self { name, mutability, attributes, .. } = self;
         let local = self.local();
@@ -55,8 +55,8 @@ impl Copied<'_> {
     }
 }
 
-/// One check for each argument that moves into the task, so that a mistake is reported at the
-/// argument.
+/// Returns one check for each argument that moves into the task, so that a mistake is reported at
+/// the argument.
 pub(crate) fn checks(
     function: &Function,
     private: &TokenStream,
@@ -87,11 +87,11 @@ pub(crate) fn checks(
     })
 }
 
-/// Takes an argument that nobody mentions into the task, where it may guard what the body does.
+/// Moves an argument that is never mentioned into the task, where it may guard the body's work.
 ///
-/// That uses it, and the compiler would say nothing of one that was forgotten. So the name is bound
-/// once more, to be reported as the argument would be: in a block of its own, where it hides
-/// nothing from the body.
+/// This counts as a use, and the compiler would no longer report a forgotten argument. So the name
+/// is bound once more, in order to be reported like the argument: in a block of its own, where it
+/// hides nothing from the body.
 pub(crate) fn taken_along(attributes: &[Attribute], name: &Ident) -> TokenStream {
     let conditions = conditions(attributes);
     if is_never_reported(name) {
@@ -102,24 +102,25 @@ pub(crate) fn taken_along(attributes: &[Attribute], name: &Ident) -> TokenStream
     quote!({ #(#conditions)* #(#levels)* let #name = &#name; })
 }
 
-/// Whether the compiler accepts that nobody uses the name.
+/// Returns true if the compiler never reports the name as unused.
 fn is_never_reported(name: &Ident) -> bool {
     name == "self" || name.to_string().starts_with('_')
 }
 
-/// Clippy would say of a name like `_permit` that it is used after all: by us.
+/// Returns a lint level for a name like `_permit`: Clippy would report that it is used after all,
+/// by the expansion.
 fn underscore_lint(name: &Ident) -> Option<TokenStream> {
     name.to_string().starts_with('_').then(|| quote!(#[allow(clippy::used_underscore_binding)]))
 }
 
-/// Whether the attribute says what becomes of a lint.
+/// Returns true if the attribute sets a lint level.
 fn is_level(attribute: &Attribute) -> bool {
     ["allow", "warn", "deny", "forbid", "expect"]
         .iter()
         .any(|level| attribute.path().is_ident(level))
 }
 
-/// Gives a name to each argument `_` by value, which could not move into the task without.
+/// Names each argument `_` that is passed by value, which could not move into the task otherwise.
 pub(crate) fn name_all(signature: &mut Signature) {
     for (position, argument) in signature.inputs.iter_mut().enumerate() {
         if let FnArg::Typed(argument) = argument
@@ -141,9 +142,9 @@ fn wildcard(pattern: &mut Pat) -> Option<&mut Pat> {
     }
 }
 
-/// The signature without what is said of the arguments in the body: `mut` on those that it gets
-/// anew would be unused out here, and `#[expect]` on those that it reports as unused would not be
-/// fulfilled.
+/// Removes from the signature what concerns the arguments in the body: `mut` on those that are
+/// bound again there would be unused out here, and `#[expect]` on those that are reported there as
+/// unused would not be fulfilled.
 pub(crate) fn signature(signature: &Signature, is_used: impl Fn(&Ident) -> bool) -> Signature {
     let is_reported = |name: &Ident| !is_used(name) && !is_never_reported(name);
     let mut signature = signature.clone();
@@ -161,12 +162,12 @@ pub(crate) fn signature(signature: &Signature, is_used: impl Fn(&Ident) -> bool)
     signature
 }
 
-/// Whether the body gets a copy of what the argument borrows.
+/// Returns true if the body gets a copy of the borrowed value.
 fn is_lent(of_type: &Type) -> bool {
     matches!(unwrapped(of_type), Type::Reference(reference) if !is_static(reference))
 }
 
-/// Whether the argument itself goes into the task, with all that it owns.
+/// Returns true if the argument itself moves into the task, with everything that it owns.
 fn is_moved(of_type: &Type) -> bool {
     !matches!(unwrapped(of_type), Type::Reference(_))
 }

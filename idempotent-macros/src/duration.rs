@@ -1,4 +1,4 @@
-//! Durations: texts like `"24h"` are checked at compile time, expressions are left to the compiler.
+//! Durations: texts like `"24h"` are checked at compile time; expressions are left to the compiler.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ pub(crate) enum Time {
 }
 
 impl Time {
-    /// The duration, if it is known now.
+    /// Returns the duration, if it is known at compile time.
     pub(crate) fn known(&self) -> Option<Duration> {
         match self {
             Self::Literal { value, .. } => Some(*value),
@@ -38,7 +38,7 @@ impl ToTokens for Time {
     }
 }
 
-/// Reads the value of the option `name`; `example` is a correct one.
+/// Parses the value of the option `name`; `example` is a correct one.
 pub(crate) fn parse(name: &str, example: &str, value: Expr, errors: &mut Errors) -> Option<Time> {
     let Some(literal) = string(&value) else {
         if let Expr::Lit(number) = plain(&value) {
@@ -48,7 +48,7 @@ pub(crate) fn parse(name: &str, example: &str, value: Expr, errors: &mut Errors)
         return Some(Time::Expression(Box::new(value)));
     };
     match humantime::parse_duration(&literal.value()) {
-        // What settles at once may be asked at once.
+        // `settle` may be zero: an outcome that is settled at once can be verified at once.
         Ok(Duration::ZERO) if name != "settle" => {
             let reason = match name {
                 "ttl" => "a record that is kept for no time protects nothing",

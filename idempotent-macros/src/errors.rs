@@ -34,7 +34,7 @@ impl Errors {
         self.first_to_last.is_none()
     }
 
-    /// One `compile_error!` for each mistake: nothing if there is none.
+    /// Returns one `compile_error!` for each mistake, nothing if there is none.
     pub(crate) fn into_compile_errors(self) -> TokenStream {
         self.first_to_last.map(Error::into_compile_error).unwrap_or_default()
     }

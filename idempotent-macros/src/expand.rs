@@ -1,4 +1,5 @@
-//! Writes the function anew: the same signature, and a body that is one call into the runtime.
+//! Generates the expanded function: the same signature, and a body that is one call into the
+//! runtime.
 
 use proc_macro2::{Span, TokenStream};
 use quote::{ToTokens, quote, quote_spanned};
@@ -14,7 +15,7 @@ use crate::transaction;
 use crate::types::{self, Output, erased};
 use crate::verify::{self, Verify};
 
-/// The expansion of a function that passed every check.
+/// Expands a function that passed every check.
 pub(crate) fn expand(args: &Args, mut function: Function) -> TokenStream {
     let is_detached = args.detach.is_some() && matches!(function.output(), Output::Async(_));
     if is_detached {
@@ -45,8 +46,8 @@ pub(crate) fn expand(args: &Args, mut function: Function) -> TokenStream {
     quote!(#(#attributes)* #visibility #signature #body)
 }
 
-/// `async fn`: the body becomes a closure that makes the future where it is run, since a future
-/// that is passed by value takes its room twice.
+/// Expands an `async fn`. The body becomes a closure that creates the future where it is run,
+/// because a future that is passed by value is stored twice.
 fn native(
     args: &Args,
     function: &Function,
@@ -60,11 +61,12 @@ fn native(
     let borrows = arguments.iter().map(Copied::borrow);
     let checks = is_detached.then(|| detach::checks(function, private));
     let checks = checks.into_iter().flatten();
-    // A closure captures only the fields that it uses, and what only the key uses would be gone
-    // before the body runs: a guard among the arguments would be dropped too early. What nobody
-    // mentions stays outside until the end, and is reported as unused; a detached body takes that
-    // along too, since the outside may end before it. Captures are dropped in the order in which
-    // they are mentioned, arguments from the last to the first.
+    // A closure captures only the fields that it uses. Without this, a value that only the key uses
+    // would be dropped before the body runs: a guard among the arguments would be released too
+    // early. Arguments that are never mentioned stay outside until the end, and are reported as
+    // unused. A detached body takes those along too, because the outside may end before it.
+    // Captures are dropped in the order in which they are mentioned, and arguments are dropped from
+    // the last to the first: hence `rev`.
     let wholes = function.moved_names().into_iter().rev().filter_map(|(attributes, name)| {
         if is_used(args, body, &name) {
             let conditions = conditions(attributes);
@@ -85,8 +87,8 @@ fn native(
     quote!((#call)().await)
 }
 
-/// `fn … -> Pin<Box<dyn Future>>`: the body gives a future, and whatever it does before is part of
-/// the run.
+/// Expands a `fn … -> Pin<Box<dyn Future>>`. The body returns a future, and everything that it does
+/// before is part of the run.
 fn boxed(
     args: &Args,
     function: &Function,
@@ -97,7 +99,7 @@ fn boxed(
 ) -> TokenStream {
     let inner = body.braced(&TokenStream::new(), &body.statements);
     let local = local("__body");
-    // `#[async_trait]` binds every argument again inside of `inner`, also those that only the key
+    // `#[async_trait]` binds every argument again inside `inner`, including those that only the key
     // uses.
     let closure = quote!(#[allow(unused_variables)] let #local = move || -> #future #inner;);
     if let Some(OnCrash::Verify(verify)) = &args.on_crash {
@@ -108,8 +110,8 @@ fn boxed(
     quote!(::std::boxed::Box::pin(#private::on_first_poll(#call)))
 }
 
-/// `async fn` with `tx`: the body borrows the transaction and gives it back. What it borrows else
-/// stays an argument of the outer function, so nothing has to be moved along.
+/// Expands an `async fn` with `tx`. The body borrows the transaction and returns it. Everything
+/// else that it borrows stays an argument of the outer function, so nothing has to be moved.
 fn native_in_transaction(
     args: &Args,
     tx: &Expr,
@@ -125,7 +127,7 @@ fn native_in_transaction(
     call_in_transaction(args, tx, function, private, output, &lint, &quote!(|| async #inner))
 }
 
-/// A boxed future with `tx`. It takes a loan of the transaction, which is shorter than the
+/// Expands a boxed future with `tx`. It takes a loan of the transaction that is shorter than the
 /// lifetimes of the signature.
 fn boxed_in_transaction(
     args: &Args,
@@ -139,7 +141,7 @@ fn boxed_in_transaction(
     let loan = transaction::loan(tx, function, body);
     let inner = body.following(&loan.unwrap_or_default());
     let future = types::without_lifetimes(future);
-    // `#[async_trait]` binds every argument again inside of `inner`, also those that only the key
+    // `#[async_trait]` binds every argument again inside `inner`, including those that only the key
     // uses.
     let lint = quote!(#[allow(unused_variables)]);
     let call = call_in_transaction(
@@ -154,7 +156,7 @@ fn boxed_in_transaction(
     quote!(::std::boxed::Box::pin(async move { #call }))
 }
 
-/// Begin, body and finish, each with its own loan of the transaction.
+/// Generates begin, body and finish, each with its own loan of the transaction.
 fn call_in_transaction(
     args: &Args,
     tx: &Expr,
@@ -183,10 +185,10 @@ fn call_in_transaction(
     }
 }
 
-/// A closure that makes the future of the call.
+/// Generates a closure that creates the future of the call.
 ///
-/// An argument that was borrowed for the key would else keep its place in the state of the outer
-/// future, though it was moved into the body since.
+/// Otherwise an argument that was borrowed for the key would keep its place in the state of the
+/// outer future, although it has since been moved into the body.
 fn call(
     args: &Args,
     function: &Function,
@@ -206,8 +208,8 @@ fn call(
     }
 }
 
-/// The call with `on_crash = verify`: the question borrows the arguments, and it is over before the
-/// body moves them.
+/// Generates the call with `on_crash = verify`. The callback borrows the arguments, and it has
+/// finished before the body moves them.
 fn call_after_question(
     args: &Args,
     verify: &Verify,
@@ -236,12 +238,13 @@ fn call_after_question(
     }
 }
 
-/// Whether the body or an option mentions the argument.
+/// Returns true if the body or an option mentions the argument.
 fn is_used(args: &Args, body: &Body, name: &Ident) -> bool {
     mentions(&body.statements, name) || mentions(&args.tokens, name)
 }
 
-/// What the runtime is told about the call. The key comes first, before anything is moved.
+/// Generates the description of the call for the runtime. The key comes first, before anything is
+/// moved.
 fn start(args: &Args, function: &Function, private: &TokenStream, output: &Type) -> TokenStream {
     let (key, call, codec) = (local("__key"), local("__call"), local("__codec"));
     let site = site(args, function, private);
@@ -252,7 +255,8 @@ fn start(args: &Args, function: &Function, private: &TokenStream, output: &Type)
         quote!(#private::call(#site, #key))
     };
     let start = if args.name.is_some() { start } else { quote!(#private::unnamed(#start, || {})) };
-    // A tuple of the language has no more parts than there are implementations for.
+    // Parts are encoded one by one: Rust has trait implementations only for tuples of limited
+    // length.
     let start = match &args.scope {
         Some(scope @ Key::Parts(_)) => {
             let scope = scope.encoded(private);
@@ -271,8 +275,8 @@ fn start(args: &Args, function: &Function, private: &TokenStream, output: &Type)
     }
 }
 
-/// Of a captured variable the compiler says that an assigned field is never read; of an argument it
-/// does not.
+/// Silences a lint: the compiler reports an assignment to a field that is never read for a captured
+/// variable, but not for an argument.
 fn assignments_lint(function: &Function) -> TokenStream {
     if function.has_mutable_argument() {
         quote!(#[allow(unused_assignments)])
@@ -281,11 +285,11 @@ fn assignments_lint(function: &Function) -> TokenStream {
     }
 }
 
-/// The one `static` of the function. It is alone in a block, so the body does not see its name. But
-/// the user's `name` does, which may be a constant that is called `SITE`.
+/// Generates the one `static` of the function. It is alone in a block, so the body does not see its
+/// name. But the user's `name` does, which may be a constant that is called `SITE`.
 ///
-/// With a type that no other function has, however it was written: a macro can write two functions
-/// at one place.
+/// Its type differs from that of every other function, whatever wrote the function: a macro can
+/// generate two functions at the same place.
 fn site(args: &Args, function: &Function, private: &TokenStream) -> TokenStream {
     let name = if let Some(name) = &args.name {
         name.to_token_stream()
@@ -334,9 +338,9 @@ fn settings(args: &Args, private: &TokenStream) -> TokenStream {
     quote!(#ttl #scope #fingerprint #former #lease #on_conflict #on_crash #after_expiry #version)
 }
 
-/// The one place that asks for the bounds of the return type, and of the error type if errors are
-/// stored. All of its path is located at the return type, or a missing bound would be reported at
-/// the attribute.
+/// Generates the only expression that requires the bounds of the return type, and of the error type
+/// if errors are stored. Its whole path has the span of the return type, or a missing bound would
+/// be reported at the attribute.
 fn witness(args: &Args, private: &TokenStream, output: &Type) -> TokenStream {
     let span = output.span();
     let private = located_at(private, span);
@@ -357,8 +361,8 @@ fn witness(args: &Args, private: &TokenStream, output: &Type) -> TokenStream {
     }
 }
 
-/// Never runs, but tells the compiler the type of the async block, so that mistakes in the body are
-/// reported there and coercions like the one to `Box<dyn Trait>` go on to work.
+/// Never runs, but fixes the type of the async block, so that mistakes in the body are reported
+/// there and coercions, like the one to `Box<dyn Trait>`, continue to work.
 fn return_type_edge(output: &Type) -> TokenStream {
     let output = erased(output);
     let result = local("__result");
@@ -371,7 +375,7 @@ fn return_type_edge(output: &Type) -> TokenStream {
     }
 }
 
-/// `::idempotency::__private`, or the same below the path that `crate = …` gives.
+/// Returns `::idempotency::__private`, or the same below the path in `crate = …`.
 fn private_path(args: &Args) -> TokenStream {
     if let Some(facade) = &args.facade {
         quote!(#facade::__private)
@@ -380,7 +384,7 @@ fn private_path(args: &Args) -> TokenStream {
     }
 }
 
-/// The same names, found as before, but reported at `span`.
+/// Returns the same tokens, resolved as before, but reported at `span`.
 fn located_at(tokens: &TokenStream, span: Span) -> TokenStream {
     tokens
         .clone()
@@ -392,7 +396,7 @@ fn located_at(tokens: &TokenStream, span: Span) -> TokenStream {
         .collect()
 }
 
-/// A local variable that the user's tokens cannot see.
+/// Returns the name of a local variable that the user's tokens cannot see.
 fn local(name: &str) -> Ident {
     Ident::new(name, Span::mixed_site())
 }

@@ -1,10 +1,10 @@
-//! Finds values that are new in every call. A key made of one would recognise no retry.
+//! Finds values that are new in every call. A key made from one would not recognise a retry.
 
 use proc_macro2::{Ident, Spacing, Span, TokenStream, TokenTree};
 
-/// Functions that give a fresh value, by the last two names of their paths.
+/// Functions that return a fresh value, by the last two segments of their paths.
 const FUNCTIONS: [(&str, &[&str]); 10] = [
-    // `new_v3`, `new_v5` and `new_v8` are made of their arguments.
+    // `new_v3`, `new_v5` and `new_v8` depend only on their arguments.
     ("Uuid", &["new_v4", "new_v7", "now_v1", "now_v6", "now_v7"]),
     ("Ulid", &["new", "generate"]),
     ("SystemTime", &["now"]),
@@ -17,12 +17,12 @@ const FUNCTIONS: [(&str, &[&str]); 10] = [
     ("Timestamp", &["now"]),
 ];
 
-/// Crates of which every function gives a fresh value.
+/// Crates in which every function returns a fresh value.
 const CRATES: [&str; 3] = ["rand", "fastrand", "getrandom"];
 
-/// The first path in `tokens` that gives a fresh value, and where it is.
+/// Returns the first path in `tokens` that produces a fresh value, and its span.
 ///
-/// Looks at the text alone: what a function of the user gives is not found.
+/// Checks only the text: fresh values from the user's own functions are not found.
 pub(crate) fn fresh_value(tokens: TokenStream) -> Option<(String, Span)> {
     let mut paths = Vec::new();
     collect_paths(tokens, &mut paths);
@@ -49,7 +49,7 @@ fn collect_paths(tokens: TokenStream, paths: &mut Vec<Vec<Ident>>) {
         match token {
             TokenTree::Ident(ident) => {
                 path.push(ident);
-                // `::` is two colons of which the first is joint.
+                // `::` is two colons, of which the first is joint.
                 let colon = |token: &TokenTree| matches!(token, TokenTree::Punct(punct) if punct.as_char() == ':');
                 let joint = |token: &TokenTree| matches!(token, TokenTree::Punct(punct) if punct.spacing() == Spacing::Joint);
                 if tokens.next_if(|token| colon(token) && joint(token)).is_some() {

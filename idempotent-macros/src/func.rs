@@ -1,5 +1,5 @@
-//! Reads the function under the attribute. Its body is not looked into: it stays the tokens that
-//! the user wrote.
+//! Parses the function under the attribute. Its body is not parsed: it stays the tokens that the
+//! user wrote.
 
 use proc_macro2::{Delimiter, Group, Span, TokenStream, TokenTree};
 use quote::quote;
@@ -22,15 +22,16 @@ pub(crate) struct Function {
 }
 
 pub(crate) struct Body {
-    /// `#![…]` at the beginning of the body.
+    /// The `#![…]` at the beginning of the body.
     pub(crate) inner_attributes: TokenStream,
     pub(crate) statements: TokenStream,
-    /// The place of the braces.
+    /// The span of the braces.
     pub(crate) span: Span,
 }
 
 impl Function {
-    /// The function as it was, without what was reported and the compiler would report again.
+    /// Returns the original function, without the parts that were reported and that the compiler
+    /// would report again.
     pub(crate) fn unexpanded(mut self) -> TokenStream {
         self.attributes.retain(|attribute| !is_idempotent(attribute));
         if self.signature.asyncness.is_some() {
@@ -60,7 +61,7 @@ impl Function {
         }
     }
 
-    /// Whether one function in the source is many at run time.
+    /// Returns true if one function in the source can be several at run time.
     pub(crate) fn is_generic(&self) -> bool {
         let parameters = self.signature.generics.params.iter();
         let has_parameters =
@@ -68,7 +69,7 @@ impl Function {
         has_parameters || self.arguments().any(|(_, of_type)| types::mentions_impl(of_type))
     }
 
-    /// The arguments but `self`.
+    /// The arguments except `self`.
     pub(crate) fn arguments(&self) -> impl Iterator<Item = (&Pat, &Type)> {
         self.signature.inputs.iter().filter_map(|argument| match argument {
             FnArg::Typed(argument) => Some((&*argument.pat, &*argument.ty)),
@@ -76,7 +77,7 @@ impl Function {
         })
     }
 
-    /// Whether the body may assign to what it was given.
+    /// Returns true if the body may assign to one of its arguments.
     pub(crate) fn has_mutable_argument(&self) -> bool {
         struct Finder(bool);
         impl Visit<'_> for Finder {
@@ -91,7 +92,8 @@ impl Function {
         finder.0
     }
 
-    /// The names that arguments by value are bound to, with the attributes of their arguments.
+    /// Returns the names that arguments by value are bound to, with the attributes of their
+    /// arguments.
     pub(crate) fn moved_names(&self) -> Vec<(&[Attribute], Ident)> {
         let mut names = Vec::new();
         for argument in &self.signature.inputs {
@@ -109,14 +111,14 @@ impl Function {
         names
     }
 
-    /// All names that arguments are bound to, `self` included.
+    /// Returns all names that arguments are bound to, including `self`.
     pub(crate) fn names(&self) -> Vec<Ident> {
         let receiver = self.signature.receiver().map(|receiver| receiver.self_token.into());
         let bound = self.arguments().flat_map(|(pattern, _)| bound_names(pattern)).cloned();
         receiver.into_iter().chain(bound).collect()
     }
 
-    /// A key that this function could have, for messages.
+    /// Returns a key that this function could have, for messages.
     pub(crate) fn example_key(&self) -> String {
         let named = self
             .arguments()
@@ -130,12 +132,12 @@ impl Function {
     }
 }
 
-/// Whether the attribute is another `#[idempotent]`.
+/// Returns true if the attribute is another `#[idempotent]`.
 pub(crate) fn is_idempotent(attribute: &Attribute) -> bool {
     attribute.path().segments.last().is_some_and(|segment| segment.ident == "idempotent")
 }
 
-/// The name that a simple pattern gives to its argument.
+/// Returns the name that a simple pattern binds.
 pub(crate) fn argument_name(pattern: &Pat) -> Option<&Ident> {
     match pattern {
         Pat::Ident(name) if name.subpat.is_none() && name.by_ref.is_none() => Some(&name.ident),
@@ -144,8 +146,8 @@ pub(crate) fn argument_name(pattern: &Pat) -> Option<&Ident> {
     }
 }
 
-/// All names that a pattern binds. One in capitals may be a constant or a type without fields
-/// instead, which nothing can be told from here, and which can be named like an argument.
+/// Returns all names that a pattern binds. A name in capitals may be a constant or a unit type
+/// instead, which cannot be distinguished here, and which can have the name of an argument.
 pub(crate) fn bound_names(pattern: &Pat) -> Vec<&Ident> {
     struct Finder<'a>(Vec<&'a Ident>);
     impl<'a> Visit<'a> for Finder<'a> {
@@ -159,8 +161,8 @@ pub(crate) fn bound_names(pattern: &Pat) -> Vec<&Ident> {
     finder.0
 }
 
-/// Whether the tokens use the name: not as a field or method of something else, but also in a text
-/// like `"{name}"` or `"{:name$}"`.
+/// Returns true if the tokens use the name. Fields and methods of other values do not count, but
+/// uses in a text like `"{name}"` or `"{:name$}"` do.
 pub(crate) fn mentions(tokens: &TokenStream, name: &Ident) -> bool {
     let name = &name.unraw();
     let in_text = [format!("{{{name}"), format!("{name}$")];
@@ -184,21 +186,22 @@ pub(crate) fn mentions(tokens: &TokenStream, name: &Ident) -> bool {
     false
 }
 
-/// The `#[cfg]`s on an argument: what the expansion says about it is under the same.
+/// Returns the `#[cfg]`s on an argument, which also apply to everything that the expansion
+/// generates for it.
 pub(crate) fn conditions(attributes: &[Attribute]) -> impl Iterator<Item = &Attribute> {
     attributes.iter().filter(|attribute| attribute.path().is_ident("cfg"))
 }
 
 impl Body {
-    /// The user's braces with other contents. Braces from elsewhere would silence lints about the
-    /// whole function.
+    /// Returns the user's braces with other contents. Braces from elsewhere would silence lints
+    /// about the whole function.
     pub(crate) fn braced(&self, before: &TokenStream, contents: &TokenStream) -> TokenTree {
         braces(self.span, quote!(#before #contents))
     }
 
-    /// Braces of ours in the place of the user's, around the user's statements after some of ours.
-    /// Clippy must not take all of them for the user's: an item at the beginning of the body would
-    /// come after statements.
+    /// Returns generated braces in place of the user's, around generated statements followed by the
+    /// user's. Clippy must not attribute all of them to the user: an item at the beginning of the
+    /// body would appear to come after statements.
     pub(crate) fn following(&self, statements: &TokenStream) -> TokenTree {
         let following = &self.statements;
         braces(Span::call_site().located_at(self.span), quote!(#statements #following))
@@ -241,7 +244,7 @@ impl Parse for Body {
     }
 }
 
-/// The braces of a `$body:block`, which are inside of invisible delimiters.
+/// Returns the braces of a `$body:block`, which are inside invisible delimiters.
 fn visible(group: Group) -> Group {
     if group.delimiter() == Delimiter::None
         && let Some(TokenTree::Group(inner)) = group.stream().into_iter().next()

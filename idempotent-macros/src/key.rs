@@ -16,7 +16,7 @@ pub(crate) enum Key {
     Parts(Vec<Part>),
 }
 
-/// Reads the value of the option `name`.
+/// Parses the value of the option `name`.
 pub(crate) fn parse(name: &str, value: &Expr, errors: &mut Errors) -> Key {
     if let Some(literal) = string(value) {
         let mut parts = template::parts(literal, errors);
@@ -52,7 +52,7 @@ pub(crate) fn refuse_fresh_value(name: &str, value: &Expr, errors: &mut Errors) 
 }
 
 impl Key {
-    /// The expression of type `Key`.
+    /// Returns the expression of type `Key`.
     pub(crate) fn encoded(&self, private: &TokenStream) -> TokenStream {
         match self {
             Self::Constant(text) => quote!(#private::Key::of(#text)),
@@ -68,7 +68,7 @@ impl Key {
         }
     }
 
-    /// A reference to a value that can be a key, where it is one value.
+    /// Returns a reference to the key's value, if it is a single value.
     pub(crate) fn borrowed(&self) -> Option<TokenStream> {
         match self {
             Self::Constant(text) => Some(text.to_token_stream()),
@@ -78,13 +78,13 @@ impl Key {
     }
 }
 
-/// What the parts of a key are added to.
+/// The name of the encoder that the parts of a key are added to.
 fn encoder() -> Ident {
     Ident::new("__parts", Span::mixed_site())
 }
 
-/// Method calls that add one part, each part of a tuple by itself, so that a part that cannot be
-/// one is reported there.
+/// Returns method calls that add one part each, so that an invalid part of a tuple is reported
+/// there.
 fn added(value: &Expr) -> TokenStream {
     match plain(value) {
         Expr::Tuple(tuple) if !tuple.elems.is_empty() => {
@@ -108,15 +108,15 @@ impl Part {
     }
 }
 
-/// `&value`, where the parts of a tuple are borrowed one by one, so that none of them is moved out
-/// of an argument.
+/// Returns `&value`. The parts of a tuple are borrowed one by one, so that none of them is moved
+/// out of an argument.
 pub(crate) fn borrowed(value: &Expr) -> TokenStream {
     let span = value.span();
     if let Expr::Tuple(tuple) = plain(value) {
         let parts = tuple.elems.iter().map(borrowed);
         return quote_spanned!(span=> &(#(#parts,)*));
     }
-    // Built as a syntax tree, which knows when `&` needs parentheses.
+    // Built as a syntax tree, which inserts parentheses where `&` needs them.
     let reference = ExprReference {
         attrs: Vec::new(),
         and_token: Token![&](span),

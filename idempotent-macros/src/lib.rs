@@ -1,9 +1,9 @@
 //! The `#[idempotent]` attribute of the crate [`idempotency`](https://docs.rs/idempotency). Depend
 //! on that crate, not on this one.
 //!
-//! The work is in three steps: `args` and `func` read what the user wrote, `check` judges it,
-//! `expand` writes the function anew. Mistakes are collected on the way and shown together; the
-//! function is then left as it was, so that its callers do not fail as well.
+//! There are three steps: `args` and `func` parse what the user wrote, `check` validates it, and
+//! `expand` generates the function. Mistakes are collected and reported together. In that case the
+//! function is left unchanged, so that its callers do not fail as well.
 
 mod args;
 mod check;

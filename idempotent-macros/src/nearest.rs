@@ -1,12 +1,13 @@
-//! Finds the word that a misspelt one was meant to be.
+//! Finds the intended word for a misspelt one.
 
-/// The word of `words` that is a few letters away from `misspelt`.
+/// Returns the word of `words` that is only a few letters away from `misspelt`.
 pub(crate) fn nearest<'a>(misspelt: &str, words: &[&'a str]) -> Option<&'a str> {
     let (distance, word) = words.iter().map(|word| (edits(misspelt, word), *word)).min()?;
     (distance <= misspelt.len().max(3) / 3).then_some(word)
 }
 
-/// How many letters have to be added, removed, replaced or swapped with their neighbour.
+/// Returns the number of letters that must be added, removed, replaced or swapped with their
+/// neighbour.
 fn edits(from: &str, to: &str) -> usize {
     let (from, to): (Vec<char>, Vec<char>) = (from.chars().collect(), to.chars().collect());
     let mut table = vec![vec![0; to.len() + 1]; from.len() + 1];

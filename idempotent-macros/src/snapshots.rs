@@ -1,8 +1,8 @@
-//! The expansion of canonical signatures, whole.
+//! Snapshots of the complete expansion of canonical signatures.
 
 use proc_macro2::TokenStream;
 
-/// The formatted expansion of `item` under `#[idempotent(args)]`.
+/// Returns the formatted expansion of `item` under `#[idempotent(args)]`.
 fn expanded(args: &str, item: &str) -> String {
     let tokens = |source: &str| source.parse::<TokenStream>().unwrap();
     let output = crate::rewrite(tokens(args), tokens(item));

@@ -14,8 +14,8 @@ pub(crate) enum Part {
     Value(Box<Expr>),
 }
 
-/// Takes `literal` apart. No part is a value if and only if the literal has no braces but escaped
-/// ones; the text is then the one part.
+/// Splits `literal`. No part is a value if and only if the literal has no braces except escaped
+/// ones; the text is then the only part.
 pub(crate) fn parts(literal: &LitStr, errors: &mut Errors) -> Vec<Part> {
     let text = literal.value();
     let mut parts = Vec::new();
@@ -63,8 +63,8 @@ pub(crate) fn parts(literal: &LitStr, errors: &mut Errors) -> Vec<Part> {
     parts
 }
 
-/// Where the value that begins at `start` ends. The value may have braces of its own, in pairs, and
-/// in literals any.
+/// Returns the end of the value that begins at `start`. The value may contain braces, in pairs, and
+/// any braces in literals.
 fn closing_brace(text: &str, start: usize) -> Option<usize> {
     let (mut at, mut depth) = (start, 0_usize);
     let mut word = "";
@@ -87,8 +87,8 @@ fn closing_brace(text: &str, start: usize) -> Option<usize> {
     None
 }
 
-/// How long the text or character is with which `rest` begins, behind the `word` that stands before
-/// it; zero if it begins with none, and `None` if it does not end.
+/// Returns the length of the string or character literal at the start of `rest`, which follows
+/// `word`. Zero if there is none, `None` if it does not end.
 fn literal(word: &str, rest: &str) -> Option<usize> {
     let after = |end: &str, from: usize| rest[from..].find(end).map(|at| from + at + end.len());
     if matches!(word, "r" | "br" | "cr") {
@@ -99,7 +99,7 @@ fn literal(word: &str, rest: &str) -> Option<usize> {
     }
     let mut characters = rest.char_indices();
     let Some((_, quote @ ('"' | '\''))) = characters.next() else { return Some(0) };
-    // One character and another quote, or it is a lifetime or a label.
+    // One character and a second quote; otherwise it is a lifetime or a label.
     let is_text = quote == '"' || rest[1..].starts_with('\\') || rest.chars().nth(2) == Some('\'');
     if !is_text {
         return Some(0);
@@ -114,7 +114,7 @@ fn literal(word: &str, rest: &str) -> Option<usize> {
     None
 }
 
-/// The expression between two braces.
+/// Parses the expression between two braces.
 fn value(source: &str, span: Span) -> syn::Result<Expr> {
     if source.trim().is_empty() {
         return Err(syn::Error::new(span, "these braces name no value: write `{order.id}`"));
@@ -140,7 +140,7 @@ fn value(source: &str, span: Span) -> syn::Result<Expr> {
         } else {
             format!("`{{{source}}}` is not one expression: write `{{order.id}}`")
         };
-        // What is left has been judged; leaving it would add an error about an unexpected token.
+        // The rest has been checked; leaving it would add an error about an unexpected token.
         input.parse::<TokenStream>()?;
         Err(syn::Error::new(span, message))
     };
@@ -153,7 +153,8 @@ fn value(source: &str, span: Span) -> syn::Result<Expr> {
     }
 }
 
-/// The place of `range` of the literal's text, where the compiler can tell; else the whole literal.
+/// Returns the span of `range` in the literal's text if the compiler knows it, otherwise the span
+/// of the whole literal.
 fn span_of(literal: &LitStr, text: &str, range: Range<usize>) -> Span {
     let token = literal.token();
     let is_verbatim = token.to_string() == format!("\"{text}\"");

@@ -1,4 +1,4 @@
-//! `tx`: the claim, the body and the record share the transaction of the user.
+//! `tx`: claim, body and record share the user's transaction.
 
 use proc_macro2::{Ident, TokenStream};
 use quote::{ToTokens, quote, quote_spanned};
@@ -10,10 +10,10 @@ use crate::errors::Errors;
 use crate::func::{Body, Function, mentions};
 use crate::types::{Output, last_segment, text, unwrapped};
 
-/// Methods without arguments that only lend what they are called on.
+/// Methods without arguments that only borrow their receiver.
 const LENDING: [&str; 2] = ["as_mut", "deref_mut"];
 
-/// Reads the value of `tx`, which is borrowed before the body and again after it.
+/// Parses the value of `tx`, which is borrowed before the body and again after it.
 pub(crate) fn parse(value: Expr, errors: &mut Errors) -> Option<Expr> {
     if let Expr::Reference(reference) = plain(&value)
         && reference.mutability.is_none()
@@ -35,7 +35,7 @@ pub(crate) fn parse(value: Expr, errors: &mut Errors) -> Option<Expr> {
     Some(value)
 }
 
-/// Whether the expression stands for the same place each time that it is read.
+/// Returns true if the expression denotes the same place each time it is evaluated.
 fn can_be_borrowed_again(value: &Expr) -> bool {
     match plain(value) {
         Expr::Path(_) | Expr::Lit(_) => true,
@@ -55,8 +55,8 @@ fn can_be_borrowed_again(value: &Expr) -> bool {
     }
 }
 
-/// The transaction, borrowed for one step. `lend` is the path of the function that asks for its
-/// type.
+/// Returns the transaction, borrowed for one step. `lend` is the path of the function that requires
+/// its type.
 pub(crate) fn borrowed(tx: &Expr, lend: &TokenStream) -> TokenStream {
     match plain(tx) {
         reference @ Expr::Reference(_) => quote_spanned!(tx.span()=> &mut #lend(#reference)),
@@ -64,7 +64,7 @@ pub(crate) fn borrowed(tx: &Expr, lend: &TokenStream) -> TokenStream {
     }
 }
 
-/// Reports an argument that is the transaction, and is not lent as one.
+/// Reports an argument that is the transaction but is not passed as a mutable reference.
 pub(crate) fn check(tx: &Expr, function: &Function, errors: &mut Errors) {
     if let Some((_, of_type)) = named(tx, function) {
         match unwrapped(of_type) {
@@ -93,13 +93,14 @@ pub(crate) fn check(tx: &Expr, function: &Function, errors: &mut Errors) {
     }
 }
 
-/// Whether the type is surely the transaction itself, which is rolled back when it is dropped.
+/// Returns true if the type is certainly the transaction itself, which is rolled back when it is
+/// dropped.
 fn is_transaction(of_type: &Type) -> bool {
     let name = last_segment(of_type).map(|segment| &segment.ident);
     name.is_some_and(|name| name == "Transaction" || name == "OpenTransaction")
 }
 
-/// The argument that the transaction is, if it is one as a whole.
+/// Returns the argument that is the transaction as a whole, if there is one.
 fn named<'a>(tx: &Expr, function: &'a Function) -> Option<(&'a PatIdent, &'a Type)> {
     let tx = match plain(tx) {
         Expr::Reference(reference) => plain(&reference.expr),
@@ -113,7 +114,7 @@ fn named<'a>(tx: &Expr, function: &'a Function) -> Option<(&'a PatIdent, &'a Typ
     })
 }
 
-/// The argument of type `&mut _` that the transaction is, if it is one.
+/// Returns the argument of type `&mut _` that is the transaction, if there is one.
 fn lent_argument<'a>(tx: &Expr, function: &'a Function) -> Option<&'a Ident> {
     let (pattern, of_type) = named(tx, function).filter(|_| matches!(plain(tx), Expr::Path(_)))?;
     let is_lent =
@@ -125,8 +126,9 @@ fn lent_argument<'a>(tx: &Expr, function: &'a Function) -> Option<&'a Ident> {
     .then_some(&pattern.ident)
 }
 
-/// The transaction as the body knows it. A body may give its argument away, to `query.execute(tx)`
-/// for example: this way it gives away a loan, and the transaction is there for the record.
+/// Generates the transaction's binding in the body. A body may move its argument, to
+/// `query.execute(tx)` for example. This way it moves a loan, and the transaction remains available
+/// for the record.
 pub(crate) fn loan(tx: &Expr, function: &Function, body: &Body) -> Option<TokenStream> {
     let name = lent_argument(tx, function).filter(|name| mentions(&body.statements, name))?;
     Some(quote!(#[allow(unused_variables)] let #name = &mut *#name;))

@@ -1,4 +1,4 @@
-//! What can be read off a type without knowing what its names mean.
+//! Properties of types that can be determined without resolving names.
 
 use proc_macro2::TokenStream;
 use quote::ToTokens;
@@ -10,7 +10,7 @@ use syn::{
     TypeReference,
 };
 
-/// What a function gives to its caller.
+/// The kind of value that a function returns.
 pub(crate) enum Output<'a> {
     /// `async fn … -> R`.
     Async(&'a Type),
@@ -45,7 +45,7 @@ impl<'a> Output<'a> {
     }
 }
 
-/// `R` of `Pin<Box<dyn Future<Output = R>>>` and of `BoxFuture<'_, R>`.
+/// Returns `R` of `Pin<Box<dyn Future<Output = R>>>` and of `BoxFuture<'_, R>`.
 fn boxed_output(future: &Type) -> Option<&Type> {
     let segment = last_segment(future)?;
     if segment.ident == "BoxFuture" || segment.ident == "LocalBoxFuture" {
@@ -96,7 +96,7 @@ pub(crate) fn last_segment(of_type: &Type) -> Option<&PathSegment> {
     }
 }
 
-/// The type without the invisible delimiters of macro fragments and without parentheses.
+/// Strips the invisible delimiters of macro fragments, and parentheses.
 pub(crate) fn unwrapped(mut of_type: &Type) -> &Type {
     loop {
         of_type = match of_type {
@@ -107,7 +107,7 @@ pub(crate) fn unwrapped(mut of_type: &Type) -> &Type {
     }
 }
 
-/// Whether the type cannot be a `Result`, whatever its names mean: an alias can be one.
+/// Returns true if the type cannot be a `Result`, whatever its names mean: an alias can be one.
 pub(crate) fn is_surely_no_result(of_type: &Type) -> bool {
     const NO_RESULTS: [&str; 24] = [
         "bool", "char", "str", "u8", "u16", "u32", "u64", "u128", "usize", "i8", "i16", "i32",
@@ -126,7 +126,7 @@ pub(crate) fn is_surely_no_result(of_type: &Type) -> bool {
     }
 }
 
-/// Whether the type looks like a value that can be a key as it is.
+/// Returns true if the type looks like a value that can be used directly as a key.
 pub(crate) fn is_plain_value(of_type: &Type) -> bool {
     const PLAIN: [&str; 16] = [
         "bool", "char", "str", "String", "Uuid", "u8", "u16", "u32", "u64", "u128", "usize", "i32",
@@ -153,13 +153,13 @@ pub(crate) fn mentions_impl(of_type: &Type) -> bool {
     finder.0
 }
 
-/// Something in a type that borrows.
+/// A part of a type that borrows.
 pub(crate) enum Borrow<'a> {
     Reference(&'a TypeReference),
     Lifetime(&'a Lifetime),
 }
 
-/// The first thing in the type that borrows. `'static` lifetimes do not, references do.
+/// Returns the first part of the type that borrows. `'static` lifetimes do not, references do.
 pub(crate) fn borrow_in(of_type: &Type) -> Option<Borrow<'_>> {
     struct Finder<'a>(Option<Borrow<'a>>);
     impl<'a> Visit<'a> for Finder<'a> {
@@ -171,7 +171,7 @@ pub(crate) fn borrow_in(of_type: &Type) -> Option<Borrow<'_>> {
                 self.0.get_or_insert(Borrow::Lifetime(lifetime));
             }
         }
-        // What a function takes is not what the value holds.
+        // The arguments of a function pointer are not held by the value.
         fn visit_type_fn_ptr(&mut self, _: &'a TypeFnPtr) {}
         fn visit_parenthesized_generic_arguments(
             &mut self,
@@ -188,7 +188,7 @@ pub(crate) fn is_static(reference: &TypeReference) -> bool {
     reference.lifetime.as_ref().is_some_and(|lifetime| lifetime.ident == "static")
 }
 
-/// The type that owns what `reference` borrows, for messages.
+/// Returns the type that owns what `reference` borrows, for messages.
 pub(crate) fn owned_text(reference: &TypeReference) -> String {
     match unwrapped(&reference.elem) {
         Type::Slice(slice) => format!("Vec<{}>", text(&slice.elem)),
@@ -200,8 +200,7 @@ pub(crate) fn owned_text(reference: &TypeReference) -> String {
     }
 }
 
-/// The type with `impl Trait` erased: where a type is written inside of a body, the compiler infers
-/// it.
+/// Returns the type with `impl Trait` erased: inside a body, the compiler infers it.
 pub(crate) fn erased(of_type: &Type) -> Type {
     struct Eraser;
     impl VisitMut for Eraser {
@@ -222,8 +221,8 @@ pub(crate) fn erased(of_type: &Type) -> Type {
     erased
 }
 
-/// The type with every lifetime but `'static` left to the compiler, for the return type of a
-/// closure.
+/// Returns the type with every lifetime except `'static` left to the compiler, for the return type
+/// of a closure.
 pub(crate) fn without_lifetimes(of_type: &Type) -> Type {
     struct Eraser;
     impl VisitMut for Eraser {
@@ -238,7 +237,7 @@ pub(crate) fn without_lifetimes(of_type: &Type) -> Type {
     erased
 }
 
-/// The source text of a type, for messages.
+/// Returns the source text of a type, for messages.
 pub(crate) fn text(of_type: impl ToTokens) -> String {
     let tokens: TokenStream = of_type.into_token_stream();
     let mut text = tokens.to_string();

@@ -1,4 +1,4 @@
-//! `on_crash = verify(…)`: the question that a caller after a crash asks before anything else.
+//! `on_crash = verify(…)`: the callback that a caller after a crash runs before anything else.
 
 use proc_macro2::{Span, TokenStream};
 use quote::{quote, quote_spanned};
@@ -19,7 +19,7 @@ pub(crate) struct Verify {
 const EXAMPLE: &str = "on_crash = verify(ask_provider)";
 const SETTLE_EXAMPLE: &str = "on_crash = verify(ask_provider, settle = \"5s\")";
 
-/// Reads what is between the parentheses of `verify(…)`.
+/// Parses the tokens between the parentheses of `verify(…)`.
 pub(crate) fn parse(call: &ExprCall, errors: &mut Errors) -> Option<Verify> {
     let mut values = call.args.iter();
     let Some(question) = values.next() else {
@@ -60,11 +60,11 @@ pub(crate) fn parse(call: &ExprCall, errors: &mut Errors) -> Option<Verify> {
     Some(Verify { question: question.clone(), settle })
 }
 
-/// The question as the runtime is given it.
+/// Generates the callback that is passed to the runtime.
 ///
-/// A closure becomes an async one without `move`: it borrows the arguments, which the body may
-/// still move. Its return type is known from the first line, so that `?` and `return` in it need no
-/// annotation.
+/// A closure becomes an async one without `move`: it borrows the arguments, so that the body can
+/// still move them. Its return type is fixed in the first line, so that `?` and `return` in it
+/// require no annotation.
 pub(crate) fn question(question: &Expr, private: &TokenStream, output: &Type) -> TokenStream {
     let Expr::Closure(closure) = plain(question) else {
         return quote!(#question);
@@ -83,7 +83,7 @@ pub(crate) fn question(question: &Expr, private: &TokenStream, output: &Type) ->
     quote!(#(#attrs)* async |#inputs| { #edge #block })
 }
 
-/// What an async closure, or one that makes a future and nothing else, does.
+/// Returns the body of an async closure, or of a closure that only creates a future.
 fn future(closure: &ExprClosure) -> Option<TokenStream> {
     if !matches!(closure.output, ReturnType::Default) {
         return None;

@@ -1,4 +1,4 @@
-//! The arguments of a detached body: it outlives its caller, so it owns what it uses.
+//! The arguments of a detached body. It outlives its caller, so it owns what it uses.
 
 use std::borrow::Borrow;
 use std::ops::Deref;
@@ -28,7 +28,7 @@ impl<T: ToOwned<Owned: Send> + Sync + ?Sized + 'static> DetachableCopy for T {}
 /// Compiles if the argument can move into the task of a detached body.
 pub const fn assert_detachable<T: Detachable>(_: &T) {}
 
-/// A copy of an argument of type `&T`, which the body of a detached call knows as `&*copy`.
+/// Returns a copy of an argument of type `&T`; the body of a detached call sees it as `&*copy`.
 pub fn copied<T: DetachableCopy + ?Sized>(argument: &T) -> impl Deref<Target = T> + Send + use<T> {
     Copied::<T>(argument.to_owned())
 }

@@ -1,13 +1,13 @@
-//! The machine's clock that goes on while the machine is suspended.
+//! The machine's clock that keeps running while the machine is suspended.
 //!
-//! `std::time::Instant` stops then on Linux and on Apple's systems. An owner that wakes up with it
-//! believes in a lease that is long over, and starts a body after others were told that there is
-//! none.
+//! `std::time::Instant` stops then on Linux and on Apple's systems. An owner that relies on it
+//! would, after a resume, believe in a lease that expired long ago, and start a body after other
+//! callers have seen it expire.
 
 use std::time::Duration;
 
-/// Time since an arbitrary start in the past. It never goes back, and goes on while the machine is
-/// suspended.
+/// Time since an arbitrary start in the past. It never goes back and keeps running while the
+/// machine is suspended.
 #[cfg(any(
     target_os = "linux",
     target_os = "android",
@@ -18,9 +18,9 @@ pub(crate) fn now() -> Duration {
     read(rustix::time::ClockId::Boottime)
 }
 
-/// Time since an arbitrary start in the past. It never goes back. It goes on while the machine is
-/// suspended on Apple's systems, where this clock is another than that of `Instant`; elsewhere it
-/// is the best that there is.
+/// Time since an arbitrary start in the past. It never goes back. On Apple's systems it keeps
+/// running while the machine is suspended, because this clock is not the one behind `Instant`. On
+/// other systems it is the best clock available.
 #[cfg(all(
     unix,
     not(any(
@@ -41,7 +41,7 @@ fn read(clock: rustix::time::ClockId) -> Duration {
 }
 
 /// Time since the first call. It never goes back. On Windows it is the performance counter, which
-/// goes on while the machine is suspended.
+/// keeps running while the machine is suspended.
 #[cfg(not(unix))]
 #[expect(clippy::disallowed_methods, reason = "this is the one place that asks the machine")]
 pub(crate) fn now() -> Duration {
@@ -54,8 +54,7 @@ mod tests {
     use std::process::{Command, Output};
     use std::time::Duration;
 
-    /// What the kernel counts with the time for which the machine was suspended, to a hundredth of
-    /// a second.
+    /// The kernel's uptime, suspended time included, to a hundredth of a second.
     fn uptime() -> Duration {
         let text = std::fs::read_to_string("/proc/uptime").unwrap();
         Duration::from_secs_f64(text.split_whitespace().next().unwrap().parse().unwrap())
@@ -71,8 +70,8 @@ mod tests {
         );
     }
 
-    /// Runs `program` where the machine seems to have been suspended for ten days: its boot time is
-    /// as much later, and the clock that stops is as it was.
+    /// Runs `program` as if the machine had been suspended for ten days: its boot-time clock is
+    /// that much ahead, and the clock that stops is unchanged.
     fn after_ten_days(program: &str, arguments: &[&str]) -> Option<Output> {
         let namespace =
             ["--user", "--map-root-user", "--time", "--boottime", "864000", "--fork", program];
@@ -81,7 +80,7 @@ mod tests {
 
     #[test]
     fn it_goes_on_while_the_machine_is_suspended() {
-        // Not every machine lets its users do this.
+        // Not every machine permits this to its users.
         if !after_ten_days("true", &[]).is_some_and(|output| output.status.success()) {
             eprintln!(
                 "there are no namespaces of time here: only the time since the start was looked at"

@@ -1,11 +1,11 @@
-//! Certificates that are refused.
+//! TLS failures caused by refused certificates.
 
 use std::io;
 
 use rustls::AlertDescription as Alert;
 
-/// Whether TLS failed for a reason that another try does not change. A client reads of its own
-/// certificate's refusal when it takes the connection to be made.
+/// Returns true if TLS failed for a reason that another attempt does not change. A client learns
+/// that its own certificate was refused only after it considers the connection established.
 pub(crate) fn are_refused(error: &io::Error) -> bool {
     let cause = error.get_ref().and_then(|cause| cause.downcast_ref());
     cause.is_some_and(|cause| match cause {
@@ -20,7 +20,7 @@ pub(crate) fn are_refused(error: &io::Error) -> bool {
                 | Alert::CertificateExpired
                 | Alert::CertificateUnknown
                 | Alert::UnknownCA
-                // Its signature is not that of the authority that it names.
+                // The signature is not that of the authority it names.
                 | Alert::DecryptError
         ),
         _ => false,

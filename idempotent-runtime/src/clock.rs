@@ -1,5 +1,5 @@
-//! Time and randomness as the engine sees them: injected, so that tests and simulations decide
-//! both.
+//! Time and randomness as the engine sees them. Both are injected, so that tests and simulations
+//! control them.
 
 use std::fmt;
 use std::future::Future;
@@ -13,7 +13,7 @@ use tokio::runtime::Handle;
 
 use crate::boot_time;
 
-/// A point in time in milliseconds since 1970-01-01 UTC, on the clock of whoever wrote it.
+/// A point in time in milliseconds since 1970-01-01 UTC, on the clock of its writer.
 ///
 /// ```
 /// use std::time::Duration;
@@ -37,7 +37,7 @@ impl Timestamp {
         self.0
     }
 
-    /// How much later `self` is than `earlier`; zero if it is not later.
+    /// The time from `earlier` to `self`, or zero if `self` is not later.
     pub const fn saturating_duration_since(self, earlier: Self) -> Duration {
         Duration::from_millis(self.0.saturating_sub(earlier.0))
     }
@@ -65,23 +65,23 @@ impl From<Timestamp> for std::time::SystemTime {
     }
 }
 
-/// The future that [`Clock::sleep`] returns.
+/// The future returned by [`Clock::sleep`].
 pub type Sleep = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// Where the engine, and the stores without a clock of their own, take time from.
+/// The source of time for the engine and for stores without a clock of their own.
 ///
-/// [`SystemClock`] is the default. The feature `testing` has a clock that moves by hand.
+/// [`SystemClock`] is the default. The feature `testing` provides a clock that is moved by hand.
 pub trait Clock: fmt::Debug + Send + Sync + 'static {
-    /// The wall clock: what expiry is counted on in stores that use this clock.
+    /// The wall clock. Stores that use this clock count expiry on it.
     fn now(&self) -> Timestamp;
 
-    /// Time since an arbitrary start that never goes back: what leases and deadlines are counted
-    /// on. It goes on while the machine, or whatever this code runs in, stands still: an owner that
-    /// was suspended for longer than its lease must not believe in it when it wakes up.
+    /// Time since an arbitrary start that never goes back. Leases and deadlines are counted on it.
+    /// It keeps running while the machine, or whatever this code runs in, is suspended: an owner
+    /// that was suspended for longer than its lease must not trust the lease when it resumes.
     fn monotonic(&self) -> Duration;
 
-    /// Resolves once `duration` has passed on the monotonic clock. It may be late, by the time for
-    /// which the machine was suspended for example: nothing is decided by it alone.
+    /// Resolves once `duration` has passed on the monotonic clock. It may be late, for example by
+    /// the time for which the machine was suspended: no decision relies on it alone.
     fn sleep(&self, duration: Duration) -> Sleep;
 }
 
@@ -101,20 +101,20 @@ impl<C: Clock + ?Sized> Clock for Arc<C> {
 
 /// The machine's clock, with Tokio's timer behind [`Clock::sleep`].
 ///
-/// Its monotonic side goes on while the machine is suspended: `CLOCK_BOOTTIME` on Linux, Android
-/// and OpenBSD, `CLOCK_MONOTONIC` on Apple's systems and the performance counter on Windows. On
-/// other systems it may stop. Tokio's timers stop; a sleep that should be over by this clock ends
-/// at most five seconds after the machine has woken up.
+/// Its monotonic side keeps running while the machine is suspended: it is `CLOCK_BOOTTIME` on
+/// Linux, Android and OpenBSD, `CLOCK_MONOTONIC` on Apple's systems and the performance counter on
+/// Windows. On other systems it may stop. Tokio's timers do stop; a sleep that is due by this clock
+/// ends at most five seconds after the machine has resumed.
 #[derive(Clone, Copy, Debug)]
 pub struct SystemClock {
     start: Duration,
 }
 
-/// How often a sleeper looks whether the clock has gone on without its timer.
+/// The interval at which a sleeper checks whether the clock has advanced without its timer.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 impl SystemClock {
-    /// The machine's clock, its monotonic side starting now.
+    /// Creates a clock whose monotonic side starts now.
     pub fn new() -> Self {
         Self { start: boot_time::now() }
     }
@@ -140,7 +140,7 @@ impl Clock for SystemClock {
 
     fn sleep(&self, duration: Duration) -> Sleep {
         let now = tokio::time::Instant::now();
-        // As far away as Tokio's own `sleep` takes it.
+        // No further away than Tokio's own `sleep` allows.
         let deadline = now.checked_add(duration).unwrap_or_else(|| now + FAR);
         let timer = tokio::time::sleep_until(deadline.min(now + LOOK_EVERY));
         let ends = self.monotonic().saturating_add(duration);
@@ -158,12 +158,12 @@ impl Clock for SystemClock {
 const FAR: Duration = Duration::from_secs(86_400 * 365 * 30);
 
 pin_project! {
-    /// A timer belongs to one runtime, and is of no use when that has ended. Polled on another one,
-    /// the sleep goes on there for what is left: the engine finishes on a runtime of its own what
-    /// callers left behind.
+    /// A timer belongs to one runtime and is useless once that has ended. Polled on another
+    /// runtime, the sleep continues there for the remaining time: the engine finishes on a runtime
+    /// of its own what callers left behind.
     ///
-    /// It ends with whichever comes first: the timer, which a test may have paused and moves by
-    /// itself, or the clock, which has gone on while the machine was suspended and the timer stood
+    /// It ends with whichever comes first: the timer, which a test may have paused and advances by
+    /// itself, or the clock, which kept running while the machine was suspended and the timer stood
     /// still.
     struct SystemSleep {
         #[pin]
@@ -200,14 +200,14 @@ impl Future for SystemSleep {
     }
 }
 
-/// Where owner tokens come from.
+/// The source of owner tokens.
 ///
 /// The values need not be secret, but two processes must never draw the same 128 bits.
 pub trait Randomness: fmt::Debug + Send + Sync + 'static {
-    /// Fills `bytes` with random ones.
+    /// Fills `bytes` with random bytes.
     ///
     /// # Errors
-    /// When the source cannot give any; the call is then refused before it reaches the store.
+    /// If the source cannot provide any. The call is then rejected before it reaches the store.
     fn fill(&self, bytes: &mut [u8]) -> std::io::Result<()>;
 }
 
@@ -257,8 +257,8 @@ mod tests {
         assert!(start.elapsed() < HOUR + LOOK_EVERY);
     }
 
-    /// The timer has an hour to go, as it had when the machine was suspended, and the clock says
-    /// that it is over.
+    /// The timer has an hour to go, as it had when the machine was suspended, and by the clock the
+    /// sleep is due.
     #[tokio::test(start_paused = true)]
     async fn a_sleep_ends_soon_after_the_machine_has_woken_up() {
         let (start, clock) = (Instant::now(), SystemClock::new());

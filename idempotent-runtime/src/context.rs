@@ -1,4 +1,5 @@
-//! What a running body can know and ask: its attempt, its fence, keys for services downstream.
+//! The view of a running call from inside its body: its attempt, its fence, and keys for downstream
+//! services.
 
 use std::fmt;
 use std::future::Future;
@@ -45,15 +46,15 @@ struct Parts {
     /// The store's time when the claim was granted, and the monotonic time a little later.
     #[cfg_attr(not(feature = "http"), expect(dead_code, reason = "responses tell it to clients"))]
     granted: (Timestamp, Duration),
-    /// The calls around this one whose bodies ran when it began. Not their contexts, which would
-    /// have those around them in turn: tasks that go on from one another without end would make a
-    /// chain of them.
+    /// The enclosing calls whose bodies were running when this one began. Not their contexts, which
+    /// hold the calls around them in turn: tasks that endlessly spawn one another would build an
+    /// unbounded chain.
     around: Vec<Own>,
     #[cfg(feature = "http")]
     unlabelled_requests: crate::http::client::Unlabelled,
 }
 
-/// What those have to know of a call that run in its body.
+/// The part of a call that calls made inside its body need to know.
 #[derive(Clone)]
 struct Own {
     engine: Weak<Inner>,
@@ -61,14 +62,14 @@ struct Own {
     claim: Held,
 }
 
-/// What protects the body.
+/// The protection under which a body runs.
 #[derive(Clone)]
 enum Held {
-    /// With the journal of the body; none while the outside world is asked.
+    /// The claim, its lease, and the body's journal; no journal while the outside world is queried.
     Claim(Token, Arc<Lease>, Option<Arc<Journal>>),
-    /// The row of the record, until the body is over.
+    /// The record's row in the user's transaction, until the body has ended.
     Transaction { fence: u64, ended: Arc<AtomicBool> },
-    /// The operation is disabled, or an HTTP layer fails open.
+    /// No protection: the operation is disabled, or an HTTP layer fails open.
     Nothing { in_transaction: bool, ended: Arc<AtomicBool> },
 }
 
@@ -84,7 +85,7 @@ impl Context {
         Self::of_claim(engine, operation, grant, claim)
     }
 
-    /// Of a call whose record is in the user's transaction.
+    /// The context of a call whose record is in the user's transaction.
     pub(crate) fn in_transaction(
         engine: &Arc<Inner>,
         operation: &Arc<str>,
@@ -95,7 +96,7 @@ impl Context {
         Self::of_claim(engine, operation, grant, claim)
     }
 
-    /// Of a call of a disabled operation, or of a request whose layer fails open.
+    /// The context of a call of a disabled operation, or of a request whose layer fails open.
     pub(crate) fn unprotected(
         engine: &Arc<Inner>,
         operation: &Arc<str>,
@@ -136,10 +137,10 @@ impl Context {
         }))
     }
 
-    /// The innermost guarded call that runs the current code.
+    /// Returns the innermost guarded call that runs the current code.
     ///
     /// # Panics
-    /// Outside the body of a guarded call, and in a task that the body spawned without
+    /// Panics outside the body of a guarded call, and in a task that the body spawned without
     /// [`in_current_scope`](InCurrentScope::in_current_scope). [`try_current`](Self::try_current)
     /// does not panic.
     #[track_caller]
@@ -149,16 +150,17 @@ impl Context {
         )
     }
 
-    /// The innermost guarded call that runs the current code, `None` outside of one.
+    /// Returns the innermost guarded call that runs the current code, or `None` outside of one.
     pub fn try_current() -> Option<Self> {
         Scope::current().context().cloned()
     }
 
-    /// How many attempts there were, this one included: 1 in the first. A claim that was given back
-    /// before its body began is none; one whose body ended in an error that released it counts only
-    /// with [`count_attempts`](crate::Call::count_attempts), and any call of the key without that
-    /// forgets the count. Zero where the operation is [disabled](crate::Idempotency::disable), or
-    /// where an HTTP layer fails open: nothing is claimed there.
+    /// The number of attempts so far, this one included: 1 in the first. A claim that was released
+    /// before its body began does not count. A claim whose body ended in an error that released it
+    /// counts only with [`count_attempts`](crate::Call::count_attempts), and any call of the key
+    /// without that setting forgets the count. Zero where the operation is
+    /// [disabled](crate::Idempotency::disable) or an HTTP layer fails open: nothing is claimed
+    /// there.
     pub fn attempt(&self) -> u32 {
         self.0.attempt
     }
@@ -173,38 +175,39 @@ impl Context {
         &self.0.operation
     }
 
-    /// A number that grows with every claim of this key, also over records that are gone. A
-    /// resource that refuses smaller numbers than it has seen is safe from an owner that was paused
-    /// and overtaken, which no lease is: the owner that wakes up writes before it looks at the
-    /// time.
+    /// A number that grows with every claim of this key, also after earlier records were removed. A
+    /// resource that rejects fences lower than the highest it has seen is protected from a paused
+    /// owner that resumes after being replaced. A lease alone cannot protect it: the resumed owner
+    /// may write before it notices that its lease has expired.
     ///
-    /// A row of a table becomes such a resource with a column for the fence and one condition, so
-    /// that its state only moves forward. No row updated: a later owner has written, and this one
+    /// To make a table's row such a resource, add a column for the fence and one condition, so that
+    /// its state only moves forward. If no row was updated, a later owner has written, and this one
     /// stops.
     ///
     /// ```sql
     /// UPDATE orders SET state = ?, fence = ? WHERE id = ? AND fence < ?
     /// ```
     ///
-    /// - Ask before the work begins. A fence that is asked for after it names the claim just as
-    ///   well, but a call that was overtaken gets [`Superseded`](ErrorKind::Superseded) then and
-    ///   has worked for nothing.
-    /// - `fence < ?` lets an attempt write once, `fence <= ?` several times. Late owners are
-    ///   refused by both.
-    /// - Compare fences of one key alone. Those of two keys, or of two operations, say nothing
-    ///   about each other, so all writers of a row share one.
-    /// - It fits into a signed column of 64 bits.
-    /// - In memory and on SQLite the largest fence of the records that are gone is remembered.
-    ///   Redis, PostgreSQL and MySQL remember none: the next record of such a key begins at the
-    ///   server's time, in microseconds. A server's clock that is set back, or another server that
-    ///   takes its place with a clock that is behind, may begin below, and the resource then
-    ///   refuses that owner until the time has caught up. So do two processes on MySQL one of which
-    ///   claims and releases the key between the read and the write of the other's claim.
+    /// - Request the fence before the work begins. A fence requested afterwards identifies the
+    ///   claim just as well, but a call that was overtaken then gets
+    ///   [`Superseded`](ErrorKind::Superseded) and has worked for nothing.
+    /// - `fence < ?` lets an attempt write once, `fence <= ?` several times. Both reject late
+    ///   owners.
+    /// - Compare only fences of the same key. Fences of different keys or operations are unrelated,
+    ///   so all writers of a row must share one.
+    /// - A fence fits into a signed 64-bit column.
+    /// - In memory and on SQLite the highest fence of removed records is remembered. Redis,
+    ///   PostgreSQL and MySQL do not remember it: the next record of such a key begins at the
+    ///   server's time, in microseconds. If a server's clock is set back, or another server with a
+    ///   clock that is behind takes its place, the next fence may be lower, and the resource then
+    ///   rejects that owner until the time has caught up. The same can happen with two processes on
+    ///   MySQL if one claims and releases the key between the read and the write of the other's
+    ///   claim.
     ///
-    /// The example `advance_with_fence` runs this, with an owner that is late.
+    /// The example `advance_with_fence` runs this with a late owner.
     ///
     /// # Errors
-    /// [`Superseded`](ErrorKind::Superseded) when the claim is not this attempt's any more,
+    /// [`Superseded`](ErrorKind::Superseded) if this attempt no longer holds the claim,
     /// [`Unsupported`](ErrorKind::Unsupported) where the operation is disabled or an HTTP layer
     /// fails open, and the store's errors.
     pub async fn fence(&self) -> Result<u64, Error> {
@@ -225,7 +228,8 @@ impl Context {
         fence
             .await
             .map_err(|error| {
-                // The texts of these kinds are about calls whose body did not run. This one does.
+                // The messages of these kinds are about calls whose body did not run. This one's
+                // body does.
                 let (happened, advice) = match error.kind() {
                     StoreErrorKind::Corrupt => (
                         "the record of the running call cannot be read, so its fence is not known",
@@ -242,21 +246,22 @@ impl Context {
             .ok_or_else(superseded)
     }
 
-    /// A key for a service downstream: 64 lower-case hexadecimal characters, the same in every
-    /// attempt of this call, in every process and release, and another for each `purpose`. It is
-    /// made of the [name](Self::key) of the record, and shows nothing of the key. Two services
-    /// whose operations and keys have the same names derive the same ones, unless they have
+    /// Returns a key for a downstream service: 64 lower-case hexadecimal characters, the same in
+    /// every attempt of this call, in every process and release, and different for each `purpose`.
+    /// It is derived from the [name](Self::key) of the record and reveals nothing about the key.
+    /// Two services with the same operation and key names derive the same keys, unless they have
     /// [namespaces](crate::Builder::namespace).
     ///
-    /// So has a later call of the same key: one after the `ttl`, or after an error that released
-    /// it. A service downstream that knows the earlier one longer takes it for a retry, and answers
-    /// as it did then, with a decline too. Where the later call is a new intent, its key says so,
-    /// with the date for example, or the purpose does, with the number of the card.
+    /// A later call of the same key derives the same keys too: one after the `ttl`, or after an
+    /// error that released it. A downstream service that remembers the earlier call for longer
+    /// takes the later one for a retry, and answers as it did then, even with a decline. If the
+    /// later call is a new intent, express that in its key, with the date for example, or in the
+    /// purpose, with the number of the card.
     ///
-    /// Inside of a [step](Self::step) of this call it is another for each step too, whichever
-    /// `Context` is asked. The question of [`on_crash_verify`](crate::Call::on_crash_verify) is
-    /// outside of every step: what it asks about is derived outside of steps as well, and taken
-    /// along.
+    /// Inside a [step](Self::step) of this call the key also differs for each step, whichever
+    /// `Context` is used. The verification of [`on_crash_verify`](crate::Call::on_crash_verify)
+    /// runs outside of every step: derive the keys that it needs outside of steps in the body too,
+    /// and pass them to the steps.
     pub fn derive_key(&self, purpose: &str) -> String {
         match Scope::current().step_of(self) {
             Some(step) => derive_in_step(&self.0.own.key, &step.name, step.index, purpose),
@@ -264,13 +269,13 @@ impl Context {
         }
     }
 
-    /// Whether the lease is over as far as this process knows: another caller may have taken the
-    /// call over. Never in the user's transaction, where there is none.
+    /// Returns true if the lease has expired as far as this process knows: another caller may have
+    /// taken the call over. Always false in the user's transaction, where there is no lease.
     pub fn lease_lost(&self) -> bool {
         matches!(&self.0.own.claim, Held::Claim(_, lease, _) if lease.is_lost())
     }
 
-    /// Resolves when the lease is over as far as this process knows. For bodies that can stop.
+    /// Resolves when the lease has expired as far as this process knows. For bodies that can stop.
     pub async fn lease_ended(&self) {
         match &self.0.own.claim {
             Held::Claim(_, lease, _) => lease.ended().await,
@@ -278,7 +283,7 @@ impl Context {
         }
     }
 
-    /// The body waits for its turn: nothing has happened under the claim yet.
+    /// Marks the body as waiting for its turn: nothing has happened under the claim yet.
     #[cfg(feature = "http")]
     pub(crate) fn stands_in_line(&self) {
         if let Held::Claim(_, lease, _) = &self.0.own.claim {
@@ -286,7 +291,8 @@ impl Context {
         }
     }
 
-    /// From now on something may have happened. False when the claim is over: then nothing may.
+    /// Marks that something may have happened from now on. Returns false if the claim has ended:
+    /// then nothing may happen.
     #[cfg(feature = "http")]
     pub(crate) fn begins(&self) -> bool {
         match &self.0.own.claim {
@@ -295,7 +301,7 @@ impl Context {
         }
     }
 
-    /// The store's time, or a little before it.
+    /// The store's time, or slightly earlier.
     #[cfg(feature = "http")]
     pub(crate) fn store_time(&self) -> Option<Timestamp> {
         let (granted, at) = self.0.granted;
@@ -303,14 +309,14 @@ impl Context {
         Some(granted + engine.clock.monotonic().saturating_sub(at))
     }
 
-    /// The requests that this attempt sends to services downstream, and that only their addresses
-    /// tell apart.
+    /// The requests of this attempt to downstream services that are distinguished by their
+    /// addresses alone.
     #[cfg(feature = "http")]
     pub(crate) fn unlabelled_requests(&self) -> &crate::http::client::Unlabelled {
         &self.0.unlabelled_requests
     }
 
-    /// The error of a body whose claim is another one's.
+    /// The error of a body whose claim was lost to another owner.
     fn lost(&self) -> Error {
         self.refused(ErrorKind::Superseded).with_text(CLAIM_LOST.0, CLAIM_LOST.1).would_repeat()
     }
@@ -319,18 +325,18 @@ impl Context {
         refused(kind, &self.0.operation, &self.0.own.key)
     }
 
-    /// Whether this is the question about an earlier attempt, and not a body.
+    /// Returns true if this is the verification of an earlier attempt and not a body.
     #[cfg(feature = "http")]
     pub(crate) fn is_question(&self) -> bool {
         matches!(self.0.own.claim, Held::Claim(_, _, None))
     }
 
-    /// Whether both are of one attempt.
+    /// Returns true if both belong to the same attempt.
     pub(crate) fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
-    /// Where the steps of this attempt are recorded; nowhere where nothing is claimed.
+    /// The journal that records the steps of this attempt; `None` where nothing is claimed.
     pub(crate) fn journal(&self) -> Result<(Arc<Inner>, Option<Arc<Journal>>), Error> {
         let journal = match &self.0.own.claim {
             Held::Claim(_, _, Some(journal)) => Some(journal.clone()),
@@ -349,28 +355,28 @@ impl Context {
         Ok((engine, journal))
     }
 
-    /// This call and those around it, as far as their bodies still run.
+    /// This call and the enclosing ones whose bodies still run.
     fn running(&self) -> impl Iterator<Item = &Own> {
         std::iter::once(&self.0.own).chain(&self.0.around).filter(|own| own.is_running())
     }
 
-    /// Whether the body of this call is known to be over.
+    /// Returns true if the body of this call is known to have ended.
     pub(crate) fn is_over(&self) -> bool {
         !self.0.own.is_running()
     }
 
-    /// Whether this body, or one around it, runs in a transaction of `engine`'s store.
+    /// Returns true if this body, or one around it, runs in a transaction of `engine`'s store.
     pub(crate) fn is_in_transaction_of(&self, engine: &Inner) -> bool {
         self.running().any(|own| own.is_in_transaction() && own.is_of_store(engine))
     }
 
-    /// Whether a call of `key` in `engine`'s store would wait for this body.
+    /// Returns true if a call of `key` in `engine`'s store would wait for this body.
     pub(crate) fn is_running(&self, engine: &Arc<Inner>, key: &KeyHash) -> bool {
         let holds = |own: &Own| !matches!(own.claim, Held::Nothing { .. });
         self.running().any(|own| own.key == *key && holds(own) && own.is_of_store(engine))
     }
 
-    /// Whether the body of this call, or of one around it, is one of `engine`'s and still runs.
+    /// Returns true if a body of `engine`, this call's or one around it, still runs.
     pub(crate) fn is_inside(&self, engine: &Arc<Inner>) -> bool {
         self.running().any(|own| std::ptr::eq(own.engine.as_ptr(), Arc::as_ptr(engine)))
     }
@@ -405,10 +411,10 @@ impl fmt::Debug for Context {
     }
 }
 
-/// Takes the running call along into another task.
+/// Carries the running call into another task.
 pub trait InCurrentScope: Future + Sized {
-    /// The future with the engine and the [`Context`] of the code that calls this, wherever it is
-    /// polled.
+    /// Wraps the future so that it has the engine and the [`Context`] of the code that calls this,
+    /// wherever it is polled.
     ///
     /// ```
     /// # use std::time::Duration;

@@ -1,4 +1,4 @@
-//! The one error of the crate.
+//! The error type of the crate.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -9,7 +9,7 @@ use crate::key::KeyHash;
 use crate::steps::StepId;
 use crate::store::{StoreError, StoreErrorKind};
 
-/// What went wrong.
+/// The kind of an [`Error`].
 ///
 /// ```
 /// use idempotent_runtime::{Error, ErrorKind};
@@ -26,21 +26,22 @@ use crate::store::{StoreError, StoreErrorKind};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// Another caller is running this call, and the caller refuses to wait or waited long enough.
+    /// Another caller is running this call, and this caller does not wait or has waited long
+    /// enough.
     InProgress,
     /// The key was used before with another fingerprint.
     Mismatch,
-    /// The body started and nobody knows whether it finished.
+    /// The body started, and it is not known whether it finished.
     InDoubt,
     /// A part of the key is `None`.
     MissingKey,
     /// The key or the scope cannot be used.
     InvalidKey,
-    /// The store did not give a usable answer. The body did not run.
+    /// The store did not return a usable answer. The body did not run.
     StoreUnavailable,
-    /// The body ran and its result could not be stored.
+    /// The body ran, and its result could not be stored.
     NotStored,
-    /// The body ran and its result is larger than the limit; a marker is stored in its place.
+    /// The body ran and its result is larger than the limit. A marker is stored in its place.
     TooLarge,
     /// The store has no room for another record. The body did not run.
     Full,
@@ -48,29 +49,29 @@ pub enum ErrorKind {
     Encode,
     /// A stored record or result cannot be read. The body did not run again.
     Decode,
-    /// The claim was lost: another caller had taken the call over, and its result is not known; or
-    /// the record was removed or answered meanwhile, and nobody has a result. A body that ran here
-    /// may have left its effect. Only where another caller is known to be at it, or no body ran
-    /// here, is the error [retryable](Error::is_retryable).
+    /// The claim was lost. Either another caller had taken the call over and its result is not
+    /// known, or the record was removed or answered meanwhile and there is no result. A body that
+    /// ran here may have left its effect. The error is [retryable](Error::is_retryable) only if
+    /// another caller is known to be running the call, or if no body ran here.
     Superseded,
     /// A step that runs at most once was interrupted.
     StepInterrupted,
-    /// The retention of the record is over, and the operation refuses late retries.
+    /// The record's retention has expired, and the operation rejects late retries.
     Expired,
     /// The body called its own operation with its own key.
     Reentrant,
-    /// The configuration is wrong.
+    /// The configuration is invalid.
     Config,
-    /// The store cannot do what was asked.
+    /// The store does not support the request.
     Unsupported,
     /// No engine is installed and none is in scope.
     NotInstalled,
-    /// The engine is shutting down and takes no new calls.
+    /// The engine is shutting down and accepts no new calls.
     ShuttingDown,
 }
 
 impl ErrorKind {
-    /// What happened, and what to do.
+    /// The message: what happened, and what to do.
     const fn text(self) -> (&'static str, &'static str) {
         match self {
             Self::InProgress => {
@@ -140,7 +141,7 @@ impl ErrorKind {
         }
     }
 
-    /// The same where it is about one step, if that is another thing.
+    /// The message for an error about one step, if it differs.
     const fn text_of_step(self) -> Option<(&'static str, &'static str)> {
         Some(match self {
             Self::StoreUnavailable => {
@@ -177,16 +178,16 @@ impl ErrorKind {
     }
 }
 
-/// For bodies whose claim was lost: only their call knows to whom.
+/// The message for a body whose claim was lost: only its call knows to whom.
 pub(crate) const CLAIM_LOST: (&str, &str) = (
     "the call does not hold its claim any more, so nothing further runs or is recorded",
     "end the body, and find out what it did before the call is made again, unless the call has an answer",
 );
 
-/// Why a call, or an operation on a record, has no result.
+/// The reason why a call, or an operation on a record, has no result.
 ///
 /// `Display` says what happened, to which operation and key, and what to do. The message is for
-/// people; programs look at [`kind`](Self::kind).
+/// people; programs should match on [`kind`](Self::kind).
 ///
 /// ```
 /// use idempotent_runtime::{Error, ErrorKind};
@@ -208,18 +209,18 @@ struct Parts {
     operation: Option<Arc<str>>,
     key: Option<Box<str>>,
     step: Option<Box<str>>,
-    /// What happened and what to do, where the kind alone does not say it right.
+    /// The message, what happened and what to do, where the kind's own would be wrong.
     text: Option<(&'static str, &'static str)>,
     detail: Option<String>,
     store: Option<&'static str>,
-    /// Whether an earlier call was met before the store failed.
+    /// True if an earlier call with the key was seen before the store failed.
     met_another: bool,
     retry_after: Option<Duration>,
     /// The body ran here, and the next call would run it again.
     would_repeat: bool,
     source: Option<Arc<dyn StdError + Send + Sync>>,
-    /// The same error once more as its own source, which wrappers that are transparent show in
-    /// place of this one.
+    /// A copy of this error that serves as its own source. Transparent wrappers show their source's
+    /// source, and would otherwise skip this error.
     twin: OnceLock<Box<Error>>,
     is_twin: bool,
 }
@@ -243,7 +244,7 @@ impl Error {
         }))
     }
 
-    /// What a failure of the store called `store` means to a call.
+    /// Converts a failure of the store named `store` into the error of a call.
     pub(crate) fn from_store(error: StoreError, store: &'static str) -> Self {
         Self::from(error).with_store(store)
     }
@@ -282,14 +283,14 @@ impl Error {
         self
     }
 
-    /// Says that there is, or was, another call with the key, if who was refused `has_met` one.
-    /// What the error says of that by itself stays.
+    /// Records that there is, or was, another call with the key, if the refused caller `has_met`
+    /// one. Never clears what the error already records.
     pub(crate) fn after_another(mut self, has_met: bool) -> Self {
         self.0.met_another |= has_met;
         self
     }
 
-    /// Whether the store failed before anything was known of the key.
+    /// Returns true if the store failed before anything was known about the key.
     #[cfg_attr(
         not(feature = "http"),
         expect(dead_code, reason = "only the layer goes on without a store")
@@ -303,7 +304,7 @@ impl Error {
         self
     }
 
-    /// The body ran here, and what it did may be done again by the next call.
+    /// Marks that the body ran here and that the next call may repeat what it did.
     pub(crate) fn would_repeat(mut self) -> Self {
         self.0.would_repeat = true;
         self
@@ -325,23 +326,24 @@ impl Error {
         self
     }
 
-    /// What went wrong.
+    /// Returns the kind of the error.
     pub fn kind(&self) -> ErrorKind {
         self.0.kind
     }
 
-    /// The operation that was called, if the error is about one.
+    /// The operation that was called, if the error concerns one.
     pub fn operation(&self) -> Option<&str> {
         self.0.operation.as_deref()
     }
 
-    /// The first twelve characters of the key's hash, if there was a key. Never the key itself.
+    /// The first twelve characters of the key's hash, if there was a key. It is never the key
+    /// itself.
     pub fn key(&self) -> Option<&str> {
         self.0.key.as_deref()
     }
 
-    /// The [step](crate::Context::step) that the error is about, if it is about one: its name, and
-    /// its index if that is not zero.
+    /// The [step](crate::Context::step) that the error concerns, if any: its name, followed by its
+    /// index if that is not zero.
     pub fn step(&self) -> Option<&str> {
         self.0.step.as_deref()
     }
@@ -351,16 +353,16 @@ impl Error {
         self.0.store
     }
 
-    /// How long to wait before a retry can succeed, as far as it is known.
+    /// The time to wait before a retry can succeed, if known.
     pub fn retry_after(&self) -> Option<Duration> {
         self.0.retry_after
     }
 
-    /// Whether the same call can succeed later without anybody's action. Of
-    /// [`InDoubt`](ErrorKind::InDoubt), only where a later call asks the outside world
-    /// (`on_crash = verify`); [`retry_after`](Self::retry_after) then says when. Of
-    /// [`Superseded`](ErrorKind::Superseded) and [`NotStored`](ErrorKind::NotStored), not where the
-    /// body ran here and the next call may do again what it did.
+    /// Returns true if the same call can succeed later without anyone's intervention.
+    /// [`InDoubt`](ErrorKind::InDoubt) is retryable only if a later call queries the outside world
+    /// (`on_crash = verify`); [`retry_after`](Self::retry_after) then says when.
+    /// [`Superseded`](ErrorKind::Superseded) and [`NotStored`](ErrorKind::NotStored) are not
+    /// retryable if the body ran here and the next call may repeat what it did.
     pub fn is_retryable(&self) -> bool {
         let will_ask = self.0.kind == ErrorKind::InDoubt && self.0.retry_after.is_some();
         let passes = matches!(
@@ -375,16 +377,17 @@ impl Error {
         will_ask || (passes && !self.0.would_repeat)
     }
 
-    /// The error of this crate in a chain of sources: finds it inside `anyhow::Error` and `#[from]`
-    /// wrappers, also transparent ones. Those show the source of what they wrap as their own, so an
-    /// error of this crate is its own first source; what the store's client said is the one after.
+    /// Finds this crate's error in a chain of sources, also inside `anyhow::Error` and `#[from]`
+    /// wrappers, transparent ones included. A transparent wrapper shows the source of the wrapped
+    /// error as its own, so an error of this crate is its own first source; the error of the
+    /// store's client comes after it.
     pub fn find<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a Self> {
         std::iter::successors(Some(error), |&error| StdError::source(error))
             .find_map(|error| error.downcast_ref())
     }
 }
 
-/// A store that could not be made: `RedisStore::connect(url).await?`.
+/// Converts the error of a store that could not be created: `RedisStore::connect(url).await?`.
 impl From<StoreError> for Error {
     fn from(error: StoreError) -> Self {
         let kind = Self::kind_of(&error);

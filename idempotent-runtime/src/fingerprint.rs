@@ -1,4 +1,4 @@
-//! Fingerprints: what a retry must repeat.
+//! Fingerprints of requests. A retry must have the same one.
 
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
@@ -6,13 +6,13 @@ use sha2::{Digest as _, Sha256};
 use crate::canonical;
 use crate::error::{Error, ErrorKind};
 
-/// The hash of what a retry must repeat. A call with the same key and another fingerprint is a
-/// [`Mismatch`](crate::ErrorKind::Mismatch), unless the call says that it is a
-/// [former one](crate::Call::former_fingerprint) of its own.
+/// The hash of everything that a retry must repeat. A call with the same key and another
+/// fingerprint is a [`Mismatch`](crate::ErrorKind::Mismatch), unless the call declares the recorded
+/// one as a [former one](crate::Call::former_fingerprint) of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Fingerprint {
-    /// Which encoding made the hash. Fingerprints of different versions are never those of one
-    /// request.
+    /// The version of the encoding behind the hash. Fingerprints of different versions never
+    /// identify the same request.
     pub version: u8,
     /// The first 128 bits of the SHA-256 of the canonical encoding.
     pub bits: u128,
@@ -22,12 +22,13 @@ impl Fingerprint {
     /// The version that [`of`](Self::of) writes.
     pub const VERSION: u8 = 1;
 
-    /// The fingerprint of `value`.
+    /// Computes the fingerprint of `value`.
     ///
-    /// The order of fields and of map entries and the width of integers do not count.
+    /// The order of fields and of map entries does not matter, and neither does the width of
+    /// integers.
     ///
     /// # Errors
-    /// [`Encode`](ErrorKind::Encode) when the value has no canonical encoding (`NaN`) or its
+    /// [`Encode`](ErrorKind::Encode) if the value has no canonical encoding (`NaN`) or its
     /// `Serialize` fails.
     ///
     /// ```
@@ -49,11 +50,11 @@ impl Fingerprint {
         Ok(Self { version: Self::VERSION, bits: u128::from_be_bytes(bits) })
     }
 
-    /// Whether a retry with `retry` contradicts a record with `recorded`: whether they differ in
-    /// anything.
+    /// Returns true if a retry with the fingerprint `retry` contradicts a record with `recorded`,
+    /// that is, if they differ in anything.
     ///
-    /// Also fingerprints of two versions contradict each other, and one contradicts none: what was
-    /// not compared is not known to be the same request.
+    /// Fingerprints of two versions contradict each other, and so do a fingerprint and `None`:
+    /// without a comparison, the requests are not known to be the same.
     ///
     /// ```
     /// use idempotent_runtime::Fingerprint;

@@ -1,4 +1,4 @@
-//! A future that is made when it is polled first.
+//! A future that is created when it is first polled.
 
 use std::fmt;
 use std::future::Future;
@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use pin_project_lite::pin_project;
 
 pin_project! {
-    /// The future of [`on_first_poll`].
+    /// The future returned by [`on_first_poll`].
     #[must_use = "futures do nothing unless polled"]
     pub struct OnFirstPoll<M, F> {
         #[pin]
@@ -17,7 +17,7 @@ pin_project! {
 }
 
 pin_project! {
-    // The two share their place: the whole is as large as the larger of both.
+    // The variants share their space: the whole is as large as the largest of them.
     #[project = StageProjection]
     #[project_replace = StageOwned]
     enum Stage<M, F> {
@@ -27,7 +27,7 @@ pin_project! {
     }
 }
 
-/// A future that `make` makes when it is polled first, as that of an `async fn` is.
+/// Returns a future that `make` creates when it is first polled, as in an `async fn`.
 pub fn on_first_poll<M, F>(make: M) -> OnFirstPoll<M, F>
 where
     M: FnOnce() -> F,

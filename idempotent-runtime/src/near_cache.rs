@@ -1,10 +1,10 @@
-//! Results that this process has seen: repeated calls of hot keys are answered without asking the
+//! Results that this process has seen. Repeated calls of hot keys are answered without querying the
 //! store.
 //!
-//! A completed record never changes but by an operator that corrects an operator's answer; it only
-//! ends, by its expiry or because somebody removes it. Its expiry is known when it is kept. A
-//! removal or a correction by this engine is known at once, and one by others where the store can
-//! push. All others show after `near_cache_ttl`.
+//! A completed record never changes, unless an operator corrects an operator's answer. It only
+//! ends, when it expires or is removed. Its expiry is known when it is cached. A removal or a
+//! correction by this engine is known at once, and one by others where the store can push.
+//! Everything else shows after `near_cache_ttl`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,32 +16,32 @@ use crate::clock::Clock;
 use crate::key::KeyHash;
 use crate::store::{ChangeListener, DynStore, Moment, Record, State};
 
-/// What an entry takes beside the body, in bytes.
+/// The size of an entry beside the body, in bytes.
 const OVERHEAD: usize = 512;
-/// Changes are counted for so many groups of keys.
+/// The number of key groups for which changes are counted.
 const GROUPS: usize = 1024;
 
 pub(crate) struct NearCache {
     entries: Cache<KeyHash, Arc<Entry>>,
     ttl: Duration,
     clock: Arc<dyn Clock>,
-    /// How often a record of the group was seen to change. What was asked before a change is not
-    /// kept after it.
+    /// The number of changes seen per group. An answer to a query that was sent before a change is
+    /// not cached after it.
     changes: Box<[AtomicU64]>,
-    /// All changes before this monotonic time are known, in nanoseconds.
+    /// The monotonic time in nanoseconds before which all changes are known.
     known_until: AtomicU64,
 }
 
 struct Entry {
     record: Arc<Record>,
-    /// Monotonic time at which the store was asked.
+    /// Monotonic time at which the store was queried.
     asked: Duration,
-    /// Monotonic time at which the record has expired.
+    /// Monotonic time at which the record expires.
     until: Duration,
 }
 
 impl NearCache {
-    /// Of at most `max_bytes`.
+    /// Creates a cache of at most `max_bytes`.
     pub(crate) fn new(max_bytes: u64, ttl: Duration, clock: Arc<dyn Clock>) -> Self {
         let weight = |_: &KeyHash, entry: &Arc<Entry>| {
             u32::try_from(entry.record.body.len().saturating_add(OVERHEAD)).unwrap_or(u32::MAX)
@@ -55,7 +55,7 @@ impl NearCache {
         }
     }
 
-    /// The record, while it is known to be there, or was there not long ago.
+    /// Returns the record if it is known to exist, or did so recently.
     pub(crate) fn get(&self, key: &KeyHash) -> Option<Arc<Record>> {
         let entry = self.entries.get(key)?;
         let now = self.clock.monotonic();
@@ -67,7 +67,7 @@ impl NearCache {
         None
     }
 
-    /// To be called before the store is asked for the record.
+    /// Begins a lookup. Must be called before the store is queried for the record.
     pub(crate) fn ask(&self, key: KeyHash) -> Asked<'_> {
         Asked {
             cache: self,
@@ -77,9 +77,11 @@ impl NearCache {
         }
     }
 
-    /// The record is not what it was.
+    /// Forgets the record, because it has changed.
     pub(crate) fn forget(&self, key: &KeyHash) {
-        // First: who is about to keep what it read before looks at this once more afterwards.
+        // Bump the counter before invalidating. A concurrent `keep` reads it again after inserting,
+        // so either it sees the bump and removes its stale entry, or its entry was inserted before
+        // the bump and is removed here.
         self.changes(key).fetch_add(1, Ordering::SeqCst);
         self.entries.invalidate(key);
     }
@@ -123,7 +125,7 @@ impl ChangeListener for NearCache {
     }
 }
 
-/// A question to the store that is under way.
+/// A lookup in the store that is under way.
 pub(crate) struct Asked<'cache> {
     cache: &'cache NearCache,
     key: KeyHash,
@@ -132,12 +134,13 @@ pub(crate) struct Asked<'cache> {
 }
 
 impl Asked<'_> {
-    /// Keeps the record that the store answered with, if it is a result whose expiry is told.
+    /// Caches the record that the store answered with, if it is a result with a known expiry.
     pub(crate) fn found(self, record: &Arc<Record>) {
         self.keep(record, record.expires.saturating_duration_since(record.read_at));
     }
 
-    /// Keeps `record`, a result that the store keeps for `left` from when it was asked, or longer.
+    /// Caches `record`, a result that the store keeps for `left` or longer from when it was
+    /// queried.
     pub(crate) fn keep(self, record: &Arc<Record>, left: Duration) {
         let Self { cache, key, changes, since } = self;
         let is_unchanged = || cache.changes(&key).load(Ordering::SeqCst) == changes;
@@ -147,7 +150,8 @@ impl Asked<'_> {
         let entry =
             Entry { record: record.clone(), asked: since, until: since.saturating_add(left) };
         cache.entries.insert(key, Arc::new(entry));
-        // A change after the first look found nothing to take away.
+        // A `forget` between the first check and the insert found no entry to remove. It has bumped
+        // the counter before, which shows here, so the stale entry is removed again.
         if !is_unchanged() {
             cache.entries.invalidate(&key);
         }

@@ -1,4 +1,4 @@
-//! In place of the near cache where its feature is off: there is never one.
+//! The stand-in for the near cache where its feature is off: there is never one.
 
 use std::sync::Arc;
 use std::time::Duration;

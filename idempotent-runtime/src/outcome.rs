@@ -1,4 +1,4 @@
-//! The return type of a guarded function: how its results become bytes and come back.
+//! The return type of a guarded function: the conversion of its results into bytes and back.
 
 use std::fmt;
 use std::sync::Arc;
@@ -21,18 +21,19 @@ use crate::store::{Reason, Record, State};
     note = "the call itself can fail: write `-> Result<{Self}, idempotency::Error>`"
 )]
 pub trait Outcome: Sized {
-    /// What is stored and replayed.
+    /// The value that is stored and replayed.
     type Value;
-    /// What the caller gets instead.
+    /// The value that the caller gets instead.
     type Failure;
 
-    /// The result of a call of which the outside world says that it happened.
+    /// Returns the result of a call that happened according to the outside world.
     fn completed(value: Self::Value) -> Self;
 
-    /// The result of a call about which the outside world could not be asked.
+    /// Returns the result of a call whose verification failed.
     fn failed(error: Self::Failure) -> Self;
 
-    /// How results of this type become bytes and come back, and by `policy` what becomes of errors.
+    /// Returns the codec of this type: how results become bytes and back, and, by `policy`, what
+    /// happens to errors.
     fn codec<P: ErrorPolicy<Self::Failure>>(policy: P) -> Codec<Self, P>;
 }
 
@@ -91,7 +92,7 @@ impl<T: StoredValue, E: CallError> Outcome for Result<T, E> {
     }
 }
 
-/// How results of type `R` become bytes and come back, and what becomes of errors.
+/// The conversion of results of type `R` into bytes and back, and the policy for errors.
 #[derive(Debug)]
 #[must_use]
 pub struct Codec<R, P = Unstored> {
@@ -99,7 +100,7 @@ pub struct Codec<R, P = Unstored> {
     pub(crate) reader: Reader<R>,
 }
 
-/// How a result of type `R` becomes bytes.
+/// The conversion of a result of type `R` into bytes.
 #[derive(Debug)]
 pub(crate) struct Writer<R, P> {
     policy: P,
@@ -108,19 +109,19 @@ pub(crate) struct Writer<R, P> {
 }
 
 impl<R, P> Writer<R, P> {
-    /// Whether `result` is an error, whatever becomes of it.
+    /// Returns true if `result` is an error, whatever the policy does with it.
     pub(crate) fn is_error(&self, result: &R) -> bool {
         (self.is_error)(result)
     }
 
-    /// What the caller returns if nothing comes between, which is what is stored, and how it is
-    /// stored.
+    /// Returns the result that the caller returns if nothing intervenes, which is the one that is
+    /// stored, and how it is stored.
     pub(crate) fn ending(self, result: R) -> (R, Ending) {
         (self.ending)(result, self.policy)
     }
 }
 
-/// How a result of type `R` comes back.
+/// The conversion of stored answers into a result of type `R`.
 pub(crate) struct Reader<R> {
     upgrades: Upgrades<R>,
     answer: fn(Answer, &Upgrades<R>) -> R,
@@ -131,7 +132,7 @@ impl<R> Reader<R> {
         (self.answer)(answer, &self.upgrades)
     }
 
-    /// A reader that is good for refusals.
+    /// Returns a reader without upgrades, which is enough for refusals.
     pub(crate) fn of_refusals(&self) -> Self {
         Self { upgrades: Upgrades::none(), answer: self.answer }
     }
@@ -146,14 +147,14 @@ impl<R> fmt::Debug for Reader<R> {
     }
 }
 
-/// Reads a result, or a stored error, that another schema version wrote: the version, then the
-/// stored bytes.
+/// Reads a result, or a stored error, that another schema version wrote. The arguments are the
+/// version and the stored bytes.
 pub type Upgrade<T> = fn(u32, &[u8]) -> Option<T>;
 
-/// The same, for the whole return type.
+/// An [`Upgrade`] for the whole return type.
 type BoxedUpgrade<R> = Box<dyn Fn(u32, &[u8]) -> Option<R> + Send + Sync>;
 
-/// What reads other schema versions.
+/// The readers of other schema versions.
 pub(crate) struct Upgrades<R> {
     of_results: Option<BoxedUpgrade<R>>,
     of_errors: Option<BoxedUpgrade<R>>,
@@ -164,7 +165,7 @@ impl<R> Upgrades<R> {
         Self { of_results: None, of_errors: None }
     }
 
-    /// What reads records in this state.
+    /// The reader for records in this state.
     fn of(&self, state: State) -> Option<&BoxedUpgrade<R>> {
         match state {
             State::Completed => self.of_results.as_ref(),
@@ -176,7 +177,7 @@ impl<R> Upgrades<R> {
 
 #[cfg(feature = "http")]
 impl<R, P> Codec<R, P> {
-    /// For results that make bytes of themselves.
+    /// Creates the codec of results that encode themselves.
     pub(crate) fn of(
         policy: P,
         ending: fn(R, P) -> (R, Ending),
@@ -207,27 +208,28 @@ impl<T, E: 'static, P> Codec<Result<T, E>, P> {
     }
 }
 
-/// How a body ended, in bytes.
+/// The end of a body, in bytes.
 #[derive(Debug)]
 pub(crate) enum Ending {
-    /// The result, or the error that counts as one, and how long it is kept if not as long as the
-    /// call says.
+    /// The result, or the error that counts as one, and its retention if it differs from the
+    /// call's.
     Answer { state: State, body: Result<Bytes, NotEncodable>, ttl: Option<Duration> },
-    /// An error that says that nothing happened.
+    /// An error that means that nothing happened.
     Release,
-    /// The body waited for its turn, and its claim was over before that came.
+    /// The body waited for its turn, and its claim ended before the turn came.
     #[cfg(feature = "http")]
     NotBegun,
     /// An error that may hide an effect.
     Hold,
-    /// Nobody knows how far the body got: what follows is what follows a body that breaks off.
+    /// It is not known how far the body got. What follows is the same as for a body that breaks
+    /// off.
     #[cfg(feature = "http")]
     GiveUp,
-    /// Nobody knows what an earlier attempt did, and who was asked could not tell.
+    /// It is not known what an earlier attempt did, and the verification could not decide.
     Unknown { reason: Reason, ask_again_after: Duration },
 }
 
-/// What a call returns without running the body, or instead of its own result.
+/// The answer of a call that does not run the body, or that does not return its own result.
 #[derive(Clone, Debug)]
 pub(crate) enum Answer {
     Stored(StoredAnswer),
@@ -247,13 +249,13 @@ impl StoredAnswer {
         Error::new(kind).of_record(Some(&self.record.operation), &self.record.key)
     }
 
-    /// The result is none that the caller can read.
+    /// The error for a result that the caller cannot read.
     #[cfg(feature = "http")]
     pub(crate) fn unreadable(&self, detail: &str) -> Error {
         self.error(ErrorKind::Decode).with_detail(detail)
     }
 
-    /// The error that a marker in place of the result stands for.
+    /// The error that a marker in place of the result stands for, if there is one.
     pub(crate) fn marker(&self) -> Option<Error> {
         match self.record.reason {
             Some(Reason::TooLarge) => Some(self.error(ErrorKind::TooLarge)),
@@ -287,8 +289,8 @@ fn ending<T: StoredValue, E, P: ErrorPolicy<E>>(
     }
 }
 
-/// What was read back takes the place of the body's own value, which stays only where there is
-/// nothing to read.
+/// Replaces the body's own value by the one read back from its encoding. The own value stays only
+/// if there is nothing to read back.
 fn stored_form<T>(
     own: T,
     encoded: Result<Encoded<T>, NotEncodable>,
@@ -341,7 +343,7 @@ fn replay<T: StoredValue, E: CallError, P: ErrorPolicy<E>>(
     }
 }
 
-/// What becomes of an error of type `E`: [`OnError`], [`Unstored`], or a function over `&E` that
+/// The decision about errors of type `E`: [`OnError`], [`Unstored`], or a function over `&E` that
 /// returns one of them.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` does not decide what becomes of `{E}`",
@@ -351,22 +353,23 @@ pub trait ErrorPolicy<E> {
     /// Decides about one error.
     fn decide(self, error: &E) -> Decided<E>;
 
-    /// Reads a stored error; `None` where this policy stores none.
+    /// Reads a stored error. Returns `None` if this policy stores none.
     fn decode(body: &[u8]) -> Option<Result<E, serde_json::Error>>;
 }
 
-/// What was decided about one error.
+/// The decision about one error.
 #[derive(Debug)]
 pub enum Decided<E> {
-    /// Nothing happened.
+    /// The error means that nothing happened.
     Release,
-    /// There may be an effect.
+    /// The error may hide an effect.
     Hold,
     /// The error is the result.
     Store(Result<Encoded<E>, NotEncodable>),
 }
 
-/// What a function over `&E` may return: [`OnError`], which asks serde of `E`, or [`Unstored`].
+/// The return type of a function over `&E`: [`OnError`], which requires serde traits of `E`, or
+/// [`Unstored`].
 #[diagnostic::on_unimplemented(
     message = "`{Self}` does not say what becomes of `{E}`",
     note = "return `idempotency::OnError` when the error is `Serialize + DeserializeOwned`, `idempotency::Unstored` otherwise"

@@ -1,11 +1,12 @@
-//! Says so when a store seems silent only because time did not pass: a test has paused Tokio's
-//! clock, which then moves to the next time-out whenever all tasks wait, also for a server.
+//! Explains a store that seems silent only because time did not pass: a test has paused Tokio's
+//! clock, which then jumps to the next timeout whenever all tasks wait, also for a server.
 
 use std::time::Duration;
 
 use crate::store::StoreError;
 
-/// `error`, with the reason where the clock that time-outs are counted on is ahead of the real one.
+/// Returns `error`, with this explanation if the clock that timeouts are counted on is ahead of the
+/// real one.
 pub(crate) fn explain(error: StoreError, counted: Duration, real: Duration) -> StoreError {
     if !error.is_transient()
         || counted <= real.saturating_add(real / 2).saturating_add(Duration::from_millis(10))
@@ -20,7 +21,7 @@ pub(crate) fn explain(error: StoreError, counted: Duration, real: Duration) -> S
         .with_source(error)
 }
 
-/// `work`, and the reason of its failure where it failed because Tokio's clock is paused.
+/// Awaits `work`, and explains its failure if it failed because Tokio's clock is paused.
 #[cfg(any(feature = "redis", feature = "postgres", feature = "mysql", feature = "sqlite"))]
 #[expect(clippy::disallowed_methods, reason = "compares the machine's clock with Tokio's")]
 pub(crate) async fn explained<T>(
@@ -28,7 +29,7 @@ pub(crate) async fn explained<T>(
 ) -> Result<T, StoreError> {
     let (real, counted) = (std::time::Instant::now(), tokio::time::Instant::now());
     work.await.map_err(|error| {
-        // In this order: were they one clock, less would be counted than has really passed.
+        // In this order: if both were the same clock, less would be counted than has really passed.
         let counted = counted.elapsed();
         explain(error, counted, real.elapsed())
     })

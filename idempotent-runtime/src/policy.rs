@@ -1,66 +1,70 @@
-//! What the user decides: conflicts, crashes, errors.
+//! The decisions that are the user's: conflicts, crashes, errors.
 
 use std::time::Duration;
 
-/// What a call does when another caller is already running it.
+/// The behaviour of a call that another caller is already running.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OnConflict {
-    /// Waits for the other caller's result at most this long, then fails with
+    /// Waits at most this long for the other caller's result, then fails with
     /// [`InProgress`](crate::ErrorKind::InProgress).
     Wait(Duration),
     /// Fails with [`InProgress`](crate::ErrorKind::InProgress) at once.
     Reject,
 }
 
-/// What the next call does when an earlier one started and nobody knows whether it finished.
+/// The behaviour of the next call if an earlier one started and it is not known whether it
+/// finished.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OnCrash {
-    /// Fails with [`InDoubt`](crate::ErrorKind::InDoubt) until somebody resolves the record:
+    /// Fails with [`InDoubt`](crate::ErrorKind::InDoubt) until an operator resolves the record:
     /// effects at most once.
     Hold,
     /// Runs the body again: effects at least once. For bodies whose effect may happen twice.
     Retry,
-    /// Runs the body again with the [steps](crate::Context::step) that are recorded: those that
-    /// finished are replayed, and the first unfinished one runs. Each step's effect happens at
-    /// least once, or [at most once](crate::Step::at_most_once).
+    /// Runs the body again with the recorded [steps](crate::Context::step): those that finished are
+    /// replayed, and the first unfinished one runs. Each step's effect happens at least once, or
+    /// [at most once](crate::Step::at_most_once).
     Resume,
 }
 
-/// What the outside world says about an earlier attempt: the answer to the question of
-/// `on_crash = verify`.
+/// The state of an earlier attempt according to the outside world: the return value of the
+/// verification callback of `on_crash = verify`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Verdict<T> {
-    /// The effect happened, and this is its result: it is stored, and every caller gets it.
+    /// The effect happened, and this is its result. It is stored, and every caller gets it.
     Completed(T),
-    /// The effect did not happen and will not: the body runs now.
+    /// The effect did not happen and will not happen. The body runs now.
     NotExecuted,
-    /// It cannot be told yet: the record stays in doubt, and is asked about again after a rest: 5
-    /// seconds for the second attempt of the call, doubled by every attempt since, whether it asked
-    /// or ran the body, up to 10 minutes.
+    /// It is not known yet. The record stays in doubt and is verified again after a delay: 5
+    /// seconds for the second attempt of the call, doubled for every attempt since, whether it
+    /// verified or ran the body, up to 10 minutes.
     Unknown,
 }
 
-/// What happens to the claim when the body returns an `Err`. Storing asks serde of the error type.
+/// The fate of the claim when the body returns an `Err`. `Store` requires serde traits of the error
+/// type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OnError {
-    /// The error says that nothing happened: the claim is released, the next call runs the body.
+    /// The error means that nothing happened: the claim is released, and the next call runs the
+    /// body.
     Release,
-    /// The error is the result, a declined card for example: it is stored and replayed.
+    /// The error is the result, for example a declined card: it is stored and replayed.
     Store,
-    /// The error may hide an effect, a provider's timeout for example: the record is held in doubt.
+    /// The error may hide an effect, for example a provider's timeout: the record is held in doubt.
     Hold,
 }
 
-/// [`OnError`] without `Store`: asks nothing of the error type.
+/// [`OnError`] without `Store`. Requires nothing of the error type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Unstored {
-    /// The error says that nothing happened: the claim is released, the next call runs the body.
+    /// The error means that nothing happened: the claim is released, and the next call runs the
+    /// body.
     Release,
-    /// The error may hide an effect, a provider's timeout for example: the record is held in doubt.
+    /// The error may hide an effect, for example a provider's timeout: the record is held in doubt.
     Hold,
 }

@@ -1,4 +1,5 @@
-//! What the expansion of `#[idempotent]` calls. Not for people: it changes without notice.
+//! The functions that the expansion of `#[idempotent]` calls. Not a public API: it changes without
+//! notice.
 
 pub use crate::argument::{Detachable, DetachableCopy, assert_detachable, copied};
 pub use crate::engine::{
@@ -12,34 +13,34 @@ pub use crate::outcome::{
 };
 pub use crate::policy::{OnConflict, OnCrash, OnError, Unstored};
 
-/// For a simulated database.
+/// Items for a simulated database.
 #[cfg(feature = "testing")]
 pub use crate::store::transaction::{ClaimAnswer, End, TransactionConnection, TransactionFuture};
 
 use crate::engine::Idempotency;
 
-/// A call of the function at `site` on the task's engine, else the installed one.
+/// Returns a call of the function at `site` on the task's engine, or else on the installed one.
 pub fn call(site: &'static Site, key: Key) -> Call {
     Call::at(site, None, key)
 }
 
-/// A call of the function at `site` on `engine`.
+/// Returns a call of the function at `site` on `engine`.
 pub fn call_on(site: &'static Site, engine: &Idempotency, key: Key) -> Call {
     Call::at(site, Some(engine), key)
 }
 
-/// `call` of a function without a name of the user's. The closure stands in the function, so that
-/// its type tells the instances of the function apart.
+/// Marks `call` as one of a function without a user-defined name. The closure is written inside the
+/// function, so its type distinguishes the instances of the function.
 pub fn unnamed<W>(call: Call, _in_the_function: W) -> Call {
     call.of_instance::<W>()
 }
 
-/// `call` in the scope that `scope` gives part by part.
+/// Puts `call` in the scope whose parts `scope` lists.
 pub fn scoped(call: Call, scope: Key) -> Call {
     call.in_scope(Some(scope))
 }
 
-/// The witness: the return type of a guarded function can be stored and replayed. Errors are
+/// The witness that the return type of a guarded function can be stored and replayed. Errors are
 /// released.
 pub fn outcome<R: Outcome>() -> Codec<R> {
     R::codec(Unstored::Release)

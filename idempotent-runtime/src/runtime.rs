@@ -1,8 +1,8 @@
-//! Which Tokio runtime a request belongs to, and whether that is still there.
+//! The Tokio runtime that a request belongs to, and whether it still exists.
 //!
-//! A client's timers and sockets belong to the runtime that made them. The engine goes on with a
-//! request on its own thread when its caller is gone, and with it perhaps the runtime: such a timer
-//! panics when it is polled, and such a socket never answers.
+//! A client's timers and sockets belong to the runtime that created them. When its caller is gone,
+//! and perhaps the runtime too, the engine continues a request on its own thread: such a timer
+//! panics when polled, and such a socket never answers.
 
 use std::collections::HashMap;
 use std::future::{Future, poll_fn};
@@ -13,10 +13,10 @@ use std::task::Poll;
 use tokio::runtime::{Handle, Id};
 use tokio::task::JoinHandle;
 
-/// A task on each runtime that ends with its runtime and not before.
+/// For each runtime, a task that ends when the runtime does and not before.
 static SENTINELS: LazyLock<Mutex<HashMap<Id, Arc<JoinHandle<()>>>>> = LazyLock::new(Mutex::default);
 
-/// A task that ends when `runtime` does.
+/// Returns a task that ends when `runtime` does.
 pub(crate) fn sentinel(runtime: &Handle) -> Arc<JoinHandle<()>> {
     let mut sentinels = SENTINELS.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(sentinel) = sentinels.get(&runtime.id()) {
@@ -28,8 +28,8 @@ pub(crate) fn sentinel(runtime: &Handle) -> Arc<JoinHandle<()>> {
     sentinel
 }
 
-/// Something of its own for each runtime: what one of them leaves unfinished while it stands still
-/// keeps no other waiting. What belongs to a runtime that has ended is dropped with the next look.
+/// A separate value for each runtime: what a stalled runtime leaves unfinished does not block the
+/// others. The value of a runtime that has ended is dropped at the next access.
 pub(crate) struct PerRuntime<T>(Mutex<HashMap<Id, Owned<T>>>);
 
 struct Owned<T> {
@@ -44,7 +44,8 @@ impl<T> Default for PerRuntime<T> {
 }
 
 impl<T> PerRuntime<T> {
-    /// What `look` makes of that of the runtime that asks, which is made if there is none.
+    /// Applies `look` to the value of the calling runtime, which is created by `make` if it is
+    /// missing.
     pub(crate) fn with<A>(&self, make: impl FnOnce() -> T, look: impl FnOnce(&mut T) -> A) -> A {
         let runtime = Handle::current();
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -52,12 +53,12 @@ impl<T> PerRuntime<T> {
         let make = || Owned { value: make(), runtime: sentinel(&runtime) };
         let answer = look(&mut all.entry(runtime.id()).or_insert_with(make).value);
         drop(all);
-        // Closing what they hold may take a moment.
+        // Closing what they hold may take a moment, so not under the lock.
         drop(ended);
         answer
     }
 
-    /// That of `runtime`, if it has any.
+    /// The value of `runtime`, if it has one.
     #[cfg(feature = "redis")]
     pub(crate) fn of(&self, runtime: Id) -> Option<T>
     where
@@ -67,15 +68,15 @@ impl<T> PerRuntime<T> {
         all.get(&runtime).map(|owned| owned.value.clone())
     }
 
-    /// How many runtimes have one.
+    /// The number of runtimes that have a value.
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 }
 
-/// The output of `request`, or nothing if the runtime ends on which this is polled first: `request`
-/// is not polled then.
+/// Returns the output of `request`, or `None` if the runtime on which this was first polled has
+/// ended. `request` is not polled then.
 pub(crate) async fn while_runtime_lives<A>(request: impl Future<Output = A>) -> Option<A> {
     let home = Handle::current();
     let sentinel = sentinel(&home);

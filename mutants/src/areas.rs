@@ -1,9 +1,9 @@
-//! The areas whose code is taken away, and the tests that shall notice.
+//! The areas whose code is removed, and the tests that should notice.
 
-/// Sources that one set of tests looks at.
+/// Sources that one set of tests covers.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Area {
-    /// What is typed to select it.
+    /// The name that selects it on the command line.
     pub(crate) name: &'static str,
     pub(crate) rooms: &'static [Room],
 }

@@ -14,7 +14,7 @@ use crate::tests::targets;
 use crate::tree::Tree;
 
 const KIND: &str = "changes of cargo-mutants";
-/// In seconds, for one run of the tests.
+/// The time limit of one run of the tests, in seconds.
 const LIMIT: &str = "600";
 
 pub(crate) fn run(
@@ -37,7 +37,7 @@ pub(crate) fn run(
         let total: usize = totals.iter().sum();
         let mut changes = Vec::new();
         for (room, of_room) in area.rooms.iter().zip(totals) {
-            // As many as its share of the area.
+            // The room's share of the area's sample.
             let sample = (options.sample * of_room).div_ceil(total.max(1));
             if let Some(shards) = of_room.checked_div(sample) {
                 let shards = shards.max(1);
@@ -65,7 +65,7 @@ fn with_files(mut command: Command, tree: &Tree, room: &Room) -> anyhow::Result<
     Ok(command)
 }
 
-/// How many changes there are.
+/// Returns the number of changes.
 fn total(tree: &Tree, target: &Path, room: &Room) -> anyhow::Result<usize> {
     let output =
         with_files(cargo(tree, target), tree, room)?.args(["--list", "--json"]).output()?;
@@ -74,7 +74,7 @@ fn total(tree: &Tree, target: &Path, room: &Room) -> anyhow::Result<usize> {
     Ok(list.as_array().map_or(0, Vec::len))
 }
 
-/// Makes each change of one of the shards, and runs the tests.
+/// Applies each change of one of the shards, and runs the tests.
 fn mutate(
     tree: &Tree,
     target: &Path,
@@ -86,7 +86,7 @@ fn mutate(
         target.join("cargo-mutants").join(area.name).join(room.sources.first().unwrap_or(&"all"));
     std::fs::create_dir_all(&place)?;
     let results = place.join("mutants.out");
-    // Of an earlier run, which are not to be taken for this one's.
+    // Results of an earlier run, which must not be taken for this one's.
     if results.exists() {
         std::fs::remove_dir_all(&results)?;
     }

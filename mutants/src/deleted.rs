@@ -1,4 +1,4 @@
-//! Deletes one statement after the other.
+//! Deletes one statement after another.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -14,17 +14,18 @@ use crate::tests::{End, Refused, Test, build};
 use crate::tree::Tree;
 
 const KIND: &str = "deleted statements";
-/// A statement that the compiler cannot miss is left alone, and seldom hides more than one other.
+/// The maximum number of builds. A statement without which the code does not compile is left alone,
+/// and seldom hides more than one other.
 const BUILDS: usize = 12;
 
-/// A statement and where it stands.
+/// A statement and its location.
 #[derive(Debug)]
 struct Place {
     area: &'static str,
     room: &'static Room,
     file: PathBuf,
     statement: Statement,
-    /// What is left of the source does not compile.
+    /// True if the source does not compile without it.
     is_needed: bool,
 }
 
@@ -65,7 +66,7 @@ pub(crate) fn run(
         }
         report.add(Sample { area: area.name, kind: KIND, total: candidates.len(), changes });
     }
-    // What comes next starts from the sources as they are.
+    // The next run starts from the original sources.
     originals.iter().try_for_each(|(file, source)| tree.write(file, source))
 }
 
@@ -131,7 +132,7 @@ fn built(
     bail!("the compiler still refuses conditions around statements after {BUILDS} builds")
 }
 
-/// Leaves the statements alone that the compiler speaks of.
+/// Leaves alone the statements that the compiler's errors mention.
 fn leave(refused: &[Refused], places: &mut [Place]) -> anyhow::Result<()> {
     let before = places.iter().filter(|place| place.is_needed).count();
     for place in places.iter_mut() {
@@ -150,14 +151,14 @@ fn leave(refused: &[Refused], places: &mut [Place]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What the tests say when the statement is not there.
+/// Returns how the tests end without the statement.
 fn fate(number: usize, place: &Place, tests: &BTreeMap<&str, Test>) -> anyhow::Result<Fate> {
     let mut fate = Fate::Survived;
     for name in place.room.tests {
         match tests[name].run(Some(number))? {
             End::Passed => {}
             End::Failed => return Ok(Fate::Caught),
-            // One after it may say what is wrong.
+            // A later one may report what is wrong.
             End::TimedOut => fate = Fate::TimedOut,
         }
     }

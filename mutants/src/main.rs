@@ -1,10 +1,10 @@
 //! Looks for code whose absence no test notices:
 //! `cargo xtask mutants [--sample N] [--round N] [AREA]...`.
 //!
-//! Two kinds of changes are made to a copy of the sources: a statement is deleted, and what
-//! `cargo-mutants` changes. Of each kind a sample is taken for each area, spread evenly over its
-//! sources. A change is caught when a test fails. One that makes a test last too long is counted
-//! apart: it is noticed, but nothing says what is wrong.
+//! Two kinds of changes are made to a copy of the sources: a statement is deleted, or
+//! `cargo-mutants` makes a change. Of each kind a sample is taken for each area, spread evenly over
+//! its sources. A change is caught when a test fails. One that makes a test run too long is counted
+//! separately: it is noticed, but nothing reports what is wrong.
 
 mod areas;
 mod cargo_mutants;
@@ -47,7 +47,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Whether enough is caught.
+/// Runs both kinds. Returns true if enough is caught.
 fn run(options: &Options) -> anyhow::Result<bool> {
     let origin = std::env::current_dir()?;
     let place =

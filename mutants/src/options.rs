@@ -4,23 +4,23 @@ use lexopt::prelude::{Long, Short, Value, ValueExt as _};
 
 use crate::areas::{AREAS, Area};
 
-/// Of each area and kind.
+/// The default size of a sample, for each area and kind.
 const SAMPLE: usize = 60;
 
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Options {
     pub(crate) areas: Vec<&'static Area>,
     pub(crate) sample: usize,
-    /// Which of the samples.
+    /// The number of the sample.
     pub(crate) round: usize,
-    /// Statements are deleted.
+    /// True to delete statements.
     pub(crate) deletes: bool,
-    /// `cargo-mutants` changes the sources.
+    /// True to let `cargo-mutants` change the sources.
     pub(crate) changes: bool,
 }
 
 impl Options {
-    /// `None` when help is asked for.
+    /// Parses the command line. `None` if help is requested.
     pub(crate) fn parse(mut parser: lexopt::Parser) -> Result<Option<Self>, lexopt::Error> {
         let mut names: Vec<String> = Vec::new();
         let (mut sample, mut round) = (SAMPLE, 0);

@@ -1,11 +1,11 @@
-//! What was caught and what was not.
+//! The changes that were caught, and those that were not.
 
 use std::fmt;
 
-/// Of a hundred.
+/// The required percentage.
 const ENOUGH: usize = 95;
 
-/// How a change ended.
+/// The fate of a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fate {
     /// A test failed.
@@ -21,9 +21,9 @@ pub(crate) enum Fate {
 pub(crate) struct Sample {
     pub(crate) area: &'static str,
     pub(crate) kind: &'static str,
-    /// Out of how many the sample is.
+    /// The number of changes from which the sample was taken.
     pub(crate) total: usize,
-    /// With the place and the text of the change.
+    /// The fate of each change, with its location and text.
     pub(crate) changes: Vec<(Fate, String)>,
 }
 
@@ -48,7 +48,7 @@ impl Report {
         self.samples.push(sample);
     }
 
-    /// Whether so many are caught in each sample.
+    /// Returns true if that percentage is caught in each sample.
     pub(crate) fn is_enough(&self) -> bool {
         self.samples.iter().all(Sample::is_enough)
     }

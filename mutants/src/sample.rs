@@ -1,7 +1,6 @@
 //! Samples that are spread evenly.
 
-/// `size` places of `total`, as far from each other as they can be. Another `round` has other
-/// places.
+/// Returns `size` places of `total`, as far apart as possible. Another `round` has other places.
 pub(crate) fn spread(total: usize, size: usize, round: usize) -> Vec<usize> {
     let size = size.min(total);
     let step = total.checked_div(size).unwrap_or_default().max(1);

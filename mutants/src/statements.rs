@@ -1,9 +1,8 @@
-//! Statements that can be taken away, and sources in which a variable of the environment takes one
-//! away.
+//! Statements that can be removed, and sources in which an environment variable removes one.
 //!
-//! Each statement gets a condition around it, so that one build serves for all of them: what is
-//! deleted is chosen when a test runs. The condition stands on the lines of its statement, so that
-//! messages of the compiler name them.
+//! Each statement is wrapped in a condition, so that one build serves for all of them: the
+//! statement to delete is chosen when a test runs. The condition is on the lines of its statement,
+//! so that messages of the compiler name them.
 
 use std::fmt::Write as _;
 
@@ -15,15 +14,15 @@ use syn::{
     Attribute, Block, Expr, ImplItemFn, ItemFn, ItemImpl, ItemMod, Local, Pat, Signature, Stmt,
 };
 
-/// Names the statement that is taken away in this process and those that it starts.
+/// The variable that names the statement to remove in this process and those that it starts.
 pub(crate) const VARIABLE: &str = "IDEMPOTENCY_DELETED_STATEMENT";
 
-/// A statement whose effect somebody shall miss.
+/// A statement whose effect should be missed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Statement {
     start: LineColumn,
     end: LineColumn,
-    /// In one line.
+    /// The statement, on one line.
     pub(crate) text: String,
 }
 
@@ -33,7 +32,7 @@ impl Statement {
     }
 }
 
-/// The statements of a source file, in their order.
+/// Returns the statements of a source file, in order.
 pub(crate) fn statements(source: &str) -> anyhow::Result<Vec<Statement>> {
     let file = syn::parse_file(source).context("the source cannot be parsed")?;
     let mut search = Search { found: Vec::new() };
@@ -42,7 +41,7 @@ pub(crate) fn statements(source: &str) -> anyhow::Result<Vec<Statement>> {
     Ok(search.found)
 }
 
-/// The source with a condition around each of the statements, which are numbered.
+/// Returns the source with a condition around each of the statements, which are numbered.
 pub(crate) fn with_conditions<'a>(
     source: &str,
     statements: impl IntoIterator<Item = (usize, &'a Statement)>,
@@ -56,7 +55,7 @@ pub(crate) fn with_conditions<'a>(
         insertions.push((statement.start, true, condition));
         insertions.push((statement.end, false, String::from(" }")));
     }
-    // Where two meet, what is closed is closed first.
+    // Where two meet, the one that ends is closed first.
     insertions.sort_by_key(|(place, opens, _)| (place.line, place.column, *opens));
     let mut insertions = insertions.into_iter().peekable();
     let mut result = String::new();
@@ -108,7 +107,7 @@ impl<'ast> Visit<'ast> for Search {
     }
 
     fn visit_item_impl(&mut self, item: &'ast ItemImpl) {
-        // How a value looks to a developer is promised to nobody.
+        // The `Debug` output is not promised to anyone.
         let is_debug = item.trait_.as_ref().is_some_and(|(path, ..)| is_named(path, "Debug"));
         if !is_debug && !is_for_tests(&item.attrs) {
             visit::visit_item_impl(self, item);
@@ -128,7 +127,7 @@ impl<'ast> Visit<'ast> for Search {
     }
 }
 
-/// Whether the code of the function can look at the environment.
+/// Returns true if the code of the function can read the environment.
 fn can_look(signature: &Signature) -> bool {
     signature.constness.is_none()
 }
@@ -142,7 +141,8 @@ fn is_for_tests(attributes: &[Attribute]) -> bool {
     })
 }
 
-/// Whether what is left compiles, as far as that can be seen: the others are found by the compiler.
+/// Returns true if the rest compiles without it, as far as that can be seen: the compiler finds the
+/// others.
 fn can_go(statement: &Stmt, is_last: bool) -> bool {
     match statement {
         Stmt::Expr(Expr::If(branch), _) => !is_last && branch.else_branch.is_none(),
@@ -152,7 +152,7 @@ fn can_go(statement: &Stmt, is_last: bool) -> bool {
     }
 }
 
-/// A call, an assignment or what is made of them.
+/// Returns true for a call, an assignment or an expression made of them.
 fn has_effect(expression: &Expr) -> bool {
     match expression {
         Expr::Call(_) | Expr::MethodCall(_) | Expr::Assign(_) => true,

@@ -1,4 +1,4 @@
-//! The tests that shall notice: built once, and run with one statement taken away.
+//! The tests that should notice: built once, and run with one statement removed.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Read};
@@ -15,14 +15,14 @@ use serde_json::Value;
 use crate::areas::UNIT;
 use crate::statements::VARIABLE;
 
-/// How often a running test is looked at.
+/// The interval at which a running test is polled.
 const TICK: Duration = Duration::from_millis(20);
-/// How often a test may fail that nothing was taken from.
+/// The number of times that a test without a deletion may fail.
 const ATTEMPTS: usize = 3;
-/// A test that nothing was taken from may take as long on a slow machine.
+/// The time that a test without a deletion may take on a slow machine.
 const PATIENCE: Duration = Duration::from_secs(600);
 
-/// What the compiler refuses.
+/// A place that the compiler rejects.
 #[derive(Debug)]
 pub(crate) struct Refused {
     pub(crate) file: PathBuf,
@@ -30,12 +30,12 @@ pub(crate) struct Refused {
     pub(crate) message: String,
 }
 
-/// How a test ended.
+/// The end of a test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
     Passed,
     Failed,
-    /// It was killed after its time.
+    /// It was killed when its time had passed.
     TimedOut,
 }
 
@@ -50,7 +50,7 @@ pub(crate) struct Test {
 }
 
 impl Test {
-    /// Runs it with nothing taken away, to learn how long it takes. `None` where that is known.
+    /// Runs it without a deletion, to measure how long it takes. `None` if that is known.
     pub(crate) fn measure(&mut self) -> anyhow::Result<Option<Duration>> {
         if self.is_measured {
             return Ok(None);
@@ -61,7 +61,7 @@ impl Test {
             if self.run(None)? == End::Passed {
                 break start.elapsed();
             }
-            // Something else may have kept the machine busy.
+            // Another process may have kept the machine busy.
             attempts += 1;
             ensure!(
                 attempts < ATTEMPTS,
@@ -76,7 +76,7 @@ impl Test {
 
     pub(crate) fn run(&self, deleted: Option<usize>) -> anyhow::Result<End> {
         let mut command = Command::new(&self.program);
-        // A group of its own: when it is killed, so is what it has started.
+        // A group of its own: when it is killed, so are the processes that it has started.
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
         command.current_dir(&self.folder).env("CARGO_MANIFEST_DIR", &self.folder);
         command.env_remove(VARIABLE).envs(deleted.map(|number| (VARIABLE, number.to_string())));
@@ -87,14 +87,14 @@ impl Test {
         let has_failed = Arc::new(AtomicBool::new(false));
         if let Some(output) = child.stdout.take() {
             let has_failed = Arc::clone(&has_failed);
-            // Ends when the last process ends that has the output.
+            // Ends when the last process with this output ends.
             std::thread::spawn(move || watch(output, &has_failed));
         }
         wait(child, self.limit, &has_failed)
     }
 }
 
-/// Reads all that a test prints, and notes the first failure.
+/// Reads everything that a test prints, and notes the first failure.
 fn watch(output: impl Read, has_failed: &AtomicBool) {
     for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
         if line.starts_with(b"test ") && line.ends_with(b" ... FAILED") {
@@ -103,7 +103,8 @@ fn watch(output: impl Read, has_failed: &AtomicBool) {
     }
 }
 
-/// Waits for the end of a test, for its time, or for its first failure: the rest says nothing new.
+/// Waits for the end of a test, for its time limit, or for its first failure: the rest adds
+/// nothing.
 fn wait(mut child: Child, limit: Duration, has_failed: &AtomicBool) -> anyhow::Result<End> {
     let start = Instant::now();
     loop {
@@ -122,7 +123,7 @@ fn wait(mut child: Child, limit: Duration, has_failed: &AtomicBool) -> anyhow::R
     }
 }
 
-/// Builds `names` in the tree at `root`, or returns what the compiler refuses.
+/// Builds `names` in the tree at `root`, or returns what the compiler rejects.
 pub(crate) fn build(
     root: &Path,
     target: &Path,
@@ -169,12 +170,12 @@ pub(crate) fn build(
     Ok(Err(refused))
 }
 
-/// The words that select these test targets of a command of cargo's.
+/// Returns the arguments that select these test targets in a cargo command.
 pub(crate) fn targets<'a>(names: &'a [&'static str]) -> impl Iterator<Item = &'static str> + 'a {
     names.iter().flat_map(|name| if *name == UNIT { vec!["--lib"] } else { vec!["--test", name] })
 }
 
-/// All places that an error speaks of.
+/// Returns all places that an error mentions.
 fn refusals(message: &Value) -> Vec<Refused> {
     let text = message["message"]["rendered"].as_str().unwrap_or_default();
     let list = |value: &Value, name: &str| value[name].as_array().cloned().unwrap_or_default();

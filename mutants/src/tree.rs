@@ -5,17 +5,17 @@ use std::process::Command;
 
 use anyhow::{Context as _, ensure};
 
-/// Where the sources of the runtime crate stand.
+/// The location of the runtime crate's sources.
 const SOURCES: &str = "idempotent-runtime/src";
 
-/// The copy. It stays for who wants to look at it.
+/// The copy. It is kept for inspection.
 #[derive(Debug)]
 pub(crate) struct Tree {
     pub(crate) root: PathBuf,
 }
 
 impl Tree {
-    /// Copies what git knows, or would know, of the repository at `origin` to `root`.
+    /// Copies the files that git tracks, or would track, of the repository at `origin` to `root`.
     pub(crate) fn copy(origin: &Path, root: PathBuf) -> anyhow::Result<Self> {
         let list = Command::new("git")
             .args(["ls-files", "-z", "-co", "--exclude-standard"])
@@ -45,7 +45,7 @@ impl Tree {
         Ok(Self { root })
     }
 
-    /// The sources of `room`, a file or a folder, as paths from the root of the tree. In their
+    /// Returns the sources of `room`, a file or a folder, as paths from the root of the tree, in
     /// order.
     pub(crate) fn sources(&self, room: &str) -> anyhow::Result<Vec<PathBuf>> {
         let start = PathBuf::from(SOURCES).join(room);
@@ -70,7 +70,7 @@ impl Tree {
             .with_context(|| format!("{} cannot be read", path.display()))
     }
 
-    /// Nothing is written where nothing changes: what is newer is compiled again.
+    /// Writes the file only if it changes: a newer file is compiled again.
     pub(crate) fn write(&self, path: &Path, text: &str) -> anyhow::Result<()> {
         if self.read(path)? == text {
             return Ok(());

@@ -1,15 +1,15 @@
-//! Waiting that ends: when the condition holds, or at a deadline with a message.
+//! Waiting with an end: when the condition holds, or at a deadline with a message.
 
 use std::fmt::Display;
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
 
-/// How long anything in a test may take before the test fails: far longer than it takes on a loaded
-/// machine.
+/// The time that anything in a test may take before the test fails: far longer than it takes on a
+/// loaded machine.
 pub const DEADLINE: Duration = Duration::from_secs(30);
 
-/// How long to wait before a condition is looked at again that nothing announces.
+/// The polling interval for a condition that nothing announces.
 const PAUSE: Duration = Duration::from_millis(5);
 
 /// Waits until `condition` holds.
@@ -38,7 +38,7 @@ pub async fn eventually(
     eventually_async(what, async || condition()).await
 }
 
-/// As [`eventually`], for a condition that has to ask somebody.
+/// Waits like [`eventually`], for a condition that has to wait for an answer.
 pub async fn eventually_async(
     what: impl Display,
     condition: impl AsyncFnMut() -> bool,
@@ -46,7 +46,8 @@ pub async fn eventually_async(
     eventually_within(DEADLINE, what, condition).await
 }
 
-/// As [`eventually_async`], with a deadline of its own: for limits that are promised to users.
+/// Waits like [`eventually_async`], with a deadline of its own: for limits that are promised to
+/// users.
 pub async fn eventually_within(
     deadline: Duration,
     what: impl Display,
@@ -62,7 +63,7 @@ pub async fn eventually_within(
     Ok(())
 }
 
-/// The output of `future`.
+/// Returns the output of `future`.
 ///
 /// # Errors
 /// After [`DEADLINE`], with `what` was waited for.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 /// A file to which every effect appends one line, shared by all tasks and processes of a test.
 ///
-/// A line is one `write` to a file opened with `O_APPEND`: it is whole or missing, also when the
+/// A line is one `write` to a file opened with `O_APPEND`: it is complete or missing, even if the
 /// writer is killed, and lines of several processes do not mix. There is no buffer that a kill
 /// could lose.
 ///
@@ -29,17 +29,17 @@ pub struct EffectLog {
 }
 
 impl EffectLog {
-    /// The log at `path`, which is created if it is missing. Workers open the same path.
+    /// Opens the log at `path`, which is created if it is missing. Workers open the same path.
     ///
     /// # Errors
-    /// When the file cannot be opened for appending.
+    /// If the file cannot be opened for appending.
     pub fn open(path: impl Into<PathBuf>) -> io::Result<Self> {
         let path = path.into();
         let file = OpenOptions::new().create(true).append(true).open(&path)?;
         Ok(Self { path, file })
     }
 
-    /// Where the log is, to hand it to worker processes.
+    /// Returns the path of the log, to pass it to worker processes.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -47,7 +47,7 @@ impl EffectLog {
     /// Appends one line. By convention its first word is the key of the effect.
     ///
     /// # Errors
-    /// When the line contains a line break, or was not written as a whole.
+    /// If the line contains a line break, or was not written completely.
     pub fn append(&self, line: &str) -> io::Result<()> {
         if line.contains('\n') {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "an effect is one line"));
@@ -63,15 +63,15 @@ impl EffectLog {
         Ok(())
     }
 
-    /// The lines so far, in the order in which they were written.
+    /// Returns the lines so far, in the order in which they were written.
     ///
     /// # Errors
-    /// When the file cannot be read, or is not UTF-8.
+    /// If the file cannot be read, or is not UTF-8.
     pub fn lines(&self) -> io::Result<Vec<String>> {
         Ok(fs::read_to_string(&self.path)?.lines().map(String::from).collect())
     }
 
-    /// How many lines there are for each key. The key is the first word of a line.
+    /// Returns the number of lines for each key. The key is the first word of a line.
     ///
     /// # Errors
     /// As [`lines`](Self::lines).
@@ -83,7 +83,7 @@ impl EffectLog {
         Ok(counts)
     }
 
-    /// How many lines there are for this key.
+    /// Returns the number of lines for this key.
     ///
     /// # Errors
     /// As [`lines`](Self::lines).

@@ -1,4 +1,4 @@
-//! Ends a process when the test process is gone, however it went.
+//! A guard that ends a process when the test process is gone, for whatever reason.
 
 use std::io::{self, Write as _};
 use std::os::unix::process::CommandExt as _;
@@ -8,8 +8,8 @@ use std::process::{Child, Command, Stdio};
 use rustix::process::Signal;
 
 /// Reads the process id, then waits: for a line, which means that all is well, or for the end of
-/// the pipe, which means that the test process has died. Signals of the terminal are not for it: it
-/// would be gone when it is needed.
+/// the pipe, which means that the test process has died. It ignores signals of the terminal: they
+/// would end it when it is needed.
 const SCRIPT: &str = r#"
 trap '' HUP INT TERM
 read -r pid || exit 0
@@ -30,24 +30,24 @@ if [ -n "$2" ]; then
 fi
 "#;
 
-/// A shell on the other end of a pipe. The kernel closes the pipe when this process ends, also by
-/// SIGKILL, where no destructor runs; the shell then kills the process it was told to watch.
+/// A shell on the other end of a pipe. The kernel closes the pipe when this process ends, even by
+/// SIGKILL, where no destructor runs; the shell then ends the process that it watches.
 #[derive(Debug)]
 pub(crate) struct Guard {
     shell: Child,
 }
 
 impl Guard {
-    /// Started before the process that it watches, so that only the moment between the start of the
-    /// process and [`watch`](Self::watch) is without a guard. The process is sent `signal`, and
-    /// killed if it has not ended after ten seconds. `directory` is removed as well.
+    /// Starts a guard, before the process that it is to watch, so that only the moment between the
+    /// start of the process and [`watch`](Self::watch) is unguarded. The process is sent `signal`,
+    /// and killed if it has not ended after ten seconds. `directory` is removed as well.
     pub(crate) fn start(directory: Option<&Path>, signal: Signal) -> io::Result<Self> {
         let mut command = Command::new("/bin/sh");
         command.args(["-c", SCRIPT, "guard"]).arg(signal.as_raw().to_string());
         if let Some(directory) = directory {
             command.arg(directory);
         }
-        // In a group of its own: what is sent to the group of the test process does not reach it.
+        // In a group of its own: signals to the group of the test process do not reach it.
         command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
         Ok(Self { shell: command.spawn()? })
     }
@@ -56,21 +56,21 @@ impl Guard {
         self.tell(&pid.to_string())
     }
 
-    /// As [`watch`](Self::watch), for the process and all others of the group that it leads. They
-    /// are killed in any case.
+    /// Watches the process like [`watch`](Self::watch), and all others of the group that it leads.
+    /// They are killed in any case.
     pub(crate) fn watch_group(&mut self, leader: u32) -> io::Result<()> {
         self.tell(&format!("-{leader}"))
     }
 
     fn tell(&mut self, line: &str) -> io::Result<()> {
-        // One write: half a line followed by the end of the pipe would be taken for a whole one.
+        // One write: half a line followed by the end of the pipe would be read as a complete one.
         let pipe = self.shell.stdin.as_mut().ok_or(io::ErrorKind::BrokenPipe)?;
         pipe.write_all(format!("{line}\n").as_bytes())
     }
 }
 
 impl Drop for Guard {
-    /// Only after the watched process is reaped: until then its id cannot be another's.
+    /// Stands down. Only after the watched process is reaped: until then its id is not reused.
     fn drop(&mut self) {
         if self.tell("done").is_ok() {
             drop(self.shell.stdin.take());

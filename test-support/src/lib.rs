@@ -1,14 +1,14 @@
 //! Servers, worker processes, faults and checks for the project's own tests. Not published, Unix
 //! only.
 //!
-//! - [`server`]: private servers that end with the test, also when it is killed.
+//! - [`server`]: private servers that end with the test, even if it is killed.
 //! - [`worker`]: processes that stop at named points, to be killed exactly there.
-//! - [`proxy`]: a connection that delays, cuts, resets and swallows as told.
+//! - [`proxy`]: a connection that delays, cuts, resets and swallows on request.
 //! - [`effects`]: what happened, counted outside the code under test.
-//! - [`history`]: whether what happened was allowed.
+//! - [`history`]: checks that what happened was allowed.
 //! - [`packages`]: where the clients in other languages are.
 //! - [`random`]: choices that a seed repeats.
-//! - [`deadline`]: waiting for something without a fixed sleep and without waiting for ever.
+//! - [`deadline`]: waiting for a condition without a fixed sleep and with a time limit.
 #![cfg(unix)]
 
 pub mod deadline;

@@ -6,16 +6,16 @@ use std::sync::atomic::{AtomicU16, Ordering};
 
 use anyhow::Context as _;
 
-/// Below the range from which systems take the ports of outgoing connections: while a server is
-/// restarted, a client that tries to reach it must not be given the server's own port, which would
-/// connect it to itself.
+/// The range of ports, below the one from which systems take the ports of outgoing connections.
+/// While a server is restarted, a client that tries to reach it must not be assigned the server's
+/// own port, which would connect it to itself.
 const PORTS: Range<u16> = 20_000..32_000;
 
-/// The next port to look at. Test processes begin at different ones.
+/// The next port to try. Test processes begin at different ones.
 static NEXT: AtomicU16 = AtomicU16::new(0);
 
-/// A port of the loopback interface on which nobody listens. Somebody may take it before the caller
-/// does.
+/// Returns a port of the loopback interface on which no process listens. Another process may take
+/// it before the caller does.
 pub(crate) fn free() -> anyhow::Result<u16> {
     let count = PORTS.end - PORTS.start;
     // Far apart for process ids that are close together.

@@ -1,23 +1,23 @@
-//! Where messages of the Redis protocol (RESP2 and RESP3) begin and end.
+//! The boundaries of messages in the Redis protocol (RESP2 and RESP3).
 
-/// Deeper than any real answer, and far from the end of the stack.
+/// The maximum nesting: deeper than any real answer, and far from the end of the stack.
 const MAX_DEPTH: usize = 32;
 
-/// The first bytes of all messages.
+/// The first bytes of all kinds of messages.
 const KINDS: &[u8] = b"+-:_,#($=!*~>%|";
 
-/// A length that is not yet known.
+/// The length of a message, as far as it is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Length {
     /// The message has this many bytes.
     Complete(usize),
-    /// More bytes have to come.
+    /// More bytes have to arrive.
     Incomplete,
     /// This is not the Redis protocol.
     Invalid,
 }
 
-/// The length of the first message in `bytes`.
+/// Returns the length of the first message in `bytes`.
 pub(crate) fn message_length(bytes: &[u8]) -> Length {
     match value(bytes, 0, MAX_DEPTH) {
         Ok(end) => Length::Complete(end),
@@ -25,7 +25,7 @@ pub(crate) fn message_length(bytes: &[u8]) -> Length {
     }
 }
 
-/// The length of the first request in `bytes`: an array, or a line typed by a person.
+/// Returns the length of the first request in `bytes`: an array, or a line typed by a person.
 pub(crate) fn request_length(bytes: &[u8]) -> Length {
     match bytes.first() {
         None => Length::Incomplete,
@@ -37,7 +37,7 @@ pub(crate) fn request_length(bytes: &[u8]) -> Length {
     }
 }
 
-/// The words of one complete request.
+/// Returns the words of one complete request.
 pub(crate) fn words(request: &[u8]) -> Vec<&[u8]> {
     if request.first() != Some(&b'*') {
         return request.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty()).collect();
@@ -54,12 +54,12 @@ pub(crate) fn words(request: &[u8]) -> Vec<&[u8]> {
     words
 }
 
-/// The end of the value that begins at `at`.
+/// Returns the end of the value that begins at `at`.
 fn value(bytes: &[u8], at: usize, depth: usize) -> Result<usize, Length> {
     let depth = depth.checked_sub(1).ok_or(Length::Invalid)?;
     let kind = *bytes.get(at).ok_or(Length::Incomplete)?;
     if !KINDS.contains(&kind) {
-        // Not after the end of the line, which may never come.
+        // Not only at the end of the line, which may never arrive.
         return Err(Length::Invalid);
     }
     let (content, end) = line(bytes, at)?;
@@ -77,7 +77,7 @@ fn value(bytes: &[u8], at: usize, depth: usize) -> Result<usize, Length> {
         },
         b'*' | b'~' | b'>' => values(bytes, end, count(content)?.unwrap_or(0), depth),
         b'%' => values(bytes, end, count(content)?.unwrap_or(0).saturating_mul(2), depth),
-        // Attributes stand before the value that they describe.
+        // Attributes precede the value that they describe.
         b'|' => values(
             bytes,
             end,
@@ -92,8 +92,8 @@ fn values(bytes: &[u8], start: usize, count: usize, depth: usize) -> Result<usiz
     (0..count).try_fold(start, |at, _| value(bytes, at, depth))
 }
 
-/// What stands after the first byte of the line that begins at `at`, and where the next line
-/// begins.
+/// Returns the content of the line that begins at `at`, without its first byte, and the start of
+/// the next line.
 fn line(bytes: &[u8], at: usize) -> Result<(&[u8], usize), Length> {
     let rest = bytes.get(at..).ok_or(Length::Incomplete)?;
     let length = rest.iter().position(|byte| *byte == b'\n').ok_or(Length::Incomplete)?;
@@ -101,7 +101,7 @@ fn line(bytes: &[u8], at: usize) -> Result<(&[u8], usize), Length> {
     Ok((content.strip_suffix(b"\r").unwrap_or(content), at + length + 1))
 }
 
-/// A count, or `None` for the null of RESP2.
+/// Parses a count, or `None` for the null of RESP2.
 fn count(content: &[u8]) -> Result<Option<usize>, Length> {
     if content == b"-1" {
         return Ok(None);

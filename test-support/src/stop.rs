@@ -1,4 +1,4 @@
-//! Processes that are made to stand still.
+//! Pausing processes.
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,7 @@ use rustix::process::{Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use crate::deadline::DEADLINE;
 use crate::server::pid_of;
 
-/// How long to wait before a process is looked at again.
+/// The interval at which a process is polled.
 const PAUSE: Duration = Duration::from_millis(1);
 
 /// Stops a child of this process (SIGSTOP) and waits until it stands still.
@@ -17,11 +17,11 @@ const PAUSE: Duration = Duration::from_millis(1);
 /// that runs on another core can still answer a request after that.
 ///
 /// # Errors
-/// When it has ended, or does not stop in time.
+/// If it has ended, or does not stop in time.
 pub(crate) fn stop_child(child: u32) -> anyhow::Result<()> {
     let pid = pid_of(child)?;
     kill_process(pid, Signal::STOP)?;
-    // Leaves the status where it is, so that a second stop sees it too. Never reaps.
+    // Leaves the status in place, so that a second stop sees it too. Never reaps.
     let stopped = WaitIdOptions::STOPPED | WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG;
     wait_until_still(child, || {
         let status = waitid(WaitId::Pid(pid), stopped)
@@ -33,14 +33,14 @@ pub(crate) fn stop_child(child: u32) -> anyhow::Result<()> {
 /// Waits until a stopped process that this one did not start stands still, or has ended.
 ///
 /// # Errors
-/// When it does not stop in time.
+/// If it does not stop in time.
 pub(crate) fn wait_until_stopped(process: u32) -> anyhow::Result<()> {
     wait_until_still(process, || {
         Ok(state_of(process).is_none_or(|state| matches!(state, 'T' | 'Z' | 'X')))
     })
 }
 
-/// The letter of its state. None when it is gone, and where there is no `/proc`.
+/// Returns the letter of its state, or `None` if it is gone or there is no `/proc`.
 pub(crate) fn state_of(process: u32) -> Option<char> {
     let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
     // The state follows the name, which is in parentheses and may contain some.
@@ -69,7 +69,7 @@ mod tests {
 
     use super::{pid_of, state_of, stop_child, wait_until_stopped};
 
-    /// A process that does nothing but run. It is killed also when a test fails.
+    /// A process that does nothing but run. It is killed even if a test fails.
     struct Busy(Child);
 
     impl Busy {
@@ -94,7 +94,7 @@ mod tests {
         for _ in 0..100 {
             stop_child(pid)?;
             assert_eq!(state_of(pid), Some('T'));
-            // A second stop finds it stopped.
+            // A second stop finds it already stopped.
             stop_child(pid)?;
             kill_process(pid_of(pid)?, Signal::CONT)?;
         }

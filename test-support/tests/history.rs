@@ -1,4 +1,4 @@
-//! Each rule finds what breaks it, and nothing else.
+//! Each rule finds its violations, and no others.
 
 use idempotency_test_support::history::{
     Call, Effect, Event, EventLog, Outcome, Policy, Rule, Stored, Violations, check,
@@ -50,7 +50,7 @@ fn rules(broken: &Violations) -> Vec<Rule> {
     broken.0.iter().map(|violation| violation.rule).collect()
 }
 
-/// That `events` break this rule alone, and say so with these words.
+/// Checks that `events` break only this rule, and that the message has these words.
 #[track_caller]
 fn breaks(events: &[Event], policy: Policy, rule: Rule, words: &str) {
     let broken = check(events, policy).unwrap_err();

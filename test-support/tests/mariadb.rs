@@ -92,7 +92,7 @@ async fn until_others_run(server: &MariaDbServer) -> anyhow::Result<()> {
 #[tokio::test]
 async fn a_paused_server_keeps_its_connections_and_answers_later() -> anyhow::Result<()> {
     let server = MariaDbServer::start(private()).await?;
-    // So long that it has not ended when the server pauses, also on a busy machine.
+    // Long enough not to have ended when the server pauses, even on a busy machine.
     let mut answer = Box::pin(server.sql("SELECT SLEEP(5)"));
     tokio::select! {
         ended = &mut answer => anyhow::bail!("the statement has ended: {ended:?}"),
@@ -100,7 +100,7 @@ async fn a_paused_server_keeps_its_connections_and_answers_later() -> anyhow::Re
     }
     server.pause()?;
     let mut late = Box::pin(server.sql("SELECT 1"));
-    // The server cannot answer however long this waits: a pause that does nothing fails here.
+    // The server cannot answer however long this waits: a pause without effect fails here.
     assert!(tokio::time::timeout(Duration::from_millis(5_500), &mut answer).await.is_err());
     assert!(tokio::time::timeout(Duration::from_millis(200), &mut late).await.is_err());
     server.resume()?;

@@ -149,7 +149,7 @@ async fn a_server_ends_with_the_process_that_started_it_also_when_that_is_killed
 #[tokio::test]
 async fn a_paused_server_keeps_its_connections_and_answers_later() -> anyhow::Result<()> {
     let server = PostgresServer::start(private()).await?;
-    // So long that it has not ended when the server pauses, also on a busy machine.
+    // Long enough not to have ended when the server pauses, even on a busy machine.
     let mut answer = Box::pin(server.sql("SELECT pg_sleep(5)"));
     tokio::select! {
         ended = &mut answer => anyhow::bail!("the statement has ended: {ended:?}"),
@@ -157,7 +157,7 @@ async fn a_paused_server_keeps_its_connections_and_answers_later() -> anyhow::Re
     }
     server.pause()?;
     let mut late = Box::pin(server.sql("SELECT 1"));
-    // The server cannot answer however long this waits: a pause that does nothing fails here.
+    // The server cannot answer however long this waits: a pause without effect fails here.
     assert!(
         tokio::time::timeout(Duration::from_millis(5_500), &mut answer).await.is_err(),
         "its processes go on"

@@ -1,4 +1,4 @@
-//! The proxy in front of a real server: what reaches the server is asked of the server itself.
+//! The proxy in front of a real server: the server itself shows what reaches it.
 
 use std::io::ErrorKind;
 use std::time::{Duration, Instant};
@@ -28,7 +28,7 @@ impl Scene {
         Ok(TcpStream::connect(self.proxy.address()).await?)
     }
 
-    /// What the server holds, asked without the proxy.
+    /// Returns the value on the server, read without the proxy.
     async fn stored(&self) -> anyhow::Result<String> {
         self.server.command(&["GET", "key"]).await
     }
@@ -70,7 +70,7 @@ async fn without_faults_everything_passes_and_is_counted() -> anyhow::Result<()>
 async fn what_is_sent_without_waiting_is_one_round_trip() -> anyhow::Result<()> {
     let scene = Scene::new().await?;
     let mut client = scene.client().await?;
-    // One that comes in several pieces, and another behind it.
+    // One that arrives in several pieces, and another after it.
     let large = format!("*3\r\n$3\r\nSET\r\n$5\r\nlarge\r\n$300000\r\n{}\r\n", "x".repeat(300_000));
     scene.server.pause()?;
     client.write_all(&[large.as_bytes(), PING].concat()).await?;
@@ -107,7 +107,7 @@ async fn a_fault_strikes_exactly_at_its_moment() -> anyhow::Result<()> {
             if action == Action::Close {
                 let expected: &[u8] =
                     if moment == Moment::InsideAnswer { b"+PONG\r\n+O" } else { b"+PONG\r\n" };
-                // Before the request, also the answer to the earlier one may be lost.
+                // Before the request, the answer to the earlier one may be lost too.
                 assert!(
                     heard == expected || !applied && heard.is_empty(),
                     "{moment:?} {}",
@@ -132,7 +132,7 @@ async fn a_silenced_connection_stays_open_and_others_go_on() -> anyhow::Result<(
         fault.happened().await?;
         assert_eq!(scene.stored().await?, stored);
         answer(&mut scene.client().await?, PING, b"+PONG\r\n").await?;
-        // Nothing can come however long this waits: a fault that does nothing fails here.
+        // Nothing can arrive however long this waits: a fault without effect fails here.
         let mut byte = [0];
         assert!(
             tokio::time::timeout(Duration::from_millis(100), client.read(&mut byte)).await.is_err()
@@ -189,7 +189,8 @@ async fn delays_are_latency_in_each_direction() -> anyhow::Result<()> {
         let mut client = scene.client().await?;
         set(&scene.proxy, DELAY);
         let start = Instant::now();
-        // They travel together: with a delay for each, the answers would come after the deadline.
+        // They travel together: with a separate delay for each, the answers would miss the
+        // deadline.
         answer(&mut client, &PING.repeat(100), &b"+PONG\r\n".repeat(100)).await?;
         assert!(start.elapsed() >= DELAY, "{:?}", start.elapsed());
         set(&scene.proxy, Duration::ZERO);
@@ -292,8 +293,8 @@ async fn pushed_messages_are_no_answers() -> anyhow::Result<()> {
     while !heard.ends_with(b"+OK\r\n") {
         within("the greeting", client.read_buf(&mut heard)).await??;
     }
-    // The message is held up until the request has passed: were it an answer, it would be taken for
-    // that of the request.
+    // The message is held until the request has passed: if it counted as an answer, it would be
+    // taken for that of the request.
     scene.proxy.delay_answers(Duration::from_millis(100));
     scene.server.command(&["SET", "key", "other"]).await?;
     let planned = scene.proxy.next("PING", Fault::new(Moment::AfterRequest, Action::Close));
@@ -346,8 +347,8 @@ async fn a_proxy_that_is_dropped_ends_its_connections_and_takes_no_more() -> any
     let (_server, _) = within("the connection", server.accept()).await??;
     drop(proxy);
     assert_eq!(rest(&mut client).await?.0, b"");
-    // Another test may have been given the port by now: whoever is there, it is no proxy to this
-    // server.
+    // Another test may have been assigned the port by now: whatever listens there is not a proxy to
+    // this server.
     let _ = TcpStream::connect(address).await;
     let late = tokio::time::timeout(Duration::from_millis(200), server.accept()).await;
     assert!(late.is_err(), "the proxy still takes connections");

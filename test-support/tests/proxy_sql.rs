@@ -1,4 +1,4 @@
-//! The proxy in front of SQL databases: what reaches the server is asked of the server itself.
+//! The proxy in front of SQL databases: the server itself shows what reaches it.
 
 use idempotency_test_support::deadline::within;
 use idempotency_test_support::proxy::{Action, Fault, Moment, Protocol, Proxy};
@@ -38,7 +38,7 @@ macro_rules! on {
                 let (server, proxy) = $database().await?;
                 let mut connection = <$connection>::connect(&proxy.url(&server.url())).await?;
                 assert_eq!(proxy.requests_of("login"), 1);
-                // The second time it is prepared already.
+                // The second time it is already prepared.
                 for _ in 0..2 {
                     sqlx::query("INSERT INTO t VALUES (1)").execute(&mut connection).await?;
                 }

@@ -75,7 +75,7 @@ async fn a_stopped_server_refuses_connections_until_it_is_started_again() -> any
 
 #[tokio::test]
 async fn a_restarted_server_has_read_its_files() -> anyhow::Result<()> {
-    // Reading takes half a second then: a pause, in microseconds, for each key.
+    // Reading then takes half a second: a pause, in microseconds, for each key.
     let mut server =
         RedisServer::start(private().append_only().setting("key-load-delay", "50")).await?;
     server.command(&["EVAL", "for i = 1, 5000 do redis.call('SET', i, i) end", "0"]).await?;
@@ -89,7 +89,7 @@ async fn a_paused_server_keeps_its_connections_and_answers_later() -> anyhow::Re
     let server = RedisServer::start(private()).await?;
     server.pause()?;
     let mut answer = Box::pin(server.command(&["PING"]));
-    // The server cannot answer however long this waits: a pause that does nothing fails here.
+    // The server cannot answer however long this waits: a pause without effect fails here.
     assert!(tokio::time::timeout(Duration::from_millis(200), &mut answer).await.is_err());
     server.resume()?;
     assert_eq!(within("the answer", answer).await??, "PONG");

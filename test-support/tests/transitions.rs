@@ -1,4 +1,4 @@
-//! The rules about changes notice what they are about.
+//! The rules about changes notice their violations.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Worker processes that stop where they are told to.
+//! Worker processes that stop at the named points.
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -97,7 +97,7 @@ async fn a_stopped_worker_goes_on_only_when_it_is_told() -> anyhow::Result<()> {
     worker.wait_for_point(AFTER_CLAIM).await?;
     worker.stop()?;
     worker.go().await?;
-    // It cannot end however long this waits: a stop that does nothing fails here.
+    // It cannot end however long this waits: a stop without effect fails here.
     assert!(tokio::time::timeout(Duration::from_millis(200), worker.wait()).await.is_err());
     assert_eq!(scene.effects.count("key")?, 0);
     worker.cont()?;

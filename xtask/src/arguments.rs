@@ -7,7 +7,7 @@ use lexopt::prelude::{Long, Short, Value, ValueExt};
 use crate::parts::{PARTS, Part};
 use crate::versions::Kind;
 
-/// What to do.
+/// The task to run.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Task {
     Help,
@@ -18,7 +18,7 @@ pub(crate) enum Task {
     Mutants(Vec<String>),
 }
 
-/// What `test` shall run.
+/// The options of `test`.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Options {
     /// In the order of [`PARTS`], each once.

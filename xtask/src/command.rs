@@ -17,18 +17,18 @@ pub(crate) struct Command {
 }
 
 impl Command {
-    /// `cargo` with the words of `line`.
+    /// Creates a `cargo` command with the words of `line`.
     pub(crate) fn cargo(line: &str) -> Self {
         Self::program("cargo", line)
     }
 
-    /// `program` with the words of `line`.
+    /// Creates a command of `program` with the words of `line`.
     pub(crate) fn program(program: &str, line: &str) -> Self {
         let arguments = line.split_whitespace().map(String::from).collect();
         Self { program: String::from(program), folder: None, variables: Vec::new(), arguments }
     }
 
-    /// One more argument, which may have spaces in it.
+    /// Adds an argument, which may contain spaces.
     pub(crate) fn with_argument(mut self, argument: String) -> Self {
         self.arguments.push(argument);
         self
@@ -39,7 +39,7 @@ impl Command {
         self
     }
 
-    /// It runs in `folder`.
+    /// Sets the folder in which it runs.
     pub(crate) fn in_folder(mut self, folder: &Path) -> Self {
         self.folder = Some(folder.to_path_buf());
         self
@@ -56,7 +56,7 @@ impl Command {
         Ok(())
     }
 
-    /// Runs it without output and tells whether it succeeded.
+    /// Runs it without output and returns whether it succeeded.
     pub(crate) fn succeeds(&self) -> bool {
         self.process()
             .stdout(Stdio::null())
@@ -79,7 +79,7 @@ impl Command {
     }
 
     fn process(&self) -> std::process::Command {
-        // The cargo that started this process, which need not be the first one in PATH.
+        // The cargo that started this process, which is not necessarily the first one in PATH.
         let this_cargo = std::env::var_os("CARGO").filter(|_| self.program == "cargo");
         let mut process =
             std::process::Command::new(this_cargo.unwrap_or_else(|| OsString::from(&self.program)));

@@ -1,4 +1,4 @@
-//! The feature sets that are looked at one by one, read from the manifests so that a new feature is
+//! The feature sets that are checked one by one, read from the manifests so that a new feature is
 //! never forgotten.
 
 use anyhow::Context as _;
@@ -9,13 +9,13 @@ use crate::command::Command;
 /// The packages whose features users choose.
 const PACKAGES: [&str; 2] = ["idempotency", "idempotent-runtime"];
 
-/// Arguments for cargo: each package without features, with each feature alone, and with the
-/// default ones.
+/// Returns arguments for cargo: each package without features, with each feature alone, and with
+/// the default ones.
 pub(crate) fn feature_sets() -> anyhow::Result<Vec<String>> {
     from_metadata(&metadata()?)
 }
 
-/// The features of the facade but for its default ones.
+/// Returns the features of the facade except its default ones.
 pub(crate) fn features_of_facade() -> anyhow::Result<Vec<String>> {
     let metadata = metadata()?;
     let [facade, _] = PACKAGES;

@@ -1,6 +1,6 @@
 //! The project's commands. `cargo xtask test` checks everything, `cargo xtask versions` the stores
-//! on other servers, `cargo xtask bench` measures, `cargo xtask mutants` takes code away to see
-//! which test notices; `cargo xtask --help` lists the rest.
+//! on other servers, `cargo xtask bench` measures, `cargo xtask mutants` removes code to see which
+//! test notices; `cargo xtask --help` lists the rest.
 
 mod arguments;
 mod command;
@@ -15,7 +15,7 @@ use std::process::ExitCode;
 
 use arguments::Task;
 
-/// The arguments make no sense, as opposed to a part that failed.
+/// The exit code for invalid arguments, as opposed to a part that failed.
 const USAGE_ERROR: u8 = 2;
 
 fn main() -> ExitCode {

@@ -10,18 +10,18 @@ use crate::{servers, versions};
 /// Commands that are selected, timed and reported together.
 #[derive(Debug)]
 pub(crate) struct Part {
-    /// What is typed to select it.
+    /// The name that selects it on the command line.
     pub(crate) name: &'static str,
     /// One line for `--help`.
     pub(crate) about: &'static str,
     /// The component of the toolchain that it needs, and the cargo command that the component
-    /// brings.
+    /// provides.
     pub(crate) component: Option<(&'static str, &'static str)>,
-    /// The part that runs before it, also when only this one is named.
+    /// The part that runs before it, even if only this one is named.
     pub(crate) after: Option<&'static str>,
     /// The commands, in order.
     pub(crate) commands: fn(&Options) -> anyhow::Result<Vec<Command>>,
-    /// What must hold when the commands have run, beyond their success.
+    /// The check after the commands have run, beyond their success.
     pub(crate) result: fn() -> anyhow::Result<()>,
 }
 
@@ -33,7 +33,8 @@ impl PartialEq for Part {
 
 impl Eq for Part {}
 
-/// What others need and the quick ones first. Examples are built before the tests that start them.
+/// The parts: those that others need and the quick ones first. Examples are built before the tests
+/// that start them.
 pub(crate) const PARTS: &[Part] = &[
     Part {
         name: servers::NAME,
@@ -93,7 +94,7 @@ pub(crate) const PARTS: &[Part] = &[
     },
 ];
 
-/// What most parts have in common.
+/// The defaults of a part.
 const PART: Part = Part {
     name: "",
     about: "",
@@ -126,11 +127,11 @@ fn tests(options: &Options) -> anyhow::Result<Vec<Command>> {
     Ok(vec![test(options, "test --workspace --all-features --lib --bins --tests")])
 }
 
-/// What any crate of a user's build may switch on for all others.
+/// Features that any crate of a user's build may enable for all others.
 const FOREIGN_FEATURES: &str = "serde_json/arbitrary_precision,serde_json/float_roundtrip,serde_json/preserve_order,serde_json/raw_value";
 
-/// One package at a time: features of the packages that are built together are switched on for all
-/// of them, and would hide what the default build does.
+/// Builds one package at a time: features of the packages that are built together are enabled for
+/// all of them, and would hide the behaviour of the default build.
 fn values(_: &Options) -> anyhow::Result<Vec<Command>> {
     const PACKAGE: &str = "--package idempotency-values-tests";
     let mut lines = vec![
@@ -179,7 +180,7 @@ mod tests {
 
     #[test]
     fn long_reaches_the_tests_alone() {
-        // What installs servers, and which there are, depends on the machine.
+        // The commands that install servers, and the servers that exist, depend on the machine.
         let depends = [crate::servers::NAME, crate::versions::NAME];
         for part in PARTS.iter().filter(|part| !depends.contains(&part.name)) {
             let told = commands(part.name, true)

@@ -3,10 +3,10 @@
 use std::fmt;
 use std::time::Duration;
 
-/// The default run stays under this on two cores; longer tests go under `--long`.
+/// The time limit of the default run on two cores; longer tests need `--long`.
 const BUDGET: Duration = Duration::from_secs(35 * 60);
 
-/// How long each part took and how it ended.
+/// The duration and the outcome of each part.
 #[derive(Debug, Default)]
 pub(crate) struct Report {
     rows: Vec<(&'static str, Outcome)>,

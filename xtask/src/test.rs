@@ -9,7 +9,7 @@ use crate::command::Command;
 use crate::parts::Part;
 use crate::report::{Outcome, Report};
 
-/// Runs the parts up to the first that fails.
+/// Runs the parts up to the first one that fails.
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     require_components(&options.parts)?;
 
@@ -33,7 +33,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     failure.map_or(Ok(()), Err)
 }
 
-/// Before anything runs: a component that is missing must not show after ten minutes.
+/// Checks the components before anything runs: a missing one must not show after ten minutes.
 fn require_components(parts: &[&'static Part]) -> anyhow::Result<()> {
     for (component, command) in parts.iter().filter_map(|part| part.component) {
         if !Command::cargo(&format!("{command} --version")).succeeds() {

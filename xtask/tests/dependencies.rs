@@ -1,10 +1,10 @@
-//! What each feature of the facade brings into a user's build, as `cargo tree` tells it.
+//! The crates that each feature of the facade adds to a user's build, according to `cargo tree`.
 
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 
-/// The crates that only some features bring, and the features that are meant to bring them.
+/// The crates that only some features add, and the features that are meant to add them.
 const CLIENTS: [(&str, &[&str]); 11] = [
     ("redis", &["redis"]),
     ("sqlx", &["postgres", "mysql", "sqlite"]),
@@ -21,7 +21,7 @@ const CLIENTS: [(&str, &[&str]); 11] = [
     ("sqlx-macros", &[]),
 ];
 
-/// The names of the crates that the facade with `features` is made of.
+/// Returns the names of the crates of the facade with `features`.
 fn crates(features: &str) -> BTreeSet<String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace is above");
     let output = Command::new(env!("CARGO"))

@@ -13,7 +13,7 @@ const SEQUENCE: u8 = b'[';
 const MAP: u8 = b'{';
 
 /// Elements one after the other. Their count is written at the end, because serde need not know it
-/// before.
+/// in advance.
 pub(super) struct Sequence<'a> {
     encoder: &'a mut Encoder,
     start: usize,
@@ -39,11 +39,11 @@ impl<'a> Sequence<'a> {
     }
 }
 
-/// Entries that are put in order at the end.
+/// Entries that are sorted at the end.
 pub(super) struct Entries<'a> {
     encoder: &'a mut Encoder,
     start: usize,
-    /// Where each entry begins.
+    /// The position at which each entry begins.
     begins: Vec<usize>,
 }
 
@@ -64,8 +64,8 @@ impl<'a> Entries<'a> {
         self.encoder.nested(value)
     }
 
-    /// No encoded key is the beginning of another one, so the order of whole entries is the order
-    /// of their keys.
+    /// Sorts the entries. No encoded key is a prefix of another one, so the order of whole entries
+    /// is the order of their keys.
     fn finish(self) {
         let Self { encoder, start, begins } = self;
         let count = (begins.len() as u64).to_be_bytes();
@@ -119,7 +119,7 @@ impl Entries<'_> {
     }
 }
 
-/// A struct, or the one by which `serde_json` says "number".
+/// A struct, or the one by which `serde_json` marks a number.
 pub(super) enum Struct<'a> {
     Fields(Entries<'a>),
     Number(&'a mut Encoder),

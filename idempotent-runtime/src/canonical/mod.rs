@@ -1,20 +1,20 @@
 //! The canonical encoding of any `Serialize` value, for fingerprints and digests.
 //!
-//! Serialized JSON would not do: its maps come in any order, `NaN` becomes `null`, `Some(())` is
+//! Serialized JSON is not suitable: its maps come in any order, `NaN` becomes `null`, `Some(())` is
 //! `None`, and the key `1` is the key `"1"`. Here every value starts with a tag, everything of
-//! variable length has its length in front, and
+//! variable length is preceded by its length, and
 //!
 //! - the entries of maps and structs are sorted by their encoded keys, and a struct is a map of its
 //!   fields' names;
 //! - an integer is a sign and a magnitude, whatever its width; an `f32` is an `f64`; `-0.0` is
 //!   `0.0`;
-//! - `Some` is a tag of its own; newtype structs are what they wrap; tuples, arrays and sequences
+//! - `Some` has a tag of its own; newtype structs are what they wrap; tuples, arrays and sequences
 //!   are the same;
-//! - variants go by their names, not by their numbers;
-//! - a `serde_json::Value` is encoded alike whichever features of `serde_json` other crates of the
-//!   build have switched on.
+//! - variants are identified by their names, not by their numbers;
+//! - a `serde_json::Value` has the same encoding whichever features of `serde_json` other crates of
+//!   the build have enabled.
 //!
-//! The encoding is part of the stored format: what changes it needs a new
+//! The encoding is part of the stored format: a change to it requires a new
 //! [`Fingerprint::VERSION`](crate::Fingerprint).
 
 mod collection;
@@ -29,10 +29,11 @@ use serde::Serialize;
 
 use serializer::Encoder;
 
-/// How deep values may be nested. Deeper ones would exhaust the stack, which ends the process.
+/// The maximum nesting depth of values. Deeper values would exhaust the stack, which ends the
+/// process.
 const MAX_DEPTH: usize = 128;
 
-/// Why a value has no canonical encoding.
+/// The reason why a value has no canonical encoding.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum CanonicalError {
     /// A floating point number is `NaN` or infinite.
@@ -42,9 +43,9 @@ pub(crate) enum CanonicalError {
     Inexact,
     /// The value is nested deeper than [`MAX_DEPTH`].
     TooDeep,
-    /// A `Display` that gives its text fails.
+    /// A `Display` that provides the text fails.
     Unwritable,
-    /// What the value's own `Serialize` says.
+    /// An error of the value's own `Serialize`.
     Custom(String),
 }
 
@@ -72,7 +73,7 @@ impl serde::ser::Error for CanonicalError {
     }
 }
 
-/// The encoding of `value`.
+/// Returns the encoding of `value`.
 pub(crate) fn to_bytes<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, CanonicalError> {
     let mut encoder = Encoder::new();
     value.serialize(&mut encoder)?;

@@ -1,14 +1,14 @@
-//! Numbers that `serde_json` gives as text, where any crate of the build has switched its feature
-//! `arbitrary_precision` on.
+//! Numbers that `serde_json` passes as text if any crate of the build has enabled its feature
+//! `arbitrary_precision`.
 //!
-//! Without the feature, the same value holds an integer of 64 bits or a float. Both builds have to
-//! encode it alike, or a feature of somebody else would make another key of the same request. A
-//! number that a build without the feature would round is refused: rounded, two requests would have
-//! one key, and kept as it is, one request would have two.
+//! Without the feature, the same value holds an integer of 64 bits or a float. Both builds must
+//! encode it alike, or a feature enabled elsewhere would change the key of a request. A number that
+//! a build without the feature would round is rejected: rounded, two requests would share one key,
+//! and kept as it is, one request would have two.
 
 use super::CanonicalError;
 
-/// The number in a text.
+/// A number read from text.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Number {
     Unsigned(u64),
@@ -16,13 +16,13 @@ pub(super) enum Number {
     Float(f64),
 }
 
-/// What `text` is without the feature.
+/// Returns what `text` is without the feature.
 pub(super) fn read(text: &str) -> Result<Number, CanonicalError> {
     if let Ok(number) = text.parse() {
         return Ok(Number::Unsigned(number));
     }
     match text.parse() {
-        // `-0` is a float there.
+        // `-0` is a float in that case.
         Ok(0) | Err(_) => {}
         Ok(number) => return Ok(Number::Signed(number)),
     }
@@ -38,8 +38,8 @@ pub(super) fn read(text: &str) -> Result<Number, CanonicalError> {
     }
 }
 
-/// A decimal number in its one form: digits without zeros at their ends, and the power of ten of
-/// the last one.
+/// A decimal number in its normal form: digits without zeros at their ends, and the power of ten of
+/// the last digit.
 #[derive(Debug, PartialEq)]
 struct Decimal {
     is_negative: bool,
@@ -48,7 +48,7 @@ struct Decimal {
 }
 
 impl Decimal {
-    /// `None` if the exponent is out of reach.
+    /// Returns `None` if the exponent is out of range.
     fn of(text: &str) -> Option<Self> {
         let (is_negative, text) = text.strip_prefix('-').map_or((false, text), |text| (true, text));
         let (mantissa, exponent) = text.split_once(['e', 'E']).unwrap_or((text, "0"));
@@ -72,8 +72,8 @@ mod tests {
     use crate::canonical::{CanonicalError, to_bytes};
     use crate::encoding::NUMBER;
 
-    /// A number as `serde_json` gives it with `arbitrary_precision`, whether the feature is on or
-    /// not.
+    /// A number as `serde_json` passes it with `arbitrary_precision`, whether or not the feature is
+    /// enabled.
     struct Text(&'static str);
 
     impl Serialize for Text {

@@ -22,7 +22,7 @@ const BYTES: u8 = b'x';
 const UNIT_VARIANT: u8 = b'e';
 const VARIANT: u8 = b'v';
 
-/// Where the text of a string begins: after its tag and its length.
+/// The position at which the text of a string begins: after its tag and its length.
 const TEXT: usize = 9;
 
 pub(super) struct Encoder {
@@ -32,7 +32,7 @@ pub(super) struct Encoder {
 
 impl Encoder {
     pub(super) fn new() -> Self {
-        // Enough for most requests: a buffer that grows is copied each time.
+        // Enough for most requests: a buffer that grows is copied each time it does.
         Self { bytes: Vec::with_capacity(256), depth: 0 }
     }
 
@@ -40,7 +40,7 @@ impl Encoder {
         self.bytes
     }
 
-    /// Every value within another one goes through here.
+    /// Encodes a value within another one. All of them pass through here.
     pub(super) fn nested<T: Serialize + ?Sized>(
         &mut self,
         value: &T,
@@ -64,12 +64,12 @@ impl Encoder {
         self.bytes.extend_from_slice(part);
     }
 
-    /// A number that comes as a text.
+    /// Encodes a number that is passed as text.
     pub(super) fn spelled<T: Serialize + ?Sized>(
         &mut self,
         text: &T,
     ) -> Result<(), CanonicalError> {
-        // Written as any text, and replaced.
+        // Written like any text, and then replaced.
         let start = self.bytes.len();
         text.serialize(&mut *self)?;
         let written = self.bytes.split_off(start);

@@ -1,4 +1,4 @@
-//! What counts in the canonical encoding and what does not.
+//! Tests of what counts in the canonical encoding and what does not.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -230,7 +230,7 @@ fn a_text_that_cannot_be_written_is_refused() {
     assert_eq!(bytes(format_args!("day {}", 1)), bytes("day 1"));
 }
 
-/// Compared by what they are, so that two values with one encoding are the same value.
+/// A value that is compared structurally, so that two values with one encoding are the same value.
 #[derive(Clone, Debug, PartialEq)]
 enum Value {
     None,

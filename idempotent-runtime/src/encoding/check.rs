@@ -1,5 +1,5 @@
-//! A look at a value, with the same eyes as `serde_json`, for what JSON would change without a
-//! word.
+//! A check of a value, which sees it as `serde_json` does, for content that JSON would change
+//! silently.
 
 use std::fmt::{self, Write as _};
 
@@ -10,19 +10,19 @@ use super::collection::{Map, Sequence, Struct};
 use super::place::{Place, Step};
 use super::{MAX_DEPTH, NUMBER, RAW_VALUE};
 
-/// Whether `value` becomes JSON that says the same.
+/// Checks that `value` becomes JSON that says the same.
 pub(super) fn check<T: Serialize + ?Sized>(value: &T) -> Result<(), Refusal> {
     value.serialize(Check { depth: 0 }).map(|_| ())
 }
 
-/// What a value becomes.
+/// The JSON that a value becomes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Shape {
     Null,
     Other,
 }
 
-/// Why a value has no encoding, and which part of it.
+/// The reason why a value has no encoding, and the part of it that is responsible.
 #[derive(Debug)]
 pub(super) struct Refusal(Box<Parts>);
 
@@ -40,14 +40,14 @@ pub(super) enum Reason {
     UnfitKey,
     ReservedKey,
     TooDeep,
-    /// A `Display` that gives its text fails: `serde_json` panics then.
+    /// A `Display` that provides the text fails: `serde_json` panics then.
     Unwritable,
-    /// What the value's own `Serialize` says.
+    /// An error of the value's own `Serialize`.
     Custom(String),
 }
 
 impl Refusal {
-    /// The way is built on the way back: a value that is fine pays nothing for it.
+    /// Adds a step to the path, which is built on the way back: a valid value costs nothing.
     pub(super) fn within(mut self, step: Step) -> Self {
         self.0.place.within(step);
         self
@@ -96,7 +96,7 @@ pub(super) struct Check {
 }
 
 impl Check {
-    /// For what is in this value.
+    /// Returns the check for the contents of this value.
     pub(super) fn inside(self) -> Result<Self, Refusal> {
         if self.depth == MAX_DEPTH {
             return Err(Reason::TooDeep.into());
@@ -109,7 +109,7 @@ pub(super) fn finite(number: f64) -> Result<(), Refusal> {
     if number.is_finite() { Ok(()) } else { Err(Reason::NotFinite.into()) }
 }
 
-/// Where a text goes that nobody reads.
+/// A sink for text that is not read.
 struct Nowhere;
 
 impl fmt::Write for Nowhere {
@@ -255,7 +255,7 @@ impl Serializer for Check {
         Ok(Struct::Fields { check: self.inside()?, variant: Some(variant) })
     }
 
-    /// Without keeping the text.
+    /// Checks the text without keeping it.
     fn collect_str<T: fmt::Display + ?Sized>(self, value: &T) -> Result<Shape, Refusal> {
         write!(Nowhere, "{value}").map_err(|fmt::Error| Reason::Unwritable)?;
         Ok(Shape::Other)

@@ -63,10 +63,10 @@ sequences! {
 }
 
 /// The entries of a map. Structs with flattened fields are maps too, so a field and a flattened one
-/// may have one name.
+/// may have the same name.
 pub(super) struct Map {
     check: Check,
-    /// The texts of the keys, in order.
+    /// The texts of the keys, in the order in which they came.
     keys: Vec<String>,
 }
 
@@ -75,7 +75,7 @@ impl Map {
         Self { check, keys: Vec::new() }
     }
 
-    /// Whether a key is there twice. Maps that are in order, as most are, need no sorting.
+    /// Returns true if a key is there twice. Maps that are in order, as most are, need no sorting.
     fn repeats_key(mut self) -> bool {
         let is_in_order = self.keys.windows(2).all(|pair| pair[0] < pair[1]);
         if is_in_order {
@@ -92,7 +92,8 @@ impl SerializeMap for Map {
 
     fn serialize_key<T: Serialize + ?Sized>(&mut self, key: &T) -> Result<(), Refusal> {
         let key = key::text(key)?;
-        // A reader of any JSON takes what is in such a map for a number, or for JSON in a string.
+        // A reader of any JSON takes the content of such a map for a number, or for JSON in a
+        // string.
         if key == NUMBER || key == RAW_VALUE {
             return Err(Reason::ReservedKey.into());
         }
@@ -111,7 +112,7 @@ impl SerializeMap for Map {
     }
 }
 
-/// The fields of a struct, or one of the two structs by which `serde_json` says something else.
+/// The fields of a struct, or one of the two structs to which `serde_json` gives a special meaning.
 pub(super) enum Struct {
     Fields { check: Check, variant: Option<&'static str> },
     Number,
@@ -126,7 +127,7 @@ impl Struct {
                 checked
                     .map_err(|refusal| of_variant(refusal.within(Step::Field(name)), *variant))?;
             }
-            // Nobody else could read a number that no float is as large as.
+            // A number beyond the range of floats could not be read by any other reader.
             Self::Number => finite(key::text(value)?.parse().unwrap_or(f64::NAN))?,
             Self::RawValue(shape) => {
                 if key::text(value)?.trim() == "null" {

@@ -7,8 +7,8 @@ use serde::ser::{Impossible, Serializer};
 
 use super::check::{Reason, Refusal, finite};
 
-/// The text of `key`, as `serde_json` writes it. Two floats have one text only if they are one
-/// number, whoever writes it.
+/// Returns the text of `key`, as `serde_json` writes it. Two floats have the same text only if they
+/// are the same number, whatever writes it.
 pub(super) fn text<T: Serialize + ?Sized>(key: &T) -> Result<String, Refusal> {
     key.serialize(Text)
 }

@@ -1,17 +1,17 @@
-//! How results, stored errors and steps become JSON, and come back.
+//! The encoding of results, stored errors and steps as JSON, and their decoding.
 //!
-//! Everybody gets what was stored, the owner too: a value is read back as soon as it is encoded,
-//! and what was read is what the owner returns. JSON that says something else than the value is
-//! refused before that, by a look at the value that writes nothing:
+//! Every caller gets what was stored, the owner too: a value is read back as soon as it is encoded,
+//! and the owner returns what was read. A value whose JSON would say something else is rejected
+//! before that, by a check that writes nothing:
 //!
 //! - a number that is not finite, which becomes `null`;
 //! - `Some` of something that becomes `null`, which reads back as `None`;
-//! - a map with two keys of one text, of which readers keep one;
+//! - a map with two keys of the same text, of which readers keep one;
 //! - a map with a key that `serde_json` takes for an instruction;
 //! - a text that its `Display` fails to write, at which `serde_json` panics.
 //!
-//! What is refused or does not read back has no encoding. That is found out when the body ends, and
-//! by every caller.
+//! A value that is rejected or does not read back has no encoding. That is detected when the body
+//! ends, and reported to every caller.
 
 mod check;
 mod collection;
@@ -29,28 +29,28 @@ use serde_json::value::RawValue;
 
 use check::Refusal;
 
-/// How deep values may be nested, counting each `Some`, each newtype struct and each container: all
-/// that `serde_json` reads, with an `Option` and a newtype around each container. Deeper ones would
-/// exhaust the stack, which ends the process.
+/// The maximum nesting depth of values, counting each `Some`, each newtype struct and each
+/// container. It covers all that `serde_json` reads, with an `Option` and a newtype around each
+/// container. Deeper values would exhaust the stack, which ends the process.
 const MAX_DEPTH: usize = 384;
 
-/// The struct by which `serde_json` says "number" where somebody has switched its feature
-/// `arbitrary_precision` on.
+/// The struct by which `serde_json` marks a number if its feature `arbitrary_precision` is enabled
+/// by any crate.
 pub(crate) const NUMBER: &str = "$serde_json::private::Number";
 
-/// The struct by which `serde_json` says "this text is JSON".
+/// The struct by which `serde_json` marks a text as JSON.
 pub(crate) const RAW_VALUE: &str = "$serde_json::private::RawValue";
 
-/// A value as it is stored.
+/// A value in its stored form.
 #[derive(Debug)]
 pub struct Encoded<T, B = Bytes> {
-    /// What is stored.
+    /// The stored form.
     pub(crate) body: B,
-    /// What everybody reads from it.
+    /// The value that every caller reads from it.
     pub(crate) value: T,
 }
 
-/// The stored form of `value`, and what reads back from it.
+/// Returns the stored form of `value`, and the value that reads back from it.
 pub(crate) fn encode<T: Serialize + DeserializeOwned>(
     value: &T,
 ) -> Result<Encoded<T>, NotEncodable> {
@@ -60,7 +60,7 @@ pub(crate) fn encode<T: Serialize + DeserializeOwned>(
     Ok(Encoded { body: body.into(), value })
 }
 
-/// The same as a part of another JSON document.
+/// Like [`encode`], as a part of another JSON document.
 pub(crate) fn encode_part<T: Serialize + DeserializeOwned>(
     value: &T,
 ) -> Result<Encoded<T, Box<RawValue>>, NotEncodable> {
@@ -70,7 +70,8 @@ pub(crate) fn encode_part<T: Serialize + DeserializeOwned>(
     Ok(Encoded { body, value })
 }
 
-/// The stored form of a value whose reader is not known: it reads back as JSON of some type.
+/// Returns the stored form of a value whose reader is not known: it reads back as JSON of some
+/// type.
 pub(crate) fn encode_for_any_reader<T: Serialize>(value: &T) -> Result<Bytes, NotEncodable> {
     check::check(value)?;
     let body = serde_json::to_vec(value)?;
@@ -83,8 +84,8 @@ pub(crate) fn decode<'de, T: Deserialize<'de>>(body: &'de [u8]) -> Result<T, ser
     serde_json::from_slice(body)
 }
 
-/// Why a value cannot be stored. It shows names of fields and variants, and nothing that the value
-/// holds.
+/// The reason why a value cannot be stored. It shows names of fields and variants, and nothing that
+/// the value holds.
 #[derive(Debug)]
 pub struct NotEncodable(Box<Why>);
 
@@ -92,7 +93,7 @@ pub struct NotEncodable(Box<Why>);
 enum Why {
     /// JSON would say something else, or the value's own `Serialize` fails.
     Refused(Refusal),
-    /// What `serde_json` says.
+    /// An error of `serde_json`.
     Unwritten(serde_json::Error),
     Unreadable(Redacted),
 }
@@ -130,7 +131,7 @@ impl fmt::Display for NotEncodable {
 
 impl std::error::Error for NotEncodable {}
 
-/// Where decoding failed, without the stored text that serde's message quotes.
+/// The position where decoding failed, without the stored text that serde's message quotes.
 #[derive(Debug)]
 pub(crate) struct Redacted {
     category: serde_json::error::Category,

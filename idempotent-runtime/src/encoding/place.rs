@@ -1,9 +1,9 @@
-//! Where in a value something is.
+//! The position of a part within a value.
 
 use std::fmt;
 
-/// One step on the way from the whole value to a part of it. Keys of maps are the user's data, so
-/// an entry goes by its position.
+/// One step from the whole value to a part of it. Keys of maps are the user's data, so an entry is
+/// identified by its position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
     Field(&'static str),
@@ -12,18 +12,18 @@ pub(super) enum Step {
     Entry(usize),
 }
 
-/// The way to a part of a value, the last step first.
+/// The path to a part of a value, the last step first.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Place(Vec<Step>);
 
 impl Place {
-    /// The same place, of the value around.
+    /// Turns this into the same place, seen from the enclosing value.
     pub(super) fn within(&mut self, step: Step) {
         self.0.push(step);
     }
 }
 
-/// `items[2].rate`, `Card.limit`, `rates{0}`.
+/// Formats the position as `items[2].rate`, `Card.limit` or `rates{0}`.
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.0.is_empty() {

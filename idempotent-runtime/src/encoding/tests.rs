@@ -1,4 +1,4 @@
-//! What is refused, where, and what the rest reads back as.
+//! Tests of which values are rejected, where, and what the others read back as.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::{decode, encode, encode_for_any_reader, encode_part};
 
-/// Why `value` is refused.
+/// Returns the reason why `value` is rejected.
 fn refusal<T: Serialize + DeserializeOwned>(value: &T) -> String {
     let refused = encode(value).map(|encoded| encoded.body).unwrap_err().to_string();
     assert_eq!(
@@ -212,7 +212,7 @@ fn newtypes_and_options_make_no_value_too_deep_that_reads_back() {
     struct Order {
         next: Link,
     }
-    /// No container is in it, however deep it is.
+    /// It contains no container, however deep it is.
     #[derive(Debug, PartialEq, Serialize, Deserialize)]
     struct Hollow(Option<Box<Hollow>>);
     let link = |length: usize| {

@@ -1,4 +1,4 @@
-//! The way of a call to its answer or to its body.
+//! Admission: decides whether a call replays a result, waits, is refused, or runs its body.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use crate::fingerprint::Fingerprint;
 use crate::outcome::{Answer, Ending, stored};
 use crate::store::{Claim, Claimed, CrashPolicy, Grant, Reason, Record, State, StoreError};
 
-/// What a call may do.
+/// The outcome of admission.
 pub(crate) enum Admission {
     /// Return this.
     Answer(Answer),
@@ -29,7 +29,7 @@ pub(crate) enum Admission {
 }
 
 impl Admission {
-    /// The call that runs under a claim.
+    /// Returns the call that runs under a claim.
     pub(super) fn call(&self) -> Option<Arc<Checked>> {
         match self {
             Self::Run(running) => Some(running.call.clone()),
@@ -38,28 +38,28 @@ impl Admission {
     }
 }
 
-/// A claim that was granted, and when it was sent first.
+/// A claim that was granted, and the time at which it was first sent.
 pub(super) struct Granted {
     pub(super) claim: Claim,
     pub(super) grant: Grant,
     pub(super) sent: Duration,
-    /// An earlier try of the claim may still be on its way.
+    /// True if an earlier try of the claim may still be on its way.
     pub(super) repeated: bool,
-    /// Until the claim is kept.
+    /// Held until the keeper keeps the claim.
     pub(super) _busy: Busy,
 }
 
-/// What the leader of a flight learned.
+/// The result of the leader's queries.
 enum Led {
     Granted(Box<Granted>),
     Found(Arc<Record>),
-    /// True for every caller of this key.
+    /// Applies to every caller of this key.
     Refused(Error),
-    /// Says nothing to the others: it comes from this caller's own patience or lease.
+    /// Applies to this caller alone: it comes from the caller's own patience or lease.
     OutOfTime(Error),
 }
 
-/// Claims that came too late are sent anew this often.
+/// The number of times that a claim which came too late is sent again.
 const LATE_CLAIMS: usize = 1;
 
 pub(crate) async fn admit(request: Request) -> Admission {
@@ -86,7 +86,7 @@ pub(crate) async fn admit(request: Request) -> Admission {
     let answer =
         if call.windowed.is_none() { at_hand(&call, &scope, &mut report) } else { Ok(None) };
     match answer {
-        // On the heap: a call that is answered by then does not carry the way to the store along.
+        // Boxed: a call that is answered by now does not carry the state of the path to the store.
         Ok(None) => Box::pin(admit_by_store(Arc::new(call), scope, report)).await,
         Ok(Some(record)) => replay(record, call.version, report, &scope),
         Err(error) => refuse(error, &report, &scope),
@@ -94,7 +94,7 @@ pub(crate) async fn admit(request: Request) -> Admission {
 }
 
 async fn admit_by_store(call: Arc<Checked>, scope: Scope, mut report: Report) -> Admission {
-    // Counted once, however many records are waited for.
+    // Counted once, however many records the call waits for.
     let clock = &call.engine.clock;
     let deadline = call.patience().map(|patience| clock.monotonic().saturating_add(patience));
     let sought = match &call.windowed {
@@ -105,8 +105,8 @@ async fn admit_by_store(call: Arc<Checked>, scope: Scope, mut report: Report) ->
     };
     match sought {
         Ok((call, Sought::Found(record))) => replay(record, call.version, report, &scope),
-        // The record wants the outside world to be asked, and this caller has no question. A store
-        // that grants it the claim all the same does not make its body run.
+        // The record requires verification, and this caller has no verification callback. Its body
+        // does not run, even if a store has granted it the claim.
         Ok((call, Sought::Running(running)))
             if running.must_ask() && call.policy != CrashPolicy::Verify =>
         {
@@ -141,8 +141,8 @@ pub(super) enum Sought {
     Running(Box<Running>),
 }
 
-/// Finds an answer or gets a claim. Others are waited for until `deadline` on the monotonic clock,
-/// or not at all.
+/// Finds an answer or acquires a claim. Waits for other callers until `deadline` on the monotonic
+/// clock, or not at all.
 pub(super) async fn seek(
     call: &Arc<Checked>,
     deadline: Option<Duration>,
@@ -155,7 +155,7 @@ pub(super) async fn seek(
     }
 }
 
-/// The answer that takes no claim, because this process has it.
+/// Returns the answer that needs no claim because this process has it.
 fn at_hand(
     call: &Checked,
     scope: &Scope,
@@ -186,7 +186,7 @@ fn at_hand(
             Ok(Some(record))
         }
         Judged::Refused(error) => Err(error),
-        // Nobody is at work on a result: ask the store.
+        // The record is not a result that can be returned: query the store.
         Judged::Busy => Ok(None),
     }
 }
@@ -205,10 +205,11 @@ async fn seek_in_store(
             .with_detail("the thread that renews leases could not be started")
             .with_source(error)
     })?;
-    // Who has waited for another call, here or elsewhere, or was told of one.
+    // True once this caller has waited for another call, here or elsewhere, or learned of one.
     let mut has_met = report.waited;
     loop {
-        // Who has a question asks it where the others get an error.
+        // A caller with a verification callback verifies where others get an error, so the two do
+        // not share a flight.
         let asks = call.policy == CrashPolicy::Verify;
         match engine.flights.join((
             call.key,
@@ -242,14 +243,14 @@ async fn seek_in_store(
             }
             Seat::Follower(flight) => {
                 let answer = follow(call, &flight, deadline, report).await?;
-                // Also where it went by unseen.
+                // Also if this follower did not see the stage in which the leader met another call.
                 has_met |= report.waited || flight.has_met();
                 match answer {
                     Some(Answer::Stored(answer)) => {
                         report.joined = true;
                         return Ok(Sought::Found(answer.record));
                     }
-                    // The leader may know less.
+                    // The leader may have met fewer calls than this follower.
                     Some(Answer::Refused(error)) => return Err(error.after_another(has_met)),
                     None => {}
                 }
@@ -258,7 +259,7 @@ async fn seek_in_store(
     }
 }
 
-/// Asks the store until it grants the claim, has an answer, or time is over.
+/// Queries the store until it grants the claim, has an answer, or time runs out.
 async fn lead(
     call: &Arc<Checked>,
     leader: &Leader,
@@ -277,8 +278,9 @@ async fn lead(
             }
             Err(error) => return Led::Refused(error),
         };
-        // In this order, and looked at again after each wait: a shutdown that begins after the look
-        // waits for what is busy, and one that began before is seen here.
+        // Busy first, then the check, and both again after each wait. Either a shutdown begins
+        // after the check, and then it waits for everything busy, this claim included; or it began
+        // before the check, and is seen here. So no claim is sent that a shutdown does not know of.
         let busy = engine.keeper.busy();
         if scope.is_shut_out(engine) {
             return Led::OutOfTime(call.refused(ErrorKind::ShuttingDown));
@@ -290,9 +292,10 @@ async fn lead(
                 return Led::OutOfTime(call.refused(ErrorKind::ShuttingDown));
             }
             Err(error) => return Led::Refused(store_error(call, error).after_another(*has_met)),
-            // The record that an earlier release left is gone: the one that was made in its place
-            // is not this call's, and would be that of every other request which was the same to
-            // that release.
+            // The record with the former fingerprint is gone, and the claim has created a new one
+            // in its place. That record does not identify this call: it would match every other
+            // request that had the same fingerprint in the former release. So it is released, and
+            // the claim is sent again.
             Ok(Answered { claimed: Claimed::Mine(grant), repeated })
                 if claim.fingerprint != call.fingerprint && grant.taken_over.is_none() =>
             {
@@ -315,7 +318,7 @@ async fn lead(
                     *has_met = true;
                     leader.has_met();
                 }
-                // Released before the next claim, which would wait for this one otherwise.
+                // Released before the next claim, which would otherwise wait for this one.
                 engine.give_back(&claim, repeated).await;
                 if late == LATE_CLAIMS {
                     let detail = "the claim was granted so late that its lease could end before the body starts";
@@ -344,7 +347,7 @@ async fn lead(
             }
         };
         drop(busy);
-        // Goes round while the record is read without a claim.
+        // Loops while the record can be read without a claim.
         while let Some(record) = found {
             match judge(call, &record) {
                 Judged::Final => return Led::Found(record),
@@ -368,7 +371,7 @@ async fn lead(
                         }
                         Ok(wait::Changed::Claimable) => None,
                         Ok(wait::Changed::OutOfTime) => return Led::OutOfTime(in_progress()),
-                        // The store was asked for no longer than this caller waits.
+                        // The store was queried for no longer than this caller waits.
                         Err(_) if engine.clock.monotonic() >= deadline => {
                             return Led::OutOfTime(in_progress());
                         }
@@ -412,9 +415,9 @@ fn in_progress(call: &Checked, retry_after: Option<Duration>) -> Error {
     }
 }
 
-/// Whether the record was left by this very call before its fingerprint changed, and a claim with
-/// `sent` did not get it for that: a store lets only an equal fingerprint take over. The claim with
-/// the record's own that follows has no reason to be sent again, whatever is found then.
+/// Returns true if the record was left by this very call before its fingerprint changed, and a
+/// claim with `sent` was denied for that reason: a store lets only an equal fingerprint take over.
+/// The next claim carries the record's own fingerprint, and is not denied for this reason again.
 fn is_former(call: &Checked, record: &Record, sent: Option<Fingerprint>) -> bool {
     let is_left =
         matches!(record.state, State::InProgress | State::InDoubt) && !record.is_running();
@@ -427,7 +430,7 @@ pub(super) enum Judged {
     Refused(Error),
 }
 
-/// What a record that stands in the way means to this call.
+/// Judges what a record that was found means for this call.
 pub(super) fn judge(call: &Checked, record: &Record) -> Judged {
     if record.state != State::Tombstone && !call.accepts(record.fingerprint) {
         return Judged::Refused(call.refused(ErrorKind::Mismatch));
@@ -448,12 +451,14 @@ pub(super) fn judge(call: &Checked, record: &Record) -> Judged {
     }
 }
 
-/// Whether this caller has a question, and the record's policy is content with an answer to it.
+/// Returns true if this caller has a verification callback and the record's policy accepts its
+/// verdict.
 fn asks(call: &Checked, record: &Record) -> bool {
     call.policy == CrashPolicy::Verify && record.policy <= CrashPolicy::Verify
 }
 
-/// Whether the record's owner is gone, and only who asks the outside world goes on from there.
+/// Returns true if the record's owner is gone and the record requires a verification callback,
+/// which this caller does not have.
 fn is_for_askers(call: &Checked, record: &Record) -> bool {
     record.is_orphaned()
         && record.policy == CrashPolicy::Verify
@@ -489,7 +494,7 @@ pub(super) fn in_doubt(call: &Checked, record: &Record) -> Error {
     call.refused(ErrorKind::InDoubt).with_detail(detail)
 }
 
-/// Whole seconds, in the two largest units.
+/// Formats whole seconds in the two largest units.
 fn in_words(duration: Duration) -> String {
     let seconds = duration.as_secs();
     match (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60, seconds % 60) {
@@ -500,7 +505,8 @@ fn in_words(duration: Duration) -> String {
     }
 }
 
-/// Waits for the leader's answer. `None`: it has none, or its lease is over, and the seat is free.
+/// Waits for the leader's answer. Returns `None` if there is none or the leader's lease has
+/// expired: the leader's place is free.
 async fn follow(
     call: &Checked,
     flight: &Flight,
@@ -509,14 +515,14 @@ async fn follow(
 ) -> Result<Option<Answer>, Error> {
     let clock = &call.engine.clock;
     let Some(_waiting) = Waiting::enter(&call.engine) else { return Err(in_progress(call, None)) };
-    // Who refuses to wait still learns what the store answers to the leader: that takes no longer
-    // than an own claim.
+    // A caller that does not wait still learns what the store answers the leader. That takes no
+    // longer than a claim of its own.
     let deadline_or_answer = deadline
         .unwrap_or_else(|| clock.monotonic().saturating_add(call.engine.settings.claim_timeout));
     let out_of_time = clock.sleep(deadline_or_answer.saturating_sub(clock.monotonic()));
     tokio::pin!(out_of_time);
     loop {
-        // Before the look: a change in between wakes it too.
+        // Created before the stage is read: a change in between wakes it too.
         let changed = flight.changed();
         match flight.stage() {
             Stage::Asking => {}

@@ -1,4 +1,4 @@
-//! Bounds on what the background does at once.
+//! Bounds on the work that the background does at once.
 //!
 //! During a long outage each call that fails leaves something behind, and each body that ends has
 //! something to store. Without a bound the process would keep all of it in memory for as long as
@@ -9,14 +9,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// How many requests are followed to an answer of which nobody hears, some thirty megabytes. What
-/// comes beyond is owed at once, which takes a hundredth of that.
+/// The number of requests without a caller that are followed to their answer; some thirty
+/// megabytes. Requests beyond it are owed to the store at once, which takes a hundredth of that.
 const FOLLOWED: usize = 10_000;
-/// How many ends of bodies are on their way to the store, some two hundred megabytes and the
-/// results. What comes beyond ends with its lease: its outcome is unknown then.
+/// The number of ends of bodies on their way to the store; some two hundred megabytes and the
+/// results. An end beyond it is left to its lease: when that expires, the outcome is unknown.
 const ENDS: usize = 50_000;
 
-/// All bounds of an engine.
+/// The bounds of an engine.
 pub(super) struct Bounds {
     pub(super) followed: Bound,
     pub(super) ends: Bound,
@@ -31,7 +31,7 @@ impl Default for Bounds {
     }
 }
 
-/// A number of places.
+/// A limited number of places.
 pub(super) struct Bound {
     of_what: &'static str,
     places: Arc<Semaphore>,
@@ -43,8 +43,8 @@ impl Bound {
         Self { of_what, places: Arc::new(Semaphore::new(places)), left_out: AtomicU64::new(0) }
     }
 
-    /// A place, taken until it is dropped. Without one, the count of what was left out goes to the
-    /// log each time that it has doubled.
+    /// Takes a place, which is held until it is dropped. If there is none, the number of items left
+    /// out is logged each time it has doubled.
     pub(super) fn place(&self) -> Option<OwnedSemaphorePermit> {
         let place = self.places.clone().try_acquire_owned().ok();
         if place.is_none() {
@@ -60,7 +60,7 @@ impl Bound {
         place
     }
 
-    /// All places, as if the background had nothing left.
+    /// Takes all places, as if the background had no capacity left.
     #[cfg(test)]
     pub(super) fn fill(&self) -> OwnedSemaphorePermit {
         let all = u32::try_from(self.places.available_permits()).expect("there are not so many");

@@ -1,4 +1,4 @@
-//! One call of an operation: what the user says about it.
+//! One call of an operation, with the user's settings for it.
 
 use std::time::Duration;
 
@@ -17,7 +17,8 @@ use crate::outcome::{CallError, ErrorPolicy, Outcome, StoredValue, Upgrade};
 use crate::policy::{OnConflict, OnCrash, Unstored};
 use crate::store::CrashPolicy;
 
-/// One call of an operation, made by [`Idempotency::call`]. [`run`](Self::run) makes it.
+/// One call of an operation, created by [`Idempotency::call`]. Call [`run`](Self::run) to execute
+/// it.
 ///
 /// ```
 /// # use std::time::Duration;
@@ -59,7 +60,8 @@ impl Call {
         Self { request, policy: Unstored::Release, question: Unasked }
     }
 
-    /// Of a function to which the user has given no name: its instances do not share the operation.
+    /// Marks the call as one of a function that the user has not named: its instances do not share
+    /// the operation.
     pub(crate) fn of_instance<W>(mut self) -> Self {
         if let Operation::Site(_, instance) = &mut self.request.operation {
             *instance = Some(Instance::of::<W>);
@@ -69,7 +71,7 @@ impl Call {
 }
 
 impl<P, V> Call<P, V> {
-    /// Decides what becomes of an `Err` of the body: [`OnError`](crate::OnError), [`Unstored`], or
+    /// Decides what happens to an `Err` of the body: [`OnError`](crate::OnError), [`Unstored`], or
     /// a function over the error that returns one of them. The default is [`Unstored::Release`].
     ///
     /// ```
@@ -97,40 +99,41 @@ impl<P, V> Call<P, V> {
         Call { request: self.request, policy, question: self.question }
     }
 
-    /// How long the result is kept, counted from the end of the body; required. From a millisecond
-    /// up to the engine's ceiling of 400 days, else the call fails with
+    /// Sets the retention of the result, counted from the end of the body; required. It ranges from
+    /// a millisecond to the engine's ceiling of 400 days, otherwise the call fails with
     /// [`Config`](crate::ErrorKind::Config). It is counted in whole milliseconds of the store's
-    /// clock, a part of one as one.
+    /// clock, rounded up.
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.request.ttl = Some(ttl);
         self
     }
 
-    /// The tenant part of the key. Two scopes never see each other's records.
+    /// Sets the tenant part of the key. Two scopes never see each other's records.
     pub fn scope<K: IntoKey>(mut self, scope: K) -> Self {
         self.request.scope = Some(Key::of(&scope));
         self
     }
 
-    /// What a retry must repeat: the same key with another fingerprint fails with
-    /// [`Mismatch`](crate::ErrorKind::Mismatch), and so does a call with one where the record has
-    /// none, or the other way round.
+    /// Sets the fingerprint, which a retry must repeat. The same key with another fingerprint fails
+    /// with [`Mismatch`](crate::ErrorKind::Mismatch), and so does a call with a fingerprint where
+    /// the record has none, or the other way round.
     ///
-    /// What counts is what `value` serializes to, as in [`key::digest`](crate::key::digest): equal
-    /// values with unequal text are two fingerprints. A `Decimal` of `1.0` is not one of `1.00`, a
-    /// time is another one in another zone, a `HashSet` has another order in each process, a sum of
-    /// floats depends on its order. Take what is one text for one value: cents, UTC, a `BTreeSet`.
+    /// What counts is the serialized form of `value`, as in [`key::digest`](crate::key::digest):
+    /// equal values with different text have different fingerprints. A `Decimal` of `1.0` differs
+    /// from `1.00`, a time differs from the same time in another zone, a `HashSet` has another
+    /// order in each process, and a sum of floats depends on its order. Use a form with one text
+    /// per value: cents, UTC, a `BTreeSet`.
     ///
-    /// Whoever changes `value` in a later release says with
-    /// [`former_fingerprint`](Self::former_fingerprint) what it was.
+    /// If a later release changes `value`, declare its earlier form with
+    /// [`former_fingerprint`](Self::former_fingerprint).
     pub fn fingerprint<T: Serialize + ?Sized>(mut self, value: &T) -> Self {
         self.request.fingerprint = Fingerprint::of(value).map(Some);
         self
     }
 
-    /// Says what the [`fingerprint`](Self::fingerprint) of this call was in an earlier release: a
-    /// record that carries it is this call's too. Needed for as long as such records live. Can be
-    /// said more than once.
+    /// Declares what the [`fingerprint`](Self::fingerprint) of this call was in an earlier release:
+    /// a record with that fingerprint also belongs to this call. Needed for as long as such records
+    /// live. Can be used more than once.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -153,39 +156,41 @@ impl<P, V> Call<P, V> {
         self
     }
 
-    /// Says that this call had no [`fingerprint`](Self::fingerprint) in an earlier release: a
-    /// record without one is this call's too, whatever it repeats. Such a record was made by
-    /// whoever came first with the key, so say it only for as long as records of that release live.
+    /// Declares that this call had no [`fingerprint`](Self::fingerprint) in an earlier release: a
+    /// record without one also belongs to this call, whatever was requested then. Such a record was
+    /// created by the first caller that used the key, so declare this only for as long as records
+    /// of that release live.
     pub fn formerly_without_fingerprint(mut self) -> Self {
         self.request.add_former(Ok(None));
         self
     }
 
-    /// How long the claim lives without renewal, from a millisecond to 100 years, and no longer
-    /// than the `ttl`. The default is the engine's, 15 seconds, whatever the `ttl`.
+    /// Sets the time that the claim lives without renewal, from a millisecond to 100 years, and no
+    /// longer than the `ttl`. The default is the engine's, 15 seconds, whatever the `ttl`.
     pub fn lease(mut self, lease: Duration) -> Self {
         self.request.lease = Some(lease);
         self
     }
 
-    /// What to do when another caller is running the call. The default is the engine's: wait 30
-    /// seconds. A wait goes from a millisecond to 100 years, else the call fails with
-    /// [`Config`](crate::ErrorKind::Config); it is one for the whole call, also over several
-    /// [windows](crate::key::window), and after the body, where a call that was overtaken waits for
-    /// the result of the other one. The time that the body takes does not count.
+    /// Sets the behaviour when another caller is running the call. The default is the engine's:
+    /// wait 30 seconds. The wait ranges from a millisecond to 100 years, otherwise the call fails
+    /// with [`Config`](crate::ErrorKind::Config). There is one wait for the whole call: also across
+    /// several [windows](crate::key::window), and after the body, where a call that was overtaken
+    /// waits for the result of the other one. The time that the body takes does not count.
     pub fn on_conflict(mut self, on_conflict: OnConflict) -> Self {
         self.request.on_conflict = Some(Conflict::As(on_conflict));
         self
     }
 
-    /// Waits for another caller that is running the call, for as long as the engine says.
+    /// Waits for another caller that is running the call, for as long as the engine's setting
+    /// allows.
     pub fn wait_on_conflict(mut self) -> Self {
         self.request.on_conflict = Some(Conflict::Wait);
         self
     }
 
-    /// What the next caller does when this one is gone in the middle of the body. The default is
-    /// [`OnCrash::Hold`].
+    /// Sets the behaviour of the next caller if this one disappears in the middle of the body. The
+    /// default is [`OnCrash::Hold`].
     pub fn on_crash(mut self, on_crash: OnCrash) -> Call<P> {
         self.request.policy = match on_crash {
             OnCrash::Hold => CrashPolicy::Hold,
@@ -195,21 +200,21 @@ impl<P, V> Call<P, V> {
         Call { request: self.request, policy: self.policy, question: Unasked }
     }
 
-    /// Lets the next caller ask the outside world when this one is gone in the middle of the body:
-    /// the effect of a call may be known to a provider, a mailbox or a table.
+    /// Lets the next caller verify with the outside world if this one disappears in the middle of
+    /// the body: the effect of a call may be known to a provider, a mailbox or a table.
     ///
     /// The next caller takes the claim over, waits for the [`settle`](Self::settle) delay and calls
-    /// `question`, whose [`Verdict`](crate::Verdict) is the result, lets the body run, or leaves
-    /// the record in doubt. Callers then get [`InDoubt`](crate::ErrorKind::InDoubt) with a
-    /// [`retry_after`](Error::retry_after), after which the next call asks again. An `Err` of the
-    /// question is returned, and leaves the record in doubt just so; as do its panic and its drop.
-    /// The question is asked by one caller at a time, and its lease is renewed meanwhile.
+    /// `question`. Its [`Verdict`](crate::Verdict) is the result, lets the body run, or leaves the
+    /// record in doubt. In the last case callers get [`InDoubt`](crate::ErrorKind::InDoubt) with a
+    /// [`retry_after`](Error::retry_after), after which the next call verifies again. An `Err` of
+    /// the callback is returned and also leaves the record in doubt, and so do its panic and its
+    /// drop. Only one caller verifies at a time, and its lease is renewed meanwhile.
     ///
-    /// **Nobody can tell a dead owner from a slow one.** "It did not happen" is true only at the
-    /// moment of the answer: an owner that was paused may still make the effect afterwards. So this
-    /// is safe only where the outside world enforces the key that both attempts sent
-    /// ([`Context::derive_key`](crate::Context::derive_key)), or the old attempt is known to be
-    /// dead. The settle delay covers requests that were on their way.
+    /// **A dead owner cannot be distinguished from a slow one.** "It did not happen" is true only
+    /// at the moment of the answer: an owner that was paused may still cause the effect afterwards.
+    /// So this is safe only where the outside world enforces the key that both attempts sent
+    /// ([`Context::derive_key`](crate::Context::derive_key)), or where the old attempt is known to
+    /// be dead. The settle delay covers requests that were in flight.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -240,25 +245,26 @@ impl<P, V> Call<P, V> {
         Call { request: self.request, policy: self.policy, question: Verify(question) }
     }
 
-    /// How long to wait between the takeover and the question of
-    /// [`on_crash_verify`](Self::on_crash_verify), so that a request arrives that was on its way
-    /// when its sender died. The default is one second; choose a time in which the outside world
-    /// answers or gives up.
+    /// Sets the delay between the takeover and the verification of
+    /// [`on_crash_verify`](Self::on_crash_verify), so that a request arrives that was in flight
+    /// when its sender died. The default is one second; choose a time within which the outside
+    /// world answers or gives up.
     pub fn settle(mut self, delay: Duration) -> Self {
         self.request.settle = delay;
         self
     }
 
-    /// How long after its record has expired a late call is told
+    /// Sets the time after the expiry of its record during which a late call fails with
     /// [`Expired`](crate::ErrorKind::Expired) instead of running the body again: a small tombstone
-    /// stays in the record's place. From a millisecond up to the engine's ceiling of 400 days, else
-    /// the call fails with [`Config`](crate::ErrorKind::Config). Without it, nothing stays.
+    /// stays in the record's place. It ranges from a millisecond to the engine's ceiling of 400
+    /// days, otherwise the call fails with [`Config`](crate::ErrorKind::Config). Without it,
+    /// nothing stays.
     pub fn after_expiry(mut self, refuse_for: Duration) -> Self {
         self.request.after_expiry = Some(refuse_for);
         self
     }
 
-    /// The schema version of the result, and of a stored error. What another version has stored is
+    /// Sets the schema version of the result, and of a stored error. A result of another version is
     /// [`Decode`](crate::ErrorKind::Decode), unless [`run_with_upgrades`](Self::run_with_upgrades)
     /// reads it. The default is zero.
     pub fn version(mut self, version: u32) -> Self {
@@ -268,27 +274,27 @@ impl<P, V> Call<P, V> {
 
     /// Keeps counting attempts when a claim is released, so that
     /// [`Context::attempt`](crate::Context::attempt) counts failed ones too. Not in a transaction
-    /// ([`run_in`](Self::run_in)): there the count is undone with what else the failed attempt has
-    /// written.
+    /// ([`run_in`](Self::run_in)): there the count is undone along with everything else that the
+    /// failed attempt has written.
     pub fn count_attempts(mut self) -> Self {
         self.request.count_attempts = true;
         self
     }
 
-    /// As [`scope`](Self::scope), of a part that is encoded already; none is no scope.
+    /// Like [`scope`](Self::scope), for a part that is already encoded. `None` means no scope.
     pub(crate) fn in_scope(mut self, scope: Option<Key>) -> Self {
         self.request.scope = scope;
         self
     }
 
-    /// As [`fingerprint`](Self::fingerprint), computed elsewhere.
+    /// Like [`fingerprint`](Self::fingerprint), computed elsewhere.
     #[cfg(feature = "http")]
     pub(crate) fn with_fingerprint(mut self, fingerprint: Fingerprint) -> Self {
         self.request.fingerprint = Ok(Some(fingerprint));
         self
     }
 
-    /// As [`former_fingerprint`](Self::former_fingerprint), computed elsewhere.
+    /// Like [`former_fingerprint`](Self::former_fingerprint), computed elsewhere.
     #[cfg(feature = "http")]
     pub(crate) fn with_former_fingerprints(mut self, former: Vec<Fingerprint>) -> Self {
         for former in former {
@@ -297,7 +303,8 @@ impl<P, V> Call<P, V> {
         self
     }
 
-    /// The request, what becomes of errors, which the codec takes, and what is asked.
+    /// Splits the call into the request, the error policy, which the codec takes, and the
+    /// verification callback.
     pub(super) fn parts(self) -> (Call, P, V) {
         let call = Call { request: self.request, policy: Unstored::Release, question: Unasked };
         (call, self.policy, self.question)
@@ -305,12 +312,12 @@ impl<P, V> Call<P, V> {
 }
 
 impl<P> Call<P> {
-    /// Makes the call: replays the stored result if there is one, else runs `body` under the claim
-    /// and stores what it returns. Takes `|| async { … }` and `async || { … }`.
+    /// Runs the call: replays the stored result if there is one, otherwise runs `body` under the
+    /// claim and stores what it returns. Accepts `|| async { … }` and `async || { … }`.
     ///
     /// The caller that runs the body gets what all others get: its result is stored as JSON and
     /// read back. A result that JSON would change (`NaN`, `Some(None)`), or that does not read
-    /// back, is [`Encode`](crate::ErrorKind::Encode) for everybody.
+    /// back, is [`Encode`](crate::ErrorKind::Encode) for every caller.
     ///
     /// Nothing happens until the future is polled. If it is dropped while the body runs, the
     /// outcome is unknown and the next call decides by [`on_crash`](Self::on_crash).
@@ -330,8 +337,8 @@ impl<P> Call<P> {
         run(call, Result::<T, E>::codec(policy), body)
     }
 
-    /// As [`run`](Self::run); results of another schema [`version`](Self::version) are read by
-    /// `upgrade`, which gets their version and bytes, and answers `None` for those that it cannot
+    /// Like [`run`](Self::run), but reads results of another schema [`version`](Self::version) with
+    /// `upgrade`. It gets their version and bytes, and returns `None` for those that it cannot
     /// read.
     pub fn run_with_upgrade<T, E, F, B>(
         self,
@@ -349,8 +356,8 @@ impl<P> Call<P> {
         run(call, Result::<T, E>::codec(policy).upgrade(upgrade), body)
     }
 
-    /// As [`run_with_upgrade`](Self::run_with_upgrade); stored errors of another schema version are
-    /// read by `upgrade_error` in the same way.
+    /// Like [`run_with_upgrade`](Self::run_with_upgrade), but also reads stored errors of another
+    /// schema version, with `upgrade_error`.
     ///
     /// ```
     /// # use std::time::Duration;

@@ -1,4 +1,4 @@
-//! Sending a claim, and settling the ones whose answer came too late or not at all.
+//! Sends claims, and settles those whose answer came too late or not at all.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,14 +12,14 @@ use crate::store::{Claim, Claimed, Release, StoreError, StoreErrorKind};
 /// The answer to a claim.
 pub(crate) struct Answered {
     pub(crate) claimed: Claimed,
-    /// An earlier try may still be on its way, and be applied after a release.
+    /// True if an earlier try may still be on its way, and be applied after a release.
     pub(crate) repeated: bool,
 }
 
 /// Sends `claim` until its answer is known, for at most `claim_timeout`.
 ///
-/// A claim that was sent is followed to its answer: if the caller goes, or the time is over, the
-/// background releases what was granted to nobody.
+/// A claim that was sent is followed to its answer: if the caller goes away, or the time runs out,
+/// the background releases a claim that was granted to no caller.
 ///
 /// Once a shutdown has begun, nothing is sent again from `scope`.
 pub(crate) async fn send(
@@ -49,7 +49,7 @@ pub(crate) async fn send(
     answer
 }
 
-/// Gives back what `claiming` takes, of which nobody hears.
+/// Releases the claim that `claiming` acquires, because its caller is gone.
 async fn settle(
     engine: &Arc<Inner>,
     mut claiming: Following<Result<Answered, StoreError>>,
@@ -66,9 +66,9 @@ async fn settle(
         biased;
         answer = &mut claiming => answer,
         () = engine.clock.sleep(settings.claim_timeout) => {
-            // The answer may never be heard, and the claim be applied all the same: where the
-            // request belongs to the runtime of a caller who has left it standing, for example. It
-            // is followed meanwhile.
+            // The answer may never arrive although the claim is applied, for example if the request
+            // belongs to a caller's runtime that no longer runs. So the claim is released now, and
+            // the request is still followed.
             give_back(engine, release, lease, true).await;
             tokio::select! {
                 biased;
@@ -84,7 +84,7 @@ async fn settle(
     }
 }
 
-/// Repeats the claim with its token while it fails in a way that can pass.
+/// Repeats the claim with its token while it fails with a transient error.
 async fn repeat(engine: Arc<Inner>, claim: Claim, scope: Scope) -> Result<Answered, StoreError> {
     let start = engine.clock.monotonic();
     let end = start.saturating_add(engine.settings.claim_timeout);
@@ -101,7 +101,7 @@ async fn repeat(engine: Arc<Inner>, claim: Claim, scope: Scope) -> Result<Answer
                     unknown = Some(error);
                 }
             }
-            // An earlier try may have been applied: this refusal does not tell.
+            // An earlier try may have been applied: this refusal does not settle it.
             Err(error) => {
                 let error = unknown.unwrap_or(error);
                 return Err(explain(error, slept, engine.clock.monotonic().saturating_sub(start)));
@@ -112,11 +112,11 @@ async fn repeat(engine: Arc<Inner>, claim: Claim, scope: Scope) -> Result<Answer
     Err(unknown.unwrap_or_else(|| StoreError::new(StoreErrorKind::Unavailable, "claim")))
 }
 
-/// Gives back what the owner may hold, for at most `budget`. Without success it is [owed] to the
-/// store.
+/// Releases what the owner may hold, for at most `budget`. If that fails, the release is [owed] to
+/// the store.
 ///
-/// A claim that was `repeated` is given back again later: a try that was believed lost may arrive
-/// after the release, and would leave a record that nobody owns.
+/// A claim that was `repeated` is released again later: a try that was believed lost may arrive
+/// after the release, and would leave a record without an owner.
 pub(crate) async fn give_back(
     engine: &Arc<Inner>,
     release: Release,

@@ -1,9 +1,9 @@
-//! Choosing a store by its URL.
+//! Selects a store by its URL.
 
 use super::Builder;
 use crate::error::Error;
 
-/// The schemes, and the feature that each needs.
+/// The URL schemes, and the feature that each needs.
 const SCHEMES: [(&str, &str); 8] = [
     ("memory", "memory"),
     ("redis", "redis"),
@@ -33,7 +33,7 @@ pub(super) async fn builder(url: &str) -> Result<Builder, Error> {
         "mysql" | "mariadb" => {
             let refused = |error| Error::from_store(error, "mysql");
             let store = crate::store::MySqlStore::connect(url).await.map_err(refused)?;
-            // Whoever has only the engine cannot call it.
+            // A caller that has only the engine cannot call `migrate` itself.
             store.migrate().await.map_err(refused)?;
             Ok(Builder::new(store))
         }
@@ -41,7 +41,7 @@ pub(super) async fn builder(url: &str) -> Result<Builder, Error> {
         "postgres" | "postgresql" => {
             let refused = |error| Error::from_store(error, "postgres");
             let store = crate::store::PostgresStore::connect(url).await.map_err(refused)?;
-            // Whoever has only the engine cannot call it.
+            // A caller that has only the engine cannot call `migrate` itself.
             store.migrate().await.map_err(refused)?;
             Ok(Builder::new(store))
         }
@@ -65,7 +65,7 @@ fn unknown(scheme: &str) -> Error {
         .iter()
         .map(|(scheme, feature)| format!("`{scheme}:` (feature `{feature}`)"))
         .collect();
-    // The URL itself may hold a password.
+    // The URL itself may contain a password.
     Error::config(format!(
         "no store is known for a URL that begins with `{scheme}:`; known are {}",
         schemes.join(", ")

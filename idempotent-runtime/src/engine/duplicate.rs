@@ -7,9 +7,9 @@ use bytes::Bytes;
 
 use crate::key::KeyHash;
 
-/// A body finished here after another caller had taken the call over: its effect may have happened
-/// twice. Handed to the hook that [`Builder::on_duplicate`](super::Builder::on_duplicate) sets.
-/// `Debug` shows the sizes of the results in their place.
+/// A body that finished here after another caller had taken the call over: its effect may have
+/// happened twice. Passed to the hook that [`Builder::on_duplicate`](super::Builder::on_duplicate)
+/// sets. `Debug` shows the sizes of the results instead of their contents.
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct Duplicate {
@@ -17,7 +17,7 @@ pub struct Duplicate {
     pub operation: Arc<str>,
     /// The name of the record.
     pub key: KeyHash,
-    /// The encoded result of the body that came too late. It is stored nowhere.
+    /// The encoded result of the body that came too late. It is not stored anywhere.
     pub result: Bytes,
     /// The encoded result that all callers get, if it is known.
     pub winner: Option<Bytes>,

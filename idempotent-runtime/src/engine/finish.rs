@@ -1,4 +1,4 @@
-//! The end of a body: its result is stored, its claim released or its record parked.
+//! The end of a body: its result is stored, its claim is released, or its record is put in doubt.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::store::{
     Adoption, Commit, Park, Reason, Record, Release, State, StoreError, Token, Written,
 };
 
-/// What the caller gets.
+/// The result that the caller gets.
 pub(crate) enum Verdict {
     /// Its own result.
     Own,
@@ -30,7 +30,7 @@ impl Verdict {
         Self::Instead(Answer::Refused(error))
     }
 
-    /// The record of the owner whose result it is.
+    /// Returns the record of the owner whose result it is.
     fn winner(&self) -> Option<Arc<Record>> {
         match self {
             Self::Instead(Answer::Stored(stored)) => Some(stored.record.clone()),
@@ -66,7 +66,7 @@ pub(super) async fn finish(mut running: Box<Running>, ending: Ending) -> Verdict
             return with_own_error(running, was_lost, written).await;
         }
         Ending::Hold => {
-            // From here on a shutdown holds it too, whatever the policy.
+            // From here on, a shutdown puts the record in doubt too, whatever the policy.
             running.lease.hold();
             let was_lost = running.lease.is_lost();
             steps_are_settled(&running).await;
@@ -92,6 +92,8 @@ pub(super) async fn finish(mut running: Box<Running>, ending: Ending) -> Verdict
     let (mut commit, marker) = commit(&running, state, body);
     commit.ttl = ttl.unwrap_or(commit.ttl);
     let engine = running.call.engine.clone();
+    // Begun before the commit is sent: if the record is removed or corrected after that, the near
+    // cache notices, and does not keep this result.
     let near_cache = engine.near_cache.as_ref().map(|near_cache| near_cache.ask(commit.key));
     match store(&running, &commit).await {
         Ok(written) if written.is_done() => {
@@ -121,7 +123,7 @@ fn conclude(running: &mut Running, verdict: Verdict, record: Option<Arc<Record>>
     verdict
 }
 
-/// What to store, and the error for the caller if a marker stands in place of the result.
+/// Returns the commit, and the error for the caller if a marker is stored in place of the result.
 fn commit(
     running: &Running,
     state: State,
@@ -153,7 +155,7 @@ fn commit(
     (commit, marker)
 }
 
-/// The record as it stands in the store now, for the followers of this call.
+/// Returns the record as it is stored now, for the followers of this call.
 fn answered(running: &Running, commit: &Commit) -> Record {
     let mut record = running.grant.record.clone();
     record.state = commit.state;
@@ -177,34 +179,37 @@ fn storing(
     running.call.engine.store.clone().complete(commit)
 }
 
-/// Once the lease may be over, a record that is gone may be somebody else's next. And what this
-/// commit has stored may be gone again `ttl` after it, when the network repeats it.
+/// Returns the permission to write a vanished record again, and the time at which it ends. Once the
+/// lease may have expired, the next record in that place may be another owner's. And a delayed
+/// duplicate of this commit may arrive `ttl` after it, when its result has expired and must not be
+/// written again.
 fn adoption(running: &Running, ttl: Duration) -> Arc<Adoption> {
     let mut adoption = running.adoption.clone();
-    // The store's time, which was this or later when the answer to the claim was heard.
+    // On the store's clock, which showed this time or a later one when the answer to the claim
+    // arrived.
     adoption.ends = running.grant.record.read_at + running.lease.lasts().min(ttl);
     Arc::new(adoption)
 }
 
-/// A step that was dropped may still be on its way to the record, which takes it only while it is
-/// the owner's.
+/// Waits for steps that are still being written. A step that was dropped may be on its way to the
+/// record, which accepts it only while this owner holds the record.
 async fn steps_are_settled(running: &Running) {
     if let Some(journal) = &running.journal {
         journal.settled(&running.call.engine, running.call.engine.settings.commit_timeout).await;
     }
 }
 
-/// Whether the steps of the call contradict an error that says that nothing happened.
+/// Returns true if the steps of the call contradict an error that means that nothing happened.
 async fn tells_of_effects(running: &Running) -> bool {
     steps_are_settled(running).await;
     running.journal.as_ref().is_some_and(|journal| journal.tells_of_effects())
 }
 
-/// Leaves the record with its steps to the next caller, or in doubt, by its policy.
+/// Leaves the record with its steps to the next caller, or in doubt, depending on its policy.
 async fn leave(running: &Running, reason: Reason) -> Option<Written> {
     steps_are_settled(running).await;
     let engine = &running.call.engine;
-    // Before that, or a renewal brings back the lease that is given up.
+    // Forgotten first: otherwise a renewal could bring back the lease that is being given up.
     engine.keeper.forget(&running.lease);
     give_up(engine, &running.lease, reason, engine.settings.commit_timeout).await
 }
@@ -215,7 +220,7 @@ fn own_release(running: &Running) -> Release {
     release
 }
 
-/// `None` if the store has not answered.
+/// Returns `None` if the store has not answered.
 async fn release(running: &Running, release: Release) -> Option<Written> {
     let engine = &running.call.engine;
     let released = retry::until(engine, engine.settings.commit_timeout, || {
@@ -223,8 +228,8 @@ async fn release(running: &Running, release: Release) -> Option<Written> {
     })
     .await;
     match released {
-        // First this one, which may count the attempt, then one for a late duplicate of the claim,
-        // which is no further attempt.
+        // First this release, which may count the attempt, then one for a late duplicate of the
+        // claim, which is not a further attempt.
         Err(error) => {
             owed::add(engine, release, running.repeated, &error);
             None
@@ -257,11 +262,12 @@ async fn park(
     retry::until(engine, engine.settings.commit_timeout, || engine.store.clone().park(park)).await
 }
 
-/// The body ended in an error that is no result. Its caller gets it at once, unless somebody has
-/// taken the call over meanwhile and given the answer.
+/// Ends a body whose error is not a result. Its caller gets the error at once, unless another
+/// caller has taken the call over meanwhile and provided the answer.
 ///
-/// `was_lost`: the lease was over before the store was asked first. With one that ran then, the
-/// first try was applied, and its answer lost: whoever has the record now came after it.
+/// `was_lost`: the lease had expired before the store was first asked. If it had not, `Lost` means
+/// that the first try was applied and its answer was lost: the record's present owner came after
+/// it.
 async fn with_own_error(
     mut running: Box<Running>,
     was_lost: bool,
@@ -280,9 +286,9 @@ async fn with_own_error(
     conclude(&mut running, Verdict::Own, None)
 }
 
-/// Nobody knows what came of the body, and its caller gets what it has to say, unless the record
-/// was answered, removed or taken over meanwhile: a retry would find nothing that says so, and run
-/// the body once more.
+/// Ends a body whose outcome is not known. Its caller gets what the body returned, unless the
+/// record was answered, removed or taken over meanwhile: a retry would find no trace of this body,
+/// and would run it once more.
 #[cfg(feature = "http")]
 async fn with_unknown_outcome(
     mut running: Box<Running>,
@@ -299,8 +305,9 @@ async fn with_unknown_outcome(
     conclude(&mut running, verdict, winner)
 }
 
-/// The caller gets its error, and the background goes on holding the record: its effect may be
-/// there, and under a policy that runs again the next call would repeat it when the lease is over.
+/// Returns the error to the caller while the background keeps trying to hold the record. Its effect
+/// may have happened, and under a policy that runs the body again, the next call would repeat it
+/// when the lease expires.
 fn not_held(mut running: Box<Running>, error: &StoreError) -> Verdict {
     let engine = running.call.engine.clone();
     running.tell(&Verdict::Own);
@@ -329,13 +336,13 @@ fn not_held(mut running: Box<Running>, error: &StoreError) -> Verdict {
     Verdict::Own
 }
 
-/// The commit was refused: somebody else decided. Returns the winner's result if there is or will
-/// be one.
+/// Handles a refused commit: another party decided. Returns the winner's result if there is one or
+/// will be one.
 async fn overtaken(running: &mut Running, token: Token, result: &Bytes, waits: bool) -> Verdict {
     let call = running.call.clone();
     let found = winner(running, waits).await;
     if let Ok(Winner::Answered(record)) = &found {
-        // A late answer to an earlier try of this very commit.
+        // An earlier try of this very commit was applied, and its answer came late.
         if record.owner == token {
             return StoredAnswer { record: record.clone(), version: call.version }
                 .marker()
@@ -348,7 +355,7 @@ async fn overtaken(running: &mut Running, token: Token, result: &Bytes, waits: b
         report_duplicate(&call, result, record).await;
     }
     let superseded = call.refused(ErrorKind::Superseded);
-    // A retry gets nobody's result, but runs the body once more.
+    // A retry would not find a result, and would run the body once more.
     let would_repeat = |error: Error| {
         if running.has_run {
             error.with_text(WITHOUT_RESULT.0, WITHOUT_RESULT.1).would_repeat()
@@ -389,7 +396,7 @@ async fn report_duplicate(call: &Checked, result: &Bytes, winner: Option<&Arc<Re
         let winner = winner.map(|record| record.body.clone());
         let (operation, key, result) = (call.operation.clone(), call.key, result.clone());
         let duplicate = Duplicate { operation, key, result, winner };
-        // Told after everything was decided: what it does decides nothing.
+        // Called after everything was decided: the hook does not change the outcome.
         keeper::beside(move || {
             if catch_unwind(AssertUnwindSafe(|| hook(&duplicate))).is_err() {
                 let Duplicate { operation, key, .. } = duplicate;
@@ -400,14 +407,15 @@ async fn report_duplicate(call: &Checked, result: &Bytes, winner: Option<&Arc<Re
     }
 }
 
-/// Who decided about a call whose commit was refused.
+/// The party that decided a call whose commit was refused.
 enum Winner {
-    /// Its result, or an operator's answer.
+    /// It left a result, or an operator's answer.
     Answered(Arc<Record>),
-    /// Another owner, whose body runs or has left the record in doubt: a call that is made now runs
-    /// no body.
+    /// Another owner, whose body runs or has left the record in doubt: a call that is made now does
+    /// not run the body.
     AtWork,
-    /// The record was removed, is another request's by now, or is there for the next call to run.
+    /// The record was removed, belongs to another request by now, or is free for the next call to
+    /// run.
     Nobody,
 }
 
@@ -424,7 +432,8 @@ impl Winner {
     }
 }
 
-/// The owner that took over, and its result; `waits` for that as any caller would.
+/// Finds the owner that took over, and its result. With `waits`, waits for that result as any
+/// caller would.
 async fn winner(running: &mut Running, waits: bool) -> Result<Winner, StoreError> {
     let call = running.call.clone();
     let engine = &call.engine;
@@ -444,15 +453,15 @@ async fn winner(running: &mut Running, waits: bool) -> Result<Winner, StoreError
     match wait::for_change(engine, call.key, engine.clock.monotonic().saturating_add(patience))
         .await?
     {
-        // Looked at once more: it may be another than the one that was waited for.
+        // Checked again: it may be a different record from the one that was waited for.
         wait::Changed::Record(record) if is_own_request(&record) => Ok(Winner::of(record)),
         wait::Changed::Record(_) | wait::Changed::Claimable => Ok(Winner::Nobody),
         wait::Changed::OutOfTime => Ok(Winner::AtWork),
     }
 }
 
-/// Tells the caller, and goes on storing in the background. If that fails too, the record is in
-/// doubt.
+/// Returns the error to the caller and continues to store in the background. If that fails too, the
+/// record is given up and left to its policy.
 fn not_stored(mut running: Box<Running>, commit: Commit, error: StoreError) -> Verdict {
     let call = running.call.clone();
     let engine = call.engine.clone();

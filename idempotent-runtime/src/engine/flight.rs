@@ -1,9 +1,9 @@
-//! Coalescing: callers of one key in one process share one claim.
+//! Coalescing: callers of the same key in one process share one claim.
 //!
 //! The first caller leads, the others follow. A leader that is gone, that released its claim or
-//! that ran out of time leaves its place to one of them. So does one whose lease is over while its
-//! body hangs: the store may have given the call to somebody else by then, and its record is what
-//! counts.
+//! that ran out of time leaves its place to one of the followers. So does one whose lease has
+//! expired while its body hangs: the store may have granted the call to another owner by then, and
+//! that owner's record is what counts.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,8 +17,9 @@ use crate::fingerprint::Fingerprint;
 use crate::key::KeyHash;
 use crate::outcome::Answer;
 
-/// What callers have in common that share an answer: the key, what they accept as their own
-/// request, now and from former releases, and whether they have a question for the outside world.
+/// The properties that callers must share to get the same answer: the key, the fingerprints that
+/// they accept as their own request, current and former, and whether they have a verification
+/// callback.
 type Key = (KeyHash, Option<Fingerprint>, Vec<Option<Fingerprint>>, bool);
 
 /// The calls of one engine that are under way.
@@ -28,12 +29,12 @@ pub(crate) struct Flights(Mutex<HashMap<Key, Arc<Flight>>>);
 /// One call that is under way.
 pub(crate) struct Flight {
     stage: Mutex<Stage>,
-    /// Wakes the followers in the order in which they came, and not at random as a watch channel
-    /// would: the next leader is the one that waited longest, and a simulation can be repeated.
+    /// Wakes the followers in order of arrival, and not at random as a watch channel would: the
+    /// next leader is the one that has waited longest, and a simulation can be repeated.
     changed: Notify,
-    /// Under which the leader runs its body, once it does.
+    /// The lease under which the leader runs its body, once it does.
     lease: OnceLock<Arc<Lease>>,
-    /// Whether the leader has run its body, or was told of another call with the key.
+    /// True if the leader has run its body, or has learned of another call with the key.
     has_met: AtomicBool,
 }
 
@@ -47,8 +48,8 @@ impl Flight {
         self.changed.notified()
     }
 
-    /// Resolves when the store may have given the call to somebody else while the leader is still
-    /// at it.
+    /// Resolves when the store may have granted the call to another owner while the leader is still
+    /// running it.
     pub(crate) async fn forsaken(&self) {
         match self.lease.get() {
             Some(lease) => lease.ended().await,
@@ -56,7 +57,7 @@ impl Flight {
         }
     }
 
-    /// Whether who follows has followed more than a question to the store.
+    /// Returns true if a follower has followed more than a query to the store.
     pub(crate) fn has_met(&self) -> bool {
         self.has_met.load(Ordering::Acquire)
     }
@@ -71,16 +72,16 @@ impl Flight {
     }
 }
 
-/// How far the leader is.
+/// The progress of the leader.
 #[derive(Clone, Debug)]
 pub(crate) enum Stage {
-    /// It asks the store.
+    /// It queries the store.
     Asking,
     /// The body runs, here or elsewhere.
     Busy,
-    /// This is the answer for all.
+    /// It has the answer for all callers.
     Answered(Answer),
-    /// It has none. One of the followers asks for itself.
+    /// It has no answer. One of the followers queries the store itself.
     Vacant,
 }
 
@@ -103,9 +104,10 @@ impl Flights {
             lease: OnceLock::new(),
             has_met: AtomicBool::new(false),
         });
-        // In place of a forsaken one, whose leader finds that when it ends. Its followers come here
-        // by themselves, and the first of them leads: the others find the new flight under this
-        // lock.
+        // This may replace a forsaken flight. Its leader notices that when it ends, see
+        // `Leader::end`. Its followers join again by themselves: the first of them leads, and the
+        // others find the new flight under this lock. So there is never more than one flight per
+        // key that a caller can join.
         flights.insert(key.clone(), flight.clone());
         Seat::Leader(Leader { flights: self.clone(), key, flight, ended: false })
     }
@@ -115,7 +117,7 @@ impl Flights {
     }
 }
 
-/// The caller that asks for all. Dropped, it leaves its place to a follower.
+/// The caller that queries the store for all. When dropped, it leaves its place to a follower.
 pub(crate) struct Leader {
     flights: Arc<Flights>,
     key: Key,
@@ -129,14 +131,15 @@ impl Leader {
         self.flight.enter(Stage::Busy);
     }
 
-    /// The store has told of another call with the key.
+    /// Records that the store has reported another call with the key.
     pub(crate) fn has_met(&self) {
         self.flight.has_met.store(true, Ordering::Release);
     }
 
-    /// The body runs under `lease`, and the followers wait for no longer than that lasts.
+    /// Records that the body runs under `lease`. The followers wait no longer than that lasts.
     pub(crate) fn runs_under(&self, lease: &Arc<Lease>) {
-        // A leader has one claim. Set before the stage: who sees the stage sees the lease.
+        // A leader has one claim. Set before the stage, so a follower that sees the stage sees the
+        // lease.
         let _ = self.flight.lease.set(lease.clone());
         self.busy();
     }
@@ -148,7 +151,9 @@ impl Leader {
     fn end(&mut self, stage: Stage) {
         if !std::mem::replace(&mut self.ended, true) {
             let mut flights = self.flights.lock();
-            // A forsaken leader has lost its seat to another one by then.
+            // Removed before the stage is entered: the followers that it wakes may join again at
+            // once, and must not find a flight without a leader. A forsaken leader has lost its
+            // place to another flight by then, which must stay.
             if flights.get(&self.key).is_some_and(|flight| Arc::ptr_eq(flight, &self.flight)) {
                 flights.remove(&self.key);
             }

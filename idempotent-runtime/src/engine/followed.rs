@@ -1,4 +1,4 @@
-//! A request to the store that goes on in the background when its caller is dropped.
+//! A request to the store that continues in the background when its caller is dropped.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 
 use super::keeper::{Keeper, Task};
 
-/// A future that goes on in the background when its owner is dropped: a request that was sent is
+/// A future that continues in the background when its owner is dropped: a request that was sent is
 /// followed to its answer.
 pub(crate) struct Followed<T: Send + 'static> {
     future: Option<Following<T>>,
@@ -28,7 +28,8 @@ impl<T: Send + 'static> Followed<T> {
         Self { future: Some(Box::pin(future)), keeper: keeper.clone(), afterwards: None }
     }
 
-    /// Hands the request to `afterwards` if nobody else is there to take its answer.
+    /// Passes the request to `afterwards` if its owner is dropped and no other caller takes its
+    /// answer.
     pub(crate) fn and_if_dropped<F>(
         mut self,
         afterwards: impl FnOnce(Following<T>) -> F + Send + 'static,
@@ -45,7 +46,8 @@ impl<T: Send + 'static> Future for Followed<T> {
     type Output = T;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
-        // Taken out while it is polled: one that panics is over, and not handed to the background.
+        // Taken out while it is polled: a future that panics has ended, and is not passed to the
+        // background.
         let Some(mut future) = self.future.take() else { return Poll::Pending };
         let polled = future.as_mut().poll(cx);
         if polled.is_pending() {

@@ -1,13 +1,13 @@
-//! Which one of a generic function's instances makes a call.
+//! The instance of a generic function that makes a call.
 
 use std::any::{TypeId, type_name};
 
-/// A function as it is compiled for one set of types and constants: those of its `impl` and of the
-/// implementor of its trait included, which an attribute on the function cannot see.
+/// A function as compiled for one set of types and constants. These include the parameters of its
+/// `impl` and of the implementor of its trait, which an attribute on the function cannot see.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Instance {
     id: TypeId,
-    /// For people: texts of types are not unique.
+    /// For people: the texts of types are not unique.
     path: &'static str,
 }
 
@@ -18,8 +18,8 @@ impl PartialEq for Instance {
 }
 
 impl Instance {
-    /// The instance in which a closure of type `W` is written. The type of a closure has all
-    /// parameters around it, also those that it does not use; lifetimes do not count.
+    /// Returns the instance in which a closure of type `W` is written. The type of a closure has
+    /// all parameters around it, also those that it does not use; lifetimes do not count.
     pub(crate) fn of<W>() -> Self {
         Self { id: typeid::of::<W>(), path: type_name::<W>() }
     }
@@ -33,29 +33,30 @@ impl Instance {
         path
     }
 
-    /// Whether the function is surely one of several that types or constants make of it.
+    /// Returns true if the function is certainly one of several instances that differ in types or
+    /// constants.
     ///
-    /// Reads the text of the path, which the compiler does not promise: where it shows nothing,
-    /// instances are told apart when the second one is called.
+    /// Reads the text of the path, whose format the compiler does not guarantee. Where it shows
+    /// nothing, instances are distinguished when the second one is called.
     pub(crate) fn has_parameters(&self) -> bool {
         has_parameters(self.function())
     }
 }
 
-/// Whether a name in `path` has an argument that is a type or a constant: `Repo<u8>`, and not
-/// `Repo<'_>` or `<A as B>`, nor `<impl Card>`, by which the compiler names an `impl` that is in
+/// Returns true if a name in `path` has an argument that is a type or a constant: `Repo<u8>`, but
+/// not `Repo<'_>` or `<A as B>`, nor `<impl Card>`, by which the compiler names an `impl` in
 /// another module than its type.
 fn has_parameters(path: &str) -> bool {
     let path = match path.rsplit_once("::") {
-        // What stands in the body of another function has no parameters but its own: those further
-        // out make no more of it.
+        // An item in the body of another function has no parameters but its own: outer parameters
+        // do not create further instances of it.
         Some((around, name)) if !name.ends_with('>') && !around.ends_with('>') => return false,
         _ => path,
     };
     path.match_indices('<').any(|(at, _)| {
         let is_list = path[..at]
             .ends_with(|before: char| before.is_alphanumeric() || matches!(before, '_' | ':'));
-        // Up to the next bracket is enough: what is nested has a name before it.
+        // Up to the next bracket is enough: a nested list has a name before it.
         let arguments = path[at + 1..].split(['<', '>']).next().unwrap_or_default();
         let is_block = path[..at].ends_with("::") && arguments.starts_with("impl ");
         is_list
@@ -67,7 +68,7 @@ fn has_parameters(path: &str) -> bool {
     })
 }
 
-/// Whether `argument` is `'_`, and not `'x'`, or a piece of `'<'` or `','`.
+/// Returns true if `argument` is `'_`, and not `'x'`, or a piece of `'<'` or `','`.
 fn is_lifetime(argument: &str) -> bool {
     argument.strip_prefix('\'').is_some_and(|name| !name.is_empty() && !name.contains('\''))
 }
@@ -114,13 +115,13 @@ mod tests {
             "<shop::Orders<'_> as shop::Charge>::charge",
             "<dyn shop::Charge>::charge",
             "<[u8; 3] as shop::Charge>::charge",
-            // An `impl` in another module than its type, in a constant, in a function.
+            // An `impl` in another module than its type, in a constant, or in a function.
             "shop::<impl shop::types::Card>::charge",
             "shop::<impl shop::types::Orders<'_>>::charge",
             "shop::<impl shop::types::Charge for shop::types::Card>::charge",
             "shop::_::<impl shop::types::Card>::charge",
             "shop::install::<impl shop::types::Card>::charge",
-            // A function inside of a generic one has no parameters of its own.
+            // A function inside a generic one has no parameters of its own.
             "shop::Repo<_>::save::inner",
             "shop::Repo<N>::save::{{closure}}::inner",
             "shop::Repo<alloc::vec::Vec<_>>::save::inner",

@@ -1,9 +1,9 @@
 //! The thread that keeps leases alive and finishes what callers left behind.
 //!
 //! Renewals run here, on a thread and a Tokio runtime of their own, so that a blocked executor of
-//! the user does not lose its leases. So do claims and commits whose caller is gone: they are
-//! followed to their answer. And expired records are removed from here. What callers leave behind
-//! in memory of this process needs no thread, and is done at once.
+//! the user does not lose its leases. Claims and commits whose caller is gone are followed to their
+//! answer here, and expired records are removed from here. Work that callers leave behind in this
+//! process's memory store needs no thread, and is done at once.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -24,19 +24,19 @@ use crate::clock::Clock;
 use crate::near_cache::NearCache;
 use crate::store::{DynStore, Renewal, Token, Written};
 
-/// How many leases one request to the store renews at most.
+/// The maximum number of leases that one request to the store renews.
 const BATCH: usize = 1000;
 
 thread_local! {
-    /// Whether leases are renewed from this thread.
+    /// True on the thread that renews leases.
     static IS_OURS: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Runs code of the user's, which may take its time: on the thread that renews leases, it keeps
-/// none of them waiting.
+/// Runs user code, which may take its time. On the thread that renews leases, it does not delay any
+/// of them.
 pub(super) async fn beside(code: impl FnOnce() + Send + 'static) {
     if IS_OURS.get() {
-        // It catches its own panics.
+        // The code catches its own panics.
         let _ = tokio::task::spawn_blocking(code).await;
     } else {
         code();
@@ -44,7 +44,7 @@ pub(super) async fn beside(code: impl FnOnce() + Send + 'static) {
 }
 
 pub(super) type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
-/// Runs the background somewhere else than on a thread of its own.
+/// Runs the background elsewhere than on a thread of its own.
 pub(super) type Spawn = dyn Fn(Task) + Send + Sync;
 
 /// The thread's handle. The thread starts with the first claim and ends after the engine.
@@ -57,7 +57,7 @@ pub(crate) struct Keeper {
     purge: Option<Arc<Purge>>,
     near_cache: Option<Arc<NearCache>>,
     spawn: Option<Arc<Spawn>>,
-    /// The store answers when it is asked, and waits for nothing.
+    /// True if the store answers as soon as it is called, and never waits.
     answers_at_once: bool,
 }
 
@@ -73,9 +73,9 @@ struct Shared {
 
 #[derive(Default)]
 struct Leases {
-    /// In order, so that a simulation renews in the same order again.
+    /// Sorted, so that a simulation renews in the same order again.
     by_token: BTreeMap<Token, Arc<Lease>>,
-    /// When the thread looks next by itself, in monotonic nanoseconds.
+    /// The time of the thread's next scheduled look, in monotonic nanoseconds.
     next_look: u64,
 }
 
@@ -129,19 +129,19 @@ impl Keeper {
         Ok(())
     }
 
-    /// Runs `task` on the thread, whatever becomes of the caller.
+    /// Runs `task` on the thread, whatever happens to the caller.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.send(self.task(task));
     }
 
-    /// The same for a task for which a shutdown does not wait.
+    /// Like [`spawn`](Self::spawn), for a task that a shutdown does not wait for.
     pub(super) fn spawn_beside(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.send(Box::pin(task));
     }
 
-    /// Finishes what a caller has left behind: `task`, which waits for the store alone. On the
-    /// thread, unless the store is memory of this process: then it is done when this returns, also
-    /// in a test that has paused Tokio's clock and so leaves no thread any time.
+    /// Finishes what a caller has left behind: `task`, which waits only for the store. It runs on
+    /// the thread, unless the store is in this process's memory. Then it is done when this returns,
+    /// even in a test that has paused Tokio's clock and so leaves a thread no time.
     pub(crate) fn finish(&self, task: impl Future<Output = ()> + Send + 'static) {
         let mut task = self.task(task);
         if !self.answers_at_once || !self.is_over_at_once(&mut task) {
@@ -149,21 +149,22 @@ impl Keeper {
         }
     }
 
-    /// Whether `task` needs no more than one look.
+    /// Polls `task` once, and returns true if it has ended.
     fn is_over_at_once(&self, task: &mut Task) -> bool {
-        // A thread that ends may have lost its way to any runtime.
+        // A thread that is ending may no longer have access to any runtime.
         if Handle::try_current().is_err() {
             return false;
         }
-        // It has timers, for stores that do not answer. A runtime of the caller's may have none.
+        // The thread's runtime has timers, for stores that do not answer. A runtime of the caller's
+        // may have none.
         let _inside = self.runtime.get().map(Handle::enter);
-        // Whoever was dropped may have used up what Tokio allows in one poll.
+        // The dropped caller may have used up Tokio's budget for this poll.
         let look = || {
             pin!(tokio::task::unconstrained(task))
                 .poll(&mut Context::from_waker(Waker::noop()))
                 .is_ready()
         };
-        // It is over with its panic, as on the thread.
+        // A panic ends the task, as on the thread.
         catch_unwind(AssertUnwindSafe(look)).unwrap_or(true)
     }
 
@@ -181,15 +182,16 @@ impl Keeper {
         }
     }
 
-    /// Something is under way that a shutdown waits for.
+    /// Marks that something is under way for which a shutdown waits.
     pub(crate) fn busy(&self) -> Busy {
-        // In one order with the engine's word that it closes, so that of a claim and a shutdown one
-        // sees the other.
+        // Sequentially consistent, like the engine's `closing` flag. A claim increments this and
+        // then reads the flag, and a shutdown sets the flag and then reads this, so at least one of
+        // them sees the other.
         self.shared.under_way.fetch_add(1, Ordering::SeqCst);
         Busy(self.shared.clone())
     }
 
-    /// What the background has removed.
+    /// Statistics about what the background has removed.
     pub(crate) fn purging(&self) -> Purging {
         self.purge.as_ref().map(|purge| purge.done()).unwrap_or_default()
     }
@@ -221,8 +223,11 @@ impl Keeper {
             tokio::pin!(idle);
             idle.as_mut().enable();
             let none_under_way = || self.shared.under_way.load(Ordering::SeqCst) == 0;
-            // Asked twice: a claim is held before it stops being on its way, and in the background
-            // before it is forgotten.
+            // `under_way` is read on both sides of the leases, because the two cannot be read at
+            // once. A claim is held before it stops being under way: one that moves over after the
+            // leases were read is seen by the first check. A lease is handed to the background
+            // before it is forgotten: one that moves over before the leases were read is seen by
+            // the second.
             if none_under_way() && self.shared.leases().by_token.is_empty() && none_under_way() {
                 return;
             }
@@ -238,7 +243,7 @@ impl Drop for Keeper {
     }
 }
 
-/// What a shutdown waits for: a claim on its way, or a task in the background.
+/// Something for which a shutdown waits: a claim on its way, or a task in the background.
 pub(crate) struct Busy(Arc<Shared>);
 
 impl Drop for Busy {
@@ -288,7 +293,7 @@ impl Shared {
                 Duration::from_nanos(next_look.saturating_sub(nanos(self.clock.monotonic())));
             let sleep = self.clock.sleep(pause);
             if nanos(self.clock.monotonic()) >= next_look {
-                // The clock moved between the two questions.
+                // The clock has moved since `pause` was computed, so the sleep would be late.
                 continue;
             }
             tokio::select! {
@@ -299,8 +304,9 @@ impl Shared {
         }
     }
 
-    /// The leases to renew now: those that are due, and those that soon will be. Only leases of one
-    /// length share a batch, because it waits for the store as long as they can.
+    /// Returns the leases to renew now: those that are due, and those that will be soon. Only
+    /// leases of the same length share a batch, because the batch waits for the store for as long
+    /// as they allow.
     fn due(&self) -> Vec<Vec<Arc<Lease>>> {
         let mut leases = self.leases();
         let now = self.clock.monotonic();
@@ -314,7 +320,7 @@ impl Shared {
         if next(&leases) <= nanos(now) {
             let soon = |lease: &&Arc<Lease>| lease.due() <= nanos(now + lease.length() / 6);
             for lease in leases.by_token.values().filter(soon) {
-                // Until the answer says when the next is due.
+                // Until the answer determines when the next renewal is due.
                 lease.stop_renewal();
                 due.entry(lease.length()).or_default().push(lease.clone());
             }
@@ -323,7 +329,7 @@ impl Shared {
         due.values().flat_map(|leases| leases.chunks(BATCH)).map(<[_]>::to_vec).collect()
     }
 
-    /// Renews leases of one length.
+    /// Renews leases that have the same length.
     async fn renew(self: Arc<Self>, batch: Vec<Arc<Lease>>) {
         let renewals = batch
             .iter()
@@ -331,7 +337,7 @@ impl Shared {
             .collect();
         let patience = batch.first().map(|lease| lease.length() / 3).unwrap_or_default();
         let sent = self.clock.monotonic();
-        // In a task of its own: a store that panics ends nothing but this.
+        // In a task of its own: a store that panics ends only this renewal.
         let mut request = tokio::spawn(self.store.clone().renew(renewals));
         let answer = tokio::select! {
             biased;
@@ -371,11 +377,10 @@ impl Shared {
             lease.renewed(sent);
         } else {
             lease.stop_renewal();
-            // A record that is gone is nobody's: the claim stays valid for what is left of the
-            // lease.
+            // A record that is gone has no owner: the claim stays valid for the rest of the lease.
             let still_owned = self.leases().by_token.contains_key(&lease.token);
             if written == Written::Lost && still_owned {
-                // The own commit answers the same.
+                // The owner's own commit gets the same answer.
                 if !lease.has_body_ended() {
                     tracing::warn!(key = %lease.key, "the lease was lost: another caller may have taken the call over");
                 }

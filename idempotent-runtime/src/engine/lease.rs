@@ -1,5 +1,5 @@
-//! The lease of a claim, as its owner knows it: how long nobody else can own the claim, and what
-//! was begun under it.
+//! The lease of a claim, as its owner knows it: the time during which no other caller can own the
+//! claim, and what was begun under it.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
@@ -13,14 +13,14 @@ use crate::key::KeyHash;
 use crate::steps::Journal;
 use crate::store::{CrashPolicy, Token};
 
-/// A renewal that failed is tried again after this share of the lease.
+/// The share of the lease after which a failed renewal is tried again.
 const RETRY_SHARE: u32 = 10;
 /// A store may round the time of a request down by this much.
 const ROUNDING: Duration = Duration::from_millis(1);
 
-/// Nothing was done under a claim so far.
+/// Nothing has been done under the claim yet.
 const WAITING: u8 = 0;
-/// The body, or the question about an earlier one, has begun.
+/// The body, or the verification of an earlier one, has begun.
 const BEGUN: u8 = 1;
 /// A shutdown has taken the claim away.
 const SHUT_DOWN: u8 = 2;
@@ -33,27 +33,27 @@ pub(crate) struct Lease {
     length: Duration,
     /// Monotonic time at which the claim was known to be granted.
     granted: Duration,
-    /// Monotonic time after which the lease is not renewed any more.
+    /// Monotonic time after which the lease is no longer renewed.
     renew_until: Duration,
-    /// Monotonic time before which nobody else can own the claim, in nanoseconds.
+    /// Monotonic time before which no other caller can own the claim, in nanoseconds.
     valid_until: AtomicU64,
     /// Monotonic time of the next renewal, in nanoseconds.
     due: AtomicU64,
     lost: AtomicBool,
-    /// Wakes those who wait for the end in the order in which they came, as a simulation needs it.
+    /// Wakes those that wait for the end in order of arrival, as a simulation requires.
     given_up: Notify,
     stage: AtomicU8,
-    /// Whether the body has come to its end.
+    /// True once the body has ended.
     body_ended: AtomicBool,
-    /// Whether nobody may run the call again, whatever the policy.
+    /// True if no caller may run the call again, whatever the policy.
     held: AtomicBool,
-    /// The steps of the body, for who gives the claim up from elsewhere.
+    /// The steps of the body, for code elsewhere that gives the claim up.
     journal: OnceLock<Weak<Journal>>,
     clock: Arc<dyn Clock>,
 }
 
 impl Lease {
-    /// The lease of a claim that was sent first at `sent` on the monotonic clock.
+    /// Creates the lease of a claim that was first sent at `sent` on the monotonic clock.
     pub(crate) fn new(
         (key, token): (KeyHash, Token),
         policy: CrashPolicy,
@@ -81,25 +81,26 @@ impl Lease {
         }
     }
 
-    /// Whether another caller may own the claim by now.
+    /// Returns true if another caller may own the claim by now.
     pub(crate) fn is_lost(&self) -> bool {
         self.lost.load(Ordering::Acquire)
             || nanos(self.clock.monotonic()) >= self.valid_until.load(Ordering::Acquire)
     }
 
-    /// Monotonic time from which the lease is known to have run, at the latest.
+    /// The monotonic time since when, at the latest, the lease is known to run.
     pub(crate) fn known_since(&self) -> Duration {
         Duration::from_nanos(self.valid_until.load(Ordering::Acquire)).saturating_sub(self.length)
     }
 
-    /// How long nobody else can own the claim, from when it was known to be granted.
+    /// The time during which no other caller can own the claim, from when it was known to be
+    /// granted.
     pub(crate) fn lasts(&self) -> Duration {
         Duration::from_nanos(self.valid_until.load(Ordering::Acquire)).saturating_sub(self.granted)
     }
 
     pub(crate) async fn ended(&self) {
         loop {
-            // Before the look: a lease that is given up in between wakes it too.
+            // Created before the check: a lease that is given up in between wakes it too.
             let given_up = self.given_up.notified();
             if self.is_lost() {
                 return;
@@ -116,31 +117,34 @@ impl Lease {
         }
     }
 
-    /// From now on another caller may own the claim.
+    /// Gives the claim up: from now on another caller may own it.
     pub(crate) fn give_up(&self) {
         self.lost.store(true, Ordering::Release);
         self.given_up.notify_waiters();
     }
 
-    /// From now on something may have happened under the claim. False when a shutdown was faster:
-    /// then nothing may.
+    /// Marks that something may have happened under the claim from now on. Returns false if a
+    /// shutdown was faster: then nothing may happen.
     ///
-    /// Body and shutdown meet here alone: either the body has begun and its outcome is unknown to
-    /// the shutdown, or the shutdown gives the claim back and the body never begins.
+    /// This exchange is the only point where a body and a shutdown meet. Either the body begins
+    /// first, and the shutdown treats its outcome as unknown; or the shutdown takes the claim first
+    /// and releases it, and the body never begins. So a claim whose body runs is never released as
+    /// unused.
     pub(crate) fn begin(&self) -> bool {
         let before =
             self.stage.compare_exchange(WAITING, BEGUN, Ordering::AcqRel, Ordering::Acquire);
         matches!(before, Ok(_) | Err(BEGUN))
     }
 
-    /// Nothing has happened under the claim yet, though its body is there: it waits for its turn.
+    /// Marks that nothing has happened under the claim yet, although its body exists: it waits for
+    /// its turn.
     #[cfg(feature = "http")]
     pub(crate) fn wait(&self) {
-        // One that a shutdown has taken away stays away.
+        // A claim that a shutdown has taken away stays taken away.
         let _ = self.stage.compare_exchange(BEGUN, WAITING, Ordering::AcqRel, Ordering::Acquire);
     }
 
-    /// The shutdown takes the claim away. True when something may have happened under it.
+    /// Takes the claim away for a shutdown. Returns true if something may have happened under it.
     pub(crate) fn shut_down(&self) -> bool {
         let has_begun = self.stage.swap(SHUT_DOWN, Ordering::AcqRel) == BEGUN;
         self.give_up();
@@ -155,12 +159,12 @@ impl Lease {
         self.body_ended.store(true, Ordering::Release);
     }
 
-    /// The body has ended in an error that may hide an effect.
+    /// Marks that the body has ended in an error that may hide an effect.
     pub(crate) fn hold(&self) {
         self.held.store(true, Ordering::Release);
     }
 
-    /// Whether the next caller may run the call again when this owner gives it up.
+    /// Returns true if the next caller may run the call again when this owner gives it up.
     pub(crate) fn may_be_taken_over(&self) -> bool {
         self.policy.allows_takeover() && !self.held.load(Ordering::Acquire)
     }
@@ -169,9 +173,9 @@ impl Lease {
         self.body_ended.load(Ordering::Acquire)
     }
 
-    /// The body has started, and this is where its steps are known.
+    /// Marks that the body has started, and records its steps' journal.
     pub(crate) fn has_steps(&self, journal: &Arc<Journal>) {
-        // A claim has one body.
+        // A claim has only one body.
         let _ = self.journal.set(Arc::downgrade(journal));
     }
 
@@ -183,7 +187,8 @@ impl Lease {
         self.length
     }
 
-    /// The body has run for as long as it may. What comes after the body has bounds of its own.
+    /// Returns true if the body has run for as long as it may. Work after the body has limits of
+    /// its own.
     pub(super) fn is_renewed_no_more(&self, now: Duration) -> bool {
         !self.has_body_ended() && now >= self.renew_until
     }
@@ -200,7 +205,7 @@ impl Lease {
         );
     }
 
-    /// The lease runs out unless somebody gives it back.
+    /// Stops renewing: the lease expires unless it is released before.
     pub(super) fn stop_renewal(&self) {
         self.due.store(u64::MAX, Ordering::Release);
     }
@@ -219,8 +224,9 @@ impl fmt::Debug for Lease {
     }
 }
 
-/// When to stop believing in a lease that was asked for at `sent`, in monotonic nanoseconds: a
-/// little before a store that counts whole milliseconds gives it to somebody else.
+/// Returns the time at which to stop trusting a lease that was requested at `sent`, in monotonic
+/// nanoseconds. It is slightly before a store that counts whole milliseconds grants it to another
+/// caller.
 fn end_of(sent: Duration, length: Duration) -> u64 {
     let whole = Duration::from_millis(u64::try_from(length.as_millis()).unwrap_or(u64::MAX));
     nanos(sent.saturating_add(whole.saturating_sub(ROUNDING.min(whole / 10))))

@@ -1,10 +1,10 @@
 //! The transactions that `in_transaction` has lent to a body, and what guarded calls have met in
 //! each of them.
 //!
-//! Bodies hand on what they were lent in many shapes (`&mut tx`, `&mut **tx`, a loan of it, the
-//! whole to another task), and all of them lead to one connection. So a call knows its transaction
-//! by the place of that connection in memory, which nothing else has for as long as it is lent. A
-//! call in another transaction, wherever it is made, finds nothing here.
+//! Bodies pass on what they were lent in many forms (`&mut tx`, `&mut **tx`, a loan of it, the
+//! whole to another task), and all of them lead to one connection. So a call identifies its
+//! transaction by the address of that connection, which nothing else has for as long as it is lent.
+//! A call in another transaction, wherever it is made, finds nothing here.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,22 +23,22 @@ fn lent() -> MutexGuard<'static, BTreeMap<usize, Arc<Calls>>> {
     LENT.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What guarded calls have met in one transaction.
+/// The state of the guarded calls in one transaction.
 #[derive(Default)]
 pub(crate) struct Calls(Mutex<Met>);
 
 #[derive(Default)]
 struct Met {
-    /// The database has said what it has of these: a record, or none.
+    /// The keys for which the database has answered whether there is a record.
     answered: BTreeSet<KeyHash>,
-    /// The result was there.
+    /// The keys whose result was there.
     found: Vec<KeyHash>,
-    /// In the order in which they were written; those of calls inside of a body come before the one
-    /// around them.
+    /// The records in the order in which they were written. Those of calls inside a body precede
+    /// the one around them.
     written: Vec<Written>,
-    /// A call of a disabled operation was made, which leaves no record.
+    /// True if a call of a disabled operation was made, which leaves no record.
     is_unrecorded: bool,
-    /// Where the records are. None before the first call.
+    /// The store of the records. `None` before the first call.
     store: Option<Arc<dyn DynStore>>,
 }
 
@@ -52,17 +52,18 @@ struct Written {
     is_error: bool,
 }
 
-/// How many records there were when a claim was granted: what came later is undone with it.
+/// The number of records when a claim was granted. Those that were written later are undone with
+/// it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Mark(usize);
 
-/// The calls in the transaction whose connection is at `place`, if it was lent.
+/// Returns the calls in the transaction whose connection is at `place`, if it was lent.
 pub(super) fn calls_at(place: usize) -> Option<Arc<Calls>> {
     lent().get(&place).cloned()
 }
 
-/// Whether the code is in the body of a transaction of `store`, as far as a call in it has told.
-/// What that keeps from others it keeps until the body is over.
+/// Returns true if the code is in the body of a transaction of `store`, as far as a call in it has
+/// recorded. Such a transaction keeps its locks until the body has ended.
 pub(super) fn is_in_body_of(store: &Arc<dyn DynStore>) -> bool {
     let is_of_store = |calls: &Arc<Calls>| {
         calls.met().store.as_ref().is_some_and(|other| Arc::ptr_eq(other, store))
@@ -75,7 +76,7 @@ impl Calls {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The database, which is that of `store`, has answered what it has of `key`.
+    /// Records that the database, which is that of `store`, has answered what it has of `key`.
     pub(super) fn answered(&self, key: KeyHash, store: &Arc<dyn DynStore>) -> Mark {
         let mut met = self.met();
         met.answered.insert(key);
@@ -83,24 +84,25 @@ impl Calls {
         Mark(met.written.len())
     }
 
-    /// A call was answered with the record that was there.
+    /// Records that a call was answered with an existing record.
     pub(super) fn found(&self, key: KeyHash) {
         self.met().found.push(key);
     }
 
-    /// The record of `key` is in the transaction, with a result or with an error.
+    /// Records that the record of `key` is in the transaction, with a result or with an error.
     pub(super) fn wrote(&self, key: KeyHash, is_error: bool) {
         self.met().written.push(Written { key, is_error });
     }
 
-    /// A call runs without a record: nothing will tell whether what it writes was committed.
+    /// Records that a call runs without a record: nothing will show whether its writes were
+    /// committed.
     pub(super) fn unrecorded(&self, store: &Arc<dyn DynStore>) {
         let mut met = self.met();
         met.is_unrecorded = true;
         met.store.get_or_insert_with(|| Arc::clone(store));
     }
 
-    /// What was written since `mark` was undone.
+    /// Records that everything written since `mark` was undone.
     pub(super) fn undid(&self, Mark(before): Mark) {
         self.met().written.truncate(before);
     }
@@ -108,8 +110,8 @@ impl Calls {
 
 #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
 impl Calls {
-    /// Lets the calls in the transaction whose connection is at `place` find this, until the answer
-    /// is dropped.
+    /// Lets the calls in the transaction whose connection is at `place` find this, until the
+    /// returned guard is dropped.
     pub(crate) fn lend(self: &Arc<Self>, place: usize) -> Lent {
         lent().insert(place, Arc::clone(self));
         Lent(place)
@@ -120,9 +122,9 @@ impl Calls {
         AROUND.scope(Arc::clone(self), body).await
     }
 
-    /// The records that tell whether the transaction was committed: what it has written. One that
-    /// has written none has only found some, which are the same afterwards. None where a call had
-    /// no record, which would run once more.
+    /// Returns the records that show whether the transaction was committed: those that it has
+    /// written. A transaction that has written none has only found some, which are the same
+    /// afterwards. Returns no records if a call had none, because that call would run once more.
     pub(crate) fn records(&self) -> Vec<KeyHash> {
         let met = self.met();
         if met.is_unrecorded {
@@ -135,21 +137,21 @@ impl Calls {
         }
     }
 
-    /// Whether the database has said in this transaction what it has of all of `records`. One of
-    /// them may have been undone by a savepoint of the body's own, so that its absence says nothing
-    /// of the others.
+    /// Returns true if the database has answered in this transaction what it has of all of
+    /// `records`. One of them may have been undone by a savepoint of the body's own, so its absence
+    /// says nothing about the others.
     pub(crate) fn tell_of(&self, records: &[KeyHash]) -> bool {
         let met = self.met();
         !records.is_empty() && records.iter().all(|key| met.answered.contains(key))
     }
 
-    /// Whether a call has stored or held an error.
+    /// Returns true if a call has stored or held an error.
     pub(crate) fn have_kept_an_error(&self) -> bool {
         self.met().written.iter().any(|written| written.is_error)
     }
 }
 
-/// For as long as a transaction is lent.
+/// A guard that exists for as long as a transaction is lent.
 #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
 #[derive(Debug)]
 pub(crate) struct Lent(usize);

@@ -1,4 +1,4 @@
-//! The user's transaction, borrowed for one step of a call: before the body, or after it.
+//! The user's transaction, borrowed for one phase of a call: before the body, or after it.
 
 use std::fmt;
 use std::time::Duration;
@@ -6,12 +6,12 @@ use std::time::Duration;
 use crate::store::transaction::{ClaimAnswer, End, TransactionConnection, TransactionFuture};
 use crate::store::{Claim, DynStore, SqlTransaction, Token};
 
-/// A transaction whose type is forgotten. The expansion asks for the bound once, at what the user
-/// wrote, so a mistake is one error; and the steps are compiled once, not for each type of
+/// A transaction whose type is erased. The expansion requires the bound once, on what the user
+/// wrote, so a mistake is a single error; and the phases are compiled once, not for each type of
 /// transaction.
 pub struct Loan<'a>(&'a mut dyn TransactionConnection);
 
-/// Borrows `transaction` for one step.
+/// Borrows `transaction` for one phase.
 pub fn lend<X: SqlTransaction + ?Sized>(transaction: &mut X) -> Loan<'_> {
     Loan(transaction.connection())
 }

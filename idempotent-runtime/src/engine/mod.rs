@@ -1,4 +1,4 @@
-//! The engine: from a call to its answer.
+//! The engine: takes a call to its answer.
 
 mod admission;
 mod bound;
@@ -72,8 +72,8 @@ use crate::near_cache::NearCache;
 use crate::store::{Claim, DynStore, Reason, Record, Release, Store, StoreError, Token};
 
 /// The engine: a handle that is cheap to clone. One per store and process is enough. After a
-/// `fork`, the child makes a store and an engine of its own: the one of its parent refuses to ask
-/// the store there.
+/// `fork`, the child must create a store and an engine of its own: the parent's engine refuses to
+/// query the store there.
 ///
 /// ```
 /// # use std::time::Duration;
@@ -95,14 +95,14 @@ pub struct Idempotency {
     pub(crate) inner: Arc<Inner>,
 }
 
-/// What all handles of an engine share.
+/// The state that all handles of an engine share.
 pub(crate) struct Inner {
     pub(crate) store: Arc<dyn DynStore>,
     pub(crate) clock: Arc<dyn Clock>,
     randomness: Arc<dyn Randomness>,
     pub(crate) settings: Settings,
     validity: Result<(), Error>,
-    /// The process that made it.
+    /// The ID of the process that created the engine.
     home: u32,
     flights: Arc<Flights>,
     pub(crate) near_cache: Option<Arc<NearCache>>,
@@ -112,8 +112,8 @@ pub(crate) struct Inner {
     bounds: Bounds,
     closing: AtomicU8,
     waiters: AtomicUsize,
-    /// Bodies that run without a lease: their record is in a transaction of the user's, or they
-    /// have none.
+    /// Bodies that run without a lease, because their record is in a transaction of the user's or
+    /// because they have none.
     without_lease: AtomicUsize,
     duplicates: AtomicU64,
 }
@@ -159,9 +159,9 @@ impl Inner {
         self.validity.clone()
     }
 
-    /// Refuses what would ask the store from a fork of the process: it has the connections of its
-    /// parent, in which the answers of both would be mixed up, and not the thread that renews
-    /// leases.
+    /// Rejects requests to the store from a fork of the process. The fork has its parent's
+    /// connections, on which the answers of both would be mixed up, and lacks the thread that
+    /// renews leases.
     fn at_home(&self) -> Result<(), Error> {
         if std::process::id() == self.home {
             return Ok(());
@@ -181,7 +181,7 @@ impl Inner {
         self.closing.load(Ordering::SeqCst) != OPEN
     }
 
-    /// Whether also what a running body calls is refused, because the body was given up.
+    /// Returns true if calls of running bodies are rejected too, because the bodies were given up.
     fn is_closed(&self) -> bool {
         self.closing.load(Ordering::SeqCst) == CLOSED
     }
@@ -192,14 +192,14 @@ impl Inner {
         Ok(Token::from_bits(u128::from_be_bytes(bytes)))
     }
 
-    /// Whether a body may start whose claim was sent first at `sent`: not when more than 80 % of
-    /// its lease are over.
+    /// Returns true if a body whose claim was first sent at `sent` may still start: not if more
+    /// than 80 % of its lease have passed.
     fn may_start(&self, sent: Duration, lease: Duration) -> bool {
         self.clock.monotonic().saturating_sub(sent) <= lease / 5 * 4
     }
 
-    /// Gives back a claim that was granted and that nobody uses. The caller waits for
-    /// `claim_timeout` at most, whatever its lease: then the background goes on with it.
+    /// Releases a claim that was granted and is not used. The caller waits for at most
+    /// `claim_timeout`, whatever its lease; the background then continues.
     async fn give_back(self: &Arc<Self>, claim: &Claim, repeated: bool) {
         let (engine, release, lease) =
             (self.clone(), Release::unused(claim.key, claim.token), claim.lease);
@@ -216,7 +216,7 @@ impl Inner {
         }
     }
 
-    /// Gives back a claim that was sent more than once, and that is not ours: a late try may still
+    /// Releases a claim that was sent more than once and that is not ours: a late try may still
     /// take it.
     fn give_back_later(self: &Arc<Self>, claim: &Claim) {
         let (engine, release, lease) =
@@ -229,11 +229,11 @@ impl Inner {
     }
 }
 
-/// One caller that waits. The number of them is bounded.
+/// A caller that waits. The number of waiting callers is bounded.
 struct Waiting(Arc<Inner>);
 
 impl Waiting {
-    /// `None` when too many wait already.
+    /// Returns `None` if too many are waiting already.
     fn enter(engine: &Arc<Inner>) -> Option<Self> {
         let waiting = Self(engine.clone());
         let before = engine.waiters.fetch_add(1, Ordering::AcqRel);
@@ -263,30 +263,30 @@ impl Drop for WithoutLease {
     }
 }
 
-/// A body that runs without any protection, until it is over: a shutdown waits for it, and counts
+/// A body that runs without any protection, until it has ended. A shutdown waits for it and counts
 /// it.
 pub(crate) struct Unprotected {
     ended: Arc<AtomicBool>,
-    // In this order: what is not busy any more is not counted either.
+    // In this order: a body that is no longer busy is no longer counted either.
     counted: WithoutLease,
     _busy: Busy,
 }
 
 impl Unprotected {
-    /// `None` where `engine` is closing and takes no new calls from `scope`.
+    /// Returns `None` if `engine` is closing and accepts no new calls from `scope`.
     pub(crate) fn enter(engine: &Arc<Inner>, scope: &Scope) -> Option<Self> {
-        // In this order: a shutdown that begins after the look waits for what is busy.
+        // In this order: a shutdown that begins after the check waits for everything that is busy.
         let busy = engine.keeper.busy();
         let counted = WithoutLease::enter(engine);
         (!scope.is_shut_out(engine)).then(|| Self { ended: Arc::default(), counted, _busy: busy })
     }
 
-    /// The context of the body.
+    /// Creates the context of the body.
     pub(crate) fn context(&self, operation: &Arc<str>, key: KeyHash) -> Context {
         Context::unprotected(&self.counted.0, operation, key, &self.ended, false)
     }
 
-    /// The context of a body that has the user's transaction.
+    /// Creates the context of a body that has the user's transaction.
     fn context_in_transaction(&self, operation: &Arc<str>, key: KeyHash) -> Context {
         Context::unprotected(&self.counted.0, operation, key, &self.ended, true)
     }
@@ -298,44 +298,44 @@ impl Drop for Unprotected {
     }
 }
 
-/// New calls are taken.
+/// New calls are accepted.
 const OPEN: u8 = 0;
-/// Only those that running bodies make.
+/// Only calls made by running bodies are accepted.
 const DRAINING: u8 = 1;
-/// None.
+/// No calls are accepted.
 const CLOSED: u8 = 2;
 
-/// What a shutdown left behind.
+/// The calls that a shutdown left behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Drained {
-    /// How many calls had begun and were not over at the end of the time: their body ran, or their
-    /// result was not stored yet. They were given up: in doubt under `hold`, left to the next
-    /// caller under the other policies, in a transaction whatever becomes of that, and without
-    /// protection nothing is left of them. A store that does not answer learns of it by the end of
-    /// their leases. Zero when all was over.
+    /// The number of calls that had begun and had not ended when the time was up: their body ran,
+    /// or their result was not stored yet. They were given up: in doubt under `hold`, and left to
+    /// the next caller under the other policies. The outcome of a call in a transaction is that of
+    /// the transaction, and a call without protection leaves no record. A store that does not
+    /// answer learns of it when their leases expire. Zero if all had ended.
     pub abandoned: usize,
 }
 
 impl Idempotency {
-    /// An engine on `store` with the default settings.
+    /// Creates an engine on `store` with the default settings.
     pub fn new(store: impl Store) -> Self {
         Self::builder(store).build()
     }
 
-    /// An engine on `store` with settings.
+    /// Returns a builder of an engine on `store`.
     pub fn builder(store: impl Store) -> Builder {
         Builder::new(store)
     }
 
-    /// An engine on the store that `url` names, with the default settings: `memory:`, `redis://…`,
-    /// `rediss://…`, `postgres://…`, `mysql://…`, `sqlite:…`.
+    /// Creates an engine on the store that `url` names, with the default settings: `memory:`,
+    /// `redis://…`, `rediss://…`, `postgres://…`, `mysql://…`, `sqlite:…`.
     ///
     /// # Errors
-    /// [`Config`](crate::ErrorKind::Config) when the scheme is unknown, its feature is off, or the
+    /// [`Config`](crate::ErrorKind::Config) if the scheme is unknown, its feature is off, or the
     /// store is configured so that it cannot keep the promise;
-    /// [`StoreUnavailable`](crate::ErrorKind::StoreUnavailable) when the store does not answer;
-    /// [`Unsupported`](crate::ErrorKind::Unsupported) when it is too old.
+    /// [`StoreUnavailable`](crate::ErrorKind::StoreUnavailable) if the store does not answer;
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) if it is too old.
     ///
     /// ```
     /// # use idempotent_runtime::{Error, Idempotency};
@@ -350,54 +350,54 @@ impl Idempotency {
         Ok(connect::builder(url).await?.build())
     }
 
-    /// As [`connect`](Self::connect), for an engine with settings.
+    /// Like [`connect`](Self::connect), but returns a builder for an engine with settings.
     ///
     /// # Errors
-    /// As [`connect`](Self::connect).
+    /// The same as for [`connect`](Self::connect).
     pub async fn connect_builder(url: &str) -> Result<Builder, Error> {
         connect::builder(url).await
     }
 
-    /// Makes this engine the one of every call in the process that names none and runs in no
+    /// Installs this engine for every call in the process that names none and runs in no
     /// [`scope`](Self::scope).
     ///
     /// # Errors
-    /// [`Config`](crate::ErrorKind::Config) when one is installed already, or when this one's
-    /// settings are wrong.
+    /// [`Config`](crate::ErrorKind::Config) if an engine is already installed, or if the settings
+    /// of this one are invalid.
     pub fn install(self) -> Result<(), Error> {
         self.inner.validity()?;
         scope::install(self)
     }
 
-    /// Runs `future` with this engine in place of the installed one. Tests swap the store here.
+    /// Runs `future` with this engine in place of the installed one. Tests swap the store this way.
     ///
     /// Tasks that the future spawns do not inherit it: see
     /// [`InCurrentScope`](crate::InCurrentScope).
     pub fn scope<F: Future>(&self, future: F) -> impl Future<Output = F::Output> + use<F> {
         let engine = self.clone();
-        // What surrounds the future is what surrounds it when it runs, not when it was made.
+        // The future gets the surroundings in which it runs, not those in which it was created.
         async move { Scope::current().with_engine(engine).wrap(future).await }
     }
 
-    /// A call of `operation` with `key`. What is wrong with the key is told when the call is made.
+    /// Returns a call of `operation` with `key`. An invalid key is reported when the call runs.
     pub fn call<K: IntoKey>(&self, operation: &str, key: K) -> Call {
         Call::named(self, operation, Key::of(&key))
     }
 
-    /// The record of a call. Of a key with a [`window`](crate::key::window), the one in the window
-    /// of now.
+    /// Returns a handle to the record of a call. For a key with a [`window`](crate::key::window),
+    /// it is the record in the current window.
     pub fn record<K: IntoKey>(&self, operation: &str, key: K) -> RecordHandle {
         RecordHandle::of_call(self.inner.clone(), operation, Key::of(&key))
     }
 
-    /// The record with this name: the 64 hexadecimal characters of
-    /// [`KeyHash::to_hex`](crate::key::KeyHash::to_hex), which stand for the scope too.
+    /// Returns a handle to the record with this name: the 64 hexadecimal characters of
+    /// [`KeyHash::to_hex`](crate::key::KeyHash::to_hex), which also stand for the scope.
     pub fn record_by_hash(&self, hash: &str) -> RecordHandle {
         RecordHandle::of_hash(self.inner.clone(), hash)
     }
 
-    /// Switches the protection of `operation` off, for emergencies: its bodies run at every call,
-    /// without claim and without record, and every such call is logged as a warning. In a
+    /// Switches off the protection of `operation`, for emergencies. Its bodies run at every call,
+    /// without a claim and without a record, and every such call is logged as a warning. In a
     /// transaction of the user's, an `Err` still undoes what the body wrote.
     pub fn disable(&self, operation: &str) {
         self.inner.operations.disable(operation);
@@ -408,43 +408,45 @@ impl Idempotency {
         self.inner.operations.enable(operation);
     }
 
-    /// How many bodies of this engine finished after their call had been taken over.
+    /// The number of bodies of this engine that finished after their call had been taken over.
     pub fn duplicates(&self) -> u64 {
         self.inner.duplicates.load(Ordering::Relaxed)
     }
 
-    /// What the background has removed of records that had expired, and whether it keeps up. All
-    /// zero where the store's server removes them itself, where
+    /// Statistics about the expired records that the background has removed, and whether it keeps
+    /// up. All zero where the store's server removes them itself, where
     /// [`background_purge`](Builder::background_purge) is off, and before the first call.
     pub fn purging(&self) -> Purging {
         self.inner.keeper.purging()
     }
 
-    /// Takes no new calls, waits at most `timeout` for the bodies that run, and gives the rest up,
-    /// which takes at most [`claim_timeout`](Builder::claim_timeout) more.
+    /// Stops accepting new calls, waits at most `timeout` for the running bodies, and gives up the
+    /// rest, which takes at most [`claim_timeout`](Builder::claim_timeout) more.
     ///
-    /// New calls get [`ShuttingDown`](crate::ErrorKind::ShuttingDown), and so do calls that wait,
-    /// as soon as they would have to claim; those whose answer comes from elsewhere still get it.
-    /// Calls that a running body makes still work until `timeout` is over. A body that was given up
-    /// is not stopped: if it finishes after all and nobody has taken over, its result is stored. A
-    /// claim whose body had not begun is given back, and counts as no attempt.
+    /// New calls get [`ShuttingDown`](crate::ErrorKind::ShuttingDown), and so do waiting calls as
+    /// soon as they would have to claim; those whose answer comes from elsewhere still get it.
+    /// Calls made by a running body still work until `timeout` has passed. A body that was given up
+    /// is not stopped: if it finishes after all and no other caller has taken over, its result is
+    /// stored. A claim whose body had not begun is released, and does not count as an attempt.
     pub async fn shutdown(&self, timeout: Duration) -> Drained {
         let engine = &self.inner;
-        // Not back from closed: somebody else may have shut the engine down before.
+        // `fetch_max`: another caller may have shut the engine down already, and CLOSED must not go
+        // back to DRAINING.
         engine.closing.fetch_max(DRAINING, Ordering::SeqCst);
         tokio::select! {
             biased;
             () = engine.keeper.idle() => {}
             () = engine.clock.sleep(timeout) => {}
         }
-        // Which claims are taken away below, and which never come to be: one that asks whether it
-        // may before this is held or on its way, and is seen here or by the last wait; one that
-        // asks afterwards sends nothing.
+        // This store separates the claims that are taken away below from those that are never sent.
+        // A call marks itself busy before it checks `closing`. If it checks before this store, its
+        // claim is either held already and seen in the loop, or on its way and awaited by the last
+        // `idle`. If it checks afterwards, it sends nothing.
         engine.closing.store(CLOSED, Ordering::SeqCst);
         let mut abandoned = engine.without_lease.load(Ordering::SeqCst);
         for lease in engine.keeper.held() {
-            // A record that is gone from now on was taken away by an answer, and is not written
-            // anew.
+            // From now on, a record that is gone was removed by an answer, and is not written
+            // again.
             let has_begun = lease.shut_down();
             engine.keeper.forget(&lease);
             abandoned += usize::from(has_begun);
@@ -464,8 +466,8 @@ impl Idempotency {
                 }
             });
         }
-        // All at once, and no longer than for one: a store that does not answer would keep the
-        // process for each of them.
+        // All at once, and no longer than for one: otherwise a store that does not answer would
+        // keep the process alive for the time of each.
         tokio::select! {
             biased;
             () = engine.keeper.idle() => {}

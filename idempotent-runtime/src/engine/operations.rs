@@ -1,4 +1,5 @@
-//! The operations that an engine has met: whose name is whose, and which are switched off.
+//! The operations that an engine has seen: the function behind each name, and those that are
+//! disabled.
 
 use std::any::TypeId;
 use std::collections::{HashMap, HashSet};
@@ -7,7 +8,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use super::instance::Instance;
 use crate::error::Error;
 
-/// Where one `#[idempotent]` function stands. One `static` per function.
+/// The location of one `#[idempotent]` function. One `static` per function.
 #[derive(Debug)]
 pub struct Site {
     name: &'static str,
@@ -19,15 +20,15 @@ pub struct Site {
 }
 
 impl Site {
-    /// The function called `name` at `file`:`line`.
+    /// Creates the site of the function named `name` at `file`:`line`.
     pub const fn new(name: &'static str, file: &'static str, line: u32) -> Self {
         Self { name, file, line, column: 0, function: None }
     }
 
-    /// The same with what tells it from every other function: a type that is declared for this one
-    /// alone.
+    /// Adds what distinguishes the function from every other one: a type that is declared for this
+    /// function alone.
     ///
-    /// A place in the source is not enough. Two functions that a macro writes stand at one, and so
+    /// A position in the source is not enough. Two functions written by a macro share one, and so
     /// do those of a crate that is compiled twice. Nor is the address of a `static`: the linker may
     /// merge equal ones.
     #[must_use]
@@ -58,22 +59,22 @@ pub(crate) struct Operations {
     disabled: RwLock<HashSet<Arc<str>>>,
 }
 
-/// The first function that was called by a name, and what it was called with.
+/// The first function that was called under a name, and how it was called.
 #[derive(Clone, Debug)]
 struct Known {
     site: &'static Site,
-    /// `None` where the user has given the name: then all instances of the function share it.
+    /// `None` if the user has given the name: then all instances of the function share it.
     instance: Option<Instance>,
     name: Arc<str>,
 }
 
 impl Operations {
-    /// The name of the operation at `site`, unless it would share its records with another
-    /// function, or with another instance of the function where the user has not given the name.
+    /// Returns the name of the operation at `site`, unless it would share its records with another
+    /// function, or with another instance of the function if the user has not given the name.
     ///
-    /// Whoever comes first keeps the name, and everybody else is refused, however many threads come
+    /// The first function keeps the name and every other one is rejected, however many threads call
     /// at once: the first is entered under the lock and never replaced. An instance with parameters
-    /// is refused even if it is the first, because the other ones may come in another process.
+    /// is rejected even if it is the first, because the others may run in another process.
     pub(crate) fn name_of(
         &self,
         site: &'static Site,
@@ -167,7 +168,7 @@ fn two_instances(site: &Site, first: &Instance, second: &Instance) -> Error {
     )
 }
 
-/// The last part of the default name: the function's.
+/// The last part of the default name, which is the function's own.
 fn own_name(site: &Site) -> &'static str {
     site.name.rsplit("::").next().unwrap_or(site.name)
 }

@@ -1,17 +1,18 @@
 //! Releases that the background owes the store.
 //!
-//! What was sent to a server that stands still is applied when it goes on, also a claim whose
-//! caller has long been told that there is none: under `hold` its record would be in doubt, and no
-//! body has begun. So the release goes on for as long as the background goes on storing results. An
-//! outage leaves many of them at once: one task has them all, and asks with one until the store
-//! answers.
+//! A request that was sent to a stalled server is applied when the server continues. That includes
+//! a claim whose caller was refused long ago: under `hold`, its record would be in doubt although
+//! no body has begun. So the release is repeated for as long as the background would continue to
+//! store results. An outage leaves many of them at once. A single task has them all, and sends one
+//! at a time until the store answers.
 //!
 //! A claim without an answer may also arrive after its release, which then found nothing: one
 //! connection is slow, or a commit waits for its standby. So it is released again, after pauses
 //! that double.
 //!
-//! Each gets one bounded try and then stands behind the others: one that the store refuses for
-//! long, a locked row for example, costs the others no more than its own tries.
+//! Each release gets one bounded try and then queues behind the others: a release that the store
+//! refuses for long, because of a locked row for example, costs the others no more than its own
+//! tries.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -23,47 +24,48 @@ use super::keeper::Busy;
 use super::{Inner, retry};
 use crate::store::{Release, StoreError, StoreErrorKind};
 
-/// How many releases of either kind are owed at most, some ten megabytes; what comes beyond is
-/// logged, and ends with its lease.
+/// The maximum number of releases of either kind that are owed, some ten megabytes. A release
+/// beyond it is logged, and its claim ends with its lease.
 const MOST: usize = 100_000;
 
-/// What is owed, and whether somebody is at it.
+/// The releases that are owed, and whether a task sends them.
 #[derive(Default)]
 pub(super) struct Owed {
     debts: Mutex<Debts>,
-    /// Wakes whoever is at it when there is more, and when the engine is gone.
+    /// Wakes the payer when there is more to do, and when the engine is gone.
     news: watch::Sender<()>,
 }
 
 #[derive(Default)]
 struct Debts {
-    /// Due at once, and in turn.
+    /// Due at once, sent in order.
     first: VecDeque<Owing>,
-    /// By when they are due, and in the order in which they came.
+    /// Sorted by due time, then in the order in which they were added.
     again: BTreeMap<(Duration, u64), Owing>,
     added: u64,
-    /// Whose turn it is: neither kind keeps the other from the store.
+    /// The kind whose turn it is: neither keeps the other from the store.
     is_turn_of_again: bool,
+    /// True while a payer is running.
     is_paid: bool,
 }
 
-/// One release, in monotonic time.
+/// One release. Times are monotonic.
 struct Owing {
     release: Release,
     until: Duration,
     /// The claim may still be on its way: after its release it is released again, after this pause.
     again: Option<Duration>,
-    /// Only for the first release: a shutdown waits for it, and so does the end of the engine.
+    /// Only for the first release: a shutdown waits for it, and it keeps the engine alive.
     first: Option<First>,
 }
 
-/// Kept until the release is answered or given up, or nobody is at it any more.
+/// Kept until the release is answered or given up, or no payer is left.
 struct First {
     _engine: Arc<Inner>,
     _busy: Busy,
 }
 
-/// What there is to do.
+/// The next thing to do.
 enum Next {
     Release(Owing),
     /// None is due before this monotonic time.
@@ -78,7 +80,7 @@ impl Owed {
 }
 
 impl Debts {
-    /// Adds one that is not due before `not_before`, unless there are too many of its kind.
+    /// Adds a release that is not due before `not_before`, unless there are too many of its kind.
     fn add(&mut self, owing: Owing, not_before: Duration) -> bool {
         let kind = if owing.first.is_some() { self.first.len() } else { self.again.len() };
         let has_room = kind < MOST;
@@ -122,8 +124,8 @@ impl Debts {
     }
 }
 
-/// Goes on with `release`, which failed with `error`, in the background. The claim may be
-/// `repeated`: one try of it is perhaps still on its way.
+/// Continues with `release`, which failed with `error`, in the background. If the claim was
+/// `repeated`, one of its tries may still be on its way.
 pub(super) fn add(engine: &Arc<Inner>, release: Release, repeated: bool, error: &StoreError) {
     let now = engine.clock.monotonic();
     let until = now.saturating_add(engine.settings.background_commit);
@@ -138,8 +140,8 @@ pub(super) fn add(engine: &Arc<Inner>, release: Release, repeated: bool, error: 
     }
 }
 
-/// Releases the claim of `release` again, and again: it was released, and a try of it is perhaps
-/// still on its way.
+/// Releases the claim of `release` again, and again: it was released, and one of its tries may
+/// still be on its way.
 pub(super) fn repeat(engine: &Arc<Inner>, release: Release) {
     let now = engine.clock.monotonic();
     let pause = engine.settings.claim_timeout;
@@ -152,7 +154,7 @@ pub(super) fn repeat(engine: &Arc<Inner>, release: Release) {
     owe(engine, owing, not_before);
 }
 
-/// The release after `pause`, however little time is left.
+/// Returns the release after `pause`, however little time is left.
 fn first_repetition(
     release: Release,
     pause: Duration,
@@ -160,13 +162,13 @@ fn first_repetition(
     until: Duration,
 ) -> (Owing, Duration) {
     let not_before = now.saturating_add(pause);
-    // Late, the claim is one that nothing began under, whatever was before.
+    // A claim that arrives late is one that nothing began under, whatever happened before.
     let release = Release::unused(release.key, release.token);
     let again = Some(pause.saturating_mul(2));
     (Owing { release, until: until.max(not_before), again, first: None }, not_before)
 }
 
-/// False if it is owed with others, or not at all.
+/// Returns false if an active payer takes it along, or if it is not owed at all.
 fn owe(engine: &Arc<Inner>, owing: Owing, not_before: Duration) -> bool {
     let release = owing.release;
     let payer = {
@@ -180,7 +182,7 @@ fn owe(engine: &Arc<Inner>, owing: Owing, not_before: Duration) -> bool {
             engine.owed.news.send_replace(());
             return false;
         }
-        // From here on its end, whatever that is, makes room for another.
+        // From here on, the payer's end, however it comes, frees the place for another.
         Payer {
             engine: Arc::downgrade(engine),
             news: engine.owed.news.subscribe(),
@@ -192,28 +194,28 @@ fn owe(engine: &Arc<Inner>, owing: Owing, not_before: Duration) -> bool {
     true
 }
 
-/// Whoever is at it.
+/// The task that sends what is owed.
 struct Payer {
-    /// What is only to be released again keeps no engine.
+    /// Weak: releases that are only repeated do not keep the engine alive.
     engine: Weak<Inner>,
     news: watch::Receiver<()>,
-    /// What is on its way to the store.
+    /// The release that is on its way to the store.
     at: Option<Owing>,
     has_paid: bool,
 }
 
 impl Drop for Payer {
-    /// The background has ended in the middle. What is left waits for the next that fails, which
-    /// also starts another payer; the two cannot run beside each other, because the place is given
-    /// back under the lock.
+    /// Handles a background that ended in the middle. What is left waits for the next release that
+    /// fails, which also starts another payer. Two payers cannot run side by side, because the
+    /// place is freed under the lock.
     fn drop(&mut self) {
         let Some(engine) = self.engine.upgrade().filter(|_| !self.has_paid) else { return };
         let mut debts = engine.owed.lock();
         debts.first.extend(self.at.take().filter(|owing| owing.first.is_some()));
         debts.is_paid = false;
         let left = debts.len();
-        // Nobody is at it: they keep neither a shutdown nor the engine. What they kept is dropped
-        // without the lock.
+        // Without a payer they keep neither a shutdown nor the engine waiting. What they held is
+        // dropped outside the lock.
         let kept: Vec<_> = debts.first.iter_mut().filter_map(|owing| owing.first.take()).collect();
         drop(debts);
         drop(kept);
@@ -227,6 +229,9 @@ impl Payer {
         while let Some(engine) = self.engine.upgrade() {
             let clock = engine.clock.clone();
             let now = clock.monotonic();
+            // The queue is read and the place is freed under one lock. A release that is added
+            // before this is seen by `next`. One that is added afterwards finds the place free and
+            // starts another payer. So no release is left without a payer.
             let next = {
                 let mut debts = engine.owed.lock();
                 let next = debts.next(now);
@@ -237,6 +242,8 @@ impl Payer {
             let owing = match next {
                 Next::Release(owing) => owing,
                 Next::Wait(until) => {
+                    // The engine is not kept alive while waiting. A watch remembers a send from
+                    // before `changed` is polled, so a release added in between still wakes this.
                     drop(engine);
                     tokio::select! {
                         () = clock.sleep(until.saturating_sub(now)) => {}
@@ -258,7 +265,7 @@ impl Payer {
                         (first_repetition(release, pause, now, owing.until), owing.first.is_some())
                     });
                     match repetition {
-                        // One follows the first release in any case.
+                        // One repetition follows the first release in any case.
                         Some(((next, not_before), is_first))
                             if is_first || not_before <= owing.until =>
                         {
@@ -268,7 +275,7 @@ impl Payer {
                     }
                 }
                 Err(error) => {
-                    // Each has a try of its own at the end, however long it has stood behind
+                    // Each has a last try of its own at the end, however long it has queued behind
                     // others.
                     if owing.until <= now {
                         give_up(&release, &error);
@@ -283,7 +290,7 @@ impl Payer {
 }
 
 /// Sends `release` once. A try that takes longer than `claim_timeout` is dropped, and one that
-/// panics has failed: its task has it alone.
+/// panics has failed: it runs in a task of its own.
 async fn send(engine: &Inner, release: Release) -> Result<(), StoreError> {
     let unavailable = || StoreError::new(StoreErrorKind::Unavailable, "release");
     let patience = engine.settings.claim_timeout;

@@ -1,4 +1,4 @@
-//! Removing expired records in the background, where the store's server does not.
+//! Removes expired records in the background, where the store's server does not.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -7,26 +7,26 @@ use super::settings::Settings;
 use crate::clock::Clock;
 use crate::store::{DynStore, Purged, StoreError};
 
-/// Between two batches of one look: others want the store too.
+/// The pause between two batches of one sweep: others use the store too.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// What the background has removed so far. Made by
+/// Statistics of the background purge. Returned by
 /// [`Idempotency::purging`](crate::Idempotency::purging).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Purging {
-    /// How many records this engine has removed.
+    /// The number of records that this engine has removed.
     pub removed: u64,
-    /// How long the oldest record that is still there had been over when this engine looked last;
-    /// `None` when none was, or before the first look. A figure that grows over hours says that
-    /// purging does not keep up, or fails. After 10 000 records, a store on a server looks for
-    /// older ones than it has come to only once in 60 looks.
+    /// The time by which the oldest expired record was overdue at this engine's last sweep; `None`
+    /// if there was none, or before the first sweep. A value that grows over hours means that
+    /// purging does not keep up, or fails. After 10 000 records, a store on a server checks for
+    /// records older than those it has reached only once in 60 sweeps.
     pub lag: Option<Duration>,
-    /// How many looks of this engine have failed.
+    /// The number of this engine's sweeps that have failed.
     pub failed: u64,
 }
 
-/// The background's work, and what it has done.
+/// The background's task, and its statistics.
 pub(crate) struct Purge {
     interval: Duration,
     batch: usize,
@@ -34,7 +34,7 @@ pub(crate) struct Purge {
 }
 
 impl Purge {
-    /// `None` where nothing has to be removed, or not by this engine.
+    /// Returns `None` if nothing has to be removed, or not by this engine.
     pub(crate) fn new(store: &dyn DynStore, settings: &Settings) -> Option<Arc<Self>> {
         let is_wanted = settings.background_purge && store.capabilities().needs_purging;
         let (interval, batch) = (settings.purge_interval, settings.purge_batch);
@@ -45,7 +45,7 @@ impl Purge {
         *self.done.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Looks again and again, until it is dropped.
+    /// Sweeps again and again, until it is dropped.
     pub(crate) async fn run(self: Arc<Self>, store: Arc<dyn DynStore>, clock: Arc<dyn Clock>) {
         loop {
             clock.sleep(self.next_look(&*clock)).await;
@@ -55,15 +55,15 @@ impl Purge {
         }
     }
 
-    /// Up to a tenth earlier than asked for: processes that start together should not come
-    /// together.
+    /// The time until the next sweep, up to a tenth shorter than configured: processes that start
+    /// together should not sweep together.
     fn next_look(&self, clock: &dyn Clock) -> Duration {
         let share = clock.monotonic().subsec_micros() % 1_000;
         self.interval.saturating_sub(self.interval / 10 * share / 1_000)
     }
 
-    /// Removes one batch. True when there is more. What a batch neither removes nor puts off is in
-    /// somebody's hands, and is left for the next look.
+    /// Removes one batch. Returns true if there is more. Records that a batch neither removes nor
+    /// puts off are locked by others, and are left for the next sweep.
     async fn look(&self, store: &Arc<dyn DynStore>) -> Result<bool, StoreError> {
         let answer = store.clone().purge(self.batch).await;
         let mut done = self.done.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,4 +1,4 @@
-//! One record, for operators: look, answer, forget.
+//! One record, for operators: inspect, resolve, forget.
 
 use std::fmt;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -18,7 +18,8 @@ use crate::store::{
     Changed, Park, Reason, Record, Remove, Resolve, ResolveAnswer, State, StoreError, Token,
 };
 
-/// The record of one call. Made by [`Idempotency::record`](super::Idempotency::record).
+/// A handle to the record of one call. Created by
+/// [`Idempotency::record`](super::Idempotency::record).
 ///
 /// ```
 /// # use std::time::Duration;
@@ -47,7 +48,7 @@ enum Name {
     Hash(Result<KeyHash, Error>),
 }
 
-/// What a record shows to people: never its key, its body or its result.
+/// The parts of a record that are shown to people: never its key, its body or its result.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct RecordView {
@@ -55,39 +56,39 @@ pub struct RecordView {
     pub key: KeyHash,
     /// The operation's name.
     pub operation: Arc<str>,
-    /// The state. A record whose lease is over under the policy hold is shown as in doubt, which it
-    /// is. Under the other policies it stays in progress until a call takes it over or somebody
-    /// answers for it; `reason` tells that its owner is gone.
+    /// The state. A record whose lease has expired under the policy `hold` is shown as in doubt,
+    /// which it is. Under the other policies it stays in progress until a call takes it over or an
+    /// operator resolves it; `reason` shows that its owner is gone.
     pub state: State,
-    /// When the call was claimed first, in the store's time.
+    /// The time of the first claim, in the store's time.
     pub created: Timestamp,
-    /// When the store may forget the record, in the store's time.
+    /// The time from which the store may forget the record, in the store's time.
     pub expires: Timestamp,
-    /// How often the call was claimed.
+    /// The number of times that the call was claimed.
     pub attempts: u32,
-    /// Grows with every change of ownership.
+    /// A number that grows with every change of ownership.
     pub fence: u64,
     /// The size of the stored result or checkpoint in bytes.
     pub size: usize,
-    /// Why the record is what it is, where there is more to say than the state.
+    /// The reason for the record's state, if there is more to say than the state.
     pub reason: Option<Reason>,
-    /// Stands for exactly what was seen: [`resolve`](RecordHandle::resolve) refuses if it changed
-    /// since.
+    /// Identifies exactly what was seen: [`resolve`](RecordHandle::resolve) rejects it if the
+    /// record has changed since.
     pub revision: Revision,
 }
 
-/// Stands for what was seen of a record. Opaque.
+/// Identifies the observed state of a record. Opaque.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Revision {
     owner: Token,
     state: State,
     reason: Option<Reason>,
-    /// A hash: a record may have megabytes of recorded steps.
+    /// A hash, because a record may have megabytes of recorded steps.
     body: u64,
 }
 
 impl Revision {
-    /// Renewals change nothing that is seen.
+    /// Renewals change nothing that is visible.
     fn of(record: &Record, (state, reason): (State, Option<Reason>)) -> Self {
         let mut body = DefaultHasher::new();
         record.body.hash(&mut body);
@@ -95,7 +96,8 @@ impl Revision {
     }
 }
 
-/// What people are shown: a record whose owner is gone is in doubt where nobody may take it over.
+/// The state and the reason as shown to people: a record whose owner is gone is in doubt if no
+/// caller may take it over.
 fn shown(record: &Record) -> (State, Option<Reason>) {
     let is_orphaned = record.is_orphaned();
     let is_in_doubt = is_orphaned && !record.policy.allows_takeover();
@@ -135,13 +137,13 @@ pub struct Resolution(Kind);
 
 enum Kind {
     Finished(State, Result<Bytes, NotEncodable>),
-    /// What no caller can have been answered with, and why.
+    /// An answer that no caller can have received, and why.
     #[cfg(feature = "http")]
     Impossible(&'static str),
     NotExecuted,
 }
 
-/// Shows the kind of the answer alone.
+/// Shows only the kind of the answer.
 impl fmt::Debug for Resolution {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
@@ -167,7 +169,7 @@ impl Resolution {
         Self(Kind::Finished(State::Completed, encode_for_any_reader(&value)))
     }
 
-    /// It failed, and this is the error that every caller gets from now on. The operation has to
+    /// It failed, and this is the error that every caller gets from now on. The operation must
     /// store errors (`on_error = store`) to read it.
     pub fn Failed<E: Serialize>(error: E) -> Self {
         Self(Kind::Finished(State::Failed, encode_for_any_reader(&error)))
@@ -175,13 +177,13 @@ impl Resolution {
 }
 
 impl Resolution {
-    /// A result of a call that makes bytes of its results itself.
+    /// A result of a call that encodes its results itself.
     #[cfg(feature = "http")]
     pub(crate) fn finished(state: State, body: Bytes) -> Self {
         Self(Kind::Finished(state, Ok(body)))
     }
 
-    /// One that is refused.
+    /// An answer that is rejected.
     #[cfg(feature = "http")]
     pub(crate) fn impossible(why: &'static str) -> Self {
         Self(Kind::Impossible(why))
@@ -200,8 +202,8 @@ impl RecordHandle {
         Self { engine, name: Name::Hash(hash) }
     }
 
-    /// The tenant part of the key, as the call has it. A record that is named by its hash has that
-    /// in the hash: there it changes nothing.
+    /// Sets the tenant part of the key, as in the call. The hash of a record already contains it:
+    /// for a record named by its hash, this changes nothing.
     #[must_use]
     pub fn scope<K: IntoKey>(mut self, value: K) -> Self {
         if let Name::Call { scope, .. } = &mut self.name {
@@ -210,7 +212,7 @@ impl RecordHandle {
         self
     }
 
-    /// As [`scope`](Self::scope), of a part that is encoded already; none is no scope.
+    /// Like [`scope`](Self::scope), for a part that is already encoded. `None` means no scope.
     #[cfg(feature = "http")]
     pub(crate) fn in_scope(mut self, part: Option<Key>) -> Self {
         if let Name::Call { scope, .. } = &mut self.name {
@@ -219,7 +221,7 @@ impl RecordHandle {
         self
     }
 
-    /// The name under which the store keeps the record.
+    /// Returns the name under which the store keeps the record.
     ///
     /// # Errors
     /// [`MissingKey`](ErrorKind::MissingKey) and [`InvalidKey`](ErrorKind::InvalidKey).
@@ -242,7 +244,7 @@ impl RecordHandle {
         })
     }
 
-    /// The key under which the store may be asked.
+    /// Returns the key, if the store may be queried from this process.
     fn asked(&self) -> Result<KeyHash, Error> {
         let key = self.hash()?;
         self.engine.at_home().map_err(|error| self.error(&key, error))?;
@@ -274,46 +276,46 @@ impl RecordHandle {
             })
     }
 
-    /// The record as it is, `None` if there is none or it has expired. What is left of an expired
-    /// one under [`after_expiry`](crate::Call::after_expiry) is shown as a
+    /// Returns the record as it is, or `None` if there is none or it has expired. What is left of
+    /// an expired record under [`after_expiry`](crate::Call::after_expiry) is shown as a
     /// [`Tombstone`](State::Tombstone).
     ///
     /// # Errors
-    /// The store's.
+    /// The store's errors.
     pub async fn inspect(&self) -> Result<Option<RecordView>, Error> {
         Ok(self.read(self.asked()?).await?.as_ref().map(RecordView::new))
     }
 
-    /// Answers for an owner that cannot. The answer is kept from now for as long as an unfinished
-    /// record, which is the call's `ttl` or longer
-    /// ([`in_doubt_retention`](crate::Builder::in_doubt_retention)); a late owner can neither
+    /// Settles an in-doubt record on behalf of an owner that cannot. The answer is kept from now on
+    /// for as long as an unfinished record, which is the call's `ttl` or longer
+    /// ([`in_doubt_retention`](crate::Builder::in_doubt_retention)). A late owner can neither
     /// overwrite it nor return another value.
     ///
-    /// A record whose owner is gone can be answered under every policy, as long as no other call
-    /// has taken it over. Where the next call would have done so, the record is made in doubt
-    /// first: if this fails in between, it waits for an answer.
+    /// A record whose owner is gone can be resolved under every policy, as long as no other call
+    /// has taken it over. If the next call would have done so, the record is marked in doubt first:
+    /// if this fails in between, it waits for an answer.
     ///
     /// An answer that turns out to be wrong, for example JSON that no caller can read, is corrected
     /// in the same way: a view whose state is completed or failed and whose reason is
-    /// [`Resolved`](Reason::Resolved) shows an earlier answer, and another one takes its place. It
-    /// is the one exception to "a result never changes": callers may have had the first one, and
-    /// near caches of other processes keep it for
+    /// [`Resolved`](Reason::Resolved) shows an earlier answer, and a new one replaces it. This is
+    /// the one exception to "a result never changes": callers may have received the first answer,
+    /// and near caches of other processes keep it for
     /// [`near_cache_ttl`](crate::Builder::near_cache_ttl). The result of an owner is never
-    /// corrected. That it did not happen is no correction; [`forget`](Self::forget) lets the next
-    /// call run.
+    /// corrected. `NotExecuted` is not a correction; [`forget`](Self::forget) lets the next call
+    /// run.
     ///
-    /// The answer is one of the schema [`version`](crate::Call::version) of the call that left the
-    /// record, and a correction of it too. Callers of a release with another version read it
-    /// through their `upgrade` alone, and get [`Decode`](ErrorKind::Decode) without one: answer in
-    /// the form of the old release, or before the new one.
+    /// The answer has the schema [`version`](crate::Call::version) of the call that left the
+    /// record, and so does a correction of it. Callers of a release with another version can read
+    /// it only through their `upgrade`, and get [`Decode`](ErrorKind::Decode) without one: answer
+    /// in the form of the old release, or before the new one is deployed.
     ///
     /// # Errors
-    /// [`InProgress`](ErrorKind::InProgress) when an owner is alive.
-    /// [`Superseded`](ErrorKind::Superseded) when the record is not as `view` shows it any more, or
-    /// can be answered no more: inspect it again. [`Encode`](ErrorKind::Encode) and
-    /// [`TooLarge`](ErrorKind::TooLarge) when the answer cannot be stored,
-    /// [`Config`](ErrorKind::Config) when it is a response that HTTP does not have; nothing has
-    /// changed then. The store's.
+    /// [`InProgress`](ErrorKind::InProgress) if an owner is alive.
+    /// [`Superseded`](ErrorKind::Superseded) if the record is no longer as `view` shows it, or can
+    /// no longer be resolved: inspect it again. [`Encode`](ErrorKind::Encode) and
+    /// [`TooLarge`](ErrorKind::TooLarge) if the answer cannot be stored,
+    /// [`Config`](ErrorKind::Config) if it is not a valid HTTP response; nothing has changed then.
+    /// The store's errors.
     pub async fn resolve(&self, view: &RecordView, resolution: Resolution) -> Result<(), Error> {
         let key = self.asked()?;
         let engine = &self.engine;
@@ -345,7 +347,7 @@ impl RecordHandle {
         }
         let not_executed = matches!(answer, ResolveAnswer::NotExecuted);
         let resolve = Resolve::new(key, observed, token, answer);
-        // An answer that is corrected may be there.
+        // An answer that is being corrected may be cached.
         let _changes = Changes { engine, key };
         let (changed, tries) =
             self.send(&key, || engine.store.clone().resolve(resolve.clone())).await?;
@@ -359,7 +361,7 @@ impl RecordHandle {
             Changed::Absent if not_executed => Ok(()),
             _ => match self.read(key).await {
                 Ok(Some(record)) if record.owner == token => Ok(()),
-                // It was applied, or not, before the record became what it is now.
+                // It may have been applied before the record became what it is now.
                 Ok(_) if tries.may_be_applied() => Err(self.overtaken(&key, ErrorKind::Superseded)),
                 Err(error) if tries.may_be_applied() => Err(error.with_text(UNKNOWN.0, UNKNOWN.1)),
                 Ok(_) => Err(self.changed(&key)),
@@ -368,7 +370,7 @@ impl RecordHandle {
         }
     }
 
-    /// Sends a change until the store answers, and tells what is known of the tries before.
+    /// Sends a change until the store answers, and returns what is known about the tries before.
     async fn send<F>(
         &self,
         key: &KeyHash,
@@ -395,7 +397,7 @@ impl RecordHandle {
         }
     }
 
-    /// The error for a change that was perhaps applied before the record became what it is.
+    /// The error for a change that may have been applied before the record became what it is.
     fn overtaken(&self, key: &KeyHash, kind: ErrorKind) -> Error {
         self.error(key, Error::new(kind).with_text(OVERTAKEN.0, OVERTAKEN.1))
     }
@@ -435,14 +437,14 @@ impl RecordHandle {
         self.error(key, Error::new(ErrorKind::Superseded).with_text(happened, "inspect it again"))
     }
 
-    /// Removes the record: the next call with this key runs the body. Nothing happens if there is
+    /// Removes the record: the next call with this key runs the body. Does nothing if there is
     /// none. The tombstone that an expired record leaves
-    /// ([`after_expiry`](crate::Call::after_expiry)) is removed just so.
+    /// ([`after_expiry`](crate::Call::after_expiry)) is removed too.
     ///
     /// # Errors
-    /// [`InProgress`](ErrorKind::InProgress) when its body runs, or may run although its record was
-    /// removed by force. [`Superseded`](ErrorKind::Superseded) when it changed meanwhile. The
-    /// store's.
+    /// [`InProgress`](ErrorKind::InProgress) if its body runs, or may run although its record was
+    /// removed by force. [`Superseded`](ErrorKind::Superseded) if it changed meanwhile. The store's
+    /// errors.
     pub async fn forget(&self) -> Result<(), Error> {
         let key = self.asked()?;
         let engine = &self.engine;
@@ -464,23 +466,23 @@ impl RecordHandle {
     }
 }
 
-/// An operator's answer, which is no body's.
+/// For an operator's answer, which is not a body's result.
 const TOO_LARGE: (&str, &str) = (
     "the answer is larger than the limit, and nothing has changed",
     "answer with a smaller one or raise `max_result_size`",
 );
-/// No answer to a look. The texts of calls are about bodies that did not run, and nobody asks for
-/// one here.
+/// For a read without an answer. The messages of calls are about bodies that did not run, and no
+/// body is requested here.
 const UNREAD: (&str, &str) = ("the record could not be read", "do the same again later");
-/// No answer at all to a change.
+/// For a change without any answer.
 const UNKNOWN: (&str, &str) = (
     "the store did not answer, and it is not known whether it was applied",
     "inspect the record: if it is as it was seen, do the same again",
 );
-/// An answer that says no.
+/// For a change that was rejected.
 const REFUSED: (&str, &str) =
     ("the store did not take it, and nothing has changed", "do the same again later");
-/// No answer to the first try, and another record at a later one.
+/// For a change without an answer to the first try, when a later try found another record.
 const OVERTAKEN: (&str, &str) = (
     "the record is not as it was seen any more, the store did not answer at first, and it is not known whether it was applied \
      before that",
@@ -488,12 +490,12 @@ const OVERTAKEN: (&str, &str) = (
      call has run or runs",
 );
 
-/// What is known of the tries of a change that were not answered.
+/// The state of the tries of a change that were not answered.
 #[derive(Default)]
 struct Tries(AtomicBool);
 
 impl Tries {
-    /// Makes a try. One that is dropped, because it took too long, may be applied just so.
+    /// Runs one try. A try that is dropped because it took too long may still be applied.
     async fn follow(
         &self,
         change: impl Future<Output = Result<Changed, StoreError>>,
@@ -511,8 +513,8 @@ impl Tries {
     }
 }
 
-/// Takes a record out of the near cache when its removal or its correction is over, however that
-/// ended.
+/// Removes a record from the near cache when its removal or its correction has ended, whatever the
+/// outcome.
 struct Changes<'engine> {
     engine: &'engine Inner,
     key: KeyHash,

@@ -1,4 +1,4 @@
-//! What a call did, for tests and for people who want to know.
+//! Reports of what a call did, for tests and diagnostics.
 
 use std::fmt;
 use std::future::Future;
@@ -8,31 +8,31 @@ use super::scope::Scope;
 use crate::error::Error;
 use crate::key::KeyHash;
 
-/// What one guarded call did. Made by [`observe`].
+/// A report of what one guarded call did. Created by [`observe`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 #[expect(clippy::struct_excessive_bools, reason = "each answers a question of its own")]
 pub struct Report {
     /// The operation's name.
     pub operation: Arc<str>,
-    /// The name of the record. All zeros where the call was refused before it had one: its key or
-    /// its configuration is wrong.
+    /// The name of the record. All zeros if the call was refused before it had one, because its key
+    /// or its configuration is invalid.
     pub key: KeyHash,
-    /// The answer came from the record, and is another call's or an operator's: this call did not
-    /// run the body, or it was overtaken and its own result is not the answer.
+    /// True if the answer came from the record, and is another call's or an operator's: this call
+    /// did not run the body, or it was overtaken and its own result is not the answer.
     pub replayed: bool,
-    /// This call waited for another caller that was running the body, in this process or elsewhere.
-    /// A call in a transaction that waited for another transaction does not know of it if that one
-    /// rolled back, and says that it did not.
+    /// True if this call waited for another caller that was running the body, in this process or
+    /// elsewhere. A call in a transaction that waited for another transaction does not notice it if
+    /// that one rolled back, and then reports false.
     pub waited: bool,
-    /// The answer was shared by another call in this process, without asking the store.
+    /// True if the answer was shared by another call in this process, without querying the store.
     pub joined: bool,
-    /// The answer came from the near cache of this process, without asking the store.
+    /// True if the answer came from the near cache of this process, without querying the store.
     pub near_cached: bool,
-    /// How often the call has been claimed, the attempt that gave the answer included. Zero when no
-    /// claim is known.
+    /// The number of times that the call has been claimed, including the attempt that produced the
+    /// answer. Zero if no claim is known.
     pub attempt: u32,
-    /// The operation was disabled: the body ran without any protection.
+    /// True if the operation was disabled: the body ran without any protection.
     pub bypassed: bool,
 }
 
@@ -50,13 +50,13 @@ impl Report {
         }
     }
 
-    /// Of a call that was refused with `error` before it had a record.
+    /// Creates the report of a call that was refused with `error` before it had a record.
     pub(crate) fn of_refusal(error: &Error) -> Self {
         Self::new(error.operation().unwrap_or_default().into(), KeyHash::from_bytes([0; 32]))
     }
 }
 
-/// Where the calls of an observed future report to.
+/// The receiver of reports from the calls of an observed future.
 #[derive(Clone, Default)]
 pub(crate) struct Observer(Arc<Mutex<Option<Report>>>);
 
@@ -76,9 +76,8 @@ impl fmt::Debug for Observer {
     }
 }
 
-/// Runs `future` and tells what its guarded call did: `None` if it made none, the last one if it
-/// made several. One that was refused is one too. Calls that the body of a guarded call makes do
-/// not count.
+/// Runs `future` and returns a report of the last guarded call it made, or `None` if it made none.
+/// Refused calls count too. Calls made by the body of a guarded call do not.
 ///
 /// ```
 /// # use std::time::Duration;

@@ -1,4 +1,4 @@
-//! What a call asks for, and the check that it can be had.
+//! The request of a call, and its validation.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use crate::key::{Key, KeyHash, hash_key};
 use crate::policy::OnConflict;
 use crate::store::CrashPolicy;
 
-/// What a call asks for, before anything is checked.
+/// A request as the user made it, not validated yet.
 #[derive(Debug)]
 pub(crate) struct Request {
     pub(super) engine: Result<Idempotency, Error>,
@@ -34,31 +34,31 @@ pub(crate) struct Request {
     pub(super) count_attempts: bool,
 }
 
-/// What the operation is called.
+/// The name of the operation.
 #[derive(Debug)]
 pub(super) enum Operation {
     Named(Arc<str>),
-    /// With the instance of the function, where the user has not given the name.
+    /// With the instance of the function, if the user has not given the name.
     Site(&'static Site, Option<fn() -> Instance>),
 }
 
-/// What the call says of others with its key.
+/// The call's behaviour towards others with its key.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Conflict {
-    /// Wait for as long as the engine says.
+    /// Wait for as long as the engine's setting allows.
     Wait,
     As(OnConflict),
 }
 
 const MILLI: Duration = Duration::from_millis(1);
 
-/// A part of a millisecond counts as one.
+/// Rounds up to whole milliseconds.
 fn whole_millis(time: Duration) -> Duration {
     let part = time.subsec_nanos() % 1_000_000;
     if part == 0 { time } else { time + Duration::from_nanos(u64::from(1_000_000 - part)) }
 }
 
-/// A request that passed the check.
+/// A validated request.
 #[derive(Clone)]
 pub(crate) struct Checked {
     pub(crate) engine: Arc<Inner>,
@@ -97,7 +97,7 @@ impl Request {
         }
     }
 
-    /// As a call that asks after a crash.
+    /// Turns the request into one of a call that verifies after a crash.
     pub(super) fn verifying(mut self) -> Self {
         self.policy = CrashPolicy::Verify;
         self
@@ -179,7 +179,8 @@ impl Request {
                 None => None,
             };
             // Expiry counts from the beginning of the millisecond in which the result is stored. A
-            // repetition within the length of a window is promised to the last part of one.
+            // repetition within the length of a window is promised up to the last fraction of a
+            // millisecond.
             let edge = if windowed.is_some() { MILLI } else { Duration::ZERO };
             let ttl = whole_millis(ttl) + edge;
             Ok((
@@ -224,19 +225,19 @@ impl Checked {
         Error::new(kind).of_record(Some(&self.operation), &self.key)
     }
 
-    /// Whether a record with this fingerprint is one of this very request, made by this release or
-    /// by one before it.
+    /// Returns true if a record with this fingerprint belongs to this very request, as made by this
+    /// release or by one before it.
     pub(crate) fn accepts(&self, recorded: Option<Fingerprint>) -> bool {
         !Fingerprint::contradicts(recorded, self.fingerprint)
             || self.former_fingerprints.contains(&recorded)
     }
 
-    /// How long an unfinished record of this call is kept.
+    /// The retention of an unfinished record of this call.
     pub(crate) fn linger(&self) -> Duration {
         self.engine.settings.linger(self.ttl)
     }
 
-    /// How long this call waits for another caller; `None` if it refuses to.
+    /// The time that this call waits for another caller; `None` if it does not wait.
     pub(crate) fn patience(&self) -> Option<Duration> {
         match self.on_conflict {
             OnConflict::Wait(patience) => Some(patience),

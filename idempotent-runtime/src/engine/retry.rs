@@ -1,4 +1,4 @@
-//! Repeating a store operation until its answer is known or its time is over.
+//! Repeats a store operation until its answer is known or its time has run out.
 
 use std::future::Future;
 use std::time::Duration;
@@ -19,10 +19,10 @@ pub(crate) fn pauses() -> impl Iterator<Item = Duration> + Send {
         .build()
 }
 
-/// What is left of the time for the last try.
+/// The time that is reserved for the last try.
 const LAST_TRY: Duration = Duration::from_millis(100);
 
-/// Repeats `operation` while it fails in a way that can pass, for at most `budget`.
+/// Repeats `operation` while it fails with transient errors, for at most `budget`.
 ///
 /// A try that takes longer than `claim_timeout` is dropped, and its outcome is unknown: `operation`
 /// must be safe to repeat.
@@ -37,8 +37,8 @@ where
     repeated(engine, budget, StoreError::is_transient, operation).await
 }
 
-/// Repeats `operation` however it fails, for at most `budget`: rights, room and settings come back
-/// too, when somebody has seen that they are missing.
+/// Repeats `operation` whatever the error, for at most `budget`: permissions, space and settings
+/// can be restored too, once it has been noticed that they are missing.
 pub(crate) async fn until_done<T, F>(
     engine: &Inner,
     budget: Duration,
@@ -68,11 +68,11 @@ where
     let mut said = None;
     loop {
         let left = end.saturating_sub(clock.monotonic());
-        // Without any time there is one try.
+        // Without any time there is still one try.
         let patience =
             engine.settings.claim_timeout.min(if budget.is_zero() { Duration::MAX } else { left });
         let answer = tokio::select! {
-            // An answer that is there is taken, however late this was polled.
+            // An answer that is ready is taken, however late this is polled.
             biased;
             answer = operation() => answer,
             () = clock.sleep(patience) => {

@@ -27,9 +27,9 @@ type Core<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 pin_project! {
     /// The future of a guarded call.
     ///
-    /// Nothing happens until it is polled. Dropped before the body started, it gives its claim
-    /// back. Dropped while the body runs, it leaves an unknown outcome. Dropped after that, the
-    /// result is stored in the background.
+    /// Nothing happens until it is polled. If it is dropped before the body started, it releases
+    /// its claim. If it is dropped while the body runs, the outcome is unknown. If it is dropped
+    /// after that, the result is stored in the background.
     #[must_use = "futures do nothing unless polled"]
     pub struct Run<R, B, F, P> {
         reader: Reader<R>,
@@ -39,8 +39,8 @@ pin_project! {
 }
 
 pin_project! {
-    // The body closure and the body's future share their place: the whole is as large as the larger
-    // of both.
+    // The body closure and the body's future share their space: the whole is as large as the larger
+    // of the two.
     #[project = StageProjection]
     #[project_replace = StageOwned]
     enum Stage<R, B, F, P> {
@@ -52,15 +52,15 @@ pin_project! {
     }
 }
 
-/// The claim and the scope of a body that started. Dropped with the body, it leaves the outcome to
-/// the policy.
+/// The claim and the scope of a body that started. If it is dropped with the body, the outcome is
+/// left to the policy.
 struct Guard {
     running: Box<Running>,
     scope: Scope,
 }
 
 impl Guard {
-    /// Runs the user's code in its scope, and notes its panic.
+    /// Runs the user's code in its scope, and records a panic.
     fn run<T>(&mut self, code: impl FnOnce() -> T) -> std::thread::Result<T> {
         let answer = catch_unwind(AssertUnwindSafe(|| self.scope.enter(code)));
         if answer.is_err() {
@@ -75,14 +75,14 @@ where
     B: FnOnce() -> F,
     F: Future<Output = R>,
 {
-    /// The rest of a call that was admitted before.
+    /// Continues a call that was admitted before.
     pub(super) fn admitted(admission: Admission, codec: Codec<R, P>, body: B) -> Self {
         let core: Core<Admission> = Box::pin(std::future::ready(admission));
         Self { reader: codec.reader, stage: Stage::Admission { core, body, writer: codec.writer } }
     }
 }
 
-/// Makes `call`. See [`Call::run`].
+/// Runs `call`. See [`Call::run`].
 pub fn run<R, P, F, B>(call: Call, codec: Codec<R, P>, body: B) -> Run<R, B, F, P>
 where
     B: FnOnce() -> F,
@@ -143,8 +143,8 @@ where
                         Ok(Poll::Ready(result)) => Ok(result),
                         Err(panic) => Err(panic),
                     };
-                    // The outcome of a panic is settled now, whatever the caller does with it and
-                    // with this future.
+                    // The outcome of a panic is settled here, whatever the caller does with the
+                    // panic and with this future.
                     let StageOwned::Body { mut guard, writer, .. } =
                         this.stage.as_mut().project_replace(Stage::Over)
                     else {
@@ -185,8 +185,8 @@ impl<R, B, F, P> fmt::Debug for Run<R, B, F, P> {
     }
 }
 
-/// Makes `call` in a task of its own from the moment that its body may start: the body goes on when
-/// the caller is gone.
+/// Runs `call`, in a task of its own from the moment that its body may start: the body continues
+/// when the caller is gone.
 pub fn run_detached<R, P, F, B>(call: Call, codec: Codec<R, P>, body: B) -> impl Future<Output = R>
 where
     R: Send + 'static,
@@ -194,7 +194,7 @@ where
     B: FnOnce() -> F + Send + 'static,
     F: Future<Output = R> + Send + 'static,
 {
-    // Made out here: an `async fn` would have room for the call too.
+    // Created out here: an `async fn` would reserve space for the call too.
     let admission = Box::pin(admit(call.request));
     async move {
         match admission.await {
@@ -204,8 +204,9 @@ where
     }
 }
 
-/// As [`run_detached`], and tells `settled` what the call gives when that is decided: in its task,
-/// so also where the caller is gone. Where the body does not run there is nothing to tell.
+/// Like [`run_detached`], and calls `settled` with the result of the call once that is decided. It
+/// is called in the call's task, so also if the caller is gone. It is not called if the body does
+/// not run.
 #[cfg(feature = "http")]
 pub(crate) async fn run_detached_and<R, P, F, B, W>(
     call: Call,
@@ -226,7 +227,7 @@ where
     }
 }
 
-/// As [`detach`], for [`run_detached_and`].
+/// Like [`detach`], for [`run_detached_and`].
 #[cfg(feature = "http")]
 pub(super) async fn detach_and<R, P, F, B, W>(
     admission: Admission,
@@ -250,8 +251,8 @@ where
     in_its_own_task(call, refusals, rest).await
 }
 
-/// Runs the body of an admitted call in a task of its own, which begins at once. The future waits
-/// for its result, and is small: the body is not in it.
+/// Runs the body of an admitted call in a task of its own, which begins at once. The returned
+/// future waits for its result, and is small: it does not contain the body.
 pub(super) fn detach<R, P, F, B>(
     admission: Admission,
     codec: Codec<R, P>,
@@ -267,8 +268,8 @@ where
     in_its_own_task(call, refusals, Run::admitted(admission, codec, body))
 }
 
-/// Starts `rest`, what is left of `call`, in a task of its own, with the caller's scope and span.
-/// The future waits for its result, and is small: `rest` is not in it.
+/// Starts `rest`, the remainder of `call`, in a task of its own, with the caller's scope and span.
+/// The returned future waits for its result, and is small: it does not contain `rest`.
 pub(super) fn in_its_own_task<R, F>(
     call: Option<Arc<Checked>>,
     refusals: Reader<R>,
@@ -286,7 +287,8 @@ where
                 if let Ok(panic) = error.try_into_panic() {
                     resume_unwind(panic)
                 }
-                // Only the end of its runtime cancels the task. The caller may be on another one.
+                // Only the end of its runtime cancels the task. The caller may be on another
+                // runtime.
                 let error = call.map_or_else(
                     || Error::new(ErrorKind::InDoubt),
                     |call| call.refused(ErrorKind::InDoubt),

@@ -1,7 +1,8 @@
 //! A claim that this process holds, from its grant to its end.
 //!
-//! Dropped before the body started, it is given back. Dropped afterwards, the outcome is unknown:
-//! the record goes in doubt or to the next caller, by its policy, and is never deleted.
+//! If it is dropped before the body started, it is released. If it is dropped afterwards, the
+//! outcome is unknown: the record goes in doubt or to the next caller, by its policy, and is never
+//! deleted.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,19 +27,19 @@ pub(crate) struct Running {
     pub(super) grant: Grant,
     pub(super) lease: Arc<Lease>,
     pub(super) adoption: Adoption,
-    /// Monotonic time at which the claim was sent first.
+    /// Monotonic time at which the claim was first sent.
     sent: Duration,
-    /// An earlier try of the claim may still be on its way.
+    /// True if an earlier try of the claim may still be on its way.
     pub(super) repeated: bool,
-    /// What is left of the time for others, which the call has only once; `None` if it waits for
-    /// nobody.
+    /// The remaining time for waiting, of which the call has only one budget; `None` if it does not
+    /// wait.
     pub(super) patience: Option<Duration>,
     leader: Option<Leader>,
     observer: Option<Observer>,
     pub(super) report: Report,
-    /// From the start of the body.
+    /// Present from the start of the body.
     pub(super) journal: Option<Arc<Journal>>,
-    /// Whether the body started, which may leave an effect.
+    /// True if the body started, which may leave an effect.
     pub(super) has_run: bool,
     phase: Phase,
 }
@@ -46,14 +47,14 @@ pub(crate) struct Running {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Granted,
-    /// The outside world is asked about an earlier attempt.
+    /// The outside world is being queried about an earlier attempt.
     Asking,
     Started,
     /// The body panicked.
     Panicked,
-    /// The body ended; what follows is in the hands of `finish`.
+    /// The body ended; `finish` handles the rest.
     Ended,
-    /// The store knows, or was told for as long as it makes sense.
+    /// The store has the outcome, or it was sent for as long as that made sense.
     Concluded,
 }
 
@@ -82,8 +83,8 @@ impl Running {
         engine.keeper.keep(&lease);
         leader.runs_under(&lease);
         if engine.is_closed() {
-            // Too late for the shutdown to take it away. It never begins, and is not kept alive
-            // until that is noticed.
+            // Too late for the shutdown to take the claim away. Its body never begins, and its
+            // lease is not renewed until that is noticed.
             lease.stop_renewal();
         }
         report.attempt = grant.record.attempts;
@@ -105,12 +106,14 @@ impl Running {
         }
     }
 
-    /// The scope for the body, if it may start: the engine is not closing, and there is enough of
-    /// the lease left.
+    /// Returns the scope for the body, if it may start: the engine is not closing, and enough of
+    /// the lease is left.
     pub(crate) fn start(&mut self) -> Result<Scope, Error> {
         let (engine, scope) = (&self.call.engine, Scope::current());
-        // Asked again with the claim in hand: a shutdown that did not see it sees to it that this
-        // does.
+        // Checked again now that the claim is held. A shutdown closes the engine and then lists the
+        // held claims. If this claim is among them, the shutdown either takes its lease before
+        // `begin` below, or treats the body as begun. If not, the engine was closed before this
+        // claim was held, which is seen here.
         if scope.is_shut_out(engine) {
             return Err(self.call.refused(ErrorKind::ShuttingDown));
         }
@@ -133,7 +136,8 @@ impl Running {
         Ok(scope.of_body(context))
     }
 
-    /// The scope and the context of the question about an earlier attempt, if it may be asked.
+    /// Returns the scope and the context for verifying an earlier attempt, if that is still
+    /// possible.
     pub(super) fn ask(&mut self) -> Result<(Scope, Context), Error> {
         let (engine, scope) = (&self.call.engine, Scope::current());
         if scope.is_shut_out(engine) {
@@ -152,13 +156,13 @@ impl Running {
         Ok((scope.of_body(context.clone()), context))
     }
 
-    /// The answer is that the body may run, under what is left of the lease now.
+    /// Records the verdict that the body may run, under what is left of the lease now.
     pub(super) fn may_run(&mut self) {
         self.phase = Phase::Granted;
         self.sent = self.lease.known_since();
     }
 
-    /// Gives the claim back before anything was done under it. Goes on in the background if it is
+    /// Releases the claim before anything was done under it. Continues in the background if it is
     /// dropped.
     pub(super) async fn give_back(mut self: Box<Self>) {
         self.observer = None;
@@ -168,15 +172,15 @@ impl Running {
         self.conclude(None);
     }
 
-    /// The same without anybody who waits for it: nothing follows that a claim in the way would
-    /// disturb.
+    /// Like [`give_back`](Self::give_back), without waiting for it: nothing follows for which the
+    /// claim would be in the way.
     pub(super) fn give_back_later(self: Box<Self>) {
         let keeper = self.call.engine.keeper.clone();
         keeper.finish(self.give_back());
     }
 
-    /// Stores, releases or parks, as the body's end asks for. Goes on in the background if it is
-    /// dropped.
+    /// Stores the result, releases the claim or marks the record in doubt, depending on the body's
+    /// end. Continues in the background if it is dropped.
     pub(crate) fn finish(mut self: Box<Self>, ending: Ending) -> Followed<Verdict> {
         self.phase = Phase::Ended;
         self.end_body();
@@ -184,8 +188,8 @@ impl Running {
         Followed::new(&keeper, finish::finish(self, ending))
     }
 
-    /// From here on no step begins, in whatever task. What runs already is looked at by who decides
-    /// about the claim.
+    /// From here on no step begins, in any task. Steps that are already running are handled by the
+    /// code that decides about the claim.
     fn end_body(&self) {
         self.lease.end_body();
         if let Some(journal) = &self.journal {
@@ -193,7 +197,7 @@ impl Running {
         }
     }
 
-    /// Tells the observer what the caller gets.
+    /// Reports to the observer what the caller gets.
     pub(super) fn tell(&mut self, verdict: &Verdict) {
         if let Verdict::Instead(Answer::Stored(stored)) = verdict {
             self.report.replayed = true;
@@ -204,12 +208,12 @@ impl Running {
         }
     }
 
-    /// The body will not come to an end.
+    /// Marks that the body will not finish.
     pub(super) fn panicked(&mut self) {
         self.phase = Phase::Panicked;
     }
 
-    /// Ends the renewals, and hands the record to the followers if it is their answer too.
+    /// Ends the renewals, and passes the record to the followers if it is their answer too.
     pub(super) fn conclude(&mut self, record: Option<Arc<Record>>) {
         self.phase = Phase::Concluded;
         self.call.engine.keeper.forget(&self.lease);
@@ -221,7 +225,7 @@ impl Running {
 
     fn reason(&self) -> Reason {
         match self.phase {
-            // The shutdown has written this on the record.
+            // The shutdown has written this reason to the record.
             _ if self.lease.is_shut_down() => Reason::ShutDown,
             Phase::Panicked => Reason::Panicked,
             Phase::Ended => Reason::NotStored,
@@ -243,8 +247,9 @@ impl Drop for Running {
         if let Some(observer) = &self.observer {
             observer.report(self.report.clone());
         }
-        // The followers wait until the store knows, so that the next of them finds the record as it
-        // is left.
+        // The leader is dropped only after the store has answered, and the followers wait until
+        // then. Otherwise the next of them could query the store first, and find a claim that is
+        // still held.
         let leader = self.leader.take();
         if self.phase == Phase::Granted {
             let keeper = engine.keeper.clone();
@@ -282,7 +287,7 @@ impl Drop for Running {
             if let Some(journal) = journal {
                 journal.settled(&engine, engine.settings.commit_timeout).await;
             }
-            // Before that, or a renewal brings back the lease that was given up.
+            // Dropped before the lease is given up: otherwise a renewal could bring it back.
             drop(kept);
             if let Some(_place) = engine.bounds.ends.place() {
                 give_up(&engine, &lease, reason, budget).await;
@@ -297,9 +302,9 @@ impl Drop for Running {
     }
 }
 
-/// A lease that is renewed until this is dropped: with what follows a dropped call, on every way
-/// out of that. Renewed any longer, by nobody's will, it would keep the key from everybody for as
-/// long as a body may run.
+/// A lease that is renewed until this is dropped. The work after a dropped call carries it, so it
+/// is dropped on every exit path. A lease that is renewed longer than that would keep the key from
+/// all callers for as long as a body may run.
 struct Kept(Arc<super::Inner>, Arc<Lease>);
 
 impl Drop for Kept {
@@ -308,8 +313,8 @@ impl Drop for Kept {
     }
 }
 
-/// Leaves a record whose outcome is unknown to its policy, at once. Without success the lease runs
-/// out: `None` if the store has not answered.
+/// Leaves a record whose outcome is unknown to its policy, at once. If that fails, the lease
+/// expires. Returns `None` if the store has not answered.
 pub(super) async fn give_up(
     engine: &super::Inner,
     lease: &Lease,
@@ -317,8 +322,7 @@ pub(super) async fn give_up(
     budget: Duration,
 ) -> Option<Written> {
     let (key, token) = (lease.key, lease.token);
-    // What a step has to say that ended before this is on the record before the next caller gets
-    // it.
+    // The results of steps that ended before this are on the record before the next caller gets it.
     if let Some(journal) = lease.journal() {
         journal.close();
         journal.settled(engine, budget.min(engine.settings.commit_timeout)).await;

@@ -1,5 +1,5 @@
-//! What a task carries: the engine that overrides the installed one, the running call, the
-//! observer.
+//! The state that a task carries: the engine that overrides the installed one, the running call,
+//! and the observer.
 
 use std::future::Future;
 use std::sync::{Arc, OnceLock};
@@ -16,7 +16,7 @@ tokio::task_local! {
 
 static INSTALLED: OnceLock<Idempotency> = OnceLock::new();
 
-/// `None` is that of code outside of every scope, so that asking for it allocates nothing.
+/// The scope of a task. `None` outside of every scope, so that reading it does not allocate.
 #[derive(Clone, Default)]
 pub(crate) struct Scope(Option<Arc<Parts>>);
 
@@ -25,8 +25,8 @@ struct Parts {
     engine: Option<Idempotency>,
     context: Option<Context>,
     observer: Option<Observer>,
-    /// The steps that the code is in, the innermost last. Where a step makes a call that has steps
-    /// itself, they are several.
+    /// The steps that the code is in, the innermost last. There are several if a step makes a call
+    /// that has steps itself.
     steps: Vec<(Context, StepId)>,
     #[cfg(feature = "http")]
     request: Option<crate::http::IdempotencyKey>,
@@ -49,15 +49,15 @@ impl Scope {
         Self::of(Parts { engine: Some(engine), ..self.parts() })
     }
 
-    /// The scope of a body. An observer outside does not see the calls that the body makes.
+    /// The scope of a body. An outer observer does not see the calls that the body makes.
     pub(crate) fn of_body(&self, context: Context) -> Self {
         Self::of(Parts { context: Some(context), observer: None, ..self.parts() })
     }
 
-    /// The scope of the step `step` of the call that `context` is of.
+    /// The scope of the step `step` of the call to which `context` belongs.
     pub(crate) fn of_step(&self, context: &Context, step: StepId) -> Self {
         let mut parts = self.parts();
-        // Tasks that go on from one another without end would keep all that were.
+        // Tasks that endlessly spawn one another would otherwise keep all earlier steps.
         parts.steps.retain(|(of, _)| !of.is_over());
         parts.steps.push((context.clone(), step));
         Self::of(parts)
@@ -87,8 +87,8 @@ impl Scope {
         self.0.as_ref()?.context.as_ref()
     }
 
-    /// Whether `engine` is closing and takes no new calls from here. What a running body calls
-    /// belongs to its drain, until the body is given up.
+    /// Returns true if `engine` is closing and accepts no new calls from here. Calls made by a
+    /// running body are part of its drain, until the body is given up.
     pub(crate) fn is_shut_out(&self, engine: &Arc<Inner>) -> bool {
         engine.is_closing()
             && (engine.is_closed()
@@ -99,7 +99,7 @@ impl Scope {
         self.0.as_ref()?.observer.as_ref()
     }
 
-    /// Tells the observer of the calls that are made here.
+    /// Sends the report to the observer of the calls made here.
     pub(crate) fn report(&self, report: &Report) {
         if let Some(observer) = self.observer() {
             observer.report(report.clone());
@@ -117,7 +117,7 @@ impl Scope {
     }
 }
 
-/// Makes `engine` the one of every call that names none and runs in no scope.
+/// Installs `engine` for every call that names none and runs in no scope.
 pub(crate) fn install(engine: Idempotency) -> Result<(), Error> {
     INSTALLED.set(engine).map_err(|_| {
         Error::config(
@@ -126,7 +126,7 @@ pub(crate) fn install(engine: Idempotency) -> Result<(), Error> {
     })
 }
 
-/// The engine of the task, else the installed one.
+/// Returns the engine of the task, or else the installed one.
 pub(crate) fn current_engine() -> Result<Idempotency, Error> {
     Scope::current()
         .0

@@ -1,4 +1,4 @@
-//! The bounds of an engine and their defaults.
+//! The limits of an engine and their defaults.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,11 +18,11 @@ const KEY_CEILING: usize = 64 * 1024;
 /// The largest `purge_batch`.
 const BATCH_CEILING: usize = 100_000;
 const SHORTEST: Duration = Duration::from_millis(1);
-/// A hundred years. What is longer means for ever and is a mistake in one of the stores, where
-/// times are added up.
+/// A hundred years. A longer time is meant as for ever, and causes an error in one of the stores,
+/// where times are added.
 const LONGEST: Duration = Duration::from_secs(100 * 365 * 86_400);
 
-/// A time that somebody sets has to be one that every store can count.
+/// Checks that a time set by the user is one that every store can count.
 pub(crate) fn check_time(name: &str, time: Duration) -> Result<(), Error> {
     if (SHORTEST..=LONGEST).contains(&time) {
         return Ok(());
@@ -30,12 +30,12 @@ pub(crate) fn check_time(name: &str, time: Duration) -> Result<(), Error> {
     Err(Error::config(format!("`{name}` is {time:?}; it goes from {SHORTEST:?} to 100 years")))
 }
 
-/// As [`check_time`], of a time that may be none.
+/// Like [`check_time`], for a time that may be zero.
 pub(crate) fn check_pause(name: &str, pause: Duration) -> Result<(), Error> {
     if pause.is_zero() { Ok(()) } else { check_time(name, pause) }
 }
 
-/// How long a caller waits has to be a time; who does not wait refuses.
+/// Checks the time that a caller waits. A caller that does not wait has none.
 pub(crate) fn check_conflict(on_conflict: OnConflict) -> Result<(), Error> {
     match on_conflict {
         OnConflict::Wait(time) => check_time("on_conflict", time),
@@ -68,12 +68,12 @@ pub(crate) struct Settings {
     pub(crate) purge_interval: Duration,
     pub(crate) purge_batch: usize,
     pub(crate) on_duplicate: Option<Arc<DuplicateHook>>,
-    /// Bytes; `None`: there is none.
+    /// In bytes; `None` if there is no near cache.
     #[cfg(feature = "near-cache")]
     pub(crate) near_cache: Option<u64>,
     #[cfg(feature = "near-cache")]
     pub(crate) near_cache_ttl: Duration,
-    /// `None`: on a thread of its own.
+    /// `None` runs it on a thread of its own.
     pub(super) background: Option<Arc<Spawn>>,
 }
 
@@ -106,7 +106,7 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// How long a call waits where it was told to wait and nobody said how long.
+    /// The time that a call waits if it was set to wait and no time was given.
     pub(crate) const WAIT: Duration = Duration::from_secs(30);
 
     pub(crate) fn validate(&self) -> Result<(), Error> {
@@ -156,7 +156,7 @@ impl Settings {
         None
     }
 
-    /// How long a call waits that was told to wait.
+    /// The time that a call waits if it was set to wait.
     pub(crate) fn wait(&self) -> Duration {
         match self.on_conflict {
             OnConflict::Wait(wait) => wait,
@@ -164,8 +164,8 @@ impl Settings {
         }
     }
 
-    /// How long an unfinished record is kept for a call with this `ttl`, and an operator's answer
-    /// to it: what is not known is not forgotten sooner than what is.
+    /// The retention of an unfinished record of a call with this `ttl`, and of an operator's answer
+    /// to it: an unknown outcome is not forgotten sooner than a known one.
     pub(crate) fn linger(&self, ttl: Duration) -> Duration {
         self.in_doubt_retention.max(ttl)
     }

@@ -1,7 +1,7 @@
 //! A call whose claim, effect and record are in the user's own transaction.
 //!
-//! Neither coalescing nor leases take part: until the user commits, nothing has happened, and only
-//! the database knows whether they did.
+//! Neither coalescing nor leases are involved: until the user commits, nothing has happened, and
+//! only the database knows whether the commit succeeded.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -32,15 +32,15 @@ use crate::store::{
     Token,
 };
 
-/// What [`begin`] found.
+/// The result of [`begin`].
 #[expect(
     missing_debug_implementations,
     reason = "a result of any type is in it, and the expansion alone sees it"
 )]
 pub enum Begun<R, P> {
-    /// What the call returns.
+    /// The result that the call returns.
     Answered(R),
-    /// The body is to run.
+    /// The body must run.
     Mine(InTransaction<R, P>),
 }
 
@@ -48,36 +48,36 @@ pub enum Begun<R, P> {
 #[expect(missing_debug_implementations, reason = "the expansion alone sees it")]
 #[must_use = "without `finish` there is no result, and the record that is committed is in doubt"]
 pub struct InTransaction<R, P> {
-    /// Not where the operation is disabled.
+    /// An `Err` if the operation is disabled.
     claimed: Result<Box<InClaim>, Box<Unclaimed>>,
     scope: Scope,
     writer: Writer<R, P>,
     reader: Reader<R>,
 }
 
-/// A body without a claim: its operation is disabled. What it wrote is undone with its error just
-/// so.
+/// A body without a claim, because its operation is disabled. If it fails, its writes are still
+/// undone.
 struct Unclaimed {
     call: Checked,
     savepoint: String,
     _unprotected: Unprotected,
 }
 
-/// The claim.
+/// A claim in the transaction.
 struct InClaim {
     call: Checked,
     grant: Grant,
     observer: Option<Observer>,
     report: Report,
-    /// What `in_transaction` is told, if it has made the transaction.
+    /// The calls that `in_transaction` tracks, if it created the transaction.
     calls: Option<(Arc<Calls>, Mark)>,
-    /// Whether the body is over, for those who ask its [`Context`].
+    /// True once the body has ended, for its [`Context`].
     ended: Arc<AtomicBool>,
     /// A shutdown waits for the body, and counts it.
     _busy: (Busy, WithoutLease),
 }
 
-/// What a call leaves in the transaction.
+/// The effect of a call on the transaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Leaves {
     /// Its result, and what its body wrote.
@@ -98,7 +98,7 @@ impl Leaves {
 }
 
 impl InClaim {
-    /// Tells whoever made the transaction what the call has left in it.
+    /// Records for the creator of the transaction what the call has left in it.
     fn tell(&self, leaves: Leaves) {
         let Some((calls, before)) = &self.calls else { return };
         if leaves != Leaves::Result {
@@ -119,7 +119,7 @@ impl Drop for InClaim {
     }
 }
 
-/// Takes the claim of `call` in `transaction`, or answers.
+/// Acquires the claim of `call` in `transaction`, or answers.
 pub async fn begin<R, P, X>(call: Call, codec: Codec<R, P>, transaction: &mut X) -> Begun<R, P>
 where
     X: SqlTransaction + ?Sized,
@@ -147,7 +147,7 @@ async fn seek<X: SqlTransaction + ?Sized>(
     let scope = Scope::current();
     let call = request.check().inspect_err(|error| scope.report(&Report::of_refusal(error)))?;
     let report = Report::new(call.operation.clone(), call.key);
-    // Of a call that is refused; told again when more is known.
+    // In case the call is refused; reported again when more is known.
     scope.report(&report);
     if call.windowed.is_some() {
         let detail =
@@ -165,11 +165,11 @@ async fn seek<X: SqlTransaction + ?Sized>(
         return Err(call.refused(ErrorKind::Reentrant));
     }
     engine.at_home().map_err(|error| error.of_record(Some(&call.operation), &call.key))?;
-    // No lease is renewed, but expired records are removed from there.
+    // No lease is renewed there, but expired records are removed.
     if let Err(error) = engine.keeper.start() {
         tracing::warn!(%error, "the background thread could not be started: expired records are not removed");
     }
-    // On the heap: it goes round, and the rest of the call does not carry that along.
+    // Boxed: it loops, and the rest of the call does not carry its state along.
     Box::pin(take(call, scope, report, transaction)).await
 }
 
@@ -200,11 +200,12 @@ async fn bypass<X: SqlTransaction + ?Sized>(
     Ok(Sought::Run { claimed: Err(Box::new(unclaimed)), scope })
 }
 
-/// How often a transaction looks at a call outside whose end it does not see.
+/// The number of times that a transaction reads an outside call whose end it does not see.
 const LOOKS: usize = 3;
 
-/// Takes the claim, or finds what stands in its place. Other transactions are waited for by the
-/// database, in the statement that meets them; calls without one between the looks.
+/// Acquires the claim, or finds the record that holds it. The database waits for other
+/// transactions, in the statement that meets them. Calls without a transaction are waited for
+/// between the reads.
 async fn take<X: SqlTransaction + ?Sized>(
     call: Checked,
     scope: Scope,
@@ -222,9 +223,9 @@ async fn take<X: SqlTransaction + ?Sized>(
             return Err(call.refused(ErrorKind::ShuttingDown));
         }
         let mut claim = new_claim(&call)?;
-        // A row that is committed without a result belongs to nobody from the start, and nobody
-        // runs it again. Nor is a record taken over of an owner outside: its question is not asked
-        // here, and its steps are not known.
+        // A row that is committed without a result has no owner from the start, and no call runs it
+        // again. Nor is a record taken over from an owner outside: it cannot be verified here, and
+        // its steps are not known.
         claim.lease = Duration::ZERO;
         claim.policy = CrashPolicy::Hold;
         let patience = deadline
@@ -237,7 +238,7 @@ async fn take<X: SqlTransaction + ?Sized>(
         let Some(claimed) = claimed else { return Err(held_by_a_transaction(&call)) };
         let before = calls.as_ref().map(|calls| calls.answered(call.key, &engine.store));
         let record = match claimed {
-            // Others may have kept it waiting for long.
+            // Other transactions may have kept the claim waiting for long.
             Claimed::Mine(_) if scope.is_shut_out(&engine) => {
                 return Err(too_late(&call, claim.token, transaction).await);
             }
@@ -260,12 +261,12 @@ async fn take<X: SqlTransaction + ?Sized>(
             Judged::Refused(error) => return Err(error),
             Judged::Busy => {}
         }
-        // Its owner could not end it: the transaction keeps the writer.
+        // Its owner could not finish it: this transaction holds the only writer.
         let deadline = deadline.filter(|_| !engine.store.capabilities().single_writer);
         let Some(deadline) = deadline else {
             return Err(held_outside(&call, &record, HELD_OUTSIDE));
         };
-        // It could not end, nor renew its lease, for as long as this waits.
+        // Its owner could neither finish nor renew its lease for as long as this waits.
         if keeps_lock {
             return Err(held_outside(&call, &record, LOCKED).with_source(KeepsLock));
         }
@@ -299,8 +300,7 @@ fn held_outside(call: &Checked, record: &Record, detail: &str) -> Error {
     call.refused(ErrorKind::InProgress).with_detail(detail).with_retry_after(left)
 }
 
-/// Waits until the call outside that has left `record` is over, or until the deadline, which is an
-/// error.
+/// Waits until the outside call that left `record` has ended, or fails at the deadline.
 async fn outside_is_over(call: &Checked, record: &Record, deadline: Duration) -> Result<(), Error> {
     let engine = &call.engine;
     let in_progress = || held_outside(call, record, HELD_OUTSIDE);
@@ -308,13 +308,13 @@ async fn outside_is_over(call: &Checked, record: &Record, deadline: Duration) ->
     match wait::for_change(engine, call.key, deadline).await {
         Ok(wait::Changed::OutOfTime) => Err(in_progress()),
         Ok(wait::Changed::Record(_) | wait::Changed::Claimable) => Ok(()),
-        // The store was asked for no longer than this caller waits.
+        // The store was queried for no longer than this caller waits.
         Err(_) if engine.clock.monotonic() >= deadline => Err(in_progress()),
         Err(error) => Err(store_error(call, error).after_another(true)),
     }
 }
 
-/// Gives the claim back: the engine was shut down while it was waited for.
+/// Releases the claim: the engine was shut down while the claim was waited for.
 async fn too_late<X: SqlTransaction + ?Sized>(
     call: &Checked,
     token: Token,
@@ -354,7 +354,7 @@ impl<R, P> InTransaction<R, P> {
         self.scope.clone().wrap(async move { body().await }).await
     }
 
-    /// Writes the record as the body's result asks for, in the same transaction.
+    /// Writes the record in the same transaction, as the body's result requires.
     pub async fn finish<X: SqlTransaction + ?Sized>(self, result: R, transaction: &mut X) -> R {
         let Self { claimed, scope, writer, reader } = self;
         let claim = match claimed {
@@ -362,8 +362,8 @@ impl<R, P> InTransaction<R, P> {
             Err(unclaimed) => {
                 let is_error = writer.is_error(&result);
                 let ended = unclaimed.end(is_error, transaction).await;
-                // The body's own error comes first, as below. What it calls a success is none
-                // without the transaction.
+                // The body's own error comes first, as below. Its success is void without the
+                // transaction.
                 return match ended {
                     Err(error) if !is_error => reader.answer(Answer::Refused(error)),
                     Ok(()) | Err(_) => result,
@@ -397,7 +397,7 @@ impl<R, P> InTransaction<R, P> {
             (Err(error), _) => broken(call, error, UNWRITTEN),
         };
         claim.tell(Leaves::Nothing);
-        // The caller gets an error, and finds nothing if it commits all the same.
+        // The caller gets an error, and finds no record if it commits all the same.
         if transaction.connection().end(&*call.engine.store, token, End::Undo).await.is_err() {
             tracing::debug!(operation = %call.operation, key = %call.key, "the transaction is broken and will not commit");
         }
@@ -405,24 +405,24 @@ impl<R, P> InTransaction<R, P> {
     }
 }
 
-/// The texts of the kinds are about bodies that did not run. This one did.
+/// The messages of the kinds are about bodies that did not run. This body did.
 const UNWRITTEN: (&str, &str) = (
     "the body ran, and its record could not be written into the transaction, so neither is kept",
     "roll the transaction back, and make it again",
 );
 
-/// The same where there is no record.
+/// The same message where there is no record.
 const BROKEN: &str = "the body ran, and the transaction is broken, so what it wrote is not kept";
 
-/// Where the transaction was no more when the body was over: what the body wrote since was
-/// committed at once.
+/// For a transaction that had ended before the body did: what the body wrote since was committed at
+/// once.
 const OVER: (&str, &str) = (
     "the body ran, and the transaction was over before the record could be written: it was undone, or committed by a \
      statement, and part of what the body wrote may be committed",
     "look for it before the call is made again",
 );
 
-/// What came of a body whose end the transaction did not take.
+/// Returns the error of a body whose end the transaction did not accept.
 fn broken(
     call: &Checked,
     error: StoreError,
@@ -453,10 +453,11 @@ impl Unclaimed {
     }
 }
 
-/// What the transaction is told, and the error for the caller if its result cannot be kept.
+/// Returns how the call ends in the transaction, and the error for the caller if its result cannot
+/// be kept.
 fn end_of(call: &Checked, record: &Record, ending: Ending) -> (End, Option<Error>) {
     let (state, body) = match ending {
-        // Nothing is asked in a transaction.
+        // There is no verification in a transaction.
         Ending::Release | Ending::Unknown { .. } => return (End::Undo, None),
         #[cfg(feature = "http")]
         Ending::NotBegun => return (End::Undo, None),
@@ -493,35 +494,39 @@ fn end_of(call: &Checked, record: &Record, ending: Ending) -> (End, Option<Error
 }
 
 impl<P> Call<P> {
-    /// Makes the call in `transaction`: its claim, what `body` writes and the result are committed
+    /// Runs the call in `transaction`: its claim, the writes of `body` and the result are committed
     /// together by the caller, or not at all. Nothing is ever in doubt, and no lease is kept.
     ///
-    /// Another call of the same key in another transaction waits until this one is over, for as
-    /// long as [`on_conflict`](Self::on_conflict) says, and then replays or runs. This one waits
-    /// just so for a call that has the key without a transaction, which keeps the transaction open
-    /// meanwhile; not on SQLite, where that call needs the writer to end, nor on MySQL where the
-    /// transaction has locked that call's record. An `Err` of the body undoes what it wrote,
-    /// whatever the caller does then. Where [`on_error`](Self::on_error) stores or holds it, that
-    /// is in the transaction as well: who returns the error before the commit has rolled it back,
-    /// and the next call runs. If the answer to the commit is lost, make the call again with the
-    /// same key: it replays if the commit happened, and runs if not.
-    /// [`in_transaction`](crate::in_transaction) does all that.
+    /// Another call of the same key in another transaction waits until this one has ended, for as
+    /// long as [`on_conflict`](Self::on_conflict) allows, and then replays or runs. This call waits
+    /// in the same way for a call that has the key without a transaction, and keeps its own
+    /// transaction open meanwhile. It does not wait on SQLite, where that call needs the writer to
+    /// finish, nor on MySQL if the transaction has locked that call's record.
     ///
-    /// Effects outside of the database are still made once for each attempt.
+    /// An `Err` of the body undoes what it wrote, whatever the caller does then. If
+    /// [`on_error`](Self::on_error) stores or holds it, that is in the transaction as well: a
+    /// caller that returns the error before the commit has rolled it back, and the next call runs.
+    /// If the answer to the commit is lost, make the call again with the same key: it replays if
+    /// the commit happened, and runs if not. [`in_transaction`](crate::in_transaction) does all
+    /// that.
+    ///
+    /// Effects outside of the database still happen once for each attempt.
     ///
     /// The policy is always [`OnCrash::Hold`](crate::OnCrash::Hold), whatever
-    /// [`on_crash`](Self::on_crash) says: what a call outside of a transaction has left behind is
-    /// in doubt here.
+    /// [`on_crash`](Self::on_crash) says: a record that a call outside of a transaction has left
+    /// behind is in doubt here.
     ///
     /// # Errors
-    /// The body's own, and [`Error`] converted into `E`: [`InProgress`](ErrorKind::InProgress) when
-    /// others were not done in time, [`StoreUnavailable`](ErrorKind::StoreUnavailable) for
-    /// deadlocks and serialization failures, after which the whole transaction is rolled back and
-    /// made again, [`NotStored`](ErrorKind::NotStored), which is not retryable here, when the
-    /// transaction was over before the body was, by an error that the body went on after or by a
-    /// statement that commits by itself (MySQL, SQLite): part of what the body wrote may be
-    /// committed. [`Config`](ErrorKind::Config) when the transaction is one of another database
-    /// than the engine's store.
+    /// The body's own, and [`Error`] converted into `E`:
+    ///
+    /// - [`InProgress`](ErrorKind::InProgress) if others did not finish in time.
+    /// - [`StoreUnavailable`](ErrorKind::StoreUnavailable) for deadlocks and serialization
+    ///   failures, after which the whole transaction is rolled back and run again.
+    /// - [`NotStored`](ErrorKind::NotStored), which is not retryable here, if the transaction had
+    ///   ended before the body did, by an error after which the body continued or by a statement
+    ///   that commits by itself (MySQL, SQLite). Part of what the body wrote may be committed.
+    /// - [`Config`](ErrorKind::Config) if the transaction belongs to another database than the
+    ///   engine's store.
     pub async fn run_in<X, T, E, B>(self, transaction: &mut X, body: B) -> Result<T, E>
     where
         X: SqlTransaction + ?Sized,

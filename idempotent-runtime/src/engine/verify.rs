@@ -1,8 +1,9 @@
-//! `on_crash = verify`: after a crash, the next caller asks the outside world before anything else.
+//! `on_crash = verify`: after a crash, the next caller verifies with the outside world before
+//! anything else.
 //!
-//! It asks under a claim of its own, whose lease is renewed meanwhile. The answer is the result, or
-//! lets the body run under the same claim, or leaves the record in doubt until it may be asked
-//! again.
+//! It verifies under a claim of its own, whose lease is renewed meanwhile. The verdict is the
+//! result, or lets the body run under the same claim, or leaves the record in doubt until it may be
+//! verified again.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -23,41 +24,41 @@ use crate::outcome::{
 use crate::policy::Verdict;
 use crate::store::{Reason, Record};
 
-/// How long a call waits before it asks, where nobody says: long enough for a request to arrive
-/// that was on its way when its sender died.
+/// The default delay before a call verifies: long enough for a request to arrive that was in flight
+/// when its sender died.
 pub(super) const SETTLE: Duration = Duration::from_secs(1);
-/// How long a question without an answer rests. Doubles with every attempt: the record does not
-/// count questions by themselves.
+/// The delay after a verification without an answer. It doubles with every attempt: the record does
+/// not count verifications separately.
 const FIRST_REST: Duration = Duration::from_secs(5);
 const LONGEST_REST: Duration = Duration::from_secs(600);
 
-/// How long until the question of attempt number `attempts` may be asked again. The second attempt
-/// asks first.
+/// Returns the time until the verification of attempt number `attempts` may be repeated. The second
+/// attempt verifies first.
 fn rest(attempts: u32) -> Duration {
     let doublings = attempts.saturating_sub(2).min(16);
     FIRST_REST.saturating_mul(1 << doublings).min(LONGEST_REST)
 }
 
-/// The question of a call, made by [`Call::on_crash_verify`].
+/// The verification callback of a call, set by [`Call::on_crash_verify`].
 #[derive(Clone, Copy, Debug)]
 pub struct Verify<V>(pub(super) V);
 
-/// A call that asks nothing.
+/// Marker: the call has no verification callback.
 #[derive(Clone, Copy, Debug)]
 pub struct Unasked;
 
-/// What a question to the outside world gives for a call that returns `R`.
+/// The result of the verification callback of a call that returns `R`.
 pub type Asked<R> = Result<Verdict<<R as Outcome>::Value>, <R as Outcome>::Failure>;
 
-/// What [`verify`] found.
+/// The result of [`verify`].
 #[expect(
     missing_debug_implementations,
     reason = "a result of any type is in it, and the expansion alone sees it"
 )]
 pub enum Verified<R, P> {
-    /// What the call returns.
+    /// The result that the call returns.
     Answered(R),
-    /// The body is to run.
+    /// The body must run.
     Mine(Cleared<R, P>),
 }
 
@@ -69,7 +70,8 @@ pub struct Cleared<R, P> {
     codec: Codec<R, P>,
 }
 
-/// Takes the claim of `call` and asks `question` if an earlier attempt may have left an effect.
+/// Acquires the claim of `call`, and calls `question` if an earlier attempt may have left an
+/// effect.
 pub fn verify<R, P, V, Q>(
     call: Call,
     codec: Codec<R, P>,
@@ -80,12 +82,12 @@ where
     V: FnOnce(Context) -> Q,
     Q: Future<Output = Asked<R>>,
 {
-    // Made out here: an `async fn` would have room for the call too.
+    // Created out here: an `async fn` would reserve space for the call too.
     let admission = Box::pin(admit(call.request.verifying()));
     async move {
         match admission.await {
             Admission::Answer(answer) => Verified::Answered(codec.reader.answer(answer)),
-            // Boxed: it is rarely asked, and every future of the call would have room for it.
+            // Boxed: it is rarely needed, and every future of a call would reserve space for it.
             Admission::Run(running) if running.must_ask() => {
                 Box::pin(ask(running, codec, question)).await
             }
@@ -94,9 +96,9 @@ where
     }
 }
 
-/// As [`verify`], and runs `body` if it may: both in a task of its own. A caller that leaves cuts
-/// neither the question nor the body off, and one that is refused or replayed takes no task.
-/// `settled` is told as by [`run_detached_and`](super::run_detached_and).
+/// Like [`verify`], and runs `body` if it may: both in a task of their own. A caller that leaves
+/// interrupts neither the verification nor the body, and a call that is refused or replayed spawns
+/// no task. `settled` is called as by [`run_detached_and`](super::run_detached_and).
 #[cfg(feature = "http")]
 pub(crate) async fn verify_detached_and<R, P, V, Q, F, B, W>(
     call: Call,
@@ -134,7 +136,7 @@ where
     }
 }
 
-/// Asks `question` under the claim of an earlier attempt.
+/// Calls `question` under the claim taken over from an earlier attempt.
 async fn ask<R, P, V, Q>(
     mut running: Box<Running>,
     codec: Codec<R, P>,
@@ -150,7 +152,7 @@ where
         Ok(asking) => asking,
         Err(error) => return Verified::Answered(codec.reader.answer(Answer::Refused(error))),
     };
-    // Dropped from here on, also by a panic, it leaves the record in doubt.
+    // If this is dropped from here on, also by a panic, the record stays in doubt.
     let answer = scope.clone().wrap(async move { question(context).await }).await;
     let (result, ending) = match answer {
         Ok(Verdict::NotExecuted) => {
@@ -171,8 +173,8 @@ where
 }
 
 impl<R, P> Cleared<R, P> {
-    /// Runs the body. Boxed: what the body takes along has a place already where the question
-    /// borrows it from.
+    /// Runs the body. Boxed: the caller's future already has space for what the body captures,
+    /// because the verification callback borrows it from there.
     pub fn run<F, B>(self, body: B) -> Pin<Box<Run<R, B, F, P>>>
     where
         B: FnOnce() -> F,
@@ -194,13 +196,14 @@ impl<R, P> Cleared<R, P> {
 }
 
 impl Running {
-    /// Whether an earlier attempt may have left an effect, and the outside world knows about it.
+    /// Returns true if an earlier attempt may have left an effect that the outside world knows
+    /// about.
     pub(super) fn must_ask(&self) -> bool {
         self.grant.taken_over.is_some()
             && self.grant.record.policy == crate::store::CrashPolicy::Verify
     }
 
-    /// The record as it is left without an answer.
+    /// The error for the record as it is left without an answer.
     fn without_answer(&self) -> Error {
         let record = &self.grant.record;
         let lease_until = record.read_at + self.rest();
@@ -212,18 +215,18 @@ impl Running {
         Ending::Unknown { reason: Reason::Unverified, ask_again_after: self.rest() }
     }
 
-    /// How long a question without an answer rests.
+    /// The delay after a verification without an answer.
     pub(super) fn rest(&self) -> Duration {
         rest(self.grant.record.attempts)
     }
 }
 
 impl<P, V> Call<P, Verify<V>> {
-    /// Makes the call as [`Call::run`] does. After a crash it asks first, and runs `body` if the
-    /// answer is [`Verdict::NotExecuted`].
+    /// Runs the call as [`Call::run`] does. After a crash it verifies first, and runs `body` if the
+    /// verdict is [`Verdict::NotExecuted`].
     ///
     /// # Errors
-    /// As [`Call::run`], and the question's own.
+    /// Those of [`Call::run`], and the callback's own.
     pub async fn run<T, E, F, B, Q>(self, body: B) -> Result<T, E>
     where
         B: FnOnce() -> F,
@@ -241,11 +244,11 @@ impl<P, V> Call<P, Verify<V>> {
         }
     }
 
-    /// As [`run`](Self::run); results of another schema version are read by `upgrade`, as in
+    /// Like [`run`](Self::run), but reads results of another schema version with `upgrade`, as in
     /// [`Call::run_with_upgrade`].
     ///
     /// # Errors
-    /// As [`run`](Self::run).
+    /// Those of [`run`](Self::run).
     pub async fn run_with_upgrade<T, E, F, B, Q>(self, upgrade: Upgrade<T>, body: B) -> Result<T, E>
     where
         B: FnOnce() -> F,
@@ -263,11 +266,11 @@ impl<P, V> Call<P, Verify<V>> {
         }
     }
 
-    /// As [`run_with_upgrade`](Self::run_with_upgrade); stored errors of another schema version are
-    /// read by `upgrade_error`, as in [`Call::run_with_upgrades`].
+    /// Like [`run_with_upgrade`](Self::run_with_upgrade), but also reads stored errors of another
+    /// schema version, with `upgrade_error`, as in [`Call::run_with_upgrades`].
     ///
     /// # Errors
-    /// As [`run`](Self::run).
+    /// Those of [`run`](Self::run).
     pub async fn run_with_upgrades<T, E, F, B, Q>(
         self,
         upgrade: Upgrade<T>,

@@ -1,4 +1,4 @@
-//! Waiting for a caller elsewhere.
+//! Waits for a caller elsewhere.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,21 +7,21 @@ use super::{Inner, retry};
 use crate::key::KeyHash;
 use crate::store::{Record, State, StoreError};
 
-/// A waiter looks by itself this often, whatever the store's pushes say.
+/// The interval at which a waiter checks by itself, whatever the store pushes.
 const SAFETY_POLL: Duration = Duration::from_secs(2);
-/// Store and process may round a lease's end differently.
+/// Store and process may round the end of a lease differently.
 const ROUNDING: Duration = Duration::from_millis(1);
 
 pub(crate) enum Changed {
     /// The record is in another state than in progress.
     Record(Arc<Record>),
-    /// Nobody holds the claim.
+    /// No caller holds the claim.
     Claimable,
-    /// The deadline is over.
+    /// The deadline has passed.
     OutOfTime,
 }
 
-/// Waits until the call that holds `key` is over, or until `deadline` on the monotonic clock.
+/// Waits until the call that holds `key` has ended, or until `deadline` on the monotonic clock.
 pub(crate) async fn for_change(
     engine: &Arc<Inner>,
     key: KeyHash,

@@ -1,15 +1,15 @@
-//! Calls whose key has a window: they belong to the record of the window before, if there is one.
+//! Calls whose key has a window: they belong to the record of the previous window, if there is one.
 //!
-//! The claim in the own window comes first, the look at the window before second, the look at the
-//! clock third, and then the record is told that all of it is done: by a first checkpoint, which
-//! has nothing in it. A call that claims before the end of a window is therefore seen by every call
-//! that claims after it, and one whose claim was granted after that end starts anew.
+//! The order of the four steps matters: claim the record of the current window, check the previous
+//! window, check the clock, and then mark the record as checked, with a first, empty checkpoint. So
+//! a call that claims before the end of a window is seen by every call that claims after that end,
+//! and a call whose claim was granted after that end starts again.
 //!
-//! A record without a checkpoint belongs to a claim that only looks. Its owner may die there:
-//! whoever takes it over has to look too, and nothing has happened under it. It cannot be
-//! overlooked by reading it, because its owner may be slow and get its checkpoint through, even
-//! after it has given it up itself: it is taken over, and given up by who did that. Only then can
-//! nobody begin under it any more.
+//! A record without a checkpoint belongs to a claim that is still checking. Nothing has happened
+//! under it. If its owner dies there, the caller that takes it over has to check too. Another call
+//! cannot ignore such a record after merely reading it: its owner may be slow and get its
+//! checkpoint through, even after it has given the record up. So the other call takes the record
+//! over, and gives it up itself. Only then can no owner begin under it any more.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,11 +28,11 @@ use crate::error::{Error, ErrorKind};
 use crate::key::{Key, hash_key};
 use crate::store::{Checkpoint, Record, State, Token};
 
-/// How often a call starts anew when records come and go under it, before it says that others are
-/// at work.
+/// The number of times that a call starts again when records come and go under it, before it
+/// reports that others are at work.
 const STARTS: usize = 5;
 
-/// What the names of a call's records in all windows are made of.
+/// The parts of which the names of a call's records in all windows are made.
 #[derive(Clone)]
 pub(super) struct Windowed {
     pub(super) scope: Vec<u8>,
@@ -44,7 +44,7 @@ impl Windowed {
         self.key.window_number(call.engine.clock.now())
     }
 
-    /// The same call in the window with this number.
+    /// Returns the same call in the window with this number.
     fn call_in(&self, call: &Checked, number: u64) -> Result<Arc<Checked>, Error> {
         let settings = &call.engine.settings;
         let key = self.key.in_window(number, settings.max_key_size)?;
@@ -53,8 +53,8 @@ impl Windowed {
     }
 }
 
-/// As [`seek`], for a key with a window; also gives the call in the window that it belongs to. All
-/// rounds share the one deadline of the call.
+/// Like [`seek`], for a key with a window. Also returns the call in the window that it belongs to.
+/// All rounds share the one deadline of the call.
 pub(super) async fn seek_in_windows(
     call: &Arc<Checked>,
     windowed: &Windowed,
@@ -62,7 +62,8 @@ pub(super) async fn seek_in_windows(
     scope: &Scope,
     report: &mut Report,
 ) -> Result<(Arc<Checked>, Sought), Error> {
-    // The owner as which this call has given up a claim that only looked, in the window before.
+    // The token under which this call has given up a claim that was only checking, in the previous
+    // window.
     let mut given_up = None;
     for _ in 0..STARTS {
         let number = windowed.number_now(call);
@@ -120,8 +121,8 @@ async fn sought(
     seek(call, deadline, scope, report).await
 }
 
-/// Whether there is a record that says something about the call, other than a claim that `given_up`
-/// has looked under.
+/// Returns true if there is a record that concerns the call, other than a claim that was only
+/// checking and was given up as `given_up`.
 async fn has_record(call: &Checked, given_up: Option<Token>) -> Result<bool, Error> {
     let engine = &call.engine;
     let read =
@@ -135,8 +136,9 @@ async fn has_record(call: &Checked, given_up: Option<Token>) -> Result<bool, Err
     }))
 }
 
-/// Whether somebody has looked under this claim and given it up. Only the owner itself knows that
-/// no checkpoint of it is still on its way, after which who comes next would begin without a look.
+/// Returns true if this claim was only checking and was given up. Only its owner knows that none of
+/// its checkpoints is still on its way. After such a checkpoint, the next owner would begin without
+/// checking.
 fn is_given_up_unused(record: &Record) -> bool {
     record.state == State::InProgress
         && record.checkpoints == 0
@@ -144,13 +146,14 @@ fn is_given_up_unused(record: &Record) -> bool {
 }
 
 impl Running {
-    /// Whether nothing has begun under the claim, neither by this owner nor by one before it.
+    /// Returns true if nothing has begun under the claim, neither by this owner nor by one before
+    /// it.
     fn only_looks(&self) -> bool {
         self.grant.record.checkpoints == 0
     }
 
-    /// Tells the record that the call belongs to its window, so that who takes it over need not
-    /// look. False if the claim is not this owner's any more.
+    /// Marks on the record that the call belongs to its window, so that a caller that takes it over
+    /// need not check. Returns false if this owner no longer holds the claim.
     async fn has_looked(&mut self) -> Result<bool, Error> {
         let call = self.call.clone();
         let engine = call.engine.clone();
@@ -165,7 +168,7 @@ impl Running {
         })?;
         if written.is_done() {
             self.grant.record.checkpoints = 1;
-            // Who held the claim before has only looked: there is nothing to ask about.
+            // The former owner of the claim was only checking: there is nothing to verify.
             self.grant.taken_over = None;
         }
         Ok(written.is_done())

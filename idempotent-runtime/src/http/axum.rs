@@ -1,4 +1,4 @@
-//! The layer's types where axum meets them.
+//! Integration with axum: extractors and responses.
 
 use std::convert::Infallible;
 
@@ -11,8 +11,8 @@ use super::key::IdempotencyKey;
 use super::problem::{Problem, ProblemKind};
 use crate::error::{Error, ErrorKind};
 
-/// The key that the layer has found. Without the layer, or without a key, the request is refused
-/// (400); extract `Option<IdempotencyKey>` where that is allowed.
+/// Extracts the key that the layer found. Without the layer, or without a key, the request is
+/// rejected (400); extract `Option<IdempotencyKey>` where that is allowed.
 impl<S: Sync> FromRequestParts<S> for IdempotencyKey {
     type Rejection = Problem;
 
@@ -35,7 +35,7 @@ impl IntoResponse for Problem {
     }
 }
 
-/// The [`Problem`] that the error is to a client, for handlers that return
+/// The [`Problem`] that a client sees for the error, for handlers that return
 /// `Result<_, idempotency::Error>`.
 ///
 /// The error's [kind](ErrorKind) is in the extensions of the response, for the
@@ -46,10 +46,10 @@ impl IntoResponse for Error {
     }
 }
 
-/// For responses that a handler makes of an error by itself:
-/// `(StatusCode::CONFLICT, error.kind(), "busy")` tells the
-/// [layer](super::IdempotencyLayer#errors-of-guarded-calls-inside) around the handler what became
-/// of the guarded call.
+/// Adds the kind to a response that a handler builds from an error itself.
+/// `(StatusCode::CONFLICT, error.kind(), "busy")` reports to the
+/// [layer](super::IdempotencyLayer#errors-of-guarded-calls-inside) around the handler what happened
+/// to the guarded call.
 impl IntoResponseParts for ErrorKind {
     type Error = Infallible;
 
@@ -59,7 +59,7 @@ impl IntoResponseParts for ErrorKind {
     }
 }
 
-/// `(StatusCode::SERVICE_UNAVAILABLE, NothingHappened, "try again")`.
+/// Marks a response: `(StatusCode::SERVICE_UNAVAILABLE, NothingHappened, "try again")`.
 impl IntoResponseParts for NothingHappened {
     type Error = Infallible;
 
@@ -69,8 +69,7 @@ impl IntoResponseParts for NothingHappened {
     }
 }
 
-/// A response of which the handler says that nothing happened: [`NothingHappened`] in one word
-/// around the whole of it, for errors in particular.
+/// A response that is marked with [`NothingHappened`] as a whole, in particular an error.
 ///
 /// ```
 /// use axum_core::response::IntoResponse;
@@ -80,9 +79,9 @@ impl IntoResponseParts for NothingHappened {
 /// # fn connect() -> Result<(), StatusCode> { Err(StatusCode::SERVICE_UNAVAILABLE) }
 /// # fn charge(_: ()) -> Result<&'static str, StatusCode> { Ok("paid") }
 /// async fn pay() -> Result<impl IntoResponse, axum_core::response::ErrorResponse> {
-///     // Without a connection nobody was asked to charge anything: the key is free again.
+///     // Without a connection nothing was charged: the key is released.
 ///     let bank = connect().map_err(NotExecuted)?;
-///     // From here on nobody knows: the key is held.
+///     // From here on the outcome is unknown: the key is held.
 ///     Ok(charge(bank)?)
 /// }
 /// ```

@@ -1,26 +1,25 @@
-//! JSON bodies as the values that they are, whatever their spelling.
+//! JSON bodies as values, independent of their spelling (R32, R33).
 
 use std::collections::HashSet;
 
 use super::json::{Json, Target};
 
-/// The same bytes for bodies of the same value. `None` where readers differ in what the value is:
-/// it is no JSON, or an object names a member twice.
+/// Returns the same bytes for bodies of the same value. Returns `None` if readers differ in what
+/// the value is: the body is not JSON, or an object names a member twice.
 ///
 /// The order of members, white space and the spelling of strings and numbers do not count, as in
-/// RFC 8785; but numbers are decimals here, and not rounded to floats first.
+/// RFC 8785. But numbers are compared as decimals here, not rounded to floats first.
 pub(super) fn canonical(body: &[u8]) -> Option<Vec<u8>> {
     unambiguous(body).map(|value| bytes(&value))
 }
 
-/// The bytes of what these JSON pointers lead to, `None` for each that leads nowhere. `None`
-/// altogether where readers differ in what the body is.
+/// Returns the bytes of the value at each of these JSON pointers, `None` for a pointer that leads
+/// nowhere. Returns `None` altogether if readers differ in what the body is.
 ///
-/// Where a value on the way has no members, that value and its place count, and it is not one that
-/// was found: readers take an array for a struct, its fields in their order, so what the pointer is
-/// after may be in it, and `null` for a whole that is removed. And where the way ends in an object
-/// without the member, how far it leads counts: that object is a value too, which may replace
-/// another one.
+/// If a value on the way has no members, that value and its depth count, marked as not found.
+/// Readers take an array for a struct, with its fields in order, so the pointer's field may be in
+/// it; and they take `null` for a whole that is removed. If the way ends in an object without the
+/// member, the depth counts: that object is a value too, which may replace another one.
 pub(super) fn fields(body: &[u8], pointers: &[String]) -> Option<Vec<Option<Vec<u8>>>> {
     let value = unambiguous(body)?;
     let field = |pointer: &String| match value.pointer(pointer) {
@@ -32,7 +31,7 @@ pub(super) fn fields(body: &[u8], pointers: &[String]) -> Option<Vec<Option<Vec<
     Some(pointers.iter().map(field).collect())
 }
 
-/// A way that ends before its last step. No value has this tag.
+/// Encodes a way that ends before its last step. No value has this tag.
 fn ended(tag: u8, depth: usize, value: &[u8]) -> Vec<u8> {
     let mut bytes = vec![tag];
     encode_count(depth, &mut bytes);
@@ -61,8 +60,8 @@ fn bytes(value: &Json<'_>) -> Vec<u8> {
     bytes
 }
 
-/// A tag in front of every value, and a length or an end that occurs nowhere else with all that has
-/// no fixed one, so that no two values have the same bytes.
+/// Appends `value` so that no two values have the same bytes: every value begins with a tag, and
+/// everything without a fixed length has a length or an end mark that occurs nowhere else.
 fn encode(value: &Json<'_>, bytes: &mut Vec<u8>) {
     match value {
         Json::Null => bytes.push(b'n'),
@@ -125,7 +124,7 @@ mod tests {
         assert_eq!(of(r#"["\ud83d\ude00\/"]"#), of(r#"["😀/"]"#));
     }
 
-    /// Records are compared with it.
+    /// Stored records are compared with these bytes.
     #[test]
     fn the_bytes_are_what_released_versions_computed() {
         let bytes = of(r#"{"b":[-12.50,true,false,null],"a":"é"}"#).unwrap();
@@ -159,8 +158,8 @@ mod tests {
         }
     }
 
-    /// What a body says, as the property compares it: numbers by how many tenths of thousandths
-    /// they are.
+    /// The value of a body, as the property compares it: numbers are counted in tenths of
+    /// thousandths.
     #[derive(Clone, Debug, PartialEq)]
     enum Value {
         Null,
@@ -171,7 +170,7 @@ mod tests {
         Object(BTreeMap<String, Value>),
     }
 
-    /// Few of each kind, so that two are often equal or nearly so.
+    /// Few of each kind, so that two values are often equal or nearly so.
     fn value() -> impl Strategy<Value = Value> {
         let text = || {
             proptest::sample::select(vec!["", "a", "b", "ab", "\"", "é", "1", "null", "\0"])
@@ -181,7 +180,7 @@ mod tests {
             Just(Value::Null),
             any::<bool>().prop_map(Value::Bool),
             (-3..4_i64).prop_map(|number| Value::Number(number * 10_000)),
-            // Beyond the digits of a float.
+            // More digits than a float has.
             proptest::sample::select(vec![
                 1,
                 -1,
@@ -200,7 +199,7 @@ mod tests {
         })
     }
 
-    /// One of the spellings of `value`, as the bits of `taste` say.
+    /// Returns one of the spellings of `value`, chosen by the bits of `taste`.
     fn spell(value: &Value, taste: &mut u64) -> String {
         let mut choice = |of: u64| {
             *taste = taste

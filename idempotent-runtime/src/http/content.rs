@@ -1,15 +1,14 @@
-//! What the headers of a request say about its body.
+//! The type and the encoding of a request's body, as its headers declare them.
 
 use http::HeaderMap;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderName, HeaderValue};
 use mime::Mime;
 
-/// The type of the body in one spelling, `None` where no header tells it.
+/// Returns the type of the body in one spelling, or `None` if no header declares it.
 ///
-/// Type, subtype, the names of parameters and the value of `charset` are told in lower case, and
-/// parameters in the order of their names; those of one name in their own, for a reader may take
-/// the first of them or the last. What is no media type stays as it is, but for white space around
-/// it.
+/// Type, subtype, the names of parameters and the value of `charset` are in lower case, and
+/// parameters are sorted by name. Parameters of the same name keep their order, because a reader
+/// may take the first of them or the last. A value that is not a media type is only trimmed.
 pub(super) fn content_type(headers: &HeaderMap, counts: impl Fn(&str) -> bool) -> Option<Vec<u8>> {
     let line = lines(headers, CONTENT_TYPE)?;
     let Some(media_type) = media_type(&line) else { return Some(line) };
@@ -19,13 +18,14 @@ pub(super) fn content_type(headers: &HeaderMap, counts: impl Fn(&str) -> bool) -
     parameters.sort_by(|(one, _), (other, _)| one.cmp(other));
     let mut text = media_type.essence_str().to_owned();
     for (name, value) in parameters {
-        // As it was quoted, or could have been.
+        // Always quoted, whether the request quoted it or not.
         text.extend([";", &name, "=\"", &value, "\""]);
     }
     Some(text.into_bytes())
 }
 
-/// How the body is compressed or encrypted, in lower case; `None` where it is as the type says.
+/// Returns the encoding of the body (compression or encryption) in lower case, or `None` if it has
+/// none.
 pub(super) fn content_encoding(headers: &HeaderMap) -> Option<Vec<u8>> {
     let line = lines(headers, CONTENT_ENCODING)?.to_ascii_lowercase();
     let codings: Vec<_> = line.split(|byte| *byte == b',').map(<[u8]>::trim_ascii).collect();
@@ -36,8 +36,8 @@ pub(super) fn content_encoding(headers: &HeaderMap) -> Option<Vec<u8>> {
     }
 }
 
-/// Whether a body that is JSON is meant to be read as that: there is no type, or a type of JSON,
-/// and no encoding.
+/// Returns true if a body that is JSON is meant to be read as JSON: it has no type or a type of
+/// JSON, and no encoding.
 pub(super) fn may_be_json(headers: &HeaderMap) -> bool {
     let is_json = |line: Vec<u8>| {
         media_type(&line).is_some_and(|media_type| {
@@ -53,7 +53,7 @@ fn media_type(line: &[u8]) -> Option<Mime> {
     std::str::from_utf8(line).ok()?.parse().ok()
 }
 
-/// The lines of one header as one, without white space around it.
+/// Joins the lines of one header, each without the white space around it.
 fn lines(headers: &HeaderMap, name: HeaderName) -> Option<Vec<u8>> {
     let lines: Vec<_> =
         headers.get_all(name).iter().map(HeaderValue::as_bytes).map(<[u8]>::trim_ascii).collect();

@@ -1,38 +1,38 @@
-//! Numbers as people write them: exactly, whatever their spelling.
+//! Exact decimal numbers, independent of their spelling.
 
-/// A decimal number. Equal ones have the same value, and all others differ: unlike floats, which
+/// A decimal number. Two are equal if and only if they have the same value, unlike floats, which
 /// round.
 ///
-/// It is the text that spells it, so an exponent costs nothing, however large it is.
+/// It is stored as the text that spells it, so even the largest exponent costs nothing.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Decimal<'a>(&'a str);
 
-/// What a number is made of, whatever its spelling.
+/// The parts of a number, independent of its spelling.
 struct Parts<'a> {
     is_negative: bool,
-    /// From the first digit of the text that is not zero to the last one, with a point among them
-    /// perhaps. Empty for zero.
+    /// The text from its first digit that is not zero to its last one, possibly with a point in
+    /// between. Empty for zero.
     significant: &'a str,
-    /// The power of ten that the last significant digit counts.
+    /// The power of ten of the last significant digit.
     exponent: i64,
 }
 
 impl<'a> Decimal<'a> {
-    /// The number that `text` spells as JSON does (RFC 8259). `None` for all else, and for an
-    /// exponent that no reader could count with, beyond 2⁶².
+    /// Returns the number that `text` spells in JSON (RFC 8259). Returns `None` for everything
+    /// else, and for an exponent beyond 2⁶², with which no reader could calculate.
     pub(super) fn read(text: &'a str) -> Option<Self> {
         parts(text).map(|_| Self(text))
     }
 
-    /// Whether it is a number for readers with floats, and not an infinity.
+    /// Returns true if readers that use floats see a number and not an infinity.
     pub(super) fn is_finite(&self) -> bool {
         self.0.parse::<f64>().is_ok_and(f64::is_finite)
     }
 
-    /// The same bytes for the same number: the sign, the exponent, and the digits with an end that
-    /// is no digit.
+    /// Appends the same bytes for the same number: the sign, the exponent, and the digits followed
+    /// by a zero byte, which is not a digit.
     pub(super) fn encode(&self, bytes: &mut Vec<u8>) {
-        // The text was read before, or this would not be there.
+        // `read` has accepted the text, so this never returns early.
         let Some(Parts { is_negative, significant, exponent }) = parts(self.0) else { return };
         bytes.push(is_negative.into());
         bytes.extend(exponent.to_be_bytes());
@@ -81,8 +81,7 @@ fn parts(text: &str) -> Option<Parts<'_>> {
         }
         None => 0,
     };
-    // What was cut off at the end was zeros in front of the point, or the significant digits reach
-    // behind it.
+    // The trimmed end was zeros in front of the point, unless significant digits reach behind it.
     let behind = fraction.map_or(0, |fraction| fraction.trim_end_matches('0').len());
     let zeros = if behind == 0 { whole.len() - whole.trim_end_matches('0').len() } else { 0 };
     let shift = i64::try_from(zeros).ok()? - i64::try_from(behind).ok()?;
@@ -106,7 +105,7 @@ mod tests {
     }
 
     /// A number with up to six digits at up to twelve places on both sides of the point, as JSON
-    /// spells it, and how many billionths of billionths it is.
+    /// spells it, and its value in units of 10⁻¹⁸.
     fn spelled() -> impl Strategy<Value = (String, i128)> {
         (any::<bool>(), 0..1_000_000_u32, 0..6_usize, 0..3_usize, -6..=6_i32, 0..4_usize).prop_map(
             |(is_negative, digits, point, zeros, exponent, spelling)| {
@@ -159,7 +158,8 @@ mod tests {
             prop_assert_ne!(&plain, &encoded(&format!("{digits}.{}1e{exponent}", "0".repeat(zeros))));
         }
 
-        /// What round-trips through a float is one number for readers with floats and for us.
+        /// A number that round-trips through a float is the same number to readers with floats and
+        /// to us.
         #[test]
         fn the_text_of_a_float_is_its_own(number in any::<f64>().prop_filter("JSON has no others", |number| number.is_finite())) {
             let (plain, scientific) = (format!("{number}"), format!("{number:e}"));

@@ -1,4 +1,4 @@
-//! What a response says about the effects of its handler, beside its status.
+//! Effects of a handler, as its response reports them in addition to the status (R64, R65).
 
 use http::{Extensions, Response};
 
@@ -6,23 +6,23 @@ use super::options::OnStatus;
 use super::problem::ProblemKind;
 use crate::error::ErrorKind;
 
-/// In the extensions of a response: the handler says that nothing happened, whatever the status is.
-/// The key is free, and the next request with it runs the handler again.
+/// An extension of a response by which the handler declares that nothing happened, whatever the
+/// status. The key is released, and the next request with it runs the handler again.
 ///
 /// Without it, a handler that has begun and answers 408 or 5xx leaves an unknown outcome
-/// ([`OnStatus::standard`]). **Say it only of what was not begun, or was rolled back**: a provider
-/// that did not answer may have charged. A handler whose [steps](crate::Context::step) are on the
-/// record is not believed: they have happened.
+/// ([`OnStatus::standard`]). **Use it only for work that was not begun or was rolled back**: a
+/// provider that did not answer may have charged. It is ignored if [steps](crate::Context::step) of
+/// the handler are on the record: they have happened.
 ///
-/// With the feature `axum` it is a part of a response,
-/// `(StatusCode::SERVICE_UNAVAILABLE, NothingHappened, "try again")`, and `NotExecuted` says it of
-/// a whole one.
+/// With the feature `axum` it can be part of a response,
+/// `(StatusCode::SERVICE_UNAVAILABLE, NothingHappened, "try again")`, and `NotExecuted` wraps a
+/// whole response.
 ///
 /// ```
 /// use http::{Response, StatusCode};
 /// use idempotent_runtime::http::NothingHappened;
 ///
-/// /// The pool has no connection: nobody was asked to charge anything.
+/// /// The pool has no connection: nothing was charged.
 /// fn busy() -> Response<String> {
 ///     let mut response = NothingHappened::mark(Response::new("try again".to_owned()));
 ///     *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
@@ -34,29 +34,29 @@ use crate::error::ErrorKind;
 pub struct NothingHappened;
 
 impl NothingHappened {
-    /// `response` with this in its extensions.
+    /// Adds this to the extensions of `response`.
     pub fn mark<B>(mut response: Response<B>) -> Response<B> {
         response.extensions_mut().insert(Self);
         response
     }
 }
 
-/// What the extensions of a response say about its key. `None`: its status decides.
+/// Returns the decision that the extensions of a response contain. `None`: the status decides.
 pub(super) fn told(extensions: &Extensions) -> Option<OnStatus> {
     if extensions.get::<NothingHappened>().is_some() {
         return Some(OnStatus::Release);
     }
-    // A problem that was made of an error has both, and the error knows more.
+    // A problem built from an error has both kinds, and the error's is more precise.
     let of_error = extensions.get().copied().map(of_error);
     of_error.or_else(|| extensions.get().copied().map(of_problem))
 }
 
-/// A guarded call inside of the handler was refused with this, and the handler passes it on. It is
-/// never a result: what was true of the call for a moment would be told for as long as the record
-/// is kept.
+/// Returns the decision for a response that passes on this error of a guarded call inside the
+/// handler (R65). It is never `Store`: the error was true of the call for a moment, and would be
+/// replayed for as long as the record is kept.
 const fn of_error(kind: ErrorKind) -> OnStatus {
     match kind {
-        // The call did not run, and can later, or for another request.
+        // The call did not run, and can run later or for another request.
         ErrorKind::InProgress
         | ErrorKind::StoreUnavailable
         | ErrorKind::Full
@@ -64,7 +64,7 @@ const fn of_error(kind: ErrorKind) -> OnStatus {
         | ErrorKind::Mismatch
         | ErrorKind::MissingKey
         | ErrorKind::InvalidKey => OnStatus::Release,
-        // An effect of this call, or of an earlier one, may stand behind it.
+        // There may be an effect of this call or of an earlier one.
         ErrorKind::InDoubt
         | ErrorKind::NotStored
         | ErrorKind::TooLarge
@@ -73,7 +73,7 @@ const fn of_error(kind: ErrorKind) -> OnStatus {
         | ErrorKind::Superseded
         | ErrorKind::StepInterrupted
         | ErrorKind::Expired
-        // The service is at fault, and somebody has to look anyway.
+        // The service is at fault, and an operator has to look in any case.
         | ErrorKind::Reentrant
         | ErrorKind::Config
         | ErrorKind::Unsupported
@@ -81,7 +81,7 @@ const fn of_error(kind: ErrorKind) -> OnStatus {
     }
 }
 
-/// The same for the refusal of a layer inside of this one.
+/// Returns the decision for the refusal of a layer inside this one.
 const fn of_problem(kind: ProblemKind) -> OnStatus {
     match kind {
         ProblemKind::Missing

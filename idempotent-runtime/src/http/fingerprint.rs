@@ -1,4 +1,4 @@
-//! What a retry must repeat of the first request.
+//! The fingerprint of a request: the parts that a retry must repeat.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,12 +11,14 @@ use sha2::{Digest as _, Sha256};
 use super::{canonical_json, content};
 use crate::fingerprint::Fingerprint;
 
-/// What a retry must repeat; a request with the same key that differs in it is refused (422).
+/// The parts of a request that a retry must repeat. A request with the same key that differs in one
+/// of them is refused (422).
 ///
-/// Always, whatever is chosen here: the method, the path, the type, encoding and range of the body
+/// These always count: the method, the path, the type, encoding and range of the body
 /// (`Content-Type`, `Content-Encoding`, `Content-Range`) and the preconditions (`If-Match`,
-/// `If-Unmodified-Since`). The query, unless [`without_query`](Self::without_query). Further
-/// headers [`with_headers`](Self::with_headers). And the body in one of these ways:
+/// `If-Unmodified-Since`). The query counts, unless [`without_query`](Self::without_query) is
+/// called. Additional headers are named by [`with_headers`](Self::with_headers). The body counts in
+/// one of these ways:
 ///
 /// ```
 /// use idempotent_runtime::http::RequestFingerprint;
@@ -27,8 +29,8 @@ use crate::fingerprint::Fingerprint;
 /// let nothing = RequestFingerprint::custom(|_request, _body| Vec::new());
 /// ```
 ///
-/// A service that changes its way says which it had before, with [`formerly`](Self::formerly); else
-/// retries of requests from before the change are refused.
+/// A service that changes its fingerprint names the previous one with [`formerly`](Self::formerly).
+/// Otherwise retries of requests from before the change are refused.
 #[derive(Clone, Debug)]
 pub struct RequestFingerprint {
     payload: Payload,
@@ -58,8 +60,9 @@ impl Payload {
         }
     }
 
-    /// Whether a parameter of the content type counts. The boundary of a multipart body is another
-    /// one in each try, so it is left to the function that reads such bodies.
+    /// Returns true if a parameter of the content type counts. The boundary of a multipart body is
+    /// different in each attempt, so the custom function, which reads such bodies itself, excludes
+    /// it.
     fn counts_parameter(&self, name: &str) -> bool {
         !matches!(self, Self::Custom(_)) || name != "boundary"
     }
@@ -72,41 +75,48 @@ impl fmt::Debug for Payload {
 }
 
 impl RequestFingerprint {
-    /// Every byte of the body. Clients that write the same JSON in another order are refused, and
-    /// so are those that make a new boundary for each try of a multipart body.
+    /// Compares every byte of the body. Clients that write the same JSON in another order are
+    /// refused, and so are clients that generate a new boundary for each attempt of a multipart
+    /// body.
     pub fn body() -> Self {
         Self::new(Payload::Body, 1)
     }
 
-    /// The JSON value of the body: neither the order of members nor white space nor the spelling of
-    /// numbers and strings count (RFC 8785). Each digit of a number does: `1`, `1.0` and `10e-1`
-    /// are one number, and `1.000000000000000001` is another one, also where a float would round
-    /// it. Every byte of the body where readers would read it differently: it names a member twice,
-    /// has a number beyond the range of floats, is nested more than 127 deep, or is no JSON at all.
-    /// And where it is not sent as JSON: with a `Content-Type` of something else than
-    /// `application/json`, `text/json` and `…+json`, or with a `Content-Encoding`. Without a type
-    /// it is taken for JSON.
+    /// Compares the JSON value of the body: the order of members, white space, and the spelling of
+    /// numbers and strings do not count (RFC 8785).
+    ///
+    /// Every digit of a number counts: `1`, `1.0` and `10e-1` are the same number, and
+    /// `1.000000000000000001` is another one, even where a float would round it.
+    ///
+    /// Every byte of the body is compared instead if readers would interpret it differently: it
+    /// names a member twice, has a number beyond the range of floats, is nested more than 127
+    /// levels deep, or is not JSON at all. The same applies if it is not sent as JSON: with a
+    /// `Content-Type` other than `application/json`, `text/json` and `…+json`, or with a
+    /// `Content-Encoding`. A body without a type is treated as JSON.
     pub fn json() -> Self {
         Self::new(Payload::Json, 2)
     }
 
-    /// The values that these JSON pointers (RFC 6901) lead to in the body, `"/amount"` for example;
-    /// a value that is missing differs from `null`. Where there is something else than an object or
-    /// an array on the way, or an array and the pointer has a name, all of that: readers take
-    /// `[100, "EUR"]` for a struct, its fields in their order. `null` on the way is something else
-    /// too, and an object without the member differs from one that is missing: for
-    /// `"/address/city"`, `{"address": null}`, `{"address": {}}` and `{}` are three requests, of
-    /// which a patch may remove, empty or keep the address. Every byte of the body where readers
-    /// would read it differently, and where it is not sent as JSON, as in [`json`](Self::json).
+    /// Compares the values at these JSON pointers (RFC 6901) in the body, for example `"/amount"`.
+    /// A missing value differs from `null`.
+    ///
+    /// If something other than an object or an array is on the way, or an array where the pointer
+    /// has a name, that whole value is compared: readers take `[100, "EUR"]` for a struct, with its
+    /// fields in order. This includes `null`. An object without the member also differs from a
+    /// missing object: for `"/address/city"`, `{"address": null}`, `{"address": {}}` and `{}` are
+    /// three different requests. A patch may use them to remove, empty or keep the address.
+    ///
+    /// Every byte of the body is compared instead if readers would interpret it differently, and if
+    /// it is not sent as JSON, as in [`json`](Self::json).
     pub fn fields<P: Into<String>>(pointers: impl IntoIterator<Item = P>) -> Self {
         Self::new(Payload::Fields(pointers.into_iter().map(Into::into).collect()), 3)
     }
 
-    /// What `payload` makes of the head and the body of the request.
+    /// Compares the bytes that `payload` returns for the head and the body of the request.
     ///
-    /// The `boundary` of a multipart body does not count beside it: such bodies have another one in
-    /// each try, so a service that takes them with keys reads them here and gives the bytes of
-    /// their parts.
+    /// The `boundary` of a multipart body does not count in addition: such bodies have a different
+    /// one in each attempt. A service that accepts them with keys reads them here and returns the
+    /// bytes of their parts.
     pub fn custom(payload: impl Fn(&Parts, &Bytes) -> Vec<u8> + Send + Sync + 'static) -> Self {
         Self::new(Payload::Custom(Arc::new(payload)), 4)
     }
@@ -115,35 +125,37 @@ impl RequestFingerprint {
         Self { payload, query: true, headers: Arc::new([]), version, former: Vec::new() }
     }
 
-    /// Leaves the query out: two requests that differ in it alone are the same.
+    /// Excludes the query: two requests that differ only in it are the same.
     #[must_use]
     pub fn without_query(mut self) -> Self {
         self.query = false;
         self
     }
 
-    /// Further headers that a retry must repeat, for handlers that read them: the version of the
-    /// interface, or an account on whose behalf the client acts.
+    /// Additional headers that a retry must repeat, for handlers that read them: the version of the
+    /// API, or the account on whose behalf the client acts.
     #[must_use]
     pub fn with_headers(mut self, names: impl IntoIterator<Item = HeaderName>) -> Self {
         self.headers = names.into_iter().collect();
         self
     }
 
-    /// The number that is stored beside the fingerprint, and a part of it: fingerprints of two
-    /// versions are never those of one request. Change it with the meaning of
-    /// [`custom`](Self::custom). The default is 1 for [`body`](Self::body), 2 for
-    /// [`json`](Self::json), 3 for [`fields`](Self::fields) and 4 for [`custom`](Self::custom).
+    /// Sets the version that is stored with the fingerprint and is part of it: fingerprints of two
+    /// versions never match. Change it when the meaning of [`custom`](Self::custom) changes. The
+    /// default is 1 for [`body`](Self::body), 2 for [`json`](Self::json), 3 for
+    /// [`fields`](Self::fields) and 4 for [`custom`](Self::custom).
     #[must_use]
     pub fn version(mut self, version: u8) -> Self {
         self.version = version;
         self
     }
 
-    /// Says that `former` and this are one history: a record that an earlier release made is
-    /// compared in the way of that release, so a retry of such a request is replayed and another
-    /// request is still refused. Needed for as long as such records live; computed for each
-    /// request, beside this one. Can be said more than once.
+    /// Accepts records of an earlier release that used `former`. Such a record is compared with the
+    /// fingerprint of that release, so a retry of its request is replayed and another request is
+    /// still refused.
+    ///
+    /// It is required for as long as such records exist, and is computed for each request in
+    /// addition to this one. It can be called more than once.
     ///
     /// ```
     /// use idempotent_runtime::http::RequestFingerprint;
@@ -151,16 +163,17 @@ impl RequestFingerprint {
     /// let fingerprint = RequestFingerprint::json().formerly(RequestFingerprint::body());
     /// ```
     ///
-    /// Servers of the earlier release do not know the new way, and refuse retries of requests that
-    /// a new server has answered. Where both run for a while, release `body().formerly(json())`
-    /// first, which reads both and writes the old one, and the line above when all servers have it.
+    /// Servers of the earlier release do not know the new fingerprint, and refuse retries of
+    /// requests that a new server has answered. If both run for a while, first release
+    /// `body().formerly(json())`, which reads both and writes the old one. Release the line above
+    /// when all servers have it.
     #[must_use]
     pub fn formerly(mut self, former: Self) -> Self {
         self.former.push(former);
         self
     }
 
-    /// The JSON pointers of this way and its former ones, each with the option that has it.
+    /// The JSON pointers of this fingerprint and its former ones, each with the name of its option.
     pub(super) fn pointers(&self) -> Vec<(&'static str, &str)> {
         let own: &[String] =
             if let Payload::Fields(pointers) = &self.payload { pointers } else { &[] };
@@ -168,12 +181,14 @@ impl RequestFingerprint {
         own.chain(self.former.iter().flat_map(Self::pointers)).collect()
     }
 
-    /// The fingerprint of one request.
+    /// Computes the fingerprint of one request.
     pub(super) fn of(&self, request: &Parts, body: &Bytes) -> Fingerprint {
         let mut hash = Hash(Sha256::new_with_prefix(b"idempotency/http/1"));
+        // R30: another method or path is another request.
         hash.part(request.method.as_str().as_bytes());
         hash.part(request.uri.path().as_bytes());
         hash.maybe(original_path(request).map(str::as_bytes));
+        // R31.
         if self.query {
             hash.maybe(request.uri.query().map(str::as_bytes));
         } else {
@@ -184,6 +199,7 @@ impl RequestFingerprint {
                 .as_deref(),
         );
         hash.maybe(content::content_encoding(&request.headers).as_deref());
+        // R46: preconditions are compared, never evaluated again.
         for name in [CONTENT_RANGE, IF_MATCH, IF_UNMODIFIED_SINCE] {
             hash.header(&request.headers, &name);
         }
@@ -193,9 +209,10 @@ impl RequestFingerprint {
             hash.header(&request.headers, name);
         }
         hash.part(self.payload.name().as_bytes());
+        // R32, R33.
         match &self.payload {
             Payload::Body => hash.part(body),
-            // A handler that is sent text may read `1.10` as another thing than `1.1`.
+            // A handler that receives text may distinguish `1.10` from `1.1`.
             Payload::Json | Payload::Fields(_) if !content::may_be_json(&request.headers) => {
                 hash.value_or_bytes(None, body);
             }
@@ -209,7 +226,7 @@ impl RequestFingerprint {
         Fingerprint { version: self.version, bits: hash.bits() }
     }
 
-    /// Those that earlier releases gave to the same request.
+    /// The fingerprints that earlier releases computed for the same request (R35).
     pub(super) fn former(&self, request: &Parts, body: &Bytes) -> Vec<Fingerprint> {
         let mut all = Vec::new();
         for former in &self.former {
@@ -220,8 +237,8 @@ impl RequestFingerprint {
     }
 }
 
-/// The path that the client sent, where a router in front has cut off a part of it: what is left
-/// can be that of another route.
+/// The path that the client sent, if a router in front has stripped a part of it: the rest can be
+/// equal to the path of another route.
 fn original_path(request: &Parts) -> Option<&str> {
     #[cfg(feature = "axum")]
     let original =
@@ -237,7 +254,7 @@ impl Default for RequestFingerprint {
     }
 }
 
-/// Parts with their lengths in front, so that no two lists of parts have the same bytes.
+/// A hash of length-prefixed parts, so that no two lists of parts have the same bytes.
 struct Hash(Sha256);
 
 impl Hash {
@@ -257,8 +274,8 @@ impl Hash {
         }
     }
 
-    /// Another thing than a part that is not there: a former way must not find the one in the
-    /// other.
+    /// Marks an excluded part. It differs from an absent part, so that a former fingerprint never
+    /// takes one for the other.
     fn left_out(&mut self) {
         self.0.update([2]);
     }
@@ -308,7 +325,7 @@ mod tests {
         fingerprint.of(&head, &Bytes::from_static(body.as_bytes()))
     }
 
-    /// Stored records are compared with it.
+    /// Stored records are compared with this hash.
     #[test]
     fn the_hash_is_what_released_versions_computed() {
         let bits = |fingerprint| format!("{:032x}", of(&fingerprint, r#"{"b":1,"a":"x"}"#).bits);
@@ -340,7 +357,7 @@ mod tests {
         assert_eq!(of(&fields, r#"{"a":1,"c":1}"#), of(&fields, r#"{"c":2,"a":1.0}"#));
     }
 
-    /// What a request may differ in, each in a way that no other part makes up for.
+    /// The parts in which requests may differ, each in a way that no other part can compensate.
     #[test]
     fn every_part_of_a_request_counts_for_itself() {
         let plain = || Request::post("/pay?a=1");
@@ -397,8 +414,8 @@ mod tests {
             .map(|uri| Request::post(uri).body(()).unwrap().into_parts().0);
         let body = Bytes::new();
         assert_eq!(without.of(&bare, &body), without.of(&other, &body));
-        // What a release that counts queries has stored of the one is not compared in the way of
-        // the release before.
+        // A record stored by a release that counts queries is not compared in the way of the
+        // release before.
         let way = with.clone().formerly(without);
         assert!(!way.former(&other, &body).contains(&with.of(&bare, &body)));
     }

@@ -1,4 +1,4 @@
-//! What becomes of a request: the return type of the guarded call, in bytes and back.
+//! The outcome of a request: the return type of the guarded call, and its encoding.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -13,37 +13,37 @@ use crate::error::{Error, ErrorKind};
 use crate::outcome::{Answer, Codec, Ending, ErrorPolicy, Outcome, Upgrades};
 use crate::store::{Record, State};
 
-/// How one request ended.
+/// The end of one request.
 pub(super) enum Handled<E> {
     /// The handler answered, and its response is on its way.
     Answered { fate: Fate },
     /// The service behind the layer failed.
     Failed { error: E, fate: Fate },
-    /// What happened is known from somebody else, whose response this is.
+    /// The verification callback knows what happened, and this is its response.
     Vouched(Vouched),
     /// An earlier request was answered.
     Replayed(Arc<Record>),
-    /// The handler did not run, or its answer cannot be given.
+    /// The handler did not run, or its response cannot be sent.
     Refused(Error),
-    /// There was an answer, and a marker of the engine stands in its place.
+    /// There was a response, and a marker of the engine is stored in its place.
     Lost(Error),
-    /// The claim was over before the handler began.
+    /// The claim ended before the handler began.
     NotBegun,
 }
 
-/// What becomes of the claim.
+/// The decision about the claim.
 #[derive(Clone, Debug)]
 pub(super) enum Fate {
-    /// The record keeps this, for so long.
+    /// The record keeps this for the `ttl`.
     Store { state: State, record: Bytes, ttl: Duration },
     /// Nothing happened, as far as the key is concerned.
     Release,
-    /// There may be an effect: the policy of the record decides.
+    /// There may be an effect: the record's policy decides.
     Unknown,
 }
 
 impl Fate {
-    /// There was a response with this status, and it cannot be sent again.
+    /// Records that there was a response with this status which cannot be sent again.
     pub(super) fn not_kept(status: StatusCode, ttl: Duration) -> Self {
         Self::Store { state: state(status), record: not_kept(status), ttl }
     }
@@ -59,7 +59,7 @@ impl Fate {
     }
 }
 
-/// A response that the question about an earlier attempt brought back.
+/// A response that the verification callback returned for an earlier attempt.
 #[derive(Clone, Debug)]
 pub(super) struct Vouched {
     pub(super) state: State,
@@ -68,8 +68,8 @@ pub(super) struct Vouched {
 }
 
 impl<E> Handled<E> {
-    /// Whether what the handler answered is what every caller gets, or would get if it could be
-    /// kept.
+    /// Returns true if the handler's response is what every caller gets, or would get if it could
+    /// be stored.
     pub(super) fn is_its_own(&self, crash: &Crash) -> bool {
         match self {
             Self::Answered { .. } => true,
@@ -83,12 +83,13 @@ impl<E> Handled<E> {
     }
 }
 
-/// Whether the handler has done its work, and its answer alone could not be stored: no other answer
-/// will be.
+/// Returns true if the handler has done its work and only its response could not be stored: no
+/// other response will be.
 ///
-/// Where the record cannot be written, the next attempt may have an answer of its own for
-/// everybody, unless the policy has none. Where the engine keeps less than the mark of an answer
-/// that is not kept, a marker of its own is there.
+/// `NotStored`: the record could not be written, so the next attempt may produce another response
+/// for every caller, unless the policy excludes that. `TooLarge`: the engine's limit is smaller
+/// than even the marker of a response that is not stored, and the engine's own marker is in its
+/// place.
 pub(super) fn is_not_kept(error: &Error, crash: &Crash) -> bool {
     match error.kind() {
         ErrorKind::NotStored => !crash.may_be_answered_again(),
@@ -98,7 +99,7 @@ pub(super) fn is_not_kept(error: &Error, crash: &Crash) -> bool {
 
 impl<E> Outcome for Handled<E> {
     type Value = Vouched;
-    // A question without an answer says so.
+    // A callback without an answer returns `Verdict::Unknown`, not an error.
     type Failure = Infallible;
 
     fn completed(value: Vouched) -> Self {

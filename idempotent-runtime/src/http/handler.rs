@@ -1,4 +1,4 @@
-//! The handler of one request under its claim: what it answers is delivered and recorded.
+//! The handler of one request under its claim: runs it, delivers its response and records it.
 
 use std::cmp::Ordering;
 use std::future::poll_fn;
@@ -26,7 +26,7 @@ use super::{BoxError, headers};
 use crate::clock::Timestamp;
 use crate::context::Context;
 
-/// A service behind the layer, as a task of its own needs it.
+/// A service behind the layer, with the bounds that a task of its own requires.
 pub(super) trait Handles<B, R>:
     Service<
         Request<RequestBody<B>>,
@@ -49,7 +49,7 @@ impl<S, B, R> Handles<B, R> for S where
 {
 }
 
-/// A body whose bytes are looked at.
+/// A body that the layer reads.
 pub(super) trait Readable:
     Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static
 {
@@ -60,16 +60,16 @@ impl<B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static> Readable for
 /// The service and its request, until the handler begins.
 pub(super) type Unhandled<S, B> = Arc<Mutex<Option<(S, Request<RequestBody<B>>)>>>;
 
-/// Takes what was not handled yet.
+/// Takes the service and its request if the handler has not begun.
 pub(super) fn take<S, B>(unhandled: &Unhandled<S, B>) -> Option<(S, Request<RequestBody<B>>)> {
     unhandled.lock().unwrap_or_else(PoisonError::into_inner).take()
 }
 
-/// The response of the handler, for the one who waits for it.
+/// The response of the handler, for the request that waits for it.
 pub(super) enum Delivery<R> {
-    /// Sent when the record is as the response says.
+    /// Sent once the record agrees with the response.
     Settled(Response<ResponseBody<R>>),
-    /// Sent at once, for its body comes in pieces. It ends when the record is written.
+    /// Sent at once, because its body is streamed. The body ends when the record is written.
     Live(Response<ResponseBody<R>>),
 }
 
@@ -78,7 +78,7 @@ pub(super) async fn ready<S: Handles<B, R>, B, R>(service: &mut S) -> Result<(),
     poll_fn(|task| service.poll_ready(task)).await
 }
 
-/// Resolves when the claim of the call around is over, if it has one.
+/// Resolves when the claim of the surrounding call ends. Never resolves without a claim.
 async fn claim_over() {
     match Context::try_current() {
         Some(context) => context.lease_ended().await,
@@ -91,33 +91,34 @@ pub(super) struct Handler<S, B, R> {
     pub(super) request: Arc<request::Parts>,
     pub(super) unhandled: Unhandled<S, B>,
     pub(super) delivery: oneshot::Sender<Delivery<R>>,
-    /// Of a response that comes in pieces.
+    /// The end of a streamed response.
     pub(super) end: OpenEnd<R>,
-    /// Set when the handler begins without a claim, for whoever is left with its panic.
+    /// Set when the handler begins without a claim, for the caller that sees its panic.
     pub(super) is_bypassed: Arc<AtomicBool>,
 }
 
-/// What is recorded of a response.
+/// The record of a response while its body is read.
 struct Recording {
     draft: Draft,
-    /// How many bytes the record may have.
+    /// The largest record, in bytes.
     limit: usize,
-    /// How many bytes of body there are, if the response says so.
+    /// The length of the body in bytes, if the response declares it.
     declared: Option<u64>,
     ttl: Duration,
-    /// Until when it is kept, if that is known.
+    /// The time until which it is kept, if known.
     until: Option<Timestamp>,
-    /// Until when on the monotonic clock its body may have more, since all is there that it says.
+    /// The time on the monotonic clock until which more of the body is awaited after its declared
+    /// length has been reached.
     last_look: Option<Duration>,
 }
 
-/// How long a body is looked at that has all that its response says: whether it is longer, or
-/// breaks off after all. A server of HTTP looks no further then, so nothing that comes later
-/// reaches a client, and a stream that lingers keeps nobody waiting.
+/// The time for which a body is still read after its declared length has been reached, to see
+/// whether it is longer or breaks off after all. An HTTP server reads no further by then, so
+/// nothing that arrives later reaches a client, and a stream that lingers delays no caller.
 const LAST_LOOK: Duration = Duration::from_millis(100);
 
 impl Recording {
-    /// Notes until when it is kept.
+    /// Records the time until which it is kept.
     fn expires(&mut self, context: &Context) {
         if let Some(now) = context.store_time() {
             self.until = Some(now + self.ttl);
@@ -125,36 +126,40 @@ impl Recording {
         }
     }
 
-    /// How many more bytes of body fit.
+    /// The number of bytes of body that still fit.
     fn room(&self) -> usize {
         self.limit - self.draft.len()
     }
 
-    /// How what is recorded compares to the length that the response says.
+    /// Compares what is recorded with the length that the response declares.
     fn length(&self) -> Option<Ordering> {
         self.declared.map(|declared| (self.draft.size() as u64).cmp(&declared))
     }
 
-    /// Whether a client has all that the response says when it has what is recorded.
+    /// Returns true if a client that has what is recorded has the declared length.
     fn is_reached(&self) -> bool {
         self.length() == Some(Ordering::Equal)
     }
 
-    /// Whether there is more than the response says.
+    /// Returns true if there is more than the response declares.
     fn is_passed(&self) -> bool {
         self.length() == Some(Ordering::Greater)
     }
 
-    /// Whether what is recorded is as long as the response says. A shorter body has broken off,
-    /// whatever its stream says.
+    /// Returns true if what is recorded has the declared length, or if none is declared. A shorter
+    /// body has broken off, whatever its stream says.
     fn is_whole(&self) -> bool {
         self.length().is_none_or(Ordering::is_eq)
     }
 }
 
-/// The next frame of a body, `None` behind the last one. None at all where nobody waits for it any
-/// longer: the claim is over, under which a body that never ends would be read for ever, or the
-/// body lingers though all of it is there.
+/// Reads the next frame of a body. Returns `Some(None)` after the last one, and `None` if no caller
+/// waits for it any longer.
+///
+/// There are two such cases. The claim has ended: without this check a body that never ends would
+/// be read forever on behalf of a record that another caller may own by now. Or the body lingers
+/// although its declared length has been reached. A frame that is ready wins over both (`biased`),
+/// so nothing that was already produced is lost.
 async fn next<R: Readable>(
     options: &Options,
     body: &mut Pin<Box<R>>,
@@ -178,15 +183,19 @@ async fn next<R: Readable>(
 }
 
 impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
-    /// Runs the handler and reads its response as far as it is recorded.
+    /// Runs the handler and reads as much of its response as is recorded.
     pub(super) async fn run(self) -> Handled<S::Error> {
         let Some((mut service, request)) = take(&self.unhandled) else {
-            // The engine runs a body once.
+            // Unreachable: the engine runs a body once.
             return Handled::Answered { fate: Fate::Unknown };
         };
-        // It has waited for its key with no place there, and takes one now. Until then nothing has
-        // happened: a shutdown takes the claim back, and if it is over before, or with the place,
-        // somebody else may run the handler.
+        // While the request waited for its key it held no slot of the service; it takes one now.
+        //
+        // Until `begins` returns true, nothing has happened under the claim. In this time a
+        // shutdown takes the claim away, and another caller may run the handler if the lease
+        // expires, before the slot is granted or in the same poll: hence the check afterwards.
+        // Shutdown and `begins` meet in one atomic step of the lease: either the handler has begun
+        // and the shutdown treats its outcome as unknown, or the handler never begins.
         let context = Context::try_current();
         if let Some(context) = &context {
             context.stands_in_line();
@@ -204,9 +213,10 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
         }
         let is_bypassed = Context::try_current().is_none_or(|context| context.attempt() == 0);
         self.is_bypassed.store(is_bypassed, atomic::Ordering::Release);
+        // Set above because `call` may panic: the caller then knows which refusal to send.
         match service.call(request).await {
             Ok(response) => self.answer(response).await,
-            // Nobody knows how far it got.
+            // R63: it is unknown how far the handler got.
             Err(error) => Handled::Failed { error, fate: Fate::Unknown },
         }
     }
@@ -220,10 +230,11 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
             }
             return self.settle(head, ResponseBody::untouched(body), Fate::Release);
         };
-        // A promise about another record, if it is there: of a layer inside, or of a service that
-        // was asked.
+        // If present, it is a promise about another record: of a layer inside, or of an upstream
+        // service.
         head.headers.remove(self.options.markers.names.expires());
-        // What the handler says beside its status goes first: a status is often somebody else's.
+        // R64, R65: the extensions take precedence, because a status is often set by something
+        // else.
         match told(&head.extensions)
             .unwrap_or_else(|| self.options.on_status(head.status, &self.request))
         {
@@ -240,12 +251,13 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
             let fate = self.not_kept(&head, ttl);
             return self.settle(head, ResponseBody::untouched(body), fate);
         };
+        // R18.
         if headers::is_without_body(&head) {
             recording.expires(&context);
             return self.store(head, recording);
         }
         let hint = body.size_hint();
-        // The server in front would say so of the body.
+        // The server in front would derive it from the body.
         recording.declared = recording.declared.or(hint.exact());
         let is_too_large =
             usize::try_from(hint.lower()).map_or(true, |least| least > recording.room());
@@ -255,10 +267,11 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
         }
         recording.expires(&context);
         recording.draft.reserve(usize::try_from(hint.lower()).unwrap_or_default());
-        // Of the body as the handler framed it, which is not the one that is sent.
+        // It describes the handler's framing of the body, not the one that is sent.
         head.headers.remove(TRANSFER_ENCODING);
-        // A client of HTTP/1.0 takes the end of its connection for the end of a body whose length
-        // it was not told.
+        // R25: an HTTP/1.0 client takes the end of its connection for the end of a body whose
+        // length was not declared. It could not tell a truncated body from a complete one, so such
+        // a body is read first.
         if hint.exact().is_some() || self.ends_with_its_connection(&head) {
             self.collect(head, Box::pin(body), recording).await
         } else {
@@ -266,7 +279,7 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
         }
     }
 
-    /// `None`: it has more headers than can be kept, or longer ones.
+    /// Returns `None` if the response has more headers than can be stored, or longer ones.
     fn recording(&self, response: &response::Parts, ttl: Duration) -> Option<Recording> {
         let mut replayed = headers::replayable(&response.headers);
         replayed.retain(|(name, _)| self.options.replays(name));
@@ -283,6 +296,7 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
         })
     }
 
+    // R25: the record of a response that cannot be stored.
     fn not_kept(&self, response: &response::Parts, ttl: Duration) -> Fate {
         match self.options.unreplayable {
             Unreplayable::Mark => Fate::not_kept(response.status, ttl),
@@ -295,13 +309,13 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
     }
 
     fn deliver<E>(self, response: Response<ResponseBody<R>>, fate: Fate) -> Handled<E> {
-        // A client that is gone gets the answer when it comes back.
+        // R24: a client that has disconnected gets the response when it comes back.
         let _ = self.delivery.send(Delivery::Settled(response));
         Handled::Answered { fate }
     }
 
-    /// A body whose length is known and fits, or whose client could not tell a part of it from the
-    /// whole.
+    /// Reads a body completely before it is delivered: its length is known and fits, or its client
+    /// could not tell a part of it from the whole.
     async fn collect<E>(
         self,
         head: response::Parts,
@@ -325,7 +339,7 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
                             return self.break_off(head, recording, headers::not_whole());
                         }
                     }
-                    // What ends here has another length than it says.
+                    // Trailers end a body whose length differs from the declared one.
                     None if !recording.is_whole() => {
                         return self.break_off(head, recording, headers::not_whole());
                     }
@@ -337,13 +351,13 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
         self.store(head, recording)
     }
 
-    /// A body that is whole, and is kept.
+    /// Delivers and stores a complete body.
     fn store<E>(self, mut head: response::Parts, recording: Recording) -> Handled<E> {
         if let Some(until) = recording.until {
             self.options.markers.expiry(&mut head.headers, until);
         }
         if head.status == StatusCode::RESET_CONTENT {
-            // It is one of the body that is left out.
+            // It declares the length of a body that is left out.
             head.headers.remove(CONTENT_LENGTH);
         }
         head.headers.remove(TRANSFER_ENCODING);
@@ -352,12 +366,13 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
         self.settle(head, ResponseBody::whole(body), Fate::Store { state, record, ttl })
     }
 
-    /// Whether a client of this response cannot see that it breaks off.
+    /// Returns true if the client of this response cannot detect that it breaks off.
     fn ends_with_its_connection(&self, response: &response::Parts) -> bool {
         self.request.version < Version::HTTP_11 && headers::declared_length(response).is_none()
     }
 
-    /// Delivers what there is of a body that is not whole.
+    /// Delivers the available part of a body that is not complete, so that the client sees it break
+    /// off.
     fn break_off<E>(
         self,
         head: response::Parts,
@@ -370,7 +385,7 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
             return self.deliver(problem.map(ResponseBody::full), Fate::Unknown);
         }
         let (_, mut read) = recording.draft.finish();
-        // All that its length says would be the whole of it.
+        // With its full declared length it would look complete.
         if let Some(declared) = headers::declared_length(&head) {
             read.truncate(usize::try_from(declared).unwrap_or(usize::MAX).saturating_sub(1));
         }
@@ -380,7 +395,7 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
         self.settle(head, live, Fate::Unknown)
     }
 
-    /// Delivers what cannot be recorded.
+    /// Delivers a response that cannot be recorded, without recording it.
     fn give_up<E>(
         self,
         head: response::Parts,
@@ -396,9 +411,9 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
         self.settle(head, live, fate)
     }
 
-    /// A body whose length is not known: the client gets it as it comes, but for what would make it
-    /// whole. Whether it will be kept is not known when its head is sent, which therefore tells no
-    /// lifetime.
+    /// Streams a body whose length is not known. The client gets it as it is produced, except for
+    /// the part that would complete it. When the head is sent it is not known whether the response
+    /// will be stored, so the head declares no lifetime (R58).
     async fn pass_on<E>(
         self,
         head: response::Parts,
@@ -430,7 +445,7 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
                     return Handled::Answered { fate: Fate::Unknown };
                 }
                 Some(Ok(frame)) => match frame.data_ref() {
-                    // Says nothing, and is not kept: there may be any number of them.
+                    // Empty frames carry nothing and are dropped: there may be any number of them.
                     Some(data) if data.is_empty() => {}
                     Some(_) if recording.is_reached() => {
                         end.fail(headers::not_whole());
@@ -443,13 +458,13 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
                             return Handled::Answered { fate: Fate::Unknown };
                         }
                         if recording.is_reached() {
-                            // A client sees the end of its response by its length.
+                            // By the declared length the client would see the response as complete.
                             end.hold(data);
                         } else {
                             end.send(data);
                         }
                     }
-                    // What ends here has another length than it says.
+                    // Trailers end a body whose length differs from the declared one.
                     None if !recording.is_whole() => {
                         end.fail(headers::not_whole());
                         return Handled::Answered { fate: Fate::Unknown };
@@ -458,7 +473,8 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
                         end.hold_rest(Some(frame), body);
                         match not_kept {
                             Fate::Release => end.release(),
-                            // Nobody else has another answer when the marker is written.
+                            // Once the marker is written, no other attempt produces a different
+                            // response.
                             _ => self.end.keep(end),
                         }
                         return Handled::Answered { fate: not_kept };
@@ -471,7 +487,9 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
             }
         }
         let (record, _) = recording.draft.finish();
-        // The client sees the end of its response when the record is written.
+        // R25: the client sees the end of its response only after the record is written.
+        // `OpenEnd::close` then releases it, or fails it if the record now belongs to another
+        // attempt.
         self.end.keep(end);
         Handled::Answered { fate: Fate::Store { state: state(status), record, ttl } }
     }

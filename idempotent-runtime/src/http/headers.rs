@@ -1,4 +1,4 @@
-//! Which headers are stored and replayed, and the ones that the layer adds.
+//! Headers: those that are stored and replayed, and those that the layer adds.
 
 use std::time::SystemTime;
 
@@ -11,28 +11,31 @@ use super::names::HeaderNames;
 use super::problem::ProblemKind;
 use crate::clock::Timestamp;
 
-/// `true` on an answer that was replayed from its record.
+/// The header that is `true` on a response replayed from its record.
 pub const IDEMPOTENCY_REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
 
-/// Until when a retry is answered from the record: an HTTP date, in the store's time.
+/// The header with the time until which a retry is answered from the record: an HTTP date, in the
+/// store's time.
 pub const IDEMPOTENCY_KEY_EXPIRES: HeaderName = HeaderName::from_static("idempotency-key-expires");
 
-/// `true` on an answer to a request that had a key and ran without protection: the store did not
-/// answer and the layer fails open, or the operation is [disabled](crate::Idempotency::disable).
+/// The header that is `true` on the response to a request that had a key and ran without
+/// protection: the store was not available and the layer fails open, or the operation is
+/// [disabled](crate::Idempotency::disable).
 pub const IDEMPOTENCY_BYPASSED: HeaderName = HeaderName::from_static("idempotency-bypassed");
 
-/// Why the layer refused a request: the [name](ProblemKind::name) of the kind. A client that reads
-/// heads alone knows by it which conflict passes.
+/// The header with the reason why the layer refused a request: the [name](ProblemKind::name) of the
+/// kind. It shows a client that reads only heads which conflicts are temporary.
 pub const IDEMPOTENCY_PROBLEM: HeaderName = HeaderName::from_static("idempotency-problem");
 
-/// What Stripe's API calls [`IDEMPOTENCY_REPLAYED`].
+/// The name of [`IDEMPOTENCY_REPLAYED`] in Stripe's API.
 pub(super) const STRIPE_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 
-/// `true` or `false`: whether a client of Stripe's API should send the request again.
+/// The header that says, with `true` or `false`, whether a client of Stripe's API should send the
+/// request again.
 pub(super) const STRIPE_SHOULD_RETRY: HeaderName = HeaderName::from_static("stripe-should-retry");
 
-/// Replayed unless the service says otherwise: they describe the body or the resource, not the
-/// exchange.
+/// Headers that are replayed by default: they describe the body or the resource, not the exchange
+/// (R16).
 pub(super) const REPLAYED: [HeaderName; 11] = [
     header::CACHE_CONTROL,
     header::CONTENT_DISPOSITION,
@@ -47,7 +50,7 @@ pub(super) const REPLAYED: [HeaderName; 11] = [
     header::VARY,
 ];
 
-/// Never replayed: they are about one connection, one client or one moment.
+/// Headers that are never replayed: they belong to one connection, one client or one moment (R17).
 pub(super) const NEVER: [HeaderName; 18] = [
     header::AUTHORIZATION,
     header::CONNECTION,
@@ -69,7 +72,7 @@ pub(super) const NEVER: [HeaderName; 18] = [
     HeaderName::from_static("set-cookie2"),
 ];
 
-/// What the layers write under the usual names, and what nobody else does.
+/// Headers that only the layers write, under their usual names.
 const WRITTEN: [HeaderName; 6] = [
     IDEMPOTENCY_REPLAYED,
     IDEMPOTENCY_KEY_EXPIRES,
@@ -79,13 +82,13 @@ const WRITTEN: [HeaderName; 6] = [
     STRIPE_SHOULD_RETRY,
 ];
 
-/// Whether a header may be replayed at all.
+/// Returns true if a header may be replayed at all.
 pub(super) fn may_be_replayed(name: &HeaderName) -> bool {
     !NEVER.contains(name) && !WRITTEN.contains(name)
 }
 
-/// The headers that may be replayed, repeated ones repeatedly. What `Connection` names belongs to
-/// the connection.
+/// Returns the headers that may be replayed, including repetitions. A header that `Connection`
+/// names belongs to the connection.
 pub(super) fn replayable(headers: &HeaderMap) -> Vec<(&HeaderName, &HeaderValue)> {
     let of_connection = |name: &HeaderName| {
         headers.get_all(header::CONNECTION).iter().filter_map(|value| value.to_str().ok()).any(
@@ -95,43 +98,43 @@ pub(super) fn replayable(headers: &HeaderMap) -> Vec<(&HeaderName, &HeaderValue)
     headers.iter().filter(|(name, _)| may_be_replayed(name) && !of_connection(name)).collect()
 }
 
-/// Whether a response with this status has no content.
+/// Returns true if a response with this status has no content.
 pub(super) fn is_without_content(status: StatusCode) -> bool {
     matches!(status, StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT | StatusCode::NOT_MODIFIED)
 }
 
-/// Whether a server sends nothing of the response's body, whatever there is of it.
+/// Returns true if a server sends nothing of the response's body, even if there is one.
 pub(super) fn is_without_body(response: &response::Parts) -> bool {
     is_without_content(response.status) || declared_length(response) == Some(0)
 }
 
-/// How many bytes the response says that its body has.
+/// Returns the length in bytes that the response declares for its body.
 pub(super) fn declared_length(response: &response::Parts) -> Option<u64> {
-    // These may name the length of a body that they do not have.
+    // These may declare the length of a body that they do not have.
     if matches!(response.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
         return None;
     }
     response.headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
-/// Why a body breaks off that has another length than the response says.
+/// The error of a body whose length differs from the declared one.
 pub(super) fn not_whole() -> BoxError {
     BoxError::from("the body has another length than the response says")
 }
 
-/// A time that dates can name: of the year 9999 at the latest.
+/// Clamps a time to what dates can express: the end of the year 9999.
 pub(super) fn nameable(time: Timestamp) -> SystemTime {
     const LATEST: Timestamp = Timestamp::from_millis(253_402_300_799_000);
     SystemTime::from(time.min(LATEST))
 }
 
-/// The headers that a layer adds to answers, under the names that its service gives them.
+/// The headers that a layer adds to responses, under the names that the service chose.
 #[derive(Clone, Debug)]
 pub(super) struct Markers {
     pub(super) names: HeaderNames,
-    /// What browsers may read.
+    /// The headers that browsers may read (R50).
     exposed: HeaderValue,
-    /// Whether they speak to clients of Stripe's API too.
+    /// True if they address clients of Stripe's API too.
     to_stripe: bool,
 }
 
@@ -141,24 +144,24 @@ impl Markers {
         let stripe = to_stripe.then_some(&should_retry);
         let exposed: Vec<_> =
             names.written().into_iter().chain(stripe).map(HeaderName::as_str).collect();
-        // Names and commas: there is nothing in it that a header cannot have.
+        // Names and commas: always a valid header value.
         let exposed = HeaderValue::try_from(exposed.join(", "))
             .unwrap_or_else(|_| HeaderValue::from_static(""));
         Self { names, exposed, to_stripe }
     }
 
-    /// The same under other names.
+    /// The same markers under other names.
     pub(super) fn renamed(&self, names: HeaderNames) -> Self {
         Self::new(names, self.to_stripe)
     }
 
-    /// Whether the layer writes it, so that it is no part of what is replayed.
+    /// Returns true if the layer writes the header, so that it is not replayed.
     pub(super) fn contain(&self, name: &HeaderName) -> bool {
         WRITTEN.contains(name) || self.names.written().contains(&name)
     }
 
-    /// Adds a marker and lets browsers read it, where there is room: a handler may have filled the
-    /// map up.
+    /// Adds a marker and exposes it to browsers. Returns false if there is no room for the marker:
+    /// a handler may have filled the map.
     fn mark(&self, headers: &mut HeaderMap, name: &HeaderName, value: HeaderValue) -> bool {
         let is_marked = headers.try_insert(name, value).is_ok();
         let is_exposed = headers
@@ -166,20 +169,21 @@ impl Markers {
             .iter()
             .any(|exposed| exposed == self.exposed);
         if !is_exposed {
-            // Without it the answer is the same, and a script cannot tell that it is one of ours.
+            // Without it the response is still correct, but a script cannot see its markers.
             let _ = headers.try_append(header::ACCESS_CONTROL_EXPOSE_HEADERS, self.exposed.clone());
         }
         is_marked
     }
 
-    /// Tells that a repetition changes nothing, or must not be.
+    /// Marks the response as final for clients of Stripe's API: a repetition changes nothing, or
+    /// must not happen.
     fn end(&self, headers: &mut HeaderMap) {
         if self.to_stripe {
             self.mark(headers, &STRIPE_SHOULD_RETRY, HeaderValue::from_static("false"));
         }
     }
 
-    /// Tells until when the answer is kept.
+    /// Adds the time until which the response is stored (R58).
     pub(super) fn expiry(&self, headers: &mut HeaderMap, expires: Timestamp) {
         let date = httpdate::fmt_http_date(nameable(expires));
         if let Ok(date) = HeaderValue::try_from(date) {
@@ -187,8 +191,8 @@ impl Markers {
         }
     }
 
-    /// Tells that the request ran without protection. `false`: there is no room for the marker,
-    /// which clients go by.
+    /// Marks the response as one that ran without protection. Returns false if there is no room for
+    /// the marker, which clients rely on.
     #[must_use]
     pub(super) fn bypassed(&self, headers: &mut HeaderMap) -> bool {
         headers.remove(self.names.expires());
@@ -197,8 +201,8 @@ impl Markers {
         is_marked
     }
 
-    /// Tells why the request is refused, which is neither a replay nor anything that is kept.
-    /// `false`: there is no room for the marker, which clients go by.
+    /// Adds the reason for a refusal, and removes the markers of replayed and stored responses.
+    /// Returns false if there is no room for the marker, which clients rely on.
     #[must_use]
     pub(super) fn refused(&self, headers: &mut HeaderMap, kind: ProblemKind) -> bool {
         for name in self.names.written().into_iter().chain([&IDEMPOTENCY_PROBLEM]) {
@@ -207,16 +211,16 @@ impl Markers {
         self.mark(headers, self.names.problem(), HeaderValue::from_static(kind.name()))
     }
 
-    /// A response from the record, as it is sent. `None`: it has so many headers that there is no
-    /// room for the marker, which the client goes by.
+    /// Prepares a response from the record for sending (R14). Returns `None` if it has so many
+    /// headers that there is no room for the marker, which the client relies on.
     pub(super) fn replay(
         &self,
         mut response: Response<Bytes>,
         expires: Timestamp,
     ) -> Option<Response<Bytes>> {
         let headers = response.headers_mut();
-        // Whoever wrote the record may have other names, or pass on what a service said that was
-        // asked.
+        // The record may have been written under other names, or contain the markers of an upstream
+        // service.
         for name in self.names.written() {
             headers.remove(name);
         }
@@ -270,7 +274,7 @@ mod tests {
             names.clone().with_expires("x-key").is_err()
                 && names.clone().with_problem("x-replayed").is_err()
         );
-        // The one that it has, and the usual one for what it usually says.
+        // The current name, and the usual name with its usual meaning.
         let names = names
             .with_key("x-key")
             .and_then(|names| names.with_replayed("idempotency-replayed"))
@@ -279,7 +283,7 @@ mod tests {
             (names.key().as_str(), names.replayed().as_str()),
             ("x-key", "idempotency-replayed")
         );
-        // Clients take a usual name for what it usually says, whoever has it.
+        // Clients interpret a usual name with its usual meaning, whatever it is used for.
         let free = names
             .with_replayed("idempotent-replayed")
             .and_then(|names| names.with_problem("x-why"))

@@ -1,11 +1,12 @@
-//! Functions of the service and of the client, which may panic.
+//! Callbacks of the service and of the client, which may panic.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// Calls the function that was given to the option `name`: `None` if it panics.
+/// Calls the function that was passed to the option `name`. Returns `None` if it panics.
 ///
-/// What it has decided is then not known, and whoever calls it goes on with what needs no decision.
-/// A panic that went further would take the answer of a handler with it that has had its effect.
+/// Its decision is then unknown, and the caller continues with what requires no decision. If the
+/// panic went further, it would take with it the response of a handler that has already had its
+/// effect.
 pub(super) fn call<T>(name: &'static str, hook: impl FnOnce() -> T) -> Option<T> {
     let result = catch_unwind(AssertUnwindSafe(hook));
     if result.is_err() {

@@ -1,4 +1,4 @@
-//! JSON as a body has it.
+//! JSON values of a body, read without loss.
 
 use std::fmt;
 use std::ops::Range;
@@ -7,12 +7,12 @@ use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visi
 
 use super::decimal::Decimal;
 
-/// A value of JSON.
+/// A JSON value.
 ///
-/// Not the one of `serde_json`, which rounds numbers, and which takes what a client writes under
-/// certain names for instructions: with the feature `raw_value` it reads the text in
-/// `{"$serde_json::private::RawValue": "…"}` as JSON too, so that two bodies are one value, and a
-/// small body is deeper than a stack.
+/// This is not the type of `serde_json`, which rounds numbers and treats certain member names as
+/// instructions. With its feature `raw_value` it also parses the text in
+/// `{"$serde_json::private::RawValue": "…"}` as JSON: two different bodies become one value, and a
+/// small body becomes deeper than the stack.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Json<'a> {
     Null,
@@ -20,35 +20,35 @@ pub(super) enum Json<'a> {
     Number(Decimal<'a>),
     String(String),
     Array(Vec<Json<'a>>),
-    /// As the text has them: names may repeat.
+    /// In the order of the text. Names may repeat.
     Object(Vec<(String, Json<'a>)>),
 }
 
-/// Where a JSON pointer leads.
+/// The result of following a JSON pointer.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Target<'a> {
     Found(&'a Json<'a>),
-    /// The place where it would be is there, behind so many steps, and it is not: an object without
-    /// the member, or an array that is too short.
+    /// The place where it would be exists after this many steps, but the value does not: an object
+    /// without the member, or an array that is too short.
     Absent(usize),
-    /// A member on the way is there more than once.
+    /// A member on the way is repeated.
     Repeated,
-    /// Behind so many steps, this value has no members, or none of that kind. `null` is one: to a
-    /// merge patch it is another thing than a member that is missing.
+    /// After this many steps, this value has no members, or none of that kind. This includes
+    /// `null`: to a merge patch it differs from a missing member.
     Astray(usize, &'a Json<'a>),
 }
 
 impl<'a> Json<'a> {
-    /// The value of `body`. `None` if it is no JSON, or none that readers agree on: it is nested
-    /// too deep, has half of a surrogate pair, or a number that is infinite for a reader with
-    /// floats.
+    /// Returns the value of `body`. Returns `None` if it is not JSON, or is JSON on which readers
+    /// do not agree: it is nested too deep, has half of a surrogate pair, or has a number that is
+    /// infinite for a reader with floats.
     ///
-    /// `serde_json` reads structure and strings. Numbers, which it would round, and the other
-    /// scalars are taken from the text, and each is `null` where the parser looks. So what is read
-    /// does not depend on the parser's features, which any crate of a build can switch on.
+    /// `serde_json` parses structure and strings. Numbers, which it would round, and the other
+    /// scalars are taken from the text; the parser sees `null` in place of each. The result
+    /// therefore does not depend on the parser's features, which any crate of a build can enable.
     pub(super) fn read(body: &'a [u8]) -> Option<Self> {
         let text = std::str::from_utf8(body).ok()?;
-        // A word of one letter and the comma behind it become five.
+        // The worst case is a scalar of one letter and its comma: two bytes become five.
         let mut structure = String::with_capacity(text.len() / 2 * 5 + 5);
         for piece in Pieces::of(text) {
             match piece {
@@ -66,7 +66,7 @@ impl<'a> Json<'a> {
         Some(value)
     }
 
-    /// What a JSON pointer (RFC 6901) leads to.
+    /// Follows a JSON pointer (RFC 6901).
     pub(super) fn pointer(&self, pointer: &str) -> Target<'_> {
         let Some(steps) = pointer.strip_prefix('/') else {
             return if pointer.is_empty() { Target::Found(self) } else { Target::Astray(0, self) };
@@ -98,33 +98,33 @@ impl<'a> Json<'a> {
     }
 }
 
-/// RFC 6901 has neither signs nor zeros in front.
+/// Parses an array index. RFC 6901 allows neither signs nor leading zeros.
 fn index(step: &str) -> Option<usize> {
     let is_index =
         step == "0" || (!step.starts_with('0') && step.bytes().all(|byte| byte.is_ascii_digit()));
     if is_index { step.parse().ok() } else { None }
 }
 
-/// What a word outside of strings stands for.
+/// Returns the scalar for a word outside of strings.
 fn scalar(word: &str) -> Option<Json<'_>> {
     match word {
         "null" => Some(Json::Null),
         "true" => Some(Json::Bool(true)),
         "false" => Some(Json::Bool(false)),
-        // Infinite for readers with floats, some of which refuse it.
+        // Infinite numbers are excluded: some readers with floats reject them.
         number => Decimal::read(number).filter(Decimal::is_finite).map(Json::Number),
     }
 }
 
-/// A part of a text by its place.
+/// A part of a text, as a range.
 enum Piece {
-    /// What stands between brackets, commas, colons, white space and strings.
+    /// The text between brackets, commas, colons, white space and strings.
     Scalar(Range<usize>),
-    /// One of those. A string has its quotes, or only the first if the text ends in it.
+    /// One of those. A string includes its quotes, or only the first one if the text ends in it.
     Other(Range<usize>),
 }
 
-/// Cuts a text into scalars and the rest. Says nothing about whether they are in their places.
+/// Splits a text into scalars and the rest, without checking that they are in valid places.
 struct Pieces<'a> {
     bytes: &'a [u8],
     at: usize,
@@ -135,7 +135,7 @@ impl<'a> Pieces<'a> {
         Self { bytes: text.as_bytes(), at: 0 }
     }
 
-    /// The end of the string that begins at `start`.
+    /// Returns the end of the string that begins at `start`.
     fn end_of_string(&self, start: usize) -> usize {
         let mut at = start + 1;
         while let Some(byte) = self.bytes.get(at) {
@@ -152,9 +152,9 @@ impl<'a> Pieces<'a> {
 impl Iterator for Pieces<'_> {
     type Item = Piece;
 
-    // Every piece ends beside an ASCII character or at the end, so it is a part of the text. A `\`
-    // that is the last character, or stands before one of several bytes, is followed by bytes that
-    // are no quotes.
+    // Every piece ends next to an ASCII character or at the end of the text, so its range is on
+    // character boundaries. If a `\` is the last character, or precedes a character of several
+    // bytes, the bytes after it are not quotes.
     fn next(&mut self) -> Option<Piece> {
         let start = self.at;
         let first = *self.bytes.get(start)?;
@@ -171,7 +171,7 @@ impl Iterator for Pieces<'_> {
     }
 }
 
-/// The scalars of a text in their order, which is that of the parser.
+/// The scalars of a text, in the order in which the parser reaches them.
 struct Scalars<'a> {
     text: &'a str,
     pieces: Pieces<'a>,
@@ -188,7 +188,7 @@ impl<'a> Iterator for Scalars<'a> {
     }
 }
 
-/// Reads a value whose scalars come from the text.
+/// Reads a value and takes its scalars from the text.
 struct Reader<'r, 'a>(&'r mut Scalars<'a>);
 
 impl<'de, 'a> DeserializeSeed<'de> for Reader<'_, 'a> {
@@ -250,7 +250,7 @@ mod tests {
         Json::Number(Decimal::read(text).unwrap())
     }
 
-    /// What is said of memory in the documentation, `[0,0,…]` being the worst body.
+    /// The documentation states the memory per value; `[0,0,…]` is the worst body.
     #[test]
     fn a_value_takes_no_more_than_four_words() {
         assert!(size_of::<Json<'_>>() <= 4 * size_of::<usize>());
@@ -385,7 +385,8 @@ mod tests {
         assert_eq!(read(&nested(128)), None);
     }
 
-    /// The parser that handlers have takes and refuses the same texts, but for numbers without end.
+    /// The parser that handlers use accepts and rejects the same texts, except for infinite
+    /// numbers.
     #[test]
     fn it_reads_what_serde_json_reads() {
         proptest::proptest!(|(body in r#"[\[\]{},:"\\ 019eE.+\-antrufls\u{e9}]{0,12}"#)| {

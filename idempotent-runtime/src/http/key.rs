@@ -1,4 +1,4 @@
-//! The key of a request: how it is read, and what reaches the handler.
+//! The key of a request: parsing, validation, and what the handler gets.
 
 use std::fmt;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::key::{IntoKey, Key, KeyEncoder};
 /// The name of the header that carries the key.
 pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
-/// What a service asks of the keys of its clients, beyond what the header allows.
+/// The format that a service requires of its clients' keys, beyond what the header allows.
 ///
 /// ```
 /// use idempotent_runtime::http::KeyFormat;
@@ -28,23 +28,23 @@ pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key
 pub struct KeyFormat(Arc<dyn Fn(&str) -> bool + Send + Sync>);
 
 impl KeyFormat {
-    /// UUIDs of any version, in the form with hyphens.
+    /// Accepts UUIDs of any version, in the form with hyphens.
     pub fn uuid() -> Self {
         const WITH_HYPHENS: usize = 36;
         Self::matching(|key| key.len() == WITH_HYPHENS && uuid::Uuid::try_parse(key).is_ok())
     }
 
-    /// At least this many octets.
+    /// Accepts keys of at least this many octets.
     pub fn min_length(octets: usize) -> Self {
         Self::matching(move |key| key.len() >= octets)
     }
 
-    /// Those for which `accepts` is true.
+    /// Accepts keys for which `accepts` returns true.
     pub fn matching(accepts: impl Fn(&str) -> bool + Send + Sync + 'static) -> Self {
         Self(Arc::new(accepts))
     }
 
-    /// Whether `key` is of this format.
+    /// Returns true if `key` has this format.
     pub fn accepts(&self, key: &str) -> bool {
         (self.0)(key)
     }
@@ -56,7 +56,7 @@ impl fmt::Debug for KeyFormat {
     }
 }
 
-/// Where keys come from, and which are accepted.
+/// Rules for keys: their source, and which ones are accepted.
 #[derive(Clone, Debug)]
 pub(super) struct KeyRules {
     pub(super) header: HeaderName,
@@ -79,18 +79,20 @@ impl Default for KeyRules {
     }
 }
 
-/// Why there is no usable key.
+/// The reason why a key cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Malformed(pub(super) &'static str);
 
 impl KeyRules {
-    /// The key in the header, `None` without one.
+    /// Returns the key in the header, or `None` without one.
     pub(super) fn of_headers(&self, headers: &HeaderMap) -> Result<Option<String>, Malformed> {
         let mut lines = headers.get_all(&self.header).iter();
         let Some(line) = lines.next() else { return Ok(None) };
         if lines.next().is_some() {
+            // R6.
             return Err(Malformed("the header is there more than once"));
         }
+        // R1, R2: a key without quotes is accepted unless a structured field is required.
         let key = if self.structured_only || line.as_bytes().trim_ascii().starts_with(b"\"") {
             structured(line)?
         } else {
@@ -99,11 +101,11 @@ impl KeyRules {
         self.check(key).map(Some)
     }
 
-    /// The key in the body at `pointer`, `None` without one.
+    /// Returns the key in the body at `pointer`, or `None` without one.
     ///
-    /// That there is none is said only where no handler can find one either: the body is empty, or
-    /// it is JSON, is sent as JSON, and has nothing at the place. A handler may read what this
-    /// cannot, so everything else is malformed.
+    /// `None` is returned only if no handler can find a key either: the body is empty, or it is
+    /// JSON, is sent as JSON, and has nothing at that place. Everything else is malformed, because
+    /// a handler may be able to read what this cannot.
     pub(super) fn of_body(
         &self,
         pointer: &str,
@@ -140,12 +142,15 @@ impl KeyRules {
     }
 
     fn check(&self, key: String) -> Result<String, Malformed> {
+        // R3. Nothing is trimmed from the key itself (R9).
         if key.trim_ascii().is_empty() {
             return Err(Malformed("it is blank"));
         }
+        // R4.
         if key.len() > self.longest {
             return Err(Malformed("it is too long"));
         }
+        // R8.
         if self.format.as_ref().is_some_and(|format| !format.accepts(&key)) {
             return Err(Malformed("it is not of the format that this service asks for"));
         }
@@ -153,7 +158,8 @@ impl KeyRules {
     }
 }
 
-/// A structured field whose item is a string. Its parameters say nothing about the key.
+/// Parses a structured field whose item is a string (R1). Its parameters are not part of the key
+/// (R7).
 fn structured(line: &HeaderValue) -> Result<String, Malformed> {
     let mut key = None;
     let item = |item: BareItemFromInput<'_>| {
@@ -168,7 +174,8 @@ fn structured(line: &HeaderValue) -> Result<String, Malformed> {
     key.map(String::from).ok_or(Malformed("it is no string of a structured field"))
 }
 
-/// What many clients send: the key without quotes.
+/// Parses a key without quotes, which many clients send (R2). Everything with another meaning in a
+/// structured field is rejected (R5, R6).
 fn bare(line: &HeaderValue) -> Result<String, Malformed> {
     let bytes = line.as_bytes();
     if bytes.iter().any(|byte| !byte.is_ascii_graphic() || b"\",;\\".contains(byte)) {
@@ -179,13 +186,14 @@ fn bare(line: &HeaderValue) -> Result<String, Malformed> {
     Ok(bytes.iter().copied().map(char::from).collect())
 }
 
-/// The key of the request that runs, and whose it is.
+/// The key of the running request, and its scope.
 ///
-/// The layer puts it into the extensions of the request, and the feature `axum` makes it an
-/// extractor. In functions that the handler calls, [`current`](Self::current) finds it. As a part
-/// of a key it stands for all that names the request's record: the layer's
-/// [operation](super::IdempotencyLayer::with_operation), scope and key together, so that two
-/// tenants with one key are two, and so are two routes whose layers have records of their own:
+/// The layer inserts it into the extensions of the request, and with the feature `axum` it is an
+/// extractor. Functions that the handler calls find it with [`current`](Self::current).
+///
+/// As a part of another key it represents everything that names the request's record: the layer's
+/// [operation](super::IdempotencyLayer::with_operation), the scope and the key. So two tenants with
+/// the same key remain distinct, and so do two routes whose layers have separate records:
 ///
 /// ```
 /// # use std::time::Duration;
@@ -198,7 +206,7 @@ fn bare(line: &HeaderValue) -> Result<String, Malformed> {
 /// # }
 /// ```
 ///
-/// `Debug` does not show it: keys are not for logs.
+/// `Debug` does not show the key: keys must not appear in logs.
 #[derive(Clone, PartialEq, Eq)]
 pub struct IdempotencyKey(Arc<Parts>);
 
@@ -214,19 +222,20 @@ impl IdempotencyKey {
         Self(Arc::new(Parts { operation, key, scope }))
     }
 
-    /// The key of the request whose handler runs the current code, `None` outside of one.
+    /// Returns the key of the request whose handler runs the current code, or `None` outside of a
+    /// handler.
     pub fn current() -> Option<Self> {
         scope::Scope::current().request().cloned()
     }
 
-    /// The key as the client means it: without quotes.
+    /// Returns the key without quotes.
     pub fn as_str(&self) -> &str {
         &self.0.key
     }
 
-    /// Whose key it is, for `scope = …` and [`Call::scope`](crate::Call::scope) of calls inside of
-    /// the handler. The request's own record is under what the layer's [`Scope`](super::Scope)
-    /// gives, and not under this.
+    /// Returns the scope of the key, for `scope = …` and [`Call::scope`](crate::Call::scope) of
+    /// calls inside the handler. The request's own record is stored under the value that the
+    /// layer's [`Scope`](super::Scope) returns, not under this one.
     pub fn scope(&self) -> RequestScope {
         RequestScope(self.clone())
     }
@@ -246,11 +255,12 @@ impl IntoKey for IdempotencyKey {
 
 impl fmt::Debug for IdempotencyKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // R47: never the key itself.
         write!(f, "IdempotencyKey({} octets)", self.as_str().len())
     }
 }
 
-/// Whose request it is, as the layer's [`Scope`](super::Scope) says. Made by
+/// The scope of a request, as determined by the layer's [`Scope`](super::Scope). Returned by
 /// [`IdempotencyKey::scope`].
 #[derive(Clone, PartialEq, Eq)]
 pub struct RequestScope(IdempotencyKey);
@@ -259,7 +269,7 @@ impl IntoKey for RequestScope {
     fn encode(&self, encoder: &mut KeyEncoder) {
         match &self.0.0.scope {
             None => encoder.bytes(&[]),
-            // A scope that cannot be used was refused before the handler.
+            // An invalid scope was refused before the handler.
             Some(scope) => match scope.as_scope(usize::MAX) {
                 Ok(bytes) => encoder.bytes(bytes),
                 Err(_) => encoder.missing(),

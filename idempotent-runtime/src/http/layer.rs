@@ -24,35 +24,35 @@ use crate::engine::Idempotency;
 use crate::error::Error;
 use crate::policy::{OnConflict, OnCrash, Verdict};
 
-/// Answers each request with an `Idempotency-Key` once, and its retries from the record.
+/// A layer that runs the handler once per `Idempotency-Key` and answers retries from the record.
 ///
-/// Give it the engine and say who is asking; everything else has a default. Authentication, rate
-/// limits and what else may refuse a request belong in front of it.
+/// It requires the engine and the [scope](Scope) of the keys; everything else has a default. Put
+/// authentication, rate limits and everything else that may refuse a request in front of it.
 ///
 /// # What a status says
-/// Once the handler has begun, 408 and 5xx say that nobody knows what happened, whoever answers
-/// with them: retries get 409, `uncertain`, until an operator, the [question](Self::with_verify) or
-/// the [policy](Self::with_on_crash) decides. Where nothing happened, the handler says so with
-/// [`NothingHappened`](super::NothingHappened), or the whole service with
-/// [`release_server_errors`](Self::release_server_errors). [`OnStatus::standard`] has the other
-/// statuses.
+/// Once the handler has begun, 408 and 5xx mean that the outcome is unknown, no matter which layer
+/// produced them. Retries get 409, `uncertain`, until an operator, the
+/// [callback](Self::with_verify) or the [policy](Self::with_on_crash) decides. If nothing happened,
+/// the handler says so with [`NothingHappened`](super::NothingHappened), or the whole service does
+/// with [`release_server_errors`](Self::release_server_errors). [`OnStatus::standard`] lists the
+/// other statuses.
 ///
 /// # Errors of guarded calls inside
-/// A handler that passes on the error of a guarded call gives its kind along, in the extensions of
-/// the response: with `IntoResponse` of [`Error`](crate::Error) (feature `axum`),
-/// [`Problem::of`](super::Problem::of), or an [`ErrorKind`](crate::ErrorKind) that it inserts there
-/// itself. Then the kind decides instead of the status, and the response is never stored:
+/// A handler that returns the error of a guarded call passes the error's kind in the extensions of
+/// the response: through `IntoResponse` of [`Error`](crate::Error) (feature `axum`), through
+/// [`Problem::of`](super::Problem::of), or by inserting an [`ErrorKind`](crate::ErrorKind) itself.
+/// The kind then decides instead of the status, and the response is never stored:
 /// - `InProgress`, `StoreUnavailable`, `Full`, `ShuttingDown`, `Mismatch`, `MissingKey` and
 ///   `InvalidKey` release the key: the guarded call did not run.
-/// - All others hold it: an effect may stand behind them, or somebody has to look anyway.
+/// - All other kinds hold it: there may be an effect, or an operator has to look in any case.
 ///
-/// The first kind says that the *call* did not run, not that the handler did nothing before. **What
-/// a handler does before belongs into a guarded call or a [step](crate::Context::step) too, or it
-/// is done again by the retry.** A handler that cannot have it so answers 500 without the kind,
-/// which is held. The refusals of a layer inside of this one count in the same way, by their
-/// [`ProblemKind`](super::ProblemKind).
+/// A kind that releases means that the *call* did not run, not that the handler did nothing before
+/// it. **Whatever a handler does before must go through a guarded call or a
+/// [step](crate::Context::step) too, or the retry does it again.** A handler that cannot do this
+/// answers 500 without the kind, which is held. Refusals of a layer inside this one count in the
+/// same way, by their [`ProblemKind`](super::ProblemKind).
 ///
-/// A response that a handler makes of an error by itself, without the kind, is judged by its status
+/// A response that a handler builds from an error itself, without the kind, is judged by its status
 /// like any other.
 ///
 /// # Examples
@@ -72,7 +72,7 @@ use crate::policy::{OnConflict, OnCrash, Verdict};
 /// .with_ttl(Duration::from_secs(7 * 86_400));
 /// ```
 ///
-/// With all that can be said:
+/// Every option:
 ///
 /// ```
 /// # use std::time::Duration;
@@ -120,16 +120,18 @@ pub struct IdempotencyLayer {
 }
 
 impl IdempotencyLayer {
-    /// The layer on `engine`, whose records are kept apart by `scope`: [`Scope::of`] a function of
-    /// the request's head, or [`Scope::global`].
+    /// Creates a layer on `engine` whose records are kept apart by `scope`: [`Scope::of`] a
+    /// function of the request's head, or [`Scope::global`].
     pub fn new(engine: Idempotency, scope: impl Into<Scope>) -> Self {
         Self { options: Arc::new(Options::new(engine, scope.into())) }
     }
 
-    /// Looks at the options, of the engine as well. An option that cannot be kept otherwise shows
-    /// at the first request, as its refusal (500, `internal`), and so with each one after it. A
-    /// JSON pointer without its slash, which leads nowhere, otherwise shows as a key that is
-    /// malformed in each body, and in a fingerprint as one of all of the body.
+    /// Checks the options, including those of the engine.
+    ///
+    /// Without this check, an invalid option is reported when the first request arrives: that
+    /// request and every later one is refused (500, `internal`). A JSON pointer without its leading
+    /// slash leads nowhere. Without this check, such a pointer to the key leaves every body with a
+    /// malformed key, and in a fingerprint the whole body counts.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -160,68 +162,73 @@ impl IdempotencyLayer {
         self
     }
 
-    /// The name under which the records are kept, as the operation of a call. Layers with one name
-    /// on one engine share their records. The default is `"http"`.
+    /// The operation name under which the records are stored. Layers with the same name on one
+    /// engine share their records. The default is `"http"`.
     pub fn with_operation(self, name: impl Into<Arc<str>>) -> Self {
         self.set(|options| options.operation = name.into())
     }
 
-    /// Lets requests without a key through: each of them runs, and leaves no record. The default is
-    /// to refuse them (400).
+    /// Lets requests without a key through: each of them runs and leaves no record. By default they
+    /// are refused (400).
     pub fn with_optional_key(self) -> Self {
         self.set(|options| options.required = false)
     }
 
-    /// Whose requests have keys. The default is POST and PATCH; GET, HEAD, OPTIONS and TRACE never
-    /// have.
+    /// The methods that the layer guards. The default is POST and PATCH; GET, HEAD, OPTIONS and
+    /// TRACE are never guarded.
     ///
-    /// Case does not count: `patch`, which browsers send as it is written, is guarded where PATCH
-    /// is. A method that is not of the standard, `CHARGE`, is guarded where there is a key, and
-    /// needs none.
+    /// Case is ignored: `patch`, which browsers send as written, is guarded wherever PATCH is. A
+    /// non-standard method such as `CHARGE` is guarded if the request has a key, and does not
+    /// require one.
     pub fn with_methods(self, methods: impl IntoIterator<Item = Method>) -> Self {
         self.set(|options| options.methods = methods.into_iter().collect())
     }
 
-    /// What is asked of keys, checked before anything is looked up. The default is nothing.
+    /// The format that keys must match, checked before any lookup. By default every key is
+    /// accepted.
     pub fn with_key_format(self, format: KeyFormat) -> Self {
         self.set(|options| options.keys.format = Some(format))
     }
 
-    /// How many octets a key may have. The default is 255. The engine has a
+    /// The longest key that is accepted, in octets. The default is 255. The engine has a
     /// [limit](crate::Builder::max_key_size) of its own.
     pub fn with_max_key_length(self, octets: usize) -> Self {
         self.set(|options| options.keys.longest = octets)
     }
 
-    /// Takes keys only in quotes, as the draft of the standard has them: `Idempotency-Key: "abc"`.
-    /// The default is to take `abc` without quotes too, which names the same record.
+    /// Accepts keys only in quotes, as the draft standard requires: `Idempotency-Key: "abc"`. By
+    /// default `abc` without quotes is accepted too, and names the same record.
     pub fn require_structured_field(self) -> Self {
         self.set(|options| options.keys.structured_only = true)
     }
 
-    /// Takes the key from the body instead of the header: from the string to which this JSON
-    /// pointer (RFC 6901) leads, `"/request_id"` for example. Every body is then read into memory,
-    /// also those without a key, and where keys are [optional](Self::with_optional_key) also those
-    /// of nobody.
+    /// Takes the key from the body instead of the header: from the string at this JSON pointer (RFC
+    /// 6901), for example `"/request_id"`.
     ///
-    /// A body that cannot be read for its key is refused (400), [optional](Self::with_optional_key)
-    /// or not: the handler might read more of it and run unprotected. That is what is no JSON, or
-    /// JSON that readers differ in: a member that is there more than once on the way, a number
-    /// beyond the range of floats, half of a surrogate pair, more than 127 levels. And a body
-    /// without the field that is compressed or has the type of something else, a form for example.
-    /// So is a key in the header where there is none in the body.
+    /// Every body is then read into memory, including those without a key. Where keys are
+    /// [optional](Self::with_optional_key), this includes the bodies of requests without a
+    /// principal.
+    ///
+    /// A body from which no key can be read is refused (400), even where keys are
+    /// [optional](Self::with_optional_key): the handler might read more of it and run unprotected.
+    /// This applies to a body that is not JSON, or is JSON that readers interpret differently: a
+    /// repeated member on the way to the key, a number beyond the range of floats, half of a
+    /// surrogate pair, or more than 127 levels. It also applies to a body without the field that is
+    /// compressed or has another type, for example a form. A key in the header is refused as well
+    /// if there is none in the body.
     pub fn with_key_from_body(self, pointer: impl Into<Arc<str>>) -> Self {
         self.set(|options| options.keys.in_body = Some(pointer.into()))
     }
 
-    /// What a retry must repeat. The default is [`RequestFingerprint::body`].
+    /// The parts of a request that a retry must repeat. The default is
+    /// [`RequestFingerprint::body`].
     pub fn with_fingerprint(self, fingerprint: RequestFingerprint) -> Self {
         self.set(|options| options.fingerprint = fingerprint)
     }
 
-    /// Lets a request wait for the first one with its key, for at most `patience`, and then replays
-    /// its answer. The default is to refuse it at once (409). How many may wait is bounded by
-    /// [`max_waiters`](crate::Builder::max_waiters); more are refused at once.
+    /// Lets a request wait up to `patience` for the first one with its key, and then replays its
+    /// response. By default it is refused at once (409). The number of waiting requests is limited
+    /// by [`max_waiters`](crate::Builder::max_waiters); any more are refused at once.
     pub fn blocking(self, patience: Duration) -> Self {
         self.with_wait(patience)
     }
@@ -231,19 +238,21 @@ impl IdempotencyLayer {
         self.set(|options| options.on_conflict = OnConflict::Wait(patience))
     }
 
-    /// What follows when a handler began and nobody knows whether it finished. The default is
-    /// [`OnCrash::Hold`]: a retry gets 409, `uncertain`, until an operator answers.
+    /// The policy for a handler that began and whose outcome is unknown. The default is
+    /// [`OnCrash::Hold`]: a retry gets 409, `uncertain`, until an operator decides.
     pub fn with_on_crash(self, on_crash: OnCrash) -> Self {
         self.set(|options| options.crash = Crash::Policy(on_crash))
     }
 
-    /// Lets the next request with the key ask the outside world when a handler began and nobody
-    /// knows whether it finished: see [`Call::on_crash_verify`](crate::Call::on_crash_verify), also
-    /// for when this is safe. The question gets the [`Context`] of the call and the request, and
-    /// its answer is the response, lets the handler run, or leaves the record in doubt. So does a
-    /// response with a status of 1xx, which none can have. One over the limit
-    /// ([`with_max_response_body`](Self::with_max_response_body)) says that there was an answer,
-    /// and is not kept: everybody gets 409, `not-kept`.
+    /// Lets the next request with the key call `question` when a handler began and its outcome is
+    /// unknown. See [`Call::on_crash_verify`](crate::Call::on_crash_verify), also for when this is
+    /// safe.
+    ///
+    /// The callback receives the [`Context`] of the call and the request. Its verdict provides the
+    /// response, lets the handler run, or leaves the record in doubt. A response with a status of
+    /// 1xx, which no final response can have, leaves it in doubt too. A response over the limit
+    /// ([`with_max_response_body`](Self::with_max_response_body)) records that the request was
+    /// answered, but is not stored: every caller gets 409, `not-kept`.
     ///
     /// ```
     /// # use idempotent_runtime::{Context, Idempotency, Verdict, store::MemoryStore};
@@ -270,18 +279,18 @@ impl IdempotencyLayer {
         self.set(|options| options.crash = Crash::Verify(Arc::new(question)))
     }
 
-    /// How long to wait before the question of [`with_verify`](Self::with_verify). The default is
-    /// one second.
+    /// The delay before the callback of [`with_verify`](Self::with_verify) is called. The default
+    /// is one second.
     pub fn with_settle(self, delay: Duration) -> Self {
         self.set(|options| options.settle = Some(delay))
     }
 
-    /// What becomes of the key when a response has a certain status, by a function of the status
-    /// and the request. The default is [`OnStatus::standard`]. What a response says in its
-    /// extensions goes before: see [`NothingHappened`](super::NothingHappened).
+    /// Decides what happens to the key, by a function of the response's status and the request. The
+    /// default is [`OnStatus::standard`]. The response's extensions take precedence: see
+    /// [`NothingHappened`](super::NothingHappened).
     ///
-    /// Of this, [`stripe`](Self::stripe) and
-    /// [`release_server_errors`](Self::release_server_errors), the last one counts.
+    /// If this, [`stripe`](Self::stripe) and [`release_server_errors`](Self::release_server_errors)
+    /// are combined, the last call wins.
     pub fn with_on_status(
         self,
         decide: impl Fn(StatusCode, &request::Parts) -> OnStatus + Send + Sync + 'static,
@@ -289,26 +298,27 @@ impl IdempotencyLayer {
         self.set(|options| options.on_status = Arc::new(decide))
     }
 
-    /// Frees the key after 408 and 5xx: for services whose errors roll everything back, because
-    /// each handler does what it does in one transaction of a database. The default is that they
-    /// say nothing about what happened, and hold the key.
+    /// Releases the key after 408 and 5xx: for services whose errors roll everything back, because
+    /// each handler does its work in one database transaction. By default such a status means that
+    /// the outcome is unknown, and the key is held.
     ///
-    /// **It is also said for everything else behind the layer that answers with such a status**: a
-    /// time limit that drops the handler, something that catches its panics, a proxy. Have them in
-    /// front of the layer, or be sure that what they end is rolled back. A panic that nobody
-    /// catches, an error of the service in place of a response, and an error of a guarded call
-    /// inside that may hide an effect are still held. [`OnStatus::releasing_server_errors`] is the
-    /// same for one of several routes.
+    /// **This also covers everything else behind the layer that answers with such a status**: a
+    /// timeout that drops the handler, a panic catcher, a proxy. Put them in front of the layer, or
+    /// make sure that whatever they cut off is rolled back. Three outcomes are still held: a panic
+    /// that is not caught, an error of the service in place of a response, and an error of a
+    /// guarded call inside that may hide an effect. [`OnStatus::releasing_server_errors`] is the
+    /// same rule for single routes.
     pub fn release_server_errors(self) -> Self {
         self.with_on_status(|status, _| OnStatus::releasing_server_errors(status))
     }
 
-    /// Makes the service one for the clients of Stripe's API: it stores what that stores, the
-    /// [default](OnStatus::standard) and 500; its refusals have the form that those clients take
-    /// for errors, with `Stripe-Should-Retry` where the status does not say it; and replays are
-    /// marked `Idempotent-Replayed`. What is called after it goes before it:
+    /// Adapts the service to the clients of Stripe's API.
+    ///
+    /// It stores what Stripe's API stores: the [default](OnStatus::standard) and 500. Refusals have
+    /// the form that those clients treat as errors, with `Stripe-Should-Retry` where the status
+    /// alone does not decide. Replays are marked `Idempotent-Replayed`. Later calls of
     /// [`with_on_status`](Self::with_on_status), [`with_problem`](Self::with_problem) and
-    /// [`with_header_names`](Self::with_header_names).
+    /// [`with_header_names`](Self::with_header_names) override it.
     pub fn stripe(self) -> Self {
         self.with_on_status(|status, _| OnStatus::stripe(status)).with_problem(stripe::refusal).set(
             |options| {
@@ -317,8 +327,8 @@ impl IdempotencyLayer {
         )
     }
 
-    /// The form of refusals, by a function of the problem and of the response that would tell it.
-    /// The default is that response: problem details (RFC 9457).
+    /// The form of refusals, as a function of the problem and its standard response. By default
+    /// that response is sent: problem details (RFC 9457).
     ///
     /// ```
     /// # use idempotent_runtime::{Idempotency, store::MemoryStore};
@@ -337,10 +347,10 @@ impl IdempotencyLayer {
     /// );
     /// ```
     ///
-    /// It changes how a refusal looks, not what is decided: no handler runs, nothing is recorded,
+    /// It changes the form of a refusal, not the decision: no handler runs, nothing is recorded,
     /// and the response is a 4xx or 5xx with `Cache-Control: no-store` and the kind in
-    /// `Idempotency-Problem`. Where it panics, gives another status or leaves no room for these
-    /// headers, the response is the default's.
+    /// `Idempotency-Problem`. If the function panics, returns another status or leaves no room for
+    /// these headers, the default response is sent.
     pub fn with_problem(
         self,
         shape: impl Fn(&Problem, Response<Bytes>) -> Response<Bytes> + Send + Sync + 'static,
@@ -348,8 +358,8 @@ impl IdempotencyLayer {
         self.set(|options| options.shape = Some(Arc::new(shape)))
     }
 
-    /// The names of the headers with the key and with what the layer tells. The default is those of
-    /// the draft of the standard and [`HeaderNames::new`].
+    /// The names of the key header and of the headers that the layer writes. The default is those
+    /// of the draft standard and [`HeaderNames::new`].
     pub fn with_header_names(self, names: HeaderNames) -> Self {
         self.set(|options| {
             options.keys.header = names.key().clone();
@@ -357,44 +367,46 @@ impl IdempotencyLayer {
         })
     }
 
-    /// Further headers that a replay has. The defaults are `Cache-Control`, `Content-Disposition`,
+    /// Additional headers to replay. The defaults are `Cache-Control`, `Content-Disposition`,
     /// `Content-Encoding`, `Content-Language`, `Content-Location`, `Content-Type`, `ETag`,
     /// `Last-Modified`, `Link`, `Location` and `Vary`.
     ///
-    /// Credentials, cookies, `Date` and the headers of a connection are never replayed, also if
-    /// they are named here.
+    /// Credentials, cookies, `Date` and connection headers are never replayed, even if they are
+    /// named here.
     pub fn with_replayed_headers(self, names: impl IntoIterator<Item = HeaderName>) -> Self {
         self.set(|options| {
             options.replayed.extend(names.into_iter().filter(headers::may_be_replayed))
         })
     }
 
-    /// How many bytes the body of a request with a key may have; more are refused (413). The
+    /// The largest body of a request with a key, in bytes. Larger ones are refused (413). The
     /// default is 2 MiB.
     pub fn with_max_request_body(self, bytes: usize) -> Self {
         self.set(|options| options.request_limit = bytes)
     }
 
-    /// How many bytes of a response, its stored headers included, are kept. The default, and the
-    /// most, is the engine's [`max_result_size`](crate::Builder::max_result_size). See
-    /// [`with_unreplayable`](Self::with_unreplayable) for what becomes of larger ones.
+    /// The largest response that is stored, in bytes, including its stored headers. The default,
+    /// and the maximum, is the engine's [`max_result_size`](crate::Builder::max_result_size). See
+    /// [`with_unreplayable`](Self::with_unreplayable) for larger responses.
     pub fn with_max_response_body(self, bytes: usize) -> Self {
         self.set(|options| options.response_limit = bytes)
     }
 
-    /// What a response leaves that cannot be kept. The default is [`Unreplayable::Mark`].
+    /// The record that a response leaves if it cannot be stored. The default is
+    /// [`Unreplayable::Mark`].
     pub fn with_unreplayable(self, unreplayable: Unreplayable) -> Self {
         self.set(|options| options.unreplayable = unreplayable)
     }
 
-    /// How long a response is replayed, counted from its end, and how long at least a record in
-    /// doubt is kept. The default is 24 hours.
+    /// The time for which a response is replayed, counted from its end. A record in doubt is kept
+    /// at least that long. The default is 24 hours.
     pub fn with_ttl(self, ttl: Duration) -> Self {
         self.set(|options| options.ttl = ttl)
     }
 
-    /// How long a certain response is replayed, from a millisecond up to the engine's
-    /// [ceiling](crate::Builder::max_ttl). The default is the same for all.
+    /// The time for which a response is replayed, as a function of its head: from one millisecond
+    /// up to the engine's [maximum](crate::Builder::max_ttl). By default it is the same for all
+    /// responses.
     pub fn with_ttl_of(
         self,
         ttl: impl Fn(&response::Parts) -> Duration + Send + Sync + 'static,
@@ -402,35 +414,37 @@ impl IdempotencyLayer {
         self.set(|options| options.lifetime = Some(Arc::new(ttl)))
     }
 
-    /// How long after a record has expired a late retry is told so (410) instead of running again.
-    /// The default is not at all: it runs.
+    /// The time after a record's expiry during which a late retry is refused (410) instead of
+    /// running again. By default there is none: the retry runs.
     pub fn with_refusal_after_expiry(self, duration: Duration) -> Self {
         self.set(|options| options.after_expiry = Some(duration))
     }
 
-    /// Runs the handler without protection when the store does not answer, and marks its response
-    /// with `Idempotency-Bypassed: true`. **A retry may then repeat the effect.** The default is to
-    /// refuse the request (503), and so is one refused that has [waited](Self::blocking) for
-    /// another with its key before the store went away, or was told of one.
+    /// Runs the handler without protection if the store is not available, and marks its response
+    /// with `Idempotency-Bypassed: true`. **A retry may then repeat the effect.**
     ///
-    /// The mark keeps clients from sending the request again, and it is on responses of this layer
-    /// alone. The response that something in front makes of an *error* of the service behind has
-    /// none, and neither has the answer of a time limit in front: clients send such requests again,
-    /// with a second effect. So make responses of errors behind the layer. The same holds for a
-    /// [disabled](crate::Idempotency::disable) operation. A response that has no room for the mark,
-    /// with tens of thousands of headers, is replaced by a 500 that has it.
+    /// By default the request is refused (503). It is refused even with this option if it has
+    /// [waited](Self::blocking) for another request with its key before the store failed, or
+    /// already knows of one.
+    ///
+    /// The marker keeps clients from sending the request again, but only responses of this layer
+    /// carry it. A response that something in front builds from an *error* of the service behind
+    /// has no marker, and neither has the response of a timeout in front. Clients retry such
+    /// requests, with a second effect, so turn errors into responses behind the layer. The same
+    /// holds for a [disabled](crate::Idempotency::disable) operation. A response that has no room
+    /// for the marker, with tens of thousands of headers, is replaced by a 500 that carries it.
     pub fn with_fail_open(self) -> Self {
         self.set(|options| options.fail_open = true)
     }
 
-    /// The address of a page that explains the service's rules: the `type` of every problem is
-    /// this, `#`, and the [name](super::ProblemKind::name) of its kind. The default is the
+    /// The address of a page that explains the service's problems. The `type` of every problem is
+    /// this address, `#`, and the [name](super::ProblemKind::name) of its kind. The default is the
     /// documentation of this crate.
     pub fn with_documentation(self, address: impl Into<Arc<str>>) -> Self {
         self.set(|options| options.documentation = address.into())
     }
 
-    /// A service that tells the state of a request by its key. See [`StatusService`].
+    /// Returns a service that reports the state of a request by its key. See [`StatusService`].
     pub fn status_service(&self) -> StatusService {
         StatusService::new(self.options.clone())
     }

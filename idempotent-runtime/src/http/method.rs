@@ -1,29 +1,29 @@
-//! Which requests the layers are about, by their method and by what they carry.
+//! Requests that the layers guard, by their method and content type (R12, R68).
 
 use http::header::{CONTENT_TYPE, HeaderMap};
 use http::{Method, Request};
 
-/// Whether requests with a method are guarded.
+/// The extent to which requests with a method are guarded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Coverage {
     Never,
-    /// Those that have a key. Nothing says that such a method has effects, so none is asked for.
+    /// Guarded if the request has a key. The method may have no effects, so no key is required.
     WithKey,
     Always,
 }
 
-/// The safe ones of the methods that are registered, beyond those that [`Method::is_safe`] knows.
+/// Registered methods that are safe, in addition to those that [`Method::is_safe`] knows.
 const SAFE: [&str; 5] = ["PRI", "PROPFIND", "QUERY", "REPORT", "SEARCH"];
 
-/// Whether a request is guarded by a layer that is about these methods.
+/// Returns how a layer for these methods guards a request.
 pub(super) fn guarded<B>(request: &Request<B>, methods: &[Method]) -> Coverage {
     let coverage = of_method(request.method(), methods);
     if !is_grpc(request.headers()) {
         return coverage;
     }
     match coverage {
-        // Frameworks read every type that ends so as JSON: what is behind the layer may be no
-        // service of gRPC.
+        // Frameworks read every type with this suffix as JSON, so the service behind may not be
+        // gRPC.
         Coverage::Always | Coverage::WithKey if ends_in_json(request.headers()) => {
             Coverage::WithKey
         }
@@ -31,11 +31,11 @@ pub(super) fn guarded<B>(request: &Request<B>, methods: &[Method]) -> Coverage {
     }
 }
 
-/// Whether requests with `method` are guarded where those with one of `methods` are.
+/// Returns how requests with `method` are guarded by a layer for `methods`.
 ///
-/// Methods are compared without regard to case. `post` is another method than `POST` to HTTP, but a
-/// route for any method runs its handler for both, and browsers send `patch` as it is written. For
-/// the same reason a method that nobody knows is guarded where there is a key.
+/// Case is ignored. To HTTP, `post` and `POST` are different methods, but a route for any method
+/// runs its handler for both, and browsers send `patch` as written. For the same reason an unknown
+/// method is guarded if the request has a key.
 pub(super) fn of_method(method: &Method, methods: &[Method]) -> Coverage {
     let spelled = method.as_str().to_ascii_uppercase();
     let is_standard = |method: &Method| {
@@ -51,8 +51,8 @@ pub(super) fn of_method(method: &Method, methods: &[Method]) -> Coverage {
     }
 }
 
-/// Whether this is a request of gRPC or gRPC-Web. Their outcome is in a trailer, where neither
-/// layer looks, and their services know nothing of the header.
+/// Returns true for requests of gRPC and gRPC-Web. Their outcome is in a trailer, which neither
+/// layer reads, and their services do not know the header (R68).
 pub(super) fn is_grpc(headers: &HeaderMap) -> bool {
     const GRPC: &str = "application/grpc";
     let mut types = headers.get_all(CONTENT_TYPE).iter();
@@ -65,7 +65,7 @@ pub(super) fn is_grpc(headers: &HeaderMap) -> bool {
         && rest.trim_start().chars().next().is_none_or(|next| "+-;".contains(next))
 }
 
-/// Whether the type of the body ends in `+json`.
+/// Returns true if the type of the body ends in `+json`.
 fn ends_in_json(headers: &HeaderMap) -> bool {
     const SUFFIX: &[u8] = b"+json";
     headers.get(CONTENT_TYPE).is_some_and(|value| {

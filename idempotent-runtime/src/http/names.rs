@@ -1,4 +1,4 @@
-//! The names of the headers that the layers read and write.
+//! The names of the headers that the layers read and write (R67).
 
 use http::header::{self, HeaderMap, HeaderName};
 
@@ -9,8 +9,8 @@ use super::headers::{NEVER, REPLAYED, STRIPE_REPLAYED, STRIPE_SHOULD_RETRY};
 use super::key::IDEMPOTENCY_KEY;
 use crate::error::Error;
 
-/// The names of the headers that the layers use, for services whose clients know other ones. The
-/// layer of a service and the one of its clients have the same.
+/// The names of the headers that the layers use, for services whose clients expect other names. The
+/// layer of a service and the layer of its clients must use the same names.
 ///
 /// ```
 /// # use idempotent_runtime::{Error, Idempotency, store::MemoryStore};
@@ -28,9 +28,9 @@ use crate::error::Error;
 /// ```
 ///
 /// # Errors
-/// A name is checked when it is set: [`Config`](crate::ErrorKind::Config) if it is not a header's
-/// name, if it is the name of a header that means something else to HTTP, if it is the usual name
-/// of another one of the five, or if another one has it.
+/// A name is checked when it is set: [`Config`](crate::ErrorKind::Config) if it is not a valid
+/// header name, if that header has another meaning in HTTP, if it is the usual name of another of
+/// the five headers, or if another one has it already.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HeaderNames {
     key: HeaderName,
@@ -40,7 +40,7 @@ pub struct HeaderNames {
     problem: HeaderName,
 }
 
-/// What else means something to HTTP, to browsers or to the layers.
+/// Names that already have a meaning to HTTP, to browsers or to the layers.
 const RESERVED: [HeaderName; 26] = [
     header::ACCEPT,
     header::AGE,
@@ -70,12 +70,12 @@ const RESERVED: [HeaderName; 26] = [
     STRIPE_SHOULD_RETRY,
 ];
 
-/// How the names begin of those that mean something together.
+/// Prefixes of header families that are reserved as a whole.
 const FAMILIES: [&str; 7] =
     ["accept-", "access-control-", "cdn-", "content-", "if-", "proxy-", "sec-"];
 
-/// The usual names. Clients take each for what it usually says, so it says nothing else under other
-/// names.
+/// The usual names. Clients interpret each of them with its usual meaning even if other names are
+/// set, so none of them may get another meaning.
 const USUAL: [HeaderName; 6] = [
     IDEMPOTENCY_KEY,
     IDEMPOTENCY_REPLAYED,
@@ -86,8 +86,8 @@ const USUAL: [HeaderName; 6] = [
 ];
 
 impl HeaderNames {
-    /// `Idempotency-Key`, `Idempotency-Replayed`, `Idempotency-Key-Expires`, `Idempotency-Bypassed`
-    /// and `Idempotency-Problem`.
+    /// Creates the usual names: `Idempotency-Key`, `Idempotency-Replayed`,
+    /// `Idempotency-Key-Expires`, `Idempotency-Bypassed` and `Idempotency-Problem`.
     pub fn new() -> Self {
         Self {
             key: IDEMPOTENCY_KEY,
@@ -98,27 +98,27 @@ impl HeaderNames {
         }
     }
 
-    /// The name of the header with the key of a request.
+    /// Sets the name of the header with the key of a request.
     pub fn with_key(self, name: impl TryInto<HeaderName>) -> Result<Self, Error> {
         self.set(name, &[IDEMPOTENCY_KEY], |names| &mut names.key)
     }
 
-    /// The name of the header that tells replays.
+    /// Sets the name of the header that marks replays.
     pub fn with_replayed(self, name: impl TryInto<HeaderName>) -> Result<Self, Error> {
         self.set(name, &[IDEMPOTENCY_REPLAYED, STRIPE_REPLAYED], |names| &mut names.replayed)
     }
 
-    /// The name of the header with the end of an answer's lifetime.
+    /// Sets the name of the header with the expiry of a response.
     pub fn with_expires(self, name: impl TryInto<HeaderName>) -> Result<Self, Error> {
         self.set(name, &[IDEMPOTENCY_KEY_EXPIRES], |names| &mut names.expires)
     }
 
-    /// The name of the header that tells what ran without protection.
+    /// Sets the name of the header that marks responses that ran without protection.
     pub fn with_bypassed(self, name: impl TryInto<HeaderName>) -> Result<Self, Error> {
         self.set(name, &[IDEMPOTENCY_BYPASSED], |names| &mut names.bypassed)
     }
 
-    /// The name of the header that tells why a request is refused.
+    /// Sets the name of the header with the reason for a refusal.
     pub fn with_problem(self, name: impl TryInto<HeaderName>) -> Result<Self, Error> {
         self.set(name, &[IDEMPOTENCY_PROBLEM], |names| &mut names.problem)
     }
@@ -134,7 +134,7 @@ impl HeaderNames {
             [&NEVER[..], &REPLAYED, &RESERVED].iter().any(|names| names.contains(&name))
                 || FAMILIES.iter().any(|family| name.as_str().starts_with(family))
                 || (USUAL.contains(&name) && !usual.contains(&name));
-        // A header may have the name that it has.
+        // A header may keep the name that it has.
         *place(&mut self) = HeaderName::from_static("-");
         let is_taken = name == self.key || self.written().contains(&&name);
         if is_reserved || is_taken {
@@ -149,39 +149,39 @@ impl HeaderNames {
         &self.key
     }
 
-    /// The name of the header that tells replays.
+    /// The name of the header that marks replays.
     pub fn replayed(&self) -> &HeaderName {
         &self.replayed
     }
 
-    /// The name of the header with the end of an answer's lifetime.
+    /// The name of the header with the expiry of a response.
     pub fn expires(&self) -> &HeaderName {
         &self.expires
     }
 
-    /// The name of the header that tells what ran without protection.
+    /// The name of the header that marks responses that ran without protection.
     pub fn bypassed(&self) -> &HeaderName {
         &self.bypassed
     }
 
-    /// The name of the header that tells why a request is refused.
+    /// The name of the header with the reason for a refusal.
     pub fn problem(&self) -> &HeaderName {
         &self.problem
     }
 
-    /// With the marker of replays that Stripe's API has.
+    /// Uses the replay marker of Stripe's API.
     pub(super) fn of_stripe(mut self) -> Self {
         self.replayed = STRIPE_REPLAYED;
         self
     }
 
-    /// Those that a service writes.
+    /// The names of the headers that a service writes.
     pub(super) fn written(&self) -> [&HeaderName; 4] {
         [&self.replayed, &self.expires, &self.bypassed, &self.problem]
     }
 
-    /// Whether an answer is from a record, or of a request that ran without one. It is the same
-    /// under the names that are usual: nobody else uses them.
+    /// Returns true if a response comes from a record, or from a request that ran without one. The
+    /// usual names count as well, because nothing else uses them.
     pub(super) fn mark_final(&self, headers: &HeaderMap) -> bool {
         let usual = [&IDEMPOTENCY_REPLAYED, &STRIPE_REPLAYED, &IDEMPOTENCY_BYPASSED];
         usual

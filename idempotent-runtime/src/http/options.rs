@@ -1,4 +1,4 @@
-//! What a service says about its layer.
+//! Options of the layer, and the policies of a service for statuses.
 
 use std::fmt;
 use std::future::Future;
@@ -23,36 +23,39 @@ use crate::context::Context;
 use crate::engine::{Call, Idempotency};
 use crate::policy::{OnConflict, OnCrash, Verdict};
 
-/// What becomes of the key when a response has a certain status.
+/// The decision about the key for a response with a certain status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OnStatus {
     /// The response is the result: it is stored and replayed.
     Store,
-    /// The response says that nothing happened: the next request with the key runs the handler
+    /// The response means that nothing happened: the next request with the key runs the handler
     /// again.
     Release,
-    /// The response may hide an effect, as one of a timeout does: what follows is what follows a
-    /// handler whose end nobody knows. The record is held in doubt; under [`OnCrash::Retry`] and
-    /// [`OnCrash::Resume`] the next request runs the handler again, and under
-    /// [`with_verify`](super::IdempotencyLayer::with_verify) it asks.
+    /// The response may hide an effect, as a timeout does, and is treated like a handler whose
+    /// outcome is unknown. The record is held in doubt. Under [`OnCrash::Retry`] and
+    /// [`OnCrash::Resume`] the next request runs the handler again; under
+    /// [`with_verify`](super::IdempotencyLayer::with_verify) it calls the callback.
     Hold,
 }
 
 impl OnStatus {
-    /// The default. 2xx, 3xx and 4xx are results and are stored, but for these:
-    /// - 401, 403, 413, 425 and 429 refuse a request before something is done, and are released.
-    /// - 408 and 5xx say that nobody knows how far the handler got, whoever made them: a time
-    ///   limit, something that catches panics, the handler itself. They are held, and so is every
-    ///   status that HTTP does not know as a final one.
+    /// The default. 2xx, 3xx and 4xx are results and are stored, with these exceptions:
+    /// - 401, 403, 413, 425 and 429 refuse a request before anything is done. They are released.
+    /// - 408 and 5xx mean that it is unknown how far the handler got, whatever produced them: a
+    ///   timeout, a panic catcher, the handler itself. They are held, and so is every status that
+    ///   is not a final one in HTTP.
     pub fn standard(status: StatusCode) -> Self {
         match status {
+            // R20.
             StatusCode::UNAUTHORIZED
             | StatusCode::FORBIDDEN
             | StatusCode::PAYLOAD_TOO_LARGE
             | StatusCode::TOO_EARLY
             | StatusCode::TOO_MANY_REQUESTS => Self::Release,
+            // R63. 5xx are in the last arm.
             StatusCode::REQUEST_TIMEOUT => Self::Hold,
+            // R19: a 4xx of the handler is a result too.
             status
                 if status.is_success() || status.is_redirection() || status.is_client_error() =>
             {
@@ -62,8 +65,8 @@ impl OnStatus {
         }
     }
 
-    /// Where the function that was to decide has panicked: the default, but that nothing is free
-    /// which nobody has freed.
+    /// Decides when the service's function panicked: the default, except that no key is released
+    /// without that function's decision.
     fn undecided(status: StatusCode) -> Self {
         match Self::standard(status) {
             Self::Release => Self::Hold,
@@ -72,9 +75,10 @@ impl OnStatus {
     }
 
     /// As [`standard`](Self::standard), but 500 is stored: a handler that failed does not run
-    /// again, and everybody gets its answer. 408, 502, 503 and 504 are held: who answers with them
-    /// has been waiting for somebody else, and does not know.
+    /// again, and every caller gets its response. 408, 502, 503 and 504 are held: a server that
+    /// answers with them was waiting for another one, and does not know the outcome.
     pub fn stripe(status: StatusCode) -> Self {
+        // R21.
         if status == StatusCode::INTERNAL_SERVER_ERROR {
             Self::Store
         } else {
@@ -82,8 +86,8 @@ impl OnStatus {
         }
     }
 
-    /// As [`standard`](Self::standard), but 408 and 5xx are released: for services of which
-    /// everything that answers with them has rolled back what was done. See
+    /// As [`standard`](Self::standard), but 408 and 5xx are released: for services in which
+    /// everything that answers with them has rolled back its work. See
     /// [`release_server_errors`](super::IdempotencyLayer::release_server_errors).
     pub fn releasing_server_errors(status: StatusCode) -> Self {
         if status == StatusCode::REQUEST_TIMEOUT || status.is_server_error() {
@@ -94,18 +98,19 @@ impl OnStatus {
     }
 }
 
-/// What a response leaves that is to be stored and cannot be: it is larger than the limit, has
-/// trailers or thousands of headers, or is a stream of events. The first caller gets it in any
-/// case. It counts as answered when the limit is passed, or the stream begins, whatever becomes of
-/// the rest.
+/// The record that a response leaves if it is to be stored but cannot be: it is larger than the
+/// limit, has trailers or thousands of headers, or is an event stream.
+///
+/// The first caller gets it in any case. It counts as answered once the limit is exceeded or the
+/// stream begins, whatever happens to the rest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Unreplayable {
-    /// The fact that the request was answered: the handler does not run again, and a retry is told
-    /// so (409, `not-kept`).
+    /// A marker that the request was answered: the handler does not run again, and a retry gets
+    /// 409, `not-kept`.
     #[default]
     Mark,
-    /// Nothing: a retry runs the handler again.
+    /// None: a retry runs the handler again.
     Release,
 }
 
@@ -113,7 +118,7 @@ type Question = dyn Fn(Context, Request<Bytes>) -> Pin<Box<dyn Future<Output = V
     + Send
     + Sync;
 
-/// What follows when nobody knows whether a handler finished.
+/// The policy for a handler whose outcome is unknown.
 #[derive(Clone)]
 pub(super) enum Crash {
     Policy(OnCrash),
@@ -121,7 +126,8 @@ pub(super) enum Crash {
 }
 
 impl Crash {
-    /// Whether somebody may answer the request anew when the claim of its handler is over.
+    /// Returns true if another attempt may answer the request again after the handler's claim has
+    /// ended.
     pub(super) fn may_be_answered_again(&self) -> bool {
         !matches!(self, Self::Policy(OnCrash::Hold))
     }
@@ -184,7 +190,7 @@ impl Options {
         }
     }
 
-    /// The call of a request with `key`, as far as the service says it.
+    /// Creates the call of a request with `key`, with the options of the service.
     pub(super) fn call(&self, key: &str) -> Call {
         let call = self
             .engine
@@ -205,7 +211,7 @@ impl Options {
     pub(super) fn on_status(&self, status: StatusCode, request: &request::Parts) -> OnStatus {
         let decided = hook::call("with_on_status", || (self.on_status)(status, request));
         match decided.unwrap_or_else(|| OnStatus::undecided(status)) {
-            // It announces a response, and is none.
+            // A status of 1xx announces a response, but is not one.
             OnStatus::Store if status.is_informational() => OnStatus::Hold,
             decided => decided,
         }
@@ -215,7 +221,7 @@ impl Options {
         self.replayed.contains(name) && !self.markers.contain(name)
     }
 
-    /// How many bytes of a response are stored at most.
+    /// The largest response that is stored, in bytes.
     pub(super) fn response_limit(&self) -> usize {
         self.response_limit.min(self.engine.inner.settings.max_result_size)
     }
@@ -229,7 +235,7 @@ impl Options {
     }
 }
 
-/// Whether the response never ends by itself.
+/// Returns true if the response never ends by itself.
 pub(super) fn is_endless(response: &response::Parts) -> bool {
     let content_type = response
         .headers
@@ -263,7 +269,7 @@ mod tests {
 
     use super::OnStatus;
 
-    /// The statuses, of all that there can be, with which a function decides so.
+    /// Returns all statuses for which `decide` returns this decision.
     fn with(decision: OnStatus, decide: fn(StatusCode) -> OnStatus) -> Vec<u16> {
         let all = (100..=999).filter_map(|status| StatusCode::from_u16(status).ok());
         all.filter(|status| decide(*status) == decision).map(|status| status.as_u16()).collect()

@@ -1,4 +1,4 @@
-//! Refusals as RFC 9457 has them.
+//! Refusals as problem details (RFC 9457).
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -14,36 +14,36 @@ use serde::Serialize;
 use super::headers::IDEMPOTENCY_PROBLEM;
 use crate::error::{Error, ErrorKind};
 
-/// Where the types of problems are explained, if the service names no place of its own.
+/// The default address of the page that explains the types of problems.
 pub(super) const DOCUMENTATION: &str =
     "https://docs.rs/idempotency/latest/idempotency/http/index.html";
 
-/// Why a request is refused. Each kind has a `type`: the documentation's address, `#`, and the
-/// kind's [name](Self::name).
+/// The reason for a refusal. Each kind has a `type` of its own: the documentation's address, `#`,
+/// and the kind's [name](Self::name).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ProblemKind {
-    /// The request has no key, and needs one.
+    /// The request has no key, but requires one.
     Missing,
     /// The key cannot be used.
     Malformed,
-    /// The request is nobody's.
+    /// The request has no principal.
     NoPrincipal,
     /// The key was used for another request.
     Mismatch,
-    /// The first request with this key still runs.
+    /// The first request with this key is still running.
     InProgress,
-    /// The first request with this key started, and nobody knows whether it finished.
+    /// The first request with this key started, and its outcome is not known.
     Uncertain,
-    /// The answer to this key was kept for its time and is gone.
+    /// The response for this key has expired.
     Expired,
-    /// The first request with this key was answered, and its answer could not be kept.
+    /// The first request with this key was answered, but its response was not stored.
     NotKept,
     /// The body of the request is larger than the limit.
     TooLarge,
     /// The body of the request could not be read.
     Unreadable,
-    /// The store of records does not answer, or the service is shutting down. The request was not
+    /// The store of records is not available, or the service is shutting down. The handler did not
     /// run.
     Unavailable,
     /// The service is at fault.
@@ -54,6 +54,7 @@ impl ProblemKind {
     /// The last part of the `type`.
     pub const fn name(self) -> &'static str {
         match self {
+            // R49: every kind has a name of its own.
             Self::Missing => "missing",
             Self::Malformed => "malformed",
             Self::NoPrincipal => "no-principal",
@@ -69,7 +70,7 @@ impl ProblemKind {
         }
     }
 
-    /// The status of the answer.
+    /// The status of the refusal.
     pub const fn status(self) -> StatusCode {
         match self {
             Self::Missing | Self::Malformed | Self::Unreadable => StatusCode::BAD_REQUEST,
@@ -83,7 +84,7 @@ impl ProblemKind {
         }
     }
 
-    /// What happened, and what the client can do.
+    /// Title and advice: the problem, and the action that a client can take.
     const fn text(self) -> (&'static str, &'static str) {
         match self {
             Self::Missing => (
@@ -140,10 +141,10 @@ impl ProblemKind {
     }
 }
 
-/// A refusal, as `application/problem+json`. Neither keys nor anything of a request or a result is
-/// in it.
+/// A refusal, as `application/problem+json`. It contains neither keys nor any part of a request or
+/// a result.
 ///
-/// The layer makes these by itself. Without the layer, an [`Error`] becomes one:
+/// The layer creates these itself. Without the layer, an [`Error`] is converted into one:
 ///
 /// ```
 /// use idempotent_runtime::http::{Problem, ProblemKind};
@@ -159,7 +160,7 @@ impl ProblemKind {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     kind: ProblemKind,
-    /// The error that it was made of.
+    /// The kind of the error that it was created from.
     error: Option<ErrorKind>,
     detail: Option<&'static str>,
     documentation: Cow<'static, str>,
@@ -175,7 +176,7 @@ struct Document<'a> {
 }
 
 impl Problem {
-    /// A refusal of this kind.
+    /// Creates a refusal of this kind.
     pub const fn new(kind: ProblemKind) -> Self {
         Self {
             kind,
@@ -186,10 +187,11 @@ impl Problem {
         }
     }
 
-    /// What `error` means to a client. What the store said is not in it.
+    /// Returns the refusal that reports `error` to a client. It does not contain the store's
+    /// message.
     pub fn of(error: &Error) -> Self {
         let kind = match error.kind() {
-            // The next request would run the handler once more.
+            // The next request would run the handler again.
             ErrorKind::Superseded if !error.is_retryable() => ProblemKind::Uncertain,
             ErrorKind::InProgress | ErrorKind::Superseded => ProblemKind::InProgress,
             ErrorKind::Mismatch => ProblemKind::Mismatch,
@@ -212,59 +214,60 @@ impl Problem {
         };
         let mut problem = Self::new(kind);
         problem.error = Some(error.kind());
-        // How long a lease still runs says nothing about the end of its handler, which is when a
-        // retry succeeds.
+        // R36: the rest of the lease says nothing about the end of the handler, after which a retry
+        // succeeds.
         if kind != ProblemKind::InProgress {
             problem.retry_after = error.retry_after().or(problem.retry_after);
         }
         problem
     }
 
-    /// The kind of the error that it was made of.
+    /// The kind of the error that this was created from.
     pub(super) fn error_kind(&self) -> Option<ErrorKind> {
         self.error
     }
 
-    /// Says more about a key that cannot be used.
+    /// Adds a detail about a key that cannot be used.
     pub(super) fn because(mut self, detail: &'static str) -> Self {
         self.detail = Some(detail);
         self
     }
 
-    /// Where the service explains its problems: the `type` is this, `#`, and the kind's
-    /// [name](ProblemKind::name).
+    /// Sets the address at which the service explains its problems: the `type` is this address,
+    /// `#`, and the kind's [name](ProblemKind::name).
     #[must_use]
     pub fn with_documentation(mut self, address: impl Into<Cow<'static, str>>) -> Self {
         self.documentation = address.into();
         self
     }
 
-    /// Why the request is refused.
+    /// The reason for the refusal.
     pub fn kind(&self) -> ProblemKind {
         self.kind
     }
 
-    /// What happened, in a few words.
+    /// A short description of the problem.
     pub fn title(&self) -> &'static str {
         self.kind.text().0
     }
 
-    /// What the client can do.
+    /// The action that the client can take.
     pub fn detail(&self) -> String {
         let (_, advice) = self.kind.text();
         self.detail.map_or_else(|| advice.to_owned(), |detail| format!("{advice} Here {detail}."))
     }
 
-    /// The `type`: where the kind of problem is explained.
+    /// The `type`: the address at which the kind of problem is explained.
     pub fn address(&self) -> String {
         format!("{}#{}", self.documentation, self.kind.name())
     }
 
-    /// The answer, with `Cache-Control: no-store`, and `Retry-After` where a retry helps.
+    /// Returns the response, with `Cache-Control: no-store`, and with `Retry-After` if a retry
+    /// helps.
     ///
-    /// In its extensions are the [`ProblemKind`], and the [`ErrorKind`] of the error that it was
-    /// made of: a [layer](super::IdempotencyLayer#errors-of-guarded-calls-inside) around it learns
-    /// from them that this is no result.
+    /// Its extensions contain the [`ProblemKind`], and the [`ErrorKind`] of the error that it was
+    /// created from. They show a [layer](super::IdempotencyLayer#errors-of-guarded-calls-inside)
+    /// around the handler that this is not a result.
     pub fn to_response(&self) -> Response<Full<Bytes>> {
         self.response().map(Full::new)
     }
@@ -276,7 +279,7 @@ impl Problem {
             status: self.kind.status().as_u16(),
             detail: self.detail(),
         };
-        // Strings and a number: there is nothing in it that cannot be written.
+        // Strings and a number: this is always serializable.
         let body = serde_json::to_vec(&document).unwrap_or_default();
         let mut response = Response::new(Bytes::from(body));
         *response.status_mut() = self.kind.status();
@@ -285,10 +288,12 @@ impl Problem {
             response.extensions_mut().insert(error);
         }
         let headers = response.headers_mut();
+        // R48.
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         headers.insert(IDEMPOTENCY_PROBLEM, HeaderValue::from_static(self.kind.name()));
         if let Some(retry_after) = self.retry_after {
+            // R36: at least one second.
             let seconds = retry_after.as_millis().div_ceil(1000).max(1);
             let seconds = u64::try_from(seconds).unwrap_or(u64::MAX);
             headers.insert(RETRY_AFTER, HeaderValue::from(seconds));

@@ -1,4 +1,4 @@
-//! The answer to a request that is refused: what is decided, in the form that the service wants.
+//! The response to a request that is refused: the layer's decision, in the form of the service.
 
 use std::sync::Arc;
 
@@ -13,26 +13,27 @@ use super::options::Options;
 use super::problem::{Problem, ProblemKind};
 use crate::error::{Error, ErrorKind};
 
-/// Makes another response of a refusal.
+/// A function that changes the form of a refusal.
 pub(super) type Shape = dyn Fn(&Problem, Response<Bytes>) -> Response<Bytes> + Send + Sync;
 
 impl Options {
-    /// The answer that tells `problem`, and the `error` behind it to the layers in front.
+    /// Returns the response that reports `problem`, and the `error` behind it to the layers in
+    /// front.
     ///
-    /// The form is the service's. That it is a refusal, that nobody keeps it, and which one it is,
-    /// are ours.
+    /// The service decides the form (R66). The layer ensures that it is a refusal, that it is not
+    /// cached, and that its kind is recognisable.
     pub(super) fn refusal(&self, problem: Problem, error: Option<&Error>) -> Response<Full<Bytes>> {
         self.refusal_with(problem, error, |_| true)
     }
 
-    /// The answer in place of one that was given without protection, where that is lost or has no
-    /// room for its mark.
+    /// Returns the response that replaces an unprotected one which was lost or has no room for its
+    /// marker.
     pub(super) fn unprotected_failure(&self) -> Response<Full<Bytes>> {
         let problem = Problem::new(ProblemKind::Internal);
         self.refusal_with(problem, None, |headers| self.markers.bypassed(headers))
     }
 
-    /// `mark` adds to the headers what this refusal says beside its problem, where there is room.
+    /// `mark` adds further headers of this refusal, and returns false if there is no room.
     fn refusal_with(
         &self,
         problem: Problem,
@@ -41,7 +42,7 @@ impl Options {
     ) -> Response<Full<Bytes>> {
         let problem = problem.with_documentation(self.documentation.to_string());
         let has_room = |headers: &mut HeaderMap| {
-            // They are the server's, which knows the body.
+            // The server sets these, because it knows the body.
             headers.remove(CONTENT_LENGTH);
             headers.remove(TRANSFER_ENCODING);
             headers.try_insert(CACHE_CONTROL, HeaderValue::from_static("no-store")).is_ok()
@@ -59,13 +60,13 @@ impl Options {
         });
         let mut response = shaped.unwrap_or_else(|| {
             let mut response = problem.response();
-            // A handful of headers.
+            // It has only a few headers, so there is room.
             has_room(response.headers_mut());
             response
         });
         let extensions = response.extensions_mut();
-        // A layer around this one goes by these, and not by what a new response of the service has
-        // or lacks.
+        // A layer around this one relies on these, so they must not depend on the service's
+        // response.
         extensions.remove::<NothingHappened>();
         extensions.remove::<ErrorKind>();
         extensions.insert(problem.kind());
@@ -78,7 +79,8 @@ impl Options {
         response.map(Full::new)
     }
 
-    /// `None` where our own form is the one that is wanted, or the only one that can be had.
+    /// Returns the service's form, or `None` if the default form is wanted or is the only one
+    /// available.
     fn shaped(&self, problem: &Problem) -> Option<Response<Bytes>> {
         let shape: &Arc<Shape> = self.shape.as_ref()?;
         let shaped = hook::call("with_problem", || shape(problem, problem.response()))?;
@@ -109,7 +111,7 @@ mod tests {
     fn a_layer_around_judges_a_shaped_refusal_as_it_was_decided() {
         let mut options = Options::new(Idempotency::new(MemoryStore::new()), Scope::global());
         options.shape = Some(std::sync::Arc::new(|_: &Problem, _: Response<Bytes>| {
-            // As a service makes all of its errors.
+            // As a service may build all of its errors.
             let mut response = NothingHappened::mark(Response::new(Bytes::new()));
             response.extensions_mut().insert(ErrorKind::Full);
             *response.status_mut() = StatusCode::CONFLICT;
@@ -118,7 +120,7 @@ mod tests {
         for (kind, expected) in [
             (ErrorKind::InProgress, OnStatus::Release),
             (ErrorKind::InDoubt, OnStatus::Hold),
-            // Its problem is the one of a request that still runs.
+            // Its problem is the one of a request that is still running.
             (ErrorKind::Superseded, OnStatus::Hold),
         ] {
             let error = Error::new(kind);

@@ -1,4 +1,4 @@
-//! The body of a request as the handler gets it.
+//! The body of a request as the handler receives it.
 
 use std::error::Error;
 use std::future::poll_fn;
@@ -33,7 +33,7 @@ pin_project! {
     }
 }
 
-/// Why a body could not be read.
+/// The reason why a body could not be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Unread {
     TooLarge,
@@ -41,8 +41,8 @@ pub(super) enum Unread {
 }
 
 impl Unread {
-    /// A limit in front says with an error that it was passed, and its body may be inside of
-    /// another one: axum wraps each.
+    /// Classifies an error. A limit in front reports that it was exceeded by an error, and that
+    /// error may be wrapped by others: axum wraps each.
     fn because(error: &(dyn Error + 'static)) -> Self {
         let mut causes = std::iter::successors(Some(error), |&error| error.source());
         if causes.any(<dyn Error>::is::<LengthLimitError>) { Self::TooLarge } else { Self::Broken }
@@ -60,22 +60,22 @@ where
     B: Body<Data = Bytes>,
     B::Error: Into<BoxError>,
 {
-    /// Reads `body` up to `limit` bytes. These are the `headers` of its request.
+    /// Reads `body` up to `limit` bytes. `headers` are those of its request.
     pub(super) async fn read(
         body: B,
         headers: &HeaderMap,
         limit: usize,
     ) -> Result<(Bytes, Self), Unread> {
-        // A layer in front may have wrapped it in a body that does not say how long it is.
+        // A layer in front may have wrapped it in a body that does not know its length.
         let least = body.size_hint().lower().max(declared_length(headers).unwrap_or_default());
-        // What says that it is too large is not read at all.
+        // A body that declares to be too large is not read at all (R26).
         if least > u64::try_from(limit).unwrap_or(u64::MAX) {
             return Err(Unread::TooLarge);
         }
         let mut body = pin!(Limited::new(body, limit));
         let mut trailers = None;
-        // Copied, however small they come: each piece by itself holds on to the buffer that it was
-        // received in.
+        // Pieces are copied, even small ones: each would otherwise keep the buffer alive in which
+        // it was received.
         let mut pieces = Vec::new();
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|error| Unread::because(&*error))?;
@@ -84,10 +84,11 @@ where
                 Err(frame) => trailers = frame.into_trailers().ok(),
             }
         }
-        // HTTP/2 lets a client take its request back in the middle with the word that nothing is
-        // wrong, and hyper then ends the body as if it were whole. It is shorter than it says, or
-        // it does not know of its end: in that case the server, which knows, drops the request as
-        // soon as it is polled and has to wait.
+        // An HTTP/2 client can cancel its request in the middle with a code that reports no error,
+        // and hyper then ends the body as if it were complete. Running the handler on such a
+        // truncated body is excluded in two ways. If the body is shorter than declared, it is
+        // broken. If the stream does not know its end, yield once: the server, which does know,
+        // drops the request's future as soon as it is polled and returns `Pending`.
         if u64::try_from(pieces.len()).is_ok_and(|size| size < least) {
             return Err(Unread::Broken);
         }
@@ -100,8 +101,8 @@ where
     }
 }
 
-/// How many bytes the request says that its body has. Where it says beside that how it is encoded
-/// for the connection, that is what counts (RFC 9112).
+/// Returns the length in bytes that the request declares for its body. If it declares a transfer
+/// encoding too, that takes precedence (RFC 9112).
 fn declared_length(headers: &HeaderMap) -> Option<u64> {
     if headers.contains_key(TRANSFER_ENCODING) {
         return None;
@@ -109,7 +110,7 @@ fn declared_length(headers: &HeaderMap) -> Option<u64> {
     headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
-/// Gives whoever polls the request one look at what became of it.
+/// Yields once, so that the task that polls the request can notice a cancellation.
 async fn wait_once() {
     let mut has_waited = false;
     poll_fn(|task| {
@@ -171,7 +172,7 @@ mod tests {
 
     use super::{RequestBody, Unread};
 
-    /// As large as what a server reads into, and known to be there for as long as a piece of it is.
+    /// A buffer as large as a server's, counted for as long as a piece of it exists.
     struct Received(Vec<u8>, #[expect(dead_code, reason = "it is counted")] Arc<()>);
 
     impl AsRef<[u8]> for Received {
@@ -180,7 +181,7 @@ mod tests {
         }
     }
 
-    /// A byte of each buffer, and trailers.
+    /// A body of one byte per buffer, followed by trailers.
     struct Trickle {
         pieces: usize,
         buffers: Arc<()>,
@@ -225,7 +226,7 @@ mod tests {
         );
     }
 
-    /// A body that does not know its length.
+    /// The body itself does not know its length.
     #[tokio::test]
     async fn a_body_is_as_long_as_its_request_says() {
         let read = async |headers: &[(HeaderName, &'static str)]| {
@@ -238,7 +239,7 @@ mod tests {
         assert_eq!(read(&[(CONTENT_LENGTH, "10")]).await, Ok(10));
         assert_eq!(read(&[(CONTENT_LENGTH, "11")]).await, Err(Unread::Broken));
         assert_eq!(read(&[(CONTENT_LENGTH, "101")]).await, Err(Unread::TooLarge));
-        // What made it longer in front of the layer has not cut it off.
+        // A layer in front that made it longer has not truncated it.
         assert_eq!(read(&[(CONTENT_LENGTH, "9")]).await, Ok(10));
         assert_eq!(read(&[(CONTENT_LENGTH, "11"), (TRANSFER_ENCODING, "chunked")]).await, Ok(10));
     }

@@ -1,4 +1,4 @@
-//! The body of a response as the client gets it.
+//! The body of a response as the client receives it.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -30,40 +30,39 @@ pin_project! {
     }
 }
 
-/// A body that is passed on while it is recorded.
+/// A body that is streamed to the client while it is recorded.
 #[derive(Debug)]
 struct Live<B> {
     passage: Arc<Passage<B>>,
-    /// The handler's body, from where it is not recorded any more.
+    /// The handler's body, after the point up to which it is recorded.
     rest: Option<Pin<Box<B>>>,
     is_over: bool,
 }
 
-/// What the handler's task passes on.
+/// The channel from the handler's task to the client.
 #[derive(Debug)]
 struct Passage<B>(Mutex<Passed<B>>);
 
 #[derive(Debug)]
 struct Passed<B> {
-    /// What the client has not taken yet. It is one buffer, however many pieces it came in: for a
-    /// slow client there is as much of it as is recorded, at most, and no piece holds on to what it
-    /// was received in.
+    /// Data that the client has not taken yet, in one buffer. A slow client therefore holds at most
+    /// as much as is recorded, and no piece keeps the buffer alive in which it was received.
     data: Vec<u8>,
-    /// What comes after it, once the task has no more.
+    /// The end that follows `data`, once the task has no more.
     next: Option<Next<B>>,
-    /// Who waits for more.
+    /// The waker of the client that waits for more.
     client: Option<Waker>,
-    /// The client is gone, and takes nothing any more. That changes nothing for the record.
+    /// True once the client has disconnected and takes nothing more. The record is not affected.
     is_left: bool,
 }
 
 #[derive(Debug)]
 enum Next<B> {
-    /// The task reads no further: what is left comes from the handler's body itself, after this
-    /// frame of it.
+    /// The task reads no further: the rest comes from the handler's body itself, after this frame
+    /// of it.
     Rest(Option<Frame<Bytes>>, Pin<Box<B>>),
     Failed(BoxError),
-    /// Nothing is missing.
+    /// The body is complete.
     End,
 }
 
@@ -81,7 +80,8 @@ impl<B> Passage<B> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes a change unless the client is gone, and wakes it up.
+    /// Applies a change and wakes the client, unless it has disconnected. The waker is called after
+    /// the lock is released: it may poll the body at once, which takes the lock.
     fn change(&self, change: impl FnOnce(&mut Passed<B>)) {
         let mut passed = self.passed();
         if passed.is_left {
@@ -111,7 +111,9 @@ impl<B> Passage<B> {
         let mut passed = self.passed();
         passed.is_left = true;
         let left = (std::mem::take(&mut passed.data), passed.next.take(), passed.client.take());
-        // A body of the handler may do anything when it is dropped.
+        // Drop it after the lock is released: the drop of a handler's body is foreign code.
+        // `is_left` was set under the lock, so no later `change` can store anything that would stay
+        // here undropped.
         drop(passed);
         drop(left);
     }
@@ -123,8 +125,8 @@ impl<B> Drop for Live<B> {
     }
 }
 
-/// The other end of a body that is passed on. Dropped before it is told what comes after the
-/// pieces, it breaks the body off.
+/// The sending end of a streamed body. If it is dropped before it was finished, the body breaks
+/// off.
 #[derive(Debug)]
 pub(super) struct LiveSender<B> {
     passage: Arc<Passage<B>>,
@@ -132,7 +134,7 @@ pub(super) struct LiveSender<B> {
 }
 
 impl<B> LiveSender<B> {
-    /// Sends a copy.
+    /// Sends a copy of `data`.
     pub(super) fn send(&self, data: &[u8]) {
         self.passage.change(|passed| passed.data.extend_from_slice(data));
     }
@@ -160,7 +162,7 @@ impl<B> Drop for LiveSender<B> {
     }
 }
 
-/// A body that is passed on, and what of it the client does not get yet.
+/// A streamed body whose last part is held back from the client.
 #[derive(Debug)]
 pub(super) struct HeldEnd<B> {
     sender: LiveSender<B>,
@@ -173,22 +175,22 @@ impl<B> HeldEnd<B> {
         Self { sender, data: Vec::new(), next: Next::End }
     }
 
-    /// Sends a copy of what ends nothing.
+    /// Sends a copy of data that does not complete the body.
     pub(super) fn send(&self, data: &[u8]) {
         self.sender.send(data);
     }
 
-    /// Holds a copy.
+    /// Holds back a copy of `data`.
     pub(super) fn hold(&mut self, data: &[u8]) {
         self.data.extend_from_slice(data);
     }
 
-    /// All that comes after that: this frame, and the body that it is of.
+    /// Holds back everything that follows: this frame, and the body that it belongs to.
     pub(super) fn hold_rest(&mut self, frame: Option<Frame<Bytes>>, body: Pin<Box<B>>) {
         self.next = Next::Rest(frame, body);
     }
 
-    /// Sends what is held, and the body ends where it does.
+    /// Sends the held part and ends the body.
     pub(super) fn release(self) {
         self.sender.send(&self.data);
         self.sender.finish(self.next);
@@ -199,7 +201,12 @@ impl<B> HeldEnd<B> {
     }
 }
 
-/// The end of a body that is passed on, until it is known whether everybody gets this answer.
+/// The held end of a streamed body, until it is known whether every caller gets this response.
+///
+/// The handler sets it (`keep`). Its task takes it (`close`) once the record was written or lost,
+/// even if the request that waits for it is gone. Only then can a client see a complete body, so no
+/// client has a complete response while another attempt may still record a different one. The
+/// exception is `Unreplayable::Release`, under which a retry runs again by choice.
 #[derive(Debug)]
 pub(super) struct OpenEnd<B>(Arc<Mutex<Option<HeldEnd<B>>>>);
 
@@ -218,12 +225,12 @@ impl<B> OpenEnd<B> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// All of the body is there, or all of it that is read here.
+    /// Stores the end: all of the body has been read, or all that is read here.
     pub(super) fn keep(&self, end: HeldEnd<B>) {
         *self.place() = Some(end);
     }
 
-    /// Ends the body, or breaks it off: somebody else has given the answer to the request.
+    /// Ends the body, or breaks it off if another attempt has answered the request.
     pub(super) fn close(&self, is_the_answer: bool) {
         let Some(end) = self.place().take() else { return };
         if is_the_answer {
@@ -234,7 +241,7 @@ impl<B> OpenEnd<B> {
     }
 }
 
-/// Why a body breaks off whose claim is over: who takes it over gives another answer.
+/// The error of a body whose claim has ended: the caller that takes over answers differently (R52).
 pub(super) fn superseded() -> BoxError {
     BoxError::from("the claim of the request is over, and its answer is another one")
 }
@@ -259,7 +266,7 @@ impl<B> ResponseBody<B> {
     }
 }
 
-/// Without content: what a layer in front answers with in place of the handler, a time limit for
+/// An empty body, with which a layer in front answers in place of the handler, a timeout for
 /// example.
 impl<B> Default for ResponseBody<B> {
     fn default() -> Self {

@@ -1,4 +1,4 @@
-//! Whose requests they are.
+//! The scope of a request's key: the principal that it belongs to.
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,10 +7,11 @@ use http::request::Parts;
 
 use crate::key::{IntoKey, Key};
 
-/// Who is asking: the part of the name of a record that keeps the keys of two tenants apart.
+/// The principal that a key belongs to: the part of a record's name that keeps the keys of two
+/// tenants apart.
 ///
-/// A required argument of the layer: without it, one client could read the answers to another by
-/// guessing keys.
+/// It is a required argument of the layer. Without it, one client could read the responses of
+/// another by guessing keys.
 ///
 /// ```
 /// use http::request::Parts;
@@ -19,7 +20,7 @@ use crate::key::{IntoKey, Key};
 /// #[derive(Clone)]
 /// struct Tenant(u64);
 ///
-/// // What the authentication in front of the layer has found out.
+/// // The principal that the authentication in front of the layer established.
 /// let scope = Scope::of(|request| request.extensions.get::<Tenant>().map(|tenant| tenant.0));
 /// ```
 #[derive(Clone)]
@@ -28,27 +29,27 @@ pub struct Scope(Option<Arc<Principal>>);
 type Principal = dyn Fn(&Parts) -> Option<Key> + Send + Sync;
 
 impl Scope {
-    /// One name space for all clients: right where there is one client, or where keys come from a
-    /// trusted place.
+    /// One namespace for all clients: for services with a single client, or whose keys come from a
+    /// trusted source.
     pub const fn global() -> Self {
         Self(None)
     }
 
-    /// What `principal` finds in the head of the request. Where it finds nobody, which is also a
-    /// principal with a `None` in it, a request with a key is refused (401), and so is one without
-    /// where a key is required.
+    /// The principal that `principal` finds in the head of the request. If it finds none (`None`,
+    /// or a principal that contains a `None`), a request with a key is refused (401), and so is a
+    /// request without a key where one is required.
     pub fn of<K: IntoKey>(principal: impl Fn(&Parts) -> Option<K> + Send + Sync + 'static) -> Self {
         Self(Some(Arc::new(move |request| principal(request).map(|principal| Key::of(&principal)))))
     }
 
-    /// The scope of a request, if there is somebody who asks.
+    /// Returns the scope of a request (R43), or `Nobody` if it has no principal (R44).
     pub(super) fn of_request(&self, request: &Parts) -> Result<Option<Key>, Nobody> {
         let Some(principal) = &self.0 else { return Ok(None) };
         principal(request).filter(|principal| !principal.is_missing()).map(Some).ok_or(Nobody)
     }
 }
 
-/// The request has no principal.
+/// The error of a request that has no principal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Nobody;
 

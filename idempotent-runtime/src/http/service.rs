@@ -1,4 +1,4 @@
-//! The way of a request to its answer.
+//! The service: reads the key, runs the call, then replays or records the response.
 
 use std::fmt;
 use std::future::{Future, poll_fn};
@@ -57,8 +57,8 @@ impl<S: fmt::Debug> fmt::Debug for IdempotencyService<S> {
 }
 
 pin_project! {
-    /// The future of [`IdempotencyService`]. Dropped, it leaves a handler that began to finish by
-    /// itself.
+    /// The future of [`IdempotencyService`]. If it is dropped, a handler that has begun still runs
+    /// to its end.
     pub struct ResponseFuture<F, R, E> {
         #[pin]
         kind: Kind<F, R, E>,
@@ -95,9 +95,10 @@ where
     }
 }
 
-/// `response` without the version of another hop, which a gateway passes on. A server would frame
-/// it as one of that version: of HTTP/1.0 it ends with its connection, and a body that breaks off
-/// looks whole. What a client of HTTP/1.0 gets, the server sees to.
+/// Resets the version of `response` to the one of this hop. A gateway may pass on the version of
+/// another hop, and a server would frame the response by it: an HTTP/1.0 response ends with its
+/// connection, so that a body that breaks off looks complete. The server still adapts the response
+/// for HTTP/1.0 clients.
 fn of_this_hop<B>(mut response: Response<B>) -> Response<B> {
     *response.version_mut() = Version::HTTP_11;
     response
@@ -136,8 +137,8 @@ where
                 Kind::Refused { response: Some(refusal(&self.options, problem)) }
             }
             Plan::Guard { request, key, required } => {
-                // What is ready has a place, a permit for example. It is given back: it may take
-                // long until the handler begins, and it may never do so.
+                // Release the slot that `poll_ready` reserved (a permit, for example): it may take
+                // long until the handler begins, and it may never begin.
                 let service = self.service.clone();
                 self.service = service.clone();
                 let guarded = Exchange { options: self.options.clone(), service, required };
@@ -148,11 +149,12 @@ where
     }
 }
 
-/// What the head of a request says about its way.
+/// The decision that the head of a request allows.
 enum Plan<B> {
     PassOn(Request<B>),
     Refuse(Problem),
-    /// With its key, or without one if that is in the body, where it may be required.
+    /// With its key, or without one if keys are in the body. `required` decides whether the body
+    /// must then have one.
     Guard {
         request: Request<B>,
         key: Option<String>,
@@ -163,6 +165,7 @@ enum Plan<B> {
 impl<S> IdempotencyService<S> {
     fn plan<B>(&self, request: Request<B>) -> Plan<B> {
         let options = &self.options;
+        // R12: safe methods ignore the key.
         let required = match method::guarded(&request, &options.methods) {
             Coverage::Never => return Plan::PassOn(request),
             Coverage::WithKey => false,
@@ -173,6 +176,7 @@ impl<S> IdempotencyService<S> {
         }
         match hook::call("with_key_format", || options.keys.of_headers(request.headers())) {
             Some(Ok(Some(key))) => Plan::Guard { request, key: Some(key), required },
+            // R10, R11: a missing key is refused, or passed on unguarded where keys are optional.
             Some(Ok(None)) if required => Plan::Refuse(Problem::new(ProblemKind::Missing)),
             Some(Ok(None)) => Plan::PassOn(request),
             Some(Err(malformed)) => {
@@ -187,11 +191,11 @@ fn refusal<R>(options: &Options, problem: Problem) -> Response<ResponseBody<R>> 
     options.refusal(problem, None).map(ResponseBody::full)
 }
 
-/// One request with a key, and what it takes to answer it.
+/// One request that is to be guarded, and everything needed to answer it.
 struct Exchange<S> {
     options: Arc<Options>,
     service: S,
-    /// Whether it needs a key.
+    /// True if the request requires a key.
     required: bool,
 }
 
@@ -210,14 +214,16 @@ impl<S> Exchange<S> {
         let Some(scope) = hook::call("Scope::of", || options.scope.of_request(&head)) else {
             return refuse(ProblemKind::Internal);
         };
-        // Whose request it is matters to one with a key. Where that may be in the body and need not
-        // be, it is read first.
+        // R44: a missing principal is refused before the lookup. A request that may turn out to
+        // have no key, because keys are optional and in the body, needs no principal: its body is
+        // read first.
         if scope.is_err() && (key.is_some() || self.required) {
             return refuse(ProblemKind::NoPrincipal);
         }
         let (bytes, body) =
             match RequestBody::read(body, &head.headers, options.request_limit).await {
                 Ok(read) => read,
+                // R26: nothing has been recorded yet.
                 Err(Unread::TooLarge) => return refuse(ProblemKind::TooLarge),
                 Err(Unread::Broken) => return refuse(ProblemKind::Unreadable),
             };
@@ -237,7 +243,7 @@ impl<S> Exchange<S> {
             },
             Some(Err(reason)) => return malformed(reason.0),
             None if self.required => return refuse(ProblemKind::Missing),
-            // The client believes that it is protected.
+            // The client believes that it is protected, so passing the request on would mislead it.
             None if head.headers.contains_key(&options.keys.header) => {
                 return malformed("it is in the header, and this service takes it from the body");
             }
@@ -293,7 +299,8 @@ impl Guard {
         }
     }
 
-    /// The answer to a request whose call is over. `response` is the handler's own, if it ran.
+    /// Returns the answer to a request whose call has ended. `response` is the handler's own
+    /// response if it ran.
     async fn conclude<S, B, R>(
         &self,
         ending: Handled<S::Error>,
@@ -315,15 +322,17 @@ impl Guard {
             Handled::Replayed(record) => self.replay(record.body.clone()).await,
             Handled::Vouched(Vouched { record, .. }) => self.replay(record).await,
             Handled::Refused(error) => match (error.kind(), response) {
-                // The handler has done its work; its answer is the truth, though it may not be
-                // replayed.
+                // R56: the handler has done its work, so the client gets its response although it
+                // was not stored. No lifetime is promised for it.
                 (_, Some(mut response)) if is_not_kept(&error, &self.options.crash) => {
                     response.headers_mut().remove(self.options.markers.names.expires());
                     response
                 }
-                // A store that answered, too late for the lease, is not away: it may have told of
-                // an earlier attempt. One that went away while this request waited for another one
-                // has told of it.
+                // R60: fail open only if nothing is known about the key. `knows_nothing` excludes
+                // two cases: a store that answered, but too late for the lease, may have reported
+                // an earlier attempt; and a store that failed while this request waited for another
+                // one has already reported that one. Running in either case could repeat an effect
+                // that a record exists for.
                 (ErrorKind::StoreUnavailable, None)
                     if self.options.fail_open && error.knows_nothing() =>
                 {
@@ -337,10 +346,10 @@ impl Guard {
         })
     }
 
-    /// What the handler, and what it calls, find around them.
+    /// Returns the scope that the handler and the functions it calls run in.
     fn scope(&self) -> Scope {
         let scope = Scope::current().with_request(self.key.clone());
-        // Functions that name no engine use the layer's, where no other was given to them.
+        // Functions that name no engine use the layer's, unless the caller has set another one.
         if current_engine().is_err() {
             scope.with_engine(self.options.engine.clone())
         } else {
@@ -357,8 +366,11 @@ impl Guard {
             .with_former_fingerprints(options.fingerprint.former(&self.head, &self.bytes))
     }
 
-    /// Runs the handler under the claim, in a task of its own. So is the question about an earlier
-    /// one asked: it takes its time, and a client that leaves must not cut it off.
+    /// Runs the handler under the claim, in a task of its own (R24). The verification callback runs
+    /// there too: it takes time, and a client that disconnects must not cancel it.
+    ///
+    /// The task also calls `settled`, so the held end of a streamed response is released or failed
+    /// even if the caller is gone by then.
     async fn claim<S, B, R>(&self, handler: Handler<S, B, R>) -> Handled<S::Error>
     where
         S: Handles<B, R>,
@@ -404,7 +416,8 @@ impl Guard {
         }
     }
 
-    /// When the record expires, of one whose response somebody else has written.
+    /// Returns the expiry of a record whose response does not carry one, for example because an
+    /// operator wrote it.
     async fn expiry(&self) -> Timestamp {
         let options = &self.options;
         let record = options
@@ -427,17 +440,17 @@ impl Guard {
         self.options.refusal(problem, Some(error)).map(ResponseBody::full)
     }
 
-    /// The answer to a request whose handler panicked, or a function before it.
+    /// Returns the answer to a request whose handler, or a function before it, panicked (R23).
     fn panicked<R>(&self, is_bypassed: bool) -> Response<ResponseBody<R>> {
         if is_bypassed {
-            // Its effect may be there, and no record would stop another one.
+            // There may be an effect, and no record would stop a second one: the marker must.
             self.options.unprotected_failure().map(ResponseBody::full)
         } else {
             self.refuse(ProblemKind::Internal)
         }
     }
 
-    /// Runs the handler without a claim, in a task of its own too.
+    /// Runs the handler without a claim, also in a task of its own.
     async fn bypass<S, B, R>(
         &self,
         mut service: S,
@@ -461,10 +474,11 @@ impl Guard {
             Ok(key) => key,
             Err(error) => return Ok(self.refused(&error)),
         };
-        // A call that has claimed nothing, and the keys that it derives for others are those of one
-        // that has: what the layer does not stop, they may.
+        // The context of a call without a claim. It derives the same keys as a call with one, so
+        // that services downstream can still recognise a repetition that this layer does not stop.
         let context = unprotected.context(&options.operation, key);
-        // What the service does when it is called belongs to the handler too.
+        // `call` itself may already run service code, so it belongs inside the task too.
+        // `unprotected` is dropped with the handler's future: a shutdown waits until then.
         let handler = async move {
             let _until_it_is_over = unprotected;
             ready(&mut service).await?;
@@ -484,7 +498,7 @@ impl Guard {
     }
 }
 
-/// What the answer to a question leaves in the record.
+/// Turns the verdict of the verification callback into what the record stores.
 fn vouch(
     options: &Options,
     context: &Context,
@@ -512,16 +526,22 @@ fn vouch(
     Verdict::Completed(Vouched { state, record, ttl })
 }
 
-/// How a guarded call ended for the one who waits for it.
+/// The end of a guarded call, as seen by the request that waits for it.
 enum Outcome<R, E> {
-    /// The response comes in pieces, and the call goes on by itself.
+    /// The response is streamed, and the call continues on its own.
     Live(Response<ResponseBody<R>>),
-    /// The hook has told it.
+    /// The panic hook has already reported it.
     Panicked,
     Ended(Handled<E>, Option<Response<ResponseBody<R>>>),
 }
 
-/// Waits for the end of `guarded`, or for a response that does not wait for it.
+/// Waits for the end of `guarded`, or for a response that is sent before that end.
+///
+/// A `Live` response is returned at once; a `Settled` one only together with the end, when its
+/// record is written. The handler sends from another task, so both futures may be ready in one
+/// poll, and the handler may send between the two polls of one iteration. `try_recv` after the end
+/// catches that last case: without it the response would be dropped and the client would get a
+/// refusal instead.
 async fn until_answered<R, E>(
     guarded: impl Future<Output = Handled<E>>,
     mut delivered: oneshot::Receiver<Delivery<R>>,
@@ -537,13 +557,13 @@ async fn until_answered<R, E>(
                 match delivery {
                     Ok(Delivery::Live(response)) => return Outcome::Live(response),
                     Ok(Delivery::Settled(settled)) => response = Some(settled),
-                    // The handler does not run.
+                    // No response will be delivered: the end decides.
                     Err(_) => {}
                 }
             }
             ending = &mut guarded => {
                 let Some(ending) = ending else { return Outcome::Panicked };
-                // Delivered and ended since the last look.
+                // Delivered after this iteration polled `delivered`, before it polled `guarded`.
                 if let (false, Ok(Delivery::Live(last) | Delivery::Settled(last))) = (is_delivered, delivered.try_recv()) {
                     response = Some(last);
                 }
@@ -553,7 +573,7 @@ async fn until_answered<R, E>(
     }
 }
 
-/// The output of `future`, unless it panics. One that did is not polled again.
+/// Returns the output of `future`, or `None` if it panics. After a panic it is not polled again.
 async fn catching_panics<F: Future>(future: F) -> Option<F::Output> {
     let mut future = pin!(future);
     poll_fn(|task| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(task))) {

@@ -1,4 +1,4 @@
-//! The state of a request, by its key.
+//! A service that reports the state of a request by its key.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -21,23 +21,26 @@ use crate::clock::Timestamp;
 use crate::engine::RecordView;
 use crate::store::State;
 
-/// Tells what became of a request with a key: a service for a route of its own.
+/// A service that reports the state of a request with a key, for a route of its own.
 ///
-/// `GET` with the key in `Idempotency-Key`, by the same principal as the request itself. The answer
-/// is JSON:
+/// Send `GET` with the key in `Idempotency-Key`, as the same principal as the request itself. The
+/// response is JSON:
 ///
 /// ```json
 /// {"state": "succeeded", "since": "2026-01-31T12:00:00Z", "expires": "2026-02-01T12:00:00Z"}
 /// ```
 ///
-/// `state` is `processing` (its handler runs), `succeeded`, `failed` (the response had a status of
-/// 4xx or 5xx), `uncertain` (its handler is over or its process is gone, and nobody knows whether
-/// it finished) or `expired`. What follows `uncertain` is the policy's: under
-/// [`OnCrash::Hold`](crate::OnCrash::Hold) nothing runs until an operator answers; under `Retry`
-/// and `Resume` the next request with the key runs the handler again, and with a question it asks.
-/// `since` is when the first request came, `expires` until when the record is kept. The response
-/// itself is never shown. 404 when there is no record. Keys that are taken from a body are put into
-/// the header here.
+/// `state` is `processing` (its handler is running), `succeeded`, `failed` (the response had a
+/// status of 4xx or 5xx), `uncertain` (its handler has ended or its process is gone, and the
+/// outcome is not known) or `expired`.
+///
+/// The policy decides what follows `uncertain`. Under [`OnCrash::Hold`](crate::OnCrash::Hold)
+/// nothing runs until an operator decides. Under `Retry` and `Resume` the next request with the key
+/// runs the handler again. With a verification callback the next request calls it.
+///
+/// `since` is the time of the first request, `expires` the time until which the record is kept. The
+/// response itself is never shown. The status is 404 if there is no record. Send the key in the
+/// header even if the layer reads it from the body.
 ///
 /// ```
 /// # use idempotent_runtime::{Idempotency, store::MemoryStore};
@@ -102,11 +105,11 @@ fn status(status: StatusCode) -> Response<Full<Bytes>> {
     response
 }
 
-/// `None` where the record is only a memory of attempts.
+/// Returns `None` if the record only counts attempts.
 fn describe(record: &RecordView) -> Option<Response<Full<Bytes>>> {
     let state = match record.state {
-        // A reason is only on one whose owner is gone. Under some policies it stays in progress for
-        // the next request.
+        // Only a record whose owner is gone has a reason. Under some policies it remains in
+        // progress for the next request.
         State::InProgress if record.reason.is_some() => "uncertain",
         State::InProgress => "processing",
         State::Completed => "succeeded",
@@ -120,7 +123,7 @@ fn describe(record: &RecordView) -> Option<Response<Full<Bytes>>> {
     let document = Status { state, since: text(record.created), expires: text(record.expires) };
     let mut response = status(StatusCode::OK);
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    // Three strings: there is nothing in it that cannot be written.
+    // Three strings: this is always serializable.
     *response.body_mut() = Full::from(serde_json::to_vec(&document).unwrap_or_default());
     Some(response)
 }

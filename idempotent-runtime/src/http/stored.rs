@@ -1,12 +1,13 @@
-//! A response as the record keeps it.
+//! The stored form of a response.
 //!
 //! ```text
 //! kind 1 | until 8 | status 2 | number of headers 2 | { length 2, name, length 4, value } … | body
 //! ```
-//! All numbers are big-endian. The kind is 0 for a whole response, and 1 for one that was too
-//! large, had trailers or too many headers, and has neither headers nor body here. `until` is what
-//! the first caller was told about its lifetime, in milliseconds since 1970 of the store's time: a
-//! store need not tell it with every answer. It is zero where nobody was told.
+//! All numbers are big-endian. The kind is 0 for a complete response. It is 1 for a response that
+//! was too large, or had trailers or too many headers; such a record contains neither headers nor
+//! body. `until` is the lifetime that was reported to the first caller, in milliseconds since 1970
+//! of the store's time, because a store need not return it with every record. It is zero if none
+//! was reported.
 
 use bytes::{Buf as _, BufMut as _, Bytes};
 use http::header::{HeaderMap, HeaderName, HeaderValue};
@@ -20,37 +21,38 @@ use crate::store::State;
 /// The version of the format, as the record's schema version.
 pub(super) const FORMAT: u32 = 1;
 
-/// How many headers are kept of a response. A `HeaderMap` has room for 24 576 names, and a replay
-/// has markers of its own.
+/// The largest number of headers that are stored. A `HeaderMap` has room for 24 576 names, and a
+/// replay has markers of its own.
 const MOST_HEADERS: u16 = 16_384;
 
 const WHOLE: u8 = 0;
 const NOT_KEPT: u8 = 1;
 
-/// What a record tells about the response.
+/// The content of a record.
 #[derive(Debug)]
 pub(super) enum Stored {
-    /// It can be sent again, and until when as far as the record says.
+    /// The response can be sent again, until this time if the record contains one.
     Whole(Response<Bytes>, Option<Timestamp>),
-    /// There was one.
+    /// There was a response, but it is not stored.
     NotKept,
 }
 
-/// The record of a response while it is written: its head, and as much of its body as there is.
+/// The record of a response while it is written: its head, and the part of its body read so far.
 ///
-/// What is added is copied, however small it comes: each piece by itself holds on to the buffer
-/// that it was received in.
+/// Pieces are copied, even small ones: each would otherwise keep the buffer alive in which it was
+/// received.
 pub(super) struct Draft {
     bytes: Vec<u8>,
-    /// Where the body begins.
+    /// The offset of the body.
     body: usize,
 }
 
-/// Where `until` stands.
+/// The place of `until`.
 const UNTIL: std::ops::Range<usize> = 1..9;
 
 impl Draft {
-    /// `None` if there are more headers, or longer ones, than a replay could have.
+    /// Creates a draft. Returns `None` if there are more headers, or longer ones, than a replay can
+    /// have.
     pub(super) fn new(status: StatusCode, headers: &[(&HeaderName, &HeaderValue)]) -> Option<Self> {
         let count = u16::try_from(headers.len()).ok().filter(|count| *count <= MOST_HEADERS)?;
         let mut bytes = Vec::with_capacity(256);
@@ -68,12 +70,12 @@ impl Draft {
         Some(Self { bytes, body })
     }
 
-    /// Notes what the first caller is told.
+    /// Records the lifetime that is reported to the first caller.
     pub(super) fn expires(&mut self, until: Timestamp) {
         self.bytes[UNTIL].copy_from_slice(&until.as_millis().to_be_bytes());
     }
 
-    /// Makes room for so many bytes of body.
+    /// Reserves room for `size` bytes of body.
     pub(super) fn reserve(&mut self, size: usize) {
         self.bytes.reserve_exact(size);
     }
@@ -83,20 +85,20 @@ impl Draft {
         self.bytes.extend_from_slice(data);
     }
 
-    /// How many bytes there are, of head and body.
+    /// The length in bytes of head and body.
     pub(super) fn len(&self) -> usize {
         self.bytes.len()
     }
 
-    /// How many bytes of body there are.
+    /// The length in bytes of the body.
     pub(super) fn size(&self) -> usize {
         self.bytes.len() - self.body
     }
 
-    /// The whole record, and the body as a part of it.
+    /// Returns the whole record, and the body as a part of it.
     pub(super) fn finish(self) -> (Bytes, Bytes) {
         let Self { mut bytes, body } = self;
-        // It is kept for long.
+        // Records are kept for a long time.
         bytes.shrink_to_fit();
         let record = Bytes::from(bytes);
         let body = record.slice(body..);
@@ -104,7 +106,7 @@ impl Draft {
     }
 }
 
-/// The record of a response that cannot be sent again.
+/// Creates the record of a response that cannot be sent again.
 pub(super) fn not_kept(status: StatusCode) -> Bytes {
     let mut bytes = Vec::with_capacity(13);
     bytes.put_u8(NOT_KEPT);
@@ -114,13 +116,14 @@ pub(super) fn not_kept(status: StatusCode) -> Bytes {
     bytes.into()
 }
 
-/// Reads a record; `None` if it is none of ours.
+/// Reads a record. Returns `None` if it does not have this format.
 pub(super) fn read(mut record: Bytes) -> Option<Stored> {
     let kind = record.try_get_u8().ok()?;
     let until = record.try_get_u64().ok()?;
     let status = StatusCode::from_u16(record.try_get_u16().ok()?).ok()?;
     let count = record.try_get_u16().ok()?;
-    // Of no certain capacity: the count may be of something else, and larger than a map can be.
+    // Without a capacity: in a foreign record the count may be arbitrary, and larger than a map can
+    // be.
     let mut headers = HeaderMap::new();
     for _ in 0..count {
         let length = usize::from(record.try_get_u16().ok()?);
@@ -145,12 +148,12 @@ fn take(bytes: &mut Bytes, length: usize) -> Option<Bytes> {
     (bytes.len() >= length).then(|| bytes.split_to(length))
 }
 
-/// Which end of a call a response with this status is.
+/// The state of a record whose response has this status.
 pub(super) fn state(status: StatusCode) -> State {
     if status.as_u16() >= 400 { State::Failed } else { State::Completed }
 }
 
-/// A response that somebody vouches for, as the record of it.
+/// Creates the record of a response that an operator or a verification callback provides.
 pub(super) fn of_response(response: Response<Bytes>, until: Option<Timestamp>) -> (State, Bytes) {
     let (parts, body) = response.into_parts();
     let Some(mut draft) = Draft::new(parts.status, &headers::replayable(&parts.headers)) else {
@@ -159,7 +162,8 @@ pub(super) fn of_response(response: Response<Bytes>, until: Option<Timestamp>) -
     if let Some(until) = until {
         draft.expires(until);
     }
-    // Some servers would send it all the same, and a client would take it for the next response.
+    // Some servers would send the body all the same, and a client would take it for the next
+    // response.
     if !headers::is_without_content(parts.status) {
         draft.push(&body);
     }
@@ -168,17 +172,18 @@ pub(super) fn of_response(response: Response<Bytes>, until: Option<Timestamp>) -
 }
 
 impl Resolution {
-    /// It happened, and this is the response that every retry of the request gets from now on: the
-    /// answer to a record in doubt of the [HTTP layer](crate::http). Headers that are never
-    /// replayed are left out, and so is the body of a 204, 205 or 304, which has none. A status of
-    /// 1xx only announces a response: [`resolve`](crate::RecordHandle::resolve) refuses it
-    /// ([`Config`](crate::ErrorKind::Config)).
+    /// The request took effect, and this is the response that every retry gets from now on: the
+    /// resolution of a record in doubt of the [HTTP layer](crate::http).
+    ///
+    /// Headers that are never replayed are left out, and so is the body of a 204, 205 or 304, which
+    /// has none. A status of 1xx only announces a response, and
+    /// [`resolve`](crate::RecordHandle::resolve) rejects it ([`Config`](crate::ErrorKind::Config)).
     ///
     /// ```
     /// # use idempotent_runtime::{Error, Idempotency, Resolution};
     /// use http::Response;
     ///
-    /// /// The books of the provider have it: the payment was made.
+    /// /// The provider's books show that the payment was made.
     /// async fn settle(engine: &Idempotency, tenant: &str, key: &str, receipt: Vec<u8>) -> Result<(), Error> {
     ///     let record = engine.record("http", key).scope(tenant);
     ///     let Some(view) = record.inspect().await? else { return Ok(()) };
@@ -255,7 +260,7 @@ mod tests {
             assert!(read(record.slice(..length)).is_none(), "{length} bytes of it");
         }
         assert!(read(Bytes::from_static(b"\"json\"")).is_none());
-        // As many headers as can be counted, and more than can be had.
+        // The largest count of headers, and more than a map can have.
         let count = [&record[..11], &u16::MAX.to_be_bytes()].concat();
         assert!(read(count.clone().into()).is_none());
         let names =
@@ -264,7 +269,7 @@ mod tests {
         assert!(read([&not_kept(http::StatusCode::OK)[..], b"x"].concat().into()).is_none());
     }
 
-    /// Written by a release that kept more of them.
+    /// Written by a release that stored more headers.
     #[test]
     fn a_record_that_leaves_no_room_for_the_marker_is_no_replay() {
         let count = |count: u16| {

@@ -1,4 +1,4 @@
-//! Refusals as the clients of Stripe's API understand them.
+//! Refusals in the form that clients of Stripe's API expect (R66).
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
@@ -22,20 +22,20 @@ struct Described<'a> {
     doc_url: &'a str,
 }
 
-/// How a kind of refusal looks.
+/// The form of a kind of refusal.
 struct Form {
     status: StatusCode,
     r#type: &'static str,
     code: Option<&'static str>,
-    /// Whether a repetition with the same key helps, where the status alone does not tell their
-    /// clients.
+    /// True if a repetition with the same key helps, false if not. `None` where the status alone
+    /// shows it.
     repeat: Option<bool>,
 }
 
 impl Form {
-    /// Those clients take a body without `error` for a result, whatever its status. They make of
-    /// 400 and `idempotency_error` the error of that name; they send 409 and 5xx again unless they
-    /// are told not to.
+    /// Returns the form of a kind. Those clients take a body without `error` for a result, whatever
+    /// its status. They map 400 with `idempotency_error` to the error of that name. They retry 409
+    /// and 5xx unless `Stripe-Should-Retry` forbids it.
     const fn of(kind: ProblemKind) -> Self {
         const API: &str = "api_error";
         const IDEMPOTENCY: &str = "idempotency_error";
@@ -62,7 +62,7 @@ impl Form {
     }
 }
 
-/// `problem` in the form of Stripe's API, for [`stripe`](super::IdempotencyLayer::stripe).
+/// Returns `problem` in the form of Stripe's API, for [`stripe`](super::IdempotencyLayer::stripe).
 pub(super) fn refusal(problem: &Problem, ours: Response<Bytes>) -> Response<Bytes> {
     let form = Form::of(problem.kind());
     let address = problem.address();
@@ -72,7 +72,7 @@ pub(super) fn refusal(problem: &Problem, ours: Response<Bytes>) -> Response<Byte
         message: format!("{}. {}", problem.title(), problem.detail()),
         doc_url: &address,
     };
-    // Texts: there is nothing in it that cannot be written.
+    // Only text: this is always serializable.
     let body = serde_json::to_vec(&Document { error }).unwrap_or_default();
     let mut response = ours.map(|_| Bytes::from(body));
     *response.status_mut() = form.status;

@@ -6,7 +6,7 @@ use sha2::{Digest as _, Sha256};
 use super::KeyEncoder;
 use crate::canonical;
 
-/// The digest of a value, made by [`digest`].
+/// The digest of a value, created by [`digest`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Digest(Result<[u8; 32], String>);
 
@@ -19,33 +19,34 @@ impl Digest {
     }
 }
 
-/// A key made of everything in `value`, for requests that carry no identifier.
+/// Creates a key from everything in `value`, for requests that carry no identifier.
 ///
-/// Two requests with equal content are one call then, also when the user meant to order the same
+/// Two requests with equal content are then one call, even if the user meant to order the same
 /// thing twice: prefer an identifier that the client chose once per intent. What counts, and what
 /// does not:
 ///
-/// - What the value serializes to counts, not what `==` says: **equal values with unequal text are
-///   two keys**, and the retry runs again. A decimal type that keeps its zeros writes `1.0` and
-///   `1.00`, a time is another text in another zone, and a type that writes itself in the words of
-///   a locale is another one there. Digest cents, UTC, and codes.
+/// - The serialized form of the value counts, not `==`: **equal values with different text are two
+///   keys**, and the retry runs again. A decimal type that keeps its zeros writes `1.0` and `1.00`,
+///   a time has another text in another zone, and a type that is written in the words of a locale
+///   differs between locales. Digest cents, UTC, and codes.
 /// - The order of fields and of map entries does not count. That of a sequence does, and for a
 ///   `HashSet` it is random: use a `BTreeSet`.
-/// - The width of an integer does not count, `1_u8` is `1_i64`. An integer is no float: `1` and
-///   `1.0` are two keys. A float has one zero, and `0.1_f32` is another number than `0.1_f64`. So
-///   is `0.1 + 0.2` than `0.3`, and a sum of floats in another order: digest cents, not euros.
-/// - `None` is a value here, other than in a key itself, and `Some(1)` is not `1`. A field that is
+/// - The width of an integer does not count: `1_u8` is `1_i64`. An integer is not a float: `1` and
+///   `1.0` are two keys. A float has only one zero, and `0.1_f32` is another number than `0.1_f64`.
+///   `0.1 + 0.2` is not `0.3` either, and a sum of floats depends on its order: digest cents, not
+///   euros.
+/// - `None` is a value here, unlike in a key itself, and `Some(1)` is not `1`. A field that is
 ///   added later as an `Option` changes the digest unless it has
 ///   `#[serde(skip_serializing_if = "Option::is_none")]`.
-/// - Where one field ends and the next begins counts: `("ab", "c")` is not `("a", "bc")`.
-/// - Names of fields and variants count, that of the type does not: renaming a field makes new
+/// - The boundary between two fields counts: `("ab", "c")` is not `("a", "bc")`.
+/// - Names of fields and variants count, that of the type does not: renaming a field creates new
 ///   keys, and retries of earlier calls run again.
-/// - What changes from one try to the next (a time stamp, a trace identifier) makes every retry a
-///   new call.
+/// - Content that changes between retries (a time stamp, a trace identifier) turns every retry into
+///   a new call.
 ///
-/// - A `serde_json::Value` counts alike whether or not a crate of the build switches
-///   `arbitrary_precision` on. With it, a number with more digits than an `f64` keeps has no
-///   canonical encoding.
+/// - A `serde_json::Value` has the same digest whether or not a crate of the build enables
+///   `arbitrary_precision`. With it, a number with more digits than an `f64` keeps has no canonical
+///   encoding.
 ///
 /// A value that has no canonical encoding (`NaN`, an infinity) makes the call fail with
 /// [`InvalidKey`](crate::ErrorKind::InvalidKey).

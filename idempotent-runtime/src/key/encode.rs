@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::{IntoKey, InvalidKey, Slot};
 
-// Part of the stored format: a changed tag would make every record of a released version
+// Part of the stored format: changing a tag would make every record of a released version
 // unreachable.
 const STRING: u8 = b's';
 const INTEGER: u8 = b'i';
@@ -18,14 +18,14 @@ const TUPLE: u8 = b't';
 const DIGEST: u8 = b'd';
 const WINDOW: u8 = b'w';
 
-/// Writes one value in the canonical encoding. Implementations of [`IntoKey`] call one of its
-/// methods, once: a key in which a value is none, or more than one, could be that of another call,
-/// and is [`InvalidKey`](crate::ErrorKind::InvalidKey).
+/// Writes one value in the canonical encoding. Implementations of [`IntoKey`] call exactly one of
+/// its methods, once: a value that writes nothing, or more than one value, could make the key equal
+/// to that of another call, and is [`InvalidKey`](crate::ErrorKind::InvalidKey).
 pub struct KeyEncoder {
     bytes: Vec<u8>,
     invalid: Option<InvalidKey>,
     window: Option<Slot>,
-    /// How many values there are so far, of the tuple that is being written or outside of all.
+    /// The number of values so far, in the tuple that is being written or outside of any.
     values: usize,
 }
 
@@ -34,7 +34,7 @@ impl KeyEncoder {
         Self { bytes: Vec::with_capacity(48), invalid: None, window: None, values: 0 }
     }
 
-    /// Writes `value`, which is to be one value.
+    /// Writes `value`, which must write exactly one value.
     pub(super) fn one<K: IntoKey + ?Sized>(&mut self, value: &K) {
         let before = self.values;
         value.encode(self);
@@ -61,22 +61,22 @@ impl KeyEncoder {
         self.bytes.extend_from_slice(bytes);
     }
 
-    /// A text.
+    /// Writes a string.
     pub fn string(&mut self, value: &str) {
         self.prefixed(STRING, value.as_bytes());
     }
 
-    /// A byte string.
+    /// Writes a byte string.
     pub fn bytes(&mut self, value: &[u8]) {
         self.prefixed(BYTES, value);
     }
 
-    /// An integer that is not negative. `1_u8` and `1_i64` are the same key.
+    /// Writes an integer that is not negative. `1_u8` and `1_i64` are the same key.
     pub fn unsigned(&mut self, value: u128) {
         self.integer(false, value);
     }
 
-    /// An integer of any sign.
+    /// Writes an integer of any sign.
     pub fn signed(&mut self, value: i128) {
         self.integer(value.is_negative(), value.unsigned_abs());
     }
@@ -87,19 +87,19 @@ impl KeyEncoder {
         self.bytes.extend_from_slice(&magnitude.to_be_bytes());
     }
 
-    /// A truth value.
+    /// Writes a Boolean.
     pub fn bool(&mut self, value: bool) {
         self.begin(BOOL);
         self.bytes.push(value.into());
     }
 
-    /// One character. `'a'` and `"a"` are two keys.
+    /// Writes one character. `'a'` and `"a"` are two keys.
     pub fn char(&mut self, value: char) {
         self.begin(CHAR);
         self.bytes.extend_from_slice(&u32::from(value).to_be_bytes());
     }
 
-    /// The sixteen bytes of a UUID.
+    /// Writes the sixteen bytes of a UUID.
     pub fn uuid(&mut self, value: [u8; 16]) {
         self.begin(UUID);
         self.bytes.extend_from_slice(&value);
@@ -110,7 +110,7 @@ impl KeyEncoder {
         self.bytes.extend_from_slice(&value);
     }
 
-    /// A window of time. Its number is known when the call is made.
+    /// Writes a window of time. Its number is known when the call runs.
     pub(super) fn window(&mut self, length: Duration) {
         let Some(length) = u64::try_from(length.as_millis()).ok().filter(|&length| length > 0)
         else {
@@ -126,7 +126,7 @@ impl KeyEncoder {
         }
     }
 
-    /// A tuple of the parts that `add` adds.
+    /// Writes a tuple of the parts that `add` adds.
     pub fn tuple(&mut self, add: impl FnOnce(&mut KeyParts<'_>)) {
         self.begin(TUPLE);
         let count_at = self.bytes.len();
@@ -139,20 +139,20 @@ impl KeyEncoder {
         self.bytes[count_at..count_at + 4].copy_from_slice(&count.to_be_bytes());
     }
 
-    /// The value is absent: the call fails with [`MissingKey`](crate::ErrorKind::MissingKey).
+    /// Marks the value as absent: the call fails with [`MissingKey`](crate::ErrorKind::MissingKey).
     pub fn missing(&mut self) {
         self.values += 1;
         self.invalid.get_or_insert(InvalidKey::Missing);
     }
 
-    /// The value cannot be a key: the call fails with [`InvalidKey`](crate::ErrorKind::InvalidKey)
+    /// Marks the value as invalid: the call fails with [`InvalidKey`](crate::ErrorKind::InvalidKey)
     /// and this reason.
     pub fn invalid(&mut self, reason: impl Into<String>) {
         self.invalid.get_or_insert_with(|| InvalidKey::Unfit(reason.into()));
     }
 }
 
-/// Shows the size: keys are not for logs.
+/// Shows only the size: keys do not belong in logs.
 impl fmt::Debug for KeyEncoder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "KeyEncoder({} bytes)", self.bytes.len())
@@ -189,8 +189,8 @@ mod tests {
     use crate::ErrorKind;
     use crate::key::Key;
 
-    /// Writes those that are there: of two periods that begin and end on one day, nobody could tell
-    /// which is which.
+    /// Writes only the days that are present: a period that begins on a day and one that ends on it
+    /// would be the same key.
     struct Period {
         from: Option<u8>,
         to: Option<u8>,

@@ -12,7 +12,7 @@ const DERIVE_IN_STEP_DOMAIN: &[u8] = b"idempotency/derive-in-step/1";
 /// The 256-bit hash of namespace, scope, operation and key: the name of a record in its store.
 ///
 /// `Display` shows the first twelve of its 64 hexadecimal characters, which is what logs and errors
-/// carry; [`to_hex`](Self::to_hex) gives all of them.
+/// carry; [`to_hex`](Self::to_hex) returns all of them.
 ///
 /// ```
 /// use idempotent_runtime::key::KeyHash;
@@ -26,7 +26,7 @@ const DERIVE_IN_STEP_DOMAIN: &[u8] = b"idempotency/derive-in-step/1";
 pub struct KeyHash([u8; 32]);
 
 impl KeyHash {
-    /// The hash with these bytes.
+    /// Creates the hash with these bytes.
     pub const fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(bytes)
     }
@@ -36,7 +36,7 @@ impl KeyHash {
         &self.0
     }
 
-    /// All 64 hexadecimal characters, lower case.
+    /// Returns all 64 hexadecimal characters, in lower case.
     pub fn to_hex(&self) -> String {
         hex(&self.0)
     }
@@ -65,7 +65,7 @@ impl fmt::Debug for KeyHash {
     }
 }
 
-/// The text is not 64 hexadecimal characters.
+/// The error for a text that is not 64 hexadecimal characters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ParseKeyHashError;
 
@@ -98,7 +98,8 @@ fn update_prefixed(hasher: &mut Sha256, bytes: &[u8]) {
     hasher.update(bytes);
 }
 
-/// `scope` and `key` are canonical encodings; the empty scope is none.
+/// Hashes the name of a record. `scope` and `key` are canonical encodings; an empty `scope` means
+/// no scope.
 pub(crate) fn hash_key(namespace: &str, scope: &[u8], operation: &str, key: &[u8]) -> KeyHash {
     let mut hasher = Sha256::new();
     hasher.update(DOMAIN);
@@ -109,8 +110,8 @@ pub(crate) fn hash_key(namespace: &str, scope: &[u8], operation: &str, key: &[u8
     KeyHash(hasher.finalize().into())
 }
 
-/// A key for a service downstream: 64 characters, the same over all attempts, another for each
-/// purpose.
+/// Derives a key for a downstream service: 64 characters, the same in all attempts, and different
+/// for each purpose.
 pub(crate) fn derive(key: &KeyHash, purpose: &str) -> String {
     let mut hasher = Sha256::new();
     hasher.update(DERIVE_DOMAIN);
@@ -119,7 +120,7 @@ pub(crate) fn derive(key: &KeyHash, purpose: &str) -> String {
     hex(&hasher.finalize())
 }
 
-/// As [`derive`], another for each step of the call.
+/// Like [`derive`], and different for each step of the call.
 pub(crate) fn derive_in_step(key: &KeyHash, step: &str, index: u64, purpose: &str) -> String {
     let mut hasher = Sha256::new();
     hasher.update(DERIVE_IN_STEP_DOMAIN);

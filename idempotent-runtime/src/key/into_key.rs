@@ -1,4 +1,4 @@
-//! Which types can be keys.
+//! The types that can be keys.
 
 use std::borrow::Cow;
 use std::num::NonZero;
@@ -14,7 +14,7 @@ use super::{Digest, KeyEncoder, Window};
 /// [`MissingKey`](crate::ErrorKind::MissingKey). Floating point numbers are not: they have two
 /// zeros and a `NaN` that differs from itself.
 ///
-/// A newtype of the user forwards to what it wraps:
+/// A user's newtype forwards to the value it wraps:
 ///
 /// ```
 /// use idempotent_runtime::key::{IntoKey, Key, KeyEncoder};

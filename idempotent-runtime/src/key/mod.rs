@@ -1,14 +1,14 @@
-//! Keys: which call of an operation this is.
+//! Keys: they identify a call of an operation.
 //!
 //! A key is any value that is [`IntoKey`]. It is encoded with type tags and length prefixes, so
-//! that `("a", "bc")` and `("ab", "c")` are two keys, and so are `1` and `"1"`; then it is hashed
+//! that `("a", "bc")` and `("ab", "c")` are two keys, and so are `1` and `"1"`. It is then hashed
 //! together with the namespace, the scope and the operation's name:
 //!
 //! ```text
 //! sha256("idempotency/1" ‖ len‖namespace ‖ len‖scope ‖ len‖operation ‖ canonical(key))
 //! ```
 //!
-//! Stores see the hash alone. People see its first twelve characters.
+//! Stores see only the hash. People see its first twelve characters.
 
 mod digest;
 mod encode;
@@ -32,16 +32,16 @@ use std::time::Duration;
 use crate::clock::Timestamp;
 use crate::error::{Error, ErrorKind};
 
-/// An encoded key or scope, or the reason why there is none.
+/// An encoded key or scope, or the reason why it is invalid.
 ///
-/// The reason is kept until the call is made, which then fails with it.
+/// The reason is kept until the call runs, which then fails with it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Key {
     canonical: Result<Vec<u8>, InvalidKey>,
     window: Option<Slot>,
 }
 
-/// Where the number of a window goes.
+/// The position of a window's number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Slot {
     number_at: usize,
@@ -55,7 +55,7 @@ enum InvalidKey {
     Unfit(String),
 }
 
-/// Shows the size: keys are not for logs.
+/// Shows only the size: keys do not belong in logs.
 impl fmt::Debug for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.canonical {
@@ -109,12 +109,12 @@ impl Key {
         self.window.map(|slot| Duration::from_millis(slot.length))
     }
 
-    /// The number of the window that `now` is in; zero without one.
+    /// The number of the window that contains `now`; zero without a window.
     pub(crate) fn window_number(&self, now: Timestamp) -> u64 {
         self.window.map_or(0, |slot| now.as_millis() / slot.length)
     }
 
-    /// The encoding of a key, in the window with this number, at most `limit` bytes.
+    /// Returns the encoding of the key in the window with this number, at most `limit` bytes.
     pub(crate) fn in_window(&self, number: u64, limit: usize) -> Result<Cow<'_, [u8]>, Error> {
         let bytes = self.bytes("key", limit)?;
         let Some(slot) = self.window else { return Ok(bytes.into()) };
@@ -123,13 +123,13 @@ impl Key {
         Ok(bytes.into())
     }
 
-    /// Whether a part of it is `None`.
+    /// Returns true if a part of it is `None`.
     #[cfg(feature = "http")]
     pub(crate) fn is_missing(&self) -> bool {
         matches!(self.canonical, Err(InvalidKey::Missing))
     }
 
-    /// The encoding of a scope, at most `limit` bytes.
+    /// Returns the encoding of a scope, at most `limit` bytes.
     pub(crate) fn as_scope(&self, limit: usize) -> Result<&[u8], Error> {
         if self.window.is_some() {
             let detail = "the scope has a window; a window is a part of the key";

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// A window of time as a part of a key, made by [`window`].
+/// A window of time as a part of a key, created by [`window`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Window(Duration);
 
@@ -12,40 +12,40 @@ impl Window {
     }
 }
 
-/// The window of time in which the call is made, as a part of a key: for calls that nobody gave an
-/// identifier, and that count as one when they follow each other within `length`.
+/// The window of time in which the call is made, as a part of a key. It is for calls without an
+/// identifier that count as one when they follow each other within `length`.
 ///
-/// Time is cut into windows of `length` since 1970, on the [`clock`](crate::Builder::clock) of the
-/// engine. A call belongs to the window that it finds a record in: the one it is made in, or else
-/// the one before. So a repetition within `length` after the first call is always recognised, one
-/// that comes twice `length` later never, and in between it depends on where the first call lay in
-/// its window.
+/// Time is divided into windows of `length` since 1970, on the [`clock`](crate::Builder::clock) of
+/// the engine. A call belongs to the window in which it finds a record: the one in which it is
+/// made, or else the previous one. So a repetition within `length` after the first call is always
+/// recognised, one that comes twice `length` later never is, and in between it depends on the
+/// position of the first call in its window.
 ///
 /// **A short `ttl` is usually the better window**: `key = user, ttl = "1h"` has one record that is
-/// kept for an hour after the call ended, on the store's clock. There is no edge, no second record
-/// to look at, and all processes agree. A window is for a result that has to outlive the time in
-/// which repetitions count, because somebody looks at its record later.
+/// kept for an hour after the call ended, on the store's clock. There is no edge and no second
+/// record to check, and all processes agree. A window is for a result that must outlive the time in
+/// which repetitions count, because its record is inspected later.
 ///
-/// - A first call costs a question to the store and a write more: it looks at the window before,
-///   and its record says that this is done, so that whoever has to take it over knows. A call that
-///   the window before answers costs four requests instead of one.
-/// - Windows are counted in UTC and have no calendar: one of a day begins at midnight UTC, and has
-///   24 hours also on the two days of the year on which local clocks change. "Once per day of the
-///   customer" is the customer's date as a text in the key, computed by the caller, who then
-///   answers for retries around midnight.
-/// - The edge is as sharp as the clocks of the processes agree: where they differ by a second, two
-///   calls that meet within a second around the end of a window can both run. So can a call that is
-///   repeated after a clock was set back over the beginning of the window: nobody looks into
-///   windows that are still to come.
-/// - A call that broke off belongs to the window in which it began, also when its policy lets the
-///   next one run it again: repetitions count from when it began, and not from when it was ended.
-/// - `ttl` is at least `length`, and a millisecond is added to it, since clocks show whole ones;
-///   else the call fails with [`Config`](crate::ErrorKind::Config): a record that is gone is not
-///   found in the window before.
-/// - A key has one window, of a millisecond or more. A scope has none, and a call in a transaction
-///   ([`run_in`](crate::Call::run_in)) neither.
-/// - [`Idempotency::record`](crate::Idempotency::record) gives the record of the window in which it
-///   is asked.
+/// - A first call costs an additional read and an additional write: it checks the previous window,
+///   and its record notes that this is done, for a caller that has to take it over. A call that the
+///   previous window answers costs four requests instead of one.
+/// - Windows are counted in UTC and have no calendar: a window of a day begins at midnight UTC, and
+///   has 24 hours also on the two days of the year on which local clocks change. For "once per day
+///   of the customer", put the customer's date into the key as a text. The caller computes it, and
+///   is then responsible for retries around midnight.
+/// - The edge is only as sharp as the clocks of the processes agree: if they differ by a second,
+///   two calls within a second around the end of a window can both run. So can a call that is
+///   repeated after a clock was set back across the beginning of the window: future windows are not
+///   checked.
+/// - A call that broke off belongs to the window in which it began, even if its policy lets the
+///   next one run it again: repetitions count from its beginning, not from its end.
+/// - `ttl` must be at least `length`, and a millisecond is added to it, because clocks show whole
+///   ones. Otherwise the call fails with [`Config`](crate::ErrorKind::Config): a record that has
+///   expired is not found in the previous window.
+/// - A key has one window, of a millisecond or more. A scope cannot have one, and neither can a
+///   call in a transaction ([`run_in`](crate::Call::run_in)).
+/// - [`Idempotency::record`](crate::Idempotency::record) returns the record of the window at the
+///   time it is used.
 ///
 /// ```
 /// # use std::time::Duration;

@@ -1,4 +1,4 @@
-//! Bounds and clock of a memory store.
+//! Limits and clock of an in-memory store.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use super::MemoryStore;
 use super::usage::Usage;
 use crate::clock::{Clock, SystemClock};
 
-/// Builds a [`MemoryStore`]. Made by [`MemoryStore::builder`].
+/// Builds a [`MemoryStore`]. Created by [`MemoryStore::builder`].
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct MemoryStoreBuilder {
@@ -26,29 +26,29 @@ impl Default for MemoryStoreBuilder {
 }
 
 impl MemoryStoreBuilder {
-    /// How many records and tombstones the store holds at most. One million unless set.
+    /// Sets the maximum number of records and tombstones. The default is one million.
     pub fn max_records(mut self, max_records: usize) -> Self {
         self.max_records = max_records;
         self
     }
 
-    /// How many bytes the records take at most, with an estimate of their own overhead. 512 MiB
-    /// unless set.
+    /// Sets the maximum size of all records in bytes, including an estimate of their overhead. The
+    /// default is 512 MiB.
     ///
-    /// Results and checkpoints of calls that are running may exceed it: a call that was admitted
-    /// can store its result.
+    /// Results and checkpoints of running calls may exceed it: a call that was admitted can store
+    /// its result.
     pub fn max_bytes(mut self, max_bytes: usize) -> Self {
         self.max_bytes = max_bytes;
         self
     }
 
-    /// The clock on which leases and expiry are counted. The machine's unless set.
+    /// Sets the clock on which leases and expiry are counted. The default is the machine's.
     pub fn clock(mut self, clock: impl Clock) -> Self {
         self.clock = Arc::new(clock);
         self
     }
 
-    /// An empty store.
+    /// Creates an empty store.
     pub fn build(self) -> MemoryStore {
         MemoryStore::from_parts(Usage::new(self.max_records, self.max_bytes), self.clock)
     }

@@ -1,4 +1,4 @@
-//! The embedded store: records in this process's memory.
+//! The in-memory store: records in this process's memory.
 
 mod builder;
 mod shard;
@@ -24,32 +24,32 @@ use crate::store::{
     StoreErrorKind, Token, Watch, Written, transition,
 };
 
-/// A power of two; a shard holds the keys that share their first six bits, so shards are in the
-/// order of keys.
+/// A power of two. A shard holds the keys that share their first six bits, so the shards are in key
+/// order.
 const SHARDS: usize = 64;
 const SHARD_SHIFT: u32 = 2;
-/// How many expired records each operation removes from the shard that it visits.
+/// The number of expired records that each operation removes from the shard it visits.
 const EXPIRED_PER_OPERATION: usize = 4;
-/// How many expired records of each shard a claim removes when the store is full.
+/// The number of expired records of each shard that a claim removes when the store is full.
 const EXPIRED_WHEN_FULL: usize = 64;
-/// The page size of a scan that leaves it to the store.
+/// The page size of a scan that sets none.
 const DEFAULT_PAGE: usize = 100;
 
-/// Keeps records in this process's memory, and forgets them with the process.
+/// A store in this process's memory, which is lost with the process.
 ///
-/// Right for tests, for command-line tools and for one process whose restarts may run a call again.
-/// Several processes need a shared store.
+/// Use it for tests, for command-line tools, and for a single process whose restarts may run a call
+/// again. Several processes need a shared store.
 ///
 /// Cloning is cheap, and all clones share the records.
 ///
-/// **Bounds.** At most [`max_records`](MemoryStoreBuilder::max_records) records and
-/// [`max_bytes`](MemoryStoreBuilder::max_bytes) bytes. A claim beyond that is refused with
+/// **Limits.** At most [`max_records`](MemoryStoreBuilder::max_records) records and
+/// [`max_bytes`](MemoryStoreBuilder::max_bytes) bytes. A claim beyond that is rejected with
 /// [`StoreErrorKind::Full`]; a record that has not expired is never dropped. A call that was
 /// admitted can always store its result, so the bytes may exceed their limit by the results and
-/// checkpoints of the calls that are running.
+/// checkpoints of the running calls.
 ///
 /// **Expiry** is counted on the wall clock of the injected [`Clock`]. Expired records are removed a
-/// few at a time by the operations that follow, and by [`Store::purge`].
+/// few at a time by later operations, and by [`Store::purge`].
 ///
 /// ```
 /// use idempotent_runtime::store::MemoryStore;
@@ -70,17 +70,17 @@ struct Inner {
 }
 
 impl MemoryStore {
-    /// An empty store with the default bounds on the machine's clock.
+    /// Creates an empty store with the default limits on the machine's clock.
     pub fn new() -> Self {
         Self::builder().build()
     }
 
-    /// An empty store with the default bounds on `clock`.
+    /// Creates an empty store with the default limits on `clock`.
     pub fn with_clock(clock: impl Clock) -> Self {
         Self::builder().clock(clock).build()
     }
 
-    /// Sets bounds and clock.
+    /// Returns a builder for limits and clock.
     pub fn builder() -> MemoryStoreBuilder {
         MemoryStoreBuilder::default()
     }
@@ -103,7 +103,7 @@ impl MemoryStore {
         })
     }
 
-    /// `None` if there is no room for a new record.
+    /// Returns `None` if there is no room for a new record.
     fn try_claim(&self, claim: &Claim) -> Option<Claimed> {
         let now = self.inner.clock.now();
         self.inner.visit(shard_number(&claim.key), |shard, usage| {
@@ -124,8 +124,9 @@ impl MemoryStore {
 }
 
 impl Inner {
-    /// Locks a shard for `visit`, then wakes who watches what `visit` changed: with the lock gone,
-    /// because a waker may run anything.
+    /// Locks a shard for `visit`, then wakes those that watch what `visit` changed. They are woken
+    /// after the lock is released, because a waker may run any code, which may visit the same
+    /// shard.
     fn visit<R>(&self, number: usize, visit: impl FnOnce(&mut Shard, &Usage) -> R) -> R {
         let mut shard = lock(&self.shards[number]);
         let answer = visit(&mut shard, &self.usage);
@@ -142,7 +143,7 @@ fn shard_number(key: &KeyHash) -> usize {
     usize::from(key.as_bytes()[0] >> SHARD_SHIFT)
 }
 
-/// Transitions do not panic; if one did, it would have left the slot as it was.
+/// Transitions do not panic. If one did, it would have left the slot as it was.
 fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
     shard.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -234,13 +235,15 @@ impl Store for MemoryStore {
     async fn watch(&self, key: KeyHash) -> Result<Watch, StoreError> {
         let clock = &self.inner.clock;
         let now = clock.now();
+        // Read and registered under one lock of the shard: no change can fall between the record
+        // that is returned and the first change that wakes the watch.
         let (record, notified) = self.inner.visit(shard_number(&key), |shard, usage| {
             let record =
                 shard.apply(&key, Cost::default(), usage, |slot| transition::read(slot, now));
             (record, shard.watchers.register(key))
         });
         let registration = Registration::new(Arc::downgrade(&self.inner), key);
-        // Nobody may come by to notice the expiry.
+        // Without this, no operation might come by to notice the expiry.
         let expiry = record
             .as_ref()
             .map(|record| clock.sleep(record.expires.saturating_duration_since(now)));

@@ -1,4 +1,4 @@
-//! A part of the keys with the order in which they expire.
+//! A part of the keys, with the order in which they expire.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
@@ -12,23 +12,24 @@ use crate::clock::Timestamp;
 use crate::key::KeyHash;
 use crate::store::{Claim, Claimed, Reason, Record, Scan, State, Token, transition};
 
-/// Ordered maps, because they grow without the pause in which a hash table moves its entries.
+/// One shard. Its maps are ordered, because they grow without the pause in which a hash table moves
+/// its entries.
 #[derive(Default)]
 pub(super) struct Shard {
-    /// `None` stands only while a transition runs.
+    /// `None` only while a transition runs.
     slots: BTreeMap<KeyHash, Option<Record>>,
     by_expiry: BTreeSet<(Timestamp, KeyHash)>,
     pub(super) watchers: Watchers,
-    /// That of the last claim of any key.
+    /// The fence of the last claim of any key.
     last_fence: u64,
 }
 
-/// What the shard must know of a slot when it changes.
+/// The properties of a slot whose changes the shard must track.
 #[derive(PartialEq)]
 struct Summary {
     cost: Cost,
     expires: Option<Timestamp>,
-    /// What watches are about; the reason tells of an abandoned lease.
+    /// The properties that watches are about; the reason shows an abandoned lease.
     holder: Option<(State, Token, Option<Reason>)>,
 }
 
@@ -49,23 +50,23 @@ impl Shard {
         self.slots.len()
     }
 
-    /// The record, if it has not expired.
+    /// Returns the record, if it has not expired.
     fn lasting(&self, key: &KeyHash, now: Timestamp) -> Option<&Record> {
         self.slots.get(key).and_then(Option::as_ref).filter(|record| record.expires > now)
     }
 
-    /// Whether there is a record that has not expired.
+    /// Returns true if there is a record that has not expired.
     pub(super) fn holds(&self, key: &KeyHash, now: Timestamp) -> bool {
         self.lasting(key, now).is_some()
     }
 
-    /// The record, if it has a result that has not expired.
+    /// Returns the record, if it has a result that has not expired.
     pub(super) fn result(&self, key: &KeyHash, now: Timestamp) -> Option<Record> {
         let record = self.lasting(key, now).filter(|record| record.state.is_answer())?;
         Some(Record { read_at: now, ..record.clone() })
     }
 
-    /// Takes a claim, or says what stands in the way; `reserved` is in the totals already.
+    /// Grants a claim, or returns the record that holds it. `reserved` is already in the totals.
     pub(super) fn claim(
         &mut self,
         claim: &Claim,
@@ -83,7 +84,7 @@ impl Shard {
         claimed
     }
 
-    /// Changes the slot of `key`; `reserved` is in the totals already.
+    /// Changes the slot of `key`. `reserved` is already in the totals.
     pub(super) fn apply<R>(
         &mut self,
         key: &KeyHash,
@@ -110,7 +111,8 @@ impl Shard {
         answer
     }
 
-    /// Removes at most `limit` expired records, or turns them into their tombstones. Says how many.
+    /// Removes at most `limit` expired records, or turns them into their tombstones. Returns their
+    /// number.
     pub(super) fn remove_expired(&mut self, limit: usize, now: Timestamp, usage: &Usage) -> usize {
         for removed in 0..limit {
             match self.by_expiry.first() {
@@ -123,13 +125,13 @@ impl Shard {
         limit
     }
 
-    /// How long ago the oldest expired record expired.
+    /// The time since the oldest expired record expired.
     pub(super) fn lag(&self, now: Timestamp) -> Option<Duration> {
         let &(expires, _) = self.by_expiry.first()?;
         (expires <= now).then(|| now.saturating_duration_since(expires))
     }
 
-    /// Adds what `scan` asks for until there are `limit` records.
+    /// Adds the records that `scan` selects until there are `limit` of them.
     pub(super) fn list(
         &self,
         scan: &Scan,

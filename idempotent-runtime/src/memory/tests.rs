@@ -1,4 +1,4 @@
-//! Bounds, removal and watches of the memory store. The rules of claims and results are in the
+//! Limits, removal and watches of the in-memory store. The rules of claims and results are in the
 //! conformance suite.
 
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use crate::store::{
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// The wall clock of a machine that nobody sleeps on.
+/// A wall clock that is set by hand, and on which no sleep ends.
 #[derive(Clone, Debug, Default)]
 struct Wall(Arc<std::sync::atomic::AtomicU64>);
 
@@ -47,7 +47,7 @@ fn key(number: usize) -> KeyHash {
     KeyHash::from_bytes(bytes)
 }
 
-/// Kept for ten seconds.
+/// A claim whose record is kept for ten seconds.
 fn claim(number: usize) -> Claim {
     let mut claim = Claim::new(key(number), Token::from_bits(number as u128), "op".into());
     claim.lease = SECOND;

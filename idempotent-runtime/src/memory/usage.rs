@@ -1,15 +1,15 @@
-//! How much the records take, and how much they may take.
+//! The size of the records, and its limits.
 
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::store::{Claim, Record};
 
-/// An estimate of what a record takes beside its variable parts: itself, its place in the map and
-/// in the index.
+/// An estimate of the size of a record beside its variable parts: the record itself, and its place
+/// in the map and in the index.
 const OVERHEAD: usize = size_of::<Record>() + 128;
 
-/// What one record takes.
+/// The size of one record.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Cost {
     records: usize,
@@ -49,7 +49,7 @@ impl Usage {
         Self { records: counter(max_records), bytes: counter(max_bytes) }
     }
 
-    /// Whether there was room. Then `cost` is taken.
+    /// Takes `cost` and returns true if there is room for it.
     pub(super) fn reserve(&self, cost: Cost) -> bool {
         if !self.records.reserve(cost.records) {
             return false;
@@ -76,7 +76,7 @@ impl Counter {
     }
 
     fn replace(&self, before: usize, after: usize) {
-        // The amounts were counted before they are given back, so the difference never passes zero.
+        // Amounts are added before they are subtracted again, so the total never falls below zero.
         self.used.fetch_add(after.wrapping_sub(before), Ordering::Relaxed);
     }
 }
@@ -87,7 +87,7 @@ impl fmt::Display for Counter {
     }
 }
 
-/// What a refused claim says.
+/// The detail of a rejected claim.
 impl fmt::Display for Usage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} records and {} bytes are in use", self.records, self.bytes)

@@ -1,4 +1,4 @@
-//! Who wants to know of changes to which record.
+//! The watchers of each record.
 
 use std::collections::HashMap;
 use std::future::{Future, poll_fn};
@@ -11,11 +11,11 @@ use tokio::sync::Notify;
 use super::{Inner, shard_number};
 use crate::key::KeyHash;
 
-/// Keys are here only while somebody watches them.
+/// A key is present only while it is watched.
 #[derive(Default)]
 pub(super) struct Watchers {
     by_key: HashMap<KeyHash, Watched>,
-    /// Those to wake once the shard is unlocked.
+    /// The notifiers to wake once the shard is unlocked.
     changed: Vec<Arc<Notify>>,
 }
 
@@ -26,7 +26,7 @@ struct Watched {
 }
 
 impl Watchers {
-    /// A future that resolves at the next change, also when it is first polled after that.
+    /// Returns a future that resolves at the next change, even if it is first polled after that.
     pub(super) fn register(&mut self, key: KeyHash) -> impl Future<Output = ()> + Send + use<> {
         let watched = self.by_key.entry(key).or_default();
         watched.watches += 1;
@@ -58,7 +58,7 @@ impl Watchers {
     }
 }
 
-/// Ends the interest of one watch.
+/// Ends one watch when it is dropped.
 pub(super) struct Registration {
     store: Weak<Inner>,
     key: KeyHash,

@@ -1,11 +1,11 @@
-//! What names a server: a URL, or what the user already has.
+//! Addresses of a server: a URL, or options or a pool that the user already has.
 
 use sqlx::MySqlPool;
 use sqlx::mysql::MySqlConnectOptions;
 
 use crate::store::{StoreError, StoreErrorKind};
 
-/// Where a store's connections come from.
+/// The source of a store's connections.
 #[derive(Clone)]
 pub enum Source {
     Server(Box<MySqlConnectOptions>),
@@ -20,7 +20,7 @@ mod sealed {
 
 pub(super) use sealed::Sealed;
 
-/// What names a MySQL or MariaDB server: a URL, [`MySqlConnectOptions`] or a [`MySqlPool`].
+/// An address of a MySQL or MariaDB server: a URL, [`MySqlConnectOptions`] or a [`MySqlPool`].
 pub trait MySqlAddress: Sealed {}
 
 macro_rules! addresses {
@@ -46,7 +46,7 @@ addresses! {
     &MySqlPool: |pool| Ok(Source::Pool(pool.clone()));
 }
 
-/// The client would take any scheme.
+/// Parses a URL, and checks its scheme: the client would accept any.
 fn of_url(url: &str) -> Result<Source, StoreError> {
     let unfit = |detail| StoreError::new(StoreErrorKind::Config, "connect").with_detail(detail);
     if !["mysql://", "mariadb://"].iter().any(|scheme| url.starts_with(scheme)) {

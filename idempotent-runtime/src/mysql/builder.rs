@@ -22,23 +22,22 @@ use crate::store::{StoreError, StoreErrorKind};
 
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
 const CONNECTIONS: u32 = 10;
-/// A connection that was used this short a time ago is taken to be alive: asking costs a round
-/// trip.
+/// The idle time up to which a connection is assumed to be alive: checking costs a round trip.
 const FRESH: Duration = Duration::from_secs(1);
-/// How long a connection that was not used for longer may take to show that it is alive.
+/// The time within which a connection that was idle for longer must show that it is alive.
 const PING: Duration = Duration::from_millis(500);
-/// How long the server lets a write wait for a lock: shorter than an answer, so that the answer
-/// says that nothing happened. A claim that waits on when nobody listens any more would leave a
-/// record that nobody owns.
+/// The time that the server lets a write wait for a lock: shorter than the wait for an answer, so
+/// that the answer says that nothing happened. A claim that keeps waiting after the client has
+/// stopped listening would leave a record without an owner.
 pub(super) const LOCK_WAIT_SECONDS: u128 = 1;
-/// An answer is waited for longer than the server waits for a lock.
+/// The shortest wait for an answer: longer than the server waits for a lock.
 const SHORTEST_TIMEOUT: Duration = Duration::from_millis(1_500);
-/// Every statement is its own transaction.
+/// The settings of a session: every statement is its own transaction.
 const SESSION: &str = "
     SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED;
     SET SESSION autocommit = 1, sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION'";
 
-/// Builds a [`MySqlStore`]. Made by [`MySqlStore::builder`].
+/// Builds a [`MySqlStore`]. Created by [`MySqlStore::builder`].
 ///
 /// ```no_run
 /// # use idempotent_runtime::store::{MySqlStore, StoreError};
@@ -70,25 +69,26 @@ impl MySqlStoreBuilder {
         }
     }
 
-    /// The table's name, `table` or `database.table`. Services that share a database get a table
-    /// each, or a namespace of the engine each. The default is `idempotency_records` in the
-    /// connection's database.
+    /// Sets the table's name, `table` or `database.table`. Services that share a database each need
+    /// a table of their own, or a namespace of the engine. The default is `idempotency_records` in
+    /// the connection's database.
     pub fn table(mut self, name: impl Into<String>) -> Self {
         self.table = name.into();
         self
     }
 
-    /// How many connections the store opens at most for each Tokio runtime that calls it, beside
-    /// two for renewals. The default is 10. A pool that the store was given has its own limit.
+    /// Sets the maximum number of connections that the store opens for each Tokio runtime that
+    /// calls it, besides two for renewals. The default is 10. A pool that the store was given has
+    /// its own limit.
     pub fn max_connections(mut self, connections: u32) -> Self {
         self.max_connections = connections.max(1);
         self
     }
 
-    /// How long a request may wait for a connection, and then for its answer, before it is given
-    /// up. The default is 2 seconds, the shortest a second and a half: the server waits for the
-    /// lock of a row or a table for one second, and what is given up before that would be written
-    /// when nobody waits for it any more.
+    /// Sets the time that a request may wait for a connection, and then for its answer, before it
+    /// is given up. The default is 2 seconds, the minimum 1.5 seconds: the server waits for the
+    /// lock of a row or a table for one second, and a request given up before that could still be
+    /// written after its caller has stopped waiting.
     pub fn response_timeout(mut self, timeout: Duration) -> Self {
         self.response_timeout = timeout;
         self
@@ -98,7 +98,7 @@ impl MySqlStoreBuilder {
     ///
     /// # Errors
     /// [`Config`](StoreErrorKind::Config) when the address, the table's name or the time limit is
-    /// unfit, the server refuses the user, or is older than MariaDB 10.5 or MySQL 8.0;
+    /// invalid, the server refuses the user, or is older than MariaDB 10.5 or MySQL 8.0;
     /// [`Refused`](StoreErrorKind::Refused) when there is no connection to it.
     pub async fn connect(self) -> Result<MySqlStore, StoreError> {
         let store = self.build()?;
@@ -106,12 +106,12 @@ impl MySqlStoreBuilder {
         Ok(store)
     }
 
-    /// A store that connects when it is used first. Nothing is checked. Called in the Tokio runtime
+    /// Builds a store that connects on first use. Nothing is checked. Call it in the Tokio runtime
     /// in which the store is used.
     ///
     /// # Errors
     /// [`Config`](StoreErrorKind::Config) when the address, the table's name or the time limit is
-    /// unfit.
+    /// invalid.
     pub fn build(self) -> Result<MySqlStore, StoreError> {
         check_timeout("response_timeout", self.response_timeout)?;
         if self.response_timeout < SHORTEST_TIMEOUT {

@@ -1,4 +1,4 @@
-//! What is asked of a server when a store connects to it.
+//! The checks of a server when a store connects to it.
 
 use sqlx::{AssertSqlSafe, MySqlConnection, Row as _};
 
@@ -42,7 +42,8 @@ async fn connected(connection: &mut MySqlConnection) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// What the pool of somebody else does to its sessions, as far as it would make answers wrong.
+/// Checks the settings that a pool of the user gives its sessions, as far as they would make
+/// answers wrong.
 async fn session(connection: &mut MySqlConnection) -> Result<(), StoreError> {
     let settings =
         format!("SELECT CAST(@@autocommit AS SIGNED), CAST(@@sql_mode AS CHAR), {ISOLATION}");
@@ -70,7 +71,7 @@ async fn session(connection: &mut MySqlConnection) -> Result<(), StoreError> {
     }
 }
 
-/// What a session is refused with that shows what is not committed.
+/// Returns the error for a session that shows uncommitted data.
 pub(super) fn uncommitted(operation: &'static str) -> StoreError {
     StoreError::new(StoreErrorKind::Config, operation).with_detail(
         "the isolation level is READ UNCOMMITTED in the sessions of the pool: a result would be told that is never \

@@ -1,4 +1,4 @@
-//! What the client's errors mean for a request.
+//! The meaning of the client's errors for a request.
 
 use sqlx::Error;
 use sqlx::mysql::MySqlDatabaseError;
@@ -7,21 +7,21 @@ use crate::sql::unconnected;
 use crate::store::{StoreError, StoreErrorKind};
 
 /// Two transactions waited for each other, or in Galera changed one row on two nodes; this one was
-/// rolled back as a whole.
+/// rolled back completely.
 const DEADLOCK: u16 = 1213;
-/// Somebody else held a lock for as long as `innodb_lock_wait_timeout` says.
+/// Another transaction held a lock for as long as `innodb_lock_wait_timeout` allows.
 pub(crate) const LOCK_WAIT_TIMEOUT: u16 = 1205;
 /// There is no savepoint of that name.
 pub(super) const NO_SAVEPOINT: u16 = 1305;
-/// Under `innodb_snapshot_isolation`, a row was changed since the transaction's snapshot; it was
-/// rolled back as a whole.
+/// Under `innodb_snapshot_isolation`, a row has changed since the transaction's snapshot; the
+/// transaction was rolled back completely.
 const SNAPSHOT_TOO_OLD: u16 = 1020;
 /// Another member of a Group Replication was faster, and the transaction was rolled back at its
 /// commit.
 const NOT_CERTIFIED: u16 = 3101;
-/// A commit failed, for the reason that the message numbers: see [`is_conflict`].
+/// A commit failed, for the reason whose number is in the message: see [`is_conflict`].
 const ERROR_DURING_COMMIT: u16 = 1180;
-/// A row with this primary key is there.
+/// A row with this primary key exists.
 pub(super) const DUPLICATE_KEY: u16 = 1062;
 /// The server's parser does not know the statement.
 pub(super) const SYNTAX: u16 = 1064;
@@ -30,13 +30,13 @@ pub(super) const NO_SUCH_INDEX: u16 = 1176;
 /// A table is missing.
 pub(super) const NO_TABLE: u16 = 1146;
 
-/// The server takes no writes: `read_only` and `super_read_only`, a transaction or an engine that
-/// only reads.
+/// The server accepts no writes: `read_only` and `super_read_only`, or a read-only transaction or
+/// engine.
 const READ_ONLY: [u16; 3] = [1290, 1792, 1836];
-/// The node is not part of a cluster that works.
+/// The node is not part of a working cluster.
 const NO_CLUSTER: u16 = 1047;
 
-/// The error of a request that was sent.
+/// Converts the error of a request that was sent.
 pub(super) fn store_error(operation: &'static str, error: Error) -> StoreError {
     let (kind, detail) = meaning(&error);
     let store_error = StoreError::new(kind, operation);
@@ -47,8 +47,8 @@ pub(super) fn store_error(operation: &'static str, error: Error) -> StoreError {
     .with_source(error)
 }
 
-/// The error of getting a connection: no request was sent, so nothing was applied. `is_local`: it
-/// would be one to a socket in the file system.
+/// Converts the error of getting a connection: no request was sent, so nothing was applied.
+/// `is_local` means that it would be a connection to a socket in the file system.
 pub(super) fn connection_error(
     operation: &'static str,
     error: Error,
@@ -56,7 +56,7 @@ pub(super) fn connection_error(
 ) -> StoreError {
     let unfit = match &error {
         Error::Io(error) => unconnected::reason(error, is_local),
-        // The URL itself was read before. Without TLS a password would be encrypted by this.
+        // The URL itself was parsed before. Without TLS, this step would encrypt a password.
         Error::Configuration(reason) if reason.to_string().contains("RSA") => Some(
             "the user's password is not sent without encryption (`caching_sha2_password`): the server has to take TLS, and \
              `ssl-mode` in the URL must not be DISABLED",
@@ -80,33 +80,32 @@ pub(super) fn no_connection(operation: &'static str) -> StoreError {
         .with_detail("there is no connection to the server")
 }
 
-/// The server's number of an error that it answered with.
+/// Returns the server's number of an error that it answered with.
 pub(super) fn number(error: &Error) -> Option<u16> {
     let database = error.as_database_error()?;
     database.try_downcast_ref::<MySqlDatabaseError>().map(MySqlDatabaseError::number)
 }
 
-/// Whether the server has rolled back the transaction as a whole because of what others did at the
-/// same time.
+/// Returns true if the server has rolled back the whole transaction because of concurrent ones.
 pub(crate) fn is_conflict(error: &MySqlDatabaseError) -> bool {
     match error.number() {
         DEADLOCK | SNAPSHOT_TOO_OLD | NOT_CERTIFIED => true,
-        // "Got error 149 - 'Lock deadlock; Retry transaction' during COMMIT", which is how a member
-        // of a Group Replication says that it was rolled back for another one. After any other the
+        // "Got error 149 - 'Lock deadlock; Retry transaction' during COMMIT" is the report of a
+        // Group Replication member that was rolled back for another one. After any other error the
         // commit may have happened.
         ERROR_DURING_COMMIT => error.message().contains("error 149"),
         _ => false,
     }
 }
 
-/// As [`is_conflict`], of any error.
+/// Applies [`is_conflict`] to any error.
 pub(super) fn has_conflict(error: &Error) -> bool {
     let database = error.as_database_error().and_then(|error| error.try_downcast_ref());
     database.is_some_and(is_conflict)
 }
 
-/// Whether the server may have a successor, which other connections find: it takes no writes, or
-/// left its cluster.
+/// Returns true if the server may have a successor that new connections find: it accepts no writes,
+/// or has left its cluster.
 pub(super) fn is_demoted(error: &StoreError) -> bool {
     let source = std::error::Error::source(error).and_then(|source| source.downcast_ref());
     source
@@ -114,9 +113,9 @@ pub(super) fn is_demoted(error: &StoreError) -> bool {
         .is_some_and(|number| READ_ONLY.contains(&number) || number == NO_CLUSTER)
 }
 
-/// `Refused` and the others that promise it only where it is certain that nothing was applied: the
-/// statement was never begun, or was rolled back before its error was sent. A statement that was
-/// interrupted may have been committed.
+/// Classifies an error. `Refused` and the other kinds that promise that nothing was applied are
+/// returned only where that is certain: the statement was never begun, or was rolled back before
+/// its error was sent. A statement that was interrupted may have been committed.
 fn meaning(error: &Error) -> (StoreErrorKind, Option<&'static str>) {
     use StoreErrorKind::{Config, Refused, Unavailable};
     match error {

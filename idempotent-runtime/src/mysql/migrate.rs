@@ -10,9 +10,10 @@ use crate::sql::in_time;
 use crate::store::{StoreError, StoreErrorKind};
 
 const OPERATION: &str = "migrate";
-/// The version of the table that this release makes.
+/// The version of the table that this release creates.
 const VERSION: i64 = 1;
-/// How long the table may take, and others who make it at the same time.
+/// The time limit for creating the table, and for waiting for others that create it at the same
+/// time.
 const PATIENCE: Duration = Duration::from_secs(60);
 const SCRIPT: &str = include_str!("../../migrations/mysql/0001_records.sql");
 
@@ -29,14 +30,14 @@ pub(super) async fn migrate(store: &Inner) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// The version of the table, which is made if it is not there. A user who may not make tables can
-/// ask all the same.
+/// Returns the version of the table, which is created if it does not exist. If it exists, a user
+/// without the right to create tables can call this too.
 ///
 /// Each statement of the script takes effect by itself, since the server commits around every
-/// `CREATE TABLE`, and does nothing where somebody else was faster.
+/// `CREATE TABLE`, and does nothing where another process was faster.
 async fn up_to_date(store: &Inner, connection: &mut MySqlConnection) -> Result<i64, StoreError> {
     let failed = |error| store_error(OPERATION, error);
-    // For as long as `PATIENCE`.
+    // Bounded by `PATIENCE`.
     loop {
         match version(store, connection).await {
             Ok(Some(version)) => return Ok(version),

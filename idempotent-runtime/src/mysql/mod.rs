@@ -36,9 +36,9 @@ use crate::store::{Capabilities, Commit, Release, StoreError, Token};
 
 /// Records in a table of a MySQL or MariaDB server.
 ///
-/// It takes MariaDB 10.5, MySQL 8.0 and later ones, with statements that both know. A hit is one
-/// plain read, which takes no lock and writes nothing; a first call is a read, an insert and, for
-/// the result, an update by primary key. Leases and expiry are judged on the server's clock.
+/// Requires MariaDB 10.5, MySQL 8.0 or later, and uses only statements that both support. A hit is
+/// one plain read, which takes no lock and writes nothing; a first call is a read, an insert and,
+/// for the result, an update by primary key. Leases and expiry are judged on the server's clock.
 ///
 /// ```no_run
 /// # use idempotent_runtime::{Idempotency, store::MySqlStore};
@@ -56,17 +56,18 @@ struct Inner {
     connections: Connections,
     renewals: Connections,
     statements: Arc<Statements>,
-    /// Those for transactions of the user's, where the call says how long a lock is waited for.
+    /// The statements for the user's transactions, where the call determines how long to wait for a
+    /// lock.
     in_transactions: Statements,
     table: TableName,
     watchers: Arc<Watchers>,
     fences: Fences,
     purge_mark: PurgeMark,
-    /// Whether the server knows `SKIP LOCKED`, as far as is known.
+    /// True if the server supports `SKIP LOCKED`, as far as is known.
     skips_locked: AtomicBool,
-    /// Whether the index of `purge_at` has the name that `migrate` gives it, as far as is known.
+    /// True if the index of `purge_at` has the name that `migrate` gives it, as far as is known.
     knows_index: AtomicBool,
-    /// Which database the records are in, once it was asked for.
+    /// The identity of the database that the records are in, once it is known.
     identity: OwnIdentity,
 }
 
@@ -81,39 +82,39 @@ impl MySqlStore {
         Self::builder(url).connect().await
     }
 
-    /// A store with settings, on the server that `address` names: a URL,
+    /// Creates a builder for a store on the server that `address` names: a URL,
     /// [`sqlx::mysql::MySqlConnectOptions`] or a [`sqlx::MySqlPool`].
     pub fn builder(address: impl MySqlAddress) -> MySqlStoreBuilder {
         MySqlStoreBuilder::new(address)
     }
 
-    /// A store that takes its connections from `pool`. Renewals have at most two of their own, made
-    /// as the pool makes its connections. The pool's belong to the runtimes that made them, and
-    /// come back to it as long as these go on.
+    /// Creates a store that takes its connections from `pool`. Renewals use at most two connections
+    /// of their own, opened as the pool opens its connections. The pool's connections belong to the
+    /// runtimes that opened them, and return to it only as long as these runtimes run.
     ///
-    /// Who holds many of them, in open transactions for example, keeps the engine's calls waiting.
-    /// These are refused after two seconds, and a call that waited for more than one of them is
-    /// told in the log, once a minute. Who holds one and makes a call needs two: as many as the
-    /// pool has can stop each other. Then a pool of the store's own is better.
+    /// Code that holds many of them, in open transactions for example, keeps the engine's calls
+    /// waiting. These are refused after two seconds, and a wait of more than one second is logged,
+    /// at most once a minute. Code that holds one connection and makes a call needs two: as many
+    /// such callers as the pool has connections can block each other. Use a separate pool for the
+    /// store then.
     ///
-    /// The settings of connections are the caller's: any isolation level but `READ UNCOMMITTED`,
-    /// which shows results that are never committed and is refused
-    /// ([`Config`](crate::store::StoreErrorKind::Config)), any time zone and any `sql_mode` but
-    /// MariaDB's `EMPTY_STRING_IS_NULL` will do, but `autocommit` has to be on, as it is by
-    /// default. While something is written, its session waits for locks of rows and tables no
-    /// longer than a second; how long it waited before is kept in variables of the session and
-    /// restored; what is read bounds itself. The server is not checked. Call
-    /// [`migrate`](Self::migrate) once before the first use.
+    /// The caller chooses the settings of connections. Any isolation level will do except `READ
+    /// UNCOMMITTED`, which shows results that are never committed and is rejected
+    /// ([`Config`](crate::store::StoreErrorKind::Config)). So will any time zone and any `sql_mode`
+    /// except MariaDB's `EMPTY_STRING_IS_NULL`, but `autocommit` has to be on, as it is by default.
+    /// During a write, its session waits for locks of rows and tables for at most a second; the
+    /// previous limits are kept in variables of the session and restored. Reads limit themselves.
+    /// The server is not checked. Call [`migrate`](Self::migrate) once before the first use.
     pub fn from_pool(pool: MySqlPool) -> Self {
         MySqlStoreBuilder::in_pool(pool)
     }
 
-    /// Creates the table, or brings that of an earlier release up to date. Many processes may call
-    /// it at once. Where nothing is to be done, the user needs no right to make tables.
+    /// Creates the table, or upgrades that of an earlier release. Many processes may call it at
+    /// once. If there is nothing to do, the user does not need the right to create tables.
     ///
     /// # Errors
     /// [`Config`](crate::store::StoreErrorKind::Config) when the table was made by a newer release,
-    /// or the user may not make it.
+    /// or the user may not create it.
     pub async fn migrate(&self) -> Result<(), StoreError> {
         migrate::migrate(&self.0).await
     }
@@ -147,8 +148,8 @@ async fn read_row(
     Ok((sql::found(operation, &row)?, isolation))
 }
 
-/// Outside of a transaction. Of what is not committed nothing is told, and what is there instead is
-/// not known.
+/// Reads a row outside of a transaction. An uncommitted row is not returned, and the committed one
+/// in its place is not known, so a session that shows uncommitted data is an error.
 async fn read_committed(
     operation: &'static str,
     connection: &mut MySqlConnection,

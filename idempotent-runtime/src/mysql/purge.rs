@@ -13,7 +13,7 @@ use crate::sql::{Answer, Batch, Place, in_time, purge_from_mark};
 use crate::store::{Purged, StoreError, StoreErrorKind};
 
 const OPERATION: &str = "purge";
-/// Before every row.
+/// The place before every row.
 const BEGINNING: Place = (i64::MIN, [0; 32]);
 
 impl MySqlStore {
@@ -22,8 +22,7 @@ impl MySqlStore {
         purge_from_mark(&self.0.purge_mark, limit, batch).await
     }
 
-    /// The server's time, and what was done with the first `limit` rows that are due behind
-    /// `begin`.
+    /// Returns the server's time, and what was done with the first `limit` due rows after `begin`.
     async fn purge_from(&self, begin: Place, limit: usize) -> Answer<(i64, Batch)> {
         let (mut all, mut due) = (Batch::default(), 0);
         while due < limit {
@@ -47,7 +46,7 @@ impl MySqlStore {
         Ok((row.try_get("read_at").map_err(failed)?, all))
     }
 
-    /// How many rows were found that are due, and what was done with them.
+    /// Returns the number of due rows that were found, and what was done with them.
     async fn purge_batch(&self, begin: Place, most: usize) -> Answer<(usize, Batch)> {
         let mut lease = self.0.connections.impatient(OPERATION).await?;
         let purging = async {
@@ -77,8 +76,8 @@ impl MySqlStore {
         if self.0.knows_index.load(Relaxed) { Access::Index } else { Access::Any }
     }
 
-    /// The keys first, then each row by its primary key if it is still due: nobody who claims
-    /// meanwhile waits longer than for this batch.
+    /// Selects the keys first, then changes each row by its primary key if it is still due: no
+    /// claim made meanwhile waits longer than for this batch.
     async fn try_batch(
         &self,
         connection: &mut MySqlConnection,

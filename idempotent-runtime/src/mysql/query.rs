@@ -13,10 +13,11 @@ use super::waits::{self, ReadBack};
 use crate::sql::{Answer, Demotions, Lease, Pools, in_time, is_settled};
 use crate::store::{StoreError, StoreErrorKind};
 
-/// How often a statement is sent that the server rolls back because of others.
+/// The number of times that a statement is sent while the server rolls it back because of others.
 pub(super) const ATTEMPTS: usize = 10;
 
-/// `BEGIN` is no statement in MariaDB's `sql_mode` ORACLE.
+/// The statement that begins a transaction. `BEGIN` is not a statement in MariaDB's `sql_mode`
+/// ORACLE.
 pub(super) const START: &str = "START TRANSACTION";
 
 pub(super) type Bound<'q> = Query<'q, MySql, MySqlArguments>;
@@ -25,19 +26,20 @@ pub(super) fn query(statement: &Arc<str>) -> Bound<'static> {
     sqlx::query(AssertSqlSafe(Arc::clone(statement)))
 }
 
-/// Where connections come from, and how long a request on one of them may take.
+/// The source of connections, and the time that a request on one of them may take.
 #[derive(Clone)]
 pub(super) struct Connections {
     pub(super) pools: Pools<MySql>,
     pub(super) response_timeout: Duration,
-    /// Whether the pool's sessions give up waiting for a lock before an answer is given up.
+    /// True if the pool's sessions give up waiting for a lock before the client gives up the
+    /// answer.
     pub(super) has_bounds: bool,
     pub(super) read_back: ReadBack,
     pub(super) demotions: Demotions,
 }
 
 impl Connections {
-    /// The same for renewals: one sends, another is there where the first is stuck.
+    /// Returns the same for renewals: one sends, and another is available if the first is stuck.
     pub(super) fn for_renewals(&self) -> Self {
         Self { pools: self.pools.for_renewals(2), ..self.clone() }
     }
@@ -56,8 +58,8 @@ impl Connections {
         })
     }
 
-    /// Gives the connection back if it can be used again after `failure`, what the last request on
-    /// it failed with. Else it is closed.
+    /// Returns the connection to its pool if it can be used again after `failure`, the error of the
+    /// last request on it. Otherwise it is closed.
     pub(super) fn end(&self, lease: Lease<MySql>, failure: Option<&StoreError>) {
         if self.is_usable(failure) {
             lease.end();
@@ -72,8 +74,8 @@ impl Connections {
         self.pools.connecting().get_socket().is_some()
     }
 
-    /// A connection that waits for a lock shorter than we wait for its answer.
-    /// [`end_impatient`](Self::end_impatient) gives it back.
+    /// Returns a connection whose waits for locks are shorter than the wait for its answer.
+    /// [`end_impatient`](Self::end_impatient) returns it to its pool.
     pub(super) async fn impatient(&self, operation: &'static str) -> Answer<Lease<MySql>> {
         let mut lease = self.lease(operation).await?;
         if !self.has_bounds {
@@ -87,7 +89,7 @@ impl Connections {
         Ok(lease)
     }
 
-    /// As [`end`](Self::end).
+    /// Ends the lease like [`end`](Self::end), and restores the session's waits.
     pub(super) fn end_impatient(&self, lease: Lease<MySql>, failure: Option<&StoreError>) {
         if !self.is_usable(failure) {
             drop(lease);
@@ -98,7 +100,8 @@ impl Connections {
         }
     }
 
-    /// How many rows one writing statement found. Safe to call again after every error.
+    /// Returns the number of rows that one writing statement found. Safe to call again after every
+    /// error.
     pub(super) async fn write<'q>(
         &self,
         operation: &'static str,
@@ -113,7 +116,7 @@ impl Connections {
         result
     }
 
-    /// The rows that one reading statement finds.
+    /// Returns the rows that one reading statement finds.
     pub(super) async fn rows(
         &self,
         operation: &'static str,
@@ -125,7 +128,7 @@ impl Connections {
         result
     }
 
-    /// The rows that one statement locks.
+    /// Returns the rows that one statement locks.
     pub(super) async fn locked_rows(
         &self,
         operation: &'static str,
@@ -150,13 +153,14 @@ impl Connections {
     }
 }
 
-/// The one error of an unknown outcome is that of the time limit, and the request was not sent.
+/// Converts the only error with an unknown outcome, that of the time limit: the request was not
+/// sent.
 fn not_sent(operation: &'static str, error: StoreError) -> StoreError {
     if error.is_outcome_unknown() { no_connection(operation).with_source(error) } else { error }
 }
 
-/// How many rows a statement of its own transaction found: where others made the server roll it
-/// back, that was all of it, and it is sent again.
+/// Runs a statement that is its own transaction, and returns the number of rows that it found. If
+/// the server rolled it back because of others, that was all of it, and it is sent again.
 pub(super) async fn execute<'q>(
     connection: &mut MySqlConnection,
     statement: impl Fn() -> Bound<'q> + Send,

@@ -15,15 +15,15 @@ use crate::sql::{self, Answer};
 use crate::store::{Renewal, StoreError, StoreErrorKind, Token, Written, transition};
 
 const OPERATION: &str = "renew";
-/// How many leases one statement prolongs at most: as many as an engine renews at once.
+/// The maximum number of leases that one statement prolongs: as many as an engine renews at once.
 const MOST: usize = 1_000;
 
 type Owner = (KeyHash, Token);
 
 impl MySqlStore {
-    /// Two statements for the owners of leases of the same length: which rows nobody else has
-    /// locked, and the renewal of those. How many rows it found tells whether all of them were
-    /// renewed; only if not, each row is read.
+    /// Renews with two statements for all leases of the same length: one finds the rows that no
+    /// other transaction has locked, the other renews those. The number of rows that the second one
+    /// found shows whether all of them were renewed; only if not, each row is read.
     pub(super) async fn renew_rows(&self, renewals: &[Renewal]) -> Answer<Vec<Written>> {
         let connections = &self.0.renewals;
         let mut leases: HashMap<Duration, Vec<&Renewal>> = HashMap::new();
@@ -43,12 +43,12 @@ impl MySqlStore {
             .collect())
     }
 
-    /// Prolongs the leases, and adds those to `refused` that were not prolonged.
+    /// Prolongs the leases, and adds those that were not prolonged to `refused`.
     ///
-    /// The renewal would wait for each row that somebody else has locked, an administrator's
-    /// transaction for example, and all others would wait with it, perhaps longer than their leases
-    /// last. So it names only rows that were free a moment ago. It is a statement of its own: where
-    /// the connection falls silent between the two, no lock is left.
+    /// The renewal would wait for each row that another transaction has locked, an administrator's
+    /// for example. All other leases would wait with it, perhaps longer than they last. So it names
+    /// only rows that were free a moment ago. Finding those is a statement of its own: if the
+    /// connection falls silent between the two, no lock is left.
     async fn renew_owners(
         &self,
         connections: &Connections,
@@ -78,8 +78,8 @@ impl MySqlStore {
             if renewed == owners.len() as u64 {
                 return Ok(());
             }
-            // Who can still be renewed now was renewed by the statement, or wrote the row after it.
-            // The next one tells: to renew twice does no harm.
+            // A record that can still be renewed now was renewed by the statement, or was written
+            // after it. The next attempt shows which: renewing twice does no harm.
             refused.extend(self.lost(connections, &mut pending).await?);
             if pending.is_empty() {
                 return Ok(());
@@ -89,8 +89,8 @@ impl MySqlStore {
             .with_detail("the records changed meanwhile"))
     }
 
-    /// The keys whose rows are there and locked by nobody else. `None` where the server cannot say:
-    /// before MariaDB 10.6.
+    /// Returns the keys whose rows exist and are not locked by another transaction, or `None` if
+    /// the server cannot find them: before MariaDB 10.6.
     async fn unlocked(
         &self,
         connections: &Connections,
@@ -126,7 +126,7 @@ impl MySqlStore {
             .fold(statement, |query, (key, token)| query.bind(key_of(key)).bind(owner_of(*token)))
     }
 
-    /// Takes those out of `pending` whose record says that they cannot be renewed.
+    /// Removes those from `pending` whose record says that they cannot be renewed.
     async fn lost(
         &self,
         connections: &Connections,
@@ -137,8 +137,8 @@ impl MySqlStore {
         let statement = self.0.statements.rows(keys.len());
         let statement = keys.iter().fold(query(&statement), |query, key| query.bind(*key));
         let rows = connections.rows(OPERATION, statement).await?;
-        // A record that this release cannot read is not its owner's any more, and no reason to give
-        // up the others.
+        // A record that this release cannot read no longer belongs to its owner, and is no reason
+        // to give up the others.
         let found = rows.iter().map(|row| {
             let key =
                 row.try_get::<Vec<u8>, _>(1).map_err(|error| store_error(OPERATION, error))?;

@@ -1,8 +1,8 @@
-//! The statements, with the table's name in its place.
+//! The statements, with the table's name filled in.
 //!
-//! Only what the manuals of MariaDB 10.5 and MySQL 8.0 describe alike. `UPDATE` assigns from left
-//! to right, and later assignments see what earlier ones wrote: what is computed from a column
-//! stands before the column.
+//! They use only what the manuals of MariaDB 10.5 and MySQL 8.0 describe alike. `UPDATE` assigns
+//! from left to right, and later assignments see what earlier ones wrote. So an assignment that is
+//! computed from a column precedes the assignment to that column.
 
 use std::sync::Arc;
 
@@ -11,44 +11,44 @@ use crate::key::KeyHash;
 use crate::sql::{COLUMNS, TableName};
 use crate::store::Token;
 
-/// The server's time, in milliseconds. The same in every time zone and `sql_mode` of a session;
+/// The server's time in milliseconds, the same in every time zone and `sql_mode` of a session.
 /// `NOW()` is not, and repeats an hour at the end of summer time.
 const NOW: &str = "(TIMESTAMPDIFF(MICROSECOND, '1970-01-01 00:00:00', UTC_TIMESTAMP(6)) DIV 1000)";
 /// The same in microseconds.
 const MICROS: &str = "TIMESTAMPDIFF(MICROSECOND, '1970-01-01 00:00:00', UTC_TIMESTAMP(6))";
-/// The isolation of the session, as [`Isolation::of`] reads it. MariaDB runs what is in the first
-/// comment, MySQL what is in the second one, and each passes over the other: neither knows the
-/// other's name of it. The letter before it stands there for a `sql_mode` in which an empty string
-/// is none.
+/// The isolation of the session, as [`Isolation::of`] reads it. MariaDB runs the content of the
+/// first comment, MySQL that of the second one, and each ignores the other: neither knows the
+/// other's name for it. The `=` before it is for a `sql_mode` in which an empty string is NULL.
 pub(super) const ISOLATION: &str =
     "CASE CONCAT('=' /*M!100100 , @@tx_isolation */ /*!80000 , @@transaction_isolation */)
     WHEN '=READ-UNCOMMITTED' THEN 1 WHEN '=SERIALIZABLE' THEN 2 ELSE 0 END";
 /// The states in which a record is unfinished: in progress and in doubt.
 const UNFINISHED: &str = "state IN (1, 2)";
-/// When nothing is left of a record: released ones and tombstones have no tombstone of their own.
+/// The time at which nothing is left of a record: released ones and tombstones have no tombstone of
+/// their own.
 const FORGOTTEN: &str = "(expires_at + CASE WHEN state IN (5, 6) THEN 0 ELSE after_expiry END)";
-/// What one statement about many records names at most.
+/// The maximum number of records that one statement names.
 pub(super) const MOST: usize = 512;
-/// What one list names at most. MariaDB makes a table of a list with a thousand figures
-/// (`in_predicate_conversion_threshold`), and then goes through all rows to look for each of them
+/// The maximum number of values in one list. MariaDB converts a list of a thousand values to a
+/// table (`in_predicate_conversion_threshold`), and then scans all rows to look each of them up
 /// there.
 const LISTED: usize = 256;
 
 pub(super) type Statement = Arc<str>;
 
-/// What the isolation of a session means for reads in it. That of one transaction
-/// (`SET TRANSACTION` without `SESSION`) the server does not tell.
+/// The effect of a session's isolation on reads in it. The server does not report the isolation of
+/// a single transaction (`SET TRANSACTION` without `SESSION`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Isolation {
-    /// They show what others have written and may never commit.
+    /// Reads show what others have written and may never commit.
     Uncommitted,
-    /// In a transaction they lock what they show.
+    /// In a transaction, reads lock the rows that they show.
     Serializable,
     Other,
 }
 
 impl Isolation {
-    /// What [`ISOLATION`] has answered.
+    /// Converts the answer of [`ISOLATION`].
     pub(super) const fn of(answer: i64) -> Self {
         match answer {
             1 => Self::Uncommitted,
@@ -58,12 +58,12 @@ impl Isolation {
     }
 }
 
-/// How rows that are due are found.
+/// The way in which due rows are found.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Access {
-    /// By the index that `migrate` makes.
+    /// By the index that `migrate` creates.
     Index,
-    /// However the server likes: there is no index of that name.
+    /// By the server's choice: there is no index of that name.
     Any,
 }
 
@@ -82,17 +82,17 @@ pub(super) struct Statements {
     pub(super) release: Statement,
     pub(super) page: Statement,
     pub(super) identity: Statement,
-    /// Changes nothing, and fails where somebody keeps the table from being written: at once on
+    /// Changes nothing, and fails if another session keeps the table from being written: at once on
     /// MariaDB, and after a second on MySQL, which has no shorter bound.
     pub(super) touch: String,
 }
 
 impl Statements {
-    /// `bound`: how long each read may take on the server, whatever its session says. Without it,
-    /// in a transaction of the user's, the session decides.
+    /// Builds the statements. `bound` is the time that each read may take on the server, whatever
+    /// its session's setting. Without it, in a transaction of the user, the session decides.
     pub(super) fn new(name: &TableName, bound: Option<ReadBound>) -> Self {
         let table = name.quoted('`');
-        // Some are words of one or another `sql_mode`.
+        // Some are reserved words in one `sql_mode` or another.
         let columns = COLUMNS.map(|column| format!("`{column}`"));
         let assignments: Vec<_> =
             columns.iter().skip(1).map(|column| format!("{column} = ?")).collect();
@@ -107,9 +107,9 @@ impl Statements {
             "{select} server.micros DIV 1000, {columns}, server.micros, {ISOLATION} FROM (SELECT {MICROS} AS micros) AS server
              LEFT JOIN {table} AS kept ON kept.key_hash = ?"
         );
-        // Where the name of the table says the database, that is the same on each connection.
-        // Others may write the name of the connection's own in other letters where the server takes
-        // no notice.
+        // If the name of the table contains the database, the place is the same on each connection.
+        // Otherwise the connection's database counts; its name may be written in different case
+        // where the server ignores case.
         let place = match name.schema() {
             Some(_) => "''",
             None => "IF(@@lower_case_table_names = 0, DATABASE(), LOWER(DATABASE()))",
@@ -123,7 +123,7 @@ impl Statements {
                 "/*M!100100 SET STATEMENT lock_wait_timeout = 0 FOR */
                  DELETE /*+ SET_VAR(lock_wait_timeout = 1) */ FROM {table} WHERE FALSE"
             ),
-            // What is committed now, also where the transaction's snapshot is older.
+            // The row that is committed now, even if the transaction's snapshot is older.
             read_latest: statement(format!("{read} LOCK IN SHARE MODE")),
             read: statement(read),
             insert: statement(format!("INSERT INTO {table} ({columns}) VALUES ({places})")),
@@ -149,8 +149,8 @@ impl Statements {
         }
     }
 
-    /// The rows of as many keys as they are, without their bodies. Here and below the limit only
-    /// overrides the session's `sql_select_limit`.
+    /// Returns the statement that reads the rows of `keys` keys, without their bodies. Here and
+    /// below the limit only overrides the session's `sql_select_limit`.
     pub(super) fn rows(&self, keys: usize) -> Statement {
         Statement::from(format!(
             "{select} {NOW}, {columns} FROM {table} FORCE INDEX (PRIMARY) WHERE {keys_in} LIMIT {keys}",
@@ -161,8 +161,8 @@ impl Statements {
         ))
     }
 
-    /// Raises the fence of the owner's record to the time, and answers with it. A text with its
-    /// values in it, of hexadecimal digits alone.
+    /// Returns the statements that raise the fence of the owner's record to the current time, and
+    /// read it. They are one text with its values in it, as hexadecimal digits only.
     pub(super) fn raise(&self, key: &KeyHash, owner: Token) -> String {
         let (table, key, owner) = (&self.table, key.to_hex(), owner.bits());
         let is_own = format!("key_hash = X'{key}' AND owner = X'{owner:032x}'");
@@ -171,7 +171,8 @@ impl Statements {
         )
     }
 
-    /// Which of as many keys have a row that nobody else has locked. Its locks end with it.
+    /// Returns the statement that finds which of `keys` keys have a row that no other transaction
+    /// has locked. Its own locks end with it.
     pub(super) fn unlocked(&self, keys: usize) -> Statement {
         Statement::from(format!(
             "SELECT key_hash FROM {table} FORCE INDEX (PRIMARY) WHERE {keys_in} LIMIT {keys} FOR UPDATE SKIP LOCKED",
@@ -180,11 +181,11 @@ impl Statements {
         ))
     }
 
-    /// Prolongs the leases of as many owners: the lease twice, the keys, then each key with its
-    /// owner.
+    /// Returns the statement that prolongs the leases of `owners` owners. Its values are the lease
+    /// twice, the keys, then each key with its owner.
     ///
     /// The primary key is forced here and below because for a small table the server may prefer to
-    /// go through all of it, and would wait for the locks of rows that have nothing to do with it.
+    /// scan all of it, and would wait for the locks of unrelated rows.
     pub(super) fn renew(&self, owners: usize) -> Statement {
         let (keys, pairs) =
             (is_in("key_hash", "?", owners), is_in("(key_hash, owner)", "(?, ?)", owners));
@@ -197,7 +198,7 @@ impl Statements {
         ))
     }
 
-    /// What a watcher needs to know of the records of as many keys.
+    /// Returns the statement for what a watcher needs to know about the records of `keys` keys.
     pub(super) fn seen(&self, keys: usize) -> Statement {
         Statement::from(format!(
             "{select} key_hash, owner, state, lease_until FROM {table} FORCE INDEX (PRIMARY)
@@ -208,14 +209,14 @@ impl Statements {
         ))
     }
 
-    /// The rows that are due behind a place: its time twice, its key, and how many. `by` is how
-    /// they are found.
+    /// Returns the statement that finds the due rows after a place. Its values are the place's time
+    /// twice, its key, and the maximum number of rows. `by` is the way in which they are found.
     pub(super) fn due(&self, by: Access, skips_locked: bool) -> Statement {
         let lock = if skips_locked { " FOR UPDATE SKIP LOCKED" } else { "" };
         Statement::from(format!("{} LIMIT ?{lock}", self.is_due(by)))
     }
 
-    /// The server's time, and the first row that is due behind a place.
+    /// Returns the statement for the server's time and the first due row after a place.
     pub(super) fn oldest(&self, by: Access) -> Statement {
         Statement::from(format!(
             "{select} server.read_at, oldest.key_hash, oldest.purge_at FROM (SELECT {NOW} AS read_at) AS server
@@ -225,10 +226,10 @@ impl Statements {
         ))
     }
 
-    /// Rows that were removed are gone over again and again while a transaction is open that began
-    /// before: the place is behind them. The server knows how many rows there are, but not how many
-    /// there were: of a few rows it would rather go through all of the table, so the index is
-    /// forced.
+    /// Returns the query for the due rows after a place. Removed rows are scanned again and again
+    /// while a transaction is open that began before: starting at a place skips them. The server
+    /// knows how many rows there are, but not how many there were. With few rows it would rather
+    /// scan the whole table, so the index is forced.
     fn is_due(&self, by: Access) -> String {
         let index = match by {
             Access::Index => format!(" FORCE INDEX ({})", self.purge_index),
@@ -242,9 +243,9 @@ impl Statements {
         )
     }
 
-    /// Removes those of as many records of which nothing is left. Says nothing of `purge_at`, by
-    /// whose index the server would go over what was removed before; and only a statement that
-    /// could name several tables can force an index.
+    /// Returns the statement that removes those of `keys` records of which nothing is left. It does
+    /// not mention `purge_at`, through whose index the server would scan rows that were removed
+    /// before. Only the multi-table form of `DELETE` can force an index.
     pub(super) fn purge(&self, keys: usize) -> Statement {
         Statement::from(format!(
             "DELETE kept FROM {table} AS kept FORCE INDEX (PRIMARY)
@@ -254,7 +255,7 @@ impl Statements {
         ))
     }
 
-    /// Lets the purge come back to those of as many records that are still needed.
+    /// Returns the statement that puts off those of `keys` records that are still needed.
     pub(super) fn put_off(&self, keys: usize) -> Statement {
         Statement::from(format!(
             "UPDATE {table} FORCE INDEX (PRIMARY) SET purge_at = {FORGOTTEN}
@@ -265,20 +266,20 @@ impl Statements {
     }
 }
 
-/// How a reading statement begins.
+/// Returns the beginning of a reading statement.
 fn select(bound: Option<ReadBound>) -> String {
     bound.map_or(String::from("SELECT"), ReadBound::select)
 }
 
-/// That `columns` are one of `count` values, which `place` stands for.
+/// Returns the condition that `columns` are one of `count` values, each written as `place`.
 fn is_in(columns: &str, place: &str, count: usize) -> String {
     let places = vec![place; count];
     let lists = places.chunks(LISTED).map(|places| format!("{columns} IN ({})", places.join(", ")));
     format!("({})", lists.collect::<Vec<_>>().join(" OR "))
 }
 
-/// `items`, filled up with the last one to a power of two: each number of places is a statement
-/// that the server prepares and the connection keeps, so there are only a few of them.
+/// Pads `items` with the last one to a power of two: each number of places is a statement that the
+/// server prepares and the connection keeps, so there should be only a few of them.
 pub(super) fn filled_up<T: Copy>(items: &[T]) -> Vec<T> {
     let mut filled = items.to_vec();
     filled.extend(

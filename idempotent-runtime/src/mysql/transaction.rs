@@ -28,11 +28,11 @@ const OPERATION: &str = "claim in a transaction";
 const DATABASE: &str = "MySQL";
 
 impl TransactionDatabase for MySql {
-    // Fewer locks and fewer deadlocks than under the server's default, and nothing here needs more.
+    // Fewer locks and deadlocks than under the server's default, and nothing here needs more.
     const BEGIN: &'static str = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; START TRANSACTION; SAVEPOINT idempotency_transaction";
 
-    /// The savepoint goes with the transaction that it was set in, whether that was undone or
-    /// committed.
+    /// The savepoint disappears with the transaction in which it was set, whether that was undone
+    /// or committed.
     async fn standing(connection: &mut MySqlConnection) -> Result<Standing, Error> {
         match sqlx::raw_sql("RELEASE SAVEPOINT idempotency_transaction").execute(connection).await {
             Ok(_) => Ok(Standing::Whole),
@@ -45,27 +45,27 @@ impl TransactionDatabase for MySql {
 pub(crate) struct InTransaction<'a> {
     connection: &'a mut MySqlConnection,
     store: &'a Inner,
-    /// Whether what a plain read shows is not what counts: a write has met something else, because
-    /// the snapshot of the transaction is older, or the session shows what is not committed.
+    /// True if a plain read does not show the current row: a write has met another one, because the
+    /// snapshot of the transaction is older, or the session shows uncommitted data.
     is_behind: bool,
-    /// Whether the row may be locked, which no savepoint gives up.
+    /// True if the row may be locked. No savepoint releases that lock.
     has_locked: bool,
     stage: Stage,
 }
 
-/// How far a claim has come.
+/// The progress of a claim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     Begun,
-    /// The transaction is known to be one of this database, and from now on the rows are asked.
+    /// The transaction is known to be one of this database, and from now on the rows are queried.
     Known,
     /// The savepoint is set, and rows are written.
     SetOut,
 }
 
 impl InTransaction<'_> {
-    /// How many rows the statement found. It is sent once: a deadlock has rolled back the whole
-    /// transaction.
+    /// Returns the number of rows that the statement found. It is sent once: a deadlock has rolled
+    /// back the whole transaction.
     async fn write(&mut self, operation: &'static str, statement: Bound<'_>) -> Answer<u64> {
         let done = statement.execute(&mut *self.connection).await;
         done.map(|done| done.rows_affected()).map_err(|error| store_error(operation, error))
@@ -128,8 +128,8 @@ impl InTransaction<'_> {
             && self.connection.release(SAVEPOINT).await.is_ok()
     }
 
-    /// Whether it is the table that nobody may write to at the moment, and not a row. The server
-    /// calls both waits the same.
+    /// Returns true if the lock that was waited for is that of the table, and not of a row. The
+    /// server reports both waits with the same number.
     async fn is_table_locked(&mut self) -> bool {
         let touched = sqlx::raw_sql(AssertSqlSafe(self.store.in_transactions.touch.clone()))
             .execute(&mut *self.connection);
@@ -143,8 +143,8 @@ impl Savepoints for MySqlConnection {
         done.map(drop).map_err(|error| store_error(OPERATION, error))
     }
 
-    /// Outside of a transaction the server makes no savepoint and says nothing, and each statement
-    /// would be committed.
+    /// Outside of a transaction the server accepts `SAVEPOINT` without creating one, and each
+    /// statement would be committed. Rolling back to it shows whether it exists.
     async fn set_savepoint(&mut self, name: &str) -> Answer<()> {
         self.run(format!("SAVEPOINT {name}")).await?;
         self.run(format!("ROLLBACK TO SAVEPOINT {name}")).await.map_err(|error| {
@@ -165,8 +165,8 @@ impl Savepoints for MySqlConnection {
 impl Transactional for InTransaction<'_> {
     type Connection = MySqlConnection;
 
-    /// Reads wait too: for locks of tables, and under SERIALIZABLE, which the transaction may have,
-    /// for those of rows.
+    /// Reads wait too: for table locks, and under SERIALIZABLE, which the transaction may have, for
+    /// row locks.
     async fn look(
         &mut self,
         _: &str,
@@ -210,14 +210,14 @@ impl Transactional for InTransaction<'_> {
         } else {
             Ok(())
         };
-        // No savepoint brings the bounds back.
+        // Rolling back to a savepoint does not restore the bounds.
         let restored =
             waits::restore(self.connection).await.map_err(|error| store_error(OPERATION, error));
         undone.and(restored)
     }
 
     async fn has_outwaited(&mut self, error: StoreError) -> Answer<()> {
-        // A server can be told to undo the whole transaction then.
+        // A server can be configured to undo the whole transaction on a lock timeout.
         if !Self::is_locked_out(&error)
             || !(self.stage == Stage::SetOut || self.is_in_transaction().await)
         {
@@ -226,7 +226,7 @@ impl Transactional for InTransaction<'_> {
         if self.stage != Stage::Begun && !self.is_table_locked().await {
             return Ok(());
         }
-        // Without the server's error, after which transactions are made again, and would wait as
+        // Without the server's error as source: with it, transactions would run again, and wait as
         // long each time.
         let detail = format!(
             "somebody keeps the table locked, as `LOCK TABLES` and `ALTER TABLE` do ({error})"
@@ -281,7 +281,7 @@ impl TransactionStore for MySqlStore {
         &self.0.identity
     }
 
-    /// On a connection for renewals, made as the others are: all of the pool's may be in
+    /// Uses a connection for renewals, opened like the others: all of the pool's may be in
     /// transactions that wait for this.
     async fn own_identity(&self) -> Answer<Identity> {
         let store = &self.0;

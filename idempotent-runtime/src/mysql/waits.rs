@@ -1,4 +1,4 @@
-//! How long the server waits for the locks of others.
+//! Time limits for the server's waits for locks.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -6,28 +6,29 @@ use std::time::Duration;
 use sqlx::mysql::MySqlRow;
 use sqlx::{AssertSqlSafe, Error, MySqlConnection, Row as _, raw_sql};
 
-/// Locks of rows; and locks of tables, as `ALTER TABLE`, `LOCK TABLES` and
-/// `FLUSH TABLES WITH READ LOCK` take them, for which a session by itself waits a day, also when
-/// its client has gone.
+/// The bounds for locks of rows, and for locks of tables, as `ALTER TABLE`, `LOCK TABLES` and
+/// `FLUSH TABLES WITH READ LOCK` take them. By default a session waits for the latter for a day,
+/// even if its client has gone.
 const BOUNDS: [&str; 2] = ["innodb_lock_wait_timeout", "lock_wait_timeout"];
 
-/// The assignments by which a session waits for `seconds` at most: the server counts whole ones.
+/// Returns the assignments by which a session waits for at most `seconds`: the server counts whole
+/// ones.
 fn bounds(seconds: u128) -> String {
     let seconds = seconds.clamp(1, 1 << 24);
     BOUNDS.map(|name| format!("SESSION {name} = {seconds}")).join(", ")
 }
 
-/// Whether sessions are as they were told to be when they began. A proxy may answer what sets
-/// something by itself, or send it to another session, and then the server would wait without a
-/// bound when something is written.
+/// Checks that sessions have the settings requested when they began. A proxy may answer a setting
+/// by itself, or send it to another session, and then the server's wait for a write would be
+/// unbounded.
 #[derive(Clone, Debug, Default)]
 pub(super) struct ReadBack(Arc<Mutex<Sessions>>);
 
-/// What was found so far.
+/// The findings so far.
 #[derive(Clone, Debug, Default)]
 struct Sessions {
     begun: u64,
-    /// What was wrong with the last one.
+    /// The problem of the last session.
     refusal: Option<String>,
 }
 
@@ -35,8 +36,9 @@ impl ReadBack {
     /// Begins a session of the store's own with `settings`, and bounds of `seconds`.
     ///
     /// # Errors
-    /// Where it is not as it was told to be. The pool tries again then until its patience is over,
-    /// and says nothing but that: see [`refusal_since`](Self::refusal_since) for the reason.
+    /// If the session does not have the requested settings. The pool then tries again until its
+    /// time limit, and reports only that: see [`refusal_since`](Self::refusal_since) for the
+    /// reason.
     pub(super) async fn begin(
         self,
         connection: &mut MySqlConnection,
@@ -68,20 +70,20 @@ impl ReadBack {
         sessions.refusal = refusal;
     }
 
-    /// How many sessions have begun so far.
+    /// The number of sessions that have begun so far.
     pub(super) fn begun(&self) -> u64 {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).begun
     }
 
-    /// What was wrong with the session that began last, if it is none of the first `begun`: a
-    /// refusal of long ago is not why there is no connection today.
+    /// Returns the problem of the session that began last, unless it is one of the first `begun`:
+    /// an old refusal does not explain why there is no connection now.
     pub(super) fn refusal_since(&self, begun: u64) -> Option<String> {
         let sessions = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         sessions.refusal.clone().filter(|_| sessions.begun > begun)
     }
 }
 
-/// How long the server may wait and work for a read that bounds itself.
+/// The time limits on the server for a read that sets them itself.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ReadBound {
     pub(super) locks: u128,
@@ -89,12 +91,12 @@ pub(super) struct ReadBound {
 }
 
 impl ReadBound {
-    /// `SELECT`, and what bounds it on either server: that needs no round trip, changes nothing in
-    /// a session that belongs to somebody else, and does not depend on what a pooler has made of a
-    /// session's settings. MariaDB runs what is in the first comment, and MySQL takes the second
-    /// one for hints. On both the lock bound holds already while the statement is prepared, which
-    /// waits for the table too. There is nothing like it for the locks of rows on MySQL, so writes
-    /// are bounded by their session.
+    /// Returns `SELECT` with bounds that work on either server. They need no round trip, change
+    /// nothing in a session that belongs to other code, and do not depend on what a pooler has made
+    /// of a session's settings. MariaDB runs the content of the first comment, and MySQL reads the
+    /// second one as hints. On both, the lock bound already holds while the statement is prepared,
+    /// which waits for the table too. MySQL has nothing like it for row locks, so writes are
+    /// bounded by their session.
     pub(super) fn select(self) -> String {
         let Self { locks, whole } = self;
         let (seconds, millis) = (whole.as_secs_f64(), whole.as_millis().max(1));
@@ -105,9 +107,10 @@ impl ReadBound {
     }
 }
 
-/// From now on the session, which is not ours, waits for `seconds` at most. Its user's own bounds
-/// are kept in variables of the session, also where an earlier request was given up before it could
-/// restore them. MariaDB takes zero, and does not wait then; MySQL waits for a second at least.
+/// Limits the waits of a session that belongs to other code to `seconds` from now on. The user's
+/// own bounds are kept in variables of the session, even if an earlier request was given up before
+/// it could restore them. MariaDB accepts zero, and then does not wait; MySQL waits for at least a
+/// second.
 pub(super) async fn bound(connection: &mut MySqlConnection, seconds: u128) -> Result<(), Error> {
     let keeping = BOUNDS
         .map(|name| format!("@idempotency_{name} = CAST(COALESCE(@idempotency_{name}, @@SESSION.{name}) AS UNSIGNED)"));
@@ -118,12 +121,13 @@ pub(super) async fn bound(connection: &mut MySqlConnection, seconds: u128) -> Re
     raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
 }
 
-/// From now on the session waits as it did before it was bounded.
+/// Restores the waits of the session to those before it was bounded.
 pub(super) async fn restore(connection: &mut MySqlConnection) -> Result<(), Error> {
     raw_sql(AssertSqlSafe(restoring())).execute(connection).await.map(drop)
 }
 
-/// The same, and `statements` then, in one round trip. The row that they answer with.
+/// Restores the waits and runs `statements`, in one round trip. Returns the row with which they
+/// answer.
 pub(super) async fn restore_and(
     connection: &mut MySqlConnection,
     statements: &str,
@@ -155,7 +159,7 @@ mod tests {
         assert_eq!(read_back.refusal_since(before), None);
     }
 
-    /// The tests run on MariaDB: what MySQL is told is in MySQL's manual, and here.
+    /// The tests run on MariaDB: the syntax for MySQL is checked against its manual, and here.
     #[test]
     fn a_read_bounds_itself_on_both_servers() {
         let bound = ReadBound { locks: 1, whole: Duration::from_millis(1_500) };

@@ -1,4 +1,4 @@
-//! Looking at the records that somebody in this process waits for.
+//! Polling the records that callers in this process wait for.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -37,8 +37,8 @@ pub(super) fn look(
     })
 }
 
-/// What the row says; nothing if this release cannot read it: whoever waits then reads it, and
-/// meets the error.
+/// Reads the row; `None` if this release cannot read it: the waiter then reads it, and gets the
+/// error.
 fn seen(row: &MySqlRow) -> Result<Option<(KeyHash, Seen)>, sqlx::Error> {
     let key = <[u8; 32]>::try_from(row.try_get::<&[u8], _>(0)?);
     let owner = <[u8; 16]>::try_from(row.try_get::<&[u8], _>(1)?);

@@ -1,4 +1,4 @@
-//! What names a server: a URL, or what the user already has.
+//! Addresses of a server: a URL, or options or a pool that the user already has.
 
 use std::str::FromStr as _;
 
@@ -8,7 +8,7 @@ use sqlx::postgres::PgConnectOptions;
 use super::error::connection_error;
 use crate::store::StoreError;
 
-/// Where a store's connections come from.
+/// The source of a store's connections.
 #[derive(Clone)]
 pub enum Source {
     Server(Box<PgConnectOptions>),
@@ -23,7 +23,7 @@ mod sealed {
 
 pub(super) use sealed::Sealed;
 
-/// What names a PostgreSQL server: a URL, [`PgConnectOptions`] or a [`PgPool`].
+/// An address of a PostgreSQL server: a URL, [`PgConnectOptions`] or a [`PgPool`].
 pub trait PostgresAddress: Sealed {}
 
 macro_rules! addresses {

@@ -1,4 +1,4 @@
-//! How long the server may wait and work for a statement.
+//! Time limits for the server's waiting and work on a statement.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -6,14 +6,16 @@ use std::time::Duration;
 
 use sqlx::{AssertSqlSafe, Error, PgConnection, Row as _, raw_sql};
 
-/// What the server gives up before we do has certainly not taken effect. A claim that waits on when
-/// nobody listens any more would leave a record that nobody owns, and a read a session that does
-/// nothing but wait.
+/// The time limits of a statement on the server.
+///
+/// A statement that the server gives up before the client does has certainly not taken effect. A
+/// claim that keeps waiting after the client has stopped listening would leave a record without an
+/// owner, and such a read a session that does nothing but wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Bounds {
-    /// For each lock.
+    /// The limit for each lock.
     pub(super) locks: Duration,
-    /// For the whole statement.
+    /// The limit for the whole statement.
     pub(super) whole: Duration,
 }
 
@@ -22,7 +24,7 @@ impl Bounds {
         Self { locks: response_timeout * 3 / 4, whole: response_timeout * 9 / 10 }
     }
 
-    /// Settings with which a session begins.
+    /// Returns the settings with which a session begins.
     pub(super) fn settings(self) -> [(&'static str, String); 2] {
         [
             ("lock_timeout", millis(self.locks).to_string()),
@@ -30,22 +32,22 @@ impl Bounds {
         ]
     }
 
-    /// What bounds the statements after it in the same text: the server makes one transaction of
-    /// all of them, with which the settings end, and takes the locks of a statement only when the
-    /// one before it is done.
+    /// Returns the statements that bound those after them in the same text. The server runs all of
+    /// them in one transaction, with which the settings end, and takes the locks of a statement
+    /// only after the one before it.
     pub(super) fn before(self) -> String {
         let settings = self.settings().map(|(name, value)| format!("SET LOCAL {name} = {value}; "));
         settings.concat()
     }
 }
 
-/// Zero would be no bound at all.
+/// Zero would mean no limit.
 fn millis(duration: Duration) -> u128 {
     duration.as_millis().max(1)
 }
 
-/// Whether the sessions of a store have the bounds that it asked for when they began, as far as the
-/// server was asked. A pooler may have dropped them.
+/// The bounds that a store requested for its sessions when they began, and whether the sessions
+/// have them, as far as is known. A pooler may have dropped them.
 #[derive(Clone, Debug)]
 pub(super) struct Asked {
     bounds: Bounds,
@@ -53,7 +55,8 @@ pub(super) struct Asked {
 }
 
 impl Asked {
-    /// `by_sessions`: whether each session is asked for its bounds when it begins.
+    /// Creates the request for `bounds`. `by_sessions` is true if each session is checked when it
+    /// begins.
     pub(super) fn new(bounds: Bounds, by_sessions: bool) -> Self {
         Self { bounds, are_kept: Arc::new(AtomicBool::new(by_sessions)) }
     }
@@ -62,7 +65,7 @@ impl Asked {
         self.are_kept.load(Relaxed)
     }
 
-    /// Asks a session that has just begun. Where it has no bounds or longer ones, this is no error:
+    /// Checks a session that has just begun. It is not an error if it has no bounds or longer ones:
     /// from then on each statement of the store brings its own.
     pub(super) async fn read_back(self, connection: &mut PgConnection) -> Result<(), Error> {
         let millis_of = |name| {

@@ -22,12 +22,12 @@ use crate::store::{StoreError, StoreErrorKind};
 
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
 const CONNECTIONS: u32 = 10;
-/// A connection that was used this short a time ago is taken to be alive.
+/// The idle time up to which a connection is assumed to be alive.
 const FRESH: Duration = Duration::from_secs(1);
-/// How long a connection that was not used for longer may take to show that it is alive.
+/// The time within which a connection that was idle for longer must show that it is alive.
 const PING: Duration = Duration::from_millis(500);
 
-/// Builds a [`PostgresStore`]. Made by [`PostgresStore::builder`].
+/// Builds a [`PostgresStore`]. Created by [`PostgresStore::builder`].
 ///
 /// ```no_run
 /// # use idempotent_runtime::store::{PostgresStore, StoreError};
@@ -65,31 +65,32 @@ impl PostgresStoreBuilder {
         }
     }
 
-    /// The table's name, `table` or `schema.table`. Services that share a database get a table
-    /// each, or a namespace of the engine each. The default is `idempotency_records`, where the
-    /// role's `search_path` puts it.
+    /// Sets the table's name, `table` or `schema.table`. Services that share a database each need a
+    /// table of their own, or a namespace of the engine. The default is `idempotency_records`, in
+    /// the schema that the role's `search_path` selects.
     pub fn table(mut self, name: impl Into<String>) -> Self {
         self.table = name.into();
         self
     }
 
-    /// How many connections the store opens at most for each Tokio runtime that calls it, beside
-    /// two for renewals. The default is 10. A pool that the store was given has its own limit.
+    /// Sets the maximum number of connections that the store opens for each Tokio runtime that
+    /// calls it, besides two for renewals. The default is 10. A pool that the store was given has
+    /// its own limit.
     pub fn max_connections(mut self, connections: u32) -> Self {
         self.max_connections = connections.max(1);
         self
     }
 
-    /// How long a request may wait for a connection, and then for its answer, before it is given
-    /// up. The default is 2 seconds.
+    /// Sets the time that a request may wait for a connection, and then for its answer, before it
+    /// is given up. The default is 2 seconds.
     pub fn response_timeout(mut self, timeout: Duration) -> Self {
         self.response_timeout = timeout;
         self
     }
 
-    /// Sends every statement as one text, with its values in it, and asks nothing of the session:
-    /// for poolers that give each transaction another one and know no prepared statements, as
-    /// `PgBouncer` before 1.21 does. Costs the server the planning of each statement.
+    /// Sends every statement as one text, with its values in it, and requires nothing of the
+    /// session: for poolers that give each transaction another session and do not support prepared
+    /// statements, like `PgBouncer` before 1.21. The server then has to plan each statement.
     pub fn without_prepared_statements(mut self) -> Self {
         self.prepares = false;
         self
@@ -98,7 +99,7 @@ impl PostgresStoreBuilder {
     /// Connects, and checks that the server can keep the promise.
     ///
     /// # Errors
-    /// [`Config`](StoreErrorKind::Config) when the address or the table's name is unfit or the
+    /// [`Config`](StoreErrorKind::Config) when the address or the table's name is invalid or the
     /// server refuses the role, [`Refused`](StoreErrorKind::Refused) when there is no connection to
     /// it or it is a standby, [`Unsupported`](StoreErrorKind::Unsupported) when it is older than
     /// version 13.
@@ -108,11 +109,11 @@ impl PostgresStoreBuilder {
         Ok(store)
     }
 
-    /// A store that connects when it is used first. Nothing is checked.
+    /// Builds a store that connects on first use. Nothing is checked.
     ///
     /// # Errors
-    /// [`Config`](StoreErrorKind::Config) when the address or the table's name is unfit, or this is
-    /// called outside of a Tokio runtime, which a pool of connections needs.
+    /// [`Config`](StoreErrorKind::Config) when the address or the table's name is invalid, or this
+    /// is called outside of a Tokio runtime, which a pool of connections needs.
     pub fn build(self) -> Result<PostgresStore, StoreError> {
         check_timeout("response_timeout", self.response_timeout)?;
         let table = TableName::parse(&self.table)?;
@@ -142,7 +143,7 @@ impl fmt::Debug for PostgresStoreBuilder {
     }
 }
 
-/// Those of a pool of the user's, which are not asked for their bounds.
+/// Creates the sessions of a pool of the user. Their bounds are not checked.
 fn sessions_of(pool: PgPool, response_timeout: Duration, prepares: bool) -> Sessions {
     let asked = Asked::new(Bounds::of(response_timeout), false);
     let demotions = Demotions::of(pool.options().get_max_connections());
@@ -156,7 +157,7 @@ fn own_sessions(
     prepares: bool,
 ) -> Sessions {
     let bounds = Bounds::of(response_timeout);
-    // A pooler refuses settings that it does not know; no column is a floating-point number.
+    // A pooler rejects settings that it does not know. No column is a floating-point number.
     let mut options = options.extra_float_digits(None);
     if options.get_application_name().is_none() {
         options = options.application_name("idempotency");
@@ -165,7 +166,7 @@ fn own_sessions(
         options = options.options([("default_transaction_isolation", "read committed")]);
         options = options.options(bounds.settings());
     } else {
-        // The client's log has whole statements, in which there would be results.
+        // The client logs whole statements, which would contain results.
         options = options.statement_cache_capacity(0).disable_statement_logging();
     }
     let (asked, demotions) = (Asked::new(bounds, prepares), Demotions::of(connections));

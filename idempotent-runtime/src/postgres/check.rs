@@ -1,4 +1,4 @@
-//! What is asked of a server when a store connects to it.
+//! The checks of a server when a store connects to it.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use super::request::Request;
 use crate::store::{StoreError, StoreErrorKind};
 
 const OPERATION: &str = "connect";
-/// PostgreSQL 13, as the server writes it.
+/// PostgreSQL 13, in the server's notation.
 const OLDEST: i32 = 130_000;
 const QUESTION: &str = "SELECT current_setting('server_version_num')::int4, current_setting('server_version'),
     pg_is_in_recovery(), current_setting('fsync') = 'on', current_setting('synchronous_commit') <> 'off',

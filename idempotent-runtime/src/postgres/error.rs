@@ -1,4 +1,4 @@
-//! What the client's errors mean for a request.
+//! The meaning of the client's errors for a request.
 
 use sqlx::Error;
 use sqlx::postgres::{PgDatabaseError, PgSeverity};
@@ -13,13 +13,13 @@ const MISSING: &str =
 const OTHER_TABLE: &str =
     "the table is not as this release made it: has it been changed, or made by another one?";
 
-/// What the failure of a statement means that is a transaction of its own.
+/// Converts the failure of a statement that is a transaction of its own.
 pub(super) fn store_error(operation: &'static str, error: Error) -> StoreError {
     described(operation, statement_meaning(&error), error)
 }
 
-/// What the failure to get a connection means: nothing was sent, so nothing was applied.
-/// `is_local`: it would be one to a socket in the file system.
+/// Converts the failure to get a connection: nothing was sent, so nothing was applied. `is_local`
+/// means that it would be a connection to a socket in the file system.
 pub(super) fn connection_error(
     operation: &'static str,
     error: Error,
@@ -37,44 +37,47 @@ fn described(operation: &'static str, (kind, detail): Meaning, error: Error) -> 
     .with_source(error)
 }
 
-/// Whether the server rolled the statement back because of what others did at the same time.
+/// Returns true if the server rolled the statement back because of concurrent transactions.
 pub(super) fn is_conflict(error: &Error) -> bool {
     matches!(refusal(error), Some("40001" | "40P01"))
 }
 
-/// Whether the statement waited for a lock for as long as `lock_timeout` says.
+/// Returns true if the statement waited for a lock for as long as `lock_timeout` allows.
 pub(super) fn is_lock_timeout(error: &Error) -> bool {
     refusal(error) == Some("55P03")
 }
 
-/// Whether the statement was given up because it, or a lock that it waited for, took too long.
+/// Returns true if the statement was given up because it, or a lock that it waited for, took too
+/// long.
 pub(super) fn is_out_of_time(error: &Error) -> bool {
     matches!(refusal(error), Some("55P03" | "57014"))
 }
 
-/// Whether the statement came after one that failed in the same transaction.
+/// Returns true if the statement came after one that failed in the same transaction.
 pub(super) fn is_aborted(error: &Error) -> bool {
     refusal(error) == Some("25P02")
 }
 
-/// Whether there is no savepoint of that name, or no transaction: a body can end its own by hand.
+/// Returns true if there is no savepoint of that name, or no transaction: a body can end its own by
+/// hand.
 pub(super) fn is_savepoint_missing(error: &Error) -> bool {
     matches!(refusal(error), Some("3B001" | "25P01"))
 }
 
-/// Whether the server takes no writes. It still answers what it has.
+/// Returns true if the server accepts no writes. It still answers reads.
 pub(super) fn is_read_only(error: &StoreError) -> bool {
     let source = std::error::Error::source(error).and_then(|source| source.downcast_ref());
     source.is_some_and(|source| refusal(source) == Some("25006"))
 }
 
-/// Whether the server says that there is no such table.
+/// Returns true if the server says that there is no such table.
 pub(super) fn is_missing_table(error: &Error) -> bool {
     matches!(refusal(error), Some("42P01" | "3F000"))
 }
 
-/// The code of an error that ended the transaction and nothing else. What ends the session may come
-/// after the commit: the server may have been shut down while it waited for its standbys.
+/// Returns the code of an error that ended the transaction and nothing else. An error that ends the
+/// session may arrive after the commit: the server may have been shut down while it waited for its
+/// standbys.
 fn refusal(error: &Error) -> Option<&str> {
     let error = server_error(error)?;
     matches!(error.severity(), PgSeverity::Error).then(|| error.code())
@@ -84,8 +87,9 @@ fn server_error(error: &Error) -> Option<&PgDatabaseError> {
     error.as_database_error()?.try_downcast_ref()
 }
 
-/// The codes are those of <https://www.postgresql.org/docs/current/errcodes-appendix.html>. What is
-/// not listed here may come from something between us and the server, and promises nothing.
+/// Classifies the failure of a statement. The codes are those of
+/// <https://www.postgresql.org/docs/current/errcodes-appendix.html>. A code that is not listed here
+/// may come from something between the client and the server, and promises nothing.
 fn statement_meaning(error: &Error) -> Meaning {
     use StoreErrorKind::{Config, Corrupt, Refused, Unavailable, Unsupported};
     match refusal(error) {
@@ -115,7 +119,7 @@ fn statement_meaning(error: &Error) -> Meaning {
         ),
         Some("40003") | None => (Unavailable, None),
         Some(code) => match code.get(..2) {
-            // Conflicts, no room, a trigger or a constraint of the user's own.
+            // Conflicts, a lack of space, a trigger or a constraint of the user.
             Some("40" | "53" | "55" | "22" | "23" | "P0") => (Refused, None),
             Some("42") => (Config, Some(OTHER_TABLE)),
             _ => (Unavailable, None),

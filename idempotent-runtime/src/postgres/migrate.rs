@@ -12,26 +12,27 @@ use crate::sql::in_time;
 use crate::store::{StoreError, StoreErrorKind};
 
 const OPERATION: &str = "migrate";
-/// The version of the table that this release makes.
+/// The version of the table that this release creates.
 const VERSION: i64 = 1;
 const SCRIPT: &str = include_str!("../../migrations/postgres/0001_records.sql");
-/// How long the table may take, and others who make it at the same time.
+/// The time limit for creating the table, and for waiting for others that create it at the same
+/// time.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// The advisory lock of those who make tables; held in no call but this one.
+/// The advisory lock for creating tables, held in no call but this one.
 const LOCK: i64 = 0x6964_656d_706f_7465;
 
 pub(super) async fn migrate(store: &Inner) -> Result<(), StoreError> {
     let mut lease = store.sessions.lease(OPERATION).await?;
     let result = in_time(OPERATION, PATIENCE, make(store, &mut lease)).await;
-    // Else the connection is closed, and with it the transaction.
+    // Otherwise the connection is closed, which ends the transaction.
     if result.is_ok() {
         lease.end();
     }
     result
 }
 
-/// For as long as `PATIENCE`: the server itself is patient for a moment only, so that it does not
-/// wait on when nobody does.
+/// Runs for at most `PATIENCE`. The server itself waits only briefly for each lock, so that it does
+/// not keep waiting after the client has given up.
 async fn make(store: &Inner, connection: &mut PgConnection) -> Result<(), StoreError> {
     let failed = |error| store_error(OPERATION, error);
     loop {
@@ -45,22 +46,26 @@ async fn make(store: &Inner, connection: &mut PgConnection) -> Result<(), StoreE
     }
 }
 
-/// The version of the table, which is made if it is not there.
+/// Returns the version of the table, which is created if it does not exist.
 async fn up_to_date(store: &Inner, connection: &mut PgConnection) -> Result<i64, Error> {
-    // Where the table is there, a role without the right to make one may call this too.
+    // If the table exists, a role without the right to create one may call this too.
     match version(store, connection).await {
         Ok(Some(version)) => return Ok(version),
         Ok(None) => {}
         Err(error) if is_missing_table(&error) => {}
         Err(error) => return Err(error),
     }
+    // One process at a time: `CREATE … IF NOT EXISTS` of two at once can fail in the system
+    // catalogs. The lock is taken before the first of these statements and ends with the
+    // transaction. A process that has waited for it finds the table, and the script changes
+    // nothing.
     let bounds = bounds(store).before();
     let begin = format!(
         "BEGIN ISOLATION LEVEL READ COMMITTED; {bounds}SELECT pg_advisory_xact_lock({LOCK})"
     );
     run(connection, begin).await?;
     if let Some(schema) = store.table.schema() {
-        // The right to make one is not asked for where it is there.
+        // An existing schema does not require the right to create one.
         let there =
             raw_sql(AssertSqlSafe(format!("SELECT to_regnamespace('\"{schema}\"') IS NOT NULL")));
         if !there.fetch_one(&mut *connection).await.and_then(|row| row.try_get(0))? {

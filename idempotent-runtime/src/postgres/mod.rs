@@ -42,12 +42,12 @@ use crate::store::{
 
 /// Records in a table of a PostgreSQL database, version 13 or later.
 ///
-/// A replay is one statement that locks no row and writes nothing; a call that runs is one more
-/// statement, which commits. Each statement is a transaction of its own, and no session is asked to
-/// remember anything beyond it. Leases and expiry are judged on the server's clock.
+/// A replay is one statement that locks no row and writes nothing; a call that runs needs one more
+/// statement, which commits. Each statement is a transaction of its own, and no session has to keep
+/// any state beyond it. Leases and expiry are judged on the server's clock.
 ///
-/// What has to be known of a server that can lose what it has acknowledged, of poolers and of
-/// rights is said in the repository's `docs/postgres.md`.
+/// See the repository's `docs/postgres.md` for servers that can lose acknowledged writes, for
+/// poolers and for the required rights.
 ///
 /// ```no_run
 /// # use idempotent_runtime::{Idempotency, store::PostgresStore};
@@ -61,64 +61,66 @@ use crate::store::{
 #[derive(Clone)]
 pub struct PostgresStore(Arc<Inner>);
 
-/// Where a row has what comes after the store's time and the columns.
+/// The position, in a row, of the values that follow the store's time and the columns.
 const AFTER_COLUMNS: usize = sql::COLUMNS.len() + 1;
 
 struct Inner {
     sessions: Sessions,
     renewals: Sessions,
     statements: Statements,
-    /// Those for transactions of the user's, where the call says how long a lock is waited for.
+    /// The statements for the user's transactions, where the call determines how long to wait for a
+    /// lock.
     in_transactions: Statements,
     table: TableName,
     watchers: Arc<Watchers>,
     fences: Fences,
     purge_mark: PurgeMark,
-    /// Which database the records are in, once it was asked for.
+    /// The identity of the database that the records are in, once it is known.
     identity: OwnIdentity,
 }
 
 impl PostgresStore {
     /// Connects to the server that `url` names, as
     /// `postgres://user:password@host:5432/database?sslmode=verify-full`, and checks that it can
-    /// keep the promise. The table is not made: see [`migrate`](Self::migrate).
+    /// keep the promise. Does not create the table: see [`migrate`](Self::migrate).
     ///
     /// # Errors
-    /// [`Config`](StoreErrorKind::Config) when the URL is unfit or the server refuses the role,
+    /// [`Config`](StoreErrorKind::Config) when the URL is invalid or the server refuses the role,
     /// [`Refused`](StoreErrorKind::Refused) when there is no connection to it,
     /// [`Unsupported`](StoreErrorKind::Unsupported) when it is older than version 13.
     pub async fn connect(url: &str) -> Result<Self, StoreError> {
         Self::builder(url).connect().await
     }
 
-    /// A store with settings, on the server that `address` names: a URL,
+    /// Creates a builder for a store on the server that `address` names: a URL,
     /// [`sqlx::postgres::PgConnectOptions`] or a [`sqlx::PgPool`].
     pub fn builder(address: impl PostgresAddress) -> PostgresStoreBuilder {
         PostgresStoreBuilder::new(address)
     }
 
-    /// A store that takes its connections from `pool`. Renewals have at most two of their own, made
-    /// as the pool makes its connections. Nothing is checked, and nothing is sent before the first
-    /// call.
+    /// Creates a store that takes its connections from `pool`. Renewals use at most two connections
+    /// of their own, opened as the pool opens its connections. Nothing is checked, and nothing is
+    /// sent before the first call.
     ///
-    /// The pool's connections belong to the runtimes that made them, and come back to it as long as
-    /// these go on.
+    /// The pool's connections belong to the runtimes that opened them, and return to it only as
+    /// long as these runtimes run.
     ///
-    /// Who holds many of them, in open transactions for example, keeps the engine's calls waiting.
-    /// These are refused after two seconds, and a call that waited for more than one of them is
-    /// told in the log, once a minute. Who holds one and makes a call needs two: as many as the
-    /// pool has can stop each other. Then a pool of the store's own is better.
+    /// Code that holds many of them, in open transactions for example, keeps the engine's calls
+    /// waiting. These are refused after two seconds, and a wait of more than one second is logged,
+    /// at most once a minute. Code that holds one connection and makes a call needs two: as many
+    /// such callers as the pool has connections can block each other. Use a separate pool for the
+    /// store then.
     ///
-    /// Any isolation and any timeouts will do: how long a lock is waited for is said with each
-    /// request. What the pool does when it makes or lends a connection must leave it outside of a
-    /// transaction.
+    /// Any isolation level and any timeouts will do: each request states how long to wait for a
+    /// lock. Hooks that the pool runs when it opens or lends a connection must leave it outside of
+    /// a transaction.
     pub fn from_pool(pool: PgPool) -> Self {
         PostgresStoreBuilder::in_pool(pool)
     }
 
-    /// Creates the table, and its schema if that is missing, or brings the table of an earlier
-    /// release up to date. Many processes may call it at once; where there is nothing to do, it
-    /// needs no right but to read.
+    /// Creates the table, and its schema if that is missing, or upgrades the table of an earlier
+    /// release. Many processes may call it at once. If there is nothing to do, it needs only the
+    /// right to read.
     ///
     /// # Errors
     /// [`Config`](StoreErrorKind::Config) when the table was made by a newer release, or the role
@@ -128,7 +130,7 @@ impl PostgresStore {
     }
 }
 
-/// What the one row says that `read` answers with.
+/// Reads the one row that the statement `read` returns.
 fn found_one(operation: &'static str, store: &Inner, rows: &[PgRow]) -> Answer<Found> {
     let Some(row) = rows.first() else {
         return Err(StoreError::new(StoreErrorKind::Unavailable, operation)
@@ -211,7 +213,7 @@ impl Rows for PostgresStore {
 
     async fn first_claim(&self, claim: &Claim) -> Answer<First> {
         const OPERATION: &str = "claim";
-        // The row as it would be at the time zero; the server adds its time.
+        // The row as it would be at time zero; the server adds its time.
         let zero = Timestamp::default();
         let Claimed::Mine(grant) = transition::claim(&mut None, claim, zero) else {
             return Ok(First::Raced);
@@ -258,8 +260,8 @@ impl Rows for PostgresStore {
 }
 
 impl PostgresStore {
-    /// The answer to a claim from a server that takes no writes: what is stored is still told,
-    /// everything else would be decided on what may be old.
+    /// Answers a claim on a server that accepts no writes. A stored result is still returned;
+    /// everything else would be decided on data that may be old.
     async fn stored_result(&self, claim: &Claim, refusal: StoreError) -> Answer<First> {
         let found = self.row(refusal.operation(), claim.key).await?;
         let is_answer = |record: &Record| record.state.is_answer() && record.expires > found.now;
@@ -294,7 +296,7 @@ fn millis(duration: Duration) -> i64 {
     integer(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
 }
 
-/// What a watcher needs to know of the records of `keys`.
+/// Reads what a watcher needs to know about the records of `keys`.
 fn look(sessions: Sessions, statement: Arc<str>, keys: Vec<KeyHash>) -> Look {
     const OPERATION: &str = "watch";
     Box::pin(async move {

@@ -18,8 +18,8 @@ impl PostgresStore {
         purge_from_mark(&self.0.purge_mark, limit, batch).await
     }
 
-    /// The server's time, and what it did with the first `limit` rows that are due, from those of
-    /// `from` on.
+    /// Returns the server's time, and what the statement did with the first `limit` due rows,
+    /// starting at `from`.
     async fn purge_batch(&self, limit: usize, from: i64) -> Answer<(i64, Batch)> {
         let most = i64::try_from(limit).unwrap_or(i64::MAX);
         let request = Request::new(&self.0.statements.purge).integer(most).integer(from);
@@ -30,7 +30,7 @@ impl PostgresStore {
             let count: i64 = row.try_get(column).map_err(failed)?;
             Ok(usize::try_from(count).unwrap_or(usize::MAX))
         };
-        // Rows of the same time are in no order.
+        // Rows of the same time are unordered.
         let place = |column| {
             let purge_at: Option<i64> = row.try_get(column).map_err(failed)?;
             Ok(purge_at.map(|purge_at| (purge_at, [0; 32])))

@@ -1,4 +1,4 @@
-//! Prolonging leases, on connections of their own.
+//! Renewing leases, on connections of their own.
 
 use std::collections::{HashMap, HashSet};
 
@@ -37,7 +37,7 @@ impl PostgresStore {
         Ok(renewals.iter().map(written).collect())
     }
 
-    /// The records of those who could not renew, as far as they can be read.
+    /// Reads the records whose renewal did nothing, as far as they can be read.
     async fn found(
         &self,
         sessions: &Sessions,
@@ -63,11 +63,11 @@ impl PostgresStore {
     }
 }
 
-/// Why a renewal did nothing.
+/// Returns the reason why a renewal did nothing.
 fn refusal(renewal: &Renewal, found: &HashMap<KeyHash, Option<Record>>) -> Written {
     let mut slot = match found.get(&renewal.key) {
-        // A record that this release cannot read is not its owner's any more, and no reason to give
-        // up the others.
+        // A record that this release cannot read no longer belongs to its owner, and is no reason
+        // to give up the others.
         Some(None) => return Written::Lost,
         found => found.cloned().flatten(),
     };

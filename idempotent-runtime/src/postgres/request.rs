@@ -11,15 +11,15 @@ use super::error::{is_conflict, store_error};
 use crate::key::KeyHash;
 use crate::sql::{Answer, Value};
 
-/// How often a statement is sent that the server rolls back because of others.
+/// The number of times that a statement is sent while the server rolls it back because of others.
 const ATTEMPTS: usize = 30;
 
-/// How a statement is sent.
+/// The manner in which a statement is sent.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Manner<'a> {
-    /// Prepared, with its values beside it.
+    /// Prepared, with its values separate.
     Prepared,
-    /// As one text with its values in it, after another one.
+    /// As one text with its values in it, after another text.
     TextAfter(&'a str),
 }
 
@@ -78,8 +78,9 @@ impl<'a> Request<'a> {
         self
     }
 
-    /// The rows of the result. A transaction of its own, which is all that the server rolls back
-    /// when it says so: the statement is sent again then, and meets what the others have written.
+    /// Sends the request, and returns the rows of the result. It is a transaction of its own, and
+    /// the server rolls back only that on a conflict: the statement is then sent again, and meets
+    /// what the others have written.
     pub(super) async fn send(
         self,
         operation: &'static str,
@@ -95,7 +96,7 @@ impl<'a> Request<'a> {
         }
     }
 
-    /// The rows of the result, in a transaction of the user's.
+    /// Sends the request once, in a transaction of the user, and returns the rows of the result.
     pub(super) async fn send_once(
         self,
         operation: &'static str,
@@ -106,8 +107,8 @@ impl<'a> Request<'a> {
         self.try_once(connection, manner).await.map_err(|error| store_error(operation, error))
     }
 
-    /// As [`send_once`](Self::send_once), as one text with its values in it after the statements of
-    /// `first`. The rows of all.
+    /// Sends the request like [`send_once`](Self::send_once), as one text with its values in it
+    /// after the statements of `first`. Returns the rows of all.
     pub(super) async fn send_after(
         self,
         operation: &'static str,
@@ -148,7 +149,7 @@ impl<'a> Request<'a> {
         query.fetch_all(connection).await
     }
 
-    /// `text`, and the statement with its values in their places.
+    /// Appends the statement to `text`, with its values filled in.
     fn as_text(&self, mut text: String) -> String {
         let mut pieces = self.statement.split('$');
         text.push_str(pieces.next().unwrap_or_default());
@@ -161,7 +162,7 @@ impl<'a> Request<'a> {
                 .and_then(|number| self.arguments.get(number.checked_sub(1)?));
             match argument {
                 Some(argument) => write_argument(&mut text, argument),
-                // The server says what is wrong with it.
+                // The server reports what is wrong with it.
                 None => drop(write!(text, "${number}")),
             }
             text.push_str(rest);
@@ -195,8 +196,8 @@ fn write_list<'a>(text: &mut String, of: &str, values: impl Iterator<Item = Valu
     text.push_str("[]");
 }
 
-/// Bytes and text as hexadecimal digits: nothing in them can be taken for anything else, whatever
-/// the server's settings.
+/// Writes bytes and text as hexadecimal digits: nothing in them can be misread, whatever the
+/// server's settings.
 fn write_value(text: &mut String, value: Value<'_>) {
     match value {
         Value::Small(value) => drop(write!(text, "({value})::int2")),

@@ -1,26 +1,27 @@
-//! The statements, with the table's name in its place.
+//! The statements, with the table's name filled in.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::sql::{COLUMNS, TableName};
 
-/// The server's time in milliseconds. It goes on within a statement: one that waited for a lock
-/// sees when that is over.
+/// The server's time in milliseconds. It advances within a statement: one that waited for a lock
+/// sees the time after the wait.
 const NOW: &str = "floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint";
 /// The same in microseconds.
 const MICROS: &str = "floor(extract(epoch FROM clock_timestamp()) * 1000000)::bigint";
-/// When the server received the request, in microseconds.
+/// The time at which the server received the request, in microseconds.
 const RECEIVED: &str = "floor(extract(epoch FROM statement_timestamp()) * 1000000)::bigint";
 /// A row with the server's time in milliseconds and microseconds, the same for the whole statement.
 const CLOCK: &str = "SELECT micros / 1000 AS now, micros
     FROM (SELECT floor(extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS micros) AS tick";
 /// The states in which a record is unfinished: in progress and in doubt.
 const UNFINISHED: &str = "state IN (1, 2)";
-/// When nothing is left of a record: released ones and tombstones have no tombstone of their own.
+/// The time at which nothing is left of a record: released ones and tombstones have no tombstone of
+/// their own.
 const FORGOTTEN: &str = "expires_at + CASE WHEN state IN (5, 6) THEN 0 ELSE after_expiry END";
-/// The columns of a first claim that are times, or made of the time. The claim is made for the time
-/// zero, and the server adds its own.
+/// The columns of a first claim that are times, or derived from the time. The claim is built for
+/// time zero, and the server adds its own.
 const TIMES: [&str; 4] = ["created_at", "lease_until", "expires_at", "purge_at"];
 const TICKS: [&str; 2] = ["fence", "revision"];
 
@@ -31,10 +32,10 @@ pub(super) struct Statements {
     pub(super) claim: Statement,
     pub(super) read: Statement,
     pub(super) insert: Statement,
-    /// The same with a fence that is not below the time at which the server received it, for what
-    /// may wait for another transaction. Answers with the fence, and with how long it took.
+    /// The same with a fence that is not below the time at which the server received it, for claims
+    /// that may wait for another transaction. Returns the fence, and how long the statement took.
     pub(super) insert_late: Statement,
-    /// Raises the fence of the record `$4` of the owner `$5` to the time, and answers with it.
+    /// Raises the fence of the record `$4` of the owner `$5` to the current time, and returns it.
     pub(super) raise: String,
     pub(super) replace: Statement,
     pub(super) delete: Statement,
@@ -46,21 +47,21 @@ pub(super) struct Statements {
     pub(super) seen: Statement,
     pub(super) purge: Statement,
     pub(super) identity: Statement,
-    /// Fails at once where somebody keeps the table from being written.
+    /// Fails at once if another session keeps the table from being written.
     pub(super) lock: Statement,
 }
 
 impl Statements {
-    /// `lock_timeout`: how long each write waits for a lock, whatever the session says. Without it,
-    /// in a transaction of the user's, the session decides.
+    /// Builds the statements. `lock_timeout` is the time that each write waits for a lock, whatever
+    /// the session's setting. Without it, in a transaction of the user, the session decides.
     ///
-    /// It is set by the statement itself, before it comes to its first row, and ends with its
-    /// transaction: that needs no round trip, leaves nothing in a session that belongs to somebody
-    /// else, and does not depend on what a pooler has made of a session's settings. The lock of the
-    /// table comes before that, when the statement is planned: one that has waited for it too long,
-    /// behind an `ALTER TABLE` for example, and for which nobody waits any more, finds no row.
-    /// `now()` is the time at which the transaction began, that is, at which the server received
-    /// the statement.
+    /// The statement sets it itself, before it reaches its first row, and it ends with the
+    /// statement's transaction. That needs no round trip, leaves nothing in a session that belongs
+    /// to other code, and does not depend on what a pooler has made of a session's settings. The
+    /// lock of the table comes before that, when the statement is planned. A statement that has
+    /// waited too long for it (behind an `ALTER TABLE`, for example), so that its caller has given
+    /// up, finds no row: `now()` is the time at which the transaction began, that is, at which the
+    /// server received the statement.
     pub(super) fn new(name: &TableName, lock_timeout: Option<Duration>) -> Self {
         let bound = lock_timeout.map_or(String::from("true"), |timeout| {
             let timeout = timeout.as_millis().max(1);
@@ -85,8 +86,8 @@ impl Statements {
             COLUMNS.iter().zip(&places).map(|(column, place)| late_value(column, place)).collect();
         let statement = |text: String| Statement::from(text);
         Self {
-            // Two branches of one snapshot: what `found` does not see and `claimed` cannot insert
-            // was written in between, and there is no row.
+            // Two branches of one snapshot: a row that `found` does not see and `claimed` cannot
+            // insert was written in between, and then no row is returned.
             claim: statement(format!(
                 "WITH clock AS MATERIALIZED ({CLOCK}),
                  found AS MATERIALIZED (SELECT {columns} FROM {table} WHERE key_hash = $1),
@@ -135,8 +136,8 @@ impl Statements {
                      AND format = 1 AND {bound}
                  RETURNING 1"
             )),
-            // A row that somebody else has locked must not keep the others waiting until their
-            // leases are over.
+            // A row that another transaction has locked must not keep the others waiting until
+            // their leases have expired.
             renew: statement(format!(
                 "UPDATE {table} AS record SET lease_until = {NOW} + lease, revision = revision + 1,
                      expires_at = greatest(expires_at, {NOW} + lease + linger)
@@ -166,11 +167,11 @@ impl Statements {
     }
 }
 
-/// Removes what is due, or puts it off, from the time `$2` on. What somebody else has locked is
-/// being written, or purged.
+/// Removes due rows, or puts them off, from the time `$2` on. Rows that another transaction has
+/// locked are being written, or purged.
 ///
-/// Rows that were removed are still gone over while a transaction is open that began before: the
-/// time is behind them.
+/// Removed rows are still scanned while a transaction is open that began before: starting at a time
+/// skips them.
 fn purge(table: &str) -> String {
     format!(
         "WITH clock AS MATERIALIZED ({CLOCK}),
@@ -197,9 +198,9 @@ fn purge(table: &str) -> String {
     )
 }
 
-/// What tells which database the table is in. The database's number is a part of the table's path:
-/// not everybody may read `pg_database`, and the session's own entry in the statistics costs a copy
-/// of all others.
+/// Returns the query for the identity of the table's database. The database's number is a part of
+/// the table's path: not every role may read `pg_database`, and the session's own entry in the
+/// statistics costs a copy of all others.
 fn identity(name: &TableName) -> String {
     let meta = name.with_suffix("meta").quoted('"');
     format!(
@@ -209,7 +210,7 @@ fn identity(name: &TableName) -> String {
     )
 }
 
-/// What a first claim writes into `column`.
+/// Returns the value that a first claim writes into `column`.
 fn first_value(column: &str, place: &str) -> String {
     if TIMES.contains(&column) {
         format!("now + {place}")
@@ -220,7 +221,8 @@ fn first_value(column: &str, place: &str) -> String {
     }
 }
 
-/// What a claim that may have been decided on for a while writes into `column`.
+/// Returns the value that a claim writes into `column` if some time may have passed since it was
+/// decided.
 fn late_value(column: &str, place: &str) -> String {
     if column == "fence" { format!("greatest({place}, {MICROS})") } else { String::from(place) }
 }

@@ -28,20 +28,21 @@ const OPERATION: &str = "claim in a transaction";
 /// The name that people call it by.
 const DATABASE: &str = "PostgreSQL";
 
-/// The shortest time for which a lock is waited for. The server takes locks also to make room for a
-/// row, and who waits for none of another transaction waits for those.
+/// The shortest time to wait for a lock. The server also takes locks to make room for a row, and a
+/// caller that does not wait for other transactions still waits for those.
 const SHORTEST_WAIT: Duration = Duration::from_millis(50);
-/// How much longer a statement may take than it waits for a lock. It may wait for several, one
+/// The time that a statement may take beyond its wait for a lock. It may wait for several, one
 /// after the other: for each transaction that had the key and rolled back.
 const WORK: Duration = Duration::from_secs(1);
-/// An insert that took longer may have waited for another transaction, which has sent two more
-/// requests at least since it got the key, and whose fence is then the larger one. In microseconds.
+/// The longest time, in microseconds, that an insert takes without having waited for another
+/// transaction. Such a transaction has sent at least two more requests since it got the key, so its
+/// fence may be the larger one.
 const QUICK: i64 = 100;
 
 impl TransactionDatabase for Postgres {
     const BEGIN: &'static str = "BEGIN";
 
-    /// An aborted transaction refuses every statement but its end.
+    /// An aborted transaction rejects every statement except its end.
     async fn standing(connection: &mut PgConnection) -> Result<Standing, Error> {
         match sqlx::raw_sql("SELECT 1").execute(connection).await {
             Ok(_) => Ok(Standing::Whole),
@@ -54,18 +55,18 @@ impl TransactionDatabase for Postgres {
 pub(crate) struct InTransaction<'a> {
     connection: &'a mut PgConnection,
     store: &'a Inner,
-    /// The user's values of the settings that are other ones while the claim is made, in the order
-    /// of [`restoring`].
+    /// The user's values of the settings that are changed while the claim is made, in the order of
+    /// [`restoring`].
     before: [String; 3],
     /// The fence that was written.
     fence: Option<i64>,
-    /// Whether another transaction with a larger fence may have come before.
+    /// True if another transaction with a larger fence may have owned the key before.
     is_late: bool,
 }
 
 impl InTransaction<'_> {
-    /// Whether the statement returned a row. It is sent once: what it fails with has broken the
-    /// whole transaction.
+    /// Returns true if the statement returned a row. It is sent once: an error has broken the whole
+    /// transaction.
     async fn wrote(&mut self, operation: &'static str, request: Request<'_>) -> Answer<bool> {
         let rows =
             request.send_once(operation, self.connection, self.store.sessions.prepares()).await?;
@@ -122,8 +123,7 @@ impl Savepoints for PgConnection {
 impl Transactional for InTransaction<'_> {
     type Connection = PgConnection;
 
-    /// One text with everything in it, and one round trip: the savepoint, the bounds, and both
-    /// reads.
+    /// Sends everything in one text and one round trip: the savepoint, the bounds, and both reads.
     async fn look(
         &mut self,
         savepoint: &str,
@@ -151,12 +151,16 @@ impl Transactional for InTransaction<'_> {
         &mut *self.connection
     }
 
-    /// Was done with the first text.
+    /// Does nothing: the first text has set the savepoint.
     async fn set_out(&mut self, _: &str) -> Answer<()> {
         Ok(())
     }
 
     async fn settle(&mut self, savepoint: &str, claimed: &Record) -> Answer<u64> {
+        // The fence was written before the wait for another transaction, if there was one. That
+        // transaction may have got a larger fence meanwhile, shown it to its body, and rolled back.
+        // So the fence is raised now, when the row belongs to this transaction and no other one can
+        // get a fence for the key.
         let raising = if self.is_late {
             format!("{};", self.store.in_transactions.raise)
         } else {
@@ -174,15 +178,16 @@ impl Transactional for InTransaction<'_> {
         Ok(self.fence.and_then(|fence| u64::try_from(fence).ok()).unwrap_or(claimed.fence))
     }
 
-    /// Also brings the settings back, and gives up what a write has locked and not changed.
+    /// Also restores the settings, and releases rows that a write has locked and not changed.
     async fn leave(&mut self, savepoint: &str) -> Answer<()> {
         self.connection
             .run(format!("ROLLBACK TO SAVEPOINT {savepoint}; RELEASE SAVEPOINT {savepoint}"))
             .await
     }
 
-    /// The server calls waits for rows and for the table the same, and says of which row only to
-    /// the first who waits for it.
+    /// The server reports waits for rows and for the table with the same code, and names the row
+    /// only to the first that waits for it. So the table is locked without waiting, to see whether
+    /// that was the cause.
     async fn has_outwaited(&mut self, error: StoreError) -> Answer<()> {
         const SAVEPOINT: &str = "idempotency_wait";
         if !error.source().and_then(|source| source.downcast_ref()).is_some_and(is_out_of_time) {
@@ -209,9 +214,9 @@ impl Transactional for InTransaction<'_> {
     }
 }
 
-/// Sets the savepoint and what holds while the claim is made: how long a lock is waited for, how
-/// long a statement takes, if the user does not bound that more closely, and how bytes are written
-/// in an answer to a text. Tells what was set before.
+/// Sets the savepoint and the settings for the time of the claim: how long to wait for a lock, how
+/// long a statement may take, unless the user bounds that more closely, and how bytes are written
+/// in an answer to a text. Returns the previous settings.
 fn opening(savepoint: &str, patience: Duration) -> String {
     let millis = |duration: Duration| duration.as_millis().min(i32::MAX as u128);
     let patience = patience.max(SHORTEST_WAIT);
@@ -226,7 +231,7 @@ fn opening(savepoint: &str, patience: Duration) -> String {
     )
 }
 
-/// Brings back what [`opening`] has told.
+/// Restores the settings that [`opening`] returned.
 fn restoring() -> &'static str {
     "SELECT set_config('lock_timeout', $1, true), set_config('statement_timeout', $2, true),
          set_config('bytea_output', $3, true)"
@@ -260,7 +265,7 @@ impl TransactionStore for PostgresStore {
         &self.0.identity
     }
 
-    /// On a connection for renewals, made as the others are: all of the pool's may be in
+    /// Uses a connection for renewals, opened like the others: all of the pool's may be in
     /// transactions that wait for this.
     async fn own_identity(&self) -> Answer<Identity> {
         let store = &self.0;

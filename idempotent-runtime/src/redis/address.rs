@@ -1,4 +1,4 @@
-//! What names a server: a URL, or what the user already has.
+//! Addresses of a server: a URL, or an object that the user already has.
 
 use redis::{Client, ConnectionInfo, IntoConnectionInfo as _, RedisResult};
 
@@ -6,12 +6,12 @@ mod sealed {
     pub trait Sealed {}
 }
 
-/// What names a Redis server: a URL, a [`redis::ConnectionInfo`] or a [`redis::Client`].
+/// An address of a Redis server: a URL, a [`redis::ConnectionInfo`] or a [`redis::Client`].
 pub trait RedisAddress: sealed::Sealed {
-    /// The server's address, user and database.
+    /// Returns the server's address, user and database.
     ///
     /// # Errors
-    /// When the URL cannot be read.
+    /// If the URL cannot be parsed.
     fn connection_info(self) -> RedisResult<ConnectionInfo>;
 }
 

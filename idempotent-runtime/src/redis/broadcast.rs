@@ -1,10 +1,10 @@
-//! Telling the near cache what others change: invalidation messages of `CLIENT TRACKING … BCAST`,
-//! on a connection of its own.
+//! Notifying the near cache of changes by others: invalidation messages of `CLIENT TRACKING …
+//! BCAST`, on a connection of their own.
 //!
-//! The server sends the name of every record that changes, and has nothing to remember for it. A
-//! message can be late only as long as the connection is: what was sent before a question is there
-//! when its answer is, but for the messages of the moment in which the server answers. Those are
-//! there with the next answer.
+//! The server sends the name of every record that changes, and keeps no state for it. A message is
+//! late only by as much as the connection is: messages that were sent before a request have arrived
+//! when its answer has, except those of the moment in which the server answers. Those have arrived
+//! with the next answer.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use super::error::{is_refused_command, store_error};
 use crate::key::KeyHash;
 use crate::store::{ChangeFeed, ChangeListener};
 
-/// Before a broken connection is made anew.
+/// The pause before a broken connection is replaced.
 const PAUSE: Duration = Duration::from_millis(500);
 
 impl ChangeFeed for RedisStore {
@@ -58,13 +58,16 @@ impl RedisStore {
         let mut track = redis::cmd("CLIENT");
         track.arg("TRACKING").arg("ON").arg("BCAST").arg("PREFIX").arg(&self.0.prefix);
         track.query_async::<()>(&mut connection).await?;
-        // Nothing has reported what changed before.
+        // Nothing reported the changes before this point.
         listener.missed_changes();
         let mut last = None;
         loop {
             let sent = listener.now();
-            // Any question would do; this one is among the rights that the store has.
+            // Any request would do; the store already needs the right to this one.
             redis::cmd("TIME").query_async::<()>(&mut connection).await?;
+            // This answer vouches for changes until the previous request was sent: messages of the
+            // moment in which the server answers may follow that answer, but they precede the next
+            // one.
             if let Some(last) = last.replace(sent) {
                 listener.knows_changes_until(last);
             }
@@ -84,7 +87,7 @@ fn report(listener: &dyn ChangeListener, prefix: &str, push: &PushInfo) {
     };
     for name in names {
         let Value::BulkString(name) = name else { continue };
-        // Longer names are of values that a record will get.
+        // Longer names are those of bodies staged for a record.
         let hash = name
             .strip_prefix(prefix.as_bytes())
             .and_then(|name| name.strip_prefix(b"{")?.strip_suffix(b"}"));

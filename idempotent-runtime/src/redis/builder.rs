@@ -1,4 +1,4 @@
-//! Building a store: the URL, the prefix, TLS, and what is checked when it connects.
+//! Building a store: the URL, the prefix, TLS, and the checks when it connects.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use crate::paused::explained;
 use crate::store::bounds::check_timeout;
 use crate::store::{StoreError, StoreErrorKind};
 
-/// Builds a [`RedisStore`]. Made by [`RedisStore::builder`].
+/// Builds a [`RedisStore`]. Created by [`RedisStore::builder`].
 ///
 /// ```no_run
 /// # use idempotent_runtime::store::{RedisStore, StoreError};
@@ -63,42 +63,41 @@ impl RedisStoreBuilder {
         }
     }
 
-    /// What the names of all keys begin with. Services that share a server get a prefix each, or a
-    /// namespace of the engine each. The default is `idempotency:`.
+    /// Sets the prefix of all keys. Services that share a server each need a prefix of their own,
+    /// or a namespace of the engine. The default is `idempotency:`.
     pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
         self.prefix = prefix.into();
         self
     }
 
-    /// The authority that signed the server's certificate, in PEM; the machine's authorities are
-    /// not asked then. The URL begins with `rediss://`.
+    /// Sets the authority that signed the server's certificate, in PEM. It replaces the machine's
+    /// authorities. The URL must begin with `rediss://`.
     pub fn tls_ca(mut self, pem: impl Into<Vec<u8>>) -> Self {
         self.tls_ca = Some(pem.into());
         self
     }
 
-    /// The certificate and the key by which the server knows this client, in PEM.
+    /// Sets the certificate and the key that identify this client to the server, in PEM.
     pub fn tls_client(mut self, certificate: impl Into<Vec<u8>>, key: impl Into<Vec<u8>>) -> Self {
         self.tls_client =
             Some(ClientTlsConfig { client_cert: certificate.into(), client_key: key.into() });
         self
     }
 
-    /// How long connecting may take, from a millisecond to a day. The default is 5 seconds.
+    /// Sets the time limit for connecting, from a millisecond to a day. The default is 5 seconds.
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = timeout;
         self
     }
 
-    /// How long an answer may take before its connection is given up, from a millisecond to a day.
-    /// The default is 2 seconds.
+    /// Sets the time that an answer may take before its connection is given up, from a millisecond
+    /// to a day. The default is 2 seconds.
     pub fn response_timeout(mut self, timeout: Duration) -> Self {
         self.response_timeout = timeout;
         self
     }
 
-    /// Connects although the server may evict records: each evicted record is a call that runs
-    /// again.
+    /// Accepts a server that may evict records: each evicted record is a call that runs again.
     pub fn allow_eviction(mut self) -> Self {
         self.allow_eviction = true;
         self
@@ -119,11 +118,11 @@ impl RedisStoreBuilder {
         Ok(store)
     }
 
-    /// A store that connects when it is used first. Nothing is checked: neither the server's
-    /// version nor whether it may evict records.
+    /// Builds a store that connects on first use. Nothing is checked: neither the server's version
+    /// nor whether it may evict records.
     ///
     /// # Errors
-    /// [`Config`](StoreErrorKind::Config) when the URL, the certificates or a time-out are unfit.
+    /// [`Config`](StoreErrorKind::Config) when the URL, the certificates or a time-out are invalid.
     pub fn build(self) -> Result<RedisStore, StoreError> {
         check_timeout("connect_timeout", self.connect_timeout)?;
         check_timeout("response_timeout", self.response_timeout)?;

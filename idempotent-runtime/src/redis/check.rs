@@ -1,4 +1,4 @@
-//! What is asked of a server when a store connects to it.
+//! The checks of a server when a store connects to it.
 
 use redis::InfoDict;
 
@@ -40,7 +40,7 @@ fn version(info: &InfoDict) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// A node answers for its own slots alone, and refuses all others.
+/// Rejects a cluster: a node answers only for its own slots, and refuses all others.
 fn cluster(info: &InfoDict) -> Result<(), StoreError> {
     if info.get::<u8>("cluster_enabled") == Some(1) {
         return Err(StoreError::new(StoreErrorKind::Config, "connect").with_detail(

@@ -1,4 +1,4 @@
-//! What the client's errors mean for a request.
+//! The meaning of the client's errors for a request.
 
 use std::error::Error;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use redis::{ErrorKind, RedisError, ServerErrorKind};
 use crate::certificates;
 use crate::store::{StoreError, StoreErrorKind};
 
-/// The script's own error for a value that is no record.
+/// The script's own error for a value that is not a record.
 const UNREADABLE: &str = "UNREADABLE";
 
 pub(super) fn store_error(operation: &'static str, error: RedisError) -> StoreError {
@@ -21,7 +21,7 @@ pub(super) fn store_error(operation: &'static str, error: RedisError) -> StoreEr
     store_error.with_source(error)
 }
 
-/// Whether the key holds something that is no record of this release.
+/// Returns true if the value of the key is not a record of this release.
 pub(super) fn is_foreign(error: &RedisError) -> bool {
     meaning(error).0 == StoreErrorKind::Corrupt
 }
@@ -85,7 +85,7 @@ fn meaning(error: &RedisError) -> (StoreErrorKind, Option<&'static str>) {
                 "the server's ACL refuses a command that the store needs; see the store's documentation",
             ),
         ),
-        // What the script did before is not known.
+        // It is unknown what the script did before.
         _ if error.to_string().contains("can't run this command") => (
             Unavailable,
             Some("the server's ACL refuses a command of a script; see the store's documentation"),
@@ -94,7 +94,7 @@ fn meaning(error: &RedisError) -> (StoreErrorKind, Option<&'static str>) {
     }
 }
 
-/// Whether the server's ACL refuses a command: the user is known, and may not do this.
+/// Returns true if the server's ACL refuses a command: the user is known, but may not run it.
 pub(super) fn is_refused_command(error: &StoreError) -> bool {
     let source = Error::source(error).and_then(|source| source.downcast_ref::<RedisError>());
     source.is_some_and(|source| source.kind() == ErrorKind::Server(ServerErrorKind::NoPerm))

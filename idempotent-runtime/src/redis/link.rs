@@ -1,14 +1,13 @@
-//! One connection to the server for each runtime, made when it is needed and made anew when it is
-//! broken.
+//! One connection to the server for each runtime, opened on demand and replaced when it breaks.
 //!
-//! A connection moves only as fast as the runtime does in which it was made. One for all would keep
-//! everybody waiting behind a runtime that stands still between its calls, whose executor a body
+//! A connection moves only as fast as the runtime in which it was opened. A single one would keep
+//! all callers waiting behind a runtime that stands still between its calls, whose executor a body
 //! blocks, or that stopped while it connected.
 //!
 //! The client's own `ConnectionManager` keeps a connection on which an answer timed out; on a
 //! half-open connection nothing would ever be answered again. Here a time-out ends the connection.
-//! And where an answer is missing for a while, though whoever asked may have gone, the next request
-//! takes another connection: it must not wait behind the first.
+//! And if an answer has been missing for a while, even one whose caller has gone, the next request
+//! takes another connection instead of waiting behind the first.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -23,10 +22,10 @@ use crate::clock::{Clock, Timestamp};
 use crate::runtime::PerRuntime;
 use crate::store::{StoreError, StoreErrorKind};
 
-/// After how long without any answer the next request takes another connection.
+/// The time without any answer after which the next request takes another connection.
 const SILENCE: Duration = Duration::from_secs(1);
 
-/// What a connection does when it is made.
+/// The setup of a new connection.
 pub(super) type Setup = fn(MultiplexedConnection) -> super::SetupFuture;
 
 pub(super) struct Link(Arc<Shared>);
@@ -40,15 +39,14 @@ struct Shared {
     generations: AtomicU64,
 }
 
-/// What a runtime has of the link.
+/// The part of the link that belongs to one runtime.
 #[derive(Default)]
 struct Home {
     current: RwLock<Option<Connected>>,
     connecting: tokio::sync::Mutex<()>,
 }
 
-/// A connection that was made, and the server's clock as it was then. For one request of each who
-/// gets it.
+/// An open connection, and the server's clock when it was opened. Each copy is for one request.
 #[derive(Clone)]
 pub(super) struct Connected {
     pub(super) connection: MultiplexedConnection,
@@ -57,19 +55,20 @@ pub(super) struct Connected {
     server_time: Duration,
     read_at: Duration,
     traffic: Arc<Traffic>,
-    /// When the request was made, in monotonic nanoseconds.
+    /// The time of the request, in monotonic nanoseconds.
     asked: u64,
 }
 
-/// Whether a connection answers, in monotonic nanoseconds. Answers come in the order of the
-/// requests, so one for a later request stands for those before it, also of requests that nobody
-/// waits for any more.
+/// Tracks whether a connection answers, in monotonic nanoseconds. Answers arrive in the order of
+/// the requests, so the answer to a later request stands for the earlier ones, even for requests
+/// whose callers have gone.
 #[derive(Default)]
 struct Traffic {
     last_asked: AtomicU64,
-    /// The latest request of which an answer was noted: those of a burst are noted in any order.
+    /// The latest request whose answer was noted: answers of a burst are noted in any order.
     last_answered: AtomicU64,
-    /// Since when an answer is missing without any other having come; zero if none is.
+    /// The time since which an answer is missing without any other having arrived; zero if none is
+    /// missing.
     waiting_since: AtomicU64,
 }
 
@@ -79,9 +78,13 @@ impl Traffic {
         self.is_waiting(now);
     }
 
-    /// A request that is made while the last answer is noted may find the mark of those before it,
-    /// which goes. So the mark is taken away first, and then the last request is looked at again;
-    /// the request does both in the other order.
+    /// Notes the answer to the request made at `asked`.
+    ///
+    /// A request made at the same time may find the mark (`waiting_since`) of earlier requests
+    /// still set, and leave it; it is then cleared here, and nothing would show that this request
+    /// waits. So this clears the mark first and then checks for a later request, while a request
+    /// records itself in `last_asked` first and then sets the mark. Whichever of the two is second
+    /// restores the mark.
     fn answered(&self, asked: u64, now: u64) {
         self.last_answered.fetch_max(asked, Ordering::SeqCst);
         self.waiting_since.store(0, Ordering::SeqCst);
@@ -117,14 +120,14 @@ impl Link {
         }))
     }
 
-    /// The connection, for the store operation `operation`.
+    /// Returns the connection, for the store operation `operation`.
     pub(super) async fn connected(&self, operation: &'static str) -> Result<Connected, StoreError> {
         let home = self.0.home();
         if let Some(connected) = self.0.current(&home) {
             return Ok(connected);
         }
-        // In a task of its own: whoever asks first makes the connection for all on the runtime, and
-        // may not be polled any more.
+        // In a task of its own: the first caller opens the connection for all callers on the
+        // runtime, and may never be polled again.
         let shared = Arc::clone(&self.0);
         match tokio::spawn(async move { shared.connected_anew(&home).await }).await {
             Ok(connected) => connected.map_err(|error| store_error(operation, error)),
@@ -138,14 +141,14 @@ impl Link {
         }
     }
 
-    /// The server's time, as far as it is known without asking.
+    /// Returns the server's time, as far as it is known without a query.
     pub(super) fn now(&self, connected: &Connected) -> Timestamp {
         let passed = self.0.clock.monotonic().saturating_sub(connected.read_at);
         Timestamp::default() + connected.server_time + passed
     }
 
-    /// The answer to a request on `connected`. An error that leaves the connection in doubt ends
-    /// it.
+    /// Converts the answer to a request on `connected`. An error after which the connection cannot
+    /// be trusted ends it.
     pub(super) fn answer<T>(
         &self,
         operation: &'static str,
@@ -165,13 +168,14 @@ impl Link {
 }
 
 impl Shared {
-    /// That of the runtime that asks.
+    /// Returns the home of the current runtime.
     fn home(&self) -> Arc<Home> {
         self.homes.with(Arc::default, |home| Arc::clone(home))
     }
 
     async fn connected_anew(&self, home: &Home) -> RedisResult<Connected> {
         let _connecting = home.connecting.lock().await;
+        // Another task may have connected while this one waited for the lock.
         if let Some(connected) = self.current(home) {
             return Ok(connected);
         }
@@ -181,7 +185,7 @@ impl Shared {
         Ok(connected)
     }
 
-    /// The connection that there is, for one request, unless it has been silent for too long.
+    /// Returns the existing connection, for one request, unless it has been silent for too long.
     fn current(&self, home: &Home) -> Option<Connected> {
         let current = home.current.read().unwrap_or_else(PoisonError::into_inner).clone()?;
         let now = self.now();
@@ -227,7 +231,8 @@ impl Shared {
 }
 
 impl Home {
-    /// Those who wait for an answer on the connection go on waiting, and nobody else uses it.
+    /// Removes the connection of this generation, and no newer one. Requests that wait for an
+    /// answer on it keep waiting, and no other request uses it.
     fn give_up(&self, generation: u64) {
         let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
         if current.as_ref().is_some_and(|current| current.generation == generation) {
@@ -255,7 +260,7 @@ mod tests {
         traffic.asked(1);
         traffic.asked(2);
         assert!(traffic.is_silent(LATER));
-        // Noted in the other order.
+        // Noted in reverse order.
         traffic.answered(2, 3);
         traffic.answered(1, 4);
         assert!(!traffic.is_silent(LATER));

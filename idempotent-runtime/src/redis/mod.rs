@@ -1,5 +1,5 @@
-//! The Redis store: one string per record, first claims and replays by one plain command,
-//! everything else by scripts.
+//! The Redis store: one string per record. First claims and replays are one plain command,
+//! everything else is scripts.
 
 mod address;
 mod broadcast;
@@ -38,35 +38,36 @@ use crate::store::{
 
 type SetupFuture = Pin<Box<dyn Future<Output = RedisResult<()>> + Send>>;
 
-/// Where a record says that its lease ends `linger` before the key does. See `scripts/record.lua`.
+/// The `lease_until` of a record whose lease ends `linger` and `after_expiry` before its key
+/// expires. See `scripts/record.lua`.
 const BY_EXPIRY: Timestamp = Timestamp::from_millis(u64::MAX);
-/// How often a claim decides anew because the record changed before its body was read.
+/// The number of times that a claim is decided while the record changes before its body is read.
 const ATTEMPTS: usize = 100;
-/// How often a waiter looks where the server does not push.
+/// The polling interval of a waiter where the server does not push.
 const POLL: Duration = Duration::from_millis(100);
 
 /// Records in Redis 7.0 or later, or in Valkey.
 ///
 /// Commands, renewals and pushes have a connection each, on each Tokio runtime. A connection that
-/// breaks, or on which an answer takes too long, is made anew with the next request; what was on
-/// its way is an unknown outcome, which the engine settles by token.
+/// breaks, or on which an answer takes too long, is replaced at the next request. Requests in
+/// flight at that moment have an unknown outcome, which the engine settles by token.
 ///
 /// # What Redis can lose
-/// A record that Redis loses is a call that runs again. Redis acknowledges a write before it is on
-/// disk (`appendfsync everysec` loses up to a second, no append-only file loses all) and before a
-/// replica has it: a failover loses what the replica had not received. Eviction, `FLUSHALL` and a
-/// restored backup lose records too. [`connect`](Self::connect) refuses a server that may evict,
-/// and warns about one that has no append-only file.
+/// Each record that Redis loses is a call that runs again. Redis acknowledges a write before it is
+/// on disk (`appendfsync everysec` loses up to a second, no append-only file loses all) and before
+/// a replica has it: a failover loses what the replica had not received. Eviction, `FLUSHALL` and a
+/// restored backup lose records too. [`connect`](Self::connect) rejects a server that may evict,
+/// and warns about one without an append-only file.
 ///
 /// # Rights
-/// The least that an ACL user needs, for the default prefix:
+/// The minimum ACL, for the default prefix:
 ///
 /// ```text
 /// ACL SETUSER idempotency on >password ~idempotency:* resetchannels -@all +get +set +getrange +setrange +del +unlink
 ///     +exists +rename +pexpire +pttl +evalsha +script|load +time +info +select +multi +exec +client|tracking +scan
 /// ```
 ///
-/// Without `client|tracking`, waiters poll. Without `info`, nothing is checked at connecting.
+/// Without `client|tracking`, waiters poll. Without `info`, nothing is checked when connecting.
 #[derive(Clone)]
 pub struct RedisStore(Arc<Inner>);
 
@@ -75,7 +76,7 @@ struct Inner {
     renewals: Link,
     tracking: Link,
     waiters: Arc<Waiters>,
-    /// The server refuses tracking.
+    /// True once the server has refused tracking.
     polls: AtomicBool,
     scripts: script::Scripts,
     prefix: String,
@@ -95,7 +96,7 @@ impl RedisStore {
         Self::builder(url).connect().await
     }
 
-    /// A store with settings, on the server that a URL or a [`redis::Client`] names.
+    /// Creates a builder for a store on the server that a URL or a [`redis::Client`] names.
     pub fn builder(server: impl RedisAddress) -> RedisStoreBuilder {
         RedisStoreBuilder::new(server)
     }
@@ -104,8 +105,8 @@ impl RedisStore {
         [self.0.prefix.as_str(), "{", &key.to_hex(), "}"].concat()
     }
 
-    /// A key for one body of one request. Bodies of one record that are on their way at once, or
-    /// arrive once more, would stand for each other under one name.
+    /// Returns a key for one body of one request. Under one name, bodies of one record that are in
+    /// flight at once, or arrive twice, would be mistaken for each other.
     fn staged_key(&self, operation: &'static str, key: &KeyHash) -> Result<String, StoreError> {
         let mut name = [0; 16];
         self.0.randomness.fill(&mut name).map_err(|error| {
@@ -117,8 +118,8 @@ impl RedisStore {
     }
 }
 
-/// The answer to a request. When the runtime ends in which it was sent, it will not come: the
-/// client's timers are of that runtime, and another try on another one settles it.
+/// Waits for the answer to a request. If the runtime in which it was sent ends, the answer will not
+/// arrive: the client's timers belong to that runtime, and another try on another one settles it.
 async fn at_home<A>(
     operation: &'static str,
     request: impl Future<Output = Result<A, StoreError>>,
@@ -129,7 +130,7 @@ async fn at_home<A>(
     })
 }
 
-/// Times that Redis keeps in the key's expiry are put on the record.
+/// Fills in the times that Redis keeps in the key's expiry.
 fn placed(mut record: Record, remaining: i64, now: Timestamp) -> Record {
     let now_millis = i128::from(now.as_millis());
     let at =
@@ -143,8 +144,8 @@ fn placed(mut record: Record, remaining: i64, now: Timestamp) -> Record {
     unmarked(record)
 }
 
-/// What is stored in place of the end of a lease is no time. Where it was not asked for, or the
-/// key's expiry is that of something else by now, the lease is over.
+/// Replaces the marker for the end of a lease, which is not a time. Where the expiry was not
+/// queried, or by now belongs to something else, the lease has expired.
 fn unmarked(mut record: Record) -> Record {
     if record.lease_until == BY_EXPIRY {
         record.lease_until = Timestamp::default();
@@ -152,7 +153,7 @@ fn unmarked(mut record: Record) -> Record {
     record
 }
 
-/// The record in `bytes`, unless it has expired.
+/// Reads the record in `bytes`, unless it has expired.
 fn decoded(
     operation: &'static str,
     key: KeyHash,
@@ -165,7 +166,7 @@ fn decoded(
     if record.expires > now {
         return Ok(Some(record));
     }
-    // Expired, and what is left of the key's time is its tombstone.
+    // Expired: the rest of the key's time is that of its tombstone.
     if record.state == State::Released || remaining <= 0 {
         return Ok(None);
     }
@@ -187,7 +188,7 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// What a first claim writes.
+/// Returns the record that a first claim writes.
 fn pending(claim: &Claim, created: Timestamp) -> Record {
     let mut record = Record::new(claim.key, claim.token, claim.operation.clone());
     record.fingerprint = claim.fingerprint;
@@ -202,7 +203,7 @@ fn pending(claim: &Claim, created: Timestamp) -> Record {
 }
 
 impl RedisStore {
-    /// The record and its expiry, of one moment.
+    /// Reads the record and its expiry at one moment.
     async fn get(
         &self,
         operation: &'static str,
@@ -218,7 +219,8 @@ impl RedisStore {
             .query_async::<(Option<Vec<u8>>, i64)>(&mut connected.connection)
             .await;
         let (bytes, remaining) = match link.answer(operation, &connected, answer) {
-            // A server without memory queues no commands, and still answers them one by one.
+            // A server that is out of memory queues no commands, but still answers reads one by
+            // one.
             Err(error) if error.kind() == StoreErrorKind::Refused => {
                 return self.look(operation, link, key).await;
             }
@@ -228,7 +230,7 @@ impl RedisStore {
         bytes.map_or(Ok(None), |bytes| decoded(operation, key, bytes.into(), remaining, now))
     }
 
-    /// Everything that `SET … NX GET` does not decide.
+    /// Decides everything that `SET … NX GET` does not.
     async fn claim_by_script(&self, claim: &Claim, pending: &[u8]) -> Result<Claimed, StoreError> {
         const OPERATION: &str = "claim";
         let link = &self.0.commands;
@@ -251,20 +253,20 @@ impl RedisStore {
             let mut record = placed(record, remaining, now);
             let is_mine = verdict == "mine";
             if body_length > 0 && (is_mine || record.state.is_answer()) {
-                // A body does not pass through the script. It is the same as long as the owner and
+                // A body does not pass through the script. It is unchanged as long as the owner and
                 // the state are.
                 match self.get(OPERATION, link, claim.key).await {
                     Ok(Some(read)) if read.owner == record.owner && read.state == record.state => {
                         record.body = read.body;
                     }
-                    // Whatever was in the way: the claim is taken. It is settled by its token.
+                    // Whatever the reason, the claim has been granted. It is settled by its token.
                     Err(error) if is_mine && error.kind() == StoreErrorKind::Refused => {
                         return Err(StoreError::new(StoreErrorKind::Unavailable, OPERATION)
                             .with_source(error));
                     }
                     Err(error) => return Err(error),
-                    // The record of another is decided about once more; so is an own one that an
-                    // operator has taken away.
+                    // The record of another owner is decided about again, and so is an own one that
+                    // an operator has removed.
                     Ok(_) => continue,
                 }
             }
@@ -298,8 +300,8 @@ impl Store for RedisStore {
         Facets::none().with_change_feed(Some(self))
     }
 
-    // What a hit does not need is in boxes: the future of every hit would be as large as that of
-    // the longest way.
+    // Code that a hit does not need is boxed: otherwise the future of every hit would be as large
+    // as that of the longest path.
     async fn claim(&self, claim: Claim) -> Result<Claimed, StoreError> {
         at_home("claim", async {
             const OPERATION: &str = "claim";
@@ -326,10 +328,10 @@ impl Store for RedisStore {
                     .map(|found| (found, 0))
             };
             let found = match link.answer(OPERATION, &connected, answer) {
-                // Without memory or replicas nothing was claimed, and what is stored can still be
-                // read.
+                // A server without memory or replicas has claimed nothing, and what is stored can
+                // still be read.
                 Err(error) if error.kind() == StoreErrorKind::Refused => {
-                    // No transaction: a server without memory does not even take its first word.
+                    // Not a transaction: a server that is out of memory rejects even `MULTI`.
                     return match Box::pin(self.look(OPERATION, link, claim.key)).await {
                         Ok(Some(record)) if record.state.is_answer() => Ok(Claimed::Held(record)),
                         _ => Err(error),
@@ -343,7 +345,7 @@ impl Store for RedisStore {
             };
             let record = envelope::decode(claim.key, found.into(), created)
                 .map_err(|error| error.during(OPERATION))?;
-            // With a tombstone to come, only the key's expiry tells whether the record still
+            // If a tombstone is to follow, only the key's expiry shows whether the record still
             // counts.
             if record.state.is_answer() && record.after_expiry == 0 {
                 let record = if claim.tell_expiry {
@@ -435,6 +437,9 @@ impl Store for RedisStore {
             if self.0.polls.load(Ordering::Relaxed) {
                 return self.poll(key).await;
             }
+            // Registered before the read. A change after the read is pushed by the server, because
+            // `GET` on this connection tracks the key, and finds the waiter. If the connection
+            // breaks in between, its end wakes all waiters.
             let waiter = self.0.waiters.register(&self.key(&key));
             let link = &self.0.tracking;
             match link.connected(OPERATION).await {
@@ -470,15 +475,15 @@ impl Store for RedisStore {
         at_home("scan", async { self.scan_records(&scan).await }).await
     }
 
-    /// The server expires records itself.
+    /// Does nothing: the server expires records itself.
     async fn purge(&self, _: usize) -> Result<Purged, StoreError> {
         Ok(Purged::default())
     }
 }
 
 impl RedisStore {
-    /// The record for a waiter, by as few commands as it takes: an answer needs no second one, and
-    /// a change between the two is pushed.
+    /// Reads the record for a waiter, in as few commands as possible: an answer needs no second
+    /// one, and a change between the two is pushed.
     async fn look(
         &self,
         operation: &'static str,
@@ -505,8 +510,8 @@ impl RedisStore {
         decoded(operation, key, bytes, remaining, link.now(&connected))
     }
 
-    /// A watch that resolves after a while, at another moment for each key so that waiters do not
-    /// come all at once.
+    /// Returns a watch that resolves after a pause. The pause differs per key, so that waiters do
+    /// not all poll at once.
     async fn poll(&self, key: KeyHash) -> Result<Watch, StoreError> {
         let link = &self.0.commands;
         let record = self.look("watch", link, key).await?;

@@ -11,11 +11,11 @@ use crate::store::envelope::{self, EnvelopeError};
 use crate::store::{Page, Record, Scan, StoreError, StoreErrorKind};
 
 const OPERATION: &str = "scan";
-/// How many keys one `SCAN` step looks at.
+/// The number of keys that one `SCAN` step visits.
 const STEP: usize = 1000;
-/// How many records are read in one round trip.
+/// The number of records that are read in one round trip.
 const BATCH: usize = 100;
-/// The page size where none is asked for.
+/// The page size if the caller does not set one.
 const PAGE: usize = 100;
 
 impl RedisStore {
@@ -45,7 +45,7 @@ impl RedisStore {
         Ok(Page::new(records, None).with_unreadable(unreadable))
     }
 
-    /// The names of all records after `after`, in order.
+    /// Returns the keys of all records after `after`, in order.
     async fn keys_after(&self, after: Option<KeyHash>) -> Result<BTreeSet<KeyHash>, StoreError> {
         let link = &self.0.commands;
         let (mut keys, mut cursor) = (BTreeSet::new(), 0_u64);
@@ -75,13 +75,14 @@ impl RedisStore {
         }
     }
 
-    /// The records without their bodies, in the order of `keys`, each as far as it can be read.
+    /// Reads the records without their bodies, in the order of `keys`, each as far as it can be
+    /// read.
     async fn heads(&self, keys: &[KeyHash]) -> Result<Vec<(KeyHash, Head)>, StoreError> {
         let mut heads = self.read_heads(keys, envelope::LONGEST_WORDS).await?;
         let is_cut = |(_, head): &(KeyHash, Head)| head.as_ref().is_err_and(is_cut_off);
         let cut: Vec<_> = heads.iter().filter(|head| is_cut(head)).map(|(key, _)| *key).collect();
         if !cut.is_empty() {
-            // Their names are longer than any reasonable one: they are read as a whole.
+            // Their names are longer than any reasonable one: these records are read completely.
             heads.retain(|head| !is_cut(head));
             heads.extend(self.read_heads(&cut, usize::MAX).await?);
             heads.sort_unstable_by_key(|(key, _)| *key);
@@ -89,7 +90,7 @@ impl RedisStore {
         Ok(heads)
     }
 
-    /// Reads the fields of records and `length` bytes of their ends.
+    /// Reads the fields of records and the last `length` bytes of each.
     async fn read_heads(
         &self,
         keys: &[KeyHash],
@@ -98,8 +99,8 @@ impl RedisStore {
         let link = &self.0.commands;
         let mut connected = link.connected(OPERATION).await?;
         let mut pipeline = redis::pipe();
-        // Both ends of a record are of one moment, and one that is none does not cost the others
-        // theirs.
+        // Both ends of a record are read at one moment, and a value that is not a record does not
+        // cost the others theirs.
         pipeline.atomic().ignore_errors();
         let start = i64::try_from(length).map_or(0, |length| -length);
         for key in keys {
@@ -117,10 +118,10 @@ impl RedisStore {
     }
 }
 
-/// A record without its body, or why it cannot be read.
+/// A record without its body, or the reason why it cannot be read.
 type Head = Result<Record, StoreError>;
 
-/// What one record's three answers say. `None`: there is none, or none that has not expired.
+/// Reads the three answers for one record. Returns `None` if there is no record, or it has expired.
 fn head(key: KeyHash, values: &[Value], now: Timestamp) -> Result<Option<Record>, StoreError> {
     let [Value::BulkString(fields), Value::BulkString(end), Value::Int(remaining)] = values else {
         return Err(StoreError::new(StoreErrorKind::Corrupt, OPERATION)
@@ -136,7 +137,8 @@ fn head(key: KeyHash, values: &[Value], now: Timestamp) -> Result<Option<Record>
     Ok(Some(placed(record, *remaining, now)).filter(|record| record.expires > now))
 }
 
-/// Whether the words of a record are not all in the end of it that was read.
+/// Returns true if the part that was read from the end of a record does not contain all of its
+/// texts.
 fn is_cut_off(error: &StoreError) -> bool {
     let source =
         std::error::Error::source(error).and_then(|source| source.downcast_ref::<EnvelopeError>());

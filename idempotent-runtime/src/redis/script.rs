@@ -1,4 +1,4 @@
-//! The scripts, each in a file of its own behind what all of them share.
+//! The scripts, each in a file of its own, appended to the code that all of them share.
 
 use redis::Script;
 

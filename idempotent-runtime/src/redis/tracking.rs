@@ -1,7 +1,7 @@
-//! Waking those who wait for a record: invalidation messages of the server's `CLIENT TRACKING`.
+//! Waking callers that wait for a record: invalidation messages of the server's `CLIENT TRACKING`.
 //!
 //! `GET` on the tracking connection registers the interest, so that no change after it goes
-//! unnoticed. A message without keys, and the end of the connection, wake everybody: they read
+//! unnoticed. A message without keys, and the end of the connection, wake all waiters: they read
 //! again.
 
 use std::collections::HashMap;
@@ -13,14 +13,14 @@ use tokio::sync::oneshot;
 
 type ByKey = HashMap<Vec<u8>, HashMap<u64, oneshot::Sender<()>>>;
 
-/// Who waits for which key.
+/// The waiters of each key.
 #[derive(Default)]
 pub(super) struct Waiters {
     by_key: Mutex<ByKey>,
     numbers: AtomicU64,
 }
 
-/// One waiter. Leaves when it is dropped.
+/// One waiter. Deregisters itself when dropped.
 pub(super) struct Waiter {
     waiters: Arc<Waiters>,
     key: Vec<u8>,
@@ -37,7 +37,8 @@ impl Waiters {
         Waiter { waiters: self.clone(), key, number, woken }
     }
 
-    /// Hands a message of the server, or the end of the connection, to whom it concerns.
+    /// Passes a message of the server, or the end of the connection, to the waiters that it
+    /// concerns.
     pub(super) fn push(&self, push: &PushInfo) {
         match push.kind {
             PushKind::Disconnection => self.wake_all(),
@@ -50,7 +51,7 @@ impl Waiters {
                         }
                     }
                 }
-                // The server forgot what it tracked: a flush, or a full table.
+                // The server lost its tracking state: a flush, or a full table.
                 _ => self.wake_all(),
             },
             _ => {}
@@ -67,7 +68,7 @@ impl Waiters {
 }
 
 impl Waiter {
-    /// Resolves when the record may have changed: the other end of the channel is dropped then.
+    /// Waits until the record may have changed: the other end of the channel is dropped then.
     pub(super) async fn woken(mut self) {
         let _ = (&mut self.woken).await;
     }

@@ -1,8 +1,8 @@
 //! An owner's writes. Bodies over [`INLINE`] bytes never pass through a script: they are staged
 //! under a key of their own with a plain `SET`, and the script renames it.
 //!
-//! The name is one request's. A checkpoint and a commit of one owner may be on their way at once,
-//! and the network may bring a staging once more: a script finds the body that came with it, or
+//! The key belongs to one request. A checkpoint and a commit of one owner may be in flight at once,
+//! and the network may deliver a staged body twice: a script finds the body that came with it, or
 //! none.
 
 use std::sync::Arc;
@@ -18,9 +18,9 @@ use crate::store::{
     StoreErrorKind, Token, Written, codes, envelope,
 };
 
-/// The largest body that goes with the script.
+/// The size of the largest body that is sent with the script.
 const INLINE: usize = 8 * 1024;
-/// How long a staged body lives that no script takes.
+/// The lifetime of a staged body that no script uses.
 const STAGED_MILLIS: u64 = 60_000;
 
 impl RedisStore {
@@ -37,7 +37,7 @@ impl RedisStore {
             pipeline.cmd("EVALSHA").arg(script.get_hash()).arg(1).arg(self.key(&renewal.key));
             pipeline.arg(&renewal.token.bits().to_be_bytes()[..]).arg(millis(renewal.lease));
         }
-        // A key that somebody else has overwritten does not cost the others their answers.
+        // A key that other software has overwritten does not cost the others their answers.
         pipeline.ignore_errors();
         let mut answers =
             pipeline.query_async::<Vec<RedisResult<String>>>(&mut connected.connection).await;
@@ -49,7 +49,7 @@ impl RedisStore {
             answers = pipeline.query_async(&mut connected.connection).await;
         }
         let answers = link.answer(OPERATION, &connected, answers)?;
-        // They failed for one reason, the server's.
+        // All failed for one reason, which lies with the server.
         if answers.iter().all(|answer| answer.as_ref().is_err_and(|error| !is_foreign(error)))
             && let Some(Err(error)) = answers.first()
         {
@@ -57,14 +57,14 @@ impl RedisStore {
         }
         let one = |answer: RedisResult<String>| match answer {
             Ok(answer) => written(OPERATION, &answer).unwrap_or(Written::Unanswered),
-            // Nothing of what is there is the owner's.
+            // Nothing that is there belongs to the owner.
             Err(error) if is_foreign(&error) => Written::Lost,
             Err(_) => Written::Unanswered,
         };
         Ok(answers.into_iter().map(one).collect())
     }
 
-    /// Runs a script that takes a token and words.
+    /// Runs a script that takes a token and further arguments.
     pub(super) async fn invoke(
         &self,
         operation: &'static str,
@@ -103,7 +103,7 @@ impl RedisStore {
         written(operation, &self.invoke(operation, script, key, token, arguments).await?)
     }
 
-    /// `body` as it goes with a request.
+    /// Prepares `body` for a request: inline, or staged.
     fn carried<'b>(
         &self,
         operation: &'static str,
@@ -114,7 +114,7 @@ impl RedisStore {
             return Ok(Carried { inline: body, staging: None });
         }
         let name = self.staged_key(operation, key)?;
-        // The script puts the fields and the words of the record in.
+        // The script fills in the fields and the texts of the record.
         let mut record = Record::new(*key, Token::from_bits(0), Arc::default());
         record.body = body.clone();
         let mut command = redis::cmd("SET");
@@ -122,7 +122,7 @@ impl RedisStore {
         Ok(Carried { inline: &[], staging: Some(Staging { name, command }) })
     }
 
-    /// Runs a script, and stages its body before it where that is large: both go in one round trip.
+    /// Runs a script; stages a large body before it, in the same round trip.
     async fn run_carrying(
         &self,
         operation: &'static str,
@@ -132,7 +132,8 @@ impl RedisStore {
     ) -> Result<String, StoreError> {
         match &carried.staging {
             None => self.run(operation, invocation).await,
-            // Few bodies are so large, and the future of every request would have room for it.
+            // Boxed: few bodies are so large, and the future of every request would have room for
+            // it.
             Some(staging) => {
                 Box::pin(self.run_staged(operation, script, staging, invocation)).await
             }
@@ -154,10 +155,10 @@ impl RedisStore {
         if answer.as_ref().is_err_and(is_unknown_script) {
             let loaded = script.load_async(&mut connected.connection).await;
             link.answer(operation, &connected, loaded)?;
-            // Both once more: nobody says how long loading took.
+            // Both again: loading may have taken any time, and the staged body may have expired.
             answer = both.query_async(&mut connected.connection).await;
         }
-        // What was not staged, the script did not find and left as it was.
+        // If the body was not staged, the script did not find it and changed nothing.
         link.answer(operation, &connected, answer.map_err(first_refusal)).map(|(answer,)| answer)
     }
 
@@ -231,20 +232,20 @@ impl RedisStore {
     }
 }
 
-/// A body on its way: with the script, or under a key of its own.
+/// A body in transit: with the script, or under a key of its own.
 struct Carried<'b> {
     inline: &'b [u8],
     staging: Option<Staging>,
 }
 
-/// The command that puts a large body under `name`.
+/// The command that stages a large body under `name`.
 struct Staging {
     name: String,
     command: Cmd,
 }
 
 impl Carried<'_> {
-    /// `script` on the record at `key`, and on what is staged for it.
+    /// Prepares `script` on the record at `key`, and on the body that is staged for it.
     fn invocation<'s>(&self, script: &'s Script, key: String) -> ScriptInvocation<'s> {
         let mut invocation = script.key(key);
         if let Some(staging) = &self.staging {
@@ -254,7 +255,8 @@ impl Carried<'_> {
     }
 }
 
-/// The first of the commands that were sent together and refused, as if it had been sent alone.
+/// Returns the first refusal among commands that were sent together, as if that command had been
+/// sent alone.
 fn first_refusal(error: RedisError) -> RedisError {
     let first = error
         .clone()
@@ -274,7 +276,7 @@ fn written(operation: &'static str, answer: &str) -> Result<Written, StoreError>
         "adopted" => Ok(Written::Adopted),
         "lost" => Ok(Written::Lost),
         "gone" => Ok(Written::Gone),
-        // The staged body's time was over before the script came: the engine sends both again.
+        // The staged body expired before the script ran: the engine sends both again.
         "unstaged" => Err(StoreError::new(StoreErrorKind::Refused, operation)
             .with_detail("the staged body had expired")),
         other => Err(unexpected(operation, other)),

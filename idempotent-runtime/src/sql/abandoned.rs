@@ -1,4 +1,4 @@
-//! Connections whose request was given up, and the sessions that they leave in the server.
+//! Connections whose request was given up, and the sessions that they leave on the server.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,21 +7,24 @@ use sqlx::pool::PoolConnection;
 use sqlx::{Connection as _, Database, Pool};
 use tokio::sync::Semaphore;
 
-/// How long a connection beside the pool is kept for its server's answer: as long as results are
-/// stored in the background.
+/// The time for which a connection outside the pool is kept for its server's answer: as long as
+/// results are stored in the background.
 const BESIDE: Duration = Duration::from_secs(600);
-/// How long one keeps its place in the pool.
+/// The time for which a connection keeps its place in the pool.
 const IN_PLACE: Duration = Duration::from_secs(60);
 /// The same for renewals, which are needed as soon as a server is back.
 const RENEWALS_IN_PLACE: Duration = Duration::from_secs(10);
 
-/// A server does not notice that a client has gone while it waits for a lock, for its disk or for a
-/// standby, and each request that was given up would leave one more session, until the server takes
-/// no more of anybody.
+/// The limits for connections whose request was given up.
 ///
-/// So a connection is closed when the server has answered on it. As many as the pool has leave it
-/// meanwhile, and others take their places: after a failover, where no answer ever comes, nothing
-/// is kept waiting. Further ones keep their places, and then the pool has no connection to give.
+/// A server does not notice that a client has gone while it waits for a lock, for its disk or for a
+/// standby. Each request that was given up would leave one more session, until the server accepts
+/// no more from any client.
+///
+/// So a connection is closed once the server has answered on it. Meanwhile, up to as many of them
+/// as the pool holds leave it, and others take their places: after a failover, where no answer ever
+/// arrives, no request has to wait. Further ones keep their places, and then the pool has no
+/// connection left.
 #[derive(Clone, Debug)]
 pub(crate) struct Abandoned {
     beside: Arc<Semaphore>,
@@ -29,7 +32,7 @@ pub(crate) struct Abandoned {
 }
 
 impl Abandoned {
-    /// Those of `pool`.
+    /// The limits for connections of `pool`.
     pub(crate) fn of<DB: Database>(pool: &Pool<DB>) -> Self {
         let most = usize::try_from(pool.options().get_max_connections()).unwrap_or(usize::MAX);
         Self {
@@ -38,18 +41,18 @@ impl Abandoned {
         }
     }
 
-    /// Those of a pool for renewals.
+    /// The limits for connections of a pool for renewals.
     pub(crate) fn of_renewals<DB: Database>(pool: &Pool<DB>) -> Self {
         Self { in_place: RENEWALS_IN_PLACE, ..Self::of(pool) }
     }
 
-    /// Closes `connection` when the server has answered what was asked on it.
+    /// Closes `connection` once the server has answered the request that was sent on it.
     #[expect(
         clippy::disallowed_methods,
         reason = "the patience with a server is real time, whatever clock records have"
     )]
     pub(super) async fn close<DB: Database>(self, mut connection: PoolConnection<DB>) {
-        // A ping reads the answers to what was asked before it.
+        // A ping first reads the answers to earlier requests.
         if let Ok(_beside) = self.beside.try_acquire() {
             let mut connection = connection.detach();
             let _ = tokio::time::timeout(BESIDE, connection.ping()).await;

@@ -8,8 +8,9 @@ use crate::store::{Record, StoreError, StoreErrorKind, Token};
 
 use super::row::{Row, integer};
 
-/// How often a change is decided anew because somebody else was faster. Each time somebody else's
-/// change succeeded, so this many in a row are only met on a key that thousands write at once.
+/// The number of times that a change is decided before it is refused because other writers were
+/// faster. Each time another writer's change succeeded, so this many in a row occur only on a key
+/// that thousands write at once.
 const ATTEMPTS: usize = 100;
 
 /// A record as it stands in its row.
@@ -17,18 +18,18 @@ const ATTEMPTS: usize = 100;
 pub(crate) struct Stored {
     pub(crate) record: Record,
     pub(crate) revision: i64,
-    /// When a purge looks at the row, in milliseconds of the store's time.
+    /// The time at which a purge checks the row, in milliseconds of the store's time.
     pub(crate) purge_at: i64,
 }
 
-/// What a read found, expired records included, and the store's time of the read.
+/// The result of a read, expired records included, and the store's time of the read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Found {
     pub(crate) now: Timestamp,
     pub(crate) stored: Option<Stored>,
 }
 
-/// What must still stand in a row for a write to take effect.
+/// The condition that a row must still meet for a write to take effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Guard {
     pub(crate) key: KeyHash,
@@ -36,24 +37,24 @@ pub(crate) struct Guard {
     pub(crate) revision: i64,
 }
 
-/// The statements on one row that a change is made of, each of them atomic.
+/// The statements on one row that make up a change, each of them atomic.
 pub(crate) trait Table: Send {
-    /// The row of `key` and the store's time.
+    /// Reads the row of `key` and the store's time.
     fn read(
         &mut self,
         operation: &'static str,
         key: KeyHash,
     ) -> impl Future<Output = Result<Found, StoreError>> + Send;
 
-    /// Writes a row; false, and nothing changed, if there is one with its key.
+    /// Writes a row; returns false and changes nothing if there is one with its key.
     fn insert(
         &mut self,
         operation: &'static str,
         row: &Row,
     ) -> impl Future<Output = Result<bool, StoreError>> + Send;
 
-    /// Puts `row` in the place of the one that `guard` describes; false, and nothing changed, if
-    /// that is not there.
+    /// Replaces the row that `guard` describes with `row`; returns false and changes nothing if
+    /// that row is not there.
     fn replace(
         &mut self,
         operation: &'static str,
@@ -61,7 +62,8 @@ pub(crate) trait Table: Send {
         row: &Row,
     ) -> impl Future<Output = Result<bool, StoreError>> + Send;
 
-    /// Removes the row that `guard` describes; false, and nothing changed, if that is not there.
+    /// Removes the row that `guard` describes; returns false and changes nothing if that row is not
+    /// there.
     fn delete(
         &mut self,
         operation: &'static str,
@@ -69,10 +71,16 @@ pub(crate) trait Table: Send {
     ) -> impl Future<Output = Result<bool, StoreError>> + Send;
 }
 
-/// Lets `transition` decide on the record of `key`, beginning with what was `found` already, and
+/// Lets `transition` decide on the record of `key`, starting from `found` if there is one, and
 /// writes its decision.
 ///
-/// `retention` tells how long the result of a claim will be kept, for the purge to come by then.
+/// `retention` is the time for which the result of a claim will be kept, so that the purge checks
+/// the row by then.
+///
+/// No lock is held between the read and the write. Each write is conditional: an insert on there
+/// being no row, a replacement or removal on the owner and the revision that were read. If another
+/// writer was faster, the write changes nothing and `transition` decides again on a new read. So
+/// the answer always belongs to the row that was written, or to one that needed no write.
 pub(crate) async fn change<A>(
     table: &mut impl Table,
     operation: &'static str,

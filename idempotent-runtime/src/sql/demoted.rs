@@ -1,21 +1,21 @@
-//! Servers that take no writes any more, because another one has taken their place.
+//! Servers that no longer accept writes because another one has taken their place.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// For how long connections are counted that are closed for it.
+/// The period for which the connections closed for this reason are counted.
 const PERIOD: Duration = Duration::from_secs(1);
 
-/// When a server last said that it takes no writes.
+/// The time at which a server last said that it accepts no writes.
 ///
-/// The address may lead to its successor by now, but a connection that was made before leads to the
-/// old one. The one on which it said so is closed, and so are the store's own that are older: not
-/// each of them has to be refused first.
+/// The address may lead to its successor by now, but a connection that was opened before leads to
+/// the old server. The connection on which it said so is closed, and so are the store's own that
+/// are older, so that not each of them has to be refused first.
 #[derive(Clone, Debug)]
 pub(crate) struct Demotions {
-    /// How many connections are closed for it in a period at most. A server that takes no writes
-    /// for long still answers what it has, and is not to be asked for a connection with each of
-    /// these requests.
+    /// The maximum number of connections closed for this reason in a period. A server that accepts
+    /// no writes for long still answers reads, and must not have to accept a new connection for
+    /// each of these requests.
     most: u32,
     last: Arc<Mutex<Option<Last>>>,
 }
@@ -31,12 +31,13 @@ struct Last {
     reason = "the age of connections is real time, whatever clock records have"
 )]
 impl Demotions {
-    /// Of a server to which there are this many connections at most.
+    /// Creates the demotions of a server with at most this many connections.
     pub(crate) fn of(connections: u32) -> Self {
         Self { most: connections, last: Arc::default() }
     }
 
-    /// A server just said so. Whether the connection is to be closed on which it did.
+    /// Records that a server just said so. Returns true if the connection on which it did is to be
+    /// closed.
     pub(crate) fn seen(&self) -> bool {
         self.seen_at(Instant::now())
     }
@@ -56,7 +57,7 @@ impl Demotions {
         }
     }
 
-    /// Whether a connection of this `age` was made before that.
+    /// Returns true if a connection of this `age` was opened before the last demotion.
     pub(crate) fn are_younger_than(&self, age: Duration) -> bool {
         let last = *self.last.lock().unwrap_or_else(PoisonError::into_inner);
         last.is_some_and(|last| last.since.elapsed() < age)

@@ -1,23 +1,26 @@
-//! The order of the fences that one process hands out.
+//! The order of the fences that one process grants.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::clock::Timestamp;
 use crate::store::{Claim, Claimed, Record, transition};
 
-/// The largest fence that this process knows of. A record's time is in milliseconds, and one can be
-/// claimed, released and claimed again within one.
+/// The largest fence that this process knows of. A record's time is in milliseconds, and a key can
+/// be claimed, released and claimed again within one.
 #[derive(Debug, Default)]
 pub(crate) struct Fences(AtomicU64);
 
 impl Fences {
-    /// [`transition::claim`], with a fence above all that are known.
+    /// Applies [`transition::claim`] with a fence above all known ones.
     pub(crate) fn claim(
         &self,
         slot: &mut Option<Record>,
         claim: &Claim,
         now: Timestamp,
     ) -> Claimed {
+        // The load and the `fetch_max` in `granted` are not one step: two claims at once may get
+        // the same fence. They are claims of different keys, or only one of them succeeds in
+        // writing the row.
         let claimed = transition::claim_above(slot, claim, now, self.0.load(Ordering::Acquire));
         if let Claimed::Mine(grant) = &claimed {
             self.granted(grant.record.fence);
@@ -25,12 +28,12 @@ impl Fences {
         claimed
     }
 
-    /// `fence` was granted.
+    /// Records that `fence` was granted.
     pub(crate) fn granted(&self, fence: u64) {
         self.0.fetch_max(fence, Ordering::AcqRel);
     }
 
-    /// The store's time is `micros`, in microseconds: fences of other processes may be as large.
+    /// Records the store's time in microseconds: fences of other processes may be as large.
     #[cfg(any(feature = "mysql", feature = "postgres"))]
     pub(crate) fn reached(&self, micros: u64) {
         self.granted(micros.saturating_sub(1));

@@ -1,4 +1,4 @@
-//! Making a whole transaction again when the database asks for it.
+//! Running a whole transaction again when the database requires it.
 
 use std::error::Error as StdError;
 use std::future::Future;
@@ -20,23 +20,23 @@ use crate::outcome::CallError;
 use crate::store::SqlTransaction;
 use crate::store::transaction::place_of;
 
-/// How often a transaction is made again.
+/// The number of times that a transaction is run again.
 const RETRIES: usize = 12;
 
-/// A database in which [`in_transaction`] makes transactions: `sqlx::Postgres`, `sqlx::MySql` and
+/// A database in which [`in_transaction`] runs transactions: `sqlx::Postgres`, `sqlx::MySql` and
 /// `sqlx::Sqlite`, each with the feature of that name.
 pub trait TransactionDatabase: Database {
     /// The statement that begins a transaction in which calls keep their records.
     #[doc(hidden)]
     const BEGIN: &'static str;
 
-    /// Whether an error that passes when the transaction is made again may have undone it. If not,
-    /// one that is over by then was over before.
+    /// True if a transient error may have undone the transaction. If false, a transaction that has
+    /// ended when such an error is seen had ended before it.
     #[doc(hidden)]
     const PASSING_ERRORS_UNDO: bool = true;
 
-    /// What became of the transaction that [`BEGIN`](Self::BEGIN) has begun. The database answers a
-    /// commit as if all were well.
+    /// Returns the state of the transaction that [`BEGIN`](Self::BEGIN) started. A commit alone
+    /// does not show it: the database answers a commit as if all were well.
     #[doc(hidden)]
     fn standing(
         connection: &mut Self::Connection,
@@ -50,8 +50,8 @@ pub trait TransactionDatabase: Database {
         transaction.rollback()
     }
 
-    /// Whether a transaction can begin on `connection` again, of which the client believes that it
-    /// is in one.
+    /// Returns true if a transaction can begin again on `connection`, which the client believes to
+    /// be in one.
     #[doc(hidden)]
     fn mend(connection: &mut Self::Connection) -> impl Future<Output = bool> + Send {
         let _ = connection;
@@ -59,37 +59,37 @@ pub trait TransactionDatabase: Database {
     }
 }
 
-/// What became of a transaction before its commit.
+/// The state of a transaction before its commit.
 #[doc(hidden)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
     /// A commit keeps everything that was written in it.
     Whole,
-    /// An error that the body took no notice of has broken it, and nothing of it is kept.
+    /// An error that the body ignored has broken it, and nothing of it is kept.
     Undone,
-    /// It is no more: undone, or committed by a statement. What was written since was committed at
-    /// once.
+    /// It no longer exists: undone, or committed by a statement. Everything written since was
+    /// committed at once.
     Over,
 }
 
-/// Runs `body` in a transaction of `pool` and commits it; makes the whole transaction again, after
-/// a pause that grows, when the database could not go on with it: deadlocks, serialization
-/// failures, a lost connection.
+/// Runs `body` in a transaction of `pool` and commits it. If the database could not complete the
+/// transaction (a deadlock, a serialization failure, a lost connection), runs the whole transaction
+/// again after a growing pause.
 ///
-/// An `Err` of the body that is none of these rolls the transaction back and is returned. The
-/// body's error tells by its sources what it is, so it keeps the client's error as one (`#[from]`,
-/// `#[source]`). When the answer to the commit is lost, nobody knows whether it happened: if a
-/// guarded call was made in the transaction ([`Call::run_in`](crate::Call::run_in), or the
-/// attribute's `tx`), the body runs once more, and the call replays if it happened and runs if not.
-/// So **everything that the body writes must go through guarded calls**. Without any,
-/// [`NotStored`](ErrorKind::NotStored) is returned. So it is, with what came last in its text, when
-/// the attempts end before a call of the same key has told what became of that commit: the server
-/// cannot be reached, or the body returns an `Err` before it makes the call, because it sees its
-/// own effect.
+/// Any other `Err` of the body rolls the transaction back and is returned. The body's error is
+/// classified by its sources, so it must keep the client's error as one (`#[from]`, `#[source]`).
+/// If the answer to the commit is lost, the outcome is unknown. If a guarded call was made in the
+/// transaction ([`Call::run_in`](crate::Call::run_in), or the attribute's `tx`), the body then runs
+/// once more, and the call replays if the commit happened and runs if it did not. So **everything
+/// that the body writes must go through guarded calls**. Without any,
+/// [`NotStored`](ErrorKind::NotStored) is returned. The same error, with the last failure in its
+/// text, is returned when the attempts end before a call of the same key has shown the outcome of
+/// that commit: the server cannot be reached, or the body returns an `Err` before it makes the
+/// call, because it sees its own effect.
 ///
-/// An error that a guarded call **stores or holds** (`on_error`) is kept by the commit, as all in
-/// the transaction. A body that returns it as its own error has it rolled back, which is logged as
-/// a warning, and the next call runs again. So return such errors in an `Ok`:
+/// An error that a guarded call **stores or holds** (`on_error`) is kept by the commit, like
+/// everything in the transaction. If the body returns it as its own error, it is rolled back, which
+/// is logged as a warning, and the next call runs again. So return such errors in an `Ok`:
 ///
 /// ```ignore
 /// let paid = in_transaction(&pool, |mut tx| async move {
@@ -101,23 +101,23 @@ pub enum Standing {
 /// let receipt = paid.await??;
 /// ```
 ///
-/// A body that goes on after an error of the database may return `Ok` where nothing is left to
+/// A body that continues after an error of the database may return `Ok` when nothing is left to
 /// commit: PostgreSQL has aborted the transaction after any error, MySQL has undone it after a
 /// deadlock and SQLite after `OR ROLLBACK` or on a full disk, and statements like `CREATE TABLE`
-/// have committed it on MySQL. What comes after that is committed at once on MySQL and SQLite. All
-/// that is an error here, and costs one more round trip before the commit.
+/// have committed it on MySQL. Everything after that is committed at once on MySQL and SQLite. All
+/// these are errors here, which costs one more round trip before the commit.
 ///
-/// A pool that has no connection for as long as its `acquire_timeout` says is not asked again.
+/// If the pool has no connection within its `acquire_timeout`, the transaction is not run again.
 ///
 /// On SQLite the transaction begins with `BEGIN IMMEDIATE`.
 ///
 /// # Errors
-/// The body's own, and converted into `E`: [`NotStored`](ErrorKind::NotStored) when nobody knows
+/// The body's own, and converted into `E`: [`NotStored`](ErrorKind::NotStored) when it is unknown
 /// whether the transaction was committed, [`StoreUnavailable`](ErrorKind::StoreUnavailable) when it
-/// could not be begun or committed, also not after 12 more tries. When the body returned `Ok` and
-/// its transaction was no more: [`Config`](ErrorKind::Config) where the database says that nothing
-/// of it is kept (PostgreSQL), [`NotStored`](ErrorKind::NotStored), which is not retryable then,
-/// where part of it may be committed.
+/// could not be begun or committed, even after 12 more tries. When the body returned `Ok` and its
+/// transaction no longer existed: [`Config`](ErrorKind::Config) where the database says that
+/// nothing of it is kept (PostgreSQL), [`NotStored`](ErrorKind::NotStored), which is then not
+/// retryable, where part of it may be committed.
 ///
 #[cfg_attr(feature = "sqlite", doc = "```")]
 #[cfg_attr(not(feature = "sqlite"), doc = "```ignore")]
@@ -165,9 +165,9 @@ where
     loop {
         let calls = Arc::new(Calls::default());
         let attempt = attempt(pool, &mut body, &calls).await;
-        // A record that the lost commit has written is there, or it was not before this attempt:
-        // both settle it. While its transaction goes on, the claim of the same key waits for it,
-        // and the database has not answered.
+        // A record that the lost commit has written is there now, or it was not there before this
+        // attempt: either settles it. While the transaction of that commit is still open, the claim
+        // of the same key waits for it, and the database does not answer.
         unknown = unknown.filter(|unknown| !calls.tell_of(&unknown.records));
         let failed = match attempt {
             Attempt::Done(Err(error)) => return Err(last_word(unknown, error)),
@@ -184,16 +184,16 @@ where
     }
 }
 
-/// A commit whose answer was lost, before anything has told what became of it.
+/// A commit whose answer was lost, and whose outcome is still unknown.
 struct Unknown {
-    /// Those that were in the transaction.
+    /// The records that were in the transaction.
     records: Vec<KeyHash>,
     error: Error,
 }
 
-/// What the caller gets when the last attempt ended with `error`: that is about this attempt, and
-/// as long as nobody knows what became of an earlier one, it does not say that nothing has
-/// happened.
+/// Returns the error for the caller when the last attempt ended with `error`. That error is about
+/// the last attempt only: as long as the outcome of an earlier commit is unknown, it does not mean
+/// that nothing has happened.
 fn last_word<E: CallError + StdError>(unknown: Option<Unknown>, error: E) -> E {
     let Some(unknown) = unknown else { return error };
     let detail = format!(
@@ -203,22 +203,22 @@ fn last_word<E: CallError + StdError>(unknown: Option<Unknown>, error: E) -> E {
 }
 
 /// The transaction that [`in_transaction`] has begun: a `sqlx::Transaction` that is committed when
-/// the body is over. The body drops it, and has no need to end it.
+/// the body has finished. The body drops it, and need not end it.
 ///
-/// Put another in its place (`std::mem::replace`), and that one is committed; but on MySQL and
-/// MariaDB it is rolled back, and [`NotStored`](ErrorKind::NotStored) is returned, because nothing
-/// there tells it from one that was undone.
+/// A transaction put in its place (`std::mem::replace`) is committed instead. On MySQL and MariaDB
+/// it is rolled back, and [`NotStored`](ErrorKind::NotStored) is returned, because nothing there
+/// distinguishes it from one that was undone.
 #[derive(Debug)]
 pub struct OpenTransaction<DB: TransactionDatabase> {
-    /// `None` only while it is dropped. By its place in memory calls know it, and that stays when
-    /// this is moved.
+    /// The transaction; `None` only while this is dropped. Calls identify it by its address, which
+    /// stays the same when this is moved.
     transaction: Option<Box<Transaction<'static, DB>>>,
-    /// Given back before the transaction leaves its place.
+    /// The loan of the transaction to calls, ended before the transaction leaves its address.
     lent: Option<Lent>,
     home: Home<DB>,
 }
 
-/// Where the transaction is found again when the body is over.
+/// The place where the transaction is found again when the body has finished.
 type Home<DB> = Arc<Mutex<Option<Transaction<'static, DB>>>>;
 
 const THERE: &str = "the transaction is there until it is dropped";
@@ -251,6 +251,8 @@ where
 
 impl<DB: TransactionDatabase> Drop for OpenTransaction<DB> {
     fn drop(&mut self) {
+        // The loan ends first: once the transaction is back in `home` it has left the address by
+        // which calls know it, and another one may be at that address.
         self.lent = None;
         let transaction = self.transaction.take().map(|transaction| *transaction);
         *self.home.lock().unwrap_or_else(PoisonError::into_inner) = transaction;
@@ -266,7 +268,7 @@ enum Attempt<T, E> {
     Done(Result<T, E>),
     /// Nothing was committed.
     Again(E),
-    /// Nobody knows whether it was committed, but for these records.
+    /// It is unknown whether it was committed; only these records can show it.
     Unknown {
         records: Vec<KeyHash>,
         error: Error,
@@ -298,7 +300,7 @@ where
         Err(error) if is_passing(&error) => {
             return match over_before(transaction, &error).await {
                 Some(over) => Attempt::Done(Err(over.into())),
-                // Nothing was committed, whatever it was.
+                // Nothing was committed, whatever the error was.
                 None => Attempt::Again(error),
             };
         }
@@ -326,22 +328,22 @@ async fn begin<DB: TransactionDatabase>(
     pool: &Pool<DB>,
 ) -> Result<Transaction<'static, DB>, sqlx::Error> {
     let mut connection = pool.acquire().await?;
-    // The last one could not be rolled back, and the pool does not look.
+    // The last transaction on it could not be rolled back, and the pool does not check.
     while connection.is_in_transaction() && !DB::mend(&mut connection).await {
-        // It is of no use, whatever its end says.
+        // The connection is useless, whatever closing it returns.
         let _ = connection.close().await;
         connection = pool.acquire().await?;
     }
     Transaction::begin(connection, Some(DB::BEGIN.into_sql_str())).await
 }
 
-/// Tells of a transaction that was over before the body has failed with `error`, as far as that can
-/// be known.
+/// Returns the error for a transaction that had ended before the body failed with `error`, as far
+/// as that can be known.
 async fn over_before<DB: TransactionDatabase>(
     transaction: Option<Transaction<'static, DB>>,
     error: &(impl StdError + 'static),
 ) -> Option<Error> {
-    // The lock that a call would wait for undoes nothing anywhere.
+    // The lock that a call would wait for undoes nothing in any database.
     let may_tell = !DB::PASSING_ERRORS_UNDO || keeps_lock(error);
     let mut transaction = transaction.filter(|_| may_tell)?;
     if !matches!(DB::standing(&mut transaction).await, Ok(Standing::Over)) {
@@ -351,7 +353,7 @@ async fn over_before<DB: TransactionDatabase>(
     Some(unknown_by_effect(format!("{OVER}; the body ended with: {error}")))
 }
 
-/// Commits, or says what is to be done instead.
+/// Commits, or returns what to do instead.
 async fn commit<DB, T, E>(
     mut transaction: Transaction<'static, DB>,
     calls: &Calls,
@@ -363,7 +365,7 @@ where
     match DB::standing(&mut transaction).await {
         Ok(Standing::Whole) => {}
         Ok(standing) => {
-            // The body's result tells of what is not there.
+            // The body's result describes effects that do not exist.
             let _ = DB::roll_back(transaction).await;
             let error = if standing == Standing::Undone {
                 Error::config(UNDONE)
@@ -413,7 +415,7 @@ fn not_begun(error: sqlx::Error) -> Error {
         .with_source(error)
 }
 
-/// The body ran, and nothing was committed.
+/// Builds the error for a body that ran when nothing was committed.
 fn rolled_back(detail: &str, advice: &'static str, error: sqlx::Error) -> Error {
     Error::new(ErrorKind::StoreUnavailable)
         .with_text("the body ran, and its transaction was rolled back", advice)
@@ -423,13 +425,13 @@ fn rolled_back(detail: &str, advice: &'static str, error: sqlx::Error) -> Error 
 
 const UNKNOWN: &str = "the body ran, and it is not known whether its transaction was committed";
 
-/// The body ran, and nobody but the records of its calls knows whether its transaction was
-/// committed.
+/// Builds the error for a body that ran when only the records of its calls can show whether its
+/// transaction was committed.
 fn unknown_by_key(detail: impl Into<String>) -> Error {
     Error::new(ErrorKind::NotStored).with_text(UNKNOWN, FIND_BY_KEY).with_detail(detail)
 }
 
-/// The same without records that know. Made again, it may write the same once more.
+/// Builds the same error without such records. A retry may write the same again.
 fn unknown_by_effect(detail: impl Into<String>) -> Error {
     Error::new(ErrorKind::NotStored)
         .with_text(UNKNOWN, FIND_BY_EFFECT)
@@ -437,7 +439,8 @@ fn unknown_by_effect(detail: impl Into<String>) -> Error {
         .would_repeat()
 }
 
-/// 10 ms, doubling up to a second, with jitter: those who met in a deadlock should not meet again.
+/// Returns pauses of 10 ms, doubling up to a second, with jitter: transactions that deadlocked
+/// should not meet again.
 fn pauses() -> impl Iterator<Item = Duration> + Send {
     ExponentialBuilder::default()
         .with_min_delay(Duration::from_millis(10))
@@ -448,8 +451,8 @@ fn pauses() -> impl Iterator<Item = Duration> + Send {
         .build()
 }
 
-/// Rolls back; whether the connection was lost, which an error of the body's own type need not
-/// tell.
+/// Rolls back, and returns true if the connection was lost, which an error of the body's own type
+/// need not show.
 async fn is_lost<DB: TransactionDatabase>(transaction: Option<Transaction<'static, DB>>) -> bool {
     let Some(transaction) = transaction else { return false };
     DB::roll_back(transaction).await.is_err_and(|error| has_lost_session(&error))

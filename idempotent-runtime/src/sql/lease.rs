@@ -1,4 +1,4 @@
-//! A pooled connection for the time of one request.
+//! A pooled connection for one request.
 
 use std::ops::{Deref, DerefMut};
 use std::time::Duration;
@@ -11,26 +11,27 @@ use super::{Abandoned, Acquired};
 #[cfg(feature = "sqlite")]
 use crate::runtime::while_runtime_lives;
 
-/// A connection that goes back to its pool only when its request was answered. Dropped before that,
+/// A connection that returns to its pool only if its request was answered. Dropped before that,
 /// because the request took too long or its future was dropped, it is [abandoned](Abandoned): the
-/// next request must not wait for an answer that may never come.
+/// next request must not wait for an answer that may never arrive.
 pub(crate) struct Lease<DB: Database> {
     connection: Option<PoolConnection<DB>>,
     answered: bool,
     patience: Duration,
     abandoned: Abandoned,
-    /// Pools give connections back in a task, and the future of a request may be dropped outside of
+    /// Pools take connections back in a task, and the future of a request may be dropped outside of
     /// its runtime.
     runtime: Handle,
 }
 
-/// What is done to a connection before it goes back to its pool.
+/// The preparation of a connection for its next user, before it returns to its pool.
 #[cfg(feature = "mysql")]
 pub(crate) type Tidying<'c> =
     std::pin::Pin<Box<dyn Future<Output = Result<(), sqlx::Error>> + Send + 'c>>;
 
 impl<DB: Database> Lease<DB> {
-    /// `patience`: how long the connection may take to answer when it is given back.
+    /// Creates a lease. `patience` is the time that the connection may take to answer when it is
+    /// returned.
     pub(crate) fn new(acquired: Acquired<DB>, patience: Duration) -> Self {
         let Acquired { connection, abandoned } = acquired;
         Self {
@@ -42,15 +43,15 @@ impl<DB: Database> Lease<DB> {
         }
     }
 
-    /// Gives the connection back.
+    /// Returns the connection to its pool.
     #[cfg(any(feature = "mysql", feature = "postgres"))]
     pub(crate) fn end(mut self) {
         self.answered = true;
     }
 
-    /// Gives the connection back, and waits until the pool has it: the task that would do it comes
-    /// only when the caller's worker is free again, which a body may block as soon as its claim is
-    /// answered. For databases that are asked without a network.
+    /// Returns the connection, and waits until the pool has it. A task for that would run only when
+    /// the caller's worker is free again, and a body may block the worker as soon as its claim is
+    /// answered. For databases that are queried without a network.
     #[cfg(feature = "sqlite")]
     #[expect(
         clippy::disallowed_methods,
@@ -58,15 +59,15 @@ impl<DB: Database> Lease<DB> {
     )]
     pub(crate) async fn give_back(mut self) {
         let Some(mut connection) = self.connection.take() else { return };
-        // Of a kilobyte, and part of every request's future.
+        // Boxed: a kilobyte, and part of every request's future.
         let returning = Box::pin(connection.return_to_pool());
-        // It may start a task, for which there has to be a runtime.
+        // Dropping it may spawn a task, which needs a runtime.
         drop(connection);
         while_runtime_lives(tokio::time::timeout(self.patience, returning)).await;
     }
 
-    /// Gives the connection back when it is as its next user expects it, for which nobody waits.
-    /// Closed if that fails.
+    /// Returns the connection once it is as its next user expects it, in the background. Closes it
+    /// if that fails.
     #[cfg(feature = "mysql")]
     #[expect(
         clippy::disallowed_methods,
@@ -111,8 +112,8 @@ impl<DB: Database> Drop for Lease<DB> {
         let _entered = self.runtime.enter();
         let Some(mut connection) = self.connection.take() else { return };
         if self.answered {
-            // The pool asks a connection that comes back whether it is alive, and by itself would
-            // wait for the answer without end, and let nobody have another connection in its place.
+            // The pool pings a connection that is returned. By itself it would wait without limit
+            // for the answer, and let no other connection take its place.
             let (patience, returning) = (self.patience, connection.return_to_pool());
             self.runtime
                 .spawn(async move { tokio::time::timeout(patience, returning).await.is_ok() });

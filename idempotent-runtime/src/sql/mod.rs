@@ -1,16 +1,16 @@
-//! What the SQL stores share: a record as a row, changes of it that are guarded by its revision,
+//! Code that the SQL stores share: a record as a row, changes guarded by the row's revision,
 //! waiting by polling.
 //!
-//! The rules of the protocol are not written in SQL once more. A store reads the row together with
+//! The rules of the protocol are not implemented again in SQL. A store reads the row together with
 //! the server's time, lets [`transition`](crate::store::transition) decide, and writes the row back
-//! only if nobody has changed it since: every row has a revision, which each write counts up. A
-//! write that finds another revision changes nothing, and the decision is made again on what is
-//! there now. What is decided on a server's time stays right until the row changes: a lease that is
-//! over does not come back to life without a write.
+//! only if it has not changed since: every row has a revision, which each write increments. A write
+//! that finds another revision changes nothing, and the decision is made again on the current row.
+//! A decision made on the server's time stays right until the row changes: an expired lease does
+//! not become valid again without a write.
 //!
 //! The frequent transitions (first claim, replay, commit, renewal, release) are one statement each.
 //! They write what `transition` would write, and change nothing where it could decide otherwise;
-//! then the slow way follows.
+//! then the slow path follows.
 
 mod abandoned;
 mod change;

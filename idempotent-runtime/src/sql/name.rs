@@ -1,17 +1,16 @@
-//! The name of the table: the one part of a statement that is not written by us.
+//! The name of the table: the one part of a statement that does not come from this crate.
 
 use std::fmt;
 
 use crate::store::{StoreError, StoreErrorKind};
 
-/// The longest name of which the tables and indexes derived from it still fit PostgreSQL (63 bytes)
-/// and MySQL (64).
+/// The longest name for which the tables and indexes derived from it still fit the limits of
+/// PostgreSQL (63 bytes) and MySQL (64).
 const LONGEST: usize = 48;
 
-/// A table, and the schema (in MySQL: the database) in which it is, if that is not the connection's
-/// own.
+/// A table, and its schema (in MySQL: its database) if that is not the connection's own.
 ///
-/// Letters, digits and underscores of ASCII, not beginning with a digit: such a name is the same in
+/// ASCII letters, digits and underscores, not starting with a digit: such a name is the same in
 /// every dialect, and cannot be anything but a name in a statement.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct TableName {
@@ -41,8 +40,8 @@ impl TableName {
         )))
     }
 
-    /// The name of something that belongs to the table and is in the same schema: `records_meta`
-    /// for `meta`.
+    /// Returns the name of an object that belongs to the table and is in the same schema:
+    /// `records_meta` for `meta`.
     pub(crate) fn with_suffix(&self, suffix: &str) -> Self {
         Self { schema: self.schema.clone(), table: format!("{}_{suffix}", self.table) }
     }
@@ -58,8 +57,8 @@ impl TableName {
         &self.table
     }
 
-    /// `script`, which makes the default table, for this one. Names of indexes and triggers have no
-    /// schema.
+    /// Adapts `script`, which creates the default table, to this one. Names of indexes and triggers
+    /// have no schema.
     pub(crate) fn in_script(&self, script: &str, quote: char) -> String {
         script
             .replace("idempotency_records_purge_at", "{index}")
@@ -71,13 +70,13 @@ impl TableName {
             .replace("{meta}", &self.with_suffix("meta").quoted(quote))
     }
 
-    /// The index by which a purge finds what is due, as it stands in a statement between two
+    /// Returns the index by which a purge finds due rows, as written in a statement, between two
     /// `quote`s.
     pub(crate) fn purge_index(&self, quote: char) -> String {
         format!("{quote}{}_purge_at{quote}", self.table)
     }
 
-    /// As it stands in a statement, each part between `quote`s.
+    /// Returns the name as written in a statement, each part between `quote`s.
     pub(crate) fn quoted(&self, quote: char) -> String {
         match &self.schema {
             Some(schema) => format!("{quote}{schema}{quote}.{quote}{}{quote}", self.table),

@@ -1,4 +1,4 @@
-//! Which errors of a transaction pass when it is made again.
+//! Transient errors: the transaction can succeed when it is run again.
 
 use std::error::Error as StdError;
 
@@ -6,13 +6,13 @@ use sqlx::error::DatabaseError;
 
 use crate::store::transaction::KeepsLock;
 
-/// Whether the transaction can succeed when it is made again: a deadlock, a serialization failure,
-/// a lock that was held for too long, a connection that was lost before the commit, or a lock that
-/// it keeps from a call it waits for.
+/// Returns true if the transaction can succeed when it is run again: a deadlock, a serialization
+/// failure, a lock that was held for too long, a connection that was lost before the commit, or a
+/// lock that the transaction keeps from a call that it waits for.
 ///
-/// The client's error is one of the sources of the body's. Error types that show their source as if
-/// they were it (`#[error(transparent)]`) hide the client's own error and leave that of the server
-/// in it.
+/// The client's error is one of the sources of the body's error. Error types that delegate to their
+/// source (`#[error(transparent)]`) hide the client's own error and leave the server's error in the
+/// chain.
 pub(super) fn is_passing(error: &(dyn StdError + 'static)) -> bool {
     std::iter::successors(Some(error), |&error| error.source()).any(|error| {
         let of_client = error.downcast_ref::<sqlx::Error>();
@@ -25,20 +25,21 @@ pub(super) fn is_passing(error: &(dyn StdError + 'static)) -> bool {
     })
 }
 
-/// Whether the transaction is made again because it keeps a lock from a call that it would wait
-/// for.
+/// Returns true if the transaction is run again because it keeps a lock from a call that it would
+/// wait for.
 pub(super) fn keeps_lock(error: &(dyn StdError + 'static)) -> bool {
     std::iter::successors(Some(error), |&error| error.source()).any(<dyn StdError>::is::<KeepsLock>)
 }
 
-/// As [`is_passing`], of what a statement on the transaction's own connection has failed with
-/// before the commit was sent.
+/// Like [`is_passing`], for an error of a statement on the transaction's own connection before the
+/// commit was sent.
 pub(super) fn is_passing_before_commit(error: &sqlx::Error) -> bool {
     is_passing(error) || has_lost_session(error)
 }
 
-/// Whether the transaction's own connection was lost, which before its commit was sent has rolled
-/// it back. A server that ends a session says so with a severity, whatever the reason.
+/// Returns true if the transaction's own connection was lost, which rolled the transaction back if
+/// its commit had not been sent. A server that ends a session says so with a severity, whatever the
+/// reason.
 pub(super) fn has_lost_session(error: &sqlx::Error) -> bool {
     #[cfg(feature = "postgres")]
     if let Some(error) = error.as_database_error() {
@@ -51,8 +52,8 @@ pub(super) fn has_lost_session(error: &sqlx::Error) -> bool {
     is_connection_lost(error)
 }
 
-/// Whether the database says that it has undone the transaction, or the statement that made the
-/// transaction fail.
+/// Returns true if the database says that it has undone the transaction, or the statement that made
+/// the transaction fail.
 pub(super) fn is_rolled_back(error: &(dyn DatabaseError + 'static)) -> bool {
     #[cfg(feature = "mysql")]
     if let Some(error) = error.try_downcast_ref::<sqlx::mysql::MySqlDatabaseError>() {
@@ -71,13 +72,14 @@ pub(super) fn is_rolled_back(error: &(dyn DatabaseError + 'static)) -> bool {
     error.code().is_some_and(|code| matches!(&*code, "40001" | "40P01"))
 }
 
-/// Whether the answer to a commit says for certain that nothing was committed, and nothing will be
-/// when it is made again: a constraint that is checked at the end.
+/// Returns true if the answer to a commit says for certain that nothing was committed, and that a
+/// retry will not commit either: a constraint that is checked at the end.
 pub(super) fn is_refused(error: &(dyn DatabaseError + 'static)) -> bool {
     #[cfg(feature = "postgres")]
     if let Some(error) = error.try_downcast_ref::<sqlx::postgres::PgDatabaseError>() {
-        // What comes after the commit ends the session (FATAL), and may come when the commit is on
-        // its way to a standby. A pooler in between may say so of a server that it has lost.
+        // An error after the commit ends the session (FATAL), and may arrive when the commit is
+        // already on its way to a standby. A pooler in between may report one for a server that it
+        // has lost.
         return matches!(error.severity(), sqlx::postgres::PgSeverity::Error)
             && !is_of_a_connection(error.code());
     }
@@ -93,8 +95,8 @@ pub(super) fn is_refused(error: &(dyn DatabaseError + 'static)) -> bool {
     false
 }
 
-/// Whether the code is about connections, interventions or faults of the system (PostgreSQL manual,
-/// appendix A): then nobody knows how far the statement came.
+/// Returns true if the code is about connections, interventions or faults of the system (PostgreSQL
+/// manual, appendix A): it is then unknown how far the statement got.
 #[cfg(feature = "postgres")]
 fn is_of_a_connection(code: &str) -> bool {
     code == "40003" || ["08", "57", "58", "XX"].iter().any(|class| code.starts_with(class))
@@ -108,7 +110,7 @@ fn is_connection_lost(error: &sqlx::Error) -> bool {
     }
 }
 
-/// Whether the server ends the connection, or does not take one now.
+/// Returns true if the server ends the connection, or does not accept one now.
 fn is_session_ended(error: &(dyn DatabaseError + 'static)) -> bool {
     #[cfg(feature = "mysql")]
     if let Some(error) = error.try_downcast_ref::<sqlx::mysql::MySqlDatabaseError>() {
@@ -121,8 +123,8 @@ fn is_session_ended(error: &(dyn DatabaseError + 'static)) -> bool {
     })
 }
 
-/// Too many connections, a shutdown, a connection that was killed, and one that was idle for too
-/// long (MySQL).
+/// Returns true for too many connections, a shutdown, a connection that was killed, and one that
+/// was idle for too long (MySQL).
 #[cfg(feature = "mysql")]
 const fn is_number_of_end(number: u16) -> bool {
     matches!(number, 1040 | 1053 | 1927 | 4031)
@@ -132,7 +134,8 @@ const fn is_number_of_end(number: u16) -> bool {
 mod tests {
     use super::is_number_of_end;
 
-    /// The tests run on MariaDB, which closes such a connection without a word. MySQL says why.
+    /// The tests run on MariaDB, which closes such a connection without an error. MySQL gives the
+    /// reason.
     #[test]
     fn a_session_that_mysql_ended_because_it_was_idle_is_a_lost_connection() {
         assert!(is_number_of_end(4031));

@@ -1,4 +1,4 @@
-//! The pools that a store takes its connections from.
+//! The pools from which a store takes its connections.
 
 use std::sync::Arc;
 #[cfg(any(feature = "mysql", feature = "postgres"))]
@@ -17,17 +17,17 @@ use crate::store::StoreError;
 
 type Options<DB> = <<DB as Database>::Connection as Connection>::Options;
 
-/// Where connections come from.
+/// The source of connections.
 ///
-/// A connection works only while the runtime lives in which it was made, and only as fast as that
-/// one, and a pool takes it back in a task there. Of one pool for all, runtimes that stand still
-/// between their calls, or whose executor a body blocks, would keep one connection each, until
-/// there is none left for anybody. So a store's own pools are one for each runtime: one that stands
-/// still has nothing that another one waits for.
+/// A connection works only as long as the runtime lives in which it was opened, and only as fast as
+/// that runtime, and a pool takes it back in a task there. With one pool for all runtimes, each
+/// runtime that stands still between its calls, or whose executor a body blocks, would keep a
+/// connection, until none is left. So a store's own pools are one for each runtime: a runtime that
+/// stands still holds nothing that another one waits for.
 pub(crate) struct Pools<DB: Database>(Arc<Source<DB>>);
 
 enum Source<DB: Database> {
-    /// The user's, whose connections belong to whichever runtimes made them.
+    /// The user's pool, whose connections belong to whichever runtimes opened them.
     Given {
         pool: Pool<DB>,
         abandoned: Abandoned,
@@ -40,18 +40,18 @@ enum Source<DB: Database> {
     },
 }
 
-/// How the pools are made.
+/// The settings of the store's own pools.
 struct Like<DB: Database> {
     options: PoolOptions<DB>,
     connecting: Connecting<DB>,
-    /// Makes the count of what is abandoned in one of them.
+    /// Creates the limits for abandoned connections of one of them.
     abandoned: fn(&Pool<DB>) -> Abandoned,
 }
 
 enum Connecting<DB: Database> {
-    /// As this says.
+    /// With these options.
     Options(Arc<Options<DB>>),
-    /// As this pool does, whose user may give it other credentials at any time.
+    /// Like this pool, whose user may give it other credentials at any time.
     Pool(Pool<DB>),
 }
 
@@ -70,7 +70,7 @@ struct Made<DB: Database> {
     abandoned: Abandoned,
 }
 
-/// A connection, and the count of those of its pool whose request was given up.
+/// A connection, and the limits for connections of its pool whose request was given up.
 pub(crate) struct Acquired<DB: Database> {
     pub(crate) connection: PoolConnection<DB>,
     pub(crate) abandoned: Abandoned,
@@ -93,13 +93,13 @@ impl<DB: Database> Pools<DB> {
         }))
     }
 
-    /// Whether they are a pool of the user's.
+    /// Returns true if they are a pool of the user.
     #[cfg(feature = "sqlite")]
     pub(crate) fn are_given(&self) -> bool {
         matches!(&*self.0, Source::Given { .. })
     }
 
-    /// How the next connection is made.
+    /// The options with which the next connection is opened.
     #[cfg(any(feature = "postgres", feature = "mysql"))]
     pub(crate) fn connecting(&self) -> Arc<Options<DB>> {
         match &*self.0 {
@@ -108,7 +108,7 @@ impl<DB: Database> Pools<DB> {
         }
     }
 
-    /// One with `options` for each runtime.
+    /// Creates pools with `options`, one for each runtime.
     pub(crate) fn own(options: PoolOptions<DB>, connecting: Options<DB>) -> Self {
         let connecting = Connecting::Options(Arc::new(connecting));
         Self::made(Like { options, connecting, abandoned: Abandoned::of })
@@ -118,10 +118,10 @@ impl<DB: Database> Pools<DB> {
         Self(Arc::new(Source::Own { like, made: PerRuntime::default() }))
     }
 
-    /// Those for renewals, of `connections` each, made as these make theirs: neither a blocked
-    /// executor of the user nor requests that hold all other connections keep a lease from being
-    /// renewed. An engine has one thread for renewals, so there are as many pools as engines that
-    /// share the store.
+    /// Creates the pools for renewals, with at most `connections` each, which connect as these do:
+    /// neither a blocked executor of the user nor requests that hold all other connections keep a
+    /// lease from being renewed. An engine has one thread for renewals, so there are as many pools
+    /// as engines that share the store.
     pub(crate) fn for_renewals(&self, connections: u32) -> Self {
         let (options, connecting) = match &*self.0 {
             Source::Given { pool, .. } => (pool.options().clone(), Connecting::Pool(pool.clone())),
@@ -133,8 +133,8 @@ impl<DB: Database> Pools<DB> {
         Self::made(Like { options, connecting, abandoned: Abandoned::of_renewals })
     }
 
-    /// A connection within `patience`, for the time of one request. `failed` tells what it means
-    /// that there is none.
+    /// Returns a connection for one request, within `patience`. `failed` converts the error if
+    /// there is none.
     #[cfg(any(feature = "mysql", feature = "postgres"))]
     #[expect(
         clippy::disallowed_methods,
@@ -147,8 +147,8 @@ impl<DB: Database> Pools<DB> {
         failed: impl FnOnce(&'static str, Error) -> StoreError,
     ) -> Answer<Lease<DB>> {
         let since = Instant::now();
-        // Of many kilobytes, because it may have to make a connection, and part of every request's
-        // future.
+        // Boxed: it has many kilobytes, because it may have to open a connection, and it is part of
+        // every request's future.
         let connecting = Box::pin(self.acquire());
         let connecting = async { connecting.await.map_err(|error| failed(operation, error)) };
         let acquired = in_time(operation, patience, connecting).await;
@@ -158,7 +158,7 @@ impl<DB: Database> Pools<DB> {
         acquired.map(|acquired| Lease::new(acquired, patience))
     }
 
-    /// A connection that belongs to the runtime that asks, where the pools are the store's own.
+    /// Returns a connection that belongs to the current runtime, if the pools are the store's own.
     pub(crate) async fn acquire(&self) -> Result<Acquired<DB>, Error> {
         let (like, made) = match &*self.0 {
             Source::Given { pool, abandoned, .. } => {
@@ -174,9 +174,10 @@ impl<DB: Database> Pools<DB> {
             if Handle::current().id() == runtime {
                 return Ok(Acquired { connection, abandoned });
             }
-            // The engine goes on with a request whose caller is gone, on a runtime of its own. A
-            // connection that was made here for a pool of the caller's runtime would end up there,
-            // and one of the caller's runtime may never answer.
+            // The runtime may have changed during the await: the engine continues a request whose
+            // caller is gone, on a runtime of its own. A connection opened here for the pool of the
+            // caller's runtime would end up in that pool, and one of the caller's runtime may never
+            // answer. So this one is detached, and the pool of the current runtime is used.
             drop(connection.detach());
         }
     }

@@ -1,4 +1,4 @@
-//! Where the next batch of a purge begins.
+//! The place at which the next batch of a purge begins.
 
 use std::future::Future;
 use std::sync::{Mutex, PoisonError};
@@ -7,34 +7,33 @@ use std::time::Duration;
 use super::Answer;
 use crate::store::Purged;
 
-/// As long as no more than this many records were removed, each look begins at the very beginning.
+/// The number of removed records up to which each look begins at the very beginning.
 const FEW: u64 = 10_000;
-/// After that, one of so many looks does: one an hour, where an engine looks every minute.
+/// After that, one in this many looks does: one an hour, where an engine purges every minute.
 const LOOKS: u32 = 60;
 
-/// Where a row is in the index of `purge_at`: that, and the key where the server keeps rows of the
-/// same time in its order.
+/// The place of a row in the index of `purge_at`: that value, and the key where the server orders
+/// rows of the same time by key.
 pub(crate) type Place = (i64, [u8; 32]);
 
-/// How far the purges of one store have come in the order of `purge_at`.
+/// The progress of one store's purges in the order of `purge_at`.
 ///
-/// Rows that were removed stay in the index while a transaction is open that began before: the
-/// server may still need them for it. Whoever looks for the next rows from the beginning goes over
-/// all of them, each time. So a batch begins where the one before has ended, and so does the first
-/// batch of the next look.
+/// Removed rows stay in the index while a transaction is open that began before: the server may
+/// still need them for it. A purge that starts from the beginning scans all of them, each time. So
+/// a batch begins where the previous one ended, and so does the first batch of the next look.
 ///
-/// That passes over what is written behind the mark later: by a transaction that was open for
-/// longer than the record was to live, by an operator, by hand. Such rows are over, and only take
-/// space. Now and then a look begins at the beginning and finds them. Rows that somebody else had
-/// locked are known, and the next look begins with them.
+/// This skips rows that are written behind the mark later: by a transaction that was open for
+/// longer than the record was to live, by an operator, by hand. Such rows have expired, and only
+/// take space. Now and then a look begins at the beginning and finds them. Rows that another
+/// transaction had locked are known, and the next look begins with them.
 #[derive(Debug, Default)]
 pub(crate) struct PurgeMark(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
-    /// After which row the next batch begins. `None` is the beginning, here and below.
+    /// The row after which the next batch begins. `None` is the beginning, here and below.
     next: Option<Place>,
-    /// The last row that any batch has come to.
+    /// The last row that any batch has reached.
     reached: Option<Place>,
     /// The first row that this look had to leave.
     left: Option<Place>,
@@ -42,16 +41,16 @@ struct State {
     looks: u32,
 }
 
-/// What one batch did.
+/// The outcome of one batch.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Batch {
     pub(crate) removed: usize,
     pub(crate) put_off: usize,
-    /// The last row that it came to.
+    /// The last row that it reached.
     pub(crate) last: Option<Place>,
-    /// The first row that is due and still there, from where the batch began.
+    /// The first row, from where the batch began, that is due and still there.
     pub(crate) oldest: Option<Place>,
-    /// Whether it took less than it was allowed to: there is no more behind it.
+    /// True if it took fewer rows than it was allowed to: there are no more after it.
     pub(crate) is_last: bool,
 }
 
@@ -60,26 +59,27 @@ impl PurgeMark {
         self.with(|state| state.next)
     }
 
-    /// A batch has ended. Returns the `purge_at` of the first row that this look has left, as far
-    /// as is known.
+    /// Records the end of a batch. Returns the `purge_at` of the first row that this look has left,
+    /// as far as is known.
     pub(crate) fn ended(&self, batch: &Batch) -> Option<i64> {
         self.with(|state| state.ended(batch))
     }
 
-    /// Whether `batch`, which began at `begin`, has come to the end, and there may be something
-    /// before where it began.
+    /// Returns true if `batch`, which began at `begin`, has reached the end, and there may be rows
+    /// before `begin`.
     pub(crate) fn is_to_begin_anew(&self, begin: Option<Place>, batch: &Batch) -> bool {
         begin.is_some() && batch.is_last && self.next().is_none()
     }
 
-    /// All rows up to `place` were looked at; what will come of the batch that they are a part of
-    /// is not known yet.
+    /// Records that all rows up to `place` were checked, before the outcome of their batch is
+    /// known.
     #[cfg(feature = "mysql")]
     pub(crate) fn reached(&self, place: Option<Place>) {
         self.with(|state| state.reached = state.reached.max(place));
     }
 
-    /// A batch has failed, perhaps because it had to go over too much: the next one does not.
+    /// Records that a batch has failed, perhaps because it had to scan too much: the next one
+    /// starts after the rows that were reached.
     pub(crate) fn failed(&self) {
         self.with(|state| state.next = state.next.max(state.reached));
     }
@@ -89,12 +89,12 @@ impl PurgeMark {
     }
 }
 
-/// Removes what is due, at most `limit` records, with `batch`: from which place on it looks for at
-/// most how many. It answers with the server's time.
+/// Removes due records, at most `limit`, by calls of `batch`. It receives the place at which to
+/// start and the maximum number of records, and returns the server's time with the outcome.
 ///
 /// # Errors
-/// Those of the first batch. Where the one after it fails, which begins at the beginning once more,
-/// the answer is what the first one did: the next look finds the rest.
+/// Those of the first batch. If the batch after it fails, which begins at the beginning once more,
+/// the result of the first one is returned: the next look finds the rest.
 pub(crate) async fn purge_from_mark<B>(
     mark: &PurgeMark,
     limit: usize,
@@ -140,7 +140,8 @@ impl State {
         if batch.is_last {
             self.end_look();
         } else {
-            // Others may purge with the same store at the same time, and have come further.
+            // Other callers may purge with the same store at the same time, and may have got
+            // further.
             self.next = self.next.max(batch.last);
         }
         oldest.map(|(purge_at, _)| purge_at)
@@ -148,7 +149,7 @@ impl State {
 
     fn end_look(&mut self) {
         self.looks = (self.looks + 1) % LOOKS;
-        // The place before it.
+        // The place just before it.
         let left = self.left.take().map(|(purge_at, _)| (purge_at, [0; 32]));
         let is_new_beginning = self.removed <= FEW || self.looks == 0;
         self.next =
@@ -164,7 +165,7 @@ mod tests {
         (purge_at, [7; 32])
     }
 
-    /// A batch that came to the row of `last` and removed `removed`.
+    /// A batch that reached the row of `last` and removed `removed`.
     fn batch(last: i64, removed: u64) -> Batch {
         let removed = usize::try_from(removed).expect("a number of rows");
         Batch { removed, last: Some(place(last)), ..Batch::default() }

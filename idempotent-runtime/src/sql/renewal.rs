@@ -3,11 +3,11 @@
 use crate::clock::Timestamp;
 use crate::store::{Record, Renewal, Written, transition};
 
-/// Why a renewal did nothing, by what its row was like afterwards.
+/// Returns the reason why a renewal did nothing, judged by its row afterwards.
 pub(crate) fn not_renewed(slot: &mut Option<Record>, renewal: &Renewal, now: Timestamp) -> Written {
     match transition::renew(slot, renewal, now) {
-        // It can be renewed after all: somebody else held the row, or wrote it between the two
-        // statements.
+        // It can be renewed after all: another transaction had locked the row, or wrote it between
+        // the two statements.
         Written::Applied => Written::Unanswered,
         lost => lost,
     }

@@ -47,11 +47,11 @@ pub(crate) const COLUMNS: [&str; 22] = [
 /// The version of the row's format that this release writes, and the only one that it reads.
 pub(crate) const FORMAT: i16 = envelope::VERSION as i16;
 
-/// No time and no duration in a row is larger, so that the sum of several is still a number of 64
-/// bits. In the year 36 million nothing will be kept from now.
+/// The largest time or duration in a row, so that the sum of several still fits 64 bits. Nothing
+/// will be kept until the year 36 million.
 const LATEST: i64 = 1 << 60;
 
-/// A record as it is written.
+/// A record in the form in which it is written.
 #[derive(Clone, Debug)]
 pub(crate) struct Row {
     key: [u8; 32],
@@ -78,8 +78,9 @@ pub(crate) struct Row {
 }
 
 impl Row {
-    /// The row of `record`. `purge_at` is when a purge would have looked at it so far;
-    /// `answer_ends` is how long its result would be kept if it came now, where a claim told that.
+    /// Converts `record` to its row. `purge_at` is the time at which a purge would have checked it
+    /// so far; `answer_ends` is the time until which its result would be kept if it arrived now, if
+    /// a claim provided that.
     pub(crate) fn new(
         record: &Record,
         revision: i64,
@@ -111,7 +112,7 @@ impl Row {
         }
     }
 
-    /// All columns in their order.
+    /// Returns all columns in their order.
     pub(crate) fn values(&self) -> [Value<'_>; COLUMNS.len()] {
         [
             Value::Bytes(Some(&self.key)),
@@ -140,9 +141,10 @@ impl Row {
     }
 }
 
-/// When a purge looks at a row: never later than the record may be forgotten. The figure is in an
-/// index, and writing it anew is what makes an update expensive: it is chosen at the claim so that
-/// the commit need not touch it. Coming early does no harm, the purge puts the row off.
+/// Returns the time at which a purge checks a row: never later than the record may be forgotten.
+/// The value is in an index, and changing it is what makes an update expensive, so it is chosen at
+/// the claim such that the commit need not change it. An early check does no harm: the purge puts
+/// the row off.
 fn next_purge(record: &Record, purge_at: Option<i64>, answer_ends: Option<Timestamp>) -> i64 {
     let forgotten = forgotten_at(record);
     if record.state != State::InProgress {
@@ -153,7 +155,7 @@ fn next_purge(record: &Record, purge_at: Option<i64>, answer_ends: Option<Timest
     planned.map_or(forgotten, |purge_at| purge_at.min(forgotten))
 }
 
-/// When nothing is left of the record, not even a tombstone.
+/// Returns the time at which nothing is left of the record, not even a tombstone.
 fn forgotten_at(record: &Record) -> i64 {
     let after = match record.state {
         State::Released | State::Tombstone => 0,
@@ -162,7 +164,7 @@ fn forgotten_at(record: &Record) -> i64 {
     integer((record.expires + Duration::from_millis(after)).as_millis())
 }
 
-/// What a column holds.
+/// The value of a column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Value<'a> {
     Small(i16),
@@ -211,8 +213,8 @@ pub(crate) struct Listed {
     pub(crate) found: Result<Found, StoreError>,
 }
 
-/// As [`found`], of a row among others. An error is one that concerns them all: the row does not
-/// tell its key.
+/// Reads like [`found`], from a row of a list. An error concerns the whole list: the row's key
+/// cannot be read.
 pub(crate) fn listed<R>(operation: &'static str, row: &R) -> Result<Listed, StoreError>
 where
     R: sqlx::Row,
@@ -228,8 +230,8 @@ where
     Ok(Listed { key, found: found(operation, row) })
 }
 
-/// What a row of a result says that consists of the store's time and all columns, empty where there
-/// is no record.
+/// Reads a row of a result that consists of the store's time and all columns, which are empty if
+/// there is no record.
 pub(crate) fn found<R>(operation: &'static str, row: &R) -> Result<Found, StoreError>
 where
     R: sqlx::Row,
@@ -351,22 +353,22 @@ where
     }
 }
 
-/// The code of `state` in a column.
+/// Returns the code of `state` in a column.
 pub(crate) fn state_code(state: State) -> i16 {
     codes::state_code(state).into()
 }
 
-/// The code of `reason` in a column.
+/// Returns the code of `reason` in a column.
 pub(crate) fn reason_code(reason: Option<Reason>) -> i16 {
     codes::reason_code(reason).into()
 }
 
-/// A figure as it stands in a row.
+/// Converts a number to its form in a row.
 pub(crate) fn integer(figure: u64) -> i64 {
     i64::try_from(figure).map_or(LATEST, |figure| figure.min(LATEST))
 }
 
-/// A time of a row.
+/// Converts a time of a row.
 pub(crate) fn timestamp(millis: i64) -> Timestamp {
     Timestamp::from_millis(number(millis))
 }

@@ -1,21 +1,21 @@
-//! Requests that wait for a connection of somebody else's pool.
+//! Requests that wait for a connection of a pool that belongs to the user.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use sqlx::{Database, Pool};
 
-/// How often it is said at most.
+/// The minimum interval between two warnings.
 const ONCE_IN: Duration = Duration::from_secs(60);
 
-/// Says in the log when those who hold the connections of a pool that a store was given keep the
-/// store's requests waiting. Each of these fails or is late by itself, and nothing else tells why.
+/// Warns in the log when other users of a pool that a store was given keep the store's requests
+/// waiting. Each of these requests fails or is late by itself, and nothing else shows why.
 #[derive(Debug, Default)]
 pub(super) struct Starved(Mutex<Option<Instant>>);
 
 impl Starved {
-    /// A request has waited for a connection of `pool` for this long, of the time that it has for
-    /// that.
+    /// Records that a request has waited `waited` for a connection of `pool`, out of the `patience`
+    /// that it has for that.
     #[expect(
         clippy::disallowed_methods,
         reason = "the patience with a server is real time, whatever clock records have"
@@ -27,7 +27,7 @@ impl Starved {
         patience: Duration,
     ) {
         let most = pool.options().get_max_connections();
-        // A pool that could make another connection waits for its server, not for its users.
+        // A pool that could open another connection waits for its server, not for its users.
         if waited < patience / 2 || pool.size() < most || !self.is_due(Instant::now()) {
             return;
         }

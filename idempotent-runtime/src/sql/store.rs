@@ -1,4 +1,4 @@
-//! The operations of [`Store`](crate::store::Store), made of what each SQL store provides.
+//! The operations of [`Store`](crate::store::Store), composed of the primitives of each SQL store.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,28 +15,28 @@ use crate::store::{
     Remove, Resolve, Scan, StoreError, StoreErrorKind, Token, Watch, Written, transition,
 };
 
-/// How often a first claim is sent again because somebody else was faster, and was gone when it
-/// looked.
+/// The number of times that a first claim is sent because another claim was faster, and its record
+/// was gone when it was read.
 const ATTEMPTS: usize = 100;
-/// How many records a page has where the caller leaves it to the store.
+/// The number of records of a page if the caller leaves it to the store.
 const DEFAULT_PAGE: usize = 500;
 
-/// What one statement made of a claim.
+/// The outcome of the one statement of a first claim.
 #[derive(Debug)]
 #[cfg_attr(
     not(feature = "postgres"),
     allow(dead_code, reason = "only PostgreSQL claims in the statement that reads")
 )]
 pub(crate) enum First {
-    /// There was no row: this is the one that it wrote.
+    /// There was no row: the statement wrote this one.
     Mine(Record),
-    /// What is there; nothing was written.
+    /// The record that is there; nothing was written.
     Found(Found),
-    /// Somebody else was faster, and what they wrote could not be seen yet.
+    /// Another claim was faster, and its row was not visible yet.
     Raced,
 }
 
-/// What an SQL store provides.
+/// The primitives that an SQL store provides.
 pub(crate) trait Rows: Send + Sync + 'static {
     /// A connection for several statements on one row.
     type Table: Table;
@@ -47,27 +47,27 @@ pub(crate) trait Rows: Send + Sync + 'static {
         operation: &'static str,
     ) -> impl Future<Output = Result<Self::Table, StoreError>> + Send;
 
-    /// Gives the connection back if it can be used again after `failure`, what the last request on
-    /// it failed with.
+    /// Returns the connection to its pool if it can be used again after `failure`, the error of the
+    /// last request on it.
     fn end(
         &self,
         table: Self::Table,
         failure: Option<&StoreError>,
     ) -> impl Future<Output = ()> + Send;
 
-    /// How long a request may take.
+    /// The time that a request may take.
     fn response_timeout(&self) -> Duration;
 
     fn watchers(&self) -> &Arc<Watchers>;
 
-    /// The row of `key` and the store's time, in one statement.
+    /// Reads the row of `key` and the store's time, in one statement.
     fn row(
         &self,
         operation: &'static str,
         key: KeyHash,
     ) -> impl Future<Output = Result<Found, StoreError>> + Send;
 
-    /// Writes the row of a first claim if there is none, or tells what is there, in one statement
+    /// Writes the row of a first claim if there is none, or returns what is there. One statement
     /// where the dialect has one for that.
     fn first_claim(&self, claim: &Claim) -> impl Future<Output = Result<First, StoreError>> + Send {
         async { self.row("claim", claim.key).await.map(First::Found) }
@@ -75,28 +75,29 @@ pub(crate) trait Rows: Send + Sync + 'static {
 
     fn fences(&self) -> &Fences;
 
-    /// Stores the result on the owner's own unfinished record, in one statement; false, and nothing
-    /// changed, if it is not there.
+    /// Stores the result on the owner's own unfinished record, in one statement; returns false and
+    /// changes nothing if that is not there.
     fn commit_own(&self, commit: &Commit) -> impl Future<Output = Result<bool, StoreError>> + Send;
 
-    /// Records after a key in the order of the keys, expired ones included, without their bodies.
+    /// Lists records after a key in the order of the keys, expired ones included, without their
+    /// bodies.
     fn page(
         &self,
         after: Option<KeyHash>,
         limit: usize,
     ) -> impl Future<Output = Result<Vec<Listed>, StoreError>> + Send;
 
-    /// Removes the owner's own unfinished record, in one statement; false, and nothing changed, if
-    /// it is not there.
+    /// Removes the owner's own unfinished record, in one statement; returns false and changes
+    /// nothing if that is not there.
     fn release_own(
         &self,
         release: &Release,
     ) -> impl Future<Output = Result<bool, StoreError>> + Send;
 }
 
-/// An answer from the server within the time that it has.
+/// Waits for an answer from the server for at most `limit`.
 ///
-/// When the runtime ends in which the request was sent, its answer will not come: another try on
+/// If the runtime in which the request was sent ends, its answer will not arrive: another try on
 /// another runtime settles it.
 #[expect(
     clippy::disallowed_methods,
@@ -119,13 +120,13 @@ pub(crate) async fn in_time<A>(
     }
 }
 
-/// Whether the connection can be used again after `result`.
+/// Returns true if the connection can be used again after `result`.
 #[cfg(feature = "sqlite")]
 pub(crate) fn is_answered<A>(result: &Result<A, StoreError>) -> bool {
     is_settled(result.as_ref().err())
 }
 
-/// Whether the request was answered that failed with `failure`, if it did.
+/// Returns true unless `failure` leaves the outcome of the request unknown.
 pub(crate) fn is_settled(failure: Option<&StoreError>) -> bool {
     failure.is_none_or(|failure| !failure.is_outcome_unknown())
 }
@@ -146,7 +147,7 @@ async fn change_row<A>(
         return Ok(answer);
     }
     let mut table = rows.table(operation).await?;
-    // Of several kilobytes, which a request that has nothing to write does without.
+    // Boxed: several kilobytes, and most requests write nothing.
     let changing = Box::pin(change(&mut table, operation, key, Some(found), retention, transition));
     let result = in_time(operation, rows.response_timeout(), changing).await;
     rows.end(table, result.as_ref().err()).await;
@@ -195,7 +196,7 @@ pub(crate) async fn complete(rows: &impl Rows, commit: Commit) -> Result<Written
 }
 
 pub(crate) async fn release(rows: &impl Rows, release: Release) -> Result<Written, StoreError> {
-    // What stays of the attempts is not decided in one statement.
+    // The remaining attempts cannot be decided in one statement.
     if !release.keep_attempts && !release.unused && rows.release_own(&release).await? {
         rows.watchers().changed(&release.key);
         return Ok(Written::Applied);

@@ -1,13 +1,14 @@
 //! A call whose claim, effect and record are in the user's own transaction.
 //!
-//! The claim is a row that nobody else sees before the commit. Another transaction that claims the
-//! same key waits in its own insert until this one is over, and then replays or becomes the owner.
-//! There is no lease, and nothing is in doubt: what is not committed has not happened.
+//! The claim is a row that no other transaction sees before the commit. Another transaction that
+//! claims the same key waits in its own insert until this one has ended, and then replays or
+//! becomes the owner. There is no lease, and nothing is in doubt: what is not committed has not
+//! happened.
 //!
 //! Two savepoints frame the call: one before the claim, to which an error of the body rolls back,
 //! and one after it, for errors that are stored. A row that is committed without a result (the
-//! body's future was dropped, and the transaction committed all the same) reads as in doubt: its
-//! lease was over from the start.
+//! body's future was dropped, and the transaction was committed all the same) reads as in doubt:
+//! its lease had expired from the start.
 
 use std::future::ready;
 use std::sync::{Mutex, PoisonError};
@@ -29,19 +30,19 @@ use crate::store::{
 
 const OPERATION: &str = "claim in a transaction";
 
-/// Which database a table is in.
+/// The identity of the database that a table is in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Identity {
-    /// Written once into the `meta` table.
+    /// The identity that is written once into the `meta` table.
     written: [u8; 16],
-    /// Where the table is: it tells a database from one that was copied from it with all that is
-    /// written there.
+    /// The place of the table: it distinguishes a database from one that was copied from it
+    /// together with its `meta` table.
     place: String,
 }
 
 impl Identity {
     /// # Errors
-    /// [`Config`](StoreErrorKind::Config) when what is written is no identity.
+    /// [`Config`](StoreErrorKind::Config) when `written` is not an identity.
     pub(crate) fn new(operation: &'static str, written: Vec<u8>, place: String) -> Answer<Self> {
         let unfit = "the `meta` table holds no identity of 16 bytes";
         let written = written.try_into();
@@ -51,10 +52,10 @@ impl Identity {
     }
 }
 
-/// The identity of a store's own database, once it was asked for.
+/// The identity of a store's own database, once it is known.
 ///
-/// Everybody who needs it before it is known asks for it: of one who asks for all, the others would
-/// wait for a runtime that stands still meanwhile.
+/// Every caller that needs it before it is known queries it itself: if one caller queried it for
+/// all, the others would wait for a runtime that may stand still.
 #[derive(Debug, Default)]
 pub(crate) struct OwnIdentity(Mutex<Option<Identity>>);
 
@@ -73,7 +74,7 @@ pub(crate) trait Savepoints: Send {
     /// Runs a statement without arguments, like `SAVEPOINT`.
     fn run(&mut self, statement: String) -> impl Future<Output = Answer<()>> + Send;
 
-    /// Sets a savepoint. A connection in no transaction is refused.
+    /// Sets a savepoint. Rejects a connection that is not in a transaction.
     fn set_savepoint(&mut self, name: &str) -> impl Future<Output = Answer<()>> + Send {
         self.run(format!("SAVEPOINT {name}"))
     }
@@ -91,8 +92,8 @@ pub(crate) trait Savepoints: Send {
         self.run(format!("RELEASE SAVEPOINT {name}"))
     }
 
-    /// Whether `error` says that there is no such savepoint, or no transaction in which one could
-    /// be.
+    /// Returns true if `error` says that there is no such savepoint, or no transaction in which one
+    /// could be.
     fn is_gone(error: &StoreError) -> bool;
 }
 
@@ -100,12 +101,12 @@ pub(crate) trait Savepoints: Send {
 pub(crate) trait Transactional: Table {
     type Connection: Savepoints;
 
-    /// The connection.
+    /// Returns the connection.
     fn connection(&mut self) -> &mut Self::Connection;
 
-    /// Bounds how long locks of others are waited for by `patience`, and reads then: which database
-    /// the table is in, and what it has of `key`. Where an error breaks the transaction,
-    /// `savepoint` is set before all that.
+    /// Bounds the time to wait for locks of others by `patience`, and then reads which database the
+    /// table is in and the record of `key`. Where an error breaks the transaction, `savepoint` is
+    /// set before all that.
     fn look(
         &mut self,
         savepoint: &str,
@@ -113,11 +114,11 @@ pub(crate) trait Transactional: Table {
         patience: Duration,
     ) -> impl Future<Output = Answer<(Identity, Found)>> + Send;
 
-    /// Sets `savepoint`, if that was not done by [`look`](Self::look): something is to be written.
+    /// Sets `savepoint`, if [`look`](Self::look) has not set it: something is about to be written.
     fn set_out(&mut self, savepoint: &str) -> impl Future<Output = Answer<()>> + Send;
 
-    /// The claim is written: locks are waited for as before [`look`](Self::look), and the savepoint
-    /// of the body is set. Returns the claim's fence, which may have been raised.
+    /// Completes a claim that is written: restores the lock waits from before [`look`](Self::look),
+    /// and sets the savepoint of the body. Returns the claim's fence, which may have been raised.
     fn settle(
         &mut self,
         savepoint: &str,
@@ -127,20 +128,21 @@ pub(crate) trait Transactional: Table {
     /// Undoes everything since [`look`](Self::look): nothing is claimed.
     fn leave(&mut self, savepoint: &str) -> impl Future<Output = Answer<()>> + Send;
 
-    /// Whether `error`, after which the transaction was [left](Self::leave), only says that another
-    /// transaction has held the key for longer than the bound. If not, what the caller is told.
+    /// Returns `Ok` if `error`, after which the transaction was [left](Self::leave), only says that
+    /// another transaction has held the key for longer than the bound. Otherwise returns the error
+    /// for the caller.
     fn has_outwaited(&mut self, error: StoreError) -> impl Future<Output = Answer<()>> + Send;
 
-    /// Whether the transaction may keep others from the row of the key until it is over, although
-    /// nothing is claimed.
+    /// Returns true if the transaction may lock others out of the row of the key until it ends,
+    /// although nothing is claimed.
     fn keeps_lock(&self) -> bool {
         false
     }
 
-    /// Whether `error` says that others have the lock of the row or the file.
+    /// Returns true if `error` says that others have the lock of the row or the file.
     fn is_locked_out(error: &StoreError) -> bool;
 
-    /// Stores the result on the owner's own unfinished record; false if it is not there.
+    /// Stores the result on the owner's own unfinished record; returns false if that is not there.
     fn commit_own(&mut self, commit: &Commit) -> impl Future<Output = Answer<bool>> + Send;
 }
 
@@ -178,7 +180,7 @@ async fn begin<S: TransactionStore>(
             Ok(ClaimAnswer { claimed: Some(held), has_waited, keeps_lock: table.keeps_lock() })
         }
         Err(error) => {
-            // What cannot be undone is broken, and no answer.
+            // A transaction that cannot be undone is broken: that is an error, not an answer.
             if table.leave(&savepoint).await.is_err() {
                 return Err(error);
             }
@@ -188,7 +190,7 @@ async fn begin<S: TransactionStore>(
     }
 }
 
-/// Writes the claim, or tells what is there, and whether that was waited for.
+/// Writes the claim, or returns the record that is there, and whether the claim waited for it.
 async fn claim_row<S: TransactionStore>(
     table: &mut S::OpenTable<'_>,
     store: &S,
@@ -198,8 +200,8 @@ async fn claim_row<S: TransactionStore>(
     expected: Identity,
 ) -> Answer<(Claimed, bool)> {
     let (identity, found) = table.look(savepoint, claim.key, patience).await?;
-    // Another server may have taken the place of the store's since, where the same database is
-    // found elsewhere.
+    // The database may have moved: another server may have taken the place of the store's since its
+    // identity was read.
     if identity != expected && identity != store.own_identity().await? {
         return Err(StoreError::new(StoreErrorKind::Config, OPERATION).with_detail(
             "the transaction is one of another database than the engine's store: the record would not be where other \
@@ -215,8 +217,8 @@ async fn claim_row<S: TransactionStore>(
     }
     table.set_out(savepoint).await?;
     let claimed = change(table, OPERATION, claim.key, Some(found), Some(claim.ttl), decide).await?;
-    // The read did not show it: its transaction was committed after that, and the write waited for
-    // it.
+    // The read did not show the record: its transaction was committed after the read, and the write
+    // waited for it.
     let has_waited = matches!((first, &claimed), (Claimed::Mine(_), Claimed::Held(_)));
     Ok((claimed, has_waited))
 }
@@ -238,8 +240,9 @@ async fn ended<T: Transactional>(table: &mut T, token: Token, end: End) -> Answe
             return Ok(true);
         }
         End::Keep(commit) => match table.commit_own(&commit).await {
-            // Nobody keeps a transaction from its own claim: this one may be no more, and others
-            // have what was its own. The savepoint tells.
+            // No other transaction can lock a transaction out of its own claim. So this one may
+            // have ended, and another owns the row now. Rolling back to the savepoint shows which:
+            // it fails if the savepoint is gone.
             Err(error) if T::is_locked_out(&error) => {
                 table.connection().undo(&savepoint).await?;
                 return Err(error);
@@ -263,18 +266,18 @@ async fn ended<T: Transactional>(table: &mut T, token: Token, end: End) -> Answe
     Ok(kept)
 }
 
-/// A store whose records can be kept in transactions of the user's.
+/// A store whose records can be kept in the user's transactions.
 pub(crate) trait TransactionStore: Store + Rows {
     type Connection: Send + 'static;
     type OpenTable<'a>: Transactional;
 
-    /// The store's table on a connection of the user's.
+    /// Returns the store's table on a connection of the user.
     fn table_on<'a>(&'a self, connection: &'a mut Self::Connection) -> Self::OpenTable<'a>;
 
-    /// The identity of the store's own database, once it was asked for.
+    /// The identity of the store's own database, once it is known.
     fn known_identity(&self) -> &OwnIdentity;
 
-    /// Asks for it, and keeps it.
+    /// Queries it and keeps it.
     fn own_identity(&self) -> impl Future<Output = Answer<Identity>> + Send;
 }
 

@@ -1,12 +1,12 @@
-//! Why there is no connection, where that is not the server's doing.
+//! Reasons for a missing connection that do not lie with the server.
 
 use std::io;
 
 use crate::certificates;
 
-/// What is wrong with the files and certificates of TLS, if that is what `error` tells of.
-/// `is_local`: the connection is one to a socket in the file system, which is missing too where the
-/// server is away.
+/// Returns the problem with the files and certificates of TLS, if that is what `error` is about.
+/// `is_local` means that the connection is one to a socket in the file system, which is missing too
+/// if the server is down.
 pub(crate) fn reason(error: &io::Error, is_local: bool) -> Option<&'static str> {
     if certificates::are_refused(error) {
         return Some(

@@ -1,4 +1,4 @@
-//! Waiting for records of others: one statement per tick for everybody on a runtime who waits.
+//! Waiting for records of other owners: one statement per tick for all waiters on a runtime.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -14,14 +14,14 @@ use crate::clock::{Clock, Timestamp};
 use crate::key::KeyHash;
 use crate::store::{Record, State, StoreError, Token, Watch};
 
-/// How often the store is asked while somebody waits.
+/// The interval at which the store is polled while a caller waits.
 const TICK: Duration = Duration::from_millis(25);
-/// Between two statements, at least this many times the time that the last one took: waiting must
-/// not be the load.
+/// The minimum pause between two statements, as a multiple of the time that the last one took:
+/// waiting must not dominate the load.
 const REST: u32 = 4;
 
-/// What of a record tells whether a waiter wants to know of a change: renewals do not count, giving
-/// up a lease does.
+/// The part of a record that decides whether a waiter is notified of a change: renewals do not
+/// count, giving up a lease does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Seen {
     pub(crate) owner: Token,
@@ -39,9 +39,9 @@ impl Seen {
 pub(crate) type Look =
     Pin<Box<dyn Future<Output = Result<HashMap<KeyHash, Seen>, StoreError>> + Send>>;
 
-/// Who waits for which record.
+/// The waiters and the records that they wait for.
 pub(crate) struct Watchers {
-    /// Asks the store for records that have not expired; those without record are not in the
+    /// Queries the store for records that have not expired; keys without a record are not in the
     /// answer.
     look: Box<dyn Fn(Vec<KeyHash>) -> Look + Send + Sync>,
     clock: Arc<dyn Clock>,
@@ -53,8 +53,8 @@ struct Waiting {
     next: u64,
     /// The watches of each key, by their numbers.
     keys: HashMap<KeyHash, HashMap<u64, Watched>>,
-    /// One on each runtime where somebody waits: that of another one looks no more while that one
-    /// stands still.
+    /// One poller on each runtime that has waiters: a poller on another runtime would stop polling
+    /// whenever that runtime stands still.
     pollers: HashMap<Id, JoinHandle<()>>,
 }
 
@@ -72,8 +72,8 @@ impl Watchers {
         Arc::new(Self { look: Box::new(look), clock, state: Mutex::default() })
     }
 
-    /// A watch for changes after `record` was read. Nothing is missed in between: what the next
-    /// look finds is compared with what was read.
+    /// Returns a watch for changes after `record` was read. No change in between is missed: the
+    /// result of the next poll is compared with what was read.
     pub(crate) fn watch(self: &Arc<Self>, key: KeyHash, record: Option<Record>) -> Watch {
         let changed = Arc::new(Notify::new());
         let seen = record.as_ref().map(Seen::of);
@@ -101,7 +101,8 @@ impl Watchers {
         })
     }
 
-    /// Wakes those in this process who wait for `key`: somebody in this process has changed it.
+    /// Wakes the waiters for `key` in this process: a caller in this process has changed its
+    /// record.
     pub(crate) fn changed(&self, key: &KeyHash) {
         if let Some(watches) = self.waiting().keys.get(key) {
             for watched in watches.values() {
@@ -114,7 +115,7 @@ impl Watchers {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// One look for all on `runtime`. False when nobody waits there any more.
+    /// Polls once for all waiters on `runtime`. Returns false once no waiters remain there.
     async fn look(&self, runtime: Id) -> bool {
         let keys: Vec<_> = {
             let mut waiting = self.waiting();
@@ -128,6 +129,9 @@ impl Watchers {
                 .map(|(key, _)| *key)
                 .collect();
             if keys.is_empty() {
+                // Removed under the lock under which the keys were found to be empty. A watch that
+                // is registered at the same time is either in the keys that this look found, or
+                // finds no poller and spawns one: it is never left without.
                 waiting.pollers.remove(&runtime);
                 return false;
             }
@@ -135,10 +139,10 @@ impl Watchers {
         };
         let found = (self.look)(keys.clone()).await;
         let waiting = self.waiting();
-        // Those who came meanwhile for another key have read its record themselves.
+        // Watches registered meanwhile for other keys have read their records themselves.
         for key in &keys {
             for watched in waiting.keys.get(key).into_iter().flat_map(HashMap::values) {
-                // After an error they read the record again, and meet the error themselves.
+                // After an error, the waiters read the record again and get the error themselves.
                 if found.as_ref().map_or(true, |found| found.get(key).copied() != watched.seen) {
                     watched.changed.notify_one();
                 }
@@ -148,7 +152,7 @@ impl Watchers {
     }
 }
 
-/// Ends when nobody on `runtime`, which is that of the task, waits any more, or with the store.
+/// Polls until no waiters remain on `runtime`, the runtime of this task, or the store is dropped.
 async fn poll(watchers: Weak<Watchers>, runtime: Id) {
     let mut pause = TICK;
     loop {
@@ -165,7 +169,7 @@ async fn poll(watchers: Weak<Watchers>, runtime: Id) {
     }
 }
 
-/// Ends the interest of one watch.
+/// Deregisters one watch when dropped.
 struct Registration {
     watchers: Weak<Watchers>,
     key: KeyHash,

@@ -19,7 +19,7 @@ use crate::store::{StoreError, StoreErrorKind};
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
 const READERS: u32 = 4;
 
-/// Builds a [`SqliteStore`]. Made by [`SqliteStore::builder`].
+/// Builds a [`SqliteStore`]. Created by [`SqliteStore::builder`].
 ///
 /// ```no_run
 /// # use idempotent_runtime::store::{SqliteStore, StoreError};
@@ -47,33 +47,33 @@ impl SqliteStoreBuilder {
         }
     }
 
-    /// The table's name. Services that share a file get a table each, or a namespace of the engine
-    /// each. The default is `idempotency_records`.
+    /// Sets the table's name. Services that share a file each need a table of their own, or a
+    /// namespace of the engine. The default is `idempotency_records`.
     pub fn table(mut self, name: impl Into<String>) -> Self {
         self.table = name.into();
         self
     }
 
-    /// The clock that leases and expiry are judged on. All processes that share a file need the
-    /// same time. The default is the machine's.
+    /// Sets the clock on which leases and expiry are judged. All processes that share a file need
+    /// the same time. The default is the machine's clock.
     pub fn clock(mut self, clock: impl Clock) -> Self {
         self.clock = Arc::new(clock);
         self
     }
 
-    /// How long a request may wait for a connection, and then for its answer, before it is given
-    /// up. The default is 2 seconds. A statement waits for the file's lock for three quarters of
-    /// that, so that the answer says that nothing happened.
+    /// Sets the time that a request may wait for a connection, and then for its answer, before it
+    /// is given up. The default is 2 seconds. A statement waits for the file's lock for three
+    /// quarters of that, so that the answer says that nothing happened.
     pub fn response_timeout(mut self, timeout: Duration) -> Self {
         self.response_timeout = timeout;
         self
     }
 
-    /// Opens the file; it and the table are made if they are not there.
+    /// Opens the file, and creates it and the table if they do not exist.
     ///
     /// # Errors
-    /// [`Config`](StoreErrorKind::Config) when the file cannot be opened or made, the table's name
-    /// is unfit, or the table was made by a newer release.
+    /// [`Config`](StoreErrorKind::Config) when the file cannot be opened or created, the table's
+    /// name is invalid, or the table was made by a newer release.
     pub async fn open(self) -> Result<SqliteStore, StoreError> {
         check_timeout("response_timeout", self.response_timeout)?;
         explained(self.open_file()).await
@@ -87,7 +87,7 @@ impl SqliteStoreBuilder {
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .busy_timeout(self.response_timeout * 3 / 4);
-        // Nothing is sent over a network: a connection that is open works.
+        // Nothing is sent over a network: an open connection works.
         let pool = || {
             SqlitePoolOptions::new()
                 .test_before_acquire(false)
@@ -117,9 +117,9 @@ fn store(
 ) -> SqliteStore {
     let statements = Statements::new(&table);
     let aside = writer.for_renewals(1);
-    // A second connection beside a pool of the user's might never get in (`locking_mode`), see
-    // another database (one in memory), or be in the way of a transaction that only this process
-    // writes beside.
+    // A second connection beside a pool of the user might never get access (`locking_mode`), see
+    // another database (one in memory), or block a transaction beside which only this process
+    // writes.
     let is_given = writer.are_given();
     let renewals = if is_given { writer.clone() } else { aside.clone() };
     let pools = [readers, writer, renewals, aside];
@@ -128,7 +128,7 @@ fn store(
     let watchers = {
         let (readers, statement, clock) =
             (readers.clone(), Arc::clone(&statements.seen), Arc::clone(&clock));
-        // Others write at their own time, whatever clock records are judged on.
+        // Other processes write in real time, whatever clock records are judged on.
         Watchers::new(Arc::new(SystemClock::new()), move |keys| {
             look(readers.clone(), Arc::clone(&statement), Arc::clone(&clock), keys)
         })
@@ -149,7 +149,7 @@ fn store(
     }))
 }
 
-/// The path in `sqlite:path` or `sqlite://path`.
+/// Returns the path in `sqlite:path` or `sqlite://path`.
 pub(super) fn path_of(url: &str) -> Result<PathBuf, StoreError> {
     let unfit =
         |detail: &str| Err(StoreError::new(StoreErrorKind::Config, "connect").with_detail(detail));

@@ -1,4 +1,4 @@
-//! What the client's errors mean for a request.
+//! The meaning of the client's errors for a request.
 
 use sqlx::Error;
 use sqlx::error::DatabaseError;
@@ -50,17 +50,17 @@ fn meaning(error: &Error) -> (StoreErrorKind, Option<&'static str>) {
     }
 }
 
-/// Whether the file has no such table.
+/// Returns true if the file has no such table.
 pub(super) fn is_missing_table(error: &Error) -> bool {
     error.as_database_error().is_some_and(|error| error.message().starts_with("no such table"))
 }
 
-/// The same of an error that was told already.
+/// The same for an error that is already a [`StoreError`].
 pub(super) fn is_table_missing(error: &StoreError) -> bool {
     source(error).is_some_and(is_missing_table)
 }
 
-/// Whether there is no savepoint of that name.
+/// Returns true if there is no savepoint of that name.
 pub(super) fn is_savepoint_missing(error: &StoreError) -> bool {
     let error = source(error).and_then(Error::as_database_error);
     error.is_some_and(|error| error.message().starts_with("no such savepoint"))
@@ -70,7 +70,7 @@ fn source(error: &StoreError) -> Option<&Error> {
     std::error::Error::source(error).and_then(|source| source.downcast_ref())
 }
 
-/// Whether another connection held the file's lock for too long. Nothing was applied.
+/// Returns true if another connection held the file's lock for too long. Nothing was applied.
 pub(super) fn is_busy(error: &StoreError) -> bool {
     let code = source(error).and_then(Error::as_database_error).and_then(DatabaseError::code);
     code.and_then(|code| code.parse::<i32>().ok())

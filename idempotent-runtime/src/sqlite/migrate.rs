@@ -8,14 +8,14 @@ use super::transaction::identity;
 use crate::store::{StoreError, StoreErrorKind};
 
 const OPERATION: &str = "migrate";
-/// The version of the table that this release makes.
+/// The version of the table that this release creates.
 const VERSION: i64 = 1;
 const SCRIPT: &str = include_str!("../../migrations/sqlite/0001_records.sql");
 
 pub(super) async fn migrate(store: &Inner) -> Result<(), StoreError> {
     let failed = |error| store_error(OPERATION, error);
     let mut lease = store.writer.lease(OPERATION).await?;
-    // Where the table is there, nobody who writes is waited for.
+    // If the table exists, this does not wait for any writer.
     let found = match version(store, &mut lease).await {
         Err(error) if is_missing_table(&error) => None,
         found => found.map_err(failed)?,
@@ -23,8 +23,8 @@ pub(super) async fn migrate(store: &Inner) -> Result<(), StoreError> {
     let found = if let Some(version) = found {
         version
     } else {
-        // The lock is taken before anything else: two processes that make the table at once come
-        // one after the other.
+        // The lock is taken first: two processes that create the table at once run one after the
+        // other.
         let mut transaction = lease.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
         let script = store.table.in_script(SCRIPT, '"');
         sqlx::raw_sql(AssertSqlSafe(script)).execute(&mut *transaction).await.map_err(failed)?;

@@ -33,16 +33,16 @@ use crate::sql::{
 use crate::store::codes::{self, STATES};
 use crate::store::{Capabilities, Commit, Release, StoreClock, StoreError, StoreErrorKind, Token};
 
-/// Records in a table of an SQLite database: the durable store for one machine that needs no
-/// server.
+/// Records in a table of an SQLite database: a durable store for one machine, without a server.
 ///
-/// The file is in WAL mode with `synchronous = FULL`: what was acknowledged survives a crash of the
+/// The file is in WAL mode with `synchronous = FULL`: acknowledged writes survive a crash of the
 /// process and of the machine. Several processes can share the file, on one machine and never on a
-/// network file system. On each runtime one connection writes and several read; each write is one
-/// statement that takes the file's lock at once, and everything of several statements begins with
-/// `BEGIN IMMEDIATE`.
+/// network file system. On each runtime one connection writes and several read. A write of one
+/// statement takes the file's lock at once; one of several statements begins with `BEGIN
+/// IMMEDIATE`.
 ///
-/// SQLite has no clock: leases and expiry are judged on the injected clock, which is the machine's.
+/// SQLite has no clock: leases and expiry are judged on the injected clock, by default the
+/// machine's.
 ///
 /// ```
 /// # use idempotent_runtime::{Error, Idempotency, store::SqliteStore};
@@ -61,25 +61,25 @@ struct Inner {
     readers: Connections,
     writer: Connections,
     renewals: Connections,
-    /// For a question while all of the pool's connections may be in transactions.
+    /// The connections for queries while all of the pool's connections may be in transactions.
     aside: Connections,
-    /// Whether the connections are those of a pool of the user's.
+    /// True if the connections are those of a pool of the user.
     is_given: bool,
     statements: Statements,
     table: TableName,
     watchers: Arc<Watchers>,
     clock: Arc<dyn Clock>,
     response_timeout: Duration,
-    /// Which database the records are in, once it was asked for.
+    /// The identity of the database that the records are in, once it is known.
     identity: OwnIdentity,
     fences: Fences,
 }
 
 impl SqliteStore {
-    /// Opens the file at `path`; it and the table are made if they are not there.
+    /// Opens the file at `path`, and creates it and the table if they do not exist.
     ///
     /// # Errors
-    /// [`Config`](StoreErrorKind::Config) when the file cannot be opened or made.
+    /// [`Config`](StoreErrorKind::Config) when the file cannot be opened or created.
     pub async fn open(path: impl AsRef<Path>) -> Result<Self, StoreError> {
         Self::builder(path).open().await
     }
@@ -87,28 +87,28 @@ impl SqliteStore {
     /// Opens the file that `url` names: `sqlite:events.db`, `sqlite:///var/lib/shop/events.db`.
     ///
     /// # Errors
-    /// As [`open`](Self::open); [`Config`](StoreErrorKind::Config) when the URL names a database in
-    /// memory, which is what [`MemoryStore`](crate::store::MemoryStore) is for, or has parameters.
+    /// As [`open`](Self::open); [`Config`](StoreErrorKind::Config) when the URL has parameters, or
+    /// names a database in memory: use [`MemoryStore`](crate::store::MemoryStore) for that.
     pub async fn connect(url: &str) -> Result<Self, StoreError> {
         Self::builder(builder::path_of(url)?).open().await
     }
 
-    /// A store with settings, in the file at `path`.
+    /// Creates a builder for a store in the file at `path`.
     pub fn builder(path: impl AsRef<Path>) -> SqliteStoreBuilder {
         SqliteStoreBuilder::at(path.as_ref())
     }
 
-    /// A store in the database of `pool`, whose settings (WAL, busy timeout, `synchronous`) are the
-    /// caller's; connections with `PRAGMA read_uncommitted` are refused
-    /// ([`Config`](StoreErrorKind::Config)). Renewals have a connection of their own, made as the
-    /// pool makes its connections. Who holds many of the pool's keeps the engine's calls waiting.
-    /// Call [`migrate`](Self::migrate) once before the first use.
+    /// Creates a store in the database of `pool`. The caller chooses the pool's settings (WAL, busy
+    /// timeout, `synchronous`), but connections with `PRAGMA read_uncommitted` are rejected
+    /// ([`Config`](StoreErrorKind::Config)). Renewals use the pool's connections too. Code that
+    /// holds many of them keeps the engine's calls waiting. Call [`migrate`](Self::migrate) once
+    /// before the first use.
     pub fn from_pool(pool: SqlitePool) -> Self {
         SqliteStoreBuilder::in_pool(pool)
     }
 
-    /// Creates the table, or brings that of an earlier release up to date. Many processes may call
-    /// it at once.
+    /// Creates the table, or upgrades that of an earlier release. Many processes may call it at
+    /// once.
     ///
     /// # Errors
     /// [`Config`](StoreErrorKind::Config) when the table was made by a newer release.
@@ -136,7 +136,7 @@ impl Inner {
         integer(self.clock.now().as_millis())
     }
 
-    /// How many rows one writing statement changed.
+    /// Returns the number of rows that one writing statement changed.
     async fn write(&self, operation: &'static str, statement: Bound<'_>) -> Answer<u64> {
         let mut lease = self.writer.lease(operation).await?;
         let result =
@@ -149,7 +149,7 @@ impl Inner {
     }
 }
 
-/// Where connections come from, and how long a request on one of them may take.
+/// The source of connections, and the time that a request on one of them may take.
 #[derive(Clone)]
 struct Connections {
     pools: Pools<Sqlite>,
@@ -158,13 +158,13 @@ struct Connections {
 
 impl Connections {
     async fn lease(&self, operation: &'static str) -> Answer<Lease<Sqlite>> {
-        // Of some kilobytes, because it may have to open the file, and part of every request's
+        // Boxed: some kilobytes, because it may have to open the file, and part of every request's
         // future.
         let connecting = Box::pin(self.pools.acquire());
         let connecting = async { connecting.await.map_err(|error| store_error(operation, error)) };
         let acquired = in_time(operation, self.response_timeout, connecting).await;
         acquired.map(|acquired| Lease::new(acquired, self.response_timeout)).map_err(|error| {
-            // Whatever kept it, no statement was begun.
+            // Whatever the reason, no statement was begun.
             let is_unknown = error.is_outcome_unknown();
             if is_unknown {
                 StoreError::new(StoreErrorKind::Refused, operation).with_source(error)
@@ -174,7 +174,7 @@ impl Connections {
         })
     }
 
-    /// The rows that one reading statement finds.
+    /// Returns the rows that one reading statement finds.
     async fn rows(&self, operation: &'static str, statement: Bound<'_>) -> Answer<Vec<SqliteRow>> {
         let mut lease = self.lease(operation).await?;
         let reading = async {
@@ -198,7 +198,7 @@ async fn execute(
     Ok(result.rows_affected())
 }
 
-/// `is_given`: the connection is the user's.
+/// Reads the row of `key`. `is_given` is true if the connection is the user's.
 async fn read(
     operation: &'static str,
     connection: &mut SqliteConnection,
@@ -352,7 +352,7 @@ impl Rows for SqliteStore {
     }
 }
 
-/// What a watcher needs to know of the records of `keys`.
+/// Reads what a watcher needs to know about the records of `keys`.
 fn look(
     readers: Connections,
     statements: Arc<str>,

@@ -1,4 +1,4 @@
-//! Prolonging leases, many in one statement: each would sync the file by itself.
+//! Renewing many leases in one statement: each would sync the file by itself.
 
 use std::collections::HashSet;
 
@@ -11,7 +11,7 @@ use crate::sql::{self, Answer, in_time, integer, is_answered};
 use crate::store::{Renewal, Written};
 
 const OPERATION: &str = "renew";
-/// How many leases one statement prolongs at most: others want to write too.
+/// The maximum number of leases that one statement prolongs: others need to write too.
 const MOST: usize = 1_000;
 
 impl SqliteStore {
@@ -63,7 +63,7 @@ async fn renew(
     Ok(written)
 }
 
-/// The statement's argument: key, owner and the end of the lease of each.
+/// Builds the statement's argument: key, owner and the end of the lease of each.
 fn list(renewals: &[Renewal], now: Timestamp) -> String {
     let one = |renewal: &Renewal| {
         let (key, owner) = (renewal.key.to_hex(), renewal.token.bits());
@@ -72,7 +72,7 @@ fn list(renewals: &[Renewal], now: Timestamp) -> String {
     format!("[{}]", renewals.iter().map(one).collect::<Vec<_>>().join(","))
 }
 
-/// Why a renewal did nothing.
+/// Returns the reason why a renewal did nothing.
 async fn refusal(
     store: &Inner,
     connection: &mut SqliteConnection,
@@ -86,8 +86,8 @@ async fn refusal(
     let mut slot = match row.map(|row| sql::found(OPERATION, &row)) {
         None => None,
         Some(Ok(found)) => found.stored.map(|stored| stored.record),
-        // A record that this release cannot read is not its owner's any more, and no reason to give
-        // up the others.
+        // A record that this release cannot read no longer belongs to its owner, and is no reason
+        // to give up the others.
         Some(Err(_)) => return Ok(Written::Lost),
     };
     Ok(sql::not_renewed(&mut slot, renewal, now))

@@ -1,4 +1,4 @@
-//! The statements, with the table's name in its place.
+//! The statements, with the table's name filled in.
 
 use std::sync::Arc;
 
@@ -8,7 +8,8 @@ use crate::sql::{COLUMNS, TableName};
 const IN_PROGRESS: i16 = 1;
 /// The states in which a record is unfinished: in progress and in doubt.
 const UNFINISHED: &str = "state IN (1, 2)";
-/// When nothing is left of a record: released ones and tombstones have no tombstone of their own.
+/// The time at which nothing is left of a record: released ones and tombstones have no tombstone of
+/// their own.
 const FORGOTTEN: &str = "expires_at + CASE WHEN state IN (5, 6) THEN 0 ELSE after_expiry END";
 
 type Statement = Arc<str>;
@@ -16,7 +17,7 @@ type Statement = Arc<str>;
 #[derive(Debug)]
 pub(super) struct Statements {
     pub(super) read: Statement,
-    /// The same on a connection of the user's, and whether that shows what is not committed.
+    /// The same on a connection of the user, and whether that shows uncommitted data.
     pub(super) read_given: Statement,
     pub(super) insert: Statement,
     pub(super) replace: Statement,
@@ -50,7 +51,7 @@ impl Statements {
         let meta = name.with_suffix("meta");
         // One row, whatever is in the table.
         let gone = format!("(SELECT coalesce(max(fence), 0) AS gone FROM {})", meta.quoted('"'));
-        // Where no schema is named, the first one that has the table is meant.
+        // If no schema is named, the first one that has the table is meant.
         let schema = meta.schema().map_or(String::from("true"), |schema| {
             format!("open.name = '{schema}' COLLATE NOCASE")
         });
@@ -63,8 +64,8 @@ impl Statements {
         Self {
             read: read("0"),
             read_given: read("(SELECT read_uncommitted FROM pragma_read_uncommitted)"),
-            // Not below the fence of a record that has come and gone since this one was decided on.
-            // A result that comes back has the fence of its claim.
+            // A claim must not get a fence below that of a record that was created and removed
+            // since the claim was decided. A result that is adopted keeps the fence of its claim.
             insert: statement(format!(
                 "INSERT INTO {table} ({columns}) SELECT {} FROM {gone} WHERE ?3 <> {IN_PROGRESS} OR ?5 > gone
                  ON CONFLICT (key_hash) DO NOTHING",

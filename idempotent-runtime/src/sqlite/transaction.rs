@@ -29,7 +29,7 @@ const OPERATION: &str = "claim in a transaction";
 const DATABASE: &str = "SQLite";
 
 impl TransactionDatabase for Sqlite {
-    // A transaction that begins by reading cannot write any more once somebody else has.
+    // A transaction that begins by reading can no longer write once another one has written.
     const BEGIN: &'static str = "BEGIN IMMEDIATE";
 
     // A lock that others hold undoes nothing but the statement.
@@ -47,26 +47,26 @@ impl TransactionDatabase for Sqlite {
         Ok(())
     }
 
-    /// SQLite ends a transaction by itself when the disk is full, and where a statement asks for it
-    /// (`OR ROLLBACK`). The client takes no notice, and lets none begin on the connection before
-    /// its own is rolled back: it gets one.
+    /// SQLite ends a transaction by itself when the disk is full, and where a statement requests it
+    /// (`OR ROLLBACK`). The client does not notice, and lets no transaction begin on the connection
+    /// before its own is rolled back. So this begins one for the client to roll back.
     async fn mend(connection: &mut SqliteConnection) -> bool {
         let is_given = run(connection, "BEGIN").await.is_ok();
-        // The client refuses it, and rolls back what it believes to be in. An answer to what comes
-        // later tells that it has.
+        // The client refuses to begin, and rolls back the transaction that it believes to be in. An
+        // answer to a later request shows that it has done so.
         drop(connection.begin_with(Self::BEGIN).await);
         let is_mended = connection.ping().await.is_ok() && !connection.is_in_transaction();
         if is_given {
-            // Should it be there still, because the client believes in one within it, others would
-            // build on it.
+            // If the transaction is still open, because the client believes in a nested one, later
+            // users would build on it.
             let _ = run(connection, "ROLLBACK").await;
         }
         is_mended
     }
 }
 
-/// Whether the connection is in no transaction, whatever the client believes. A transaction in a
-/// transaction is what SQLite refuses, and nothing happens.
+/// Returns true if the connection is not in a transaction, whatever the client believes. SQLite
+/// rejects a transaction within a transaction, and nothing happens.
 async fn is_in_none(connection: &mut SqliteConnection) -> Result<bool, Error> {
     match run(connection, "BEGIN").await {
         Ok(()) => run(connection, "ROLLBACK").await.map(|()| true),
@@ -114,8 +114,8 @@ impl Savepoints for SqliteConnection {
         execute(OPERATION, self, sqlx::query(AssertSqlSafe(statement))).await.map(drop)
     }
 
-    /// Outside of a transaction a savepoint would begin one, and its release commit it; and what a
-    /// dropped call left open would keep everybody from writing.
+    /// Outside of a transaction a savepoint would begin one, and its release commit it. One that a
+    /// dropped call left open would keep all others from writing.
     async fn set_savepoint(&mut self, name: &str) -> Answer<()> {
         let failed = |error| store_error(OPERATION, error);
         if is_in_none(self).await.map_err(failed)? {
@@ -131,7 +131,7 @@ impl Savepoints for SqliteConnection {
     }
 }
 
-/// Only `BEGIN` waits: a transaction that writes is the only one.
+/// Only `BEGIN` waits: at most one transaction writes at a time.
 impl Transactional for InTransaction<'_> {
     type Connection = SqliteConnection;
 
@@ -159,8 +159,8 @@ impl Transactional for InTransaction<'_> {
         if self.has_savepoint { self.connection.undo(savepoint).await } else { Ok(()) }
     }
 
-    /// Nobody else's transaction has the key: who is kept from writing has not begun as one that
-    /// writes.
+    /// No other transaction has the key: a transaction that is locked out of writing did not begin
+    /// as one that writes.
     async fn has_outwaited(&mut self, error: StoreError) -> Answer<()> {
         Err(error)
     }
@@ -175,8 +175,8 @@ impl Transactional for InTransaction<'_> {
     }
 }
 
-/// The error of a write that met another writer: a transaction that begins by reading waits for
-/// none, and cannot write any more when that one is over.
+/// Converts the error of a write that met another writer: a transaction that begins by reading does
+/// not wait for it, and can no longer write after it.
 fn not_begun_to_write(error: StoreError) -> StoreError {
     if !is_busy(&error) {
         return error;
@@ -189,7 +189,7 @@ fn not_begun_to_write(error: StoreError) -> StoreError {
         .with_source(error)
 }
 
-/// Which database `connection` is on.
+/// Returns the identity of the database that `connection` is on.
 pub(super) async fn identity(
     operation: &'static str,
     connection: &mut SqliteConnection,
@@ -198,7 +198,7 @@ pub(super) async fn identity(
     let row = query(&store.statements.identity).fetch_one(connection).await;
     let row = row.and_then(|row| Ok((row.try_get(0)?, row.try_get::<String, _>(1)?)));
     let (written, file) = row.map_err(|error| store_error(operation, error))?;
-    // Nothing for a database in memory.
+    // Empty for a database in memory.
     let canonical = std::fs::canonicalize(&file).map(|path| path.to_string_lossy().into_owned());
     Identity::new(operation, written, canonical.unwrap_or(file))
 }
@@ -228,12 +228,13 @@ impl TransactionStore for SqliteStore {
         &self.0.identity
     }
 
-    /// On a connection of its own, made as the others are: all of the pool's may be in transactions
+    /// Uses a separate connection, opened like the others: all of the pool's may be in transactions
     /// that wait for this.
     async fn own_identity(&self) -> Answer<Identity> {
         let store = &self.0;
         let identity = match self.identity_on(&store.aside).await {
-            // Only the user's pool sees it: in memory, without a name that connections share.
+            // Only the user's pool sees the table: a database in memory, without a name that
+            // connections share.
             Err(error) if is_table_missing(&error) => self.identity_on(&store.writer).await?,
             asked => asked?,
         };

@@ -1,4 +1,4 @@
-//! The steps of a call as the bytes of a checkpoint.
+//! The encoding of a call's steps as a checkpoint.
 //!
 //! JSON with a version of its own, so that an operator can read it:
 //! `{"version":1,"steps":[{"name":"reserve","index":0,"outcome":{"finished":{"item":7}}}]}`.
@@ -14,7 +14,7 @@ use super::identity::StepId;
 
 const VERSION: u32 = 1;
 
-/// What is known of a step.
+/// The recorded state of a step.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Recorded {
@@ -64,7 +64,7 @@ struct ReadStep<'a> {
     outcome: Recorded,
 }
 
-/// The same steps give the same bytes: they are in order.
+/// Encodes steps. The same steps have the same bytes, because they are sorted.
 pub(super) fn encode<'a>(
     steps: impl Iterator<Item = (&'a StepId, &'a Recorded)>,
 ) -> Result<Bytes, serde_json::Error> {
@@ -78,7 +78,7 @@ pub(super) fn encode<'a>(
     serde_json::to_vec(&Written { version: VERSION, steps: steps.collect() }).map(Bytes::from)
 }
 
-/// Why a checkpoint cannot be read.
+/// The reason why a checkpoint cannot be read.
 #[derive(Debug)]
 pub(super) enum Unreadable {
     Version(u32),
@@ -86,7 +86,7 @@ pub(super) enum Unreadable {
     Twice(StepId),
 }
 
-/// The steps of a checkpoint. An empty one has none.
+/// Decodes the steps of a checkpoint. An empty one has none.
 pub(super) fn decode(checkpoint: &[u8]) -> Result<BTreeMap<StepId, Recorded>, Unreadable> {
     let mut steps = BTreeMap::new();
     if checkpoint.is_empty() {

@@ -1,4 +1,4 @@
-//! What a step is recognised by.
+//! The identity of steps.
 
 use std::fmt;
 use std::sync::Arc;

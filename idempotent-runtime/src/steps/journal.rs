@@ -1,15 +1,15 @@
-//! The steps of one attempt: which are recorded, which were asked for, and the one writer of their
+//! The steps of one attempt: the recorded ones, the requested ones, and the single writer of their
 //! checkpoints.
 //!
-//! A checkpoint holds all recorded steps. One is under way at a time, and the next is not sent
-//! before the answer to the one before is known: steps that finish at the same time do not lose
-//! each other, and a lost answer does not either. No step begins while an answer is missing for
-//! which no other step waits: neither one that was given up, nor that about a step that was
-//! dropped, which the background alone follows.
+//! A checkpoint holds all recorded steps. Only one is under way at a time, and the next is not sent
+//! before the answer to the previous one is known. So steps that finish at the same time do not
+//! overwrite each other, and a lost answer does not lose a step. No step begins while an answer is
+//! missing that no other step waits for: one that was given up, or one about a dropped step, which
+//! only the background follows.
 //!
-//! Steps run in other tasks too, so the end of the body and the begin of a step can meet. One lock
-//! decides between them: a step that began before the journal was [closed](Journal::close) is seen
-//! by whoever decides what becomes of the claim, and one that comes after it is refused before its
+//! Steps run in other tasks too, so the end of the body and the start of a step can race. One lock
+//! decides between them. A step that began before the journal was [closed](Journal::close) is seen
+//! by the code that decides about the claim, and a step that comes later is rejected before its
 //! body runs. There is no third case.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -32,15 +32,17 @@ use crate::store::{Checkpoint, Record, StoreError, StoreErrorKind};
 pub(crate) struct Journal {
     operation: Arc<str>,
     lease: Arc<Lease>,
-    /// How many bytes a checkpoint may take.
+    /// The maximum size of a checkpoint in bytes.
     limit: usize,
     steps: Mutex<Steps>,
     writer: tokio::sync::Mutex<Writer>,
-    /// A step is over, and on the record if it belongs there; or the background has an answer.
+    /// Notified when a step has ended, and is on the record if it belongs there, or when the
+    /// background has an answer.
     step_ended: Notify,
 }
 
-/// The answer to a checkpoint of a step that was dropped: missing until this is dropped too.
+/// The missing answer to a checkpoint of a dropped step. It counts as missing until this is
+/// dropped.
 pub(super) struct Unheard(Arc<Journal>);
 
 impl Unheard {
@@ -62,26 +64,27 @@ struct Steps {
     recorded: BTreeMap<StepId, Recorded>,
     /// The identities that this attempt has used.
     asked: BTreeSet<StepId>,
-    /// The steps that run now, or are about to.
+    /// The steps that are running or about to run.
     running: BTreeMap<StepId, Progress>,
-    /// How many answers the background alone waits for.
+    /// The number of answers that only the background waits for.
     unheard: usize,
-    /// A step may have had its effect and is not recorded.
+    /// True if a step may have had its effect without being recorded.
     unsettled: bool,
-    /// The store says that the claim is not this attempt's any more.
+    /// True if the store has reported that this attempt no longer holds the claim.
     superseded: bool,
-    /// The body is over, or was given up: no step begins any more.
+    /// True once the body has ended or was given up: no step begins any more.
     closed: bool,
 }
 
-/// How far a step is that is not over.
+/// The progress of a step that has not ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Progress {
-    /// It has had no effect yet, or says so, and asks once more before it has one.
+    /// It has had no effect yet, or reports that it had none, and is checked once more before it
+    /// has one.
     Asked,
     /// Its body runs.
     Running,
-    /// Its body has ended, and that is on its way to the record.
+    /// Its body has ended, and its result is on its way to the record.
     Recording,
 }
 
@@ -89,7 +92,7 @@ pub(super) enum Progress {
 struct Writer {
     /// The number of the next checkpoint.
     sequence: u32,
-    /// Sent, and perhaps applied.
+    /// A checkpoint that was sent, and may have been applied.
     unanswered: Option<Sent>,
 }
 
@@ -98,10 +101,10 @@ struct Sent {
     change: Change,
 }
 
-/// What a checkpoint changes about one step; `None` forgets it.
+/// The change that a checkpoint makes to one step; `None` forgets it.
 pub(super) type Change = (StepId, Option<Recorded>);
 
-/// Why a checkpoint was not written, as far as it is known.
+/// The reason why a checkpoint was not written, as far as it is known.
 #[derive(Debug)]
 pub(super) enum Unwritten {
     Superseded,
@@ -118,7 +121,7 @@ impl Unwritten {
 }
 
 impl Journal {
-    /// The journal of an attempt that goes on from the checkpoint on `record`.
+    /// Creates the journal of an attempt that continues from the checkpoint on `record`.
     pub(crate) fn of(
         operation: &Arc<str>,
         record: &Record,
@@ -152,8 +155,8 @@ impl Journal {
         self.limit
     }
 
-    /// What is recorded of `step`; `None` if it is to run, which it counts as doing until
-    /// [`ended`](Self::ended).
+    /// Returns what is recorded of `step`, or `None` if it must run. It then counts as running
+    /// until [`ended`](Self::ended).
     pub(super) fn ask(&self, step: &StepId) -> Result<Option<Recorded>, Error> {
         let mut steps = self.steps();
         self.check(&steps, step)?;
@@ -165,7 +168,7 @@ impl Journal {
         if let Some(recorded) = steps.recorded.get(step) {
             return Ok(Some(recorded.clone()));
         }
-        // Whatever becomes of it, there is room to say that it ran.
+        // Whatever its outcome, there must be room to record that it ran.
         match steps.checkpoint((step, Some(&Recorded::NotEncodable)), true) {
             Ok(body) if body.len() <= self.limit => {}
             _ => {
@@ -178,7 +181,7 @@ impl Journal {
         Ok(None)
     }
 
-    /// Refuses to run anything once another attempt may do so.
+    /// Rejects running anything once another attempt may do so.
     pub(super) fn check_claim(&self, step: &StepId) -> Result<(), Error> {
         self.check(&self.steps(), step)
     }
@@ -194,7 +197,7 @@ impl Journal {
         Ok(())
     }
 
-    /// The body of `step` runs from now on, unless it must not.
+    /// Marks that the body of `step` runs from now on, unless it must not.
     pub(super) fn begin(&self, step: &StepId) -> Result<(), Error> {
         let mut steps = self.steps();
         self.check(&steps, step)?;
@@ -202,33 +205,33 @@ impl Journal {
         Ok(())
     }
 
-    /// The body of `step` runs no more, and `step` is not over.
+    /// Marks that the body of `step` no longer runs, although `step` has not ended.
     pub(super) fn goes_on(&self, step: &StepId, progress: Progress) {
         if let Some(running) = self.steps().running.get_mut(step) {
             *running = progress;
         }
     }
 
-    /// `step` runs no more.
+    /// Marks that `step` has ended.
     pub(super) fn ended(&self, step: &StepId) {
         self.steps().running.remove(step);
         self.step_ended.notify_waiters();
     }
 
-    /// No step begins any more. Those that run are known to
+    /// Prevents further steps from beginning. Those that run are known to
     /// [`tells_of_effects`](Self::tells_of_effects).
     pub(crate) fn close(&self) {
         self.steps().closed = true;
     }
 
-    /// A step may have had an effect that nothing tells of.
+    /// Marks that a step may have had an effect of which there is no record.
     pub(super) fn unsettled(&self) {
         self.steps().unsettled = true;
     }
 
-    /// Whether releasing the claim would forget an effect: of a step that is recorded, that was cut
-    /// off, or that runs in another task, of which nobody knows what it will do. Asked of a journal
-    /// that is closed and settled.
+    /// Returns true if releasing the claim would forget an effect: that of a step that is recorded,
+    /// that was interrupted, or that runs in another task with an outcome that is not known. The
+    /// journal must be closed and settled.
     pub(crate) fn tells_of_effects(&self) -> bool {
         let steps = self.steps();
         let runs = steps.running.values().any(|progress| *progress != Progress::Asked);
@@ -245,7 +248,7 @@ impl Journal {
         Some(self.refused(ErrorKind::Decode, step).with_detail(detail))
     }
 
-    /// Whether no checkpoint is under way or about to be.
+    /// Returns true if no checkpoint is under way or about to be.
     pub(crate) fn is_settled(&self) -> bool {
         let is_recording =
             self.steps().running.values().any(|progress| *progress == Progress::Recording);
@@ -253,11 +256,11 @@ impl Journal {
     }
 
     /// Resolves when no checkpoint is under way or about to be, after `patience` at the latest: a
-    /// step that nobody polls any more never gets on.
+    /// step that is no longer polled makes no progress.
     pub(crate) async fn settled(&self, engine: &Inner, patience: Duration) {
         let all_recorded = async {
             loop {
-                // Before the look: a step that ends in between wakes it too.
+                // Enabled before the check: a step that ends in between wakes it too.
                 let step_ended = self.step_ended.notified();
                 tokio::pin!(step_ended);
                 step_ended.as_mut().enable();
@@ -275,7 +278,7 @@ impl Journal {
         }
     }
 
-    /// Makes sure that no answer is missing, unless another step is waiting for it at this moment.
+    /// Ensures that no answer is missing, unless another step is waiting for it at this moment.
     pub(super) async fn catch_up(&self, engine: &Inner) -> Result<(), Unwritten> {
         let patience = engine.settings.commit_timeout;
         let end = engine.clock.monotonic().saturating_add(patience);
@@ -294,10 +297,11 @@ impl Journal {
         }
     }
 
-    /// Resolves when the background waits for no answer any more: it has them, or has given up.
+    /// Resolves when the background no longer waits for an answer: it has them all, or has given
+    /// up.
     async fn all_are_heard(&self) {
         loop {
-            // Before the look: an answer that comes in between wakes it too.
+            // Enabled before the check: an answer that arrives in between wakes it too.
             let step_ended = self.step_ended.notified();
             tokio::pin!(step_ended);
             step_ended.as_mut().enable();
@@ -315,7 +319,7 @@ impl Journal {
         self.follow(engine, &mut writer, end).await?;
         let body = {
             let steps = self.steps();
-            // It will not run, so that it began must not be written.
+            // The step will not run, so its start must not be written.
             if steps.closed && matches!(change.1, Some(Recorded::Started)) {
                 return Err(Unwritten::Superseded);
             }
@@ -331,8 +335,8 @@ impl Journal {
         self.follow(engine, &mut writer, end).await
     }
 
-    /// The writer, by `end` at the latest: a step that nobody polls any more while it is recorded
-    /// does not give it back.
+    /// Locks the writer, by `end` at the latest: a step that is no longer polled while it is
+    /// recorded does not release it.
     async fn writer_by(
         &self,
         engine: &Inner,
@@ -352,7 +356,7 @@ impl Journal {
         }
     }
 
-    /// Sends what is unanswered until the answer is known, with the same number.
+    /// Sends the unanswered checkpoint, with the same number, until its answer is known.
     async fn follow(
         &self,
         engine: &Inner,
@@ -379,7 +383,8 @@ impl Journal {
 }
 
 impl Steps {
-    /// The checkpoint with one step changed; with `room` for what the running ones may have to say.
+    /// Encodes the checkpoint with one step changed. With `room`, it includes a marker for each
+    /// running step, for which there must be room.
     fn checkpoint(
         &self,
         change: (&StepId, Option<&Recorded>),
@@ -400,7 +405,7 @@ impl Steps {
 
     fn apply(&mut self, step: StepId, recorded: Option<Recorded>) {
         match recorded {
-            // The answer came too late, so the step was not run: the next checkpoint leaves it out.
+            // The answer came too late, so the step did not run: the next checkpoint leaves it out.
             Some(Recorded::Started) if !self.running.contains_key(&step) => {}
             Some(recorded) => {
                 self.recorded.insert(step, recorded);

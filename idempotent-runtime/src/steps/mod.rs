@@ -1,5 +1,5 @@
-//! Steps of a body whose results are recorded one by one, so that a later attempt goes on where an
-//! earlier one ended.
+//! Steps of a body whose results are recorded one by one, so that a later attempt continues where
+//! an earlier one ended.
 
 mod checkpoint;
 mod identity;
@@ -23,37 +23,37 @@ use crate::context::Context;
 use crate::outcome::{CallError, StoredValue};
 
 impl Context {
-    /// A part of the body whose result is recorded: runs `body`, unless an earlier attempt has
-    /// recorded its result, which is then returned in its place.
+    /// A part of the body whose result is recorded. Runs `body`, unless an earlier attempt has
+    /// recorded its result, which is then returned instead.
     /// [`OnCrash::Resume`](crate::OnCrash::Resume) is the policy that makes use of it.
     ///
-    /// A step is recognised by its name and its index, which is zero here;
-    /// [`step_at`](Self::step_at) takes one. Each identity is used once in an attempt; steps can
-    /// run at the same time, with `join!` for example.
+    /// A step is identified by its name and its index, which is zero here;
+    /// [`step_at`](Self::step_at) takes one. Each identity is used once in an attempt. Steps can
+    /// run concurrently, with `join!` for example.
     ///
     /// **Effects.** The result is recorded after `body` has returned. If the process dies in
     /// between, the next attempt runs the step again, unless it is
-    /// [`at_most_once`](Step::at_most_once). An `Err` says that nothing happened: nothing is
-    /// recorded of it. Where steps are recorded and the body returns an error that is released, the
-    /// record is not removed: the next call resumes, under [`OnCrash::Hold`](crate::OnCrash::Hold)
-    /// it is in doubt.
+    /// [`at_most_once`](Step::at_most_once). An `Err` means that nothing happened, and nothing is
+    /// recorded for it. If steps are recorded and the body returns an error that is released, the
+    /// record is not removed: the next call resumes, or, under
+    /// [`OnCrash::Hold`](crate::OnCrash::Hold), the record is in doubt.
     ///
     /// **Tasks.** A step can run in a task of its own, with
-    /// [`in_current_scope`](crate::InCurrentScope::in_current_scope). A body that returns an error
-    /// while one runs has not said what it will do: the record is not removed either. A step that
-    /// comes after the end of the body is refused. A body that returns a result waits for its tasks
-    /// before: in a later attempt, in which all else is replayed, it would be faster than a task
-    /// whose step is recorded. The step has not been asked for then, and the call fails with
-    /// `Decode`.
+    /// [`in_current_scope`](crate::InCurrentScope::in_current_scope). If a body returns an error
+    /// while such a step runs, it is not known what the step will do: the record is not removed in
+    /// this case either. A step that comes after the end of the body is rejected. A body that
+    /// returns a result must wait for its tasks first: in a later attempt, in which everything else
+    /// is replayed, it would be faster than a task whose step is recorded. The step has then not
+    /// been requested, and the call fails with `Decode`.
     ///
-    /// `body` is `|| async { … }` or `async || { … }` and returns `Result<T, E>`, `T` as the
-    /// results of a call and `E` with `From<Error>`. That is asked for where the step is awaited:
-    /// with a bound here, the compiler would take every closure for one that runs once, and none
-    /// could be tried again.
+    /// `body` is `|| async { … }` or `async || { … }` and returns `Result<T, E>`, with a `T` like
+    /// that of the results of a call and an `E` with `From<Error>`. These bounds are checked where
+    /// the step is awaited: with a bound here, the compiler would take every closure for one that
+    /// runs once, and none could be retried.
     ///
-    /// **Size.** All recorded steps of a call share one bound,
-    /// [`max_result_size`](crate::Builder::max_result_size), and each step writes all of them anew:
-    /// return what later steps need and no more.
+    /// **Size.** All recorded steps of a call share one limit,
+    /// [`max_result_size`](crate::Builder::max_result_size), and each step writes all of them
+    /// again: return what later steps need and no more.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -79,28 +79,28 @@ impl Context {
     ///
     /// | [`ErrorKind`](crate::ErrorKind) | |
     /// |---|---|
-    /// | `NotStored` | the step ran, and the store did not say in [`commit_timeout`](crate::Builder::commit_timeout) that its result is recorded |
-    /// | `StoreUnavailable` | the step did not run: the store does not say whether an earlier checkpoint, or the start of this step, is recorded |
-    /// | `Superseded` | the claim is not this attempt's any more, or the body is over; nothing further runs |
+    /// | `NotStored` | the step ran, and the store did not confirm within [`commit_timeout`](crate::Builder::commit_timeout) that its result is recorded |
+    /// | `StoreUnavailable` | the step did not run: the store did not confirm whether an earlier checkpoint, or the start of this step, is recorded |
+    /// | `Superseded` | this attempt no longer holds the claim, or the body has ended; nothing further runs |
     /// | `StepInterrupted` | see [`at_most_once`](Step::at_most_once) and [`timeout`](Step::timeout) |
     /// | `Decode` | the recorded result does not fit the type |
-    /// | `TooLarge`, `Encode` | the result cannot be recorded. The step ran, is noted as such and never runs again: later attempts get the same error. Or there was no room for that note, and it did not run |
+    /// | `TooLarge`, `Encode` | the result cannot be recorded. The step ran, is marked as such and never runs again: later attempts get the same error. Or there was no room for that mark, and it did not run |
     /// | `Config` | this attempt has used the identity before |
-    /// | `Unsupported` | in a transaction (`tx`), and inside of another step |
+    /// | `Unsupported` | in a transaction (`tx`), and inside another step |
     pub fn step<B>(&self, name: &str, body: B) -> Step<StepOnce<B>> {
         self.step_at(name, 0, body)
     }
 
-    /// As [`step`](Self::step), for steps of one name that an index tells apart: the number of an
-    /// item, or its position in the input. The index is part of the identity, so it must stand for
-    /// the same item in every attempt.
+    /// Like [`step`](Self::step), for steps of the same name that are distinguished by an index:
+    /// the number of an item, or its position in the input. The index is part of the identity, so
+    /// it must stand for the same item in every attempt.
     ///
-    /// **Never count what is finished.** With `JoinSet::join_next`, `FuturesUnordered` or
-    /// `buffer_unordered`, the first item that is ready is another one in each attempt; counted
-    /// with `enumerate` or a variable, it would get the recorded result of that one. Nobody can
-    /// notice, because a recorded step does not look at its body. So count before anything runs,
-    /// and take the index along, or make it of the item: its number in the database, or its own
-    /// name, `context.step(&format!("item {}", item.id), …)`.
+    /// **Never count finished items.** With `JoinSet::join_next`, `FuturesUnordered` or
+    /// `buffer_unordered`, the first item that is ready differs between attempts. Counted with
+    /// `enumerate` or a variable, an item would get the recorded result of another one. This cannot
+    /// be detected, because a recorded step does not run its body. So count before anything runs
+    /// and pass the index along, or derive it from the item: its number in the database, or a name
+    /// of its own, `context.step(&format!("item {}", item.id), …)`.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -122,7 +122,7 @@ impl Context {
     /// ```
     ///
     /// # Errors
-    /// As [`step`](Self::step).
+    /// Those of [`step`](Self::step).
     pub fn step_at<B>(&self, name: &str, index: u64, body: B) -> Step<StepOnce<B>> {
         let id = StepId { name: name.into(), index };
         Step {
@@ -132,9 +132,9 @@ impl Context {
     }
 }
 
-/// A step of a body, made by [`Context::step`]. `.await` runs or replays it.
+/// A step of a body, created by [`Context::step`]. `.await` runs or replays it.
 ///
-/// `join!` of Tokio takes it as it is; what asks for a [`Future`] gets one from
+/// Tokio's `join!` accepts it as it is; where a [`Future`] is required, use
 /// [`IntoFuture::into_future`].
 #[must_use = "a step does nothing until it is awaited"]
 pub struct Step<B> {
@@ -145,23 +145,23 @@ pub struct Step<B> {
 impl<B> Step<B> {
     /// Records that the step is about to run before it does. If the attempt ends after that without
     /// a result of the step, later attempts get
-    /// [`StepInterrupted`](crate::ErrorKind::StepInterrupted) in place of a second run. The body
-    /// can match on that, find out what happened and go on; an error policy can hold it for an
+    /// [`StepInterrupted`](crate::ErrorKind::StepInterrupted) instead of a second run. The body can
+    /// match on that, find out what happened and continue; an error policy can hold it for an
     /// operator.
     ///
-    /// An `Err` of the step says that nothing happened and takes the note back. Where the store did
-    /// not say whether it has the note, the step does not run, and later attempts may find it
-    /// interrupted all the same. Where the operation is [disabled](crate::Idempotency::disable)
-    /// nothing is recorded, and the step runs in every call.
+    /// An `Err` of the step means that nothing happened, and removes the mark. If the store did not
+    /// confirm the mark, the step does not run, and later attempts may still find it interrupted.
+    /// Where the operation is [disabled](crate::Idempotency::disable) nothing is recorded, and the
+    /// step runs in every call.
     pub fn at_most_once(mut self) -> Self {
         self.plan.at_most_once = true;
         self
     }
 
     /// Ends a try of the step that takes longer, on the engine's clock, and drops its future: its
-    /// outcome is unknown. After the last try the step gives
+    /// outcome is unknown. After the last try the step returns
     /// [`StepInterrupted`](crate::ErrorKind::StepInterrupted). The next attempt runs it again,
-    /// unless it is [`at_most_once`](Self::at_most_once): then this attempt does not try it again
+    /// unless it is [`at_most_once`](Self::at_most_once): then this attempt does not retry it
     /// either.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.plan.timeout = Some(timeout);
@@ -170,11 +170,11 @@ impl<B> Step<B> {
 }
 
 impl<B> Step<StepOnce<B>> {
-    /// Tries the step again after an `Err`, and after a [`timeout`](Self::timeout), as `policy`
-    /// says. It returns the error of the last try. The tries belong to one attempt of the call:
+    /// Retries the step after an `Err`, and after a [`timeout`](Self::timeout), according to
+    /// `policy`. It returns the error of the last try. The tries belong to one attempt of the call:
     /// they are not recorded.
     ///
-    /// The body is called once for each try. It must be `FnMut`: clone inside of it what a try
+    /// The body is called once for each try. It must be `FnMut`: clone inside it what a try
     /// consumes.
     pub fn retry<F>(self, policy: StepRetry) -> Step<StepRetried<B>>
     where

@@ -1,9 +1,9 @@
-//! How often a step is tried.
+//! The number of tries of a step.
 
 use std::time::Duration;
 
-/// How often a step is tried within one attempt of its call, and how long the pauses are: they
-/// double from one to the next. The pauses are on the engine's clock.
+/// The number of tries of a step within one attempt of its call, and the pauses between them, which
+/// double each time. The pauses are on the engine's clock.
 ///
 /// ```
 /// use std::time::Duration;
@@ -21,8 +21,8 @@ pub struct StepRetry {
 }
 
 impl StepRetry {
-    /// Tries the step at most this often, the first time included; zero is one. The first pause is
-    /// 100 ms, the longest 10 s.
+    /// Tries the step at most this often, the first time included; zero counts as one. The first
+    /// pause is 100 ms, the longest 10 s.
     pub const fn tries(tries: u32) -> Self {
         Self {
             tries,
@@ -31,13 +31,13 @@ impl StepRetry {
         }
     }
 
-    /// The pause before the second try.
+    /// Sets the pause before the second try.
     pub const fn first_pause(mut self, pause: Duration) -> Self {
         self.first_pause = pause;
         self
     }
 
-    /// No pause is longer than this.
+    /// Sets the longest pause.
     pub const fn longest_pause(mut self, pause: Duration) -> Self {
         self.longest_pause = pause;
         self
@@ -52,7 +52,7 @@ impl StepRetry {
     }
 }
 
-/// The pauses that are left.
+/// The remaining pauses.
 #[derive(Debug)]
 pub(super) struct Pauses {
     left: u32,

@@ -14,7 +14,7 @@ use crate::encoding::{Encoded, Redacted, decode, encode_part};
 use crate::error::{Error, ErrorKind};
 use crate::outcome::{CallError, StoredValue};
 
-/// What a step runs: once, or again after an error.
+/// The body of a step: runs once, or again after an error.
 #[diagnostic::on_unimplemented(
     message = "a step takes a closure that returns a future",
     label = "not `|| async {{ … }}`",
@@ -37,10 +37,10 @@ mod sealed {
     impl<B> Sealed for super::StepRetried<B> {}
 }
 
-/// A body that is tried once.
+/// A body that runs once.
 pub struct StepOnce<B>(Option<B>);
 
-/// A body that is tried again after an error.
+/// A body that is retried after an error.
 pub struct StepRetried<B> {
     body: Option<B>,
     pauses: Pauses,
@@ -97,9 +97,9 @@ pin_project! {
     #[must_use = "futures do nothing unless polled"]
     pub struct StepRun<B, F, T, E> {
         body: B,
-        // As pointers, what the closure `B` does with `F` is known without bounds on the future.
-        // With them, `join!` of steps that borrow could not be spawned: the compiler forgets that
-        // the lifetimes in `B` and in `F` are the same.
+        // As function pointers, these fix what the closure `B` does with `F` without bounds on the
+        // future. With bounds, `join!` of steps that borrow could not be spawned: the compiler
+        // forgets that the lifetimes in `B` and in `F` are the same.
         start: fn(&mut B) -> Option<F>,
         next_pause: fn(&mut B) -> Option<Duration>,
         #[pin]
@@ -227,7 +227,8 @@ enum EndOfTry<T, E> {
     Finished(T),
 }
 
-/// What follows from one try, `Pending` if it took too long. `Err` is the step's own, at once.
+/// Decides what follows from one try, `Pending` if it took too long. An `Err` is returned by the
+/// step at once.
 fn end_of_try<T, E: CallError>(
     polled: Poll<Result<T, E>>,
     underway: &mut Underway,
@@ -247,7 +248,7 @@ fn end_of_try<T, E: CallError>(
     }
 }
 
-/// Records the end of a step where there is something to record, else returns the result.
+/// Records the end of a step if there is something to record, otherwise returns the result.
 fn record<F, T, E>(
     writing: Option<Writing>,
     result: Result<T, E>,

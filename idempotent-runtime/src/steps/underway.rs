@@ -1,4 +1,4 @@
-//! A step from its question to its record, without its types.
+//! A step from its request to its record, without its types.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use crate::error::{Error, ErrorKind};
 
 pub(super) type Core<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
-/// A checkpoint on its way. It goes on in the background when it is dropped: what was sent is
+/// A checkpoint on its way. It continues in the background when it is dropped: what was sent is
 /// followed to its answer, and no step begins meanwhile.
 pub(super) struct Writing<T: Send + 'static = Result<(), Error>> {
     followed: Option<Followed<T>>,
@@ -53,8 +53,8 @@ impl<T: Send + 'static> Future for Writing<T> {
 impl<T: Send + 'static> Drop for Writing<T> {
     fn drop(&mut self) {
         let Some(followed) = self.followed.take() else { return };
-        // Counted here and not when the background begins with it, which may be later than the next
-        // step of this body.
+        // Counted here, and not when the background starts to follow it: the next step of this body
+        // may begin before that, and must find the answer missing.
         let unheard = Unheard::new(&self.journal);
         drop(followed.and_if_dropped(move |writing| async move {
             let _unheard = unheard;
@@ -63,7 +63,7 @@ impl<T: Send + 'static> Drop for Writing<T> {
     }
 }
 
-/// What was asked for.
+/// The request for a step.
 pub(super) struct Plan {
     pub(super) context: Context,
     pub(super) id: StepId,
@@ -71,7 +71,7 @@ pub(super) struct Plan {
     pub(super) timeout: Option<Duration>,
 }
 
-/// What is to be done.
+/// The decision about a step.
 pub(super) enum Admitted {
     /// An earlier attempt has recorded this result.
     Replay(Replay),
@@ -131,7 +131,8 @@ pub(super) async fn admit(plan: Plan) -> Result<Admitted, Error> {
     Ok(Admitted::Run(underway))
 }
 
-/// A step that is to run, runs, or has run. Dropped while it runs, its outcome is unknown.
+/// A step that is about to run, runs, or has run. If it is dropped while it runs, its outcome is
+/// unknown.
 pub(super) struct Underway {
     context: Context,
     engine: Arc<Inner>,
@@ -152,7 +153,7 @@ enum Phase {
 }
 
 impl Underway {
-    /// What has to be known before the step runs.
+    /// Settles everything that must be known before the step runs.
     async fn prepare(&self) -> Result<(), Error> {
         let Some(journal) = &self.journal else { return Ok(()) };
         let did_not_run =
@@ -188,30 +189,31 @@ impl Underway {
         }
     }
 
-    /// Whether the body may run now. From here on it counts as running, in whatever task it does.
+    /// Checks that the body may run now. From here on it counts as running, in whatever task it
+    /// does.
     pub(super) fn begin(&self) -> Result<(), Error> {
         self.journal.as_ref().map_or(Ok(()), |journal| journal.begin(&self.id))
     }
 
-    /// The body runs no more, and the step goes on.
+    /// Marks that the body no longer runs and the step continues.
     fn goes_on(&self, progress: Progress) {
         if let Some(journal) = &self.journal {
             journal.goes_on(&self.id, progress);
         }
     }
 
-    /// Runs the user's code as this step's.
+    /// Runs the user's code as part of this step.
     pub(super) fn enter<T>(&mut self, code: impl FnOnce() -> T) -> T {
         self.phase = Phase::Running;
         self.scope.enter(code)
     }
 
-    /// The time that one try has.
+    /// The time limit of one try.
     pub(super) fn timer(&self) -> Option<Sleep> {
         self.timeout.map(|timeout| self.engine.clock.sleep(timeout))
     }
 
-    /// A try took too long and was dropped. Whether another one may follow.
+    /// Handles a try that took too long and was dropped. `Ok` if another one may follow.
     pub(super) fn timed_out(&mut self) -> Result<(), Error> {
         self.phase = Phase::Asked;
         if let Some(journal) = &self.journal {
@@ -234,7 +236,8 @@ impl Underway {
         self.engine.clock.sleep(pause)
     }
 
-    /// The step returned an error, which says that nothing happened: nothing stays recorded of it.
+    /// Handles an error of the step, which means that nothing happened: nothing stays recorded for
+    /// it.
     pub(super) fn failed(mut self) -> Option<Writing> {
         self.phase = Phase::Ended;
         let journal = self.journal.clone().filter(|_| self.at_most_once)?;
@@ -248,7 +251,7 @@ impl Underway {
         }))
     }
 
-    /// The step returned this result.
+    /// Handles a result of the step.
     pub(super) fn finished(
         mut self,
         result: Result<Box<RawValue>, NotEncodable>,

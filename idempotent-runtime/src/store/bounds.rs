@@ -1,14 +1,15 @@
-//! The bounds of what a store's builder is told.
+//! Bounds for the values that a store's builder accepts.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::{StoreError, StoreErrorKind};
 
-/// Servers count their limits in milliseconds of 31 bits, and a day of waiting is for ever.
+/// Servers store their limits as milliseconds in 31 bits, and a wait of a day is as good as
+/// endless.
 const TIMEOUTS: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(86_400);
 
-/// A time limit that every client and server can count.
+/// Rejects a time limit that some client or server cannot represent.
 pub(crate) fn check_timeout(name: &str, timeout: Duration) -> Result<(), StoreError> {
     if TIMEOUTS.contains(&timeout) {
         return Ok(());

@@ -1,27 +1,27 @@
-//! What a store can and cannot do.
+//! Capabilities of a store.
 
-/// What a store can do beyond the required operations. Tests, operators' tools and the
-/// documentation follow it.
+/// The capabilities of a store beyond the required operations. Tests, operators' tools and the
+/// documentation follow them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 #[expect(clippy::struct_excessive_bools, reason = "each answers a question of its own")]
 pub struct Capabilities {
-    /// Whose clock decides when a lease or a record is over.
+    /// The clock that decides when a lease or a record expires.
     pub clock: StoreClock,
-    /// Whether acknowledged writes survive a restart of the store.
+    /// True if acknowledged writes survive a restart of the store.
     pub durable: bool,
-    /// Whether other processes see the records.
+    /// True if other processes see the records.
     pub shared: bool,
-    /// Whether a watch is woken by the store rather than by polling.
+    /// True if a watch is woken by the store rather than by polling.
     pub push: bool,
-    /// Whether one transaction keeps all other writers of the store waiting.
+    /// True if one transaction keeps all other writers of the store waiting.
     pub single_writer: bool,
-    /// Whether expired records stay until somebody [purges](super::Store::purge) them.
+    /// True if expired records stay until they are [purged](super::Store::purge).
     pub needs_purging: bool,
 }
 
 impl Capabilities {
-    /// A store in this process that forgets everything at its end.
+    /// A store in this process that loses everything when the process ends.
     pub const fn in_process() -> Self {
         Self {
             clock: StoreClock::Injected,
@@ -46,11 +46,11 @@ impl Capabilities {
     }
 }
 
-/// Whose clock decides when a lease or a record is over.
+/// The clock that decides when a lease or a record expires.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum StoreClock {
-    /// The store's own: a skewed client changes nothing.
+    /// The store's own clock: a skewed client changes nothing.
     Own,
     /// The clock that was injected into the store.
     Injected,

@@ -33,7 +33,7 @@ pub(crate) const REASONS: [(Reason, u8); 11] = [
     (Reason::Unverified, 11),
 ];
 
-/// Zero for what the table does not have; it has all values.
+/// The code of `value`, or zero if the table does not have it. The tables have all values.
 pub(crate) fn code<T: Copy + PartialEq>(table: &[(T, u8)], value: T) -> u8 {
     table.iter().find(|(known, _)| *known == value).map_or(0, |(_, code)| *code)
 }
@@ -43,7 +43,7 @@ pub(crate) fn value<T: Copy>(table: &[(T, u8)], code: u8) -> Option<T> {
     table.iter().find(|(_, known)| *known == code).map(|(value, _)| *value)
 }
 
-/// The code of `reason`, zero for none.
+/// The code of `reason`, or zero for `None`.
 #[cfg(any(feature = "redis", feature = "postgres", feature = "mysql", feature = "sqlite"))]
 pub(crate) fn reason_code(reason: Option<Reason>) -> u8 {
     reason.map_or(0, |reason| code(&REASONS, reason))

@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 /// Keeps each record as one value of bytes, as a key-value database does.
 pub struct CustomStore {
     values: Mutex<BTreeMap<KeyHash, Vec<u8>>>,
-    /// The largest fence of all. One that outlives the process is kept with the values.
+    /// The largest fence of all. A store that outlives the process keeps it with the values.
     last_fence: AtomicU64,
     changed: Arc<Notify>,
     clock: Arc<dyn Clock>,
@@ -31,8 +31,8 @@ impl CustomStore {
         }
     }
 
-    /// Everything that makes a store correct: nobody else sees or writes the value between the
-    /// reading and the writing.
+    /// Reads, changes and writes one value. The store is correct because no other caller sees or
+    /// writes the value between the read and the write.
     fn change<R>(
         &self,
         operation: &'static str,
@@ -125,8 +125,8 @@ impl Store for CustomStore {
     }
 
     async fn watch(&self, key: KeyHash) -> Result<Watch, StoreError> {
-        // Registered first, read second; and after a second the watch resolves by itself, which
-        // covers expiry.
+        // Register first, then read. The watch resolves by itself after a second, which covers
+        // expiry.
         let (changed, second) =
             (self.changed.clone().notified_owned(), self.clock.sleep(Duration::from_secs(1)));
         let record = self.change("watch", key, transition::read)?;

@@ -1,4 +1,4 @@
-//! The twin of [`Store`] that can be a trait object: sealed, and implemented for every store.
+//! The object-safe twin of [`Store`]: sealed, and implemented for every store.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -22,7 +22,7 @@ macro_rules! twin {
         /// [`Store`] as a trait object: `Arc<dyn DynStore>`.
         ///
         /// Implemented for every store and for nothing else. The futures own what they need, so
-        /// that one that was sent can be followed to its answer after its caller is gone.
+        /// that a request that was sent can be followed to its answer after its caller is gone.
         pub trait DynStore: sealed::Sealed + Send + Sync + 'static {
             #[doc = "See [`Store::name`]."]
             fn name(&self) -> &'static str;
@@ -76,7 +76,7 @@ macro_rules! twin {
             )*
         }
 
-        /// A store that is chosen while the program runs. Every operation goes to the store inside.
+        /// A store chosen at run time. Every operation goes to the store inside.
         #[deny(clippy::missing_trait_methods)]
         impl Store for Arc<dyn DynStore> {
             fn name(&self) -> &'static str {

@@ -1,10 +1,10 @@
 //! The versioned bytes of a record, for stores that keep each record as one value.
 //!
 //! [`encode`] writes everything but the key, under which the store keeps the value, and
-//! [`read_at`](Record::read_at). [`decode`] accepts what `encode` wrote, now and in every earlier
+//! [`read_at`](Record::read_at). [`decode`] accepts what `encode` wrote, in this and every earlier
 //! release, and nothing else: any other bytes are an [`EnvelopeError`].
 //!
-//! Version 1 is these fields one after the other, numbers in big-endian order:
+//! Version 1 consists of these fields one after the other, numbers in big-endian order:
 //!
 //! | offset | bytes | field |
 //! |---|---|---|
@@ -18,7 +18,7 @@
 //! | 60 | 1 | policy: retry 1, resume 2, verify 3, hold 4 |
 //! | 61 | 8 | `created`, milliseconds since 1970 |
 //! | 69 | 4 | attempts |
-//! | 73 | 1 | reason: none 0, crashed 1, dropped 2, panicked 3, lease lost 4, error 5, not stored 6, shut down 7, too large 8, not encodable 9, resolved 10 |
+//! | 73 | 1 | reason: none 0, crashed 1, dropped 2, panicked 3, lease lost 4, error 5, not stored 6, shut down 7, too large 8, not encodable 9, resolved 10, unverified 11 |
 //! | 74 | 8 | `lease_until`, milliseconds since 1970; a store that keeps it elsewhere overwrites it after decoding |
 //! | 82 | 8 | `expires`, milliseconds since 1970; likewise |
 //! | 90 | 4 | schema |
@@ -27,9 +27,9 @@
 //! | 99 | 4 + 4 + 8 | lengths of operation, trace context and body |
 //! | 115 | | body, operation and trace context (UTF-8; no trace context has no bytes) |
 //!
-//! All but the last have a fixed place, so that a store's own scripts can read and write them. The
-//! words follow the body: a store that puts another body in its place puts the same words behind
-//! it, and need not know where the body comes from.
+//! All but the last row have a fixed place, so that a store's own scripts can read and write them.
+//! The operation and the trace context follow the body: a store that replaces the body puts the
+//! same texts after the new one, and need not know where the body comes from.
 
 use std::fmt;
 use std::sync::Arc;
@@ -45,7 +45,7 @@ use crate::key::KeyHash;
 /// The format version that [`encode`] writes.
 pub const VERSION: u8 = 1;
 
-/// What stands in the place of a fingerprint where there is none.
+/// The value that stands for a missing fingerprint.
 const NO_FINGERPRINT: Fingerprint = Fingerprint { version: 0, bits: 0 };
 
 fn value<T: Copy>(table: &[(T, u8)], code: u8, field: &'static str) -> Result<T, EnvelopeError> {
@@ -101,17 +101,18 @@ pub fn encode(record: &Record) -> Vec<u8> {
     bytes
 }
 
-/// How many bytes the fields take that have a fixed place.
+/// The number of bytes of the fields with a fixed place.
 #[cfg(feature = "redis")]
 pub(crate) const FIELDS: usize = 115;
 
-/// So many bytes at the end of a record hold its words, unless a name is longer than any reasonable
-/// one.
+/// The number of bytes at the end of a record that contain its operation and trace context, unless
+/// a name is longer than any reasonable one.
 #[cfg(feature = "redis")]
 pub(crate) const LONGEST_WORDS: usize = 4096;
 
-/// A record without its body, of the first [`FIELDS`] of its bytes and of so many from its `end`
-/// that the words are among them; and how long the body is.
+/// Returns a record without its body, and the length of the body. `fields` begins with the first
+/// [`FIELDS`] bytes of the record; `end` is enough of its end to contain the operation and the
+/// trace context.
 #[cfg(feature = "redis")]
 pub(crate) fn without_body(fields: &[u8], end: &[u8]) -> Result<(Vec<u8>, u64), EnvelopeError> {
     let fields = fields.get(..FIELDS).ok_or(EnvelopeError::Truncated("body"))?;
@@ -123,8 +124,8 @@ pub(crate) fn without_body(fields: &[u8], end: &[u8]) -> Result<(Vec<u8>, u64), 
     Ok(([&fields[..FIELDS - 8], &[0; 8], words].concat(), body))
 }
 
-/// The text, or so much of it as its length field can tell. Names and trace contexts are for
-/// people.
+/// Returns the text, cut to the longest prefix that its length field can express. Names and trace
+/// contexts are only for people.
 fn beginning(text: &str) -> &[u8] {
     let longest = text.len().min(u32::MAX as usize);
     let end = (0..=longest).rev().find(|end| text.is_char_boundary(*end)).unwrap_or_default();
@@ -135,11 +136,11 @@ fn length(part: &[u8]) -> u32 {
     u32::try_from(part.len()).unwrap_or(u32::MAX)
 }
 
-/// The record that [`encode`] wrote, read under `key` at `read_at` of the store's time. Its body
-/// shares `bytes`.
+/// Reads the record that [`encode`] wrote, as read under `key` at `read_at` of the store's time.
+/// Its body shares `bytes`.
 ///
 /// # Errors
-/// When the bytes are no envelope of a version that this release reads.
+/// If the bytes are not an envelope of a version that this release reads.
 pub fn decode(key: KeyHash, bytes: Bytes, read_at: Timestamp) -> Result<Record, EnvelopeError> {
     let mut reader = Reader(bytes);
     let version = reader.u8("version")?;
@@ -235,31 +236,31 @@ impl Reader {
     }
 }
 
-/// Why bytes are no record.
+/// The reason why bytes are not a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum EnvelopeError {
-    /// The format version is not one that this release reads: a newer release wrote it, or it is no
-    /// envelope.
+    /// The format version is not one that this release reads: a newer release wrote it, or the
+    /// bytes are not an envelope.
     UnknownVersion(u8),
     /// A field holds a code that this format version does not have.
     UnknownCode {
         /// The field.
         field: &'static str,
-        /// What it holds.
+        /// The code that it holds.
         code: u8,
     },
     /// The bytes end within this field.
     Truncated(&'static str),
     /// This field is not UTF-8.
     NotText(&'static str),
-    /// So many bytes follow the record.
+    /// This many bytes follow the record.
     Trailing(usize),
 }
 
 impl EnvelopeError {
-    /// The error of kind [`Corrupt`](StoreErrorKind::Corrupt) of the store operation that met the
-    /// bytes.
+    /// Converts this to an error of kind [`Corrupt`](StoreErrorKind::Corrupt) of the store
+    /// operation that read the bytes.
     #[must_use]
     pub fn during(self, operation: &'static str) -> StoreError {
         StoreError::new(StoreErrorKind::Corrupt, operation).with_source(self)
@@ -426,7 +427,7 @@ mod tests {
         );
     }
 
-    /// Fails to compile when a value is added, which then needs a code in the table.
+    /// Fails to compile when a value is added: it then needs a code in the table.
     #[test]
     fn every_value_has_a_code() {
         let all = |state| match state {

@@ -1,29 +1,29 @@
-//! How a store fails.
+//! Errors of stores.
 
 use std::error::Error as StdError;
 use std::fmt;
 use std::sync::Arc;
 
-/// What kind of failure a store met.
+/// The kind of a store's failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum StoreErrorKind {
-    /// No answer, or a broken one: the request may have been applied or not.
+    /// No valid answer arrived: the request may or may not have been applied.
     Unavailable,
-    /// The store refused the request before it applied anything; the same request can succeed
+    /// The store rejected the request before it applied anything; the same request can succeed
     /// later.
     Refused,
-    /// No room for another record; nothing was applied.
+    /// There is no room for another record; nothing was applied.
     Full,
-    /// The stored bytes are no record that this version can read; nothing was applied.
+    /// The stored bytes are not a record that this version can read; nothing was applied.
     Corrupt,
     /// The store cannot do this; nothing was applied.
     Unsupported,
-    /// The store is configured so that it cannot keep its promise; nothing was applied.
+    /// The store's configuration does not let it keep its promise; nothing was applied.
     Config,
 }
 
-/// A failure of a store: kind, what was tried, and the client's own error as `source()`.
+/// A failure of a store: its kind, the operation, and the client's own error as `source()`.
 ///
 /// ```
 /// use idempotent_runtime::store::{StoreError, StoreErrorKind};
@@ -46,7 +46,7 @@ impl StoreError {
         Self { kind, operation, detail: None, source: None }
     }
 
-    /// Adds what a person needs to know. Must contain no key, no body and no result.
+    /// Adds a detail for people. It must not contain a key, a body or a result.
     #[must_use]
     pub fn with_detail(mut self, detail: impl Into<String>) -> Self {
         self.detail = Some(detail.into());
@@ -60,7 +60,7 @@ impl StoreError {
         self
     }
 
-    /// What kind of failure.
+    /// The kind of the failure.
     pub fn kind(&self) -> StoreErrorKind {
         self.kind
     }
@@ -70,12 +70,12 @@ impl StoreError {
         self.operation
     }
 
-    /// Whether the request may have been applied although it failed.
+    /// Returns true if the request may have been applied although it failed.
     pub fn is_outcome_unknown(&self) -> bool {
         self.kind == StoreErrorKind::Unavailable
     }
 
-    /// Whether the same request can succeed later.
+    /// Returns true if the same request can succeed later.
     pub fn is_transient(&self) -> bool {
         matches!(self.kind, StoreErrorKind::Unavailable | StoreErrorKind::Refused)
     }

@@ -1,25 +1,26 @@
 //! Stores: where claims and results live.
 //!
-//! A store is a set of atomic operations on one record per key. The rules that it must keep are at
-//! each method of [`Store`] under "To be correct".
+//! A store is a set of atomic operations on one record per key. Each method of [`Store`] lists the
+//! rules that it must keep under "To be correct".
 //!
 //! # A store of your own
 //!
-//! A store that can lock one record needs no rule of its own: it reads the record, lets
-//! [`transition`] change it and writes it back before anybody else sees it. [`envelope`] makes the
-//! record into bytes. This one keeps them in a map; where the lock is a transaction or a
-//! compare-and-swap, `change` is the only function that differs.
+//! A store that can lock one record does not need to implement the rules itself: it reads the
+//! record, lets [`transition`] change it, and writes it back before any other caller sees it.
+//! [`envelope`] converts the record to bytes and back. The store below keeps them in a map. Where
+//! the lock is a transaction or a compare-and-swap, `change` is the only function that differs.
 //!
 //! ```
 //! # use idempotent_runtime as idempotency;
 #![doc = include_str!("custom_store.rs")]
 //! ```
 //!
-//! Then prove it: `idempotency::testing::conformance!` (feature `testing`) makes one test for each rule.
-//! A store that decides inside its server, in SQL or in a script, writes the rules down once more, and the suite
-//! tells whether they are the same. Much of it needs two handles on the same records, as two processes have them: what
-//! holds because of a lock or a cache of one process holds for nobody else. That the suite notices is tested with a list of
-//! broken stores, `tests/conformance/broken` in the repository.
+//! Then test it: `idempotency::testing::conformance!` (feature `testing`) generates one test for
+//! each rule. A store that decides inside its server, in SQL or in a script, implements the rules a
+//! second time, and the suite checks that the two agree. Many cases use two handles on the same
+//! records, as two processes have them: a rule that holds only because of a lock or a cache within
+//! one process does not hold between processes. The suite itself is tested with a list of broken
+//! stores, `tests/conformance/broken` in the repository.
 
 #[cfg(any(feature = "redis", feature = "postgres", feature = "mysql", feature = "sqlite"))]
 pub(crate) mod bounds;
@@ -65,9 +66,40 @@ use crate::key::KeyHash;
 /// Implementers write `async fn`. There are no default methods: each operation is atomic in the
 /// store, and a default made of several would not be.
 ///
-/// Every error of kind [`Unavailable`](StoreErrorKind::Unavailable) is an unknown outcome: the
-/// engine repeats the operation with the same token until it knows. All other kinds promise that
-/// nothing was applied.
+/// An error of kind [`Unavailable`](StoreErrorKind::Unavailable) means that the outcome is unknown:
+/// the engine repeats the operation with the same token until it knows. All other kinds promise
+/// that nothing was applied.
+///
+/// # States and transitions
+///
+/// The lists "To be correct" name the state of a record by a letter, and changes of it by a number.
+/// "This token" is the token of the request.
+///
+/// | | state | |
+/// |---|---|---|
+/// | P | [`State::InProgress`] | a caller owns the claim; the lease says until when |
+/// | X | [`State::InDoubt`] | the body started, and it is unknown whether it finished |
+/// | C, F | [`State::Completed`], [`State::Failed`] | the result, or an error that counts as one |
+/// | R | [`State::Released`] | claimable; keeps the number of attempts |
+/// | G | [`State::Tombstone`] | the record is gone and must not come back for a while |
+///
+/// | | transition | operation |
+/// |---|---|---|
+/// | T1 | first claim: no record, an expired one or R → P | [`claim`](Self::claim) |
+/// | T2 | replay: C and F stay | `claim` |
+/// | T3 | busy: P whose lease runs stays | `claim` |
+/// | T4 | repeated claim: P with the caller's token stays | `claim` |
+/// | T5, T5b | takeover: P whose lease has expired (T5) or X under verify (T5b) → P | `claim` |
+/// | T6, T6b | P → X: lease expired (T6), or by the owner (T6b) | `claim`, [`park`](Self::park) |
+/// | T7 | renewal: P stays | [`renew`](Self::renew) |
+/// | T8 | commit: P and X → C, F | [`complete`](Self::complete) |
+/// | T9 | adoption: no record → C, F; it vanished while its owner's lease ran | `complete` |
+/// | T10 | release: P and X → no record, R | [`release`](Self::release) |
+/// | T11 | abandonment: P stays, its lease ends | [`abandon`](Self::abandon) |
+/// | T12 | resolution: X → C, F, no record | [`resolve`](Self::resolve) |
+/// | T12b | correction: C and F with the reason resolved → C, F | `resolve` |
+/// | T13 | expiry: any state → no record, G | every operation, [`purge`](Self::purge) |
+/// | T14 | removal: any state → no record, G | [`remove`](Self::remove) |
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not an idempotency store",
     note = "implement `idempotency::store::Store`, or use one of the stores in `idempotency::store`"
@@ -76,43 +108,44 @@ pub trait Store: Send + Sync + 'static {
     /// The store's name in errors and metrics: `"memory"`, `"redis"`.
     fn name(&self) -> &'static str;
 
-    /// What the store can do.
+    /// The capabilities of the store.
     fn capabilities(&self) -> Capabilities;
 
-    /// What the store can do beyond these operations: [`Facets::none`], or what it has of its own.
-    /// A store that wraps another one decides which of that one's abilities hold for it.
+    /// The abilities of the store beyond these operations, or [`Facets::none`]. A store that wraps
+    /// another one decides which of its abilities hold for both.
     fn facets(&self) -> Facets<'_>;
 
-    /// Takes the claim, or says what stands in the way (T1–T6).
+    /// Takes the claim, or returns the record that stands in the way (T1–T6).
     ///
     /// To be correct, decided in one atomic step on the store's time:
-    /// - No record, an expired one or [`State::Released`]: the caller owns a new record. `Released`
-    ///   keeps `created` and the fence, and counts `attempts` and the fence up. An expired record
+    /// - No record, an expired one or [`State::Released`]: the caller owns a new record. From
+    ///   `Released` it keeps `created`, and counts `attempts` and the fence up. An expired record
     ///   with `after_expiry` is a tombstone for that long.
-    /// - In progress with the caller's token: the caller owns it, nothing changes (T4), also when
-    ///   the lease is over. The answer tells again from which state the claim was taken over.
-    /// - In progress, lease over, and the stricter of the record's and the caller's policy [allows
-    ///   takeover](CrashPolicy::allows_takeover): the caller owns it, with the fence and the
-    ///   attempts counted up, the stricter policy, the caller's schema version, lease, linger,
-    ///   `after_expiry` and trace, and the checkpoint kept (T5). The fingerprint stays, the reason
-    ///   is forgotten, `taken_over` tells the state before, and the expiry does not shrink. Not if
-    ///   the fingerprints [contradict](crate::Fingerprint::contradicts) each other: they differ in
-    ///   version or bits, or only one of the two is there. And not if the stricter policy is verify
-    ///   and the caller's is another one: it has no question to ask.
-    /// - In progress, lease over, and the stricter policy is hold: the record is parked with
-    ///   [`Reason::Crashed`] unless it has a reason (T6), and returned as held.
-    /// - In doubt, `lease_until` has passed, the caller's policy is verify and the record's no
-    ///   stricter, fingerprints do not contradict, and the record's token is not the caller's: as
-    ///   T5 (T5b). A repeated claim of the owner that left the record in doubt would own it for
-    ///   nobody.
-    /// - Everything else: nothing changes, the record is returned as held.
-    /// - `linger` is written on the record; whether an unfinished record is over is judged by that
-    ///   figure alone.
+    /// - In progress with the caller's token: the caller owns it and nothing changes (T4), even if
+    ///   the lease has expired. The answer again names the state from which the claim was taken
+    ///   over.
+    /// - In progress, lease expired, and the stricter of the record's and the caller's policy
+    ///   [allows takeover](CrashPolicy::allows_takeover): the caller owns it (T5). The fence and
+    ///   the attempts are counted up. The stricter policy and the caller's schema version, lease,
+    ///   linger, `after_expiry` and trace are written; the checkpoint is kept. The fingerprint
+    ///   stays, the reason is cleared, `taken_over` is the state before, and the expiry does not
+    ///   shrink. Not if the fingerprints [contradict](crate::Fingerprint::contradicts) each other:
+    ///   they differ in version or bits, or only one of the two exists. And not if the stricter
+    ///   policy is verify and the caller's is another one: such a caller has no way to verify.
+    /// - In progress, lease expired, and the stricter policy is hold: the record is put in doubt
+    ///   with [`Reason::Crashed`] unless it has a reason (T6), and returned as held.
+    /// - In doubt, `lease_until` has passed, the caller's policy is verify and the record's is not
+    ///   stricter, the fingerprints do not contradict, and the record's token is not the caller's:
+    ///   as T5 (T5b). With the same token, it is a repeated claim of the owner that left the record
+    ///   in doubt, and no caller waits for its answer any more.
+    /// - Everything else: nothing changes, and the record is returned as held.
+    /// - `linger` is written on the record. The expiry of an unfinished record depends on that
+    ///   value alone.
     /// - `schema` is written on the record.
-    /// - An answer [`Claimed::Mine`] is given to one token at a time.
+    /// - [`Claimed::Mine`] is returned to one token at a time.
     fn claim(&self, claim: Claim) -> impl Future<Output = Result<Claimed, StoreError>> + Send;
 
-    /// Prolongs leases (T7), all in one round trip where the store can. One answer for each
+    /// Prolongs leases (T7), all in one round trip where the store can. Returns one answer for each
     /// renewal, in order.
     ///
     /// The engine calls this from a thread of its own with its own Tokio runtime. A store with
@@ -120,10 +153,10 @@ pub trait Store: Send + Sync + 'static {
     /// lose its leases.
     ///
     /// To be correct:
-    /// - One answer for each, in their order. What keeps one from being renewed must not cost the
-    ///   others their leases: a record that is locked is [`Written::Unanswered`], one that cannot
-    ///   be read is [`Written::Lost`].
-    /// - Only P with this token: `lease_until` becomes now + lease, also when the lease was over.
+    /// - One answer for each renewal, in order. A renewal that fails must not cost the others their
+    ///   leases: a record that is locked is [`Written::Unanswered`], one that cannot be read is
+    ///   [`Written::Lost`].
+    /// - Only P with this token: `lease_until` becomes now + lease, even if the lease had expired.
     ///   Otherwise [`Written::Lost`] or [`Written::Gone`].
     /// - A lease that was given up ([`abandon`](Self::abandon), [`release`](Self::release)) is not
     ///   prolonged: [`Written::Lost`].
@@ -138,26 +171,26 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// To be correct:
     /// - P and X with this token become the commit's state with its body; the expiry is at least
-    ///   now + `ttl`. Whether the lease is over does not matter.
+    ///   now + `ttl`. It does not matter whether the lease has expired.
     /// - C and F with this token: [`Written::AlreadyApplied`], nothing changes.
-    /// - A commit of a state that is no answer changes nothing: [`Written::Lost`].
+    /// - A commit whose state is not an answer changes nothing: [`Written::Lost`].
     /// - No record and no tombstone: with `adopt`, and before it [ends](Adoption::ends), the record
-    ///   is written anew ([`Written::Adopted`]), else [`Written::Gone`].
-    /// - A tombstone: [`Written::Gone`], also with `adopt`. Everything else: [`Written::Lost`].
-    /// - A limit on the store's size never refuses a result: the effect has happened.
+    ///   is written again ([`Written::Adopted`]), otherwise [`Written::Gone`].
+    /// - A tombstone: [`Written::Gone`], even with `adopt`. Everything else: [`Written::Lost`].
+    /// - A limit on the store's size never rejects a result: the effect has happened.
     fn complete(&self, commit: Commit) -> impl Future<Output = Result<Written, StoreError>> + Send;
 
-    /// Gives a claim back (T10).
+    /// Releases a claim (T10).
     ///
     /// To be correct:
-    /// - P and X with this token: the record is gone, or [`State::Released`] with its attempts
-    ///   where `keep_attempts` is set.
-    /// - A record that was taken over stays as it is, because the owner before may have had an
-    ///   effect: only its lease is over, as after [`abandon`](Self::abandon), and the reason is
-    ///   [`Reason::Crashed`] where there is none.
-    /// - With `unused`, the claim is taken off the attempts, once: not where the lease was given up
-    ///   before. What is left of them stays on a record that is [`State::Released`]; where nothing
-    ///   is left, the record is gone.
+    /// - P and X with this token: the record is removed, or becomes [`State::Released`] with its
+    ///   attempts if `keep_attempts` is set.
+    /// - A record that was taken over stays as it is, because the previous owner may have had an
+    ///   effect. Only its lease ends, as after [`abandon`](Self::abandon), and the reason becomes
+    ///   [`Reason::Crashed`] if there is none.
+    /// - With `unused`, the claim is taken off the attempts, once: not if the lease was given up
+    ///   before. If any attempts remain, the record stays as [`State::Released`] with them;
+    ///   otherwise it is removed.
     /// - No record or a tombstone: [`Written::Gone`]. R with this token:
     ///   [`Written::AlreadyApplied`]. Everything else: [`Written::Lost`].
     /// - A claim that arrives a second time, after its release, owns a new record, which a second
@@ -165,24 +198,24 @@ pub trait Store: Send + Sync + 'static {
     fn release(&self, release: Release)
     -> impl Future<Output = Result<Written, StoreError>> + Send;
 
-    /// Ends the own lease (T11): the next claim decides by policy at once.
+    /// Ends the caller's own lease (T11): the next claim decides by policy at once.
     ///
     /// To be correct:
-    /// - Only P with this token, and only where the record's policy allows takeover: the lease is
-    ///   over, also on a clock that is set back later, and the reason is written.
+    /// - Only P with this token, and only where the record's policy allows takeover: the lease has
+    ///   expired from then on, even on a clock that is set back later, and the reason is written.
     /// - Under the policy hold, and for everything else: [`Written::Lost`] or [`Written::Gone`],
     ///   nothing changes.
     fn abandon(&self, abandon: Abandon)
     -> impl Future<Output = Result<Written, StoreError>> + Send;
 
-    /// Makes the record in doubt (T6, T6b).
+    /// Marks the record as in doubt (T6, T6b).
     ///
     /// To be correct:
-    /// - P with this token becomes X with the reason; with `only_orphaned` only if its lease is
-    ///   over. `lease_until` becomes now + `ask_again_after`. The checkpoint stays. With
-    ///   `only_orphaned` so does a reason that the owner left.
-    /// - X with this token: [`Written::AlreadyApplied`], but for one thing: where an observer could
-    ///   only say [`Reason::Crashed`], the owner's own reason takes its place
+    /// - P with this token becomes X with the reason; with `only_orphaned` only if its lease has
+    ///   expired. `lease_until` becomes now + `ask_again_after`. The checkpoint stays. With
+    ///   `only_orphaned`, a reason that the owner left stays too.
+    /// - X with this token: [`Written::AlreadyApplied`], with one exception: where an observer
+    ///   could only say [`Reason::Crashed`], the owner's own reason replaces it
     ///   ([`Written::Applied`]).
     /// - Everything else: [`Written::Lost`] or [`Written::Gone`].
     fn park(&self, park: Park) -> impl Future<Output = Result<Written, StoreError>> + Send;
@@ -190,32 +223,32 @@ pub trait Store: Send + Sync + 'static {
     /// Replaces the checkpoint.
     ///
     /// To be correct:
-    /// - Only P with this token. `sequence` equal to the record's `checkpoints`: the body is
-    ///   replaced, the count grows by one.
-    /// - `sequence` one less and the body the same: [`Written::AlreadyApplied`]. Any other
-    ///   sequence: [`Written::Lost`].
+    /// - Only P with this token. If `sequence` equals the record's `checkpoints`, the body is
+    ///   replaced and the count grows by one.
+    /// - `sequence` one less and the same body: [`Written::AlreadyApplied`]. Any other sequence:
+    ///   [`Written::Lost`].
     /// - Lease and expiry stay.
     fn checkpoint(
         &self,
         checkpoint: Checkpoint,
     ) -> impl Future<Output = Result<Written, StoreError>> + Send;
 
-    /// The fence of the owner's claim, `None` if the claim is not the token's any more.
+    /// The fence of the owner's claim, or `None` if the claim no longer belongs to the token.
     ///
     /// To be correct:
     /// - Only P with this token.
-    /// - The same figure for one claim however often it is asked; larger than that of every earlier
-    ///   claim of the record for which it was asked, and of the key's records that are gone
-    ///   meanwhile. A store may allocate it at the first question, from its clock; one whose clock
-    ///   stands still between two claims, or is set back, remembers the largest fence of the
-    ///   records that are gone, see [`transition::claim_above`].
+    /// - The fence of one claim is the same each time it is queried. It is larger than those of all
+    ///   earlier claims of the record whose fence was queried, and of the key's earlier records
+    ///   that are gone. A store may allocate it at the first query, from its clock. A store whose
+    ///   clock can stand still between two claims, or be set back, remembers the largest fence of
+    ///   the records that are gone, see [`transition::claim_above`].
     fn fence(
         &self,
         key: KeyHash,
         token: Token,
     ) -> impl Future<Output = Result<Option<u64>, StoreError>> + Send;
 
-    /// The record as it is, tombstones included; `None` when there is none or it has expired.
+    /// The record as it is, tombstones included, or `None` if there is none or it has expired.
     ///
     /// To be correct: reads from where claims are decided, never from a replica.
     fn read(&self, key: KeyHash)
@@ -225,24 +258,25 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// To be correct:
     /// - No change of state or owner and no abandoned lease after the read goes unnoticed: the
-    ///   watch resolves then, or after a bounded time by itself. The same for the record's expiry.
+    ///   watch resolves then, or by itself after a bounded time. The same holds for the record's
+    ///   expiry.
     /// - A lost connection to the store resolves it.
     fn watch(&self, key: KeyHash) -> impl Future<Output = Result<Watch, StoreError>> + Send;
 
-    /// Answers for an owner that cannot, or corrects such an answer (T12).
+    /// Settles an in-doubt record on an operator's behalf (T12), or corrects such an answer (T12b).
     ///
     /// To be correct:
-    /// - Only X on which the observed token stands. The new token takes its place and the fence
-    ///   grows by one, so that the late owner's commit, release and park are [`Written::Lost`]. The
-    ///   reason is [`Reason::Resolved`].
+    /// - Only X with the observed token. The new token replaces it and the fence grows by one, so
+    ///   that a late owner's commit, release and park are [`Written::Lost`]. The reason is
+    ///   [`Reason::Resolved`].
     /// - [`ResolveAnswer::NotExecuted`] removes the record.
-    /// - C and F with the reason [`Reason::Resolved`] on which the observed token stands are an
-    ///   earlier answer of this kind: another [`ResolveAnswer::Finished`] takes its place in the
-    ///   same way. [`ResolveAnswer::NotExecuted`] does not, and no owner's result is ever replaced.
+    /// - C and F with the reason [`Reason::Resolved`] and the observed token are an earlier answer
+    ///   of this kind: another [`ResolveAnswer::Finished`] replaces it in the same way.
+    ///   [`ResolveAnswer::NotExecuted`] does not, and an owner's result is never replaced.
     /// - P whose lease runs: [`Changed::Running`]. No record or a tombstone: [`Changed::Absent`].
-    ///   The same answer again (its token stands on the record): [`Changed::Applied`], nothing
-    ///   changes. Everything else, also P whose lease is over, which is [parked](Self::park) first:
-    ///   [`Changed::Conflict`].
+    ///   The same answer again (its token is on the record): [`Changed::Applied`], nothing changes.
+    ///   Everything else: [`Changed::Conflict`]. That includes P whose lease has expired, which
+    ///   must be [put in doubt](Self::park) first.
     fn resolve(&self, resolve: Resolve)
     -> impl Future<Output = Result<Changed, StoreError>> + Send;
 
@@ -250,26 +284,26 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// To be correct:
     /// - Only with the observed token. P whose lease runs is [`Changed::Running`] unless forced.
-    /// - Leaves a tombstone where asked for; where the owner runs, one stays for at least the rest
-    ///   of its lease, so that the owner's commit does not bring the record back.
+    /// - Leaves a tombstone if requested. If the owner runs, one stays for at least the rest of its
+    ///   lease, so that the owner's commit does not bring the record back.
     /// - The tombstone of a removal has [`Reason::Resolved`], that of an expiry has no reason. Its
-    ///   `lease_until` is the end of the lease of the owner that ran, else zero.
-    /// - A tombstone is removed as a record is. One whose `lease_until` is to come stands for an
-    ///   owner that runs: [`Changed::Running`] unless forced, and then it stays for the rest of
+    ///   `lease_until` is the end of the lease of the owner that ran, otherwise zero.
+    /// - A tombstone is removed like a record. One whose `lease_until` is in the future stands for
+    ///   an owner that runs: [`Changed::Running`] unless forced, and then it stays for the rest of
     ///   that lease.
     fn remove(&self, remove: Remove) -> impl Future<Output = Result<Changed, StoreError>> + Send;
 
     /// Lists records that have not expired, tombstones included.
     ///
-    /// To be correct: in the order of the keys, each record that [is asked for](Scan::includes)
-    /// once, without its body. A record that cannot be read is named in [`Page::unreadable`], and
-    /// keeps no other from being listed.
+    /// To be correct: in the order of the keys, each record that the scan
+    /// [includes](Scan::includes) once, without its body. A record that cannot be read is named in
+    /// [`Page::unreadable`], and does not keep any other from being listed.
     fn scan(&self, scan: Scan) -> impl Future<Output = Result<Page, StoreError>> + Send;
 
-    /// Removes at most `limit` expired records. Stores whose server expires records itself do
-    /// nothing.
+    /// Removes at most `limit` expired records. Does nothing in stores whose server expires records
+    /// itself.
     ///
-    /// To be correct: never takes a record that is P or X before its expiry, and leaves the
-    /// tombstones that `after_expiry` asks for.
+    /// To be correct: never removes a record that is P or X before its expiry, and leaves the
+    /// tombstones that `after_expiry` requires.
     fn purge(&self, limit: usize) -> impl Future<Output = Result<Purged, StoreError>> + Send;
 }

@@ -1,4 +1,4 @@
-//! What a store keeps for one key.
+//! The record that a store keeps for one key.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,8 +9,7 @@ use crate::clock::Timestamp;
 use crate::fingerprint::Fingerprint;
 use crate::key::KeyHash;
 
-/// Names the owner of a claim: 128 random bits, new for each attempt. Every write of an owner is
-/// guarded by it.
+/// The owner of a claim: 128 random bits, new for each attempt. It guards every write of the owner.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Token(u128);
 
@@ -33,58 +32,59 @@ impl fmt::Debug for Token {
     }
 }
 
-/// The state of a record. `Absent` is no record.
+/// The state of a record. An absent record has none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum State {
-    /// Somebody holds the claim (P). Whether the lease still runs is told by
-    /// [`Record::lease_until`].
+    /// A caller owns the claim (P). [`Record::lease_until`] says until when its lease runs.
     InProgress,
-    /// The body started and nobody knows whether it finished (X).
+    /// The body started, and it is unknown whether it finished (X).
     InDoubt,
-    /// The result is stored (C). Never changes until it expires.
+    /// The result is stored (C). Never changes until it expires, unless an operator corrects an
+    /// operator's answer.
     Completed,
-    /// An error that counts as the result is stored (F). Never changes until it expires.
+    /// An error that counts as the result is stored (F). Never changes until it expires, with the
+    /// same exception.
     Failed,
-    /// Released by an operation that counts attempts (R). Can be claimed.
+    /// Released by an operation that counts attempts (R). Can be claimed again.
     Released,
     /// The record is gone and must not come back for a while (G).
     Tombstone,
 }
 
 impl State {
-    /// Whether the record holds a result that is replayed: completed or failed.
+    /// Returns true if the record holds a result that is replayed: completed or failed.
     pub const fn is_answer(self) -> bool {
         matches!(self, Self::Completed | Self::Failed)
     }
 }
 
-/// What a claim does to a record whose owner is gone. The derived order is by strictness.
+/// The policy of a claim towards a record whose owner is gone. The derived order is by strictness.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum CrashPolicy {
     /// The next caller takes the claim over and runs the body again.
     Retry,
-    /// The next caller takes the claim over with the checkpoint and goes on from there.
+    /// The next caller takes the claim over with the checkpoint and continues from there.
     Resume,
-    /// The next caller takes the claim over and asks the outside world.
+    /// The next caller takes the claim over and queries the outside world.
     Verify,
-    /// The record is in doubt until somebody resolves it.
+    /// The record is in doubt until it is resolved.
     Hold,
 }
 
 impl CrashPolicy {
-    /// Whether a claim may take over from a dead owner.
+    /// Returns true if a claim may take over from a dead owner.
     pub const fn allows_takeover(self) -> bool {
         !matches!(self, Self::Hold)
     }
 }
 
-/// Why a record is what it is, beyond its state.
+/// The reason for a record's state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Reason {
-    /// The lease ran out: the process died, hung or lost the store.
+    /// The lease expired: the process died, hung or lost the store.
     Crashed,
     /// The future of the body was dropped.
     Dropped,
@@ -102,9 +102,9 @@ pub enum Reason {
     TooLarge,
     /// The body finished; its result could not be encoded and is not kept.
     NotEncodable,
-    /// An operator answered for the owner, or removed the record and left a tombstone.
+    /// An operator settled the record on the owner's behalf, or removed it and left a tombstone.
     Resolved,
-    /// An earlier attempt crashed, and the outside world, when asked, gave no answer.
+    /// An earlier attempt crashed, and the query of the outside world returned no answer.
     Unverified,
 }
 
@@ -130,8 +130,8 @@ impl fmt::Display for Reason {
 
 /// One record, as a store returns it. Bodies are opaque bytes to a store.
 ///
-/// All times are the store's. `Debug` shows the size of the body in its place: results are not for
-/// logs.
+/// All times are the store's. `Debug` shows the size of the body instead of the body: results do
+/// not belong in logs.
 #[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Record {
@@ -139,46 +139,47 @@ pub struct Record {
     pub key: KeyHash,
     /// The state.
     pub state: State,
-    /// Who holds, or last held, the claim.
+    /// The token that owns the claim, or owned it last.
     pub owner: Token,
-    /// Grows with every change of ownership while the record exists.
+    /// A number that grows with every change of ownership while the record exists.
     pub fence: u64,
     /// The operation's name.
     pub operation: Arc<str>,
-    /// What a retry must repeat, if the operation has a fingerprint.
+    /// The fingerprint that a retry must repeat, if the operation has one.
     pub fingerprint: Option<Fingerprint>,
-    /// What happens when the owner is gone.
+    /// The policy for when the owner is gone.
     pub policy: CrashPolicy,
-    /// When the first claim was made.
+    /// The time of the first claim.
     pub created: Timestamp,
-    /// How often the call was claimed, this one included.
+    /// The number of times that the call was claimed, this claim included.
     pub attempts: u32,
-    /// Why the record is what it is, where there is more to say than the state.
+    /// The reason for the state, if there is more to say than the state.
     pub reason: Option<Reason>,
     /// Milliseconds for which an unfinished record is kept after its lease (`in_doubt_retention`).
     pub linger: u64,
-    /// Milliseconds for which a tombstone refuses late retries after expiry; zero leaves none.
+    /// Milliseconds for which a tombstone rejects late retries after expiry; zero leaves none.
     pub after_expiry: u64,
-    /// In progress: when the lease ends, zero once the owner has given it up. In doubt under
-    /// [`CrashPolicy::Verify`]: when the question may be asked again. Tombstone: when the lease of
-    /// the owner ends whose running record was removed, else zero. An answer: when its owner's
-    /// lease ended, or zero where the store does not keep that.
+    /// The end of the lease, or another time that depends on the state. In progress: the end of the
+    /// lease, zero once the owner has given it up. In doubt under [`CrashPolicy::Verify`]: the time
+    /// from which the outside world may be queried again. Tombstone: the end of the lease of the
+    /// owner whose running record was removed, otherwise zero. An answer: the end of its owner's
+    /// lease, or zero where the store does not keep that.
     pub lease_until: Timestamp,
-    /// When the store may forget the record.
+    /// The time from which the store may forget the record.
     pub expires: Timestamp,
     /// The store's time when it read the record.
     pub read_at: Timestamp,
     /// The schema version of the stored result, or of the one to come.
     pub schema: u32,
-    /// How many checkpoints were accepted from all owners so far.
+    /// The number of checkpoints accepted so far, from all owners.
     pub checkpoints: u32,
-    /// The state in which the last owner but one left the record, if the claim was taken over (T5,
+    /// The state in which the previous owner left the record, if the claim was taken over (T5,
     /// T5b).
     pub taken_over: Option<State>,
     /// Trace context of the call that made the claim (W3C `traceparent`), if there was any.
     pub trace: Option<Arc<str>>,
-    /// Completed and failed: the encoded result. In progress and in doubt: the last checkpoint.
-    /// Else empty.
+    /// The encoded result of a completed or failed record, or the last checkpoint of one that is in
+    /// progress or in doubt. Otherwise empty.
     pub body: Bytes,
 }
 
@@ -210,7 +211,7 @@ impl fmt::Debug for Record {
 }
 
 impl Record {
-    /// A record in progress with nothing else set: what a first claim writes. Stores fill in the
+    /// A record in progress with nothing else set, as a first claim writes it. Stores fill in the
     /// rest.
     pub fn new(key: KeyHash, owner: Token, operation: Arc<str>) -> Self {
         Self {
@@ -237,12 +238,12 @@ impl Record {
         }
     }
 
-    /// In progress, and the lease still runs.
+    /// Returns true if the record is in progress and its lease still runs.
     pub fn is_running(&self) -> bool {
         self.state == State::InProgress && self.lease_until > self.read_at
     }
 
-    /// In progress, and the lease is over.
+    /// Returns true if the record is in progress and its lease has expired.
     pub fn is_orphaned(&self) -> bool {
         self.state == State::InProgress && self.lease_until <= self.read_at
     }

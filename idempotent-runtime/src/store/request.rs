@@ -1,4 +1,4 @@
-//! What the engine asks of a store, and what a store answers.
+//! Requests of the engine to a store, and the store's answers.
 //!
 //! The structs are `#[non_exhaustive]`: they grow without breaking stores. A store reads the
 //! fields; the engine and tests build them with `new` and assign the optional fields.
@@ -17,34 +17,35 @@ use crate::clock::Timestamp;
 use crate::fingerprint::Fingerprint;
 use crate::key::KeyHash;
 
-/// Asks for the right to run.
+/// Requests the right to run.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Claim {
     /// The name of the record.
     pub key: KeyHash,
-    /// Who asks. The same claim is sent again with the same token.
+    /// The caller. A claim that is sent again has the same token.
     pub token: Token,
-    /// The operation's name, kept on the record for people.
+    /// The operation's name, kept on the record for people to read.
     pub operation: Arc<str>,
-    /// What a retry must repeat.
+    /// The fingerprint that a retry must repeat.
     pub fingerprint: Option<Fingerprint>,
-    /// What this caller does to a dead owner's claim. The stricter of this and the record's wins.
+    /// The policy for the claim of a dead owner. The stricter of this and the record's applies.
     pub policy: CrashPolicy,
-    /// The schema version of the result to come, kept on the record: an operator's answer has it
-    /// too.
+    /// The schema version of the result to come, kept on the record because an operator's answer
+    /// has it too.
     pub schema: u32,
-    /// How long the claim lives without renewal.
+    /// The time for which the claim lives without renewal.
     pub lease: Duration,
-    /// How long an unfinished record is kept after its lease.
+    /// The time for which an unfinished record is kept after its lease.
     pub linger: Duration,
-    /// How long a tombstone refuses late retries after the record expired; zero leaves none.
+    /// The time for which a tombstone rejects late retries after the record expired; zero leaves
+    /// none.
     pub after_expiry: Duration,
-    /// How long the result will be kept, as far as the caller knows. The [commit](Commit::ttl)
-    /// decides; a store that plans ahead when it removes a record goes by this.
+    /// The time for which the result will be kept, as far as the caller knows. The
+    /// [commit](Commit::ttl) decides; a store that schedules removals in advance uses this value.
     pub ttl: Duration,
-    /// Tell with a result when its record expires, also where that costs the store more. Without
-    /// it, [`Record::expires`] of a result may be zero.
+    /// True to return a result with the time at which its record expires, even if that costs the
+    /// store more. Without it, [`Record::expires`] of a result may be zero.
     pub tell_expiry: bool,
     /// Trace context to keep on the record.
     pub trace: Option<Arc<str>>,
@@ -75,10 +76,10 @@ impl Claim {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Claimed {
-    /// The caller owns the claim, and nobody else does.
+    /// The caller owns the claim, and no other caller does.
     Mine(Grant),
-    /// The caller does not; this is what stands in the way. The body of a record that is no answer
-    /// may be left out.
+    /// The caller does not own the claim; this record stands in the way. The body of a record that
+    /// is not an answer may be left out.
     Held(Record),
 }
 
@@ -88,14 +89,14 @@ pub enum Claimed {
 pub struct Grant {
     /// The record as it is now, owned by the caller. Its body is the last checkpoint.
     pub record: Record,
-    /// The state in which an earlier owner left the record, if the claim was taken over (T5) or is
-    /// asked again (T5b).
+    /// The state in which an earlier owner left the record, if the claim was taken over (T5), or
+    /// taken over from in doubt to verify again (T5b).
     pub taken_over: Option<State>,
 }
 
 impl Grant {
-    /// The claim of the owner that stands on `record`. [`Record::taken_over`] tells whether it was
-    /// taken over, also when a lost answer is given again.
+    /// The claim of the current owner of `record`. [`Record::taken_over`] says whether it was taken
+    /// over, even if this repeats an answer that was lost.
     pub fn new(record: Record) -> Self {
         Self { taken_over: record.taken_over, record }
     }
@@ -109,7 +110,7 @@ pub struct Renewal {
     pub key: KeyHash,
     /// The owner.
     pub token: Token,
-    /// How long the claim lives from now.
+    /// The lifetime of the claim, counted from now.
     pub lease: Duration,
 }
 
@@ -120,7 +121,7 @@ impl Renewal {
     }
 }
 
-/// What became of an owner's write.
+/// The outcome of an owner's write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Written {
@@ -128,20 +129,22 @@ pub enum Written {
     Applied,
     /// The same write took effect before: its answer was lost.
     AlreadyApplied,
-    /// The record was gone and has been written anew (T9).
+    /// The record was gone and has been written again (T9).
     Adopted,
-    /// The record is somebody else's, or in a state that allows the write no more. Nothing changed.
+    /// The record belongs to another owner, or its state no longer allows the write. Nothing
+    /// changed.
     Lost,
     /// There is no record, or only a tombstone. Nothing changed.
     Gone,
-    /// Nothing is known and nothing changed: the record is locked by somebody else, or could not be
-    /// reached, and has to be asked for again. Only one of many renewals is answered so, because it
-    /// must not cost the others theirs; a request about one record fails instead.
+    /// The state of the record is unknown and nothing changed: the record is locked by another
+    /// transaction or could not be reached, so the request must be repeated. Only one of several
+    /// renewals gets this answer, because it must not cost the others theirs; a request about one
+    /// record fails instead.
     Unanswered,
 }
 
 impl Written {
-    /// Whether the store now holds what the owner wrote.
+    /// Returns true if the store now holds what the owner wrote.
     pub const fn is_done(self) -> bool {
         matches!(self, Self::Applied | Self::AlreadyApplied | Self::Adopted)
     }
@@ -161,11 +164,12 @@ pub struct Commit {
     pub body: Bytes,
     /// The schema version of the result.
     pub schema: u32,
-    /// Why there is no body, where that is so.
+    /// The reason why there is no body, if there is none.
     pub reason: Option<Reason>,
-    /// How long the record is kept from now.
+    /// The time for which the record is kept, counted from now.
     pub ttl: Duration,
-    /// Write the record anew if it is gone: only set while the owner's own view of its lease holds.
+    /// The data to write the record again if it is gone. Set only while the owner still believes in
+    /// its lease.
     pub adopt: Option<Arc<Adoption>>,
 }
 
@@ -200,32 +204,33 @@ impl Commit {
     }
 }
 
-/// What is needed to write a record anew that vanished under its living owner.
+/// The data needed to write a record again that vanished while its owner was alive.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Adoption {
-    /// The claim that made the record.
+    /// The claim that created the record.
     pub claim: Claim,
     /// The record's fence when it was last seen.
     pub fence: u64,
     /// The record's attempts when it was last seen.
     pub attempts: u32,
-    /// When the record was created.
+    /// The time at which the record was created.
     pub created: Timestamp,
-    /// The store's time from which nothing is written anew: the owner's lease may be over by then,
-    /// and so may the retention of what an earlier try of the same commit has stored.
+    /// The store's time from which nothing is written again: the owner's lease may have expired by
+    /// then, and so may the retention of what an earlier try of the same commit stored.
     pub ends: Timestamp,
 }
 
 impl Adoption {
-    /// Of the record that `grant` returned to `claim`. Ends with the lease that was granted.
+    /// The adoption of the record that `grant` returned to `claim`. Ends with the lease that was
+    /// granted.
     pub fn new(claim: Claim, grant: &Grant) -> Self {
         let Record { fence, attempts, created, lease_until, .. } = grant.record;
         Self { claim, fence, attempts, created, ends: lease_until }
     }
 }
 
-/// Gives the claim back: nothing happened under it (T10).
+/// Releases the claim: nothing happened under it (T10).
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct Release {
@@ -233,21 +238,21 @@ pub struct Release {
     pub key: KeyHash,
     /// The owner.
     pub token: Token,
-    /// Leave [`State::Released`] with the attempts instead of nothing.
+    /// True to leave [`State::Released`] with the attempts instead of removing the record.
     pub keep_attempts: bool,
-    /// Nothing began under the claim: it counts as no attempt, and the attempts before it stay
-    /// counted.
+    /// True if nothing began under the claim: it does not count as an attempt, and the attempts
+    /// before it stay counted.
     pub unused: bool,
 }
 
 impl Release {
-    /// Gives the claim of `token` back and leaves nothing.
+    /// Releases the claim of `token` and leaves nothing.
     pub const fn new(key: KeyHash, token: Token) -> Self {
         Self { key, token, keep_attempts: false, unused: false }
     }
 
-    /// Gives back the claim of `token` under which nothing began: the record is as it was before
-    /// the claim.
+    /// Releases the claim of `token` under which nothing began: the record is as it was before the
+    /// claim.
     pub const fn unused(key: KeyHash, token: Token) -> Self {
         Self { unused: true, ..Self::new(key, token) }
     }
@@ -261,7 +266,7 @@ pub struct Abandon {
     pub key: KeyHash,
     /// The owner.
     pub token: Token,
-    /// Why.
+    /// The reason for ending the lease.
     pub reason: Reason,
 }
 
@@ -272,7 +277,7 @@ impl Abandon {
     }
 }
 
-/// Makes the record in doubt (T6, T6b).
+/// Marks the record as in doubt (T6, T6b).
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct Park {
@@ -280,21 +285,21 @@ pub struct Park {
     pub key: KeyHash,
     /// The owner: the caller itself, or the one that an observer saw.
     pub token: Token,
-    /// Why.
+    /// The reason for the doubt.
     pub reason: Reason,
-    /// Only if the lease is over: set by everybody who is not the owner.
+    /// True to apply only if the lease has expired: set by every caller that is not the owner.
     pub only_orphaned: bool,
-    /// How long until the outside world may be asked again, under [`CrashPolicy::Verify`].
+    /// The time after which the outside world may be queried again, under [`CrashPolicy::Verify`].
     pub ask_again_after: Duration,
 }
 
 impl Park {
-    /// The owner parks its own record.
+    /// Puts the caller's own record in doubt.
     pub const fn own(key: KeyHash, token: Token, reason: Reason) -> Self {
         Self { key, token, reason, only_orphaned: false, ask_again_after: Duration::ZERO }
     }
 
-    /// An observer parks the record of a dead owner.
+    /// Puts the record of a dead owner in doubt, on behalf of an observer.
     pub const fn orphan(key: KeyHash, observed: Token) -> Self {
         Self {
             key,
@@ -306,8 +311,8 @@ impl Park {
     }
 }
 
-/// Replaces the record's checkpoint. Checkpoints of one record are numbered from zero, over all its
-/// owners.
+/// Replaces the record's checkpoint. Checkpoints of one record are numbered from zero across all
+/// its owners.
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct Checkpoint {
@@ -315,7 +320,7 @@ pub struct Checkpoint {
     pub key: KeyHash,
     /// The owner.
     pub token: Token,
-    /// The number of this checkpoint: how many the record has accepted before.
+    /// The number of this checkpoint: the count of checkpoints that the record accepted before.
     pub sequence: u32,
     /// The whole checkpoint.
     pub body: Bytes,
@@ -339,16 +344,16 @@ impl Checkpoint {
     }
 }
 
-/// Answers for an owner that cannot, or corrects such an answer (T12).
+/// Settles an in-doubt record on an operator's behalf (T12), or corrects such an answer (T12b).
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Resolve {
     /// The name of the record.
     pub key: KeyHash,
-    /// The owner that was seen on the record. Any change since then makes the answer
+    /// The owner that was seen on the record. Any change since then turns the answer into
     /// [`Changed::Conflict`].
     pub observed: Token,
-    /// Takes the owner's place, so that a late owner finds itself replaced.
+    /// The token that replaces the owner's, so that a late owner finds itself replaced.
     pub token: Token,
     /// The answer.
     pub answer: ResolveAnswer,
@@ -365,8 +370,8 @@ impl Resolve {
 #[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ResolveAnswer {
-    /// It happened: [`State::Completed`] or [`State::Failed`] with this body, kept for `ttl` from
-    /// now.
+    /// The body took effect: [`State::Completed`] or [`State::Failed`] with this body, kept for
+    /// `ttl` from now.
     Finished {
         /// [`State::Completed`] or [`State::Failed`].
         state: State,
@@ -374,10 +379,10 @@ pub enum ResolveAnswer {
         body: Bytes,
         /// The schema version of the result.
         schema: u32,
-        /// How long the record is kept from now.
+        /// The time for which the record is kept, counted from now.
         ttl: Duration,
     },
-    /// It did not happen: the record is removed and the next call runs the body.
+    /// The body did not take effect: the record is removed and the next call runs the body.
     NotExecuted,
 }
 
@@ -404,10 +409,10 @@ pub struct Remove {
     pub key: KeyHash,
     /// The owner that was seen on the record.
     pub observed: Token,
-    /// Also while its owner runs.
+    /// True to remove the record even while its owner runs.
     pub force: bool,
-    /// How long a tombstone stays in the record's place; zero leaves none, and takes away one that
-    /// is there. Where the owner runs, one stays for at least the rest of its lease.
+    /// The time for which a tombstone replaces the record. Zero leaves none, and removes one that
+    /// exists. If the owner runs, a tombstone stays for at least the rest of its lease.
     pub tombstone: Duration,
 }
 
@@ -418,17 +423,17 @@ impl Remove {
     }
 }
 
-/// What became of [`Resolve`] and [`Remove`].
+/// The outcome of [`Resolve`] and [`Remove`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Changed {
-    /// It took effect.
+    /// The request took effect.
     Applied,
     /// The record's owner runs. Nothing changed.
     Running,
     /// The record is not as it was seen, or its state does not allow this. Nothing changed.
     Conflict,
-    /// There is no record; for [`Resolve`], or only a tombstone. Nothing changed.
+    /// There is no record; for [`Resolve`], there may also be a tombstone. Nothing changed.
     Absent,
 }
 
@@ -436,18 +441,18 @@ pub enum Changed {
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct Scan {
-    /// The [`Page::next`] of the page before; `None` for the first.
+    /// The [`Page::next`] of the previous page; `None` for the first.
     pub after: Option<KeyHash>,
-    /// How many records at most; zero is the store's own choice.
+    /// The maximum number of records; zero lets the store choose.
     pub limit: usize,
-    /// Only records in this state.
+    /// The state of the records to list; `None` lists every state.
     pub state: Option<State>,
-    /// Only records of this operation.
+    /// The operation of the records to list; `None` lists every operation.
     pub operation: Option<Arc<str>>,
 }
 
 impl Scan {
-    /// Whether `record` is of the state and the operation that are asked for.
+    /// Returns true if `record` has the state and the operation of this scan.
     pub fn includes(&self, record: &Record) -> bool {
         self.state.is_none_or(|state| state == record.state)
             && self.operation.as_ref().is_none_or(|operation| *operation == record.operation)
@@ -460,10 +465,10 @@ impl Scan {
 pub struct Page {
     /// The records, with empty bodies.
     pub records: Vec<Record>,
-    /// Where the next page starts; `None` when this is the last.
+    /// The key after which the next page starts; `None` on the last page.
     pub next: Option<KeyHash>,
-    /// The keys of what is in between and cannot be read: records of a newer release, or what
-    /// somebody else has put there.
+    /// The keys in between that cannot be read: records of a newer release, or values written by
+    /// other software.
     pub unreadable: Vec<KeyHash>,
 }
 
@@ -473,32 +478,33 @@ impl Page {
         Self { records, next, unreadable: Vec::new() }
     }
 
-    /// The same page, with what cannot be read.
+    /// Adds the keys that cannot be read.
     #[must_use]
     pub fn with_unreadable(self, unreadable: Vec<KeyHash>) -> Self {
         Self { unreadable, ..self }
     }
 }
 
-/// What a purge did.
+/// The outcome of a purge.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Purged {
-    /// How many expired records were removed.
+    /// The number of expired records that were removed.
     pub removed: usize,
-    /// How long ago the oldest expired record that remains expired; `None` when none remains.
+    /// The time since the oldest remaining expired record expired; `None` if none remains.
     pub lag: Option<Duration>,
-    /// How many other records it looked at that are not over yet, and put off until they are.
+    /// The number of other records that were checked, had not expired yet, and were put off until
+    /// they do.
     pub put_off: usize,
 }
 
 impl Purged {
-    /// `removed` records removed, the oldest remaining one expired `lag` ago.
+    /// A purge that removed `removed` records; the oldest remaining one expired `lag` ago.
     pub const fn new(removed: usize, lag: Option<Duration>) -> Self {
         Self { removed, lag, put_off: 0 }
     }
 
-    /// And `records` put off.
+    /// Adds the number of records that were put off.
     #[must_use]
     pub const fn with_put_off(mut self, records: usize) -> Self {
         self.put_off = records;
@@ -506,18 +512,19 @@ impl Purged {
     }
 }
 
-/// A record, and a future that resolves when it may have changed. Made by
+/// A record, and a future that resolves when the record may have changed. Returned by
 /// [`Store::watch`](super::Store::watch).
 #[non_exhaustive]
 pub struct Watch {
-    /// The record, read after the interest in its changes was registered.
+    /// The record, read after registering for its changes.
     pub record: Option<Record>,
     changed: Pin<Box<dyn Future<Output = ()> + Send>>,
 }
 
 impl Watch {
-    /// `changed` resolves at the first change after `record` was read; it may resolve too often.
-    /// What it owns is kept until the watch is dropped: a registration deregisters itself then.
+    /// A watch whose `changed` resolves at the first change after `record` was read; spurious
+    /// wake-ups are allowed. Everything that `changed` owns is kept until the watch is dropped: a
+    /// registration deregisters itself then.
     pub fn new(record: Option<Record>, changed: impl Future<Output = ()> + Send + 'static) -> Self {
         Self { record, changed: Box::pin(changed) }
     }

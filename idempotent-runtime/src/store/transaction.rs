@@ -1,10 +1,9 @@
-//! A record in the user's own transaction: the three parties of a call with `tx`.
+//! Records in the user's own transaction: the three parties of a call with `tx`.
 //!
-//! The engine talks to the connection of the transaction ([`TransactionConnection`]), which knows
-//! what it is a connection of. The connection gives itself, its type erased, to the
-//! [`Transactions`] of the engine's store, which know how a record is written there. A store that
-//! wraps another one stands between the two: its own `Transactions` change what passes and hand
-//! the connection on.
+//! The engine calls the connection of the transaction ([`TransactionConnection`]). The connection
+//! passes itself, with its type erased, to the [`Transactions`] of the engine's store, which know
+//! how a record is written to that database. A store that wraps another one stands between the two:
+//! its own `Transactions` change what passes and forward the connection.
 
 use std::any::Any;
 use std::error::Error as StdError;
@@ -18,35 +17,35 @@ use super::{Claim, Claimed, Commit, DynStore, Park, StoreError, StoreErrorKind, 
 
 /// A transaction in which a record can be kept together with what the body writes:
 /// `sqlx::Transaction` or the connection of PostgreSQL, MySQL or SQLite, each with the feature of
-/// that name. Nobody else implements it, but for the simulation of the engine.
+/// that name. Only these types implement it, and the simulation of the engine.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is no transaction in which a record can be kept",
     label = "not a transaction of PostgreSQL, MySQL or SQLite",
     note = "pass a `sqlx::Transaction` of `Postgres`, `MySql` or `Sqlite`, or the connection of one, and enable the feature `postgres`, `mysql` or `sqlite`"
 )]
 pub trait SqlTransaction: Send {
-    /// The connection on which the transaction is.
+    /// The type of the transaction's connection.
     type Connection: TransactionConnection;
 
-    /// The connection on which the transaction is.
+    /// Returns the connection of the transaction.
     fn connection(&mut self) -> &mut Self::Connection;
 }
 
-/// The answer of a database to a step of a call in a transaction.
+/// The future of a database's answer to a step of a call in a transaction.
 pub type TransactionFuture<'a, T> =
     Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
 
-/// The records that a store keeps in transactions of the user's.
+/// The ability of a store to keep records in the user's transactions.
 pub trait Transactions: Send + Sync {
     /// Takes the claim in the transaction on `connection`, waiting for other transactions for at
     /// most `patience`.
     ///
-    /// What was claimed is undone by [`End::Undo`]. If the answer is anything but a grant, the
-    /// transaction is as it was, but for [a lock](ClaimAnswer::keeps_lock).
+    /// [`End::Undo`] undoes the claim. If the answer is anything but a grant, the transaction is as
+    /// it was, except for [a lock](ClaimAnswer::keeps_lock).
     ///
     /// # Errors
-    /// [`Config`](StoreErrorKind::Config) if the connection is one of another database: nothing is
-    /// sent then.
+    /// [`Config`](StoreErrorKind::Config) if the connection is not one of the store's database.
+    /// Nothing is sent then.
     fn begin<'a>(
         &'a self,
         connection: AnyConnection<'a>,
@@ -54,10 +53,10 @@ pub trait Transactions: Send + Sync {
         patience: Duration,
     ) -> TransactionFuture<'a, ClaimAnswer>;
 
-    /// Ends what `begin` granted to `token`. False if the record is not as `begin` left it.
+    /// Ends what `begin` granted to `token`. Returns false if the record is not as `begin` left it.
     ///
     /// # Errors
-    /// As those of [`begin`](Self::begin).
+    /// The same as those of [`begin`](Self::begin).
     fn end<'a>(
         &'a self,
         connection: AnyConnection<'a>,
@@ -66,28 +65,29 @@ pub trait Transactions: Send + Sync {
     ) -> TransactionFuture<'a, bool>;
 }
 
-/// The connection of a transaction, whose type only the store at the end of the way knows.
+/// The connection of a transaction, with its type erased. Only a store of its database knows it.
 pub struct AnyConnection<'a> {
     connection: &'a mut (dyn Any + Send),
     database: &'static str,
 }
 
 impl<'a> AnyConnection<'a> {
-    /// `connection` is one of `database`: `"PostgreSQL"`.
+    /// Erases the type of `connection`, which is connected to a `database` of that name:
+    /// `"PostgreSQL"`.
     pub fn new(connection: &'a mut (dyn Any + Send), database: &'static str) -> Self {
         Self { connection, database }
     }
 
-    /// The name of the database that it is connected to.
+    /// The name of the database to which it is connected.
     pub const fn database(&self) -> &'static str {
         self.database
     }
 
-    /// The connection, if it is one of type `C`.
+    /// Returns the connection if it is of type `C`.
     ///
     /// # Errors
-    /// [`Config`](StoreErrorKind::Config), with the names of the database and of `store`, if it is
-    /// not.
+    /// [`Config`](StoreErrorKind::Config) if it is of another type. The error names the database
+    /// and `store`.
     pub fn downcast<C: Send + 'static>(self, store: &str) -> Result<&'a mut C, StoreError> {
         self.connection.downcast_mut().ok_or_else(|| {
             StoreError::new(StoreErrorKind::Config, CLAIM).with_detail(format!(
@@ -107,7 +107,7 @@ impl fmt::Debug for AnyConnection<'_> {
 
 const CLAIM: &str = "claim in a transaction";
 
-/// The [`Transactions`] of `store`.
+/// Returns the [`Transactions`] of `store`.
 ///
 /// # Errors
 /// [`Config`](StoreErrorKind::Config) if it has none.
@@ -127,16 +127,16 @@ pub(crate) fn transactions<'a>(
 
 /// The connection of a transaction, as the engine needs it.
 pub trait TransactionConnection: Send {
-    /// Where the connection is in memory: what tells it from all others that are there at the same
-    /// time.
+    /// Returns the address of the connection in memory, which distinguishes it from all others that
+    /// exist at the same time.
     fn place(&self) -> usize {
         place_of(self)
     }
 
     /// Takes the claim, waiting for other transactions for at most `patience`.
     ///
-    /// What was claimed is undone by [`End::Undo`]. If the answer is anything but a grant, the
-    /// transaction is as it was, but for [a lock](ClaimAnswer::keeps_lock).
+    /// [`End::Undo`] undoes the claim. If the answer is anything but a grant, the transaction is as
+    /// it was, except for [a lock](ClaimAnswer::keeps_lock).
     fn begin<'a>(
         &'a mut self,
         store: &'a dyn DynStore,
@@ -144,7 +144,7 @@ pub trait TransactionConnection: Send {
         patience: Duration,
     ) -> TransactionFuture<'a, ClaimAnswer>;
 
-    /// Ends what `begin` granted to `token`. False if the record is not as `begin` left it.
+    /// Ends what `begin` granted to `token`. Returns false if the record is not as `begin` left it.
     fn end<'a>(
         &'a mut self,
         store: &'a dyn DynStore,
@@ -152,27 +152,37 @@ pub trait TransactionConnection: Send {
         end: End,
     ) -> TransactionFuture<'a, bool>;
 
-    /// Sets the savepoint `name`, for a body without a claim. A connection in no transaction is
-    /// refused.
+    /// Sets the savepoint `name`, for a body without a claim. Rejects a connection that is not in a
+    /// transaction.
     fn set_savepoint<'a>(&'a mut self, name: &'a str) -> TransactionFuture<'a, ()>;
 
-    /// Gives the savepoint `name` up; `undoes` says whether also what was written since.
+    /// Removes the savepoint `name`; with `undoes`, also undoes everything written since it was
+    /// set.
     fn end_savepoint<'a>(&'a mut self, name: &'a str, undoes: bool) -> TransactionFuture<'a, ()>;
 }
 
 /// The answer to a claim in a transaction.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct ClaimAnswer {
-    /// `None` if other transactions were not done in time.
+    /// The answer of the store, or `None` if other transactions did not end in time.
     pub claimed: Option<Claimed>,
-    /// Whether the claim is known to have waited for another transaction.
+    /// True if the claim is known to have waited for another transaction.
     pub has_waited: bool,
-    /// Whether this transaction may keep whoever holds the record from it until it is over.
+    /// True if this transaction may lock the record's owner out of it until the transaction ends.
     pub keeps_lock: bool,
 }
 
-/// Why a call does not wait for another one: its transaction keeps that one from its own record.
-/// Made again, it can wait.
+impl ClaimAnswer {
+    /// An answer of a transaction that keeps no lock.
+    #[must_use]
+    pub const fn new(claimed: Option<Claimed>, has_waited: bool) -> Self {
+        Self { claimed, has_waited, keeps_lock: false }
+    }
+}
+
+/// The reason why a call does not wait for another one: its transaction keeps the other call from
+/// its own record. Run again, the transaction can wait.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct KeepsLock;
 
@@ -184,19 +194,20 @@ impl fmt::Display for KeepsLock {
 
 impl StdError for KeepsLock {}
 
-/// The place of a connection in memory.
+/// The address of a connection in memory.
 pub(crate) fn place_of<C: ?Sized>(connection: &C) -> usize {
     std::ptr::from_ref(connection).addr()
 }
 
-/// A name of its own for each call: calls can be nested in one transaction, and MySQL replaces a
-/// savepoint by a later one of the same name.
+/// Returns a savepoint name unique to the call: calls can be nested in one transaction, and MySQL
+/// replaces a savepoint when a later one has the same name.
 #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
 pub(crate) fn savepoint_of(token: Token) -> String {
     format!("idempotency_{:016x}", token.bits() >> 64)
 }
 
-/// The same for a body without a claim. It needs no randomness: a transaction is one process's.
+/// Returns a savepoint name for a body without a claim. It needs no randomness: a transaction
+/// belongs to one process.
 pub(crate) fn savepoint_without_claim() -> String {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     format!("idempotency_disabled_{}", NEXT.fetch_add(1, Ordering::Relaxed))
@@ -219,7 +230,7 @@ impl StdError for Over {
     }
 }
 
-/// `error` says that the savepoint of a call is gone.
+/// Marks `error` as saying that the savepoint of a call is gone.
 #[cfg_attr(
     not(any(feature = "postgres", feature = "mysql", feature = "sqlite")),
     expect(dead_code, reason = "only databases have savepoints")
@@ -228,21 +239,22 @@ pub(crate) fn over(error: StoreError) -> StoreError {
     StoreError::new(error.kind(), error.operation()).with_source(Over(error))
 }
 
-/// Whether the transaction was over before the call that was made in it: the database has undone
-/// it, or a statement that commits by itself was in it. What came after that was committed at once.
+/// Returns true if the transaction ended before the call that was made in it: the database rolled
+/// it back, or it contained a statement that commits implicitly. Everything after that was
+/// committed at once.
 pub(crate) fn is_over(error: &StoreError) -> bool {
     error.source().is_some_and(<dyn StdError>::is::<Over>)
 }
 
-/// How a call in a transaction ends.
+/// The end of a call in a transaction.
 #[derive(Clone, Debug)]
 pub enum End {
-    /// What the body wrote stays, with its result.
+    /// Keeps what the body wrote, with its result.
     Keep(Commit),
-    /// What the body wrote is undone; its error is stored as the result.
+    /// Undoes what the body wrote; its error is stored as the result.
     KeepError(Commit),
-    /// What the body wrote is undone; the record is in doubt.
+    /// Undoes what the body wrote; the record is in doubt.
     Hold(Park),
-    /// Everything since `begin` is undone.
+    /// Undoes everything since `begin`.
     Undo,
 }

@@ -1,10 +1,10 @@
-//! The rules of the protocol as functions on one record: a store that locks the record, calls one
+//! The rules of the protocol as functions on one record. A store that locks the record, calls one
 //! of these and writes the slot back keeps every rule of [`Store`](super::Store) that is about a
-//! single record.
+//! single record. The numbers T1–T14 are explained [there](super::Store#states-and-transitions).
 //!
-//! Each function takes the slot, `None` for no record, the request and the store's time. A slot may
-//! hold a record that has expired: every function treats it as expired, whether or not somebody has
-//! removed it. Answers carry `now` as [`Record::read_at`].
+//! Each function takes the slot (`None` for no record), the request and the store's time. A slot
+//! may hold a record that has expired: every function treats it as expired, even if it has not been
+//! removed. Answers carry `now` as [`Record::read_at`].
 //!
 //! ```
 //! use std::time::Duration;
@@ -37,14 +37,15 @@ use super::{
 use crate::clock::Timestamp;
 use crate::fingerprint::Fingerprint;
 
-/// The end of a lease that was given up. Not the time at which it was: a clock that is set back
-/// must not revive the lease, and neither must a renewal that was on its way.
+/// The `lease_until` of a lease that was given up. Not the time at which that happened: a clock
+/// that is set back must not revive the lease, and neither must a renewal already in flight.
 const GIVEN_UP: Timestamp = Timestamp::from_millis(0);
 
-/// Expiry (T13): a record whose time is over becomes a tombstone where it asks for one, else
-/// nothing.
+/// Expires the record (T13): once its retention has ended it becomes a tombstone if it has an
+/// `after_expiry`, otherwise it is removed.
 ///
-/// The other functions begin with this, so a store needs it only for removing what nobody asks for.
+/// The other functions begin with this, so a store needs it only to remove records that no caller
+/// requests.
 pub fn expire(slot: &mut Option<Record>, now: Timestamp) {
     if let Some(record) = slot.as_mut().filter(|record| record.expires <= now) {
         let ends = record.expires + Duration::from_millis(record.after_expiry);
@@ -56,30 +57,30 @@ pub fn expire(slot: &mut Option<Record>, now: Timestamp) {
     }
 }
 
-/// The record, tombstones included.
+/// The record as it is, tombstones included.
 pub fn read(slot: &mut Option<Record>, now: Timestamp) -> Option<Record> {
     expire(slot, now);
     slot.as_ref().map(|record| seen(record, now))
 }
 
-/// Takes the claim, or says what stands in the way (T1–T6).
+/// Takes the claim, or returns the record that stands in the way (T1–T6).
 ///
-/// The fence of a new record is made of `now`, so records of one key that follow each other within
-/// a millisecond have the same: see [`claim_above`].
+/// The fence of a new record is derived from `now`, so consecutive records of one key within a
+/// millisecond have the same fence: see [`claim_above`].
 pub fn claim(slot: &mut Option<Record>, claim: &Claim, now: Timestamp) -> Claimed {
     claim_above(slot, claim, now, 0)
 }
 
-/// As [`claim`], with a fence larger than `last_fence`: that of the last claim which the store
-/// granted, to this key or to any. A store that remembers it keeps the order of fences also where
-/// its clock has not gone on since, or was set back.
+/// Takes the claim like [`claim`], with a fence larger than `last_fence`: that of the last claim
+/// which the store granted, to this key or to any. A store that remembers it keeps fences in order
+/// even if its clock has not advanced since, or was set back.
 pub fn claim_above(
     slot: &mut Option<Record>,
     claim: &Claim,
     now: Timestamp,
     last_fence: u64,
 ) -> Claimed {
-    // Of a record that is over as well: the clock may have been set back since.
+    // An expired record counts too: the clock may have been set back since.
     let last_fence = slot.as_ref().map_or(last_fence, |record| record.fence.max(last_fence));
     expire(slot, now);
     let record = match slot {
@@ -91,13 +92,14 @@ pub fn claim_above(
     }
     let policy = record.policy.max(claim.policy);
     let lease_over = record.lease_until <= now;
-    // Who has no question cannot go on from what has to be asked about.
+    // A caller without a verification callback cannot take over a record that requires one.
     let can_ask = policy != CrashPolicy::Verify || claim.policy == CrashPolicy::Verify;
     let may_take_over = lease_over
         && !Fingerprint::contradicts(record.fingerprint, claim.fingerprint)
         && match record.state {
             State::InProgress => policy.allows_takeover() && can_ask,
-            // By a repeated claim of the owner that left it there, nobody would own it.
+            // A re-sent claim of the owner that left the record in doubt must not win: no caller
+            // waits for its answer any more.
             State::InDoubt => {
                 policy == CrashPolicy::Verify && can_ask && record.owner != claim.token
             }
@@ -153,17 +155,17 @@ pub fn complete(slot: &mut Option<Record>, commit: &Commit, now: Timestamp) -> W
     written
 }
 
-/// Gives the claim back (T10). A record that was taken over stays, for the next caller.
+/// Releases the claim (T10). A record that was taken over stays, for the next caller.
 pub fn release(slot: &mut Option<Record>, release: &Release, now: Timestamp) -> Written {
     match owned(slot, release.token, now) {
         Ok(record) if is_unfinished(record) => {
-            // Once: a release that is sent again finds the lease given up.
+            // Only once: a repeated release finds the lease given up.
             if release.unused && record.lease_until > GIVEN_UP {
                 record.attempts = record.attempts.saturating_sub(1);
             }
             if record.taken_over.is_some() {
-                // The owner speaks for itself alone: what the one before it did is as unknown as it
-                // was.
+                // The owner speaks only for itself: what its predecessor did is as unknown as
+                // before.
                 record.lease_until = GIVEN_UP;
                 record.reason = record.reason.or(Some(Reason::Crashed));
             } else if release.keep_attempts || release.unused && record.attempts > 0 {
@@ -184,7 +186,7 @@ pub fn release(slot: &mut Option<Record>, release: &Release, now: Timestamp) -> 
     }
 }
 
-/// Ends the own lease and leaves the record to the next caller (T11).
+/// Ends the caller's own lease and leaves the record to the next caller (T11).
 pub fn abandon(slot: &mut Option<Record>, abandon: &Abandon, now: Timestamp) -> Written {
     match owned(slot, abandon.token, now) {
         Ok(record) if record.state == State::InProgress && record.policy.allows_takeover() => {
@@ -197,10 +199,10 @@ pub fn abandon(slot: &mut Option<Record>, abandon: &Abandon, now: Timestamp) -> 
     }
 }
 
-/// Makes the record in doubt (T6, T6b).
+/// Marks the record as in doubt (T6, T6b).
 pub fn park(slot: &mut Option<Record>, park: &Park, now: Timestamp) -> Written {
     match owned(slot, park.token, now) {
-        // An observer could not say more than that the lease was over.
+        // An observer knew only that the lease had expired; the owner's own reason is better.
         Ok(record)
             if record.state == State::InDoubt
                 && !park.only_orphaned
@@ -216,7 +218,8 @@ pub fn park(slot: &mut Option<Record>, park: &Park, now: Timestamp) -> Written {
                 && (!park.only_orphaned || record.lease_until <= now) =>
         {
             record.state = State::InDoubt;
-            // An observer knows only that the lease is over; what the owner wrote says more.
+            // An observer knows only that the lease has expired; a reason that the owner wrote is
+            // better.
             let known = record.reason.filter(|_| park.only_orphaned);
             record.reason = known.or(Some(park.reason));
             record.lease_until = now + park.ask_again_after;
@@ -253,14 +256,14 @@ pub fn fence(slot: &mut Option<Record>, token: Token, now: Timestamp) -> Option<
     (record.state == State::InProgress).then_some(record.fence)
 }
 
-/// Answers for an owner that cannot, or corrects such an answer (T12).
+/// Settles an in-doubt record on an operator's behalf (T12), or corrects such an answer (T12b).
 pub fn resolve(slot: &mut Option<Record>, resolve: &Resolve, now: Timestamp) -> Changed {
     let Some(record) = present(slot, now) else { return Changed::Absent };
     if record.state == State::InProgress && record.lease_until > now {
         return Changed::Running;
     }
-    // An operator may correct an operator's answer, though not to "it did not happen": callers have
-    // had it.
+    // An operator may correct an operator's answer, but not to "it did not happen": callers may
+    // have received it.
     let is_correction = record.state.is_answer()
         && record.reason == Some(Reason::Resolved)
         && resolve.answer != ResolveAnswer::NotExecuted;
@@ -289,7 +292,7 @@ pub fn remove(slot: &mut Option<Record>, remove: &Remove, now: Timestamp) -> Cha
         return Changed::Conflict;
     }
     let lease_left = match record.state {
-        // The tombstone of a running record keeps its owner from bringing it back.
+        // The tombstone of a running record keeps the record's owner from bringing it back.
         State::InProgress | State::Tombstone => record.lease_until.saturating_duration_since(now),
         _ => Duration::ZERO,
     };
@@ -318,13 +321,13 @@ fn is_unfinished(record: &Record) -> bool {
     matches!(record.state, State::InProgress | State::InDoubt)
 }
 
-/// The record, if it has not expired and is no tombstone.
+/// The record, if it has not expired and is not a tombstone.
 fn present(slot: &mut Option<Record>, now: Timestamp) -> Option<&mut Record> {
     expire(slot, now);
     slot.as_mut().filter(|record| record.state != State::Tombstone)
 }
 
-/// The record, if `token` stands on it.
+/// The record, if `token` owns it.
 fn owned(slot: &mut Option<Record>, token: Token, now: Timestamp) -> Result<&mut Record, Written> {
     let record = present(slot, now).ok_or(Written::Gone)?;
     if record.owner == token { Ok(record) } else { Err(Written::Lost) }
@@ -341,8 +344,8 @@ fn record_of(claim: &Claim, now: Timestamp) -> Record {
     record
 }
 
-/// Larger than the fence before, and than those of records of this key that are gone: a resource
-/// that has seen those must not refuse the next owner.
+/// A fence larger than the previous one, and than those of earlier records of this key that are
+/// gone: a resource that has seen those must not reject the next owner.
 fn next_fence(before: u64, now: Timestamp) -> u64 {
     now.as_millis().saturating_mul(1000).max(before.saturating_add(1))
 }
@@ -383,7 +386,7 @@ fn retention(record: &mut Record, claim: &Claim) {
     record.after_expiry = millis(claim.after_expiry);
 }
 
-/// The lease runs from now, and the record outlives it by its linger.
+/// Starts the lease now, and keeps the record for its linger beyond that.
 fn lease(record: &mut Record, lease: Duration, now: Timestamp) {
     record.lease_until = now + lease;
     record.expires = record.expires.max(record.lease_until + Duration::from_millis(record.linger));

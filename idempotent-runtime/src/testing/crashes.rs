@@ -1,4 +1,4 @@
-//! Callers that are gone in the middle of a call, at every point at which they can be.
+//! Calls that are dropped at every point at which they can be.
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
@@ -12,34 +12,37 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::task::coop::{consume_budget, has_budget_remaining};
 
-/// How often a point is looked for that calls do not come to: networks answer sooner and later.
+/// The number of attempts to reach a point that a call did not come to: a network's latency varies.
 const TRIES: usize = 3;
 
-/// What the world gets after a call was woken, so that what was on its way arrives.
+/// The time that the rest of the world gets after a call was woken, so that messages in flight
+/// arrive.
 const LINGER: Duration = Duration::from_millis(2);
 
-/// Tasks that calls left behind are waited for as long as some of them end, each time for this
-/// long. Those that do nothing for longer cannot be told from those that never end.
+/// The longest wait without any task ending. Tasks that calls left behind are awaited for as long
+/// as some of them end within this time; tasks that do nothing for longer cannot be distinguished
+/// from those that never end.
 const QUIET: Duration = Duration::from_millis(200);
 
-/// The longest wait for them.
+/// The longest wait for such tasks in total.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Drops a call at each point at which it waits, as a time-out, a `select!` or a client that leaves
-/// does, and lets `check` look at what is left. Gives how many points there were.
+/// Drops a call at each point at which it waits, as a timeout, a `select!` or a disconnected client
+/// does, and lets `check` examine the result. Returns the number of points.
 ///
-/// `call` makes a call, and `check` looks at it; both get its number, from one, so that each can
-/// have a key of its own. The first call is left in peace. `check` also gets the output of a call
-/// that came to its end: a network may answer so soon that there is nothing to wait for. It looks
-/// at each call again at the end, without an output: a request that was on its way, or a spawned
-/// task, may have had its effect by then. So it counts the effects of each key by themselves, and
-/// does not take them away.
+/// `call` creates a call and `check` examines it. Both receive its number, starting at one, so that
+/// each call can have a key of its own. The first call is not dropped. `check` also receives the
+/// output of a call that finished: a network may answer so soon that there is nothing to wait for.
 ///
-/// Each point is met from both sides: when the call begins to wait, and what it has sent may be on
-/// its way; and when it was woken and is about to go on, so what it waited for has happened, and it
-/// does not know. On Tokio, what is ready at once is waited for as well: sockets, channels, locks,
-/// timers and spawned tasks are told that it is another task's turn, as Tokio tells those that are
-/// ready too often in a row.
+/// `check` runs for each call again at the end, without an output, because a request in flight or a
+/// spawned task may have had its effect by then. It must therefore count the effects of each key
+/// separately, and must not remove them.
+///
+/// Each point is reached from both sides. A call is dropped when it begins to wait: what it has
+/// sent may be in flight. And it is dropped when it was woken and is about to continue: what it
+/// waited for has happened, but it does not know. On Tokio, the call also waits for what is ready
+/// at once: sockets, channels, locks, timers and spawned tasks yield, as Tokio makes them do if
+/// they are ready too often in a row.
 ///
 /// ```
 /// # use std::collections::HashMap;
@@ -54,13 +57,13 @@ const PATIENCE: Duration = Duration::from_secs(5);
 ///     let charges = &charges;
 ///     move || async move {
 ///         *charges.lock().unwrap().entry(key).or_insert(0) += 1;
-///         tokio::task::yield_now().await; // the way back
+///         tokio::task::yield_now().await; // the response travels
 ///         Ok::<_, Error>(())
 ///     }
 /// });
 /// let points = crash_at_every_await(charge, async |key, _| {
 ///     match charge(key).await {
-///         Err(error) => assert_eq!(error.kind(), ErrorKind::InDoubt), // somebody looks
+///         Err(error) => assert_eq!(error.kind(), ErrorKind::InDoubt), // an operator decides
 ///         Ok(()) => assert_eq!(charges.lock().unwrap()[&key], 1),
 ///     }
 ///     assert!(charges.lock().unwrap().get(&key).is_none_or(|&count| count <= 1), "charged twice");
@@ -71,13 +74,15 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// ```
 ///
 /// # Panics
-/// When it could not look. No call ever waited for something outside, so there was no point to drop
-/// it at: let the fake of it wait, with `tokio::task::yield_now().await`, before its effect and
-/// after it. Or half as many tasks as calls were dropped still run at the end, two at least, and
-/// nobody saw their effects: let them end sooner, with shorter timers or `tokio::time::pause()`.
-/// Tasks are waited for as long as one of them ends every 200 ms, for five seconds at most; fewer
-/// of them that do nothing for longer cannot be told from connections and workers, and what they do
-/// later is not seen.
+/// If it could not test anything. Either no call ever waited for something outside, so there was no
+/// point to drop it at: let the fake wait, with `tokio::task::yield_now().await`, before its effect
+/// and after it. Or at least two tasks, and at least half as many as calls were dropped, are still
+/// running at the end, with effects that were not checked: let them end sooner, with shorter timers
+/// or `tokio::time::pause()`.
+///
+/// Tasks are awaited for as long as one of them ends every 200 ms, for five seconds at most. Fewer
+/// tasks that do nothing for longer cannot be distinguished from connections and workers, and their
+/// later effects are not checked.
 #[track_caller]
 pub fn crash_at_every_await<F: Future>(
     call: impl FnMut(usize) -> F,
@@ -127,7 +132,7 @@ pub fn crash_at_every_await<F: Future>(
         for number in 1..=calls {
             check(number, None).await;
         }
-        // A retry that was told to come again, or its tasks.
+        // A retry that was refused for now, or its tasks.
         if running_tasks() > idle {
             settle(idle).await;
             for number in 1..=calls {
@@ -146,26 +151,26 @@ pub fn crash_at_every_await<F: Future>(
     }
 }
 
-/// Which side of a point.
+/// A side of a point.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Moment {
     BeginsToWait,
     IsAboutToGoOn,
 }
 
-/// A place in a call. How often a network makes it wait differs from call to call; where it is told
-/// that it is another task's turn does not, so places are counted from there.
+/// A place in a call. The number of waits for a network differs from call to call. The number of
+/// forced yields does not, so places are counted from there.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Point {
-    /// How often the call was told so.
+    /// The number of forced yields.
     turn: usize,
-    /// How often it has waited for something since then.
+    /// The number of waits since then.
     wait: usize,
 }
 
-/// What became of a call.
+/// The end of a call.
 enum End<T> {
-    /// At the point, or at a later one where it did not come to that.
+    /// Dropped at the point, or at a later one if it did not stop there.
     Dropped {
         is_met: bool,
     },
@@ -181,7 +186,7 @@ impl<T> End<T> {
     }
 }
 
-/// Polls `call` until it waits at `point`, and drops it then.
+/// Polls `call` until it waits at `point`, then drops it.
 async fn until<F: Future>(
     call: F,
     point: Point,
@@ -194,7 +199,7 @@ async fn until<F: Future>(
     let mut turns = Turns::default();
     let mut reached = Point { turn: 0, wait: 0 };
     loop {
-        // Each poll is one of the task, so that Tokio has given it a new budget.
+        // One poll of the call per poll of the task, so that Tokio has granted a new budget.
         woken.wait().await;
         if reached >= point {
             linger(LINGER).await;
@@ -215,17 +220,18 @@ async fn until<F: Future>(
     }
 }
 
-/// Leaves a call one operation of Tokio in each poll, so that it waits before the next one whether
-/// or not that is ready.
+/// Leaves a call one Tokio operation in each poll, so that it waits before the next one whether or
+/// not that is ready.
 #[derive(Default)]
 struct Turns {
-    /// How many operations Tokio allows in a poll; `None` before the first, in which there are
-    /// none.
+    /// The number of operations that Tokio allows in a poll. `None` before the first poll, which
+    /// gets none.
     budget: Option<usize>,
 }
 
 impl Turns {
-    /// More than Tokio's: without a runtime there is no bound, and no turns.
+    /// More than Tokio's budget: without a runtime there is no limit, and there are no forced
+    /// yields.
     const UNBOUNDED: usize = 10_000;
 
     fn poll<F: Future>(
@@ -238,8 +244,8 @@ impl Turns {
         match self.budget {
             None => self.budget = Some(spend(Self::UNBOUNDED, cx)),
             Some(Self::UNBOUNDED) => {}
-            // Others in this task may have spent some. With nothing left the call gets no further
-            // in this poll.
+            // Other futures of this task may have spent some. If nothing is left, the call makes no
+            // progress in this poll.
             Some(budget) => {
                 let spent = spend(budget.saturating_sub(1), cx);
                 if !has_budget_remaining() {
@@ -255,7 +261,7 @@ impl Turns {
     }
 }
 
-/// What the guarded bodies did that were polled here.
+/// Observations about the guarded bodies that were polled here.
 #[derive(Clone, Copy, Default)]
 struct Bodies {
     have_begun: bool,
@@ -263,12 +269,13 @@ struct Bodies {
 }
 
 thread_local! {
-    /// Of the call that is polled now; `None` outside of [`crash_at_every_await`].
+    /// The bodies of the call that is being polled; `None` outside of [`crash_at_every_await`].
     static BODIES: Cell<Option<Bodies>> = const { Cell::new(None) };
 }
 
-/// The engine is about to poll a body for the first time. On the way to it, a `select!` may have
-/// left what Tokio allows, and the body's first operation is to be a point like all others.
+/// Notes that the engine is about to poll a body for the first time. A `select!` on the way to it
+/// may have left some of Tokio's budget, so the rest is spent here: the body's first operation must
+/// be a point like all others.
 pub(crate) fn body_begins(cx: &mut Context<'_>) {
     if let Some(bodies) = BODIES.get() {
         BODIES.set(Some(Bodies { have_begun: true, ..bodies }));
@@ -276,21 +283,21 @@ pub(crate) fn body_begins(cx: &mut Context<'_>) {
     }
 }
 
-/// The body that the engine has polled waits.
+/// Notes that the body which the engine has polled waits.
 pub(crate) fn body_waits() {
     if let Some(bodies) = BODIES.get() {
         BODIES.set(Some(Bodies { have_waited: true, ..bodies }));
     }
 }
 
-/// Takes at most `count` operations of the budget of this poll; gives how many there were.
+/// Spends at most `count` operations of this poll's budget, and returns how many there were.
 fn spend(count: usize, cx: &mut Context<'_>) -> usize {
     (0..count)
         .take_while(|_| has_budget_remaining() && pin!(consume_budget()).poll(cx).is_ready())
         .count()
 }
 
-/// Whether the call was woken since it was polled.
+/// A waker that records whether the call was woken since it was last polled.
 #[derive(Default)]
 struct Woken {
     is_woken: AtomicBool,
@@ -298,11 +305,13 @@ struct Woken {
 }
 
 impl Woken {
-    /// Resolves when the call was woken, and never before the next poll of the task.
+    /// Resolves when the call was woken, but never before the next poll of the task.
     async fn wait(&self) {
         let mut is_next_poll = false;
         poll_fn(|cx| {
-            // First the waker, then the look: a wake-up between them finds the waker.
+            // Store the waker first, then check the flag; `wake_by_ref` sets the flag first, then
+            // takes the waker. A wake-up between these two steps therefore finds the waker, and no
+            // wake-up is lost.
             *self.task.lock().unwrap_or_else(PoisonError::into_inner) = Some(cx.waker().clone());
             if !self.is_woken.load(Ordering::Acquire) {
                 is_next_poll = true;
@@ -333,16 +342,16 @@ impl Wake for Woken {
     }
 }
 
-/// Lets `time` pass for the rest of the world: for other threads really, for a clock of Tokio that
-/// is paused not at all.
+/// Lets `time` pass for the rest of the world. Other threads see real time; a paused Tokio clock
+/// does not move.
 async fn linger(time: Duration) {
     if Handle::try_current().is_ok() {
         let _ = tokio::task::spawn_blocking(move || sleep(time)).await;
     }
 }
 
-/// Waits until no more tasks run than `idle`, or the others show no sign of ending. A paused clock
-/// goes on meanwhile.
+/// Waits until no more than `idle` tasks run, or the others show no sign of ending. A paused clock
+/// continues meanwhile.
 pub(super) async fn settle(idle: usize) {
     const LOOK: Duration = Duration::from_millis(5);
     let (mut running, mut quiet, mut waited) = (running_tasks(), Duration::ZERO, Duration::ZERO);
@@ -359,7 +368,7 @@ pub(super) async fn settle(idle: usize) {
     }
 }
 
-/// How many tasks the runtime has, if there is one.
+/// Returns the number of the runtime's tasks, or zero without a runtime.
 pub(super) fn running_tasks() -> usize {
     Handle::try_current().map_or(0, |runtime| runtime.metrics().num_alive_tasks())
 }

@@ -1,4 +1,4 @@
-//! A store that loses requests and answers, and that keeps them waiting, as told.
+//! A store that loses and delays requests and responses on demand.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::future::Future;
@@ -17,27 +17,27 @@ use crate::store::{
     Watch, Written,
 };
 
-/// What happens to one request to a [`FaultyStore`].
+/// The fault of one request to a [`FaultyStore`].
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Fault {
-    /// It never arrives.
+    /// The request never arrives.
     LostRequest,
-    /// It is applied, and its answer never arrives.
+    /// The request is applied, but its response never arrives.
     LostAnswer,
-    /// It waits for the gate before it is applied.
+    /// The request waits for the gate before it is applied.
     Late(Gate),
-    /// It is applied, and its answer waits for the gate.
+    /// The request is applied, and its response waits for the gate.
     LateAnswer(Gate),
-    /// It takes this long on this clock.
+    /// The request takes this long on this clock.
     Slow(ManualClock, Duration),
-    /// It is answered with this error, and not applied.
+    /// The request fails with this error, and is not applied.
     Refused(StoreErrorKind),
-    /// The store's client breaks.
+    /// The store's client panics.
     Panic,
 }
 
-/// Where requests wait until the test lets them go on: closed until it is opened.
+/// A gate at which requests wait until the test opens it. It is closed at first.
 #[derive(Clone, Debug)]
 pub struct Gate(Arc<Closed>);
 
@@ -54,7 +54,7 @@ impl Default for Gate {
 }
 
 impl Gate {
-    /// A gate that is closed.
+    /// Creates a closed gate.
     pub fn new() -> Self {
         Self(Arc::new(Closed {
             semaphore: Semaphore::new(0),
@@ -62,12 +62,12 @@ impl Gate {
         }))
     }
 
-    /// Lets everybody through, now and later.
+    /// Opens the gate for all requests, now and later.
     pub fn open(&self) {
         self.0.semaphore.close();
     }
 
-    /// Whether a request has waited here and is over.
+    /// Returns true if a request has waited here and has ended.
     pub fn is_passed(&self) -> bool {
         self.0.has_been_reached.load(Ordering::Acquire) && Arc::strong_count(&self.0) == 1
     }
@@ -79,21 +79,22 @@ impl Gate {
     }
 }
 
-/// A store whose network a test controls: requests and answers to the store inside are lost, kept
-/// waiting or refused.
+/// A store whose network a test controls: requests to the inner store and its responses are lost,
+/// delayed or refused.
 ///
-/// Operations are named as the methods of [`Store`]: `"claim"`, `"complete"`, `"renew"`, … Another
-/// name panics at once: its faults would never come.
+/// Operations have the names of the methods of [`Store`]: `"claim"`, `"complete"`, `"renew"`, … Any
+/// other name panics at once, because its faults would never occur.
 ///
-/// A test that plans a fault which no request meets has tested something else than it says. So when
-/// what [`new`](Self::new) gave is dropped, and faults of [`next`](Self::next) are left, it panics
-/// and names them; [`unmet_faults`](Self::unmet_faults) tells of them earlier. Keep it in the test,
-/// and give the engine a clone.
+/// A test that plans a fault which no request meets does not test what it claims. So the instance
+/// that [`new`](Self::new) returned panics when it is dropped with faults of [`next`](Self::next)
+/// left, and names them. [`unmet_faults`](Self::unmet_faults) returns them earlier. Keep that
+/// instance in the test, and pass a clone to the engine.
 ///
-/// The store inside is any store, `Arc<dyn DynStore>` too. Calls in a transaction of the user's
-/// ([`run_in`](crate::Call::run_in), the attribute's `tx`) go past the store to the user's own
-/// connection, where no fault would meet them: around a SQL store they are refused as on another
-/// database ([`Config`](crate::ErrorKind::Config)). Test them with the SQL store itself.
+/// The inner store can be any store, including `Arc<dyn DynStore>`. Calls in the user's own
+/// transaction ([`run_in`](crate::Call::run_in), the attribute's `tx`) bypass the store and use the
+/// user's own connection, where no fault would meet them. Around a SQL store they are therefore
+/// refused as on another database ([`Config`](crate::ErrorKind::Config)). Test them with the SQL
+/// store itself.
 ///
 /// ```
 /// # use std::time::Duration;
@@ -103,10 +104,10 @@ impl Gate {
 /// let store = FaultyStore::new(MemoryStore::new());
 /// let engine = Idempotency::new(store.clone());
 /// let mut charges = 0;
-/// store.next("complete", Fault::LostAnswer); // the result is stored, and nobody hears of it
+/// store.next("complete", Fault::LostAnswer); // the result is stored, but the response is lost
 /// let call = engine.call("payments.charge", 7).ttl(Duration::from_secs(60));
 /// call.run(async || { charges += 1; Ok::<_, Error>(charges) }).await?;
-/// assert_eq!((charges, store.requests("complete")), (1, 2)); // it was stored again, and had been
+/// assert_eq!((charges, store.requests("complete")), (1, 2)); // the second found it stored
 /// # Ok(())
 /// # }
 /// ```
@@ -114,7 +115,7 @@ impl Gate {
 pub struct FaultyStore<S> {
     inner: Arc<S>,
     script: Arc<Mutex<Script>>,
-    /// The one that the test made: it says at its end what no request met.
+    /// True for the instance that the test created: it reports unmet faults when it is dropped.
     is_original: bool,
 }
 
@@ -144,7 +145,7 @@ impl<S> Drop for FaultyStore<S> {
 
 #[derive(Debug, Default)]
 struct Script {
-    /// In the order of the names, which people read.
+    /// Sorted by name, because people read it.
     faults: BTreeMap<&'static str, VecDeque<Fault>>,
     always: HashMap<&'static str, Fault>,
     always_at: HashMap<(&'static str, KeyHash), Fault>,
@@ -154,26 +155,27 @@ struct Script {
 }
 
 impl<S: Store> FaultyStore<S> {
-    /// Everything goes through to `inner` until the test says otherwise.
+    /// Creates a store that forwards everything to `inner` until the test plans a fault.
     pub fn new(inner: S) -> Self {
         Self { inner: Arc::new(inner), script: Arc::default(), is_original: true }
     }
 
-    /// The next request of this kind meets this fault; several wait for one request each, in order.
+    /// Plans a fault for the next request of this kind. Several faults are met by one request each,
+    /// in order.
     ///
     /// # Panics
-    /// When the store has no such operation.
+    /// If the store has no such operation.
     #[track_caller]
     pub fn next(&self, operation: &'static str, fault: Fault) {
         check_name(operation);
         self.script().faults.entry(operation).or_default().push_back(fault);
     }
 
-    /// All requests of this kind meet this fault, until it is taken back with `None`. There need
-    /// not be any.
+    /// Applies this fault to all requests of this kind, until it is cleared with `None`. No request
+    /// has to meet it.
     ///
     /// # Panics
-    /// When the store has no such operation.
+    /// If the store has no such operation.
     #[track_caller]
     pub fn always(&self, operation: &'static str, fault: Option<Fault>) {
         check_name(operation);
@@ -184,12 +186,12 @@ impl<S: Store> FaultyStore<S> {
         };
     }
 
-    /// All requests of this kind for the record of `key` meet this fault, until it is taken back
-    /// with `None`: a row that somebody has locked, for example. There need not be any. What is for
-    /// many records at once (`renew`, `scan`, `purge`) goes through.
+    /// Applies this fault to all requests of this kind for the record of `key`, until it is cleared
+    /// with `None`: for example a row that another client has locked. No request has to meet it.
+    /// Operations on many records at once (`renew`, `scan`, `purge`) are not affected.
     ///
     /// # Panics
-    /// When the store has no such operation.
+    /// If the store has no such operation.
     #[track_caller]
     pub fn always_at(&self, operation: &'static str, key: KeyHash, fault: Option<Fault>) {
         check_name(operation);
@@ -200,27 +202,28 @@ impl<S: Store> FaultyStore<S> {
         };
     }
 
-    /// The faults of [`next`](Self::next) that no request has met yet, with their operations.
+    /// Returns the faults of [`next`](Self::next) that no request has met yet, with their
+    /// operations.
     pub fn unmet_faults(&self) -> Vec<(&'static str, Fault)> {
         self.unmet()
     }
 
-    /// How many requests of this kind were made.
+    /// Returns the number of requests of this kind.
     ///
     /// # Panics
-    /// When the store has no such operation.
+    /// If the store has no such operation.
     #[track_caller]
     pub fn requests(&self, operation: &'static str) -> usize {
         check_name(operation);
         self.script().requests.get(operation).copied().unwrap_or_default()
     }
 
-    /// The claims that were sent, in order, whether or not they arrived.
+    /// Returns the claims that were sent, in order, whether or not they arrived.
     pub fn sent_claims(&self) -> Vec<Claim> {
         self.script().claims.clone()
     }
 
-    /// Renewals are applied, and their answers are fewer than they were.
+    /// Applies renewals from now on, but returns an empty list of results.
     pub fn leave_renewals_unanswered(&self) {
         self.script().renewals_are_unanswered = true;
     }
@@ -279,7 +282,7 @@ impl<S> FaultyStore<S> {
     }
 }
 
-/// Refuses what is no method of [`Store`].
+/// Panics if the name is not a method of [`Store`].
 #[track_caller]
 fn check_name(operation: &str) {
     let known = ["claim", "renew"].iter().chain(OPERATIONS);
@@ -292,7 +295,7 @@ fn check_name(operation: &str) {
 
 macro_rules! through {
     ($($method:ident($($argument:ident: $type:ty),*) for $key:expr => $answer:ty;)*) => {
-        /// The operations that are only passed on.
+        /// The operations that are only forwarded.
         const OPERATIONS: &[&str] = &[$(stringify!($method)),*];
 
         #[deny(clippy::missing_trait_methods)]

@@ -1,4 +1,4 @@
-//! A clock that moves only when a test says so.
+//! A clock that moves only when a test moves it.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,15 +13,15 @@ use tokio::sync::Notify;
 use super::ClockJump;
 use crate::clock::{Clock, Sleep, Timestamp};
 
-/// Where the wall clock of a new [`ManualClock`] stands: 2026-01-01 00:00:00 UTC.
+/// The initial wall-clock time of a [`ManualClock`]: 2026-01-01 00:00:00 UTC.
 const START: Timestamp = Timestamp::from_millis(1_767_225_600_000);
 
-/// A clock that moves by hand. Clones are the same clock.
+/// A clock that a test moves by hand. Clones share the same time.
 ///
-/// A test waits until the code under test sleeps, moves the clock and sees what happens; nothing
-/// waits for real. [`advance`](Self::advance) takes the whole step at once: code that sleeps again
-/// after it woke starts from the end of the step, so a test of something periodic advances one
-/// period at a time.
+/// A test waits until the code under test sleeps, moves the clock and observes the effect, without
+/// any real waiting. [`advance`](Self::advance) moves the clock in a single step: code that sleeps
+/// again after it woke starts from the end of the step. A test of something periodic therefore
+/// advances one period at a time.
 ///
 /// ```
 /// use std::time::Duration;
@@ -61,11 +61,11 @@ struct Hands {
     sleepers: BTreeMap<Alarm, Waker>,
 }
 
-/// When a sleeper wakes, and which one it is.
+/// The time at which a sleeper wakes, and its number.
 type Alarm = (Duration, u64);
 
 impl ManualClock {
-    /// A clock that stands at 2026-01-01 00:00:00 UTC.
+    /// Creates a clock that shows 2026-01-01 00:00:00 UTC.
     pub fn new() -> Self {
         let hands = Hands {
             wall: Duration::from_millis(START.as_millis()),
@@ -78,13 +78,14 @@ impl ManualClock {
         }
     }
 
-    /// Lets `duration` pass on both sides of the clock, and wakes who has slept long enough.
+    /// Advances both the wall clock and the monotonic clock by `duration`, and wakes the sleepers
+    /// that are due.
     pub fn advance(&self, duration: Duration) {
         let due = {
             let mut hands = self.hands();
             hands.wall = hands.wall.saturating_add(duration);
             hands.monotonic = hands.monotonic.saturating_add(duration);
-            // Above all that are due: a number that no sleeper comes to.
+            // The upper bound of all that are due: no sleeper reaches this number.
             let after_now = (hands.monotonic, u64::MAX);
             let later = hands.sleepers.split_off(&after_now);
             std::mem::replace(&mut hands.sleepers, later)
@@ -93,14 +94,14 @@ impl ManualClock {
         due.into_values().for_each(Waker::wake);
     }
 
-    /// Sets the wall clock, as an administrator does. The monotonic side and the sleepers notice
-    /// nothing.
+    /// Sets the wall clock, as an administrator does. The monotonic clock and the sleepers are not
+    /// affected.
     pub fn set_wall(&self, wall: Timestamp) {
         self.hands().wall = Duration::from_millis(wall.as_millis());
     }
 
-    /// Sets the wall clock forward, or back at most to 1970. The monotonic side and the sleepers
-    /// notice nothing.
+    /// Moves the wall clock forward, or back to 1970 at most. The monotonic clock and the sleepers
+    /// are not affected.
     pub fn jump(&self, jump: ClockJump) {
         let mut hands = self.hands();
         hands.wall = match jump {
@@ -109,7 +110,7 @@ impl ManualClock {
         };
     }
 
-    /// How many futures of [`Clock::sleep`] were polled and still sleep.
+    /// Returns the number of futures of [`Clock::sleep`] that were polled and still sleep.
     pub fn sleepers(&self) -> usize {
         self.hands().sleepers.len()
     }
@@ -117,6 +118,8 @@ impl ManualClock {
     /// Resolves once at least `count` futures sleep.
     pub async fn wait_for_sleepers(&self, count: usize) {
         loop {
+            // Create the future before the check: `notify_waiters` between the check and the
+            // `await` then still wakes it.
             let changed = self.shared.sleepers_changed.notified();
             if self.sleepers() >= count {
                 return;

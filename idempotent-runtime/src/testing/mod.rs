@@ -1,6 +1,6 @@
-//! All of this is for tests of services and of stores: calling twice, at once and with callers that
-//! are gone, a store with faults, a clock that moves by hand, and `conformance!`, the suite that a
-//! store of your own must pass.
+//! Tools for tests of services and of stores: repeated, concurrent and cancelled calls, a
+//! fault-injecting store, a manual clock, and `conformance!`, the suite that a custom store must
+//! pass.
 
 #[doc(hidden)]
 pub mod conformance;

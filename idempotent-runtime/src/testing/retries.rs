@@ -1,4 +1,4 @@
-//! Calling a service as its clients will: twice, and at once.
+//! Calls to a service as its clients will send them: twice, and concurrently.
 
 use std::future::{Future, poll_fn};
 use std::panic::Location;
@@ -6,13 +6,15 @@ use std::task::Poll;
 
 use super::crashes::{running_tasks, settle};
 
-/// Makes the same call twice, one after the other, and asserts that it had one effect and one
-/// answer. `effects` counts outside of the code under test: rows, files, messages at a fake
-/// provider. It counts when the tasks are over that the calls have spawned, as far as they end:
-/// while one of them ends every 200 ms, for five seconds at most. Those that do nothing for longer
-/// cannot be told from those that never end, and what they do later is not counted. Tokio does not
-/// tell of what runs on threads, `spawn_blocking` included: a call waits for that itself, or its
-/// effect may come after the count.
+/// Runs the same call twice, one after the other, and asserts that both had one effect and the same
+/// result.
+///
+/// `effects` counts outside of the code under test: rows, files, messages at a fake provider. It is
+/// called once the tasks that the calls spawned have ended, which are awaited for as long as one of
+/// them ends every 200 ms, for five seconds at most. Tasks that do nothing for longer cannot be
+/// distinguished from those that never end, and their later effects are not counted. Tokio does not
+/// report work on threads, `spawn_blocking` included: a call must wait for it, or its effect may
+/// come after the count.
 ///
 /// ```
 /// # use std::sync::atomic::{AtomicUsize, Ordering};
@@ -31,8 +33,8 @@ use super::crashes::{running_tasks, settle};
 /// ```
 ///
 /// # Panics
-/// When the second call has another answer than the first, or there is not exactly one more effect
-/// than before.
+/// If the second call has another result than the first, or there is not exactly one more effect
+/// than before. Also if one of the calls fails.
 #[track_caller]
 pub fn assert_runs_once<F, T, E>(
     call: impl FnMut() -> F,
@@ -54,7 +56,7 @@ where
             .await
             .unwrap_or_else(|error| panic!("the second call at {caller} failed: {error:?}"));
         assert_eq!(first, second, "the second call at {caller} has another answer");
-        // A mail is often sent in a task of its own, that of the second call as well.
+        // A mail is often sent in a task of its own, by the second call as well.
         settle(idle).await;
         let after = effects();
         assert!(
@@ -67,13 +69,13 @@ where
     }
 }
 
-/// Makes `count` calls at once, and gives their answers in the order of their numbers, from zero,
-/// when the tasks are over that the calls have spawned, as far as they end: as with
-/// [`assert_runs_once`], those that do nothing for longer than 200 ms are not waited for.
+/// Runs `count` calls concurrently, and returns their results in the order of their numbers, from
+/// zero. It returns once the tasks that the calls spawned have ended. As with [`assert_runs_once`],
+/// tasks that do nothing for longer than 200 ms are not awaited.
 ///
 /// # Panics
-/// When it could not look: fewer than two calls, or none that ever waited while another was to
-/// come, are not at once. Let the fake of what is outside wait, with
+/// If it could not test anything: fewer than two calls are not concurrent, and neither are calls of
+/// which none ever waited before another one began. Let the fake wait, with
 /// `tokio::task::yield_now().await`.
 ///
 /// ```

@@ -1,4 +1,4 @@
-//! What can happen next.
+//! The actions that can happen next.
 
 use idempotent_runtime::store::State as RecordState;
 
@@ -6,9 +6,9 @@ use crate::protocol::{Mutant, Policy, Protocol};
 use crate::state::{Caller, Operator, Phase, State};
 use crate::time::LEASE;
 
-/// One thing that happens. The number is the caller's.
+/// One action. The number is the caller's.
 ///
-/// `heard` tells whether the answer reaches the one who asked.
+/// `heard` is true if the answer reaches the sender.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Action {
     Tick,
@@ -20,10 +20,10 @@ pub enum Action {
     },
     ClaimIsLost(usize),
     ReceiveAnswer(usize),
-    /// The caller goes before its body starts.
+    /// The caller leaves before its body starts.
     GiveUp(usize),
     Start(usize),
-    /// The outside is asked whether it happened.
+    /// The outside is queried whether it happened.
     Ask(usize),
     /// The outside does not know.
     AskInVain(usize),
@@ -52,9 +52,9 @@ pub enum Action {
         adopting: bool,
         heard: bool,
     },
-    /// The commit's time is over, and the caller is told so.
+    /// The commit's time has passed, and the caller is notified.
     NotStored(usize),
-    /// The owner whose commit was refused reads what is there.
+    /// The owner whose commit was refused reads the record.
     ReadWinner(usize),
     EndArrives {
         caller: usize,
@@ -67,12 +67,13 @@ pub enum Action {
     Forget,
 }
 
-/// Everything is sent twice at most.
+/// The maximum number of times that anything is sent.
 const SENDS: u8 = 2;
 
 impl Action {
-    /// Whether this is a fault of the network, a caller or a process. What follows from an earlier
-    /// one is none. A step in a task of its own counts as one, so that the states stay few.
+    /// Returns true if this is a fault of the network, a caller or a process. Consequences of an
+    /// earlier one are not faults. A step in a task of its own counts as one, to keep the number of
+    /// states small.
     pub fn is_fault(self, state: &State) -> bool {
         match self {
             Self::ClaimArrives { caller, heard } => {
@@ -104,7 +105,7 @@ pub fn actions(protocol: &Protocol, state: &State, actions: &mut Vec<Action>) {
         actions.push(Action::Tick);
     }
     for (index, caller) in state.callers.iter().enumerate() {
-        // Callers are alike: the order in which they come is the order of their numbers.
+        // Callers are interchangeable: they arrive in the order of their numbers.
         let comes_next = index == 0 || state.callers[index - 1].phase != Phase::Idle;
         if comes_next || caller.phase != Phase::Idle {
             of_caller(protocol, state, (index, caller), actions);
@@ -130,7 +131,7 @@ fn of_caller(
         if caller.phase == Phase::Claiming && caller.answer.is_none() {
             actions.push(Action::ClaimArrives { caller: index, heard: true });
         }
-        // Elsewhere it makes no difference whether it is lost or late.
+        // In other phases it makes no difference whether it is lost or late.
         if matches!(caller.phase, Phase::Ending(_)) {
             actions.push(Action::ClaimIsLost(index));
         }
@@ -224,7 +225,7 @@ fn in_body(
     actions.extend([Action::Drop(index), Action::ReturnHeldError(index)]);
 }
 
-/// Rule 12: the outside enforces the key, or nobody else is at work any more.
+/// Rule 12: the outside enforces the key, or no other caller is at work any more.
 fn may_ask(protocol: &Protocol, state: &State, asking: usize) -> bool {
     let at_work = |(index, caller): (usize, &Caller)| index != asking && caller.is_at_work();
     protocol.policy == Policy::VerifyWithKey
@@ -246,7 +247,8 @@ fn of_operator(protocol: &Protocol, state: &State, actions: &mut Vec<Action>) {
     }
 }
 
-/// What an operator who looks can know: that it happened, or that it did not and will not.
+/// Returns what an operator that investigates can know: that it happened, or that it did not and
+/// will not.
 pub fn truth(protocol: &Protocol, state: &State) -> Option<bool> {
     let effects = &state.world.effects[state.world.retention][..protocol.steps()];
     let owner = state.slot.as_ref().map_or(0, |record| record.owner.bits());

@@ -1,4 +1,4 @@
-//! What each action does: the callers and their engine. What the store does with it is in `store`.
+//! The effects of the actions: the callers and their engine. The store's part is in `store`.
 
 use idempotent_runtime::store::State as RecordState;
 use stateright::{Model, Property};
@@ -139,8 +139,8 @@ impl Protocol {
         }
     }
 
-    /// Commits of somebody whose token is not on the record, and cannot come back to it, change
-    /// nothing any more.
+    /// Drops commits of a caller whose token is not on the record and cannot return to it: they no
+    /// longer change anything.
     fn forget_dead_letters(&self, state: &mut State) {
         let owner = state.slot.as_ref().map(|record| record.owner);
         for (index, caller) in state.callers.iter_mut().enumerate() {
@@ -164,8 +164,8 @@ impl Protocol {
         }
     }
 
-    /// A refusal is heard at once. A grant may be long on its way, which is what the owner's lease
-    /// is about.
+    /// Delivers the answer to a claim. A refusal is heard at once. A grant may be in flight for
+    /// long, which is the reason for the owner's lease.
     fn hear(&self, state: &mut State, index: usize, answer: Answer) {
         match answer {
             Answer::Granted(grant) => state.callers[index].answer = Some(grant),
@@ -189,12 +189,12 @@ impl Protocol {
         caller.phase = Phase::Granted;
     }
 
-    /// A claim that was believed lost may arrive yet.
+    /// Returns true if a claim that was believed lost may still arrive.
     fn may_come_again(&self, caller: &Caller) -> bool {
         caller.claims_sent > 1 && !self.is(Mutant::GhostClaim)
     }
 
-    /// The claim was not granted. One that is still on its way may be.
+    /// Ends a caller whose claim was not granted. One that is still in flight may yet be.
     fn refused(&self, caller: &mut Caller) {
         if self.may_come_again(caller) {
             caller.ends(Phase::Ending(Ending { plan: Plan::GiveBack, rounds: 1, started: false }));
@@ -203,8 +203,8 @@ impl Protocol {
         }
     }
 
-    /// The claim is ended at once, and once more when those that are still on their way have
-    /// arrived or are lost.
+    /// Ends the claim at once, and again when those that are still in flight have arrived or are
+    /// lost.
     fn give_back(&self, caller: &mut Caller) {
         let is_unknown = caller.phase == Phase::Claiming
             && caller.answer.is_none()
@@ -213,11 +213,12 @@ impl Protocol {
         caller.ends(Phase::Ending(Ending { plan: Plan::GiveBack, rounds, started: false }));
     }
 
-    /// The error says that nothing happened in this attempt. Steps that were finished stay so.
+    /// Returns an error that says that nothing happened in this attempt. Steps that were finished
+    /// stay finished.
     fn return_error(&self, caller: &mut Caller) {
         let plan = match caller.grant.steps {
             1.. if !self.is(Mutant::ErrorForgetsSteps) => Plan::Abandon,
-            // Nobody knows what it will do.
+            // It is unknown what the step will do.
             _ if caller.spawned && !self.is(Mutant::ErrorForgetsRunning) => self.unknown_outcome(),
             _ => Plan::NothingHappened,
         };
@@ -235,7 +236,7 @@ impl Protocol {
         let caller = &mut state.callers[index];
         caller.spawned = false;
         if caller.phase != Phase::Body {
-            // Nobody waits for its result.
+            // No caller waits for its result.
             (caller.effect, caller.retention, caller.grant) = (None, 0, Granted::default());
         }
     }
@@ -268,7 +269,7 @@ impl Protocol {
                 caller.effect = None;
             }
         } else {
-            // Its lease is lost: the body goes no further.
+            // Its lease is lost: the body stops here.
             caller.ends(Phase::Over { unused: false });
         }
     }
@@ -312,7 +313,7 @@ impl Protocol {
             return;
         }
         let phase = if rounds > 1 {
-            // What comes after a release can only be a claim that nobody uses.
+            // Only a claim without a caller can follow a release.
             Phase::Ending(Ending { plan: Plan::GiveBack, rounds: 1, started: false })
         } else {
             Phase::Over { unused: !started }
@@ -321,18 +322,18 @@ impl Protocol {
     }
 }
 
-/// From here on nobody asks when the claim was sent.
+/// Starts the body or commits. From here on the time of the claim does not matter.
 fn start(caller: &mut Caller, phase: Phase) {
     (caller.phase, caller.sent, caller.sent_last) = (phase, 0, 0);
 }
 
-/// A body that started comes to no result of its own.
+/// Ends a body that started without a result of its own.
 fn settle(caller: &mut Caller, plan: Plan) {
     caller.ends(Phase::Ending(Ending { plan, rounds: 1, started: true }));
 }
 
 fn send_commit(caller: &mut Caller, now: u8) {
-    // Once the lease may be over, a record that is gone may be somebody else's next.
+    // Once the lease may have expired, the next record may belong to another owner.
     if now < caller.believes_until {
         caller.adopting_under_way += 1;
         caller.adopts_until = caller.believes_until;

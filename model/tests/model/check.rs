@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use stateright::{Checker, HasDiscoveries, Model, Property};
 
-/// Every state is looked at, no invariant fails, everything that must be reachable is reached, and
-/// there are more than `floor` states.
+/// Checks that no invariant fails in any state, that everything that must be reachable is reached,
+/// and that there are more than `floor` states.
 pub fn holds<M>(model: &M, floor: usize)
 where
     M: Model + Clone + Debug + Send + Sync + 'static,
@@ -22,7 +22,7 @@ where
     assert!(states > floor, "{states} states only");
 }
 
-/// The invariant `name` fails; prints the shortest way there.
+/// Checks that the invariant `name` fails; prints the shortest path there.
 pub fn fails<M>(model: &M, name: &'static str)
 where
     M: Model + Clone + Debug + Send + Sync + 'static,
@@ -42,8 +42,8 @@ where
     }
 }
 
-/// A model with one invariant, which fails once: the checker comes by the shortest way first, but
-/// goes on for a while and tells of the last.
+/// A model with one invariant, which fails only once: the checker finds the shortest path first,
+/// but continues for a while and reports the last one.
 struct Search<M: Model> {
     model: M,
     name: &'static str,

@@ -1,15 +1,14 @@
-//! The protocol as it is.
+//! The unchanged protocol.
 
 use crate::check::holds;
 use crate::protocol::{Policy, Protocol};
 use crate::seen::Event;
 use crate::transaction::Transactions;
 
-/// By default with 3 callers and 1 fault, and with 4 callers that are slow at most. The long run
-/// adds a fault to each.
+/// Checks the protocol by default with 3 callers and 1 fault, and with 4 callers that are slow at
+/// most. The long run adds a fault to each.
 ///
-/// `floor` is about half of the states that there are with a fault. Without one there are a third
-/// as many.
+/// `floor` is about half the number of states with a fault. Without one there are a third as many.
 fn all_hold(protocol: &Protocol, floor: usize) {
     let is_long = std::env::var_os("IDEMPOTENCY_LONG").is_some();
     let sizes: &[(usize, u8)] = if is_long { &[(3, 1), (3, 2), (4, 1)] } else { &[(3, 1), (4, 0)] };

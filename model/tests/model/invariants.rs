@@ -1,4 +1,4 @@
-//! What must hold in every state, named as in the protocol.
+//! The invariants of every state, named as in the protocol.
 
 use std::ops::BitOrAssign;
 
@@ -22,7 +22,7 @@ pub const S8_WRITES: &str = "S8 an owner writes on its own record alone";
 /// Rule 5 of the protocol.
 pub const R5: &str = "R5 a claim that nobody uses is nobody's";
 
-/// Invariants that a transition broke, where the state afterwards does not show it: one bit for
+/// The invariants that a transition broke, where the state afterwards does not show it: one bit for
 /// each.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Broken(u8);
@@ -108,16 +108,16 @@ fn results_have_effects(protocol: &Protocol, state: &State) -> bool {
     }
 }
 
-/// A caller that is over without having started its body, and did not crash, leaves nothing but
-/// what it took over. And who has left a record in doubt does not get it back by a claim that is
-/// late.
+/// Returns true if a caller that has ended without having started its body, and did not crash,
+/// leaves nothing but what it took over; and if no caller that left a record in doubt gets it back
+/// by a late claim.
 fn no_ghosts(_: &Protocol, state: &State) -> bool {
     if state.world.broken.has(Broken::TAKEN_BACK) {
         return false;
     }
     let Some(record) = &state.slot else { return true };
     let is_unfinished = matches!(record.state, RecordState::InProgress | RecordState::InDoubt);
-    // Given up with the lease zero: the next caller may have it at once.
+    // Given up with the lease zero: the next caller may take it at once.
     let is_given_up =
         record.taken_over.is_some() && record.lease_until <= crate::time::timestamp(0);
     let is_left = |index: usize| {

@@ -1,9 +1,9 @@
 //! A model of the protocol, checked in every interleaving.
 //!
-//! Its store is the crate's own `store::transition`. Around it stand callers and their engine, a
+//! Its store is the crate's own `store::transition`. Around it are callers and their engine, a
 //! network that loses, delays and repeats, an operator, and time. Each invariant has a name, and
-//! each mistake that was ever made has a mutant for which one of them fails. What is left out is
-//! told in `docs/design/0011-model.md`.
+//! each mistake that was ever made has a mutant for which one of them fails.
+//! `docs/design/0011-model.md` says what is left out.
 
 mod actions;
 mod calls;

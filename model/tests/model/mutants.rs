@@ -1,4 +1,4 @@
-//! Each mistake is found, by the invariant that is there for it. The shortest way to it is printed.
+//! Each mistake is found, by the invariant that exists for it. The shortest path to it is printed.
 
 use crate::check::fails;
 use crate::invariants::{R5, S1, S2, S3, S3_STEPS, S4, S5, S6, S7, S8, S8_WRITES};

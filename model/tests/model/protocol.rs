@@ -1,5 +1,5 @@
-//! What is checked: the policy of the calls, and what is wrong with them or with the store, if
-//! anything.
+//! The configuration of a check: the policy of the calls, and the mistake in them or in the store,
+//! if any.
 
 use crate::seen::Seen;
 use crate::state::STEPS;
@@ -13,7 +13,8 @@ pub struct Protocol {
     pub count_attempts: bool,
     /// The last tick.
     pub horizon: u8,
-    /// How many faults may happen: lost answers, repeated requests, callers that go, crashes.
+    /// The number of faults that may happen: lost answers, repeated requests, callers that leave,
+    /// crashes.
     pub faults: u8,
     pub mutant: Option<Mutant>,
     pub seen: Seen,
@@ -25,21 +26,21 @@ pub enum Policy {
     Retry,
     /// The outside enforces the derived key: it performs one effect and repeats its answer.
     VerifyWithKey,
-    /// The outside is asked when the attempts before are known to be over.
+    /// The outside is queried when the previous attempts are known to have ended.
     VerifyWhenOver,
     Resume,
 }
 
-/// A mistake, put in the place of a transition or of something that the engine does.
+/// A mistake, in place of a transition or of an action of the engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mutant {
-    /// A commit does not look at the owner.
+    /// A commit does not check the owner.
     CommitOfAnybody,
     /// A commit is sent before the effect.
     CommitFirst,
-    /// A commit does not look at the state.
+    /// A commit does not check the state.
     CommitOverResult,
-    /// A release does not look at anything.
+    /// A release does not check anything.
     UnconditionalDelete,
     /// A call that is dropped in its body releases the claim.
     DropDeletes,
@@ -49,7 +50,7 @@ pub enum Mutant {
     DeadlineFromRetry,
     /// The store forgets a record that it has acknowledged.
     StoreForgets,
-    /// The outside is asked while an earlier owner is at work.
+    /// The outside is queried while an earlier owner is at work.
     AskedTooEarly,
     /// A resolved record keeps the token of its owner.
     ResolveKeepsToken,
@@ -57,15 +58,15 @@ pub enum Mutant {
     GhostClaim,
     /// A reader computes the end of the lease from its own linger.
     OwnLinger,
-    /// The fence of a record that is gone is forgotten with it.
+    /// The fence of a record that is gone is lost with it.
     FenceForgotten,
     /// A release deletes what an earlier owner left.
     ReleaseForgetsTakeover,
-    /// A body's error forgets the finished steps.
+    /// A body's error discards the finished steps.
     ErrorForgetsSteps,
-    /// A body's error forgets a step that still runs.
+    /// A body's error ignores a step that still runs.
     ErrorForgetsRunning,
-    /// A commit that may write a record anew may do so however late it arrives.
+    /// A commit that may write a record again may do so however late it arrives.
     AdoptsForEver,
     /// A late claim gets back what its owner has left in doubt.
     DoubtTakenBack,

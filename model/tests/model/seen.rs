@@ -1,4 +1,4 @@
-//! What happened in a check at all, so that none can pass because nothing can happen.
+//! The events that happened in a check, so that none passes because nothing can happen.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -8,9 +8,9 @@ pub enum Event {
     Replayed,
     InDoubt,
     Resolved,
-    /// A commit arrived when its sender was gone.
+    /// A commit arrived after its sender was gone.
     LateCommit,
-    /// A commit was refused, because somebody else is the owner.
+    /// A commit was refused, because another caller is the owner.
     Overtaken,
     /// The body ran again after its record had expired.
     RanAgain,
@@ -27,7 +27,8 @@ impl Event {
     ];
 }
 
-/// Kept beside the states: they would be many times more if each knew its past.
+/// The events that were seen. Kept outside of the states: there would be many more if each knew its
+/// past.
 #[derive(Clone, Debug, Default)]
 pub struct Seen(Arc<AtomicU8>);
 

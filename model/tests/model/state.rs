@@ -1,4 +1,4 @@
-//! What the model remembers: the store, the callers, what is on the wire, and what has happened in
+//! The state of the model: the store, the callers, the messages in flight, and what has happened in
 //! the world.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -9,12 +9,12 @@ use idempotent_runtime::store::Record;
 use crate::invariants::Broken;
 use crate::time::{LEASE, ticks_left, timestamp};
 
-/// How many retentions of the key the model tells apart.
+/// The number of retentions of the key that the model distinguishes.
 pub const RETENTIONS: usize = 3;
-/// How many steps the body of a resumable call has. Every other body has the first one alone.
+/// The number of steps of the body of a resumable call. Every other body has only the first one.
 pub const STEPS: usize = 2;
 
-/// The bytes of a result: the attempt whose effect it tells of, or [`OPERATOR`].
+/// The bytes of a result: the attempt whose effect it describes, or [`OPERATOR`].
 pub type Value = u8;
 
 /// The result that an operator stores, and the operator's token.
@@ -22,15 +22,15 @@ pub const OPERATOR: Value = 100;
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct State {
-    /// Ticks of the one clock. The model has no skew: the owner's lease begins before the store's,
-    /// that is all.
+    /// Ticks of the one clock. The model has no skew, except that the owner's lease begins before
+    /// the store's.
     pub now: u8,
     pub slot: Option<Record>,
-    /// That of the last claim which the store granted.
+    /// The fence of the last claim that the store granted.
     pub last_fence: u64,
     pub callers: Vec<Caller>,
     pub operator: Operator,
-    /// How many faults may still happen.
+    /// The number of faults that may still happen.
     pub faults: u8,
     pub world: World,
 }
@@ -39,30 +39,30 @@ pub struct State {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Caller {
     pub phase: Phase,
-    /// From when the owner counts its lease: the first send of the claim.
+    /// The time from which the owner counts its lease: the first send of the claim.
     pub sent: u8,
-    /// When the claim was sent last.
+    /// The time at which the claim was sent last.
     pub sent_last: u8,
-    /// Up to when the owner believes in its lease.
+    /// The time until which the owner believes in its lease.
     pub believes_until: u8,
-    /// How often the claim was sent.
+    /// The number of times that the claim was sent.
     pub claims_sent: u8,
-    /// How many of these may still arrive.
+    /// The number of these that may still arrive.
     pub claims_under_way: u8,
-    /// The store's grant, on its way back.
+    /// The store's grant, in flight back to the caller.
     pub answer: Option<Granted>,
     pub grant: Granted,
     /// The retention in which the claim was granted.
     pub retention: usize,
-    /// Whether the effect of the current step has happened, and what it answered.
+    /// The result of the current step's effect, if it has happened.
     pub effect: Option<Value>,
-    /// A step runs in a task of its own, and has not had its effect.
+    /// True while a step runs in a task of its own and has not had its effect.
     pub spawned: bool,
     pub commits_sent: u8,
     pub commits_under_way: u8,
-    /// Those that may write a record anew that is gone.
+    /// The number of commits in flight that may write a record again that is gone.
     pub adopting_under_way: u8,
-    /// Up to when the store lets them.
+    /// The time until which the store lets them.
     pub adopts_until: u8,
 }
 
@@ -71,7 +71,7 @@ pub enum Phase {
     #[default]
     Idle,
     Claiming,
-    /// It holds the claim and its body has not started.
+    /// It owns the claim and its body has not started.
     Granted,
     Body,
     Committing,
@@ -80,16 +80,17 @@ pub enum Phase {
     /// The background ends a claim whose caller is gone or has its answer.
     Ending(Ending),
     Over {
-        /// It did not crash, and its body never started: nothing may be left of it.
+        /// True if it did not crash and its body never started: it must leave nothing behind.
         unused: bool,
     },
 }
 
-/// How a claim is ended.
+/// The way in which a claim is ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Ending {
     pub plan: Plan,
-    /// Rounds to go. The last one begins when no claim of this caller can arrive any more.
+    /// The number of remaining rounds. The last one begins when no claim of this caller can arrive
+    /// any more.
     pub rounds: u8,
     pub started: bool,
 }
@@ -98,15 +99,15 @@ pub struct Ending {
 pub enum Plan {
     /// Releases a claim under which no body started.
     GiveBack,
-    /// Releases the claim of a body that says that nothing happened. It may count the attempts.
+    /// Releases the claim of a body that reports that nothing happened. It may count the attempts.
     NothingHappened,
     Abandon,
     Park,
-    /// Parks with a pause before the question is asked again.
+    /// Puts the record in doubt, with a pause before the outside is queried again.
     AskAgain,
 }
 
-/// What the store answered to a claim.
+/// The store's answer to a claim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Answer {
     Granted(Granted),
@@ -114,12 +115,12 @@ pub enum Answer {
     Refused,
 }
 
-/// What an owner knows of its claim.
+/// The owner's knowledge of its claim.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Granted {
     pub fence: u64,
     pub taken_over: bool,
-    /// Steps whose results are on the record.
+    /// The number of steps whose results are on the record.
     pub steps: u8,
 }
 
@@ -131,51 +132,51 @@ pub enum Operator {
     Answering {
         observed: u128,
         happened: bool,
-        /// How often the answer has arrived.
+        /// The number of times that the answer has arrived.
         arrived: u8,
     },
     Done,
 }
 
-/// What really happened, which no caller sees.
+/// The facts of the world, which no caller sees.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct World {
-    /// The current retention: how often a record has expired.
+    /// The current retention: the number of times that a record has expired.
     pub retention: usize,
-    /// By the retention of the attempt, and by step.
+    /// The effects, by the retention of the attempt, and by step.
     pub effects: [[u8; STEPS]; RETENTIONS],
     pub takeovers: [u8; RETENTIONS],
-    /// Results that were stored in this retention.
+    /// The number of results that were stored in this retention.
     pub results: u8,
-    /// Checkpoints that were accepted in this retention.
+    /// The number of checkpoints that were accepted in this retention.
     pub checkpoints: u8,
-    /// What callers were told in this retention.
+    /// The result that callers received in this retention.
     pub told: Option<Value>,
     /// One bit for each attempt that had an effect.
     pub effected: u16,
     /// One bit for each attempt whose result was stored.
     pub committed: u16,
-    /// The attempt of the first effect: what the outside answers when asked.
+    /// The attempt of the first effect: the answer of the outside when queried.
     pub first_effect: Option<Value>,
     /// Invariants that a transition broke.
     pub broken: Broken,
 }
 
 impl Caller {
-    /// Forgets what no longer matters, and ends in `phase`.
+    /// Clears everything that no longer matters, and ends in `phase`.
     pub fn ends(&mut self, phase: Phase) {
         *self = Self {
             phase,
             claims_under_way: self.claims_under_way,
             commits_under_way: self.commits_under_way,
             adopting_under_way: self.adopting_under_way,
-            // It goes on when the body is over.
+            // It continues when the body has finished.
             spawned: self.spawned,
             retention: if self.spawned { self.retention } else { 0 },
-            // A late commit tells these two.
+            // A late commit carries these two.
             effect: self.effect.filter(|_| self.commits_under_way + self.adopting_under_way > 0),
             grant: match self.adopting_under_way {
-                // And which step it is.
+                // And the number of its step.
                 0 => Granted {
                     steps: if self.spawned { self.grant.steps } else { 0 },
                     ..Granted::default()
@@ -187,18 +188,18 @@ impl Caller {
         };
     }
 
-    /// It may still have an effect.
+    /// Returns true if it may still have an effect.
     pub fn is_at_work(&self) -> bool {
         self.phase == Phase::Body || self.spawned
     }
 
-    /// It may be at work under its claim.
+    /// Returns true if it may be at work under its claim.
     pub fn is_owner(&self) -> bool {
         matches!(self.phase, Phase::Granted | Phase::Body | Phase::Committing)
     }
 }
 
-/// States that differ only in how long ago something was over, in the sizes of fences or in the
+/// States that differ only in how long ago something ended, in the sizes of fences or in the
 /// numbers of callers are one state to the checker.
 impl Hash for State {
     fn hash<H: Hasher>(&self, hasher: &mut H) {
@@ -209,7 +210,7 @@ impl Hash for State {
             (ticks_left(record.lease_until, self.now), ticks_left(record.expires, self.now))
                 .hash(hasher);
             (record.lease_until == Timestamp::default(), record.body.len()).hash(hasher);
-            // The result of an operator, who is no caller.
+            // The result of an operator, which is not a caller.
             (record.body.first() == Some(&OPERATOR)).hash(hasher);
             self.last_fence.abs_diff(record.fence).hash(hasher);
         }
@@ -229,7 +230,7 @@ impl Hash for State {
 }
 
 impl State {
-    /// All that distinguishes a caller, wherever it is written, except its number.
+    /// Hashes everything that distinguishes a caller, wherever it is written, except its number.
     fn fingerprint_of(&self, index: usize) -> u64 {
         let (mut hasher, caller, world) = (DefaultHasher::new(), &self.callers[index], &self.world);
         let age =

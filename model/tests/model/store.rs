@@ -1,8 +1,8 @@
-//! The store of the model: the crate's own transitions on one slot, and the mutants that spoil
+//! The store of the model: the crate's own transitions on one slot, and the mutants that break
 //! them.
 //!
-//! A mutant changes the request or the slot around the real transition, so no transition is written
-//! twice.
+//! A mutant changes the request or the slot around the real transition, so that no transition is
+//! written twice.
 
 use std::sync::Arc;
 
@@ -34,7 +34,7 @@ fn operation() -> Arc<str> {
     OPERATION.clone()
 }
 
-/// What a stored result tells.
+/// Returns the value of a stored result.
 pub fn value(record: &Record) -> Value {
     record.body.first().copied().unwrap_or_default()
 }
@@ -54,7 +54,7 @@ impl Protocol {
         claim
     }
 
-    /// A claim arrives.
+    /// Handles a claim that arrives.
     pub fn claim(&self, state: &mut State, caller: usize) -> Answer {
         let claim = self.claim_of(caller);
         let now = timestamp(state.now);
@@ -111,13 +111,13 @@ impl Protocol {
         if self.policy == Policy::Resume && record.body.len() < usize::from(world.checkpoints) {
             world.broken |= Broken::STEPS;
         }
-        // A late claim of a body that runs does not make it another attempt.
+        // A late claim of a body that runs does not turn it into another attempt.
         if state.callers[caller].phase == Phase::Claiming {
             state.callers[caller].retention = retention;
         }
     }
 
-    /// A commit arrives.
+    /// Handles a commit that arrives.
     pub fn complete(
         &self,
         state: &mut State,
@@ -153,15 +153,16 @@ impl Protocol {
             state.world.committed |= 1 << caller;
             stored(state);
         }
-        // Nobody removes results here, and the operator no record whose body had its effect.
+        // Results are not removed here, and the operator removes no record whose body had its
+        // effect.
         if written == Written::Adopted && has_committed {
             state.world.broken |= Broken::RESULT_CAME_BACK;
         }
         written
     }
 
-    /// The end of a claim arrives. A release of a body that said "nothing happened" may count the
-    /// attempts.
+    /// Handles the end of a claim that arrives. A release of a body that said "nothing happened"
+    /// may count the attempts.
     pub fn end(&self, state: &mut State, caller: usize, plan: Plan) {
         let token = token(caller);
         owners_write(state, caller, |slot, now| match plan {
@@ -192,7 +193,7 @@ impl Protocol {
         });
     }
 
-    /// An operator's answer arrives.
+    /// Handles an operator's answer that arrives.
     pub fn resolve(&self, state: &mut State, observed: u128, happened: bool) {
         let observed = Token::from_bits(observed);
         let answer = if happened {
@@ -222,13 +223,13 @@ impl Protocol {
     }
 }
 
-/// A renewal arrives.
+/// Handles a renewal that arrives.
 pub fn renew(state: &mut State, caller: usize) -> Written {
     let renewal = Renewal::new(KEY, token(caller), duration(LEASE));
     owners_write(state, caller, |slot, now| transition::renew(slot, &renewal, now))
 }
 
-/// The result of step number `sequence` arrives, on top of those before.
+/// Handles the result of step number `sequence` that arrives, on top of those before.
 pub fn checkpoint(state: &mut State, caller: usize, sequence: u8) -> Written {
     let checkpoint = Checkpoint::new(
         KEY,
@@ -244,12 +245,12 @@ pub fn checkpoint(state: &mut State, caller: usize, sequence: u8) -> Written {
     written
 }
 
-/// What somebody who asks sees.
+/// Returns what a reader sees.
 pub fn read(state: &mut State) -> Option<Record> {
     transition::read(&mut state.slot, timestamp(state.now))
 }
 
-/// Time goes on, and with it perhaps the retention.
+/// Advances time, and with it perhaps the retention.
 pub fn tick(state: &mut State) {
     state.now += 1;
     let held = state.slot.is_some();
@@ -261,7 +262,7 @@ pub fn tick(state: &mut State) {
     }
 }
 
-/// A write that `caller` alone may make on its own record.
+/// Applies a write that only `caller` may make, on its own record.
 fn owners_write(
     state: &mut State,
     caller: usize,
@@ -276,7 +277,7 @@ fn owners_write(
     written
 }
 
-/// A result never changes while it is retained.
+/// Checks that a result never changes while it is retained.
 fn results_stay(state: &mut State, before: Option<&Record>) {
     if before.is_some_and(|before| before.state.is_answer()) && before != state.slot.as_ref() {
         state.world.broken |= Broken::RESULT_CHANGED;

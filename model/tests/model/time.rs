@@ -4,16 +4,16 @@ use std::time::Duration;
 
 use idempotent_runtime::clock::Timestamp;
 
-/// How long a lease is.
+/// The length of a lease.
 pub const LEASE: u8 = 2;
-/// How long an unfinished record outlives its lease.
+/// The time by which an unfinished record outlives its lease.
 pub const LINGER: u8 = 2;
-/// How long a result is kept: never shorter than the lease.
+/// The time for which a result is kept: never shorter than the lease.
 pub const TTL: u8 = 2;
-/// How long the outside is not asked again.
+/// The time for which the outside is not queried again.
 pub const ASK_AGAIN: u8 = 1;
 
-/// The first tick. Zero is the store's "never".
+/// The first tick. The store uses zero for "never".
 pub const START: u8 = 1;
 
 pub fn timestamp(tick: u8) -> Timestamp {
@@ -24,7 +24,7 @@ pub fn duration(ticks: u8) -> Duration {
     Duration::from_secs(u64::from(ticks))
 }
 
-/// How long it is from `now` to `end`.
+/// Returns the ticks from `now` to `end`.
 pub fn ticks_left(end: Timestamp, now: u8) -> u64 {
     end.as_millis().saturating_sub(timestamp(now).as_millis()) / 1000
 }

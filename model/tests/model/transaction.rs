@@ -1,7 +1,7 @@
 //! Calls whose claim, effect and result are in the user's transaction.
 //!
-//! The database keeps one row and counts the effects; a transaction that is open has its own view
-//! of the row.
+//! The database keeps one row and counts the effects; an open transaction has its own view of the
+//! row.
 
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
@@ -28,9 +28,9 @@ pub struct Transactions {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TransactionMutant {
-    /// A claim does not wait for another transaction, and writes over what that one commits.
+    /// A claim does not wait for another transaction, and overwrites what that one commits.
     DoesNotWait,
-    /// The result is stored beside the transaction.
+    /// The result is stored outside of the transaction.
     ResultOutside,
     /// A row without a result is taken over.
     Retries,
@@ -50,7 +50,7 @@ impl Transactions {
     }
 }
 
-/// The committed row and effects, and who is where.
+/// The committed row and effects, and the state of the callers.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Database {
     row: Option<Record>,
@@ -64,9 +64,9 @@ pub struct Database {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Caller {
     phase: Phase,
-    /// How often it has begun. Each time its claim has another token.
+    /// The number of times that it has begun. Each time its claim has another token.
     begun: u8,
-    /// What its transaction has made of the row, and whether it has the effect.
+    /// The row in its transaction, and whether that has the effect.
     row: Option<Record>,
     effect: bool,
     result: Option<u8>,
@@ -78,7 +78,7 @@ pub enum Phase {
     Idle,
     /// Its transaction is open, the claim is in it, and the body runs.
     Body,
-    /// The call is over; the user's transaction is not.
+    /// The call has ended; the user's transaction has not.
     Ended,
     Over,
 }
@@ -111,7 +111,7 @@ impl Caller {
     }
 }
 
-/// A call whose commit is unknown is made once more.
+/// The number of times that a call is made if its commit is unknown.
 const CALLS: u8 = 2;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,7 +127,7 @@ pub enum Action {
     ReturnError(usize),
     /// The body returns an error that is held: its effect is undone, the row stays.
     ReturnHeldError(usize),
-    /// The future of the body is dropped, and the user goes on with the transaction.
+    /// The future of the body is dropped, and the user continues the transaction.
     CutOff(usize),
     Commit {
         caller: usize,
@@ -231,8 +231,8 @@ impl Transactions {
         let caller = &mut state.callers[index];
         caller.begun += 1;
         let mut claim = Claim::new(KEY, caller.token(index), Arc::from("stock.reserve"));
-        // As the engine claims in a transaction: a row that is committed without a result is
-        // nobody's.
+        // As the engine claims in a transaction: a row that is committed without a result has no
+        // owner.
         claim.lease = duration(0);
         if self.is(TransactionMutant::Retries) {
             claim.policy = CrashPolicy::Retry;
@@ -280,8 +280,8 @@ fn tell(state: &mut Database, result: u8) {
     state.told = state.told.or(Some(result));
 }
 
-/// One effect with a result, none without a row, one at most with a row that has no result and
-/// reads as in doubt.
+/// Returns true if there is one effect with a result, none without a row, and at most one with a
+/// row that has no result and reads as in doubt.
 fn effects_go_with_the_row(_: &Transactions, state: &Database) -> bool {
     match &state.row {
         None => state.effects == 0,

@@ -1,29 +1,29 @@
-//! What is recorded.
+//! The events that a test records.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-/// One thing that happened.
+/// One event.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Event {
-    /// A caller called and came back.
+    /// A caller made a call, and it returned.
     Call(Call),
     /// A body ran.
     Effect(Effect),
-    /// A claim was taken over from an earlier owner. Only needed where no body tells its attempt.
+    /// A claim was taken over from an earlier owner. Only needed where no body reports its attempt.
     Takeover {
         /// The key.
         key: String,
         /// See [`Call::retention`].
         retention: u32,
     },
-    /// What the store keeps when everything is over.
+    /// The record in the store when everything has finished.
     Stored(Stored),
 }
 
 impl Event {
-    /// The key, as the test names it.
+    /// Returns the key, as the test names it.
     pub fn key(&self) -> &str {
         match self {
             Self::Call(call) => &call.key,
@@ -34,27 +34,27 @@ impl Event {
     }
 }
 
-/// A call that has come back.
+/// A call that has returned.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Call {
     /// The key, as the test names it.
     pub key: String,
-    /// Counts how often the record of the key has ended by expiry or by removal. The test knows,
-    /// because it ended it.
+    /// The number of times that the record of the key has ended by expiry or removal. The test
+    /// knows, because it ended it.
     pub retention: u32,
-    /// Whatever tells requests under one key apart, if there is such a thing.
+    /// The fingerprint that distinguishes requests under one key, if there is one.
     pub fingerprint: Option<String>,
-    /// Who called.
+    /// The caller.
     pub caller: String,
-    /// When the call began, in microseconds of the machine's clock.
+    /// The time at which the call began, in microseconds of the machine's clock.
     pub started: u64,
-    /// When it came back, in microseconds of the machine's clock.
+    /// The time at which it returned, in microseconds of the machine's clock.
     pub ended: u64,
-    /// What the caller got.
+    /// The outcome for the caller.
     pub outcome: Outcome,
 }
 
-/// What a caller got.
+/// The outcome of a call.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Outcome {
     /// A value, its own or replayed.
@@ -68,7 +68,7 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// Whether this is the result of the key.
+    /// Returns true if this is the result of the key.
     pub fn is_result(&self) -> bool {
         matches!(self, Self::Value(_) | Self::StoredError(_))
     }
@@ -85,9 +85,10 @@ pub struct Effect {
     pub fingerprint: Option<String>,
     /// `Context::attempt` of the body: 1 in the first.
     pub attempt: u32,
-    /// What the body returns after it, if that tells this effect from all others.
+    /// The value that the body returns after the effect, if it distinguishes this effect from all
+    /// others.
     pub result: Option<Vec<u8>>,
-    /// When, in microseconds of the machine's clock.
+    /// The time, in microseconds of the machine's clock.
     pub at: u64,
 }
 
@@ -98,33 +99,33 @@ pub struct Stored {
     pub key: String,
     /// See [`Call::retention`].
     pub retention: u32,
-    /// How many owners there were.
+    /// The number of owners so far.
     pub attempts: u32,
     /// The result, if there is one.
     pub result: Option<Outcome>,
 }
 
 impl Effect {
-    /// An effect that happens now, in the first retention.
+    /// Creates an effect that happens now, in the first retention.
     pub fn now(key: impl Into<String>, attempt: u32) -> Self {
         Self { key: key.into(), retention: 0, fingerprint: None, attempt, result: None, at: now() }
     }
 
-    /// With the fingerprint of the call.
+    /// Adds the fingerprint of the call.
     #[must_use]
     pub fn with_fingerprint(mut self, fingerprint: impl Into<String>) -> Self {
         self.fingerprint = Some(fingerprint.into());
         self
     }
 
-    /// With what the body returns after it.
+    /// Adds the value that the body returns after the effect.
     #[must_use]
     pub fn with_result(mut self, result: impl Into<Vec<u8>>) -> Self {
         self.result = Some(result.into());
         self
     }
 
-    /// In another retention than the first.
+    /// Sets another retention than the first.
     #[must_use]
     pub fn in_retention(mut self, retention: u32) -> Self {
         self.retention = retention;
@@ -132,7 +133,7 @@ impl Effect {
     }
 }
 
-/// A call that has not come back. One that never does leaves no record, and needs none.
+/// A call that has not returned. One that never does leaves no record, and needs none.
 #[derive(Clone, Debug)]
 #[must_use = "the call is recorded when it ends"]
 pub struct OpenCall {
@@ -144,7 +145,7 @@ pub struct OpenCall {
 }
 
 impl OpenCall {
-    /// A call that starts now, in the first retention.
+    /// Creates a call that starts now, in the first retention.
     pub fn start(key: impl Into<String>, caller: impl Into<String>) -> Self {
         Self {
             key: key.into(),
@@ -155,19 +156,19 @@ impl OpenCall {
         }
     }
 
-    /// With what tells this request apart from others under the key.
+    /// Adds the fingerprint that distinguishes this request from others under the key.
     pub fn with_fingerprint(mut self, fingerprint: impl Into<String>) -> Self {
         self.fingerprint = Some(fingerprint.into());
         self
     }
 
-    /// In another retention than the first.
+    /// Sets another retention than the first.
     pub fn in_retention(mut self, retention: u32) -> Self {
         self.retention = retention;
         self
     }
 
-    /// The call comes back now.
+    /// Ends the call now.
     pub fn end(self, outcome: Outcome) -> Call {
         let Self { key, retention, fingerprint, caller, started } = self;
         Call { key, retention, fingerprint, caller, started, ended: now(), outcome }
@@ -192,7 +193,7 @@ impl From<Stored> for Event {
     }
 }
 
-/// All processes of a machine have the same clock.
+/// The time. All processes of a machine share the clock.
 fn now() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_micros()).unwrap_or(u64::MAX)

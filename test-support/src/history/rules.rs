@@ -5,22 +5,22 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::event::{Call, Effect, Event, Outcome, Stored};
 use super::violation::{Rule, Violation, Violations};
 
-/// Longer results are cut in messages.
+/// The length beyond which results are cut in messages.
 const SHOWN_BYTES: usize = 60;
 
-/// What happens to a call whose owner died.
+/// The policy for a call whose owner died.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Policy {
-    /// It waits for somebody to resolve it.
+    /// The call waits until it is resolved.
     Hold,
-    /// Another caller takes it over and runs the body again.
+    /// Another caller takes the call over and runs the body again.
     Retry,
 }
 
-/// Looks at the events in any order.
+/// Checks the events, in any order.
 ///
 /// # Errors
-/// All rules that are broken, with what was seen.
+/// All violations, with what was seen.
 ///
 /// ```
 /// use idempotency_test_support::history::{Effect, Event, OpenCall, Outcome, Policy, check};
@@ -201,7 +201,7 @@ fn different(calls: &[&Call]) -> bool {
     calls.windows(2).any(|pair| pair[0].outcome != pair[1].outcome)
 }
 
-/// Each outcome once, with the first caller that got it.
+/// Lists each outcome once, with the first caller that got it.
 fn shown(calls: &[&Call]) -> String {
     let mut callers: BTreeMap<&Outcome, &str> = BTreeMap::new();
     for call in calls {

@@ -10,18 +10,18 @@ use idempotent_runtime::store::{CrashPolicy, Reason, Record, State, Token};
 
 use super::violation::{Rule, Violation};
 
-/// A request that was applied to a record, and what it made of it.
+/// A request that was applied to a record, and its effect on the record.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Transition {
-    /// When, since the start of the test.
+    /// The time, since the start of the test.
     pub at: Duration,
-    /// Whose request it was.
+    /// The sender of the request.
     pub from: String,
     /// The key, as the test names it.
     pub key: String,
-    /// Counts how often the record of the key has ended by expiry or by removal.
+    /// The number of times that the record of the key has ended by expiry or removal.
     pub retention: u32,
-    /// What was asked for.
+    /// The request.
     pub request: Request,
     /// The record before.
     pub before: Option<Record>,
@@ -29,7 +29,7 @@ pub struct Transition {
     pub after: Option<Record>,
 }
 
-/// What was asked for, as far as the rules are about it.
+/// A request, as far as the rules are concerned with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "named as the operations of `Store` and their fields")]
 pub enum Request {
@@ -45,8 +45,8 @@ pub enum Request {
 }
 
 impl Request {
-    /// The owner as which the sender speaks. A claim speaks as nobody, and who parks an orphan only
-    /// says whom it saw.
+    /// Returns the owner for whom the sender speaks. A claim speaks for no owner, and a caller that
+    /// puts an orphan in doubt only names the owner that it saw.
     fn owner(&self) -> Option<Token> {
         match *self {
             Self::Claim { .. } => None,
@@ -62,12 +62,12 @@ impl Request {
 }
 
 impl Transition {
-    /// Whether the request took effect.
+    /// Returns true if the request took effect.
     pub fn has_changed(&self) -> bool {
         self.before != self.after
     }
 
-    /// The owner that the request put on the record.
+    /// Returns the owner that the request put on the record.
     pub fn granted(&self) -> Option<Token> {
         let Request::Claim { token, .. } = self.request else { return None };
         let owns =
@@ -75,7 +75,7 @@ impl Transition {
         (owns(&self.after) && !owns(&self.before)).then_some(token)
     }
 
-    /// The record of the owner that was taken over.
+    /// Returns the record of the owner that was taken over.
     pub fn taken_over(&self) -> Option<&Record> {
         let unfinished =
             |record: &&Record| matches!(record.state, State::InProgress | State::InDoubt);
@@ -88,16 +88,16 @@ impl Transition {
     }
 }
 
-/// What is known of an owner.
+/// The known facts about an owner.
 #[derive(Clone, Copy, Debug, Default)]
 struct Owner {
-    /// In which it was granted its claim.
+    /// The retention in which it was granted its claim.
     retention: u32,
-    /// How far its lease has ever gone, in the store's time.
+    /// The latest end that its lease ever had, in the store's time.
     lease_until: Timestamp,
 }
 
-/// Looks at the changes in the order in which they were made.
+/// Checks the changes in the order in which they were made.
 pub fn check_transitions(transitions: &[Transition]) -> Vec<Violation> {
     let mut fences = BTreeMap::new();
     let mut answers = BTreeMap::new();
@@ -130,7 +130,7 @@ pub fn check_transitions(transitions: &[Transition]) -> Vec<Violation> {
 }
 
 /// S2: an answer stays as it is until it expires or is removed. An operator may correct an
-/// operator's.
+/// operator's answer.
 fn changed_answer(transition: &Transition) -> Option<String> {
     let before = transition.before.as_ref().filter(|record| record.state.is_answer())?;
     let is_answer =
@@ -160,7 +160,7 @@ fn another_answer<'a>(
     Some(format!("an answer of {owner:?} was stored after one of {first:?}"))
 }
 
-/// S4: each owner has a larger fence than all before it.
+/// S4: each owner has a larger fence than all previous ones.
 fn smaller_fence<'a>(
     transition: &'a Transition,
     fences: &mut BTreeMap<&'a str, u64>,
@@ -171,7 +171,7 @@ fn smaller_fence<'a>(
     (fence <= before).then(|| format!("the fence {fence} follows {before}"))
 }
 
-/// S5: the record of an owner that must not be repeated stays its own.
+/// S5: the record of an owner that must not be repeated is not taken over.
 fn taken_over_under_hold(transition: &Transition) -> Option<String> {
     let policy = transition.taken_over()?.policy;
     let Request::Claim { policy: of_claim, .. } = transition.request else { return None };
@@ -179,7 +179,7 @@ fn taken_over_under_hold(transition: &Transition) -> Option<String> {
         .then(|| String::from("a claim under hold was taken over"))
 }
 
-/// S5: what has to be asked about goes to those who can ask.
+/// S5: a record that requires verification is taken over only by a caller that can verify.
 fn taken_over_without_question(transition: &Transition) -> Option<String> {
     let policy = transition.taken_over()?.policy;
     let Request::Claim { policy: of_claim, .. } = transition.request else { return None };
@@ -195,10 +195,11 @@ fn taken_back(transition: &Transition) -> Option<String> {
         .then(|| format!("a record in doubt went back to {:?}", after.owner))
 }
 
-/// S8: who writes as an owner is the one on the record, and nobody ends the lease of another.
+/// S8: a writer that acts as an owner is the owner on the record, and no observer ends the lease of
+/// another.
 ///
-/// A commit writes a record anew that is gone as long as its owner's lease holds (T9). Nothing
-/// vanishes from a store that loses nothing, so that was removed.
+/// A commit writes a record again that is gone, as long as its owner's lease holds (T9). Nothing
+/// vanishes from a store that loses nothing, so such a record was removed.
 fn foreign_record(transition: &Transition, owners: &BTreeMap<Token, Owner>) -> Option<String> {
     let writer = transition.request.owner()?;
     match &transition.before {
@@ -225,7 +226,7 @@ fn foreign_record(transition: &Transition, owners: &BTreeMap<Token, Owner>) -> O
     }
 }
 
-/// S9: who takes over repeats the request.
+/// S9: a caller that takes over repeats the request.
 fn taken_over_by_another_request(transition: &Transition) -> Option<String> {
     let before = transition.taken_over()?.fingerprint;
     let Request::Claim { fingerprint, .. } = transition.request else { return None };

@@ -1,4 +1,4 @@
-//! What was not allowed.
+//! Violations of the rules.
 
 use std::fmt;
 
@@ -13,20 +13,20 @@ pub enum Rule {
     EffectsWithinTakeovers,
     /// S4: fences grow in the order of ownership.
     FencesGrow,
-    /// S5: under the policies hold and verify at most one effect, and nobody takes over under hold.
+    /// S5: under the policies hold and verify at most one effect, and no takeover under hold.
     OneEffectUnderHold,
-    /// S6: an effect in a transaction stands and falls with its record.
+    /// S6: an effect in a transaction is committed or undone together with its record.
     EffectWithRecord,
-    /// S7: who believes in its lease is the owner.
+    /// S7: a caller that believes in its lease is the owner.
     OneOwner,
     /// S8: no result before an effect, and none that no effect had.
     NoResultWithoutEffect,
-    /// S8: nobody writes on, deletes or renews the record of another.
+    /// S8: no caller writes, deletes or renews the record of another owner.
     OwnRecordOnly,
     /// S9: a call with another fingerprint neither ran nor got the result, and one with the same
     /// was not refused.
     FingerprintsKeptApart,
-    /// S10: no body starts before its claim was acknowledged, or when most of its lease is over.
+    /// S10: no body starts before its claim was acknowledged, or when most of its lease has passed.
     AcknowledgedBeforeBody,
     /// S11: a claim that failed, or whose outcome is unknown, starts no body.
     FailClosed,
@@ -77,7 +77,7 @@ pub struct Violation {
     pub key: String,
     /// The retention of the key.
     pub retention: u32,
-    /// What was seen, for people.
+    /// The observation, for people.
     pub seen: String,
 }
 
@@ -87,7 +87,7 @@ impl fmt::Display for Violation {
     }
 }
 
-/// All that was not allowed in a history.
+/// All violations in a history.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violations(pub Vec<Violation>);
 

@@ -12,10 +12,10 @@ use tokio::task::JoinSet;
 use super::connection::{self, Shared};
 use crate::port;
 
-/// How often another port is tried when somebody was faster.
+/// The number of ports that are tried if another process was faster.
 const PORT_ATTEMPTS: usize = 10;
 
-/// Whether new connections are accepted. Answered when it is so.
+/// An order to accept new connections or not. Answered once it is in effect.
 pub(super) enum Door {
     Open(oneshot::Sender<anyhow::Result<()>>),
     Close(oneshot::Sender<anyhow::Result<()>>),
@@ -27,7 +27,7 @@ pub(super) fn run(
     orders: mpsc::UnboundedReceiver<Door>,
     started: oneshot::Sender<anyhow::Result<SocketAddr>>,
 ) {
-    // Whoever started it may have gone, then nobody needs the error.
+    // If the starter is gone, the error is not needed.
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return drop(started.send(Err(error.into()))),
@@ -58,7 +58,7 @@ async fn listen() -> anyhow::Result<(TcpListener, SocketAddr)> {
         .context("the proxy found no free port")
 }
 
-/// Until the proxy is dropped; its connections go with it.
+/// Serves until the proxy is dropped; its connections end with it.
 async fn serve(
     listener: TcpListener,
     address: SocketAddr,

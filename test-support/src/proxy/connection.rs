@@ -17,7 +17,7 @@ use super::fault::{self, Action, Moment, Plan, Struck};
 use super::request::Request;
 use crate::resp::Length;
 
-/// What all connections of a proxy know.
+/// The state that all connections of a proxy share.
 #[derive(Debug)]
 pub(super) struct Shared {
     protocol: Protocol,
@@ -28,14 +28,14 @@ pub(super) struct Shared {
     conditions: watch::Sender<Conditions>,
 }
 
-/// What the test can change while connections are open.
+/// The conditions that the test can change while connections are open.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Conditions {
     pub(super) request_delay: Duration,
     pub(super) answer_delay: Duration,
     pub(super) flows: bool,
     pub(super) answers_flow: bool,
-    /// Grows when all connections shall end.
+    /// A counter that grows when all connections are to end.
     pub(super) ended: u64,
     pub(super) end: Ending,
 }
@@ -54,7 +54,7 @@ impl Default for Conditions {
     }
 }
 
-/// How a connection ends.
+/// The way in which a connection ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ending {
     Close,
@@ -74,7 +74,7 @@ impl Shared {
     }
 
     pub(super) fn plans(&self) -> MutexGuard<'_, Vec<Plan>> {
-        // A matching function that panicked has left the list whole.
+        // A matching function that panicked has left the list intact.
         self.plans.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -94,7 +94,7 @@ impl Shared {
         self.conditions.send_modify(change);
     }
 
-    /// Counts the request and says which fault it meets.
+    /// Counts the request and returns the fault that it meets.
     fn meet(&self, request: &Request) -> Option<Struck> {
         *self.counts().entry(request.command()).or_default() += 1;
         fault::meet(&mut self.plans(), request)
@@ -140,13 +140,13 @@ pub(super) async fn run(mut client: TcpStream, server: String, shared: Arc<Share
         ending = forward(&mut client, &server, &shared) => ending.unwrap_or(Ending::Close),
     };
     if ending == Ending::Reset {
-        // Not towards the server: a reset there can take back a request that it has not read.
+        // Not towards the server: a reset there can take back a request that it has not read yet.
         let _ = client.set_zero_linger();
     }
 }
 
-/// What the request direction tells the answer direction: for each request without an answer, the
-/// fault that its answer meets.
+/// The queue from the request direction to the answer direction: for each request without an
+/// answer, the fault that its answer meets.
 type Unanswered = Mutex<VecDeque<Option<Struck>>>;
 
 async fn forward(client: &mut TcpStream, server: &str, shared: &Shared) -> io::Result<Ending> {
@@ -167,8 +167,8 @@ async fn forward(client: &mut TcpStream, server: &str, shared: &Shared) -> io::R
         tokio::select! {
             action = write_requests(requests, to_server, &conversation, &unanswered, shared) => action?,
             action = write_answers(answers, to_client, &conversation, &unanswered, shared) => action?,
-            // A side that says no more: what it has said is still passed on, which ends the
-            // connection.
+            // A side that has closed its stream: what it sent is still passed on, and then the
+            // connection ends.
             never = read(from_client, request, request_length, request_delay) => match never? {},
             never = read(from_server, answer, answer_length, answer_delay) => match never? {},
         }
@@ -181,16 +181,17 @@ async fn forward(client: &mut TcpStream, server: &str, shared: &Shared) -> io::R
     }
 }
 
-/// What is passed on as a whole.
+/// A unit that is passed on as a whole.
 struct Message {
-    /// When it may be passed on.
+    /// The time from which it may be passed on.
     due: Instant,
     bytes: Vec<u8>,
-    /// Of the protocol. If not, these are just the bytes that came together.
+    /// True if it is a message of the protocol. If not, these are just the bytes that arrived
+    /// together.
     understood: bool,
 }
 
-/// Reads whole messages until the stream ends, then waits for the messages to be passed on.
+/// Reads complete messages until the stream ends, then waits for the messages to be passed on.
 async fn read(
     mut from: ReadHalf<'_>,
     to: mpsc::UnboundedSender<Message>,
@@ -198,7 +199,7 @@ async fn read(
     delay: impl Fn() -> Duration,
 ) -> io::Result<std::convert::Infallible> {
     let mut buffer = Vec::new();
-    // Once lost, the beginning of a message is never found again.
+    // Once lost, the beginning of a message cannot be found again.
     let mut understood = true;
     while from.read_buf(&mut buffer).await? > 0 {
         while !buffer.is_empty() {
@@ -212,7 +213,7 @@ async fn read(
             };
             let rest = buffer.split_off(end);
             let bytes = std::mem::replace(&mut buffer, rest);
-            // Nobody receives when the connection has ended.
+            // The receiver is gone if the connection has ended.
             let _ = to.send(Message { due: Instant::now() + delay(), bytes, understood });
         }
     }
@@ -289,7 +290,7 @@ async fn write_answers(
     Ok(Action::Close)
 }
 
-/// The fault of the request to which this is the answer.
+/// Returns the fault of the request to which this is the answer.
 fn struck_by(
     answer: &Message,
     conversation: &Mutex<Conversation>,

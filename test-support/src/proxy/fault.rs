@@ -1,4 +1,4 @@
-//! What goes wrong, and when.
+//! Faults, and when they strike.
 
 use std::fmt;
 
@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use super::Request;
 use crate::deadline::within;
 
-/// What happens to one request.
+/// The fault that strikes one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fault {
     pub(super) moment: Moment,
@@ -16,14 +16,14 @@ pub struct Fault {
 }
 
 impl Fault {
-    /// `action` at `moment`.
+    /// Creates a fault: `action` at `moment`.
     pub const fn new(moment: Moment, action: Action) -> Self {
         Self { moment, action }
     }
 }
 
-/// When a fault strikes. Earlier requests of the connection have reached the server; their answers
-/// may be lost too.
+/// The moment at which a fault strikes. Earlier requests of the connection have reached the server;
+/// their answers may be lost too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Moment {
     /// No byte of the request reaches the server.
@@ -42,18 +42,18 @@ impl Moment {
         [Self::BeforeRequest, Self::InsideRequest, Self::AfterRequest, Self::InsideAnswer];
 }
 
-/// What becomes of the connection. Nothing that comes later on it is passed on.
+/// The effect on the connection. Nothing that arrives on it later is passed on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     /// It is closed: the client reads the end of the stream.
     Close,
     /// It is reset: the client reads an error.
     Reset,
-    /// It stays open, and the client hears nothing more.
+    /// It stays open, and the client receives nothing more.
     Silence,
 }
 
-/// A fault that was planned.
+/// A planned fault.
 #[derive(Debug)]
 pub struct Planned(oneshot::Receiver<()>);
 
@@ -61,7 +61,7 @@ impl Planned {
     /// Waits until the fault has struck.
     ///
     /// # Errors
-    /// When it does not strike in time, or was cleared.
+    /// If it does not strike in time, or was cleared.
     pub async fn happened(self) -> anyhow::Result<()> {
         within("the fault to strike", self.0)
             .await?
@@ -79,7 +79,7 @@ pub(super) struct Plan {
 }
 
 enum Wait {
-    /// For this many matching requests, the last of which meets the fault.
+    /// Waits for this many matching requests, the last of which meets the fault.
     For(usize, Option<oneshot::Sender<()>>),
     Always,
 }
@@ -92,7 +92,7 @@ pub(super) struct Struck {
 }
 
 impl Struck {
-    /// Tells the test, which may have stopped listening.
+    /// Notifies the test, which may have stopped listening.
     pub(super) fn announce(self) -> Action {
         if let Some(announce) = self.announce {
             let _ = announce.send(());
@@ -135,7 +135,7 @@ impl fmt::Debug for Plan {
     }
 }
 
-/// The fault that `request` meets, if any. A plan that has struck is gone.
+/// Returns the fault that `request` meets, if any. A plan that has struck is removed.
 pub(super) fn meet(plans: &mut Vec<Plan>, request: &Request) -> Option<Struck> {
     let struck = plans.iter_mut().find_map(|plan| plan.meet(request));
     plans.retain(|plan| !plan.is_over());

@@ -1,14 +1,14 @@
-//! A TCP proxy between a client and a server that fails as told.
+//! A TCP proxy between a client and a server that fails on request.
 //!
 //! It knows where requests and answers of a [`Protocol`] begin and end, so that a fault strikes
-//! exactly between two of them, and so that requests can be counted and recognized. It takes the
-//! first answer for that of the first request, and so on; what a server says unasked is no answer.
-//! (Commands of Redis with more or fewer answers than one, such as `SUBSCRIBE` in RESP2, `MONITOR`
-//! and `CLIENT REPLY OFF`, put that out of step.) A stream that is not of the protocol, TLS for
-//! example, is passed on as it comes, and each piece that was read counts as one nameless request
-//! or as the answer to all requests before it.
+//! exactly between two of them, and so that requests can be counted and recognized. It assumes that
+//! the first answer belongs to the first request, and so on; messages that a server sends on its
+//! own are not answers. (Redis commands with more or fewer answers than one, such as `SUBSCRIBE` in
+//! RESP2, `MONITOR` and `CLIENT REPLY OFF`, break that assumption.) A stream that is not of the
+//! protocol, TLS for example, is passed on as it arrives, and each piece that was read counts as
+//! one nameless request or as the answer to all requests before it.
 //!
-//! It runs in a thread of its own: a test may block its executor, and the proxy goes on.
+//! It runs in a thread of its own: a test may block its executor, and the proxy continues.
 
 mod accept;
 mod connection;
@@ -64,12 +64,12 @@ impl Proxy {
     /// While the server refuses connections, the proxy accepts them and closes them at once.
     ///
     /// # Errors
-    /// When no port is free.
+    /// If no port is free.
     pub async fn start(server: impl Into<String>) -> anyhow::Result<Self> {
         Self::start_for(Protocol::Redis, server).await
     }
 
-    /// As [`start`](Self::start), in front of a server that speaks `protocol`.
+    /// Starts one like [`start`](Self::start), in front of a server that speaks `protocol`.
     ///
     /// # Errors
     /// As [`start`](Self::start).
@@ -85,28 +85,28 @@ impl Proxy {
         Ok(Self { address, shared, doors: Some(doors), thread: Some(thread) })
     }
 
-    /// Where clients connect to.
+    /// Returns the address to which clients connect.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// `url` with the proxy's host and port in place of the server's.
+    /// Returns `url` with the proxy's host and port instead of the server's.
     pub fn url(&self, url: &str) -> String {
         with_address(url, &self.address.to_string())
     }
 
-    /// The next request of this command, as in [`Request::command`], meets the fault. The name
-    /// counts whatever its case.
+    /// Plans a fault for the next request of this command, as in [`Request::command`]. The case of
+    /// the name does not matter.
     pub fn next(&self, command: &str, fault: Fault) -> Planned {
         let command = command.to_ascii_uppercase();
         self.nth(1, move |request| request.command() == command, fault)
     }
 
-    /// The `nth` request from now for which `matches` holds meets the fault, over all connections.
-    /// The first is 1.
+    /// Plans a fault for the `nth` request from now for which `matches` holds, across all
+    /// connections. The first is 1.
     ///
-    /// Faults that wait are looked at in the order in which they were planned. A request that meets
-    /// one is not counted by those behind it.
+    /// Pending faults are checked in the order in which they were planned. A request that meets one
+    /// is not counted by those after it.
     pub fn nth(
         &self,
         nth: usize,
@@ -118,40 +118,40 @@ impl Proxy {
         planned
     }
 
-    /// Every request for which `matches` holds meets the fault, until [`clear`](Self::clear).
+    /// Plans a fault for every request for which `matches` holds, until [`clear`](Self::clear).
     pub fn every(&self, matches: impl Fn(&Request) -> bool + Send + 'static, fault: Fault) {
         self.shared.plans().push(Plan::always(Box::new(matches), fault));
     }
 
-    /// Forgets all faults that have not struck.
+    /// Removes all faults that have not struck.
     pub fn clear(&self) {
         self.shared.plans().clear();
     }
 
-    /// Every request that arrives from now on reaches the server this much later. Order is kept.
+    /// Delays every request that arrives from now on. The order is kept.
     pub fn delay_requests(&self, delay: Duration) {
         self.shared.change(|conditions| conditions.request_delay = delay);
     }
 
-    /// Every answer that arrives from now on reaches the client this much later. Order is kept.
+    /// Delays every answer that arrives from now on. The order is kept.
     pub fn delay_answers(&self, delay: Duration) {
         self.shared.change(|conditions| conditions.answer_delay = delay);
     }
 
-    /// Nothing is passed on any more, in both directions, on all connections, new ones included.
-    /// They stay open.
+    /// Stops passing anything on, in both directions, on all connections, new ones included. They
+    /// stay open.
     pub fn half_open(&self) {
         self.shared.change(|conditions| conditions.flows = false);
     }
 
-    /// No answer is passed on any more, on all connections, while requests go on to the server:
-    /// what comes now is what clients send without waiting.
+    /// Stops passing answers on, on all connections, while requests still reach the server: those
+    /// that arrive now are what clients send without waiting.
     pub fn hold_answers(&self) {
         self.shared.change(|conditions| conditions.answers_flow = false);
     }
 
-    /// Ends [`half_open`](Self::half_open) and [`hold_answers`](Self::hold_answers): what has
-    /// waited is passed on.
+    /// Ends [`half_open`](Self::half_open) and [`hold_answers`](Self::hold_answers): everything
+    /// that has waited is passed on.
     pub fn heal(&self) {
         self.shared.change(|conditions| (conditions.flows, conditions.answers_flow) = (true, true));
     }
@@ -174,18 +174,18 @@ impl Proxy {
         });
     }
 
-    /// New connections are refused from now on. Open ones stay.
+    /// Refuses new connections from now on. Open ones stay.
     ///
     /// # Errors
-    /// When the proxy has ended.
+    /// If the proxy has ended.
     pub async fn refuse(&self) -> anyhow::Result<()> {
         self.order(Door::Close).await
     }
 
-    /// New connections are accepted again, at the same address.
+    /// Accepts new connections again, at the same address.
     ///
     /// # Errors
-    /// When somebody has taken the port.
+    /// If another process has taken the port.
     pub async fn accept(&self) -> anyhow::Result<()> {
         self.order(Door::Open).await
     }
@@ -200,30 +200,30 @@ impl Proxy {
         done.await.context("the proxy has ended")?
     }
 
-    /// How many connections are open.
+    /// Returns the number of open connections.
     pub fn connections(&self) -> usize {
         self.shared.connections()
     }
 
-    /// How many requests have come so far, those that met a fault included.
+    /// Returns the number of requests so far, those that met a fault included.
     pub fn requests(&self) -> usize {
         self.shared.counts().values().sum()
     }
 
-    /// How many requests of this command have come so far.
+    /// Returns the number of requests of this command so far.
     pub fn requests_of(&self, command: &str) -> usize {
         self.shared.counts().get(&command.to_ascii_uppercase()).copied().unwrap_or_default()
     }
 
-    /// How often clients have waited for the server so far: a request that comes while an answer is
-    /// still due on its connection is on one round trip with the one before it. [Hold the
-    /// answers](Self::hold_answers) to see what a client sends without waiting, or a quick answer
-    /// may come between two requests that were sent together.
+    /// Returns the number of times that clients have waited for the server so far: a request that
+    /// arrives while an answer is still due on its connection shares one round trip with the
+    /// request before it. [Hold the answers](Self::hold_answers) to see what a client sends without
+    /// waiting; otherwise a quick answer may arrive between two requests that were sent together.
     pub fn round_trips(&self) -> usize {
         self.shared.round_trips()
     }
 
-    /// How many requests have come so far, by command.
+    /// Returns the number of requests so far, by command.
     pub fn requests_by_command(&self) -> BTreeMap<String, usize> {
         self.shared.counts().clone()
     }

@@ -2,7 +2,7 @@
 
 use crate::resp;
 
-/// One request of a client, whole.
+/// One complete request of a client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
     bytes: Vec<u8>,
@@ -11,7 +11,7 @@ pub struct Request {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Meaning {
-    /// Some bytes that came together.
+    /// Some bytes that arrived together.
     Unknown,
     /// The words are in the bytes.
     Redis,
@@ -34,16 +34,16 @@ impl Request {
         Self { bytes, meaning: Meaning::Sql { command, statements } }
     }
 
-    /// As it was sent.
+    /// Returns the request as it was sent.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// The command in upper case: `"SET"`, or the first word of the statement that is run:
+    /// Returns the command in upper case: `"SET"`, or the first word of the statement that is run:
     /// `"UPDATE"`.
     ///
-    /// Of SQL databases also what runs no statement: `"LOGIN"`, `"PREPARE"` for a statement that is
-    /// only prepared, and so on. Empty for what is of another protocol.
+    /// For SQL databases, this includes requests that run no statement: `"LOGIN"`, `"PREPARE"` for
+    /// a statement that is only prepared, and so on. Empty for requests of another protocol.
     pub fn command(&self) -> String {
         match &self.meaning {
             Meaning::Sql { command, .. } => command.clone(),
@@ -55,19 +55,19 @@ impl Request {
         }
     }
 
-    /// What follows the command of Redis.
+    /// Returns the arguments of a Redis command.
     pub fn arguments(&self) -> Vec<&[u8]> {
         self.words().into_iter().skip(1).collect()
     }
 
-    /// Whether one of the words of a command of Redis is this one, for example the hash of a script
-    /// or a key.
+    /// Returns true if `word` is one of the words of a Redis command, for example the hash of a
+    /// script or a key.
     pub fn mentions(&self, word: &str) -> bool {
         self.words().contains(&word.as_bytes())
     }
 
-    /// The SQL statements that are run, also where the request only names one that was prepared
-    /// before.
+    /// Returns the SQL statements that are run, even if the request only names one that was
+    /// prepared before.
     pub fn statements(&self) -> &[String] {
         match &self.meaning {
             Meaning::Sql { statements, .. } => statements,
@@ -75,7 +75,7 @@ impl Request {
         }
     }
 
-    /// Whether an SQL statement is run that contains `text`.
+    /// Returns true if an SQL statement is run that contains `text`.
     pub fn runs(&self, text: &str) -> bool {
         self.statements().iter().any(|statement| statement.contains(text))
     }

@@ -1,4 +1,4 @@
-//! Where the programs of servers are. `cargo xtask test servers` looks in the same places: it
+//! The locations of server programs. `cargo xtask test servers` searches the same places: it
 //! compiles this file too.
 
 use std::ffi::{OsStr, OsString};
@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 
-/// Names the server's program of MariaDB.
+/// The variable that names the MariaDB server program.
 const MARIADB_VARIABLE: &str = "MARIADB_SERVER";
 
-/// Names the directory of PostgreSQL's programs.
+/// The variable that names the directory of PostgreSQL's programs.
 const POSTGRES_VARIABLE: &str = "POSTGRES_BIN";
-/// Where PostgreSQL is that is not in `PATH`: folders of all versions, and what precedes a
+/// The places where PostgreSQL is if not in `PATH`: folders of all versions, and the prefix of a
 /// version's number.
 const POSTGRES_FOLDERS: [(&str, &str); 3] = [
     ("/usr/lib/postgresql", ""),
@@ -19,12 +19,12 @@ const POSTGRES_FOLDERS: [(&str, &str); 3] = [
     ("/usr/local/opt", "postgresql@"),
 ];
 
-/// A program of PostgreSQL: in the directory that the environment variable `POSTGRES_BIN` names if
-/// that is set, else where the server is in `PATH`, else of the highest version in the usual
-/// places. A client may also be in `PATH` alone.
+/// Finds a program of PostgreSQL: in the directory that the environment variable `POSTGRES_BIN`
+/// names if that is set, otherwise in that of the server in `PATH`, otherwise in that of the
+/// highest version in the usual places. A client may also be in `PATH` alone.
 ///
 /// # Errors
-/// When there is none, with what to do about it.
+/// If there is none, with advice.
 pub(crate) fn postgres(name: &str) -> anyhow::Result<PathBuf> {
     let path = search_path();
     let directory = match std::env::var_os(POSTGRES_VARIABLE) {
@@ -44,7 +44,8 @@ pub(crate) fn postgres(name: &str) -> anyhow::Result<PathBuf> {
         .with_context(|| missing(name, POSTGRES_VARIABLE, "its directory"))
 }
 
-/// The directory of programs of the highest version in `folder`, whose entries begin with `prefix`.
+/// Returns the program directory of the highest version in `folder`, whose entries begin with
+/// `prefix`.
 fn highest(folder: &Path, prefix: &str) -> Option<PathBuf> {
     let entries = folder.read_dir().ok()?.flatten();
     let versions = entries.filter_map(|entry| {
@@ -55,17 +56,17 @@ fn highest(folder: &Path, prefix: &str) -> Option<PathBuf> {
     Some(versions.max()?.1)
 }
 
-/// A program of MariaDB: with the server that the environment variable `MARIADB_SERVER` names if
-/// that is set, else in `PATH`.
+/// Finds a program of MariaDB: beside the server that the environment variable `MARIADB_SERVER`
+/// names if that is set, otherwise in `PATH`.
 ///
 /// # Errors
-/// When there is none, with what to do about it.
+/// If there is none, with advice.
 pub(crate) fn mariadb(name: &str) -> anyhow::Result<PathBuf> {
     let configured = std::env::var_os(MARIADB_VARIABLE);
     if name == "mariadbd" && configured.is_some() {
         return find(name, MARIADB_VARIABLE);
     }
-    // A version that was unpacked by itself has its programs in several folders.
+    // A version that was unpacked separately has its programs in several folders.
     let server = configured.map(PathBuf::from);
     let folder = server.as_deref().and_then(Path::parent);
     let beside = folder
@@ -77,19 +78,19 @@ pub(crate) fn mariadb(name: &str) -> anyhow::Result<PathBuf> {
         .with_context(|| missing(name, MARIADB_VARIABLE, "the path of `mariadbd`"))
 }
 
-/// Where a version of MariaDB that was unpacked by itself has its files, as an option of its
-/// programs. Without it they take those of an installed one.
+/// Returns the files of a separately unpacked MariaDB, as an option of its programs. Without it
+/// they use those of an installed one.
 #[allow(dead_code, reason = "for who starts it")]
 pub(crate) fn mariadb_base() -> Option<String> {
     let server = PathBuf::from(std::env::var_os(MARIADB_VARIABLE)?);
     Some(format!("--basedir={}", server.parent()?.parent()?.display()))
 }
 
-/// The program `name`: the path in the environment variable `variable` if that is set, else the
-/// first in `PATH`.
+/// Finds the program `name`: the path in the environment variable `variable` if that is set,
+/// otherwise the first in `PATH`.
 ///
 /// # Errors
-/// When there is none, with what to do about it.
+/// If there is none, with advice.
 pub(crate) fn find(name: &str, variable: &str) -> anyhow::Result<PathBuf> {
     find_in(name, variable, std::env::var_os(variable).as_deref(), &search_path())
 }
@@ -113,7 +114,7 @@ fn find_in(
     first_in(name, path).with_context(|| missing(name, variable, "its path"))
 }
 
-/// `PATH`, and where servers are that not everybody has in it.
+/// Returns `PATH`, and a place of servers that is not in everyone's `PATH`.
 fn search_path() -> OsString {
     let mut path = std::env::var_os("PATH").unwrap_or_default();
     path.push(":/usr/sbin");

@@ -1,4 +1,4 @@
-//! `ChromeDriver`, which starts Chromium and steers it.
+//! `ChromeDriver`, which starts and controls Chromium.
 
 use std::fs::File;
 use std::os::unix::process::CommandExt as _;
@@ -15,26 +15,26 @@ use super::process::pid_of;
 use crate::deadline::eventually;
 use crate::guard::Guard;
 
-/// What it prints before its port.
+/// The text that it prints before its port.
 const STARTED: &str = "started successfully on port ";
 
-/// How often its directory is removed again, into which killed browsers still write.
+/// The number of attempts to remove its directory, into which killed browsers still write.
 const REMOVALS: u32 = 500;
 
-/// How long to wait before that.
+/// The pause between these attempts.
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// A `ChromeDriver` for one test, on a port that it has chosen, with a directory for the browsers
 /// that it starts.
 ///
-/// It ends with this value or with the test process, and the browsers with it. They outlive a
-/// driver that is killed, so all are one group of processes.
+/// It ends with this value or with the test process, and so do the browsers. They would outlive a
+/// driver that is killed, so all are in one process group.
 #[derive(Debug)]
 pub struct ChromeDriver {
     url: String,
     child: Child,
     directory: TempDir,
-    // After the child: the guard stands down when the process is reaped.
+    // After the child: the guard stands down once the process is reaped.
     guard: Guard,
 }
 
@@ -42,14 +42,13 @@ impl ChromeDriver {
     /// Starts it, and waits until it listens.
     ///
     /// # Errors
-    /// When its program is missing, with the way to get it, or when it does not start, with what it
-    /// printed.
+    /// If its program is missing, with the way to get it, or if it does not start, with its output.
     pub async fn start() -> anyhow::Result<Self> {
         let directory = tempfile::Builder::new().prefix("chromedriver-").tempdir()?;
         let output = directory.path().join("output.log");
         let file = File::create(&output)?;
         let mut command = Command::new(binary::find("chromedriver", "CHROMEDRIVER")?);
-        // What the browser leaves in a home directory is removed too.
+        // Files that the browser leaves in a home directory are removed too.
         command.arg("--port=0").env("HOME", directory.path()).current_dir(directory.path());
         command.process_group(0).stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
         let guard = Guard::start(Some(directory.path()), Signal::KILL)
@@ -70,16 +69,16 @@ impl ChromeDriver {
         Ok(driver)
     }
 
-    /// Where it takes commands.
+    /// Returns the URL at which it accepts commands.
     pub fn url(&self) -> &str {
         &self.url
     }
 
-    /// The arguments with which a browser runs without a screen, also as root in a container, and
-    /// keeps its files in the directory that is removed.
+    /// Returns the arguments with which a browser runs without a screen, even as root in a
+    /// container, and keeps its files in the directory that is removed.
     ///
     /// # Errors
-    /// When that directory has no name in UTF-8.
+    /// If the name of that directory is not UTF-8.
     pub fn browser_arguments(&self) -> anyhow::Result<Vec<String>> {
         const ARGUMENTS: [&str; 9] = [
             "--headless",
@@ -104,7 +103,7 @@ impl ChromeDriver {
 
 impl Drop for ChromeDriver {
     fn drop(&mut self) {
-        // Before it is reaped: until then the group's id cannot be another's.
+        // Before it is reaped: until then the group's id cannot belong to another group.
         if let Ok(group) = pid_of(self.child.id()) {
             let _ = kill_process_group(group, Signal::KILL);
         }
@@ -124,7 +123,7 @@ fn profile(directory: &Path) -> Option<String> {
 
 fn port_in(output: &str) -> Option<u16> {
     let (_, rest) = output.split_once(STARTED)?;
-    // Whole, once the end of the sentence is there.
+    // Complete once the end of the sentence is there.
     rest.split_once('.')?.0.parse().ok()
 }
 

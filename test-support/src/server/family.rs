@@ -1,4 +1,4 @@
-//! A process with those that it has started.
+//! A process and the processes that it has started.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use rustix::process::{Signal, kill_process};
 use super::process::pid_of;
 
 /// Sends `signal` to the processes that `parent` has started. Those that have ended in the meantime
-/// need none: as long as their parent stands still, nobody else is given their ids.
+/// do not matter: as long as their parent stands still, their ids are not reused.
 pub(super) fn signal_children(parent: u32, signal: Signal) -> Vec<u32> {
     let children = children_of(parent);
     for pid in children.iter().filter_map(|child| pid_of(*child).ok()) {
@@ -16,7 +16,7 @@ pub(super) fn signal_children(parent: u32, signal: Signal) -> Vec<u32> {
     children
 }
 
-/// The processes that `parent` has started and that have not been reaped.
+/// Returns the processes that `parent` has started and that have not been reaped.
 fn children_of(parent: u32) -> Vec<u32> {
     let parent = parent.to_string();
     let processes =
@@ -25,7 +25,7 @@ fn children_of(parent: u32) -> Vec<u32> {
     children.filter_map(|(pid, _)| pid.parse().ok()).collect()
 }
 
-/// All processes with their parents.
+/// Returns all processes with their parents.
 fn listed_by_the_kernel() -> Vec<(String, String)> {
     let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     let processes = entries.filter_map(|entry| {

@@ -1,4 +1,4 @@
-//! What all kinds of servers have in common, from the start to the end.
+//! Code that all kinds of servers share, from the start to the end.
 
 use std::path::Path;
 use std::process::Command;
@@ -11,56 +11,56 @@ use super::url::ServerUrl;
 use crate::deadline::eventually_async;
 use crate::port;
 
-/// How often another port is tried when somebody was faster.
+/// The number of ports that are tried if another process was faster.
 const PORT_ATTEMPTS: usize = 10;
 
-/// What is special about a kind of server, with the options of one server.
+/// The properties of a kind of server, with the options of one server.
 #[expect(async_fn_in_trait, reason = "not implemented outside of this crate")]
 pub trait Kind: Sized {
-    /// How it is set up.
+    /// The options of one server.
     type Options;
 
     /// The name of its program.
     const NAME: &'static str;
     /// The environment variable that names a server to use where any will do, if there is one.
     const URL_VARIABLE: Option<&'static str>;
-    /// The options that ask for a private server.
+    /// The options that request a private server.
     const PRIVATE: &'static str;
-    /// The port where a URL names none.
+    /// The port if a URL has none.
     const PORT: u16;
-    /// How it ends.
+    /// The signals that end it.
     const SIGNALS: Signals;
 
-    /// Whether a server of somebody else would do.
+    /// Returns true if a server that the environment names would do.
     fn any_server_will_do(options: &Self::Options) -> bool;
 
-    /// Makes the files that the server needs before its first start.
+    /// Creates the files that the server needs before its first start.
     fn prepare(options: Self::Options, directory: &Path) -> anyhow::Result<Self>;
 
-    /// The command that starts it on `port`.
+    /// Returns the command that starts it on `port`.
     fn command(&mut self, port: u16, directory: &Path) -> anyhow::Result<Command>;
 
-    /// Whether the server on `port` is the process `pid` and answers.
+    /// Returns true if the server on `port` is the process `pid` and answers.
     async fn is_ready(&self, port: u16, pid: u32, directory: &Path) -> bool;
 
-    /// What is done once, when the server has answered for the first time.
+    /// Runs once, when the server has answered for the first time.
     async fn set_up(&self, _port: u16) -> anyhow::Result<()> {
         Ok(())
     }
 
-    /// Takes back from the system what a killed server leaves there and would find again when it is
+    /// Removes from the system what a killed server leaves there and would find again when it is
     /// restarted.
     fn clean_up_after_kill(&self, _directory: &Path) {}
 
-    /// Where it is.
+    /// Returns the URL of the server.
     fn url(&self, port: u16) -> String;
 }
 
 /// A server for one test, or for all tests of a process.
 ///
-/// It is private: nobody else knows its port, its directory is removed with it, and it ends with
-/// this value or with the test process, whichever is first. Where an environment variable names a
-/// server of this kind and the options ask for nothing special, that one is used instead, and can
+/// It is private: no other code knows its port, its directory is removed with it, and it ends with
+/// this value or with the test process, whichever is first. If an environment variable names a
+/// server of this kind and the options request nothing special, that one is used instead, and can
 /// be neither stopped nor paused.
 #[derive(Debug)]
 pub struct Server<K> {
@@ -77,7 +77,7 @@ pub(super) enum Place<K> {
 pub(super) struct Private<K> {
     pub(super) kind: K,
     pub(super) port: u16,
-    /// `None` while it is stopped. Ends before its directory is removed.
+    /// The process; `None` while it is stopped. Ends before its directory is removed.
     process: Option<ServerProcess>,
     directory: TempDir,
 }
@@ -86,8 +86,7 @@ impl<K: Kind> Server<K> {
     /// Starts a server, and waits until it answers.
     ///
     /// # Errors
-    /// When its program is missing, with the way to get it, or when it does not start, with what it
-    /// printed.
+    /// If its program is missing, with the way to get it, or if it does not start, with its output.
     pub async fn start(options: K::Options) -> anyhow::Result<Self> {
         Self::start_or_use(options, K::URL_VARIABLE.and_then(|name| std::env::var(name).ok())).await
     }
@@ -108,7 +107,7 @@ impl<K: Kind> Server<K> {
         Ok(Self { place })
     }
 
-    /// Where it is, with what is needed to log in. The same after a restart.
+    /// Returns its URL, with credentials. The same after a restart.
     pub fn url(&self) -> String {
         match &self.place {
             Place::Private(server) => server.kind.url(server.port),
@@ -116,12 +115,12 @@ impl<K: Kind> Server<K> {
         }
     }
 
-    /// Host and port, for connections that speak no URL, such as a proxy's.
+    /// Returns host and port, for connections that take no URL, such as a proxy's.
     pub fn address(&self) -> String {
         format!("{}:{}", self.host(), self.port())
     }
 
-    /// The host on which it is.
+    /// Returns its host.
     pub fn host(&self) -> &str {
         match &self.place {
             Place::Private(_) => "127.0.0.1",
@@ -129,7 +128,7 @@ impl<K: Kind> Server<K> {
         }
     }
 
-    /// Its port.
+    /// Returns its port.
     pub fn port(&self) -> u16 {
         match &self.place {
             Place::Private(server) => server.port,
@@ -137,7 +136,8 @@ impl<K: Kind> Server<K> {
         }
     }
 
-    /// The process id while it runs. `None` where it is not ours, and while it is stopped.
+    /// Returns the process id while it runs; `None` for a server that was not started here, and
+    /// while it is stopped.
     pub fn pid(&self) -> Option<u32> {
         match &self.place {
             Place::Private(server) => server.process.as_ref().map(ServerProcess::pid),
@@ -145,28 +145,28 @@ impl<K: Kind> Server<K> {
         }
     }
 
-    /// Where a private server keeps its files.
+    /// Returns the directory of a private server's files.
     ///
     /// # Errors
-    /// When it is not private.
+    /// If it is not private.
     pub fn directory(&self) -> anyhow::Result<&Path> {
         Ok(self.private("keeps its files elsewhere")?.directory.path())
     }
 
-    /// Asks it to end and waits until it has. Its clients lose their connections. It can be started
-    /// again with [`restart`](Self::restart).
+    /// Requests it to end, and waits until it has. Its clients lose their connections. It can be
+    /// started again with [`restart`](Self::restart).
     ///
     /// # Errors
-    /// When it is not private, not running, or does not end.
+    /// If it is not private, not running, or does not end.
     pub async fn stop(&mut self) -> anyhow::Result<()> {
         self.take("cannot be stopped")?.stop().await
     }
 
-    /// Kills it (SIGKILL) with all that it has started. It can be started again with
+    /// Kills it with all processes that it has started (SIGKILL). It can be started again with
     /// [`restart`](Self::restart).
     ///
     /// # Errors
-    /// When it is not private or not running.
+    /// If it is not private or not running.
     pub fn kill(&mut self) -> anyhow::Result<()> {
         self.take("cannot be killed")?.kill()?;
         let server = self.private("cannot be killed")?;
@@ -177,7 +177,7 @@ impl<K: Kind> Server<K> {
     /// Stops it if it runs, starts it again on the same port with the same files, and waits until
     /// it answers.
     ///
-    /// # Errors
+    /// If it is not private, or does not start.
     /// When it is not private, or does not start.
     pub async fn restart(&mut self) -> anyhow::Result<()> {
         let server = self.private_mut("cannot be restarted")?;
@@ -187,18 +187,18 @@ impl<K: Kind> Server<K> {
         server.run().await
     }
 
-    /// Stops it where it stands (SIGSTOP): connections stay open and nothing answers.
+    /// Pauses it (SIGSTOP): connections stay open and nothing answers.
     ///
     /// # Errors
-    /// When it is not private or not running.
+    /// If it is not private or not running.
     pub fn pause(&self) -> anyhow::Result<()> {
         self.process("cannot be paused")?.pause()
     }
 
-    /// Lets it go on after [`pause`](Self::pause).
+    /// Resumes it after [`pause`](Self::pause).
     ///
     /// # Errors
-    /// When it is not private or not running.
+    /// If it is not private or not running.
     pub fn resume(&self) -> anyhow::Result<()> {
         self.process("cannot be resumed")?.resume()
     }
@@ -276,7 +276,7 @@ impl<K: Kind> Private<K> {
         let mut ended = None;
         let answered = eventually_async(format!("{name} to answer"), async || {
             ended = process.ended().ok().flatten();
-            // Whoever else listens on the port may answer too.
+            // Another process that listens on the port may answer too.
             ended.is_some() || self.kind.is_ready(port, pid, directory).await
         });
         let answered = answered.await;

@@ -1,9 +1,9 @@
 //! Private servers: each on a free port in a temporary directory, ended by its own process id.
 //!
-//! [`Server`] is what all kinds have in common: starting, signals, and an end that is certain. A
-//! kind adds its options, its address and how to tell that it is ready: [`RedisServer`],
-//! [`PostgresServer`], [`MariaDbServer`], [`PgBouncer`]. [`ChromeDriver`] is no server of records,
-//! and ends as surely.
+//! [`Server`] is what all kinds share: starting, signals, and a guaranteed end. A kind adds its
+//! options, its address and its check for readiness: [`RedisServer`], [`PostgresServer`],
+//! [`MariaDbServer`], [`PgBouncer`]. [`ChromeDriver`] is not a server of records, but its end is
+//! guaranteed too.
 
 mod binary;
 mod chromedriver;
@@ -20,10 +20,10 @@ mod url;
 
 pub use chromedriver::ChromeDriver;
 
-/// Where Node is, which runs clients in its language.
+/// Finds Node, which runs the clients in its language.
 ///
 /// # Errors
-/// When there is none, with what to do about it.
+/// If there is none, with advice.
 pub fn node() -> anyhow::Result<std::path::PathBuf> {
     binary::find("node", "NODE")
 }

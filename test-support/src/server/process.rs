@@ -1,4 +1,4 @@
-//! One server: its process, and those that it starts.
+//! One server: its process, and the processes that it starts.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -13,34 +13,33 @@ use crate::deadline::eventually;
 use crate::guard::Guard;
 use crate::stop::{state_of, stop_child, wait_until_stopped};
 
-/// How much of its output a server that failed is quoted with.
+/// The number of lines of output that are quoted for a server that failed.
 const QUOTED_LINES: usize = 20;
 
-/// How long a server that is dropped may take to end by itself before it is killed.
+/// The time that a dropped server may take to end by itself before it is killed.
 const LAST_MOMENTS: Duration = Duration::from_secs(10);
 
-/// How long to wait before it is looked at again.
+/// The interval at which a process is polled.
 const PAUSE: Duration = Duration::from_millis(2);
 
-/// The signals that make a server end.
+/// The signals that end a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Signals {
-    /// Ends it in good order, without waiting for its clients.
+    /// The signal for an orderly end, without waiting for clients.
     pub stop: Signal,
-    /// Ends it at once when nobody needs its data any more. SIGKILL where that leaves nothing
-    /// behind.
+    /// The signal for an immediate end when the data is no longer needed. SIGKILL if that leaves
+    /// nothing behind.
     pub discard: Signal,
 }
 
-/// A server's process. It ends with this value, and also when the test process is killed before
-/// that.
+/// A server's process. It ends with this value, even if the test process is killed before that.
 #[derive(Debug)]
 pub struct ServerProcess {
     name: String,
     signals: Signals,
     child: Child,
     output: PathBuf,
-    // After the child: the guard stands down when the process is reaped.
+    // After the child: the guard stands down once the process is reaped.
     _guard: Guard,
 }
 
@@ -49,7 +48,7 @@ impl ServerProcess {
     /// removed together with the process if the test process is killed.
     ///
     /// # Errors
-    /// When the program cannot be started.
+    /// If the program cannot be started.
     pub fn spawn(
         name: &str,
         mut command: Command,
@@ -70,20 +69,20 @@ impl ServerProcess {
         Ok(Self { name: String::from(name), signals, child, output, _guard: guard })
     }
 
-    /// Its process id.
+    /// Returns its process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// How it ended, if it has ended.
+    /// Returns how it ended, if it has ended.
     ///
     /// # Errors
-    /// When the system does not tell.
+    /// If the system cannot report it.
     pub fn ended(&mut self) -> anyhow::Result<Option<ExitStatus>> {
         Ok(self.child.try_wait()?)
     }
 
-    /// The last lines that it printed.
+    /// Returns the last lines that it printed.
     pub fn last_output(&self) -> String {
         let output = std::fs::read(&self.output).unwrap_or_default();
         let text = String::from_utf8_lossy(&output);
@@ -91,42 +90,42 @@ impl ServerProcess {
         lines[lines.len().saturating_sub(QUOTED_LINES)..].join("\n")
     }
 
-    /// Stops it where it stands with all that it has started (SIGSTOP), and waits until they stand
-    /// still. Its connections stay open, nothing answers.
+    /// Pauses it with all processes that it has started (SIGSTOP), and waits until they stand
+    /// still. Its connections stay open, and nothing answers.
     ///
     /// # Errors
-    /// When the process has ended.
+    /// If the process has ended.
     pub fn pause(&self) -> anyhow::Result<()> {
-        // First itself: it starts no more children then.
+        // The server itself first: it then starts no more children.
         stop_child(self.pid()).with_context(|| format!("could not stop {}", self.name))?;
         signal_children(self.pid(), Signal::STOP).into_iter().try_for_each(wait_until_stopped)
     }
 
-    /// Lets it go on (SIGCONT).
+    /// Resumes it (SIGCONT).
     ///
     /// # Errors
-    /// When the process has ended.
+    /// If the process has ended.
     pub fn resume(&self) -> anyhow::Result<()> {
         signal_children(self.pid(), Signal::CONT);
         self.signal(Signal::CONT)
     }
 
-    /// Asks it to end and waits until it has.
+    /// Requests it to end, and waits until it has.
     ///
     /// # Errors
-    /// When it does not end; it is then killed when this value is dropped.
+    /// If it does not end; it is then killed when this value is dropped.
     pub async fn stop(mut self) -> anyhow::Result<()> {
         self.signal(self.signals.stop)?;
-        // A paused process would see the first signal only after this one.
+        // A paused process sees the first signal only after this one.
         self.resume()?;
         let what = format!("{} to end", self.name);
         eventually(what, || !matches!(self.child.try_wait(), Ok(None))).await
     }
 
-    /// Kills it with all that it has started (SIGKILL) and waits until they are gone.
+    /// Kills it with all processes that it has started (SIGKILL), and waits until they are gone.
     ///
     /// # Errors
-    /// When the system refuses.
+    /// If the system refuses.
     pub fn kill(mut self) -> anyhow::Result<()> {
         self.kill_all()
     }
@@ -136,7 +135,7 @@ impl ServerProcess {
             return Ok(());
         }
         if let Err(error) = stop_child(self.pid()) {
-            // It may have ended by itself just now.
+            // It may have just ended by itself.
             return if self.child.try_wait()?.is_some() { Ok(()) } else { Err(error) };
         }
         let children = signal_children(self.pid(), Signal::KILL);
@@ -170,7 +169,7 @@ impl ServerProcess {
 
 impl Drop for ServerProcess {
     fn drop(&mut self) {
-        // Nothing happens to a process that was reaped before: its id may be another's by now.
+        // A process that was reaped before is left alone: its id may belong to another one by now.
         if self.discard().is_err() {
             let _ = self.child.kill();
             let _ = self.child.wait();
@@ -178,11 +177,10 @@ impl Drop for ServerProcess {
     }
 }
 
-/// Whether a process with this id exists and has not ended. One that has ended and waits for its
-/// parent has ended.
+/// Returns true if a process with this id exists and has not ended. A zombie counts as ended.
 ///
 /// # Errors
-/// When the id cannot be that of a process.
+/// If the id cannot be that of a process.
 pub fn is_running(pid: u32) -> anyhow::Result<bool> {
     if test_kill_process(pid_of(pid)?).is_err() {
         return Ok(false);

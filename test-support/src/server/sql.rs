@@ -1,4 +1,4 @@
-//! What the servers that speak SQL have in common.
+//! Code that the SQL servers share.
 
 use std::process::Stdio;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -18,7 +18,7 @@ pub(super) async fn feed(mut command: Command, statements: &str) -> anyhow::Resu
     let mut client = command.spawn().context("could not start the client of the database")?;
     let mut input = client.stdin.take().context("the client has no input")?;
     let write = async {
-        // A client that has ended says why.
+        // A client that has ended reports the reason.
         let _ = input.write_all(statements.as_bytes()).await;
         drop(input);
     };
@@ -30,7 +30,7 @@ pub(super) async fn feed(mut command: Command, statements: &str) -> anyhow::Resu
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// A name for a database that nobody else has, also on a server of somebody else.
+/// Returns a name for a database that no other test has, even on a shared server.
 pub(super) fn fresh_name(name: &str) -> String {
     static DATABASES: AtomicU32 = AtomicU32::new(0);
     let number = DATABASES.fetch_add(1, Ordering::Relaxed);

@@ -1,4 +1,4 @@
-//! The user as whom servers run that refuse to run as the administrator.
+//! The user for servers that refuse to run as root.
 
 use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt as _;
@@ -7,15 +7,16 @@ use std::process::Command;
 
 use anyhow::Context as _;
 
-/// Somebody without rights. `None` stands for the user of this process.
+/// A user without rights. `None` stands for the user of this process.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct SystemUser(Option<(u32, u32)>);
 
 impl SystemUser {
-    /// The first of `names` that exists if this process is the administrator's, else its own user.
+    /// Returns the first of `names` that exists if this process runs as root, otherwise its own
+    /// user.
     ///
     /// # Errors
-    /// When it is the administrator's and there is no such user.
+    /// If it runs as root and there is no such user.
     pub(super) fn without_rights(names: &[&str]) -> anyhow::Result<Self> {
         if !rustix::process::geteuid().is_root() {
             return Ok(Self(None));
@@ -27,15 +28,15 @@ impl SystemUser {
         Ok(Self(Some(ids)))
     }
 
-    /// `command` runs as this user.
+    /// Makes `command` run as this user.
     pub(super) fn runs(self, command: &mut Command) {
         if let Self(Some((user, group))) = self {
-            // The standard library takes the administrator's other groups away too.
+            // The standard library also drops root's other groups.
             command.uid(user).gid(group);
         }
     }
 
-    /// `path` is this user's.
+    /// Makes this user the owner of `path`.
     pub(super) fn owns(self, path: &Path) -> anyhow::Result<()> {
         let Self(Some((user, group))) = self else { return Ok(()) };
         chown(path, Some(user), Some(group))

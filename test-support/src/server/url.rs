@@ -2,10 +2,10 @@
 
 use anyhow::Context as _;
 
-/// `scheme://user:password@host:port/database?…`. Only the host is always there.
+/// `scheme://user:password@host:port/database?…`. Only the scheme and the host are required.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ServerUrl {
-    /// All of it.
+    /// The complete URL.
     pub(super) text: String,
     pub(super) scheme: String,
     pub(super) user: Option<String>,
@@ -16,10 +16,10 @@ pub(super) struct ServerUrl {
 }
 
 impl ServerUrl {
-    /// The parts of `text`, with `port` if it names none.
+    /// Parses `text`, with `port` if it has none.
     ///
     /// # Errors
-    /// When it is no such URL. The message does not show it: it may contain a password.
+    /// If it is not such a URL. The message does not show it: it may contain a password.
     pub(super) fn parse(text: &str, port: u16) -> anyhow::Result<Self> {
         let (scheme, rest) =
             text.split_once("://").context("a URL begins with its scheme and ://")?;
@@ -44,7 +44,7 @@ impl ServerUrl {
         })
     }
 
-    /// The same server with another database.
+    /// Returns the URL of the same server with another database.
     pub(super) fn with_database(&self, database: &str) -> String {
         let (before, query) = self
             .text
@@ -57,7 +57,7 @@ impl ServerUrl {
     }
 }
 
-/// `url` with another host and port.
+/// Returns `url` with another host and port.
 pub(crate) fn with_address(url: &str, address: &str) -> String {
     let (scheme, rest) = url.split_once("://").unwrap_or(("redis", url));
     let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));

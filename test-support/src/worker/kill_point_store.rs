@@ -1,4 +1,4 @@
-//! The points at the requests of a store.
+//! The kill points around the requests of a store.
 
 use std::fmt;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use super::{
     after_checkpoint, before_checkpoint, during_checkpoint,
 };
 
-/// Stops at the points around the requests that change a record. Everything goes to the store
+/// Stops at the points around the requests that change a record. Every request goes to the store
 /// inside.
 #[derive(Clone)]
 pub struct KillPointStore {
@@ -33,12 +33,12 @@ impl fmt::Debug for KillPointStore {
 }
 
 impl KillPointStore {
-    /// Around `inner`.
+    /// Wraps `inner`.
     pub fn new(inner: Arc<dyn DynStore>, points: KillPoints) -> Self {
         Self { inner, points }
     }
 
-    /// Reaches `point` while the request is on its way, and before its answer is looked at.
+    /// Reaches `point` while the request is in flight, before its answer is read.
     async fn on_its_way<T: Send + 'static>(
         &self,
         point: &str,
@@ -47,7 +47,7 @@ impl KillPointStore {
         if !self.points.has(point) {
             return request.await;
         }
-        // In a task of its own, it goes on while this one waits.
+        // In a task of its own it continues while this one waits.
         let request = tokio::spawn(request);
         self.points.reach(point).await;
         match request.await {

@@ -27,10 +27,10 @@ pub struct KillPoints {
 }
 
 impl KillPoints {
-    /// The points that [`Worker::spawn`](super::Worker::spawn) was given; none if this process is
-    /// nobody's worker.
+    /// Returns the points that were passed to [`Worker::spawn`](super::Worker::spawn), or none if
+    /// this process is not a worker.
     ///
-    /// Reads standard input from now on. When it ends, the test is gone, and so is this process.
+    /// Reads standard input from now on. When it ends, the test is gone, and this process exits.
     pub fn from_env() -> Self {
         let names = std::env::var(POINTS_VARIABLE).unwrap_or_default();
         let armed = names.split(',').filter(|name| !name.is_empty());
@@ -44,18 +44,18 @@ impl KillPoints {
         Self { armed }
     }
 
-    /// Whether the test wants to know of this point.
+    /// Returns true if the test has named this point.
     pub fn has(&self, point: &str) -> bool {
         self.armed.contains_key(point)
     }
 
-    /// Says that this point is reached and waits for the test to let it go on, if the test wants to
-    /// know.
+    /// Reports that this point is reached and waits until the test lets it continue, if the test
+    /// has named the point.
     ///
-    /// Several tasks may wait at one point; each `go` is for one of them.
+    /// Several tasks may wait at one point; each `go` releases one of them.
     pub async fn reach(&self, point: &str) {
         let Some(permits) = self.armed.get(point) else { return };
-        // A test that is gone reads nothing; the listener ends this process then.
+        // A test that is gone reads nothing; the listener then ends this process.
         let _ = announce(point);
         if let Ok(permit) = permits.acquire().await {
             permit.forget();

@@ -17,7 +17,7 @@ use crate::stop::stop_child;
 
 /// A worker process. It is killed when this value is dropped, and when the test process is gone.
 ///
-/// All waiting ends at [`DEADLINE`](crate::deadline::DEADLINE) with an error.
+/// All waits end at [`DEADLINE`](crate::deadline::DEADLINE) with an error.
 ///
 /// ```no_run
 /// # async fn test(mut command: std::process::Command) -> anyhow::Result<()> {
@@ -41,11 +41,11 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts `command`; it shall wait at `points`, each time that it gets there. What it prints as
-    /// errors goes where the errors of the test go.
+    /// Starts `command`, which waits at `points` each time it reaches them. Its standard error is
+    /// that of the test.
     ///
     /// # Errors
-    /// When the program cannot be started.
+    /// If the program cannot be started.
     pub fn spawn(command: impl Into<Command>, points: &[&str]) -> anyhow::Result<Self> {
         let mut command = command.into();
         command
@@ -67,15 +67,15 @@ impl Worker {
         Ok(Self { child, pid, input, points, output, current: None, _guard: guard })
     }
 
-    /// Its process id.
+    /// Returns its process id.
     pub fn pid(&self) -> u32 {
         self.pid
     }
 
-    /// The next point that it reaches. It may still wait at an earlier one, with another task.
+    /// Returns the next point that it reaches. Another task of it may still wait at an earlier one.
     ///
     /// # Errors
-    /// When it ends, or gets to none.
+    /// If it ends, or reaches none.
     pub async fn next_point(&mut self) -> anyhow::Result<String> {
         let point = within("the worker to reach a point", self.points.recv()).await?;
         let point = point.context("the worker has ended, and reached no further point")?;
@@ -83,11 +83,11 @@ impl Worker {
         Ok(point)
     }
 
-    /// Lets it pass all other points until it waits at this one. One at which it waits already is
-    /// left alone: let it [`go`](Self::go) from there first.
+    /// Lets it pass all other points until it waits at this one. A point at which it already waits
+    /// does not count: let it [`go`](Self::go) from there first.
     ///
     /// # Errors
-    /// When it ends, or does not get there.
+    /// If it ends, or does not get there.
     pub async fn wait_for_point(&mut self, point: &str) -> anyhow::Result<()> {
         while self.next_point().await.with_context(|| format!("while waiting for {point}"))?
             != point
@@ -97,19 +97,19 @@ impl Worker {
         Ok(())
     }
 
-    /// Lets it go on from the point that was last waited for.
+    /// Lets it continue from the point that was last waited for.
     ///
     /// # Errors
-    /// When it waits at none, or is gone.
+    /// If it waits at none, or is gone.
     pub async fn go(&mut self) -> anyhow::Result<()> {
         let point = self.current.take().context("the worker waits at no point")?;
         self.go_from(&point).await
     }
 
-    /// Lets one task of it go on from this point, whichever was reached last.
+    /// Lets one of its tasks continue from this point, whichever was reached last.
     ///
     /// # Errors
-    /// When it is gone.
+    /// If it is gone.
     pub async fn go_from(&mut self, point: &str) -> anyhow::Result<()> {
         self.input
             .write_all(format!("{GO}{point}\n").as_bytes())
@@ -117,18 +117,18 @@ impl Worker {
             .context("the worker is gone")
     }
 
-    /// The next line that it prints, or `None` when it has ended.
+    /// Returns the next line that it prints, or `None` if it has ended.
     ///
     /// # Errors
-    /// When there is none in time.
+    /// If there is none in time.
     pub async fn line(&mut self) -> anyhow::Result<Option<String>> {
         within("a line of the worker", self.output.recv()).await
     }
 
-    /// All lines that it prints from now on until it ends.
+    /// Returns all lines that it prints from now on until it ends.
     ///
     /// # Errors
-    /// When it does not end in time.
+    /// If it does not end in time.
     pub async fn lines(&mut self) -> anyhow::Result<Vec<String>> {
         let mut lines = Vec::new();
         while let Some(line) = self.line().await? {
@@ -137,27 +137,27 @@ impl Worker {
         Ok(lines)
     }
 
-    /// Stops it where it stands (SIGSTOP), and waits until it stands still. Its clocks go on.
+    /// Pauses it (SIGSTOP), and waits until it stands still. Its clocks continue.
     ///
     /// # Errors
-    /// When it has ended.
+    /// If it has ended.
     pub fn stop(&self) -> anyhow::Result<()> {
         stop_child(self.id()?).context("could not stop the worker")
     }
 
-    /// Lets it go on after [`stop`](Self::stop) (SIGCONT).
+    /// Resumes it after [`stop`](Self::stop) (SIGCONT).
     ///
     /// # Errors
-    /// When it was reaped.
+    /// If it was reaped.
     pub fn cont(&self) -> anyhow::Result<()> {
         self.signal(Signal::CONT)
     }
 
-    /// Kills it (SIGKILL) and waits until it is gone. Nothing in it runs any more, no destructor
-    /// and no thread.
+    /// Kills it (SIGKILL), and waits until it is gone. Nothing in it runs any more, not even a
+    /// destructor or a thread.
     ///
     /// # Errors
-    /// When it had ended by itself before.
+    /// If it had already ended by itself.
     pub async fn kill(mut self) -> anyhow::Result<()> {
         if let Some(status) = self.child.try_wait()? {
             bail!("the worker had ended before it could be killed ({status})");
@@ -168,7 +168,7 @@ impl Worker {
     /// Waits until it ends by itself.
     ///
     /// # Errors
-    /// When it does not end in time.
+    /// If it does not end in time.
     pub async fn wait(&mut self) -> anyhow::Result<ExitStatus> {
         Ok(within("the worker to end", self.child.wait()).await??)
     }
@@ -178,14 +178,14 @@ impl Worker {
             .with_context(|| format!("could not send {signal:?} to the worker"))
     }
 
-    /// Its process id, which is its own as long as it is not reaped.
+    /// Returns its process id, which is not reused as long as it is not reaped.
     fn id(&self) -> anyhow::Result<u32> {
         self.child.id().context("the worker has ended")
     }
 }
 
-/// Points here, output there. Always reads, so that a worker never waits for a test that does not
-/// listen.
+/// Sorts the printed lines into points and output. Always reads, so that a worker never waits for a
+/// test that does not listen.
 async fn sort(
     printed: ChildStdout,
     points: UnboundedSender<String>,
@@ -193,7 +193,7 @@ async fn sort(
 ) {
     let mut lines = BufReader::new(printed).lines();
     while let Ok(Some(line)) = lines.next_line().await {
-        // Nobody listens any more when the test has dropped the worker.
+        // The receiver is gone if the test has dropped the worker.
         let _ = match line.strip_prefix(AT) {
             Some(point) => points.send(String::from(point)),
             None => output.send(line),
@@ -201,10 +201,11 @@ async fn sort(
     }
 }
 
-/// The program of an example of the workspace, built in the same profile as the calling test.
+/// Returns the program of an example of the workspace, built in the same profile as the calling
+/// test.
 ///
 /// # Errors
-/// When it is not built, with the command that builds it.
+/// If it is not built, with the command that builds it.
 pub fn example(name: &str) -> anyhow::Result<PathBuf> {
     // Tests are in `target/<profile>/deps`, examples in `target/<profile>/examples`.
     let test = std::env::current_exe()?;

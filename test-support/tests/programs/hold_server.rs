@@ -1,5 +1,5 @@
-//! Starts a server of the kind that its argument names, says which, and holds it until it is
-//! killed.
+//! Starts a server of the kind that its argument names, prints which one, and holds it until it
+//! is killed.
 
 use anyhow::bail;
 use idempotency_test_support::server::{

@@ -1,4 +1,4 @@
-//! Starts the worker that the arguments name, stops it in its tracks, and holds it until this
+//! Starts the worker that the arguments name, pauses it, and holds it until this
 //! process is killed.
 
 use std::process::Command;

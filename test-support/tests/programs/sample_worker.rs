@@ -1,4 +1,4 @@
-//! Makes one claim, has one effect and commits, on a store of its own. The argument is the path of
+//! Claims once, has one effect and commits, on a store of its own. The argument is the path of
 //! the effect log.
 
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! The official client of Stripe's API, which the tests in `tests/stripe` run.
+//! The official client for Stripe's API, which the tests in `tests/stripe` run.
 
 use anyhow::bail;
 
@@ -12,7 +12,7 @@ const PROJECT: Project = Project {
     lock: include_str!("../../../tests/stripe/package-lock.json"),
 };
 
-/// The command that installs it, if it is not there as the lock file wants it.
+/// Returns the command that installs it, if it is not there as the lock file requires.
 pub(super) fn install() -> anyhow::Result<Option<Command>> {
     let folder = packages::stripe_client()?;
     if PROJECT.is_installed(&folder) {
@@ -21,7 +21,7 @@ pub(super) fn install() -> anyhow::Result<Option<Command>> {
     PROJECT.install(&folder).map(Some)
 }
 
-/// Whether it is there now.
+/// Checks that it is there now.
 pub(super) fn check() -> anyhow::Result<()> {
     let folder = packages::stripe_client()?;
     if !PROJECT.is_installed(&folder) {

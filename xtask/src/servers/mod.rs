@@ -1,5 +1,5 @@
-//! The part that provides servers: finds them, installs what is missing where it can, and says what
-//! to do where it cannot.
+//! The part that provides servers: finds them, installs missing ones where it can, and prints
+//! advice where it cannot.
 
 #[path = "../../../test-support/src/server/binary.rs"]
 mod binary;
@@ -22,7 +22,7 @@ use wanted::{WANTED, Wanted};
 /// The part's name.
 pub(crate) const NAME: &str = "servers";
 
-/// What the choice depends on.
+/// The facts on which the choice depends.
 struct Machine<'a> {
     /// `"linux"`, `"macos"`, as in [`env::consts::OS`].
     system: &'a str,
@@ -32,7 +32,7 @@ struct Machine<'a> {
     is_set: &'a dyn Fn(&str) -> bool,
 }
 
-/// The commands that install what is missing.
+/// Returns the commands that install missing servers.
 pub(crate) fn install(_: &Options) -> anyhow::Result<Vec<Command>> {
     let mut commands = choose(&Machine {
         system: env::consts::OS,
@@ -47,11 +47,11 @@ pub(crate) fn install(_: &Options) -> anyhow::Result<Vec<Command>> {
     Ok(commands)
 }
 
-/// Whether servers of versions that are new enough are there now.
+/// Checks that servers of versions that are new enough are there now.
 pub(crate) fn check() -> anyhow::Result<()> {
     for wanted in WANTED.iter().filter(|wanted| wanted.is_for(env::consts::OS)) {
         if let Some(variable) = wanted.url_variable.filter(|variable| is_set(variable)) {
-            // Not which: the URL may contain a password.
+            // Not which one: the URL may contain a password.
             let program = wanted.program;
             println!(
                 "{variable} names the server; tests that stop or pause one need {program} all the same."
@@ -96,7 +96,7 @@ fn choose(machine: &Machine) -> anyhow::Result<Vec<Command>> {
     }
 }
 
-/// Packages of databases ask questions where somebody can answer.
+/// Installs packages with apt. Packages of databases ask questions if the terminal is interactive.
 fn apt(sudo: &str, missing: &[&Wanted]) -> Vec<Command> {
     let packages = joined(missing, |wanted| wanted.apt);
     let install = "env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends";

@@ -4,7 +4,7 @@ use anyhow::bail;
 
 use super::wanted::Wanted;
 
-/// Refuses a version that is too old. One that is not printed, a build of somebody's own, is left
+/// Rejects a version that is too old. A version that is not printed, as for a custom build, is left
 /// to the tests.
 pub(super) fn check(wanted: &Wanted, printed: &str) -> anyhow::Result<()> {
     let Some(version) = version(printed) else { return Ok(()) };
@@ -14,7 +14,7 @@ pub(super) fn check(wanted: &Wanted, printed: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The first word that is a number with dots, perhaps after `v=`, `v` or `valgrind-`.
+/// Parses the first word that is a number with dots, perhaps after `v=`, `v` or `valgrind-`.
 fn version(printed: &str) -> Option<(u32, u32)> {
     printed.split_whitespace().find_map(|word| {
         let mut numbers = word

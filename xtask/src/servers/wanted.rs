@@ -1,21 +1,21 @@
-//! The servers that the tests start, and the programs that talk to them or count what is done.
+//! The servers that the tests start, and the programs that talk to them or count their work.
 
 use std::path::PathBuf;
 
 use super::binary;
 
-/// A server, and how to get it.
+/// A server, and the way to get it.
 pub(super) struct Wanted {
-    /// What people call it.
+    /// The name for people.
     pub(super) name: &'static str,
-    /// What runs.
+    /// The name of the program.
     pub(super) program: &'static str,
-    /// Where its program is. The tests look there too.
+    /// The search for its program. The tests search the same places.
     pub(super) find: fn() -> anyhow::Result<PathBuf>,
     pub(super) apt: &'static str,
-    /// `None`: there is none for macOS, where the tests do without.
+    /// The Homebrew package. `None`: there is none for macOS, where the tests do without.
     pub(super) brew: Option<&'static str>,
-    /// The environment variable that says where the program is, and what its value is.
+    /// The environment variable for the location of the program, and the meaning of its value.
     pub(super) variable: (&'static str, &'static str),
     /// The environment variable that names a server to use, so that none is installed.
     pub(super) url_variable: Option<&'static str>,
@@ -110,7 +110,7 @@ pub(super) const WANTED: [Wanted; 9] = [
         program: "npm",
         find: || binary::find("npm", "NPM"),
         apt: "npm",
-        // It comes with Node there.
+        // It is part of Node there.
         brew: None,
         variable: ("NPM", "the path of the program"),
         url_variable: None,
@@ -119,12 +119,12 @@ pub(super) const WANTED: [Wanted; 9] = [
 ];
 
 impl Wanted {
-    /// Whether the tests want it on this system, as in [`std::env::consts::OS`].
+    /// Returns true if the tests need it on this system, as in [`std::env::consts::OS`].
     pub(super) fn is_for(&self, system: &str) -> bool {
         system != "macos" || self.brew.is_some()
     }
 
-    /// What to do where it cannot be installed.
+    /// Returns advice where it cannot be installed.
     pub(super) fn advice(&self) -> String {
         let (major, minor) = self.lowest;
         let (variable, value) = self.variable;

@@ -1,5 +1,5 @@
 //! Servers from other releases of Debian, unpacked and not installed. They bring their C library,
-//! and start with its loader.
+//! and are started with its loader.
 
 use std::io::Read as _;
 use std::os::unix::fs::PermissionsExt as _;
@@ -18,8 +18,8 @@ struct Release {
     packages: &'static str,
 }
 
-/// Servers with the libraries that they are linked with. What their packages ask for beyond that is
-/// for installing them.
+/// Servers with the libraries that they are linked with. Other dependencies of their packages are
+/// only needed to install them.
 const RELEASES: [Release; 2] = [
     Release {
         folder: "trixie",
@@ -41,19 +41,19 @@ const RELEASES: [Release; 2] = [
 /// Part of the recipe: raised when the same packages are unpacked in another way.
 const REVISION: u32 = 1;
 
-/// With which Debian signs.
+/// The keys with which Debian signs.
 const KEYS: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
-/// What a program that needs the loader is called behind the script that takes its place.
+/// The extension of a program that needs the loader, behind the script that replaces it.
 const BEHIND: &str = "elf";
 
-/// The folders that [`provide`] fills.
+/// Returns the folders that [`provide`] fills.
 #[cfg(test)]
 pub(super) fn folders() -> impl Iterator<Item = &'static str> {
     RELEASES.iter().map(|release| release.folder)
 }
 
-/// The address of Debian's archive in the machine's own list of sources.
+/// Returns the address of Debian's archive in the machine's own list of sources.
 pub(super) fn archive() -> Result<String, &'static str> {
     let format = "$(CREATED_BY) $(ORIGIN) $(LABEL) $(REPO_URI)";
     let targets = Command::program("apt-get", "indextargets --format")
@@ -69,7 +69,7 @@ pub(super) fn archive() -> Result<String, &'static str> {
         .ok_or("they are packages of Debian, of which the machine's list of sources has no archive")
 }
 
-/// Unpacks what is not there yet in `servers`.
+/// Unpacks what is not yet in `servers`.
 pub(super) fn provide(servers: &Path) -> anyhow::Result<()> {
     for release in &RELEASES {
         let folder = servers.join(release.folder);
@@ -89,8 +89,8 @@ pub(super) fn provide(servers: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The files of packages, of the versions that the archive has now, and whose signatures apt has
-/// checked.
+/// Downloads the package files, in the versions that the archive has now. apt checks their
+/// signatures.
 fn download(release: &Release, new: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let archive = archive().map_err(anyhow::Error::msg)?;
     let apt = new.join("apt");
@@ -101,8 +101,7 @@ fn download(release: &Release, new: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let sources =
         release.suites.iter().map(|suite| format!("deb {signed}{archive} {suite} main\n"));
     fs::write(apt.join("sources.list"), sources.collect::<String>())?;
-    // None of the machine's own lists, nothing that is installed, and a folder that is nobody
-    // else's.
+    // None of the machine's own lists, nothing that is installed, and a folder that is not shared.
     let settings = [
         ("Dir::Etc::sourcelist", apt.join("sources.list")),
         ("Dir::Etc::sourceparts", PathBuf::from("/dev/null")),
@@ -125,8 +124,8 @@ fn download(release: &Release, new: &Path) -> anyhow::Result<Vec<PathBuf>> {
     fs::read_dir(apt.join("packages"))?.map(|entry| Ok(entry?.path())).collect()
 }
 
-/// Puts a script in the place of each program, which starts it with the loader and the libraries of
-/// `folder`, where `new` will be. The machine's own C library may be older.
+/// Replaces each program by a script that starts it with the loader and the libraries of `folder`,
+/// where `new` will be. The machine's own C library may be older.
 fn start_with_own_loader(new: &Path, folder: &Path) -> anyhow::Result<()> {
     fs::remove_dir_all(new.join("apt"))?;
     let libraries = libraries(new)?;
@@ -145,7 +144,7 @@ fn start_with_own_loader(new: &Path, folder: &Path) -> anyhow::Result<()> {
             let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
             let behind = format!("{name}.{BEHIND}");
             fs::rename(&program, program.with_file_name(&behind))?;
-            // Some programs have several names, and do what they are called.
+            // Some programs have several names, and behave according to the name.
             let script = format!(
                 "#!/bin/sh\nexec '{}' --library-path '{}' --argv0 \"$0\" '{}' \"$@\"\n",
                 loader.display(),
@@ -159,7 +158,7 @@ fn start_with_own_loader(new: &Path, folder: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The folders of libraries in `new`, such as `usr/lib/x86_64-linux-gnu`.
+/// Returns the folders of libraries in `new`, such as `usr/lib/x86_64-linux-gnu`.
 fn libraries(new: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for folder in ["lib", "usr/lib"] {
@@ -168,7 +167,7 @@ fn libraries(new: &Path) -> anyhow::Result<Vec<PathBuf>> {
             let name = entry?.file_name();
             if name.to_string_lossy().ends_with("-linux-gnu") {
                 found.push(Path::new(folder).join(&name));
-                // Where a library has one of its own that nobody else uses.
+                // The folder for private libraries of systemd.
                 found.push(Path::new(folder).join(&name).join("systemd"));
             }
         }

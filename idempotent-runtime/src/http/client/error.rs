@@ -1,4 +1,4 @@
-//! Why there is no answer, and what was sent.
+//! Errors of the client, and the description of a sent request.
 
 use std::fmt;
 
@@ -6,18 +6,19 @@ use http::HeaderValue;
 
 use crate::error::Error;
 
-/// What was sent: in the extensions of an answer, and in the error where there is none.
+/// The description of a sent request, in the extensions of a response or in the error if there is
+/// none.
 ///
 /// ```
 /// use idempotent_runtime::http::client::{ClientError, Sent};
 ///
-/// /// For the list of requests that somebody has to look after.
+/// /// For the list of requests that an operator has to check.
 /// fn key_of<E>(error: &ClientError<E>) -> Option<&http::HeaderValue> {
 ///     error.sent().map(Sent::header)
 /// }
 /// ```
 ///
-/// `Debug` does not show the key: keys are not for logs.
+/// `Debug` does not show the key: keys must not appear in logs.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Sent {
     pub(super) header: HeaderValue,
@@ -30,7 +31,7 @@ impl Sent {
         &self.header
     }
 
-    /// How many times the request was sent, 1 or more.
+    /// The number of times that the request was sent, 1 or more.
     pub fn attempts(&self) -> u32 {
         self.attempts
     }
@@ -42,39 +43,39 @@ impl fmt::Debug for Sent {
     }
 }
 
-/// Why a request has no answer.
+/// An error of a request that has no response.
 ///
 /// ```
 /// use idempotent_runtime::http::client::ClientError;
 ///
 /// fn has_no_effect<E>(error: &ClientError<E>) -> bool {
-///     // In all other cases nobody knows: the same request with the same key finds out.
+///     // In all other cases the outcome is unknown: the same request with the same key finds out.
 ///     matches!(error, ClientError::NotSent(_))
 /// }
 /// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum ClientError<E> {
-    /// It was not sent: there is no key for it.
+    /// The request was not sent, because it could not get a key.
     NotSent(Error),
-    /// The client behind the layer has failed. Whether the request took effect is not known.
+    /// The client behind the layer failed. It is not known whether the request took effect.
     #[non_exhaustive]
     Failed {
-        /// The client's error of the last attempt.
+        /// The client's error in the last attempt.
         error: E,
-        /// What was sent; nothing that has a key if the layer does not guard the request.
+        /// The request that was sent with a key. `None` if the layer does not guard the request.
         sent: Option<Sent>,
     },
-    /// There was no answer in time. Whether the request took effect is not known.
+    /// There was no response in time. It is not known whether the request took effect.
     #[non_exhaustive]
     TimedOut {
-        /// What was sent.
+        /// The request that was sent.
         sent: Sent,
     },
 }
 
 impl<E> ClientError<E> {
-    /// What was sent with a key.
+    /// Returns the description of the request if it was sent with a key.
     pub fn sent(&self) -> Option<&Sent> {
         match self {
             Self::NotSent(_) => None,

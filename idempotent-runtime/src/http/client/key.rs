@@ -1,4 +1,4 @@
-//! Which key a request is sent with.
+//! The key that a request is sent with.
 
 use std::fmt;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use crate::context::Context;
 use crate::error::{Error, ErrorKind};
 use crate::http::method::is_grpc;
 
-/// The key of a request, in its extensions.
+/// The key of a request, as an extension of the request.
 ///
 /// ```
 /// use http::Request;
@@ -27,15 +27,15 @@ use crate::http::method::is_grpc;
 /// # example(7).unwrap();
 /// ```
 ///
-/// `Debug` does not show it: keys are not for logs.
+/// `Debug` does not show the key: keys must not appear in logs.
 #[derive(Clone, PartialEq, Eq)]
 pub struct RequestKey(Arc<str>);
 
 impl RequestKey {
-    /// A key of printable ASCII characters. Services accept 255 of them, or fewer.
+    /// Creates a key of printable ASCII characters. Services accept 255 of them, or fewer.
     ///
     /// # Errors
-    /// [`InvalidKey`](ErrorKind::InvalidKey) when it is blank, or has other characters.
+    /// [`InvalidKey`](ErrorKind::InvalidKey) if it is blank or contains other characters.
     pub fn new(key: impl Into<Arc<str>>) -> Result<Self, Error> {
         let key = key.into();
         let is_usable =
@@ -43,7 +43,7 @@ impl RequestKey {
         if is_usable { Ok(Self(key)) } else { Err(unusable()) }
     }
 
-    /// The key, without quotes.
+    /// Returns the key without quotes.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -62,9 +62,9 @@ fn unusable() -> Error {
     )
 }
 
-/// What a request inside of a guarded call is for, in its extensions: the request has the key that
-/// [`Context::derive_key`](crate::Context::derive_key) gives for it, the same in every attempt.
-/// Outside of one it says nothing.
+/// The purpose of a request inside a guarded call, as an extension of the request. The request's
+/// key is the one that [`Context::derive_key`](crate::Context::derive_key) returns for this label,
+/// the same in every attempt. Outside of a guarded call it has no effect.
 ///
 /// ```
 /// # use std::time::Duration;
@@ -86,12 +86,12 @@ fn unusable() -> Error {
 pub struct RequestLabel(Arc<str>);
 
 impl RequestLabel {
-    /// Any text that is another one for each request of a body.
+    /// Creates a label. The text must be different for each request of a body.
     pub fn new(label: impl Into<Arc<str>>) -> Self {
         Self(label.into())
     }
 
-    /// The text.
+    /// Returns the text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -100,20 +100,20 @@ impl RequestLabel {
 /// The key of a request, as it is sent.
 pub(super) struct Chosen {
     pub(super) header: HeaderValue,
-    /// Where nothing but its address tells the request from others of its body.
+    /// The place of a request that only its address distinguishes from others of its body.
     pub(super) place: Option<Place>,
 }
 
 impl Options {
-    /// `None` for a request that is passed on as it is.
+    /// Returns the key of a request, or `None` if the request is passed on unchanged.
     pub(super) fn key_of(&self, request: &request::Parts) -> Result<Option<Chosen>, Error> {
-        // Its service knows nothing of keys in headers, and a repetition would be a second request.
+        // R68: its service does not know the header, and a retry would be a second request.
         if is_grpc(&request.headers) {
             return Ok(None);
         }
         let mut own = request.headers.get_all(self.names.key()).iter();
         if let Some(header) = own.next() {
-            // Which one of them the service would take is its own affair.
+            // It is up to the service which one it would use.
             if own.next().is_some() {
                 return Err(Error::new(ErrorKind::InvalidKey)
                     .with_text("the request has more than one header with a key", "give it one"));
@@ -134,8 +134,8 @@ impl Options {
         if let Some(label) = request.extensions.get::<RequestLabel>() {
             return self.chosen(&context.derive_key(label.as_str()), None).map(Some);
         }
-        // It would be answered with what the same question was told before, or with what the body
-        // was.
+        // It would get the response to the same lookup of an earlier attempt, or to the body's
+        // request.
         if context.is_question() {
             return Err(context.refused(ErrorKind::InvalidKey).with_text(
                 "a request of the question after a crash does not say whether it repeats an earlier one",
@@ -152,10 +152,10 @@ impl Options {
         self.chosen(&key, Some(place)).map(Some)
     }
 
-    /// Puts `key` into the headers of its request.
+    /// Inserts `key` into the headers of its request.
     pub(super) fn give(&self, headers: &mut HeaderMap, key: Chosen) -> Result<Chosen, Error> {
         let name = self.names.key();
-        // One that is there already has its place, also where there is none left.
+        // Removing an existing one first frees its place, so that it fits even into a full map.
         headers.remove(name);
         match headers.try_insert(name, key.header.clone()) {
             Ok(_) => Ok(key),
@@ -189,9 +189,8 @@ impl Options {
     }
 }
 
-/// The key as it stands. `None` where whoever receives it would read another one: white space
-/// around a header's value is no part of it, and a value that begins with a quote is a key in
-/// quotes.
+/// Returns the key without quotes, or `None` if a service would read another one: white space
+/// around a header's value is not part of it, and a value that begins with a quote is a quoted key.
 fn bare(key: &str) -> Option<HeaderValue> {
     let is_read_as_it_is = key.trim() == key && !key.starts_with('"');
     HeaderValue::from_str(key).ok().filter(|_| is_read_as_it_is)

@@ -29,12 +29,12 @@ pub(super) struct Options {
     pub(super) randomness: Arc<dyn Randomness>,
 }
 
-/// Gives each request of a client one `Idempotency-Key`, and sends it again with that key while
-/// this can help. The [module](super) says which key, and when.
+/// A layer that assigns one `Idempotency-Key` to each request of a client, and retries the request
+/// with that key while this can help. The [module](super) describes the key and the retries.
 ///
 /// Everything has a default. The client behind it is any `tower` service of [`http::Request`]; it
-/// is cloned for each request. The layer needs a Tokio runtime, unless
-/// [`with_clock`](Self::with_clock) gives another timer.
+/// is cloned for each request. The layer requires a Tokio runtime, unless
+/// [`with_clock`](Self::with_clock) sets another timer.
 ///
 /// ```
 /// use std::time::Duration;
@@ -55,7 +55,7 @@ pub struct ClientLayer<C = ClonedBody, P = AnyError> {
 }
 
 impl ClientLayer {
-    /// The layer around a client whose bodies are `Clone`. Others are made with
+    /// Creates the layer for a client whose bodies are `Clone`. Other bodies require
     /// [`with_body_copy`](Self::with_body_copy).
     pub fn new() -> Self {
         let options = Options {
@@ -89,8 +89,8 @@ impl<C, P> ClientLayer<C, P> {
         self
     }
 
-    /// How a body is copied for a further attempt, for bodies that are not `Clone`. A request whose
-    /// body gives `None` is sent once.
+    /// Sets the function that copies a body for a further attempt, for bodies that are not `Clone`.
+    /// If it returns `None`, the request is sent once.
     ///
     /// ```
     /// use idempotent_runtime::http::client::ClientLayer;
@@ -109,9 +109,9 @@ impl<C, P> ClientLayer<C, P> {
         ClientLayer { options: self.options, copy, passing: self.passing }
     }
 
-    /// Which errors of the client can pass, so that the request is sent again: a broken connection
-    /// can, an address that is wrong cannot. The default is to take each for one that can; with a
-    /// key, that is safe.
+    /// Sets the function that returns true for temporary errors of the client, after which the
+    /// request is retried: a broken connection is temporary, an invalid address is not. By default
+    /// every error is treated as temporary; with a key, that is safe.
     ///
     /// ```
     /// use idempotent_runtime::http::client::ClientLayer;
@@ -123,10 +123,12 @@ impl<C, P> ClientLayer<C, P> {
         ClientLayer { options: self.options, copy: self.copy, passing: can_pass }
     }
 
-    /// Further answers after which a request is sent again, for example of a service that says so
-    /// in a header of its own. They are added to those of the [module](super). It is not asked
-    /// about what the service says is final: what was replayed or ran unprotected, what it asks not
-    /// to be sent again, and an outcome that is not known.
+    /// Additional responses after which a request is retried, for example if a service uses a
+    /// header of its own for this. They are added to those of the [module](super).
+    ///
+    /// The function is not called for responses that the service marks as final: a response that
+    /// was replayed or ran unprotected, one that asks not to be retried, and an outcome that is not
+    /// known.
     ///
     /// ```
     /// use idempotent_runtime::http::client::ClientLayer;
@@ -140,42 +142,43 @@ impl<C, P> ClientLayer<C, P> {
         self.set(|options| options.retried = Some(Arc::new(retried)))
     }
 
-    /// The names of the headers with the key and with what the service tells. The default is
-    /// [`HeaderNames::new`]. The usual names of what marks an answer as final count in any case.
+    /// The names of the key header and of the headers that the service writes. The default is
+    /// [`HeaderNames::new`]. The usual names of the headers that mark a response as final always
+    /// count.
     pub fn with_header_names(self, names: HeaderNames) -> Self {
         self.set(|options| options.names = names)
     }
 
-    /// Which requests get a key. The default is POST and PATCH. A request that has a key already is
-    /// sent with it whatever its method.
+    /// The methods whose requests get a key. The default is POST and PATCH. A request that already
+    /// has a key is sent with it, whatever its method.
     pub fn with_methods(self, methods: impl IntoIterator<Item = Method>) -> Self {
         self.set(|options| options.methods = methods.into_iter().collect())
     }
 
-    /// Sends keys without the quotes that the draft of the standard has, for services that ask for
-    /// it. One that would arrive as another, because it begins or ends with a space or begins with
-    /// a quote, is not sent.
+    /// Sends keys without the quotes that the draft standard requires, for services that expect
+    /// this. A key that would arrive as another one is not sent: one that begins or ends with a
+    /// space, or begins with a quote.
     pub fn with_bare_keys(self) -> Self {
         self.set(|options| options.bare_keys = true)
     }
 
-    /// How long all attempts together may take, with the pauses between them. The default is 30
+    /// The time for all attempts together, including the pauses between them. The default is 30
     /// seconds.
     ///
-    /// When a pause would not end before it, the last answer or error is given back at once. An
-    /// attempt that is on its way then is dropped: [`TimedOut`](super::ClientError::TimedOut).
+    /// If a pause would not end before it, the last response or error is returned at once. An
+    /// attempt that is in flight when it expires is dropped:
+    /// [`TimedOut`](super::ClientError::TimedOut).
     pub fn with_deadline(self, deadline: Duration) -> Self {
         self.set(|options| options.deadline = deadline)
     }
 
-    /// How long one attempt may take until there is an answer. The default is as long as the client
-    /// behind the layer, and the deadline, let it.
+    /// The time until one attempt must have a response. By default only the client behind the layer
+    /// and the deadline limit it.
     pub fn with_attempt_timeout(self, timeout: Duration) -> Self {
         self.set(|options| options.attempt_timeout = Some(timeout))
     }
 
-    /// How many times a request is sent at most, 1 or more. The default is as often as the deadline
-    /// lets it.
+    /// The largest number of attempts, 1 or more. By default only the deadline limits it.
     pub fn with_max_attempts(self, attempts: u32) -> Self {
         self.set(|options| options.max_attempts = attempts.max(1))
     }
@@ -186,12 +189,12 @@ impl<C, P> ClientLayer<C, P> {
         self.set(|options| options.backoff = Backoff { first, longest })
     }
 
-    /// Where the layer takes time from. The default is the machine's clock.
+    /// The clock of the layer. The default is the machine's clock.
     pub fn with_clock(self, clock: impl Clock) -> Self {
         self.set(|options| options.clock = Arc::new(clock))
     }
 
-    /// Where new keys and the lengths of pauses come from. The default is the operating system's
+    /// The source of randomness for new keys and pauses. The default is the operating system's
     /// generator.
     pub fn with_randomness(self, randomness: impl Randomness) -> Self {
         self.set(|options| options.randomness = Arc::new(randomness))

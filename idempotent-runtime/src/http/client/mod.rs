@@ -1,7 +1,7 @@
-//! The other side of the header: a [`tower`](https://docs.rs/tower) layer around an HTTP client.
+//! The client side of the header: a [`tower`](https://docs.rs/tower) layer around an HTTP client.
 //!
-//! It gives each request one `Idempotency-Key`, sends the request again with the same key while
-//! that can help, and gives back the first answer that settles it:
+//! It assigns one `Idempotency-Key` to each request, retries the request with the same key while
+//! that can help, and returns the first response that settles it:
 //!
 //! ```
 //! # use std::{convert::Infallible, future::{Ready, ready}, task::{Context, Poll}, time::Duration};
@@ -34,84 +34,89 @@
 //! # }
 //! ```
 //!
-//! The service at the other end must honour the header. **To one that does not, a request that is
-//! sent again is a second request.**
+//! The service at the other end must support the header. **To a service that does not, a retry is a
+//! second request.**
 //!
 //! # Which key
 //!
-//! The first of these that there is:
+//! The first of these that is present:
 //!
-//! 1. the header, if the request has it already; it is sent as it is;
+//! 1. the header, if the request already has it; it is sent unchanged;
 //! 2. a [`RequestKey`] in the request's extensions;
-//! 3. inside of a guarded call, where a request has to have the same key in every attempt of the
-//!    body: the key that [`Context::derive_key`](crate::Context::derive_key) gives for the
+//! 3. inside a guarded call, where a request must have the same key in every attempt of the body:
+//!    the key that [`Context::derive_key`](crate::Context::derive_key) returns for the
 //!    [`RequestLabel`] in the request's extensions, or, without one, for its method and address, as
 //!    in `"POST https://example.com/payments"`;
 //! 4. a UUID of version 7.
 //!
-//! A request gets a key by the last two if its method is one of the layer's, POST and PATCH by
-//! default. A request without a key is passed on untouched, and sent once; so is a request of gRPC
-//! (`application/grpc…`), whose service knows nothing of the header.
+//! The last two apply only to the layer's methods, POST and PATCH by default. A request without a
+//! key is passed on untouched and sent once. So is a gRPC request (`application/grpc…`), whose
+//! service does not know the header.
 //!
-//! A UUID is gone with the process that drew it. Where a request may have to be repeated after a
-//! crash, it is sent from a guarded call, or its key is written down first.
+//! A UUID is lost with the process that generated it. If a request may have to be repeated after a
+//! crash, send it from a guarded call, or write its key down first.
 //!
 //! ## Two requests in one body
 //!
-//! Two requests with one label are one request, and so have one key. Without a label they are told
-//! apart by method and address alone: not by their order, which a later attempt need not repeat,
-//! and not by their body. So the second request to one address is **refused**
-//! ([`ClientError::NotSent`]) while the first is on its way and after it was answered: nobody can
-//! say which of the two a later attempt means. Give each a label that says what it is for,
-//! `"charge"` or `"refund-7"`. Where the first ended without an answer, or with one after which a
-//! request is sent again, the next one is the same request and has the same key. Each
-//! [step](crate::Context::step) has keys of its own.
+//! Two requests with the same label are the same request, and have the same key. Without a label,
+//! only method and address distinguish them: not their order, which a later attempt need not
+//! repeat, and not their body.
 //!
-//! In the question of [`on_crash_verify`](crate::Call::on_crash_verify), and in that of the layer
-//! for services, a request without a label is refused as well: with a key that is the same in every
-//! attempt, a lookup by POST would be answered with what the service said to the question before.
-//! Give it the label of the request that it repeats, to learn what became of that one, or a
-//! [`RequestKey`] that no other question has.
+//! So the second request to an address is **refused** ([`ClientError::NotSent`]) while the first is
+//! in flight and after it was answered, because a later attempt could mean either of them. Give
+//! each a label that describes its purpose, `"charge"` or `"refund-7"`. If the first ended without
+//! a response, or with a response after which a request is retried, the next one is the same
+//! request and has the same key. Each [step](crate::Context::step) has keys of its own.
 //!
-//! The running call is looked for where [`call`](tower_service::Service::call) is called: in the
-//! body, and in tasks that have it [`in_current_scope`](crate::InCurrentScope::in_current_scope). A
-//! buffer or a queue belongs behind the layer, and so does what repeats requests by itself: in
-//! front of it, each repetition is a request of its own, with a new key unless it has one of the
-//! first two.
+//! In the callback of [`on_crash_verify`](crate::Call::on_crash_verify), and in that of the layer
+//! for services, a request without a label is refused as well: its key would be the same in every
+//! attempt, so a lookup by POST would be answered with the response to an earlier lookup. Give it
+//! the label of the request whose outcome it looks up, or a [`RequestKey`] that no other lookup
+//! has.
+//!
+//! The running call is determined where [`call`](tower_service::Service::call) is called: in the
+//! body, and in tasks that run [`in_current_scope`](crate::InCurrentScope::in_current_scope). Put a
+//! buffer or a queue behind the layer, and everything that retries on its own as well. In front of
+//! it, each retry is a request of its own, with a new key unless it has one of the first two.
 //!
 //! # When a request is sent again
 //!
-//! | what came | |
+//! | result | |
 //! |---|---|
-//! | an error of the client: no connection, or no answer on it | again, unless [`with_errors`](ClientLayer::with_errors) says that it is final |
-//! | no answer within [`with_attempt_timeout`](ClientLayer::with_attempt_timeout) | again |
-//! | `Idempotency-Replayed` or `Idempotency-Bypassed`, whatever the status | given back |
-//! | `Idempotency-Problem: uncertain`, `not-kept`, `expired` or `mismatch` | given back |
-//! | `Stripe-Should-Retry: false` | given back |
-//! | `Stripe-Should-Retry: true`, on an error | again |
-//! | 408, 409, 425, 429, 502, 503, 504 | again |
-//! | everything else, 400 and 422 and 500 among it | given back, unless [`with_retried_answers`](ClientLayer::with_retried_answers) says otherwise |
+//! | client error: no connection or no response on it | retried unless [`with_errors`] forbids it |
+//! | no response within [`with_attempt_timeout`] | retried |
+//! | `Idempotency-Replayed` or `Idempotency-Bypassed`, whatever the status | returned |
+//! | `Idempotency-Problem: uncertain`, `not-kept`, `expired` or `mismatch` | returned |
+//! | `Stripe-Should-Retry: false` | returned |
+//! | `Stripe-Should-Retry: true`, on an error | retried |
+//! | 408, 409, 425, 429, 502, 503, 504 | retried |
+//! | all else, including 400, 422, 500 | returned, unless [`with_retried_answers`] says otherwise |
 //!
-//! The first line that fits counts. A 409 may say that the first request still runs. Where it is a
-//! result instead, the service replays it to the next attempt, which is then given back.
+//! [`with_errors`]: ClientLayer::with_errors
+//! [`with_attempt_timeout`]: ClientLayer::with_attempt_timeout
+//! [`with_retried_answers`]: ClientLayer::with_retried_answers
 //!
-//! Between two attempts there is a pause of a random length, up to a bound that doubles each time,
-//! and at least what `Retry-After` asks for: a number of seconds, or a date, which is compared with
-//! the answer's own `Date` where it has one. When the pause would not end before the
-//! [deadline](ClientLayer::with_deadline), the last answer or error is given back at once.
+//! The first matching line applies. A 409 may mean that the first request is still running. If it
+//! is a result instead, the service replays it to the next attempt, and that response is then
+//! returned.
 //!
-//! A body is copied before it is sent. One that [cannot be copied](ClientLayer::with_body_copy) is
-//! sent once.
+//! The pause between two attempts has a random length, up to a bound that doubles each time, and at
+//! least the length that `Retry-After` requires: a number of seconds, or a date, which is compared
+//! with the response's own `Date` if it has one. If the pause would not end before the
+//! [deadline](ClientLayer::with_deadline), the last response or error is returned at once.
 //!
-//! An answer is there when its head is. What breaks off in the body of an answer is for the one who
-//! reads it, who can send the request again with its key.
+//! A body is copied before it is sent. A body that [cannot be copied](ClientLayer::with_body_copy)
+//! is sent once.
+//!
+//! A response counts as received once its headers arrive. If its body breaks off, the caller that
+//! reads it can send the request again with its key.
 //!
 //! # When the future is dropped
 //!
-//! No further attempt is sent. What the last one does at the other end is not known: it may take
-//! effect. The same request with the same key finds out. So `timeout(…)` around a request whose key
-//! was drawn here gives that up; [`with_deadline`](ClientLayer::with_deadline) gives the key back
-//! with its error.
+//! No further attempt is sent. The outcome of the last one is not known: it may take effect. The
+//! same request with the same key finds out. So `timeout(…)` around a request whose key was
+//! generated here loses the key; [`with_deadline`](ClientLayer::with_deadline) returns the key with
+//! its error.
 
 mod answer;
 mod error;

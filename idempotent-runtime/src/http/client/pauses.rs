@@ -6,12 +6,13 @@ use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 
 use crate::clock::Randomness;
 
-/// How long to wait before the next attempt: anything up to a bound that doubles each time.
+/// Bounds of the pauses between attempts: each pause is random, up to a bound that doubles each
+/// time.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Backoff {
     /// The bound of the first pause.
     pub(super) first: Duration,
-    /// What no bound exceeds.
+    /// The upper limit of every bound.
     pub(super) longest: Duration,
 }
 
@@ -26,7 +27,7 @@ impl Backoff {
     }
 }
 
-/// A pause of any length up to `bound`, so that clients that failed together do not come back
+/// Returns a random pause up to `bound`, so that clients that failed together do not retry
 /// together. Without randomness it is the longest one.
 pub(super) fn anything_up_to(bound: Duration, randomness: &dyn Randomness) -> Duration {
     let mut bytes = [0; 8];
@@ -34,7 +35,7 @@ pub(super) fn anything_up_to(bound: Duration, randomness: &dyn Randomness) -> Du
         return bound;
     }
     let share = u128::from(u64::from_be_bytes(bytes));
-    // A bound of more than 2⁶⁴ nanoseconds is centuries.
+    // 2⁶⁴ nanoseconds are centuries, so larger bounds are cut off.
     let nanos = u64::try_from(bound.as_nanos()).unwrap_or(u64::MAX);
     let pause = (u128::from(nanos) * share) >> 64;
     Duration::from_nanos(u64::try_from(pause).unwrap_or(nanos))

@@ -1,4 +1,4 @@
-//! The way of a request to its answer, over several attempts.
+//! The service: assigns a key to a request and sends it until its response settles it.
 
 use std::fmt;
 use std::future::{Future, poll_fn};
@@ -45,8 +45,8 @@ impl<S: fmt::Debug, C, P> fmt::Debug for ClientService<S, C, P> {
 }
 
 pin_project! {
-    /// The future of [`ClientService`]. Dropped, it sends no further attempt; what became of the
-    /// last one is not known.
+    /// The future of [`ClientService`]. If it is dropped, no further attempt is sent; the outcome
+    /// of the last one is not known.
     pub struct ClientFuture<F, R, E> {
         #[pin]
         kind: Kind<F, R, E>,
@@ -119,7 +119,7 @@ where
             }
             Ok(Some(key)) => {
                 let next = self.clone();
-                // The service that is ready is the one that is called.
+                // Call the service that is ready, and leave the clone.
                 let Self { service, options, copy, passing } = std::mem::replace(self, next);
                 let delivery = Delivery {
                     service,
@@ -139,22 +139,22 @@ where
     }
 }
 
-/// One request with a key, and what it takes to get it answered.
+/// One request with a key, and everything needed to get it answered.
 struct Delivery<S, C, P> {
     service: S,
     options: Arc<Options>,
     copy: C,
     passing: P,
     header: HeaderValue,
-    /// How many have begun.
+    /// The number of attempts that have begun.
     attempts: u32,
 }
 
-/// How an attempt ended.
+/// The end of an attempt.
 enum Ended<R, E> {
     Answered(response::Parts, R),
     Failed(E),
-    /// The client takes no further request.
+    /// The client accepts no further request.
     Closed(E),
     TimedOut,
 }
@@ -172,7 +172,7 @@ impl<S, C, P> Delivery<S, C, P> {
     {
         let deadline = self.options.clock.sleep(self.options.deadline);
         let ended = tokio::select! {
-            // An answer that is there is taken, however late this was polled.
+            // A response that is available wins over the deadline, however late this was polled.
             biased;
             ended = self.attempts(request) => ended,
             () = deadline => Ended::TimedOut,
@@ -180,6 +180,8 @@ impl<S, C, P> Delivery<S, C, P> {
         let sent = Sent { header: self.header.clone(), attempts: self.attempts };
         match ended {
             Ended::Answered(mut head, body) => {
+                // Only a final response keeps the place. In every other case its drop frees it, and
+                // the next request to this address counts as the same one again.
                 if let Some(place) = key.place.filter(|_| !self.can_change(&head)) {
                     place.answered();
                 }
@@ -218,7 +220,7 @@ impl<S, C, P> Delivery<S, C, P> {
             if end.saturating_sub(clock.monotonic()) <= pause {
                 return ended;
             }
-            // Its connection is of use to others.
+            // Drop the response before the pause: other requests can use its connection.
             drop(ended);
             tracing::debug!(
                 attempts = self.attempts,
@@ -255,7 +257,7 @@ impl<S, C, P> Delivery<S, C, P> {
     where
         S: Service<Request<B>, Response = Response<R>>,
     {
-        // For the first one it was asked by the caller.
+        // Before the first attempt the caller has polled it.
         if self.attempts > 0
             && let Err(error) = poll_fn(|task| self.service.poll_ready(task)).await
         {
@@ -271,7 +273,7 @@ impl<S, C, P> Delivery<S, C, P> {
         }
     }
 
-    /// How long to wait at least before the request is sent again, `None` if it is settled.
+    /// Returns the shortest pause before the next attempt, or `None` if the request is settled.
     fn least_pause<R, E>(&self, ended: &Ended<R, E>) -> Option<Duration>
     where
         P: PassingError<E>,
@@ -279,6 +281,7 @@ impl<S, C, P> Delivery<S, C, P> {
         match ended {
             Ended::Answered(head, _) if self.can_change(head) => {
                 let now = SystemTime::from(self.options.clock.now());
+                // R69: the pause is at least `Retry-After`, or only the backoff without one.
                 Some(retry_after(head, now).unwrap_or_default())
             }
             Ended::Failed(error)
@@ -294,7 +297,7 @@ impl<S, C, P> Delivery<S, C, P> {
     fn can_change(&self, answer: &response::Parts) -> bool {
         match repetition(answer, &self.options.names) {
             Repetition::Ruled(can_change) => can_change,
-            // The user may know more statuses, and nothing that goes before them.
+            // The user's function may add statuses, but cannot override what the service says.
             Repetition::ByStatus(true) => true,
             Repetition::ByStatus(false) => {
                 let retried = self.options.retried.as_ref();
@@ -317,7 +320,7 @@ mod tests {
 
     use super::super::{ClientError, ClientLayer, Sent};
 
-    /// Takes one request, which fails.
+    /// A client that accepts one request, which fails.
     #[derive(Clone, Default)]
     struct Closing {
         requests: u32,

@@ -1,15 +1,15 @@
-//! What the layer has to know of the client that it is around.
+//! Properties of the client behind the layer: copyable bodies and temporary errors.
 
-/// How the body of a request is copied for a further attempt. Made by
+/// A function that copies the body of a request for a further attempt. Set by
 /// [`ClientLayer::with_body_copy`].
 ///
 /// [`ClientLayer::with_body_copy`]: super::ClientLayer::with_body_copy
 pub trait BodyCopy<B> {
-    /// A copy of the body, `None` where there can be none: the request is then sent once.
+    /// Returns a copy of the body, or `None` if it cannot be copied: the request is then sent once.
     fn copy(&self, body: &B) -> Option<B>;
 }
 
-/// The default: bodies are cloned. They are `Clone` then.
+/// The default: bodies are cloned, and must be `Clone`.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ClonedBody;
 
@@ -25,15 +25,15 @@ impl<B, F: Fn(&B) -> Option<B>> BodyCopy<B> for F {
     }
 }
 
-/// Which errors of the client can pass. Made by [`ClientLayer::with_errors`].
+/// A function that recognises temporary errors of the client. Set by [`ClientLayer::with_errors`].
 ///
 /// [`ClientLayer::with_errors`]: super::ClientLayer::with_errors
 pub trait PassingError<E> {
-    /// Whether a further attempt can have another outcome.
+    /// Returns true if a further attempt can have another outcome.
     fn can_pass(&self, error: &E) -> bool;
 }
 
-/// The default: every error can pass.
+/// The default: every error is temporary.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct AnyError;
 

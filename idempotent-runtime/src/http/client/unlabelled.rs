@@ -1,11 +1,11 @@
-//! The requests of a body that are known by their address alone.
+//! Requests of a body that only their address identifies.
 
 use std::collections::HashSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::context::Context;
 
-/// The keys of those that are on their way or were answered, in one attempt of a body.
+/// The keys of those that are in flight or were answered, in one attempt of a body.
 #[derive(Default)]
 pub(crate) struct Unlabelled(Mutex<HashSet<String>>);
 
@@ -15,8 +15,8 @@ impl Unlabelled {
     }
 }
 
-/// A request that is on its way. Dropped before it is answered, the next one is the same request
-/// once more.
+/// A request that is in flight. If it is dropped before it is answered, the next request is the
+/// same one again.
 pub(super) struct Place {
     context: Context,
     key: String,
@@ -24,13 +24,14 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// `None` if there is a request with this key: which of the two is meant, nobody can say.
+    /// Takes the place of `key`. Returns `None` if another request has it: a later attempt could
+    /// mean either of them.
     pub(super) fn take(context: &Context, key: &str) -> Option<Self> {
         let is_free = context.unlabelled_requests().keys().insert(key.to_owned());
         is_free.then(|| Self { context: context.clone(), key: key.to_owned(), is_answered: false })
     }
 
-    /// A further request with this key would be another one.
+    /// Keeps the place for good: a further request with this key would be another one.
     pub(super) fn answered(mut self) {
         self.is_answered = true;
     }

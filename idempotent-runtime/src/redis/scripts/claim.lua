@@ -21,15 +21,17 @@ if r.state == IN_PROGRESS and r.owner == m.owner then return shown('mine') end
 local policy = math.max(r.policy, m.policy)
 local contradicts = r.fingerprint ~= m.fingerprint
 local over = r.ends <= now
--- Who has no question cannot go on from what has to be asked about.
+-- A caller without a verification callback cannot take over a record that requires one.
 local can_ask = policy ~= VERIFY or m.policy == VERIFY
 if over and not contradicts and can_ask
   and ((r.state == IN_PROGRESS and policy < HOLD)
-    -- By a repeated claim of the owner that left it there, nobody would own it.
+    -- A re-sent claim of the owner that left it in doubt must not win: no caller waits for its
+    -- answer.
     or (r.state == IN_DOUBT and policy == VERIFY and r.owner ~= m.owner)) then
   m.fence, m.attempts, m.created, m.policy = next_fence(r), r.attempts + 1, r.created, policy
   m.checkpoints, m.taken, m.remaining = r.checkpoints, r.state, r.remaining
-  -- The words change with the owner where there is no checkpoint to be moved with them.
+  -- The words change with the owner if there is no checkpoint that would have to be moved with
+  -- them.
   if r.body_length == 0 then
     redis.call('SET', key, mine, 'KEEPTTL')
     r.words = #mine - HEADER

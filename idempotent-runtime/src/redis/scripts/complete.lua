@@ -1,5 +1,6 @@
--- KEYS 1 record 2 staged record. ARGV 1 token 2 state 3 reason 4 schema 5 ttl 6 '1' if staged 7 body
--- 8 the record to write anew if it is gone: fields and words, or empty 9 until when, in milliseconds.
+-- KEYS 1 record 2 staged record. ARGV 1 token 2 state 3 reason 4 schema 5 ttl 6 '1' if staged 7
+-- body 8 the record to write again if it is gone: fields and words, or empty 9 until when, in
+-- milliseconds.
 local token, staged, body = ARGV[1], ARGV[6] == '1', ARGV[7]
 local r, answer = read(), 'applied'
 if not r and ARGV[8] ~= '' and now < tonumber(ARGV[9]) then

@@ -1,5 +1,6 @@
--- What all scripts share. The places of the fields are those of store/envelope.rs, counted from one here.
--- Time is the server's. The lease of a first claim is not written down: it ends `linger` before the key does.
+-- Code that all scripts share. The places of the fields are those of store/envelope.rs, counted
+-- from one here. Time is the server's. The lease of a first claim is not written: it ends `linger`
+-- and `after_expiry` before the key expires.
 local key = KEYS[1]
 local clock = redis.call('TIME')
 local micros = clock[1] * 1000000 + clock[2]
@@ -36,10 +37,10 @@ local function fixed(r)
     .. u32(r.checkpoints) .. string.char(r.taken)
 end
 
--- The lengths of the words as they were, and of a body.
+-- The lengths of the operation and the trace context, unchanged, and of a body.
 local function lengths(r, body_length) return string.sub(r.head, 100, 107) .. u64(body_length) end
 
--- The words, operation and trace context, are at the end.
+-- The operation and the trace context ("words") are at the end.
 local function words_of(r)
   if r.words == 0 then return '' end
   return redis.call('GETRANGE', key, -r.words, -1)
@@ -50,7 +51,8 @@ local function body_of(r)
   return redis.call('GETRANGE', key, HEADER, HEADER + r.body_length - 1)
 end
 
--- The record, or nil. One that has expired becomes a tombstone here where it asks for one.
+-- Returns the record, or nil. One that has expired becomes a tombstone here if it has an
+-- `after_expiry`.
 local function read()
   local head = redis.call('GETRANGE', key, 0, HEADER - 1)
   if #head == 0 then return nil end
@@ -71,10 +73,10 @@ local function read()
   return r
 end
 
--- Writes the fields, and leaves words, body and expiry as they are.
+-- Writes the fields; words, body and expiry stay as they are.
 local function write(r) redis.call('SETRANGE', key, 0, fixed(r)) end
 
--- The lease runs from now, and the record outlives it by its linger. An expiry that is later already stays.
+-- Starts the lease now, and keeps the record for its linger beyond that. A later expiry stays.
 local function renew(r, lease)
   local wanted = lease + r.linger + r.after
   if r.remaining > wanted then
@@ -85,7 +87,8 @@ local function renew(r, lease)
   end
 end
 
--- Replaces the body. One that is staged is under KEYS[2], behind room for the fields, and does not pass through here.
+-- Replaces the body. A staged one is under KEYS[2], after room for the fields, and does not pass
+-- through the script.
 local function replace(r, body, staged, expiry)
   local text = r.text or words_of(r)
   if staged then
@@ -102,7 +105,7 @@ end
 local function is_unfinished(r) return r.state == IN_PROGRESS or r.state == IN_DOUBT end
 local function is_answer(r) return r.state == COMPLETED or r.state == FAILED end
 local function next_fence(r) return math.max(r.fence + 1, micros) end
--- What an owner finds: 'gone', 'lost', or nil when the record is its own.
+-- Returns the refusal of an owner's write: 'gone', 'lost', or nil if the record is its own.
 local function refusal(r, token)
   if not r or r.state == TOMBSTONE then return 'gone' end
   if r.owner ~= token then return 'lost' end

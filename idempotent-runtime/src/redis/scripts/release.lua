@@ -5,7 +5,7 @@ if refused then return refused end
 if r.state == RELEASED then return 'already' end
 if not is_unfinished(r) then return 'lost' end
 local unused = ARGV[3] == '1'
--- Once: a release that is sent again finds the lease given up.
+-- Only once: a repeated release finds the lease given up.
 if unused and r.lease ~= GIVEN_UP then r.attempts = math.max(r.attempts - 1, 0) end
 if r.taken ~= 0 then
   r.lease = GIVEN_UP

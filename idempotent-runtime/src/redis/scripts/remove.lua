@@ -3,7 +3,7 @@ local r = read()
 if not r then return 'absent' end
 if r.owner ~= ARGV[1] then return 'conflict' end
 local left = 0
--- The tombstone of a running record keeps its owner from bringing it back.
+-- The tombstone of a running record keeps the record's owner from bringing it back.
 if r.state == IN_PROGRESS or r.state == TOMBSTONE then left = math.max(r.ends - now, 0) end
 if left > 0 and ARGV[2] ~= '1' then return 'running' end
 local tombstone = math.max(left, tonumber(ARGV[3]))

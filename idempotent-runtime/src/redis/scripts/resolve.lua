@@ -1,5 +1,5 @@
--- KEYS 1 record 2 staged record. ARGV 1 observed token 2 new token 3 state, or 0 for not executed 4 schema 5 ttl
--- 6 '1' if staged 7 body.
+-- KEYS 1 record 2 staged record. ARGV 1 observed token 2 new token 3 state, or 0 for not executed
+-- 4 schema 5 ttl 6 '1' if staged 7 body.
 local staged, state = ARGV[6] == '1', tonumber(ARGV[3])
 local r = read()
 local refused
@@ -7,7 +7,8 @@ if not r or r.state == TOMBSTONE then
   refused = 'absent'
 elseif r.state == IN_PROGRESS and r.ends > now then
   refused = 'running'
--- An operator may correct an operator's answer, though not to "it did not happen": callers have had it.
+-- An operator may correct an operator's answer, but not to "it did not happen": callers may have
+-- received it.
 elseif (r.state ~= IN_DOUBT and not (is_answer(r) and r.reason == RESOLVED and state ~= 0)) or r.owner ~= ARGV[1] then
   refused = (r.owner == ARGV[2] and r.reason == RESOLVED) and 'applied' or 'conflict'
 end

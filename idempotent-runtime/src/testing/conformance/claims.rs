@@ -1,4 +1,4 @@
-//! Claims of what nobody holds, of what somebody holds, and of what is finished (T1–T4, rule 5).
+//! Claims of absent, held and finished records (T1–T4, rule 5).
 
 use std::time::Duration;
 
@@ -8,10 +8,10 @@ use crate::key::KeyHash;
 use crate::store::{Claim, Claimed, CrashPolicy, Record, Release, State, Store as _, Written};
 use crate::testing::Subject;
 
-/// Longer than 64 claims take anywhere.
+/// Longer than 64 claims take on any store.
 const RACE: Duration = Duration::from_secs(3_600);
 
-/// T1: no record, and the caller owns a new one with what it asked for.
+/// T1: there is no record, and the caller owns a new one with the values of its claim.
 pub async fn a_first_claim_is_granted<S: Subject>(scene: Scene<S>) {
     let rule = "T1: a claim of no record is granted and writes what was asked for";
     assert_eq!(scene.read().await, None, "the store under test must be empty");
@@ -66,7 +66,7 @@ pub async fn keys_are_independent<S: Subject>(scene: Scene<S>) {
     }
 }
 
-/// T3: a running claim is nobody else's, whatever the policies.
+/// T3: a running claim is held against every other caller, whatever the policies.
 pub async fn a_running_claim_is_held<S: Subject>(scene: Scene<S>) {
     let rule = "T3: a claim whose lease runs is held";
     scene.running(CrashPolicy::Retry).await;
@@ -80,7 +80,7 @@ pub async fn a_running_claim_is_held<S: Subject>(scene: Scene<S>) {
     scene.unchanged(&before, rule).await;
 }
 
-/// T4: the answer was lost, and the claim is asked again.
+/// T4: the response was lost, and the claim is sent again.
 pub async fn a_repeated_claim_is_granted_again<S: Subject>(scene: Scene<S>) {
     let rule = "T4: a claim by the token that owns it is granted again, and nothing changes";
     let claim = scene.claim_by(1);
@@ -96,7 +96,7 @@ pub async fn a_repeated_claim_is_granted_again<S: Subject>(scene: Scene<S>) {
     scene.unchanged(&before, rule).await;
 }
 
-/// T4, also when the lease is over: then it is not parked by its own token.
+/// T4, also when the lease has expired: the claim is not put in doubt by its own token.
 pub async fn a_repeated_claim_is_granted_after_its_lease<S: Subject>(scene: Scene<S>) {
     let rule = "T4: a claim by the token that owns it is granted again also when the lease is over";
     for policy in [CrashPolicy::Hold, CrashPolicy::Retry] {
@@ -110,8 +110,8 @@ pub async fn a_repeated_claim_is_granted_after_its_lease<S: Subject>(scene: Scen
     }
 }
 
-/// T2: what is finished is returned with its body to everybody, also to its owner and to another
-/// fingerprint.
+/// T2: a finished record is returned with its body to every caller, also to its owner and with
+/// another fingerprint.
 pub async fn an_answer_is_replayed<S: Subject>(scene: Scene<S>) {
     let rule = "T2: a claim of a finished record returns it and changes nothing";
     for state in [State::Completed, State::Failed] {
@@ -152,7 +152,7 @@ pub async fn an_answer_is_replayed<S: Subject>(scene: Scene<S>) {
     }
 }
 
-/// Rule 5: a claim that was transmitted twice and arrives after its release is released again.
+/// Rule 5: a claim that was transmitted twice and arrives after its release can be released again.
 pub async fn a_late_duplicate_claim_can_be_released_again<S: Subject>(scene: Scene<S>) {
     let rule =
         "rule 5: a claim that arrives again after its release is released by a second release";
@@ -169,7 +169,7 @@ pub async fn a_late_duplicate_claim_can_be_released_again<S: Subject>(scene: Sce
     }
 }
 
-/// Rule 5: the late duplicate meets another owner and does it no harm.
+/// Rule 5: a late duplicate that meets another owner does not affect it.
 pub async fn a_late_duplicate_claim_harms_nobody<S: Subject>(scene: Scene<S>) {
     let rule = "rule 5: a claim that arrives again after its release does not touch the next owner";
     let claim = scene.claim_by(1);
@@ -182,7 +182,7 @@ pub async fn a_late_duplicate_claim_harms_nobody<S: Subject>(scene: Scene<S>) {
     scene.unchanged(&before, rule).await;
 }
 
-/// T1 from R: the attempts go on.
+/// T1 from R: the count of attempts continues.
 pub async fn a_released_record_is_claimed_with_its_attempts<S: Subject>(scene: Scene<S>) {
     let rule =
         "T1: a released record is claimed; created stays, fence and attempts grow, the rest is new";
@@ -200,7 +200,7 @@ pub async fn a_released_record_is_claimed_with_its_attempts<S: Subject>(scene: S
     assert_eq!(grant.taken_over, None, "{rule}: it was not taken over");
 }
 
-/// T1 from nothing after a release that keeps nothing.
+/// T1 from no record, after a release that keeps nothing.
 pub async fn a_release_forgets_the_attempts_unless_asked<S: Subject>(scene: Scene<S>) {
     let rule = "T10: a release that keeps no attempts leaves nothing";
     scene.running(CrashPolicy::Hold).await;
@@ -209,7 +209,7 @@ pub async fn a_release_forgets_the_attempts_unless_asked<S: Subject>(scene: Scen
     assert_eq!(scene.mine(&scene.claim_by(2), rule).await.record.attempts, 1, "{rule}");
 }
 
-/// T10: nothing began, so nothing counts, and nothing that counted is lost.
+/// T10: nothing began, so no attempt counts, and no earlier one is lost.
 pub async fn a_claim_given_back_unused_is_no_attempt<S: Subject>(scene: Scene<S>) {
     let rule = "T10: a claim that is given back unused counts as no attempt, and leaves those before it counted";
     let unused = |caller| Release::unused(KEY, token(caller));
@@ -230,7 +230,7 @@ pub async fn a_claim_given_back_unused_is_no_attempt<S: Subject>(scene: Scene<S>
             "{rule}"
         );
     }
-    // A duplicate of the claim arrives late, and is given back as well.
+    // A duplicate of the claim arrives late and is released as well.
     assert_eq!(scene.mine(&claim, rule).await.record.attempts, 2, "{rule}");
     assert_eq!(scene.release(unused(2)).await, Written::Applied, "{rule}");
     let next = scene.mine(&scene.claim_under(3, CrashPolicy::Retry), rule).await;
@@ -249,14 +249,15 @@ pub async fn a_claim_given_back_unused_is_no_attempt<S: Subject>(scene: Scene<S>
     assert_eq!((next.record.attempts, next.taken_over), (3, Some(State::InProgress)), "{rule}");
 }
 
-/// One `Mine` among 64 claims at once.
+/// One `Mine` among 64 concurrent claims.
 pub async fn one_of_64_concurrent_claims_is_granted<S: Subject>(scene: Scene<S>) {
     let rule = "T1: of 64 claims at once one is granted, and the others see its owner";
     let claims = (1..=64).map(|caller| scene.claim_by(caller)).collect();
     race(&scene, claims, rule).await;
 }
 
-/// The answer to a claim. One that the store refuses because it is busy is sent again.
+/// Sends a claim and returns the response. A claim that the store refuses because it is busy is
+/// sent again.
 async fn claimed<S: Subject>(scene: &Scene<S>, claim: &Claim) -> Claimed {
     for _ in 0..20 {
         match scene.store().claim(claim.clone()).await {
@@ -267,9 +268,9 @@ async fn claimed<S: Subject>(scene: &Scene<S>, claim: &Claim) -> Claimed {
     panic!("the store is busy for ever")
 }
 
-/// Claims all at once; exactly one may be granted, and the record is its.
+/// Sends all claims concurrently. Exactly one may be granted, and the record must be its own.
 pub(super) async fn race<S: Subject>(scene: &Scene<S>, mut claims: Vec<Claim>, rule: &str) {
-    // None of them ends while the others are on their way.
+    // No lease may expire while the other claims are in flight.
     for claim in &mut claims {
         claim.lease = RACE;
     }

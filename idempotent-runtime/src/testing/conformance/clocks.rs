@@ -1,12 +1,12 @@
-//! Wall clocks that somebody sets, for stores that count on an injected one. A lease may end early
-//! or late then, but the rules hold.
+//! Changes of the wall clock, for stores that use an injected one. A lease may then end early or
+//! late, but the rules hold.
 
 use super::Scene;
 use super::scene::{KEY, token};
 use crate::store::{CrashPolicy, Park, Reason, State, Written};
 use crate::testing::{ClockJump, Subject};
 
-/// A clock set back makes leases longer, and takes nothing away.
+/// A clock that is set back makes leases longer, and the owner keeps its claim.
 pub async fn a_clock_set_back_keeps_the_owner<S: Subject>(scene: Scene<S>) {
     let rule = "after the clock was set back the owner goes on and nobody else does";
     scene.running(CrashPolicy::Retry).await;
@@ -28,7 +28,7 @@ pub async fn a_clock_set_back_keeps_the_owner<S: Subject>(scene: Scene<S>) {
     assert_eq!(scene.read().await, None, "{rule}: and the result expires");
 }
 
-/// A lease that was given up stays so.
+/// An abandoned lease stays abandoned.
 pub async fn a_clock_set_back_revives_no_abandoned_claim<S: Subject>(scene: Scene<S>) {
     let rule = "T11: an abandoned claim is taken over at once, also after the clock was set back";
     scene.running(CrashPolicy::Retry).await;
@@ -40,8 +40,8 @@ pub async fn a_clock_set_back_revives_no_abandoned_claim<S: Subject>(scene: Scen
     }
 }
 
-/// A clock set forward ends leases early: the running owner finds itself parked or replaced, never
-/// joined.
+/// A clock that is set forward ends leases early: the running owner finds its record in doubt or
+/// taken over, never with a second owner beside it.
 pub async fn a_clock_set_forward_makes_no_second_result<S: Subject>(scene: Scene<S>) {
     let rule = "after the clock was set forward there is still one result";
     scene.running(CrashPolicy::Retry).await;
@@ -58,7 +58,7 @@ pub async fn a_clock_set_forward_makes_no_second_result<S: Subject>(scene: Scene
     assert_eq!(&scene.held(&scene.claim_by(1), rule).await.body[..], b"winner", "{rule}");
 }
 
-/// Under hold a clock set forward costs nothing but a doubt, which the owner ends.
+/// Under hold, a clock that is set forward only puts the record in doubt, which the owner resolves.
 pub async fn a_clock_set_forward_loses_no_result_under_hold<S: Subject>(scene: Scene<S>) {
     let rule = "T8: an owner whose record was parked by a jump of the clock stores its result";
     scene.running(CrashPolicy::Hold).await;
@@ -70,7 +70,7 @@ pub async fn a_clock_set_forward_loses_no_result_under_hold<S: Subject>(scene: S
     assert_eq!(&scene.held(&scene.claim_by(2), rule).await.body[..], b"first", "{rule}");
 }
 
-/// The owner comes first.
+/// The owner's renewal arrives first.
 pub async fn a_renewal_after_a_jump_keeps_the_claim<S: Subject>(scene: Scene<S>) {
     let rule = "T7: an owner that renews after the clock was set forward, before anybody claims, keeps its claim";
     scene.running(CrashPolicy::Retry).await;

@@ -1,5 +1,5 @@
-//! Two handles on the same records: what one wrote the other sees, and operations that meet are as
-//! good as one after the other.
+//! Two handles on the same records: each sees the writes of the other, and concurrent operations
+//! have the same effect as in one order or the other.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,8 +26,8 @@ fn claim(key: KeyHash, caller: u128, policy: CrashPolicy) -> Claim {
     claim
 }
 
-/// One request about a record. Callers 1 to 3 may own it, and only 1 writes before it has heard so;
-/// 4 is a stranger, and 9 an operator.
+/// One request about a record. Callers 1 to 3 may own it, and only 1 writes before it knows so; 4
+/// is a stranger, and 9 an operator.
 #[derive(Clone, Copy, Debug)]
 enum Request {
     Claim(u128),
@@ -66,7 +66,7 @@ const REQUESTS: [Request; 17] = [
     Request::RemoveByForce,
 ];
 
-/// What a request was answered with, as far as it does not depend on the moment.
+/// The response to a request, without the parts that depend on the moment.
 #[derive(Clone, Debug, PartialEq)]
 struct Answer(String);
 
@@ -80,7 +80,7 @@ fn of_claim(claimed: Claimed) -> Answer {
             answer(("mine", grant.record.attempts, grant.taken_over, grant.record.body))
         }
         Claimed::Held(mut record) => {
-            // What its owner has got so far is nobody else's.
+            // The owner's progress is not visible to other callers.
             if !record.state.is_answer() {
                 record.body.clear();
             }
@@ -89,7 +89,7 @@ fn of_claim(claimed: Claimed) -> Answer {
     }
 }
 
-/// What a record is like, as far as it does not depend on the moment.
+/// The content of a record, without the parts that depend on the moment.
 #[derive(Clone, Debug, PartialEq)]
 struct Outline {
     state: State,
@@ -154,7 +154,7 @@ impl Request {
         Commit::new(key, token(caller), Bytes::from(format!("result of {caller}")), HOUR)
     }
 
-    /// Asks the store.
+    /// Sends the request to the store.
     async fn send(self, store: &impl Store, key: KeyHash) -> Answer {
         if let Some(claim) = self.claim(key) {
             return of_claim(answered(|| store.claim(claim.clone())).await);
@@ -180,7 +180,7 @@ impl Request {
             Self::Renew(caller) => {
                 let renewal = Renewal::new(key, token(caller), HOUR);
                 let mut renewed = Written::Unanswered;
-                // The record may be locked by the other request.
+                // The other request may have locked the record.
                 while renewed == Written::Unanswered {
                     renewed = answered(|| store.renew(vec![renewal])).await[0];
                 }
@@ -198,7 +198,7 @@ impl Request {
         }
     }
 
-    /// What the protocol answers.
+    /// Applies the request to `slot` as the protocol defines it, and returns the expected response.
     fn apply(self, slot: &mut Option<Record>, key: KeyHash, now: Timestamp) -> Answer {
         if let Some(claim) = self.claim(key) {
             return of_claim(transition::claim(slot, &claim, now));
@@ -237,7 +237,7 @@ impl Request {
     }
 }
 
-/// What two requests may be answered with, and what may be left, when `first` comes first.
+/// Returns the expected responses and the remaining record if `first` comes first.
 fn in_order(
     before: Option<&Record>,
     key: KeyHash,
@@ -250,7 +250,9 @@ fn in_order(
     (first, second, slot.as_ref().map(Outline::of))
 }
 
-/// Lets each pair of requests meet on a record of its own.
+/// Runs each pair of requests concurrently, on a record of its own.
+///
+/// The store must serialize the two: responses and record must be those of one of the two orders.
 async fn meet<S: Subject>(
     scene: &Scene<S>,
     state: &str,
@@ -261,7 +263,8 @@ async fn meet<S: Subject>(
     let mut number = 0;
     for (at, first) in REQUESTS.iter().enumerate() {
         for second in &REQUESTS[at..] {
-            // A store that lets them meet in one way only may happen to be right.
+            // Each pair runs in both orders of sending: with a single one a store may be right by
+            // chance.
             for round in 0..2 {
                 number += 1;
                 let key = numbered(number);
@@ -305,12 +308,12 @@ pub async fn requests_that_meet_where_no_record_is_have_an_order<S: Subject>(sce
     meet(&scene, "no record", async |_, _| {}).await;
 }
 
-/// Two requests about a record whose owner is at work.
+/// Two requests about a record whose owner is running.
 pub async fn requests_that_meet_on_a_running_record_have_an_order<S: Subject>(scene: Scene<S>) {
     meet(&scene, "a running record", async |store, key| run(store, key).await).await;
 }
 
-/// Two requests about a record that its owner has given up.
+/// Two requests about a record that its owner has abandoned.
 pub async fn requests_that_meet_on_an_abandoned_record_have_an_order<S: Subject>(scene: Scene<S>) {
     let prepare = async |store: &S::Store, key| {
         run(store, key).await;
@@ -343,7 +346,7 @@ pub async fn requests_that_meet_on_a_result_have_an_order<S: Subject>(scene: Sce
     meet(&scene, "a result", prepare).await;
 }
 
-/// Two requests about a record that keeps its attempts.
+/// Two requests about a released record that keeps its attempts.
 pub async fn requests_that_meet_on_a_released_record_have_an_order<S: Subject>(scene: Scene<S>) {
     let prepare = async |store: &S::Store, key| {
         run(store, key).await;
@@ -353,7 +356,7 @@ pub async fn requests_that_meet_on_a_released_record_have_an_order<S: Subject>(s
     meet(&scene, "a released record", prepare).await;
 }
 
-/// Numbers that are the same in every run, and look like random ones (xorshift).
+/// Returns pseudo-random numbers that are the same in every run (xorshift).
 fn next(state: &mut u64, below: usize) -> usize {
     *state ^= *state << 13;
     *state ^= *state >> 7;
@@ -361,7 +364,7 @@ fn next(state: &mut u64, below: usize) -> usize {
     usize::try_from(*state >> 33).unwrap_or_default() % below
 }
 
-/// Any requests, one after the other, through any handle.
+/// Arbitrary requests, one after the other, through any handle.
 pub async fn a_walk_of_any_requests_follows_the_protocol<S: Subject>(scene: Scene<S>) {
     scene.is_timeless();
     let (one, other) = (scene.store(), &scene.second().await);
@@ -395,7 +398,7 @@ pub async fn a_walk_of_any_requests_follows_the_protocol<S: Subject>(scene: Scen
     }
 }
 
-/// Who reads while an owner writes gets the record before, or the whole one after.
+/// A read while an owner writes returns the record before the write, or the complete one after it.
 pub async fn a_reader_sees_no_half_of_a_write<S: Subject>(scene: Scene<S>) {
     let rule = "a record that is read while it is written is the one before or the one after, with its own body";
     scene.is_timeless();
@@ -425,7 +428,7 @@ pub async fn a_reader_sees_no_half_of_a_write<S: Subject>(scene: Scene<S>) {
             is_over.store(true, Ordering::SeqCst);
         };
         let reading = async {
-            // A store that always takes the same steps is looked at between any two of them.
+            // A store whose steps are always the same is read between each two of them in turn.
             for _ in 0..number {
                 tokio::task::yield_now().await;
             }
@@ -447,7 +450,7 @@ pub async fn a_reader_sees_no_half_of_a_write<S: Subject>(scene: Scene<S>) {
     }
 }
 
-/// Nobody answers from what it remembers.
+/// No handle answers from a stale cache.
 pub async fn what_one_handle_wrote_the_other_sees<S: Subject>(scene: Scene<S>) {
     let rule = "what is answered through one handle is seen through every other from then on";
     scene.is_timeless();
@@ -489,7 +492,7 @@ pub async fn what_one_handle_wrote_the_other_sees<S: Subject>(scene: Scene<S>) {
     }
 }
 
-/// A resource that checks fences is asked by owners of all processes.
+/// A resource that checks fences is used by owners in all processes.
 pub async fn fences_grow_over_handles<S: Subject>(scene: Scene<S>) {
     let rule = "the fence of a claim is larger than that of every earlier claim of the key, through any handle";
     scene.is_timeless();
@@ -522,15 +525,15 @@ pub async fn fences_grow_over_handles<S: Subject>(scene: Scene<S>) {
                 answered(|| store.remove(Remove::new(KEY, token(caller)))).await;
             }
         }
-        // No time passes in between on a clock that is injected, and one that is set back takes no
-        // fence along.
+        // An injected clock does not move in between, and when it is set back, fences must not
+        // follow.
         if caller == 15 {
             scene.jump(ClockJump::Back(HOUR));
         }
     }
 }
 
-/// Who waits is in another process than who works.
+/// The waiting caller is in another process than the owner.
 pub async fn a_watch_is_woken_by_another_handle<S: Subject>(scene: Scene<S>) {
     let rule = "a watch is woken by what happens through another handle";
     let second = scene.second().await;
@@ -548,7 +551,7 @@ pub async fn a_watch_is_woken_by_another_handle<S: Subject>(scene: Scene<S>) {
             Written::Applied,
             "{rule}"
         );
-        // A store that does not push asks again after a while, on its own clock.
+        // A store without notifications polls, on its own clock.
         let passing = async {
             loop {
                 scene.pass(1).await;

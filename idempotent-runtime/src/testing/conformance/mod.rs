@@ -23,12 +23,12 @@ use stopwatch::Stopwatch;
 use super::Subject;
 use crate::clock::SystemClock;
 
-/// Makes one test for each rule that a store must keep.
+/// Generates one test for each rule that a store must follow.
 ///
-/// Takes a closure or an `async fn` that starts a fresh [`Subject`]. The tests need the feature
-/// `testing` and no runtime of their own. A failure names the rule that was broken. A case that
-/// failed after the machine, or the store's server, had stood still for most of a lease says
-/// nothing about the store: it is run again, with another subject and longer leases.
+/// Takes a closure or an `async fn` that creates a fresh [`Subject`]. The tests require the feature
+/// `testing`, but no runtime of their own. A failure names the rule that was broken. If the machine
+/// or the store's server was stalled for most of a lease, a failure says nothing about the store:
+/// the case is run again, with another subject and longer leases.
 ///
 /// ```no_run
 /// use std::time::Duration;
@@ -79,7 +79,7 @@ macro_rules! __conformance {
     };
 }
 
-/// Hands the list of all cases to a macro.
+/// Passes the list of all cases to a macro.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __conformance_list {
@@ -260,7 +260,7 @@ pub fn cases<S: Subject>() -> Vec<Case<S>> {
     __conformance_list! { [list] }
 }
 
-/// How often a case is run on a machine that is too busy for it.
+/// The largest number of runs of a case on a machine that is too busy for it.
 const TRIES: u32 = 8;
 
 /// Runs one case and cleans up, whether or not it fails.
@@ -277,7 +277,7 @@ where
         for tries in 1.. {
             let (subject, stopwatch) =
                 (Arc::new(start().await), Arc::new(Stopwatch::start(SystemClock::new())));
-            // A machine that was too busy once may be so again: each time there is more room.
+            // A machine that was too busy once may be so again: each attempt has a longer lease.
             let lease = subject.lease() * tries;
             let scene = Scene::new(Arc::clone(&subject), lease, Arc::clone(&stopwatch));
             let outcome = tokio::spawn(case(scene)).await;

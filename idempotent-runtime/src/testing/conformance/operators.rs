@@ -1,4 +1,4 @@
-//! What others than the owner may do: resolve, remove, list (T12, T14).
+//! Operations of callers that are not the owner: resolve, remove, list (T12, T14).
 
 use bytes::Bytes;
 
@@ -24,7 +24,7 @@ fn not_executed() -> Resolve {
     Resolve::new(KEY, token(1), token(9), ResolveAnswer::NotExecuted)
 }
 
-/// T12: it happened.
+/// T12: the operator says that it happened.
 pub async fn a_doubt_is_resolved_with_an_answer<S: Subject>(scene: Scene<S>) {
     let rule = "T12: an answer to a record in doubt is stored under a token of its own, with the fence counted up";
     for state in [State::Completed, State::Failed] {
@@ -41,7 +41,7 @@ pub async fn a_doubt_is_resolved_with_an_answer<S: Subject>(scene: Scene<S>) {
     }
 }
 
-/// T12: it did not happen.
+/// T12: the operator says that it did not happen.
 pub async fn a_doubt_is_resolved_as_not_executed<S: Subject>(scene: Scene<S>) {
     let rule = "T12: the answer that nothing happened removes the record, and the next call runs";
     scene.in_doubt(CrashPolicy::Hold).await;
@@ -53,7 +53,7 @@ pub async fn a_doubt_is_resolved_as_not_executed<S: Subject>(scene: Scene<S>) {
     scene.refuses_owner(1, Written::Lost, rule).await;
 }
 
-/// Rule 1, T12: the operator has spoken.
+/// Rule 1, T12: the operator has decided.
 pub async fn a_late_owner_does_not_undo_an_answer<S: Subject>(scene: Scene<S>) {
     let rule = "T12: after an operator's answer every write of the late owner is lost";
     scene.in_doubt(CrashPolicy::Retry).await;
@@ -63,7 +63,7 @@ pub async fn a_late_owner_does_not_undo_an_answer<S: Subject>(scene: Scene<S>) {
     scene.unchanged(&before, rule).await;
 }
 
-/// T12: the same answer again, because its own answer was lost.
+/// T12: the same resolution is sent again, because its response was lost.
 pub async fn an_answer_sent_twice_counts_once<S: Subject>(scene: Scene<S>) {
     let rule =
         "T12: an answer that is sent again is applied already; one by somebody else is a conflict";
@@ -76,7 +76,7 @@ pub async fn an_answer_sent_twice_counts_once<S: Subject>(scene: Scene<S>) {
     scene.unchanged(&before, rule).await;
 }
 
-/// T12: the operator was wrong, and an operator says so.
+/// T12: the operator was wrong, and corrects the answer.
 pub async fn an_operators_answer_is_corrected<S: Subject>(scene: Scene<S>) {
     let rule = "T12: an operator's answer is corrected as a doubt is answered, and stays an answer";
     let correction = |scene: &Scene<S>, observed: u128, caller: u128| Resolve {
@@ -133,7 +133,7 @@ pub async fn an_operators_answer_is_corrected<S: Subject>(scene: Scene<S>) {
     assert_eq!(&scene.held(&scene.claim_by(2), rule).await.body[..], b"resolved", "{rule}");
 }
 
-/// S2: what an owner has stored is not for operators to correct.
+/// S2: an operator cannot correct what an owner has stored.
 pub async fn an_owners_result_is_never_corrected<S: Subject>(scene: Scene<S>) {
     let rule =
         "S2: the result of an owner is changed by nobody, whoever it is and whyever it is none";
@@ -156,7 +156,7 @@ pub async fn an_owners_result_is_never_corrected<S: Subject>(scene: Scene<S>) {
     }
 }
 
-/// T12: only X, and only as it was seen.
+/// T12: only a record in X is resolved, and only as it was observed.
 pub async fn only_a_doubt_is_resolved<S: Subject>(scene: Scene<S>) {
     let rule = "T12: only a record in doubt is resolved";
     for answer in [finished(&scene, State::Completed), not_executed()] {
@@ -203,7 +203,7 @@ pub async fn an_answer_to_another_owner_is_a_conflict<S: Subject>(scene: Scene<S
     );
 }
 
-/// T14: what nobody runs can be forgotten.
+/// T14: a record without a running owner can be removed.
 pub async fn a_record_is_removed_unless_its_owner_runs<S: Subject>(scene: Scene<S>) {
     let rule = "T14: a record that nobody runs is removed and leaves nothing";
     let removed = async |observed: u128| {
@@ -234,7 +234,7 @@ pub async fn a_record_is_removed_unless_its_owner_runs<S: Subject>(scene: Scene<
     removed(1).await;
 }
 
-/// T14: forget of a running record.
+/// T14: a running record cannot be removed.
 pub async fn a_running_record_is_not_removed<S: Subject>(scene: Scene<S>) {
     let rule = "T14: a record whose owner runs is not removed";
     scene.running(CrashPolicy::Retry).await;
@@ -303,7 +303,7 @@ pub async fn a_removal_leaves_the_tombstone_that_was_asked_for<S: Subject>(scene
     assert_eq!(scene.mine(&scene.claim_by(2), rule).await.record.attempts, 1, "{rule}");
 }
 
-/// T14 and T9: the owner that was removed by force comes back.
+/// T14 and T9: the owner whose record was removed by force comes back.
 pub async fn a_record_removed_by_force_does_not_come_back<S: Subject>(scene: Scene<S>) {
     let rule = "T14: a forced removal of a running record leaves a tombstone for the rest of its lease, \
                 and the late owner's commit does not bring the record back";
@@ -331,7 +331,7 @@ pub async fn a_record_removed_by_force_does_not_come_back<S: Subject>(scene: Sce
     scene.kept_for(&scene.record().await, scene.leases(8), rule);
 }
 
-/// T14: a tombstone is forgotten as a record is.
+/// T14: a tombstone is removed like a record.
 pub async fn a_tombstone_is_removed<S: Subject>(scene: Scene<S>) {
     let rule = "T14: a tombstone of which no owner runs is removed by who has seen it, and the next call runs";
     let removed = async |remove: Remove| {
@@ -404,7 +404,7 @@ pub async fn a_scan_lists_every_record_once<S: Subject>(scene: Scene<S>) {
 /// Scan: by state and by operation.
 pub async fn a_scan_lists_what_was_asked_for<S: Subject>(scene: Scene<S>) {
     let rule = "a scan lists only records of the state and the operation that were asked for, page by page";
-    // Nothing bounds the name of an operation.
+    // The length of an operation's name is not limited.
     let long = "mail".repeat(5000);
     for number in 1..=12 {
         let operation = match number {

@@ -1,4 +1,4 @@
-//! What an owner may do to its claim, and nobody else: renew, release, abandon, park, checkpoint
+//! Operations that only an owner may apply to its claim: renew, release, abandon, park, checkpoint
 //! (T6b, T7, T10, T11, rules 1 and 6).
 
 use super::Scene;
@@ -6,7 +6,7 @@ use super::scene::{KEY, key, token};
 use crate::store::{Claim, CrashPolicy, Park, Reason, Record, Release, Renewal, State, Written};
 use crate::testing::Subject;
 
-/// Rule 1: after a takeover the old owner can write nothing.
+/// Rule 1: after a takeover the old owner cannot write anything.
 pub async fn a_stale_owner_writes_nothing_after_a_takeover<S: Subject>(scene: Scene<S>) {
     let rule = "rule 1: after a takeover every write of the old owner is lost";
     scene.orphaned(CrashPolicy::Retry).await;
@@ -17,7 +17,7 @@ pub async fn a_stale_owner_writes_nothing_after_a_takeover<S: Subject>(scene: Sc
     assert_eq!(scene.complete(scene.commit_by(2, "second")).await, Written::Applied, "{rule}");
 }
 
-/// Rule 1: a token that never owned the record can write nothing, whatever the state.
+/// Rule 1: a token that never owned the record cannot write anything, whatever the state.
 pub async fn a_stranger_writes_nothing<S: Subject>(scene: Scene<S>) {
     let rule = "rule 1: every write is guarded by the owner's token";
     scene.running(CrashPolicy::Retry).await;
@@ -47,7 +47,7 @@ pub async fn a_stranger_writes_nothing<S: Subject>(scene: Scene<S>) {
     scene.unchanged(&before, rule).await;
 }
 
-/// Rule 1: writes without a record.
+/// Rule 1: writes to an absent record are reported as such.
 pub async fn an_owner_without_record_is_told_so<S: Subject>(scene: Scene<S>) {
     let rule = "rule 1: a write without a record is answered with gone, and writes nothing";
     scene.refuses_owner(1, Written::Gone, rule).await;
@@ -59,7 +59,7 @@ pub async fn an_owner_without_record_is_told_so<S: Subject>(scene: Scene<S>) {
     scene.unchanged(&before, rule).await;
 }
 
-/// T7: a lease that is renewed does not end.
+/// T7: a lease that is renewed does not expire.
 pub async fn a_renewal_prolongs_the_lease<S: Subject>(scene: Scene<S>) {
     let rule = "T7: a renewal makes the lease end so long after now";
     scene.running(CrashPolicy::Retry).await;
@@ -79,7 +79,7 @@ pub async fn a_renewal_prolongs_the_lease<S: Subject>(scene: Scene<S>) {
     );
 }
 
-/// T7: late, but before anybody took over.
+/// T7: the renewal is late, but no other caller has taken over.
 pub async fn a_late_renewal_revives_the_lease<S: Subject>(scene: Scene<S>) {
     let rule = "T7: a renewal counts also when the lease was over and nobody has taken over";
     for policy in [CrashPolicy::Hold, CrashPolicy::Retry] {
@@ -90,7 +90,7 @@ pub async fn a_late_renewal_revives_the_lease<S: Subject>(scene: Scene<S>) {
     }
 }
 
-/// T7: only what is in progress has a lease.
+/// T7: only a claim in progress has a lease.
 pub async fn only_a_claim_in_progress_is_renewed<S: Subject>(scene: Scene<S>) {
     let rule = "T7: what is not in progress is not renewed, not even by its owner";
     let doubt = scene.in_doubt(CrashPolicy::Verify).await;
@@ -102,7 +102,7 @@ pub async fn only_a_claim_in_progress_is_renewed<S: Subject>(scene: Scene<S>) {
     scene.unchanged(&released, rule).await;
 }
 
-/// Rule 2: renewals extend how long the record is kept.
+/// Rule 2: renewals extend the time for which the record is kept.
 pub async fn a_renewal_extends_the_expiry_and_never_shortens_it<S: Subject>(scene: Scene<S>) {
     let rule = "rule 2: a renewal keeps the record at least its linger beyond the lease, and never shortens that";
     let claim = Claim { linger: scene.leases(2), ..scene.claim_by(1) };
@@ -121,7 +121,7 @@ pub async fn a_renewal_extends_the_expiry_and_never_shortens_it<S: Subject>(scen
     );
 }
 
-/// T7: one round trip for many owners, each with its own answer.
+/// T7: one round trip renews for many owners, each with its own result.
 pub async fn renewals_are_answered_one_by_one<S: Subject>(scene: Scene<S>) {
     let rule = "T7: every renewal of a batch has its own answer, in order";
     for (number, caller) in [(1, 1), (2, 2), (4, 4)] {
@@ -147,7 +147,7 @@ pub async fn renewals_are_answered_one_by_one<S: Subject>(scene: Scene<S>) {
     assert_eq!(scene.renew_all(Vec::new()).await, [], "{rule}: also none");
 }
 
-/// T10: from P and from X, also by a parked owner.
+/// T10: from P and from X, also by an owner whose record is in doubt.
 pub async fn an_owner_releases_its_claim<S: Subject>(scene: Scene<S>) {
     let rule = "T10: a release by the owner removes the record, or leaves its attempts";
     for keep_attempts in [false, true] {
@@ -191,8 +191,8 @@ pub async fn an_owner_releases_its_claim<S: Subject>(scene: Scene<S>) {
     }
 }
 
-/// T10: "nothing happened" is about the owner's own attempt. What the one before did, and its
-/// checkpoint, stay.
+/// T10: "nothing happened" refers to the owner's own attempt. The effects of the one before, and
+/// its checkpoint, stay.
 pub async fn a_release_leaves_what_was_taken_over<S: Subject>(scene: Scene<S>) {
     let rule = "T10: a release of a record that was taken over leaves it to the next caller";
     for policy in [CrashPolicy::Retry, CrashPolicy::Resume, CrashPolicy::Verify] {
@@ -214,7 +214,7 @@ pub async fn a_release_leaves_what_was_taken_over<S: Subject>(scene: Scene<S>) {
                     "{rule}"
                 );
             }
-            // A duplicate of the claim arrives late, and is given back as well.
+            // A duplicate of the claim arrives late and is released as well.
             scene.mine(&claim, rule).await;
             assert_eq!(scene.release(release).await, Written::Applied, "{rule}");
             let next = scene.mine(&scene.claim_under(3, policy), rule).await;
@@ -237,7 +237,7 @@ pub async fn a_release_leaves_what_was_taken_over<S: Subject>(scene: Scene<S>) {
     }
 }
 
-/// T10, T5b: the same where the record was in doubt before, and is again.
+/// T10, T5b: the same if the record was in doubt before, and is again.
 pub async fn a_release_leaves_a_doubt<S: Subject>(scene: Scene<S>) {
     let rule = "T10: a release of a record that was in doubt before leaves it in doubt, to be asked about at once";
     scene.in_doubt(CrashPolicy::Verify).await;
@@ -254,7 +254,7 @@ pub async fn a_release_leaves_a_doubt<S: Subject>(scene: Scene<S>) {
     );
 }
 
-/// T10: also after the lease, as long as the token stands.
+/// T10: also after the lease has expired, as long as the token is current.
 pub async fn a_late_owner_releases_its_claim<S: Subject>(scene: Scene<S>) {
     let rule =
         "T10: a release counts also when the lease is over, or an observer has parked the record";
@@ -264,7 +264,7 @@ pub async fn a_late_owner_releases_its_claim<S: Subject>(scene: Scene<S>) {
     scene.mine(&scene.claim_by(2), rule).await;
 }
 
-/// T10: what was given back is given back.
+/// T10: a released claim stays released.
 pub async fn a_released_claim_is_written_no_more<S: Subject>(scene: Scene<S>) {
     let rule =
         "T10: after its release an owner writes nothing, and releasing again is applied already";
@@ -283,7 +283,7 @@ pub async fn a_released_claim_is_written_no_more<S: Subject>(scene: Scene<S>) {
     scene.unchanged(&before, rule).await;
 }
 
-/// T11: the next caller need not wait for the lease.
+/// T11: the next caller need not wait for the lease to expire.
 pub async fn an_abandoned_claim_is_taken_over_at_once<S: Subject>(scene: Scene<S>) {
     let rule = "T11: under every policy but hold an abandoned claim is taken over at once";
     for policy in [CrashPolicy::Retry, CrashPolicy::Resume, CrashPolicy::Verify] {
@@ -301,7 +301,7 @@ pub async fn an_abandoned_claim_is_taken_over_at_once<S: Subject>(scene: Scene<S
     }
 }
 
-/// T7, T10, T11: a renewal that was on its way when the lease was given up does not bring it back.
+/// T7, T10, T11: a renewal that was in flight when the lease was given up does not restore it.
 pub async fn a_lease_that_was_given_up_is_not_renewed<S: Subject>(scene: Scene<S>) {
     let rule = "T7: a lease that its owner gave up is not renewed";
     scene.running(CrashPolicy::Retry).await;
@@ -328,7 +328,7 @@ pub async fn nothing_is_abandoned_under_hold<S: Subject>(scene: Scene<S>) {
     assert!(scene.held(&scene.claim_by(2), rule).await.is_running(), "{rule}");
 }
 
-/// T11: only what is in progress.
+/// T11: only a claim in progress is abandoned.
 pub async fn only_a_claim_in_progress_is_abandoned<S: Subject>(scene: Scene<S>) {
     let rule = "T11: what is not in progress is not abandoned, not even by its owner";
     let park = Park { ask_again_after: scene.leases(4), ..Park::own(KEY, token(1), Reason::Error) };
@@ -339,7 +339,7 @@ pub async fn only_a_claim_in_progress_is_abandoned<S: Subject>(scene: Scene<S>) 
     scene.unchanged(&before, rule).await;
 }
 
-/// T6b: the owner says that it does not know.
+/// T6b: the owner reports that the outcome is unknown.
 pub async fn an_owner_parks_its_record<S: Subject>(scene: Scene<S>) {
     let rule = "T6b: a running owner makes its record in doubt, and the checkpoint stays";
     scene.running(CrashPolicy::Hold).await;
@@ -367,7 +367,7 @@ pub async fn an_owner_parks_its_record<S: Subject>(scene: Scene<S>) {
     assert_eq!(scene.held(&scene.claim_by(2), rule).await.reason, Some(Reason::Panicked), "{rule}");
 }
 
-/// T6, T6b: the observer came first, and could only see that the lease was over.
+/// T6, T6b: the observer came first, and could only see that the lease had expired.
 pub async fn an_owner_says_more_than_an_observer<S: Subject>(scene: Scene<S>) {
     let rule = "T6b: the owner's reason takes the place of an observer's, and no other does";
     scene.orphaned(CrashPolicy::Hold).await;
@@ -386,7 +386,7 @@ pub async fn an_owner_says_more_than_an_observer<S: Subject>(scene: Scene<S>) {
     scene.unchanged(&record, rule).await;
 }
 
-/// T6: an observer parks what it saw, and only if the owner is gone.
+/// T6: an observer puts in doubt only the claim that it saw, and only if its owner is gone.
 pub async fn an_observer_parks_only_an_orphan<S: Subject>(scene: Scene<S>) {
     let rule = "T6: an observer parks a record only if the lease of the owner that it saw is over";
     scene.running(CrashPolicy::Hold).await;
@@ -407,7 +407,7 @@ pub async fn an_observer_parks_only_an_orphan<S: Subject>(scene: Scene<S>) {
     assert_eq!(scene.park(Park::orphan(KEY, token(1))).await, Written::AlreadyApplied, "{rule}");
 }
 
-/// Rule 6: checkpoints in their order.
+/// Rule 6: checkpoints are accepted in their order.
 pub async fn checkpoints_are_accepted_in_order<S: Subject>(scene: Scene<S>) {
     let rule = "rule 6: a checkpoint is accepted at the expected number only";
     scene.running(CrashPolicy::Resume).await;
@@ -435,7 +435,7 @@ pub async fn checkpoints_are_accepted_in_order<S: Subject>(scene: Scene<S>) {
     );
 }
 
-/// Rule 6: the answer was lost, and the checkpoint is sent again.
+/// Rule 6: the response was lost, and the checkpoint is sent again.
 pub async fn a_checkpoint_sent_twice_counts_once<S: Subject>(scene: Scene<S>) {
     let rule = "rule 6: a checkpoint that is sent twice counts once; another one with its number is refused";
     scene.running(CrashPolicy::Resume).await;
@@ -447,7 +447,7 @@ pub async fn a_checkpoint_sent_twice_counts_once<S: Subject>(scene: Scene<S>) {
     assert_eq!(scene.checkpoint(1, 1, "second").await, Written::Applied, "{rule}");
 }
 
-/// Rule 6: a checkpoint is no renewal.
+/// Rule 6: a checkpoint is not a renewal.
 pub async fn a_checkpoint_keeps_lease_and_expiry<S: Subject>(scene: Scene<S>) {
     let rule = "rule 6: a checkpoint changes neither lease nor expiry";
     scene.running(CrashPolicy::Retry).await;
@@ -464,7 +464,7 @@ pub async fn a_checkpoint_keeps_lease_and_expiry<S: Subject>(scene: Scene<S>) {
     }
 }
 
-/// Rules 1 and 6: only the owner, and only while it is in progress.
+/// Rules 1 and 6: only the owner writes checkpoints, and only while the claim is in progress.
 pub async fn only_the_owner_in_progress_writes_checkpoints<S: Subject>(scene: Scene<S>) {
     let rule = "rule 6: only the owner of a claim in progress writes checkpoints";
     scene.running(CrashPolicy::Resume).await;

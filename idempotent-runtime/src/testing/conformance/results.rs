@@ -1,5 +1,5 @@
-//! Results: storing, storing again, storing too late, storing what vanished (T8, T9, rules 1, 2 and
-//! 7).
+//! Results: stored, stored again, stored too late, stored after the record vanished (T8, T9, rules
+//! 1, 2 and 7).
 
 use std::sync::Arc;
 
@@ -87,7 +87,7 @@ pub async fn bodies_are_opaque<S: Subject>(scene: Scene<S>) {
     }
 }
 
-/// T8: what the claim said stays, whatever the body.
+/// T8: the values of the claim stay, whatever the body.
 pub async fn a_body_of_any_size_leaves_what_the_claim_said<S: Subject>(scene: Scene<S>) {
     let rule = "T8, T12: operation, trace context, fingerprint and policy stay, whatever the size of the body";
     let bodies = [0, 100, 9_000, 100_000, 1 << 20].map(|size| Bytes::from(vec![b'x'; size]));
@@ -167,7 +167,7 @@ pub async fn a_body_of_any_size_leaves_what_the_claim_said<S: Subject>(scene: Sc
     }
 }
 
-/// T8: a lease does not guard a result, the token does.
+/// T8: the token guards a result, not the lease.
 pub async fn a_late_result_is_stored<S: Subject>(scene: Scene<S>) {
     let rule = "T8: a commit by the owner counts also when its lease is over";
     for policy in [CrashPolicy::Hold, CrashPolicy::Retry] {
@@ -207,7 +207,7 @@ pub async fn a_parked_owner_stores_its_result<S: Subject>(scene: Scene<S>) {
     }
 }
 
-/// Rule 7: a commit whose answer was lost is sent again.
+/// Rule 7: a commit whose response was lost is sent again.
 pub async fn a_result_sent_twice_is_stored_once<S: Subject>(scene: Scene<S>) {
     let rule =
         "rule 7: a commit that is sent again is answered with already applied and changes nothing";
@@ -266,7 +266,7 @@ pub async fn an_answer_never_changes<S: Subject>(scene: Scene<S>) {
     }
 }
 
-/// Rule 1: one result per record, the taker's.
+/// Rule 1: one result per record, that of the caller that took over.
 pub async fn a_stale_owners_result_is_refused<S: Subject>(scene: Scene<S>) {
     let rule = "rule 1: a commit by an owner that was replaced is lost, before and after the taker's commit";
     scene.orphaned(CrashPolicy::Retry).await;
@@ -349,7 +349,7 @@ pub async fn a_vanished_record_is_written_anew<S: Subject>(scene: Scene<S>) {
     scene.held(&scene.claim_by(2), rule).await;
 }
 
-/// T9: not unless asked for.
+/// T9: only if the commit requests it.
 pub async fn a_vanished_record_is_not_written_unless_asked<S: Subject>(scene: Scene<S>) {
     let rule = "T9: a commit without adoption writes no vanished record";
     scene.running(CrashPolicy::Hold).await;
@@ -358,7 +358,7 @@ pub async fn a_vanished_record_is_not_written_unless_asked<S: Subject>(scene: Sc
     assert_eq!(scene.read().await, None, "{rule}");
 }
 
-/// T9: once the owner's lease is over, a record that is gone may be somebody else's next.
+/// T9: once the owner's lease has expired, a vanished record may belong to another caller next.
 pub async fn an_adoption_ends<S: Subject>(scene: Scene<S>) {
     let rule = "T9: a commit that may adopt writes nothing when its adoption has ended, in the store's time";
     let claim = scene.claim_by(1);
@@ -380,7 +380,7 @@ pub async fn an_adoption_ends<S: Subject>(scene: Scene<S>) {
     );
 }
 
-/// T9: the network repeats a commit when the retention of what it stored is over.
+/// T9: a delayed duplicate of a commit arrives after the stored result has expired.
 pub async fn an_adoption_brings_no_expired_result_back<S: Subject>(scene: Scene<S>) {
     let rule = "T9: a commit that arrives again when its result has expired writes nothing";
     for body in [Bytes::from_static(b"short"), Bytes::from(vec![7; 20_000])] {
@@ -396,7 +396,7 @@ pub async fn an_adoption_brings_no_expired_result_back<S: Subject>(scene: Scene<
     }
 }
 
-/// T9: only where nothing is.
+/// T9: only if there is no record.
 pub async fn an_adoption_replaces_nobody<S: Subject>(scene: Scene<S>) {
     let rule = "T9: a commit that may adopt is lost where somebody else's record is";
     let claim = scene.claim_by(1);
@@ -443,7 +443,8 @@ pub async fn an_adopting_commit_is_a_commit<S: Subject>(scene: Scene<S>) {
     );
 }
 
-/// The suite cannot make a store lose a record, but an owner's release leaves the same nothing.
+/// Makes the record vanish. The suite cannot make a store lose one, but an owner's release has the
+/// same result.
 async fn vanish<S: Subject>(scene: &Scene<S>, caller: u128) {
     let released = scene.release(Release::new(KEY, token(caller))).await;
     assert_eq!(released, Written::Applied, "T10: an owner releases its claim");

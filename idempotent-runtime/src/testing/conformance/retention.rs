@@ -1,4 +1,5 @@
-//! How long records are kept, and what is left of them (T13, rule 2).
+//! Retention: the time for which records are kept, and the tombstones that they leave (T13, rule
+//! 2).
 
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use crate::store::{
 };
 use crate::testing::Subject;
 
-/// T13: a record whose time is over is absent, also while it is still in the store.
+/// T13: an expired record is absent, even while it is still in the store.
 pub async fn an_expired_result_is_absent<S: Subject>(scene: Scene<S>) {
     let rule = "T13: an expired record is absent for everybody, whether or not it was removed";
     let record = scene.completed(State::Completed).await;
@@ -24,7 +25,7 @@ pub async fn an_expired_result_is_absent<S: Subject>(scene: Scene<S>) {
     assert!(grant.record.created > record.created, "{rule}: it is a new record");
 }
 
-/// T13 for records that nobody finished.
+/// T13 for unfinished records.
 pub async fn an_expired_unfinished_record_is_absent<S: Subject>(scene: Scene<S>) {
     let rule = "T13: an expired record in progress or in doubt is absent for everybody, its owner included";
     for parked in [false, true] {
@@ -44,10 +45,10 @@ pub async fn an_expired_unfinished_record_is_absent<S: Subject>(scene: Scene<S>)
     }
 }
 
-/// T13: whoever comes first to a record that has expired and was not removed.
+/// T13: any operation may be the first on a record that has expired and was not removed.
 pub async fn no_operation_needs_another_to_notice_the_expiry<S: Subject>(scene: Scene<S>) {
     let rule = "T13: an expired record is absent for the first operation that meets it";
-    // The last two meet a record in doubt.
+    // The last two operate on a record in doubt.
     for operation in 0..12 {
         let claim = Claim { linger: scene.leases(1), ..scene.claim_under(1, CrashPolicy::Retry) };
         scene.mine(&claim, rule).await;
@@ -93,7 +94,7 @@ fn removed(changed: Changed) -> Written {
     if changed == Changed::Absent { Written::Gone } else { Written::Applied }
 }
 
-/// T13: released attempts are forgotten too.
+/// T13: the attempts of a released record expire too.
 pub async fn expired_attempts_are_forgotten<S: Subject>(scene: Scene<S>) {
     let rule = "T13: the attempts of a released record are forgotten when it expires";
     let claim = Claim { after_expiry: scene.leases(8), ..scene.claim_by(1) };
@@ -105,7 +106,7 @@ pub async fn expired_attempts_are_forgotten<S: Subject>(scene: Scene<S>) {
     assert_eq!(scene.mine(&scene.claim_by(2), rule).await.record.attempts, 1, "{rule}");
 }
 
-/// Rule 2: another `ttl` at the reader neither steals nor forgets.
+/// Rule 2: another `ttl` at the reader neither takes a record over nor removes it.
 pub async fn the_records_own_linger_decides<S: Subject>(scene: Scene<S>) {
     let rule = "rule 2: how long an unfinished record is kept is its own figure, not the reader's";
     let patient = Claim { linger: scene.leases(16), ..scene.claim_by(1) };
@@ -128,7 +129,7 @@ pub async fn the_records_own_linger_decides<S: Subject>(scene: Scene<S>) {
     assert_eq!(scene.mine(&reader, rule).await.taken_over, None, "{rule}: not kept any longer");
 }
 
-/// The longest times that the engine lets anybody set, all at once.
+/// The longest times that the engine allows, all together.
 pub async fn a_hundred_years_are_a_time<S: Subject>(scene: Scene<S>) {
     let rule =
         "a lease, a linger, a retention and a tombstone of a hundred years are kept as they are";
@@ -213,7 +214,7 @@ pub async fn an_expired_record_leaves_its_tombstone<S: Subject>(scene: Scene<S>)
     }
 }
 
-/// Rule 2: a purge takes what has expired and nothing else.
+/// Rule 2: a purge removes expired records and nothing else.
 pub async fn a_purge_takes_only_what_has_expired<S: Subject>(scene: Scene<S>) {
     let rule = "rule 2: a purge never takes a record before its expiry";
     let claim = |number: u8| Claim { key: key(number), ..scene.claim_by(number.into()) };
@@ -256,7 +257,7 @@ pub async fn a_purge_takes_only_what_has_expired<S: Subject>(scene: Scene<S>) {
     }
 }
 
-/// Everything but a claim finds no record.
+/// Asserts that every operation except a claim finds no record.
 async fn is_absent<S: Subject>(scene: &Scene<S>, rule: &str) {
     let page = scene.scan(Scan::default()).await;
     assert_eq!(page.records.len(), 0, "{rule} (scan)");

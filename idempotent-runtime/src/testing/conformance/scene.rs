@@ -1,4 +1,4 @@
-//! A store under test with one record in its middle, and short words for what the cases do.
+//! A store under test with one record at its centre, and helpers for the cases.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +20,7 @@ use crate::testing::{ClockJump, Subject};
 pub(super) const KEY: KeyHash = KeyHash::from_bytes([0x77; 32]);
 pub(super) const OPERATION: &str = "conformance.case";
 
-/// The keys grow with their numbers.
+/// Returns a key; keys are ordered like their numbers.
 pub(super) fn key(number: u8) -> KeyHash {
     let mut bytes = [0x11; 32];
     bytes[0] = number;
@@ -35,7 +35,7 @@ pub(super) fn fingerprint(version: u8, bits: u128) -> Fingerprint {
     Fingerprint { version, bits }
 }
 
-/// What a case works with.
+/// The environment of a case.
 #[derive(Debug)]
 pub struct Scene<S> {
     subject: Arc<S>,
@@ -53,14 +53,15 @@ impl<S> Clone for Scene<S> {
     }
 }
 
-/// The name of one of many records.
+/// Returns the key of one of many records.
 pub(super) fn numbered(number: u32) -> KeyHash {
     let mut bytes = [0x33; 32];
     bytes[..4].copy_from_slice(&number.to_be_bytes());
     KeyHash::from_bytes(bytes)
 }
 
-/// The answer of a store that may be busy: what it refused for the moment is asked for again.
+/// Returns the response of a store that may be busy: a request that it refuses for the moment is
+/// sent again.
 pub(super) async fn answered<T, F>(request: impl Fn() -> F) -> T
 where
     F: Future<Output = Result<T, crate::store::StoreError>>,
@@ -74,7 +75,8 @@ where
     expect(request().await)
 }
 
-/// A server can fail a request for reasons of its own; the suite then stops with that error.
+/// Unwraps a response. A server can fail a request for reasons of its own; the suite then stops
+/// with that error.
 fn expect<T>(answer: Result<T, crate::store::StoreError>) -> T {
     answer.unwrap_or_else(|error| panic!("the store failed: {error} ({error:?})"))
 }
@@ -88,7 +90,8 @@ impl<S: Subject> Scene<S> {
         Self { subject, lease, stopwatch }
     }
 
-    /// What follows comes out the same however long it takes: a failure is never the machine's.
+    /// Declares that the rest of the case does not depend on time: a failure is never the machine's
+    /// fault.
     pub(super) fn is_timeless(&self) {
         self.stopwatch.is_timeless();
     }
@@ -102,17 +105,17 @@ impl<S: Subject> Scene<S> {
         self.subject.store()
     }
 
-    /// Another handle on the same records.
+    /// Returns another handle on the same records.
     pub(super) async fn second(&self) -> S::Store {
         self.subject.second().await
     }
 
-    /// So many leases.
+    /// Returns the duration of `count` leases.
     pub(super) fn leases(&self, count: u32) -> Duration {
         self.lease * count
     }
 
-    /// Lets so many leases pass.
+    /// Lets this number of leases pass.
     pub(super) async fn pass(&self, leases: u32) {
         self.advance(self.leases(leases)).await;
     }
@@ -124,7 +127,8 @@ impl<S: Subject> Scene<S> {
             .await;
     }
 
-    /// Whether the store's clock could be set. Where it is injected it must be possible.
+    /// Sets the store's clock and returns true if that was possible. It must be possible for an
+    /// injected clock.
     pub(super) fn jump(&self, jump: ClockJump) -> bool {
         let jumped = self.subject.jump_clock(jump);
         let injected = self.store().capabilities().clock == crate::store::StoreClock::Injected;
@@ -132,7 +136,7 @@ impl<S: Subject> Scene<S> {
         jumped
     }
 
-    /// A claim by caller number `caller`: policy hold, one lease, kept for 16 more.
+    /// Returns a claim by caller number `caller`: policy hold, one lease, kept for 16 more.
     pub(super) fn claim_by(&self, caller: u128) -> Claim {
         let mut claim = Claim::new(KEY, token(caller), OPERATION.into());
         claim.lease = self.leases(1);
@@ -144,12 +148,13 @@ impl<S: Subject> Scene<S> {
         Claim { policy, ..self.claim_by(caller) }
     }
 
-    /// A result of caller number `caller`, kept for 16 leases.
+    /// Returns a result of caller number `caller`, kept for 16 leases.
     pub(super) fn commit_by(&self, caller: u128, body: &'static str) -> Commit {
         Commit::new(KEY, token(caller), Bytes::from_static(body.as_bytes()), self.leases(16))
     }
 
-    /// A result that says how to write a vanished record anew, for as long as a case takes.
+    /// Returns a result that allows a vanished record to be re-created, for as long as a case
+    /// takes.
     pub(super) fn adopting_commit(&self, claim: &Claim, grant: &Grant) -> Commit {
         let mut adoption = Adoption::new(claim.clone(), grant);
         adoption.ends = adoption.ends + self.leases(256);
@@ -179,29 +184,29 @@ impl<S: Subject> Scene<S> {
         }
     }
 
-    /// The claim must be granted.
+    /// Asserts that the claim is granted.
     pub(super) async fn mine(&self, claim: &Claim, rule: &str) -> Grant {
         Self::granted(self.claim(claim).await, rule)
     }
 
-    /// The claim must be refused.
+    /// Asserts that the claim is refused.
     pub(super) async fn held(&self, claim: &Claim, rule: &str) -> Record {
         Self::refused(self.claim(claim).await, rule)
     }
 
-    /// Caller 1 owns `KEY` under `policy`.
+    /// Makes caller 1 the owner of `KEY` under `policy`.
     pub(super) async fn running(&self, policy: CrashPolicy) -> Grant {
         self.mine(&self.claim_under(1, policy), "T1: a claim of no record is granted").await
     }
 
-    /// Caller 1 owns `KEY` under `policy`, and its lease is over.
+    /// Makes caller 1 the owner of `KEY` under `policy`, and lets its lease expire.
     pub(super) async fn orphaned(&self, policy: CrashPolicy) -> Grant {
         let grant = self.running(policy).await;
         self.pass(2).await;
         grant
     }
 
-    /// Caller 1 has parked `KEY`.
+    /// Lets caller 1 mark `KEY` as in doubt.
     pub(super) async fn in_doubt(&self, policy: CrashPolicy) -> Record {
         self.running(policy).await;
         let parked = self.park(Park::own(KEY, token(1), Reason::Error)).await;
@@ -209,7 +214,7 @@ impl<S: Subject> Scene<S> {
         self.record().await
     }
 
-    /// Caller 1 has stored the result `first`.
+    /// Lets caller 1 store the result `first`.
     pub(super) async fn completed(&self, state: State) -> Record {
         self.running(CrashPolicy::Retry).await;
         let commit = Commit { state, ..self.commit_by(1, "first") };
@@ -217,7 +222,7 @@ impl<S: Subject> Scene<S> {
         self.record().await
     }
 
-    /// Caller 1 has released `KEY` and keeps its attempts.
+    /// Lets caller 1 release `KEY` and keep its attempts.
     pub(super) async fn released(&self) -> Record {
         self.running(CrashPolicy::Retry).await;
         let release = Release { keep_attempts: true, ..Release::new(KEY, token(1)) };
@@ -229,7 +234,7 @@ impl<S: Subject> Scene<S> {
         self.record().await
     }
 
-    /// Caller 1's record was removed and left a tombstone for `leases`.
+    /// Removes caller 1's record, which leaves a tombstone for `leases`.
     pub(super) async fn buried(&self, leases: u32) -> Record {
         let record = self.completed(State::Completed).await;
         let remove = Remove { tombstone: self.leases(leases), ..Remove::new(KEY, record.owner) };
@@ -253,8 +258,8 @@ impl<S: Subject> Scene<S> {
         self.read().await.expect("the record must be there")
     }
 
-    /// The record must be as it was, but for the time at which it is read. A store that computes
-    /// its times from the time that is left may be off by less than a lease.
+    /// Asserts that the record is unchanged, except for the time at which it was read. A store that
+    /// computes its times from the remaining time may be off by less than a lease.
     pub(super) async fn unchanged(&self, before: &Record, rule: &str) {
         let after = self.record().await;
         for (before, after) in
@@ -275,12 +280,12 @@ impl<S: Subject> Scene<S> {
         assert_eq!(after, *before, "{rule}: the record must not change");
     }
 
-    /// How long the record is kept from when it was read.
+    /// Returns the time for which the record is kept after it was read.
     pub(super) fn kept(record: &Record) -> Duration {
         record.expires.saturating_duration_since(record.read_at)
     }
 
-    /// The record must be kept for about this long, or longer.
+    /// Asserts that the record is kept for about this long, or longer.
     pub(super) fn kept_for(&self, record: &Record, at_least: Duration, rule: &str) {
         let kept = Self::kept(record) + self.leases(1);
         assert!(
@@ -308,7 +313,7 @@ impl<S: Subject> Scene<S> {
         expect(self.store().release(release).await)
     }
 
-    /// The owner gives its claim back, and what it took over is removed.
+    /// Lets the owner release its claim, and removes what it took over.
     pub(super) async fn cleared(&self, owner: Token, rule: &str) {
         assert_eq!(self.release(Release::new(KEY, owner)).await, Written::Applied, "{rule}");
         if self.read().await.is_some() {
@@ -358,8 +363,8 @@ impl<S: Subject> Scene<S> {
         expect(self.store().watch(KEY).await)
     }
 
-    /// Every write that only an owner may do, with what it is called in a failure. None of them
-    /// changes anything when it is refused.
+    /// Sends every write that only an owner may do, and returns the results with names for a
+    /// failure. None of them changes anything if it is refused.
     pub(super) async fn owner_writes(&self, caller: u128) -> [(&'static str, Written); 6] {
         [
             ("complete", self.complete(self.commit_by(caller, "stale")).await),
@@ -371,7 +376,7 @@ impl<S: Subject> Scene<S> {
         ]
     }
 
-    /// Every write of caller number `caller` must be answered with `expected`.
+    /// Asserts that every write of caller number `caller` returns `expected`.
     pub(super) async fn refuses_owner(&self, caller: u128, expected: Written, rule: &str) {
         for (write, written) in self.owner_writes(caller).await {
             assert_eq!(written, expected, "{rule} ({write})");

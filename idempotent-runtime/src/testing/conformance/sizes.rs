@@ -12,7 +12,7 @@ use crate::store::{Claim, Claimed, Commit, Renewal, Scan, State, Store, Written}
 use crate::testing::Subject;
 
 const HOUR: Duration = Duration::from_secs(3_600);
-/// How many requests are under way at once.
+/// The number of concurrent requests.
 const AT_ONCE: u32 = 32;
 
 fn claim(number: u32) -> Claim {
@@ -39,7 +39,7 @@ async fn claim_all(store: &Arc<impl Store>, numbers: std::ops::Range<u32>, rule:
     }
 }
 
-/// As many leases as an engine renews at once.
+/// The number of leases that an engine renews at once.
 pub async fn a_thousand_leases_are_renewed_at_once<S: Subject>(scene: Scene<S>) {
     let rule = "T7: of 1 000 renewals each is made, and each is answered by itself";
     scene.is_timeless();
@@ -67,7 +67,7 @@ pub async fn a_thousand_leases_are_renewed_at_once<S: Subject>(scene: Scene<S>) 
     }
 }
 
-/// What a busy day leaves.
+/// The records of a busy day.
 pub async fn ten_thousand_records_are_kept<S: Subject>(scene: Scene<S>) {
     const RECORDS: u32 = 10_000;
     let rule = "each of 10 000 records is kept, listed, and the same through every handle";
@@ -98,7 +98,7 @@ pub async fn ten_thousand_records_are_kept<S: Subject>(scene: Scene<S>) {
     }
 }
 
-/// The largest body that an engine stores, and what is around the limits of protocols and servers.
+/// The largest body that an engine stores, and sizes around the limits of protocols and servers.
 pub async fn bodies_of_eight_mebibytes_are_kept<S: Subject>(scene: Scene<S>) {
     let rule = "T8: a body is any bytes, up to 8 MiB";
     scene.is_timeless();

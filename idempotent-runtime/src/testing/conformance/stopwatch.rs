@@ -1,14 +1,15 @@
-//! How long a case takes beyond the time that it lets pass.
+//! The time that a case takes beyond the time that it lets pass.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::clock::Clock;
 
-/// Started with a case, on the machine's clock, whatever clock the store has.
+/// A stopwatch that starts with a case and runs on the machine's clock, whatever clock the store
+/// has.
 ///
-/// Cases leave every store a lease for its answers. Where time passes for real and the machine was
-/// so busy that a lease is gone, a failure says nothing about the store.
+/// Cases leave every store a lease for its responses. If time is real and the machine was so busy
+/// that a lease has passed, a failure says nothing about the store.
 #[derive(Debug)]
 pub struct Stopwatch<C> {
     clock: C,
@@ -32,20 +33,20 @@ impl<C: Clock> Stopwatch<C> {
         }
     }
 
-    /// The case lets `duration` pass.
+    /// Notes that the case lets `duration` pass.
     pub(super) fn expects(&self, duration: Duration) {
         self.change(|expected| expected.passed += duration);
     }
 
-    /// Time does not matter from here on.
+    /// Notes that time does not matter from here on.
     pub(super) fn is_timeless(&self) {
         self.change(|expected| expected.matters = false);
     }
 
-    /// Whether a `lease` may have ended that the case counted on.
+    /// Returns true if a `lease` may have expired that the case relied on.
     pub(super) fn was_late(&self, lease: Duration) -> bool {
         let passed = self.clock.monotonic().saturating_sub(self.started);
-        // Server and process may round differently.
+        // A margin, because server and process may round differently.
         self.change(|expected| {
             expected.matters && passed.saturating_sub(expected.passed) > lease / 4 * 3
         })

@@ -1,5 +1,4 @@
-//! What becomes of a claim whose owner is gone: takeover, parking, asking again (T5, T5b, T6, rule
-//! 3).
+//! Claims whose owner is gone: takeover, doubt, and repeated verification (T5, T5b, T6, rule 3).
 
 use super::Scene;
 use super::claims::race;
@@ -9,7 +8,7 @@ use crate::testing::Subject;
 
 const TAKING: [CrashPolicy; 3] = [CrashPolicy::Retry, CrashPolicy::Resume, CrashPolicy::Verify];
 
-/// T5: every policy but hold hands the claim to the next caller.
+/// T5: every policy except hold grants the claim to the next caller.
 pub async fn an_orphan_is_taken_over<S: Subject>(scene: Scene<S>) {
     let rule = "T5: a claim whose lease is over is taken over, with fence and attempts counted up";
     let mut fence = scene.orphaned(CrashPolicy::Retry).await.record.fence;
@@ -34,7 +33,7 @@ pub async fn an_orphan_is_taken_over<S: Subject>(scene: Scene<S>) {
     }
 }
 
-/// T5: what the first owner reached is not lost.
+/// T5: the progress of the first owner is not lost.
 pub async fn a_takeover_keeps_the_checkpoint<S: Subject>(scene: Scene<S>) {
     let rule = "T5: a takeover keeps the checkpoint and its count";
     scene.running(CrashPolicy::Resume).await;
@@ -46,7 +45,8 @@ pub async fn a_takeover_keeps_the_checkpoint<S: Subject>(scene: Scene<S>) {
     assert_eq!(&scene.record().await.body[..], b"whole", "{rule}");
 }
 
-/// T5 then T4: a taker whose answer was lost must not think that it is the first.
+/// T5 then T4: a caller that took over and whose response was lost must not think that it is the
+/// first.
 pub async fn a_repeated_takeover_tells_that_it_was_one<S: Subject>(scene: Scene<S>) {
     let rule = "T4: the answer to a repeated takeover tells again from which state it took over";
     scene.orphaned(CrashPolicy::Verify).await;
@@ -64,7 +64,7 @@ pub async fn a_repeated_takeover_tells_that_it_was_one<S: Subject>(scene: Scene<
     assert_eq!(scene.mine(&claim, rule).await.taken_over, Some(State::InDoubt), "{rule}");
 }
 
-/// Rule 2: the record has the figures of the claim that took it over, and is not forgotten earlier
+/// Rule 2: the record has the values of the claim that took it over, and does not expire earlier
 /// than before.
 pub async fn a_takeover_writes_its_own_linger<S: Subject>(scene: Scene<S>) {
     let rule = "T5: a takeover writes the caller's linger and after_expiry and never shortens how long the record is kept";
@@ -86,7 +86,7 @@ pub async fn a_takeover_writes_its_own_linger<S: Subject>(scene: Scene<S>) {
     scene.kept_for(&record, scene.leases(65), rule);
 }
 
-/// T6: under hold the record is in doubt, and stays.
+/// T6: under hold the record is in doubt, and stays in doubt.
 pub async fn an_orphan_under_hold_is_parked<S: Subject>(scene: Scene<S>) {
     let rule = "T6: under hold a claim whose lease is over is parked as crashed and held";
     scene.running(CrashPolicy::Hold).await;
@@ -108,7 +108,7 @@ pub async fn an_orphan_under_hold_is_parked<S: Subject>(scene: Scene<S>) {
     assert_eq!(scene.held(&scene.claim_by(3), rule).await.state, State::InDoubt, "{rule}");
 }
 
-/// Rule 3: the stricter of the record's and the caller's policy.
+/// Rule 3: the stricter one of the record's and the caller's policy decides.
 pub async fn the_stricter_policy_decides<S: Subject>(scene: Scene<S>) {
     let rule = "rule 3: where caller and record differ, the stricter policy wins";
     let all = [CrashPolicy::Retry, CrashPolicy::Resume, CrashPolicy::Verify, CrashPolicy::Hold];
@@ -136,7 +136,7 @@ pub async fn the_stricter_policy_decides<S: Subject>(scene: Scene<S>) {
     }
 }
 
-/// Rule 3: verify hands a dead owner's claim to those who can ask.
+/// Rule 3: verify grants a dead owner's claim only to callers with a verification callback.
 pub async fn who_has_no_question_changes_nothing<S: Subject>(scene: Scene<S>) {
     let rule =
         "T5: a claim without a question changes nothing on a record that is to be asked about";
@@ -189,7 +189,7 @@ pub async fn a_contradicting_fingerprint_takes_nothing_over<S: Subject>(scene: S
     scene.unchanged(&before, rule).await;
 }
 
-/// T5: what cannot be compared is not known to be the same request.
+/// T5: a request whose fingerprint cannot be compared is not known to be the same.
 pub async fn an_absent_fingerprint_or_one_of_another_version_takes_nothing_over<S: Subject>(
     scene: Scene<S>,
 ) {
@@ -225,7 +225,7 @@ pub async fn an_absent_fingerprint_or_one_of_another_version_takes_nothing_over<
     }
 }
 
-/// T5b: the outside world is asked again once the backoff is over, not before.
+/// T5b: the outside world is queried again once the backoff has passed, not before.
 pub async fn a_doubt_is_asked_again_after_its_backoff<S: Subject>(scene: Scene<S>) {
     let rule = "T5b: under verify a record in doubt is taken over once its backoff is over";
     let first = scene.running(CrashPolicy::Verify).await;
@@ -272,7 +272,7 @@ pub async fn a_doubt_is_held_under_every_other_policy<S: Subject>(scene: Scene<S
     }
 }
 
-/// T5b: the owner is gone, and what arrives of it is late.
+/// T5b: the owner is gone, and a claim of its own that still arrives is late.
 pub async fn a_repeated_claim_asks_nothing_about_itself<S: Subject>(scene: Scene<S>) {
     let rule =
         "T5b: a claim that arrives again after its owner has left the record in doubt is held";
@@ -294,7 +294,7 @@ pub async fn a_repeated_claim_asks_nothing_about_itself<S: Subject>(scene: Scene
     }
 }
 
-/// T5b: the verdict is about one request.
+/// T5b: a verdict applies to one request.
 pub async fn a_contradicting_fingerprint_asks_nothing_again<S: Subject>(scene: Scene<S>) {
     let rule =
         "T5b: a claim with another fingerprint, or none, does not take a record in doubt over";
@@ -313,7 +313,7 @@ pub async fn a_contradicting_fingerprint_asks_nothing_again<S: Subject>(scene: S
     }
 }
 
-/// T5, T11: an owner that panicked and was replaced says nothing about the next one.
+/// T5, T11: the panic of an owner that was replaced says nothing about the next one.
 pub async fn a_takeover_forgets_the_reason<S: Subject>(scene: Scene<S>) {
     let rule = "T5: the reason of the owner before does not stay on a claim that was taken over";
     scene.running(CrashPolicy::Retry).await;
@@ -327,7 +327,7 @@ pub async fn a_takeover_forgets_the_reason<S: Subject>(scene: Scene<S>) {
     assert_eq!(scene.held(&scene.claim_by(3), rule).await.reason, Some(Reason::Crashed), "{rule}");
 }
 
-/// T6: what the owner said is more than what an observer sees.
+/// T6: the owner's reason is more precise than an observer's.
 pub async fn parking_an_abandoned_record_keeps_its_reason<S: Subject>(scene: Scene<S>) {
     let rule = "T6: a record that its owner abandoned keeps that reason when it is parked";
     for by_claim in [true, false] {
@@ -352,7 +352,7 @@ pub async fn parking_an_abandoned_record_keeps_its_reason<S: Subject>(scene: Sce
     }
 }
 
-/// One `Mine` among 64 takeovers at once.
+/// One `Mine` among 64 concurrent takeovers.
 pub async fn one_of_64_concurrent_takeovers_is_granted<S: Subject>(scene: Scene<S>) {
     let rule = "T5: of 64 takeovers at once one is granted, and the others see its owner";
     scene.orphaned(CrashPolicy::Retry).await;
@@ -361,7 +361,7 @@ pub async fn one_of_64_concurrent_takeovers_is_granted<S: Subject>(scene: Scene<
     assert_eq!(scene.record().await.attempts, 2, "{rule}");
 }
 
-/// S4: what a body hands to the resource that checks fences.
+/// S4: a body passes its fence to a resource that checks fences.
 pub async fn fences_grow_over_takeovers<S: Subject>(scene: Scene<S>) {
     let rule = "the fence of a claim is one figure, and larger than that of every earlier claim";
     scene.running(CrashPolicy::Retry).await;
@@ -385,7 +385,7 @@ pub async fn fences_grow_over_takeovers<S: Subject>(scene: Scene<S>) {
     }
 }
 
-/// S4: an attempt that is counted on has a record that was released, and no time need have passed.
+/// S4: a counted attempt has a record that was released, and no time need have passed.
 pub async fn fences_grow_over_kept_releases<S: Subject>(scene: Scene<S>) {
     let rule = "the fence of a claim is larger than that of the one before, also after a release that keeps the attempts, \
                 and whatever the clock does";
@@ -407,7 +407,7 @@ pub async fn fences_grow_over_kept_releases<S: Subject>(scene: Scene<S>) {
     }
 }
 
-/// S4: what a resource that checks fences has seen of records that are gone.
+/// S4: a resource that checks fences has seen those of records that are gone.
 pub async fn fences_grow_over_records_that_are_gone<S: Subject>(scene: Scene<S>) {
     let rule = "the fence of a new record is larger than those of the key's earlier records";
     scene.orphaned(CrashPolicy::Retry).await;

@@ -1,4 +1,4 @@
-//! Watches: nobody waits for a change that has happened.
+//! Watches: no caller waits for a change that has already happened.
 
 use std::time::Duration;
 
@@ -10,10 +10,10 @@ use crate::store::{
 };
 use crate::testing::Subject;
 
-/// Real time, far beyond what any store needs: reached only where a watch is never woken.
+/// Real time, far more than any store needs: reached only if a watch is never woken.
 pub(super) const FOR_EVER: Duration = Duration::from_secs(20);
 
-/// Whether the watch is woken at all.
+/// Returns true if the watch is woken at all.
 #[expect(
     clippy::disallowed_methods,
     reason = "a watch that is never woken waits on no clock that a test could move"
@@ -22,14 +22,15 @@ pub(super) async fn is_woken(watch: Watch) -> bool {
     tokio::time::timeout(FOR_EVER, watch).await.is_ok()
 }
 
-/// The watch must resolve, polled before the change or only after it.
+/// Asserts that both watches resolve: the one polled before the change, and the one polled only
+/// after it.
 async fn woken(watches: [Watch; 2], rule: &str) {
     for watch in watches {
         assert!(is_woken(watch).await, "{rule}");
     }
 }
 
-/// Two watches, one of which is being waited on before the change.
+/// Returns two watches, one of which was polled before the change.
 async fn watches<S: Subject>(scene: &Scene<S>) -> [Watch; 2] {
     let mut polled = scene.watch().await;
     std::future::poll_fn(|cx| {
@@ -52,7 +53,7 @@ pub async fn a_watch_begins_with_the_record<S: Subject>(scene: Scene<S>) {
     assert_eq!(&scene.watch().await.record.expect(rule).body[..], b"first", "{rule}");
 }
 
-/// What waiters wait for most.
+/// The result is what waiters usually wait for.
 pub async fn a_watch_is_woken_by_a_result<S: Subject>(scene: Scene<S>) {
     let rule = "a watch is woken when a result is stored";
     scene.running(CrashPolicy::Hold).await;
@@ -61,7 +62,7 @@ pub async fn a_watch_is_woken_by_a_result<S: Subject>(scene: Scene<S>) {
     woken(watches, rule).await;
 }
 
-/// The waiter's turn.
+/// After a release it is the waiter's turn.
 pub async fn a_watch_is_woken_by_a_release<S: Subject>(scene: Scene<S>) {
     let rule = "a watch is woken when the claim is released";
     for keep_attempts in [false, true] {
@@ -73,7 +74,7 @@ pub async fn a_watch_is_woken_by_a_release<S: Subject>(scene: Scene<S>) {
     }
 }
 
-/// The waiter's turn as well.
+/// After an abandonment it is the waiter's turn too.
 pub async fn a_watch_is_woken_by_an_abandonment<S: Subject>(scene: Scene<S>) {
     let rule = "a watch is woken when the claim is abandoned";
     scene.running(CrashPolicy::Retry).await;
@@ -82,7 +83,7 @@ pub async fn a_watch_is_woken_by_an_abandonment<S: Subject>(scene: Scene<S>) {
     woken(watches, rule).await;
 }
 
-/// Nothing to wait for any more.
+/// In doubt, there is nothing left to wait for.
 pub async fn a_watch_is_woken_by_parking<S: Subject>(scene: Scene<S>) {
     let rule =
         "a watch is woken when the record is parked, by its owner, by an observer or by a claim";
@@ -106,7 +107,7 @@ pub async fn a_watch_is_woken_by_parking<S: Subject>(scene: Scene<S>) {
     woken(by_claim, rule).await;
 }
 
-/// Another lease to wait for.
+/// After a claim or a takeover there is another lease to wait for.
 pub async fn a_watch_is_woken_by_claims_and_takeovers<S: Subject>(scene: Scene<S>) {
     let rule = "a watch is woken when a record is claimed, and when it is taken over";
     let first = watches(&scene).await;
@@ -118,7 +119,7 @@ pub async fn a_watch_is_woken_by_claims_and_takeovers<S: Subject>(scene: Scene<S
     woken(second, rule).await;
 }
 
-/// Others act too.
+/// Operators change records too.
 pub async fn a_watch_is_woken_by_operators<S: Subject>(scene: Scene<S>) {
     let rule = "a watch is woken when the record is resolved or removed";
     scene.in_doubt(CrashPolicy::Hold).await;
@@ -133,7 +134,7 @@ pub async fn a_watch_is_woken_by_operators<S: Subject>(scene: Scene<S>) {
     woken(removed, rule).await;
 }
 
-/// Time acts as well.
+/// Time changes records too.
 pub async fn a_watch_is_woken_by_expiry<S: Subject>(scene: Scene<S>) {
     let rule = "a watch is woken when the record expires, also if nobody comes by to notice";
     scene.in_doubt(CrashPolicy::Hold).await;

@@ -1,4 +1,4 @@
-//! Widths: nothing that the engine hands over is cut off, rounded or counted around.
+//! Widths: nothing that the engine passes to a store is truncated, rounded or wrapped.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,19 +17,19 @@ use crate::testing::Subject;
 const DAY: Duration = Duration::from_secs(86_400);
 const OWNER: u128 = 0x0123_4567_89ab_cdef_0f1e_2d3c_4b5a_6978;
 
-/// `value`, each time with another one of its bytes changed.
+/// Returns copies of `value`, each with another one of its bytes changed.
 fn neighbours(value: u128) -> impl Iterator<Item = u128> {
     (0..16).map(move |byte| value ^ (1 << (8 * byte)))
 }
 
-/// A claim that is not over while a case runs.
+/// Returns a claim that does not expire while a case runs.
 fn long<S: Subject>(scene: &Scene<S>, caller: u128) -> Claim {
     let mut claim = scene.claim_under(caller, CrashPolicy::Retry);
     (claim.lease, claim.linger) = (DAY, DAY);
     claim
 }
 
-/// A token is compared in all of its 128 bits.
+/// A token is compared in all its 128 bits.
 pub async fn an_owner_is_known_by_its_whole_token<S: Subject>(scene: Scene<S>) {
     let rule = "who has another token, in any of its bytes, is another owner";
     scene.is_timeless();
@@ -55,7 +55,7 @@ pub async fn an_owner_is_known_by_its_whole_token<S: Subject>(scene: Scene<S>) {
     assert_eq!(scene.record().await.owner, token(OWNER), "{rule}");
 }
 
-/// A fingerprint is compared in its version and all of its bits.
+/// A fingerprint is compared in its version and all its bits.
 pub async fn a_request_is_known_by_its_whole_fingerprint<S: Subject>(scene: Scene<S>) {
     let rule =
         "a claim with another fingerprint, in its version or any of its bytes, takes nothing over";
@@ -84,7 +84,7 @@ pub async fn a_request_is_known_by_its_whole_fingerprint<S: Subject>(scene: Scen
         .await;
 }
 
-/// A key is compared in all of its 256 bits.
+/// A key is compared in all its 256 bits.
 pub async fn a_record_is_known_by_its_whole_key<S: Subject>(scene: Scene<S>) {
     let rule = "a key with another byte, anywhere, is another record";
     scene.is_timeless();
@@ -110,7 +110,7 @@ pub async fn a_record_is_known_by_its_whole_key<S: Subject>(scene: Scene<S>) {
     assert_eq!(listed.iter().map(|record| record.key).collect::<Vec<_>>(), expected, "{rule}");
 }
 
-/// What is about as long as it was asked for.
+/// Asserts that a duration is about as long as requested.
 #[track_caller]
 fn lasts(found: Duration, wanted: Duration, rule: &str) {
     let minute = Duration::from_secs(600);
@@ -124,7 +124,7 @@ fn kept(record: &Record) -> Duration {
     record.expires.saturating_duration_since(record.read_at)
 }
 
-/// Leases of a month and results of more than a year are what users ask for.
+/// Leases of a month and results of more than a year are what users request.
 pub async fn days_and_years_are_kept_as_they_are<S: Subject>(scene: Scene<S>) {
     let rule =
         "a lease, a linger, a ttl and a tombstone of 30 or 400 days are that long on the record";
@@ -177,7 +177,7 @@ pub async fn days_and_years_are_kept_as_they_are<S: Subject>(scene: Scene<S>) {
     }
 }
 
-/// Numbers and names as large as they get.
+/// Numbers and names of the largest size.
 pub async fn numbers_and_names_are_kept_as_they_are<S: Subject>(scene: Scene<S>) {
     let rule =
         "schema versions, attempts, checkpoints, names and trace contexts are kept as they are";
@@ -222,7 +222,7 @@ pub async fn numbers_and_names_are_kept_as_they_are<S: Subject>(scene: Scene<S>)
     assert_eq!((record.checkpoints, record.attempts), (300, 300), "{rule}");
 }
 
-/// Tokens at the ends of their range are tokens.
+/// Tokens at the ends of their range are valid.
 pub async fn tokens_and_fingerprints_of_zeros_and_ones_are_as_good_as_others<S: Subject>(
     scene: Scene<S>,
 ) {

@@ -1,5 +1,5 @@
-//! What is said on one connection: where requests and answers begin and end, and what a request
-//! asks for.
+//! The conversation on one connection: where requests and answers begin and end, and what a request
+//! is for.
 
 mod mysql;
 mod postgres;
@@ -9,7 +9,7 @@ use crate::resp::{self, Length};
 use mysql::MySql;
 use postgres::Postgres;
 
-/// What a server speaks.
+/// The protocol of a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
     /// Redis and Valkey.
@@ -36,7 +36,7 @@ impl Conversation {
         }
     }
 
-    /// The length of the first request in `bytes`.
+    /// Returns the length of the first request in `bytes`.
     pub(super) fn request_length(&mut self, bytes: &[u8]) -> Length {
         match self {
             Self::Redis => resp::request_length(bytes),
@@ -45,7 +45,7 @@ impl Conversation {
         }
     }
 
-    /// The length of the first answer in `bytes`.
+    /// Returns the length of the first answer in `bytes`.
     pub(super) fn answer_length(&mut self, bytes: &[u8]) -> Length {
         match self {
             Self::Redis => resp::message_length(bytes),
@@ -54,8 +54,8 @@ impl Conversation {
         }
     }
 
-    /// A whole request, and whether the server answers it. Called in the order in which they reach
-    /// the server.
+    /// Parses a complete request, and returns whether the server answers it. Called in the order in
+    /// which they reach the server.
     pub(super) fn request(&mut self, bytes: Vec<u8>) -> (Request, bool) {
         match self {
             Self::Redis => (Request::of_redis(bytes), true),
@@ -64,8 +64,8 @@ impl Conversation {
         }
     }
 
-    /// Whether this is the answer to the earliest request that has none. If not, the server speaks
-    /// unasked, or goes on.
+    /// Returns true if this is the answer to the earliest request that has none. If not, the server
+    /// sends it on its own, or continues an answer.
     pub(super) fn is_answer(&mut self, bytes: &[u8]) -> bool {
         match self {
             Self::Redis => bytes.first() != Some(&b'>'),
@@ -75,7 +75,7 @@ impl Conversation {
     }
 }
 
-/// The first word of a statement, in upper case.
+/// Returns the first word of a statement, in upper case.
 fn command(statement: &str) -> String {
     let mut rest = statement.trim_start();
     loop {

@@ -1,9 +1,9 @@
 //! The protocol of MySQL and MariaDB.
 //!
-//! A request is one command. Of an answer only the beginning is known: the first piece that comes
-//! after a request, at least one whole packet, stands for the answer, and what follows it is passed
-//! on as it comes. The answer to a statement that writes is one packet; of several statements in
-//! one request, it is the answer to the first.
+//! A request is one command. Only the beginning of an answer is known: the first piece that arrives
+//! after a request, at least one complete packet, stands for the answer, and the rest is passed on
+//! as it arrives. The answer to a statement that writes is one packet; of several statements in one
+//! request, it is the answer to the first.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -11,25 +11,25 @@ use super::command;
 use crate::proxy::request::Request;
 use crate::resp::Length;
 
-/// The length and the number of a packet.
+/// The size of the length and the number of a packet.
 const HEADER: usize = 4;
-/// A packet of this length goes on in the next one.
+/// The length of a packet that continues in the next one.
 const FULL_PACKET: usize = 0xFF_FFFF;
-/// The whole packet in which a client asks for TLS, and the bit that says so.
+/// The size of the packet in which a client requests TLS, and the bit that says so.
 const ENCRYPTION_REQUEST: usize = 32;
 const ENCRYPTS: u8 = 0x08;
 
 #[derive(Debug, Default)]
 pub(in crate::proxy) struct MySql {
     is_encrypted: bool,
-    /// How many requests have no answer yet.
+    /// The number of requests without an answer.
     unanswered: usize,
-    /// For each of them and for each answer that was read, the statement that the request prepares.
+    /// The statement that the request prepares, for each of them and for each answer that was read.
     prepares: VecDeque<Option<String>>,
-    /// For each piece that was read and not yet looked at by [`is_answer`](Self::is_answer),
-    /// whether it is one.
+    /// True for an answer: one entry for each piece that was read and not yet checked by
+    /// [`is_answer`](Self::is_answer).
     pieces: VecDeque<bool>,
-    /// The statements that were prepared, by the numbers that the server gave them.
+    /// The prepared statements, by the numbers that the server assigned.
     prepared: HashMap<[u8; 4], String>,
 }
 
@@ -71,7 +71,7 @@ impl MySql {
         let mut prepares = None;
         let mut statement = None;
         let mut name = String::from(match kind {
-            // Only a command begins to count.
+            // Only a command starts the numbers at zero.
             _ if number != 0 => "LOGIN",
             0x01 => "QUIT",
             0x02 => "USE",
@@ -118,7 +118,7 @@ impl MySql {
     }
 }
 
-/// The length of the first packet and of those in which it goes on.
+/// Returns the length of the first packet and of those that continue it.
 fn packets_length(bytes: &[u8]) -> Length {
     let mut at = 0;
     loop {
@@ -172,7 +172,7 @@ mod tests {
         let answer = [packet(1, b"\x01"), packet(2, b"column")].concat();
         assert_eq!(mysql.answer_length(&answer[..4]), Length::Incomplete);
         assert_eq!(mysql.answer_length(&answer), Length::Complete(answer.len()));
-        // It may be read before the beginning is looked at.
+        // It may be read before the beginning is checked.
         assert_eq!(mysql.answer_length(b"a row"), Length::Complete(5));
         assert!(mysql.is_answer(&answer));
         assert!(!mysql.is_answer(b"a row"));

@@ -1,8 +1,9 @@
 //! The protocol of PostgreSQL, version 3.
 //!
-//! A request is all that a client sends until it wants an answer: a simple query, or the messages
-//! up to a Sync. An answer is all up to the message that says that the server is ready for the next
-//! request, or wants to know more of who logs in. (What `COPY` and Flush do is not followed.)
+//! A request is everything that a client sends until it needs an answer: a simple query, or the
+//! messages up to a Sync. An answer is everything up to the message that says that the server is
+//! ready for the next request, or needs more from a client that logs in. (The effects of `COPY` and
+//! Flush are not followed.)
 
 use std::collections::HashMap;
 
@@ -10,25 +11,26 @@ use super::command;
 use crate::proxy::request::Request;
 use crate::resp::Length;
 
-/// Longer messages are none of this protocol: TLS, for example.
+/// The length beyond which a message is not of this protocol: TLS, for example.
 const MAX_LENGTH: usize = 64 << 20;
-/// The first message, which says who the client is, is short.
+/// The maximum length of the first message, in which the client introduces itself.
 const MAX_INTRODUCTION: usize = 10_000;
-/// Asks for TLS or GSS encryption; the answer is a single letter.
+/// The codes of requests for TLS or GSS encryption; the answer is a single letter.
 const ENCRYPTION_REQUESTS: [u32; 2] = [80_877_103, 80_877_104];
-/// Asks on a connection of its own to cancel what another one does; there is no answer.
+/// The code of a request, on a connection of its own, to cancel another connection's statement;
+/// there is no answer.
 const CANCEL_REQUEST: u32 = 80_877_102;
-/// What an `R` message says: all is well, or the last word of the server about it.
+/// The codes of an `R` message that ends the login: success, or the server's last message about it.
 const LOGIN_IS_OVER: [u32; 2] = [0, 12];
 
 #[derive(Debug, Default)]
 pub(in crate::proxy) struct Postgres {
-    /// The client has said who it is; from then on messages begin with a letter.
+    /// True once the client has introduced itself; from then on messages begin with a letter.
     has_introduced_itself: bool,
-    /// The server has answered to that.
+    /// True once the server has answered that.
     is_received: bool,
     is_encrypted: bool,
-    /// The statements that were prepared, by their names.
+    /// The prepared statements, by their names.
     prepared: HashMap<Vec<u8>, String>,
 }
 
@@ -96,7 +98,7 @@ impl Postgres {
     }
 
     pub(super) fn request(&mut self, bytes: Vec<u8>) -> (Request, bool) {
-        // The length of an introduction, where others have a letter.
+        // The first byte of the introduction's length, where others have a letter.
         if bytes.first() == Some(&0) {
             let code = number(&bytes, 4).unwrap_or_default();
             let name = if ENCRYPTION_REQUESTS.contains(&code) { "ENCRYPT" } else { "LOGIN" };
@@ -136,12 +138,12 @@ impl Postgres {
     }
 }
 
-/// Whether the server says this because it was asked. Notifications come at any time.
+/// Returns true if the server answers a request with this. Notifications arrive at any time.
 pub(super) fn is_answer(bytes: &[u8]) -> bool {
     bytes.first() != Some(&b'A')
 }
 
-/// The end of the message that begins at `at` with a letter.
+/// Returns the end of the message that begins at `at` with a letter.
 fn message_end(bytes: &[u8], at: usize) -> Result<usize, Length> {
     let kind = bytes.get(at).ok_or(Length::Incomplete)?;
     if !kind.is_ascii_alphanumeric() {
@@ -185,7 +187,7 @@ mod tests {
         postgres
     }
 
-    /// It ends where it ends and not before.
+    /// Checks that the message has exactly this length, and is incomplete before.
     fn whole(length: impl Fn(&[u8]) -> Length, bytes: &[u8]) {
         for cut in 0..bytes.len() {
             assert_eq!(

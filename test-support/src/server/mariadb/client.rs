@@ -8,7 +8,7 @@ use crate::server::url::ServerUrl;
 
 pub(super) async fn run(url: &ServerUrl, statements: &str) -> anyhow::Result<Rows> {
     let mut command = Command::new(binary::mariadb("mariadb")?);
-    // Some clients insist on TLS, which the servers do not speak by themselves.
+    // Some clients insist on TLS, which the servers do not offer by themselves.
     command.args([
         "--no-defaults",
         "--protocol=tcp",
@@ -25,7 +25,7 @@ pub(super) async fn run(url: &ServerUrl, statements: &str) -> anyhow::Result<Row
     ]);
     command.args(["--user", url.user.as_deref().unwrap_or("root"), "--database", &url.database]);
     if let Some(password) = &url.password {
-        // Not as an argument, which everybody on the machine can read.
+        // Not as an argument, which every user of the machine can read.
         command.env("MYSQL_PWD", password);
     }
     let printed = feed(command, statements).await?;

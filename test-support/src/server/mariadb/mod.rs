@@ -19,8 +19,8 @@ use super::url::ServerUrl;
 
 /// A MariaDB server, 10.5 or newer.
 ///
-/// Where the environment variable `IDEMPOTENCY_MARIADB_URL` names a server and the options ask for
-/// nothing special, that one is used instead. Tests make databases of their own on it with
+/// If the environment variable `IDEMPOTENCY_MARIADB_URL` names a server and the options request
+/// nothing special, that one is used instead. Tests create databases of their own on it with
 /// [`database`](Server::database), which stay there.
 ///
 /// ```no_run
@@ -42,10 +42,10 @@ pub struct MariaDb {
     options: MariaDbOptions,
 }
 
-/// The database in which a private server begins.
+/// The initial database of a private server.
 const DATABASE: &str = "idempotency";
 
-/// The file in which a server says which process it is, when it is about to take connections.
+/// The file in which a server writes its process id when it is about to accept connections.
 const STATUS: &str = "server.pid";
 
 impl Kind for MariaDb {
@@ -92,7 +92,7 @@ impl Kind for MariaDb {
         command
             .args([format!("--socket={}", file("s.sock")), format!("--pid-file={}", file(STATUS))]);
         command.args(self.options.settings().map(|(name, value)| format!("--{name}={value}")));
-        // A server that starts removes the temporary tables that it finds there, also those of
+        // A server that starts removes the temporary tables that it finds there, even those of
         // others.
         command.args(as_administrator()).env("TMPDIR", directory);
         Ok(command)
@@ -117,7 +117,7 @@ fn without_database(port: u16) -> String {
     format!("mysql://root@127.0.0.1:{port}")
 }
 
-/// The server wants to be told that it may run as the administrator.
+/// Returns the option without which the server refuses to run as root.
 fn as_administrator() -> Option<&'static str> {
     rustix::process::geteuid().is_root().then_some("--user=root")
 }
@@ -128,22 +128,22 @@ async fn run(url: &str, statements: &str) -> anyhow::Result<Rows> {
 
 impl MariaDbServer {
     /// Runs statements, each in a transaction of its own unless they begin one, and returns the
-    /// rows of all of them as text. Uses a connection of the `mariadb` client, none of the code
-    /// under test. The text `NULL` reads as null.
+    /// rows of all of them as text. Uses a connection of the `mariadb` client, not the code under
+    /// test. The text `NULL` reads as null.
     ///
     /// # Errors
-    /// When the server cannot be reached or refuses, with what it said.
+    /// If the server cannot be reached or refuses, with its message.
     pub async fn sql(&self, statements: &str) -> anyhow::Result<Rows> {
         self.sql_at(&self.url(), statements).await
     }
 
-    /// As [`sql`](Self::sql), in another database or as another user.
+    /// Runs statements like [`sql`](Self::sql), in another database or as another user.
     pub async fn sql_at(&self, url: &str, statements: &str) -> anyhow::Result<Rows> {
         run(url, statements).await
     }
 
-    /// Makes an empty database whose name begins with `name` and that is nobody else's, and returns
-    /// its URL.
+    /// Creates an empty database whose name begins with `name` and is not used by any other test,
+    /// and returns its URL.
     ///
     /// # Errors
     /// As [`sql`](Self::sql).

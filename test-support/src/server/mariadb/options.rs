@@ -1,10 +1,10 @@
-//! How a MariaDB server is set up.
+//! The setup of a MariaDB server.
 
-/// What a private MariaDB server is started with. The default takes up to 300 connections without a
+/// The options of a private MariaDB server. The default accepts up to 300 connections without a
 /// password.
 ///
-/// What it has committed survives its being killed, with any options. By default it does not
-/// survive the end of the machine, which no test waits for.
+/// Committed data survives a kill of the server, with any options. By default it does not survive a
+/// crash of the machine, which no test needs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MariaDbOptions {
     private: bool,
@@ -18,36 +18,36 @@ impl MariaDbOptions {
         Self::default()
     }
 
-    /// A private server also where `IDEMPOTENCY_MARIADB_URL` names one: for tests that pause, stop
-    /// or restart it, or read its statistics. All other options ask for a private one too.
+    /// Requests a private server even if `IDEMPOTENCY_MARIADB_URL` names one: for tests that pause,
+    /// stop or restart it, or read its statistics. All other options request a private one too.
     #[must_use]
     pub fn private(mut self) -> Self {
         self.private = true;
         self
     }
 
-    /// Every commit is on disk before it is answered, as in production: for measurements.
+    /// Puts every commit on disk before it is answered, as in production: for measurements.
     #[must_use]
     pub fn durable(mut self) -> Self {
         self.durable = true;
         self
     }
 
-    /// Any other setting, as in `my.cnf`.
+    /// Sets any other setting, as in `my.cnf`.
     #[must_use]
     pub fn setting(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.settings.push((name.into(), value.into()));
         self
     }
 
-    /// Whether a server of somebody else would do.
+    /// Returns true if a server that the environment names would do.
     pub(super) fn any_server_will_do(&self) -> bool {
         *self == Self::default()
     }
 
-    /// The settings of the server.
+    /// Returns the settings of the server.
     pub(super) fn settings(&self) -> impl Iterator<Item = (&str, &str)> {
-        // A commit is given to the system, which keeps it when the server is killed.
+        // A commit is handed to the operating system, which keeps it when the server is killed.
         let forgetful: &[_] = if self.durable {
             &[]
         } else {
@@ -57,10 +57,10 @@ impl MariaDbOptions {
             ("bind_address", "127.0.0.1"),
             ("character_set_server", "utf8mb4"),
             ("max_connections", "300"),
-            // Nobody asks the name service for the name of a client.
+            // The server does not look up the host names of clients.
             ("skip_name_resolve", "1"),
-            // From 11.4 on a server makes a certificate for itself, and clients take it: no proxy
-            // could read along.
+            // From 11.4 on a server creates a certificate for itself, and clients accept it: no
+            // proxy could read the traffic.
             ("ssl", "0"),
         ];
         let own = self.settings.iter().map(|(name, value)| (&**name, &**value));

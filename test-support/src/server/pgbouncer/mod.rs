@@ -17,7 +17,7 @@ use super::system_user::SystemUser;
 use super::url::with_address;
 
 /// `PgBouncer` in transaction mode: each transaction of a client may run on another connection to
-/// the server, so that nothing that belongs to a session is there in the next one.
+/// the server, so that no session state carries over to the next one.
 ///
 /// ```no_run
 /// # async fn test() -> anyhow::Result<()> {
@@ -38,7 +38,7 @@ pub struct Pooler {
     user: SystemUser,
 }
 
-/// The file in which it says which process it is.
+/// The file in which it writes its process id.
 const STATUS: &str = "pgbouncer.pid";
 
 impl Kind for Pooler {
@@ -84,7 +84,7 @@ impl Kind for Pooler {
 }
 
 impl PgBouncer {
-    /// `url`, a URL of the server behind it, with its own host and port.
+    /// Returns `url`, a URL of the server behind it, with its own host and port.
     pub fn through(&self, url: &str) -> String {
         with_address(url, &self.address())
     }

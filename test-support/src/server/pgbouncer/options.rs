@@ -1,12 +1,12 @@
-//! How `PgBouncer` is set up.
+//! The setup of `PgBouncer`.
 
 use std::fmt::Write as _;
 use std::path::Path;
 
 use crate::server::PostgresServer;
 
-/// What `PgBouncer` is started with: transaction mode, up to 300 clients, up to 20 connections to
-/// each database of the server, and nobody needs a password.
+/// The options of `PgBouncer`: transaction mode, up to 300 clients, up to 20 connections to each
+/// database of the server, and no passwords.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PgBouncerOptions {
     server: (String, u16),
@@ -15,7 +15,7 @@ pub struct PgBouncerOptions {
 }
 
 impl PgBouncerOptions {
-    /// In front of all databases of `server`.
+    /// Creates options for all databases of `server`.
     pub fn before(server: &PostgresServer) -> Self {
         Self {
             server: (String::from(server.host()), server.port()),
@@ -24,21 +24,21 @@ impl PgBouncerOptions {
         }
     }
 
-    /// One more role of the server that may log in, besides its owner.
+    /// Adds a role of the server that may log in, besides its owner.
     #[must_use]
     pub fn user(mut self, name: impl Into<String>) -> Self {
         self.users.push(name.into());
         self
     }
 
-    /// Any other setting, as in `pgbouncer.ini`.
+    /// Sets any other setting, as in `pgbouncer.ini`.
     #[must_use]
     pub fn setting(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.settings.push((name.into(), value.into()));
         self
     }
 
-    /// The file of users with their passwords.
+    /// Returns the file of users with their passwords.
     pub(super) fn users(&self, owner: &str) -> String {
         let names = [owner].into_iter().chain(self.users.iter().map(String::as_str));
         names.map(|name| format!("\"{name}\" \"\"")).collect::<Vec<_>>().join("\n") + "\n"

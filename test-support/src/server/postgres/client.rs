@@ -5,7 +5,7 @@ use tokio::process::Command;
 use crate::server::binary;
 use crate::server::sql::{Rows, feed};
 
-/// Between columns, and in place of null: characters that no test has in its data.
+/// The separator of columns and the text for null: characters that no test has in its data.
 const COLUMN: &str = "\u{1f}";
 const NULL: &str = "\u{1d}";
 
@@ -19,7 +19,7 @@ pub(in crate::server) async fn run(url: &str, statements: &str) -> anyhow::Resul
         "--no-password",
         "--set=ON_ERROR_STOP=1",
     ]);
-    // Every row ends with a zero byte, which no text of PostgreSQL contains.
+    // Every row ends with a zero byte, which no text in PostgreSQL contains.
     command.args([
         "--record-separator-zero",
         "--field-separator",

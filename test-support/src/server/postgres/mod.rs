@@ -20,8 +20,8 @@ use super::url::ServerUrl;
 
 /// A PostgreSQL server, 13 or newer.
 ///
-/// Where the environment variable `IDEMPOTENCY_POSTGRES_URL` names a server and the options ask for
-/// nothing special, that one is used instead. Tests make databases of their own on it with
+/// If the environment variable `IDEMPOTENCY_POSTGRES_URL` names a server and the options request
+/// nothing special, that one is used instead. Tests create databases of their own on it with
 /// [`database`](Server::database), which stay there.
 ///
 /// ```no_run
@@ -44,10 +44,10 @@ pub struct Postgres {
     user: SystemUser,
 }
 
-/// The role that owns the server, and the database in which it begins.
+/// The role that owns the server, and its initial database.
 pub(super) const OWNER: &str = "idempotency";
 
-/// The file in which a server says which process it is and how far it has come.
+/// The file in which a server writes its process id and its progress.
 const STATUS: &str = "data/postmaster.pid";
 
 impl Kind for Postgres {
@@ -57,7 +57,7 @@ impl Kind for Postgres {
     const URL_VARIABLE: Option<&'static str> = Some("IDEMPOTENCY_POSTGRES_URL");
     const PRIVATE: &'static str = "PostgresOptions::private";
     const PORT: u16 = 5432;
-    // SIGTERM would wait for the clients to go. SIGKILL would leave shared memory behind.
+    // SIGTERM would wait for the clients to disconnect. SIGKILL would leave shared memory behind.
     const SIGNALS: Signals = Signals { stop: Signal::INT, discard: Signal::QUIT };
 
     fn any_server_will_do(options: &PostgresOptions) -> bool {
@@ -110,9 +110,9 @@ impl Kind for Postgres {
     }
 
     fn clean_up_after_kill(&self, directory: &Path) {
-        // A segment of a few bytes, by which a server tells whether processes of an earlier one
-        // still live: its key and its id are in one line. Where there is no such program, it stays
-        // until the machine ends.
+        // A segment of a few bytes, by which a server detects whether processes of an earlier one
+        // still live: its key and its id are in one line. Without this program, it stays until the
+        // machine restarts.
         let file = std::fs::read_to_string(directory.join(STATUS)).unwrap_or_default();
         if let Some(segment) = file.lines().nth(6).and_then(|line| line.split_whitespace().nth(1)) {
             let _ = Command::new("ipcrm").args(["-m", segment]).output();
@@ -126,21 +126,21 @@ impl Kind for Postgres {
 
 impl PostgresServer {
     /// Runs statements, each in a transaction of its own unless they begin one, and returns the
-    /// rows of all of them as text. Uses a connection of `psql`, none of the code under test.
+    /// rows of all of them as text. Uses a connection of `psql`, not the code under test.
     ///
     /// # Errors
-    /// When the server cannot be reached or refuses, with what it said.
+    /// If the server cannot be reached or refuses, with its message.
     pub async fn sql(&self, statements: &str) -> anyhow::Result<Rows> {
         self.sql_at(&self.url(), statements).await
     }
 
-    /// As [`sql`](Self::sql), in another database or as another role.
+    /// Runs statements like [`sql`](Self::sql), in another database or as another role.
     pub async fn sql_at(&self, url: &str, statements: &str) -> anyhow::Result<Rows> {
         client::run(url, statements).await
     }
 
-    /// Makes an empty database whose name begins with `name` and that is nobody else's, and returns
-    /// its URL.
+    /// Creates an empty database whose name begins with `name` and is not used by any other test,
+    /// and returns its URL.
     ///
     /// # Errors
     /// As [`sql`](Self::sql).

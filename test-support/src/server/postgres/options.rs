@@ -1,10 +1,10 @@
-//! How a PostgreSQL server is set up.
+//! The setup of a PostgreSQL server.
 
-/// What a private PostgreSQL server is started with. The default takes up to 300 connections
-/// without a password.
+/// The options of a private PostgreSQL server. The default accepts up to 300 connections without a
+/// password.
 ///
-/// What it has committed survives its being killed, with any options. By default it does not
-/// survive the end of the machine, which no test waits for.
+/// Committed data survives a kill of the server, with any options. By default it does not survive a
+/// crash of the machine, which no test needs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PostgresOptions {
     private: bool,
@@ -18,34 +18,35 @@ impl PostgresOptions {
         Self::default()
     }
 
-    /// A private server also where `IDEMPOTENCY_POSTGRES_URL` names one: for tests that pause, stop
-    /// or restart it, or read its statistics. All other options ask for a private one too.
+    /// Requests a private server even if `IDEMPOTENCY_POSTGRES_URL` names one: for tests that
+    /// pause, stop or restart it, or read its statistics. All other options request a private one
+    /// too.
     #[must_use]
     pub fn private(mut self) -> Self {
         self.private = true;
         self
     }
 
-    /// Every commit is on disk before it is answered, as in production: for measurements.
+    /// Puts every commit on disk before it is answered, as in production: for measurements.
     #[must_use]
     pub fn durable(mut self) -> Self {
         self.durable = true;
         self
     }
 
-    /// Any other setting, as in `postgresql.conf`.
+    /// Sets any other setting, as in `postgresql.conf`.
     #[must_use]
     pub fn setting(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.settings.push((name.into(), value.into()));
         self
     }
 
-    /// Whether a server of somebody else would do.
+    /// Returns true if a server that the environment names would do.
     pub(super) fn any_server_will_do(&self) -> bool {
         *self == Self::default()
     }
 
-    /// The settings of the server.
+    /// Returns the settings of the server.
     pub(super) fn settings(&self) -> impl Iterator<Item = (&str, &str)> {
         let forgetful: &[_] =
             if self.durable { &[] } else { &[("fsync", "off"), ("full_page_writes", "off")] };
@@ -53,7 +54,7 @@ impl PostgresOptions {
             ("listen_addresses", "127.0.0.1"),
             ("unix_socket_directories", ""),
             ("max_connections", "300"),
-            // In the data directory instead of in the system's shared memory, where a killed server
+            // In the data directory instead of the system's shared memory, where a killed server
             // would leave it.
             ("dynamic_shared_memory_type", "mmap"),
         ];

@@ -1,4 +1,4 @@
-//! A connection to a Redis server that is just enough to ask whether it is ready and to set it up.
+//! A minimal connection to a Redis server, to check that it is ready and to set it up.
 
 use std::fmt::Write as _;
 

@@ -26,10 +26,10 @@ pub struct Certificates {
 }
 
 impl Certificates {
-    /// Makes new ones in `directory`.
+    /// Creates new ones in `directory`.
     ///
     /// # Errors
-    /// When a file cannot be written.
+    /// If a file cannot be written.
     pub fn create(directory: &Path) -> anyhow::Result<Self> {
         let authority_key = KeyPair::generate()?;
         let mut authority = parameters(&[], "test authority")?;

@@ -18,21 +18,21 @@ use super::lifecycle::{Kind, Place, Server};
 use super::process::Signals;
 use crate::port;
 
-/// Names the program to start, which may be a Valkey server.
+/// The variable that names the program to start, which may be a Valkey server.
 const PROGRAM_VARIABLE: &str = "REDIS_SERVER";
 
-/// What the server says of itself when it has read its files. Before that, it answers but has no
-/// keys.
+/// The line in the server's information once it has read its files. Before that, it answers but has
+/// no keys.
 const LOADED: &str = "\nloading:0\r";
 
 /// A Redis or Valkey server.
 ///
-/// Where the environment variable `IDEMPOTENCY_REDIS_URL` names a server and the options ask for
-/// nothing special, that one is used instead. Its keys may be those of other tests too: a test uses
-/// a prefix of its own.
+/// If the environment variable `IDEMPOTENCY_REDIS_URL` names a server and the options request
+/// nothing special, that one is used instead. Other tests may have keys on it too: a test uses a
+/// prefix of its own.
 ///
-/// With [`append_only`](RedisOptions::append_only) a restarted one knows all that it knew, else
-/// nothing.
+/// With [`append_only`](RedisOptions::append_only) a restarted server still has all of its data,
+/// otherwise none.
 ///
 /// ```no_run
 /// # async fn test() -> anyhow::Result<()> {
@@ -58,7 +58,7 @@ pub struct Redis {
 #[derive(Debug)]
 struct Tls {
     certificates: Certificates,
-    /// Each port without TLS that was tried has one with.
+    /// The TLS port. Each port without TLS that was tried has one.
     port: u16,
     beside: u16,
 }
@@ -123,10 +123,10 @@ impl Redis {
 }
 
 impl RedisServer {
-    /// Where it is with TLS: `rediss://127.0.0.1:20002`.
+    /// The URL of the TLS port: `rediss://127.0.0.1:20002`.
     ///
     /// # Errors
-    /// When the options did not ask for TLS.
+    /// If the options did not request TLS.
     pub fn tls_url(&self) -> anyhow::Result<String> {
         let redis = &self.private("has no TLS")?.kind;
         let credentials = redis.options.credentials_in_url();
@@ -136,17 +136,17 @@ impl RedisServer {
     /// The certificates of the TLS port.
     ///
     /// # Errors
-    /// When the options did not ask for TLS.
+    /// If the options did not request TLS.
     pub fn certificates(&self) -> anyhow::Result<&Certificates> {
         Ok(&self.private("has no certificates of ours")?.kind.tls()?.certificates)
     }
 
     /// Sends one command as the user `default` on a connection of its own, to set the server up or
-    /// to look at it. Returns a string or a number as text, null as nothing, everything else as the
+    /// to inspect it. Returns a string or a number as text, null as nothing, everything else as the
     /// server wrote it.
     ///
     /// # Errors
-    /// When the server cannot be reached or refuses.
+    /// If the server cannot be reached or refuses.
     pub async fn command(&self, words: &[&str]) -> anyhow::Result<String> {
         match &self.place {
             Place::Private(server) => server.kind.ask(server.port, words).await,

@@ -1,10 +1,10 @@
-//! How a Redis server is set up.
+//! The setup of a Redis server.
 
 use std::path::Path;
 
 use super::certificates::Certificates;
 
-/// What a private Redis server is started with. The default has no persistence, no password and no
+/// The options of a private Redis server. The default has no persistence, no password and no
 /// limits.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RedisOptions {
@@ -18,12 +18,12 @@ pub struct RedisOptions {
     settings: Vec<(String, String)>,
 }
 
-/// Whether clients have to show a certificate.
+/// The certificates that clients must show.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TlsClients {
-    /// Anybody who trusts the server may connect.
+    /// Any client that trusts the server may connect.
     Anybody,
-    /// Only those with a certificate of the same authority.
+    /// Only clients with a certificate of the same authority may connect.
     WithCertificate,
 }
 
@@ -33,44 +33,44 @@ impl RedisOptions {
         Self::default()
     }
 
-    /// A private server also where `IDEMPOTENCY_REDIS_URL` names one: for tests that pause, stop or
-    /// restart it, or change its settings. All other options ask for a private one too.
+    /// Requests a private server even if `IDEMPOTENCY_REDIS_URL` names one: for tests that pause,
+    /// stop or restart it, or change its settings. All other options request a private one too.
     #[must_use]
     pub fn private(mut self) -> Self {
         self.private = true;
         self
     }
 
-    /// Every write is on disk before it is answered, so that a restarted or killed server has lost
-    /// nothing.
+    /// Puts every write on disk before it is answered, so that a restarted or killed server has
+    /// lost nothing.
     #[must_use]
     pub fn append_only(mut self) -> Self {
         self.append_only = true;
         self
     }
 
-    /// The password of the user `default`.
+    /// Sets the password of the user `default`.
     #[must_use]
     pub fn password(mut self, password: impl Into<String>) -> Self {
         self.password = Some(password.into());
         self
     }
 
-    /// One more user, with rules as `ACL SETUSER` takes them: `"on >secret ~app:* +get +set"`.
+    /// Adds a user, with rules as `ACL SETUSER` accepts them: `"on >secret ~app:* +get +set"`.
     #[must_use]
     pub fn user(mut self, name: impl Into<String>, rules: impl Into<String>) -> Self {
         self.users.push((name.into(), rules.into()));
         self
     }
 
-    /// A limit in bytes, and the policy at the limit: `"noeviction"`, `"allkeys-lru"`.
+    /// Sets a limit in bytes, and the policy at the limit: `"noeviction"`, `"allkeys-lru"`.
     #[must_use]
     pub fn max_memory(mut self, bytes: u64, policy: impl Into<String>) -> Self {
         self.max_memory = Some((bytes, policy.into()));
         self
     }
 
-    /// A second port with TLS.
+    /// Adds a second port with TLS.
     #[must_use]
     pub fn tls(mut self, clients: TlsClients) -> Self {
         self.tls = Some(clients);
@@ -84,14 +84,14 @@ impl RedisOptions {
         self
     }
 
-    /// Any other setting, as in `redis.conf`.
+    /// Sets any other setting, as in `redis.conf`.
     #[must_use]
     pub fn setting(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.settings.push((name.into(), value.into()));
         self
     }
 
-    /// Whether a server of somebody else would do.
+    /// Returns true if a server that the environment names would do.
     pub(super) fn any_server_will_do(&self) -> bool {
         *self == Self::default()
     }
@@ -100,7 +100,7 @@ impl RedisOptions {
         self.tls.is_some()
     }
 
-    /// The password of the user `default`, as the words after `AUTH`.
+    /// Returns the password of the user `default`, as the arguments of `AUTH`.
     pub(super) fn credentials(&self) -> Option<Vec<String>> {
         self.password.clone().map(|password| vec![password])
     }
@@ -109,7 +109,7 @@ impl RedisOptions {
         self.password.as_ref().map(|password| format!(":{password}@")).unwrap_or_default()
     }
 
-    /// The file that `--aclfile` names, if there are users.
+    /// Returns the content of the file for `--aclfile`, if there are users.
     pub(super) fn access_control(&self) -> Option<String> {
         if self.users.is_empty() {
             return None;
@@ -123,7 +123,7 @@ impl RedisOptions {
         Some(lines.join("\n") + "\n")
     }
 
-    /// The arguments of the server on `port`.
+    /// Returns the arguments of the server on `port`.
     pub(super) fn arguments(
         &self,
         port: u16,
