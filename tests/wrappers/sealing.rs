@@ -120,7 +120,7 @@ impl<S: Store> Transactions for Sealing<S> {
             let end = match end {
                 End::Keep(commit) => End::Keep(self.sealed(commit)),
                 End::KeepError(commit) => End::KeepError(self.sealed(commit)),
-                other => other,
+                other @ (End::Hold(_) | End::Undo) => other,
             };
             inside.end(connection, token, end).await
         })

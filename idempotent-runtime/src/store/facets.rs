@@ -1,4 +1,4 @@
-//! What only some stores can do: answering at once, reporting changes, transactions.
+//! The optional abilities of a store: local results, a change feed, transactions.
 
 use std::fmt;
 use std::future::Future;
@@ -12,10 +12,9 @@ use crate::key::KeyHash;
 
 /// The abilities of a store beyond the operations of [`Store`](super::Store).
 ///
-/// A store that wraps another one decides about each of them. It forwards an ability that its own
-/// work does not concern, wraps one that it does concern, and leaves out one that would go around
-/// it: a store that encrypts bodies must not forward the transactions of the store inside, which
-/// would write them as they are.
+/// A store that wraps another one decides about each of them. It forwards an ability that does not
+/// concern it, wraps one that does, and leaves out one that would bypass it. A store that encrypts
+/// bodies must not forward the transactions of the inner store, which would write plaintext.
 ///
 /// ```
 /// use idempotent_runtime::store::{Facets, MemoryStore, Store};
@@ -30,11 +29,11 @@ use crate::key::KeyHash;
 #[derive(Clone, Copy, Default)]
 #[non_exhaustive]
 pub struct Facets<'a> {
-    /// Results can be read at once. Without it, a repeated call asks by a claim.
+    /// Results that can be read at once. Without it, a repeated call sends a claim.
     pub local_results: Option<&'a dyn LocalResults>,
-    /// Changes of records are pushed. Without it, the near cache learns of them by its time limit.
+    /// Pushed changes of records. Without it, the near cache notices them after its time limit.
     pub change_feed: Option<&'a dyn ChangeFeed>,
-    /// Records can be kept in transactions of the user's. Without it, a call with `tx` is refused.
+    /// Records in the user's transactions. Without it, a call with `tx` is rejected.
     pub transactions: Option<&'a dyn Transactions>,
 }
 
@@ -79,60 +78,60 @@ impl fmt::Debug for Facets<'_> {
 
 /// Results that can be read without waiting, because they are in this process's memory.
 pub trait LocalResults: Send + Sync {
-    /// The result that a claim of `key` would be answered with, or `None`.
+    /// Returns the result that a claim of `key` would be answered with.
     ///
-    /// To be correct: returns a completed or failed record that has not expired, and changes
-    /// nothing. `None` is always right, and the engine sends a claim then.
+    /// To be correct: the record is completed or failed and has not expired, and nothing changes.
+    /// `None` is always correct: the engine then sends a claim.
     fn local_result(&self, key: &KeyHash) -> Option<Record>;
 }
 
 /// Notifications of changed records.
 pub trait ChangeFeed: Send + Sync {
-    /// Reports changes to `listener`. Returns when the store cannot report any more; reconnects
-    /// otherwise. The future is dropped when nobody listens any more.
+    /// Reports changes to `listener`, and reconnects as often as necessary. Returns only if the
+    /// store cannot report changes at all. The engine drops the future when it ends.
     ///
     /// To be correct:
-    /// - After each connect, and whenever a change may have gone unnoticed, calls
-    ///   [`missed_changes`](ChangeListener::missed_changes).
-    /// - Calls [`knows_changes_until`](ChangeListener::knows_changes_until) only with a moment
-    ///   before which every change was reported. A feed that cannot know that never calls it.
+    /// - It calls [`missed_changes`](ChangeListener::missed_changes) after each connect, and
+    ///   whenever a change may have gone unnoticed.
+    /// - It calls [`knows_changes_until`](ChangeListener::knows_changes_until) only with a moment
+    ///   before which every change has been reported. A feed that cannot know that never calls it.
     fn follow(
         &self,
         listener: Arc<dyn ChangeListener>,
     ) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
 }
 
-/// A party that a [`ChangeFeed`] reports to: the near cache.
+/// The receiver of a [`ChangeFeed`]: the near cache.
 pub trait ChangeListener: Send + Sync {
-    /// The record of `key` has changed or is gone.
+    /// Notes that the record of `key` has changed or is gone.
     fn changed(&self, key: &KeyHash);
 
-    /// Any record may have changed.
+    /// Notes that any record may have changed.
     fn missed_changes(&self);
 
     /// The current time on the listener's clock.
     fn now(&self) -> Moment;
 
-    /// Every change before `moment` has been reported.
+    /// Notes that every change before `moment` has been reported.
     fn knows_changes_until(&self, moment: Moment);
 
     /// The time for which the listener relies on what it knows. A feed calls
-    /// [`knows_changes_until`](Self::knows_changes_until) several times in it.
+    /// [`knows_changes_until`](Self::knows_changes_until) several times within it.
     fn patience(&self) -> Duration;
 }
 
-/// A point in time on the clock of a [`ChangeListener`]. A store counts on another clock, which
-/// began at another time.
+/// A point in time on the clock of a [`ChangeListener`]. A store uses another clock, with another
+/// start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Moment(Duration);
 
 impl Moment {
-    /// The moment `since_start` on a monotonic clock.
+    /// Creates the moment `since_start` on a monotonic clock.
     pub const fn new(since_start: Duration) -> Self {
         Self(since_start)
     }
 
-    /// The time on the clock on which the moment was taken.
+    /// Returns the time on the clock from which the moment was taken.
     pub const fn since_start(self) -> Duration {
         self.0
     }

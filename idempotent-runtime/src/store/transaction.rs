@@ -247,6 +247,8 @@ pub(crate) fn is_over(error: &StoreError) -> bool {
 }
 
 /// The end of a call in a transaction.
+///
+/// Exhaustive on purpose: a store that changes bodies must not let a new kind of body pass.
 #[derive(Clone, Debug)]
 pub enum End {
     /// Keeps what the body wrote, with its result.

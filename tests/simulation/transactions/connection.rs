@@ -189,18 +189,14 @@ impl TransactionConnection for Transaction {
                 if let Some(claimed) =
                     self.send(|database, number| database.claim(number, claim)).await?
                 {
-                    return Ok(ClaimAnswer {
-                        claimed: Some(claimed),
-                        has_waited,
-                        keeps_lock: false,
-                    });
+                    return Ok(ClaimAnswer::new(Some(claimed), has_waited));
                 }
                 pool.note("a claim waits for another transaction");
                 has_waited = true;
                 if timeout(ends.saturating_sub(pool.clock.monotonic()), over).await.is_err() {
                     pool.life().goes_on().await;
                     pool.note("a claim is out of patience");
-                    return Ok(ClaimAnswer { claimed: None, has_waited, keeps_lock: false });
+                    return Ok(ClaimAnswer::new(None, has_waited));
                 }
             }
         })
