@@ -138,7 +138,7 @@ async fn lead(directory: &Path) -> anyhow::Result<()> {
         let seen = of_payment(&bob_sees).context("Bob has not seen it")?;
         match record.resolve(&seen, Resolution::NotExecuted).await {
             Err(error) if error.kind() == ErrorKind::Superseded => {
-                println!("  Bob answers too late: {error}")
+                println!("  Bob answers too late: {error}");
             }
             answer => anyhow::bail!("Bob has answered as well: {answer:?}"),
         }

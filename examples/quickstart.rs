@@ -110,7 +110,7 @@ impl Account {
         self.lost += usize::from(answer == Answer::Lost);
         match (result, replay) {
             (Err(PayError::Idempotency(error)), _) if error.kind() == ErrorKind::Mismatch => {
-                self.refused += 1
+                self.refused += 1;
             }
             (Ok(()) | Err(PayError::Provider(ProviderError::Declined)), Some(replay)) => {
                 let count = if replay.joined || replay.waited {

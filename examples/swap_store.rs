@@ -58,7 +58,7 @@ async fn run(url: &str) -> Result<(), Error> {
 
     match warehouse.pack("order-1", "a piano").await {
         Err(error) if error.kind() == ErrorKind::Mismatch => {
-            println!("another item:   refused, {:?}", error.kind())
+            println!("another item:   refused, {:?}", error.kind());
         }
         other => println!("another item:   {}", other?),
     }

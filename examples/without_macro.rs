@@ -78,7 +78,7 @@ async fn run() -> anyhow::Result<()> {
             Ok(()) => charges += 1,
             Err(PayError::Provider(ProviderError::Declined)) => declined += 1,
             Err(PayError::Idempotency(error)) if error.kind() == ErrorKind::Mismatch => {
-                refused += 1
+                refused += 1;
             }
             Err(error) => return Err(error.into()),
         }

@@ -37,7 +37,7 @@ async fn run() -> anyhow::Result<()> {
         match &*argument {
             "--store" => store = arguments.next().context("`--store` needs a URL")?,
             "--listen" => {
-                listen = arguments.next().context("`--listen` needs an address, with its port")?
+                listen = arguments.next().context("`--listen` needs an address, with its port")?;
             }
             other => bail!("`{other}` is unknown; there are `--store URL` and `--listen ADDRESS`"),
         }

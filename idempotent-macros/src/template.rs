@@ -24,7 +24,7 @@ pub(crate) fn parts(literal: &LitStr, errors: &mut Errors) -> Vec<Part> {
     while let Some((at, character)) = rest.next() {
         match character {
             '{' | '}' if rest.next_if(|(_, next)| *next == character).is_some() => {
-                pending.push(character)
+                pending.push(character);
             }
             '{' => {
                 let start = at + 1;

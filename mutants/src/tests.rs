@@ -155,7 +155,7 @@ pub(crate) fn build(
                 }
             }
             Some("compiler-message") if message["message"]["level"] == "error" => {
-                refused.extend(refusals(&message))
+                refused.extend(refusals(&message));
             }
             _ => {}
         }

@@ -273,7 +273,7 @@ async fn what_a_person_logs_shows_neither_keys_nor_results() {
     let log = logged.clone();
     let world = World::with(|builder| {
         builder.on_duplicate(move |duplicate| {
-            log.lock().unwrap().push(format!("{duplicate:?} {duplicate:#?}"))
+            log.lock().unwrap().push(format!("{duplicate:?} {duplicate:#?}"));
         })
     });
     let secret = "card-4242";

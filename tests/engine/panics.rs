@@ -285,7 +285,7 @@ async fn a_clock_that_panics_at_any_question_makes_no_second_effect() {
             (Ok(Ok(first)), second) => assert_eq!(second.unwrap(), first, "question {question}"),
             (_, Ok(second)) => assert_eq!(second, 1, "question {question}"),
             (_, Err(error)) => {
-                assert_eq!(error.kind(), ErrorKind::InDoubt, "question {question}: {error}")
+                assert_eq!(error.kind(), ErrorKind::InDoubt, "question {question}: {error}");
             }
         }
     }

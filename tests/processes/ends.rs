@@ -45,7 +45,7 @@ async fn end(scene: &Scene, key: &str, policy: Policy, end: End) -> anyhow::Resu
     match end {
         End::Dropped => body.abort(),
         End::Panicked => {
-            ensure!(body.await.is_err_and(|error| error.is_panic()), "the panic reached nobody")
+            ensure!(body.await.is_err_and(|error| error.is_panic()), "the panic reached nobody");
         }
         End::ShutDown => {
             let drained = owner.engine.shutdown(Duration::from_millis(1)).await;

@@ -39,7 +39,7 @@ pub async fn a_retry_after_the_expiry_is_refused_and_never_runs(
         loop {
             match scene.here().ship(ORDER).await {
                 Ok(receipt) => {
-                    ensure!(Some(receipt.bytes()) == result, "{receipt:?} is another result")
+                    ensure!(Some(receipt.bytes()) == result, "{receipt:?} is another result");
                 }
                 Err(error) if error.kind() == ErrorKind::Expired => return Ok(()),
                 Err(error) => return Err(error.into()),

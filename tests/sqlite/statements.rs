@@ -13,7 +13,7 @@ static HEARD: Mutex<Vec<String>> = Mutex::new(Vec::new());
 pub fn listen() {
     static LISTENER: Once = Once::new();
     LISTENER.call_once(|| {
-        tracing::subscriber::set_global_default(Listener).expect("nobody else listens")
+        tracing::subscriber::set_global_default(Listener).expect("nobody else listens");
     });
 }
 

@@ -34,7 +34,7 @@ pub async fn resolves<S: Store>(scene: Arc<Scene<S>>, mut random: Random) -> any
             let (changed, span) = answered(|| scene.store.resolve(resolve.clone())).await?;
             if changed == Changed::Applied {
                 scene.log.of(record.key, |known| {
-                    known.resolved.push(Resolved { observed: record.owner, span })
+                    known.resolved.push(Resolved { observed: record.owner, span });
                 });
             }
         }

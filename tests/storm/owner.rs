@@ -218,7 +218,7 @@ impl<'a, S: Store> Owner<'a, S> {
 
     fn wrote(&self, write: Write, answer: Written, span: Span) {
         self.note(|known| {
-            known.writes.push(Answered { token: self.claim.token, write, answer, span })
+            known.writes.push(Answered { token: self.claim.token, write, answer, span });
         });
     }
 

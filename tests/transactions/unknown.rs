@@ -149,7 +149,7 @@ where
                 // The record was there, or was not there before this attempt, which was rolled
                 // back.
                 Looks::AfterTheCall => {
-                    assert!(matches!(result, Err(Fault::No)), "{key}: {result:?}")
+                    assert!(matches!(result, Err(Fault::No)), "{key}: {result:?}");
                 }
             }
             assert_eq!(place.effects(key).await?, effects, "{key}");

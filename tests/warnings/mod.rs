@@ -22,7 +22,7 @@ impl Warnings {
     pub fn listen() -> Self {
         static LISTENER: Once = Once::new();
         LISTENER.call_once(|| {
-            tracing::subscriber::set_global_default(Listener).expect("nobody else listens")
+            tracing::subscriber::set_global_default(Listener).expect("nobody else listens");
         });
         Self { heard_before: HEARD.with_borrow(Vec::len) }
     }

@@ -31,7 +31,7 @@ pub(crate) async fn send(
     let for_release = engine.clone();
     let mut followed = Followed::new(&engine.keeper, repeat(engine.clone(), claim, scope.clone()))
         .and_if_dropped(move |claiming| async move {
-            settle(&for_release, claiming, release, lease).await
+            settle(&for_release, claiming, release, lease).await;
         });
     let (timeout, start) = (engine.settings.claim_timeout, engine.clock.monotonic());
     let answer = tokio::select! {

@@ -204,7 +204,7 @@ impl Inner {
         let (engine, release, lease) =
             (self.clone(), Release::unused(claim.key, claim.token), claim.lease);
         let released = Followed::new(&self.keeper, async move {
-            claim::give_back(&engine, release, lease, false).await
+            claim::give_back(&engine, release, lease, false).await;
         });
         tokio::select! {
             biased;

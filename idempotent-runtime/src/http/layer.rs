@@ -375,7 +375,7 @@ impl IdempotencyLayer {
     /// named here.
     pub fn with_replayed_headers(self, names: impl IntoIterator<Item = HeaderName>) -> Self {
         self.set(|options| {
-            options.replayed.extend(names.into_iter().filter(headers::may_be_replayed))
+            options.replayed.extend(names.into_iter().filter(headers::may_be_replayed));
         })
     }
 

@@ -230,7 +230,10 @@ mod tests {
         let mut encoder = KeyEncoder::new();
         encoder.string("4242");
         encoder.tuple(|parts| {
-            assert_eq!(format!("{parts:?}"), "KeyParts { encoder: KeyEncoder(18 bytes), count: 0 }")
+            assert_eq!(
+                format!("{parts:?}"),
+                "KeyParts { encoder: KeyEncoder(18 bytes), count: 0 }"
+            );
         });
     }
 }

@@ -39,7 +39,7 @@ async fn make(store: &Inner, connection: &mut PgConnection) -> Result<(), StoreE
         match up_to_date(store, connection).await {
             Ok(version) => return known(version),
             Err(error) if is_lock_timeout(&error) => {
-                run(connection, String::from("ROLLBACK")).await.map_err(failed)?
+                run(connection, String::from("ROLLBACK")).await.map_err(failed)?;
             }
             Err(error) => return Err(failed(error)),
         }

@@ -178,7 +178,7 @@ fn write_argument(text: &mut String, argument: &Argument<'_>) {
             write_list(text, "bytea", list.iter().map(|bytes| Value::Bytes(Some(bytes))));
         }
         Argument::IntegerList(list) => {
-            write_list(text, "int8", list.iter().copied().map(Value::Integer))
+            write_list(text, "int8", list.iter().copied().map(Value::Integer));
         }
     }
 }

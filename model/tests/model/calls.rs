@@ -105,7 +105,7 @@ impl Protocol {
             }
             Action::SendCommit(index) => send_commit(&mut state.callers[index], now),
             Action::CommitArrives { caller, adopting, heard } => {
-                self.commit_arrives(state, caller, adopting, heard)
+                self.commit_arrives(state, caller, adopting, heard);
             }
             Action::ReadWinner(index) => {
                 let winner = store::read(state).filter(|record| record.state.is_answer());

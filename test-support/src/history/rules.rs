@@ -39,16 +39,16 @@ pub fn check(events: &[Event], policy: Policy) -> Result<(), Violations> {
     for event in events {
         match event {
             Event::Call(call) => {
-                groups.entry((&call.key, call.retention)).or_default().calls.push(call)
+                groups.entry((&call.key, call.retention)).or_default().calls.push(call);
             }
             Event::Effect(effect) => {
-                groups.entry((&effect.key, effect.retention)).or_default().effects.push(effect)
+                groups.entry((&effect.key, effect.retention)).or_default().effects.push(effect);
             }
             Event::Stored(stored) => {
-                groups.entry((&stored.key, stored.retention)).or_default().stored = Some(stored)
+                groups.entry((&stored.key, stored.retention)).or_default().stored = Some(stored);
             }
             Event::Takeover { key, retention } => {
-                groups.entry((key, *retention)).or_default().takeovers += 1
+                groups.entry((key, *retention)).or_default().takeovers += 1;
             }
         }
     }

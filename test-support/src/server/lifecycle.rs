@@ -259,7 +259,7 @@ impl<K: Kind> Private<K> {
                     return Ok(server);
                 }
                 Err(error) if error.to_string().contains("Address already in use") => {
-                    failure = Some(error)
+                    failure = Some(error);
                 }
                 Err(error) => return Err(error),
             }

@@ -125,7 +125,7 @@ pub async fn bodies_of_eight_mebibytes_are_kept<S: Subject>(scene: Scene<S>) {
         let stranger = Claim { token: token(99), ..claim(number) };
         match answered(|| second.claim(stranger.clone())).await {
             Claimed::Held(record) => {
-                assert!(record.body == body, "{rule}: one of {size} bytes, replayed")
+                assert!(record.body == body, "{rule}: one of {size} bytes, replayed");
             }
             Claimed::Mine(_) => panic!("{rule}: a result of {size} bytes is not found"),
         }
