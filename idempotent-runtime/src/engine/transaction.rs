@@ -518,10 +518,10 @@ impl<P> Call<P> {
     /// others were not done in time, [`StoreUnavailable`](ErrorKind::StoreUnavailable) for
     /// deadlocks and serialization failures, after which the whole transaction is rolled back and
     /// made again, [`NotStored`](ErrorKind::NotStored), which is not retryable here, when the
-    /// transaction was over before the body was, by an error that the body went on after or by a
-    /// statement that commits by itself (MySQL, SQLite): part of what the body wrote may be
-    /// committed. [`Config`](ErrorKind::Config) when the transaction is one of another database
-    /// than the engine's store.
+    /// transaction was over before the body was, by an error that the body went on after, by a
+    /// statement that ends it, or by a transaction in it whose `begin` failed or was dropped: part
+    /// of what the body wrote may be committed. [`Config`](ErrorKind::Config) when the transaction
+    /// is one of another database than the engine's store.
     pub async fn run_in<X, T, E, B>(self, transaction: &mut X, body: B) -> Result<T, E>
     where
         X: SqlTransaction + ?Sized,

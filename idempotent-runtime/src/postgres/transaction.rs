@@ -37,11 +37,16 @@ const QUICK: i64 = 100;
 impl TransactionDatabase for Postgres {
     const BEGIN: &'static str = "BEGIN";
 
-    /// An aborted transaction refuses every statement but its end.
+    // An error breaks the transaction and does not end it.
+    const PASSING_ERRORS_UNDO: bool = false;
+
+    /// A broken transaction refuses every statement but its end, and outside of one there are no
+    /// savepoints. This one goes with the transaction.
     async fn standing(connection: &mut PgConnection) -> Result<Standing, Error> {
-        match sqlx::raw_sql("SELECT 1").execute(connection).await {
+        match sqlx::raw_sql("SAVEPOINT idempotency_standing").execute(connection).await {
             Ok(_) => Ok(Standing::Whole),
             Err(error) if is_aborted(&error) => Ok(Standing::Undone),
+            Err(error) if is_savepoint_missing(&error) => Ok(Standing::Over),
             Err(error) => Err(error),
         }
     }

@@ -67,8 +67,8 @@ pub enum Standing {
     Whole,
     /// An error that the body took no notice of has broken it, and nothing of it is kept.
     Undone,
-    /// It is no more: undone, or committed by a statement. What was written since was committed at
-    /// once.
+    /// It is no more: undone, or ended by a statement or by the client. What was written since was
+    /// committed at once.
     Over,
 }
 
@@ -103,9 +103,11 @@ pub enum Standing {
 ///
 /// A body that goes on after an error of the database may return `Ok` where nothing is left to
 /// commit: PostgreSQL has aborted the transaction after any error, MySQL has undone it after a
-/// deadlock and SQLite after `OR ROLLBACK` or on a full disk, and statements like `CREATE TABLE`
-/// have committed it on MySQL. What comes after that is committed at once on MySQL and SQLite. All
-/// that is an error here, and costs one more round trip before the commit.
+/// deadlock and SQLite after `OR ROLLBACK` or on a full disk, statements like `CREATE TABLE` have
+/// committed it on MySQL, and sqlx rolls it back with one in it whose `begin` fails or is dropped
+/// before it is done. What comes after that is committed at once, but in a transaction that
+/// PostgreSQL has aborted. All that is an error here, and costs one more round trip before the
+/// commit.
 ///
 /// A pool that has no connection for as long as its `acquire_timeout` says is not asked again.
 ///
@@ -116,8 +118,8 @@ pub enum Standing {
 /// whether the transaction was committed, [`StoreUnavailable`](ErrorKind::StoreUnavailable) when it
 /// could not be begun or committed, also not after 12 more tries. When the body returned `Ok` and
 /// its transaction was no more: [`Config`](ErrorKind::Config) where the database says that nothing
-/// of it is kept (PostgreSQL), [`NotStored`](ErrorKind::NotStored), which is not retryable then,
-/// where part of it may be committed.
+/// of it is kept (one that PostgreSQL has aborted), [`NotStored`](ErrorKind::NotStored), which is
+/// not retryable then, where part of it may be committed.
 ///
 #[cfg_attr(feature = "sqlite", doc = "```")]
 #[cfg_attr(not(feature = "sqlite"), doc = "```ignore")]
@@ -259,8 +261,8 @@ impl<DB: TransactionDatabase> Drop for OpenTransaction<DB> {
 
 const UNDONE: &str = "the database had undone the transaction before its commit, because of an error that the body went \
     on after; return such errors, or set a savepoint and roll back to it";
-const OVER: &str = "the transaction was over before its commit: undone because of an error that the body went on after, or \
-    committed by a statement that commits by itself";
+const OVER: &str = "the transaction was over before its commit: undone because of an error that the body went on after, \
+    ended by a statement, or rolled back with one in it whose `begin` failed or was dropped";
 
 enum Attempt<T, E> {
     Done(Result<T, E>),
