@@ -89,7 +89,8 @@ pub(super) struct Statements {
 
 impl Statements {
     /// `bound`: how long each read may take on the server, whatever its session says. Without it,
-    /// in a transaction of the user's, the session decides.
+    /// in a transaction of the user's, the session decides, and nobody but its owner has a record
+    /// of which the time is over.
     pub(super) fn new(name: &TableName, bound: Option<ReadBound>) -> Self {
         let table = name.quoted('`');
         // Some are words of one or another `sql_mode`.
@@ -99,9 +100,9 @@ impl Statements {
         let places = ["?"; COLUMNS.len()].join(", ");
         let columns = columns.join(", ");
         let without_body = columns.replace(", `body`", ", X''");
-        let is_own = format!(
-            "key_hash = ? AND owner = ? AND {UNFINISHED} AND expires_at > {NOW} AND format = 1"
-        );
+        let is_not_over = bound.map_or(String::from("TRUE"), |_| format!("expires_at > {NOW}"));
+        let is_own =
+            format!("key_hash = ? AND owner = ? AND {UNFINISHED} AND {is_not_over} AND format = 1");
         let select = select(bound);
         let read = format!(
             "{select} server.micros DIV 1000, {columns}, server.micros, {ISOLATION} FROM (SELECT {MICROS} AS micros) AS server

@@ -52,7 +52,8 @@ pub(super) struct Statements {
 
 impl Statements {
     /// `lock_timeout`: how long each write waits for a lock, whatever the session says. Without it,
-    /// in a transaction of the user's, the session decides.
+    /// in a transaction of the user's, the session decides, and nobody but its owner has a record
+    /// of which the time is over.
     ///
     /// It is set by the statement itself, before it comes to its first row, and ends with its
     /// transaction: that needs no round trip, leaves nothing in a session that belongs to somebody
@@ -69,6 +70,8 @@ impl Statements {
                  AND clock_timestamp() < now() + interval '{timeout} ms'"
             )
         });
+        let is_not_over =
+            lock_timeout.map_or(String::from("true"), |_| format!("expires_at > {NOW}"));
         let table = name.quoted('"');
         let columns = COLUMNS.join(", ");
         let without_body = columns.replace(", body", ", ''::bytea");
@@ -125,7 +128,7 @@ impl Statements {
             commit: statement(format!(
                 "UPDATE {table} SET state = $3, body = $4, schema_version = $5, reason = $6, expires_at = {NOW} + $7,
                      revision = revision + 1, purge_at = least(purge_at, {NOW} + $7 + after_expiry)
-                 WHERE key_hash = $1 AND owner = $2 AND {UNFINISHED} AND expires_at > {NOW} AND format = 1
+                 WHERE key_hash = $1 AND owner = $2 AND {UNFINISHED} AND {is_not_over} AND format = 1
                      AND {bound}
                  RETURNING 1"
             )),
