@@ -200,6 +200,10 @@ impl Context {
     ///   takes its place with a clock that is behind, may begin below, and the resource then
     ///   refuses that owner until the time has caught up. So do two processes on MySQL one of which
     ///   claims and releases the key between the read and the write of the other's claim.
+    /// - Of a call in a transaction (`tx`) that is rolled back no fence is left. A call without one
+    ///   that has waited for it may begin below its fence, and on SQLite also one of another process
+    ///   that follows within a millisecond. So do not show the fence of a call in a transaction to a
+    ///   resource outside of its database.
     ///
     /// The example `advance_with_fence` runs this, with an owner that is late.
     ///
