@@ -100,9 +100,9 @@ impl SqliteStore {
 
     /// A store in the database of `pool`, whose settings (WAL, busy timeout, `synchronous`) are the
     /// caller's; connections with `PRAGMA read_uncommitted` are refused
-    /// ([`Config`](StoreErrorKind::Config)). Renewals have a connection of their own, made as the
-    /// pool makes its connections. Who holds many of the pool's keeps the engine's calls waiting.
-    /// Call [`migrate`](Self::migrate) once before the first use.
+    /// ([`Config`](StoreErrorKind::Config)). Its connections are those for renewals too: who holds
+    /// many of them keeps the engine's calls waiting, and its leases from being renewed. Call
+    /// [`migrate`](Self::migrate) once before the first use.
     pub fn from_pool(pool: SqlitePool) -> Self {
         SqliteStoreBuilder::in_pool(pool)
     }
