@@ -203,6 +203,10 @@ impl Context {
     ///   rejects that owner until the time has caught up. The same can happen with two processes on
     ///   MySQL if one claims and releases the key between the read and the write of the other's
     ///   claim.
+    /// - A call in a transaction (`tx`) that is rolled back leaves no fence behind. A call without
+    ///   `tx` that waited for it may have a smaller one, and on SQLite so may a call of another
+    ///   process that follows within a millisecond. Do not show the fence of a call in a transaction
+    ///   to a resource outside its database.
     ///
     /// The example `advance_with_fence` runs this with a late owner.
     ///

@@ -15,6 +15,7 @@ mod hooks;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 mod isolation;
 mod lints;
+mod long;
 mod meetings;
 #[cfg(feature = "mysql")]
 mod mysql;

@@ -276,6 +276,116 @@ async fn on_postgresql_a_transaction_that_was_put_in_the_place_is_committed() ->
     scene.is_exact(&["a".into()], &[("a".into(), result?)]).await
 }
 
+/// What ends a transaction beside the call, and lets the body go on.
+#[cfg(feature = "postgres")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ends {
+    /// One in it that cannot begin, because of an error of which nobody takes notice: the client
+    /// rolls back both.
+    NestedThatFails,
+    /// One in it whose beginning nobody waits for. The client does the same.
+    NestedThatIsDropped,
+    /// The body itself.
+    Statement,
+}
+
+#[cfg(feature = "postgres")]
+impl Ends {
+    async fn end(self, transaction: &mut sqlx::Transaction<'_, sqlx::Postgres>) {
+        use futures::FutureExt as _;
+        use sqlx::Connection as _;
+
+        match self {
+            Self::NestedThatFails => {
+                let broken = sqlx::query("SELECT 1 / 0").execute(&mut **transaction).await;
+                assert!(broken.is_err());
+                assert!(transaction.begin().await.is_err(), "its savepoint is refused");
+            }
+            // One that begins at once is rolled back alone.
+            Self::NestedThatIsDropped => while transaction.begin().now_or_never().is_some() {},
+            Self::Statement => {
+                let ended = sqlx::raw_sql("ROLLBACK").execute(&mut **transaction).await;
+                ended.expect("it can always be rolled back");
+            }
+        }
+    }
+}
+
+#[cfg(feature = "postgres")]
+#[tokio::test]
+async fn on_postgresql_a_transaction_that_was_ended_beside_the_call_is_not_taken_for_a_commit()
+-> anyhow::Result<()> {
+    type Postgres = databases::Postgres;
+    let scene = Scene::<Postgres>::new(2, None).await?;
+    let (engine, runs) = (&scene.engine, &Cell::new(0));
+    for ends in [Ends::NestedThatFails, Ends::NestedThatIsDropped, Ends::Statement] {
+        for writes in [false, true] {
+            let key = &*format!("{ends:?}, writes: {writes}");
+            runs.set(0);
+            let result = in_transaction(&scene.pool, |mut transaction| async move {
+                let call = call(engine, key).run_in(&mut transaction, async |connection| {
+                    runs.set(runs.get() + 1);
+                    Postgres::add(connection, key, "value").await?;
+                    Ok::<_, Fault>(String::from("value"))
+                });
+                let value = call.await?;
+                ends.end(&mut transaction).await;
+                if writes {
+                    Postgres::add(&mut transaction, key, "after").await?;
+                }
+                Ok::<_, Fault>(value)
+            });
+            assert_open(result.await, key);
+            assert_eq!(runs.get(), 1, "{key}: it is not made again");
+            assert!(engine.record(OPERATION, key).inspect().await?.is_none(), "{key}");
+            let effects = scene.effects().await?.remove(key).unwrap_or_default();
+            let after: &[&str] = if writes { &["after"] } else { &[] };
+            assert_eq!(effects, after, "{key}");
+        }
+    }
+    // The connections serve the next ones.
+    let value = in_transaction(&scene.pool, |mut transaction| async move {
+        let call = call(engine, "next").run_in(&mut transaction, async |connection| {
+            Postgres::add(connection, "next", "value").await?;
+            Ok::<_, Fault>(String::from("value"))
+        });
+        call.await
+    });
+    let value = value.await?;
+    scene.is_exact(&["next".into()], &[("next".into(), value)]).await
+}
+
+/// The server asks for the transaction once more, and what was written after it is there already.
+#[cfg(feature = "postgres")]
+#[tokio::test]
+async fn on_postgresql_what_was_written_after_the_transaction_is_not_written_once_more()
+-> anyhow::Result<()> {
+    type Postgres = databases::Postgres;
+    const CONFLICT: &str =
+        "DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = 'serialization_failure'; END $$";
+    let scene = Scene::<Postgres>::new(2, None).await?;
+    let (engine, runs) = (&scene.engine, &Cell::new(0));
+    for ends in [Ends::NestedThatFails, Ends::NestedThatIsDropped, Ends::Statement] {
+        let key = &*format!("{ends:?}");
+        runs.set(0);
+        let result = in_transaction(&scene.pool, |mut transaction| async move {
+            let call = call(engine, key).run_in(&mut transaction, async |_| {
+                runs.set(runs.get() + 1);
+                Ok::<_, Fault>(String::from("value"))
+            });
+            let value = call.await?;
+            ends.end(&mut transaction).await;
+            Postgres::add(&mut transaction, key, "after").await?;
+            sqlx::raw_sql(CONFLICT).execute(&mut **transaction).await?;
+            Ok::<_, Fault>(value)
+        });
+        assert_open(result.await, key);
+        assert_eq!(runs.get(), 1, "{key}");
+        assert_eq!(scene.effects().await?[key], ["after"], "{key}");
+    }
+    Ok(())
+}
+
 /// Nothing tells it from one that was undone.
 #[cfg(feature = "mysql")]
 #[tokio::test]

@@ -1,5 +1,5 @@
 -- The table of idempotency's MySQL and MariaDB store, schema version 1. `MySqlStore::migrate` runs this; run it yourself
--- if you keep your own migrations. Another name for the table stands in all three places.
+-- if you keep your own migrations. Another name for the table stands in all four places.
 --
 -- Times are milliseconds since 1970-01-01 UTC, durations are milliseconds.
 -- state: in progress 1, in doubt 2, completed 3, failed 4, released 5, tombstone 6.

@@ -523,8 +523,9 @@ impl<P> Call<P> {
     /// - [`StoreUnavailable`](ErrorKind::StoreUnavailable) for deadlocks and serialization
     ///   failures, after which the whole transaction is rolled back and run again.
     /// - [`NotStored`](ErrorKind::NotStored), which is not retryable here, if the transaction had
-    ///   ended before the body did, by an error after which the body continued or by a statement
-    ///   that commits by itself (MySQL, SQLite). Part of what the body wrote may be committed.
+    ///   ended before the body did: by an error after which the body continued, by a statement that
+    ///   ends it, or by a nested transaction whose `begin` failed or was dropped. Part of what the
+    ///   body wrote may be committed.
     /// - [`Config`](ErrorKind::Config) if the transaction belongs to another database than the
     ///   engine's store.
     pub async fn run_in<X, T, E, B>(self, transaction: &mut X, body: B) -> Result<T, E>

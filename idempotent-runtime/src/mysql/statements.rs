@@ -89,7 +89,8 @@ pub(super) struct Statements {
 
 impl Statements {
     /// Builds the statements. `bound` is the time that each read may take on the server, whatever
-    /// its session's setting. Without it, in a transaction of the user, the session decides.
+    /// its session's setting. Without it, in a transaction of the user, the session decides, and
+    /// an expired record is written all the same: only its owner has it.
     pub(super) fn new(name: &TableName, bound: Option<ReadBound>) -> Self {
         let table = name.quoted('`');
         // Some are reserved words in one `sql_mode` or another.
@@ -99,9 +100,9 @@ impl Statements {
         let places = ["?"; COLUMNS.len()].join(", ");
         let columns = columns.join(", ");
         let without_body = columns.replace(", `body`", ", X''");
-        let is_own = format!(
-            "key_hash = ? AND owner = ? AND {UNFINISHED} AND expires_at > {NOW} AND format = 1"
-        );
+        let is_not_over = bound.map_or(String::from("TRUE"), |_| format!("expires_at > {NOW}"));
+        let is_own =
+            format!("key_hash = ? AND owner = ? AND {UNFINISHED} AND {is_not_over} AND format = 1");
         let select = select(bound);
         let read = format!(
             "{select} server.micros DIV 1000, {columns}, server.micros, {ISOLATION} FROM (SELECT {MICROS} AS micros) AS server

@@ -53,7 +53,8 @@ pub(super) struct Statements {
 
 impl Statements {
     /// Builds the statements. `lock_timeout` is the time that each write waits for a lock, whatever
-    /// the session's setting. Without it, in a transaction of the user, the session decides.
+    /// the session's setting. Without it, in a transaction of the user, the session decides, and
+    /// an expired record is written all the same: only its owner has it.
     ///
     /// The statement sets it itself, before it reaches its first row, and it ends with the
     /// statement's transaction. That needs no round trip, leaves nothing in a session that belongs
@@ -70,6 +71,8 @@ impl Statements {
                  AND clock_timestamp() < now() + interval '{timeout} ms'"
             )
         });
+        let is_not_over =
+            lock_timeout.map_or(String::from("true"), |_| format!("expires_at > {NOW}"));
         let table = name.quoted('"');
         let columns = COLUMNS.join(", ");
         let without_body = columns.replace(", body", ", ''::bytea");
@@ -126,7 +129,7 @@ impl Statements {
             commit: statement(format!(
                 "UPDATE {table} SET state = $3, body = $4, schema_version = $5, reason = $6, expires_at = {NOW} + $7,
                      revision = revision + 1, purge_at = least(purge_at, {NOW} + $7 + after_expiry)
-                 WHERE key_hash = $1 AND owner = $2 AND {UNFINISHED} AND expires_at > {NOW} AND format = 1
+                 WHERE key_hash = $1 AND owner = $2 AND {UNFINISHED} AND {is_not_over} AND format = 1
                      AND {bound}
                  RETURNING 1"
             )),

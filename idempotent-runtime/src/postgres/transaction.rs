@@ -42,11 +42,16 @@ const QUICK: i64 = 100;
 impl TransactionDatabase for Postgres {
     const BEGIN: &'static str = "BEGIN";
 
-    /// An aborted transaction rejects every statement except its end.
+    // An error aborts the transaction and does not end it.
+    const PASSING_ERRORS_UNDO: bool = false;
+
+    /// An aborted transaction rejects every statement except its end, and outside a transaction
+    /// there are no savepoints. This one disappears with the transaction.
     async fn standing(connection: &mut PgConnection) -> Result<Standing, Error> {
-        match sqlx::raw_sql("SELECT 1").execute(connection).await {
+        match sqlx::raw_sql("SAVEPOINT idempotency_standing").execute(connection).await {
             Ok(_) => Ok(Standing::Whole),
             Err(error) if is_aborted(&error) => Ok(Standing::Undone),
+            Err(error) if is_savepoint_missing(&error) => Ok(Standing::Over),
             Err(error) => Err(error),
         }
     }

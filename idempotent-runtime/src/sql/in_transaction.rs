@@ -67,8 +67,8 @@ pub enum Standing {
     Whole,
     /// An error that the body ignored has broken it, and nothing of it is kept.
     Undone,
-    /// It no longer exists: undone, or committed by a statement. Everything written since was
-    /// committed at once.
+    /// It no longer exists: undone, or ended by a statement or by the client. Everything written
+    /// since was committed at once.
     Over,
 }
 
@@ -103,9 +103,11 @@ pub enum Standing {
 ///
 /// A body that continues after an error of the database may return `Ok` when nothing is left to
 /// commit: PostgreSQL has aborted the transaction after any error, MySQL has undone it after a
-/// deadlock and SQLite after `OR ROLLBACK` or on a full disk, and statements like `CREATE TABLE`
-/// have committed it on MySQL. Everything after that is committed at once on MySQL and SQLite. All
-/// these are errors here, which costs one more round trip before the commit.
+/// deadlock and SQLite after `OR ROLLBACK` or on a full disk, statements like `CREATE TABLE` have
+/// committed it on MySQL, and sqlx rolls it back together with a nested transaction whose `begin`
+/// fails or is dropped before it is done. Everything after that is committed at once, except in a
+/// transaction that PostgreSQL has aborted. All these are errors here, which costs one more round
+/// trip before the commit.
 ///
 /// If the pool has no connection within its `acquire_timeout`, the transaction is not run again.
 ///
@@ -261,8 +263,8 @@ impl<DB: TransactionDatabase> Drop for OpenTransaction<DB> {
 
 const UNDONE: &str = "the database had undone the transaction before its commit, because of an error that the body went \
     on after; return such errors, or set a savepoint and roll back to it";
-const OVER: &str = "the transaction was over before its commit: undone because of an error that the body went on after, or \
-    committed by a statement that commits by itself";
+const OVER: &str = "the transaction was over before its commit: undone because of an error that the body went on after, \
+    ended by a statement, or rolled back with one in it whose `begin` failed or was dropped";
 
 enum Attempt<T, E> {
     Done(Result<T, E>),

@@ -256,6 +256,7 @@ async fn ended<T: Transactional>(table: &mut T, token: Token, end: End) -> Answe
         End::Hold(park) => {
             table.connection().run(format!("ROLLBACK TO SAVEPOINT {savepoint}_body")).await?;
             let parked = change(table, OPERATION, park.key, None, None, |slot, now| {
+                prolong(slot, park.token, now);
                 transition::park(slot, &park, now)
             })
             .await?;
@@ -264,6 +265,14 @@ async fn ended<T: Transactional>(table: &mut T, token: Token, end: End) -> Answe
     };
     table.connection().release(&savepoint).await?;
     Ok(kept)
+}
+
+/// Extends the owner's record to as long from `now` as it was kept from its claim: nothing has
+/// renewed it while the body ran.
+fn prolong(slot: &mut Option<Record>, owner: Token, now: Timestamp) {
+    if let Some(record) = slot.as_mut().filter(|record| record.owner == owner) {
+        record.expires = record.expires.max(now + Duration::from_millis(record.linger));
+    }
 }
 
 /// A store whose records can be kept in the user's transactions.

@@ -22,7 +22,7 @@ pub use builder::SqliteStoreBuilder;
 use error::store_error;
 use statements::Statements;
 
-use crate::clock::Clock;
+use crate::clock::{Clock, Timestamp};
 use crate::key::KeyHash;
 use crate::sql::transaction::OwnIdentity;
 use crate::sql::{
@@ -279,13 +279,13 @@ async fn delete(
     Ok(execute(operation, connection, statement).await? == 1)
 }
 
-/// Stores a result on its owner's own unfinished record.
-fn commit_statement<'q>(store: &Inner, commit: &Commit) -> Bound<'q> {
+/// Stores a result on its owner's own unfinished record, if that has not expired `at` a time.
+fn commit_statement<'q>(store: &Inner, commit: &Commit, at: Timestamp) -> Bound<'q> {
     let now = store.clock.now();
     query(&store.statements.commit)
         .bind(key_of(&commit.key))
         .bind(owner_of(commit.token))
-        .bind(integer(now.as_millis()))
+        .bind(integer(at.as_millis()))
         .bind(state_code(commit.state))
         .bind(&commit.body[..])
         .bind(i64::from(commit.schema))
@@ -330,7 +330,7 @@ impl Rows for SqliteStore {
     }
 
     async fn commit_own(&self, commit: &Commit) -> Answer<bool> {
-        let statement = commit_statement(&self.0, commit);
+        let statement = commit_statement(&self.0, commit, self.0.clock.now());
         Ok(self.0.write("complete", statement).await? == 1)
     }
 

@@ -10,6 +10,7 @@ use super::error::{is_busy, is_savepoint_missing, is_table_missing, store_error}
 use super::{
     Connections, Inner, SqliteStore, commit_statement, execute, insert, query, read, replace,
 };
+use crate::clock::Timestamp;
 use crate::key::KeyHash;
 use crate::sql::transaction::{
     self, Identity, OwnIdentity, Savepoints, TransactionStore, Transactional,
@@ -170,7 +171,8 @@ impl Transactional for InTransaction<'_> {
     }
 
     async fn commit_own(&mut self, commit: &Commit) -> Answer<bool> {
-        let statement = commit_statement(self.store, commit);
+        // No other session has the row, however long the body took.
+        let statement = commit_statement(self.store, commit, Timestamp::from_millis(0));
         Ok(execute("complete", self.connection, statement).await? == 1)
     }
 }
