@@ -287,7 +287,7 @@ async fn lead(
         }
         let near_cache = engine.near_cache.as_ref().map(|near_cache| near_cache.ask(call.key));
         let sent = engine.clock.monotonic();
-        let mut found = match claim::send(engine, claim.clone(), scope).await {
+        let found = match claim::send(engine, claim.clone(), scope).await {
             Err(_) if scope.is_shut_out(engine) => {
                 return Led::OutOfTime(call.refused(ErrorKind::ShuttingDown));
             }
@@ -347,41 +347,47 @@ async fn lead(
             }
         };
         drop(busy);
-        // Loops while the record can be read without a claim.
-        while let Some(record) = found {
-            match judge(call, &record) {
-                Judged::Final => return Led::Found(record),
-                Judged::Refused(error) => return Led::Refused(error),
-                Judged::Busy => {
-                    leader.busy();
-                    let in_progress = || {
-                        in_progress(
-                            call,
-                            Some(record.lease_until.saturating_duration_since(record.read_at)),
-                        )
-                    };
-                    let Some(deadline) = deadline else { return Led::OutOfTime(in_progress()) };
-                    let Some(_waiting) = Waiting::enter(engine) else {
-                        return Led::OutOfTime(in_progress());
-                    };
-                    report.waited = true;
-                    found = match wait::for_change(engine, call.key, deadline).await {
-                        Ok(wait::Changed::Record(record)) => {
-                            Some(record).filter(|record| !may_ask(call, record))
-                        }
-                        Ok(wait::Changed::Claimable) => None,
-                        Ok(wait::Changed::OutOfTime) => return Led::OutOfTime(in_progress()),
-                        // The store was queried for no longer than this caller waits.
-                        Err(_) if engine.clock.monotonic() >= deadline => {
-                            return Led::OutOfTime(in_progress());
-                        }
-                        Err(error) => {
-                            return Led::Refused(store_error(call, error).after_another(true));
-                        }
-                    };
-                }
-            }
+        if let Some(record) = found
+            && let Some(led) = wait_for_other(call, leader, deadline, report, record).await
+        {
+            return led;
         }
+    }
+}
+
+/// Waits on the record of another call for as long as it can be read without a claim. Returns
+/// `None` if the next step is a claim.
+async fn wait_for_other(
+    call: &Arc<Checked>,
+    leader: &Leader,
+    deadline: Option<Duration>,
+    report: &mut Report,
+    mut record: Arc<Record>,
+) -> Option<Led> {
+    let engine = &call.engine;
+    loop {
+        match judge(call, &record) {
+            Judged::Final => return Some(Led::Found(record)),
+            Judged::Refused(error) => return Some(Led::Refused(error)),
+            Judged::Busy => {}
+        }
+        leader.busy();
+        let in_progress = || {
+            let left = record.lease_until.saturating_duration_since(record.read_at);
+            Some(Led::OutOfTime(in_progress(call, Some(left))))
+        };
+        let Some(deadline) = deadline else { return in_progress() };
+        let Some(_waiting) = Waiting::enter(engine) else { return in_progress() };
+        report.waited = true;
+        record = match wait::for_change(engine, call.key, deadline).await {
+            Ok(wait::Changed::Record(record)) if may_ask(call, &record) => return None,
+            Ok(wait::Changed::Record(record)) => record,
+            Ok(wait::Changed::Claimable) => return None,
+            Ok(wait::Changed::OutOfTime) => return in_progress(),
+            // The store was queried for no longer than this caller waits.
+            Err(_) if engine.clock.monotonic() >= deadline => return in_progress(),
+            Err(error) => return Some(Led::Refused(store_error(call, error).after_another(true))),
+        };
     }
 }
 
