@@ -291,9 +291,9 @@ impl Store for Link {
             // A connection that is lost ends the watch; else a change is told after a while.
             let lost = async {
                 if fate.is_answered && fate.arrives {
-                    std::future::pending().await
+                    std::future::pending::<()>().await;
                 } else {
-                    sleep(fate.patience).await
+                    sleep(fate.patience).await;
                 }
             };
             tokio::select! {

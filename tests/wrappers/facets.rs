@@ -1,6 +1,5 @@
 //! Results at hand, through a wrapper and not.
 
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -62,10 +61,4 @@ async fn what_a_wrapper_seals_is_not_in_the_store_inside() {
     let plain = b"the first";
     assert!(!record.body.windows(plain.len()).any(|window| window == plain));
     assert!(record.body.len() > plain.len());
-}
-
-#[expect(dead_code, reason = "that it compiles is the test")]
-fn a_wrapper_is_a_store_like_any_other(store: Counting<MemoryStore>) -> Result<(), Infallible> {
-    let _: Arc<dyn DynStore> = Arc::new(store);
-    Ok(())
 }

@@ -160,7 +160,7 @@ fn everything_happens_in_some_seed_with_transactions() {
             match entry {
                 Entry::InTransaction { what, .. } => missing.retain(|it| it != what),
                 Entry::Called(called) => {
-                    outcomes.retain(|it| called.outcome != Outcome::Error((*it).to_owned()))
+                    outcomes.retain(|it| called.outcome != Outcome::Error((*it).to_owned()));
                 }
                 _ => {}
             }
