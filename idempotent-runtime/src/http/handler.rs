@@ -313,7 +313,11 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
                 if recording.is_reached() {
                     break;
                 }
-                return self.break_off(head, recording, superseded());
+                let is_no_answer = self.options.crash.may_be_answered_again();
+                if is_no_answer || self.ends_with_its_connection(&head) {
+                    return self.break_off(head, recording, superseded());
+                }
+                return self.hand_over(head, recording, None, body, Fate::Unknown);
             };
             match frame {
                 None if recording.is_whole() => break,
@@ -329,7 +333,10 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
                     None if !recording.is_whole() => {
                         return self.break_off(head, recording, headers::not_whole());
                     }
-                    _ => return self.give_up(head, recording, frame, body),
+                    _ => {
+                        let fate = self.not_kept(&head, recording.ttl);
+                        return self.hand_over(head, recording, Some(frame), body, fate);
+                    }
                 },
                 Some(Err(error)) => return self.break_off(head, recording, error.into()),
             }
@@ -380,19 +387,19 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
         self.settle(head, live, Fate::Unknown)
     }
 
-    /// Delivers what cannot be recorded.
-    fn give_up<E>(
+    /// Delivers what was read and is not recorded, and the rest of the body as it comes.
+    fn hand_over<E>(
         self,
         head: response::Parts,
         recording: Recording,
-        next: Frame<Bytes>,
+        next: Option<Frame<Bytes>>,
         rest: Pin<Box<R>>,
     ) -> Handled<E> {
-        let fate = self.not_kept(&head, recording.ttl);
         let (_, read) = recording.draft.finish();
         let (sender, live) = ResponseBody::live();
         sender.send(&read);
-        sender.hand_over(Some(next), rest);
+        fate: Fate,
+        sender.hand_over(next, rest);
         self.settle(head, live, fate)
     }
 
