@@ -249,8 +249,9 @@ async fn seek_in_store(
                         report.joined = true;
                         return Ok(Sought::Found(answer.record));
                     }
-                    // The leader may know less.
-                    Some(Answer::Refused(error)) => return Err(error.after_another(has_met)),
+                    // The leader may know of nobody, and go on without the store: then this caller
+                    // knows of the leader.
+                    Some(Answer::Refused(error)) => return Err(error.after_another(true)),
                     None => {}
                 }
             }
