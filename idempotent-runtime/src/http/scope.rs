@@ -35,8 +35,9 @@ impl Scope {
     }
 
     /// What `principal` finds in the head of the request. Where it finds nobody, which is also a
-    /// principal with a `None` in it, a request with a key is refused (401), and so is one without
-    /// where a key is required.
+    /// principal with a `None` in it, a request with a key is refused (401), and so is one whose
+    /// body is not read yet for the key that it needs
+    /// ([`with_key_from_body`](super::IdempotencyLayer::with_key_from_body)).
     pub fn of<K: IntoKey>(principal: impl Fn(&Parts) -> Option<K> + Send + Sync + 'static) -> Self {
         Self(Some(Arc::new(move |request| principal(request).map(|principal| Key::of(&principal)))))
     }
