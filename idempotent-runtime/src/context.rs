@@ -206,7 +206,9 @@ impl Context {
     /// # Errors
     /// [`Superseded`](ErrorKind::Superseded) when the claim is not this attempt's any more,
     /// [`Unsupported`](ErrorKind::Unsupported) where the operation is disabled or an HTTP layer
-    /// fails open, and the store's errors.
+    /// fails open, [`NotStored`](ErrorKind::NotStored), which is not retryable here, when the store
+    /// does not answer: what the body has done before, the next attempt would do again. The store's
+    /// others.
     pub async fn fence(&self) -> Result<u64, Error> {
         let token = match &self.0.own.claim {
             Held::Claim(token, ..) => *token,
@@ -225,7 +227,8 @@ impl Context {
         fence
             .await
             .map_err(|error| {
-                // The texts of these kinds are about calls whose body did not run. This one does.
+                // The kinds and texts of the store's errors are about calls whose body did not run.
+                // This one does.
                 let (happened, advice) = match error.kind() {
                     StoreErrorKind::Corrupt => (
                         "the record of the running call cannot be read, so its fence is not known",
@@ -236,7 +239,8 @@ impl Context {
                         "ask again, or go on without it only if nothing depends on it",
                     ),
                 };
-                let error = engine.store_error(error).with_text(happened, advice);
+                let error = engine.store_error(error).may_be_done().would_repeat();
+                let error = error.with_text(happened, advice);
                 error.of_record(Some(&self.0.operation), &self.0.own.key)
             })?
             .ok_or_else(superseded)

@@ -38,7 +38,9 @@ pub enum ErrorKind {
     InvalidKey,
     /// The store did not give a usable answer. The body did not run.
     StoreUnavailable,
-    /// The body ran and its result could not be stored.
+    /// The body ran and its result could not be stored. In a body, its
+    /// [fence](crate::Context::fence) could not be learned. Of an operator: whether the answer, or
+    /// the removal, was stored is not known.
     NotStored,
     /// The body ran and its result is larger than the limit; a marker is stored in its place.
     TooLarge,
@@ -300,6 +302,15 @@ impl Error {
 
     pub(crate) fn with_retry_after(mut self, retry_after: Duration) -> Self {
         self.0.retry_after = Some(retry_after);
+        self
+    }
+
+    /// The same where something may have been done: the kinds that say that nothing was are not its
+    /// own then.
+    pub(crate) fn may_be_done(mut self) -> Self {
+        if matches!(self.0.kind, ErrorKind::StoreUnavailable | ErrorKind::Full) {
+            self.0.kind = ErrorKind::NotStored;
+        }
         self
     }
 
