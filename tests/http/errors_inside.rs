@@ -9,14 +9,16 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response as AnyResponse};
 use axum::routing::post;
 use bytes::Bytes;
+use idempotency::http::client::ClientError;
 use idempotency::http::{IdempotencyLayer, Scope};
 use idempotency::store::{MemoryStore, StoreError, StoreErrorKind};
-use idempotency::testing::{Fault, FaultyStore, Gate};
+use idempotency::testing::{Fault, FaultyStore, Gate, ManualClock};
 use idempotency::{Error, ErrorKind, Idempotency, OnConflict, Resolution, State as RecordState};
 use idempotency_test_support::deadline::{eventually, eventually_async, within};
 
 use crate::client::Reply;
-use crate::world::{DAY, PATIENCE, Shop, World};
+use crate::scripted::{Scripted, client, layer, send};
+use crate::world::{DAY, NO_PATIENCE, PATIENCE, Shop, World};
 
 /// A guarded charge, as services have it below their handlers.
 #[derive(Clone)]
@@ -235,6 +237,98 @@ async fn rule_65_an_operators_answer_that_may_have_been_given_holds_the_key_of_i
     inner.store.always("resolve", None);
     let done = order(&world, "/resolved", "refused").await?;
     assert_eq!((done.status, world.effects("handled-refused")), (200, 2));
+    Ok(())
+}
+
+/// Handlers that make a guarded call without a key.
+fn without_key() -> Router<Shop> {
+    async fn call(shop: Shop) -> Result<String, Error> {
+        shop.effect("handled");
+        let engine = Idempotency::new(MemoryStore::new());
+        let coupon = None::<u32>;
+        let body = || async { Ok::<_, Error>("redeemed".to_owned()) };
+        engine.call("redeem", coupon).ttl(DAY).run(body).await
+    }
+    let passed = |State(shop): State<Shop>| call(shop);
+    let kept = |State(shop): State<Shop>| async move {
+        let error = call(shop).await.expect_err("there is no coupon");
+        (StatusCode::BAD_REQUEST, error.kind(), "no coupon")
+    };
+    Router::new().route("/passed", post(passed)).route("/kept", post(kept))
+}
+
+#[tokio::test]
+async fn rule_65_what_a_guarded_call_says_of_its_own_key_is_not_said_of_the_requests()
+-> anyhow::Result<()> {
+    let world = World::setup().routes(without_key()).start().await?;
+    for handled in 1..=2 {
+        world.client.post("/passed").key("abc").send().await?.assert_problem(500, "internal")?;
+        assert_eq!((world.state("abc").await?, world.effects("handled")), (None, handled));
+    }
+    // The handler's own words stay.
+    let kept = world.client.post("/kept").key("abc").send().await?;
+    assert_eq!((kept.status, &kept.body[..], kept.problem().ok()), (400, &b"no coupon"[..], None));
+    assert_eq!(world.state("abc").await?, None);
+    Ok(())
+}
+
+#[tokio::test]
+async fn rule_65_what_a_guarded_call_says_of_its_own_key_is_not_said_without_protection_either()
+-> anyhow::Result<()> {
+    for is_disabled in [true, false] {
+        let world = World::setup()
+            .engine(|builder| builder.claim_timeout(NO_PATIENCE))
+            .layer(IdempotencyLayer::with_fail_open)
+            .routes(without_key())
+            .start()
+            .await?;
+        if is_disabled {
+            world.engine.disable("http");
+        } else {
+            world.store.always("claim", Some(Fault::Refused(StoreErrorKind::Refused)));
+        }
+        let answer = world.client.post("/passed").key("abc").send().await?;
+        answer.assert_problem(500, "internal")?;
+        assert_eq!(
+            (answer.header("idempotency-bypassed"), world.effects("handled")),
+            (Some("true"), 1)
+        );
+    }
+    Ok(())
+}
+
+/// The first request has taken effect downstream. Freed, the key would let a client send it again
+/// with whatever else the handler does.
+#[tokio::test]
+async fn rule_65_two_requests_of_a_handler_that_would_have_one_key_hold_that_of_the_handler()
+-> anyhow::Result<()> {
+    let service = Scripted::start([]).await?;
+    let request = service.post("/charge");
+    let charges = move || {
+        let request = request.clone();
+        async move {
+            let downstream = client(&layer(&ManualClock::new()).with_max_attempts(1));
+            for _ in 0..2 {
+                match send(downstream.clone(), request.clone()).await {
+                    Ok(Ok(_)) => {}
+                    Ok(Err(ClientError::NotSent(error))) => return Err(error),
+                    _ => panic!("the service answers"),
+                }
+            }
+            Ok("charged twice")
+        }
+    };
+    let world =
+        World::setup().routes(Router::new().route("/charges", post(charges))).start().await?;
+    let send = || world.client.post("/charges").key("abc").send();
+    send().await?.assert_problem(500, "internal")?;
+    for _ in 0..2 {
+        send().await?.assert_problem(409, "uncertain")?;
+    }
+    assert_eq!(
+        (world.state("abc").await?, service.received().len()),
+        (Some(RecordState::InDoubt), 1)
+    );
     Ok(())
 }
 

@@ -4,7 +4,7 @@ use http::{Extensions, Response};
 
 use super::options::OnStatus;
 use super::problem::ProblemKind;
-use crate::error::ErrorKind;
+use crate::error::{Error, ErrorKind};
 
 /// In the extensions of a response: the handler says that nothing happened, whatever the status is.
 /// The key is free, and the next request with it runs the handler again.
@@ -49,6 +49,21 @@ pub(super) fn told(extensions: &Extensions) -> Option<OnStatus> {
     // A problem that was made of an error has both, and the error knows more.
     let of_error = extensions.get().copied().map(of_error);
     of_error.or_else(|| extensions.get().copied().map(of_problem))
+}
+
+/// Whether a client would take what a response says of a key for the one that it has sent, though
+/// it is that of a guarded call inside of the handler. A layer inside has looked at the request's
+/// own, and gives its whole error along. The log says so: a response in its place does not.
+pub(super) fn blames_the_key(extensions: &Extensions) -> bool {
+    let Some(kind @ (ErrorKind::MissingKey | ErrorKind::InvalidKey)) = extensions.get() else {
+        return false;
+    };
+    let says_so = matches!(extensions.get(), Some(ProblemKind::Missing | ProblemKind::Malformed));
+    let blames = says_so && extensions.get::<Error>().is_none();
+    if blames {
+        tracing::error!(?kind, "a guarded call inside of a handler has no key that can be used");
+    }
+    blames
 }
 
 /// A guarded call inside of the handler was refused with this, and the handler passes it on. It is
@@ -103,7 +118,7 @@ const fn of_problem(kind: ProblemKind) -> OnStatus {
 mod tests {
     use http::{Extensions, Response};
 
-    use super::{NothingHappened, told};
+    use super::{NothingHappened, blames_the_key, told};
     use crate::error::{Error, ErrorKind};
     use crate::http::options::OnStatus;
     use crate::http::problem::{Problem, ProblemKind};
@@ -126,6 +141,21 @@ mod tests {
         assert_eq!(told(NothingHappened::mark(doubtful).extensions()), Some(OnStatus::Release));
         assert_eq!(told(Response::new(()).extensions()), None);
         assert_eq!(told(&Extensions::new()), None);
+    }
+
+    #[test]
+    fn only_a_layer_inside_speaks_of_the_key_of_the_request() {
+        let error = Error::new(ErrorKind::InvalidKey);
+        let mut response = Problem::of(&error).to_response();
+        assert!(blames_the_key(response.extensions()));
+        response.extensions_mut().insert(error);
+        assert!(!blames_the_key(response.extensions()));
+        // In words of the handler's own.
+        let mut response = Response::new(());
+        response.extensions_mut().insert(ErrorKind::MissingKey);
+        assert!(!blames_the_key(response.extensions()));
+        let refusal = Problem::new(ProblemKind::Missing).to_response();
+        assert!(!blames_the_key(refusal.extensions()));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use http_body_util::BodyExt as _;
 use tokio::sync::oneshot;
 use tower_service::Service;
 
-use super::effects::told;
+use super::effects::{blames_the_key, told};
 use super::handled::{Fate, Handled};
 use super::options::{OnStatus, Options, Unreplayable, is_endless};
 use super::problem::{Problem, ProblemKind};
@@ -213,13 +213,18 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
 
     async fn answer<E>(self, response: Response<R>) -> Handled<E> {
         let (mut head, body) = response.into_parts();
+        let blames_the_key = blames_the_key(&head.extensions);
         let Some(context) = Context::try_current().filter(|context| context.attempt() > 0) else {
-            if !self.options.markers.bypassed(&mut head.headers) {
+            if blames_the_key || !self.options.markers.bypassed(&mut head.headers) {
                 let failure = self.options.unprotected_failure().map(ResponseBody::full);
                 return self.deliver(failure, Fate::Release);
             }
             return self.settle(head, ResponseBody::untouched(body), Fate::Release);
         };
+        if blames_the_key {
+            let problem = self.options.refusal(Problem::new(ProblemKind::Internal), None);
+            return self.deliver(problem.map(ResponseBody::full), Fate::Release);
+        }
         // A promise about another record, if it is there: of a layer inside, or of a service that
         // was asked.
         head.headers.remove(self.options.markers.names.expires());
@@ -394,11 +399,11 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
         recording: Recording,
         next: Option<Frame<Bytes>>,
         rest: Pin<Box<R>>,
+        fate: Fate,
     ) -> Handled<E> {
         let (_, read) = recording.draft.finish();
         let (sender, live) = ResponseBody::live();
         sender.send(&read);
-        fate: Fate,
         sender.hand_over(next, rest);
         self.settle(head, live, fate)
     }

@@ -52,6 +52,9 @@ use crate::policy::{OnConflict, OnCrash, Verdict};
 /// which is held. The refusals of a layer inside of this one count in the same way, by their
 /// [`ProblemKind`](super::ProblemKind).
 ///
+/// Of `MissingKey` and `InvalidKey`, the client gets 500 `internal`: in a problem that was made of
+/// them it would read of the key that it has sent.
+///
 /// A response that a handler makes of an error by itself, without the kind, is judged by its status
 /// like any other.
 ///

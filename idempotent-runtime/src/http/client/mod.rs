@@ -62,7 +62,8 @@
 //! apart by method and address alone: not by their order, which a later attempt need not repeat,
 //! and not by their body. So the second request to one address is **refused**
 //! ([`ClientError::NotSent`]) while the first is on its way and after it was answered: nobody can
-//! say which of the two a later attempt means. Give each a label that says what it is for,
+//! say which of the two a later attempt means. The error is a [`Config`](crate::ErrorKind::Config),
+//! which holds the key of a handler that passes it on. Give each a label that says what it is for,
 //! `"charge"` or `"refund-7"`. Where the first ended without an answer, or with one after which a
 //! request is sent again, the next one is the same request and has the same key. Each
 //! [step](crate::Context::step) has keys of its own.
