@@ -213,7 +213,9 @@ impl Context {
     /// # Errors
     /// [`Superseded`](ErrorKind::Superseded) if this attempt no longer holds the claim,
     /// [`Unsupported`](ErrorKind::Unsupported) where the operation is disabled or an HTTP layer
-    /// fails open, and the store's errors.
+    /// fails open, [`NotStored`](ErrorKind::NotStored), which is not retryable here, if the store
+    /// does not answer: the next attempt would repeat what the body has done so far. The store's
+    /// other errors.
     pub async fn fence(&self) -> Result<u64, Error> {
         let token = match &self.0.own.claim {
             Held::Claim(token, ..) => *token,
@@ -232,8 +234,8 @@ impl Context {
         fence
             .await
             .map_err(|error| {
-                // The messages of these kinds are about calls whose body did not run. This one's
-                // body does.
+                // The kinds and messages of the store's errors are about calls whose body did not
+                // run. This one's body does.
                 let (happened, advice) = match error.kind() {
                     StoreErrorKind::Corrupt => (
                         "the record of the running call cannot be read, so its fence is not known",
@@ -244,7 +246,8 @@ impl Context {
                         "ask again, or go on without it only if nothing depends on it",
                     ),
                 };
-                let error = engine.store_error(error).with_text(happened, advice);
+                let error = engine.store_error(error).may_be_done().would_repeat();
+                let error = error.with_text(happened, advice);
                 error.of_record(Some(&self.0.operation), &self.0.own.key)
             })?
             .ok_or_else(superseded)

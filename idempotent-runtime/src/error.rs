@@ -39,7 +39,9 @@ pub enum ErrorKind {
     InvalidKey,
     /// The store did not return a usable answer. The body did not run.
     StoreUnavailable,
-    /// The body ran, and its result could not be stored.
+    /// The body ran, and its result could not be stored. Within a body: its
+    /// [fence](crate::Context::fence) could not be read. For an operator: it is not known whether
+    /// the answer, or the removal, was stored.
     NotStored,
     /// The body ran and its result is larger than the limit. A marker is stored in its place.
     TooLarge,
@@ -304,7 +306,16 @@ impl Error {
         self
     }
 
-    /// Marks that the body ran here and that the next call may repeat what it did.
+    /// The same error where something may have been done. Kinds that say that nothing was done
+    /// become [`NotStored`](ErrorKind::NotStored).
+    pub(crate) fn may_be_done(mut self) -> Self {
+        if matches!(self.0.kind, ErrorKind::StoreUnavailable | ErrorKind::Full) {
+            self.0.kind = ErrorKind::NotStored;
+        }
+        self
+    }
+
+    /// The body ran here, and what it did may be done again by the next call.
     pub(crate) fn would_repeat(mut self) -> Self {
         self.0.would_repeat = true;
         self

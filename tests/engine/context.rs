@@ -102,11 +102,12 @@ async fn a_fence_is_asked_again_when_its_answer_was_lost() {
 #[tokio::test]
 async fn a_fence_that_the_store_does_not_tell_is_not_said_to_be_of_a_body_that_did_not_run() {
     use idempotency::store::StoreErrorKind;
-    for kind in [
-        StoreErrorKind::Unavailable,
-        StoreErrorKind::Refused,
-        StoreErrorKind::Full,
-        StoreErrorKind::Corrupt,
+    for (kind, told) in [
+        (StoreErrorKind::Unavailable, ErrorKind::NotStored),
+        (StoreErrorKind::Refused, ErrorKind::NotStored),
+        (StoreErrorKind::Full, ErrorKind::NotStored),
+        (StoreErrorKind::Corrupt, ErrorKind::Decode),
+        (StoreErrorKind::Config, ErrorKind::Config),
     ] {
         let world = World::new();
         world.store.always("fence", Some(Fault::Refused(kind)));
@@ -114,7 +115,10 @@ async fn a_fence_that_the_store_does_not_tell_is_not_said_to_be_of_a_body_that_d
             world.effect(1)?;
             Context::current().fence().await
         });
-        let text = world.while_time_passes(call).await.unwrap_err().to_string();
+        let error = world.while_time_passes(call).await.unwrap_err();
+        // Whoever retries what can be retried would run the body once more.
+        assert_eq!((error.kind(), error.is_retryable()), (told, false));
+        let text = error.to_string();
         assert!(text.contains("fence") && !text.contains("did not run"), "{text}");
     }
 }

@@ -137,7 +137,7 @@ async fn a_forget_without_an_answer_counts_too() {
     world.store.always("remove", Some(Fault::LostAnswer));
     let forget = world.engine.record(OPERATION, 1);
     let error = world.while_time_passes(forget.forget()).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::StoreUnavailable);
+    assert_eq!(error.kind(), ErrorKind::NotStored);
     assert_eq!(world.charge(1).await.unwrap(), "receipt 1.2");
 }
 

@@ -9,10 +9,10 @@ use axum::extract::State;
 use axum::http::{HeaderMap, Method, Request, Response, Uri};
 use axum::routing::post;
 use idempotency::http::IdempotencyKey;
-use idempotency::store::DynStore;
+use idempotency::store::{DynStore, StoreErrorKind};
 use idempotency::testing::{Fault, ManualClock};
 use idempotency::{Context, Error, Resolution, State as RecordState};
-use idempotency_test_support::deadline::eventually_async;
+use idempotency_test_support::deadline::{eventually, eventually_async};
 use idempotency_test_support::server::{RedisOptions, RedisServer};
 use idempotency_test_support::worker::{
     AFTER_CLAIM, AFTER_EFFECT, BEFORE_COMMIT, BEFORE_SEND, DURING_RENEWAL, POINTS,
@@ -21,7 +21,7 @@ use idempotency_test_support::worker::{
 use crate::client::Client;
 use crate::process::{LEASE, Orders, Policy, Process, connect};
 use crate::scripted::{client, layer, send};
-use crate::world::{Shop, World, pay};
+use crate::world::{DAY, Shop, World, pay};
 
 async fn redis() -> anyhow::Result<RedisServer> {
     RedisServer::start(RedisOptions::new().private()).await
@@ -310,6 +310,38 @@ async fn rule_52_our_own_client_does_not_repeat_what_an_operator_believed_not_to
             answer.headers.get("idempotency-problem").and_then(|problem| problem.to_str().ok());
         assert_eq!((answer.status, problem), (409, Some("uncertain")), "{path} {status}");
         assert_eq!((answer.attempts(), world.effects("abc")), (Some(1), 1), "{path} {status}");
+    }
+    Ok(())
+}
+
+/// The handler has paid, and does not learn its fence.
+#[tokio::test]
+async fn rule_56_our_own_client_does_not_repeat_a_handler_whose_fence_the_store_does_not_tell()
+-> anyhow::Result<()> {
+    for fault in [Fault::Refused(StoreErrorKind::Full), Fault::LostRequest] {
+        let world = World::setup()
+            .clock_by_hand()
+            .routes(Router::new().route("/fenced", post(fenced)))
+            .start()
+            .await?;
+        world.store.always("fence", Some(fault.clone()));
+        let request = Request::post(format!("http://{}/fenced", world.client.address()))
+            .header("idempotency-key", "\"abc\"")
+            .body("{}".to_owned())?;
+        let layer = layer(&world.clock).with_deadline(DAY).with_max_attempts(2);
+        let first = tokio::spawn(send(client(&layer), request));
+        eventually("the effect", || world.shop.count("abc") > 0).await?;
+        eventually_async("the answer", async || {
+            world.clock.advance(Duration::from_secs(1));
+            first.is_finished()
+        })
+        .await?;
+        let answer = first.await???;
+        let problem =
+            answer.headers.get("idempotency-problem").and_then(|problem| problem.to_str().ok());
+        assert_eq!((answer.status, problem), (409, Some("uncertain")), "{fault:?}");
+        assert_eq!((answer.attempts(), world.effects("abc")), (Some(1), 1), "{fault:?}");
+        assert_eq!(world.state("abc").await?, Some(RecordState::InDoubt), "{fault:?}");
     }
     Ok(())
 }

@@ -107,15 +107,12 @@ async fn a_second_request_to_one_address_needs_a_label() -> anyhow::Result<()> {
         caller.send("/charge?another", None).await??;
         caller.send("/charge", Some("second")).await??;
         caller.send("/charge", Some("second")).await??;
-        let refused =
-            refused.map(|error| (error.kind() == ErrorKind::InvalidKey, error.to_string()));
+        let refused = refused.map(|error| (error.kind() == ErrorKind::Config, error.to_string()));
         anyhow::Ok(refused)
     };
-    let (is_invalid_key, text) = caller.order(1).run(body).await?.unwrap_or_default();
+    let (is_config, text) = caller.order(1).run(body).await?.unwrap_or_default();
     assert!(
-        is_invalid_key
-            && text.contains("orders.pay")
-            && text.ends_with("give each a `RequestLabel`"),
+        is_config && text.contains("orders.pay") && text.ends_with("give each a `RequestLabel`"),
         "{text}"
     );
     let paths: Vec<_> =
@@ -226,9 +223,9 @@ async fn a_question_says_what_its_requests_repeat() -> anyhow::Result<()> {
     let question = |_: Context| async {
         let refused = refusal(caller.send("/search", None).await?)
             .map(|error| (error.kind(), error.to_string()));
-        let (kind, text) = refused.unwrap_or((ErrorKind::Config, String::new()));
+        let (kind, text) = refused.unwrap_or((ErrorKind::InvalidKey, String::new()));
         assert!(
-            kind == ErrorKind::InvalidKey
+            kind == ErrorKind::Config
                 && text.contains("RequestKey")
                 && text.contains("RequestLabel"),
             "{text}"

@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
@@ -17,6 +18,7 @@ use idempotency_test_support::deadline::{eventually_async, within};
 use tokio::io::AsyncReadExt as _;
 
 use crate::client::{Outgoing, Pending, raw_post};
+use crate::lengths::WithLength;
 use crate::world::{NO_PATIENCE, Server, Shop, World, router};
 
 async fn panics_once(State(shop): State<Shop>) -> &'static str {
@@ -153,6 +155,11 @@ fn streams() -> Router<Shop> {
         shop.effect("small");
         Response::new(in_pieces(shop, 3, 10))
     }
+    async fn sized(State(shop): State<Shop>) -> Response<Body> {
+        shop.effect("sized");
+        let body = WithLength { length: Some(30), body: in_pieces(shop, 3, 10) };
+        Response::builder().header("content-length", 30).body(Body::new(body)).expect("well-formed")
+    }
     async fn large(State(shop): State<Shop>) -> Response<Body> {
         shop.effect("large");
         Response::new(in_pieces(shop, 40, 50))
@@ -177,6 +184,7 @@ fn streams() -> Router<Shop> {
     }
     Router::new()
         .route("/small", post(small))
+        .route("/sized", post(sized))
         .route("/large", post(large))
         .route("/known", post(known))
         .route("/events", post(events))
@@ -401,6 +409,33 @@ async fn rule_25_a_stream_whose_claim_is_over_goes_on_where_nobody_answers_again
     let state = world.state("small").await?;
     assert!(matches!(state, Some(RecordState::InDoubt | RecordState::Completed)), "{state:?}");
     assert_eq!(world.effects("small"), 1);
+    Ok(())
+}
+
+/// Nothing of it is sent before all of it is there, or its claim is over.
+#[tokio::test]
+async fn rule_25_a_response_of_known_length_whose_claim_is_over_goes_on_where_nobody_answers_again()
+-> anyhow::Result<()> {
+    let world = World::setup().routes(streams()).start().await?;
+    let request = raw_post("/sized", b"Idempotency-Key: sized\r\n", b"{}");
+    let mut connection = world.client.write(request).await?;
+    eventually_async("the response", async || world.effects("sized") == 1).await?;
+    assert_eq!(world.engine.shutdown(Duration::ZERO).await.abandoned, 1);
+    let mut read = Vec::new();
+    while !String::from_utf8_lossy(&read).contains("pppppppppp") {
+        let more = within("the first piece", connection.read_buf(&mut read)).await??;
+        assert!(more > 0, "{}", String::from_utf8_lossy(&read));
+    }
+    world.shop.gate.open();
+    within("the rest", connection.read_to_end(&mut read)).await??;
+    let answer = String::from_utf8(read)?;
+    let (head, body) = answer.split_once("\r\n\r\n").context("the head ends")?;
+    assert!(head.starts_with("HTTP/1.1 200 ") && body == "p".repeat(30), "{answer}");
+    assert!(!head.contains("idempotency-key-expires"), "{head}");
+    assert_eq!(
+        (world.state("sized").await?, world.effects("sized")),
+        (Some(RecordState::InDoubt), 1)
+    );
     Ok(())
 }
 

@@ -187,9 +187,9 @@ impl Lingering {
 }
 
 /// A body that says that it is so long.
-struct WithLength {
-    length: Option<u64>,
-    body: Body,
+pub struct WithLength {
+    pub length: Option<u64>,
+    pub body: Body,
 }
 
 impl HttpBody for WithLength {

@@ -13,6 +13,7 @@ mod coverage;
 mod crash;
 mod downstream;
 mod ends;
+mod errors_inside;
 mod fleet;
 mod framing;
 mod handlers;

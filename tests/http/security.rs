@@ -89,6 +89,8 @@ async fn rule_44_a_missing_principal_is_refused_before_any_lookup() -> anyhow::R
         .start()
         .await?;
     world.pay("abc").send().await?.assert_problem(401, "no-principal")?;
+    // Nobody is asked for where there is no key: a key in the header is missing before that.
+    world.client.post("/pay").send().await?.assert_problem(400, "missing")?;
     assert_eq!((world.store.requests("claim"), world.shop.effects.lines()?.len()), (0, 0));
     assert_eq!(world.pay("abc").header("x-tenant", "one").send().await?.status, 201);
     world.pay("abc").send().await?.assert_problem(401, "no-principal")?;

@@ -1,4 +1,4 @@
-//! Rules 63 to 65: what the end of a handler says about its effects.
+//! Rules 63 and 64: what the end of a handler says about its effects.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -8,23 +8,20 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{Request, Response, StatusCode};
-use axum::response::{IntoResponse, Response as AnyResponse};
+use axum::response::IntoResponse as _;
 use axum::routing::post;
 use bytes::Bytes;
 use idempotency::http::{
     IdempotencyLayer, NotExecuted, NothingHappened, OnStatus, RequestBody, Scope,
 };
-use idempotency::store::{MemoryStore, StoreError, StoreErrorKind};
-use idempotency::testing::{Fault, FaultyStore, Gate, ManualClock};
-use idempotency::{
-    Error, ErrorKind, Idempotency, OnConflict, OnCrash, Resolution, State as RecordState, Verdict,
-};
-use idempotency_test_support::deadline::{eventually, eventually_async, within};
+use idempotency::store::MemoryStore;
+use idempotency::testing::ManualClock;
+use idempotency::{ErrorKind, Idempotency, OnCrash, Resolution, State as RecordState, Verdict};
 use tower::{Layer as _, ServiceExt as _, service_fn};
 
-use crate::client::{Reply, raw_post};
+use crate::client::raw_post;
 use crate::scripted::{client, layer, send};
-use crate::world::{DAY, PATIENCE, Shop, World};
+use crate::world::{Shop, World};
 
 /// What says that nobody knows.
 const UNKNOWN: [&str; 10] = ["408", "500", "501", "502", "503", "504", "505", "507", "511", "599"];
@@ -333,258 +330,4 @@ async fn rule_64_a_service_that_rolls_back_says_it_for_all_of_its_server_errors(
         );
     }
     Ok(())
-}
-
-/// A guarded charge, as services have it below their handlers.
-#[derive(Clone)]
-struct Inner {
-    engine: Idempotency,
-    store: FaultyStore<MemoryStore>,
-    shop: Shop,
-    gate: Gate,
-}
-
-impl Inner {
-    fn new(shop: Shop) -> Self {
-        let store = FaultyStore::new(MemoryStore::new());
-        let brief = Duration::from_millis(50);
-        let engine = Idempotency::builder(store.clone())
-            .on_conflict(OnConflict::Reject)
-            .claim_timeout(PATIENCE)
-            .commit_timeout(brief)
-            .background_commit(brief)
-            .build();
-        Self { engine, store, shop, gate: Gate::new() }
-    }
-
-    async fn charge(&self, order: &str, waits: bool) -> Result<&'static str, Error> {
-        let body = || async {
-            self.shop.effect(&format!("charged-{order}"));
-            if waits {
-                self.gate.wait().await;
-            }
-            Ok::<_, Error>(())
-        };
-        let call = self.engine.call("charge", order).fingerprint(&1).ttl(DAY);
-        call.run(body).await.map(|()| "charged")
-    }
-
-    /// Makes the call in a task of its own, which waits at the gate after its effect.
-    async fn begin(
-        &self,
-        order: &'static str,
-    ) -> anyhow::Result<tokio::task::JoinHandle<Result<&'static str, Error>>> {
-        let inner = self.clone();
-        let running = tokio::spawn(async move { inner.charge(order, true).await });
-        let effect = format!("charged-{order}");
-        eventually(&effect, || self.shop.count(&effect) == 1).await?;
-        Ok(running)
-    }
-}
-
-/// Handlers that make the guarded charge of their order, and pass its error on in the way of their
-/// path.
-fn orders(inner: &Inner) -> Router<Shop> {
-    let passed = |State(shop): State<Shop>, inner: Inner, order: String| async move {
-        shop.effect(&format!("handled-{order}"));
-        inner.charge(&order, false).await
-    };
-    let own = |kept: bool| {
-        move |State(shop): State<Shop>, inner: Inner, order: String| async move {
-            shop.effect(&format!("handled-{order}"));
-            let error = match inner.charge(&order, false).await {
-                Ok(charged) => return charged.into_response(),
-                Err(error) => error,
-            };
-            let status = if error.is_retryable() {
-                StatusCode::CONFLICT
-            } else {
-                StatusCode::INTERNAL_SERVER_ERROR
-            };
-            if kept {
-                (status, error.kind(), "own words").into_response()
-            } else {
-                (status, "own words").into_response()
-            }
-        }
-    };
-    let (kept, lost) = (own(true), own(false));
-    let (one, two, three) = (inner.clone(), inner.clone(), inner.clone());
-    Router::new()
-        .route("/passed", post(move |shop: State<Shop>, order: String| passed(shop, one, order)))
-        .route("/kept", post(move |shop: State<Shop>, order: String| kept(shop, two, order)))
-        .route("/lost", post(move |shop: State<Shop>, order: String| lost(shop, three, order)))
-}
-
-/// A world around [`orders`].
-async fn around_orders() -> anyhow::Result<(World, Inner)> {
-    let directory = tempfile::tempdir()?;
-    let inner = Inner::new(Shop::open(directory.path())?);
-    let mut world = World::setup().routes(orders(&inner)).start().await?;
-    world.keep(directory);
-    Ok((world, inner))
-}
-
-async fn order(world: &World, path: &str, order: &'static str) -> anyhow::Result<Reply> {
-    world.client.post(path).key(order).body(order).send().await
-}
-
-#[tokio::test]
-async fn rule_65_a_guarded_call_that_did_not_run_releases_the_key_of_its_handler()
--> anyhow::Result<()> {
-    let (world, inner) = around_orders().await?;
-    for (path, name) in [("/passed", "busy"), ("/kept", "busy-too")] {
-        let first = inner.begin(name).await?;
-        for _ in 0..2 {
-            let refused = order(&world, path, name).await?;
-            assert_eq!((refused.status, refused.is_replayed()), (409, false), "{path}");
-            assert_eq!(world.state(name).await?, None, "what passes is not kept: {path}");
-        }
-        first.abort();
-    }
-    let first = inner.begin("paid").await?;
-    order(&world, "/passed", "paid").await?.assert_problem(409, "in-progress")?;
-    inner.gate.open();
-    assert!(first.await?.is_ok());
-    let (done, replay) =
-        (order(&world, "/passed", "paid").await?, order(&world, "/passed", "paid").await?);
-    assert_eq!((done.answer(), done.is_replayed()), ((200, Bytes::from_static(b"charged")), false));
-    assert_eq!((replay.answer(), replay.is_replayed()), (done.answer(), true));
-    assert_eq!((world.effects("handled-paid"), inner.shop.count("charged-paid")), (2, 1));
-
-    // The store of the charges takes none, and takes some again.
-    inner.store.always("claim", Some(Fault::Refused(StoreErrorKind::Full)));
-    order(&world, "/passed", "away").await?.assert_problem(503, "unavailable")?;
-    inner.store.always("claim", None);
-    assert_eq!((world.state("away").await?, inner.shop.count("charged-away")), (None, 0));
-    let (done, replay) =
-        (order(&world, "/passed", "away").await?, order(&world, "/passed", "away").await?);
-    assert_eq!(
-        (done.status, replay.is_replayed(), inner.shop.count("charged-away")),
-        (200, true, 1)
-    );
-
-    // The charge was made before, for another amount. The client is told so each time, and nothing
-    // is kept of it.
-    let other = inner.engine.call("charge", "amount").fingerprint(&2).ttl(DAY);
-    other.run(|| async { Ok::<_, Error>(()) }).await?;
-    for handled in 1..=2 {
-        order(&world, "/passed", "amount").await?.assert_problem(422, "mismatch")?;
-        assert_eq!(
-            (world.state("amount").await?, world.effects("handled-amount")),
-            (None, handled)
-        );
-    }
-    Ok(())
-}
-
-#[tokio::test]
-async fn rule_65_a_guarded_call_that_may_hide_an_effect_holds_the_key_of_its_handler()
--> anyhow::Result<()> {
-    let (world, inner) = around_orders().await?;
-    for (path, name) in [("/passed", "doubt"), ("/kept", "doubt-too")] {
-        let first = inner.begin(name).await?;
-        first.abort();
-        assert!(first.await.is_err());
-        let record = inner.engine.record("charge", name);
-        let in_doubt = async || {
-            record
-                .inspect()
-                .await
-                .ok()
-                .flatten()
-                .is_some_and(|view| view.state == RecordState::InDoubt)
-        };
-        eventually_async("the doubt", in_doubt).await?;
-        let refused = order(&world, path, name).await?;
-        assert_eq!(refused.status, if path == "/passed" { 409 } else { 500 });
-        for _ in 0..2 {
-            order(&world, path, name).await?.assert_problem(409, "uncertain")?;
-        }
-        let handled = world.effects(&format!("handled-{name}"));
-        assert_eq!((world.state(name).await?, handled), (Some(RecordState::InDoubt), 1), "{path}");
-    }
-    // It ran, and its result could not be stored: retryable, and all the same nothing to run again
-    // by itself.
-    for (path, name) in [("/passed", "not-stored"), ("/kept", "not-stored-either")] {
-        inner.store.always("complete", Some(Fault::LostRequest));
-        let refused = order(&world, path, name).await?;
-        inner.store.always("complete", None);
-        assert_eq!((refused.status, inner.shop.effects.lines()?.len() > 2), (409, true), "{path}");
-        order(&world, path, name).await?.assert_problem(409, "uncertain")?;
-        assert_eq!(world.state(name).await?, Some(RecordState::InDoubt), "{path}");
-    }
-    Ok(())
-}
-
-#[tokio::test]
-async fn rule_65_an_answer_without_the_kind_is_judged_by_its_status() -> anyhow::Result<()> {
-    let (world, inner) = around_orders().await?;
-    let busy = inner.begin("busy").await?;
-    assert_eq!(order(&world, "/lost", "busy").await?.status, 409);
-    let replay = order(&world, "/lost", "busy").await?;
-    assert_eq!(
-        (replay.status, replay.is_replayed(), world.effects("handled-busy")),
-        (409, true, 1)
-    );
-    busy.abort();
-
-    let doubt = inner.begin("doubt").await?;
-    doubt.abort();
-    assert!(doubt.await.is_err());
-    let record = inner.engine.record("charge", "doubt");
-    let in_doubt = async || {
-        record.inspect().await.ok().flatten().is_some_and(|view| view.state == RecordState::InDoubt)
-    };
-    eventually_async("the doubt", in_doubt).await?;
-    assert_eq!(order(&world, "/lost", "doubt").await?.status, 500);
-    order(&world, "/lost", "doubt").await?.assert_problem(409, "uncertain")
-}
-
-#[tokio::test]
-async fn rule_65_the_refusal_of_a_layer_inside_is_not_stored_by_the_one_around_it()
--> anyhow::Result<()> {
-    let engine = Idempotency::builder(MemoryStore::new()).claim_timeout(PATIENCE).build();
-    let inside = IdempotencyLayer::new(engine.clone(), Scope::global()).with_operation("inside");
-    let handler = |State(shop): State<Shop>| async move {
-        shop.effect("inside");
-        StatusCode::CREATED
-    };
-    let routes = Router::new().route("/inside", post(handler).layer(inside.clone()));
-    let mut world = World::setup().routes(routes).start().await?;
-    // Another server, whose handler has the key of the layer inside and lets it go.
-    let gate = Gate::new();
-    let waiting = gate.clone();
-    let elsewhere = move || async move {
-        waiting.wait().await;
-        StatusCode::TOO_MANY_REQUESTS
-    };
-    let elsewhere =
-        world.bare_server(Router::new().route("/inside", post(elsewhere).layer(inside))).await?;
-    let running = tokio::spawn(async move { elsewhere.post("/inside").key("abc").send().await });
-    let taken = async || matches!(engine.record("inside", "abc").inspect().await, Ok(Some(_)));
-    eventually_async("the key is taken", taken).await?;
-    let send = || world.client.post("/inside").key("abc").send();
-    for _ in 0..2 {
-        let refused = send().await?;
-        refused.assert_problem(409, "in-progress")?;
-        assert_eq!((refused.is_replayed(), world.state("abc").await?), (false, None));
-    }
-    gate.open();
-    assert_eq!(within("the other one", running).await???.status, 429);
-    let (first, retry) = (send().await?, send().await?);
-    assert_eq!((first.status, retry.is_replayed(), world.effects("inside")), (201, true, 1));
-    Ok(())
-}
-
-/// As [`IntoResponse`] for errors has it, for services without axum.
-#[test]
-fn the_kind_of_an_error_is_in_the_extensions_of_its_response() {
-    let error = || Error::from(StoreError::new(StoreErrorKind::Unavailable, "test"));
-    let plain = idempotency::http::Problem::of(&error()).to_response();
-    let axum: AnyResponse = error().into_response();
-    for extensions in [plain.extensions(), axum.extensions()] {
-        assert_eq!(extensions.get(), Some(&ErrorKind::StoreUnavailable));
-        assert_eq!(extensions.get(), Some(&idempotency::http::ProblemKind::Unavailable));
-    }
 }

@@ -265,6 +265,51 @@ async fn rule_60_who_has_followed_another_request_does_not_run_for_what_the_next
     Ok(())
 }
 
+/// Both are there before the store has said anything, and the second one waits for the claim of the
+/// first.
+#[tokio::test]
+async fn rule_60_of_two_requests_that_meet_while_the_store_is_away_one_runs() -> anyhow::Result<()>
+{
+    for blocks in [false, true] {
+        let clock = ManualClock::new();
+        let store = FaultyStore::new(MemoryStore::with_clock(clock.clone()));
+        let engine = Idempotency::builder(store.clone())
+            .clock(clock.clone())
+            .claim_timeout(PATIENCE)
+            .build();
+        let layer = IdempotencyLayer::new(engine, Scope::global()).with_fail_open();
+        let layer = if blocks { layer.blocking(DAY) } else { layer };
+        let ran = Arc::new(AtomicUsize::default());
+        let counting = ran.clone();
+        let service = layer.layer(service_fn(move |_: Request<RequestBody<Body>>| {
+            counting.fetch_add(1, Ordering::SeqCst);
+            async { Ok::<_, Infallible>(Response::new(Body::empty())) }
+        }));
+        let request = || Request::post("/").header("idempotency-key", "abc").body(Body::from("{}"));
+        store.always("claim", Some(StoreFault::Refused(StoreErrorKind::Refused)));
+        let mut requests = Vec::new();
+        for _ in 0..2 {
+            let mut request = Box::pin(service.clone().oneshot(request()?));
+            assert!(request.as_mut().now_or_never().is_none());
+            requests.push(tokio::spawn(request));
+        }
+        eventually("the answers", || {
+            clock.advance(Duration::from_secs(1));
+            requests.iter().all(JoinHandle::is_finished)
+        })
+        .await?;
+        let mut answers = Vec::new();
+        for request in requests {
+            let answer = request.await??;
+            let is_bypassed = answer.headers().contains_key("idempotency-bypassed");
+            answers.push((answer.status().as_u16(), is_bypassed));
+        }
+        assert_eq!(answers, [(200, true), (503, false)], "blocks: {blocks}");
+        assert_eq!(ran.load(Ordering::SeqCst), 1, "blocks: {blocks}");
+    }
+    Ok(())
+}
+
 /// The claim that tells of it is granted when most of its lease is over, and given back. The next
 /// one does not arrive.
 #[tokio::test]

@@ -250,8 +250,9 @@ async fn seek_in_store(
                         report.joined = true;
                         return Ok(Sought::Found(answer.record));
                     }
-                    // The leader may have met fewer calls than this follower.
-                    Some(Answer::Refused(error)) => return Err(error.after_another(has_met)),
+                    // A leader that knows of no other call may run without the store. This caller
+                    // knows of the leader.
+                    Some(Answer::Refused(error)) => return Err(error.after_another(true)),
                     None => {}
                 }
             }

@@ -312,7 +312,9 @@ impl RecordHandle {
     /// # Errors
     /// [`InProgress`](ErrorKind::InProgress) if an owner is alive.
     /// [`Superseded`](ErrorKind::Superseded) if the record is no longer as `view` shows it, or can
-    /// no longer be resolved: inspect it again. [`Encode`](ErrorKind::Encode) and
+    /// no longer be resolved: inspect it again. [`NotStored`](ErrorKind::NotStored) if the store
+    /// does not say whether it has the answer: repeat it with the same view.
+    /// [`Encode`](ErrorKind::Encode) and
     /// [`TooLarge`](ErrorKind::TooLarge) if the answer cannot be stored,
     /// [`Config`](ErrorKind::Config) if it is not a valid HTTP response; nothing has changed then.
     /// The store's errors.
@@ -353,17 +355,15 @@ impl RecordHandle {
             self.send(&key, || engine.store.clone().resolve(resolve.clone())).await?;
         match changed {
             Changed::Applied => Ok(()),
-            Changed::Running if tries.may_be_applied() => {
-                Err(self.overtaken(&key, ErrorKind::InProgress))
-            }
+            Changed::Running if tries.may_be_applied() => Err(self.overtaken(&key)),
             Changed::Running => Err(self.error(&key, Error::new(ErrorKind::InProgress))),
             // The first try may have been applied and its answer lost.
             Changed::Absent if not_executed => Ok(()),
             _ => match self.read(key).await {
                 Ok(Some(record)) if record.owner == token => Ok(()),
                 // It may have been applied before the record became what it is now.
-                Ok(_) if tries.may_be_applied() => Err(self.overtaken(&key, ErrorKind::Superseded)),
-                Err(error) if tries.may_be_applied() => Err(error.with_text(UNKNOWN.0, UNKNOWN.1)),
+                Ok(_) if tries.may_be_applied() => Err(self.overtaken(&key)),
+                Err(error) if tries.may_be_applied() => Err(unknown(error)),
                 Ok(_) => Err(self.changed(&key)),
                 Err(error) => Err(error),
             },
@@ -387,7 +387,7 @@ impl RecordHandle {
             Err(error) => {
                 let error = self.error(key, engine.store_error(error));
                 Err(match error.kind() {
-                    _ if tries.may_be_applied() => error.with_text(UNKNOWN.0, UNKNOWN.1),
+                    _ if tries.may_be_applied() => unknown(error),
                     ErrorKind::StoreUnavailable | ErrorKind::Full => {
                         error.with_text(REFUSED.0, REFUSED.1)
                     }
@@ -398,8 +398,9 @@ impl RecordHandle {
     }
 
     /// The error for a change that may have been applied before the record became what it is.
-    fn overtaken(&self, key: &KeyHash, kind: ErrorKind) -> Error {
-        self.error(key, Error::new(kind).with_text(OVERTAKEN.0, OVERTAKEN.1))
+    fn overtaken(&self, key: &KeyHash) -> Error {
+        let error = Error::new(ErrorKind::Superseded);
+        self.error(key, error.with_text(OVERTAKEN.0, OVERTAKEN.1))
     }
 
     fn answer(
@@ -458,9 +459,7 @@ impl RecordHandle {
                 let left = record.lease_until.saturating_duration_since(record.read_at);
                 Err(self.error(&key, Error::new(ErrorKind::InProgress).with_retry_after(left)))
             }
-            Changed::Conflict if tries.may_be_applied() => {
-                Err(self.overtaken(&key, ErrorKind::Superseded))
-            }
+            Changed::Conflict if tries.may_be_applied() => Err(self.overtaken(&key)),
             Changed::Conflict => Err(self.changed(&key)),
         }
     }
@@ -479,6 +478,11 @@ const UNKNOWN: (&str, &str) = (
     "the store did not answer, and it is not known whether it was applied",
     "inspect the record: if it is as it was seen, do the same again",
 );
+/// The error for a change that got no answer at all.
+fn unknown(error: Error) -> Error {
+    error.may_be_done().with_text(UNKNOWN.0, UNKNOWN.1)
+}
+
 /// For a change that was rejected.
 const REFUSED: (&str, &str) =
     ("the store did not take it, and nothing has changed", "do the same again later");

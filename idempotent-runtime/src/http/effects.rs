@@ -4,7 +4,7 @@ use http::{Extensions, Response};
 
 use super::options::OnStatus;
 use super::problem::ProblemKind;
-use crate::error::ErrorKind;
+use crate::error::{Error, ErrorKind};
 
 /// An extension of a response by which the handler declares that nothing happened, whatever the
 /// status. The key is released, and the next request with it runs the handler again.
@@ -49,6 +49,22 @@ pub(super) fn told(extensions: &Extensions) -> Option<OnStatus> {
     // A problem built from an error has both kinds, and the error's is more precise.
     let of_error = extensions.get().copied().map(of_error);
     of_error.or_else(|| extensions.get().copied().map(of_problem))
+}
+
+/// Returns true if a client would relate the response's problem to the key that it sent, although it
+/// is about the key of a guarded call inside the handler. A layer inside has checked the request's
+/// own key, and puts its whole error into the extensions. The problem is logged, because the
+/// response that replaces it does not name it.
+pub(super) fn blames_the_key(extensions: &Extensions) -> bool {
+    let Some(kind @ (ErrorKind::MissingKey | ErrorKind::InvalidKey)) = extensions.get() else {
+        return false;
+    };
+    let says_so = matches!(extensions.get(), Some(ProblemKind::Missing | ProblemKind::Malformed));
+    let blames = says_so && extensions.get::<Error>().is_none();
+    if blames {
+        tracing::error!(?kind, "a guarded call inside a handler has no valid key");
+    }
+    blames
 }
 
 /// Returns the decision for a response that passes on this error of a guarded call inside the
@@ -103,7 +119,7 @@ const fn of_problem(kind: ProblemKind) -> OnStatus {
 mod tests {
     use http::{Extensions, Response};
 
-    use super::{NothingHappened, told};
+    use super::{NothingHappened, blames_the_key, told};
     use crate::error::{Error, ErrorKind};
     use crate::http::options::OnStatus;
     use crate::http::problem::{Problem, ProblemKind};
@@ -126,6 +142,21 @@ mod tests {
         assert_eq!(told(NothingHappened::mark(doubtful).extensions()), Some(OnStatus::Release));
         assert_eq!(told(Response::new(()).extensions()), None);
         assert_eq!(told(&Extensions::new()), None);
+    }
+
+    #[test]
+    fn only_a_layer_inside_speaks_of_the_key_of_the_request() {
+        let error = Error::new(ErrorKind::InvalidKey);
+        let mut response = Problem::of(&error).to_response();
+        assert!(blames_the_key(response.extensions()));
+        response.extensions_mut().insert(error);
+        assert!(!blames_the_key(response.extensions()));
+        // In words of the handler's own.
+        let mut response = Response::new(());
+        response.extensions_mut().insert(ErrorKind::MissingKey);
+        assert!(!blames_the_key(response.extensions()));
+        let refusal = Problem::new(ProblemKind::Missing).to_response();
+        assert!(!blames_the_key(refusal.extensions()));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use http_body_util::BodyExt as _;
 use tokio::sync::oneshot;
 use tower_service::Service;
 
-use super::effects::told;
+use super::effects::{blames_the_key, told};
 use super::handled::{Fate, Handled};
 use super::options::{OnStatus, Options, Unreplayable, is_endless};
 use super::problem::{Problem, ProblemKind};
@@ -223,13 +223,18 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
 
     async fn answer<E>(self, response: Response<R>) -> Handled<E> {
         let (mut head, body) = response.into_parts();
+        let blames_the_key = blames_the_key(&head.extensions);
         let Some(context) = Context::try_current().filter(|context| context.attempt() > 0) else {
-            if !self.options.markers.bypassed(&mut head.headers) {
+            if blames_the_key || !self.options.markers.bypassed(&mut head.headers) {
                 let failure = self.options.unprotected_failure().map(ResponseBody::full);
                 return self.deliver(failure, Fate::Release);
             }
             return self.settle(head, ResponseBody::untouched(body), Fate::Release);
         };
+        if blames_the_key {
+            let problem = self.options.refusal(Problem::new(ProblemKind::Internal), None);
+            return self.deliver(problem.map(ResponseBody::full), Fate::Release);
+        }
         // If present, it is a promise about another record: of a layer inside, or of an upstream
         // service.
         head.headers.remove(self.options.markers.names.expires());
@@ -327,7 +332,11 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
                 if recording.is_reached() {
                     break;
                 }
-                return self.break_off(head, recording, superseded());
+                let is_no_answer = self.options.crash.may_be_answered_again();
+                if is_no_answer || self.ends_with_its_connection(&head) {
+                    return self.break_off(head, recording, superseded());
+                }
+                return self.hand_over(head, recording, None, body, Fate::Unknown);
             };
             match frame {
                 None if recording.is_whole() => break,
@@ -343,7 +352,10 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
                     None if !recording.is_whole() => {
                         return self.break_off(head, recording, headers::not_whole());
                     }
-                    _ => return self.give_up(head, recording, frame, body),
+                    _ => {
+                        let fate = self.not_kept(&head, recording.ttl);
+                        return self.hand_over(head, recording, Some(frame), body, fate);
+                    }
                 },
                 Some(Err(error)) => return self.break_off(head, recording, error.into()),
             }
@@ -395,19 +407,19 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
         self.settle(head, live, Fate::Unknown)
     }
 
-    /// Delivers a response that cannot be recorded, without recording it.
-    fn give_up<E>(
+    /// Delivers what was read, without recording it, and the rest of the body as it arrives.
+    fn hand_over<E>(
         self,
         head: response::Parts,
         recording: Recording,
-        next: Frame<Bytes>,
+        next: Option<Frame<Bytes>>,
         rest: Pin<Box<R>>,
+        fate: Fate,
     ) -> Handled<E> {
-        let fate = self.not_kept(&head, recording.ttl);
         let (_, read) = recording.draft.finish();
         let (sender, live) = ResponseBody::live();
         sender.send(&read);
-        sender.hand_over(Some(next), rest);
+        sender.hand_over(next, rest);
         self.settle(head, live, fate)
     }
 

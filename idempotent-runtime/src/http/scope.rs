@@ -36,8 +36,9 @@ impl Scope {
     }
 
     /// The principal that `principal` finds in the head of the request. If it finds none (`None`,
-    /// or a principal that contains a `None`), a request with a key is refused (401), and so is a
-    /// request without a key where one is required.
+    /// or a principal that contains a `None`), a request with a key is refused (401), and so is one
+    /// whose body would have to be read for the key that it needs
+    /// ([`with_key_from_body`](super::IdempotencyLayer::with_key_from_body)).
     pub fn of<K: IntoKey>(principal: impl Fn(&Parts) -> Option<K> + Send + Sync + 'static) -> Self {
         Self(Some(Arc::new(move |request| principal(request).map(|principal| Key::of(&principal)))))
     }

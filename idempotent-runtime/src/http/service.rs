@@ -16,6 +16,7 @@ use tokio::sync::oneshot;
 use tower_service::Service;
 use tracing::Instrument as _;
 
+use super::effects::blames_the_key;
 use super::handled::{Handled, Vouched, is_not_kept};
 use super::handler::{Delivery, Handler, Handles, Readable, Unhandled, ready, take};
 use super::key::IdempotencyKey;
@@ -488,7 +489,8 @@ impl Guard {
         match tokio::spawn(handler).await {
             Ok(response) => {
                 let (mut head, body) = response?.into_parts();
-                if !self.options.markers.bypassed(&mut head.headers) {
+                let is_answer = !blames_the_key(&head.extensions);
+                if !(is_answer && self.options.markers.bypassed(&mut head.headers)) {
                     return Ok(self.options.unprotected_failure().map(ResponseBody::full));
                 }
                 Ok(Response::from_parts(head, ResponseBody::untouched(body)))

@@ -137,14 +137,16 @@ impl Options {
         // It would get the response to the same lookup of an earlier attempt, or to the body's
         // request.
         if context.is_question() {
-            return Err(context.refused(ErrorKind::InvalidKey).with_text(
+            return Err(context.refused(ErrorKind::Config).with_text(
                 "a request of the question after a crash does not say whether it repeats an earlier one",
                 "give it the `RequestLabel` of the one that it repeats, or a new `RequestKey`",
             ));
         }
         let key = context.derive_key(&format!("{} {}", request.method, request.uri));
+        // A mistake in the body, and no key of anybody's that cannot be used: the request before it
+        // may have taken effect.
         let place = Place::take(&context, &key).ok_or_else(|| {
-            context.refused(ErrorKind::InvalidKey).with_text(
+            context.refused(ErrorKind::Config).with_text(
                 "two requests of the body have one method and address, and would have one key",
                 "give each a `RequestLabel`",
             )
