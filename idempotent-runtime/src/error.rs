@@ -359,8 +359,11 @@ impl Error {
     /// Whether the same call can succeed later without anybody's action. Of
     /// [`InDoubt`](ErrorKind::InDoubt), only where a later call asks the outside world
     /// (`on_crash = verify`); [`retry_after`](Self::retry_after) then says when. Of
-    /// [`Superseded`](ErrorKind::Superseded) and [`NotStored`](ErrorKind::NotStored), not where the
-    /// body ran here and the next call may do again what it did.
+    /// [`Superseded`](ErrorKind::Superseded), not where the body ran here and the next call may do
+    /// again what it did. Of [`NotStored`](ErrorKind::NotStored), not where that is so of a body in
+    /// a transaction of the user's. Elsewhere the same call learns the outcome; if nothing of it
+    /// has reached the store by the end of the lease, [`OnCrash`](crate::OnCrash) decides, and for
+    /// a step its kind.
     pub fn is_retryable(&self) -> bool {
         let will_ask = self.0.kind == ErrorKind::InDoubt && self.0.retry_after.is_some();
         let passes = matches!(
