@@ -17,7 +17,8 @@ pub struct Duplicate {
     pub operation: Arc<str>,
     /// The name of the record.
     pub key: KeyHash,
-    /// The encoded result of the body that came too late. It is stored nowhere.
+    /// The encoded result of the body that came too late. It is stored nowhere. Empty where the
+    /// body ended in an error that is no result.
     pub result: Bytes,
     /// The encoded result that all callers get, if it is known.
     pub winner: Option<Bytes>,
