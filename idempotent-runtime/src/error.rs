@@ -372,8 +372,11 @@ impl Error {
     /// Returns true if the same call can succeed later without anyone's intervention.
     /// [`InDoubt`](ErrorKind::InDoubt) is retryable only if a later call queries the outside world
     /// (`on_crash = verify`); [`retry_after`](Self::retry_after) then says when.
-    /// [`Superseded`](ErrorKind::Superseded) and [`NotStored`](ErrorKind::NotStored) are not
-    /// retryable if the body ran here and the next call may repeat what it did.
+    /// [`Superseded`](ErrorKind::Superseded) is not retryable if the body ran here and the next call
+    /// may repeat what it did. Nor is [`NotStored`](ErrorKind::NotStored) of a body in a transaction
+    /// of the user, or of a [fence](crate::Context::fence). Otherwise the same call after `NotStored`
+    /// learns the outcome; if nothing has reached the store by the end of the lease,
+    /// [`OnCrash`](crate::OnCrash) decides, and for a step its kind.
     pub fn is_retryable(&self) -> bool {
         let will_ask = self.0.kind == ErrorKind::InDoubt && self.0.retry_after.is_some();
         let passes = matches!(

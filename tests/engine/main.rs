@@ -16,6 +16,7 @@ mod faults_met;
 mod fingerprints;
 mod helpers;
 mod in_doubt;
+mod late;
 mod ledger;
 mod limits;
 mod memory;

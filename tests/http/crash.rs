@@ -11,8 +11,8 @@ use axum::routing::post;
 use idempotency::http::IdempotencyKey;
 use idempotency::store::{DynStore, StoreErrorKind};
 use idempotency::testing::{Fault, ManualClock};
-use idempotency::{Context, Error, Resolution, State as RecordState};
-use idempotency_test_support::deadline::{eventually, eventually_async};
+use idempotency::{Context, Error, OnCrash, Resolution, State as RecordState};
+use idempotency_test_support::deadline::eventually_async;
 use idempotency_test_support::server::{RedisOptions, RedisServer};
 use idempotency_test_support::worker::{
     AFTER_CLAIM, AFTER_EFFECT, BEFORE_COMMIT, BEFORE_SEND, DURING_RENEWAL, POINTS,
@@ -360,6 +360,40 @@ async fn rule_52_a_late_owner_that_does_not_know_gets_the_answer_of_the_operator
     let answer = Response::builder().status(202).body(Bytes::from_static(b"found"))?;
     record.resolve(&view, Resolution::response(answer)).await?;
     world.shop.gate.open();
+    let first = first.reply().await?;
+    assert_eq!((first.status, first.body.as_ref()), (202, &b"found"[..]));
+    assert_eq!((world.engine.duplicates(), world.effects("abc")), (1, 1));
+    Ok(())
+}
+
+/// It is cut off shortly before its lease is over, and the operator answers meanwhile.
+#[tokio::test]
+async fn rule_52_an_owner_that_does_not_know_gets_the_answer_of_the_operator_after_an_outage()
+-> anyhow::Result<()> {
+    let world = World::setup()
+        .clock_by_hand()
+        .layer(|layer| layer.with_on_crash(OnCrash::Retry))
+        .start()
+        .await?;
+    for request in ["renew", "abandon"] {
+        world.store.always(request, Some(Fault::LostRequest));
+    }
+    let first = world.pay("abc").header("x-wait", "1").header("x-status", "504").spawn();
+    world.entered("abc").await?;
+    world.clock.advance(Duration::from_secs(14));
+    world.shop.gate.open();
+    eventually_async("the first try", async || world.store.requests("abandon") > 0).await?;
+    world.clock.advance(Duration::from_secs(2));
+    let record = world.record("abc");
+    let view = record.inspect().await?.context("the record is there")?;
+    let answer = Response::builder().status(202).body(Bytes::from_static(b"found"))?;
+    record.resolve(&view, Resolution::response(answer)).await?;
+    world.store.always("abandon", None);
+    eventually_async("the end of the first one", async || {
+        world.clock.advance(Duration::from_secs(1));
+        first.is_answered()
+    })
+    .await?;
     let first = first.reply().await?;
     assert_eq!((first.status, first.body.as_ref()), (202, &b"found"[..]));
     assert_eq!((world.engine.duplicates(), world.effects("abc")), (1, 1));

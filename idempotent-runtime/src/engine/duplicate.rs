@@ -17,7 +17,8 @@ pub struct Duplicate {
     pub operation: Arc<str>,
     /// The name of the record.
     pub key: KeyHash,
-    /// The encoded result of the body that came too late. It is not stored anywhere.
+    /// The encoded result of the body that came too late. It is not stored anywhere. Empty if the
+    /// body ended in an error that is not a result.
     pub result: Bytes,
     /// The encoded result that all callers get, if it is known.
     pub winner: Option<Bytes>,

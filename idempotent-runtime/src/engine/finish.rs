@@ -1,21 +1,16 @@
 //! The end of a body: its result is stored, its claim is released, or its record is put in doubt.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::duplicate::Duplicate;
-use super::request::Checked;
 use super::running::{Running, give_up};
-use super::{Waiting, claim, keeper, owed, retry, wait};
+use super::{claim, late, owed, retry};
 use crate::encoding::NotEncodable;
 use crate::error::{Error, ErrorKind};
-use crate::outcome::{Answer, Ending, StoredAnswer, stored};
-use crate::store::{
-    Adoption, Commit, Park, Reason, Record, Release, State, StoreError, Token, Written,
-};
+use crate::outcome::{Answer, Ending};
+use crate::store::{Adoption, Commit, Park, Reason, Record, Release, State, StoreError, Written};
 
 /// The result that the caller gets.
 pub(crate) enum Verdict {
@@ -26,12 +21,12 @@ pub(crate) enum Verdict {
 }
 
 impl Verdict {
-    fn refused(error: Error) -> Self {
+    pub(super) fn refused(error: Error) -> Self {
         Self::Instead(Answer::Refused(error))
     }
 
     /// Returns the record of the owner whose result it is.
-    fn winner(&self) -> Option<Arc<Record>> {
+    pub(super) fn winner(&self) -> Option<Arc<Record>> {
         match self {
             Self::Instead(Answer::Stored(stored)) => Some(stored.record.clone()),
             _ => None,
@@ -43,8 +38,10 @@ pub(super) async fn finish(mut running: Box<Running>, ending: Ending) -> Verdict
     let (state, body, ttl) = match ending {
         Ending::Answer { state, body, ttl } => {
             if let Some(error) = running.journal.as_ref().and_then(|journal| journal.unasked()) {
-                leave(&running, Reason::NotStored).await;
-                return conclude(&mut running, Verdict::refused(error), None);
+                let was_lost = running.lease.is_lost();
+                let written = leave(&running, Reason::NotStored).await;
+                let own = Verdict::refused(error);
+                return late::with_held_error(running, own, was_lost, written).await;
             }
             (state, body, ttl)
         }
@@ -52,10 +49,10 @@ pub(super) async fn finish(mut running: Box<Running>, ending: Ending) -> Verdict
             let was_lost = running.lease.is_lost();
             if tells_of_effects(&running).await {
                 let written = leave(&running, Reason::Error).await;
-                return with_own_error(running, was_lost, written).await;
+                return late::with_held_error(running, Verdict::Own, was_lost, written).await;
             }
             let written = release(&running, own_release(&running)).await;
-            return with_own_error(running, was_lost, written).await;
+            return late::with_own_error(running, was_lost, written).await;
         }
         #[cfg(feature = "http")]
         Ending::NotBegun => {
@@ -63,7 +60,7 @@ pub(super) async fn finish(mut running: Box<Running>, ending: Ending) -> Verdict
             let was_lost = running.lease.is_lost();
             let written =
                 release(&running, Release::unused(running.lease.key, running.lease.token)).await;
-            return with_own_error(running, was_lost, written).await;
+            return late::with_own_error(running, was_lost, written).await;
         }
         Ending::Hold => {
             // From here on, a shutdown puts the record in doubt too, whatever the policy.
@@ -71,7 +68,9 @@ pub(super) async fn finish(mut running: Box<Running>, ending: Ending) -> Verdict
             let was_lost = running.lease.is_lost();
             steps_are_settled(&running).await;
             return match park(&running, Reason::Error, Duration::ZERO).await {
-                Ok(written) => with_own_error(running, was_lost, Some(written)).await,
+                Ok(written) => {
+                    late::with_held_error(running, Verdict::Own, was_lost, Some(written)).await
+                }
                 Err(error) => not_held(running, &error),
             };
         }
@@ -79,7 +78,7 @@ pub(super) async fn finish(mut running: Box<Running>, ending: Ending) -> Verdict
         Ending::GiveUp => {
             let was_lost = running.lease.is_lost();
             let written = leave(&running, Reason::Error).await;
-            return with_unknown_outcome(running, was_lost, written).await;
+            return late::with_unknown_outcome(running, was_lost, written).await;
         }
         Ending::Unknown { reason, ask_again_after } => {
             if let Err(error) = park(&running, reason, ask_again_after).await {
@@ -109,7 +108,7 @@ pub(super) async fn finish(mut running: Box<Running>, ending: Ending) -> Verdict
             conclude(&mut running, verdict, Some(record))
         }
         Ok(_) => {
-            let verdict = overtaken(&mut running, commit.token, &commit.body, true).await;
+            let verdict = late::overtaken(&mut running, commit.token, &commit.body, true).await;
             let winner = verdict.winner();
             conclude(&mut running, verdict, winner)
         }
@@ -117,7 +116,11 @@ pub(super) async fn finish(mut running: Box<Running>, ending: Ending) -> Verdict
     }
 }
 
-fn conclude(running: &mut Running, verdict: Verdict, record: Option<Arc<Record>>) -> Verdict {
+pub(super) fn conclude(
+    running: &mut Running,
+    verdict: Verdict,
+    record: Option<Arc<Record>>,
+) -> Verdict {
     running.tell(&verdict);
     running.conclude(record);
     verdict
@@ -262,49 +265,6 @@ async fn park(
     retry::until(engine, engine.settings.commit_timeout, || engine.store.clone().park(park)).await
 }
 
-/// Ends a body whose error is not a result. Its caller gets the error at once, unless another
-/// caller has taken the call over meanwhile and provided the answer.
-///
-/// `was_lost`: the lease had expired before the store was first asked. If it had not, `Lost` means
-/// that the first try was applied and its answer was lost: the record's present owner came after
-/// it.
-async fn with_own_error(
-    mut running: Box<Running>,
-    was_lost: bool,
-    written: Option<Written>,
-) -> Verdict {
-    let is_overtaken = was_lost && written == Some(Written::Lost) && !running.lease.is_shut_down();
-    if is_overtaken {
-        let token = running.grant.record.owner;
-        if let Verdict::Instead(Answer::Stored(stored)) =
-            overtaken(&mut running, token, &Bytes::new(), false).await
-        {
-            let winner = stored.record.clone();
-            return conclude(&mut running, Verdict::Instead(Answer::Stored(stored)), Some(winner));
-        }
-    }
-    conclude(&mut running, Verdict::Own, None)
-}
-
-/// Ends a body whose outcome is not known. Its caller gets what the body returned, unless the
-/// record was answered, removed or taken over meanwhile: a retry would find no trace of this body,
-/// and would run it once more.
-#[cfg(feature = "http")]
-async fn with_unknown_outcome(
-    mut running: Box<Running>,
-    was_lost: bool,
-    written: Option<Written>,
-) -> Verdict {
-    let is_overtaken = was_lost && matches!(written, Some(Written::Lost | Written::Gone));
-    if !is_overtaken || running.lease.is_shut_down() {
-        return conclude(&mut running, Verdict::Own, None);
-    }
-    let token = running.grant.record.owner;
-    let verdict = overtaken(&mut running, token, &Bytes::new(), false).await;
-    let winner = verdict.winner();
-    conclude(&mut running, verdict, winner)
-}
-
 /// Returns the error to the caller while the background keeps trying to hold the record. Its effect
 /// may have happened, and under a policy that runs the body again, the next call would repeat it
 /// when the lease expires.
@@ -327,137 +287,20 @@ fn not_held(mut running: Box<Running>, error: &StoreError) -> Verdict {
             engine.store.clone().park(park)
         })
         .await;
-        if let Err(error) = parked {
-            tracing::error!(key = %park.key, %error,
-                "a record in doubt was never held; its policy applies when the lease is over");
+        match parked {
+            // The caller has its answer. The duplicate is still to be counted and reported.
+            Ok(written) if late::is_overtaken(&running, false, Some(written)) => {
+                late::overtaken_without_result(&mut running).await;
+            }
+            Ok(_) => {}
+            Err(error) => {
+                tracing::error!(key = %park.key, %error,
+                    "a record in doubt was never held; its policy applies when the lease is over");
+            }
         }
         running.conclude(None);
     });
     Verdict::Own
-}
-
-/// Handles a refused commit: another party decided. Returns the winner's result if there is one or
-/// will be one.
-async fn overtaken(running: &mut Running, token: Token, result: &Bytes, waits: bool) -> Verdict {
-    let call = running.call.clone();
-    let found = winner(running, waits).await;
-    if let Ok(Winner::Answered(record)) = &found {
-        // An earlier try of this very commit was applied, and its answer came late.
-        if record.owner == token {
-            return StoredAnswer { record: record.clone(), version: call.version }
-                .marker()
-                .map_or(Verdict::Own, Verdict::refused);
-        }
-    }
-    // A verdict that came too late had no effect.
-    if running.has_run {
-        let record = if let Ok(Winner::Answered(record)) = &found { Some(record) } else { None };
-        report_duplicate(&call, result, record).await;
-    }
-    let superseded = call.refused(ErrorKind::Superseded);
-    // A retry would not find a result, and would run the body once more.
-    let would_repeat = |error: Error| {
-        if running.has_run {
-            error.with_text(WITHOUT_RESULT.0, WITHOUT_RESULT.1).would_repeat()
-        } else {
-            error.with_text(ASKED_TOO_LATE.0, ASKED_TOO_LATE.1)
-        }
-    };
-    match found {
-        Ok(Winner::Answered(record)) => Verdict::Instead(stored(record, call.version)),
-        Ok(Winner::AtWork) if running.has_run => Verdict::refused(superseded),
-        Ok(Winner::AtWork | Winner::Nobody) => Verdict::refused(would_repeat(superseded)),
-        Err(error) if running.has_run => {
-            let superseded = superseded.with_text(WITHOUT_WORD.0, WITHOUT_WORD.1).would_repeat();
-            Verdict::refused(superseded.with_source(error))
-        }
-        Err(error) => Verdict::refused(would_repeat(superseded).with_source(error)),
-    }
-}
-
-const WITHOUT_RESULT: (&str, &str) = (
-    "the body ran here, and its record was removed, answered or given up meanwhile, so nobody has its result",
-    "find out what it did before the call is made again",
-);
-const WITHOUT_WORD: (&str, &str) = (
-    "the body ran here, and the store does not say who has its call now",
-    "find out what it did before the call is made again",
-);
-const ASKED_TOO_LATE: (&str, &str) = (
-    "the call was settled in another way while the outside world was asked",
-    "retry with the same key",
-);
-
-async fn report_duplicate(call: &Checked, result: &Bytes, winner: Option<&Arc<Record>>) {
-    tracing::warn!(operation = %call.operation, key = %call.key, winner = winner.is_some(),
-        "a body finished after its call had been taken over: its effect may have happened twice");
-    call.engine.duplicates.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-    if let Some(hook) = call.engine.settings.on_duplicate.clone() {
-        let winner = winner.map(|record| record.body.clone());
-        let (operation, key, result) = (call.operation.clone(), call.key, result.clone());
-        let duplicate = Duplicate { operation, key, result, winner };
-        // Called after everything was decided: the hook does not change the outcome.
-        keeper::beside(move || {
-            if catch_unwind(AssertUnwindSafe(|| hook(&duplicate))).is_err() {
-                let Duplicate { operation, key, .. } = duplicate;
-                tracing::error!(%operation, %key, "the hook `on_duplicate` panicked");
-            }
-        })
-        .await;
-    }
-}
-
-/// The party that decided a call whose commit was refused.
-enum Winner {
-    /// It left a result, or an operator's answer.
-    Answered(Arc<Record>),
-    /// Another owner, whose body runs or has left the record in doubt: a call that is made now does
-    /// not run the body.
-    AtWork,
-    /// The record was removed, belongs to another request by now, or is free for the next call to
-    /// run.
-    Nobody,
-}
-
-impl Winner {
-    fn of(record: Arc<Record>) -> Self {
-        match record.state {
-            State::Completed | State::Failed => Self::Answered(record),
-            State::InDoubt => Self::AtWork,
-            State::InProgress if !record.is_orphaned() || !record.policy.allows_takeover() => {
-                Self::AtWork
-            }
-            State::InProgress | State::Released | State::Tombstone => Self::Nobody,
-        }
-    }
-}
-
-/// Finds the owner that took over, and its result. With `waits`, waits for that result as any
-/// caller would.
-async fn winner(running: &mut Running, waits: bool) -> Result<Winner, StoreError> {
-    let call = running.call.clone();
-    let engine = &call.engine;
-    let is_own_request = |record: &Record| call.accepts(record.fingerprint);
-    let record = retry::until(engine, engine.settings.commit_timeout, || {
-        engine.store.clone().read(call.key)
-    })
-    .await?;
-    let Some(record) = record.filter(is_own_request) else { return Ok(Winner::Nobody) };
-    if !(record.is_running() && waits) {
-        return Ok(Winner::of(Arc::new(record)));
-    }
-    let (Some(patience), Some(_waiting)) = (running.patience, Waiting::enter(engine)) else {
-        return Ok(Winner::AtWork);
-    };
-    running.report.waited = true;
-    match wait::for_change(engine, call.key, engine.clock.monotonic().saturating_add(patience))
-        .await?
-    {
-        // Checked again: it may be a different record from the one that was waited for.
-        wait::Changed::Record(record) if is_own_request(&record) => Ok(Winner::of(record)),
-        wait::Changed::Record(_) | wait::Changed::Claimable => Ok(Winner::Nobody),
-        wait::Changed::OutOfTime => Ok(Winner::AtWork),
-    }
 }
 
 /// Returns the error to the caller and continues to store in the background. If that fails too, the
@@ -491,12 +334,16 @@ fn not_stored(mut running: Box<Running>, commit: Commit, error: StoreError) -> V
                 tracing::info!(key = %lease.key, "a result was stored in the background");
             }
             Ok(_) => {
-                overtaken(&mut running, commit.token, &commit.body, true).await;
+                late::overtaken(&mut running, commit.token, &commit.body, true).await;
             }
             Err(error) => {
                 tracing::error!(key = %lease.key, %error, "a result was never stored: the record is left in doubt");
                 engine.keeper.forget(&lease);
-                give_up(&engine, &lease, Reason::NotStored, running.call.lease).await;
+                let budget = running.call.lease;
+                let written = give_up(&engine, &lease, Reason::NotStored, budget).await;
+                if late::is_overtaken(&running, false, written) {
+                    late::overtaken(&mut running, commit.token, &commit.body, true).await;
+                }
             }
         }
         running.conclude(None);

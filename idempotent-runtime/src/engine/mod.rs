@@ -12,6 +12,7 @@ mod flight;
 pub(crate) mod followed;
 mod instance;
 mod keeper;
+mod late;
 pub(crate) mod lease;
 mod lent;
 mod loan;

@@ -444,8 +444,9 @@ impl RecordHandle {
     ///
     /// # Errors
     /// [`InProgress`](ErrorKind::InProgress) if its body runs, or may run although its record was
-    /// removed by force. [`Superseded`](ErrorKind::Superseded) if it changed meanwhile. The store's
-    /// errors.
+    /// removed by force. [`Superseded`](ErrorKind::Superseded) if it changed meanwhile.
+    /// [`NotStored`](ErrorKind::NotStored) if the store does not say whether it was removed. The
+    /// store's other errors.
     pub async fn forget(&self) -> Result<(), Error> {
         let key = self.asked()?;
         let engine = &self.engine;

@@ -1,0 +1,307 @@
+//! Late owners that have no result: their call was decided meanwhile, and their body ends in an
+//! error that may hide an effect, or beside recorded steps.
+
+use std::future::pending;
+use std::time::Duration;
+
+use idempotency::store::{Remove, Store as _};
+use idempotency::{Context, Error, ErrorKind, OnCrash, Resolution, State, Unstored};
+
+use crate::faults::{Fault, Gate};
+use crate::world::{LEASE, OPERATION, World, eventually, without_renewals};
+
+/// What a body did that then fails: nothing on the record tells of it, or a step does.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Effect {
+    Held,
+    Recorded,
+}
+
+impl Effect {
+    async fn happen(self, world: &World) -> Result<String, Error> {
+        match self {
+            Self::Held => world.effect(1),
+            Self::Recorded => Context::current().step("charge", || async { world.effect(1) }).await,
+        }
+    }
+
+    /// The request that leaves the record to what follows.
+    fn last_word(self, policy: OnCrash) -> &'static str {
+        match self {
+            Self::Recorded if policy != OnCrash::Hold => "abandon",
+            _ => "park",
+        }
+    }
+}
+
+const EFFECTS: [(Effect, OnCrash); 4] = [
+    (Effect::Held, OnCrash::Hold),
+    (Effect::Held, OnCrash::Retry),
+    (Effect::Recorded, OnCrash::Hold),
+    (Effect::Recorded, OnCrash::Resume),
+];
+
+/// Where the next call runs.
+const REPEATED: [(Effect, OnCrash); 3] = [
+    (Effect::Held, OnCrash::Retry),
+    (Effect::Held, OnCrash::Resume),
+    (Effect::Recorded, OnCrash::Resume),
+];
+
+/// A call that has its effect and fails after `meanwhile`.
+async fn fails(
+    world: &World,
+    (effect, policy): (Effect, OnCrash),
+    meanwhile: impl AsyncFnOnce(),
+) -> anyhow::Result<String> {
+    let unstored = if effect == Effect::Held { Unstored::Hold } else { Unstored::Release };
+    let call = world.call(1).on_crash(policy).on_error(unstored);
+    call.run(|| async {
+        effect.happen(world).await?;
+        meanwhile().await;
+        Err(anyhow::anyhow!("the provider did not answer"))
+    })
+    .await
+}
+
+/// Another call that does the same and succeeds.
+async fn succeeds(world: &World, (effect, policy): (Effect, OnCrash)) -> Result<String, Error> {
+    world.call(1).on_crash(policy).run(|| effect.happen(world)).await
+}
+
+/// The first effect has happened, and is on the record if it gets there at all.
+async fn begun(world: &World, effect: Effect) {
+    eventually("the effect", async || {
+        let record = world.record(1).await;
+        let recorded = record.is_some_and(|record| record.checkpoints == 1);
+        world.ledger.count() == 1 && (effect == Effect::Held || recorded)
+    })
+    .await;
+}
+
+/// The lease of a caller that cannot renew it is over.
+fn stands_still(world: &World) {
+    world.clock.advance(LEASE + Duration::from_millis(1));
+}
+
+fn is_cut_off(world: &World, requests: &[&'static str], is_cut_off: bool) {
+    for request in requests {
+        world.store.always(request, is_cut_off.then_some(Fault::LostRequest));
+    }
+}
+
+#[track_caller]
+fn is_own(error: &anyhow::Error) {
+    assert_eq!(error.to_string(), "the provider did not answer");
+}
+
+/// Nobody has a result, and who makes the call again runs the body once more.
+#[track_caller]
+fn is_not_to_be_repeated(error: &anyhow::Error, case: (Effect, OnCrash)) {
+    let Some(ours) = Error::find(error.as_ref()) else { panic!("{case:?}: {error}") };
+    assert_eq!(ours.kind(), ErrorKind::Superseded, "{case:?}");
+    assert!(!ours.is_retryable(), "{case:?}: {ours}");
+    assert!(ours.to_string().contains("find out what it did"), "{case:?}: {ours}");
+}
+
+#[tokio::test]
+async fn an_owner_that_fails_is_not_told_to_repeat_what_an_operator_believed_not_to_have_happened()
+{
+    for case in EFFECTS {
+        let (world, gate) = (World::new(), Gate::new());
+        world.store.always("renew", Some(Fault::LostRequest));
+        let owner = fails(&world, case, || gate.wait());
+        let operator = async {
+            begun(&world, case.0).await;
+            stands_still(&world);
+            let record = world.engine.record(OPERATION, 1);
+            let view = record.inspect().await.unwrap().unwrap();
+            record.resolve(&view, Resolution::NotExecuted).await.unwrap();
+            gate.open();
+        };
+        let (owner, ()) = tokio::join!(owner, operator);
+        is_not_to_be_repeated(&owner.unwrap_err(), case);
+        assert_eq!(world.engine.duplicates(), 1, "{case:?}");
+        assert_eq!(world.charge(1).await.unwrap(), "receipt 1.2", "{case:?}: nothing holds it");
+    }
+}
+
+/// Its lease runs, and no renewal has told it.
+#[tokio::test]
+async fn an_owner_that_fails_is_told_that_its_record_was_taken_away() {
+    for case in EFFECTS {
+        let (world, gate) = (World::new(), Gate::new());
+        let owner = fails(&world, case, || gate.wait());
+        let remover = async {
+            begun(&world, case.0).await;
+            let record = world.record(1).await.unwrap();
+            let mut remove = Remove::new(record.key, record.owner);
+            remove.force = true;
+            world.memory.remove(remove).await.unwrap();
+            gate.open();
+        };
+        let (owner, ()) = tokio::join!(owner, remover);
+        is_not_to_be_repeated(&owner.unwrap_err(), case);
+        assert_eq!(world.engine.duplicates(), 1, "{case:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_owner_that_fails_after_another_one_took_over_and_failed_is_not_told_to_repeat() {
+    for case in REPEATED {
+        let (here, gate) = (World::new(), Gate::new());
+        let there = here.other_process();
+        here.store.always("renew", Some(Fault::LostRequest));
+        let owner = fails(&here, case, || gate.wait());
+        let other = async {
+            begun(&here, case.0).await;
+            stands_still(&here);
+            // What it did itself is nothing, and what the first one did is as unknown as it was.
+            let call = there.call(1).on_crash(case.1).on_error(Unstored::Release);
+            call.run(|| async { Err::<String, _>(anyhow::anyhow!("busy")) }).await.unwrap_err();
+            gate.open();
+        };
+        let (owner, ()) = tokio::join!(owner, other);
+        is_not_to_be_repeated(&owner.unwrap_err(), case);
+        assert_eq!(here.engine.duplicates(), 1, "{case:?}");
+    }
+}
+
+/// A call that is made then waits for the other one, and repeats nothing.
+#[tokio::test]
+async fn an_owner_that_fails_while_another_one_is_at_work_says_so_itself() {
+    for case in REPEATED {
+        let (here, gate, finish) = (World::new(), Gate::new(), Gate::new());
+        let there = here.other_process();
+        here.store.always("renew", Some(Fault::LostRequest));
+        let owner = async {
+            let result = fails(&here, case, || gate.wait()).await;
+            finish.open();
+            result
+        };
+        let other = async {
+            begun(&here, case.0).await;
+            stands_still(&here);
+            let call = there.call(1).on_crash(case.1).run(|| async {
+                let result = case.0.happen(&there).await;
+                gate.open();
+                finish.wait().await;
+                result
+            });
+            call.await
+        };
+        let (owner, other) = tokio::join!(owner, other);
+        is_own(&owner.unwrap_err());
+        assert_eq!(here.engine.duplicates(), 1, "{case:?}");
+        assert_eq!(succeeds(&here, case).await.unwrap(), other.unwrap(), "{case:?}");
+    }
+}
+
+/// It is cut off shortly before its lease is over, and reaches the store again when another one has
+/// answered.
+#[tokio::test]
+async fn an_owner_that_fails_in_an_outage_across_the_end_of_its_lease_returns_the_answer() {
+    for case in REPEATED {
+        let here = World::new();
+        let there = here.other_process();
+        here.store.always("renew", Some(Fault::LostRequest));
+        let last_word = case.0.last_word(case.1);
+        let owner = fails(&here, case, async || {
+            here.clock.advance(LEASE.saturating_sub(Duration::from_secs(1)));
+            here.store.always(last_word, Some(Fault::LostRequest));
+        });
+        let other = async {
+            eventually("the first try", async || here.store.requests(last_word) > 0).await;
+            here.clock.advance(Duration::from_secs(2));
+            succeeds(&there, case).await.unwrap();
+            here.store.always(last_word, None);
+            without_renewals(&here, pending::<()>()).await;
+        };
+        let owner = tokio::select! {
+            owner = owner => owner,
+            () = other => unreachable!("time passes for ever"),
+        };
+        let winner = succeeds(&there, case).await.unwrap();
+        assert_eq!(owner.unwrap(), winner, "{case:?}");
+        assert_eq!(here.engine.duplicates(), 1, "{case:?}");
+        assert_eq!(here.ledger.count(), if case.0 == Effect::Held { 2 } else { 1 }, "{case:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_held_error_that_another_one_was_faster_than_is_a_duplicate_also_after_a_long_outage() {
+    let case = (Effect::Held, OnCrash::Retry);
+    let here = World::new();
+    let there = here.other_process();
+    is_cut_off(&here, &["renew", "park"], true);
+    let owner = fails(&here, case, async || {});
+    is_own(&without_renewals(&here, owner).await.unwrap_err());
+    assert_eq!(here.engine.duplicates(), 0, "nobody knows yet");
+    here.clock.advance(LEASE);
+    assert_eq!(succeeds(&there, case).await.unwrap(), "receipt 1.2");
+    is_cut_off(&here, &["park"], false);
+    let reported = eventually("the report", async || here.engine.duplicates() == 1);
+    without_renewals(&here, reported).await;
+    assert_eq!(succeeds(&here, case).await.unwrap(), "receipt 1.2");
+}
+
+#[tokio::test]
+async fn a_result_that_is_never_stored_is_a_duplicate_where_another_one_was_faster() {
+    let case = (Effect::Held, OnCrash::Retry);
+    let here = World::with(|builder| builder.background_commit(LEASE * 2));
+    let there = here.other_process();
+    is_cut_off(&here, &["renew", "complete"], true);
+    let owner = without_renewals(&here, succeeds(&here, case)).await;
+    assert_eq!(owner.unwrap_err().kind(), ErrorKind::NotStored);
+    here.clock.advance(LEASE);
+    assert_eq!(succeeds(&there, case).await.unwrap(), "receipt 1.2");
+    let reported = eventually("the report", async || here.engine.duplicates() == 1);
+    without_renewals(&here, reported).await;
+    assert_eq!(here.store.requests("abandon"), 1);
+}
+
+#[tokio::test]
+async fn an_owner_that_a_shutdown_gave_up_and_that_fails_returns_the_answer_of_the_next_process() {
+    for case in REPEATED {
+        let (here, gate) = (World::new(), Gate::new());
+        let there = here.other_process();
+        let owner = fails(&here, case, || gate.wait());
+        let next = async {
+            begun(&here, case.0).await;
+            assert_eq!(here.engine.shutdown(Duration::ZERO).await.abandoned, 1);
+            let result = succeeds(&there, case).await.unwrap();
+            gate.open();
+            result
+        };
+        let (owner, next) = tokio::join!(owner, next);
+        assert_eq!(owner.unwrap(), next, "{case:?}");
+        assert_eq!(here.engine.duplicates(), 1, "{case:?}");
+    }
+}
+
+/// Its own end is `Decode`, which the others do not get.
+#[tokio::test]
+async fn an_owner_that_leaves_a_recorded_step_out_returns_the_answer_that_was_given_meanwhile() {
+    for policy in [OnCrash::Resume, OnCrash::Retry] {
+        let (world, gate) = (World::new(), Gate::new());
+        let case = (Effect::Recorded, policy);
+        is_own(&fails(&world, case, async || {}).await.unwrap_err());
+        world.store.always("renew", Some(Fault::LostRequest));
+        let owner = world.call(1).on_crash(policy).run(|| async {
+            gate.wait().await;
+            Ok::<_, Error>("without the step".to_owned())
+        });
+        let operator = async {
+            world.record_is(1, |record| record.is_some_and(|record| record.attempts == 2)).await;
+            stands_still(&world);
+            let record = world.engine.record(OPERATION, 1);
+            let view = record.inspect().await.unwrap().unwrap();
+            record.resolve(&view, Resolution::Completed("operator")).await.unwrap();
+            gate.open();
+        };
+        let (owner, ()) = tokio::join!(owner, operator);
+        assert_eq!(owner.unwrap(), "operator", "{policy:?}");
+        assert_eq!(world.engine.duplicates(), 1, "{policy:?}");
+        assert_eq!(world.record(1).await.unwrap().state, State::Completed, "{policy:?}");
+    }
+}
