@@ -12,7 +12,7 @@ use idempotency::http::IdempotencyKey;
 use idempotency::store::{DynStore, StoreErrorKind};
 use idempotency::testing::{Fault, ManualClock};
 use idempotency::{Context, Error, OnCrash, Resolution, State as RecordState};
-use idempotency_test_support::deadline::eventually_async;
+use idempotency_test_support::deadline::{eventually, eventually_async};
 use idempotency_test_support::server::{RedisOptions, RedisServer};
 use idempotency_test_support::worker::{
     AFTER_CLAIM, AFTER_EFFECT, BEFORE_COMMIT, BEFORE_SEND, DURING_RENEWAL, POINTS,
