@@ -1,6 +1,7 @@
 //! The engine and the stores of the crate [`idempotency`](https://docs.rs/idempotency). Depend on
 //! that crate, not on this one.
 #![warn(clippy::disallowed_methods)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod argument;
 mod boot_time;

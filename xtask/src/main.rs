@@ -10,6 +10,7 @@ mod report;
 mod servers;
 mod test;
 mod versions;
+mod words;
 
 use std::process::ExitCode;
 

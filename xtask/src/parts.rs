@@ -5,7 +5,7 @@
 use crate::arguments::Options;
 use crate::command::Command;
 use crate::features::{feature_sets, features_of_facade};
-use crate::{servers, versions};
+use crate::{servers, versions, words};
 
 /// Commands that are selected, timed and reported together.
 #[derive(Debug)]
@@ -48,6 +48,12 @@ pub(crate) const PARTS: &[Part] = &[
         about: "the formatting",
         component: Some(("rustfmt", "fmt")),
         commands: fmt,
+        ..PART
+    },
+    Part {
+        name: words::NAME,
+        about: "comments and pages use the terms of the field",
+        result: words::check,
         ..PART
     },
     Part {

@@ -93,8 +93,8 @@ impl Gate {
 /// The inner store can be any store, including `Arc<dyn DynStore>`. Calls in the user's own
 /// transaction ([`run_in`](crate::Call::run_in), the attribute's `tx`) bypass the store and use the
 /// user's own connection, where no fault would meet them. Around a SQL store they are therefore
-/// refused as on another database ([`Config`](crate::ErrorKind::Config)). Test them with the SQL
-/// store itself.
+/// refused ([`Config`](crate::ErrorKind::Config)). Test them with the SQL store itself. For the same
+/// reason, a repeated call is not answered from the memory of the store inside.
 ///
 /// ```
 /// # use std::time::Duration;
@@ -308,12 +308,9 @@ macro_rules! through {
                 self.inner.capabilities()
             }
 
-            // Not the results at hand: each call is to meet its faults.
+            // Not the local results and transactions: no fault would meet a call there.
             fn facets(&self) -> Facets<'_> {
-                let inside = self.inner.facets();
-                Facets::none()
-                    .with_change_feed(inside.change_feed)
-                    .with_transactions(inside.transactions)
+                Facets::none().with_change_feed(self.inner.facets().change_feed)
             }
 
             async fn claim(&self, claim: Claim) -> Result<Claimed, StoreError> {
