@@ -56,6 +56,11 @@ async fn a_result_that_cannot_be_stored_in_time_is_not_stored_and_the_background
         "the result that the caller never saw"
     );
     assert_eq!(world.ledger.count(), 1);
+    // With that the owner is done: it neither holds the record nor gives it up.
+    let shutdown = world.engine.shutdown(Duration::from_secs(60));
+    assert_eq!(world.while_time_passes(shutdown).await.abandoned, 0);
+    let further = ["park", "abandon", "release"].map(|request| world.store.requests(request));
+    assert_eq!(further, [0, 0, 0]);
 }
 
 #[tokio::test]
