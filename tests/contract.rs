@@ -46,6 +46,20 @@ async fn an_engine_is_made_from_a_store_with_settings_and_from_a_url() -> Result
 }
 
 #[tokio::test]
+async fn a_scheme_of_ones_own_is_registered_in_five_lines() -> Result<(), Error> {
+    idempotency::store::register_scheme("contract", async |url: String| {
+        assert_eq!(url, "contract:own");
+        Ok(MemoryStore::new())
+    })?;
+    let engine = Idempotency::connect("contract:own").await?;
+    let receipt = engine.scope(charge(&Order { id: 8 })).await.unwrap();
+    assert_eq!(receipt, Receipt("receipt 8".into()));
+    let store: Arc<dyn DynStore> = idempotency::store::connect("contract:own").await?;
+    assert_eq!(store.name(), "memory");
+    Ok(())
+}
+
+#[tokio::test]
 async fn an_engine_takes_a_store_that_is_chosen_while_the_program_runs() {
     let store: Arc<dyn DynStore> = Arc::new(MemoryStore::new());
     let engine = Idempotency::new(store.clone());

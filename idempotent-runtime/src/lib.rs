@@ -36,6 +36,7 @@ mod postgres;
 pub mod private;
 #[cfg(feature = "redis")]
 mod redis;
+mod registry;
 #[cfg(any(feature = "redis", feature = "postgres", feature = "mysql", feature = "sqlite"))]
 mod runtime;
 #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]

@@ -44,8 +44,12 @@ impl std::fmt::Debug for Builder {
 
 impl Builder {
     pub(super) fn new(store: impl Store) -> Self {
+        Self::of(Arc::new(store))
+    }
+
+    pub(super) fn of(store: Arc<dyn DynStore>) -> Self {
         Self {
-            store: Arc::new(store),
+            store,
             clock: Arc::new(SystemClock::new()),
             randomness: Arc::new(SystemRandomness),
             settings: Settings::default(),

@@ -5,7 +5,6 @@ mod bound;
 mod builder;
 mod call;
 mod claim;
-mod connect;
 mod duplicate;
 mod finish;
 mod flight;
@@ -70,6 +69,7 @@ use crate::context::Context;
 use crate::error::Error;
 use crate::key::{IntoKey, Key, KeyHash};
 use crate::near_cache::NearCache;
+use crate::registry;
 use crate::store::{Claim, DynStore, Reason, Record, Release, Store, StoreError, Token};
 
 /// The engine: a handle that is cheap to clone. One per store and process is enough. After a
@@ -330,7 +330,8 @@ impl Idempotency {
     }
 
     /// Creates an engine on the store that `url` names, with the default settings: `memory:`,
-    /// `redis://…`, `rediss://…`, `postgres://…`, `mysql://…`, `sqlite:…`.
+    /// `redis://…`, `rediss://…`, `postgres://…`, `mysql://…`, `sqlite:…`, or a scheme that was
+    /// [registered](crate::store::register_scheme).
     ///
     /// # Errors
     /// [`Config`](crate::ErrorKind::Config) if the scheme is unknown, its feature is off, or the
@@ -348,7 +349,7 @@ impl Idempotency {
     /// # }
     /// ```
     pub async fn connect(url: &str) -> Result<Self, Error> {
-        Ok(connect::builder(url).await?.build())
+        Ok(Self::connect_builder(url).await?.build())
     }
 
     /// Like [`connect`](Self::connect), but returns a builder for an engine with settings.
@@ -356,7 +357,11 @@ impl Idempotency {
     /// # Errors
     /// The same as for [`connect`](Self::connect).
     pub async fn connect_builder(url: &str) -> Result<Builder, Error> {
-        connect::builder(url).await
+        let refused = |error| match registry::store_name(url) {
+            Some(store) => Error::from_store(error, store),
+            None => Error::from(error),
+        };
+        Ok(Builder::of(registry::connect(url).await.map_err(refused)?))
     }
 
     /// Installs this engine for every call in the process that names none and runs in no

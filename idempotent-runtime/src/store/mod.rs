@@ -59,6 +59,8 @@ pub use request::{
 
 pub use transaction::SqlTransaction;
 
+pub use crate::registry::{connect, register_scheme};
+
 use crate::key::KeyHash;
 
 /// A place that keeps records. All operations on one key are linearizable.
