@@ -5,7 +5,7 @@ use std::future::pending;
 use std::time::Duration;
 
 use idempotency::store::{Remove, Store as _};
-use idempotency::{Context, Error, ErrorKind, OnCrash, Resolution, State, Unstored};
+use idempotency::{Context, Error, ErrorKind, OnCrash, Resolution, State, Unstored, Verdict};
 
 use crate::faults::{Fault, Gate};
 use crate::world::{LEASE, OPERATION, World, eventually, without_renewals};
@@ -304,4 +304,49 @@ async fn an_owner_that_leaves_a_recorded_step_out_returns_the_answer_that_was_gi
         assert_eq!(world.engine.duplicates(), 1, "{policy:?}");
         assert_eq!(world.record(1).await.unwrap().state, State::Completed, "{policy:?}");
     }
+}
+
+/// Another caller has only observed that its lease had expired. Nobody took anything over.
+#[tokio::test]
+async fn an_owner_whose_record_an_observer_put_in_doubt_is_no_duplicate() {
+    let case = (Effect::Recorded, OnCrash::Resume);
+    let (here, gate) = (World::new(), Gate::new());
+    let there = here.other_process();
+    here.store.always("renew", Some(Fault::LostRequest));
+    let owner = fails(&here, case, || gate.wait());
+    let observer = async {
+        begun(&here, case.0).await;
+        stands_still(&here);
+        let observed = there.call(1).on_crash(OnCrash::Hold).run(|| async { there.effect(1) });
+        assert_eq!(observed.await.unwrap_err().kind(), ErrorKind::InDoubt);
+        gate.open();
+    };
+    let (owner, ()) = tokio::join!(owner, observer);
+    is_own(&owner.unwrap_err());
+    assert_eq!(here.engine.duplicates(), 0);
+    assert_eq!(here.record(1).await.unwrap().state, State::InDoubt);
+}
+
+/// The next call runs nothing before it knows, as after a doubt.
+#[tokio::test]
+async fn an_owner_that_fails_says_so_itself_where_the_next_call_verifies_first() {
+    let (here, gate) = (World::new(), Gate::new());
+    let there = here.other_process();
+    here.store.always("renew", Some(Fault::LostRequest));
+    let verified = async |_: Context| Ok::<_, anyhow::Error>(Verdict::<String>::NotExecuted);
+    let asks = |world: &World| world.call(1).settle(Duration::ZERO).on_crash_verify(verified);
+    let owner = asks(&here).on_error(Unstored::Hold).run(|| async {
+        here.effect(1)?;
+        gate.wait().await;
+        Err::<String, _>(anyhow::anyhow!("the provider did not answer"))
+    });
+    let other = async {
+        begun(&here, Effect::Held).await;
+        stands_still(&here);
+        let call = asks(&there).on_error(Unstored::Release);
+        call.run(|| async { Err::<String, _>(anyhow::anyhow!("busy")) }).await.unwrap_err();
+        gate.open();
+    };
+    let (owner, ()) = tokio::join!(owner, other);
+    is_own(&owner.unwrap_err());
 }

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use idempotency::store::{Reason, StoreErrorKind};
-use idempotency::{Error, ErrorKind, InCurrentScope as _, OnCrash, State, Unstored, observe};
+use idempotency::{
+    Context, Error, ErrorKind, InCurrentScope as _, OnCrash, State, Unstored, observe,
+};
 
 use crate::faults::{Fault, Gate};
 use crate::world::{DAY, LEASE, OPERATION, World, eventually, poll_once};
@@ -83,6 +85,28 @@ async fn a_shutdown_waits_for_what_dropped_calls_left_behind() {
     gate.open();
     assert_eq!(shutdown.await.abandoned, 0);
     assert_eq!(world.record(1).await.unwrap().state, State::InDoubt);
+}
+
+/// Its lease is forgotten before that is written.
+#[tokio::test]
+async fn a_shutdown_waits_for_the_last_word_of_a_body_that_fails_beside_its_steps() {
+    let (world, gate) = (World::new(), Gate::new());
+    world.store.next("park", Fault::Late(gate.clone()));
+    let call = world.call(1).on_crash(OnCrash::Hold).run(|| async {
+        Context::current().step("charge", || async { world.effect(1) }).await?;
+        Err::<String, _>(anyhow::anyhow!("busy"))
+    });
+    let shutdown = async {
+        eventually("the last word", async || world.store.requests("park") == 1).await;
+        let mut shutdown = Box::pin(world.engine.shutdown(LONG));
+        assert!(poll_once(&mut shutdown).is_pending());
+        gate.open();
+        shutdown.await
+    };
+    let (failed, drained) = tokio::join!(call, shutdown);
+    assert_eq!((failed.unwrap_err().to_string().as_str(), drained.abandoned), ("busy", 0));
+    let record = world.record(1).await.unwrap();
+    assert_eq!((record.state, record.reason), (State::InDoubt, Some(Reason::Error)));
 }
 
 #[tokio::test]

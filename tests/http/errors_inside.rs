@@ -272,6 +272,21 @@ async fn rule_65_what_a_guarded_call_says_of_its_own_key_is_not_said_of_the_requ
     Ok(())
 }
 
+/// The layer around it still learns that the call did not run.
+#[tokio::test]
+async fn rule_65_what_a_guarded_call_says_of_its_own_key_frees_the_keys_of_both_layers()
+-> anyhow::Result<()> {
+    let engine = Idempotency::builder(MemoryStore::new()).claim_timeout(PATIENCE).build();
+    let inside = IdempotencyLayer::new(engine.clone(), Scope::global()).with_operation("inside");
+    let world = World::setup().routes(without_key().layer(inside)).start().await?;
+    for handled in 1..=2 {
+        world.client.post("/passed").key("abc").send().await?.assert_problem(500, "internal")?;
+        assert_eq!((world.state("abc").await?, world.effects("handled")), (None, handled));
+        assert!(engine.record("inside", "abc").inspect().await?.is_none());
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn rule_65_what_a_guarded_call_says_of_its_own_key_is_not_said_without_protection_either()
 -> anyhow::Result<()> {

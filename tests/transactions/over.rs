@@ -386,6 +386,41 @@ async fn on_postgresql_what_was_written_after_the_transaction_is_not_written_onc
     Ok(())
 }
 
+/// The client knows that it has rolled back, also when the server is not there to be asked any more.
+#[cfg(feature = "postgres")]
+#[tokio::test]
+async fn on_postgresql_what_was_written_after_the_transaction_is_not_written_once_more_without_its_session()
+-> anyhow::Result<()> {
+    type Postgres = databases::Postgres;
+    const END_OF_SESSION: &str = "SELECT pg_terminate_backend(pg_backend_pid())";
+    let scene = Scene::<Postgres>::new(2, None).await?;
+    let (engine, runs) = (&scene.engine, &Cell::new(0));
+    for ends in [Ends::NestedThatFails, Ends::NestedThatIsDropped] {
+        for is_ignored in [false, true] {
+            let key = &*format!("{ends:?}, ignored: {is_ignored}");
+            runs.set(0);
+            let result = in_transaction(&scene.pool, |mut transaction| async move {
+                let call = call(engine, key).run_in(&mut transaction, async |_| {
+                    runs.set(runs.get() + 1);
+                    Ok::<_, Fault>(String::from("value"))
+                });
+                let value = call.await?;
+                ends.end(&mut transaction).await;
+                Postgres::add(&mut transaction, key, "after").await?;
+                let lost = sqlx::raw_sql(END_OF_SESSION).execute(&mut **transaction).await;
+                if !is_ignored {
+                    lost?;
+                }
+                Ok::<_, Fault>(value)
+            });
+            assert_open(result.await, key);
+            assert_eq!(runs.get(), 1, "{key}");
+            assert_eq!(scene.effects().await?[key], ["after"], "{key}");
+        }
+    }
+    Ok(())
+}
+
 /// Nothing tells it from one that was undone.
 #[cfg(feature = "mysql")]
 #[tokio::test]

@@ -5,6 +5,7 @@ mod conformance;
 mod counting;
 mod delaying;
 mod facets;
+mod failing;
 #[cfg(all(feature = "redis", feature = "near-cache"))]
 mod pushes;
 mod sealing;

@@ -3,13 +3,15 @@
 use std::time::Duration;
 
 use idempotency::store::{MemoryStore, SqliteStore, Store};
-use idempotency::{Error, ErrorKind, Idempotency, in_transaction};
+use idempotency::{Error, ErrorKind, Idempotency, OnError, in_transaction};
+use serde::{Deserialize, Serialize};
 use sqlx::SqlitePool;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions};
 use tempfile::TempDir;
 
 use crate::counting::Counting;
 use crate::delaying::Delaying;
+use crate::failing::{Failing, Failure};
 use crate::sealing::Sealing;
 
 const DAY: Duration = Duration::from_secs(86_400);
@@ -95,5 +97,58 @@ async fn a_store_without_transactions_is_refused_before_anything_is_written() ->
     anyhow::ensure!(text.contains("`memory`, which keeps no records in transactions"), "{text}");
     let (entries,): (i64,) = sqlx::query_as("SELECT count(*) FROM ledger").fetch_one(&pool).await?;
     anyhow::ensure!(entries == 0);
+    Ok(())
+}
+
+/// What it wrote after that is committed, so nobody may be told that nothing is kept.
+#[tokio::test]
+async fn a_transaction_that_is_over_is_known_through_the_error_of_a_wrapper() -> anyhow::Result<()>
+{
+    let (pool, store, _directory) = database().await?;
+    let engine = Idempotency::new(Failing::new(store, Failure::Translates));
+    let mut transaction = pool.begin_with("BEGIN IMMEDIATE").await?;
+    let call = engine.call("ledger.add", 1).ttl(DAY);
+    let ended = call.run_in(&mut transaction, async |connection| {
+        sqlx::raw_sql("ROLLBACK").execute(&mut *connection).await?;
+        sqlx::query("INSERT INTO ledger VALUES ('after')").execute(connection).await?;
+        Ok::<_, Fault>(String::from("added"))
+    });
+    let Err(Fault::Idempotency(error)) = ended.await else { anyhow::bail!("it is over") };
+    anyhow::ensure!(error.kind() == ErrorKind::NotStored && !error.is_retryable(), "{error}");
+    Ok(())
+}
+
+#[derive(Debug, thiserror::Error, Serialize, Deserialize)]
+#[error("{0}")]
+struct Stored(String);
+
+impl From<Error> for Stored {
+    fn from(error: Error) -> Self {
+        Self(error.to_string())
+    }
+}
+
+impl From<sqlx::Error> for Stored {
+    fn from(error: sqlx::Error) -> Self {
+        Self(error.to_string())
+    }
+}
+
+#[tokio::test]
+async fn what_a_body_wrote_is_undone_also_where_a_wrapper_cannot_store_its_error()
+-> anyhow::Result<()> {
+    let (pool, store, _directory) = database().await?;
+    let engine = Idempotency::new(Failing::new(store, Failure::StoresNoErrors));
+    let mut transaction = pool.begin_with("BEGIN IMMEDIATE").await?;
+    let call = engine.call("ledger.add", 1).ttl(DAY).on_error(OnError::Store);
+    let ended = call.run_in(&mut transaction, async |connection| {
+        sqlx::query("INSERT INTO ledger VALUES ('half')").execute(connection).await?;
+        Err::<String, _>(Stored("no".to_owned()))
+    });
+    anyhow::ensure!(ended.await.is_err_and(|error| error.0 == "no"));
+    transaction.commit().await?;
+    let (entries,): (i64,) = sqlx::query_as("SELECT count(*) FROM ledger").fetch_one(&pool).await?;
+    let record = engine.record("ledger.add", 1).inspect().await?;
+    anyhow::ensure!(entries == 0 && record.is_none(), "{entries} entries, {record:?}");
     Ok(())
 }

@@ -35,6 +35,9 @@ impl Verdict {
 }
 
 pub(super) async fn finish(mut running: Box<Running>, ending: Ending) -> Verdict {
+    // A shutdown waits for the lease, which is forgotten before the last word of some ends is
+    // written. Without this, it would return in between, and the process could end.
+    let _busy = running.call.engine.keeper.busy();
     let (state, body, ttl) = match ending {
         Ending::Answer { state, body, ttl } => {
             if let Some(error) = running.journal.as_ref().and_then(|journal| journal.unasked()) {

@@ -13,7 +13,7 @@ use super::running::Running;
 use super::{Waiting, keeper, retry, wait};
 use crate::error::{Error, ErrorKind};
 use crate::outcome::{Answer, StoredAnswer, stored};
-use crate::store::{Record, State, StoreError, Token, Written};
+use crate::store::{CrashPolicy, Record, State, StoreError, Token, Written};
 
 /// Ends a body whose error says that nothing happened. Its caller gets the error at once, unless
 /// another caller has taken the call over meanwhile and provided the answer.
@@ -77,8 +77,9 @@ pub(super) async fn with_unknown_outcome(
 ///
 /// `was_lost`: the lease had expired before the store was first asked. An outage may span the end
 /// of the lease, so the lease is checked again here. If the first try was applied nevertheless and
-/// its answer was lost, it left the record to an operator or to the next caller, and the answer is
-/// theirs in any case.
+/// its answer was lost, it left the record to an operator or to the next caller. An answer is theirs
+/// in any case; without one, the owner is counted as a duplicate although it had ended before they
+/// began. It cannot tell this from a request that was lost.
 pub(super) fn is_overtaken(running: &Running, was_lost: bool, written: Option<Written>) -> bool {
     match written {
         // Removed, whoever did it: there is no trace left that the body ran.
@@ -117,6 +118,9 @@ pub(super) async fn overtaken(
                 .map_or(Verdict::Own, Verdict::refused);
         }
     }
+    if let Ok(Winner::Own) = &found {
+        return Verdict::Own;
+    }
     // A verdict that came too late had no effect.
     if running.has_run {
         let record = if let Ok(Winner::Answered(record)) = &found { Some(record) } else { None };
@@ -134,7 +138,9 @@ pub(super) async fn overtaken(
     match found {
         Ok(Winner::Answered(record)) => Verdict::Instead(stored(record, call.version)),
         Ok(Winner::AtWork) if running.has_run => Verdict::refused(superseded),
-        Ok(Winner::AtWork | Winner::Nobody) => Verdict::refused(would_repeat(superseded)),
+        Ok(Winner::Own | Winner::AtWork | Winner::Nobody) => {
+            Verdict::refused(would_repeat(superseded))
+        }
         Err(error) if running.has_run => {
             let superseded = superseded.with_text(WITHOUT_WORD.0, WITHOUT_WORD.1).would_repeat();
             Verdict::refused(superseded.with_source(error))
@@ -177,6 +183,8 @@ async fn report_duplicate(call: &Checked, result: &Bytes, winner: Option<&Arc<Re
 
 /// The party that decided a call whose owner was refused.
 enum Winner {
+    /// None: the record is in doubt, and still has its owner.
+    Own,
     /// It left a result, or an operator's answer.
     Answered(Arc<Record>),
     /// Another owner, whose body runs or has left the record in doubt: a call that is made now does
@@ -188,13 +196,15 @@ enum Winner {
 }
 
 impl Winner {
-    fn of(record: Arc<Record>) -> Self {
+    fn of(record: Arc<Record>, token: Token) -> Self {
+        // The next call verifies before it runs anything, as it does after a doubt.
+        let is_asked_about = matches!(record.policy, CrashPolicy::Verify | CrashPolicy::Hold);
         match record.state {
             State::Completed | State::Failed => Self::Answered(record),
+            // An observer found the lease expired and put the record in doubt.
+            State::InDoubt if record.owner == token => Self::Own,
             State::InDoubt => Self::AtWork,
-            State::InProgress if !record.is_orphaned() || !record.policy.allows_takeover() => {
-                Self::AtWork
-            }
+            State::InProgress if !record.is_orphaned() || is_asked_about => Self::AtWork,
             State::InProgress | State::Released | State::Tombstone => Self::Nobody,
         }
     }
@@ -205,6 +215,7 @@ impl Winner {
 async fn winner(running: &mut Running, waits: bool) -> Result<Winner, StoreError> {
     let call = running.call.clone();
     let engine = &call.engine;
+    let token = running.grant.record.owner;
     let is_own_request = |record: &Record| call.accepts(record.fingerprint);
     let record = retry::until(engine, engine.settings.commit_timeout, || {
         engine.store.clone().read(call.key)
@@ -212,7 +223,7 @@ async fn winner(running: &mut Running, waits: bool) -> Result<Winner, StoreError
     .await?;
     let Some(record) = record.filter(is_own_request) else { return Ok(Winner::Nobody) };
     if !(record.is_running() && waits) {
-        return Ok(Winner::of(Arc::new(record)));
+        return Ok(Winner::of(Arc::new(record), token));
     }
     let (Some(patience), Some(_waiting)) = (running.patience, Waiting::enter(engine)) else {
         return Ok(Winner::AtWork);
@@ -222,7 +233,7 @@ async fn winner(running: &mut Running, waits: bool) -> Result<Winner, StoreError
         .await?
     {
         // Checked again: it may be a different record from the one that was waited for.
-        wait::Changed::Record(record) if is_own_request(&record) => Ok(Winner::of(record)),
+        wait::Changed::Record(record) if is_own_request(&record) => Ok(Winner::of(record, token)),
         wait::Changed::Record(_) | wait::Changed::Claimable => Ok(Winner::Nobody),
         wait::Changed::OutOfTime => Ok(Winner::AtWork),
     }

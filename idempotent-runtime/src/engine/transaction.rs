@@ -375,6 +375,7 @@ impl<R, P> InTransaction<R, P> {
         let is_kept = matches!(ending, Ending::Answer { state: State::Completed, .. });
         let (end, refused) = end_of(call, &claim.grant.record, ending);
         let leaves = Leaves::of(&end);
+        let keeps_error = matches!(end, End::KeepError(_));
         let ended = transaction.connection().end(&*call.engine.store, token, end).await;
         claim.ended.store(true, Ordering::Release);
         let error = match (ended, refused) {
@@ -382,8 +383,12 @@ impl<R, P> InTransaction<R, P> {
                 claim.tell(leaves);
                 return result;
             }
-            // The body's own error comes first: it may be what broke the transaction.
-            _ if !is_kept => {
+            // The body's own error comes first: it may be what broke the transaction. What it wrote
+            // is undone also where its error cannot be stored.
+            (ended, _) if !is_kept => {
+                if keeps_error && ended.is_err_and(|error| !is_over(&error)) {
+                    undo(call, token, transaction).await;
+                }
                 claim.tell(Leaves::Nothing);
                 return result;
             }
@@ -398,10 +403,15 @@ impl<R, P> InTransaction<R, P> {
         };
         claim.tell(Leaves::Nothing);
         // The caller gets an error, and finds no record if it commits all the same.
-        if transaction.connection().end(&*call.engine.store, token, End::Undo).await.is_err() {
-            tracing::debug!(operation = %call.operation, key = %call.key, "the transaction is broken and will not commit");
-        }
+        undo(call, token, transaction).await;
         reader.answer(Answer::Refused(error))
+    }
+}
+
+/// Undoes everything since the claim, if the transaction can still do that.
+async fn undo<X: SqlTransaction + ?Sized>(call: &Checked, token: Token, transaction: &mut X) {
+    if transaction.connection().end(&*call.engine.store, token, End::Undo).await.is_err() {
+        tracing::debug!(operation = %call.operation, key = %call.key, "the transaction is broken and will not commit");
     }
 }
 

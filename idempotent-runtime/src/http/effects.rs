@@ -51,20 +51,19 @@ pub(super) fn told(extensions: &Extensions) -> Option<OnStatus> {
     of_error.or_else(|| extensions.get().copied().map(of_problem))
 }
 
-/// Returns true if a client would relate the response's problem to the key that it sent, although it
-/// is about the key of a guarded call inside the handler. A layer inside has checked the request's
-/// own key, and puts its whole error into the extensions. The problem is logged, because the
-/// response that replaces it does not name it.
-pub(super) fn blames_the_key(extensions: &Extensions) -> bool {
-    let Some(kind @ (ErrorKind::MissingKey | ErrorKind::InvalidKey)) = extensions.get() else {
-        return false;
-    };
+/// Returns the kind of an error about the key of a guarded call inside the handler, if the client
+/// would relate the response's problem to the key that it sent. A layer inside has checked the
+/// request's own key, and puts its whole error into the extensions. The problem is logged, because
+/// the response that replaces it does not name it.
+pub(super) fn blames_the_key(extensions: &Extensions) -> Option<ErrorKind> {
+    let kind = *extensions.get::<ErrorKind>()?;
+    let is_about_a_key = matches!(kind, ErrorKind::MissingKey | ErrorKind::InvalidKey);
     let says_so = matches!(extensions.get(), Some(ProblemKind::Missing | ProblemKind::Malformed));
-    let blames = says_so && extensions.get::<Error>().is_none();
-    if blames {
-        tracing::error!(?kind, "a guarded call inside a handler has no valid key");
+    if !is_about_a_key || !says_so || extensions.get::<Error>().is_some() {
+        return None;
     }
-    blames
+    tracing::error!(?kind, "a guarded call inside a handler has no valid key");
+    Some(kind)
 }
 
 /// Returns the decision for a response that passes on this error of a guarded call inside the
@@ -148,15 +147,15 @@ mod tests {
     fn only_a_layer_inside_speaks_of_the_key_of_the_request() {
         let error = Error::new(ErrorKind::InvalidKey);
         let mut response = Problem::of(&error).to_response();
-        assert!(blames_the_key(response.extensions()));
+        assert_eq!(blames_the_key(response.extensions()), Some(ErrorKind::InvalidKey));
         response.extensions_mut().insert(error);
-        assert!(!blames_the_key(response.extensions()));
+        assert_eq!(blames_the_key(response.extensions()), None);
         // In words of the handler's own.
         let mut response = Response::new(());
         response.extensions_mut().insert(ErrorKind::MissingKey);
-        assert!(!blames_the_key(response.extensions()));
+        assert_eq!(blames_the_key(response.extensions()), None);
         let refusal = Problem::new(ProblemKind::Missing).to_response();
-        assert!(!blames_the_key(refusal.extensions()));
+        assert_eq!(blames_the_key(refusal.extensions()), None);
     }
 
     #[test]

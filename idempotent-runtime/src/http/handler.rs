@@ -223,16 +223,18 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
 
     async fn answer<E>(self, response: Response<R>) -> Handled<E> {
         let (mut head, body) = response.into_parts();
-        let blames_the_key = blames_the_key(&head.extensions);
+        let blamed = blames_the_key(&head.extensions);
         let Some(context) = Context::try_current().filter(|context| context.attempt() > 0) else {
-            if blames_the_key || !self.options.markers.bypassed(&mut head.headers) {
+            if blamed.is_some() || !self.options.markers.bypassed(&mut head.headers) {
                 let failure = self.options.unprotected_failure().map(ResponseBody::full);
                 return self.deliver(failure, Fate::Release);
             }
             return self.settle(head, ResponseBody::untouched(body), Fate::Release);
         };
-        if blames_the_key {
-            let problem = self.options.refusal(Problem::new(ProblemKind::Internal), None);
+        if let Some(kind) = blamed {
+            // A layer around this one still learns that the call did not run.
+            let problem = Problem::new(ProblemKind::Internal).with_error_kind(kind);
+            let problem = self.options.refusal(problem, None);
             return self.deliver(problem.map(ResponseBody::full), Fate::Release);
         }
         // If present, it is a promise about another record: of a layer inside, or of an upstream

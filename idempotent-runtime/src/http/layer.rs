@@ -52,8 +52,8 @@ use crate::policy::{OnConflict, OnCrash, Verdict};
 /// answers 500 without the kind, which is held. Refusals of a layer inside this one count in the
 /// same way, by their [`ProblemKind`](super::ProblemKind).
 ///
-/// For `MissingKey` and `InvalidKey`, the client gets 500 `internal`: the client would relate their
-/// problems to the key that it sent.
+/// A problem made of `MissingKey` or `InvalidKey` becomes 500 `internal`: the client would relate it
+/// to the key that it sent.
 ///
 /// A response that a handler builds from an error itself, without the kind, is judged by its status
 /// like any other.

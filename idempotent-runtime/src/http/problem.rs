@@ -222,6 +222,12 @@ impl Problem {
         problem
     }
 
+    /// Adds the kind of the error that is its reason.
+    pub(super) fn with_error_kind(mut self, kind: ErrorKind) -> Self {
+        self.error = Some(kind);
+        self
+    }
+
     /// The kind of the error that this was created from.
     pub(super) fn error_kind(&self) -> Option<ErrorKind> {
         self.error

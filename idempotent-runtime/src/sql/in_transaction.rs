@@ -118,8 +118,8 @@ pub enum Standing {
 /// whether the transaction was committed, [`StoreUnavailable`](ErrorKind::StoreUnavailable) when it
 /// could not be begun or committed, even after 12 more tries. When the body returned `Ok` and its
 /// transaction no longer existed: [`Config`](ErrorKind::Config) where the database says that
-/// nothing of it is kept (PostgreSQL), [`NotStored`](ErrorKind::NotStored), which is then not
-/// retryable, where part of it may be committed.
+/// nothing of it is kept (one that PostgreSQL has aborted), [`NotStored`](ErrorKind::NotStored),
+/// which is then not retryable, where part of it may be committed.
 ///
 #[cfg_attr(feature = "sqlite", doc = "```")]
 #[cfg_attr(not(feature = "sqlite"), doc = "```ignore")]
@@ -345,14 +345,27 @@ async fn over_before<DB: TransactionDatabase>(
     transaction: Option<Transaction<'static, DB>>,
     error: &(impl StdError + 'static),
 ) -> Option<Error> {
+    let over = || Some(unknown_by_effect(format!("{OVER}; the body ended with: {error}")));
+    let mut transaction = transaction?;
+    if client_has_ended(&mut transaction) {
+        return over();
+    }
     // The lock that a call would wait for undoes nothing in any database.
-    let may_tell = !DB::PASSING_ERRORS_UNDO || keeps_lock(error);
-    let mut transaction = transaction.filter(|_| may_tell)?;
+    if DB::PASSING_ERRORS_UNDO && !keeps_lock(error) {
+        return None;
+    }
     if !matches!(DB::standing(&mut transaction).await, Ok(Standing::Over)) {
         return None;
     }
     let _ = DB::roll_back(transaction).await;
-    Some(unknown_by_effect(format!("{OVER}; the body ended with: {error}")))
+    over()
+}
+
+/// Returns true if the client itself has rolled the transaction back, with a nested one whose `begin`
+/// failed or was dropped. It knows that without the server, which may not be there to answer any
+/// more.
+fn client_has_ended<DB: TransactionDatabase>(transaction: &mut Transaction<'static, DB>) -> bool {
+    !transaction.is_in_transaction()
 }
 
 /// Commits, or returns what to do instead.
@@ -364,6 +377,10 @@ where
     DB: TransactionDatabase,
     E: From<Error>,
 {
+    if client_has_ended(&mut transaction) {
+        let _ = DB::roll_back(transaction).await;
+        return Err(Attempt::Done(Err(unknown_by_effect(OVER).into())));
+    }
     match DB::standing(&mut transaction).await {
         Ok(Standing::Whole) => {}
         Ok(standing) => {

@@ -78,7 +78,9 @@ impl fmt::Debug for Facets<'_> {
 
 /// Results that can be read without waiting, because they are in this process's memory.
 pub trait LocalResults: Send + Sync {
-    /// Returns the result that a claim of `key` would be answered with.
+    /// Returns the result that a claim of `key` would be answered with. A store that has this
+    /// ability answers its other operations without waiting too: what a dropped call leaves to be
+    /// written is polled once where it is dropped.
     ///
     /// To be correct: the record is completed or failed and has not expired, and nothing changes.
     /// `None` is always correct: the engine then sends a claim.
@@ -88,7 +90,8 @@ pub trait LocalResults: Send + Sync {
 /// Notifications of changed records.
 pub trait ChangeFeed: Send + Sync {
     /// Reports changes to `listener`, and reconnects as often as necessary. Returns only if the
-    /// store cannot report changes at all. The engine drops the future when it ends.
+    /// store cannot report changes at all. The engine drops the future when it ends. It polls it on
+    /// the thread that renews leases, so it must not block.
     ///
     /// To be correct:
     /// - It calls [`missed_changes`](ChangeListener::missed_changes) after each connect, and

@@ -1,9 +1,9 @@
 //! Records in the user's own transaction: the three parties of a call with `tx`.
 //!
-//! The engine calls the connection of the transaction ([`TransactionConnection`]). The connection
-//! passes itself, with its type erased, to the [`Transactions`] of the engine's store, which know
-//! how a record is written to that database. A store that wraps another one stands between the two:
-//! its own `Transactions` change what passes and forward the connection.
+//! The engine calls the connection of the transaction. The connection passes itself, with its type
+//! erased, to the [`Transactions`] of the engine's store, which know how a record is written to that
+//! database. A store that wraps another one stands between the two: its own `Transactions` change
+//! what passes and forward the connection.
 
 use std::any::Any;
 use std::error::Error as StdError;
@@ -40,8 +40,11 @@ pub trait Transactions: Send + Sync {
     /// Takes the claim in the transaction on `connection`, waiting for other transactions for at
     /// most `patience`.
     ///
-    /// [`End::Undo`] undoes the claim. If the answer is anything but a grant, the transaction is as
-    /// it was, except for [a lock](ClaimAnswer::keeps_lock).
+    /// [`End::Undo`] undoes the claim. If the answer is anything but a grant, or an error, the
+    /// transaction is as it was, except for [a lock](ClaimAnswer::keeps_lock). A wrapper that fails
+    /// after the inner store has granted the claim, for example because it cannot read the answer,
+    /// must therefore first [end](Self::end) it with [`End::Undo`]: otherwise a body that never ran
+    /// is in doubt when the caller commits.
     ///
     /// # Errors
     /// [`Config`](StoreErrorKind::Config) if the connection is not one of the store's database.
@@ -55,8 +58,13 @@ pub trait Transactions: Send + Sync {
 
     /// Ends what `begin` granted to `token`. Returns false if the record is not as `begin` left it.
     ///
+    /// A wrapper that fails before it forwards `end` leaves everything as it was. The engine then
+    /// ends the call with [`End::Undo`], unless the end was [`End::Hold`], after which the caller
+    /// should roll back.
+    ///
     /// # Errors
-    /// The same as those of [`begin`](Self::begin).
+    /// The same as those of [`begin`](Self::begin). A wrapper keeps the inner store's error as the
+    /// source of its own.
     fn end<'a>(
         &'a self,
         connection: AnyConnection<'a>,
@@ -125,7 +133,8 @@ pub(crate) fn transactions<'a>(
     })
 }
 
-/// The connection of a transaction, as the engine needs it.
+/// The connection of a transaction, as the engine needs it. It changes without notice.
+#[doc(hidden)]
 pub trait TransactionConnection: Send {
     /// Returns the address of the connection in memory, which distinguishes it from all others that
     /// exist at the same time.
@@ -243,7 +252,8 @@ pub(crate) fn over(error: StoreError) -> StoreError {
 /// it back, or it contained a statement that commits implicitly. Everything after that was
 /// committed at once.
 pub(crate) fn is_over(error: &StoreError) -> bool {
-    error.source().is_some_and(<dyn StdError>::is::<Over>)
+    // A store that wraps another one may have put the error of the inner store into its own.
+    std::iter::successors(error.source(), |error| error.source()).any(<dyn StdError>::is::<Over>)
 }
 
 /// The end of a call in a transaction.
