@@ -489,7 +489,7 @@ impl Guard {
         match tokio::spawn(handler).await {
             Ok(response) => {
                 let (mut head, body) = response?.into_parts();
-                let is_answer = !blames_the_key(&head.extensions);
+                let is_answer = blames_the_key(&head.extensions).is_none();
                 if !(is_answer && self.options.markers.bypassed(&mut head.headers)) {
                     return Ok(self.options.unprotected_failure().map(ResponseBody::full));
                 }

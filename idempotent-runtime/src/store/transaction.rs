@@ -253,7 +253,7 @@ pub(crate) fn over(error: StoreError) -> StoreError {
 /// committed at once.
 pub(crate) fn is_over(error: &StoreError) -> bool {
     // A store that wraps another one may have put the error of the inner store into its own.
-    std::iter::successors(error.source(), |error| error.source()).any(<dyn StdError>::is::<Over>)
+    std::iter::successors(error.source(), |&error| error.source()).any(<dyn StdError>::is::<Over>)
 }
 
 /// The end of a call in a transaction.
