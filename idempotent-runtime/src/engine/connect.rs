@@ -67,7 +67,7 @@ fn unknown(scheme: &str) -> Error {
         .collect();
     // The URL itself may contain a password.
     Error::config(format!(
-        "no store is known for a URL that begins with `{scheme}:`; known are {}",
+        "no store supports a URL that begins with `{scheme}:`; supported are {}",
         schemes.join(", ")
     ))
 }
