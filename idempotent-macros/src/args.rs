@@ -238,7 +238,10 @@ fn refuse_leaving(option: &str, value: &Expr, errors: &mut Errors) {
     if let Some(leaving) = finder.0 {
         errors.over(
             leaving,
-            format!("`{option}` is read before the call can fail or wait: take what this gives as an argument, as in `{option} = id`"),
+            format!(
+                "`{option}` is evaluated before the call can fail or wait: pass the result of this \
+                 as an argument, as in `{option} = id`"
+            ),
         );
     }
 }
@@ -278,12 +281,16 @@ fn operation_name(value: Expr, errors: &mut Errors) -> Option<Expr> {
         if text.contains(['{', '}']) {
             errors.at(
                 literal.span(),
-                "a name has no values in it, it is the same in every call: write `name = \"payments.charge\"`, and put the value into `key` or `scope`",
+                "`name` cannot contain placeholders, every call must use the same name: write \
+                 `name = \"payments.charge\"`, and put the value into `key` or `scope`",
             );
             return None;
         }
     } else if let Expr::Lit(other) = plain(&value) {
-        errors.over(other, "a name is a text: write `name = \"payments.charge\"`");
+        errors.over(
+            other,
+            "`name` must be a string literal or a constant: write `name = \"payments.charge\"`",
+        );
         return None;
     }
     Some(value)
@@ -293,7 +300,11 @@ fn fingerprint(option: &str, value: Expr, errors: &mut Errors) -> Option<Expr> {
     if let Expr::Lit(literal) = plain(&value) {
         errors.over(
             literal,
-            format!("a constant fingerprint tells no two requests apart: write `{option} = order`, or the fields that a retry must repeat, `{option} = (order.amount, order.currency)`"),
+            format!(
+                "a constant fingerprint cannot distinguish two requests: write `{option} = order`, \
+                 or the fields that a retry must repeat, `{option} = (order.amount, \
+                 order.currency)`"
+            ),
         );
         return None;
     }
@@ -323,7 +334,8 @@ fn on_conflict(value: &Expr, errors: &mut Errors) -> Option<OnConflict> {
     }
     errors.over(
         value,
-        "unknown answer to a conflict: write `on_conflict = wait`, `on_conflict = wait(\"5s\")` or `on_conflict = reject`",
+        "unknown `on_conflict` policy: expected `on_conflict = wait`, `on_conflict = wait(\"5s\")` \
+         or `on_conflict = reject`",
     );
     None
 }
@@ -342,7 +354,8 @@ fn after_expiry(value: &Expr, errors: &mut Errors) -> Option<Time> {
     }
     errors.over(
         value,
-        "unknown answer to a late retry: write `after_expiry = refuse(\"30d\")`, or leave it out to run the body again",
+        "unknown `after_expiry` policy: expected `after_expiry = refuse(\"30d\")`; leave it out to \
+         run the body again",
     );
     None
 }
@@ -363,11 +376,13 @@ fn on_crash(value: &Expr, errors: &mut Errors) -> Option<OnCrash> {
         Some("resume") => return Some(OnCrash::Resume),
         Some("verify") => errors.over(
             value,
-            "`verify` needs to know whom to ask: write `on_crash = verify(ask_provider)`, or a closure, which sees the arguments, `on_crash = verify(async |context| …)`",
+            "`verify` needs a function to call: write `on_crash = verify(ask_provider)`, or a \
+             closure, which can use the arguments, `on_crash = verify(async |context| …)`",
         ),
         _ => errors.over(
             value,
-            "unknown answer to a crash: write `on_crash = hold`, `on_crash = retry`, `on_crash = resume` or `on_crash = verify(ask_provider)`",
+            "unknown `on_crash` policy: expected `on_crash = hold`, `on_crash = retry`, `on_crash \
+             = resume` or `on_crash = verify(ask_provider)`",
         ),
     }
     None
@@ -385,7 +400,8 @@ fn on_error(value: Expr, errors: &mut Errors) -> Option<OnError> {
     }
     errors.over(
         value,
-        "unknown answer to an error: write `on_error = release`, `on_error = store`, `on_error = hold`, or a function over `&E`, `on_error = |error| …`",
+        "unknown `on_error` policy: expected `on_error = release`, `on_error = store`, `on_error = \
+         hold`, or a function over `&E`, `on_error = |error| …`",
     );
     None
 }
@@ -396,7 +412,7 @@ fn version(value: &Expr, errors: &mut Errors) -> Option<LitInt> {
     {
         return Some(number.clone());
     }
-    errors.over(value, "a version is a number from 0 to 4294967295: write `version = 1`");
+    errors.over(value, "`version` must be a number from 0 to 4294967295: write `version = 1`");
     None
 }
 

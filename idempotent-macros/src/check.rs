@@ -78,7 +78,7 @@ fn in_transaction(args: &Args, function: &Function, errors: &mut Errors) {
     ] {
         if args.named(excluded).is_some() {
             errors
-                .at(option, format!("`tx` and `{excluded}` exclude each other, because {reason}"));
+                .at(option, format!("`tx` and `{excluded}` cannot be combined, because {reason}"));
         }
     }
     if let Some(tx) = &args.tx {
@@ -104,7 +104,10 @@ fn qualifiers(function: &Function, errors: &mut Errors) {
         );
     }
     if let Some(constness) = &signature.constness {
-        errors.over(constness, format!("a `const fn` cannot ask a store: write `async fn {name}`"));
+        errors.over(
+            constness,
+            format!("a `const fn` cannot access a store: write `async fn {name}`"),
+        );
     }
     if let Some(abi) = &signature.abi {
         errors.over(
@@ -128,13 +131,23 @@ fn output(function: &Function, errors: &mut Errors) {
         ),
         Output::ImplFuture(output) => {
             let written = function.return_type().map(ToTokens::to_token_stream);
-            errors.over(written, format!("an `impl Future` is written with `async` here: write `async fn {name}(…) -> {}`", text(output)));
+            errors.over(
+                written,
+                format!(
+                    "an `async fn` is required in place of `impl Future`: write \
+                     `async fn {name}(…) -> {}`",
+                    text(output)
+                ),
+            );
         }
         Output::NotAsync => {
             if !is_reported {
                 errors.over(
                     function.signature.fn_token,
-                    format!("`{name}` is not async, and asking a store takes time: write `async fn {name}`"),
+                    format!(
+                        "`{name}` is not async, but must be to access a store: write \
+                         `async fn {name}`"
+                    ),
                 );
             }
             if let Some(output) = function.return_type() {
@@ -149,7 +162,8 @@ fn result(output: &Type, errors: &mut Errors) {
         errors.over(
             output,
             format!(
-                "the call itself can fail, so it returns a `Result`: write `-> Result<{}, idempotency::Error>`",
+                "the call itself can fail, so it must return a `Result`: write `-> Result<{}, \
+                 idempotency::Error>`",
                 text(output)
             ),
         );

@@ -17,9 +17,9 @@ pub(crate) fn check(args: &Args, function: &Function, errors: &mut Errors) {
         if let Some((meant, span)) = meant_in(value, &names) {
             let Meant { text, written, .. } = &meant;
             let reason = match *option {
-                "scope" => "the same for everybody, so it separates nobody",
-                "fingerprint" => "the same in every call, so it tells no two requests apart",
-                _ => "the same in every call, so all calls would get the answer of the first",
+                "scope" => "the same for every caller, so it separates no callers",
+                "fingerprint" => "the same in every call, so it cannot distinguish two requests",
+                _ => "the same in every call, so all calls would get the result of the first",
             };
             let template = match *option {
                 "fingerprint" => String::new(),
@@ -27,7 +27,10 @@ pub(crate) fn check(args: &Args, function: &Function, errors: &mut Errors) {
             };
             errors.at(
                 span,
-                format!("\"{text}\" is a text, {reason}: write `{option} = {written}`{template}"),
+                format!(
+                    "\"{text}\" is a string literal, {reason}: write `{option} = \
+                     {written}`{template}"
+                ),
             );
         }
     }

@@ -42,7 +42,10 @@ impl ToTokens for Time {
 pub(crate) fn parse(name: &str, example: &str, value: Expr, errors: &mut Errors) -> Option<Time> {
     let Some(literal) = string(&value) else {
         if let Expr::Lit(number) = plain(&value) {
-            errors.over(number, format!("a duration is a text with a unit: write `{example}`"));
+            errors.over(
+                number,
+                format!("a duration must be a string with a unit: write `{example}`"),
+            );
             return None;
         }
         return Some(Time::Expression(Box::new(value)));
@@ -52,8 +55,8 @@ pub(crate) fn parse(name: &str, example: &str, value: Expr, errors: &mut Errors)
         Ok(Duration::ZERO) if name != "settle" => {
             let reason = match name {
                 "ttl" => "a record that is kept for no time protects nothing",
-                "lease" => "a claim without time is lost at once",
-                "refuse" => "to refuse for no time is to leave `after_expiry` out",
+                "lease" => "a claim without a lease time is lost immediately",
+                "refuse" => "refusing for no time is the same as leaving `after_expiry` out",
                 _ => "waiting for no time is `on_conflict = reject`",
             };
             errors.at(literal.span(), format!("`{name}` is zero, and {reason}: write `{example}`"));
@@ -61,8 +64,10 @@ pub(crate) fn parse(name: &str, example: &str, value: Expr, errors: &mut Errors)
         }
         Ok(value) => Some(Time::Literal { value, span: literal.span() }),
         Err(error) => {
-            errors
-                .at(literal.span(), format!("`{name}` is no duration, {error}: write `{example}`"));
+            errors.at(
+                literal.span(),
+                format!("`{name}` is not a valid duration ({error}): write `{example}`"),
+            );
             None
         }
     }

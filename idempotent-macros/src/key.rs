@@ -45,7 +45,8 @@ pub(crate) fn refuse_fresh_value(name: &str, value: &Expr, errors: &mut Errors) 
         errors.at(
             span,
             format!(
-                "`{path}` gives another value in every call, so no retry would be recognised: make `{name}` of what the caller repeats, `{name} = order.id`"
+                "`{path}` returns a different value in every call, so no retry would be \
+                 recognised: build `{name}` from what the caller repeats, `{name} = order.id`"
             ),
         );
     }

@@ -42,7 +42,10 @@ fn rewrite(args: TokenStream, item: TokenStream) -> TokenStream {
     let mut errors = Errors::default();
     let args = args::parse(args, &mut errors);
     let Ok(function) = syn::parse2::<Function>(item.clone()) else {
-        errors.at(Span::call_site(), "`#[idempotent]` goes on an `async fn`, free or in an `impl`");
+        errors.at(
+            Span::call_site(),
+            "`#[idempotent]` can only be applied to an `async fn`, free or in an `impl`",
+        );
         let mut output = errors.into_compile_errors();
         output.extend(item);
         return output;

@@ -31,7 +31,7 @@ pub(crate) fn parts(literal: &LitStr, errors: &mut Errors) -> Vec<Part> {
                 let Some(end) = closing_brace(&text, start) else {
                     errors.at(
                         span_of(literal, &text, at..text.len()),
-                        "this `{` has no `}`; a brace that is text is doubled: `{{`",
+                        "this `{` has no `}`; to write a literal brace, double it: `{{`",
                     );
                     return Vec::new();
                 };
@@ -50,7 +50,7 @@ pub(crate) fn parts(literal: &LitStr, errors: &mut Errors) -> Vec<Part> {
             '}' => {
                 errors.at(
                     span_of(literal, &text, at..at + 1),
-                    "this `}` has no `{`; a brace that is text is doubled: `}}`",
+                    "this `}` has no `{`; to write a literal brace, double it: `}}`",
                 );
                 return Vec::new();
             }
@@ -117,7 +117,7 @@ fn literal(word: &str, rest: &str) -> Option<usize> {
 /// Parses the expression between two braces.
 fn value(source: &str, span: Span) -> syn::Result<Expr> {
     if source.trim().is_empty() {
-        return Err(syn::Error::new(span, "these braces name no value: write `{order.id}`"));
+        return Err(syn::Error::new(span, "these braces are empty: write `{order.id}`"));
     }
     let tokens: TokenStream = LitStr::new(source, span).parse().map_err(|_| {
         syn::Error::new(span, format!("`{{{source}}}` is not an expression: write `{{order.id}}`"))
@@ -135,7 +135,8 @@ fn value(source: &str, span: Span) -> syn::Result<Expr> {
         let message = if input.peek(Token![:]) {
             let name = source.split(':').next().unwrap_or(source).trim();
             format!(
-                "a key is made of values, not of formatted text, so it has no formats: write `{{{name}}}`"
+                "a key is made of values, not of formatted text, so it cannot have format \
+                 specifiers: write `{{{name}}}`"
             )
         } else {
             format!("`{{{source}}}` is not one expression: write `{{order.id}}`")
@@ -147,7 +148,7 @@ fn value(source: &str, span: Span) -> syn::Result<Expr> {
     match parser.parse2(tokens)? {
         Expr::Lit(literal) => Err(syn::Error::new_spanned(
             literal,
-            "a key template has no positions and no constants in braces: write `{order.id}`",
+            "a key template cannot have positions or constants in braces: write `{order.id}`",
         )),
         value => Ok(value),
     }
@@ -248,14 +249,14 @@ mod tests {
 
     #[test]
     fn what_is_no_expression_is_refused() {
-        assert!(split("{}").unwrap_err().contains("name no value"));
+        assert!(split("{}").unwrap_err().contains("these braces are empty"));
         assert!(split("{a").unwrap_err().contains("this `{` has no `}`"));
         assert!(split("a}").unwrap_err().contains("this `}` has no `{`"));
         assert!(split("{a:?}").unwrap_err().contains("write `{a}`"));
-        assert!(split("{a:>5}").unwrap_err().contains("no formats"));
+        assert!(split("{a:>5}").unwrap_err().contains("cannot have format specifiers"));
         assert!(split("{a b}").unwrap_err().contains("not one expression"));
         assert!(split("{+}").unwrap_err().contains("not an expression"));
         assert!(split("{(}").unwrap_err().contains("not an expression"));
-        assert!(split("{0}").unwrap_err().contains("no positions"));
+        assert!(split("{0}").unwrap_err().contains("cannot have positions"));
     }
 }

@@ -28,7 +28,8 @@ pub(crate) fn parse(value: Expr, errors: &mut Errors) -> Option<Expr> {
     if !can_be_borrowed_again(&value) {
         errors.over(
             &value,
-            "the transaction is borrowed before the body and again after it, so this cannot make it: bind it to a variable first, and write its name, `tx = tx`",
+            "the transaction is borrowed before the body and again after it, so it cannot be \
+             created here: bind it to a variable first, and pass the variable, `tx = tx`",
         );
         return None;
     }
@@ -77,7 +78,13 @@ pub(crate) fn check(tx: &Expr, function: &Function, errors: &mut Errors) {
             }
             owned if is_transaction(owned) => {
                 let lent = text(owned);
-                errors.over(owned, format!("the caller commits, so the transaction is lent to this function and not given: take `&mut {lent}`"));
+                errors.over(
+                    owned,
+                    format!(
+                        "the caller commits, so this function must borrow the transaction: take \
+                         `&mut {lent}`"
+                    ),
+                );
             }
             _ => {}
         }
@@ -88,7 +95,9 @@ pub(crate) fn check(tx: &Expr, function: &Function, errors: &mut Errors) {
     {
         errors.over(
             tx,
-            "the boxed future takes all that it uses, so here the transaction is an argument: take `tx: &mut Transaction<'_, Postgres>` and write `tx = tx`, or put the attribute on an inherent `async fn` and call that one here",
+            "the boxed future takes all that it uses, so the transaction must be an argument here: \
+             take `tx: &mut Transaction<'_, Postgres>` and write `tx = tx`, or put the attribute \
+             on an inherent `async fn` and call that one here",
         );
     }
 }

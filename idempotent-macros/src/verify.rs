@@ -23,13 +23,16 @@ const SETTLE_EXAMPLE: &str = "on_crash = verify(ask_provider, settle = \"5s\")";
 pub(crate) fn parse(call: &ExprCall, errors: &mut Errors) -> Option<Verify> {
     let mut values = call.args.iter();
     let Some(question) = values.next() else {
-        errors.over(call, format!("`verify` needs to know whom to ask: write `{EXAMPLE}`"));
+        errors.over(call, format!("`verify` needs a function to call: write `{EXAMPLE}`"));
         return None;
     };
     if !matches!(plain(question), Expr::Path(_) | Expr::Closure(_)) || string(question).is_some() {
         errors.over(
             question,
-            format!("`verify` takes a function that asks: write `{EXAMPLE}`, or a closure, which sees the arguments, `on_crash = verify(async |context| …)`"),
+            format!(
+                "`verify` takes a function: write `{EXAMPLE}`, or a closure, which can use the \
+                 arguments, `on_crash = verify(async |context| …)`"
+            ),
         );
         return None;
     }

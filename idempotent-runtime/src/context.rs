@@ -146,7 +146,8 @@ impl Context {
     #[track_caller]
     pub fn current() -> Self {
         Self::try_current().expect(
-            "`Context::current()` is called in the body of a guarded call; spawned futures need `.in_current_scope()`",
+            "`Context::current()` must be called in the body of a guarded call; spawned futures \
+             need `.in_current_scope()`",
         )
     }
 
@@ -239,11 +240,11 @@ impl Context {
                 let (happened, advice) = match error.kind() {
                     StoreErrorKind::Corrupt => (
                         "the record of the running call cannot be read, so its fence is not known",
-                        "go on without the fence only if nothing depends on it",
+                        "continue without the fence only if nothing depends on it",
                     ),
                     _ => (
-                        "the store did not tell the fence of the running call",
-                        "ask again, or go on without it only if nothing depends on it",
+                        "the store did not return the fence of the running call",
+                        "ask again, or continue without it only if nothing depends on it",
                     ),
                 };
                 let error = engine.store_error(error).may_be_done().would_repeat();
@@ -349,11 +350,12 @@ impl Context {
             Held::Claim(_, _, Some(journal)) => Some(journal.clone()),
             Held::Claim(_, _, None) => {
                 let detail =
-                    "the question about an earlier attempt has no steps: only the body does";
+                    "the verification of an earlier attempt has no steps: only the body does";
                 return Err(self.refused(ErrorKind::Unsupported).with_detail(detail));
             }
             Held::Transaction { .. } => {
-                let detail = "a call in a transaction has no steps: what it writes is committed at once or not at all";
+                let detail = "a call in a transaction has no steps: what it writes is committed as \
+                    a whole or not at all";
                 return Err(self.refused(ErrorKind::Unsupported).with_detail(detail));
             }
             Held::Nothing { .. } => None,

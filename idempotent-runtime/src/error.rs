@@ -80,11 +80,11 @@ impl ErrorKind {
                 ("another caller is running this call", "retry later with the same key")
             }
             Self::Mismatch => (
-                "the key was used before for another request",
+                "the key was already used for another request",
                 "use a new key for a new request, or repeat the first request unchanged",
             ),
             Self::InDoubt => (
-                "an earlier attempt started and nobody knows whether it finished",
+                "an earlier attempt started and it is not known whether it finished",
                 "find out whether the effect happened, then answer with `record(…).resolve(…)`: `Completed`, `Failed` or \
                  `NotExecuted`",
             ),
@@ -129,16 +129,17 @@ impl ErrorKind {
                 "the body called its own operation with its own key",
                 "call the inner function without the guard",
             ),
-            Self::Config => ("the configuration is wrong", "correct it as described"),
-            Self::Unsupported => {
-                ("the store cannot do what was asked", "use a store with that capability")
-            }
+            Self::Config => ("the configuration is invalid", "correct it as described"),
+            Self::Unsupported => (
+                "the store does not support what was asked for",
+                "use a store with that capability",
+            ),
             Self::NotInstalled => (
                 "no engine is installed",
                 "call `engine.install()?` at start, or wrap the call in `engine.scope(…)`",
             ),
             Self::ShuttingDown => {
-                ("the engine is shutting down", "retry with the same key at another instance")
+                ("the engine is shutting down", "retry with the same key on another instance")
             }
         }
     }
@@ -162,8 +163,9 @@ impl ErrorKind {
                 "return one that JSON can hold and that reads back from it",
             ),
             Self::Decode => (
-                "what is recorded does not fit the code",
-                "finish the call with the code that has begun it, or give changed steps another name in a new operation",
+                "what is recorded does not match the code",
+                "finish the call with the code that started it, or give changed steps another name \
+                 in a new operation",
             ),
             Self::Config => (
                 "a step is used twice",
@@ -171,7 +173,7 @@ impl ErrorKind {
             ),
             Self::Unsupported => ("a step cannot be used here", "call the function without a step"),
             Self::StepInterrupted => (
-                "the step was interrupted and nobody knows whether its effect happened",
+                "the step was interrupted and it is not known whether its effect happened",
                 "find that out, then answer for the call with `record(…).resolve(…)`; `forget` would let all of its steps run again",
             ),
             Self::Superseded => CLAIM_LOST,
@@ -182,8 +184,9 @@ impl ErrorKind {
 
 /// The message for a body whose claim was lost: only its call knows to whom.
 pub(crate) const CLAIM_LOST: (&str, &str) = (
-    "the call does not hold its claim any more, so nothing further runs or is recorded",
-    "end the body, and find out what it did before the call is made again, unless the call has an answer",
+    "the call no longer holds its claim, so nothing further runs or is recorded",
+    "end the body, and find out what it did before making the call again, unless the call has an \
+     answer",
 );
 
 /// The reason why a call, or an operation on a record, has no result.

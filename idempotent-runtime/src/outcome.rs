@@ -16,7 +16,7 @@ use crate::store::{Reason, Record, State};
 
 /// The return type of a guarded function: `Result<T, E>`.
 #[diagnostic::on_unimplemented(
-    message = "an idempotent function returns a `Result`, and `{Self}` is none",
+    message = "`#[idempotent]` functions must return a `Result`; this one returns `{Self}`",
     label = "not a `Result`",
     note = "the call itself can fail: write `-> Result<{Self}, idempotency::Error>`"
 )]
@@ -50,7 +50,7 @@ impl<T: Serialize + DeserializeOwned> StoredValue for T {}
 
 /// An error that can carry [`Error`]: `From<idempotency::Error>`.
 #[diagnostic::on_unimplemented(
-    message = "the error `{Self}` cannot say that the call was refused",
+    message = "the error `{Self}` cannot represent that the call was refused",
     label = "not `From<idempotency::Error>`",
     note = "with thiserror, add a variant to `{Self}`: `#[error(transparent)] Idempotency(#[from] idempotency::Error)`",
     note = "or write it: `impl From<idempotency::Error> for {Self} {{ … }}`"
@@ -331,12 +331,14 @@ fn replay<T: StoredValue, E: CallError, P: ErrorPolicy<E>>(
         });
     }
     let source = |error: serde_json::Error| {
-        unreadable("it does not fit the type".into()).with_source(Redacted::of(&error))
+        unreadable("it does not match the type".into()).with_source(Redacted::of(&error))
     };
     match state {
         State::Completed => decode(body).map(Ok).map_err(source),
         State::Failed => P::decode(body)
-            .ok_or_else(|| unreadable("it is a stored error, and this call stores none".into()))?
+            .ok_or_else(|| {
+                unreadable("it is a stored error, and this call stores no errors".into())
+            })?
             .map(Err)
             .map_err(source),
         _ => Err(unreadable(format!("a record in the state {state:?} has no result"))),
@@ -346,7 +348,7 @@ fn replay<T: StoredValue, E: CallError, P: ErrorPolicy<E>>(
 /// The decision about errors of type `E`: [`OnError`], [`Unstored`], or a function over `&E` that
 /// returns one of them.
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` does not decide what becomes of `{E}`",
+    message = "`{Self}` does not decide what happens to `{E}`",
     note = "use `OnError::…` when `{E}` is `Serialize + DeserializeOwned`, `Unstored::…` otherwise, or a function over `&{E}` that returns one of them"
 )]
 pub trait ErrorPolicy<E> {
@@ -371,7 +373,7 @@ pub enum Decided<E> {
 /// The return type of a function over `&E`: [`OnError`], which requires serde traits of `E`, or
 /// [`Unstored`].
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` does not say what becomes of `{E}`",
+    message = "`{Self}` does not say what happens to `{E}`",
     note = "return `idempotency::OnError` when the error is `Serialize + DeserializeOwned`, `idempotency::Unstored` otherwise"
 )]
 pub trait Decision<E>: ErrorPolicy<E> {}

@@ -15,8 +15,9 @@ pub(crate) fn explain(error: StoreError, counted: Duration, real: Duration) -> S
     }
     StoreError::new(error.kind(), error.operation())
         .with_detail(format!(
-            "Tokio's clock ran ahead: by it {counted:?} have passed, and really {real:?}. A test that pauses it (`start_paused`, \
-             `tokio::time::pause`) leaves a store no time to answer: let time pass for real, or use `MemoryStore`"
+            "Tokio's clock ran ahead: {counted:?} have passed on it, and {real:?} in reality. A \
+             test that pauses it (`start_paused`, `tokio::time::pause`) leaves a store no time to \
+             answer: let real time pass, or use `MemoryStore`"
         ))
         .with_source(error)
 }

@@ -14,19 +14,20 @@ async fn call(engine: &Idempotency) -> Result<u64, Error> {
 }
 
 #[test]
-#[should_panic(expected = "`complet` is no operation of a store; they are claim, renew, complete,")]
+#[should_panic(expected = "`complet` is not an operation of a store; the operations are claim, \
+    renew, complete,")]
 fn a_fault_of_a_misspelt_operation_is_refused() {
     FaultyStore::new(MemoryStore::new()).next("complet", Fault::LostAnswer);
 }
 
 #[test]
-#[should_panic(expected = "`claims` is no operation of a store")]
+#[should_panic(expected = "`claims` is not an operation of a store")]
 fn a_standing_fault_of_a_misspelt_operation_is_refused() {
     FaultyStore::new(MemoryStore::new()).always("claims", Some(Fault::LostAnswer));
 }
 
 #[test]
-#[should_panic(expected = "`Claim` is no operation of a store")]
+#[should_panic(expected = "`Claim` is not an operation of a store")]
 fn a_count_of_a_misspelt_operation_is_refused() {
     FaultyStore::new(MemoryStore::new()).requests("Claim");
 }

@@ -121,7 +121,7 @@ async fn a_service_that_forgets_too_early_is_found_by_a_clock() {
 }
 
 #[tokio::test]
-#[should_panic(expected = "has another answer")]
+#[should_panic(expected = "returned another result")]
 async fn a_retry_with_another_answer_is_reported() {
     let world = World::new();
     let pay = async || {

@@ -22,7 +22,7 @@ async fn assert_told(world: &World, reason: Reason, words: &str) {
     assert!(!error.is_retryable(), "nobody asks by itself");
     let (text, hash) = (error.to_string(), world.engine.record(OPERATION, 1).hash().unwrap());
     assert!(text.starts_with(&format!("{OPERATION} [{hash}]: ")), "{text}");
-    let why = format!("nobody knows whether it finished: {words}; ");
+    let why = format!("it is not known whether it finished: {words}; ");
     let ways_out = ["record(…).resolve(…)", "`Completed`", "`Failed`", "`NotExecuted`"];
     for part in [&why, "attempt 1,", "first claimed 1d 2h ago"].into_iter().chain(ways_out) {
         assert!(text.contains(part), "{part} is missing: {text}");
@@ -64,7 +64,7 @@ async fn a_process_that_died_is_told() {
     assert_told(
         &world,
         Reason::Crashed,
-        "its process died, hung or lost the store, and its lease ran out",
+        "its process died, hung or lost the store, and its lease expired",
     )
     .await;
 }

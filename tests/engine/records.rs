@@ -65,7 +65,10 @@ async fn an_operator_says_that_it_happened_and_every_caller_gets_the_answer() {
     let again = world.handle(1).resolve(&view, Resolution::Completed("another")).await.unwrap_err();
     assert_eq!(again.kind(), ErrorKind::Superseded);
     let text = again.to_string();
-    assert!(text.contains("not as it was seen") && text.ends_with("inspect it again"), "{text}");
+    assert!(
+        text.contains("differs from the one that was seen") && text.ends_with("inspect it again"),
+        "{text}"
+    );
     assert!(!text.contains("body"), "no body ran: {text}");
     assert_eq!(world.charge(1).await.unwrap(), "from the provider's books");
 }

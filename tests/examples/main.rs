@@ -308,7 +308,7 @@ fn error_policy_stores_holds_and_releases() {
         lines[3].starts_with("timeout   retry      the bank was asked 1x: payments.charge ["),
         "{text}"
     );
-    assert!(lines[3].contains("nobody knows whether it finished"), "{text}");
+    assert!(lines[3].contains("it is not known whether it finished"), "{text}");
     assert_eq!(lines[4], "busy      first try  the bank was asked 1x: the bank is busy");
     assert_eq!(lines[5], "busy      retry      the bank was asked 2x: receipt for `busy`");
     assert!(lines[7].contains(" is InDoubt because "), "{text}");
@@ -460,7 +460,7 @@ fn verify_with_provider_charges_once_whenever_the_worker_was_killed() {
         while_down.split_once("the provider is up again\n").expect("and up again");
     assert!(while_down.contains("asked the provider, no answer: "), "{text}");
     assert!(
-        while_down.contains("nobody knows whether it finished") && !while_down.contains("paid"),
+        while_down.contains("it is not known whether it finished") && !while_down.contains("paid"),
         "{text}"
     );
     assert!(afterwards.contains("asked the provider, it has charged: ch_3\n"), "{text}");
@@ -482,8 +482,8 @@ fn operator_resolve_answers_once_for_each_payment_in_doubt() {
     let count = |part: &str| text.lines().filter(|line| line.starts_with(part)).count();
     let told = text.lines().filter(|line| line.starts_with("  refused: payments.charge ["));
     for part in [
-        "nobody knows whether it finished",
-        "and its lease ran out",
+        "it is not known whether it finished",
+        "and its lease expired",
         "attempt 1",
         "first claimed ",
         "resolve(",

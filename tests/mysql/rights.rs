@@ -33,7 +33,7 @@ async fn the_documented_rights_are_enough_and_all_needed() -> anyhow::Result<()>
         world.sql(&format!("REVOKE {right} ON {database}.idempotency_records FROM {user}")).await?;
         let error = everything(&store, 1_000).await.expect_err(right);
         assert_eq!(error.kind(), StoreErrorKind::Config, "{right}: {error}");
-        assert!(error.to_string().contains("lacks a right"), "{error}");
+        assert!(error.to_string().contains("lacks a privilege"), "{error}");
         world.sql("TRUNCATE idempotency_records").await?;
         world.sql(&format!("GRANT {right} ON {database}.idempotency_records TO {user}")).await?;
     }
@@ -52,7 +52,7 @@ async fn a_user_who_may_not_make_the_table_is_told_so() -> anyhow::Result<()> {
     let store = patient(&world.url.replace("root@", &format!("{name}@"))).connect().await?;
     let error = store.migrate().await.unwrap_err();
     assert_eq!(error.kind(), StoreErrorKind::Config, "{error}");
-    assert!(error.to_string().contains("lacks a right"), "{error}");
+    assert!(error.to_string().contains("lacks a privilege"), "{error}");
 
     // What the documentation says is needed for it.
     let (table, meta) = ("idempotency_records", "idempotency_records_meta");

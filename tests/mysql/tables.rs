@@ -62,7 +62,7 @@ async fn a_table_of_a_newer_release_is_refused() -> anyhow::Result<()> {
     world.sql("UPDATE idempotency_records_meta SET version = 2").await?;
     let error = world.store.migrate().await.unwrap_err();
     assert_eq!(error.kind(), StoreErrorKind::Config);
-    assert!(error.to_string().contains("version 2, made by a newer release"), "{error}");
+    assert!(error.to_string().contains("version 2, created by a newer release"), "{error}");
     Ok(())
 }
 
@@ -135,7 +135,7 @@ async fn what_cannot_be_connected_says_why() -> anyhow::Result<()> {
     assert_eq!(error.kind(), StoreErrorKind::Config);
     let nowhere = patient(address).connect().await?;
     let error = nowhere.claim(claim(key(1), fresh())).await.unwrap_err();
-    assert!(error.to_string().contains("no database is chosen"), "{error}");
+    assert!(error.to_string().contains("no database is selected"), "{error}");
     Ok(())
 }
 

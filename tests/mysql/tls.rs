@@ -34,14 +34,14 @@ async fn certificates_that_are_refused_and_files_that_are_missing_are_configurat
     let stranger = Certificates::create(strangers.path())?;
     let client = (stranger.client.display(), stranger.client_key.display());
     let cases = [
-        (format!("{url}?ssl-mode=VERIFY_CA"), "a certificate is refused"),
+        (format!("{url}?ssl-mode=VERIFY_CA"), "a certificate was rejected"),
         (
             format!("{url}?ssl-mode=VERIFY_CA&ssl-ca={}", stranger.authority.display()),
-            "a certificate is refused",
+            "a certificate was rejected",
         ),
         (
             format!("{trusting}&ssl-cert={}&ssl-key={}", client.0, client.1),
-            "a certificate is refused",
+            "a certificate was rejected",
         ),
         (format!("{trusting}.not_there"), "a file that the URL names for TLS is missing"),
     ];

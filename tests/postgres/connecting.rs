@@ -12,8 +12,8 @@ async fn addresses_roles_and_databases_that_are_not_there_are_configuration() ->
     let server = shared_server().await?;
     let url = server.url();
     let cases = [
-        ("no URL".to_owned(), "URL is unfit"),
-        ("postgres://127.0.0.1:port/x".to_owned(), "URL is unfit"),
+        ("no URL".to_owned(), "URL is invalid"),
+        ("postgres://127.0.0.1:port/x".to_owned(), "URL is invalid"),
         (url.replace("idempotency@", "nobody_such@"), "role"),
         (format!("{}_not_there", server.url()), "no such database"),
         (format!("{}?sslmode=require", server.url()), "TLS"),

@@ -66,7 +66,7 @@ async fn a_table_of_a_newer_release_is_refused() -> anyhow::Result<()> {
     world.sql("UPDATE idempotency_records_meta SET version = 2").await?;
     let error = world.store.migrate().await.unwrap_err();
     assert_eq!(error.kind(), StoreErrorKind::Config);
-    assert!(error.to_string().contains("made by a newer release"), "{error}");
+    assert!(error.to_string().contains("created by a newer release"), "{error}");
     // The connection is as good as before.
     assert_eq!(world.store.read(key(1)).await?, None);
     Ok(())

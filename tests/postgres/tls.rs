@@ -50,7 +50,7 @@ async fn certificates_that_are_refused_and_files_that_are_missing_are_configurat
     );
     patient(&trusting).connect().await?;
     let cases = [
-        (format!("{}?sslmode=verify-full", server.url()), "a certificate is refused"),
+        (format!("{}?sslmode=verify-full", server.url()), "a certificate was rejected"),
         (format!("{trusting}.not_there"), "a file that the URL names for TLS is missing"),
     ];
     for (url, expected) in cases {
@@ -74,7 +74,7 @@ async fn a_client_whose_certificate_the_server_does_not_know_is_configuration() 
     patient(&url(&certificates)).connect().await?;
     let error = patient(&url(&stranger)).connect().await.unwrap_err();
     assert_eq!(error.kind(), StoreErrorKind::Config, "{error:?}");
-    assert!(error.to_string().contains("a certificate is refused"), "{error:?}");
+    assert!(error.to_string().contains("a certificate was rejected"), "{error:?}");
     Ok(())
 }
 

@@ -158,7 +158,7 @@ async fn without_the_right_to_ask_for_settings_the_store_connects_and_warns() ->
     assert!(rights.remove("+info"));
     let url = user(&world, "blind", &rights).await?;
     let engine = engine_on(patient(&url).connect().await?).build();
-    assert!(warnings.mention("does not tell its settings"));
+    assert!(warnings.mention("does not report its settings"));
     assert_eq!(world.charge_on(&engine, 1).await?, "receipt 1.1");
     Ok(())
 }

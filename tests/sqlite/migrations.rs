@@ -57,7 +57,7 @@ async fn a_table_of_a_newer_release_is_refused() -> anyhow::Result<()> {
     sqlx::query("UPDATE idempotency_records_meta SET version = 2").execute(&world.pool).await?;
     let error = patient(&world.path).open().await.unwrap_err();
     assert_eq!(error.kind(), StoreErrorKind::Config);
-    assert!(error.to_string().contains("made by a newer release"), "{error}");
+    assert!(error.to_string().contains("created by a newer release"), "{error}");
     Ok(())
 }
 

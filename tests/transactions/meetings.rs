@@ -86,7 +86,7 @@ async fn on_postgresql_a_transaction_that_sees_no_end_of_a_call_outside_is_told_
     let (result, report) = behind_a_call_outside!(&scene, begin, POSTGRESQL_WAITING, outside);
     let Err(Fault::Idempotency(error)) = result else { panic!("it cannot see it: {result:?}") };
     assert_eq!((error.kind(), report.waited), (ErrorKind::InProgress, true), "{error}");
-    assert!(error.to_string().contains("begin it anew"), "{error}");
+    assert!(error.to_string().contains("begin it again"), "{error}");
     Ok(())
 }
 
@@ -188,7 +188,10 @@ async fn on_mariadb_a_call_in_a_transaction_does_not_wait_for_one_outside_that_w
                 .await;
             let Err(Fault::Idempotency(error)) = refused else { panic!("it is held: {refused:?}") };
             assert_eq!(error.kind(), ErrorKind::InProgress, "{error}");
-            assert!(error.is_retryable() && error.to_string().contains("begin it anew"), "{error}");
+            assert!(
+                error.is_retryable() && error.to_string().contains("begin it again"),
+                "{error}"
+            );
             transaction.rollback().await?;
             let _ = end.send(());
             anyhow::Ok(())

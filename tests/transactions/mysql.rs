@@ -214,7 +214,7 @@ async fn a_connection_in_no_transaction_is_refused_before_anything_is_written() 
         panic!("each statement would be committed")
     };
     assert_eq!(error.kind(), ErrorKind::Config);
-    assert!(error.to_string().contains("in no transaction"), "{error}");
+    assert!(error.to_string().contains("not in a transaction"), "{error}");
     assert_eq!(world.entries().await?, 0);
     assert!(world.engine.record(OPERATION, "a").inspect().await?.is_none());
     Ok(())

@@ -25,7 +25,7 @@ pub fn assert_open<T: std::fmt::Debug>(result: Result<T, Fault>, why: &str) -> E
         (ErrorKind::NotStored, false),
         "{why}: {text}"
     );
-    assert!(text.contains("over before") && text.contains("look for"), "{why}: {text}");
+    assert!(text.contains("ended before") && text.contains("look for"), "{why}: {text}");
     assert!(!text.contains("kept") && !text.contains("roll the transaction back"), "{why}: {text}");
     error
 }

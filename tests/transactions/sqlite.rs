@@ -26,7 +26,7 @@ async fn a_connection_in_no_transaction_is_refused_before_anything_is_written() 
 {
     let world = World::new().await?;
     let mut connection = world.pool.acquire().await?;
-    config(world.call("a").run_in(&mut *connection, add).await, "in no transaction");
+    config(world.call("a").run_in(&mut *connection, add).await, "not in a transaction");
     drop(connection);
     assert_eq!(world.entries("entry").await?, 0);
     assert!(world.state("a").await?.is_none());

@@ -56,10 +56,10 @@ impl fmt::Display for CanonicalError {
                 f.write_str("a floating point number is NaN or infinite, which equals nothing")
             }
             Self::Inexact => {
-                f.write_str("a JSON number has more digits than a float keeps: make it a text")
+                f.write_str("a JSON number has more digits than a float keeps: make it a string")
             }
             Self::TooDeep => write!(f, "the value is nested deeper than {MAX_DEPTH} levels"),
-            Self::Unwritable => f.write_str("a `Display` fails to write its text"),
+            Self::Unwritable => f.write_str("a `Display` implementation failed to write its text"),
             Self::Custom(message) => f.write_str(message),
         }
     }

@@ -65,18 +65,24 @@ impl fmt::Display for Refusal {
         let Parts { reason, place } = &*self.0;
         match reason {
             Reason::NotFinite => {
-                write!(f, "{place} is NaN or infinite, which JSON has no number for")
+                write!(f, "{place} is NaN or infinite, which JSON cannot represent")
             }
             Reason::NullInSome => {
                 write!(f, "{place} is a `Some` of what becomes `null`, which reads back as `None`")
             }
-            Reason::RepeatedKey => write!(f, "{place} is a map with two keys of one text"),
-            Reason::UnfitKey => write!(f, "{place} is a map with a key that is no text in JSON"),
-            Reason::ReservedKey => {
-                write!(f, "{place} is a map with a key that `serde_json` keeps for itself")
+            Reason::RepeatedKey => {
+                write!(f, "{place} is a map with two keys that have the same text")
             }
-            Reason::TooDeep => write!(f, "{place} is nested too deep to be read back"),
-            Reason::Unwritable => write!(f, "{place} has a text that its `Display` fails to write"),
+            Reason::UnfitKey => {
+                write!(f, "{place} is a map with a key that is not a string in JSON")
+            }
+            Reason::ReservedKey => {
+                write!(f, "{place} is a map with a key that `serde_json` reserves for itself")
+            }
+            Reason::TooDeep => write!(f, "{place} is nested too deeply to be read back"),
+            Reason::Unwritable => {
+                write!(f, "{place} has a text that its `Display` implementation failed to write")
+            }
             Reason::Custom(message) => write!(f, "{place}: {message}"),
         }
     }

@@ -123,7 +123,7 @@ impl fmt::Display for NotEncodable {
             Why::Refused(refusal) => refusal.fmt(f),
             Why::Unwritten(error) => error.fmt(f),
             Why::Unreadable(error) => {
-                write!(f, "what was written does not read back as its type: {error}")
+                write!(f, "what was written cannot be read back as its type: {error}")
             }
         }
     }

@@ -173,8 +173,8 @@ fn at_hand(
     if (is_in_transaction || is_in_body_of(&engine.store))
         && engine.store.capabilities().single_writer
     {
-        let detail = "the call would wait for the transaction around it, which keeps all other writers of this store \
-                      waiting: give it the transaction too (`tx = tx`)";
+        let detail = "the call would wait for the transaction around it, which blocks all other \
+            writers of this store: pass it the transaction too (`tx = tx`)";
         return Err(call.refused(ErrorKind::Unsupported).with_detail(detail));
     }
     let near = engine.near_cache.as_ref().and_then(|near_cache| near_cache.get(&call.key));
@@ -322,7 +322,8 @@ async fn lead(
                 // Released before the next claim, which would otherwise wait for this one.
                 engine.give_back(&claim, repeated).await;
                 if late == LATE_CLAIMS {
-                    let detail = "the claim was granted so late that its lease could end before the body starts";
+                    let detail = "the claim was granted so late that its lease could expire before \
+                        the body starts";
                     return Led::OutOfTime(
                         call.refused(ErrorKind::StoreUnavailable).with_detail(detail),
                     );
@@ -395,7 +396,7 @@ async fn wait_for_other(
 pub(super) fn new_claim(call: &Checked) -> Result<Claim, Error> {
     let token = call.engine.token().map_err(|error| {
         call.refused(ErrorKind::StoreUnavailable)
-            .with_detail("no random numbers for the claim")
+            .with_detail("no random numbers are available for the claim")
             .with_source(error)
     })?;
     let mut claim = Claim::new(call.key, token, call.operation.clone());

@@ -53,7 +53,7 @@ impl Bound {
                 tracing::warn!(
                     left_out,
                     of_what = self.of_what,
-                    "the background has too much to do"
+                    "too much work is left to the background"
                 );
             }
         }

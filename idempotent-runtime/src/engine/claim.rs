@@ -136,5 +136,5 @@ pub(crate) async fn give_back(
 
 fn not_followed() -> StoreError {
     let error = StoreError::new(StoreErrorKind::Unavailable, "release");
-    error.with_detail("too many requests are followed to their answers")
+    error.with_detail("too many requests are still waiting for their answers")
 }

@@ -86,7 +86,8 @@ pub(super) async fn finish(mut running: Box<Running>, ending: Ending) -> Verdict
         Ending::Unknown { reason, ask_again_after } => {
             if let Err(error) = park(&running, reason, ask_again_after).await {
                 tracing::warn!(operation = %running.call.operation, key = %running.call.key, %error, %reason,
-                    "a record in doubt could not be parked; its policy applies when the lease is over");
+                    "a record could not be marked as in doubt; its policy applies when the lease \
+                     expires");
             }
             return conclude(&mut running, Verdict::Own, None);
         }
@@ -101,7 +102,7 @@ pub(super) async fn finish(mut running: Box<Running>, ending: Ending) -> Verdict
         Ok(written) if written.is_done() => {
             if written == Written::Adopted {
                 tracing::warn!(operation = %running.call.operation, key = %running.call.key,
-                    "the record had vanished and was written anew: the store loses records");
+                    "the record had vanished and was written again: the store loses records");
             }
             let record = Arc::new(answered(&running, &commit));
             if let Some(near_cache) = near_cache {
@@ -277,12 +278,12 @@ fn not_held(mut running: Box<Running>, error: &StoreError) -> Verdict {
     let keeper = engine.keeper.clone();
     let Some(place) = engine.bounds.ends.place() else {
         tracing::error!(operation = %running.call.operation, key = %running.call.key, %error,
-            "a record in doubt could not be held; its policy applies when the lease is over");
+            "a record in doubt could not be held; its policy applies when the lease expires");
         running.conclude(None);
         return Verdict::Own;
     };
     tracing::error!(operation = %running.call.operation, key = %running.call.key, %error,
-        "a record in doubt could not be held; this goes on in the background");
+        "a record in doubt could not be held; this continues in the background");
     keeper.spawn(async move {
         let _place = place;
         let park = parking(&running, Reason::Error, Duration::ZERO);
@@ -298,7 +299,7 @@ fn not_held(mut running: Box<Running>, error: &StoreError) -> Verdict {
             Ok(_) => {}
             Err(error) => {
                 tracing::error!(key = %park.key, %error,
-                    "a record in doubt was never held; its policy applies when the lease is over");
+                    "a record in doubt was never held; its policy applies when the lease expires");
             }
         }
         running.conclude(None);
@@ -313,9 +314,9 @@ fn not_stored(mut running: Box<Running>, commit: Commit, error: StoreError) -> V
     let engine = call.engine.clone();
     let place = engine.bounds.ends.place();
     let then = if place.is_some() {
-        "storing goes on in the background"
+        "storing continues in the background"
     } else {
-        "the record is as after a crash"
+        "the record is left as after a crash"
     };
     tracing::error!(operation = %call.operation, key = %call.key, %error, "a result could not be stored; {then}");
     let refused =

@@ -150,12 +150,13 @@ pub(super) async fn overtaken(
 }
 
 const WITHOUT_RESULT: (&str, &str) = (
-    "the body ran here, and its record was removed, answered or given up meanwhile, so nobody has its result",
-    "find out what it did before the call is made again",
+    "the body ran here, and its record was removed, answered or given up meanwhile, so no caller \
+     has its result",
+    "find out what it did before making the call again",
 );
 const WITHOUT_WORD: (&str, &str) = (
-    "the body ran here, and the store does not say who has its call now",
-    "find out what it did before the call is made again",
+    "the body ran here, and the store does not report who owns its call now",
+    "find out what it did before making the call again",
 );
 const ASKED_TOO_LATE: (&str, &str) = (
     "the call was settled in another way while the outside world was asked",

@@ -168,7 +168,8 @@ impl Inner {
             return Ok(());
         }
         Err(Error::config(
-            "this process was forked from the one that made the engine; make a store and an engine here",
+            "this process was forked from the one that created the engine; create a store and an \
+             engine here",
         ))
     }
 

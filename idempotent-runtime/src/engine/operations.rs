@@ -144,8 +144,9 @@ fn one_of_many(site: &Site, instance: &Instance) -> Error {
     refused(
         site,
         format!(
-            "`{path}` is one of many functions, which would share this operation and answer for each other: name it, \
-             `name = \"payments.{}\"`, and put what tells their calls apart into `key`",
+            "`{path}` is one of many functions, which would share this operation and answer for \
+             each other: name it, `name = \"payments.{}\"`, and put what distinguishes their calls \
+             into `key`",
             own_name(site)
         ),
     )
@@ -161,8 +162,8 @@ fn two_instances(site: &Site, first: &Instance, second: &Instance) -> Error {
     refused(
         site,
         format!(
-            "{both} would share this operation and answer for each other: name it, `name = \"payments.{}\"`, and put \
-             what tells their calls apart into `key`",
+            "{both} would share this operation and answer for each other: name it, `name = \
+             \"payments.{}\"`, and put what distinguishes their calls into `key`",
             own_name(site)
         ),
     )

@@ -136,7 +136,8 @@ pub(super) fn add(engine: &Arc<Inner>, release: Release, repeated: bool, error: 
     let again = repeated.then_some(engine.settings.claim_timeout);
     let first = Some(First { _engine: engine.clone(), _busy: engine.keeper.busy() });
     if owe(engine, Owing { release, until, again, first }, now) {
-        tracing::warn!(key = %release.key, %error, "a claim could not be released; this goes on in the background");
+        tracing::warn!(key = %release.key, %error,
+            "a claim could not be released; this continues in the background");
     }
 }
 
@@ -175,7 +176,8 @@ fn owe(engine: &Arc<Inner>, owing: Owing, not_before: Duration) -> bool {
         let mut debts = engine.owed.lock();
         if !debts.add(owing, not_before) {
             drop(debts);
-            tracing::warn!(key = %release.key, "too many claims are to be released; this one ends with its lease");
+            tracing::warn!(key = %release.key,
+                "too many claims are waiting to be released; this one expires with its lease");
             return false;
         }
         if std::mem::replace(&mut debts.is_paid, true) {
@@ -305,7 +307,8 @@ async fn send(engine: &Inner, release: Release) -> Result<(), StoreError> {
 }
 
 fn give_up(release: &Release, error: &StoreError) {
-    tracing::warn!(key = %release.key, %error, "a claim could not be released; it ends with its lease");
+    tracing::warn!(key = %release.key, %error,
+        "a claim could not be released; it expires with its lease");
 }
 
 #[cfg(test)]

@@ -197,7 +197,9 @@ impl RecordHandle {
 
     pub(super) fn of_hash(engine: Arc<Inner>, hash: &str) -> Self {
         let hash = hash.parse().map_err(|error| {
-            Error::new(ErrorKind::InvalidKey).with_source(error).with_detail("it is no key hash")
+            Error::new(ErrorKind::InvalidKey)
+                .with_source(error)
+                .with_detail("not a key hash (expected 64 hexadecimal characters)")
         });
         Self { engine, name: Name::Hash(hash) }
     }
@@ -331,7 +333,7 @@ impl RecordHandle {
         let token = engine.token().map_err(|error| {
             let error = Error::new(ErrorKind::StoreUnavailable)
                 .with_text(
-                    "there are no random numbers for the answer, and nothing has changed",
+                    "no random numbers are available for the answer, and nothing has changed",
                     REFUSED.1,
                 )
                 .with_source(error);
@@ -342,7 +344,8 @@ impl RecordHandle {
             retry::until(engine, engine.settings.claim_timeout, || engine.store.clone().park(park)).await.map_err(
                 |error| {
                     let happened =
-                        "the store did not answer before it had the answer, and the record may be in doubt now";
+                        "the store did not respond before it had the answer, and the record may be \
+                         in doubt now";
                     self.error(&key, engine.store_error(error).with_text(happened, "inspect it, and answer again"))
                 },
             )?;
@@ -434,7 +437,8 @@ impl RecordHandle {
     }
 
     fn changed(&self, key: &KeyHash) -> Error {
-        let happened = "the record is not as it was seen, or is neither in doubt nor an operator's answer; nothing has changed";
+        let happened = "the record differs from the one that was seen, or is neither in doubt nor \
+            an operator's answer; nothing has changed";
         self.error(key, Error::new(ErrorKind::Superseded).with_text(happened, "inspect it again"))
     }
 
@@ -473,11 +477,11 @@ const TOO_LARGE: (&str, &str) = (
 );
 /// For a read without an answer. The messages of calls are about bodies that did not run, and no
 /// body is requested here.
-const UNREAD: (&str, &str) = ("the record could not be read", "do the same again later");
+const UNREAD: (&str, &str) = ("the record could not be read", "try again later");
 /// For a change without any answer.
 const UNKNOWN: (&str, &str) = (
     "the store did not answer, and it is not known whether it was applied",
-    "inspect the record: if it is as it was seen, do the same again",
+    "inspect the record: if it is still as it was seen, try again",
 );
 /// The error for a change that got no answer at all.
 fn unknown(error: Error) -> Error {
@@ -486,13 +490,13 @@ fn unknown(error: Error) -> Error {
 
 /// For a change that was rejected.
 const REFUSED: (&str, &str) =
-    ("the store did not take it, and nothing has changed", "do the same again later");
+    ("the store did not accept it, and nothing has changed", "try again later");
 /// For a change without an answer to the first try, when a later try found another record.
 const OVERTAKEN: (&str, &str) = (
-    "the record is not as it was seen any more, the store did not answer at first, and it is not known whether it was applied \
-     before that",
-    "inspect it: a record with a later `created` than was seen was made after the one that was seen had been removed, and its \
-     call has run or runs",
+    "the record is no longer as it was seen, the store did not answer at first, and it is not \
+     known whether it was applied before that",
+    "inspect it: a record with a later `created` than the one that was seen was created after that \
+     one had been removed, and its call has run or is running",
 );
 
 /// The state of the tries of a change that were not answered.

@@ -133,11 +133,11 @@ impl Request {
                 return Err(Error::config("the operation has no name"));
             }
             let ttl = self.ttl.ok_or_else(|| {
-                Error::config("the call has no `ttl`; say how long its result is kept")
+                Error::config("the call has no `ttl`; set how long its result is kept")
             })?;
             if ttl < MILLI || ttl > settings.max_ttl {
                 return Err(Error::config(format!(
-                    "`ttl` is {ttl:?}; it goes from 1ms to {:?}",
+                    "`ttl` is {ttl:?}; it must be from 1ms to {:?}",
                     settings.max_ttl
                 )));
             }
@@ -152,7 +152,7 @@ impl Request {
             if self.after_expiry.is_some_and(|refused| !refusable.contains(&refused)) {
                 let ceiling = settings.max_ttl;
                 return Err(Error::config(format!(
-                    "`after_expiry` is {after_expiry:?}; it goes from 1ms to {ceiling:?}"
+                    "`after_expiry` is {after_expiry:?}; it must be from 1ms to {ceiling:?}"
                 )));
             }
             if self.lease.is_some_and(|lease| lease > ttl) {

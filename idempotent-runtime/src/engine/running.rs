@@ -118,7 +118,7 @@ impl Running {
             return Err(self.call.refused(ErrorKind::ShuttingDown));
         }
         if self.lease.is_lost() || !engine.may_start(self.sent, self.call.lease) {
-            let detail = "most of the lease was over before the body could start";
+            let detail = "most of the lease had elapsed before the body could start";
             return Err(self.call.refused(ErrorKind::StoreUnavailable).with_detail(detail));
         }
         let (operation, limit) = (&self.call.operation, engine.settings.max_result_size);
@@ -144,7 +144,7 @@ impl Running {
             return Err(self.call.refused(ErrorKind::ShuttingDown));
         }
         if self.lease.is_lost() {
-            let detail = "the lease was over before the outside world could be asked";
+            let detail = "the lease expired before the outside world could be asked";
             return Err(self.call.refused(ErrorKind::StoreUnavailable).with_detail(detail));
         }
         if !self.lease.begin() {
@@ -272,8 +272,12 @@ impl Drop for Running {
                 drop(kept);
                 let mut park = Park::own(key, token, Reason::Unverified);
                 park.ask_again_after = rest;
-                if let Err(error) = retry::until(&engine, budget, || engine.store.clone().park(park)).await {
-                    tracing::warn!(%key, %error, "a question without an answer could not be recorded; the next caller asks when the lease is over");
+                if let Err(error) =
+                    retry::until(&engine, budget, || engine.store.clone().park(park)).await
+                {
+                    tracing::warn!(%key, %error,
+                        "a question without an answer could not be recorded; the next caller asks \
+                         when the lease has expired");
                 }
                 drop(leader);
             });
@@ -337,7 +341,8 @@ pub(super) async fn give_up(
             .await
     };
     let failed = |error: &StoreError| {
-        tracing::warn!(%key, %error, "an unknown outcome could not be recorded; the policy applies when the lease is over");
+        tracing::warn!(%key, %error,
+            "an unknown outcome could not be recorded; the policy applies when the lease expires");
     };
     written.inspect_err(failed).ok()
 }

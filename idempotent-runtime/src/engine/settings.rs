@@ -27,7 +27,7 @@ pub(crate) fn check_time(name: &str, time: Duration) -> Result<(), Error> {
     if (SHORTEST..=LONGEST).contains(&time) {
         return Ok(());
     }
-    Err(Error::config(format!("`{name}` is {time:?}; it goes from {SHORTEST:?} to 100 years")))
+    Err(Error::config(format!("`{name}` is {time:?}; it must be from {SHORTEST:?} to 100 years")))
 }
 
 /// Like [`check_time`], for a time that may be zero.
@@ -47,7 +47,7 @@ fn check_size(name: &str, size: usize, largest: usize) -> Result<(), Error> {
     if (1..=largest).contains(&size) {
         return Ok(());
     }
-    Err(Error::config(format!("`{name}` is {size}; it goes from 1 to {largest}")))
+    Err(Error::config(format!("`{name}` is {size}; it must be from 1 to {largest}")))
 }
 
 #[derive(Clone)]
@@ -116,7 +116,7 @@ impl Settings {
             || self.namespace.len() > 64
             || !self.namespace.bytes().all(allowed)
         {
-            return Err(Error::config("a namespace is 1 to 64 characters of `a-z 0-9 . _ -`"));
+            return Err(Error::config("a namespace must be 1 to 64 characters of `a-z 0-9 . _ -`"));
         }
         for (name, time) in [
             ("lease", self.lease),
@@ -139,7 +139,8 @@ impl Settings {
         #[cfg(feature = "near-cache")]
         if self.near_cache == Some(0) {
             return Err(Error::config(
-                "`near_cache` is 0; it takes at least one byte, and without it there is none",
+                "`near_cache` is 0; it must be at least one byte, or left out to have no near \
+                 cache",
             ));
         }
         Ok(())

@@ -281,11 +281,11 @@ async fn take<X: SqlTransaction + ?Sized>(
 }
 
 const HELD_OUTSIDE: &str = "a call without `tx` holds it";
-const UNSEEN: &str = "a call without `tx` held it, and this transaction does not see its end, because it sees the database as it \
-    was before: roll it back, and begin it anew";
+const UNSEEN: &str = "a call without `tx` held it, and this transaction does not see its end, \
+    because it sees the database as it was before: roll it back, and begin it again";
 
-const LOCKED: &str = "a call without `tx` holds it, and cannot end before this transaction does, which has locked its record: roll \
-    it back, and begin it anew";
+const LOCKED: &str = "a call without `tx` holds it, and cannot end before this transaction does, \
+    which has locked its record: roll it back, and begin it again";
 
 fn held_by_a_transaction(call: &Checked) -> Error {
     let detail = match call.patience() {
@@ -418,7 +418,7 @@ async fn undo<X: SqlTransaction + ?Sized>(call: &Checked, token: Token, transact
 /// The messages of the kinds are about bodies that did not run. This body did.
 const UNWRITTEN: (&str, &str) = (
     "the body ran, and its record could not be written into the transaction, so neither is kept",
-    "roll the transaction back, and make it again",
+    "roll the transaction back, and run it again",
 );
 
 /// The same message where there is no record.
@@ -427,9 +427,9 @@ const BROKEN: &str = "the body ran, and the transaction is broken, so what it wr
 /// For a transaction that had ended before the body did: what the body wrote since was committed at
 /// once.
 const OVER: (&str, &str) = (
-    "the body ran, and the transaction was over before the record could be written: it was undone, or committed by a \
-     statement, and part of what the body wrote may be committed",
-    "look for it before the call is made again",
+    "the body ran, and the transaction had ended before the record could be written: it was \
+     undone, or committed by a statement, and part of what the body wrote may be committed",
+    "look for it before making the call again",
 );
 
 /// Returns the error of a body whose end the transaction did not accept.

@@ -107,7 +107,7 @@ pub(super) async fn seek_in_windows(
         }
         running.give_back().await;
     }
-    let detail = "the records of its windows come and go faster than they can be looked at";
+    let detail = "the records of its windows appear and disappear faster than they can be read";
     Err(call.refused(ErrorKind::InProgress).with_detail(detail))
 }
 

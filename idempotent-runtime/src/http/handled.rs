@@ -134,7 +134,7 @@ fn answer<E>(answer: Answer, _: &Upgrades<Handled<E>>) -> Handled<E> {
         Answer::Stored(stored) => match stored.marker() {
             Some(error) => Handled::Lost(error),
             None if stored.record.schema == FORMAT => Handled::Replayed(stored.record),
-            None => Handled::Refused(stored.unreadable("it is no response of the HTTP layer")),
+            None => Handled::Refused(stored.unreadable("it is not a response of the HTTP layer")),
         },
     }
 }

@@ -394,7 +394,7 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
         error: BoxError,
     ) -> Handled<E> {
         if self.ends_with_its_connection(&head) {
-            tracing::error!(error, "the body of a response broke off");
+            tracing::error!(error, "the body of a response was interrupted");
             let problem = self.options.refusal(Problem::new(ProblemKind::Internal), None);
             return self.deliver(problem.map(ResponseBody::full), Fate::Unknown);
         }

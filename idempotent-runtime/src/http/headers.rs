@@ -119,7 +119,7 @@ pub(super) fn declared_length(response: &response::Parts) -> Option<u64> {
 
 /// The error of a body whose length differs from the declared one.
 pub(super) fn not_whole() -> BoxError {
-    BoxError::from("the body has another length than the response says")
+    BoxError::from("the body has a different length than the response declares")
 }
 
 /// Clamps a time to what dates can express: the end of the year 9999.

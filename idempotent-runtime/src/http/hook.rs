@@ -12,7 +12,7 @@ pub(super) fn call<T>(name: &'static str, hook: impl FnOnce() -> T) -> Option<T>
     if result.is_err() {
         tracing::error!(
             option = name,
-            "a function that was given to an HTTP layer panicked, and is not asked"
+            "a function passed to an HTTP layer panicked, and its result is not used"
         );
     }
     result.ok()

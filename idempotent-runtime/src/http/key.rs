@@ -90,7 +90,7 @@ impl KeyRules {
         let Some(line) = lines.next() else { return Ok(None) };
         if lines.next().is_some() {
             // R6.
-            return Err(Malformed("the header is there more than once"));
+            return Err(Malformed("the header is present more than once"));
         }
         // R1, R2: a key without quotes is accepted unless a structured field is required.
         let key = if self.structured_only || line.as_bytes().trim_ascii().starts_with(b"\"") {
@@ -132,9 +132,9 @@ impl KeyRules {
                 }
             }
             Target::Found(_) => {
-                Err(Malformed("the field is no string of printable ASCII characters"))
+                Err(Malformed("the field is not a string of printable ASCII characters"))
             }
-            Target::Repeated => Err(Malformed("the field is there more than once")),
+            Target::Repeated => Err(Malformed("the field is present more than once")),
             Target::Astray(..) => {
                 Err(Malformed("the field would be in a value that has no fields"))
             }
@@ -152,7 +152,7 @@ impl KeyRules {
         }
         // R8.
         if self.format.as_ref().is_some_and(|format| !format.accepts(&key)) {
-            return Err(Malformed("it is not of the format that this service asks for"));
+            return Err(Malformed("it does not have the format that this service requires"));
         }
         Ok(key)
     }
@@ -170,8 +170,8 @@ fn structured(line: &HeaderValue) -> Result<String, Malformed> {
     };
     Parser::new(line.as_bytes())
         .parse_item_with_visitor(item)
-        .map_err(|_| Malformed("it is no string of a structured field"))?;
-    key.map(String::from).ok_or(Malformed("it is no string of a structured field"))
+        .map_err(|_| Malformed("it is not a string of a structured field"))?;
+    key.map(String::from).ok_or(Malformed("it is not a string of a structured field"))
 }
 
 /// Parses a key without quotes, which many clients send (R2). Everything with another meaning in a
@@ -180,7 +180,8 @@ fn bare(line: &HeaderValue) -> Result<String, Malformed> {
     let bytes = line.as_bytes();
     if bytes.iter().any(|byte| !byte.is_ascii_graphic() || b"\",;\\".contains(byte)) {
         return Err(Malformed(
-            "without quotes it is made of visible ASCII characters other than `\"`, `,`, `;` and `\\`",
+            "without quotes it must consist of visible ASCII characters other than `\"`, `,`, `;` \
+             and `\\`",
         ));
     }
     Ok(bytes.iter().copied().map(char::from).collect())

@@ -155,7 +155,8 @@ impl IdempotencyLayer {
         match pointers.find(|(_, pointer)| !pointer.is_empty() && !pointer.starts_with('/')) {
             None => Ok(self),
             Some((option, pointer)) => Err(Error::config(format!(
-                "`{option}` has {pointer:?}, which is no JSON pointer; one begins with a slash, as \"/{pointer}\" does"
+                "`{option}` has {pointer:?}, which is not a JSON pointer; one begins with a slash, \
+                 as \"/{pointer}\" does"
             ))),
         }
     }

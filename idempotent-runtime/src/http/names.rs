@@ -138,7 +138,7 @@ impl HeaderNames {
         *place(&mut self) = HeaderName::from_static("-");
         let is_taken = name == self.key || self.written().contains(&&name);
         if is_reserved || is_taken {
-            return Err(Error::config(format!("the header `{name}` means something else already")));
+            return Err(Error::config(format!("the header `{name}` already has another meaning")));
         }
         *place(&mut self) = name;
         Ok(self)

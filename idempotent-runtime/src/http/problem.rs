@@ -95,16 +95,17 @@ impl ProblemKind {
                 "The Idempotency-Key cannot be used",
                 "Send one key as a quoted string, for example a UUID.",
             ),
-            Self::NoPrincipal => {
-                ("The request cannot be attributed to anybody", "Authenticate, then send it again.")
-            }
+            Self::NoPrincipal => (
+                "The request cannot be attributed to a caller",
+                "Authenticate, then send it again.",
+            ),
             Self::Mismatch => (
                 "The Idempotency-Key was used for another request",
                 "Use a new key for a new request, or repeat the first request unchanged.",
             ),
             Self::InProgress => (
                 "A request with this Idempotency-Key is being processed",
-                "Retry later with the same key to get its answer.",
+                "Retry later with the same key to get its response.",
             ),
             Self::Uncertain => (
                 "The outcome of the request with this Idempotency-Key is not known",
@@ -112,10 +113,11 @@ impl ProblemKind {
             ),
             Self::Expired => (
                 "The Idempotency-Key is too old",
-                "The answer to it is not kept any more. Find out what became of the first request before you send another.",
+                "Its response is no longer stored. Find out what became of the first request \
+                 before you send another.",
             ),
             Self::NotKept => (
-                "The request was processed, and its answer was not kept",
+                "The request was processed, but its response was not stored",
                 "It will not run again. Read the state of the resource instead.",
             ),
             Self::TooLarge => ("The body of the request is too large", "Send a smaller one."),

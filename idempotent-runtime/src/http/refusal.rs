@@ -54,7 +54,8 @@ impl Options {
                 return Some(response);
             }
             tracing::error!(
-                "`with_problem` left no room for the headers of a refusal, and is not asked"
+                "`with_problem` left no room for the headers of a refusal, and its response is not \
+                 used"
             );
             None
         });
@@ -87,7 +88,8 @@ impl Options {
         if !shaped.status().is_client_error() && !shaped.status().is_server_error() {
             tracing::error!(
                 status = shaped.status().as_u16(),
-                "`with_problem` gave a refusal a status that is not an error's, and is not asked"
+                "`with_problem` returned a status that is not an error's, and its response is not \
+                 used"
             );
             return None;
         }

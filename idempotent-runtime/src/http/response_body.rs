@@ -243,7 +243,7 @@ impl<B> OpenEnd<B> {
 
 /// The error of a body whose claim has ended: the caller that takes over answers differently (R52).
 pub(super) fn superseded() -> BoxError {
-    BoxError::from("the claim of the request is over, and its answer is another one")
+    BoxError::from("the claim of the request has ended, and its answer is another one")
 }
 
 impl<B> ResponseBody<B> {

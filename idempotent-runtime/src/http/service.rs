@@ -511,7 +511,7 @@ fn vouch(
             let status = response.status().as_u16();
             tracing::error!(
                 status,
-                "the question about a request was answered with a status that no response has"
+                "the verification of a request returned a status that no final response has"
             );
             return Verdict::Unknown;
         }

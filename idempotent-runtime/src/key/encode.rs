@@ -41,7 +41,8 @@ impl KeyEncoder {
         let written = self.values - before;
         if written != 1 {
             self.invalid(format!(
-                "an `IntoKey` wrote {written} values where one belongs: write a tuple of several, and `missing` for none"
+                "an `IntoKey` wrote {written} values where one is expected: write a tuple of \
+                 several, and `missing` for none"
             ));
         }
     }
@@ -114,7 +115,7 @@ impl KeyEncoder {
     pub(super) fn window(&mut self, length: Duration) {
         let Some(length) = u64::try_from(length.as_millis()).ok().filter(|&length| length > 0)
         else {
-            self.invalid("its window is shorter than a millisecond, or longer than time");
+            self.invalid("its window is shorter than a millisecond, or too long to be counted");
             return;
         };
         self.begin(WINDOW);

@@ -53,7 +53,7 @@ fn of_url(url: &str) -> Result<Source, StoreError> {
         return Err(unfit("the URL of a MySQL store begins with `mysql://` or `mariadb://`"));
     }
     let options =
-        url.parse().map_err(|error: sqlx::Error| unfit("the URL is unfit").with_source(error))?;
+        url.parse().map_err(|error: sqlx::Error| unfit("the URL is invalid").with_source(error))?;
     Ok(Source::Server(Box::new(options)))
 }
 

@@ -116,8 +116,9 @@ impl MySqlStoreBuilder {
         check_timeout("response_timeout", self.response_timeout)?;
         if self.response_timeout < SHORTEST_TIMEOUT {
             return Err(StoreError::new(StoreErrorKind::Config, "connect").with_detail(format!(
-                "`response_timeout` is {:?}; it goes from {SHORTEST_TIMEOUT:?} to a day: the server waits for a lock for a second, \
-                 and a claim that is given up before would be written when nobody waits for it any more",
+                "`response_timeout` is {:?}; it must be from {SHORTEST_TIMEOUT:?} to a day: the \
+                 server waits for a lock for a second, and a claim that is given up before that \
+                 would be written when no caller waits for it any more",
                 self.response_timeout
             )));
         }

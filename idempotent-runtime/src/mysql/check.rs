@@ -36,7 +36,8 @@ async fn connected(connection: &mut MySqlConnection) -> Result<(), StoreError> {
         ),
         Err(error) => tracing::warn!(
             %error,
-            "the server does not tell `innodb_flush_log_at_trx_commit`: whether it can lose records is not known"
+            "the server does not report `innodb_flush_log_at_trx_commit`: it is not known whether \
+             it can lose records"
         ),
     }
     Ok(())
@@ -61,7 +62,8 @@ async fn session(connection: &mut MySqlConnection) -> Result<(), StoreError> {
     }
     if mode.split(',').any(|mode| mode.trim() == "EMPTY_STRING_IS_NULL") {
         return unfit(
-            "`sql_mode` has EMPTY_STRING_IS_NULL in the sessions of the pool: empty results would be none",
+            "`sql_mode` has EMPTY_STRING_IS_NULL in the sessions of the pool: empty results would \
+             become NULL",
         );
     }
     if Isolation::of(isolation) == Isolation::Uncommitted {
@@ -74,8 +76,8 @@ async fn session(connection: &mut MySqlConnection) -> Result<(), StoreError> {
 /// Returns the error for a session that shows uncommitted data.
 pub(super) fn uncommitted(operation: &'static str) -> StoreError {
     StoreError::new(StoreErrorKind::Config, operation).with_detail(
-        "the isolation level is READ UNCOMMITTED in the sessions of the pool: a result would be told that is never \
-         committed; READ COMMITTED and all above it will do",
+        "the isolation level is READ UNCOMMITTED in the sessions of the pool: a result that is \
+         never committed could be returned; use READ COMMITTED or stricter",
     )
 }
 
@@ -91,7 +93,7 @@ fn supported(version: &str) -> Result<(), StoreError> {
         return Ok(());
     }
     Err(StoreError::new(StoreErrorKind::Config, OPERATION).with_detail(format!(
-        "the server is `{version}`; the store takes MariaDB 10.5, MySQL 8.0 and later ones"
+        "the server is `{version}`; the store requires MariaDB 10.5, MySQL 8.0 or later"
     )))
 }
 

@@ -58,10 +58,10 @@ pub(super) fn connection_error(
         Error::Io(error) => unconnected::reason(error, is_local),
         // The URL itself was parsed before. Without TLS, this step would encrypt a password.
         Error::Configuration(reason) if reason.to_string().contains("RSA") => Some(
-            "the user's password is not sent without encryption (`caching_sha2_password`): the server has to take TLS, and \
-             `ssl-mode` in the URL must not be DISABLED",
+            "the user's password is not sent without encryption (`caching_sha2_password`): the \
+             server has to accept TLS, and `ssl-mode` in the URL must not be DISABLED",
         ),
-        Error::Configuration(_) => Some("the certificate or the key of the client is unfit"),
+        Error::Configuration(_) => Some("the certificate or the key of the client is invalid"),
         _ => None,
     };
     if let Some(unfit) = unfit {
@@ -120,10 +120,10 @@ fn meaning(error: &Error) -> (StoreErrorKind, Option<&'static str>) {
     use StoreErrorKind::{Config, Refused, Unavailable};
     match error {
         Error::Database(_) if has_conflict(error) => {
-            (Refused, Some("the server rolled the transaction back for the sake of others"))
+            (Refused, Some("the server rolled the transaction back in favour of others"))
         }
         Error::Database(_) => number(error).map_or((Unavailable, None), meaning_of_number),
-        Error::Configuration(_) => (Config, Some("the URL is unfit")),
+        Error::Configuration(_) => (Config, Some("the URL is invalid")),
         Error::Tls(_) => {
             (Config, Some("no encrypted connection: see `ssl-mode` and `ssl-ca` in the URL"))
         }
@@ -139,26 +139,29 @@ fn meaning_of_number(number: u16) -> (StoreErrorKind, Option<&'static str>) {
         NO_TABLE => {
             (Config, Some("the table is missing: run `store.migrate()` once, or the shipped SQL"))
         }
-        1046 => (Config, Some("no database is chosen: name it in the URL, or in the table's name")),
+        1046 => {
+            (Config, Some("no database is selected: name it in the URL, or in the table's name"))
+        }
         1049 => (Config, Some("the server has no database of that name")),
         1045 | 1251 | 1698 => (Config, Some("the server refuses the user or the password")),
         1044 | 1142 | 1143 | 1227 => (
             Config,
-            Some("the user lacks a right that the store needs; see the store's documentation"),
+            Some("the user lacks a privilege that the store needs; see the store's documentation"),
         ),
         1048 | 1054 | 1136 | 1264 | 1364 | 1366 | 1406 => {
-            (Config, Some("the table is not as `store.migrate()` makes it"))
+            (Config, Some("the table does not match what `store.migrate()` creates"))
         }
         SYNTAX => {
             (Unsupported, Some("the server's dialect is not that of MariaDB 10.5 or MySQL 8.0"))
         }
-        1153 => {
-            (Config, Some("the record is larger than the server takes: raise `max_allowed_packet`"))
-        }
+        1153 => (
+            Config,
+            Some("the record is larger than the server accepts: raise `max_allowed_packet`"),
+        ),
         1665 => (Config, Some("the server's `binlog_format` is STATEMENT: use MIXED or ROW")),
         1114 => (Full, Some("the table or the disk is full")),
         LOCK_WAIT_TIMEOUT => {
-            (Refused, Some("somebody else holds the lock of the row or the table"))
+            (Refused, Some("another session holds the lock of the row or the table"))
         }
         number if READ_ONLY.contains(&number) => {
             (Refused, Some("the server is read-only: is it a replica?"))

@@ -24,7 +24,8 @@ pub(super) async fn migrate(store: &Inner) -> Result<(), StoreError> {
     let version = result?;
     if version > VERSION {
         return Err(StoreError::new(StoreErrorKind::Config, OPERATION).with_detail(format!(
-            "the table has version {version}, made by a newer release; this one knows version {VERSION}"
+            "the table has version {version}, created by a newer release; this one knows version \
+             {VERSION}"
         )));
     }
     Ok(())

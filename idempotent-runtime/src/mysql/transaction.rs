@@ -148,7 +148,7 @@ impl Savepoints for MySqlConnection {
     async fn set_savepoint(&mut self, name: &str) -> Answer<()> {
         self.run(format!("SAVEPOINT {name}")).await?;
         self.run(format!("ROLLBACK TO SAVEPOINT {name}")).await.map_err(|error| {
-            let detail = "the connection is in no transaction: begin one first";
+            let detail = "the connection is not in a transaction: begin one first";
             if Self::is_gone(&error) {
                 StoreError::new(StoreErrorKind::Config, OPERATION).with_detail(detail)
             } else {
@@ -229,7 +229,8 @@ impl Transactional for InTransaction<'_> {
         // Without the server's error as source: with it, transactions would run again, and wait as
         // long each time.
         let detail = format!(
-            "somebody keeps the table locked, as `LOCK TABLES` and `ALTER TABLE` do ({error})"
+            "another session keeps the table locked, as `LOCK TABLES` and `ALTER TABLE` do \
+             ({error})"
         );
         Err(StoreError::new(StoreErrorKind::Refused, OPERATION).with_detail(detail))
     }

@@ -53,8 +53,9 @@ impl ReadBack {
             let found: i64 = row.try_get(column)?;
             if u128::try_from(found) != Ok(seconds) {
                 refusal = Some(format!(
-                    "`SET SESSION {name} = {seconds}` has no effect: it is {found}. Does a proxy answer it, or spread the \
-                     statements of a session over several? Let it keep sessions apart, or connect to the server"
+                    "`SET SESSION {name} = {seconds}` has no effect: it is {found}. Does a proxy \
+                     answer it, or spread the statements of a session over several? Configure it \
+                     to keep sessions apart, or connect to the server directly"
                 ));
             }
         }

@@ -83,8 +83,8 @@ impl Asked {
         }
         if !are_kept && self.are_kept.swap(false, Relaxed) {
             tracing::info!(
-                "something between the store and the server drops `lock_timeout` and `statement_timeout`: each statement \
-                 brings them with it, and reads are not prepared"
+                "something between the store and the server drops `lock_timeout` and \
+                 `statement_timeout`: each statement sets them itself, and reads are not prepared"
             );
         }
         Ok(())

@@ -25,19 +25,21 @@ pub(super) async fn server(store: &Inner) -> Result<(), StoreError> {
     if row.try_get::<i32, _>(0).map_err(failed)? < OLDEST {
         let version: &str = row.try_get(1).map_err(failed)?;
         return Err(StoreError::new(StoreErrorKind::Unsupported, OPERATION).with_detail(format!(
-            "the server is PostgreSQL {version}; it takes version 13 or later"
+            "the server is PostgreSQL {version}; version 13 or later is required"
         )));
     }
     if row.try_get(2).map_err(failed)? {
-        return Err(StoreError::new(StoreErrorKind::Refused, OPERATION)
-            .with_detail("the server is a standby: it takes no writes, and its records are old"));
+        return Err(StoreError::new(StoreErrorKind::Refused, OPERATION).with_detail(
+            "the server is a standby: it accepts no writes, and its records may be stale",
+        ));
     }
     let [fsync, synchronous] =
         [row.try_get::<bool, _>(3).map_err(failed)?, row.try_get(4).map_err(failed)?];
     if !fsync || !synchronous {
         tracing::warn!(
-            "the server acknowledges before its disk has it (`fsync` or `synchronous_commit` is off): records are lost \
-             when it crashes, and their calls run again"
+            "the server acknowledges writes before they are on disk (`fsync` or \
+             `synchronous_commit` is off): records are lost when it crashes, and their calls run \
+             again"
         );
     }
     if row.try_get(5).map_err(failed)? {

@@ -11,7 +11,7 @@ type Meaning = (StoreErrorKind, Option<&'static str>);
 const MISSING: &str =
     "the table is missing: call `migrate` on the store once, or run the shipped SQL";
 const OTHER_TABLE: &str =
-    "the table is not as this release made it: has it been changed, or made by another one?";
+    "the table is not as this release creates it: was it changed, or created by another release?";
 
 /// Converts the failure of a statement that is a transaction of its own.
 pub(super) fn store_error(operation: &'static str, error: Error) -> StoreError {
@@ -98,24 +98,24 @@ fn statement_meaning(error: &Error) -> Meaning {
             Config,
             Some("the role may not do this; see the store's documentation for the rights it needs"),
         ),
-        Some("25P01") => (Config, Some("the connection is in no transaction: begin one first")),
+        Some("25P01") => (Config, Some("the connection is not in a transaction: begin one first")),
         Some("25006") => (Refused, Some("the server is read-only: is it a standby?")),
         Some("55P03") => {
-            (Refused, Some("somebody else holds the lock of the record or of its table"))
+            (Refused, Some("another session holds the lock of the record or of its table"))
         }
         Some("57014") => {
             (Refused, Some("the server cancelled the statement (`statement_timeout`)"))
         }
         Some("53100") => (Refused, Some("the server's disk is full")),
         Some("22021" | "22P05") => {
-            (Unsupported, Some("the database cannot keep a character of the operation's name"))
+            (Unsupported, Some("the database cannot store a character of the operation's name"))
         }
         Some("XX001" | "XX002") => {
             (Corrupt, Some("the server found its table or index to be damaged"))
         }
         Some("26000" | "42P05") => (
             Config,
-            Some("a pooler gives its sessions to several: see `without_prepared_statements`"),
+            Some("a pooler shares its sessions between clients: see `without_prepared_statements`"),
         ),
         Some("40003") | None => (Unavailable, None),
         Some(code) => match code.get(..2) {
@@ -137,10 +137,11 @@ fn connection_meaning(error: &Error, is_local: bool) -> Meaning {
             _ if error.message().contains("startup parameter") => (
                 Config,
                 Some(
-                    "the pooler refuses how the session begins: see `without_prepared_statements`",
+                    "the pooler refuses the session's startup parameters: see \
+                     `without_prepared_statements`",
                 ),
             ),
-            _ => (Refused, Some("the server takes no connections at the moment")),
+            _ => (Refused, Some("the server accepts no connections at the moment")),
         };
     }
     if let Error::Io(error) = error
@@ -149,12 +150,13 @@ fn connection_meaning(error: &Error, is_local: bool) -> Meaning {
         return (Config, Some(reason));
     }
     match error {
-        Error::Configuration(_) => (Config, Some("the connection URL is unfit")),
-        Error::Tls(_) => {
-            (Config, Some("TLS failed: a certificate is refused, or the server does not take TLS"))
-        }
+        Error::Configuration(_) => (Config, Some("the connection URL is invalid")),
+        Error::Tls(_) => (
+            Config,
+            Some("TLS failed: a certificate was rejected, or the server does not accept TLS"),
+        ),
         Error::PoolTimedOut => {
-            (Refused, Some("no connection in time: all are busy, or the server takes none"))
+            (Refused, Some("no connection in time: all are busy, or the server accepts none"))
         }
         Error::PoolClosed => (Refused, Some("the pool was closed")),
         _ => (Refused, Some("no connection to the server")),

@@ -98,7 +98,8 @@ async fn version(store: &Inner, connection: &mut PgConnection) -> Result<Option<
 fn known(version: i64) -> Result<(), StoreError> {
     if version > VERSION {
         return Err(StoreError::new(StoreErrorKind::Config, OPERATION).with_detail(format!(
-            "the table has version {version}, made by a newer release; this one knows version {VERSION}"
+            "the table has version {version}, created by a newer release; this one knows version \
+             {VERSION}"
         )));
     }
     Ok(())

@@ -61,7 +61,7 @@ impl Sessions {
                 return error;
             }
             let detail = format!(
-                "no connection within {:?}: all are busy, or the server takes none",
+                "no connection within {:?}: all are busy, or the server accepts none",
                 self.response_timeout
             );
             StoreError::new(StoreErrorKind::Refused, operation)

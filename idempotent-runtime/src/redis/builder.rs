@@ -169,6 +169,6 @@ impl RedisStoreBuilder {
 
 fn unfit(error: redis::RedisError) -> StoreError {
     StoreError::new(StoreErrorKind::Config, "connect")
-        .with_detail("the connection URL or its certificates are unfit")
+        .with_detail("the connection URL or its certificates are invalid")
         .with_source(error)
 }

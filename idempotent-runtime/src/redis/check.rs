@@ -17,7 +17,9 @@ pub(super) async fn server(store: &RedisStore, allow_eviction: bool) -> Result<(
     let info = match link.answer("connect", &connected, info) {
         Ok(info) => info,
         Err(error) if is_refused_command(&error) => {
-            tracing::warn!(%error, "the server does not tell its settings: whether it can lose records is not known");
+            tracing::warn!(%error,
+                "the server does not report its settings: it is not known whether it can lose \
+                 records");
             return Ok(());
         }
         Err(error) => return Err(error),
@@ -34,7 +36,7 @@ fn version(info: &InfoDict) -> Result<(), StoreError> {
     let major = version.split('.').next().and_then(|major| major.parse::<u32>().ok());
     if major.is_none_or(|major| major < OLDEST) {
         return Err(StoreError::new(StoreErrorKind::Unsupported, "connect").with_detail(format!(
-            "the server is Redis {version}; it takes Redis 7.0 or later, or Valkey"
+            "the server is Redis {version}; Redis 7.0 or later, or Valkey, is required"
         )));
     }
     Ok(())
@@ -44,7 +46,8 @@ fn version(info: &InfoDict) -> Result<(), StoreError> {
 fn cluster(info: &InfoDict) -> Result<(), StoreError> {
     if info.get::<u8>("cluster_enabled") == Some(1) {
         return Err(StoreError::new(StoreErrorKind::Config, "connect").with_detail(
-            "the server is a node of a Redis Cluster, which this store does not take: give it a server that has all keys",
+            "the server is a node of a Redis Cluster, which this store does not support: use a \
+             server that has all keys",
         ));
     }
     Ok(())
@@ -65,7 +68,7 @@ fn eviction(info: &InfoDict, allowed: bool) -> Result<(), StoreError> {
         return Ok(());
     }
     Err(StoreError::new(StoreErrorKind::Config, "connect")
-        .with_detail(format!("{detail}, or say `allow_eviction()`")))
+        .with_detail(format!("{detail}, or call `allow_eviction()`")))
 }
 
 fn persistence(info: &InfoDict) {

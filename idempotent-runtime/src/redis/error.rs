@@ -68,17 +68,19 @@ fn meaning(error: &RedisError) -> (StoreErrorKind, Option<&'static str>) {
             (Unsupported, Some("the server is older than Redis 7.0"))
         }
         (ErrorKind::InvalidClientConfig, _) => {
-            (Config, Some("the connection URL or its certificates are unfit"))
+            (Config, Some("the connection URL or its certificates are invalid"))
         }
         (ErrorKind::Io, _) if is_certificate_refused(error) => (
             Config,
             Some(
-                "a certificate is refused: the server's by this client, or this client's by the server",
+                "a certificate was rejected: the server's by this client, or this client's by the \
+                 server",
             ),
         ),
-        (ErrorKind::Parse, _) => {
-            (Unavailable, Some("the answer is not of the Redis protocol: is it a Redis server?"))
-        }
+        (ErrorKind::Parse, _) => (
+            Unavailable,
+            Some("the answer does not follow the Redis protocol: is it a Redis server?"),
+        ),
         _ if error.to_string().contains("has no permissions to run") => (
             Config,
             Some(

@@ -111,7 +111,7 @@ impl RedisStore {
         let mut name = [0; 16];
         self.0.randomness.fill(&mut name).map_err(|error| {
             StoreError::new(StoreErrorKind::Refused, operation)
-                .with_detail("the system gives no random bytes")
+                .with_detail("the system provides no random bytes")
                 .with_source(error)
         })?;
         Ok(format!("{}:{}", self.key(key), hex(&name)))
@@ -280,7 +280,7 @@ impl RedisStore {
             });
         }
         Err(StoreError::new(StoreErrorKind::Unavailable, OPERATION)
-            .with_detail("the record changed again and again"))
+            .with_detail("the record kept changing"))
     }
 }
 

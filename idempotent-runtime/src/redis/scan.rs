@@ -125,7 +125,7 @@ type Head = Result<Record, StoreError>;
 fn head(key: KeyHash, values: &[Value], now: Timestamp) -> Result<Option<Record>, StoreError> {
     let [Value::BulkString(fields), Value::BulkString(end), Value::Int(remaining)] = values else {
         return Err(StoreError::new(StoreErrorKind::Corrupt, OPERATION)
-            .with_detail("the value is no record"));
+            .with_detail("the value is not a record"));
     };
     if fields.is_empty() {
         return Ok(None);

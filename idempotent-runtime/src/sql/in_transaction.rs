@@ -181,7 +181,7 @@ where
             }
         };
         let Some(pause) = pauses.next() else { return Err(last_word(unknown, failed)) };
-        tracing::debug!(error = %failed, ?pause, "a transaction is made again");
+        tracing::debug!(error = %failed, ?pause, "a transaction is run again");
         SystemClock::new().sleep(pause).await;
     }
 }
@@ -261,10 +261,12 @@ impl<DB: TransactionDatabase> Drop for OpenTransaction<DB> {
     }
 }
 
-const UNDONE: &str = "the database had undone the transaction before its commit, because of an error that the body went \
-    on after; return such errors, or set a savepoint and roll back to it";
-const OVER: &str = "the transaction was over before its commit: undone because of an error that the body went on after, \
-    ended by a statement, or rolled back with one in it whose `begin` failed or was dropped";
+const UNDONE: &str = "the database had undone the transaction before its commit, because of an \
+    error after which the body continued; return such errors, or set a savepoint and roll back to \
+    it";
+const OVER: &str = "the transaction had ended before its commit: undone because of an error after \
+    which the body continued, ended by a statement, or rolled back with one in it whose `begin` \
+    failed or was dropped";
 
 enum Attempt<T, E> {
     Done(Result<T, E>),
@@ -316,7 +318,8 @@ where
         }
     };
     let Some(transaction) = transaction else {
-        let detail = "the body was over and its transaction still in use, so it was not committed";
+        let detail = "the body had ended and its transaction was still in use, so it was not \
+            committed";
         return Attempt::Done(Err(Error::config(detail).into()));
     };
     match commit(transaction, calls).await {
@@ -403,15 +406,14 @@ where
     let Err(error) = transaction.commit().await else { return Ok(()) };
     let of_server = error.as_database_error();
     Err(if of_server.is_some_and(is_rolled_back) {
-        Attempt::Again(
-            rolled_back("the database could not go on with it", MAKE_AGAIN, error).into(),
-        )
+        Attempt::Again(rolled_back("the database could not continue it", MAKE_AGAIN, error).into())
     } else if of_server.is_some_and(is_refused) {
         Attempt::Done(Err(rolled_back("the database refused the commit", CORRECT, error).into()))
     } else {
         let records = calls.records();
         if records.is_empty() {
-            let detail = "the answer to the commit was lost, and no guarded call in the transaction tells whether it happened";
+            let detail = "the answer to the commit was lost, and no guarded call in the \
+                transaction shows whether it happened";
             Attempt::Done(Err(unknown_by_effect(detail).with_source(error).into()))
         } else {
             Attempt::Unknown {
@@ -422,15 +424,15 @@ where
     })
 }
 
-const MAKE_AGAIN: &str = "make the whole transaction again";
-const CORRECT: &str = "correct what it writes, and make it again";
+const MAKE_AGAIN: &str = "run the whole transaction again";
+const CORRECT: &str = "correct what it writes, and run it again";
 const FIND_BY_KEY: &str =
     "do not run it under another key; make the same calls again to learn the outcome";
-const FIND_BY_EFFECT: &str = "look for what it wrote before it is made again";
+const FIND_BY_EFFECT: &str = "look for what it wrote before running it again";
 
 fn not_begun(error: sqlx::Error) -> Error {
     Error::new(ErrorKind::StoreUnavailable)
-        .with_text("the transaction could not be begun", "make it again later")
+        .with_text("the transaction could not be begun", "run it again later")
         .with_source(error)
 }
 

@@ -35,8 +35,8 @@ impl TableName {
             return Ok(Self { schema: schema.map(String::from), table: String::from(table) });
         }
         Err(StoreError::new(StoreErrorKind::Config, "connect").with_detail(format!(
-            "`{name}` cannot be the name of a table: write `table` or `schema.table`, each of at most {LONGEST} ASCII \
-             letters, digits and underscores, beginning with none of the digits"
+            "`{name}` cannot be the name of a table: write `table` or `schema.table`, each of at \
+             most {LONGEST} ASCII letters, digits and underscores, not beginning with a digit"
         )))
     }
 

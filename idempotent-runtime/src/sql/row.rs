@@ -302,7 +302,10 @@ where
         self.next += 1;
         self.row.try_get(column).map_err(|error| {
             StoreError::new(StoreErrorKind::Corrupt, self.operation)
-                .with_detail("the table is not as this release made it: has it been changed, or made by another one?")
+                .with_detail(
+                    "the table is not as this release creates it: was it changed, or created by \
+                     another release?",
+                )
                 .with_source(error)
         })
     }

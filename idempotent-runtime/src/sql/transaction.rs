@@ -204,8 +204,8 @@ async fn claim_row<S: TransactionStore>(
     // identity was read.
     if identity != expected && identity != store.own_identity().await? {
         return Err(StoreError::new(StoreErrorKind::Config, OPERATION).with_detail(
-            "the transaction is one of another database than the engine's store: the record would not be where other \
-             calls look for it",
+            "the transaction belongs to another database than the engine's store: the record would \
+             not be where other calls look for it",
         ));
     }
     let decide = |slot: &mut Option<Record>, now: Timestamp| store.fences().claim(slot, claim, now);

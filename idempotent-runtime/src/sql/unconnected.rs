@@ -10,7 +10,8 @@ use crate::certificates;
 pub(crate) fn reason(error: &io::Error, is_local: bool) -> Option<&'static str> {
     if certificates::are_refused(error) {
         return Some(
-            "a certificate is refused: the server's by this client, or this client's by the server",
+            "a certificate was rejected: the server's by this client, or this client's by the \
+             server",
         );
     }
     let is_missing = matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::IsADirectory);

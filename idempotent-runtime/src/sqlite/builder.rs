@@ -159,9 +159,9 @@ pub(super) fn path_of(url: &str) -> Result<PathBuf, StoreError> {
     let path = path.strip_prefix("//").unwrap_or(path);
     match path {
         "" => unfit("the URL names no file: write `sqlite:events.db`"),
-        ":memory:" => unfit("a database in memory is forgotten with the process: use `memory:`"),
+        ":memory:" => unfit("an in-memory database is lost with the process: use `memory:`"),
         _ if path.contains('?') => unfit(
-            "the URL of an SQLite store has no parameters; `SqliteStore::builder` has settings",
+            "the URL of an SQLite store takes no parameters; `SqliteStore::builder` has settings",
         ),
         _ => Ok(PathBuf::from(path)),
     }

@@ -38,7 +38,9 @@ fn meaning(error: &Error) -> (StoreErrorKind, Option<&'static str>) {
                 CANNOT_OPEN => {
                     (Config, Some("the file cannot be opened: does its directory exist?"))
                 }
-                CORRUPT | NO_DATABASE => (Corrupt, Some("the file is no intact SQLite database")),
+                CORRUPT | NO_DATABASE => {
+                    (Corrupt, Some("the file is not an intact SQLite database"))
+                }
                 FULL => (Refused, Some("the disk is full")),
                 _ => (Unavailable, None),
             }

@@ -34,7 +34,8 @@ pub(super) async fn migrate(store: &Inner) -> Result<(), StoreError> {
     };
     if found > VERSION {
         return Err(StoreError::new(StoreErrorKind::Config, OPERATION).with_detail(format!(
-            "the table has version {found}, made by a newer release; this one knows version {VERSION}"
+            "the table has version {found}, created by a newer release; this one knows version \
+             {VERSION}"
         )));
     }
     let identity = identity(OPERATION, &mut lease, store).await?;

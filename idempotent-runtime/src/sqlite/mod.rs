@@ -213,8 +213,8 @@ async fn read(
     let gone: i64 = row.try_get(COLUMNS.len() + 1).map_err(failed)?;
     if row.try_get::<i64, _>(COLUMNS.len() + 2).map_err(failed)? != 0 {
         return Err(StoreError::new(StoreErrorKind::Config, operation).with_detail(
-            "`PRAGMA read_uncommitted` is on in the connections of the pool: where they share a cache, a result would be told \
-             that is never committed",
+            "`PRAGMA read_uncommitted` is on in the connections of the pool: where they share a \
+             cache, a result that is never committed could be returned",
         ));
     }
     store.fences.granted(u64::try_from(gone).unwrap_or_default());

@@ -121,7 +121,7 @@ impl Savepoints for SqliteConnection {
         let failed = |error| store_error(OPERATION, error);
         if is_in_none(self).await.map_err(failed)? {
             let detail =
-                "the connection is in no transaction: begin one first, with `BEGIN IMMEDIATE`";
+                "the connection is not in a transaction: begin one first, with `BEGIN IMMEDIATE`";
             return Err(StoreError::new(StoreErrorKind::Config, OPERATION).with_detail(detail));
         }
         self.run(format!("SAVEPOINT {name}")).await

@@ -189,7 +189,7 @@ impl Journal {
     fn check(&self, steps: &Steps, step: &StepId) -> Result<(), Error> {
         let superseded = || self.refused(ErrorKind::Superseded, step).would_repeat();
         if steps.closed || self.lease.has_body_ended() {
-            return Err(superseded().with_detail("the body of the call is over"));
+            return Err(superseded().with_detail("the body of the call has ended"));
         }
         if steps.superseded || self.lease.is_lost() {
             return Err(superseded());
@@ -287,7 +287,7 @@ impl Journal {
             () = self.all_are_heard() => {}
             () = engine.clock.sleep(patience) => {
                 let error = StoreError::new(StoreErrorKind::Unavailable, "checkpoint");
-                let detail = format!("the answer about a step that was dropped is missing for {patience:?}");
+                let detail = format!("no answer about a step that was dropped within {patience:?}");
                 return Err(Unwritten::Unknown(error.with_detail(detail)));
             }
         }
@@ -351,7 +351,8 @@ impl Journal {
             writer = self.writer.lock() => Ok(writer),
             () = engine.clock.sleep(left) => {
                 let error = StoreError::new(StoreErrorKind::Unavailable, "checkpoint");
-                Err(Unwritten::Unknown(error.with_detail(format!("another step is on its way to the record for {left:?}"))))
+                let detail = format!("another step has been on its way to the record for {left:?}");
+                Err(Unwritten::Unknown(error.with_detail(detail)))
             }
         }
     }
@@ -427,7 +428,7 @@ fn unread(operation: &Arc<str>, key: &KeyHash, unreadable: Unreadable) -> Error 
             error.with_detail("its recorded steps are damaged").with_source(Redacted::of(&source))
         }
         Unreadable::Twice(step) => {
-            error.with_detail(format!("its recorded steps are damaged: `{step}` is there twice"))
+            error.with_detail(format!("its recorded steps are damaged: `{step}` is recorded twice"))
         }
     }
 }

@@ -18,7 +18,7 @@ use crate::outcome::{CallError, StoredValue};
 #[diagnostic::on_unimplemented(
     message = "a step takes a closure that returns a future",
     label = "not `|| async {{ … }}`",
-    note = "the future gives a `Result<T, E>`: `context.step(\"charge\", || async {{ Ok::<_, PayError>(charge().await?) }})`"
+    note = "the future returns a `Result<T, E>`: `context.step(\"charge\", || async {{ Ok::<_, PayError>(charge().await?) }})`"
 )]
 pub trait StepBody: sealed::Sealed {
     /// The future of one try.

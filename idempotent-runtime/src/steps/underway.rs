@@ -96,7 +96,7 @@ pub(super) async fn admit(plan: Plan) -> Result<Admitted, Error> {
     let scope = Scope::current();
     if let Some(around) = scope.step_of(&context) {
         let detail = format!(
-            "it is in the step `{around}`, whose replay would leave it out: give it a place of its own"
+            "steps cannot be nested: replaying `{around}` would skip it; move it out of `{around}`"
         );
         return Err(context.refused(ErrorKind::Unsupported).of_step(&id).with_detail(detail));
     }

@@ -14,6 +14,6 @@ pub(crate) fn check_timeout(name: &str, timeout: Duration) -> Result<(), StoreEr
     if TIMEOUTS.contains(&timeout) {
         return Ok(());
     }
-    let detail = format!("`{name}` is {timeout:?}; it goes from 1ms to a day");
+    let detail = format!("`{name}` is {timeout:?}; it must be from 1ms to a day");
     Err(StoreError::new(StoreErrorKind::Config, "connect").with_detail(detail))
 }

@@ -87,9 +87,9 @@ impl fmt::Display for StoreError {
             StoreErrorKind::Unavailable => "the store did not answer",
             StoreErrorKind::Refused => "the store refused",
             StoreErrorKind::Full => "the store is full",
-            StoreErrorKind::Corrupt => "the stored bytes are no readable record",
-            StoreErrorKind::Unsupported => "the store cannot do this",
-            StoreErrorKind::Config => "the store's configuration is unfit",
+            StoreErrorKind::Corrupt => "the stored bytes are not a valid record",
+            StoreErrorKind::Unsupported => "the store does not support this",
+            StoreErrorKind::Config => "the store is misconfigured",
         };
         write!(f, "{}: {text}", self.operation)?;
         self.detail.as_ref().map_or(Ok(()), |detail| write!(f, ": {detail}"))

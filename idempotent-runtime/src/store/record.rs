@@ -111,7 +111,7 @@ pub enum Reason {
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Crashed => "its process died, hung or lost the store, and its lease ran out",
+            Self::Crashed => "its process died, hung or lost the store, and its lease expired",
             Self::Dropped => "its future was dropped while the body ran",
             Self::Panicked => "the body panicked",
             Self::LeaseLost => "it lost its lease while the body ran",

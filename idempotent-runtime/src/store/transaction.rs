@@ -19,7 +19,7 @@ use super::{Claim, Claimed, Commit, DynStore, Park, StoreError, StoreErrorKind, 
 /// `sqlx::Transaction` or the connection of PostgreSQL, MySQL or SQLite, each with the feature of
 /// that name. Only these types implement it, and the simulation of the engine.
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` is no transaction in which a record can be kept",
+    message = "`{Self}` is not a supported SQL transaction",
     label = "not a transaction of PostgreSQL, MySQL or SQLite",
     note = "pass a `sqlx::Transaction` of `Postgres`, `MySql` or `Sqlite`, or the connection of one, and enable the feature `postgres`, `mysql` or `sqlite`"
 )]
@@ -100,7 +100,7 @@ impl<'a> AnyConnection<'a> {
         self.connection.downcast_mut().ok_or_else(|| {
             StoreError::new(StoreErrorKind::Config, CLAIM).with_detail(format!(
                 "the transaction is one of {} and the engine's store is `{store}`: record and \
-                 effect would not be in one database",
+                 effect would not be in the same database",
                 self.database
             ))
         })
@@ -127,7 +127,7 @@ pub(crate) fn transactions<'a>(
     store.facets().transactions.ok_or_else(|| {
         StoreError::new(StoreErrorKind::Config, CLAIM).with_detail(format!(
             "the transaction is one of {database} and the engine's store is `{}`, which keeps no \
-             records in transactions: record and effect would not be in one database",
+             records in transactions: record and effect would not be in the same database",
             store.name()
         ))
     })
@@ -229,7 +229,7 @@ struct Over(StoreError);
 
 impl fmt::Display for Over {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the transaction was over before the call that was made in it")
+        f.write_str("the transaction had ended before the call that was made in it")
     }
 }
 

@@ -124,8 +124,9 @@ pub fn crash_at_every_await<F: Future>(
         }
         assert!(
             crashes > 0 && (bodies.have_waited || !bodies.have_begun),
-            "crash_at_every_await at {caller} could not look: no call ever waited for something outside, so there was no point \
-             to drop it at; let the fake of what is outside wait, `tokio::task::yield_now().await`, before its effect and after it"
+            "crash_at_every_await at {caller} could not look: no call ever waited for something \
+             outside, so there was no point at which to drop it; let the fake of what is outside \
+             wait, `tokio::task::yield_now().await`, before its effect and after it"
         );
         linger(LINGER * 10).await;
         settle(idle).await;
@@ -143,9 +144,9 @@ pub fn crash_at_every_await<F: Future>(
         let left = running_tasks().saturating_sub(idle);
         assert!(
             left < 2 || left * 2 < crashes,
-            "crash_at_every_await at {caller} could not look: {crashes} calls were dropped, and {left} tasks that calls left \
-             behind still run, with effects that nobody has seen; let them end sooner, with shorter timers or \
-             `tokio::time::pause()`"
+            "crash_at_every_await at {caller} could not look: {crashes} calls were dropped, and \
+             {left} tasks that calls left behind still run, with effects that were not observed; \
+             let them end sooner, with shorter timers or `tokio::time::pause()`"
         );
         points
     }

@@ -288,7 +288,7 @@ fn check_name(operation: &str) {
     let known = ["claim", "renew"].iter().chain(OPERATIONS);
     assert!(
         known.clone().any(|known| *known == operation),
-        "`{operation}` is no operation of a store; they are {}",
+        "`{operation}` is not an operation of a store; the operations are {}",
         known.copied().collect::<Vec<_>>().join(", ")
     );
 }

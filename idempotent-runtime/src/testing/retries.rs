@@ -55,7 +55,7 @@ where
         let second = call()
             .await
             .unwrap_or_else(|error| panic!("the second call at {caller} failed: {error:?}"));
-        assert_eq!(first, second, "the second call at {caller} has another answer");
+        assert_eq!(first, second, "the second call at {caller} returned another result");
         // A mail is often sent in a task of its own, by the second call as well.
         settle(idle).await;
         let after = effects();
@@ -103,7 +103,7 @@ pub fn run_concurrently<F: Future>(
     let caller = Location::caller();
     assert!(
         count >= 2,
-        "run_concurrently at {caller} could not look: {count} calls are not at once"
+        "run_concurrently at {caller} could not look: {count} calls are not concurrent"
     );
     async move {
         let mut calls: Vec<_> = (0..count).map(call).map(Box::pin).collect();
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[tokio::test]
-    #[should_panic(expected = "could not look: 1 calls are not at once")]
+    #[should_panic(expected = "could not look: 1 calls are not concurrent")]
     async fn one_call_alone_is_reported() {
         run_concurrently(1, |_| yield_now()).await;
     }

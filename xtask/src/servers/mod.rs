@@ -88,8 +88,8 @@ fn choose(machine: &Machine) -> anyhow::Result<Vec<Command>> {
             &format!("install {}", joined(&missing, |wanted| wanted.brew.unwrap_or_default())),
         )]),
         _ => bail!(
-            "this program knows no way to install these here: {}\n{}\n\
-             What needs no server runs without: `cargo test`, or single parts as `cargo xtask test clippy`.",
+            "this program cannot install these here: {}\n{}\nWhat needs no server runs without: \
+             `cargo test`, or single parts as `cargo xtask test clippy`.",
             joined(&missing, |wanted| wanted.program),
             missing.iter().map(|wanted| wanted.advice()).collect::<Vec<_>>().join("\n")
         ),

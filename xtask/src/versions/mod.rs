@@ -125,7 +125,7 @@ fn show(version: &Version, program: &Path) -> anyhow::Result<()> {
     let printed = first_line(version.kind, program)?;
     let (_, number) = version.name.split_once(' ').unwrap_or_default();
     if !printed.contains(number) {
-        bail!("{} was expected, and this is it not: {printed}", version.name);
+        bail!("{} was expected, but this was found: {printed}", version.name);
     }
     println!("{printed}");
     Ok(())

@@ -115,8 +115,10 @@ impl Options {
         if let Some(header) = own.next() {
             // It is up to the service which one it would use.
             if own.next().is_some() {
-                return Err(Error::new(ErrorKind::InvalidKey)
-                    .with_text("the request has more than one header with a key", "give it one"));
+                return Err(Error::new(ErrorKind::InvalidKey).with_text(
+                    "the request has more than one header with a key",
+                    "send only one",
+                ));
             }
             return Ok(Some(Chosen { header: header.clone(), place: None }));
         }
@@ -138,7 +140,8 @@ impl Options {
         // request.
         if context.is_question() {
             return Err(context.refused(ErrorKind::Config).with_text(
-                "a request of the question after a crash does not say whether it repeats an earlier one",
+                "a request of the verification after a crash does not say whether it repeats an \
+                 earlier one",
                 "give it the `RequestLabel` of the one that it repeats, or a new `RequestKey`",
             ));
         }
@@ -147,7 +150,8 @@ impl Options {
         // may have taken effect.
         let place = Place::take(&context, &key).ok_or_else(|| {
             context.refused(ErrorKind::Config).with_text(
-                "two requests of the body have one method and address, and would have one key",
+                "two requests of the body have the same method and address, and would have the \
+                 same key",
                 "give each a `RequestLabel`",
             )
         })?;
@@ -162,7 +166,7 @@ impl Options {
         match headers.try_insert(name, key.header.clone()) {
             Ok(_) => Ok(key),
             Err(error) => Err(Error::new(ErrorKind::InvalidKey)
-                .with_text("the request has no room for its key", "give it fewer headers")
+                .with_text("the request has no room for its key", "send fewer headers")
                 .with_source(error)),
         }
     }
@@ -183,7 +187,7 @@ impl Options {
         let mut random = [0; 10];
         self.randomness.fill(&mut random).map_err(|error| {
             Error::new(ErrorKind::Config)
-                .with_detail("there is no randomness for a new key")
+                .with_detail("no random numbers are available for a new key")
                 .with_source(error)
         })?;
         Ok(uuid::Builder::from_unix_timestamp_millis(self.clock.now().as_millis(), &random)

@@ -98,7 +98,8 @@ pub async fn a_repeated_claim_is_granted_again<S: Subject>(scene: Scene<S>) {
 
 /// T4, also when the lease has expired: the claim is not put in doubt by its own token.
 pub async fn a_repeated_claim_is_granted_after_its_lease<S: Subject>(scene: Scene<S>) {
-    let rule = "T4: a claim by the token that owns it is granted again also when the lease is over";
+    let rule = "T4: a claim by the token that owns it is granted again also when the lease has \
+        expired";
     for policy in [CrashPolicy::Hold, CrashPolicy::Retry] {
         let grant = scene.orphaned(policy).await;
         let before = scene.record().await;
@@ -211,7 +212,8 @@ pub async fn a_release_forgets_the_attempts_unless_asked<S: Subject>(scene: Scen
 
 /// T10: nothing began, so no attempt counts, and no earlier one is lost.
 pub async fn a_claim_given_back_unused_is_no_attempt<S: Subject>(scene: Scene<S>) {
-    let rule = "T10: a claim that is given back unused counts as no attempt, and leaves those before it counted";
+    let rule = "T10: a claim that is released unused counts as no attempt, and leaves those before \
+        it counted";
     let unused = |caller| Release::unused(KEY, token(caller));
     scene.running(CrashPolicy::Retry).await;
     assert_eq!(scene.release(unused(1)).await, Written::Applied, "{rule}");
@@ -265,7 +267,7 @@ async fn claimed<S: Subject>(scene: &Scene<S>, claim: &Claim) -> Claimed {
             Err(error) => assert!(error.is_transient(), "the store failed: {error} ({error:?})"),
         }
     }
-    panic!("the store is busy for ever")
+    panic!("the store stays busy")
 }
 
 /// Sends all claims concurrently. Exactly one may be granted, and the record must be its own.

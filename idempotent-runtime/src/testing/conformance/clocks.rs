@@ -8,7 +8,7 @@ use crate::testing::{ClockJump, Subject};
 
 /// A clock that is set back makes leases longer, and the owner keeps its claim.
 pub async fn a_clock_set_back_keeps_the_owner<S: Subject>(scene: Scene<S>) {
-    let rule = "after the clock was set back the owner goes on and nobody else does";
+    let rule = "after the clock was set back the owner continues and no other caller does";
     scene.running(CrashPolicy::Retry).await;
     let before = scene.record().await;
     if !scene.jump(ClockJump::Back(scene.leases(100))) {

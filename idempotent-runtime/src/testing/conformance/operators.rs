@@ -65,8 +65,8 @@ pub async fn a_late_owner_does_not_undo_an_answer<S: Subject>(scene: Scene<S>) {
 
 /// T12: the same resolution is sent again, because its response was lost.
 pub async fn an_answer_sent_twice_counts_once<S: Subject>(scene: Scene<S>) {
-    let rule =
-        "T12: an answer that is sent again is applied already; one by somebody else is a conflict";
+    let rule = "T12: an answer that is sent again is applied already; one by another operator is a \
+        conflict";
     scene.in_doubt(CrashPolicy::Hold).await;
     assert_eq!(scene.resolve(finished(&scene, State::Completed)).await, Changed::Applied, "{rule}");
     let before = scene.record().await;
@@ -126,7 +126,7 @@ pub async fn an_operators_answer_is_corrected<S: Subject>(scene: Scene<S>) {
     assert_eq!(
         scene.resolve(correction(&scene, 8, 10)).await,
         Changed::Conflict,
-        "{rule}: somebody else was faster"
+        "{rule}: another operator was faster"
     );
     scene.refuses_owner(1, Written::Lost, rule).await;
     scene.unchanged(&corrected, rule).await;
@@ -135,8 +135,7 @@ pub async fn an_operators_answer_is_corrected<S: Subject>(scene: Scene<S>) {
 
 /// S2: an operator cannot correct what an owner has stored.
 pub async fn an_owners_result_is_never_corrected<S: Subject>(scene: Scene<S>) {
-    let rule =
-        "S2: the result of an owner is changed by nobody, whoever it is and whyever it is none";
+    let rule = "S2: the result of an owner cannot be changed, whoever asks and for whatever reason";
     for state in [State::Completed, State::Failed] {
         for reason in [None, Some(Reason::TooLarge), Some(Reason::NotEncodable)] {
             scene.running(CrashPolicy::Hold).await;
@@ -205,7 +204,7 @@ pub async fn an_answer_to_another_owner_is_a_conflict<S: Subject>(scene: Scene<S
 
 /// T14: a record without a running owner can be removed.
 pub async fn a_record_is_removed_unless_its_owner_runs<S: Subject>(scene: Scene<S>) {
-    let rule = "T14: a record that nobody runs is removed and leaves nothing";
+    let rule = "T14: a record that no owner runs is removed and leaves nothing";
     let removed = async |observed: u128| {
         assert_eq!(
             scene.remove(Remove::new(KEY, token(observed))).await,
@@ -261,14 +260,15 @@ pub async fn a_record_of_another_owner_is_not_removed<S: Subject>(scene: Scene<S
         assert_eq!(
             scene.release(Release::new(KEY, token(1))).await,
             Written::Applied,
-            "{rule}: the owner goes on"
+            "{rule}: the owner continues"
         );
     }
 }
 
 /// T14: a tombstone keeps the record away for a while.
 pub async fn a_removal_leaves_the_tombstone_that_was_asked_for<S: Subject>(scene: Scene<S>) {
-    let rule = "T14: a tombstone holds claims off until it ends, and is lifted by nobody who has not seen it";
+    let rule = "T14: a tombstone holds claims off until it ends, and is lifted only by a caller \
+        that has seen it";
     let tombstone = scene.buried(4).await;
     assert_eq!(
         (tombstone.state, tombstone.owner, tombstone.body.len()),
@@ -278,7 +278,7 @@ pub async fn a_removal_leaves_the_tombstone_that_was_asked_for<S: Subject>(scene
     assert_eq!(
         tombstone.reason,
         Some(Reason::Resolved),
-        "{rule}: it tells that the record was removed"
+        "{rule}: it shows that the record was removed"
     );
     for policy in [CrashPolicy::Retry, CrashPolicy::Verify] {
         assert_eq!(
@@ -333,7 +333,8 @@ pub async fn a_record_removed_by_force_does_not_come_back<S: Subject>(scene: Sce
 
 /// T14: a tombstone is removed like a record.
 pub async fn a_tombstone_is_removed<S: Subject>(scene: Scene<S>) {
-    let rule = "T14: a tombstone of which no owner runs is removed by who has seen it, and the next call runs";
+    let rule = "T14: a tombstone of which no owner runs is removed by a caller that has seen it, \
+        and the next call runs";
     let removed = async |remove: Remove| {
         assert_eq!(scene.remove(remove).await, Changed::Applied, "{rule}");
         assert_eq!(scene.read().await, None, "{rule}");

@@ -81,7 +81,7 @@ pub async fn a_renewal_prolongs_the_lease<S: Subject>(scene: Scene<S>) {
 
 /// T7: the renewal is late, but no other caller has taken over.
 pub async fn a_late_renewal_revives_the_lease<S: Subject>(scene: Scene<S>) {
-    let rule = "T7: a renewal counts also when the lease was over and nobody has taken over";
+    let rule = "T7: a renewal counts also when the lease had expired and no caller has taken over";
     for policy in [CrashPolicy::Hold, CrashPolicy::Retry] {
         scene.orphaned(policy).await;
         assert_eq!(scene.renew(1, scene.leases(2)).await, Written::Applied, "{rule}");
@@ -256,8 +256,8 @@ pub async fn a_release_leaves_a_doubt<S: Subject>(scene: Scene<S>) {
 
 /// T10: also after the lease has expired, as long as the token is current.
 pub async fn a_late_owner_releases_its_claim<S: Subject>(scene: Scene<S>) {
-    let rule =
-        "T10: a release counts also when the lease is over, or an observer has parked the record";
+    let rule = "T10: a release counts also when the lease has expired, or an observer has parked \
+        the record";
     scene.orphaned(CrashPolicy::Hold).await;
     scene.held(&scene.claim_by(2), rule).await;
     assert_eq!(scene.release(Release::new(KEY, token(1))).await, Written::Applied, "{rule}");
@@ -388,7 +388,8 @@ pub async fn an_owner_says_more_than_an_observer<S: Subject>(scene: Scene<S>) {
 
 /// T6: an observer puts in doubt only the claim that it saw, and only if its owner is gone.
 pub async fn an_observer_parks_only_an_orphan<S: Subject>(scene: Scene<S>) {
-    let rule = "T6: an observer parks a record only if the lease of the owner that it saw is over";
+    let rule = "T6: an observer parks a record only if the lease of the owner that it saw has \
+        expired";
     scene.running(CrashPolicy::Hold).await;
     let before = scene.record().await;
     assert_eq!(scene.park(Park::orphan(KEY, token(1))).await, Written::Lost, "{rule}");

@@ -39,7 +39,7 @@ pub async fn an_owner_stores_its_result<S: Subject>(scene: Scene<S>) {
             let latest = seen.read_at.max(grant.record.lease_until);
             assert!(
                 seen.lease_until <= latest,
-                "{rule}, and the lease is over or as it was: {:?}",
+                "{rule}, and the lease has ended or is as it was: {:?}",
                 seen.lease_until
             );
         }
@@ -169,7 +169,7 @@ pub async fn a_body_of_any_size_leaves_what_the_claim_said<S: Subject>(scene: Sc
 
 /// T8: the token guards a result, not the lease.
 pub async fn a_late_result_is_stored<S: Subject>(scene: Scene<S>) {
-    let rule = "T8: a commit by the owner counts also when its lease is over";
+    let rule = "T8: a commit by the owner counts also when its lease has expired";
     for policy in [CrashPolicy::Hold, CrashPolicy::Retry] {
         scene.orphaned(policy).await;
         assert_eq!(scene.complete(scene.commit_by(1, "late")).await, Written::Applied, "{rule}");
@@ -306,7 +306,7 @@ pub async fn a_result_is_kept_for_its_ttl<S: Subject>(scene: Scene<S>) {
 /// T9: the record vanished under its living owner.
 pub async fn a_vanished_record_is_written_anew<S: Subject>(scene: Scene<S>) {
     let rule =
-        "T9: a commit that may adopt writes a vanished record anew, with what the claim said";
+        "T9: a commit that may adopt writes a vanished record again, with what the claim said";
     let claim = Claim {
         fingerprint: Some(fingerprint(1, 7)),
         after_expiry: scene.leases(3),
@@ -398,7 +398,7 @@ pub async fn an_adoption_brings_no_expired_result_back<S: Subject>(scene: Scene<
 
 /// T9: only if there is no record.
 pub async fn an_adoption_replaces_nobody<S: Subject>(scene: Scene<S>) {
-    let rule = "T9: a commit that may adopt is lost where somebody else's record is";
+    let rule = "T9: a commit that may adopt is lost where another owner's record is";
     let claim = scene.claim_by(1);
     let grant = scene.mine(&claim, rule).await;
     vanish(&scene, 1).await;

@@ -13,7 +13,7 @@ use crate::testing::Subject;
 
 /// T13: an expired record is absent, even while it is still in the store.
 pub async fn an_expired_result_is_absent<S: Subject>(scene: Scene<S>) {
-    let rule = "T13: an expired record is absent for everybody, whether or not it was removed";
+    let rule = "T13: an expired record is absent for every caller, whether or not it was removed";
     let record = scene.completed(State::Completed).await;
     scene.pass(14).await;
     assert!(scene.read().await.is_some(), "T13: a record is kept until it expires");
@@ -27,7 +27,8 @@ pub async fn an_expired_result_is_absent<S: Subject>(scene: Scene<S>) {
 
 /// T13 for unfinished records.
 pub async fn an_expired_unfinished_record_is_absent<S: Subject>(scene: Scene<S>) {
-    let rule = "T13: an expired record in progress or in doubt is absent for everybody, its owner included";
+    let rule = "T13: an expired record in progress or in doubt is absent for every caller, its \
+        owner included";
     for parked in [false, true] {
         scene.running(CrashPolicy::Retry).await;
         if parked {

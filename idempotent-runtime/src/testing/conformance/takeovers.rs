@@ -10,7 +10,8 @@ const TAKING: [CrashPolicy; 3] = [CrashPolicy::Retry, CrashPolicy::Resume, Crash
 
 /// T5: every policy except hold grants the claim to the next caller.
 pub async fn an_orphan_is_taken_over<S: Subject>(scene: Scene<S>) {
-    let rule = "T5: a claim whose lease is over is taken over, with fence and attempts counted up";
+    let rule = "T5: a claim whose lease has expired is taken over, with fence and attempts counted \
+        up";
     let mut fence = scene.orphaned(CrashPolicy::Retry).await.record.fence;
     for (attempts, policy) in (2..).zip(TAKING) {
         let taker = scene.claim_under(attempts.into(), policy);
@@ -48,7 +49,7 @@ pub async fn a_takeover_keeps_the_checkpoint<S: Subject>(scene: Scene<S>) {
 /// T5 then T4: a caller that took over and whose response was lost must not think that it is the
 /// first.
 pub async fn a_repeated_takeover_tells_that_it_was_one<S: Subject>(scene: Scene<S>) {
-    let rule = "T4: the answer to a repeated takeover tells again from which state it took over";
+    let rule = "T4: the answer to a repeated takeover states again from which state it took over";
     scene.orphaned(CrashPolicy::Verify).await;
     let claim = scene.claim_under(2, CrashPolicy::Verify);
     let grant = scene.mine(&claim, rule).await;
@@ -88,7 +89,7 @@ pub async fn a_takeover_writes_its_own_linger<S: Subject>(scene: Scene<S>) {
 
 /// T6: under hold the record is in doubt, and stays in doubt.
 pub async fn an_orphan_under_hold_is_parked<S: Subject>(scene: Scene<S>) {
-    let rule = "T6: under hold a claim whose lease is over is parked as crashed and held";
+    let rule = "T6: under hold a claim whose lease has expired is parked as crashed and held";
     scene.running(CrashPolicy::Hold).await;
     assert_eq!(scene.checkpoint(1, 0, "half").await, Written::Applied, "{rule}");
     scene.pass(2).await;
@@ -227,7 +228,7 @@ pub async fn an_absent_fingerprint_or_one_of_another_version_takes_nothing_over<
 
 /// T5b: the outside world is queried again once the backoff has passed, not before.
 pub async fn a_doubt_is_asked_again_after_its_backoff<S: Subject>(scene: Scene<S>) {
-    let rule = "T5b: under verify a record in doubt is taken over once its backoff is over";
+    let rule = "T5b: under verify a record in doubt is taken over once its backoff has ended";
     let first = scene.running(CrashPolicy::Verify).await;
     let park = Park { ask_again_after: scene.leases(4), ..Park::own(KEY, token(1), Reason::Error) };
     assert_eq!(scene.park(park).await, Written::Applied, "{rule}");

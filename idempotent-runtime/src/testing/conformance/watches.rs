@@ -136,7 +136,7 @@ pub async fn a_watch_is_woken_by_operators<S: Subject>(scene: Scene<S>) {
 
 /// Time changes records too.
 pub async fn a_watch_is_woken_by_expiry<S: Subject>(scene: Scene<S>) {
-    let rule = "a watch is woken when the record expires, also if nobody comes by to notice";
+    let rule = "a watch is woken when the record expires, also if no request notices it";
     scene.in_doubt(CrashPolicy::Hold).await;
     let watches = watches(&scene).await;
     scene.pass(20).await;
