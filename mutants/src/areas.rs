@@ -32,7 +32,7 @@ pub(crate) const AREAS: &[Area] = &[
                 "near_cache.rs",
                 "runtime.rs",
             ],
-            tests: &[UNIT, "engine", "detach", "redis", "transactions"],
+            tests: &[UNIT, "engine", "detach", "redis", "simulation", "transactions", "http"],
         }],
     },
     Area {
