@@ -81,7 +81,7 @@ mod tests {
     use crate::key::KeyHash;
     use crate::store::{Claim, Claimed, MemoryStore, Release, Store as _, StoreErrorKind, Token};
     use crate::testing::{Fault, FaultyStore};
-    use crate::{Error, ErrorKind, Idempotency};
+    use crate::{Error, ErrorKind, Idempotency, Unstored};
 
     const DAY: Duration = Duration::from_secs(86_400);
 
@@ -120,5 +120,19 @@ mod tests {
         assert_eq!(call(2).await.unwrap_err().kind(), ErrorKind::NotStored);
         assert_eq!(engine.inner.keeper.held().len(), 1);
         assert_eq!(engine.inner.bounds.ends.left_out(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_held_error_for_which_there_is_no_place_is_left_to_its_lease() {
+        let store = FaultyStore::new(MemoryStore::new());
+        store.always("park", Some(Fault::Refused(StoreErrorKind::Full)));
+        let engine = Idempotency::new(store.clone());
+        let _all = engine.inner.bounds.ends.fill();
+        let call = engine.call("payments.charge", 1).ttl(DAY).on_error(Unstored::Hold);
+        let error = call.run(async || Err::<String, _>(Error::config("no answer"))).await;
+        assert_eq!(error.unwrap_err().kind(), ErrorKind::Config);
+        assert!(engine.inner.keeper.held().is_empty());
+        engine.inner.keeper.idle().await;
+        assert_eq!(store.requests("park"), 1, "the background does not go on with it either");
     }
 }
