@@ -70,6 +70,10 @@ fn read(file: &Path) -> anyhow::Result<String> {
 
 /// Returns the files with `extension` in `places`, in order.
 fn files(places: &[&str], extension: &str) -> anyhow::Result<Vec<PathBuf>> {
+    // Elsewhere than at the root of the workspace, nothing would be read and nothing found.
+    for place in places {
+        ensure!(Path::new(place).exists(), "{place} is missing: run this at the workspace's root");
+    }
     let mut left: Vec<_> = places.iter().map(PathBuf::from).collect();
     let mut files = Vec::new();
     while let Some(place) = left.pop() {
@@ -141,7 +145,13 @@ fn is_question(line: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{has_words, is_question, openings, prose, without_code};
+    use super::{files, has_words, is_question, openings, prose, without_code};
+
+    #[test]
+    fn a_place_that_is_missing_is_an_error() {
+        assert!(files(&["no-such-folder"], "rs").is_err());
+        assert!(files(&["src"], "rs").is_ok_and(|files| !files.is_empty()));
+    }
 
     #[test]
     fn wordings_are_whole_words_outside_code() {
