@@ -99,7 +99,9 @@ pub async fn connect(url: &str) -> Result<Arc<dyn DynStore>, StoreError> {
     let connector = {
         let registered = REGISTERED.read().unwrap_or_else(PoisonError::into_inner);
         let found = registered.iter().find(|(other, _)| other == scheme);
-        found.map(|(_, connect)| Arc::clone(connect)).ok_or_else(|| unknown(scheme, &registered))
+        // Without a colon all of it may be secret: `host=db password=…`.
+        let shown = if url.contains(':') { scheme } else { "…" };
+        found.map(|(_, connect)| Arc::clone(connect)).ok_or_else(|| unknown(shown, &registered))
     };
     connector?(url.to_owned()).await
 }
@@ -203,6 +205,12 @@ mod tests {
             let wanted = format!("needs the feature `{}`", built_in.feature);
             assert!(message.contains(&wanted), "{message}");
         }
+    }
+
+    #[tokio::test]
+    async fn nothing_of_a_text_that_is_no_url_is_shown() {
+        let message = refused(connect("host=db password=secret").await);
+        assert!(!message.contains("secret") && message.contains("no store is known"), "{message}");
     }
 
     #[test]

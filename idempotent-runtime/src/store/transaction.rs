@@ -58,9 +58,11 @@ pub trait Transactions: Send + Sync {
 
     /// Ends what `begin` granted to `token`. Returns false if the record is not as `begin` left it.
     ///
-    /// A wrapper that fails before it forwards `end` leaves everything as it was. The engine then
-    /// ends the call with [`End::Undo`], unless the end was [`End::Hold`], after which the caller
-    /// should roll back.
+    /// A wrapper that fails before it forwards `end` leaves everything as it was. If the end was
+    /// [`End::Keep`] or [`End::KeepError`], the engine then ends the call with [`End::Undo`]. After a
+    /// failed [`End::Undo`] or [`End::Hold`], what the body wrote is in the transaction, and the
+    /// record is in doubt if the caller commits. A wrapper has no body to change there, and forwards
+    /// both in any case.
     ///
     /// # Errors
     /// The same as those of [`begin`](Self::begin). A wrapper keeps the inner store's error as the
